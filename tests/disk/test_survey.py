@@ -1,4 +1,4 @@
-"""One look tells who an image is and what its blocks are."""
+"""The identity of an image, its blocks and its parts, from one pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import threading
+from contextlib import closing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,11 +19,16 @@ from tests.disk.images import BLOCK, MIB, scattered, write_ours, write_raw
 from tests.disk.test_image import build, disks
 from tests.support import require
 from vmsnix_ops.disk import vhd
+from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.identity import identity_of
 from vmsnix_ops.disk.qemu import lines
+from vmsnix_ops.disk.source import PathSource
 from vmsnix_ops.disk.survey import (
+    IdentifiedSource,
+    Survey,
     block_digests,
-    open_identified,
+    identify,
     part_bytes,
     still_identified,
     survey,
@@ -40,17 +47,51 @@ def expected(disk: bytes) -> dict[int, str]:
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(disks)
-def test_it_tells_the_digests_of_file_and_blocks(
+def test_one_pass_finds_the_identity_the_blocks_and_the_parts(
     tmp_path_factory: pytest.TempPathFactory, disk: tuple[int, dict[int, int], str]
 ) -> None:
     content, path = build(*disk, tmp_path_factory.mktemp("disk"))
-    with open_image(path) as image:
-        seen = survey(image)
-        stored = set(image.allocated(BLOCK))
-    assert seen.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert seen.blocks is not None
-    assert set(seen.blocks) == stored
-    assert {index: digest for index, digest in seen.blocks.items() if digest} == expected(content)
+    for parts in (False, True):
+        seen = identify(path, parts=parts)
+        assert seen.identity == identity_of(Digests(expected(content).items()).raw())
+        assert seen.blocks == expected(content)
+        assert (seen.file_bytes, seen.disk_bytes) == (path.stat().st_size, len(content))
+        assert seen.parts == (parts_of(path.read_bytes()) if parts else b"")
+
+
+def parts_of(content: bytes) -> bytes:
+    """Return the digests of the parts of a file."""
+    return b"".join(
+        hashlib.sha256(content[at : at + 8 * MIB]).digest() for at in range(0, len(content), 8 * MIB)
+    )
+
+
+@pytest.mark.parametrize("zeros", ["none", "first half", "all"])
+def test_parts_that_begin_with_zeros_have_their_digest(
+    tmp_path: Path, zeros: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmsnix_ops.disk.survey.PIECE", MIB)
+    content = bytearray(random.Random(3).randbytes(20 * MIB))
+    end = {"none": 0, "first half": 12 * MIB, "all": 20 * MIB}[zeros]
+    content[:end] = bytes(end)
+    assert identify(write_raw(tmp_path / "disk", bytes(content)), parts=True).parts == parts_of(content)
+
+
+def test_holes_and_zeros_are_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "disk"
+    with path.open("wb") as file:
+        file.write(b"\xeb" * BLOCK + bytes(8 * BLOCK))
+        file.truncate(1 << 30)
+    hashed: list[int] = []
+    real = hashlib.sha256
+
+    def counting(data: bytes = b"") -> object:
+        hashed.append(len(data))
+        return real(data)
+
+    monkeypatch.setattr("vmsnix_ops.disk.survey.hashlib", SimpleNamespace(sha256=counting))
+    assert identify(path).blocks == expected(b"\xeb" * BLOCK)
+    assert hashed == [BLOCK]
 
 
 def test_all_cores_find_the_same_and_tell_their_progress(tmp_path: Path) -> None:
@@ -58,7 +99,7 @@ def test_all_cores_find_the_same_and_tell_their_progress(tmp_path: Path) -> None
     done: list[int] = []
     with open_image(write_raw(tmp_path / "disk", disk)) as image:
         found = block_digests(image, on_progress=done.append)
-    assert {index: digest for index, digest in found.items() if digest} == expected(disk)
+    assert found == expected(disk)
     assert list(found) == sorted(found)
     assert sum(done) == len(disk)
     assert min(done) >= 0
@@ -68,26 +109,20 @@ def test_a_reader_can_be_looked_at_too() -> None:
     disk = scattered(3 * MIB, pieces=9)
     with open_image(io.BytesIO(disk)) as image:
         assert survey(image).stamp is None
-        assert block_digests(image) == {
-            index: expected(disk).get(index, "") for index in range(len(disk) // BLOCK)
-        }
+        assert survey(image, parts=True).parts == parts_of(disk)
+        assert block_digests(image) == expected(disk)
 
 
-def test_blocks_that_nobody_wants_are_not_read(tmp_path: Path) -> None:
-    with open_image(write_raw(tmp_path / "disk", scattered(MIB))) as image:
-        assert survey(image, blocks=False).blocks is None
-
-
-def test_an_image_that_must_be_converted_is_not_converted_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [False, True])
+def test_the_disk_of_an_image_that_must_be_converted_is_identified(tmp_path: Path, parts: bool) -> None:
     require("qemu-img")
     raw = write_raw(tmp_path / "disk", scattered(4 * MIB, pieces=9))
     packed = tmp_path / "packed.qcow2"
     list(lines(["convert", "-c", "-O", "qcow2", str(raw), str(packed)], name="raw", kind="raw"))
-    with open_image(packed) as image:
-        assert survey(image).blocks is None
-        assert image._raw is None  # type: ignore[attr-defined]
-        found = block_digests(image)
-    assert {index: digest for index, digest in found.items() if digest} == expected(raw.read_bytes())
+    seen = identify(packed, parts=parts)
+    assert seen.identity == identify(raw).identity
+    assert seen.blocks == expected(raw.read_bytes())
+    assert seen.parts == (parts_of(packed.read_bytes()) if parts else b"")
 
 
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
@@ -100,12 +135,26 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
         survey(image, on_progress=write)
 
 
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("size", [3 * MIB, 5 * MIB])
+def test_a_file_that_grows_or_shrinks_meanwhile_is_refused(tmp_path: Path, size: int, parts: bool) -> None:
+    path = write_raw(tmp_path / "disk", scattered(4 * MIB, pieces=9))
+
+    def resize(_bytes: int) -> None:
+        os.truncate(path, size)
+
+    with open_image(path) as image, pytest.raises(ImageChangedError, match="changed while it was in use"):
+        survey(image, parts=parts, on_progress=resize)
+
+
 def test_a_file_that_is_cut_short_meanwhile_is_refused(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (4 * MIB))
     with open_image(path) as image:
         os.truncate(path, 3 * MIB + 512)
-        with pytest.raises(ImageFormatError) as caught:
+        with pytest.raises(ImageChangedError, match="changed while it was in use"):
             survey(image)
+        with pytest.raises(ImageFormatError) as caught:
+            survey(image, parts=True)
     assert (caught.value.offset, caught.value.field) == (3 * MIB + 512, "end of file")
 
 
@@ -150,11 +199,9 @@ def test_all_digests_are_of_the_same_bytes_whatever_is_written_meanwhile(tmp_pat
             content[size - BLOCK : size - BLOCK + 512] = bytes([at // count % 250 + 1]) * 512
 
     with open_image(path) as image:
-        seen = survey(image, on_progress=write)
-    assert seen.digest == hashlib.sha256(content).hexdigest()
+        seen = survey(image, parts=True, on_progress=write)
     assert seen.blocks == expected(bytes(content))
-    parts = [hashlib.sha256(content[start : start + 8 * MIB]).digest() for start in range(0, size, 8 * MIB)]
-    assert seen.parts == b"".join(parts)
+    assert seen.parts == parts_of(content)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "fixed"])
@@ -167,7 +214,7 @@ def test_headers_and_tables_that_change_before_they_are_hashed_are_found(tmp_pat
         else:
             write_quietly(path, path.stat().st_size - 1, b"x")
         with pytest.raises(ImageChangedError) as caught:
-            survey(image)
+            survey(image, parts=True)
     assert caught.value.offset is not None
 
 
@@ -178,9 +225,9 @@ def test_blocks_that_lie_scattered_in_the_file_are_found_too(tmp_path: Path) -> 
     path = write_vhd_of_small_blocks(tmp_path / "disk", disk, block)
     with open_image(path) as image:
         assert image.read(0, size) == disk
-        seen = survey(image, parts=False)
+        seen = survey(image, parts=True)
     assert seen.blocks == expected(disk)
-    assert seen.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert seen.parts == parts_of(path.read_bytes())
 
 
 def write_vhd_of_small_blocks(path: Path, disk: bytes, block: int) -> Path:
@@ -209,32 +256,38 @@ def test_the_digests_of_a_large_image_take_little_memory() -> None:
 def test_only_identified_bytes_of_an_image_are_read(tmp_path: Path, change: str) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (20 * MIB))
     with open_image(path) as image:
-        seen = survey(image)
+        seen = survey(image, parts=True)
     if change == "behind":
         write_quietly(path, 9 * MIB, b"other")
     else:
         os.truncate(path, (20 * MIB) + (512 if change == "longer" else -512))
-    with pytest.raises(ImageChangedError) as caught, open_identified(path, seen) as image:
-        list(image.blocks())
+    with pytest.raises(ImageChangedError) as caught:
+        read_identified(path, seen)
     assert caught.value.offset == {"behind": 8 * MIB, "cut": 20 * MIB - 512, "longer": 20 * MIB}[change]
 
 
 def test_a_hole_that_was_made_later_is_no_evidence_of_zeros(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (20 * MIB))
     with open_image(path) as image:
-        seen = survey(image)
+        seen = survey(image, parts=True)
     path.unlink()
     with path.open("wb") as file:
         file.write(b"\xeb" * (8 * MIB))
         file.truncate(20 * MIB)
-    with pytest.raises(ImageChangedError), open_identified(path, seen) as image:
+    with pytest.raises(ImageChangedError):
+        read_identified(path, seen)
+
+
+def read_identified(path: Path, seen: Survey) -> None:
+    """Read a whole image through what binds it to its digests."""
+    with closing(PathSource(path)) as file, open_image(IdentifiedSource(file, seen)) as image:
         list(image.blocks())
 
 
-def test_a_file_is_still_the_identified_one_by_its_bytes_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_file_is_still_the_identified_one_by_its_bytes_alone(tmp_path: Path, parts: bool) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (2 * MIB))
-    with open_image(path) as image:
-        seen = survey(image)
+    seen = identify(path, parts=parts)
     assert still_identified(path, seen)
     os.utime(path)
     path.chmod(0o600)

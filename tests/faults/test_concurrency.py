@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.account import look
+from vmsnix_ops.disk.identity import BLOCK_BYTES, SCHEME
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.records.tables import Tables
 
 
@@ -55,11 +57,17 @@ def twins(folder: Path) -> list[Path]:
     """Make two images of one name: other bytes, but digests that begin alike, as the AMI's name ends."""
     output = make_sample_image(folder / "twin", name="twin", format="raw", size=8 * 2**20, data_bytes=2**20)
     file = next(output.glob("*.img"))
-    start, seen = hashlib.sha256(file.read_bytes()[:-8]), {}
+    block = hashlib.sha256(file.read_bytes()[-BLOCK_BYTES:-8])
+    start, seen = hashlib.sha256(f"{SCHEME}\n".encode()), {}
+    last = file.stat().st_size // BLOCK_BYTES - 1
+    for index, digest in identify(file).blocks.raw():
+        if index < last:
+            start.update(index.to_bytes(8, "big") + digest)
     for number in range(2**24):
         tail = number.to_bytes(8, "big")
-        whole = start.copy()
-        whole.update(tail)
+        changed, whole = block.copy(), start.copy()
+        changed.update(tail)
+        whole.update(last.to_bytes(8, "big") + changed.digest())
         first = whole.hexdigest()[:8]
         if first in seen:
             break

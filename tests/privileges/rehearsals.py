@@ -27,7 +27,7 @@ from vmsnix_ops.channels import promote, rollback, verify
 from vmsnix_ops.cli.iam_policy import JOBS
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import preflight, smoke
+from vmsnix_ops.publish import identity, preflight, smoke
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks.evidence import archive, runs
 
@@ -86,7 +86,7 @@ def warnings_of(**changes: Any) -> Tell:
 def two_uploads_are_left(account: Account, actions: Actions) -> None:
     """Publish after two uploads of the image's key: one is continued, the other ended."""
     plan = account.plan(policies.publisher_actions())
-    key = f"vmsnix/{plan.build().digest}.vhd"
+    key = identity.key(plan, plan.build())
     for _ in range(2):
         account.aws.client("s3").create_multipart_upload(
             Bucket=BUCKET, Key=key, ChecksumAlgorithm="SHA256", ChecksumType="COMPOSITE"

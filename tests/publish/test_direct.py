@@ -121,7 +121,7 @@ def test_zero_blocks_are_not_sent(aws, direct, raw):
 
 
 def test_what_the_digest_step_hashed_is_not_hashed_again(direct, monkeypatch):
-    monkeypatch.setattr(writing, "block_digests", None)
+    monkeypatch.setattr(writing, "identify", None)
     assert direct().apply().outcome == "created"
 
 

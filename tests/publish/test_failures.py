@@ -13,6 +13,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.publish import identity
 from vmsnix_ops.publish.undo import plan_undo
 from vmsnix_ops.settings import load
 
@@ -206,7 +207,7 @@ def test_an_upload_that_was_cut_off_is_continued(aws, plan, image, left):
 def test_row_05_an_object_with_other_bytes_under_our_key_is_replaced(aws, plan, image):
     wanted = plan()
     built = wanted.build()
-    key = f"vmsnix/{built.digest}.vhd"
+    key = identity.key(wanted, built)
     aws.client("s3", REGION).put_object(
         Bucket=BUCKET, Key=key, Body=b"x" * built.file_bytes, ChecksumAlgorithm="SHA256"
     )
@@ -412,7 +413,7 @@ def test_an_undo_with_the_credentials_of_another_account_is_refused(aws):
 
 RUN, OTHER = "20261128T100000242Z-publish-ami-0a1b2c", "20261128T100100743Z-publish-ami-3d4e5f"
 DIGEST = "d" * 64
-KEY = f"vmsnix/{DIGEST}.vhd"
+KEY = f"vmsnix/{DIGEST}-{'f' * 32}.vhd"
 
 
 @pytest.fixture

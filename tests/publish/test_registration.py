@@ -261,7 +261,7 @@ def test_an_ami_that_aws_still_makes_is_waited_for_and_compared_when_it_is_avail
 
 
 def test_an_ami_that_turns_out_to_have_other_disks_is_refused_when_it_is_available(aws, plan, image, changes):
-    ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}])
+    ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp2"}}])
     plan().apply()
     ask(image, BlockDeviceMappings=[])
     pending = {"State": "pending", "BlockDeviceMappings": []}
@@ -269,7 +269,7 @@ def test_an_ami_that_turns_out_to_have_other_disks_is_refused_when_it_is_availab
     aws.faults.add(
         {"op": "ec2:DescribeImages", "do": "set", "when": "after", "nth": [1, 2], "values": pending}
     )
-    with pytest.raises(errors.NameTakenError, match="20 GiB"):
+    with pytest.raises(errors.NameTakenError, match="gp2"):
         plan().apply()
     assert changes() == []
 
@@ -375,11 +375,18 @@ def test_the_same_bytes_registered_otherwise_are_refused_by_name(plan, image, ch
     assert plan(prefix="other").apply().outcome == "reused"
 
 
-def test_the_other_way_round_is_refused_too(plan, image):
-    ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}])
-    plan().apply()
+def test_only_a_requested_size_that_is_larger_makes_another_ami(plan, image):
+    def size(gib):
+        ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": gib}}])
+
+    size(20)
+    first = plan().apply()
     ask(image, BlockDeviceMappings=[])
-    with pytest.raises(errors.NameTakenError, match="20 GiB"):
+    assert plan().apply().ami_id == first.ami_id
+    size(19)
+    assert plan().apply().ami_id == first.ami_id
+    size(21)
+    with pytest.raises(errors.NameTakenError, match=r"is gp3, 20 GiB.* and gp3, 21 GiB.* is requested"):
         plan().apply()
 
 

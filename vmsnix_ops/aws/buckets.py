@@ -1,9 +1,10 @@
-"""S3: the way of an image's bytes into AWS, and out of the bucket again.
+"""S3: upload an image, and delete it again.
 
-An upload is multipart, parallel and resumable. The identity of the image (`vmsnix_ops.disk.survey`) has the
+An upload is multipart, parallel and resumable. The digests of the image (`vmsnix_ops.disk.survey`) have the
 SHA-256 of every part; the file itself is no longer trusted. The bytes of a part are compared with it in the
-buffer that is sent, parts that S3 already holds with that SHA-256 are not sent again, and an object is used
-again only when S3's SHA-256 of it is made of those of the parts.
+buffer that is sent, parts that S3 already has with that SHA-256 are not sent again, and an object is used
+again only when S3's SHA-256 of it is made of those of the parts. An object is never overwritten: an import
+may be reading it.
 
 S3 offers CRCs too. They protect bytes on the wire and while S3 assembles an object, and are no evidence of
 identity: a file can be made to have the same CRC as another. Nothing here is decided by a CRC or an ETag.
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_PARTS", "PART_BYTES", "StoredObject", "check_stored", "delete", "exists", "split", "upload"]
 
 _NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")  # S3 takes letters, digits, spaces and + - = . _ : / @
+WRITTEN_MEANWHILE = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
 
 
@@ -119,6 +121,7 @@ def split(size: int) -> list[Part]:
     "s3:ListBucketMultipartUploads",
     "s3:ListMultipartUploadParts",
     "s3:AbortMultipartUpload",
+    "s3:DeleteObject",
 )
 def upload(
     s3: S3Client,
@@ -129,13 +132,15 @@ def upload(
     key: str,
     tags: Mapping[str, str],
     kms_key: str = "",
+    in_use: Callable[[], bool] = lambda: False,
     step: Step | None = None,
 ) -> StoredObject:
-    """Put a file into S3 under this key, or find that it is there.
+    """Upload a file to S3 under this key, or find that it is there.
 
     Safe to run twice, and at the same time on two machines: the key derives from the file's digest, an
     existing object is used only when its checksum is that of the identified bytes, an unfinished upload of
-    the same key is taken up where it stands, and completing an upload twice gives the same object.
+    the same key is continued, and completing an upload twice gives the same object. No object is overwritten:
+    one that contains other bytes is deleted first, unless it is in use.
 
     Parameters
     ----------
@@ -151,6 +156,8 @@ def upload(
         Tags of the object.
     kms_key
         ARN of the key that is to encrypt it; empty: as the bucket encrypts by default.
+    in_use
+        Whether an import may be reading the object.
     step
         Where progress is shown, in bytes.
 
@@ -159,7 +166,7 @@ def upload(
     vmsnix_ops.errors.BucketError
         The bucket does not exist, is in another region, or may not be written.
     vmsnix_ops.errors.UploadError
-        The object does not hold the image's bytes.
+        The object does not contain the image's bytes, or one with other bytes is in use.
     vmsnix_ops.errors.ImageChangedError
         The file holds other bytes than those that were identified. The unfinished upload is deleted.
     vmsnix_ops.errors.ImageError
@@ -175,6 +182,7 @@ def upload(
             if file.size != seen.file_bytes:
                 at = min(file.size, seen.file_bytes)
                 raise changed(str(path), at, max(file.size, seen.file_bytes) - at)
+            _clear(s3, bucket, key, in_use)
             upload_id = _open(s3, bucket=bucket, key=key, tags=tags, kms_key=kms_key)
             try:
                 sent, checksum = _send(s3, file, seen, bucket=bucket, key=key, upload_id=upload_id, step=step)
@@ -183,12 +191,14 @@ def upload(
                 _abort(s3, bucket, key, upload_id)
                 raise
             except Exception as error:
-                # Another machine that publishes the same image may have completed this very upload.
-                if code_of(error) != "NoSuchUpload":
+                # Another machine that publishes the same image may have completed this very upload, or
+                # another one of the same key.
+                if code_of(error) not in ("NoSuchUpload", *WRITTEN_MEANWHILE):
                     raise
                 found = _find(s3, seen, bucket=bucket, key=key, kms_key=kms_key)
                 if found is None:
                     raise
+                _abort(s3, bucket, key, upload_id)
                 return found
     return StoredObject(bucket, key, seen.file_bytes, checksum, "created", sent)
 
@@ -234,8 +244,22 @@ def exists(s3: S3Client, *, bucket: str, key: str) -> bool:
         return _head(s3, bucket, key) is not None
 
 
+def _clear(s3: S3Client, bucket: str, key: str, in_use: Callable[[], bool]) -> None:
+    """Delete an object of this key, which is not the image, unless somebody may be reading it."""
+    if _head(s3, bucket, key) is None:
+        return
+    if in_use():
+        raise errors.UploadError(
+            f"s3://{bucket}/{key} contains other bytes than the image.",
+            why="A running import may be reading it, so vmsnix does not replace it.",
+            fix="Wait until the import ends, or cancel it. Find out what writes to the bucket, then run the "
+            "same command again.",
+        )
+    s3.delete_object(Bucket=bucket, Key=key)
+
+
 def _find(s3: S3Client, seen: Survey, *, bucket: str, key: str, kms_key: str = "") -> StoredObject | None:
-    """Return the object when it holds exactly the identified bytes; the upload replaces any other.
+    """Return the object when it contains exactly the identified bytes.
 
     The evidence is S3's composite SHA-256, which S3 made of the parts that it received.
     """
@@ -350,7 +374,11 @@ def _send(
 
     done = _in_parallel(send, split(seen.file_bytes))
     answer = s3.complete_multipart_upload(
-        Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": [entry for entry, _ in done]}
+        Bucket=bucket,
+        Key=key,
+        UploadId=upload_id,
+        MultipartUpload={"Parts": [entry for entry, _ in done]},
+        IfNoneMatch="*",
     )
     expected = composite(seen)
     if answer.get("ChecksumSHA256", expected) != expected:

@@ -54,6 +54,7 @@ UNKNOWN_TIME = datetime.max.replace(tzinfo=UTC)
 """Creation time of an AMI for which AWS gives none: it is never old enough to be retired."""
 
 NAME_LENGTH = range(3, 129)
+_SIZE = re.compile(r"(\d+) GiB, ")
 _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, parameter Name
 
 
@@ -113,9 +114,18 @@ class Registration:
     uefi_data: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def request(self) -> RegisterImageRequestTypeDef:
-        """Return the parameters of ``RegisterImage``; those without a value are left out."""
+    def request(self, *, snapshot_gib: int = 0) -> RegisterImageRequestTypeDef:
+        """Return the parameters of ``RegisterImage``; those without a value are left out.
+
+        Parameters
+        ----------
+        snapshot_gib
+            Size of the root's snapshot. The root volume is at least as large: a container may round the disk
+            up.
+        """
         root: EbsBlockDeviceTypeDef = {**self.root_volume, "SnapshotId": self.snapshot_id}
+        if "VolumeSize" in root:
+            root["VolumeSize"] = max(root["VolumeSize"], snapshot_gib)
         request: RegisterImageRequestTypeDef = {
             "Name": self.name,
             "Description": self.description,
@@ -143,19 +153,10 @@ class Registration:
         told = uefi_digest(self.uefi_data)
         return {**self.tags, **({tagging.UEFI_DATA: told} if told else {})}
 
-    def facts(self, *, snapshot_gib: int = 0) -> dict[str, str]:
-        """Return what an AMI of this registration has, in the words of `Ami.facts`.
-
-        Parameters
-        ----------
-        snapshot_gib
-            Size of the root's snapshot, which is the size of the root volume when none is asked for.
-        """
-        root: EbsBlockDeviceTypeDef = {**self.root_volume}
-        if snapshot_gib:
-            root.setdefault("VolumeSize", snapshot_gib)
-        mappings: list[BlockDeviceMappingTypeDef] = [{"DeviceName": self.root_device, "Ebs": root}]
-        return _facts(self, uefi_digest(self.uefi_data), [*mappings, *self.disks])
+    def facts(self) -> dict[str, str]:
+        """Return what an AMI of this registration has, in the words of `Ami.facts`."""
+        root: BlockDeviceMappingTypeDef = {"DeviceName": self.root_device, "Ebs": {**self.root_volume}}
+        return _facts(self, uefi_digest(self.uefi_data), [root, *self.disks])
 
 
 def uefi_digest(uefi_data: str) -> str:
@@ -285,7 +286,7 @@ class Ami:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the image that it was made of; empty when we did not make it."""
+        """Identity of the disk that it was made of; empty when vmsnix did not make it."""
         return self.tags.get(tagging.DIGEST, "")
 
 
@@ -491,7 +492,8 @@ def register(
         with calling(f"register the AMI {registration.name}"):
             try:
                 answer = retrying(
-                    lambda: ec2.register_image(**registration.request()), "InvalidSnapshot.NotFound"
+                    lambda: ec2.register_image(**registration.request(snapshot_gib=snapshot_gib)),
+                    "InvalidSnapshot.NotFound",
                 )
                 ami_id, outcome = answer["ImageId"], "created"
             except ec2.exceptions.ClientError as error:
@@ -502,7 +504,7 @@ def register(
                     lambda: _must_find(ec2, registration.name), "NotYetVisible", seconds=NAME_SECONDS
                 )
                 ami_id = existing.ami_id
-    wanted = registration.facts(snapshot_gib=snapshot_gib)
+    wanted = registration.facts()
     if existing is not None:
         check_same(existing, digest=digest, facts=wanted)
         ami_id = existing.ami_id
@@ -513,7 +515,7 @@ def register(
 
 
 def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
-    """Raise `NameTakenError` unless the AMI of our name has the same bytes and is registered the same way.
+    """Raise `NameTakenError` unless the AMI of our name has the same disk and is registered the same way.
 
     Disks are compared when it is available: an AMI that AWS still makes may not show them yet.
 
@@ -522,7 +524,7 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
     existing
         The AMI that has the name.
     digest
-        SHA-256 of the image.
+        Identity of the disk.
     facts
         How it is to be registered: `Registration.facts`, or `Ami.facts` of an AMI that is copied.
     """
@@ -541,8 +543,10 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
         disk = name.startswith(("disk ", ENCRYPTION))
         if (disk and existing.state in UNFINISHED) or (name.startswith(ENCRYPTION) and name not in facts):
             continue
-        if name.startswith("disk ") and " GiB" not in wanted:  # the size follows from the snapshot
-            found = re.sub(r"\d+ GiB, ", "", found)
+        if name == f"disk {existing.root_device}" and _gib(wanted) <= _gib(found):
+            # The size is not part of the disk: a container may round it up. Only a larger one that was
+            # requested makes another AMI.
+            wanted, found = _SIZE.sub("", wanted), _SIZE.sub("", found)
         if wanted != found:
             different.append((name, wanted, found))
     if different:
@@ -556,6 +560,12 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
             f"{deregistering(existing)}",
             code="InvalidAMIName.Duplicate",
         )
+
+
+def _gib(disk: str) -> int:
+    """Return the size in the text of a disk; 0 when it has none."""
+    size = _SIZE.search(disk)
+    return int(size[1]) if size else 0
 
 
 def _and(names: Iterable[str]) -> str:

@@ -128,9 +128,20 @@ class Source:
     patience: float = 0.0
     kms_key: str = ""
 
+    @property
+    def url(self) -> str:
+        """The object, as ``s3://bucket/key``."""
+        return f"s3://{self.bucket}/{self.key}"
+
     def token(self, digest: str, attempt: int) -> str:
-        """Return the ClientToken: the same for everything that makes the same snapshot."""
-        return f"vmsnix-{digest[:40]}{keys.mark(self.kms_key)}-{attempt}"
+        """Return the ClientToken: the same for every import of this object with these parameters."""
+        request = {
+            "object": self.url,
+            "format": self.format,
+            "role": self.role_name,
+            "kms_key": self.kms_key,
+        }
+        return keys.token(digest, method="import", attempt=attempt, request=request)
 
 
 def check_format(name: str, disk: DiskImage) -> None:

@@ -10,12 +10,15 @@ Reference; "Permissions for IAM users" of "Amazon EBS encryption"; "Protecting d
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmsnix_ops.aws.identity import Identity
 
 _ID = r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
@@ -87,8 +90,26 @@ def arn(kms_key: str, *, region: str, who: Identity) -> str:
     return kms_key
 
 
+def token(digest: str, *, method: str, attempt: int, request: Mapping[str, Any]) -> str:
+    """Return a ClientToken: the same for every request that creates the same thing, and for no other.
+
+    Parameters
+    ----------
+    digest
+        Identity of the disk.
+    method
+        ``"import"`` or ``"direct"``.
+    attempt
+        How many earlier requests ended without a result: AWS remembers a token longer than a failed task.
+    request
+        Parameters that must be equal for the same token.
+    """
+    said = json.dumps([digest, method, attempt, request], sort_keys=True)
+    return f"vmsnix-{hashlib.sha256(said.encode()).hexdigest()[:48]}"
+
+
 def mark(kms_key: str) -> str:
-    """Return what tells apart client tokens and journals of the same bytes under different keys."""
+    """Return the suffix of S3 keys and journals that differs between KMS keys; empty without a key."""
     return f"-{hashlib.sha256(kms_key.encode()).hexdigest()[:8]}" if kms_key else ""
 
 

@@ -1,13 +1,15 @@
-"""The identity of an image: the SHA-256 of its file, of ranges of the file, and of the disk's blocks.
+"""The digests of an image, from one pass over its file: its identity, its blocks, and the parts of an upload.
 
-`survey` reads the file once, and every digest is made from the bytes of that one pass: the digest of the
-whole file, which names the image everywhere, the digest of each range that an upload to S3 sends as one part,
-and the digest of each block of 512 KiB that an EBS snapshot holds. Digests of ranges and blocks bind what is
-read later to the digest of the file: whoever sends bytes compares the buffer that is sent with them. A file
-may be replaced or written at any time, and its time of last change can be set back, so nothing else is proof.
+`survey` reads the file once, on all cores. The identity (`vmsnix_ops.disk.identity`) is made from the digests
+of the disk's blocks. An upload to S3 also needs the digest of each part of the file, and these are made from
+the same bytes.
 
-SHA-256 is used throughout. A CRC finds errors of a network or a disk, and no more: bytes can be chosen so
-that they have a given CRC.
+Digests bind what is read later to the identity: whoever sends bytes compares the buffer that is sent with
+them. A file may be replaced or written at any time, and its modification time can be set back, so nothing
+else is proof.
+
+SHA-256 is used throughout. A CRC detects errors of a network or a disk, but bytes can be chosen so that they
+have a given CRC.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from collections import OrderedDict, defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
-from vmsnix_ops.disk.digests import NONE, SUM, Digests, Run
+from vmsnix_ops.disk.digests import SUM, Digests, Run
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.identity import identity_of
 from vmsnix_ops.disk.image import EBS_BLOCK, ZEROS
-from vmsnix_ops.disk.source import DIGEST_CHUNK, ByteSource, PathSource, stamp_of
-from vmsnix_ops.errors import ImageChangedError
+from vmsnix_ops.disk.source import ByteSource, PathSource, stamp_of
+from vmsnix_ops.errors import ImageChangedError, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +44,7 @@ SHARE = 64  # blocks that a thread takes at a time: 32 MiB
 MOST_THREADS = 8
 PART_BYTES = 8 * MIB
 MOST_PARTS = 10_000  # S3's limit for one object
-PIECE = 4 * MIB  # bytes of the file that are in memory as one; whole blocks of a raw disk
-PIECES = 6  # in memory at a time
+PIECE = 8 * MIB  # bytes of the file that are in memory as one; a range is one or more of them
 NEXT_TIME = (
     "Stop other programs from writing to the image, then run the same command again. In a notebook, run it "
     "again from the cell that builds."
@@ -62,28 +65,28 @@ def part_bytes(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The identity of an image.
+    """The identity of an image, and the digests that bind bytes to it.
 
     Attributes
     ----------
-    digest
-        SHA-256 of the file, hex.
+    identity
+        Of the disk, in hexadecimal (`vmsnix_ops.disk.identity`).
     stamp
-        Of the file.
+        Of the file; ``None`` for a reader.
     blocks
-        Index to SHA-256 (hex) of every stored block of 524288 bytes; empty text for one that is zero.
-        ``None`` when nobody wanted them, or where ``qemu-img`` must read the image first.
+        Index to SHA-256 (hex) of every block of 524288 bytes that contains a byte other than zero.
     file_bytes, disk_bytes
-        Bytes of the file, and of the disk.
+        Size of the file, and of the disk.
     parts
-        SHA-256 of every range of `part_bytes` bytes of the file, one after the other.
+        SHA-256 of every range of `part_bytes` bytes of the file, one after the other; empty when they were
+        not wanted.
     changed_ns
         When the inode was last changed, which no program can set back; ``None`` for a reader.
     """
 
-    digest: str
+    identity: str
     stamp: Stamp | None
-    blocks: Digests | None = field(default=None, repr=False)
+    blocks: Digests = field(repr=False)
     file_bytes: int = 0
     disk_bytes: int = 0
     parts: bytes = field(default=b"", repr=False)
@@ -93,29 +96,28 @@ class Survey:
         """Return the SHA-256 of a range, counted from 0."""
         return self.parts[number * SUM : (number + 1) * SUM]
 
+    @property
+    def file_digest(self) -> str:
+        """SHA-256 over the digests of the file's ranges, in hexadecimal; it identifies the file's bytes."""
+        return hashlib.sha256(self.parts).hexdigest()
+
 
 def survey(
-    image: DiskImage,
-    *,
-    blocks: bool = True,
-    parts: bool = True,
-    on_progress: Callable[[int], None] | None = None,
+    image: DiskImage, *, parts: bool = False, on_progress: Callable[[int], None] | None = None
 ) -> Survey:
-    """Hash the file, its ranges and its disk's blocks from the same bytes, in one pass.
-
-    One core hashes the file from its beginning to its end; others hash ranges and blocks meanwhile.
+    """Read an image once, on all cores, and return its identity.
 
     Parameters
     ----------
     image
         The image.
-    blocks
-        Whether the blocks are wanted. They are left out for an image of which ``qemu-img`` tells the layout:
-        what it read cannot be compared with what was hashed. `open_identified` opens such an image.
     parts
-        Whether the ranges are wanted. They are hashed all the same where the blocks are left out.
+        Whether the digests of the file's ranges are wanted too, as for an upload to S3. They are made from
+        the same bytes as the blocks'. The disk of an image that ``qemu-img`` must read is then read from a
+        private copy of the bytes that were hashed.
     on_progress
-        Called with the number of bytes of the file hashed since the last call.
+        Called with the number of bytes hashed since the last call: of the file with `parts`, else of the
+        disk.
 
     Raises
     ------
@@ -124,39 +126,32 @@ def survey(
     ImageError
         The image is damaged, or cannot be read.
     """
-    source, own = image.source, image.own_layout
+    source = image.source
     stamp, changed_ns = image.stamp(), _changed_ns(source)
-    due, late = _blocks_by_piece(image) if blocks and own else ({}, array("I"))
-    threads = 1 if (os.cpu_count() or 1) < 3 else 2
-    parts = parts or not blocks or not own or bool(late)
-    with _Pass(image, due, threads if due else 0, parts=parts) as running:
-        digest, sums = running.carry_out(on_progress)
-        runs = running.runs()
+    sums = b""
+    if not parts:
+        blocks = block_digests(image, on_progress=on_progress)
+    elif image.own_layout:
+        blocks, sums = _blocks_and_parts(image, on_progress)
+    else:
+        sums = _parts(image, on_progress)
     if image.stamp() != stamp or source.size != _size_now(source):
         raise changed(source.name)
-    found = Survey(digest, stamp, None, source.size, image.size, sums, changed_ns)
-    if not (blocks and own):
-        return found
-    if late:
-        with closing(IdentifiedSource(source, found)) as checked:
-            runs += [_hash_blocks(_over(image, checked), late)]
-    stored = bytearray(-(-image.size // EBS_BLOCK))  # by the file system, which is no proof for zeros
-    for index in image.allocated():
-        stored[index] = 1
-    kept = Digests(pair for pair in Digests.of(runs).pairs() if pair[1] or stored[pair[0]])
-    return Survey(digest, stamp, kept, source.size, image.size, sums, changed_ns)
+    if parts and not image.own_layout:
+        hashed = Survey("", stamp, Digests(), source.size, image.size, sums, changed_ns)
+        with open_image(IdentifiedSource(source, hashed)) as copy:
+            blocks = block_digests(copy)
+    return Survey(identity_of(blocks.raw()), stamp, blocks, source.size, image.size, sums, changed_ns)
 
 
-def identify(path: Path, *, blocks: bool = False, parts: bool = True) -> Survey:
-    """Return the identity of the image in a file, as `survey` finds it."""
+def identify(path: Path, *, parts: bool = False) -> Survey:
+    """Return the identity of the image in a file, as `survey` does."""
     with open_image(path) as image:
-        return survey(image, blocks=blocks, parts=parts)
+        return survey(image, parts=parts)
 
 
 def block_digests(image: DiskImage, *, on_progress: Callable[[int], None] | None = None) -> Digests:
     """Return what `Survey.blocks` is, hashed on all cores.
-
-    Nothing binds these digests to the digest of the file unless `image` is one of `open_identified`.
 
     Parameters
     ----------
@@ -165,32 +160,12 @@ def block_digests(image: DiskImage, *, on_progress: Callable[[int], None] | None
     on_progress
         Called with the number of bytes of the disk read since the last call.
     """
-    with _BlockHashing(image, min(os.cpu_count() or 1, MOST_THREADS)) as hashing:
+    with _BlockHashing(image, _threads()) as hashing:
         return hashing.result(on_progress)
 
 
-@contextmanager
-def open_identified(path: Path, seen: Survey) -> Iterator[DiskImage]:
-    """Open an image of which every byte that is read is one that was identified.
-
-    Parameters
-    ----------
-    path
-        The file.
-    seen
-        Its identity, with its ranges.
-
-    Raises
-    ------
-    ImageChangedError
-        When it is opened or read: the file is gone, or holds other bytes.
-    """
-    with closing(PathSource(path)) as file, open_image(IdentifiedSource(file, seen)) as image:
-        yield image
-
-
 def still_identified(path: Path, seen: Survey) -> bool:
-    """Return whether a file holds the bytes that were identified.
+    """Return whether a file contains what was identified.
 
     The file is read only when it may have been written: when it is another file, or its inode changed.
     """
@@ -199,20 +174,26 @@ def still_identified(path: Path, seen: Survey) -> bool:
         return False
     if stamp == seen.stamp and path.stat().st_ctime_ns == seen.changed_ns:
         return True
-    with closing(PathSource(path)) as file:
-        return file.size == seen.file_bytes and file.digest() == seen.digest
+    try:
+        with open_image(path) as image:
+            if seen.parts:
+                return image.source.size == seen.file_bytes and _parts(image) == seen.parts
+            return survey(image).identity == seen.identity
+    except ImageError:
+        return False
 
 
 @contextmanager
 def unchanged(path: Path, seen: Survey) -> Iterator[None]:
-    """Let a block read a file by its path, and refuse it unless it was the identified one all the time.
+    """Refuse a file that was not the identified one before, during and after the block.
 
-    A file that was changed and changed back has the identified bytes again, but not its earlier inode times.
+    A file that was changed and changed back contains the identified bytes again, but its inode has other
+    times.
 
     Raises
     ------
     ImageChangedError
-        It holds other bytes before or after the block, or something wrote to it in between.
+        It contains other bytes before or after the block, or something wrote to it in between.
     """
 
     def state() -> tuple[Stamp | None, int]:
@@ -243,11 +224,11 @@ def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChang
 
 
 class IdentifiedSource(ByteSource):
-    """A file of which only identified bytes are read.
+    """A file of which only hashed bytes are read.
 
-    Every range is read whole and compared with its digest before any of it is handed out. It has no path, so
-    that ``qemu-img`` is given a private copy of these bytes, never the file. Holes of the file count as
-    stored: a hole can be made after the file was identified.
+    Every range is read whole and compared with its digest before any of it is returned. It has no path, so
+    that ``qemu-img`` reads a private copy of these bytes, never the file. Holes of the file count as stored:
+    a hole can be made after the file was hashed.
 
     Parameters
     ----------
@@ -311,6 +292,47 @@ class _Pieces(ByteSource):
         return len(data)
 
 
+class _Part:
+    """The digest of one range, made piece by piece. The zeros at its beginning cost nothing without data."""
+
+    def __init__(self) -> None:
+        self._hashing, self._zeros, self._data = hashlib.sha256(), 0, False
+
+    def add(self, piece: memoryview, before: Future[None] | None) -> None:
+        """Add a piece, after the one before it, whose task was submitted earlier."""
+        if before is not None:
+            before.result()
+        if not self._data:
+            if _only_zeros(piece):
+                self._zeros += len(piece)
+                return
+            self._data = True
+            for _ in range(self._zeros // EBS_BLOCK):
+                self._hashing.update(ZEROS)
+        self._hashing.update(piece)
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of all pieces."""
+        return self._hashing.digest() if self._data else _digest_of_zeros(self._zeros)
+
+
+def _only_zeros(piece: memoryview) -> bool:
+    for at in range(0, len(piece), EBS_BLOCK):
+        block = piece[at : at + EBS_BLOCK]
+        # A memoryview is compared byte by byte, a copy by memcmp.
+        if block[0] or block[-1] or bytes(block) != ZEROS[: len(block)]:
+            return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def _digest_of_zeros(length: int) -> bytes:
+    hashing = hashlib.sha256()
+    for at in range(0, length, EBS_BLOCK):
+        hashing.update(ZEROS[: length - at])
+    return hashing.digest()
+
+
 class _Pass:
     """One pass over a file. Leaving the block stops its threads, wherever they are.
 
@@ -320,72 +342,60 @@ class _Pass:
         Whose file is read.
     due
         Which blocks are complete when a piece and the one before it are in memory.
-    threads
-        That hash blocks.
-    parts
-        Whether the ranges are hashed.
     """
 
-    def __init__(self, image: DiskImage, due: dict[int, array[int]], threads: int, *, parts: bool) -> None:
+    def __init__(self, image: DiskImage, due: dict[int, array[int]]) -> None:
         self._image, self._source, self._due = image, image.source, due
-        self._stop = threading.Event()
-        self._blocks = ThreadPoolExecutor(threads) if threads else None
-        self._parts = ThreadPoolExecutor(1) if parts else None
+        self._stop, threads = threading.Event(), _threads()
+        self._pool = ThreadPoolExecutor(threads)
+        self._pieces = threads + 2  # in memory: one for each thread, one that is read, and the one before
         self._runs: list[Future[Run]] = []
-        self._sums, self._part, self._length = bytearray(), hashlib.sha256(), part_bytes(self._source.size)
+        self._parts: list[_Part] = []
+        self._length = part_bytes(self._source.size)
+        self._last: Future[None] | None = None  # of the part that is not complete
 
-    def carry_out(self, on_progress: Callable[[int], None] | None) -> tuple[str, bytes]:
-        """Read and hash everything; return the file's digest (hex) and those of its ranges."""
-        whole, size = hashlib.sha256(), self._source.size
-        buffers = [memoryview(bytearray(min(PIECE, size))) for _ in range(min(PIECES, -(-size // PIECE)))]
+    def carry_out(self, on_progress: Callable[[int], None] | None) -> bytes:
+        """Read and hash everything; return the digests of the file's ranges."""
+        size, pieces = self._source.size, self._pieces
+        buffers = [memoryview(bytearray(min(PIECE, size))) for _ in range(min(pieces, -(-size // PIECE)))]
         at_work: dict[int, list[Future[Run] | Future[None]]] = {}
         for number, offset in enumerate(range(0, size, PIECE)):
             # The piece whose memory is used again may also be the first half of what the next one's tasks
             # read.
-            for done in (*at_work.pop(number - PIECES, ()), *at_work.pop(number - PIECES + 1, ())):
+            for done in (*at_work.pop(number - pieces, ()), *at_work.pop(number - pieces + 1, ())):
                 done.result()
-            piece = buffers[number % PIECES][: size - offset]
-            for at in range(0, len(piece), DIGEST_CHUNK):
-                chunk = piece[at : at + DIGEST_CHUNK]
-                self._source.read_into(offset + at, chunk)
-                whole.update(chunk)
-                if on_progress is not None:
-                    on_progress(len(chunk))
+            piece = buffers[number % pieces][: size - offset]
+            self._source.read_into(offset, piece)
             self._check_opening(offset, piece)
             here = {number: piece}
             if number:
-                here[number - 1] = buffers[(number - 1) % PIECES]
-            at_work[number] = self._submit(number, piece, here)
+                here[number - 1] = buffers[(number - 1) % pieces]
+            at_work[number] = self._submit(number, offset, piece, here)
+            if on_progress is not None:
+                on_progress(len(piece))
         for tasks in at_work.values():
             for done in tasks:
                 done.result()
-        if self._parts is not None and size % self._length:
-            self._sums += self._part.digest()
-        return whole.hexdigest(), bytes(self._sums)
+        return b"".join(part.digest() for part in self._parts)
 
     def runs(self) -> list[Run]:
         """Return the blocks that were hashed."""
         return [run for run in (future.result() for future in self._runs) if run[0]]
 
     def _submit(
-        self, number: int, piece: memoryview, here: dict[int, memoryview]
+        self, number: int, offset: int, piece: memoryview, here: dict[int, memoryview]
     ) -> list[Future[Run] | Future[None]]:
-        tasks: list[Future[Run] | Future[None]] = []
-        if self._parts is not None:
-            tasks.append(self._parts.submit(self._hash_part, number * PIECE + len(piece), piece))
-        if self._blocks is not None and number in self._due:
+        if offset % self._length == 0:
+            self._parts.append(_Part())
+            self._last = None
+        self._last = self._pool.submit(self._parts[-1].add, piece, self._last)
+        tasks: list[Future[Run] | Future[None]] = [self._last]
+        if number in self._due:
             view = _over(self._image, _Pieces(self._source, here))
-            run = self._blocks.submit(_hash_blocks, view, self._due[number], self._stop)
+            run = self._pool.submit(_hash_blocks, view, self._due[number], self._stop)
             self._runs.append(run)
             tasks.append(run)
         return tasks
-
-    def _hash_part(self, end: int, piece: memoryview) -> None:
-        """Add a piece to its range; one thread does so, in the file's order."""
-        self._part.update(piece)
-        if end % self._length == 0:
-            self._sums += self._part.digest()
-            self._part = hashlib.sha256()
 
     def _check_opening(self, offset: int, piece: memoryview) -> None:
         """Compare with what was read when the image was opened: headers and tables say where blocks lie."""
@@ -399,9 +409,26 @@ class _Pass:
 
     def __exit__(self, *_exception: object) -> None:
         self._stop.set()
-        for pool in (self._blocks, self._parts):
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _blocks_and_parts(image: DiskImage, on_progress: Callable[[int], None] | None) -> tuple[Digests, bytes]:
+    """Hash blocks and ranges from the same bytes."""
+    due, late = _blocks_by_piece(image)
+    with _Pass(image, due) as running:
+        sums = running.carry_out(on_progress)
+        runs = running.runs()
+    if late:
+        hashed = Survey("", None, Digests(), image.source.size, image.size, sums)
+        with closing(IdentifiedSource(image.source, hashed)) as checked:
+            runs.append(_hash_blocks(_over(image, checked), late))
+    return Digests.of([run for run in runs if run[0]]), sums
+
+
+def _parts(image: DiskImage, on_progress: Callable[[int], None] | None = None) -> bytes:
+    """Return the digests of the file's ranges."""
+    with _Pass(image, {}) as running:
+        return running.carry_out(on_progress)
 
 
 def _blocks_by_piece(image: DiskImage) -> tuple[dict[int, array[int]], array[int]]:
@@ -424,15 +451,15 @@ def _blocks_by_piece(image: DiskImage) -> tuple[dict[int, array[int]], array[int
 
 
 def _hash_blocks(image: DiskImage, indices: array[int], stop: threading.Event | None = None) -> Run:
-    """Return the digests of blocks of an image."""
+    """Return the digests of those blocks of an image that are not zero."""
     buffer, found, sums = bytearray(EBS_BLOCK), array("I"), bytearray()
     for index in indices:
         if stop is not None and stop.is_set():
             break
         image.read_into(index * EBS_BLOCK, buffer)
-        found.append(index)
-        # One memcmp, which stops at the first difference.
-        sums += NONE if buffer == ZEROS else hashlib.sha256(buffer).digest()
+        if buffer != ZEROS:  # one memcmp, which stops at the first difference
+            found.append(index)
+            sums += hashlib.sha256(buffer).digest()
     return found, sums
 
 
@@ -454,6 +481,10 @@ def _size_now(source: ByteSource) -> int:
     return os.lseek(source.descriptor, 0, os.SEEK_END)
 
 
+def _threads() -> int:
+    return min(os.cpu_count() or 1, MOST_THREADS)
+
+
 class _BlockHashing:
     """Threads that hash an image's blocks. Leaving the block stops them, wherever they are."""
 
@@ -462,18 +493,18 @@ class _BlockHashing:
         self._shares = iter(range(0, -(-image.size // EBS_BLOCK), SHARE))  # `next` on it is atomic
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(threads)
-        self._parts = [self._pool.submit(self._work) for _ in range(threads)]
+        self._tasks = [self._pool.submit(self._work) for _ in range(threads)]
 
     def result(self, on_progress: Callable[[int], None] | None = None) -> Digests:
         """Wait for all of them, and return the blocks."""
         if on_progress is not None:
             told = 0
-            while wait(self._parts, timeout=0.2).not_done:
+            while wait(self._tasks, timeout=0.2).not_done:
                 at = max(self._at, told)
                 on_progress((at - told) * EBS_BLOCK)
                 told = at
             on_progress(self._image.size - told * EBS_BLOCK)
-        return Digests.of([run for part in self._parts for run in part.result()])
+        return Digests.of([run for task in self._tasks for run in task.result()])
 
     def _work(self) -> list[Run]:
         buffer, runs = bytearray(EBS_BLOCK), list[Run]()
@@ -481,9 +512,9 @@ class _BlockHashing:
             self._at = first
             indices, sums = array("I"), bytearray()
             for index in self._image.stored_blocks(buffer, first=first, stop=first + SHARE):
-                indices.append(index)
-                # One memcmp, which stops at the first difference.
-                sums += NONE if buffer == ZEROS else hashlib.sha256(buffer).digest()
+                if buffer != ZEROS:  # one memcmp, which stops at the first difference
+                    indices.append(index)
+                    sums += hashlib.sha256(buffer).digest()
             if indices:
                 runs.append((indices, sums))
         return runs

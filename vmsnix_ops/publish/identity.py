@@ -1,4 +1,4 @@
-"""Who an image is in AWS: name, key, tags, registration; from its bytes, its description, the operator."""
+"""What an image is called in AWS (name, key, tags) and how its AMI is registered."""
 
 from __future__ import annotations
 
@@ -301,10 +301,10 @@ def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
 
 
 def describe(plan: Wanted, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
-    """Return what is known of an image before AWS is asked; refuse a format that its way cannot take."""
+    """Return what is known of an image before AWS is queried; refuse a format that the method cannot use."""
     if plan.via == "import":
         imports.check_format(image.path.name, disk)
-    name = images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.digest[:8]}")
+    name = images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.identity[:8]}")
     wanted = registration_of(
         image, name=name, disk_bytes=disk.size, root_device=plan.root_device, boot_mode=plan.boot_mode
     )
@@ -315,7 +315,7 @@ def describe(plan: Wanted, image: BuiltImage, disk: DiskImage, seen: Survey) -> 
         system=image.system,
         path=image.path,
         format=disk.format,
-        digest=seen.digest,
+        digest=seen.identity,
         file_bytes=disk.file_bytes,
         disk_bytes=disk.size,
         boot_mode=wanted.boot_mode,
@@ -347,8 +347,11 @@ def _evidence(plan: Wanted) -> dict[str, str]:
 
 
 def key(plan: Wanted, built: Built) -> str:
-    """Return the key of the object in S3: the digest, so that the same bytes have the same key everywhere."""
-    return f"{plan.key_prefix}{built.digest}.{built.format}"
+    """Return the key of the object in S3: the same for the same file and encryption on every machine."""
+    if built.seen is None:
+        raise RuntimeError("an image that is uploaded was identified")
+    file = f"{built.digest}-{built.seen.file_digest[:32]}{keys.mark(plan.kms_key)}"
+    return f"{plan.key_prefix}{file}.{built.format}"
 
 
 def url(plan: Wanted, built: Built) -> str:
@@ -371,7 +374,7 @@ def tags(plan: Wanted, built: Built) -> dict[str, str]:
 
 
 def block_upload(plan: Wanted, built: Built) -> writing.Upload:
-    """Return what the direct way uploads, and where it remembers the blocks that arrived."""
+    """Return what a direct upload sends, and which file lists the blocks that arrived."""
     if built.path is None:
         raise RuntimeError("a built image with a digest has a path")
     name = f"{plan.account}-{plan.region}-{built.digest}{keys.mark(plan.kms_key)}"

@@ -1,8 +1,8 @@
 """The steps of a publish.
 
-Each step looks for what it would create and creates it only when it is not there. Identity is content: the S3
-key, the snapshot's and the AMI's tags and every ClientToken derive from the image's SHA-256, so a run that
-died, on whichever machine, is continued by running it again.
+Each step finds what it would create, and creates it only when it does not exist. Identity is content: the S3
+key, the snapshot's and the AMI's tags and every ClientToken derive from the identity of the disk, so a run
+that died is continued by running it again, on any machine.
 
 What an error leaves behind depends on what fixes it. When the same call would fail again, the uploaded object
 is removed with it. When another try may go through (credentials expired, a quota, a deadline, the network)
@@ -26,9 +26,8 @@ from vmsnix_ops.aws.ebs_direct import reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.session import client
-from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.survey import block_digests, open_identified, still_identified, survey
+from vmsnix_ops.disk.survey import still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
 from vmsnix_ops.nix.closure import closure
 from vmsnix_ops.progress import human_seconds
@@ -222,14 +221,19 @@ def drop_snapshot(
 
 
 def clean_bucket(plan: Wanted, built: Built) -> None:
-    """Remove the uploaded object, unless an import still reads it."""
-    running = [
+    """Delete the uploaded object, unless an import is still reading it."""
+    if not _imports_of(plan, built):
+        buckets.delete(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
+
+
+def _imports_of(plan: Wanted, built: Built) -> list[imports.ImportTask]:
+    """Return the running imports that may be reading the object of this image."""
+    url = identity.url(plan, built)
+    return [
         task
         for task in imports.tasks(plan.ec2, built.digest)
-        if task.status not in imports.FAILED | {"completed"}
+        if task.status not in imports.FAILED | {"completed"} and task.source in ("", url)
     ]
-    if not running:
-        buckets.delete(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def build(plan: Wanted) -> Built:
@@ -254,12 +258,7 @@ def build(plan: Wanted) -> Built:
         interruptible("digest", "Nothing was changed."),
     ):
         with open_image(image.path) as disk:
-            seen = survey(
-                disk,
-                blocks=plan.verify != "none" or (plan.via == "direct" and not plan.dry_run),
-                parts=plan.via == "import",
-                on_progress=entry.step.advance,
-            )
+            seen = survey(disk, parts=plan.via == "import", on_progress=entry.step.advance)
             built = identity.describe(plan, image, disk, seen)
         plan.journal.image, plan.journal.digest = built.name, built.digest
         entry.outcome, entry.bytes = "planned" if plan.dry_run else "created", built.file_bytes
@@ -292,7 +291,6 @@ def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
     if existing.state != "available":
         return
     root = snapshots.check_whole(ec2, existing)[0]
-    images.check_same(existing, digest=built.digest, facts=wanted.facts(snapshot_gib=root.size_gib))
     if plan.kms_key and root.kms_key != plan.kms_key:
         raise errors.NameTakenError(
             f"The AMI {existing.name} exists with another encryption key.",
@@ -386,6 +384,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
                 kms_key=plan.kms_key,
+                in_use=lambda: _imports_of(plan, built) != [],
                 step=entry.step,
             )
         entry.outcome, entry.bytes = stored.outcome, stored.sent_bytes
@@ -410,7 +409,7 @@ def import_snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
     snapshot = _snapshot(plan, source)
     if plan.verify == "none" or snapshot.outcome == "planned":
         return snapshot
-    return _verify(plan, snapshot, source.direct.blocks if source.direct is not None else None)
+    return _verify(plan, snapshot)
 
 
 def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
@@ -429,6 +428,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
         if snapshot_id:
             entry.outcome = "reused"
             size = imports.wait_for_snapshot(ec2, snapshot_id)
+            _report_size(built, snapshot_id, size, entry.step)
             return SnapshotStep("reused", built, snapshot_id, size)
         _expect(plan, built, entry)
         if source.direct is not None:
@@ -443,6 +443,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
                 )
             entry.outcome, entry.bytes = done.outcome, built.file_bytes
             entry.detail.update(snapshot_id=done.snapshot_id)
+            _report_size(built, done.snapshot_id, done.size_gib, entry.step)
             return SnapshotStep(done.outcome, built, done.snapshot_id, done.size_gib)
         wanted = imports.Source(
             plan.bucket,
@@ -471,7 +472,18 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
                 raise
         entry.outcome, entry.bytes = made.outcome, built.file_bytes
         entry.detail.update(snapshot_id=made.snapshot_id, task_id=made.task_id)
+        _report_size(built, made.snapshot_id, made.size_gib, entry.step)
         return SnapshotStep(made.outcome, built, made.snapshot_id, made.size_gib, made.task_id)
+
+
+def _report_size(built: Built, snapshot_id: str, size_gib: int, step: Step) -> None:
+    """Report that a snapshot of the same disk has another size than this file's disk."""
+    own = -(-built.disk_bytes // identity.GIB)
+    if size_gib != own:
+        step.message(
+            f"{snapshot_id} has {size_gib} GiB and the disk in {built.path} has {own} GiB; the content is "
+            "the same, because one of their containers rounds the size up"
+        )
 
 
 def _check_stored(plan: Wanted, source: UploadStep) -> None:
@@ -528,6 +540,7 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
             _check_existing(plan, built, ami)
             drop_snapshot(plan, snapshot, entry.step)
             size = imports.wait_for_snapshot(ec2, ami.snapshot_ids[0])
+            _report_size(built, ami.snapshot_ids[0], size, entry.step)
             snapshot = SnapshotStep("reused", built, ami.snapshot_ids[0], size)
         missing = {key: value for key, value in plan.tags.items() if ami.tags.get(key) != value}
         if missing and not plan.dry_run:
@@ -547,7 +560,7 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
         )
     if plan.verify != "none" and not snapshot.verified and outcome == "reused" and not plan.dry_run:
         # The snapshot that was compared is not the AMI's.
-        registered = replace(registered, snapshot=_verify(plan, snapshot, None))
+        registered = replace(registered, snapshot=_verify(plan, snapshot))
     return registered
 
 
@@ -596,6 +609,7 @@ def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
         outcome=ami.outcome,
         public=ami.public,
         size_gib=ami.snapshot.size_gib,
+        disk_bytes=built.disk_bytes,
         seconds=round(sum(timing.seconds for timing in plan.journal.timings), 3),
         steps=tuple(plan.journal.timings),
         run=plan.journal.run,
@@ -644,7 +658,7 @@ def _pushing(plan: Wanted) -> Pushing:
     return Pushing(ceiling=plan.settings.put_ceiling)
 
 
-def _verify(plan: Wanted, snapshot: SnapshotStep, sent: Digests | None) -> SnapshotStep:
+def _verify(plan: Wanted, snapshot: SnapshotStep) -> SnapshotStep:
     """Read the snapshot back and compare it with the image as it was identified."""
     built = snapshot.built
     if built.path is None or built.seen is None:
@@ -653,16 +667,12 @@ def _verify(plan: Wanted, snapshot: SnapshotStep, sent: Digests | None) -> Snaps
         plan.journal.step("verify", unit="bytes") as entry,
         interruptible("comparison", "The snapshot is kept, and the next run uses it."),
     ):
-        blocks = built.seen.blocks if built.seen.blocks is not None else sent
-        if not blocks and built.seen.blocks is None:
-            with open_identified(built.path, built.seen) as disk:
-                blocks = block_digests(disk)
         try:
             compared = reading.verify(
                 plan.session,
                 region=plan.region,
                 snapshot_id=snapshot.snapshot_id,
-                blocks=blocks if blocks is not None else Digests(),
+                blocks=built.seen.blocks,
                 how=plan.verify,
                 step=entry.step,
                 pushing=_pushing(plan),

@@ -308,9 +308,10 @@ def check_name_free(
 ) -> Check:
     """Check whether the AMI's name is free, or belongs to the same bytes; reads the whole image."""
     from vmsnix_ops.disk.formats import open_image
+    from vmsnix_ops.disk.survey import survey
 
     with open_image(built.path) as disk:
-        digest, size = disk.digest(), disk.size
+        digest, size = survey(disk).identity, disk.size
     name = images.clean_name(f"{prefix}-{built.name}-{built.version}-{built.system}-{digest[:8]}")
     wanted = registration_of(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
     existing = images.holder(images.named(ec2, name))

@@ -40,7 +40,7 @@ class Built(Displayed):
     format
         Read from its bytes.
     digest
-        SHA-256 of the file, hex.
+        Identity of the disk, in hexadecimal.
     file_bytes, disk_bytes
         Size of the file, and of the disk that it holds.
     boot_mode, tpm_support, imds_support, ena_support
@@ -54,9 +54,9 @@ class Built(Displayed):
     ami_name
         What the AMI will be called.
     ami_id, snapshot_id
-        Of the AMI that holds these very bytes already, when there is one.
+        Of the AMI that already contains this disk, when there is one.
     seen
-        What the look at the image told: the direct way goes by its blocks.
+        The digests of the image.
     """
 
     outcome: StepOutcome
@@ -95,8 +95,8 @@ class UploadStep(Displayed):
     Attributes
     ----------
     outcome
-        ``"reused"`` also when nothing had to be uploaded because a snapshot or an AMI holds these bytes
-        already.
+        ``"reused"`` also when nothing had to be uploaded because a snapshot or an AMI already contains the
+        disk.
     built
         What was uploaded.
     url
@@ -221,6 +221,8 @@ class PublishResult(Result):
         Whether everybody may launch it.
     size_gib
         Of the root volume.
+    disk_bytes
+        Of the disk in this image file; the root volume can be smaller when the container rounds it up.
     seconds
         Of all steps.
     steps
@@ -249,6 +251,7 @@ class PublishResult(Result):
     outcome: StepOutcome
     public: bool
     size_gib: int
+    disk_bytes: int
     seconds: float
     steps: tuple[StepTiming, ...]
     run: RunContext = field(repr=False)

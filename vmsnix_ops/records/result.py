@@ -39,7 +39,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "image": (str, "Short name of the image."),
     "region": (str, "AWS region."),
     "account": (str, "AWS account ID, 12 digits."),
-    "digest": (str, "SHA-256 of the image file, in hexadecimal."),
+    "digest": (str, "Identity of the disk, in hexadecimal."),
     "parameters": (dict, "Every parameter with its value."),
     "side_effects": (str, "Effect that the runbook declares: read_only, creates or destroys."),
     "sandbox": (str, "Address of the sandbox; null for a run in AWS."),

@@ -151,7 +151,7 @@ def schema(table: str) -> Schema:
 
 _RUN_ID = Column("run_id", "text", "Run ID; joins `runs`, `steps` and `amis`.", required=True)
 _IMAGE = Column("image", "text", "Short name of the image, such as `ecs-node`.")
-_DIGEST = Column("digest", "text", "SHA-256 of the image file, in hexadecimal.")
+_DIGEST = Column("digest", "text", "Identity of the disk, in hexadecimal.")
 _REGION = Column("region", "text", "AWS region.")
 _ACCOUNT = Column("account", "text", "AWS account ID, 12 digits.")
 _VIA = Column(
@@ -306,7 +306,7 @@ PACKAGES = Schema(
     "packages",
     "One row per store path in the closure of a published image.",
     (
-        Column("digest", "text", "SHA-256 of the image file, in hexadecimal; joins `amis`.", required=True),
+        Column("digest", "text", "Identity of the disk, in hexadecimal; joins `amis`.", required=True),
         _IMAGE,
         Column("image_version", "text", "Version of the image."),
         Column("system", "text", "Nix system, such as `x86_64-linux`."),
@@ -384,7 +384,7 @@ MANIFESTS = Schema(
     (
         Column("snapshot_id", "text", "Snapshot ID; joins `amis`.", required=True),
         Column("region", "text", "AWS region.", required=True),
-        Column("digest", "text", "SHA-256 of the image file, in hexadecimal; joins `amis`.", required=True),
+        Column("digest", "text", "Identity of the disk, in hexadecimal; joins `amis`.", required=True),
         _IMAGE,
         Column("block", "count", "Index of the block; a block has 524288 bytes.", required=True),
         Column("sha256", "text", "SHA-256 of the block, in hexadecimal.", required=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws.ebs_direct import writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
+from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import sandbox
 
@@ -51,7 +51,7 @@ class Upload:
 
     def __init__(self, image: Path, folder: Path) -> None:
         self.image, self.journal, self.history = image, folder / "journal", folder / "history"
-        self.digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        self.digest = identify(image).identity
         self.tables = Tables(self.history)
 
     @property

@@ -153,7 +153,10 @@ def test_it_may_remove_the_leftovers_of_a_publish(aws: Any, ec2: Any) -> None:
     leftover, backup = snapshot(aws, vmsnix_digest=DIGEST), snapshot(aws, Team="payroll")
     assert not refused(guard, ec2, "ec2", "DeleteSnapshot", SnapshotId=leftover)
     assert refused(guard, ec2, "ec2", "DeleteSnapshot", SnapshotId=backup)
-    assert not refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key=f"vmsnix/{DIGEST}.vhd")
+    assert not refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key=f"vmsnix/{DIGEST}-{DIGEST[:32]}.vhd")
+    assert not refused(
+        guard, ec2, "s3", "DeleteObject", Bucket="b", Key=f"{DIGEST}-{DIGEST[:32]}-0a1b2c3d.raw"
+    )
     assert refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key="payroll.xlsx")
     assert refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key=f"{DIGEST}.vhd/payroll.xlsx")
     assert refused(guard, ec2, "s3", "DeleteObjects", Bucket="b", Delete={"Objects": [{"Key": "x"}]})

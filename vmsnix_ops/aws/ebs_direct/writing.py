@@ -1,4 +1,9 @@
-"""What a direct upload is asked for, and what it made."""
+"""Direct uploads: from an image file to a snapshot, without a bucket, a role or VM Import.
+
+Only blocks that are neither zero nor already in the previous snapshot of the image are sent. An upload that
+died continues in the same pending snapshot, which lives for an hour after its last block; later it starts a
+new one.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +28,9 @@ from vmsnix_ops.aws.iam.permissions import denied_action, needs
 from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, client, retrying
 from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import ZEROS
-from vmsnix_ops.disk.survey import block_digests, changed, identify, open_identified, still_identified
+from vmsnix_ops.disk.survey import changed, identify, still_identified
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -52,7 +58,7 @@ class Upload:
     path
         The disk image, of any format that `vmsnix_ops.disk.formats.open_image` reads.
     digest
-        SHA-256 of the file. A file that has another one is refused.
+        Identity of the disk. A file with another one is refused.
     image
         Name of the image; earlier snapshots of it are candidates for the parent.
     region
@@ -66,7 +72,7 @@ class Upload:
     kms_key
         ARN of the key that is to encrypt it; empty: as the account encrypts by default.
     seen
-        The identity of the image; the upload finds it out where it is not given.
+        The digests of the image; by default the upload reads the image to compute them.
     """
 
     path: Path
@@ -143,12 +149,9 @@ class Task:
     wanted
         What to upload.
     seen
-        Its identity.
+        Its digests. The blocks that are sent are compared with them.
     descriptor
         An open file that is the disk, byte for byte, where its format had to be converted; else -1.
-    blocks
-        Index to SHA-256 (hex) of every block that it stores; empty text for one that is zero. They are bound
-        to the digest of the file: the blocks that are sent are compared with them.
     session, ec2, ebs, tables, step, pushing
         What it works with.
     """
@@ -156,7 +159,6 @@ class Task:
     wanted: Upload
     seen: Survey
     descriptor: int
-    blocks: Digests
     session: boto3.Session
     ec2: EC2Client
     ebs: EBSClient
@@ -176,14 +178,13 @@ def held_blocks(blocks: Digests, parent: Digests) -> Digests:
     Parameters
     ----------
     blocks
-        Of the image, as in `Task`.
+        Of the image, without blocks of zeros.
     parent
         Every block that the parent holds.
     """
-    own = ((index, digest) for index, digest in blocks.pairs() if digest)
     if not parent:
-        return Digests(own)
-    ascending = merge(own, ((index, _ZERO) for index in parent), key=itemgetter(0))
+        return blocks
+    ascending = merge(blocks.pairs(), ((index, _ZERO) for index in parent), key=itemgetter(0))
     # Of equal ones the image's own comes first.
     return Digests(next(same) for _, same in groupby(ascending, key=itemgetter(0)))
 
@@ -230,7 +231,7 @@ class PendingUpload:
         size_gib = -(-self.task.seen.disk_bytes // GIB)
         parent, done = self._begin(size_gib)
         known = parent.blocks
-        held = held_blocks(self.task.blocks, known)
+        held = held_blocks(self.task.seen.blocks, known)
         changed = Digests((index, digest) for index, digest in held.pairs() if known.get(index) != digest)
         left = Digests((index, digest) for index, digest in changed.pairs() if index not in done)
         throttled = self._send(left)
@@ -348,14 +349,18 @@ class PendingUpload:
             request["ParentSnapshotId"] = parent.snapshot_id
         elif key:
             request |= {"Encrypted": True, "KmsKeyArn": key}
+        # Another size, key, parent or tag is another token: AWS refuses a token with other parameters.
+        fingerprint = dict(request)
         for number in range(self.attempt, self.attempt + MOST_TOKENS):
-            request["ClientToken"] = f"vmsnix-{self.task.wanted.digest[:40]}{keys.mark(key)}-{number}"
+            request["ClientToken"] = keys.token(
+                self.task.wanted.digest, method="direct", attempt=number, request=fingerprint
+            )
             try:
                 with calling("start a snapshot"):
                     answer = self.task.ebs.start_snapshot(**request)
             except errors.AwsError as error:
                 if error.code == "ConflictException":
-                    continue  # the token was used for another parent or size: it names another attempt
+                    continue  # another version of vmsnix used the token for another request
                 raise
             snapshot_id = answer["SnapshotId"]
             state = self._state(snapshot_id)
@@ -494,11 +499,7 @@ class PendingUpload:
         return seen.outcome == "done"
 
 
-# EBS direct: from an image file to a snapshot, without a bucket, a role or a wait for VM Import.
-#
-# Only blocks that are neither zero nor already in the previous snapshot of the image are sent. An upload that
-# died goes on in the same pending snapshot, which lives for an hour after its last block; later it begins a
-# new one.
+# Steps of a publish.
 
 
 __all__ = ["DirectSnapshot", "Upload", "aggregate", "find", "finish", "upload"]
@@ -548,21 +549,9 @@ def upload(
         The image is damaged, or cannot be read. The pending snapshot is removed.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
-    with alone(wanted.journal, step), _identified(wanted, step) as (seen, descriptor, known):
-        return _upload(
-            Task(
-                wanted,
-                seen,
-                descriptor,
-                known,
-                session,
-                ec2,
-                ebs,
-                tables,
-                step,
-                pushing or Pushing(),
-            )
-        )
+    with alone(wanted.journal, step), _identified(wanted, step) as (seen, descriptor):
+        task = Task(wanted, seen, descriptor, session, ec2, ebs, tables, step, pushing or Pushing())
+        return _upload(task)
 
 
 def _upload(task: Task) -> DirectSnapshot:
@@ -640,23 +629,23 @@ def finish(
 
 
 @contextmanager
-def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int, Digests]]:
-    """Yield the image's identity, an open file that is its disk (or -1), and the digests of its blocks.
-
-    Where ``qemu-img`` must read the image, it reads a private copy of the identified bytes.
-    """
-    seen = wanted.seen or identify(wanted.path, blocks=True)
-    if seen.digest != wanted.digest:
+def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int]]:
+    """Yield the image's digests, and an open file that is its disk where it has to be converted (else -1)."""
+    seen = wanted.seen or identify(wanted.path)
+    if seen.identity != wanted.digest:
         raise changed(str(wanted.path))
-    if seen.blocks is not None:
-        yield seen, -1, seen.blocks
-        return
-    with open_identified(wanted.path, seen) as image:
-        if step is not None:
-            step.message("hashing the blocks of the image")
-            step.update(0, image.size)
-        known = block_digests(image, on_progress=step.advance if step is not None else None)
-        yield replace(seen, disk_bytes=image.size), image.plain_descriptor(), known
+    try:
+        image = open_image(wanted.path)
+    except errors.ImageFormatError as error:  # it was valid when it was identified
+        raise changed(str(wanted.path)) from error
+    with image:
+        if image.converts and step is not None:
+            step.message("converting the image with qemu-img")
+        try:
+            descriptor = image.plain_descriptor()
+        except errors.ImageFormatError as error:
+            raise changed(str(wanted.path)) from error
+        yield seen, descriptor
 
 
 def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
@@ -667,7 +656,7 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
         return DirectSnapshot(snapshot_id, size, "reused")
     parent_id = known[0].parent_id
     parent = manifests.load(task.tables, parent_id) if parent_id else Digests()
-    held = held_blocks(task.blocks, parent) if parent or not parent_id else Digests()
+    held = held_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
     return DirectSnapshot(snapshot_id, size, "reused", parent_id, blocks=held)
 
 

@@ -94,7 +94,9 @@ TAKEN: Mapping[str, str] = {
 }
 """Where a call names what it takes away, for calls that may take away what the run itself made."""
 
-CONTENT_KEY = re.compile(r"(.*/)?[0-9a-f]{64}\.[a-z0-9]+")  # an upload of a publish: its bytes are on a disk
+CONTENT_KEY = re.compile(
+    r"(.*/)?[0-9a-f]{64}(-[0-9a-f]+)+\.[a-z0-9]+"
+)  # an upload of a publish: its bytes are on a disk
 
 
 def _our_snapshot(client: Any, asked: Mapping[str, Any]) -> bool:
