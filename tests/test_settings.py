@@ -120,13 +120,13 @@ def test_account_ids_stay_text(tmp_path: Path) -> None:
 
 
 def test_channels_are_words_and_pointers_have_a_prefix(tmp_path: Path) -> None:
-    assert (load(tmp_path, {}).channels, load(tmp_path, {}).pointer_prefix) == (
+    assert (load(tmp_path, {}).channels, load(tmp_path, {}).channel_prefix) == (
         ("candidate", "stable"),
         "/vmsnix",
     )
-    given = {"VMSNIX_CHANNELS": "edge, stable", "VMSNIX_POINTER_PREFIX": "/acme/images/"}
+    given = {"VMSNIX_CHANNELS": "edge, stable", "VMSNIX_CHANNEL_PREFIX": "/acme/images/"}
     settings = load(tmp_path, given)
-    assert (settings.channels, settings.pointer_prefix) == (("edge", "stable"), "/acme/images")
+    assert (settings.channels, settings.channel_prefix) == (("edge", "stable"), "/acme/images")
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_channels_are_words_and_pointers_have_a_prefix(tmp_path: Path) -> None:
         ('channels = ["Stable"]', r"'Stable' is not a valid channel name"),
         ("channels = []", r"missing or listed twice"),
         ('channels = ["stable", "stable"]', r"missing or listed twice"),
-        ('pointer_prefix = "vmsnix"', r"not a valid parameter prefix"),
-        ('pointer_prefix = "/aws/images"', r"not a valid parameter prefix"),
+        ('channel_prefix = "vmsnix"', r"not a valid parameter prefix"),
+        ('channel_prefix = "/aws/images"', r"not a valid parameter prefix"),
         ('allowed_accounts = "012345678901"', r"but a list is expected"),
         ('allowed_accounts = ["1234"]', r"'1234' is not an account ID"),
         ('allowed_accounts = ["\uff11\uff12\uff13456789012"]', r"is not an account ID"),

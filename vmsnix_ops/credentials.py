@@ -1,8 +1,8 @@
-"""Knows which AWS credentials this process uses, so that `vmsnix_ops.redaction` takes them out of evidence.
+"""Find the AWS credentials of this process, so that `vmsnix_ops.redaction` removes them from all outputs.
 
-Credentials that are not in the environment come from profiles, SSO, roles, the instance, a container or
-a program. `watch` gets them from botocore at the moment when botocore has them, before anybody else can
-print them; `of_files` reads those that are in AWS's own files, and calls nobody.
+Credentials may come from the environment, profiles, SSO, roles, an instance, a container or a program.
+`watch_botocore` remembers them when botocore gets them, before code can print them. `read_files` reads AWS's
+own files.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ SECRET_KEYS = frozenset(
         "sso_client_secret",
     }
 )
-LARGEST_FILE = 1_000_000  # bytes; a cache of SSO has 2,000
+ANSWERS_WITH_SECRETS = frozenset(
+    {"sts", "sso", "sso-oidc", "iam", "cognito-identity", "secretsmanager", "ecr", "signin"}
+)
+LARGEST_FILE = 1_000_000  # bytes; an SSO cache file has 2,000
 
 
-def watch() -> None:
-    """Remember every secret key and token that botocore gets in this process, from now on.
+def watch_botocore() -> None:
+    """Remember every secret key and token that botocore gets in this process from now on.
 
-    botocore is heavy, and not every process imports it, so this waits for its import. Safe to repeat.
+    botocore is slow to import and not always needed, so this only prepares for its import. Safe to repeat.
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
@@ -58,11 +61,10 @@ def watch() -> None:
             _hook(sys.modules[name])
 
 
-def keys(session: boto3.Session | Session) -> tuple[str, str, str] | None:
-    """Return access key, secret key and session token of a session, or ``None`` when a key is missing.
+def session_keys(session: boto3.Session | Session) -> tuple[str, str, str] | None:
+    """Return access key, secret key and session token of a session, or ``None`` if a key is missing or empty.
 
-    botocore refreshes credentials that are about to expire. The session token is ``""`` without one. The keys
-    of a profile may be empty, and botocore accepts such a profile.
+    botocore refreshes credentials that are about to expire. The session token may be ``""``.
     """
     found = session.get_credentials()
     frozen = found.get_frozen_credentials() if found else None
@@ -71,13 +73,13 @@ def keys(session: boto3.Session | Session) -> tuple[str, str, str] | None:
     return frozen.access_key, frozen.secret_key, frozen.token or ""
 
 
-def of_files(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the secrets in AWS's own files: all profiles, and what SSO and assumed roles have cached.
+def read_files(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the secrets in AWS's own files: profiles, and the caches of SSO and assumed roles.
 
     Parameters
     ----------
     environment
-        Variables that name the files; ``os.environ`` by default.
+        Variables with the files' paths; by default ``os.environ``.
     """
     given = os.environ if environment is None else environment
     home = Path(given.get("HOME") or "~").expanduser()
@@ -116,7 +118,7 @@ def _read(path: Path) -> str:
 
 
 def _secrets(value: Any, depth: int = 6) -> Iterator[str]:
-    """Yield the secrets in an answer of AWS, or in what was kept of one."""
+    """Yield the secrets in an answer of AWS or in a cached one."""
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, bytes):
@@ -146,7 +148,7 @@ def _remember_after(kind: Any, name: str) -> None:
     @functools.wraps(original)
     def method(self: Any, *given: Any, **more: Any) -> Any:
         answer = original(self, *given, **more)
-        values = vars(self)  # as they are: reading the property of one that refreshes would refresh it
+        values = vars(self)  # not the properties: reading one may refresh the credentials
         remember(*(_text(values.get(key)) for key in ("secret_key", "token", "_secret_key", "_token")))
         return answer
 
@@ -158,23 +160,14 @@ def _text(value: Any) -> str | None:
 
 
 def _hook_answers(module: ModuleType) -> None:
-    """Remember the secrets that an operation answers with, such as the keys of AssumeRole."""
+    """Remember the secrets in AWS's answers, such as the keys of AssumeRole."""
     original = module.BaseClient._make_api_call
 
     @functools.wraps(original)
     def call(self: Any, operation_name: str, api_params: dict[str, Any]) -> Any:
         answer = original(self, operation_name, api_params)
         service = self.meta.service_model.service_name
-        if service in (
-            "sts",
-            "sso",
-            "sso-oidc",
-            "iam",
-            "cognito-identity",
-            "secretsmanager",
-            "ecr",
-            "signin",
-        ):
+        if service in ANSWERS_WITH_SECRETS:
             remember(*_secrets(answer))
         elif service == "ssm":
             remember(*_secure_strings(answer))
@@ -191,14 +184,14 @@ def _secure_strings(answer: Any) -> Iterator[str]:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Hooks botocore's modules when they have been imported."""
+    """Hooks botocore's modules after their import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in HOOKED:
             return None
-        for finder in sys.meta_path:  # another guard may wait for the same module
+        for finder in sys.meta_path:  # another finder may also hook the module
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(fullname, path, target)
@@ -210,7 +203,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads a module as another loader does, and hooks it."""
+    """Loads a module with another loader, and hooks it."""
 
     def __init__(self, original: Any) -> None:
         self._original = original

@@ -1,7 +1,7 @@
-"""Writes the files of the state folder, the archive and the history: for their owner only, without secrets.
+"""Write files below the state, archive and history folders: only for their owner, and without secrets.
 
-Every module that keeps something of a run writes it through this one. Folders are made with the mode 0700 and
-files with 0600, unless the setting ``shared`` says that the group may read (then the umask decides).
+All files of a run are written here. Folders get the mode 0700 and files 0600; with the setting ``shared`` the
+umask decides.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _umask_lock = threading.Lock()
 _umask = {"users": 0, "before": 0}
 
 
-def share(shared: bool) -> None:
-    """Let the umask decide who may read what is written from now on, or only its owner."""
+def set_shared(shared: bool) -> None:
+    """Choose whether the umask decides who may read new files, or only their owner may."""
     _policy["shared"] = shared
 
 
 def make_folder(folder: Path, *, new: bool = False) -> None:
-    """Make a folder and what is missing above it; those that are there keep their modes.
+    """Create a folder and its missing parents; existing folders keep their modes.
 
     Parameters
     ----------
     folder
         The folder.
     new
-        Whether it must not be there yet.
+        Whether it must not exist.
 
     Raises
     ------
     OSError
-        It cannot be made.
+        The folder cannot be created.
     """
     missing = [folder]
     while not missing[-1].parent.exists():
@@ -58,23 +58,23 @@ def make_folder(folder: Path, *, new: bool = False) -> None:
 
 
 def create(path: Path, flags: int = os.O_WRONLY | os.O_TRUNC) -> int:
-    """Open a file, made when missing, and return its descriptor; locks and logs are opened so."""
+    """Open a file, create it if it is missing, and return its descriptor."""
     return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o666 if _policy["shared"] else 0o600)
 
 
 def open_text(path: Path, *, append: bool = False) -> TextIO:
-    """Open a text file to write; what goes in is the caller's to redact."""
+    """Open a text file for writing. The caller redacts the text."""
     flags = os.O_WRONLY | (os.O_APPEND if append else os.O_TRUNC)
     return open(create(path, flags), "a" if append else "w", encoding="utf-8")
 
 
 def read(path: Path) -> bytes:
-    """Return the content of a file; a pipe or a device of that name, which would never end, is refused.
+    """Return the content of a file; refuse a pipe or a device, which may never end.
 
     Raises
     ------
     OSError
-        It cannot be read, or is no regular file.
+        The file cannot be read, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -92,11 +92,11 @@ def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dic
     Parameters
     ----------
     path
-        The file, in UTF-8; a byte order mark, as editors on Windows write it, is skipped.
+        The file, in UTF-8; a byte order mark is skipped.
     noun
-        The beginning of the error's sentence, such as ``"The plan"``.
+        Noun for errors, such as ``"The plan"``.
     error
-        What to raise when it cannot be read.
+        Class of the error for an unreadable file.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -113,16 +113,16 @@ def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dic
 
 
 def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None) -> None:
-    """Replace a file by content without its secrets: a reader finds the old one or the new one, never a half.
+    """Replace a file atomically, without the secrets of the content.
 
     Parameters
     ----------
     path
-        The file; by its suffix JSON stays JSON.
+        The file; the suffix decides whether the content must stay valid JSON.
     content
-        Text, or bytes of any kind.
+        Text or bytes.
     redactor
-        Who knows what is secret; by default what this process was given.
+        By default one for the secrets of this process.
     """
     redactor = redactor or Redactor(secret_values())
     raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
@@ -140,16 +140,16 @@ def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None)
 
 
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:
-    """Append one line of JSON without its secrets.
+    """Append a line of JSON without its secrets.
 
     Parameters
     ----------
     path
-        The file, made when missing.
+        The file; created if missing.
     line
-        Without its end.
+        The line without its line end.
     durable
-        Whether to return only when the line is on the disk.
+        Whether to wait until the line is on the disk.
     """
     with open_text(path, append=True) as file:
         file.write(Redactor(secret_values()).json(line) + "\n")
@@ -160,11 +160,11 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
 
 @contextmanager
 def private_umask() -> Iterator[None]:
-    """Let everything that this process makes in the block be for its owner only: for libraries that write."""
+    """Make files that a library writes in the block readable only for their owner."""
     if _policy["shared"]:
         yield
         return
-    with _umask_lock:  # the umask is one for all threads
+    with _umask_lock:  # all threads share the umask
         if not _umask["users"]:
             _umask["before"] = os.umask(_OTHERS)
             os.umask(_umask["before"] | _OTHERS)
@@ -178,15 +178,15 @@ def private_umask() -> Iterator[None]:
                 os.umask(_umask["before"])
 
 
-def be_private() -> None:
-    """Let everything that this process makes from now on be for its owner only: for kernels."""
+def set_private_umask() -> None:
+    """Make all new files of this process readable only for their owner; for kernels."""
     if not _policy["shared"]:
         os.umask(os.umask(_OTHERS) | _OTHERS)
 
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Wait for the lock of a file, made when missing; where files cannot be locked, go on."""
+    """Wait for the lock of a file, which is created if missing; continue if the file system has no locks."""
     descriptor = create(path, os.O_RDWR)
     try:
         with suppress(OSError):

@@ -1,9 +1,8 @@
-"""Finds what must never be kept, and takes it out: of texts, notebooks, pictures and files.
+"""Find secrets, and remove them from texts, notebooks, pictures and files.
 
-An executed notebook is evidence that many people read. A secret is known by its shape (an access key, a
-private key), by its variable (``*_TOKEN``, ``*_PASSWORD``), or because AWS calls are signed with it
-(`remember`). Text is searched as it is and as a reader sees it: without colours and markup, with escapes
-resolved.
+A secret is recognized by its form (an access key, a private key), by its variable (``*_TOKEN``,
+``*_PASSWORD``), or because this process signs AWS calls with it (`remember`). Text is searched as it is, and
+as a reader sees it: without colours and markup, with escapes decoded.
 """
 
 from __future__ import annotations
@@ -82,11 +81,11 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (label, re.compile(pattern, re.DOTALL)) for label, _, pattern in _PATTERNS
 )
-"""What a secret is called, and the shape by which it is known; the group ``secret`` is what is taken out."""
+"""Names of secrets, and patterns that match them; the group ``secret`` is removed."""
 
-_TRIGGERS = tuple(words for _, words, _ in _PATTERNS)  # one of them, in lower case, is in every match
+_TRIGGERS = tuple(words for _, words, _ in _PATTERNS)  # every match contains one, in lower case
 
-_INVISIBLE = (  # characters that take no room: joiners, directions of writing, variants of the letter before
+_INVISIBLE = (  # characters without a width: joiners, writing directions, variation selectors
     "\x00\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff"
 )
@@ -96,11 +95,11 @@ HINT = (
     r"|(?i:secret[_ -]?(?:access[_ -]?)?key|(?:session|security)[_ -]?token|authorization)"
     r"|IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz|Signature=|X-Amz-Credential=|://[^/\s:@]+:|gh[pousr]_|github_pat_"
     r"|eyJ|AGE-SECRET-KEY-1|:[A-Za-z0-9+/]{86}==|;base64,"
-    # what can hide one from all that
+    # characters that can hide a secret from these patterns
     rf"|[\x01-\x08\x0b\x0c\x0e-\x1f\x9b{_INVISIBLE}]"
     r"|</?[A-Za-z]|<!--|&[#A-Za-z]|\\|%[0-9A-Fa-f][0-9A-Fa-f]|[A-Za-z0-9+/_-]{60}\n"
 )
-"""Matches every text that one of `SHAPES` matches, and few others; in the syntax that RE2 has, too."""
+"""Matches every text that one of `SHAPES` matches, and few others. The syntax is also valid for RE2."""
 
 SECRET_NAME = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|WEBHOOK|PRIVATE_?KEY|API_?KEY|AUTH_CONFIG"
@@ -110,15 +109,15 @@ NO_SECRET_NAME = re.compile(
     r"((FILE|PATH|DIR|DIRECTORY|HOME|ROOT|SOCK|URL|URI|ARN|NAME|ENDPOINT|REGION|EXPIRATION)$|PUBLIC)"
 )
 ALWAYS_SECRET_NAME = re.compile(r"WEBHOOK")
-SHORTEST = 8  # a shorter value could be an ordinary word, which must not vanish from reports
-LONG = 16  # a value of this length is no ordinary word: it is taken out also inside of other words
+SHORTEST = 8  # a shorter value could be an ordinary word, which must stay in reports
+LONG = 16  # a value of this length is not an ordinary word; it is also removed inside other words
 
 ENVIRONMENT, IN_USE = "secret of the environment", "credentials in use"
 
 _HARMLESS = re.compile(
     r"""(?ix)
       true|false|yes|no|on|off|none|null|default|auto|always|never|enabled|disabled|required|optional
-    | [+-]?\d[\d_,.]*(e[+-]?\d+)?%?            # a number, an account id, a version
+    | [+-]?\d[\d_,.]*(e[+-]?\d+)?%?            # a number, an account ID, a version
     | 0x[0-9a-f]+
     | \d{4}-\d\d-\d\d([t ][\d:.]+(z|[+-]\d\d:?\d\d)?)?
     | arn:aws[a-z-]*:\S*
@@ -139,8 +138,8 @@ _WORD, _TOKEN = re.compile(r"[A-Za-z0-9-]*"), re.compile(r"[\w./:@+~=-]*")
 _NAME = re.compile(r"[a-z0-9]+([-_./][a-z0-9]+)*|[A-Za-z]+([-_/][A-Za-z]+)*")  # of a resource or a folder
 _NOTE = "[secret removed: "
 
-# What a reader does not see, or sees as something else. All begin with one class of characters, so that the
-# rest of a long text is passed over quickly.
+# Text that a reader does not see, or sees decoded. All alternatives begin with one class of characters, so
+# that the search is fast in long texts.
 _HIDDEN = re.compile(
     rf"""(?x)
     [\x1b\x9b{_INVISIBLE}<&\\%\n]
@@ -163,18 +162,18 @@ _INLINE = re.compile(
     r"</?(?:span|b|i|u|s|q|a|em|strong|code|font|mark|small|big|sub|sup|ins|del|wbr|tt|var|kbd|samp|tspan|abbr)\b"
 )
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
-_SHOWN = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|</?[A-Za-z][^<>]{0,2000}>")  # what stays when a secret goes
+_SHOWN = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|</?[A-Za-z][^<>]{0,2000}>")  # kept when a secret is removed
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{20,}(?:[ \t]*\r?\n[ \t>|]*[A-Za-z0-9+/_-]{4,})*={0,2}")  # base64
-_WRAPPED = re.compile(  # the end of a line and the beginning of the next, also in a frame
+_WRAPPED = re.compile(  # a line end with the indentation of the next line, also in a box
     r"(?<![ \t])[ \t]*(?:[|\u2502\u2503][ \t]*)?\r?\n[ \t>]*(?:[|\u2502\u2503][ \t]*)?"
 )
 _HEXADECIMAL = re.compile(r"[0-9a-f]+")
 _DOTS = ("...", "\u2026")
 _PRINTABLE = re.compile(rb"[\x08-\x0d\x1b\x20-\x7e]{8,}")
-_DEPTH = 3  # escapes in escapes: JSON in JSON, in HTML
+_DEPTH = 3  # nested escapes: JSON in JSON in HTML
 _OVERLAP = 64 * 1024
 _NESTED = 4  # archives in archives, base64 in base64
-_UNPACKED_BYTES = 64 * 1024 * 1024  # at once; what is larger is searched piece by piece
+_UNPACKED_BYTES = 64 * 1024 * 1024  # at once; larger content is searched in pieces
 _UNPACKED_IN_ALL = 4 * 1024**3
 
 _known: dict[str, None] = {}
@@ -183,7 +182,7 @@ _known_lock = threading.Lock()
 
 
 def remember(*values: str | None) -> None:
-    """Treat these values as secret in this process from now on, such as the keys that sign AWS calls."""
+    """Treat values as secrets in this process from now on, such as the keys that sign AWS calls."""
     with _known_lock:
         candidates = [value for value in values if value and len(value) >= SHORTEST and value not in _known]
         new = [value for value in candidates if not _is_harmless(value)]
@@ -194,19 +193,19 @@ def remember(*values: str | None) -> None:
 
 
 def remembered() -> tuple[str, ...]:
-    """Return the values that `remember` was given."""
+    """Return the values that were passed to `remember`."""
     return tuple(_known)
 
 
 def listen(listener: Callable[[Sequence[str]], None]) -> None:
-    """Call `listener` with the values that `remember` has been given and is given."""
+    """Call `listener` with all values that were or will be passed to `remember`."""
     _listeners.append(listener)
     if _known:
         listener(tuple(_known))
 
 
 def find_secret(text: str) -> str:
-    """Return what kind of secret the text holds, or an empty string.
+    """Return the kind of the first secret in a text, or an empty string.
 
     >>> find_secret("ami-0123456789abcdef0")
     ''
@@ -218,12 +217,12 @@ def find_secret(text: str) -> str:
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the values that an environment calls secret by their names, longest first.
+    """Return the values of variables whose names mark them as secret, longest first.
 
     Parameters
     ----------
     environment
-        Variables; ``os.environ`` when not given.
+        Variables; by default ``os.environ``.
     """
     environment = os.environ if environment is None else environment
     found: set[str] = set()
@@ -238,7 +237,7 @@ def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ..
 
 
 def _secrets_in(value: str) -> Iterator[str]:
-    """Yield what is secret of the value of a variable: all of it, and its lines and members by themselves."""
+    """Yield a variable's value, its lines, and the secret members of JSON, as separate secrets."""
     value = value.strip()
     if len(value) < SHORTEST or _is_harmless(value):
         return
@@ -263,7 +262,7 @@ def _members(value: Any, *, secret: bool) -> Iterator[str]:
 
 
 def _is_harmless(value: str) -> bool:
-    """Whether a value is no secret whatever its variable is called."""
+    """Return whether a value is not a secret, whatever the name of its variable."""
     if _HARMLESS.fullmatch(value) or _PUBLIC_KEY.fullmatch(value) or looks_like_region(value):
         return True
     return "/" in value and "://" not in value and _exists(value)
@@ -271,7 +270,7 @@ def _is_harmless(value: str) -> bool:
 
 def _exists(path: str) -> bool:
     try:
-        return os.path.lexists(os.path.expanduser(path))  # noqa: PTH111 - the text may be no path at all
+        return os.path.lexists(os.path.expanduser(path))  # noqa: PTH111 - the text may not be a path
     except (OSError, ValueError):
         return False
 
@@ -287,18 +286,18 @@ Span = tuple[int, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Needle:
-    """A form in which a known secret may be written."""
+class _KnownForm:
+    """A notation of a known secret, such as its URL encoding."""
 
     text: str
     label: str
-    whole_words: bool  # only where no letter or digit stands beside it
+    whole_words: bool  # matches only without a letter or digit beside it
     short: bool
     like_an_id: bool = False  # letters, digits and dashes
 
 
 @lru_cache(maxsize=4096)
-def _forms(value: str, label: str) -> tuple[_Needle, ...]:
+def _forms(value: str, label: str) -> tuple[_KnownForm, ...]:
     plain = re.fullmatch(r"[0-9a-fA-F]+", value) is not None or len(value) < LONG
     written = {value}
     for _ in range(2):
@@ -312,7 +311,7 @@ def _forms(value: str, label: str) -> tuple[_Needle, ...]:
                 form.replace("/", r"\/"),
             }
     like_an_id = _WORD.fullmatch(value) is not None
-    found = [_Needle(form, label, plain, len(value) < LONG, like_an_id) for form in written]
+    found = [_KnownForm(form, label, plain, len(value) < LONG, like_an_id) for form in written]
     raw = value.encode("utf-8", "surrogatepass")
     encoded = {raw.hex(), raw.hex(":"), raw.hex(" ")}
     encoded |= {text.upper() for text in encoded}
@@ -321,44 +320,44 @@ def _forms(value: str, label: str) -> tuple[_Needle, ...]:
         first = (0, 2, 3)[offset]
         last = (
             len(text) - (0, 3, 2)[(offset + len(raw)) % 3]
-        )  # what depends on the bytes around it is left out
+        )  # without the characters that depend on neighbouring bytes
         if last - first >= SHORTEST:
             core = text[first:last]
             encoded |= {core, core.replace("+", "-").replace("/", "_"), quote(core, safe="")}
-    return (*found, *(_Needle(form, label, whole_words=False, short=False) for form in encoded))
+    return (*found, *(_KnownForm(form, label, whole_words=False, short=False) for form in encoded))
 
 
 @dataclass(frozen=True, slots=True)
 class _Removed:
-    """In the place of a picture."""
+    """Replaces a picture."""
 
     note: str
 
 
 @dataclass
 class Redactor:
-    """Takes secrets out of texts, notebooks and files, and counts them.
+    """Removes secrets from texts, notebooks and files, and counts them.
 
     Parameters
     ----------
     values
-        Values that are secret whatever their shape, such as those of `secret_values`. Those of `remember` are
-        secret, too.
+        Secret values of any form, such as those of `secret_values`. The values passed to `remember` are
+        removed too.
     """
 
     values: tuple[str, ...] = ()
     found: dict[str, int] = field(default_factory=dict)
-    _needles: list[_Needle] = field(default_factory=list, repr=False)
-    _prefixes: dict[str, list[_Needle]] = field(default_factory=dict, repr=False)
+    _all_forms: list[_KnownForm] = field(default_factory=list, repr=False)
+    _prefixes: dict[str, list[_KnownForm]] = field(default_factory=dict, repr=False)
     _long: dict[str, str] = field(default_factory=dict, repr=False)
     _seen: int = field(default=-1, repr=False)
 
     def text(self, text: str) -> str:
-        """Return the text with a note in the place of every secret."""
+        """Return a text with a note instead of each secret."""
         return self.pieces([text])[0]
 
     def pieces(self, pieces: Sequence[str]) -> list[str]:
-        """Return texts that belong together, such as the chunks of a stream; a secret may cross them."""
+        """Redact the pieces of one text, such as the chunks of a stream; a secret may span several."""
         clean = list(pieces)
         for _ in range(_DEPTH):
             spans = self._spans("".join(clean) if len(clean) > 1 else clean[0]) if clean else []
@@ -369,20 +368,20 @@ class Redactor:
             clean = _cut(clean, spans)
         return clean
 
-    def state(self) -> int:
-        """Return a number that changes when there is more to redact."""
+    def version(self) -> int:
+        """Return a number that changes when there are more known secrets."""
         return len(remembered())
 
-    def known(self) -> tuple[str, ...]:
-        """Return every form in which a known secret may be written."""
-        return tuple(needle.text for needle in self._known_forms())
+    def known_texts(self) -> tuple[str, ...]:
+        """Return all notations of the known secrets."""
+        return tuple(form.text for form in self._known_forms())
 
-    def anything(self, value: Any) -> Any:
-        """Return a JSON-like value with every text in it redacted: keys, members, pictures."""
+    def value(self, value: Any) -> Any:
+        """Return a JSON-like value with all its texts redacted: keys, members, pictures."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, list | tuple):
-            redacted = [self.anything(item) for item in value]
+            redacted = [self.value(item) for item in value]
             return redacted if isinstance(value, list) else tuple(redacted)
         if isinstance(value, Mapping):
             return self._mapping(value)
@@ -394,13 +393,13 @@ class Redactor:
         return value
 
     def json(self, text: str) -> str:
-        """Return JSON with every text in it redacted, so that it stays JSON; other text as `text` does."""
+        """Redact all texts in JSON, which stays valid; redact other text as `text` does."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return self.text(text)
         if isinstance(value, dict | list):
-            redacted = self.anything(value)
+            redacted = self.value(value)
             if redacted == value:
                 return text
             indent = len(found[1]) if (found := re.match(r"[\[{]\r?\n( +)", text)) else None
@@ -410,15 +409,14 @@ class Redactor:
     def content(self, content: bytes, name: str = "") -> bytes:
         """Return the content of a file without secrets.
 
-        A text keeps everything else; of a picture, an archive or another binary file a note is left when it
-        holds a secret.
+        A picture, an archive or another binary file with a secret is replaced by a note.
 
         Parameters
         ----------
         content
             The bytes.
         name
-            Of the file; by its suffix JSON stays JSON.
+            Name of the file; the suffix decides whether it must stay valid JSON.
         """
         text = _as_text(content)
         if text is None:
@@ -435,23 +433,23 @@ class Redactor:
         return content if clean == text else clean.encode("utf-8", "surrogatepass")
 
     def binary(self, content: bytes) -> str:
-        """Return what kind of secret is in bytes that are no text, or an empty string."""
+        """Return the kind of the first secret in binary content, or an empty string."""
         label = self._label(content, 0)
         if label:
             self.found[label] = self.found.get(label, 0) + 1
         return label
 
     def _label(self, content: bytes, depth: int) -> str:
-        needles = [
-            (needle.text.encode("utf-8", "surrogatepass"), needle.label)
-            for needle in self._known_forms()
-            if not needle.whole_words
+        known = [
+            (form.text.encode("utf-8", "surrogatepass"), form.label)
+            for form in self._known_forms()
+            if not form.whole_words
         ]
         for part in _unpacked(content):
-            for form in (part, part.replace(b"\0", b"")) if b"\0" in part else (part,):  # UTF-16
-                shown = "\n".join(run.decode("latin-1") for run in _PRINTABLE.findall(form))
-                label = next((label for _, _, label in self._spans(shown, depth)), "") or next(
-                    (label for needle, label in needles if needle in form), ""
+            for variant in (part, part.replace(b"\0", b"")) if b"\0" in part else (part,):  # UTF-16
+                printable = "\n".join(run.decode("latin-1") for run in _PRINTABLE.findall(variant))
+                label = next((label for _, _, label in self._spans(printable, depth)), "") or next(
+                    (label for text, label in known if text in variant), ""
                 )
                 if label:
                     return label
@@ -488,7 +486,7 @@ class Redactor:
                 cell["id"] = identifier
         for key, value in list(notebook.metadata.items()):
             del notebook.metadata[key]
-            notebook.metadata[self.text(str(key))] = _node(self.anything(value))
+            notebook.metadata[self.text(str(key))] = _node(self.value(value))
 
     def _json_line(self, line: str) -> str:
         text = line.rstrip("\r\n")
@@ -516,8 +514,8 @@ class Redactor:
         return clean
 
     def _member(self, name: str, item: Any) -> Any:
-        """Redact the value of a key: a name and its value may be a secret only together."""
-        redacted = self.anything(item)
+        """Redact the value of a key; some secrets are recognized only together with the key."""
+        redacted = self.value(item)
         if redacted == item and isinstance(item, str) and name:
             before = f"{name}="
             spans = [span for span in self._spans(before + item) if span[0] >= len(before)]
@@ -530,7 +528,7 @@ class Redactor:
     def _picture(self, item: Any) -> Any:
         payload = item if isinstance(item, str) else "".join(map(str, item)) if isinstance(item, list) else ""
         if not payload:
-            return self.anything(item)
+            return self.value(item)
         content = _from_base64(payload)
         label = self.binary(content) if content is not None else ""
         if label:
@@ -538,39 +536,39 @@ class Redactor:
         clean = self.text(payload)
         return item if clean == payload else clean
 
-    def _known_forms(self) -> list[_Needle]:
+    def _known_forms(self) -> list[_KnownForm]:
         known = remembered()
         if self._seen != len(known):
             labelled = dict.fromkeys(known, IN_USE) | dict.fromkeys(self.values, ENVIRONMENT)
-            needles = {
-                needle.text: needle
+            forms = {
+                form.text: form
                 for value, label in sorted(labelled.items(), key=lambda pair: len(pair[0]))
-                for needle in _forms(value, label)
+                for form in _forms(value, label)
             }
-            self._needles = list(needles.values())
+            self._all_forms = list(forms.values())
             self._prefixes = {}
-            for needle in self._needles:
-                self._prefixes.setdefault(needle.text[:SHORTEST], []).append(needle)
+            for form in self._all_forms:
+                self._prefixes.setdefault(form.text[:SHORTEST], []).append(form)
             self._long = {value: label for value, label in labelled.items() if len(value) >= LONG}
             self._seen = len(known)
-        return self._needles
+        return self._all_forms
 
     def _spans(self, text: str, depth: int = 0) -> list[Span]:
-        """Return where secrets are, in order and without overlaps."""
+        """Return the places of secrets, in order and without overlaps."""
         if len(text) < SHORTEST:
             return []
-        found = [*self._known_in(text), *_shaped(text), *self._cut_short(text), *self._encoded(text, depth)]
+        found = [*self._known_in(text), *_shaped(text), *self._abbreviated(text), *self._encoded(text, depth)]
         for view in _views(text):
             found += [
                 (*view.original(start, end), label)
                 for start, end, label in (
                     *self._known_in(view.text),
                     *_shaped(view.text),
-                    *self._cut_short(view.text),
+                    *self._abbreviated(view.text),
                 )
             ]
         if "\n" in text and self._known_forms():
-            # Only known values: a shape could begin in one line and end in the next, which is another thing.
+            # Only known values: a pattern could match the end of one line with the start of an unrelated one.
             whole = _view(text, _WRAPPED, None)
             if whole is not None:
                 found += [
@@ -579,7 +577,7 @@ class Redactor:
         return _merged([span for span in found if not text.startswith(_NOTE, span[0])])
 
     def _encoded(self, text: str, depth: int) -> Iterator[Span]:
-        """Yield base64 in which there is a secret: user data, a picture, a document, base64 itself."""
+        """Yield base64 that contains a secret: user data, a picture, a document, nested base64."""
         if depth >= _NESTED:
             return
         for match in _ENCODED.finditer(text):
@@ -595,65 +593,65 @@ class Redactor:
             if label:
                 yield (*match.span(), label)
 
-    def _cut_short(self, text: str) -> Iterator[Span]:
-        """Yield the beginning or the end of a known secret of which dots stand for the rest."""
+    def _abbreviated(self, text: str) -> Iterator[Span]:
+        """Yield the first or last part of a known secret beside an ellipsis."""
         if "..." not in text and "\u2026" not in text:
             return
         self._known_forms()
         for value, label in self._long.items():
             for place in _places(text, value[:SHORTEST]):
-                end = place + _same(value, text[place : place + len(value)])
+                end = place + _common_length(value, text[place : place + len(value)])
                 if text.startswith(_DOTS, end):
                     yield place, end, label
             for place in _places(text, value[-SHORTEST:]):
                 end = place + SHORTEST
-                start = end - _same(value[::-1], text[max(end - len(value), 0) : end][::-1])
+                start = end - _common_length(value[::-1], text[max(end - len(value), 0) : end][::-1])
                 if text.endswith(_DOTS, 0, start):
                     yield start, end, label
 
     def _known_in(self, text: str) -> Iterator[Span]:
-        """Yield where known secrets are; linear in the text, whatever their number."""
-        needles = self._known_forms()
-        if len(needles) > max(len(text), 64):
+        """Yield the places of known secrets, in time linear in the length of the text."""
+        forms = self._known_forms()
+        if len(forms) > max(len(text), 64):
             prefixes = self._prefixes
             for start in range(len(text) - SHORTEST + 1):
-                for needle in prefixes.get(text[start : start + SHORTEST], ()):
-                    if text.startswith(needle.text, start) and _counts(text, start, needle):
-                        yield start, start + len(needle.text), needle.label
+                for form in prefixes.get(text[start : start + SHORTEST], ()):
+                    if text.startswith(form.text, start) and _is_secret_at(text, start, form):
+                        yield start, start + len(form.text), form.label
             return
-        for needle in needles:
-            start = text.find(needle.text)
+        for form in forms:
+            start = text.find(form.text)
             while start >= 0:
-                if _counts(text, start, needle):
-                    yield start, start + len(needle.text), needle.label
-                start = text.find(needle.text, start + len(needle.text))
+                if _is_secret_at(text, start, form):
+                    yield start, start + len(form.text), form.label
+                start = text.find(form.text, start + len(form.text))
 
 
 def _places(text: str, part: str) -> Iterator[int]:
-    """Yield where a part of a text begins."""
+    """Yield the positions of a part in a text, also overlapping ones."""
     place = text.find(part)
     while place >= 0:
         yield place
         place = text.find(part, place + 1)
 
 
-def _same(one: str, other: str) -> int:
-    """Return how many characters two texts have in common at their beginning."""
+def _common_length(one: str, other: str) -> int:
+    """Return the length of the longest common prefix of two texts."""
     pairs = zip(one, other, strict=False)
     return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 class LineRedactor:
-    """Redacts a stream that comes in pieces: whole lines go on, a private key does not.
+    """Redacts a stream line by line, and removes private keys of several lines.
 
     Parameters
     ----------
     redactor
-        Who knows what is secret.
+        Redactor for the lines.
     """
 
-    LONGEST = 1_000_000  # characters of a line without an end that are waited for
-    OVERLAP = 20_000  # of these so many stay, in which a secret may have begun
+    LONGEST = 1_000_000  # maximum number of buffered characters of an unfinished line
+    OVERLAP = 20_000  # the last characters stay buffered: a secret may have begun in them
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
@@ -662,7 +660,7 @@ class LineRedactor:
         self._in_key = False
 
     def feed(self, text: str) -> str:
-        """Return what can be shown now that this text has come."""
+        """Add text to the stream, and return the finished lines."""
         whole, newline, rest = text.rpartition("\n")
         if newline:
             before = "".join(self._rest)
@@ -674,13 +672,13 @@ class LineRedactor:
             return ""
         line = self._redactor.text("".join(self._rest))
         cut = max(len(line) - self.OVERLAP, 0)
-        note = line.rfind(_NOTE, max(cut - 200, 0), cut)  # no note is cut in two
+        note = line.rfind(_NOTE, max(cut - 200, 0), cut)  # a note must not be split
         cut = cut if note < 0 or "]" in line[note:cut] else note
         self._rest, self._size = [line[cut:]], len(line) - cut
         return line[:cut]
 
     def flush(self) -> str:
-        """Return what is left, at the end of the stream."""
+        """Return the rest at the end of the stream."""
         rest, self._rest, self._size = "".join(self._rest), [], 0
         return self._lines(rest)
 
@@ -697,15 +695,15 @@ class LineRedactor:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A text as a reader sees it, and where each part of it stands in the original."""
+    """A text as a reader sees it, with the place of each part in the original."""
 
     text: str
-    starts: list[int]  # of each part in the view
+    starts: list[int]  # start of each part in the view
     places: list[tuple[int, int, bool]]  # start and end of the part in the original; whether it is unchanged
-    above: _View | None  # the view that it was made of
+    above: _View | None  # the view that this one was made from
 
     def original(self, start: int, end: int) -> tuple[int, int]:
-        """Return the place in the original of a place in the view."""
+        """Return the place in the original for a place in the view."""
         first, last = bisect_right(self.starts, start) - 1, bisect_right(self.starts, end - 1) - 1
         begin, finish, same = self.places[first]
         begin = begin + start - self.starts[first] if same else begin
@@ -715,7 +713,7 @@ class _View:
 
 
 def _views(text: str) -> Iterator[_View]:
-    """Yield the text with less and less of what hides words: colours, markup, escapes."""
+    """Yield views of a text, each without one more level of colours, markup and escapes."""
     above: _View | None = None
     for _ in range(_DEPTH):
         above = _view(text, _HIDDEN if "\b" not in text else _STRUCK_OVER, above)
@@ -726,7 +724,7 @@ def _views(text: str) -> Iterator[_View]:
 
 
 def _view(text: str, pattern: re.Pattern[str], above: _View | None) -> _View | None:
-    """Return the text as it is read without what the pattern matches; ``None`` when it matches nothing."""
+    """Return the text with the visible form of each match of a pattern; ``None`` without a match."""
     parts: list[str] = []
     starts: list[int] = []
     places: list[tuple[int, int, bool]] = []
@@ -751,7 +749,7 @@ def _view(text: str, pattern: re.Pattern[str], above: _View | None) -> _View | N
 
 
 def _shown(hidden: str) -> str:
-    """Return what a reader sees of something that `_HIDDEN` matches."""
+    """Return the visible form of a match of `_HIDDEN`."""
     first = hidden[0]
     if first == "<":
         return "" if hidden.startswith("<!") or _INLINE.match(hidden) else " "
@@ -775,32 +773,32 @@ def _shaped(text: str) -> Iterator[Span]:
                 yield (*match.span("secret"), label)
 
 
-def _counts(text: str, start: int, needle: _Needle) -> bool:
-    """Whether a known value here is the secret, and not a part of an id, an ARN, a path or a digest."""
-    end = start + len(needle.text)
-    if needle.whole_words and (
-        (needle.text[0].isalnum() and text[start - 1 : start].isalnum())
-        or (needle.text[-1].isalnum() and text[end : end + 1].isalnum())
+def _is_secret_at(text: str, start: int, form: _KnownForm) -> bool:
+    """Return whether a known value is a secret here, and not a part of an ID, an ARN, a path or a digest."""
+    end = start + len(form.text)
+    if form.whole_words and (
+        (form.text[0].isalnum() and text[start - 1 : start].isalnum())
+        or (form.text[-1].isalnum() and text[end : end + 1].isalnum())
     ):
         return False
-    if needle.like_an_id:
+    if form.like_an_id:
         word = _around(text, start, end, _WORD)
         if _AWS_ID.fullmatch(word) or _RUN_ID.fullmatch(word):
             return False
-    if not needle.short and not _NAME.fullmatch(needle.text):
+    if not form.short and not _NAME.fullmatch(form.text):
         return True
     token = _around(text, start, end, _TOKEN)
     if token.startswith("arn:aws") and token.count(":") >= 5:
         return False
-    # A part of a path that there is: the folder of a user, of a project. A file's name is no such part.
+    # A folder in an existing path, such as that of a user, is not a secret; a file's name may be one.
     slash = token.find("/")
     place = token[slash:] if slash >= 0 else ""
-    within = place.find(needle.text)
-    return not (place and within > 0 and _is_folder(place[: within + len(needle.text)]))
+    within = place.find(form.text)
+    return not (place and within > 0 and _is_folder(place[: within + len(form.text)]))
 
 
 def _around(text: str, start: int, end: int, kind: re.Pattern[str]) -> str:
-    """Return the run of characters of a kind around a place, as far as 300 to each side."""
+    """Return the characters of a kind around a place, at most 300 on each side."""
     before = kind.match(text[max(start - 300, 0) : start][::-1])
     after = kind.match(text, end, end + 300)
     left = start - (before.end() if before else 0)
@@ -821,7 +819,7 @@ def _merged(spans: list[Span]) -> list[Span]:
 
 
 def _cut(pieces: list[str], spans: list[Span]) -> list[str]:
-    """Replace spans of the joined pieces; the note stands in the piece where the secret begins."""
+    """Replace spans of the joined pieces by notes, each in the piece in which its secret begins."""
     clean, offset, number = [], 0, 0
     for piece in pieces:
         last = offset + len(piece)
@@ -831,7 +829,7 @@ def _cut(pieces: list[str], spans: list[Span]) -> list[str]:
             stop = min(end, last)
             if start >= offset:
                 parts.append(piece[done - offset : start - offset])
-                # Colours and markup around the secret stay as they were.
+                # Colours and markup inside the secret are kept.
                 kept = _SHOWN.findall(piece[start - offset : stop - offset])
                 parts += [_note(label), *kept]
             done = stop
@@ -866,7 +864,7 @@ def _from_base64(payload: str) -> bytes | None:
 
 
 def _is_binary_type(key: str) -> bool:
-    """Whether a key of a MIME bundle announces base64: a picture, a sound, a document."""
+    """Return whether the value of a key in a MIME bundle is base64: a picture, a sound, a document."""
     kind, slash, name = key.partition("/")
     return (
         bool(slash)
@@ -898,7 +896,7 @@ _PACKED = (
 
 
 def _unpacked(content: bytes, depth: int = 0, budget: list[int] | None = None) -> Iterator[bytes]:
-    """Yield bytes, and what is packed in them: texts of a PNG, members of a ZIP, what was compressed."""
+    """Yield content and its unpacked parts: texts of a PNG, members of a ZIP, decompressed data."""
     budget = [_UNPACKED_IN_ALL] if budget is None else budget
     budget[0] -= len(content)
     yield content
@@ -922,11 +920,11 @@ def _unpacked(content: bytes, depth: int = 0, budget: list[int] | None = None) -
         tarfile.TarError,
         zipfile.BadZipFile,
     ):
-        return  # it only began like one
+        return  # only the first bytes were those of an archive
 
 
 def _parts_of(content: bytes) -> Iterator[bytes]:
-    """Yield what is packed in bytes of a kind that is known."""
+    """Yield the unpacked parts of content of a known type."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         yield from _png_texts(content)
     elif content.startswith(b"\x1f\x8b"):
@@ -955,7 +953,7 @@ def _parts_of(content: bytes) -> Iterator[bytes]:
                 member = archive.extractfile(entry) if entry.isreg() else None
                 if member is not None:
                     yield from iter(partial(member.read, _UNPACKED_BYTES), b"")
-    elif b"PK\x05\x06" in content[-66_000:]:  # something else may stand before a ZIP
+    elif b"PK\x05\x06" in content[-66_000:]:  # a ZIP may follow other data
         with zipfile.ZipFile(io.BytesIO(content)) as packed:
             for info in packed.infolist():
                 yield info.filename.encode("utf-8", "replace") + b"\n" + info.comment
@@ -964,13 +962,13 @@ def _parts_of(content: bytes) -> Iterator[bytes]:
 
 
 def _streams(content: bytes, make: Callable[[], Any]) -> Iterator[bytes]:
-    """Yield what one compressed stream after another contains; the pieces of a large one overlap."""
+    """Yield the content of consecutive compressed streams; the pieces of a large one overlap."""
     rest = content
     while rest:
         stream, end = make(), b""
         while rest and not stream.eof:
             part = stream.decompress(rest, _UNPACKED_BYTES)
-            rest = getattr(stream, "unconsumed_tail", b"")  # zlib alone hands back what it has not read
+            rest = getattr(stream, "unconsumed_tail", b"")  # only zlib returns unread input
             yield end + part
             end = part[-_OVERLAP:]
             while not rest and not stream.eof and len(part) == _UNPACKED_BYTES:
@@ -1012,7 +1010,7 @@ def _png_texts(content: bytes) -> Iterator[bytes]:
         if kind in (b"zTXt", b"iTXt"):
             yield data
             for start in range(len(data)):
-                if data[start : start + 1] == b"\x78":  # where zlib's header may be
+                if data[start : start + 1] == b"\x78":  # zlib's header may begin here
                     try:
                         yield zlib.decompressobj().decompress(data[start:], _UNPACKED_BYTES)
                     except zlib.error:
@@ -1022,9 +1020,9 @@ def _png_texts(content: bytes) -> Iterator[bytes]:
 
 
 def _joined(value: Any) -> Any:
-    """Return a multi-line text of a notebook as one, because a secret may cross lines.
+    """Return a notebook's list of lines as one text, because a secret may span lines.
 
-    A list of one text, such as a parameter, is no text of several lines, and stays a list.
+    A list of one text, such as a parameter, is returned unchanged.
     """
     if isinstance(value, list) and len(value) > 1 and all(isinstance(line, str) for line in value):
         return value if any(not line.endswith("\n") for line in value[:-1]) else "".join(value)

@@ -1,16 +1,15 @@
-"""Where things are and whose they are: ``vmsnix.toml`` and the ``VMSNIX_*`` variables.
+"""The settings: ``vmsnix.toml`` and the ``VMSNIX_*`` variables.
 
-A team keeps a ``vmsnix.toml`` beside its flake; a CI job or a shell overrides single values with variables.
-What neither names has a default that works on a fresh machine::
+A team keeps a ``vmsnix.toml`` beside its flake. Variables of a shell or a CI job override its values. Every
+other setting has a default::
 
     region = "eu-central-1"
     bucket = "acme-vmsnix-images"
     allowed_accounts = ["012345678901"]
     history = "s3://acme-vmsnix-records/history"
 
-``VMSNIX_CONFIG`` names the file; without it, the nearest ``vmsnix.toml`` in the working directory or its
-parents is read. A name that nobody knows is refused, because a setting that is silently ignored is found out
-in production.
+``VMSNIX_CONFIG`` is the path of the file; by default the nearest ``vmsnix.toml`` in the working directory or
+its parents is read. Unknown names are refused, so that no setting is silently ignored.
 """
 
 from __future__ import annotations
@@ -46,24 +45,24 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_RUN_ID",  # set by the runner for every kernel: the run
     "VMSNIX_RUNBOOK",  # its runbook
     "VMSNIX_RUN_DIR",  # its folder, where result.json goes
-    "VMSNIX_RUN_ENTRY",  # where everybody finds its result.json, for an archive on S3
+    "VMSNIX_RUN_ENTRY",  # the URL of its result.json, for an archive on S3
     "VMSNIX_SIDE_EFFECTS",  # what it may do to AWS
-    "VMSNIX_PROGRESS",  # "silent" shows no progress; "messages", set by the runner, hands it to the runner
-    "VMSNIX_EVENTS",  # set by the console: the file in which progress can be followed
+    "VMSNIX_PROGRESS",  # "silent" shows no progress; "messages", set by the runner, sends it to the runner
+    "VMSNIX_EVENTS",  # set by the console: the file for progress events
     "VMSNIX_LAB_FOLDER",  # set by `vmsnix lab` for its kernels: the folder in which it was started
     "VMSNIX_FAILED",  # tests: the file for the names of those that failed
     "VMSNIX_REQUIRE",  # tests: the tools that this machine must have
-    "VMSNIX_SANDBOX",  # the work goes to a sandbox
+    "VMSNIX_SANDBOX",  # the AWS calls go to a sandbox
     "VMSNIX_SECRETS",  # set by the runner: the descriptor by which a kernel reports its credentials
 )
-"""Variables that begin like settings and are none."""
+"""Variables with the prefix of the settings that are not settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetirementPolicy:
-    """The numbers by which an audit and a retirement decide, and the only place of their defaults.
+    """The limits of the retirement policy with their defaults, for audits and retirements.
 
-    `Settings` explains each; there their names begin with ``retire_``.
+    `Settings` documents each as ``retire_NAME``.
     """
 
     keep_last: int = 3
@@ -79,7 +78,7 @@ _POLICY = RetirementPolicy()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What this installation was told; every field can stand in ``vmsnix.toml`` or in ``VMSNIX_<FIELD>``.
+    """The settings. Set a field in ``vmsnix.toml`` or with the variable ``VMSNIX_<FIELD>``.
 
     Attributes
     ----------
@@ -94,53 +93,53 @@ class Settings:
     key_prefix
         First part of every S3 key; empty, or ends with ``/``.
     kms_key
-        KMS key (ARN or id) that encrypts uploaded objects, snapshots and AMIs; empty: as bucket and account
-        encrypt by default.
+        KMS key (ARN or ID) that encrypts uploaded objects, snapshots and AMIs; empty for the default
+        encryption of bucket and account.
     allowed_accounts
-        Account ids, 12 digits each, in which anything may be changed; empty allows every account.
+        Account IDs of 12 digits that vmsnix may change; empty allows every account.
     history
-        Where the Delta tables live: a local folder or ``s3://bucket/prefix``.
+        Place of the Delta tables: a local folder or ``s3://bucket/prefix``.
     archive
-        Where the evidence of runs is kept (executed notebook, report, result, log): a local folder or
+        Place of the archive of runs (executed notebook, report, result, log): a local folder or
         ``s3://bucket/prefix``.
     state
-        Local folder for everything that has no other place (runs, journals).
+        Local folder for runs and journals.
     shared
-        Whether others on this machine may read what is written below `state`, `archive` and `history`, as far
-        as the umask lets them. By default only the user who runs vmsnix may (modes 0700 and 0600).
+        Whether other users of this machine may read the files below `state`, `archive` and `history`, as far
+        as the umask allows. By default only the user who runs vmsnix may (modes 0700 and 0600).
     flake
-        Flake in which image names without a ``#`` are looked up.
+        Flake of image names without a ``#``.
     channels
-        The channels to which images are promoted: lower-case words, the one that is tried first at the
-        beginning.
-    pointer_prefix
-        First part of the names of the channels' pointers in Parameter Store: ``/vmsnix/IMAGE/CHANNEL``.
+        Channels to which images are promoted: lower-case words, in the order of promotion.
+    channel_prefix
+        First part of the channels' names in Parameter Store, which are ``/vmsnix/IMAGE/CHANNEL``.
     put_ceiling
-        Blocks that an upload through the EBS direct APIs puts in a second, at most. 1000 is what AWS's own
-        worked example reaches, about 500 MB/s; the account's quota may allow more.
+        Maximum number of blocks per second of an upload with the EBS direct APIs. AWS's own example reaches
+        1000, about 500 MB/s; the account's quota may allow more.
     audit_accounts
-        Accounts that an audit looks into, 12 digits each; empty for the caller's own.
+        Account IDs of 12 digits to audit; empty for the caller's own account.
     audit_role
-        Role that it takes in those that are not the caller's own.
+        Role to assume in the other accounts.
     audit_external_id
-        What the trust policy of that role asks for besides; empty for nothing.
+        External ID that the role's trust policy requires; empty for none.
     snapshot_prices
-        What a GiB of snapshot costs a month, in USD, by region: in the standard and in the archive tier.
-        ``default`` is for regions that are not named. In the file a table, ``eu-central-1 = [0.054, 0.0135]``
-        below ``[snapshot_prices]``; in a variable ``eu-central-1=0.054/0.0135,default=0.05/0.0125``.
+        Monthly price of a GiB of snapshot in USD by region: in the standard and in the archive tier.
+        ``default`` is for all other regions. In the file a table, ``eu-central-1 = [0.054, 0.0135]`` below
+        ``[snapshot_prices]``; in a variable ``eu-central-1=0.054/0.0135,default=0.05/0.0125``.
     retire_keep_last
-        How many AMIs are kept of each image and architecture, the newest; and of each channel, the last that
-        it named. This and the next five are the retirement policy, by which audits and retirements decide.
+        Number of AMIs to keep for each image and architecture (the newest), and for each channel (its last
+        values). This and the next five settings are the retirement policy of audits and retirements.
     retire_min_age_days
-        Keep AMIs that are younger.
+        Keep AMIs younger than this number of days.
     retire_launched_days
-        Keep AMIs that launched an instance in the last days, so many. AWS reports launches a day late.
+        Keep AMIs that launched an instance in the last N days. AWS reports launches a day late.
     retire_retention_days
-        How long a retired AMI or snapshot can be restored, before a later run deletes it.
+        Days in which a retired AMI or snapshot can be restored, before a later run deletes it.
     retire_orphan_days
-        Age from which a snapshot without an AMI is an orphan. An unfinished publish may need a younger one.
+        Days after which a snapshot without an AMI counts as an orphan. An unfinished publish may need a
+        younger one.
     retire_max_count
-        How many AMIs and orphans one run retires or deletes at most, over all regions: the oldest.
+        Maximum number of AMIs and orphans that one run retires or deletes in all regions, oldest first.
     """
 
     region: str | None
@@ -156,7 +155,7 @@ class Settings:
     shared: bool
     flake: str
     channels: tuple[str, ...]
-    pointer_prefix: str
+    channel_prefix: str
     put_ceiling: int
     audit_accounts: tuple[str, ...]
     audit_role: str
@@ -171,7 +170,7 @@ class Settings:
 
     @property
     def retirement(self) -> RetirementPolicy:
-        """The retirement policy, whose fields are the settings that begin with ``retire_``."""
+        """The retirement policy, from the settings ``retire_*``."""
         return RetirementPolicy(
             **{field.name: getattr(self, f"retire_{field.name}") for field in fields(RetirementPolicy)}
         )
@@ -184,11 +183,11 @@ VARIABLES: dict[str, str] = {f"VMSNIX_{name.upper()}": name for name in FIELDS}
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """One value as somebody gave it, and the words with which to speak of it in an error."""
+    """A value from the file or a variable, and its description for errors."""
 
     value: object
     place: str
-    folder: Path  # relative paths count from here
+    folder: Path  # base of relative paths
     source: str  # the file's or the variable's name
 
     def refuse(self, why: str, fix: str) -> SettingsError:
@@ -198,26 +197,26 @@ class _Given:
 def load(start: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """Return the settings: defaults, then ``vmsnix.toml``, then the ``VMSNIX_*`` variables.
 
-    An empty variable counts as not set, because that is how CI systems pass what nobody filled in. Relative
-    paths in the file count from the file's folder, those in variables from `start`. A flake that begins with
-    ``.`` is such a path.
+    An empty variable counts as not set, because CI systems pass an unset input as an empty variable. Relative
+    paths in the file are relative to its folder, those in variables to `start`. A flake that begins with
+    ``.`` is a path.
 
     Parameters
     ----------
     start
-        Where the search for ``vmsnix.toml`` begins; the working directory by default.
+        Folder where the search for ``vmsnix.toml`` begins; by default the working directory.
     environment
-        The variables; ``os.environ`` by default.
+        The variables; by default ``os.environ``.
 
     Raises
     ------
     SettingsError
-        For an unknown key or variable, a value of the wrong type, and a file that cannot be read as TOML.
+        A name is unknown, a value is invalid, or the file is not valid TOML.
     """
     given = _read(start, environment)
     state = _take(given, "state", _path, None) or _default_state()
     shared = _take(given, "shared", _flag, default=False)
-    files.share(shared)
+    files.set_shared(shared)
     return Settings(
         region=_take(given, "region", _text, None),
         bucket=_take(given, "bucket", _text, None),
@@ -232,7 +231,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         shared=shared,
         flake=_take(given, "flake", _flake, "./nix"),
         channels=_take(given, "channels", _channels, ("candidate", "stable")),
-        pointer_prefix=_take(given, "pointer_prefix", _pointer_prefix, "/vmsnix"),
+        channel_prefix=_take(given, "channel_prefix", _channel_prefix, "/vmsnix"),
         put_ceiling=_take(given, "put_ceiling", _whole(1, 100_000), 1000),
         audit_accounts=_take(given, "audit_accounts", _accounts, ()),
         audit_role=_take(given, "audit_role", _text, "vmsnix-auditor"),
@@ -270,7 +269,7 @@ def _read(start: Path | None, environment: Mapping[str, str] | None) -> dict[str
 
 
 def user_name() -> str:
-    """Return who runs this process; ``uid N`` where the system has no name, as in many containers."""
+    """Return the user of this process; ``uid N`` if the user has no name, as in many containers."""
     import getpass
 
     try:
@@ -297,7 +296,7 @@ def _find(start: Path, environment: Mapping[str, str]) -> Path | None:
             )
         return path
     for folder in (start, *start.parents):
-        # os.path.isfile, because Path.is_file raises where a parent may not be entered (Python 3.11 to 3.13).
+        # os.path.isfile, because Path.is_file raises for a parent without permission (Python 3.11 to 3.13).
         if os.path.isfile(folder / FILE_NAME):  # noqa: PTH113
             return folder / FILE_NAME
     return None
@@ -342,7 +341,7 @@ def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
         if not value:
             continue
         field = VARIABLES[name]
-        # A variable is text; lists and prices have a written form of their own.
+        # A variable is text; lists and prices have their own notation.
         words = [word.strip() for word in value.split(",")]
         parsed: object = value
         if field in LISTS:
@@ -430,9 +429,9 @@ def _channels(given: _Given) -> tuple[str, ...]:
     return tuple(given.value)
 
 
-def _pointer_prefix(given: _Given) -> str:
+def _channel_prefix(given: _Given) -> str:
     text = _text(given).rstrip("/")
-    # Parameter Store keeps names that begin with aws or ssm for AWS.
+    # Parameter Store reserves names that begin with aws or ssm.
     if not re.fullmatch(r"(/(?!(?i:aws|ssm))[A-Za-z0-9_.-]+)(/[A-Za-z0-9_.-]+){0,10}", text):
         raise given.refuse("It is not a valid parameter prefix.", "Use a prefix such as /vmsnix.")
     return text
@@ -459,7 +458,7 @@ def _location(given: _Given) -> str:
 
 def _whole(low: int, high: int) -> Callable[[_Given], int]:
     def check(given: _Given) -> int:
-        # A variable is text; a number in the file is one already, and true is none.
+        # A variable is text, a value of the file is a number; true is not a number.
         value = int(given.value) if isinstance(given.value, str) and given.value.isdecimal() else given.value
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise given.refuse(
@@ -504,5 +503,5 @@ def _prices(given: _Given) -> dict[str, tuple[float, float]]:
 
 def _flake(given: _Given) -> str:
     text = _text(given)
-    # Only what looks like a path is one; "github:owner/repository" and "nixpkgs" are not.
+    # "github:owner/repository" and "nixpkgs" are not paths.
     return os.path.normpath(given.folder / text) if text.startswith(".") else text

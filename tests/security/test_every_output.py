@@ -200,7 +200,7 @@ def test_the_history_shows_hostile_text_as_text(
 
 def test_past_runs_are_shown_with_hostile_text_as_text(shelf: Shelf, say: Say) -> None:
     for number, word in enumerate(EVIL):
-        folder = shelf.archive / f"20261125T0000{number:02}Z-try-this-abcdef"
+        folder = shelf.archive / f"20261125T0000{number:02}000Z-try-this-abcdef"
         folder.mkdir(parents=True)
         values = dict.fromkeys(
             ("user", "host", "cwd", "region", "account", "image_name", "ami_id", "notebook", "sandbox"), word

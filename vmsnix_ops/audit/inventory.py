@@ -657,7 +657,7 @@ def scan(
         def read(place: RegionContext) -> tuple[Read, pa.Table]:
             try:
                 columns = Columns(run.run_id, now, place.account, place.region)
-                result = read_region(place, columns, one_by_one, settings.pointer_prefix, family)
+                result = read_region(place, columns, one_by_one, settings.channel_prefix, family)
                 return result, columns.arrow()
             finally:
                 step.advance(1)

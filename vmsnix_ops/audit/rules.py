@@ -605,8 +605,8 @@ class _Lost:
 
     def _channel(self, parameter: str) -> tuple[str, str] | None:
         """Return image and channel of a parameter of ours."""
-        rest = parameter.removeprefix(f"{self.settings.pointer_prefix}/").split("/")
-        ours = parameter.startswith(f"{self.settings.pointer_prefix}/") and len(rest) == 2
+        rest = parameter.removeprefix(f"{self.settings.channel_prefix}/").split("/")
+        ours = parameter.startswith(f"{self.settings.channel_prefix}/") and len(rest) == 2
         return (rest[0], rest[1]) if ours and rest[1] in self.settings.channels else None
 
     def _group(self) -> Command | None:

@@ -71,7 +71,7 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
                 why="Each image has its own channels.",
                 fix="Add --image NAME.",
             )
-        name = parameters.parameter_name(settings.pointer_prefix, image, wanted)
+        name = parameters.parameter_name(settings.channel_prefix, image, wanted)
         parameter = parameters.find_parameter(ssm, name)
         if parameter is None:
             raise errors.ChannelError(

@@ -221,7 +221,7 @@ def parameter_name(prefix: str, image: str, channel: str) -> str:
         shown = name if len(name) <= 120 else f"{name[:117]}..."
         raise errors.ParameterError(
             f"Invalid parameter name {shown}: {rule}.",
-            fix="Change pointer_prefix or channels in vmsnix.toml.",
+            fix="Change channel_prefix or channels in vmsnix.toml.",
         )
     return name
 

@@ -101,7 +101,7 @@ def session(region: str | None = None, profile: str | None = None) -> boto3.Sess
     import boto3
     from botocore.exceptions import ProfileNotFound
 
-    credentials.watch()
+    credentials.watch_botocore()
     try:
         return boto3.Session(region_name=region or None, profile_name=profile)
     except ProfileNotFound as error:

@@ -292,7 +292,7 @@ def plan(
         deprecate_at=date,
         protect=protect,
         unprotect=unprotect,
-        parameter=parameters.parameter_name(settings.pointer_prefix, image, channel) if channel else "",
+        parameter=parameters.parameter_name(settings.channel_prefix, image, channel) if channel else "",
         note=Note("promote", source.name, run.run_id),
     )
     contexts = [

@@ -344,7 +344,7 @@ def plan(
     """
     settings, given = settings or load(), tuple(regions)
     channels.check_channel(channel, settings)
-    parameter = parameters.parameter_name(settings.pointer_prefix, image, channel)
+    parameter = parameters.parameter_name(settings.channel_prefix, image, channel)
     plans.check_topic(topic)
     home = checked_home(region, settings=settings, session=session)
     run = current_run("rollback", settings=settings)

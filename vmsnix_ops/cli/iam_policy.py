@@ -204,7 +204,7 @@ def iam_policy(
         kms_key=_key(kms_key or settings.kms_key),
         partition=partition,
         audit_role=settings.audit_role,
-        pointer_prefix=settings.pointer_prefix,
+        channel_prefix=settings.channel_prefix,
     )
     if kind in KINDS:
         options: dict[str, dict[str, Any]] = {

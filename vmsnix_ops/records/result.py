@@ -115,7 +115,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
         When the file cannot be written; `UnsavedError`, exit code 3.
     """
     whole = {**dict.fromkeys(KEYS), "run_id": run.run_id, "runbook": run.runbook, **result}
-    whole = Redactor(secret_values()).anything(whole)
+    whole = Redactor(secret_values()).value(whole)
     for key, (kind, _) in KEYS.items():
         _check(key, kind, whole[key])
     try:

@@ -32,7 +32,7 @@ def without_secrets(data: pa.Table) -> pa.Table:
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             continue
         texts = data.column(number)
-        suspects = range(len(texts)) if len(texts) < FEW_ROWS else _suspects(texts, redactor.known())
+        suspects = range(len(texts)) if len(texts) < FEW_ROWS else _suspects(texts, redactor.known_texts())
         found = {row: texts[row].as_py() for row in suspects}
         clean = {row: redactor.json(text) for row, text in found.items() if text is not None}
         if any(found[row] != text for row, text in clean.items()):
@@ -57,7 +57,7 @@ def frame_without_secrets(frame: pd.DataFrame) -> pd.DataFrame:
         kind = frame[name].dtype
         if not (pd.api.types.is_object_dtype(kind) or pd.api.types.is_string_dtype(kind)):
             continue
-        values = [redactor.anything(value) for value in frame[name].array]
+        values = [redactor.value(value) for value in frame[name].array]
         if any(
             now is not before and now != before for now, before in zip(values, frame[name].array, strict=True)
         ):

@@ -98,10 +98,10 @@ def _from_botocore(given: Mapping[str, str], region: str | None) -> tuple[dict[s
     import botocore.exceptions
     import botocore.session
 
-    credentials_module.watch()
+    credentials_module.watch_botocore()
     try:
         session = botocore.session.Session(profile=given.get("AWS_PROFILE") or None)
-        keys = credentials_module.keys(session)
+        keys = credentials_module.session_keys(session)
         found_region = given.get("AWS_REGION") or session.get_config_variable("region") or region
     except botocore.exceptions.BotoCoreError as error:
         raise RecordsError(

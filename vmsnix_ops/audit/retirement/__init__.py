@@ -121,7 +121,7 @@ def plan(
     account = _account(session, chosen)
     check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
-    prefix = settings.pointer_prefix
+    prefix = settings.channel_prefix
     contexts = {region: RegionContext.of(session, region, account) for region in chosen}
     decisions, unread = read_and_decide(contexts, action, rules, moment, prefix)
     _check_owned(contexts, rules.amis, decisions, unread)

@@ -388,7 +388,7 @@ def keys(session: boto3.Session) -> Keys:
     """Return the session's credentials, refreshed by botocore when they are about to expire."""
     from vmsnix_ops.errors import CredentialsError
 
-    found = credentials.keys(session)
+    found = credentials.session_keys(session)
     if found is None:
         raise CredentialsError(
             "No AWS credentials found.",

@@ -58,7 +58,7 @@ class Place:
     partition
         ``"aws"``, ``"aws-cn"``, ``"aws-us-gov"``, ``"aws-eusc"``, ...; empty: that of the regions, else
         ``"aws"``.
-    pointer_prefix
+    channel_prefix
         First part of the names of the channels' pointers.
     audit_role
         Name of the role that an auditor takes in other accounts.
@@ -80,7 +80,7 @@ class Place:
     role_name: str = "vmimport"
     kms_key: str = ""
     partition: str = ""
-    pointer_prefix: str = "/vmsnix"
+    channel_prefix: str = "/vmsnix"
     audit_role: str = "vmsnix-auditor"
     topic: str = ""
 
@@ -100,7 +100,7 @@ class Place:
             ("role", self.audit_role, _ROLE, "use up to 64 letters, digits or +=,.@-_"),
             ("role", self.role_name, _ROLE, "use up to 64 letters, digits or +=,.@-_"),
             ("key prefix", self.key_prefix, _KEYS, "use a plain path without wildcards"),
-            ("parameter prefix", self.pointer_prefix, _POINTERS, "use a name such as /vmsnix"),
+            ("parameter prefix", self.channel_prefix, _POINTERS, "use a name such as /vmsnix"),
             ("KMS key", self.kms_key, _KMS_KEY, "use an ARN such as arn:aws:kms:REGION:ACCOUNT:key/ID"),
             ("topic", self.topic or _NO_TOPIC, _TOPIC, "use an ARN such as arn:aws:sns:REGION:ACCOUNT:NAME"),
             ("partition", self.partition, _PARTITION, f"use one of {', '.join(region_names.partitions())}"),
@@ -294,7 +294,7 @@ def _grants(target: Target, place: Place) -> list[Grant]:
             (
                 "Pointers",
                 [
-                    f"arn:{place.partition}:ssm:{region}:{place.account}:parameter{place.pointer_prefix}{end}"
+                    f"arn:{place.partition}:ssm:{region}:{place.account}:parameter{place.channel_prefix}{end}"
                     for region in place.regions or ("*",)
                     for end in ("", "/*")
                 ],

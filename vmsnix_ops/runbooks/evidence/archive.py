@@ -152,7 +152,7 @@ def _client(
     import boto3
     from botocore.config import Config
 
-    credentials.watch()
+    credentials.watch_botocore()
     session = boto3.session.Session(
         aws_access_key_id=key,
         aws_secret_access_key=secret,
@@ -234,7 +234,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Write a JSON file whole or not at all."""
-        clean = self.redactor.anything(value)
+        clean = self.redactor.value(value)
         self.write(name, as_json(clean, indent=2) + "\n")
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -350,7 +350,7 @@ class RunFolder:
     def _clean(self, path: Path) -> bytes:
         """Return the content of a file without secrets, after taking them out of the file."""
         status = path.stat()
-        seen = (status.st_mtime_ns, status.st_size, self.redactor.state())
+        seen = (status.st_mtime_ns, status.st_size, self.redactor.version())
         content = path.read_bytes()
         if self._seen.get(path) == seen:
             return content
@@ -364,7 +364,7 @@ class RunFolder:
                 path.unlink()
                 files.write(path, clean, redactor=self.redactor)
             status = path.stat()
-            seen = (status.st_mtime_ns, status.st_size, self.redactor.state())
+            seen = (status.st_mtime_ns, status.st_size, self.redactor.version())
         self._seen[path] = seen
         return clean
 
@@ -434,8 +434,8 @@ def open_folder(
     """
     remote = str(archive).rstrip("/") if is_remote(archive) else ""
     local = (work if remote else Path(archive)).absolute() / run_id
-    credentials.watch()
-    remember(*credentials.of_files(environment))
+    credentials.watch_botocore()
+    remember(*credentials.read_files(environment))
     folder = RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
     try:
         files.make_folder(local, new=True)

@@ -502,8 +502,8 @@ def _recorded(tables: Tables, run_id: str) -> dict[str, Any]:
 def _archive(path: Path, archive: Archive, values: dict[str, Any]) -> None:
     """Bring every file to where the archive is, and write the entry anew."""
     place = archive.place.rstrip("/") if archive.remote else ""
-    credentials.watch()
-    remember(*credentials.of_files(archive.environment))
+    credentials.watch_botocore()
+    remember(*credentials.read_files(archive.environment))
     redactor = Redactor(secret_values(archive.environment))
     folder = archives.RunFolder(path.name, path, place, archive.environment, redactor)
     values["problems"] += folder.clean()  # a killed run has not searched what its last cell wrote

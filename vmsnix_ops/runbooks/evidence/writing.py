@@ -122,7 +122,7 @@ def keep(
         Content of ``result.json``.
     """
     folder = run.folder
-    values = redactor.anything(_values(run, judged, failure, seconds))
+    values = redactor.value(_values(run, judged, failure, seconds))
     problems: list[str] = values["problems"]
     notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
     kept, found = without_secrets(notebook, redactor)
@@ -157,7 +157,7 @@ def keep(
     if not folder.path(archive.LOG).is_file():
         problems.append(f"The log is lost: {folder.path(archive.LOG)} was deleted while the run wrote it.")
     bring(folder, values, [archive.LOG])
-    clean: dict[str, Any] = redactor.anything(values)
+    clean: dict[str, Any] = redactor.value(values)
     _close(run, clean, judged, failure)
     with _collecting(clean["problems"], "The summary of the CI job could not be written"):
         from vmsnix_ops.runbooks.evidence import github

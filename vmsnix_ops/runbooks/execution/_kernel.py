@@ -38,14 +38,14 @@ def load_ipython_extension(shell: Any) -> None:
         )
     _know_secrets()
     if folder:  # what a run writes is private; a notebook in JupyterLab keeps its user's umask
-        files.share(os.environ.get("VMSNIX_SHARED") == "true")
-        files.be_private()
+        files.set_shared(os.environ.get("VMSNIX_SHARED") == "true")
+        files.set_private_umask()
 
 
 def _know_secrets() -> None:
     """Learn the credentials of this process, and tell them to the runner before anything can print them."""
-    credentials.watch()
-    remember(*credentials.of_files())
+    credentials.watch_botocore()
+    remember(*credentials.read_files())
     descriptor = os.environ.pop("VMSNIX_SECRETS", "")
     if not descriptor:
         return

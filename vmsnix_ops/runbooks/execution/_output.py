@@ -152,7 +152,7 @@ class Live:
     def progress(self, data: dict[str, Any]) -> str:
         """Take an event of a step, and return the lines that it is worth, if any."""
         event = Event(**data)
-        event = Event(**self._redactor.anything(asdict(event)))
+        event = Event(**self._redactor.value(asdict(event)))
         if self._on_event is not None:
             with self._collecting("The progress display stopped early"):
                 self._on_event(event)

@@ -316,7 +316,7 @@ def _run(
         if failure is None and refused:  # the notebook went on as if nothing had been
             judged, failure = "failed", _refusal(refused[0])
         if failure is not None:
-            failure = Failure(**redactor.anything(failure.to_json()))
+            failure = Failure(**redactor.value(failure.to_json()))
             live.note(f"{judged}: {failure}", screen=False)
         values = writing.keep(prepared, notebook, redactor, live, judged, failure, seconds, record=record)
     return RunOutcome(

@@ -210,8 +210,8 @@ def write(
         "files": {},
         "problems": [],
     }
-    values = redactor.anything(values)
-    documents = redactor.anything([dict(document) for document in outcome.documents])
+    values = redactor.value(values)
+    documents = redactor.value([dict(document) for document in outcome.documents])
     files.make_folder(folder.local)
     folder.write(archive.REPORT, page(values, documents, folder.local))
     folder.write_json(archive.FLEET, {"fleet": values, "targets": documents})

@@ -126,10 +126,10 @@ def _assumed(account: Account, region: str) -> dict[str, str]:
     """Return the variables of temporary credentials of an account's role."""
     from vmsnix_ops.aws.accounts import assume
     from vmsnix_ops.aws.session import session
-    from vmsnix_ops.credentials import keys
+    from vmsnix_ops.credentials import session_keys
 
     taken = assume(session(region or None), account.role, region=region or "us-east-1")
-    return dict(zip(CREDENTIALS, keys(taken) or (), strict=True))
+    return dict(zip(CREDENTIALS, session_keys(taken) or (), strict=True))
 
 
 def nix_config(settings: Mapping[str, str]) -> str:
