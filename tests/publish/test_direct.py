@@ -13,10 +13,13 @@ import pytest
 from tests.publish.test_publish import bytes_of
 from tests.support import few, require
 from vmsnix_ops import errors
-from vmsnix_ops.aws.ebs_direct import engine, reading, writing
+from vmsnix_ops.aws.ebs_direct import engine, manifests, reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.cli import main
+from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.identity import identity_of
+from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.disk.survey import survey
 from vmsnix_ops.records import history
@@ -175,9 +178,10 @@ def test_result_and_tables_say_how_it_went(direct):
     assert upload["bytes"] == detail["sent_blocks"] * BLOCK
     assert "no earlier snapshot" in detail["why_full"]
     assert history.amis(tables).iloc[0]["via"] == "direct"
-    manifest = tables.read("manifests")
-    assert set(manifest["snapshot_id"]) == {result.snapshot_id}
-    assert len(manifest) == detail["sent_blocks"]
+    manifest = manifests.read(tables, result.snapshot_id)
+    assert manifest is not None
+    assert (manifest.identity, manifest.region) == (result.digest, REGION)
+    assert len(manifest.blocks) == detail["sent_blocks"]
 
 
 def test_nothing_is_left_of_the_journal(direct):
@@ -276,22 +280,44 @@ def test_a_parent_in_another_account(aws, direct, raw, monkeypatch):
     assert "account" in why_full(direct(image=str(raw)))
 
 
+def with_blocks(snapshot_id, change):
+    """Write another manifest of a snapshot, consistent in itself."""
+    tables = open_tables(load())
+    known = manifests.read(tables, snapshot_id)
+    blocks = Digests(change(dict(known.blocks)).items())
+    other = replace(known, blocks=blocks, identity=identity_of(blocks.raw()), disk_bytes=2**40)
+    manifests.save(tables, other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "another scheme", "another snapshot", "another identity"])
+def test_a_manifest_that_cannot_be_used_means_a_full_upload(direct, raw, damage):
+    first = direct(image=str(raw)).apply()
+    path = load().state / "history" / "manifests" / first.snapshot_id
+    content = path.read_bytes()
+    known = Manifest.load(content)
+    path.write_bytes(
+        {
+            "cut": content[:-1],
+            "another scheme": content.replace(b"vmsnix-disk-v1", b"vmsnix-disk-v2"),
+            "another snapshot": replace(known, snapshot_id="snap-0fedcba9876543210").dump(),
+            "another identity": replace(known, identity="d" * 64).dump(),
+        }[damage]
+    )
+    changed(raw, block=3, fill=7)
+    plan = direct(image=str(raw))
+    assert "has no manifest beside the tables, or it cannot be used" in why_full(plan)
+
+
 def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
     first = direct(image=str(raw)).apply()
-    tables = open_tables(load())
-    row = tables.read("manifests").iloc[:1].assign(block=900)
-    tables.append("manifests", row)
+    with_blocks(first.snapshot_id, lambda blocks: blocks | {900: blocks[0]})
     changed(raw, block=3, fill=7)
     assert f"{first.snapshot_id} contains other blocks" in why_full(direct(image=str(raw)))
 
 
 def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, direct, raw):
     first = direct(image=str(raw)).apply()
-    tables = open_tables(load())
-    rows = tables.read("manifests").sort_values("block", ignore_index=True)
-    rows.loc[len(rows) - 1, "block"] = 900
-    shutil.rmtree(load().state / "history" / "manifests")
-    tables.append("manifests", rows)
+    with_blocks(first.snapshot_id, lambda blocks: dict([*list(blocks.items())[:-1], (900, blocks[0])]))
     changed(raw, block=3, fill=7)
     wanted = direct(image=str(raw))
     assert f"{first.snapshot_id} contains other blocks" in why_full(wanted)

@@ -251,18 +251,6 @@ def test_a_rebuild_that_was_killed_between_its_moves_is_finished_by_the_next(
         assert len(tables.read("steps")) == 3
 
 
-def test_a_reader_sees_every_row_all_through_compaction_and_vacuum(tmp_path: Path) -> None:
-    tables = Tables(tmp_path)
-    for number in range(30):
-        tables.append("steps", [step(number)])
-    reading = tables.batches("steps", columns=["run_id"], size=1)
-    seen = [next(reading).column("run_id").to_pylist()[0]]
-    for _ in range(2):
-        assert tables.compact("steps")[0].files_after == 1
-    seen += [value for batch in reading for value in batch.column("run_id").to_pylist()]
-    assert sorted(seen) == sorted(f"r{number}" for number in range(30))
-
-
 def test_tables_that_are_read_while_others_write_and_compact_lose_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

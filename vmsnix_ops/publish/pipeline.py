@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors, outcomes
 from vmsnix_ops.aws import buckets, error_codes, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.ebs_direct import reading, writing
+from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
 from vmsnix_ops.nix.closure import closure
@@ -470,6 +471,11 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
                 # One that another publisher started is that publisher's to cancel.
                 imports.cancel(ec2, built.digest, run_id=plan.run_id)
                 raise
+        if built.seen is not None and made.outcome == "created":
+            manifest = Manifest(
+                built.digest, built.disk_bytes, made.snapshot_id, plan.region, built.seen.blocks
+            )
+            manifests.save(plan.journal.tables, manifest)
         entry.outcome, entry.bytes = made.outcome, built.file_bytes
         entry.detail.update(snapshot_id=made.snapshot_id, task_id=made.task_id)
         _report_size(built, made.snapshot_id, made.size_gib, entry.step)

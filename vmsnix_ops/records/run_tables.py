@@ -83,6 +83,13 @@ class RunTables(Tables):
         if kept:
             _write(path, {"saved": once})
 
+    def write_object(self, name: str, content: bytes) -> None:
+        """Write a file as `Tables.write_object` does. An error is collected in `problems`, not raised."""
+        try:
+            super().write_object(name, content)
+        except RecordsError as error:
+            self.problems[str(error)] = None
+
     def read_or_empty(
         self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
     ) -> pd.DataFrame:

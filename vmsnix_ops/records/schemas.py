@@ -378,20 +378,6 @@ INVENTORY = Schema(
     ),
 )
 
-MANIFESTS = Schema(
-    "manifests",
-    "One row per block of a snapshot that was uploaded through the EBS direct APIs.",
-    (
-        Column("snapshot_id", "text", "Snapshot ID; joins `amis`.", required=True),
-        Column("region", "text", "AWS region.", required=True),
-        Column("digest", "text", "Identity of the disk, in hexadecimal; joins `amis`.", required=True),
-        _IMAGE,
-        Column("block", "count", "Index of the block; a block has 524288 bytes.", required=True),
-        Column("sha256", "text", "SHA-256 of the block, in hexadecimal.", required=True),
-        Column("recorded_at", "time", "When this row was written.", "UTC", required=True),
-    ),
-)
-
 RETIREMENTS = Schema(
     "retirements",
     "One row per AMI or snapshot that was retired, restored or deleted.",
@@ -432,8 +418,7 @@ RETIREMENTS = Schema(
 )
 
 SCHEMAS: dict[str, Schema] = {
-    table.name: table
-    for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, MANIFESTS, RETIREMENTS)
+    table.name: table for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, RETIREMENTS)
 }
 """Every table, by name."""
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pa_dataset
     import pyarrow.fs as pa_fs
     from deltalake import DeltaTable
+    from types_boto3_s3.client import S3Client
 
     from vmsnix_ops.records.frames import Rows
     from vmsnix_ops.records.schemas import Schema
@@ -292,36 +293,93 @@ class Tables:
             _, dataset = found
             return to_frame(dataset.to_table(columns=wanted, filter=condition))
 
-    def batches(
-        self, table: str, *, columns: Sequence[str], where: Where | None = None, size: int = 16_384
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield a table in pieces, so that memory does not grow with it; in no particular order.
+    def write_object(self, name: str, content: bytes) -> None:
+        """Write a file beside the tables, whole or not at all; on S3 with one request.
 
         Parameters
         ----------
-        table, columns, where
-            As for `read`.
-        size
-            Rows of a piece, at most.
+        name
+            Relative to the tables, such as ``"manifests/snap-0123456789abcdef0"``.
+        content
+            Replaces the file.
 
         Raises
         ------
-        SchemaError, RecordsError
-            As for `read`.
+        RecordsError
+            The file cannot be written.
         """
-        schema = schemas.schema(table)
-        condition = expression(schema, where or ())
-        wanted = [schema.column(name).name for name in columns]
-        with self.reading(table) as found:
-            if found is not None:
-                _, dataset = found
-                yield from dataset.to_batches(
-                    columns=wanted,
-                    filter=condition,
-                    batch_size=size,
-                    batch_readahead=1,  # arrow's own 16 would be a table of a manifest's size
-                    fragment_readahead=1,
-                )
+        with self._object_errors(name, "written"):
+            if self.remote:
+                client, bucket, key = self._object(name)
+                client.put_object(Bucket=bucket, Key=key, Body=content)
+                return
+            path = Path(self.location, name)
+            make_folder(path.parent)
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            try:
+                with os.fdopen(create(temporary), "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def read_object(self, name: str) -> bytes | None:
+        """Return a file beside the tables, read with one request on S3; ``None`` when there is none.
+
+        Raises
+        ------
+        RecordsError
+            The file cannot be read.
+        """
+        with self._object_errors(name, "read"):
+            if self.remote:
+                client, bucket, key = self._object(name)
+                try:
+                    found: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+                except client.exceptions.NoSuchKey:
+                    return None
+                return found
+            try:
+                return Path(self.location, name).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def _object(self, name: str) -> tuple[S3Client, str, str]:
+        """Return a client, the bucket and the key of a file beside the tables on S3."""
+        import boto3
+        from botocore.config import Config
+
+        options = self._options() or {}
+        endpoint = options.get("AWS_ENDPOINT_URL")
+        local = urlsplit(endpoint or "").hostname in LOOPBACK
+        client = boto3.client(
+            "s3",
+            region_name=options["AWS_REGION"],
+            endpoint_url=endpoint,
+            aws_access_key_id=options["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=options["AWS_SECRET_ACCESS_KEY"],
+            aws_session_token=options.get("AWS_SESSION_TOKEN"),
+            config=Config(proxies={} if local else None),
+        )
+        bucket, _, prefix = self.location.removeprefix("s3://").partition("/")
+        return client, bucket, f"{prefix}/{name}" if prefix else name
+
+    @contextmanager
+    def _object_errors(self, name: str, done: str) -> Iterator[None]:
+        """Turn what boto3 and the file system raise into errors that name the file."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError, OSError) as error:
+            raise RecordsError(
+                f"The file {name} beside the tables in {self.location} cannot be {done}.",
+                why=f"{_first_line(error)}.",
+                fix="Check the location of the tables (the setting history), and that you may read and write "
+                "in it.",
+            ) from error
 
     @contextmanager
     def reading(self, table: str) -> Iterator[tuple[DeltaTable, pa_dataset.Dataset] | None]:

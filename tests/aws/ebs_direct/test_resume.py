@@ -17,7 +17,7 @@ import pytest
 from tests import hanging
 from tests.publish.test_publish import bytes_of
 from tests.support import DEADLINE, kill, wait_until
-from vmsnix_ops.aws.ebs_direct import writing
+from vmsnix_ops.aws.ebs_direct import manifests, writing
 from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
 from vmsnix_ops.disk.survey import identify
@@ -185,7 +185,7 @@ def test_a_run_that_died_after_the_seal_keeps_its_manifest_later(aws, image, tmp
     wait_until(lambda: snapshots(aws)[sealed.snapshot_id] == "completed", "the snapshot's completion")
     again = upload.run()
     assert (again.snapshot_id, again.outcome, again.sent) == (sealed.snapshot_id, "reused", 0)
-    assert len(upload.tables.read("manifests")) == 30
+    assert len(manifests.load(upload.tables, sealed.snapshot_id)) == 30
 
 
 def test_no_worker_outlives_an_upload_that_is_killed(aws, image, tmp_path):

@@ -1,23 +1,21 @@
-"""Which bytes a snapshot of ours holds: one SHA-256 for each of its blocks, kept beside the tables.
+"""Manifests of snapshots, beside the tables: the SHA-256 of each block that a snapshot contains.
 
-With the manifest of the previous image, the next upload knows what is there already without reading it back.
+With the manifest of the previous image, an upload sends only what differs, and reads nothing back.
 """
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import count, groupby, islice
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
 from vmsnix_ops.aws.session import calling
-from vmsnix_ops.disk.digests import SUM, Digests
+from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.disk.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 CANDIDATES = 5  # previous snapshots that are looked at, newest first
 PAGE = 10_000
 _NOTHING = Digests()
-PART = 32_768  # blocks that are appended to the table at once: 16 GiB of disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +70,38 @@ class Listed:
     tokens: Mapping[int, str]
 
 
-def save(tables: Tables, *, snapshot_id: str, region: str, digest: str, image: str, blocks: Digests) -> None:
-    """Keep the manifest of a snapshot. Safe to run twice: the table takes every part of it once.
+def save(tables: Tables, manifest: Manifest) -> None:
+    """Write the manifest of a snapshot beside the tables. Safe to run twice."""
+    tables.write_object(_name(manifest.snapshot_id), manifest.dump())
 
-    A manifest of which only some parts were kept is none: `choose_parent` compares it with what AWS lists.
+
+def read(tables: Tables, snapshot_id: str) -> Manifest | None:
+    """Return the manifest of a snapshot; ``None`` when none was written.
+
+    Raises
+    ------
+    vmsnix_ops.errors.RecordsError
+        It cannot be read, is damaged, belongs to another snapshot, or its blocks have another identity.
     """
-    import pandas as pd
-
-    same: dict[str, Any] = {
-        "snapshot_id": snapshot_id,
-        "region": region,
-        "digest": digest,
-        "image": image,
-        "recorded_at": datetime.now(UTC),
-    }
-    left = blocks.pairs()
-    for number in count():
-        part = list(islice(left, PART))
-        if not part:
-            return
-        once = f"manifest-{snapshot_id}-{number}" if number else f"manifest-{snapshot_id}"
-        tables.append("manifests", pd.DataFrame(part, columns=["block", "sha256"]).assign(**same), once=once)
+    content = tables.read_object(_name(snapshot_id))
+    if content is None:
+        return None
+    found = Manifest.load(content, snapshot_id=snapshot_id)
+    found.check_identity()
+    return found
 
 
 def load(tables: Tables, snapshot_id: str) -> Digests:
-    """Return the manifest of a snapshot; empty when none was kept or the table cannot be read."""
-    where = [("snapshot_id", "==", snapshot_id)]
-    indices, sums = array("I"), bytearray()
+    """Return the blocks of a snapshot; none when it has no manifest or the manifest cannot be used."""
     try:
-        for batch in tables.batches("manifests", columns=["block", "sha256"], where=where):
-            indices.extend(batch.column("block").to_pylist())
-            sums += bytes.fromhex("".join(batch.column("sha256").to_pylist()))
+        found = read(tables, snapshot_id)
     except errors.RecordsError:
-        return Digests()  # the upload is a full one
-    # Parts come in any order, and compacting the table may mix them.
-    order = sorted(range(len(indices)), key=indices.__getitem__)
-    pairs = ((indices[at], sums[at * SUM : (at + 1) * SUM].hex()) for at in order)
-    return Digests(next(same) for _, same in groupby(pairs, key=itemgetter(0)))
+        return _NOTHING  # the upload is a full one
+    return found.blocks if found is not None else _NOTHING
+
+
+def _name(snapshot_id: str) -> str:
+    return f"manifests/{snapshot_id}"
 
 
 @needs(
@@ -227,7 +219,7 @@ def _usable(
         return _NOTHING, "is in the archive tier"
     blocks = load(tables, snapshot["SnapshotId"])
     if not blocks:
-        return _NOTHING, "has no manifest in the tables, or they cannot be read"
+        return _NOTHING, "has no manifest beside the tables, or it cannot be used"
     try:
         there = indices(ebs, snapshot["SnapshotId"])
     except errors.AwsError as error:

@@ -30,6 +30,7 @@ from vmsnix_ops.aws.session import calling, client, retrying
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import ZEROS
+from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import changed, identify, still_identified
 from vmsnix_ops.progress import counted
 
@@ -107,7 +108,9 @@ class DirectSnapshot:
     throttled
         Answers that asked to slow down.
     blocks
-        Every block that it holds; empty when nobody knows.
+        Every block that it contains; empty when unknown.
+    disk_bytes
+        Of the disk that was uploaded.
     """
 
     snapshot_id: str
@@ -119,6 +122,7 @@ class DirectSnapshot:
     sent: int = 0
     throttled: int = 0
     blocks: Digests = field(default_factory=Digests, repr=False)
+    disk_bytes: int = 0
 
     @property
     def sent_bytes(self) -> int:
@@ -246,6 +250,7 @@ class PendingUpload:
             len(left),
             throttled,
             held,
+            self.task.seen.disk_bytes,
         )
 
     def expired(self, error: errors.AwsError) -> bool:
@@ -596,7 +601,7 @@ def finish(
 ) -> DirectSnapshot:
     """Wait until a sealed snapshot is completed, tag it with the run, and keep its manifest.
 
-    Safe to run twice: the tags stay the same, and the table takes a manifest once.
+    Safe to run twice: the tags stay the same, and so does the manifest.
 
     Raises
     ------
@@ -618,11 +623,7 @@ def finish(
     if made.blocks:
         manifests.save(
             tables,
-            snapshot_id=made.snapshot_id,
-            region=wanted.region,
-            digest=wanted.digest,
-            image=wanted.image,
-            blocks=made.blocks,
+            Manifest(wanted.digest, made.disk_bytes, made.snapshot_id, wanted.region, made.blocks),
         )
     BlockJournal(wanted.journal).remove()
     return replace(made, size_gib=size)
@@ -657,7 +658,9 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
     parent_id = known[0].parent_id
     parent = manifests.load(task.tables, parent_id) if parent_id else Digests()
     held = held_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
-    return DirectSnapshot(snapshot_id, size, "reused", parent_id, blocks=held)
+    return DirectSnapshot(
+        snapshot_id, size, "reused", parent_id, blocks=held, disk_bytes=task.seen.disk_bytes
+    )
 
 
 def _may_pass_later(error: errors.AwsError) -> bool:
