@@ -72,8 +72,8 @@ def one_after_the_other(plan: Path, runs: int, environment: dict[str, str]) -> N
 
 def on_workers(plan: Path, workers: int, environment: dict[str, str]) -> None:
     """Run the plan as a fleet."""
+    from vmsnix_ops.progress import silent
     from vmsnix_ops.runbooks import fleet
-    from vmsnix_ops.runbooks.fleet.table import Board
 
     outcome = fleet.plan(
         plan,
@@ -82,7 +82,7 @@ def on_workers(plan: Path, workers: int, environment: dict[str, str]) -> None:
         fresh=True,
         environment=environment,
         ledger=str(plan.parent / "ledger"),
-    ).apply(board=Board())
+    ).apply(progress=silent())
     if outcome.status != "done":
         raise SystemExit(str(outcome.error))
 

@@ -55,7 +55,7 @@ DEFAULT_PLAN = "fleet.toml"
     metavar="PLACE",
     help="Location of the evidence: a folder, or s3://bucket/prefix.  [default: the setting archive]",
 )
-@click.option("--fresh", is_flag=True, help="Start a new round even if the last one is not complete.")
+@click.option("--fresh", is_flag=True, help="Run also the targets that are done.")
 @click.option("--yes", is_flag=True, help="Confirm targets that destroy, with --no-dry-run.")
 @click.option("--sandbox", is_flag=True, help="Run against a local sandbox instead of AWS.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json; in a dry run, the plan.")
@@ -75,7 +75,7 @@ def fleet(
     """Run many runbooks from a plan file, and write one report of all runs.
 
     PLAN is a TOML file with images, regions, accounts, parameters, order and retries. vmsnix checks the whole
-    plan and shows it; with --no-dry-run it runs it. Run it again to continue with what is left.
+    plan and shows it; with --no-dry-run it runs the targets that are not done. Run it again to continue.
     """
     import sys
 
@@ -83,8 +83,8 @@ def fleet(
         raise click.UsageError("Two plan files given: use PLAN or --plan, not both.")
     from vmsnix_ops.cli.output import show_error, show_json
     from vmsnix_ops.cli.sandbox import run_sandbox
+    from vmsnix_ops.progress import LogLines, Progress
     from vmsnix_ops.runbooks import fleet as fleets
-    from vmsnix_ops.runbooks.fleet.table import Lines
 
     with run_sandbox() if sandbox else nullcontext() as served:
         ready = fleets.plan(
@@ -100,9 +100,9 @@ def fleet(
         echo(ready, err=as_json)
         if dry_run:
             if as_json:
-                show_json({"fleet": ready.plan.name, "dry_run": True, "targets": _rows(ready)})
+                show_json({"fleet": ready.file.name, "dry_run": True, "targets": _rows(ready)})
             return 0
-        outcome = ready.apply(confirmed=yes, board=Lines(sys.stderr) if as_json else None)
+        outcome = ready.apply(confirmed=yes, progress=Progress(LogLines(sys.stderr)) if as_json else None)
     if as_json:
         show_json(outcome.values)
     else:

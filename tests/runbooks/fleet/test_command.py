@@ -1,4 +1,4 @@
-"""``vmsnix fleet``: a plan shown, refused, confirmed; the whole way is in test_fleet and test_fleet_kills."""
+"""``vmsnix fleet``: a plan is shown, refused or confirmed. Whole fleets run in test_fleet and test_kills."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.runbooks.shelf import Shelf
 
-DESTROYS = "dry_run: bool = True  # only look\n"
+DESTROYS = "dry_run: bool = True  # change nothing\n"
 
 
 @pytest.fixture
@@ -28,18 +28,16 @@ def plan(shelf: Shelf, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_plan_is_only_shown_unless_it_is_said_otherwise(
-    plan: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_is_only_shown_by_default(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fleet", str(plan)]) == 0
     shown = capsys.readouterr().out
-    assert "Fleet try: 1 target on this machine, a new round" in shown
+    assert "Fleet try: 1 target on this machine" in shown
     assert "planned  greet   greet" in shown
     assert "Dry run: nothing will be run." in shown
     assert main(["fleet", str(plan), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["fleet"], told["dry_run"]) == ("try", True)
-    assert [(one["target"], one["state"]) for one in told["targets"]] == [("greet", "planned")]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["fleet"], printed["dry_run"]) == ("try", True)
+    assert [(one["target"], one["state"]) for one in printed["targets"]] == [("greet", "planned")]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +49,7 @@ def test_every_spelling_is_the_same_command(
     plan.rename(plan.with_name("fleet.toml"))  # the default
     monkeypatch.chdir(plan.parent)
     assert main(words.replace("PLAN", "fleet.toml").split()) == 0
-    assert "Fleet try: 1 target on this machine, a new round" in capsys.readouterr().out
+    assert "Fleet try: 1 target on this machine" in capsys.readouterr().out
 
 
 def test_two_plan_files_are_refused(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,23 +57,23 @@ def test_two_plan_files_are_refused(plan: Path, capsys: pytest.CaptureFixture[st
     assert "use PLAN or --plan, not both." in capsys.readouterr().err
 
 
-def test_a_plan_that_is_wrong_is_wrong_use(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_plan_is_a_usage_error(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan.write_text(plan.read_text().replace('"greet"', '"gret"'))
     assert main(["fleet", str(plan), "--no-dry-run"]) == 2
     assert "Did you mean 'greet'?" in capsys.readouterr().err
 
 
-def test_what_destroys_wants_to_be_confirmed(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_targets_that_destroy_need_a_confirmation(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with plan.open("a") as file:
         file.write('[[entry]]\nrunbook = "end"\nparameters = { dry_run = false }\n')
     assert main(["fleet", str(plan), "--no-dry-run"]) == 2
-    told = capsys.readouterr()
-    assert "end dry_run=False; destroys" in told.out
-    assert "1 target would destroy resources. Pass --yes to confirm." in told.err
+    printed = capsys.readouterr()
+    assert "end dry_run=False; destroys" in printed.out
+    assert "1 target would destroy resources. Pass --yes to confirm." in printed.err
 
 
 @pytest.mark.parametrize(("states", "code"), [(["done"], 0), (["done", "failed"], 3), (["failed"], 1)])
-def test_the_exit_code_is_the_fleets(
+def test_the_exit_code_follows_the_states_of_the_targets(
     plan: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -83,9 +81,9 @@ def test_the_exit_code_is_the_fleets(
     code: int,
 ) -> None:
     documents = tuple({"target": state, "state": state, "error": "No."} for state in states)
-    outcome = FleetResult("try", "round", False, documents, 1.0, "s", {"report": "R", "result": "S"})
+    outcome = FleetResult("try", "run", False, documents, 1.0, {"report": "R", "result": "S"})
     monkeypatch.setattr(fleet.FleetPlan, "apply", lambda *_, **__: outcome)
     assert main(["fleet", str(plan), "--no-dry-run", "--json"]) == code
-    told = capsys.readouterr()
-    assert json.loads(told.out) == {"report": "R", "result": "S"}
-    assert ("Error: " in told.err) == (code != 0)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"report": "R", "result": "S"}
+    assert ("Error: " in printed.err) == (code != 0)

@@ -1,4 +1,4 @@
-"""Fleets on a real cluster of this machine: what is run, in which order, what is left when parts die."""
+"""Fleets on a real cluster of this machine: what runs, in which order, and what remains when parts die."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 import threading
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,37 +25,37 @@ import pytest
 
 from tests.support import finish, join, wait_until
 from vmsnix_ops.errors import FleetError, PartialError, ToolMissingError
+from vmsnix_ops.progress import Event, LogLines, Progress, silent
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet.cluster import check_workers, connected
-from vmsnix_ops.runbooks.fleet.engine import Runner, Stop
+from vmsnix_ops.runbooks.fleet.engine import Runner, Stop, check_workers, connected
 from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
 from vmsnix_ops.runbooks.fleet.plan_file import Dask
-from vmsnix_ops.runbooks.fleet.table import Lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.runbooks.shelf import Shelf
     from vmsnix_ops.runbooks.fleet.report import FleetResult
+    from vmsnix_ops.runbooks.fleet.targets import Target
+    from vmsnix_ops.runbooks.fleet.worker import Job
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx"  # the shape of one; nobody's
 
 TRACE = """\
 import os, time
 from pathlib import Path
-trace = Path(os.environ["TRACE"])
-def tell(word):
-    with trace.open("a") as file:
+def trace(word):
+    with Path(os.environ["TRACE"]).open("a") as file:
         file.write(f"{word} {name}\\n")
-tell("begin")
 """
 WORK = """\
-if must_be and not Path(must_be).exists():
-    raise RuntimeError(f"{must_be} is missing")
 try:
+    trace("begin")
+    if must_be and not Path(must_be).exists():
+        raise RuntimeError(f"{must_be} is missing")
     time.sleep(seconds)
 finally:
-    tell("end")
+    trace("end")
 """
 PARAMETERS = """\
 name: str = "x"  # who
@@ -95,14 +96,13 @@ class Yard:
         return path.read_text().splitlines() if path.exists() else []
 
     def running(self, planned: fleet.FleetPlan, target: str) -> Document:
-        """Wait until a target's notebook has begun, and return its document."""
-        key = next(each.key for each in planned.plan.targets if each.name == target)
-        name = next(str(each.given["name"]) for each in planned.plan.targets if each.name == target)
+        """Wait until a target's notebook has begun, and return its claim."""
+        wanted = next(each for each in planned.file.targets if each.name == target)
 
         def document() -> Document | None:
-            kept = open_ledger(planned.ledger).read(f"targets/{key}.json")
-            begun = kept is not None and kept.value["state"] == "running" and f"begin {name}" in self.trace()
-            return kept.value if kept is not None and begun else None
+            claim, _ = open_ledger(planned.ledger).read(wanted.claim)
+            begun = f"begin {wanted.given['name']}" in self.trace()
+            return claim if begun and claim and claim["state"] == "running" else None
 
         return wait_until(document, f"the start of {target}") or {}
 
@@ -118,11 +118,16 @@ def on_the_cluster(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.connected", lambda *_, **__: nullcontext(cluster))
 
 
+def runner_of(planned: fleet.FleetPlan, progress: Progress) -> Runner:
+    places = (planned.ledger, planned.archive, planned.lease_seconds, planned.environment)
+    return Runner(planned.file, *places, "session", progress, Stop())
+
+
 def states(outcome: FleetResult) -> dict[str, str]:
     return {document["target"]: document["state"] for document in outcome.documents}
 
 
-def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
+def test_a_fleet_runs_what_it_can_and_the_next_start_runs_the_rest(
     yard: Yard, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_OUTPUT", str(yard.folder / "outputs"))
@@ -146,7 +151,7 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
         after = ["flaky"]
     """
     screen = io.StringIO()
-    outcome = yard.plan(text).apply(board=Lines(screen))
+    outcome = yard.plan(text).apply(progress=Progress(LogLines(screen)))
 
     assert states(outcome) == {"first": "done", "flaky": "failed", "last": "skipped"}
     assert (outcome.status, outcome.exit_code) == ("partial", 3)
@@ -155,10 +160,14 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     assert "fix is missing" in str(caught.value)
     assert [len(document["attempts"]) for document in outcome.documents] == [1, 2, 0]
     assert yard.trace().index("begin f") > yard.trace().index("end a")
-    assert "✓ first: done after" in screen.getvalue()
-    assert screen.getvalue().splitlines()[-1].startswith("yard: 1 done, 1 skipped, 1 failed;")
+    shown = screen.getvalue().splitlines()
+    assert shown[0] == "fleet yard ..."
+    assert any(re.fullmatch(r"first finished in [\d.]+ s", line) for line in shown)
+    assert any(re.match("fleet yard: flaky is retrying: .*fix is missing", line) for line in shown), shown
+    assert "fleet yard: last is skipped: Not run, because these are not done: flaky." in shown
+    assert re.fullmatch(r"fleet yard failed in [\d.]+ s: 1 done, 1 failed, 1 skipped", shown[-1])
 
-    # What is left of it
+    # The evidence
     report = Path(outcome.values["report"])
     page = report.read_text()
     assert 'class="failed">failed' in page
@@ -174,51 +183,97 @@ def test_a_fleet_runs_what_it_can_and_goes_on_with_the_rest(
     for path in yard.folder.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
-    # Once more, with what was missing: the rest and nothing else
+    # Started again, with the missing file, it runs the rest and nothing else
     (yard.folder / "fix").write_text("")
     before = len(yard.trace())
     planned = yard.plan(text)
-    assert planned.round == outcome.round
+    assert "1 target done already: skipped. --fresh runs all targets again." in str(planned)
     assert list(planned.frame()["state"]) == ["done", "failed", "skipped"]
-    whole = planned.apply(board=Lines(screen))
+    whole = planned.apply(progress=Progress(LogLines(screen)))
     assert set(states(whole).values()) == {"done"}
     assert yard.trace()[before:] == ["begin f", "end f", "begin z", "end z"]
-    assert whole.round == outcome.round
+    assert whole.fleet_run != outcome.fleet_run
 
-    # And that was all: the next start is a new round
-    assert yard.plan(text).round == ""
+    # A start of a fleet that is done runs nothing, and needs no cluster
+    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.connected", None)
+    before = len(yard.trace())
+    idle = yard.plan(text).apply(progress=silent())
+    assert (idle.status, idle.counts, len(yard.trace())) == ("done", {"done": 3}, before)
 
 
-@pytest.mark.long(seconds=12)
-def test_a_worker_that_is_killed_loses_nothing(yard: Yard, on_the_cluster: None) -> None:
+def test_a_fresh_fleet_runs_everything_again_and_so_does_a_changed_target_with_its_dependents(
+    yard: Yard, on_the_cluster: None
+) -> None:
     text = """
         [[entry]]
+        name = "one"
         runbook = "work"
-        parameters = { seconds = 4.0 }
-        matrix = { name = ["a", "b"] }
+        parameters = { name = "a" }
+        [[entry]]
+        name = "two"
+        runbook = "work"
+        parameters = { name = "b" }
+        after = ["one"]
+        [[entry]]
+        name = "other"
+        runbook = "work"
+        parameters = { name = "c" }
     """
-    planned = yard.plan(text)
+    yard.plan(text).apply(progress=silent())
+    changed = yard.plan(text.replace('"a"', '"x"'))
+    assert changed.states == {"one": "planned", "two": "planned", "other": "done"}
+    fresh = yard.plan(text, fresh=True)
+    assert set(fresh.states.values()) == {"planned"}
+    assert fresh.apply(progress=silent()).status == "done"
+    assert Counter(yard.trace()) == {f"{word} {name}": 2 for word in ("begin", "end") for name in "abc"}
+
+
+TWO = """
+    [[entry]]
+    runbook = "work"
+    parameters = { seconds = 4.0 }
+    matrix = { name = ["a", "b"] }
+"""
+
+
+def kill_while_running(yard: Yard, find: Callable[[int], int]) -> FleetResult:
+    """Run a fleet, and kill a process that is found by the ID of the process that runs its first target."""
+    planned = yard.plan(TWO)
     killed: list[int] = []
 
     def kill() -> None:
-        killed.append(yard.running(planned, "work/name=a")["owner"]["pid"])
+        killed.append(find(yard.running(planned, "work/name=a")["owner"]["pid"]))
         os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
-    outcome = planned.apply(board=Lines(io.StringIO()))
+    outcome = planned.apply(progress=silent())
     join(thread)
-    assert outcome.status == "done"
-    attempts = {d["target"]: [a["verdict"] for a in d["attempts"]] for d in outcome.documents}
-    assert attempts["work/name=a"] == ["lost", "done"]
     assert killed
-    assert all(verdicts[-1] == "done" for verdicts in attempts.values())
+    assert outcome.status == "done"
+    return outcome
+
+
+@pytest.mark.long(seconds=20)
+def test_a_target_whose_process_is_killed_runs_again(yard: Yard, on_the_cluster: None) -> None:
+    outcome = kill_while_running(yard, lambda owner: owner)
+    attempts = {d["target"]: [a["verdict"] for a in d["attempts"]] for d in outcome.documents}
+    assert attempts == {"work/name=a": ["lost", "done"], "work/name=b": ["done"]}
     trace = yard.trace()
-    assert {word: trace.count(f"end {word}") for word in "ab"} == {"a": 1, "b": 1}
-    assert trace.count("begin b") == 1
+    assert {word: trace.count(f"end {word}") for word in "ab"} == {"a": 1, "b": 1}  # its kernel ended, too
 
 
-def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the_cluster: None) -> None:
+@pytest.mark.long(seconds=20)
+def test_a_target_outlives_its_worker_and_runs_once(yard: Yard, on_the_cluster: None) -> None:
+    def parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    outcome = kill_while_running(yard, parent)
+    assert [[a["verdict"] for a in d["attempts"]] for d in outcome.documents] == [["done"], ["done"]]
+    assert Counter(yard.trace()) == {f"{word} {name}": 1 for word in ("begin", "end") for name in "ab"}
+
+
+def test_a_stopped_fleet_lets_its_runs_clean_up(yard: Yard, on_the_cluster: None) -> None:
     text = """
         [[entry]]
         runbook = "work"
@@ -237,31 +292,53 @@ def test_a_fleet_that_is_asked_to_stop_lets_its_runs_clean_up(yard: Yard, on_the
 
     thread = threading.Thread(target=ask)
     thread.start()
-    outcome = planned.apply(board=Lines(io.StringIO()), stop=stop)
+    outcome = planned.apply(progress=silent(), stop=stop)
     join(thread)
     assert outcome.status == "cancelled"
     assert yard.trace() == ["begin a", "end a"]
 
 
-def test_a_worker_that_does_not_see_the_ledger_is_heard(yard: Yard, on_the_cluster: None) -> None:
-    planned = yard.plan('[[entry]]\nrunbook = "work"')
-    ledger = Runner._job
+def test_the_fleet_reports_a_worker_that_cannot_see_the_ledger(
+    yard: Yard, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, job = yard.plan('[[entry]]\nrunbook = "work"'), Runner._job
 
-    def elsewhere(self: Runner, target: Any) -> Any:
-        return replace(ledger(self, target), ledger=str(yard.folder / "elsewhere"))
+    def elsewhere(self: Runner, target: Target, identity: str) -> Job:
+        return replace(job(self, target, identity), ledger=str(yard.folder / "elsewhere"))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runner, "_job", elsewhere)
-        outcome = planned.apply(board=Lines(io.StringIO()))
+    monkeypatch.setattr(Runner, "_job", elsewhere)
+    outcome = planned.apply(progress=silent())
     assert outcome.status == "failed"
     assert "cannot see the ledger" in str(outcome.error)
     assert yard.trace() == []
 
 
+def test_the_display_shows_each_state_of_a_target_once(yard: Yard) -> None:
+    planned = yard.plan(TWO)
+    events: list[Event] = []
+    runner = runner_of(planned, Progress(events.append))
+    runner._started[runner.step] = 0.0
+    for state in ("running", "retrying", "running", "done", "done"):  # a worker's report, then the result
+        runner._on_state("work/name=a", state, "It broke." if state == "retrying" else None)
+    runner._on_state("work/name=b", "waiting", "It runs on elsewhere as process 7.")
+    runner._on_state("work/name=b", "skipped", "Not run.")
+    assert [(event.step, event.kind, event.message) for event in events] == [
+        ("work/name=a", "started", ""),
+        ("fleet yard", "message", "work/name=a is retrying: It broke."),
+        ("work/name=a", "started", ""),
+        ("work/name=a", "finished", ""),
+        ("fleet yard", "advanced", ""),
+        ("fleet yard", "message", "work/name=b is waiting: It runs on elsewhere as process 7."),
+        ("fleet yard", "message", "work/name=b is skipped: Not run."),
+        ("fleet yard", "advanced", ""),
+    ]
+    assert (events[-1].done, events[-1].total) == (2, 2)
+
+
 # The cluster
 
 
-def test_a_cluster_of_this_machine_is_for_nobody_else(cluster: Any) -> None:
+def test_only_the_fleet_can_use_the_cluster_of_this_machine(cluster: Any) -> None:
     info = cluster.scheduler_info()
     workers = info["workers"].values()
     for address in [info["address"], *info["workers"], *(worker["nanny"] for worker in workers)]:
@@ -283,40 +360,32 @@ def say_without_our_certificate(port: int) -> None:
             raise ConnectionError
 
 
-def test_what_no_worker_has_is_named_before_anything_runs(yard: Yard, cluster: Any) -> None:
-    targets = yard.plan('[[entry]]\nrunbook = "work"\nresources = { gpu = 1 }').plan.targets
+def test_missing_resources_are_reported_before_anything_runs(yard: Yard, cluster: Any) -> None:
+    targets = yard.plan('[[entry]]\nrunbook = "work"\nresources = { gpu = 1 }').file.targets
     with pytest.raises(
         FleetError, match=r"No worker has the resources of work: gpu=1\. The workers have kvm"
     ):
         check_workers(cluster, targets)
 
 
-def test_no_secret_is_in_what_is_sent(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_messages_to_workers_contain_no_secret(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     planned = yard.plan('[[entry]]\nrunbook = "work"', environment={"AWS_SESSION_TOKEN": SECRET})
-    runner = Runner(
-        plan=planned.plan,
-        ledger=open_ledger(planned.ledger),
-        ledger_place=planned.ledger,
-        archive=planned.archive,
-        round="round",
-        session="session",
-        stop=Stop(),
-        lease_seconds=planned.lease_seconds,
-        environment=planned.environment,
-    )
-    assert SECRET.encode() not in pickle.dumps(runner._job(planned.plan.targets[0]))
+    runner = runner_of(planned, silent())
+    assert SECRET.encode() not in pickle.dumps(runner._job(planned.file.targets[0], "id"))
     assert SECRET not in repr(planned)
 
 
-def test_without_dask_the_fix_is_one_line(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_missing_dask_has_the_command_to_install_it(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ToolMissingError, match=r"pip install vmsnix-ops\[fleet\]"):
         yard.plan('[[entry]]\nrunbook = "work"').apply()
 
 
-def test_a_scheduler_that_does_not_answer_is_named(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.cluster.CONNECT_SECONDS", 1)
+def test_an_unreachable_scheduler_is_an_error(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.CONNECT_SECONDS", 1)
     planned = yard.plan('[[entry]]\nrunbook = "work"', scheduler="tcp://127.0.0.1:9")
     with pytest.raises(FleetError, match=r"The scheduler tcp://127.0.0.1:9 is not reachable"):
         planned.apply()

@@ -1,6 +1,7 @@
-"""A fleet on a real scheduler and real workers, parts of which are killed at random: nothing lost or doubled.
+"""A fleet whose parts are killed or stopped, on real workers: nothing is lost, and nothing is done twice.
 
-Three kills, one of each part; the long tests make it 24.
+The first test kills parts at random. The others do one thing each while a smoke test, a promotion and a
+rollback run, and count the calls that had an effect.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +22,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from distributed.security import Security
 
+from tests.aws.account import make_ami
 from tests.faults.account import BUCKET, REGION, look
 from tests.support import DEADLINE, kill, wait_until
+from vmsnix_ops.channels import promote
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.progress import silent
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
@@ -63,7 +69,7 @@ after = ["publish"]
 
 @dataclass
 class Storm:
-    """A fleet in processes of its own: scheduler, two workers, and a client that is started again."""
+    """A fleet in processes of its own: scheduler, workers, and clients that are started again."""
 
     folder: Path
     environment: dict[str, str]
@@ -73,8 +79,8 @@ class Storm:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     starts: int = 0
 
-    def start(self, name: str) -> None:
-        """Start a part, unless it runs."""
+    def start(self, name: str, *options: str) -> None:
+        """Start a part, unless it runs; a client without options uses the scheduler."""
         process = self.processes.get(name)
         if process is not None and process.poll() is None:
             return
@@ -84,7 +90,7 @@ class Storm:
         here += ["--tls-key", self.certificate.replace(".pem", ".key")]
         scheduler = [*here, "--port", str(self.port), "--dashboard-address", "127.0.0.1:0", "--no-show"]
         worker = [address, *here, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "30"]
-        client = [str(self.folder / "plan.toml"), "--no-dry-run", "--scheduler", address]
+        client = [str(self.folder / "plan.toml"), "--no-dry-run", *(options or ["--scheduler", address])]
         words = {
             "scheduler": ["distributed.cli.dask_scheduler", *scheduler],
             "worker": ["distributed.cli.dask_worker", *worker],
@@ -100,19 +106,19 @@ class Storm:
             )
 
     def kill(self, part: str, rng: random.Random) -> None:
-        """Kill a part with a signal that nobody can answer."""
+        """Kill a part with SIGKILL."""
         name = rng.choice(["worker-0", "worker-1"]) if part == "worker" else part
         kill(self.processes[name])
 
-    def start_all(self) -> None:
-        for name in ("scheduler", "worker-0", "worker-1", "client"):
+    def start_all(self, workers: int = 2, clients: tuple[str, ...] = ("client",)) -> None:
+        for name in ("scheduler", *(f"worker-{number}" for number in range(workers)), *clients):
             self.start(name)
 
     def wait_for_a_run(self, seconds: float = 90) -> bool:
-        """Wait until a target is run; False when the client ended before."""
+        """Wait until a target runs; False when the client ended before."""
 
         def runs() -> bool:
-            return any(document["state"] == "running" for document in self.documents())
+            return bool(self.owners())
 
         def ended() -> bool:
             return self.processes["client"].poll() is not None
@@ -123,21 +129,31 @@ class Storm:
     def documents(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in Path(self.ledger).glob("targets/*.json")]
 
+    def owners(self) -> list[int]:
+        """Return the IDs of the processes that run targets."""
+        running = [document for document in self.documents() if document["state"] == "running"]
+        return [document["owner"]["pid"] for document in running]
+
+    def end_of(self, client: str) -> int:
+        return self.processes[client].wait(timeout=240)
+
     def logs(self) -> str:
-        return "\n".join(path.name + "\n" + path.read_text()[-1500:] for path in self.folder.glob("*.log"))
+        return "\n".join(path.name + "\n" + path.read_text()[-6000:] for path in self.folder.glob("*.log"))
 
     def finish(self) -> None:
-        """Start what is dead, again and again, until a client says that all is done."""
+        """Start the parts that ended, again and again, until a client is done."""
         for _ in range(6):
             self.start_all()
-            if self.processes["client"].wait(timeout=240) == 0:
+            if self.end_of("client") == 0:
                 return
-        pytest.fail(f"the fleet did not come to its end: {self.logs()}")
+        pytest.fail(f"the fleet was never done: {self.logs()}")
 
     def end(self) -> None:
         for process in self.processes.values():
             process.kill()
             process.wait(DEADLINE)
+        for owner in self.owners():  # targets outlive their workers
+            os.kill(owner, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -155,7 +171,13 @@ def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ours = {"VMSNIX_STATE": str(tmp_path / "state"), "VMSNIX_BUCKET": BUCKET, "PYTHONPATH": str(ROOT)}
+    ours = {
+        "VMSNIX_STATE": str(tmp_path / "state"),
+        "VMSNIX_BUCKET": BUCKET,
+        "VMSNIX_REGION": REGION,
+        "PYTHONPATH": str(ROOT),
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s",
+    }
     security = Security.temporary()  # type: ignore[no-untyped-call]
     (tmp_path / "node.pem").write_text(security.tls_ca_file)
     (tmp_path / "node.key").write_text(security.tls_client_key)
@@ -172,7 +194,7 @@ def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
         *(pytest.param(seed, 12, marks=pytest.mark.long(seconds=300)) for seed in (1, 2)),
     ],
 )
-def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing(
+def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
     storm: Storm, aws: Sandbox, seed: int, kills: int
 ) -> None:
     whole = kills > 3
@@ -189,8 +211,8 @@ def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing
         storm.kill(part, rng)
         killed += 1
         if part == "scheduler":
-            # The client says so, with what was done until then.
-            assert storm.processes["client"].wait(timeout=120) in (0, 1, 3)
+            # The client reports that, and what was done until then.
+            assert storm.end_of("client") in (0, 1, 3)
     storm.finish()
 
     assert killed >= 2
@@ -206,12 +228,106 @@ def test_whatever_is_killed_starting_again_finishes_the_rest_and_doubles_nothing
     assert sorted(amis["ami_id"]) == sorted(look(aws).amis)
     assert runs["run_id"].is_unique
     assert not steps.duplicated(["run_id", "step"]).any()
-    # A worker may die between the end of a run and the word of it: then the run is done twice, its work once.
+    # A process may die after the end of a run and before its result: the run is done twice, its work once.
     done = set(runs["run_id"][runs["status"] == "done"])
     last = {attempt["run_id"] for document in documents for attempt in document["attempts"][-1:]}
     assert last <= done
 
-    # And once more: a new round, which finds everything there.
+    # Everything again: each runbook finds its results.
     if whole:
-        storm.finish()
+        storm.start("client", "--fresh", "--workers", "2")
+        assert storm.end_of("client") == 0, storm.logs()
         assert list(look(aws).leftovers(amis=2)) == []
+
+
+# No effect twice
+
+EFFECTS = ("RunInstances", "TerminateInstances", "PutParameter")
+SLOW_SECONDS = 15.0  # longer than Dask waits for a worker that does not answer
+
+
+@pytest.fixture
+def acts(storm: Storm, aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Storm:
+    """A fleet with a smoke test, a promotion and a rollback, whose calls with an effect take a while."""
+    for name, value in storm.environment.items():
+        monkeypatch.setenv(name, value)
+    old, new = (make_ami(aws, version=version) for version in ("26.11", "26.12"))
+    for ami in (old, new):
+        promote.plan(ami=ami, channel="candidate", dry_run=False, progress=silent()).apply()
+    head = PLAN.partition("[defaults]")[0]
+    entries = (
+        ("smoke-test", {"ami": new}),
+        ("promote-ami", {"ami": new, "channel": "stable", "dry_run": False}),
+        ("rollback", {"image": "ecs-node", "channel": "candidate", "dry_run": False}),
+    )
+    for runbook, parameters in entries:
+        given = ", ".join(f"{name} = {json.dumps(value)}" for name, value in parameters.items())
+        head += f'[[entry]]\nrunbook = "{runbook}"\nparameters = {{ {given} }}\n'
+    (storm.folder / "plan.toml").write_text(head)
+    console = {"console": "<<< Welcome to NixOS >>>\r\n"}
+    aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": console})
+    for operation in ("ec2:RunInstances", "ssm:PutParameter"):
+        aws.faults.add({"op": operation, "do": "delay", "seconds": SLOW_SECONDS})
+    aws.calls.clear()
+    return storm
+
+
+def check_effects(storm: Storm, aws: Sandbox) -> None:
+    """Check that each runbook ran once and had its effect once."""
+    documents = storm.documents()
+    assert {document["target"]: document["state"] for document in documents} == {
+        "smoke-test": "done",
+        "promote-ami": "done",
+        "rollback": "done",
+    }, storm.logs()
+    assert [len(document["attempts"]) for document in documents] == [1, 1, 1]
+    effects = Counter(call.operation for call in aws.calls if call.operation in EFFECTS and call.ran)
+    assert effects == {"RunInstances": 1, "TerminateInstances": 1, "PutParameter": 2}
+
+
+def wait_for_all(storm: Storm) -> list[int]:
+    """Wait until all targets run, and return the IDs of their processes."""
+    wait_until(lambda: len(storm.owners()) == 3, "three runs", pause=0.1)
+    return storm.owners()
+
+
+@pytest.mark.long(seconds=60)
+def test_the_next_client_waits_for_the_runs_of_a_client_that_was_killed(acts: Storm, aws: Sandbox) -> None:
+    acts.start("client", "--workers", "3")
+    owners = wait_for_all(acts)
+    kill(acts.processes["client"])
+    acts.start("client", "--workers", "3")
+    assert acts.end_of("client") == 0, acts.logs()
+    assert acts.logs().count("is waiting: It runs on") == 3
+    check_effects(acts, aws)
+    assert sorted(document["owner"]["pid"] for document in acts.documents()) == sorted(owners)
+
+
+@pytest.mark.long(seconds=90)
+def test_another_worker_waits_for_the_run_of_a_worker_that_is_stopped(acts: Storm, aws: Sandbox) -> None:
+    acts.start_all(workers=6)
+    stopped = [parent_of(owner) for owner in wait_for_all(acts)]
+    for worker in stopped:
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        waiting = "is waiting: It runs on"
+        wait_until(lambda: acts.logs().count(waiting) == 3, "other workers that wait", pause=0.5)
+        assert acts.logs().count("Worker failed to heartbeat") == 3
+    finally:
+        for worker in stopped:
+            os.kill(worker, signal.SIGCONT)
+    assert acts.end_of("client") == 0, acts.logs()
+    check_effects(acts, aws)
+
+
+@pytest.mark.long(seconds=60)
+def test_two_clients_with_one_plan_share_its_runs(acts: Storm, aws: Sandbox) -> None:
+    acts.start_all(workers=6, clients=("client", "client-2"))
+    for client in ("client", "client-2"):
+        assert acts.end_of(client) == 0, acts.logs()
+    check_effects(acts, aws)
+
+
+def parent_of(pid: int) -> int:
+    """Return the ID of the parent of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -8,8 +8,8 @@ import pytest
 
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import fleet
+from vmsnix_ops.runbooks.fleet.engine import nix_config
 from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, read_plan
-from vmsnix_ops.runbooks.fleet.targets import nix_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,6 +188,30 @@ def test_the_key_is_of_the_content_not_of_names_and_order(plans: Plans) -> None:
     ).targets
     (three,) = plans.read('[[entry]]\nrunbook = "greet"\nparameters = { count = 3, loud = true }').targets
     assert one.key == two.key != three.key
+
+
+def test_a_result_counts_while_the_plan_has_the_same_name_content_and_dependencies(plans: Plans) -> None:
+    text = """
+        name = "NAME"
+        [[entry]]
+        name = "publish"
+        runbook = "greet"
+        parameters = { count = COUNT }
+        [[entry]]
+        name = "check"
+        runbook = "look"
+        retries = RETRIES
+        after = ["publish"]
+    """
+
+    def fingerprints(name: str, count: int, retries: int = 0) -> list[str]:
+        filled = text.replace("NAME", name).replace("COUNT", str(count)).replace("RETRIES", str(retries))
+        return [target.fingerprint for target in plans.read(filled).targets]
+
+    first = fingerprints("a", 1)
+    assert fingerprints("a", 1, retries=3) == first
+    assert not set(fingerprints("b", 1)) & set(first)
+    assert not set(fingerprints("a", 2)) & set(first)  # also of the target that comes after it
 
 
 def test_nix_settings_become_nix_config(plans: Plans) -> None:

@@ -31,15 +31,32 @@ def load_ipython_extension(shell: Any) -> None:
     _show_whole_frames(shell)
     level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
     if level and folder:
-        from vmsnix_ops.runbooks.execution import side_effects
+        from vmsnix_ops.runbooks.execution import lease, side_effects
 
+        file = os.environ.pop(lease.VARIABLE, "")
+        if file:
+            _end_with_parent()
         side_effects.install(
-            cast("Level", level), os.environ.get("VMSNIX_RUNBOOK", "The notebook"), Path(folder)
+            cast("Level", level),
+            os.environ.get("VMSNIX_RUNBOOK", "The notebook"),
+            Path(folder),
+            Path(file) if file else None,
         )
     _know_secrets()
     if folder:  # what a run writes is private; a notebook in JupyterLab keeps its user's umask
         files.set_shared(os.environ.get("VMSNIX_SHARED") == "true")
         files.set_private_umask()
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this kernel with its parent: then another process may run the target of the fleet."""
+    import ctypes
+    import signal
+
+    with suppress(AttributeError):  # not Linux: ipykernel notices within a second
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(os.environ.get("JPY_PARENT_PID", os.getppid())):
+        os._exit(1)
 
 
 def _know_secrets() -> None:

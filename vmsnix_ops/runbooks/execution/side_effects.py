@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import files
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.errors import SideEffectsError
+from vmsnix_ops.runbooks.execution import lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,11 +176,14 @@ class Guard:
         For the error.
     report
         Told of every refusal, so that a notebook which swallows the error is judged all the same.
+    lease
+        File of the lease that the run needs to change something; `None` if it needs none.
     """
 
     level: Level
     runbook: str
     report: Callable[[SideEffectsError], None] = lambda _error: None
+    lease: Path | None = None
     _made: set[str] = field(default_factory=set)
 
     def before(self, client: Any, service: str, operation: str, asked: Mapping[str, Any]) -> None:
@@ -199,14 +203,19 @@ class Guard:
         ------
         SideEffectsError
             When the run may not do that.
+        FleetError
+            When the run is part of a fleet, and another process may run its target.
         """
-        if self.level == "destroys" or is_read(service, operation, asked):
+        if is_read(service, operation, asked):
             return
-        if self.level == "creates" and (
-            not TAKES_AWAY.match(operation) or self._may_take_away(client, f"{service}:{operation}", asked)
+        if not (
+            self.level == "destroys"
+            or (self.level == "creates" and not TAKES_AWAY.match(operation))
+            or (self.level == "creates" and self._may_take_away(client, f"{service}:{operation}", asked))
         ):
-            return
-        self._refuse(f"{service}:{operation}")
+            self._refuse(f"{service}:{operation}")
+        if self.lease is not None:
+            lease.check(self.lease)
 
     def after(self, service: str, operation: str, answer: Mapping[str, Any]) -> None:
         """Remember what a call has made."""
@@ -254,7 +263,7 @@ REFUSALS = ".side-effects.jsonl"
 HOOKED = "botocore.client", "botocore.signers"
 
 
-def install(level: Level, runbook: str, folder: Path) -> None:
+def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = None) -> None:
     """Guard this process; what is refused is also noted in the run's folder.
 
     botocore is heavy, and most cells never import it, so the guard waits for its import.
@@ -265,12 +274,14 @@ def install(level: Level, runbook: str, folder: Path) -> None:
         What may be done, and by whom.
     folder
         Of the run.
+    lease_file
+        As `Guard.lease`.
     """
     found: list[Guard] = []
 
     def guard() -> Guard:
         if not found:
-            found.append(Guard(level, runbook, functools.partial(_note, folder / REFUSALS)))
+            found.append(Guard(level, runbook, functools.partial(_note, folder / REFUSALS), lease_file))
         return found[0]
 
     for name in HOOKED:

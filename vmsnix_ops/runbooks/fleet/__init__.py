@@ -1,4 +1,4 @@
-"""Run many runbooks at once, as a plan file says, in worker processes of this machine or of a Dask cluster.
+"""Run many runbooks from a plan file, in worker processes of this machine or of a Dask cluster.
 
 >>> from vmsnix_ops import fleet
 >>> plan = fleet.plan("nightly.toml", dry_run=False)  # doctest: +SKIP
@@ -7,7 +7,7 @@
 ('partial', {'done': 7, 'failed': 1})
 
 To continue a fleet that was killed, or in which targets failed, start it again: it runs what is not done.
-Once everything is done, the next start is a new round.
+With ``fresh`` it runs everything again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,19 +24,13 @@ from typing import TYPE_CHECKING
 from vmsnix_ops.arguments import check_arguments, check_range
 from vmsnix_ops.display import Displayed, Shown, shown
 from vmsnix_ops.errors import ConfirmationError, PlanError
-from vmsnix_ops.progress import counted
+from vmsnix_ops.progress import counted, current
+from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks.evidence import archive as archives
-from vmsnix_ops.runbooks.fleet.cluster import check_address, need_dask
-from vmsnix_ops.runbooks.fleet.engine import Runner, Stop
-from vmsnix_ops.runbooks.fleet.ledger import (
-    close_round,
-    open_ledger,
-    open_round,
-    states,
-    unfinished_round,
-    unrun,
-)
-from vmsnix_ops.runbooks.fleet.report import FleetResult
+from vmsnix_ops.runbooks.fleet.engine import Runner, Stop, check_address, need_dask
+from vmsnix_ops.runbooks.fleet.ledger import change, open_ledger
+from vmsnix_ops.runbooks.fleet.report import FleetResult, write
+from vmsnix_ops.runbooks.fleet.worker import state_of
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -43,8 +38,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from vmsnix_ops.progress import Progress
+    from vmsnix_ops.runbooks.fleet.ledger import Document
     from vmsnix_ops.runbooks.fleet.plan_file import PlanFile
-    from vmsnix_ops.runbooks.fleet.table import Board
 
 __all__ = ["FleetPlan", "FleetResult", "plan"]
 
@@ -55,7 +51,7 @@ def __dir__() -> list[str]:
 
 MOST_WORKERS = 1000
 LEASE_SECONDS = 60.0
-"""How long a run elsewhere that gives no sign of life is waited for before it counts as dead."""
+"""After how long without a sign of life a run on another machine counts as dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,132 +60,133 @@ class FleetPlan(Displayed):
 
     Attributes
     ----------
-    plan
-        The plan file, checked.
+    file
+        The content of the plan file.
     ledger
-        Where it is remembered what is done: a folder, or ``s3://bucket/prefix``.
+        Location of the ledger: a folder, or ``s3://bucket/prefix``.
     archive
-        Where the evidence goes.
+        Location of the evidence.
     dry_run
-        `apply` runs nothing.
+        Whether `apply` runs nothing.
     fresh
-        `apply` begins a new round even if the last one is not all done.
+        Whether `apply` runs also the targets that are done.
     lease_seconds
         As `LEASE_SECONDS`.
-    round
-        The unfinished round that goes on; empty when a new one begins.
     states
-        What the ledger knows of its targets, by key.
+        The state of each target in the ledger, by name; ``planned`` for a target that must run.
     environment
-        Variables for the workers of a cluster of this machine; never shown.
+        Variables for the workers of this machine; never shown.
     """
 
-    plan: PlanFile
+    file: PlanFile
     ledger: str
     archive: str
     dry_run: bool
     fresh: bool
     lease_seconds: float
-    round: str
     states: Mapping[str, str]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def frame(self) -> pd.DataFrame:
-        """Return the targets as a table: `PlanFile.frame` with ``state``, what the ledger knows of each."""
-        frame = self.plan.frame()
-        frame.insert(1, "state", [self.states[target.key] for target in self.plan.targets])
-        return frame
+        """Return one row per target: ``target``, ``state``, ``runbook``, and `Target.described`."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"target": one.name, "state": self.states[one.name], "runbook": one.runbook, **one.described()}
+            for one in self.file.targets
+        )
 
     @property
     def title(self) -> str:
         """One line."""
-        going = f"continues {self.round}" if self.round else "a new round"
-        where = self.plan.dask.scheduler or "this machine"
-        return f"Fleet {self.plan.name}: {counted(len(self.plan.targets), 'target')} on {where}, {going}"
+        where = self.file.dask.scheduler or "this machine"
+        return f"Fleet {self.file.name}: {counted(len(self.file.targets), 'target')} on {where}"
 
     def table(self) -> Shown:
         """Return the targets for people."""
-        rows = [(self.states[one.key], one.name, one.described()) for one in self.plan.targets]
+        rows = [(self.states[one.name], one.name, str(one)) for one in self.file.targets]
         return shown(("state", "target", "what"), rows)
 
     def notes(self) -> list[str]:
-        """Return that it is a dry run."""
-        return ["Dry run: nothing will be run."] if self.dry_run else []
+        """Return what will not run."""
+        counts = Counter(self.states.values())
+        texts = {
+            "done": "done already: skipped. --fresh runs all targets again.",
+            "running": "running in another process: this fleet waits for its result.",
+        }
+        notes = [f"{counted(counts[one], 'target')} {text}" for one, text in texts.items() if counts[one]]
+        return [*notes, "Dry run: nothing will be run."] if self.dry_run else notes
 
     def apply(
-        self, *, confirmed: bool = False, board: Board | None = None, stop: Stop | None = None
+        self, *, confirmed: bool = False, progress: Progress | None = None, stop: Stop | None = None
     ) -> FleetResult:
-        """Run what is not done yet, and write the report; in a dry run do nothing.
+        """Run the targets that are not done, and write the report; in a dry run do nothing.
 
-        Safe to do again, also while another start of the same fleet runs: what is done is not run again,
-        what runs is waited for. Ctrl-C and SIGTERM ask the runs to stop and clean up.
+        Safe to run again, also while another client runs the same plan: a target that is done is skipped,
+        and a target that runs is waited for. Ctrl-C and SIGTERM ask the runs to stop and clean up.
 
         Parameters
         ----------
         confirmed
-            Whether somebody confirmed that targets which destroy shall do so.
-        board
-            The live table; by default the one that fits where this process runs.
+            Whether somebody confirmed the targets that delete.
+        progress
+            Shows the progress; by default as everywhere else (`vmsnix_ops.progress.current`).
         stop
-            By which another thread can stop the fleet.
+            Stops the fleet from another thread.
 
         Raises
         ------
         ConfirmationError
-            When targets would destroy, and nobody has confirmed it; nothing has run.
+            Targets would delete, and nobody confirmed it; nothing has run.
         FleetError
-            When Dask is missing, no scheduler answers or no worker fits; or when the scheduler went away in
-            the middle, after a report of what was done until then.
+            Dask is missing, no scheduler answers, or no worker fits. Or the connection to the scheduler was
+            lost, after a report of what was done until then.
         ArchiveError
-            When the ledger cannot be written.
+            The ledger cannot be written.
         """
+        targets = self.file.targets
         if self.dry_run:
-            documents = [unrun(target, self.states[target.key]) for target in self.plan.targets]
-            return FleetResult(self.plan.name, "", True, tuple(documents), 0.0, "")
-        destroying = [target.name for target in self.plan.targets if target.effects == "destroys"]
+            documents = tuple(one.document(self.states[one.name]) for one in targets)
+            return FleetResult(self.file.name, "", True, documents, 0.0)
+        destroying = [one.name for one in targets if one.effects == "destroys"]
         if destroying and not confirmed:
             raise ConfirmationError(
                 f"{counted(len(destroying), 'target')} would destroy resources. Pass --yes to confirm.",
                 why=f"{destroying[0]} has dry_run = false.",
                 fix="Check a dry run first, then confirm with --yes (in Python: apply(confirmed=True)).",
             )
-        from vmsnix_ops.runbooks.fleet.report import write
-        from vmsnix_ops.runbooks.fleet.table import board_for_here
-
         need_dask()
-        ledger = open_ledger(self.ledger)
-        fleet = open_round(ledger, self.plan.name, fresh=self.fresh)
-        session = secrets.token_hex(6)
-        folder = self._folder(fleet)
-        clock, started = time.monotonic(), datetime.now(UTC)
+        ledger, run_id = open_ledger(self.ledger), new_run_id(f"fleet-{self.file.name}")
+        for target in targets if self.fresh else ():
+            change(ledger, target.claim, _forgotten)
+        remote = self.archive.rstrip("/") if self.archive.startswith("s3://") else ""
+        local = load().state / "runs" if remote else Path(self.archive).absolute()
+        folder = archives.RunFolder(run_id, local / run_id, remote, os.environ)
         runner = Runner(
-            plan=self.plan,
-            ledger=ledger,
-            ledger_place=self.ledger,
+            plan=self.file,
+            ledger=self.ledger,
             archive=self.archive,
-            round=fleet,
-            session=session,
-            stop=stop or Stop(),
             lease_seconds=self.lease_seconds,
             environment=self.environment,
+            session=secrets.token_hex(6),
+            progress=progress or current(),
+            stop=stop or Stop(),
         )
-        if board is None:
-            board = board_for_here()
-        trouble = runner.run(board, folder.path(archives.LOG))
+        clock, started = time.monotonic(), datetime.now(UTC)
+        trouble = runner.run(folder.path(archives.LOG))
         seconds = round(time.monotonic() - clock, 3)
-        outcome = FleetResult(self.plan.name, fleet, False, tuple(runner.documents), seconds, session)
-        outcome = replace(outcome, values=write(outcome, folder, started, str(trouble) if trouble else None))
-        if outcome.status == "done":
-            close_round(ledger, self.plan.name, fleet)
+        result = FleetResult(self.file.name, run_id, False, tuple(runner.documents), seconds)
+        result = replace(result, values=write(result, folder, started, str(trouble) if trouble else None))
         if trouble is not None:
             raise trouble
-        return outcome
+        return result
 
-    def _folder(self, fleet: str) -> archives.RunFolder:
-        """Return the round's place in the archive, beside those of its runs."""
-        remote = self.archive.rstrip("/") if self.archive.startswith("s3://") else ""
-        local = (load().state / "runs" if remote else Path(self.archive).absolute()) / fleet
-        return archives.RunFolder(fleet, local, remote, os.environ)
+
+def _forgotten(document: Document | None) -> Document | None:
+    """Return a document whose result counts for no plan any more; a run in another process is kept."""
+    if document is None or document["state"] == "running":
+        return None
+    return document | {"fingerprint": ""}
 
 
 @check_arguments
@@ -210,30 +207,29 @@ def plan(
     Parameters
     ----------
     file
-        The plan; `vmsnix_ops.runbooks.fleet.plan_file` says what stands in it.
+        The plan file; `vmsnix_ops.runbooks.fleet.plan_file` describes its content.
     scheduler, workers
-        Instead of what the plan says below ``[dask]``.
+        Override ``[dask]`` of the plan.
     ledger
-        Where the fleet is remembered: a folder, or ``s3://bucket/prefix``; ``<state>/fleets`` by default.
-        With workers on other machines they must reach it, too.
+        Location of the ledger: a folder, or ``s3://bucket/prefix``; ``<state>/fleets`` by default. Workers of
+        other machines must reach it, too.
     archive
-        Where the evidence goes: the folder of the round with report and result, and beside it those of its
-        runs; the setting ``archive`` by default.
+        Location of the evidence of the fleet and of its runs; the setting ``archive`` by default.
     fresh
-        Begin a new round also when the last one is not all done.
+        Run also the targets that are done.
     dry_run
         Run nothing.
     lease_seconds
         As `LEASE_SECONDS`.
     environment
-        Variables for the workers of a cluster of this machine, on top of this process's.
+        Variables for the workers of this machine, besides those of this process.
 
     Raises
     ------
     PlanError
-        Says all that is wrong with the plan.
+        The plan is wrong; the error lists every fault.
     SettingsError
-        When ``vmsnix.toml`` or a variable is wrong.
+        ``vmsnix.toml`` or a variable is wrong.
     """
     from vmsnix_ops.runbooks.fleet.plan_file import read_plan  # imports pydantic
 
@@ -249,24 +245,26 @@ def plan(
             fix="Start the workers with these variables, or leave scheduler out.",
         )
     settings = load()
-    places = settings.allowed_accounts
+    allowed = settings.allowed_accounts
     for account in read.accounts.values():
-        if places and account.id and account.id not in places:
+        if allowed and account.id and account.id not in allowed:
             raise PlanError(
                 f"The account {account.name} ({account.id}) is not allowed.",
-                why=f"allowed_accounts is {', '.join(places)}.",
+                why=f"allowed_accounts is {', '.join(allowed)}.",
                 fix="Add it to allowed_accounts in vmsnix.toml, or remove it from the plan.",
             )
     place = ledger or str(settings.state / "fleets")
-    unfinished = "" if fresh else unfinished_round(open_ledger(place), read.name)
+    place = place if place.startswith("s3://") else str(Path(place).absolute())
+    states = {one.name: state_of(one, open_ledger(place))["state"] for one in read.targets}
+    if fresh:
+        states = {name: state if state == "running" else "planned" for name, state in states.items()}
     return FleetPlan(
-        plan=read,
-        ledger=place if place.startswith("s3://") else str(Path(place).absolute()),
+        file=read,
+        ledger=place,
         archive=archive or str(settings.archive),
         dry_run=dry_run,
         fresh=fresh,
         lease_seconds=lease_seconds,
-        round=unfinished,
-        states=states(open_ledger(place), read.targets, unfinished),
+        states=states,
         environment=environment or {},
     )

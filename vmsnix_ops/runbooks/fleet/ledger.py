@@ -1,8 +1,12 @@
-"""What a fleet remembers: one small JSON document a target, in a local folder or on S3.
+"""The ledger of a fleet: one JSON document for each target, in a local folder or on S3.
 
-A document is only ever replaced by whoever read its last version (compare and swap: a lock in a folder,
-``If-Match`` on S3), so two fleets that want the same target cannot both have it, and whatever is killed
-leaves the last whole document.
+The document is the claim of the process that runs the target, and its result afterwards. Only a process that
+read the last version may replace a document (a lock in a folder, ``If-Match`` on S3). So of two processes
+that want a target one gets it, and a process that is killed leaves a complete document.
+
+The owner of a claim increases its ``beat`` while it runs. A claim of this machine can be taken over when its
+process has ended. The claim of another machine can be taken over when its beat did not change for some time
+by the clock of the process that waits: clocks of two machines are never compared.
 """
 
 from __future__ import annotations
@@ -16,100 +20,82 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmsnix_ops import files
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.errors import ArchiveError, VmsnixError
-from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.redaction import Redactor, secret_values
+from vmsnix_ops.runbooks.execution import lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from types_boto3_s3.client import S3Client
     from types_boto3_s3.type_defs import GetObjectOutputTypeDef, PutObjectRequestTypeDef
-
-    from vmsnix_ops.runbooks.execution._interrupts import Interrupter
-    from vmsnix_ops.runbooks.fleet.targets import Target
-
 
 Document = dict[str, Any]
 
 
 class StaleError(Exception):
-    """Somebody else replaced the document since it was read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A document and the version that was read."""
-
-    value: Document
-    version: str
+    """Another process replaced the document after it was read."""
 
 
 class Ledger(Protocol):
-    """Where the documents are."""
+    """A place with documents."""
 
-    def read(self, name: str) -> Kept | None:
-        """Return a document, ``None`` when there is none."""
+    def read(self, name: str) -> tuple[Document | None, str | None]:
+        """Return a document and its version; twice ``None`` if it does not exist."""
 
     def write(self, name: str, value: Document, last: str | None) -> str:
-        """Replace the version `last` (``None``: make it), and return the new version.
+        """Replace the version `last` of a document (``None``: create it) and return the new version.
 
         Raises
         ------
         StaleError
-            When that is not the last version any more.
+            `last` is not the last version.
         """
 
 
 def open_ledger(location: str) -> Ledger:
-    """Return the ledger at a place: a local folder, or ``s3://bucket/prefix``."""
+    """Return the ledger at a location: a local folder, or ``s3://bucket/prefix``."""
     return S3Ledger(location) if location.startswith("s3://") else FolderLedger(Path(location))
 
 
 @dataclass(frozen=True, slots=True)
 class FolderLedger:
-    """Documents in a folder of this machine, or one that all machines mount and can lock.
-
-    Attributes
-    ----------
-    folder
-        Made when first written to.
-    """
+    """Documents in a folder of this machine, or in one that all machines mount and can lock."""
 
     folder: Path
 
-    def read(self, name: str) -> Kept | None:
-        """Return a document, ``None`` when there is none."""
+    def read(self, name: str) -> tuple[Document | None, str | None]:
+        """Return a document and its version; see `Ledger.read`."""
         try:
             text = files.read(self.folder / name)
         except FileNotFoundError:
-            return None
+            return None, None
         except OSError as error:
-            raise _refused("read", str(self.folder / name), error) from error
-        return Kept(_parsed(text, str(self.folder / name)), hashlib.sha256(text).hexdigest())
+            raise self._error("read", name, error) from error
+        return _parsed(text, str(self.folder / name)), hashlib.sha256(text).hexdigest()
 
     def write(self, name: str, value: Document, last: str | None) -> str:
         """Replace a document under the folder's lock; see `Ledger.write`."""
-        text = _text(value)
+        text = _as_text(value)
         try:
             files.make_folder((self.folder / name).parent)
             with self._locked():
-                kept = self.read(name)
-                if (kept.version if kept else None) != last:
+                if self.read(name)[1] != last:
                     raise StaleError(name)
                 files.write(self.folder / name, text)
         except OSError as error:
-            raise _refused("written", str(self.folder / name), error) from error
+            raise self._error("written", name, error) from error
         return hashlib.sha256(text.encode()).hexdigest()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        # Not `files.locked`, which continues without a lock where a file system has none.
         descriptor = files.create(self.folder / ".lock", os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -117,9 +103,16 @@ class FolderLedger:
         finally:
             os.close(descriptor)
 
+    def _error(self, done: str, name: str, error: OSError) -> ArchiveError:
+        return ArchiveError(
+            f"The ledger cannot be {done}: {self.folder / name}.",
+            why=f"{error.strerror}.",
+            fix="Correct its permissions, or use another location with --ledger.",
+        )
+
 
 class S3Ledger:
-    """Documents on S3, replaced by conditional PUTs; credentials are those of this process.
+    """Documents on S3, replaced by conditional requests with the credentials of this process.
 
     Parameters
     ----------
@@ -133,25 +126,25 @@ class S3Ledger:
         self._client: S3Client | None = None
 
     @needs("s3:GetObject", "s3:ListBucket")
-    def read(self, name: str) -> Kept | None:
-        """Return a document, ``None`` when there is none."""
+    def read(self, name: str) -> tuple[Document | None, str | None]:
+        """Return a document and its version; see `Ledger.read`."""
         from vmsnix_ops.aws.session import calling
 
         place = f"s3://{self.bucket}/{self.prefix}{name}"
         with calling(f"read {place}"):
             answer, text = self._get(name)
-            return Kept(_parsed(text, place), answer["ETag"]) if answer else None
+        return (_parsed(text, place), answer["ETag"]) if answer else (None, None)
 
     @needs("s3:PutObject")
     def write(self, name: str, value: Document, last: str | None) -> str:
-        """Replace a document if nobody else did; see `Ledger.write`."""
+        """Replace a document if its version is still `last`; see `Ledger.write`."""
         from vmsnix_ops.aws.session import calling, code_of, retrying
 
         mark = uuid.uuid4().hex
         request: PutObjectRequestTypeDef = {
             "Bucket": self.bucket,
             "Key": self.prefix + name,
-            "Body": _text(value).encode(),
+            "Body": _as_text(value).encode(),
             "ContentType": "application/json",
             "Metadata": {"write": mark},
         }
@@ -161,12 +154,12 @@ class S3Ledger:
             request["IfMatch"] = last
         with calling(f"write s3://{self.bucket}/{self.prefix}{name}"):
             try:
-                # Two writers at the same moment: S3 asks one of them to try again.
+                # S3 rejects one of two writes at the same moment; that one may be repeated.
                 written = retrying(lambda: self._s3().put_object(**request), "ConditionalRequestConflict")
             except Exception as error:
                 if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                     raise
-                # A lost answer makes our own write look like somebody else's; the mark tells.
+                # A lost answer makes our own write look like that of another process; the mark shows it.
                 answer, _ = self._get(name)
                 if answer is None or answer["Metadata"].get("write") != mark:
                     raise StaleError(name) from error
@@ -196,40 +189,39 @@ class S3Ledger:
 def change(
     ledger: Ledger, name: str, decide: Callable[[Document | None], Document | None]
 ) -> Document | None:
-    """Replace a document by what `decide` makes of it, and try again when somebody else was faster.
+    """Replace a document, again if another process replaced it meanwhile, and return it.
 
     Parameters
     ----------
     ledger, name
         Which document.
     decide
-        Told the document as it is (``None``: there is none); what it returns is written, and ``None``
-        leaves all as it is.
-
-    Returns
-    -------
-    dict or None
-        The document as it is then.
+        Returns the new document for the current one (``None``: there is none); ``None`` changes nothing.
     """
     while True:
-        kept = ledger.read(name)
-        wanted = decide(dict(kept.value) if kept else None)
+        current, version = ledger.read(name)
+        wanted = decide(dict(current) if current else None)
         if wanted is None:
-            return kept.value if kept else None
+            return current
         with suppress(StaleError):
-            ledger.write(name, wanted, kept.version if kept else None)
+            ledger.write(name, wanted, version)
             return wanted
 
 
-def _text(value: Document) -> str:
+def ledger_id(ledger: Ledger) -> str:
+    """Return the ID of a ledger, and create it in a new one. A worker compares it with that of the client."""
+    made = {"id": uuid.uuid4().hex}
+    return str((change(ledger, "ledger.json", lambda current: None if current else made) or made)["id"])
+
+
+def _as_text(value: Document) -> str:
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n"
     return Redactor(secret_values()).json(text)
 
 
 def _parsed(text: bytes, place: str) -> Document:
     try:
-        value = json.loads(text)
-        return dict(value)
+        return dict(json.loads(text))
     except (TypeError, ValueError, RecursionError) as error:
         raise ArchiveError(
             f"The ledger contains a file that is not JSON: {place}.",
@@ -238,223 +230,157 @@ def _parsed(text: bytes, place: str) -> Document:
         ) from error
 
 
-def _refused(done: str, place: str, error: OSError) -> ArchiveError:
-    return ArchiveError(
-        f"The ledger cannot be {done}: {place}.",
-        why=f"{error.strerror}.",
-        fix="Correct its permissions, or use another location with --ledger.",
-    )
+# The process that owns a claim.
 
 
-# Who runs a target, and whether that run is still alive.
-#
-# Who runs a target holds its lease: the document says ``running``, and its ``beat`` counts up while the run
-# lives. A lease ends when its beat stood still for `Watch.seconds` by the clock of the one who waits; the
-# clocks of other machines are never trusted. On the same machine a dead process is seen at once.
+def this_process() -> Document:
+    """Return this process as the owner of a new claim.
 
-
-KERNEL_SECONDS = 2.0  # a kernel looks once a second whether the process that started it is still there
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The process that runs a target.
-
-    Attributes
-    ----------
-    id
-        New for every claim.
-    machine
-        Host, boot and process namespace, within which a process id means something.
-    pid, born
-        The process, and when it started in the kernel's count, since ids are used again.
-    host
-        What people call the machine.
+    ``machine`` is the host, its boot and its process namespace: in these a process ID has a meaning. ``born``
+    is the start of the process, because the kernel uses IDs again.
     """
+    pid, host = os.getpid(), socket.gethostname()
+    return {"id": uuid.uuid4().hex, "machine": _machine(), "pid": pid, "born": _start_of(pid), "host": host}
 
-    id: str
-    machine: str
-    pid: int
-    born: str
-    host: str
 
-    @classmethod
-    def this_process(cls) -> Owner:
-        """Return this process as the owner of a new claim."""
-        pid = os.getpid()
-        return cls(uuid.uuid4().hex, _machine(), pid, _born(pid), socket.gethostname())
-
-    @staticmethod
-    def is_dead(owner: Mapping[str, Any]) -> bool:
-        """Tell whether an owner's process surely has ended; of another machine's nobody here can tell."""
-        return bool(owner["machine"] == _machine() and _born(owner["pid"]) != owner["born"])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as a document holds it."""
-        return asdict(self)
+def has_ended(owner: Mapping[str, Any]) -> bool:
+    """Return whether the process of an owner has ended; False for other machines, where nobody can check."""
+    return bool(owner["machine"] == _machine() and _start_of(owner["pid"]) not in (owner["born"], "hidden"))
 
 
 @dataclass
 class Watch:
-    """Watches the lease of somebody else until it has ended.
+    """Watches the claim of another process.
 
     Attributes
     ----------
     seconds
-        How long a beat may stand still.
+        How long the beat of another machine may stand still.
     """
 
     seconds: float
-    _seen: tuple[str, int] | None = None
+    _beat: tuple[str, int] | None = None
     _since: float = field(default_factory=time.monotonic)
 
-    def has_ended(self, document: Mapping[str, Any]) -> bool:
-        """Tell whether the run of a ``running`` document is dead; ask again and again."""
-        if Owner.is_dead(document["owner"]):
-            time.sleep(KERNEL_SECONDS)  # its kernel may live a moment longer
-            return True
-        seen = (document["owner"]["id"], document["beat"])
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
+    def is_abandoned(self, claim: Mapping[str, Any]) -> bool:
+        """Return whether a claim can be taken over. Call it again for each new version of the claim."""
+        if claim["owner"]["machine"] == _machine():  # also when it stands still: a stopped process continues
+            return has_ended(claim["owner"])
+        beat = (claim["owner"]["id"], claim["beat"])
+        if beat != self._beat:
+            self._beat, self._since = beat, time.monotonic()
         return time.monotonic() - self._since > self.seconds
 
 
-class Beating:
-    """Counts the document's beat up in a thread, and stops the run when the lease is lost."""
+class Claim:
+    """The claim of this process on a target, for the time of a ``with`` block. A thread increases its beat.
+
+    Parameters
+    ----------
+    ledger, name
+        Where the document is.
+    document
+        What the claim contains besides its owner and its beat.
+    last
+        The version of the document that the claim replaces.
+    seconds
+        After how long without a beat another machine may take over.
+    lease_file
+        Gets the time until which the run may change something (`vmsnix_ops.runbooks.execution.lease`).
+    on_loss
+        Called when the claim is lost.
+
+    Attributes
+    ----------
+    lost
+        Why the claim is lost; empty while this process has it.
+
+    Raises
+    ------
+    StaleError
+        Another process was faster, at the start of the block.
+    """
 
     def __init__(
-        self, ledger: Ledger, name: str, document: Document, interrupter: Interrupter, seconds: float
+        self,
+        ledger: Ledger,
+        name: str,
+        document: Document,
+        last: str | None,
+        *,
+        seconds: float,
+        lease_file: Path,
+        on_loss: Callable[[], None],
     ) -> None:
-        self.document = document
+        self.document = {**document, "state": "running", "owner": this_process(), "beat": 0}
         self.lost = ""
-        self._ledger, self._name, self._interrupter = ledger, name, interrupter
-        self._seconds = seconds
-        self._over = threading.Event()
+        self._ledger, self._name, self._version = ledger, name, last
+        self._seconds, self._lease_file, self._on_loss = seconds, lease_file, on_loss
+        self._renewed = 0.0
+        self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="fleet-beat", daemon=True)
-        self._good = time.monotonic()
 
-    def __enter__(self) -> Beating:
+    def __enter__(self) -> Claim:
+        self._renew(self.document)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._end.set()
         self._thread.join()
 
-    def _beat(self) -> None:
-        every = self._seconds / 6
-        while not self._over.wait(every if self.document["beat"] else 0):
-            try:
-                self.write(self.document | {"beat": self.document["beat"] + 1})
-                self._good = time.monotonic()
-            except StaleError:
-                self.lost = "another run took over the target."
-            except VmsnixError as error:
-                # Those who wait may take over soon; until then this may pass.
-                if time.monotonic() - self._good > self._seconds * 2 / 3:
-                    self.lost = str(error)
-            if self.lost:
-                self._interrupter.interrupt()
-                return
-
-    def write(self, document: Document) -> None:
-        """Replace our own document.
+    def finish(self, document: Document) -> None:
+        """Replace the claim by the result of the target, after the block; a lost claim is left alone.
 
         Raises
         ------
         StaleError
-            When it is not ours any more.
+            Another process took the target over.
         """
-        owner = document["owner"]["id"]
+        self._version = self._ledger.write(self._name, document, self._version)
 
-        def ours(now: Document | None) -> Document:
-            if now is None or now["owner"]["id"] != owner or now["state"] != "running":
-                raise StaleError(self._name)
-            return document
+    def _renew(self, document: Document) -> None:
+        # The time before the request: the beat may be in the ledger long before the answer arrives.
+        sent = lease.now()
+        self.finish(document)
+        self.document, self._renewed = document, sent
+        lease.extend(self._lease_file, sent + self._seconds * 2 / 3)
 
-        change(self._ledger, self._name, ours)
-        self.document = document
+    def _beat(self) -> None:
+        while not self.lost and not self._end.wait(self._seconds / 6):
+            try:
+                self._renew(self.document | {"beat": self.document["beat"] + 1})
+            except StaleError:
+                self.lost = "Another process took over the target."
+            except VmsnixError as error:  # it may pass until another machine may take over
+                self.lost = str(error) if lease.now() - self._renewed > self._seconds * 2 / 3 else ""
+        if self.lost:
+            lease.extend(self._lease_file, 0.0)
+            self._on_loss()
 
 
 def _machine() -> str:
-    def read(path: str) -> str:
-        with suppress(OSError):
-            return Path(path).read_text(encoding="ascii").strip()
-        return ""
-
-    namespace = ""
+    parts = [socket.gethostname()]
     with suppress(OSError):
-        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
-    return f"{socket.gethostname()} {read('/proc/sys/kernel/random/boot_id')} {namespace}"
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - a name, not a path
+    return " ".join(parts)
 
 
-def _born(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot; empty when there is none."""
+def _start_of(pid: int) -> str:
+    """Return the start of a process in clock ticks since boot; empty if it has ended or is a zombie.
+
+    ``hidden`` stands for a process of another user that /proc does not show.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            return "hidden"
         return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended
-
-
-# The rounds of a fleet in its ledger: which is under way, and how far it is.
-
-
-def open_round(ledger: Ledger, name: str, *, fresh: bool) -> str:
-    """Return the round that is under way, or begin one; of two clients that begin one, both get the same."""
-    begun = new_run_id(f"fleet-{name}")
-
-    def decide(now: Document | None) -> Document | None:
-        if now is not None and not now["closed"] and not fresh:
-            return None
-        return {"fleet": name, "round": begun, "closed": False}
-
-    document = change(ledger, f"fleets/{name}.json", decide)
-    fleet = str(document["round"]) if document else begun
-    change(ledger, f"fleets/{fleet}.json", lambda now: None if now else {"fleet": name, "round": fleet})
-    return fleet
-
-
-def close_round(ledger: Ledger, name: str, fleet: str) -> None:
-    """Close a round, all of whose targets are done: the next start begins a new one."""
-
-    def decide(now: Document | None) -> Document | None:
-        return {**now, "closed": True} if now and now["round"] == fleet and not now["closed"] else None
-
-    change(ledger, f"fleets/{name}.json", decide)
-
-
-def unfinished_round(ledger: Ledger, name: str) -> str:
-    """Return the round that is under way; empty when there is none."""
-    kept = ledger.read(f"fleets/{name}.json")
-    return "" if kept is None or kept.value["closed"] else str(kept.value["round"])
-
-
-def states(ledger: Ledger, targets: Sequence[Target], fleet: str) -> dict[str, str]:
-    """Return the state of each target in a round, by key; ``planned`` where nothing is known."""
-    return {
-        target.key: last_word(ledger, target, fleet)["state"] if fleet else "planned" for target in targets
-    }
-
-
-def last_word(ledger: Ledger, target: Target, fleet: str) -> Document:
-    """Return what the ledger says of a target in a round."""
-    kept = ledger.read(f"targets/{target.key}.json")
-    if kept is None or kept.value["fleet"] != fleet:
-        return unrun(target, "planned")
-    return {**kept.value, "target": target.name}
-
-
-def unrun(target: Target, state: str) -> Document:
-    """Return the document of a target that was never run."""
-    return {
-        "target": target.name,
-        "key": target.key,
-        "runbook": target.runbook,
-        "state": state,
-        "attempts": [],
-        "error": None,
-        "result": {},
-        "session": "",
-    }
+    parts = stat.rpartition(")")[2].split()
+    return "" if parts[0] in "ZX" else parts[19]

@@ -1,20 +1,14 @@
-"""A plan file: which runbooks, on which images, regions and accounts, in which order.
+"""A plan file: which runbooks run, on which images, regions and accounts, and in which order.
 
 ::
 
     name = "nightly"
-
-    [accounts.production]
-    id = "012345678901"
-    role = "arn:aws:iam::012345678901:role/vmsnix-publisher"
 
     [[entry]]
     name = "publish"
     runbook = "publish-ami"
     images = ["./ecs-node", "./gc-fwd"]
     regions = ["eu-central-1", "us-east-1"]
-    accounts = ["production"]
-    parameters = { bucket = "acme-images-{region}" }
     retries = 2
 
     [[entry]]
@@ -23,8 +17,8 @@
     regions = ["eu-central-1", "us-east-1"]
     after = ["publish"]
 
-An entry is a target for every combination of what it lists. The whole file is checked before anything starts,
-and the error lists every fault.
+An entry becomes one target for each combination of its lists. The whole file is checked before anything
+starts, and the error lists every fault.
 """
 
 from __future__ import annotations
@@ -59,8 +53,6 @@ from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    import pandas as pd
 
 ACCOUNT_ID = r"^[0-9]{12}$"
 ENTRY_NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -300,7 +292,7 @@ def _without(value: Any, places: set[tuple[int | str, ...]], here: tuple[int | s
     return value
 
 
-# From the entries to targets.
+# From entries to targets.
 
 
 def _accounts(faults: list[str], plan: PlanTable) -> dict[str, Account]:
@@ -333,7 +325,7 @@ def _entries(faults: list[str], plan: PlanTable) -> dict[str, EntryTable]:
 
 @dataclass
 class _Reader:
-    """Reads one entry."""
+    """Makes the targets of one entry, and adds what is wrong with it to the faults."""
 
     faults: list[str]
     name: str
@@ -346,28 +338,26 @@ class _Reader:
         self.faults.append(f"{self.name}{fault}".rstrip())
 
     def targets(self) -> Iterator[Target]:
-        """Yield a target for each combination of what the entry lists."""
-        runbook, lists = self._runbook(), self.entry.lists()
+        """Yield a target for each combination of the entry's lists."""
+        runbook, lists = None, self.entry.lists()
+        try:
+            runbook = catalog.find(self.entry.runbook, self.notebooks) if self.entry.runbook else None
+        except (UnknownRunbookError, RunError) as error:
+            self._add(f": {error.what} {error.why}")
         self._check(runbook, lists)
+        if runbook is None:
+            return
         for values in itertools.product(*lists.values()):
             axes = dict(zip(lists, values, strict=True))
             fitting = [one for one in self.entry.override if one.where.items() <= axes.items()]
-            if runbook is not None and not any(one.skip for one in fitting):
+            if not any(one.skip for one in fitting):
                 yield self._target(runbook, axes, [self.defaults, self.entry, *fitting], lists)
 
-    def _runbook(self) -> catalog.Runbook | None:
-        if not self.entry.runbook:
-            self._add(" has no runbook.")
-            return None
-        try:
-            return catalog.find(self.entry.runbook, self.notebooks)
-        except (UnknownRunbookError, RunError) as error:
-            self._add(f": {error.what} {error.why}")
-            return None
-
     def _check(self, runbook: catalog.Runbook | None, lists: Mapping[str, list[Any]]) -> None:
-        """Check that there is what the entry lists, and that its overrides match something."""
+        """Check the values of the lists, and that each override matches a target."""
         entry = self.entry
+        if not entry.runbook:
+            self._add(" has no runbook.")
         for region in entry.regions:
             if region not in known_regions():
                 self._add(f": unknown AWS region {region!r}. {nearest(region, known_regions())}")
@@ -380,13 +370,12 @@ class _Reader:
         for axis, given in zip(AXES, (entry.images, entry.regions, entry.accounts), strict=True):
             if given and axis in entry.matrix:
                 self._add(f" lists {axis!r} twice, once in matrix.")
-        for override in entry.override:
-            for axis, value in override.where.items():
-                if axis not in lists:
-                    self._add(f".override: {self.name} has no {axis}. {nearest(axis, lists)}")
-                elif value not in lists[axis]:
-                    hint = nearest(str(value), [str(item) for item in lists[axis]])
-                    self._add(f".override: {axis} = {value!r} is not in the entry. {hint}")
+        for axis, value in (item for override in entry.override for item in override.where.items()):
+            if axis not in lists:
+                self._add(f".override: {self.name} has no {axis}. {nearest(axis, lists)}")
+            elif value not in lists[axis]:
+                hint = nearest(str(value), [str(item) for item in lists[axis]])
+                self._add(f".override: {axis} = {value!r} is not in the entry. {hint}")
 
     def _target(
         self,
@@ -404,22 +393,20 @@ class _Reader:
         if account.id:
             environment["VMSNIX_ALLOWED_ACCOUNTS"] = account.id  # a wrong credential changes nothing
         whole = {parameter.name: parameter.default for parameter in runbook.parameters} | given
-        content = [runbook.name, whole, environment, account.id, account.role, account.profile]
         several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
         last = {key: getattr(layer, key) for layer in layers for key in layer.model_fields_set}
         return Target(
             "/".join([self.name, *(_word(axis, axes[axis], lists[axis]) for axis in several)]),
-            self.name,
             runbook.name,
             axes,
             given,
-            hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24],
+            _hash([runbook.name, whole, environment, account.id, account.role, account.profile]),
             account,
             environment,
             _merged(layers, "resources"),
             last.get("retries", 0),
             float(last.get("retry_wait", 5)),
-            effects=level(runbook.side_effects, whole),
+            level(runbook.side_effects, whole),
         )
 
     def _given(
@@ -429,13 +416,12 @@ class _Reader:
         layers: list[RunTable],
         words: Mapping[str, Any],
     ) -> dict[str, object]:
-        # A default is for the runbooks that have such a parameter; an entry must know its own.
+        # A default is for the runbooks that have the parameter; an entry must know the parameters of its own.
         wanted = {k: v for k, v in self.defaults.parameters.items() if _declares(runbook, k)}
         wanted |= _merged(layers[1:], "parameters")
-        wanted |= {axis: value for axis, value in axes.items() if axis not in AXES}
-        for axis in ("image", "region"):
-            if axis in axes and _declares(runbook, axis):
-                wanted[axis] = axes[axis]
+        wanted |= {
+            axis: value for axis, value in axes.items() if axis not in AXES or _declares(runbook, axis)
+        }
         if "region" in axes and not _declares(runbook, "region") and _declares(runbook, "regions"):
             wanted["regions"] = [axes["region"]]
         checked: dict[str, object] = {}
@@ -451,6 +437,10 @@ class _Reader:
         return checked
 
 
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
 def _merged(layers: list[RunTable], key: str) -> dict[str, Any]:
     return {name: value for layer in layers for name, value in getattr(layer, key).items()}
 
@@ -461,56 +451,45 @@ def _declares(runbook: catalog.Runbook, name: str) -> bool:
 
 def _filled(value: object, words: Mapping[str, Any]) -> object:
     """Return a text with ``{region}``, ``{image}`` and ``{account}`` replaced, where the target has them."""
-    if not isinstance(value, str):
-        return value
-    for name in AXES:
+    for name in AXES if isinstance(value, str) else ():
         if words.get(name):
-            value = value.replace(f"{{{name}}}", str(words[name]))
+            value = str(value).replace(f"{{{name}}}", str(words[name]))
     return value
 
 
 def _word(axis: str, value: object, others: list[Any]) -> str:
-    """Return a value as a part of a target's name: an image by its last word, where that tells them apart."""
+    """Return a value as a part of a target's name: of an image the last part, if no other has the same."""
     if axis == "image":
-        shorts = [re.split(r"[#/]", str(other).rstrip("/"))[-1] for other in others]
-        short = re.split(r"[#/]", str(value).rstrip("/"))[-1]
-        value = short if shorts.count(short) == 1 else value
+        last, *rest = (re.split(r"[#/]", str(one).rstrip("/"))[-1] for one in (value, *others))
+        value = last if rest.count(last) == 1 else value
     text = re.sub(r"[^\w.+-]+", "-", str(value)).strip("-.") or "empty"
     return text if axis in AXES else f"{axis}={text}"
 
 
-# Which target waits for which: from the entries' ``after`` to an order without cycles.
-
-
 def _ordered(
-    faults: list[str], entries: Mapping[str, EntryTable], targets: Mapping[str, Sequence[Target]]
+    faults: list[str], plan: str, entries: Mapping[str, EntryTable], targets: Mapping[str, Sequence[Target]]
 ) -> tuple[Target, ...]:
-    """Return all targets, each behind those it waits for.
+    """Return all targets, each after those that it waits for.
 
-    A target waits for those targets of the entries in ``after`` that have the same value wherever both
-    entries list the same (image, region, account or a parameter): the promotion in a region waits for
-    the publish there.
+    A target waits for the targets of the entries in ``after`` that have the same value of everything that
+    both entries list: the promotion in a region waits for the publish there.
     """
     for name, entry in entries.items():
         unknown = [other for other in entry.after if other not in entries]
-        faults += [
-            f"{name}: {one!r} in after is not an entry. {nearest(one, entries)}".rstrip() for one in unknown
-        ]
+        faults += [f"{name}: {one!r} in after is not an entry. {nearest(one, entries)}" for one in unknown]
     before = {name: [one for one in entry.after if one in entries] for name, entry in entries.items()}
     try:
         names = list(TopologicalSorter(before).static_order())
     except CycleError as error:
-        # graphlib lists a cycle from what is waited for to what waits; the plan file says it the other way.
+        # graphlib begins with the entry that the others wait for; the plan file has the opposite order.
         faults.append(f"The entries form a cycle: {' → '.join(reversed(error.args[1]))}.")
         return ()
-    ordered: list[Target] = []
-    for name in names:
-        for target in targets[name]:
-            after = [
-                found for other in before[name] for found in _matching(faults, target, other, targets[other])
-            ]
-            ordered.append(replace(target, after=tuple(after)))
-    return tuple(ordered)
+    ordered: dict[str, Target] = {}
+    for target, others in ((target, before[name]) for name in names for target in targets[name]):
+        after = [found for other in others for found in _matching(faults, target, other, targets[other])]
+        fingerprint = _hash([plan, target.key, sorted(ordered[one].fingerprint for one in after)])
+        ordered[target.name] = replace(target, after=tuple(after), fingerprint=fingerprint)
+    return tuple(ordered.values())
 
 
 def _matching(faults: list[str], target: Target, other: str, candidates: Sequence[Target]) -> list[str]:
@@ -527,48 +506,42 @@ def _matching(faults: list[str], target: Target, other: str, candidates: Sequenc
 
 
 def _check_doubles(faults: list[str], targets: Iterable[Target]) -> None:
-    names: dict[str, Target] = {}
-    keys: dict[str, Target] = {}
+    names: set[str] = set()
+    keys: dict[str, str] = {}
     for target in targets:
         if target.key in keys:
-            faults.append(
-                f"{target.name} and {keys[target.key].name} are the same: {target.runbook} with the same "
-                "parameters in the same account."
-            )
+            same = f"{target.runbook} with the same parameters in the same account"
+            faults.append(f"{target.name} and {keys[target.key]} are the same: {same}.")
         elif target.name in names:
-            faults.append(
-                f"Two targets have the name {target.name}; rename an entry, or list the values that "
-                "distinguish them."
-            )
-        names[target.name] = keys[target.key] = target
+            fix = "rename an entry, or list the values that distinguish them"
+            faults.append(f"Two targets have the name {target.name}; {fix}.")
+        names.add(target.name)
+        keys[target.key] = target.name
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """What a plan file says, checked; nothing of it has been done.
+    """The checked content of a plan file.
 
     Attributes
     ----------
     name
-        Name of the fleet: its memory in the ledger goes by it.
-    source
-        The file.
+        Name of the fleet.
     folder
-        Working directory of the runs, from which relative paths in parameters count.
+        Working directory of the runs: relative paths in parameters start there.
     notebooks
-        Where the notebooks are; ``None``: the package's own.
+        Folder of the notebooks; ``None``: those of the package.
     targets
-        In an order in which each stands behind those it waits for.
+        In an order in which each comes after those that it waits for.
     accounts
         By their names in the file.
     nix
         Settings for Nix, such as ``builders``.
     dask
-        Where the runs go.
+        Where the targets run.
     """
 
     name: str
-    source: Path
     folder: Path
     notebooks: Path | None
     targets: tuple[Target, ...]
@@ -576,38 +549,20 @@ class PlanFile:
     nix: Mapping[str, str]
     dask: Dask
 
-    def frame(self) -> pd.DataFrame:
-        """Return the targets as a table: ``target``, ``runbook``, ``parameters``, ``after``, ``needs``."""
-        import pandas as pd
-
-        rows = [
-            {
-                "target": target.name,
-                "runbook": target.runbook,
-                "parameters": ", ".join(f"{name}={value}" for name, value in target.given.items()),
-                "after": ", ".join(target.after),
-                "needs": ", ".join(f"{name}={count:g}" for name, count in target.resources.items()),
-                "retries": target.retries,
-            }
-            for target in self.targets
-        ]
-        return pd.DataFrame(rows, columns=["target", "runbook", "parameters", "after", "needs", "retries"])
-
 
 def read_plan(path: Path) -> PlanFile:
-    """Read a plan file and check all that can be checked before anything starts.
+    """Read a plan file, and check everything that can be checked before anything starts.
 
     Raises
     ------
     PlanError
-        Says everything that is wrong: a key that nobody knows, a runbook or a parameter that does not
-        exist, a value of the wrong type, a region or an account that cannot be, two targets that are the
-        same, entries that wait for each other, a secret.
+        The plan is wrong. The error lists every fault, such as an unknown key, runbook, region or parameter,
+        a value of another type, two equal targets, entries that wait for each other, or a secret.
     """
     text, values = files.read_toml(path, "The plan", PlanError)
     secret = find_secret(text)
     if secret:
-        # Not shown, and no value is shown either: whatever is said next ends up in logs.
+        # Its value is not shown, because errors are logged.
         raise PlanError(
             f"The plan {path} contains a secret ({secret}).",
             why="Plans are kept in repositories, archives and reports.",
@@ -616,35 +571,24 @@ def read_plan(path: Path) -> PlanFile:
     faults: list[str] = []
     folder = path.parent.absolute()
     plan = _checked(values, folder, faults)
-    accounts = _accounts(faults, plan)
+    accounts, entries = _accounts(faults, plan), _entries(faults, plan)
     notebooks = folder / plan.notebooks if plan.notebooks else None
-    entries = _entries(faults, plan)
     targets = {
         name: tuple(_Reader(faults, name, entry, plan.defaults, accounts, notebooks).targets())
         for name, entry in entries.items()
     }
-    ordered = _ordered(faults, entries, targets)
+    # Without a name, the path distinguishes fleets of the same file name.
+    unnamed = (
+        re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:56] + f"-{_hash(path.absolute())[:6]}"
+    )
+    name = plan.name or unnamed
+    ordered = _ordered(faults, name, entries, targets)
     _check_doubles(faults, itertools.chain(*targets.values()))
     if faults:
-        found = list(dict.fromkeys(faults))
+        found = [text.rstrip() for text in dict.fromkeys(faults)]
         raise PlanError(
             f"The plan {path} has {counted(len(found), 'error')}; nothing was started.",
             why=found[0] if len(found) == 1 else "\n" + "\n".join(f"- {text}" for text in found) + "\n",
             fix="Correct the file.",
         )
-    return PlanFile(
-        name=plan.name or _name(path),
-        source=path,
-        folder=folder / plan.folder,
-        notebooks=notebooks,
-        targets=ordered,
-        accounts=accounts,
-        nix=plan.nix,
-        dask=plan.dask,
-    )
-
-
-def _name(path: Path) -> str:
-    """Return a fleet's name that nobody gave; it tells files of the same name apart."""
-    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:6]
-    return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:56] + f"-{digest}"
+    return PlanFile(name, folder / plan.folder, notebooks, ordered, accounts, plan.nix, plan.dask)

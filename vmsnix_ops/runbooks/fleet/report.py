@@ -1,11 +1,12 @@
-"""What is left of a fleet: one static page, the targets as JSON, and ``result.json``.
+"""The evidence of a fleet: a page, the targets as JSON, and ``result.json``.
 
-The page follows the rules of `vmsnix_ops.runbooks.evidence.report`: no scripts, nothing remote.
+The page has no scripts and loads nothing, as those of `vmsnix_ops.runbooks.evidence.report`.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files as resources
@@ -14,63 +15,55 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display, files, templates
 from vmsnix_ops.errors import InterruptedRunError, PartialError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
-from vmsnix_ops.records.result import Result
-from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.records.result import KEYS, Result
+from vmsnix_ops.runbooks.evidence import archive, github
 from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import pandas as pd
 
     from vmsnix_ops.runbooks.fleet.ledger import Document
 
 
-# What became of a fleet: one document a target, and what they add up to.
-
-
 @dataclass(frozen=True, slots=True)
 class FleetResult(Result):
-    """The outcome of a fleet, target by target.
+    """The result of a fleet.
 
     Attributes
     ----------
-    name, round
-        The fleet, and which of its rounds.
+    name
+        Name of the fleet.
+    fleet_run
+        Run ID of this start of the fleet; empty after a dry run.
     dry_run
         Whether nothing was run.
     documents
-        What the ledger says of each target.
+        What the ledger says about each target.
     seconds
-        How long this start took.
-    session
-        This start of the fleet.
+        Duration of this start.
     values
         Content of ``result.json``; empty after a dry run.
     """
 
     runbook = "fleet"
     name: str
-    round: str
+    fleet_run: str
     dry_run: bool
     documents: tuple[Document, ...]
     seconds: float
-    session: str
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many targets there are in each state."""
-        found: dict[str, int] = {}
-        for document in self.documents:
-            found[document["state"]] = found.get(document["state"], 0) + 1
-        return found
+        """The number of targets in each state."""
+        return dict(Counter(document["state"] for document in self.documents))
 
     @property
     def status(self) -> str:
-        """``done``, ``partial`` (some targets done, or a part of some), ``failed`` or ``cancelled``."""
+        """``done``, ``partial`` (some targets are done, or partial), ``failed`` or ``cancelled``."""
         states = set(self.counts)
         if states <= {"done"} or self.dry_run:
             return "done"
@@ -84,7 +77,7 @@ class FleetResult(Result):
         return {"done": 0, "partial": 3}.get(self.status, 1)
 
     def frame(self) -> pd.DataFrame:
-        """Return one row a target: ``target``, ``state``, ``tries``, ``seconds``, ``ami_id``, ``error``."""
+        """Return one row per target: ``target``, ``state``, ``tries``, ``seconds``, ``ami_id``, ``error``."""
         import pandas as pd
 
         columns = ["target", "state", "tries", "seconds", "ami_id", "error"]
@@ -92,7 +85,7 @@ class FleetResult(Result):
 
     @property
     def error(self) -> PartialError | RunFailedError | InterruptedRunError | None:
-        """What is left as an error, ``None`` when all is done."""
+        """What is not done, as an error; ``None`` when everything is done."""
         if self.status == "done":
             return None
         left = [document for document in self.documents if document["state"] != "done"]
@@ -100,19 +93,19 @@ class FleetResult(Result):
             f"{len(left)} of {counted(len(self.documents), 'target')} of the fleet {self.name} "
             f"{'is' if len(left) == 1 else 'are'} not done."
         )
-        told = next((document for document in left if document["state"] in ("failed", "partial")), left[0])
-        why = f"{told['target']}: {told['error'] or told['state']}"
+        first = next((document for document in left if document["state"] in ("failed", "partial")), left[0])
+        why = f"{first['target']}: {first['error'] or first['state']}"
         fix = "Run it again: it continues with what is left. The report lists every target."
         kinds: dict[str, type[PartialError | RunFailedError | InterruptedRunError]]
         kinds = {"partial": PartialError, "cancelled": InterruptedRunError}
         return kinds.get(self.status, RunFailedError)(what, why=why, fix=fix)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as ``result.json`` of this run contains it; the round has one of its own."""
+        """Return the ``result.json`` of the notebook's run; the fleet has one of its own."""
         return {
             "status": self.status,
             "fleet": self.name,
-            "round": self.round,
+            "fleet_run": self.fleet_run,
             "fleet_report": self.values.get("report"),
             "dry_run": self.dry_run,
             "targets": self.counts,
@@ -126,7 +119,7 @@ class FleetResult(Result):
         return f"Fleet {self.name}: {counts}"
 
     def table(self) -> display.Shown:
-        """Return one row a target, for people."""
+        """Return one row per target, for people."""
         columns = ("target", "state", "tries", "took", "ami_id", "error")
         found = [{**row, "took": display.seconds(row["seconds"] or None)} for row in rows(self.documents)]
         return display.shown(
@@ -143,7 +136,7 @@ COLOURS = {
 }
 
 
-def rows(documents: Sequence[Document]) -> list[dict[str, Any]]:
+def rows(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the targets as rows of plain values."""
     return [
         {
@@ -163,57 +156,48 @@ def rows(documents: Sequence[Document]) -> list[dict[str, Any]]:
 
 
 def write(
-    outcome: FleetResult, folder: archive.RunFolder, started: datetime, trouble: str | None
+    result: FleetResult, folder: archive.RunFolder, started: datetime, trouble: str | None
 ) -> dict[str, Any]:
-    """Write ``report.html``, ``fleet.json`` and ``result.json``, and tell the CI job that this is part of.
+    """Write the evidence of a fleet and the outputs of its CI job, and return the content of ``result.json``.
 
     Parameters
     ----------
-    outcome
-        What became of the fleet.
+    result
+        The result of the fleet.
     folder
-        The round's place in the archive; the entry (``result.json``) comes last, and replaces that of an
-        earlier start.
+        Its folder in the archive. ``result.json`` is written last, because it names the other files.
     started
-        When this start began.
+        When the fleet started.
     trouble
-        What went wrong with the fleet as a whole.
-
-    Returns
-    -------
-    dict
-        Content of ``result.json``.
+        The error of the fleet as a whole.
 
     Raises
     ------
     ArchiveError
-        When S3 refuses; the files stay on this machine, and the error says where.
+        S3 refuses. The files stay on this machine, and the error names their folder.
     """
-    from vmsnix_ops.records.result import KEYS
-    from vmsnix_ops.runbooks.evidence import github
-
-    redactor = Redactor(secret_values())
-    error = outcome.error
+    error = result.error
     values: dict[str, Any] = {
         **dict.fromkeys(KEYS),
-        "run_id": outcome.round,
+        "run_id": result.fleet_run,
         "runbook": "fleet",
-        "status": outcome.status,
-        "exit_code": outcome.exit_code,
-        "fleet": outcome.name,
-        "targets": outcome.counts,
+        "status": result.status,
+        "exit_code": result.exit_code,
+        "fleet": result.name,
+        "targets": result.counts,
         "started_at": started.isoformat(timespec="milliseconds"),
         "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "seconds": outcome.seconds,
+        "seconds": result.seconds,
         "error": trouble or (str(error) if error else None),
         "result": folder.entry,
         "files": {},
         "problems": [],
     }
+    redactor = Redactor(secret_values())
     values = redactor.value(values)
-    documents = redactor.value([dict(document) for document in outcome.documents])
+    documents = redactor.value([dict(document) for document in result.documents])
     files.make_folder(folder.local)
-    folder.write(archive.REPORT, page(values, documents, folder.local))
+    folder.write(archive.REPORT, page(values, documents, str(folder.local)))
     folder.write_json(archive.FLEET, {"fleet": values, "targets": documents})
     for name in (archive.REPORT, archive.FLEET, archive.LOG):
         kept = folder.keep(name)
@@ -226,26 +210,29 @@ def write(
     return values
 
 
-def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path) -> str:
-    """Return the page: what there is to know of the fleet, then every target with its tries over time."""
-    spans = [[span for one in document["attempts"] if (span := _span(one))] for document in documents]
-    first = min((begin for tries in spans for begin, _, _ in tries), default=0.0)
-    whole = max((end for tries in spans for _, end, _ in tries), default=first) - first or 1.0
+def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], folder: str) -> str:
+    """Return the page: facts about the fleet, and every target with its tries over time."""
+    tries = [[_span(one) for one in document["attempts"] if one.get("started_at")] for document in documents]
+    first = min((begin for spans in tries for begin, _, _ in spans), default=0.0)
+    whole = max((end for spans in tries for _, end, _ in spans), default=first) - first or 1.0
     targets = [
         {
             **row,
-            "link": _link(row["report"], folder),
+            # Relative, because the folder may be moved. Browsers cannot open s3://.
+            "link": ""
+            if (row["report"] or "s3://").startswith("s3://")
+            else link_target(os.path.relpath(row["report"], folder)),
             "took": human_seconds(row["seconds"]) if row["seconds"] else "",
             "bars": [
                 (100 * (begin - first) / whole, 100 * (end - begin) / whole, colour)
-                for begin, end, colour in tries
+                for begin, end, colour in spans
             ],
         }
-        for row, tries in zip(rows(documents), spans, strict=True)
+        for row, spans in zip(rows(documents), tries, strict=True)
     ]
     facts = {
         "targets": ", ".join(f"{count} {state}" for state, count in sorted(values["targets"].items())),
-        "round": values["run_id"],
+        "run": values["run_id"],
         "started": values["started_at"],
         "took": human_seconds(values["seconds"]),
     }
@@ -261,16 +248,7 @@ def page(values: Mapping[str, Any], documents: Sequence[Document], folder: Path)
     )
 
 
-def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str] | None:
-    """Return when a try began and ended, and its colour."""
-    if not attempt.get("started_at"):
-        return None
+def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str]:
+    """Return the start and the end of a try, and its colour."""
     begin = datetime.fromisoformat(attempt["started_at"]).timestamp()
     return begin, begin + (attempt.get("seconds") or 0.0), COLOURS.get(attempt["verdict"], "--soft")
-
-
-def _link(report: str | None, folder: Path) -> str:
-    """Return the way from the page to a run's report: relative, so that the folder may be moved."""
-    if not report or str(report).startswith("s3://"):
-        return ""
-    return link_target(os.path.relpath(report, folder))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vmsnix_ops.runbooks.fleet.ledger import Document
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 JOB_FILES = ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")
@@ -16,19 +18,7 @@ JOB_FILES = ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An AWS account, and how its runs get there.
-
-    Attributes
-    ----------
-    name
-        In the plan file.
-    id
-        Twelve digits; its runs refuse to work in any other. Empty: whatever the credentials say.
-    role
-        ARN of a role that each run takes for itself.
-    profile
-        Profile of the workers' own AWS configuration.
-    """
+    """An AWS account of a plan file; `plan_file.AccountTable` explains the fields."""
 
     name: str = ""
     id: str = ""
@@ -43,35 +33,35 @@ class Target:
     Attributes
     ----------
     name
-        Entry and what tells it from the entry's other targets: ``publish/ecs-node/eu-central-1``.
-    entry
-        Name of its entry.
+        Name of the entry, and the values that distinguish the target: ``publish/ecs-node/eu-central-1``.
     runbook
         Name of the runbook.
     axes
-        Its values of what the entry lists.
+        The target's values of what its entry lists.
     given
         The parameters that the plan gives, as the runbook declares them.
     key
-        Of its content; the ledger knows it by this.
+        Hash of the content: runbook, parameters, environment and account.
     account
-        Where it works.
+        Its AWS account.
     environment
-        Variables of its own; never credentials.
+        Its own variables; never credentials.
     resources
         What a worker must offer.
     retries
         How often it is tried again.
     retry_wait
-        Seconds before the first retry; twice as many before each next.
+        Seconds before the first retry; doubled each time.
+    effects
+        ``read_only`` (also in a dry run), ``creates`` or ``destroys``.
     after
         Names of the targets that must be done first.
-    effects
-        What it may do: ``read_only`` (also a dry run), ``creates`` or ``destroys``.
+    fingerprint
+        Hash of the plan's name, the content, and the fingerprints of the targets that must be done first. A
+        result in the ledger counts for the same fingerprint only.
     """
 
     name: str
-    entry: str
     runbook: str
     axes: Mapping[str, object]
     given: Mapping[str, object]
@@ -81,57 +71,67 @@ class Target:
     resources: Mapping[str, float] = field(default_factory=dict)
     retries: int = 0
     retry_wait: float = 5.0
-    after: tuple[str, ...] = ()
     effects: str = "read_only"
+    after: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     @property
-    def region(self) -> str:
-        """Its region, where the entry lists regions."""
-        return str(self.axes.get("region", ""))
+    def claim(self) -> str:
+        """Name of its document in the ledger; the same for equal targets of two plans."""
+        return f"targets/{self.key}.json"
 
-    def described(self) -> str:
-        """Return in one line what it is: runbook, parameters, what it waits for, what it needs."""
-        parts = [
-            f"{self.runbook} {' '.join(f'{name}={value}' for name, value in self.given.items())}".strip()
-        ]
-        if self.after:
-            parts.append(f"after {', '.join(self.after)}")
-        if self.resources:
-            parts.append(f"needs {', '.join(f'{name}={count:g}' for name, count in self.resources.items())}")
-        if self.effects == "destroys":
-            parts.append("destroys")
-        if self.retries:
-            parts.append(counted(self.retries, "retry", "retries"))
+    def is_done(self, document: Document) -> bool:
+        """Return whether the document says that the target is done."""
+        return (document["state"], document["fingerprint"]) == ("done", self.fingerprint)
+
+    def document(self, state: str, error: str | None = None) -> Document:
+        """Return a document of the target without attempts."""
+        return {
+            "target": self.name,
+            "runbook": self.runbook,
+            "fingerprint": self.fingerprint,
+            "state": state,
+            "session": "",
+            "attempts": [],
+            "error": error,
+            "result": {},
+        }
+
+    def described(self) -> dict[str, Any]:
+        """Return what it is, for tables: ``parameters``, ``after``, ``needs``, ``retries``."""
+        return {
+            "parameters": ", ".join(f"{name}={value}" for name, value in self.given.items()),
+            "after": ", ".join(self.after),
+            "needs": ", ".join(f"{name}={count:g}" for name, count in self.resources.items()),
+            "retries": self.retries,
+        }
+
+    def __str__(self) -> str:
+        given = " ".join(f"{name}={value}" for name, value in self.given.items())
+        parts = [f"{self.runbook} {given}".strip()]
+        parts += [f"{word} {found}" for word in ("after", "needs") if (found := self.described()[word])]
+        parts += ["destroys"] if self.effects == "destroys" else []
+        parts += [counted(self.retries, "retry", "retries")] if self.retries else []
         return "; ".join(parts)
 
 
 def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the variables of a target's run on top of the worker's; ``None`` takes one away.
+    """Return the variables of a target's run on top of the worker's; ``None`` removes one.
 
-    The worker assumes the role of the account again for each try, with its own credentials; what AWS gives
-    is passed to the kernel's environment and nowhere else. The files of a CI job are written by the fleet,
-    not by its runs.
+    The worker assumes the role of the account again for each try, with its own credentials. The temporary
+    keys are only in the environment of the run. The fleet writes the files of a CI job, not its runs.
     """
     made: dict[str, str | None] = {**dict.fromkeys(JOB_FILES), **common, **target.environment}
     account = target.account
     if account.profile:
-        # Keys in the environment would win over the profile.
+        # Keys in the environment would be used instead of the profile.
         made |= {**dict.fromkeys(CREDENTIALS), "AWS_PROFILE": account.profile}
     if account.role:
-        made |= {**_assumed(account, target.region), "AWS_PROFILE": None}
+        from vmsnix_ops.aws.accounts import assume
+        from vmsnix_ops.aws.session import session
+        from vmsnix_ops.credentials import session_keys
+
+        region = str(target.axes.get("region", ""))
+        assumed = assume(session(region or None), account.role, region=region or "us-east-1")
+        made |= {**dict(zip(CREDENTIALS, session_keys(assumed) or (), strict=True)), "AWS_PROFILE": None}
     return made
-
-
-def _assumed(account: Account, region: str) -> dict[str, str]:
-    """Return the variables of temporary credentials of an account's role."""
-    from vmsnix_ops.aws.accounts import assume
-    from vmsnix_ops.aws.session import session
-    from vmsnix_ops.credentials import session_keys
-
-    taken = assume(session(region or None), account.role, region=region or "us-east-1")
-    return dict(zip(CREDENTIALS, session_keys(taken) or (), strict=True))
-
-
-def nix_config(settings: Mapping[str, str]) -> str:
-    """Return settings as the lines of ``NIX_CONFIG``, which Nix reads after its files."""
-    return "\n".join(f"{name} = {value}" for name, value in settings.items())

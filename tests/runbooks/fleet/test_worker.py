@@ -1,41 +1,51 @@
-"""What a worker does with one target, whatever it finds in the ledger; without Dask and notebooks."""
+"""What a worker does with a target, for each content of the ledger; without Dask and notebooks."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import join, require, wait_until
-from vmsnix_ops.errors import ArchiveError
+from tests.support import join, kill, require, wait_until
+from vmsnix_ops.errors import ArchiveError, FleetError
 from vmsnix_ops.nix import command
+from vmsnix_ops.runbooks.execution import lease
 from vmsnix_ops.runbooks.execution.execute import RunOutcome
 from vmsnix_ops.runbooks.execution.verdict import Failure
 from vmsnix_ops.runbooks.fleet import engine
-from vmsnix_ops.runbooks.fleet.engine import Job, run_target
-from vmsnix_ops.runbooks.fleet.ledger import Document, Owner, change, open_ledger
-from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target, environment_of, nix_config
+from vmsnix_ops.runbooks.fleet import worker as workers
+from vmsnix_ops.runbooks.fleet.ledger import (
+    Document,
+    FolderLedger,
+    _start_of,
+    change,
+    ledger_id,
+    open_ledger,
+    this_process,
+)
+from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target, environment_of
+from vmsnix_ops.runbooks.fleet.worker import Job, run_target
 from vmsnix_ops.sandbox import sandbox
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-FLEET = "20261125T000000227Z-fleet-test-abcdef"
-ELSEWHERE = Owner("other", "elsewhere", 1, "1", "elsewhere")
+ELSEWHERE = {"id": "other", "machine": "elsewhere", "pid": 1, "born": "1", "host": "elsewhere"}
 
 
 @dataclass
 class Worker:
-    """A worker whose notebooks are played."""
+    """A worker that runs the targets in this process, with invented outcomes of their notebooks."""
 
     job: Job
     outcomes: list[Any] = field(default_factory=list)
     ran: list[dict[str, Any]] = field(default_factory=list)
 
-    def play(self, runbook: str, given: dict[str, object], **options: Any) -> RunOutcome:
+    def run(self, runbook: str, given: dict[str, object], **options: Any) -> RunOutcome:
         self.ran.append(options)
         outcome = self.outcomes.pop(0) if self.outcomes else "done"
         if callable(outcome):
@@ -50,34 +60,45 @@ class Worker:
         return RunOutcome(f"run-{number}", runbook, verdict, code, "n", "r", "j", "l", 1.5, error, values)
 
     def document(self) -> Document:
-        kept = open_ledger(self.job.ledger).read(self.job.document)
-        assert kept is not None
-        return kept.value
+        document, _ = open_ledger(self.job.ledger).read(self.job.target.claim)
+        assert document is not None
+        return document
 
     def found(self, **values: Any) -> None:
-        """Leave a document in the ledger as another worker would."""
-        whole = engine._blank(self.job, "running") | {"owner": ELSEWHERE.as_dict()} | values
-        change(open_ledger(self.job.ledger), self.job.document, lambda _: whole)  # the run may be beating
+        """Leave a claim in the ledger, as another process would."""
+        claim = self.job.target.document("running") | {"beat": 0, "owner": ELSEWHERE, "started_at": STARTED}
+        change(open_ledger(self.job.ledger), self.job.target.claim, lambda _: {**claim, **values})
+
+
+STARTED = "2026-11-25T00:00:00+00:00"
+
+
+def in_this_process(job: Job, wanted: Document, version: str | None) -> str:
+    workers.run_claimed(job, wanted, version)
+    return ""
 
 
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    target = Target("greet/a", "greet", "greet", {}, {"name": "a"}, "k" * 24, retry_wait=0.0)
-    ledger = str(tmp_path / "ledger")
-    open_ledger(ledger).write(f"fleets/{FLEET}.json", {"round": FLEET}, None)
-    made = Worker(
-        Job(target, FLEET, f"session-{tmp_path.name}", ledger, str(tmp_path), str(tmp_path), "", {}, 0.6)
-    )
-    monkeypatch.setattr(engine, "run", made.play)
-    monkeypatch.setattr("vmsnix_ops.runbooks.fleet.ledger.KERNEL_SECONDS", 0.0)
+    target = Target("greet/a", "greet", {}, {"name": "a"}, "k" * 24, retry_wait=0.0, fingerprint="f")
+    ledger, session = str(tmp_path / "ledger"), f"session-{tmp_path.name}"
+    identity = ledger_id(open_ledger(ledger))
+    made = Worker(Job(target, session, ledger, identity, str(tmp_path), str(tmp_path), "", {}, 0.6))
+    monkeypatch.setattr(workers, "run", made.run)
+    monkeypatch.setattr(workers, "_run_process", in_this_process)
     return made
 
 
+def of(job: Job, **values: Any) -> Job:
+    """Return a job with another target."""
+    return replace(job, target=replace(job.target, **values))
+
+
 def retries(worker: Worker, count: int) -> None:
-    worker.job = replace(worker.job, target=replace(worker.job.target, retries=count))
+    worker.job = of(worker.job, retries=count)
 
 
-def test_a_target_is_run_and_remembered(worker: Worker) -> None:
+def test_the_result_of_a_target_is_recorded(worker: Worker) -> None:
     document = run_target(worker.job)
     assert document == worker.document()
     assert (document["state"], document["result"]) == ("done", {"ami_id": "ami-1"})
@@ -85,20 +106,18 @@ def test_a_target_is_run_and_remembered(worker: Worker) -> None:
     assert (attempt["run_id"], attempt["verdict"]) == ("run-1", "done")
 
 
-def test_what_is_done_is_not_run_again(worker: Worker) -> None:
+def test_a_target_that_is_done_is_not_run_again(worker: Worker) -> None:
     first = run_target(worker.job)
     again = run_target(replace(worker.job, session="later"))
     assert len(worker.ran) == 1
     assert again == first
 
 
-def test_a_new_round_runs_it_again(worker: Worker) -> None:
+def test_a_result_for_another_fingerprint_does_not_count(worker: Worker) -> None:
     run_target(worker.job)
-    ledger = open_ledger(worker.job.ledger)
-    ledger.write("fleets/next.json", {"round": "next"}, None)
-    document = run_target(replace(worker.job, fleet="next"))
+    document = run_target(of(worker.job, fingerprint="changed"))
     assert len(worker.ran) == 2
-    assert (document["fleet"], len(document["attempts"])) == ("next", 1)
+    assert (document["fingerprint"], len(document["attempts"])) == ("changed", 1)
 
 
 def test_retries_are_counted_and_kept(worker: Worker) -> None:
@@ -109,7 +128,7 @@ def test_retries_are_counted_and_kept(worker: Worker) -> None:
     assert document["error"] is None
 
 
-def test_after_the_last_retry_it_is_what_it_is(worker: Worker) -> None:
+def test_the_last_retry_decides(worker: Worker) -> None:
     retries(worker, 1)
     worker.outcomes = ["failed", "partial", "done"]
     document = run_target(worker.job)
@@ -117,7 +136,7 @@ def test_after_the_last_retry_it_is_what_it_is(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["wrong", "cancelled"])
-def test_a_wrong_call_and_an_interrupt_are_not_tried_again(worker: Worker, outcome: str) -> None:
+def test_usage_errors_and_interrupts_are_not_tried_again(worker: Worker, outcome: str) -> None:
     retries(worker, 3)
     worker.outcomes = [outcome]
     assert run_target(worker.job)["state"] in ("failed", "cancelled")
@@ -132,7 +151,7 @@ def test_a_wrong_call_and_an_interrupt_are_not_tried_again(worker: Worker, outco
         (ValueError("AKIAABCDEFGHIJKLMNOP"), "removed"),
     ],
 )
-def test_an_error_of_the_runner_is_the_targets(worker: Worker, error: Exception, said: str) -> None:
+def test_an_error_of_the_runner_fails_the_target(worker: Worker, error: Exception, said: str) -> None:
     worker.outcomes = [error]
     document = run_target(worker.job)
     assert document["state"] == "failed"
@@ -140,7 +159,7 @@ def test_an_error_of_the_runner_is_the_targets(worker: Worker, error: Exception,
     assert "AKIA" not in document["error"]
 
 
-def test_a_failed_target_is_run_again_by_the_next_start(worker: Worker) -> None:
+def test_the_next_client_runs_a_failed_target_again(worker: Worker) -> None:
     worker.outcomes = ["failed"]
     run_target(worker.job)
     document = run_target(replace(worker.job, session="later"))
@@ -159,10 +178,10 @@ def test_a_target_is_skipped_when_one_before_it_is_not_done(worker: Worker) -> N
     assert run_target(replace(worker.job, session="later"))["state"] == "done"
 
 
-# Somebody else has it
+# Another process has the claim
 
 
-def test_a_living_run_elsewhere_is_waited_for(worker: Worker) -> None:
+def test_a_worker_waits_for_a_run_on_another_machine(worker: Worker) -> None:
     worker.found(beat=1)
     over = threading.Event()
 
@@ -170,7 +189,7 @@ def test_a_living_run_elsewhere_is_waited_for(worker: Worker) -> None:
         for beat in range(2, 10):
             worker.found(beat=beat)
             time.sleep(0.2)
-        over.set()  # before anybody can see that it is
+        over.set()  # before the result can be read
         worker.found(state="done", beat=10, result={"ami_id": "ami-elsewhere"})
 
     thread = threading.Thread(target=live)
@@ -182,15 +201,15 @@ def test_a_living_run_elsewhere_is_waited_for(worker: Worker) -> None:
     assert worker.ran == []
 
 
-def test_a_dead_run_is_taken_over_once_its_lease_has_ended(worker: Worker) -> None:
-    worker.found(beat=7, attempt={"session": worker.job.session, "started_at": "2026-11-25T00:00:00+00:00"})
+def test_a_run_on_another_machine_is_taken_over_when_its_beat_stands_still(worker: Worker) -> None:
+    worker.found(beat=7)
     began = time.monotonic()
     document = run_target(worker.job)
     assert time.monotonic() - began > worker.job.lease_seconds
     assert [attempt["verdict"] for attempt in document["attempts"]] == ["lost", "done"]
 
 
-def test_of_two_workers_one_runs_it(worker: Worker) -> None:
+def test_one_of_two_workers_runs_a_target(worker: Worker) -> None:
     worker.outcomes = [lambda options: time.sleep(1.5) or "done"]
     documents: list[Document] = []
     jobs = [worker.job, replace(worker.job, session="other")]
@@ -198,32 +217,36 @@ def test_of_two_workers_one_runs_it(worker: Worker) -> None:
     for thread in threads:
         thread.start()
     join(*threads)
-    assert len(worker.ran) == 1  # for longer than the lease: it beat
+    assert len(worker.ran) == 1
     assert [document["state"] for document in documents] == ["done", "done"]
 
 
-def test_a_target_that_kills_its_workers_is_given_up(worker: Worker) -> None:
+def test_a_target_whose_process_ended_three_times_is_failed(worker: Worker) -> None:
     lost = {"verdict": "lost", "session": worker.job.session, "error": "died"}
-    worker.found(beat=1, attempts=[lost, lost], attempt={"session": worker.job.session})
+    worker.found(beat=1, session=worker.job.session, attempts=[lost, lost])
     document = run_target(worker.job)
     assert document["state"] == "failed"
     assert "ended 3 times" in document["error"]
     assert worker.ran == []
 
 
-def test_deaths_in_an_earlier_session_do_not_count(worker: Worker) -> None:
+def test_processes_lost_by_an_earlier_client_do_not_count(worker: Worker) -> None:
     lost = {"verdict": "lost", "session": "earlier", "error": "died"}
-    worker.found(beat=1, session="earlier", attempts=[lost] * 5, attempt={"session": "earlier"})
+    worker.found(beat=1, session="earlier", attempts=[lost] * 5)
     document = run_target(worker.job)
     assert document["state"] == "done"
     assert [attempt["verdict"] for attempt in document["attempts"]] == [*["lost"] * 6, "done"]
 
 
-def test_a_run_whose_lease_was_lost_is_stopped(worker: Worker) -> None:
+def test_a_run_that_lost_its_claim_is_stopped_and_may_change_nothing(worker: Worker) -> None:
     def taken_over(options: dict[str, Any]) -> str:
-        worker.found(beat=0, id="new")
+        file = Path(options["environment"][lease.VARIABLE])
+        lease.check(file)
+        worker.found(beat=0, session="theirs")
         wait_until(lambda: options["interrupter"].requested, "the request to stop")
-        worker.found(state="done", result={"ami_id": "ami-theirs"})
+        with pytest.raises(FleetError, match="lost its claim"):
+            lease.check(file)
+        worker.found(state="done", session="theirs", result={"ami_id": "ami-theirs"})
         return "cancelled"
 
     worker.outcomes = [taken_over]
@@ -232,55 +255,87 @@ def test_a_run_whose_lease_was_lost_is_stopped(worker: Worker) -> None:
     assert worker.document()["owner"]["id"] == "other"
 
 
-def test_a_fleet_that_is_stopped_interrupts_its_runs_and_begins_no_more(worker: Worker) -> None:
+def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_take_over(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, broken = FolderLedger.write, threading.Event()
+
+    def refuse(self: FolderLedger, name: str, value: Document, last: str | None) -> str:
+        if broken.is_set():
+            raise ArchiveError("The ledger is on a disk that is gone.")
+        return write(self, name, value, last)
+
+    def run(options: dict[str, Any]) -> str:
+        broken.set()
+        began = time.monotonic()
+        wait_until(lambda: options["interrupter"].requested, "the request to stop")
+        assert time.monotonic() - began < worker.job.lease_seconds
+        with pytest.raises(FleetError, match="lost its claim"):
+            lease.check(Path(options["environment"][lease.VARIABLE]))
+        broken.clear()
+        return "cancelled"
+
+    monkeypatch.setattr(FolderLedger, "write", refuse)
+    monkeypatch.setattr(lease, "WAIT_SECONDS", 0.0)
+    worker.outcomes = [run]
+    found = workers.run_claimed(worker.job, worker.job.target.document("planned"), None)
+    assert found == workers.NOT_OURS
+    assert worker.document()["state"] == "running"
+
+
+def test_a_stopped_process_of_this_machine_keeps_its_claim(worker: Worker) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        process.send_signal(signal.SIGSTOP)
+        owner = this_process() | {"pid": process.pid, "born": _start_of(process.pid)}
+        worker.found(owner=owner, beat=1)
+        thread = threading.Thread(target=run_target, args=[worker.job])
+        thread.start()
+        time.sleep(3 * worker.job.lease_seconds)
+        assert worker.ran == []
+        kill(process)
+    join(thread)
+    assert [attempt["verdict"] for attempt in worker.document()["attempts"]] == ["lost", "done"]
+
+
+def test_a_stopped_fleet_interrupts_its_runs_and_starts_no_more(worker: Worker) -> None:
     retries(worker, 3)
 
-    def stopped(options: dict[str, Any]) -> str:
-        assert engine.stop("another session") == 0
-        assert engine.stop(worker.job.session) == 1
-        assert options["interrupter"].requested
+    def stopped(_options: dict[str, Any]) -> str:
+        workers.stop(worker.job.session)
         return "failed"
 
     worker.outcomes = [stopped]
     assert len(run_target(worker.job)["attempts"]) == 1
-    engine._HERE.stopped.discard("another session")
-    assert (
-        run_target(replace(worker.job, target=replace(worker.job.target, key="other")))["state"]
-        == "cancelled"
-    )
+    assert run_target(of(worker.job, key="other"))["state"] == "cancelled"
     assert len(worker.ran) == 1
 
 
-# What is wrong with the worker
+# A worker that cannot run the target
 
 
-def test_a_worker_of_another_version_runs_nothing(worker: Worker) -> None:
+def test_a_worker_with_another_version_runs_nothing(worker: Worker) -> None:
     document = run_target(replace(worker.job, version="0.0.1"))
     assert document["state"] == "failed"
     assert "0.0.1" in document["error"]
 
 
-def test_a_worker_that_does_not_see_the_ledger_says_so(worker: Worker, tmp_path: Path) -> None:
+def test_a_worker_with_another_ledger_runs_nothing(worker: Worker, tmp_path: Path) -> None:
     document = run_target(replace(worker.job, ledger=str(tmp_path / "elsewhere")))
     assert "cannot see the ledger" in document["error"]
     assert worker.ran == []
 
 
-# Who it is
-
-
-def with_account(target: Target, account: Account) -> Target:
-    return replace(target, account=account, axes={"region": "us-east-1"})
+# Account and environment
 
 
 def test_a_profile_wins_over_keys_in_the_environment(worker: Worker) -> None:
-    made = environment_of(with_account(worker.job.target, Account("p", profile="production")), {"A": "b"})
+    made = environment_of(of(worker.job, account=Account("p", profile="production")).target, {"A": "b"})
     assert made["AWS_PROFILE"] == "production"
     assert [made[name] for name in CREDENTIALS] == [None, None, None]
     assert (made["A"], made["GITHUB_OUTPUT"]) == ("b", None)
 
 
-def test_a_role_is_taken_by_the_worker_and_stays_there(
+def test_the_worker_assumes_the_role_and_passes_the_keys_to_the_run_only(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust = (
@@ -293,22 +348,20 @@ def test_a_role_is_taken_by_the_worker_and_stays_there(
         iam = aws.client("iam")
         role = iam.create_role(RoleName="publisher", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
         account = Account("p", aws.account, role=role)
-        worker.job = replace(worker.job, target=with_account(worker.job.target, account))
+        worker.job = of(worker.job, account=account, axes={"region": "us-east-1"})
         document = run_target(worker.job)
         given = worker.ran[0]["environment"]
         assert all(given[name] for name in CREDENTIALS)
         assert given["AWS_ACCESS_KEY_ID"] != aws.environment["AWS_ACCESS_KEY_ID"]
         assert not any(given[name] in str(document) for name in CREDENTIALS)
         missing = replace(account, role=role + "-not")
-        refused = run_target(
-            replace(worker.job, target=replace(with_account(worker.job.target, missing), key="x"))
-        )
+        refused = run_target(of(worker.job, account=missing, axes={"region": "us-east-1"}, key="x"))
         assert "Could not assume the role" in refused["error"]
 
 
-def test_nix_hears_the_settings_of_the_plan(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nix_reads_the_settings_of_the_plan(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     builders = "ssh-ng://builder.example x86_64-linux - 8"
-    config = nix_config({"builders": builders, "max-jobs": "0"})
+    config = engine.nix_config({"builders": builders, "max-jobs": "0"})
     run_target(replace(worker.job, environment={"NIX_CONFIG": config}))
     given = worker.ran[0]["environment"]["NIX_CONFIG"]
     require("nix")
