@@ -37,7 +37,7 @@ tests/aws/ebs_direct/test_faults.py::test_the_ceiling_bounds_the_rate
 tests/aws/ebs_direct/test_faults.py::test_a_put_that_hangs_is_given_up_and_sent_again
 tests/aws/ebs_direct/test_faults.py::test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work
 tests/aws/ebs_direct/test_reading.py::test_a_killed_download_goes_on
-tests/aws/test_paging.py::test_who_waits_is_stopped_at_once
+tests/aws/test_paging.py::test_stopping_a_time_limit_ends_a_wait_at_once
 tests/records/test_tables.py::test_readers_never_stumble_over_the_first_commit
 tests/records/test_tables.py::test_many_processes_lose_nothing_and_double_nothing[3-10]
 tests/records/test_tables_on_s3.py::test_many_processes_lose_nothing_and_double_nothing_on_s3[3-5-3]

@@ -64,7 +64,6 @@ from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Self
 
 __all__ = [
     "AccessDeniedError",
@@ -305,9 +304,9 @@ class AwsError(VmsnixError):
         self.request_id, self.status_message = request_id, status_message
         super().__init__(what, why=why, fix=fix)
 
-    def with_fix(self, fix: str) -> Self:
-        """Return the same error with another fix."""
-        return type(self)(
+    def with_fix(self, fix: str, kind: type[AwsError] | None = None) -> AwsError:
+        """Return the same error with another fix, and as another class if one is given."""
+        return (kind or type(self))(
             self.what,
             why=self.why,
             fix=fix,

@@ -201,7 +201,7 @@ def test_throttling_and_dropped_connections_are_waited_out_everywhere(
     own: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
-    monkeypatch.setattr("vmsnix_ops.aws.paging.Limit.wait", lambda _self, _seconds: None)
+    monkeypatch.setattr("vmsnix_ops.aws.paging.TimeLimit.wait", lambda _self, _seconds: None)
     for operation in ("sts:GetCallerIdentity", "ec2:DescribeRegions", "ssm:DescribeParameters"):
         storm = {"op": operation, "nth": list(range(1, 15)), "do": "error", "code": "Throttling"}
         own.aws.faults.add({**storm, "http": 400})

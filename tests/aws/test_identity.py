@@ -1,4 +1,4 @@
-"""Whose credentials these are, and where to ask when a region says that they are none."""
+"""The caller: which region checks credentials that another region refuses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,5 @@ from vmsnix_ops.aws import identity
         (None, "us-east-1"),
     ],
 )
-def test_credentials_are_asked_for_in_their_own_partition(region: str | None, elsewhere: str) -> None:
-    """Those of China are unknown in Virginia, whatever they are worth."""
+def test_credentials_are_checked_within_their_partition(region: str | None, elsewhere: str) -> None:
     assert identity._always_enabled(region) == elsewhere

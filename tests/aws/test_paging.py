@@ -1,4 +1,4 @@
-"""Waiting for AWS: what is waited out, for how long, and what ends it."""
+"""Retries of reads: which errors are retried, for how long, and what ends the retries."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ THROTTLED = {"do": "error", "code": "RequestLimitExceeded", "http": 503}
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paging.Limit, "wait", lambda _self, _seconds: None)
+    monkeypatch.setattr(paging.TimeLimit, "wait", lambda _self, _seconds: None)
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
 
 
-def clients(aws: Rehearsal, limit: paging.Limit | None = None) -> Clients:
+def clients(aws: Rehearsal, limit: paging.TimeLimit | None = None) -> Clients:
     return Clients.of(aws.served.session(), REGION, limit)
 
 
 def describe(ec2: Any, operation: str = "describe_launch_templates") -> dict[str, Any]:
-    answer: dict[str, Any] = paging.patiently(getattr(ec2, operation))
+    answer: dict[str, Any] = paging.call_with_retries(getattr(ec2, operation))
     return answer
 
 
@@ -49,12 +49,12 @@ def describe(ec2: Any, operation: str = "describe_launch_templates") -> dict[str
     ],
     ids=lambda fault: fault.get("code", fault["do"]),
 )
-def test_trouble_that_passes_costs_nothing_but_time(aws: Rehearsal, fault: dict[str, Any]) -> None:
+def test_transient_errors_are_retried(aws: Rehearsal, fault: dict[str, Any]) -> None:
     aws.served.faults.add({"op": "ec2:DescribeLaunchTemplates", "nth": list(range(1, 8)), **fault})
     assert describe(clients(aws).ec2)["LaunchTemplates"] == []
 
 
-def test_what_is_final_is_not_asked_again(aws: Rehearsal) -> None:
+def test_a_final_error_is_not_retried(aws: Rehearsal) -> None:
     denied = {
         "op": "ec2:DescribeLaunchTemplates",
         "do": "error",
@@ -69,26 +69,26 @@ def test_what_is_final_is_not_asked_again(aws: Rehearsal) -> None:
     assert aws.served.calls.count("ec2:DescribeLaunchTemplates") == 1
 
 
-def test_patience_ends_once_for_all_lists_of_a_client(
+def test_the_time_for_retries_is_shared_by_all_lists_of_a_client(
     aws: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aws.served.faults.add({"op": "ec2:Describe*", **THROTTLED})
-    monkeypatch.setattr(paging, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(paging, "THROTTLING_SECONDS", 0.3)
     ec2 = clients(aws).ec2
     with pytest.raises(ec2.exceptions.ClientError):
         describe(ec2)
     aws.served.calls.clear()
     with pytest.raises(ec2.exceptions.ClientError):
         describe(ec2, "describe_instances")
-    assert aws.served.calls.count("ec2:DescribeInstances") <= 2  # botocore tries twice, if it still may
+    assert aws.served.calls.count("ec2:DescribeInstances") <= 2  # botocore may make two attempts
     aws.served.faults.clear()
     describe(ec2)
     aws.served.faults.add({"op": "ec2:DescribeInstances", "nth": [1, 2, 3, 4], **THROTTLED})
     assert describe(ec2, "describe_instances")["Reservations"] == []
 
 
-def test_a_limit_ends_it_whatever_is_left(aws: Rehearsal) -> None:
-    limit = paging.Limit(time.time() + 3600, fix="Give more time.")
+def test_a_time_limit_ends_the_retries_of_all_its_clients(aws: Rehearsal) -> None:
+    limit = paging.TimeLimit(time.time() + 3600, fix="Give more time.")
     ec2 = clients(aws, limit).ec2
     describe(ec2)
     limit.until = time.time()
@@ -96,38 +96,38 @@ def test_a_limit_ends_it_whatever_is_left(aws: Rehearsal) -> None:
         describe(ec2)
     with pytest.raises(errors.DeadlineError):
         describe(clients(aws, limit).ssm, "describe_parameters")
-    describe(clients(aws).ec2)  # of whoever comes next
+    describe(clients(aws).ec2)  # a client without this limit
 
 
-def test_who_waits_is_stopped_at_once(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_a_time_limit_ends_a_wait_at_once(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     aws.served.faults.add({"op": "ec2:DescribeLaunchTemplates", **THROTTLED})
-    limit, caught = paging.Limit(), []
+    limit, caught = paging.TimeLimit(), []
     ec2 = clients(aws, limit).ec2
 
     def wait() -> None:
         try:
             describe(ec2)
-        except Exception as error:  # noqa: BLE001 - of whatever kind
+        except Exception as error:  # noqa: BLE001 - the test asserts its type
             caught.append(error)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    wait_until(lambda: aws.served.calls.count("ec2:DescribeLaunchTemplates") >= 4, "the fourth try")
+    wait_until(lambda: aws.served.calls.count("ec2:DescribeLaunchTemplates") >= 4, "the fourth attempt")
     limit.stop()
     join(thread)
     assert [type(error) for error in caught] == [errors.InterruptedRunError]
 
 
-def test_quick_times_are_the_same_times_and_only_ours(aws: Rehearsal) -> None:
+def test_the_fast_time_parser_returns_equal_times_and_only_for_its_client(aws: Rehearsal) -> None:
     aws.image()
     session = aws.served.session()
-    quick = Clients.of(session, REGION).ec2
+    fast = Clients.of(session, REGION).ec2
     plain = client(session, "ec2", REGION)
-    assert quick is not plain
+    assert fast is not plain
     (read,), (wanted,) = (
         {one["StartTime"] for one in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
-        for ec2 in (quick, plain)
+        for ec2 in (fast, plain)
     )
     assert (read, read.utcoffset()) == (wanted, wanted.utcoffset())
     assert type(read.tzinfo) is not type(wanted.tzinfo)  # Python's, and dateutil's

@@ -128,13 +128,13 @@ def test_all_pages_are_read(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> 
     for number, image in enumerate(images):
         template(aws, f"template-{number}", image)
         aws.client("ssm").put_parameter(Name=f"/app/{number:02}", Type="String", Value=image)
-    real = paging.patiently
+    real = paging.call_with_retries
 
     def small(operation: Any, **request: Any) -> Any:
         sizes = {"MaxResults": 2} if "MaxResults" in request else {}
         return real(operation, **(request | sizes))
 
-    monkeypatch.setattr(paging, "patiently", small)
+    monkeypatch.setattr(paging, "call_with_retries", small)
     found = look(aws)
     assert {len(found.of(image)) for image in images} == {2}
 

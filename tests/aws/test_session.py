@@ -1,4 +1,4 @@
-"""What AWS's errors become."""
+"""Errors of AWS as errors of this package, and retries of calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.session import calling, client, retrying, session
+from vmsnix_ops.aws.session import calling, client, retry, session
 
 
 def refused(code: str, message: str = "text") -> ClientError:
@@ -29,7 +29,7 @@ def refused(code: str, message: str = "text") -> ClientError:
         ("InvalidParameter", errors.AwsError),
     ],
 )
-def test_a_code_becomes_the_error_that_tells_the_fix(code, kind):
+def test_an_error_code_becomes_an_error_of_the_right_class(code, kind):
     with pytest.raises(errors.AwsError) as caught, calling("register it"):
         raise refused(code)
     error = caught.value
@@ -44,17 +44,17 @@ def test_a_denied_call_names_the_action():
         raise refused("UnauthorizedOperation")
 
 
-def test_missing_credentials_say_where_to_put_them():
-    with pytest.raises(errors.CredentialsError, match="AWS_PROFILE"), calling("ask"):
+def test_missing_credentials_name_the_variables():
+    with pytest.raises(errors.CredentialsError, match="AWS_PROFILE"), calling("read it"):
         raise NoCredentialsError
 
 
-def test_a_broken_network_says_that_the_run_can_be_continued():
-    with pytest.raises(errors.AwsError, match="run the same command again: it continues"), calling("ask"):
+def test_a_connection_error_says_that_the_run_can_be_continued():
+    with pytest.raises(errors.AwsError, match="run the same command again: it continues"), calling("read it"):
         raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
 
 
-def test_an_unknown_profile(monkeypatch, tmp_path):
+def test_an_unknown_profile_is_a_credentials_error(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_PROFILE", "nobody")
@@ -62,7 +62,7 @@ def test_an_unknown_profile(monkeypatch, tmp_path):
         session()
 
 
-def test_no_region(monkeypatch, tmp_path):
+def test_a_missing_region_names_the_variable(monkeypatch, tmp_path):
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -70,7 +70,7 @@ def test_no_region(monkeypatch, tmp_path):
         client(session(), "ec2")
 
 
-def test_retrying_waits_out_only_the_codes_it_was_given():
+def test_only_the_given_codes_are_retried():
     answers = [refused("InvalidSnapshot.NotFound"), "there"]
 
     def call():
@@ -79,32 +79,32 @@ def test_retrying_waits_out_only_the_codes_it_was_given():
             raise answer
         return answer
 
-    assert retrying(call, "InvalidSnapshot.NotFound") == "there"
+    assert retry(call, "InvalidSnapshot.NotFound") == "there"
     answers[:] = [refused("InvalidParameter"), "there"]
     with pytest.raises(ClientError):
-        retrying(call, "InvalidSnapshot.NotFound")
+        retry(call, "InvalidSnapshot.NotFound")
 
 
-def test_retrying_can_look_at_the_words_too():
+def test_only_errors_that_contain_the_text_are_retried():
     def call():
         raise refused("InvalidParameter", "something else")
 
     with pytest.raises(ClientError, match="something else"):
-        retrying(call, "InvalidParameter", saying="service role")
+        retry(call, "InvalidParameter", containing="service role")
 
 
-def test_a_call_that_is_tried_again_prints_nothing() -> None:
-    """In a process of its own: pytest gives every logger a handler."""
+def test_a_retry_prints_nothing() -> None:
+    """Runs in another process, because pytest adds handlers to all loggers."""
     script = """
 from botocore.exceptions import ClientError
-from vmsnix_ops.aws.session import retrying
+from vmsnix_ops.aws.session import retry
 calls = []
 def call():
     calls.append(1)
     if len(calls) == 1:
         raise ClientError({"Error": {"Code": "NotYet", "Message": ""}}, "DescribeImages")
     return "done"
-assert retrying(call, "NotYet") == "done" and len(calls) == 2
+assert retry(call, "NotYet") == "done" and len(calls) == 2
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
@@ -112,7 +112,7 @@ assert retrying(call, "NotYet") == "done" and len(calls) == 2
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_a_throttled_call_says_which_limit_was_reached():
+def test_a_throttled_call_names_the_limit():
     answer = {"Error": {"Code": "RequestThrottledException"}, "Reason": "RESOURCE_LEVEL_THROTTLE"}
     with pytest.raises(errors.AwsError, match="This limit is fixed"), calling("read a block"):
         raise ClientError(answer, "GetSnapshotBlock")

@@ -142,13 +142,13 @@ def test_nobody_is_told_to_enable_a_region_of_another_partition(aws, plan, regio
     assert "partition" in str(caught.value)
     aws.faults.add({"op": "sts:*", **refused})
     with pytest.raises(errors.AwsError) as caught:
-        identity.identity(session(), region)
+        identity.read_caller(session(), region)
     assert "enable-region" not in str(caught.value)
 
 
 def test_regions_of_two_partitions_are_refused():
     with pytest.raises(errors.RegionError, match="different partitions"):
-        regions.named(["eu-west-1", "cn-north-1"])
+        regions.check_regions(["eu-west-1", "cn-north-1"])
 
 
 # Formats

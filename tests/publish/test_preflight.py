@@ -73,7 +73,7 @@ def test_nothing_is_changed(aws: Sandbox, look: Any, tmp_path: Path) -> None:
 
 
 def test_the_table_has_evidence_and_a_fix_for_everything_that_did_not_pass(look: Any) -> None:
-    frame = checks.frame(look(role_name="no-such-role").values())
+    frame = checks.checks_frame(look(role_name="no-such-role").values())
     assert list(frame.columns) == ["check", "outcome", "evidence", "fix"]
     troubled = frame[frame["outcome"] != "pass"]
     assert len(troubled)
@@ -120,7 +120,7 @@ def test_a_clock_that_is_off(aws: Sandbox, look: Any) -> None:
     refused = look()["credentials"]
     assert (refused.outcome, refused.fix) == ("fail", "Set this machine's clock (NTP).")
     late = preflight_account.check_clock(
-        identity.Identity("012345678901", "arn:aws:iam::012345678901:root", 400.0)
+        identity.Caller("012345678901", "arn:aws:iam::012345678901:root", 400.0)
     )
     assert late.outcome == "fail"
 
@@ -517,6 +517,6 @@ def test_every_check_is_one_of_those_that_are_tested(look: Any, tmp_path: Path) 
 
 
 def test_a_caller_with_a_session_is_looked_up_by_its_role() -> None:
-    session = identity.Identity("012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci")
+    session = identity.Caller("012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci")
     assert session.policy_source == "arn:aws-cn:iam::012345678901:role/publisher"
     assert session.partition == "aws-cn"

@@ -218,7 +218,7 @@ def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.Monkey
 
 
 def test_ctrl_c_before_a_launch_says_that_nothing_runs(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instances, "left_behind", interrupted)
+    monkeypatch.setattr(instances, "find_leftover_instances", interrupted)
     with pytest.raises(errors.InterruptedRunError, match="No test instance is running"):
         plan(make_ami(aws)).apply()
 
@@ -227,7 +227,7 @@ def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says(aws)
-    terminate, asked = instances.terminate, []
+    terminate, asked = instances.terminate_instances, []
 
     def at_first_interrupted(ec2: Any, ids: Any) -> None:
         asked.append(list(ids))
@@ -235,21 +235,21 @@ def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
             raise KeyboardInterrupt
         terminate(ec2, asked[-1])
 
-    monkeypatch.setattr(instances, "terminate", at_first_interrupted)
+    monkeypatch.setattr(instances, "terminate_instances", at_first_interrupted)
     with pytest.raises(errors.InterruptedRunError, match="was terminated"):
         plan(make_ami(aws)).apply()
     assert alive(aws) == []
 
 
-@pytest.mark.parametrize("second", ["console", "terminate", "both"])
+@pytest.mark.parametrize("second", ["read_console", "terminate_instances", "both"])
 def test_a_second_ctrl_c_while_the_test_cleans_up_terminates_the_instance(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
     """The first one came in the wait for the checks; the second one before AWS is asked to terminate."""
     monkeypatch.setattr(instances, "wait_checks", interrupted)
     hit: set[str] = set()
-    calls = {"console": instances.console, "terminate": instances.terminate}
-    for name in ("console", "terminate") if second == "both" else (second,):
+    calls = {name: getattr(instances, name) for name in ("read_console", "terminate_instances")}
+    for name in calls if second == "both" else (second,):
 
         def once(*given: Any, _name: str = name, _call: Any = calls[name], **more: Any) -> Any:
             if launched(aws) and _name not in hit:
@@ -260,7 +260,7 @@ def test_a_second_ctrl_c_while_the_test_cleans_up_terminates_the_instance(
         monkeypatch.setattr(instances, name, once)
     with pytest.raises(errors.InterruptedRunError) as caught:
         plan(make_ami(aws)).apply()
-    assert hit == ({"console", "terminate"} if second == "both" else {second})
+    assert hit == (set(calls) if second == "both" else {second})
     (instance,) = launched(aws)
     assert instance["InstanceId"] in caught.value.why
     assert alive(aws) == []
@@ -388,8 +388,8 @@ def test_the_next_test_terminates_what_a_killed_one_left(
     ami, other = make_ami(aws), make_ami(aws, version="26.12")
     says(aws)
     ec2 = aws.client("ec2")
-    left = instances.launch(ec2, plan(ami).wanted)
-    busy = instances.launch(ec2, plan(other).wanted)  # a test of another AMI that is under way
+    left = instances.launch_instance(ec2, plan(ami).wanted)
+    busy = instances.launch_instance(ec2, plan(other).wanted)  # a test of another AMI that is under way
     result = plan(ami).apply()
     assert result.passed
     assert result.instance_id != left

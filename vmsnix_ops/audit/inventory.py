@@ -25,11 +25,11 @@ from vmsnix_ops.audit.retirement.decisions import RetirementRules, Verdict, deci
 from vmsnix_ops.aws import buckets, references, snapshots
 from vmsnix_ops.aws import regions as where
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.accounts import accounts as sessions_of
+from vmsnix_ops.aws.accounts import open_accounts as sessions_of
 from vmsnix_ops.aws.buckets import errors_of
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.images import UNKNOWN_TIME
-from vmsnix_ops.aws.paging import Limit, limited, pages
+from vmsnix_ops.aws.paging import TimeLimit, read_pages, with_time_limit
 from vmsnix_ops.aws.references import Reference, References
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
 
     from vmsnix_ops.audit.region import RegionState
-    from vmsnix_ops.aws.accounts import Account
+    from vmsnix_ops.aws.accounts import MemberAccount
     from vmsnix_ops.aws.buckets import Leftover
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.imports import ImportTask
@@ -594,8 +594,8 @@ def scan(
         Where to look; by default the settings' region, else AWS's own. ``["all"]``: every region that is
         enabled, in each account.
     accounts
-        Account ids or role ARNs (see `vmsnix_ops.aws.accounts.accounts`); by default those of the setting
-        ``audit_accounts``, else the caller's own.
+        Account IDs or role ARNs (see `vmsnix_ops.aws.accounts.open_accounts`); by default those of the
+        setting ``audit_accounts``, else the caller's own.
     buckets
         Buckets of uploads in the caller's own account; by default the settings' bucket.
     one_by_one
@@ -635,7 +635,7 @@ def scan(
             "max_count": max_count,
         },
     )
-    asked = where.asked(session, regions, home=settings.region)
+    asked = where.requested_regions(session, regions, home=settings.region)
     run, now = current_run("audit-inventory"), datetime.now(UTC)
     with _interruptible(limit):
         members = sessions_of(
@@ -693,7 +693,7 @@ def _decide(
     sessions: Mapping[str, boto3.Session],
     rules: RetirementRules,
     now: datetime,
-    limit: Limit,
+    limit: TimeLimit,
 ) -> tuple[dict[tuple[str, str, str], Verdict], list[Unread]]:
     """Return what a retirement in each account would do, and what could not be read for that."""
     by_account: dict[str, dict[str, RegionState]] = {}
@@ -724,7 +724,7 @@ def _is_told(one: Ami | Snapshot) -> bool:
     return one.state not in ("available", "disabled", "completed")
 
 
-def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Limit:
+def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> TimeLimit:
     """Return the limit of a scan whose parameters can be right; raise before anything is read if not."""
     if one_by_one not in get_args(Thoroughness):
         raise errors.ParameterError(
@@ -737,7 +737,7 @@ def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Lim
         )
     for region in settings.snapshot_prices.keys() - {"default"}:
         try:
-            where.named([region])
+            where.check_regions([region])
         except errors.RegionError as error:
             raise errors.SettingsError(
                 f"The setting snapshot_prices names {region!r}, which is no region.",
@@ -745,7 +745,7 @@ def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> Lim
                 fix="Correct it, or leave it out: default holds for the regions that are not named.",
             ) from error
     fix = f"Scan fewer regions at once, or give more than {deadline_minutes:g} minutes (deadline_minutes)."
-    return Limit(time.time() + 60 * deadline_minutes, fix=fix)
+    return TimeLimit(time.time() + 60 * deadline_minutes, fix=fix)
 
 
 @contextmanager
@@ -760,7 +760,7 @@ def _rare_collections() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(limit: Limit, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
+def _interruptible(limit: TimeLimit, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
     """End all waiting when the operator stops a scan, and say what that means."""
     try:
         yield
@@ -778,7 +778,7 @@ def _interruptible(limit: Limit, pool: ThreadPoolExecutor | None = None) -> Iter
 
 
 def _places(
-    members: Iterable[Account], asked: tuple[str, ...], home: str
+    members: Iterable[MemberAccount], asked: tuple[str, ...], home: str
 ) -> tuple[list[tuple[str, boto3.Session, str]], list[Unread]]:
     """Return account, session and region of everything to read."""
     places, unread = [], []
@@ -790,7 +790,7 @@ def _places(
         regions = asked
         if asked == (where.ALL,):
             try:
-                regions = where.enabled(client(member.session, "ec2", home))
+                regions = where.enabled_regions(client(member.session, "ec2", home))
             except errors.AwsError as error:
                 unread.append(Unread(member.account, "", "enabled regions", error))
                 regions = (home,)
@@ -847,7 +847,7 @@ def read_region(
     if not hurried and family - {account}:
         with trying("AMIs of the other accounts"):
             theirs = sorted(family - {account})
-            shown = pages(ec2.describe_images, Owners=theirs, ExecutableUsers=["self"], **_HIDDEN)
+            shown = read_pages(ec2.describe_images, Owners=theirs, ExecutableUsers=["self"], **_HIDDEN)
             guests = frozenset(image["ImageId"] for page in shown for image in page["Images"])
     found = seen.references
     if not hurried:
@@ -889,7 +889,7 @@ def _owners(ec2: EC2Client, ami_ids: list[str]) -> dict[str, str]:
     owners = dict.fromkeys(ami_ids, "")
     for start in range(0, len(ami_ids), 200):  # AWS: values of a filter, which, unlike a list, may not exist
         chosen: list[FilterTypeDef] = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
-        for page in pages(ec2.describe_images, Filters=chosen, **_HIDDEN):
+        for page in read_pages(ec2.describe_images, Filters=chosen, **_HIDDEN):
             owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in page["Images"]}
     return owners
 
@@ -901,15 +901,15 @@ def _bucket(
     account: str,
     home: str,
     when: tuple[str, datetime],
-    limit: Limit,
+    limit: TimeLimit,
 ) -> tuple[Read, pa.Table]:
     """Read what uploads left in one bucket."""
     region, unread = "", []
     columns = Columns(*when, account, home)
     try:
         with errors_of(name, f"read the bucket {name}"):
-            region = buckets.region_of(limited(client(session, "s3", home, attempts=2), limit), name)
-            s3 = limited(client(session, "s3", region, attempts=2), limit)
+            region = buckets.region_of(with_time_limit(client(session, "s3", home, attempts=2), limit), name)
+            s3 = with_time_limit(client(session, "s3", region, attempts=2), limit)
             columns.region = region
             for look in (buckets.objects, buckets.uploads):
                 leftovers(columns, name, look(s3, name, settings.key_prefix))

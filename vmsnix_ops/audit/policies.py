@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def member_actions() -> tuple[str, ...]:
     """Return what the inventory looks at in any account: to look, and nothing else."""
-    return needs_of(regions.enabled, inventory.read_region, *_REGION)
+    return needs_of(regions.enabled_regions, inventory.read_region, *_REGION)
 
 
 _REGION = (
@@ -52,7 +52,7 @@ def auditor_actions() -> tuple[str, ...]:
     """Return what an audit needs in its own account: that, the bucket's leftovers, and roles elsewhere."""
     from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 
-    own = needs_of(buckets.region_of, buckets.objects, buckets.uploads, accounts.assume, images.ours)
+    own = needs_of(buckets.region_of, buckets.objects, buckets.uploads, accounts.assume_role, images.ours)
     found = {*own, *member_actions()}
     return tuple(action for action in PERMISSIONS if action in found)
 
@@ -93,7 +93,7 @@ def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:
 def retirer_actions() -> tuple[str, ...]:
     """Return what retiring, removing and restoring need."""
     return needs_of(
-        regions.enabled,
+        regions.enabled_regions,
         *_REGION,
         snapshots.find,
         sharing.of_snapshot,

@@ -14,8 +14,8 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports, parameters, references, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.identity import REFUSED, not_enabled
-from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.identity import NOT_ENABLED_CODES, region_not_enabled
+from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.references import Clients, Reference, References, Through
 from vmsnix_ops.aws.session import calling
 from vmsnix_ops.aws.snapshots import Snapshot
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.imports import ImportTask
-    from vmsnix_ops.aws.paging import Limit
+    from vmsnix_ops.aws.paging import TimeLimit
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class RegionContext:
 
     @classmethod
     def of(
-        cls, session: boto3.Session, region: str, account: str, limit: Limit | None = None
+        cls, session: boto3.Session, region: str, account: str, limit: TimeLimit | None = None
     ) -> RegionContext:
         """Return a context with new clients."""
         return cls(region, account, Clients.of(session, region, limit))
@@ -201,8 +201,8 @@ def read_regions(
 def _why_closed(region: str, unread: Mapping[str, errors.AwsError]) -> errors.AwsError | None:
     """Return why nothing of a region can be read, to report it once instead of for every source."""
     for error in unread.values():
-        if error.code in REFUSED:
-            return not_enabled(region, error.why)
+        if error.code in NOT_ENABLED_CODES:
+            return region_not_enabled(region, error.why)
         if isinstance(error, errors.DeadlineError):
             return error
     return None
@@ -319,7 +319,7 @@ def channels_and_instances(context: RegionContext, prefix: str, ami_id: str) -> 
     with calling(f"list the instances of {ami_id}"):
         running = [
             one["InstanceId"]
-            for page in pages(context.ec2.describe_instances, Filters=filters, MaxResults=PAGE)
+            for page in read_pages(context.ec2.describe_instances, Filters=filters, MaxResults=PAGE)
             for reservation in page["Reservations"]
             for one in reservation["Instances"]
             if one["State"]["Name"] != "terminated"

@@ -1,5 +1,5 @@
-"""What we ask of AWS, one file a resource.
+"""Calls to AWS: one module for each resource.
 
-Functions take a boto3 session or client and plain values, and return frozen dataclasses. Whatever creates
-something first looks whether it is there already, so that every function may be called again after a crash.
+The functions take a boto3 session or client and plain values, and return frozen dataclasses. A function that
+creates something first checks whether it exists, so it can be called again after a crash.
 """

@@ -1,7 +1,7 @@
-"""Other accounts: a session in each, by way of a role that lets us look.
+"""Sessions in other accounts, for audits of many accounts.
 
-One account audits many. Each member account has a role of the same name that trusts the auditing account
-(``vmsnix iam-policy audit-member`` and ``audit-member-trust`` print its policies).
+Each member account has a role of the same name that trusts the auditing account. ``vmsnix iam-policy
+audit-member`` and ``audit-member-trust`` print the role's policies.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.identity import identity
-from vmsnix_ops.aws.paging import Limit, Waits, insist
+from vmsnix_ops.aws.identity import read_caller
+from vmsnix_ops.aws.paging import RetryState, TimeLimit, retry_read
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 
@@ -29,17 +29,17 @@ _ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::([0-9]{12}):role/(.+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """An account that we may look into.
+class MemberAccount:
+    """An account to audit, with its session or the reason why there is none.
 
     Attributes
     ----------
     account
         Twelve digits.
     session
-        Its session; ``None`` where the role could not be taken.
+        Its session; ``None`` if the role could not be assumed.
     error
-        Why not.
+        Why the role could not be assumed.
     """
 
     account: str
@@ -47,59 +47,59 @@ class Account:
     error: errors.AwsError | None = None
 
 
-def accounts(
+def open_accounts(
     wanted: Iterable[str] = (),
     *,
     role: str = "vmsnix-auditor",
     external_id: str = "",
     region: str | None = None,
-    limit: Limit | None = None,
+    limit: TimeLimit | None = None,
     session: boto3.Session | None = None,
-) -> tuple[Account, ...]:
-    """Return a session for each account, each account once; one that refuses us does not end the rest.
+) -> tuple[MemberAccount, ...]:
+    """Return a session for each account. An account that refuses the role does not end the others.
 
     Parameters
     ----------
     wanted
-        Account ids, or ARNs of roles where an account has a role of another name. The caller's own account is
-        looked into with the caller's own credentials. By default that account alone.
+        Account IDs, or ARNs of roles for accounts whose role has another name; by default the caller's own
+        account, which is read with the caller's own credentials.
     role
-        Name of the role, perhaps with its path, in the other accounts.
+        Name of the role in the other accounts, with its path if it has one.
     external_id
-        What their trust policies ask for, if they do.
+        External ID that their trust policies require, if any.
     region
-        Whose STS to ask.
+        Region of the STS endpoint.
     limit
-        When waiting for it ends.
+        When retries end.
     session
-        Who asks.
+        Session of the auditing account.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        An entry is neither an account id nor the ARN of a role.
+        An entry is neither an account ID nor the ARN of a role.
     vmsnix_ops.errors.CredentialsError
-        The caller has no credentials: then nothing can be said about any account.
+        The caller has no valid credentials.
     """
     session = session or default_session()
-    entries, waits = each_once(wanted), Waits(limit or Limit())
-    me = insist(lambda: identity(session, region), waits)
+    entries, retries = parse_accounts(wanted), RetryState(limit or TimeLimit())
+    caller = retry_read(lambda: read_caller(session, region), retries)
     found = []
-    for account, entry in (entries or {me.account: me.account}).items():
-        if account == me.account:
-            found.append(Account(account, session))
+    for account, entry in (entries or {caller.account: caller.account}).items():
+        if account == caller.account:
+            found.append(MemberAccount(account, session))
             continue
-        arn = entry if entry != account else f"arn:{me.partition}:iam::{account}:role/{role}"
+        arn = entry if entry != account else f"arn:{caller.partition}:iam::{account}:role/{role}"
         try:
-            given = assume(session, arn, external_id=external_id, region=region, waits=waits)
-            found.append(Account(account, given))
+            assumed = assume_role(session, arn, external_id=external_id, region=region, retries=retries)
+            found.append(MemberAccount(account, assumed))
         except errors.AwsError as error:
-            found.append(Account(account, None, error))
+            found.append(MemberAccount(account, None, error))
     return tuple(found)
 
 
-def each_once(wanted: Iterable[str]) -> dict[str, str]:
-    """Return the entry of each account: its id, or the ARN of a role in it. The first of an account counts.
+def parse_accounts(wanted: Iterable[str]) -> dict[str, str]:
+    """Return the first entry for each account: its ID, or the ARN of a role in it.
 
     Raises
     ------
@@ -120,46 +120,41 @@ def each_once(wanted: Iterable[str]) -> dict[str, str]:
 
 
 @needs("sts:AssumeRole")
-def assume(
+def assume_role(
     session: boto3.Session,
     role_arn: str,
     *,
     external_id: str = "",
     region: str | None = None,
-    waits: Waits | None = None,
+    retries: RetryState | None = None,
 ) -> boto3.Session:
-    """Return a session of a role; its credentials renew themselves, because an audit may take hours.
+    """Return a session of a role. It renews its credentials, because an audit may take hours.
 
-    `waits` are shared by those who ask the same STS.
+    Calls to the same STS endpoint share `retries`.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        The role cannot be taken.
+        The role cannot be assumed.
     """
     import boto3
     import botocore.session
     from botocore.credentials import RefreshableCredentials
 
     sts = client(session, "sts", region)
-    asked: AssumeRoleRequestTypeDef = {"RoleArn": role_arn, "RoleSessionName": SESSION_NAME}
+    request: AssumeRoleRequestTypeDef = {"RoleArn": role_arn, "RoleSessionName": SESSION_NAME}
     if external_id:
-        asked["ExternalId"] = external_id
+        request["ExternalId"] = external_id
 
-    def fresh() -> dict[str, Any]:
+    def refresh() -> dict[str, Any]:
         try:
             with calling(f"assume the role {role_arn}"):
-                given = insist(lambda: sts.assume_role(**asked), waits)["Credentials"]
+                given = retry_read(lambda: sts.assume_role(**request), retries)["Credentials"]
         except errors.AccessDeniedError as error:
-            # AWS tells a missing role, one that does not trust us and a missing permission in the same words.
-            raise errors.AccessDeniedError(
-                error.what,
-                why=error.why,
-                fix="Create the role there (vmsnix iam-policy audit-member and audit-member-trust print its "
-                "policies), and allow sts:AssumeRole in the caller's own account.",
-                code=error.code,
-                operation=error.operation,
-                request_id=error.request_id,
+            # AWS has one message for a missing role, a role that does not trust us, and a missing permission.
+            raise error.with_fix(
+                "Create the role there (vmsnix iam-policy audit-member and audit-member-trust print its "
+                "policies), and allow sts:AssumeRole in the caller's own account."
             ) from error
         return {
             "access_key": given["AccessKeyId"],
@@ -169,10 +164,10 @@ def assume(
         }
 
     core = botocore.session.Session()
-    # One loader for all accounts: EC2's model alone takes a second to read and tens of megabytes to keep.
+    # One loader for all accounts: EC2's model takes a second to read and tens of megabytes.
     core.register_component("data_loader", session._session.get_component("data_loader"))
-    # The only door that botocore has for credentials which renew themselves.
+    # Botocore has no public way to set credentials that renew themselves.
     core._credentials = RefreshableCredentials.create_from_metadata(  # type: ignore[attr-defined]
-        metadata=fresh(), refresh_using=fresh, method="sts-assume-role"
+        metadata=refresh(), refresh_using=refresh, method="sts-assume-role"
     )
     return boto3.Session(botocore_session=core, region_name=session.region_name)

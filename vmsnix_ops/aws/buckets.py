@@ -25,7 +25,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.iam.documents import listed, statements
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import patiently
+from vmsnix_ops.aws.paging import call_with_retries
 from vmsnix_ops.aws.session import calling, code_of, if_found
 from vmsnix_ops.disk.source import ByteSource, PathSource
 from vmsnix_ops.disk.survey import MOST_PARTS, PART_BYTES, changed, part_bytes
@@ -476,7 +476,7 @@ class Leftover:
 @needs("s3:ListBucket")
 def region_of(s3: S3Client, bucket: str) -> str:
     """Return the region of a bucket."""
-    return str(patiently(s3.head_bucket, Bucket=bucket).get("BucketRegion") or "us-east-1")
+    return str(call_with_retries(s3.head_bucket, Bucket=bucket).get("BucketRegion") or "us-east-1")
 
 
 @needs("s3:ListBucket")
@@ -484,7 +484,7 @@ def objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the objects below a prefix."""
     request: ListObjectsV2RequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
     while True:
-        answer = patiently(s3.list_objects_v2, **request)
+        answer = call_with_retries(s3.list_objects_v2, **request)
         for one in answer.get("Contents") or ():
             yield Leftover("object", one["Key"], one["Key"], one["LastModified"], one["Size"])
         if not answer.get("IsTruncated"):
@@ -497,7 +497,7 @@ def uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the unfinished multipart uploads below a prefix, with the bytes of their parts."""
     request: ListMultipartUploadsRequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
     while True:
-        answer = patiently(s3.list_multipart_uploads, **request)
+        answer = call_with_retries(s3.list_multipart_uploads, **request)
         for one in answer.get("Uploads") or ():
             held = _part_bytes(s3, bucket, one["Key"], one["UploadId"])
             yield Leftover("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], held)
@@ -514,7 +514,7 @@ def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
     total = 0
     while True:
         try:
-            answer = patiently(s3.list_parts, **request)
+            answer = call_with_retries(s3.list_parts, **request)
         except s3.exceptions.NoSuchUpload:  # it ended meanwhile
             return total
         total += sum(part["Size"] for part in answer.get("Parts") or ())

@@ -1,7 +1,7 @@
-"""What a check is, and what becomes of several.
+"""Results of checks before a job, such as those of the preflight.
 
-A check never raises. It says what it found, and carries the error that the job would have ended with, so that
-the preflight runbook shows all of them and a publish stops at the first that failed.
+A check does not raise. It returns what it found, with the error that the job would end with. So the preflight
+can show the results of all checks, and a publish stops at the first failed one.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes
     ----------
     name
         What was checked.
     outcome
-        ``"pass"``, ``"warn"`` (it may work; look at it) or ``"fail"`` (it will not work).
+        ``"pass"``, ``"warn"`` (the job may fail) or ``"fail"`` (the job will fail).
     evidence
         What was found.
     fix
-        What to do; empty when it passed.
+        What to do; empty if the check passed.
     error
-        What a job would end with.
+        The error that a job would end with.
     facts
-        What later steps want to know, such as the age of a role.
+        Values for later steps, such as the age of a role.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Check:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def checked(name: str, look: Callable[[], Check]) -> Check:
-    """Return what a look at something found; who may not look is warned, and every other error fails."""
+def run_check(name: str, check: Callable[[], Check]) -> Check:
+    """Return the result of a check: a warning if access is denied, a failure for every other error."""
     try:
-        return look()
+        return check()
     except errors.AccessDeniedError as error:
         action = denied_action(error.why, error.operation) or error.operation
         return Check(name, "warn", f"not checked: {error.why}", f"Allow {action} to enable this check.")
@@ -57,7 +57,7 @@ def checked(name: str, look: Callable[[], Check]) -> Check:
         return Check(name, "fail", f"{error.what} {error.why}".strip(), error.fix, error)
 
 
-def frame(checks: Iterable[Check]) -> pd.DataFrame:
+def checks_frame(checks: Iterable[Check]) -> pd.DataFrame:
     """Return checks as a table: ``check``, ``outcome``, ``evidence``, ``fix``."""
     import pandas as pd
 
@@ -65,7 +65,7 @@ def frame(checks: Iterable[Check]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["check", "outcome", "evidence", "fix"])
 
 
-def require(checks: Iterable[Check]) -> None:
+def raise_for_failure(checks: Iterable[Check]) -> None:
     """Raise the error of the first check that failed."""
     for check in checks:
         if check.outcome == "fail":

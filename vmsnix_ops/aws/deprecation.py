@@ -1,7 +1,7 @@
-"""How an AMI's end is announced and its early end prevented: deprecation date, deregistration protection.
+"""Deprecation dates and deregistration protection of AMIs.
 
-A deprecated AMI can still be launched by who knows its id; other accounts no longer see it in lists. A
-protected one cannot be deregistered before the protection is lifted.
+A deprecated AMI can still be launched with its ID; other accounts no longer see it in lists. A protected AMI
+cannot be deregistered until the protection is off.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import calling, retrying
+from vmsnix_ops.aws.session import calling, retry
 
 if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
 
 LONGEST = timedelta(days=3652)
 LONGEST_PUBLIC = timedelta(days=730)  # counted from the AMI's creation
-UNSEEN = "InvalidAMIID.NotFound"  # for a moment after a copy or a registration
 
 
 def to_the_minute(moment: datetime) -> datetime:
-    """Return a deprecation date as AWS keeps it: in UTC, rounded to the nearest minute.
+    """Return a deprecation date as AWS stores it: in UTC, rounded to the nearest minute.
 
     Examples
     --------
@@ -36,12 +36,13 @@ def to_the_minute(moment: datetime) -> datetime:
 
 
 def check_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None = None) -> None:
-    """Refuse a date that AWS would refuse, before anything is done.
+    """Refuse a date that AWS would refuse.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        It has passed, or is too far away: ten years, and for a public AMI two years from its creation.
+        The date has passed, or is too far away: more than ten years from now, or for a public AMI more than
+        two years after its creation.
     """
     now = now or datetime.now(UTC)
     latest = ami.created_at + LONGEST_PUBLIC if public else now + LONGEST
@@ -61,39 +62,33 @@ def check_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None
 
 @needs("ec2:EnableImageDeprecation")
 def deprecate(ec2: EC2Client, ami_id: str, moment: datetime) -> None:
-    """Set the date from which an AMI is deprecated. Safe to run twice: the later call sets the same date."""
+    """Set the deprecation date of an AMI. Safe to run twice: the second call sets the same date."""
     with calling(f"set the deprecation date of {ami_id}"):
-        retrying(
-            lambda: ec2.enable_image_deprecation(ImageId=ami_id, DeprecateAt=to_the_minute(moment)), UNSEEN
+        retry(
+            lambda: ec2.enable_image_deprecation(ImageId=ami_id, DeprecateAt=to_the_minute(moment)),
+            AMI_NOT_FOUND,
         )
 
 
 @needs("ec2:DisableImageDeprecation")
 def undeprecate(ec2: EC2Client, ami_id: str) -> None:
-    """Take the deprecation date away. Safe to run twice."""
+    """Remove the deprecation date. Safe to run twice."""
     with calling(f"remove the deprecation date of {ami_id}"):
         ec2.disable_image_deprecation(ImageId=ami_id)
 
 
 @needs("ec2:EnableImageDeregistrationProtection")
-def protect(ec2: EC2Client, ami_id: str, *, cooldown: bool = False) -> None:
-    """Protect an AMI from being deregistered. Safe to run twice.
-
-    Parameters
-    ----------
-    ec2, ami_id
-        Which one.
-    cooldown
-        Whether the protection goes on for 24 hours after it was lifted.
-    """
+def protect(ec2: EC2Client, ami_id: str) -> None:
+    """Protect an AMI from deregistration. Safe to run twice."""
     with calling(f"turn on the deregistration protection of {ami_id}"):
-        retrying(
-            lambda: ec2.enable_image_deregistration_protection(ImageId=ami_id, WithCooldown=cooldown), UNSEEN
+        retry(
+            lambda: ec2.enable_image_deregistration_protection(ImageId=ami_id, WithCooldown=False),
+            AMI_NOT_FOUND,
         )
 
 
 @needs("ec2:DisableImageDeregistrationProtection")
 def unprotect(ec2: EC2Client, ami_id: str) -> None:
-    """Lift the protection, at once or, when it has a cooldown, 24 hours later. Safe to run twice."""
+    """Turn off the protection, at once or 24 hours later if it has a cooldown. Safe to run twice."""
     with calling(f"turn off the deregistration protection of {ami_id}"):
         ec2.disable_image_deregistration_protection(ImageId=ami_id)

@@ -1,7 +1,7 @@
-"""AWS error codes by what they mean for the caller: the one list for every retry and every explanation.
+"""AWS error codes by meaning: the one table for retries and for the texts of errors.
 
 Sources: "Common errors" of the EC2, S3, Systems Manager, Auto Scaling and STS API references; "Errors" of
-PutSnapshotBlock in the EBS direct APIs' reference, whose `Reason` says which limit was reached.
+PutSnapshotBlock in the EBS direct APIs' reference, whose `Reason` names the limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CREDENTIALS = frozenset(
 """The credentials are wrong, expired, or unknown in this region."""
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidSignatureException", "RequestExpired"})
-"""Newer credentials may pass."""
+"""The same request may succeed with newer credentials."""
 
 CLOCK = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 """This machine's clock is wrong."""
@@ -46,7 +46,7 @@ THROTTLING = frozenset(
         "TooManyRequestsException",
     }
 )
-"""Too many requests in a short time: the same request passes later."""
+"""Too many requests in a short time: the same request succeeds later."""
 
 SERVER_FAULTS = frozenset(
     {
@@ -60,10 +60,15 @@ SERVER_FAULTS = frozenset(
         "Unavailable",
     }
 )
-"""AWS failed, not the request: the same request passes later."""
+"""A fault of AWS, not of the request: the same request succeeds later."""
 
 RETRYABLE = THROTTLING | SERVER_FAULTS
-"""The same request may pass later."""
+"""The same request may succeed later."""
+
+AMI_NOT_FOUND = "InvalidAMIID.NotFound"
+INSTANCE_NOT_FOUND = "InvalidInstanceID.NotFound"
+SNAPSHOT_NOT_FOUND = "InvalidSnapshot.NotFound"
+"""The resource does not exist, or is not visible yet: reads may lag behind a create call for a moment."""
 
 QUOTA = frozenset(
     {
@@ -75,11 +80,11 @@ QUOTA = frozenset(
         "SnapshotLimitExceeded",
     }
 )
-"""A service quota is used up: the same request passes when something was deleted or the quota was raised."""
+"""A service quota is reached: the request succeeds after a deletion or with a higher quota."""
 
 
 def throttle_cause(code: str, reason: str, operation: str) -> str:
-    """Return which limit a throttled request reached, as a sentence; empty when AWS does not say.
+    """Return a sentence about the limit that a throttled request reached; empty if AWS does not name it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Who AWS says that we are; the checks of credentials, clock, account and region."""
+"""The caller of AWS, and checks of credentials, clock, account and region."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """The caller.
+class Caller:
+    """The account and ARN of the credentials in use.
 
     Attributes
     ----------
     account, arn
-        As AWS says it.
+        As AWS reports them.
     skew_seconds
-        How far this machine's clock was ahead of AWS's when it answered; a whole second is within the
-        precision of the answer.
+        How far this machine's clock is ahead of AWS's, to about one second.
     """
 
     account: str
@@ -45,26 +44,26 @@ class Identity:
 
     @property
     def is_root(self) -> bool:
-        """Whether this is the account's root user, whom no policy of the account holds."""
+        """Whether this is the account's root user, whom IAM policies do not restrict."""
         return self.arn.endswith(":root")
 
     @property
     def policy_source(self) -> str:
-        """ARN of the user or role that the caller's policies hang on; a session stands for its role.
+        """ARN of the user or role that has the caller's policies; for a session, its role.
 
-        The path of a role is not part of a session's ARN, so a role with a path is not found under this one.
+        A session's ARN lacks the path of its role, so this ARN is wrong for a role with a path.
         """
         return re.sub(r"^(arn:[^:]+):sts:(.*):assumed-role/([^/]+)/.*$", r"\1:iam:\2:role/\3", self.arn)
 
 
-REFUSED = frozenset({"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException"})
-"""What a region says to good credentials of an account that has not opted into it."""
+NOT_ENABLED_CODES = frozenset({"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException"})
+"""Error codes for valid credentials in a region that is not enabled for their account."""
 
 
-def not_enabled(region: str, why: str) -> errors.RegionError:
-    """Return the error for a region that does not accept good credentials.
+def region_not_enabled(region: str, why: str) -> errors.RegionError:
+    """Return the error for a region that refuses valid credentials.
 
-    Only regions of the partition ``aws`` can be enabled; others want credentials of their own partition.
+    Only regions of the partition ``aws`` can be enabled; other partitions have their own credentials.
     """
     partition = partition_of(region)
     if partition != "aws":
@@ -80,28 +79,29 @@ def not_enabled(region: str, why: str) -> errors.RegionError:
     )
 
 
-def identity(session: boto3.Session, region: str | None = None) -> Identity:
+def read_caller(session: boto3.Session, region: str | None = None) -> Caller:
     """Return account and ARN of the caller (sts:GetCallerIdentity, which needs no permission).
 
     Raises
     ------
     vmsnix_ops.errors.RegionError
-        The region is not enabled for the account: it takes good credentials for unknown ones.
+        The region is not enabled for the account.
     vmsnix_ops.errors.CredentialsError
-        The credentials are no good.
+        The credentials are invalid.
     """
     try:
-        return _asked(session, region)
+        return _get_caller_identity(session, region)
     except errors.CredentialsError as error:
+        # A region that is not enabled reports valid credentials as unknown: check them elsewhere.
         region = region or session.region_name
         enabled = _always_enabled(region)
-        if error.code not in REFUSED or region in (None, enabled):
+        if error.code not in NOT_ENABLED_CODES or region in (None, enabled):
             raise
         try:
-            _asked(session, enabled)
+            _get_caller_identity(session, enabled)
         except errors.AwsError:
             raise error from None
-        raise not_enabled(region, error.why) from error
+        raise region_not_enabled(region, error.why) from error
 
 
 _ALWAYS_ENABLED = {
@@ -113,31 +113,28 @@ _ALWAYS_ENABLED = {
 
 
 def _always_enabled(region: str | None) -> str | None:
-    """Return a region of the same partition that every account has; the region itself where none is known.
+    """Return a region of the same partition that every account has; the region itself if none is known.
 
     Credentials of one partition are never sent to another.
     """
     return _ALWAYS_ENABLED.get(partition_of(region), region) if region else "us-east-1"
 
 
-def _asked(session: boto3.Session, region: str | None) -> Identity:
+def _get_caller_identity(session: boto3.Session, region: str | None) -> Caller:
     with calling("read the caller's identity"):
         answer = client(session, "sts", region).get_caller_identity()
     date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     skew = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds() if date else 0.0
-    return Identity(answer["Account"], answer["Arn"], skew)
+    return Caller(answer["Account"], answer["Arn"], skew)
 
 
-# Checks of credentials, clock, account and region.
-
-
-MOST_SKEW_SECONDS = 5 * 60.0  # signatures are refused beyond
+MOST_SKEW_SECONDS = 5 * 60.0  # AWS refuses signatures with more
 NOTICEABLE_SKEW_SECONDS = 60.0
-LONG_ENOUGH_SECONDS = 60 * 60.0  # an import has this long as its deadline
+LONG_ENOUGH_SECONDS = 60 * 60.0  # the deadline of an import
 
 
 def check_region_name(region: str) -> Check:
-    """Check whether there is such a region. Asks botocore, not AWS."""
+    """Check that botocore knows the region; does not call AWS."""
     known = known_regions()
     if region in known:
         return Check("region name", "pass", region)
@@ -149,16 +146,16 @@ def check_region_name(region: str) -> Check:
 
 
 def check_credentials(session: boto3.Session, region: str) -> Check:
-    """Check whether the credentials are good, whose they are, and how long they are valid."""
-    who = identity(session, region)
-    facts = {"account": who.account, "arn": who.arn, "identity": who}
-    expires = expiry(session)
+    """Check that the credentials are valid, and report caller and expiry."""
+    caller = read_caller(session, region)
+    facts = {"account": caller.account, "arn": caller.arn, "identity": caller}
+    expires = credentials_expiry(session)
     if expires is None:
-        temporary = "/assumed-role/" in who.arn or ":assumed-role/" in who.arn
+        temporary = "/assumed-role/" in caller.arn or ":assumed-role/" in caller.arn
         note = "; temporary, expiry unknown" if temporary else ""
-        return Check("credentials", "pass", who.arn + note, facts=facts)
+        return Check("credentials", "pass", caller.arn + note, facts=facts)
     left = (expires - datetime.now(UTC)).total_seconds()
-    evidence = f"{who.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
+    evidence = f"{caller.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
     if left < LONG_ENOUGH_SECONDS:
         fix = (
             "Log in again before a long run. If the credentials expire, run it again: it continues where it "
@@ -168,8 +165,8 @@ def check_credentials(session: boto3.Session, region: str) -> Check:
     return Check("credentials", "pass", evidence, facts=facts)
 
 
-def expiry(session: boto3.Session) -> datetime | None:
-    """Return when the credentials expire, in UTC; ``None`` when they do not, or nobody knows."""
+def credentials_expiry(session: boto3.Session) -> datetime | None:
+    """Return when the credentials expire, in UTC; ``None`` if they do not, or if it is unknown."""
     found: Any = session.get_credentials()
     moment = getattr(found, "_expiry_time", None)  # botocore offers no public name for it
     if isinstance(moment, datetime):
@@ -184,9 +181,9 @@ def expiry(session: boto3.Session) -> datetime | None:
     return None
 
 
-def check_clock(who: Identity) -> Check:
-    """Check whether this machine's clock agrees with AWS's."""
-    ahead = who.skew_seconds
+def check_clock(caller: Caller) -> Check:
+    """Check that this machine's clock agrees with AWS's."""
+    ahead = caller.skew_seconds
     evidence = f"{counted(round(abs(ahead)), 'second')} {'ahead of' if ahead >= 0 else 'behind'} AWS"
     if abs(ahead) < NOTICEABLE_SKEW_SECONDS:
         return Check("clock", "pass", evidence)
@@ -195,7 +192,7 @@ def check_clock(who: Identity) -> Check:
 
 
 def check_account(number: str, allowed: tuple[str, ...]) -> Check:
-    """Check whether this is one of the accounts that may be used."""
+    """Check that the account is one of the allowed ones, if there are any."""
     if not allowed:
         return Check("account", "pass", f"{number} (allowed_accounts is not set)")
     if number in allowed:
@@ -209,15 +206,15 @@ def check_account(number: str, allowed: tuple[str, ...]) -> Check:
 
 @needs("ec2:DescribeRegions")
 def check_region(ec2: EC2Client, name: str) -> Check:
-    """Check whether the region is enabled for the account."""
+    """Check that the region is enabled for the account."""
     try:
         with calling(f"read the region {name}"):
             answer = ec2.describe_regions(RegionNames=[name], AllRegions=True)
     except errors.AwsError as error:
-        if error.code in {*REFUSED, "InvalidParameterValue"}:
-            raise not_enabled(name, error.why) from error
+        if error.code in {*NOT_ENABLED_CODES, "InvalidParameterValue"}:
+            raise region_not_enabled(name, error.why) from error
         raise
     status = answer["Regions"][0].get("OptInStatus", "opt-in-not-required")
     if status == "not-opted-in":
-        raise not_enabled(name, f"Its status is {status}.")
+        raise region_not_enabled(name, f"Its status is {status}.")
     return Check("region", "pass", f"{name}: {status}")

@@ -17,7 +17,7 @@ from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, code_of, retrying
+from vmsnix_ops.aws.session import calling, code_of, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +209,7 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
         for attempt in range(ATTEMPTS):
             token = wanted.token(region, attempt)
             try:
-                ami_id = retrying(
+                ami_id = retry(
                     partial(call, token),
                     "ResourceLimitExceeded",
                     seconds=LIMIT_SECONDS,
@@ -218,7 +218,7 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
             except ec2.exceptions.ClientError as error:
                 if code_of(error) == "InvalidAMIName.Duplicate":
                     # Another promoter was faster, or the answer to our own first try was lost.
-                    return retrying(lambda: _must_find(ec2, wanted), "NotYetVisible", seconds=30).ami_id
+                    return retry(lambda: _must_find(ec2, wanted), "NotYetVisible", seconds=30).ami_id
                 if code_of(error) in _USED:
                     continue
                 raise

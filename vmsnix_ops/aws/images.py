@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, code_of, retrying
+from vmsnix_ops.aws.session import calling, code_of, retry
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -419,9 +420,9 @@ def find(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
 def describe(ec2: EC2Client, ami_id: str) -> Ami:
     """Return one AMI; a moment after its registration too, when AWS does not yet see it."""
     with calling(f"read the AMI {ami_id}"):
-        answer = retrying(
+        answer = retry(
             lambda: ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True),
-            "InvalidAMIID.NotFound",
+            AMI_NOT_FOUND,
             seconds=60,
         )
         if not answer["Images"]:
@@ -450,7 +451,7 @@ def ours(ec2: EC2Client) -> list[Ami]:
 def owned(ec2: EC2Client) -> tuple[Ami, ...]:
     """Return every AMI of the account, ours or not, in any state, oldest first."""
     with calling(f"list the AMIs of {ec2.meta.region_name}"):
-        found = pages(
+        found = read_pages(
             ec2.describe_images,
             Owners=["self"],
             IncludeDeprecated=True,
@@ -491,16 +492,16 @@ def register(
     if existing is None:
         with calling(f"register the AMI {registration.name}"):
             try:
-                answer = retrying(
+                answer = retry(
                     lambda: ec2.register_image(**registration.request(snapshot_gib=snapshot_gib)),
-                    "InvalidSnapshot.NotFound",
+                    SNAPSHOT_NOT_FOUND,
                 )
                 ami_id, outcome = answer["ImageId"], "created"
             except ec2.exceptions.ClientError as error:
                 if code_of(error) != "InvalidAMIName.Duplicate":
                     raise
                 # Somebody was faster, or the answer to our own first try was lost.
-                existing = retrying(
+                existing = retry(
                     lambda: _must_find(ec2, registration.name), "NotYetVisible", seconds=NAME_SECONDS
                 )
                 ami_id = existing.ami_id
@@ -598,9 +599,7 @@ def share_with_everybody(ec2: EC2Client, ami_id: str) -> None:
 def add_tags(ec2: EC2Client, ami_id: str, tags: Mapping[str, str]) -> None:
     """Add or change tags of an AMI. Safe to run twice."""
     with calling(f"tag {ami_id}"):
-        retrying(
-            lambda: ec2.create_tags(Resources=[ami_id], Tags=tagging.to_list(tags)), "InvalidAMIID.NotFound"
-        )
+        retry(lambda: ec2.create_tags(Resources=[ami_id], Tags=tagging.to_list(tags)), AMI_NOT_FOUND)
 
 
 def read(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:

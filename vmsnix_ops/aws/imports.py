@@ -15,9 +15,9 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import keys, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, code_of, retrying
+from vmsnix_ops.aws.session import calling, code_of, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -185,7 +185,7 @@ def find_snapshot(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[st
 def listed(ec2: EC2Client) -> tuple[ImportTask, ...]:
     """Return every import task that AWS lists; those that ended for a week."""
     with calling(f"list the imports of {ec2.meta.region_name}"):
-        found = pages(ec2.describe_import_snapshot_tasks, MaxResults=PAGE)
+        found = read_pages(ec2.describe_import_snapshot_tasks, MaxResults=PAGE)
         return tuple(_read(task) for page in found for task in page["ImportSnapshotTasks"])
 
 
@@ -346,7 +346,7 @@ def _lasts(ec2: EC2Client, snapshot_id: str) -> bool:
     """Whether a snapshot can be used; one that was just completed gets a few seconds to be seen."""
     try:
         with calling(f"read the snapshot {snapshot_id}"):
-            answer = retrying(
+            answer = retry(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
                 "InvalidSnapshot.NotFound",
                 seconds=SEEN_SECONDS,
@@ -378,10 +378,10 @@ def _start(
     with calling(f"start the import of s3://{source.bucket}/{source.key}"):
         try:
             if source.patience:
-                answer = retrying(
+                answer = retry(
                     lambda: ec2.import_snapshot(**request),
                     "InvalidParameter",
-                    saying="service role",
+                    containing="service role",
                     seconds=source.patience,
                 )
             else:
@@ -438,7 +438,7 @@ def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[Impor
     def read() -> PollResult[ImportTask]:
         with calling(f"read the import {task_id}"):
             # A task is not always listed in the first moments after it was started.
-            answer = retrying(
+            answer = retry(
                 lambda: ec2.describe_import_snapshot_tasks(ImportTaskIds=[task_id]),
                 "InvalidConversionTaskId",
                 "InvalidConversionTaskId.Malformed",
@@ -459,7 +459,7 @@ def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[Impor
 def _finish(ec2: EC2Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
     """Tag the snapshot (ImportSnapshot tags only the task) and wait until it can be used."""
     with calling(f"tag the snapshot {task.snapshot_id}"):
-        retrying(lambda: _tag(ec2, task.snapshot_id, tags), "InvalidSnapshot.NotFound")
+        retry(lambda: _tag(ec2, task.snapshot_id, tags), "InvalidSnapshot.NotFound")
     size = wait_for_snapshot(ec2, task.snapshot_id)
     return ImportedSnapshot(task.snapshot_id, size, task.task_id, "reused" if reused else "created")
 
@@ -500,7 +500,7 @@ def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = N
 
     def read() -> PollResult[SnapshotTypeDef]:
         with calling(f"read the snapshot {snapshot_id}"):
-            answer = retrying(
+            answer = retry(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
                 "InvalidSnapshot.NotFound",
                 seconds=120,
@@ -549,7 +549,7 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
     """
     try:
         with calling(f"delete the snapshot {snapshot_id}"):
-            retrying(lambda: ec2.delete_snapshot(SnapshotId=snapshot_id), "InvalidSnapshot.InUse", seconds=20)
+            retry(lambda: ec2.delete_snapshot(SnapshotId=snapshot_id), "InvalidSnapshot.InUse", seconds=20)
     except errors.AwsError as error:
         if error.code != "InvalidSnapshot.NotFound":
             raise

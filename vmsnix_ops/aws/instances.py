@@ -1,6 +1,6 @@
-"""Instances that live for one test: launch, wait for their checks, read their console, terminate.
+"""Instances of smoke tests: launch, wait for the status checks, read the console, terminate.
 
-They are found again by a tag, so that whoever comes next can end what a killed process left running.
+A tag marks these instances, so a later test can terminate the instances of a killed process.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, INSTANCE_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, code_of, retrying
+from vmsnix_ops.aws.session import calling, code_of, if_found, retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,19 +32,23 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.progress import Step
 
-TYPES = {"x86_64": "t3.small", "arm64": "t4g.small"}
-"""Instance type by the AMI's architecture: the smallest that boots a NixOS comfortably."""
+INSTANCE_TYPES = {"x86_64": "t3.small", "arm64": "t4g.small"}
+"""Instance type for each architecture: the smallest with enough memory to boot NixOS."""
 
 OVERDUE = timedelta(hours=1)
-"""No test takes as long: an older instance of any test was left behind."""
+"""Older instances belong to no running test: no test takes this long."""
 
 RUNNING_SECONDS, CHECKS_SECONDS, TERMINATED_SECONDS = 5 * 60.0, 20 * 60.0, 10 * 60.0
 ATTEMPTS = 50
 ALIVE = ["pending", "running", "stopping", "stopped"]
-COMING = ("pending", "running")
-UNSEEN = "InvalidInstanceID.NotFound"  # for a moment after a launch
-_USED = ("IdempotentInstanceTerminated", "IdempotentParameterMismatch")
+STARTING = ("pending", "running")
+_TOKEN_USED = ("IdempotentInstanceTerminated", "IdempotentParameterMismatch")
 _NO_SPOT_ROLE = "AuthFailure.ServiceLinkedRoleCreationNotPermitted"
+_NO_SPOT_ROLE_FIX = (
+    "An account's first spot instance needs iam:CreateServiceLinkedRole once. Ask an administrator to run "
+    "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com, use the policy of vmsnix "
+    "iam-policy smoke-tester --spot, or test without spot."
+)
 _CAPACITY = (
     "InsufficientInstanceCapacity",
     "MaxSpotInstanceCountExceeded",
@@ -53,19 +58,19 @@ _CAPACITY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """An instance that is wanted.
+class InstanceLaunch:
+    """The parameters of an instance to launch.
 
     Attributes
     ----------
     ami_id, instance_type
-        What runs on what.
+        The AMI and the instance type.
     spot
-        Whether it runs on spare capacity, at a fraction of the price, and may be taken away.
+        Whether it is a spot instance: cheaper, but AWS may terminate it at any time.
     subnet
-        Where; empty for the default one.
+        Subnet ID; empty for the default subnet.
     tags
-        Of instance and volumes; `vmsnix_ops.aws.tags.SMOKE` among them.
+        Tags of instance and volumes, including `vmsnix_ops.aws.tags.SMOKE`.
     """
 
     ami_id: str
@@ -75,7 +80,7 @@ class Launch:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def request(self, token: str) -> RunInstancesRequestTypeDef:
-        """Return the parameters of ``RunInstances``: no key, session tokens only, gone when it shuts down."""
+        """Return the parameters of ``RunInstances``: no key pair, IMDSv2 only, terminated at shutdown."""
         kinds: list[ResourceTypeType] = ["instance", "volume"]
         kinds += ["spot-instances-request"] if self.spot else []
         request: RunInstancesRequestTypeDef = {
@@ -95,14 +100,17 @@ class Launch:
         return request
 
     def token(self, attempt: int) -> str:
-        """Return the ClientToken: what is launched, and the attempt, since a terminated one's is used up."""
-        said = json.dumps([self.request(""), attempt], sort_keys=True)
-        return f"vmsnix-{hashlib.sha256(said.encode()).hexdigest()[:48]}"
+        """Return the ClientToken: a hash of the launch and the attempt.
+
+        AWS does not accept the token of a terminated instance again.
+        """
+        text = json.dumps([self.request(""), attempt], sort_keys=True)
+        return f"vmsnix-{hashlib.sha256(text.encode()).hexdigest()[:48]}"
 
 
 @needs("iam:CreateServiceLinkedRole")
 def spot_options() -> InstanceMarketOptionsRequestTypeDef:
-    """Return what asks for spare capacity. An account's first spot instance makes EC2's role for them."""
+    """Return the options of a spot instance; for an account's first one, EC2 creates its service role."""
     return {
         "MarketType": "spot",
         "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
@@ -120,9 +128,9 @@ class Instance:
     launched_at
         In UTC.
     reason
-        AWS's words on its last change of state.
+        AWS's reason for its last change of state.
     spot
-        Whether it runs on spare capacity.
+        Whether it is a spot instance.
     tags
         All of them.
     """
@@ -137,10 +145,10 @@ class Instance:
 
 
 @needs("ec2:DescribeInstances")
-def left_behind(ec2: EC2Client, ami_id: str, *, now: datetime | None = None) -> list[Instance]:
-    """Return the instances of earlier tests of this AMI, and those of any test that are overdue.
+def find_leftover_instances(ec2: EC2Client, ami_id: str, *, now: datetime | None = None) -> list[Instance]:
+    """Return the instances of earlier tests of this AMI, and those of other tests older than `OVERDUE`.
 
-    A test of one AMI owns the AMI's test instances: one that runs at the same time loses its own.
+    Two tests of one AMI at the same time are not supported: the second terminates the first one's instance.
     """
     now = now or datetime.now(UTC)
     with calling("find instances of earlier tests"):
@@ -160,47 +168,39 @@ def left_behind(ec2: EC2Client, ami_id: str, *, now: datetime | None = None) -> 
 
 
 @needs("ec2:RunInstances", "ec2:CreateTags")
-def launch(ec2: EC2Client, wanted: Launch) -> str:
-    """Launch an instance, and return its id.
+def launch_instance(ec2: EC2Client, wanted: InstanceLaunch) -> str:
+    """Launch an instance, and return its ID.
 
-    Safe to run twice: the ClientToken derives from what is launched, so that a call whose answer was lost
-    returns the same instance. When that one is terminated, the next attempt has another token.
+    Safe to run twice: the ClientToken is derived from the launch, so a call whose answer was lost returns the
+    same instance. If that instance is terminated, the next attempt uses another token.
 
     Raises
     ------
     vmsnix_ops.errors.SmokeTestError
-        AWS has no such capacity now, or not for this AMI.
+        AWS has no capacity for this instance, or the instance type does not support the AMI.
     vmsnix_ops.errors.AccessDeniedError
-        The caller may not; or the account has no spot instances yet, and the caller may not make their role.
+        The caller lacks a permission; or it is the account's first spot instance, and the caller may not
+        create the service role.
     """
     try:
         with calling(f"launch an instance of {wanted.ami_id}"):
             for attempt in range(ATTEMPTS):
                 request = wanted.request(wanted.token(attempt))
                 try:
-                    answer = retrying(
-                        partial(ec2.run_instances, **request),
-                        "InvalidAMIID.NotFound",
-                    )
+                    answer = retry(partial(ec2.run_instances, **request), AMI_NOT_FOUND)
                 except ec2.exceptions.ClientError as error:
-                    if code_of(error) in _USED:
+                    if code_of(error) in _TOKEN_USED:
                         continue
                     raise
                 (instance,) = answer["Instances"]
                 return instance["InstanceId"]
     except errors.AwsError as error:
         if error.code == _NO_SPOT_ROLE:
-            raise _no_spot_role(error) from error
+            raise error.with_fix(_NO_SPOT_ROLE_FIX, errors.AccessDeniedError) from error
         if error.code not in _CAPACITY:
             raise
-        raise errors.SmokeTestError(
-            error.what,
-            why=error.why,
-            fix="Try another instance type, without spot, or later.",
-            code=error.code,
-            operation=error.operation,
-            request_id=error.request_id,
-        ) from error
+        fix = "Try another instance type, without spot, or later."
+        raise error.with_fix(fix, errors.SmokeTestError) from error
     raise errors.SmokeTestError(
         f"{wanted.ami_id} was tested {ATTEMPTS} times in a short time.",
         why="AWS remembers the client tokens of terminated instances.",
@@ -208,24 +208,11 @@ def launch(ec2: EC2Client, wanted: Launch) -> str:
     )
 
 
-def _no_spot_role(error: errors.AwsError) -> errors.AccessDeniedError:
-    return errors.AccessDeniedError(
-        error.what,
-        why=error.why,
-        fix="An account's first spot instance needs iam:CreateServiceLinkedRole once. Ask an administrator "
-        "to run aws iam create-service-linked-role --aws-service-name spot.amazonaws.com, use the policy of "
-        "vmsnix iam-policy smoke-tester --spot, or test without spot.",
-        code=error.code,
-        operation=error.operation,
-        request_id=error.request_id,
-    )
-
-
 @needs("ec2:DescribeInstances")
-def describe(ec2: EC2Client, instance_id: str) -> Instance:
-    """Return an instance; a moment after its launch too, when AWS does not yet see it."""
+def describe_instance(ec2: EC2Client, instance_id: str) -> Instance:
+    """Return an instance; retry while a new instance is not visible yet."""
     with calling(f"read the instance {instance_id}"):
-        answer = retrying(lambda: ec2.describe_instances(InstanceIds=[instance_id]), UNSEEN)
+        answer = retry(lambda: ec2.describe_instances(InstanceIds=[instance_id]), INSTANCE_NOT_FOUND)
     return _read(answer["Reservations"][0]["Instances"][0])
 
 
@@ -235,19 +222,19 @@ def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) 
     Raises
     ------
     vmsnix_ops.errors.SmokeTestError
-        It ended instead; with AWS's reason.
+        It stopped or was terminated; with AWS's reason.
     """
 
     def read() -> PollResult[Instance]:
-        one = describe(ec2, instance_id)
+        one = describe_instance(ec2, instance_id)
         outcome: Literal["waiting", "done", "failed"] = "failed"
-        if one.state in COMING:
+        if one.state in STARTING:
             outcome = "done" if one.state == "running" else "waiting"
         return PollResult(outcome, one, None, one.state)
 
     seen = poll(read, what=f"the instance {instance_id}", deadline=RUNNING_SECONDS, step=step)
     if seen.outcome == "failed":
-        raise _ended(seen.value)
+        raise _not_running_error(seen.value)
     return seen.value
 
 
@@ -258,17 +245,19 @@ def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -
     Raises
     ------
     vmsnix_ops.errors.SmokeTestError
-        A check failed (``impaired``), or the instance ended.
+        A check failed (``impaired``), or the instance stopped or was terminated.
     """
 
     def read() -> PollResult[Mapping[str, str]]:
         with calling(f"read the status checks of {instance_id}"):
-            answer = retrying(lambda: ec2.describe_instance_status(InstanceIds=[instance_id]), UNSEEN)
-        if not answer["InstanceStatuses"]:  # only running instances are listed, and those a moment late
-            seen = describe(ec2, instance_id)
-            if seen.state in COMING:
+            answer = retry(
+                lambda: ec2.describe_instance_status(InstanceIds=[instance_id]), INSTANCE_NOT_FOUND
+            )
+        if not answer["InstanceStatuses"]:  # AWS lists only running instances, with a delay
+            seen = describe_instance(ec2, instance_id)
+            if seen.state in STARTING:
                 return PollResult("waiting", {}, None, seen.state)
-            raise _ended(seen)
+            raise _not_running_error(seen)
         one = answer["InstanceStatuses"][0]
         checks = {name: one[name]["Status"] for name in ("SystemStatus", "InstanceStatus")}
         state = ", ".join(
@@ -293,11 +282,13 @@ def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -
 
 
 @needs("ec2:GetConsoleOutput")
-def console(ec2: EC2Client, instance_id: str) -> str:
-    """Return what an instance printed on its serial port so far: the latest, where its type can tell it."""
+def read_console(ec2: EC2Client, instance_id: str) -> str:
+    """Return the serial console output of an instance: the latest, if its instance type supports that."""
     with calling(f"read the console of {instance_id}"):
         try:
-            answer = retrying(lambda: ec2.get_console_output(InstanceId=instance_id, Latest=True), UNSEEN)
+            answer = retry(
+                lambda: ec2.get_console_output(InstanceId=instance_id, Latest=True), INSTANCE_NOT_FOUND
+            )
         except ec2.exceptions.ClientError as error:
             if code_of(error) != "UnsupportedOperation":
                 raise
@@ -306,33 +297,26 @@ def console(ec2: EC2Client, instance_id: str) -> str:
 
 
 @needs("ec2:TerminateInstances")
-def terminate(ec2: EC2Client, instance_ids: Iterable[str]) -> None:
-    """Begin to terminate instances. Safe to run twice: who is gone is no error."""
-    for instance_id in instance_ids:  # one by one: AWS terminates all of a call or none
+def terminate_instances(ec2: EC2Client, instance_ids: Iterable[str]) -> None:
+    """Begin to terminate instances. Safe to run twice: a missing instance is no error."""
+    for instance_id in instance_ids:  # one by one: one call terminates all of its instances or none
+        call = partial(ec2.terminate_instances, InstanceIds=[instance_id])
         with calling(f"terminate the instance {instance_id}"):
-            _terminate(ec2, instance_id)
-
-
-def _terminate(ec2: EC2Client, instance_id: str) -> None:
-    try:
-        retrying(lambda: ec2.terminate_instances(InstanceIds=[instance_id]), UNSEEN, seconds=10)
-    except ec2.exceptions.ClientError as error:
-        if code_of(error) != UNSEEN:
-            raise
+            if_found(partial(retry, call, INSTANCE_NOT_FOUND, seconds=10), INSTANCE_NOT_FOUND)
 
 
 def wait_terminated(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> None:
     """Wait until an instance is terminated."""
 
     def read() -> PollResult[Instance]:
-        one = describe(ec2, instance_id)
+        one = describe_instance(ec2, instance_id)
         return PollResult("done" if one.state == "terminated" else "waiting", one, None, one.state)
 
     what = f"the termination of {instance_id}"
     poll(read, what=what, deadline=TERMINATED_SECONDS, step=step)
 
 
-def _ended(instance: Instance) -> errors.SmokeTestError:
+def _not_running_error(instance: Instance) -> errors.SmokeTestError:
     return errors.SmokeTestError(
         f"The instance {instance.instance_id} is {instance.state}.",
         why=f"AWS reported: {instance.reason}." if instance.reason else "AWS reported no reason.",

@@ -19,7 +19,7 @@ from vmsnix_ops import errors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmsnix_ops.aws.identity import Identity
+    from vmsnix_ops.aws.identity import Caller
 
 _ID = r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
 KEY_ID = re.compile(_ID)
@@ -70,7 +70,7 @@ def shape(kms_key: str) -> str:
     )
 
 
-def arn(kms_key: str, *, region: str, who: Identity) -> str:
+def arn(kms_key: str, *, region: str, who: Caller) -> str:
     """Return the ARN of a key that can be used in a region; empty stays empty.
 
     Raises

@@ -1,8 +1,8 @@
-"""Long lists whole, whatever AWS throttles: every page is asked for until it comes.
+"""Read long lists completely, even while AWS throttles requests.
 
-botocore's paginators end with the first page that stays throttled after its few attempts, and what was read
-is lost. An audit of a busy account meets such storms for minutes. So a page is asked for again for as long as
-`Waits` allow, and everybody who reads for the same job shares a `Limit`, which ends all waiting at once.
+Botocore's paginators raise after a few throttled attempts, and the pages that were read are lost. An audit of
+a busy account can be throttled for minutes. So these functions retry a page for up to `THROTTLING_SECONDS`.
+All reads of one job share a `TimeLimit`, which ends all waiting at once.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ AnyClient = TypeVar("AnyClient", bound="BaseClient")
 Page = TypeVar("Page", bound="Mapping[str, object]")
 Request = ParamSpec("Request")
 
-PATIENCE_SECONDS = 600.0
-"""How long AWS may throttle without a single answer in between."""
+THROTTLING_SECONDS = 600.0
+"""How long throttled requests are retried since the last answer."""
 
-LINE_SECONDS = 30.0
-"""How long connections may fail: longer, and it is no hiccup but no way."""
+CONNECTION_SECONDS = 30.0
+"""How long failed connections are retried since the last answer."""
 
 
-class Limit:
-    """When all waiting ends: at a time, or when somebody says so. Threads may share it.
+class TimeLimit:
+    """A time at which reading ends; `stop` ends it earlier. Threads may share it.
 
     Parameters
     ----------
     until
-        Seconds since 1970, which other machines understand, too; never by default.
+        Seconds since 1970, so that other machines can use the same limit; by default there is no limit.
     fix
-        How to have more time.
+        How the operator can allow more time.
     """
 
     def __init__(self, until: float = float("inf"), *, fix: str = "") -> None:
@@ -52,18 +52,18 @@ class Limit:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End all waiting: nobody wants the answers any more."""
+        """End all reading that shares this limit."""
         self._stopped.set()
 
     def check(self) -> None:
-        """Raise when it is over.
+        """Raise if the limit is reached.
 
         Raises
         ------
         vmsnix_ops.errors.InterruptedRunError
-            Somebody stopped it.
+            `stop` was called.
         vmsnix_ops.errors.DeadlineError
-            The time is up.
+            The time is over.
         """
         if self._stopped.is_set():
             raise errors.InterruptedRunError("Reading was stopped.")
@@ -71,97 +71,100 @@ class Limit:
             raise errors.DeadlineError("The time limit was reached before this was read.", fix=self.fix)
 
     def wait(self, seconds: float) -> None:
-        """Wait, but no longer than until it is over."""
+        """Wait so many seconds, or until the limit is reached."""
         self._stopped.wait(min(seconds, max(0.0, self.until - time.time())))
 
 
 @dataclass(eq=False, slots=True)
-class Waits:
-    """How long something has given no answer; what gave none for too long is asked only once each time.
+class RetryState:
+    """Since when a service has not answered; shared by all reads of a client.
 
-    So a region whose AWS is silent costs ten minutes, and not ten for each of its lists.
+    A region that does not answer costs ten minutes once, not for each of its lists. Later reads are tried
+    only once until an answer arrives.
 
     Attributes
     ----------
     limit
-        When waiting ends altogether.
-    silent_since
-        Time of the first failure since the last answer, if there is one.
+        When all retries end.
+    failing_since
+        Time of the first failure after the last answer; ``None`` after an answer.
     """
 
-    limit: Limit = field(default_factory=Limit)
-    silent_since: float | None = None
+    limit: TimeLimit = field(default_factory=TimeLimit)
+    failing_since: float | None = None
 
 
-_WAITS: WeakKeyDictionary[Any, Waits] = WeakKeyDictionary()
+_RETRY_STATES: WeakKeyDictionary[Any, RetryState] = WeakKeyDictionary()
 
 
-def limited(client: AnyClient, limit: Limit) -> AnyClient:
-    """Return a client whose calls through `patiently` end with this limit, in whatever thread."""
-    _WAITS[client] = Waits(limit)
+def with_time_limit(client: AnyClient, limit: TimeLimit) -> AnyClient:
+    """Return the client; its calls through `call_with_retries` end with this limit, in any thread."""
+    _RETRY_STATES[client] = RetryState(limit)
     return client
 
 
-def insist(call: Callable[[], Answer], waits: Waits | None = None) -> Answer:
-    """Return what a reading call answers; throttling and broken connections are waited out.
+def retry_read(call: Callable[[], Answer], state: RetryState | None = None) -> Answer:
+    """Return the answer of a reading call; retry while AWS throttles or the connection fails.
 
     Parameters
     ----------
     call
-        What to ask; it must be safe to ask twice. It raises botocore's errors or ours.
-    waits
-        Shared by calls that fail together; a fresh one by default.
+        Reads something; it must be safe to repeat. It raises botocore's errors or ours.
+    state
+        Shared by calls to the same service; a new one by default.
     """
-    waits = waits or Waits()
+    state = state or RetryState()
     pause = 0.2
     while True:
-        waits.limit.check()
+        state.limit.check()
         try:
             answer = call()
         except Exception as error:
             now = time.monotonic()
-            waits.silent_since = waits.silent_since or now
-            if now - waits.silent_since >= _patience(error):
+            state.failing_since = state.failing_since or now
+            if now - state.failing_since >= _retry_seconds(error):
                 raise
-            waits.limit.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that threads do not march in step
+            state.limit.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the threads' retries
             pause = min(2 * pause, 5.0)
         else:
-            waits.silent_since = None
+            state.failing_since = None
             return answer
 
 
-def _patience(error: Exception) -> float:
-    """Return how many seconds such an error is waited out."""
+def _retry_seconds(error: Exception) -> float:
+    """Return for how many seconds calls that fail like this are retried."""
     from botocore.exceptions import HTTPClientError
     from botocore.parsers import ResponseParserError
 
     if code_of(error) in RETRYABLE:
-        return PATIENCE_SECONDS
+        return THROTTLING_SECONDS
     cause = error.__cause__ if isinstance(error, errors.AwsError) else error
-    return LINE_SECONDS if isinstance(cause, HTTPClientError | ResponseParserError) else 0.0
+    return CONNECTION_SECONDS if isinstance(cause, HTTPClientError | ResponseParserError) else 0.0
 
 
-def patiently(operation: Callable[Request, Answer], *args: Request.args, **request: Request.kwargs) -> Answer:
-    """Return the answer to one reading call; throttling is waited out for ten minutes.
+def call_with_retries(
+    operation: Callable[Request, Answer], *args: Request.args, **request: Request.kwargs
+) -> Answer:
+    """Call a reading operation of a client as `retry_read` does, with the client's time limit.
 
     Parameters
     ----------
     operation
-        Method of a client, such as ``ec2.describe_images``; it must be safe to call twice. The client's own
-        attempts are few, so that they do not add up.
+        Method of a client, such as ``ec2.describe_images``; it must be safe to repeat. The client itself
+        should make few attempts, because they add to these.
     args, request
         Its parameters.
     """
     client = getattr(operation, "__self__", operation)
-    return insist(lambda: operation(*args, **request), _WAITS.get(client))
+    return retry_read(lambda: operation(*args, **request), _RETRY_STATES.get(client))
 
 
-def pages(
+def read_pages(
     operation: Callable[Request, Page], *args: Request.args, **request: Request.kwargs
 ) -> Iterator[Page]:
-    """Yield the pages of an operation that goes on with ``NextToken``."""
+    """Yield the pages of an operation that continues with ``NextToken``."""
     while True:
-        answer = patiently(operation, *args, **request)
+        answer = call_with_retries(operation, *args, **request)
         yield answer
         token = answer.get("NextToken")
         if not token:
@@ -169,24 +172,23 @@ def pages(
         request["NextToken"] = token
 
 
-def quick_times(client: AnyClient) -> AnyClient:
-    """Let a client read times as Python itself does, and as botocore does what is left.
+def use_fast_time_parser(client: AnyClient) -> AnyClient:
+    """Return the client; it parses ISO 8601 times with the standard library, and others with botocore.
 
-    A quarter of the time in which botocore reads a page of snapshots goes into guessing how a time is
-    spelled; EC2 spells all in ISO 8601. What comes out is the same: a datetime with a time zone. Other
-    clients of the session read as they always did.
+    Botocore spends a quarter of the time for a page of snapshots on detecting the format of times, and EC2
+    uses ISO 8601 only. Both return a datetime with a time zone. Other clients of the session are unchanged.
     """
     from botocore.parsers import ResponseParserFactory
 
     factory = ResponseParserFactory()
     factory.set_parser_defaults(timestamp_parser=parse_time)
-    endpoint: Any = vars(client)["_endpoint"]  # boto3 has no door to it
+    endpoint: Any = vars(client)["_endpoint"]  # botocore has no public name for it
     endpoint._response_parser_factory = factory
     return client
 
 
 def parse_time(value: Any) -> datetime:
-    """Return a time that AWS sent, of whatever spelling."""
+    """Return a time from AWS, in any format that AWS uses."""
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):

@@ -21,7 +21,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
-from vmsnix_ops.aws.session import calling, retrying
+from vmsnix_ops.aws.session import calling, retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -426,7 +426,7 @@ def _put(
             versions = []
         if versions and versions[-1].tier == "Advanced":
             request["Tier"] = "Advanced"
-    return retrying(lambda: ssm.put_parameter(**request), "TooManyUpdates", seconds=20)["Version"]
+    return retry(lambda: ssm.put_parameter(**request), "TooManyUpdates", seconds=20)["Version"]
 
 
 def _find_lost_write(ssm: SSMClient, name: str, own: _OwnWrite) -> int:

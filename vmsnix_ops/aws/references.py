@@ -20,9 +20,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.error_codes import RETRYABLE
+from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, RETRYABLE, SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import Limit, limited, pages, patiently, quick_times
+from vmsnix_ops.aws.paging import (
+    TimeLimit,
+    call_with_retries,
+    read_pages,
+    use_fast_time_parser,
+    with_time_limit,
+)
 from vmsnix_ops.aws.parameters import IMAGE_TYPE
 from vmsnix_ops.aws.session import calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
@@ -259,7 +265,7 @@ class Templates:
         The newest and the default versions of all templates come in few pages; only templates that have more
         are asked one by one.
         """
-        for page in pages(ec2.describe_launch_templates, MaxResults=200):
+        for page in read_pages(ec2.describe_launch_templates, MaxResults=200):
             for template in page["LaunchTemplates"]:
                 template_id = template["LaunchTemplateId"]
                 self.names[template_id] = template["LaunchTemplateName"]
@@ -298,7 +304,7 @@ class Templates:
         ec2: EC2Client, which: DescribeLaunchTemplateVersionsRequestTypeDef
     ) -> Iterator[LaunchTemplateVersionTypeDef]:
         try:
-            for page in pages(ec2.describe_launch_template_versions, **which):
+            for page in read_pages(ec2.describe_launch_template_versions, **which):
                 yield from page["LaunchTemplateVersions"]
         except ec2.exceptions.ClientError as error:
             if not code_of(error).startswith("InvalidLaunchTemplateId.NotFound"):
@@ -391,7 +397,7 @@ def values(ssm: SSMClient, names: Sequence[str], refused: dict[str, Exception]) 
     for start in range(0, len(names), 10):
         asked = names[start : start + 10]
         try:
-            answer = patiently(ssm.get_parameters, Names=asked)
+            answer = call_with_retries(ssm.get_parameters, Names=asked)
         except ssm.exceptions.ClientError as error:
             if code_of(error) in RETRYABLE:
                 raise
@@ -408,12 +414,12 @@ def values(ssm: SSMClient, names: Sequence[str], refused: dict[str, Exception]) 
 def scaling(autoscaling: AutoScalingClient, templates: Templates) -> Found:
     """Yield the launch configurations of each AMI, and the groups that launch it by whatever way."""
     by_configuration: dict[str, str] = {}
-    for configurations in pages(autoscaling.describe_launch_configurations, MaxRecords=100):
+    for configurations in read_pages(autoscaling.describe_launch_configurations, MaxRecords=100):
         for one in configurations["LaunchConfigurations"]:
             by_configuration[one["LaunchConfigurationName"]] = one["ImageId"]
             for named in (one["ImageId"], *_volumes(one)):
                 yield named, Reference("launch-configuration", one["LaunchConfigurationName"])
-    groups = pages(autoscaling.describe_auto_scaling_groups, MaxRecords=100)
+    groups = read_pages(autoscaling.describe_auto_scaling_groups, MaxRecords=100)
     for group in (group for page in groups for group in page["AutoScalingGroups"]):
         for ami_id, through in _launches(group, by_configuration, templates):
             if ami_id:
@@ -493,7 +499,7 @@ SETTLED = timedelta(hours=48)
 
 AT_ONCE = 8  # calls about single AMIs
 PAGE = 1000
-_GONE = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed")
+_GONE = (AMI_NOT_FOUND, "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed")
 _LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
 
 
@@ -593,15 +599,15 @@ class Clients:
     ssm: SSMClient
 
     @classmethod
-    def of(cls, session: boto3.Session, region: str, limit: Limit | None = None) -> Clients:
+    def of(cls, session: boto3.Session, region: str, limit: TimeLimit | None = None) -> Clients:
         """Return clients with few attempts of their own: `paging` tries again, for longer, within a limit."""
-        limit = limit or Limit()
+        limit = limit or TimeLimit()
         how: Options = {"attempts": 2, "connections": AT_ONCE + 2}
         return cls(
             region,
-            limited(quick_times(client(session, "ec2", region, **how)), limit),
-            limited(quick_times(client(session, "autoscaling", region, **how)), limit),
-            limited(quick_times(client(session, "ssm", region, **how)), limit),
+            with_time_limit(use_fast_time_parser(client(session, "ec2", region, **how)), limit),
+            with_time_limit(use_fast_time_parser(client(session, "autoscaling", region, **how)), limit),
+            with_time_limit(use_fast_time_parser(client(session, "ssm", region, **how)), limit),
         )
 
 
@@ -705,7 +711,7 @@ def _order(one: Reference) -> tuple[bool, str, str, str]:
 def instances(ec2: EC2Client) -> Found:
     """Yield the instances of each AMI; terminated ones need it no more."""
     states: list[FilterTypeDef] = [{"Name": "instance-state-name", "Values": list(_LIVE)}]
-    found = pages(ec2.describe_instances, Filters=states, MaxResults=PAGE)
+    found = read_pages(ec2.describe_instances, Filters=states, MaxResults=PAGE)
     for reservation in (reservation for page in found for reservation in page["Reservations"]):
         for instance in reservation["Instances"]:
             state = instance["State"]["Name"]
@@ -723,7 +729,7 @@ def parameters(ssm: SSMClient) -> Found:
     ]
     names = [
         one["Name"]
-        for page in pages(ssm.describe_parameters, ParameterFilters=plain, MaxResults=50)
+        for page in read_pages(ssm.describe_parameters, ParameterFilters=plain, MaxResults=50)
         for one in page["Parameters"]
     ]
     refused: dict[str, Exception] = {}
@@ -764,7 +770,7 @@ def image_references(ec2: EC2Client, images: Collection[str]) -> Found:
 
     def ask(batch: list[str]) -> list[ImageReferenceTypeDef]:
         try:
-            answers = pages(ec2.describe_image_references, ImageIds=batch, ResourceTypes=wanted)
+            answers = read_pages(ec2.describe_image_references, ImageIds=batch, ResourceTypes=wanted)
             return [found for answer in answers for found in answer["ImageReferences"]]
         except ec2.exceptions.ClientError as error:
             if code_of(error) not in _GONE:
@@ -800,7 +806,9 @@ def launch_permissions(ec2: EC2Client, images: Collection[str]) -> Found:
 
     def ask(ami_id: str) -> tuple[str, list[LaunchPermissionTypeDef]]:
         try:
-            answer = patiently(ec2.describe_image_attribute, ImageId=ami_id, Attribute="launchPermission")
+            answer = call_with_retries(
+                ec2.describe_image_attribute, ImageId=ami_id, Attribute="launchPermission"
+            )
         except ec2.exceptions.ClientError as error:
             if code_of(error) not in _GONE:
                 raise
@@ -823,11 +831,11 @@ def snapshot_permissions(ec2: EC2Client, snapshot_ids: Collection[str]) -> Found
 
     def ask(snapshot_id: str) -> tuple[str, list[CreateVolumePermissionTypeDef]]:
         try:
-            answer = patiently(
+            answer = call_with_retries(
                 ec2.describe_snapshot_attribute, SnapshotId=snapshot_id, Attribute="createVolumePermission"
             )
         except ec2.exceptions.ClientError as error:
-            if code_of(error) != "InvalidSnapshot.NotFound":
+            if code_of(error) != SNAPSHOT_NOT_FOUND:
                 raise
             return snapshot_id, []
         return snapshot_id, answer.get("CreateVolumePermissions") or []
@@ -852,7 +860,7 @@ def last_launches(ec2: EC2Client, images: Collection[str]) -> Found:
     """Yield when each AMI was last launched, by whomever; AWS tells it a day later and keeps it."""
     ids = list(images)
     for start in range(0, len(ids), 200):  # AWS: values of a filter
-        shown = pages(
+        shown = read_pages(
             ec2.describe_images,
             Owners=["self"],
             Filters=[{"Name": "image-id", "Values": ids[start : start + 200]}],

@@ -1,4 +1,4 @@
-"""Which regions a job works in."""
+"""Choose the regions of a job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import identity
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import patiently
+from vmsnix_ops.aws.paging import call_with_retries
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.region_names import partition_of
 
@@ -21,8 +21,8 @@ ALL = "all"
 ANYWHERE = "us-east-1"
 
 
-def home(session: boto3.Session, *names: str | None) -> str:
-    """Return the first region that is given, else AWS's own default.
+def home_region(session: boto3.Session, *names: str | None) -> str:
+    """Return the first region that is given, or else the session's default region.
 
     Raises
     ------
@@ -37,45 +37,39 @@ def home(session: boto3.Session, *names: str | None) -> str:
     return found
 
 
-def chosen(session: boto3.Session, names: Iterable[str], *, home: str | None = None) -> tuple[str, ...]:
-    """Return the regions that were asked for, each once; ``["all"]`` becomes every enabled one.
+def resolve_regions(
+    session: boto3.Session, names: Iterable[str], *, home: str | None = None
+) -> tuple[str, ...]:
+    """Return the requested regions without duplicates; ``["all"]`` becomes all enabled regions.
 
-    Parameters
-    ----------
-    session, names, home
-        As for `asked`.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        None was given and there is no default.
-    vmsnix_ops.errors.RegionError
-        There is no region of that name; names the nearest.
+    Parameters and errors are those of `requested_regions`.
     """
-    wanted = asked(session, names, home=home)
+    wanted = requested_regions(session, names, home=home)
     if wanted != (ALL,):
         return wanted
-    return enabled(client(session, "ec2", home or session.region_name or ANYWHERE))
+    return enabled_regions(client(session, "ec2", home or session.region_name or ANYWHERE))
 
 
-def asked(session: boto3.Session, names: Iterable[str], *, home: str | None = None) -> tuple[str, ...]:
-    """Return the regions that were asked for, each once; ``("all",)`` stays: every account has its own.
+def requested_regions(
+    session: boto3.Session, names: Iterable[str], *, home: str | None = None
+) -> tuple[str, ...]:
+    """Return the requested regions without duplicates, or ``("all",)``, which differs for each account.
 
     Parameters
     ----------
     session
-        Whose regions, and the default one.
+        With the default region.
     names
-        Names; ``["all"]`` for every enabled one, empty for the home region.
+        Names of regions; ``["all"]`` for all enabled regions, empty for the home region.
     home
-        The settings' region.
+        The region in the settings.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        None was given and there is no default.
+        No region is given, and there is no default.
     vmsnix_ops.errors.RegionError
-        There is no region of that name; names the nearest.
+        As for `check_regions`.
     """
     wanted, home = tuple(names), home or session.region_name
     if wanted == (ALL,):
@@ -86,34 +80,34 @@ def asked(session: boto3.Session, names: Iterable[str], *, home: str | None = No
             "No region given.",
             fix="Add --regions NAME,NAME (or all), set region in vmsnix.toml, or set AWS_REGION.",
         )
-    return named(wanted)
+    return check_regions(wanted)
 
 
-def named(names: Iterable[str]) -> tuple[str, ...]:
-    """Return regions by name, each once. Asks botocore, not AWS.
+def check_regions(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the regions without duplicates, or refuse them; does not call AWS.
 
     Raises
     ------
     vmsnix_ops.errors.RegionError
-        There is no region of that name; names the nearest. Or the regions are in different partitions.
+        A region is unknown (the error suggests the nearest name), or the regions are in different partitions.
     """
     found = tuple(dict.fromkeys(names))
     for name in found:
         identity.check_region_name(name)
     partitions = {partition_of(name): name for name in reversed(found)}
     if len(partitions) > 1:
+        listed = ", ".join(f"{name} is in {partition}" for partition, name in sorted(partitions.items()))
         raise errors.RegionError(
             "The regions are in different partitions.",
-            why=", ".join(f"{name} is in {partition}" for partition, name in sorted(partitions.items()))
-            + ".",
+            why=f"{listed}.",
             fix="Run the job once per partition, with credentials of an account there.",
         )
     return found
 
 
 @needs("ec2:DescribeRegions")
-def enabled(ec2: EC2Client) -> tuple[str, ...]:
+def enabled_regions(ec2: EC2Client) -> tuple[str, ...]:
     """Return the regions that are enabled for an account."""
     with calling("list the enabled regions"):
-        answer = patiently(ec2.describe_regions)
+        answer = call_with_retries(ec2.describe_regions)
     return tuple(sorted(region["RegionName"] for region in answer["Regions"]))

@@ -37,7 +37,7 @@ from vmsnix_ops.aws import deprecation, images, sharing
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
-from vmsnix_ops.aws.session import calling, retrying
+from vmsnix_ops.aws.session import calling, retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -460,10 +460,10 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[
         return needed_by
     try:
         with calling(f"delete the snapshot {snapshot_id}"):
-            retrying(
+            retry(
                 lambda: ec2.delete_snapshot(SnapshotId=snapshot_id),
                 "InvalidSnapshot.InUse",
-                saying="currently in use",  # not for fast snapshot restore, which does not end by itself
+                containing="currently in use",  # not for fast snapshot restore, which does not end by itself
                 seconds=IN_USE_SECONDS,
             )
     except errors.AwsError as error:
@@ -504,7 +504,7 @@ def remove_tags(ec2: EC2Client, resource: str, tags: Mapping[str, str]) -> None:
 
 def _snapshot_tags(ec2: EC2Client, snapshot_id: str) -> dict[str, str]:
     with calling(f"read the snapshot {snapshot_id}"):
-        answer = retrying(
+        answer = retry(
             lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
             "InvalidSnapshot.NotFound",
             seconds=NOT_FOUND_SECONDS,

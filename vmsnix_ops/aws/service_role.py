@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types_boto3_iam.client import IAMClient
     from types_boto3_s3.client import S3Client
 
-    from vmsnix_ops.aws.identity import Identity
+    from vmsnix_ops.aws.identity import Caller
 
 
 SERVICE = "vmie.amazonaws.com"
@@ -255,7 +255,7 @@ def _policy(s3: S3Client, bucket: str) -> list[dict[str, Any]]:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_pass_role(iam: IAMClient, who: Identity, arn: str) -> Check:
+def check_pass_role(iam: IAMClient, who: Caller, arn: str) -> Check:
     """Check whether the caller may hand the role to VM Import."""
     if who.is_root:
         return Check("pass role", "pass", "the root user may pass every role")
@@ -275,7 +275,7 @@ def check_pass_role(iam: IAMClient, who: Identity, arn: str) -> Check:
     return Check("pass role", "pass", f"{who.policy_source.rpartition('/')[2]} may pass {name}")
 
 
-def unknown_principal(name: str, who: Identity) -> Check:
+def unknown_principal(name: str, who: Caller) -> Check:
     """Return the warning for a caller whose policies cannot be found by the ARN of its session."""
     return Check(
         name,

@@ -1,7 +1,7 @@
-"""Sessions, clients, and what AWS's errors mean.
+"""Sessions, clients, and errors of AWS as errors of this package.
 
-Every call to AWS in this package goes through `client`, so that timeouts, retries and the user agent are the
-same everywhere, and stands inside `calling`, so that a person never sees a bare ``ClientError``.
+All clients come from `client`, so timeouts, retries and the user agent are the same everywhere. All calls are
+inside `calling`, so an operator never sees a bare ``ClientError``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from vmsnix_ops.aws.iam.permissions import denied_action
 from vmsnix_ops.records import acts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    Asked = Mapping[str, Any]
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import boto3
     from botocore.client import BaseClient
@@ -39,47 +36,42 @@ if TYPE_CHECKING:
     from types_boto3_sts.client import STSClient
 
 
-# Which calls cannot be undone, and the line that is written before each; see `vmsnix_ops.records.acts`.
-#
-# The check hangs on the client, so that no job can forget it. Terminating an instance of a smoke test is not
-# one of these acts: an instance that runs on because a disk is full costs money, and holds nothing.
+# Calls that cannot be undone. Each client records such a call before it sends it (`vmsnix_ops.records.acts`),
+# so no job can omit the record. Terminating the instance of a smoke test is not recorded, and so never
+# prevented by a full disk: the instance costs money and contains nothing.
 
 
-def _stops_sharing(member: str, name: str) -> Callable[[Asked], str]:
-    """Return what tells whether a call takes permissions away; one that gives some can be undone."""
+def _if_removing(member: str, name: str) -> Callable[[Mapping[str, Any]], str]:
+    """Name the resource of a call that removes permissions; granting them can be undone."""
 
-    def resource(asked: Asked) -> str:
-        removes = asked.get("OperationType") == "remove" or (asked.get(member) or {}).get("Remove")
-        return str(asked[name]) if removes else ""
+    def resource(request: Mapping[str, Any]) -> str:
+        removes = request.get("OperationType") == "remove" or (request.get(member) or {}).get("Remove")
+        return str(request[name]) if removes else ""
 
     return resource
 
 
-def _object(asked: Asked) -> str:
-    return f"s3://{asked['Bucket']}/{asked['Key']}"
-
-
-IRREVERSIBLE: Mapping[tuple[str, str], Callable[[Asked], str]] = {
-    ("ec2", "CancelImportTask"): lambda asked: str(asked["ImportTaskId"]),
-    ("ec2", "DeleteSnapshot"): lambda asked: str(asked["SnapshotId"]),
-    ("ec2", "DeregisterImage"): lambda asked: str(asked["ImageId"]),
-    ("ec2", "DisableImage"): lambda asked: str(asked["ImageId"]),  # AWS forgets with whom it was shared
-    ("ec2", "ModifyImageAttribute"): _stops_sharing("LaunchPermission", "ImageId"),
-    ("ec2", "ModifySnapshotAttribute"): _stops_sharing("CreateVolumePermission", "SnapshotId"),
-    ("iam", "DeletePolicyVersion"): lambda asked: f"{asked['PolicyArn']} {asked['VersionId']}",
-    ("s3", "AbortMultipartUpload"): _object,
-    ("s3", "DeleteObject"): _object,
-    ("ssm", "DeleteParameter"): lambda asked: str(asked["Name"]),
+IRREVERSIBLE: Mapping[tuple[str, str], Callable[[Mapping[str, Any]], str]] = {
+    ("ec2", "CancelImportTask"): lambda request: str(request["ImportTaskId"]),
+    ("ec2", "DeleteSnapshot"): lambda request: str(request["SnapshotId"]),
+    ("ec2", "DeregisterImage"): lambda request: str(request["ImageId"]),
+    ("ec2", "DisableImage"): lambda request: str(request["ImageId"]),  # AWS deletes its launch permissions
+    ("ec2", "ModifyImageAttribute"): _if_removing("LaunchPermission", "ImageId"),
+    ("ec2", "ModifySnapshotAttribute"): _if_removing("CreateVolumePermission", "SnapshotId"),
+    ("iam", "DeletePolicyVersion"): lambda request: f"{request['PolicyArn']} {request['VersionId']}",
+    ("s3", "AbortMultipartUpload"): lambda request: f"s3://{request['Bucket']}/{request['Key']}",
+    ("s3", "DeleteObject"): lambda request: f"s3://{request['Bucket']}/{request['Key']}",
+    ("ssm", "DeleteParameter"): lambda request: str(request["Name"]),
 }
-"""Each call with the function that names the resource; an empty name means that this call can be undone."""
+"""Each call with the function that names its resource; an empty name means that the call can be undone."""
 
 
-def announce_before(client: BaseClient) -> None:
-    """Let every irreversible call of this client write its line first."""
+def _record_irreversible_calls(client: BaseClient) -> None:
+    """Make the client record each irreversible call before it sends the call."""
     service = str(client.meta.service_model.service_name)
 
-    def announce(params: Asked, model: Any, **_more: Any) -> None:
-        # Parameters as the caller gave them: later they are a request.
+    def announce(params: Mapping[str, Any], model: Any, **_more: Any) -> None:
+        # This event has the parameters as the caller gave them; later events have the HTTP request.
         resource = IRREVERSIBLE[service, str(model.name)](params)
         if resource:
             acts.announce(f"{service}:{model.name}", resource, str(client.meta.region_name or ""))
@@ -91,13 +83,12 @@ def announce_before(client: BaseClient) -> None:
 
 Answer = TypeVar("Answer")
 
-# A call that is tried again is no news. Whoever wants to hear of it gives the logger a handler; without any,
-# Python would print the bare name of the event.
+# Retries are not shown. Without any handler, Python would print the name of the event.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 
 def session(region: str | None = None, profile: str | None = None) -> boto3.Session:
-    """Return a boto3 session; credentials by the ordinary rules (environment, profile, OIDC, ...)."""
+    """Return a boto3 session; boto3 finds the credentials (environment, profile, OIDC, ...)."""
     import boto3
     from botocore.exceptions import ProfileNotFound
 
@@ -168,28 +159,28 @@ def client(
     attempts: int = 6,
     read_seconds: float = 60.0,
 ) -> Any:
-    """Return a client with this package's timeouts and retries; the same one for the same words.
+    """Return a client with this package's timeouts and retries; the same client for the same arguments.
 
-    Making a client costs about 50 ms and a new connection, and clients may be shared by threads.
+    Creating a client costs about 50 ms and a new connection. Threads may share clients.
 
     Parameters
     ----------
     session
-        Where credentials and the default region come from.
+        With the credentials and the default region.
     service
         botocore's service name, such as ``"ec2"``.
     region
-        Region to ask; the session's own by default.
+        By default the session's region.
     connections
-        Size of the connection pool: as many as threads share this client.
+        Size of the connection pool: the number of threads that share the client.
     attempts
-        Attempts in all for what botocore itself retries (throttling, 5xx, broken connections). Its default of
-        3 has lost imports to plain throttling.
+        Attempts for errors that botocore retries (throttling, 5xx, broken connections). With its default of
+        3, throttling made imports fail.
     read_seconds
-        How long one attempt may hang.
+        Timeout of one attempt.
     """
     key = (service, region or session.region_name, connections, attempts, read_seconds)
-    with _MAKING:  # boto3 sessions, unlike clients, may not be used by two threads at once
+    with _LOCK:  # threads may share clients, but not boto3 sessions
         made = _CLIENTS.setdefault(session, {})
         if key not in made:
             made[key] = _make(session, *key)
@@ -197,7 +188,7 @@ def client(
 
 
 _CLIENTS: WeakKeyDictionary[boto3.Session, dict[Any, Any]] = WeakKeyDictionary()
-_MAKING = threading.Lock()
+_LOCK = threading.Lock()
 
 
 def _make(
@@ -211,7 +202,7 @@ def _make(
     from botocore.config import Config
     from botocore.exceptions import NoRegionError
 
-    # A proxy would look for this machine's sandbox on its own.
+    # A proxy cannot reach the sandbox on this machine's loopback address.
     proxies: dict[str, str] | None = {} if _is_loopback(os.environ.get("AWS_ENDPOINT_URL", "")) else None
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
@@ -219,8 +210,7 @@ def _make(
         read_timeout=read_seconds,
         max_pool_connections=connections,
         user_agent_extra=f"vmsnix_ops/{__version__}",
-        # Checksums that matter are given by us, one a part, in a header that is signed; botocore would hash
-        # the part once more to sign it, which only costs time.
+        # Uploads give the SHA-256 of each part in a signed header, so botocore need not hash it again.
         s3={"payload_signing_enabled": False},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -234,23 +224,23 @@ def _make(
             fix="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
     local = _is_loopback(made.meta.endpoint_url)
-    if local != (proxies is not None):  # the endpoint is another one than the environment's
+    if local != (proxies is not None):  # the endpoint is not that of AWS_ENDPOINT_URL
         config = config.merge(Config(proxies={} if local else None))
         made = session.client(service, region_name=region or None, config=config)
-    announce_before(made)
+    _record_irreversible_calls(made)
     return made
 
 
 def _is_loopback(url: str) -> bool:
     try:
         host = urlsplit(url).hostname or ""
-    except ValueError:  # no URL: botocore refuses it
+    except ValueError:  # not a URL: botocore refuses it
         return False
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def if_found(call: Callable[[], Answer], *missing: str) -> Answer | None:
-    """Return the answer to a call, or ``None`` when AWS answers with one of these codes."""
+    """Return the answer to a call, or ``None`` for these error codes, which mean that nothing exists."""
     try:
         return call()
     except Exception as error:
@@ -266,7 +256,7 @@ def calling(doing: str) -> Iterator[None]:
     Parameters
     ----------
     doing
-        What the block tries to do, as the end of "Could not ...".
+        What the block does, to complete "Could not ...".
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -274,10 +264,10 @@ def calling(doing: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise explain(error, doing) from error
+        raise _convert(error, doing) from error
     except BotoCoreError as error:
-        raise _explain_local(error, doing) from error
-    except ResponseParserError as error:  # no BotoCoreError, and never retried
+        raise _convert_local(error, doing) from error
+    except ResponseParserError as error:  # not a BotoCoreError, and never retried
         raise errors.AwsError(
             f"Could not {doing}.",
             why="The response was incomplete.",
@@ -286,15 +276,15 @@ def calling(doing: str) -> Iterator[None]:
 
 
 def code_of(error: BaseException) -> str:
-    """Return AWS's error code of a botocore ``ClientError`` or of one of our errors, else an empty string."""
+    """Return the AWS error code of a botocore ``ClientError`` or an `AwsError`; empty for other errors."""
     if isinstance(error, errors.AwsError):
         return error.code
     response = getattr(error, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def explain(error: ClientError, doing: str) -> errors.AwsError:
-    """Return our error for a botocore ``ClientError``: what could not be done, AWS's words, the fix."""
+def _convert(error: ClientError, doing: str) -> errors.AwsError:
+    """Return this package's error for an error that AWS returned."""
     answer = error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})
     code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).strip()
@@ -343,8 +333,8 @@ def _credentials_fix(code: str) -> str:
     )
 
 
-def _explain_local(error: Exception, doing: str) -> errors.AwsError:
-    """Explain what went wrong before AWS could answer."""
+def _convert_local(error: Exception, doing: str) -> errors.AwsError:
+    """Return this package's error for an error that happened before AWS answered."""
     from botocore import exceptions
 
     what, why = f"Could not {doing}.", str(error).rstrip(".") + "."
@@ -367,29 +357,30 @@ def _explain_local(error: Exception, doing: str) -> errors.AwsError:
     return errors.AwsError(what, why=why, fix="Run the same command again: it continues where it stopped.")
 
 
-def retrying(
-    call: Callable[[], Answer], *codes: str, saying: str = "", seconds: float = 60.0, attempts: int = 12
+def retry(
+    call: Callable[[], Answer], *codes: str, containing: str = "", seconds: float = 60.0, attempts: int = 12
 ) -> Answer:
-    """Call again while AWS answers with one of these codes: the windows in which what exists is not yet seen.
+    """Call again while AWS returns one of these error codes.
 
-    botocore retries throttling and server errors by itself; this is for the codes that it takes for final and
-    that are not (``reference``: AWS's page on eventual consistency of the EC2 API).
+    Botocore retries throttling and server errors. This function is for codes that botocore treats as final
+    although the same call may succeed later, such as "not found" for a new resource ("Eventual consistency
+    in the Amazon EC2 API").
 
     Parameters
     ----------
     call
-        What to do; it must be safe to do twice.
+        It must be safe to repeat.
     codes
-        AWS error codes to wait out.
-    saying
-        Only when AWS's message holds these words, for codes that mean many things.
+        AWS error codes to retry.
+    containing
+        Retry only if AWS's message contains this text, for codes with several meanings.
     seconds, attempts
-        When to give up and let the error through, whichever comes first.
+        Limits; at the first that is reached, the error is raised.
     """
     import stamina
 
     for attempt in stamina.retry_context(
-        on=lambda error: code_of(error) in codes and saying in str(error),
+        on=lambda error: code_of(error) in codes and containing in str(error),
         attempts=attempts,
         timeout=seconds,
         wait_initial=0.2,
@@ -398,4 +389,4 @@ def retrying(
     ):
         with attempt:
             return call()
-    raise RuntimeError("unreachable: stamina returns or raises")  # pragma: no cover
+    raise RuntimeError("stamina returns or raises")  # pragma: no cover

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images
+from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import calling, retrying
+from vmsnix_ops.aws.session import calling, retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         LaunchPermissionTypeDef,
     )
 
-UNSEEN = ("InvalidAMIID.NotFound", "InvalidSnapshot.NotFound")  # for a moment after a copy
 PUBLIC = "public"
 AWS_KEY = "alias/aws/ebs"
 _SHAPES = {
@@ -148,8 +148,8 @@ def _read(entries: Iterable[Mapping[str, Any]]) -> Audience:
 def of_image(ec2: EC2Client, ami_id: str) -> Audience:
     """Return with whom an AMI of this account is shared."""
     with calling(f"read the launch permissions of {ami_id}"):
-        answer = retrying(
-            lambda: ec2.describe_image_attribute(ImageId=ami_id, Attribute="launchPermission"), *UNSEEN
+        answer = retry(
+            lambda: ec2.describe_image_attribute(ImageId=ami_id, Attribute="launchPermission"), AMI_NOT_FOUND
         )
     return _read(answer.get("LaunchPermissions") or ())
 
@@ -158,11 +158,11 @@ def of_image(ec2: EC2Client, ami_id: str) -> Audience:
 def of_snapshot(ec2: EC2Client, snapshot_id: str) -> Audience:
     """Return with whom a snapshot of this account is shared."""
     with calling(f"read the permissions of {snapshot_id}"):
-        answer = retrying(
+        answer = retry(
             lambda: ec2.describe_snapshot_attribute(
                 SnapshotId=snapshot_id, Attribute="createVolumePermission"
             ),
-            *UNSEEN,
+            SNAPSHOT_NOT_FOUND,
         )
     return _read(answer.get("CreateVolumePermissions") or ())
 
@@ -242,7 +242,7 @@ def _keyed() -> Iterator[None]:
 
 def _modify(ec2: EC2Client, ami_id: str, doing: str, change: LaunchPermissionModificationsTypeDef) -> None:
     with _keyed(), calling(doing):
-        retrying(lambda: ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission=change), *UNSEEN)
+        retry(lambda: ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission=change), AMI_NOT_FOUND)
 
 
 @needs("ec2:ModifySnapshotAttribute")
@@ -265,11 +265,11 @@ def _modify_snapshot(
     ec2: EC2Client, snapshot_id: str, doing: str, change: CreateVolumePermissionModificationsTypeDef
 ) -> None:
     with _keyed(), calling(doing):
-        retrying(
+        retry(
             lambda: ec2.modify_snapshot_attribute(
                 SnapshotId=snapshot_id, Attribute="createVolumePermission", CreateVolumePermission=change
             ),
-            *UNSEEN,
+            SNAPSHOT_NOT_FOUND,
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import pages
+from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def owned(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapsho
         return {
             one["SnapshotId"]: read(one)
             for which in chosen or [[]]
-            for page in pages(ec2.describe_snapshots, OwnerIds=["self"], MaxResults=PAGE, Filters=which)
+            for page in read_pages(ec2.describe_snapshots, OwnerIds=["self"], MaxResults=PAGE, Filters=which)
             for one in page["Snapshots"]
         }
 
@@ -142,7 +142,9 @@ def owned(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapsho
 def public(ec2: EC2Client) -> frozenset[str]:
     """Return the snapshots of the account that everybody may use."""
     with calling(f"list the public snapshots of {ec2.meta.region_name}"):
-        found = pages(ec2.describe_snapshots, OwnerIds=["self"], RestorableByUserIds=["all"], MaxResults=PAGE)
+        found = read_pages(
+            ec2.describe_snapshots, OwnerIds=["self"], RestorableByUserIds=["all"], MaxResults=PAGE
+        )
         return frozenset(one["SnapshotId"] for page in found for one in page["Snapshots"])
 
 
@@ -153,7 +155,7 @@ def locks(ec2: EC2Client) -> dict[str, str]:
         {"Name": "lock-state", "Values": ["compliance", "compliance-cooloff", "governance"]}
     ]
     with calling(f"read which snapshots of {ec2.meta.region_name} are locked"):
-        found = pages(ec2.describe_locked_snapshots, Filters=held, MaxResults=PAGE)
+        found = read_pages(ec2.describe_locked_snapshots, Filters=held, MaxResults=PAGE)
         return {
             one["SnapshotId"]: f"{one['LockState']}, until {one['LockExpiresOn']:%Y-%m-%d}"
             for page in found
@@ -211,7 +213,7 @@ def of_digest(ec2: EC2Client, digest: str) -> list[Snapshot]:
     """Return the account's snapshots with the digest tag of an image, in any state, oldest first."""
     filters: list[FilterTypeDef] = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
     with calling("find snapshots of this image"):
-        pages_found = pages(ec2.describe_snapshots, OwnerIds=["self"], Filters=filters)
+        pages_found = read_pages(ec2.describe_snapshots, OwnerIds=["self"], Filters=filters)
         found = [read(one) for page in pages_found for one in page["Snapshots"]]
         return sorted(found, key=lambda one: (one.created_at, one.snapshot_id))
 

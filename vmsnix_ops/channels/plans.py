@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display, errors
 from vmsnix_ops.aws import channels, parameters, topics
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.checks import checked, require
+from vmsnix_ops.aws.checks import raise_for_failure, run_check
 from vmsnix_ops.channels import records
 from vmsnix_ops.channels.history import show
 from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
@@ -207,8 +207,8 @@ def check_topic_exists(topic: str, session: boto3.Session) -> list[Check]:
     vmsnix_ops.errors.ParameterError
         The topic does not exist.
     """
-    checks = [checked("topic", lambda: topics.check(topic, session=session))] if topic else []
-    require(checks)
+    checks = [run_check("topic", lambda: topics.check(topic, session=session))] if topic else []
+    raise_for_failure(checks)
     return checks
 
 

@@ -70,11 +70,11 @@ def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
         images.ours,
         snapshots.find,
         parameters.find_parameter,
-        instances.launch,
-        instances.left_behind,
+        instances.launch_instance,
+        instances.find_leftover_instances,
         instances.wait_checks,
-        instances.console,
-        instances.terminate,
+        instances.read_console,
+        instances.terminate_instances,
     )
 
 

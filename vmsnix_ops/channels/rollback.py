@@ -20,7 +20,7 @@ from vmsnix_ops import display, errors, outcomes
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import channels, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.regions import ALL, enabled, named
+from vmsnix_ops.aws.regions import ALL, check_regions, enabled_regions
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import plans, records
 from vmsnix_ops.channels.history import Entry, Note, entries, frame
@@ -350,9 +350,9 @@ def plan(
     run = current_run("rollback", settings=settings)
     tables = RunTables(settings, run)
     if given == (ALL,):
-        chosen = enabled(home.ec2)
+        chosen = enabled_regions(home.ec2)
     else:
-        chosen = named(given or _recorded_regions(tables, image, channel, home.region))
+        chosen = check_regions(given or _recorded_regions(tables, image, channel, home.region))
     unread = [
         # Clients are made one after the other: sessions are not thread safe, clients are.
         RollbackTarget(

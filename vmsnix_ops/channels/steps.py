@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 from vmsnix_ops import errors
 from vmsnix_ops.aws import channels, deprecation, identity, image_copy, images, parameters, sharing
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.checks import checked, require
+from vmsnix_ops.aws.checks import raise_for_failure, run_check
 from vmsnix_ops.aws.quotas import check_public_sharing, check_quotas
 from vmsnix_ops.aws.references import AMI_ID
-from vmsnix_ops.aws.regions import ALL, enabled, named
+from vmsnix_ops.aws.regions import ALL, check_regions, enabled_regions
 from vmsnix_ops.aws.sharing import Audience
 from vmsnix_ops.channels.plans import SET_CHANNEL
 
@@ -56,13 +56,13 @@ def other_regions(
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the regions other than the home region, and the best-effort regions among them."""
     if ALL in regions or ALL in best_effort:
-        every = enabled(home.ec2)
+        every = enabled_regions(home.ec2)
         best_effort = every if ALL in best_effort else best_effort
     else:
         every = ()
     chosen = (name for name in (*regions, *every, *best_effort) if name not in (ALL, home.region))
     # A region in `regions` is not best effort, even where `best_effort` is "all".
-    return named(chosen), frozenset(best_effort) - frozenset(regions) - {home.region}
+    return check_regions(chosen), frozenset(best_effort) - frozenset(regions) - {home.region}
 
 
 def check_protection(*, protect: bool, unprotect: bool) -> None:
@@ -192,7 +192,9 @@ class RegionContext:
             The region is not enabled for this account.
         """
         if not self.is_home:
-            require([checked("region", lambda: identity.check_region(self.home_ec2, self.region))])
+            raise_for_failure(
+                [run_check("region", lambda: identity.check_region(self.home_ec2, self.region))]
+            )
 
     def check_public(self) -> None:
         """Refuse a public AMI with encrypted snapshots, as AWS does at the last step."""
@@ -310,11 +312,11 @@ class Share(Step):
     def _check_public(self, context: RegionContext) -> str:
         """Refuse a public AMI where AWS would; return a warning about what could not be checked."""
         check_public_sharing(context.ec2, public=True)
-        quota = checked(
+        quota = run_check(
             "quotas",
             lambda: check_quotas(context.ec2, context.quotas, public=True, one_more=context.ami is None),
         )
-        require([quota])
+        raise_for_failure([quota])
         return f" ({quota.name} {quota.evidence} {quota.fix})" if quota.outcome == "warn" else ""
 
 

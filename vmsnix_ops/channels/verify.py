@@ -20,8 +20,8 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.drift import Difference
-from vmsnix_ops.aws.identity import identity
-from vmsnix_ops.aws.regions import ALL, named
+from vmsnix_ops.aws.identity import read_caller
+from vmsnix_ops.aws.regions import ALL, check_regions
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted
@@ -174,14 +174,14 @@ def check(
     settings, session = load(), session or default_session()
     tables = tables or open_tables(settings)
     given = tuple(regions)
-    expected = recorded(tables, regions=() if given == (ALL,) else named(given), image=image)
+    expected = recorded(tables, regions=() if given == (ALL,) else check_regions(given), image=image)
     if not expected:
         raise _no_records(image, f"Searched {settings.history}.")
     account = _account(session, [settings.region, session.region_name, *(row["region"] for row in expected)])
     expected = [row for row in expected if row.get("account") in (None, account)]
     if not expected:
         raise _no_records(image, f"The AMIs in {settings.history} do not belong to the account {account}.")
-    chosen = named(row["region"] for row in expected)
+    chosen = check_regions(row["region"] for row in expected)
     clients = {  # in one thread: sessions are not thread safe, clients are
         name: (client(session, "ec2", name), client(session, "ssm", name)) for name in chosen
     }
@@ -217,7 +217,7 @@ def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
     first: errors.AwsError | None = None
     for region in dict.fromkeys(name for name in regions if name):
         try:
-            return identity(session, region).account
+            return read_caller(session, region).account
         except errors.AwsError as error:
             first = first or error
     if first is None:

@@ -31,7 +31,7 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
     from vmsnix_ops.settings import load
 
     settings, session = load(), default_session()
-    region = regions.home(session, region, settings.region)
+    region = regions.home_region(session, region, settings.region)
     face = progress.silent() if as_json else progress.current()
     with face.step("download", unit="bytes") as step:
         done = reading.download(

@@ -21,7 +21,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import keys, regions
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.checks import require
+from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.run import check as check_boot
@@ -238,7 +238,7 @@ def plan(
     """
     settings = settings or load()
     session = session or default_session()
-    region = regions.home(session, region, settings.region)
+    region = regions.home_region(session, region, settings.region)
     bucket, role_name = bucket or settings.bucket or "", role_name or settings.role_name
     prefix = prefix or settings.prefix
     if via == "direct":
@@ -278,7 +278,7 @@ def plan(
         public=public,
         kms_key=kms_key,
     )
-    require(checks)
+    raise_for_failure(checks)
     facts = {key: value for check in checks for key, value in check.facts.items()}
     check_public(public, confirm_public, facts["account"])
     kms_key = keys.arn(kms_key, region=region, who=facts["identity"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import bootstrap, buckets, keys
-from vmsnix_ops.aws.checks import require
+from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.display import Displayed, Shown, shown
@@ -209,7 +209,7 @@ def plan(
                 fix=f"Add --{name.replace('_', '-')}, or set {name} in vmsnix.toml or VMSNIX_{name.upper()}.",
             )
     checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
-    require(checks)
+    raise_for_failure(checks)
     who = next(check.facts["identity"] for check in checks if "identity" in check.facts)
     place = policies.Place(
         account=who.account,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws import regions
-from vmsnix_ops.aws.checks import require
+from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.publish.preflight import checks_in_aws
@@ -73,8 +73,8 @@ def checked_home(
         There are no credentials, they are of an account that may not be used, or the region is not enabled.
     """
     settings, session = settings or load(), session or default_session()
-    region = regions.home(session, region, settings.region)
+    region = regions.home_region(session, region, settings.region)
     checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
-    require(checks)
+    raise_for_failure(checks)
     number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
     return Home(region, number, tuple(checks), settings, session)

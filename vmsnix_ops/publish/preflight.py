@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import buckets, identity, images, imports, keys, regions, service_role
-from vmsnix_ops.aws.checks import Check, checked, frame, require
+from vmsnix_ops.aws.checks import Check, checks_frame, raise_for_failure, run_check
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.iam.simulation import lacking
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_iam.client import IAMClient
 
-    from vmsnix_ops.aws.identity import Identity
+    from vmsnix_ops.aws.identity import Caller
     from vmsnix_ops.nix.image import BuiltImage
 
 __all__ = ["PreflightResult", "check"]
@@ -90,20 +90,20 @@ def checks_in_aws(
     thorough
         Look also at what does not stop a publish, and at every right that the caller needs.
     """
-    named = checked("region name", lambda: identity.check_region_name(region))
+    named = run_check("region name", lambda: identity.check_region_name(region))
     if named.outcome == "fail":
         return [named]
-    known = checked("credentials", lambda: identity.check_credentials(session, region))
+    known = run_check("credentials", lambda: identity.check_credentials(session, region))
     checks = [named, known]
     if known.outcome == "fail":
         return checks
-    who: Identity = known.facts["identity"]
+    who: Caller = known.facts["identity"]
     allowed = tuple(allowed_accounts)
     ec2, iam = client(session, "ec2", region), client(session, "iam", region)
     checks += [
-        checked("clock", lambda: identity.check_clock(who)),
-        checked("account", lambda: identity.check_account(who.account, allowed)),
-        checked("region", lambda: identity.check_region(ec2, region)),
+        run_check("clock", lambda: identity.check_clock(who)),
+        run_check("account", lambda: identity.check_account(who.account, allowed)),
+        run_check("region", lambda: identity.check_region(ec2, region)),
     ]
     place = policies.Place(
         account=who.account,
@@ -118,37 +118,37 @@ def checks_in_aws(
         checks += _bucket(session, place, thorough=thorough)
     if via == "import" and role_name:
         s3 = client(session, "s3", region)
-        role = checked("vmimport role", lambda: service_role.check_role(iam, role_name))
+        role = run_check("vmimport role", lambda: service_role.check_role(iam, role_name))
         checks.append(role)
         if role.outcome != "fail":
             arn = str(role.facts.get("arn") or place.role_arn)
             if bucket:
                 checks.append(
-                    checked(
+                    run_check(
                         "vmimport role's permissions",
                         lambda: service_role.check_role_rights(iam, s3, arn, bucket, key_prefix),
                     )
                 )
             if key:
                 checks.append(
-                    checked(
+                    run_check(
                         "vmimport role's key", lambda: service_role.check_key_rights(iam, arn, key, bucket)
                     )
                 )
             elif bucket and thorough:
                 checks.append(
-                    checked(
+                    run_check(
                         "bucket's key", lambda: service_role.check_bucket_key_rights(iam, s3, arn, bucket)
                     )
                 )
-            checks.append(checked("pass role", lambda: service_role.check_pass_role(iam, who, arn)))
+            checks.append(run_check("pass role", lambda: service_role.check_pass_role(iam, who, arn)))
     if public or thorough:
-        checks.append(checked("public AMIs", lambda: check_public_sharing(ec2, public=public)))
+        checks.append(run_check("public AMIs", lambda: check_public_sharing(ec2, public=public)))
     if thorough:
         quotas = client(session, "service-quotas", region)
         checks += [
-            checked("quotas", lambda: check_quotas(ec2, quotas, public=public)),
-            checked("pending snapshots", lambda: check_pending_snapshots(ec2)),
+            run_check("quotas", lambda: check_quotas(ec2, quotas, public=public)),
+            run_check("pending snapshots", lambda: check_pending_snapshots(ec2)),
             *_rights(session, who, place, via=via, public=public),
         ]
     return checks
@@ -157,26 +157,26 @@ def checks_in_aws(
 def _bucket(session: boto3.Session, place: policies.Place, *, thorough: bool) -> list[Check]:
     region, name = place.regions[0], place.bucket
     s3 = client(session, "s3", region)
-    checks = [checked("bucket", lambda: buckets.check_bucket(s3, name, region, place.account))]
+    checks = [run_check("bucket", lambda: buckets.check_bucket(s3, name, region, place.account))]
     if thorough and checks[-1].outcome != "fail":
         checks += [
-            checked("bucket private", lambda: buckets.check_private(s3, name)),
-            checked("bucket encrypted", lambda: buckets.check_encrypted(s3, name)),
-            checked("bucket TLS only", lambda: buckets.check_tls_only(s3, name)),
-            checked("bucket leftovers", lambda: buckets.check_lifecycle(s3, name, place.key_prefix)),
-            checked("bucket versions", lambda: buckets.check_versions(s3, name, place.key_prefix)),
+            run_check("bucket private", lambda: buckets.check_private(s3, name)),
+            run_check("bucket encrypted", lambda: buckets.check_encrypted(s3, name)),
+            run_check("bucket TLS only", lambda: buckets.check_tls_only(s3, name)),
+            run_check("bucket leftovers", lambda: buckets.check_lifecycle(s3, name, place.key_prefix)),
+            run_check("bucket versions", lambda: buckets.check_versions(s3, name, place.key_prefix)),
         ]
     return checks
 
 
 def _rights(
-    session: boto3.Session, who: Identity, place: policies.Place, *, via: str, public: bool
+    session: boto3.Session, who: Caller, place: policies.Place, *, via: str, public: bool
 ) -> list[Check]:
     """Check the caller's rights for the way that is asked for; for the other one, a lack is no failure."""
     iam = client(session, "iam", place.regions[0])
 
     def check(name: str, actions: Iterable[str], printed: str) -> Check:
-        return checked(
+        return run_check(
             name,
             lambda: check_rights(iam, who, place, name=name, actions=actions, printed=printed),
         )
@@ -203,7 +203,7 @@ def _rights(
 
 @needs("iam:SimulatePrincipalPolicy")
 def check_rights(
-    iam: IAMClient, who: Identity, place: policies.Place, *, name: str, actions: Iterable[str], printed: str
+    iam: IAMClient, who: Caller, place: policies.Place, *, name: str, actions: Iterable[str], printed: str
 ) -> Check:
     """Check whether the caller may do all of this.
 
@@ -390,14 +390,14 @@ class PreflightResult(Result):
     def error(self) -> errors.VmsnixError | None:
         """The error of the first check that failed."""
         try:
-            require(self.checks)
+            raise_for_failure(self.checks)
         except errors.VmsnixError as error:
             return error
         return None
 
     def frame(self) -> pd.DataFrame:
         """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``fix``."""
-        return frame(self.checks)
+        return checks_frame(self.checks)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
@@ -451,7 +451,7 @@ def check(
         No region is known.
     """
     settings, session = load(), session or default_session()
-    region = regions.home(session, region, settings.region)
+    region = regions.home_region(session, region, settings.region)
     bucket = bucket or settings.bucket or ""
     checks = checks_in_aws(
         session,
@@ -468,7 +468,7 @@ def check(
     if bucket and via == "import":
         kept = {"archive": settings.archive, "history": settings.history}
         checks.append(
-            checked(
+            run_check(
                 "bucket prefixes",
                 lambda: buckets.check_kept_apart(kept, bucket, settings.key_prefix),
             )
@@ -512,15 +512,15 @@ def _machine(
         return outcome
 
     if image:
-        checks.append(checked("image", look_at_image))
+        checks.append(run_check("image", look_at_image))
     if found and session is not None:
         ec2 = client(session, "ec2", region)
-        checks.append(checked("name", lambda: check_name_free(ec2, found[0], prefix=prefix, **asked)))
+        checks.append(run_check("name", lambda: check_name_free(ec2, found[0], prefix=prefix, **asked)))
     builds = bool(image) and not nix.names_a_file(image)
     reads = bool(found) and found[0].format in NEED_QEMU_IMG
     return [
         *checks,
-        checked("disk space", lambda: check_disk_space(settings.state)),
+        run_check("disk space", lambda: check_disk_space(settings.state)),
         check_tool("nix", needed="the image must be built" if builds else "", for_what="building images"),
         check_tool(
             "qemu-img",

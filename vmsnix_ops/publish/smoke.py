@@ -94,7 +94,7 @@ class Seen:
     def read(self, ec2: EC2Client) -> None:
         """Read the console once more, if there is an instance; what it said before is kept."""
         if self.instance_id:
-            text = instances.console(ec2, self.instance_id).replace("\r\n", "\n")
+            text = instances.read_console(ec2, self.instance_id).replace("\r\n", "\n")
             self.console = Redactor(secret_values()).text(text) or self.console
 
 
@@ -129,12 +129,12 @@ def _terminate(ec2: EC2Client, ami_id: str, seen: Seen) -> None:
     ids = [seen.instance_id] if seen.instance_id else []
     if seen.asked and not ids:
         try:
-            seen.others = ids = [one.instance_id for one in instances.left_behind(ec2, ami_id)]
+            seen.others = ids = [one.instance_id for one in instances.find_leftover_instances(ec2, ami_id)]
         except errors.AwsError as error:
             seen.refused[""] = error
     for instance_id in ids:
         try:
-            instances.terminate(ec2, [instance_id])
+            instances.terminate_instances(ec2, [instance_id])
         except errors.AwsError as error:
             seen.refused[instance_id] = error
 
@@ -235,7 +235,7 @@ class SmokeTestPlan(Displayed):
     """
 
     ami: Ami
-    wanted: instances.Launch
+    wanted: instances.InstanceLaunch
     pattern: str
     checks: tuple[Check, ...]
     dry_run: bool
@@ -406,7 +406,7 @@ def plan(
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=home.settings)
     tested = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
     snapshots.check_whole(ec2, tested)
-    kind = instance_type or instances.TYPES.get(tested.architecture, "")
+    kind = instance_type or instances.INSTANCE_TYPES.get(tested.architecture, "")
     if not kind:
         raise errors.ParameterError(
             f"No instance type for the architecture {tested.architecture!r}.",
@@ -427,7 +427,7 @@ def plan(
         via="",
     )
     journal.image, journal.digest = tested.tags[tagging.IMAGE], tested.digest
-    wanted = instances.Launch(tested.ami_id, kind, spot, subnet, tags)
+    wanted = instances.InstanceLaunch(tested.ami_id, kind, spot, subnet, tags)
     return SmokeTestPlan(tested, wanted, pattern, home.checks, dry_run, ec2, journal)
 
 
@@ -469,15 +469,15 @@ def _step(plan: SmokeTestPlan, seen: Seen, name: str) -> Iterator[Entry]:
 def _test(plan: SmokeTestPlan, seen: Seen) -> None:
     ec2 = plan.ec2
     with plan.journal.step("clear") as entry:
-        left = instances.left_behind(ec2, plan.ami.ami_id)
-        instances.terminate(ec2, [one.instance_id for one in left])
+        left = instances.find_leftover_instances(ec2, plan.ami.ami_id)
+        instances.terminate_instances(ec2, [one.instance_id for one in left])
         entry.outcome = "created" if left else "reused"
         entry.detail.update(terminated=[one.instance_id for one in left])
     with _step(plan, seen, "launch") as entry:
         # A notebook's plan may be hours old.
         channels.check_still_usable(ec2, plan.ami.ami_id, owner=plan.ami.account)
         seen.asked = True
-        seen.instance_id = instances.launch(ec2, plan.wanted)
+        seen.instance_id = instances.launch_instance(ec2, plan.wanted)
         entry.detail.update(instance_id=seen.instance_id, instance_type=plan.wanted.instance_type)
         # A retirement that marked the AMI in between may not have seen the instance; see aws.retiring.
         channels.check_repeatedly(ec2, plan.ami.ami_id, owner=plan.ami.account)

@@ -21,7 +21,7 @@ from vmsnix_ops import errors, files, outcomes
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import buckets, images, imports
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.identity import identity
+from vmsnix_ops.aws.identity import read_caller
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records import acts
@@ -192,7 +192,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
     digest, region = str(known.get("digest", "")), str(known.get("region", ""))
     if not digest:  # it died before it knew its image, so it made nothing
         return Undo(run_id, region, str(known.get("account", "")), "", (), path, session)
-    found = identity(session, region)
+    found = read_caller(session, region)
     if found.account != known["account"]:
         raise errors.CredentialsError(
             f"The run {run_id} used the account {known['account']}.",

@@ -23,8 +23,8 @@ from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, read_and_decide
 from vmsnix_ops.aws import retiring
-from vmsnix_ops.aws.identity import check_account, identity
-from vmsnix_ops.aws.regions import chosen as chosen_regions
+from vmsnix_ops.aws.identity import check_account, read_caller
+from vmsnix_ops.aws.regions import resolve_regions as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
 from vmsnix_ops.records.run_context import current_run
@@ -147,7 +147,7 @@ def _account(session: boto3.Session, regions: tuple[str, ...]) -> str:
     refused: list[errors.AwsError] = []
     for region in regions:
         try:
-            return identity(session, region).account
+            return read_caller(session, region).account
         except (errors.CredentialsError, errors.RegionError) as error:
             refused.append(error)
     raise refused[0]

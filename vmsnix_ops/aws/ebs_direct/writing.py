@@ -26,7 +26,7 @@ from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, client, retrying
+from vmsnix_ops.aws.session import calling, client, retry
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import ZEROS
@@ -471,7 +471,7 @@ class PendingUpload:
         """Complete the snapshot, with count and checksum of what was sent."""
         with calling(f"complete the snapshot {self.snapshot_id}"):
             try:
-                retrying(
+                retry(
                     lambda: self.task.ebs.complete_snapshot(
                         SnapshotId=self.snapshot_id,
                         ChangedBlocksCount=len(sent),

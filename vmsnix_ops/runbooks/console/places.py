@@ -103,7 +103,7 @@ def here() -> Place:
 
 def who(place: Place) -> Who:
     """Ask whose account a place is; what cannot be told is told as a problem (sts:GetCallerIdentity)."""
-    from vmsnix_ops.aws.identity import identity
+    from vmsnix_ops.aws.identity import read_caller
     from vmsnix_ops.errors import VmsnixError
 
     region = ""
@@ -111,7 +111,7 @@ def who(place: Place) -> Who:
         settings = place.settings()
         session = place.session()
         region = settings.region or session.region_name or ""
-        known = identity(session, region or "us-east-1")
+        known = read_caller(session, region or "us-east-1")
     except VmsnixError as error:
         return Who(region=region, problem=f"{error}")
     allowed = settings.allowed_accounts

@@ -89,10 +89,10 @@ def regions(place: Place) -> Found:
     AwsError
         AWS did not answer.
     """
-    from vmsnix_ops.aws.regions import enabled
+    from vmsnix_ops.aws.regions import enabled_regions
     from vmsnix_ops.aws.session import client
 
-    return [Suggestion(name) for name in enabled(client(place.session(), "ec2", _region(place)))]
+    return [Suggestion(name) for name in enabled_regions(client(place.session(), "ec2", _region(place)))]
 
 
 def buckets(place: Place) -> Found:

@@ -138,7 +138,7 @@ class S3Ledger:
     @needs("s3:PutObject")
     def write(self, name: str, value: Document, last: str | None) -> str:
         """Replace a document if its version is still `last`; see `Ledger.write`."""
-        from vmsnix_ops.aws.session import calling, code_of, retrying
+        from vmsnix_ops.aws.session import calling, code_of, retry
 
         mark = uuid.uuid4().hex
         request: PutObjectRequestTypeDef = {
@@ -155,7 +155,7 @@ class S3Ledger:
         with calling(f"write s3://{self.bucket}/{self.prefix}{name}"):
             try:
                 # S3 rejects one of two writes at the same moment; that one may be repeated.
-                written = retrying(lambda: self._s3().put_object(**request), "ConditionalRequestConflict")
+                written = retry(lambda: self._s3().put_object(**request), "ConditionalRequestConflict")
             except Exception as error:
                 if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                     raise

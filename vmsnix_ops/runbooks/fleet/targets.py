@@ -127,11 +127,11 @@ def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str |
         # Keys in the environment would be used instead of the profile.
         made |= {**dict.fromkeys(CREDENTIALS), "AWS_PROFILE": account.profile}
     if account.role:
-        from vmsnix_ops.aws.accounts import assume
+        from vmsnix_ops.aws.accounts import assume_role
         from vmsnix_ops.aws.session import session
         from vmsnix_ops.credentials import session_keys
 
         region = str(target.axes.get("region", ""))
-        assumed = assume(session(region or None), account.role, region=region or "us-east-1")
+        assumed = assume_role(session(region or None), account.role, region=region or "us-east-1")
         made |= {**dict(zip(CREDENTIALS, session_keys(assumed) or (), strict=True)), "AWS_PROFILE": None}
     return made
