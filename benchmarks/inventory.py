@@ -96,12 +96,12 @@ def _page_region(clients: tuple[Any, Any, Any]) -> int:
 
 def audit(regions: list[str]) -> dict[str, Any]:
     """Scan, and find what is wrong."""
-    from vmsnix_ops.audit import findings, inventory
+    from vmsnix_ops.audit import inventory, rules
 
     started = time.monotonic()
     found = inventory.scan(regions=regions, one_by_one="no")
     scanned, scan_peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wrong = findings.evaluate(found)
+    wrong = rules.evaluate(found)
     ended = time.monotonic()
     return {
         "seconds": ended - started,

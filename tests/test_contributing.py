@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.aws.account import make_ami
-from vmsnix_ops.audit import finding, findings, inventory, rules
+from vmsnix_ops.audit import findings, inventory, rules
 from vmsnix_ops.aws import session
 from vmsnix_ops.cli import main
 from vmsnix_ops.runbooks import catalog
@@ -49,17 +49,18 @@ def test_a_copied_notebook_is_a_command(
 
 
 def test_a_decorated_function_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "RULES", dict(finding.RULES))
-    monkeypatch.setattr(findings, "RULES", finding.RULES)
+    monkeypatch.setattr(findings, "RULES", dict(findings.RULES))
+    monkeypatch.setattr(rules, "RULES", findings.RULES)
     recipe("short_name", **vars(rules))
     with sandbox(speed=1000) as aws:
         ami = make_ami(aws, version="1", Name="abc")
         make_ami(aws, version="2")
         found = inventory.scan(regions=["us-east-1"], session=aws.session("us-east-1"))
-    (row,) = findings.evaluate(found, rules=["short-name"]).to_dict("records")
+    (row,) = rules.evaluate(found, rules=["short-name"]).to_dict("records")
     assert (row["resource_id"], row["reason"]) == (ami, "Its name is abc.")
     assert str(row["remediation"]).endswith(f"--resources {ami} --tags Key=Name,Value=<NAME>")
-    assert findings.about()["short-name"] == (("low",), "Find AMIs whose name says nothing.")
+    rule = findings.RULES["short-name"]
+    assert (rule.severities, rule.description) == (("low",), "Find AMIs with a very short name.")
 
 
 def test_an_operation_and_a_function_that_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
-"""An account to audit, made with few words."""
+"""An account to audit, with short methods to create resources in it."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.audit import inventory
+from vmsnix_ops.audit.retirement.decisions import RetirementRules
+from vmsnix_ops.settings import RetirementPolicy, load
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Access, Sandbox
@@ -19,7 +21,7 @@ DIGEST = {"vmsnix:digest": "d" * 64, "vmsnix:image": "web"}
 
 @dataclass
 class Owner:
-    """Makes AMIs and what names them, as one account; time passes only when a test says so."""
+    """Creates AMIs and references to them, as one account; time passes only if a test advances it."""
 
     aws: Sandbox
     access: Access | None = None
@@ -27,18 +29,18 @@ class Owner:
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def client(self, service: str, region: str = REGION) -> Any:
-        """Return a client; they are kept."""
+        """Return a client, created once."""
         if (service, region) not in self.clients:
             self.clients[service, region] = (self.access or self.aws).client(service, region)
         return self.clients[service, region]
 
     @property
     def account(self) -> str:
-        """Its id."""
+        """The account ID."""
         return (self.access or self.aws).account
 
     def snapshot(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:
-        """Return a completed snapshot of an empty volume, older than any publish takes."""
+        """Return a completed snapshot of an empty volume, three days old."""
         ec2 = self.client("ec2", region)
         volume = ec2.create_volume(Size=3, AvailabilityZone=f"{region}a")["VolumeId"]
         if tags:
@@ -49,7 +51,7 @@ class Owner:
         return made
 
     def ami(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:
-        """Return an available AMI with IMDSv2, old enough that AWS would tell its launches."""
+        """Return an available AMI with IMDSv2, old enough that AWS reports its launches."""
         asked = {
             "Name": f"image-{next(self.names)}",
             "Architecture": "x86_64",
@@ -69,7 +71,7 @@ class Owner:
         return made
 
     def template(self, ami: str, name: str = "nodes", region: str = REGION) -> str:
-        """Return a launch template that names an AMI."""
+        """Return a launch template with an AMI."""
         data = {"ImageId": ami, "InstanceType": "t3.micro"}
         made = self.client("ec2", region).create_launch_template(
             LaunchTemplateName=name, LaunchTemplateData=data
@@ -87,7 +89,7 @@ class Owner:
         return template
 
     def import_object(self, key: str, bucket: str) -> str:
-        """Return a task that imports an object which is no disk."""
+        """Return a task that imports an object that is not a disk."""
         self.client("s3").put_object(Bucket=bucket, Key=key, Body=b"no disk")
         container = {"Format": "VHD", "UserBucket": {"S3Bucket": bucket, "S3Key": key}}
         task: str = self.client("ec2").import_snapshot(DiskContainer=container)["ImportTaskId"]
@@ -102,15 +104,21 @@ class Owner:
         return instance
 
     def scan(self, **options: Any) -> inventory.Inventory:
-        """Scan, as this account; the session shares the models that others have read."""
-        return inventory.scan(session=(self.access or self.aws).session(), **options)
+        """Scan as this account; options may contain numbers of the retirement policy."""
+        return inventory.scan(policy_rules(options), session=(self.access or self.aws).session(), **options)
 
     def share(self, ami: str, *accounts: str, region: str = REGION) -> None:
-        """Let accounts launch an AMI; ``all`` is everybody."""
+        """Share an AMI with accounts; ``all`` is everybody."""
         add = [{"Group": "all"} if one == "all" else {"UserId": one} for one in accounts]
         self.client("ec2", region).modify_image_attribute(ImageId=ami, LaunchPermission={"Add": add})
 
 
+def policy_rules(options: dict[str, Any]) -> RetirementRules:
+    """Return the retirement rules with the numbers in some options, which are removed from there."""
+    names = {one.name for one in fields(RetirementPolicy)} & options.keys()
+    return RetirementRules.of(load().retirement, {name: options.pop(name) for name in names})
+
+
 def listed(tags: dict[str, str]) -> list[dict[str, str]]:
-    """Return tags in the shape of the API."""
+    """Return tags as the API expects them."""
     return [{"Key": key, "Value": value} for key, value in tags.items()]

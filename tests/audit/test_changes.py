@@ -35,7 +35,7 @@ def test_the_first_scan_has_nothing_to_compare_with(own: Owner, tmp_path: Path) 
     changes = look(own, tmp_path)
     assert (len(changes.frame), changes.since) == (0, {})
     assert list(changes.frame.columns) == list(COLUMNS)
-    assert "no earlier scan" in str(changes)
+    assert "No earlier scan" in str(changes)
 
 
 def test_added_gone_and_changed(own: Owner, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_added_gone_and_changed(own: Owner, tmp_path: Path) -> None:
     ec2.create_tags(Resources=[changes_], Tags=[{"Key": "owner", "Value": "ops"}])
     changes = look(own, tmp_path)
     amis = {(change, one) for change, kind, one in told(changes) if kind == "ami"}
-    assert amis == {("added", fresh), ("gone", goes), ("changed", changes_)}
+    assert amis == {("added", fresh), ("deleted", goes), ("changed", changes_)}
     what = changes.frame.set_index("resource_id")["what"]
     assert "public: False → True" in what[changes_]
     assert 'tags: {} → {"owner": "ops"}' in what[changes_]
@@ -75,7 +75,7 @@ def test_a_region_that_cannot_be_read_has_lost_nothing(own: Owner, tmp_path: Pat
     own.aws.faults.clear()
     own.ami(OTHER)
     counted = look(own, tmp_path, REGION, OTHER)
-    assert (counted.count("added"), counted.count("gone")) == (2, 0)
+    assert (counted.count("added"), counted.count("deleted")) == (2, 0)
 
 
 def test_a_region_that_became_empty_is_told_once(own: Owner, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_region_that_became_empty_is_told_once(own: Owner, tmp_path: Path) -> 
     own.client("ec2").deregister_image(ImageId=ami)
     snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
     snapshots.clear()
-    assert look(own, tmp_path).count("gone") == 2
+    assert look(own, tmp_path).count("deleted") == 2
     assert len(look(own, tmp_path).frame) == 0
 
 
@@ -116,7 +116,7 @@ def test_a_bucket_is_a_place_of_its_own(own: Owner, tmp_path: Path) -> None:
     assert told(look(own, tmp_path, REGION, OTHER)) == set()
     own.client("s3").delete_object(Bucket="vmsnix-images", Key="vmsnix/a.vhd")
     changes = look(own, tmp_path, OTHER, buckets=["vmsnix-images"])
-    assert told(changes) == {("gone", "object", "vmsnix/a.vhd")}
+    assert told(changes) == {("deleted", "object", "vmsnix/a.vhd")}
     assert set(changes.since) == {(own.account, OTHER), (own.account, "s3://vmsnix-images")}
 
 
@@ -128,7 +128,7 @@ def test_a_bucket_that_cannot_be_read_blinds_nothing_else(own: Owner, tmp_path: 
     own.aws.faults.add(denied)
     changes = look(own, tmp_path, REGION, buckets=["vmsnix-images", "no-such-bucket"])
     assert ("added", "ami", fresh) in told(changes)
-    assert "gone" not in {change for change, _, _ in told(changes)}
+    assert "deleted" not in {change for change, _, _ in told(changes)}
 
 
 def test_a_scan_is_kept_once(own: Owner, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_an_unknown_ami_is_refused_with_the_nearest(tables: Tables) -> None:
 
 
 def test_an_ami_without_packages_says_how_they_come(tables: Tables) -> None:
-    with pytest.raises(ParameterError, match="Nobody recorded what is inside ami-2"):
+    with pytest.raises(ParameterError, match="The packages of ami-2 are not recorded"):
         diff("ami-0", "ami-2", tables=tables)
 
 

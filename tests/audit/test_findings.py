@@ -1,4 +1,4 @@
-"""What is wrong: each rule finds what it is about and nothing else, and its remediation is a command."""
+"""Each rule finds its problem and nothing else, and its remediation is a command."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from vmsnix_ops import errors
-from vmsnix_ops.audit import finding, findings
-from vmsnix_ops.audit.finding import Command, Measure
-from vmsnix_ops.audit.findings import evaluate
+from vmsnix_ops.audit import findings
+from vmsnix_ops.audit.findings import RULES, AuditCriteria, Command
+from vmsnix_ops.audit.reports import AuditResult
+from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import verify
 from vmsnix_ops.nix.versions import wanted
@@ -48,11 +49,11 @@ class Found:
 
 @pytest.fixture
 def audit(own: Owner, tmp_path: Path) -> Callable[..., Found]:
-    def run(regions: list[str] | None = None, **measure: Any) -> Found:
+    def run(regions: list[str] | None = None, **criteria: Any) -> Found:
         scanned = own.scan(regions=regions or [REGION])
-        judged = evaluate(scanned, measure=Measure(**measure), tables=Tables(tmp_path / "history"))
+        judged = evaluate(scanned, criteria=AuditCriteria(**criteria), tables=Tables(tmp_path / "history"))
         for rule, severities in judged.groupby("rule")["severity"]:
-            assert set(severities) <= set(findings.about()[str(rule)][0])
+            assert set(severities) <= set(RULES[str(rule)].severities)
         return Found(scanned, judged)
 
     return run
@@ -70,13 +71,13 @@ def test_an_ami_as_it_should_be_is_only_unencrypted(own: Owner, audit: Any) -> N
     found = audit()
     about = found.frame[found.frame["resource_id"] == ami]
     assert sorted(about["rule"]) == ["unencrypted"]
-    assert list(found.frame.columns) == list(finding.COLUMNS)
+    assert list(found.frame.columns) == list(findings.COLUMNS)
 
 
 def test_nothing_is_found_where_nothing_is(audit: Any) -> None:
     found = audit()
-    assert (len(found.frame), list(found.frame.columns)) == (0, list(finding.COLUMNS))
-    assert len(findings.summary(found.frame)) == 0
+    assert (len(found.frame), list(found.frame.columns)) == (0, list(findings.COLUMNS))
+    assert len(AuditResult.of(found.inventory).summary()) == 0
 
 
 def test_public_and_shared_amis(own: Owner, audit: Any) -> None:
@@ -128,7 +129,7 @@ def test_of_a_young_ami_nothing_is_known_yet(own: Owner, audit: Any) -> None:
     for one in (ami, settled):
         del snapshots[images[one].snapshot_ids()[0]]
     found = audit()
-    assert set(found.by("unreferenced")) == set(found.by("half-deleted")) == {settled}
+    assert set(found.by("unreferenced")) == set(found.by("missing-snapshot")) == {settled}
     assert found.by("use-unknown")[ami]["evidence"].startswith("younger than two days")
 
 
@@ -147,7 +148,7 @@ def test_a_used_ami_is_never_to_be_deregistered(own: Owner, audit: Any) -> None:
     own.launch(half)
     (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
     del own.aws.world.tables.table(own.account, REGION, "snapshots")[lost]
-    assert audit().by("half-deleted")[half]["remediation"] is None
+    assert audit().by("missing-snapshot")[half]["remediation"] is None
 
 
 def test_a_disabled_ami_is_on_its_way_out_and_not_unused(own: Owner, audit: Any) -> None:
@@ -186,9 +187,9 @@ def test_half_of_a_deleted_ami(own: Owner, audit: Any) -> None:
     (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
     del snapshots[lost]
     found = audit()
-    assert set(found.by("half-deleted")) == {half}
-    assert lost in found.by("half-deleted")[half]["reason"]
-    assert whole not in found.by("half-deleted")
+    assert set(found.by("missing-snapshot")) == {half}
+    assert lost in found.by("missing-snapshot")[half]["reason"]
+    assert whole not in found.by("missing-snapshot")
 
 
 def test_a_failed_copy_says_why(own: Owner, audit: Any) -> None:
@@ -213,10 +214,10 @@ def test_leftovers_of_uploads(own: Owner, audit: Any, monkeypatch: pytest.Monkey
     s3.put_object(Bucket="vmsnix-images", Key=key, Body=b"12345")
     upload = s3.create_multipart_upload(Bucket="vmsnix-images", Key=key)["UploadId"]
     direct = own.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
-    assert audit().by("s3-leftover") == audit().by("dead-upload") == {}
+    assert audit().by("s3-leftover") == audit().by("unfinished-upload") == {}
     found = audit(unfinished_hours=0)
     assert set(found.by("s3-leftover")) == {key, upload}
-    assert set(found.by("dead-upload")) == {direct}
+    assert set(found.by("unfinished-upload")) == {direct}
     assert f"--key={key}" in found.by("s3-leftover")[upload]["remediation"].argv
 
 
@@ -242,14 +243,14 @@ def test_pointers_to_what_is_gone_and_to_others(own: Owner, audit: Any) -> None:
     instance = own.launch(gone)
     own.client("ec2").deregister_image(ImageId=gone)
     found = audit()
-    missing = found.by("pointer-to-missing")
+    missing = found.by("reference-to-missing")
     assert {one: row["severity"] for one, row in missing.items()} == {
         "/app/ami": "low",
         template: "critical",
         instance: "info",
     }
-    assert set(found.by("pointer-to-others")) == {foreign}
-    assert STRANGER in found.by("pointer-to-others")[foreign]["reason"]
+    assert set(found.by("reference-to-foreign")) == {foreign}
+    assert STRANGER in found.by("reference-to-foreign")[foreign]["reason"]
 
 
 def test_what_others_published(own: Owner, audit: Any, tmp_path: Path) -> None:
@@ -284,8 +285,8 @@ def test_drift_is_what_a_verification_finds_and_no_sync_takes_it_over(
 
     def differing() -> set[str]:
         drift = verify.check(regions=[REGION], tables=tables, session=own.aws.session()).drift
-        reason = audit().by("drifted").get(ami, {}).get("reason", "recorded: . The")
-        told = reason.partition("recorded: ")[2].partition(". The")[0]
+        reason = audit().by("drifted").get(ami, {}).get("reason", "record: . The")
+        told = reason.partition("record: ")[2].partition(". The")[0]
         assert {word.partition(" was ")[0] for word in told.split("; ") if word} == set(drift["field"])
         return set(drift["field"])
 
@@ -317,8 +318,8 @@ def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
     found = audit(packages=(wanted("openssl<3.0.15"), wanted("xz=5.6.0"), wanted("absent")))
     reasons = list(found.frame[found.frame["rule"] == "contains-package"]["reason"])
     assert sorted(reason.split(". ")[0] for reason in reasons) == [
-        "It contains openssl 1.1.1w, 3.0.9 (openssl<3.0.15 was asked for)",
-        "It contains xz 5.6.0 (xz=5.6.0 was asked for)",
+        "It contains openssl 1.1.1w, 3.0.9 (packages: openssl<3.0.15)",
+        "It contains xz 5.6.0 (packages: xz=5.6.0)",
     ]
     assert set(found.by("contains-package")) == {old}
     assert set(found.by("contents-unknown")) == {unknown, foreign}
@@ -341,7 +342,7 @@ def test_what_could_not_be_read_is_a_finding_that_says_what_to_do(own: Owner, au
 
 def test_a_hurried_scan_says_so(own: Owner, tmp_path: Path) -> None:
     own.ami(tags=TAGS)
-    found = evaluate(own.scan(regions=[REGION], one_by_one="no"), rules=["not-asked-one-by-one"])
+    found = evaluate(own.scan(regions=[REGION], one_by_one="no"), rules=["not-read-one-by-one"])
     assert list(found["resource_id"]) == [REGION]
     assert "1 AMI:" in found["reason"].iloc[0]
 
@@ -349,7 +350,7 @@ def test_a_hurried_scan_says_so(own: Owner, tmp_path: Path) -> None:
 def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: Any) -> None:
     own.share(own.ami(), "all")
     found = audit()
-    order = [finding.SEVERITIES.index(one) for one in found.frame["severity"]]
+    order = [findings.SEVERITIES.index(one) for one in found.frame["severity"]]
     assert order == sorted(order)
     assert set(evaluate(found.inventory, rules=["public"])["rule"]) == {"public"}
     with pytest.raises(errors.ParameterError, match="Did you mean 'public'"):
@@ -364,10 +365,10 @@ def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any
 
 
 def test_every_rule_says_what_it_finds() -> None:
-    for name, (severities, about) in findings.about().items():
-        assert set(severities) <= set(finding.SEVERITIES), name
-        assert severities, name
-        assert about.startswith("Find "), name
+    for name, rule in RULES.items():
+        assert set(rule.severities) <= set(findings.SEVERITIES), name
+        assert rule.severities, name
+        assert rule.description.startswith("Find "), name
 
 
 def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
@@ -383,8 +384,8 @@ def test_the_page_has_every_rule_as_it_is() -> None:
     rows = re.findall(r"^\| `(\S+)` \| ([a-z, ]+) \| (.*) \|$", page, re.MULTILINE)
     told = {name: (severity, text) for name, severity, text in rows}
     code = {
-        name: (", ".join(severities), about.removeprefix("Find ").rstrip("."))
-        for name, (severities, about) in findings.about().items()
+        name: (", ".join(rule.severities), rule.description.removeprefix("Find ").rstrip("."))
+        for name, rule in RULES.items()
     }
     assert told == code
 

@@ -14,7 +14,7 @@ import pytest
 from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from tests.support import join, wait_until
 from vmsnix_ops import errors, publish
-from vmsnix_ops.audit import findings, inventory, policies, views
+from vmsnix_ops.audit import inventory, policies, rules, views
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.iam.policies import Place, document
 from vmsnix_ops.records import schemas
@@ -34,7 +34,7 @@ def row(found: inventory.Inventory, resource_id: str) -> dict[str, Any]:
 def test_an_account_without_anything_gives_an_empty_frame_with_all_columns(own: Owner) -> None:
     found = own.scan(regions=[REGION])
     assert tuple(found.frame.columns) == schemas.INVENTORY.names
-    assert (len(found.frame), found.unread, dict(found.places)) == (0, (), {(own.account, REGION): 0})
+    assert (len(found.frame), found.unread, dict(found.regions)) == (0, (), {(own.account, REGION): 0})
     assert len(views.summary(found)) == 0
 
 
@@ -78,7 +78,7 @@ def test_several_regions_are_scanned_together(own: Owner) -> None:
     here, there = own.ami(), own.ami(OTHER_REGION)
     found = own.scan(regions=["all"])
     assert {row(found, here)["region"], row(found, there)["region"]} == {REGION, OTHER_REGION}
-    assert len(found.places) == 17
+    assert len(found.regions) == 17
 
 
 def test_more_than_a_page_is_listed_whole(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_a_region_that_cannot_be_read_is_kept_as_such(own: Owner) -> None:
     found = own.scan(regions=[REGION, OTHER_REGION])
     assert row(found, ami)["referenced"] is False
     assert [(one.region, one.source) for one in found.unread] == [(OTHER_REGION, "region")]
-    assert set(found.places) == {(own.account, REGION)}
+    assert set(found.regions) == {(own.account, REGION)}
 
 
 def test_a_region_that_is_not_enabled_is_told_once_with_its_fix(own: Owner) -> None:
@@ -136,8 +136,8 @@ def test_a_region_that_is_not_enabled_is_told_once_with_its_fix(own: Owner) -> N
     (one,) = found.unread
     assert "AuthFailure" in one.error.why
     assert "aws account enable-region --region-name me-south-1" in one.error.fix
-    assert set(found.places) == {(own.account, REGION)}
-    told = findings.evaluate(found, rules=["unread"])
+    assert set(found.regions) == {(own.account, REGION)}
+    told = rules.evaluate(found, rules=["unread"])
     assert list(told["region"]) == ["me-south-1"]
 
 
@@ -191,7 +191,7 @@ def test_an_interrupted_scan_ends_and_says_that_it_begins_anew(own: Owner) -> No
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(errors.InterruptedRunError, match="begins anew"):
+    with pytest.raises(errors.InterruptedRunError, match="starts from the beginning"):
         own.scan(regions=["all"])
     ended.set()
     join(thread)
@@ -249,12 +249,12 @@ def test_single_amis_are_asked_about_as_long_as_they_are_few(
     own: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own.ami(), own.ami()
-    monkeypatch.setattr(inventory, "ONE_BY_ONE", 1)
+    monkeypatch.setattr(inventory, "MAX_ONE_BY_ONE", 1)
     own.aws.calls.clear()
     found = own.scan(regions=[REGION])
-    assert found.hurried == ((own.account, REGION),)
+    assert found.not_read_one_by_one == ((own.account, REGION),)
     assert own.aws.calls.count("ec2:DescribeImageAttribute") == 0
-    assert own.scan(regions=[REGION], one_by_one="yes").hurried == ()
+    assert own.scan(regions=[REGION], one_by_one="yes").not_read_one_by_one == ()
     assert own.aws.calls.count("ec2:DescribeImageAttribute") == 2
 
 
@@ -336,7 +336,7 @@ def test_what_another_account_launches_is_evidence_for_our_ami(own: Owner, frien
     assert row(found, ami)["referenced"] is True
     (proof,) = [one for one in json.loads(row(found, ami)["references"]) if one["kind"] == "instance"]
     assert (proof["id"], proof["account"]) == (instance, FRIEND)
-    assert found.pointers == ()
+    assert found.foreign_references == ()
 
 
 def test_what_is_shared_with_a_scanned_account_alone_is_known(own: Owner, friend: Owner) -> None:
@@ -388,7 +388,7 @@ def test_what_names_no_ami_of_ours_is_a_pointer(own: Owner) -> None:
     own.template(theirs, "theirs")
     own.template(gone, "gone")
     own.client("ec2").deregister_image(ImageId=gone)
-    pointers = {one.ami_id: one for one in own.scan(regions=[REGION]).pointers}
+    pointers = {one.ami_id: one for one in own.scan(regions=[REGION]).foreign_references}
     assert {ami: one.owner for ami, one in pointers.items()} == {theirs: STRANGER, gone: ""}
     assert pointers[gone].reference.kind == "launch-template"
 
@@ -397,11 +397,11 @@ def test_a_pointer_to_an_ami_that_its_owner_does_not_share_is_kept(own: Owner, f
     ours = own.ami()
     own.launch(ours)
     template = friend.template(ours)
-    (one,) = own.scan(regions=[REGION], accounts=[own.account, FRIEND]).pointers
+    (one,) = own.scan(regions=[REGION], accounts=[own.account, FRIEND]).foreign_references
     assert (one.account, one.ami_id, one.reference.id) == (FRIEND, ours, template)
     assert (one.owner, one.unshared) == ("", own.account)
     own.share(ours, FRIEND)
-    assert own.scan(regions=[REGION], accounts=[own.account, FRIEND]).pointers == ()
+    assert own.scan(regions=[REGION], accounts=[own.account, FRIEND]).foreign_references == ()
 
 
 def test_a_pointer_is_kept_though_another_account_could_not_look(own: Owner, friend: Owner) -> None:
@@ -411,7 +411,7 @@ def test_a_pointer_is_kept_though_another_account_could_not_look(own: Owner, fri
     hidden = {"op": "ec2:DescribeImages", "do": "error", "code": "UnauthorizedOperation", "http": 403}
     own.aws.faults.add({**hidden, "where": {"principal": f"*{FRIEND}*"}})
     found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
-    assert [(one.account, one.ami_id) for one in found.pointers] == [(own.account, gone)]
+    assert [(one.account, one.ami_id) for one in found.foreign_references] == [(own.account, gone)]
 
 
 # The same data
@@ -469,7 +469,7 @@ def test_an_ami_of_another_account_that_was_scanned_and_not_shared_is_missing_th
     own.template(ami)
     theirs = friend.template(ami)
     found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
-    (lost,) = found.pointers
+    (lost,) = found.foreign_references
     assert (lost.account, lost.reference.id, lost.owner) == (FRIEND, theirs, "")
 
 
@@ -481,12 +481,12 @@ def test_a_snapshot_whose_use_is_unknown_is_not_drawn_as_held_by_nothing(own: Ow
     found = own.scan(regions=[REGION])
     axes = views.plot(replace(found, frame=found.frame.assign(monthly_usd=1.0))).axes[0]
     heights = {bars.get_label(): sum(bar.get_height() for bar in bars) for bars in axes.containers}
-    assert heights["held by nothing"] == 0
-    assert heights["unknown: not everything could be read"] > 0
+    assert heights["unused"] == 0
+    assert heights["unknown: a source could not be read"] > 0
 
 
 def test_a_copy_that_is_not_marked_as_one_is_no_dead_upload() -> None:
-    columns = inventory.Columns("run", datetime.now(UTC), "012345678901", REGION)
+    columns = inventory.InventoryColumns("run", datetime.now(UTC), "012345678901", REGION)
     now = datetime.now(UTC)
     pending = {"State": "pending", "VolumeId": "vol-ffffffff", "VolumeSize": 1, "StartTime": now}
     texts = ("Copied for DestinationAmi ami-1 from SourceAmi ami-2", "[Copied snap-1 from us-east-1]", "")

@@ -18,7 +18,7 @@ import pytest
 from tests.audit.account import FRIEND, REGION, Owner
 from tests.support import require
 from vmsnix_ops.audit import inventory, views
-from vmsnix_ops.audit.findings import evaluate
+from vmsnix_ops.audit.rules import evaluate
 
 if TYPE_CHECKING:
     from vmsnix_ops.audit.inventory import Inventory

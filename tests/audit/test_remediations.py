@@ -1,4 +1,4 @@
-"""Every finding is provoked, its fix is pasted into a shell, and the next scan does not find it any more."""
+"""Cause every finding, paste its fix into a shell, and check that the next scan does not find it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
 from tests.fast_aws import fast_aws
 from tests.support import require
 from vmsnix_ops.audit import policies
-from vmsnix_ops.audit.finding import Measure
-from vmsnix_ops.audit.findings import about, as_text, evaluate
+from vmsnix_ops.audit.findings import RULES, AuditCriteria, as_text
+from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.aws.iam.policies import Place, document
 from vmsnix_ops.cli import COMMANDS
 from vmsnix_ops.nix.versions import wanted
@@ -52,30 +52,30 @@ FIXED = {
     "disabled": "disabled-in-use",
     "old": "old",
     "orphan": "orphan-snapshot",
-    "half": "half-deleted",
+    "half": "missing-snapshot",
     "failed copy": "failed",
-    "direct upload": "dead-upload",
+    "direct upload": "unfinished-upload",
     "object": "s3-leftover",
     "multipart upload": "s3-leftover",
     "running import": "import-tasks",
     "untagged": "untagged",
     "unknown to the history": "not-published-by-us",
-    "parameter": "pointer-to-missing",
-    "template": "pointer-to-missing",
-    "newest of a template": "pointer-to-missing",
-    "old version": "pointer-to-missing",
-    "no id": "pointer-to-missing",
-    "alias of nothing": "pointer-to-missing",
-    "alias of what is gone": "pointer-to-missing",
-    "launch configuration": "pointer-to-missing",
-    "group by configuration": "pointer-to-missing",
-    "group by template": "pointer-to-missing",
-    "group that is pinned": "pointer-to-missing",
-    "not shared": "pointer-to-missing",
+    "parameter": "reference-to-missing",
+    "template": "reference-to-missing",
+    "newest of a template": "reference-to-missing",
+    "old version": "reference-to-missing",
+    "no id": "reference-to-missing",
+    "alias of nothing": "reference-to-missing",
+    "alias of what is gone": "reference-to-missing",
+    "launch configuration": "reference-to-missing",
+    "group by configuration": "reference-to-missing",
+    "group by template": "reference-to-missing",
+    "group that is pinned": "reference-to-missing",
+    "not shared": "reference-to-missing",
 }
 """What is provoked, and the rule that finds it: its fix ends it."""
 
-CHANNELS = {"channel": "pointer-to-missing", "channel that is gone": "pointer-to-missing"}
+CHANNELS = {"channel": "reference-to-missing", "channel that is gone": "reference-to-missing"}
 """What our own runbooks fix. They wait for Parameter Store, and have tests of their own: here, that they
 take such a command."""
 
@@ -85,20 +85,20 @@ DECIDED = {
     "orphan of ours": "retirement-due",
     "old and used": "old",
     "use unknown": "use-unknown",
-    "half and used": "half-deleted",
+    "half and used": "missing-snapshot",
     "failed import": "import-tasks",
     "of others": "not-published-by-us",
-    "note": "pointer-to-missing",
-    "instance": "pointer-to-missing",
-    "configuration of a group": "pointer-to-missing",
-    "template of a group": "pointer-to-missing",
-    "of another account": "pointer-to-others",
+    "note": "reference-to-missing",
+    "instance": "reference-to-missing",
+    "configuration of a group": "reference-to-missing",
+    "template of a group": "reference-to-missing",
+    "of another account": "reference-to-foreign",
     "package": "contains-package",
     "contents": "contents-unknown",
 }
 """What a person has to decide: the reason says so, and a command, where there is one, works."""
 
-ELSEWHERE = {"drifted", "unread", "not-asked-one-by-one"}
+ELSEWHERE = {"drifted", "unread", "not-read-one-by-one"}
 """Rules whose fixes are tested in `test_findings`, in `test_drift`, or are no commands."""
 
 
@@ -156,10 +156,10 @@ class Story:
     def judged(self) -> pd.DataFrame:
         """Scan and judge, with eyes for everything."""
         found = self.own.scan(regions=[REGION], accounts=[self.own.account, FRIEND])
-        measure = Measure(
+        criteria = AuditCriteria(
             unfinished_hours=0, known_accounts=frozenset({PARTNER}), packages=(wanted("openssl<3.0.15"),)
         )
-        return as_text(evaluate(found, measure=measure, tables=open_tables(load())))
+        return as_text(evaluate(found, criteria=criteria, tables=open_tables(load())))
 
     def found(self, name: str, findings: pd.DataFrame) -> dict[str, Any]:
         """Return what the rule says of a thing; empty where it does not find it."""
@@ -365,7 +365,7 @@ def test_a_channel_is_fixed_by_our_own_runbooks(story: Story, name: str, fix: st
 @pytest.mark.parametrize("name", DECIDED)
 def test_what_a_person_decides_is_said(story: Story, name: str) -> None:
     before = story.found(name, story.before)
-    assert re.search("person|until then this stays|fix that first", before["reason"])
+    assert re.search("[Dd]ecide|confirm it|remains until then|fix the group first", before["reason"])
     done, fix = story.pasted[name], before["remediation"]
     if fix.startswith("vmsnix "):
         assert complaint(fix) == ""
@@ -381,7 +381,7 @@ def test_no_shell_accepts_a_hole(story: Story) -> None:
 
 
 def test_every_rule_is_provoked() -> None:
-    assert {*FIXED.values(), *DECIDED.values()} | ELSEWHERE == set(about())
+    assert {*FIXED.values(), *DECIDED.values()} | ELSEWHERE == set(RULES)
 
 
 def test_only_what_breaks_the_next_launch_is_critical(story: Story) -> None:

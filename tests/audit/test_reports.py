@@ -13,12 +13,12 @@ import pytest
 from tests.audit.account import DIGEST, REGION, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import check, reports, views
+from vmsnix_ops.audit.reports import AuditResult
 from vmsnix_ops.runbooks.evidence.github import summary
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.audit.reports import AuditResult
 
 NASTY = "<script>alert(1)</script>"
 
@@ -29,7 +29,7 @@ def audit(own: Owner) -> AuditResult:
     own.share(own.ami(tags=DIGEST), "all")
     own.template(own.ami(tags={"owner": "x"}))
     own.snapshot(tags={"Name": NASTY, **DIGEST})
-    return reports.judge(own.scan(regions=[REGION], orphan_days=1))
+    return AuditResult.of(own.scan(regions=[REGION], orphan_days=1))
 
 
 def test_every_form_holds_the_same(audit: AuditResult, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_spreadsheet_computes_nothing_that_somebody_called_so(
     own: Owner, tmp_path: Path, word: str
 ) -> None:
     snapshot = own.snapshot(tags={"Name": word, **DIGEST})
-    audit = reports.judge(own.scan(regions=[REGION], orphan_days=1))
+    audit = AuditResult.of(own.scan(regions=[REGION], orphan_days=1))
     paths = reports.write(audit, tmp_path)
     for name in ("inventory", "findings"):
         told = pd.read_csv(paths[f"{name}.csv"], dtype=str).set_index("resource_id")["name"]
@@ -74,7 +74,7 @@ def test_many_rows_are_written_some_at_a_time(
 ) -> None:
     monkeypatch.setattr(reports, "ROWS_AT_ONCE", 2)
     amis = {own.ami(tags=DIGEST) for _ in range(3)}
-    audit = reports.judge(own.scan(regions=[REGION]))
+    audit = AuditResult.of(own.scan(regions=[REGION]))
     whole = json.loads(reports.write(audit, tmp_path)["audit.json"].read_text())
     assert {one["resource_id"] for one in whole["inventory"] if one["kind"] == "ami"} == amis
 
@@ -94,7 +94,7 @@ def test_the_page_tells_what_is_wrong_and_what_fixes_it(audit: AuditResult, tmp_
     (public,) = audit.findings[audit.findings["rule"] == "public"].to_dict("records")
     assert public["resource_id"] in page
     assert "--launch-permission" in page
-    assert "There is no earlier scan to compare with." in page
+    assert "No earlier scan to compare with." in page
 
 
 def test_the_result_and_the_summary_of_a_job(audit: AuditResult) -> None:
@@ -109,13 +109,13 @@ def test_the_result_and_the_summary_of_a_job(audit: AuditResult) -> None:
 def test_a_job_may_fail_for_what_an_audit_finds(audit: AuditResult) -> None:
     audit.raise_for_status()
     replace(audit, fail_on="critical").raise_for_status()
-    with pytest.raises(errors.AuditError, match="critical or high: 1"):
+    with pytest.raises(errors.AuditError, match="1 finding with severity critical or high"):
         replace(audit, fail_on="high").raise_for_status()
 
 
 def test_an_audit_that_could_not_read_everything_is_partial(own: Owner) -> None:
     own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
-    audit = reports.judge(own.scan(regions=[REGION]))
+    audit = AuditResult.of(own.scan(regions=[REGION]))
     audit.save()
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
     assert result["status"] == "partial"
@@ -126,7 +126,7 @@ def test_an_audit_that_could_not_read_everything_is_partial(own: Owner) -> None:
 def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
     own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
     own.template(own.ami(tags=DIGEST))
-    audit = reports.judge(own.scan(regions=[REGION]))
+    audit = AuditResult.of(own.scan(regions=[REGION]))
     assert set(audit.findings.query("severity in ['critical', 'high']")["rule"]) == {"unread"}
     with pytest.raises(errors.PartialError):
         replace(audit, fail_on="high").raise_for_status()
@@ -148,24 +148,24 @@ def test_a_slip_is_told_before_anything_is_read(asked: dict[str, Any], said: str
 
 def test_the_second_audit_tells_what_changed(own: Owner, audit: AuditResult) -> None:
     fresh = own.ami(tags=DIGEST)
-    again = reports.judge(own.scan(regions=[REGION]))
+    again = AuditResult.of(own.scan(regions=[REGION]))
     assert fresh in set(again.changes.frame["resource_id"])
     assert again.changes.count("added") == 2
 
 
 def test_the_worst_are_shown_with_their_fix(audit: AuditResult) -> None:
-    shown: Any = audit.worst("high")
+    shown: Any = audit.show_findings("high")
     assert list(shown.frame["rule"]) == ["public"]
     severity, reason, fix = repr(shown).splitlines()
     assert severity.startswith("high public us-east-1 ami-")
     assert "may launch it" in reason
     assert fix.strip().startswith("aws ec2 modify-image-attribute")
     assert "aws ec2 modify-image-attribute" in shown._repr_html_()
-    assert NASTY not in audit.worst()._repr_html_()
+    assert NASTY not in audit.show_findings()._repr_html_()
 
 
 def test_no_rule_floods_what_is_shown(audit: AuditResult) -> None:
-    shown = audit.worst(most=1)
+    shown = audit.show_findings(most=1)
     assert shown.frame.groupby("rule").size().max() == 1
     assert f"{len(audit.findings) - len(shown.frame)} more in findings.csv" in repr(shown)
-    assert repr(audit.worst("critical")) == "There are none."
+    assert repr(audit.show_findings("critical")) == "No findings with severity critical."

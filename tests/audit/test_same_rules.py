@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.audit.account import policy_rules
 from tests.audit.retirement.fleet import OTHER, REGION
 from vmsnix_ops.audit import inventory, retirement
-from vmsnix_ops.audit.finding import Command
-from vmsnix_ops.audit.findings import evaluate
+from vmsnix_ops.audit.findings import Command
+from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.progress import silent
@@ -79,7 +80,8 @@ def fill(fleet: Fleet) -> None:
 
 
 def audited(fleet: Fleet, **asked: Any) -> pd.DataFrame:
-    found = inventory.scan(regions=[REGION, OTHER], session=fleet.session, **asked)
+    rules = policy_rules(asked)
+    found = inventory.scan(rules, regions=[REGION, OTHER], session=fleet.session, **asked)
     assert found.unread == ()
     return evaluate(found)
 
@@ -146,7 +148,8 @@ def test_nothing_is_removable_where_something_could_not_be_read(fleet: Fleet, op
     fleet.point("/vmsnix/app/stable", fleet.ami("app", days=60))
     denied = {"op": operation, "do": "error", "code": "UnauthorizedOperation", "http": 403}
     fleet.aws.faults.add({**denied, "message": f"You are not authorized to perform: {operation}"})
-    found = inventory.scan(regions=[REGION], session=fleet.session, keep_last=0)
+    rules = policy_rules({"keep_last": 0})
+    found = inventory.scan(rules, regions=[REGION], session=fleet.session)
     findings = evaluate(found)
     assert removable(findings) == set()
     (unread,) = findings[findings["rule"] == "unread"].to_dict("records")

@@ -6,7 +6,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vmsnix_ops.audit.sync import GONE, sync
+from vmsnix_ops.audit.sync import DEREGISTERED, sync
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
@@ -76,7 +76,7 @@ def test_an_ami_that_is_gone_is_marked(aws, plan):
     result = plan().apply()
     aws.client("ec2", REGION).deregister_image(ImageId=result.ami_id)
     assert sync(regions=[REGION]).gone == 1
-    assert latest().iloc[0]["state"] == GONE
+    assert latest().iloc[0]["state"] == DEREGISTERED
     assert sync(regions=[REGION]).gone == 0
 
 

@@ -20,6 +20,7 @@ from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit import inventory, retirement
 from vmsnix_ops.audit import policies as audit_policies
+from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.aws import bootstrap, images, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam import policies
@@ -331,12 +332,11 @@ def what_an_audit_could_not_read(account: Account, actions: Actions, *, regions:
     _let_in(account, audit_policies.member_actions())
     held = () if regions == ["all"] else (REGION,)
     found = inventory.scan(
+        RetirementRules(keep_last=0, min_age_days=0),
         regions=regions,
         accounts=[account.aws.account, MEMBER],
         buckets=[BUCKET],
         session=account.session(actions, regions=held),
-        keep_last=0,
-        min_age_days=0,
     )
     return " ".join(str(one.error) for one in found.unread)
 
@@ -367,8 +367,12 @@ def what_a_member_does_not_show(account: Account, actions: Actions, *, regions: 
     other.template(other.ami())
     for name in ("/app/ami", "/vmsnix/web/stable"):
         other.client("ssm").put_parameter(Name=name, Type="String", Value=other.ami())
-    asked: dict[str, Any] = {"regions": regions, "accounts": [MEMBER], "keep_last": 0, "min_age_days": 0}
-    found = inventory.scan(**asked, session=account.session(audit_policies.auditor_actions()))
+    found = inventory.scan(
+        RetirementRules(keep_last=0, min_age_days=0),
+        regions=regions,
+        accounts=[MEMBER],
+        session=account.session(audit_policies.auditor_actions()),
+    )
     return " ".join(str(one.error) for one in found.unread)
 
 

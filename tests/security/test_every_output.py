@@ -303,14 +303,14 @@ def test_an_audit_and_a_retirement_write_hostile_names_as_text(own: Owner, tmp_p
         made += 1
     assert made > len(EVIL) // 2
     own.aws.clock.advance(400 * 86400)
-    audit = reports.judge(own.scan(regions=["us-east-1"]))
+    audit = reports.AuditResult.of(own.scan(regions=["us-east-1"]))
     paths = reports.write(audit, tmp_path)
     for name, path in paths.items():
         if name.endswith(".csv"):
             assert_safe_csv(path.read_text())
     assert_safe_page(paths["audit.html"].read_text())
     assert_safe_lines(paths["audit.json"].read_text())
-    for text in (repr(audit.worst("critical", "high", "medium", "low")), str(audit.changes)):
+    for text in (repr(audit.show_findings("critical", "high", "medium", "low")), str(audit.changes)):
         assert_safe_lines(text)
     from vmsnix_ops.audit import retirement
 

@@ -1,8 +1,8 @@
-"""List what AWS accounts own, what uses it, what it costs, what is wrong with it, and how to fix that.
+"""List every AMI and snapshot with its usage, cost, findings and fixes.
 
 >>> from vmsnix_ops import audit
 >>> found = audit.check(regions=["all"], fail_on="high")  # doctest: +SKIP
->>> found.worst("critical", "high")  # doctest: +SKIP
+>>> found.show_findings("critical", "high")  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What changed since the last scan: each is kept in the table ``inventory`` and compared with the one before.
+"""Store scans in the table ``inventory``, and find what changed since the last one.
 
-Places are compared, not scans: an account and region, or a bucket, with the last scan that read it. So a
-region that could not be read this time loses nothing, and a scan of one region says nothing about the others.
+Each account and region, and each bucket, is compared with the last scan that read it completely. So a region
+that could not be read has no deleted AMIs, and a scan of one region says nothing about the others.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.records.tables import Tables
 
-STORED = ("object", "multipart-upload")
-"""Kinds of what stands in a bucket; the bucket is its place."""
+IN_BUCKETS = ("object", "multipart-upload")
+"""Kinds of resources in a bucket."""
 
 IDENTITY = ["account", "region", "kind", "resource_id"]
 COMPARED = (
@@ -35,32 +35,32 @@ COMPARED = (
     "imds_support",
     "tags",
 )
-"""Columns whose change is told. Evidence and cost follow from others, or move by themselves."""
+"""Columns whose changes are reported. References and costs follow from others, or change every day."""
 
 COLUMNS: dict[str, str] = {
-    "change": "added, gone or changed",
-    "account": "AWS account id, 12 digits",
+    "change": "added, deleted or changed",
+    "account": "AWS account ID, 12 digits",
     "region": "AWS region",
     "kind": "kind of the resource, as in the inventory",
-    "resource_id": "its identifier",
-    "name": "its name",
-    "what": "what changed, from what to what",
-    "monthly_usd": "what it costs now, or cost when it was last seen, USD a month",
+    "resource_id": "identifier of the resource",
+    "name": "name of the resource",
+    "what": "changed columns with their values before and now",
+    "monthly_usd": "cost now, or when it was last read, USD per month",
 }
 """Columns of the changes and their meaning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed.
+    """What changed since the last scan.
 
     Attributes
     ----------
     frame
         Columns as in `COLUMNS`.
     since
-        For every place that was compared, the time of the scan before: an account with a region, or with
-        ``s3://`` and the name of a bucket.
+        The time of the last scan of each account and region that was compared. For a bucket, the region is
+        ``s3://`` and its name.
     """
 
     frame: pd.DataFrame = field(repr=False)
@@ -68,36 +68,36 @@ class Changes:
 
     @classmethod
     def none(cls) -> Changes:
-        """Return that nothing was compared."""
+        """Return the changes if there is nothing to compare with."""
         import pandas as pd
 
         return cls(pd.DataFrame(columns=list(COLUMNS)), {})
 
     def count(self, change: str) -> int:
-        """Return how many resources were ``added``, are ``gone`` or ``changed``."""
+        """Return how many resources were ``added``, ``deleted`` or ``changed``."""
         return int((self.frame["change"] == change).sum())
 
     def __str__(self) -> str:
         if not self.since:
-            return "There is no earlier scan to compare with."
+            return "No earlier scan to compare with."
         oldest = min(self.since.values())
-        counts = ", ".join(f"{self.count(word)} {word}" for word in ("added", "gone", "changed"))
+        counts = ", ".join(f"{self.count(word)} {word}" for word in ("added", "deleted", "changed"))
         return f"Since {oldest:%Y-%m-%d %H:%M} UTC: {counts}."
 
 
 def store(inventory: Inventory, tables: Tables) -> None:
-    """Keep a scan in the table ``inventory``. Safe to run twice: a scan is kept once.
+    """Store a scan in the table ``inventory``. Safe to run twice: a scan is stored once.
 
-    Beside the resources there is a row for every account and region and every bucket that was read, so that
-    the next scan knows that one without any resources was looked at.
+    There is also a row for every account and region and every bucket that was read. So the next scan can
+    distinguish one without resources from one that was not read.
     """
     import pyarrow as pa
 
     schema = schemas.INVENTORY.arrow()
     whole = pa.Table.from_pandas(inventory.frame, schema=schema, preserve_index=False)
-    blind = _blind(inventory)
-    looked = [(account, region, "region", region) for account, region in inventory.places]
-    looked += [(account, region, "bucket", name) for (account, name), region in inventory.buckets.items()]
+    incomplete = _incomplete(inventory)
+    read = [(account, region, "region", region) for account, region in inventory.regions]
+    read += [(account, region, "bucket", name) for (account, name), region in inventory.buckets.items()]
     places = [
         {
             "run_id": inventory.run.run_id,
@@ -106,9 +106,9 @@ def store(inventory: Inventory, tables: Tables) -> None:
             "region": region,
             "kind": kind,
             "resource_id": name,
-            "state": "read in part" if (account, _place(kind, name)) in blind else "read",
+            "state": "read in part" if (account, _place(kind, name)) in incomplete else "read",
         }
-        for account, region, kind, name in looked
+        for account, region, kind, name in read
     ]
     whole = pa.concat_tables([whole, pa.Table.from_pylist(places, schema=schema)])
     tables.append("inventory", whole, once=f"{inventory.run.run_id}/inventory")
@@ -118,28 +118,28 @@ def _place(kind: str, name: str) -> str:
     return f"s3://{name}" if kind == "bucket" else name
 
 
-def _blind(inventory: Inventory) -> set[tuple[str, str]]:
-    """Return the places that were not read whole."""
+def _incomplete(inventory: Inventory) -> set[tuple[str, str]]:
+    """Return the places that were read in part."""
     return {
         (one.account, _place("bucket", one.bucket) if one.bucket else one.region) for one in inventory.unread
     }
 
 
 def since_last(inventory: Inventory, tables: Tables) -> Changes:
-    """Return what changed since the scan before this one, in every place that both could read.
+    """Return what changed since the last scan, in every region and bucket that both scans read completely.
 
     Parameters
     ----------
     inventory
-        A scan; whether it is stored already does not matter.
+        The current scan, stored or not.
     tables
-        Where earlier scans are kept.
+        The history with earlier scans.
     """
     import pandas as pd
 
-    looked = [*inventory.places, *((account, f"s3://{name}") for account, name in inventory.buckets)]
-    blind = _blind(inventory)
-    places = [place for place in looked if place not in blind]
+    read = [*inventory.regions, *((account, f"s3://{name}") for account, name in inventory.buckets)]
+    incomplete = _incomplete(inventory)
+    places = [place for place in read if place not in incomplete]
     before = _before(inventory, places, tables) if places else {}
     if not before:
         return Changes.none()
@@ -156,12 +156,12 @@ def since_last(inventory: Inventory, tables: Tables) -> Changes:
         new, old = _text(both[name]), _text(both[f"{name}_then"])
         differs = present & (new != old)
         what = what.where(~differs, what + f"{name}: " + old + " → " + new + "; ")
-    words = {"left_only": "added", "right_only": "gone", "both": "changed"}
+    words = {"left_only": "added", "right_only": "deleted", "both": "changed"}
     both["change"] = both["_merge"].astype("str").map(words)
     both["what"] = what.str.removesuffix("; ")
-    gone = both["change"] == "gone"
+    deleted = both["change"] == "deleted"
     for name in ("name", "monthly_usd"):
-        both[name] = both[name].where(~gone, both[f"{name}_then"])
+        both[name] = both[name].where(~deleted, both[f"{name}_then"])
     changed = both[~present | (both["what"] != "")]
     frame = changed[list(COLUMNS)].sort_values(["change", *IDENTITY], ignore_index=True)
     return Changes(frame, before)
@@ -170,7 +170,7 @@ def since_last(inventory: Inventory, tables: Tables) -> Changes:
 def _before(
     inventory: Inventory, places: list[tuple[str, str]], tables: Tables
 ) -> dict[tuple[str, str], datetime]:
-    """Return, for each place, when it was last read before this scan."""
+    """Return the time of the last complete scan of each place before this one."""
     where = [
         ("kind", "in", ["region", "bucket"]),
         ("state", "==", "read"),
@@ -185,7 +185,7 @@ def _before(
 
 
 def _rows_of(before: Mapping[tuple[str, str], datetime], tables: Tables, columns: list[str]) -> pd.DataFrame:
-    """Return the rows of those scans."""
+    """Return the rows of the last scan of each place."""
     where = [
         ("scanned_at", "in", sorted(set(before.values()))),
         ("account", "in", sorted({account for account, _ in before})),
@@ -197,9 +197,9 @@ def _rows_of(before: Mapping[tuple[str, str], datetime], tables: Tables, columns
 
 
 def _keys(rows: pd.DataFrame) -> pd.Series[str]:
-    """Return the account and place of each row: its region, or its bucket."""
+    """Return account and place of each row: its region, or its bucket."""
     bucket = rows["source"].str.extract(r"^(s3://[^/]+)", expand=False)
-    place = rows["region"].where(~rows["kind"].isin(STORED), bucket).fillna("")
+    place = rows["region"].where(~rows["kind"].isin(IN_BUCKETS), bucket).fillna("")
     return rows["account"].str.cat(place, sep=" ")
 
 

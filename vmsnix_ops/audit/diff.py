@@ -1,8 +1,7 @@
-"""What differs inside two AMIs: packages added, removed, upgraded, and what that does to the size.
+"""Compare the packages of two AMIs, and their sizes.
 
-Both are known by the digest of their image, from the table ``amis``, and what is inside by the table
-``packages``; a publish fills both. ``vmsnix history sync`` adds the AMIs that another machine published, from
-their tags.
+A publish writes the digest of an image to the table ``amis`` and its packages to the table ``packages``.
+``vmsnix history sync`` adds AMIs that another machine published.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS: dict[str, str] = {
-    "change": "added, removed, upgraded, downgraded, or rebuilt (the same version, other paths)",
+    "change": "added, removed, upgraded, downgraded, or rebuilt (same version, other store paths)",
     "name": "name of the package",
-    "before": "its versions in the first AMI",
-    "after": "its versions in the second",
-    "bytes_before": "size of its paths in the first AMI, bytes",
-    "bytes_after": "size of its paths in the second, bytes",
+    "before": "versions in the first AMI",
+    "after": "versions in the second AMI",
+    "bytes_before": "size of its store paths in the first AMI, bytes",
+    "bytes_after": "size of its store paths in the second AMI, bytes",
     "bytes": "difference, bytes",
 }
 """Columns of the frame and their meaning."""
@@ -36,16 +35,16 @@ ORDER = ("upgraded", "downgraded", "added", "removed", "rebuilt")
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What differs.
+class PackageDifferences:
+    """The packages that differ between two AMIs.
 
     Attributes
     ----------
     before, after
-        The two AMIs, as they were named.
+        The two AMIs, as they were given.
     frame
-        Columns as in `COLUMNS`: upgraded first, then downgraded, added, removed, rebuilt; the largest
-        difference of each first.
+        Columns as in `COLUMNS`: upgraded, downgraded, added, removed, rebuilt; the largest difference of
+        each first.
     """
 
     before: str
@@ -54,11 +53,11 @@ class Difference:
 
     @property
     def bytes(self) -> int:
-        """How much larger the second is."""
+        """How much larger the second AMI is."""
         return int(self.frame["bytes"].sum())
 
     def count(self, change: str) -> int:
-        """Return how many packages changed in this way."""
+        """Return how many packages changed in one of the ways in `ORDER`."""
         return int((self.frame["change"] == change).sum())
 
     def __str__(self) -> str:
@@ -68,43 +67,43 @@ class Difference:
 
 
 @check_arguments
-def diff(ami_a: str, ami_b: str, *, tables: Tables | None = None) -> Difference:
-    """Return what differs between two published AMIs.
+def diff(ami_a: str, ami_b: str, *, tables: Tables | None = None) -> PackageDifferences:
+    """Compare the packages of two published AMIs.
 
     Parameters
     ----------
     ami_a, ami_b
-        Ids or names of AMIs in the table ``amis``, or digests of images; the older one first.
+        IDs or names of AMIs in the table ``amis``, or digests of images; the older one first.
     tables
-        The history; the settings' by default.
+        The history; by default that of the settings.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        An AMI is not in the history, or nobody recorded what is inside it.
+        An AMI is not in the history, or its packages are not recorded.
     """
     tables = tables or open_tables(load())
     amis = history.amis(tables)
     before, after = (_packages(name, amis, tables) for name in (ami_a, ami_b))
-    return Difference(ami_a, ami_b, _compare(before, after))
+    return PackageDifferences(ami_a, ami_b, _compare(before, after))
 
 
 def _packages(name: str, amis: pd.DataFrame, tables: Tables) -> pd.DataFrame:
     known = amis[(amis["ami_id"] == name) | (amis["name"] == name) | (amis["digest"] == name)]
     if known.empty:
         raise errors.ParameterError(
-            f"The history does not know the AMI {name!r}.",
+            f"AMI {name!r} is not in the history.",
             why=errors.nearest(name, [*amis["ami_id"].dropna(), *amis["name"].dropna()]),
-            fix="Run vmsnix history sync in its region, or look at vmsnix history amis.",
+            fix="Run vmsnix history sync in its region, or list the AMIs with vmsnix history amis.",
         )
     digest = known["digest"].iloc[0]
     columns = ["name", "version", "store_path", "bytes"]
     packages = tables.read("packages", columns=columns, where=[("digest", "==", digest)])
     if packages.empty:
         raise errors.ParameterError(
-            f"Nobody recorded what is inside {name}.",
-            why="Packages are recorded when an image that Nix built on this machine is published.",
-            fix="Publish it again from its flake: the AMI is found, and its packages are recorded.",
+            f"The packages of {name} are not recorded.",
+            why="A publish records packages only if Nix built the image on the same machine.",
+            fix="Publish it again from its flake: this finds the AMI and records its packages.",
         )
     return packages.drop_duplicates("store_path")
 
@@ -155,7 +154,7 @@ def _by_name(packages: pd.DataFrame) -> pd.DataFrame:
 
 
 def _change(row: pd.Series[str]) -> str:
-    """Return how a package changed; empty when its paths are the same."""
+    """Return how a package changed; empty if its store paths are the same."""
     before, after = row["paths_before"], row["paths_after"]
     if not isinstance(before, frozenset):
         return "added"
@@ -166,13 +165,9 @@ def _change(row: pd.Series[str]) -> str:
     old, new = row["versions_before"], row["versions_after"]
     if old == new:
         return "rebuilt"
-    # By the newest version of each: a package may be there in several.
-    return "downgraded" if compare(max_of(new), max_of(old)) < 0 else "upgraded"
-
-
-def max_of(versions: tuple[str, ...] | str) -> str:
-    """Return the newest of versions that are in order; empty when there is none."""
-    return versions[-1] if versions else ""
+    # An AMI may contain several versions of a package: compare the newest ones.
+    newest, earlier = (versions[-1] if versions else "" for versions in (new, old))
+    return "downgraded" if compare(newest, earlier) < 0 else "upgraded"
 
 
 def _listed(versions: object) -> str:

@@ -1,15 +1,24 @@
-"""What is wrong with what an inventory holds: each finding with its reason, its evidence and its fix."""
+"""What a finding is, and what the rules that find problems read and return.
+
+Rules work on whole columns, so that a hundred thousand AMIs are checked in seconds.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-from vmsnix_ops.audit import rules as _every_rule  # noqa: F401 - registers them
-from vmsnix_ops.audit.finding import COLUMNS, RULES, SEVERITIES, Command, Facts, Measure, Severity
-from vmsnix_ops.errors import ParameterError, nearest
-from vmsnix_ops.records import history
-from vmsnix_ops.records.recorded_amis import recorded
-from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.arguments import MOST_DAYS, check_range
+from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.nix.versions import all_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,94 +26,342 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.nix.versions import Wanted
+
+Severity = Literal["critical", "high", "medium", "low", "info"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "high", "medium", "low", "info")
+
+COLUMNS: dict[str, str] = {
+    "severity": "critical (production may fail), high (fix today), medium, low, or info",
+    "rule": "name of the rule that found it",
+    "account": "AWS account ID, 12 digits",
+    "region": "AWS region; empty for a whole account",
+    "kind": "kind of the resource, as in the inventory",
+    "resource_id": "identifier of the resource",
+    "name": "name of the resource",
+    "image": "name of the image, if vmsnix published it",
+    "reason": "what is wrong, as text",
+    "evidence": "the facts that show it",
+    "remediation": "command that fixes it; empty if the reason says what a person has to decide",
+    "monthly_usd": "cost of the resource, USD per month",
+}
+"""Columns of the findings and their meaning."""
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_PARTS = re.compile(r"(\{\w+\}|<[A-Z]+>)")
 
 
-def evaluate(
-    inventory: Inventory,
-    *,
-    measure: Measure | None = None,
-    tables: Tables | None = None,
-    rules: Iterable[str] = (),
-) -> pd.DataFrame:
-    """Return everything that is wrong, the worst first.
+# Commands that fix a finding.
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """A part of a command that a person has to choose; a shell refuses the command until it is replaced."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that fixes a finding; `str` returns the line for a shell, with every word quoted.
+
+    Attributes
+    ----------
+    words
+        Its words. Each has one or more parts: text, the number of a value, a placeholder, or a command whose
+        output is the value. All findings of a rule share them.
+    values
+        The values that the numbers in `words` refer to.
+    then
+        The command to run after it has succeeded.
+    """
+
+    words: tuple[tuple[str | int | Placeholder | Command, ...], ...]
+    values: tuple[str, ...] = ()
+    then: Command | None = None
+
+    @classmethod
+    def of(cls, template: str, /, *, then: Command | None = None, **values: str | Command) -> Command:
+        """Return the command of a template.
+
+        Parameters
+        ----------
+        template
+            Words separated by spaces. ``{name}`` is replaced by a value, ``<NAME>`` is a placeholder, such as
+            in ``aws ssm put-parameter --name {name} --value <AMI>``.
+        then
+            The command to run after it has succeeded.
+        values
+            By name. A text is never split into words; a command is replaced by its output.
+        """
+        texts = {name: value for name, value in values.items() if isinstance(value, str)}
+        numbers = dict(zip(texts, range(len(texts)), strict=True))
+        found = {name: numbers.get(name, value) for name, value in values.items()}
+        return cls(_words(template, found), tuple(texts.values()), then)
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The words of the command, without `then`; placeholders as ``<NAME>``."""
+        return tuple("".join(str(self._value(part)) for part in word) for word in self.words)
+
+    def __str__(self) -> str:
+        line = " ".join(map(self._quoted, self.words))
+        return f"{line} && {self.then}" if self.then else line
+
+    def _value(self, part: str | int | Placeholder | Command) -> str | Placeholder | Command:
+        return self.values[part] if isinstance(part, int) else part
+
+    def _quoted(self, word: tuple[str | int | Placeholder | Command, ...]) -> str:
+        """Return a word for a shell: text is quoted, placeholders are not, commands are run."""
+        found, text = "", ""
+        for part in map(self._value, word):
+            if isinstance(part, str):
+                text += part
+                continue
+            found += shlex.quote(text) if text else ""
+            found += f'"$({part})"' if isinstance(part, Command) else str(part)
+            text = ""
+        return found + (shlex.quote(text) if text or not found else "")
+
+
+def _words(
+    template: str, fields: Mapping[str, int | str | Command]
+) -> tuple[tuple[str | int | Placeholder | Command, ...], ...]:
+    def part(text: str) -> str | int | Placeholder | Command:
+        if text.startswith("{"):
+            return fields[text[1:-1]]
+        return Placeholder(text[1:-1]) if text.startswith("<") else text
+
+    return tuple(tuple(part(text) for text in _PARTS.split(word) if text) for word in template.split())
+
+
+def commands_for(template: str, rows: pd.DataFrame) -> pd.Series[Any]:
+    """Return a command for each row, with its values; see `Command.of`."""
+    import pandas as pd
+
+    names = list(dict.fromkeys(_FIELD.findall(template)))
+    words = _words(template, dict(zip(names, range(len(names)), strict=True)))
+    columns = [map(sys.intern, rows[name].astype("str").fillna("")) for name in names]
+    made = [Command(words, values) for values in zip(*columns, strict=True)] if names else []
+    return pd.Series(made, index=rows.index, dtype="object")
+
+
+def publish_commands(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Return the command that builds and publishes each image again; nothing if its flake is not recorded.
+
+    A tag has the reference of the flake, which may be a folder of the machine that published the image.
+    """
+    flakes = rows["tags"].map(lambda text: json.loads(text).get(tagging.FLAKE, "")).astype("str")
+    command = commands_for("vmsnix publish --image {flake} --region {region}", rows.assign(flake=flakes))
+    return command.where(flakes != "", None)
+
+
+# What rules read.
+
+
+@dataclass(frozen=True, slots=True)
+class AuditCriteria:
+    """What an operator chooses about the findings of an audit.
+
+    Attributes
+    ----------
+    old_days
+        Age from which an AMI is old.
+    unfinished_hours
+        Age from which an unfinished upload, import or object is reported.
+    known_accounts
+        Accounts, organizations and units that AMIs may be shared with. Scanned accounts are always known.
+    packages
+        Packages that no image may contain.
+    """
+
+    old_days: int = 365
+    unfinished_hours: int = 24
+    known_accounts: frozenset[str] = frozenset()
+    packages: tuple[Wanted, ...] = ()
+
+    @classmethod
+    def of(cls, *, old_days: int, known_accounts: Iterable[str], packages: Iterable[str]) -> AuditCriteria:
+        """Return criteria, checked; see `vmsnix_ops.audit.check`.
+
+        Raises
+        ------
+        vmsnix_ops.errors.ParameterError
+            One of them is invalid.
+        """
+        check_range("old_days", old_days, 0, MOST_DAYS, "days")
+        known = frozenset(known_accounts)
+        for one in sorted(known):
+            if not _ACCOUNT.fullmatch(one):
+                raise ParameterError(
+                    f"Invalid value {one!r} in known_accounts.",
+                    why="It must be an account ID (12 digits, without dashes) or the ARN of an organization "
+                    "or organizational unit.",
+                    fix="Correct it in known_accounts.",
+                )
+        return cls(old_days=old_days, known_accounts=known, packages=all_wanted(packages))
+
+
+_ACCOUNT = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organization|ou)/[\w/-]+")
+
+
+@dataclass(frozen=True)
+class AuditData:
+    """What a rule may read.
+
+    Attributes
+    ----------
+    inventory
+        The result of the scan.
+    criteria
+        What the operator chose.
+    recorded
+        The latest row of every AMI in the table ``amis``.
+    expected
+        What AWS should report for each AMI according to all tables.
+    packages
+        The rows of the table ``packages`` about the packages in the criteria.
+    recorded_digests
+        Digests of the images whose packages are recorded; empty if the criteria have no packages.
+    """
+
+    inventory: Inventory
+    criteria: AuditCriteria
+    recorded: pd.DataFrame
+    expected: list[dict[str, Any]]
+    packages: pd.DataFrame
+    recorded_digests: frozenset[str]
+
+    @cached_property
+    def amis(self) -> pd.DataFrame:
+        """The AMIs; cached, because most rules read them."""
+        return self.inventory.amis
+
+    @property
+    def now(self) -> datetime:
+        """When the scan began."""
+        return self.inventory.scanned_at
+
+    def of_kind(self, *kinds: str) -> pd.DataFrame:
+        """Return the resources of these kinds."""
+        frame = self.inventory.frame
+        return frame[frame["kind"].isin(kinds)]
+
+    def verdicts(self, rows: pd.DataFrame) -> pd.Series[Any]:
+        """Return what a retirement would do with each row; None if vmsnix did not publish it."""
+        import pandas as pd
+
+        keys = zip(rows["account"], rows["region"], rows["resource_id"], strict=True)
+        known = self.inventory.verdicts
+        return pd.Series([known.get(key) for key in keys], rows.index, "object")
+
+    def unfinished(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows that are older than unfinished work may be, or have no time."""
+        edge = self.now - timedelta(hours=self.criteria.unfinished_hours)
+        return frame[~(frame["created_at"] > edge)]
+
+
+# Rules and what they return.
+
+RuleFunction = Callable[[AuditData], "pd.DataFrame"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: its name, the severities of its findings, its description, and the function that finds them."""
+
+    name: str
+    severities: tuple[Severity, ...]
+    description: str
+    find: RuleFunction
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*severities: Severity) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a function that returns findings, from `findings_for`; its docstring describes the rule.
 
     Parameters
     ----------
-    inventory
-        What a scan saw.
-    measure
-        From where on something is wrong.
-    tables
-        The history, for what was published and what is inside; without it, rules that need it find nothing.
-    rules
-        Only these rules, by name; all by default.
+    severities
+        Severities of its findings. The first applies to findings without a column ``severity``.
+    """
 
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as in `COLUMNS`; `remediation` holds a `Command`, or nothing.
+    def register(find: RuleFunction) -> RuleFunction:
+        name = find.__name__.strip("_").replace("_", "-")
+        description = (find.__doc__ or "").split("\n\n")[0]
+        RULES[name] = Rule(name, severities, " ".join(description.split()), find)
+        return find
 
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        There is no such rule.
+    return register
+
+
+def findings_for(
+    rows: pd.DataFrame,
+    reason: str,
+    *,
+    remediation: str | pd.Series[Any] = "",
+    evidence: str | pd.Series[Any] = "",
+    **more: Any,
+) -> pd.DataFrame:
+    """Return one finding for each row.
+
+    Parameters
+    ----------
+    rows
+        Rows of an inventory.
+    reason, evidence
+        Texts in which ``{column}`` is replaced by a value of the row.
+    remediation
+        A template for `commands_for`, or a command for each row; empty if no command fixes all.
+    more
+        More columns for the texts.
     """
     import pandas as pd
 
-    chosen = tuple(rules) or tuple(RULES)
-    for name in chosen:
-        if name not in RULES:
-            raise ParameterError(f"There is no rule {name!r}.", why=nearest(name, RULES))
-    measure = measure or Measure()
-    tables = tables or Tables("/nonexistent")
-    inside, known = pd.DataFrame(columns=["digest", "name", "version"]), frozenset[str]()
-    if measure.packages:  # else no row of a table is read that may have millions
-        names = [wanted.name for wanted in measure.packages]
-        inside = tables.read("packages", columns=list(inside.columns), where=[("name", "in", names)])
-        known = frozenset(tables.read("packages", columns=["digest"])["digest"])
-    facts = Facts(inventory, measure, history.amis(tables), recorded(tables), inside, known)
-    # Parts are sorted one by one, and joined in their order: to sort the whole would double its memory.
-    parts: dict[tuple[int, str], pd.DataFrame] = {}
-    for name in chosen:
-        part = RULES[name].look(facts)
-        if not len(part):
-            continue
-        severity = part["severity"] if "severity" in part else RULES[name].severities[0]
-        part = _typed(part.assign(rule=name, severity=severity).reindex(columns=list(COLUMNS)))
-        part = part.sort_values(["account", "region", "resource_id"])
-        for one in part["severity"].unique():
-            parts[SEVERITIES.index(one), name] = part[part["severity"] == one]
-    if not parts:
-        return _typed(pd.DataFrame(columns=list(COLUMNS)))
-    return pd.concat([parts.pop(key) for key in sorted(parts)], ignore_index=True)
+    # A frame without rows would take the index, and so the rows, of what is assigned to it.
+    fitting = {
+        name: value.reindex(rows.index) if isinstance(value, pd.Series) else value
+        for name, value in more.items()
+    }
+    rows = rows.assign(**fitting)
+    texts = {
+        "reason": fill_template(reason, rows),
+        "evidence": evidence if isinstance(evidence, pd.Series) else fill_template(evidence, rows),
+    }
+    if isinstance(remediation, str):
+        remediation = (
+            commands_for(remediation, rows) if remediation else pd.Series(None, rows.index, "object")
+        )
+    texts["remediation"] = remediation.reindex(rows.index)
+    given = [name for name in COLUMNS if name in rows.columns and name not in texts]
+    return rows[given].assign(**texts)
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+def fill_template(text: str, rows: pd.DataFrame) -> pd.Series[Any]:
+    """Return a text for each row, in which ``{column}`` is replaced by the row's value."""
     import pandas as pd
 
-    fixes = [one if isinstance(one, Command) else None for one in frame["remediation"]]
-    texts = {name: "str" for name in COLUMNS if name not in ("remediation", "monthly_usd")}
-    frame = frame.assign(remediation=pd.Series(fixes, frame.index, "object"))
-    return frame.astype({**texts, "monthly_usd": "float64"})
+    parts = _FIELD.split(text)
+    whole = pd.Series(parts[0], index=rows.index, dtype="str")
+    for name, after in zip(parts[1::2], parts[2::2], strict=True):
+        whole = whole + rows[name].astype("str").fillna("") + after
+    return whole
+
+
+def concat(*parts: pd.DataFrame) -> pd.DataFrame:
+    """Return several frames of findings of one rule as one frame."""
+    import pandas as pd
+
+    full = [part for part in parts if len(part)]
+    return pd.concat(full) if full else parts[0]
 
 
 def as_text(findings: pd.DataFrame) -> pd.DataFrame:
-    """Return findings for a file or a table: each remediation as the line to paste, empty without one."""
+    """Return findings for a file or a table: each remediation as a line for a shell, or empty."""
     lines = [str(one) if isinstance(one, Command) else "" for one in findings["remediation"]]
     return findings.assign(remediation=lines).astype({"remediation": "str"})
-
-
-def summary(findings: pd.DataFrame) -> pd.DataFrame:
-    """Return how many findings each rule has, and what their resources cost, the worst first."""
-    groups = findings.groupby(["severity", "rule"], as_index=False, sort=False)
-    return groups.agg(
-        findings=("resource_id", "size"),
-        accounts=("account", "nunique"),
-        regions=("region", "nunique"),
-        monthly_usd=("monthly_usd", "sum"),
-    )
-
-
-def about() -> Mapping[str, tuple[tuple[Severity, ...], str]]:
-    """Return the severities and the meaning of every rule, by its name."""
-    return {name: (rule.severities, rule.about) for name, rule in RULES.items()}

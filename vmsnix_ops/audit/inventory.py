@@ -1,8 +1,8 @@
-"""Every AMI, snapshot, import and leftover of any number of accounts, in one frame, with what uses each.
+"""Scan accounts and regions, and join everything in one frame: AMIs, snapshots, imports and uploads.
 
-`scan` reads all regions of all accounts at once. What cannot be read (a region that is not enabled, an
-account that refuses us, one missing permission) does not end it: it is kept in `Inventory.unread`, becomes a
-finding, and makes the use of what stands there unknown.
+`scan` reads all regions of all accounts in parallel. Something that cannot be read (a region that is not
+enabled, an account that refuses, a missing permission) does not end it. It is listed in `Inventory.unread`,
+becomes a finding, and makes the usage of the AMIs there unknown.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, Verdict, decide
-from vmsnix_ops.aws import buckets, references, snapshots
-from vmsnix_ops.aws import regions as where
+from vmsnix_ops.aws import buckets as s3_buckets
+from vmsnix_ops.aws import references, snapshots
+from vmsnix_ops.aws import regions as aws_regions
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.accounts import open_accounts as sessions_of
+from vmsnix_ops.aws.accounts import open_accounts
 from vmsnix_ops.aws.buckets import errors_of
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.images import UNKNOWN_TIME
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from types_boto3_ec2.client import EC2Client
-    from types_boto3_ec2.type_defs import (
-        FilterTypeDef,
-    )
+    from types_boto3_ec2.type_defs import FilterTypeDef
 
     from vmsnix_ops.audit.region import RegionState
     from vmsnix_ops.aws.accounts import MemberAccount
@@ -59,24 +57,20 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
-# What a scan hands on: what was read, what could not be, and the inventory of it all.
-
-
 @dataclass(frozen=True, slots=True)
-class Unread:
+class UnreadSource:
     """Something that could not be read.
 
     Attributes
     ----------
     account, region
-        Where; the region is empty for a whole account.
+        The account and region; the region is empty for a whole account.
     source
-        What.
+        What could not be read, such as ``"snapshots"``.
     error
-        Why, and what to do.
+        Why, and how to fix it.
     bucket
-        The bucket that could not be read; empty where something else could not. Nothing but what it holds is
-        unknown then.
+        The bucket that could not be read; empty for anything else. Only its content is unknown then.
     """
 
     account: str
@@ -87,20 +81,21 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
-class Pointer:
-    """Something that names an AMI which this account does not own.
+class ForeignReference:
+    """A reference to an AMI that the account does not own.
 
     Attributes
     ----------
-    account, region, ami_id
-        Where and what it names; what stands for no AMI at all is kept as it is, such as the
-        ``resolve:ssm:...`` of a parameter that is gone.
+    account, region
+        The account and region of the reference.
+    ami_id
+        The AMI; or a text that is no AMI, such as ``resolve:ssm:...`` for a parameter that does not exist.
     reference
-        What names it.
+        The reference.
     owner
-        Whose AMI that is; empty when there is no such AMI, or none that this account may see.
+        The owner of the AMI; empty if the AMI does not exist or this account may not see it.
     unshared
-        The scanned account that owns it and does not let this account launch it; empty where there is none.
+        The scanned account that owns the AMI and does not share it with this account; else empty.
     """
 
     account: str
@@ -113,141 +108,582 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What one scan saw.
+    """The result of a scan.
 
     Attributes
     ----------
     frame
-        Columns as `vmsnix_ops.records.schemas.INVENTORY` documents them; AMIs first, oldest first.
+        Columns as in `vmsnix_ops.records.schemas.INVENTORY`; AMIs first, oldest first.
     run
         The run that scanned.
     scanned_at
-        When it started, UTC.
-    places
-        The accounts and regions that were read, each with the number of AMIs; also those without any.
+        When the scan started, UTC.
+    regions
+        The accounts and regions that were read, each with the number of its AMIs.
     unread
         What could not be read.
-    pointers
-        What names AMIs of accounts that were not scanned, or AMIs that its own account cannot launch.
-    hurried
-        The accounts and regions that have so many AMIs that AWS was not asked about each one. Who else may
-        launch those is unknown, and so is their use unless something names them.
+    foreign_references
+        References to AMIs of accounts that were not scanned, and to AMIs that their account cannot launch.
+    not_read_one_by_one
+        The accounts and regions with too many AMIs to read the launch permissions of each. The usage of an
+        AMI there is unknown unless something references it.
     buckets
-        The account and name of each bucket that was looked into, with its region.
+        The account and name of each bucket that was read, with its region.
     rules
-        The retirement rules by which `verdicts` were made.
+        The retirement rules of `verdicts`.
     verdicts
-        What a retirement would do with AMIs and orphans of ours, by account, region and id: with all that it
-        would retire or delete, and why it keeps those that are not whole.
+        What a retirement would do with AMIs and orphan snapshots that vmsnix published, by account, region
+        and ID: all that it would retire or delete, and why it keeps those that failed or are pending.
     """
 
     frame: pd.DataFrame = field(repr=False)
     run: RunContext = field(repr=False)
     scanned_at: datetime
-    places: Mapping[tuple[str, str], int]
-    unread: tuple[Unread, ...] = ()
-    pointers: tuple[Pointer, ...] = ()
-    hurried: tuple[tuple[str, str], ...] = ()
+    regions: Mapping[tuple[str, str], int]
+    unread: tuple[UnreadSource, ...] = ()
+    foreign_references: tuple[ForeignReference, ...] = ()
+    not_read_one_by_one: tuple[tuple[str, str], ...] = ()
     buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
     rules: RetirementRules = field(default_factory=RetirementRules)
     verdicts: Mapping[tuple[str, str, str], Verdict] = field(default_factory=dict, repr=False)
 
     @property
     def amis(self) -> pd.DataFrame:
-        """The AMIs: the first rows of the frame, and so no copy of them."""
+        """The AMIs. They are the first rows of the frame, so this is not a copy."""
         return self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
+
+    def unreadable(self, source: str) -> set[tuple[str, str]]:
+        """Return the accounts and regions in which a source could not be read."""
+        return {(one.account, one.region) for one in self.unread if one.source == source}
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """What was read of one account and region, or of a bucket.
+class ScanPart:
+    """What was read of one account and region, or of one bucket.
 
     Attributes
     ----------
     account, region
-        Where.
-    found
-        What uses AMIs.
-    amis
-        How many AMIs there are.
-    holders
-        The AMIs that hold each snapshot.
+        The account and region.
+    references
+        References to AMIs and snapshots.
+    ami_count
+        How many AMIs the account has.
+    amis_by_snapshot
+        The AMIs that use each snapshot.
     unread
         What could not be read.
-    hurried
-        Whether AWS was not asked about each AMI.
-    strangers
-        The owners of AMIs that are named here and belong to others; empty for what cannot be seen from here.
-    guests
-        AMIs of other scanned accounts that may be launched here, and about which AWS was asked here.
+    not_read_one_by_one
+        Whether the launch permissions of its AMIs were not read.
+    foreign_owners
+        The owners of referenced AMIs of other accounts; empty for those that this account cannot see.
+    visible_foreign_amis
+        AMIs of other scanned accounts that this account may launch, and whose references here were read.
     bucket
-        The bucket, if it is one.
+        The bucket, if this is about a bucket.
     closed
-        Whether the region let nobody in: it is not enabled.
-    seen
-        What decides about the retirement of what is there.
+        Whether nothing could be read, because the region is not enabled.
+    state
+        What retirement rules read.
     """
 
     account: str
     region: str
-    found: References
-    amis: int
-    holders: Mapping[str, list[str]]
-    unread: tuple[Unread, ...]
-    hurried: bool = False
-    strangers: Mapping[str, str] = field(default_factory=dict)
-    guests: frozenset[str] = frozenset()
+    references: References
+    ami_count: int
+    amis_by_snapshot: Mapping[str, list[str]]
+    unread: tuple[UnreadSource, ...]
+    not_read_one_by_one: bool = False
+    foreign_owners: Mapping[str, str] = field(default_factory=dict)
+    visible_foreign_amis: frozenset[str] = frozenset()
     bucket: str = ""
     closed: bool = False
-    seen: RegionState | None = None
+    state: RegionState | None = None
 
 
-# What snapshots cost, by the bytes that they hold.
+# Scan.
+
+OneByOne = Literal["auto", "yes", "no"]
+
+REGIONS_AT_ONCE = 8
+DEADLINE_MINUTES = 180.0
+MAX_DEADLINE_MINUTES = 7 * 24 * 60
+MAX_ONE_BY_ONE = 500
+"""Number of AMIs of a region up to which ``one_by_one="auto"`` reads each one."""
+
+
+def scan(
+    rules: RetirementRules | None = None,
+    *,
+    regions: Iterable[str] = (),
+    accounts: Iterable[str] = (),
+    buckets: Iterable[str] = (),
+    one_by_one: OneByOne = "auto",
+    deadline_minutes: float = DEADLINE_MINUTES,
+    session: boto3.Session | None = None,
+) -> Inventory:
+    """Read everything that accounts own in some regions, and its usage.
+
+    Parameters
+    ----------
+    rules
+        The retirement rules; by default the policy of the settings. A retirement of the same account and
+        regions by the same rules decides as the audit does.
+    regions, accounts, buckets, one_by_one, deadline_minutes, session
+        As for `vmsnix_ops.audit.check`, which also lists the errors.
+    """
+    settings, session = load(), session or default_session()
+    home = settings.region or session.region_name or "us-east-1"
+    rules = rules or RetirementRules.of(settings.retirement, {})
+    limit = _check_limit(settings, one_by_one, deadline_minutes)
+    wanted = aws_regions.requested_regions(session, regions, home=settings.region)
+    run, now = current_run("audit-inventory"), datetime.now(UTC)
+    with _interruptible(limit):
+        members = open_accounts(
+            tuple(accounts) or settings.audit_accounts,
+            role=settings.audit_role,
+            external_id=settings.audit_external_id,
+            region=home,
+            limit=limit,
+            session=session,
+        )
+        jobs, unread = _jobs(members, wanted, home)
+    scanned = frozenset(account for account, _, _ in jobs)
+    shown = current().step("scan", total=len(jobs), unit="items")
+    pool = ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan")
+    # `_interruptible` stops the limit before the pool waits for its threads, so that they end.
+    with shown as step, _rare_garbage_collection(), pool, _interruptible(limit, pool):
+        turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
+
+        def read(context: RegionContext) -> tuple[ScanPart, pa.Table]:
+            try:
+                columns = InventoryColumns(run.run_id, now, context.account, context.region)
+                part = scan_region(context, columns, one_by_one, settings.channel_prefix, scanned)
+                return part, columns.arrow()
+            finally:
+                step.advance(1)
+                turns.release()
+
+        futures = []
+        for account, its_session, region in jobs:
+            # Sessions are not thread-safe, so clients are created here; only a few at once, because each
+            # takes a megabyte and there may be thousands of regions.
+            turns.acquire()
+            context = RegionContext.of(its_session, region, account, limit)
+            futures.append(pool.submit(read, context))
+        found = [future.result() for future in futures]
+    del futures  # they reference every table
+    with _interruptible(limit):
+        sessions = {account: its_session for account, its_session, _ in jobs}
+        verdicts, undecided = _decide([part for part, _ in found], sessions, rules, now, limit)
+    found = [(replace(part, state=None), table) for part, table in found]  # it is large, and no longer needed
+    own = next((one for one in members if one.session is session), None)
+    names = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
+    if own is not None:
+        with _interruptible(limit):
+            for name in names:
+                columns = InventoryColumns(run.run_id, now, own.account, home)
+                part = _scan_bucket(session, name, settings.key_prefix, columns, limit)
+                found.append((part, columns.arrow()))
+    tables = [table for _, table in found]
+    parts = [part for part, _ in found]
+    found.clear()  # so that only `_join` references the tables, and can free them
+    unread += undecided
+    return _join(parts, tables, unread, run, now, Prices(settings.snapshot_prices), rules, verdicts)
+
+
+def _check_limit(settings: Settings, one_by_one: str, deadline_minutes: float) -> TimeLimit:
+    """Return the time limit of a scan; raise before anything is read if a parameter is invalid."""
+    if one_by_one not in get_args(OneByOne):
+        raise errors.ParameterError(
+            f"Invalid one_by_one {one_by_one!r}.", fix=f"Use {', '.join(get_args(OneByOne))}."
+        )
+    if not 0 < deadline_minutes <= MAX_DEADLINE_MINUTES:
+        raise errors.ParameterError(
+            f"Invalid deadline_minutes {deadline_minutes!r}.",
+            fix=f"Use more than 0 and at most {MAX_DEADLINE_MINUTES} minutes.",
+        )
+    for region in settings.snapshot_prices.keys() - {"default"}:
+        try:
+            aws_regions.check_regions([region])
+        except errors.RegionError as error:
+            raise errors.SettingsError(
+                f"Unknown region {region!r} in the setting snapshot_prices.",
+                why=error.why,
+                fix="Correct or remove it. The price of default applies to all regions that are not listed.",
+            ) from error
+    fix = f"Scan fewer regions at once, or give more than {deadline_minutes:g} minutes (deadline_minutes)."
+    return TimeLimit(time.time() + 60 * deadline_minutes, fix=fix)
+
+
+def _jobs(
+    members: Iterable[MemberAccount], wanted: tuple[str, ...], home: str
+) -> tuple[list[tuple[str, boto3.Session, str]], list[UnreadSource]]:
+    """Return account, session and region of everything to read, and the accounts that cannot be read."""
+    jobs, unread = [], []
+    for member in members:
+        if member.session is None:
+            if member.error is not None:
+                unread.append(UnreadSource(member.account, "", "account", member.error))
+            continue
+        regions = wanted
+        if wanted == (aws_regions.ALL,):
+            try:
+                regions = aws_regions.enabled_regions(client(member.session, "ec2", home))
+            except errors.AwsError as error:
+                unread.append(UnreadSource(member.account, "", "enabled regions", error))
+                regions = (home,)
+        jobs += [(member.account, member.session, region) for region in regions]
+    return jobs, unread
+
+
+@contextmanager
+def _rare_garbage_collection() -> Iterator[None]:
+    """Let Python collect garbage less often. Nearly all that a scan reads is kept."""
+    earlier = gc.get_threshold()
+    gc.set_threshold(50_000, *earlier[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*earlier)
+
+
+@contextmanager
+def _interruptible(limit: TimeLimit, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
+    """Stop all waiting if the operator interrupts a scan, and raise an error that explains it."""
+    try:
+        yield
+    except BaseException as error:
+        limit.stop()
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise errors.InterruptedRunError(
+                "The audit was interrupted.",
+                why="Nothing was changed, and its results were not saved.",
+                fix="Run it again. It starts from the beginning.",
+            ) from error
+        raise
+
+
+@needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
+def scan_region(
+    context: RegionContext,
+    columns: InventoryColumns,
+    one_by_one: OneByOne,
+    prefix: str,
+    scanned: frozenset[str] = frozenset(),
+) -> ScanPart:
+    """Read one account and region, one source after the other.
+
+    Parameters
+    ----------
+    context
+        The account and region.
+    columns
+        Receives the rows.
+    one_by_one
+        As for `vmsnix_ops.audit.check`.
+    prefix
+        Prefix of the names of channel parameters.
+    scanned
+        All accounts of the scan. References here to their AMIs are read, too.
+    """
+    account, region, ec2 = context.account, context.region, context.ec2
+    state = reading.read_region(context, prefix=prefix)
+    unread = [UnreadSource(account, region, source, error) for source, error in state.unread.items()]
+    if reading.WHOLE_REGION in state.unread:
+        return ScanPart(account, region, state.references, 0, {}, tuple(unread), closed=True)
+
+    @contextmanager
+    def attempt(source: str) -> Iterator[None]:
+        try:
+            with calling(f"read the {source} of {region} in account {account}"):
+                yield
+        except errors.AwsError as error:
+            unread.append(UnreadSource(account, region, source, error))
+
+    public: frozenset[str] | None = None
+    with attempt("public snapshots"):  # few, so one call
+        public = snapshots.public(ec2)
+    add_snapshots(columns, state.snapshots.values(), public)
+    add_amis(columns, state.amis, state.snapshots)
+    add_imports(columns, state.imports)
+    own = {ami.ami_id for ami in state.amis}
+    skip_each = one_by_one == "no" or (one_by_one == "auto" and len(own) > MAX_ONE_BY_ONE)
+    visible: frozenset[str] = frozenset()
+    if not skip_each and scanned - {account}:
+        with attempt("AMIs of the other accounts"):
+            others = sorted(scanned - {account})
+            shared = read_pages(ec2.describe_images, Owners=others, ExecutableUsers=["self"], **_ALL_STATES)
+            visible = frozenset(image["ImageId"] for page in shared for image in page["Images"])
+    found = state.references
+    if not skip_each:
+        found = references.merged(found, references.search(context.clients, own, guests=visible))
+    unread += [UnreadSource(account, region, source, error) for source, error in found.unread.items()]
+    owners: dict[str, str] = {}
+    with attempt("AMIs of others"):
+        foreign = [one for one in found.by_ami if one.startswith("ami-") and one not in own]
+        if "AMIs" not in state.unread:
+            owners = _owners(ec2, foreign)
+    owners |= {one: "" for one in found.by_ami if not one.startswith(("ami-", "snap-"))}
+    launched = {ami.ami_id: ami.launched_at for ami in state.amis if ami.launched_at is not None}
+    return ScanPart(
+        account,
+        region,
+        references.with_launches(found, launched),
+        len(own),
+        state.amis_by_snapshot(),
+        tuple(unread),
+        skip_each and bool(own),
+        owners,
+        visible,
+        state=state.for_retirement(),
+    )
+
+
+class _AllStates(TypedDict):
+    IncludeDeprecated: bool
+    IncludeDisabled: bool
+
+
+_ALL_STATES: _AllStates = {"IncludeDeprecated": True, "IncludeDisabled": True}
+
+
+def _owners(ec2: EC2Client, ami_ids: list[str]) -> dict[str, str]:
+    """Return the owner of each AMI; empty for those that do not exist or are not visible."""
+    owners = dict.fromkeys(ami_ids, "")
+    for start in range(0, len(ami_ids), 200):  # AWS: 200 values in a filter, which may name missing AMIs
+        chosen: list[FilterTypeDef] = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
+        for page in read_pages(ec2.describe_images, Filters=chosen, **_ALL_STATES):
+            owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in page["Images"]}
+    return owners
+
+
+def _scan_bucket(
+    session: boto3.Session, name: str, key_prefix: str, columns: InventoryColumns, limit: TimeLimit
+) -> ScanPart:
+    """Read objects and multipart uploads that publishing left in a bucket."""
+    region, unread = "", []
+    try:
+        with errors_of(name, f"read the bucket {name}"):
+            home = with_time_limit(client(session, "s3", columns.region, attempts=2), limit)
+            columns.region = region = s3_buckets.region_of(home, name)
+            s3 = with_time_limit(client(session, "s3", region, attempts=2), limit)
+            for read in (s3_buckets.objects, s3_buckets.uploads):
+                add_leftovers(columns, name, read(s3, name, key_prefix))
+    except errors.AwsError as error:
+        unread.append(UnreadSource(columns.account, region, f"bucket {name}", error, name))
+    return ScanPart(columns.account, region, References(region, {}), 0, {}, tuple(unread), bucket=name)
+
+
+def _decide(
+    parts: Iterable[ScanPart],
+    sessions: Mapping[str, boto3.Session],
+    rules: RetirementRules,
+    now: datetime,
+    limit: TimeLimit,
+) -> tuple[dict[tuple[str, str, str], Verdict], list[UnreadSource]]:
+    """Return what a retirement in each account would do, and what could not be read for this."""
+    by_account: dict[str, dict[str, RegionState]] = {}
+    for part in parts:
+        if part.state is not None:
+            by_account.setdefault(part.account, {})[part.region] = part.state
+    verdicts: dict[tuple[str, str, str], Verdict] = {}
+    unread: list[UnreadSource] = []
+    for account, regions in by_account.items():
+
+        def context_of(region: str, account: str = account) -> RegionContext:
+            return RegionContext.of(sessions[account], region, account, limit)
+
+        found, undecided = decide(regions, rules, now, context_of, include_kept=_is_incomplete)
+        for one in found:
+            if one.digest:
+                verdicts[account, one.region, one.resource_id] = Verdict(one.action, one.reasons)
+        for region, error in undecided.items():
+            state = regions[region]
+            if not state.unread and not state.references.unread:  # else it is reported already
+                why = errors.AwsError(error.what, why=error.why, fix=error.fix)
+                unread.append(UnreadSource(account, region, reading.ONE_BY_ONE, why))
+    return verdicts, unread
+
+
+def _is_incomplete(one: Ami | Snapshot) -> bool:
+    """Return whether a finding has to explain why something is kept: if it failed or is pending."""
+    return one.state not in ("available", "disabled", "completed")
+
+
+# Join what was read of all accounts and regions.
+
+_USAGE_SOURCES = frozenset(
+    {"instances", "launch templates", "Auto Scaling groups", "parameters", "image references"}
+    | {"launch permissions", "AMIs", references.PARAMETERS_OF_TEMPLATES}
+)
+"""If one of these sources could not be read, an AMI without references may still be used."""
+
+
+def _join(
+    parts: list[ScanPart],
+    tables: list[pa.Table],
+    unread: list[UnreadSource],
+    run: RunContext,
+    now: datetime,
+    prices: Prices,
+    rules: RetirementRules,
+    verdicts: Mapping[tuple[str, str, str], Verdict],
+) -> Inventory:
+    """Return one inventory of everything that was read. References of one account count for all accounts."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from vmsnix_ops.records.frames import to_frame
+
+    table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
+    tables.clear()
+    used, texts = _usage(table, parts, now, rules.launched_days)
+    for name, values in (("referenced", used), ("references", texts)):
+        number, field_ = table.schema.get_field_index(name), table.schema.field(name)
+        table = table.set_column(number, field_, pa.array(values, field_.type))
+    order = [(name, "ascending") for name in ("kind", "created_at", "resource_id")]
+    # Sorting in arrow copies the table once, and frees the original before pandas copies it again.
+    table = table.take(pc.sort_indices(table, sort_keys=order))
+    frame = to_frame(table)
+    frame["monthly_usd"] = monthly_usd(frame, prices)
+    regions: dict[tuple[str, str], int] = {}
+    for part in parts:
+        if not part.bucket and not part.closed:
+            place = part.account, part.region
+            regions[place] = regions.get(place, 0) + part.ami_count
+    return Inventory(
+        frame,
+        run,
+        now,
+        regions,
+        (*unread, *(one for part in parts for one in part.unread)),
+        tuple(_foreign_references(parts, frame)),
+        tuple((part.account, part.region) for part in parts if part.not_read_one_by_one),
+        {(part.account, part.bucket): part.region for part in parts if part.bucket},
+        rules,
+        verdicts,
+    )
+
+
+def _foreign_references(parts: list[ScanPart], frame: pd.DataFrame) -> Iterator[ForeignReference]:
+    scanned = {part.account for part in parts}
+    hidden = {ami_id for part in parts for ami_id, owner in part.foreign_owners.items() if not owner}
+    known = frame[frame["resource_id"].isin(hidden) & (frame["kind"] == "ami")]
+    owners = dict(zip(known["resource_id"], known["account"], strict=True))
+    for part in parts:
+        for ami_id, owner in part.foreign_owners.items():
+            if owner in scanned:
+                continue
+            for one in part.references.names(ami_id):
+                unshared = "" if owner else owners.get(ami_id, "")
+                yield ForeignReference(part.account, part.region, ami_id, one, owner, unshared)
+
+
+_EVERYBODY = Reference("shared-with", "all", type="everybody")
+
+
+def _usage(
+    table: pa.Table, parts: list[ScanPart], now: datetime, launched_days: float
+) -> tuple[list[bool | None], list[str]]:
+    """Return, for each row, whether it is used (``None``: unknown), and its references as JSON."""
+    by_resource: dict[tuple[str, str], list[Reference]] = {}
+    by_snapshot: dict[tuple[str, str], list[str]] = {}
+    unreadable: set[tuple[str, str]] = set()
+    unknown_sharing: set[tuple[str, str]] = set()
+    visible: dict[tuple[str, str], frozenset[str]] = {}
+    for part in parts:
+        place = part.account, part.region
+        for resource_id, found in part.references.by_ami.items():
+            foreign = resource_id in part.foreign_owners
+            known = by_resource.setdefault((part.region, resource_id), [])
+            known += [replace(one, account=part.account) if foreign else one for one in found]
+        by_snapshot |= {(part.region, key): amis for key, amis in part.amis_by_snapshot.items()}
+        if any(one.source in _USAGE_SOURCES for one in part.unread):
+            unreadable.add(place)
+        elif part.visible_foreign_amis:
+            visible[place] = part.visible_foreign_amis
+        if part.not_read_one_by_one:
+            unknown_sharing.add(place)
+    incomplete = unreadable | unknown_sharing
+    used: list[bool | None] = []
+    texts: list[str] = []
+    columns = [
+        table.column(name).to_pylist()
+        for name in ("kind", "account", "region", "resource_id", "public", "created_at")
+    ]
+    for kind, account, region, resource_id, public, created_at in zip(*columns, strict=True):
+        some = by_resource.get((region, resource_id), [])
+        if kind == "ami":
+            if public and _EVERYBODY not in some:  # known even if launch permissions were not read
+                some = [*some, _EVERYBODY]
+            # Sharing with a scanned account is no sign of use: the references in that account were read.
+            relevant = [
+                one
+                for one in some
+                if one.kind != "shared-with" or resource_id not in visible.get((one.id, region), ())
+            ]
+            settled = created_at is None or created_at < now - references.SETTLED
+            complete = settled and (account, region) not in incomplete
+            used.append(references.judge(relevant, complete=complete, now=now, launched_days=launched_days))
+            texts.append(references.dump(some))
+        elif kind in ("snapshot", "direct-upload"):
+            amis = by_snapshot.get((region, resource_id), [])
+            unknown = not amis and (account, region) in unreadable
+            used.append(None if unknown else bool(amis or some))
+            texts.append(references.dump([*(Reference("ami", one) for one in amis), *some]))
+        else:
+            used.append(None)
+            texts.append("[]")
+    return used, texts
+
+
+# What snapshots cost, by the bytes that they store.
 #
-# AWS bills a snapshot by its stored blocks, not by the size of its volume, and ``FullSnapshotSizeInBytes``
-# tells them: the whole size of what a volume of it would hold. A snapshot that shares blocks with an older
-# one of the same volume is billed for its own blocks only, which AWS does not tell, so the figure is a
-# ceiling. Where even that is unknown, the volume's size takes its place and the row is marked as estimated;
-# so a pending snapshot counts by its volume until AWS tells more. One that failed stores nothing and costs
-# nothing.
+# AWS bills the stored blocks of a snapshot, not the size of its volume. ``FullSnapshotSizeInBytes`` is the
+# size of all blocks that a volume created from it would contain. A snapshot that shares blocks with an older
+# one of the same volume is billed only for its own blocks, which AWS does not report, so the cost is an upper
+# limit. If the size is unknown, the size of the volume is used and the row is marked as estimated; this
+# includes pending snapshots. A failed snapshot stores nothing and costs nothing.
 
 GIB = 2**30
 DEFAULT = (0.05, 0.0125)
-"""USD a GiB and month, standard and archive tier: AWS's list price in us-east-1."""
+"""USD per GiB and month, standard and archive tier: AWS's list price in us-east-1."""
 
 OBJECT_USD = 0.023
-"""USD a GiB and month of S3 Standard in us-east-1, for what uploads left behind."""
+"""USD per GiB and month of S3 Standard in us-east-1, for objects that publishing left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What a GiB of snapshot costs a month.
+    """The monthly price of a GiB of snapshot.
 
     Attributes
     ----------
     by_region
-        USD in the standard and in the archive tier, from the setting ``snapshot_prices``; ``default`` holds
-        for regions that are not named. Prices differ by up to two thirds between regions, so set those that
-        you use.
+        USD in the standard and in the archive tier, from the setting ``snapshot_prices``; ``default`` applies
+        to regions that are not listed. Prices differ by up to two thirds between regions.
     """
 
     by_region: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def of(self, region: str, *, archive: bool = False) -> float:
-        """Return the USD of a GiB and month in a region."""
+        """Return the USD per GiB and month in a region."""
         pair = self.by_region.get(region) or self.by_region.get("default") or DEFAULT
         return pair[1] if archive else pair[0]
 
 
 def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
-    """Return what each row of an inventory costs a month; 0 where it stores nothing.
+    """Return the monthly cost of each row of an inventory; 0 if it stores nothing.
 
     Parameters
     ----------
     frame
         Columns ``kind``, ``region``, ``state``, ``tier``, ``stored_bytes``, ``size_gib``.
     prices
-        Of snapshots.
+        Prices of snapshots.
     """
     import pandas as pd
 
@@ -264,21 +700,20 @@ def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
 
 
 def total_usd(frame: pd.DataFrame) -> float:
-    """Return what all rows cost a month; AMIs count by their snapshots, which have rows of their own."""
+    """Return the monthly cost of all rows. AMIs are left out: their snapshots have rows of their own."""
     return float(frame.loc[frame["kind"] != "ami", "monthly_usd"].sum())
 
 
-# One answer of AWS, one row of the inventory: columns are filled, and what AWS said is forgotten at once.
+# Rows of the inventory.
 #
-# An account may hold a hundred thousand AMIs. A dictionary for each would take gigabytes, so rows go straight
-# into columns. Fields that are absent (a half-deleted AMI, a task that just began) leave holes, no error.
+# An account may have a hundred thousand AMIs. A dictionary for each would take gigabytes, so rows are written
+# directly into columns. Missing fields (an AMI without its snapshot, a task that just started) stay empty.
 
-NAMES = schemas.INVENTORY.names
-PACK = 1000  # rows that stay Python's own
+PACK = 1000  # rows that are kept as Python objects
 
 
-class Columns:
-    """The growing columns of one account and region.
+class InventoryColumns:
+    """The columns of one account and region, to which rows are added.
 
     Parameters
     ----------
@@ -288,12 +723,17 @@ class Columns:
 
     def __init__(self, run_id: str, scanned_at: datetime, account: str, region: str) -> None:
         self.run_id, self.scanned_at, self.account, self.region = run_id, scanned_at, account, region
-        self._values: dict[str, list[Any]] = {name: [] for name in NAMES if name not in _SAME}
+        self._values: dict[str, list[Any]] = {
+            name: [] for name in schemas.INVENTORY.names if name not in self._constants()
+        }
         self._packed: list[pa.Table] = []
         self._length = 0
 
+    def _constants(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("run_id", "scanned_at", "account", "region")}
+
     def add(self, **row: Any) -> None:
-        """Add a row; columns left out are empty."""
+        """Add a row; columns that are not given are empty."""
         for name, values in self._values.items():
             values.append(row.get(name))
         self._length += 1
@@ -301,7 +741,7 @@ class Columns:
             self._pack()
 
     def arrow(self) -> pa.Table:
-        """Return the rows as a table of the schema, and forget them."""
+        """Return the rows as a table of the schema, and remove them from here."""
         import pyarrow as pa
 
         self._pack()
@@ -309,20 +749,14 @@ class Columns:
         return pa.concat_tables(packed)
 
     def _pack(self) -> None:
-        """Put the rows since the last time into arrow's memory, a fifth of what Python's texts take."""
+        """Move the new rows to arrow, which needs a fifth of the memory of Python's texts."""
         import pyarrow as pa
 
-        schema = schemas.INVENTORY.arrow()
-        same = {
-            "run_id": self.run_id,
-            "scanned_at": self.scanned_at,
-            "account": self.account,
-            "region": self.region,
-        }
+        schema, constants = schemas.INVENTORY.arrow(), self._constants()
         arrays = []
         for column in schema:
-            if column.name in same:
-                arrays.append(pa.repeat(pa.scalar(same[column.name], column.type), self._length))
+            if column.name in constants:
+                arrays.append(pa.repeat(pa.scalar(constants[column.name], column.type), self._length))
                 continue
             values, self._values[column.name] = self._values[column.name], []
             arrays.append(pa.array(values, column.type))
@@ -330,14 +764,12 @@ class Columns:
         self._length = 0
 
 
-_SAME = frozenset({"run_id", "scanned_at", "account", "region"})
+def add_snapshots(
+    columns: InventoryColumns, found: Iterable[Snapshot], public: Collection[str] | None = None
+) -> None:
+    """Add snapshots; `public` are those that everybody may use, ``None`` if this is unknown.
 
-
-def add_snapshots(columns: Columns, found: Iterable[Snapshot], public: Collection[str] | None = None) -> None:
-    """Add snapshots. `public` are those that everybody may use; None where nobody could tell.
-
-    A pending one that comes from no volume and is no copy is being written through the EBS direct APIs, or
-    was until its writer died.
+    A pending snapshot that has no volume and is no copy is an EBS direct upload, running or given up.
     """
     for one in found:
         direct = one.state == "pending" and not one.volume_id and not one.made_by_aws
@@ -353,19 +785,21 @@ def add_snapshots(columns: Columns, found: Iterable[Snapshot], public: Collectio
             tier=one.tier or None,
             public=None if public is None else one.snapshot_id in public,
             encrypted=one.encrypted,
-            # What tells a backup of a volume from an image's snapshot.
+            # Distinguishes a backup of a volume from a snapshot of an image.
             source=one.volume_id or one.description or None,
             message=one.message or None,
-            image=one.tags.get(tagging.IMAGE),
-            digest=one.tags.get(tagging.DIGEST),
-            tags=_json(one.tags),
+            **_tag_columns(one.tags),
         )
 
 
-def add_amis(columns: Columns, found: Iterable[Ami], snapshots: Mapping[str, Snapshot]) -> None:
-    """Add AMIs; `snapshots` are the account's, by id."""
+def add_amis(
+    columns: InventoryColumns, found: Iterable[Ami], snapshots_by_id: Mapping[str, Snapshot]
+) -> None:
+    """Add AMIs, with the sizes of their snapshots."""
     for ami in found:
-        stored = [snapshots[one].stored_bytes if one in snapshots else None for one in ami.snapshot_ids]
+        stored = [
+            snapshots_by_id[one].stored_bytes if one in snapshots_by_id else None for one in ami.snapshot_ids
+        ]
         known = [size for size in stored if size is not None]
         columns.add(
             kind="ami",
@@ -386,14 +820,12 @@ def add_amis(columns: Columns, found: Iterable[Ami], snapshots: Mapping[str, Sna
             root_device=ami.root_device,
             source=ami.source_ami_id or None,
             message=ami.message or None,
-            image=ami.tags.get(tagging.IMAGE),
-            digest=ami.tags.get(tagging.DIGEST),
-            tags=_json(ami.tags),
+            **_tag_columns(ami.tags),
         )
 
 
-def add_imports(columns: Columns, found: Iterable[ImportTask]) -> None:
-    """Add imports; AWS lists those that ended for a week."""
+def add_imports(columns: InventoryColumns, found: Iterable[ImportTask]) -> None:
+    """Add imports. AWS lists ended imports for a week."""
     for task in found:
         columns.add(
             kind="import-task",
@@ -403,14 +835,12 @@ def add_imports(columns: Columns, found: Iterable[ImportTask]) -> None:
             message=task.message or None,
             source=task.source or None,
             snapshots=json.dumps([task.snapshot_id] if task.snapshot_id else []),
-            image=task.tags.get(tagging.IMAGE),
-            digest=task.tags.get(tagging.DIGEST),
-            tags=_json(task.tags),
+            **_tag_columns(task.tags),
         )
 
 
-def leftovers(columns: Columns, bucket: str, found: Iterable[Leftover]) -> None:
-    """Add what uploads left in a bucket."""
+def add_leftovers(columns: InventoryColumns, bucket: str, found: Iterable[Leftover]) -> None:
+    """Add objects and multipart uploads that publishing left in a bucket."""
     for one in found:
         columns.add(
             kind=one.kind,
@@ -424,496 +854,9 @@ def leftovers(columns: Columns, bucket: str, found: Iterable[Leftover]) -> None:
         )
 
 
-def _json(tags: Mapping[str, str]) -> str:
-    return json.dumps(tags, sort_keys=True, ensure_ascii=False)
-
-
-# Many accounts and regions, one inventory: what uses each resource, wherever that was seen.
-
-
-def joined(
-    found: list[Read],
-    tables: list[pa.Table],
-    unread: list[Unread],
-    run: RunContext,
-    now: datetime,
-    prices: Prices,
-    rules: RetirementRules,
-    verdicts: Mapping[tuple[str, str, str], Verdict],
-) -> Inventory:
-    """Return one inventory of all that was read; what one account sees counts for the AMIs of another."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from vmsnix_ops.records import schemas
-    from vmsnix_ops.records.frames import to_frame
-
-    uses: dict[tuple[str, str], list[Reference]] = {}
-    # Of a hurried place AWS was not asked who may launch each AMI: that is as unknown as in a blind one.
-    blind = {(one.account, one.region) for read in found for one in read.unread if one.source in _PROOF}
-    hurried = {(read.account, read.region) for read in found if read.hurried}
-    guests = {(read.account, read.region): read.guests for read in found if read.guests}
-    seen = {place: some for place, some in guests.items() if place not in blind}
-    for read in found:
-        for ami_id, some in read.found.by_ami.items():
-            known = uses.setdefault((read.region, ami_id), [])
-            known += [replace(one, account=read.account) if ami_id in read.strangers else one for one in some]
-    table = pa.concat_tables([schemas.INVENTORY.arrow().empty_table(), *tables])
-    tables.clear()
-    holders = {(read.region, key): held for read in found for key, held in read.holders.items()}
-    used, proofs = _use(table, uses, holders, blind, hurried, seen, now, rules.launched_days)
-    for name, values in (("referenced", used), ("references", proofs)):
-        number, field_ = table.schema.get_field_index(name), table.schema.field(name)
-        table = table.set_column(number, field_, pa.array(values, field_.type))
-    order = [(name, "ascending") for name in ("kind", "created_at", "resource_id")]
-    # Sorted in arrow, which copies once; what it was copied from goes before pandas sees it.
-    table = table.take(pc.sort_indices(table, sort_keys=order))
-    frame = to_frame(table)
-    frame["monthly_usd"] = monthly_usd(frame, prices)
-    places: dict[tuple[str, str], int] = {}
-    for read in found:
-        if not read.bucket and not read.closed:
-            places[read.account, read.region] = places.get((read.account, read.region), 0) + read.amis
-    return Inventory(
-        frame,
-        run,
-        now,
-        places,
-        (*unread, *(one for read in found for one in read.unread)),
-        tuple(_pointers(found, frame)),
-        tuple((read.account, read.region) for read in found if read.hurried),
-        {(read.account, read.bucket): read.region for read in found if read.bucket},
-        rules,
-        verdicts,
-    )
-
-
-def _pointers(found: list[Read], frame: pd.DataFrame) -> Iterator[Pointer]:
-    """Yield what names AMIs that are not its account's, as that account sees them."""
-    scanned = {read.account for read in found}
-    hidden = {ami_id for read in found for ami_id, owner in read.strangers.items() if not owner}
-    known = frame[frame["resource_id"].isin(hidden) & (frame["kind"] == "ami")]
-    owners = dict(zip(known["resource_id"], known["account"], strict=True))
-    for read in found:
-        for ami_id, owner in read.strangers.items():
-            if owner in scanned:
-                continue
-            for one in read.found.names(ami_id):
-                unshared = "" if owner else owners.get(ami_id, "")
-                yield Pointer(read.account, read.region, ami_id, one, owner, unshared)
-
-
-_PROOF = frozenset(
-    {"instances", "launch templates", "Auto Scaling groups", "parameters", "image references"}
-    | {"launch permissions", "AMIs", references.PARAMETERS_OF_TEMPLATES}
-)
-"""Sources without which nobody can say that an AMI is not used."""
-
-
-_EVERYBODY = Reference("shared-with", "all", type="everybody")
-
-
-def _use(
-    table: pa.Table,
-    uses: Mapping[tuple[str, str], list[Reference]],
-    holders: Mapping[tuple[str, str], list[str]],
-    blind: set[tuple[str, str]],
-    hurried: set[tuple[str, str]],
-    seen: Mapping[tuple[str, str], frozenset[str]],
-    now: datetime,
-    launched_days: float,
-) -> tuple[list[bool | None], list[str]]:
-    """Return, for each row, whether it is used, and the references as JSON.
-
-    That an AMI is shared with an account is a hint only while nobody looked there: `seen` are the AMIs of
-    others about which AWS was asked in each place.
-    """
-    used: list[bool | None] = []
-    proofs: list[str] = []
-    columns = [
-        table.column(name).to_pylist()
-        for name in ("kind", "account", "region", "resource_id", "public", "created_at")
-    ]
-    for kind, account, region, resource_id, public, created_at in zip(*columns, strict=True):
-        if kind == "ami":
-            some = uses.get((region, resource_id), [])
-            if public and _EVERYBODY not in some:  # known also where AWS was not asked about each AMI
-                some = [*some, _EVERYBODY]
-            open_ = [
-                one
-                for one in some
-                if one.kind != "shared-with" or resource_id not in seen.get((one.id, region), ())
-            ]
-            settled = created_at is None or created_at < now - references.SETTLED
-            complete = settled and (account, region) not in blind and (account, region) not in hurried
-            used.append(references.judge(open_, complete=complete, now=now, launched_days=launched_days))
-            proofs.append(references.dump(some))
-        elif kind in ("snapshot", "direct-upload"):
-            held = holders.get((region, resource_id), [])
-            some = uses.get((region, resource_id), [])
-            unknown = not held and (account, region) in blind
-            used.append(None if unknown else bool(held or some))
-            proofs.append(references.dump([*(Reference("ami", one) for one in held), *some]))
-        else:
-            used.append(None)
-            proofs.append("[]")
-    return used, proofs
-
-
-Thoroughness = Literal["auto", "yes", "no"]
-
-REGIONS_AT_ONCE = 8
-PAGE = 1000
-DEADLINE_MINUTES = 180.0
-LONGEST_MINUTES = 7 * 24 * 60
-ONE_BY_ONE = 500
-"""AMIs of a region up to which, by default, AWS is also asked about each one."""
-
-
-@check_arguments
-def scan(
-    *,
-    regions: Iterable[str] = (),
-    accounts: Iterable[str] = (),
-    buckets: Iterable[str] = (),
-    one_by_one: Thoroughness = "auto",
-    deadline_minutes: float = DEADLINE_MINUTES,
-    keep_last: int | None = None,
-    min_age_days: float | None = None,
-    launched_days: float | None = None,
-    retention_days: float | None = None,
-    orphan_days: float | None = None,
-    max_count: int | None = None,
-    session: boto3.Session | None = None,
-) -> Inventory:
-    """Return everything that these accounts own in these regions, and what uses it.
-
-    Parameters
-    ----------
-    regions
-        Where to look; by default the settings' region, else AWS's own. ``["all"]``: every region that is
-        enabled, in each account.
-    accounts
-        Account IDs or role ARNs (see `vmsnix_ops.aws.accounts.open_accounts`); by default those of the
-        setting ``audit_accounts``, else the caller's own.
-    buckets
-        Buckets of uploads in the caller's own account; by default the settings' bucket.
-    one_by_one
-        Whether AWS is also asked about each single AMI: which other accounts may launch it, and which
-        recipes of Image Builder name it. ``"auto"`` does so in regions with at most `ONE_BY_ONE` AMIs. There
-        is no way to ask that of all at once, so elsewhere an AMI that nothing names is not called unused.
-    deadline_minutes
-        After so many minutes nothing more is asked; what was not read by then is told, as any other gap is.
-    keep_last, min_age_days, launched_days, retention_days, orphan_days, max_count
-        The retirement policy; by default that of `vmsnix_ops.settings.Settings`. A retirement of the same
-        account and regions with the same numbers decides as the audit does.
-    session
-        Whose account is scanned, and who takes the roles in others.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        A parameter or a setting cannot be right.
-    vmsnix_ops.errors.InterruptedRunError
-        Ctrl-C.
-    vmsnix_ops.errors.RegionError
-        There is no such region.
-    vmsnix_ops.errors.CredentialsError
-        The caller has no credentials. Other trouble is in `Inventory.unread`.
-    """
-    settings, session = load(), session or default_session()
-    home = settings.region or session.region_name or "us-east-1"
-    limit = checked(settings, one_by_one, deadline_minutes)
-    rules = RetirementRules.of(
-        settings.retirement,
-        {
-            "keep_last": keep_last,
-            "min_age_days": min_age_days,
-            "launched_days": launched_days,
-            "retention_days": retention_days,
-            "orphan_days": orphan_days,
-            "max_count": max_count,
-        },
-    )
-    asked = where.requested_regions(session, regions, home=settings.region)
-    run, now = current_run("audit-inventory"), datetime.now(UTC)
-    with _interruptible(limit):
-        members = sessions_of(
-            tuple(accounts) or settings.audit_accounts,
-            role=settings.audit_role,
-            external_id=settings.audit_external_id,
-            region=home,
-            limit=limit,
-            session=session,
-        )
-        places, unread = _places(members, asked, home)
-    family = frozenset(account for account, _, _ in places)
-    shown = current().step("scan", total=len(places), unit="items")
-    pool = ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan")
-    # The interrupt is told first, so that the pool can end.
-    with shown as step, _rare_collections(), pool, _interruptible(limit, pool):
-        turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
-
-        def read(place: RegionContext) -> tuple[Read, pa.Table]:
-            try:
-                columns = Columns(run.run_id, now, place.account, place.region)
-                result = read_region(place, columns, one_by_one, settings.channel_prefix, family)
-                return result, columns.arrow()
-            finally:
-                step.advance(1)
-                turns.release()
-
-        jobs = []
-        for account, its_session, region in places:
-            # Sessions are not thread safe, so clients are made here; a few at once, because each costs a
-            # megabyte and there may be thousands of places.
-            turns.acquire()
-            jobs.append(pool.submit(read, RegionContext.of(its_session, region, account, limit)))
-        found = [job.result() for job in jobs]
-    del jobs  # they hold every table
-    with _interruptible(limit):
-        sessions = {account: its_session for account, its_session, _ in places}
-        verdicts, undecided = _decide([one for one, _ in found], sessions, rules, now, limit)
-    found = [(replace(one, seen=None), table) for one, table in found]  # it is large, and has served
-    own = next((one for one in members if one.session is session), None)
-    wanted = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
-    if own is not None and wanted:
-        when = (run.run_id, now)
-        with _interruptible(limit):
-            found += [_bucket(session, name, settings, own.account, home, when, limit) for name in wanted]
-    tables = [table for _, table in found]
-    reads = [one for one, _ in found]
-    found.clear()  # so that the join alone holds the tables, and can let them go
-    unread += undecided
-    return joined(reads, tables, unread, run, now, Prices(settings.snapshot_prices), rules, verdicts)
-
-
-def _decide(
-    reads: Iterable[Read],
-    sessions: Mapping[str, boto3.Session],
-    rules: RetirementRules,
-    now: datetime,
-    limit: TimeLimit,
-) -> tuple[dict[tuple[str, str, str], Verdict], list[Unread]]:
-    """Return what a retirement in each account would do, and what could not be read for that."""
-    by_account: dict[str, dict[str, RegionState]] = {}
-    for read in reads:
-        if read.seen is not None:
-            by_account.setdefault(read.account, {})[read.region] = read.seen
-    verdicts: dict[tuple[str, str, str], Verdict] = {}
-    unread: list[Unread] = []
-    for account, regions in by_account.items():
-
-        def context_of(region: str, account: str = account) -> RegionContext:
-            return RegionContext.of(sessions[account], region, account, limit)
-
-        found, undecided = decide(regions, rules, now, context_of, include_kept=_is_told)
-        for one in found:
-            if one.digest:
-                verdicts[account, one.region, one.resource_id] = Verdict(one.action, one.reasons)
-        for region, error in undecided.items():
-            known = regions[region]
-            if not known.unread and not known.references.unread:  # nobody has told it yet
-                why = errors.AwsError(error.what, why=error.why, fix=error.fix)
-                unread.append(Unread(account, region, reading.ONE_BY_ONE, why))
-    return verdicts, unread
-
-
-def _is_told(one: Ami | Snapshot) -> bool:
-    """Return whether a finding may have to say why something is kept: only of what is not whole."""
-    return one.state not in ("available", "disabled", "completed")
-
-
-def checked(settings: Settings, one_by_one: str, deadline_minutes: float) -> TimeLimit:
-    """Return the limit of a scan whose parameters can be right; raise before anything is read if not."""
-    if one_by_one not in get_args(Thoroughness):
-        raise errors.ParameterError(
-            f"one_by_one cannot be {one_by_one!r}.", fix=f"Choose {', '.join(get_args(Thoroughness))}."
-        )
-    if not 0 < deadline_minutes <= LONGEST_MINUTES:
-        raise errors.ParameterError(
-            f"deadline_minutes cannot be {deadline_minutes!r}.",
-            fix=f"Give more than 0 minutes, and at most {LONGEST_MINUTES}.",
-        )
-    for region in settings.snapshot_prices.keys() - {"default"}:
-        try:
-            where.check_regions([region])
-        except errors.RegionError as error:
-            raise errors.SettingsError(
-                f"The setting snapshot_prices names {region!r}, which is no region.",
-                why=error.why,
-                fix="Correct it, or leave it out: default holds for the regions that are not named.",
-            ) from error
-    fix = f"Scan fewer regions at once, or give more than {deadline_minutes:g} minutes (deadline_minutes)."
-    return TimeLimit(time.time() + 60 * deadline_minutes, fix=fix)
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Let Python look for garbage less often. Nearly all that a scan reads is kept, and no garbage."""
-    known = gc.get_threshold()
-    gc.set_threshold(50_000, *known[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*known)
-
-
-@contextmanager
-def _interruptible(limit: TimeLimit, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
-    """End all waiting when the operator stops a scan, and say what that means."""
-    try:
-        yield
-    except BaseException as error:
-        limit.stop()
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, KeyboardInterrupt):
-            raise errors.InterruptedRunError(
-                "The audit was interrupted.",
-                why="Nothing was changed, and nothing of it was kept.",
-                fix="Run it again: it begins anew.",
-            ) from error
-        raise
-
-
-def _places(
-    members: Iterable[MemberAccount], asked: tuple[str, ...], home: str
-) -> tuple[list[tuple[str, boto3.Session, str]], list[Unread]]:
-    """Return account, session and region of everything to read."""
-    places, unread = [], []
-    for member in members:
-        if member.session is None:
-            if member.error is not None:
-                unread.append(Unread(member.account, "", "account", member.error))
-            continue
-        regions = asked
-        if asked == (where.ALL,):
-            try:
-                regions = where.enabled_regions(client(member.session, "ec2", home))
-            except errors.AwsError as error:
-                unread.append(Unread(member.account, "", "enabled regions", error))
-                regions = (home,)
-        places += [(member.account, member.session, region) for region in regions]
-    return places, unread
-
-
-@needs("ec2:DescribeSnapshots", "ec2:DescribeImages", "ec2:DescribeImportSnapshotTasks")
-def read_region(
-    place: RegionContext,
-    columns: Columns,
-    one_by_one: Thoroughness,
-    prefix: str,
-    family: frozenset[str] = frozenset(),
-) -> Read:
-    """Read one account and region, one source after the other.
-
-    Parameters
-    ----------
-    place
-        The account and region.
-    columns
-        Where rows go.
-    one_by_one
-        As for `scan`.
-    prefix
-        First part of the names of the channels' parameters.
-    family
-        All accounts that are scanned. What this one may launch of the others is looked for here, too.
-    """
-    account, region, ec2 = place.account, place.region, place.ec2
-    seen = reading.read_region(place, prefix=prefix)
-    unread = [Unread(account, region, source, error) for source, error in seen.unread.items()]
-    if reading.WHOLE_REGION in seen.unread:
-        return Read(account, region, seen.references, 0, {}, tuple(unread), closed=True)
-
-    @contextmanager
-    def trying(source: str) -> Iterator[None]:
-        try:
-            with calling(f"read the {source} of {region} in account {account}"):
-                yield
-        except errors.AwsError as error:
-            unread.append(Unread(account, region, source, error))
-
-    public: frozenset[str] | None = None
-    with trying("public snapshots"):  # few, so one call
-        public = snapshots.public(ec2)
-    add_snapshots(columns, seen.snapshots.values(), public)
-    add_amis(columns, seen.amis, seen.snapshots)
-    add_imports(columns, seen.imports)
-    own = {ami.ami_id for ami in seen.amis}
-    hurried = one_by_one == "no" or (one_by_one == "auto" and len(own) > ONE_BY_ONE)
-    guests: frozenset[str] = frozenset()
-    if not hurried and family - {account}:
-        with trying("AMIs of the other accounts"):
-            theirs = sorted(family - {account})
-            shown = read_pages(ec2.describe_images, Owners=theirs, ExecutableUsers=["self"], **_HIDDEN)
-            guests = frozenset(image["ImageId"] for page in shown for image in page["Images"])
-    found = seen.references
-    if not hurried:
-        found = references.merged(found, references.search(place.clients, own, guests=guests))
-    unread += [Unread(account, region, source, error) for source, error in found.unread.items()]
-    strangers: dict[str, str] = {}
-    with trying("AMIs of others"):
-        others = [one for one in found.by_ami if one.startswith("ami-") and one not in own]
-        if "AMIs" not in seen.unread:
-            strangers = _owners(ec2, others)
-    no_ami = [one for one in found.by_ami if not one.startswith(("ami-", "snap-"))]
-    strangers |= dict.fromkeys(no_ami, "")
-    launched = {ami.ami_id: ami.launched_at for ami in seen.amis if ami.launched_at is not None}
-    return Read(
-        account,
-        region,
-        references.with_launches(found, launched),
-        len(own),
-        seen.amis_by_snapshot(),
-        tuple(unread),
-        hurried and bool(own),
-        strangers,
-        guests,
-        seen=seen.for_retirement(),
-    )
-
-
-class _Hidden(TypedDict):
-    IncludeDeprecated: bool
-    IncludeDisabled: bool
-
-
-_HIDDEN: _Hidden = {"IncludeDeprecated": True, "IncludeDisabled": True}
-"""What `DescribeImages` leaves out unless it is asked for."""
-
-
-def _owners(ec2: EC2Client, ami_ids: list[str]) -> dict[str, str]:
-    """Return the owner of each AMI that we may see; of those that do not exist an empty text."""
-    owners = dict.fromkeys(ami_ids, "")
-    for start in range(0, len(ami_ids), 200):  # AWS: values of a filter, which, unlike a list, may not exist
-        chosen: list[FilterTypeDef] = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
-        for page in read_pages(ec2.describe_images, Filters=chosen, **_HIDDEN):
-            owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in page["Images"]}
-    return owners
-
-
-def _bucket(
-    session: boto3.Session,
-    name: str,
-    settings: Settings,
-    account: str,
-    home: str,
-    when: tuple[str, datetime],
-    limit: TimeLimit,
-) -> tuple[Read, pa.Table]:
-    """Read what uploads left in one bucket."""
-    region, unread = "", []
-    columns = Columns(*when, account, home)
-    try:
-        with errors_of(name, f"read the bucket {name}"):
-            region = buckets.region_of(with_time_limit(client(session, "s3", home, attempts=2), limit), name)
-            s3 = with_time_limit(client(session, "s3", region, attempts=2), limit)
-            columns.region = region
-            for look in (buckets.objects, buckets.uploads):
-                leftovers(columns, name, look(s3, name, settings.key_prefix))
-    except errors.AwsError as error:
-        unread.append(Unread(account, region, f"bucket {name}", error, name))
-    read = Read(account, region, References(region, {}), 0, {}, tuple(unread), bucket=name)
-    return read, columns.arrow()
+def _tag_columns(tags: Mapping[str, str]) -> dict[str, str | None]:
+    return {
+        "image": tags.get(tagging.IMAGE),
+        "digest": tags.get(tagging.DIGEST),
+        "tags": json.dumps(tags, sort_keys=True, ensure_ascii=False),
+    }

@@ -1,4 +1,4 @@
-"""The audit as one static page: no script, nothing remote, readable in light and dark, and on paper."""
+"""The report of an audit as one static HTML page, without scripts or remote content."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import templates
-from vmsnix_ops.audit import findings as judging
 from vmsnix_ops.audit import views
+from vmsnix_ops.audit.findings import RULES, as_text
 from vmsnix_ops.display import missing
 from vmsnix_ops.progress import counted
 
@@ -19,18 +19,12 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.changes import Changes
     from vmsnix_ops.audit.inventory import Inventory
 
-MOST = 100
-"""Rows that the page shows of one rule; the files beside it have all."""
+MAX_ROWS = 100
+"""Rows of one rule on the page; the files beside it have all rows."""
 
 
 def render(inventory: Inventory, findings: pd.DataFrame, changes: Changes | None = None) -> str:
-    """Return the page.
-
-    Parameters
-    ----------
-    inventory, findings, changes
-        What was seen, what is wrong with it, and what changed.
-    """
+    """Return the page."""
     when = f"{inventory.scanned_at:%Y-%m-%d %H:%M} UTC"
     return templates.page(
         "audit/page.html",
@@ -40,13 +34,13 @@ def render(inventory: Inventory, findings: pd.DataFrame, changes: Changes | None
         tiles=_tiles(inventory, findings),
         findings=_findings(findings),
         changes=None if changes is None else _changes(changes),
-        places=_places(inventory),
+        regions=_regions(inventory),
     )
 
 
 def _where(inventory: Inventory, when: str) -> str:
-    accounts = sorted({account for account, _ in inventory.places})
-    regions = sorted({region for _, region in inventory.places})
+    accounts = sorted({account for account, _ in inventory.regions})
+    regions = sorted({region for _, region in inventory.regions})
     words = f"{when}: {counted(len(accounts), 'account')} ({', '.join(accounts)}), "
     return f"{words}{counted(len(regions), 'region')}; run {inventory.run.run_id}"
 
@@ -59,33 +53,32 @@ def _tiles(inventory: Inventory, findings: pd.DataFrame) -> list[tuple[str, str]
         (f"{total['amis']:,.0f}", "AMIs"),
         (f"{total['amis_referenced']:,.0f}", "of them used"),
         (f"{total['amis_unreferenced']:,.0f}", "unused"),
-        (f"{total['amis_unknown']:,.0f}", "use unknown"),
-        (f"{total['snapshots']:,.0f}", f"snapshots, {total['snapshots_unreferenced']:,.0f} held by nothing"),
+        (f"{total['amis_unknown']:,.0f}", "usage unknown"),
+        (f"{total['snapshots']:,.0f}", f"snapshots, {total['snapshots_unreferenced']:,.0f} of them unused"),
         (f"{total['stored_gib']:,.1f} GiB", f"stored, of {total['size_gib']:,.0f} GiB of volumes"),
-        (f"${total['monthly_usd']:,.2f}", f"a month{estimated}"),
+        (f"${total['monthly_usd']:,.2f}", f"per month{estimated}"),
         (f"{urgent:,}", "critical and high findings"),
     ]
 
 
 def _findings(findings: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    about = judging.about()
     for (severity, rule), rows in findings.groupby(["severity", "rule"], sort=False):
-        meaning = about[str(rule)][1].removeprefix("Find ").rstrip(".")
+        meaning = RULES[str(rule)].description.removeprefix("Find ").rstrip(".")
         yield {
             "severity": severity,
             "rule": rule,
             "meaning": meaning[:1].upper() + meaning[1:],
             "number": f"{len(rows):,}",
-            "rows": _rows(judging.as_text(rows.head(MOST))),
+            "rows": _rows(as_text(rows.head(MAX_ROWS))),
             "more": _more(rows),
         }
 
 
 def _changes(changes: Changes) -> dict[str, Any]:
-    return {"words": changes, "rows": _rows(changes.frame.head(MOST)), "more": _more(changes.frame)}
+    return {"text": changes, "rows": _rows(changes.frame.head(MAX_ROWS)), "more": _more(changes.frame)}
 
 
-def _places(inventory: Inventory) -> Iterator[dict[str, Any]]:
+def _regions(inventory: Inventory) -> Iterator[dict[str, Any]]:
     table = views.summary(inventory)
     most = max([*table.loc[table["kind"] != "ami", "monthly_usd"], 0.01])
     for row in _rows(table):
@@ -95,7 +88,7 @@ def _places(inventory: Inventory) -> Iterator[dict[str, Any]]:
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a frame; what is missing is empty."""
+    """Return the rows of a frame; missing values are empty texts."""
     return [
         {str(name): "" if missing(value) else value for name, value in row.items()}
         for row in frame.to_dict("records")
@@ -103,8 +96,8 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _more(rows: pd.DataFrame) -> str:
-    """Return how many rows the page does not show; empty when it shows all."""
-    return f"{len(rows) - MOST:,}" if len(rows) > MOST else ""
+    """Return how many rows the page does not show; empty if none."""
+    return f"{len(rows) - MAX_ROWS:,}" if len(rows) > MAX_ROWS else ""
 
 
 def _number(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The policies of who audits, of the role in another account, and of who retires."""
+"""IAM actions of auditing and retiring, and the trust policy of the role in an audited account."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def member_actions() -> tuple[str, ...]:
-    """Return what the inventory looks at in any account: to look, and nothing else."""
-    return needs_of(regions.enabled_regions, inventory.read_region, *_REGION)
+    """Return the actions that an audit needs in every account. All of them only read."""
+    return needs_of(regions.enabled_regions, inventory.scan_region, *_REGION)
 
 
 _REGION = (
@@ -45,11 +45,11 @@ _REGION = (
     references.launch_permissions,
     references.snapshot_permissions,
 )
-"""What reads a region, for an audit and for a retirement."""
+"""The functions that read a region, for audits and retirements."""
 
 
 def auditor_actions() -> tuple[str, ...]:
-    """Return what an audit needs in its own account: that, the bucket's leftovers, and roles elsewhere."""
+    """Return the actions that an audit needs in its own account: also buckets and roles elsewhere."""
     from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 
     own = needs_of(buckets.region_of, buckets.objects, buckets.uploads, accounts.assume_role, images.ours)
@@ -58,23 +58,23 @@ def auditor_actions() -> tuple[str, ...]:
 
 
 def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:
-    """Return the trust policy of that role: the auditing account may take it.
+    """Return the trust policy of the role in an audited account: the auditing account may assume it.
 
     Parameters
     ----------
     place
-        The auditing account, which must be given, and the partition.
+        The auditing account (required) and the partition.
     external_id
-        What an auditor has to know besides.
+        External ID that an auditor must give.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        No account was given: the role would trust everybody.
+        No account was given, so the role would trust everybody.
     """
     if place.account == "*":
         raise errors.ParameterError(
-            "No account was given.", fix="Give the account that audits: --account 012345678901."
+            "No account was given.", fix="Give the auditing account: --account 012345678901."
         )
     statement: dict[str, Any] = {
         "Sid": "Auditor",
@@ -87,11 +87,8 @@ def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:
     return {"Version": VERSION, "Statement": [statement]}
 
 
-# What who retires must be allowed: to look, and to change and remove only what carries our tag.
-
-
 def retirer_actions() -> tuple[str, ...]:
-    """Return what retiring, removing and restoring need."""
+    """Return the actions that retiring, deleting and restoring need."""
     return needs_of(
         regions.enabled_regions,
         *_REGION,

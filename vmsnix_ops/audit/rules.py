@@ -1,8 +1,8 @@
-"""The rules of an audit, by what they are about. Each is one function: which rows, why, and what fixes it.
+"""The rules of an audit. Each is a function that returns findings, with the reason and a fix.
 
-A remediation is a command that ends its finding. Where a person has to choose something, the command has a
-placeholder such as ``<AMI>``, which every shell refuses until it is replaced; where no command is enough, or
-none is right for everybody, the reason says what is left to decide.
+A fix is a command that ends its finding. If a person has to choose a value, the command contains a
+placeholder such as ``<AMI>``, which every shell refuses until it is replaced. If no command is enough, or
+none fits everybody, the reason says what to decide.
 """
 
 from __future__ import annotations
@@ -12,38 +12,125 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.audit.finding import Command, Facts, commands, fill, found, publish_again, rule, together
+from vmsnix_ops.audit.findings import (
+    COLUMNS,
+    RULES,
+    SEVERITIES,
+    AuditCriteria,
+    AuditData,
+    Command,
+    commands_for,
+    concat,
+    fill_template,
+    findings_for,
+    publish_commands,
+    rule,
+)
 from vmsnix_ops.aws import drift
 from vmsnix_ops.aws.images import Ami
 from vmsnix_ops.aws.references import ALIAS, SETTLED
 from vmsnix_ops.aws.references import load as load_references
 from vmsnix_ops.aws.snapshots import Snapshot
+from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.progress import counted
+from vmsnix_ops.records import history
+from vmsnix_ops.records.recorded_amis import recorded
+from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     import pandas as pd
 
-    from vmsnix_ops.audit.inventory import Pointer
+    from vmsnix_ops.audit.inventory import ForeignReference, Inventory
+    from vmsnix_ops.aws.references import Reference
     from vmsnix_ops.settings import Settings
 
 
-# Who may use it, and how well it is kept: sharing, encryption, metadata.
+def evaluate(
+    inventory: Inventory,
+    *,
+    criteria: AuditCriteria | None = None,
+    tables: Tables | None = None,
+    rules: Iterable[str] = (),
+) -> pd.DataFrame:
+    """Return all findings, most severe first.
 
-LONGEST_NAME = 128
+    Parameters
+    ----------
+    inventory
+        The result of a scan.
+    criteria
+        What the operator chose; the defaults if not given.
+    tables
+        The history: published AMIs and their packages. Without it, rules that need it find nothing.
+    rules
+        Names of the rules to apply; all by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns as in `COLUMNS`; `remediation` contains a `Command` or nothing.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ParameterError
+        Unknown rule.
+    """
+    import pandas as pd
+
+    chosen = tuple(rules) or tuple(RULES)
+    for name in chosen:
+        if name not in RULES:
+            raise ParameterError(f"Unknown rule {name!r}.", why=nearest(name, RULES))
+    criteria = criteria or AuditCriteria()
+    tables = tables or Tables("/nonexistent")
+    packages, digests = pd.DataFrame(columns=["digest", "name", "version"]), frozenset[str]()
+    if criteria.packages:  # else do not read a table that may have millions of rows
+        names = [wanted.name for wanted in criteria.packages]
+        packages = tables.read("packages", columns=list(packages.columns), where=[("name", "in", names)])
+        digests = frozenset(tables.read("packages", columns=["digest"])["digest"])
+    data = AuditData(inventory, criteria, history.amis(tables), recorded(tables), packages, digests)
+    # Parts are sorted one by one and joined in order: sorting the whole would double the memory.
+    parts: dict[tuple[int, str], pd.DataFrame] = {}
+    for name in chosen:
+        part = RULES[name].find(data)
+        if not len(part):
+            continue
+        severity = part["severity"] if "severity" in part else RULES[name].severities[0]
+        part = _with_types(part.assign(rule=name, severity=severity).reindex(columns=list(COLUMNS)))
+        part = part.sort_values(["account", "region", "resource_id"])
+        for one in part["severity"].unique():
+            parts[SEVERITIES.index(one), name] = part[part["severity"] == one]
+    if not parts:
+        return _with_types(pd.DataFrame(columns=list(COLUMNS)))
+    return pd.concat([parts.pop(key) for key in sorted(parts)], ignore_index=True)
+
+
+def _with_types(frame: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    fixes = [one if isinstance(one, Command) else None for one in frame["remediation"]]
+    texts = {name: "str" for name in COLUMNS if name not in ("remediation", "monthly_usd")}
+    frame = frame.assign(remediation=pd.Series(fixes, frame.index, "object"))
+    return frame.astype({**texts, "monthly_usd": "float64"})
+
+
+# Sharing, encryption, metadata.
+
+MAX_NAME = 128
 COPY = "-encrypted"
 MEMBERS = {"organization": "OrganizationArn", "organizational unit": "OrganizationalUnitArn"}
-"""How a launch permission calls whom an AMI is shared with, by our word for it; accounts are ``UserId``."""
+"""Members of a launch permission by the type of a reference; the member of an account is ``UserId``."""
+UNTIL_THEN = "The finding remains until then."
 
 
 @rule("high")
-def public(facts: Facts) -> pd.DataFrame:
+def public(data: AuditData) -> pd.DataFrame:
     """Find AMIs that everybody may launch."""
-    amis = facts.amis
-    return found(
-        amis[amis["public"].fillna(value=False)],
+    return findings_for(
+        data.amis[data.amis["public"].fillna(value=False)],
         "Every AWS account may launch it and read its disk.",
         evidence="Public is true",
         remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
@@ -53,12 +140,12 @@ def public(facts: Facts) -> pd.DataFrame:
 
 
 @rule("high")
-def public_snapshot(facts: Facts) -> pd.DataFrame:
-    """Find snapshots that everybody may read, whether an AMI holds them or not."""
-    held = facts.of("snapshot")
-    return found(
-        held[held["public"].fillna(value=False)],
-        "Every AWS account may make volumes of it, and read them.",
+def public_snapshot(data: AuditData) -> pd.DataFrame:
+    """Find snapshots that everybody may read, with or without an AMI."""
+    rows = data.of_kind("snapshot")
+    return findings_for(
+        rows[rows["public"].fillna(value=False)],
+        "Every AWS account may create volumes from it and read them.",
         evidence="createVolumePermission is all",
         remediation="aws ec2 modify-snapshot-attribute --region {region} --snapshot-id {resource_id} "
         "--attribute createVolumePermission --operation-type remove --group-names all",
@@ -66,22 +153,22 @@ def public_snapshot(facts: Facts) -> pd.DataFrame:
 
 
 @rule("high")
-def shared_with_unknown(facts: Facts) -> pd.DataFrame:
-    """Find AMIs that are shared with accounts, organizations or units which nobody declared known."""
-    known = facts.measure.known_accounts | {account for account, _ in facts.inventory.places}
-    amis = facts.amis
+def shared_with_unknown(data: AuditData) -> pd.DataFrame:
+    """Find AMIs that are shared with accounts, organizations or units that are not in known_accounts."""
+    known = data.criteria.known_accounts | {account for account, _ in data.inventory.regions}
+    amis = data.amis
     amis = amis[amis["references"].str.contains('"shared-with"', regex=False)]
-    strangers = amis["references"].map(lambda text: _strangers(text, known))
-    some = strangers.map(bool).astype(bool)
-    amis, strangers = amis[some], strangers[some]
-    return found(
+    unknown = amis["references"].map(lambda text: _unknown_accounts(text, known))
+    some = unknown.map(bool).astype(bool)
+    amis, unknown = amis[some], unknown[some]
+    return findings_for(
         amis,
-        "It is shared with {strangers}, which nobody declared known.",
+        "It is shared with {unknown}, not in known_accounts.",
         evidence="launch permission",
         remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
         "--launch-permission {change}",
-        strangers=strangers.map(lambda some: ", ".join(who for who, _ in some)),
-        change=strangers.map(
+        unknown=unknown.map(lambda some: ", ".join(who for who, _ in some)),
+        change=unknown.map(
             lambda some: (
                 "Remove=[" + ",".join(f"{{{MEMBERS.get(kind, 'UserId')}={who}}}" for who, kind in some) + "]"
             )
@@ -89,58 +176,57 @@ def shared_with_unknown(facts: Facts) -> pd.DataFrame:
     )
 
 
-def _strangers(references: str, known: frozenset[str] | set[str]) -> list[tuple[str, str]]:
+def _unknown_accounts(references: str, known: frozenset[str] | set[str]) -> list[tuple[str, str]]:
     shared = [(one.id, one.type) for one in load_references(references) if one.kind == "shared-with"]
     return [(who, kind) for who, kind in shared if who != "all" and who not in known]
 
 
 @rule("medium")
-def unencrypted(facts: Facts) -> pd.DataFrame:
+def unencrypted(data: AuditData) -> pd.DataFrame:
     """Find AMIs that can be launched and whose disk is not encrypted."""
-    amis = facts.amis
+    amis = data.amis
     some = amis[
         ~amis["encrypted"].fillna(value=False) & (amis["size_gib"] > 0) & (amis["state"] == "available")
     ]
-    return found(
+    return findings_for(
         some,
-        "Its disk is not encrypted; so are volumes made from it, unless the account encrypts by default. The "
-        "command makes an encrypted copy: move its users there and retire this one; until then this stays.",
+        "Its disk is not encrypted, and neither are volumes created from it, unless the account encrypts by "
+        "default. The command creates an encrypted copy. Change all references to the copy and retire this "
+        f"AMI. {UNTIL_THEN}",
         evidence="Encrypted is false for a block device",
         remediation="aws ec2 copy-image --region {region} --source-region {region} "
         "--source-image-id {resource_id} --name {copy} --encrypted --copy-image-tags",
-        copy=some["name"].fillna("").str.slice(0, LONGEST_NAME - len(COPY)) + COPY,
+        copy=some["name"].fillna("").str.slice(0, MAX_NAME - len(COPY)) + COPY,
     )
 
 
 @rule("medium")
-def no_imdsv2(facts: Facts) -> pd.DataFrame:
+def no_imdsv2(data: AuditData) -> pd.DataFrame:
     """Find AMIs whose instances answer metadata requests without a session token."""
-    amis = facts.amis
+    amis = data.amis
     some = amis[(amis["imds_support"] != "v2.0") & (amis["state"] == "available")]
-    used = (some["referenced"] == True).fillna(value=False)  # noqa: E712
-    warning = " It is used: try one instance with --metadata-options HttpTokens=required first."
-    return found(
+    warning = " It is used: test one instance with --metadata-options HttpTokens=required first."
+    return findings_for(
         some,
         "Its instances answer metadata requests without a token (IMDSv1), unless the launch forbids it. The "
-        "command cannot be undone: what is launched from then on refuses programs that ask without a token."
-        "{warning}",
+        "command cannot be undone: instances launched later refuse requests without a token.{warning}",
         evidence="ImdsSupport is not v2.0",
         remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
         "--imds-support v2.0",
-        warning=used.map({True: warning, False: ""}),
+        warning=_is_used(some).map({True: warning, False: ""}),
     )
 
 
-# Whose it is, and whether it is still what was published.
+# Origin, and changes since it was published.
 
 
 @rule("low")
-def untagged(facts: Facts) -> pd.DataFrame:
-    """Find AMIs and snapshots without tags: nobody knows whose they are."""
-    some = facts.of("ami", "snapshot")
-    return found(
-        some[some["tags"] == "{}"],
-        "It has no tags, so nobody knows whose it is.",
+def untagged(data: AuditData) -> pd.DataFrame:
+    """Find AMIs and snapshots without tags."""
+    rows = data.of_kind("ami", "snapshot")
+    return findings_for(
+        rows[rows["tags"] == "{}"],
+        "It has no tags that name its owner.",
         evidence="no tags",
         remediation="aws ec2 create-tags --region {region} --resources {resource_id} "
         "--tags Key=owner,Value=<TEAM>",
@@ -148,61 +234,62 @@ def untagged(facts: Facts) -> pd.DataFrame:
 
 
 @rule("info")
-def not_published_by_us(facts: Facts) -> pd.DataFrame:
-    """Find AMIs that something else published, or that this history does not know."""
-    amis, recorded = facts.amis, facts.recorded
-    foreign = found(
+def not_published_by_us(data: AuditData) -> pd.DataFrame:
+    """Find AMIs that vmsnix did not publish, or that are not in the history."""
+    amis = data.amis
+    foreign = findings_for(
         amis[amis["digest"].isna()],
-        "It carries no tag of ours: something else made it. A person knows whether that is as it should be.",
+        "vmsnix did not publish it. Decide whether it should be there.",
         evidence="no tag vmsnix:digest",
         remediation="aws ec2 describe-images --region {region} --image-ids {resource_id}",
     )
-    if not len(recorded):
+    if not len(data.recorded):
         return foreign
-    known = set(recorded["ami_id"])
-    lost = amis[amis["digest"].notna() & ~amis["resource_id"].isin(known)]
-    unknown = found(
-        lost,
-        "It carries our tags, but this history does not know it.",
+    unrecorded = findings_for(
+        amis[amis["digest"].notna() & ~amis["resource_id"].isin(set(data.recorded["ami_id"]))],
+        "It has the tags of vmsnix, but is not in the history.",
         evidence="no row in the table amis",
         remediation="vmsnix history sync --region {region}",
     )
-    return together(foreign, unknown)
+    return concat(foreign, unrecorded)
 
 
 @rule("medium")
-def drifted(facts: Facts) -> pd.DataFrame:
+def drifted(data: AuditData) -> pd.DataFrame:
     """Find AMIs that differ from what was recorded when they were published and promoted."""
-    expected = {(row["ami_id"], row["region"]): row for row in facts.expected}
-    amis = facts.amis[facts.amis["resource_id"].isin({ami_id for ami_id, _ in expected})]
-    held = _snapshots(facts, amis)
-    blind = {(one.account, one.region) for one in facts.inventory.unread if one.source == "snapshots"}
-    words = []
+    expected = {(row["ami_id"], row["region"]): row for row in data.expected}
+    amis = data.amis[data.amis["resource_id"].isin({ami_id for ami_id, _ in expected})]
+    snapshots = _snapshots(data, amis)
+    unreadable = data.inventory.unreadable("snapshots")
+    texts = []
     for row in amis.to_dict("records"):
-        ami = _seen(row)
-        then = dict(expected.get((ami.ami_id, ami.region), {}))
-        if (ami.account, ami.region) in blind:
+        ami = _ami(row)
+        record = dict(expected.get((ami.ami_id, ami.region), {}))
+        if (ami.account, ami.region) in unreadable:
             ami = replace(ami, snapshot_ids=())
-            then.pop("snapshot_id", None)
-        known = {name: value for name, value in then.items() if name not in _UNSEEN}
-        found_ = [*drift.registration(known, ami, held), *drift.dated(known, ami)] if known else []
-        words.append("; ".join(_told(one) for one in found_))
-    some = amis.assign(difference=words).query("difference != ''")
-    return found(
-        some,
-        "It is not as it was recorded: {difference}. The command compares it in full, and says what puts it "
-        "right, and what takes over what AWS has; a person decides.",
+            record.pop("snapshot_id", None)
+        known = {name: value for name, value in record.items() if name not in _NOT_SCANNED}
+        found = [*drift.registration(known, ami, snapshots), *drift.dated(known, ami)] if known else []
+        texts.append(
+            "; ".join(
+                f"{one.field} was {one.recorded or 'nothing'}, is {one.found or 'nothing'}" for one in found
+            )
+        )
+    return findings_for(
+        amis.assign(difference=texts).query("difference != ''"),
+        "It differs from its record: {difference}. The command compares all fields and prints how to restore "
+        "the recorded state or to record the current one. Decide which is right.",
         evidence="tables amis, promotions and retirements",
         remediation="vmsnix verify --regions {region}",
     )
 
 
-_UNSEEN = ("architecture", "ena_support", "tpm_support", "description")
-"""What a verification compares and no inventory holds."""
+_NOT_SCANNED = ("architecture", "ena_support", "tpm_support", "description")
+"""Fields that a verification compares and an inventory does not contain."""
 
 
-def _seen(row: dict[Hashable, Any]) -> Ami:
-    """Return an AMI as the inventory saw it."""
+def _ami(row: dict[Hashable, Any]) -> Ami:
+    """Return an AMI from its row of the inventory."""
     import pandas as pd
 
     given: dict[str, Any] = {str(name): None if pd.isna(one) else one for name, one in row.items()}
@@ -227,10 +314,10 @@ def _seen(row: dict[Hashable, Any]) -> Ami:
     )
 
 
-def _snapshots(facts: Facts, amis: pd.DataFrame) -> dict[str, Snapshot]:
-    """Return the snapshots of some AMIs by id, as the inventory saw them."""
+def _snapshots(data: AuditData, amis: pd.DataFrame) -> dict[str, Snapshot]:
+    """Return the snapshots of some AMIs by ID, from their rows of the inventory."""
     wanted = {one for text in amis["snapshots"].fillna("[]") for one in json.loads(text)}
-    rows = facts.of("snapshot", "direct-upload")
+    rows = data.of_kind("snapshot", "direct-upload")
     return {
         row["resource_id"]: Snapshot(
             row["resource_id"],
@@ -243,37 +330,32 @@ def _snapshots(facts: Facts, amis: pd.DataFrame) -> dict[str, Snapshot]:
     }
 
 
-def _told(one: drift.Difference) -> str:
-    return f"{one.field} was {one.recorded or 'nothing'}, is {one.found or 'nothing'}"
-
-
-# Whether it is used, and whether what uses it can still launch it.
+# Usage, and whether the users can still launch the AMI.
 
 
 @rule("low")
-def unreferenced(facts: Facts) -> pd.DataFrame:
-    """Find AMIs of others that nothing uses."""
-    amis = facts.amis
-    unused = (amis["referenced"] == False).fillna(value=False) & (amis["state"] == "available")  # noqa: E712
-    return found(
-        amis[unused & amis["digest"].isna()],
-        "No instance, launch template, group or parameter names it, nobody else may launch it, and it was "
-        "not launched lately. Disabled, it cannot be launched, and can be enabled again.",
+def unreferenced(data: AuditData) -> pd.DataFrame:
+    """Find AMIs that vmsnix did not publish and nothing uses."""
+    amis = data.amis
+    return findings_for(
+        amis[_is_unused(amis) & (amis["state"] == "available") & amis["digest"].isna()],
+        "No instance, launch template, group or parameter references it, no other account may launch it, and "
+        "it was not launched recently. A disabled AMI cannot be launched, and can be enabled again.",
         evidence="no reference in any source",
         remediation="aws ec2 disable-image --region {region} --image-id {resource_id}",
     )
 
 
 @rule("low")
-def retirement_due(facts: Facts) -> pd.DataFrame:
-    """Find AMIs and snapshots of ours that a retirement would retire or delete now."""
-    rows = facts.of("ami", "snapshot", "direct-upload")
-    fixes, _ = _by_retirement(facts, rows)
+def retirement_due(data: AuditData) -> pd.DataFrame:
+    """Find AMIs and snapshots that vmsnix published and a retirement would retire or delete now."""
+    rows = data.of_kind("ami", "snapshot", "direct-upload")
+    fixes, _ = _retirement_fixes(data, rows)
     rows = rows[fixes.notna()]
-    verdicts = facts.verdicts(rows)
-    return found(
+    verdicts = data.verdicts(rows)
+    return findings_for(
         rows,
-        "A retirement would {action} it: {reasons}. The command shows the plan; a person confirms it.",
+        "A retirement would {action} it: {reasons}. The command shows the plan; confirm it to proceed.",
         evidence="the retirement policy",
         remediation=fixes,
         action=verdicts.map(lambda one: one.action),
@@ -281,287 +363,301 @@ def retirement_due(facts: Facts) -> pd.DataFrame:
     )
 
 
-def _by_retirement(facts: Facts, rows: pd.DataFrame) -> tuple[pd.Series[Any], pd.Series[Any]]:
-    """Return, for AMIs and snapshots, the command that retires or deletes each, and what to say of it.
+def _retirement_fixes(data: AuditData, rows: pd.DataFrame) -> tuple[pd.Series[Any], pd.Series[Any]]:
+    """Return the command that retires or deletes each AMI or snapshot, and a text about it.
 
-    Of ours nothing else decides that. There is no command for what a retirement would keep now.
+    Only a retirement deletes what vmsnix published. There is no command for what it would keep now.
     """
     import pandas as pd
 
-    verdicts = facts.verdicts(rows)
-    goes = verdicts.map(lambda one: one is not None and not one.kept).astype(bool)
+    verdicts = data.verdicts(rows)
+    due = verdicts.map(lambda one: one is not None and not one.kept).astype(bool)
     ami = rows["kind"] == "ami"
-    numbers = facts.inventory.rules.options(load().retirement)
+    numbers = data.inventory.rules.options(load().retirement)
     plan = " ".join(["vmsnix retire --regions {region}", *numbers])
-    parts = [
-        commands(f"{plan} --amis {{resource_id}}", rows[goes & ami]),
-        commands(plan, rows[goes & ~ami]),
+    fixes = [
+        commands_for(f"{plan} --amis {{resource_id}}", rows[due & ami]),
+        commands_for(plan, rows[due & ~ami]),
     ]
-    reasons = verdicts.map(lambda one: "; ".join(one.reasons) if one else "its plan says why")
-    words = fill(" A retirement keeps it now: {reasons}; a person decides.", rows.assign(reasons=reasons))
-    words = words.mask(goes, " The command shows how a retirement ends it; a person confirms it.")
-    return pd.concat(parts).reindex(rows.index), words
+    reasons = verdicts.map(lambda one: "; ".join(one.reasons) if one else "its plan has the reasons")
+    texts = fill_template(
+        " A retirement keeps it now ({reasons}): decide what to do.", rows.assign(reasons=reasons)
+    )
+    texts = texts.mask(due, " The command shows the plan of a retirement; confirm it to proceed.")
+    return pd.concat(fixes).reindex(rows.index), texts
 
 
-def _removal(facts: Facts, rows: pd.DataFrame, template: str) -> tuple[pd.Series[Any], pd.Series[Any]]:
-    """Return the command that removes each row, and what to say of it: ours by a retirement alone."""
+def _deletion_fixes(
+    data: AuditData, rows: pd.DataFrame, template: str
+) -> tuple[pd.Series[Any], pd.Series[Any]]:
+    """Return the command that deletes each row, and a text about it; see `_retirement_fixes`."""
     ours = rows["digest"].notna()
-    fixes, words = _by_retirement(facts, rows)
-    return fixes.where(ours, commands(template, rows)), words.where(ours, "")
+    fixes, texts = _retirement_fixes(data, rows)
+    return fixes.where(ours, commands_for(template, rows)), texts.where(ours, "")
 
 
 @rule("info")
-def use_unknown(facts: Facts) -> pd.DataFrame:
-    """Find AMIs that nothing we see names, but that others may use."""
-    amis = facts.amis
+def use_unknown(data: AuditData) -> pd.DataFrame:
+    """Find AMIs that nothing references, but that other accounts may use."""
+    amis = data.amis
     some = amis[amis["referenced"].isna() & (amis["state"] == "available")]
-    young = some["created_at"] > facts.now - SETTLED
-    words = some["references"].map(_words).astype("str")
-    words = words.where(words != "", "a source could not be read")
-    return found(
+    young = some["created_at"] > data.now - SETTLED
+    texts = _reference_texts(some)
+    texts = texts.where(texts != "", "a source could not be read")
+    return findings_for(
         some,
-        "Nothing that we can see names it, but that is not the whole truth: do not remove it by this alone. "
-        "The command shows who may launch it; a person decides.",
-        evidence=words.where(
-            ~young | (some["references"] != "[]"), "younger than two days, and AWS tells launches a day late"
+        "No reference found, but other accounts may use it. Check its launch permissions before deleting it: "
+        "the command lists them. Decide whether it is used.",
+        evidence=texts.where(
+            ~young | (some["references"] != "[]"),
+            "younger than two days, and AWS reports launches a day late",
         ),
         remediation="aws ec2 describe-image-attribute --region {region} --image-id {resource_id} "
         "--attribute launchPermission",
     )
 
 
-def _words(references: str) -> str:
-    return "; ".join(map(str, load_references(references)))
+def _reference_texts(rows: pd.DataFrame) -> pd.Series[Any]:
+    return rows["references"].map(lambda text: "; ".join(map(str, load_references(text)))).astype("str")
+
+
+def _is_used(rows: pd.DataFrame) -> pd.Series[bool]:
+    return (rows["referenced"] == True).fillna(value=False)  # noqa: E712
+
+
+def _is_unused(rows: pd.DataFrame) -> pd.Series[bool]:
+    return (rows["referenced"] == False).fillna(value=False)  # noqa: E712
 
 
 @rule("high")
-def deprecated_in_use(facts: Facts) -> pd.DataFrame:
+def deprecated_in_use(data: AuditData) -> pd.DataFrame:
     """Find deprecated AMIs that are still used."""
-    amis = facts.amis
-    some = amis[(amis["deprecated_at"] < facts.now) & _used(amis)]
-    return found(
+    amis = data.amis
+    some = amis[(amis["deprecated_at"] < data.now) & _is_used(amis)]
+    return findings_for(
         some,
-        "It is deprecated since {since}, and is still used: move its users to a newer one, or keep it, with "
-        "the command.",
-        evidence=some["references"].map(_words).astype("str"),
+        "It has been deprecated since {since} and is still used. Change its references to a newer AMI, or "
+        "end the deprecation with the command.",
+        evidence=_reference_texts(some),
         remediation="aws ec2 disable-image-deprecation --region {region} --image-id {resource_id}",
         since=some["deprecated_at"].dt.strftime("%Y-%m-%d"),
     )
 
 
 @rule("critical", "low")
-def disabled_in_use(facts: Facts) -> pd.DataFrame:
-    """Find disabled AMIs that are still used; critical where the next launch takes one, and fails."""
-    amis = facts.amis
-    some = amis[(amis["state"] == "disabled") & _used(amis)]
+def disabled_in_use(data: AuditData) -> pd.DataFrame:
+    """Find disabled AMIs that are still referenced (critical if the next launch uses one)."""
+    amis = data.amis
+    some = amis[(amis["state"] == "disabled") & _is_used(amis)]
     launches = some["references"].map(lambda text: any(one.launches for one in load_references(text)))
-    result = {True: "the next launch takes it, and fails", False: "it cannot be launched again"}
-    return found(
+    result = {True: "the next launch will fail", False: "it cannot be launched again"}
+    return findings_for(
         some,
-        "It is disabled, and is still named: {result}. Move what names it to another one, or enable it.",
-        evidence=some["references"].map(_words).astype("str"),
+        "It is disabled and still referenced: {result}. Change its references to another AMI, or enable it.",
+        evidence=_reference_texts(some),
         remediation="aws ec2 enable-image --region {region} --image-id {resource_id}",
         result=launches.map(result),
     ).assign(severity=launches.map({True: "critical", False: "low"}))
 
 
 @rule("low")
-def old(facts: Facts) -> pd.DataFrame:
-    """Find AMIs that are older than images should become, and that nobody said will go."""
-    amis = facts.amis
-    aged = amis["created_at"] < facts.now - timedelta(days=facts.measure.old_days)
+def old(data: AuditData) -> pd.DataFrame:
+    """Find available AMIs that are older than old_days and have no deprecation date."""
+    amis = data.amis
+    aged = amis["created_at"] < data.now - timedelta(days=data.criteria.old_days)
     some = amis[aged & amis["deprecated_at"].isna() & (amis["state"] == "available")]
-    some = some.assign(age=(facts.now - some["created_at"]).dt.days)
-    reason = "It is {age} days old; its packages are as old."
-    evidence, day, used = "created {day}", some["created_at"].dt.strftime("%Y-%m-%d"), _used(some)
-    # Who uses it would be told a month later that it is deprecated, and would be no further.
-    one = found(
+    some = some.assign(age=(data.now - some["created_at"]).dt.days)
+    reason = "It is {age} days old, and so are its packages."
+    evidence, day, used = "created {day}", some["created_at"].dt.strftime("%Y-%m-%d"), _is_used(some)
+    # The users of a deprecated AMI would only get another finding a month later.
+    in_use = findings_for(
         some[used],
-        reason + " It is used: publish a newer one, move its users there, and retire this one; until then "
-        "this stays.",
+        f"{reason} It is used: publish a newer one, change its references to it, and retire this AMI. "
+        f"{UNTIL_THEN}",
         evidence=evidence,
-        remediation=publish_again(some[used]),
+        remediation=publish_commands(some[used]),
         day=day,
     )
-    other = found(
+    unused = findings_for(
         some[~used],
-        reason + " The command lets it go out of the lists in 30 days.",
+        f"{reason} The command deprecates it in 30 days; then it is no longer listed.",
         evidence=evidence,
         remediation="aws ec2 enable-image-deprecation --region {region} --image-id {resource_id} "
-        f"--deprecate-at {facts.now + timedelta(days=30):%Y-%m-%dT00:00:00Z}",
+        f"--deprecate-at {data.now + timedelta(days=30):%Y-%m-%dT00:00:00Z}",
         day=day,
     )
-    return together(one, other)
+    return concat(in_use, unused)
 
 
-def _used(amis: pd.DataFrame) -> pd.Series[bool]:
-    return (amis["referenced"] == True).fillna(value=False)  # noqa: E712
-
-
-# What names AMIs that are not there, or that others may take away.
+# References to AMIs that do not exist, or that belong to other accounts.
 
 
 @rule("critical", "low", "info")
-def pointer_to_missing(facts: Facts) -> pd.DataFrame:
-    """Find what names an AMI that is not there; critical where the next launch takes it, and fails."""
+def reference_to_missing(data: AuditData) -> pd.DataFrame:
+    """Find references to a missing AMI (critical if the next launch uses it)."""
     import pandas as pd
 
-    lost = [one for one in facts.inventory.pointers if not one.owner]
-    beside: dict[tuple[str, str, str], _Beside] = {}
-    for one in lost:
-        beside.setdefault((one.account, one.region, one.ami_id), _Beside()).add(one)
+    missing = [one for one in data.inventory.foreign_references if not one.owner]
+    others: dict[tuple[str, str, str], _OtherReferences] = {}
+    for one in missing:
+        others.setdefault((one.account, one.region, one.ami_id), _OtherReferences()).add(one)
     settings = load()
-    judged = [_Lost(one, beside[one.account, one.region, one.ami_id], settings) for one in lost]
+    broken = [_BrokenReference(one, others[one.account, one.region, one.ami_id], settings) for one in missing]
     return pd.DataFrame(
         [
             {
                 "severity": one.severity,
-                "account": one.pointer.account,
-                "region": one.pointer.region,
-                "kind": one.pointer.reference.kind,
-                "resource_id": one.pointer.reference.id,
-                "name": one.pointer.ami_id,
+                "account": one.foreign.account,
+                "region": one.foreign.region,
+                "kind": one.reference.kind,
+                "resource_id": one.reference.id,
+                "name": one.foreign.ami_id,
                 "reason": one.reason,
-                "evidence": str(one.pointer.reference),
+                "evidence": str(one.reference),
                 "remediation": one.remediation,
             }
-            for one in judged
+            for one in broken
         ]
     )
 
 
 @dataclass(slots=True)
-class _Beside:
-    """What names the same AMI: the groups by what they launch it through, and templates by name."""
+class _OtherReferences:
+    """References to the same AMI: groups by what they launch it through, and templates by name."""
 
     groups: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    templates: dict[str, Pointer] = field(default_factory=dict)
+    templates: dict[str, ForeignReference] = field(default_factory=dict)
 
-    def add(self, pointer: Pointer) -> None:
-        one = pointer.reference
+    def add(self, foreign: ForeignReference) -> None:
+        one = foreign.reference
         if one.kind == "launch-template":
-            self.templates[one.name] = pointer
+            self.templates[one.name] = foreign
         elif one.kind == "auto-scaling-group":
             for through in one.through:
                 self.groups.setdefault((through.kind, through.id), []).append(one.id)
 
 
 @dataclass(frozen=True, slots=True)
-class _Lost:
-    """Something that names an AMI which it cannot launch.
+class _BrokenReference:
+    """A reference to an AMI that cannot be launched through it.
 
     Attributes
     ----------
-    pointer
-        It.
-    beside
-        All that name the same in its account and region.
+    foreign
+        The reference.
+    others
+        All references to the same AMI in its account and region.
     settings
-        Which parameters are channels.
+        With the channels.
     """
 
-    pointer: Pointer
-    beside: _Beside
+    foreign: ForeignReference
+    others: _OtherReferences
     settings: Settings
 
     @property
+    def reference(self) -> Reference:
+        return self.foreign.reference
+
+    @property
     def severity(self) -> str:
-        if self.pointer.reference.kind == "instance":
+        if self.reference.kind == "instance":
             return "info"
-        return "critical" if self.pointer.reference.launches or self._groups() else "low"
+        return "critical" if self.reference.launches or self._groups() else "low"
 
     @property
     def reason(self) -> str:
-        reference, name = self.pointer.reference, self.pointer.ami_id
-        if reference.kind == "instance":
+        ami_id, owner = self.foreign.ami_id, self.foreign.unshared
+        if self.reference.kind == "instance":
             return (
-                f"It runs on, but its AMI {name} is gone, or is not shared with this account any more: it "
-                "cannot be launched again. A person decides when it is replaced."
+                f"The instance is running, but its AMI {ami_id} no longer exists or is no longer shared with "
+                "this account, so it cannot be launched again. Decide when to replace it."
             )
-        if self.pointer.unshared:
+        if owner:
             return (
-                f"It names {name} of account {self.pointer.unshared}, which is not shared with this account. "
-                f"The command shares it, and is for account {self.pointer.unshared}."
+                f"It references {ami_id} of account {owner}, which is not shared with this account. The "
+                f"command shares it; run it with credentials of account {owner}."
             )
-        words = f"It names {name}, which does not exist here, or is not shared with this account any more."
-        if name.startswith(ALIAS):
-            words = f"It launches what the parameter {name.removeprefix(ALIAS)} holds, and that is no AMI."
-        elif not name.startswith("ami-"):
-            words = f"It names {name!r}, which is no AMI id."
-        return words + self._advice()
+        text = f"It references {ami_id}, which does not exist or is no longer shared with this account."
+        if ami_id.startswith(ALIAS):
+            text = (
+                f"It launches the value of the parameter {ami_id.removeprefix(ALIAS)}, which is not an AMI."
+            )
+        elif not ami_id.startswith("ami-"):
+            text = f"It references {ami_id!r}, which is not an AMI ID."
+        return text + self._advice()
 
     def _advice(self) -> str:
-        kind, groups = self.pointer.reference.kind, ", ".join(self._groups())
+        kind, groups = self.reference.kind, ", ".join(self._groups())
         if kind in ("launch-template", "launch-configuration") and groups and not self.remediation:
-            return f" The group {groups} launches it by this: fix that first."
-        if kind == "parameter" and not self.pointer.reference.launches:
-            return " It is a text that mentions the AMI; a person knows what it shall say."
-        if self._channel(self.pointer.reference.id):
-            return " If no earlier AMI is left to go back to, promote another one (vmsnix promote)."
-        return "" if self.remediation else " A person decides what it shall launch."
+            return f" The group {groups} launches through it: fix the group first."
+        if kind == "parameter" and not self.reference.launches:
+            return " The parameter is a text that contains the AMI ID: decide what it should contain."
+        if self._channel(self.reference.id):
+            return " If there is no earlier AMI to roll back to, promote another one (vmsnix promote)."
+        return "" if self.remediation else " Decide what it should launch."
 
     @property
     def remediation(self) -> Command | None:
-        one = self.pointer.reference
-        if self.pointer.unshared and one.kind != "instance":
+        one = self.reference
+        if self.foreign.unshared and one.kind != "instance":
             return self._command(
                 "aws ec2 modify-image-attribute --region {region} --image-id {ami_id} "
                 "--launch-permission Add=[{UserId={account}}]",
-                ami_id=self.pointer.ami_id,
-                account=self.pointer.account,
+                ami_id=self.foreign.ami_id,
+                account=self.foreign.account,
             )
         if one.kind == "parameter":
-            return self._move(one.id) if one.launches else None
+            return self._set_parameter(one.id) if one.launches else None
         if one.kind == "launch-template":
-            return self._template()
+            return self._fix_template()
         if one.kind == "launch-configuration" and not self._groups():
             return self._command(
                 "aws autoscaling delete-launch-configuration --region {region} "
                 "--launch-configuration-name={name}",
                 name=one.id,
             )
-        return self._group() if one.kind == "auto-scaling-group" else None
+        return self._fix_group() if one.kind == "auto-scaling-group" else None
 
     def _command(self, template: str, /, *, then: Command | None = None, **values: str | Command) -> Command:
-        return Command.of(template, then=then, region=self.pointer.region, **values)
+        return Command.of(template, then=then, region=self.foreign.region, **values)
 
     def _groups(self) -> list[str]:
-        """Return the groups that launch it by this template or launch configuration, whatever its version."""
-        one = self.pointer.reference
-        name = one.name if one.kind == "launch-template" else one.id
-        return self.beside.groups.get((one.kind, name), [])
+        """Return the groups that launch through this template (any version) or launch configuration."""
+        one = self.reference
+        return self.others.groups.get((one.kind, one.name if one.kind == "launch-template" else one.id), [])
 
-    def _template(self) -> Command | None:
-        """Return what gives a template another AMI, where a launch takes it, or removes old versions."""
-        one = self.pointer.reference
+    def _fix_template(self) -> Command | None:
+        """Return the command that gives a template another AMI, or deletes its old versions."""
+        one = self.reference
         if one.through:
-            return self._parameter([through.id for through in one.through])
+            return self._fix_resolved_parameter([through.id for through in one.through])
         if not one.versions:  # only EC2's own search found it
             return None
         numbers = " ".join(str(version.number) for version in one.versions)
-        remove = self._command(
+        delete = self._command(
             "aws ec2 delete-launch-template-versions --region {region} --launch-template-id {template} "
             f"--versions {numbers}",
             template=one.id,
         )
         launched = [version for version in one.versions if version.default or version.latest]
         if not launched:
-            return None if self._groups() else remove
+            return None if self._groups() else delete
         chosen = next((version for version in launched if version.default), launched[0])
         if not chosen.default:
-            return self._new_version("--launch-template-id", one.id, chosen.number, then=remove)
+            return self._new_version("--launch-template-id", one.id, chosen.number, then=delete)
         return self._command(
             "aws ec2 modify-launch-template --region {region} --launch-template-id {template} "
             "--default-version {version}",
             template=one.id,
             version=self._new_version("--launch-template-id", one.id, chosen.number),
-            then=remove,
+            then=delete,
         )
 
     def _new_version(
         self, option: str, template: str, source: int, *, then: Command | None = None
     ) -> Command:
-        """Return what makes a version like another but for its AMI, and prints its number."""
+        """Return the command that copies a version with another AMI, and prints the new number."""
         return self._command(
             f"aws ec2 create-launch-template-version --region {{region}} {option} {{template}} "
             f"--source-version {source} --query LaunchTemplateVersion.VersionNumber --output text "
@@ -570,13 +666,13 @@ class _Lost:
             then=then,
         )
 
-    def _parameter(self, names: list[str]) -> Command | None:
-        """Return what lets the parameter that templates resolve hold an AMI."""
+    def _fix_resolved_parameter(self, names: list[str]) -> Command | None:
+        """Return the command that sets the parameter that a template resolves."""
         name = names[0]
-        if len(names) > 1 or ":" in name:  # a version or a label of it, or another account's
+        if len(names) > 1 or ":" in name:  # a version or a label, or a parameter of another account
             return None
-        if not self.pointer.ami_id.startswith(ALIAS):
-            return self._move(name)
+        if not self.foreign.ami_id.startswith(ALIAS):
+            return self._set_parameter(name)
         channel = self._channel(name)
         if channel:
             return self._command(
@@ -590,7 +686,7 @@ class _Lost:
             name=name,
         )
 
-    def _move(self, parameter: str) -> Command:
+    def _set_parameter(self, parameter: str) -> Command:
         channel = self._channel(parameter)
         if channel:
             return self._command(
@@ -604,30 +700,31 @@ class _Lost:
         )
 
     def _channel(self, parameter: str) -> tuple[str, str] | None:
-        """Return image and channel of a parameter of ours."""
-        rest = parameter.removeprefix(f"{self.settings.channel_prefix}/").split("/")
-        ours = parameter.startswith(f"{self.settings.channel_prefix}/") and len(rest) == 2
-        return (rest[0], rest[1]) if ours and rest[1] in self.settings.channels else None
+        """Return image and channel if a parameter is a channel."""
+        prefix = f"{self.settings.channel_prefix}/"
+        parts = parameter.removeprefix(prefix).split("/")
+        is_channel = parameter.startswith(prefix) and len(parts) == 2 and parts[1] in self.settings.channels
+        return (parts[0], parts[1]) if is_channel else None
 
-    def _group(self) -> Command | None:
-        """Return what lets a group launch another AMI: a change of its template, or of the group."""
-        one = self.pointer.reference
-        group = (
+    def _fix_group(self) -> Command | None:
+        """Return the command that lets a group launch another AMI: it changes its template, or the group."""
+        one = self.reference
+        update = (
             "aws autoscaling update-auto-scaling-group --region {region} --auto-scaling-group-name={group} "
             "--launch-template "
         )
         (through,) = one.through
         if through.kind == "launch-configuration":
-            return self._command(group + "Version=$Default,LaunchTemplateName=<TEMPLATE>", group=one.id)
-        named = self.beside.templates.get(through.id)
-        if named is None:
+            return self._command(update + "Version=$Default,LaunchTemplateName=<TEMPLATE>", group=one.id)
+        template = self.others.templates.get(through.id)
+        if template is None:
             return None
-        if not through.version.isdecimal() or named.reference.through:
-            return _Lost(named, self.beside, self.settings).remediation
-        if through.mixed:  # the same command would drop everything of the group but the template
+        if not through.version.isdecimal() or template.reference.through:
+            return _BrokenReference(template, self.others, self.settings).remediation
+        if through.mixed:  # the command would replace everything of the group by the template
             return None
         return self._command(
-            group + "LaunchTemplateName={template},Version={version}",
+            update + "LaunchTemplateName={template},Version={version}",
             group=one.id,
             template=through.id,
             version=self._new_version("--launch-template-name", through.id, int(through.version)),
@@ -635,8 +732,8 @@ class _Lost:
 
 
 @rule("info")
-def pointer_to_others(facts: Facts) -> pd.DataFrame:
-    """Find parameters, templates and groups that name an AMI of another account."""
+def reference_to_foreign(data: AuditData) -> pd.DataFrame:
+    """Find parameters, templates and groups that reference an AMI of another account."""
     import pandas as pd
 
     rows = [
@@ -646,9 +743,9 @@ def pointer_to_others(facts: Facts) -> pd.DataFrame:
             "kind": one.reference.kind,
             "resource_id": one.reference.id,
             "name": one.ami_id,
-            "reason": f"It names {one.ami_id} of account {one.owner}, which may take it away at any time. "
-            "The command makes a copy, where that account shares the snapshot, too: point there; until then "
-            "this stays.",
+            "reason": f"It references {one.ami_id} of account {one.owner}, which may delete it or end the "
+            "sharing at any time. The command creates a copy if the account shares the snapshot, too. Change "
+            f"the reference to the copy. {UNTIL_THEN}",
             "evidence": str(one.reference),
             "remediation": Command.of(
                 "aws ec2 copy-image --region {region} --source-region {region} --source-image-id {ami_id} "
@@ -657,247 +754,239 @@ def pointer_to_others(facts: Facts) -> pd.DataFrame:
                 ami_id=one.ami_id,
             ),
         }
-        for one in facts.inventory.pointers
+        for one in data.inventory.foreign_references
         if one.owner and one.reference.kind != "instance"
     ]
     return pd.DataFrame(rows)
 
 
-# What is left behind: orphans, halves, failures, unfinished work.
+# Orphans, failures and unfinished work.
 
 FAILED = ("failed", "error", "invalid")
 OF_AN_IMAGE = (
     r"^(?:Created by CreateImage\(|Copied for (?:Source|Destination)Ami|Created by AWS-VMImport|"
     r"\[Copied |imported from)"
 )
-"""How AWS describes snapshots that it made for an AMI."""
+"""Descriptions that AWS gives to snapshots that it creates for an AMI."""
 IMPORT_RUNS = ("active", "pending", "converting", "updating", "validating")
 IMPORT_ENDED = ("deleted", "deleting", "error", "cancelled")
 YOUNG = timedelta(minutes=5)
-"""Snapshots and AMIs are listed one after the other, and clocks differ: what came between proves nothing."""
+"""AMIs and snapshots are listed one after the other, and clocks differ: a younger AMI is not checked."""
+DEREGISTER = "aws ec2 deregister-image --region {region} --image-id {resource_id}"
+DELETE_SNAPSHOT = "aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}"
 
 
 @rule("medium")
-def orphan_snapshot(facts: Facts) -> pd.DataFrame:
-    """Find snapshots of others that were made for an AMI and that no AMI has any more."""
-    held = facts.of("snapshot")
-    unused = (held["referenced"] == False).fillna(value=False) & (held["state"] == "completed")  # noqa: E712
-    unused &= ~(held["created_at"] > facts.now - timedelta(days=facts.inventory.rules.orphan_days))
-    others = held["digest"].isna() & held["source"].fillna("").str.contains(OF_AN_IMAGE)
-    return found(
-        held[unused & others],
-        "It was made for an AMI, and no AMI has it.",
+def orphan_snapshot(data: AuditData) -> pd.DataFrame:
+    """Find snapshots that were created for an AMI, that no AMI uses, and that vmsnix did not publish."""
+    rows = data.of_kind("snapshot")
+    unused = _is_unused(rows) & (rows["state"] == "completed")
+    unused &= ~(rows["created_at"] > data.now - timedelta(days=data.inventory.rules.orphan_days))
+    others = rows["digest"].isna() & rows["source"].fillna("").str.contains(OF_AN_IMAGE)
+    return findings_for(
+        rows[unused & others],
+        "It was created for an AMI, and no AMI uses it.",
         evidence="{source}",
-        remediation="aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}",
+        remediation=DELETE_SNAPSHOT,
     )
 
 
 @rule("medium")
-def half_deleted(facts: Facts) -> pd.DataFrame:
-    """Find AMIs that name a snapshot which is not there."""
-    amis = facts.amis
-    amis = amis[~(amis["created_at"] > facts.now - YOUNG)]
-    present = set(facts.of("snapshot", "direct-upload")["resource_id"])
-    blind = {(one.account, one.region) for one in facts.inventory.unread if one.source == "snapshots"}
+def missing_snapshot(data: AuditData) -> pd.DataFrame:
+    """Find AMIs whose snapshot does not exist."""
+    amis = data.amis
+    amis = amis[~(amis["created_at"] > data.now - YOUNG)]
+    present = set(data.of_kind("snapshot", "direct-upload")["resource_id"])
+    unreadable = data.inventory.unreadable("snapshots")
     lists = amis["snapshots"].fillna("[]")
-    lost = [
-        ", ".join(one for one in (json.loads(text) if place not in blind else ()) if one not in present)
+    missing = [
+        ", ".join(one for one in (json.loads(text) if place not in unreadable else ()) if one not in present)
         for text, place in zip(lists, zip(amis["account"], amis["region"], strict=True), strict=True)
     ]
-    some = amis.assign(lost=lost).query("lost != ''")
-    free = (some["referenced"] == False).fillna(value=False)  # noqa: E712
-    reason = "Its snapshot {lost} is not in this account: it is deleted, or another account's."
-    evidence = "DescribeSnapshots does not list {lost}"
-    fixes, words = _removal(
-        facts, some[free], "aws ec2 deregister-image --region {region} --image-id {resource_id}"
+    some = amis.assign(missing=missing).query("missing != ''")
+    unused = _is_unused(some)
+    reason = "Its snapshot {missing} is not in this account: it was deleted or belongs to another account."
+    evidence = "DescribeSnapshots does not list {missing}"
+    fixes, texts = _deletion_fixes(data, some[unused], DEREGISTER)
+    return concat(
+        findings_for(some[unused], reason + "{text}", evidence=evidence, remediation=fixes, text=texts),
+        findings_for(
+            some[~unused],
+            f"{reason} It is used, or its usage is unknown: change its references to another AMI first. Then "
+            "decide whether to deregister it.",
+            evidence=evidence,
+        ),
     )
-    one = found(some[free], reason + "{words}", evidence=evidence, remediation=fixes, words=words)
-    other = found(
-        some[~free],
-        reason + " It is used, or nobody can tell: move its users to another AMI first; a person decides.",
-        evidence=evidence,
-    )
-    return together(one, other)
 
 
 @rule("high")
-def failed(facts: Facts) -> pd.DataFrame:
+def failed(data: AuditData) -> pd.DataFrame:
     """Find copies and registrations that failed, and why."""
-    reasons = _failures(facts)
-    amis = facts.amis[facts.amis["state"].isin(FAILED)]
-    held = facts.of("snapshot")
-    held = held[held["state"].isin(FAILED)]
-    said = [
+    import pandas as pd
+
+    amis, rows = data.amis[data.amis["state"].isin(FAILED)], data.of_kind("snapshot")
+    rows = rows[rows["state"].isin(FAILED)]
+    # The snapshot of a failed copy has the reason that its AMI does not have.
+    known = rows[rows["message"].notna()]
+    reasons = dict(zip(known["resource_id"], known["message"], strict=True))
+    messages = [
         message or "; ".join(reasons[one] for one in json.loads(some) if one in reasons) or "nothing"
         for message, some in zip(amis["message"].fillna(""), amis["snapshots"].fillna("[]"), strict=True)
     ]
-    fixes, words = _removal(
-        facts, amis, "aws ec2 deregister-image --region {region} --image-id {resource_id}"
+    return concat(
+        _failures(data, amis, pd.Series(messages, amis.index, "str"), DEREGISTER),
+        _failures(data, rows, rows["message"].fillna("nothing"), DELETE_SNAPSHOT),
     )
-    one = found(
-        amis,
-        "It is {state}; AWS says: {said}.{words}",
-        evidence="state {state}",
-        remediation=fixes,
-        said=[text.rstrip(".") for text in said],
-        words=words,
-    )
-    fixes, words = _removal(
-        facts, held, "aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}"
-    )
-    other = found(
-        held,
-        "It is in state {state}; AWS says: {said}.{words}",
-        evidence="state {state}",
-        remediation=fixes,
-        said=held["message"].fillna("nothing").str.rstrip("."),
-        words=words,
-    )
-    return together(one, other)
 
 
-def _failures(facts: Facts) -> dict[str, str]:
-    """Return why snapshots failed: that of a failed copy tells what the AMI does not."""
-    held = facts.of("snapshot")
-    some = held[held["state"].isin(FAILED) & held["message"].notna()]
-    return dict(zip(some["resource_id"], some["message"], strict=True))
+def _failures(data: AuditData, rows: pd.DataFrame, messages: pd.Series[Any], template: str) -> pd.DataFrame:
+    fixes, texts = _deletion_fixes(data, rows, template)
+    return findings_for(
+        rows,
+        "Its state is {state}. Message of AWS: {said}.{text}",
+        evidence="state {state}",
+        remediation=fixes,
+        said=messages.str.rstrip("."),
+        text=texts,
+    )
 
 
 @rule("medium")
-def dead_upload(facts: Facts) -> pd.DataFrame:
-    """Find direct uploads that nobody finished; they count against the account's pending snapshots."""
-    rows = facts.unfinished(facts.of("direct-upload"))
-    template = "aws ec2 delete-snapshot --region {region} --snapshot-id {resource_id}"
-    fixes, words = _removal(facts, rows, template)
-    return found(
+def unfinished_upload(data: AuditData) -> pd.DataFrame:
+    """Find EBS direct uploads that never completed; they count against the quota of pending snapshots."""
+    rows = data.unfinished(data.of_kind("direct-upload"))
+    fixes, texts = _deletion_fixes(data, rows, DELETE_SNAPSHOT)
+    return findings_for(
         rows,
-        "It is written through the EBS direct APIs since {created_at}, and is not finished.{words}",
-        evidence="state pending, from no volume and no copy",
+        "EBS direct upload started {created_at} and never completed.{text}",
+        evidence="state pending, no volume, not a copy",
         remediation=fixes,
-        words=words,
+        text=texts,
     )
 
 
 @rule("low")
-def s3_leftover(facts: Facts) -> pd.DataFrame:
+def s3_leftover(data: AuditData) -> pd.DataFrame:
     """Find objects and multipart uploads that publishing left in the bucket."""
-    some = facts.unfinished(facts.of("object", "multipart-upload"))
+    some = data.unfinished(data.of_kind("object", "multipart-upload"))
     uploads = some["kind"] == "multipart-upload"
     bucket = some["source"].str.removeprefix("s3://").str.split("/").str[0].fillna("")
-    tasks = facts.of("import-task")
-    read_now = some["source"].isin(tasks.loc[tasks["state"].isin(IMPORT_RUNS), "source"])
-    # VM Import reads only from a bucket of its own region, so the imports there are all that count.
-    blind = {(one.account, one.region) for one in facts.inventory.unread if one.source == "imports"}
-    looked = set(facts.inventory.places) - blind
+    tasks = data.of_kind("import-task")
+    importing = some["source"].isin(tasks.loc[tasks["state"].isin(IMPORT_RUNS), "source"])
+    # VM Import reads only from a bucket in its own region, so only the imports of that region count.
+    known = set(data.inventory.regions) - data.inventory.unreadable("imports")
     sure = ~uploads & some.index.isin(
-        [row for row, *place in some[["account", "region"]].itertuples() if tuple(place) in looked]
+        [row for row, *place in some[["account", "region"]].itertuples() if tuple(place) in known]
     )
-    one = found(
-        some[sure & ~read_now],
-        "No import that runs reads it; publishing removes what it uploaded.",
+    unused = findings_for(
+        some[sure & ~importing],
+        "No running import reads it. Publishing deletes what it uploaded, but this object was left.",
         evidence="{source}",
         remediation="aws s3api delete-object --bucket {bucket} --key={name}",
         bucket=bucket,
     )
-    unsure = found(
+    unsure = findings_for(
         some[~sure & ~uploads],
-        "Whether an import reads it is unknown: the imports of its region were not read. The command reads "
-        "them; a person decides.",
+        "It is unknown whether an import reads it, because the imports of its region were not read. The "
+        "command reads them. Then decide whether to delete it.",
         evidence="{source}",
         remediation="vmsnix audit --regions {region} --buckets {bucket}",
         bucket=bucket,
     )
-    other = found(
+    multipart = findings_for(
         some[uploads],
-        "This multipart upload was begun and not ended; its parts are billed and are in no listing.",
+        "This multipart upload was started and never completed. AWS bills its parts, and lists no object.",
         evidence="{source}",
         remediation="aws s3api abort-multipart-upload --bucket {bucket} --key={name} --upload-id={upload}",
         bucket=bucket,
         upload=some["resource_id"],
     )
-    return together(one, unsure, other)
+    return concat(unused, unsure, multipart)
 
 
 @rule("low", "info")
-def import_tasks(facts: Facts) -> pd.DataFrame:
-    """Find imports that failed in the last week, and imports that run."""
-    tasks = facts.of("import-task")
+def import_tasks(data: AuditData) -> pd.DataFrame:
+    """Find imports that failed in the last week, and imports that are running."""
+    tasks = data.of_kind("import-task")
     running = tasks[tasks["state"].isin(IMPORT_RUNS)]
     ended = tasks[tasks["state"].isin(IMPORT_ENDED) & tasks["message"].notna()]
-    one = found(
-        running,
-        "It runs; a publish that waits for it shows it too. AWS says: {said}",
-        evidence="{source}",
-        remediation="aws ec2 cancel-import-task --region {region} --import-task-id {resource_id}",
-        said=running["message"].fillna("nothing"),
-    ).assign(severity="info")
-    other = found(
-        ended,
-        "It failed: {message} Nothing has to be removed: AWS lists it for a week; until then this stays.",
-        evidence="{source}",
-        remediation=publish_again(ended),
-        message=ended["message"].str.removesuffix(".") + ".",
-    ).assign(severity="low")
-    return together(one, other)
+    return concat(
+        findings_for(
+            running,
+            "The import is running. Message of AWS: {said}. Wait for it, or cancel it with the command.",
+            evidence="{source}",
+            remediation="aws ec2 cancel-import-task --region {region} --import-task-id {resource_id}",
+            said=running["message"].fillna("nothing").str.rstrip("."),
+        ).assign(severity="info"),
+        findings_for(
+            ended,
+            "The import failed: {message}. There is nothing to delete. AWS lists it for a week, and the "
+            "finding remains until then.",
+            evidence="{source}",
+            remediation=publish_commands(ended),
+            message=ended["message"].str.removesuffix("."),
+        ).assign(severity="low"),
+    )
 
 
-# What is inside: images with a package that was asked for, and images of which nobody knows.
+# Packages of images.
 
 
 @rule("high")
-def contains_package(facts: Facts) -> pd.DataFrame:
-    """Find AMIs that contain a package which was asked for, such as openssl older than 3.0.15."""
-    packages, parts = facts.packages, []
-    for wanted in facts.measure.packages:
-        rows = packages[packages["name"] == wanted.name]
-        versions = {version: wanted.matches(version) for version in rows["version"].fillna("").unique()}
-        rows = rows[rows["version"].fillna("").map(versions).astype(bool)]
+def contains_package(data: AuditData) -> pd.DataFrame:
+    """Find AMIs that contain a package of the parameter packages, such as openssl older than 3.0.15."""
+    parts = []
+    for wanted in data.criteria.packages:
+        rows = data.packages[data.packages["name"] == wanted.name]
+        matches = {version: wanted.matches(version) for version in rows["version"].fillna("").unique()}
+        rows = rows[rows["version"].fillna("").map(matches).astype(bool)]
         if not len(rows):
             continue
-        inside = rows.groupby("digest")["version"].agg(lambda some: ", ".join(sorted(set(some.dropna()))))
-        amis = facts.amis[facts.amis["digest"].isin(inside.index)]
+        versions = rows.groupby("digest")["version"].agg(lambda some: ", ".join(sorted(set(some.dropna()))))
+        amis = data.amis[data.amis["digest"].isin(versions.index)]
         parts.append(
-            found(
+            findings_for(
                 amis,
-                f"It contains {wanted.name} {{versions}} ({wanted} was asked for). Publish one that is built "
-                "of newer packages, promote it, and retire this one; until then this stays.",
+                f"It contains {wanted.name} {{versions}} (packages: {wanted}). Publish an image with newer "
+                f"packages, promote it, and retire this AMI. {UNTIL_THEN}",
                 evidence="table packages",
-                remediation=publish_again(amis),
-                versions=amis["digest"].map(inside),
+                remediation=publish_commands(amis),
+                versions=amis["digest"].map(versions),
             )
         )
-    return together(*parts) if parts else found(facts.amis.head(0), "")
+    return concat(*parts) if parts else findings_for(data.amis.head(0), "")
 
 
 @rule("medium")
-def contents_unknown(facts: Facts) -> pd.DataFrame:
-    """Find AMIs of which nobody recorded what is inside, when packages were asked for."""
-    amis = facts.amis
-    if not facts.measure.packages:
-        return found(amis.head(0), "")
-    asked = ", ".join(str(wanted) for wanted in facts.measure.packages)
-    unknown, ours = ~amis["digest"].isin(facts.known_digests), amis["digest"].notna()
-    reason = f"Nobody recorded what is inside it, so it cannot be said whether it contains {asked}."
-    one = found(
-        amis[unknown & ours],
-        reason + " What is published now is recorded: promote that, and retire this one; until then this "
-        "stays.",
-        evidence="no rows in the table packages",
-        remediation=publish_again(amis[unknown & ours]),
+def contents_unknown(data: AuditData) -> pd.DataFrame:
+    """Find AMIs whose packages are not recorded, if the parameter packages is given."""
+    amis = data.amis
+    if not data.criteria.packages:
+        return findings_for(amis.head(0), "")
+    names = ", ".join(str(wanted) for wanted in data.criteria.packages)
+    unknown, ours = ~amis["digest"].isin(data.recorded_digests), amis["digest"].notna()
+    reason = f"Its packages are not recorded, so it is unknown whether it contains {names}."
+    return concat(
+        findings_for(
+            amis[unknown & ours],
+            f"{reason} Publish the image again, which records its packages, promote it, and retire this AMI. "
+            f"{UNTIL_THEN}",
+            evidence="no rows in the table packages",
+            remediation=publish_commands(amis[unknown & ours]),
+        ),
+        findings_for(
+            amis[unknown & ~ours],
+            f"{reason} vmsnix did not publish it: decide how to inspect it.",
+            evidence="no tag vmsnix:digest",
+        ),
     )
-    other = found(
-        amis[unknown & ~ours],
-        reason + " Something else made it: a person must look inside.",
-        evidence="no tag vmsnix:digest",
-    )
-    return together(one, other)
 
 
-# What an audit does not know.
+# What the audit could not read.
 
 
 @rule("high")
-def unread(facts: Facts) -> pd.DataFrame:
+def unread(data: AuditData) -> pd.DataFrame:
     """Find accounts, regions and sources that could not be read."""
     import pandas as pd
 
@@ -907,29 +996,28 @@ def unread(facts: Facts) -> pd.DataFrame:
             "region": one.region,
             "kind": "region" if one.region else "account",
             "resource_id": one.source,
-            "reason": f"{one.error.what} What is there, and what uses it, is unknown. "
-            f"{one.error.fix}".strip(),
+            "reason": f"{one.error.what} Its resources and their usage are unknown. {one.error.fix}".strip(),
             "evidence": one.error.why,
         }
-        for one in facts.inventory.unread
+        for one in data.inventory.unread
     ]
     return pd.DataFrame(rows)
 
 
 @rule("info")
-def not_asked_one_by_one(facts: Facts) -> pd.DataFrame:
-    """Find regions with so many AMIs that AWS was not asked, for each, who else may launch it."""
+def not_read_one_by_one(data: AuditData) -> pd.DataFrame:
+    """Find regions with too many AMIs to read the launch permissions of each one."""
     import pandas as pd
 
-    places = [
-        (account, region, counted(facts.inventory.places.get((account, region), 0), "AMI"))
-        for account, region in facts.inventory.hurried
+    regions = [
+        (account, region, counted(data.inventory.regions.get((account, region), 0), "AMI"))
+        for account, region in data.inventory.not_read_one_by_one
     ]
-    frame = pd.DataFrame(places, columns=["account", "region", "name"]).assign(
-        kind="region", resource_id=[region for _, region, _ in places]
+    frame = pd.DataFrame(regions, columns=["account", "region", "name"]).assign(
+        kind="region", resource_id=[region for _, region, _ in regions]
     )
-    return found(
+    return findings_for(
         frame,
-        "{name}: AWS was not asked for each which other accounts may launch it.",
+        "{name}: their launch permissions were not read, so it is unknown which other accounts may use them.",
         remediation="vmsnix audit --regions {region} --accounts {account} --one-by-one yes",
     )

@@ -1,7 +1,6 @@
-"""Rebuild the ``amis`` table from the tags in AWS.
+"""Fill the table ``amis`` from AWS.
 
-Everything that a row holds stands in AWS too, so a lost or young table can be filled again by whoever may
-describe images.
+AWS has everything that a row contains, so anyone who may describe images can fill a lost or new table.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ if TYPE_CHECKING:
 
     import boto3
 
-GONE = "deregistered"
-OURS = ("recorded_at", "source", "via")
-"""Columns that are no word of AWS: what differs there only is no change."""
+DEREGISTERED = "deregistered"
+OWN_COLUMNS = ("recorded_at", "source", "via")
+"""Columns that do not come from AWS; a difference in them is not a change."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What a sync found.
+    """The result of a sync.
 
     Attributes
     ----------
     regions
-        The regions that were looked at.
+        The regions that were read.
     found
-        AMIs with our tags in AWS.
+        How many AMIs in AWS vmsnix published.
     added, changed, gone
-        Rows written: for AMIs that the table did not know, that differ from what it knew, that AWS has no
-        more.
+        Numbers of rows written: for AMIs that were not in the table, AMIs that differ from their row, and
+        AMIs that no longer exist.
     """
 
     regions: tuple[str, ...]
@@ -55,21 +54,21 @@ class SyncResult:
 def sync(
     *, regions: Iterable[str] = (), tables: Tables | None = None, session: boto3.Session | None = None
 ) -> SyncResult:
-    """Write a row for every AMI of ours whose latest row is missing or differs.
+    """Write a row for every AMI that vmsnix published and whose latest row is missing or differs.
 
-    Safe to run twice: the second run finds nothing to write.
+    Safe to run twice: the second run writes nothing.
 
     Parameters
     ----------
     regions
-        Where to look; by default the settings' region, else AWS's own.
+        Regions to read; by default the region of the settings or of AWS.
     tables, session
-        Where they do not come from the surroundings.
+        Override the defaults from vmsnix.toml and the AWS environment.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        No region is known.
+        No region is configured.
     """
     settings, session = load(), session or default_session()
     chosen = tuple(regions) or (home_region(session, settings.region),)
@@ -85,13 +84,13 @@ def sync(
             row = images.row(ami, recorded_at=now, source="sync", via=_via(before))
             if before is None:
                 added.append(row)
-            elif _differs(_given(before), row):
+            elif _differs(_without_empty(before), row):
                 changed.append(row)
         present = {ami.ami_id for ami in amis}
         gone += [
-            {**_given(row), "state": GONE, "recorded_at": now, "source": "sync"}
+            {**_without_empty(row), "state": DEREGISTERED, "recorded_at": now, "source": "sync"}
             for (ami_id, where), row in known.items()
-            if where == region and ami_id not in present and row["state"] != GONE
+            if where == region and ami_id not in present and row["state"] != DEREGISTERED
         ]
     if added or changed or gone:
         tables.append("amis", [*added, *changed, *gone])
@@ -105,22 +104,22 @@ def _latest(tables: Tables) -> list[dict[str, Any]]:
 
 
 def _via(before: dict[str, Any] | None) -> str | None:
-    return _given(before).get("via") if before else None
+    return _without_empty(before).get("via") if before else None
 
 
-def _given(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without its empty values, which pandas spells in several ways."""
+def _without_empty(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without its empty values."""
     import pandas as pd
 
     return {name: value for name, value in row.items() if not pd.isna(value)}
 
 
 def _differs(before: dict[str, Any], row: dict[str, Any]) -> bool:
-    return any(_plain(before.get(name)) != _plain(row[name]) for name in row if name not in OURS)
+    return any(_plain(before.get(name)) != _plain(row[name]) for name in row if name not in OWN_COLUMNS)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value so that one from a frame and one from AWS compare: tags are JSON text in a frame."""
+    """Return a value from a frame as it comes from AWS: tags are JSON text in a frame."""
     import json
 
     if isinstance(value, str) and value.startswith("{"):

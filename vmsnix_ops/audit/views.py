@@ -1,4 +1,4 @@
-"""An inventory as people look at it: totals, tables with the columns that matter, a figure."""
+"""An inventory for people: totals, tables with the most important columns, a plot."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ AGES = ((0, 1, "1 day"), (1, 7, "1 week"), (7, 30, "1 month"), (30, 90, "3 month
 
 
 def totals(inventory: Inventory) -> dict[str, float]:
-    """Return the figures that a summary begins with."""
+    """Return numbers and costs of the whole inventory."""
     frame = inventory.frame
-    amis, held = frame["kind"] == "ami", frame["kind"] == "snapshot"
+    amis, snapshots = frame["kind"] == "ami", frame["kind"] == "snapshot"
     used = frame["referenced"]
-    stored = frame.loc[held, "stored_bytes"].sum()
+    stored = frame.loc[snapshots, "stored_bytes"].sum()
     return {
-        "accounts": len({account for account, _ in inventory.places}),
-        "regions": len({region for _, region in inventory.places}),
+        "accounts": len({account for account, _ in inventory.regions}),
+        "regions": len({region for _, region in inventory.regions}),
         "amis": int(amis.sum()),
         "amis_referenced": int((amis & used.fillna(value=False)).sum()),
         "amis_unreferenced": int((amis & ~used.fillna(value=True)).sum()),
         "amis_unknown": int((amis & used.isna()).sum()),
-        "snapshots": int(held.sum()),
-        "snapshots_unreferenced": int((held & ~used.fillna(value=True)).sum()),
-        "size_gib": int(frame.loc[held, "size_gib"].sum()),
+        "snapshots": int(snapshots.sum()),
+        "snapshots_unreferenced": int((snapshots & ~used.fillna(value=True)).sum()),
+        "size_gib": int(frame.loc[snapshots, "size_gib"].sum()),
         "stored_gib": round(float(stored) / 2**30, 1),
-        "estimated": int((held & frame["estimated"].fillna(value=False)).sum()),
+        "estimated": int((snapshots & frame["estimated"].fillna(value=False)).sum()),
         "monthly_usd": round(total_usd(frame), 2),
         "unread": len(inventory.unread),
     }
 
 
 def summary(inventory: Inventory) -> pd.DataFrame:
-    """Return, for each account, region and kind: how many, how many unused, size and cost."""
+    """Return numbers, sizes and costs by account, region and kind."""
     frame = inventory.frame
     marked = frame.assign(
         unused=~frame["referenced"].fillna(value=True),
@@ -88,7 +88,7 @@ def summary(inventory: Inventory) -> pd.DataFrame:
 
 
 def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
-    """Return the rows of one kind with the columns that a person reads, the oldest first."""
+    """Return the rows of one kind with the most important columns, oldest first."""
     frame = inventory.frame[inventory.frame["kind"] == kind].head(most)
     age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
     shown = frame.assign(
@@ -101,23 +101,23 @@ def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
 
 
 def plot(inventory: Inventory) -> Figure:
-    """Return a figure: what snapshots of each age cost, held by an AMI and by nothing."""
+    """Plot the cost of snapshots by age, with and without an AMI."""
     frame = inventory.frame[inventory.frame["kind"] == "snapshot"]
     if frame.empty:
-        return figures.saying("There are no snapshots.")
+        return figures.saying("No snapshots.")
     age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
     labels = [label for _, _, label in AGES] + ["older"]
     edges = [low for low, _, _ in AGES] + [AGES[-1][1], float("inf")]
     figure = figures.new_figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     bottom = [0.0] * len(labels)
-    held = frame["referenced"]
+    used = frame["referenced"]
     parts = [
-        (held.fillna(value=False), "held by an AMI", figures.PATH_COLOURS["import"]),
-        (~held.fillna(value=True), "held by nothing", figures.ALARM),
+        (used.fillna(value=False), "used", figures.PATH_COLOURS["import"]),
+        (~used.fillna(value=True), "unused", figures.ALARM),
     ]
-    if held.isna().any():
-        parts.append((held.isna(), "unknown: not everything could be read", figures.SOFT))
+    if used.isna().any():
+        parts.append((used.isna(), "unknown: a source could not be read", figures.SOFT))
     for chosen, label, colour in parts:
         heights = [
             float(frame.loc[chosen & (age >= low) & (age < high), "monthly_usd"].sum())
@@ -127,6 +127,6 @@ def plot(inventory: Inventory) -> Figure:
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     figures.tidy(axes, grid="y")
     axes.set_xlabel("age of the snapshot, up to")
-    axes.set_ylabel("cost (USD a month)")
+    axes.set_ylabel("cost (USD per month)")
     axes.legend(frameon=False, fontsize=9)
     return figure
