@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -30,14 +30,13 @@ from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet.engine import Runner, Stop, check_workers, connected
 from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
 from vmsnix_ops.runbooks.fleet.plan_file import Dask
+from vmsnix_ops.runbooks.fleet.worker import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.runbooks.shelf import Shelf
     from vmsnix_ops.runbooks.fleet.report import FleetResult
-    from vmsnix_ops.runbooks.fleet.targets import Target
-    from vmsnix_ops.runbooks.fleet.worker import Job
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx"  # the shape of one; nobody's
 
@@ -116,11 +115,6 @@ def yard(shelf: Shelf, tmp_path: Path) -> Yard:
 @pytest.fixture
 def on_the_cluster(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.connected", lambda *_, **__: nullcontext(cluster))
-
-
-def runner_of(planned: fleet.FleetPlan, progress: Progress) -> Runner:
-    places = (planned.ledger, planned.archive, planned.lease_seconds, planned.environment)
-    return Runner(planned.file, *places, "session", progress, Stop())
 
 
 def states(outcome: FleetResult) -> dict[str, str]:
@@ -301,24 +295,21 @@ def test_a_stopped_fleet_lets_its_runs_clean_up(yard: Yard, on_the_cluster: None
 def test_the_fleet_reports_a_worker_that_cannot_see_the_ledger(
     yard: Yard, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned, job = yard.plan('[[entry]]\nrunbook = "work"'), Runner._job
-
-    def elsewhere(self: Runner, target: Target, identity: str) -> Job:
-        return replace(job(self, target, identity), ledger=str(yard.folder / "elsewhere"))
-
-    monkeypatch.setattr(Runner, "_job", elsewhere)
-    outcome = planned.apply(progress=silent())
+    monkeypatch.setattr(
+        fleet, "Session", lambda **facts: Session(**facts | {"ledger": str(yard.folder / "x")})
+    )
+    outcome = yard.plan('[[entry]]\nrunbook = "work"').apply(progress=silent())
     assert outcome.status == "failed"
     assert "cannot see the ledger" in str(outcome.error)
     assert yard.trace() == []
 
 
 def test_the_display_shows_each_state_of_a_target_once(yard: Yard) -> None:
-    planned = yard.plan(TWO)
     events: list[Event] = []
-    runner = runner_of(planned, Progress(events.append))
+    session = Session("session", "ledger", "id", "archive", "folder", "", {}, 60.0)
+    runner = Runner(yard.plan(TWO).file, session, {}, Progress(events.append), Stop())
     runner._started[runner.step] = 0.0
-    for state in ("running", "retrying", "running", "done", "done"):  # a worker's report, then the result
+    for state in ("running", "retrying", "running", "done", "done", "running"):  # reports may be late
         runner._on_state("work/name=a", state, "It broke." if state == "retrying" else None)
     runner._on_state("work/name=b", "waiting", "It runs on elsewhere as process 7.")
     runner._on_state("work/name=b", "skipped", "Not run.")
@@ -371,8 +362,14 @@ def test_missing_resources_are_reported_before_anything_runs(yard: Yard, cluster
 def test_the_messages_to_workers_contain_no_secret(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     planned = yard.plan('[[entry]]\nrunbook = "work"', environment={"AWS_SESSION_TOKEN": SECRET})
-    runner = runner_of(planned, silent())
-    assert SECRET.encode() not in pickle.dumps(runner._job(planned.file.targets[0], "id"))
+    sent: list[bytes] = []
+
+    def keep(self: Runner, _log: Path) -> None:
+        sent.append(pickle.dumps((self.session, self.plan.targets)))
+
+    monkeypatch.setattr(Runner, "run", keep)
+    planned.apply(progress=silent())
+    assert SECRET.encode() not in sent[0]
     assert SECRET not in repr(planned)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet.engine import nix_config
 from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, read_plan
+from vmsnix_ops.runbooks.fleet.targets import nix_config
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,6 @@ from vmsnix_ops.nix import command
 from vmsnix_ops.runbooks.execution import lease
 from vmsnix_ops.runbooks.execution.execute import RunOutcome
 from vmsnix_ops.runbooks.execution.verdict import Failure
-from vmsnix_ops.runbooks.fleet import engine
 from vmsnix_ops.runbooks.fleet import worker as workers
 from vmsnix_ops.runbooks.fleet.ledger import (
     Document,
@@ -30,8 +29,8 @@ from vmsnix_ops.runbooks.fleet.ledger import (
     open_ledger,
     this_process,
 )
-from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target, environment_of
-from vmsnix_ops.runbooks.fleet.worker import Job, run_target
+from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target, environment_of, nix_config
+from vmsnix_ops.runbooks.fleet.worker import Session, run_target
 from vmsnix_ops.sandbox import sandbox
 
 ELSEWHERE = {"id": "other", "machine": "elsewhere", "pid": 1, "born": "1", "host": "elsewhere"}
@@ -41,9 +40,15 @@ ELSEWHERE = {"id": "other", "machine": "elsewhere", "pid": 1, "born": "1", "host
 class Worker:
     """A worker that runs the targets in this process, with invented outcomes of their notebooks."""
 
-    job: Job
+    session: Session
+    target: Target
     outcomes: list[Any] = field(default_factory=list)
     ran: list[dict[str, Any]] = field(default_factory=list)
+
+    def start(self, *before: Document, later: bool = False, **changes: Any) -> Document:
+        """Give the worker the target, with changes; `later` from another client."""
+        session = replace(self.session, id="later") if later else self.session
+        return run_target(session, replace(self.target, **changes), *before)
 
     def run(self, runbook: str, given: dict[str, object], **options: Any) -> RunOutcome:
         self.ran.append(options)
@@ -60,46 +65,38 @@ class Worker:
         return RunOutcome(f"run-{number}", runbook, verdict, code, "n", "r", "j", "l", 1.5, error, values)
 
     def document(self) -> Document:
-        document, _ = open_ledger(self.job.ledger).read(self.job.target.claim)
+        document, _ = open_ledger(self.session.ledger).read(self.target.claim)
         assert document is not None
         return document
 
     def found(self, **values: Any) -> None:
         """Leave a claim in the ledger, as another process would."""
-        claim = self.job.target.document("running") | {"beat": 0, "owner": ELSEWHERE, "started_at": STARTED}
-        change(open_ledger(self.job.ledger), self.job.target.claim, lambda _: {**claim, **values})
+        claim = self.target.document("running") | {"beat": 0, "owner": ELSEWHERE, "started_at": STARTED}
+        change(open_ledger(self.session.ledger), self.target.claim, lambda _: {**claim, **values})
 
 
 STARTED = "2026-11-25T00:00:00+00:00"
 
 
-def in_this_process(job: Job, wanted: Document, version: str | None) -> str:
-    workers.run_claimed(job, wanted, version)
+def in_this_process(*arguments: Any) -> str:
+    workers.run_claimed(*arguments)
     return ""
 
 
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
     target = Target("greet/a", "greet", {}, {"name": "a"}, "k" * 24, retry_wait=0.0, fingerprint="f")
-    ledger, session = str(tmp_path / "ledger"), f"session-{tmp_path.name}"
+    ledger, place = str(tmp_path / "ledger"), str(tmp_path)
     identity = ledger_id(open_ledger(ledger))
-    made = Worker(Job(target, session, ledger, identity, str(tmp_path), str(tmp_path), "", {}, 0.6))
+    session = Session(f"session-{tmp_path.name}", ledger, identity, place, place, "", {}, 0.6)
+    made = Worker(session, target)
     monkeypatch.setattr(workers, "run", made.run)
     monkeypatch.setattr(workers, "_run_process", in_this_process)
     return made
 
 
-def of(job: Job, **values: Any) -> Job:
-    """Return a job with another target."""
-    return replace(job, target=replace(job.target, **values))
-
-
-def retries(worker: Worker, count: int) -> None:
-    worker.job = of(worker.job, retries=count)
-
-
 def test_the_result_of_a_target_is_recorded(worker: Worker) -> None:
-    document = run_target(worker.job)
+    document = worker.start()
     assert document == worker.document()
     assert (document["state"], document["result"]) == ("done", {"ami_id": "ami-1"})
     (attempt,) = document["attempts"]
@@ -107,39 +104,36 @@ def test_the_result_of_a_target_is_recorded(worker: Worker) -> None:
 
 
 def test_a_target_that_is_done_is_not_run_again(worker: Worker) -> None:
-    first = run_target(worker.job)
-    again = run_target(replace(worker.job, session="later"))
+    first = worker.start()
+    again = worker.start(later=True)
     assert len(worker.ran) == 1
     assert again == first
 
 
 def test_a_result_for_another_fingerprint_does_not_count(worker: Worker) -> None:
-    run_target(worker.job)
-    document = run_target(of(worker.job, fingerprint="changed"))
+    worker.start()
+    document = worker.start(fingerprint="changed")
     assert len(worker.ran) == 2
     assert (document["fingerprint"], len(document["attempts"])) == ("changed", 1)
 
 
 def test_retries_are_counted_and_kept(worker: Worker) -> None:
-    retries(worker, 2)
     worker.outcomes = ["failed", "partial", "done"]
-    document = run_target(worker.job)
+    document = worker.start(retries=2)
     assert [attempt["verdict"] for attempt in document["attempts"]] == ["failed", "partial", "done"]
     assert document["error"] is None
 
 
 def test_the_last_retry_decides(worker: Worker) -> None:
-    retries(worker, 1)
     worker.outcomes = ["failed", "partial", "done"]
-    document = run_target(worker.job)
+    document = worker.start(retries=1)
     assert (document["state"], document["error"], len(worker.ran)) == ("partial", "It partial.", 2)
 
 
 @pytest.mark.parametrize("outcome", ["wrong", "cancelled"])
 def test_usage_errors_and_interrupts_are_not_tried_again(worker: Worker, outcome: str) -> None:
-    retries(worker, 3)
     worker.outcomes = [outcome]
-    assert run_target(worker.job)["state"] in ("failed", "cancelled")
+    assert worker.start(retries=3)["state"] in ("failed", "cancelled")
     assert len(worker.ran) == 1
 
 
@@ -153,7 +147,7 @@ def test_usage_errors_and_interrupts_are_not_tried_again(worker: Worker, outcome
 )
 def test_an_error_of_the_runner_fails_the_target(worker: Worker, error: Exception, said: str) -> None:
     worker.outcomes = [error]
-    document = run_target(worker.job)
+    document = worker.start()
     assert document["state"] == "failed"
     assert said in document["error"]
     assert "AKIA" not in document["error"]
@@ -161,21 +155,19 @@ def test_an_error_of_the_runner_fails_the_target(worker: Worker, error: Exceptio
 
 def test_the_next_client_runs_a_failed_target_again(worker: Worker) -> None:
     worker.outcomes = ["failed"]
-    run_target(worker.job)
-    document = run_target(replace(worker.job, session="later"))
+    worker.start()
+    document = worker.start(later=True)
     assert (document["state"], len(document["attempts"])) == ("done", 2)
 
 
 def test_a_target_is_skipped_when_one_before_it_is_not_done(worker: Worker) -> None:
-    document = run_target(
-        worker.job, {"target": "first", "state": "done"}, {"target": "second", "state": "failed"}
-    )
+    document = worker.start({"target": "first", "state": "done"}, {"target": "second", "state": "failed"})
     assert (document["state"], document["error"]) == (
         "skipped",
         "Not run, because these are not done: second.",
     )
     assert worker.ran == []
-    assert run_target(replace(worker.job, session="later"))["state"] == "done"
+    assert worker.start(later=True)["state"] == "done"
 
 
 # Another process has the claim
@@ -194,7 +186,7 @@ def test_a_worker_waits_for_a_run_on_another_machine(worker: Worker) -> None:
 
     thread = threading.Thread(target=live)
     thread.start()
-    document = run_target(worker.job)
+    document = worker.start()
     assert over.is_set()
     join(thread)
     assert (document["state"], document["result"]["ami_id"]) == ("done", "ami-elsewhere")
@@ -204,16 +196,18 @@ def test_a_worker_waits_for_a_run_on_another_machine(worker: Worker) -> None:
 def test_a_run_on_another_machine_is_taken_over_when_its_beat_stands_still(worker: Worker) -> None:
     worker.found(beat=7)
     began = time.monotonic()
-    document = run_target(worker.job)
-    assert time.monotonic() - began > worker.job.lease_seconds
+    document = worker.start()
+    assert time.monotonic() - began > worker.session.lease_seconds
     assert [attempt["verdict"] for attempt in document["attempts"]] == ["lost", "done"]
 
 
 def test_one_of_two_workers_runs_a_target(worker: Worker) -> None:
     worker.outcomes = [lambda options: time.sleep(1.5) or "done"]
     documents: list[Document] = []
-    jobs = [worker.job, replace(worker.job, session="other")]
-    threads = [threading.Thread(target=lambda job=job: documents.append(run_target(job))) for job in jobs]
+    threads = [
+        threading.Thread(target=lambda later=later: documents.append(worker.start(later=later)))
+        for later in (False, True)
+    ]
     for thread in threads:
         thread.start()
     join(*threads)
@@ -222,9 +216,9 @@ def test_one_of_two_workers_runs_a_target(worker: Worker) -> None:
 
 
 def test_a_target_whose_process_ended_three_times_is_failed(worker: Worker) -> None:
-    lost = {"verdict": "lost", "session": worker.job.session, "error": "died"}
-    worker.found(beat=1, session=worker.job.session, attempts=[lost, lost])
-    document = run_target(worker.job)
+    lost = {"verdict": "lost", "session": worker.session.id, "error": "died"}
+    worker.found(beat=1, session=worker.session.id, attempts=[lost, lost])
+    document = worker.start()
     assert document["state"] == "failed"
     assert "ended 3 times" in document["error"]
     assert worker.ran == []
@@ -233,7 +227,7 @@ def test_a_target_whose_process_ended_three_times_is_failed(worker: Worker) -> N
 def test_processes_lost_by_an_earlier_client_do_not_count(worker: Worker) -> None:
     lost = {"verdict": "lost", "session": "earlier", "error": "died"}
     worker.found(beat=1, session="earlier", attempts=[lost] * 5)
-    document = run_target(worker.job)
+    document = worker.start()
     assert document["state"] == "done"
     assert [attempt["verdict"] for attempt in document["attempts"]] == [*["lost"] * 6, "done"]
 
@@ -250,7 +244,7 @@ def test_a_run_that_lost_its_claim_is_stopped_and_may_change_nothing(worker: Wor
         return "cancelled"
 
     worker.outcomes = [taken_over]
-    document = run_target(worker.job)
+    document = worker.start()
     assert document["result"] == {"ami_id": "ami-theirs"}
     assert worker.document()["owner"]["id"] == "other"
 
@@ -269,7 +263,7 @@ def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_t
         broken.set()
         began = time.monotonic()
         wait_until(lambda: options["interrupter"].requested, "the request to stop")
-        assert time.monotonic() - began < worker.job.lease_seconds
+        assert time.monotonic() - began < worker.session.lease_seconds
         with pytest.raises(FleetError, match="lost its claim"):
             lease.check(Path(options["environment"][lease.VARIABLE]))
         broken.clear()
@@ -278,7 +272,7 @@ def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_t
     monkeypatch.setattr(FolderLedger, "write", refuse)
     monkeypatch.setattr(lease, "WAIT_SECONDS", 0.0)
     worker.outcomes = [run]
-    found = workers.run_claimed(worker.job, worker.job.target.document("planned"), None)
+    found = workers.run_claimed(worker.session, worker.target, worker.target.document("planned"), None)
     assert found == workers.NOT_OURS
     assert worker.document()["state"] == "running"
 
@@ -288,9 +282,9 @@ def test_a_stopped_process_of_this_machine_keeps_its_claim(worker: Worker) -> No
         process.send_signal(signal.SIGSTOP)
         owner = this_process() | {"pid": process.pid, "born": _start_of(process.pid)}
         worker.found(owner=owner, beat=1)
-        thread = threading.Thread(target=run_target, args=[worker.job])
+        thread = threading.Thread(target=worker.start)
         thread.start()
-        time.sleep(3 * worker.job.lease_seconds)
+        time.sleep(3 * worker.session.lease_seconds)
         assert worker.ran == []
         kill(process)
     join(thread)
@@ -298,15 +292,13 @@ def test_a_stopped_process_of_this_machine_keeps_its_claim(worker: Worker) -> No
 
 
 def test_a_stopped_fleet_interrupts_its_runs_and_starts_no_more(worker: Worker) -> None:
-    retries(worker, 3)
-
     def stopped(_options: dict[str, Any]) -> str:
-        workers.stop(worker.job.session)
+        workers.stop(worker.session.id)
         return "failed"
 
     worker.outcomes = [stopped]
-    assert len(run_target(worker.job)["attempts"]) == 1
-    assert run_target(of(worker.job, key="other"))["state"] == "cancelled"
+    assert len(worker.start(retries=3)["attempts"]) == 1
+    assert worker.start(key="other")["state"] == "cancelled"
     assert len(worker.ran) == 1
 
 
@@ -314,13 +306,13 @@ def test_a_stopped_fleet_interrupts_its_runs_and_starts_no_more(worker: Worker) 
 
 
 def test_a_worker_with_another_version_runs_nothing(worker: Worker) -> None:
-    document = run_target(replace(worker.job, version="0.0.1"))
+    document = run_target(replace(worker.session, version="0.0.1"), worker.target)
     assert document["state"] == "failed"
     assert "0.0.1" in document["error"]
 
 
 def test_a_worker_with_another_ledger_runs_nothing(worker: Worker, tmp_path: Path) -> None:
-    document = run_target(replace(worker.job, ledger=str(tmp_path / "elsewhere")))
+    document = run_target(replace(worker.session, ledger=str(tmp_path / "elsewhere")), worker.target)
     assert "cannot see the ledger" in document["error"]
     assert worker.ran == []
 
@@ -329,7 +321,7 @@ def test_a_worker_with_another_ledger_runs_nothing(worker: Worker, tmp_path: Pat
 
 
 def test_a_profile_wins_over_keys_in_the_environment(worker: Worker) -> None:
-    made = environment_of(of(worker.job, account=Account("p", profile="production")).target, {"A": "b"})
+    made = environment_of(replace(worker.target, account=Account("p", profile="production")), {"A": "b"})
     assert made["AWS_PROFILE"] == "production"
     assert [made[name] for name in CREDENTIALS] == [None, None, None]
     assert (made["A"], made["GITHUB_OUTPUT"]) == ("b", None)
@@ -348,21 +340,21 @@ def test_the_worker_assumes_the_role_and_passes_the_keys_to_the_run_only(
         iam = aws.client("iam")
         role = iam.create_role(RoleName="publisher", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
         account = Account("p", aws.account, role=role)
-        worker.job = of(worker.job, account=account, axes={"region": "us-east-1"})
-        document = run_target(worker.job)
+        worker.target = replace(worker.target, account=account, axes={"region": "us-east-1"})
+        document = worker.start()
         given = worker.ran[0]["environment"]
         assert all(given[name] for name in CREDENTIALS)
         assert given["AWS_ACCESS_KEY_ID"] != aws.environment["AWS_ACCESS_KEY_ID"]
         assert not any(given[name] in str(document) for name in CREDENTIALS)
         missing = replace(account, role=role + "-not")
-        refused = run_target(of(worker.job, account=missing, axes={"region": "us-east-1"}, key="x"))
+        refused = worker.start(account=missing, axes={"region": "us-east-1"}, key="x")
         assert "Could not assume the role" in refused["error"]
 
 
 def test_nix_reads_the_settings_of_the_plan(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     builders = "ssh-ng://builder.example x86_64-linux - 8"
-    config = engine.nix_config({"builders": builders, "max-jobs": "0"})
-    run_target(replace(worker.job, environment={"NIX_CONFIG": config}))
+    config = nix_config({"builders": builders, "max-jobs": "0"})
+    run_target(replace(worker.session, environment={"NIX_CONFIG": config}), worker.target)
     given = worker.ran[0]["environment"]["NIX_CONFIG"]
     require("nix")
     monkeypatch.setenv("NIX_CONFIG", given)

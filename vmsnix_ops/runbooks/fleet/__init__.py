@@ -28,9 +28,10 @@ from vmsnix_ops.progress import counted, current
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.fleet.engine import Runner, Stop, check_address, need_dask
-from vmsnix_ops.runbooks.fleet.ledger import change, open_ledger
+from vmsnix_ops.runbooks.fleet.ledger import change, ledger_id, open_ledger
 from vmsnix_ops.runbooks.fleet.report import FleetResult, write
-from vmsnix_ops.runbooks.fleet.worker import state_of
+from vmsnix_ops.runbooks.fleet.targets import nix_config
+from vmsnix_ops.runbooks.fleet.worker import Session, state_of
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -162,16 +163,18 @@ class FleetPlan(Displayed):
         remote = self.archive.rstrip("/") if self.archive.startswith("s3://") else ""
         local = load().state / "runs" if remote else Path(self.archive).absolute()
         folder = archives.RunFolder(run_id, local / run_id, remote, os.environ)
-        runner = Runner(
-            plan=self.file,
+        config = nix_config(self.file.nix)
+        session = Session(
+            id=secrets.token_hex(6),
             ledger=self.ledger,
+            ledger_id=ledger_id(ledger),
             archive=self.archive,
+            folder=str(self.file.folder),
+            notebooks=str(self.file.notebooks or ""),
+            environment={"NIX_CONFIG": config} if config else {},
             lease_seconds=self.lease_seconds,
-            environment=self.environment,
-            session=secrets.token_hex(6),
-            progress=progress or current(),
-            stop=stop or Stop(),
         )
+        runner = Runner(self.file, session, self.environment, progress or current(), stop or Stop())
         clock, started = time.monotonic(), datetime.now(UTC)
         trouble = runner.run(folder.path(archives.LOG))
         seconds = round(time.monotonic() - clock, 3)

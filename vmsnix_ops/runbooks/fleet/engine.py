@@ -1,8 +1,7 @@
-"""Runs the targets of a plan on Dask: workers on this machine, or a scheduler on another one.
+"""Runs the targets of a plan on Dask: on workers of this machine, or of a scheduler elsewhere.
 
-Who reaches the ports of a Dask cluster can run any code on it. So a cluster of this machine listens on
-127.0.0.1 only, has no dashboard, and uses TLS with a temporary certificate that no other user of the machine
-has. A connection to another machine must use TLS, too.
+Anyone who reaches a Dask cluster can run code on it. So a cluster of this machine listens on 127.0.0.1 only,
+has no dashboard, and uses TLS with a temporary key. A connection to another machine must use TLS, too.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from vmsnix_ops.progress import Event
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter, signals
 from vmsnix_ops.runbooks.fleet import worker
-from vmsnix_ops.runbooks.fleet.ledger import ledger_id, open_ledger
+from vmsnix_ops.runbooks.fleet.ledger import open_ledger
+from vmsnix_ops.runbooks.fleet.report import counted_states
 from vmsnix_ops.text import lines
 
 if TYPE_CHECKING:
@@ -64,13 +64,7 @@ def need_dask() -> None:
 
 
 def check_address(dask: Dask) -> None:
-    """Refuse an invalid address of a scheduler, or one of another machine without TLS.
-
-    Raises
-    ------
-    PlanError
-        The address is invalid, or its connection would not be encrypted.
-    """
+    """Raise `PlanError` if the scheduler's address is invalid, or that of another machine without TLS."""
     if not dask.scheduler:
         return
     parts = urlsplit(dask.scheduler)
@@ -94,20 +88,16 @@ def check_address(dask: Dask) -> None:
 
 @contextmanager
 def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Any]:
-    """Connect to the scheduler of a plan, or to a cluster of this machine that ends with the block.
+    """Yield a client of the plan's scheduler, or of a cluster of this machine that ends with the block.
 
     Parameters
     ----------
     dask
-        The scheduler, or the cluster of this machine.
+        The scheduler, or the workers of this machine.
     log
         File for Dask's own log.
     environment
         Variables of the workers of this machine, besides those of this process.
-
-    Yields
-    ------
-    distributed.Client
 
     Raises
     ------
@@ -123,33 +113,30 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
     with _logging_to(log), dask_module.config.set(CONFIG):
         if not dask.scheduler:
             security = Security.temporary()  # type: ignore[no-untyped-call]
-            with (
-                LocalCluster(  # type: ignore[no-untyped-call]
-                    n_workers=dask.workers or os.cpu_count() or 1,
-                    threads_per_worker=1,
-                    host="127.0.0.1",
-                    protocol="tls://",
-                    security=security,
-                    # Without a dashboard a server for pages remains; CONFIG removes the pages.
-                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                    silence_logs=False,
-                    memory_limit=0,
-                    resources=dict(dask.resources) or ({"kvm": 1.0} if _can_use_kvm() else {}),
-                    env=dict(environment or {}),
-                ) as cluster,
-                Client(cluster, security=security) as client,  # type: ignore[no-untyped-call]
-            ):
+            kvm = {"kvm": 1.0} if os.access("/dev/kvm", os.R_OK | os.W_OK) else {}
+            cluster = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=dask.workers or os.cpu_count() or 1,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                protocol="tls://",
+                security=security,
+                # Without a dashboard a server for pages remains; CONFIG removes the pages.
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                silence_logs=False,
+                memory_limit=0,
+                resources=dict(dask.resources) or kvm,
+                env=dict(environment or {}),
+            )
+            with cluster, Client(cluster, security=security) as client:  # type: ignore[no-untyped-call]
                 yield client
             return
         given = {"tls_ca_file": dask.ca_file, "tls_client_cert": dask.cert, "tls_client_key": dask.key}
+        tls = dask.scheduler.startswith("tls://")
         security = Security(  # type: ignore[no-untyped-call]
-            require_encryption=True, **{name: path for name, path in given.items() if path}
+            require_encryption=tls, **{name: path for name, path in given.items() if path}
         )
-        encrypted = dask.scheduler.startswith("tls://")
         try:
-            client = Client(  # type: ignore[no-untyped-call]
-                dask.scheduler, security=security if encrypted else None, timeout=CONNECT_SECONDS
-            )
+            client = Client(dask.scheduler, security=security, timeout=CONNECT_SECONDS)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
             raise FleetError(
                 f"The scheduler {dask.scheduler} is not reachable.",
@@ -202,34 +189,11 @@ class Stop(Interrupter):
 
 @dataclass
 class Runner:
-    """Submits the targets of a plan to Dask, and collects their documents.
-
-    Attributes
-    ----------
-    plan
-        What to run.
-    ledger, archive
-        Locations of the ledger and of the evidence.
-    lease_seconds
-        After how long without a beat a run on another machine is taken over.
-    environment
-        Variables for the workers of this machine.
-    session
-        ID of this client.
-    progress
-        Shows the targets that run, and how many are finished.
-    stop
-        Stops the fleet from another thread.
-    documents
-        The documents of the targets, in the end.
-    """
+    """Submits the targets of a plan to Dask, and collects their documents."""
 
     plan: PlanFile
-    ledger: str
-    archive: str
-    lease_seconds: float
-    environment: Mapping[str, str]
-    session: str
+    session: worker.Session
+    environment: Mapping[str, str]  # for the workers of this machine
     progress: Progress
     stop: Stop
     documents: list[Document] = field(default_factory=list)
@@ -244,7 +208,7 @@ class Runner:
 
     def run(self, log: Path) -> FleetError | None:
         """Run everything, and return the error of the fleet as a whole."""
-        targets, ledger = self.plan.targets, open_ledger(self.ledger)
+        targets, ledger = self.plan.targets, open_ledger(self.session.ledger)
         results: dict[str, Document] = {}
         self._started[self.step] = time.monotonic()
         self._show(self.step, "started")
@@ -262,26 +226,26 @@ class Runner:
                 return self._run(client, results)
         finally:
             self.documents = [results.get(one.name) or worker.state_of(one, ledger) for one in targets]
-            counts = sorted(Counter(document["state"] for document in self.documents).items())
-            kind: Kind = "finished" if [state for state, _ in counts] == ["done"] else "failed"
-            self._show(self.step, kind, ", ".join(f"{count} {state}" for state, count in counts))
+            counts = Counter(document["state"] for document in self.documents)
+            self._show(self.step, "finished" if set(counts) == {"done"} else "failed", counted_states(counts))
 
     def _run(self, client: Any, results: dict[str, Document]) -> FleetError | None:
         from distributed import wait
 
         targets = self.plan.targets
         futures: dict[str, Any] = {}
-        identity = ledger_id(open_ledger(self.ledger))
-        client.subscribe_topic(worker.topic(self.session), lambda event: self._on_state(*event[1]["report"]))
+        topic = worker.topic(self.session.id)
+        client.subscribe_topic(topic, lambda event: self._on_state(*event[1]["report"]))
         for number, target in enumerate(targets):
             if target.name in results:
                 self._on_state(target.name, "done")
                 continue
             futures[target.name] = client.submit(
                 worker.run_target,
-                self._job(target, identity),
+                self.session,
+                target,
                 *(results.get(name) or futures[name] for name in target.after),
-                key=f"{target.name}-{target.key}-{self.session}",
+                key=f"{target.name}-{self.session.id}",
                 resources=dict(target.resources) or None,
                 priority=-number,
                 pure=False,
@@ -292,7 +256,7 @@ class Runner:
             if self.stop.times > asked:
                 asked = self.stop.times
                 deadline = time.monotonic() + (STOP_SECONDS if asked == 1 else STOP_NOW_SECONDS)
-                client.run(worker.stop, self.session, on_error="ignore")
+                client.run(worker.stop, self.session.id, on_error="ignore")
             with suppress(TimeoutError):
                 done = wait(list(names), timeout=0.2, return_when="FIRST_COMPLETED").done  # type: ignore[no-untyped-call]
                 for future in done:
@@ -312,27 +276,13 @@ class Runner:
                         continue
                     results[name] = document = future.result()
                     self._on_state(name, document["state"], document["error"])
-        client.unsubscribe_topic(worker.topic(self.session))
+        client.unsubscribe_topic(topic)
         return trouble
-
-    def _job(self, target: Target, identity: str) -> worker.Job:
-        config = nix_config(self.plan.nix)
-        return worker.Job(
-            target=target,
-            session=self.session,
-            ledger=self.ledger,
-            ledger_id=identity,
-            archive=self.archive,
-            folder=str(self.plan.folder),
-            notebooks=str(self.plan.notebooks or ""),
-            environment={"NIX_CONFIG": config} if config else {},
-            lease_seconds=self.lease_seconds,
-        )
 
     def _on_state(self, target: str, state: str, error: str | None = None) -> None:
         """Show the new state of a target: a worker reports it, and later the result contains it again."""
         with self._lock:  # workers report in a thread of Dask
-            if self._states.get(target) == state:
+            if self._states.get(target) == state or self._states.get(target, OPEN[0]) not in OPEN:
                 return
             self._states[target] = state
             if state == "running":
@@ -353,15 +303,6 @@ class Runner:
             total = len(self.plan.targets)
         seconds = time.monotonic() - self._started[step]
         self.progress.report(Event(step, kind, done, total, "items", message, seconds))
-
-
-def nix_config(settings: Mapping[str, str]) -> str:
-    """Return settings as the lines of ``NIX_CONFIG``, which Nix reads after its files."""
-    return "\n".join(f"{name} = {value}" for name, value in settings.items())
-
-
-def _can_use_kvm() -> bool:
-    return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 class _Safe(logging.Formatter):

@@ -1,12 +1,9 @@
 """The ledger of a fleet: one JSON document for each target, in a local folder or on S3.
 
-The document is the claim of the process that runs the target, and its result afterwards. Only a process that
-read the last version may replace a document (a lock in a folder, ``If-Match`` on S3). So of two processes
-that want a target one gets it, and a process that is killed leaves a complete document.
-
-The owner of a claim increases its ``beat`` while it runs. A claim of this machine can be taken over when its
-process has ended. The claim of another machine can be taken over when its beat did not change for some time
-by the clock of the process that waits: clocks of two machines are never compared.
+A document is the claim of the process that runs the target, and later the result. It is replaced only by a
+process that read its last version (a lock in a folder, ``If-Match`` on S3): one of two processes gets a
+target. The owner of a claim increases its ``beat``. A claim of this machine can be taken over when its owner
+has ended, one of another machine when its beat stood still by the clock of the process that waits.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ import time
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
     from types_boto3_s3.type_defs import GetObjectOutputTypeDef, PutObjectRequestTypeDef
 
 Document = dict[str, Any]
+IDENTITY = "ledger.json"
+"""Contains the ID of a ledger, by which a worker sees that it has the ledger of the client."""
 
 
 class StaleError(Exception):
@@ -50,12 +50,9 @@ class Ledger(Protocol):
         """Return a document and its version; twice ``None`` if it does not exist."""
 
     def write(self, name: str, value: Document, last: str | None) -> str:
-        """Replace the version `last` of a document (``None``: create it) and return the new version.
+        """Replace the version `last` of a document (``None``: create it), and return the new version.
 
-        Raises
-        ------
-        StaleError
-            `last` is not the last version.
+        Raises `StaleError` if `last` is not the last version.
         """
 
 
@@ -66,12 +63,12 @@ def open_ledger(location: str) -> Ledger:
 
 @dataclass(frozen=True, slots=True)
 class FolderLedger:
-    """Documents in a folder of this machine, or in one that all machines mount and can lock."""
+    """Documents in a local folder, or in one that all machines mount and can lock."""
 
     folder: Path
 
     def read(self, name: str) -> tuple[Document | None, str | None]:
-        """Return a document and its version; see `Ledger.read`."""
+        """See `Ledger.read`."""
         try:
             text = files.read(self.folder / name)
         except FileNotFoundError:
@@ -81,7 +78,7 @@ class FolderLedger:
         return _parsed(text, str(self.folder / name)), hashlib.sha256(text).hexdigest()
 
     def write(self, name: str, value: Document, last: str | None) -> str:
-        """Replace a document under the folder's lock; see `Ledger.write`."""
+        """See `Ledger.write`."""
         text = _as_text(value)
         try:
             files.make_folder((self.folder / name).parent)
@@ -112,22 +109,21 @@ class FolderLedger:
 
 
 class S3Ledger:
-    """Documents on S3, replaced by conditional requests with the credentials of this process.
-
-    Parameters
-    ----------
-    location
-        ``s3://bucket/prefix``.
-    """
+    """Documents in ``s3://bucket/prefix``, replaced by conditional requests."""
 
     def __init__(self, location: str) -> None:
         self.bucket, _, prefix = location.removeprefix("s3://").rstrip("/").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
-        self._client: S3Client | None = None
+
+    @cached_property
+    def _s3(self) -> S3Client:
+        from vmsnix_ops.aws.session import client, session
+
+        return client(session(), "s3")
 
     @needs("s3:GetObject", "s3:ListBucket")
     def read(self, name: str) -> tuple[Document | None, str | None]:
-        """Return a document and its version; see `Ledger.read`."""
+        """See `Ledger.read`."""
         from vmsnix_ops.aws.session import calling
 
         place = f"s3://{self.bucket}/{self.prefix}{name}"
@@ -137,7 +133,7 @@ class S3Ledger:
 
     @needs("s3:PutObject")
     def write(self, name: str, value: Document, last: str | None) -> str:
-        """Replace a document if its version is still `last`; see `Ledger.write`."""
+        """See `Ledger.write`."""
         from vmsnix_ops.aws.session import calling, code_of, retry
 
         mark = uuid.uuid4().hex
@@ -155,7 +151,7 @@ class S3Ledger:
         with calling(f"write s3://{self.bucket}/{self.prefix}{name}"):
             try:
                 # S3 rejects one of two writes at the same moment; that one may be repeated.
-                written = retry(lambda: self._s3().put_object(**request), "ConditionalRequestConflict")
+                written = retry(lambda: self._s3.put_object(**request), "ConditionalRequestConflict")
             except Exception as error:
                 if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                     raise
@@ -170,7 +166,7 @@ class S3Ledger:
         from vmsnix_ops.aws.session import code_of
 
         try:
-            answer = self._s3().get_object(Bucket=self.bucket, Key=self.prefix + name)
+            answer = self._s3.get_object(Bucket=self.bucket, Key=self.prefix + name)
         except Exception as error:
             if code_of(error) in ("NoSuchKey", "404"):
                 return None, b""
@@ -178,25 +174,14 @@ class S3Ledger:
         with answer["Body"] as body:
             return answer, body.read()
 
-    def _s3(self) -> S3Client:
-        if self._client is None:
-            from vmsnix_ops.aws.session import client, session
-
-            self._client = client(session(), "s3")
-        return self._client
-
 
 def change(
     ledger: Ledger, name: str, decide: Callable[[Document | None], Document | None]
 ) -> Document | None:
-    """Replace a document, again if another process replaced it meanwhile, and return it.
+    """Replace a document by what `decide` returns for the current one, and return the new document.
 
-    Parameters
-    ----------
-    ledger, name
-        Which document.
-    decide
-        Returns the new document for the current one (``None``: there is none); ``None`` changes nothing.
+    `decide` gets ``None`` if there is no document, and returns ``None`` to change nothing. It is called again
+    if another process was faster.
     """
     while True:
         current, version = ledger.read(name)
@@ -209,9 +194,9 @@ def change(
 
 
 def ledger_id(ledger: Ledger) -> str:
-    """Return the ID of a ledger, and create it in a new one. A worker compares it with that of the client."""
+    """Return the ID of a ledger, created on first use."""
     made = {"id": uuid.uuid4().hex}
-    return str((change(ledger, "ledger.json", lambda current: None if current else made) or made)["id"])
+    return str((change(ledger, IDENTITY, lambda current: None if current else made) or made)["id"])
 
 
 def _as_text(value: Document) -> str:
@@ -234,37 +219,27 @@ def _parsed(text: bytes, place: str) -> Document:
 
 
 def this_process() -> Document:
-    """Return this process as the owner of a new claim.
-
-    ``machine`` is the host, its boot and its process namespace: in these a process ID has a meaning. ``born``
-    is the start of the process, because the kernel uses IDs again.
-    """
+    """Return this process as the owner of a new claim."""
     pid, host = os.getpid(), socket.gethostname()
     return {"id": uuid.uuid4().hex, "machine": _machine(), "pid": pid, "born": _start_of(pid), "host": host}
 
 
 def has_ended(owner: Mapping[str, Any]) -> bool:
-    """Return whether the process of an owner has ended; False for other machines, where nobody can check."""
+    """Return whether the process of an owner has ended; False if it is on another machine."""
     return bool(owner["machine"] == _machine() and _start_of(owner["pid"]) not in (owner["born"], "hidden"))
 
 
 @dataclass
 class Watch:
-    """Watches the claim of another process.
+    """Watches the claim of another process."""
 
-    Attributes
-    ----------
-    seconds
-        How long the beat of another machine may stand still.
-    """
-
-    seconds: float
+    seconds: float  # how long the beat of another machine may stand still
     _beat: tuple[str, int] | None = None
     _since: float = field(default_factory=time.monotonic)
 
     def is_abandoned(self, claim: Mapping[str, Any]) -> bool:
-        """Return whether a claim can be taken over. Call it again for each new version of the claim."""
-        if claim["owner"]["machine"] == _machine():  # also when it stands still: a stopped process continues
+        """Return whether the claim, as read now, can be taken over."""
+        if claim["owner"]["machine"] == _machine():  # its beat does not count: a stopped process may continue
             return has_ended(claim["owner"])
         beat = (claim["owner"]["id"], claim["beat"])
         if beat != self._beat:
@@ -273,32 +248,20 @@ class Watch:
 
 
 class Claim:
-    """The claim of this process on a target, for the time of a ``with`` block. A thread increases its beat.
+    """The claim of this process on a target, in a ``with`` block. A thread increases its beat.
+
+    Entering the block raises `StaleError` if another process was faster.
 
     Parameters
     ----------
-    ledger, name
-        Where the document is.
-    document
-        What the claim contains besides its owner and its beat.
-    last
-        The version of the document that the claim replaces.
+    ledger, name, document, last
+        Which document; what the claim contains; the version that it replaces.
     seconds
         After how long without a beat another machine may take over.
     lease_file
         Gets the time until which the run may change something (`vmsnix_ops.runbooks.execution.lease`).
     on_loss
-        Called when the claim is lost.
-
-    Attributes
-    ----------
-    lost
-        Why the claim is lost; empty while this process has it.
-
-    Raises
-    ------
-    StaleError
-        Another process was faster, at the start of the block.
+        Called when the claim is lost; `lost` is then the reason.
     """
 
     def __init__(
@@ -330,13 +293,7 @@ class Claim:
         self._thread.join()
 
     def finish(self, document: Document) -> None:
-        """Replace the claim by the result of the target, after the block; a lost claim is left alone.
-
-        Raises
-        ------
-        StaleError
-            Another process took the target over.
-        """
+        """Replace the claim by the result, after the block; raise `StaleError` if another process has it."""
         self._version = self._ledger.write(self._name, document, self._version)
 
     def _renew(self, document: Document) -> None:
@@ -360,6 +317,7 @@ class Claim:
 
 
 def _machine() -> str:
+    """Return the host, its boot and its process namespace: in these a process ID has a meaning."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -368,7 +326,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Return the start of a process in clock ticks since boot; empty if it has ended or is a zombie.
+    """Return the start of a process, because IDs are used again; empty if it has ended.
 
     ``hidden`` stands for a process of another user that /proc does not show.
     """

@@ -18,6 +18,7 @@ from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.records.result import KEYS, Result
 from vmsnix_ops.runbooks.evidence import archive, github
 from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
+from vmsnix_ops.runbooks.evidence.writing import bring
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class FleetResult(Result):
     name
         Name of the fleet.
     fleet_run
-        Run ID of this start of the fleet; empty after a dry run.
+        Run ID of this start; empty after a dry run.
     dry_run
         Whether nothing was run.
     documents
@@ -115,25 +116,21 @@ class FleetResult(Result):
     @property
     def title(self) -> str:
         """One line."""
-        counts = ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items()))
-        return f"Fleet {self.name}: {counts}"
+        return f"Fleet {self.name}: {counted_states(self.counts)}"
 
     def table(self) -> display.Shown:
         """Return one row per target, for people."""
         columns = ("target", "state", "tries", "took", "ami_id", "error")
-        found = [{**row, "took": display.seconds(row["seconds"] or None)} for row in rows(self.documents)]
-        return display.shown(
-            columns, [[row[name] for name in columns] for row in found], right=("tries", "took")
-        )
+        found = [{**one, "took": display.seconds(one["seconds"] or None)} for one in rows(self.documents)]
+        return display.shown(columns, [[one[c] for c in columns] for one in found], right=("tries", "took"))
 
 
-COLOURS = {
-    "done": "--done",
-    "failed": "--failed",
-    "lost": "--failed",
-    "partial": "--partial",
-    "cancelled": "--partial",
-}
+COLOURS = {"done": "done", "failed": "failed", "lost": "failed", "partial": "partial", "cancelled": "partial"}
+
+
+def counted_states(counts: Mapping[str, int]) -> str:
+    """Return the number of targets in each state, for people."""
+    return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
 def rows(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -160,21 +157,8 @@ def write(
 ) -> dict[str, Any]:
     """Write the evidence of a fleet and the outputs of its CI job, and return the content of ``result.json``.
 
-    Parameters
-    ----------
-    result
-        The result of the fleet.
-    folder
-        Its folder in the archive. ``result.json`` is written last, because it names the other files.
-    started
-        When the fleet started.
-    trouble
-        The error of the fleet as a whole.
-
-    Raises
-    ------
-    ArchiveError
-        S3 refuses. The files stay on this machine, and the error names their folder.
+    `trouble` is the error of the fleet as a whole. Raises `ArchiveError` if S3 refuses ``result.json``, which
+    is written last, because it names the other files; then it stays in the local folder.
     """
     error = result.error
     values: dict[str, Any] = {
@@ -199,11 +183,7 @@ def write(
     files.make_folder(folder.local)
     folder.write(archive.REPORT, page(values, documents, str(folder.local)))
     folder.write_json(archive.FLEET, {"fleet": values, "targets": documents})
-    for name in (archive.REPORT, archive.FLEET, archive.LOG):
-        kept = folder.keep(name)
-        if kept is not None:
-            values["files"][name] = kept.to_json()
-    values["report"] = values["files"][archive.REPORT]["place"]
+    bring(folder, values, [archive.REPORT, archive.FLEET, archive.LOG])
     folder.write_json(archive.RESULT, values)
     folder.close(done=True)
     github.tell(values, os.environ)
@@ -215,23 +195,16 @@ def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], fold
     tries = [[_span(one) for one in document["attempts"] if one.get("started_at")] for document in documents]
     first = min((begin for spans in tries for begin, _, _ in spans), default=0.0)
     whole = max((end for spans in tries for _, end, _ in spans), default=first) - first or 1.0
-    targets = [
-        {
-            **row,
-            # Relative, because the folder may be moved. Browsers cannot open s3://.
-            "link": ""
-            if (row["report"] or "s3://").startswith("s3://")
-            else link_target(os.path.relpath(row["report"], folder)),
-            "took": human_seconds(row["seconds"]) if row["seconds"] else "",
-            "bars": [
-                (100 * (begin - first) / whole, 100 * (end - begin) / whole, colour)
-                for begin, end, colour in spans
-            ],
-        }
-        for row, spans in zip(rows(documents), tries, strict=True)
-    ]
+    targets = []
+    for row, spans in zip(rows(documents), tries, strict=True):
+        # Relative, because the folder may be moved. Browsers cannot open s3://.
+        local = row["report"] and not row["report"].startswith("s3://")
+        link = link_target(os.path.relpath(row["report"], folder)) if local else ""
+        bars = [(100 * (begin - first) / whole, 100 * (end - begin) / whole, c) for begin, end, c in spans]
+        took = human_seconds(row["seconds"]) if row["seconds"] else ""
+        targets.append({**row, "link": link, "took": took, "bars": bars})
     facts = {
-        "targets": ", ".join(f"{count} {state}" for state, count in sorted(values["targets"].items())),
+        "targets": counted_states(values["targets"]),
         "run": values["run_id"],
         "started": values["started_at"],
         "took": human_seconds(values["seconds"]),
@@ -239,9 +212,7 @@ def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], fold
     return templates.page(
         "runbooks/fleet/report.html",
         style=(resources("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8"),
-        fleet=values["fleet"],
-        status=values["status"],
-        error=values["error"],
+        **{name: values[name] for name in ("fleet", "status", "error")},
         facts=facts,
         whole=human_seconds(whole),
         targets=targets,
@@ -251,4 +222,5 @@ def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], fold
 def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str]:
     """Return the start and the end of a try, and its colour."""
     begin = datetime.fromisoformat(attempt["started_at"]).timestamp()
-    return begin, begin + (attempt.get("seconds") or 0.0), COLOURS.get(attempt["verdict"], "--soft")
+    colour = f"--{COLOURS.get(attempt['verdict'], 'soft')}"
+    return begin, begin + (attempt.get("seconds") or 0.0), colour

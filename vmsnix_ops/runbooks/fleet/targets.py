@@ -28,52 +28,21 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One run of one runbook.
+    """One run of one runbook."""
 
-    Attributes
-    ----------
-    name
-        Name of the entry, and the values that distinguish the target: ``publish/ecs-node/eu-central-1``.
-    runbook
-        Name of the runbook.
-    axes
-        The target's values of what its entry lists.
-    given
-        The parameters that the plan gives, as the runbook declares them.
-    key
-        Hash of the content: runbook, parameters, environment and account.
-    account
-        Its AWS account.
-    environment
-        Its own variables; never credentials.
-    resources
-        What a worker must offer.
-    retries
-        How often it is tried again.
-    retry_wait
-        Seconds before the first retry; doubled each time.
-    effects
-        ``read_only`` (also in a dry run), ``creates`` or ``destroys``.
-    after
-        Names of the targets that must be done first.
-    fingerprint
-        Hash of the plan's name, the content, and the fingerprints of the targets that must be done first. A
-        result in the ledger counts for the same fingerprint only.
-    """
-
-    name: str
+    name: str  # of its entry, and the values that distinguish it: publish/ecs-node/eu-central-1
     runbook: str
-    axes: Mapping[str, object]
-    given: Mapping[str, object]
-    key: str
+    axes: Mapping[str, object]  # its values of what the entry lists
+    given: Mapping[str, object]  # the parameters, as the runbook declares them
+    key: str  # hash of the content: runbook, parameters, environment, account
     account: Account = field(default_factory=Account)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    resources: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)  # never credentials
+    resources: Mapping[str, float] = field(default_factory=dict)  # what a worker must offer
     retries: int = 0
-    retry_wait: float = 5.0
-    effects: str = "read_only"
-    after: tuple[str, ...] = ()
-    fingerprint: str = ""
+    retry_wait: float = 5.0  # seconds before the first retry; doubled each time
+    effects: str = "read_only"  # what the run may do: read_only (also in a dry run), creates or destroys
+    after: tuple[str, ...] = ()  # names of the targets that must be done first
+    fingerprint: str = ""  # hash of the plan's name, the key, and the fingerprints of the targets in `after`
 
     @property
     def claim(self) -> str:
@@ -135,3 +104,8 @@ def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str |
         assumed = assume_role(session(region or None), account.role, region=region or "us-east-1")
         made |= {**dict(zip(CREDENTIALS, session_keys(assumed) or (), strict=True)), "AWS_PROFILE": None}
     return made
+
+
+def nix_config(settings: Mapping[str, str]) -> str:
+    """Return settings as the lines of ``NIX_CONFIG``, which Nix reads after its files."""
+    return "\n".join(f"{name} = {value}" for name, value in settings.items())
