@@ -16,7 +16,7 @@ from tests.support import join, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import inventory, policies, rules, views
 from vmsnix_ops.aws import images, snapshots
-from vmsnix_ops.aws.iam.policies import Place, document
+from vmsnix_ops.aws.iam.policies import PolicyScope, policy_document
 from vmsnix_ops.records import schemas
 
 if TYPE_CHECKING:
@@ -278,8 +278,8 @@ def test_what_is_registered_between_the_two_lists_is_seen_whole(
         late.append(own.ami())
         return read(ec2)
 
-    read = images.owned
-    monkeypatch.setattr(images, "owned", owned)
+    read = images.list_amis
+    monkeypatch.setattr(images, "list_amis", owned)
     found = own.scan(regions=[REGION])
     (held,) = json.loads(row(found, late[0])["snapshots"])
     assert (row(found, held)["kind"], row(found, held)["referenced"]) == ("snapshot", True)
@@ -311,10 +311,10 @@ def test_a_public_ami_is_not_unused_whoever_was_asked(own: Owner) -> None:
 def friend(own: Owner) -> Owner:
     """Another account, which lets ours look."""
     other = Owner(own.aws, own.aws.other_account(FRIEND))
-    iam, place = other.client("iam"), Place(account=own.account)
+    iam, place = other.client("iam"), PolicyScope(account=own.account)
     trust = json.dumps(policies.member_trust(place))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=trust)
-    look = json.dumps(document(policies.member_actions(), Place(account=FRIEND)))
+    look = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=FRIEND)))
     iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=look)
     return other
 
@@ -491,6 +491,6 @@ def test_a_copy_that_is_not_marked_as_one_is_no_dead_upload() -> None:
     pending = {"State": "pending", "VolumeId": "vol-ffffffff", "VolumeSize": 1, "StartTime": now}
     texts = ("Copied for DestinationAmi ami-1 from SourceAmi ami-2", "[Copied snap-1 from us-east-1]", "")
     rows = [{**pending, "SnapshotId": f"snap-{n}", "Description": text} for n, text in enumerate(texts)]
-    inventory.add_snapshots(columns, map(snapshots.read, rows))
+    inventory.add_snapshots(columns, map(snapshots.parse_snapshot, rows))
     kinds = columns.arrow().column("kind").to_pylist()
     assert kinds == ["snapshot", "snapshot", "direct-upload"]

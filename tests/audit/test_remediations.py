@@ -23,7 +23,7 @@ from tests.support import require
 from vmsnix_ops.audit import policies
 from vmsnix_ops.audit.findings import RULES, AuditCriteria, as_text
 from vmsnix_ops.audit.rules import evaluate
-from vmsnix_ops.aws.iam.policies import Place, document
+from vmsnix_ops.aws.iam.policies import PolicyScope, policy_document
 from vmsnix_ops.cli import COMMANDS
 from vmsnix_ops.nix.versions import wanted
 from vmsnix_ops.records.tables import open_tables
@@ -308,9 +308,9 @@ class Story:
 def trust(other: Owner, account: str) -> None:
     """Let an account look into another one."""
     iam = other.client("iam")
-    policy = json.dumps(policies.member_trust(Place(account=account)))
+    policy = json.dumps(policies.member_trust(PolicyScope(account=account)))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=policy)
-    look = json.dumps(document(policies.member_actions(), Place(account=other.account)))
+    look = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=other.account)))
     iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=look)
 
 

@@ -52,9 +52,9 @@ def make_ami(
     }
     volume = ec2.create_volume(AvailabilityZone=f"{region}a", Size=1, VolumeType="gp3")["VolumeId"]
     aws.clock.advance(60)
-    snapshot = ec2.create_snapshot(VolumeId=volume, TagSpecifications=tagging.specification("snapshot", own))[
-        "SnapshotId"
-    ]
+    snapshot = ec2.create_snapshot(
+        VolumeId=volume, TagSpecifications=tagging.tag_specifications("snapshot", own)
+    )["SnapshotId"]
     aws.clock.advance(3600)
     ec2.delete_volume(VolumeId=volume)
     asked: dict[str, Any] = {
@@ -66,6 +66,6 @@ def make_ami(
         "EnaSupport": True,
         "ImdsSupport": "v2.0",
         "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
-        "TagSpecifications": tagging.specification("image", own),
+        "TagSpecifications": tagging.tag_specifications("image", own),
     }
     return str(ec2.register_image(**(asked | registration))["ImageId"])

@@ -40,46 +40,51 @@ def ec2(aws: Sandbox) -> Any:
 
 
 def test_an_audience_is_parsed_from_accounts_arns_and_public() -> None:
-    found = sharing.audience([UNIT, "210987654321", "public", "012345678901", ORGANIZATION, "012345678901"])
+    found = sharing.parse_audience(
+        [UNIT, "210987654321", "public", "012345678901", ORGANIZATION, "012345678901"]
+    )
     assert found == sharing.Audience(("012345678901", "210987654321"), (ORGANIZATION,), (UNIT,), True)
-    assert sharing.audience(found.names()) == found
-    assert not sharing.audience([])
+    assert sharing.parse_audience(found.names()) == found
+    assert not sharing.parse_audience([])
 
 
 @pytest.mark.parametrize("name", ["12345678901", "o-abcdefghij", "all", "", "arn:aws:iam::012345678901:root"])
 def test_an_audience_refuses_other_names(name: str) -> None:
     with pytest.raises(errors.ParameterError, match="is not an account"):
-        sharing.audience([name])
+        sharing.parse_audience([name])
 
 
 def test_sharing_and_revoking_can_be_repeated(aws: Sandbox, ec2: Any) -> None:
     ami = make_ami(aws)
-    who = sharing.audience(["210987654321", ORGANIZATION, UNIT])
+    who = sharing.parse_audience(["210987654321", ORGANIZATION, UNIT])
     for _ in range(2):
-        sharing.share(ec2, ami, who)
-    assert sharing.of_image(ec2, ami) == who
+        sharing.share_ami(ec2, ami, who)
+    assert sharing.read_launch_permissions(ec2, ami) == who
     for _ in range(2):
-        sharing.revoke(ec2, ami, sharing.audience([ORGANIZATION]))
-    assert sharing.of_image(ec2, ami) == sharing.audience(["210987654321", UNIT])
+        sharing.revoke_ami(ec2, ami, sharing.parse_audience([ORGANIZATION]))
+    assert sharing.read_launch_permissions(ec2, ami) == sharing.parse_audience(["210987654321", UNIT])
 
 
 def test_a_blocked_public_share_names_the_fix(aws: Sandbox, ec2: Any) -> None:
     ami = make_ami(aws)
     ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
     with pytest.raises(errors.AwsError, match="disable-image-block-public-access"):
-        sharing.share(ec2, ami, sharing.audience(["public"]))
+        sharing.share_ami(ec2, ami, sharing.parse_audience(["public"]))
 
 
-def test_make_private_also_revokes_snapshots_and_returns_the_former_audience(aws: Sandbox, ec2: Any) -> None:
-    ami = images.describe(ec2, make_ami(aws))
-    who = sharing.audience(["210987654321", ORGANIZATION, "public"])
-    sharing.share(ec2, ami.ami_id, who)
+def test_revoking_the_whole_audience_makes_ami_and_snapshot_private(aws: Sandbox, ec2: Any) -> None:
+    ami = images.describe_ami(ec2, make_ami(aws))
+    who = sharing.parse_audience(["210987654321", ORGANIZATION, "public"])
     (snapshot,) = ami.snapshot_ids
+    sharing.share_ami(ec2, ami.ami_id, who)
     sharing.share_snapshot(ec2, snapshot, who.accounts)
-    assert sharing.make_private(ec2, ami.ami_id, ami.snapshot_ids) == who
-    assert not sharing.of_image(ec2, ami.ami_id)
-    assert not sharing.of_snapshot(ec2, snapshot)
-    assert not sharing.make_private(ec2, ami.ami_id, ami.snapshot_ids)
+    assert sharing.read_launch_permissions(ec2, ami.ami_id) == who
+    assert sharing.read_snapshot_permissions(ec2, snapshot).accounts == who.accounts
+    for _ in range(2):
+        sharing.revoke_ami(ec2, ami.ami_id, who)
+        sharing.revoke_snapshot(ec2, snapshot, who)
+    assert not sharing.read_launch_permissions(ec2, ami.ami_id)
+    assert not sharing.read_snapshot_permissions(ec2, snapshot)
 
 
 # Deprecation and protection
@@ -89,9 +94,9 @@ def test_a_deprecation_date_is_set_to_the_minute_and_can_be_removed(aws: Sandbox
     ami = make_ami(aws)
     moment = datetime.now(UTC) + timedelta(days=90, seconds=17)
     deprecation.deprecate(ec2, ami, moment)
-    assert images.describe(ec2, ami).deprecated_at == deprecation.to_the_minute(moment)
+    assert images.describe_ami(ec2, ami).deprecated_at == deprecation.to_the_minute(moment)
     deprecation.undeprecate(ec2, ami)
-    assert images.describe(ec2, ami).deprecated_at is None
+    assert images.describe_ami(ec2, ami).deprecated_at is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_a_deprecation_date_is_set_to_the_minute_and_can_be_removed(aws: Sandbox
 def test_a_date_that_aws_would_refuse_is_refused_first(
     aws: Sandbox, ec2: Any, days: int, public: bool, text: str
 ) -> None:
-    ami = images.describe(ec2, make_ami(aws))
+    ami = images.describe_ami(ec2, make_ami(aws))
     moment = datetime.now(UTC) + timedelta(days=days)
     with pytest.raises(errors.ParameterError, match=text):
         deprecation.check_date(ami, moment, public=public)
@@ -110,11 +115,11 @@ def test_a_date_that_aws_would_refuse_is_refused_first(
 def test_a_protected_ami_cannot_be_deregistered_until_protection_is_off(aws: Sandbox, ec2: Any) -> None:
     ami = make_ami(aws)
     deprecation.protect(ec2, ami)
-    assert images.describe(ec2, ami).protection == "enabled-without-cooldown"
+    assert images.describe_ami(ec2, ami).protection == "enabled-without-cooldown"
     with pytest.raises(ec2.exceptions.ClientError, match="protection"):
         ec2.deregister_image(ImageId=ami)
     deprecation.unprotect(ec2, ami)
-    assert images.describe(ec2, ami).protection == "disabled"
+    assert images.describe_ami(ec2, ami).protection == "disabled"
 
 
 # Channels

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops import errors, publish
-from vmsnix_ops.aws.bootstrap import template
+from vmsnix_ops.aws.bootstrap import cloudformation_template
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
@@ -108,7 +108,7 @@ def test_what_others_put_there_stays(aws: Sandbox) -> None:
 
 
 def test_a_trust_that_is_open_to_any_id_is_put_right(aws: Sandbox) -> None:
-    trust = policies.import_trust()
+    trust = policies.import_role_trust_policy()
     del trust["Statement"][0]["Condition"]
     iam = aws.client("iam")
     iam.create_role(RoleName="vmimport", AssumeRolePolicyDocument=json.dumps(trust))
@@ -174,10 +174,10 @@ def test_the_cloudformation_template_makes_the_same(aws: Sandbox) -> None:
     shown = plan()
     made = json.loads(shown.cloudformation())["Resources"]
     role = made["ImportRole"]["Properties"]
-    assert role["AssumeRolePolicyDocument"] == policies.import_trust()
-    assert role["Policies"][0]["PolicyDocument"] == policies.import_role(shown.place)
-    assert made["BucketPolicy"]["Properties"]["PolicyDocument"] == policies.tls_only(shown.place)
-    assert made["PublisherPolicy"]["Properties"]["PolicyDocument"] == policies.publisher(shown.place)
+    assert role["AssumeRolePolicyDocument"] == policies.import_role_trust_policy()
+    assert role["Policies"][0]["PolicyDocument"] == policies.import_role_policy(shown.place)
+    assert made["BucketPolicy"]["Properties"]["PolicyDocument"] == policies.tls_only_policy(shown.place)
+    assert made["PublisherPolicy"]["Properties"]["PolicyDocument"] == policies.publisher_policy(shown.place)
 
 
 def test_the_template_is_shown_and_written_only_when_asked_for(aws: Sandbox, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ PLACES = [
 
 def test_the_cloudformation_template_passes_cfn_lint(tmp_path: Path) -> None:
     for number, place in enumerate(PLACES):
-        made = template(policies.Place(account="012345678901", bucket=BUCKET, **place))
+        made = cloudformation_template(policies.PolicyScope(account="012345678901", bucket=BUCKET, **place))
         (tmp_path / f"{number}.json").write_text(json.dumps(made))
     made["Resources"]["Bucket"]["Properties"]["BucketNmae"] = "x"
     (tmp_path / "broken.json").write_text(json.dumps(made))

@@ -14,14 +14,15 @@ from urllib3 import HTTPResponse
 
 from vmsnix_ops.aws import buckets
 from vmsnix_ops.aws.session import client
+from vmsnix_ops.disk.survey import MOST_PARTS
 
 
 @given(st.integers(min_value=0, max_value=5 * 2**40))
 def test_parts_cover_the_file_and_stay_within_what_s3_allows(size):
     if size > 10 * 2**30:
         size -= size % 2**20  # keep the list of parts short enough to look at
-    parts = buckets.split(size)
-    assert len(parts) <= buckets.MOST_PARTS
+    parts = buckets.split_parts(size)
+    assert len(parts) <= MOST_PARTS
     assert parts[0].offset == 0
     assert sum(part.bytes for part in parts) == size
     assert [part.number for part in parts] == list(range(1, len(parts) + 1))
@@ -29,7 +30,7 @@ def test_parts_cover_the_file_and_stay_within_what_s3_allows(size):
 
 
 def test_the_same_size_always_gives_the_same_parts():
-    assert buckets.split(3 * 2**30 + 1) == buckets.split(3 * 2**30 + 1)
+    assert buckets.split_parts(3 * 2**30 + 1) == buckets.split_parts(3 * 2**30 + 1)
 
 
 def test_a_part_is_hashed_once_and_its_checksum_is_signed(monkeypatch):

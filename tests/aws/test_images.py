@@ -24,12 +24,12 @@ def test_a_name_of_the_wrong_length_is_refused(name):
 
 
 def test_an_image_without_tags_or_devices_is_read():
-    ami = images.read({"ImageId": "ami-1", "CreationDate": "2026-11-22T10:00:00.000Z"}, "eu-west-1")
+    ami = images.parse_ami({"ImageId": "ami-1", "CreationDate": "2026-11-22T10:00:00.000Z"}, "eu-west-1")
     assert (ami.snapshot_ids, ami.size_gib, ami.digest, ami.created_at.year) == ((), 0, "", 2026)
 
 
 def test_the_root_device_comes_first():
-    ami = images.read(
+    ami = images.parse_ami(
         {
             "ImageId": "ami-1",
             "CreationDate": "2026-11-22T10:00:00.000Z",
@@ -89,9 +89,9 @@ def test_empty_tags_of_ours_are_not_sent_and_those_of_an_operator_are():
 )
 def test_tags_that_aws_or_vmsnix_cannot_take_are_refused(given, says):
     with pytest.raises(errors.ParameterError, match=says):
-        tags.check(given)
+        tags.check_tags(given)
 
 
 def test_the_longest_tags_are_accepted():
     longest = {"k" * 127: "v" * 255, "empty": ""}
-    assert tags.check(longest) == longest
+    assert tags.check_tags(longest) == longest

@@ -12,7 +12,7 @@ from tests.sandbox.ec2.conftest import aws, rehearsal
 from tests.support import join, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws import paging
-from vmsnix_ops.aws.references import Clients
+from vmsnix_ops.aws.references import RegionClients
 from vmsnix_ops.aws.session import client
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
 
 
-def clients(aws: Rehearsal, limit: paging.TimeLimit | None = None) -> Clients:
-    return Clients.of(aws.served.session(), REGION, limit)
+def clients(aws: Rehearsal, limit: paging.TimeLimit | None = None) -> RegionClients:
+    return RegionClients.of(aws.served.session(), REGION, limit)
 
 
 def describe(ec2: Any, operation: str = "describe_launch_templates") -> dict[str, Any]:
@@ -122,7 +122,7 @@ def test_stopping_a_time_limit_ends_a_wait_at_once(aws: Rehearsal, monkeypatch: 
 def test_the_fast_time_parser_returns_equal_times_and_only_for_its_client(aws: Rehearsal) -> None:
     aws.image()
     session = aws.served.session()
-    fast = Clients.of(session, REGION).ec2
+    fast = RegionClients.of(session, REGION).ec2
     plain = client(session, "ec2", REGION)
     assert fast is not plain
     (read,), (wanted,) = (

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from tests.sandbox.ec2.conftest import aws, rehearsal
 from vmsnix_ops.aws import paging
-from vmsnix_ops.aws.references import Reference, Through, Version, dump, load, references
+from vmsnix_ops.aws.references import (
+    Link,
+    Reference,
+    TemplateVersion,
+    find_references,
+    references_from_json,
+    references_to_json,
+)
 
 if TYPE_CHECKING:
     import pytest
@@ -19,7 +26,7 @@ REGION, FRIEND = "us-east-1", "210987654321"
 
 
 def look(aws: Rehearsal, *images: str) -> References:
-    return references(region=REGION, images=images, session=aws.served.session())
+    return find_references(region=REGION, images=images, session=aws.served.session())
 
 
 def kinds(found: References, ami_id: str) -> list[tuple[str, str]]:
@@ -59,12 +66,12 @@ def test_every_version_of_every_template_counts(aws: Rehearsal) -> None:
     plain = template(aws, "plain", third)
     found = look(aws)
     assert found.of(first) == (
-        Reference("launch-template", nodes, (Version(1, default=True),), name="nodes"),
+        Reference("launch-template", nodes, (TemplateVersion(1, default=True),), name="nodes"),
     )
     assert str(found.of(second)[0]) == f"launch-template {nodes} (nodes, versions 2, 5 (latest))"
     assert set(kinds(found, third)) == {("launch-template", nodes), ("launch-template", plain)}
     assert found.use(fourth) is True
-    assert found.of(second)[0].versions == (Version(2), Version(5, latest=True))
+    assert found.of(second)[0].versions == (TemplateVersion(2), TemplateVersion(5, latest=True))
     assert (found.of(second)[0].launches, found.of(fourth)[0].launches) == (True, False)
 
 
@@ -78,30 +85,38 @@ def test_what_stands_for_no_ami_is_kept_as_it_is(aws: Rehearsal) -> None:
     aws.served.client("ssm", REGION).delete_parameter(Name="/p/x")
     found = look(aws)
     (lost,) = found.of("resolve:ssm:/p/x")
-    assert (found.of(image), lost.id, lost.versions) == ((), nodes, (Version(1, default=True, latest=True),))
-    assert lost.through == (Through("parameter", "/p/x"),)
+    assert (found.of(image), lost.id, lost.versions) == (
+        (),
+        nodes,
+        (TemplateVersion(1, default=True, latest=True),),
+    )
+    assert lost.through == (Link("parameter", "/p/x"),)
 
 
 def test_a_name_that_looks_like_versions_is_only_a_name() -> None:
-    tricky = Reference("launch-template", "lt-1", (Version(3),), name="x (default), version 12 (latest)")
+    tricky = Reference(
+        "launch-template", "lt-1", (TemplateVersion(3),), name="x (default), version 12 (latest)"
+    )
     assert not tricky.launches
     assert str(tricky) == "launch-template lt-1 (x (default), version 12 (latest), version 3)"
 
 
 EACH = (
     Reference("instance", "i-1", type="running"),
-    Reference("launch-template", "lt-1", (Version(1), Version(2, default=True)), name="nodes"),
     Reference(
-        "auto-scaling-group", "g", through=(Through("launch-template", "n", "$Latest", True),), capacity=0
+        "launch-template", "lt-1", (TemplateVersion(1), TemplateVersion(2, default=True)), name="nodes"
     ),
-    Reference("parameter", "/p/x", (Version(3),), type="aws:ec2:image", account="012345678901"),
+    Reference(
+        "auto-scaling-group", "g", through=(Link("launch-template", "n", "$Latest", True),), capacity=0
+    ),
+    Reference("parameter", "/p/x", (TemplateVersion(3),), type="aws:ec2:image", account="012345678901"),
     Reference("launched", "2026-11-01T00:00:00Z"),
 )
 
 
 def test_references_are_read_back_from_json() -> None:
-    assert load(dump(EACH)) == EACH
-    assert (dump([]), load("[]")) == ("[]", ())
+    assert references_from_json(references_to_json(EACH)) == EACH
+    assert (references_to_json([]), references_from_json("[]")) == ("[]", ())
 
 
 def test_a_reference_is_shown_as_a_sentence() -> None:
@@ -151,7 +166,7 @@ def test_a_template_may_name_a_parameter(aws: Rehearsal) -> None:
     template(aws, "moving", "resolve:ssm:/golden/ami")
     found = look(aws)
     assert kinds(found, old) == [("launch-template", pinned)]
-    assert found.of(old)[0].through == (Through("parameter", "/golden/ami:1"),)
+    assert found.of(old)[0].through == (Link("parameter", "/golden/ami:1"),)
     assert [one.kind for one in found.of(new)] == ["launch-template", "parameter"]
 
 
@@ -187,7 +202,7 @@ def test_parameters_name_amis_by_type_and_by_value(aws: Rehearsal) -> None:
     ssm.put_parameter(Name="/list", Type="StringList", Value=f"x,{listed}")
     found = look(aws)
     assert found.of(typed) == (
-        Reference("parameter", "/vmsnix/a/stable", (Version(1),), type="aws:ec2:image"),
+        Reference("parameter", "/vmsnix/a/stable", (TemplateVersion(1),), type="aws:ec2:image"),
     )
     assert kinds(found, plain) == [("parameter", "fleet")]
     assert kinds(found, listed) == [("parameter", "/list")]

@@ -153,7 +153,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     theirs, ended = make_ami(aws, version="26.12"), threading.Event()
     put(aws, make_ami(aws, version="26.10"))
-    copy, write = image_copy.copy, records.write_steps
+    copy, write = image_copy.copy_ami, records.write_steps
 
     def copy_late(*words: Any, **more: Any) -> Any:
         assert ended.wait(60)
@@ -164,7 +164,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
         ended.set()  # the first region has ended
 
     made = plan(ami=ami, channel="stable", regions=[EUROPE], topic=topic)
-    monkeypatch.setattr(image_copy, "copy", copy_late)
+    monkeypatch.setattr(image_copy, "copy_ami", copy_late)
     monkeypatch.setattr(records, "write_steps", written)
     right_before_the_write(monkeypatch, lambda: put(aws, theirs))
     found = made.apply()
@@ -379,7 +379,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = threading.Event()
-    copy = image_copy.copy
+    copy = image_copy.copy_ami
 
     def copy_late(*words: Any, **more: Any) -> Any:
         assert ended.wait(60)
@@ -387,7 +387,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
 
     progress = Progress(lambda event: ended.set() if "set channel failed" in event.message else None)
     made = plan(ami=ami, channel="stable", regions=[EUROPE], progress=progress)
-    monkeypatch.setattr(image_copy, "copy", copy_late)
+    monkeypatch.setattr(image_copy, "copy_ami", copy_late)
     right_after_the_write(aws, ami, monkeypatch, (made.run.folder / acts.FILE_NAME).mkdir)
     found = made.apply()
     assert outcomes(found) == {HOME: ["set channel failed"], EUROPE: ["copy created", "set channel skipped"]}

@@ -51,21 +51,23 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
         EUROPE: ["copy created", *per_region],
     }
     assert found.status == "done"
-    source = images.describe(aws.client("ec2", HOME), ami)
+    source = images.describe_ami(aws.client("ec2", HOME), ami)
     for region in (HOME, WEST, EUROPE):
         ec2 = aws.client("ec2", region)
         (image,) = copies(aws, region)
-        one = images.read(image, region)
+        one = images.parse_ami(image, region)
         assert pointed(aws, region) == one.ami_id
         assert dict(one.tags) == dict(source.tags)  # carried, the run that published among them
-        assert sharing.of_image(ec2, one.ami_id) == sharing.audience([OTHER, ORGANIZATION])
-        assert sharing.of_snapshot(ec2, one.snapshot_ids[0]) == sharing.audience([OTHER])
+        assert sharing.read_launch_permissions(ec2, one.ami_id) == sharing.parse_audience(
+            [OTHER, ORGANIZATION]
+        )
+        assert sharing.read_snapshot_permissions(ec2, one.snapshot_ids[0]) == sharing.parse_audience([OTHER])
         assert one.deprecated_at is not None
         assert abs(one.deprecated_at - source.created_at - timedelta(days=365)) <= timedelta(seconds=31)
         assert one.protection.startswith("enabled")
         (snapshot,) = ec2.describe_snapshots(SnapshotIds=list(one.snapshot_ids))["Snapshots"]
         assert {tag["Key"] for tag in snapshot["Tags"]} >= {"vmsnix:digest", "vmsnix:image"}
-        held = snapshots.find(ec2, one.snapshot_ids)[one.snapshot_ids[0]]
+        held = snapshots.find_snapshots(ec2, one.snapshot_ids)[one.snapshot_ids[0]]
         assert (held.encrypted, held.kms_key) == ((True, KEY) if region == EUROPE else (False, ""))
 
     before = changes(aws)
@@ -160,13 +162,13 @@ def test_a_history_that_may_not_be_read_says_so(aws: Sandbox, ami: str) -> None:
 
 def test_accounts_get_the_snapshots_too_and_lose_both(aws: Sandbox, ami: str) -> None:
     ec2 = aws.client("ec2")
-    (snapshot,) = images.describe(ec2, ami).snapshot_ids
+    (snapshot,) = images.describe_ami(ec2, ami).snapshot_ids
     plan(share_with=[OTHER, ORGANIZATION]).apply()
-    assert sharing.of_snapshot(ec2, snapshot).accounts == (OTHER,)
+    assert sharing.read_snapshot_permissions(ec2, snapshot).accounts == (OTHER,)
     found = plan(revoke_from=[OTHER]).apply()
     assert outcomes(found)[HOME] == ["revoke changed"]
-    assert sharing.of_image(ec2, ami) == sharing.audience([ORGANIZATION])
-    assert not sharing.of_snapshot(ec2, snapshot)
+    assert sharing.read_launch_permissions(ec2, ami) == sharing.parse_audience([ORGANIZATION])
+    assert not sharing.read_snapshot_permissions(ec2, snapshot)
 
 
 def test_public_needs_the_account_once_more_and_respects_the_block(aws: Sandbox, ami: str) -> None:
@@ -187,9 +189,9 @@ def test_public_needs_the_account_once_more_and_respects_the_block(aws: Sandbox,
     assert pointed(aws, HOME) == ""  # nobody is pointed to what could not be shared
     ec2.disable_image_block_public_access()
     assert plan(**agreed).apply().status == "done"
-    assert sharing.of_image(ec2, ami).public
+    assert sharing.read_launch_permissions(ec2, ami).public
     assert plan(revoke_from=["public"]).apply().status == "done"
-    assert not sharing.of_image(ec2, ami)
+    assert not sharing.read_launch_permissions(ec2, ami)
 
 
 def test_a_public_ami_cannot_be_encrypted(aws: Sandbox, ami: str) -> None:

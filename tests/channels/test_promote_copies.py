@@ -104,14 +104,14 @@ def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
 ) -> None:
     plan(regions=[EUROPE]).apply()
     made = plan(regions=[EUROPE])
-    seen, named = [], images.named
+    seen, named = [], images.find_all_by_name
 
     def late(ec2: Any, name: str) -> Any:
         """Show the copy only from the third look on, as EC2 may."""
         seen.append(name)
         return named(ec2, name) if len(seen) > 2 else []
 
-    monkeypatch.setattr(images, "named", late)
+    monkeypatch.setattr(images, "find_all_by_name", late)
     taken = {
         "op": "ec2:CopyImage",
         "nth": 1,
@@ -129,14 +129,14 @@ def test_a_copy_that_is_not_seen_yet_is_not_made_twice(
 ) -> None:
     """Names are no help: AWS copies under a name that is in use. The ClientToken is."""
     plan(regions=[EUROPE]).apply()
-    made, seen, named = plan(regions=[EUROPE]), [], images.named
+    made, seen, named = plan(regions=[EUROPE]), [], images.find_all_by_name
 
     def late(ec2: Any, name: str) -> Any:
         """Show the copy from the second look on: another promoter began it in between."""
         seen.append(name)
         return named(ec2, name) if len(seen) > 1 else []
 
-    monkeypatch.setattr(images, "named", late)
+    monkeypatch.setattr(images, "find_all_by_name", late)
     assert made.apply().status == "done"
     assert len(copies(aws, EUROPE)) == 1
 

@@ -48,7 +48,7 @@ def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
     assert "altf4llc-ecs-node-26.11" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
     assert pointed(aws, HOME) == old
-    there = images.describe(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
+    there = images.describe_ami(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
     assert there.name == "altf4llc-ecs-node-26.11"
     assert back(to="altf4llc-ecs-node-26.12").apply().status == "done"
     assert pointed(aws, HOME) == new

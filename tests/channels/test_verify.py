@@ -232,8 +232,8 @@ def assert_drift(fields: dict[str, Any]) -> None:
 
 def record(aws: Sandbox, ami: str, *, source: str = "publish", without: tuple[str, ...] = ()) -> None:
     """Record an AMI as a publish or a sync does; `without` columns that an older version did not know."""
-    found = images.describe(aws.client("ec2"), ami)
-    row = images.row(found, recorded_at=datetime.now(UTC), source=source)
+    found = images.describe_ami(aws.client("ec2"), ami)
+    row = images.ami_row(found, recorded_at=datetime.now(UTC), source=source)
     open_tables(load()).append("amis", [{k: v for k, v in row.items() if k not in without}])
 
 
@@ -310,7 +310,7 @@ def test_the_date_that_aws_gives_a_public_ami_is_no_drift(aws: Sandbox, days: in
     made = make_ami(aws)
     publicise(aws, made)
     record(aws, made)
-    created = images.describe(aws.client("ec2"), made).created_at
+    created = images.describe_ami(aws.client("ec2"), made).created_at
     state(aws, made).deprecate_at = created + timedelta(days=days)
     assert set(drift()) == fields
 
@@ -332,7 +332,7 @@ def test_a_promotion_as_it_is_records_what_it_finds(
 
 def as_it_is(aws: Sandbox, ami: str, region: str) -> None:
     """Promote an AMI to what it is: nothing is changed."""
-    seen = images.describe(aws.client("ec2", region), ami)
+    seen = images.describe_ami(aws.client("ec2", region), ami)
     kept = "unprotect" if seen.protection == "disabled" else "protect"
     before = len(changes(aws))
     made = promote.plan(ami=ami, region=region, dry_run=False, progress=silent(), **{kept: True})
@@ -466,5 +466,5 @@ def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami:
 
 
 def test_every_field_has_a_meaning(aws: Sandbox, ami: str) -> None:
-    named = {*drift_fields.REGISTERED, *drift_fields.PROMISED, *drift_fields.BROKEN}
+    named = {*drift_fields.REGISTERED, *drift_fields.PROMOTED_FIELDS, *drift_fields.UNFIXABLE_FIELDS}
     assert named <= set(drift_fields.MEANINGS)

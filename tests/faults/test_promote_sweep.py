@@ -82,9 +82,9 @@ def wrong_in(publishers: Sweep, region: str) -> Iterator[str]:
         yield f"{len(images)} AMIs and {len(snapshots)} snapshots"
         return
     ami, snapshot = images[0]["ImageId"], snapshots[0]["SnapshotId"]
-    if sharing.of_image(ec2, ami).accounts != ("210987654321",):
+    if sharing.read_launch_permissions(ec2, ami).accounts != ("210987654321",):
         yield "the AMI is not shared"
-    if sharing.of_snapshot(ec2, snapshot).accounts != ("210987654321",):
+    if sharing.read_snapshot_permissions(ec2, snapshot).accounts != ("210987654321",):
         yield "the snapshot is not shared"
     if "DeprecationTime" not in images[0] or images[0]["DeregistrationProtection"] == "disabled":
         yield "no date, or no protection"

@@ -41,9 +41,9 @@ class Account:
     users: list[boto3.Session]
     number: int = 0
 
-    def place(self, regions: tuple[str, ...] = (REGION,)) -> policies.Place:
+    def place(self, regions: tuple[str, ...] = (REGION,)) -> policies.PolicyScope:
         """Return where the policies hold."""
-        return policies.Place(account=self.aws.account, regions=regions, bucket=BUCKET)
+        return policies.PolicyScope(account=self.aws.account, regions=regions, bucket=BUCKET)
 
     def session(
         self, actions: Iterable[str], *, regions: tuple[str, ...] = (REGION,), new: bool = False
@@ -54,7 +54,7 @@ class Account:
         """
         number, self.number = self.number, self.number + 1
         session = new_user(self.aws, number) if new or number >= len(self.users) else self.users[number]
-        document = json.dumps(policies.document(actions, self.place(regions)))
+        document = json.dumps(policies.policy_document(actions, self.place(regions)))
         iam = self.aws.client("iam")
         iam.put_user_policy(UserName=f"user-{number}", PolicyName="only", PolicyDocument=document)
         return session

@@ -353,9 +353,9 @@ def _let_in(account: Account, actions: Actions) -> Owner:
     """Make the role of an auditor in another account, with these actions."""
     other = Owner(account.aws, account.aws.other_account(MEMBER))
     iam = other.client("iam")
-    trust = audit_policies.member_trust(policies.Place(account=account.aws.account))
+    trust = audit_policies.member_trust(policies.PolicyScope(account=account.aws.account))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=json.dumps(trust))
-    document = policies.document(actions, policies.Place(account=MEMBER))
+    document = policies.policy_document(actions, policies.PolicyScope(account=MEMBER))
     iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=json.dumps(document))
     return other
 
@@ -413,20 +413,20 @@ def bootstrap_twice(account: Account, actions: Actions) -> None:
     s3.delete_bucket(Bucket=BUCKET)
     session = account.session(actions)
     _make_all(session, place)
-    trust = policies.import_trust()
+    trust = policies.import_role_trust_policy()
     del trust["Statement"][0]["Condition"]
     iam.update_assume_role_policy(RoleName="vmimport", PolicyDocument=json.dumps(trust))
     arn = f"arn:aws:iam::{account.aws.account}:policy/{place.policy_name}"
-    old = json.dumps(policies.document(["ec2:DescribeImages"], place))
+    old = json.dumps(policies.policy_document(["ec2:DescribeImages"], place))
     for _ in range(bootstrap.MOST_VERSIONS - 1):
         iam.create_policy_version(PolicyArn=arn, PolicyDocument=old, SetAsDefault=True)
     _make_all(session, place)
-    assert {part.verdict for part in bootstrap.look(session, place)} == {"keep"}
+    assert {part.verdict for part in bootstrap.plan_parts(session, place)} == {"keep"}
 
 
-def _make_all(session: Any, place: policies.Place) -> None:
-    for part in bootstrap.look(session, place):
-        bootstrap.make(session, place, part)
+def _make_all(session: Any, place: policies.PolicyScope) -> None:
+    for part in bootstrap.plan_parts(session, place):
+        bootstrap.apply_part(session, place, part)
 
 
 # Retire
@@ -455,7 +455,7 @@ def an_old_ami(account: Account) -> str:
     """Make an AMI that others may use, beside one that a channel and a launch template need."""
     friend, ec2 = "210987654321", account.aws.client("ec2")
     ami_id, needed = make_ami(account.aws, version="1"), make_ami(account.aws, version="2")
-    (snapshot,) = images.describe(ec2, ami_id).snapshot_ids
+    (snapshot,) = images.describe_ami(ec2, ami_id).snapshot_ids
     ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission={"Add": [{"UserId": friend}]})
     ec2.modify_snapshot_attribute(
         SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[friend]

@@ -281,7 +281,7 @@ def _tag(thief: Thief, resource: str) -> None:
 
 
 def _at_creation(*kinds: str) -> list[dict[str, Any]]:
-    return [one for kind in kinds for one in tagging.specification(kind, OURS)]
+    return [one for kind in kinds for one in tagging.tag_specifications(kind, OURS)]
 
 
 def _child(thief: Thief) -> str:
@@ -317,7 +317,7 @@ def _registers_and_uses(thief: Thief, name: str, snapshot: str) -> bool:
 
 def _launches(thief: Thief, ami: str, **more: Any) -> bool:
     tags = {**OURS, tagging.SMOKE: ami}
-    given = [one for kind in ("instance", "volume") for one in tagging.specification(kind, tags)]
+    given = [one for kind in ("instance", "volume") for one in tagging.tag_specifications(kind, tags)]
     asked = {"ImageId": ami, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
     asked |= {"UserData": "#!/bin/sh\ncat /dev/xvda", "TagSpecifications": given}
     return thief.does("ec2", "run_instances", **(asked | more)) is not None

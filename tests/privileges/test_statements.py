@@ -37,8 +37,8 @@ CREATING = {*SOURCES, "ec2:ImportSnapshot", "ebs:StartSnapshot"}
 def printed() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every policy of a job, for one region and for all of them."""
     for (name, job), regions in itertools.product(JOBS.items(), ((), ("eu-central-1", "us-east-1"))):
-        place = policies.Place(account=ACCOUNT, bucket=BUCKET, regions=regions)
-        yield f"{name}{'' if regions else ', every region'}", policies.document(job.actions(), place)
+        place = policies.PolicyScope(account=ACCOUNT, bucket=BUCKET, regions=regions)
+        yield f"{name}{'' if regions else ', every region'}", policies.policy_document(job.actions(), place)
 
 
 POLICIES = dict(printed())
@@ -157,13 +157,15 @@ def test_only_what_is_ours_is_cancelled_terminated_or_read(policy: str) -> None:
 
 
 def test_only_vm_import_takes_its_role() -> None:
-    (statement,) = policies.import_trust()["Statement"]
+    (statement,) = policies.import_role_trust_policy()["Statement"]
     assert statement["Principal"] == {"Service": "vmie.amazonaws.com"}
 
 
 def test_the_role_of_vm_import_reads_the_images_alone() -> None:
-    place = policies.Place(account=ACCOUNT, bucket=BUCKET, key_prefix="images/")
-    reading = [one for one in policies.import_role(place)["Statement"] if "s3:GetObject" in one["Action"]]
+    place = policies.PolicyScope(account=ACCOUNT, bucket=BUCKET, key_prefix="images/")
+    reading = [
+        one for one in policies.import_role_policy(place)["Statement"] if "s3:GetObject" in one["Action"]
+    ]
     assert [one["Resource"] for one in reading] == [[f"arn:aws:s3:::{BUCKET}/images/*"]]
 
 

@@ -431,7 +431,7 @@ def start_import(aws, run: str) -> str:
     """Start an import of the upload that ends in an hour of real time; return its task."""
     aws.clock.speed = 1.0
     source = {"Format": "RAW", "UserBucket": {"S3Bucket": BUCKET, "S3Key": KEY}}
-    tags = tagging.specification("import-snapshot-task", {tagging.DIGEST: DIGEST, tagging.RUN: run})
+    tags = tagging.tag_specifications("import-snapshot-task", {tagging.DIGEST: DIGEST, tagging.RUN: run})
     asked = {"DiskContainer": source, "TagSpecifications": tags}
     return aws.client("ec2").import_snapshot(**asked)["ImportTaskId"]
 
@@ -476,7 +476,7 @@ def test_a_snapshot_that_was_registered_after_the_plan_of_an_undo_is_kept(aws, d
     ec2.deregister_image(ImageId=ami)
     plan = plan_undo(RUN)
     assert [leftover.kind for leftover in plan.leftovers] == ["snapshot", "upload"]
-    tags = tagging.specification("image", {tagging.DIGEST: DIGEST, tagging.RUN: OTHER})
+    tags = tagging.tag_specifications("image", {tagging.DIGEST: DIGEST, tagging.RUN: OTHER})
     asked = {"Architecture": "x86_64", "VirtualizationType": "hvm", "RootDeviceName": image["RootDeviceName"]}
     snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
     devices = [{"DeviceName": image["RootDeviceName"], "Ebs": {"SnapshotId": snapshot}}]

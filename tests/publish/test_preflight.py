@@ -186,7 +186,7 @@ def test_role_trouble_1_there_is_no_such_role(look: Any) -> None:
 
 def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(aws: Sandbox, look: Any) -> None:
     aws.client("iam").create_role(
-        RoleName="young", AssumeRolePolicyDocument=json.dumps(policies.import_trust())
+        RoleName="young", AssumeRolePolicyDocument=json.dumps(policies.import_role_trust_policy())
     )
     check = look(role_name="young")["vmimport role"]
     assert check.facts["new"]
@@ -202,7 +202,7 @@ def test_role_trouble_3_the_caller_may_not_pass_it(aws: Sandbox, look: Any) -> N
 def test_role_trouble_4_the_role_may_not_read_the_bucket(aws: Sandbox, look: Any) -> None:
     iam = aws.client("iam")
     iam.delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
-    other = policies.import_role(policies.Place(bucket="another-bucket"))
+    other = policies.import_role_policy(policies.PolicyScope(bucket="another-bucket"))
     iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(other))
     check = look()["vmimport role's permissions"]
     assert check.outcome == "fail"
@@ -211,7 +211,7 @@ def test_role_trouble_4_the_role_may_not_read_the_bucket(aws: Sandbox, look: Any
 
 def _reads(*resources: str, action: str = "s3:GetObject") -> dict[str, Any]:
     """Return the policy for the images of the bucket with one statement more."""
-    document = policies.import_role(policies.Place(bucket=BUCKET))
+    document = policies.import_role_policy(policies.PolicyScope(bucket=BUCKET))
     more = {"Effect": "Allow", "Action": action, "Resource": list(resources)}
     return document | {"Statement": [*document["Statement"], more]} if resources else document
 
@@ -272,7 +272,7 @@ def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look
 
 @pytest.mark.parametrize("prefix", ["", "a/b/", "images-"])
 def test_objects_beside_any_prefix_are_found(prefix: str) -> None:
-    found = service_role.beyond_images(BUCKET, prefix)
+    found = service_role.objects_beyond_images(BUCKET, prefix)
     assert not [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{prefix}")]
     for folder in ("", "a/") if prefix == "a/b/" else ("",) if prefix else ():
         assert [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{folder}")]
@@ -310,7 +310,7 @@ def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, loo
 @pytest.mark.parametrize(
     ("trust", "verdict"),
     [
-        (policies.import_trust(), "trusted"),
+        (policies.import_role_trust_policy(), "trusted"),
         (
             {"Effect": "Allow", "Principal": {"Service": ["ec2.amazonaws.com"]}, "Action": "sts:AssumeRole"},
             "nobody",
@@ -332,8 +332,8 @@ def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, loo
 )
 def test_what_a_trust_policy_is_to_vm_import(trust: dict[str, Any], verdict: str) -> None:
     document = trust if "Statement" in trust else {"Statement": [trust]}
-    assert service_role.trust_of(document) == verdict
-    assert service_role.trust_of(json.dumps(document)) == verdict
+    assert service_role.classify_trust(document) == verdict
+    assert service_role.classify_trust(json.dumps(document)) == verdict
 
 
 def test_direct_needs_neither_bucket_nor_role(look: Any) -> None:
@@ -417,7 +417,7 @@ def _user(aws: Sandbox, name: str, actions: list[str]) -> Any:
     """Return a session of a new user who may do just this."""
     iam = aws.client("iam")
     iam.create_user(UserName=name)
-    document = policies.document(actions, policies.Place(account=aws.account, bucket=BUCKET))
+    document = policies.policy_document(actions, policies.PolicyScope(account=aws.account, bucket=BUCKET))
     iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(document))
     key = iam.create_access_key(UserName=name)["AccessKey"]
     return Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account).session()

@@ -159,7 +159,7 @@ def test_result_json_keeps_none(run: Any) -> None:
 @pytest.mark.parametrize("case", PLANTED)
 def test_a_tag_that_the_operator_gives_is_refused(case: str) -> None:
     with pytest.raises(errors.ParameterError, match="contains a secret") as caught:
-        tags.check({"Note": PLANTED[case]})
+        tags.check_tags({"Note": PLANTED[case]})
     assert bare(str(caught.value))
 
 

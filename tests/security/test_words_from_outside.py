@@ -100,10 +100,10 @@ def test_an_ami_s_name_has_only_the_characters_that_aws_takes(word: str) -> None
 @pytest.mark.parametrize("word", EVIL)
 def test_a_policy_takes_no_words_that_would_widen_it(word: str) -> None:
     # A role may be called like an option; in a policy it is a name all the same.
-    fields = ("account", "bucket", "partition") if word.startswith("-") else policies.Place.__slots__
+    fields = ("account", "bucket", "partition") if word.startswith("-") else policies.PolicyScope.__slots__
     for field in {*fields} - {"regions"}:
         with pytest.raises(errors.ParameterError):
-            policies.Place(**{field: word})
+            policies.PolicyScope(**{field: word})
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_a_page_shows_words_from_outside_as_words(here: Path) -> None:
 
 
 def test_an_upload_splits_by_size_alone() -> None:
-    assert [part.offset for part in buckets.split(20 * 2**20)] == [0, 8 * 2**20, 16 * 2**20]
+    assert [part.offset for part in buckets.split_parts(20 * 2**20)] == [0, 8 * 2**20, 16 * 2**20]

@@ -26,7 +26,7 @@ from vmsnix_ops.aws import references, snapshots
 from vmsnix_ops.aws import regions as aws_regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.accounts import open_accounts
-from vmsnix_ops.aws.buckets import errors_of
+from vmsnix_ops.aws.buckets import bucket_errors
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.images import UNKNOWN_TIME
 from vmsnix_ops.aws.paging import TimeLimit, read_pages, with_time_limit
@@ -405,7 +405,7 @@ def scan_region(
 
     public: frozenset[str] | None = None
     with attempt("public snapshots"):  # few, so one call
-        public = snapshots.public(ec2)
+        public = snapshots.list_public_snapshots(ec2)
     add_snapshots(columns, state.snapshots.values(), public)
     add_amis(columns, state.amis, state.snapshots)
     add_imports(columns, state.imports)
@@ -419,7 +419,9 @@ def scan_region(
             visible = frozenset(image["ImageId"] for page in shared for image in page["Images"])
     found = state.references
     if not skip_each:
-        found = references.merged(found, references.search(context.clients, own, guests=visible))
+        found = references.merge_references(
+            found, references.search_references(context.clients, own, guests=visible)
+        )
     unread += [UnreadSource(account, region, source, error) for source, error in found.unread.items()]
     owners: dict[str, str] = {}
     with attempt("AMIs of others"):
@@ -431,7 +433,7 @@ def scan_region(
     return ScanPart(
         account,
         region,
-        references.with_launches(found, launched),
+        references.add_last_launches(found, launched),
         len(own),
         state.amis_by_snapshot(),
         tuple(unread),
@@ -466,11 +468,11 @@ def _scan_bucket(
     """Read objects and multipart uploads that publishing left in a bucket."""
     region, unread = "", []
     try:
-        with errors_of(name, f"read the bucket {name}"):
+        with bucket_errors(name, f"read the bucket {name}"):
             home = with_time_limit(client(session, "s3", columns.region, attempts=2), limit)
-            columns.region = region = s3_buckets.region_of(home, name)
+            columns.region = region = s3_buckets.bucket_region(home, name)
             s3 = with_time_limit(client(session, "s3", region, attempts=2), limit)
-            for read in (s3_buckets.objects, s3_buckets.uploads):
+            for read in (s3_buckets.list_objects, s3_buckets.list_multipart_uploads):
                 add_leftovers(columns, name, read(s3, name, key_prefix))
     except errors.AwsError as error:
         unread.append(UnreadSource(columns.account, region, f"bucket {name}", error, name))
@@ -625,15 +627,15 @@ def _usage(
                 for one in some
                 if one.kind != "shared-with" or resource_id not in visible.get((one.id, region), ())
             ]
-            settled = created_at is None or created_at < now - references.SETTLED
+            settled = created_at is None or created_at < now - references.LAUNCH_REPORT_DELAY
             complete = settled and (account, region) not in incomplete
-            used.append(references.judge(relevant, complete=complete, now=now, launched_days=launched_days))
-            texts.append(references.dump(some))
+            used.append(references.is_used(relevant, complete=complete, now=now, launched_days=launched_days))
+            texts.append(references.references_to_json(some))
         elif kind in ("snapshot", "direct-upload"):
             amis = by_snapshot.get((region, resource_id), [])
             unknown = not amis and (account, region) in unreadable
             used.append(None if unknown else bool(amis or some))
-            texts.append(references.dump([*(Reference("ami", one) for one in amis), *some]))
+            texts.append(references.references_to_json([*(Reference("ami", one) for one in amis), *some]))
         else:
             used.append(None)
             texts.append("[]")

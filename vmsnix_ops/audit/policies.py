@@ -22,7 +22,7 @@ from vmsnix_ops.aws.iam.permissions import needs_of
 from vmsnix_ops.aws.iam.policies import VERSION
 
 if TYPE_CHECKING:
-    from vmsnix_ops.aws.iam.policies import Place
+    from vmsnix_ops.aws.iam.policies import PolicyScope
 
 
 def member_actions() -> tuple[str, ...]:
@@ -31,19 +31,19 @@ def member_actions() -> tuple[str, ...]:
 
 
 _REGION = (
-    images.owned,
-    snapshots.owned,
-    snapshots.locks,
+    images.list_amis,
+    snapshots.list_snapshots,
+    snapshots.list_locks,
     imports.listed,
     region.channel_values,
     region.references_one_by_one,
-    references.instances,
-    references.Templates.read,
-    references.scaling,
-    references.parameters,
+    references.instance_references,
+    references.LaunchTemplates.read,
+    references.scaling_references,
+    references.parameter_references,
     references.image_references,
-    references.launch_permissions,
-    references.snapshot_permissions,
+    references.launch_permission_references,
+    references.snapshot_permission_references,
 )
 """The functions that read a region, for audits and retirements."""
 
@@ -52,12 +52,18 @@ def auditor_actions() -> tuple[str, ...]:
     """Return the actions that an audit needs in its own account: also buckets and roles elsewhere."""
     from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 
-    own = needs_of(buckets.region_of, buckets.objects, buckets.uploads, accounts.assume_role, images.ours)
+    own = needs_of(
+        buckets.bucket_region,
+        buckets.list_objects,
+        buckets.list_multipart_uploads,
+        accounts.assume_role,
+        images.list_published_amis,
+    )
     found = {*own, *member_actions()}
     return tuple(action for action in PERMISSIONS if action in found)
 
 
-def member_trust(place: Place, *, external_id: str = "") -> dict[str, Any]:
+def member_trust(place: PolicyScope, *, external_id: str = "") -> dict[str, Any]:
     """Return the trust policy of the role in an audited account: the auditing account may assume it.
 
     Parameters
@@ -92,10 +98,10 @@ def retirer_actions() -> tuple[str, ...]:
     return needs_of(
         regions.enabled_regions,
         *_REGION,
-        snapshots.find,
-        sharing.of_snapshot,
-        sharing.share,
-        sharing.revoke,
+        snapshots.find_snapshots,
+        sharing.read_snapshot_permissions,
+        sharing.share_ami,
+        sharing.revoke_ami,
         sharing.share_snapshot,
         sharing.revoke_snapshot,
         deprecation.deprecate,

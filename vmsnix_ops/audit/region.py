@@ -16,7 +16,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.identity import NOT_ENABLED_CODES, region_not_enabled
 from vmsnix_ops.aws.paging import read_pages
-from vmsnix_ops.aws.references import Clients, Reference, References, Through
+from vmsnix_ops.aws.references import Link, Reference, References, RegionClients
 from vmsnix_ops.aws.session import calling
 from vmsnix_ops.aws.snapshots import Snapshot
 
@@ -48,14 +48,14 @@ class RegionContext:
 
     region: str
     account: str
-    clients: Clients
+    clients: RegionClients
 
     @classmethod
     def of(
         cls, session: boto3.Session, region: str, account: str, limit: TimeLimit | None = None
     ) -> RegionContext:
         """Return a context with new clients."""
-        return cls(region, account, Clients.of(session, region, limit))
+        return cls(region, account, RegionClients.of(session, region, limit))
 
     @property
     def ec2(self) -> EC2Client:
@@ -114,7 +114,7 @@ class RegionState:
         found = [
             one
             for one in self.snapshots.values()
-            if one.snapshot_id not in referenced and tagging.ours(one.tags)
+            if one.snapshot_id not in referenced and tagging.is_published(one.tags)
         ]
         return tuple(sorted(found, key=lambda one: (one.created_at, one.snapshot_id)))
 
@@ -122,7 +122,7 @@ class RegionState:
         """Return only what retirement rules read. An audit keeps it of all regions, so it has to be small."""
         orphans = {one.snapshot_id: one for one in self.orphans()}
         # A copy that is not finished may not have its tags yet.
-        amis = [ami for ami in self.amis if tagging.ours(ami.tags) or ami.state == "pending"]
+        amis = [ami for ami in self.amis if tagging.is_published(ami.tags) or ami.state == "pending"]
         # Rules only check whether a snapshot of an AMI exists, so one object represents all of them.
         names = {name for ami in amis for name in ami.snapshot_ids if name in self.snapshots}
         existing = dict.fromkeys(names, _EXISTING)
@@ -164,15 +164,15 @@ def read_region(context: RegionContext, *, prefix: str, usage: bool = True) -> R
 
     # Snapshots first: an AMI that is registered between the two lists then only lacks its snapshot, which is
     # read below. In the other order its snapshot would look like one without an AMI.
-    found = attempt("snapshots", lambda: snapshots.owned(ec2)) or {}
+    found = attempt("snapshots", lambda: snapshots.list_snapshots(ec2)) or {}
     closed = _why_closed(context.region, unread)
     if closed is not None:
         nothing = References(context.region, {})
         return RegionState(context.region, context.account, (), {}, nothing, unread={WHOLE_REGION: closed})
-    amis = attempt("AMIs", lambda: images.owned(ec2)) or ()
+    amis = attempt("AMIs", lambda: images.list_amis(ec2)) or ()
     late = [name for ami in amis for name in ami.snapshot_ids if name not in found]
     if late and "snapshots" not in unread:
-        found |= attempt("snapshots", lambda: snapshots.owned(ec2, late)) or {}
+        found |= attempt("snapshots", lambda: snapshots.list_snapshots(ec2, late)) or {}
     state = RegionState(
         context.region, context.account, amis, found, References(context.region, {}), unread=unread
     )
@@ -181,7 +181,7 @@ def read_region(context: RegionContext, *, prefix: str, usage: bool = True) -> R
     tasks = attempt("imports", lambda: imports.listed(ec2)) or ()
     return replace(
         state,
-        references=references.gather(context.clients),
+        references=references.read_references(context.clients),
         channels=attempt("channels", lambda: channel_values(context.clients.ssm, prefix)) or {},
         importing=digests_importing(tasks),
         read_one_by_one=frozenset(),
@@ -226,7 +226,9 @@ def with_references_one_by_one(
     except errors.AwsError as error:
         more = References(context.region, {}, {ONE_BY_ONE: error})
     read = (state.read_one_by_one or frozenset()).union(resource_ids)
-    return replace(state, references=references.merged(state.references, more), read_one_by_one=read)
+    return replace(
+        state, references=references.merge_references(state.references, more), read_one_by_one=read
+    )
 
 
 def current_references(
@@ -242,10 +244,10 @@ def current_references(
     vmsnix_ops.errors.AwsError
         A source cannot be read, so the usage is unknown.
     """
-    found = references.gather(context.clients)
+    found = references.read_references(context.clients)
     for error in found.unread.values():
         raise error
-    return references.merged(found, references_one_by_one(context.ec2, amis or {}, orphans))
+    return references.merge_references(found, references_one_by_one(context.ec2, amis or {}, orphans))
 
 
 def digests_importing(tasks: Iterable[ImportTask]) -> frozenset[str]:
@@ -285,20 +287,20 @@ def references_one_by_one(
         Snapshots without an AMI.
     """
     found: dict[str, dict[Reference, None]] = {}
-    locked = snapshots.locks(ec2)
+    locked = snapshots.list_locks(ec2)
     for resource_id, names in {**amis, **{name: [name] for name in orphans}}.items():
         for name in locked.keys() & set(names):
             lock = Reference("snapshot-lock", name, type=locked[name])
             found.setdefault(resource_id, {})[lock] = None
     with calling(f"read the references of AMIs and snapshots of {ec2.meta.region_name}"):
-        for source in (references.image_references, references.launch_permissions):
+        for source in (references.image_references, references.launch_permission_references):
             for ami_id, one in source(ec2, list(amis)):
                 found.setdefault(ami_id, {})[one] = None
         owned = {name for names in amis.values() for name in names}
-        for snapshot_id, one in references.snapshot_permissions(ec2, sorted(owned.union(orphans))):
+        for snapshot_id, one in references.snapshot_permission_references(ec2, sorted(owned.union(orphans))):
             if snapshot_id in orphans:
                 found.setdefault(snapshot_id, {})[one] = None
-            through = (Through("snapshot", snapshot_id),)
+            through = (Link("snapshot", snapshot_id),)
             for ami_id in (ami_id for ami_id, names in amis.items() if snapshot_id in names):
                 shared = Reference("snapshot-shared-with", one.id, through=through, type=one.type)
                 found.setdefault(ami_id, {})[shared] = None

@@ -28,8 +28,8 @@ from vmsnix_ops.audit.findings import (
 )
 from vmsnix_ops.aws import drift
 from vmsnix_ops.aws.images import Ami
-from vmsnix_ops.aws.references import ALIAS, SETTLED
-from vmsnix_ops.aws.references import load as load_references
+from vmsnix_ops.aws.references import ALIAS, LAUNCH_REPORT_DELAY
+from vmsnix_ops.aws.references import references_from_json as load_references
 from vmsnix_ops.aws.snapshots import Snapshot
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.progress import counted
@@ -269,7 +269,11 @@ def drifted(data: AuditData) -> pd.DataFrame:
             ami = replace(ami, snapshot_ids=())
             record.pop("snapshot_id", None)
         known = {name: value for name, value in record.items() if name not in _NOT_SCANNED}
-        found = [*drift.registration(known, ami, snapshots), *drift.dated(known, ami)] if known else []
+        found = (
+            [*drift.compare_registration(known, ami, snapshots), *drift.compare_deprecation(known, ami)]
+            if known
+            else []
+        )
         texts.append(
             "; ".join(
                 f"{one.field} was {one.recorded or 'nothing'}, is {one.found or 'nothing'}" for one in found
@@ -401,7 +405,7 @@ def use_unknown(data: AuditData) -> pd.DataFrame:
     """Find AMIs that nothing references, but that other accounts may use."""
     amis = data.amis
     some = amis[amis["referenced"].isna() & (amis["state"] == "available")]
-    young = some["created_at"] > data.now - SETTLED
+    young = some["created_at"] > data.now - LAUNCH_REPORT_DELAY
     texts = _reference_texts(some)
     texts = texts.where(texts != "", "a source could not be read")
     return findings_for(

@@ -77,11 +77,11 @@ def sync(
     now = datetime.now(UTC)
     added, changed, gone, found = [], [], [], 0
     for region in chosen:
-        amis = images.ours(client(session, "ec2", region))
+        amis = images.list_published_amis(client(session, "ec2", region))
         found += len(amis)
         for ami in amis:
             before = known.get((ami.ami_id, region))
-            row = images.row(ami, recorded_at=now, source="sync", via=_via(before))
+            row = images.ami_row(ami, recorded_at=now, source="sync", via=_via(before))
             if before is None:
                 added.append(row)
             elif _differs(_without_empty(before), row):

@@ -19,7 +19,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import buckets, service_role
 from vmsnix_ops.aws.buckets import ALL_BLOCKED
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.aws.iam.documents import listed, same, statements
+from vmsnix_ops.aws.iam.documents import as_list, read_statements, same_policy
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.session import calling, client, if_found
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         ServerSideEncryptionRuleTypeDef,
     )
 
-    from vmsnix_ops.aws.iam.policies import Place
+    from vmsnix_ops.aws.iam.policies import PolicyScope
 
 
 LEFTOVER_DAYS = 7
@@ -46,7 +46,7 @@ Verdict = Literal["create", "change", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BootstrapPart:
     """One thing that must be there.
 
     Attributes
@@ -83,7 +83,7 @@ class Clients:
     "iam:GetPolicy",
     "iam:GetPolicyVersion",
 )
-def look(session: boto3.Session, place: policies.Place) -> list[Part]:
+def plan_parts(session: boto3.Session, place: policies.PolicyScope) -> list[BootstrapPart]:
     """Return every part with what there is to do about it. Nothing is changed.
 
     Parameters
@@ -100,7 +100,7 @@ def look(session: boto3.Session, place: policies.Place) -> list[Part]:
     """
     clients = _clients(session, place)
     with calling("read what exists"):
-        return [Part(name, *looked(clients, place)) for name, looked, _ in _PARTS]
+        return [BootstrapPart(name, *looked(clients, place)) for name, looked, _ in _PARTS]
 
 
 @needs(
@@ -117,7 +117,7 @@ def look(session: boto3.Session, place: policies.Place) -> list[Part]:
     "iam:DeletePolicyVersion",
     "iam:CreatePolicyVersion",
 )
-def make(session: boto3.Session, place: policies.Place, part: Part) -> None:
+def apply_part(session: boto3.Session, place: policies.PolicyScope, part: BootstrapPart) -> None:
     """Make one part, or put it right.
 
     Safe to run twice: what is kept is not touched, and what is made is looked at again next time.
@@ -132,10 +132,10 @@ def make(session: boto3.Session, place: policies.Place, part: Part) -> None:
 
 def bootstrapper_actions() -> tuple[str, ...]:
     """Return what a bootstrap needs: to look at every part, and to make it."""
-    return needs_of(look, make)
+    return needs_of(plan_parts, apply_part)
 
 
-def _clients(session: boto3.Session, place: policies.Place) -> Clients:
+def _clients(session: boto3.Session, place: policies.PolicyScope) -> Clients:
     region = place.regions[0]
     return Clients(client(session, "s3", region), client(session, "iam", region))
 
@@ -143,7 +143,7 @@ def _clients(session: boto3.Session, place: policies.Place) -> Clients:
 # The bucket
 
 
-def _bucket(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _bucket(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     try:
         buckets.check_bucket(clients.s3, place.bucket, place.regions[0], place.account)
     except errors.BucketError as error:
@@ -153,7 +153,7 @@ def _bucket(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     return "keep", f"{place.bucket} in {place.regions[0]}"
 
 
-def _make_bucket(clients: Clients, place: policies.Place) -> None:
+def _make_bucket(clients: Clients, place: policies.PolicyScope) -> None:
     region = place.regions[0]
     # us-east-1 is the one region that must not be named.
     request: CreateBucketRequestTypeDef = {"Bucket": place.bucket}
@@ -163,7 +163,7 @@ def _make_bucket(clients: Clients, place: policies.Place) -> None:
     if_found(lambda: clients.s3.create_bucket(**request), "BucketAlreadyOwnedByYou")
 
 
-def _block(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _block(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     answer = if_found(
         lambda: clients.s3.get_public_access_block(Bucket=place.bucket),
         "NoSuchPublicAccessBlockConfiguration",
@@ -174,14 +174,14 @@ def _block(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     return ("keep" if whole else "change" if on else "create"), "all public access to the bucket is blocked"
 
 
-def _make_block(clients: Clients, place: policies.Place) -> None:
+def _make_block(clients: Clients, place: policies.PolicyScope) -> None:
     clients.s3.put_public_access_block(
         Bucket=place.bucket,
         PublicAccessBlockConfiguration=buckets.ALL_BLOCKED,
     )
 
 
-def _encryption(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _encryption(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     answer = if_found(
         lambda: clients.s3.get_bucket_encryption(Bucket=place.bucket),
         "ServerSideEncryptionConfigurationNotFoundError",
@@ -190,31 +190,31 @@ def _encryption(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
     return ("keep" if answer else "create"), "objects are encrypted by default"
 
 
-def _make_encryption(clients: Clients, place: policies.Place) -> None:
+def _make_encryption(clients: Clients, place: policies.PolicyScope) -> None:
     rule: ServerSideEncryptionRuleTypeDef = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
     clients.s3.put_bucket_encryption(Bucket=place.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
 
 
-def _bucket_statements(clients: Clients, place: policies.Place) -> list[dict[str, Any]]:
+def _bucket_statements(clients: Clients, place: policies.PolicyScope) -> list[dict[str, Any]]:
     answer = if_found(
         lambda: clients.s3.get_bucket_policy(Bucket=place.bucket), "NoSuchBucketPolicy", "NoSuchBucket"
     )
-    return statements(answer["Policy"]) if answer else []
+    return read_statements(answer["Policy"]) if answer else []
 
 
-def _tls(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _tls(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     held = _bucket_statements(clients, place)
     there = any(buckets.requires_tls(statement) for statement in held)
     return ("keep" if there else "change" if held else "create"), "requests without TLS are refused"
 
 
-def _make_tls(clients: Clients, place: policies.Place) -> None:
+def _make_tls(clients: Clients, place: policies.PolicyScope) -> None:
     held = [*_bucket_statements(clients, place), policies.tls_statement(place)]
     policy = {"Version": policies.VERSION, "Statement": held}
     clients.s3.put_bucket_policy(Bucket=place.bucket, Policy=json.dumps(policy))
 
 
-def lifecycle_rules(place: policies.Place) -> list[LifecycleRuleTypeDef]:
+def lifecycle_rules(place: policies.PolicyScope) -> list[LifecycleRuleTypeDef]:
     """Return the rules that delete what a dead machine left in the bucket, and what versioning keeps of it.
 
     Delete markers need a rule of their own: S3 refuses them beside an age in days.
@@ -232,7 +232,7 @@ def lifecycle_rules(place: policies.Place) -> list[LifecycleRuleTypeDef]:
     ]
 
 
-def _rules(clients: Clients, place: policies.Place) -> list[LifecycleRuleOutputTypeDef]:
+def _rules(clients: Clients, place: policies.PolicyScope) -> list[LifecycleRuleOutputTypeDef]:
     answer = if_found(
         lambda: clients.s3.get_bucket_lifecycle_configuration(Bucket=place.bucket),
         "NoSuchLifecycleConfiguration",
@@ -241,17 +241,17 @@ def _rules(clients: Clients, place: policies.Place) -> list[LifecycleRuleOutputT
     return list(answer["Rules"]) if answer else []
 
 
-def _lifecycle(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _lifecycle(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     rules = _rules(clients, place)
     what = f"objects and uploads below {place.key_prefix!r} are deleted after {LEFTOVER_DAYS} days"
     if not rules:
         return "create", what
-    check = buckets.check_lifecycle(clients.s3, place.bucket, place.key_prefix)
+    check = buckets.check_bucket_lifecycle(clients.s3, place.bucket, place.key_prefix)
     expires = buckets.expires_versions(rules, place.key_prefix)
     return ("keep" if check.outcome == "pass" and expires else "change"), what
 
 
-def _make_lifecycle(clients: Clients, place: policies.Place) -> None:
+def _make_lifecycle(clients: Clients, place: policies.PolicyScope) -> None:
     ours = lifecycle_rules(place)
     names = {rule["ID"] for rule in ours}
     others = [rule for rule in _rules(clients, place) if rule.get("ID") not in names]
@@ -263,17 +263,17 @@ def _make_lifecycle(clients: Clients, place: policies.Place) -> None:
 # The role
 
 
-def _role(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _role(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     answer = if_found(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
     what = f"{place.role_name}, which only VM Import may assume"
     if answer is None:
         return "create", what
-    trust = service_role.trust_of(answer["Role"]["AssumeRolePolicyDocument"])
+    trust = service_role.classify_trust(answer["Role"]["AssumeRolePolicyDocument"])
     return ("keep" if trust == "trusted" else "change"), what
 
 
-def _make_role(clients: Clients, place: policies.Place) -> None:
-    trust = policies.import_trust()
+def _make_role(clients: Clients, place: policies.PolicyScope) -> None:
+    trust = policies.import_role_trust_policy()
     answer = if_found(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
     if answer is None:
         clients.iam.create_role(
@@ -284,7 +284,7 @@ def _make_role(clients: Clients, place: policies.Place) -> None:
         return
     others = [
         statement
-        for statement in statements(answer["Role"]["AssumeRolePolicyDocument"])
+        for statement in read_statements(answer["Role"]["AssumeRolePolicyDocument"])
         if not _is_vm_import(statement)
     ]
     trust["Statement"] = [*others, *trust["Statement"]]
@@ -293,10 +293,10 @@ def _make_role(clients: Clients, place: policies.Place) -> None:
 
 def _is_vm_import(statement: dict[str, Any]) -> bool:
     principal = statement.get("Principal")
-    return isinstance(principal, dict) and listed(principal.get("Service")) == [service_role.SERVICE]
+    return isinstance(principal, dict) and as_list(principal.get("Service")) == [service_role.SERVICE]
 
 
-def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _role_policy(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     answer = if_found(
         lambda: clients.iam.get_role_policy(RoleName=place.role_name, PolicyName=place.role_policy_name),
         "NoSuchEntity",
@@ -304,25 +304,27 @@ def _role_policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]
     what = f"{place.role_name} may read the bucket and create snapshots"
     if answer is None:
         return "create", what
-    return ("keep" if same(answer["PolicyDocument"], policies.import_role(place)) else "change"), what
+    return (
+        "keep" if same_policy(answer["PolicyDocument"], policies.import_role_policy(place)) else "change"
+    ), what
 
 
-def _make_role_policy(clients: Clients, place: policies.Place) -> None:
+def _make_role_policy(clients: Clients, place: policies.PolicyScope) -> None:
     clients.iam.put_role_policy(
         RoleName=place.role_name,
         PolicyName=place.role_policy_name,
-        PolicyDocument=json.dumps(policies.import_role(place)),
+        PolicyDocument=json.dumps(policies.import_role_policy(place)),
     )
 
 
 # The publisher's policy
 
 
-def _policy_arn(place: policies.Place) -> str:
+def _policy_arn(place: policies.PolicyScope) -> str:
     return f"arn:{place.partition}:iam::{place.account}:policy/{place.policy_name}"
 
 
-def _policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
+def _policy(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
     arn = _policy_arn(place)
     what = f"{place.policy_name}, to attach to publishers"
     answer = if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
@@ -330,11 +332,11 @@ def _policy(clients: Clients, place: policies.Place) -> tuple[Verdict, str]:
         return "create", what
     version = answer["Policy"]["DefaultVersionId"]
     held = clients.iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
-    return ("keep" if same(held, policies.publisher(place)) else "change"), what
+    return ("keep" if same_policy(held, policies.publisher_policy(place)) else "change"), what
 
 
-def _make_policy(clients: Clients, place: policies.Place) -> None:
-    arn, text = _policy_arn(place), json.dumps(policies.publisher(place))
+def _make_policy(clients: Clients, place: policies.PolicyScope) -> None:
+    arn, text = _policy_arn(place), json.dumps(policies.publisher_policy(place))
     if if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
         clients.iam.create_policy(
             PolicyName=place.policy_name,
@@ -350,8 +352,8 @@ def _make_policy(clients: Clients, place: policies.Place) -> None:
     clients.iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
 
 
-_Look = Callable[[Clients, policies.Place], tuple[Verdict, str]]
-_Make = Callable[[Clients, policies.Place], None]
+_Look = Callable[[Clients, policies.PolicyScope], tuple[Verdict, str]]
+_Make = Callable[[Clients, policies.PolicyScope], None]
 _PARTS: tuple[tuple[str, _Look, _Make], ...] = (
     ("bucket", _bucket, _make_bucket),
     ("public access block", _block, _make_block),
@@ -367,7 +369,7 @@ _PARTS: tuple[tuple[str, _Look, _Make], ...] = (
 # The same as `vmsnix_ops.aws.bootstrap`, as a CloudFormation template.
 
 
-def template(place: Place) -> dict[str, Any]:
+def cloudformation_template(place: PolicyScope) -> dict[str, Any]:
     """Return a template that makes the bucket, the role and the policies.
 
     Deploy it in the place's region, with ``--capabilities CAPABILITY_NAMED_IAM``. Deleting the stack keeps
@@ -411,16 +413,22 @@ def template(place: Place) -> dict[str, Any]:
             },
             "BucketPolicy": {
                 "Type": "AWS::S3::BucketPolicy",
-                "Properties": {"Bucket": {"Ref": "Bucket"}, "PolicyDocument": policies.tls_only(place)},
+                "Properties": {
+                    "Bucket": {"Ref": "Bucket"},
+                    "PolicyDocument": policies.tls_only_policy(place),
+                },
             },
             "ImportRole": {
                 "Type": "AWS::IAM::Role",
                 "Properties": {
                     "RoleName": place.role_name,
                     "Description": "Read by VM Import: uploaded images",
-                    "AssumeRolePolicyDocument": policies.import_trust(),
+                    "AssumeRolePolicyDocument": policies.import_role_trust_policy(),
                     "Policies": [
-                        {"PolicyName": place.role_policy_name, "PolicyDocument": policies.import_role(place)}
+                        {
+                            "PolicyName": place.role_policy_name,
+                            "PolicyDocument": policies.import_role_policy(place),
+                        }
                     ],
                 },
             },
@@ -429,7 +437,7 @@ def template(place: Place) -> dict[str, Any]:
                 "Properties": {
                     "ManagedPolicyName": place.policy_name,
                     "Description": "Permissions to publish with vmsnix via VM Import",
-                    "PolicyDocument": policies.publisher(place),
+                    "PolicyDocument": policies.publisher_policy(place),
                 },
             },
         },

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import Check
-from vmsnix_ops.aws.iam.documents import listed, statements
+from vmsnix_ops.aws.iam.documents import as_list, read_statements
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import call_with_retries
 from vmsnix_ops.aws.session import calling, code_of, if_found
 from vmsnix_ops.disk.source import ByteSource, PathSource
-from vmsnix_ops.disk.survey import MOST_PARTS, PART_BYTES, changed, part_bytes
+from vmsnix_ops.disk.survey import changed, part_bytes
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
     _Sent = tuple[CompletedPartTypeDef, int]  # a part, and the bytes that were sent for it
 
-
-__all__ = ["MOST_PARTS", "PART_BYTES", "StoredObject", "check_stored", "delete", "exists", "split", "upload"]
 
 _NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")  # S3 takes letters, digits, spaces and + - = . _ : / @
 WRITTEN_MEANWHILE = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -95,7 +93,7 @@ class StoredObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class UploadPart:
     """One part of a multipart upload: `number` counts from 1."""
 
     number: int
@@ -103,14 +101,14 @@ class Part:
     bytes: int
 
 
-def split(size: int) -> list[Part]:
+def split_parts(size: int) -> list[UploadPart]:
     """Return the parts of a file of this size: the ranges that have a digest of their own in its identity.
 
     Two runs (or two machines) make the same parts and can go on with each other's upload.
     """
     length = part_bytes(size)
     offsets = range(0, max(size, 1), length)
-    return [Part(i, offset, min(length, size - offset)) for i, offset in enumerate(offsets, start=1)]
+    return [UploadPart(i, offset, min(length, size - offset)) for i, offset in enumerate(offsets, start=1)]
 
 
 @needs(
@@ -123,7 +121,7 @@ def split(size: int) -> list[Part]:
     "s3:AbortMultipartUpload",
     "s3:DeleteObject",
 )
-def upload(
+def upload_file(
     s3: S3Client,
     path: Path,
     *,
@@ -172,7 +170,7 @@ def upload(
     vmsnix_ops.errors.ImageError
         The file cannot be read. The unfinished upload is deleted.
     """
-    with errors_of(bucket, f"upload {path.name} to s3://{bucket}/{key}"):
+    with bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"):
         found = _find(s3, seen, bucket=bucket, key=key, kms_key=kms_key)
         if found:
             if step is not None:
@@ -204,7 +202,7 @@ def upload(
 
 
 @needs("s3:GetObject", "s3:ListBucket")
-def check_stored(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
+def check_object(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
     """Refuse an object that holds other bytes than those that were identified.
 
     Safe to run twice: it only reads. An object that is gone is not refused: another publisher of the same
@@ -215,7 +213,7 @@ def check_stored(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
     vmsnix_ops.errors.UploadError
         The object was replaced after it was uploaded.
     """
-    with errors_of(bucket, f"check s3://{bucket}/{key}"):
+    with bucket_errors(bucket, f"check s3://{bucket}/{key}"):
         head = _head(s3, bucket, key)
         if head is not None and not _holds(head, seen):
             raise errors.UploadError(
@@ -226,26 +224,19 @@ def check_stored(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
 
 
 @needs("s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload", "s3:DeleteObject")
-def delete(s3: S3Client, *, bucket: str, key: str) -> None:
+def delete_object(s3: S3Client, *, bucket: str, key: str) -> None:
     """Remove an object and every unfinished upload of its key.
 
     Safe to run twice: what is gone already is no error.
     """
-    with errors_of(bucket, f"remove s3://{bucket}/{key}"):
+    with bucket_errors(bucket, f"remove s3://{bucket}/{key}"):
         for upload in _uploads(s3, bucket, key):
             _abort(s3, bucket, key, upload["UploadId"])
         s3.delete_object(Bucket=bucket, Key=key)
 
 
-@needs("s3:GetObject", "s3:ListBucket")
-def exists(s3: S3Client, *, bucket: str, key: str) -> bool:
-    """Return whether there is an object of this key, whatever its bytes."""
-    with errors_of(bucket, f"check for s3://{bucket}/{key}"):
-        return _head(s3, bucket, key) is not None
-
-
 def _clear(s3: S3Client, bucket: str, key: str, in_use: Callable[[], bool]) -> None:
-    """Delete an object of this key, which is not the image, unless somebody may be reading it."""
+    """Delete an object of this key, which is not the image, unless a running import may read it."""
     if _head(s3, bucket, key) is None:
         return
     if in_use():
@@ -266,11 +257,11 @@ def _find(s3: S3Client, seen: Survey, *, bucket: str, key: str, kms_key: str = "
     head = _head(s3, bucket, key)
     if head is None or not _holds(head, seen) or (kms_key and head.get("SSEKMSKeyId") != kms_key):
         return None
-    return StoredObject(bucket, key, seen.file_bytes, composite(seen), "reused", 0)
+    return StoredObject(bucket, key, seen.file_bytes, composite_checksum(seen), "reused", 0)
 
 
 def _holds(head: HeadObjectOutputTypeDef, seen: Survey) -> bool:
-    return head["ContentLength"] == seen.file_bytes and head.get("ChecksumSHA256") == composite(seen)
+    return head["ContentLength"] == seen.file_bytes and head.get("ChecksumSHA256") == composite_checksum(seen)
 
 
 def _head(s3: S3Client, bucket: str, key: str) -> HeadObjectOutputTypeDef | None:
@@ -349,7 +340,7 @@ def _send(
     pages = s3.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
     held = {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
 
-    def send(part: Part) -> _Sent:
+    def send(part: UploadPart) -> _Sent:
         digest = seen.part(part.number - 1)
         checksum = base64.b64encode(digest).decode()
         there = held.get(part.number)
@@ -372,7 +363,7 @@ def _send(
             step.advance(part.bytes)
         return {"PartNumber": part.number, "ETag": etag, "ChecksumSHA256": checksum}, sent
 
-    done = _in_parallel(send, split(seen.file_bytes))
+    done = _in_parallel(send, split_parts(seen.file_bytes))
     answer = s3.complete_multipart_upload(
         Bucket=bucket,
         Key=key,
@@ -380,7 +371,7 @@ def _send(
         MultipartUpload={"Parts": [entry for entry, _ in done]},
         IfNoneMatch="*",
     )
-    expected = composite(seen)
+    expected = composite_checksum(seen)
     if answer.get("ChecksumSHA256", expected) != expected:
         raise errors.UploadError(
             f"s3://{bucket}/{key} does not contain the image's bytes.",
@@ -390,7 +381,7 @@ def _send(
     return sum(sent for _, sent in done), expected
 
 
-def _in_parallel(send: Callable[[Part], _Sent], parts: list[Part]) -> list[_Sent]:
+def _in_parallel(send: Callable[[UploadPart], _Sent], parts: list[UploadPart]) -> list[_Sent]:
     """Run `send` for every part; the first failure, or an interrupt, cancels those that have not begun."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="upload")
     futures: list[Future[_Sent]] = [pool.submit(send, part) for part in parts]
@@ -401,13 +392,13 @@ def _in_parallel(send: Callable[[Part], _Sent], parts: list[Part]) -> list[_Sent
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def composite(seen: Survey) -> str:
+def composite_checksum(seen: Survey) -> str:
     """Return S3's composite checksum of an image: SHA-256 over the parts' SHA-256, and their number."""
     digest = hashlib.sha256(seen.parts).digest()
-    return f"{base64.b64encode(digest).decode()}-{len(split(seen.file_bytes))}"
+    return f"{base64.b64encode(digest).decode()}-{len(split_parts(seen.file_bytes))}"
 
 
-class errors_of:  # noqa: N801 (reads as a verb where it is used)
+class bucket_errors:  # noqa: N801 (reads as a verb where it is used)
     """Explain S3's errors with the bucket in mind, and pass on everything else that AWS says."""
 
     def __init__(self, bucket: str, doing: str) -> None:
@@ -419,7 +410,7 @@ class errors_of:  # noqa: N801 (reads as a verb where it is used)
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
         code = code_of(error) if error is not None else ""
         if code in ("NoSuchBucket", "404"):
-            raise missing(self.bucket) from error
+            raise missing_bucket(self.bucket) from error
         if code in (
             "PermanentRedirect",
             "301",
@@ -435,7 +426,7 @@ class errors_of:  # noqa: N801 (reads as a verb where it is used)
         return self.calling.__exit__(kind, error, trace)
 
 
-def missing(bucket: str) -> errors.BucketError:
+def missing_bucket(bucket: str) -> errors.BucketError:
     """Return the error for a bucket that does not exist."""
     return errors.BucketError(
         f"The bucket {bucket} does not exist.",
@@ -474,13 +465,13 @@ class Leftover:
 
 
 @needs("s3:ListBucket")
-def region_of(s3: S3Client, bucket: str) -> str:
+def bucket_region(s3: S3Client, bucket: str) -> str:
     """Return the region of a bucket."""
     return str(call_with_retries(s3.head_bucket, Bucket=bucket).get("BucketRegion") or "us-east-1")
 
 
 @needs("s3:ListBucket")
-def objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+def list_objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the objects below a prefix."""
     request: ListObjectsV2RequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
     while True:
@@ -493,7 +484,7 @@ def objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
 
 
 @needs("s3:ListBucketMultipartUploads", "s3:ListMultipartUploadParts")
-def uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+def list_multipart_uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the unfinished multipart uploads below a prefix, with the bytes of their parts."""
     request: ListMultipartUploadsRequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
     while True:
@@ -545,7 +536,7 @@ def check_bucket(s3: S3Client, name: str, region: str, account: str) -> Check:
             answer = s3.head_bucket(Bucket=name, ExpectedBucketOwner=account)
     except errors.AwsError as error:
         if error.code in ("404", "NoSuchBucket"):
-            raise missing(name) from error
+            raise missing_bucket(name) from error
         if error.code in ("403", "AccessDenied"):
             raise errors.BucketError(
                 f"No access to the bucket {name}.",
@@ -575,7 +566,7 @@ def _elsewhere(name: str, where: str, region: str) -> errors.BucketError:
 
 
 @needs("s3:GetBucketPublicAccessBlock", "s3:GetBucketPolicyStatus")
-def check_private(s3: S3Client, name: str) -> Check:
+def check_bucket_private(s3: S3Client, name: str) -> Check:
     """Check that nobody else can read it. A public policy fails; a block with gaps is a warning."""
     with calling(f"check whether the bucket {name} is private"):
         status = if_found(lambda: s3.get_bucket_policy_status(Bucket=name), "NoSuchBucketPolicy")
@@ -596,7 +587,7 @@ def check_private(s3: S3Client, name: str) -> Check:
 
 
 @needs("s3:GetEncryptionConfiguration")
-def check_encrypted(s3: S3Client, name: str) -> Check:
+def check_bucket_encrypted(s3: S3Client, name: str) -> Check:
     """Check whether it is encrypted by default."""
     with calling(f"check whether the bucket {name} is encrypted"):
         answer = if_found(
@@ -610,11 +601,11 @@ def check_encrypted(s3: S3Client, name: str) -> Check:
 
 
 @needs("s3:GetBucketPolicy")
-def check_tls_only(s3: S3Client, name: str) -> Check:
+def check_bucket_tls(s3: S3Client, name: str) -> Check:
     """Check whether its policy refuses what is not encrypted on the way."""
     with calling(f"read the policy of the bucket {name}"):
         answer = if_found(lambda: s3.get_bucket_policy(Bucket=name), "NoSuchBucketPolicy")
-    if answer and any(requires_tls(statement) for statement in statements(answer["Policy"])):
+    if answer and any(requires_tls(statement) for statement in read_statements(answer["Policy"])):
         return Check("bucket TLS only", "pass", "requests without TLS are refused")
     return Check("bucket TLS only", "warn", "the policy does not refuse requests without TLS", BOOTSTRAP)
 
@@ -628,12 +619,12 @@ def requires_tls(statement: dict[str, Any]) -> bool:
         statement.get("Effect") == "Deny"
         and everybody
         and insecure in (["false"], ["['false']"])
-        and any(action in ("*", "s3:*") for action in listed(statement.get("Action")))
+        and any(action in ("*", "s3:*") for action in as_list(statement.get("Action")))
     )
 
 
 @needs("s3:GetLifecycleConfiguration")
-def check_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
+def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
     """Check whether S3 itself removes what a dead machine leaves: objects, and unfinished uploads."""
     with calling(f"read the lifecycle of the bucket {name}"):
         rules = [rule for rule in _lifecycle_rules(s3, name) if _covers(rule, key_prefix)]
@@ -656,7 +647,7 @@ def check_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
 
 
 @needs("s3:GetBucketVersioning", "s3:GetLifecycleConfiguration")
-def check_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
+def check_bucket_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
     """Check whether removed images stay in the bucket as versions that nothing deletes."""
     with calling(f"read the versioning of the bucket {name}"):
         state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
@@ -681,7 +672,7 @@ def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: st
     return old and markers
 
 
-def overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) -> list[str]:
+def find_overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) -> list[str]:
     """Return the names of those places on S3 that share keys with the images of a bucket.
 
     Parameters
@@ -702,7 +693,7 @@ def overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) -> list
     return found
 
 
-def check_kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) -> Check:
+def check_prefixes(places: Mapping[str, str], bucket: str, key_prefix: str) -> Check:
     """Check that neither archive nor history lies where lifecycle rules delete images.
 
     Raises
@@ -710,7 +701,7 @@ def check_kept_apart(places: Mapping[str, str], bucket: str, key_prefix: str) ->
     vmsnix_ops.errors.BucketError
         One of them does.
     """
-    found = overlapping(places, bucket, key_prefix)
+    found = find_overlapping(places, bucket, key_prefix)
     if found:
         raise errors.BucketError(
             f"A lifecycle rule would delete the {' and the '.join(found)} in s3://{bucket}.",

@@ -81,11 +81,13 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
             )
         wanted = parameter.value
     if AMI_ID.fullmatch(wanted):
-        found = images.find(ec2, [wanted]).get(wanted)
+        found = images.find_amis(ec2, [wanted]).get(wanted)
     elif wanted:
-        found = next(iter(images.named(ec2, wanted)), None)  # `check_usable` reports one that is disabled
+        found = next(
+            iter(images.find_all_by_name(ec2, wanted)), None
+        )  # `check_usable` reports one that is disabled
     else:
-        found = _newest(images.ours(ec2), image)
+        found = _newest(images.list_published_amis(ec2), image)
     if found is None:
         what = f"AMI {wanted}" if wanted else f"AMI of the image {image!r}"
         raise errors.RegistrationError(
@@ -137,7 +139,9 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
         raise errors.RegistrationError(
             f"{where} is {ami.state}.",
             why="Only an available AMI can be launched.",
-            fix=f"Restore it: {images.restoring(ami)}" if ami.state == "disabled" else "Choose another AMI.",
+            fix=f"Restore it: {images.restore_command(ami)}"
+            if ami.state == "disabled"
+            else "Choose another AMI.",
         )
     retiring.check_not_retired(ami)
     if ami.deprecated_at is not None and ami.deprecated_at <= now:
@@ -158,7 +162,7 @@ def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> Ami:
     vmsnix_ops.errors.RegistrationError
         As for `check_usable`, or the AMI was deregistered.
     """
-    found = images.find(ec2, [ami_id]).get(ami_id)
+    found = images.find_amis(ec2, [ami_id]).get(ami_id)
     if found is None:
         raise errors.RegistrationError(
             f"The AMI {ami_id} in {ec2.meta.region_name} no longer exists.",

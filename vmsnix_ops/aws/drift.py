@@ -50,7 +50,7 @@ MEANINGS = {
 
 SNAPSHOT_DIGEST = f"snapshot tag {tagging.DIGEST}"
 
-PROMISED = (
+PROMOTED_FIELDS = (
     "public",
     "shared_with",
     "snapshots_shared_with",
@@ -62,7 +62,7 @@ PROMISED = (
 )
 """What a promotion gives, and records as it finds it; all else is recorded once, and by a sync."""
 
-BROKEN = ("ami", "snapshot", "snapshot_state")
+UNFIXABLE_FIELDS = ("ami", "snapshot", "snapshot_state")
 """What no promotion and no tag brings back."""
 
 PUBLIC_YEARS = timedelta(days=2 * 365)  # AWS dates a public AMI by itself: two years after its creation
@@ -101,7 +101,7 @@ def meaning(field: str) -> str:
     return "vmsnix uses this tag to find it" if field.startswith("tag ") else MEANINGS[field]
 
 
-def registration(
+def compare_registration(
     row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
 ) -> Iterator[Difference]:
     """Compare how it was registered, its tags and its snapshots."""
@@ -124,22 +124,22 @@ def registration(
         yield from _compare(f"tag {key}", value, ami.tags.get(key, ""))
 
 
-def dated(row: Mapping[str, Any], ami: Ami) -> Iterator[Difference]:
+def compare_deprecation(row: Mapping[str, Any], ami: Ami) -> Iterator[Difference]:
     """Compare when it is deprecated."""
     if "deprecated_at" in row and not _dated_by_aws(row, ami):
         yield from _compare("deprecated_at", _minute(row["deprecated_at"]), _minute(ami.deprecated_at))
 
 
-def promised(
+def compare_promotion(
     ec2: EC2Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
 ) -> Iterator[Difference]:
     """Compare what a promotion gives: dates, protection, with whom AMI and snapshots are shared, keys."""
     if ami is None:
         return
-    yield from dated(row, ami)
+    yield from compare_deprecation(row, ami)
     if "protected" in row:
         yield from _compare("protected", row["protected"], ami.protection.startswith("enabled"))
-    who = sharing.of_image(ec2, ami.ami_id).names()
+    who = sharing.read_launch_permissions(ec2, ami.ami_id).names()
     yield from _compare("shared_with", *_told_apart(row["shared_with"], who, but=sharing.PUBLIC))
     own = [held[snapshot_id] for snapshot_id in ami.snapshot_ids if snapshot_id in held]
     if not own or len(own) < len(ami.snapshot_ids):
@@ -148,11 +148,11 @@ def promised(
         yield from _compare("encrypted", row["encrypted"], all(one.encrypted for one in own))
     if "kms_key" in row:
         yield from _compare("kms_key", row["kms_key"], own[0].kms_key)
-    users = {name for one in own for name in sharing.of_snapshot(ec2, one.snapshot_id).names()}
+    users = {name for one in own for name in sharing.read_snapshot_permissions(ec2, one.snapshot_id).names()}
     yield from _compare("snapshots_shared_with", *_told_apart(row["snapshots_shared_with"], users))
 
 
-def pointers(ssm: SSMClient, row: Mapping[str, Any]) -> Iterator[Difference]:
+def compare_channels(ssm: SSMClient, row: Mapping[str, Any]) -> Iterator[Difference]:
     """Compare where the channels point that were pointed to it last."""
     for pointer in row["pointers"]:
         seen = parameters.find_parameter(ssm, pointer)

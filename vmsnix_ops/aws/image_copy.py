@@ -36,7 +36,7 @@ _USED = ("IdempotentParameterMismatch", "IdempotentInstanceTerminated")
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class ImageCopy:
     """A copy that is wanted.
 
     Attributes
@@ -65,8 +65,8 @@ class Copy:
             "ClientToken": token,
             "CopyImageTags": True,
             "TagSpecifications": [
-                *tagging.specification("image", tags),
-                *tagging.specification("snapshot", tags),
+                *tagging.tag_specifications("image", tags),
+                *tagging.tag_specifications("snapshot", tags),
             ],
         }
         if self.source.description:
@@ -82,7 +82,7 @@ class Copy:
 
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots")
-def find(ec2: EC2Client, wanted: Copy) -> Ami | None:
+def find_copy(ec2: EC2Client, wanted: ImageCopy) -> Ami | None:
     """Return the copy that is there or on its way, or ``None``. One that failed is none.
 
     Raises
@@ -92,22 +92,26 @@ def find(ec2: EC2Client, wanted: Copy) -> Ami | None:
     vmsnix_ops.errors.RegistrationError
         The copy is disabled, or half deleted.
     """
-    named = [ami for ami in images.named(ec2, wanted.source.name) if ami.state not in images.FAILED]
+    named = [
+        ami
+        for ami in images.find_all_by_name(ec2, wanted.source.name)
+        if ami.state not in images.FAILED_STATES
+    ]
     if not named:
         return None
     existing = min(named, key=lambda ami: ami.state != "available")
-    images.check_same(existing, digest=wanted.source.digest, facts=_facts(wanted.source))
+    images.check_same_registration(existing, digest=wanted.source.digest, facts=_facts(wanted.source))
     if existing.stuck:
-        images.holder([existing])  # raises
+        images.usable_ami([existing])  # raises
     if existing.state == "disabled":
         raise errors.RegistrationError(
             f"The copy {existing.ami_id} in {existing.region} is disabled.",
             why="It was retired.",
-            fix=f"Restore it ({images.restoring(existing)}), or deregister it so that a new copy can be "
-            "created.",
+            fix=f"Restore it ({images.restore_command(existing)}), or deregister it so that a new copy can "
+            "be created.",
         )
     if existing.state == "available":
-        for snapshot in snapshots.check_whole(ec2, existing):
+        for snapshot in snapshots.check_snapshots_of(ec2, existing):
             _check_key(existing, snapshot, wanted.kms_key)
     return existing
 
@@ -132,7 +136,7 @@ def _carried(source: Ami) -> dict[str, str]:
 
 
 @needs("ec2:CreateTags of our resources")
-def carry_tags(ec2: EC2Client, source: Ami, made: Ami) -> None:
+def copy_tags(ec2: EC2Client, source: Ami, made: Ami) -> None:
     """Give a copy and its snapshots what `missing_tags` names. Safe to run twice."""
     missing = tagging.to_list(missing_tags(source, made))
     if missing:
@@ -141,9 +145,9 @@ def carry_tags(ec2: EC2Client, source: Ami, made: Ami) -> None:
 
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:CopyImage", "ec2:CreateTags")
-def copy(
+def copy_ami(
     ec2: EC2Client,
-    wanted: Copy,
+    wanted: ImageCopy,
     *,
     step: Step | None = None,
     still_wanted: Callable[[], None] = lambda: None,
@@ -172,9 +176,9 @@ def copy(
     vmsnix_ops.errors.QuotaError
         Half an hour long there was no room for one more copy to this region.
     vmsnix_ops.errors.NameTakenError
-        As `find`.
+        As `find_copy`.
     """
-    existing = find(ec2, wanted)
+    existing = find_copy(ec2, wanted)
     outcome: StepOutcome = "reused"
     if existing is None:
         ami_id, outcome = _begin(ec2, wanted, step, still_wanted), "created"
@@ -182,16 +186,20 @@ def copy(
         ami_id = existing.ami_id
     ami = _available(ec2, ami_id, step, still_wanted)
     if existing is not None and existing.state != "available":
-        images.check_same(ami, digest=wanted.source.digest, facts=_facts(wanted.source))
-    for snapshot in snapshots.check_whole(ec2, ami):
+        images.check_same_registration(ami, digest=wanted.source.digest, facts=_facts(wanted.source))
+    for snapshot in snapshots.check_snapshots_of(ec2, ami):
         _check_key(ami, snapshot, wanted.kms_key)
     return ami, outcome
 
 
-def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callable[[], None]) -> str:
+def _begin(ec2: EC2Client, wanted: ImageCopy, step: Step | None, still_wanted: Callable[[], None]) -> str:
     """Ask for the copy, with the token of the first attempt that did not fail, and return its id."""
     region = ec2.meta.region_name
-    failed = {ami.ami_id for ami in images.named(ec2, wanted.source.name) if ami.state in images.FAILED}
+    failed = {
+        ami.ami_id
+        for ami in images.find_all_by_name(ec2, wanted.source.name)
+        if ami.state in images.FAILED_STATES
+    }
     told = False
 
     def call(token: str) -> str:
@@ -230,8 +238,8 @@ def _begin(ec2: EC2Client, wanted: Copy, step: Step | None, still_wanted: Callab
     )
 
 
-def _must_find(ec2: EC2Client, wanted: Copy) -> Ami:
-    found = find(ec2, wanted)
+def _must_find(ec2: EC2Client, wanted: ImageCopy) -> Ami:
+    found = find_copy(ec2, wanted)
     if found is None:
         raise errors.CopyFailedError(
             f"The AMI name {wanted.source.name} is in use in {ec2.meta.region_name}, but no AMI with it was "
@@ -246,10 +254,10 @@ def _must_find(ec2: EC2Client, wanted: Copy) -> Ami:
 def _available(ec2: EC2Client, ami_id: str, step: Step | None, still_wanted: Callable[[], None]) -> Ami:
     def read() -> PollResult[Ami]:
         still_wanted()
-        ami = images.describe(ec2, ami_id)
+        ami = images.describe_ami(ec2, ami_id)
         if ami.state == "available":
             return PollResult("done", ami, 100.0, ami.state)
-        parts = snapshots.find(ec2, ami.snapshot_ids)
+        parts = snapshots.find_snapshots(ec2, ami.snapshot_ids)
         bad = [part for part in parts.values() if part.state == "error"]
         if bad or ami.state not in ("pending", "transient"):
             return PollResult("failed", ami, None, ami.state, bad[0].message if bad else "")

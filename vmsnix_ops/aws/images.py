@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 ARCHITECTURES: Mapping[str, ArchitectureValuesType] = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
 AVAILABLE_SECONDS = 15 * 60.0
 NAME_SECONDS = 30.0  # in which an AMI shows itself that was registered by somebody else
-FAILED = frozenset({"failed", "error", "invalid", "deregistered"})
+FAILED_STATES = frozenset({"failed", "error", "invalid", "deregistered"})
 """States in which an AMI can never be used; its name is free again, or needs a deregistration."""
 
-UNFINISHED = frozenset({"pending", "transient"})
+PENDING_STATES = frozenset({"pending", "transient"})
 """States in which AWS still makes an AMI."""
 
 STUCK = timedelta(hours=48)
@@ -59,7 +59,7 @@ _SIZE = re.compile(r"(\d+) GiB, ")
 _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, parameter Name
 
 
-def default_volume() -> EbsBlockDeviceTypeDef:
+def default_root_volume() -> EbsBlockDeviceTypeDef:
     """Return ``Ebs`` of a root volume for which nobody asks anything else."""
     return {"VolumeType": "gp3", "DeleteOnTermination": True}
 
@@ -106,7 +106,7 @@ class Registration:
     root_device: str
     snapshot_id: str
     description: str = ""
-    root_volume: EbsBlockDeviceTypeDef = field(default_factory=default_volume)
+    root_volume: EbsBlockDeviceTypeDef = field(default_factory=default_root_volume)
     disks: tuple[BlockDeviceMappingTypeDef, ...] = ()
     imds_support: Literal["v2.0", ""] = "v2.0"
     tpm_support: Literal["v2.0", ""] = ""
@@ -135,7 +135,7 @@ class Registration:
             "VirtualizationType": "hvm",
             "EnaSupport": self.ena_support,
             "BlockDeviceMappings": [{"DeviceName": self.root_device, "Ebs": root}, *self.disks],
-            "TagSpecifications": tagging.specification("image", self.all_tags()),
+            "TagSpecifications": tagging.tag_specifications("image", self.all_tags()),
         }
         if self.boot_mode:
             request["BootMode"] = self.boot_mode
@@ -283,7 +283,7 @@ class Ami:
     @property
     def stuck(self) -> bool:
         """Whether it has been pending for so long that it will never be available."""
-        return self.state in UNFINISHED and datetime.now(UTC) - self.created_at > STUCK
+        return self.state in PENDING_STATES and datetime.now(UTC) - self.created_at > STUCK
 
     @property
     def digest(self) -> str:
@@ -318,18 +318,18 @@ def clean_name(name: str) -> str:
 def find_by_name(ec2: EC2Client, name: str) -> Ami | None:
     """Return our account's AMI of exactly this name if it can be used, or ``None``.
 
-    One that is disabled, failed or has been pending for ever cannot be used; `holder` reports those that
+    One that is disabled, failed or has been pending for ever cannot be used; `usable_ami` reports those that
     keep the name from being used again.
     """
-    return next((ami for ami in named(ec2, name) if usable(ami)), None)
+    return next((ami for ami in find_all_by_name(ec2, name) if is_usable(ami)), None)
 
 
-def usable(ami: Ami) -> bool:
+def is_usable(ami: Ami) -> bool:
     """Return whether instances can be launched from an AMI, now or when AWS has finished it."""
-    return ami.state in {"available", *UNFINISHED} and not ami.stuck
+    return ami.state in {"available", *PENDING_STATES} and not ami.stuck
 
 
-def holder(found: Iterable[Ami]) -> Ami | None:
+def usable_ami(found: Iterable[Ami]) -> Ami | None:
     """Return the usable AMI among those of one name; ``None`` when the name is free.
 
     Failed AMIs are left out: AWS lets another AMI have their name.
@@ -341,32 +341,32 @@ def holder(found: Iterable[Ami]) -> Ami | None:
     """
     found = list(found)
     for ami in found:
-        if usable(ami):
+        if is_usable(ami):
             return ami
     for ami in found:
         if ami.state == "disabled":
-            raise disabled(ami)
+            raise disabled_error(ami)
         if ami.stuck:
             raise errors.RegistrationError(
                 f"The AMI {ami.ami_id} in {ami.region} never became available.",
                 why=f"It has the name {ami.name} and has been {ami.state} since "
                 f"{ami.created_at:%Y-%m-%d %H:%M} UTC.",
-                fix=f"Deregister it ({deregistering(ami)}), then run the same command again.",
+                fix=f"Deregister it ({deregister_command(ami)}), then run the same command again.",
             )
     return None
 
 
-def disabled(ami: Ami) -> errors.RegistrationError:
+def disabled_error(ami: Ami) -> errors.RegistrationError:
     """Return the error for an AMI that has these bytes and is disabled."""
     return errors.RegistrationError(
         f"The AMI {ami.ami_id} of this image exists, but it is disabled.",
         why="It was retired or disabled.",
-        fix=f"Restore it: {restoring(ami)}",
+        fix=f"Restore it: {restore_command(ami)}",
     )
 
 
 @needs("ec2:DescribeImages")
-def named(ec2: EC2Client, name: str) -> list[Ami]:
+def find_all_by_name(ec2: EC2Client, name: str) -> list[Ami]:
     """Return our account's AMIs of exactly this name, the most usable first.
 
     There is at most one that has the name, and any number that failed, which do not keep it.
@@ -383,12 +383,12 @@ def named(ec2: EC2Client, name: str) -> list[Ami]:
         found = [image for page in pages for image in page["Images"] if image["Name"] == name]
     order = ("available", "pending", "transient", "disabled")
     ranks = {state: rank for rank, state in enumerate(order)}
-    amis = [read(image, ec2.meta.region_name) for image in found]
+    amis = [parse_ami(image, ec2.meta.region_name) for image in found]
     return sorted(amis, key=lambda ami: (ranks.get(ami.state, len(order)), ami.created_at, ami.ami_id))
 
 
 @needs("ec2:DescribeImages")
-def of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
+def find_amis_of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
     """Return the ids of our account's AMIs that start from a snapshot, in any state."""
     with calling(f"find AMIs of {snapshot_id}"):
         pages = ec2.get_paginator("describe_images").paginate(
@@ -401,7 +401,7 @@ def of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
 
 
 @needs("ec2:DescribeImages")
-def find(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
+def find_amis(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
     """Return those of these AMIs that the caller sees, by id. What is gone is left out and no error."""
     wanted, found = list(dict.fromkeys(ami_ids)), {}
     with calling(f"read {', '.join(wanted[:3])}{' ...' if len(wanted) > 3 else ''}"):
@@ -412,12 +412,12 @@ def find(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
                 IncludeDisabled=True,
             )
             for image in (image for page in pages for image in page["Images"]):
-                found[image["ImageId"]] = read(image, ec2.meta.region_name)
+                found[image["ImageId"]] = parse_ami(image, ec2.meta.region_name)
     return found
 
 
 @needs("ec2:DescribeImages")
-def describe(ec2: EC2Client, ami_id: str) -> Ami:
+def describe_ami(ec2: EC2Client, ami_id: str) -> Ami:
     """Return one AMI; a moment after its registration too, when AWS does not yet see it."""
     with calling(f"read the AMI {ami_id}"):
         answer = retry(
@@ -429,11 +429,11 @@ def describe(ec2: EC2Client, ami_id: str) -> Ami:
             raise errors.RegistrationError(
                 f"No AMI {ami_id} in {ec2.meta.region_name}.", fix="Check the AMI ID and the region."
             )
-    return read(answer["Images"][0], ec2.meta.region_name)
+    return parse_ami(answer["Images"][0], ec2.meta.region_name)
 
 
 @needs("ec2:DescribeImages")
-def ours(ec2: EC2Client) -> list[Ami]:
+def list_published_amis(ec2: EC2Client) -> list[Ami]:
     """Return every AMI of this account and region that carries a digest tag, oldest first."""
     with calling("list our AMIs"):
         pages = ec2.get_paginator("describe_images").paginate(
@@ -443,12 +443,12 @@ def ours(ec2: EC2Client) -> list[Ami]:
             IncludeDisabled=True,
             PaginationConfig={"PageSize": 500},
         )
-        found = [read(image, ec2.meta.region_name) for page in pages for image in page["Images"]]
+        found = [parse_ami(image, ec2.meta.region_name) for page in pages for image in page["Images"]]
     return sorted(found, key=lambda ami: (ami.created_at, ami.ami_id))
 
 
 @needs("ec2:DescribeImages")
-def owned(ec2: EC2Client) -> tuple[Ami, ...]:
+def list_amis(ec2: EC2Client) -> tuple[Ami, ...]:
     """Return every AMI of the account, ours or not, in any state, oldest first."""
     with calling(f"list the AMIs of {ec2.meta.region_name}"):
         found = read_pages(
@@ -460,13 +460,15 @@ def owned(ec2: EC2Client) -> tuple[Ami, ...]:
         )
         # There may be a hundred thousand, and mappings are half of what one takes.
         amis = [
-            read(image, ec2.meta.region_name, mappings=False) for page in found for image in page["Images"]
+            parse_ami(image, ec2.meta.region_name, mappings=False)
+            for page in found
+            for image in page["Images"]
         ]
     return tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
 
 
 @needs("ec2:DescribeImages", "ec2:RegisterImage", "ec2:CreateTags")
-def register(
+def register_ami(
     ec2: EC2Client,
     registration: Registration,
     *,
@@ -487,7 +489,7 @@ def register(
     vmsnix_ops.errors.RegistrationError
         The AMI turned ``failed``.
     """
-    existing = holder(named(ec2, registration.name))
+    existing = usable_ami(find_all_by_name(ec2, registration.name))
     outcome: StepOutcome = "reused"
     if existing is None:
         with calling(f"register the AMI {registration.name}"):
@@ -507,15 +509,15 @@ def register(
                 ami_id = existing.ami_id
     wanted = registration.facts()
     if existing is not None:
-        check_same(existing, digest=digest, facts=wanted)
+        check_same_registration(existing, digest=digest, facts=wanted)
         ami_id = existing.ami_id
     made = wait_available(ec2, ami_id, step=step)
     if existing is not None and existing.state != "available":
-        check_same(made, digest=digest, facts=wanted)
+        check_same_registration(made, digest=digest, facts=wanted)
     return made, outcome
 
 
-def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
+def check_same_registration(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
     """Raise `NameTakenError` unless the AMI of our name has the same disk and is registered the same way.
 
     Disks are compared when it is available: an AMI that AWS still makes may not show them yet.
@@ -535,14 +537,15 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
             f"The AMI name {existing.name} is in use.",
             why=f"{existing.ami_id} in {existing.region} has this name and {held}; this image's digest is "
             f"{digest[:12]}.",
-            fix=f"Use another prefix, or deregister that AMI if nothing needs it: {deregistering(existing)}",
+            fix="Use another prefix, or deregister that AMI if nothing needs it: "
+            f"{deregister_command(existing)}",
             code="InvalidAMIName.Duplicate",
         )
     there, different = existing.facts(), []
     for name in dict.fromkeys([*facts, *there]):
         wanted, found = facts.get(name, "none"), there.get(name, "none")
         disk = name.startswith(("disk ", ENCRYPTION))
-        if (disk and existing.state in UNFINISHED) or (name.startswith(ENCRYPTION) and name not in facts):
+        if (disk and existing.state in PENDING_STATES) or (name.startswith(ENCRYPTION) and name not in facts):
             continue
         if name == f"disk {existing.root_device}" and _gib(wanted) <= _gib(found):
             # The size is not part of the disk: a container may round it up. Only a larger one that was
@@ -558,7 +561,7 @@ def check_same(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
             f"The AMI {existing.name} exists with another {_and(n for n, _, _ in different)}.",
             why=f"{existing.ami_id} in {existing.region} has the same bytes, but {listed}.",
             fix="Use another prefix, request the AMI's own values, or deregister it if nothing needs it: "
-            f"{deregistering(existing)}",
+            f"{deregister_command(existing)}",
             code="InvalidAMIName.Duplicate",
         )
 
@@ -575,7 +578,7 @@ def _and(names: Iterable[str]) -> str:
 
 
 @needs("ec2:ModifyImageAttribute")
-def share_with_everybody(ec2: EC2Client, ami_id: str) -> None:
+def make_public(ec2: EC2Client, ami_id: str) -> None:
     """Let every AWS account launch the AMI. Safe to run twice: a permission is there or not.
 
     Raises
@@ -596,13 +599,13 @@ def share_with_everybody(ec2: EC2Client, ami_id: str) -> None:
 
 
 @needs("ec2:CreateTags of our resources")
-def add_tags(ec2: EC2Client, ami_id: str, tags: Mapping[str, str]) -> None:
+def tag_ami(ec2: EC2Client, ami_id: str, tags: Mapping[str, str]) -> None:
     """Add or change tags of an AMI. Safe to run twice."""
     with calling(f"tag {ami_id}"):
         retry(lambda: ec2.create_tags(Resources=[ami_id], Tags=tagging.to_list(tags)), AMI_NOT_FOUND)
 
 
-def read(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:
+def parse_ami(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:
     """Return an image of DescribeImages as an `Ami`, with its mappings or without."""
     devices = sorted(
         (mapping for mapping in image.get("BlockDeviceMappings", ()) if "Ebs" in mapping),
@@ -643,7 +646,7 @@ def _moment(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
-def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:
+def ami_row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:
     """Return an AMI as a row of the ``amis`` table; all of it is AWS's word, so a sync gives the same row."""
     return {
         "ami_id": ami.ami_id,
@@ -680,10 +683,10 @@ def row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None)
 
 
 def _must_find(ec2: EC2Client, name: str) -> Ami:
-    there = named(ec2, name)
-    found = holder(there)
+    there = find_all_by_name(ec2, name)
+    found = usable_ami(there)
     if found is None:
-        failed = " ".join(deregistering(ami) for ami in there[:1])
+        failed = " ".join(deregister_command(ami) for ami in there[:1])
         raise errors.RegistrationError(
             f"The AMI name {name} is in use, but no AMI of this account can be used by it.",
             why=", ".join(f"{ami.ami_id} of this name is {ami.state}" for ami in there)
@@ -696,7 +699,7 @@ def _must_find(ec2: EC2Client, name: str) -> Ami:
     return found
 
 
-def deprecation(ami: Ami) -> str:
+def deprecation_note(ami: Ami) -> str:
     """Return a sentence about an AMI that is deprecated, with the command that changes it."""
     return (
         f"{ami.ami_id} is deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC (to undo: aws ec2 "
@@ -704,12 +707,12 @@ def deprecation(ami: Ami) -> str:
     )
 
 
-def deregistering(ami: Ami) -> str:
+def deregister_command(ami: Ami) -> str:
     """Return the command that deregisters an AMI."""
     return f"aws ec2 deregister-image --image-id {ami.ami_id} --region {ami.region}"
 
 
-def restoring(ami: Ami) -> str:
+def restore_command(ami: Ami) -> str:
     """Return the command that enables an AMI again, and shares it as it was if we retired it."""
     return f"vmsnix retire --action restore --amis {ami.ami_id} --regions {ami.region}"
 
@@ -727,11 +730,11 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None) -> 
     """
 
     def read() -> PollResult[Ami]:
-        ami = describe(ec2, ami_id)
+        ami = describe_ami(ec2, ami_id)
         outcome: Literal["waiting", "done", "failed"] = "waiting"
         if ami.state == "available":
             outcome = "done"
-        elif ami.state in FAILED | {"disabled"}:
+        elif ami.state in FAILED_STATES | {"disabled"}:
             outcome = "failed"
         return PollResult(outcome, ami, None, ami.state)
 
@@ -746,12 +749,12 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None) -> 
             "publish again.",
         ) from error
     if seen.state == "disabled":
-        raise disabled(seen.value)
+        raise disabled_error(seen.value)
     if seen.outcome == "failed":
         raise errors.RegistrationError(
             f"The AMI {ami_id} is {seen.state}.",
             why="The StateMessage of its snapshot can have the reason.",
             fix=f"Check {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
-            f"({deregistering(seen.value)}), and publish again.",
+            f"({deregister_command(seen.value)}), and publish again.",
         )
     return seen.value

@@ -175,7 +175,7 @@ def find_snapshot(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[st
     kms_key
         ARN of the key that must encrypt it; empty: any encryption is accepted.
     """
-    for snapshot in snapshots.of_digest(ec2, digest):
+    for snapshot in snapshots.find_snapshots_by_digest(ec2, digest):
         if snapshot.usable and (not kms_key or snapshot.kms_key == kms_key):
             return snapshot.snapshot_id, snapshot.size_gib
     return None
@@ -292,7 +292,7 @@ def _check_imported(ec2: EC2Client, task: ImportTask, check: Callable[[], None])
     try:
         check()
     except errors.UploadError as error:
-        delete = snapshots.deleting(task.snapshot_id, ec2.meta.region_name)
+        delete = snapshots.delete_command(task.snapshot_id, ec2.meta.region_name)
         raise error.with_fix(
             f"Delete the snapshot {task.snapshot_id}, which can contain other bytes: {delete}. Find out what "
             "writes to the bucket, then run the same command again."
@@ -355,7 +355,7 @@ def _lasts(ec2: EC2Client, snapshot_id: str) -> bool:
         if error.code != "InvalidSnapshot.NotFound":
             raise
         return False
-    found = snapshots.read(answer["Snapshots"][0])
+    found = snapshots.parse_snapshot(answer["Snapshots"][0])
     return found.state in ("pending", "completed") and not found.archived
 
 
@@ -371,7 +371,7 @@ def _start(
             "UserBucket": {"S3Bucket": source.bucket, "S3Key": source.key},
         },
         "RoleName": source.role_name,
-        "TagSpecifications": tagging.specification("import-snapshot-task", tags),
+        "TagSpecifications": tagging.tag_specifications("import-snapshot-task", tags),
     }
     if source.kms_key:
         request |= {"Encrypted": True, "KmsKeyId": source.kms_key}

@@ -91,7 +91,9 @@ class InstanceLaunch:
             "ClientToken": token,
             "InstanceInitiatedShutdownBehavior": "terminate",
             "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled"},
-            "TagSpecifications": [one for kind in kinds for one in tagging.specification(kind, self.tags)],
+            "TagSpecifications": [
+                one for kind in kinds for one in tagging.tag_specifications(kind, self.tags)
+            ],
         }
         if self.spot:
             request["InstanceMarketOptions"] = spot_options()

@@ -418,7 +418,7 @@ def _put(
     """
     request["Overwrite"] = overwrite
     if not overwrite:
-        request["Tags"] = [{"Key": key, "Value": value} for key, value in tagging.clean(tags).items()]
+        request["Tags"] = [{"Key": key, "Value": value} for key, value in tagging.clean_tags(tags).items()]
     else:
         try:
             versions = read_history(ssm, request["Name"])

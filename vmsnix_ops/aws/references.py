@@ -82,7 +82,7 @@ Kind = Literal[
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Version:
+class TemplateVersion:
     """A version of a launch template.
 
     Attributes
@@ -103,7 +103,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Through:
+class Link:
     """What stands between an AMI or snapshot and what uses it.
 
     Attributes
@@ -146,7 +146,7 @@ class Reference:
     Attributes
     ----------
     kind
-        One of `NAMES` or `HINTS`; ``"ami"`` for what has a snapshot.
+        One of `USE_KINDS` or `HINT_KINDS`; ``"ami"`` for what has a snapshot.
     id
         What uses it: an instance, a template, the name of a parameter, an account; the locked snapshot; the
         time of the last launch.
@@ -169,8 +169,8 @@ class Reference:
 
     kind: Kind
     id: str
-    versions: tuple[Version, ...] = ()
-    through: tuple[Through, ...] = ()
+    versions: tuple[TemplateVersion, ...] = ()
+    through: tuple[Link, ...] = ()
     source: str = ""
     name: str = ""
     type: str = ""
@@ -213,41 +213,41 @@ class Reference:
     @classmethod
     def from_plain(cls, found: Mapping[str, Any]) -> Reference:
         """Return what `plain` made."""
-        versions = tuple(Version(**one) for one in found.get("versions", ()))
-        through = tuple(Through(**one) for one in found.get("through", ()))
+        versions = tuple(TemplateVersion(**one) for one in found.get("versions", ()))
+        through = tuple(Link(**one) for one in found.get("through", ()))
         return cls(**{**found, "versions": versions, "through": through})
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    if not isinstance(value, Version | Through | Reference):
+    if not isinstance(value, TemplateVersion | Link | Reference):
         return value
     found = {name: getattr(value, name) for name in value.__slots__}
     return {name: _plain(one) for name, one in found.items() if one or type(one) is int}
 
 
-def dump(references: Iterable[Reference]) -> str:
+def references_to_json(references: Iterable[Reference]) -> str:
     """Return references as JSON, which the column ``references`` of an inventory holds."""
     found = [one.plain() for one in references]
     return json.dumps(found) if found else "[]"
 
 
-def load(text: str) -> tuple[Reference, ...]:
-    """Return the references that `dump` wrote."""
+def references_from_json(text: str) -> tuple[Reference, ...]:
+    """Return the references that `references_to_json` wrote."""
     return tuple(map(Reference.from_plain, json.loads(text))) if text != "[]" else ()
 
 
 # What launches instances, and of which AMI: launch templates, launch configurations, Auto Scaling groups.
 
 
-Found = Iterator[tuple[str, Reference]]
+FoundReferences = Iterator[tuple[str, Reference]]
 ALIAS = "resolve:ssm:"
 _PUBLIC = re.compile(rf"{ALIAS}(?:arn:[^:]+:ssm:[^:]*::parameter)?/aws/service/")
 
 
 @dataclass(slots=True)
-class Templates:
+class LaunchTemplates:
     """Launch templates with their versions, kept for the groups that use them."""
 
     names: dict[str, str] = field(default_factory=dict)
@@ -259,7 +259,7 @@ class Templates:
     unresolved: dict[str, Exception] = field(default_factory=dict)
 
     @needs("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ssm:GetParameters")
-    def read(self, ec2: EC2Client, ssm: SSMClient) -> Found:
+    def read(self, ec2: EC2Client, ssm: SSMClient) -> FoundReferences:
         """Yield the templates of each AMI, with the versions that name it.
 
         The newest and the default versions of all templates come in few pages; only templates that have more
@@ -278,7 +278,7 @@ class Templates:
                 self._take(self._versions(ec2, {"LaunchTemplateId": template_id, "MaxResults": 200}))
         asked = {image for versions in self.images.values() for image in versions.values()}
         aliases = [image for image in asked if image.startswith(ALIAS)]
-        self.aliases |= resolve(ssm, aliases, self.unresolved)
+        self.aliases |= resolve_aliases(ssm, aliases, self.unresolved)
         for template_id, versions in self.images.items():
             yield from self._found(template_id, versions)
         for template_id, snapshots in self.snapshots.items():
@@ -286,7 +286,7 @@ class Templates:
                 name = self.names.get(template_id, "")
                 yield snapshot_id, Reference("launch-template", template_id, name=name)
 
-    def lost(self, *, public: bool) -> Found:
+    def lost(self, *, public: bool) -> FoundReferences:
         """Raise why a parameter could not be read that a template names; yields nothing.
 
         Parameters
@@ -317,15 +317,15 @@ class Templates:
                 self.images.setdefault(template_id, {})[version["VersionNumber"]] = data["ImageId"]
             self.snapshots.setdefault(template_id, set()).update(_volumes(data))
 
-    def _found(self, template_id: str, versions: Mapping[int, str]) -> Found:
+    def _found(self, template_id: str, versions: Mapping[int, str]) -> FoundReferences:
         by_image: dict[str, list[int]] = {}
-        through: dict[str, set[Through]] = {}
+        through: dict[str, set[Link]] = {}
         for number, image in sorted(versions.items()):
             ami_id = self.ami(image)
             if not ami_id:
                 continue
             by_image.setdefault(ami_id, []).append(number)
-            alias = [Through("parameter", image.removeprefix(ALIAS))] if image.startswith(ALIAS) else []
+            alias = [Link("parameter", image.removeprefix(ALIAS))] if image.startswith(ALIAS) else []
             through.setdefault(ami_id, set()).update(alias)
         default, newest = self.default.get(template_id), self.newest.get(template_id)
         for ami_id, numbers in by_image.items():
@@ -334,7 +334,7 @@ class Templates:
                 Reference(
                     "launch-template",
                     template_id,
-                    tuple(Version(number, number == default, number == newest) for number in numbers),
+                    tuple(TemplateVersion(number, number == default, number == newest) for number in numbers),
                     tuple(sorted(through[ami_id])),
                     name=self.names.get(template_id, ""),
                 ),
@@ -350,7 +350,7 @@ class Templates:
 
     def of_specification(
         self, asked: LaunchTemplateSpecificationTypeDef, *, mixed: bool = False
-    ) -> tuple[str, Through]:
+    ) -> tuple[str, Link]:
         """Return the AMI of a template as a group names it, empty when it is unknown, and the template."""
         by_name = {name: template_id for template_id, name in self.names.items()}
         template_id = asked.get("LaunchTemplateId") or by_name.get(asked.get("LaunchTemplateName", ""), "")
@@ -360,7 +360,7 @@ class Templates:
             number = int(wanted)
         image = self.images.get(template_id, {}).get(number or 0, "")
         name = self.names.get(template_id, template_id)
-        return self.ami(image), Through("launch-template", name, wanted, mixed)
+        return self.ami(image), Link("launch-template", name, wanted, mixed)
 
 
 def _volumes(asked: ResponseLaunchTemplateDataTypeDef | LaunchConfigurationTypeDef) -> list[str]:
@@ -370,7 +370,7 @@ def _volumes(asked: ResponseLaunchTemplateDataTypeDef | LaunchConfigurationTypeD
 
 
 @needs("ssm:GetParameters")
-def resolve(ssm: SSMClient, aliases: Iterable[str], refused: dict[str, Exception]) -> dict[str, str]:
+def resolve_aliases(ssm: SSMClient, aliases: Iterable[str], refused: dict[str, Exception]) -> dict[str, str]:
     """Return the AMI id behind each ``resolve:ssm:name``, with version or label, where there is one.
 
     Those that could not be read are put into `refused`, each with the error.
@@ -378,7 +378,7 @@ def resolve(ssm: SSMClient, aliases: Iterable[str], refused: dict[str, Exception
     wanted = sorted({alias.removeprefix(ALIAS) for alias in aliases})
     found: dict[str, str] = {}
     hidden: dict[str, Exception] = {}
-    for parameter in values(ssm, wanted, hidden):
+    for parameter in read_parameters(ssm, wanted, hidden):
         match = AMI_ID.search(parameter["Value"])
         if match:
             for name in (parameter["Name"], parameter.get("ARN", "")):
@@ -388,7 +388,9 @@ def resolve(ssm: SSMClient, aliases: Iterable[str], refused: dict[str, Exception
 
 
 @needs("ssm:GetParameters")
-def values(ssm: SSMClient, names: Sequence[str], refused: dict[str, Exception]) -> Iterator[ParameterTypeDef]:
+def read_parameters(
+    ssm: SSMClient, names: Sequence[str], refused: dict[str, Exception]
+) -> Iterator[ParameterTypeDef]:
     """Yield parameters by name; those that could not be read are put into `refused`, each with the error.
 
     AWS refuses ten at once when it refuses one of them (a shared parameter, one that a policy leaves out, a
@@ -405,13 +407,13 @@ def values(ssm: SSMClient, names: Sequence[str], refused: dict[str, Exception]) 
                 refused[asked[0]] = error
             else:
                 for name in asked:
-                    yield from values(ssm, [name], refused)
+                    yield from read_parameters(ssm, [name], refused)
         else:
             yield from answer["Parameters"]
 
 
 @needs("autoscaling:DescribeLaunchConfigurations", "autoscaling:DescribeAutoScalingGroups")
-def scaling(autoscaling: AutoScalingClient, templates: Templates) -> Found:
+def scaling_references(autoscaling: AutoScalingClient, templates: LaunchTemplates) -> FoundReferences:
     """Yield the launch configurations of each AMI, and the groups that launch it by whatever way."""
     by_configuration: dict[str, str] = {}
     for configurations in read_pages(autoscaling.describe_launch_configurations, MaxRecords=100):
@@ -428,11 +430,11 @@ def scaling(autoscaling: AutoScalingClient, templates: Templates) -> Found:
 
 
 def _launches(
-    group: AutoScalingGroupTypeDef, by_configuration: Mapping[str, str], templates: Templates
-) -> Iterator[tuple[str, Through]]:
+    group: AutoScalingGroupTypeDef, by_configuration: Mapping[str, str], templates: LaunchTemplates
+) -> Iterator[tuple[str, Link]]:
     configuration = group.get("LaunchConfigurationName")
     if configuration:
-        yield by_configuration.get(configuration, ""), Through("launch-configuration", configuration)
+        yield by_configuration.get(configuration, ""), Link("launch-configuration", configuration)
     if group.get("LaunchTemplate"):
         yield templates.of_specification(group["LaunchTemplate"])
     mixed = (group.get("MixedInstancesPolicy") or {}).get("LaunchTemplate") or {}
@@ -441,38 +443,38 @@ def _launches(
         yield templates.of_specification(asked, mixed=True)
     for override in mixed.get("Overrides") or ():
         if override.get("ImageId"):
-            yield override["ImageId"], Through("override", override.get("InstanceType", ""))
+            yield override["ImageId"], Link("override", override.get("InstanceType", ""))
 
 
 __all__ = [
     "AMI_ID",
-    "HINTS",
-    "NAMES",
-    "SETTLED",
-    "Clients",
+    "HINT_KINDS",
+    "LAUNCH_REPORT_DELAY",
+    "USE_KINDS",
+    "LaunchTemplates",
+    "Link",
     "Reference",
     "References",
-    "Templates",
-    "Through",
-    "Version",
-    "dump",
-    "gather",
+    "RegionClients",
+    "TemplateVersion",
+    "add_last_launches",
+    "find_references",
     "image_references",
-    "instances",
-    "judge",
-    "last_launches",
-    "launch_permissions",
-    "load",
-    "merged",
-    "parameters",
-    "references",
-    "scaling",
-    "search",
-    "snapshot_permissions",
-    "with_launches",
+    "instance_references",
+    "is_used",
+    "last_launch_references",
+    "launch_permission_references",
+    "merge_references",
+    "parameter_references",
+    "read_references",
+    "references_from_json",
+    "references_to_json",
+    "scaling_references",
+    "search_references",
+    "snapshot_permission_references",
 ]
 
-NAMES = frozenset(
+USE_KINDS = frozenset(
     {
         "instance",
         "launch-template",
@@ -485,7 +487,7 @@ NAMES = frozenset(
 )
 """Kinds of references that name the AMI: it is in use."""
 
-HINTS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
+HINT_KINDS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
 """Kinds that say that it may be in use where we cannot look, or shall be kept."""
 
 PARAMETERS_OF_TEMPLATES = "parameters of launch templates"
@@ -494,7 +496,7 @@ PARAMETERS_OF_TEMPLATES = "parameters of launch templates"
 PUBLIC_PARAMETERS_OF_TEMPLATES = "public parameters of launch templates"
 """The same of the parameters that AWS publishes, which never name an AMI of this account."""
 
-SETTLED = timedelta(hours=48)
+LAUNCH_REPORT_DELAY = timedelta(hours=48)
 """AWS tells launches a day late, so that nothing is known of the use of an AMI that is younger."""
 
 AT_ONCE = 8  # calls about single AMIs
@@ -536,7 +538,7 @@ class References:
 
     def names(self, ami_id: str) -> tuple[Reference, ...]:
         """Return what names one AMI."""
-        return tuple(one for one in self.of(ami_id) if one.kind in NAMES)
+        return tuple(one for one in self.of(ami_id) if one.kind in USE_KINDS)
 
     def use(self, ami_id: str) -> bool | None:
         """Tell whether an AMI is used; None where nothing names it and that is not the whole truth.
@@ -544,10 +546,10 @@ class References:
         It is not where a source could not be read, another account may launch it, or it was launched in the
         days of the retirement policy and we do not see by whom.
         """
-        return judge(self.of(ami_id), complete=self.complete)
+        return is_used(self.of(ami_id), complete=self.complete)
 
 
-def judge(
+def is_used(
     found: Iterable[Reference],
     *,
     complete: bool = True,
@@ -556,14 +558,14 @@ def judge(
 ) -> bool | None:
     """Return whether references mean use; `References.use` says when it is None."""
     some = list(found)
-    if any(one.kind in NAMES for one in some):
+    if any(one.kind in USE_KINDS for one in some):
         return True
     since = (now or datetime.now(UTC)) - timedelta(days=launched_days)
     hints = [one for one in some if one.kind != "launched" or datetime.fromisoformat(one.id) >= since]
     return None if hints or not complete else False
 
 
-def references(
+def find_references(
     *, region: str, images: Collection[str] = (), session: boto3.Session | None = None
 ) -> References:
     """Return who uses the AMIs of a region.
@@ -584,13 +586,13 @@ def references(
     A source that cannot be read does not end the search; look at `References.unread`.
     """
     session = session or default_session()
-    clients, chosen = Clients.of(session, region), sorted(images)
-    found = gather(clients)
-    return merged(found, search(clients, chosen, launched=True)) if chosen else found
+    clients, chosen = RegionClients.of(session, region), sorted(images)
+    found = read_references(clients)
+    return merge_references(found, search_references(clients, chosen, launched=True)) if chosen else found
 
 
 @dataclass(frozen=True, slots=True)
-class Clients:
+class RegionClients:
     """The clients of one account and region; they are made by one thread and used by another."""
 
     region: str
@@ -599,7 +601,7 @@ class Clients:
     ssm: SSMClient
 
     @classmethod
-    def of(cls, session: boto3.Session, region: str, limit: TimeLimit | None = None) -> Clients:
+    def of(cls, session: boto3.Session, region: str, limit: TimeLimit | None = None) -> RegionClients:
         """Return clients with few attempts of their own: `paging` tries again, for longer, within a limit."""
         limit = limit or TimeLimit()
         how: Options = {"attempts": 2, "connections": AT_ONCE + 2}
@@ -611,26 +613,26 @@ class Clients:
         )
 
 
-def gather(clients: Clients) -> References:
+def read_references(clients: RegionClients) -> References:
     """Return what names the AMIs of one account and region, in the same number of calls for any of them."""
-    templates = Templates()
+    templates = LaunchTemplates()
     ec2, ssm = clients.ec2, clients.ssm
     found = _taken(
         clients.region,
         {
-            "instances": lambda: instances(ec2),
+            "instances": lambda: instance_references(ec2),
             "launch templates": lambda: templates.read(ec2, ssm),
             PARAMETERS_OF_TEMPLATES: lambda: templates.lost(public=False),
             PUBLIC_PARAMETERS_OF_TEMPLATES: lambda: templates.lost(public=True),
-            "Auto Scaling groups": lambda: scaling(clients.autoscaling, templates),
-            "parameters": lambda: parameters(ssm),
+            "Auto Scaling groups": lambda: scaling_references(clients.autoscaling, templates),
+            "parameters": lambda: parameter_references(ssm),
         },
     )
     return replace(found, aliases=templates.aliases)
 
 
-def search(
-    clients: Clients, images: Collection[str], *, guests: Collection[str] = (), launched: bool = False
+def search_references(
+    clients: RegionClients, images: Collection[str], *, guests: Collection[str] = (), launched: bool = False
 ) -> References:
     """Return what AWS tells about single AMIs.
 
@@ -646,17 +648,17 @@ def search(
         Whether to ask when they were last launched, too.
     """
     ec2, chosen = clients.ec2, sorted(images)
-    sources: dict[str, Callable[[], Found]] = {}
+    sources: dict[str, Callable[[], FoundReferences]] = {}
     if chosen or guests:
         sources["image references"] = lambda: image_references(ec2, [*chosen, *sorted(guests)])
     if chosen:
-        sources["launch permissions"] = lambda: launch_permissions(ec2, chosen)
+        sources["launch permissions"] = lambda: launch_permission_references(ec2, chosen)
     if chosen and launched:
-        sources["last launches"] = lambda: last_launches(ec2, chosen)
+        sources["last launches"] = lambda: last_launch_references(ec2, chosen)
     return _taken(clients.region, sources)
 
 
-def _taken(region: str, sources: Mapping[str, Callable[[], Found]]) -> References:
+def _taken(region: str, sources: Mapping[str, Callable[[], FoundReferences]]) -> References:
     """Return what some sources tell, one after the other; one that cannot be read ends none of the others."""
     found: dict[str, set[Reference]] = {}
     unread: dict[str, errors.AwsError] = {}
@@ -670,7 +672,7 @@ def _taken(region: str, sources: Mapping[str, Callable[[], Found]]) -> Reference
     return References(region, {ami_id: _sorted(some) for ami_id, some in found.items()}, unread)
 
 
-def merged(one: References, other: References) -> References:
+def merge_references(one: References, other: References) -> References:
     """Return what two readings of a region tell together."""
     by_ami = dict(one.by_ami)
     for ami_id, some in other.by_ami.items():
@@ -683,7 +685,7 @@ def _sorted(found: set[Reference]) -> tuple[Reference, ...]:
     return tuple(sorted(_once(found), key=_order))
 
 
-def with_launches(found: References, launched: Mapping[str, datetime]) -> References:
+def add_last_launches(found: References, launched: Mapping[str, datetime]) -> References:
     """Return references with the last launch of each AMI, as an inventory knows it."""
     by_ami = dict(found.by_ami)
     for ami_id, moment in launched.items():
@@ -704,11 +706,11 @@ SEARCH = "DescribeImageReferences"
 
 
 def _order(one: Reference) -> tuple[bool, str, str, str]:
-    return (one.kind in HINTS, one.kind, one.id, str(one))
+    return (one.kind in HINT_KINDS, one.kind, one.id, str(one))
 
 
 @needs("ec2:DescribeInstances")
-def instances(ec2: EC2Client) -> Found:
+def instance_references(ec2: EC2Client) -> FoundReferences:
     """Yield the instances of each AMI; terminated ones need it no more."""
     states: list[FilterTypeDef] = [{"Name": "instance-state-name", "Values": list(_LIVE)}]
     found = read_pages(ec2.describe_instances, Filters=states, MaxResults=PAGE)
@@ -719,7 +721,7 @@ def instances(ec2: EC2Client) -> Found:
 
 
 @needs("ssm:DescribeParameters", "ssm:GetParameters")
-def parameters(ssm: SSMClient) -> Found:
+def parameter_references(ssm: SSMClient) -> FoundReferences:
     """Yield the parameters that name each AMI: those of the data type of images, and any other plain text.
 
     Secure strings are not read: their text is nobody's business, and no launch can use one.
@@ -733,8 +735,8 @@ def parameters(ssm: SSMClient) -> Found:
         for one in page["Parameters"]
     ]
     refused: dict[str, Exception] = {}
-    for parameter in values(ssm, names, refused):
-        kind, versions = parameter.get("DataType", "text"), (Version(parameter["Version"]),)
+    for parameter in read_parameters(ssm, names, refused):
+        kind, versions = parameter.get("DataType", "text"), (TemplateVersion(parameter["Version"]),)
         for ami_id in set(AMI_ID.findall(parameter["Value"])):
             yield ami_id, Reference("parameter", parameter["Name"], versions, type=kind)
     for error in refused.values():
@@ -753,7 +755,7 @@ def parameters(ssm: SSMClient) -> Found:
     "imagebuilder:ListContainerRecipes",
     "imagebuilder:GetContainerRecipe",
 )
-def image_references(ec2: EC2Client, images: Collection[str]) -> Found:
+def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
     """Yield what EC2's own search finds; it alone knows the recipes of Image Builder.
 
     It is asked for ten AMIs at once, the most that it takes. An AMI that went meanwhile is passed over.
@@ -798,7 +800,7 @@ def _kind(
 
 
 @needs("ec2:DescribeImageAttribute")
-def launch_permissions(ec2: EC2Client, images: Collection[str]) -> Found:
+def launch_permission_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
     """Yield the accounts, organizations and units that may launch each AMI; ``all`` is everybody.
 
     AWS answers this for one AMI a call. One that went meanwhile is passed over.
@@ -823,7 +825,7 @@ def launch_permissions(ec2: EC2Client, images: Collection[str]) -> Found:
 
 
 @needs("ec2:DescribeSnapshotAttribute")
-def snapshot_permissions(ec2: EC2Client, snapshot_ids: Collection[str]) -> Found:
+def snapshot_permission_references(ec2: EC2Client, snapshot_ids: Collection[str]) -> FoundReferences:
     """Yield the accounts that may use each snapshot of this account; ``all`` is everybody.
 
     AWS answers this for one snapshot a call. One that went meanwhile is passed over.
@@ -856,7 +858,7 @@ _MEMBERS = {
 
 
 @needs("ec2:DescribeImages")
-def last_launches(ec2: EC2Client, images: Collection[str]) -> Found:
+def last_launch_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
     """Yield when each AMI was last launched, by whomever; AWS tells it a day later and keeps it."""
     ids = list(images)
     for start in range(0, len(ids), 200):  # AWS: values of a filter

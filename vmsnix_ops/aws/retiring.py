@@ -175,7 +175,7 @@ def check_not_retired(ami: Ami) -> None:
     run = retired_by(ami)
     if not run:
         return
-    fix = images.restoring(ami)
+    fix = images.restore_command(ami)
     if RetirementTags.parse(ami.tags) is None:  # somebody changed its dates: a restoration ignores it
         where = f"--region {ami.region} --resources {ami.ami_id}"
         fix = f"aws ec2 delete-tags {where} --tags Key={tagging.RETIRED}"
@@ -191,7 +191,7 @@ def retirement_tags(
     ec2: EC2Client, ami: Ami, *, run_id: str, at: datetime, retention: timedelta
 ) -> RetirementTags:
     """Return what the tags of a retirement have to record of an AMI as it is now. Nothing is changed."""
-    earlier, shared = RetirementTags.parse(ami.tags), sharing.of_image(ec2, ami.ami_id)
+    earlier, shared = RetirementTags.parse(ami.tags), sharing.read_launch_permissions(ec2, ami.ami_id)
     return RetirementTags(
         at,
         at + retention,
@@ -267,7 +267,7 @@ def retire(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], record: Retire
     if ami.state == "disabled":  # by somebody else, so nobody can launch it
         add_tags(ec2, [ami.ami_id], record.tags())  # last: a disabled AMI with these tags counts as retired
         return
-    sharing.revoke(ec2, ami.ami_id, sharing.of_image(ec2, ami.ami_id))
+    sharing.revoke_ami(ec2, ami.ami_id, sharing.read_launch_permissions(ec2, ami.ami_id))
     if ami.deprecated_at is None or ami.deprecated_at > record.retired_at:
         # AWS refuses a date that has passed when the request arrives.
         deprecation.deprecate(ec2, ami.ami_id, datetime.now(UTC) + timedelta(minutes=1))
@@ -361,7 +361,7 @@ def retire_snapshot(
 
     Safe to run twice. Call it only for snapshots that vmsnix published: they have the tag `vmsnix:digest`.
     """
-    tags, shared = _snapshot_tags(ec2, snapshot_id), sharing.of_snapshot(ec2, snapshot_id)
+    tags, shared = _snapshot_tags(ec2, snapshot_id), sharing.read_snapshot_permissions(ec2, snapshot_id)
     earlier = RetirementTags.parse(tags)
     own = RetirementTags(
         record.retired_at,
@@ -388,11 +388,11 @@ def restore(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], *, at: dateti
         With whom it is shared again; nobody if its tags do not record it.
     """
     record = RetirementTags.parse(ami.tags)
-    shared = sharing.audience(_shared_with(ami.tags))
+    shared = sharing.parse_audience(_shared_with(ami.tags))
     if record is None or record.state_before != "disabled":
         with calling(f"enable {ami.ami_id}"):
             ec2.enable_image(ImageId=ami.ami_id)
-        sharing.share(ec2, ami.ami_id, shared)
+        sharing.share_ami(ec2, ami.ami_id, shared)
         if record is not None and record.deprecated_before is None:
             deprecation.undeprecate(ec2, ami.ami_id)
         elif record is not None and record.deprecated_before and record.deprecated_before > at:
@@ -408,7 +408,7 @@ def restore(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], *, at: dateti
 def restore_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
     """Share a snapshot as before its retirement, and remove the tags of the retirement. Safe to run twice."""
     tags = _snapshot_tags(ec2, snapshot_id)
-    shared = sharing.audience(_shared_with(tags))
+    shared = sharing.parse_audience(_shared_with(tags))
     sharing.share_snapshot(ec2, snapshot_id, shared.accounts)
     if shared.public:
         with calling(f"make {snapshot_id} public"):
@@ -455,7 +455,7 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[
     of
         The AMI that was just deregistered and may still be listed.
     """
-    needed_by = tuple(ami_id for ami_id in images.of_snapshot(ec2, snapshot_id) if ami_id != of)
+    needed_by = tuple(ami_id for ami_id in images.find_amis_of_snapshot(ec2, snapshot_id) if ami_id != of)
     if needed_by:
         return needed_by
     try:
@@ -482,7 +482,7 @@ def read_ami(ec2: EC2Client, ami_id: str) -> Ami | None:
         if error.code in NOT_FOUND:
             return None
         raise
-    return images.read(answer["Images"][0], ec2.meta.region_name) if answer["Images"] else None
+    return images.parse_ami(answer["Images"][0], ec2.meta.region_name) if answer["Images"] else None
 
 
 @needs("ec2:CreateTags of our resources")

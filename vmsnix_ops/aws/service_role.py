@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import errors
 from vmsnix_ops.aws import keys
 from vmsnix_ops.aws.checks import Check
-from vmsnix_ops.aws.iam.documents import listed, statements
+from vmsnix_ops.aws.iam.documents import as_list, read_statements
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.iam.simulation import allowed_on, lacking
+from vmsnix_ops.aws.iam.simulation import allowed_resources, missing_actions
 from vmsnix_ops.aws.session import calling, code_of
 from vmsnix_ops.progress import counted
 
@@ -64,7 +64,7 @@ def check_role(iam: IAMClient, name: str) -> Check:
         ) from error
     age = (datetime.now(UTC) - found["CreateDate"]).total_seconds()
     facts = {"age_seconds": age, "arn": found["Arn"], "new": age < NEW_ROLE_SECONDS}
-    trust = trust_of(found["AssumeRolePolicyDocument"])
+    trust = classify_trust(found["AssumeRolePolicyDocument"])
     if trust == "nobody":
         raise errors.RoleError(
             f"The role {name} does not trust VM Import.",
@@ -88,13 +88,13 @@ def check_role(iam: IAMClient, name: str) -> Check:
     return Check("vmimport role", "pass", evidence, facts=facts)
 
 
-def trust_of(document: Any) -> str:
+def classify_trust(document: Any) -> str:
     """Return what a trust policy is to VM Import: trusted, open (to any id), refuses or nobody."""
     verdict = "nobody"
-    for statement in statements(document):
+    for statement in read_statements(document):
         principal = statement.get("Principal", {})
-        services = listed(principal.get("Service")) if isinstance(principal, dict) else []
-        actions = [str(action).lower() for action in listed(statement.get("Action"))]
+        services = as_list(principal.get("Service")) if isinstance(principal, dict) else []
+        actions = [str(action).lower() for action in as_list(statement.get("Action"))]
         named = any(str(s).startswith(SERVICE) for s in services)
         if statement.get("Effect") != "Allow" or not named:
             continue
@@ -105,7 +105,7 @@ def trust_of(document: Any) -> str:
             for operator, keys in statement.get("Condition", {}).items()
             for key, values in keys.items()
             if key.lower() == "sts:externalid" and operator.startswith("String")
-            for value in listed(values)
+            for value in as_list(values)
         ]
         if EXTERNAL_ID in wanted:
             return "trusted"
@@ -114,7 +114,7 @@ def trust_of(document: Any) -> str:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_prefix: str) -> Check:
+def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_prefix: str) -> Check:
     """Check whether the role may read the images of this bucket, nothing else, and make a snapshot.
 
     A bucket policy that names the role may allow what the role's own policies do not. The simulation does not
@@ -127,9 +127,9 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
     """
     name, partition = arn.rpartition("/")[2], arn.split(":")[1]
     home = f"arn:{partition}:s3:::{bucket}"
-    lacks = lacking(iam, arn, READS_BUCKET, [home])
-    lacks += lacking(iam, arn, READS_OBJECTS, [f"{home}/{key_prefix}image.vhd"])
-    makes = lacking(iam, arn, MAKES_SNAPSHOTS, ["*"])
+    lacks = missing_actions(iam, arn, READS_BUCKET, [home])
+    lacks += missing_actions(iam, arn, READS_OBJECTS, [f"{home}/{key_prefix}image.vhd"])
+    makes = missing_actions(iam, arn, MAKES_SNAPSHOTS, ["*"])
     fix = PRINT_POLICY.format(bucket=bucket)
     if lacks and _named_by_bucket_policy(s3, bucket, arn):
         evidence = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
@@ -142,8 +142,8 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
         )
     if makes:
         return Check("vmimport role's permissions", "warn", f"the role lacks {', '.join(makes)}", fix)
-    examples = beyond_images(bucket, key_prefix, partition)
-    beyond = allowed_on(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
+    examples = objects_beyond_images(bucket, key_prefix, partition)
+    beyond = allowed_resources(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
         s3, bucket, arn, examples
     )
     if beyond:
@@ -157,7 +157,7 @@ def check_role_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_p
     )
 
 
-def beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[str]:
+def objects_beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[str]:
     """Return ARNs of objects that a policy for the images of a bucket excludes and wider policies include.
 
     Objects beside the prefix, beside each folder above it, and with the suffix of an image; buckets whose
@@ -188,12 +188,12 @@ def beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_key_rights(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
+def check_role_key_permissions(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
     """Check whether the role's own policies let it encrypt snapshots with a key.
 
     A key policy may allow it as well, and must not refuse it; neither is seen here.
     """
-    lacks = lacking(iam, arn, keys.SIMULATED, [key])
+    lacks = missing_actions(iam, arn, keys.SIMULATED, [key])
     name = arn.rpartition("/")[2]
     if lacks:
         raise errors.RoleError(
@@ -206,7 +206,7 @@ def check_key_rights(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
 
 
 @needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
-def check_bucket_key_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> Check:
+def check_bucket_key_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> Check:
     """Check whether the role may decrypt what the bucket encrypts by default with a customer's key."""
     with calling(f"read the encryption of the bucket {bucket}"):
         answer = s3.get_bucket_encryption(Bucket=bucket)
@@ -216,7 +216,7 @@ def check_bucket_key_rights(iam: IAMClient, s3: S3Client, arn: str, bucket: str)
     name = arn.rpartition("/")[2]
     if not key.startswith("arn:") or ":alias/" in key:
         return Check("bucket's key", "pass", f"{key or 'a key of S3'}: not checked further")
-    if lacking(iam, arn, ["kms:Decrypt"], [key]):
+    if missing_actions(iam, arn, ["kms:Decrypt"], [key]):
         raise errors.RoleError(
             f"The role {name} cannot decrypt objects in the bucket {bucket}.",
             why=f"The bucket's default key is {key}, and the role's policies do not allow kms:Decrypt on it.",
@@ -234,22 +234,24 @@ def _allowed_by_bucket_policy(s3: S3Client, bucket: str, arn: str, examples: lis
     found: list[str] = []
     for statement in _policy(s3, bucket):
         principal = statement.get("Principal")
-        named = listed(principal.get("AWS")) if isinstance(principal, dict) else [principal]
-        actions = [str(action).lower() for action in listed(statement.get("Action"))]
+        named = as_list(principal.get("AWS")) if isinstance(principal, dict) else [principal]
+        actions = [str(action).lower() for action in as_list(statement.get("Action"))]
         if (
             statement.get("Effect") == "Allow"
             and {"*", arn} & set(named)
             and any(fnmatchcase("s3:getobject", action) for action in actions)
         ):
             found += [
-                one for one in examples if any(fnmatchcase(one, p) for p in listed(statement.get("Resource")))
+                one
+                for one in examples
+                if any(fnmatchcase(one, p) for p in as_list(statement.get("Resource")))
             ]
     return found
 
 
 def _policy(s3: S3Client, bucket: str) -> list[dict[str, Any]]:
     try:
-        return statements(s3.get_bucket_policy(Bucket=bucket)["Policy"])
+        return read_statements(s3.get_bucket_policy(Bucket=bucket)["Policy"])
     except s3.exceptions.ClientError:
         return []  # there is none, or it may not be read: the role's own policies are what is known
 
@@ -261,11 +263,13 @@ def check_pass_role(iam: IAMClient, who: Caller, arn: str) -> Check:
         return Check("pass role", "pass", "the root user may pass every role")
     name = arn.rpartition("/")[2]
     try:
-        lacks = lacking(iam, who.policy_source, ["iam:PassRole"], [arn], {"iam:PassedToService": SERVICE})
+        lacks = missing_actions(
+            iam, who.policy_source, ["iam:PassRole"], [arn], {"iam:PassedToService": SERVICE}
+        )
     except errors.AwsError as error:
         if code_of(error) != "NoSuchEntity":
             raise
-        return unknown_principal("pass role", who)
+        return unknown_caller_check("pass role", who)
     if lacks:
         raise errors.RoleError(
             f"The caller may not pass the role {name} to VM Import.",
@@ -275,7 +279,7 @@ def check_pass_role(iam: IAMClient, who: Caller, arn: str) -> Check:
     return Check("pass role", "pass", f"{who.policy_source.rpartition('/')[2]} may pass {name}")
 
 
-def unknown_principal(name: str, who: Caller) -> Check:
+def unknown_caller_check(name: str, who: Caller) -> Check:
     """Return the warning for a caller whose policies cannot be found by the ARN of its session."""
     return Check(
         name,

@@ -91,7 +91,7 @@ class Audience:
         return entries + ([{"Group": "all"}] if self.public else [])
 
 
-def audience(names: Iterable[str]) -> Audience:
+def parse_audience(names: Iterable[str]) -> Audience:
     """Return an audience from what an operator writes.
 
     Parameters
@@ -145,7 +145,7 @@ def _read(entries: Iterable[Mapping[str, Any]]) -> Audience:
 
 
 @needs("ec2:DescribeImageAttribute")
-def of_image(ec2: EC2Client, ami_id: str) -> Audience:
+def read_launch_permissions(ec2: EC2Client, ami_id: str) -> Audience:
     """Return with whom an AMI of this account is shared."""
     with calling(f"read the launch permissions of {ami_id}"):
         answer = retry(
@@ -155,7 +155,7 @@ def of_image(ec2: EC2Client, ami_id: str) -> Audience:
 
 
 @needs("ec2:DescribeSnapshotAttribute")
-def of_snapshot(ec2: EC2Client, snapshot_id: str) -> Audience:
+def read_snapshot_permissions(ec2: EC2Client, snapshot_id: str) -> Audience:
     """Return with whom a snapshot of this account is shared."""
     with calling(f"read the permissions of {snapshot_id}"):
         answer = retry(
@@ -168,7 +168,7 @@ def of_snapshot(ec2: EC2Client, snapshot_id: str) -> Audience:
 
 
 @needs("ec2:GetEbsEncryptionByDefault", "ec2:GetEbsDefaultKmsKeyId")
-def check_key_of_copies(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
+def check_copy_key(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
     """Refuse to make a copy that shall be shared and will be encrypted with AWS's own key.
 
     Source: EBS user guide, "Share an Amazon EBS snapshot": what is encrypted with ``aws/ebs`` is shared with
@@ -205,7 +205,7 @@ def check_key_of_copies(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> Non
 
 
 @needs("ec2:ModifyImageAttribute")
-def share(ec2: EC2Client, ami_id: str, who: Audience) -> None:
+def share_ami(ec2: EC2Client, ami_id: str, who: Audience) -> None:
     """Let these launch an AMI. Safe to run twice: a permission is there or not.
 
     Raises
@@ -217,11 +217,11 @@ def share(ec2: EC2Client, ami_id: str, who: Audience) -> None:
     if entries:
         _modify(ec2, ami_id, f"share {ami_id} with {', '.join(who.names())}", {"Add": entries})
     if who.public:
-        images.share_with_everybody(ec2, ami_id)
+        images.make_public(ec2, ami_id)
 
 
 @needs("ec2:ModifyImageAttribute")
-def revoke(ec2: EC2Client, ami_id: str, who: Audience) -> None:
+def revoke_ami(ec2: EC2Client, ami_id: str, who: Audience) -> None:
     """Let these no longer launch an AMI. Safe to run twice: who could not is not refused."""
     if who:
         _modify(ec2, ami_id, f"stop sharing {ami_id} with {who}", {"Remove": who.launch_permissions()})
@@ -271,28 +271,3 @@ def _modify_snapshot(
             ),
             SNAPSHOT_NOT_FOUND,
         )
-
-
-@needs(
-    "ec2:DescribeImageAttribute",
-    "ec2:ModifyImageAttribute",
-    "ec2:DescribeSnapshotAttribute",
-    "ec2:ModifySnapshotAttribute",
-)
-def make_private(ec2: EC2Client, ami_id: str, snapshot_ids: Iterable[str] = ()) -> Audience:
-    """Stop sharing an AMI and its snapshots with anybody, and return with whom the AMI was shared.
-
-    Safe to run twice; the second time it returns nobody, so keep what the first one returned.
-
-    Parameters
-    ----------
-    ec2, ami_id
-        Which one.
-    snapshot_ids
-        Those of its block devices.
-    """
-    before = of_image(ec2, ami_id)
-    for snapshot_id in snapshot_ids:
-        revoke_snapshot(ec2, snapshot_id, of_snapshot(ec2, snapshot_id))
-    revoke(ec2, ami_id, before)
-    return before

@@ -87,7 +87,7 @@ class Snapshot:
         return self.state == "completed" and not self.archived
 
 
-def read(one: SnapshotTypeDef) -> Snapshot:
+def parse_snapshot(one: SnapshotTypeDef) -> Snapshot:
     """Return a snapshot from an entry of ``DescribeSnapshots``."""
     return Snapshot(
         snapshot_id=one["SnapshotId"],
@@ -110,7 +110,7 @@ def read(one: SnapshotTypeDef) -> Snapshot:
 
 
 @needs("ec2:DescribeSnapshots")
-def find(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
+def find_snapshots(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
     """Return those of these snapshots that are there, by id. What is gone is left out and no error."""
     wanted, found = list(dict.fromkeys(snapshot_ids)), {}
     with calling("read snapshots"):
@@ -119,19 +119,19 @@ def find(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
             pages = ec2.get_paginator("describe_snapshots").paginate(
                 Filters=[{"Name": "snapshot-id", "Values": values}]
             )
-            for one in (read(one) for page in pages for one in page["Snapshots"]):
+            for one in (parse_snapshot(one) for page in pages for one in page["Snapshots"]):
                 found[one.snapshot_id] = one
     return found
 
 
 @needs("ec2:DescribeSnapshots")
-def owned(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapshot]:
+def list_snapshots(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapshot]:
     """Return every snapshot of the account, in any state, by id; or those of some ids that there are."""
     parts = [snapshot_ids[start : start + AT_ONCE] for start in range(0, len(snapshot_ids), AT_ONCE)]
     chosen: list[list[FilterTypeDef]] = [[{"Name": "snapshot-id", "Values": part}] for part in parts]
     with calling(f"list the snapshots of {ec2.meta.region_name}"):
         return {
-            one["SnapshotId"]: read(one)
+            one["SnapshotId"]: parse_snapshot(one)
             for which in chosen or [[]]
             for page in read_pages(ec2.describe_snapshots, OwnerIds=["self"], MaxResults=PAGE, Filters=which)
             for one in page["Snapshots"]
@@ -139,7 +139,7 @@ def owned(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapsho
 
 
 @needs("ec2:DescribeSnapshots")
-def public(ec2: EC2Client) -> frozenset[str]:
+def list_public_snapshots(ec2: EC2Client) -> frozenset[str]:
     """Return the snapshots of the account that everybody may use."""
     with calling(f"list the public snapshots of {ec2.meta.region_name}"):
         found = read_pages(
@@ -149,7 +149,7 @@ def public(ec2: EC2Client) -> frozenset[str]:
 
 
 @needs("ec2:DescribeLockedSnapshots")
-def locks(ec2: EC2Client) -> dict[str, str]:
+def list_locks(ec2: EC2Client) -> dict[str, str]:
     """Return the snapshots of the account that are locked, so that nobody can delete them, and how long."""
     held: list[FilterTypeDef] = [
         {"Name": "lock-state", "Values": ["compliance", "compliance-cooloff", "governance"]}
@@ -163,7 +163,7 @@ def locks(ec2: EC2Client) -> dict[str, str]:
         }
 
 
-def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
+def check_snapshots_of(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
     """Return the snapshots of an AMI that can be launched, or say what it lacks.
 
     Raises
@@ -171,7 +171,7 @@ def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
     vmsnix_ops.errors.RegistrationError
         A snapshot was deleted below the AMI, or is not completed.
     """
-    found = find(ec2, ami.snapshot_ids)
+    found = find_snapshots(ec2, ami.snapshot_ids)
     gone = [snapshot_id for snapshot_id in ami.snapshot_ids if snapshot_id not in found]
     if gone or not ami.snapshot_ids:
         raise errors.RegistrationError(
@@ -193,28 +193,28 @@ def check_whole(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
         raise errors.RegistrationError(
             f"The AMI {ami.ami_id} in {ami.region} cannot be launched.",
             why=f"Its snapshot {archived[0].snapshot_id} is in the archive tier.",
-            fix=f"Restore it: {restoring(archived[0].snapshot_id, ami.region)}",
+            fix=f"Restore it: {restore_tier_command(archived[0].snapshot_id, ami.region)}",
         )
     return tuple(found.values())
 
 
-def restoring(snapshot_id: str, region: str) -> str:
+def restore_tier_command(snapshot_id: str, region: str) -> str:
     """Return the command that brings a snapshot back from the archive tier for good."""
     return f"aws ec2 restore-snapshot-tier --snapshot-id {snapshot_id} --permanent-restore --region {region}"
 
 
-def deleting(snapshot_id: str, region: str) -> str:
+def delete_command(snapshot_id: str, region: str) -> str:
     """Return the command that deletes a snapshot."""
     return f"aws ec2 delete-snapshot --snapshot-id {snapshot_id} --region {region}"
 
 
 @needs("ec2:DescribeSnapshots")
-def of_digest(ec2: EC2Client, digest: str) -> list[Snapshot]:
+def find_snapshots_by_digest(ec2: EC2Client, digest: str) -> list[Snapshot]:
     """Return the account's snapshots with the digest tag of an image, in any state, oldest first."""
     filters: list[FilterTypeDef] = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
     with calling("find snapshots of this image"):
         pages_found = read_pages(ec2.describe_snapshots, OwnerIds=["self"], Filters=filters)
-        found = [read(one) for page in pages_found for one in page["Snapshots"]]
+        found = [parse_snapshot(one) for page in pages_found for one in page["Snapshots"]]
         return sorted(found, key=lambda one: (one.created_at, one.snapshot_id))
 
 

@@ -67,7 +67,7 @@ all of them, by either method.
 """
 
 
-def clean(tags: Mapping[str, str]) -> dict[str, str]:
+def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return tags without secrets, not too long, and without empty ones of ours.
 
     The address of a flake may carry a password, and everybody who may describe an image reads its tags. An
@@ -79,8 +79,8 @@ def clean(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def to_list(tags: Mapping[str, str]) -> list[TagTypeDef]:
-    """Return tags in the shape of the EC2 and EBS APIs, as `clean` does."""
-    return [{"Key": key, "Value": value} for key, value in clean(tags).items()]
+    """Return tags in the shape of the EC2 and EBS APIs, as `clean_tags` does."""
+    return [{"Key": key, "Value": value} for key, value in clean_tags(tags).items()]
 
 
 def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
@@ -89,17 +89,17 @@ def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
     return {sys.intern(str(tag["Key"])): str(tag.get("Value", "")) for tag in tags or ()}
 
 
-def ours(tags: Mapping[str, str]) -> bool:
+def is_published(tags: Mapping[str, str]) -> bool:
     """Return whether this package made what has these tags."""
     return bool(tags.get(DIGEST))
 
 
-def specification(resource: ResourceTypeType, tags: Mapping[str, str]) -> list[TagSpecificationTypeDef]:
+def tag_specifications(resource: ResourceTypeType, tags: Mapping[str, str]) -> list[TagSpecificationTypeDef]:
     """Return ``TagSpecifications`` for one kind of resource, such as ``"image"``."""
     return [{"ResourceType": resource, "Tags": to_list(tags)}]
 
 
-def check(tags: Mapping[str, str]) -> dict[str, str]:
+def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return an operator's own tags, or say which of them AWS would refuse.
 
     Raises

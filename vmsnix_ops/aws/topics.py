@@ -18,7 +18,7 @@ LONGEST_SUBJECT = 100
 
 
 @needs("sns:GetTopicAttributes")
-def check(topic: str, *, session: boto3.Session) -> Check:
+def check_topic_exists(topic: str, *, session: boto3.Session) -> Check:
     """Check whether there is such a topic.
 
     Raises
@@ -40,7 +40,7 @@ def check(topic: str, *, session: boto3.Session) -> Check:
 
 
 @needs("sns:Publish")
-def announce(topic: str, subject: str, message: str, *, group: str, session: boto3.Session) -> str:
+def publish_message(topic: str, subject: str, message: str, *, group: str, session: boto3.Session) -> str:
     """Send a message to a topic and return its id.
 
     Not safe to run twice for a standard topic: SNS delivers what it is given. A FIFO topic drops what it was

@@ -137,7 +137,7 @@ def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[Entry, ...]
     """Return the values in a parameter's history, oldest first; empty if there is no such parameter."""
     versions = parameters.read_history(ssm, parameter)
     ids = [version.value for version in versions if version.value.startswith("ami-")]
-    known = images.find(ec2, ids) if ids else {}
+    known = images.find_amis(ec2, ids) if ids else {}
     try:
         counted = count_instances(ec2, dict.fromkeys(ids))
     except errors.AccessDeniedError:

@@ -151,7 +151,9 @@ class ChannelPlan(display.Displayed):
             if records.last_message(self.tables, self.topic, self.image, self.channel) == message:
                 return [replace(row, outcome="unchanged")]
             subject = f"{self.image} {self.channel or 'AMI'}: {name}"
-            sent = topics.announce(self.topic, subject, message, group=self.image, session=self.session)
+            sent = topics.publish_message(
+                self.topic, subject, message, group=self.image, session=self.session
+            )
         except errors.VmsnixError as error:
             return [replace(row, outcome="failed", why=str(error), error=error)]
         row = replace(row, outcome="created", seconds=round(time.monotonic() - started, 3))
@@ -207,7 +209,7 @@ def check_topic_exists(topic: str, session: boto3.Session) -> list[Check]:
     vmsnix_ops.errors.ParameterError
         The topic does not exist.
     """
-    checks = [run_check("topic", lambda: topics.check(topic, session=session))] if topic else []
+    checks = [run_check("topic", lambda: topics.check_topic_exists(topic, session=session))] if topic else []
     raise_for_failure(checks)
     return checks
 

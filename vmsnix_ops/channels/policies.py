@@ -33,13 +33,16 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
     """
     functions: list[Any] = [
         identity.check_region,
-        images.find,
-        images.ours,
-        snapshots.find,
-        image_copy.copy,
-        image_copy.carry_tags,
-        sharing.make_private,
-        sharing.check_key_of_copies,
+        images.find_amis,
+        images.list_published_amis,
+        snapshots.find_snapshots,
+        image_copy.copy_ami,
+        image_copy.copy_tags,
+        sharing.read_launch_permissions,
+        sharing.share_ami,
+        sharing.read_snapshot_permissions,
+        sharing.share_snapshot,
+        sharing.check_copy_key,
         deprecation.deprecate,
         deprecation.protect,
         deprecation.unprotect,
@@ -51,7 +54,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
     if public:
         functions += [quotas.check_public_sharing, quotas.check_quotas]
     if announce:
-        functions += [topics.check, topics.announce]
+        functions += [topics.check_topic_exists, topics.publish_message]
     return needs_of(*functions)
 
 
@@ -66,9 +69,9 @@ def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
     return needs_of(
         *((instances.spot_options,) if spot else ()),
         identity.check_region,
-        images.find,
-        images.ours,
-        snapshots.find,
+        images.find_amis,
+        images.list_published_amis,
+        snapshots.find_snapshots,
         parameters.find_parameter,
         instances.launch_instance,
         instances.find_leftover_instances,
@@ -88,10 +91,10 @@ def verifier_actions(*, blocks: bool = False) -> tuple[str, ...]:
         (``publish-ami --via direct --verify whole --dry-run``) or to download them.
     """
     functions: list[Any] = [
-        images.find,
-        snapshots.find,
-        sharing.of_image,
-        sharing.of_snapshot,
+        images.find_amis,
+        snapshots.find_snapshots,
+        sharing.read_launch_permissions,
+        sharing.read_snapshot_permissions,
         parameters.find_parameter,
     ]
     if blocks:

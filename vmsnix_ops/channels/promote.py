@@ -277,7 +277,7 @@ def plan(
         raise errors.ParameterError("No AMI given.", fix="Add --ami, or --image for the image's newest AMI.")
     found = channels.find_ami(home.ec2, home.ssm, ami, image=image, settings=settings)
     source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
-    source_snapshots = snapshots.check_whole(home.ec2, source)
+    source_snapshots = snapshots.check_snapshots_of(home.ec2, source)
     image = steps.check_image(source, image)
     date = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
     if date is not None:
@@ -368,7 +368,7 @@ def _plan_region(context: steps.RegionContext, tables: RunTables, *, best_effort
     if context.ami is not None and not refused:
         requested = context.request.share.names() + context.request.revoke.names()
         grants = records.unrecorded_grants(tables, context.ec2, context.ami)
-        unrecorded = sharing.audience([name for name in grants.names() if name not in requested])
+        unrecorded = sharing.parse_audience([name for name in grants.names() if name not in requested])
     return PromotionTarget(
         context.region, best_effort, context.kms_key, context.ami_id, tuple(planned), unrecorded
     )
@@ -566,7 +566,7 @@ def _record_ami(plan: PromotionPlan, context: steps.RegionContext, *, channel_se
     channel_set
         Whether the channel contains the AMI; false if a step failed in the region.
     """
-    ami, source, tables = images.describe(context.ec2, context.ami_id), plan.ami, plan.tables
+    ami, source, tables = images.describe_ami(context.ec2, context.ami_id), plan.ami, plan.tables
     records.record_ami(tables, ami)
     row = plan.promotion_row("promote", ami, context.previous_ami_id) | records.facts(context.ec2, ami)
     if ami.region != source.region:

@@ -29,9 +29,11 @@ FACTS = (*SHARED, "public", "deprecated_at", "protected", "encrypted", "kms_key"
 
 def facts(ec2: EC2Client, ami: Ami) -> dict[str, Any]:
     """Return the columns `FACTS` of an AMI, as AWS returns them now."""
-    found = snapshots.find(ec2, ami.snapshot_ids)
-    audience = sharing.of_image(ec2, ami.ami_id)
-    accounts = {name for snapshot_id in found for name in sharing.of_snapshot(ec2, snapshot_id).names()}
+    found = snapshots.find_snapshots(ec2, ami.snapshot_ids)
+    audience = sharing.read_launch_permissions(ec2, ami.ami_id)
+    accounts = {
+        name for snapshot_id in found for name in sharing.read_snapshot_permissions(ec2, snapshot_id).names()
+    }
     first = next(iter(found.values()), None)
     return {
         "shared_with": json.dumps([name for name in audience.names() if name != sharing.PUBLIC]),
@@ -48,7 +50,7 @@ def record_ami(tables: RunTables, ami: Ami) -> None:
     """Record a copied AMI in the table ``amis``, once."""
     where = [("ami_id", "==", ami.ami_id), ("region", "==", ami.region)]
     if not len(tables.read_or_empty("amis", columns=["ami_id"], where=where)):
-        tables.append("amis", [images.row(ami, recorded_at=datetime.now(UTC), source="promote")])
+        tables.append("amis", [images.ami_row(ami, recorded_at=datetime.now(UTC), source="promote")])
 
 
 def latest_of_channel(tables: RunTables, region: str, image: str, channel: str) -> dict[str, Any]:
@@ -76,9 +78,9 @@ def unrecorded_grants(tables: RunTables, ec2: EC2Client, ami: Ami) -> sharing.Au
     recorded = {name for column in SHARED for name in json.loads(row.get(column) or "[]")}
     if row.get("public") or _published_as_public(tables, ami):
         recorded.add(sharing.PUBLIC)
-    found = [sharing.of_image(ec2, ami.ami_id)]
-    found += [sharing.of_snapshot(ec2, snapshot_id) for snapshot_id in ami.snapshot_ids]
-    return sharing.audience([name for one in found for name in one.names() if name not in recorded])
+    found = [sharing.read_launch_permissions(ec2, ami.ami_id)]
+    found += [sharing.read_snapshot_permissions(ec2, snapshot_id) for snapshot_id in ami.snapshot_ids]
+    return sharing.parse_audience([name for one in found for name in one.names() if name not in recorded])
 
 
 def _published_as_public(tables: RunTables, ami: Ami) -> bool:

@@ -183,7 +183,7 @@ def _check_usable(ec2: EC2Client, ami_id: str, *, account: str) -> Ami:
         It is gone, disabled, deprecated, incomplete, or belongs to another account.
     """
     found = channels.check_still_usable(ec2, ami_id, owner=account)
-    snapshots.check_whole(ec2, found)
+    snapshots.check_snapshots_of(ec2, found)
     return found
 
 

@@ -35,7 +35,7 @@ def check_audiences(
     share_with: Iterable[str], revoke_from: Iterable[str], *, public: bool
 ) -> tuple[Audience, Audience]:
     """Return who gains and who loses access; refuse an account in both, and ``public`` in `share_with`."""
-    share, revoke = sharing.audience(share_with), sharing.audience(revoke_from)
+    share, revoke = sharing.parse_audience(share_with), sharing.parse_audience(revoke_from)
     if share.public:
         raise errors.ParameterError(
             "public is not an account to share with.",
@@ -240,7 +240,7 @@ class Step(ABC):
 
 
 class Copy(Step):
-    """Copies the AMI into a region other than its own. See `vmsnix_ops.aws.image_copy.copy`."""
+    """Copies the AMI into a region other than its own. See `vmsnix_ops.aws.image_copy.copy_ami`."""
 
     name = "copy"
     existing = "reused"
@@ -249,7 +249,7 @@ class Copy(Step):
     def check(self, context: RegionContext) -> StepState:
         """Find a finished or unfinished copy, and the tags that it lacks."""
         request, source = context.request, context.request.source
-        found = image_copy.find(context.ec2, image_copy.Copy(source, context.kms_key))
+        found = image_copy.find_copy(context.ec2, image_copy.ImageCopy(source, context.kms_key))
         if found is not None and found.state == "available":
             context.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
             missing = image_copy.missing_tags(source, found)
@@ -260,20 +260,20 @@ class Copy(Step):
             return StepState(False, f"wait for {found.ami_id} ({found.state})")
         if request.share:
             encrypted = request.source_encrypted
-            sharing.check_key_of_copies(context.ec2, kms_key=context.kms_key, encrypted=encrypted)
+            sharing.check_copy_key(context.ec2, kms_key=context.kms_key, encrypted=encrypted)
         key = f", encrypted with {context.kms_key}" if context.kms_key else ""
         return StepState(False, f"copy {source.ami_id} from {source.region}{key}")
 
     def apply(self, context: RegionContext) -> None:
         """Make the copy or wait for it, and add the tags that its source has since."""
         source = context.request.source
-        context.ami, _ = image_copy.copy(
+        context.ami, _ = image_copy.copy_ami(
             context.ec2,
-            image_copy.Copy(source, context.kms_key),
+            image_copy.ImageCopy(source, context.kms_key),
             step=context.progress,
             still_wanted=context.check_interrupt,
         )
-        image_copy.carry_tags(context.ec2, source, context.ami)
+        image_copy.copy_tags(context.ec2, source, context.ami)
 
 
 class Share(Step):
@@ -295,7 +295,7 @@ class Share(Step):
         missing, snapshots = self._missing(context)
         for snapshot_id, accounts in snapshots.items():
             sharing.share_snapshot(context.ec2, snapshot_id, accounts)
-        sharing.share(context.ec2, context.ami_id, missing)
+        sharing.share_ami(context.ec2, context.ami_id, missing)
 
     def _missing(self, context: RegionContext) -> tuple[Audience, dict[str, tuple[str, ...]]]:
         """Return who may not use the AMI yet, and which accounts may not use each snapshot yet."""
@@ -304,10 +304,10 @@ class Share(Step):
             return share, {}
         accounts, snapshots = Audience(share.accounts), dict[str, tuple[str, ...]]()
         for snapshot_id in context.ami.snapshot_ids if accounts else ():
-            missing = accounts.minus(sharing.of_snapshot(context.ec2, snapshot_id)).accounts
+            missing = accounts.minus(sharing.read_snapshot_permissions(context.ec2, snapshot_id)).accounts
             if missing:
                 snapshots[snapshot_id] = missing
-        return share.minus(sharing.of_image(context.ec2, context.ami_id)), snapshots
+        return share.minus(sharing.read_launch_permissions(context.ec2, context.ami_id)), snapshots
 
     def _check_public(self, context: RegionContext) -> str:
         """Refuse a public AMI where AWS would; return a warning about what could not be checked."""
@@ -331,13 +331,13 @@ class Revoke(Step):
         if context.ami is None:
             return StepState(True, f"a new copy is not shared with {revoke}")
         image, snapshots = self._remaining(context)
-        still = sharing.audience([name for one in (image, *snapshots.values()) for name in one.names()])
+        still = sharing.parse_audience([name for one in (image, *snapshots.values()) for name in one.names()])
         return StepState(not still, f"from {still}" if still else f"not shared with {revoke}")
 
     def apply(self, context: RegionContext) -> None:
         """Remove the permissions from the AMI, then from its snapshots."""
         image, snapshots = self._remaining(context)
-        sharing.revoke(context.ec2, context.ami_id, image)
+        sharing.revoke_ami(context.ec2, context.ami_id, image)
         for snapshot_id, still in snapshots.items():
             sharing.revoke_snapshot(context.ec2, snapshot_id, still)
 
@@ -345,8 +345,8 @@ class Revoke(Step):
         """Return who may still use the AMI, and each of its snapshots."""
         ec2, revoke = context.ec2, context.request.revoke
         ids = context.ami.snapshot_ids if context.ami else ()
-        snapshots = {name: sharing.of_snapshot(ec2, name).within(revoke) for name in ids}
-        return sharing.of_image(ec2, context.ami_id).within(revoke), snapshots
+        snapshots = {name: sharing.read_snapshot_permissions(ec2, name).within(revoke) for name in ids}
+        return sharing.read_launch_permissions(ec2, context.ami_id).within(revoke), snapshots
 
 
 class Deprecate(Step):
@@ -431,7 +431,7 @@ class SetChannel(Step):
     def _previous(self, context: RegionContext) -> str:
         """Return the current AMI; refuse one of another architecture, whose fleets could not launch ours."""
         before = context.previous_ami_id
-        ami = images.find(context.ec2, [before]).get(before) if AMI_ID.fullmatch(before) else None
+        ami = images.find_amis(context.ec2, [before]).get(before) if AMI_ID.fullmatch(before) else None
         if ami is None:
             return before
         new = context.request.source.architecture

@@ -266,8 +266,8 @@ def _unread(result: VerificationResult) -> str:
 
 def _fix(drift: pd.DataFrame) -> str:
     """Return how to restore the recorded values, and how to record the values in AWS instead."""
-    promised = drift["field"].isin(fields.PROMISED)
-    of_channels, broken = drift["field"] == "pointer", drift["field"].isin(fields.BROKEN)
+    promised = drift["field"].isin(fields.PROMOTED_FIELDS)
+    of_channels, broken = drift["field"] == "pointer", drift["field"].isin(fields.UNFIXABLE_FIELDS)
     fixes = []
     if promised.any():
         fixes.append(
@@ -296,8 +296,10 @@ def _compare_region(
 ) -> Iterator[tuple[dict[str, Any], Difference]]:
     """Yield the differences of one region, each with the record of its AMI."""
     try:
-        amis = images.find(ec2, [row["ami_id"] for row in expected])
-        found_snapshots = snapshots.find(ec2, [one for ami in amis.values() for one in ami.snapshot_ids])
+        amis = images.find_amis(ec2, [row["ami_id"] for row in expected])
+        found_snapshots = snapshots.find_snapshots(
+            ec2, [one for ami in amis.values() for one in ami.snapshot_ids]
+        )
     except errors.AwsError as error:
         yield {"region": ec2.meta.region_name}, Difference("access", "", str(error))
         return
@@ -305,9 +307,9 @@ def _compare_region(
     def compare_ami(row: dict[str, Any]) -> list[Difference]:
         ami, found = amis.get(row["ami_id"]), list[Difference]()
         comparisons: list[Callable[[], Iterable[Difference]]] = [
-            lambda: fields.registration(row, ami, found_snapshots),
-            lambda: fields.promised(ec2, row, ami, found_snapshots),
-            lambda: fields.pointers(ssm, row),
+            lambda: fields.compare_registration(row, ami, found_snapshots),
+            lambda: fields.compare_promotion(ec2, row, ami, found_snapshots),
+            lambda: fields.compare_channels(ssm, row),
         ]
         for compare in comparisons:
             try:

@@ -194,7 +194,7 @@ def iam_policy(
                 fix=f'Set archive = "s3://{bucket}/evidence" in vmsnix.toml, or use another bucket.',
             )
         deny_uploads = not settings.bucket  # the uploads could be in the bucket of the archive
-    place = policies.Place(
+    place = policies.PolicyScope(
         topic=topic,
         account=account,
         regions=regions,
@@ -215,17 +215,22 @@ def iam_policy(
         }
         # The first job of a kind is its plain variant: its own options apply only when there are no others.
         job = next(job for job in JOBS.values() if job.kind == kind)
-        policy = policies.document(job.actions(**options.get(kind, {})), place)
+        policy = policies.policy_document(job.actions(**options.get(kind, {})), place)
         if deny_uploads:
-            policy["Statement"].append(policies.no_uploads(place, uploads))
-        echo(json(policies.with_key(policy, place, via=via) if kind == "publisher" else policy, indent=2))
+            policy["Statement"].append(policies.deny_uploads_statement(place, uploads))
+        echo(
+            json(
+                policies.add_key_statements(policy, place, via=via) if kind == "publisher" else policy,
+                indent=2,
+            )
+        )
         return
     documents: dict[str, Callable[[], dict[str, Any]]] = {
-        "vmimport-role": lambda: policies.import_role(place),
-        "vmimport-trust": policies.import_trust,
+        "vmimport-role": lambda: policies.import_role_policy(place),
+        "vmimport-trust": policies.import_role_trust_policy,
         "audit-member-trust": lambda: audit.member_trust(place, external_id=external_id),
-        "bucket": lambda: policies.tls_only(place),
-        "github-oidc-trust": lambda: policies.github_trust(
+        "bucket": lambda: policies.tls_only_policy(place),
+        "github-oidc-trust": lambda: policies.github_trust_policy(
             place, repository=repository, subject=subject, any_subject=any_subject
         ),
     }

@@ -248,7 +248,7 @@ def plan(
     )
     if boot_expect:
         check_boot(boot_expect, "auto")
-    own_tags, kms_key = tagging.check(tags or {}), keys.shape(kms_key or settings.kms_key)
+    own_tags, kms_key = tagging.check_tags(tags or {}), keys.shape(kms_key or settings.kms_key)
     check_public(public, confirm_public)
     if public and kms_key:
         raise errors.ParameterError(

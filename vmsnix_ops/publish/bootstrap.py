@@ -42,11 +42,11 @@ class _Parts(Displayed):
     """Shows the parts of an account, and what there is to do about each."""
 
     __slots__ = ()
-    place: policies.Place
-    parts: tuple[bootstrap.Part, ...]
+    place: policies.PolicyScope
+    parts: tuple[bootstrap.BootstrapPart, ...]
 
     @property
-    def todo(self) -> tuple[bootstrap.Part, ...]:
+    def todo(self) -> tuple[bootstrap.BootstrapPart, ...]:
         """The parts that are missing or wrong."""
         return tuple(part for part in self.parts if part.verdict != "keep")
 
@@ -82,8 +82,8 @@ class BootstrapPlan(_Parts):
         `apply` changes nothing.
     """
 
-    place: policies.Place
-    parts: tuple[bootstrap.Part, ...]
+    place: policies.PolicyScope
+    parts: tuple[bootstrap.BootstrapPart, ...]
     dry_run: bool
     session: boto3.Session = field(repr=False, compare=False)
 
@@ -99,12 +99,12 @@ class BootstrapPlan(_Parts):
         if self.dry_run:
             return BootstrapResult(self, self.place, self.parts)
         for part in self.todo:
-            bootstrap.make(self.session, self.place, part)
-        return BootstrapResult(self, self.place, tuple(bootstrap.look(self.session, self.place)))
+            bootstrap.apply_part(self.session, self.place, part)
+        return BootstrapResult(self, self.place, tuple(bootstrap.plan_parts(self.session, self.place)))
 
     def cloudformation(self) -> str:
         """Return the same as a CloudFormation template, in JSON."""
-        return json.dumps(bootstrap.template(self.place), indent=2)
+        return json.dumps(bootstrap.cloudformation_template(self.place), indent=2)
 
     @check_arguments
     def template(self, place: str) -> str:
@@ -157,8 +157,8 @@ class BootstrapResult(_Parts, Result):
 
     runbook = "bootstrap"
     plan: BootstrapPlan
-    place: policies.Place
-    parts: tuple[bootstrap.Part, ...]
+    place: policies.PolicyScope
+    parts: tuple[bootstrap.BootstrapPart, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it: what there was to do, and what is left."""
@@ -211,7 +211,7 @@ def plan(
     checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
     raise_for_failure(checks)
     who = next(check.facts["identity"] for check in checks if "identity" in check.facts)
-    place = policies.Place(
+    place = policies.PolicyScope(
         account=who.account,
         regions=(region,),
         bucket=bucket,
@@ -222,5 +222,5 @@ def plan(
     )
     # The lifecycle rule that a bootstrap makes would delete them.
     kept = {"archive": settings.archive, "history": settings.history}
-    buckets.check_kept_apart(kept, bucket, settings.key_prefix)
-    return BootstrapPlan(place, tuple(bootstrap.look(session, place)), dry_run, session)
+    buckets.check_prefixes(kept, bucket, settings.key_prefix)
+    return BootstrapPlan(place, tuple(bootstrap.plan_parts(session, place)), dry_run, session)

@@ -189,7 +189,7 @@ def _devices(
             f"It is missing, and BlockDeviceMappings has {', '.join(mappings)}: the root disk is unknown.",
         )
     device = root_device or own
-    root = images.default_volume()
+    root = images.default_root_volume()
     given = mappings.pop(own, None)
     if given is not None:
         if "Ebs" not in given:

@@ -162,7 +162,7 @@ def clean_failure(plan: Wanted, built: Built) -> Iterator[None]:
     except errors.VmsnixError as error:
         if not may_pass_later(error):
             try:
-                buckets.delete(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
+                buckets.delete_object(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
             except errors.AwsError as second:
                 error.add_note(f"The uploaded object could not be deleted either. {second}")
         raise
@@ -195,8 +195,8 @@ def drop_snapshot(
     message, and a note on `error`, the reason for which the snapshot is dropped, then name the policy.
     """
     ec2 = plan.ec2
-    found = snapshots.find(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
-    if found is None or plan.dry_run or images.of_snapshot(ec2, snapshot.snapshot_id):
+    found = snapshots.find_snapshots(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
+    if found is None or plan.dry_run or images.find_amis_of_snapshot(ec2, snapshot.snapshot_id):
         return
     problem = "another run created it"
     if snapshot.outcome == "created" and found.tags.get(tagging.RUN) == plan.run_id:
@@ -217,14 +217,14 @@ def drop_snapshot(
     contains = "does not contain" if isinstance(error, errors.SnapshotFailedError) else "contains"
     step.message(
         f"{snapshot.snapshot_id} {contains} the image and no AMI uses it, but it was not deleted "
-        f"({problem}). To delete it: {snapshots.deleting(snapshot.snapshot_id, plan.region)}"
+        f"({problem}). To delete it: {snapshots.delete_command(snapshot.snapshot_id, plan.region)}"
     )
 
 
 def clean_bucket(plan: Wanted, built: Built) -> None:
     """Delete the uploaded object, unless an import is still reading it."""
     if not _imports_of(plan, built):
-        buckets.delete(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
+        buckets.delete_object(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def _imports_of(plan: Wanted, built: Built) -> list[imports.ImportTask]:
@@ -267,31 +267,31 @@ def build(plan: Wanted) -> Built:
         if plan.bucket:
             entry.detail["url"] = identity.url(plan, built)  # a rollback finds it by this
         ec2 = plan.ec2
-        there = images.named(ec2, built.ami_name)
+        there = images.find_all_by_name(ec2, built.ami_name)
         for ami in there:
-            if ami.state in images.FAILED:
+            if ami.state in images.FAILED_STATES:
                 entry.step.message(
                     f"{ami.ami_id} has this name but is {ami.state}; it is not used. To deregister it: "
-                    f"{images.deregistering(ami)}"
+                    f"{images.deregister_command(ami)}"
                 )
-        existing = images.holder(there)
+        existing = images.usable_ami(there)
         if existing is None:
             return built
         _check_existing(plan, built, existing)
         if existing.state != "disabled":  # a retired one is refused with its own words when it is registered
             retiring.check_not_retired(existing)
         if existing.deprecated:
-            entry.step.message(images.deprecation(existing))
+            entry.step.message(images.deprecation_note(existing))
         return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
 
 
 def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
     """Refuse an AMI of our name that is not what this publish would make, or cannot be launched."""
     wanted, ec2 = identity.registration(plan, built), plan.ec2
-    images.check_same(existing, digest=built.digest, facts=wanted.facts())
+    images.check_same_registration(existing, digest=built.digest, facts=wanted.facts())
     if existing.state != "available":
         return
-    root = snapshots.check_whole(ec2, existing)[0]
+    root = snapshots.check_snapshots_of(ec2, existing)[0]
     if plan.kms_key and root.kms_key != plan.kms_key:
         raise errors.NameTakenError(
             f"The AMI {existing.name} exists with another encryption key.",
@@ -299,7 +299,7 @@ def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
             f"{f'encrypted with {root.kms_key}' if root.encrypted else 'not encrypted'}, but kms_key is "
             f"{plan.kms_key}.",
             fix="Use another prefix, or deregister that AMI if nothing needs it: "
-            f"{images.deregistering(existing)}",
+            f"{images.deregister_command(existing)}",
             code="InvalidAMIName.Duplicate",
         )
 
@@ -377,7 +377,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
             )
             return UploadStep(made.outcome, built, "", made.sent_bytes, made)
         with clean_failure(plan, built):
-            stored = buckets.upload(
+            stored = buckets.upload_file(
                 client(plan.session, "s3", plan.region, connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
                 seen=built.seen,  # type: ignore[arg-type]  # and an identity
@@ -496,7 +496,7 @@ def _check_stored(plan: Wanted, source: UploadStep) -> None:
     """Refuse an uploaded object that was replaced: hours may lie between two cells of a notebook."""
     built = source.built
     if source.url and built.seen is not None:
-        buckets.check_stored(plan.s3, seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built))
+        buckets.check_object(plan.s3, seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
@@ -512,7 +512,7 @@ def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
 def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
     """Register the AMI as the image asks for it, and wait until it is available.
 
-    Safe to run twice: see `vmsnix_ops.aws.images.register`.
+    Safe to run twice: see `vmsnix_ops.aws.images.register_ami`.
 
     Raises
     ------
@@ -532,7 +532,7 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
             return RegisteredAmi("planned", built, snapshot, public=plan.public)
         ec2, wanted = plan.ec2, identity.registration(plan, built, snapshot.snapshot_id)
         try:
-            ami, outcome = images.register(
+            ami, outcome = images.register_ami(
                 ec2, wanted, digest=built.digest, snapshot_gib=snapshot.size_gib, step=entry.step
             )
         except errors.NameTakenError as error:
@@ -550,7 +550,7 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
             snapshot = SnapshotStep("reused", built, ami.snapshot_ids[0], size)
         missing = {key: value for key, value in plan.tags.items() if ami.tags.get(key) != value}
         if missing and not plan.dry_run:
-            images.add_tags(ec2, ami.ami_id, missing)
+            images.tag_ami(ec2, ami.ami_id, missing)
         if plan.public and not ami.public and not plan.dry_run:
             _share_with_everybody(plan, ami.ami_id)
         entry.outcome = "planned" if plan.dry_run else outcome
@@ -649,7 +649,7 @@ def _held(plan: Wanted, built: Built) -> bool:
 def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
     """Make the AMI public. A publisher via import may not; the error then names who may."""
     try:
-        images.share_with_everybody(plan.ec2, ami_id)
+        images.make_public(plan.ec2, ami_id)
     except errors.AccessDeniedError as error:
         if plan.via != "import":
             raise
@@ -726,8 +726,8 @@ def _record(plan: Wanted, ami: RegisteredAmi) -> None:
         newest = known.fillna({"public": False, "tags": "{}"}).iloc[0]
         if tags.items() <= json.loads(newest["tags"]).items() and (newest["public"] or not plan.public):
             return
-    described = images.describe(plan.ec2, ami.ami_id)
-    row = images.row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)
+    described = images.describe_ami(plan.ec2, ami.ami_id)
+    row = images.ami_row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)
     # What this run changed a moment ago, AWS may not show yet.
     row |= {"public": described.public or plan.public, "tags": {**described.tags, **tags}}
     plan.journal.tables.append("amis", [row])

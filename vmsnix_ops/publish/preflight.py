@@ -17,9 +17,9 @@ from vmsnix_ops.aws import buckets, identity, images, imports, keys, regions, se
 from vmsnix_ops.aws.checks import Check, checks_frame, raise_for_failure, run_check
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
-from vmsnix_ops.aws.iam.simulation import lacking
+from vmsnix_ops.aws.iam.simulation import missing_actions
 from vmsnix_ops.aws.quotas import check_pending_snapshots, check_public_sharing, check_quotas
-from vmsnix_ops.aws.service_role import unknown_principal
+from vmsnix_ops.aws.service_role import unknown_caller_check
 from vmsnix_ops.aws.session import client, code_of
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.display import Shown, shown
@@ -105,7 +105,7 @@ def checks_in_aws(
         run_check("account", lambda: identity.check_account(who.account, allowed)),
         run_check("region", lambda: identity.check_region(ec2, region)),
     ]
-    place = policies.Place(
+    place = policies.PolicyScope(
         account=who.account,
         regions=(region,),
         bucket=bucket or "*",
@@ -126,19 +126,21 @@ def checks_in_aws(
                 checks.append(
                     run_check(
                         "vmimport role's permissions",
-                        lambda: service_role.check_role_rights(iam, s3, arn, bucket, key_prefix),
+                        lambda: service_role.check_role_permissions(iam, s3, arn, bucket, key_prefix),
                     )
                 )
             if key:
                 checks.append(
                     run_check(
-                        "vmimport role's key", lambda: service_role.check_key_rights(iam, arn, key, bucket)
+                        "vmimport role's key",
+                        lambda: service_role.check_role_key_permissions(iam, arn, key, bucket),
                     )
                 )
             elif bucket and thorough:
                 checks.append(
                     run_check(
-                        "bucket's key", lambda: service_role.check_bucket_key_rights(iam, s3, arn, bucket)
+                        "bucket's key",
+                        lambda: service_role.check_bucket_key_permissions(iam, s3, arn, bucket),
                     )
                 )
             checks.append(run_check("pass role", lambda: service_role.check_pass_role(iam, who, arn)))
@@ -154,23 +156,23 @@ def checks_in_aws(
     return checks
 
 
-def _bucket(session: boto3.Session, place: policies.Place, *, thorough: bool) -> list[Check]:
+def _bucket(session: boto3.Session, place: policies.PolicyScope, *, thorough: bool) -> list[Check]:
     region, name = place.regions[0], place.bucket
     s3 = client(session, "s3", region)
     checks = [run_check("bucket", lambda: buckets.check_bucket(s3, name, region, place.account))]
     if thorough and checks[-1].outcome != "fail":
         checks += [
-            run_check("bucket private", lambda: buckets.check_private(s3, name)),
-            run_check("bucket encrypted", lambda: buckets.check_encrypted(s3, name)),
-            run_check("bucket TLS only", lambda: buckets.check_tls_only(s3, name)),
-            run_check("bucket leftovers", lambda: buckets.check_lifecycle(s3, name, place.key_prefix)),
-            run_check("bucket versions", lambda: buckets.check_versions(s3, name, place.key_prefix)),
+            run_check("bucket private", lambda: buckets.check_bucket_private(s3, name)),
+            run_check("bucket encrypted", lambda: buckets.check_bucket_encrypted(s3, name)),
+            run_check("bucket TLS only", lambda: buckets.check_bucket_tls(s3, name)),
+            run_check("bucket leftovers", lambda: buckets.check_bucket_lifecycle(s3, name, place.key_prefix)),
+            run_check("bucket versions", lambda: buckets.check_bucket_versions(s3, name, place.key_prefix)),
         ]
     return checks
 
 
 def _rights(
-    session: boto3.Session, who: Caller, place: policies.Place, *, via: str, public: bool
+    session: boto3.Session, who: Caller, place: policies.PolicyScope, *, via: str, public: bool
 ) -> list[Check]:
     """Check the caller's rights for the way that is asked for; for the other one, a lack is no failure."""
     iam = client(session, "iam", place.regions[0])
@@ -186,7 +188,7 @@ def _rights(
     printed = f"vmsnix iam-policy publisher --via {via}{' --public' if may_share else ''}"
     checks = [check(f"permissions to publish via {via}", asked, printed)]
     if public and not may_share:  # with the publisher's own policy, nobody may
-        name, sharing = "permissions to make AMIs public", needs_of(images.share_with_everybody)
+        name, sharing = "permissions to make AMIs public", needs_of(images.make_public)
         checks.append(check(name, sharing, "vmsnix iam-policy promoter --public"))
     if via == "direct":
         return checks
@@ -203,7 +205,13 @@ def _rights(
 
 @needs("iam:SimulatePrincipalPolicy")
 def check_rights(
-    iam: IAMClient, who: Caller, place: policies.Place, *, name: str, actions: Iterable[str], printed: str
+    iam: IAMClient,
+    who: Caller,
+    place: policies.PolicyScope,
+    *,
+    name: str,
+    actions: Iterable[str],
+    printed: str,
 ) -> Check:
     """Check whether the caller may do all of this.
 
@@ -234,11 +242,11 @@ def check_rights(
             if statement["Effect"] == "Allow" and asked:
                 resources = [_one(arn) for arn in statement["Resource"]]
                 context = {"aws:RequestedRegion": place.regions[0], **_keys(statement.get("Condition", {}))}
-                lacks |= dict.fromkeys(lacking(iam, who.policy_source, asked, resources, context))
+                lacks |= dict.fromkeys(missing_actions(iam, who.policy_source, asked, resources, context))
     except errors.AwsError as error:
         if code_of(error) != "NoSuchEntity":
             raise
-        return unknown_principal(name, who)
+        return unknown_caller_check(name, who)
     if lacks:
         raise errors.VmsnixError(
             f"The caller lacks {', '.join(sorted(lacks))}.",
@@ -314,13 +322,13 @@ def check_name_free(
         digest, size = survey(disk).identity, disk.size
     name = images.clean_name(f"{prefix}-{built.name}-{built.version}-{built.system}-{digest[:8]}")
     wanted = registration_of(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
-    existing = images.holder(images.named(ec2, name))
+    existing = images.usable_ami(images.find_all_by_name(ec2, name))
     if existing is None:
         return Check("name", "pass", f"{name} is not in use")
-    images.check_same(existing, digest=digest, facts=wanted.facts())
+    images.check_same_registration(existing, digest=digest, facts=wanted.facts())
     evidence = f"{name} is {existing.ami_id}, created from the same bytes"
     if existing.deprecated:
-        return Check("name", "warn", f"{evidence}; {images.deprecation(existing)}")
+        return Check("name", "warn", f"{evidence}; {images.deprecation_note(existing)}")
     return Check("name", "pass", evidence)
 
 
@@ -470,7 +478,7 @@ def check(
         checks.append(
             run_check(
                 "bucket prefixes",
-                lambda: buckets.check_kept_apart(kept, bucket, settings.key_prefix),
+                lambda: buckets.check_prefixes(kept, bucket, settings.key_prefix),
             )
         )
     if not bucket and via == "import":

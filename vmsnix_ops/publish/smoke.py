@@ -405,7 +405,7 @@ def plan(
     ec2 = home.ec2
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=home.settings)
     tested = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
-    snapshots.check_whole(ec2, tested)
+    snapshots.check_snapshots_of(ec2, tested)
     kind = instance_type or instances.INSTANCE_TYPES.get(tested.architecture, "")
     if not kind:
         raise errors.ParameterError(

@@ -236,7 +236,7 @@ def _leftovers(
 ) -> Iterator[Leftover]:
     region, direct = str(known["region"]), known.get("via") == "direct"
     ec2 = client(session, "ec2", region)
-    amis = [ami for ami in images.ours(ec2) if ami.digest == digest]
+    amis = [ami for ami in images.list_published_amis(ec2) if ami.digest == digest]
     for ami in amis:
         if ami.tags.get(tagging.RUN) == run_id:
             raise errors.RunError(
@@ -284,7 +284,7 @@ def _remove(undo: Undo, leftover: Leftover) -> None:
         return
     if leftover.kind == "upload":
         bucket, _, key = leftover.name.removeprefix("s3://").partition("/")
-        buckets.delete(client(undo.session, "s3", undo.region), bucket=bucket, key=key)
+        buckets.delete_object(client(undo.session, "s3", undo.region), bucket=bucket, key=key)
         return
     ec2 = client(undo.session, "ec2", undo.region)
     if leftover.kind == "snapshot":

@@ -45,7 +45,7 @@ class Fleet:
         ec2 = self.client("ec2", region)
         volume = ec2.create_volume(AvailabilityZone=f"{region}a", Size=1, VolumeType="gp3")["VolumeId"]
         self.aws.clock.advance(60)
-        wanted = tagging.specification("snapshot", tags) if tags else []
+        wanted = tagging.tag_specifications("snapshot", tags) if tags else []
         found: str = ec2.create_snapshot(VolumeId=volume, TagSpecifications=wanted)["SnapshotId"]
         ec2.delete_volume(VolumeId=volume)
         self.aws.clock.advance(3600)
@@ -84,7 +84,7 @@ class Fleet:
                 {"DeviceName": name, "Ebs": {"SnapshotId": snapshot}}
                 for name, snapshot in zip(names, made, strict=False)
             ],
-            "TagSpecifications": tagging.specification("image", own) if own else [],
+            "TagSpecifications": tagging.tag_specifications("image", own) if own else [],
         }
         ami_id: str = self.client("ec2", region).register_image(**(asked | registration))["ImageId"]
         self.row("images", ami_id, region).created = datetime.now(UTC) - timedelta(days=days)

@@ -304,7 +304,7 @@ def test_publishing_what_was_retired_says_how_to_bring_it_back(fleet: Fleet) -> 
     wanted = images.Registration(f"web-{fleet.number}", "x86_64", "", "/dev/sda1", fleet.held(ami)[0])
     fleet.apply()
     with pytest.raises(errors.RegistrationError, match=f"--action restore --amis {ami}"):
-        images.register(fleet.ec2, wanted, digest="d")
+        images.register_ami(fleet.ec2, wanted, digest="d")
 
 
 # Orphans, and AMIs that were deleted in part

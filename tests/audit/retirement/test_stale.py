@@ -108,7 +108,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
         fleet.client("s3").put_object(Bucket="late", Key="image.raw", Body=bytes(2**20))
         fleet.ec2.import_snapshot(
             DiskContainer={"Format": "RAW", "UserBucket": {"S3Bucket": "late", "S3Key": "image.raw"}},
-            TagSpecifications=tagging.specification("import-snapshot-task", {tagging.DIGEST: "d"}),
+            TagSpecifications=tagging.tag_specifications("import-snapshot-task", {tagging.DIGEST: "d"}),
         )
 
 

@@ -12,7 +12,7 @@ from docs.permissions_page import page
 from tests.privileges.conftest import account, enforcing
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.aws.iam.documents import same
+from vmsnix_ops.aws.iam.documents import same_policy
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, needs, needs_of
 from vmsnix_ops.cli import main
 from vmsnix_ops.cli.iam_policy import JOBS, KINDS
@@ -43,36 +43,40 @@ def test_a_publisher_cannot_delete_a_snapshot_that_is_not_ours(account: Account)
 
 
 def test_no_policy_is_longer_than_iam_takes() -> None:
-    place = policies.Place(
+    place = policies.PolicyScope(
         account="012345678901", regions=("eu-central-1", "ap-southeast-1"), bucket="b" * 63
     )
     for job in JOBS.values():
-        text = json.dumps(policies.document(job.actions(), place), separators=(",", ":"))
+        text = json.dumps(policies.policy_document(job.actions(), place), separators=(",", ":"))
         assert len(text) < 6144, job
 
 
 @pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov"])
 def test_policies_know_their_partition(partition: str) -> None:
-    place = policies.Place(account="012345678901", bucket="acme-images", partition=partition)
-    for document in (policies.publisher(place), policies.import_role(place), policies.tls_only(place)):
+    place = policies.PolicyScope(account="012345678901", bucket="acme-images", partition=partition)
+    for document in (
+        policies.publisher_policy(place),
+        policies.import_role_policy(place),
+        policies.tls_only_policy(place),
+    ):
         arns = [arn for statement in document["Statement"] for arn in statement["Resource"] if arn != "*"]
         assert arns
         assert all(arn.startswith(f"arn:{partition}:") for arn in arns)
 
 
 def test_no_job_may_do_everything() -> None:
-    place = policies.Place(account="012345678901", bucket="acme-images")
-    documents = [policies.document(job.actions(), place) for job in JOBS.values()]
-    for document in (*documents, policies.import_role(place)):
+    place = policies.PolicyScope(account="012345678901", bucket="acme-images")
+    documents = [policies.policy_document(job.actions(), place) for job in JOBS.values()]
+    for document in (*documents, policies.import_role_policy(place)):
         for statement in document["Statement"]:
             assert not {"*", "s3:*", "ec2:*", "iam:*"} & set(statement["Action"])
 
 
 def test_github_s_trust_lets_one_repository_in() -> None:
-    place = policies.Place(account="012345678901", partition="aws-cn")
-    (statement,) = policies.github_trust(place, repository="acme/images", subject="environment:production")[
-        "Statement"
-    ]
+    place = policies.PolicyScope(account="012345678901", partition="aws-cn")
+    (statement,) = policies.github_trust_policy(
+        place, repository="acme/images", subject="environment:production"
+    )["Statement"]
     assert statement["Principal"]["Federated"].startswith(
         "arn:aws-cn:iam::012345678901:oidc-provider/token.actions"
     )
@@ -85,7 +89,7 @@ def test_github_s_trust_lets_one_repository_in() -> None:
 @pytest.mark.parametrize("repository", ["", "acme", "acme/*", "*/*", "acme/images:*", "a/b/c"])
 def test_github_s_trust_refuses_what_lets_strangers_in(repository: str) -> None:
     with pytest.raises(errors.ParameterError, match="owner/name"):
-        policies.github_trust(policies.Place(account="012345678901"), repository=repository)
+        policies.github_trust_policy(policies.PolicyScope(account="012345678901"), repository=repository)
 
 
 EVERY_WORKFLOW = [
@@ -128,10 +132,13 @@ MORE_THAN_NAMED = [
 
 @pytest.mark.parametrize("subject", [*EVERY_WORKFLOW, *MORE_THAN_NAMED])
 def test_a_subject_that_matches_what_it_does_not_name_needs_a_second_word(subject: str) -> None:
-    place, asked = policies.Place(account="012345678901"), {"repository": "acme/images", "subject": subject}
+    place, asked = (
+        policies.PolicyScope(account="012345678901"),
+        {"repository": "acme/images", "subject": subject},
+    )
     with pytest.raises(errors.ParameterError, match="--any-subject"):
-        policies.github_trust(place, **asked)
-    (statement,) = policies.github_trust(place, **asked, any_subject=True)["Statement"]
+        policies.github_trust_policy(place, **asked)
+    (statement,) = policies.github_trust_policy(place, **asked, any_subject=True)["Statement"]
     allowed = statement["Condition"]["StringLike"]["token.actions.githubusercontent.com:sub"]
     assert allowed == f"repo:acme/images:{subject}"
 
@@ -150,8 +157,8 @@ def test_a_subject_that_matches_what_it_does_not_name_needs_a_second_word(subjec
     ],
 )
 def test_a_subject_that_fixes_something_needs_no_second_word(subject: str) -> None:
-    assert policies.github_trust(
-        policies.Place(account="012345678901"), repository="acme/images", subject=subject
+    assert policies.github_trust_policy(
+        policies.PolicyScope(account="012345678901"), repository="acme/images", subject=subject
     )
 
 
@@ -160,8 +167,8 @@ def test_a_subject_with_its_repository_is_refused(repository: str) -> None:
     """It would print repo:acme/images:repo:..., which matches no workflow at all."""
     subject = f"repo:{repository}:ref:refs/heads/main*"
     with pytest.raises(errors.ParameterError, match="--repository"):
-        policies.github_trust(
-            policies.Place(account="012345678901"),
+        policies.github_trust_policy(
+            policies.PolicyScope(account="012345678901"),
             repository="acme/images",
             subject=subject,
             any_subject=True,
@@ -188,7 +195,7 @@ def test_the_command_asks_for_the_second_word() -> None:
 )
 def test_a_place_refuses_what_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(errors.ParameterError, match="Invalid"):
-        policies.Place(**wrong)
+        policies.PolicyScope(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -217,8 +224,8 @@ def test_a_function_that_declares_nothing_gets_into_no_policy() -> None:
 def test_policies_that_say_the_same_are_the_same() -> None:
     one = {"Statement": [{"Sid": "A", "Effect": "Allow", "Action": ["a:B", "a:C"], "Resource": "*"}]}
     other = {"Statement": {"Effect": "Allow", "Action": ["a:C", "a:B"], "Resource": ["*"]}}
-    assert same(one, json.dumps(other))
-    assert not same(one, {"Statement": [{"Effect": "Allow", "Action": ["a:B"], "Resource": "*"}]})
+    assert same_policy(one, json.dumps(other))
+    assert not same_policy(one, {"Statement": [{"Effect": "Allow", "Action": ["a:B"], "Resource": "*"}]})
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "vmimport-role", "vmimport-trust", "bucket"])

@@ -646,7 +646,7 @@ class _Change:
         return self._restore(ami) if one.action == "restore" else self._delete(ami, references)
 
     def _current_references(self, ami: Ami) -> References:
-        found = snapshots.find(self.ec2, ami.snapshot_ids).values()
+        found = snapshots.find_snapshots(self.ec2, ami.snapshot_ids).values()
         own = [each.snapshot_id for each in found if each.account == self.context.account]
         return reading.current_references(self.context, amis={ami.ami_id: own})
 
@@ -818,7 +818,7 @@ class _Change:
 
     def _read_snapshot(self) -> _SnapshotState:
         one, snapshot_id = self.one, self.one.resource_id
-        snapshot = snapshots.find(self.ec2, [snapshot_id]).get(snapshot_id)
+        snapshot = snapshots.find_snapshots(self.ec2, [snapshot_id]).get(snapshot_id)
         if snapshot is None:
             return _SnapshotState(None)
         references, importing = References(one.region, {}), frozenset[str]()
@@ -830,7 +830,7 @@ class _Change:
             snapshot,
             dict(snapshot_facts(snapshot, references, importing)),
             dict(snapshot_facts(replace(snapshot, tags=unclaimed), references, importing)),
-            tuple(images.of_snapshot(self.ec2, snapshot_id)),
+            tuple(images.find_amis_of_snapshot(self.ec2, snapshot_id)),
         )
 
     def _delete_snapshot(self, snapshot: Snapshot, before: Mapping[str, str]) -> ResourceOutcome:
@@ -880,7 +880,7 @@ class _Change:
             now = ami if state else retiring.read_ami(self.ec2, ami.ami_id) or ami
             known = history.amis(self.tables, ami_id=ami.ami_id, region=ami.region)
             via = next((value for value in known["via"] if isinstance(value, str)), None)
-            row = images.row(now, recorded_at=datetime.now(UTC), source="retire", via=via)
+            row = images.ami_row(now, recorded_at=datetime.now(UTC), source="retire", via=via)
             self.tables.append("amis", [{**row, "state": state or now.state}])
 
     @contextmanager

@@ -488,7 +488,7 @@ class _RegionDecider:
                 yield Candidate(one.created_at, one.snapshot_id, name)
 
     def ami_verdict(self, ami: Ami) -> Verdict:
-        if not tagging.ours(ami.tags):
+        if not tagging.is_published(ami.tags):
             return _keep(NOT_OURS)
         if reason := self.rules.why_not_selected(ami.tags, ami.ami_id):
             return _keep(reason)
@@ -648,7 +648,7 @@ def _count_newer(amis: Iterable[Ami]) -> dict[str, int]:
         count = 0
         for ami in sorted(group, key=lambda one: (one.created_at, one.ami_id), reverse=True):
             newer[ami.ami_id] = count
-            count += ami.state == "available" and tagging.ours(ami.tags)
+            count += ami.state == "available" and tagging.is_published(ami.tags)
     return newer
 
 
@@ -716,7 +716,7 @@ def _with_snapshots(state: RegionState, decisions: Iterable[Decision]) -> Iterat
             ]
             if snapshot_id not in state.snapshots:
                 kept.append((snapshot_id, ELSEWHERE))
-            elif not tagging.ours(state.snapshots[snapshot_id].tags):
+            elif not tagging.is_published(state.snapshots[snapshot_id].tags):
                 kept.append((snapshot_id, NOT_OURS))
             elif others:
                 kept.append((snapshot_id, f"{', '.join(others)} needs it"))

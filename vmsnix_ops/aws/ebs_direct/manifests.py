@@ -215,7 +215,7 @@ def _usable(
         return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may differ from {key}"
     if key and "alias/" not in key and _key_id(snapshot.get("KmsKeyId") or "") != _key_id(key):
         return _NOTHING, "is encrypted with another key than the new snapshot"
-    if snapshots.read(snapshot).archived:
+    if snapshots.parse_snapshot(snapshot).archived:
         return _NOTHING, "is in the archive tier"
     blocks = load(tables, snapshot["SnapshotId"])
     if not blocks:

@@ -6,20 +6,20 @@ import json
 from typing import Any
 
 
-def statements(document: Any) -> list[dict[str, Any]]:
+def read_statements(document: Any) -> list[dict[str, Any]]:
     """Return the statements of a policy, which may be JSON text and may hold one statement or a list."""
     policy = json.loads(document) if isinstance(document, str) else document
-    return [dict(statement) for statement in listed(policy.get("Statement", []))]
+    return [dict(statement) for statement in as_list(policy.get("Statement", []))]
 
 
-def listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """Return a value of a policy as a list: one stands for a list of one."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def same(left: Any, right: Any) -> bool:
+def same_policy(left: Any, right: Any) -> bool:
     """Whether two policies say the same: order, single values in lists, and Sids aside."""
     return _plain(left) == _plain(right)
 
@@ -28,6 +28,6 @@ def _plain(document: Any) -> list[str]:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in sorted(value.items()) if key != "Sid"}
-        return sorted(json.dumps(plain(i)) if isinstance(i, dict) else str(i) for i in listed(value))
+        return sorted(json.dumps(plain(i)) if isinstance(i, dict) else str(i) for i in as_list(value))
 
-    return sorted(json.dumps(plain(statement), sort_keys=True) for statement in statements(document))
+    return sorted(json.dumps(plain(statement), sort_keys=True) for statement in read_statements(document))

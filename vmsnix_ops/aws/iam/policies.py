@@ -1,8 +1,8 @@
-"""Policies: what each job needs and not an action more, in any partition.
+"""IAM policies with exactly the permissions of each job, in any partition.
 
-`document` turns a job's actions into a policy; the functions below it are the jobs of this room. What other
-rooms do (audits, for example) sums up its own functions the same way: ``document(needs_of(scan), place)``.
-`vmsnix_ops.cli.iam_policy` lists them all.
+`policy_document` makes a policy of a job's permissions: ``policy_document(needs_of(scan), scope)``. The other
+functions return the permissions of publishers and the policies of VM Import, buckets and GitHub.
+`vmsnix_ops.cli.iam_policy` lists all jobs.
 
 Sources: the Service Authorization Reference (see `vmsnix_ops.aws.iam.permissions`); "Required permissions for
 VM Import/Export"; "Configuring OpenID Connect in Amazon Web Services" in GitHub's documentation.
@@ -42,7 +42,7 @@ _POINTERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # of Parameter Store
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PolicyScope:
     """Where a policy shall hold.
 
     Attributes
@@ -133,7 +133,7 @@ class Place:
         return f"arn:{self.partition}:s3:::{self.bucket}"
 
 
-def statements(names: Iterable[str], place: Place) -> list[dict[str, Any]]:
+def statements(names: Iterable[str], place: PolicyScope) -> list[dict[str, Any]]:
     """Return the statements that allow these permissions where they are needed, and nothing else.
 
     Four rules hold for every statement (tests/privileges/test_statements.py):
@@ -201,7 +201,7 @@ BACKUPS = ("aws:backup:source-resource", "aws:dlm:lifecycle-policy-id")
 """Tags of snapshots that AWS Backup and Data Lifecycle Manager made."""
 
 
-def _grants(target: Target, place: Place) -> list[Grant]:
+def _grants(target: Target, place: PolicyScope) -> list[Grant]:
     """Return the statements of one target."""
     iam = f"arn:{place.partition}:iam::{place.account}"
     images, snapshots = _ec2(place, "image/*"), _ec2(place, "snapshot/*")
@@ -318,7 +318,7 @@ def _grants(target: Target, place: Place) -> list[Grant]:
     return known[target]
 
 
-def _ec2(place: Place, *kinds: str) -> list[str]:
+def _ec2(place: PolicyScope, *kinds: str) -> list[str]:
     """Return ARNs of EC2 in the place's regions; those of images and snapshots have no account."""
     return [
         f"arn:{place.partition}:ec2:{region}:{owner}:{kind}"
@@ -328,7 +328,7 @@ def _ec2(place: Place, *kinds: str) -> list[str]:
     ]
 
 
-def _new_resources(names: tuple[str, ...], place: Place) -> list[Grant]:
+def _new_resources(names: tuple[str, ...], place: PolicyScope) -> list[Grant]:
     """Return the statements that allow tags inside the creating actions of this policy, and nowhere else."""
     grants: list[Grant] = []
     creating = [action for action in CREATED if action in names]
@@ -344,7 +344,7 @@ def _new_resources(names: tuple[str, ...], place: Place) -> list[Grant]:
     return grants
 
 
-def _made_by_vm_import(place: Place) -> dict[str, Any]:
+def _made_by_vm_import(place: PolicyScope) -> dict[str, Any]:
     """Return the condition that holds for a snapshot that VM Import made, and for a copy without any tag.
 
     VM Import tags its task and not its snapshot, so that nothing else tells whose it is. The parent volume
@@ -358,7 +358,7 @@ def _made_by_vm_import(place: Place) -> dict[str, Any]:
     }
 
 
-def document(names: Iterable[str], place: Place) -> dict[str, Any]:
+def policy_document(names: Iterable[str], place: PolicyScope) -> dict[str, Any]:
     """Return the policy of these permissions; see `statements`."""
     return {"Version": VERSION, "Statement": statements(names, place)}
 
@@ -370,7 +370,7 @@ def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str
         functions += [
             buckets.check_bucket,
             service_role.check_role,
-            service_role.check_role_rights,
+            service_role.check_role_permissions,
             service_role.check_pass_role,
         ]
     if public:
@@ -381,11 +381,11 @@ def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str
 def thorough_actions() -> tuple[str, ...]:
     """Return what the preflight runbook looks at: those of a publish, and more."""
     functions = (
-        buckets.check_private,
-        buckets.check_encrypted,
-        buckets.check_tls_only,
-        buckets.check_lifecycle,
-        buckets.check_versions,
+        buckets.check_bucket_private,
+        buckets.check_bucket_encrypted,
+        buckets.check_bucket_tls,
+        buckets.check_bucket_lifecycle,
+        buckets.check_bucket_versions,
         quotas.check_quotas,
         quotas.check_public_sharing,
         quotas.check_pending_snapshots,
@@ -439,14 +439,20 @@ def publisher_actions(
         )
     functions: list[Any] = [
         images.find_by_name,
-        images.describe,
-        images.register,
-        images.add_tags,
+        images.describe_ami,
+        images.register_ami,
+        images.tag_ami,
         imports.find_snapshot,
         imports.wait_for_snapshot,
     ]
     if via == "import":
-        functions += [buckets.upload, buckets.delete, imports.tasks, imports.import_snapshot, imports.cancel]
+        functions += [
+            buckets.upload_file,
+            buckets.delete_object,
+            imports.tasks,
+            imports.import_snapshot,
+            imports.cancel,
+        ]
     else:
         functions += [writing.find, writing.upload, writing.finish, imports.delete_snapshot]
     if incremental:
@@ -454,23 +460,23 @@ def publisher_actions(
     if verify:
         functions.append(reading.verify)
     if public:
-        functions.append(images.share_with_everybody)
+        functions.append(images.make_public)
     found = {*needs_of(*functions), *preflight_actions(via=via, public=public)}
     return tuple(name for name in PERMISSIONS if name in found)
 
 
-def publisher(place: Place) -> dict[str, Any]:
+def publisher_policy(place: PolicyScope) -> dict[str, Any]:
     """Return the policy of who publishes via import."""
-    return with_key(document(publisher_actions(), place), place)
+    return add_key_statements(policy_document(publisher_actions(), place), place)
 
 
-def with_key(policy: dict[str, Any], place: Place, *, via: str = "import") -> dict[str, Any]:
+def add_key_statements(policy: dict[str, Any], place: PolicyScope, *, via: str = "import") -> dict[str, Any]:
     """Return a publisher's policy that allows the use of the place's key, too."""
     used = keys.caller_statements(place.kms_key, via=via)
     return {**policy, "Statement": [*policy["Statement"], *used]}
 
 
-def no_uploads(place: Place, key_prefix: str) -> dict[str, Any]:
+def deny_uploads_statement(place: PolicyScope, key_prefix: str) -> dict[str, Any]:
     """Return the statement that keeps an archivist from the images below a prefix of the archive's bucket."""
     return {
         "Sid": "NoUploads",
@@ -480,7 +486,7 @@ def no_uploads(place: Place, key_prefix: str) -> dict[str, Any]:
     }
 
 
-def import_role(place: Place) -> dict[str, Any]:
+def import_role_policy(place: PolicyScope) -> dict[str, Any]:
     """Return the policy of VM Import's own role: read the bucket, make snapshots."""
     return {
         "Version": VERSION,
@@ -513,7 +519,7 @@ def import_role(place: Place) -> dict[str, Any]:
     }
 
 
-def import_trust() -> dict[str, Any]:
+def import_role_trust_policy() -> dict[str, Any]:
     """Return the trust policy that lets VM Import, and nobody else, take its role."""
     return {
         "Version": VERSION,
@@ -529,13 +535,13 @@ def import_trust() -> dict[str, Any]:
     }
 
 
-def tls_only(place: Place) -> dict[str, Any]:
+def tls_only_policy(place: PolicyScope) -> dict[str, Any]:
     """Return the bucket policy that refuses every request without TLS."""
     return {"Version": VERSION, "Statement": [tls_statement(place)]}
 
 
-def tls_statement(place: Place) -> dict[str, Any]:
-    """Return the one statement of `tls_only`."""
+def tls_statement(place: PolicyScope) -> dict[str, Any]:
+    """Return the one statement of `tls_only_policy`."""
     return {
         "Sid": "TlsOnly",
         "Effect": "Deny",
@@ -546,8 +552,8 @@ def tls_statement(place: Place) -> dict[str, Any]:
     }
 
 
-def github_trust(
-    place: Place, *, repository: str, subject: str = "ref:refs/heads/main", any_subject: bool = False
+def github_trust_policy(
+    place: PolicyScope, *, repository: str, subject: str = "ref:refs/heads/main", any_subject: bool = False
 ) -> dict[str, Any]:
     """Return the trust policy of a role that a GitHub repository's workflows take, without any stored key.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def lacking(
+def missing_actions(
     iam: IAMClient,
     principal: str,
     actions: Iterable[str],
@@ -52,8 +52,8 @@ def lacking(
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def allowed_on(iam: IAMClient, principal: str, action: str, resources: Iterable[str]) -> list[str]:
-    """Return those of the resources on which an action is allowed; the parameters are those of `lacking`."""
+def allowed_resources(iam: IAMClient, principal: str, action: str, resources: Iterable[str]) -> list[str]:
+    """Return the resources on which an action is allowed; parameters as for `missing_actions`."""
     results = _simulated(iam, principal, [action], resources, None)
     return [result["EvalResourceName"] for result in results if result["EvalDecision"] == "allowed"]
 
