@@ -395,6 +395,15 @@ def deriver(store_path: str) -> str | None:
     return found if answer.status == 0 and found.endswith(".drv") and found != "unknown-deriver" else None
 
 
+def nar_hash(store_path: str) -> str:
+    """Return the hash of a store path's content; empty when this machine's store does not have the path."""
+    if shutil.which("nix-store") is None:
+        return ""
+    answer = run(["nix-store", "--query", "--hash", store_path], timeout=_SECONDS)
+    found = answer.output.strip()
+    return found if answer.status == 0 and found.startswith("sha256") else ""
+
+
 def query(*arguments: str, what: str) -> list[str]:
     """Return the lines that ``nix-store --query`` answers.
 

@@ -12,6 +12,7 @@ the work is kept, and the next run goes on from there.
 from __future__ import annotations
 
 import json
+import time
 from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,10 +28,12 @@ from vmsnix_ops.aws.ebs_direct.engine import Pushing
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.identity_cache import IdentityCache
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
 from vmsnix_ops.nix.closure import closure
+from vmsnix_ops.nix.command import nar_hash
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity
 from vmsnix_ops.publish.interrupts import interruptible
@@ -41,7 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.disk.image import DiskImage
+    from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.nix.image import BuiltImage
+    from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.journal import Entry
     from vmsnix_ops.publish.wanted import Wanted
@@ -259,10 +265,11 @@ def build(plan: Wanted) -> Built:
         interruptible("digest", "Nothing was changed."),
     ):
         with open_image(image.path) as disk:
-            seen = survey(disk, parts=plan.via == "import", on_progress=entry.step.advance)
+            seen, read = _survey(plan, image, disk, entry.step)
             built = identity.describe(plan, image, disk, seen)
         plan.journal.image, plan.journal.digest = built.name, built.digest
-        entry.outcome, entry.bytes = "planned" if plan.dry_run else "created", built.file_bytes
+        outcome: StepOutcome = "created" if read else "reused"
+        entry.outcome, entry.bytes = "planned" if plan.dry_run else outcome, read
         entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)
         if plan.bucket:
             entry.detail["url"] = identity.url(plan, built)  # a rollback finds it by this
@@ -283,6 +290,24 @@ def build(plan: Wanted) -> Built:
         if existing.deprecated:
             entry.step.message(images.deprecation_note(existing))
         return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
+
+
+def _survey(plan: Wanted, image: BuiltImage, disk: DiskImage, step: Step) -> tuple[Survey, int]:
+    """Return the identity of an image, and how many bytes were read: none when it is remembered."""
+    parts, store = plan.via == "import", ""
+    if image.store_path and (content := nar_hash(image.store_path)):
+        store = f"store {image.store_path} {content} {image.path.relative_to(image.store_path)}"
+    cache = IdentityCache(plan.settings.state / "identities")
+    known = cache.find(image.path, parts=parts, store=store)
+    if known is not None:
+        step.message("the identity is remembered from an earlier run; the image is not read")
+        return known, 0
+    started = time.time()
+    if not parts:
+        step.update(0, disk.size)
+    seen = survey(disk, parts=parts, on_progress=step.advance)
+    cache.save(image.path, seen, started=started, store=store)
+    return seen, seen.file_bytes
 
 
 def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:

@@ -1,0 +1,137 @@
+"""Remembered identities: found for the same file only, never for one that may have changed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.disk.images import MIB, scattered, write_raw
+from vmsnix_ops.disk import identity_cache
+from vmsnix_ops.disk.identity_cache import IdentityCache
+from vmsnix_ops.disk.survey import identify, still_identified
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmsnix_ops.disk.survey import Survey
+
+STORE = "store /nix/store/abc-image sha256:xyz image.raw"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return write_raw(tmp_path / "disk", scattered(3 * MIB, pieces=9))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> IdentityCache:
+    return IdentityCache(tmp_path / "state" / "identities")
+
+
+def remember(cache: IdentityCache, image: Path, *, parts: bool = False, store: str = "") -> Survey:
+    """Remember a file as if it had been written long ago."""
+    seen = identify(image, parts=parts)
+    cache.save(image, seen, started=time.time() + 60, store=store)
+    return seen
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_an_identity_is_remembered_with_its_digests(cache: IdentityCache, image: Path, parts: bool) -> None:
+    assert cache.find(image, parts=parts) is None
+    seen = remember(cache, image, parts=parts)
+    assert cache.find(image, parts=parts) == seen
+    assert still_identified(image, seen)
+
+
+def test_an_identity_without_parts_is_not_enough_for_an_upload_to_s3(
+    cache: IdentityCache, image: Path
+) -> None:
+    remember(cache, image)
+    assert cache.find(image, parts=True) is None
+    remember(cache, image, parts=True)
+    found = cache.find(image, parts=False)
+    assert found is not None
+    assert found.parts == b""
+
+
+@pytest.mark.parametrize("change", ["written", "written, time set back", "replaced", "longer"])
+def test_a_file_that_changed_is_read_again(cache: IdentityCache, image: Path, change: str) -> None:
+    remember(cache, image)
+    before = image.stat()
+    if change == "replaced":
+        write_raw(image.with_name("other"), scattered(3 * MIB, pieces=9)).rename(image)
+    elif change == "longer":
+        os.truncate(image, 4 * MIB)
+    else:
+        with image.open("r+b") as file:
+            file.write(b"x")
+    if change.startswith("written,"):
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.find(image, parts=False) is None
+
+
+def test_a_file_that_changed_within_the_resolution_of_the_clock_is_not_remembered(
+    cache: IdentityCache, image: Path
+) -> None:
+    """Another change in the same tick of the clock would leave the same times."""
+    seen = identify(image)
+    for seconds in (-1, 0, identity_cache.RESOLUTION_SECONDS - 1):
+        cache.save(image, seen, started=image.stat().st_ctime + seconds)
+        assert cache.find(image, parts=False) is None
+    cache.save(image, seen, started=image.stat().st_ctime + identity_cache.RESOLUTION_SECONDS + 1)
+    assert cache.find(image, parts=False) == seen
+
+
+def test_a_file_that_changed_while_it_was_read_is_not_remembered(cache: IdentityCache, image: Path) -> None:
+    seen = identify(image)
+    image.chmod(0o400)
+    cache.save(image, seen, started=time.time() + 60)
+    assert cache.find(image, parts=False) is None
+
+
+def test_an_image_in_the_nix_store_is_remembered_whatever_its_inode(
+    cache: IdentityCache, image: Path
+) -> None:
+    seen = identify(image)
+    cache.save(image, seen, started=0, store=STORE)
+    copy = write_raw(image.with_name("copy"), image.read_bytes())
+    found = cache.find(copy, parts=False, store=STORE)
+    assert found is not None
+    assert (found.identity, found.blocks) == (seen.identity, seen.blocks)
+    assert still_identified(copy, found)
+    assert cache.find(copy, parts=False, store=f"{STORE} other") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}\n", b"[]\nx", "cut", "flipped"])
+def test_a_damaged_file_is_ignored(cache: IdentityCache, image: Path, damage: bytes | str) -> None:
+    remember(cache, image, parts=True)
+    (file,) = cache._folder.iterdir()
+    content = file.read_bytes()
+    if damage == "cut":
+        damage = content[:-1]
+    elif damage == "flipped":
+        damage = content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
+    assert isinstance(damage, bytes)
+    file.write_bytes(damage)
+    assert cache.find(image, parts=True) is None
+
+
+def test_only_the_latest_identities_are_kept(
+    cache: IdentityCache, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity_cache, "MOST_FILES", 3)
+    seen = identify(image)
+    for number in range(6):
+        cache.save(image, seen, started=0, store=f"{STORE} {number}")
+    kept = [number for number in range(6) if cache.find(image, parts=False, store=f"{STORE} {number}")]
+    assert kept == [3, 4, 5]
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, image: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = IdentityCache(tmp_path / "file")
+    remember(cache, image)
+    assert cache.find(image, parts=False) is None

@@ -1,0 +1,128 @@
+"""Identities of image files that were read before, so that a second publish of a file reads nothing.
+
+A path in the Nix store never changes: its identity is remembered by store path and NAR hash. Any other file
+is remembered by device, inode, size, modification time and the time at which its inode changed, which no
+program can set. A clock has a resolution: two changes of a file within it leave the same times. So a file
+that changed a moment before it was read is not remembered.
+
+An identity that is remembered wrongly never publishes other bytes: what is sent is compared with the digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import files
+from vmsnix_ops.disk.digests import SUM
+from vmsnix_ops.disk.manifest import Manifest
+from vmsnix_ops.disk.source import stamp_of
+from vmsnix_ops.disk.survey import Survey
+from vmsnix_ops.errors import RecordsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESOLUTION_SECONDS = 10.0  # of any file system's clock, and the most that a server's clock may be behind
+MOST_FILES = 50  # of identities; one of a full 100 GiB disk has 7 MiB
+
+
+class IdentityCache:
+    """The identities in a folder. Whatever cannot be read or written there is only not remembered.
+
+    Parameters
+    ----------
+    folder
+        Made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, path: Path, *, parts: bool, store: str = "") -> Survey | None:
+        """Return the identity of a file that was read before.
+
+        Parameters
+        ----------
+        path
+            The image.
+        parts
+            Whether the digests of the file's ranges are needed.
+        store
+            Store path, NAR hash and place in it of an image in the Nix store; empty for any other.
+        """
+        try:
+            state = path.stat()
+            key = store or _key(state)
+            header, _, rest = self._place(key).read_bytes().partition(b"\n")
+            known = json.loads(header)
+            digest, content = rest[:SUM], rest[SUM:]
+            if hashlib.sha256(header + content).digest() != digest or known["key"] != key:
+                return None
+            count = known["parts"] * SUM
+            manifest = Manifest.load(content[count:])
+            manifest.check_identity()
+        except (OSError, ValueError, KeyError, TypeError, RecordsError):
+            return None
+        if known["file_bytes"] != state.st_size or (parts and not count):
+            return None
+        return Survey(
+            identity=manifest.identity,
+            stamp=stamp_of(path),
+            blocks=manifest.blocks,
+            file_bytes=known["file_bytes"],
+            disk_bytes=manifest.disk_bytes,
+            parts=content[:count] if parts else b"",
+            changed_ns=state.st_ctime_ns,
+        )
+
+    def save(self, path: Path, seen: Survey, *, started: float, store: str = "") -> None:
+        """Remember the identity of a file.
+
+        Parameters
+        ----------
+        path, store
+            As for `find`.
+        seen
+            Its identity.
+        started
+            When its reading began, by `time.time`.
+        """
+        with suppress(OSError):
+            state = path.stat()
+            if not store and (
+                stamp_of(path) != seen.stamp
+                or state.st_ctime_ns != seen.changed_ns
+                or max(state.st_ctime, state.st_mtime) > started - RESOLUTION_SECONDS
+            ):
+                return
+            key = store or _key(state)
+            manifest = Manifest(seen.identity, seen.disk_bytes, "", "", seen.blocks)
+            known = {"key": key, "file_bytes": seen.file_bytes, "parts": len(seen.parts) // SUM}
+            header, content = json.dumps(known).encode(), seen.parts + manifest.dump()
+            files.make_folder(self._folder)
+            place = self._place(key)
+            temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
+            try:
+                with os.fdopen(files.create(temporary), "wb") as file:
+                    file.write(header + b"\n" + hashlib.sha256(header + content).digest() + content)
+                temporary.replace(place)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._delete_oldest()
+
+    def _place(self, key: str) -> Path:
+        return self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def _delete_oldest(self) -> None:
+        known = sorted(self._folder.iterdir(), key=lambda place: place.stat().st_mtime_ns)
+        for place in known[:-MOST_FILES]:
+            place.unlink(missing_ok=True)
+
+
+def _key(state: os.stat_result) -> str:
+    numbers = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return "file " + " ".join(map(str, numbers))
