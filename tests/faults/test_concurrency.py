@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disk.images import qemu_make
 from tests.faults.account import look
 from vmsnix_ops.disk.identity import BLOCK_BYTES, SCHEME
 from vmsnix_ops.disk.sample import make_sample_image
@@ -96,3 +97,45 @@ def test_row_11_the_same_name_with_other_bytes_has_one_winner_and_a_clear_answer
     account = look(publishers.aws)
     assert list(account.leftovers()) == []
     assert account.digests == (won[0].result["digest"],)
+
+
+CONTAINERS = {
+    "raw": ("raw", ""),
+    "dynamic": ("vpc", "force_size=on"),
+    "rounded up": ("vpc", ""),
+    "fixed": ("vpc", "subformat=fixed,force_size=on"),
+    "qcow2": ("qcow2", ""),
+}
+
+
+def containers(folder: Path) -> dict[str, Path]:
+    """Write one disk into several containers, each with the same file name."""
+    output = make_sample_image(folder / "sample", name="disk", format="raw", data_bytes=20 * 2**20)
+    raw = next(output.glob("*.img"))
+    made = {}
+    for name, (driver, options) in CONTAINERS.items():
+        (folder / name).mkdir()
+        suffix = {"raw": "img", "vpc": "vhd"}.get(driver, driver)
+        made[name] = qemu_make(folder / name / f"disk.{suffix}", raw, driver, options)
+    return made
+
+
+def test_every_container_of_a_disk_by_both_methods_at_once_ends_with_one_ami(publishers, tmp_path):
+    publishers.aws.clock.speed = 200  # a pending snapshot lives for an hour
+    state, made = Path(os.environ["VMSNIX_STATE"]), containers(tmp_path)
+    ways = [("import", name) for name in made if name != "qcow2"] + [("direct", name) for name in made]
+    before = len(list(publishers.aws.calls))
+    ended = publishers.publishers.run(
+        *(publishers.job(state, via, image=str(made[name])) for via, name in ways)
+    )
+    assert [one.text for one in ended if one.status] == []
+    assert {one.result["ami_id"] for one in ended} == set(look(publishers.aws).amis)
+    assert list(look(publishers.aws).leftovers()) == []
+    calls = list(publishers.aws.calls)[before:]
+    assert not {call.outcome for call in calls} & {"IdempotentParameterMismatch", "ConflictException"}
+    keys = [
+        call.params["Key"]
+        for call in calls
+        if call.operation == "CompleteMultipartUpload" and call.outcome == "ok"
+    ]
+    assert len(keys) == len(set(keys))
