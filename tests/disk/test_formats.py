@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.disk.images import MIB, edited, qemu_make, scattered, write_ours, write_raw
+from tests.support import require
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageError, ImageFormatError, ImageNotFoundError, ToolMissingError
 
@@ -186,3 +188,38 @@ def test_every_refusal_says_what_why_and_what_to_do(tmp_path: Path) -> None:
     assert error.what == "the image is not a valid VHD image: BAT entry 0 at byte 1536 is wrong."
     assert error.why.startswith("Block 0 is at bytes 1099511627264 to")
     assert error.fix == "Build the image again, or copy it again from its source."
+
+
+class Zeros(io.RawIOBase):
+    """A file of zeros of any size."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.at = size, 0
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.at = self.size + offset if whence == 2 else offset
+        return self.at
+
+    def read(self, length: int = -1, /) -> bytes:
+        return bytes(min(length, self.size - self.at))
+
+
+def test_a_disk_of_more_than_64_tib_is_refused(tmp_path: Path) -> None:
+    limit = 64 << 40
+    with open_image(Zeros(limit)) as image:
+        assert image.size == limit
+    with pytest.raises(ImageFormatError, match="larger than 64 TiB") as caught:
+        open_image(Zeros(limit + 512))
+    assert f"It has {limit + 512} bytes" in str(caught.value)
+    large = tmp_path / "large.qcow2"
+    command = [require("qemu-img"), "create", "-q", "-f", "qcow2", str(large), "65T"]
+    subprocess.run(command, check=True, timeout=60)
+    with pytest.raises(ImageFormatError, match="larger than 64 TiB"):
+        open_image(large)
+
+
+def test_a_disk_that_is_not_a_multiple_of_512_bytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(scattered(MIB) + b"x")
+    with pytest.raises(ImageFormatError, match="A raw disk is a multiple of 512 bytes"):
+        open_image(path)

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk import signatures, vhd
-from vmsnix_ops.disk.image import SECTOR, Block, DiskImage, Extent, damaged
+from vmsnix_ops.disk.image import SECTOR, Block, DiskImage, Extent, check_disk_size, damaged
 from vmsnix_ops.disk.source import BinaryReader, ByteSource, open_source
 from vmsnix_ops.errors import ImageFormatError
 from vmsnix_ops.progress import counted
@@ -136,6 +136,7 @@ def open_image(source: Path | str | BinaryReader | ByteSource) -> DiskImage:
     data.record(True)
     try:
         image = _open(data)
+        check_disk_size(data.name, image.size)
     except BaseException:
         data.close()
         raise

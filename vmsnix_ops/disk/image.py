@@ -55,6 +55,26 @@ def damaged(
     )
 
 
+def check_disk_size(name: str, size: int) -> None:
+    """Refuse a disk that is larger than any EBS volume.
+
+    Raises
+    ------
+    ImageFormatError
+        It has more than 64 TiB.
+    """
+    if size > MAX_DISK:
+        raise ImageFormatError(
+            f"The disk in {name} is larger than 64 TiB.",
+            why=f"It has {size} bytes, but an EBS volume has at most {MAX_DISK}.",
+            fix="Build a smaller image. If it is smaller, the file is damaged: copy it again.",
+            field="disk size",
+        )
+
+
+MAX_DISK = 64 << 40
+"""Bytes of the largest EBS volume."""
+
 SECTOR = 512
 EBS_BLOCK = 512 * 1024
 """Bytes of a block of an EBS snapshot (EBS direct APIs: ``BlockSize`` is always 524288)."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk import signatures
-from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent, damaged
+from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent, check_disk_size, damaged
 from vmsnix_ops.disk.source import ByteSource, PathSource
 from vmsnix_ops.errors import ImageError, ImageFormatError, ToolMissingError
 
@@ -127,9 +127,6 @@ def temporary_folder() -> Path:
         return large
     return Path(tempfile.gettempdir())
 
-
-MAX_SIZE = 64 << 40
-"""64 TiB: the largest EBS volume. A size field beyond it lies, or is of no use here."""
 
 MAX_RUNS = 500_000
 """Most stored ranges that are kept in memory (24 bytes each); an image in more pieces is converted."""
@@ -318,12 +315,10 @@ def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
     options = image_options(kind, file)
     text = "".join(lines(["info", "--output=json", *options], name=source.name, kind=kind))
     size = json.loads(text)["virtual-size"]
-    if not isinstance(size, int) or not 0 < size <= MAX_SIZE or size % SECTOR:
-        why = (
-            f"It is {size} bytes, but must be a multiple of {SECTOR} and at most {MAX_SIZE}, the limit of "
-            "EBS."
-        )
+    if not isinstance(size, int) or size <= 0 or size % SECTOR:
+        why = f"It is {size} bytes, not a multiple of {SECTOR}."
         raise damaged(source.name, kind, "virtual size", None, why)
+    check_disk_size(source.name, size)
     # 3 is leaked clusters, which waste room and nothing else; 63 is a format without a check.
     for _line in lines(["check", "-q", *options], name=source.name, kind=kind, accepted=(0, 3, 63)):
         pass

@@ -162,13 +162,13 @@ def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
 
 @contextmanager
 def clean_failure(plan: Wanted, built: Built) -> Iterator[None]:
-    """Leave nothing in the bucket when the same call would fail again."""
+    """Leave nothing in the bucket when the same call would fail again, except what an import is reading."""
     try:
         yield
     except errors.VmsnixError as error:
         if not may_pass_later(error):
             try:
-                buckets.delete_object(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
+                clean_bucket(plan, built)
             except errors.AwsError as second:
                 error.add_note(f"The uploaded object could not be deleted either. {second}")
         raise

@@ -1,0 +1,157 @@
+"""One disk in several containers is one image: its AMI is found again, whatever the method and the size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.disk.images import qemu_make
+from vmsnix_ops import errors
+from vmsnix_ops.aws.ebs_direct import manifests
+from vmsnix_ops.disk.identity import identity_of
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.progress import Progress
+from vmsnix_ops.publish import pipeline
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.publish.conftest import Left
+    from vmsnix_ops import publish
+    from vmsnix_ops.sandbox import Sandbox
+
+GIB = 2**30
+BUCKET, REGION = "vmsnix-images", "us-east-1"
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A sparse raw disk of exactly 1 GiB."""
+    output = make_sample_image(tmp_path / "raw", name="disk", format="raw", size=GIB, data_bytes=8 * 2**20)
+    return next(output.glob("*.img"))
+
+
+@pytest.fixture
+def rounded(raw: Path, tmp_path: Path) -> Path:
+    """A VHD of the same disk whose size ``qemu-img`` rounded up, to more than 1 GiB."""
+    (tmp_path / "vhd").mkdir()
+    return qemu_make(tmp_path / "vhd" / "disk.vhd", raw, "vpc")
+
+
+@pytest.mark.parametrize("first", ["raw", "rounded"])
+def test_a_container_that_rounds_the_size_up_finds_the_same_ami_and_reports_both_sizes(
+    plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path, left: Callable[[], Left], first: str
+) -> None:
+    said: list[str] = []
+    order = [(raw, "direct", 1), (rounded, "import", 2)]
+    (one, via, gib), (other, others_via, others_gib) = order if first == "raw" else order[::-1]
+    made = plan(image=str(one), via=via).apply()
+    assert made.size_gib == gib
+    again = plan(
+        image=str(other), via=others_via, progress=Progress(lambda e: said.append(e.message))
+    ).apply()
+    assert (again.ami_id, again.outcome, again.size_gib) == (made.ami_id, "reused", gib)
+    assert -(-again.disk_bytes // GIB) == others_gib
+    (message,) = [text for text in said if "rounds the size up" in text]
+    assert f"has {gib} GiB" in message
+    assert f"has {others_gib} GiB" in message
+    assert left().snapshots == [made.snapshot_id]
+    assert left().objects == []
+
+
+def test_a_snapshot_of_another_size_is_registered_when_its_ami_is_gone(
+    aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path
+) -> None:
+    first = plan(image=str(rounded), via="direct").apply()
+    aws.client("ec2", REGION).deregister_image(ImageId=first.ami_id)
+    again = plan(image=str(raw), via="direct").apply()
+    assert (again.snapshot_id, again.outcome, again.size_gib) == (first.snapshot_id, "created", 2)
+
+
+def test_an_import_keeps_the_manifest_of_its_snapshot(
+    plan: Callable[..., publish.PublishPlan], rounded: Path
+) -> None:
+    result = plan(image=str(rounded)).apply()
+    manifest = manifests.read(open_tables(load()), result.snapshot_id)
+    assert manifest is not None
+    assert manifest.identity == result.digest == identity_of(manifest.blocks.raw())
+
+
+def test_a_second_publish_of_an_image_in_the_nix_store_reads_nothing(
+    plan: Callable[..., publish.PublishPlan], raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = raw.parents[1] / "nix" / "store" / f"{'0' * 32}-image"
+    store.mkdir(parents=True)
+    image = raw.rename(store / "disk.img")
+    monkeypatch.setattr(pipeline, "nar_hash", lambda path: f"sha256:{len(path)}")
+    first = plan(image=str(image), via="direct").apply()
+
+    def never(*_words: Any, **_more: Any) -> Any:
+        raise AssertionError("the image was read")
+
+    monkeypatch.setattr(pipeline, "survey", never)
+    again = plan(image=str(image), via="direct").apply()
+    assert (again.ami_id, again.outcome) == (first.ami_id, "reused")
+    assert {step.step: (step.status, step.bytes) for step in again.steps}["digest"] == ("reused", 0)
+
+
+def test_an_identity_that_is_remembered_wrongly_publishes_nothing(
+    plan: Callable[..., publish.PublishPlan],
+    raw: Path,
+    left: Callable[[], Left],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if the file had changed within the resolution of its file system's clock."""
+    wanted = plan(image=str(raw), via="direct")
+    seen = wanted.build().seen
+    with raw.open("r+b") as file:
+        file.seek(4 * 2**20)
+        file.write(b"other")
+    monkeypatch.setattr(pipeline.IdentityCache, "find", lambda *_words, **_more: seen)
+    with pytest.raises(errors.ImageChangedError):
+        plan(image=str(raw), via="direct").apply()
+    assert left().nothing
+
+
+def test_an_object_that_a_running_import_may_read_is_not_replaced(
+    aws: Sandbox,
+    plan: Callable[..., publish.PublishPlan],
+    left: Callable[[], Left],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = plan()
+    built = wanted.build()
+    url = pipeline.identity.url(wanted, built)
+    key = url.partition(f"s3://{BUCKET}/")[2]
+    s3 = aws.client("s3", REGION)
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"x" * built.file_bytes)
+    container: Any = {"Format": "VHD", "UserBucket": {"S3Bucket": BUCKET, "S3Key": key}}
+    tags: Any = [
+        {
+            "ResourceType": "import-snapshot-task",
+            "Tags": [{"Key": "vmsnix:digest", "Value": built.digest}],
+        }
+    ]
+    aws.clock.speed = 0.001
+    aws.client("ec2", REGION).import_snapshot(
+        DiskContainer=container, RoleName="vmimport", TagSpecifications=tags, Encrypted=False
+    )
+    monkeypatch.setattr(pipeline, "_held", lambda *_words: False)
+    with pytest.raises(errors.UploadError, match="A running import may be reading it"):
+        wanted.upload(built)
+    assert left().objects == [key]
+    assert s3.head_object(Bucket=BUCKET, Key=key)["ContentLength"] == built.file_bytes
+
+
+def test_another_encryption_of_the_same_file_is_another_object(
+    plan: Callable[..., publish.PublishPlan],
+) -> None:
+    plain = plan()
+    encrypted = replace(plain, kms_key=f"arn:aws:kms:{REGION}:012345678901:key/{'1' * 8}")
+    built = plain.build()
+    assert pipeline.identity.key(plain, built) != pipeline.identity.key(encrypted, built)
