@@ -64,6 +64,10 @@ audit *OPTIONS:
 bench-upload *OPTIONS:
     {{ python }} -m benchmarks.upload {{ OPTIONS }}
 
+# Compare the CPU time of one block over the own connection, urllib3, boto3 and awscrt
+bench-connection *OPTIONS:
+    {{ python }} -m benchmarks.connection {{ OPTIONS }}
+
 # Compare the inventory of 100,000 AMIs with plain boto3 paging, such as `just bench-inventory --rounds 1`
 bench-inventory *OPTIONS:
     {{ python }} -m benchmarks.inventory {{ OPTIONS }}
