@@ -193,9 +193,9 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
             (describe, {"description": ("", "mine")}),
             (publicise, {"public": ("False", "True")}),
             (unprotect, {"protected": ("True", "False")}),
-            (repoint, {"pointer": None}),
-            (unpoint, {"pointer": None}),
-            (untype, {"pointer": None}),
+            (repoint, {"channel": None}),
+            (unpoint, {"channel": None}),
+            (untype, {"channel": None}),
             (undeprecate, {"deprecated_at": None}),
             (postpone, {"deprecated_at": None}),
             (disable, {"state": ("available", "disabled"), "shared_with": (OTHER, "")}),
@@ -405,7 +405,7 @@ def test_a_later_promotion_and_a_rollback_are_what_counts(aws: Sandbox, ami: str
     rollback.plan(**back, dry_run=False).apply()
     assert drift() == {}
     repoint(aws, ami)
-    assert set(drift()) == {"pointer"}
+    assert set(drift()) == {"channel"}
 
 
 def test_a_region_that_cannot_be_read_is_a_finding_and_the_others_are_compared(

@@ -280,7 +280,7 @@ def test_runbooks_as_json_contain_every_parameter(say: Say) -> None:
 PARAMETERS = """\
 from typing import Literal
 name: str = "world"  # whom to greet
-account: str = ""  # account id
+account: str = ""  # account ID
 loud: bool = False  # in capitals
 via: Literal["import", "direct"] = "import"  # which way
 regions: list[str] = []  # where

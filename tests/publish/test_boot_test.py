@@ -62,7 +62,7 @@ def test_a_boot_by_itself_is_planned_first(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
     shown = str(boot_image.plan("result", user_data="x", deadline=7))
     assert "at most 7 s" in shown
-    assert "instance id, user data" in shown
+    assert "instance ID, user data" in shown
     with pytest.raises(ParameterError, match="No image given"):
         boot_image.plan("")
     with pytest.raises(ParameterError, match="must be between"):

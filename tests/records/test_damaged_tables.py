@@ -153,7 +153,7 @@ def test_rows_that_did_not_reach_a_table_are_saved_later_and_once(
     assert result.problems
     (history / "steps").unlink()
     for _ in range(2):
-        assert run_tables.save_again(made.journal.run.folder, Tables(history)) == []
+        assert run_tables.append_unsaved(made.journal.run.folder, Tables(history)) == []
     recorded = Tables(history).read("steps")
     assert sorted(recorded["step"]) == sorted(timing.step for timing in result.steps)
 

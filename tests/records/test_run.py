@@ -52,7 +52,7 @@ def test_a_run_id_cannot_lead_out_of_a_folder(tmp_path: Path, run_id: str) -> No
     if run_id == "":
         assert not current_run(environment=environment).managed
         return
-    with pytest.raises(SettingsError, match="Invalid run id"):
+    with pytest.raises(SettingsError, match="Invalid run ID"):
         current_run(environment=environment)
 
 

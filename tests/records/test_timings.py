@@ -466,7 +466,7 @@ def test_the_pictures_say_what_they_leave_out(team: pd.DataFrame) -> None:
         assert "not shown" not in words(plot(team))
 
 
-@pytest.mark.parametrize("colour", [*figures.PATH_COLOURS.values(), figures.ALARM])
+@pytest.mark.parametrize("colour", [*figures.METHOD_COLOURS.values(), figures.ALARM])
 @pytest.mark.parametrize("ground", [figures.GROUND, "#111111"])
 def test_colours_are_seen_on_a_light_and_on_a_dark_ground(colour: str, ground: str) -> None:
     assert contrast(colour, ground) >= 3

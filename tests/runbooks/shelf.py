@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PARAMETERS = """\
 name: str = "world"  # whom to greet
-account: str = ""  # account id, 12 digits
+account: str = ""  # account ID, 12 digits
 count: int = 1  # how often
 loud: bool = False  # in capitals
 """

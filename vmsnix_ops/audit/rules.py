@@ -34,7 +34,7 @@ from vmsnix_ops.aws.snapshots import Snapshot
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import history
-from vmsnix_ops.records.recorded_amis import recorded
+from vmsnix_ops.records.recorded_amis import expected_amis
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.settings import load
 
@@ -91,7 +91,7 @@ def evaluate(
         names = [wanted.name for wanted in criteria.packages]
         packages = tables.read("packages", columns=list(packages.columns), where=[("name", "in", names)])
         digests = frozenset(tables.read("packages", columns=["digest"])["digest"])
-    data = AuditData(inventory, criteria, history.amis(tables), recorded(tables), packages, digests)
+    data = AuditData(inventory, criteria, history.amis(tables), expected_amis(tables), packages, digests)
     # Parts are sorted one by one and joined in order: sorting the whole would double the memory.
     parts: dict[tuple[int, str], pd.DataFrame] = {}
     for name in chosen:

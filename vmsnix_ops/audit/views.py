@@ -104,7 +104,7 @@ def plot(inventory: Inventory) -> Figure:
     """Plot the cost of snapshots by age, with and without an AMI."""
     frame = inventory.frame[inventory.frame["kind"] == "snapshot"]
     if frame.empty:
-        return figures.saying("No snapshots.")
+        return figures.message_figure("No snapshots.")
     age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
     labels = [label for _, _, label in AGES] + ["older"]
     edges = [low for low, _, _ in AGES] + [AGES[-1][1], float("inf")]
@@ -113,7 +113,7 @@ def plot(inventory: Inventory) -> Figure:
     bottom = [0.0] * len(labels)
     used = frame["referenced"]
     parts = [
-        (used.fillna(value=False), "used", figures.PATH_COLOURS["import"]),
+        (used.fillna(value=False), "used", figures.METHOD_COLOURS["import"]),
         (~used.fillna(value=True), "unused", figures.ALARM),
     ]
     if used.isna().any():
@@ -125,7 +125,7 @@ def plot(inventory: Inventory) -> Figure:
         ]
         axes.bar(labels, heights, bottom=bottom, label=label, color=colour, width=0.65)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    figures.tidy(axes, grid="y")
+    figures.style_axes(axes, grid="y")
     axes.set_xlabel("age of the snapshot, up to")
     axes.set_ylabel("cost (USD per month)")
     axes.legend(frameon=False, fontsize=9)

@@ -43,7 +43,7 @@ MEANINGS = {
     "protected": "its deregistration protection was turned on or off",
     "encrypted": "its encryption is not the recorded one",
     "kms_key": "it is encrypted with another key",
-    "pointer": "fleets launch another AMI than the promoted one",
+    "channel": "fleets launch another AMI than the promoted one",
     "access": "unknown: this could not be read",
 }
 """Every field that can differ, and what it means; a tag is called ``tag`` and its key."""
@@ -58,7 +58,7 @@ PROMOTED_FIELDS = (
     "protected",
     "encrypted",
     "kms_key",
-    "pointer",
+    "channel",
 )
 """What a promotion gives, and records as it finds it; all else is recorded once, and by a sync."""
 
@@ -154,13 +154,13 @@ def compare_promotion(
 
 def compare_channels(ssm: SSMClient, row: Mapping[str, Any]) -> Iterator[Difference]:
     """Compare where the channels point that were pointed to it last."""
-    for pointer in row["pointers"]:
-        seen = parameters.find_parameter(ssm, pointer)
+    for parameter in row["channel_parameters"]:
+        seen = parameters.find_parameter(ssm, parameter)
         found = seen.value if seen else "nothing"
         if seen and seen.data_type != parameters.IMAGE_TYPE:
             found += f" ({seen.data_type})"
         if found != row["ami_id"]:
-            yield Difference("pointer", f"{pointer} to {row['ami_id']}", found)
+            yield Difference("channel", f"{parameter} to {row['ami_id']}", found)
 
 
 def _compare(field: str, recorded: Any, found: Any) -> Iterator[Difference]:

@@ -676,7 +676,7 @@ def ami_row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = N
         "description": ami.description,
         "state": ami.state,
         "flake": ami.tags.get(tagging.FLAKE),
-        "drv": ami.tags.get(tagging.DERIVATION),
+        "derivation": ami.tags.get(tagging.DERIVATION),
         "source": source,
         "tags": dict(ami.tags),
     }

@@ -1,7 +1,7 @@
 """Boots an image in QEMU, before anybody else boots it.
 
 The machine runs on an overlay, so the image is never written, and its digest stays what it is. It has no
-network but EC2's metadata service, which serves instance id, user data and a key. What it says on its serial
+network but EC2's metadata service, which serves instance ID, user data and a key. What it says on its serial
 console is kept as evidence, and decides: the boot is good when the expected line appears before the deadline.
 
 >>> from vmsnix_ops.boot import run

@@ -109,7 +109,7 @@ class ChannelPlan(display.Displayed):
             "version": ami.tags.get(tagging.VERSION),
             "digest": ami.digest,
             "channel": self.channel or None,
-            "pointer": self.parameter or None,
+            "channel_parameter": self.parameter or None,
             "previous_ami_id": previous_ami_id or None,
         }
 
@@ -184,7 +184,7 @@ class ChannelResult(Outcomes):
             "image": plan.image,
             "digest": ami.digest if ami else None,
             "channel": plan.channel or None,
-            "pointer": plan.parameter or None,
+            "channel_parameter": plan.parameter or None,
             "amis": {row.region: row.ami_id for row in self.rows if row.ami_id},
             "outcomes": [self.plain(row) for row in self.rows],
             "overwritten": [error.overwritten for error in self.conflicts],

@@ -572,7 +572,7 @@ def _record_ami(plan: PromotionPlan, context: steps.RegionContext, *, channel_se
     if ami.region != source.region:
         row |= {"source_ami_id": source.ami_id, "source_region": source.region}
     if not channel_set:
-        row |= {"channel": None, "pointer": None}
+        row |= {"channel": None, "channel_parameter": None}
     of_channel = records.latest_of_channel(tables, ami.region, plan.image, row["channel"] or "")
     of_ami = records.latest_of_ami(tables, ami)
     if not (

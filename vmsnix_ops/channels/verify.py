@@ -25,7 +25,7 @@ from vmsnix_ops.aws.regions import ALL, check_regions
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records.recorded_amis import recorded
+from vmsnix_ops.records.recorded_amis import expected_amis
 from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables
@@ -174,7 +174,7 @@ def check(
     settings, session = load(), session or default_session()
     tables = tables or open_tables(settings)
     given = tuple(regions)
-    expected = recorded(tables, regions=() if given == (ALL,) else check_regions(given), image=image)
+    expected = expected_amis(tables, regions=() if given == (ALL,) else check_regions(given), image=image)
     if not expected:
         raise _no_records(image, f"Searched {settings.history}.")
     account = _account(session, [settings.region, session.region_name, *(row["region"] for row in expected)])
@@ -267,7 +267,7 @@ def _unread(result: VerificationResult) -> str:
 def _fix(drift: pd.DataFrame) -> str:
     """Return how to restore the recorded values, and how to record the values in AWS instead."""
     promised = drift["field"].isin(fields.PROMOTED_FIELDS)
-    of_channels, broken = drift["field"] == "pointer", drift["field"].isin(fields.UNFIXABLE_FIELDS)
+    of_channels, broken = drift["field"] == "channel", drift["field"].isin(fields.UNFIXABLE_FIELDS)
     fixes = []
     if promised.any():
         fixes.append(

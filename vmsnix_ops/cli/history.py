@@ -161,7 +161,7 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
     for table, row in open_archive(archive, sandbox=sandbox).rows():
         found[table].append(row)
     for table in chosen:
-        done = records.rebuild(store, table, records.rows_that_fit(table, found[table]))
+        done = records.rebuild(store, table, records.valid_rows(table, found[table]))
         kept = f" The old table was renamed to {done.kept_as}." if done.kept_as else ""
         lost = f" {done.unreadable} of its files could not be read." if done.unreadable else ""
         echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")

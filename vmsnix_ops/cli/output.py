@@ -144,7 +144,7 @@ def show_failure(outcome: RunOutcome) -> None:
         show_error(outcome.error.what, outcome.error.why, outcome.error.fix)
         request = outcome.error.detail.get("request_id")
         if request:
-            console(sys.stderr).print(cell(f"       AWS request id: {request}"), soft_wrap=True)
+            console(sys.stderr).print(cell(f"       AWS request ID: {request}"), soft_wrap=True)
     for problem in outcome.problems:
         show_error(problem)
 

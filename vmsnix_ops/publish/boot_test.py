@@ -156,7 +156,7 @@ class BootPlan(Displayed):
             ("boot", f"{self.image}, in QEMU ({self.accelerator}), on an overlay"),
             ("expect", self.expect),
             ("wait", waits),
-            ("metadata", ", ".join(["instance id", *served])),
+            ("metadata", ", ".join(["instance ID", *served])),
         ]
 
 

@@ -23,7 +23,7 @@ from vmsnix_ops.publish.outcomes import recorded
 from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records import acts, timings
 from vmsnix_ops.records.result import write_result
-from vmsnix_ops.records.run_tables import RunTables, save_again
+from vmsnix_ops.records.run_tables import RunTables, append_unsaved
 from vmsnix_ops.settings import user_name
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Journal:
     def save_again(self) -> tuple[str, ...]:
         """Save once more what could not be saved; return what still cannot be, as sentences."""
         if self._unsaved:
-            self._unsaved = dict.fromkeys(save_again(self.run.folder, self.tables))
+            self._unsaved = dict.fromkeys(append_unsaved(self.run.folder, self.tables))
         return self.problems
 
     def slow(self) -> tuple[SlowStep, ...] | None:
@@ -141,7 +141,7 @@ class Journal:
         By then the work is done, so that a table which cannot be read must not end the run as failed.
         """
         try:
-            return timings.of_run(
+            return timings.slow_steps(
                 self.tables, self.run.run_id, image=self.image, region=self.region, via=self.via
             )
         except RecordsError:

@@ -1,5 +1,5 @@
-"""What is remembered: runs, their steps, the AMIs that they made, and what was found in the account.
+"""The records of runs, steps, AMIs, promotions, retirements and scans.
 
-`tables` keeps it (Delta Lake, append-only), `schemas` says what a row is, `history` asks for it, `timings`
-and `slowness` make sense of it; `run_context` and `result` are the run that is under way.
+`tables` stores rows in Delta Lake, `schemas` defines their columns, `history` reads them, and `timings`
+evaluates durations. `run_context` and `result` belong to the current run.
 """

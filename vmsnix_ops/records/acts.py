@@ -1,7 +1,7 @@
-"""The lines that announce irreversible acts: written and synchronised before AWS is asked to do them.
+"""Announce irreversible actions on the disk before AWS carries them out.
 
-A run that deletes, deregisters or stops sharing something writes one line of ``acts.jsonl`` first, so that
-what a killed process did can be found without AWS. If the line cannot be written, the act is not done.
+A run that deletes, deregisters or stops sharing something first writes a line to ``acts.jsonl``. The file
+shows what a killed process did, without AWS. If the line cannot be written, the action is not done.
 
 >>> from pathlib import Path
 >>> with recording(Path("runs/one"), "one"):  # doctest: +SKIP
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "acts.jsonl"
 LISTED = 10
-"""How many acts an error lists; `FILE_NAME` has all of them."""
+"""Maximum number of actions in an error; the file has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ _PLACE: ContextVar[_Place | None] = ContextVar("vmsnix_acts", default=None)
 
 @contextmanager
 def recording(folder: Path, run_id: str) -> Iterator[None]:
-    """Let the acts of this block, in this thread, be announced in the folder of a run.
+    """Announce the actions of the block, in this thread, in the folder of a run.
 
-    An act that cannot be announced is reported with those of the same block that were done before it.
+    The error for an action that cannot be announced lists the earlier actions of the block.
     """
     token = _PLACE.set(_Place(folder, run_id))
     try:
@@ -56,31 +56,29 @@ def recording(folder: Path, run_id: str) -> Iterator[None]:
 
 
 def announce(act: str, resource: str, region: str = "") -> None:
-    """Write that an irreversible act comes next; return when the line is on the disk.
+    """Write a line about the next irreversible action, and return when it is on the disk.
 
-    Outside of `recording` the line goes into the state folder.
+    Outside of `recording` the line is written to the state folder.
 
     Parameters
     ----------
     act
         The call, such as ``"ec2:DeregisterImage"``.
     resource
-        What it is done to.
+        Its resource.
     region
         AWS region.
 
     Raises
     ------
     vmsnix_ops.errors.UnrecordedActError
-        The line could not be written; the act must not be done.
+        The line could not be written; the action must not be done.
     """
-    place = _PLACE.get()
+    place, new_folder = _PLACE.get(), False
     if place is None:
         from vmsnix_ops.settings import load
 
-        place, make = _Place(load().state, ""), True
-    else:
-        make = False
+        place, new_folder = _Place(load().state, ""), True
     line = {
         "at": datetime.now(UTC).isoformat(),
         "run_id": place.run_id or None,
@@ -90,17 +88,17 @@ def announce(act: str, resource: str, region: str = "") -> None:
     }
     path = place.folder / FILE_NAME
     try:
-        if make:
+        if new_folder:
             files.make_folder(place.folder)
         _append(path, Redactor(secret_values()).json(json.dumps(line)) + "\n")
     except OSError as error:
         why = f"Could not announce it in {path}: {error.strerror or error}."
-        if isinstance(error.__context__, VmsnixError):  # a failure that was being cleaned up after
-            why += f"It was to undo a failed run. The failure: {error.__context__}"
+        if isinstance(error.__context__, VmsnixError):  # the failure whose results are being deleted
+            why += f" It was part of undoing a failed run: {error.__context__}"
         if place.announced:
             done = list(place.announced)
             if len(done) > LISTED:
-                done[:-LISTED] = [f"{len(done) - LISTED} acts"]
+                done[:-LISTED] = [f"{len(done) - LISTED} other actions"]
             why += f" Done before it: {', '.join(done)}."
         raise UnrecordedActError(
             f"{act} of {resource} was not done.",
@@ -113,15 +111,15 @@ def announce(act: str, resource: str, region: str = "") -> None:
 
 
 def _append(path: Path, text: str) -> None:
-    """Append a whole line and synchronise it, and the folder's entry when the file is new."""
+    """Append a line and synchronize the file, and the folder of a new file."""
     new = not path.exists()
     descriptor = files.create(path, os.O_RDWR | os.O_APPEND)
     try:
         data = text.encode()
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            data = b"\n" + data  # a full disk or a power cut left half a line, which must not spoil this one
-        if os.write(descriptor, data) != len(data):  # a full disk takes a part
+            data = b"\n" + data  # a full disk or a power failure left an incomplete line
+        if os.write(descriptor, data) != len(data):  # a full disk writes only a part
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
     finally:

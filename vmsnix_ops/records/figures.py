@@ -1,8 +1,7 @@
-"""Figures that show themselves in any notebook, without pyplot and its global state, in one style.
+"""Figures for notebooks in one style, without pyplot and its global state.
 
-A figure brings its own white ground, so that it reads the same on a light page and on a dark one; `INK` on it
-has a contrast of 10 to 1. Colours are Okabe and Ito's, which people who see colours differently can tell
-apart.
+A figure has a white background, so that it is readable on light and dark pages; `INK` has a contrast of 10 to
+1. The colours are those of Okabe and Ito, which people with colour vision deficiency can distinguish.
 """
 
 from __future__ import annotations
@@ -18,24 +17,18 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 144
 INK, SOFT, GRID, GROUND = "#333a45", "#5b6470", "#e3e6eb", "#ffffff"
-PATH_COLOURS = {"import": "#0072b2", "direct": "#d55e00"}
-"""Colours of the two ways of making a snapshot, the same in every figure."""
+METHOD_COLOURS = {"import": "#0072b2", "direct": "#d55e00"}
+"""Colours of the methods in every figure."""
 
 OTHER_COLOUR, ALARM = "#5b6470", "#d32f2f"
 
 
 def new_figure(**options: Any) -> Figure:
-    """Return an empty figure.
-
-    Parameters
-    ----------
-    options
-        Of ``matplotlib.figure.Figure``.
-    """
+    """Return an empty figure with the options of ``matplotlib.figure.Figure``."""
     from matplotlib.figure import Figure
 
     class ShownFigure(Figure):
-        """A kernel draws plain figures only once pyplot was imported; this one brings its own picture."""
+        """A figure with its own PNG: a kernel draws other figures only after an import of pyplot."""
 
         def _repr_png_(self) -> bytes:
             picture = io.BytesIO()
@@ -45,17 +38,17 @@ def new_figure(**options: Any) -> Figure:
     return ShownFigure(**({"facecolor": GROUND} | options))
 
 
-def saying(words: str) -> Figure:
-    """Return a figure that says why there is nothing to draw."""
+def message_figure(text: str) -> Figure:
+    """Return a figure with a text instead of a plot."""
     figure = new_figure(figsize=(7, 1.2), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
-    axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=12, color=SOFT)
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=12, color=SOFT)
     return figure
 
 
-def tidy(axes: Axes, *, grid: str) -> None:
-    """Leave of a plot what is needed: no frame, no tick marks, a faint grid along one axis."""
+def style_axes(axes: Axes, *, grid: str) -> None:
+    """Remove frame and tick marks, and draw a light grid along one axis."""
     axes.set_facecolor(GROUND)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
@@ -66,8 +59,8 @@ def tidy(axes: Axes, *, grid: str) -> None:
     axes.yaxis.label.set_color(SOFT)
 
 
-def dates(axes: Axes, *, most: int = 8) -> None:
-    """Write the days of an axis of times as short as they can be read."""
+def format_dates(axes: Axes, *, most: int = 8) -> None:
+    """Label an axis of times with short dates, at most `most`."""
     import matplotlib.dates as mdates
 
     # matplotlib's dates have no type hints.
@@ -77,7 +70,7 @@ def dates(axes: Axes, *, most: int = 8) -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """Write a legend above all panels."""
+    """Draw a legend above all panels."""
     figure.legend(
         handles=list(handles),
         loc="outside upper left",
@@ -94,29 +87,29 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 DURATIONS = (*(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20), *(60 * n for n in (0.5, 1, 2, 5, 10, 20)))
 DURATIONS += (*(3600 * n for n in (0.5, 1, 2, 5, 10)), *(86400 * n for n in (1, 2, 5, 10)))
-"""Round durations in seconds, each about twice the one before."""
+"""Round durations in seconds for axis labels."""
 
 LEAST_RANGE = 4.0
-"""How many times the least duration the largest of a scale is, so that mere noise looks like it."""
+"""Minimum ratio of the largest to the smallest duration of an axis, so that noise looks small."""
 
 
 def duration_scale(axes: Axes, seconds: Iterable[float], *, most: int = 5) -> None:
-    """Make the upward axis one of durations: logarithmic, with round ones as marks, each with its unit.
+    """Make the y axis logarithmic, with round durations and their units as labels.
 
     Parameters
     ----------
     axes
-        Of the plot.
+        The axes.
     seconds
-        What it must hold.
+        The durations of the plot.
     most
-        How many durations are written at most.
+        Maximum number of labels.
     """
     import math
 
     values = [max(value, DURATIONS[0]) for value in seconds] or [1.0]
     low, high = min(values), max(values)
-    # Room for a dot and a ring above the largest, however far that is from the least.
+    # Space for a dot and a ring above the largest value, whatever the ratio.
     wider = max(1.0, math.sqrt(LEAST_RANGE * low / high)) * 1.2 * (high / low) ** 0.07
     low, high = low / wider, high * wider
     inside = [tick for tick in DURATIONS if low <= tick <= high]
@@ -139,7 +132,7 @@ def duration(seconds: float) -> str:
 
 
 def duration_unit(longest: float) -> tuple[str, float]:
-    """Return the unit in which durations up to this one read well, and how many seconds it has.
+    """Return a suitable unit for durations up to this one, and its seconds.
 
     >>> duration_unit(42), duration_unit(900), duration_unit(20000)
     (('s', 1.0), ('min', 60.0), ('h', 3600.0))

@@ -1,4 +1,4 @@
-"""Rows and frames in, checked against the schema; frames with the right dtypes out."""
+"""Convert rows and frames to arrow tables of a schema, and arrow tables to frames."""
 
 from __future__ import annotations
 
@@ -37,30 +37,28 @@ class _Misfit(Exception):  # noqa: N818 - never leaves this module
 def to_arrow(schema: Schema, rows: Rows) -> pa.Table:
     """Return rows as an arrow table of the schema.
 
-    Nothing is guessed: text is not parsed as a number, and a time without a time zone is refused. What
-    loses nothing is converted: other time zones to UTC, whole floats to counts (pandas makes such where
-    values are missing), mappings and lists to JSON text. Times keep microseconds.
+    Only lossless conversions are done: other time zones to UTC, whole floats to counts (pandas makes floats
+    of counts with missing values), mappings and lists to JSON text. Text is not parsed as a number, and a
+    time without a time zone is refused. Times have microseconds.
 
     Parameters
     ----------
     schema
-        The table.
+        Schema of the table.
     rows
-        Mappings of column names to values, a frame, or an arrow table that has the schema already and whose
-        values are only counted, not looked at. Columns left out are empty; ``None``, ``NaN``,
-        ``NaT`` and ``pandas.NA`` are empty.
+        Mappings of column names to values, a frame, or an arrow table with the columns of the schema. Missing
+        columns, ``None``, ``NaN``, ``NaT`` and ``pandas.NA`` are empty.
 
     Raises
     ------
     SchemaError
-        Names the table, the column, the row, what was expected and what was found; for an unknown column
-        the nearest.
+        A column is unknown or a value is invalid.
     """
     import pandas as pd
     import pyarrow as pa
 
     if isinstance(rows, pa.Table):
-        return _whole(schema, rows)
+        return _check_table(schema, rows)
     if isinstance(rows, pd.DataFrame):
         _check_names(schema, [str(name) for name in rows.columns])
         length = len(rows)
@@ -77,8 +75,8 @@ def to_arrow(schema: Schema, rows: Rows) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema.arrow())
 
 
-def _whole(schema: Schema, table: pa.Table) -> pa.Table:
-    """Return a table that has the schema, or say which column does not fit."""
+def _check_table(schema: Schema, table: pa.Table) -> pa.Table:
+    """Return the columns of an arrow table; refuse wrong types and missing required values."""
     for column, wanted in zip(schema.columns, schema.arrow(), strict=True):
         found = table.schema.field(column.name).type if column.name in table.column_names else None
         if found != wanted.type:
@@ -89,7 +87,7 @@ def _whole(schema: Schema, table: pa.Table) -> pa.Table:
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """Return an arrow table as a frame with the dtypes that `vmsnix_ops.records.schemas` documents."""
+    """Return an arrow table as a frame with the dtypes in `vmsnix_ops.records.schemas`."""
     import pandas as pd
     import pyarrow as pa
 
@@ -105,7 +103,7 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 def _check_names(schema: Schema, names: Iterable[str]) -> None:
     for name in names:
         if name not in schema.names:
-            schema.column(name)  # raises, naming the nearest
+            schema.column(name)  # raises the error
 
 
 def _listed(series: pd.Series[Any]) -> list[Any]:
@@ -157,8 +155,6 @@ def _refuse(
 
 
 def _is_missing(value: object) -> bool:
-    # NaN, NaT and NA are the only values here that do not equal themselves; NA answers NA, which has no
-    # truth value.
     if isinstance(value, (str, bytes, Mapping, list, tuple)):
         return False
     import pandas as pd
@@ -183,7 +179,7 @@ def _json(value: object) -> str:
     if not isinstance(value, (Mapping, list, tuple)):
         raise _Misfit
     try:
-        # Sorted, so that equal values are equal text.
+        # Sorted, so that equal values become equal texts.
         return json.dumps(
             dict(value) if isinstance(value, Mapping) else value,
             sort_keys=True,
@@ -202,17 +198,8 @@ def _time(value: object) -> datetime:
         message = f"{value.isoformat()}, which has no time zone"
         raise _Misfit(message)
     moment = value.astimezone(UTC)
-    # pandas.Timestamp is a datetime with nanoseconds; the table keeps microseconds.
-    return datetime(
-        moment.year,
-        moment.month,
-        moment.day,
-        moment.hour,
-        moment.minute,
-        moment.second,
-        moment.microsecond,
-        tzinfo=UTC,
-    )
+    # pandas.Timestamp is a datetime with nanoseconds; the tables have microseconds.
+    return datetime.combine(moment.date(), moment.time(), tzinfo=UTC)
 
 
 def _count(value: object) -> int:
@@ -232,7 +219,7 @@ def _number(value: object) -> float:
 
 
 def _flag(value: object) -> bool:
-    # NumPy's booleans are none of Python's; both print as True and False.
+    # NumPy's booleans are not instances of bool.
     if isinstance(value, bool) or type(value).__name__ in {"bool", "bool_"}:
         return bool(value)
     raise _Misfit

@@ -4,8 +4,7 @@
 >>> history.amis(image="ecs-node", last=3)  # doctest: +SKIP
 >>> history.read(image="ecs-node").summary()  # doctest: +SKIP
 
-A frame has the newest row first, and the columns of the page *Tables*. A filter that is left out lets every
-row pass.
+A frame has the newest row first, and the columns of the page *Tables*. Without filters it has all rows.
 """
 
 from __future__ import annotations
@@ -51,28 +50,28 @@ def runs(
     since: datetime | timedelta | None = None,
     last: int | None = None,
 ) -> pd.DataFrame:
-    """Return runs, the one that started last first.
+    """Return runs, the latest start first.
 
     Parameters
     ----------
     tables
-        Where they are recorded; by default as ``vmsnix.toml`` says.
+        The tables; by default those of the settings.
     run_id, runbook, status, image, region
         Only runs with this value.
     since
-        Only runs that started at this time (with a time zone) or later, or at most so long ago.
+        Only runs that started at this time (with a time zone) or later, or within this duration.
     last
-        Only so many, the newest.
+        Maximum number of rows.
 
     Raises
     ------
     UsageError
-        When `since` has no time zone, or `last` is negative.
+        `since` has no time zone, or `last` is negative.
     RecordsError
-        When the table cannot be read.
+        The table cannot be read.
     """
     equal = {"run_id": run_id, "runbook": runbook, "status": status, "image": image, "region": region}
-    return _newest(_matching(tables, "runs", equal, "started_at", since), "started_at", last)
+    return _select(tables, "runs", "started_at", since, last, **equal)
 
 
 def steps(
@@ -87,12 +86,12 @@ def steps(
     since: datetime | timedelta | None = None,
     last: int | None = None,
 ) -> pd.DataFrame:
-    """Return steps, the one that started last first.
+    """Return steps, the latest start first.
 
     Parameters
     ----------
     tables
-        Where they are recorded; by default as ``vmsnix.toml`` says.
+        The tables; by default those of the settings.
     run_id, step, status, image, region, via
         Only steps with this value.
     since, last
@@ -100,20 +99,11 @@ def steps(
 
     Raises
     ------
-    UsageError
-        When `since` has no time zone, or `last` is negative.
-    RecordsError
-        When the table cannot be read.
+    UsageError, RecordsError
+        As for `runs`.
     """
-    equal = {
-        "run_id": run_id,
-        "step": step,
-        "status": status,
-        "image": image,
-        "region": region,
-        "via": via,
-    }
-    return _newest(_matching(tables, "steps", equal, "started_at", since), "started_at", last)
+    equal = {"run_id": run_id, "step": step, "status": status, "image": image, "region": region, "via": via}
+    return _select(tables, "steps", "started_at", since, last, **equal)
 
 
 def amis(
@@ -129,38 +119,34 @@ def amis(
     last: int | None = None,
     all_rows: bool = False,
 ) -> pd.DataFrame:
-    """Return AMIs as they were last recorded, the one recorded last first.
+    """Return the latest record of each AMI, newest first.
 
     Parameters
     ----------
     tables
-        Where they are recorded; by default as ``vmsnix.toml`` says.
+        The tables; by default those of the settings.
     ami_id, name, image, region, run_id, digest
-        Only AMIs with this value in the row that counts.
+        Only AMIs with this value in their latest record.
     since, last
-        As for `runs`, by the time of recording.
+        As for `runs`, by the time of the record.
     all_rows
-        Show every row that was ever recorded, not only the latest of each AMI and region.
+        Return all records, not only the latest of each AMI and region.
 
     Raises
     ------
-    UsageError
-        When `since` has no time zone, or `last` is negative.
-    RecordsError
-        When the table cannot be read.
+    UsageError, RecordsError
+        As for `runs`.
     """
-    # Which row counts must be settled before rows are left out for what may differ between an AMI's rows;
-    # its identity never does.
-    frame = _matching(tables, "amis", {"ami_id": ami_id, "region": region}, "recorded_at", None)
-    frame = _newest(frame, "recorded_at", None)
-    if not all_rows:
+    frame = _select(tables, "amis", "recorded_at", None, None, ami_id=ami_id, region=region)
+    if (
+        not all_rows
+    ):  # before the other filters: an earlier row of an AMI may match them when its latest does not
         frame = frame.drop_duplicates(["ami_id", "region"], keep="first")
     for column, value in {"name": name, "image": image, "run_id": run_id, "digest": digest}.items():
         if value is not None:
             frame = frame[frame[column] == value]
-    moment = _moment(since)
-    if moment is not None:
-        frame = frame[frame["recorded_at"] >= moment]
+    if (earliest := _earliest(since)) is not None:
+        frame = frame[frame["recorded_at"] >= earliest]
     return _newest(frame, "recorded_at", last)
 
 
@@ -181,28 +167,19 @@ def retirements(
     Parameters
     ----------
     tables
-        Where they are recorded; by default as ``vmsnix.toml`` says.
+        The tables; by default those of the settings.
     resource_id, action, kind, image, region, run_id
         Only rows with this value.
     since, last
-        As for `runs`, by the time when it was done.
+        As for `runs`, by the time of the change.
 
     Raises
     ------
-    UsageError
-        When `since` has no time zone, or `last` is negative.
-    RecordsError
-        When the table cannot be read.
+    UsageError, RecordsError
+        As for `runs`.
     """
-    equal = {
-        "resource_id": resource_id,
-        "action": action,
-        "kind": kind,
-        "image": image,
-        "region": region,
-        "run_id": run_id,
-    }
-    return _newest(_matching(tables, "retirements", equal, "done_at", since), "done_at", last)
+    equal = {"action": action, "kind": kind, "image": image, "region": region, "run_id": run_id}
+    return _select(tables, "retirements", "done_at", since, last, resource_id=resource_id, **equal)
 
 
 def promotions(
@@ -221,44 +198,43 @@ def promotions(
     Parameters
     ----------
     tables
-        Where they are recorded; by default as ``vmsnix.toml`` says.
+        The tables; by default those of the settings.
     ami_id, channel, image, region, run_id
         Only rows with this value.
     since, last
-        As for `runs`, by the time when it was done.
+        As for `runs`, by the time of the change.
 
     Raises
     ------
-    UsageError
-        When `since` has no time zone, or `last` is negative.
-    RecordsError
-        When the table cannot be read.
+    UsageError, RecordsError
+        As for `runs`.
     """
     equal = {"ami_id": ami_id, "channel": channel, "image": image, "region": region, "run_id": run_id}
-    return _newest(_matching(tables, "promotions", equal, "promoted_at", since), "promoted_at", last)
+    return _select(tables, "promotions", "promoted_at", since, last, **equal)
 
 
 def _open(tables: Tables | None) -> Tables:
     return open_tables(load()) if tables is None else tables
 
 
-def _matching(
+def _select(
     tables: Tables | None,
     table: str,
-    equal: dict[str, str | None],
-    column: str,
+    time: str,
     since: datetime | timedelta | None,
+    last: int | None,
+    **equal: str | None,
 ) -> pd.DataFrame:
+    """Return the rows with these values, the newest in the column `time` first."""
     where: list[tuple[str, str, object]] = [
-        (name, "==", value) for name, value in equal.items() if value is not None
+        (k, "==", value) for k, value in equal.items() if value is not None
     ]
-    moment = _moment(since)
-    if moment is not None:
-        where.append((column, ">=", moment))
-    return _open(tables).read(table, where=where)
+    if (earliest := _earliest(since)) is not None:
+        where.append((time, ">=", earliest))
+    return _newest(_open(tables).read(table, where=where), time, last)
 
 
-def _moment(since: datetime | timedelta | None) -> datetime | None:
+def _earliest(since: datetime | timedelta | None) -> datetime | None:
     if isinstance(since, timedelta):
         from datetime import UTC, datetime
 
@@ -279,72 +255,70 @@ def _newest(frame: pd.DataFrame, column: str, last: int | None) -> pd.DataFrame:
     return frame if last is None else frame.head(last)
 
 
-PATHS = ("import", "direct")
-"""The two ways to a snapshot, as the column `via` has them."""
+METHODS = ("import", "direct")
+"""The methods that create a snapshot, as in the column `via`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings(Result):
-    """How long the steps of publishes took.
+    """The durations of recorded steps.
 
-    It shows itself as one line: how many steps were found, or why none.
-
-    The methods without ``show`` return frames; see `vmsnix_ops.records.timings` for their columns.
+    `vmsnix_ops.records.timings` documents the columns of the frames.
 
     Attributes
     ----------
     steps
         Rows of the table `steps`, newest first.
-    words
-        That line.
+    text
+        The number of steps, or why there are none.
     """
 
     runbook = "import-timings"
     steps: pd.DataFrame
-    words: str
+    text: str
 
     def notes(self) -> tuple[str]:
-        """Return that line."""
-        return (self.words,)
+        """Return `text`."""
+        return (self.text,)
 
     def frame(self) -> pd.DataFrame:
         """Return the steps."""
         return self.steps
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as ``result.json`` contains it."""
+        """Return the content of ``result.json``."""
         return {"status": "done", "recorded_steps": len(self.steps), "slow_steps": len(self.slow())}
 
     def summary(self, *, by: Sequence[str] = timings.GROUP) -> pd.DataFrame:
-        """Return one row a step, path, image and region (or what `by` names): percentiles, trend, rates."""
+        """Return percentiles, trends and rates, one row for each step, method, image and region (or `by`)."""
         return timings.summary(self.steps, by=by)
 
     def slow(self) -> pd.DataFrame:
-        """Return the steps that were slow by their own history, newest first."""
+        """Return the steps that were slower than their history, newest first."""
         return timings.slow(self.steps)
 
     def trend(self, *, every: str = "W-MON", by: Sequence[str] = timings.GROUP) -> pd.DataFrame:
-        """Return the medians of each week, or of another period as pandas names it."""
+        """Return the medians of each week, or of another pandas period."""
         return timings.trend(self.steps, every=every, by=by)
 
     def compare(self) -> pd.DataFrame:
-        """Return direct upload beside import, from the file of an image to its snapshot."""
+        """Compare direct upload with import, from the image file to the snapshot."""
         return timings.compare(self.steps)
 
     def show_summary(self) -> Shown:
-        """Return `summary` for people."""
+        """Return `summary` as a table for display."""
         return timings.show_summary(self.summary())
 
     def show_slow(self) -> Shown:
-        """Return `slow` for people."""
+        """Return `slow` as a table for display."""
         return timings.show_slow(self.slow())
 
     def show_compare(self) -> Shown:
-        """Return `compare` for people."""
+        """Return `compare` as a table for display."""
         return timings.show_compare(self.compare())
 
     def show_steps(self, *, last: int = 20) -> Shown:
-        """Return the newest steps for people."""
+        """Return the newest steps as a table for display."""
         return timings.show_steps(self.steps, last=last)
 
     def plot_usual(self) -> Figure:
@@ -352,42 +326,42 @@ class Timings(Result):
         return timing_plots.plot_usual(self.steps)
 
     def plot_trend(self) -> Figure:
-        """Draw each run as a dot, and their running median."""
+        """Draw a dot for each run, and the running median."""
         return timing_plots.plot_trend(self.steps)
 
     def plot_compare(self) -> Figure:
-        """Draw direct upload beside import."""
+        """Draw direct upload and import side by side."""
         return timing_plots.plot_compare(self.steps)
 
 
 @check_arguments
 def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | None = None) -> Timings:
-    """Return the timings of an image, a region and a path; of all where nothing is given.
+    """Return the timings of an image, a region and a method; by default of all.
 
-    An image or a region of which nothing is recorded is no error: it may not have been published yet. The
-    words say so, and name the nearest one that is recorded.
+    An image or a region without steps is not an error: it may not be published yet. The result's `text` then
+    suggests the most similar recorded name.
 
     Parameters
     ----------
     image, region, via
         Only steps with this value.
     tables
-        Where they are recorded; by default as ``vmsnix.toml`` says.
+        The tables; by default those of the settings.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        There is no such region or path at all.
+        The region or the method does not exist.
     vmsnix_ops.errors.RecordsError
         The table cannot be read.
     """
     if region:
         _check_region(region)
-    if via and via not in PATHS:
+    if via and via not in METHODS:
         raise errors.ParameterError(
             f"Invalid method {via!r}.",
-            why=errors.nearest(via, PATHS),
-            fix=f"Use {' or '.join(map(repr, PATHS))}, or leave via out.",
+            why=errors.nearest(via, METHODS),
+            fix=f"Use {' or '.join(map(repr, METHODS))}, or leave via out.",
         )
     tables = _open(tables)
     wanted = {"image": image, "region": region, "via": via}
@@ -398,24 +372,25 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
     recorded = tables.read("steps", columns=list(wanted)).drop_duplicates()
     if recorded.empty:
         return Timings(found, "No steps yet. Publish an image first.")
-    words = [f"No steps{_of(wanted)}."]
+    parts = [f"No steps{_of(wanted)}."]
     for name, value in wanted.items():
         known = sorted(recorded[name].dropna().unique())
         if value and value not in known:
-            words += [
-                errors.nearest(value, known),
-                f"Recorded {_WORDS.get(name, name)}s: {', '.join(known)}.",
-            ]
-    return Timings(found, " ".join(filter(None, words)))
+            parts += [errors.nearest(value, known), f"Recorded {_label(name)}s: {', '.join(known)}."]
+    return Timings(found, " ".join(filter(None, parts)))
 
 
 def _of(wanted: dict[str, str]) -> str:
-    told = [f"{_WORDS.get(name, name)} {value!r}" for name, value in wanted.items() if value]
-    return f" of {', '.join(told)}" if told else ""
+    parts = [f"{_label(name)} {value!r}" for name, value in wanted.items() if value]
+    return f" of {', '.join(parts)}" if parts else ""
+
+
+def _label(name: str) -> str:
+    return "method" if name == "via" else name
 
 
 def _check_region(region: str) -> None:
-    """Refuse a region that botocore does not know; AWS is not asked."""
+    """Refuse a region that botocore does not know; no call is made to AWS."""
     known = known_regions()
     if region not in known:
         raise errors.ParameterError(
@@ -423,6 +398,3 @@ def _check_region(region: str) -> None:
             why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
             fix="Check the name; if the region is brand new, update botocore.",
         )
-
-
-_WORDS = {"via": "method"}

@@ -1,8 +1,8 @@
-"""Make a damaged table anew: from what can still be read of it, and from rows that runs have kept.
+"""Rebuild a damaged table from its readable files and from the rows that runs have kept.
 
-Tables are append-only, so every data file that can be read holds true rows, whichever commit named it. Rows
-that runs kept (`vmsnix_ops.records.run_tables`) and the results of runs fill in what is lost. The damaged
-table is kept beside the new one until somebody deletes it.
+Tables are append-only, so every readable data file contains valid rows, whatever the commits say. Lost rows
+come from the copies in the runs' folders (`vmsnix_ops.records.run_tables`) and from the results of runs. The
+damaged table is kept beside the new one.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ KEYS: dict[str, tuple[str, ...]] = {
     "promotions": ("run_id", "region", "ami_id", "channel", "promoted_at"),
     "retirements": ("run_id", "region", "resource_id", "action", "done_at"),
 }
-"""The columns by which a row that a run has kept is found in the table; all where it is not listed."""
+"""Columns that identify a row; all columns for other tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What became of one table.
+    """The result of rebuilding one table.
 
     Attributes
     ----------
     table
-        Its name.
+        Name of the table.
     read, added
-        Rows that could be read from the table itself, and rows that only runs had kept.
+        Number of rows from the table's own files, and from the copies of runs.
     unreadable
-        Data files that could not be read.
+        Number of unreadable data files.
     kept_as
-        Name of the folder beside the new table that holds the old one; empty when there was none.
+        Name of the folder with the old table; empty if there was none.
     """
 
     table: str
@@ -59,30 +59,30 @@ class Rebuilt:
 
 
 def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Rebuilt:
-    """Make a table anew and put it in the place of the old one.
+    """Rebuild a table and replace the old one.
 
-    Safe to run twice, and after a crash: the old table is moved away only when the new one is whole. On S3
-    no run should write to the table meanwhile.
+    Safe to run twice, and after a crash: the old table is moved only when the new one is complete. On S3 no
+    run should write to the table during the rebuild.
 
     Parameters
     ----------
     tables
-        Where it is.
+        The tables.
     table
-        Its name.
+        Name of the table.
     rows
-        What runs have kept of it; rows that the table has are not added twice.
+        Rows from the copies of runs; rows that the table has are not added again.
 
     Raises
     ------
     vmsnix_ops.errors.RecordsError
-        The place cannot be read or written.
+        The location cannot be read or written.
     """
     import pyarrow as pa
 
     schema = schemas.schema(table)
     key = KEYS.get(table, schema.names)
-    with tables.replacing(table) as (files, old):
+    with tables.locked_files(table) as (files, old):
         folders = [*([table] if old else ()), *_moved(files, table)]
         salvaged = [_salvage(files, schema, folder) for folder in folders]
         found = [data for some, _ in salvaged for data in some]
@@ -92,15 +92,12 @@ def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Re
         kept = to_arrow(schema, list(rows))
         more = kept.filter(pa.array(_missing(kept, own, key), pa.bool_()))
         moment = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-        tables.put_in_place(files, table, pa.concat_tables([own, more]), moment)
+        tables.replace(files, table, pa.concat_tables([own, more]), moment)
     return Rebuilt(table, own.num_rows, more.num_rows, unreadable, f"{table}.damaged-{moment}" if old else "")
 
 
 def _moved(files: pa_fs.FileSystem, table: str) -> list[str]:
-    """Return the folders that rebuilds have left beside a table, when one was killed between its moves.
-
-    Then the table has no commit.
-    """
+    """Return the folders of a rebuild that was killed between its moves, when the table has no commit."""
     import pyarrow.fs as pa_fs
 
     log = files.get_file_info(pa_fs.FileSelector(f"{table}/_delta_log", allow_not_found=True))
@@ -112,7 +109,7 @@ def _moved(files: pa_fs.FileSystem, table: str) -> list[str]:
 
 
 def _salvage(files: pa_fs.FileSystem, schema: Schema, folder: str) -> tuple[list[pa.Table], int]:
-    """Return the rows of every data file that can be read, and how many cannot."""
+    """Return the rows of each readable data file, and the number of unreadable files."""
     import pyarrow as pa
     import pyarrow.fs as pa_fs
     import pyarrow.parquet as pq
@@ -125,14 +122,14 @@ def _salvage(files: pa_fs.FileSystem, schema: Schema, folder: str) -> tuple[list
             continue
         try:
             data = pq.ParquetFile(files.open_input_file(info.path)).read()
-            found.append(_fitted(data, schema))
+            found.append(_with_schema(data, schema))
         except (pa.ArrowException, OSError, ValueError):
             unreadable += 1
     return found, unreadable
 
 
-def _fitted(data: pa.Table, schema: Schema) -> pa.Table:
-    """Return a data file's rows in today's columns: one that it lacks is empty."""
+def _with_schema(data: pa.Table, schema: Schema) -> pa.Table:
+    """Return the rows of a data file with the columns of the schema; missing ones are empty."""
     import pyarrow as pa
 
     arrays = [
@@ -145,19 +142,19 @@ def _fitted(data: pa.Table, schema: Schema) -> pa.Table:
 
 
 def _new(data: pa.Table) -> list[bool]:
-    """Return for every row whether none before it is the same: compacting copies rows to another file."""
+    """Return for each row whether it is the first of its value: compaction copies rows to other files."""
     new, seen = [], set()
     for row in data.to_pylist():
-        text = repr(row)  # in which one missing number is like another
+        text = repr(row)  # NaN is equal to NaN in this text
         new.append(text not in seen)
         seen.add(text)
     return new
 
 
 def _missing(kept: pa.Table, own: pa.Table, key: tuple[str, ...]) -> list[bool]:
-    """Return for every row that runs have kept whether the table lacks it.
+    """Return for each kept row whether the table lacks it.
 
-    Several rows can have one key. The table lacks as many of them as runs have kept more than it has.
+    Several rows can have the same key. The table then lacks the difference of the two numbers of rows.
     """
 
     def key_of(row: Mapping[str, Any]) -> str:
@@ -176,8 +173,8 @@ def _missing(kept: pa.Table, own: pa.Table, key: tuple[str, ...]) -> list[bool]:
     return missing
 
 
-def rows_that_fit(table: str, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows that fit a table; what somebody edited or another version wrote is left out."""
+def valid_rows(table: str, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the valid rows of a table, without edited rows and those of another version."""
     from vmsnix_ops.errors import SchemaError
 
     schema, fitting = schemas.schema(table), []

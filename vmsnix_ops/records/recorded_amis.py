@@ -1,18 +1,19 @@
-"""What is recorded of each AMI: every table's word, and what a publish makes where they are silent.
+"""The recorded state of each AMI, from all tables.
 
-==================================  ==================================================================
-of                                  says
-==================================  ==================================================================
-``amis``, the newest row            how it was registered, and its tags
-``amis``, the newest of a run       whether it is public, its date, its protection: as the run found them
-``promotions``, the newest row      all that, with whom it and its snapshots are shared, key, and channel
-``retirements``, where it is newer  that it is shared with nobody, or again with whom it was
-none of them                        a publish shares with nobody, or with everybody when told to
-==================================  ==================================================================
+==================================  =====================================================================
+table                               values
+==================================  =====================================================================
+``amis``, the newest row            registration and tags
+``amis``, the newest row of a run   public access, deprecation date, protection
+``promotions``, the newest row      the same, and the accounts that may use the AMI and its snapshots, the
+                                    KMS key and the channel
+``retirements``, if it is newer     the accounts that may use it: none, or again those before
+none of them                        a publish shares with nobody, or makes the AMI public
+==================================  =====================================================================
 
-A sync takes over what AWS says, and so it has no say in who may use an AMI: a job that runs every night must
-not make the share that somebody added the recorded one. Only of an AMI that no run recorded the first sync
-counts.
+A sync copies the state in AWS to the tables. It must not record permissions, because a nightly sync would
+turn a permission that somebody added into the recorded one. Only if no run has recorded an AMI, its first
+sync counts.
 """
 
 from __future__ import annotations
@@ -29,114 +30,114 @@ if TYPE_CHECKING:
 
 GONE = "deregistered"
 _ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
-_PROMISED = ("public", "deprecated_at", "protected")
+_CHANGEABLE = ("public", "deprecated_at", "protected")
 _Key = tuple[str, str]
 
 
-def recorded(tables: Tables, *, regions: tuple[str, ...] = (), image: str = "") -> list[dict[str, Any]]:
-    """Return what AWS should say of each AMI; what was deregistered is left out.
+def expected_amis(tables: Tables, *, regions: tuple[str, ...] = (), image: str = "") -> list[dict[str, Any]]:
+    """Return the state that each AMI should have in AWS, without deregistered AMIs.
 
     Parameters
     ----------
     tables
-        Where they are kept.
+        The tables.
     regions
-        Only AMIs there; empty: everywhere.
+        Only AMIs in these regions; empty for all.
     image
-        Only AMIs of this image; empty: of all.
+        Only AMIs of this image; empty for all.
 
     Returns
     -------
     list of dict
-        The columns of ``amis`` that are not empty, and ``architecture``; ``shared_with`` and
-        ``snapshots_shared_with``, lists; ``deprecated_at`` (``None``: no date) and ``protected`` where they
-        are known; ``encrypted`` and ``kms_key`` of one that was promoted; ``pointers``, the names of those
-        that pointed to it last.
+        The columns of ``amis`` that are not empty, and ``architecture``; the lists ``shared_with`` and
+        ``snapshots_shared_with``; if known, ``deprecated_at`` (``None`` for no date) and ``protected``; for a
+        promoted AMI ``encrypted`` and ``kms_key``; ``channel_parameters``, the names of the channels'
+        parameters that were last set to it.
     """
     promotions, retirements = _promotions(tables), _retirements(tables)
-    pointers = _pointers(tables)
+    channels = _channel_parameters(tables)
     histories: dict[_Key, list[dict[str, Any]]] = {}
     for row in _records(history.amis(tables, all_rows=True)):  # newest first
         histories.setdefault((row["ami_id"], row["region"]), []).append(row)
     found = []
-    for where, rows in histories.items():
+    for key, rows in histories.items():
         row = rows[0]
         if row.get("state") == GONE or (regions and row["region"] not in regions):
             continue
         if image and row.get("image") != image:
             continue
-        promised = _promised(_witness(rows), promotions.get(where, {}), retirements.get(where, {}))
-        told = {name: value for name, value in row.items() if name not in _PROMISED}
+        registered = {name: value for name, value in row.items() if name not in _CHANGEABLE}
+        changeable = _changeable(_row_for_grants(rows), promotions.get(key, {}), retirements.get(key, {}))
         more = {
             "architecture": _ARCHITECTURES.get(row.get("system", "")),
-            "pointers": pointers.get(where, []),
+            "channel_parameters": channels.get(key, []),
         }
-        found.append(told | promised | more)
+        found.append(registered | changeable | more)
     return found
 
 
-def _witness(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row, of one AMI's from the newest to the oldest, that tells who may use it."""
+def _row_for_grants(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of an AMI (newest first) that decides who may use it."""
     by_runs = [row for row in rows if row["source"] != "sync"]
-    knowing = [row for row in rows if "protected" in row]  # not those of older versions
-    return by_runs[0] if by_runs else (knowing or rows)[-1]
+    complete = [row for row in rows if "protected" in row]  # older versions did not record it
+    return by_runs[0] if by_runs else (complete or rows)[-1]
 
 
-def _promised(row: dict[str, Any], promotion: dict[str, Any], retirement: dict[str, Any]) -> dict[str, Any]:
-    """Return who should be able to use it, dates, protection and keys, as far as they are known."""
-    own = _dated({name: row[name] for name in _PROMISED if name in row}, row)
+def _changeable(row: dict[str, Any], promotion: dict[str, Any], retirement: dict[str, Any]) -> dict[str, Any]:
+    """Return the recorded permissions, dates, protection and keys of an AMI, if known."""
+    own = _with_date({name: row[name] for name in _CHANGEABLE if name in row}, row)
     known = own | {"shared_with": [], "snapshots_shared_with": []}
     if promotion:
-        known |= {name: promotion[name] for name in (*_PROMISED, "encrypted") if name in promotion}
+        known |= {name: promotion[name] for name in (*_CHANGEABLE, "encrypted") if name in promotion}
         known |= {"deprecated_at": promotion.get("deprecated_at"), "kms_key": promotion.get("kms_key", "")}
         for name in ("shared_with", "snapshots_shared_with"):
             known[name] = json.loads(promotion.get(name) or "[]")
-        if row["recorded_at"] > promotion["promoted_at"]:  # published once more, to be public
+        if row["recorded_at"] > promotion["promoted_at"]:  # published again, as public
             known |= own
     if retirement and not (promotion and promotion["promoted_at"] > retirement["done_at"]):
         known.pop("deprecated_at", None)
         known |= own
-        back = retirement["action"] == "restored"
-        known["shared_with"] = json.loads(retirement.get("shared_with") or "[]") if back else []
-        known["snapshots_shared_with"] = known["snapshots_shared_with"] if back else []
+        restored = retirement["action"] == "restored"
+        known["shared_with"] = json.loads(retirement.get("shared_with") or "[]") if restored else []
+        known["snapshots_shared_with"] = known["snapshots_shared_with"] if restored else []
     return known
 
 
-def _dated(own: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row says, with what a date that is missing there means."""
+def _with_date(own: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a row; in a complete row a missing date means no date."""
     if "protected" in row:
         return {"deprecated_at": None} | own
-    if row["source"] == "publish":  # by an older version, which recorded neither: a publish sets neither
+    if row["source"] == "publish":  # of an older version, which recorded neither; a publish sets neither
         return own | {"deprecated_at": None, "protected": False}
     return own
 
 
 def _promotions(tables: Tables) -> dict[_Key, dict[str, Any]]:
-    """Return the newest facts of each AMI and region; a rollback says nothing of them."""
+    """Return the newest promotion of each AMI and region; a rollback records no facts of the AMI."""
     rows = [row for row in _records(tables.read("promotions")) if row["how"] == "promote"]
     return {(row["ami_id"], row["region"]): row for row in sorted(rows, key=lambda one: one["promoted_at"])}
 
 
 def _retirements(tables: Tables) -> dict[_Key, dict[str, Any]]:
-    """Return what was done last to each AMI that was retired or restored."""
+    """Return the last retirement or restoration of each AMI."""
     newest_last = _records(history.retirements(tables, kind="ami"))[::-1]
     return {(row["resource_id"], row["region"]): row for row in newest_last}
 
 
-def _pointers(tables: Tables) -> dict[_Key, list[str]]:
-    """Return the pointers that were last pointed to each AMI."""
+def _channel_parameters(tables: Tables) -> dict[_Key, list[str]]:
+    """Return the channels' parameters that were last set to each AMI."""
     last: dict[_Key, str] = {}
     for row in sorted(_records(tables.read("promotions")), key=lambda one: one["promoted_at"]):
-        if row.get("pointer"):
-            last[row["region"], row["pointer"]] = row["ami_id"]
+        if row.get("channel_parameter"):
+            last[row["region"], row["channel_parameter"]] = row["ami_id"]
     found: dict[_Key, list[str]] = {}
-    for (region, pointer), ami_id in last.items():
-        found.setdefault((ami_id, region), []).append(pointer)
+    for (region, parameter), ami_id in last.items():
+        found.setdefault((ami_id, region), []).append(parameter)
     return found
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows without their empty values, which pandas spells in several ways."""
+    """Return rows without missing values."""
     import pandas as pd
 
     return [

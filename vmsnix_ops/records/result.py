@@ -1,7 +1,6 @@
 """``result.json``: the result of a run, for programs.
 
-Every documented key is always present; ``null`` where it does not apply. A runbook may add keys of its
-own.
+Every documented key is always present, and ``null`` if it does not apply. A runbook may add keys.
 """
 
 from __future__ import annotations
@@ -68,11 +67,11 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "cwd": (str, "Working directory; relative paths in the parameters start there."),
     "package_version": (str, "Version of vmsnix_ops."),
 }
-"""Documented keys: the type of the value where it is not ``null``, and what it means."""
+"""Documented keys: the type of a value that is not ``null``, and its meaning."""
 
 
 def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of the table ``runs`` for a run that has ended, from its ``result.json``."""
+    """Return the row of the table ``runs`` from the ``result.json`` of a finished run."""
     given = result.get("parameters") or {}
     names = ("run_id", "runbook", "status", "account", "image_name", "ami_id", "notebook", "report")
     return {
@@ -91,35 +90,30 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
-    """Write ``result.json`` into the folder of a run, whole or not at all.
+    """Write ``result.json`` into the folder of a run, and return its path.
 
-    Safe to do twice: the file is replaced. Times become ISO 8601 text, paths become text.
+    Safe to run twice: the file is replaced atomically. Times become ISO 8601 text, paths become text.
 
     Parameters
     ----------
     run
-        The run; its `run_id` and `runbook` are filled in.
+        The run; its `run_id` and `runbook` are added.
     result
-        Documented keys (`KEYS`) and any others.
-
-    Returns
-    -------
-    Path
-        The file.
+        Documented keys (`KEYS`) and others.
 
     Raises
     ------
     SchemaError
-        When a documented key has a value of another type, or a value cannot stand in JSON.
-    RecordsError
-        When the file cannot be written; `UnsavedError`, exit code 3.
+        A documented key has a value of another type, or a value cannot be written as JSON.
+    UnsavedError
+        The file cannot be written.
     """
-    whole = {**dict.fromkeys(KEYS), "run_id": run.run_id, "runbook": run.runbook, **result}
-    whole = Redactor(secret_values()).value(whole)
+    values = {**dict.fromkeys(KEYS), "run_id": run.run_id, "runbook": run.runbook, **result}
+    values = Redactor(secret_values()).value(values)
     for key, (kind, _) in KEYS.items():
-        _check(key, kind, whole[key])
+        _check(key, kind, values[key])
     try:
-        text = json.dumps(whole, indent=2, allow_nan=False, default=_plain, ensure_ascii=False)
+        text = json.dumps(values, indent=2, allow_nan=False, default=_plain, ensure_ascii=False)
         text = json_text(text) + "\n"
     except (TypeError, ValueError) as error:
         raise SchemaError(
@@ -136,13 +130,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
 
 @contextmanager
 def saving(place: Path) -> Iterator[None]:
-    """Turn a failure to write what a job has found or done into an error that says that it is done.
-
-    Raises
-    ------
-    UnsavedError
-        The block raised an `OSError`.
-    """
+    """Turn an `OSError` of the block into an `UnsavedError`: the job is done, its record is not saved."""
     try:
         yield
     except OSError as error:
@@ -155,13 +143,13 @@ def saving(place: Path) -> Iterator[None]:
 
 
 MOST_ROWS = 200
-"""How many rows of its table a result keeps for the summary of a CI job."""
+"""Maximum number of rows of the table in the summary of a CI job."""
 
 
 class Result(Displayed):
-    """The result of a job. Every job returns one.
+    """The base of the results of all jobs.
 
-    A class overrides `frame` and `as_dict`, and `error` where its job can end otherwise than done.
+    A subclass overrides `frame` and `as_dict`, and `error` if its job can fail.
     """
 
     __slots__ = ()
@@ -169,29 +157,29 @@ class Result(Displayed):
 
     @property
     def run(self) -> RunContext:
-        """The run that the job was part of."""
+        """The run of the job."""
         return current_run(self.runbook)
 
     @property
     def run_id(self) -> str:
-        """The name of the run, its key in the tables."""
+        """ID of the run, its key in the tables."""
         return self.run.run_id
 
     @property
     def error(self) -> VmsnixError | None:
-        """Why the job failed, or what it did not do; ``None`` when it is done."""
+        """The error of a failed or partial job; ``None`` if it is done."""
         return None
 
     def frame(self) -> pd.DataFrame:
-        """Return the result as a table."""
+        """Return the result as a frame."""
         raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as ``result.json`` contains it."""
+        """Return the content of ``result.json``."""
         raise NotImplementedError
 
     def raise_for_status(self) -> None:
-        """Raise what the job did not do as its error; its `exit_code` is 3 when a part of the job is done."""
+        """Raise the error of a failed or partial job; `exit_code` is 3 for a partial job."""
         if (error := self.error) is not None:
             raise error
 
@@ -201,14 +189,14 @@ class Result(Displayed):
         Raises
         ------
         vmsnix_ops.errors.VmsnixError
-            The file cannot be written. When the job failed, this is its error, with that as a note: a file
-            that cannot be written must not hide it.
+            The file cannot be written. After a failed job, this is the job's error, with a note about the
+            file.
         """
         run = self.run
         try:
             try:
                 self._write_files(run.folder)
-            finally:  # what was done is recorded, also where a file beside it cannot be written
+            finally:  # result.json is written also if another file cannot be written
                 path = write_result(run, self._values())
         except RecordsError as unsaved:
             if (error := self.error) is None:
@@ -218,7 +206,7 @@ class Result(Displayed):
         return path
 
     def _values(self) -> dict[str, Any]:
-        """Return `as_dict` with the table for the summary of a CI job, unless the summary has it already."""
+        """Return `as_dict`, with the table for the summary of a CI job if it has no other table."""
         values, table = self.as_dict(), self.table()
         if table is not None and not {"steps", "tables"} & values.keys():
             rows = [list(row) for row in table.rows[:MOST_ROWS]]
@@ -226,13 +214,13 @@ class Result(Displayed):
         return values
 
     def _write_files(self, folder: Path) -> None:
-        """Write what a class adds to ``result.json``."""
+        """Write further files of a subclass."""
 
 
 def parse(content: bytes | None) -> dict[str, Any]:
-    """Return what a ``result.json`` says, whoever wrote it; nothing when it is absent, torn or foreign.
+    """Return the values of a ``result.json``; an empty mapping if it is missing or not a JSON object.
 
-    A documented key whose value is of another type than `KEYS` says is ``null``.
+    A documented key whose value has the wrong type is ``null``.
     """
     try:
         values = json.loads(content or b"{}")
@@ -264,12 +252,12 @@ def _as_documented(key: str, value: Any) -> Any:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Return what ``result.json`` in the folder of a run says; an empty mapping when there is none.
+    """Return the values of ``result.json`` in the folder of a run; an empty mapping without the file.
 
     Raises
     ------
     RecordsError
-        When the file is there and is not a JSON object.
+        The file cannot be read or is not a JSON object.
     """
     path = folder / FILE_NAME
     try:
@@ -288,10 +276,10 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
-    right = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+    valid = value is None or (isinstance(value, kind) and not isinstance(value, bool))
     if key in {"report", "notebook", "log", "result", "cwd"} and isinstance(value, Path):
-        right = True
-    if not right:
+        valid = True
+    if not valid:
         expected = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
         raise SchemaError(
             f"Invalid {key!r} in the result: {value!r}.",
@@ -324,7 +312,7 @@ def _plain(value: object) -> object:
 
 
 def reference_page() -> str:
-    """Return the page that documents the keys, as ``docs/reference/result.md`` has it."""
+    """Return the text of ``docs/reference/result.md``."""
     words = {str: "text", int: "whole number", (int, float): "number", dict: "object", list: "list"}
     lines = [
         "# result.json",

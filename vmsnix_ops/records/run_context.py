@@ -1,4 +1,4 @@
-"""The run that this process is part of: its name, and the folder where its results go."""
+"""The run of this process: its ID, and the folder for its results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.settings import Settings
 
-# A run id becomes a folder, a tag value and part of a key: nothing in it may lead out of a folder or look
-# like an option.
+# A run ID is used as a folder, a tag value and part of a key. It must not leave a folder or look like an
+# option.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NEW_RUN_ID = re.compile(r"(?P<started>\d{8}T\d{9}Z)-(?P<runbook>[A-Za-z0-9-]+)-[0-9a-f]{6}")
-"""Run IDs as `new_run_id` makes them; they sort by the time when the run started."""
+"""Run IDs of `new_run_id`; they sort by the start of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +32,15 @@ class RunContext:
     Attributes
     ----------
     run_id
-        Name of the run; sorts by time.
+        ID of the run; IDs sort by time.
     runbook
-        The runbook, ``"interactive"`` when there is none.
+        Name of the runbook, or ``"interactive"``.
     folder
         Existing folder for ``result.json`` and logs.
     managed
-        Whether a runner started it, who then archives the folder and writes the row in `runs`.
+        Whether a runner started the run. The runner archives the folder and writes the row in `runs`.
     entry
-        Where its ``result.json`` will be found by everybody, ``s3://...``; empty when the archive is on this
-        machine.
+        URL of ``result.json`` in an archive on S3, ``s3://...``; empty for a local archive.
     """
 
     run_id: str
@@ -57,9 +56,9 @@ def new_run_id(runbook: str, *, now: datetime | None = None) -> str:
     Parameters
     ----------
     runbook
-        The runbook; characters that have no place in a file name become ``-``.
+        The runbook; characters other than letters and digits become ``-``.
     now
-        When the run starts; now by default.
+        Start of the run; by default now.
 
     Examples
     --------
@@ -77,34 +76,34 @@ def current_run(
     settings: Settings | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> RunContext:
-    """Return the run that the runner started, or begin a new one.
+    """Return the run that the runner started, or a new one.
 
-    The runner names its run to every kernel with ``VMSNIX_RUN_ID``, ``VMSNIX_RUNBOOK``, ``VMSNIX_RUN_DIR``
-    and, with an archive on S3, ``VMSNIX_RUN_ENTRY``. Without them (JupyterLab, a program) every call begins a
-    new run in its own folder below ``<state>/runs``.
+    The runner passes its run to the kernel with ``VMSNIX_RUN_ID``, ``VMSNIX_RUNBOOK``, ``VMSNIX_RUN_DIR``
+    and, with an archive on S3, ``VMSNIX_RUN_ENTRY``. Without them (in JupyterLab or a program) every call
+    creates a new run with its own folder below ``<state>/runs``.
 
     Parameters
     ----------
     runbook
-        What a new run is called after.
+        Name for the ID of a new run.
     settings
-        Tell the state folder; loaded when left out and needed.
+        Settings with the state folder; loaded by default.
     environment
-        The variables; ``os.environ`` by default.
+        The variables; by default ``os.environ``.
 
     Raises
     ------
     SettingsError
-        When ``VMSNIX_RUN_ID`` is no name for a run.
+        ``VMSNIX_RUN_ID`` is not a valid run ID.
     RecordsError
-        When the run's folder cannot be made.
+        The run's folder cannot be created.
     """
     environment = os.environ if environment is None else environment
     run_id = environment.get("VMSNIX_RUN_ID", "")
     if run_id and not _RUN_ID.fullmatch(run_id):
         raise SettingsError(
-            f"Invalid run id VMSNIX_RUN_ID={run_id!r}.",
-            why="A run id is used as a folder name and a tag: up to 128 letters, digits, '.', '_' and '-'.",
+            f"Invalid run ID VMSNIX_RUN_ID={run_id!r}.",
+            why="A run ID is used as a folder name and a tag: up to 128 letters, digits, '.', '_' and '-'.",
             fix="Run unset VMSNIX_RUN_ID; vmsnix sets it where it is needed.",
         )
     managed = bool(run_id)
@@ -112,8 +111,8 @@ def current_run(
         runbook = environment.get("VMSNIX_RUNBOOK") or runbook
     else:
         run_id = new_run_id(runbook)
-    named = environment.get("VMSNIX_RUN_DIR", "") if managed else ""
-    folder = Path(named).absolute() if named else _state(settings, environment) / "runs" / run_id
+    path = environment.get("VMSNIX_RUN_DIR", "") if managed else ""
+    folder = Path(path).absolute() if path else _state(settings, environment) / "runs" / run_id
     try:
         files.make_folder(folder)
     except OSError as error:

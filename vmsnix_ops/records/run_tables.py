@@ -1,10 +1,10 @@
-"""The tables as one run writes to them: a copy of every row is kept in the run's folder first.
+"""The tables of one run, with a copy of each row in the folder of the run.
 
-A table that is damaged, full or out of reach must not stop a publish, and no row may be lost by it. So
-`RunTables.append` writes the rows to ``rows.jsonl`` in the folder of the run, then to the table, then a mark
-that they are saved. `save_again` appends what has no mark; the runner does so at the end of a run, and
-``vmsnix runs repair`` later. The file is archived with the run, so that ``vmsnix history rebuild`` can
-restore whole tables row for row (`vmsnix_ops.records.rebuild`).
+A damaged, full or unreachable table must not stop a publish or lose rows. So `RunTables.append` writes the
+rows to ``rows.jsonl`` in the folder of the run, then to the table, then a mark that they are saved.
+`append_unsaved` appends rows without a mark; the runner calls it at the end of a run, and ``vmsnix runs
+repair`` later. The file is archived with the run, and ``vmsnix history rebuild`` restores tables from it
+(`vmsnix_ops.records.rebuild`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FILE_NAME = "rows.jsonl"
 
 KEPT = ("runs", "steps", "amis", "promotions", "retirements")
-"""Tables whose rows are kept with the run; the others are large, and can be made again."""
+"""Tables whose rows are copied to the run's folder; the others are large and can be recreated."""
 
 
 class RunTables(Tables):
@@ -46,14 +46,14 @@ class RunTables(Tables):
     Parameters
     ----------
     settings
-        Name the place of the tables.
+        Settings with the place of the tables.
     run
-        Whose folder keeps the copy.
+        The run whose folder gets the copies.
 
     Attributes
     ----------
     problems
-        What could not be written and was not raised, as sentences.
+        Errors of writes that were not raised, as sentences.
     """
 
     def __init__(self, settings: Settings, run: RunContext) -> None:
@@ -62,10 +62,9 @@ class RunTables(Tables):
         self.problems: dict[str, None] = {}
 
     def append(self, table: str, rows: Rows, *, once: str | None = None, clean: bool = False) -> None:
-        """Add rows to a table as `Tables.append` does; the copy is kept also when that fails.
+        """Append rows to a table as `Tables.append` does, after a copy to the run's folder.
 
-        Rows of other tables than `KEPT` only save later work. Where they cannot be written the error is
-        collected in `problems`, not raised.
+        Rows of tables not in `KEPT` only save later work, so their errors are collected in `problems`.
         """
         data = to_arrow(schemas.schema(table), rows)
         data = data if clean else without_secrets(data)
@@ -93,9 +92,9 @@ class RunTables(Tables):
     def read_or_empty(
         self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
     ) -> pd.DataFrame:
-        """Return rows as `read` does, and none where the table cannot be read.
+        """Return rows as `read` does, but none if the table cannot be read.
 
-        For what only saves work or informs; whatever decides over a resource needs `read`.
+        Use it only for information or to save work. A decision about a resource needs `read`.
         """
         try:
             return self.read(table, columns=columns, where=where)
@@ -108,10 +107,7 @@ class RunTables(Tables):
 
 
 def lines_of(content: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the rows' lines of a ``rows.jsonl``, without the marks.
-
-    A line that a crash has cut, or that is none of ours, is left out.
-    """
+    """Yield the lines with rows of a ``rows.jsonl``, without the marks and without incomplete lines."""
     return (line for line in _lines(content) if "table" in line)
 
 
@@ -132,21 +128,21 @@ def _lines(content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _are_rows(rows: object) -> bool:
-    """Whether a value is a list of rows whose times can be read."""
+    """Return whether a value is a list of mappings."""
     return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
-def save_again(folder: Path, tables: Tables) -> list[str]:
-    """Append the rows of a run that did not reach the tables; return what still fails, as sentences.
+def append_unsaved(folder: Path, tables: Tables) -> list[str]:
+    """Append the rows of a run that are not saved, and return the remaining problems as sentences.
 
-    Safe to run twice: a table takes every append once, by its name.
+    Safe to run twice: a table accepts each append once, by its name.
 
     Parameters
     ----------
     folder
         Folder of the run.
     tables
-        Where the rows belong.
+        The tables of the rows.
     """
     path, problems = folder / FILE_NAME, {}
     try:
@@ -161,7 +157,7 @@ def save_again(folder: Path, tables: Tables) -> list[str]:
             continue
         try:
             tables.append(line["table"], rows_from(line), once=line["once"])
-        except SchemaError as error:  # of another version, or edited: no retry saves it, and the others fit
+        except SchemaError as error:  # the line is edited or of another version; other lines may be valid
             problems[line["once"]] = str(error)
         except RecordsError as error:
             problems[line["table"]] = str(error)
@@ -171,7 +167,7 @@ def save_again(folder: Path, tables: Tables) -> list[str]:
 
 
 def has_unsaved(folder: Path) -> bool:
-    """Whether rows of a run have not reached the tables, as far as its folder can be read."""
+    """Return whether a run has unsaved rows; false if its folder cannot be read."""
     try:
         lines = list(_lines(files.read(folder / FILE_NAME)))
     except OSError:
@@ -180,14 +176,14 @@ def has_unsaved(folder: Path) -> bool:
 
 
 def rows_from(line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a line with their times as times; columns that the schema lacks are left out."""
+    """Return the rows of a line with parsed times, and without columns that the schema lacks."""
     schema = schemas.schema(line["table"])
 
     def moment(value: Any) -> Any:
         try:
             return datetime.fromisoformat(value)
         except (TypeError, ValueError):
-            return value  # which does not fit the schema
+            return value  # the schema refuses it
 
     times = {column.name for column in schema.columns if column.kind == "time"}
     return [
@@ -212,16 +208,16 @@ def _plain(data: pa.Table) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, line: Mapping[str, Any]) -> bool:
-    """Append one line with one write, so that threads do not mix; return whether it was written.
+    """Append a line with one write, so that threads do not mix lines; return whether it was written.
 
-    The rows must be free of secrets already.
+    The rows must not contain secrets.
     """
     text = json.dumps(line, ensure_ascii=False).encode()
     try:
         files.make_folder(path.parent)
         descriptor = files.create(path, os.O_WRONLY | os.O_APPEND)
         try:
-            # A line that a full disk cut before this one must not swallow it.
+            # The first line end separates it from an incomplete line that a full disk left.
             return os.write(descriptor, b"\n" + text + b"\n") == len(text) + 2
         finally:
             os.close(descriptor)

@@ -1,7 +1,7 @@
-"""What stands in each table: every column with its kind, its unit and what it means.
+"""The columns of each table with their kinds, units and meanings.
 
-The same definitions make the Delta tables, check what is written, and are the reference page
-``docs/reference/tables.md`` (``python -m vmsnix_ops.records.schemas`` prints it; a test keeps the two equal).
+These definitions create the Delta tables, check new rows, and make the reference page
+``docs/reference/tables.md`` (``python -m vmsnix_ops.records.schemas`` prints it; a test compares the two).
 
 =======  ========================  =======================  ===========================================
 kind     in the table (arrow)      in pandas                given as
@@ -38,17 +38,17 @@ class Column:
     Attributes
     ----------
     name
-        Name; ends with the unit where there is one.
+        Name; it ends with the unit, if there is one.
     kind
-        What its values are; see the table in `vmsnix_ops.records.schemas`.
+        Kind of the values; see the table in `vmsnix_ops.records.schemas`.
     description
-        What it means.
+        Meaning of the values.
     unit
-        Unit of its values, empty where they have none.
+        Unit of the values; empty for none.
     required
-        Whether every row must have it. Other columns are empty where nobody knows.
+        Whether every row must have a value. In other columns an unknown value is empty.
     values
-        The only texts allowed, where the column is one of a few words.
+        The allowed texts; empty for any text.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Schema:
     Attributes
     ----------
     name
-        Name of the table, which is also the name of its folder.
+        Name of the table and of its folder.
     description
-        What one row is.
+        Meaning of a row.
     columns
-        The columns in the order in which they are shown.
+        The columns in their order.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Schema:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the columns, in order."""
+        """Names of the columns in their order."""
         return tuple(column.name for column in self.columns)
 
     def column(self, name: str) -> Column:
@@ -88,7 +88,7 @@ class Schema:
         Raises
         ------
         SchemaError
-            When there is none; names the nearest.
+            There is no such column.
         """
         for column in self.columns:
             if column.name == name:
@@ -99,14 +99,14 @@ class Schema:
             fix="Correct the column's name.",
         )
 
-    @cache  # noqa: B019 - there are as many as tables
+    @cache  # noqa: B019 - one entry for each table
     def arrow(self) -> pa.Schema:
-        """Return the schema as Delta Lake stores it; descriptions and units are field metadata."""
+        """Return the schema for Delta Lake, with descriptions and units as metadata of the fields."""
         import pyarrow as pa
 
         return pa.schema(
             [
-                # Required columns are checked when written: a table could never gain a column otherwise.
+                # All fields are nullable, so that a table can gain columns; `to_arrow` checks required ones.
                 pa.field(
                     column.name,
                     arrow_type(column.kind),
@@ -118,7 +118,7 @@ class Schema:
 
 
 def arrow_type(kind: Kind) -> pa.DataType:
-    """Return the arrow type in which a kind of column is stored."""
+    """Return the arrow type for a kind of column."""
     import pyarrow as pa
 
     types = {
@@ -138,7 +138,7 @@ def schema(table: str) -> Schema:
     Raises
     ------
     SchemaError
-        When there is no such table; names the nearest.
+        There is no such table.
     """
     if table not in SCHEMAS:
         raise SchemaError(
@@ -258,7 +258,7 @@ AMIS = Schema(
         Column("description", "text", "Description of the AMI."),
         Column("state", "text", "State of the AMI in AWS, such as `available`."),
         Column("flake", "text", "Flake reference that the AMI was built from."),
-        Column("drv", "text", "Store path of the derivation."),
+        Column("derivation", "text", "Store path of the derivation."),
         Column(
             "source",
             "text",
@@ -288,7 +288,7 @@ PROMOTIONS = Schema(
         Column("source_ami_id", "text", "AMI that this one is a copy of; empty for the original."),
         Column("source_region", "text", "Region of that AMI."),
         Column("channel", "text", "Channel that was set to the AMI; empty if no channel was set."),
-        Column("pointer", "text", "Name of the channel's SSM parameter."),
+        Column("channel_parameter", "text", "Name of the channel's SSM parameter."),
         Column("previous_ami_id", "text", "AMI that the channel contained before."),
         Column(
             "shared_with", "json", "Accounts, organizations and organizational units that may launch the AMI."
@@ -420,11 +420,11 @@ RETIREMENTS = Schema(
 SCHEMAS: dict[str, Schema] = {
     table.name: table for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, RETIREMENTS)
 }
-"""Every table, by name."""
+"""The tables by name."""
 
 
 def reference_page() -> str:
-    """Return ``docs/reference/tables.md``: every table, column by column."""
+    """Return the text of ``docs/reference/tables.md``."""
     lines = [
         "# Tables",
         "",

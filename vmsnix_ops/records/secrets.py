@@ -1,4 +1,4 @@
-"""Keeps secrets out of tables and frames."""
+"""Remove secrets from tables and frames."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-FEW_ROWS = 1000  # from here on one pass of Arrow is quicker than a redaction of every value
-LITERALS = 500  # in one regular expression: more would exceed RE2's memory
+FEW_ROWS = 1000  # for more rows, a search with Arrow is faster than redacting every value
+LITERALS = 500  # maximum in one regular expression: more would exceed RE2's memory
 
 
 def without_secrets(data: pa.Table) -> pa.Table:
-    """Return rows with a note in the place of every secret.
+    """Return rows with a note instead of each secret.
 
-    Of many rows, Arrow first finds those that may contain one, so that a million digests take milliseconds.
-
-    Parameters
-    ----------
-    data
-        Rows of any table; only columns of text can contain a secret.
+    In large tables Arrow first finds the rows that may contain a secret; a million digests take milliseconds.
     """
     import pyarrow as pa
 
@@ -42,13 +37,7 @@ def without_secrets(data: pa.Table) -> pa.Table:
 
 
 def frame_without_secrets(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame with a note in the place of every secret; the same one when it has none.
-
-    Parameters
-    ----------
-    frame
-        Any frame; texts are redacted, also in lists and mappings.
-    """
+    """Return a frame with a note instead of each secret, also in lists and mappings."""
     import pandas as pd
 
     redactor = Redactor(secret_values())
@@ -67,7 +56,7 @@ def frame_without_secrets(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _suspects(column: Any, known: tuple[str, ...]) -> list[int]:
-    """Return the numbers of the rows that may contain a secret."""
+    """Return the indexes of the rows that may contain a secret."""
     import pyarrow.compute as pc
 
     found = pc.match_substring_regex(column, HINT)

@@ -1,7 +1,7 @@
-"""The Delta tables: append-only, in a local folder or on S3, safe for many writers at once.
+"""The Delta tables: append-only, in a local folder or on S3, for several writers at once.
 
-Many small appends make many small files, so that reading slows down; every `COMPACT_EVERY` commits the
-writer that made the last of them compacts the table, and `Tables.compact` does so at any time.
+Many small appends create many small files, which slow down reading. So every `COMPACT_EVERY` commits the
+writer compacts the table. `Tables.compact` does the same at any time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
-# How Delta Lake reaches S3: the same environment, profile and endpoint that boto3 would use.
+# Access to S3, with the same environment, profile and endpoint as boto3.
 
 _SIGN_IN = "Sign in (aws sso login), or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -53,24 +53,23 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def storage_options(
     environment: Mapping[str, str] | None = None, *, region: str | None = None
 ) -> dict[str, str]:
-    """Return what ``deltalake`` must be told to work on S3.
+    """Return the options of ``deltalake`` for S3.
 
-    ``deltalake`` has its own S3 client, which does not know everything that boto3 does (SSO,
-    ``credential_process``), so botocore finds the credentials wherever the environment does not name them.
-    Commits are conditional PUTs (``If-None-Match``), which S3 honours since November 2024: no lock table is
-    needed.
+    The S3 client of ``deltalake`` does not support all sources of credentials (SSO, ``credential_process``),
+    so botocore finds those that are not in the environment. Commits are conditional PUTs (``If-None-Match``),
+    which S3 supports since November 2024, so no lock table is needed.
 
     Parameters
     ----------
     environment
-        The ``AWS_*`` variables; ``os.environ`` by default.
+        The ``AWS_*`` variables; by default ``os.environ``.
     region
-        Region where the environment names none.
+        Region, if the environment has none.
 
     Raises
     ------
     RecordsError
-        When there are no credentials.
+        There are no credentials.
     """
     given = os.environ if environment is None else environment
     options = {
@@ -81,7 +80,7 @@ def storage_options(
     if endpoint:
         options["AWS_ENDPOINT_URL"] = endpoint
         parts = urlsplit(endpoint)
-        # Plain HTTP is for this machine only, unless somebody asks for it by name.
+        # Plain HTTP is allowed only on this machine, or with AWS_ALLOW_HTTP.
         if parts.scheme == "http" and (parts.hostname in LOOPBACK or given.get("AWS_ALLOW_HTTP") == "true"):
             options["AWS_ALLOW_HTTP"] = "true"
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -127,24 +126,24 @@ Result = TypeVar("Result")
 Where = Sequence[tuple[str, str, object]]
 
 ATTEMPTS = 12
-"""How often an append starts over; deltalake itself tries a commit 15 times within each."""
+"""Maximum number of attempts of an append; deltalake tries a commit 15 times in each."""
 
 COMPACT_EVERY = 200
 """Commits after which a table is compacted."""
 
 KEEP_HOURS = 7 * 24
-"""Files that no version uses any more are kept so long: a reader or a slow writer may still be at them."""
+"""Hours after which unused files are deleted: a reader or a slow writer may still use them."""
 
 CHECKPOINT_SECONDS = 60
-"""Age from which a checkpoint that newer ones replace is deleted."""
+"""Seconds after which a replaced checkpoint is deleted."""
 
 ONCE_DAYS = 30
-"""How long the table remembers the names of appends made with `once`."""
+"""Days for which a table remembers the names of appends."""
 
 CONFIGURATION = {
     "delta.setTransactionRetentionDuration": f"interval {ONCE_DAYS} days",
-    # Opening a table reads every commit since the last checkpoint; at 10 an append costs 2.4 times less
-    # than at 100.
+    # Opening a table reads all commits since the last checkpoint. With 10, an append takes 2.4 times less
+    # time than with 100.
     "delta.checkpointInterval": "10",
     "delta.logRetentionDuration": f"interval {KEEP_HOURS} hours",
     "delta.deletedFileRetentionDuration": f"interval {KEEP_HOURS} hours",
@@ -156,16 +155,16 @@ _CHECKPOINT = re.compile(r"\d{20}\.checkpoint(\.\d+\.\d+)?\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """What compacting did to one table.
+    """The result of compacting one table.
 
     Attributes
     ----------
     table
         Name of the table.
     files_before, files_after
-        How many data files the current version had and has.
+        Number of data files of the current version.
     deleted
-        How many files were deleted that nothing needed any more.
+        Number of deleted unused files.
     """
 
     table: str
@@ -180,10 +179,10 @@ class Tables:
     Parameters
     ----------
     location
-        A local folder, made when first written to, or ``s3://bucket/prefix``.
+        A local folder, created by the first write, or ``s3://bucket/prefix``.
     storage_options
-        The ``AWS_*`` variables for S3; ``os.environ`` by default, looked at anew for every call so that
-        credentials may be renewed.
+        The ``AWS_*`` variables for S3; by default ``os.environ``. Every call reads them, because credentials
+        may be renewed.
 
     Examples
     --------
@@ -209,42 +208,40 @@ class Tables:
         return f"Tables({self.location!r})"
 
     def append(self, table: str, rows: Rows, *, once: str | None = None, clean: bool = False) -> None:
-        """Add rows to a table; all of them or none.
+        """Append rows to a table; all of them or none.
 
         Parameters
         ----------
         table
             Name of the table.
         rows
-            Mappings of column names to values, or a frame. Checked against the schema before anything is
-            written.
+            Mappings of column names to values, or a frame. They are checked before anything is written.
         once
-            A name for this append, such as ``"<run>/upload/1"``. An append whose name the table already has
-            does nothing, so that work which was killed after writing may write again. Remembered for 30
-            days.
+            A name for this append, such as ``"<run>/upload/1"``. An append with a name that the table has
+            does nothing, so a killed job can repeat it. The table remembers names for 30 days.
         clean
-            Whether the rows fit the schema and contain no secret: they are not searched once more.
+            Whether the rows are known to contain no secrets.
 
         Raises
         ------
         SchemaError
-            When a row does not fit the schema.
+            A row does not fit the schema.
         CommitConflictError
-            When other writers kept winning.
+            Other writers committed first in all attempts.
         RecordsError
-            When the table cannot be written, or is damaged.
+            The table cannot be written, or is damaged.
         """
         schema = schemas.schema(table)
         data = to_arrow(schema, rows)
         data = data if clean else without_secrets(data)
         if data.num_rows == 0:
             return
-        # A lost answer makes a commit that happened look like a conflict with somebody else. The name tells.
+        # After a lost answer, our own commit looks like a conflict. The name identifies it.
         name = once or uuid.uuid4().hex
 
         def work(_table: str, attempt: int) -> int | None:
-            with self._turn(table):
-                return self._append(schema, data, name, look_first=once is not None or attempt > 0)
+            with self._lock(table):
+                return self._append(schema, data, name, check_name=once is not None or attempt > 0)
 
         version = self._with_retries(table, work)
         if version and version % COMPACT_EVERY == 0:
@@ -255,30 +252,30 @@ class Tables:
     ) -> pd.DataFrame:
         """Return a table as a frame, in no particular order.
 
-        Only the columns asked for, and of the files and row groups only those that can hold a matching row,
-        are read.
+        Only the requested columns are read, and only the files and row groups that may contain a matching
+        row.
 
         Parameters
         ----------
         table
             Name of the table.
         columns
-            The columns wanted; all by default.
+            The requested columns; by default all.
         where
-            Conditions that must all hold: ``[("region", "==", "eu-central-1"), ("seconds", ">", 60)]``. The
-            operators are ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` and ``not in``.
+            Conditions that are combined with *and*: ``[("region", "==", "eu-central-1"), ("seconds", ">",
+            60)]``. The operators are ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` and ``not in``.
 
         Returns
         -------
         DataFrame
-            With the dtypes of `vmsnix_ops.records.schemas`. Empty when the table does not exist yet.
+            With the dtypes of `vmsnix_ops.records.schemas`; empty if the table does not exist yet.
 
         Raises
         ------
         SchemaError
-            For an unknown table, column or operator.
+            A table, column or operator is unknown.
         RecordsError
-            When the table is damaged or cannot be read.
+            The table is damaged or cannot be read.
         """
         import pyarrow as pa
 
@@ -383,31 +380,31 @@ class Tables:
 
     @contextmanager
     def reading(self, table: str) -> Iterator[tuple[DeltaTable, pa_dataset.Dataset] | None]:
-        """Yield a table as it is now, and its files as an arrow dataset; ``None`` when there is no table.
+        """Yield a table and its files as an arrow dataset; ``None`` if there is no table.
 
-        Columns that a file lacks are empty, and those of another version of this package are left out.
+        Missing columns are empty; columns that the schema lacks are ignored.
 
         Raises
         ------
         RecordsError
-            When the table is damaged or cannot be read, also in the block.
+            The table is damaged or cannot be read, also in the block.
         """
         delta = self._open(table)
         if delta is None:
             yield None
             return
-        with self._translated(table, "read"):
+        with self._records_errors(table, "read"):
             yield delta, delta.to_pyarrow_dataset(schema=schemas.schema(table).arrow())
 
     def compact(self, table: str | None = None) -> list[Compaction]:
-        """Join small files to large ones and delete files that nothing has needed for seven days.
+        """Merge small files into large ones, and delete files that were not used for seven days.
 
-        Safe at any time and any number of times: writers and readers may go on, and no row changes.
+        Safe at any time, also beside readers and writers, and safe to repeat. No row changes.
 
         Parameters
         ----------
         table
-            Name of the table; all tables by default. Tables that do not exist yet are passed over.
+            Name of the table; by default all existing tables.
         """
         names = list(schemas.SCHEMAS) if table is None else [schemas.schema(table).name]
         compactions = []
@@ -418,22 +415,22 @@ class Tables:
         return compactions
 
     @contextmanager
-    def replacing(self, table: str) -> Iterator[tuple[pa_fs.FileSystem, bool]]:
-        """Yield the files of all tables and whether this one has any, while no writer here may write to it.
+    def locked_files(self, table: str) -> Iterator[tuple[pa_fs.FileSystem, bool]]:
+        """Lock a table against writers on this machine; yield the file system, and whether the table exists.
 
         Raises
         ------
         RecordsError
-            When the place cannot be read or written, also in the block.
+            The location cannot be read or written, also in the block.
         """
         import pyarrow.fs as pa_fs
 
-        with self._turn(table), self._translated(table, "rebuilt"):
+        with self._lock(table), self._records_errors(table, "rebuilt"):
             files = self._files()
             yield files, files.get_file_info(table).type != pa_fs.FileType.NotFound
 
-    def put_in_place(self, files: pa_fs.FileSystem, table: str, data: pa.Table, moment: str) -> None:
-        """Write a table beside the old one, then swap them; the old one becomes ``TABLE.damaged-MOMENT``."""
+    def replace(self, files: pa_fs.FileSystem, table: str, data: pa.Table, moment: str) -> None:
+        """Write a new table, and rename the old one to ``TABLE.damaged-MOMENT``."""
         import deltalake
         import pyarrow.fs as pa_fs
 
@@ -452,7 +449,7 @@ class Tables:
         _move(files, new, table, whole=not self.remote)
 
     def _files(self) -> pa_fs.FileSystem:
-        """Return the files below the location."""
+        """Return the file system of the location."""
         import pyarrow.fs as pa_fs
 
         if not self.remote:
@@ -472,16 +469,16 @@ class Tables:
             ),
         )
 
-    def _append(self, schema: Schema, data: pa.Table, name: str, *, look_first: bool) -> int | None:
-        """Append once; return the version that was made, ``None`` when this append had been made before."""
+    def _append(self, schema: Schema, data: pa.Table, name: str, *, check_name: bool) -> int | None:
+        """Append once; return the new version, or ``None`` if the table already has this append."""
         import deltalake
 
         delta = self._open(schema.name)
-        if delta is not None and look_first and delta.transaction_version(name) is not None:
+        if delta is not None and check_name and delta.transaction_version(name) is not None:
             return None
         now = int(time.time() * 1000)
         commit = deltalake.CommitProperties(app_transactions=[deltalake.Transaction(name, 1, now)])
-        with self._translated(schema.name, "written"), private_umask():
+        with self._records_errors(schema.name, "written"), private_umask():
             if delta is None:
                 deltalake.write_deltalake(
                     self._place(schema.name),
@@ -494,15 +491,14 @@ class Tables:
                     commit_properties=commit,
                 )
                 return 0
-            # A table from an older version of this package gains the columns that it lacks. The others keep
-            # their descriptions: Delta Lake refuses to merge fields that are described otherwise.
+            # A table of an older version of this package gets the missing columns. The others keep their
+            # descriptions: Delta Lake refuses to merge fields with different descriptions.
             known = {field.name: field.metadata for field in delta.schema().fields}
-            grown = known.keys() != set(schema.names)
             deltalake.write_deltalake(
                 delta,
-                _described_as(data, known),
+                _with_descriptions(data, known),
                 mode="append",
-                schema_mode="merge" if grown else None,
+                schema_mode="merge" if known.keys() != set(schema.names) else None,
                 commit_properties=commit,
             )
             version: int = delta.version()
@@ -512,7 +508,7 @@ class Tables:
         delta = self._open(table)
         if delta is None:
             return None
-        with self._translated(table, "compacted"), private_umask():
+        with self._records_errors(table, "compacted"), private_umask():
             before = len(delta.file_uris())
             delta.optimize.compact()
             delta.create_checkpoint()
@@ -522,10 +518,9 @@ class Tables:
             return Compaction(table, before, len(delta.file_uris()), len(deleted))
 
     def _delete_old_checkpoints(self, table: str) -> None:
-        """Delete checkpoints that newer ones replace: each is as large as the whole log, and none is read.
+        """Delete replaced checkpoints, because each is as large as the whole log.
 
-        A reader that has just learnt of a checkpoint must still find it, so the newest two and young ones
-        are kept.
+        The newest two and young ones are kept: a reader may be about to read one.
         """
         import pyarrow.fs as pa_fs
 
@@ -535,21 +530,21 @@ class Tables:
         checkpoints = [one for one in found if _CHECKPOINT.fullmatch(one.base_name)]
         for one in sorted(checkpoints, key=lambda one: one.path)[:-2]:
             if one.mtime < young:
-                with suppress(FileNotFoundError):  # another writer was faster
+                with suppress(FileNotFoundError):  # another writer deleted it
                     files.delete_file(one.path)
 
     def _with_retries(self, table: str, work: Callable[[str, int], Result]) -> Result:
-        """Do `work` until no other writer is in the way; it is told the table and the attempt, from 0."""
+        """Call `work` with the table and the attempt (from 0) until no other writer conflicts."""
         import deltalake.exceptions
 
         for attempt in range(ATTEMPTS):
             try:
                 return work(table, attempt)
             except deltalake.exceptions.CommitFailedError as error:
-                if "Unsupported" in str(error):  # a feature of a newer version: no retry helps
-                    raise self._unusable(table, "written", error) from error
+                if "Unsupported" in str(error):  # the table uses a feature of a newer version
+                    raise self._error(table, "written", error) from error
                 conflict = error
-                # Random, so that writers which met once do not meet again.
+                # Random, so that two writers do not conflict again.
                 time.sleep(random.uniform(0, 0.05 * 2 ** min(attempt, 6)))  # noqa: S311
         raise CommitConflictError(
             f"The table {table!r} in {self.location} was not changed.",
@@ -558,28 +553,28 @@ class Tables:
         ) from conflict
 
     @contextmanager
-    def _turn(self, table: str) -> Iterator[None]:
-        """Wait for the other writers on this machine, so that a crowd spends no time on lost commits.
+    def _lock(self, table: str) -> Iterator[None]:
+        """Wait for the other writers on this machine, to avoid conflicts of their commits.
 
-        A courtesy: what keeps the table right is Delta's commit. Where a folder cannot be locked, all go on
-        at once, as writers on several machines do.
+        The lock only saves time. Delta's commits keep the table consistent, also without a lock and with
+        writers on several machines.
         """
-        lock = self._lock_of(table)
+        path = self._lock_path(table)
         descriptor = -1
-        with self._translated(table, "written"):
-            make_folder(lock.parent)
-            with suppress(PermissionError):  # another user's
-                descriptor = create(lock, os.O_RDWR)
+        with self._records_errors(table, "written"):
+            make_folder(path.parent)
+            with suppress(PermissionError):  # the lock of another user
+                descriptor = create(path, os.O_RDWR)
         try:
-            with suppress(OSError, ValueError):  # a network file system without locks; no lock of ours
+            with suppress(OSError, ValueError):  # a file system without locks, or no descriptor
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def _lock_of(self, table: str) -> Path:
-        """Return the lock's file: beside a local table; for one on S3 in this user's cache folder."""
+    def _lock_path(self, table: str) -> Path:
+        """Return the path of the lock: beside a local table, or in the user's cache folder for S3."""
         if not self.remote:
             return Path(f"{self._place(table)}.lock")
         import platformdirs
@@ -588,10 +583,10 @@ class Tables:
         return platformdirs.user_cache_path("vmsnix") / "locks" / f"{name}.lock"
 
     def _open(self, table: str) -> DeltaTable | None:
-        """Return the table as it is now, ``None`` when nothing was ever written to it."""
+        """Return the current table; ``None`` if it does not exist."""
         import deltalake.exceptions
 
-        with self._translated(table, "read"):
+        with self._records_errors(table, "read"):
             try:
                 return self._opened(table)
             except deltalake.exceptions.TableNotFoundError:
@@ -605,7 +600,7 @@ class Tables:
                     ) from None
                 if not self._has_log(table):
                     return None
-            # Either another writer has just made the first commit, or the table is damaged.
+            # Another writer has just made the first commit, or the table is damaged.
             return self._opened(table)
 
     def _opened(self, table: str) -> DeltaTable:
@@ -614,10 +609,9 @@ class Tables:
         return deltalake.DeltaTable(self._place(table), storage_options=self._options())
 
     def _has_log(self, table: str) -> bool:
-        """Tell whether anything was ever committed to a local table, or is left of its log.
+        """Return whether the log of a local table contains a commit.
 
-        A commit is first written beside its place, as ``00000000000000000000.json#1``; one that is still
-        there, or whose writer died, is none.
+        A commit is first written as ``00000000000000000000.json#1``, which does not count.
         """
         log = Path(self._place(table)) / "_delta_log"
         return log.is_dir() and not all(re.search(r"#\d+$", entry.name) for entry in log.iterdir())
@@ -629,8 +623,8 @@ class Tables:
         return storage_options(self._environment, region=self.region) if self.remote else None
 
     @contextmanager
-    def _translated(self, table: str, done: str) -> Iterator[None]:
-        """Turn what deltalake and pyarrow raise into errors that say where; commit conflicts pass."""
+    def _records_errors(self, table: str, done: str) -> Iterator[None]:
+        """Turn errors of deltalake and pyarrow, except commit conflicts, into a `RecordsError`."""
         import deltalake.exceptions
         import pyarrow as pa
 
@@ -639,9 +633,9 @@ class Tables:
         except deltalake.exceptions.CommitFailedError:
             raise
         except (deltalake.exceptions.DeltaError, pa.ArrowException, OSError) as error:
-            raise self._unusable(table, done, error) from error
+            raise self._error(table, done, error) from error
 
-    def _unusable(self, table: str, done: str, error: Exception) -> RecordsError:
+    def _error(self, table: str, done: str, error: Exception) -> RecordsError:
         refusal = _refusal(error) if self.remote else None
         return RecordsError(
             f"The table {table!r} in {self._place(table)} cannot be {done}.",
@@ -653,8 +647,8 @@ class Tables:
         )
 
 
-def _described_as(data: pa.Table, known: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-    """Return the data with the descriptions that a table has for its columns."""
+def _with_descriptions(data: pa.Table, known: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """Return data with the descriptions of an existing table's columns."""
     import pyarrow as pa
 
     fields = [field.with_metadata(known.get(field.name, field.metadata)) for field in data.schema]
@@ -662,7 +656,7 @@ def _described_as(data: pa.Table, known: Mapping[str, Mapping[str, Any]]) -> pa.
 
 
 def _move(files: pa_fs.FileSystem, source: str, target: str, *, whole: bool) -> None:
-    """Move a folder; on S3, which has none, object by object, the log last: without it there is no table."""
+    """Move a folder. On S3 move object by object, the log last: without a log there is no table."""
     import pyarrow.fs as pa_fs
 
     if whole:
@@ -677,22 +671,22 @@ def _move(files: pa_fs.FileSystem, source: str, target: str, *, whole: bool) -> 
 
 
 def open_tables(settings: Settings) -> Tables:
-    """Return the tables at the place that the setting ``history`` names."""
+    """Return the tables at the location of the setting ``history``."""
     return Tables(settings.history, region=settings.region)
 
 
 def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
-    """Return conditions as arrow's expression; ``None`` when there are none.
+    """Return conditions as an arrow expression; ``None`` without conditions.
 
     Raises
     ------
     SchemaError
-        For an unknown column or operator.
+        A column or operator is unknown.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    whole = None
+    combined = None
     for name, operator, value in where:
         field = pc.field(schema.column(name).name)
         if operator not in _OPERATORS:
@@ -702,11 +696,11 @@ def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
                 fix="Correct the operator.",
             )
         if operator in ("in", "not in") and isinstance(value, Iterable):
-            # Of an empty list arrow cannot tell which type its values would have.
+            # arrow cannot infer the type of an empty list.
             value = pa.array(list(value), type=schemas.arrow_type(schema.column(name).kind))
         condition = _OPERATORS[operator](field, value)
-        whole = condition if whole is None else whole & condition
-    return whole
+        combined = condition if combined is None else combined & condition
+    return combined
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -722,7 +716,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _refusal(error: Exception) -> str | None:
-    """Return what S3 itself said, where the error holds its answer."""
+    """Return the code and message of S3 in an error, if any."""
     found = re.search(
         r"<Code>(?P<code>[^<]+)</Code>.*?<Message>(?P<message>[^<]*)</Message>", str(error), re.DOTALL
     )
@@ -730,7 +724,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    # deltalake's texts come with terminal colours, and some with a backtrace below.
+    # deltalake's texts have terminal colours, and some have a backtrace.
     text = plain(str(error))
     lines = [line.strip(" ↳") for line in text.split("\n   0:")[0].splitlines()]
     return ": ".join(line for line in lines if line).rstrip(".")

@@ -1,8 +1,7 @@
-"""Pictures of `vmsnix_ops.records.timings`: where the time goes, how it changed, direct against import.
+"""Plots of `vmsnix_ops.records.timings`: durations of steps, their trend, and direct upload against import.
 
-What differs by nature never shares a line: images differ in size, regions in distance. Images, steps and
-regions have panels of their own where there are several; within a panel the colour is the path, and the style
-of a line the region.
+Images differ in size and regions in distance, so no line combines them. Each image, step and region has its
+own panel. In a panel the colour is the method, and the line style is the region.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from vmsnix_ops.records.figures import (
     ALARM,
     GROUND,
     INK,
+    METHOD_COLOURS,
     OTHER_COLOUR,
-    PATH_COLOURS,
     SOFT,
-    dates,
     duration_scale,
     duration_unit,
+    format_dates,
     legend,
+    message_figure,
     new_figure,
-    saying,
-    tidy,
+    style_axes,
 )
-from vmsnix_ops.records.timings import FEWEST, SNAPSHOT_STEPS, measured, snapshots
+from vmsnix_ops.records.timings import FEWEST, SNAPSHOT_STEPS, finished_steps, snapshots
 from vmsnix_ops.text import plot_label
 
 if TYPE_CHECKING:
@@ -35,44 +34,47 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_STEPS, LEAST_SHARE = 4, 0.03
-"""How many steps have a panel of their own, and what part of a run's time a step must take to have one."""
+"""Maximum number of steps with a panel, and minimum share of a run's time for a panel."""
 
 MOST = 3
-"""How many images, and how many regions, a figure shows: those with most runs."""
+"""Maximum number of images and of regions in a figure; those with the most runs are drawn."""
 
 MOST_BARS = 24
-"""How many images and regions are compared."""
+"""Maximum number of compared images and regions."""
 
 SMOOTH = 15
-"""Over how many runs the line through the dots is a median."""
+"""Number of runs in the running median."""
 
 LEAST_SPAN = "1h"
-"""How much time a trend covers at least."""
+"""Minimum duration of a trend's time axis."""
 
 STYLES: tuple[tuple[Literal["-", "--", ":"], str], ...] = (("-", "o"), ("--", "D"), (":", "s"))
-"""Line and dot of each region, in the order of their runs."""
+"""Line style and marker of each region, the region with the most runs first."""
 
-NO_PATH, UNTOLD = "any method", "unknown"
+NO_METHOD, UNKNOWN = "any method", "unknown"
 NOTHING = "No finished steps of this kind."
 
 
 def plot_usual(steps: pd.DataFrame) -> Figure:
-    """Return where the time goes: a bar to each step's median and a line to its 90th percentile, by path.
+    """Draw each step's median as a bar and its 90th percentile as a line, by method.
 
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order. Each image and region has a panel of its own.
+        Rows of the table `steps`, in any order. Each image and region has its own panel.
     """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    finished, left_out = _drawn(steps)
+    finished, left_out = _select_drawn(steps)
     if finished.empty:
-        return saying(NOTHING)
-    names, paths = _in_order(finished), _paths(finished)
+        return message_figure(NOTHING)
+    names, methods = _in_order(finished), _methods(finished)
     images, regions = _busiest(finished, "image"), _busiest(finished, "region")
     figure = new_figure(
-        figsize=(max(8.0, 5.4 * len(regions)), (1.1 + 0.2 * len(names) * max(len(paths), 1.6)) * len(images)),
+        figsize=(
+            max(8.0, 5.4 * len(regions)),
+            (1.1 + 0.2 * len(names) * max(len(methods), 1.6)) * len(images),
+        ),
         layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06),
     )
     panels = figure.subplots(len(images), len(regions), sharex="row", sharey=True, squeeze=False)
@@ -80,32 +82,31 @@ def plot_usual(steps: pd.DataFrame) -> Figure:
         of_image = finished[finished["image"] == image]
         unit, one = duration_unit(float(of_image.groupby(_LINE)["seconds"].quantile(0.9).max()))
         for axes, region in zip(row, regions, strict=True):
-            _usual(axes, of_image[of_image["region"] == region], names, paths, one)
+            _usual(axes, of_image[of_image["region"] == region], names, methods, one)
             axes.set_xlabel(f"time ({unit})")
             _title(axes, image, region)
         row[0].set_xlim(left=0)
     panels[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    said = "bar: median, line: to the 90th percentile (p90)"
-    figure.supxlabel(f"{said}{left_out}", fontsize=9, color=SOFT)
-    legend(figure, [_patch(path) for path in paths])
+    figure.supxlabel(f"bar: median, line: to the 90th percentile (p90){left_out}", fontsize=9, color=SOFT)
+    legend(figure, [_patch(method) for method in methods])
     return figure
 
 
 def plot_trend(steps: pd.DataFrame) -> Figure:
-    """Return how it changed: each run a dot, their running median a line, the slow ones ringed.
+    """Draw each run as a dot, the running median as a line, and a ring around slow runs.
 
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order. The steps that take longest have a row of panels each, and
-        each image a column.
+        Rows of the table `steps`, in any order. Each of the longest steps has a row of panels, and each image
+        a column.
     """
-    finished, left_out = _drawn(steps)
+    finished, left_out = _select_drawn(steps)
     if finished.empty:
-        return saying(NOTHING)
+        return message_figure(NOTHING)
     share = finished.groupby("step")["seconds"].sum().nlargest(MOST_STEPS)
     names = [n for n in _in_order(finished) if share.get(n, 0.0) >= LEAST_SHARE * share.sum()]
-    paths, images, regions = _paths(finished), _busiest(finished, "image"), _busiest(finished, "region")
+    methods, images, regions = _methods(finished), _busiest(finished, "image"), _busiest(finished, "region")
     figure = new_figure(
         figsize=(max(8.0, 1.2 + 3.4 * len(images)), 1.0 + 1.9 * len(names)), layout="constrained"
     )
@@ -113,54 +114,56 @@ def plot_trend(steps: pd.DataFrame) -> Figure:
     for row, name in zip(panels, names, strict=True):
         of_step = finished[finished["step"] == name]
         for axes, image in zip(row, images, strict=True):
-            _trend(axes, of_step[of_step["image"] == image], paths, regions)
+            _trend(axes, of_step[of_step["image"] == image], methods, regions)
             if axes in panels[0]:
                 _title(axes, image)
         duration_scale(row[0], of_step["seconds"])
         row[0].set_ylabel(f"{name} time, log scale")
     for axes in panels[:-1].flat:
-        axes.spines["bottom"].set_visible(False)  # a line at a value that has no name
+        axes.spines["bottom"].set_visible(False)  # the line would be at an unlabelled value
     _least_span(panels[-1, 0], finished["started_at"])
     for axes in panels[-1]:
-        dates(axes, most=8 if len(images) == 1 else 5)
+        format_dates(axes, most=8 if len(images) == 1 else 5)
     figure.supxlabel(f"started (UTC){left_out}", fontsize=9, color=SOFT)
-    _trend_legend(figure, paths, regions, slow=bool(finished[finished["step"].isin(names)]["is_slow"].any()))
+    _trend_legend(
+        figure, methods, regions, slow=bool(finished[finished["step"].isin(names)]["is_slow"].any())
+    )
     return figure
 
 
 def plot_compare(steps: pd.DataFrame) -> Figure:
-    """Return direct upload against import: the median time from an image's file to its snapshot.
+    """Draw the median time from image file to snapshot of direct upload and import.
 
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order. Each image and region has bars of its own.
+        Rows of the table `steps`, in any order. Each image and region has its own bars.
     """
     made = snapshots(steps).dropna(subset=["image", "via"])
     if made.empty:
-        return saying("No finished snapshots of this kind.")
+        return message_figure("No finished snapshots of this kind.")
     made = made.assign(
-        region=made["region"].fillna(UNTOLD).map(plot_label),
+        region=made["region"].fillna(UNKNOWN).map(plot_label),
         **{n: made[n].map(plot_label) for n in ("image", "via")},
     )
     counts = made.groupby(["image", "region"]).size()
     places = sorted(counts.nlargest(MOST_BARS).index)
-    paths, regions = _paths(made), made["region"].nunique()
+    methods, regions = _methods(made), made["region"].nunique()
     figures = [*(f"{name}_seconds" for name in SNAPSHOT_STEPS), "seconds_per_gib"]
     parts = made.groupby(["image", "region", "via"])[figures].median()
     unit, one = duration_unit(float(parts[figures[:2]].sum(axis=1).max()))
-    figure = new_figure(figsize=(8, 1.2 + 0.4 * len(places) * max(len(paths), 1.3)), layout="constrained")
+    figure = new_figure(figsize=(8, 1.2 + 0.4 * len(places) * max(len(methods), 1.3)), layout="constrained")
     axes = figure.subplots()
-    height = 0.8 / len(paths)
+    height = 0.8 / len(methods)
     for part in parts.reset_index().to_dict("records"):
-        image, region, path = (str(part[name]) for name in ("image", "region", "via"))
+        image, region, method = (str(part[name]) for name in ("image", "region", "via"))
         if (image, region) not in places:
             continue
-        row = places.index((image, region)) + (paths.index(path) - (len(paths) - 1) / 2) * height
+        row = places.index((image, region)) + (methods.index(method) - (len(methods) - 1) / 2) * height
         begin = 0.0
         for name, strength in zip(SNAPSHOT_STEPS, _STRENGTHS, strict=True):
             length = float(part[f"{name}_seconds"]) / one
-            axes.barh(row, length, height * 0.86, left=begin, color=_colour(path), alpha=strength)
+            axes.barh(row, length, height * 0.86, left=begin, color=_colour(method), alpha=strength)
             begin += length
         rate = part["seconds_per_gib"]
         per_gib = "" if rate != rate else f" ({display.quantity(rate, 's/GiB')})"
@@ -169,12 +172,12 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(places)), named)
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.margins(x=0.3)  # room for the figures
+    axes.margins(x=0.3)  # space for the texts
     more = len(counts) - len(places)
     left_out = f"; not shown: {counted(more, 'image and region', 'images and regions')}" if more else ""
     axes.set_xlabel(f"median time from image file to snapshot ({unit}){left_out}")
-    tidy(axes, grid="x")
-    handles = [_patch(path) for path in paths]
+    style_axes(axes, grid="x")
+    handles = [_patch(method) for method in methods]
     what = ("upload", "until the snapshot is complete")
     legend(figure, handles + [_patch(w, INK, alpha=s) for w, s in zip(what, _STRENGTHS, strict=True)])
     return figure
@@ -184,57 +187,57 @@ _LINE = ["step", "via", "region"]
 _STRENGTHS = (0.5, 1.0)
 
 
-def _drawn(steps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the finished steps of the images and regions with most runs, and how many others there are."""
-    finished = measured(steps)
-    none = {"via": NO_PATH, "image": UNTOLD, "region": UNTOLD}
+def _select_drawn(steps: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the finished steps of the images and regions with the most runs, and a note about the others."""
+    finished = finished_steps(steps)
+    none = {"via": NO_METHOD, "image": UNKNOWN, "region": UNKNOWN}
     finished = finished.assign(
         step=finished["step"].map(plot_label),
         **{name: finished[name].fillna(word).map(plot_label) for name, word in none.items()},
     )
-    told = []
+    omitted = []
     for column in ("image", "region"):
         drawn, count = _busiest(finished, column)[:MOST], finished[column].nunique()
         finished = finished[finished[column].isin(drawn)]
         if count > MOST:
-            told.append(counted(count - MOST, column))
-    return finished, f"; not shown: {' and '.join(told)} with fewer runs" if told else ""
+            omitted.append(counted(count - MOST, column))
+    return finished, f"; not shown: {' and '.join(omitted)} with fewer runs" if omitted else ""
 
 
 def _busiest(finished: pd.DataFrame, column: str) -> list[str]:
-    """Return what stands in a column, that with most runs first, and last of all what is not told."""
+    """Return the values of a column by number of runs, the most first; `UNKNOWN` comes last."""
     runs = finished.groupby(column)["run_id"].nunique().sort_values(ascending=False, kind="stable")
-    return sorted(runs.index, key=lambda value: bool(value == UNTOLD))
+    return sorted(runs.index, key=lambda value: bool(value == UNKNOWN))
 
 
 def _in_order(finished: pd.DataFrame) -> list[str]:
-    """Return the steps in the order in which a run takes them: by their mean place in their runs."""
+    """Return the steps in their order in a run, by their mean position."""
     places = finished.groupby("run_id").cumcount()
     return list(places.groupby(finished["step"]).mean().sort_values(kind="stable").index)
 
 
-def _usual(axes: Axes, rows: pd.DataFrame, names: list[str], paths: list[str], one: float) -> None:
-    height = 0.8 / len(paths)
+def _usual(axes: Axes, rows: pd.DataFrame, names: list[str], methods: list[str], one: float) -> None:
+    height = 0.8 / len(methods)
     for column, words in zip(_COLUMNS, ("median", "p90"), strict=True):
         _beside(axes, -0.62, column, words, color=SOFT, va="bottom")
     for key, seconds in rows.groupby(["step", "via"])["seconds"]:
-        name, path = map(str, key)
+        name, method = map(str, key)
         median, high = seconds.quantile(0.5), seconds.quantile(0.9)
-        place = names.index(name) + (paths.index(path) - (len(paths) - 1) / 2) * height
-        axes.barh(place, median / one, height * 0.86, color=_colour(path))
+        place = names.index(name) + (methods.index(method) - (len(methods) - 1) / 2) * height
+        axes.barh(place, median / one, height * 0.86, color=_colour(method))
         axes.plot([median / one, high / one], [place, place], color=INK, linewidth=1.2)
         for column, value in zip(_COLUMNS, (median, high), strict=True):
             _beside(axes, place, column, display.seconds(value), color=INK, va="center")
     axes.set_yticks(range(len(names)), names)
-    tidy(axes, grid="x")
+    style_axes(axes, grid="x")
 
 
 _COLUMNS = (66, 132)
-"""Where the figures beside a panel end, in points from it; ``11 min 23 s`` takes 60."""
+"""Right ends of the columns of numbers beside a panel, in points from it; ``11 min 23 s`` takes 60."""
 
 
 def _beside(axes: Axes, y: float, points: float, words: str, *, color: str, va: str) -> None:
-    """Write figures in a column to the right of a panel, where no bar can reach them."""
+    """Write a number into a column to the right of a panel, outside of the bars."""
     from matplotlib.transforms import ScaledTranslation
 
     aside = ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
@@ -242,21 +245,21 @@ def _beside(axes: Axes, y: float, points: float, words: str, *, color: str, va: 
     axes.text(1, y, words, transform=right, ha="right", va=va, fontsize=8.5, color=color)
 
 
-def _trend(axes: Axes, rows: pd.DataFrame, paths: list[str], regions: list[str]) -> None:
-    for path in paths:
+def _trend(axes: Axes, rows: pd.DataFrame, methods: list[str], regions: list[str]) -> None:
+    for method in methods:
         for region, (line, dot) in zip(regions, STYLES, strict=False):
-            some = rows[(rows["via"] == path) & (rows["region"] == region)]
+            some = rows[(rows["via"] == method) & (rows["region"] == region)]
             when, took = some["started_at"].to_numpy(), some["seconds"].clip(lower=1e-3)
-            few = len(some) < FEWEST  # hardly a median yet, so the dots must be seen themselves
-            style: dict[str, Any] = {"color": _colour(path), "markeredgewidth": 0, "linestyle": ""}
+            few = len(some) < FEWEST  # too few for a median line, so the dots are drawn larger
+            style: dict[str, Any] = {"color": _colour(method), "markeredgewidth": 0, "linestyle": ""}
             style |= {"markersize": 4.0, "alpha": 0.9} if few else {"markersize": 3.2, "alpha": 0.4}
             axes.plot(when, took.to_numpy(), marker=dot, **style)
             smooth = took.rolling(SMOOTH, min_periods=3, center=True).median().to_numpy()
-            axes.plot(when, smooth, linewidth=1.6, linestyle=line, color=_colour(path))
+            axes.plot(when, smooth, linewidth=1.6, linestyle=line, color=_colour(method))
     late = rows[rows["is_slow"]]
     axes.plot(late["started_at"].to_numpy(), late["seconds"].to_numpy(), linestyle="", **_RING)
     axes.margins(x=0.04)
-    tidy(axes, grid="y")
+    style_axes(axes, grid="y")
 
 
 _RING: dict[str, Any] = {
@@ -269,7 +272,7 @@ _RING: dict[str, Any] = {
 
 
 def _least_span(axes: Axes, when: pd.Series[Any]) -> None:
-    """Show an hour at least: nobody reads seconds of the day."""
+    """Extend the time axis to `LEAST_SPAN`."""
     import pandas as pd
     from matplotlib.dates import date2num
 
@@ -278,10 +281,10 @@ def _least_span(axes: Axes, when: pd.Series[Any]) -> None:
         axes.set_xlim(date2num(when.min() - short / 2), date2num(when.max() + short / 2))  # type: ignore[no-untyped-call]
 
 
-def _trend_legend(figure: Figure, paths: list[str], regions: list[str], *, slow: bool) -> None:
+def _trend_legend(figure: Figure, methods: list[str], regions: list[str], *, slow: bool) -> None:
     from matplotlib.lines import Line2D
 
-    handles: list[Any] = [_patch(path) for path in paths]
+    handles: list[Any] = [_patch(method) for method in methods]
     if len(regions) > 1:
         handles += [
             Line2D([], [], linestyle=line, marker=dot, markersize=4, color=INK, label=region)
@@ -293,8 +296,8 @@ def _trend_legend(figure: Figure, paths: list[str], regions: list[str], *, slow:
 
 
 def _title(axes: Axes, *parts: str) -> None:
-    told = ", ".join(part for part in parts if part != UNTOLD)
-    axes.set_title(told or "image unknown", loc="left", fontsize=10, color=INK)
+    title = ", ".join(part for part in parts if part != UNKNOWN)
+    axes.set_title(title or "image unknown", loc="left", fontsize=10, color=INK)
 
 
 def _write(axes: Axes, x: float, y: float, words: str) -> None:
@@ -309,12 +312,13 @@ def _patch(label: str, colour: str = "", *, alpha: float = 1.0) -> Any:
     return Patch(facecolor=colour or _colour(label), edgecolor=GROUND, alpha=alpha, label=label)
 
 
-def _paths(rows: pd.DataFrame) -> list[str]:
-    known = list(PATH_COLOURS)
+def _methods(rows: pd.DataFrame) -> list[str]:
+    known = list(METHOD_COLOURS)
     return sorted(
-        rows["via"].unique(), key=lambda path: (known.index(path) if path in known else len(known), path)
+        rows["via"].unique(),
+        key=lambda method: (known.index(method) if method in known else len(known), method),
     )
 
 
-def _colour(path: str) -> str:
-    return PATH_COLOURS.get(path, OTHER_COLOUR)
+def _colour(method: str) -> str:
+    return METHOD_COLOURS.get(method, OTHER_COLOUR)

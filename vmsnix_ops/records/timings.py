@@ -1,9 +1,7 @@
-"""What the steps cost in time: percentiles, rates, trends, direct upload against import, and what was slow.
+"""Durations of steps: percentiles, rates, trends, slow steps, and a comparison of direct upload and import.
 
-Only finished steps count. A reused result took no time worth knowing, and a failed step did not do its
-work; both are counted beside the figures.
-
-What was slow is told by `vmsnix_ops.records.timings`; `vmsnix_ops.records.timing_plots` draws all this.
+Only steps that changed something are timed; reused and failed steps are only counted.
+`vmsnix_ops.records.timing_plots` draws the plots.
 """
 
 from __future__ import annotations
@@ -23,45 +21,43 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.tables import Tables
 
 
-# Which steps were slow, each by its own history.
-#
-# A history is the latest finished steps, `WINDOW` at most and `FEWEST` at least, of the same step, image,
-# region and path (via), and of the same amount of work: what a build had to build and to fetch (`items`) is
-# told apart by order of magnitude (nothing, 1 to 9, 10 to 99, ...), so that a build without a cache is held
-# against builds without a cache. Durations vary by factors rather than by differences, so the limit is
+# A step is slow by comparison with its history: the latest finished steps, `FEWEST` to `WINDOW`, of the same
+# step, image, region and method (via), with a similar amount of work. The amount of work of a build is the
+# number of digits of its `items` (0, 1 to 9, 10 to 99, ...), so that builds without a cache are compared with
+# each other. Durations vary by factors, so the limit is
 #
 #     median · max(`FACTOR`, exp(`DEVIATIONS` · 1.4826 · MAD of the logarithms))
 #
-# with the median absolute deviation (MAD), which a few outliers do not move, as the measure of what is usual;
-# and never below `ABOVE_P90` times the 90th percentile, so that what more than every tenth one does is no
-# alarm each time. A step that moved more bytes than usual is given as many times the limit, and nothing that
-# took less than `SECONDS` more than usual is called slow.
+# where the median absolute deviation (MAD) is robust against outliers. The limit is at least `ABOVE_P90`
+# times the 90th percentile, so that a duration of every tenth step is no alarm. For a step that transferred
+# more bytes than usual, the limit grows by the same factor. A step within `SECONDS` of the median is never
+# slow.
 
 WINDOW, FEWEST = 50, 8
-"""How many earlier steps are a history: at most, and at least."""
+"""Maximum and minimum number of earlier steps in a history."""
 
 FACTOR, DEVIATIONS, ABOVE_P90, SECONDS = 1.5, 4.0, 1.25, 1.0
-"""Times the median, robust standard deviations, times the 90th percentile, seconds more than usual."""
+"""Parts of the limit: factor of the median, standard deviations, factor of the 90th percentile, seconds."""
 
 GROUP = ("step", "via", "image", "region")
-"""What tells steps apart."""
+"""Columns that group steps."""
 
 COLUMNS = ("run_id", *GROUP, "status", "started_at", "seconds", "bytes", "items")
-"""Columns of the table `steps` that tell what was slow."""
+"""Columns of the table `steps` that are needed to find slow steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlowStep:
-    """A step that was slow by its own history.
+    """A step that was slower than its history.
 
     Attributes
     ----------
     step
-        Its name.
+        Name of the step.
     seconds, usual_seconds, limit_seconds
-        What it took, the median of its history, and what would still have been usual.
+        Its duration, the median of its history, and the limit.
     earlier
-        How many earlier steps are that history.
+        Number of earlier steps in its history.
     """
 
     step: str
@@ -75,32 +71,30 @@ class SlowStep:
         return f"{self.step} took {display.seconds(self.seconds)}; {usual}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values, as ``result.json`` holds it, with the sentence that tells it."""
+        """Return the values for ``result.json``, with a sentence as ``text``."""
         return {**asdict(self), "text": str(self)}
 
 
-def of_run(tables: Tables, run_id: str, *, image: str, region: str, via: str) -> tuple[SlowStep, ...]:
-    """Return the steps of a run that were slow, in their order; none without a history.
-
-    Reads only the finished steps of that image, region and path.
+def slow_steps(tables: Tables, run_id: str, *, image: str, region: str, via: str) -> tuple[SlowStep, ...]:
+    """Return the slow steps of a run in their order; none without a history.
 
     Parameters
     ----------
     tables
-        Where the steps are recorded, those of this run too.
+        The tables, with the steps of the run.
     run_id
-        The run.
+        ID of the run.
     image, region, via
-        What it published, where and which way.
+        Image, region and method of the run.
 
     Raises
     ------
     vmsnix_ops.errors.RecordsError
-        When the table cannot be read.
+        The table cannot be read.
     """
     same = {"image": image, "region": region, "via": via}
     where = [*((name, "==", value) for name, value in same.items()), ("status", "in", outcomes.WORKED)]
-    found = measured(tables.read("steps", columns=COLUMNS, where=where))
+    found = finished_steps(tables.read("steps", columns=COLUMNS, where=where))
     late = found[found["is_slow"] & (found["run_id"] == run_id)]
     return tuple(
         SlowStep(
@@ -114,19 +108,19 @@ def of_run(tables: Tables, run_id: str, *, image: str, region: str, via: str) ->
     )
 
 
-def measured(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the finished steps, oldest first, each held against those before it.
+def finished_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the finished steps, oldest first, each compared with its history.
 
     Parameters
     ----------
     steps
-        Rows of the table `steps`, in any order; without the column `items` all are the same amount of work.
+        Rows of the table `steps`, in any order. Without the column `items` they have the same amount of work.
 
     Returns
     -------
     DataFrame
-        The rows with ``usual_seconds`` and ``limit_seconds`` (empty while the history is too short),
-        ``earlier`` (how many earlier ones count) and ``is_slow`` added.
+        The rows with the new columns ``usual_seconds`` and ``limit_seconds`` (empty if the history is too
+        short), ``earlier`` (number of steps in the history) and ``is_slow``.
     """
     import numpy as np
 
@@ -149,7 +143,7 @@ def measured(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _magnitude(steps: pd.DataFrame) -> NDArray[np.int64]:
-    """Return how many digits the amount of work has: 0 for none at all, -1 where nobody tells."""
+    """Return the number of digits of the amount of work: 0 for no work, -1 if it is unknown."""
     import numpy as np
 
     if "items" not in steps:
@@ -162,7 +156,7 @@ def _magnitude(steps: pd.DataFrame) -> NDArray[np.int64]:
 def _history(
     seconds: NDArray[np.float64], moved: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return, for each step of one kind, the usual and the limit by those before it, and their number."""
+    """Return median, limit and number of the earlier steps for each step of one group."""
     import numpy as np
 
     count = len(seconds)
@@ -170,20 +164,21 @@ def _history(
     usual, limit = np.full(count, np.nan), np.full(count, np.nan)
     if count <= FEWEST:
         return usual, limit, earlier
-    # Row n holds the WINDOW values before step n in ascending order; what is not there yet is NaN and comes
-    # last. A logarithm has no zero.
+    # Row n has the WINDOW values before step n in ascending order; missing values are NaN and come last. Zero
+    # has no logarithm.
     enough = slice(FEWEST, None)
     logs = np.sort(_before(np.log(np.maximum(seconds, 1e-3)))[enough], axis=1)
     middle = np.nanmedian(logs, axis=1)
     deviation = 1.4826 * np.nanmedian(np.abs(logs - middle[:, None]), axis=1)
     ninth = np.take_along_axis(logs, (0.9 * (earlier[enough] - 1)).astype(int)[:, None], axis=1)[:, 0]
     usual[enough] = np.exp(middle)
-    # Whoever moved more than usual may take longer; where it or those before do not tell, nothing is excused.
+    # A step with more bytes than usual may take longer. Without known bytes the factor is 1.
     known = np.where(moved > 0, moved, np.nan)
     before = _before(known)[enough]
-    told = ~np.isnan(before).all(axis=1)
+    comparable = ~np.isnan(before).all(axis=1)
     more = np.ones(len(before))
-    more[told] = np.fmax(1.0, known[enough][told] / np.nanmedian(before[told], axis=1))
+    ratio = known[enough][comparable] / np.nanmedian(before[comparable], axis=1)
+    more[comparable] = np.fmax(1.0, ratio)
     spread = usual[enough] * np.maximum(FACTOR, np.exp(DEVIATIONS * deviation))
     limit[enough] = np.maximum(spread, ABOVE_P90 * np.exp(ninth)) * more
     return usual, limit, earlier
@@ -197,16 +192,16 @@ def _before(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 NEWEST = 10
-"""How many of the latest steps are compared with those before them."""
+"""Number of latest steps that a trend compares with the earlier ones."""
 
 SNAPSHOT_STEPS = ("upload", "import")
-"""The steps from an image's file to its snapshot, on either path."""
+"""The steps from an image file to its snapshot, of both methods."""
 
 GIB, MIB = 2**30, 2**20
 
 
 def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:
-    """Return the columns that a table is told apart by; refuse none at all, and unknown ones."""
+    """Return the columns to group by; refuse an empty list and unknown columns."""
     keys = [by] if isinstance(by, str) else list(dict.fromkeys(by))
     for name in keys:
         if name not in known:
@@ -224,30 +219,29 @@ def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:
 
 
 def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
-    """Return one row per step, path, image and region.
+    """Return one row per step, method, image and region.
 
     Parameters
     ----------
     steps
         Rows of the table `steps`, in any order.
     by
-        Columns of `GROUP` to tell apart; ``["step", "via"]`` takes images and regions together. What is slow
-        is always told by a step's own image and region.
+        Columns of `GROUP` to group by; ``["step", "via"]`` combines images and regions. Slow steps are always
+        found by comparison with the same image and region.
 
     Returns
     -------
     DataFrame
-        In the order in which the steps of a run follow each other, with the columns of `by`; ``count``
-        (finished), ``failed``, ``reused``; ``p50_seconds``, ``p90_seconds``, ``p99_seconds``,
-        ``max_seconds``, ``last_seconds``; ``change`` (the median of the latest `NEWEST` against that of those
-        before, minus one); ``bytes`` (of the last one), ``mib_per_second`` and ``seconds_per_gib`` (over all
-        that tell their bytes); ``slow`` (how many were), ``last_slow`` (the last one is). Figures are empty
-        where no finished step has them.
+        In the order of the steps in a run: the columns of `by`; the numbers ``count`` (finished), ``failed``
+        and ``reused``; ``p50_seconds``, ``p90_seconds``, ``p99_seconds``, ``max_seconds``, ``last_seconds``;
+        ``change`` (median of the latest `NEWEST` divided by that of the earlier ones, minus one); ``bytes``
+        (of the last step), ``mib_per_second`` and ``seconds_per_gib`` (of all steps with bytes); ``slow``
+        (number of slow steps), ``last_slow`` (whether the last step is slow). Unknown values are empty.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        `by` is empty, or names something else.
+        `by` is empty or contains an unknown column.
     """
     import pandas as pd
 
@@ -259,10 +253,10 @@ def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
         .groupby([ordered[name] for name in keys], dropna=False, sort=False)
         .sum()
     )
-    finished = measured(ordered)
+    finished = finished_steps(ordered)
     by_group = finished.groupby(keys, dropna=False, sort=False)
     seconds = by_group["seconds"]
-    # A rate is only told by steps that moved something and took time.
+    # Only steps with bytes and a duration have a rate.
     moved = finished[(finished["bytes"] > 0) & (finished["seconds"] > 0)]
     totals = moved.groupby(keys, dropna=False, sort=False)[["bytes", "seconds"]].sum().astype("float64")
     figures = pd.DataFrame(
@@ -281,28 +275,22 @@ def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
         }
     )
     order = groups["started_at"].first().index
-    whole = counts.join(figures).reindex(order).reset_index()
-    whole["slow"] = whole["slow"].fillna(0).astype("int64")
-    whole["last_slow"] = whole["last_slow"].astype("boolean").fillna(value=False).astype("bool")
-    whole["bytes"] = whole["bytes"].astype("Int64")
-    return whole
+    table = counts.join(figures).reindex(order).reset_index()
+    table["slow"] = table["slow"].fillna(0).astype("int64")
+    table["last_slow"] = table["last_slow"].astype("boolean").fillna(value=False).astype("bool")
+    table["bytes"] = table["bytes"].astype("Int64")
+    return table
 
 
 def slow(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the finished steps that were slow by their own history when they ran, newest first.
+    """Return the slow steps, newest first, with the columns of `finished_steps`.
 
     Parameters
     ----------
     steps
         Rows of the table `steps`, in any order.
-
-    Returns
-    -------
-    DataFrame
-        The rows, with ``usual_seconds`` (the median of the earlier ones), ``limit_seconds`` and ``earlier``
-        (how many there were) added.
     """
-    finished = measured(steps)
+    finished = finished_steps(steps)
     return finished[finished["is_slow"]].sort_values("started_at", ascending=False, ignore_index=True)
 
 
@@ -321,30 +309,30 @@ def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = GROU
     steps
         Rows of the table `steps`, in any order.
     every
-        Length of a period as pandas names it: ``"D"``, ``"W-MON"`` (weeks that begin on Monday), ``"MS"``.
+        Length of a period as a pandas frequency: ``"D"``, ``"W-MON"`` (weeks that start on Monday), ``"MS"``.
     by
-        Columns of `GROUP` to tell apart.
+        Columns of `GROUP` to group by.
 
     Returns
     -------
     DataFrame
-        The columns of `by`, ``period`` (when it begins, UTC), ``count``, ``p50_seconds``, ``p90_seconds``;
-        periods without a finished step are left out.
+        The columns of `by`, ``period`` (its start, UTC), ``count``, ``p50_seconds``, ``p90_seconds``, without
+        periods that have no finished step.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        pandas knows no such period; or as for `summary`.
+        `every` is not a pandas frequency; or as for `summary`.
     """
     import pandas as pd
 
-    keys, finished = _checked(by), measured(steps)
+    keys, finished = _checked(by), finished_steps(steps)
     try:
         begin = pd.Grouper(key="started_at", freq=every, label="left", closed="left")
     except ValueError as error:
         raise errors.ParameterError(
             f"Invalid length of time {every!r}.",
-            why=f"pandas says: {error}.",
+            why=f"{error}.",
             fix="Use D (days), W-MON (weeks that start on Monday) or MS (months).",
         ) from error
     seconds = finished.groupby([*keys, begin], dropna=False)["seconds"]
@@ -360,14 +348,14 @@ def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = GROU
 
 
 def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run that made a snapshot: how long its bytes took to become one.
+    """Return the durations of upload and import, one row per run that created a snapshot.
 
     Returns
     -------
     DataFrame
         ``run_id``, ``image``, ``region``, ``via``, ``started_at``, ``upload_seconds``, ``import_seconds``,
-        ``seconds`` (their sum), ``sent_bytes``, ``image_bytes``, ``seconds_per_gib`` (of the image). Runs
-        that found the upload or the snapshot there already are left out: they did not do the work.
+        ``seconds`` (their sum), ``sent_bytes``, ``image_bytes``, ``seconds_per_gib`` (of the image), without
+        runs that reused the upload or the snapshot.
     """
     import pandas as pd
 
@@ -395,15 +383,15 @@ def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> pd.DataFrame:
-    """Return direct upload and import side by side.
+    """Compare direct upload and import.
 
     Returns
     -------
     DataFrame
-        One row per image and region: ``image_bytes`` (median); for each path ``import_`` and ``direct_``:
-        ``count``, ``p50_seconds``, ``p90_seconds`` (from the image's file to the finished snapshot),
-        ``seconds_per_gib``, ``sent_bytes`` (medians); and ``times_as_fast``, how many times the median of
-        direct fits into that of import. Empty where a path was never taken.
+        One row per image and region: ``image_bytes`` (median); with the prefixes ``import_`` and ``direct_``
+        ``count``, ``p50_seconds``, ``p90_seconds`` (from the image file to the finished snapshot),
+        ``seconds_per_gib``, ``sent_bytes`` (medians); and ``times_as_fast``, the median of import divided by
+        that of direct. Values of a method without runs are empty.
 
     Raises
     ------
@@ -436,7 +424,7 @@ def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> 
 
 
 def show_summary(table: pd.DataFrame) -> display.Shown:
-    """Return a summary for people."""
+    """Return a `summary` as a table for display."""
     keys = [name for name in GROUP if name in table]
     rows = [
         [
@@ -458,7 +446,7 @@ def show_summary(table: pd.DataFrame) -> display.Shown:
 
 
 def show_slow(table: pd.DataFrame) -> display.Shown:
-    """Return slow steps for people."""
+    """Return `slow` steps as a table for display."""
     rows = [
         [
             display.moment(row["started_at"]),
@@ -470,12 +458,12 @@ def show_slow(table: pd.DataFrame) -> display.Shown:
         ]
         for row in table.to_dict("records")
     ]
-    columns = ("started (UTC)", "step", "path", "image", "region", "took", "usual", "limit", "run")
+    columns = ("started (UTC)", "step", "method", "image", "region", "took", "usual", "limit", "run")
     return display.shown(columns, rows, right=("took", "usual", "limit"), nothing="No slow steps.")
 
 
 def show_compare(table: pd.DataFrame) -> display.Shown:
-    """Return the comparison of direct upload with import for people."""
+    """Return a `compare` frame as a table for display."""
     rows = [
         [
             row["image"],
@@ -502,7 +490,7 @@ def show_compare(table: pd.DataFrame) -> display.Shown:
 
 
 def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.Shown:
-    """Return the newest steps for people."""
+    """Return the newest steps as a table for display."""
     newest = steps.sort_values("started_at", ascending=False, kind="stable").head(last)
     rows = [
         [
@@ -518,7 +506,7 @@ def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.Shown:
         ]
         for row in newest.to_dict("records")
     ]
-    columns = ("started (UTC)", "step", "status", "path", "image", "region", "took", "bytes", "run")
+    columns = ("started (UTC)", "step", "status", "method", "image", "region", "took", "bytes", "run")
     return display.shown(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
 
 
@@ -527,5 +515,5 @@ _COUNTED: dict[str, tuple[str, ...]] = {
     "failed": ("failed",),
     "reused": ("reused", "unchanged"),
 }
-_HEADINGS = {"via": "path"}
+_HEADINGS = {"via": "method"}
 _NOTHING = "No steps of this kind."

@@ -1,6 +1,6 @@
 """Where the evidence of runs is kept: on this machine or on S3.
 
-A run has an entry, ``<archive>/<run id>/result.json``, which names everything else with its SHA-256. In a
+A run has an entry, ``<archive>/<run ID>/result.json``, which names everything else with its SHA-256. In a
 local archive the other files lie beside it. In a bucket their keys derive from what is in them
 (``objects/<sha256>/report.html``): an upload that is done again sends nothing, and nobody can change a file
 without breaking its name. See ``docs/decisions/0007-evidence-by-content.md``.

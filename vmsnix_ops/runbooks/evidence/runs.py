@@ -438,7 +438,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
     remote = archive is not None and archive.remote  # whole runs leave no local folder
     if not (unsaved or damaged or before[1] or before[0] == RUNNING or remote):
         return None
-    problems = run_tables.save_again(path, tables)
+    problems = run_tables.append_unsaved(path, tables)
     if damaged and named:
         try:
             (path / archives.RESULT).rename(path / DAMAGED)

@@ -251,7 +251,7 @@ def _save_rows(run: Run) -> list[str]:
     """Append the rows of the run that have not reached the tables; return what still fails."""
     from vmsnix_ops.records import run_tables, tables
 
-    return run_tables.save_again(run.folder.local, tables.open_tables(run.settings))
+    return run_tables.append_unsaved(run.folder.local, tables.open_tables(run.settings))
 
 
 def _record(run: Run, values: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Loaded into the kernels that we start: keeps the parts of an error, and side effects in bounds.
 
 The error that a kernel sends over is text. The classes of `vmsnix_ops.errors` carry more (why, fix, exit
-code, AWS's request id), and the runner needs that to say one clear thing. IPython loads this module as an
+code, AWS's request ID), and the runner needs that to say one clear thing. IPython loads this module as an
 extension.
 """
 

@@ -39,7 +39,7 @@ class Failure:
     cell
         Number of the cell as it is shown (``In [3]``), 0 when no cell is to blame.
     detail
-        What else the error carried: AWS's code, operation, request id ...
+        What else the error carried: AWS's code, operation, request ID ...
     """
 
     type: str

@@ -179,7 +179,7 @@ class EntryTable(RunTable):
     runbook: str = Field("", description="Name of the runbook.")
     images: Texts = Field([], description="Each becomes the parameter image.")
     regions: Texts = Field([], description="Each becomes the parameter region or regions.")
-    accounts: Texts = Field([], description="Names of [accounts], or account ids.")
+    accounts: Texts = Field([], description="Names of [accounts], or account IDs.")
     matrix: Lists = Field({}, description='Other parameters: { via = ["import", "direct"] }.')
     after: Texts = Field([], description="Entries that must be done first.")
     override: list[OverrideTable] = Field([], description="Other values for some of the targets.")
