@@ -9,7 +9,7 @@ import pytest
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet.plan_file import PlanFile, read_plan
-from vmsnix_ops.runbooks.fleet.targets import nix_config
+from vmsnix_ops.runbooks.fleet.worker import nix_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,6 +152,12 @@ def test_words_in_braces_are_the_targets_own(plans: Plans) -> None:
     (target,) = plans.read(text).targets
     assert target.given["image"] == "s3://images-012345678901-us-east-1/{other}"
     assert target.environment["VMSNIX_ALLOWED_ACCOUNTS"] == "012345678901"
+
+
+def test_a_list_of_accounts_sets_no_parameter(plans: Plans, shelf: Shelf) -> None:
+    shelf.put("40-who.ipynb", parameters='account: str = ""  # account ID')
+    (target,) = plans.read('[[entry]]\nrunbook = "who"\naccounts = ["012345678901"]').targets
+    assert target.given == {}
 
 
 def test_a_target_waits_for_those_that_share_its_values(plans: Plans) -> None:

@@ -29,8 +29,15 @@ from vmsnix_ops.runbooks.fleet.ledger import (
     open_ledger,
     this_process,
 )
-from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target, environment_of, nix_config
-from vmsnix_ops.runbooks.fleet.worker import Session, run_target
+from vmsnix_ops.runbooks.fleet.worker import (
+    CREDENTIALS,
+    Account,
+    Session,
+    Target,
+    environment_of,
+    nix_config,
+    run_target,
+)
 from vmsnix_ops.sandbox import sandbox
 
 ELSEWHERE = {"id": "other", "machine": "elsewhere", "pid": 1, "born": "1", "host": "elsewhere"}

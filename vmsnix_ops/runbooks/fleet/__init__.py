@@ -30,8 +30,7 @@ from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.fleet.engine import Runner, Stop, check_address, need_dask
 from vmsnix_ops.runbooks.fleet.ledger import change, ledger_id, open_ledger
 from vmsnix_ops.runbooks.fleet.report import FleetResult, write
-from vmsnix_ops.runbooks.fleet.targets import nix_config
-from vmsnix_ops.runbooks.fleet.worker import Session, state_of
+from vmsnix_ops.runbooks.fleet.worker import Session, nix_config, state_of
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:

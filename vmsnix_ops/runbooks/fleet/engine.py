@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Kind, Progress
     from vmsnix_ops.runbooks.fleet.ledger import Document
     from vmsnix_ops.runbooks.fleet.plan_file import Dask, PlanFile
-    from vmsnix_ops.runbooks.fleet.targets import Target
+    from vmsnix_ops.runbooks.fleet.worker import Target
 
 CONNECT_SECONDS = 30
 WORKERS_SECONDS = 60

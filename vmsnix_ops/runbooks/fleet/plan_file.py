@@ -49,10 +49,12 @@ from vmsnix_ops.region_names import known_regions
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence.secrets import find_secret
 from vmsnix_ops.runbooks.execution.side_effects import level
-from vmsnix_ops.runbooks.fleet.targets import CREDENTIALS, Account, Target
+from vmsnix_ops.runbooks.fleet.worker import CREDENTIALS, Account, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from vmsnix_ops.runbooks.catalog import Runbook
 
 ACCOUNT_ID = r"^[0-9]{12}$"
 ENTRY_NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -351,9 +353,9 @@ class _Reader:
             axes = dict(zip(lists, values, strict=True))
             fitting = [one for one in self.entry.override if one.where.items() <= axes.items()]
             if not any(one.skip for one in fitting):
-                yield self._target(runbook, axes, [self.defaults, self.entry, *fitting], lists)
+                yield self._target(runbook, axes, [self.defaults, self.entry, *fitting])
 
-    def _check(self, runbook: catalog.Runbook | None, lists: Mapping[str, list[Any]]) -> None:
+    def _check(self, runbook: Runbook | None, lists: Mapping[str, list[Any]]) -> None:
         """Check the values of the lists, and that each override matches a target."""
         entry = self.entry
         if not entry.runbook:
@@ -377,16 +379,10 @@ class _Reader:
                 hint = nearest(str(value), [str(item) for item in lists[axis]])
                 self._add(f".override: {axis} = {value!r} is not in the entry. {hint}")
 
-    def _target(
-        self,
-        runbook: catalog.Runbook,
-        axes: dict[str, Any],
-        layers: list[RunTable],
-        lists: Mapping[str, list[Any]],
-    ) -> Target:
-        named = str(axes.get("account", ""))
+    def _target(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable]) -> Target:
+        lists, named = self.entry.lists(), str(axes.get("account", ""))
         account = self.accounts.get(named) or Account(named, named if re.fullmatch(ACCOUNT_ID, named) else "")
-        given = self._given(runbook, axes, layers, {**axes, "account": account.id or account.name})
+        given = self._given(runbook, axes, layers, account.id or account.name)
         environment = _merged(layers, "environment")
         if region := axes.get("region", ""):
             environment |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION", "VMSNIX_REGION"), region)
@@ -409,25 +405,19 @@ class _Reader:
             level(runbook.side_effects, whole),
         )
 
-    def _given(
-        self,
-        runbook: catalog.Runbook,
-        axes: Mapping[str, Any],
-        layers: list[RunTable],
-        words: Mapping[str, Any],
-    ) -> dict[str, object]:
+    def _given(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable], account: str) -> Any:
+        """Return the parameters of a target, as the runbook declares them."""
         # A default is for the runbooks that have the parameter; an entry must know the parameters of its own.
         wanted = {k: v for k, v in self.defaults.parameters.items() if _declares(runbook, k)}
         wanted |= _merged(layers[1:], "parameters")
-        wanted |= {
-            axis: value for axis, value in axes.items() if axis not in AXES or _declares(runbook, axis)
-        }
+        known = {axis for axis in ("image", "region") if _declares(runbook, axis)}
+        wanted |= {axis: value for axis, value in axes.items() if axis not in AXES or axis in known}
         if "region" in axes and not _declares(runbook, "region") and _declares(runbook, "regions"):
             wanted["regions"] = [axes["region"]]
         checked: dict[str, object] = {}
         for name, value in wanted.items():
             try:
-                found = parameters.check(runbook, {name: _filled(value, words)})
+                found = parameters.check(runbook, {name: _filled(value, axes | {"account": account})})
             except ParameterError as error:
                 self._add(f": {error.what} {error.why}")
                 continue
@@ -445,7 +435,7 @@ def _merged(layers: list[RunTable], key: str) -> dict[str, Any]:
     return {name: value for layer in layers for name, value in getattr(layer, key).items()}
 
 
-def _declares(runbook: catalog.Runbook, name: str) -> bool:
+def _declares(runbook: Runbook, name: str) -> bool:
     return any(parameter.name == name.replace("-", "_") for parameter in runbook.parameters)
 
 

@@ -1,9 +1,9 @@
-"""What a Dask worker does with a target: it starts a process that runs it, and waits for the result.
+"""The targets of a fleet, and what a Dask worker does with one: start a process, and wait for the result.
 
 Dask may start a task more than once, on several workers. So a task first reads the claim of its target: it
 returns the result if the target is done, and waits while another process runs it. The process that runs a
 target is papermill, with the notebook's kernel as its child. It owns the claim, and continues when its worker
-or the client ends. Arguments contain no secret: a worker has its own credentials.
+or the client ends. What workers receive contains no secret: they have their own credentials.
 """
 
 from __future__ import annotations
@@ -18,33 +18,102 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import VmsnixError
+from vmsnix_ops.progress import counted
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.execution import lease
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 from vmsnix_ops.runbooks.execution.execute import run
 from vmsnix_ops.runbooks.execution.kernels import python_path
 from vmsnix_ops.runbooks.fleet.ledger import IDENTITY, Claim, StaleError, Watch, has_ended, open_ledger
-from vmsnix_ops.runbooks.fleet.targets import environment_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger
-    from vmsnix_ops.runbooks.fleet.targets import Target
 
 USAGE_ERROR = 2
 NOT_OURS = 75  # exit code of a process that did not get the claim, or lost it
 MOST_LOSSES = 3
 RESULT_KEYS = ("ami_id", "snapshot_id", "image_name", "region", "account", "digest", "report", "notebook")
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+JOB_FILES = ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")
 COMMAND = "from vmsnix_ops.runbooks.fleet.worker import main; raise SystemExit(main())"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An AWS account of a plan file; `plan_file.AccountTable` explains the fields."""
+
+    name: str = ""
+    id: str = ""
+    role: str = ""
+    profile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One run of one runbook."""
+
+    name: str  # of its entry, and the values that distinguish it: publish/ecs-node/eu-central-1
+    runbook: str
+    axes: Mapping[str, object]  # its values of what the entry lists
+    given: Mapping[str, object]  # the parameters, as the runbook declares them
+    key: str  # hash of the content: runbook, parameters, environment, account
+    account: Account = field(default_factory=Account)
+    environment: Mapping[str, str] = field(default_factory=dict)  # never credentials
+    resources: Mapping[str, float] = field(default_factory=dict)  # what a worker must offer
+    retries: int = 0
+    retry_wait: float = 5.0  # seconds before the first retry; doubled each time
+    effects: str = "read_only"  # what the run may do: read_only (also in a dry run), creates or destroys
+    after: tuple[str, ...] = ()  # names of the targets that must be done first
+    fingerprint: str = ""  # hash of the plan's name, the key, and the fingerprints of the targets in `after`
+
+    @property
+    def claim(self) -> str:
+        """Name of its document in the ledger; the same for equal targets of two plans."""
+        return f"targets/{self.key}.json"
+
+    def is_done(self, document: Document) -> bool:
+        """Return whether the document says that the target is done."""
+        return (document["state"], document["fingerprint"]) == ("done", self.fingerprint)
+
+    def document(self, state: str, error: str | None = None) -> Document:
+        """Return a document of the target without attempts."""
+        return {
+            "target": self.name,
+            "runbook": self.runbook,
+            "fingerprint": self.fingerprint,
+            "state": state,
+            "session": "",
+            "attempts": [],
+            "error": error,
+            "result": {},
+        }
+
+    def described(self) -> dict[str, Any]:
+        """Return what it is, for tables: ``parameters``, ``after``, ``needs``, ``retries``."""
+        return {
+            "parameters": ", ".join(f"{name}={value}" for name, value in self.given.items()),
+            "after": ", ".join(self.after),
+            "needs": ", ".join(f"{name}={count:g}" for name, count in self.resources.items()),
+            "retries": self.retries,
+        }
+
+    def __str__(self) -> str:
+        given = " ".join(f"{name}={value}" for name, value in self.given.items())
+        parts = [f"{self.runbook} {given}".strip()]
+        parts += [f"{word} {found}" for word in ("after", "needs") if (found := self.described()[word])]
+        parts += ["destroys"] if self.effects == "destroys" else []
+        parts += [counted(self.retries, "retry", "retries")] if self.retries else []
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +310,33 @@ def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_f
         attempt["result"] = {name: outcome.values[name] for name in RESULT_KEYS if outcome.values.get(name)}
     attempt["seconds"] = round(time.monotonic() - clock, 3)
     return dict(Redactor(secret_values()).value(attempt))
+
+
+def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables of a target's run on top of the worker's; ``None`` removes one.
+
+    The worker assumes the role of the account again for each try, with its own credentials. The temporary
+    keys are only in the environment of the run. The fleet writes the files of a CI job, not its runs.
+    """
+    made: dict[str, str | None] = {**dict.fromkeys(JOB_FILES), **common, **target.environment}
+    account = target.account
+    if account.profile:
+        # Keys in the environment would be used instead of the profile.
+        made |= {**dict.fromkeys(CREDENTIALS), "AWS_PROFILE": account.profile}
+    if account.role:
+        from vmsnix_ops.aws.accounts import assume_role
+        from vmsnix_ops.aws.session import session
+        from vmsnix_ops.credentials import session_keys
+
+        region = str(target.axes.get("region", ""))
+        assumed = assume_role(session(region or None), account.role, region=region or "us-east-1")
+        made |= {**dict(zip(CREDENTIALS, session_keys(assumed) or (), strict=True)), "AWS_PROFILE": None}
+    return made
+
+
+def nix_config(settings: Mapping[str, str]) -> str:
+    """Return settings as the lines of ``NIX_CONFIG``, which Nix reads after its files."""
+    return "\n".join(f"{name} = {value}" for name, value in settings.items())
 
 
 def state_of(target: Target, ledger: Ledger) -> Document:
