@@ -20,7 +20,7 @@ from vmsnix_ops.audit.reports import AuditResult
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import verify
-from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.nix.versions import parse_condition
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -315,7 +315,9 @@ def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     Tables(tmp_path / "history").append("packages", rows)
-    found = audit(packages=(wanted("openssl<3.0.15"), wanted("xz=5.6.0"), wanted("absent")))
+    found = audit(
+        packages=(parse_condition("openssl<3.0.15"), parse_condition("xz=5.6.0"), parse_condition("absent"))
+    )
     reasons = list(found.frame[found.frame["rule"] == "contains-package"]["reason"])
     assert sorted(reason.split(". ")[0] for reason in reasons) == [
         "It contains openssl 1.1.1w, 3.0.9 (packages: openssl<3.0.15)",

@@ -25,7 +25,7 @@ from vmsnix_ops.audit.findings import RULES, AuditCriteria, as_text
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.aws.iam.policies import PolicyScope, policy_document
 from vmsnix_ops.cli import COMMANDS
-from vmsnix_ops.nix.versions import wanted
+from vmsnix_ops.nix.versions import parse_condition
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.sandbox import Sandbox, sandbox
@@ -157,7 +157,9 @@ class Story:
         """Scan and judge, with eyes for everything."""
         found = self.own.scan(regions=[REGION], accounts=[self.own.account, FRIEND])
         criteria = AuditCriteria(
-            unfinished_hours=0, known_accounts=frozenset({PARTNER}), packages=(wanted("openssl<3.0.15"),)
+            unfinished_hours=0,
+            known_accounts=frozenset({PARTNER}),
+            packages=(parse_condition("openssl<3.0.15"),),
         )
         return as_text(evaluate(found, criteria=criteria, tables=open_tables(load())))
 

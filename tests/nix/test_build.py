@@ -19,7 +19,7 @@ from vmsnix_ops.errors import (
     UnknownImageError,
     VmsnixError,
 )
-from vmsnix_ops.nix.build import build, names_a_file, plan_build, resolve, split_image
+from vmsnix_ops.nix.build import build, is_path, plan_build, resolve_image, split_image
 from vmsnix_ops.nix.command import parse_outputs
 from vmsnix_ops.nix.flake import host_system
 from vmsnix_ops.progress import Event, Progress, silent
@@ -52,8 +52,8 @@ def test_knows_where_the_image_comes_from(nix: Path) -> None:
     built = plan.build(progress=silent())
     assert built.store_path is not None
     assert built.path.is_relative_to(built.store_path)
-    assert built.drv_path is not None
-    assert Path(built.drv_path).is_relative_to(nix / "store")
+    assert built.derivation is not None
+    assert Path(built.derivation).is_relative_to(nix / "store")
     assert built.flake == f"path:{FIXTURE}#packages.{host_system()}.ecs-node"
     assert (built.revision, built.nar_hash, built.dirty) == (
         plan.provenance.revision,
@@ -171,7 +171,7 @@ def test_hostile_names_are_refused_before_nix_runs(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises((UnknownImageError, ParameterError)):
-        resolve(image)
+        resolve_image(image)
 
 
 def test_a_system_that_contradicts_the_attribute_is_refused() -> None:
@@ -193,12 +193,12 @@ def test_a_state_folder_that_cannot_be_made_is_told(nix: Path, tmp_path: Path) -
 
 def test_resolve_reads_what_is_built_and_asks_the_store_who_built_it(nix: Path) -> None:
     built = build("ecs-node", progress=silent())
-    found = resolve(str(built.store_path))
-    assert (found.path, found.drv_path, found.flake) == (built.path, built.drv_path, None)
+    found = resolve_image(str(built.store_path))
+    assert (found.path, found.derivation, found.flake) == (built.path, built.derivation, None)
 
 
 def test_resolve_builds_what_is_no_path(nix: Path) -> None:
-    assert resolve("ecs-node", progress=silent()) == build("ecs-node", progress=silent())
+    assert resolve_image("ecs-node", progress=silent()) == build("ecs-node", progress=silent())
 
 
 def test_resolve_reads_an_image_on_a_machine_without_nix(
@@ -206,7 +206,7 @@ def test_resolve_reads_an_image_on_a_machine_without_nix(
 ) -> None:
     built = build("ecs-node", progress=silent())
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert resolve(built.path.parent).drv_path is None
+    assert resolve_image(built.path.parent).derivation is None
 
 
 @pytest.mark.parametrize(
@@ -215,16 +215,16 @@ def test_resolve_reads_an_image_on_a_machine_without_nix(
 def test_resolve_takes_paths_for_paths(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ImageNotFoundError):
-        resolve(image)
+        resolve_image(image)
 
 
 def test_tells_files_from_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert names_a_file("disk.vhd")
-    assert not names_a_file("ecs-node")
-    assert not names_a_file("./nix#ecs-node")
+    assert is_path("disk.vhd")
+    assert not is_path("ecs-node")
+    assert not is_path("./nix#ecs-node")
     (tmp_path / "ecs-node").touch()
-    assert names_a_file("ecs-node")
+    assert is_path("ecs-node")
 
 
 def test_splits_an_image_into_flake_name_and_system() -> None:

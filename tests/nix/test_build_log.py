@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.nix.build import BuildLog, Standing, derivation_name
+from vmsnix_ops.nix.build import BuildLog, BuildStatus, derivation_name
 
 DATA = Path(__file__).parent / "data"
 STORE = "/nix/store/00000000000000000000000000000000-"
@@ -33,24 +33,27 @@ def test_counts_derivations_and_names_the_phase(version: str) -> None:
     log, seen = BuildLog(), []
     for line in (DATA / f"build-works-{version}.log").read_text().splitlines():
         log.feed(line)
-        standing = log.standing()
+        standing = log.status()
         if not seen or standing != seen[-1]:
             seen.append(standing)
     assert [standing.built for standing in seen] == sorted(standing.built for standing in seen)
-    assert Standing(0, 2, building="nixos-system-actions-runner-26.05.fixture") in seen
+    assert BuildStatus(0, 2, building="nixos-system-actions-runner-26.05.fixture") in seen
     phases = [standing.phase for standing in seen if standing.building.startswith("actions-runner")]
     assert phases[0] == ""
     assert next(phase for phase in phases if phase) == "buildPhase"
     assert phases[-1] == "installPhase"
-    assert seen[-1] == Standing(built=2, expected=2)
+    assert seen[-1] == BuildStatus(built=2, expected=2)
     assert not log.errors
 
 
 @VERSIONS
 def test_names_the_derivation_that_failed_and_keeps_its_last_20_lines(version: str) -> None:
     log = fed(*(DATA / f"build-fails-{version}.log").read_text().splitlines())
-    assert derivation_name(log.failed()) == "talks-and-fails-1.0"
-    assert log.last_lines(log.failed()) == (*(f"line {number}" for number in range(22, 41)), "in red")
+    assert derivation_name(log.failed_derivation()) == "talks-and-fails-1.0"
+    assert log.last_lines(log.failed_derivation()) == (
+        *(f"line {number}" for number in range(22, 41)),
+        "in red",
+    )
 
 
 def test_knows_the_words_of_newer_versions() -> None:
@@ -62,13 +65,13 @@ def test_knows_the_words_of_newer_versions() -> None:
         ),
         entry("msg", level=0, msg=f"error: Cannot build '{STORE}above.drv'.\n  Reason: 1 dependency failed."),
     )
-    assert log.failed() == f"{STORE}x.drv"
-    assert log.last_lines(log.failed()) == ()
+    assert log.failed_derivation() == f"{STORE}x.drv"
+    assert log.last_lines(log.failed_derivation()) == ()
 
 
 def test_never_shows_more_built_than_expected() -> None:
     log = fed(entry("start", type=104), entry("result", type=105, fields=[7, 5, 0, 0]))
-    assert (log.standing().built, log.standing().expected) == (5, 5)
+    assert (log.status().built, log.status().expected) == (5, 5)
 
 
 def test_adds_up_what_is_fetched() -> None:
@@ -80,22 +83,22 @@ def test_adds_up_what_is_fetched() -> None:
         entry("result", 2, type=105, fields=[600, 1000, 0, 0]),
         entry("result", 3, type=105, fields=[100, 2000, 0, 0]),
     )
-    assert (log.standing().fetched_bytes, log.standing().fetch_bytes) == (700, 5000)
+    assert (log.status().fetched_bytes, log.status().fetch_bytes) == (700, 5000)
     log.feed(entry("result", 2, type=105, fields=[1000, 1000, 0, 0]))
     log.feed(entry("stop", 2))
-    assert (log.standing().fetched_bytes, log.standing().fetch_bytes) == (1100, 5000)
+    assert (log.status().fetched_bytes, log.status().fetch_bytes) == (1100, 5000)
 
 
 def test_knows_how_much_is_fetched_when_nobody_announced_it() -> None:
     log = fed(entry("start", 2, type=101), entry("result", 2, type=105, fields=[600, 1000, 0, 0]))
-    assert (log.standing().fetched_bytes, log.standing().fetch_bytes) == (600, 1000)
+    assert (log.status().fetched_bytes, log.status().fetch_bytes) == (600, 1000)
 
 
 def test_progress_of_other_activities_is_not_the_builds() -> None:
     log = fed(
         entry("start", 1, type=104), entry("start", 2, type=102), entry("result", 2, type=105, fields=[9, 9])
     )
-    assert log.standing() == Standing()
+    assert log.status() == BuildStatus()
 
 
 def test_counts_the_paths_that_came_from_a_cache() -> None:
@@ -105,7 +108,7 @@ def test_counts_the_paths_that_came_from_a_cache() -> None:
         entry("result", 2, type=105, fields=[3, 9, 0, 0]),
         entry("result", 2, type=105, fields=[7, 9, 0, 0]),
     )
-    assert log.standing() == Standing(fetched=7)
+    assert log.status() == BuildStatus(fetched=7)
 
 
 def test_messages_come_without_colours() -> None:
@@ -143,10 +146,10 @@ lines = st.one_of(
 @given(st.lists(lines, max_size=30))
 def test_garbage_never_stops_it(garbage: list[str]) -> None:
     log = fed(*garbage)
-    standing = log.standing()
+    standing = log.status()
     assert 0 <= standing.built <= standing.expected
     assert 0 <= standing.fetched_bytes <= standing.fetch_bytes
-    assert isinstance(log.last_lines(log.failed()), tuple)
+    assert isinstance(log.last_lines(log.failed_derivation()), tuple)
 
 
 def test_very_deep_json_does_not_stop_it() -> None:

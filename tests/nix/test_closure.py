@@ -11,7 +11,7 @@ import pytest
 from vmsnix_ops.errors import NixError
 from vmsnix_ops.nix.build import build
 from vmsnix_ops.nix.closure import closure, parse_path_info, split_name
-from vmsnix_ops.nix.command import query
+from vmsnix_ops.nix.command import query_store
 from vmsnix_ops.progress import silent
 
 HASH = "00000000000000000000000000000000"
@@ -31,7 +31,7 @@ def test_lists_what_is_inside_the_largest_first(nix: Path) -> None:
 
 def test_is_about_what_was_built_and_not_about_what_the_image_refers_to(nix: Path) -> None:
     built = build("ecs-node", progress=silent())
-    assert query("--references", str(built.store_path), what="") == [built.store_path]
+    assert query_store("--references", str(built.store_path), what="") == [built.store_path]
     assert len(closure(built, progress=silent())) == 4
 
 
@@ -56,16 +56,18 @@ def test_brings_back_a_system_that_is_no_longer_in_the_store(nix: Path) -> None:
 
 
 def test_an_image_from_elsewhere_cannot_be_looked_into(nix: Path) -> None:
-    built = replace(build("ecs-node", progress=silent()), drv_path=None)
+    built = replace(build("ecs-node", progress=silent()), derivation=None)
     with pytest.raises(NixError, match="Build it here"):
         closure(built)
 
 
 def test_an_image_without_a_nixos_system_says_so(nix: Path) -> None:
     built = build("ecs-node", progress=silent())
-    (linux,) = [path for path in query("--requisites", str(built.drv_path), what="") if "linux-6" in path]
+    (linux,) = [
+        path for path in query_store("--requisites", str(built.derivation), what="") if "linux-6" in path
+    ]
     with pytest.raises(NixError, match="did not use a NixOS system"):
-        closure(replace(built, drv_path=linux))
+        closure(replace(built, derivation=linux))
 
 
 @pytest.mark.parametrize(

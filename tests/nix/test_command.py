@@ -12,7 +12,16 @@ import pytest
 
 from tests.support import read_line, require, wait_until
 from vmsnix_ops.errors import NixError, ToolMissingError
-from vmsnix_ops.nix.command import Answer, ask, environment, error_lines, explain, explanation, find_nix, run
+from vmsnix_ops.nix.command import (
+    CommandResult,
+    command_error,
+    environment,
+    error_lines,
+    find_cause,
+    find_nix,
+    read_json,
+    run,
+)
 
 SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 
@@ -25,19 +34,19 @@ def program(folder: Path, name: str, script: str) -> Path:
 
 
 def test_asks_nix_for_json(nix: Path) -> None:
-    assert ask(["eval", "--expr", "{ a = 1; }"], "It did not work.") == {"a": 1}
+    assert read_json(["eval", "--expr", "{ a = 1; }"], "It did not work.") == {"a": 1}
 
 
 def test_shows_the_words_of_nix(nix: Path) -> None:
     with pytest.raises(NixError, match=r"^It did not work\. Nix reported: error: .*on purpose"):
-        ask(["eval", "--expr", "throw ''broken on purpose''"], "It did not work.")
+        read_json(["eval", "--expr", "throw ''broken on purpose''"], "It did not work.")
 
 
 def test_flakes_work_although_the_settings_do_not_turn_them_on(nix: Path) -> None:
     assert find_nix() == require("nix")
     assert "experimental-features =\n" in (nix / "conf" / "nix.conf").read_text()
     flake = Path(__file__).parent / "fixture"
-    assert isinstance(ask(["flake", "metadata", f"path:{flake}"], "It did not work."), dict)
+    assert isinstance(read_json(["flake", "metadata", f"path:{flake}"], "It did not work."), dict)
 
 
 def test_says_that_nix_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +99,7 @@ def test_takes_the_relatives_of_nix(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_explains_what_nix_says(text: str, why: str) -> None:
-    error = explain("It did not work.", Answer(1, "", (text,)))
+    error = command_error("It did not work.", CommandResult(1, "", (text,)))
     assert why in error.why
     assert text in error.why
     assert error.fix
@@ -99,13 +108,14 @@ def test_explains_what_nix_says(text: str, why: str) -> None:
 def test_warnings_are_not_the_reason() -> None:
     text = "warning: Ignoring setting 'flake-registry' because experimental feature 'flakes' is disabled"
     assert (
-        explain("It did not work.", Answer(1, "", (text, "error: other"))).why == "Nix reported: error: other"
+        command_error("It did not work.", CommandResult(1, "", (text, "error: other"))).why
+        == "Nix reported: error: other"
     )
 
 
 def test_what_a_builder_prints_says_nothing_about_the_store() -> None:
-    assert explanation("cp: permission denied", by_a_builder=True) == ("", "")
-    assert explanation("curl: (6) Could not resolve host: x", by_a_builder=True)[0]
+    assert find_cause("cp: permission denied", of_builder=True) == ("", "")
+    assert find_cause("curl: (6) Could not resolve host: x", of_builder=True)[0]
 
 
 def test_gives_the_end_of_a_trace() -> None:
@@ -115,7 +125,7 @@ def test_gives_the_end_of_a_trace() -> None:
 
 
 def test_says_something_when_nix_said_nothing() -> None:
-    assert "status 3" in str(explain("It did not work.", Answer(3, "", ())))
+    assert "status 3" in str(command_error("It did not work.", CommandResult(3, "", ())))
 
 
 def test_secrets_of_the_caller_do_not_reach_nix() -> None:
@@ -143,7 +153,7 @@ def test_messages_come_as_they_are_printed_and_without_colours_in_the_answer() -
     seen: list[str] = []
     answer = run(["sh", "-c", "printf '\\033[31mone\\033[0m\\ntwo' >&2; exit 5"], on_message=seen.append)
     assert seen == ["\x1b[31mone\x1b[0m", "two"]
-    assert answer == Answer(5, "", ("one", "two"))
+    assert answer == CommandResult(5, "", ("one", "two"))
 
 
 def test_more_output_than_a_pipe_holds_does_not_block() -> None:

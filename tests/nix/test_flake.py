@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import require
 from vmsnix_ops.errors import NixError, ParameterError, ToolMissingError, UnknownImageError
-from vmsnix_ops.nix.flake import Flake, find_flake, find_image, images, provenance
+from vmsnix_ops.nix.flake import Flake, find_flake, find_image, list_images, read_provenance
 
 FIXTURE = Path(__file__).parent / "fixture"
 
@@ -33,7 +33,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_lists_the_images_with_system_disk_and_description(nix: Path) -> None:
-    found = images()
+    found = list_images()
     assert [(image.name, image.system) for image in found] == [
         (name, system)
         for system in ("x86_64-linux", "aarch64-linux")
@@ -45,11 +45,11 @@ def test_lists_the_images_with_system_disk_and_description(nix: Path) -> None:
 
 
 def test_lists_the_images_of_one_system(nix: Path) -> None:
-    assert {image.system for image in images(FIXTURE, system="aarch64-linux")} == {"aarch64-linux"}
+    assert {image.system for image in list_images(FIXTURE, system="aarch64-linux")} == {"aarch64-linux"}
 
 
 def test_packages_that_are_no_images_are_not_listed(nix: Path) -> None:
-    assert "not-an-image" not in {image.name for image in images(FIXTURE)}
+    assert "not-an-image" not in {image.name for image in list_images(FIXTURE)}
 
 
 def test_a_disk_as_large_as_its_contents_has_no_size_yet(nix: Path, tmp_path: Path) -> None:
@@ -57,26 +57,26 @@ def test_a_disk_as_large_as_its_contents_has_no_size_yet(nix: Path, tmp_path: Pa
         "{ outputs = _: { packages.x86_64-linux.x = { passthru.config = {"
         ' virtualisation.diskSize = "auto"; system.build.image = null; }; }; }; }'
     )
-    (image,) = images(tmp_path)
+    (image,) = list_images(tmp_path)
     assert (image.name, image.disk_bytes, image.description) == ("x", None, "")
 
 
 def test_a_flake_without_packages_says_so(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "flake.nix").write_text("{ outputs = _: { }; }")
     with pytest.raises(NixError, match=r"Could not list.*packages"):
-        images(tmp_path)
+        list_images(tmp_path)
 
 
 def test_a_flake_with_a_mistake_shows_the_words_of_nix(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "flake.nix").write_text("{ outputs = ")
     with pytest.raises(NixError, match="syntax error"):
-        images(tmp_path)
+        list_images(tmp_path)
 
 
 def test_listing_needs_nix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolMissingError):
-        images(FIXTURE)
+        list_images(FIXTURE)
 
 
 def test_offers_the_nearest_name(nix: Path) -> None:
@@ -103,7 +103,7 @@ def test_refuses_what_cannot_be_a_name_before_nix_runs(
 
 def test_refuses_a_system_without_images(nix: Path) -> None:
     with pytest.raises(ParameterError, match="Did you mean 'aarch64-linux'"):
-        images(system="arch64-linux")
+        list_images(system="arch64-linux")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_passes_other_sources_for_inputs(tmp_path: Path) -> None:
 
 
 def test_a_clean_folder_has_the_revision_of_its_repository(nix: Path, repository: Path) -> None:
-    found = provenance(find_flake(repository / "nix"))
+    found = read_provenance(find_flake(repository / "nix"))
     assert found.revision == git(repository, "rev-parse", "HEAD")
     assert found.nar_hash is not None
     assert found.nar_hash.startswith("sha256-")
@@ -172,22 +172,22 @@ def test_a_clean_folder_has_the_revision_of_its_repository(nix: Path, repository
 
 def test_changes_elsewhere_in_the_repository_do_not_make_the_flake_dirty(nix: Path, repository: Path) -> None:
     (repository / "README").write_text("x")
-    assert not provenance(find_flake(repository / "nix")).dirty
+    assert not read_provenance(find_flake(repository / "nix")).dirty
 
 
 @pytest.mark.parametrize("change", ["flake.nix", "new.nix"])
 def test_a_changed_folder_is_dirty_and_has_another_hash(nix: Path, repository: Path, change: str) -> None:
-    before = provenance(find_flake(repository / "nix"))
+    before = read_provenance(find_flake(repository / "nix"))
     with (repository / "nix" / change).open("a") as file:
         file.write("# changed\n")
-    after = provenance(find_flake(repository / "nix"))
+    after = read_provenance(find_flake(repository / "nix"))
     assert (after.revision, after.dirty) == (before.revision, True)
     assert after.nar_hash != before.nar_hash
 
 
 def test_a_folder_in_no_repository_has_no_revision(nix: Path, tmp_path: Path) -> None:
     shutil.copytree(FIXTURE, tmp_path / "plain")
-    found = provenance(find_flake(tmp_path / "plain"))
+    found = read_provenance(find_flake(tmp_path / "plain"))
     assert (found.revision, found.dirty) == (None, False)
     assert found.nar_hash
 
@@ -199,10 +199,10 @@ def test_a_repository_as_flake_knows_its_revision_and_its_changes(nix: Path, tmp
     git(top, "add", ".")
     git(top, "commit", "--quiet", "--message", "x")
     head = git(top, "rev-parse", "HEAD")
-    clean = provenance(find_flake(top))
+    clean = read_provenance(find_flake(top))
     assert (clean.revision, clean.dirty) == (head, False)
     with (top / "flake.nix").open("a") as file:
         file.write("# changed\n")
-    changed = provenance(find_flake(top))
+    changed = read_provenance(find_flake(top))
     assert changed.dirty
     assert (changed.revision, changed.nar_hash != clean.nar_hash) == (head, True)

@@ -62,7 +62,7 @@ def test_reads_an_output_directory(output: Path) -> None:
     assert (image.boot_mode, image.format) == ("legacy-bios", "vhd")
     assert image.logical_bytes == int(json.loads((output / DESCRIPTION).read_text())["logical_bytes"])
     assert image.store_path == str(output)
-    assert (image.drv_path, image.flake, image.revision, image.nar_hash, image.dirty) == (None,) * 4 + (
+    assert (image.derivation, image.flake, image.revision, image.nar_hash, image.dirty) == (None,) * 4 + (
         False,
     )
 

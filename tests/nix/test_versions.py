@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support import require
 from vmsnix_ops.errors import ParameterError
-from vmsnix_ops.nix.versions import all_wanted, compare, wanted
+from vmsnix_ops.nix.versions import compare, parse_condition, parse_conditions
 
 ORDERED = [
     ("1.0", "2.3"),
@@ -81,7 +81,7 @@ def test_nix_itself_agrees() -> None:
     ],
 )
 def test_a_package_is_asked_for_by_name_and_bound(text: str, version: str, meant: bool) -> None:
-    assert wanted(text).matches(version) is meant
+    assert parse_condition(text).matches(version) is meant
 
 
 UNREADABLE = ["", "<3", "openssl<", "openssl < 3 4", "open ssl", "openssl<<3", "openssl<3,", "openssl=<3"]
@@ -90,19 +90,19 @@ UNREADABLE = ["", "<3", "openssl<", "openssl < 3 4", "open ssl", "openssl<<3", "
 @pytest.mark.parametrize("text", UNREADABLE)
 def test_what_names_no_package_is_refused(text: str) -> None:
     with pytest.raises(ParameterError, match="is not a valid package condition"):
-        wanted(text)
+        parse_condition(text)
 
 
 @pytest.mark.parametrize("text", ["openssl>=4,<3", "openssl>3,<3", "xz=5.6.0,=5.6.1", "xz<=5,>5"])
 def test_a_question_that_nothing_can_answer_is_refused(text: str) -> None:
     """It would find nothing for ever, which reads like an all-clear."""
     with pytest.raises(ParameterError, match="can be both"):
-        wanted(text)
+        parse_condition(text)
 
 
 def test_a_bound_after_a_comma_goes_on_about_the_package_before_it() -> None:
-    openssl, xz = all_wanted(["openssl>=3", " <3.0.15", "xz"])
+    openssl, xz = parse_conditions(["openssl>=3", " <3.0.15", "xz"])
     assert (str(openssl), str(xz)) == ("openssl>=3,<3.0.15", "xz")
     assert [version for version in ("1.1.1w", "3.0.9", "3.0.15") if openssl.matches(version)] == ["3.0.9"]
     with pytest.raises(ParameterError, match="is not a valid package condition"):
-        all_wanted(["<3", "openssl"])
+        parse_conditions(["<3", "openssl"])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops.arguments import MOST_DAYS, check_range
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.errors import ParameterError
-from vmsnix_ops.nix.versions import all_wanted
+from vmsnix_ops.nix.versions import parse_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.audit.inventory import Inventory
-    from vmsnix_ops.nix.versions import Wanted
+    from vmsnix_ops.nix.versions import PackageCondition
 
 Severity = Literal["critical", "high", "medium", "low", "info"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "high", "medium", "low", "info")
@@ -181,7 +181,7 @@ class AuditCriteria:
     old_days: int = 365
     unfinished_hours: int = 24
     known_accounts: frozenset[str] = frozenset()
-    packages: tuple[Wanted, ...] = ()
+    packages: tuple[PackageCondition, ...] = ()
 
     @classmethod
     def of(cls, *, old_days: int, known_accounts: Iterable[str], packages: Iterable[str]) -> AuditCriteria:
@@ -202,7 +202,7 @@ class AuditCriteria:
                     "or organizational unit.",
                     fix="Correct it in known_accounts.",
                 )
-        return cls(old_days=old_days, known_accounts=known, packages=all_wanted(packages))
+        return cls(old_days=old_days, known_accounts=known, packages=parse_conditions(packages))
 
 
 _ACCOUNT = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organization|ou)/[\w/-]+")

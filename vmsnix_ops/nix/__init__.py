@@ -1,16 +1,17 @@
-"""What this package asks of Nix.
+"""Nix: read flakes, build images, and list the packages in an image.
 
 ``image``
-    Read a disk image that Nix (or anybody else) built: `read_image`, `BuiltImage`.
+    Read a built disk image: `read_image`, `BuiltImage`.
 ``flake``
-    Which images a flake has, and where they come from: `images`, `provenance`.
+    List the images of a flake, and read its revision: `list_images`, `read_provenance`.
 ``build``
-    Build an image with live progress: `plan_build`, `build`, and `resolve`, the one entry for ``image``
-    parameters.
+    Build an image with progress: `plan_build`, `build`. `resolve_image` handles all ``image`` parameters.
 ``closure``
-    The packages inside an image, as a table: `closure`.
+    List the packages in an image: `closure`.
 ``command``
-    The only place that runs ``nix``.
+    Run ``nix``.
+``versions``
+    Compare versions as Nix does.
 
-Import from the modules; nothing is re-exported here, because functions and modules share names.
+Import from the modules: functions and modules share names.
 """

@@ -1,11 +1,10 @@
-"""Build an image with Nix, and see how far it is.
+"""Build an image with Nix, and report the progress.
 
 >>> from vmsnix_ops.nix.build import plan_build
 >>> plan = plan_build("ecs-node")     # doctest: +SKIP
 >>> built = plan.build()              # doctest: +SKIP
 
-`resolve` is the one entry for every ``image`` parameter: it takes what is built already, and builds what is
-not.
+`resolve_image` handles every ``image`` parameter: it reads a built image, or builds an image of a flake.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import BuildFailedError, ImageNotFoundError, NixError, ParameterError, SettingsError
 from vmsnix_ops.nix.command import (
     FEATURES,
-    Answer,
-    deriver,
+    CommandResult,
+    command_error,
     error_lines,
-    explain,
-    explanation,
+    find_cause,
+    find_derivation,
     find_nix,
     parse_outputs,
     run,
@@ -43,7 +42,7 @@ from vmsnix_ops.nix.flake import (
     find_flake,
     find_image,
     host_system,
-    provenance,
+    read_provenance,
 )
 from vmsnix_ops.nix.image import BuiltImage, read_image
 from vmsnix_ops.progress import Progress, Step, current, human_bytes
@@ -54,11 +53,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-# Make sense of the log of ``nix build --log-format internal-json``, line by line.
-#
-# Each line on stderr is ``@nix`` and a JSON object. The numbers below are those of Nix's ``ActivityType`` and
-# ``ResultType`` (``src/libutil/logging.hh``), unchanged from 2.8 to 2.34. Anything else on a line is kept as
-# a message; no line is an error.
+# The log of ``nix build --log-format internal-json``: each line on stderr is ``@nix`` and a JSON object. The
+# numbers below are Nix's ``ActivityType`` and ``ResultType`` (``src/libutil/logging.hh``), unchanged from 2.8
+# to 2.34. Any other line is a message.
 
 LAST_LINES = 20
 
@@ -74,19 +71,19 @@ _FAILED = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a build is.
+class BuildStatus:
+    """The progress of a build.
 
     Attributes
     ----------
     built, expected
-        Derivations; `built` never exceeds `expected`.
+        Number of derivations; `built` never exceeds `expected`.
     fetched
-        Store paths that came from a cache.
+        Number of store paths from a cache.
     fetched_bytes, fetch_bytes
-        Downloaded so far, and to download as far as known.
+        Downloaded bytes, and known bytes to download.
     building
-        Name of the derivation that started last and still runs; empty when none does.
+        Name of the derivation that started last and still runs; empty for none.
     phase
         Its phase, such as ``"buildPhase"``.
     """
@@ -108,14 +105,14 @@ class _Build:
 
 @dataclass(slots=True)
 class BuildLog:
-    """The log so far.
+    """The log of a build.
 
     Attributes
     ----------
     messages
-        What Nix said for people, without colours; the newest 200.
+        Nix's last 200 messages, without colours.
     errors
-        Those of them that are errors.
+        The last 200 error messages.
     """
 
     messages: deque[str] = field(default_factory=lambda: deque(maxlen=_MOST_MESSAGES))
@@ -131,11 +128,11 @@ class BuildLog:
     _fetch_expected: dict[int, int] = field(default_factory=dict)
 
     def feed(self, line: str) -> None:
-        """Take one line, whatever it holds."""
+        """Read one line of the log."""
         entry = _parsed(line)
         if entry is None:
             if line.strip():
-                self._say(line, error=plain(line).startswith("error:"))
+                self._add_message(line, error=plain(line).startswith("error:"))
             return
         action, activity, fields = entry.get("action"), _number(entry.get("id")), entry.get("fields")
         fields = fields if isinstance(fields, list) else []
@@ -147,14 +144,14 @@ class BuildLog:
         elif action == "result":
             self._result(activity, entry.get("type"), fields)
         elif action == "msg":
-            self._say(str(entry.get("msg", "")), error=entry.get("level") == _ERROR_LEVEL)
+            self._add_message(str(entry.get("msg", "")), error=entry.get("level") == _ERROR_LEVEL)
 
-    def standing(self) -> Standing:
-        """Return how far the build is now."""
+    def status(self) -> BuildStatus:
+        """Return the current progress."""
         current = next(reversed(self._running.values()), None)
         fetched = self._fetched_before + sum(done for done, _ in self._transfers.values())
         known = self._fetched_before + sum(max(pair) for pair in self._transfers.values())
-        return Standing(
+        return BuildStatus(
             built=min(self._built, self._expected),  # 2.34 counts past the end
             expected=self._expected,
             fetched=sum(self._copies.values()),
@@ -164,16 +161,16 @@ class BuildLog:
             phase=current.phase if current else "",
         )
 
-    def failed(self) -> str:
-        """Return the store path of the derivation that failed first; empty when none is named."""
+    def failed_derivation(self) -> str:
+        """Return the store path of the first failed derivation; empty if none is named."""
         match = _FAILED.search("\n".join(self.errors))
         return match[1] if match else ""
 
     def last_lines(self, derivation: str) -> tuple[str, ...]:
-        """Return the last 20 lines that a derivation's builder printed, without colours."""
+        """Return the last 20 lines of a derivation's log, without colours."""
         return tuple(self._logs.get(derivation, ()))
 
-    def _say(self, text: str, *, error: bool) -> None:
+    def _add_message(self, text: str, *, error: bool) -> None:
         text = plain(text)
         self.messages.append(text)
         if error:
@@ -240,19 +237,19 @@ _FILE_LIKE = re.compile(r"result(-.*)?|.*\.(vhd|img|raw|qcow2|vmdk|vhdx)", re.IG
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan(Displayed):
-    """What a build will do. Nothing has happened yet.
+    """A build that has not started. Make it with `plan_build`.
 
     Attributes
     ----------
     image
-        The image that will be built.
+        The image to build.
     source
-        The flake.
+        Its flake.
     provenance
-        Which source it is.
+        Revision and hash of the flake.
     keep
-        Link that will keep the built image from garbage collection, one per image and system; building the
-        same image again moves it on. Remove the link (or the folder) to let Nix collect the image.
+        Link that protects the built image from garbage collection. There is one for each image and system;
+        the next build replaces it. Delete it to let Nix delete the image.
     """
 
     image: FlakeImage
@@ -261,10 +258,10 @@ class BuildPlan(Displayed):
     keep: Path
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return the plan as an operator reads it; unknown things are left out."""
+        """Return the known values of the plan."""
         origin = self.provenance
         revision = f"{origin.revision or 'none'}{' with uncommitted changes' if origin.dirty else ''}"
-        shown = {
+        values = {
             "will be built": f"{self.image.name} for {self.image.system}",
             "description": self.image.description,
             "disk": human_bytes(self.image.disk_bytes)
@@ -275,26 +272,26 @@ class BuildPlan(Displayed):
             "source hash": origin.nar_hash or "",
             "kept by": str(self.keep),
         }
-        return [(label, value) for label, value in shown.items() if value]
+        return [(label, value) for label, value in values.items() if value]
 
     def build(self, *, progress: Progress | None = None) -> BuiltImage:
-        """Build the image, or find it built.
+        """Build the image, unless the Nix store has it.
 
-        Safe to run twice: Nix builds nothing that its store holds already, and the result's path is the same.
+        Safe to run twice: Nix does not build store paths again, and the path of the result is the same.
 
         Parameters
         ----------
         progress
-            Where the step ``build`` is shown; by default the face that fits.
+            Progress for the step ``build``; by default that of the process.
 
         Raises
         ------
         BuildFailedError
-            A derivation failed; carries it and the last 20 lines of its log.
+            A derivation failed; has its path and the last 20 lines of its log.
         NixError
-            Nix could not build for another reason, such as no network.
+            Nix failed for another reason, such as no network.
         ImageNotFoundError, ImageFormatError
-            What was built is not an image.
+            The result is not an image.
         """
         _make_folder(self.keep.parent)
         arguments = [
@@ -306,19 +303,19 @@ class BuildPlan(Displayed):
             *self.source.options(),
         ]
         with (progress or current()).step("build", unit="derivations") as step:
-            answer, end = run_build(
+            result, status = run_build(
                 [find_nix(), *FEATURES, *arguments], f"The image {self.image.name} was not built.", step
             )
-            derivation, output = parse_outputs(answer.output)
+            derivation, output = parse_outputs(result.output)
             built = read_image(output, name=self.image.name, system=self.image.system)
         return replace(
             built,
-            drv_path=derivation,
+            derivation=derivation,
             flake=self.image.installable,
             revision=self.provenance.revision,
             nar_hash=self.provenance.nar_hash,
             dirty=self.provenance.dirty,
-            items=end.built + end.fetched,
+            items=status.built + status.fetched,
         )
 
 
@@ -331,29 +328,29 @@ def plan_build(
     overrides: Mapping[str, str] | None = None,
     keep: Path | None = None,
 ) -> BuildPlan:
-    """Find out what building an image would do.
+    """Evaluate an image of a flake, and return the plan of its build.
 
     Parameters
     ----------
     image
         ``"ecs-node"``, ``"./nix#ecs-node"`` or ``"./nix#packages.aarch64-linux.ecs-node"``.
     system
-        ``"x86_64-linux"`` or ``"aarch64-linux"``; that of this machine when empty.
+        ``"x86_64-linux"`` or ``"aarch64-linux"``; by default that of this machine.
     flake
-        Where `image` is looked up when it names no flake; the setting ``flake`` when empty.
+        Flake for an `image` without a flake; by default the setting ``flake``.
     overrides
-        Other sources for the flake's inputs, name to flake reference.
+        Flake references that replace inputs of the flake, by name.
     keep
-        Link that keeps the result; by default below the setting ``state``.
+        Link to the result; by default below the setting ``state``.
 
     Raises
     ------
     UnknownImageError
-        There is no such image (the nearest name is offered), or the name cannot be one.
+        There is no such image, or the name is invalid.
     ParameterError
-        The flake or the system cannot be what was given.
+        The flake or the system is invalid.
     ToolMissingError
-        There is no nix.
+        Nix is not installed.
     NixError
         The flake cannot be evaluated.
     """
@@ -369,7 +366,7 @@ def plan_build(
     find_nix()
     found = find_image(source, name, chosen)
     link = keep or load().state / "built" / f"{name}-{chosen}"
-    return BuildPlan(found, source, provenance(source), link)
+    return BuildPlan(found, source, read_provenance(source), link)
 
 
 def build(
@@ -381,12 +378,12 @@ def build(
     keep: Path | None = None,
     progress: Progress | None = None,
 ) -> BuiltImage:
-    """Build an image of a flake: `plan_build` and `BuildPlan.build` in one, with their errors."""
+    """Build an image of a flake; parameters and errors are those of `plan_build` and `BuildPlan.build`."""
     plan = plan_build(attribute, system=system, flake=flake, overrides=overrides, keep=keep)
     return plan.build(progress=progress)
 
 
-def resolve(
+def resolve_image(
     image: str | Path,
     *,
     system: str | None = None,
@@ -394,23 +391,23 @@ def resolve(
     flake: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BuiltImage:
-    """Return the image that a person means, built.
+    """Read a built image, or build an image of a flake.
 
     Parameters
     ----------
     image
-        A ``result`` link, a directory or a file that exists; otherwise an image of a flake, which is built.
+        An existing ``result`` link, directory or image file; otherwise an image of a flake, which is built.
     system, flake, progress
         As for `build`.
     boot_mode
-        How an image file boots that does not tell it.
+        Boot mode of an image file that does not contain it.
 
     Raises
     ------
     ImageNotFoundError
-        It looks like a path, and there is nothing there.
+        `image` is a path that does not exist.
     VmsnixError
-        As `read_image` and `build` say.
+        As for `read_image` and `build`.
     """
     text = str(image)
     if not text.strip():
@@ -418,14 +415,14 @@ def resolve(
             "No image given.",
             fix="Use an image file, a 'result' link, or a flake attribute such as ./nix#ecs-node.",
         )
-    if names_a_file(image):
+    if is_path(image):
         built = read_image(Path(text).expanduser(), system=system or None, boot_mode=boot_mode or None)
-        return replace(built, drv_path=deriver(built.store_path)) if built.store_path else built
+        return replace(built, derivation=find_derivation(built.store_path)) if built.store_path else built
     return build(text, system=system, flake=flake, progress=progress)
 
 
-def names_a_file(image: str | Path) -> bool:
-    """Return whether `resolve` would read a file or a directory; else it would build an image of a flake."""
+def is_path(image: str | Path) -> bool:
+    """Return whether `resolve_image` reads a file or a directory, and does not build an image of a flake."""
     text = str(image)
     if "\0" in text:
         return False
@@ -433,7 +430,7 @@ def names_a_file(image: str | Path) -> bool:
 
 
 def split_image(image: str) -> tuple[str | None, str, str | None]:
-    """Return flake, name and system that an attribute tells; ``None`` for what it leaves open.
+    """Return flake, name and system of an attribute; ``None`` for missing parts.
 
     Examples
     --------
@@ -451,79 +448,77 @@ def split_image(image: str) -> tuple[str | None, str, str | None]:
     return flake or None, name, None
 
 
-def run_build(command: Sequence[str], what: str, step: Step) -> tuple[Answer, Standing]:
-    """Run a Nix command that builds, report how far it is, and return what it said and how far it came.
+def run_build(command: Sequence[str], what: str, step: Step) -> tuple[CommandResult, BuildStatus]:
+    """Run a Nix command that builds, report its progress, and return its result and final status.
 
     Parameters
     ----------
     command
-        Program and arguments; the options for the log are added.
+        Program and arguments, without the options of the log.
     what
-        The first sentence of the error when it fails.
+        First sentence of the error.
     step
-        Where progress is shown.
+        Step for the progress.
 
     Raises
     ------
     BuildFailedError, NixError
         As for `BuildPlan.build`.
     """
-    log, watch = BuildLog(), _Watch(step)
+    log, reporter = BuildLog(), _StatusReporter(step)
 
     def on_message(line: str) -> None:
         log.feed(line)
-        watch.show(log.standing())
+        reporter.show(log.status())
 
-    answer = run([*command, "--log-format", "internal-json", "-v"], on_message=on_message)
-    watch.show(log.standing(), now=True)
-    if answer.status:
-        raise _failure(what, replace(answer, messages=tuple(log.errors or log.messages)), log)
-    return answer, log.standing()
+    result = run([*command, "--log-format", "internal-json", "-v"], on_message=on_message)
+    reporter.show(log.status(), now=True)
+    if result.status:
+        raise _build_error(what, replace(result, messages=tuple(log.errors or log.messages)), log)
+    return result, log.status()
 
 
-class _Watch:
-    """Reports a standing when it says something new, and bytes not more often than eyes can follow."""
+class _StatusReporter:
+    """Reports each change of a build's status; changes of the downloaded bytes only at an interval."""
 
     def __init__(self, step: Step) -> None:
-        self.step, self.last, self.at = step, Standing(), 0.0
+        self.step, self.last, self.at = step, BuildStatus(), 0.0
 
-    def show(self, standing: Standing, *, now: bool = False) -> None:
-        moved = _without_fetching(standing) != _without_fetching(self.last)
-        due = standing != self.last and time.monotonic() - self.at >= _REDRAW_SECONDS
-        if moved or due or (now and standing != self.last):
-            self.last, self.at = standing, time.monotonic()
-            self.step.update(standing.built, standing.expected or None, _describe(standing))
-
-
-def _without_fetching(standing: Standing) -> Standing:
-    return replace(standing, fetched=0, fetched_bytes=0, fetch_bytes=0)
+    def show(self, status: BuildStatus, *, now: bool = False) -> None:
+        changed = _without_fetching(status) != _without_fetching(self.last)
+        due = status != self.last and time.monotonic() - self.at >= _REDRAW_SECONDS
+        if changed or due or (now and status != self.last):
+            self.last, self.at = status, time.monotonic()
+            self.step.update(status.built, status.expected or None, _describe(status))
 
 
-def _describe(standing: Standing) -> str:
+def _without_fetching(status: BuildStatus) -> BuildStatus:
+    return replace(status, fetched=0, fetched_bytes=0, fetch_bytes=0)
+
+
+def _describe(status: BuildStatus) -> str:
     parts = []
-    if standing.building:
-        parts.append(f"{standing.building}: {standing.phase}" if standing.phase else standing.building)
-    if standing.fetch_bytes:
-        parts.append(
-            f"downloaded {human_bytes(standing.fetched_bytes)} of {human_bytes(standing.fetch_bytes)}"
-        )
+    if status.building:
+        parts.append(f"{status.building}: {status.phase}" if status.phase else status.building)
+    if status.fetch_bytes:
+        parts.append(f"downloaded {human_bytes(status.fetched_bytes)} of {human_bytes(status.fetch_bytes)}")
     return ", ".join(parts)
 
 
-def _failure(what: str, answer: Answer, log: BuildLog) -> NixError:
-    derivation = log.failed()
+def _build_error(what: str, result: CommandResult, log: BuildLog) -> NixError:
+    derivation = log.failed_derivation()
     if not derivation:
-        return explain(what, answer)
+        return command_error(what, result)
     lines = log.last_lines(derivation)
-    # Without a line, the builder never ran, and the reason is Nix's own.
-    why, fix = explanation("\n".join(lines or answer.messages), by_a_builder=bool(lines))
+    # Without a log the builder did not run, and the messages are Nix's own.
+    why, fix = find_cause("\n".join(lines or result.messages), of_builder=bool(lines))
     if lines:
-        said = "The last lines of its log:" + "".join(f"\n  {line}" for line in lines)
+        text = "The last lines of its log:" + "".join(f"\n  {line}" for line in lines)
     else:
-        said = f"Nix reported: {' '.join(error_lines(answer.messages))}"
+        text = f"Nix reported: {' '.join(error_lines(result.messages))}"
     return BuildFailedError(
         f"{what} The derivation {derivation_name(derivation)} failed.",
-        why=f"{why} {said}\n".lstrip(),
+        why=f"{why} {text}\n".lstrip(),
         fix=fix or f"To read the whole log: nix log {derivation}",
         derivation=derivation,
         log=lines,

@@ -1,10 +1,9 @@
-"""The packages inside an image, as a table.
+"""The packages in an image, as a table.
 
-A disk image does not tell Nix what is inside: its file is one blob, and what the store records as its
-references is at best what a scan for hashes found in it. But the derivation that built it needs the NixOS
-system that went in, which is called ``nixos-system-*`` everywhere. So: image, its derivation, the system that
-the derivation needs, the closure of that system. This asks about exactly what was built, whatever the flake
-says by now.
+Nix cannot read a disk image: the file is one blob, and its recorded references come from a search for hashes.
+But its derivation depends on the NixOS system in it, which is always called ``nixos-system-*``. So the
+packages of an image are the closure of that system. This is the system that was built, whatever the flake
+contains now.
 """
 
 from __future__ import annotations
@@ -16,8 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.errors import NixError
-from vmsnix_ops.nix.build import derivation_name, resolve, run_build
-from vmsnix_ops.nix.command import FEATURES, Answer, explain, find_nix, query, run, version
+from vmsnix_ops.nix.build import derivation_name, resolve_image, run_build
+from vmsnix_ops.nix.command import (
+    FEATURES,
+    command_error,
+    find_nix,
+    nix_version,
+    query_store,
+    run,
+    unexpected_answer,
+)
 from vmsnix_ops.nix.image import BuiltImage
 from vmsnix_ops.progress import Progress, current
 
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SYSTEM = "nixos-system-"
+_ABOUT = "the contents of the image"
 _PATH_INFO_SECONDS = 300.0
 
 # The version of a package begins at the first dash that no letter follows (builtins.parseDrvName).
@@ -34,27 +42,27 @@ _OUTPUT = re.compile(r"-(bin|dev|doc|info|lib|libgcc|man|out|data|debug|static|g
 
 
 def closure(image: BuiltImage | Path | str, *, progress: Progress | None = None) -> pd.DataFrame:
-    """Return the packages inside an image.
+    """Return the packages in an image.
 
     Parameters
     ----------
     image
-        A built image, or what `vmsnix_ops.nix.build.resolve` takes.
+        A built image, or an argument for `vmsnix_ops.nix.build.resolve_image`.
     progress
-        Where it is shown when the system has to be fetched (an image that came whole from a binary cache).
+        Progress for fetching the system, which is missing if the image came from a binary cache.
 
     Returns
     -------
     pandas.DataFrame
-        One row per store path, the largest first: ``name`` (str), ``version`` (str, empty for none),
-        ``store_path`` (str), ``bytes`` (int64, size of the path itself as NAR, without what it refers to).
+        One row per store path, the largest first: ``name`` (str), ``version`` (str, may be empty),
+        ``store_path`` (str), ``bytes`` (int64, NAR size of the path without its references).
 
     Raises
     ------
     NixError
-        The image was not built on this machine, or what went into it is not a NixOS system.
+        The image was not built on this machine, or does not contain a NixOS system.
     ToolMissingError
-        There is no nix.
+        Nix is not installed.
 
     Examples
     --------
@@ -62,7 +70,7 @@ def closure(image: BuiltImage | Path | str, *, progress: Progress | None = None)
     """
     import pandas as pd
 
-    built = image if isinstance(image, BuiltImage) else resolve(image, progress=progress)
+    built = image if isinstance(image, BuiltImage) else resolve_image(image, progress=progress)
     rows = sorted(_path_infos(_system_of(built, progress or current())), key=lambda row: (-row[1], row[0]))
     names = [split_name(path) for path, _ in rows]
     return pd.DataFrame(
@@ -76,7 +84,7 @@ def closure(image: BuiltImage | Path | str, *, progress: Progress | None = None)
 
 
 def split_name(store_path: str) -> tuple[str, str]:
-    """Return name and version in a store path, without the name of an output.
+    """Return name and version in a store path, without the output's name.
 
     Examples
     --------
@@ -85,31 +93,31 @@ def split_name(store_path: str) -> tuple[str, str]:
     >>> split_name("/nix/store/00000000000000000000000000000000-unit-sshd.service")
     ('unit-sshd.service', '')
     """
-    whole = derivation_name(store_path)
-    match = _NAME_VERSION.fullmatch(whole)
+    name = derivation_name(store_path)
+    match = _NAME_VERSION.fullmatch(name)
     if match is None:
-        return whole, ""
+        return name, ""
     return match["name"], _OUTPUT.sub("", match["version"])
 
 
 def parse_path_info(text: str) -> Iterator[tuple[str, int]]:
-    """Yield path and NAR size, in bytes, from any JSON that ``nix path-info --json`` has printed.
+    """Yield path and NAR size in bytes from the output of ``nix path-info --json`` of any version.
 
     - until 2.18: a list of objects with ``path``;
-    - since 2.19 (``--json-format 1`` of later ones): an object keyed by path;
-    - ``--json-format 2``: the same inside ``info``, keyed by paths without ``storeDir``.
+    - since 2.19 (``--json-format 1`` of later versions): an object with paths as keys;
+    - ``--json-format 2``: the same in ``info``, with paths without ``storeDir``.
 
-    A path that is not in the store is ``null``, or has no size; it is left out.
+    A path that is not in the store is ``null`` or has no size, and is skipped.
 
     Raises
     ------
     NixError
-        The text is none of these.
+        The text has another form.
     """
     try:
         answer = json.loads(text)
     except ValueError as error:
-        raise _strange(text) from error
+        raise unexpected_answer(_ABOUT, text) from error
     folder = ""
     if isinstance(answer, dict) and isinstance(answer.get("info"), dict):
         folder, answer = f"{answer.get('storeDir', '/nix/store')}/", answer["info"]
@@ -118,62 +126,51 @@ def parse_path_info(text: str) -> Iterator[tuple[str, int]]:
     elif isinstance(answer, dict):
         pairs = list(answer.items())
     else:
-        raise _strange(text)
+        raise unexpected_answer(_ABOUT, text)
     for path, entry in pairs:
         size = entry.get("narSize") if isinstance(entry, Mapping) else None
         if isinstance(path, str) and isinstance(size, int):
             yield path if path.startswith("/") else folder + path, size
 
 
-def _strange(text: str) -> NixError:
-    return NixError(
-        "Nix returned an unexpected answer about the contents of the image.",
-        why=f"It starts with {text[:80]!r}.",
-        fix="Check that Nix is between 2.8 and 2.34: nix --version",
-    )
-
-
 def _system_of(built: BuiltImage, progress: Progress) -> str:
-    """Return the store path of the NixOS system inside an image; fetches it when it is not there."""
+    """Return the store path of the NixOS system in an image; fetch it if it is missing."""
     what = f"The contents of the image {built.name} are unknown."
-    if built.drv_path is None:
+    if built.derivation is None:
         raise NixError(
             what,
             why="The image was not built on this machine.",
             fix="Build it here: use the flake attribute instead of the file.",
         )
-    needed = query("--requisites", built.drv_path, what=what)
-    systems = [path for path in needed if derivation_name(path).startswith(_SYSTEM) and path.endswith(".drv")]
+    required = query_store("--requisites", built.derivation, what=what)
+    systems = [
+        path for path in required if derivation_name(path).startswith(_SYSTEM) and path.endswith(".drv")
+    ]
     if not systems:
         raise NixError(
             what,
             why="Its build did not use a NixOS system (nixos-system-*).",
             fix="Use an image that is built from a NixOS configuration.",
         )
-    # Nix lists what is needed first, so a system comes after the specialisations inside it.
+    # Nix lists dependencies first, so a system comes after its specialisations.
     system = systems[-1]
-    outputs = query("--outputs", system, what=what)
+    outputs = query_store("--outputs", system, what=what)
     if not Path(outputs[0]).exists():
         with progress.step("fetch system", unit="derivations") as step:
             run_build(["nix-store", "--realise", system], what, step)
     return outputs[0]
 
 
-def _path_infos(path: str) -> list[tuple[str, int]]:
-    what = f"The closure of {path} cannot be listed."
-    return list(parse_path_info(_path_info(path, what).output))
-
-
-def _path_info(path: str, what: str) -> Answer:
+def _path_infos(path: str) -> Iterator[tuple[str, int]]:
+    """Yield path and NAR size in bytes of each path of a closure."""
     nix = find_nix()
     command = [nix, *FEATURES, "path-info", "--json", "--recursive", path]
-    if version(nix) >= (2, 33):
-        # Later versions want to be told the format; relatives of Nix with higher numbers do not know the
-        # option.
-        answer = run([*command, "--json-format", "1"], timeout=_PATH_INFO_SECONDS)
-        if answer.status == 0:
-            return answer
-    answer = run(command, timeout=_PATH_INFO_SECONDS)
-    if answer.status:
-        raise explain(what, answer)
-    return answer
+    # Later versions expect a format. Forks of Nix with higher version numbers refuse the option.
+    result = None
+    if nix_version(nix) >= (2, 33):
+        result = run([*command, "--json-format", "1"], timeout=_PATH_INFO_SECONDS)
+    if result is None or result.status:
+        result = run(command, timeout=_PATH_INFO_SECONDS)
+    if result.status:
+        raise command_error(f"The closure of {path} cannot be listed.", result)
+    return parse_path_info(result.output)

@@ -1,7 +1,7 @@
-"""The only place that runs ``nix``: argument lists, a minimal environment, a child that ends with its caller.
+"""Run ``nix`` with a minimal environment, and stop it when the caller is interrupted.
 
-Works with Nix 2.8 to 2.34. Those versions word their messages differently, so whether something worked is
-decided by the exit status alone; texts are shown, and looked at only for a better explanation.
+Supported are Nix 2.8 to 2.34. Their messages differ, so only the exit status decides whether a command
+succeeded. Messages are shown, and searched for a known cause.
 """
 
 from __future__ import annotations
@@ -31,29 +31,28 @@ if TYPE_CHECKING:
 OLDEST = (2, 8)
 _SILENCE_SECONDS = 1.0
 EVALUATION_SECONDS = 900.0
-"""Longest that a question may take; the first one to a flake may have to fetch nixpkgs."""
+"""Maximum duration of an evaluation; the first one of a flake may fetch nixpkgs."""
 
 FEATURES = ("--extra-experimental-features", "nix-command flakes")
 
-# What Nix needs: itself and its settings, certificates and proxies, and the keys and tokens for private
-# sources. AWS variables stay out: they may be those of a sandbox. A binary cache on S3 reads ~/.aws
-# (`?profile=` in its address).
+# Variables for Nix: its own settings, certificates and proxies, and keys and tokens for private sources. AWS
+# variables are not passed on: they may be those of a sandbox. A binary cache on S3 reads ~/.aws (`?profile=`
+# in its address).
 _PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|TMPDIR|TEMP|TMP|LANG|LC_ALL|XDG_.*|NIX_.*|NIXPKGS_.*|SSH_AUTH_SOCK|GIT_SSH.*|SSL_CERT_.*"
     r"|CURL_CA_BUNDLE|(?i:https?_proxy|all_proxy|no_proxy|ftp_proxy)"
 )
-_REASONS = ("error:", "fatal:")
+_ERROR_PREFIXES = ("error:", "fatal:")
 
-_Explanation = tuple[re.Pattern[str], str, str]
+_Cause = tuple[re.Pattern[str], str, str]
 
 
-def _known(pattern: str, why: str, fix: str) -> _Explanation:
+def _known(pattern: str, why: str, fix: str) -> _Cause:
     return re.compile(pattern, re.IGNORECASE), why, fix
 
 
-# Text that was printed, why that happened, what to do; the first that matches is used. Builders print these
-# too.
-_ANYWHERE: tuple[_Explanation, ...] = (
+# Pattern of a message, its cause, and a fix; the first match counts. Builders may print these messages too.
+_ANYWHERE: tuple[_Cause, ...] = (
     _known(
         r"could ?n[o']t resolve host|could not resolve|temporary failure in name resolution|couldn.t connect"
         r"|failed to connect|connection (refused|timed out)|network is unreachable|timeout was reached"
@@ -64,7 +63,7 @@ _ANYWHERE: tuple[_Explanation, ...] = (
     ),
     _known(r"no space left on device", "The disk is full.", "Free disk space: nix-collect-garbage -d"),
 )
-_FROM_NIX: tuple[_Explanation, ...] = (
+_FROM_NIX: tuple[_Cause, ...] = (
     _known(
         r"experimental .*feature '[^']*' is disabled",
         "Flakes are not enabled on this machine.",
@@ -101,8 +100,8 @@ _FROM_NIX: tuple[_Explanation, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """How a run of nix ended: exit status, all of stdout, and the last lines of stderr without colours."""
+class CommandResult:
+    """The result of a command: exit status, stdout, and the last lines of stderr without colours."""
 
     status: int
     output: str
@@ -126,7 +125,7 @@ def find_nix() -> str:
             why="'nix' is not on PATH.",
             fix="Install it (https://nixos.org/download), or use an image that is already built.",
         )
-    found = version(path)
+    found = nix_version(path)
     if found < OLDEST:
         raise NixError(
             f"Nix {found[0]}.{found[1]} is too old.",
@@ -137,89 +136,98 @@ def find_nix() -> str:
 
 
 @lru_cache(maxsize=8)
-def version(path: str) -> tuple[int, int]:
+def nix_version(path: str) -> tuple[int, int]:
     """Return major and minor version of a ``nix`` program.
 
     Raises
     ------
     NixError
-        The program does not say.
+        The program does not print a version.
     """
-    answer = run([path, "--version"], timeout=60)
-    numbers = re.findall(r"(\d+)\.(\d+)", answer.output)
-    if answer.status or not numbers:
+    result = run([path, "--version"], timeout=60)
+    numbers = re.findall(r"(\d+)\.(\d+)", result.output)
+    if result.status or not numbers:
         raise NixError(
             f"Could not read the version of {path}.",
-            why=f"It printed: {(answer.output or ' '.join(answer.messages))[:200]!r}.",
+            why=f"It printed: {(result.output or ' '.join(result.messages))[:200]!r}.",
             fix="Check the Nix installation: nix --version",
         )
-    # "nix (Determinate Nix 3.11.2) 2.31.1": the last one is Nix's own.
+    # "nix (Determinate Nix 3.11.2) 2.31.1": the last number is Nix's own.
     return int(numbers[-1][0]), int(numbers[-1][1])
 
 
-def ask(arguments: Sequence[str], what: str, *, timeout: float | None = EVALUATION_SECONDS) -> object:
-    """Run ``nix ARGUMENTS --json`` and return what it prints.
+def read_json(arguments: Sequence[str], what: str, *, timeout: float | None = EVALUATION_SECONDS) -> object:
+    """Run ``nix ARGUMENTS --json`` and return the parsed output.
 
     Parameters
     ----------
     arguments
-        Sub-command and its arguments, such as ``["flake", "metadata", "path:/src/nix"]``.
+        Subcommand and its arguments, such as ``["flake", "metadata", "path:/src/nix"]``.
     what
-        The sentence for the error, such as ``"The flake ./nix cannot be read."``.
+        First sentence of the error, such as ``"The flake ./nix cannot be read."``.
     timeout
-        Seconds that it may take; ``None`` for no limit.
+        Maximum duration in seconds; ``None`` for no limit.
 
     Raises
     ------
     ToolMissingError
-        There is no nix.
+        Nix is not installed.
     NixError
-        It failed, took too long, or printed something else than JSON.
+        Nix failed, took too long, or printed no JSON.
     """
-    answer = run([find_nix(), *FEATURES, *arguments, "--json"], timeout=timeout)
-    if answer.status:
-        raise explain(what, answer)
+    result = run([find_nix(), *FEATURES, *arguments, "--json"], timeout=timeout)
+    if result.status:
+        raise command_error(what, result)
     try:
-        return json.loads(answer.output)
+        return json.loads(result.output)
     except ValueError as error:
         raise NixError(
             what,
-            why=f"Nix printed text that is not JSON: {answer.output[:200]!r}.",
+            why=f"Nix printed text that is not JSON: {result.output[:200]!r}.",
             fix="Check the Nix installation: nix --version",
         ) from error
 
 
-def explain(what: str, answer: Answer) -> NixError:
-    """Return the error for an answer with a bad exit status: Nix's own words, and why where that is known."""
-    lines = error_lines(answer.messages)
-    why, fix = explanation("\n".join(lines))
-    words = " ".join(lines) or f"It ended with status {answer.status}."
-    return NixError(what, why=f"{why} Nix reported: {words}".strip(), fix=fix)
+def command_error(what: str, result: CommandResult) -> NixError:
+    """Return the error for a failed command, with Nix's messages and the cause, if known."""
+    lines = error_lines(result.messages)
+    why, fix = find_cause("\n".join(lines))
+    messages = " ".join(lines) or f"It ended with status {result.status}."
+    return NixError(what, why=f"{why} Nix reported: {messages}".strip(), fix=fix)
 
 
-def explanation(text: str, *, by_a_builder: bool = False) -> tuple[str, str]:
-    """Return why a text came about and what to do; two empty strings when nobody knows.
+def unexpected_answer(about: str, answer: object) -> NixError:
+    """Return the error for an answer of Nix that this package cannot read."""
+    return NixError(
+        f"Nix returned an unexpected answer about {about}.",
+        why=f"It starts with {str(answer)[:80]!r}.",
+        fix="Check that Nix is between 2.8 and 2.34: nix --version",
+    )
 
-    What a builder prints says nothing about Nix itself: a "permission denied" there is not the store's.
+
+def find_cause(text: str, *, of_builder: bool = False) -> tuple[str, str]:
+    """Return cause and fix for a message; two empty strings if they are unknown.
+
+    A message of a builder is not about Nix itself: its "permission denied" is not about the store.
     """
-    for pattern, why, fix in _ANYWHERE if by_a_builder else _FROM_NIX:
+    for pattern, why, fix in _ANYWHERE if of_builder else _FROM_NIX:
         if pattern.search(text):
             return why, fix
     return "", ""
 
 
 def error_lines(messages: Sequence[str]) -> list[str]:
-    """Return what Nix gives as the reason: from the first line with ``error:`` on, at most eight lines.
+    """Return the error in Nix's messages: at most eight lines, from the first one with ``error:``.
 
-    A fetch by git fails with git's own words first (``fatal:``).
+    A failed fetch by git begins with git's own ``fatal:``.
     """
-    whole = "\n".join(messages).splitlines()
-    lines = [line.strip() for line in whole]
+    lines = [line.strip() for line in "\n".join(messages).splitlines()]
     lines = [
         line for line in lines if line and "--show-trace" not in line and not line.startswith("warning:")
     ]
     start = next(
-        (index for index, line in enumerate(lines) if line.startswith(_REASONS)), max(len(lines) - 8, 0)
+        (index for index, line in enumerate(lines) if line.startswith(_ERROR_PREFIXES)),
+        max(len(lines) - 8, 0),
     )
     # A trace begins with "error:" alone, and ends with the error itself.
     last = max((index for index, line in enumerate(lines) if line.startswith("error:")), default=start)
@@ -227,7 +235,7 @@ def error_lines(messages: Sequence[str]) -> list[str]:
 
 
 def environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the variables that nix gets, chosen from `source` (this process's by default)."""
+    """Return the variables for nix, selected from `source` (by default ``os.environ``)."""
     source = os.environ if source is None else source
     return {name: value for name, value in source.items() if _PASSED.fullmatch(name)} | {"NO_COLOR": "1"}
 
@@ -238,27 +246,26 @@ def run(
     timeout: float | None = None,
     on_message: Callable[[str], object] | None = None,
     folder: Path | None = None,
-) -> Answer:
-    """Run a program to its end, and stop it when the caller is interrupted.
+) -> CommandResult:
+    """Run a program, and stop it when the caller is interrupted.
 
     Parameters
     ----------
     command
-        Program and arguments; no shell is involved.
+        Program and arguments, without a shell.
     timeout
-        Seconds after which it is stopped; ``None`` for no limit.
+        Seconds after which the program is stopped; ``None`` for no limit.
     on_message
-        Called in this thread with each line of stderr, as it comes.
+        Called in this thread with each line of stderr.
     folder
         Working directory.
 
     Raises
     ------
     NixError
-        It took longer than `timeout`.
+        The program took longer than `timeout`.
     """
-    # A session of its own: Ctrl-C in a terminal then reaches only this process, which stops the child in good
-    # order.
+    # In its own session, so that Ctrl-C in a terminal reaches only this process, which then stops the child.
     process = subprocess.Popen(
         list(command),
         stdin=subprocess.DEVNULL,
@@ -272,14 +279,14 @@ def run(
         start_new_session=True,
     )
     try:
-        return _attend(process, timeout, on_message)
+        return _wait(process, timeout, on_message)
     finally:
         _stop(process)
 
 
-def _attend(
+def _wait(
     process: subprocess.Popen[str], timeout: float | None, on_message: Callable[[str], object] | None
-) -> Answer:
+) -> CommandResult:
     output: list[str] = []
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     readers = [
@@ -291,14 +298,14 @@ def _attend(
     for reader in readers:
         reader.start()
     messages: list[str] = []
-    quiet_since = time.monotonic()
-    deadline = None if timeout is None else quiet_since + timeout
+    last_message = time.monotonic()
+    deadline = None if timeout is None else last_message + timeout
     while True:
         try:
             line = lines.get(timeout=0.2)
         except queue.Empty:
-            if process.poll() is not None and quiet_since + _SILENCE_SECONDS < time.monotonic():
-                break  # a grandchild (an ssh that stays, say) holds the pipe open
+            if process.poll() is not None and last_message + _SILENCE_SECONDS < time.monotonic():
+                break  # a grandchild, such as a persistent ssh, keeps the pipe open
             if deadline is not None and time.monotonic() > deadline:
                 raise NixError(
                     f"Nix took longer than {timeout:g} s and was stopped.",
@@ -308,14 +315,14 @@ def _attend(
             continue
         if line is None:
             break
-        quiet_since = time.monotonic()
+        last_message = time.monotonic()
         line = line.rstrip("\n")
         if on_message is not None:
             on_message(line)
         messages.append(plain(line))
         del messages[:-500]
     readers[0].join(_SILENCE_SECONDS)
-    return Answer(process.wait(), "".join(output), tuple(messages))
+    return CommandResult(process.wait(), "".join(output), tuple(messages))
 
 
 def _collect(stream: IO[str] | None, take: Callable[[str], object], end: Callable[[], object] | None) -> None:
@@ -331,39 +338,36 @@ def _collect(stream: IO[str] | None, take: Callable[[str], object], end: Callabl
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Stop a child that still runs: politely first, because only nix itself can stop its builders."""
+    """Stop a running child: with SIGINT and SIGTERM first, because only nix itself can stop its builders."""
     if process.poll() is not None:
         return
     try:
-        for request, patience in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0)):
-            process.send_signal(request)
+        for number, seconds in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0)):
+            process.send_signal(number)
             try:
-                process.wait(patience)
+                process.wait(seconds)
             except subprocess.TimeoutExpired:
                 continue
             return
-    finally:  # also when a second Ctrl-C interrupts the waiting
+    finally:  # also after a second Ctrl-C
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it left behind would hold our pipes
+            os.killpg(process.pid, signal.SIGKILL)  # its remaining processes would keep our pipes open
         process.wait()
 
 
-# Small questions to the Nix store: what did ``nix build`` say, who built a path, what does it need.
-
-
-_SECONDS = 120.0
+_STORE_SECONDS = 120.0
 
 
 def parse_outputs(text: str) -> tuple[str | None, Path]:
-    """Return derivation and output path from what ``nix build --json`` prints for one package.
+    """Return derivation and output path from the output of ``nix build --json`` for one package.
 
-    2.8: ``[{"drvPath": ..., "outputs": {"out": ...}}]``; later versions add keys such as ``startTime``, and
-    leave the derivation out for a path that is a source.
+    2.8 prints ``[{"drvPath": ..., "outputs": {"out": ...}}]``. Later versions add keys such as ``startTime``,
+    and omit the derivation of a source path.
 
     Raises
     ------
     NixError
-        The text is something else.
+        The text has another form.
     """
     try:
         answer = json.loads(text)
@@ -373,47 +377,44 @@ def parse_outputs(text: str) -> tuple[str | None, Path]:
     outputs = entry.get("outputs") if isinstance(entry, dict) else None
     output = (outputs.get("out") or next(iter(outputs.values()), None)) if isinstance(outputs, dict) else None
     if not isinstance(entry, dict) or not isinstance(output, str):
-        raise NixError(
-            "Nix returned an unexpected answer about what it built.",
-            why=f"It starts with {text[:80]!r}.",
-            fix="Check that Nix is between 2.8 and 2.34: nix --version",
-        )
+        raise unexpected_answer("the result of the build", text)
     derivation = entry.get("drvPath")
     return derivation if isinstance(derivation, str) else None, Path(output)
 
 
-def deriver(store_path: str) -> str | None:
-    """Return the derivation that built a store path, or ``None`` when this machine's store does not know.
+def find_derivation(store_path: str) -> str | None:
+    """Return the derivation of a store path, or ``None`` if this machine's store does not have it.
 
-    A path in a store that is not this machine's, or on a machine without nix, is not an error: the image is
-    there.
+    A path of another machine's store, or a machine without Nix, is not an error.
     """
     if shutil.which("nix-store") is None:
         return None
-    answer = run(["nix-store", "--query", "--deriver", store_path], timeout=_SECONDS)
-    found = answer.output.strip()
-    return found if answer.status == 0 and found.endswith(".drv") and found != "unknown-deriver" else None
+    result = run(["nix-store", "--query", "--deriver", store_path], timeout=_STORE_SECONDS)
+    found = result.output.strip()
+    return found if result.status == 0 and found.endswith(".drv") and found != "unknown-deriver" else None
 
 
 def nar_hash(store_path: str) -> str:
-    """Return the hash of a store path's content; empty when this machine's store does not have the path."""
+    """Return the NAR hash of a store path; empty if this machine's store does not have the path."""
     if shutil.which("nix-store") is None:
         return ""
-    answer = run(["nix-store", "--query", "--hash", store_path], timeout=_SECONDS)
-    found = answer.output.strip()
-    return found if answer.status == 0 and found.startswith("sha256") else ""
+    result = run(["nix-store", "--query", "--hash", store_path], timeout=_STORE_SECONDS)
+    found = result.output.strip()
+    return found if result.status == 0 and found.startswith("sha256") else ""
 
 
-def query(*arguments: str, what: str) -> list[str]:
-    """Return the lines that ``nix-store --query`` answers.
+def query_store(*arguments: str, what: str) -> list[str]:
+    """Return the lines that ``nix-store --query`` prints.
 
     Raises
     ------
-    ToolMissingError, NixError
-        There is no nix, or it cannot answer.
+    ToolMissingError
+        Nix is not installed.
+    NixError
+        The query failed; `what` is the first sentence of the error.
     """
     find_nix()
-    answer = run(["nix-store", "--query", *arguments], timeout=_SECONDS)
-    if answer.status:
-        raise explain(what, answer)
-    return answer.output.split()
+    result = run(["nix-store", "--query", *arguments], timeout=_STORE_SECONDS)
+    if result.status:
+        raise command_error(what, result)
+    return result.output.split()

@@ -1,8 +1,8 @@
-"""Which images a flake has, and where it comes from.
+"""The images of a flake, and the flake's revision.
 
-An image is a package of the flake that was made by nixpkgs' ``system.build.images``: it carries the
-configuration that it was built from as ``passthru.config``. Our own modules put name, description and disk
-size there (``vmsnix.image``); of other people's images the disk size is known, and ``meta.description``.
+An image is a package of the flake that nixpkgs' ``system.build.images`` made. It has its NixOS configuration
+as ``passthru.config``. The modules of vmsnix add name, description and disk size (``vmsnix.image``); other
+images have only the disk size and ``meta.description``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.errors import NixError, ParameterError, UnknownImageError, nearest
-from vmsnix_ops.nix.command import ask, environment
+from vmsnix_ops.errors import ParameterError, UnknownImageError, nearest
+from vmsnix_ops.nix.command import environment, read_json, unexpected_answer
 from vmsnix_ops.nix.image import SYSTEMS
 from vmsnix_ops.settings import load
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 _MEBIBYTE = 2**20
 
-# What a name may look like. Nix gets argument lists, so no shell could be reached; a name of this shape also
-# cannot be an option, and cannot leave the attribute path that it stands in.
+# Allowed names. Such a name cannot be an option, and cannot leave its attribute path. No shell is used.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_+-]*")
 _REFERENCE = re.compile(r"[A-Za-z0-9.~_/][A-Za-z0-9+.:/@~_%?=&,-]*")
 
-# Two functions for `nix eval --apply`; Nix is lazy, so only what the answer holds is evaluated. `or` also
-# covers attributes that are missing on the way.
+# Two functions for `nix eval --apply`. Nix is lazy, so only the values of the answer are evaluated. `or` also
+# handles missing parent attributes.
 _FACTS = """
   facts = image: let
     config = image.passthru.config or { };
@@ -45,7 +44,7 @@ _ALL_IMAGES = """
 packages: let
   %s
   wanted = %s;
-  # Packages that throw (broken, unfree) are no reason not to list the others.
+  # A package that throws (broken, unfree) must not hide the others.
   isImage = image: (builtins.tryEval
     (image ? passthru.config.vmsnix.image || image ? passthru.config.system.build.image)).value;
   images = all: builtins.listToAttrs (builtins.concatMap
@@ -69,16 +68,16 @@ in
 
 @dataclass(frozen=True, slots=True)
 class Flake:
-    """A flake as Nix is given it.
+    """A flake.
 
     Attributes
     ----------
     reference
-        What Nix gets, such as ``"path:/src/vmsnix/nix"`` or ``"github:altf4llc/vmsnix"``.
+        Flake reference, such as ``"path:/src/vmsnix/nix"`` or ``"github:altf4llc/vmsnix"``.
     folder
-        The folder that it stands in, for a flake on this machine.
+        Folder of a flake on this machine.
     overrides
-        Other sources for its inputs, name to flake reference.
+        Names of inputs, and the flake references that replace them.
     """
 
     reference: str
@@ -86,9 +85,9 @@ class Flake:
     overrides: tuple[tuple[str, str], ...] = ()
 
     def options(self) -> list[str]:
-        """Return the arguments that every command on this flake gets; the lock file is never written."""
-        swapped = [word for name, source in self.overrides for word in ("--override-input", name, source)]
-        return ["--no-write-lock-file", *swapped]
+        """Return the arguments for each command on this flake; the lock file is never written."""
+        inputs = [word for name, source in self.overrides for word in ("--override-input", name, source)]
+        return ["--no-write-lock-file", *inputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +97,15 @@ class FlakeImage:
     Attributes
     ----------
     name
-        Such as ``"ecs-node"``.
+        Name, such as ``"ecs-node"``.
     system
         ``"x86_64-linux"`` or ``"aarch64-linux"``.
     disk_bytes
-        Size of its disk in bytes; ``None`` when it is only known after the build (``"auto"``).
+        Size of its disk in bytes; ``None`` if only the build determines it (``"auto"``).
     description
-        One sentence; empty when the flake gives none.
+        One sentence; may be empty.
     installable
-        What ``nix build`` takes: ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
+        Argument for ``nix build``, such as ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
     """
 
     name: str
@@ -118,20 +117,19 @@ class FlakeImage:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Which source a flake is.
+    """The source of a flake.
 
     Attributes
     ----------
     url
-        The flake as Nix resolved it, without the lock.
+        URL that Nix resolved, without the lock.
     revision
-        Git revision, 40 hexadecimal digits; that of the surrounding repository for a plain folder. ``None``
-        without git.
+        Git revision, 40 hexadecimal digits; for a folder that of its repository. ``None`` without git.
     nar_hash
-        SRI hash of the source tree as it is now, changes included; ``None`` when Nix does not tell (lazy
+        SRI hash of the source tree with its uncommitted changes; ``None`` if Nix does not report it (lazy
         trees).
     dirty
-        Whether there are changes that are in no revision.
+        Whether there are uncommitted changes.
     """
 
     url: str
@@ -141,46 +139,39 @@ class Provenance:
 
 
 def host_system() -> str:
-    """Return the system of images that this machine builds without help, such as ``"x86_64-linux"``."""
+    """Return the system for which this machine can build images, such as ``"x86_64-linux"``."""
     return "aarch64-linux" if platform.machine() in ("aarch64", "arm64") else "x86_64-linux"
 
 
 def check_system(system: str) -> str:
-    """Return `system` when there are images for it.
-
-    Raises
-    ------
-    ParameterError
-        When there are none.
-    """
+    """Return `system`; refuse an unknown one with a `ParameterError`."""
     if system not in SYSTEMS:
         raise ParameterError(
             f"No images for the system {system!r}.",
             why=nearest(system, SYSTEMS),
-            fix=f"Give {' or '.join(SYSTEMS)}.",
+            fix=f"Use {' or '.join(SYSTEMS)}.",
         )
     return system
 
 
 def find_flake(flake: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> Flake:
-    """Return the flake that a person means.
+    """Return the flake in a folder or of a reference.
 
-    A folder is given to Nix as ``path:``, so that only this folder is copied into the store and files that
-    git does not know yet are seen; but the top of a git repository is left to Nix's git fetcher, which keeps
-    ignored files out.
+    A folder becomes a ``path:`` reference, so that Nix copies only this folder, with untracked files. For the
+    root of a git repository Nix's git fetcher is used, which omits ignored files.
 
     Parameters
     ----------
     flake
-        A folder or a flake reference; the setting ``flake`` by default. A relative folder is also looked for
-        in the parents of the working directory, because JupyterLab starts notebooks in their own folder.
+        A folder or a flake reference; by default the setting ``flake``. A relative folder is also searched in
+        the parents of the working directory, because JupyterLab starts notebooks in their own folder.
     overrides
-        Other sources for inputs, as with ``nix build --override-input``.
+        Flake references that replace inputs, by name, as with ``nix build --override-input``.
 
     Raises
     ------
     ParameterError
-        It cannot be a flake reference.
+        `flake` or an override is not a valid flake reference.
     """
     given = str(load().flake if flake is None else flake)
     overrides = overrides or {}
@@ -190,39 +181,39 @@ def find_flake(flake: str | Path | None = None, overrides: Mapping[str, str] | N
             raise ParameterError(
                 f"{name!r} is not a valid flake input name.", fix="Check the inputs of the flake."
             )
-    swapped = tuple(sorted(overrides.items()))
+    inputs = tuple(sorted(overrides.items()))
     folder = _folder(given)
     if folder is None:
         _check_reference(given)
-        return Flake(given, None, swapped)
+        return Flake(given, None, inputs)
     _check_reference(str(folder), why="Nix does not support these characters in the path of a folder.")
     kind = "git+file://" if (folder / ".git").exists() else "path:"
-    return Flake(f"{kind}{folder}", folder, swapped)
+    return Flake(f"{kind}{folder}", folder, inputs)
 
 
-def images(
+def list_images(
     flake: str | Path | Flake | None = None,
     *,
     system: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> list[FlakeImage]:
-    """Return the images of a flake, from one ``nix eval``; nothing is built.
+    """Return the images of a flake, with one ``nix eval``. Nothing is built.
 
     Parameters
     ----------
     flake
         As for `find_flake`.
     system
-        Only those for this system; all by default.
+        Only images for this system; by default all.
     overrides
         As for `find_flake`.
 
     Raises
     ------
     ParameterError
-        The flake or the system cannot be what was given.
+        The flake or the system is invalid.
     ToolMissingError
-        There is no nix.
+        Nix is not installed.
     NixError
         The flake cannot be evaluated.
     """
@@ -238,14 +229,14 @@ def images(
 
 
 def find_image(source: Flake, name: str, system: str) -> FlakeImage:
-    """Return one image of a flake, from one ``nix eval``.
+    """Return one image of a flake, with one ``nix eval``.
 
-    Any package is found, also one that does not say that it is an image: what it is shows when it is built.
+    Any package is accepted; after the build, `read_image` refuses one that is not an image.
 
     Raises
     ------
     UnknownImageError
-        The flake has no such image for that system, or the name cannot be one (then nix is not even started).
+        The flake has no such image for that system, or the name is invalid.
     NixError
         The flake cannot be evaluated.
     """
@@ -254,7 +245,7 @@ def find_image(source: Flake, name: str, system: str) -> FlakeImage:
     answer = _evaluate(source, _ONE_IMAGE % (_FACTS, check_system(system), name), what)
     known, facts = answer.get("names"), answer.get("facts")
     if not isinstance(known, dict):
-        raise _strange(source, answer)
+        raise unexpected_answer(source.reference, answer)
     if not isinstance(facts, dict):
         elsewhere = [other for other, names in known.items() if name in names and other != system]
         names = [each for each in known.get(system, []) if each != "default"]
@@ -268,19 +259,8 @@ def find_image(source: Flake, name: str, system: str) -> FlakeImage:
     return _flake_image(source, name, system, facts)
 
 
-def attribute(name: str, system: str) -> str:
-    """Return the attribute path of an image in a flake."""
-    return f"packages.{system}.{name}"
-
-
 def check_name(name: str) -> str:
-    """Return `name` when it can be the name of an image.
-
-    Raises
-    ------
-    UnknownImageError
-        It looks like an option, a path, or a piece of shell.
-    """
+    """Return `name`; refuse one that cannot be the name of an image with an `UnknownImageError`."""
     if not _NAME.fullmatch(name):
         raise UnknownImageError(
             f"Invalid image name {name!r}.",
@@ -290,26 +270,26 @@ def check_name(name: str) -> str:
     return name
 
 
-def provenance(source: Flake) -> Provenance:
-    """Return which source a flake is now.
+def read_provenance(source: Flake) -> Provenance:
+    """Return the current revision and hash of a flake.
 
     Raises
     ------
     NixError
         The flake cannot be read.
     """
-    answer = ask(
+    answer = read_json(
         ["flake", "metadata", source.reference, *source.options()],
         f"Could not read the flake {source.reference}.",
     )
     if not isinstance(answer, dict):
-        raise _strange(source, answer)
+        raise unexpected_answer(source.reference, answer)
     locked = answer.get("locked")
     locked = locked if isinstance(locked, dict) else {}
     url = str(answer.get("resolvedUrl") or answer.get("originalUrl") or source.reference)
     nar_hash = locked.get("narHash")
     revision = answer.get("revision") or locked.get("rev")
-    # A dirty git tree has no revision; newer versions tell "<revision>-dirty" beside it.
+    # A dirty git tree has no revision; newer versions have "<revision>-dirty" in another field.
     changed = answer.get("dirtyRevision") or locked.get("dirtyRev")
     dirty = revision is None and locked.get("type") == "git"
     if revision is None and changed:
@@ -325,7 +305,7 @@ def provenance(source: Flake) -> Provenance:
 
 
 def _evaluate(source: Flake, function: str, what: str) -> Mapping[str, object]:
-    answer = ask(
+    answer = read_json(
         ["eval", f"{source.reference}#packages", "--apply", function, *source.options()],
         what,
     )
@@ -334,7 +314,7 @@ def _evaluate(source: Flake, function: str, what: str) -> Mapping[str, object]:
 
 def _mapping(source: Flake, answer: object) -> Mapping[str, object]:
     if not isinstance(answer, dict):
-        raise _strange(source, answer)
+        raise unexpected_answer(source.reference, answer)
     return answer
 
 
@@ -346,20 +326,12 @@ def _flake_image(source: Flake, name: str, system: str, facts: object) -> FlakeI
         system=system,
         disk_bytes=size * _MEBIBYTE if isinstance(size, int) else None,
         description=str(facts.get("description", "")),
-        installable=f"{source.reference}#{attribute(name, system)}",
-    )
-
-
-def _strange(source: Flake, answer: object) -> NixError:
-    return NixError(
-        f"Nix returned an unexpected answer about {source.reference}.",
-        why=f"It starts with {str(answer)[:80]!r}.",
-        fix="Check that Nix is between 2.8 and 2.34: nix --version",
+        installable=f"{source.reference}#packages.{system}.{name}",
     )
 
 
 def _folder(given: str) -> Path | None:
-    """Return the folder of a flake on this machine, or ``None`` for a reference of another kind."""
+    """Return the folder of a flake on this machine, or ``None`` for another reference."""
     text = given.removeprefix("path:")
     path = Path(text).expanduser()
     places: Sequence[Path] = [Path.cwd()] if path.is_absolute() else [Path.cwd(), *Path.cwd().parents]
@@ -392,7 +364,7 @@ def _check_reference(
 
 
 def _git_state(folder: Path) -> tuple[str | None, bool]:
-    """Return revision and dirtiness of the repository around a folder; having none is not an error."""
+    """Return the revision of a folder's repository, and whether the folder has uncommitted changes."""
     head = _git(folder, "rev-parse", "HEAD")
     if head is None:
         return None, False

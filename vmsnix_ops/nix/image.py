@@ -1,10 +1,9 @@
-"""Read a disk image that has been built: a ``result`` link, a Nix output directory, or one image file.
+"""Read a built disk image: a ``result`` link, a Nix output directory, or an image file.
 
-Nix's image builders describe their output in ``nix-support/image-info.json``. That description is read, never
-guessed: the place of the image is its ``file`` field, not a search for ``*.vhd``. What it cannot know (the
-format) is told from the bytes.
+Nix's image builders describe their output in ``nix-support/image-info.json``. The path of the image comes
+from its field ``file``, not from a search for ``*.vhd``. The format comes from the image's bytes.
 
-Source of the shape: nixpkgs, ``nixos/maintainers/scripts/ec2/amazon-image.nix``.
+Source of the fields: nixpkgs, ``nixos/maintainers/scripts/ec2/amazon-image.nix``.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SYSTEMS = ("x86_64-linux", "aarch64-linux")
 BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
 UNKNOWN_VERSION = "unknown"
 
-# Files of an output that are disk images, also packed ones, which are refused by what their bytes say.
+# Suffixes of disk images in an output. Compressed ones are found, and then refused by their bytes.
 _IMAGES = (
     ".img",
     ".qcow2",
@@ -45,13 +44,13 @@ _IMAGES = (
 )
 _NO_IMAGES = frozenset({"doc", "json", "log", "manifest", "sbom", "iso", "report", "text", "txt"})
 
-# A line of Hydra's list of products: type, subtype, path, and perhaps which file of it to open first.
+# A line of Hydra's list of products: type, subtype, path, and optionally the file to open first.
 _PRODUCT = re.compile(r"""file\s+(?P<kind>\S+)\s+(?:"(?P<quoted>[^"]+)"|(?P<plain>[^\s"]+))(?:\s+[^\s"]+)?""")
 
 # A VHD's size is rounded up to whole cylinders, of at most 16 heads and 255 sectors of 512 bytes.
 _CYLINDER_BYTES = 16 * 255 * 512
 
-# The top level path of a store object: 32 characters of Nix's own base 32 (no e, o, u, t), a dash, a name.
+# Path of a store object: 32 characters of Nix's base 32 (no e, o, u, t), a dash, a name.
 _STORE_OBJECT = re.compile(
     r"(?P<object>/.*?/[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+._?=-]+)(?:/(?P<inside>.*))?", re.DOTALL
 )
@@ -59,43 +58,42 @@ _STORE_OBJECT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BuiltImage(Displayed):
-    """A disk image on this machine, and what is known about where it comes from.
+    """A disk image on this machine, with its source, if known.
 
     Attributes
     ----------
     path
-        The image file itself, with no symbolic link left in it.
+        Path of the image file, without symbolic links.
     name
         Name of the image, such as ``"ecs-node"``.
     version
-        NixOS label of the image, such as ``"26.11.20260717.fc4cbc5"``; ``"unknown"`` when nothing tells it.
+        NixOS label of the image, such as ``"26.11.20260717.fc4cbc5"``; or ``"unknown"``.
     system
         ``"x86_64-linux"`` or ``"aarch64-linux"``.
     boot_mode
-        ``"legacy-bios"``, ``"uefi"`` or ``"uefi-preferred"``, as ``ec2 register-image`` calls them.
+        ``"legacy-bios"``, ``"uefi"`` or ``"uefi-preferred"``, as in ``ec2 register-image``.
     format
-        ``"vhd"``, ``"raw"``, ``"qcow2"``, ... as the bytes tell it.
+        ``"vhd"``, ``"raw"``, ``"qcow2"``, ..., from the bytes.
     logical_bytes
-        Size of the disk that a machine would see, in bytes.
+        Size of the virtual disk in bytes.
     store_path
-        Nix store object that holds the image; ``None`` outside a store.
-    drv_path
-        The derivation that built it, where known.
+        Nix store object of the image; ``None`` outside a store.
+    derivation
+        Store path of its derivation, if known.
     flake
-        What to give ``nix build`` to build it again, such as
+        Argument for ``nix build`` to build it again, such as
         ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
     revision
-        Git revision of the flake, 40 hexadecimal digits, where there is one. With `dirty`, the revision that
-        was changed.
+        Git revision of the flake, 40 hexadecimal digits, if any. With `dirty`, the revision before the
+        uncommitted changes.
     nar_hash
-        SRI hash of the flake's source tree, which also tells dirty trees apart.
+        SRI hash of the flake's source tree, with uncommitted changes.
     dirty
-        Whether the flake held changes that are in no revision.
+        Whether the flake had uncommitted changes.
     register_image
-        What the image itself asks for at registration (``registerImage`` of its description); empty when it
-        asks nothing.
+        Options for the registration (``registerImage`` in its description); may be empty.
     items
-        How many derivations were built and store paths fetched to have it; ``None`` where it was there.
+        Number of built derivations and fetched store paths; ``None`` without a build.
     """
 
     path: Path
@@ -106,7 +104,7 @@ class BuiltImage(Displayed):
     format: str
     logical_bytes: int
     store_path: str | None = None
-    drv_path: str | None = None
+    derivation: str | None = None
     flake: str | None = None
     revision: str | None = None
     nar_hash: str | None = None
@@ -115,8 +113,8 @@ class BuiltImage(Displayed):
     items: int | None = field(default=None, compare=False)  # of the build, not of the image
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return what an operator wants to see, in reading order; unknown things are left out."""
-        shown = {
+        """Return the known values."""
+        values = {
             "image": self.name,
             "version": self.version,
             "system": self.system,
@@ -124,17 +122,17 @@ class BuiltImage(Displayed):
             "boot mode": self.boot_mode,
             "disk": human_bytes(self.logical_bytes),
             "file": str(self.path),
-            "derivation": self.drv_path or "",
+            "derivation": self.derivation or "",
             "flake": self.flake or "",
             "revision": f"{self.revision or 'none'}{' with uncommitted changes' if self.dirty else ''}",
             "source hash": self.nar_hash or "",
         }
         if self.revision is None and not self.dirty:
-            del shown["revision"]
-        return [(label, value) for label, value in shown.items() if value]
+            del values["revision"]
+        return [(label, value) for label, value in values.items() if value]
 
     def result(self) -> dict[str, object]:
-        """Return every attribute as JSON can hold it; `name` is ``image``, `version` ``image_version``."""
+        """Return the attributes for JSON; `name` becomes ``image``, `version` becomes ``image_version``."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
             "image": values.pop("name"),
@@ -147,32 +145,26 @@ class BuiltImage(Displayed):
 def read_image(
     path: Path | str, *, name: str | None = None, system: str | None = None, boot_mode: str | None = None
 ) -> BuiltImage:
-    """Read what there is to know about a built image.
+    """Read a built image.
 
     Parameters
     ----------
     path
         A ``result`` link, a Nix output directory, or an image file.
     name
-        Name of the image. By default that of the file, without the version and the system that Nix puts
-        behind it.
+        Name of the image; by default the file name without the version and the system that Nix appends.
     system
-        What the image runs on, for one that does not tell it: a description or the boot loader on the disk
-        does. A `system` that contradicts them is refused.
+        System of an image that has neither a description nor a boot loader with its system. A contradicting
+        `system` is refused.
     boot_mode
-        How it boots; by default as the description says, or as the bytes of the disk show.
-
-    Returns
-    -------
-    BuiltImage
-        Version: the ``label`` of a Nix output; ``"unknown"`` for an image file.
+        Boot mode; by default that of the description or the disk.
 
     Raises
     ------
     ImageNotFoundError
-        There is nothing at that place, or it cannot be read, or a directory without a description.
+        The path does not exist or cannot be read, or the directory is not an image.
     ImageFormatError
-        The description or the image is not what it must be.
+        The description or the image is invalid.
     """
     given = Path(path).expanduser()
     try:
@@ -182,7 +174,7 @@ def read_image(
         if found.is_dir():
             return _read_output(given, found, name, system, boot_mode)
         return _read_file(found, name, system, boot_mode)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links before Python 3.13
         raise ImageNotFoundError(
             f"Could not read the image {given}.",
             why=f"The system reported: {error}.",
@@ -191,7 +183,7 @@ def read_image(
 
 
 def store_object(path: Path) -> str | None:
-    """Return the Nix store object that holds a path, or ``None`` when it is in no store.
+    """Return the Nix store object of a path, or ``None`` outside a store.
 
     Examples
     --------
@@ -219,8 +211,8 @@ def _not_found(given: Path) -> ImageNotFoundError:
 
 
 def _read_file(found: Path, name: str | None, system: str | None, boot_mode: str | None) -> BuiltImage:
-    disk_format, size, firmware = _look_at(found)
-    system, boot_mode = _tell(found, firmware, system, boot_mode)
+    disk_format, size, firmware = _read_disk(found)
+    system, boot_mode = _detect(found, firmware, system, boot_mode)
     return BuiltImage(
         path=found,
         name=name or found.stem,
@@ -233,10 +225,10 @@ def _read_file(found: Path, name: str | None, system: str | None, boot_mode: str
     )
 
 
-def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | None) -> tuple[str, str]:
-    """Return system and boot mode of an image without description, or refuse it when nothing tells them.
+def _detect(found: Path, firmware: Firmware, system: str | None, boot_mode: str | None) -> tuple[str, str]:
+    """Return system and boot mode of an image without a description; refuse it if they are unknown.
 
-    What was given counts, unless the disk has UEFI boot loaders for other systems only.
+    Given values count, unless the disk has UEFI boot loaders only for other systems.
     """
     for key, value, known in (("system", system, SYSTEMS), ("boot_mode", boot_mode, BOOT_MODES)):
         if value:
@@ -249,7 +241,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
             field="system",
         )
     systems = firmware.systems
-    if boot_mode == "legacy-bios":  # which is x86 only
+    if boot_mode == "legacy-bios":  # only x86 has it
         systems = systems & {SYSTEMS[0]} if systems else frozenset({SYSTEMS[0]})
     system = system or (next(iter(systems)) if len(systems) == 1 else None)
     if not system:
@@ -259,7 +251,7 @@ def _tell(found: Path, firmware: Firmware, system: str | None, boot_mode: str | 
             fix=f"Pass {' or '.join(f'--system {one}' for one in SYSTEMS if one in (systems or SYSTEMS))}.",
             field="system",
         )
-    # aarch64 boots by UEFI only.
+    # aarch64 boots only with UEFI.
     mode = boot_mode or firmware.boot_mode(system) or ("uefi" if system != SYSTEMS[0] else "")
     if not mode:
         raise ImageFormatError(
@@ -276,20 +268,20 @@ def _read_output(
 ) -> BuiltImage:
     description = folder / DESCRIPTION
     if not description.is_file():
-        image = _undescribed(given, folder)
+        image = _find_image(given, folder)
         built = _read_file(image, name, system, boot_mode)
         return replace(built, store_path=store_object(folder))
     info = _description(description)
     label = _text(description, info, "label", default=UNKNOWN_VERSION)
-    disk = _the_disk(description, info)
-    image = _inside(description, folder, _text(description, disk, "file"))
-    disk_format, size, firmware = _look_at(image)
+    disk = _disk_entry(description, info)
+    image = _image_path(description, folder, _text(description, disk, "file"))
+    disk_format, size, firmware = _read_disk(image)
     _check_size(description, disk, size)
     if "system" in info and "boot_mode" in info:
         built_for, boots = _text(description, info, "system"), _text(description, info, "boot_mode")
     else:
-        # What a description leaves out, the disk may tell.
-        built_for, boots = _tell(
+        # The disk may have what the description lacks.
+        built_for, boots = _detect(
             image,
             firmware,
             _text(description, info, "system", default=system) if "system" in info or system else None,
@@ -310,7 +302,7 @@ def _read_output(
 
     return BuiltImage(
         path=image,
-        name=name or _stated_name(info) or _name_of(image.stem, label, built_for),
+        name=name or _stated_name(info) or _name_in(image.stem, label, built_for),
         version=label,
         system=built_for,
         boot_mode=boots,
@@ -321,11 +313,11 @@ def _read_output(
     )
 
 
-def _undescribed(given: Path, folder: Path) -> Path:
-    """Return the one disk image of an output without image-info.json.
+def _find_image(given: Path, folder: Path) -> Path:
+    """Return the only disk image of an output without image-info.json.
 
-    Hydra's list of products names it, as sd-image and most image builders of nixpkgs write it; else it is the
-    only image of a store object, or of a folder that systemd-repart made. Any other folder may hold anything.
+    It is in Hydra's list of products, which sd-image and most image builders of nixpkgs write, or it is the
+    only image of a store object or of a folder from systemd-repart. Other folders are not searched.
     """
     products = folder / PRODUCTS
     named: list[Path] = []
@@ -333,7 +325,7 @@ def _undescribed(given: Path, folder: Path) -> Path:
         for line in products.read_text(encoding="utf-8", errors="replace").splitlines():
             product = _PRODUCT.fullmatch(line.strip())
             if product and product["kind"] not in _NO_IMAGES:
-                named.append(_inside(products, folder, product["quoted"] or product["plain"] or ""))
+                named.append(_image_path(products, folder, product["quoted"] or product["plain"] or ""))
     images = list(dict.fromkeys(named))
     if not images:
         places = [folder] if (folder / REPART).is_file() or store_object(folder) else []
@@ -364,10 +356,10 @@ def _undescribed(given: Path, folder: Path) -> Path:
     )
 
 
-def _look_at(image: Path) -> tuple[str, int, Firmware]:
-    """Return format, virtual size, and what the disk can boot on, from the bytes."""
+def _read_disk(image: Path) -> tuple[str, int, Firmware]:
+    """Return format, virtual size and boot loaders from the bytes of an image."""
     if not image.is_file():
-        # A pipe would block for ever and a device is not an image.
+        # A pipe would block forever, and a device is not an image.
         raise ImageFormatError(f"{image} is not a regular file.", fix="Use an image file.")
     with open_image(image) as disk:
         return disk.format, disk.size, read_firmware(disk)
@@ -376,7 +368,7 @@ def _look_at(image: Path) -> tuple[str, int, Firmware]:
 def _description(description: Path) -> dict[str, object]:
     try:
         info = json.loads(description.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, lists in lists without end
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
         raise ImageFormatError(
             f"{description} is not JSON.", why=f"{error}.", fix="Build the image again."
         ) from error
@@ -385,15 +377,15 @@ def _description(description: Path) -> dict[str, object]:
     return info
 
 
-def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, object]:
-    """Return what holds ``file`` and ``logical_bytes``: the top level, or the only one of ``disks``."""
+def _disk_entry(description: Path, info: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the object with ``file`` and ``logical_bytes``: the top level, or the only one of ``disks``."""
     if "file" in info:
         return info
     disks = info.get("disks")
     if not isinstance(disks, dict) or not disks:
         raise _wrong_field(description, "file", None, "the path of the image")
     if len(disks) > 1:
-        # The ZFS variant of nixpkgs: one disk to boot from, another for the root file system.
+        # The ZFS variant of nixpkgs has a boot disk and a disk for the root file system.
         raise ImageFormatError(
             f"The image of {description} has {len(disks)} disks: {', '.join(map(repr, sorted(disks)))}.",
             why="An AMI is registered from one disk, so half of this image would not boot.",
@@ -406,30 +398,30 @@ def _the_disk(description: Path, info: Mapping[str, object]) -> Mapping[str, obj
     return disk
 
 
-def _inside(description: Path, folder: Path, file: str) -> Path:
-    """Return where the ``file`` field points, which must be inside of the output.
+def _image_path(description: Path, folder: Path, file: str) -> Path:
+    """Return the path in the field ``file``, which must be in the output.
 
-    nixpkgs writes an absolute store path. In a copy of the output, or in a store below another root, the same
-    file stands at the same place below the folder.
+    nixpkgs writes an absolute store path. In a copy of the output, or in a store below another root, the path
+    in the folder is the same.
     """
     stated = Path(file)
     if stated.is_absolute() and not stated.is_relative_to(folder):
         match = _STORE_OBJECT.fullmatch(file)
         if match is None or not match["inside"]:
-            raise _escapes(description, file)
+            raise _outside(description, file)
         stated = Path(match["inside"])
     try:
         image = (folder / stated).resolve()
         missing = not image.exists()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long, a NUL
         raise _wrong_field(description, "file", file, "the path of the image") from error
-    # A link to another object of the same store is fine: that is how symlinkJoin and runCommand share big
-    # files.
+    # A link to another object of the same store is allowed: symlinkJoin and runCommand share large files in
+    # this way.
     same_store = (
         store_object(folder) is not None and folder.parent == Path(store_object(image) or "/-").parent
     )
     if not image.is_relative_to(folder) and not (same_store and ".." not in stated.parts):
-        raise _escapes(description, file)
+        raise _outside(description, file)
     if missing:
         raise ImageNotFoundError(
             f"The image {image} does not exist.",
@@ -441,7 +433,7 @@ def _inside(description: Path, folder: Path, file: str) -> Path:
     return image
 
 
-def _escapes(description: Path, file: str) -> ImageFormatError:
+def _outside(description: Path, file: str) -> ImageFormatError:
     return ImageFormatError(
         f"The image in {description} is outside of its directory: {file!r}.",
         why="A description may only reference files in its own directory.",
@@ -451,7 +443,7 @@ def _escapes(description: Path, file: str) -> ImageFormatError:
 
 
 def _check_size(description: Path, disk: Mapping[str, object], size: int) -> None:
-    """Refuse a description that belongs to another image. ``logical_bytes`` is a JSON string in nixpkgs."""
+    """Refuse the description of another image. ``logical_bytes`` is a JSON string in nixpkgs."""
     stated = disk.get("logical_bytes")
     if stated is None:
         return
@@ -467,13 +459,13 @@ def _check_size(description: Path, disk: Mapping[str, object], size: int) -> Non
 
 
 def _stated_name(info: Mapping[str, object]) -> str | None:
-    """Return the name that our own modules write (``nix/modules/profiles/image.nix``)."""
+    """Return the name that the modules of vmsnix write (``nix/modules/profiles/image.nix``)."""
     ours = info.get("vmsnix")
     name = ours.get("name") if isinstance(ours, dict) else None
     return name if isinstance(name, str) and name else None
 
 
-def _name_of(stem: str, label: str, system: str) -> str:
+def _name_in(stem: str, label: str, system: str) -> str:
     """Return the name in a file name such as ``NAME-26.11.20260717.fc4cbc5-x86_64-linux``."""
     for suffix in (f"-{system}", f"-{label}"):
         stem = stem.removesuffix(suffix) or stem

@@ -1,8 +1,8 @@
-"""Versions in Nix's own order, so that "older than 3.0.15" means what ``builtins.compareVersions`` says.
+"""Compare versions as ``builtins.compareVersions`` of Nix does, and match packages with conditions.
 
-Source: "builtins.compareVersions" and "nix-env --upgrade" in the Nix manual: a version is cut into runs of
-digits and runs of other characters, dots and dashes separate them, numbers compare as numbers, ``pre`` comes
-before everything, the end of a version before a number and after ``pre``, and ``2.3a`` before ``2.3.1``.
+Source: "builtins.compareVersions" and "nix-env --upgrade" in the Nix manual. A version is split into numbers
+and other parts; dots and dashes separate parts. Numbers are compared as numbers. ``pre`` comes first, then
+the end of the version, then other parts, then numbers: ``2.3pre1``, ``2.3``, ``2.3a``, ``2.3.1``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PART = re.compile(r"[0-9]+|[^0-9.-]+")
 _SIGN, _VERSION = r"(?:<=|>=|==|=|<|>)", r"[A-Za-z0-9][\w.+~-]*"
 _BOUND = re.compile(rf"({_SIGN})\s*({_VERSION})")
-_WANTED = re.compile(
+_CONDITION = re.compile(
     rf"(?P<name>[A-Za-z0-9][\w.+-]*?)\s*(?P<bounds>{_SIGN}\s*{_VERSION}(?:[\s,]*{_SIGN}\s*{_VERSION})*)?"
 )
 _SIGNS = {
@@ -34,7 +34,7 @@ _SIGNS = {
 
 
 def compare(one: str, other: str) -> int:
-    """Return -1, 0 or 1 as the first version is older, the same or newer.
+    """Return -1, 0 or 1 if the first version is older, equal or newer.
 
     Examples
     --------
@@ -65,15 +65,16 @@ def _before(one: str, other: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A package, perhaps with bounds on its version.
+class PackageCondition:
+    """A package name with optional bounds of its version.
 
     Attributes
     ----------
     name
-        Name of the package, without its version.
+        Name of the package without its version.
     bounds
-        Pairs of ``<``, ``<=``, ``=``, ``>=`` or ``>`` and a version, which all must hold; none: any version.
+        Pairs of ``<``, ``<=``, ``=``, ``>=`` or ``>`` and a version, combined with *and*; empty for any
+        version.
     """
 
     name: str
@@ -83,27 +84,26 @@ class Wanted:
         return self.name + ",".join(f"{sign}{version}" for sign, version in self.bounds)
 
     def matches(self, version: str) -> bool:
-        """Tell whether a version of the package is meant. One without a version matches no bound."""
+        """Return whether a version satisfies all bounds; an empty version satisfies none."""
         return all(version and compare(version, bound) in _SIGNS[sign] for sign, bound in self.bounds)
 
 
-def wanted(text: str) -> Wanted:
-    """Return what a text such as ``openssl<3.0.15`` or ``openssl>=3,<3.0.15`` asks for.
+def parse_condition(text: str) -> PackageCondition:
+    """Parse a condition such as ``openssl<3.0.15`` or ``openssl>=3,<3.0.15``.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        It is no such text, or no version can be what it asks for: the answer would always be "none", which
-        reads like an all-clear.
+        The text is invalid, or no version can satisfy it: an empty result would look like good news.
 
     Examples
     --------
-    >>> wanted("openssl < 3.0.15").matches("3.0.9")
+    >>> parse_condition("openssl < 3.0.15").matches("3.0.9")
     True
-    >>> wanted("openssl>=3,<3.0.15").matches("1.1.1w")
+    >>> parse_condition("openssl>=3,<3.0.15").matches("1.1.1w")
     False
     """
-    match = _WANTED.fullmatch(text.strip())
+    match = _CONDITION.fullmatch(text.strip())
     if match is None:
         raise ParameterError(
             f"{text!r} is not a valid package condition.",
@@ -120,28 +120,28 @@ def wanted(text: str) -> Wanted:
                     f"No version of {match['name']} can be both {above}{low} and {below}{high}.",
                     fix="Swap the bounds, or use two separate conditions.",
                 )
-    return Wanted(match["name"], bounds)
+    return PackageCondition(match["name"], bounds)
 
 
-def all_wanted(texts: Iterable[str]) -> tuple[Wanted, ...]:
-    """Return what several texts ask for; one that begins with a bound goes on about the package before it.
+def parse_conditions(texts: Iterable[str]) -> tuple[PackageCondition, ...]:
+    """Parse several conditions; a text that begins with a bound belongs to the condition before it.
 
-    So a list that was written with commas means what it says.
+    So ``openssl>=3,<3.0.15`` may also be split at its comma.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        As for `wanted`.
+        As for `parse_condition`.
 
     Examples
     --------
-    >>> [str(one) for one in all_wanted(["openssl>=3", "<3.0.15", "xz=5.6.0"])]
+    >>> [str(one) for one in parse_conditions(["openssl>=3", "<3.0.15", "xz=5.6.0"])]
     ['openssl>=3,<3.0.15', 'xz=5.6.0']
     """
-    whole: list[str] = []
+    conditions: list[str] = []
     for text in texts:
-        if whole and _BOUND.match(text.strip()):
-            whole[-1] += f",{text.strip()}"
+        if conditions and _BOUND.match(text.strip()):
+            conditions[-1] += f",{text.strip()}"
         else:
-            whole.append(text)
-    return tuple(wanted(text) for text in whole)
+            conditions.append(text)
+    return tuple(parse_condition(text) for text in conditions)

@@ -126,7 +126,7 @@ class BootPlan(Displayed):
         """
         from vmsnix_ops.nix import build as nix
 
-        image = nix.resolve(
+        image = nix.resolve_image(
             self.image,
             system=self.system or None,
             boot_mode=self.boot_mode or None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.nix import build as nix
-from vmsnix_ops.nix.flake import images
+from vmsnix_ops.nix.flake import list_images as images
 from vmsnix_ops.records.result import Result
 
 if TYPE_CHECKING:

@@ -324,7 +324,7 @@ def describe(plan: Wanted, image: BuiltImage, disk: DiskImage, seen: Survey) -> 
         ena_support=wanted.ena_support,
         root_device=wanted.root_device,
         flake=image.flake or "",
-        derivation=image.drv_path or "",
+        derivation=image.derivation or "",
         store_path=image.store_path or "",
         ami_name=name,
         seen=seen,

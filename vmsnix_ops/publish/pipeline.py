@@ -334,25 +334,27 @@ def _image(plan: Wanted) -> BuiltImage | None:
     from vmsnix_ops.nix import build as nix
 
     with plan.journal.step("build", shown=False) as entry, interruptible("build", "Nothing was changed."):
-        if not nix.names_a_file(plan.image):
+        if not nix.is_path(plan.image):
             plan.journal.image = nix.split_image(plan.image)[
                 1
             ]  # also a build that fails is one of this image
-        if nix.names_a_file(plan.image):
+        if nix.is_path(plan.image):
             entry.outcome = "planned" if plan.dry_run else "reused"
-            image = nix.resolve(plan.image, system=plan.system or None, boot_mode=plan.boot_mode or None)
+            image = nix.resolve_image(
+                plan.image, system=plan.system or None, boot_mode=plan.boot_mode or None
+            )
         elif plan.dry_run:
             entry.outcome = "planned"  # that there is such an image, the plan has seen
             return None
         else:
-            image = nix.resolve(
+            image = nix.resolve_image(
                 plan.image,
                 system=plan.system or None,
                 flake=plan.settings.flake,
                 progress=plan.journal.progress,
             )
         plan.journal.image, entry.items = image.name, image.items
-        entry.detail.update(path=str(image.path), drv=image.drv_path)
+        entry.detail.update(path=str(image.path), derivation=image.derivation)
         return image
 
 

@@ -296,10 +296,10 @@ def check_image(
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.nix import build as nix
 
-    if not nix.names_a_file(given):
+    if not nix.is_path(given):
         nix.plan_build(given, flake=flake, system=system or None)
         return Check("image", "pass", f"{given} would be built"), None
-    found = nix.resolve(given, system=system or None, boot_mode=boot_mode or None)
+    found = nix.resolve_image(given, system=system or None, boot_mode=boot_mode or None)
     with open_image(found.path) as disk:
         kind = f"{disk.format} {disk.subformat}".strip()
         if via == "import":
@@ -524,7 +524,7 @@ def _machine(
     if found and session is not None:
         ec2 = client(session, "ec2", region)
         checks.append(run_check("name", lambda: check_name_free(ec2, found[0], prefix=prefix, **asked)))
-    builds = bool(image) and not nix.names_a_file(image)
+    builds = bool(image) and not nix.is_path(image)
     reads = bool(found) and found[0].format in NEED_QEMU_IMG
     return [
         *checks,

@@ -60,7 +60,7 @@ def images(place: Place) -> Found:
     """
     from vmsnix_ops.nix import flake
 
-    known = flake.images(place.settings().flake, system=flake.host_system())
+    known = flake.list_images(place.settings().flake, system=flake.host_system())
     return [
         Suggestion(image.name, f"{image.name}: {image.description}" if image.description else image.name)
         for image in known
