@@ -36,7 +36,7 @@ def serve(regions: int, amis: int) -> None:
 
     with sandbox() as aws:
         made = aws.populate(regions=REGIONS[:regions], amis=amis)
-        ready = {"environment": aws.environment, "amis": made.amis, "named": made.named}
+        ready = {"environment": aws.environment, "amis": made.amis, "named": made.referenced}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         sys.stdin.read()

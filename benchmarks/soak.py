@@ -62,7 +62,7 @@ def publish(ready: Sweep, number: int, rate: float, figures: Counter[str]) -> li
         if ended.error not in known:
             return [f"ended with {ended.error}: {ended.text}"]
     figures["calls"] += len(ready.aws.calls)
-    figures["faults that struck"] += sum(rule.struck for rule in rules)
+    figures["faults that struck"] += sum(rule.applied for rule in rules)
     ready.aws.faults.clear()
     if ended is None or ended.status:
         return [f"failed {TRIES} times, at last: {ended.text if ended else ''}"]

@@ -25,13 +25,13 @@ def served():
     with sandbox(speed=5000, account="678901234567") as started:
         started.prepare(bucket="images")
         started.client("iam").create_user(UserName="carol")
-        yield started, started.remember()
+        yield started, started.save_tables()
 
 
 @pytest.fixture
 def aws(served):
     started, memory = served
-    started.recall(memory)
+    started.restore_tables(memory)
     return started
 
 
@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_made_is_reported_before_the_command_runs(tmp_pa
 def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_path, monkeypatch, capsys):
     for name in ("one", "two"):
         record_into(tmp_path / name, monkeypatch)
-        aws.recall(served[1])
+        aws.restore_tables(served[1])
         ask(aws)
     assert record_aws.main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     assert capsys.readouterr().out == "Nothing differs in what both have.\n"

@@ -183,7 +183,7 @@ def test_an_interrupted_scan_ends_and_says_that_it_begins_anew(own: Owner) -> No
 
     def interrupt() -> None:
         """Press Ctrl-C, and again, as people do: Python loses one that arrives in a finalizer."""
-        wait_until(lambda: rule.struck, "the throttled call")
+        wait_until(lambda: rule.applied, "the throttled call")
         for _ in range(20):
             signal.pthread_kill(main, signal.SIGINT)
             if ended.wait(5):

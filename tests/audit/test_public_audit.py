@@ -30,8 +30,8 @@ SHARED, PUBLIC, LAUNCHED = 5, 2, 4
 
 @pytest.fixture
 def account(own: Owner) -> Owner:
-    made = own.aws.populate(regions=[REGION], amis=AMIS, one_named_in=12)
-    assert (made.amis, made.named) == (AMIS, REFERENCED)
+    made = own.aws.populate(regions=[REGION], amis=AMIS, referenced_one_in=12)
+    assert (made.amis, made.referenced) == (AMIS, REFERENCED)
     tables = own.aws.world.tables
     images = list(tables.table(own.account, REGION, "images").values())
     snapshots = tables.table(own.account, REGION, "snapshots")

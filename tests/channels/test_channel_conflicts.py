@@ -296,7 +296,7 @@ def test_a_lost_answer_whose_retry_writes_twice_is_no_conflict(aws: Sandbox, ami
         found = made.apply()
     finally:
         aws.faults.clear()
-    assert lost.struck
+    assert lost.applied
     assert found.status == "done"
     assert (pointed(aws, HOME), len(pointed(aws, WEST))) == (ami, 21)
 

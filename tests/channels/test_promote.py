@@ -260,7 +260,7 @@ def test_an_ami_that_was_disabled_after_the_plan_is_not_promoted(aws: Sandbox, a
     found = made.apply()
     assert "is disabled" in found.failed[0].why
     assert pointed(aws, HOME) == ""
-    assert aws.calls.of("ssm:PutParameter") == []  # no launch could read it in between
+    assert aws.calls.matching("ssm:PutParameter") == []  # no launch could read it in between
 
 
 def test_the_ami_is_found_by_name_by_channel_and_by_being_the_newest(aws: Sandbox, ami: str) -> None:

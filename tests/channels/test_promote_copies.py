@@ -44,7 +44,7 @@ def test_a_copy_that_failed_by_chance_is_made_anew_with_another_token(aws: Sandb
     (failed,) = plan(regions=[EUROPE]).apply().failed
     assert "Internal error" in failed.why
     assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy created"]
-    tokens = [call.params["ClientToken"] for call in aws.calls.of("ec2:CopyImage", ran=True)]
+    tokens = [call.params["ClientToken"] for call in aws.calls.matching("ec2:CopyImage", ran=True)]
     assert len(set(tokens)) == 2  # the first one was used up by the copy that failed
 
 
@@ -58,7 +58,7 @@ def test_the_copy_limit_is_waited_out(aws: Sandbox, ami: str) -> None:
     }
     aws.faults.add(limit)
     assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy created"]
-    assert len(list(aws.calls.of("ec2:CopyImage"))) == 3
+    assert len(list(aws.calls.matching("ec2:CopyImage"))) == 3
 
 
 def test_a_lost_answer_makes_no_second_copy(aws: Sandbox, ami: str) -> None:

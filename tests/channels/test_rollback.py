@@ -220,10 +220,10 @@ def test_a_target_that_was_disabled_after_the_plan_is_not_pointed_to(aws: Sandbo
     old, new = promoted(aws, "26.11", "26.12")
     plan = back()
     disabled(aws.client("ec2"), old)
-    writes = len(aws.calls.of("ssm:PutParameter"))
+    writes = len(aws.calls.matching("ssm:PutParameter"))
     assert "is disabled" in plan.apply().rows[0].why
     assert pointed(aws, HOME) == new
-    assert len(aws.calls.of("ssm:PutParameter")) == writes  # no launch could read it in between
+    assert len(aws.calls.matching("ssm:PutParameter")) == writes  # no launch could read it in between
 
 
 def test_a_region_that_lost_the_channel_is_left_out_unless_it_is_named(aws: Sandbox) -> None:

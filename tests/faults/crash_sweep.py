@@ -76,8 +76,8 @@ class Sweep:
         # The bucket and the role are made once; `reset` would take them away.
         if self._prepared is None:
             self.aws.prepare(bucket=BUCKET, region=REGION)
-            self._prepared = self.aws.remember()
-        self.aws.recall(self._prepared)
+            self._prepared = self.aws.save_tables()
+        self.aws.restore_tables(self._prepared)
         self.aws.clock.speed = SPEED if via == "import" else DIRECT_SPEED
         self._count += 1
         self.state = self.folder / f"state-{self._count}"
@@ -130,9 +130,8 @@ class Sweep:
         # A block that was under way when the publisher died is sent again, and so is its batch.
         blocks = self.blocks * 2 if kill.call == PUT else self.blocks
         for name, most in {**ONCE, PUT: blocks}.items():
-            done = [
-                call for call in self.aws.calls.of(name, ran=True) if call.outcome in ("ok", "Disconnected")
-            ]
+            ran = self.aws.calls.matching(name, ran=True)
+            done = [call for call in ran if call.outcome in ("ok", "Disconnected")]
             if len(done) > most:
                 yield f"{name} was done {len(done)} times"
         if len(account.tasks) > 1:
@@ -141,7 +140,7 @@ class Sweep:
 
 def _kill(processes: list[int], fault: Fault) -> None:
     """Kill publishers as soon as the fault holds up a call."""
-    wait_until(lambda: fault.struck, f"the call {fault.op}")
+    wait_until(lambda: fault.applied, f"the call {fault.op}")
     for process in processes:
         os.kill(process, signal.SIGKILL)
 

@@ -52,7 +52,7 @@ def taken_away(fleet: Fleet) -> list[str]:
     """Return the calls that ran and cannot be undone."""
     found = []
     for (service, operation), resource_of in session.IRREVERSIBLE.items():
-        for call in fleet.aws.calls.of(f"{service}:{operation}", ran=True):
+        for call in fleet.aws.calls.matching(f"{service}:{operation}", ran=True):
             if resource_of(call.params):
                 found.append(f"{service}:{operation} {resource_of(call.params)}")
     return sorted(found)

@@ -19,7 +19,7 @@ def run(publishers, **changes):
 
 
 def done(publishers, name):
-    return [call for call in publishers.aws.calls.of(name, ran=True) if call.outcome == "ok"]
+    return [call for call in publishers.aws.calls.matching(name, ran=True) if call.outcome == "ok"]
 
 
 def fault(publishers, op, **rule):
@@ -108,7 +108,7 @@ def test_row_10_a_snapshot_that_is_not_yet_seen_can_be_tagged_a_moment_later(pub
     code = "InvalidSnapshot.NotFound"
     rule = fault(publishers, "ec2:CreateTags", nth=[1, 2], do="error", code=code, http=400)
     run(publishers)
-    assert rule.struck == 2
+    assert rule.applied == 2
 
 
 @pytest.mark.parametrize("code", ["SnapshotCreationPerVolumeRateExceeded", "ResourceCountLimitExceeded"])
@@ -132,7 +132,7 @@ def test_a_burst_of_throttling_is_waited_out(publishers):
 def test_server_errors_are_waited_out(publishers, code, http):
     rules = [fault(publishers, op, nth=[2, 3], do="error", code=code, http=http) for op in ("ec2:*", "s3:*")]
     run(publishers)
-    assert [rule.struck for rule in rules] == [2, 2]
+    assert [rule.applied for rule in rules] == [2, 2]
     assert list(look(publishers.aws).leftovers()) == []
 
 
@@ -148,7 +148,7 @@ def test_server_errors_are_waited_out(publishers, code, http):
 def test_a_broken_connection_is_overcome(publishers, cut):
     rule = publishers.aws.faults.add(cut)
     run(publishers)
-    assert rule.struck == 1
+    assert rule.applied == 1
     assert list(look(publishers.aws).leftovers()) == []
 
 
@@ -170,7 +170,7 @@ def test_a_hung_answer_is_given_up_and_asked_again(publishers, monkeypatch):
     )
     rule = fault(publishers, "ec2:RegisterImage", nth=1, do="hang", seconds=5)
     run(publishers)
-    assert rule.struck == 1
+    assert rule.applied == 1
     assert list(look(publishers.aws).leftovers()) == []
 
 
@@ -217,7 +217,7 @@ def test_row_18_a_fresh_snapshot_that_is_not_yet_seen_takes_its_blocks_later(pub
     rule = fault(publishers, "ebs:PutSnapshotBlock", nth=[1, 2, 3], do="error", code=code, http=404)
     publishers.aws.clock.speed = 100
     run(publishers, via="direct")
-    assert rule.struck == 3
+    assert rule.applied == 3
     assert list(look(publishers.aws).leftovers()) == []
 
 
@@ -251,8 +251,8 @@ def test_row_22_a_token_that_was_used_otherwise_is_followed_by_the_next(publishe
     rule = fault(publishers, "ebs:StartSnapshot", nth=1, do="error", code="ConflictException", http=409)
     publishers.aws.clock.speed = 100
     run(publishers, via="direct")
-    assert rule.struck == 1
-    tokens = [call.params["ClientToken"] for call in publishers.aws.calls.of("ebs:StartSnapshot")]
+    assert rule.applied == 1
+    tokens = [call.params["ClientToken"] for call in publishers.aws.calls.matching("ebs:StartSnapshot")]
     assert len(set(tokens)) == len(tokens) == 2
     assert list(look(publishers.aws).leftovers()) == []
 

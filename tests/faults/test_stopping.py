@@ -19,7 +19,7 @@ def stop_in(publishers, fault, *signals):
     struck = publishers.aws.faults.add(fault)
 
     def send(processes):
-        wait_until(lambda: struck.struck, "the call that is held up")
+        wait_until(lambda: struck.applied, "the call that is held up")
         for number in signals:
             time.sleep(0.2)  # the second comes while the first is cleaning up
             os.kill(processes[0], number)

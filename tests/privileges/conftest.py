@@ -25,7 +25,7 @@ def enforcing() -> Iterator[tuple[Sandbox, list[boto3.Session], bytes]]:
     with sandbox(speed=SPEED, enforce_iam=True) as aws:
         aws.prepare(bucket=BUCKET, region=REGION)
         users = [new_user(aws, number) for number in range(4)]
-        yield aws, users, aws.remember()
+        yield aws, users, aws.save_tables()
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def account(
 ) -> Account:
     """An account in which nobody may do anything yet; this process's environment points to it."""
     aws, users, memory = enforcing
-    aws.recall(memory)
+    aws.restore_tables(memory)
     aws.clock.speed = SPEED
     for name, value in aws.environment.items():
         monkeypatch.setenv(name, value)

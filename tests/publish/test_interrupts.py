@@ -28,8 +28,8 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", PUBLISHER, str(image)], env=os.environ, stderr=subprocess.PIPE, text=True
     )
-    wait_until(lambda: fault.struck or process.poll() is not None, "the call that is held up")
-    assert fault.struck, process.communicate(timeout=60)[1]
+    wait_until(lambda: fault.applied or process.poll() is not None, "the call that is held up")
+    assert fault.applied, process.communicate(timeout=60)[1]
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     return subprocess.CompletedProcess([], process.returncode, "", stderr)

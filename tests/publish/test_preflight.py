@@ -30,13 +30,13 @@ def served() -> Iterator[tuple[Sandbox, bytes]]:
     """One sandbox for all tests, with bucket and role, and the memory of that."""
     with sandbox(speed=SPEED) as aws:
         aws.prepare(bucket=BUCKET, region=REGION)
-        yield aws, aws.remember()
+        yield aws, aws.save_tables()
 
 
 @pytest.fixture
 def aws(served: tuple[Sandbox, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     aws, memory = served
-    aws.recall(memory)
+    aws.restore_tables(memory)
     aws.clock.speed, aws.clock.skew = SPEED, timedelta(0)
     for name, value in aws.environment.items():
         monkeypatch.setenv(name, value)

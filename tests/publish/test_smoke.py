@@ -104,7 +104,7 @@ def test_running_it_again_uses_the_next_token(aws: Sandbox) -> None:
     says(aws)
     for _ in range(3):
         assert plan(ami).apply().passed
-    calls = list(aws.calls.of("ec2:RunInstances"))
+    calls = list(aws.calls.matching("ec2:RunInstances"))
     assert [call.outcome for call in calls].count("IdempotentInstanceTerminated") == 3  # one, then two
     assert len({call.params["ClientToken"] for call in calls if call.outcome == "ok"}) == 3
 

@@ -31,13 +31,13 @@ OUR_TAG = {"Key": DIGEST, "Value": "ab"}
 def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
     with sandbox(speed=5000, enforce_iam=True) as aws:
         aws.prepare()
-        yield aws, aws.remember()
+        yield aws, aws.save_tables()
 
 
 @pytest.fixture
 def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
     served, memory = enforcing
-    served.recall(memory)
+    served.restore_tables(memory)
     return served
 
 

@@ -31,15 +31,15 @@ def test_strikes_the_occurrences_that_it_names(aws: Asker) -> None:
     for strikes in (True, False, True, False):
         with refused("RequestLimitExceeded") if strikes else nullcontext():
             aws.ec2.describe_regions()
-    assert [call.status for call in aws.served.calls.of("ec2:*")] == [503, 200, 503, 200]
-    assert (rule.seen, rule.struck) == (4, 2)
+    assert [call.status for call in aws.served.calls.matching("ec2:*")] == [503, 200, 503, 200]
+    assert (rule.matched, rule.applied) == (4, 2)
 
 
 def test_an_error_before_means_that_nothing_ran(aws: Asker) -> None:
     aws.served.faults.add({"op": "s3:CreateBucket", "do": "error", "code": "SlowDown", "http": 503})
     with refused("SlowDown"):
         aws.bucket()
-    assert aws.served.calls.of("s3:CreateBucket")[0].ran is False
+    assert aws.served.calls.matching("s3:CreateBucket")[0].ran is False
     aws.served.faults.clear()
     with refused("404"):
         aws.s3.head_bucket(Bucket="images")
@@ -49,7 +49,7 @@ def test_an_answer_can_be_lost_after_the_call_ran(aws: Asker) -> None:
     aws.served.faults.add({"op": "s3:CreateBucket", "nth": 1, "do": "drop", "when": "after"})
     with pytest.raises(ConnectionClosedError):
         aws.bucket()
-    call = aws.served.calls.of("s3:CreateBucket")[0]
+    call = aws.served.calls.matching("s3:CreateBucket")[0]
     assert (call.outcome, call.status, call.ran, call.fault) == ("Dropped", 0, True, "drop after")
     aws.s3.head_bucket(Bucket="images")
 
@@ -59,7 +59,7 @@ def test_the_connection_can_break_before_the_call(aws: Asker, how: str) -> None:
     aws.served.faults.add({"op": "sts:*", "do": how})
     with pytest.raises((ConnectionClosedError, HTTPClientError)):
         ask(aws)
-    assert aws.served.calls.of("sts:*")[0].ran is False
+    assert aws.served.calls.matching("sts:*")[0].ran is False
 
 
 def test_an_answer_can_be_cut_in_its_body(aws: Asker) -> None:
@@ -85,13 +85,13 @@ def test_cutting_a_small_request_drops_it(aws: Asker) -> None:
     aws.served.faults.add({"op": "iam:CreateRole", "do": "drop", "when": "body", "of": "request"})
     with pytest.raises(ConnectionClosedError):
         aws.iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")
-    assert aws.served.calls.of("iam:*")[0].ran is False
+    assert aws.served.calls.matching("iam:*")[0].ran is False
 
 
 def test_a_delay_delays_and_the_call_succeeds(aws: Asker) -> None:
     aws.served.faults.add({"op": "sts:*", "do": "delay", "seconds": 0.05})
     ask(aws)
-    assert aws.served.calls.of("sts:*")[0].seconds >= 0.05
+    assert aws.served.calls.matching("sts:*")[0].seconds >= 0.05
 
 
 def test_a_hanging_call_runs_into_the_clients_timeout(aws: Asker) -> None:
@@ -106,7 +106,7 @@ def test_only_where_the_conditions_hold(aws: Asker) -> None:
     aws.bucket()
     aws.served.faults.add(rule)
     aws.s3.put_object(Bucket="images", Key="good", Body=b"")
-    with refused("InternalError", "A fault rule of the sandbox struck."):
+    with refused("InternalError", "A fault rule of the sandbox caused this error."):
         aws.s3.put_object(Bucket="images", Key="bad/1", Body=b"")
 
 
@@ -125,7 +125,7 @@ def test_probability_is_repeatable() -> None:
     def struck() -> list[int]:
         faults = Faults(seed=7)
         faults.add({"op": "*", "do": "drop", "probability": 0.3})
-        return [number for number in range(100) if faults.strike("s3:GetObject", {})]
+        return [number for number in range(100) if faults.match("s3:GetObject", {})]
 
     assert struck() == struck()
     assert 10 < len(struck()) < 60
@@ -136,7 +136,7 @@ def test_probability_is_repeatable() -> None:
     [
         ({"op": "*", "do": "explode"}, "do='explode' is none of"),
         ({"op": "*", "do": "drop", "when": "never"}, "when='never' is none of"),
-        ({"op": "*", "do": "error", "when": "body"}, "when='body' goes with"),
+        ({"op": "*", "do": "error", "when": "body"}, "when='body' needs"),
         ({"op": "*", "do": "drop", "probability": 2}, "not between 0 and 1"),
         ({"op": "*", "do": "drop", "ntn": 1}, "a fault rule has no ntn"),
     ],
@@ -151,7 +151,7 @@ def test_refuses_rules_that_are_none(rule: dict[str, Any], complaint: str) -> No
 
 def test_the_log_tells_who_asked_what_where(aws: Asker) -> None:
     aws.bucket("logged")
-    call = aws.served.calls.of("s3:CreateBucket")[0]
+    call = aws.served.calls.matching("s3:CreateBucket")[0]
     assert (call.name, call.region, call.outcome, call.status) == ("s3:CreateBucket", "us-east-1", "ok", 200)
     assert call.params == {"Bucket": "logged"}
     assert call.principal == f"arn:aws:iam::{aws.served.account}:user/operator"
@@ -162,6 +162,6 @@ def test_the_log_tells_who_asked_what_where(aws: Asker) -> None:
 
 def test_the_log_shortens_texts_and_leaves_out_streams(aws: Asker) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k" * 1000, Body=b"secret bytes")
-    params = aws.served.calls.of("s3:PutObject")[0].params
+    params = aws.served.calls.matching("s3:PutObject")[0].params
     assert len(params["Key"]) < 300
     assert params["Body"] == "<Body>"

@@ -24,7 +24,7 @@ def test_twenty_regions_are_filled_and_those_that_need_it_opted_in_to(aws: Asker
 
 
 def test_images_hold_snapshots_that_are_there_and_hold_bytes(aws: Asker) -> None:
-    aws.served.populate(regions=["us-east-1"], amis=40, one_named_in=10)
+    aws.served.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
     images = aws.ec2.describe_images(Owners=["self"])["Images"]
     snapshots = {s["SnapshotId"]: s for s in aws.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
     held = {image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] for image in images}
@@ -34,8 +34,8 @@ def test_images_hold_snapshots_that_are_there_and_hold_bytes(aws: Asker) -> None
 
 
 def test_one_ami_in_so_many_is_named_by_each_kind_in_turn(aws: Asker) -> None:
-    made = aws.served.populate(regions=["us-east-1"], amis=40, one_named_in=10)
-    assert made.named == 4
+    made = aws.served.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
+    assert made.referenced == 4
     scaling = aws.client("autoscaling")
     named = {
         *(i["ImageId"] for r in aws.ec2.describe_instances()["Reservations"] for i in r["Instances"]),

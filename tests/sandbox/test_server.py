@@ -48,7 +48,7 @@ def test_names_a_taken_port() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"Port {port} on 127.0.0.1 is taken. Choose another port"):
+        with pytest.raises(OSError, match=f"Port {port} on 127.0.0.1 is in use. Choose another port"):
             Sandbox(port=port)
 
 
@@ -121,7 +121,7 @@ def test_a_client_that_goes_away_in_the_middle_leaves_nothing(aws: Asker) -> Non
             connection.getresponse()
     with refused("404"):
         aws.s3.head_object(Bucket="images", Key="half")
-    assert [call.outcome for call in aws.served.calls.of("s3:PutObject")] == ["Disconnected"]
+    assert [call.outcome for call in aws.served.calls.matching("s3:PutObject")] == ["Disconnected"]
 
 
 def test_a_bug_in_the_sandbox_is_told_and_not_hidden(

@@ -44,18 +44,18 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
 def test_what_was_remembered_is_all_that_is_there_again() -> None:
     with sandbox(speed=1000) as aws:
         aws.prepare(bucket="images")
-        memory = aws.remember()
+        memory = aws.save_tables()
         aws.client("s3").put_object(Bucket="images", Key="k", Body=b"later")
         aws.client("s3").create_bucket(Bucket="later")
         aws.client("ec2").create_volume(AvailabilityZone="us-east-1a", Size=1, VolumeType="gp3")
         aws.faults.add({"op": "s3:*", "do": "error", "code": "SlowDown", "http": 503})
         aws.clock.advance(60)
-        aws.recall(memory)
+        aws.restore_tables(memory)
         assert [bucket["Name"] for bucket in aws.client("s3").list_buckets()["Buckets"]] == ["images"]
         assert "Contents" not in aws.client("s3").list_objects_v2(Bucket="images")
         assert aws.client("ec2").describe_volumes()["Volumes"] == []
         assert aws.calls.count("s3:PutObject") == 0
-        aws.recall(memory)  # it serves any number of times
+        aws.restore_tables(memory)  # it serves any number of times
         assert aws.client("iam").get_role(RoleName="vmimport")["Role"]["RoleName"] == "vmimport"
 
 
@@ -70,7 +70,7 @@ def test_without_a_folder_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Mo
 def test_one_folder_serves_one_sandbox(tmp_path: Path) -> None:
     with (
         sandbox(state=tmp_path),
-        pytest.raises(OSError, match="Another sandbox keeps its state in"),
+        pytest.raises(OSError, match="Another sandbox uses the folder"),
     ):
         sandbox(state=tmp_path)
     with sandbox(state=tmp_path):
@@ -90,10 +90,10 @@ def test_a_child_process_survives_and_can_be_looked_into(tmp_path: Path) -> None
         aws.client("s3").head_bucket(Bucket="images")  # boto3 tries again
         assert [call["outcome"] for call in aws.calls("s3:HeadBucket")] == ["SlowDown", "ok"]
         aws.clear_faults()
-        assert aws.ask("faults") == []
-        assert aws.ask("state")["buckets"] == {f"{aws.account}/": 1}
+        assert aws.admin("faults") == []
+        assert aws.admin("state")["buckets"] == {f"{aws.account}/": 1}
         aws.advance(60)
-        assert aws.ask("clock")["speed"] == 1000
+        assert aws.admin("clock")["speed"] == 1000
         process = aws.process
     assert process.returncode == 0
     with sandbox_process(state=tmp_path) as aws:
@@ -104,7 +104,7 @@ def test_a_child_says_that_its_port_is_taken() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(OSError, match=r"is taken\. Choose another port"):
+        with pytest.raises(OSError, match=r"is in use\. Choose another port"):
             sandbox_process(port=taken.getsockname()[1])
 
 

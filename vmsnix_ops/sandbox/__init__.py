@@ -1,12 +1,12 @@
-"""A local AWS with AWS's states, limits, checksums and errors.
+"""The sandbox: a local AWS with AWS's states, limits, checksums and errors.
 
 >>> from vmsnix_ops.sandbox import sandbox
 >>> with sandbox(speed=1000) as aws:  # doctest: +SKIP
 ...     aws.prepare(bucket="vmsnix-images")
 ...     ec2 = aws.client("ec2", "us-east-1")
 
-It listens on 127.0.0.1 only. Any program that reads ``AWS_ENDPOINT_URL`` can use it; `Sandbox.environment`
-has the variables. botocore is the only dependency. `sandbox_process` starts one in a process of its own.
+It listens on 127.0.0.1. Every program that reads ``AWS_ENDPOINT_URL`` can use it; `Sandbox.environment` has
+the variables. It needs only botocore. `sandbox_process` starts a sandbox in another process.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ def __dir__() -> list[str]:
 
 
 class Sandbox(Access):
-    """A sandbox in threads of this process; a context manager.
+    """A sandbox in threads of this process. A context manager.
 
     Parameters
     ----------
     speed
-        How many sandbox seconds pass in one real second.
+        Sandbox seconds per real second.
     state
-        A folder that keeps everything across restarts; None forgets everything at the end.
+        Folder that keeps the state across restarts; None: the state is deleted at the end.
     port
-        TCP port on 127.0.0.1; 0 takes a free one.
+        TCP port on 127.0.0.1; 0 chooses a free one.
     account
-        Account id of the caller, twelve digits. The first digit is a zero unless you choose: ids are texts.
+        Account ID of the caller, twelve digits. The default begins with a zero, which a number would lose.
     enforce_iam
-        Refuse users and roles what no policy of theirs allows. Otherwise those without any policy may do
-        everything, as the sandbox's own operator may in any case.
+        Whether users and roles without any policy are refused everything, as on AWS. By default they may do
+        everything. The sandbox's administrator always may.
 
     Raises
     ------
     OSError
-        When the port is taken or the folder cannot be used; the text says what to do.
+        The port is in use, or the folder cannot be used. The text has the fix.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Sandbox(Access):
 
     @property
     def calls(self) -> CallLog:
-        """What clients asked so far."""
+        """The calls so far."""
         return self.world.calls
 
     @property
@@ -112,7 +112,7 @@ class Sandbox(Access):
         return self.world.clock
 
     def other_account(self, account: str) -> Access:
-        """Return the way of another account's root user into this sandbox."""
+        """Return access to this sandbox as the root user of another account."""
         known = credentials_table(self.world.tables)
         key, secret = f"AKIA{account}ROOT", f"the secret key of account {account}"
         arn = f"arn:aws:iam::{account}:root"
@@ -120,37 +120,41 @@ class Sandbox(Access):
         return Access(self.url, key, secret, account)
 
     def start(self) -> Sandbox:
-        """Begin to serve."""
+        """Start to serve."""
         self._server.start()
         return self
 
     def stop(self) -> None:
-        """Stop serving; keep the state, or remove the temporary folder."""
+        """Stop serving. Save the state, or delete the temporary folder."""
         self._server.stop()
         self.world.close()
 
     def reset(self) -> None:
-        """Forget everything but the first access key: resources, calls and faults."""
+        """Delete all resources, calls and fault rules, but not the first access key."""
         self.world.reset()
 
     def populate(
-        self, *, regions: Sequence[str] = REGIONS, amis: int = 5000, one_named_in: int = 20
+        self, *, regions: Sequence[str] = REGIONS, amis: int = 5000, referenced_one_in: int = 20
     ) -> SeededAccount:
-        """Fill regions of the account with AMIs and what names them; see `vmsnix_ops.sandbox.seeding`."""
+        """Fill regions of the account with AMIs and references to them; see `vmsnix_ops.sandbox.seeding`."""
         with self.world.lock:
             made = populate(
-                self.world.tables, self.account, regions=regions, amis=amis, one_named_in=one_named_in
+                self.world.tables,
+                self.account,
+                regions=regions,
+                amis=amis,
+                referenced_one_in=referenced_one_in,
             )
-        self.world.changed()
+        self.world.mark_changed()
         return made
 
-    def remember(self) -> bytes:
-        """Return everything that there is now, for `recall`: what several tests begin with."""
-        return self.world.remember()
+    def save_tables(self) -> bytes:
+        """Return the resources of the sandbox, for `restore_tables`, as the start of several tests."""
+        return self.world.save_tables()
 
-    def recall(self, memory: bytes) -> None:
-        """Return to what was remembered, without calls and faults; objects made since are forgotten."""
-        self.world.recall(memory)
+    def restore_tables(self, saved: bytes) -> None:
+        """Replace all resources by saved ones, and delete calls and fault rules."""
+        self.world.restore_tables(saved)
 
     def __enter__(self) -> Sandbox:
         return self.start()
@@ -161,13 +165,4 @@ class Sandbox(Access):
         self.stop()
 
 
-def sandbox(
-    *,
-    speed: float = 1.0,
-    state: Path | str | None = None,
-    port: int = 0,
-    account: str = DEFAULT_ACCOUNT,
-    enforce_iam: bool = False,
-) -> Sandbox:
-    """Return a sandbox, to be used as a context manager; the parameters are those of `Sandbox`."""
-    return Sandbox(speed=speed, state=state, port=port, account=account, enforce_iam=enforce_iam)
+sandbox = Sandbox  # reads better in ``with sandbox() as aws:``

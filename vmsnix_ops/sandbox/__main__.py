@@ -11,15 +11,15 @@ from vmsnix_ops.sandbox.serve import serve
 
 
 def main() -> int:
-    """Serve until told to stop; return the exit code."""
+    """Serve until a signal, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m vmsnix_ops.sandbox", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0 takes a free one")
-    parser.add_argument("--speed", type=float, default=1.0, help="sandbox seconds in one real second")
+    parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0 chooses a free one")
+    parser.add_argument("--speed", type=float, default=1.0, help="sandbox seconds per real second")
     parser.add_argument(
-        "--state", type=Path, default=None, help="folder that keeps everything across restarts"
+        "--state", type=Path, default=None, help="folder that keeps the state across restarts"
     )
     parser.add_argument(
-        "--prepare", metavar="BUCKET", default=None, help="make this bucket and the vmimport role"
+        "--prepare", metavar="BUCKET", default=None, help="create this bucket and the vmimport role"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of export lines")
     options = parser.parse_args()

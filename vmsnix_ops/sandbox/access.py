@@ -1,4 +1,4 @@
-"""Credentials for a sandbox, and which calls their policies allow."""
+"""How a client reaches a sandbox: address, credentials, environment, boto3 sessions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Access:
-    """An address and a key.
+    """The address of a sandbox, and an access key for it.
 
     Parameters
     ----------
     url
         ``http://127.0.0.1:PORT``.
     access_key, secret_key
-        A key that the sandbox knows.
+        An access key of the sandbox.
     account
         The account that the key belongs to.
     """
@@ -41,9 +41,9 @@ class Access:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs in its environment to use this sandbox and nothing else.
+        """The environment variables with which a program uses this sandbox and no other AWS.
 
-        ``AWS_PROFILE`` must not stand beside it: botocore looks for the profile even where keys are given.
+        Unset ``AWS_PROFILE``: botocore loads the profile even when keys are given.
         """
         return {
             "AWS_ENDPOINT_URL": self.url,
@@ -53,18 +53,18 @@ class Access:
             "AWS_REGION": DEFAULT_REGION,
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ALLOW_HTTP": "true",  # deltalake's object store refuses plain HTTP otherwise
-            "AWS_CONFIG_FILE": os.devnull,  # an operator's own profiles must not lead elsewhere
+            "AWS_CONFIG_FILE": os.devnull,  # the operator's own profiles must not be used
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             **no_proxy_variables(os.environ),
         }
 
     def session(self, region: str | None = None) -> boto3.Session:
-        """Return a boto3 session whose clients talk to this sandbox, whatever the environment says.
+        """Return a boto3 session for this sandbox. Environment variables do not change it.
 
         Parameters
         ----------
         region
-            ``us-east-1`` unless given.
+            Default: ``us-east-1``.
         """
         import boto3
         import botocore.session
@@ -78,7 +78,7 @@ class Access:
             def resource(self, *args: Any, **kwargs: Any) -> Any:
                 return super().resource(*args, **_client_options(url, kwargs))
 
-        # The operator's AWS_PROFILE names a profile that does not exist here.
+        # AWS_PROFILE of the environment names a profile that does not exist in the empty config file.
         core = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
         core.register_component("data_loader", _model_loader())
         core.set_config_variable("config_file", os.devnull)
@@ -91,7 +91,7 @@ class Access:
         )
 
     def client(self, service: str, region: str = DEFAULT_REGION, **options: Any) -> Any:
-        """Return a boto3 client of one service; `options` go to ``Session.client``."""
+        """Return a boto3 client of one service; `options` are those of ``Session.client``."""
         return self.session(region).client(service, **options)
 
     def prepare(
@@ -101,7 +101,7 @@ class Access:
         role: str = DEFAULT_ROLE,
         key_prefix: str = DEFAULT_PREFIX,
     ) -> None:
-        """Make a bucket, and a role for VM Import that may read the objects below a prefix of it.
+        """Create a bucket, and a role for VM Import that may read its objects with a prefix.
 
         Safe to run again. Source: "Required permissions for VM Import/Export" in the VM Import/Export User
         Guide.
@@ -111,7 +111,7 @@ class Access:
             {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         )
         s3, iam = session.client("s3"), session.client("iam")
-        with suppress(s3.exceptions.BucketAlreadyOwnedByYou):  # so AWS says everywhere but in us-east-1
+        with suppress(s3.exceptions.BucketAlreadyOwnedByYou):  # the answer of every region but us-east-1
             s3.create_bucket(Bucket=bucket, **location)
         try:
             iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(vm_import_trust_policy()))
@@ -122,7 +122,7 @@ class Access:
 
 
 def _client_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a client that reaches the sandbox without a proxy."""
+    """Return the options of a client that uses the sandbox without a proxy."""
     from botocore.config import Config
 
     given = options.get("config")
@@ -131,9 +131,9 @@ def _client_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def no_proxy_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that keep this machine out of any proxy, beside what they except already.
+    """Return the variables that exclude this machine from any proxy, added to their present values.
 
-    Programs read one of the two spellings, some the first that is set.
+    Both spellings are set, because a program reads only one of them.
 
     >>> unproxied({"no_proxy": "corp.example"})["NO_PROXY"]
     'corp.example,127.0.0.1,localhost,::1'
@@ -147,7 +147,7 @@ def no_proxy_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 @lru_cache
 def _model_loader() -> Any:
-    """Return one loader for all sessions, so that each service's model is read once."""
+    """Return one loader for all sessions, which reads each service model once."""
     import botocore.loaders
 
     return botocore.loaders.create_loader()
@@ -169,7 +169,7 @@ def vm_import_trust_policy() -> dict[str, Any]:
 
 
 def vm_import_role_policy(bucket: str, key_prefix: str = "", *, region: str = "us-east-1") -> dict[str, Any]:
-    """Return what VM Import's role needs in order to import the objects below a prefix of a bucket."""
+    """Return the policy of VM Import's role: import the objects of a bucket with a prefix."""
     arn = f"arn:{partition_of(region)}:s3:::{bucket}"
     return {
         "Version": "2012-10-17",

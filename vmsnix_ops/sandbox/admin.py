@@ -1,15 +1,15 @@
-"""Looking into a sandbox that runs in another process, and steering it: ``/_vmsnix/...``.
+"""Requests below ``/_vmsnix/``, which read and control a sandbox in another process.
 
 ===========  ======================  ==============================================================
 ``health``   GET                     ``{"ok": true}``
-``calls``    GET, DELETE             the call log; ``?name=ec2:*`` chooses
-``faults``   GET, POST, DELETE       the rules; POST adds one and returns its number
+``calls``    GET, DELETE             the calls; ``?name=ec2:*`` filters them
+``faults``   GET, POST, DELETE       the fault rules; POST adds one
 ``clock``    GET, POST               ``{"speed": ..., "advance": seconds, "skew": seconds}``
-``state``    GET                     how many resources of each kind there are
+``state``    GET                     the number of resources of each kind
 ===========  ======================  ==============================================================
 
-No signature is asked for: the server listens on 127.0.0.1 and knows nothing that is secret. A browser cannot
-get here from another site, because requests with an Origin header are refused.
+These requests need no signature: the server listens on 127.0.0.1 and has no secrets. Requests with an Origin
+header are refused, so no web site can send them through a browser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from vmsnix_ops.sandbox.core import AwsError, load_json
 from vmsnix_ops.sandbox.wire.http import Request, Response
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.faults import Fault
     from vmsnix_ops.sandbox.world import World
 
 
@@ -34,7 +33,7 @@ MAX_SKEW_SECONDS = 10 * 365 * 86400
 
 
 def answer_admin_request(world: World, request: Request) -> Response:
-    """Return the answer to a request below `PREFIX`."""
+    """Return the answer to a request below ``/_vmsnix/``."""
     if "origin" in request.headers:
         return _json({"error": "not for browsers"}, 403)
     name = request.path.removeprefix(PREFIX)
@@ -60,14 +59,14 @@ def _route(world: World, request: Request, name: str, value: Any) -> Any:
     if name == "health" and method == "GET":
         return {"ok": True}
     if name == "calls" and method == "GET":
-        return [call.as_json() for call in world.calls.of(request.query.get("name", "*"))]
+        return [call.as_json() for call in world.calls.matching(request.query.get("name", "*"))]
     if name == "calls" and method == "DELETE":
         world.calls.clear()
         return {}
     if name == "faults" and method == "GET":
-        return [_plain(rule) for rule in world.faults.rules]
+        return [asdict(rule) for rule in world.faults.rules]
     if name == "faults" and method == "POST":
-        return _plain(world.faults.add(value))
+        return asdict(world.faults.add(value))
     if name == "faults" and method == "DELETE":
         world.faults.clear()
         return {}
@@ -76,10 +75,6 @@ def _route(world: World, request: Request, name: str, value: Any) -> Any:
     if name == "state" and method == "GET":
         return _count_resources(world)
     return None
-
-
-def _plain(rule: Fault) -> dict[str, Any]:
-    return asdict(rule)
 
 
 def _clock(world: World, value: dict[str, Any]) -> dict[str, Any]:
@@ -100,13 +95,10 @@ def _clock(world: World, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count_resources(world: World) -> dict[str, Any]:
+    counts: dict[str, dict[str, int]] = {}
     with world.lock:
-        return {
-            kind: {
-                f"{account}/{region}": len(t)
-                for (account, region), t in world.tables.everywhere(kind).items()
-                if t
-            }
-            for kind in world.tables.kinds()
-            if kind not in {"credentials", "trash"}
-        }
+        for account, region, kind in sorted(world.tables):
+            if kind not in {"credentials", "trash"}:
+                table = world.tables[account, region, kind]
+                counts.setdefault(kind, {}).update({f"{account}/{region}": len(table)} if table else {})
+    return counts

@@ -1,8 +1,14 @@
-"""Which IAM actions a call needs, and on which resources.
+"""Authorization: the permissions that a call needs, and the check of the caller's policies.
 
-Most operations need the action of their own name. The exceptions, and the ARNs, follow the tables "Actions
+Most operations need the action of their own name. The exceptions and the ARNs follow the tables "Actions
 defined by ..." of the Service Authorization Reference for Amazon EC2, Amazon EBS, Amazon S3, IAM and Systems
 Manager, and "Required permissions for Amazon S3 API operations" in the Amazon S3 User Guide.
+
+The sandbox's administrator may do everything. Users and roles need permissions once they have a policy, or
+always with ``sandbox(enforce_iam=True)``. Bucket policies apply to everybody (`s3.buckets`). KMS keys are
+checked only for Parameter Store. Permission boundaries, session policies and organizations are not evaluated.
+
+Texts: "Troubleshoot access denied error messages" in the IAM User Guide, and public transcripts of EC2.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from urllib.parse import parse_qsl, unquote
 from vmsnix_ops.sandbox.core import AwsError
 from vmsnix_ops.sandbox.credentials import credentials_table
 from vmsnix_ops.sandbox.ec2.common import PARAMETER_PREFIX, RESOURCE_KINDS, find_image_id
+from vmsnix_ops.sandbox.ec2.imports import VM_IMPORT_SERVICE
 from vmsnix_ops.sandbox.ec2.instances import (
     CREATE_ROLE_ACTION,
     SPOT_SERVICE,
@@ -42,7 +49,7 @@ from vmsnix_ops.sandbox.storage import find_bucket
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from vmsnix_ops.sandbox.core import Context, Operation, Params
+    from vmsnix_ops.sandbox.core import Context, Params
 
 
 S3_ACTIONS: dict[str, str] = {
@@ -72,7 +79,7 @@ S3_ACTIONS: dict[str, str] = {
     "UploadPart": "PutObject",
     "UploadPartCopy": "PutObject",
 }
-"""S3's actions, where they are not called as their operation."""
+"""S3 actions whose name is not that of their operation."""
 
 CREATED_RESOURCES: dict[str, tuple[str, ...]] = {
     "CopyImage": ("image", "snapshot"),
@@ -85,12 +92,12 @@ CREATED_RESOURCES: dict[str, tuple[str, ...]] = {
     "RegisterImage": ("image",),
     "RunInstances": ("instance", "network-interface"),
 }
-"""The new resources of EC2's creating actions; RunInstances makes a volume for each device besides."""
+"""The resources that EC2 actions create. RunInstances also creates a volume for each device."""
 
 RESOURCE_TYPES: dict[str, tuple[str, str]] = {
     kind.prefix + "-": (kind.resource_type, kind.table) for kind in RESOURCE_KINDS
 }
-"""Prefix of an EC2 id: the kind in its ARN, and the table of the sandbox that has it."""
+"""By the prefix of an EC2 ID: the resource type in its ARN, and its table in the sandbox."""
 
 REFERENCE_ACTIONS: dict[str, tuple[str, ...]] = {
     "ec2:Instance": ("ec2:DescribeInstances",),
@@ -99,7 +106,7 @@ REFERENCE_ACTIONS: dict[str, tuple[str, ...]] = {
     "imagebuilder:ImageRecipe": ("imagebuilder:ListImageRecipes",),
     "imagebuilder:ContainerRecipe": ("imagebuilder:ListContainerRecipes", "imagebuilder:GetContainerRecipe"),
 }
-"""What DescribeImageReferences looks at, and the actions that it needs of its caller (EC2 User Guide)."""
+"""The resource types of DescribeImageReferences, and the actions that the caller needs (EC2 User Guide)."""
 
 MEMBERS_WITHOUT_IDS = frozenset(
     {
@@ -113,7 +120,7 @@ MEMBERS_WITHOUT_IDS = frozenset(
         "UserData",
     }
 )
-"""Members of EC2's requests that are no resources of the call: texts of people, and what a template keeps."""
+"""Members of EC2 requests that name no resource of the call: free text, and the data of a template."""
 
 TYPES_WITHOUT_ACCOUNT = frozenset({"image", "snapshot"})  # their ARNs leave the account empty
 ALWAYS_ALLOWED = frozenset({("sts", "GetCallerIdentity"), ("sts", "GetSessionToken")})
@@ -121,9 +128,9 @@ ALWAYS_ALLOWED = frozenset({("sts", "GetCallerIdentity"), ("sts", "GetSessionTok
 
 @dataclass(frozen=True)
 class RequiredPermission:
-    """One action on one resource, with the condition keys that are known of this call, in lower case.
+    """One action on one resource, with the condition keys of the call, in lower case.
 
-    `granted` says that a policy of the resource allows it to the whole account: only a Deny is in the way.
+    With `granted`, a policy of the resource already allows it to the whole account: only a Deny refuses it.
     """
 
     action: str
@@ -133,7 +140,7 @@ class RequiredPermission:
 
 
 def required_permissions(context: Context, params: Params) -> list[RequiredPermission]:
-    """Return everything that the caller must be allowed for this call to run."""
+    """Return every permission that the caller needs for this call."""
     if (context.service, context.operation) in ALWAYS_ALLOWED:
         return []
     by_service = {
@@ -141,27 +148,24 @@ def required_permissions(context: Context, params: Params) -> list[RequiredPermi
         "ec2": _ec2_permissions,
         "ebs": _ebs_permissions,
         "iam": _iam_permissions,
+        "ssm": _ssm_permissions,
+        "sts": _sts_permissions,
     }
-    found = by_service.get(context.service, _other_permissions)(context, params)
+    permissions = by_service.get(context.service, _default_permissions)(context, params)
     common = global_condition_keys(context)
-    return [replace(demand, keys={**common, **demand.keys}) for demand in found]
+    return [replace(permission, keys={**common, **permission.keys}) for permission in permissions]
 
 
 def global_condition_keys(context: Context) -> dict[str, list[str]]:
     """Return the condition keys that every call has ("AWS global condition context keys").
 
-    ``aws:PrincipalArn`` of a session is its role. The sandbox stands for endpoints that speak TLS only.
+    ``aws:PrincipalArn`` of a session is its role. ``aws:SecureTransport`` is true, because the endpoints of
+    AWS use TLS.
     """
     principal, name = context.principal, context.principal.rpartition("/")[2]
-    kind = "Account" if principal.endswith(":root") else "User"
+    principal_type = "Account" if principal.endswith(":root") else "User"
     if ":assumed-role/" in principal:
-        kind, role_name = "AssumedRole", principal.split("/")[1]
-        role = context.table("roles", region="").get(role_name)
-        principal = (
-            role.arn
-            if role is not None
-            else f"arn:{context.partition}:iam::{context.account}:role/{role_name}"
-        )
+        principal_type, principal = "AssumedRole", _role_arn(context, principal.split("/")[1])
     credential = credentials_table(context.tables).get(context.access_key)
     now = context.clock.now()
     keys = {
@@ -170,7 +174,7 @@ def global_condition_keys(context: Context) -> dict[str, list[str]]:
         "aws:principalaccount": [context.account],
         "aws:principalarn": [principal],
         "aws:principalisawsservice": ["false"],
-        "aws:principaltype": [kind],
+        "aws:principaltype": [principal_type],
         "aws:requestedregion": [context.region],
         "aws:securetransport": ["true"],
         "aws:sourceip": ["127.0.0.1"],
@@ -178,7 +182,12 @@ def global_condition_keys(context: Context) -> dict[str, list[str]]:
     }
     if credential is not None:
         keys["aws:userid"] = [credential.user_id]
-    return keys | ({"aws:username": [name]} if kind == "User" else {})
+    return keys | ({"aws:username": [name]} if principal_type == "User" else {})
+
+
+def _role_arn(context: Context, role_name: str) -> str:
+    role = context.table("roles", region="").get(role_name)
+    return role.arn if role is not None else context.arn("iam", f"role/{role_name}", region="")
 
 
 S3_CONDITION_KEYS: dict[str, str] = {
@@ -195,7 +204,7 @@ S3_CONDITION_KEYS: dict[str, str] = {
     "ServerSideEncryption": "s3:x-amz-server-side-encryption",
     "StorageClass": "s3:x-amz-storage-class",
 }
-"""Parameters of requests that are condition keys ("Policy keys in Amazon S3")."""
+"""Request parameters that are condition keys ("Policy keys in Amazon S3")."""
 
 
 def _s3_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
@@ -206,53 +215,54 @@ def _s3_permissions(context: Context, params: Params) -> Iterator[RequiredPermis
         return
     keys = {key: [str(params[member])] for member, key in S3_CONDITION_KEYS.items() if member in params}
     keys["s3:signatureversion"] = ["AWS4-HMAC-SHA256"]
-    held = find_bucket(context.tables, params["Bucket"])
-    if held is not None:
-        keys |= {"aws:resourceaccount": [held.account], "s3:resourceaccount": [held.account]}
+    bucket = find_bucket(context.tables, params["Bucket"])
+    if bucket is not None:
+        keys |= {"aws:resourceaccount": [bucket.account], "s3:resourceaccount": [bucket.account]}
     if params.get("Tagging") and isinstance(params["Tagging"], str):
         tags = parse_qsl(params["Tagging"], keep_blank_values=True)
         keys |= {f"s3:requestobjecttag/{key.lower()}": [value] for key, value in tags}
         keys["s3:requestobjecttagkeys"] = [key for key, _ in tags]
-    bucket = f"arn:{context.partition}:s3:::{params['Bucket']}"
+    bucket_arn = f"arn:{context.partition}:s3:::{params['Bucket']}"
     if name == "DeleteObjects":
         for item in params["Delete"]["Objects"]:
-            yield RequiredPermission(action, f"{bucket}/{item['Key']}", keys)
+            yield RequiredPermission(action, f"{bucket_arn}/{item['Key']}", keys)
         return
     if "Key" not in params:
-        yield RequiredPermission(action, bucket, keys)
+        yield RequiredPermission(action, bucket_arn, keys)
         return
-    stored = held.objects.get(params["Key"]) if held is not None else None
+    object_arn = f"{bucket_arn}/{params['Key']}"
+    stored = bucket.objects.get(params["Key"]) if bucket is not None else None
     if stored is not None:
         keys |= {f"s3:existingobjecttag/{key.lower()}": [value] for key, value in stored.tags.items()}
-    yield RequiredPermission(action, f"{bucket}/{params['Key']}", keys)
+    yield RequiredPermission(action, object_arn, keys)
     if name == "GetObjectAttributes":
-        yield RequiredPermission("s3:GetObject", f"{bucket}/{params['Key']}", keys)
+        yield RequiredPermission("s3:GetObject", object_arn, keys)
     if params.get("Tagging") and name != "PutObjectTagging":
-        yield RequiredPermission("s3:PutObjectTagging", f"{bucket}/{params['Key']}", keys)
+        yield RequiredPermission("s3:PutObjectTagging", object_arn, keys)
     if params.get("CopySource"):
         source = unquote(str(params["CopySource"]).partition("?versionId=")[0]).lstrip("/")
         yield RequiredPermission("s3:GetObject", f"arn:{context.partition}:s3:::{source}")
     if name in {"GetObject", "HeadObject"} and stored is None:
-        # Who may not list is not told what there is: 403 instead of 404.
-        yield RequiredPermission("s3:ListBucket", bucket)
+        # Without s3:ListBucket, S3 does not reveal that the key is missing: 403 instead of 404.
+        yield RequiredPermission("s3:ListBucket", bucket_arn)
 
 
 def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    """Return what a call of EC2 needs.
+    """Yield the permissions of an EC2 call.
 
-    A creating action is asked for each new resource and for each source. A new resource has no id yet: its
-    ARN ends in an asterisk, which ``snapshot/${*}`` matches and ``snapshot/snap-*`` does not ("Example
-    policies to control access the Amazon EC2 API", copying snapshots). With tags it is asked for
-    ``ec2:CreateTags`` on the new resource too, with ``ec2:CreateAction`` ("Grant permission to tag Amazon EC2
-    resources during creation"); a call of CreateTags has no such key.
+    A creating action is checked on each new resource and on each source. A new resource has no ID yet: its
+    ARN ends with an asterisk, which ``snapshot/${*}`` matches and ``snapshot/snap-*`` does not ("Example
+    policies to control access the Amazon EC2 API", copying snapshots). With tags, ``ec2:CreateTags`` is
+    checked on the new resource too, with ``ec2:CreateAction`` ("Grant permission to tag Amazon EC2 resources
+    during creation"); a call of CreateTags has no such key.
 
     Sources: CopyImage since October 2024 ("Grant permissions to copy Amazon EC2 AMIs": the snapshots of the
-    source are copied with it and are not asked for), CopySnapshot since April 2025 ("Example policies ...":
-    both snapshots), CreateVolume, RegisterImage.
+    source are copied with it and not checked), CopySnapshot since April 2025 ("Example policies ...": both
+    snapshots), CreateVolume, RegisterImage.
 
-    Assumptions, because no page says it: the source of CopyImage has its tags as ``aws:ResourceTag``; the ARN
-    of a source in another region names that region; a source is asked with the request's tags for its kind,
-    so a condition on these alone tells nothing about the source.
+    Assumptions, because no page documents it: the source of CopyImage has its tags as ``aws:ResourceTag``;
+    the ARN of a source in another region contains that region; a source is checked with the request's tags
+    for its resource type, so a condition on these alone is no condition on the source.
     """
     name, action = context.operation, f"ec2:{context.operation}"
     if name == "DescribeImageReferences":
@@ -264,161 +274,145 @@ def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
         yield from _launch_permissions(context, params)
     else:
         region = params.get("SourceRegion") or context.region
-        given = {kind: _request_tags(params, kind) for kind, _ in RESOURCE_TYPES.values()}
-        created = [
+        tags = {kind: _request_tags(params, kind) for kind, _ in RESOURCE_TYPES.values()}
+        permissions = [
             RequiredPermission(
-                action, ec2_arn(context, kind, "*"), given[kind] | _new_resource_keys(context, params, kind)
+                action, ec2_arn(context, kind, "*"), tags[kind] | _new_resource_keys(context, params, kind)
             )
             for kind in CREATED_RESOURCES.get(name, ())
         ]
-        named = []
         for resource_id in _named_resources(context, params):
-            kind = _resource_type(resource_id)
-            keys = given[kind] | _existing_resource_keys(context, resource_id, region)
-            named.append(
-                RequiredPermission(
-                    action, _resource_arn(context, resource_id, region), keys | _change_keys(params)
-                )
-            )
-        yield from [*created, *named] or [RequiredPermission(action, "*")]
+            keys = tags[_resource_type(resource_id)] | _existing_resource_keys(context, resource_id, region)
+            arn = _resource_arn(context, resource_id, region)
+            permissions.append(RequiredPermission(action, arn, keys | _change_keys(params)))
+        yield from permissions or [RequiredPermission(action, "*")]
     if name == "DeregisterImage" and params.get("DeleteAssociatedSnapshots"):
-        # AWS would deregister and tell ``missing-permissions`` of each snapshot; here all of it is refused.
+        # AWS would deregister the image and report ``missing-permissions`` for each snapshot. The sandbox
+        # refuses the whole call.
         image = _find_resource(context, params["ImageId"], context.region)
         for snapshot_id in image.snapshot_ids() if image is not None else ():
-            yield _permission_on_existing(context, "ec2:DeleteSnapshot", snapshot_id)
+            keys = _existing_resource_keys(context, snapshot_id)
+            yield RequiredPermission("ec2:DeleteSnapshot", _resource_arn(context, snapshot_id), keys)
     for specification in params.get("TagSpecifications") or ():
         if specification.get("Tags"):
             kind = specification.get("ResourceType", "*")
-            tags = _tag_keys(specification["Tags"])
-            yield _create_tags_permission(context, kind, tags, name)
+            yield _create_tags_permission(context, kind, _tag_keys(specification["Tags"]), name)
 
 
 def _create_tags_permission(
     context: Context, kind: str, tags: dict[str, list[str]], name: str
 ) -> RequiredPermission:
-    """Return the right to tag what an action creates."""
-    return RequiredPermission(
-        "ec2:CreateTags", ec2_arn(context, kind, "*"), {**tags, "ec2:createaction": [name]}
-    )
+    """Return the permission to tag the new resource of an action."""
+    keys = {**tags, "ec2:createaction": [name]}
+    return RequiredPermission("ec2:CreateTags", ec2_arn(context, kind, "*"), keys)
 
 
 def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    """Return what RunInstances needs ("Example policies to control access the Amazon EC2 API", launching).
+    """Yield the permissions of RunInstances ("Example policies to control access the Amazon EC2 API").
 
-    A snapshot is asked for when the call or its launch template names it; the snapshots of the AMI come with
-    the AMI, as ``ec2:ParentSnapshot`` of the new volumes. Networks are not emulated: their ARNs end in an
-    asterisk. Assumption: an instance profile has the role of its own name, as the console makes it.
+    A snapshot is checked when the call or its launch template names it. The snapshots of the AMI belong to
+    the AMI and appear as ``ec2:ParentSnapshot`` of the new volumes. Networks are not emulated: their ARNs
+    end with an asterisk. Assumption: an instance profile has the role of the same name, as the console
+    creates it.
     """
     action, template = "ec2:RunInstances", None
-    asked = params
-    with suppress(AwsError):  # an unknown template is refused by the operation itself
+    launch = params
+    with suppress(AwsError):  # the operation itself refuses an unknown template
         if "LaunchTemplate" in params:
             template = find_template(context, params["LaunchTemplate"])
-            asked = merge_launch(context, params)
-    reference = str(asked.get("ImageId", ""))
+            launch = merge_launch(context, params)
+    reference = str(launch.get("ImageId", ""))
     if reference.startswith(PARAMETER_PREFIX):
         name = reference.removeprefix(PARAMETER_PREFIX)
         yield RequiredPermission("ssm:GetParameters", _parameter_arn(context, name))
     image_id = find_image_id(context, reference) or ""
-    through = (
+    template_keys = (
         {} if template is None else {"ec2:launchtemplate": [_resource_arn(context, template.template_id)]}
     )
-    profile = asked.get("IamInstanceProfile") or {}
+    profile = launch.get("IamInstanceProfile") or {}
     if profile:
         role_name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
         yield pass_role_permission(context, role_name, "ec2.amazonaws.com")
-    zone = (asked.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
-    market = (asked.get("InstanceMarketOptions") or {}).get("MarketType")
-    metadata = asked.get("MetadataOptions") or {}
+    zone = (launch.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
+    market = (launch.get("InstanceMarketOptions") or {}).get("MarketType")
+    metadata = launch.get("MetadataOptions") or {}
     instance = {
         "ec2:availabilityzone": [zone],
-        "ec2:instancetype": [asked.get("InstanceType", "m1.small")],
+        "ec2:instancetype": [launch.get("InstanceType", "m1.small")],
         "ec2:rootdevicetype": ["ebs"],
         "ec2:tenancy": ["default"],
     }
     instance |= {"ec2:instancemarkettype": [market]} if market else {}
     instance |= {"ec2:metadatahttptokens": [metadata["HttpTokens"]]} if "HttpTokens" in metadata else {}
     for kind, keys in (("instance", instance), ("network-interface", {"ec2:availabilityzone": [zone]})):
-        tags = _request_tags(asked, kind)
-        yield RequiredPermission(action, ec2_arn(context, kind, "*"), tags | keys | through)
+        tags = _request_tags(launch, kind)
+        yield RequiredPermission(action, ec2_arn(context, kind, "*"), tags | keys | template_keys)
     for kind in ("security-group", "subnet"):
-        yield RequiredPermission(action, ec2_arn(context, kind, "*"), through)
+        yield RequiredPermission(action, ec2_arn(context, kind, "*"), template_keys)
     named = [image_id] if _resource_type(image_id) == "image" else []
     named += [template.template_id] if template is not None else []
-    named += _named_resources(context, {"BlockDeviceMappings": asked.get("BlockDeviceMappings")})
+    named += _named_resources(context, {"BlockDeviceMappings": launch.get("BlockDeviceMappings")})
     for resource_id in named:
-        yield RequiredPermission(
-            action,
-            _resource_arn(context, resource_id),
-            _existing_resource_keys(context, resource_id) | through,
-        )
+        keys = _existing_resource_keys(context, resource_id) | template_keys
+        yield RequiredPermission(action, _resource_arn(context, resource_id), keys)
     image = _find_resource(context, image_id, context.region)
-    devices = list(asked.get("BlockDeviceMappings") or ())
-    with suppress(AwsError):  # devices that do not fit are refused by the operation itself
+    devices = list(launch.get("BlockDeviceMappings") or ())
+    with suppress(AwsError):  # the operation itself refuses invalid devices
         devices = launch_devices(image, devices) if image is not None else devices
     for device in devices:
-        keys = _volume_keys(context, device.get("Ebs") or {}, zone)
-        yield RequiredPermission(
-            action, ec2_arn(context, "volume", "*"), _request_tags(asked, "volume") | keys | through
-        )
+        keys = _request_tags(launch, "volume") | _volume_keys(context, device.get("Ebs") or {}, zone)
+        yield RequiredPermission(action, ec2_arn(context, "volume", "*"), keys | template_keys)
 
 
 def pass_role_permission(context: Context, role_name: str, service: str) -> RequiredPermission:
-    """Return the right to hand a role to a service ("Grant a user permissions to pass a role")."""
-    role = context.table("roles", region="").get(role_name)
-    arn = role.arn if role is not None else f"arn:{context.partition}:iam::{context.account}:role/{role_name}"
+    """Return the permission to pass a role to a service ("Grant a user permissions to pass a role")."""
     keys = {**global_condition_keys(context), "iam:passedtoservice": [service]}
-    return RequiredPermission("iam:PassRole", arn, keys)
+    return RequiredPermission("iam:PassRole", _role_arn(context, role_name), keys)
 
 
 def _reference_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    """Return what the caller must be allowed besides: EC2 looks for references as its caller."""
-    kinds = {one.get("ResourceType", "") for one in params.get("ResourceTypes") or ()}
+    """Yield the further permissions of DescribeImageReferences: EC2 calls the services as its caller."""
+    kinds = {entry.get("ResourceType", "") for entry in params.get("ResourceTypes") or ()}
     keys = {"aws:calledvia": ["ec2-images.amazonaws.com"]}
-    anything = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter/*"
     for kind, actions in REFERENCE_ACTIONS.items():
         if kind in kinds or params.get("IncludeAllResourceTypes"):
             for action in actions:
-                yield RequiredPermission(action, anything if action == "ssm:GetParameters" else "*", keys)
+                resource = context.arn("ssm", "parameter/*") if action == "ssm:GetParameters" else "*"
+                yield RequiredPermission(action, resource, keys)
 
 
 def _named_resources(context: Context, params: Params) -> list[str]:
-    """Return every id of a resource that a request names, at any depth, each once."""
-    found = _ids_in(params)
+    """Return every resource ID in a request, at any depth, without repetition."""
+    found = list(_ids_in(params))
     if "LaunchTemplateName" in params and context.operation != "CreateLaunchTemplate":
         with suppress(AwsError):
-            found[find_template(context, params).template_id] = None
-    return list(found)
+            found.append(find_template(context, params).template_id)
+    return list(dict.fromkeys(found))
 
 
-def _ids_in(value: Any) -> dict[str, None]:
-    found: dict[str, None] = {}
-    if isinstance(value, str):
-        if _resource_type(value):
-            found[value] = None
+def _ids_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and _resource_type(value):
+        yield value
     elif isinstance(value, dict):
         for key, item in value.items():
             if key not in MEMBERS_WITHOUT_IDS:
-                found |= _ids_in(item)
+                yield from _ids_in(item)
     elif isinstance(value, list):
         for item in value:
-            found |= _ids_in(item)
-    return found
+            yield from _ids_in(item)
 
 
 def _resource_type(resource_id: str) -> str:
-    """Return the kind of an id; "" for a text that is none."""
+    """Return the resource type of an EC2 ID; "" for other text."""
     matching = [p for p in RESOURCE_TYPES if resource_id.startswith(p) and resource_id != p]
     return RESOURCE_TYPES[matching[0]][0] if matching else ""
 
 
 def _find_resource(context: Context, resource_id: str, region: str) -> Any | None:
-    """Return the resource of an id, whoever owns it."""
+    """Return the resource of an ID, whichever account owns it."""
     for prefix, (_, table) in RESOURCE_TYPES.items():
         if resource_id.startswith(prefix):
-            for (_, place), resources in context.tables.everywhere(table).items():
-                if place == region and resource_id in resources:
-                    return resources[resource_id]
+            return context.tables.find(table, region, resource_id)
     return None
 
 
@@ -426,17 +420,11 @@ def _resource_arn(context: Context, resource_id: str, region: str = "") -> str:
     return ec2_arn(context, _resource_type(resource_id), resource_id, region=region)
 
 
-def _permission_on_existing(context: Context, action: str, resource_id: str) -> RequiredPermission:
-    return RequiredPermission(
-        action, _resource_arn(context, resource_id), _existing_resource_keys(context, resource_id)
-    )
-
-
 def _existing_resource_keys(context: Context, resource_id: str, region: str = "") -> dict[str, list[str]]:
-    """Return the condition keys of a resource that there is.
+    """Return the condition keys of an existing resource.
 
-    Tags of a resource that another account shared are not known to the caller's account ("Share an AMI with
-    specific AWS accounts"), so they are no keys.
+    Another account does not see the tags of a shared resource ("Share an AMI with specific AWS accounts"),
+    so they are no condition keys for it.
     """
     found, kind = _find_resource(context, resource_id, region or context.region), _resource_type(resource_id)
     keys = {"ec2:region": [context.region]}
@@ -484,7 +472,7 @@ def _existing_resource_keys(context: Context, resource_id: str, region: str = ""
 
 
 def _new_resource_keys(context: Context, params: Params, kind: str) -> dict[str, list[str]]:
-    """Return what is known of a resource before it is made."""
+    """Return the condition keys of a resource before it is created."""
     keys = {"ec2:region": [context.region]}
     if kind in TYPES_WITHOUT_ACCOUNT:
         keys["ec2:owner"] = [context.account]
@@ -499,7 +487,7 @@ def _new_resource_keys(context: Context, params: Params, kind: str) -> dict[str,
 
 
 def _volume_keys(context: Context, ebs: Params, zone: str) -> dict[str, list[str]]:
-    """Return the condition keys of a volume that is about to be made."""
+    """Return the condition keys of a volume before it is created."""
     keys = {"ec2:availabilityzone": [zone], "ec2:volumetype": [ebs.get("VolumeType", "gp2")]}
     if ebs.get("VolumeSize"):
         keys["ec2:volumesize"] = [str(ebs["VolumeSize"])]
@@ -511,7 +499,7 @@ def _volume_keys(context: Context, ebs: Params, zone: str) -> dict[str, list[str
 
 
 def _change_keys(params: Params) -> dict[str, list[str]]:
-    """Return the keys of what a request asks to do to a resource: tags, attributes, sharing."""
+    """Return the condition keys of a change of a resource: its tags, attributes and permissions."""
     keys = _tag_keys(params.get("Tags") or ())
     if params.get("Attribute"):
         keys["ec2:attribute"] = [params["Attribute"]]
@@ -520,8 +508,8 @@ def _change_keys(params: Params) -> dict[str, list[str]]:
         for word in ("Add", "Remove")
     }
     operation = params.get("OperationType", "")
-    changed.setdefault(operation, []).extend({"UserId": one} for one in params.get("UserIds") or ())
-    changed[operation].extend({"Group": one} for one in params.get("GroupNames") or ())
+    changed.setdefault(operation, []).extend({"UserId": user} for user in params.get("UserIds") or ())
+    changed[operation].extend({"Group": group} for group in params.get("GroupNames") or ())
     for word in ("add", "remove"):
         for entry in changed[word]:
             for member, value in entry.items():
@@ -530,7 +518,7 @@ def _change_keys(params: Params) -> dict[str, list[str]]:
 
 
 def _request_tags(params: Params, kind: str) -> dict[str, list[str]]:
-    """Return the keys of the tags that a request gives to new resources of a kind."""
+    """Return the condition keys of the tags that a request sets on new resources of a type."""
     return _tag_keys(
         tag
         for specification in params.get("TagSpecifications") or ()
@@ -540,35 +528,35 @@ def _request_tags(params: Params, kind: str) -> dict[str, list[str]]:
 
 
 def _tag_keys(tags: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
-    known = list(tags)
-    keys = {f"aws:requesttag/{tag['Key'].lower()}": [tag.get("Value", "")] for tag in known}
-    return keys | ({"aws:tagkeys": [tag["Key"] for tag in known]} if known else {})
+    values = {tag["Key"]: tag.get("Value", "") for tag in tags}
+    keys = {f"aws:requesttag/{key.lower()}": [value] for key, value in values.items()}
+    return keys | ({"aws:tagkeys": list(values)} if values else {})
 
 
 def ec2_arn(context: Context, kind: str, name: str, *, region: str = "") -> str:
-    """Return the ARN of a resource of EC2; images and snapshots have no account in theirs."""
+    """Return the ARN of an EC2 resource. Images and snapshots have no account in theirs."""
     account = "" if kind in TYPES_WITHOUT_ACCOUNT else context.account
     return f"arn:{context.partition}:ec2:{region or context.region}:{account}:{kind}/{name}"
 
 
 def _ebs_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    """Return what a call of the EBS direct APIs needs.
+    """Yield the permissions of a call of the EBS direct APIs.
 
-    StartSnapshot is asked for the new snapshot alone, with its parent as the key ``ebs:ParentSnapshot``
-    ("Actions, resources, and condition keys for Amazon Elastic Block Store"). That table has
-    ``aws:ResourceTag`` for StartSnapshot too, but nothing says whose tags: here none, so no policy can
-    compare the tags of the parent. Assumption: ``ec2:CreateTags`` for its tags has ``ec2:CreateAction`` with
-    the value ``StartSnapshot``; the value is not documented.
+    StartSnapshot is checked on the new snapshot only, with its parent as the key ``ebs:ParentSnapshot``
+    ("Actions, resources, and condition keys for Amazon Elastic Block Store"). That table also has
+    ``aws:ResourceTag`` for StartSnapshot, but no page documents whose tags these are. Here they are missing,
+    so no policy can compare the tags of the parent. Assumption: ``ec2:CreateTags`` for its tags has
+    ``ec2:CreateAction`` with the value ``StartSnapshot``; the value is not documented.
     """
     action = f"ebs:{context.operation}"
     if context.operation == "StartSnapshot":
-        new, tags = ec2_arn(context, "snapshot", "*"), _tag_keys(params.get("Tags") or ())
+        tags = _tag_keys(params.get("Tags") or ())
         keys = {**tags, "ebs:volumesize": [str(params["VolumeSize"])]}
         if params.get("Description"):
             keys["ebs:description"] = [params["Description"]]
         if params.get("ParentSnapshotId"):
             keys["ebs:parentsnapshot"] = [ec2_arn(context, "snapshot", params["ParentSnapshotId"])]
-        yield RequiredPermission(action, new, keys)
+        yield RequiredPermission(action, ec2_arn(context, "snapshot", "*"), keys)
         if tags:
             yield _create_tags_permission(context, "snapshot", tags, context.operation)
         return
@@ -580,79 +568,87 @@ def _ebs_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 
 
 def _iam_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    home = f"arn:{context.partition}:iam::{context.account}"
     resource = "*"
     if "RoleName" in params:
-        role = context.table("roles", region="").get(params["RoleName"])
-        resource = role.arn if role is not None else f"{home}:role/{params['RoleName']}"
+        resource = _role_arn(context, params["RoleName"])
     elif "UserName" in params:
         user = context.table("users", region="").get(params["UserName"])
-        resource = user.arn if user is not None else f"{home}:user/{params['UserName']}"
+        resource = (
+            user.arn if user is not None else context.arn("iam", f"user/{params['UserName']}", region="")
+        )
     elif "PolicySourceArn" in params or "PolicyArn" in params:
         resource = params.get("PolicySourceArn") or params["PolicyArn"]
     elif "PolicyName" in params:
-        resource = f"{home}:policy{params.get('Path', '/')}{params['PolicyName']}"
+        resource = context.arn("iam", f"policy{params.get('Path', '/')}{params['PolicyName']}", region="")
     yield RequiredPermission(f"iam:{context.operation}", resource)
 
 
-def _other_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
+def _default_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
     service = {"service-quotas": "servicequotas"}.get(context.service, context.service)
-    resources = ["*"]
-    names = params.get("Names") or params.get("Name") or params.get("Path")
-    if context.service == "ssm" and names:
-        resources = [_parameter_arn(context, name) for name in as_list(names)]
-        if params.get("Tags"):
-            yield from (RequiredPermission("ssm:AddTagsToResource", resource) for resource in resources)
-        yield from _kms_permissions(context, params)
-    elif context.service == "sns" and "TopicArn" in params:
-        resources = [params["TopicArn"]]
-    elif context.service == "sts" and "RoleArn" in params:
-        role = context.table("roles", region="").get(params["RoleArn"].rpartition("/")[2])
-        if role is not None and params["RoleArn"].split(":")[4:5] == [context.account]:
-            keys = global_condition_keys(context)
-            keys |= {"sts:externalid": [params["ExternalId"]]} if "ExternalId" in params else {}
-            question = AccessRequest("sts:AssumeRole", params["RoleArn"], keys)
-            decision = evaluate_resource_policy(
-                role.trust_policy, context.principal, context.account, question
-            )
-            # A trust policy that names the caller is enough; one that names its account delegates.
-            yield RequiredPermission("sts:AssumeRole", params["RoleArn"], granted=decision != DELEGATED)
-            return
-        resources = [params["RoleArn"]]
-    for resource in resources:
-        yield RequiredPermission(f"{service}:{context.operation}", resource)
+    resource = params["TopicArn"] if context.service == "sns" and "TopicArn" in params else "*"
+    yield RequiredPermission(f"{service}:{context.operation}", resource)
+
+
+def _sts_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
+    action, arn = f"sts:{context.operation}", params.get("RoleArn", "*")
+    role = context.table("roles", region="").get(arn.rpartition("/")[2])
+    granted = False
+    if role is not None and arn.split(":")[4:5] == [context.account]:
+        keys = global_condition_keys(context)
+        keys |= {"sts:externalid": [params["ExternalId"]]} if "ExternalId" in params else {}
+        request = AccessRequest("sts:AssumeRole", arn, keys)
+        decision = evaluate_resource_policy(role.trust_policy, context.principal, context.account, request)
+        # A trust policy that names the caller is enough. One that names its account delegates to the
+        # policies of the caller.
+        granted = decision != DELEGATED
+    yield RequiredPermission(action, arn, granted=granted)
+
+
+def _ssm_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
+    action, names = (
+        f"ssm:{context.operation}",
+        params.get("Names") or params.get("Name") or params.get("Path"),
+    )
+    if not names:
+        yield RequiredPermission(action, "*")
+        return
+    arns = [_parameter_arn(context, name) for name in as_list(names)]
+    if params.get("Tags"):
+        yield from (RequiredPermission("ssm:AddTagsToResource", arn) for arn in arns)
+    yield from _kms_permissions(context, params)
+    yield from (RequiredPermission(action, arn) for arn in arns)
 
 
 def _kms_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    """Return what a call needs of KMS for the SecureString parameters that it decrypts or writes.
+    """Yield the KMS permissions for the SecureString parameters that a call decrypts or writes.
 
-    Parameter Store asks KMS as its caller. The policy of ``aws/ssm`` lets every principal of the account use
-    the key through Parameter Store, so that only a Deny in the caller's own policies keeps it from that; with
-    a customer key the caller's policies must allow it ("Restricting decryption of SecureString parameter
-    values", "AWS KMS encryption for AWS Systems Manager Parameter Store SecureString parameters").
-    Assumption: a customer key has the default key policy, which leaves all to the policies of the account.
+    Parameter Store calls KMS as its caller. The policy of ``aws/ssm`` allows every principal of the account
+    to use the key through Parameter Store, so only a Deny in the caller's own policies refuses it. A customer
+    key must be allowed by the caller's policies ("Restricting decryption of SecureString parameter values",
+    "AWS KMS encryption for AWS Systems Manager Parameter Store SecureString parameters"). Assumption: a
+    customer key has the default key policy, which delegates to the policies of the account.
     """
-    name = context.operation
-    known = parameters(context)
-    found: list[tuple[str, str]] = []  # key and parameter
+    existing = parameters(context)
+    used: list[tuple[str, str]] = []  # ARNs of key and parameter
     action = "kms:Decrypt"
-    if name == "PutParameter":
-        kept = known.get(parameter_name(params["Name"]))
-        kind = params.get("Type") or (kept.newest.kind if kept is not None else "")
+    if context.operation == "PutParameter":
+        known = existing.get(parameter_name(params["Name"]))
+        kind = params.get("Type") or (known.newest.kind if known is not None else "")
         action = "kms:GenerateDataKey" if params.get("Tier") == "Advanced" else "kms:Encrypt"
         if kind == "SecureString":
-            with suppress(AwsError):  # a key that there is not is refused by the operation itself
+            with suppress(AwsError):  # the operation itself refuses an unknown key
                 key = kms_key_arn(context, params.get("KeyId"))
-                found = [(key, _parameter_arn(context, params["Name"]))]
+                used = [(key, _parameter_arn(context, params["Name"]))]
     elif params.get("WithDecryption"):
-        if name == "GetParametersByPath":
+        if context.operation == "GetParametersByPath":
             path = f"{params['Path'].rstrip('/')}/"
-            read = [p for name, p in known.items() if name.startswith(path)]
+            read = [parameter for name, parameter in existing.items() if name.startswith(path)]
         else:
-            asked = [parameter_name(one) for one in as_list(params.get("Names") or params["Name"])]
-            read = [known[one] for one in (text.partition(":")[0] for text in asked) if one in known]
-        found = [(v.key, p.arn) for p in read for v in p.versions if v.key]
-    for key, parameter in dict.fromkeys(found):
+            requested = [parameter_name(text) for text in as_list(params.get("Names") or params["Name"])]
+            names = [text.partition(":")[0] for text in requested]
+            read = [existing[name] for name in names if name in existing]
+        used = [(v.key, p.arn) for p in read for v in p.versions if v.key]
+    for key, parameter in dict.fromkeys(used):
         managed = key == ssm_managed_key(context)
         keys = {
             "aws:calledvia": ["ssm.amazonaws.com"],
@@ -667,23 +663,13 @@ def _kms_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 
 
 def _parameter_arn(context: Context, name: str) -> str:
-    """Return the ARN of a parameter, however it is named; those that AWS publishes have no account."""
+    """Return the ARN of a parameter by its name or ARN. AWS's own parameters have no account."""
     if name.startswith("arn:"):
-        return re.sub(r"^((?:[^:]*:){5}[^:]*):.*$", r"\1", name)  # a version or label is no part of it
+        return re.sub(r"^((?:[^:]*:){5}[^:]*):.*$", r"\1", name)  # without a version or label
     name = name.partition(":")[0].strip("/")
     account = "" if name.startswith("aws/service/") else context.account
     return f"arn:{context.partition}:ssm:{context.region}:{account}:parameter/{name}"
 
-
-# May the caller do this: policies, evaluated before every operation runs.
-#
-# The sandbox's own operator may do everything, as an administrator may. Users and roles are held to their
-# policies once they have any, or always with ``sandbox(enforce_iam=True)``. Bucket policies hold for
-# everybody, the operator included (`s3.bucket_policies`); keys of AWS KMS as far as Parameter Store needs
-# them. Permission boundaries, session policies, organizations, and the KMS keys of volumes, snapshots and
-# objects are not evaluated.
-#
-# Texts: "Troubleshoot access denied error messages" in the IAM User Guide, and public transcripts of EC2.
 
 ACCESS_DENIED_ERRORS: dict[str, tuple[str, int]] = {
     "ec2": ("UnauthorizedOperation", 403),
@@ -698,38 +684,36 @@ ACCESS_DENIED_ERRORS: dict[str, tuple[str, int]] = {
 }
 """Error code and HTTP status of a refusal, by service."""
 
-IMPORT_SERVICE = "vmie.amazonaws.com"
-
 
 class Authorizer:
-    """Refuses what the caller's policies do not allow.
+    """Refuses calls that the caller's policies do not allow.
 
     Parameters
     ----------
     enforce
-        Whether a user or role without any policy is refused everything, as on AWS.
+        Whether users and roles without any policy are refused everything, as on AWS.
     """
 
     def __init__(self, *, enforce: bool = False) -> None:
         self.enforce = enforce
 
-    def __call__(self, context: Context, operation: Operation, params: Params) -> None:  # noqa: ARG002
-        """Raise the service's refusal unless every action that the call needs is allowed.
+    def __call__(self, context: Context, params: Params) -> None:
+        """Raise the service's error unless the caller has every permission that the call needs.
 
         Raises
         ------
         AwsError
-            With the action and the resource in its text. A caller who may not pass the role of an import
-            is told that the role lacks permissions, as on AWS.
+            The text contains the action and the resource. When the caller may not pass the role of an import,
+            the text says that the role lacks permissions, as on AWS.
         """
         with context.lock:
             documents = self._documents(context)
             if documents is None and context.service != "s3":
                 return
-            for demand in required_permissions(context, params):
-                reason = denial_reason(context, documents, demand)
+            for permission in required_permissions(context, params):
+                reason = denial_reason(context, documents, permission)
                 if reason:
-                    raise access_denied(context, demand, reason)
+                    raise access_denied(context, permission, reason)
             if documents is None:
                 return
             if (context.service, context.operation) == ("ec2", "RunInstances"):
@@ -738,45 +722,48 @@ class Authorizer:
                 _check_pass_role(context, documents, params.get("RoleName") or "vmimport")
 
     def _documents(self, context: Context) -> list[str] | None:
-        """Return the caller's policies; None for one who is not held to any."""
+        """Return the caller's policies; None when none are enforced."""
         if is_administrator(context, context.principal):
             return None
         try:
             documents = policies_of_identity(context, find_identity(context, context.principal))
-        except AwsError:  # a user or role that was deleted while its keys live on
+        except AwsError:  # a deleted user or role whose keys still work
             documents = []
         return documents if documents or self.enforce else None
 
 
-def denial_reason(context: Context, documents: list[str] | None, demand: RequiredPermission) -> str:
-    """Return why the caller may not do one action on one resource, in AWS's words; "" when it may."""
-    question = AccessRequest(demand.action, demand.resource, demand.keys)
-    if demand.action.startswith("s3:"):
+def denial_reason(context: Context, documents: list[str] | None, permission: RequiredPermission) -> str:
+    """Return in AWS's words why the caller lacks a permission; "" when it has the permission."""
+    request = AccessRequest(permission.action, permission.resource, permission.keys)
+    if permission.action.startswith("s3:"):
         return s3_denial_reason(
             context.tables,
-            question,
+            request,
             account=context.account,
             principal=context.principal,
             documents=documents,
             root=is_administrator(context, context.principal),
         )
-    decision = ALLOWED if documents is None else evaluate(documents, question)
+    decision = ALLOWED if documents is None else evaluate(documents, request)
     if decision == EXPLICIT_DENY:
         return "with an explicit deny in an identity-based policy"
-    if decision == ALLOWED or demand.granted:
+    if decision == ALLOWED or permission.granted:
         return ""
-    return f"because no identity-based policy allows the {demand.action} action"
+    return f"because no identity-based policy allows the {permission.action} action"
 
 
-def access_denied(context: Context, demand: RequiredPermission, reason: str) -> AwsError:
-    """Return the refusal in the words of the service; S3 gives other accounts no reason."""
+def access_denied(context: Context, permission: RequiredPermission, reason: str) -> AwsError:
+    """Return the service's error for a missing permission. S3 gives no reason to other accounts."""
     code, status = ACCESS_DENIED_ERRORS[context.service]
-    name = demand.resource.partition(":::")[2].partition("/")[0]
-    bucket = find_bucket(context.tables, name) if context.service == "s3" else None
-    if bucket is not None and bucket.account != context.account:
-        return AwsError(code, "Access Denied", status=status)
-    resource = f'"{demand.resource}"' if context.service == "s3" else demand.resource
-    text = f"User: {context.principal} is not authorized to perform: {demand.action} on resource: {resource}"
+    resource = permission.resource
+    if context.service == "s3":
+        bucket = find_bucket(context.tables, resource.partition(":::")[2].partition("/")[0])
+        if bucket is not None and bucket.account != context.account:
+            return AwsError(code, "Access Denied", status=status)
+        resource = f'"{resource}"'
+    text = (
+        f"User: {context.principal} is not authorized to perform: {permission.action} on resource: {resource}"
+    )
     if context.service == "ec2":
         # AWS adds an encoded message that only sts:DecodeAuthorizationMessage can read.
         text = f"You are not authorized to perform this operation. {text}"
@@ -785,8 +772,8 @@ def access_denied(context: Context, demand: RequiredPermission, reason: str) -> 
 
 def _check_spot_role(context: Context, documents: list[str], params: Params) -> None:
     keys = {**global_condition_keys(context), "iam:awsservicename": [SPOT_SERVICE]}
-    question = AccessRequest(CREATE_ROLE_ACTION, spot_role_arn(context), keys)
-    if lacks_spot_role(context, params) and evaluate(documents, question) != ALLOWED:
+    request = AccessRequest(CREATE_ROLE_ACTION, spot_role_arn(context), keys)
+    if lacks_spot_role(context, params) and evaluate(documents, request) != ALLOWED:
         raise AwsError(
             "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
             "The provided credentials do not have permission to create the service-linked role for "
@@ -796,7 +783,7 @@ def _check_spot_role(context: Context, documents: list[str], params: Params) -> 
 
 
 def _check_pass_role(context: Context, documents: list[str], role_name: str) -> None:
-    if denial_reason(context, documents, pass_role_permission(context, role_name, IMPORT_SERVICE)):
+    if denial_reason(context, documents, pass_role_permission(context, role_name, VM_IMPORT_SERVICE)):
         raise AwsError(
             "InvalidParameter",
             f"The service role {role_name} provided does not exist or does not have sufficient permissions",

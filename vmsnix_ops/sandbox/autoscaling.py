@@ -1,7 +1,7 @@
-"""Auto Scaling as far as it refers to images: launch configurations and groups.
+"""EC2 Auto Scaling: launch configurations and groups.
 
 Sources: the reference pages of the operations and "Common Errors" in the Amazon EC2 Auto Scaling API
-Reference; texts as public transcripts show them where not marked otherwise.
+Reference. Texts are from public transcripts, or marked as from memory.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ DEFAULT_PAGE, MAX_PAGE = 50, 100
 
 @dataclass(slots=True)
 class LaunchConfiguration:
-    """A launch configuration; `asked` is the request that made it."""
+    """A launch configuration; `data` are the parameters of the request that created it."""
 
     name: str
     arn: str
     created: datetime
-    asked: dict[str, Any]
+    data: dict[str, Any]
 
 
 @dataclass(slots=True)
 class AutoScalingGroup:
-    """An Auto Scaling group. Which instances it has, their tag ``aws:autoscaling:groupName`` says.
+    """An Auto Scaling group. Its instances have the tag ``aws:autoscaling:groupName``.
 
-    `source` holds the one member that says what it launches, as DescribeAutoScalingGroups shows it, `origins`
-    what each instance was launched from.
+    `source` has the one member of DescribeAutoScalingGroups that defines what it launches. `origins` has the
+    source of each instance at its launch.
     """
 
     name: str
@@ -56,35 +56,34 @@ class AutoScalingGroup:
     created: datetime
     source: dict[str, Any]
     zones: list[str]
-    least: int
-    most: int
+    min_size: int
+    max_size: int
     desired: int
     tags: list[dict[str, Any]] = field(default_factory=list)
     origins: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def _validation_error(text: str) -> AwsError:
-    """Return the refusal that Auto Scaling has for nearly everything."""
+    """Return the error that Auto Scaling has for nearly every cause."""
     return AwsError("ValidationError", text)
 
 
 def _check_name(name: str, what: str) -> str:
-    """Return a name, or refuse it."""
+    """Return a name, after the check that it is valid."""
     if not NAME.fullmatch(name):
         raise _validation_error(f"Invalid {what} name: {name!r}")  # text from memory
     return name
 
 
 def _new_arn(context: Context, kind: str, name: str) -> str:
-    """Return a fresh ARN of a kind, such as ``autoScalingGroup``."""
-    home = f"arn:{context.partition}:autoscaling:{context.region}:{context.account}"
-    return f"{home}:{kind}:{uuid.uuid4()}:{kind}Name/{name}"
+    """Return a new ARN of a kind, such as ``autoScalingGroup``."""
+    return context.arn("autoscaling", f"{kind}:{uuid.uuid4()}:{kind}Name/{name}")
 
 
 def _page(
     items: Sequence[Item], params: Params, member: str, view: Callable[[Item], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return one page of items that are in the order of their names.
+    """Return one page of items, which are sorted by name.
 
     Raises
     ------
@@ -107,10 +106,10 @@ def _page(
     return answer
 
 
-# Launch configurations: create, describe, delete.
+# Launch configurations
 #
-# AWS gives them to accounts that had them before 2023 only; here every account may have them, because the old
-# ones are what an audit must find.
+# On AWS, only accounts from before 2023 can create them. Here every account can, because an audit must find
+# old ones.
 
 
 def _find_configuration(context: Context, name: str) -> LaunchConfiguration:
@@ -122,22 +121,23 @@ def _find_configuration(context: Context, name: str) -> LaunchConfiguration:
 
 
 def _configuration_launch(configuration: LaunchConfiguration) -> dict[str, Any]:
-    """Return what RunInstances is asked for on behalf of a launch configuration."""
+    """Return the parameters of RunInstances for a launch configuration."""
     wanted = ("ImageId", "InstanceType", "UserData", "BlockDeviceMappings", "MetadataOptions")
-    return {name: configuration.asked[name] for name in wanted if name in configuration.asked}
+    return {name: configuration.data[name] for name in wanted if name in configuration.data}
 
 
 def _configuration_view(configuration: LaunchConfiguration) -> dict[str, Any]:
-    asked = configuration.asked
-    empty = {"KeyName": "", "UserData": "", "KernelId": "", "RamdiskId": ""}
     return {
-        **empty,
+        "KeyName": "",
+        "UserData": "",
+        "KernelId": "",
+        "RamdiskId": "",
         "SecurityGroups": [],
         "ClassicLinkVPCSecurityGroups": [],
         "BlockDeviceMappings": [],
         "InstanceMonitoring": {"Enabled": True},
         "EbsOptimized": False,
-        **asked,
+        **configuration.data,
         "LaunchConfigurationName": configuration.name,
         "LaunchConfigurationARN": configuration.arn,
         "CreatedTime": configuration.created,
@@ -147,23 +147,13 @@ def _configuration_view(configuration: LaunchConfiguration) -> dict[str, Any]:
 @operation(
     "autoscaling",
     "CreateLaunchConfiguration",
-    honours=(
-        "BlockDeviceMappings",
-        "EbsOptimized",
-        "ImageId",
-        "InstanceMonitoring",
-        "InstanceType",
-        "LaunchConfigurationName",
-        "MetadataOptions",
-        "UserData",
-    ),
+    "BlockDeviceMappings EbsOptimized ImageId InstanceMonitoring InstanceType LaunchConfigurationName",
+    "MetadataOptions UserData",
 )
 def create_launch_configuration(context: Context, params: Params) -> dict[str, Any]:
-    """Create a launch configuration of an image that this account may launch."""
-    table, name = (
-        context.table("launch_configurations"),
-        _check_name(params["LaunchConfigurationName"], "launch configuration"),
-    )
+    """Create a launch configuration with an image that this account may launch."""
+    table = context.table("launch_configurations")
+    name = _check_name(params["LaunchConfigurationName"], "launch configuration")
     if name in table:
         text = (
             "Launch Configuration by this name already exists - A launch configuration already exists "
@@ -179,26 +169,22 @@ def create_launch_configuration(context: Context, params: Params) -> dict[str, A
         find_instance_type(params["InstanceType"])
     except AwsError as error:
         raise _validation_error(f"AMI {params['ImageId']} is invalid: {error.message}") from None
-    asked = {key: value for key, value in params.items() if key != "LaunchConfigurationName"}
-    where = _new_arn(context, "launchConfiguration", name)
-    table[name] = LaunchConfiguration(name, where, context.clock.now(), asked)
+    data = {key: value for key, value in params.items() if key != "LaunchConfigurationName"}
+    arn = _new_arn(context, "launchConfiguration", name)
+    table[name] = LaunchConfiguration(name, arn, context.clock.now(), data)
     return {}
 
 
-@operation(
-    "autoscaling",
-    "DescribeLaunchConfigurations",
-    honours=("LaunchConfigurationNames", "MaxRecords", "NextToken"),
-)
+@operation("autoscaling", "DescribeLaunchConfigurations", "LaunchConfigurationNames MaxRecords NextToken")
 def describe_launch_configurations(context: Context, params: Params) -> dict[str, Any]:
-    """Return launch configurations; names that do not exist are left out."""
+    """Return launch configurations. Unknown names are ignored."""
     names = params.get("LaunchConfigurationNames")
     known = sorted(context.table("launch_configurations").items())
     found = [one for name, one in known if not names or name in names or one.arn in names]
     return _page(found, params, "LaunchConfigurations", _configuration_view)
 
 
-@operation("autoscaling", "DeleteLaunchConfiguration", honours=("LaunchConfigurationName",))
+@operation("autoscaling", "DeleteLaunchConfiguration", "LaunchConfigurationName")
 def delete_launch_configuration(context: Context, params: Params) -> dict[str, Any]:
     """Delete a launch configuration that no group uses."""
     configuration = _find_configuration(context, params["LaunchConfigurationName"])
@@ -210,10 +196,10 @@ def delete_launch_configuration(context: Context, params: Params) -> dict[str, A
     return {}
 
 
-# Auto Scaling groups: create, describe, change what they launch and how many, delete.
+# Auto Scaling groups
 #
-# A group launches what it lacks and terminates what it has too much when its sizes are set. It does not watch
-# its instances: one that somebody else terminates is not replaced, and nothing scales by itself.
+# A group launches or terminates instances only when its sizes are set. It does not replace an instance that
+# somebody else terminates, and does not scale automatically.
 
 
 NAME_TAG = "aws:autoscaling:groupName"
@@ -235,22 +221,22 @@ def _find_group(context: Context, name: str) -> AutoScalingGroup:
     return found
 
 
-def _template_reference(context: Context, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return a launch template with both its id and its name, as groups show it; it must exist."""
-    named = {key: asked[key] for key in ("LaunchTemplateId", "LaunchTemplateName") if asked.get(key)}
+def _template_reference(context: Context, reference: dict[str, Any]) -> dict[str, Any]:
+    """Return a reference to an existing launch template by ID and name, as groups show it."""
+    named = {key: reference[key] for key in ("LaunchTemplateId", "LaunchTemplateName") if reference.get(key)}
     try:
         template = find_template(context, named)
-        find_template_version(template, asked.get("Version"))
+        find_template_version(template, reference.get("Version"))
     except AwsError as error:
-        # AWS words it so; what stands after the dash is EC2's own text.
+        # AWS's text, with that of EC2 after it.
         text = "You must use a valid fully-formed launch template."
         raise _validation_error(f"{text} {error.message}") from None
     shown = {"LaunchTemplateId": template.template_id, "LaunchTemplateName": template.name}
-    return shown | ({"Version": asked["Version"]} if asked.get("Version") else {})
+    return shown | ({"Version": reference["Version"]} if reference.get("Version") else {})
 
 
 def _launch_source(context: Context, params: Params) -> dict[str, Any]:
-    """Return the member that says what a group launches, checked."""
+    """Return the member that defines what a group launches, after the checks."""
     given = [name for name in SOURCES if params.get(name)]
     if len(given) != 1:
         text = "Valid requests must contain either LaunchTemplate, LaunchConfigurationName, InstanceId or "
@@ -274,7 +260,7 @@ def _launch_source(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _launch_request(context: Context, source: dict[str, Any]) -> dict[str, Any]:
-    """Return what RunInstances is asked for: of a mixed policy the first override."""
+    """Return the parameters of RunInstances for a group; for a mixed policy those of the first override."""
     if "LaunchConfigurationName" in source:
         return _configuration_launch(_find_configuration(context, source["LaunchConfigurationName"]))
     if "LaunchTemplate" in source:
@@ -284,25 +270,25 @@ def _launch_request(context: Context, source: dict[str, Any]) -> dict[str, Any]:
         mixed = source["MixedInstancesPolicy"]["LaunchTemplate"]
         override = next(iter(mixed.get("Overrides", [])), {})
         wanted = override.get("LaunchTemplateSpecification") or mixed["LaunchTemplateSpecification"]
-    asked: dict[str, Any] = {
+    launch: dict[str, Any] = {
         "LaunchTemplate": {key: wanted[key] for key in ("LaunchTemplateId", "Version") if key in wanted}
     }
-    return asked | {key: override[key] for key in ("ImageId", "InstanceType") if key in override}
+    return launch | {key: override[key] for key in ("ImageId", "InstanceType") if key in override}
 
 
 def _members(context: Context, group: AutoScalingGroup) -> list[Instance]:
-    held = context.table("instances").values()
-    return [i for i in held if i.tags.get(NAME_TAG) == group.name and i.terminating is None]
+    instances = context.table("instances").values()
+    return [i for i in instances if i.tags.get(NAME_TAG) == group.name and i.terminating is None]
 
 
 def _scale_to_desired(context: Context, group: AutoScalingGroup) -> None:
-    """Launch what the group lacks, over its zones in turn; terminate the oldest that are too many."""
+    """Launch missing instances, in each zone in turn, or terminate the oldest surplus ones."""
     members = sorted(_members(context, group), key=lambda i: i.launched)
     as_ec2 = replace(context, service="ec2", operation="RunInstances")
     for number in range(len(members), group.desired):
         placed = {"AvailabilityZone": group.zones[number % len(group.zones)]}
-        asked = _launch_request(context, group.source) | {"MinCount": 1, "MaxCount": 1, "Placement": placed}
-        started = run_instances(as_ec2, asked)["Instances"][0]["InstanceId"]
+        launch = _launch_request(context, group.source) | {"MinCount": 1, "MaxCount": 1, "Placement": placed}
+        started = run_instances(as_ec2, launch)["Instances"][0]["InstanceId"]
         context.table("instances")[started].tags[NAME_TAG] = group.name
         group.origins[started] = {k: v for k, v in group.source.items() if k != "MixedInstancesPolicy"}
     for instance in members[: max(0, len(members) - group.desired)]:
@@ -310,34 +296,33 @@ def _scale_to_desired(context: Context, group: AutoScalingGroup) -> None:
 
 
 def _group_sizes(params: Params, group: AutoScalingGroup | None = None) -> tuple[int, int, int]:
-    least = params.get("MinSize", group.least if group else 0)
-    most = params.get("MaxSize", group.most if group else 0)
-    if most < least:
-        raise _validation_error(f"Max bound, {most}, must be greater than or equal to min bound, {least}")
-    desired = params.get("DesiredCapacity", min(max(group.desired, least), most) if group else least)
-    if not least <= desired <= most:
-        side = "less than or equal to max bound" if desired > most else "greater than or equal to min bound"
+    min_size = params.get("MinSize", group.min_size if group else 0)
+    max_size = params.get("MaxSize", group.max_size if group else 0)
+    if max_size < min_size:
         raise _validation_error(
-            f"Desired capacity:{desired} must be {side}:{most if desired > most else least}"
+            f"Max bound, {max_size}, must be greater than or equal to min bound, {min_size}"
         )
-    return least, most, desired
+    desired = params.get(
+        "DesiredCapacity", min(max(group.desired, min_size), max_size) if group else min_size
+    )
+    if not min_size <= desired <= max_size:
+        side = (
+            "less than or equal to max bound" if desired > max_size else "greater than or equal to min bound"
+        )
+        raise _validation_error(
+            f"Desired capacity:{desired} must be {side}:{max_size if desired > max_size else min_size}"
+        )
+    return min_size, max_size, desired
 
 
 @operation(
     "autoscaling",
     "CreateAutoScalingGroup",
-    honours=(
-        "AutoScalingGroupName",
-        "AvailabilityZones",
-        "DesiredCapacity",
-        "MaxSize",
-        "MinSize",
-        "Tags",
-        *SOURCES,
-    ),
+    *SOURCES,
+    "AutoScalingGroupName AvailabilityZones DesiredCapacity MaxSize MinSize Tags",
 )
 def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any]:
-    """Create a group and launch its instances. Networks are not emulated: it is placed by zones."""
+    """Create a group and launch its instances. Networks are not emulated; only zones can be given."""
     name, table = _check_name(params["AutoScalingGroupName"], "group"), context.table("auto_scaling_groups")
     if name in table:
         text = "AutoScalingGroup by this name already exists - A group with the name "
@@ -347,25 +332,23 @@ def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
         raise _validation_error("At least one Availability Zone or VPC Subnet is required.")
     for zone in zones:
         check_zone(context, zone)
-    least, most, desired = _group_sizes(params)
-    where, now = _new_arn(context, "autoScalingGroup", name), context.clock.now()
+    min_size, max_size, desired = _group_sizes(params)
+    arn, now = _new_arn(context, "autoScalingGroup", name), context.clock.now()
     tags = [
         {"ResourceId": name, "ResourceType": "auto-scaling-group", "PropagateAtLaunch": True, **tag}
         for tag in params.get("Tags", [])
     ]
-    group = AutoScalingGroup(name, where, now, source, zones, least, most, desired, tags)
+    group = AutoScalingGroup(name, arn, now, source, zones, min_size, max_size, desired, tags)
     table[name] = group
     _scale_to_desired(context, group)
     return {}
 
 
 @operation(
-    "autoscaling",
-    "DescribeAutoScalingGroups",
-    honours=("AutoScalingGroupNames", "IncludeInstances", "MaxRecords", "NextToken"),
+    "autoscaling", "DescribeAutoScalingGroups", "AutoScalingGroupNames IncludeInstances MaxRecords NextToken"
 )
 def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, Any]:
-    """Return groups with their instances; names that do not exist are left out."""
+    """Return groups with their instances. Unknown names are ignored."""
     names = params.get("AutoScalingGroupNames")
     found = [
         g for name, g in sorted(context.table("auto_scaling_groups").items()) if not names or name in names
@@ -375,8 +358,8 @@ def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, 
         shown = {
             "AutoScalingGroupName": group.name,
             "AutoScalingGroupARN": group.arn,
-            "MinSize": group.least,
-            "MaxSize": group.most,
+            "MinSize": group.min_size,
+            "MaxSize": group.max_size,
             "DesiredCapacity": group.desired,
             "AvailabilityZones": group.zones,
             "CreatedTime": group.created,
@@ -389,9 +372,9 @@ def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, 
             "VPCZoneIdentifier": "",
             "Tags": group.tags,
         }
-        held = [_instance_view(context, i, group) for i in _members(context, group)]
+        instances = [_instance_view(context, i, group) for i in _members(context, group)]
         with_instances = params.get("IncludeInstances", True)
-        return shown | FIXED | group.source | ({"Instances": held} if with_instances else {})
+        return shown | FIXED | group.source | ({"Instances": instances} if with_instances else {})
 
     return _page(found, params, "AutoScalingGroups", view)
 
@@ -409,24 +392,22 @@ def _instance_view(context: Context, instance: Instance, group: AutoScalingGroup
 
 
 @operation(
-    "autoscaling",
-    "UpdateAutoScalingGroup",
-    honours=("AutoScalingGroupName", "DesiredCapacity", "MaxSize", "MinSize", *SOURCES),
+    "autoscaling", "UpdateAutoScalingGroup", *SOURCES, "AutoScalingGroupName DesiredCapacity MaxSize MinSize"
 )
 def update_auto_scaling_group(context: Context, params: Params) -> dict[str, Any]:
-    """Change sizes, or what is launched from now on; instances that run keep what they were made of."""
+    """Change the sizes of a group or what it launches. Running instances do not change."""
     group = _find_group(context, params["AutoScalingGroupName"])
-    least, most, desired = _group_sizes(params, group)
+    min_size, max_size, desired = _group_sizes(params, group)
     if any(params.get(name) for name in SOURCES):
         group.source = _launch_source(context, params)
-    group.least, group.most, group.desired = least, most, desired
+    group.min_size, group.max_size, group.desired = min_size, max_size, desired
     _scale_to_desired(context, group)
     return {}
 
 
-@operation("autoscaling", "DeleteAutoScalingGroup", honours=("AutoScalingGroupName", "ForceDelete"))
+@operation("autoscaling", "DeleteAutoScalingGroup", "AutoScalingGroupName ForceDelete")
 def delete_auto_scaling_group(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a group without instances, or with them when forced."""
+    """Delete a group without instances; with ``ForceDelete``, also its instances."""
     group = _find_group(context, params["AutoScalingGroupName"])
     members = _members(context, group)
     if members and not params.get("ForceDelete"):

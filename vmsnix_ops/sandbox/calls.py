@@ -1,4 +1,4 @@
-"""The call log: what clients asked, and what really ran."""
+"""The call log: every request, its outcome, and whether its operation ran."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ SECRET_PARAMETERS = frozenset({"SSECustomerKey", "CopySourceSSECustomerKey", "We
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request that reached the sandbox.
+    """One request.
 
     Parameters
     ----------
     number
-        Counts from 1 since the sandbox started.
+        Number since the start of the sandbox, from 1.
     at
-        When it arrived, UTC.
+        Time of its arrival, UTC.
     service, operation, region, principal
-        Who asked what where; empty as far as unknown.
+        The operation, the region and the ARN of the caller; empty if unknown.
     params
-        Its parameters, long texts shortened, streams left out.
+        Its parameters, with shortened texts and without streams.
     outcome
         ``"ok"`` or the error's code.
     status
         HTTP status; 0 when the connection was dropped.
     ran
-        Whether the operation came to its end: False for what was refused or failed, True for an answer that a
-        fault then lost.
+        Whether the operation completed. False: it was refused or failed. True also when a fault rule then
+        dropped the answer.
     fault
-        What a fault rule did, or empty.
+        The effect of a fault rule, or empty.
     seconds
         Real seconds until the answer was ready.
     request_id
-        As the client saw it.
+        The request ID in the answer.
     """
 
     number: int
@@ -67,7 +67,7 @@ class Call:
         return f"{self.service}:{self.operation}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the call with plain values only."""
+        """Return the call as a JSON object."""
         return asdict(self) | {"at": self.at.isoformat()}
 
 
@@ -87,36 +87,33 @@ class CallLog:
         return len(self._calls)
 
     def add(self, **fields: Any) -> Call:
-        """Append a call; its number is given here."""
+        """Add a call with the next number."""
         with self._lock:
             self._last += 1
             call = Call(number=self._last, **fields)
             self._calls.append(call)
         return call
 
-    def of(self, pattern: str = "*", *, ran: bool | None = None) -> list[Call]:
-        """Return the calls whose name matches, such as ``"ec2:Describe*"``.
-
-        With `ran`, only those that did or did not run.
-        """
+    def matching(self, pattern: str = "*", *, ran: bool | None = None) -> list[Call]:
+        """Return the calls with a name such as ``"ec2:Describe*"``; with `ran`, those that ran or not."""
         return [c for c in self if fnmatch.fnmatchcase(c.name, pattern) and (ran is None or c.ran is ran)]
 
     def count(self, pattern: str = "*", *, ran: bool | None = None) -> int:
-        """Return how many calls match, as `of` does."""
-        return len(self.of(pattern, ran=ran))
+        """Return the number of matching calls; see `matching`."""
+        return len(self.matching(pattern, ran=ran))
 
     def names(self) -> list[str]:
-        """Return the names of all calls in order."""
+        """Return the names of all calls, oldest first."""
         return [call.name for call in self]
 
     def clear(self) -> None:
-        """Forget all calls; numbers go on."""
+        """Delete all calls. The numbers continue."""
         with self._lock:
             self._calls.clear()
 
 
 def summarize_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters fit for a log: long texts shortened, bytes and streams replaced by what they are."""
+    """Return parameters for the log: texts are shortened, bytes and streams replaced by their type."""
     return {name: "…" if name in SECRET_PARAMETERS else _shorten(value) for name, value in params.items()}
 
 

@@ -1,12 +1,12 @@
-"""What every emulated operation is given, and how it joins the sandbox.
+"""The types that every emulated operation uses: errors, the clock, the tables, the call, the registry.
 
-An operation is a plain function ``(context, params) -> dict``. Requests were parsed, checked against
-botocore's model and authenticated before it runs; what it returns is written back in the service's own
-protocol. It raises `AwsError` with AWS's own code and text.
+An operation is a function ``(context, params) -> dict``. Before it runs, the request was parsed, checked
+against botocore's model, authenticated and authorized. Its result is written in the service's own protocol.
+It raises `AwsError` with AWS's code and text.
 
-A streaming parameter (the body of S3's PutObject, of EBS's PutSnapshotBlock) is a `wire.body.Body`:
-``body.read()`` gives its bytes, ``body.save(path, digests)`` writes them to disk. A streaming answer is
-bytes, or a list of `wire.http.FileRange`, which go to the socket without passing through this process.
+A streaming parameter (the body of S3's PutObject, of EBS's PutSnapshotBlock) is a `wire.http.Body`:
+``body.read()`` returns its bytes, ``body.save(path, digests)`` writes them to disk. A streaming result is
+bytes, or a list of `wire.http.FileRange`, which the server sends without copying them into this process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,22 +26,21 @@ if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
-
 Params = dict[str, Any]
 Handler = Callable[["Context", Params], dict[str, Any]]
 
 
 class AwsError(Exception):
-    """An error answer, as AWS would send it.
+    """An error answer, as AWS sends it.
 
     Parameters
     ----------
     code, message
         AWS's code and text.
     status
-        HTTP status; EC2 answers 400 for nearly everything.
+        HTTP status. EC2 answers 400 to nearly every error.
     extra
-        Further members of the error shape, such as ``Reason`` of an EBS ``ValidationException``.
+        Further members of the error, such as ``Reason`` of an EBS ``ValidationException``.
     """
 
     def __init__(self, code: str, message: str, *, status: int = 400, **extra: Any) -> None:
@@ -49,16 +48,30 @@ class AwsError(Exception):
         self.code, self.message, self.status, self.extra = code, message, status, extra
 
 
+NOT_EMULATED = "NotImplemented"
+
+
+def not_emulated(what: str) -> AwsError:
+    """Return the error for something that AWS has and the sandbox does not.
+
+    Parameters
+    ----------
+    what
+        Such as ``"ec2:DescribeFleets"`` or ``"the parameter 'Foo' of ec2:RunInstances"``.
+    """
+    return AwsError(NOT_EMULATED, f"The sandbox does not emulate {what}.", status=501)
+
+
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def load_json(text: bytes | str) -> Any:
-    """Return the value of a JSON text that a client sent.
+    """Return the value of a JSON text from a client.
 
     Raises
     ------
     ValueError
-        The text is not JSON as RFC 8259 defines it, is nested too deeply, or has text that is not Unicode.
+        The text is not JSON (RFC 8259), is nested too deeply, or contains text that is not Unicode.
     """
 
     def refuse(constant: str) -> float:
@@ -75,31 +88,36 @@ def load_json(text: bytes | str) -> Any:
     return value
 
 
-class Clock:
-    """Real timestamps, scaled ages.
+def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return tags as most services list them."""
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
 
-    Timestamps that the sandbox shows are real ones. How far along an import or a snapshot is depends on its
-    scaled age, so that tests can live through minutes in milliseconds.
+
+class Clock:
+    """Real timestamps and scaled ages.
+
+    The sandbox shows real timestamps. The progress of an import or a snapshot depends on its scaled age, so
+    that a test can simulate minutes in milliseconds.
 
     Parameters
     ----------
     speed
-        How many sandbox seconds pass in one real second.
+        Sandbox seconds per real second.
 
     Raises
     ------
     ValueError
-        A speed or a step is not a number of seconds from 0 to `MOST_SECONDS`.
+        A speed or a step is not a number of seconds from 0 to `MAX_SECONDS`.
     """
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
-        self.skew = timedelta(0)  # how far the sandbox believes to be ahead, for rehearsing clock skew
-        self._steps: list[tuple[datetime, float]] = []  # when `advance` was called, and by how many seconds
+        self.skew = timedelta(0)  # added to the time in answers; simulates clients whose clock is wrong
+        self._steps: list[tuple[datetime, float]] = []  # time of each call of `advance`, and its seconds
 
     @property
     def speed(self) -> float:
-        """How many sandbox seconds pass in one real second."""
+        """Sandbox seconds per real second."""
         return self._speed
 
     @speed.setter
@@ -111,32 +129,33 @@ class Clock:
         return datetime.now(UTC)
 
     def age(self, since: datetime) -> float:
-        """Return how many sandbox seconds ago `since` was."""
+        """Return the sandbox seconds from a time until now."""
         return (self.now() - since).total_seconds() * self.speed + self._advanced(since)
 
     def advance(self, seconds: float) -> None:
-        """Let everything that there is become older by this many sandbox seconds."""
+        """Make everything older by this many sandbox seconds."""
         self._steps.append((self.now(), _check_seconds("advance", seconds)))
 
-    def forget(self) -> None:
-        """Take back every `advance`: what they aged is gone.
+    def forget_steps(self) -> None:
+        """Undo every `advance`.
 
-        A presigned URL tells its time in whole seconds, and would count one that came a moment before it.
+        A reset needs this: a presigned URL has a time in whole seconds, so a step shortly before would
+        count for a URL that was made after it.
         """
         self._steps.clear()
 
-    def passed(self, moment: datetime, *, since: datetime | None = None) -> bool:
-        """Return whether a moment that an answer showed, such as an expiry, has come.
+    def is_past(self, moment: datetime, *, since: datetime | None = None) -> bool:
+        """Return whether a time in an answer, such as an expiry, has passed.
 
-        Such moments pass in real time, because clients compare them with their own clocks; `advance` brings
+        Such times pass in real time, because clients compare them with their own clocks; `advance` brings
         them nearer.
 
         Parameters
         ----------
         moment
-            What the answer showed.
+            The time in the answer.
         since
-            When it was given: what `advance` did before does not count. None counts all of it.
+            When the answer was given; earlier steps of `advance` do not count. None: all steps count.
         """
         return self.now() + timedelta(seconds=self._advanced(since)) >= moment
 
@@ -153,47 +172,34 @@ def _check_seconds(name: str, seconds: float) -> float:
     return seconds
 
 
-@dataclass
-class Tables:
+class Tables(dict[tuple[str, str, str], dict[str, Any]]):
     """All metadata: a dictionary for each account, region and kind of resource."""
 
-    _tables: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
-
     def table(self, account: str, region: str, kind: str) -> dict[str, Any]:
-        """Return the dictionary of one kind of resource, made when first asked for."""
-        return self._tables.setdefault((account, region, kind), {})
+        """Return the resources of one kind by name or ID; creates an empty table when there is none."""
+        return self.setdefault((account, region, kind), {})
 
-    def regions_with(self, account: str, kind: str) -> dict[str, dict[str, Any]]:
-        """Return the dictionaries of one kind over all regions, keyed by region."""
-        return {r: t for (a, r, k), t in list(self._tables.items()) if a == account and k == kind}
+    def of_kind(self, kind: str) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return the tables of one kind by account and region."""
+        return {(a, r): table for (a, r, k), table in list(self.items()) if k == kind}
 
-    def all(self) -> dict[tuple[str, str, str], dict[str, Any]]:
-        """Return all dictionaries by account, region and kind."""
-        return self._tables
+    def in_region(self, kind: str, region: str) -> Iterator[Any]:
+        """Yield the resources of one kind in a region, of all accounts."""
+        for (_, r), table in self.of_kind(kind).items():
+            if r == region:
+                yield from list(table.values())
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._tables.clear()
-
-    def replace(self, tables: Tables) -> None:
-        """Forget everything and take over other tables."""
-        self._tables.clear()
-        self._tables.update(tables._tables)
-
-    def kinds(self) -> list[str]:
-        """Return the kinds of resources that there are tables of, sorted."""
-        return sorted({kind for _, _, kind in list(self._tables)})
-
-    def everywhere(self, kind: str) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return the dictionaries of one kind over all accounts and regions, keyed by (account, region)."""
-        return {(a, r): t for (a, r, k), t in list(self._tables.items()) if k == kind}
+    def find(self, kind: str, region: str, name: str) -> Any | None:
+        """Return a resource by name or ID, whichever account owns it."""
+        tables = (table for (_, r), table in self.of_kind(kind).items() if r == region)
+        return next((table[name] for table in tables if name in table), None)
 
 
 @dataclass(frozen=True)
 class Context:
-    """One call: who asks, where, and the world that it may look at and change."""
+    """One call: its caller, its region, and the state of the sandbox."""
 
-    service: str  # botocore's service name: "ec2", "s3", "ebs", "iam", "sts", "ssm"
+    service: str  # botocore's service name, such as "ec2"
     operation: str
     region: str
     account: str
@@ -202,16 +208,12 @@ class Context:
     request_id: str
     clock: Clock
     tables: Tables
-    blocks: Any  # blocks.BlockStore
-    folder: Path  # where large things lie
+    blocks: Any  # storage.BlockStore
+    folder: Path  # of the files of objects
     lock: threading.RLock
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Any = (
-        None  # wire.body.Body of a streaming request; also the value of the streaming parameter itself
-    )
-    outcome: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what a fault rule wants the started work to come to
+    body: Any = None  # wire.http.Body; also the value of a streaming parameter
+    outcome: Mapping[str, Any] = field(default_factory=dict)  # of the started work, set by a fault rule
 
     @property
     def partition(self) -> str:
@@ -219,45 +221,49 @@ class Context:
         return partition_of(self.region)
 
     def table(self, kind: str, *, region: str | None = None) -> dict[str, Any]:
-        """Return this account's resources of one kind in this (or the given) region.
+        """Return this account's resources of one kind, by default in the region of the call.
 
-        ``region=""`` is global.
+        IAM and S3 keep their resources in the region ``""``.
         """
         return self.tables.table(self.account, self.region if region is None else region, kind)
+
+    def arn(self, service: str, resource: str, *, region: str | None = None) -> str:
+        """Return the ARN of a resource of this account, by default in the region of the call."""
+        where = self.region if region is None else region
+        return f"arn:{self.partition}:{service}:{where}:{self.account}:{resource}"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An emulated operation and the parameters that it honours; any other parameter is refused loudly."""
+    """An emulated operation. A request with a parameter that is not listed here is refused."""
 
     service: str
     name: str
     handler: Handler
-    honours: frozenset[str]
-    locks: bool  # False: the handler takes the lock itself, for as short as it can
+    parameters: frozenset[str]
+    locks: bool  # False: the handler takes the lock itself, for a shorter time
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {}
 
 
-def operation(
-    service: str, name: str, *, honours: Iterable[str] = (), locks: bool = True
-) -> Callable[[Handler], Handler]:
+def operation(service: str, name: str, *parameters: str, locks: bool = True) -> Callable[[Handler], Handler]:
     """Register a handler for one operation of one service.
 
     Parameters
     ----------
     service, name
         botocore's service name and the operation's name, such as ``"ec2"`` and ``"RegisterImage"``.
-    honours
-        Top-level request members that the handler acts upon. ``DryRun`` is honoured for all of EC2 by the
-        server.
+    parameters
+        Names of the parameters that the handler uses, separated by spaces. The server handles ``DryRun``
+        of all EC2 operations.
     locks
-        Whether the server holds the state lock around the handler.
+        Whether the server holds the state lock while the handler runs.
     """
 
     def register(handler: Handler) -> Handler:
-        OPERATIONS[service, name] = Operation(service, name, handler, frozenset(honours), locks)
+        names = frozenset(" ".join(parameters).split())
+        OPERATIONS[service, name] = Operation(service, name, handler, names, locks)
         return handler
 
     return register
@@ -267,23 +273,6 @@ SERVICE_MODULES = ("autoscaling", "ebs", "ec2", "iam", "quotas", "s3", "sns", "s
 
 
 def load_operations() -> None:
-    """Register the operations of all services; doing it twice changes nothing."""
+    """Register the operations of all services. Safe to call again."""
     for service in SERVICE_MODULES:
         importlib.import_module(f"{__package__}.{service}")
-
-
-NOT_EMULATED = "NotImplemented"
-
-
-def not_emulated(service: str, operation: str, what: str) -> AwsError:
-    """Return the loud refusal of something that AWS has and the sandbox does not.
-
-    Parameters
-    ----------
-    service, operation
-        Which operation was called.
-    what
-        What about it is not emulated, such as ``"the parameter 'Foo'"``; empty for all of it.
-    """
-    subject = f"{what} of {service}:{operation}" if what else f"{service}:{operation}"
-    return AwsError(NOT_EMULATED, f"The sandbox does not emulate {subject}.", status=501)

@@ -1,4 +1,4 @@
-"""Access keys and sessions: who a request comes from.
+"""Access keys and sessions, and the authentication of requests.
 
 Error codes differ by service. Sources: "Common Errors" in the API references of IAM, STS, Systems Manager and
 EBS direct APIs; "Error codes for the Amazon EC2 API"; "Error Responses" in the Amazon S3 API Reference.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.signature import Authorization
 
 
-DEFAULT_ACCOUNT = "012345678901"  # begins with a zero on purpose: an account id is a text
+DEFAULT_ACCOUNT = "012345678901"  # begins with a zero, which is lost where an account ID is read as a number
 DEFAULT_ACCESS_KEY = "AKIAVMSNIXSANDBOX000"
 DEFAULT_SECRET_KEY = "vmsnix-sandbox-secret-key-that-opens-nothing"  # noqa: S105 - of no AWS account
 
@@ -50,7 +50,7 @@ def credentials_table(tables: Tables) -> dict[str, Credential]:
 def create_session(
     tables: Tables, account: str, principal: str, user_id: str, issued: datetime, seconds: int
 ) -> Credential:
-    """Make and remember the credentials of a session."""
+    """Create the credentials of a session."""
     credential = Credential(
         access_key="ASIA" + secrets.token_hex(8).upper(),
         secret=secrets.token_urlsafe(30),
@@ -66,12 +66,10 @@ def create_session(
 
 
 def unique_id(prefix: str, *parts: str) -> str:
-    """Return an id such as ``AIDA...`` that is the same for the same parts."""
+    """Return an ID such as ``AIDA...``, the same for the same parts."""
     return prefix + hashlib.sha256("/".join(parts).encode()).hexdigest()[:17].upper()
 
 
-# protocol or service -> (unknown key, wrong signature, expired session, unsigned), each as (code, HTTP
-# status, text)
 _TOKEN_INVALID = "The security token included in the request is invalid."  # noqa: S105 - a message
 _TOKEN_EXPIRED = "The security token included in the request is expired"  # noqa: S105 - a message
 _MISMATCH = (
@@ -80,7 +78,7 @@ _MISMATCH = (
 )
 _NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
 _MISSING = "Request is missing Authentication Token"
-AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {
+AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {  # by protocol: code, status, text
     "ec2": {
         "unknown": ("AuthFailure", 401, _NOT_VALIDATED),
         "signature": ("AuthFailure", 401, _NOT_VALIDATED),
@@ -124,7 +122,7 @@ AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {
 
 
 def authentication_error(service: Service, kind: str, **extra: str) -> AwsError:
-    """Return the error of one kind: ``unknown``, ``signature``, ``expired`` or ``unsigned``."""
+    """Return the service's error of a kind: ``unknown``, ``signature``, ``expired`` or ``unsigned``."""
     code, status, text = AUTHENTICATION_ERRORS[service.protocol][kind]
     return AwsError(code, text, status=status, **extra)
 
@@ -132,13 +130,13 @@ def authentication_error(service: Service, kind: str, **extra: str) -> AwsError:
 def authenticate(
     request: Request, authorization: Authorization, service: Service, tables: Tables, clock: Clock
 ) -> Credential:
-    """Return whose request this is.
+    """Return the credential that signed a request.
 
     Raises
     ------
     AwsError
-        With the service's own code: unknown key, wrong signature, expired session or URL, clock skew, unknown
-        region.
+        The service's error for an unknown key, a wrong signature, an expired session or URL, a wrong clock,
+        or an unknown region.
     """
     xml = service.protocol == "rest-xml"
     credential = credentials_table(tables).get(authorization.access_key)
@@ -160,7 +158,7 @@ def authenticate(
                 raise AwsError("InvalidToken", "The provided token is malformed or otherwise invalid.")
             raise authentication_error(service, "unknown")
         issued, expires = credential.issued, credential.expires
-        if issued is not None and expires is not None and clock.passed(expires, since=issued):
+        if issued is not None and expires is not None and clock.is_past(expires, since=issued):
             raise authentication_error(service, "expired")
     return credential
 
@@ -177,7 +175,7 @@ def _payload_hashes(request: Request, authorization: Authorization) -> tuple[str
 def _check_time(authorization: Authorization, service: Service, clock: Clock) -> None:
     now, stamp = clock.now() + clock.skew, authorization.timestamp
     if authorization.presigned and authorization.expires is not None:
-        if clock.passed(stamp + authorization.expires, since=stamp):
+        if clock.is_past(stamp + authorization.expires, since=stamp):
             if service.protocol == "rest-xml":
                 raise AwsError(
                     "AccessDenied",

@@ -1,4 +1,4 @@
-"""From a request to its answer: who asks what, is it emulated, do faults strike, what comes out."""
+"""From a request to its answer: authentication, parameters, authorization, fault rules, the operation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ READ_ONLY = ("Describe", "Get", "List", "Head")
 
 @dataclass
 class Exchange:
-    """One request on its way to an answer."""
+    """One request and the facts about it for the call log."""
 
     request: Request
     service: Service
@@ -64,9 +64,9 @@ class Exchange:
     region: str = ""
     principal: str = ""
     params: dict[str, Any] = field(default_factory=dict)
-    entered: bool = False  # the operation began
-    ran: bool = False  # and came to its end
-    struck: list[Fault] = field(default_factory=list)
+    started_operation: bool = False
+    ran: bool = False  # the operation completed
+    rules: list[Fault] = field(default_factory=list)  # fault rules that apply
 
 
 class Dispatcher:
@@ -75,7 +75,7 @@ class Dispatcher:
     Parameters
     ----------
     world
-        The state to look at and change.
+        The state of the sandbox.
     """
 
     def __init__(self, world: World) -> None:
@@ -83,7 +83,7 @@ class Dispatcher:
         self.stopping = threading.Event()
 
     def answer(self, request: Request) -> Response:
-        """Return the answer to one request; never raises but for a client that went away."""
+        """Return the answer to one request. Raises only when the client disconnects."""
         host = LOCAL_HOST.fullmatch(request.headers.get("host", "").lower())
         if host is None:
             return _text_response(
@@ -108,7 +108,7 @@ class Dispatcher:
         return self._exchange(exchange)
 
     def refuse(self, error: BadRequestError) -> Response:
-        """Return the answer to what is no request, in the form of the service that it seems to be for."""
+        """Return the answer to an invalid request, in the protocol of the service that it is probably for."""
         service, path = service_model("s3"), ""
         if error.request is not None:
             path = error.request.raw_path
@@ -153,15 +153,13 @@ class Dispatcher:
         except Exception as error:
             logger.exception("%s:%s failed", exchange.service.name, exchange.operation)
             outcome = "InternalError"
-            broken = AwsError(
-                outcome, f"The sandbox itself failed: {type(error).__name__}: {error}", status=500
-            )
+            broken = AwsError(outcome, f"The sandbox failed: {type(error).__name__}: {error}", status=500)
             response = write_error(exchange.service, broken, exchange.request_id)
-        if self.world.clock.skew:  # clients find out about their own clocks by this header
+        if self.world.clock.skew:  # clients correct their clocks by this header
             now = self.world.clock.now() + self.world.clock.skew
             response.headers["Date"] = format_datetime(now, usegmt=True)
-        if exchange.entered and not exchange.operation.startswith(READ_ONLY):
-            self.world.changed()
+        if exchange.started_operation and not exchange.operation.startswith(READ_ONLY):
+            self.world.mark_changed()
         self._log(exchange, outcome, 0 if dropped else response.status)
         return response
 
@@ -176,7 +174,7 @@ class Dispatcher:
             outcome=outcome,
             status=status,
             ran=exchange.ran,
-            fault=", ".join(f"{rule.do} {rule.when}" for rule in exchange.struck),
+            fault=", ".join(f"{rule.do} {rule.when}" for rule in exchange.rules),
             seconds=time.monotonic() - exchange.started,
             request_id=exchange.request_id,
         )
@@ -194,30 +192,32 @@ class Dispatcher:
         exchange.params = params
         operation = OPERATIONS.get((service.name, target.operation))
         if operation is None:
-            raise not_emulated(service.name, target.operation, "")
+            raise not_emulated(f"{service.name}:{target.operation}")
         for name in params:
-            if name not in operation.honours:
-                raise not_emulated(service.name, target.operation, f"the parameter {name!r}")
-        self._strike(exchange)
+            if name not in operation.parameters:
+                raise not_emulated(f"the parameter {name!r} of {service.name}:{target.operation}")
+        self._apply_rules_before(exchange)
         context = self._context(exchange, caller)
-        self.world.authorize(context, operation, params)
+        self.world.authorize(context, params)
         if dry_run:
             raise AwsError(
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
             )
-        exchange.entered = True
+        exchange.started_operation = True
         if not exchange.operation.startswith(READ_ONLY):
-            self.world.remember_for_stale_reads(service.name)
+            self.world.keep_for_stale_reads(service.name)
         with self.world.lock if operation.locks else nullcontext():
             result = operation.handler(context, params)
         exchange.ran = True
-        result = self._spoil(exchange, result)
+        result = self._apply_rules_after(exchange, result)
         response = write_answer(service, target.model, result, exchange.request_id)
-        self._spoil_response(exchange, response)
+        for rule in exchange.rules:
+            if rule.when == "body" and rule.of == "answer":
+                response.cut_after = rule.keep
         return response
 
     def _prepare_body(self, exchange: Exchange) -> None:
-        """Unwrap ``aws-chunked`` and remember the hash that the client signed."""
+        """Have ``aws-chunked`` decoded, and the hash that the client signed checked."""
         request, authorization = exchange.request, exchange.authorization
         payload = request.headers.get("x-amz-content-sha256", "")
         if not payload.startswith("STREAMING-"):
@@ -238,8 +238,8 @@ class Dispatcher:
             raise authentication_error(service, "unsigned")
         caller = authenticate(exchange.request, exchange.authorization, service, world.tables, world.clock)
         if not is_region_enabled(world.tables, caller.account, exchange.authorization.region):
-            # IAM does not tell a region about accounts that have not opted into it ("Enable or disable AWS
-            # Regions in your account"), so every service there takes good keys for unknown ones.
+            # IAM does not send the keys of an account to regions that it has not opted in to ("Enable or
+            # disable AWS Regions in your account"), so valid keys are unknown there.
             raise authentication_error(service, "unknown")
         return caller
 
@@ -247,7 +247,7 @@ class Dispatcher:
         world = self.world
         outcome: dict[str, Any] = {}
         tables = world.tables
-        for rule in exchange.struck:
+        for rule in exchange.rules:
             outcome |= rule.outcome
             if rule.do == "stale" and exchange.operation.startswith(READ_ONLY):
                 tables = world.tables_for_read(exchange.service.name, rule) or tables
@@ -269,22 +269,20 @@ class Dispatcher:
             outcome=outcome,
         )
 
-    # Faults
-
-    def _strike(self, exchange: Exchange) -> None:
-        """Find the rules that strike this call; do what they do before it runs."""
+    def _apply_rules_before(self, exchange: Exchange) -> None:
+        """Find the fault rules of this call, and apply those with ``before``."""
         name = f"{exchange.service.name}:{exchange.operation}"
         facts = flatten_params(exchange.params) | {"region": exchange.region, "principal": exchange.principal}
-        exchange.struck = self.world.faults.strike(name, facts)
-        for rule in exchange.struck:
+        exchange.rules = self.world.faults.match(name, facts)
+        for rule in exchange.rules:
             if rule.when == "before":
-                self._do(rule)
+                self._apply(rule)
             elif rule.when == "body" and rule.of == "request":
-                if exchange.request.body.http.finished:  # small bodies were read with the parameters
+                if exchange.request.body.http.finished:  # a small body was read with the parameters
                     raise _DropConnectionError(reset=rule.do == "reset")
                 exchange.request.body.cut_after = rule.keep
 
-    def _do(self, rule: Fault) -> None:
+    def _apply(self, rule: Fault) -> None:
         if rule.do == "error":
             raise AwsError(rule.code, rule.message, status=rule.http, **rule.extra)
         if rule.do == "delay":
@@ -294,22 +292,16 @@ class Dispatcher:
         if rule.do in {"hang", "drop", "reset"}:
             raise _DropConnectionError(reset=rule.do == "reset")
 
-    def _spoil(self, exchange: Exchange, result: dict[str, Any]) -> dict[str, Any]:
-        """Do what rules do after the operation ran."""
-        for rule in exchange.struck:
+    def _apply_rules_after(self, exchange: Exchange, result: dict[str, Any]) -> dict[str, Any]:
+        """Apply the fault rules with ``after`` to the result of the operation."""
+        for rule in exchange.rules:
             if rule.when != "after":
                 continue
             if rule.do in {"blank", "set"}:
                 result = edit_answer(result, rule.fields, rule.values)
             else:
-                self._do(rule)
+                self._apply(rule)
         return result
-
-    @staticmethod
-    def _spoil_response(exchange: Exchange, response: Response) -> None:
-        for rule in exchange.struck:
-            if rule.when == "body" and rule.of == "answer":
-                response.cut_after = rule.keep
 
 
 class _DropConnectionError(Exception):

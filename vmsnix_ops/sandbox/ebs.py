@@ -1,7 +1,9 @@
-"""Start, fill and complete snapshots; the errors of the EBS direct APIs.
+"""The EBS direct APIs: write and read snapshots block by block.
 
-Source: "Errors" of the six operations' reference pages; the reasons are the enumerations of botocore's model.
-The texts are from memory.
+Sources: the reference pages of the six operations, whose errors have a reason from an enumeration in
+botocore's model; "Amazon EBS direct APIs" (block size, aggregated checksum, timeout, quota of pending
+snapshots); "Read snapshots using the EBS direct APIs" (lifetimes of block tokens and page tokens). The
+texts are from memory.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from bisect import bisect_left
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, new_id, tag_list
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, new_id
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
 from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, Snapshot
 from vmsnix_ops.sandbox.wire.http import FileRange
@@ -34,80 +36,66 @@ SNAPSHOT_ID = re.compile(r"snap-([0-9a-f]{8}|[0-9a-f]{17})")
 
 
 def _validation_error(reason: str, text: str) -> AwsError:
-    """Return a ValidationException with its reason."""
+    """Return a ``ValidationException`` with a reason."""
     return AwsError("ValidationException", text, status=400, Reason=reason)
 
 
 def _snapshot_not_found(snapshot_id: str) -> AwsError:
-    """Return a ResourceNotFoundException for a snapshot."""
+    """Return a ``ResourceNotFoundException`` for a snapshot."""
     text = f"The snapshot '{snapshot_id}' does not exist."
     return AwsError("ResourceNotFoundException", text, status=404, Reason="SNAPSHOT_NOT_FOUND")
 
 
+def _check_snapshot_id(snapshot_id: str) -> None:
+    if not SNAPSHOT_ID.fullmatch(snapshot_id):
+        text = f"The snapshot ID '{snapshot_id}' is not valid."
+        raise _validation_error("INVALID_SNAPSHOT_ID", text)
+
+
 def _find_own_snapshot(context: Context, snapshot_id: str) -> Snapshot:
-    """Return a snapshot of the caller's account in this region."""
+    """Return a snapshot of the caller in this region."""
+    _check_snapshot_id(snapshot_id)
     found: Snapshot | None = context.table("snapshots").get(snapshot_id)
     if found is None:
-        if not SNAPSHOT_ID.fullmatch(snapshot_id):
-            raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot ID '{snapshot_id}' is not valid.")
         raise _snapshot_not_found(snapshot_id)
     return found
 
 
 def _find_readable_snapshot(context: Context, snapshot_id: str) -> Snapshot:
-    """Return a completed snapshot that the caller owns or that was shared with it."""
-    if not SNAPSHOT_ID.fullmatch(snapshot_id):
-        raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot ID '{snapshot_id}' is not valid.")
-    for (_, region), table in context.tables.everywhere("snapshots").items():
-        if region == context.region and snapshot_id in table:
-            found: Snapshot = table[snapshot_id]
-            break
-    else:
+    """Return a completed snapshot of the caller, or one that is shared with it."""
+    _check_snapshot_id(snapshot_id)
+    found: Snapshot | None = context.tables.find("snapshots", context.region, snapshot_id)
+    if found is None:
         raise _snapshot_not_found(snapshot_id)
     if not found.readable_by(context.account):
         text = f"You are not allowed to read the snapshot '{snapshot_id}'."
         raise AwsError("AccessDeniedException", text, status=403, Reason="UNAUTHORIZED_ACCOUNT")
     state = found.state(context.clock)
     if state != "completed":
-        raise _validation_error(
-            "INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is not completed: it is {state}."
-        )
+        text = f"The snapshot '{snapshot_id}' is not completed: it is {state}."
+        raise _validation_error("INVALID_SNAPSHOT_ID", text)
     return found
 
 
-# StartSnapshot, PutSnapshotBlock and CompleteSnapshot.
-#
-# Sources: the reference pages of the operations; "Amazon EBS direct APIs": the block size, the aggregated
-# checksum, the timeout, the quota of pending snapshots. Rates are not limited here: fault rules throttle
-# (``RequestThrottledException``).
-
+# Write
 
 MAX_PENDING_SNAPSHOTS = 100
-"""Snapshots of an account and region that were started and not completed (documented quota)."""
+"""Pending snapshots of an account in a region (documented quota)."""
 
 BLOCKS_PER_GIB = GIB // BLOCK_BYTES
 MAX_GIB = 65_536
 TIMEOUT_MINUTES, MIN_MINUTES, MAX_MINUTES = 60, 10, 4320
 COMPLETE_SECONDS, SECONDS_PER_WRITTEN_GIB = 8.0, 8.0
-"""How long a snapshot stays pending after CompleteSnapshot; guesses."""
+"""How long a snapshot is pending after CompleteSnapshot; guesses."""
 
 
 @operation(
     "ebs",
     "StartSnapshot",
-    honours=(
-        "ClientToken",
-        "Description",
-        "Encrypted",
-        "KmsKeyArn",
-        "ParentSnapshotId",
-        "Tags",
-        "Timeout",
-        "VolumeSize",
-    ),
+    "ClientToken Description Encrypted KmsKeyArn ParentSnapshotId Tags Timeout VolumeSize",
 )
 def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Begin a snapshot that blocks are then put into; what is not put comes from the parent."""
+    """Start a snapshot. Blocks that are not written are those of the parent."""
     known = _snapshot_of_token(context, params)
     if known is not None:
         return _start_answer(context, known)
@@ -163,7 +151,7 @@ def _fingerprint(params: Params) -> str:
 
 
 def _snapshot_of_token(context: Context, params: Params) -> Snapshot | None:
-    """Return what an earlier call with this token started, if it is still there."""
+    """Return the snapshot that an earlier call with this client token started, if it exists."""
     digest, snapshot_id = context.table("ebs_tokens").get(params.get("ClientToken", ""), ("", ""))
     found: Snapshot | None = context.table("snapshots").get(snapshot_id)
     if found is not None and digest != _fingerprint(params):
@@ -188,7 +176,7 @@ def _find_parent(context: Context, params: Params) -> Snapshot | None:
 
 
 def _snapshot_encryption(context: Context, params: Params, parent: Snapshot | None) -> tuple[bool, str]:
-    """Return whether the snapshot is encrypted, and with which key."""
+    """Return whether the snapshot is encrypted, and its key."""
     if parent is not None:
         if "Encrypted" in params or "KmsKeyArn" in params:
             # Documented: with a parent, Encrypted must be omitted and the parent's key is used.
@@ -225,7 +213,7 @@ def _start_answer(context: Context, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _open_upload(context: Context, snapshot: Snapshot) -> DirectUpload:
-    """Return the upload of a snapshot that can be written."""
+    """Return the upload of a snapshot that accepts blocks."""
     if snapshot.upload is None:
         text = f"The snapshot '{snapshot.snapshot_id}' is not pending: no block can be written to it."
         raise _validation_error("INVALID_SNAPSHOT_ID", text)
@@ -238,19 +226,11 @@ def _open_upload(context: Context, snapshot: Snapshot) -> DirectUpload:
 @operation(
     "ebs",
     "PutSnapshotBlock",
-    honours=(
-        "BlockData",
-        "BlockIndex",
-        "Checksum",
-        "ChecksumAlgorithm",
-        "DataLength",
-        "Progress",
-        "SnapshotId",
-    ),
+    "BlockData BlockIndex Checksum ChecksumAlgorithm DataLength Progress SnapshotId",
     locks=False,
 )
 def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
-    """Write one block; the lock is held only to note its digest."""
+    """Write one block. The state lock is held only to record its digest."""
     snapshot = _find_own_snapshot(context, params["SnapshotId"])
     upload = _open_upload(context, snapshot)
     index = params["BlockIndex"]
@@ -271,7 +251,7 @@ def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
     if digest != _decode_checksum(params["Checksum"]):
         raise _validation_error("INVALID_BLOCK", "The checksum does not match the data of the block.")
     with context.lock:
-        # Another request may have sealed the snapshot, or it may have expired, while this one was read.
+        # The snapshot may have been completed, or have expired, while this block was received.
         upload = _open_upload(context, snapshot)
         upload.written[index] = digest
         upload.last_write = context.clock.now()
@@ -280,7 +260,7 @@ def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _read_block(context: Context) -> bytearray:
-    """Return the body, which must be one block, copied once."""
+    """Return the body, which must be one block."""
     block, filled = bytearray(BLOCK_BYTES), 0
     for piece in context.body.chunks():
         if filled + len(piece) > BLOCK_BYTES:
@@ -293,7 +273,7 @@ def _read_block(context: Context) -> bytearray:
 
 
 def _decode_checksum(checksum: str) -> bytes:
-    """Return a base64 checksum's bytes; empty when it is none."""
+    """Return the bytes of a base64 checksum; empty for other text."""
     try:
         return base64.b64decode(checksum, validate=True)
     except binascii.Error:
@@ -303,22 +283,16 @@ def _decode_checksum(checksum: str) -> bytes:
 @operation(
     "ebs",
     "CompleteSnapshot",
-    honours=(
-        "ChangedBlocksCount",
-        "Checksum",
-        "ChecksumAggregationMethod",
-        "ChecksumAlgorithm",
-        "SnapshotId",
-    ),
+    "ChangedBlocksCount Checksum ChecksumAggregationMethod ChecksumAlgorithm SnapshotId",
 )
 def complete_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Seal a snapshot: no more blocks; it is completed a while later.
+    """Complete a snapshot. It accepts no more blocks and is ``completed`` some seconds later.
 
-    A fault rule's outcome may give ``status_message``: the snapshot then becomes ``error`` with it.
+    With ``status_message`` in the outcome of a fault rule, it becomes ``error`` with this text.
     """
     snapshot = _find_own_snapshot(context, params["SnapshotId"])
     if snapshot.upload is None and snapshot.direct:
-        return {"Status": snapshot.state(context.clock)}  # asked again, perhaps because the answer was lost
+        return {"Status": snapshot.state(context.clock)}  # a repeated call, such as after a lost answer
     upload = _open_upload(context, snapshot)
     count = params["ChangedBlocksCount"]
     if count != len(upload.written):
@@ -334,7 +308,7 @@ def complete_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _check_aggregate(params: Params, upload: DirectUpload) -> None:
-    """Compare the checksum over the blocks' checksums (LINEAR: raw digests in ascending order of index)."""
+    """Check the checksum of the blocks' checksums (LINEAR: raw digests in ascending order of index)."""
     given = [
         name for name in ("Checksum", "ChecksumAggregationMethod", "ChecksumAlgorithm") if name in params
     ]
@@ -360,18 +334,20 @@ _SIGNATURE_BYTES = 16
 
 
 class TokenSigner:
-    """Makes and checks the tokens of one purpose, such as reading one snapshot.
+    """Creates and checks the tokens of one purpose, such as the blocks of one snapshot.
+
+    AWS does not document the content of its tokens. They must match ``^[A-Za-z0-9+/=]+$``.
 
     Parameters
     ----------
     context
-        The call; the key is kept with the sandbox's state.
+        The call. The signing key is kept in the sandbox's tables.
     purpose
-        What the tokens are good for; a token of another purpose is refused.
+        Tokens of another purpose are refused.
     life
-        How long its tokens are good.
+        How long the tokens are valid.
     expires
-        When tokens made here end.
+        When the tokens that this object creates expire.
     """
 
     def __init__(
@@ -384,12 +360,12 @@ class TokenSigner:
         self._expires = int(expires.timestamp()) if expires is not None else 0
 
     def token(self, number: int) -> str:
-        """Return the token of a block index or a page's start."""
+        """Return the token of a block index or of the first index of a page."""
         content = _CONTENT.pack(number, self._expires)
         return base64.b64encode(content + self._sign(content)).decode("ascii")
 
     def number(self, token: str) -> int | None:
-        """Return what a token stands for; None when it is not one of these, or has expired."""
+        """Return the number in a token; None when the token is invalid or has expired."""
         try:
             raw = base64.b64decode(token, validate=True)
         except (binascii.Error, ValueError):
@@ -399,7 +375,7 @@ class TokenSigner:
             return None
         number, expires = _CONTENT.unpack(content)
         end = datetime.fromtimestamp(expires, UTC)
-        return None if self._clock.passed(end, since=end - self._life) else int(number)
+        return None if self._clock.is_past(end, since=end - self._life) else int(number)
 
     def _sign(self, content: bytes) -> bytes:
         signing = self._base.copy()
@@ -407,10 +383,7 @@ class TokenSigner:
         return signing.digest()
 
 
-# ListSnapshotBlocks, ListChangedBlocks and GetSnapshotBlock.
-#
-# Sources: the reference pages of the operations; "Read snapshots using the EBS direct APIs".
-
+# Read and compare
 
 MIN_RESULTS, MAX_RESULTS = 100, 10_000
 
@@ -418,7 +391,7 @@ MIN_RESULTS, MAX_RESULTS = 100, 10_000
 def _page(
     context: Context, params: Params, purpose: str, indices: Iterable[int]
 ) -> tuple[list[int], str | None]:
-    """Return the block indices of one page, ascending, and the token of the next page."""
+    """Return the block indices of one page, sorted, and the token of the next page."""
     size = params.get("MaxResults", MAX_RESULTS)
     if not MIN_RESULTS <= size <= MAX_RESULTS:
         text = f"MaxResults must be between {MIN_RESULTS} and {MAX_RESULTS}, not {size}."
@@ -457,11 +430,9 @@ def _block_tokens(context: Context, snapshot: Snapshot, answer: dict[str, Any] |
     )
 
 
-@operation(
-    "ebs", "ListSnapshotBlocks", honours=("MaxResults", "NextToken", "SnapshotId", "StartingBlockIndex")
-)
+@operation("ebs", "ListSnapshotBlocks", "MaxResults NextToken SnapshotId StartingBlockIndex")
 def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
-    """Return the blocks of a snapshot, its parents' included, by ascending index."""
+    """Return the blocks of a snapshot and its parents, sorted by index."""
     snapshot = _find_readable_snapshot(context, params["SnapshotId"])
     shown, token = _page(context, params, f"list {snapshot.snapshot_id}", snapshot.blocks)
     answer = _list_answer(context, snapshot, token)
@@ -470,12 +441,10 @@ def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
 
 
 @operation(
-    "ebs",
-    "ListChangedBlocks",
-    honours=("FirstSnapshotId", "MaxResults", "NextToken", "SecondSnapshotId", "StartingBlockIndex"),
+    "ebs", "ListChangedBlocks", "FirstSnapshotId MaxResults NextToken SecondSnapshotId StartingBlockIndex"
 )
 def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
-    """Return the blocks that differ between two related snapshots; without the first, those of the second."""
+    """Return the blocks that differ between two related snapshots; without the first, all of the second."""
     second = _find_readable_snapshot(context, params["SecondSnapshotId"])
     first = None
     if params.get("FirstSnapshotId"):
@@ -502,7 +471,7 @@ def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
     return answer | {"ChangedBlocks": blocks}
 
 
-@operation("ebs", "GetSnapshotBlock", honours=("BlockIndex", "BlockToken", "SnapshotId"), locks=False)
+@operation("ebs", "GetSnapshotBlock", "BlockIndex BlockToken SnapshotId", locks=False)
 def get_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
     """Return one block with its checksum."""
     snapshot = _find_readable_snapshot(context, params["SnapshotId"])

@@ -1,13 +1,16 @@
-"""Faults by rule: which call, which occurrence, what happens.
+"""Fault rules: what happens to which calls.
 
 ::
 
     faults.add({"op": "ec2:DescribeImages", "nth": [1, 2], "do": "error", "code": "RequestLimitExceeded",
-    "http": 503}) faults.add({"op": "ec2:RegisterImage", "nth": 1, "do": "drop", "when": "after"})    # it
-    ran, the answer is lost faults.add({"op": "s3:UploadPart", "nth": 2, "do": "drop", "when": "body", "keep":
-    65536, "of": "request"}) faults.add({"op": "s3:*", "do": "delay", "seconds": 0.2, "probability": 0.05})
-    faults.add({"op": "ec2:ImportSnapshot", "do": "outcome", "outcome": {"status_message": "SERVER_ERROR :
-    ..."}}) faults.add({"op": "ec2:CopyImage", "where": {"region": "eu-west-1"}, "do": "hang"})
+                "http": 503})
+    faults.add({"op": "ec2:RegisterImage", "nth": 1, "do": "drop", "when": "after"})  # it ran, no answer
+    faults.add({"op": "s3:UploadPart", "nth": 2, "do": "drop", "when": "body", "keep": 65536,
+                "of": "request"})
+    faults.add({"op": "s3:*", "do": "delay", "seconds": 0.2, "probability": 0.05})
+    faults.add({"op": "ec2:ImportSnapshot", "do": "outcome",
+                "outcome": {"status_message": "SERVER_ERROR : ..."}})
+    faults.add({"op": "ec2:CopyImage", "where": {"region": "eu-west-1"}, "do": "hang"})
     faults.add({"op": "ec2:DescribeImportSnapshotTasks", "nth": 1, "do": "blank", "fields": ["SnapshotId"]})
     faults.add({"op": "ec2:DescribeImages", "do": "stale", "reads": 2})
 """
@@ -28,11 +31,11 @@ TYPES: dict[type, tuple[str, ...]] = {
     int: ("http", "keep"),
     Mapping: ("where", "extra", "outcome", "values"),
 }
-"""Rules come as JSON too: what must be of which type to strike."""
+"""The types of a rule's fields, which are checked because rules also arrive as JSON."""
 
 
 def _as_items(value: Any) -> Iterable[Any]:
-    """Return the members of a list, or what may stand alone."""
+    """Return the members of a list, or a single number as a list."""
     if value is None:
         return ()
     return [value] if isinstance(value, int) else value
@@ -40,31 +43,33 @@ def _as_items(value: Any) -> Iterable[Any]:
 
 @dataclass
 class Fault:
-    """One rule.
+    """One fault rule.
 
     Parameters
     ----------
     op
-        Which operations, such as ``"ec2:DescribeImages"``, ``"s3:*"`` or ``"*"``.
+        The operations, such as ``"ec2:DescribeImages"``, ``"s3:*"`` or ``"*"``.
     do
-        ``error`` answers with `code`, `message`, `http` and the further members `extra`; ``delay`` waits
-        `seconds`; ``hang`` never answers (it holds the connection for `seconds`, an hour unless given);
-        ``drop`` closes the connection without an answer; ``reset`` does it with a TCP reset; ``outcome``
-        tells the operation how the work that it starts shall end (each operation documents what it
-        understands); ``blank`` takes `fields` out of the answer, however deep; ``set`` puts `values` into
-        it, by name, however deep.
+        ``error`` answers with `code`, `message`, `http` and the further members `extra`. ``delay`` waits
+        `seconds`. ``hang`` does not answer, and keeps the connection open for `seconds` (default: an hour).
+        ``drop`` closes the connection without an answer; ``reset`` closes it with a TCP reset. ``outcome``
+        sets the outcome of the work that an operation starts; the operation documents the possible members.
+        ``blank`` removes `fields` from the answer at any depth; ``set`` sets `values` in it at any depth.
+        ``stale`` answers the next `reads` reads after a change with the state before it.
     when
-        ``before``: the operation does not run. ``after``: it ran, and then this happens to the answer.
-        ``body``: only for ``drop`` and ``reset``: after `keep` bytes.
+        ``before``: the operation does not run. ``after``: it runs first. ``body``, for ``drop`` and
+        ``reset``: after `keep` bytes.
     of
         With ``body``: whether the ``answer`` or the ``request`` (the upload) is cut.
     nth
-        Which matching calls, counted from 1 since the rule was added; a number, a list, or None for every
-        one.
+        The matching calls to which the rule applies, counted from 1 since it was added: a number, a list, or
+        None for all.
     probability
-        Of striking where the rest of the rule matches, 0 to 1.
+        The probability with which the rule applies to a matching call, 0 to 1.
     where
         Further conditions: ``region``, ``principal``, or the dotted name of a parameter, each with a pattern.
+    matched, applied
+        How many calls matched, apart from `nth` and `probability`, and to how many the rule applied.
     """
 
     op: str
@@ -75,7 +80,7 @@ class Fault:
     probability: float = 1.0
     where: Mapping[str, str] = field(default_factory=dict)
     code: str = "InternalError"
-    message: str = "A fault rule of the sandbox struck."
+    message: str = "A fault rule of the sandbox caused this error."
     http: int = 500
     extra: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
@@ -85,10 +90,10 @@ class Fault:
     values: Mapping[str, Any] = field(default_factory=dict)
     reads: int = 1
     number: int = 0
-    seen: int = 0  # calls that matched, except for nth and probability
-    struck: int = 0
-    _change: int = 0  # of a ``stale`` rule: the change after which it counts, and the reads since
-    _read: int = 0
+    matched: int = 0
+    applied: int = 0
+    _change: int = 0  # for ``stale``: the number of the last change, and the reads since
+    _reads_since: int = 0
 
     def __post_init__(self) -> None:
         for kind, names in TYPES.items():
@@ -99,54 +104,55 @@ class Fault:
             values = getattr(self, name)
             if isinstance(values, str) or not all(isinstance(one, kind) for one in _as_items(values)):
                 raise TypeError(f"{name}={values!r} is of the wrong type")
-        if self.do not in ACTIONS:
-            raise ValueError(f"do={self.do!r} is none of {', '.join(ACTIONS)}")
-        if self.when not in MOMENTS:
-            raise ValueError(f"when={self.when!r} is none of {', '.join(MOMENTS)}")
+        valid_seconds = self.seconds is None or 0 <= self.seconds <= threading.TIMEOUT_MAX
+        checks = (
+            ("do", self.do in ACTIONS, f"is none of {', '.join(ACTIONS)}"),
+            ("when", self.when in MOMENTS, f"is none of {', '.join(MOMENTS)}"),
+            ("of", self.of in {"answer", "request"}, "is neither 'answer' nor 'request'"),
+            ("probability", 0 <= self.probability <= 1, "is not between 0 and 1"),
+            ("seconds", valid_seconds, "is not a number of seconds"),
+            ("http", 100 <= self.http <= 599, "is not an HTTP status"),
+            ("keep", self.keep >= 0, "is not a number of bytes"),
+            ("reads", self.reads >= 1, "is not at least 1"),
+        )
+        for name, valid, problem in checks:
+            if not valid:
+                raise ValueError(f"{name}={getattr(self, name)!r} {problem}")
         if self.when == "body" and self.do not in {"drop", "reset"}:
-            raise ValueError(f"when='body' goes with do='drop' or do='reset', not with do={self.do!r}")
-        if self.of not in {"answer", "request"}:
-            raise ValueError(f"of={self.of!r} is neither 'answer' nor 'request'")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability={self.probability!r} is not between 0 and 1")
-        if self.seconds is not None and not 0 <= self.seconds <= threading.TIMEOUT_MAX:
-            raise ValueError(f"seconds={self.seconds!r} is not a number of seconds")
-        if not 100 <= self.http <= 599:
-            raise ValueError(f"http={self.http!r} is not an HTTP status")
-        if not self.keep >= 0:
-            raise ValueError(f"keep={self.keep!r} is not a number of bytes")
-        if self.reads < 1:
-            raise ValueError(f"reads={self.reads!r} is not at least 1")
+            raise ValueError(f"when='body' needs do='drop' or do='reset', not do={self.do!r}")
         if self.do in {"blank", "set"}:
             self.when = "after"
 
     def matches(self, name: str, facts: Mapping[str, str]) -> bool:
-        """Return whether a call is one that this rule is about, counting aside."""
+        """Return whether a call matches, apart from `nth` and `probability`."""
         return fnmatch.fnmatchcase(name, self.op) and all(
             fnmatch.fnmatchcase(facts.get(key, ""), pattern) for key, pattern in self.where.items()
         )
 
     def is_stale(self, change: int) -> bool:
-        """Count a read, and return whether it shall not show the change of this number; 0 is none."""
+        """Count a read, and return whether to hide the change with this number; 0 is none."""
         if change != self._change:
-            self._change, self._read = change, 0
-        self._read += 1
-        return change > 0 and self._read <= self.reads
+            self._change, self._reads_since = change, 0
+        self._reads_since += 1
+        return change > 0 and self._reads_since <= self.reads
 
-    def counts(self) -> bool:
-        """Return whether the matching call that was just seen is one of `nth`."""
+    def is_nth(self) -> bool:
+        """Return whether the last matching call is one of `nth`."""
         if self.nth is None:
             return True
-        return self.seen in ([self.nth] if isinstance(self.nth, int) else self.nth)
+        return self.matched in ([self.nth] if isinstance(self.nth, int) else self.nth)
+
+
+COUNTERS = {"number", "matched", "applied", "_change", "_reads_since"}  # fields that a rule cannot set
 
 
 class Faults:
-    """The rules of one sandbox, in the order in which they were added.
+    """The fault rules of one sandbox, oldest first.
 
     Parameters
     ----------
     seed
-        Of the random numbers behind `Fault.probability`, so that a soak run can be repeated.
+        Seed of the random numbers for `Fault.probability`.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -156,18 +162,18 @@ class Faults:
         self._last = 0
 
     def add(self, rule: Mapping[str, Any] | Fault) -> Fault:
-        """Add a rule and return it; its `struck` tells later how often it struck.
+        """Add a rule and return it; `Fault.applied` counts the calls to which it applied.
 
         Raises
         ------
         ValueError
-            When the rule has an unknown key or value.
+            The rule has an unknown key or value.
         """
-        known = {one.name for one in fields(Fault)} - {"number", "seen", "struck", "_change", "_read"}
+        known = {field.name for field in fields(Fault)} - COUNTERS
         if not isinstance(rule, Fault):
             if unknown := set(rule) - known:
                 raise ValueError(
-                    f"a fault rule has no {', '.join(sorted(unknown))}; it knows {', '.join(sorted(known))}"
+                    f"a fault rule has no {', '.join(sorted(unknown))}; use {', '.join(sorted(known))}"
                 )
             rule = Fault(**rule)
         with self._lock:
@@ -177,17 +183,17 @@ class Faults:
         return rule
 
     def remove(self, rule: Fault) -> None:
-        """Take a rule away."""
+        """Remove a rule."""
         with self._lock:
             self._rules.remove(rule)
 
     def clear(self) -> None:
-        """Take all rules away."""
+        """Remove all rules."""
         with self._lock:
             self._rules.clear()
 
     def seed(self, seed: int) -> None:
-        """Start the random numbers anew."""
+        """Restart the random numbers."""
         self._random.seed(seed)
 
     @property
@@ -196,8 +202,8 @@ class Faults:
         with self._lock:
             return list(self._rules)
 
-    def strike(self, name: str, facts: Mapping[str, str]) -> list[Fault]:
-        """Return the rules that strike this call, and count it.
+    def match(self, name: str, facts: Mapping[str, str]) -> list[Fault]:
+        """Return the rules that apply to a call, and count it.
 
         Parameters
         ----------
@@ -206,20 +212,20 @@ class Faults:
         facts
             Region, principal and parameters by dotted name.
         """
-        struck = []
+        applied = []
         with self._lock:
             for rule in self._rules:
                 if not rule.matches(name, facts):
                     continue
-                rule.seen += 1
-                if rule.counts() and (rule.probability >= 1 or self._random.random() < rule.probability):
-                    rule.struck += 1
-                    struck.append(rule)
-        return struck
+                rule.matched += 1
+                if rule.is_nth() and (rule.probability >= 1 or self._random.random() < rule.probability):
+                    rule.applied += 1
+                    applied.append(rule)
+        return applied
 
 
 def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested parameters by dotted name, as `Fault.where` names them; list members count from 0."""
+    """Return nested parameters by dotted name, for `Fault.where`. List members have numbers from 0."""
     flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
@@ -232,7 +238,7 @@ def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str
 
 
 def edit_answer(answer: Any, blank: Iterable[str], values: Mapping[str, Any]) -> Any:
-    """Return an answer with members taken out or replaced, however deep they are."""
+    """Return an answer with members removed or replaced at any depth."""
     blank = set(blank)
     if isinstance(answer, list):
         return [edit_answer(item, blank, values) for item in answer]

@@ -1,6 +1,9 @@
-"""The tables of IAM, and what several of its operations share.
+"""AWS IAM: users, access keys, roles, policies, and the simulation of policies. `policies` evaluates them.
 
-Roles, users and policies are global: ``context.table("roles", region="")`` by name.
+Roles, users and policies are global: ``context.table("roles", region="")`` has the roles by name.
+
+Sources: the reference pages of the operations and "Common Errors" in the IAM API Reference; "IAM
+identifiers" in the IAM User Guide; the AWS Managed Policy Reference.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, Credential, credentials_table, unique_id
 from vmsnix_ops.sandbox.policies import AccessRequest, check_policy, evaluate
 
@@ -27,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Role:
-    """A role; in table ``roles`` by name."""
+    """A role; in the table ``roles`` by name."""
 
     name: str
     arn: str
     role_id: str
     path: str
     created: datetime
-    trust_policy: str  # JSON as it was given
+    trust_policy: str  # JSON, as it was sent
     description: str = ""
     max_session_seconds: int = 3600
     tags: dict[str, str] = field(default_factory=dict)
@@ -45,7 +48,7 @@ class Role:
 
 @dataclass(slots=True)
 class User:
-    """A user; in table ``users`` by name. Its keys are in `credentials`."""
+    """A user; in the table ``users`` by name. `credentials` has its access keys."""
 
     name: str
     arn: str
@@ -55,12 +58,12 @@ class User:
     tags: dict[str, str] = field(default_factory=dict)
     inline_policies: dict[str, str] = field(default_factory=dict)
     attached_policies: list[str] = field(default_factory=list)
-    keys: dict[str, datetime] = field(default_factory=dict)  # when each access key was made
+    keys: dict[str, datetime] = field(default_factory=dict)  # creation time by access key
 
 
 @dataclass(slots=True)
 class Policy:
-    """A managed policy of the account; in table ``policies`` by ARN."""
+    """A managed policy of the account; in the table ``policies`` by ARN."""
 
     name: str
     arn: str
@@ -69,7 +72,7 @@ class Policy:
     created: datetime
     updated: datetime
     description: str
-    versions: dict[str, tuple[str, datetime]]  # JSON and time by version id, such as "v1"
+    versions: dict[str, tuple[str, datetime]]  # JSON and creation time by version, such as "v1"
     default_version: str = "v1"
     next_version: int = 2
     tags: dict[str, str] = field(default_factory=dict)
@@ -80,10 +83,7 @@ class Policy:
         return self.versions[self.default_version][0]
 
 
-# What several IAM operations share: finding things, paging, tags, names.
-#
-# Source: "Common Errors" and the operations' pages in the IAM API Reference; "IAM identifiers" in the IAM
-# User Guide.
+# Helpers
 
 PAGE_SIZE = 100
 NAME = re.compile(r"[\w+=,.@-]+")
@@ -92,17 +92,17 @@ PAGING = ("Marker", "MaxItems")
 
 
 def _no_such_entity(what: str) -> AwsError:
-    """Return the 404 of IAM."""
+    """Return ``NoSuchEntity``."""
     return AwsError("NoSuchEntity", what, status=404)
 
 
 def _already_exists(what: str) -> AwsError:
-    """Return the 409 of IAM."""
+    """Return ``EntityAlreadyExists``."""
     return AwsError("EntityAlreadyExists", what, status=409)
 
 
 def _delete_conflict(what: str) -> AwsError:
-    """Return the refusal to delete what others still hang on."""
+    """Return ``DeleteConflict``, for an entity that is still in use."""
     return AwsError("DeleteConflict", what, status=409)
 
 
@@ -131,7 +131,7 @@ def _find_policy(context: Context, arn: str) -> Policy:
 
 
 def _check_name(name: str, member: str, longest: int) -> None:
-    r"""Refuse names that IAM refuses: other characters than ``\w+=,.@-``, or too long."""
+    r"""Check that a name has only the characters ``\w+=,.@-`` and is not too long."""
     if not NAME.fullmatch(name):
         raise _validation_error(name, member, "Member must satisfy regular expression pattern: [\\w+=,.@-]+")
     if len(name) > longest:
@@ -139,7 +139,7 @@ def _check_name(name: str, member: str, longest: int) -> None:
 
 
 def _check_path(path: str) -> None:
-    """Refuse a path that does not begin and end with a slash."""
+    """Check that a path begins and ends with a slash."""
     if not PATH.fullmatch(path):
         raise AwsError(
             "ValidationError", "The specified value for path is invalid. It must begin and end with /"
@@ -150,6 +150,19 @@ def _validation_error(value: str, member: str, constraint: str) -> AwsError:
     where = f"Value '{value}' at '{member}'"
     text = f"1 validation error detected: {where} failed to satisfy constraint: {constraint}"
     return AwsError("ValidationError", text)
+
+
+def _new_arn(context: Context, params: Params, kind: str, max_length: int = 64) -> tuple[str, str, str]:
+    """Return name, path and ARN of a new ``user``, ``role`` or ``policy``, after the checks."""
+    name, path = params[f"{kind.capitalize()}Name"], params.get("Path", "/")
+    _check_name(name, f"{kind}Name", max_length)
+    _check_path(path)
+    return name, path, context.arn("iam", f"{kind}{path}{name}", region="")
+
+
+def _now(context: Context) -> datetime:
+    """Return the time in whole seconds, as IAM shows it."""
+    return context.clock.now().replace(microsecond=0)
 
 
 def _page(items: list[Any], params: Params, member: str) -> dict[str, Any]:
@@ -165,13 +178,8 @@ def _page(items: list[Any], params: Params, member: str) -> dict[str, Any]:
     return answer
 
 
-def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
-    """Return tags as AWS lists them."""
-    return [{"Key": key, "Value": value} for key, value in tags.items()]
-
-
 def _read_tags(tags: list[dict[str, str]] | None) -> dict[str, str]:
-    """Return a list of tags as a dictionary; at most 50, no key twice."""
+    """Return a list of tags as a dictionary, after the checks: at most 50, each key once."""
     found = {tag["Key"]: tag["Value"] for tag in tags or []}
     if len(found) != len(tags or []):
         raise AwsError(
@@ -192,17 +200,14 @@ def _user_view(user: User) -> dict[str, Any]:
     }
 
 
-@operation("iam", "CreateUser", honours=["Path", "UserName", "Tags"])
+@operation("iam", "CreateUser", "Path UserName Tags")
 def create_user(context: Context, params: Params) -> dict[str, Any]:
-    """Make a user, who has no keys and no rights yet."""
-    name, path = params["UserName"], params.get("Path", "/")
-    _check_name(name, "userName", 64)
-    _check_path(path)
+    """Create a user without keys and permissions."""
+    name, path, arn = _new_arn(context, params, "user")
     users: dict[str, User] = context.table("users", region="")
     if name in users:
         raise _already_exists(f"User with name {name} already exists.")
-    arn = f"arn:{context.partition}:iam::{context.account}:user{path}{name}"
-    now = context.clock.now().replace(microsecond=0)
+    now = _now(context)
     users[name] = User(
         name=name,
         arn=arn,
@@ -214,15 +219,15 @@ def create_user(context: Context, params: Params) -> dict[str, Any]:
     return {"User": _user_view(users[name])}
 
 
-@operation("iam", "GetUser", honours=["UserName"])
+@operation("iam", "GetUser", "UserName")
 def get_user(context: Context, params: Params) -> dict[str, Any]:
-    """Return a user; without a name, the one who asks."""
+    """Return a user; without a name, the caller."""
     name = params.get("UserName") or context.principal.rpartition("/")[2]
     user = _find_user(context, name)
     return {"User": _user_view(user) | ({"Tags": tag_list(user.tags)} if user.tags else {})}
 
 
-@operation("iam", "ListUsers", honours=["PathPrefix", *PAGING])
+@operation("iam", "ListUsers", *PAGING, "PathPrefix")
 def list_users(context: Context, params: Params) -> dict[str, Any]:
     """List users by name."""
     prefix = params.get("PathPrefix", "/")
@@ -232,9 +237,9 @@ def list_users(context: Context, params: Params) -> dict[str, Any]:
     return _page([_user_view(user) for user in users], params, "Users")
 
 
-@operation("iam", "DeleteUser", honours=["UserName"])
+@operation("iam", "DeleteUser", "UserName")
 def delete_user(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a user who has no policies and no keys any more."""
+    """Delete a user without policies and keys."""
     user = _find_user(context, params["UserName"])
     if user.attached_policies:
         raise _delete_conflict("Cannot delete entity, must detach all policies first.")
@@ -246,9 +251,7 @@ def delete_user(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-# Access keys of users.
-#
-# Sources: CreateAccessKey, ListAccessKeys, UpdateAccessKey, DeleteAccessKey in the IAM API Reference.
+# Access keys
 
 MAX_KEYS = 2
 
@@ -267,9 +270,9 @@ def _key_status(context: Context, access_key: str) -> str:
     return "Active" if credentials_table(context.tables)[access_key].active else "Inactive"
 
 
-@operation("iam", "CreateAccessKey", honours=["UserName"])
+@operation("iam", "CreateAccessKey", "UserName")
 def create_access_key(context: Context, params: Params) -> dict[str, Any]:
-    """Make a key; its secret is shown this once."""
+    """Create an access key. Only this answer has its secret key."""
     user = _named_user(context, params)
     if len(user.keys) >= MAX_KEYS:
         raise AwsError("LimitExceeded", "Cannot exceed quota for AccessKeysPerUser: 2", status=409)
@@ -281,7 +284,7 @@ def create_access_key(context: Context, params: Params) -> dict[str, Any]:
         user_id=user.user_id,
     )
     credentials_table(context.tables)[credential.access_key] = credential
-    user.keys[credential.access_key] = context.clock.now().replace(microsecond=0)
+    user.keys[credential.access_key] = _now(context)
     return {
         "AccessKey": {
             "UserName": user.name,
@@ -293,9 +296,9 @@ def create_access_key(context: Context, params: Params) -> dict[str, Any]:
     }
 
 
-@operation("iam", "ListAccessKeys", honours=["UserName", *PAGING])
+@operation("iam", "ListAccessKeys", *PAGING, "UserName")
 def list_access_keys(context: Context, params: Params) -> dict[str, Any]:
-    """List a user's keys without their secrets."""
+    """List the access keys of a user, without the secret keys."""
     user = _named_user(context, params)
     shown = [
         {
@@ -309,18 +312,18 @@ def list_access_keys(context: Context, params: Params) -> dict[str, Any]:
     return _page(shown, params, "AccessKeyMetadata")
 
 
-@operation("iam", "UpdateAccessKey", honours=["UserName", "AccessKeyId", "Status"])
+@operation("iam", "UpdateAccessKey", "UserName AccessKeyId Status")
 def update_access_key(context: Context, params: Params) -> dict[str, Any]:
-    """Switch a key on or off."""
+    """Activate or deactivate an access key."""
     key = _find_key(_named_user(context, params), params["AccessKeyId"])
     known = credentials_table(context.tables)
     known[key] = replace(known[key], active=params["Status"] == "Active")
     return {}
 
 
-@operation("iam", "DeleteAccessKey", honours=["UserName", "AccessKeyId"])
+@operation("iam", "DeleteAccessKey", "UserName AccessKeyId")
 def delete_access_key(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a key."""
+    """Delete an access key."""
     user = _named_user(context, params)
     key = _find_key(user, params["AccessKeyId"])
     del user.keys[key]
@@ -328,14 +331,11 @@ def delete_access_key(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-# Roles.
-#
-# Sources: CreateRole, GetRole, ListRoles, UpdateRole, UpdateAssumeRolePolicy, DeleteRole, TagRole, UntagRole,
-# ListRoleTags in the IAM API Reference.
+# Roles
 
 
 def _role_view(role: Role) -> dict[str, Any]:
-    """Return a role as answers show it."""
+    """Return a role as the answers show it."""
     shown: dict[str, Any] = {
         "Path": role.path,
         "RoleName": role.name,
@@ -355,22 +355,15 @@ def _role_view(role: Role) -> dict[str, Any]:
     return shown
 
 
-@operation(
-    "iam",
-    "CreateRole",
-    honours=["Path", "RoleName", "AssumeRolePolicyDocument", "Description", "MaxSessionDuration", "Tags"],
-)
+@operation("iam", "CreateRole", "Path RoleName AssumeRolePolicyDocument Description MaxSessionDuration Tags")
 def create_role(context: Context, params: Params) -> dict[str, Any]:
-    """Make a role."""
-    name, path = params["RoleName"], params.get("Path", "/")
-    _check_name(name, "roleName", 64)
-    _check_path(path)
+    """Create a role."""
+    name, path, arn = _new_arn(context, params, "role")
     trust = check_policy(params["AssumeRolePolicyDocument"], trust=True)
     roles: dict[str, Role] = context.table("roles", region="")
     if name in roles:
         raise _already_exists(f"Role with name {name} already exists.")
-    arn = f"arn:{context.partition}:iam::{context.account}:role{path}{name}"
-    created = context.clock.now().replace(microsecond=0)
+    created = _now(context)
     role = Role(
         name=name,
         arn=arn,
@@ -399,14 +392,14 @@ def _session_seconds(params: Params) -> int:
     return seconds
 
 
-@operation("iam", "GetRole", honours=["RoleName"])
+@operation("iam", "GetRole", "RoleName")
 def get_role(context: Context, params: Params) -> dict[str, Any]:
     """Return one role with its tags."""
     role = _find_role(context, params["RoleName"])
     return {"Role": _role_view(role) | {"Tags": tag_list(role.tags), "RoleLastUsed": {}}}
 
 
-@operation("iam", "ListRoles", honours=["PathPrefix", *PAGING])
+@operation("iam", "ListRoles", *PAGING, "PathPrefix")
 def list_roles(context: Context, params: Params) -> dict[str, Any]:
     """List roles by name, without their tags."""
     prefix = params.get("PathPrefix", "/")
@@ -416,9 +409,9 @@ def list_roles(context: Context, params: Params) -> dict[str, Any]:
     return _page([_role_view(role) for role in roles], params, "Roles")
 
 
-@operation("iam", "UpdateRole", honours=["RoleName", "Description", "MaxSessionDuration"])
+@operation("iam", "UpdateRole", "RoleName Description MaxSessionDuration")
 def update_role(context: Context, params: Params) -> dict[str, Any]:
-    """Change description and longest session."""
+    """Change the description and the maximum session duration."""
     role = _find_role(context, params["RoleName"])
     if "MaxSessionDuration" in params:
         role.max_session_seconds = _session_seconds(params)
@@ -427,7 +420,7 @@ def update_role(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("iam", "UpdateAssumeRolePolicy", honours=["RoleName", "PolicyDocument"])
+@operation("iam", "UpdateAssumeRolePolicy", "RoleName PolicyDocument")
 def update_assume_role_policy(context: Context, params: Params) -> dict[str, Any]:
     """Replace the trust policy."""
     role = _find_role(context, params["RoleName"])
@@ -435,9 +428,9 @@ def update_assume_role_policy(context: Context, params: Params) -> dict[str, Any
     return {}
 
 
-@operation("iam", "DeleteRole", honours=["RoleName"])
+@operation("iam", "DeleteRole", "RoleName")
 def delete_role(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a role that has no policies any more."""
+    """Delete a role without policies."""
     role = _find_role(context, params["RoleName"])
     if role.attached_policies:
         raise _delete_conflict("Cannot delete entity, must detach all policies first.")
@@ -447,7 +440,7 @@ def delete_role(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("iam", "TagRole", honours=["RoleName", "Tags"])
+@operation("iam", "TagRole", "RoleName Tags")
 def tag_role(context: Context, params: Params) -> dict[str, Any]:
     """Add or replace tags."""
     role = _find_role(context, params["RoleName"])
@@ -455,28 +448,23 @@ def tag_role(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("iam", "UntagRole", honours=["RoleName", "TagKeys"])
+@operation("iam", "UntagRole", "RoleName TagKeys")
 def untag_role(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags; keys that are not there do not matter."""
+    """Remove tags. Unknown keys are ignored."""
     role = _find_role(context, params["RoleName"])
     for key in params["TagKeys"]:
         role.tags.pop(key, None)
     return {}
 
 
-@operation("iam", "ListRoleTags", honours=["RoleName", *PAGING])
+@operation("iam", "ListRoleTags", *PAGING, "RoleName")
 def list_role_tags(context: Context, params: Params) -> dict[str, Any]:
     """List the tags of a role."""
     return _page(tag_list(_find_role(context, params["RoleName"]).tags), params, "Tags")
 
 
-# Managed policies attached to roles and users.
-#
-# AWS's own policies can be attached by their ARN; what the best known of them allow is in `AWS_MANAGED`.
-# Sources: AttachRolePolicy, DetachRolePolicy, ListAttachedRolePolicies and the same for users in the IAM API
-# Reference; the AWS Managed Policy Reference.
+# Managed policies of roles and users: the account's own, and some of AWS's
 
-# Actions that AWS's own policies allow on all resources.
 AWS_MANAGED = {
     "AdministratorAccess": ["*"],
     "AmazonEC2FullAccess": ["ec2:*", "elasticloadbalancing:*", "cloudwatch:*", "autoscaling:*"],
@@ -488,13 +476,7 @@ AWS_MANAGED = {
 
 
 def _managed_document(context: Context, arn: str) -> str:
-    """Return the JSON of a managed policy, the account's own or AWS's.
-
-    Raises
-    ------
-    AwsError
-        ``NoSuchEntity``.
-    """
+    """Return the JSON of a managed policy, of the account or of AWS, or raise ``NoSuchEntity``."""
     prefix = f"arn:{context.partition}:iam::aws:policy/"
     if not arn.startswith(prefix):
         return _find_policy(context, arn).document
@@ -506,7 +488,17 @@ def _managed_document(context: Context, arn: str) -> str:
 
 
 def _register_attachments(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
-    """Register the three operations of one kind of owner."""
+    """Register the operations on the managed policies of a role or user.
+
+    Parameters
+    ----------
+    kind
+        ``Role`` or ``User``.
+    member
+        The parameter with the name of the role or user.
+    find
+        Returns the role or user by name.
+    """
 
     def attach(context: Context, params: Params) -> dict[str, Any]:
         owner, arn = find(context, params[member]), params["PolicyArn"]
@@ -527,33 +519,20 @@ def _register_attachments(kind: str, member: str, find: Callable[[Context, str],
         shown = [{"PolicyName": arn.rpartition("/")[2], "PolicyArn": arn} for arn in attached]
         return _page(shown, params, "AttachedPolicies")
 
-    operation("iam", f"Attach{kind}Policy", honours=[member, "PolicyArn"])(attach)
-    operation("iam", f"Detach{kind}Policy", honours=[member, "PolicyArn"])(detach)
-    operation("iam", f"ListAttached{kind}Policies", honours=[member, *PAGING])(list_all)
+    operation("iam", f"Attach{kind}Policy", member, "PolicyArn")(attach)
+    operation("iam", f"Detach{kind}Policy", member, "PolicyArn")(detach)
+    operation("iam", f"ListAttached{kind}Policies", member, *PAGING)(list_all)
 
 
 _register_attachments("Role", "RoleName", _find_role)
 _register_attachments("User", "UserName", _find_user)
 
 
-# Policies inside a role or a user.
-#
-# Sources: PutRolePolicy, GetRolePolicy, ListRolePolicies, DeleteRolePolicy and the same for users in the IAM
-# API Reference.
+# Inline policies of roles and users
 
 
 def _register_inline(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
-    """Register the four operations of one kind of owner.
-
-    Parameters
-    ----------
-    kind
-        ``"Role"`` or ``"User"``.
-    member
-        The parameter that names the owner.
-    find
-        Returns the owner by name.
-    """
+    """Register the operations on inline policies; the parameters are those of `_register_attachments`."""
 
     def put(context: Context, params: Params) -> dict[str, Any]:
         _check_name(params["PolicyName"], "policyName", 128)
@@ -581,10 +560,10 @@ def _register_inline(kind: str, member: str, find: Callable[[Context, str], Role
     def _missing(name: str) -> Exception:
         return _no_such_entity(f"The {kind.lower()} policy with name {name} cannot be found.")
 
-    operation("iam", f"Put{kind}Policy", honours=[member, "PolicyName", "PolicyDocument"])(put)
-    operation("iam", f"Get{kind}Policy", honours=[member, "PolicyName"])(get)
-    operation("iam", f"List{kind}Policies", honours=[member, *PAGING])(list_all)
-    operation("iam", f"Delete{kind}Policy", honours=[member, "PolicyName"])(delete)
+    operation("iam", f"Put{kind}Policy", member, "PolicyName PolicyDocument")(put)
+    operation("iam", f"Get{kind}Policy", member, "PolicyName")(get)
+    operation("iam", f"List{kind}Policies", member, *PAGING)(list_all)
+    operation("iam", f"Delete{kind}Policy", member, "PolicyName")(delete)
 
 
 _register_inline("Role", "RoleName", _find_role)
@@ -596,10 +575,7 @@ def _percent_encoded(text: str) -> str:
     return quote(text, safe="-_.~")
 
 
-# Managed policies of the account, and their versions.
-#
-# Sources: CreatePolicy, GetPolicy, ListPolicies, DeletePolicy, CreatePolicyVersion, GetPolicyVersion,
-# ListPolicyVersions, SetDefaultPolicyVersion, DeletePolicyVersion in the IAM API Reference.
+# Managed policies of the account
 
 
 MAX_VERSIONS = 5
@@ -625,17 +601,14 @@ def _policy_view(context: Context, policy: Policy) -> dict[str, Any]:
     }
 
 
-@operation("iam", "CreatePolicy", honours=["PolicyName", "Path", "PolicyDocument", "Description", "Tags"])
+@operation("iam", "CreatePolicy", "PolicyName Path PolicyDocument Description Tags")
 def create_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Make a managed policy."""
-    name, path = params["PolicyName"], params.get("Path", "/")
-    _check_name(name, "policyName", 128)
-    _check_path(path)
-    arn = f"arn:{context.partition}:iam::{context.account}:policy{path}{name}"
+    """Create a managed policy."""
+    name, path, arn = _new_arn(context, params, "policy", 128)
     policies: dict[str, Policy] = context.table("policies", region="")
     if arn in policies:
         raise _already_exists(f"A policy called {name} already exists. Duplicate names are not allowed.")
-    now = context.clock.now().replace(microsecond=0)
+    now = _now(context)
     policy = Policy(
         name=name,
         arn=arn,
@@ -651,9 +624,9 @@ def create_policy(context: Context, params: Params) -> dict[str, Any]:
     return {"Policy": _policy_view(context, policy)}
 
 
-@operation("iam", "GetPolicy", honours=["PolicyArn"])
+@operation("iam", "GetPolicy", "PolicyArn")
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Return what a policy is, without its document."""
+    """Return a policy without its document."""
     policy = _find_policy(context, params["PolicyArn"])
     more: dict[str, Any] = {"Tags": tag_list(policy.tags)}
     if policy.description:
@@ -661,11 +634,11 @@ def get_policy(context: Context, params: Params) -> dict[str, Any]:
     return {"Policy": _policy_view(context, policy) | more}
 
 
-@operation("iam", "ListPolicies", honours=["Scope", "OnlyAttached", "PathPrefix", *PAGING])
+@operation("iam", "ListPolicies", *PAGING, "Scope OnlyAttached PathPrefix")
 def list_policies(context: Context, params: Params) -> dict[str, Any]:
-    """List the account's own policies; AWS's are refused rather than listed in part."""
+    """List the policies of the account. Those of AWS are not emulated, because a part would mislead."""
     if params.get("Scope") != "Local":
-        raise AwsError("NotImplemented", "The sandbox lists policies with Scope=Local only.", status=501)
+        raise not_emulated("iam:ListPolicies without Scope=Local")
     prefix, attached = params.get("PathPrefix", "/"), params.get("OnlyAttached", False)
     found = [
         _policy_view(context, policy) for _, policy in sorted(context.table("policies", region="").items())
@@ -674,9 +647,9 @@ def list_policies(context: Context, params: Params) -> dict[str, Any]:
     return _page(found, params, "Policies")
 
 
-@operation("iam", "DeletePolicy", honours=["PolicyArn"])
+@operation("iam", "DeletePolicy", "PolicyArn")
 def delete_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a policy that nothing uses and that has one version only."""
+    """Delete a policy that is not attached and has one version."""
     policy = _find_policy(context, params["PolicyArn"])
     if _attachment_count(context, policy.arn):
         raise _delete_conflict("Cannot delete a policy attached to entities.")
@@ -706,9 +679,9 @@ def _find_version(policy: Policy, version: str) -> str:
     return version
 
 
-@operation("iam", "CreatePolicyVersion", honours=["PolicyArn", "PolicyDocument", "SetAsDefault"])
+@operation("iam", "CreatePolicyVersion", "PolicyArn PolicyDocument SetAsDefault")
 def create_policy_version(context: Context, params: Params) -> dict[str, Any]:
-    """Add a version; five are kept at most, and none is deleted by itself."""
+    """Add a version. A sixth is refused: IAM deletes no version automatically."""
     policy = _find_policy(context, params["PolicyArn"])
     text = check_policy(params["PolicyDocument"], trust=False)
     if len(policy.versions) >= MAX_VERSIONS:
@@ -721,23 +694,23 @@ def create_policy_version(context: Context, params: Params) -> dict[str, Any]:
         )
     version = f"v{policy.next_version}"
     policy.next_version += 1
-    now = context.clock.now().replace(microsecond=0)
+    now = _now(context)
     policy.versions[version] = (text, now)
     if params.get("SetAsDefault"):
         policy.default_version, policy.updated = version, now
     return {"PolicyVersion": _version_view(policy, version, document=False)}
 
 
-@operation("iam", "GetPolicyVersion", honours=["PolicyArn", "VersionId"])
+@operation("iam", "GetPolicyVersion", "PolicyArn VersionId")
 def get_policy_version(context: Context, params: Params) -> dict[str, Any]:
     """Return one version with its document."""
     policy = _find_policy(context, params["PolicyArn"])
     return {"PolicyVersion": _version_view(policy, _find_version(policy, params["VersionId"]), document=True)}
 
 
-@operation("iam", "ListPolicyVersions", honours=["PolicyArn", *PAGING])
+@operation("iam", "ListPolicyVersions", *PAGING, "PolicyArn")
 def list_policy_versions(context: Context, params: Params) -> dict[str, Any]:
-    """List versions, the newest first."""
+    """List versions, newest first."""
     policy = _find_policy(context, params["PolicyArn"])
     newest_first = sorted(policy.versions, key=lambda version: -int(version[1:]))
     return _page(
@@ -745,18 +718,18 @@ def list_policy_versions(context: Context, params: Params) -> dict[str, Any]:
     )
 
 
-@operation("iam", "SetDefaultPolicyVersion", honours=["PolicyArn", "VersionId"])
+@operation("iam", "SetDefaultPolicyVersion", "PolicyArn VersionId")
 def set_default_policy_version(context: Context, params: Params) -> dict[str, Any]:
-    """Choose the version that counts."""
+    """Set the default version."""
     policy = _find_policy(context, params["PolicyArn"])
     policy.default_version = _find_version(policy, params["VersionId"])
-    policy.updated = context.clock.now().replace(microsecond=0)
+    policy.updated = _now(context)
     return {}
 
 
-@operation("iam", "DeletePolicyVersion", honours=["PolicyArn", "VersionId"])
+@operation("iam", "DeletePolicyVersion", "PolicyArn VersionId")
 def delete_policy_version(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a version that is not the default."""
+    """Delete a version other than the default."""
     policy = _find_policy(context, params["PolicyArn"])
     version = _find_version(policy, params["VersionId"])
     if version == policy.default_version:
@@ -765,20 +738,11 @@ def delete_policy_version(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-# What would be allowed: SimulatePrincipalPolicy.
-#
-# Source: SimulatePrincipalPolicy in the IAM API Reference. Identity policies are evaluated; resource
-# policies, permission boundaries of organizations and sessions are not.
+# SimulatePrincipalPolicy, which evaluates identity policies only
 
 
 def find_identity(context: Context, arn: str) -> Role | User:
-    """Return the role or user of an ARN; sessions stand for their roles.
-
-    Raises
-    ------
-    AwsError
-        ``NoSuchEntity``.
-    """
+    """Return the role or user of an ARN, for a session its role, or raise ``NoSuchEntity``."""
     kind, _, name = arn.rpartition(":")[2].partition("/")
     if kind == "user":
         return _find_user(context, name.rpartition("/")[2])
@@ -796,29 +760,29 @@ def policies_of_identity(context: Context, owner: Role | User) -> list[str]:
 
 
 def is_administrator(context: Context, principal: str) -> bool:
-    """Return whether this is an administrator whom nobody had to make: the sandbox's own, or a root user."""
+    """Return whether a principal is the sandbox's administrator or a root user. Neither needs permissions."""
     if principal.endswith(":root"):
         return True
     first = credentials_table(context.tables).get(DEFAULT_ACCESS_KEY)
-    made = principal.rpartition("/")[2] in context.table("users", region="")
-    # The same principal in every partition.
-    return first is not None and first.principal.split(":", 2)[2:] == principal.split(":", 2)[2:] and not made
+    created = principal.rpartition("/")[2] in context.table("users", region="")
+    # An account is in every partition, so the partitions are not compared.
+    return (
+        first is not None and first.principal.split(":", 2)[2:] == principal.split(":", 2)[2:] and not created
+    )
 
 
 def _policies_of_arn(context: Context, arn: str) -> list[str]:
-    """Return the JSON of all policies of a role, a user or the operator, by ARN."""
+    """Return the JSON of all policies of a role, a user or an administrator, by ARN."""
     if is_administrator(context, arn):
         return [json.dumps({"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]})]
     return policies_of_identity(context, find_identity(context, arn))
 
 
 @operation(
-    "iam",
-    "SimulatePrincipalPolicy",
-    honours=["PolicySourceArn", "ActionNames", "ResourceArns", "ContextEntries", *PAGING],
+    "iam", "SimulatePrincipalPolicy", *PAGING, "PolicySourceArn ActionNames ResourceArns ContextEntries"
 )
 def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Say for each action and resource what the policies of a role or user decide."""
+    """Return the decision of the policies of a role or user for each action and resource."""
     documents = _policies_of_arn(context, params["PolicySourceArn"])
     keys = {
         entry["ContextKeyName"].lower(): entry["ContextKeyValues"]

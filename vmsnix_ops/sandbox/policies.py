@@ -1,6 +1,10 @@
-"""Managed policies, and the documents that IAM accepts.
+"""Policy documents: the check of a document, and its evaluation.
 
-Source: "IAM JSON policy element reference" in the IAM User Guide.
+Sources, all in the IAM User Guide: "IAM JSON policy element reference"; "Policy evaluation logic"; "IAM
+JSON policy elements: Condition operators" (a negated operator holds for a missing key, ``ForAnyValue`` does
+not; an ARN is compared part by part); "IAM policy elements: Variables and tags" (``${*}`` is a literal
+asterisk; a policy of the version 2008-10-17 has no variables); "AWS JSON policy elements: Principal" (an
+account as principal delegates to the policies of its users and roles) and "NotPrincipal".
 """
 
 from __future__ import annotations
@@ -25,20 +29,15 @@ PRINCIPAL_KINDS = {"AWS", "Service", "Federated", "CanonicalUser"}
 
 
 def check_policy(text: str, *, trust: bool) -> str:
-    """Return a policy document that is well-formed.
+    """Return the JSON of a policy document, or raise ``MalformedPolicyDocument``.
 
     Parameters
     ----------
     text
         JSON.
     trust
-        Whether it says who may assume a role; such a document names principals and no resources, others the
-        reverse.
-
-    Raises
-    ------
-    AwsError
-        ``MalformedPolicyDocument``.
+        Whether it is a trust policy, which has principals and no resources. Other policies have resources and
+        no principals.
     """
     try:
         document = load_json(text)
@@ -86,13 +85,13 @@ def _malformed(text: str) -> AwsError:
 
 
 def statements(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the statements of a document, which may be one or a list."""
+    """Return the statements of a document, as a list also for a single one."""
     found: list[dict[str, Any]] = as_list(document.get("Statement"))
     return found
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a value that may stand alone as a list."""
+    """Return a list; a single value becomes a list of one."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
@@ -104,7 +103,7 @@ DELEGATED = "delegated"
 
 @dataclass(frozen=True)
 class AccessRequest:
-    """What is asked of policies.
+    """A request to evaluate: an action on a resource.
 
     Parameters
     ----------
@@ -112,30 +111,22 @@ class AccessRequest:
         Such as ``"s3:GetObject"``.
     resource
         ARN, or ``"*"``.
-    context
-        Condition keys in lower case, each with one or more values.
+    keys
+        Condition keys in lower case, each with its values.
     """
 
     action: str
     resource: str = "*"
-    context: Mapping[str, list[str]] = field(default_factory=dict)
+    keys: Mapping[str, list[str]] = field(default_factory=dict)
 
 
-def evaluate(documents: Iterable[str], question: AccessRequest) -> str:
-    """Return ``allowed``, ``explicitDeny`` or ``implicitDeny`` for identity policies.
-
-    Parameters
-    ----------
-    documents
-        The JSON of all policies that apply.
-    question
-        What is asked.
-    """
+def evaluate(documents: Iterable[str], request: AccessRequest) -> str:
+    """Return the decision of identity policies (JSON): ``allowed``, ``explicitDeny`` or ``implicitDeny``."""
     decision = IMPLICIT_DENY
     for text in documents:
         document = json.loads(text)
         for statement in statements(document):
-            if not _statement_applies(statement, question, _has_variables(document)):
+            if not _statement_applies(statement, request, _has_variables(document)):
                 continue
             if statement["Effect"] == "Deny":
                 return EXPLICIT_DENY
@@ -143,31 +134,31 @@ def evaluate(documents: Iterable[str], question: AccessRequest) -> str:
     return decision
 
 
-def evaluate_resource_policy(text: str, principal: str, account: str, question: AccessRequest) -> str:
-    """Return what a policy of a resource decides about a principal.
+def evaluate_resource_policy(text: str, principal: str, account: str, request: AccessRequest) -> str:
+    """Return the decision of a resource policy about a principal.
 
     Parameters
     ----------
     text
-        JSON of the policy, whose statements name principals.
+        JSON of the policy.
     principal
         ARN of the caller, or a service such as ``"vmie.amazonaws.com"``.
     account
         Account of the caller.
-    question
-        The action, the resource and the condition keys; ``aws:PrincipalArn`` names the role of a session.
+    request
+        For a session, ``aws:PrincipalArn`` is the ARN of its role.
 
     Returns
     -------
     str
-        ``explicitDeny``, ``allowed``, ``delegated`` (allowed to the account of the caller as a whole: the
-        caller's own policies must allow it too) or ``implicitDeny``.
+        ``explicitDeny``, ``allowed``, ``implicitDeny``, or ``delegated``: allowed to the account of the
+        caller, so the caller's own policies must allow it too.
     """
     document = json.loads(text)
     decision = IMPLICIT_DENY
     for statement in statements(document):
-        named = _named_principal(statement, principal, account, question)
-        if not named or not _statement_applies(statement, question, _has_variables(document)):
+        named = _named_principal(statement, principal, account, request)
+        if not named or not _statement_applies(statement, request, _has_variables(document)):
             continue
         if statement["Effect"] == "Deny":
             return EXPLICIT_DENY
@@ -175,67 +166,68 @@ def evaluate_resource_policy(text: str, principal: str, account: str, question: 
     return decision
 
 
-def trust_policy_allows(document: str, principal: str, account: str, question: AccessRequest) -> bool:
-    """Return whether a trust policy lets a principal assume its role; the parameters are those above."""
-    return evaluate_resource_policy(document, principal, account, question) in {ALLOWED, DELEGATED}
+def trust_policy_allows(document: str, principal: str, account: str, request: AccessRequest) -> bool:
+    """Return whether a trust policy allows a principal; see `evaluate_resource_policy`."""
+    return evaluate_resource_policy(document, principal, account, request) in {ALLOWED, DELEGATED}
 
 
 def _has_variables(document: dict[str, Any]) -> bool:
     return document.get("Version") == "2012-10-17"
 
 
-def _named_principal(statement: dict[str, Any], arn: str, account: str, question: AccessRequest) -> str:
-    """Return how a statement names a principal: ``allowed``, ``delegated`` or not at all ("")."""
+def _named_principal(statement: dict[str, Any], arn: str, account: str, request: AccessRequest) -> str:
+    """Return ``allowed`` or ``delegated`` when a statement is about a principal, else ""."""
     if "NotPrincipal" in statement:
-        # An account among them stands for its root user alone.
+        # An account in NotPrincipal is only its root user.
         return (
-            "" if _principal_match(statement["NotPrincipal"], arn, account, question) == ALLOWED else ALLOWED
+            "" if _principal_match(statement["NotPrincipal"], arn, account, request) == ALLOWED else ALLOWED
         )
-    return _principal_match(statement.get("Principal"), arn, account, question)
+    return _principal_match(statement.get("Principal"), arn, account, request)
 
 
-def _principal_match(principal: Any, arn: str, account: str, question: AccessRequest) -> str:
+def _principal_match(principal: Any, arn: str, account: str, request: AccessRequest) -> str:
     if principal == "*":
         return ALLOWED
     if not isinstance(principal, dict):
         return ""
     named = [name for kind in ("AWS", "Service", "Federated") for name in as_list(principal.get(kind))]
     role = re.sub(r"^(arn:[^:]+):sts:(.*):assumed-role/([^/]+)/.*$", r"\1:iam:\2:role/\3", arn)
-    if {"*", arn, role, *question.context.get("aws:principalarn", ())} & set(named):
+    if {"*", arn, role, *request.keys.get("aws:principalarn", ())} & set(named):
         return ALLOWED
     root = re.compile(rf"arn:aws[\w-]*:iam::{re.escape(account)}:root") if account else None
     whole = any(name == account or (root is not None and root.fullmatch(name)) for name in named if account)
     return DELEGATED if whole else ""
 
 
-def _statement_applies(statement: dict[str, Any], question: AccessRequest, variables: bool) -> bool:
-    action = question.action.lower()
+def _statement_applies(statement: dict[str, Any], request: AccessRequest, variables: bool) -> bool:
+    action = request.action.lower()
     if "Action" in statement:
-        if not any(_wildcard_match(pattern.lower(), action) for pattern in as_list(statement["Action"])):
+        if not any(wildcard_match(pattern.lower(), action) for pattern in as_list(statement["Action"])):
             return False
-    elif any(_wildcard_match(pattern.lower(), action) for pattern in as_list(statement.get("NotAction"))):
+    elif any(wildcard_match(pattern.lower(), action) for pattern in as_list(statement.get("NotAction"))):
         return False
-    known = question.context if variables else None
+    keys = request.keys if variables else None
     if "Resource" in statement:
         if not any(
-            _wildcard_match(pattern, question.resource, known) for pattern in as_list(statement["Resource"])
+            wildcard_match(pattern, request.resource, keys) for pattern in as_list(statement["Resource"])
         ):
             return False
     elif "NotResource" in statement and any(
-        _wildcard_match(pattern, question.resource, known) for pattern in as_list(statement["NotResource"])
+        wildcard_match(pattern, request.resource, keys) for pattern in as_list(statement["NotResource"])
     ):
         return False
-    return _conditions_hold(statement.get("Condition", {}), question, known)
+    return _conditions_hold(statement.get("Condition", {}), request, keys)
 
 
 ConditionKeys = Mapping[str, list[str]]
 _TOKEN = re.compile(r"\$\{([^}]+)\}|([*?])")
 
 
-def _wildcard_match(pattern: str, text: str, known: ConditionKeys | None = None) -> bool:
-    """Match with ``*`` and ``?`` only; what stands for a variable is taken literally.
+def wildcard_match(pattern: str, text: str, keys: ConditionKeys | None = None) -> bool:
+    """Return whether a pattern with ``*``, ``?`` and variables matches a text.
 
-    `known` are the condition keys that variables stand for; None where there are no variables.
+    `keys` are the condition keys for variables; None: the policy has no variables. Wildcards in the value
+    of a variable are literal.
     """
     regular, end = "", 0
     for token in _TOKEN.finditer(pattern):
@@ -244,42 +236,37 @@ def _wildcard_match(pattern: str, text: str, known: ConditionKeys | None = None)
         if token[2]:
             regular += ".*" if token[2] == "*" else "."
         else:
-            regular += re.escape(token[0] if known is None else _variable_value(token[1], known, token[0]))
+            regular += re.escape(token[0] if keys is None else _variable_value(token[1], keys, token[0]))
     return re.fullmatch(regular + re.escape(pattern[end:]), text, re.DOTALL) is not None
 
 
-def wildcard_match(pattern: str, text: str) -> bool:
-    """Return whether a pattern with ``*`` and ``?`` matches the whole text."""
-    return _wildcard_match(pattern, text)
-
-
-def _variable_value(variable: str, known: ConditionKeys, otherwise: str) -> str:
-    """Return what a policy variable such as ``aws:username`` stands for."""
+def _variable_value(variable: str, keys: ConditionKeys, otherwise: str) -> str:
+    """Return the value of a policy variable such as ``aws:username``."""
     if variable in {"*", "?", "$"}:
         return variable
     name, comma, default = variable.partition(",")
-    found = known.get(name.strip().lower())
+    found = keys.get(name.strip().lower())
     if found:
         return found[0]
     return default.strip().strip("'") if comma else otherwise
 
 
-def _fill_variables(text: str, known: ConditionKeys | None) -> str:
-    """Return a text in which variables are replaced."""
-    if known is None:
+def _fill_variables(text: str, keys: ConditionKeys | None) -> str:
+    """Return a text with the values of its variables."""
+    if keys is None:
         return text
-    return re.sub(r"\$\{([^}]+)\}", lambda match: _variable_value(match[1], known, match[0]), text)
+    return re.sub(r"\$\{([^}]+)\}", lambda match: _variable_value(match[1], keys, match[0]), text)
 
 
 def _conditions_hold(
-    conditions: dict[str, dict[str, Any]], question: AccessRequest, known: ConditionKeys | None
+    conditions: dict[str, dict[str, Any]], request: AccessRequest, keys: ConditionKeys | None
 ) -> bool:
     return all(
         _condition_holds(
-            name, question.context.get(key.lower()), [str(_plain_value(v)) for v in as_list(wanted)], known
+            name, request.keys.get(key.lower()), [str(_plain_value(v)) for v in as_list(wanted)], keys
         )
-        for name, keys in conditions.items()
-        for key, wanted in keys.items()
+        for name, by_key in conditions.items()
+        for key, wanted in by_key.items()
     )
 
 
@@ -288,7 +275,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _condition_holds(
-    written: str, actual: list[str] | None, wanted: list[str], known: ConditionKeys | None
+    written: str, actual: list[str] | None, wanted: list[str], keys: ConditionKeys | None
 ) -> bool:
     quantifier, _, name = written.rpartition(":")
     if_exists = name.endswith("IfExists")
@@ -297,10 +284,10 @@ def _condition_holds(
         return any((not actual) == (one.lower() == "true") for one in wanted)
     compare = COMPARISONS.get(NEGATED.get(name, name))
     if compare is None or quantifier not in {"", "ForAllValues", "ForAnyValue"}:
-        raise ValueError(f"the sandbox does not know the condition operator {written}")
+        raise ValueError(f"the sandbox does not emulate the condition operator {written}")
     if not actual:
         return if_exists or quantifier == "ForAllValues" or (name in NEGATED and quantifier != "ForAnyValue")
-    matched = [any(compare(value, one, known) for one in wanted) for value in actual]
+    matched = [any(compare(value, one, keys) for one in wanted) for value in actual]
     if name in NEGATED:
         matched = [not one for one in matched]
         return any(matched) if quantifier == "ForAnyValue" else all(matched)
@@ -323,22 +310,22 @@ def _timestamp(text: str) -> float:
     return float(text) if text.replace(".", "", 1).isdecimal() else datetime.fromisoformat(text).timestamp()
 
 
-def _arn_like(actual: str, wanted: str, known: ConditionKeys | None) -> bool:
-    """Compare two ARNs part by part: a wildcard matches within its part, the last part has the rest."""
+def _arn_like(actual: str, wanted: str, keys: ConditionKeys | None) -> bool:
+    """Compare two ARNs part by part. A wildcard matches within its part; the last part is the rest."""
     if wanted == "*":
         return True
     parts, patterns = actual.split(":", 5), wanted.split(":", 5)
     return len(parts) == len(patterns) and all(
-        _wildcard_match(pattern, part, known) for pattern, part in zip(patterns, parts, strict=True)
+        wildcard_match(pattern, part, keys) for pattern, part in zip(patterns, parts, strict=True)
     )
 
 
 def _comparing_text(compare: Callable[[str, str], bool]) -> Comparison:
-    return lambda actual, wanted, known: compare(actual, _fill_variables(wanted, known))
+    return lambda actual, wanted, keys: compare(actual, _fill_variables(wanted, keys))
 
 
 def _comparing_numbers(compare: Callable[[float, float], bool]) -> Comparison:
-    def compared(actual: str, wanted: str, _known: ConditionKeys | None) -> bool:
+    def compared(actual: str, wanted: str, _keys: ConditionKeys | None) -> bool:
         try:
             return compare(float(actual), float(wanted))
         except ValueError:
@@ -348,14 +335,14 @@ def _comparing_numbers(compare: Callable[[float, float], bool]) -> Comparison:
 
 
 def _comparing_times(compare: Callable[[float, float], bool]) -> Comparison:
-    return lambda actual, wanted, _known: compare(_timestamp(actual), _timestamp(wanted))
+    return lambda actual, wanted, _keys: compare(_timestamp(actual), _timestamp(wanted))
 
 
 Comparison = Callable[[str, str, "ConditionKeys | None"], bool]
 COMPARISONS: dict[str, Comparison] = {
     "StringEquals": _comparing_text(operator.eq),
     "StringEqualsIgnoreCase": _comparing_text(lambda actual, wanted: actual.lower() == wanted.lower()),
-    "StringLike": lambda actual, wanted, known: _wildcard_match(wanted, actual, known),
+    "StringLike": lambda actual, wanted, keys: wildcard_match(wanted, actual, keys),
     "ArnEquals": _arn_like,
     "ArnLike": _arn_like,
     "Bool": _comparing_text(lambda actual, wanted: actual.lower() == wanted.lower()),

@@ -1,4 +1,4 @@
-"""A sandbox in a process of its own: it survives its clients, and its memory and time are not theirs."""
+"""A sandbox in another process, with its own memory and processor time."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ STOP_SECONDS = 10
 
 
 class SandboxProcess(Access):
-    """A sandbox in a child process; a context manager, made by `sandbox_process`.
+    """A sandbox in a child process. A context manager, created by `sandbox_process`.
 
     Parameters
     ----------
     process
         The child.
     ready
-        What it said once it served: url, access_key, secret_key, account.
+        The line of JSON that it printed: url, access_key, secret_key, account.
     """
 
     def __init__(self, process: subprocess.Popen[str], ready: Mapping[str, str]) -> None:
         super().__init__(ready["url"], ready["access_key"], ready["secret_key"], ready["account"])
         self.process = process
 
-    def ask(self, name: str, method: str = "GET", value: Any = None) -> Any:
-        """Ask the sandbox itself; `admin` lists the names: calls, faults, clock, state."""
+    def admin(self, name: str, method: str = "GET", value: Any = None) -> Any:
+        """Send a request of the `admin` module; `name` is calls, faults, clock or state."""
         data = None if value is None else json.dumps(value).encode()
-        asked = request.Request(f"{self.url}/_vmsnix/{name}", data=data, method=method)  # noqa: S310 - always http
-        with request.urlopen(asked, timeout=60) as answer:  # noqa: S310 - always http
+        sent = request.Request(f"{self.url}/_vmsnix/{name}", data=data, method=method)  # noqa: S310 - always http
+        with request.urlopen(sent, timeout=60) as answer:  # noqa: S310 - always http
             return json.load(answer)
 
     def calls(self, name: str = "*") -> list[dict[str, Any]]:
-        """Return the call log, oldest first; `name` is a pattern such as ``"ec2:*"``."""
-        found: list[dict[str, Any]] = self.ask(f"calls?name={name}")
+        """Return the calls whose name matches, such as ``"ec2:*"``, oldest first."""
+        found: list[dict[str, Any]] = self.admin(f"calls?name={name}")
         return found
 
     def add_fault(self, **rule: Any) -> dict[str, Any]:
         """Add a fault rule; the keywords are the fields of `Fault`."""
-        added: dict[str, Any] = self.ask("faults", "POST", rule)
+        added: dict[str, Any] = self.admin("faults", "POST", rule)
         return added
 
     def clear_faults(self) -> None:
-        """Take all fault rules away."""
-        self.ask("faults", "DELETE")
+        """Remove all fault rules."""
+        self.admin("faults", "DELETE")
 
     def advance(self, seconds: float) -> None:
-        """Let everything that waits become older by this many sandbox seconds."""
-        self.ask("clock", "POST", {"advance": seconds})
+        """Make everything older by this many sandbox seconds."""
+        self.admin("clock", "POST", {"advance": seconds})
 
     def stop(self) -> None:
-        """Stop the child cleanly, so that it keeps its state."""
+        """Stop the child, which saves its state."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -81,7 +81,7 @@ class SandboxProcess(Access):
 
 
 def sandbox_process(*, speed: float = 1.0, state: Path | str | None = None, port: int = 0) -> SandboxProcess:
-    """Start a sandbox in a child process and return once it serves.
+    """Start a sandbox in a child process, and return when it serves.
 
     Parameters
     ----------
@@ -91,18 +91,10 @@ def sandbox_process(*, speed: float = 1.0, state: Path | str | None = None, port
     Raises
     ------
     OSError
-        When it cannot serve; the text is the child's own.
+        It cannot serve. The text is that of the child.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "vmsnix_ops.sandbox",
-        "--json",
-        "--port",
-        str(port),
-        "--speed",
-        str(speed),
-    ]
+    module = ["-m", "vmsnix_ops.sandbox", "--json"]
+    command = [sys.executable, *module, "--port", str(port), "--speed", str(speed)]
     if state is not None:
         command += ["--state", str(state)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)

@@ -1,6 +1,6 @@
-"""Service Quotas: the few that preflight looks at.
+"""Service Quotas: those that preflight reads.
 
-The table ``quotas`` of an account and region, keyed by "service/code", overrides the defaults. Sources:
+The table ``quotas`` of an account and region overrides the defaults; its keys are "service/code". Sources:
 GetServiceQuota, ListServiceQuotas, GetAWSDefaultServiceQuota in the Service Quotas API Reference; "Amazon EC2
 endpoints and quotas" and "Amazon EBS endpoints and quotas" in the AWS General Reference.
 """
@@ -27,17 +27,16 @@ DEFAULTS = {
 
 
 def quota_value(context: Context, service: str, code: str) -> float:
-    """Return a quota as it applies to the account in the region."""
+    """Return the value of a quota for the account in the region."""
     own: float = context.table("quotas").get(f"{service}/{code}", DEFAULTS[service, code][1])
     return own
 
 
 def _quota_view(context: Context, service: str, code: str, number: float) -> dict[str, Any]:
-    where = f"{context.region}:{context.account}"
     return {
         "ServiceCode": service,
         "ServiceName": SERVICE_NAMES[service],
-        "QuotaArn": f"arn:{context.partition}:servicequotas:{where}:{service}/{code}",
+        "QuotaArn": context.arn("servicequotas", f"{service}/{code}"),
         "QuotaCode": code,
         "QuotaName": DEFAULTS[service, code][0],
         "Value": number,
@@ -56,15 +55,15 @@ def _quota_key(params: Params) -> tuple[str, str]:
     return key
 
 
-@operation("service-quotas", "GetServiceQuota", honours=["ServiceCode", "QuotaCode"])
+@operation("service-quotas", "GetServiceQuota", "ServiceCode QuotaCode")
 def get_service_quota(context: Context, params: Params) -> dict[str, Any]:
-    """Return a quota as it applies."""
+    """Return the quota of the account."""
     service, code = _quota_key(params)
     return {"Quota": _quota_view(context, service, code, quota_value(context, service, code))}
 
 
-@operation("service-quotas", "GetAWSDefaultServiceQuota", honours=["ServiceCode", "QuotaCode"])
+@operation("service-quotas", "GetAWSDefaultServiceQuota", "ServiceCode QuotaCode")
 def get_default_quota(context: Context, params: Params) -> dict[str, Any]:
-    """Return a quota as every account begins with it."""
+    """Return the default of a quota."""
     service, code = _quota_key(params)
     return {"Quota": _quota_view(context, service, code, DEFAULTS[service, code][1])}

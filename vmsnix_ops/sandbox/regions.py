@@ -1,4 +1,4 @@
-"""Which regions there are, from botocore's own list."""
+"""AWS's regions and partitions, from botocore's list."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import Any
 
 from botocore.loaders import Loader
 
-GLOBAL_SERVICES = frozenset({"iam"})
-
 
 @lru_cache
 def _partitions() -> dict[str, str]:
-    """Map each region to its partition."""
+    """Return the partition of each region."""
     data: dict[str, Any] = Loader().load_data("endpoints")
-    return {
-        region: partition["partition"] for partition in data["partitions"] for region in partition["regions"]
-    }
+    return {region: entry["partition"] for entry in data["partitions"] for region in entry["regions"]}
 
 
 def region_exists(region: str) -> bool:
-    """Return whether AWS has such a region."""
+    """Return whether AWS has this region."""
     return region in _partitions()
 
 
@@ -31,9 +27,9 @@ def partition_of(region: str) -> str:
 
 def regions_of(partition: str) -> list[str]:
     """Return the regions of a partition, sorted."""
-    return sorted(region for region, its_partition in _partitions().items() if its_partition == partition)
+    return sorted(region for region, name in _partitions().items() if name == partition)
 
 
 def in_partition(arn: str, region: str) -> str:
-    """Return an ARN as a region shows it: the accounts of the sandbox are in every partition."""
+    """Return an ARN with the partition of a region. An account of the sandbox is in every partition."""
     return f"arn:{partition_of(region)}:{arn.split(':', 2)[2]}" if arn.startswith("arn:") else arn

@@ -1,8 +1,8 @@
-"""A large account at once: thousands of AMIs with snapshots, and what names them, without as many calls.
+"""Fill an account with thousands of AMIs at once, without thousands of calls.
 
-What is made is what calls could have made: images that hold snapshots of their own, tags of ours on most,
-instances, launch templates, launch configurations, groups and parameters that name one in twenty (or in as
-many as are asked for). The same seed makes the same account.
+Each AMI has its own snapshot, and most have the tags of vmsnix. Instances, launch templates, launch
+configurations, Auto Scaling groups and parameters refer to one AMI in twenty, or to another share. The same
+seed creates the same account.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.autoscaling import AutoScalingGroup, LaunchConfiguration
 from vmsnix_ops.sandbox.ec2.resources import Image, Instance, Snapshot
 from vmsnix_ops.sandbox.ec2.templates import LaunchTemplate, TemplateVersion
+from vmsnix_ops.sandbox.ec2.zones import DEFAULT_REGIONS
 from vmsnix_ops.sandbox.regions import partition_of
 from vmsnix_ops.sandbox.ssm import Parameter, ParameterVersion
 
@@ -24,33 +25,27 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Tables
 
 
-REGIONS = (
-    "us-east-1", "us-east-2", "us-west-1", "us-west-2", "ca-central-1", "sa-east-1", "eu-central-1",
-    "eu-north-1", "eu-west-1", "eu-west-2", "eu-west-3", "ap-northeast-1", "ap-northeast-2",
-    "ap-northeast-3", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "af-south-1", "ap-east-1",
-    "me-south-1",
-)  # fmt: skip
-"""Twenty regions; the last three are opted in to."""
+REGIONS = (*DEFAULT_REGIONS, "af-south-1", "ap-east-1", "me-south-1")
+"""Twenty regions. An account must opt in to the last three."""
 
 TEMPLATE_VERSIONS = 3
-_SOURCES = ("instance", "template", "configuration", "parameter")
 
 
 @dataclass(frozen=True)
 class SeededAccount:
-    """How much there is now.
+    """The numbers of created resources.
 
     Parameters
     ----------
     amis, snapshots
-        How many were made.
-    named
-        How many of the AMIs something names.
+        Numbers of AMIs and snapshots.
+    referenced
+        Number of AMIs with a reference.
     """
 
     amis: int
     snapshots: int
-    named: int
+    referenced: int
 
 
 def populate(
@@ -59,7 +54,7 @@ def populate(
     *,
     regions: Sequence[str] = REGIONS,
     amis: int = 5000,
-    one_named_in: int = 20,
+    referenced_one_in: int = 20,
     seed: int = 0,
     now: datetime | None = None,
 ) -> SeededAccount:
@@ -68,39 +63,45 @@ def populate(
     Parameters
     ----------
     tables
-        Of the sandbox's world, locked by the caller.
+        The tables of the sandbox, locked by the caller.
     account
-        Whose.
+        The account to fill.
     regions
-        Where; those that need it are opted in to.
+        The regions to fill. The account is opted in to them.
     amis
-        How many in each region.
-    one_named_in
-        Of how many AMIs something names one.
+        Number of AMIs in each region.
+    referenced_one_in
+        One AMI in this many has a reference.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     now
-        When the youngest is made; now by default.
+        Time of the newest resources. Default: now.
     """
     now = now or datetime.now(UTC)
     opted_in = tables.table(account, "", "opted_in_regions")
-    named = 0
+    referenced = 0
     for region in regions:
         opted_in[region] = True
-        chance = random.Random(f"{seed} {region}")  # noqa: S311 - sizes and ages, not secrets
-        named += _RegionSeeder(tables, account, region, chance, now).fill(amis, one_named_in)
-    return SeededAccount(amis * len(regions), amis * len(regions), named)
+        generator = random.Random(f"{seed} {region}")  # noqa: S311 - sizes and ages, not secrets
+        referenced += _RegionSeeder(tables, account, region, generator, now).fill(amis, referenced_one_in)
+    return SeededAccount(amis * len(regions), amis * len(regions), referenced)
 
 
 class _RegionSeeder:
     """Fills one region."""
 
     def __init__(
-        self, tables: Tables, account: str, region: str, chance: random.Random, now: datetime
+        self, tables: Tables, account: str, region: str, generator: random.Random, now: datetime
     ) -> None:
-        self.tables, self.account, self.region, self.chance, self.now = tables, account, region, chance, now
+        self.tables, self.account, self.region, self.random, self.now = (
+            tables,
+            account,
+            region,
+            generator,
+            now,
+        )
         self.partition = partition_of(region)
-        # Snapshots of about the same size share the map of their blocks: content is not what this is for.
+        # Snapshots share a few block maps, because nothing reads their content.
         block = bytes(32)
         self.contents = [dict.fromkeys(range(size), block) for size in (300, 1500, 4000, 9000)]
 
@@ -108,19 +109,19 @@ class _RegionSeeder:
         return self.tables.table(self.account, self.region, kind)
 
     def new_id(self, prefix: str) -> str:
-        return f"{prefix}-0{self.chance.getrandbits(64):016x}"
+        return f"{prefix}-0{self.random.getrandbits(64):016x}"
 
-    def fill(self, amis: int, one_named_in: int) -> int:
-        made = [self.ami(number) for number in range(amis)]
-        named = made[::one_named_in]
-        for number, ami_id in enumerate(named):
-            getattr(self, _SOURCES[number % len(_SOURCES)])(ami_id, number)
-        return len(named)
+    def fill(self, amis: int, referenced_one_in: int) -> int:
+        sources = (self.instance, self.template, self.configuration, self.parameter)
+        referenced = [self.ami(number) for number in range(amis)][::referenced_one_in]
+        for number, ami_id in enumerate(referenced):
+            sources[number % len(sources)](ami_id, number)
+        return len(referenced)
 
     def ami(self, number: int) -> str:
-        digest = f"{self.chance.getrandbits(256):064x}"
+        digest = f"{self.random.getrandbits(256):064x}"
         image = ("ecs-node", "gc-fwd", "actions-runner", "web")[number % 4]
-        made = self.now - timedelta(hours=self.chance.uniform(1, 24 * 900))
+        made = self.now - timedelta(hours=self.random.uniform(1, 24 * 900))
         name = f"altf4llc-{image}-26.11.{number}-x86_64-linux-{digest[:8]}"
         tags = {
             "Name": name,
@@ -141,7 +142,7 @@ class _RegionSeeder:
             since=made,
             description=f"Created by AWS-VMImport service for import-snap-0{digest[:16]}",
             tags=tags,
-            blocks=self.chance.choice(self.contents),
+            blocks=self.random.choice(self.contents),
         )
         self.table("snapshots")[snapshot.snapshot_id] = snapshot
         ami = Image(
@@ -205,8 +206,8 @@ class _RegionSeeder:
         name = f"old-{number}"
         home = f"arn:{self.partition}:autoscaling:{self.region}:{self.account}"
         arn = f"{home}:launchConfiguration:{number}:launchConfigurationName/{name}"
-        asked = {"ImageId": ami_id, "InstanceType": "t3.micro"}
-        self.table("launch_configurations")[name] = LaunchConfiguration(name, arn, self.now, asked)
+        data = {"ImageId": ami_id, "InstanceType": "t3.micro"}
+        self.table("launch_configurations")[name] = LaunchConfiguration(name, arn, self.now, data)
         self.table("auto_scaling_groups")[name] = AutoScalingGroup(
             name,
             f"{home}:autoScalingGroup:{number}:autoScalingGroupName/{name}",

@@ -1,4 +1,4 @@
-"""Serving in the foreground: what ``vmsnix sandbox`` and ``python -m vmsnix_ops.sandbox`` do."""
+"""Serve in the foreground, for ``vmsnix sandbox`` and ``python -m vmsnix_ops.sandbox``."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ def serve(
     output: TextIO | None = None,
     ready: Callable[[Sandbox], None] | None = None,
 ) -> None:
-    """Serve until SIGINT (Ctrl-C), SIGTERM or SIGHUP, then stop cleanly.
+    """Serve until SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 
     Parameters
     ----------
     port
-        TCP port on 127.0.0.1; 0 takes a free one.
+        TCP port on 127.0.0.1; 0 chooses a free one.
     speed
-        How many sandbox seconds pass in one real second.
+        Sandbox seconds per real second.
     state
-        A folder that keeps everything across restarts.
+        Folder that keeps the state across restarts.
     as_json
         Print one line of JSON for a program instead of ``export`` lines for a shell.
     prepare
-        Name of a bucket to make at the start, together with a role for VM Import.
+        Name of a bucket to create at the start, with a role for VM Import.
     output
-        Where to print; standard output unless given.
+        Where to print. Default: standard output.
     ready
-        Called with the sandbox once it serves.
+        Called with the sandbox when it serves.
 
     Raises
     ------
     OSError
-        When the port is taken or the folder cannot be used; the text says what to do.
+        The port is in use, or the folder cannot be used. The text has the fix.
     """
     output = output or sys.stdout
     finished = threading.Event()
@@ -70,7 +70,7 @@ def serve(
     def finish(_number: int, _frame: FrameType | None) -> None:
         finished.set()
 
-    # A closing terminal sends SIGHUP; nohup makes the process ignore it.
+    # A closed terminal sends SIGHUP; nohup makes the process ignore it.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
     before = {number: signal.signal(number, finish) for number in numbers}

@@ -1,4 +1,4 @@
-"""The server: one thread for each connection, on 127.0.0.1 only."""
+"""The HTTP server on 127.0.0.1, with a thread for each connection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vmsnix_ops.sandbox")
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 1000  # each has a thread
-DRAIN_LIMIT = 64 * 2**20  # a refused upload longer than this is cheaper to cut off than to read
+DRAIN_LIMIT = 64 * 2**20  # bytes of a refused upload that are read; a longer one is disconnected
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,27 @@ class Timeouts:
 
     idle: float = 300.0  # between two requests
     head: float = 30.0  # for a request line and its headers
-    silence: float = 60.0  # for the body without a byte, and for reading nothing of an answer
-    per_byte: float = 1 / 1024  # more for each byte of the body
+    silence: float = 60.0  # without a byte of the body, or without reading the answer
+    per_byte: float = 1 / 1024  # in addition, for each byte of the body
 
 
 TIMEOUTS = Timeouts()
 
 
 class Server:
-    """Serves one world over HTTP until it is stopped.
+    """Serves one sandbox over HTTP until it is stopped.
 
     Parameters
     ----------
     world
-        What to serve.
+        The state of the sandbox.
     port
-        TCP port; 0 takes a free one.
+        TCP port; 0 chooses a free one.
 
     Raises
     ------
     OSError
-        When the port is taken, with a text that says so.
+        The port is in use.
     """
 
     def __init__(self, world: World, port: int = 0) -> None:
@@ -80,15 +80,15 @@ class Server:
 
     @property
     def url(self) -> str:
-        """What ``AWS_ENDPOINT_URL`` is set to."""
+        """The value for ``AWS_ENDPOINT_URL``."""
         return f"http://{HOST}:{self.port}"
 
     def start(self) -> None:
-        """Begin to serve, in threads of this process."""
+        """Start to serve, in threads of this process."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop serving: close the port and every connection, and wait for calls that still run."""
+        """Close the port and every connection, and wait for running calls."""
         self._dispatcher.stopping.set()
         close(self._listener)
         if self._thread.is_alive():
@@ -116,7 +116,7 @@ class Server:
                 if self._dispatcher.stopping.is_set():
                     return
                 logger.exception("the sandbox could not accept a connection")
-                self._dispatcher.stopping.wait(0.1)  # such as without a free file descriptor
+                self._dispatcher.stopping.wait(0.1)  # such as when there is no free file descriptor
                 continue
             thread = threading.Thread(
                 target=self._serve, args=(connection,), name="sandbox-connection", daemon=True
@@ -140,7 +140,7 @@ class Server:
             while self._serve_one(connection, source, incoming):
                 pass
         except OSError:
-            logger.debug("a client went away, or was too slow")
+            logger.debug("a client disconnected, or was too slow")
         finally:
             with self._guard:
                 self._connections.pop(connection, None)
@@ -149,16 +149,16 @@ class Server:
     def _serve_one(
         self, connection: socket.socket, source: io.BufferedReader, incoming: TimedSocketReader
     ) -> bool:
-        """Answer one request; return whether the connection can be used again."""
-        incoming.allow(TIMEOUTS.idle)
+        """Answer one request, and return whether the connection can be used again."""
+        incoming.set_timeout(TIMEOUTS.idle)
         if not source.peek(1):
             return False
-        incoming.allow(TIMEOUTS.head)
+        incoming.set_timeout(TIMEOUTS.head)
         try:
             request = read_request(
                 source,
                 lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"),
-                lambda: incoming.allow(TIMEOUTS.silence, per_byte=TIMEOUTS.per_byte),
+                lambda: incoming.set_timeout(TIMEOUTS.silence, per_byte=TIMEOUTS.per_byte),
             )
         except BadRequestError as error:
             return self._refuse(connection, error)
@@ -174,7 +174,7 @@ class Server:
         if response.drop:
             abort(connection) if response.cut_after is not None else close(connection)
             return False
-        keep = request.keeps_alive and self._leave_clean(request)
+        keep = request.keeps_alive and self._read_rest(request)
         head_only = request.method == "HEAD"
         if write_response(connection, response, head_only=head_only, close=not keep):
             return True
@@ -188,10 +188,10 @@ class Server:
         return False
 
     @staticmethod
-    def _leave_clean(request: Request) -> bool:
-        """Read what a refused request still has to say, so that the next one begins where it should."""
+    def _read_rest(request: Request) -> bool:
+        """Read the rest of a request, and return whether the next one can follow on the connection."""
         if request.expects_continue and request.body.http.untouched:
-            return False  # the client may or may not send its body now; only a new connection is unambiguous
+            return False  # the client may still send its body or not
         return request.body.drain(DRAIN_LIMIT)
 
 
@@ -206,7 +206,7 @@ def _listen(port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise OSError(
                 errno.EADDRINUSE,
-                f"Port {port} on {HOST} is taken. Choose another port, or 0 for a free one.",
+                f"Port {port} on {HOST} is in use. Choose another port, or 0 for a free one.",
             ) from error
         raise OSError(
             error.errno, f"The sandbox cannot listen on {HOST}:{port}: {error.strerror}."

@@ -1,4 +1,10 @@
-"""The table ``parameters`` of each region, and what several operations of Parameter Store share."""
+"""AWS Systems Manager: Parameter Store.
+
+Sources: the reference pages of the operations in the AWS Systems Manager API Reference; "Working with
+Parameter Store", "Using native parameter support in Parameter Store for Amazon Machine Image IDs", "AWS KMS
+encryption for AWS Systems Manager Parameter Store SecureString parameters" and "Restricting decryption of
+SecureString parameter values" in the User Guide. For KMS keys see `kms`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +12,11 @@ import base64
 import binascii
 import hashlib
 import re
-import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.kms import find_key, managed_key
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -47,15 +53,15 @@ class Parameter:
 
     @property
     def newest(self) -> ParameterVersion:
-        """The version that counts."""
+        """The newest version, which is the current one."""
         return self.versions[-1]
 
 
 @dataclass(slots=True)
 class UncheckedParameter:
-    """A value of the type aws:ec2:image that Parameter Store accepted and has not checked yet.
+    """A value of the type aws:ec2:image that Parameter Store accepted but has not checked yet.
 
-    In table ``unchecked_parameters`` of each region by the id of the request, in their order.
+    In the table ``unchecked_parameters`` of each region by request ID, in the order of the requests.
     """
 
     name: str
@@ -64,21 +70,15 @@ class UncheckedParameter:
     tags: dict[str, str]
 
 
-# Names, selectors and answers of parameters.
-#
-# Source: "Working with Parameter Store" in the AWS Systems Manager User Guide; GetParameter in the API
-# Reference.
-
-
 NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
 IMAGE_CHECK_SECONDS = 1.0
-"""How long the check of an aws:ec2:image value takes; AWS says only that it comes after the answer."""
+"""How long the check of an aws:ec2:image value takes. AWS only documents that it is asynchronous."""
 
 MAX_VERSIONS = 100
 
 
 def parameters(context: Context) -> dict[str, Parameter]:
-    """Return the parameters of the region by name, with the values that were checked by now."""
+    """Return the parameters of the region by name, including values whose check is complete."""
     known: dict[str, Parameter] = context.table("parameters")
     waiting: dict[str, UncheckedParameter] = context.table("unchecked_parameters")
     for request, value in list(waiting.items()):
@@ -86,7 +86,7 @@ def parameters(context: Context) -> dict[str, Parameter]:
             continue
         del waiting[request]
         if not _image_exists(context, value.version.value):
-            continue  # AWS keeps nothing and tells EventBridge
+            continue  # AWS drops the value and sends an event to EventBridge
         if value.name in known:
             _add_version(known[value.name], value.version)
         else:
@@ -95,24 +95,23 @@ def parameters(context: Context) -> dict[str, Parameter]:
 
 
 def _image_exists(context: Context, image_id: str) -> bool:
-    everywhere = context.tables.everywhere("images")
-    return any(region == context.region and image_id in images for (_, region), images in everywhere.items())
+    return context.tables.find("images", context.region, image_id) is not None
 
 
 def _add_version(parameter: Parameter, version: ParameterVersion) -> None:
-    """Add a version; beyond a hundred the oldest goes."""
+    """Add a version, and delete the oldest beyond a hundred."""
     if len(parameter.versions) >= MAX_VERSIONS:
         del parameter.versions[0]
     parameter.versions.append(version)
 
 
 def _parameter_not_found() -> AwsError:
-    """Return the refusal of a name that is not there; AWS says no more than the code."""
+    """Return the error for an unknown name. AWS sends no text."""
     return AwsError("ParameterNotFound", "")
 
 
 def parameter_name(text: str) -> str:
-    """Return the name in an ARN, or the text itself."""
+    """Return the name of a parameter from its name or ARN."""
     match = re.fullmatch(r"arn:[^:]+:ssm:[^:]*:\d*:parameter(/.+)", text)
     if match is None:
         return text
@@ -128,7 +127,7 @@ def _find_parameter(context: Context, text: str) -> Parameter:
 
 
 def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVersion, str]:
-    """Return what a name, ``name:version`` or ``name:label`` stands for, and the selector.
+    """Return parameter, version and selector of ``name``, ``name:version`` or ``name:label``.
 
     Raises
     ------
@@ -154,7 +153,7 @@ def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVers
 def _parameter_view(
     parameter: Parameter, version: ParameterVersion, selector: str, params: Params
 ) -> dict[str, Any]:
-    """Return a parameter as GetParameter shows it; a secret as ciphertext unless it is to be decrypted."""
+    """Return a parameter as GetParameter shows it."""
     shown = {
         "Name": parameter.name,
         "Type": version.kind,
@@ -168,7 +167,7 @@ def _parameter_view(
 
 
 def _parameter_metadata(parameter: Parameter, version: ParameterVersion) -> dict[str, Any]:
-    """Return a parameter as DescribeParameters and GetParameterHistory show it, without its value."""
+    """Return a parameter without its value, as DescribeParameters and GetParameterHistory show it."""
     shown: dict[str, Any] = {
         "Name": parameter.name,
         "Type": version.kind,
@@ -219,7 +218,7 @@ def _read_token(token: str) -> int:
 
 
 def _check_name(name: str) -> None:
-    """Refuse names that Parameter Store refuses.
+    """Check the name of a parameter.
 
     Raises
     ------
@@ -247,43 +246,30 @@ def _check_name(name: str) -> None:
         )
 
 
-# SecureString parameters: their KMS keys, and how they look without decryption.
-#
-# There is no KMS in the sandbox. ``alias/aws/ssm`` is the key that AWS manages; a customer key is one of the
-# caller's account and region, by id or ARN. Sources: "AWS KMS encryption for AWS Systems Manager Parameter
-# Store SecureString parameters" and "Restricting decryption of SecureString parameter values" in the Systems
-# Manager User Guide.
-
 SSM_KEY_ALIAS = "alias/aws/ssm"
-_KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
 
 
 def ssm_managed_key(context: Context) -> str:
-    """Return the ARN of the key that AWS manages for Parameter Store in this account and region."""
-    number = uuid.uuid5(uuid.NAMESPACE_OID, f"{context.account} {context.region} {SSM_KEY_ALIAS}")
-    return f"arn:{context.partition}:kms:{context.region}:{context.account}:key/{number}"
+    """Return the ARN of the AWS managed key of Parameter Store."""
+    return managed_key(context, SSM_KEY_ALIAS)
 
 
 def kms_key_arn(context: Context, key_id: str | None) -> str:
-    """Return the ARN of the key that a request names; the managed key when it names none.
+    """Return the ARN of the key in a request; without one, of the managed key.
 
     Raises
     ------
     AwsError
-        ``InvalidKeyId`` for a key that is not one of this account and region.
+        ``InvalidKeyId``: the key is not of this account and region.
     """
-    here = f"arn:{context.partition}:kms:{context.region}:{context.account}:"
-    name = (key_id or SSM_KEY_ALIAS).removeprefix(here)
-    if name == SSM_KEY_ALIAS:
-        return ssm_managed_key(context)
-    number = name.removeprefix("key/")
-    if not _KEY_ID.fullmatch(number):
+    arn = find_key(context, key_id or SSM_KEY_ALIAS, SSM_KEY_ALIAS)
+    if arn is None:
         raise AwsError("InvalidKeyId", f"Key '{key_id}' is not found")  # text from memory
-    return f"{here}key/{number}"
+    return arn
 
 
 def _shown_value(version: ParameterVersion, params: Params) -> str:
-    """Return the value of a version; of a SecureString its ciphertext, unless decryption is asked for."""
+    """Return the value of a version; for a SecureString the ciphertext, unless ``WithDecryption`` is set."""
     if not version.key or params.get("WithDecryption"):
         return version.value
     digest = hashlib.sha512(f"{version.key} {version.number} {version.value}".encode()).digest()
@@ -296,23 +282,10 @@ MAX_VALUE_BYTES = {"Standard": 4096, "Advanced": 8192, "Intelligent-Tiering": 81
 
 
 @operation(
-    "ssm",
-    "PutParameter",
-    honours=[
-        "Name",
-        "Description",
-        "Value",
-        "Type",
-        "Overwrite",
-        "AllowedPattern",
-        "Tags",
-        "Tier",
-        "DataType",
-        "KeyId",
-    ],
+    "ssm", "PutParameter", "Name Description Value Type Overwrite AllowedPattern Tags Tier DataType KeyId"
 )
 def put_parameter(context: Context, params: Params) -> dict[str, Any]:
-    """Make a parameter, or a new version of it."""
+    """Create a parameter, or a new version of it."""
     name = parameter_name(params["Name"])
     _check_name(name)
     known = parameters(context)
@@ -336,10 +309,10 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
     version = _new_version(context, params, existing)
     if existing is not None:
         _check_oldest_version(existing)
-    arn = f"arn:{context.partition}:ssm:{context.region}:{context.account}:parameter/{name.lstrip('/')}"
+    arn = context.arn("ssm", f"parameter/{name.lstrip('/')}")
     tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
     if version.data_type == "aws:ec2:image":
-        # AWS accepts the request, then checks the AMI, and keeps nothing when there is none.
+        # AWS accepts the request, checks the AMI later, and drops the value when the AMI does not exist.
         waiting = context.table("unchecked_parameters")
         ahead = [value for value in waiting.values() if value.name == name]
         version.number += len(ahead)
@@ -362,11 +335,11 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
     data_type = params.get("DataType") or (existing.newest.data_type if existing is not None else "text")
     if existing is not None and data_type != existing.newest.data_type:
-        # Seen in public reports: AWS changes the data type of no existing parameter. The text is from memory.
+        # Public reports: the data type of an existing parameter cannot change. The text is from memory.
         raise AwsError("ValidationException", "The data type of an existing parameter can't be changed.")
     tier = params.get("Tier", "Standard")
     if existing is not None and existing.newest.tier == "Advanced":
-        # Without a tier a request is of the default tier, which is the standard one ("Tier" of PutParameter).
+        # The default of Tier is the standard tier ("Tier" of PutParameter).
         if tier == "Standard":
             raise AwsError(
                 "ValidationException",
@@ -426,7 +399,7 @@ def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
 
 
 def _check_oldest_version(parameter: Parameter) -> None:
-    """Refuse a version beyond the hundredth while the oldest has a label."""
+    """Check that the oldest version has no label when the new one would replace it."""
     if len(parameter.versions) >= MAX_VERSIONS and parameter.versions[0].labels:
         raise AwsError(
             "ParameterMaxVersionLimitExceeded",
@@ -439,15 +412,15 @@ def _check_oldest_version(parameter: Parameter) -> None:
         )
 
 
-@operation("ssm", "GetParameter", honours=["Name", "WithDecryption"])
+@operation("ssm", "GetParameter", "Name WithDecryption")
 def get_parameter(context: Context, params: Params) -> dict[str, Any]:
-    """Return a parameter; a version or label may follow the name."""
+    """Return a parameter by its name, with an optional version or label."""
     return {"Parameter": _parameter_view(*_find_version(context, params["Name"]), params)}
 
 
-@operation("ssm", "GetParameters", honours=["Names", "WithDecryption"])
+@operation("ssm", "GetParameters", "Names WithDecryption")
 def get_parameters(context: Context, params: Params) -> dict[str, Any]:
-    """Return up to ten parameters, and the names that are none."""
+    """Return up to ten parameters, and the unknown names."""
     if not 1 <= len(params["Names"]) <= 10:
         raise AwsError(
             "ValidationException",
@@ -464,7 +437,7 @@ def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     return {"Parameters": found, "InvalidParameters": invalid}
 
 
-@operation("ssm", "DeleteParameter", honours=["Name"])
+@operation("ssm", "DeleteParameter", "Name")
 def delete_parameter(context: Context, params: Params) -> dict[str, Any]:
     """Delete a parameter with all its versions."""
     parameter = _find_parameter(context, params["Name"])
@@ -472,9 +445,9 @@ def delete_parameter(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("ssm", "DeleteParameters", honours=["Names"])
+@operation("ssm", "DeleteParameters", "Names")
 def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
-    """Delete several parameters, and say which names are none."""
+    """Delete parameters, and return the unknown names."""
     known = parameters(context)
     deleted = [name for name in params["Names"] if known.pop(parameter_name(name), None) is not None]
     return {
@@ -483,17 +456,12 @@ def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
     }
 
 
-# Looking at many parameters: by path, history, descriptions.
-#
-# Sources: GetParametersByPath, GetParameterHistory, DescribeParameters in the AWS Systems Manager API
-# Reference.
+# Lists and history
 
 
-@operation(
-    "ssm", "GetParametersByPath", honours=["Path", "Recursive", "WithDecryption", "MaxResults", "NextToken"]
-)
+@operation("ssm", "GetParametersByPath", "Path Recursive WithDecryption MaxResults NextToken")
 def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
-    """Return the parameters below a path; directly below it unless recursive."""
+    """Return the parameters directly below a path; with ``Recursive``, at any depth."""
     path = params["Path"]
     if not path.startswith("/"):
         raise AwsError(
@@ -511,9 +479,9 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
     return _page(found, params, "Parameters", 10)
 
 
-@operation("ssm", "GetParameterHistory", honours=["Name", "WithDecryption", "MaxResults", "NextToken"])
+@operation("ssm", "GetParameterHistory", "Name WithDecryption MaxResults NextToken")
 def get_parameter_history(context: Context, params: Params) -> dict[str, Any]:
-    """Return all versions of a parameter, the oldest first."""
+    """Return all versions of a parameter, oldest first."""
     parameter = _find_parameter(context, params["Name"])
     shown = [
         _parameter_metadata(parameter, version)
@@ -523,7 +491,7 @@ def get_parameter_history(context: Context, params: Params) -> dict[str, Any]:
     return _page(shown, params, "Parameters", 50)
 
 
-@operation("ssm", "DescribeParameters", honours=["ParameterFilters", "MaxResults", "NextToken"])
+@operation("ssm", "DescribeParameters", "ParameterFilters MaxResults NextToken")
 def describe_parameters(context: Context, params: Params) -> dict[str, Any]:
     """Describe parameters, without their values."""
     found = [parameter for _, parameter in sorted(parameters(context).items())]
@@ -534,7 +502,7 @@ def describe_parameters(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _matches_filter(parameter: Parameter, condition: dict[str, Any]) -> bool:
-    """Return whether a parameter meets one of the filters that are emulated."""
+    """Return whether a parameter matches a filter."""
     key, option, values = condition["Key"], condition.get("Option"), condition.get("Values", [])
     if key == "Name" and option in {None, "Equals"}:
         return parameter.name in values
@@ -551,9 +519,7 @@ def _matches_filter(parameter: Parameter, condition: dict[str, Any]) -> bool:
     if key.startswith("tag:") and option in {None, "Equals"}:
         value = parameter.tags.get(key.removeprefix("tag:"))
         return value is not None and (not values or value in values)
-    raise AwsError(
-        "NotImplemented", f"The sandbox does not emulate the filter {key} {option or ''}.", status=501
-    )
+    raise not_emulated(f"the filter {key} {option or ''}")
 
 
 def _is_below(name: str, path: str, *, recursive: bool) -> bool:
@@ -561,9 +527,7 @@ def _is_below(name: str, path: str, *, recursive: bool) -> bool:
     return name.startswith(prefix) and (recursive or "/" not in name[len(prefix) :])
 
 
-# Labels of versions.
-#
-# Sources: LabelParameterVersion, UnlabelParameterVersion in the AWS Systems Manager API Reference.
+# Labels
 
 LABEL = re.compile(r"(?!\d)(?!(?i:aws|ssm))[a-zA-Z0-9_.\-]{1,100}")
 MAX_LABELS = 10
@@ -582,9 +546,9 @@ def _find_version_number(parameter: Parameter, number: int | None) -> ParameterV
     )
 
 
-@operation("ssm", "LabelParameterVersion", honours=["Name", "ParameterVersion", "Labels"])
+@operation("ssm", "LabelParameterVersion", "Name ParameterVersion Labels")
 def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
-    """Give a version labels; a label that another version has moves here."""
+    """Add labels to a version. A label of another version moves to this one."""
     parameter = _find_parameter(context, params["Name"])
     version = _find_version_number(parameter, params.get("ParameterVersion"))
     valid = [label for label in params["Labels"] if LABEL.fullmatch(label)]
@@ -599,33 +563,30 @@ def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
     return {"InvalidLabels": invalid, "ParameterVersion": version.number}
 
 
-@operation("ssm", "UnlabelParameterVersion", honours=["Name", "ParameterVersion", "Labels"])
+@operation("ssm", "UnlabelParameterVersion", "Name ParameterVersion Labels")
 def unlabel_parameter_version(context: Context, params: Params) -> dict[str, Any]:
-    """Take labels from a version."""
+    """Remove labels from a version."""
     version = _find_version_number(_find_parameter(context, params["Name"]), params["ParameterVersion"])
     removed = [label for label in params["Labels"] if label in version.labels]
     version.labels = [label for label in version.labels if label not in removed]
     return {"RemovedLabels": removed, "InvalidLabels": [n for n in params["Labels"] if n not in removed]}
 
 
-# Tags of parameters.
-#
-# Sources: AddTagsToResource, RemoveTagsFromResource, ListTagsForResource in the AWS Systems Manager API
-# Reference.
+# Tags
 
 RESOURCE = ("ResourceType", "ResourceId")
 
 
 def _tagged_parameter(context: Context, params: Params) -> Parameter:
     if params["ResourceType"] != "Parameter":
-        raise AwsError("NotImplemented", "The sandbox tags parameters only.", status=501)
+        raise not_emulated("tags of resources other than parameters")
     found = parameters(context).get(params["ResourceId"])
     if found is None:
         raise AwsError("InvalidResourceId", "The resource ID isn't valid.")
     return found
 
 
-@operation("ssm", "AddTagsToResource", honours=[*RESOURCE, "Tags"])
+@operation("ssm", "AddTagsToResource", *RESOURCE, "Tags")
 def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
     """Add or replace tags."""
     parameter = _tagged_parameter(context, params)
@@ -636,20 +597,16 @@ def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("ssm", "RemoveTagsFromResource", honours=[*RESOURCE, "TagKeys"])
+@operation("ssm", "RemoveTagsFromResource", *RESOURCE, "TagKeys")
 def remove_tags_from_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags; keys that are not there do not matter."""
+    """Remove tags. Unknown keys are ignored."""
     parameter = _tagged_parameter(context, params)
     for key in params["TagKeys"]:
         parameter.tags.pop(key, None)
     return {}
 
 
-@operation("ssm", "ListTagsForResource", honours=RESOURCE)
+@operation("ssm", "ListTagsForResource", *RESOURCE)
 def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
-    """List the tags of a parameter."""
-    return {
-        "TagList": [
-            {"Key": key, "Value": value} for key, value in _tagged_parameter(context, params).tags.items()
-        ]
-    }
+    """Return the tags of a parameter."""
+    return {"TagList": tag_list(_tagged_parameter(context, params).tags)}

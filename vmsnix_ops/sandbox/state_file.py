@@ -32,11 +32,11 @@ Tables = dict[tuple[str, str, str], dict[str, Any]]
 
 
 class StateError(ValueError):
-    """The bytes are not a state that this version can read."""
+    """The bytes are not a state file of this version."""
 
 
 def dump_tables(tables: Tables) -> bytes:
-    """Return tables as the bytes of a state file.
+    """Return the bytes of a state file with these tables.
 
     Raises
     ------
@@ -57,17 +57,17 @@ def load_tables(content: bytes) -> Tables:
     Raises
     ------
     StateError
-        The bytes are not a whole state of this version; the text says why.
+        The bytes are not a complete state file of this version.
     """
     try:
         read = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise StateError(f"it is not whole JSON ({error})") from error
+        raise StateError(f"it is not complete JSON ({error})") from error
     if not isinstance(read, dict) or read.get("format") != FORMAT:
         raise StateError("it was not written by the sandbox")
     if read.get("version") != VERSION:
         raise StateError(f"it has version {read.get('version')!r}, this program reads version {VERSION}")
-    load_operations()  # every dataclass that a state contains is defined by then
+    load_operations()  # which defines every dataclass of a state file
     try:
         return {
             (str(account), str(region), str(kind)): _decode(table)
@@ -144,7 +144,7 @@ def _decode(value: Any) -> Any:
         ((key, content),) = value.items()
         if key.startswith("$"):
             if key not in DECODERS:
-                raise StateError(f"it contains {key!r}, which this version does not know")
+                raise StateError(f"it contains {key!r}, which this version does not have")
             return DECODERS[key](content)
     return {key: _decode(item) for key, item in value.items()}
 
@@ -165,10 +165,10 @@ def _decode_blocks(content: str) -> dict[int, bytes]:
 def _decode_type(content: list[Any]) -> Any:
     name, values = content
     module, _, word = str(name).rpartition(".")
-    # Nothing is imported by the name that a file gives, and only our own dataclasses are made.
+    # Only dataclasses of the sandbox are created, and no module is imported because a file names it.
     kind = getattr(sys.modules.get(f"{__package__}.{module}"), word, None)
     if not isinstance(kind, type) or _name_of(kind) != name:
-        raise StateError(f"it contains {name!r}, which this version does not know")
+        raise StateError(f"it contains {name!r}, which this version does not have")
     unknown = set(values) - {field.name for field in dataclasses.fields(kind) if field.init}
     if unknown:
         raise StateError(f"{name} has no {', '.join(sorted(unknown))} in this version")

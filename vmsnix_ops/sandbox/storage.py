@@ -1,11 +1,16 @@
-"""Stored bytes: objects of S3, and blocks of snapshots as files named by their content."""
+"""Stored bytes: the blocks of snapshots, and the objects of S3.
+
+Other services read objects through `find_bucket` and `open_object`; only `s3` changes them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.wire.http import FileRange
@@ -19,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class BlockStore:
-    """A folder of content-addressed blocks.
+    """A folder of blocks, as files named by their SHA-256.
 
-    Nothing is ever removed while the sandbox runs: a block may belong to many snapshots, and the folder goes
-    with the sandbox (or stays with its state).
+    No block is deleted while the sandbox runs, because many snapshots can share it. The folder is deleted
+    with the sandbox, or kept with its state.
 
     Parameters
     ----------
     folder
-        Where the blocks lie; made when missing.
+        The folder; created when it is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +44,7 @@ class BlockStore:
         return self._folder / digest[:2] / digest
 
     def put(self, data: bytes | memoryview) -> str:
-        """Keep a block and return the hexadecimal SHA-256 of its bytes; a sandbox needs no fsync."""
+        """Store a block and return the hexadecimal SHA-256 of its bytes. The sandbox needs no fsync."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
         if not path.exists():
@@ -57,19 +62,14 @@ class BlockStore:
         return self.path(digest).exists()
 
 
-# S3's buckets and objects as they lie on disk: an object is a list of part files, readable as one.
-#
-# Other services read objects through `find_bucket` and `open_object`; only `s3` changes them.
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of bytes and its checksums.
+    """A part of an object: a file and its checksums.
 
     Parameters
     ----------
     number
-        Part number of a multipart upload; 1 for an object put at once.
+        Part number of a multipart upload; 1 for the object of a single PUT.
     file
         Name of the file below ``objects/``.
     size
@@ -79,7 +79,7 @@ class Part:
     checksums
         Base64 by algorithm, such as ``{"sha256": "..."}``.
     modified
-        When it was uploaded.
+        Time of its upload.
     """
 
     number: int
@@ -90,21 +90,19 @@ class Part:
     modified: datetime
 
     def path(self, folder: Path) -> Path:
-        """Return the file's path; `folder` is the world's."""
+        """Return the path of the file; `folder` is that of the sandbox."""
         return object_path(folder, self.file)
 
 
 @dataclass(slots=True)
 class StoredObject:
-    """An object: what S3 knows about it, and its parts."""
+    """An object: its metadata, and its parts."""
 
     key: str
     parts: tuple[Part, ...]
     etag: str  # without quotes
     modified: datetime
-    headers: dict[str, Any] = field(
-        default_factory=dict
-    )  # ContentType, ContentEncoding, ... by botocore's names
+    headers: dict[str, Any] = field(default_factory=dict)  # by botocore's names, such as ContentType
     metadata: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)  # of the whole object; composite ones end in "-N"
     checksum_type: str = "FULL_OBJECT"
@@ -119,7 +117,7 @@ class StoredObject:
 
 @dataclass(slots=True)
 class Upload:
-    """A multipart upload that was neither completed nor aborted."""
+    """An unfinished multipart upload."""
 
     upload_id: str
     key: str
@@ -143,29 +141,24 @@ class Bucket:
     created: datetime
     objects: dict[str, StoredObject] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
-    completed: dict[str, tuple[str, str]] = field(
-        default_factory=dict
-    )  # upload id -> (key, etag), for repeated completes
+    completed: dict[str, tuple[str, str]] = field(default_factory=dict)  # key and ETag by upload ID
     settings: dict[str, Any] = field(default_factory=dict)  # policy, tagging, encryption, ... by name
 
 
 def object_path(folder: Path, file: str) -> Path:
-    """Return where a part file lies below the world's folder.
+    """Return the path of a part file in the sandbox's folder.
 
-    The name comes from the state file, and must not lead out of the folder.
+    The name is from the state file, so it is checked: it must not be a path out of the folder.
     """
     if not file.isalnum():
-        raise OSError(f"The state of the sandbox names a file of an object {file!r}: that is no such name.")
+        raise OSError(f"The state file of the sandbox contains an invalid file name of an object: {file!r}.")
     return folder / "objects" / file[:2] / file
 
 
 def find_bucket(tables: Tables, name: str) -> Bucket | None:
-    """Return a bucket by its name, which is unique over all accounts; None when there is none."""
-    for buckets in tables.everywhere("buckets").values():
-        if name in buckets:
-            found: Bucket = buckets[name]
-            return found
-    return None
+    """Return a bucket of any account by its name, which is globally unique."""
+    found: Bucket | None = tables.find("buckets", "", name)
+    return found
 
 
 def open_object(tables: Tables, folder: Path, bucket: str, key: str) -> ObjectReader:
@@ -174,7 +167,7 @@ def open_object(tables: Tables, folder: Path, bucket: str, key: str) -> ObjectRe
     Raises
     ------
     FileNotFoundError
-        When there is no such bucket or object.
+        The bucket or the object does not exist.
     """
     found = find_bucket(tables, bucket)
     if found is None or key not in found.objects:
@@ -183,7 +176,7 @@ def open_object(tables: Tables, folder: Path, bucket: str, key: str) -> ObjectRe
 
 
 def file_ranges(stored: StoredObject, folder: Path, start: int, length: int) -> list[FileRange]:
-    """Return the stretches of part files that hold `length` bytes from `start`."""
+    """Return the ranges of part files with `length` bytes of an object from `start`."""
     ranges, offset = [], 0
     for part in stored.parts:
         first = max(start, offset)
@@ -195,7 +188,7 @@ def file_ranges(stored: StoredObject, folder: Path, start: int, length: int) -> 
 
 
 class ObjectReader(io.RawIOBase):
-    """Part files read as one seekable binary file; at most one of them is open.
+    """Part files as one seekable binary file. At most one of them is open.
 
     Parameters
     ----------
@@ -205,12 +198,7 @@ class ObjectReader(io.RawIOBase):
 
     def __init__(self, parts: Sequence[tuple[Path, int]]) -> None:
         self._parts = list(parts)
-        self._starts = []
-        total = 0
-        for _, size in self._parts:
-            self._starts.append(total)
-            total += size
-        self.size = total
+        *self._starts, self.size = accumulate((size for _, size in self._parts), initial=0)
         self._position = 0
         self._open: tuple[int, io.FileIO] | None = None
 
@@ -227,19 +215,19 @@ class ObjectReader(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to an offset and return it; positions behind the end read nothing."""
+        """Move to an offset and return it. After the end, reads return nothing."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError("a position before the beginning")
+            raise ValueError("negative seek position")
         self._position = base + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the content goes; 0 at the end."""
+        """Fill a buffer and return the number of bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view) and self._position < self.size:
-            index = self._index()
+            index = bisect_right(self._starts, self._position) - 1
             start, (_, size) = self._starts[index], self._parts[index]
             file = self._file(index)
             file.seek(self._position - start)
@@ -249,16 +237,6 @@ class ObjectReader(io.RawIOBase):
             done += count
             self._position += count
         return done
-
-    def _index(self) -> int:
-        low, high = 0, len(self._starts) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._starts[middle] <= self._position:
-                low = middle
-            else:
-                high = middle - 1
-        return low
 
     def _file(self, index: int) -> io.FileIO:
         if self._open is None or self._open[0] != index:

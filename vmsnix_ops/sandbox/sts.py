@@ -1,4 +1,4 @@
-"""AWS STS: who am I, and sessions of roles.
+"""AWS STS: the identity of the caller, and sessions of users and roles.
 
 Sources: GetCallerIdentity, AssumeRole, GetSessionToken in the AWS STS API Reference.
 """
@@ -24,14 +24,14 @@ ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::(\d{12}):role/(?:.*/)?([^/]+)")
 
 @operation("sts", "GetCallerIdentity")
 def get_caller_identity(context: Context, _params: Params) -> dict[str, Any]:
-    """Say who asks. Nobody can be denied this."""
+    """Return the identity of the caller. No policy can deny this."""
     credential = credentials_table(context.tables)[context.access_key]
     return {"UserId": credential.user_id, "Account": context.account, "Arn": context.principal}
 
 
-@operation("sts", "AssumeRole", honours=["RoleArn", "RoleSessionName", "DurationSeconds", "ExternalId"])
+@operation("sts", "AssumeRole", "RoleArn RoleSessionName DurationSeconds ExternalId")
 def assume_role(context: Context, params: Params) -> dict[str, Any]:
-    """Return credentials of a session, if the role's trust policy lets the caller in."""
+    """Return credentials of a new session, if the role's trust policy allows the caller."""
     name = params["RoleSessionName"]
     if not SESSION_NAME.fullmatch(name):
         raise AwsError(
@@ -93,7 +93,7 @@ def _credentials_view(session: Credential) -> dict[str, Any]:
     }
 
 
-@operation("sts", "GetSessionToken", honours=["DurationSeconds"])
+@operation("sts", "GetSessionToken", "DurationSeconds")
 def get_session_token(context: Context, params: Params) -> dict[str, Any]:
     """Return temporary credentials of the same user."""
     own = credentials_table(context.tables)[context.access_key]

@@ -1,4 +1,4 @@
-"""Everything that one sandbox knows: its tables, blocks, clock, faults and calls."""
+"""The state of one sandbox: tables, blocks, clock, fault rules and call log, in memory and in a folder."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from vmsnix_ops.sandbox.storage import BlockStore
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 STATE_FILE = "tables.json"
-FORMER_STATE_FILE = "tables.pickle"  # of earlier versions; reading one would run whatever code it contains
-SAVE_EVERY = 0.5  # seconds at most between a change and its being kept
+FORMER_STATE_FILE = "tables.pickle"  # of earlier versions; to read it would run the code in it
+SAVE_EVERY = 0.5  # seconds between a change and its save, at most
 
 
 class World:
@@ -38,13 +38,13 @@ class World:
     Parameters
     ----------
     speed
-        How many sandbox seconds pass in one real second.
+        Sandbox seconds per real second.
     state
-        A folder that keeps everything across restarts; None for a temporary one.
+        Folder that keeps the state across restarts; None: a temporary folder.
     account
         The account of the first access key, twelve digits.
     enforce_iam
-        Whether users and roles without any policy are refused everything.
+        Whether users and roles without any policy are refused everything, as on AWS.
 
     Raises
     ------
@@ -64,19 +64,18 @@ class World:
         self.lock = threading.RLock()
         self.faults = Faults()
         self.calls = CallLog()
-        self._changes: dict[
-            str, tuple[int, bytes]
-        ] = {}  # by service: how many, and the state before the last
-        self.authorize = Authorizer(enforce=enforce_iam)  # asked before every operation
+        # By service: the number of changes, and the state before the last one.
+        self._changes: dict[str, tuple[int, bytes]] = {}
+        self.authorize = Authorizer(enforce=enforce_iam)  # called before every operation
         self.account = account
         self._temporary = state is None
         self.folder = Path(tempfile.mkdtemp(prefix="vmsnix-sandbox-")) if state is None else state
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._claim = _claim(self.folder)
+        self._lock_file = _lock_folder(self.folder)
         try:
             self.tables = self._load()
         except OSError:
-            os.close(self._claim)
+            os.close(self._lock_file)
             raise
         self.blocks = BlockStore(self.folder / "blocks")
         (self.folder / "objects").mkdir(mode=0o700, exist_ok=True)
@@ -84,12 +83,12 @@ class World:
         self._dirty, self._stopped = threading.Event(), threading.Event()
         self._saver: threading.Thread | None = None
         if not self._temporary:
-            self._saver = threading.Thread(target=self._keep_saving, name="sandbox-saver", daemon=True)
+            self._saver = threading.Thread(target=self._save_changes, name="sandbox-saver", daemon=True)
             self._saver.start()
 
     @property
     def first_credential(self) -> Credential:
-        """The access key that the sandbox's environment hands out."""
+        """The access key in the environment of `Sandbox`."""
         return credentials_table(self.tables)[DEFAULT_ACCESS_KEY]
 
     def _add_first_key(self) -> None:
@@ -106,50 +105,50 @@ class World:
         self.account = known[DEFAULT_ACCESS_KEY].account
 
     def reset(self) -> None:
-        """Forget everything but the first access key: resources, calls and faults."""
+        """Delete all resources, calls and fault rules, but not the first access key."""
         with self.lock:
             self.tables.clear()
             self._add_first_key()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self.calls.clear()
         self.faults.clear()
         self._changes.clear()
-        self.clock.forget()
-        self.changed()
+        self.clock.forget_steps()
+        self.mark_changed()
 
-    def remember(self) -> bytes:
-        """Return everything that there is now, for `recall`."""
+    def save_tables(self) -> bytes:
+        """Return the tables as bytes, for `restore_tables`."""
         with self.lock:
-            return dump_tables(self.tables.all())
+            return dump_tables(self.tables)
 
-    def recall(self, memory: bytes) -> None:
-        """Return to what was remembered, with no calls and no faults; much quicker than to make it again.
+    def restore_tables(self, saved: bytes) -> None:
+        """Replace the tables by those of `save_tables`, and delete calls and fault rules.
 
-        Blocks and the files of objects are not part of it, so an object that was there then must not have
-        been removed since.
+        The bytes do not contain blocks and files of objects, so no object of the saved state may have been
+        deleted since.
         """
         with self.lock:
-            self.tables.replace(Tables(load_tables(memory)))
-        self.calls.clear()
-        self.faults.clear()
-        self._changes.clear()
-        self.clock.forget()
-        self.changed()
+            self.tables.clear()
+            self.tables.update(load_tables(saved))
+        self._begin_anew()
 
-    def remember_for_stale_reads(self, service: str) -> None:
-        """Keep the state before a call that changes something, when a rule may answer reads from it."""
+    def keep_for_stale_reads(self, service: str) -> None:
+        """Keep the state before a change, when a ``stale`` rule may answer reads from it."""
         if any(rule.do == "stale" for rule in self.faults.rules):
             number, _ = self._changes.get(service, (0, b""))
-            self._changes[service] = (number + 1, self.remember())
+            self._changes[service] = (number + 1, self.save_tables())
 
     def tables_for_read(self, service: str, rule: Fault) -> Tables | None:
-        """Return the state before a service's last change while a rule lets reads be stale, else None."""
+        """Return the state before the last change of a service while a rule makes reads stale, else None."""
         number, before = self._changes.get(service, (0, b""))
         if not rule.is_stale(number):
             return None
         return Tables(load_tables(before))
 
     def _load(self) -> Tables:
-        """Return the kept tables; a file that cannot be read is left as it is."""
+        """Return the tables of the state file. A file that cannot be read is not changed."""
         path = self.folder / STATE_FILE
         former = self.folder / FORMER_STATE_FILE
         if not path.exists():
@@ -166,17 +165,17 @@ class World:
                 f"{path} is no state of this version of the sandbox: {error}. Choose another folder."
             ) from error
 
-    def changed(self) -> None:
-        """Say that something may have changed, so that it is kept soon."""
+    def mark_changed(self) -> None:
+        """Have the state saved soon."""
         self._dirty.set()
 
     def save(self) -> None:
-        """Keep the tables now, in one atomic step."""
+        """Write the state file, atomically."""
         with self.lock:
             self._dirty.clear()
-            content = dump_tables(self.tables.all())
+            content = dump_tables(self.tables)
         temporary = self.folder / f"{STATE_FILE}.new"
-        # It contains the secret keys of the sandbox's users: it is for its owner alone.
+        # Only the owner may read it: it contains the secret keys of the sandbox's users.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -184,32 +183,32 @@ class World:
             os.fsync(file.fileno())
         temporary.replace(self.folder / STATE_FILE)
 
-    def _keep_saving(self) -> None:
+    def _save_changes(self) -> None:
         while not self._stopped.wait(SAVE_EVERY):
             if self._dirty.is_set():
                 try:
                     self.save()
                 except (OSError, TypeError):
-                    logger.exception("the sandbox could not keep its state")
+                    logger.exception("the sandbox could not save its state")
 
     def close(self) -> None:
-        """Keep the state, or remove the temporary folder."""
+        """Save the state, or delete the temporary folder."""
         self._stopped.set()
         if self._saver is not None:
             self._saver.join()
             self.save()
-        os.close(self._claim)
+        os.close(self._lock_file)
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _claim(folder: Path) -> int:
-    """Claim a folder for this process and return the open file that holds the claim.
+def _lock_folder(folder: Path) -> int:
+    """Lock a folder for this process, and return the descriptor of its lock file.
 
     Raises
     ------
     OSError
-        When another sandbox has it.
+        Another sandbox uses the folder.
     """
     path = folder / "in-use"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -217,6 +216,6 @@ def _claim(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        text = f"Another sandbox keeps its state in {folder}. Stop it first, or choose another folder."
+        text = f"Another sandbox uses the folder {folder}. Stop it first, or choose another folder."
         raise OSError(errno.EBUSY, text) from None
     return descriptor

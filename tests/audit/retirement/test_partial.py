@@ -106,7 +106,7 @@ def test_a_snapshot_with_fast_restore_is_not_waited_for(fleet: Fleet) -> None:
     assert (one.outcome, fleet.amis()) == ("deleted", {})
     assert f"{fleet.snapshots().pop()} is kept" in one.problem
     assert "fast restores" in one.problem
-    assert len(fleet.aws.calls.of("ec2:DeleteSnapshot")) == 1
+    assert len(fleet.aws.calls.matching("ec2:DeleteSnapshot")) == 1
     assert ami in fleet.plan(now=fleet.later()).planned[0].reasons[0]
 
 

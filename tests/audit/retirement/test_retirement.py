@@ -176,7 +176,7 @@ def test_no_more_amis_are_asked_about_than_may_go(fleet: Fleet, monkeypatch: pyt
     fleet.aws.calls.clear()
     plan = fleet.plan(max_count=2)
     assert [one.resource_id for one in plan.planned] == made[1:3]
-    assert len(fleet.aws.calls.of("ec2:DescribeImageAttribute")) == 4
+    assert len(fleet.aws.calls.matching("ec2:DescribeImageAttribute")) == 4
 
 
 def test_what_stays_for_ever_does_not_keep_newer_ones_from_a_turn(
@@ -211,7 +211,7 @@ def test_orphans_are_asked_about_only_while_they_may_go(
     fleet.aws.calls.clear()
     plan = fleet.plan(max_count=1)
     assert [one.resource_id for one in plan.planned] == [old]
-    assert len(fleet.aws.calls.of("ec2:DescribeSnapshotAttribute")) == 1
+    assert len(fleet.aws.calls.matching("ec2:DescribeSnapshotAttribute")) == 1
     assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), lent)
     assert why(fleet.plan(), young).startswith("keep")
 

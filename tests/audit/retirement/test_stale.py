@@ -197,7 +197,7 @@ def test_a_snapshot_that_an_ami_was_made_of_lately_stays_when_its_ami_goes(
     (one,) = plan.apply().outcomes
     assert (one.outcome, one.text) == ("deleted", f"{held} is kept: {made[0]} needs it")
     assert fleet.snapshots() == {held}
-    assert fleet.aws.calls.of("ec2:DeleteSnapshot") == []
+    assert fleet.aws.calls.matching("ec2:DeleteSnapshot") == []
 
 
 def test_a_snapshot_that_a_launch_uses_lately_stays_when_its_ami_goes(

@@ -60,7 +60,7 @@ def arrived(aws, made, image) -> bool:
 def test_what_passes_is_waited_out(aws, image, upload, fault):
     rule = aws.faults.add({"op": PUT, **fault})
     made = upload.run()
-    assert rule.struck > 0
+    assert rule.applied > 0
     assert arrived(aws, made, image)
     assert snapshots(aws) == {made.snapshot_id: "completed"}
 
@@ -194,7 +194,7 @@ def test_credentials_that_expire_are_refreshed_on_the_way(aws, image, upload):
 
         def get_frozen_credentials(self):
             found = super().get_frozen_credentials()
-            if rule.struck and not asked:
+            if rule.applied and not asked:
                 asked.append(1)
                 aws.faults.clear()
             return found._replace(token="second") if asked else found

@@ -197,7 +197,7 @@ def test_the_lock_of_a_killed_download_does_not_count(aws, snapshot, image, tmp_
     wait_until(lambda: begun(path))
     kill(first)
     first.communicate(timeout=60)
-    assert rule.struck
+    assert rule.applied
     assert (tmp_path / "copy.raw.part.lock").exists()
     aws.faults.clear()
     assert download(snapshot, path).path == path

@@ -99,7 +99,7 @@ def test_a_write_whose_answer_is_lost_is_not_taken_for_that_of_another_process(a
     ledger = open_ledger("s3://acme-fleets/lost")
     rule = aws.faults.add({"op": "s3:PutObject", "do": "drop", "when": "after", "nth": 1})
     version = ledger.write(NAME, {"beat": 1}, None)
-    assert rule.struck == 1
+    assert rule.applied == 1
     ledger.write(NAME, {"beat": 2}, version)
 
 

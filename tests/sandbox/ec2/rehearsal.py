@@ -60,7 +60,7 @@ class Rehearsal:
     def reset(self) -> None:
         """Forget everything that earlier tests made."""
         for kind in KINDS:
-            for table in self.served.world.tables.everywhere(kind).values():
+            for table in self.served.world.tables.of_kind(kind).values():
                 table.clear()
         self.served.world.clock = Clock(ALMOST_STILL)
         self.served.faults.clear()

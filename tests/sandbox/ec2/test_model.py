@@ -16,15 +16,15 @@ EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name in {"ec2"
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
 def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
     shape = service_model(operation.service).model.operation_model(operation.name).input_shape
-    assert operation.honours <= set(shape.members)
-    assert set(shape.required_members) - {"DryRun"} <= operation.honours
+    assert operation.parameters <= set(shape.members)
+    assert set(shape.required_members) - {"DryRun"} <= operation.parameters
 
 
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
 def test_an_operation_honours_the_token_that_clients_send_by_themselves(operation: Operation) -> None:
     shape = service_model(operation.service).model.operation_model(operation.name).input_shape
     automatic = {name for name, member in shape.members.items() if member.metadata.get("idempotencyToken")}
-    assert automatic <= operation.honours
+    assert automatic <= operation.parameters
 
 
 def test_all_six_ebs_direct_operations_are_there() -> None:
@@ -39,7 +39,7 @@ def test_state_is_kept_small(aws: Rehearsal) -> None:
     for _ in range(100):
         aws.image(snapshot)
     tables = aws.served.world.tables
-    kept = {key: table for key, table in tables.all().items() if key[2] in KINDS}
+    kept = {key: table for key, table in tables.items() if key[2] in KINDS}
     content = dump_tables(kept)
     assert len(content) < 100_000
     assert load_tables(content) == kept

@@ -105,7 +105,7 @@ def test_conditions(operator: str, wanted: Any, actual: str | None, *, holds: bo
 
 
 def test_an_unknown_operator_is_an_error_and_no_silent_no() -> None:
-    with pytest.raises(ValueError, match="does not know the condition operator StringMatches"):
+    with pytest.raises(ValueError, match="does not emulate the condition operator StringMatches"):
         decide(statement(Condition={"StringMatches": {"aws:Key": "a"}}), aws__key="a")
 
 

@@ -28,13 +28,13 @@ def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
     with sandbox(speed=5000, enforce_iam=True) as aws:
         aws.prepare()
         aws.client("s3").put_object(Bucket=BUCKET, Key="vmsnix/a", Body=b"a")
-        yield aws, aws.remember()
+        yield aws, aws.save_tables()
 
 
 @pytest.fixture
 def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
     served, memory = enforcing
-    served.recall(memory)
+    served.restore_tables(memory)
     return served
 
 

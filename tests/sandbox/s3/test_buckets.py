@@ -55,8 +55,8 @@ def test_making_a_bucket_twice_succeeds_in_us_east_1_only(aws: Asker) -> None:
 def test_a_bucket_of_another_region_redirects(aws: Asker) -> None:
     aws.client("s3", "us-west-2").create_bucket(Bucket="west", **located("us-west-2"))
     aws.client("s3", "eu-west-1").put_object(Bucket="west", Key="k", Body=b"x")
-    assert [call.outcome for call in aws.served.calls.of("s3:PutObject")] == ["PermanentRedirect", "ok"]
-    assert [call.region for call in aws.served.calls.of("s3:PutObject")] == ["eu-west-1", "us-west-2"]
+    assert [call.outcome for call in aws.served.calls.matching("s3:PutObject")] == ["PermanentRedirect", "ok"]
+    assert [call.region for call in aws.served.calls.matching("s3:PutObject")] == ["eu-west-1", "us-west-2"]
 
 
 def test_a_bucket_that_is_not_there(aws: Asker) -> None:

@@ -18,8 +18,8 @@ EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name == "sns"]
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: op.name)
 def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
     shape = service_model("sns").model.operation_model(operation.name).input_shape
-    assert operation.honours <= set(shape.members)
-    assert set(shape.required_members) <= operation.honours
+    assert operation.parameters <= set(shape.members)
+    assert set(shape.required_members) <= operation.parameters
 
 
 def topic(aws: Asker, name: str = "images", **attributes: str) -> str:
@@ -28,7 +28,7 @@ def topic(aws: Asker, name: str = "images", **attributes: str) -> str:
 
 
 def told(aws: Asker, arn: str) -> list[str]:
-    (table,) = aws.served.world.tables.everywhere("topics").values()
+    (table,) = aws.served.world.tables.of_kind("topics").values()
     return [message.text for message in table[arn].messages]
 
 

@@ -24,13 +24,13 @@ KEY = "arn:aws:kms:us-east-1:012345678901:key/01234567-89ab-cdef-0123-456789abcd
 @pytest.fixture(scope="module")
 def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
     with sandbox(speed=5000, enforce_iam=True) as aws:
-        yield aws, aws.remember()
+        yield aws, aws.save_tables()
 
 
 @pytest.fixture
 def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
     served, memory = enforcing
-    served.recall(memory)
+    served.restore_tables(memory)
     return served
 
 

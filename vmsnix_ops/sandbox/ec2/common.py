@@ -1,6 +1,9 @@
-"""What several EC2 operations share: ids, checks of parameters, client tokens.
+"""Helpers of all EC2 operations: IDs, checks, permissions, image parameters, client tokens, tags.
 
-Sources: the client error codes of the Amazon EC2 developer guide; texts as public transcripts show them.
+Sources: "Error codes for the Amazon EC2 API", "Ensuring idempotency in Amazon EC2 API requests", "Use a
+Systems Manager parameter instead of an AMI ID", "Tag your Amazon EC2 resources" (50 tags per resource,
+``aws:`` reserved), "Tag" of the Amazon EC2 API Reference (keys of 127 and values of 256 characters) and of
+the EBS direct APIs (127 and 255). Texts are from public transcripts, or marked as from memory.
 """
 
 from __future__ import annotations
@@ -10,22 +13,23 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2.filters import apply_filters, paginate
+from vmsnix_ops.sandbox.ec2.filters import describe
 from vmsnix_ops.sandbox.ssm import parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from vmsnix_ops.sandbox.core import Context
-    from vmsnix_ops.sandbox.ssm import Parameter
+
+# IDs
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceKind:
-    """A kind of resource: its id prefix, its table, its name in tags, its error codes and texts."""
+    """A kind of resource: the prefix of its IDs, its table, its name in tags, its error codes and texts."""
 
     prefix: str
     table: str
@@ -92,73 +96,57 @@ LAUNCH_TEMPLATE = ResourceKind(
 )
 RESOURCE_KINDS = (IMAGE, SNAPSHOT, VOLUME, INSTANCE, IMPORT_TASK, LAUNCH_TEMPLATE)
 
-Resource = TypeVar("Resource")
-
 
 def new_id(prefix: str) -> str:
-    """Return a fresh id: the prefix, a dash and 17 hexadecimal digits."""
+    """Return a new ID: the prefix, a dash and 17 hexadecimal digits."""
     return f"{prefix}-0{secrets.token_hex(8)}"
 
 
 def check_id(kind: ResourceKind, resource_id: str) -> None:
-    """Refuse an id that cannot be one of this kind.
-
-    Raises
-    ------
-    AwsError
-        The kind's own ``Malformed`` code.
-    """
+    """Raise the ``Malformed`` error of the kind for an ID of another form."""
     if not re.fullmatch(rf"{kind.prefix}-([0-9a-f]{{8}}|[0-9a-f]{{17}})", resource_id):
         raise AwsError(kind.malformed, kind.malformed_text.format(id=resource_id))
 
 
 def resource_not_found(kind: ResourceKind, resource_id: str) -> AwsError:
-    """Return the error that says that there is no such resource."""
+    """Return the ``NotFound`` error of the kind."""
     return AwsError(kind.not_found, kind.not_found_text.format(id=resource_id))
 
 
-def find_own(context: Context, kind: ResourceKind, resource_id: str, *, region: str | None = None) -> Any:
-    """Return the caller's resource of this id.
-
-    Raises
-    ------
-    AwsError
-        The id is malformed, or the account has no such resource in the region.
-    """
+def find_own(context: Context, kind: ResourceKind, resource_id: str) -> Any:
+    """Return a resource of the caller in this region, or raise the ``Malformed`` or ``NotFound`` error."""
     check_id(kind, resource_id)
-    found = context.table(kind.table, region=region).get(resource_id)
+    found = context.table(kind.table).get(resource_id)
     if found is None:
         raise resource_not_found(kind, resource_id)
     return found
 
 
-def list_of_all_accounts(context: Context, kind: ResourceKind, *, region: str | None = None) -> list[Any]:
-    """Return the resources of this kind of all accounts in one region."""
-    where = context.region if region is None else region
-    tables = context.tables.everywhere(kind.table)
-    return [
-        resource
-        for (_, place), table in tables.items()
-        if place == where
-        for resource in list(table.values())
-    ]
+def find_own_or_all(context: Context, kind: ResourceKind, resource_ids: list[str] | None) -> list[Any]:
+    """Return the caller's resources of a kind with these IDs; without IDs all of this region."""
+    if not resource_ids:
+        return list(context.table(kind.table).values())
+    return [find_own(context, kind, resource_id) for resource_id in dict.fromkeys(resource_ids)]
 
 
 def find_of_any_account(
     context: Context, kind: ResourceKind, resource_id: str, *, region: str | None = None
 ) -> Any | None:
-    """Return the resource of this id whoever owns it, or None."""
+    """Return a resource, whichever account owns it, by default in the region of the call."""
     check_id(kind, resource_id)
-    where = context.region if region is None else region
-    for (_, place), table in context.tables.everywhere(kind.table).items():
-        if place == where and resource_id in table:
-            return table[resource_id]
-    return None
+    return context.tables.find(kind.table, context.region if region is None else region, resource_id)
 
 
-# What EC2 refuses in the parameters of an image.
-#
-# Codes are documented ("Error codes for the Amazon EC2 API"); texts marked so are from memory.
+def select_visible(kind: ResourceKind, visible: Mapping[str, Any], resource_ids: list[str]) -> list[Any]:
+    """Return the resources with these IDs, or raise the ``Malformed`` or ``NotFound`` error."""
+    for resource_id in resource_ids:
+        check_id(kind, resource_id)
+        if resource_id not in visible:
+            raise resource_not_found(kind, resource_id)
+    return [visible[resource_id] for resource_id in dict.fromkeys(resource_ids)]
+
+
+# Checks of parameters
 
 IMAGE_NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
 ARCHITECTURES = ("i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac")
@@ -167,7 +155,7 @@ MAX_DESCRIPTION = 255
 
 
 def check_image_name(name: str) -> None:
-    """Refuse a name outside 3 to 128 of the documented characters."""
+    """Check that a name has 3 to 128 of the documented characters."""
     if not IMAGE_NAME.fullmatch(name):
         raise AwsError(
             "InvalidAMIName.Malformed",
@@ -177,21 +165,21 @@ def check_image_name(name: str) -> None:
 
 
 def check_one_of(parameter: str, value: str | None, allowed: Collection[str]) -> None:
-    """Refuse a value that is not one of the allowed ones; None passes."""
+    """Check that a value is None or one of the allowed values."""
     if value is not None and value not in allowed:
         text = f"Value ({value}) for parameter {parameter} is invalid. Expected one of: {', '.join(allowed)}."
         raise AwsError("InvalidParameterValue", text)
 
 
 def check_description(text: str | None) -> None:
-    """Refuse a description beyond 255 characters."""
+    """Check that a description has at most 255 characters."""
     if text is not None and len(text) > MAX_DESCRIPTION:
         message = f"Character sets beyond {MAX_DESCRIPTION} characters are not supported for description."
         raise AwsError("InvalidParameterValue", message)  # text from memory
 
 
 def check_registration(params: Params) -> None:
-    """Refuse what RegisterImage does not accept, its block devices aside."""
+    """Check the parameters of RegisterImage, except for its block devices."""
     check_one_of("architecture", params.get("Architecture"), ARCHITECTURES)
     check_one_of("virtualizationType", params.get("VirtualizationType"), ("hvm", "paravirtual"))
     check_one_of("bootMode", params.get("BootMode"), BOOT_MODES)
@@ -211,94 +199,7 @@ def check_registration(params: Params) -> None:
                 raise AwsError("InvalidParameterCombination", text)
 
 
-# Images by way of Systems Manager parameters: ``resolve:ssm:/name``, perhaps with a version or label.
-#
-# Source: "Use a Systems Manager parameter instead of an AMI ID".
-
-PARAMETER_PREFIX = "resolve:ssm:"
-IMAGE_DATA_TYPE = "aws:ec2:image"
-
-
-def find_image_id(context: Context, reference: str) -> str | None:
-    """Return the image id that a reference stands for, or None when it stands for none."""
-    if not reference.startswith(PARAMETER_PREFIX):
-        return reference
-    name, _, selector = reference.removeprefix(PARAMETER_PREFIX).partition(":")
-    parameter = parameters(context).get(name)
-    if parameter is None or parameter.newest.kind == "SecureString":  # documented: not supported
-        return None
-    return _version_value(parameter, selector)
-
-
-def resolve_image_id(context: Context, reference: str) -> str:
-    """Return the image id that a reference stands for.
-
-    Raises
-    ------
-    AwsError
-        It names a parameter, or a version of one, that does not exist.
-    """
-    found = find_image_id(context, reference)
-    if found is None:
-        # Text from memory.
-        text = f"The systems manager parameter '{reference}' could not be resolved to an image."
-        raise AwsError("InvalidAMIID.Malformed", text)
-    return found
-
-
-def image_parameters(context: Context) -> Iterator[tuple[str, str]]:
-    """Yield image id and name of every parameter whose data type is that of images."""
-    for name, parameter in parameters(context).items():
-        if parameter.newest.data_type == IMAGE_DATA_TYPE:
-            yield parameter.newest.value, name if name.startswith("/") else f"/{name}"
-
-
-def _version_value(parameter: Parameter, selector: str) -> str | None:
-    """Return the value of the latest version, or of the version or label that is asked for."""
-    for version in reversed(parameter.versions):
-        if not selector or selector == str(version.number) or selector in version.labels:
-            return version.value
-    return None
-
-
-# ClientTokens: the same call twice makes one thing; the same token with other parameters is refused.
-#
-# Source: "Ensuring idempotency in Amazon EC2 API requests".
-
-
-def _request_digest(params: Params) -> str:
-    """Return a digest of everything that a request asks for."""
-    asked = {k: v for k, v in params.items() if k not in ("ClientToken", "DryRun")}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def find_token_result(context: Context, params: Params) -> str | None:
-    """Return what an earlier call with this token made, or None.
-
-    Raises
-    ------
-    AwsError
-        The token was used with other parameters.
-    """
-    known = context.table("ec2_tokens").get(f"{context.operation} {params.get('ClientToken')}")
-    if not params.get("ClientToken") or known is None:
-        return None
-    digest, made = known
-    if digest != _request_digest(params):
-        raise AwsError(
-            "IdempotentParameterMismatch",
-            "Arguments on this idempotent request are inconsistent with arguments used in "
-            "previous request(s).",
-        )
-    return str(made)
-
-
-def record_token_result(context: Context, params: Params, made: str) -> None:
-    """Note what this call made, if it has a token."""
-    if params.get("ClientToken"):
-        table = context.table("ec2_tokens")
-        table[f"{context.operation} {params['ClientToken']}"] = (_request_digest(params), made)
-
+# Permissions of images and snapshots
 
 GRANTEE_PATTERNS = {
     "UserId": re.compile(r"\d{12}"),
@@ -309,26 +210,123 @@ GRANTEE_PATTERNS = {
     ),
 }
 
+Permissions = list[dict[str, str]]
 
-def check_grantee(item: str, value: str) -> None:
-    """Refuse an account, group, organization or unit that cannot be one."""
-    if not GRANTEE_PATTERNS[item].fullmatch(value):
-        name = item[0].lower() + item[1:]
+
+def permission_changes(
+    params: Params, structure: str, members: Mapping[str, str]
+) -> tuple[Permissions, Permissions]:
+    """Return the permissions that a request adds and removes, in either of its two forms.
+
+    Parameters
+    ----------
+    structure
+        The member with ``Add`` and ``Remove``, such as ``LaunchPermission``.
+    members
+        The lists of the other form, which has ``OperationType``, and the kind of grantee in each.
+    """
+    changes = params.get(structure) or {}
+    added = [dict(entry) for entry in changes.get("Add") or []]
+    removed = [dict(entry) for entry in changes.get("Remove") or []]
+    flat = [{kind: value} for member, kind in members.items() for value in params.get(member) or []]
+    if flat:
+        check_one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
+        (added if params["OperationType"] == "add" else removed).extend(flat)
+    for entry in added + removed:
+        for kind, value in entry.items():
+            if not GRANTEE_PATTERNS[kind].fullmatch(value):
+                name = kind[0].lower() + kind[1:]
+                text = f'Invalid attribute item value "{value}" for {name} item type.'
+                raise AwsError("InvalidAMIAttributeItemValue", text)
+    return added, removed
+
+
+# Systems Manager parameters as images: ``resolve:ssm:/name``, with an optional version or label
+
+PARAMETER_PREFIX = "resolve:ssm:"
+IMAGE_DATA_TYPE = "aws:ec2:image"
+
+
+def find_image_id(context: Context, reference: str) -> str | None:
+    """Return the image ID of a reference; None when its parameter or version does not exist."""
+    if not reference.startswith(PARAMETER_PREFIX):
+        return reference
+    name, _, selector = reference.removeprefix(PARAMETER_PREFIX).partition(":")
+    parameter = parameters(context).get(name)
+    if parameter is None or parameter.newest.kind == "SecureString":  # documented: not supported
+        return None
+    for version in reversed(parameter.versions):
+        if not selector or selector == str(version.number) or selector in version.labels:
+            return version.value
+    return None
+
+
+def resolve_image_id(context: Context, reference: str) -> str:
+    """Return the image ID of a reference.
+
+    Raises
+    ------
+    AwsError
+        Its parameter, or this version of it, does not exist.
+    """
+    found = find_image_id(context, reference)
+    if found is None:
+        # Text from memory.
+        text = f"The systems manager parameter '{reference}' could not be resolved to an image."
+        raise AwsError("InvalidAMIID.Malformed", text)
+    return found
+
+
+def image_parameters(context: Context) -> Iterator[tuple[str, str]]:
+    """Yield the image ID and the name of every parameter of the data type ``aws:ec2:image``."""
+    for name, parameter in parameters(context).items():
+        if parameter.newest.data_type == IMAGE_DATA_TYPE:
+            yield parameter.newest.value, name if name.startswith("/") else f"/{name}"
+
+
+# Client tokens: a repeated call returns the first result; with other parameters it is refused
+
+
+def _request_digest(params: Params) -> str:
+    content = {k: v for k, v in params.items() if k not in ("ClientToken", "DryRun")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def find_token_result(context: Context, params: Params) -> str | None:
+    """Return the ID that an earlier call with the same client token created, or None.
+
+    Raises
+    ------
+    AwsError
+        The earlier call had other parameters.
+    """
+    known = context.table("ec2_tokens").get(f"{context.operation} {params.get('ClientToken')}")
+    if not params.get("ClientToken") or known is None:
+        return None
+    digest, resource_id = known
+    if digest != _request_digest(params):
         raise AwsError(
-            "InvalidAMIAttributeItemValue", f'Invalid attribute item value "{value}" for {name} item type.'
+            "IdempotentParameterMismatch",
+            "Arguments on this idempotent request are inconsistent with arguments used in "
+            "previous request(s).",
         )
+    return str(resource_id)
 
+
+def record_token_result(context: Context, params: Params, resource_id: str) -> None:
+    """Record the ID that this call created, if it has a client token."""
+    if params.get("ClientToken"):
+        key = f"{context.operation} {params['ClientToken']}"
+        context.table("ec2_tokens")[key] = (_request_digest(params), resource_id)
+
+
+# Tags
 
 MAX_TAGS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_EBS_TAG_VALUE = 50, 127, 256, 255
 
 
-def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
-    """Return tags as answers show them."""
-    return [{"Key": key, "Value": value} for key, value in tags.items()]
-
-
 def check_tags(tags: Iterable[dict[str, Any]], *, longest: int = MAX_TAG_VALUE) -> dict[str, str]:
-    """Return the tags of a request as a dictionary, or refuse them as EC2 does."""
+    """Return the tags of a request as a dictionary, after EC2's checks."""
     found: dict[str, str] = {}
     for tag in tags:
         key, value = tag.get("Key", ""), tag.get("Value") or ""
@@ -352,19 +350,19 @@ def check_tags(tags: Iterable[dict[str, Any]], *, longest: int = MAX_TAG_VALUE) 
 
 
 def _check_tag_count(tags: dict[str, str]) -> dict[str, str]:
-    """Return the tags of one resource, or refuse them for being too many."""
+    """Return the tags of a resource, after the check of their number."""
     if len(tags) > MAX_TAGS:
         raise AwsError("TagLimitExceeded", f"The maximum number of tags per resource is {MAX_TAGS}")
     return tags
 
 
 def tags_at_creation(params: Params, *resource_types: str) -> dict[str, dict[str, str]]:
-    """Return the request's TagSpecifications by resource type.
+    """Return the tags of a request for its new resources, by resource type.
 
     Raises
     ------
     AwsError
-        A resource type is not one that this operation creates, or is named twice.
+        The operation does not create this type, or the type occurs twice.
     """
     found: dict[str, dict[str, str]] = {kind: {} for kind in resource_types}
     seen: set[str] = set()
@@ -392,9 +390,9 @@ def _find_tagged(context: Context, resource_id: str) -> Any:
     raise AwsError("InvalidID", f"The ID '{resource_id}' is not valid")
 
 
-@operation("ec2", "CreateTags", honours=("Resources", "Tags"))
+@operation("ec2", "CreateTags", "Resources Tags")
 def create_tags(context: Context, params: Params) -> dict[str, Any]:
-    """Add tags to resources of this account, or none when one of the resources does not exist."""
+    """Add tags to resources of this account. When one of them does not exist, none is tagged."""
     tags = check_tags(params.get("Tags") or [])
     if not tags:
         raise AwsError("MissingParameter", "The request must contain the parameter Tags")
@@ -406,9 +404,9 @@ def create_tags(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("ec2", "DeleteTags", honours=("Resources", "Tags"))
+@operation("ec2", "DeleteTags", "Resources Tags")
 def delete_tags(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags: by key, by key and value, or all of them when the request names none."""
+    """Remove tags by key, by key and value, or all tags."""
     resources = [_find_tagged(context, resource_id) for resource_id in params["Resources"]]
     for resource in resources:
         if "Tags" not in params:
@@ -420,37 +418,28 @@ def delete_tags(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    resource_id: str
-    resource_type: str
-    key: str
-    value: str
-
-    @property
-    def tags(self) -> dict[str, str]:
-        return {self.key: self.value}
-
-
-@operation("ec2", "DescribeTags", honours=("Filters", "MaxResults", "NextToken"))
+@operation("ec2", "DescribeTags", "Filters MaxResults NextToken")
 def describe_tags(context: Context, params: Params) -> dict[str, Any]:
-    """Return tags of this account's resources, one entry a tag."""
+    """Return the tags of this account's resources, one entry per tag."""
     found = [
-        _Tag(resource_id, kind.resource_type, key, value)
+        {"ResourceId": resource_id, "ResourceType": kind.resource_type, "Key": key, "Value": value}
         for kind in RESOURCE_KINDS
         for resource_id, resource in context.table(kind.table).items()
         for key, value in resource.tags.items()
     ]
-    readers = {
-        "key": lambda t: [t.key],
-        "value": lambda t: [t.value],
-        "resource-id": lambda t: [t.resource_id],
-        "resource-type": lambda t: [t.resource_type],
-    }
-    kept = apply_filters(found, params, readers)
-    shown, token = paginate(kept, params, lambda t: f"{t.resource_id} {t.key}", smallest=5)
-    tags = [
-        {"ResourceId": t.resource_id, "ResourceType": t.resource_type, "Key": t.key, "Value": t.value}
-        for t in shown
-    ]
-    return {"Tags": tags} | ({"NextToken": token} if token else {})
+    return describe(
+        context,
+        params,
+        "Tags",
+        found,
+        dict,
+        filters={
+            "key": "Key",
+            "value": lambda t: [t["Value"]],  # which may be empty
+            "resource-id": "ResourceId",
+            "resource-type": "ResourceType",
+        },
+        key=lambda t: f"{t['ResourceId']} {t['Key']}",
+        tags=lambda t: {t["Key"]: t["Value"]},
+        min_results=5,
+    )

@@ -1,7 +1,8 @@
-"""Filters and pages, as all of EC2's Describe operations have them.
+"""Filters and pages of EC2's Describe operations.
 
-Sources: "Using filtering" and "Pagination" of the Amazon EC2 developer guide: filters are ANDed, a filter's
-values are ORed and case-sensitive, ``*`` and ``?`` are wildcards, a backslash takes them literally.
+Sources: "Using filtering" and "Pagination" of the Amazon EC2 developer guide. A resource must match every
+filter, and one of a filter's values. Values are case-sensitive, with the wildcards ``*`` and ``?``; a
+backslash escapes them.
 """
 
 from __future__ import annotations
@@ -11,107 +12,165 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, load_json, not_emulated
-from vmsnix_ops.sandbox.wire.models import service_model
+from vmsnix_ops.sandbox.wire.models import format_time, service_model
 
-Item = TypeVar("Item")
-FilterReader = Callable[[Any], Iterable[object]]
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox.core import Context
+
+Filters = Mapping[str, "str | Callable[[Any], Iterable[object]] | None"]
+"""The filters of an operation by name.
+
+A text is the path of the compared member in the answer, such as ``"Placement.AvailabilityZone"``. A function
+returns the compared values of a resource, where the answer does not have them. None matches nothing: no
+resource of the sandbox has this attribute.
+"""
 
 MAX_FILTERS, MAX_VALUES = 50, 200
 
 
-def _comparable(value: object) -> str:
-    """Return a value as a filter compares it: booleans as true and false, numbers in digits."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
-
-
-def optional_value(value: object) -> list[object]:
-    """Return what a filter compares for an attribute that may be absent."""
-    return [] if value is None or value == "" else [value]
-
-
-def wildcard_pattern(wanted: str) -> re.Pattern[str]:
-    """Return the expression for one filter value with EC2's wildcards."""
-    parts: list[str] = []
-    characters = iter(wanted)
-    for character in characters:
-        if character == "\\":
-            parts.append(re.escape(next(characters, "\\")))
-        elif character == "*":
-            parts.append(".*")
-        elif character == "?":
-            parts.append(".")
-        else:
-            parts.append(re.escape(character))
-    return re.compile("".join(parts), re.DOTALL)
-
-
-def apply_filters(
-    items: Iterable[Item],
+def describe(
+    context: Context,
     params: Params,
-    readers: Mapping[str, FilterReader],
+    member: str,
+    items: Iterable[Any],
+    view: Callable[[Any], dict[str, Any]],
     *,
-    tags: bool = True,
-    operation: str = "",
-) -> list[Item]:
-    """Return the items that every filter of the request lets through.
+    filters: Filters,
+    key: Callable[[Any], str],
+    tags: Callable[[Any], Mapping[str, str]] | None = lambda item: item.tags,
+    min_results: int = 1,
+    max_results: int = 1000,
+    default_results: int | None = None,
+    not_with: str = "",
+) -> dict[str, Any]:
+    """Return the answer of a Describe operation: the resources that match its filters, one page of them.
 
     Parameters
     ----------
-    items
-        Resources; with `tags` they have a ``tags`` dictionary.
-    params
-        The request; its ``Filters`` are read.
-    readers
-        For each filter that the operation knows, how to read the values to compare from a resource.
+    member
+        The member of the answer that lists the resources.
+    items, view
+        The resources, and the function that returns one as the answer shows it.
+    filters
+        The filters of the operation, apart from those for tags.
+    key
+        Returns the ID by which resources are sorted.
     tags
-        Whether ``tag:KEY`` and ``tag-key`` are filters of this operation.
-    operation
-        Given where the sandbox has fewer filters than AWS: those are then refused as not emulated.
+        Returns the tags of a resource, for the filters ``tag:KEY`` and ``tag-key``; None: the operation has
+        no such filters.
+    min_results, max_results, default_results, not_with
+        As for `paginate`.
 
     Raises
     ------
     AwsError
-        A filter's name is unknown, it has no values, or there are too many.
+        A filter is unknown, not emulated or has no values; there are too many filters or values;
+        ``MaxResults`` or ``NextToken`` is invalid.
     """
-    kept = list(items)
+    selected = _matching(context.operation, params, list(items), view, filters, tags)
+    shown, token = paginate(
+        selected,
+        params,
+        key,
+        min_results=min_results,
+        max_results=max_results,
+        default_results=default_results,
+        not_with=not_with,
+    )
+    return {member: [view(item) for item in shown]} | ({"NextToken": token} if token else {})
+
+
+def _matching(
+    operation: str,
+    params: Params,
+    items: list[Any],
+    view: Callable[[Any], dict[str, Any]],
+    filters: Filters,
+    tags: Callable[[Any], Mapping[str, str]] | None,
+) -> list[Any]:
     wanted = params.get("Filters") or []
     if len(wanted) > MAX_FILTERS:
         raise AwsError("FilterLimitExceeded", f"The maximum number of filters is {MAX_FILTERS}")
     for entry in wanted:
         name, values = entry.get("Name", ""), entry.get("Values") or []
-        reader = _filter_reader(name, readers, tags=tags, operation=operation)
+        read = _filter_reader(operation, name, view, filters, tags)
         if not values:
             raise AwsError("InvalidParameterValue", f"The filter '{name}' must have at least one value")
         if len(values) > MAX_VALUES:
             limit = f"The maximum number of filter values specified on a single call is {MAX_VALUES}"
             raise AwsError("FilterLimitExceeded", limit)
-        kept = _matching(kept, reader, values)
-    return kept
+        exact = {value for value in values if not any(c in value for c in "*?\\")}
+        patterns = [wildcard_pattern(value) for value in values if value not in exact]
+
+        def matches(value: str, exact: set[str] = exact, patterns: list[re.Pattern[str]] = patterns) -> bool:
+            return value in exact or any(pattern.fullmatch(value) for pattern in patterns)
+
+        items = [item for item in items if any(matches(_filter_text(value)) for value in read(item))]
+    return items
 
 
 def _filter_reader(
-    name: str, readers: Mapping[str, FilterReader], *, tags: bool, operation: str
-) -> FilterReader:
-    if tags and name.startswith("tag:") and len(name) > len("tag:"):
+    operation: str,
+    name: str,
+    view: Callable[[Any], dict[str, Any]],
+    filters: Filters,
+    tags: Callable[[Any], Mapping[str, str]] | None,
+) -> Callable[[Any], Iterable[object]]:
+    """Return the function that reads the compared values of a resource."""
+    if tags is not None and name == "tag-key":
+        return tags
+    if tags is not None and name.startswith("tag:") and name != "tag:":
         key = name.removeprefix("tag:")
-        return lambda item: [item.tags[key]] if key in item.tags else []
-    if tags and name == "tag-key":
-        return lambda item: item.tags
-    if name in readers:
-        return readers[name]
-    if operation and name in documented_filters(operation):
-        raise not_emulated("ec2", operation, f"the filter {name!r}")
-    raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
+        return lambda item: [tags(item)[key]] if key in tags(item) else []
+    if name not in filters:
+        if name in documented_filters(operation):
+            raise not_emulated(f"the filter {name!r} of ec2:{operation}")
+        raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
+    reader = filters[name]
+    if isinstance(reader, str):
+        path = reader.split(".")
+        return lambda item: values_at(view(item), path)
+    return (lambda _item: ()) if reader is None else reader
+
+
+def values_at(value: Any, path: list[str]) -> Iterator[object]:
+    """Yield the values at a path of member names; a list on the way has a value for each entry."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from values_at(entry, path)
+    elif not path:
+        if value not in (None, ""):
+            yield value
+    elif isinstance(value, dict) and path[0] in value:
+        yield from values_at(value[path[0]], path[1:])
+
+
+def _filter_text(value: object) -> str:
+    """Return a value as filters compare it: ``true``, digits, ISO 8601."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return format_time(value) if isinstance(value, datetime) else str(value)
+
+
+def wildcard_pattern(wanted: str) -> re.Pattern[str]:
+    """Return the regular expression of a filter value."""
+    parts: list[str] = []
+    characters = iter(wanted)
+    for character in characters:
+        if character == "\\":
+            parts.append(re.escape(next(characters, "\\")))
+        else:
+            parts.append({"*": ".*", "?": "."}.get(character) or re.escape(character))
+    return re.compile("".join(parts), re.DOTALL)
 
 
 def documented_filters(operation: str) -> frozenset[str]:
-    """Return the filters that an EC2 operation has according to botocore's documentation of it."""
+    """Return the filters of an EC2 operation in botocore's documentation of it."""
     shape = service_model("ec2").model.operation_model(operation).input_shape
     members = shape.members if shape else {}
     text = members["Filters"].documentation if "Filters" in members else ""
@@ -119,95 +178,70 @@ def documented_filters(operation: str) -> frozenset[str]:
     return frozenset(name for name in found if not name.startswith("tag"))
 
 
-def _matching(items: list[Item], reader: FilterReader, values: Sequence[str]) -> list[Item]:
-    exact = {v for v in values if not any(c in v for c in "*?\\")}
-    patterns = [wildcard_pattern(v) for v in values if v not in exact]
-
-    def matches(item: Item) -> bool:
-        for raw in reader(item):
-            value = _comparable(raw)
-            if value in exact or any(p.fullmatch(value) for p in patterns):
-                return True
-        return False
-
-    return [item for item in items if matches(item)]
-
-
 def paginate(
-    items: Iterable[Item],
+    items: Iterable[Any],
     params: Params,
-    key: Callable[[Item], str],
+    key: Callable[[Any], str],
     *,
-    smallest: int = 1,
-    largest: int = 1000,
-    default: int | None = None,
+    min_results: int = 1,
+    max_results: int = 1000,
+    default_results: int | None = None,
     not_with: str = "",
-) -> tuple[list[Item], str | None]:
-    """Return one page of items, in the order of their ids, and the token of the next page.
+) -> tuple[list[Any], str | None]:
+    """Return one page of items, sorted by ID, and the token of the next page.
 
-    EC2 promises no order, so the order of ids is as good as any, and it keeps the pages whole while resources
-    come and go. A token belongs to the request that it came from.
+    EC2 promises no order. Sorted by ID, the pages stay complete while resources are created and deleted. A
+    token is valid for its own request only.
 
     Parameters
     ----------
     items, key
-        All that matched, and how to read an item's id.
-    smallest, largest, default
-        Bounds of ``MaxResults``, and the page's size when the request names none (None: everything).
+        All matching items, and the function that returns an item's ID.
+    min_results, max_results, default_results
+        Bounds of ``MaxResults``, and the page size without it (None: everything).
     not_with
-        A member, such as ``InstanceIds``, that AWS does not accept together with ``MaxResults``.
+        A member, such as ``InstanceIds``, that AWS refuses together with ``MaxResults``.
 
     Raises
     ------
     AwsError
-        ``MaxResults`` is out of its bounds, or the token is not one of this request.
+        ``MaxResults`` is out of bounds, or the token is not of this request.
     """
-    asked = params.get("MaxResults")
-    if asked is not None:
-        _check_size(asked, smallest)
-        if not_with and params.get(not_with):
-            member = not_with[0].lower() + not_with[1:]
-            raise AwsError(
-                "InvalidParameterCombination",
-                f"The parameter {member} cannot be used with the parameter maxResults",
-            )
-    size = default if asked is None else min(asked, largest)
-    ordered = sorted(items, key=key)
-    after = _after(params)
-    if after is not None:
-        ordered = [item for item in ordered if key(item) > after]
-    if size is None or len(ordered) <= size:
-        return ordered, None
-    shown = ordered[:size]
-    return shown, _token(params, key(shown[-1]))
-
-
-def _check_size(asked: int, smallest: int) -> None:
-    if asked < smallest:
+    size = params.get("MaxResults")
+    if size is not None and size < min_results:
         raise AwsError(
             "InvalidParameterValue",
-            f"Value ( {asked} ) for parameter maxResults is invalid. "
-            f"Expecting a value greater than {smallest}.",
+            f"Value ( {size} ) for parameter maxResults is invalid. "
+            f"Expecting a value greater than {min_results}.",
         )
-
-
-def _fingerprint(params: Params) -> str:
-    question = {k: v for k, v in params.items() if k not in ("NextToken", "MaxResults", "DryRun")}
-    return hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _token(params: Params, after: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([_fingerprint(params), after]).encode()).decode()
-
-
-def _after(params: Params) -> str | None:
+    if size is not None and not_with and params.get(not_with):
+        name = not_with[0].lower() + not_with[1:]
+        text = f"The parameter {name} cannot be used with the parameter maxResults"
+        raise AwsError("InvalidParameterCombination", text)
+    limit = default_results if size is None else min(size, max_results)
+    ordered = sorted(items, key=key)
     token = params.get("NextToken")
-    if not token:
-        return None
+    if token:
+        after = _read_token(params, token)
+        ordered = [item for item in ordered if key(item) > after]
+    if limit is None or len(ordered) <= limit:
+        return ordered, None
+    shown = ordered[:limit]
+    content = json.dumps([_request_digest(params), key(shown[-1])])
+    return shown, base64.urlsafe_b64encode(content.encode()).decode()
+
+
+def _read_token(params: Params, token: str) -> str:
+    """Return the ID after which the page begins."""
     try:
-        fingerprint, after = load_json(base64.urlsafe_b64decode(token.encode()))
+        digest, after = load_json(base64.urlsafe_b64decode(token.encode()))
     except (ValueError, TypeError, binascii.Error) as error:
         raise AwsError("InvalidNextToken", f"The token '{token}' is invalid") from error
-    if fingerprint != _fingerprint(params):
+    if digest != _request_digest(params):
         raise AwsError("InvalidNextToken", f"The token '{token}' does not belong to this request")
     return str(after)
+
+
+def _request_digest(params: Params) -> str:
+    content = {k: v for k, v in params.items() if k not in ("NextToken", "MaxResults", "DryRun")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -6,30 +6,28 @@ Sources: the reference pages of the operations; "Image" and "EbsBlockDevice" of 
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation
+from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     SNAPSHOT,
     check_description,
-    check_grantee,
-    check_id,
     check_image_name,
     check_one_of,
     check_registration,
     find_of_any_account,
     find_token_result,
-    list_of_all_accounts,
     new_id,
+    permission_changes,
     record_token_result,
     resource_not_found,
-    tag_list,
+    select_visible,
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, is_managed_key
-from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
 from vmsnix_ops.sandbox.ec2.resources import Image
 from vmsnix_ops.sandbox.ec2.snapshots import (
@@ -41,31 +39,26 @@ from vmsnix_ops.sandbox.ec2.snapshots import (
     is_locked,
 )
 from vmsnix_ops.sandbox.storage import find_bucket
+from vmsnix_ops.sandbox.wire.models import format_time
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
 
 
 LAUNCH_REPORT_SECONDS = 24 * 3600.0
-"""LastLaunchedTime is reported 24 hours after a launch (documented)."""
-
-
-def image_timestamp(moment: datetime) -> str:
-    """Return a time as image fields show it: ``2021-09-29T11:04:43.305Z``."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+"""LastLaunchedTime appears 24 hours after a launch (documented)."""
 
 
 def image_view(image: Image, clock: Clock) -> dict[str, Any]:
     """Return an image as DescribeImages shows it."""
-    state = image.state(clock)
     view: dict[str, Any] = {
         "ImageId": image.image_id,
         "ImageLocation": image.location or f"{image.owner}/{image.name}",
         "ImageType": "machine",
         "Name": image.name,
         "OwnerId": image.owner,
-        "State": state,
-        "CreationDate": image_timestamp(image.created),
+        "State": image.state(clock),
+        "CreationDate": format_time(image.created),
         "Public": image.public(),
         "Architecture": image.architecture,
         "Hypervisor": "xen",
@@ -87,16 +80,15 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
         "SourceImageId": image.source_image,
         "SourceImageRegion": image.source_region,
         "SourceInstanceId": image.source_instance,
-        "DeprecationTime": image_timestamp(image.deprecate_at) if image.deprecate_at else "",
+        "DeprecationTime": format_time(image.deprecate_at) if image.deprecate_at else "",
         "LastLaunchedTime": _last_launched(image, clock),
         "Tags": tag_list(image.tags),
     }
-    view.update({name: value for name, value in optional.items() if value})
-    return view
+    return view | {name: value for name, value in optional.items() if value}
 
 
 def deregistration_protection(image: Image, clock: Clock) -> str:
-    """Return the state of deregistration protection; a cooldown ends 24 hours after it was lifted."""
+    """Return the state of deregistration protection. A cooldown lasts 24 hours after the protection ended."""
     if image.protection_lifted is not None and clock.age(image.protection_lifted) < 24 * 3600:
         return "disabled-cooldown"
     return "disabled" if image.protection_lifted is not None else image.protection
@@ -105,112 +97,127 @@ def deregistration_protection(image: Image, clock: Clock) -> str:
 def _last_launched(image: Image, clock: Clock) -> str:
     if image.last_launched is None or clock.age(image.last_launched) < LAUNCH_REPORT_SECONDS:
         return ""
-    return image_timestamp(image.last_launched)
+    return format_time(image.last_launched)
 
 
-def _ebs_field(field: str) -> FilterReader:
-    return lambda image: [m["Ebs"][field] for m in image.mappings if field in m.get("Ebs", {})]
-
-
-def _no_value(_image: Image) -> list[object]:
-    """Match nothing: no image of the sandbox has this attribute."""
-    return []
-
-
-def _readers(clock: Clock) -> dict[str, FilterReader]:
-    return {
-        "architecture": lambda i: [i.architecture],
-        "block-device-mapping.delete-on-termination": _ebs_field("DeleteOnTermination"),
-        "block-device-mapping.device-name": lambda i: [m["DeviceName"] for m in i.mappings],
-        "block-device-mapping.encrypted": _ebs_field("Encrypted"),
-        "block-device-mapping.snapshot-id": _ebs_field("SnapshotId"),
-        "block-device-mapping.volume-size": _ebs_field("VolumeSize"),
-        "block-device-mapping.volume-type": _ebs_field("VolumeType"),
-        "boot-mode": lambda i: optional_value(i.boot_mode),
-        "creation-date": lambda i: [image_timestamp(i.created)],
-        "description": lambda i: optional_value(i.description),
-        "ena-support": lambda i: [i.ena],
-        "free-tier-eligible": _no_value,
-        "hypervisor": lambda _i: ["xen"],
-        "image-allowed": _no_value,  # Allowed AMIs is not in use
-        "image-id": lambda i: [i.image_id],
-        "image-type": lambda _i: ["machine"],
-        "is-public": lambda i: [i.public()],
-        "kernel-id": _no_value,
-        "manifest-location": lambda i: [i.location or f"{i.owner}/{i.name}"],
-        "name": lambda i: [i.name],
-        "owner-alias": _no_value,  # only AWS's own images have one
-        "owner-id": lambda i: [i.owner],
-        "platform": _no_value,  # set for Windows only
-        "product-code": _no_value,
-        "product-code.type": _no_value,
-        "public-ssm-parameter-name": _no_value,
-        "ramdisk-id": _no_value,
-        "root-device-name": lambda i: [i.root_device],
-        "root-device-type": lambda i: [i.root_type],
-        "source-image-id": lambda i: optional_value(i.source_image),
-        "source-image-region": lambda i: optional_value(i.source_region),
-        "source-instance-id": lambda i: optional_value(i.source_instance),
-        "sriov-net-support": lambda i: optional_value(i.sriov),
-        "state": lambda i: [i.state(clock)],
-        # A failed copy gives its reason in StateMessage of its snapshot only.
-        "state-reason-code": _no_value,
-        "state-reason-message": _no_value,
-        "virtualization-type": lambda i: [i.virtualization],
-    }
+IMAGE_FILTERS: Filters = {
+    "architecture": "Architecture",
+    "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
+    "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
+    "block-device-mapping.encrypted": "BlockDeviceMappings.Ebs.Encrypted",
+    "block-device-mapping.snapshot-id": "BlockDeviceMappings.Ebs.SnapshotId",
+    "block-device-mapping.volume-size": "BlockDeviceMappings.Ebs.VolumeSize",
+    "block-device-mapping.volume-type": "BlockDeviceMappings.Ebs.VolumeType",
+    "boot-mode": "BootMode",
+    "creation-date": "CreationDate",
+    "description": "Description",
+    "ena-support": "EnaSupport",
+    "free-tier-eligible": None,
+    "hypervisor": "Hypervisor",
+    "image-allowed": None,  # Allowed AMIs is not in use
+    "image-id": "ImageId",
+    "image-type": "ImageType",
+    "is-public": "Public",
+    "kernel-id": None,
+    "manifest-location": "ImageLocation",
+    "name": "Name",
+    "owner-alias": None,  # only AWS's own images have one
+    "owner-id": "OwnerId",
+    "platform": None,  # only Windows has one
+    "product-code": None,
+    "product-code.type": None,
+    "public-ssm-parameter-name": None,
+    "ramdisk-id": None,
+    "root-device-name": "RootDeviceName",
+    "root-device-type": "RootDeviceType",
+    "source-image-id": "SourceImageId",
+    "source-image-region": "SourceImageRegion",
+    "source-instance-id": "SourceInstanceId",
+    "sriov-net-support": "SriovNetSupport",
+    "state": "State",
+    "state-reason-code": None,  # only the snapshot of a failed copy has the reason, in StateMessage
+    "state-reason-message": None,
+    "virtualization-type": "VirtualizationType",
+}
 
 
 @operation(
     "ec2",
     "DescribeImages",
-    honours=(
-        "ExecutableUsers",
-        "Filters",
-        "ImageIds",
-        "IncludeDeprecated",
-        "IncludeDisabled",
-        "MaxResults",
-        "NextToken",
-        "Owners",
-    ),
+    "ExecutableUsers Filters ImageIds IncludeDeprecated IncludeDisabled MaxResults NextToken Owners",
 )
 def describe_images(context: Context, params: Params) -> dict[str, Any]:
     """Return images that this account owns or may launch."""
     clock = context.clock
-    images = [i for i in list_of_all_accounts(context, IMAGE) if may_launch(i, context)]
-    asked = params.get("ImageIds") or []
-    if asked:
-        known = {i.image_id: i for i in images}
-        for image_id in asked:
-            check_id(IMAGE, image_id)
-            if image_id not in known:
-                raise resource_not_found(IMAGE, image_id)
-        images = [known[image_id] for image_id in dict.fromkeys(asked)]
+    images = [i for i in context.tables.in_region("images", context.region) if may_launch(i, context)]
+    if params.get("ImageIds"):
+        images = select_visible(IMAGE, {i.image_id: i for i in images}, params["ImageIds"])
     if not params.get("IncludeDisabled"):
         images = [i for i in images if not i.disabled or i.state(clock) != "disabled"]
     if not params.get("IncludeDeprecated"):
-        # The owner sees deprecated images whatever this parameter says (documented).
+        # Documented: the owner always sees deprecated images.
         images = [i for i in images if i.owner == context.account or not i.deprecated(clock)]
-    owners = params.get("Owners") or []
-    if owners:
-        accounts = [context.account if o == "self" else o for o in owners]
+    if params.get("Owners"):
+        accounts = [context.account if owner == "self" else owner for owner in params["Owners"]]
         images = [i for i in images if i.owner in accounts]
-    users = params.get("ExecutableUsers") or []
-    if users:
+    if params.get("ExecutableUsers"):
+        users = params["ExecutableUsers"]
         images = [i for i in images if any(executable_by(i, user, context) for user in users)]
-    kept = apply_filters(images, params, _readers(clock), operation="DescribeImages")
-    shown, token = paginate(kept, params, lambda i: i.image_id)
-    answer: dict[str, Any] = {"Images": [image_view(i, clock) for i in shown]}
-    return answer | ({"NextToken": token} if token else {})
+    return describe(
+        context,
+        params,
+        "Images",
+        images,
+        lambda image: image_view(image, clock),
+        filters=IMAGE_FILTERS,
+        key=lambda image: image.image_id,
+    )
+
+
+# Which account may launch an image
+#
+# The table ``organization`` has the organizations of an account (keys ``organizations`` and ``units``, lists
+# of ARNs). The Organizations service itself is not emulated.
+
+
+def may_launch(image: Image, context: Context) -> bool:
+    """Return whether the caller may use an image. Only the owner sees a disabled or failed one."""
+    if image.owner == context.account:
+        return True
+    if image.state(context.clock) != "available":
+        return False
+    return image.public() or _shared_with(image, context.account) or _shared_with_organization(image, context)
+
+
+def executable_by(image: Image, user: str, context: Context) -> bool:
+    """Return whether an image is explicitly shared with ``self``, an account, or ``all``."""
+    if user == "all":
+        return image.public()
+    if user in ("self", context.account):
+        return _shared_with(image, context.account) or _shared_with_organization(image, context)
+    return _shared_with(image, user)
+
+
+def _shared_with(image: Image, account: str) -> bool:
+    return {"UserId": account} in image.permissions
+
+
+def _shared_with_organization(image: Image, context: Context) -> bool:
+    known = context.table("organization", region="")
+    organizations, units = known.get("organizations", ()), known.get("units", ())
+    return any(
+        p.get("OrganizationArn") in organizations or p.get("OrganizationalUnitArn") in units
+        for p in image.permissions
+    )
 
 
 def find_own_image(context: Context, image_id: str) -> Image:
-    """Return an image of this account, to change it.
+    """Return an image of this account.
 
     Raises
     ------
     AwsError
-        It is malformed, unknown, or belongs to an account that only shared it.
+        The ID is malformed or unknown, or another account only shared the image.
     """
     image = find_launchable_image(context, image_id)
     if image.owner != context.account:
@@ -219,12 +226,12 @@ def find_own_image(context: Context, image_id: str) -> Image:
 
 
 def find_launchable_image(context: Context, image_id: str, *, region: str | None = None) -> Image:
-    """Return an image that this account may launch, whatever its state.
+    """Return an image that this account may launch, in any state.
 
     Raises
     ------
     AwsError
-        It is malformed, unknown in the region or not shared with this account.
+        The ID is malformed or unknown in the region, or the image is not shared with this account.
     """
     image: Image | None = find_of_any_account(context, IMAGE, image_id, region=region)
     if image is None or not may_launch(image, context):
@@ -233,7 +240,7 @@ def find_launchable_image(context: Context, image_id: str, *, region: str | None
 
 
 def _check_free_name(context: Context, name: str | None) -> str:
-    """Return a name that is free, or refuse it as malformed or taken."""
+    """Return a name, after the check that it is valid and not in use."""
     if not name:
         raise AwsError("MissingParameter", "The request must contain the parameter Name")
     check_image_name(name)
@@ -247,29 +254,15 @@ def _check_free_name(context: Context, name: str | None) -> str:
 @operation(
     "ec2",
     "RegisterImage",
-    honours=(
-        "Architecture",
-        "BlockDeviceMappings",
-        "BootMode",
-        "Description",
-        "EnaSupport",
-        "ImageLocation",
-        "ImdsSupport",
-        "Name",
-        "RootDeviceName",
-        "SriovNetSupport",
-        "TagSpecifications",
-        "TpmSupport",
-        "UefiData",
-        "VirtualizationType",
-    ),
+    "Architecture BlockDeviceMappings BootMode Description EnaSupport ImageLocation ImdsSupport Name",
+    "RootDeviceName SriovNetSupport TagSpecifications TpmSupport UefiData VirtualizationType",
     locks=False,
 )
 def register_image(context: Context, params: Params) -> dict[str, Any]:
-    """Register an image whose root device starts from a snapshot, or from a bundle in S3.
+    """Register an image with a snapshot as root device, or an image of a bundle in S3.
 
-    EC2 reads a bundle by the bucket's ACL for it and not with the caller's rights; ACLs are not emulated, so
-    any manifest in a bucket of the account will do, and its content is not read.
+    EC2 reads a bundle with the permissions of the bucket's ACL. The sandbox has no ACLs: it accepts every
+    manifest in a bucket of the account and does not read its content.
     """
     advance_import_tasks(context)
     with context.lock:
@@ -302,10 +295,9 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
     return {"ImageId": image.image_id}
 
 
-# Block device mappings of images and instances.
+# Block device mappings of images and instances
 #
-# Sources: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type); texts from
-# public transcripts where not marked otherwise.
+# Source: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type).
 
 SIZES = {
     "standard": (1, 1024),
@@ -316,7 +308,7 @@ SIZES = {
     "st1": (125, 16384),
     "sc1": (125, 16384),
 }
-"""GiB from and to, for each volume type."""
+"""Smallest and largest size in GiB by volume type."""
 
 IOPS = {"gp3": (3000, 80000), "io1": (100, 64000), "io2": (100, 256000)}
 THROUGHPUT = (125, 2000)
@@ -327,7 +319,7 @@ def _mapping_error(text: str) -> AwsError:
 
 
 def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
-    """Refuse a size, IOPS or throughput that the volume type does not have."""
+    """Check size, IOPS and throughput of a volume type."""
     check_one_of("volumeType", kind, SIZES)
     smallest, largest = SIZES[kind]
     if not smallest <= size <= largest:
@@ -352,12 +344,12 @@ def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | 
 
 
 def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
-    """Return the mapping of an image that is registered, as DescribeImages shows it.
+    """Return the block device mapping of a new image, as DescribeImages shows it.
 
     Raises
     ------
     AwsError
-        The root device has no snapshot, a snapshot is unknown or pending, a volume is smaller than its
+        The root device has no snapshot, a snapshot is unknown or pending, or a volume is smaller than its
         snapshot.
     """
     root = params.get("RootDeviceName", "/dev/sda1")
@@ -379,7 +371,7 @@ def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
 
 
 def _check_manifest(context: Context, location: str) -> None:
-    """Refuse a bundle whose manifest EC2 cannot read."""
+    """Check that EC2 can read the manifest of a bundle."""
     bucket, _, key = location.partition("/")
     found = find_bucket(context.tables, bucket)
     if location and (found is None or found.account != context.account or key not in found.objects):
@@ -422,7 +414,7 @@ def _ebs_device(context: Context, ebs: Params) -> dict[str, Any]:
 
 
 def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
-    """Refuse a volume that is smaller than the snapshot that it starts from."""
+    """Check that a volume is at least as large as its snapshot."""
     if size < snapshot_gib:
         raise _mapping_error(
             f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', "
@@ -430,7 +422,7 @@ def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
         )
 
 
-# How images come to rest: deprecation, disabling, protection, deregistration.
+# Deprecation, disabling, protection, deregistration
 #
 # Sources: the reference pages of the operations; "Deprecate an AMI", "Disable an AMI", "Protect an AMI from
 # deregistration" of the EC2 user guide.
@@ -438,15 +430,15 @@ def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
 YEAR = timedelta(days=365.25)
 
 
-@operation("ec2", "EnableImageDeprecation", honours=("DeprecateAt", "ImageId"))
+@operation("ec2", "EnableImageDeprecation", "DeprecateAt ImageId")
 def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]:
-    """Set the date from which an image is deprecated, to the minute."""
+    """Set the deprecation date of an image, rounded to the minute."""
     image = find_own_image(context, params["ImageId"])
     moment: datetime = params["DeprecateAt"]
     now = context.clock.now()
     limit = image.created + 2 * YEAR if image.public() else now + 10 * YEAR
     if not now <= moment <= limit:
-        text = f"Value ({image_timestamp(moment)}) for parameter DeprecateAt is invalid."  # text from memory
+        text = f"Value ({format_time(moment)}) for parameter DeprecateAt is invalid."  # text from memory
         raise AwsError("InvalidParameterValue", text)
     half_up = moment + timedelta(seconds=30)
     image.deprecate_at = half_up.replace(second=0, microsecond=0)
@@ -454,16 +446,16 @@ def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]
     return {"Return": True}
 
 
-@operation("ec2", "DisableImageDeprecation", honours=("ImageId",))
+@operation("ec2", "DisableImageDeprecation", "ImageId")
 def disable_image_deprecation(context: Context, params: Params) -> dict[str, Any]:
-    """Take the deprecation date away."""
+    """Remove the deprecation date."""
     find_own_image(context, params["ImageId"]).deprecate_at = None
     return {"Return": True}
 
 
-@operation("ec2", "DisableImage", honours=("ImageId",))
+@operation("ec2", "DisableImage", "ImageId")
 def disable_image(context: Context, params: Params) -> dict[str, Any]:
-    """Make an image unlaunchable, unlisted and private again."""
+    """Disable an image: it is private, not listed, and cannot be launched."""
     image = find_own_image(context, params["ImageId"])
     if image.state(context.clock) not in ("available", "disabled"):
         text = f"The image {image.image_id} is in the state {image.state(context.clock)}."  # text from memory
@@ -473,14 +465,14 @@ def disable_image(context: Context, params: Params) -> dict[str, Any]:
     return {"Return": True}
 
 
-@operation("ec2", "EnableImage", honours=("ImageId",))
+@operation("ec2", "EnableImage", "ImageId")
 def enable_image(context: Context, params: Params) -> dict[str, Any]:
-    """Make a disabled image available; whoever it was shared with does not come back."""
+    """Make a disabled image available. Its former launch permissions are not restored."""
     find_own_image(context, params["ImageId"]).disabled = False
     return {"Return": True}
 
 
-@operation("ec2", "EnableImageDeregistrationProtection", honours=("ImageId", "WithCooldown"))
+@operation("ec2", "EnableImageDeregistrationProtection", "ImageId WithCooldown")
 def enable_image_deregistration_protection(context: Context, params: Params) -> dict[str, Any]:
     """Protect an image from being deregistered."""
     image = find_own_image(context, params["ImageId"])
@@ -489,9 +481,9 @@ def enable_image_deregistration_protection(context: Context, params: Params) -> 
     return {"Return": "true"}
 
 
-@operation("ec2", "DisableImageDeregistrationProtection", honours=("ImageId",))
+@operation("ec2", "DisableImageDeregistrationProtection", "ImageId")
 def disable_image_deregistration_protection(context: Context, params: Params) -> dict[str, Any]:
-    """Lift the protection, at once or 24 hours later when it was enabled with a cooldown."""
+    """End the protection at once; if it was enabled with a cooldown, 24 hours later."""
     image = find_own_image(context, params["ImageId"])
     if image.protection == "enabled-with-cooldown":
         image.protection_lifted = image.protection_lifted or context.clock.now()
@@ -500,9 +492,9 @@ def disable_image_deregistration_protection(context: Context, params: Params) ->
     return {"Return": "true"}
 
 
-@operation("ec2", "DeregisterImage", honours=("DeleteAssociatedSnapshots", "ImageId"))
+@operation("ec2", "DeregisterImage", "DeleteAssociatedSnapshots ImageId")
 def deregister_image(context: Context, params: Params) -> dict[str, Any]:
-    """Deregister an image and, when asked, delete those of its snapshots that no other image needs."""
+    """Deregister an image; on request, delete those of its snapshots that no other image uses."""
     image = find_own_image(context, params["ImageId"])
     protection = deregistration_protection(image, context.clock)
     if protection != "disabled":
@@ -529,14 +521,14 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _mark_released(context: Context, image: Image) -> None:
-    """Note on the image's snapshots that they were in use until now."""
+    """Record on the image's snapshots when they were last in use."""
     table = context.table("snapshots")
     for snapshot_id in image.snapshot_ids():
         if snapshot_id in table:
             table[snapshot_id].released = context.clock.now()
 
 
-# Image attributes, launch permissions, and the account's block on public images.
+# Image attributes, launch permissions, block public access
 #
 # Sources: the reference pages of the operations; "Block public access to your AMIs"; quota "Public AMIs" (5 a
 # region).
@@ -550,37 +542,11 @@ GRANTEE_MEMBERS = {
 }
 
 
-def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return the launch permissions to add and to remove, from either form of the request."""
-    structure = params.get("LaunchPermission") or {}
-    added = [dict(entry) for entry in structure.get("Add") or []]
-    removed = [dict(entry) for entry in structure.get("Remove") or []]
-    flat = [{item: value} for member, item in GRANTEE_MEMBERS.items() for value in params.get(member) or []]
-    if flat:
-        check_one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
-        (added if params["OperationType"] == "add" else removed).extend(flat)
-    for entry in added + removed:
-        for item, value in entry.items():
-            check_grantee(item, value)
-    return added, removed
-
-
 @operation(
     "ec2",
     "ModifyImageAttribute",
-    honours=(
-        "Attribute",
-        "Description",
-        "ImageId",
-        "ImdsSupport",
-        "LaunchPermission",
-        "OperationType",
-        "OrganizationArns",
-        "OrganizationalUnitArns",
-        "UserGroups",
-        "UserIds",
-        "Value",
-    ),
+    "Attribute Description ImageId ImdsSupport LaunchPermission OperationType OrganizationArns",
+    "OrganizationalUnitArns UserGroups UserIds Value",
 )
 def modify_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Change the description, the IMDS requirement or the launch permissions of an image."""
@@ -595,7 +561,7 @@ def modify_image_attribute(context: Context, params: Params) -> dict[str, Any]:
         imds = params.get("Value", imds)
     check_one_of("imdsSupport", imds, ("v2.0",))
     check_description(description)
-    added, removed = _permissions(params)
+    added, removed = permission_changes(params, "LaunchPermission", GRANTEE_MEMBERS)
     if description is None and imds is None and not added and not removed:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
     _check_sharing(context, image, added)
@@ -637,21 +603,21 @@ def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) 
         raise AwsError("ResourceLimitExceeded", text)
 
 
-@operation("ec2", "ResetImageAttribute", honours=("Attribute", "ImageId"))
+@operation("ec2", "ResetImageAttribute", "Attribute ImageId")
 def reset_image_attribute(context: Context, params: Params) -> dict[str, Any]:
-    """Take all launch permissions away."""
+    """Remove all launch permissions."""
     check_one_of("attribute", params["Attribute"], ("launchPermission",))
     find_own_image(context, params["ImageId"]).permissions.clear()
     return {}
 
 
-@operation("ec2", "DescribeImageAttribute", honours=("Attribute", "ImageId"))
+@operation("ec2", "DescribeImageAttribute", "Attribute ImageId")
 def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an image of this account."""
     image = find_own_image(context, params["ImageId"])
     attribute = params["Attribute"]
     if attribute == "blockDeviceMapping":
-        # Documented: the attribute is deprecated and answers AuthFailure; DescribeImages shows the devices.
+        # Documented: this attribute is deprecated and answers AuthFailure. DescribeImages has the devices.
         raise AwsError("AuthFailure", "Unauthorized attempt to access restricted resource")
     answer: dict[str, Any] = {"ImageId": image.image_id}
     if attribute == "launchPermission":
@@ -680,9 +646,9 @@ def _public_access_block(context: Context) -> str:
     return str(context.table("ec2_settings").get("image_block", "unblocked"))
 
 
-@operation("ec2", "EnableImageBlockPublicAccess", honours=("ImageBlockPublicAccessState",))
+@operation("ec2", "EnableImageBlockPublicAccess", "ImageBlockPublicAccessState")
 def enable_image_block_public_access(context: Context, params: Params) -> dict[str, Any]:
-    """Refuse from now on to make images of this region public."""
+    """Refuse to make images of this region public."""
     state = params["ImageBlockPublicAccessState"]
     check_one_of("imageBlockPublicAccessState", state, ("block-new-sharing",))
     context.table("ec2_settings")["image_block"] = state
@@ -698,45 +664,34 @@ def disable_image_block_public_access(context: Context, _params: Params) -> dict
 
 @operation("ec2", "GetImageBlockPublicAccessState")
 def get_image_block_public_access_state(context: Context, _params: Params) -> dict[str, Any]:
-    """Tell whether images may be made public."""
+    """Return whether images may be made public."""
     return {"ImageBlockPublicAccessState": _public_access_block(context), "ManagedBy": "account"}
 
 
-# CopyImage: an image of its own in this region, with snapshots of its own.
+# CopyImage
 #
-# The copy is ``pending`` first. When the key cannot be used it becomes ``failed`` later; the reason stands in
-# StateMessage of its snapshot only. Other than RegisterImage it minds no name that is taken: who copies twice
-# has two images of one name. Sources: the reference page of CopyImage; public transcripts of failed copies,
-# and of copies that were made twice.
+# The copy has its own snapshots and is ``pending`` first. When its key cannot be used, it becomes ``failed``
+# later; only StateMessage of its snapshot has the reason. Unlike RegisterImage, CopyImage accepts a name that
+# is in use. Sources: the reference page of CopyImage; public transcripts of failed and of repeated copies.
 
 COPY_EXTRA_SECONDS = 5.0
-"""How much later than its last snapshot a copied image becomes available."""
+"""Seconds from the completion of its last snapshot until a copied image is available."""
 
 
 @operation(
     "ec2",
     "CopyImage",
-    honours=(
-        "ClientToken",
-        "CopyImageTags",
-        "Description",
-        "Encrypted",
-        "KmsKeyId",
-        "Name",
-        "SnapshotCopyCompletionDurationMinutes",
-        "SourceImageId",
-        "SourceRegion",
-        "TagSpecifications",
-    ),
+    "ClientToken CopyImageTags Description Encrypted KmsKeyId Name",
+    "SnapshotCopyCompletionDurationMinutes SourceImageId SourceRegion TagSpecifications",
 )
 def copy_image(context: Context, params: Params) -> dict[str, Any]:
-    """Begin a copy of an image from another region, or within this one.
+    """Start a copy of an image from another region or from this one.
 
-    A fault rule's outcome may give ``state_message``: the copy then fails with it.
+    With ``state_message`` in the outcome of a fault rule, the copy fails with this text.
     """
-    known = find_token_result(context, params)
-    if known in context.table("images"):
-        return {"ImageId": known}
+    earlier = find_token_result(context, params)
+    if earlier in context.table("images"):
+        return {"ImageId": earlier}
     tags = tags_at_creation(params, "image", "snapshot")
     source = find_launchable_image(context, params["SourceImageId"], region=params["SourceRegion"])
     state = source.state(context.clock)
@@ -744,11 +699,11 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
         text = f"The image {source.image_id} is not available: it is {state}."  # text from memory
         raise AwsError("InvalidAMIID.Unavailable", text)
     if source.location:
-        raise not_emulated("ec2", "CopyImage", "an image with an instance store")
+        raise not_emulated("an image with an instance store of ec2:CopyImage")
     name = params.get("Name")
     if not name:
         raise AwsError("MissingParameter", "The request must contain the parameter Name")
-    check_image_name(name)  # which may be taken: see above
+    check_image_name(name)
     check_description(params.get("Description"))
     minutes = params.get("SnapshotCopyCompletionDurationMinutes")
     check_completion_minutes(minutes)
@@ -784,7 +739,7 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
 def _copy_snapshots(
     context: Context, params: Params, image: Image, source: Image, tags: dict[str, str]
 ) -> None:
-    """Give every device of the copy a snapshot of its own, and the copy its duration and outcome."""
+    """Copy the snapshots of all devices, and set the duration and the outcome of the image's copy."""
     made: dict[str, str] = {}
     originals = {
         snapshot_id: _source_snapshot(context, source, snapshot_id) for snapshot_id in source.snapshot_ids()
@@ -795,7 +750,7 @@ def _copy_snapshots(
             wanted=params.get("Encrypted"),
             key=params.get("KmsKeyId"),
             source=original.encrypted,
-            old=original.kms_key if source.region == context.region else "",
+            source_key=original.kms_key if source.region == context.region else "",
         )
         for snapshot_id, original in originals.items()
     }
@@ -822,40 +777,9 @@ def _copy_snapshots(
 
 
 def _source_snapshot(context: Context, source: Image, snapshot_id: str) -> Any:
-    """Return a source image's snapshot, which must be shared as well as the image to be copied."""
+    """Return a snapshot of the source image. It must be shared too, or the image cannot be copied."""
     original = find_of_any_account(context, SNAPSHOT, snapshot_id, region=source.region)
     if original is None or not original.readable_by(context.account):
         text = "You do not have permission to access the storage of this ami"
         raise AwsError("InvalidRequest", text)
     return original
-
-
-def may_launch(image: Image, context: Context) -> bool:
-    """Tell whether the caller's account may use an image; only its owner may see a disabled or failed one."""
-    if image.owner == context.account:
-        return True
-    if image.state(context.clock) != "available":
-        return False
-    return image.public() or _shared_with(image, context.account) or _shared_with_organization(image, context)
-
-
-def executable_by(image: Image, user: str, context: Context) -> bool:
-    """Tell whether an image was explicitly shared with ``self``, an account, or ``all``."""
-    if user == "all":
-        return image.public()
-    if user in ("self", context.account):
-        return _shared_with(image, context.account) or _shared_with_organization(image, context)
-    return _shared_with(image, user)
-
-
-def _shared_with(image: Image, account: str) -> bool:
-    return {"UserId": account} in image.permissions
-
-
-def _shared_with_organization(image: Image, context: Context) -> bool:
-    known = context.table("organization", region="")
-    organizations, units = known.get("organizations", ()), known.get("units", ())
-    return any(
-        p.get("OrganizationArn") in organizations or p.get("OrganizationalUnitArn") in units
-        for p in image.permissions
-    )

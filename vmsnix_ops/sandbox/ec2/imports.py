@@ -1,8 +1,23 @@
-"""VM Import: its service role, what it reads, and the tasks of ImportSnapshot.
+"""VM Import: ImportSnapshot, DescribeImportSnapshotTasks, CancelImportTask.
 
-Source: "Required permissions for VM Import/Export": the trust policy names ``vmie.amazonaws.com`` with the
-external id ``vmimport``, the role's policy allows to read the bucket. The policy of the bucket counts too,
-for the role and for its sessions. Assumption: the name of a session, which no page gives.
+The state of a task is computed from its age on the sandbox's clock. The work happens in the calls that read
+tasks or snapshots, without the state lock, for some seconds in each call:
+
+==========  ==========================  =========================  ===================================
+age         Status                      StatusMessage              work in the first call of that age
+==========  ==========================  =========================  ===================================
+0 s         active                      pending
+20 s        active                      validated                  open the source, check its format
+40 s        active                      downloading/converting     read the blocks that contain data
+180 s +     completed                   (none)                     check the source, add the snapshot
+failure     deleting, then deleted      the reason
+==========  ==========================  =========================  ===================================
+
+The times are realistic guesses (2 to 15 minutes per task). Sources: the reference pages of the operations;
+public transcripts of describe-import-snapshot-tasks, also for failure texts unless marked otherwise;
+"Required permissions for VM Import/Export": the trust policy names ``vmie.amazonaws.com`` with the external
+ID ``vmimport``, and the role may read the bucket. The bucket's policy applies to the role and its sessions.
+Assumption: the name of a session, which is not documented.
 """
 
 from __future__ import annotations
@@ -16,14 +31,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMPORT_TASK,
     find_own,
+    find_own_or_all,
     find_token_result,
     new_id,
     record_token_result,
-    tag_list,
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import KEY_NOT_ACCESSIBLE, choose_encryption
@@ -46,21 +61,17 @@ ASSUME_ROLE_REQUEST = AccessRequest("sts:AssumeRole", "*", {"sts:externalid": ["
 
 
 def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None:
-    """Refuse a role that VM Import cannot use for a bucket.
+    """Check that VM Import can use a role for a bucket.
 
-    A role that reaches the bucket, but not this object of it, is found out later: then the task fails.
+    When the role may use the bucket but not read this object, the task fails later.
 
     Raises
     ------
     AwsError
-        AWS has one text for all of it: no such role, VM Import may not assume it, the bucket is not its own.
+        One text for all causes: the role does not exist, does not trust VM Import, or has no permissions.
     """
-    reads = _role_allows(context, role_name, "s3:GetObject", f"{bucket}/{key}")
-    reaches = any(
-        _role_allows(context, role_name, action, bucket)
-        for action in ("s3:GetBucketLocation", "s3:ListBucket")
-    )
-    if not reads and not reaches:
+    resources = {"s3:GetObject": f"{bucket}/{key}", "s3:GetBucketLocation": bucket, "s3:ListBucket": bucket}
+    if not any(_role_allows(context, role_name, action, arn) for action, arn in resources.items()):
         raise AwsError(
             "InvalidParameter",
             f"The service role {role_name} provided does not exist or does not have sufficient permissions",
@@ -68,7 +79,7 @@ def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None
 
 
 def _role_allows(context: Context, role_name: str, action: str, resource: str) -> bool:
-    """Tell whether VM Import, with this role, may do something to an S3 resource, such as ``bucket/key``."""
+    """Return whether VM Import, with this role, may use an S3 resource such as ``bucket/key``."""
     role = context.table("roles", region="").get(role_name)
     if role is None or not trust_policy_allows(role.trust_policy, VM_IMPORT_SERVICE, "", ASSUME_ROLE_REQUEST):
         return False
@@ -81,47 +92,44 @@ def _role_allows(context: Context, role_name: str, action: str, resource: str) -
         "aws:securetransport": ["true"],
         "aws:viaawsservice": ["false"],
     }
-    asked = AccessRequest(action, f"arn:{context.partition}:s3:::{resource}", keys)
-    session = f"arn:{context.partition}:sts::{context.account}:assumed-role/{role.name}/vmimport"
-    return not s3_denial_reason(
+    reason = s3_denial_reason(
         context.tables,
-        asked,
+        AccessRequest(action, f"arn:{context.partition}:s3:::{resource}", keys),
         account=context.account,
-        principal=session,
+        principal=context.arn("sts", f"assumed-role/{role.name}/vmimport", region=""),
         documents=policies_of_identity(context, role),
     )
+    return not reason
 
 
 def _role_allows_key(context: Context, role_name: str, action: str, key: str) -> bool:
-    """Tell whether the role's own policies let it use a customer's key; key policies are not emulated."""
+    """Return whether the role's policies allow the use of a customer key. Key policies are not emulated."""
     role = context.table("roles", region="").get(role_name)
     if role is None:
         return False
-    asked = AccessRequest(action, key, {"aws:requestedregion": [context.region]})
-    return evaluate(policies_of_identity(context, role), asked) == ALLOWED
+    request = AccessRequest(action, key, {"aws:requestedregion": [context.region]})
+    return evaluate(policies_of_identity(context, role), request) == ALLOWED
 
 
-# What VM Import reads: an S3 object, as the service role may see it, and the disk image in it.
-#
-# Failure texts are from public transcripts where not marked otherwise.
+# The source: an S3 object with a disk image
 
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 
 READ_SECONDS = 10.0
-"""Real seconds that one look at a task spends on reading its source; clients wait for a minute by default."""
+"""Real seconds that one call reads the source of a task. Clients time out after a minute by default."""
 
 NOT_LOCAL = "The given S3 object is not local to the region"
 VALIDATION_FAILED = "ClientError: Disk validation failed"
 
 
 class SourceError(Exception):
-    """The source cannot be imported; the text is the task's StatusMessage."""
+    """The source cannot be imported. The text is the StatusMessage of the task."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFormat:
-    """What the check of a source found: its format, the bytes of the file and of the disk in it."""
+    """The format of a source, and the bytes of the file and of the disk in it."""
 
     image_format: str
     file_bytes: int
@@ -129,12 +137,12 @@ class SourceFormat:
 
 
 def _source_location(container: Params) -> tuple[str, str, str]:
-    """Return bucket, key and URL that a DiskContainer names; the URL is "" when it names a bucket.
+    """Return bucket, key and URL of a DiskContainer; without a URL, that is "".
 
     Raises
     ------
     AwsError
-        It names none, or both, or a URL that is not one of S3.
+        Bucket and URL are both given or both missing, or the URL is not an S3 URL.
     """
     bucket, url = container.get("UserBucket") or {}, container.get("Url", "")
     if bool(bucket) == bool(url):
@@ -155,7 +163,7 @@ def _source_location(container: Params) -> tuple[str, str, str]:
 
 
 def _check_source_access(context: Context, role_name: str, bucket: str, key: str) -> None:
-    """Refuse at once what ImportSnapshot refuses at once: the role, and a bucket elsewhere."""
+    """Check what AWS checks before it creates the task: the role, and the region of the bucket."""
     _check_role(context, role_name, bucket, key)
     found = find_bucket(context.tables, bucket)
     if found is not None and found.region != context.region:
@@ -163,19 +171,19 @@ def _check_source_access(context: Context, role_name: str, bucket: str, key: str
 
 
 def _check_source(context: Context, task: ImportTask) -> None:
-    """Fail the task when its object is gone, or out of the role's reach."""
+    """Raise `SourceError` when the object is missing, changed, or the role may not read it."""
     bucket = find_bucket(context.tables, task.bucket)
     reason = ""
     if not _role_allows(context, task.role_name, "s3:GetObject", f"{task.bucket}/{task.key}"):
         reason = "403 Forbidden"
     elif bucket is None or task.key not in bucket.objects:
-        # Without the right to list, S3 does not tell what exists: it answers 403.
+        # Without s3:ListBucket, S3 does not reveal that the key is missing: 403 instead of 404.
         listing = _role_allows(context, task.role_name, "s3:ListBucket", task.bucket)
         reason = "404 Not Found" if listing else "403 Forbidden"
     elif not _role_decrypts(context, task, bucket.objects[task.key].headers):
         reason = "403 Forbidden"
     elif task.etag and bucket.objects[task.key].etag != task.etag:
-        # What AWS says then is not known; half of one image and half of another must not become a snapshot.
+        # AWS's text is not known. A snapshot must not contain blocks of two objects.
         raise SourceError(f"{VALIDATION_FAILED} [The given resource was changed while it was read]")
     if reason:
         raise SourceError(
@@ -184,7 +192,7 @@ def _check_source(context: Context, task: ImportTask) -> None:
 
 
 def _role_decrypts(context: Context, task: ImportTask, headers: Mapping[str, object]) -> bool:
-    """Tell whether the role may decrypt an object that a customer's key encrypts; key policies allow it."""
+    """Return whether the role may decrypt an object. Key policies of customer keys allow it."""
     key = str(headers.get("SSEKMSKeyId") or "")
     return not key.startswith("arn:") or _role_allows_key(context, task.role_name, "kms:Decrypt", key)
 
@@ -203,7 +211,7 @@ def _reader(context: Context, task: ImportTask) -> Iterator[ObjectReader]:
 
 @contextmanager
 def _image(reader: ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
-    """Open the source as what the request says that it is; whatever is wrong with it fails the task."""
+    """Open the source in the requested format, or raise `SourceError`."""
     vmdk = task.image_format == "VMDK"
     text = "Unsupported VMDK File Format" if vmdk else "Unsupported specified file format"
     unsupported = SourceError(f"{VALIDATION_FAILED} [{text}]")
@@ -215,8 +223,8 @@ def _image(reader: ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
     except (SourceError, OSError):
         raise
     except Exception as error:
-        # The classes of `disk`'s errors are in a module that the sandbox must not know; a program that is
-        # missing here is no fault of the image.
+        # The sandbox must not import the module with `disk`'s error classes. A missing program on this
+        # machine is not an error of the image.
         if type(error).__name__ == "ToolMissingError":
             raise
         logger.info("%s: %s", task.task_id, error)
@@ -229,12 +237,12 @@ def _require(condition: bool, error: SourceError) -> None:
 
 
 def _detect_format(context: Context, task: ImportTask) -> SourceFormat:
-    """Open the source and check that it is what it was said to be.
+    """Open the source and check its format. RAW accepts any bytes, also those of a VHD.
 
     Raises
     ------
-    UnusableError
-        It is not there, not readable, empty, or of another format. RAW takes any bytes, a VHD's too.
+    SourceError
+        The source is missing, not readable, empty, or of another format.
     """
     with _reader(context, task) as reader:
         bucket = find_bucket(context.tables, task.bucket)
@@ -249,15 +257,14 @@ def _detect_format(context: Context, task: ImportTask) -> SourceFormat:
 
 
 def _read_blocks(context: Context, task: ImportTask) -> None:
-    """Put blocks that are not all zeros into the block store, for a few seconds at most.
+    """Store the blocks that contain data, for `READ_SECONDS` at most.
 
-    A large disk takes several looks at its task, so that no answer takes longer than a client waits. The task
-    is changed under the state lock, and marked as read when nothing is left.
+    A large disk is read in several calls, so that no client times out.
 
     Raises
     ------
-    UnusableError
-        The source is gone, or damaged where it was not looked at before.
+    SourceError
+        The source is missing or damaged.
     """
     kept: dict[int, bytes] = {}
     enough = time.monotonic() + READ_SECONDS
@@ -275,7 +282,7 @@ def _read_blocks(context: Context, task: ImportTask) -> None:
 
 
 def _blocks(reader: ObjectReader, task: ImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
-    """Yield the blocks that hold data and were not read yet."""
+    """Yield the blocks with data that were not read yet."""
     if task.image_format == "RAW":
         yield from _raw_blocks(reader, task.next_block)
         return
@@ -295,24 +302,7 @@ def _raw_blocks(reader: ObjectReader, first: int) -> Iterator[tuple[int, bytes]]
         index += 1
 
 
-# ImportSnapshot, DescribeImportSnapshotTasks and CancelImportTask.
-#
-# How far a task is follows from its age on the sandbox's clock; the work behind it is done when somebody
-# looks, outside the state lock, for some seconds at a time. A task goes through
-#
-# ========== ============= ========================= ======================================================
-# age        Status        StatusMessage             what is done at the first look
-# ========== ============= ========================= ======================================================
-# 0 s        active        pending
-# 20 s       active        validated                 the source is opened and its format checked
-# 40 s       active        downloading/converting    the blocks that hold data are read
-# 180 s +    completed     (none)                    the source must still be there; the snapshot appears
-# failure    deleting,     the reason                nothing stays
-#            then deleted
-# ========== ============= ========================= ======================================================
-#
-# Sources: public transcripts of describe-import-snapshot-tasks, and the reference pages of the operations;
-# the times are guesses of the right size (2 to 15 minutes a task).
+# Tasks
 
 VALIDATION_SECONDS, CONVERT_SECONDS, BASE_SECONDS, SECONDS_PER_GIB, DELETING_SECONDS = (
     20.0,
@@ -330,21 +320,21 @@ MAX_ACTIVE_TASKS = 20
 FORMATS = ("VHD", "VHDX", "VMDK", "RAW")
 
 KEY_ACTIONS = ("kms:CreateGrant", "kms:DescribeKey", "kms:ReEncryptFrom", "kms:ReEncryptTo")
-"""What the role needs on a customer's key, among others ("Required permissions for VM Import/Export")."""
+"""Actions that the role needs on a customer key ("Required permissions for VM Import/Export")."""
 
 _busy: set[str] = set()
-"""Tasks whose source somebody reads at this moment; guarded by the state lock."""
+"""IDs of the tasks whose source a thread reads now; guarded by the state lock."""
 
 
 def _import_seconds(task: ImportTask) -> float:
-    """Return after how many sandbox seconds a task is completed."""
+    """Return the sandbox seconds from the start of a task to its completion."""
     return BASE_SECONDS + SECONDS_PER_GIB * task.disk_gib
 
 
 def advance_import_tasks(context: Context) -> None:
-    """Bring every unfinished task of this account and region to where it should be by now.
+    """Do the due work of every unfinished task of this account and region.
 
-    Call it without holding the state lock.
+    Call it without the state lock.
     """
     with context.lock:
         tasks = [t for t in context.table("import_tasks").values() if not t.outcome]
@@ -353,7 +343,7 @@ def advance_import_tasks(context: Context) -> None:
 
 
 def _advance(context: Context, task: ImportTask) -> None:
-    """Do what is due for one task, unless somebody else does it already."""
+    """Do the due work of one task, unless another thread does it."""
     age = context.clock.age(task.created)
     with context.lock:
         if task.outcome or task.task_id in _busy or age < VALIDATION_SECONDS:
@@ -371,7 +361,7 @@ def _advance(context: Context, task: ImportTask) -> None:
 
 
 def _advance_source(context: Context, task: ImportTask, age: float) -> None:
-    if task.message:  # it was decided at the start how this one ends
+    if task.message:  # the outcome was set when the task was created
         raise SourceError(task.message)
     if not task.detected:
         found = _detect_format(context, task)
@@ -410,7 +400,7 @@ def _complete(context: Context, task: ImportTask) -> None:
 
 
 def _task_state(context: Context, task: ImportTask) -> dict[str, Any]:
-    """Return the members of SnapshotTaskDetail that change over time."""
+    """Return the members of SnapshotTaskDetail that change with time."""
     if task.outcome == "completed":
         return {
             "Status": "completed",
@@ -463,26 +453,17 @@ def task_view(context: Context, task: ImportTask) -> dict[str, Any]:
 @operation(
     "ec2",
     "ImportSnapshot",
-    honours=(
-        "ClientToken",
-        "Description",
-        "DiskContainer",
-        "Encrypted",
-        "KmsKeyId",
-        "RoleName",
-        "TagSpecifications",
-    ),
+    "ClientToken Description DiskContainer Encrypted KmsKeyId RoleName TagSpecifications",
 )
 def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Begin to make a snapshot of a disk image in S3.
+    """Start the import of a disk image in S3.
 
-    A fault rule's outcome may give ``status_message``: the task then fails with this text when it is
-    validated.
+    With ``status_message`` in the outcome of a fault rule, the task fails with this text at its validation.
     """
     table = context.table("import_tasks")
-    known = find_token_result(context, params)
-    if known in table:
-        return task_view(context, table[known])
+    earlier = find_token_result(context, params)
+    if earlier in table:
+        return task_view(context, table[earlier])
     container = params.get("DiskContainer") or {}
     image_format = str(container.get("Format", "")).upper()
     if image_format not in FORMATS:
@@ -527,35 +508,28 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     return task_view(context, task)
 
 
-@operation(
-    "ec2",
-    "DescribeImportSnapshotTasks",
-    honours=("Filters", "ImportTaskIds", "MaxResults", "NextToken"),
-    locks=False,
-)
+@operation("ec2", "DescribeImportSnapshotTasks", "Filters ImportTaskIds MaxResults NextToken", locks=False)
 def describe_import_snapshot_tasks(context: Context, params: Params) -> dict[str, Any]:
-    """Return import tasks; a finished one for seven days."""
+    """Return import tasks. Finished tasks are listed for seven days."""
     advance_import_tasks(context)
     if params.get("Filters"):
-        # The reference has the parameter but documents no filter at all.
+        # The reference has the parameter but no filter.
         name = params["Filters"][0].get("Name", "")
         raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
     with context.lock:
         table = context.table("import_tasks")
-        for task_id in [
-            k for k, t in table.items() if t.ended and context.clock.age(t.ended) > LISTED_SECONDS
-        ]:
-            del table[task_id]
-        asked = params.get("ImportTaskIds") or []
-        found = [find_own(context, IMPORT_TASK, task_id) for task_id in dict.fromkeys(asked)]
-        shown, token = paginate(found if asked else table.values(), params, lambda t: t.task_id)
+        for task in list(table.values()):
+            if task.ended and context.clock.age(task.ended) > LISTED_SECONDS:
+                del table[task.task_id]
+        found = find_own_or_all(context, IMPORT_TASK, params.get("ImportTaskIds"))
+        shown, token = paginate(found, params, lambda task: task.task_id)
         answer: dict[str, Any] = {"ImportSnapshotTasks": [task_view(context, task) for task in shown]}
     return answer | ({"NextToken": token} if token else {})
 
 
-@operation("ec2", "CancelImportTask", honours=("CancelReason", "ImportTaskId"))
+@operation("ec2", "CancelImportTask", "CancelReason ImportTaskId")
 def cancel_import_task(context: Context, params: Params) -> dict[str, Any]:
-    """End a task that still runs; what it made so far goes away."""
+    """Cancel a running task and drop what it read."""
     task_id = params.get("ImportTaskId")
     if not task_id:
         raise AwsError("MissingParameter", "The request must contain the parameter ImportTaskId")

@@ -1,6 +1,9 @@
-"""Instances: a few types, launching, states, attributes, status checks.
+"""Instances: types, launch, states, attributes, status checks, console output.
 
-Figures from "Amazon EC2 instance types".
+An instance does not run: it only has the states of a running instance, and its volumes have the blocks of the
+image. Networks are not emulated. Sources: the reference pages of the operations; "Amazon EC2 instance types";
+"Instance launch behavior with boot modes", "Configure the AMI" (IMDSv2), "EBS volume lifecycle". Error texts
+are from public transcripts, or marked as from memory.
 """
 
 from __future__ import annotations
@@ -13,22 +16,23 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2.common import (
     INSTANCE,
     check_one_of,
     find_own,
+    find_own_or_all,
     find_token_result,
     new_id,
     record_token_result,
-    tag_list,
+    resolve_image_id,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
-from vmsnix_ops.sandbox.ec2.images import find_launchable_image, image_timestamp
+from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.resources import Instance
-from vmsnix_ops.sandbox.ec2.templates import resolve_launch
+from vmsnix_ops.sandbox.ec2.templates import merge_launch
 from vmsnix_ops.sandbox.ec2.volumes import add_volume
 from vmsnix_ops.sandbox.ec2.zones import check_zone, zones_of
 from vmsnix_ops.sandbox.iam import Role
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InstanceType:
-    """An instance type: architectures and boot modes that it takes, virtual processors, memory in MiB."""
+    """An instance type: its architectures, boot modes, virtual processors and memory in MiB."""
 
     name: str
     architectures: tuple[str, ...]
@@ -74,31 +78,25 @@ _TYPES = (
 )
 INSTANCE_TYPES = {kind.name: kind for kind in _TYPES}
 
-_READERS: dict[str, FilterReader] = {
-    "bare-metal": lambda _t: [False],
-    "burstable-performance-supported": lambda t: [t.burstable],
-    "current-generation": lambda t: [t.name != "t2.micro"],
-    "hypervisor": lambda t: ["nitro" if t.nitro else "xen"],
-    "instance-type": lambda t: [t.name],
-    "memory-info.size-in-mib": lambda t: [t.memory_mib],
-    "nitro-tpm-support": lambda t: ["supported" if t.nitro and "uefi" in t.boot_modes else "unsupported"],
-    "processor-info.supported-architecture": lambda t: t.architectures,
-    "supported-boot-mode": lambda t: t.boot_modes,
-    "supported-root-device-type": lambda _t: ["ebs"],
-    "supported-usage-class": lambda _t: ["on-demand", "spot"],
-    "supported-virtualization-type": lambda _t: ["hvm"],
-    "vcpu-info.default-vcpus": lambda t: [t.processors],
+INSTANCE_TYPE_FILTERS: Filters = {
+    "bare-metal": "BareMetal",
+    "burstable-performance-supported": "BurstablePerformanceSupported",
+    "current-generation": "CurrentGeneration",
+    "hypervisor": "Hypervisor",
+    "instance-type": "InstanceType",
+    "memory-info.size-in-mib": "MemoryInfo.SizeInMiB",
+    "nitro-tpm-support": "NitroTpmSupport",
+    "processor-info.supported-architecture": "ProcessorInfo.SupportedArchitectures",
+    "supported-boot-mode": "SupportedBootModes",
+    "supported-root-device-type": "SupportedRootDeviceTypes",
+    "supported-usage-class": "SupportedUsageClasses",
+    "supported-virtualization-type": "SupportedVirtualizationTypes",
+    "vcpu-info.default-vcpus": "VCpuInfo.DefaultVCpus",
 }
 
 
 def find_instance_type(name: str) -> InstanceType:
-    """Return an instance type.
-
-    Raises
-    ------
-    AwsError
-        ``InvalidInstanceType``: AWS does not have it, or the sandbox does not.
-    """
+    """Return an instance type, or raise ``InvalidInstanceType``."""
     if name not in INSTANCE_TYPES:
         raise AwsError("InvalidInstanceType", f"The following supplied instance types do not exist: [{name}]")
     return INSTANCE_TYPES[name]
@@ -123,22 +121,26 @@ def _instance_type_view(kind: InstanceType) -> dict[str, Any]:
     }
 
 
-@operation("ec2", "DescribeInstanceTypes", honours=("Filters", "InstanceTypes", "MaxResults", "NextToken"))
-def describe_instance_types(_context: Context, params: Params) -> dict[str, Any]:
-    """Return the instance types that the sandbox has, with the attributes that it knows."""
-    found = [find_instance_type(name) for name in params.get("InstanceTypes") or INSTANCE_TYPES]
-    kept = apply_filters(found, params, _READERS, tags=False, operation="DescribeInstanceTypes")
-    shown, token = paginate(
-        kept, params, lambda t: t.name, smallest=5, largest=100, default=100, not_with="InstanceTypes"
-    )
-    return {"InstanceTypes": [_instance_type_view(kind) for kind in shown]} | (
-        {"NextToken": token} if token else {}
+@operation("ec2", "DescribeInstanceTypes", "Filters InstanceTypes MaxResults NextToken")
+def describe_instance_types(context: Context, params: Params) -> dict[str, Any]:
+    """Return the instance types of the sandbox, with some of their attributes."""
+    return describe(
+        context,
+        params,
+        "InstanceTypes",
+        [find_instance_type(name) for name in params.get("InstanceTypes") or INSTANCE_TYPES],
+        _instance_type_view,
+        filters=INSTANCE_TYPE_FILTERS,
+        key=lambda kind: kind.name,
+        tags=None,
+        min_results=5,
+        max_results=100,
+        default_results=100,
+        not_with="InstanceTypes",
     )
 
 
-# What a launch takes from the image and the instance type, and when the two do not fit.
-#
-# Sources: "Instance launch behavior with boot modes", "Configure the AMI" (IMDSv2), "EBS volume lifecycle".
+# Checks and details of a launch
 
 METADATA_OPTIONS = {
     "HttpTokens": ("optional", "required"),
@@ -148,8 +150,8 @@ METADATA_OPTIONS = {
 }
 
 
-def _check_launch(context: Context, image: Image, kind: InstanceType, asked: Params) -> None:
-    """Refuse an image that cannot be launched now, or not on this type."""
+def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Params) -> None:
+    """Check that an image can be launched on an instance type."""
     state = image.state(context.clock)
     if state != "available":
         raise AwsError(
@@ -177,36 +179,36 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, asked: Par
     if image.tpm and not kind.nitro:
         text = f"The instance type '{kind.name}' does not support NitroTPM."  # text from memory
         raise AwsError("InvalidParameterCombination", text)
-    market = asked.get("InstanceMarketOptions") or {}
+    market = launch.get("InstanceMarketOptions") or {}
     check_one_of("marketType", market.get("MarketType"), ("spot",))
     check_one_of(
         "instanceInitiatedShutdownBehavior",
-        asked.get("InstanceInitiatedShutdownBehavior"),
+        launch.get("InstanceInitiatedShutdownBehavior"),
         ("stop", "terminate"),
     )
     for member, allowed in METADATA_OPTIONS.items():
-        check_one_of(member, (asked.get("MetadataOptions") or {}).get(member), allowed)
+        check_one_of(member, (launch.get("MetadataOptions") or {}).get(member), allowed)
 
 
-def _instance_profile(context: Context, asked: Params) -> dict[str, Any]:
+def _instance_profile(context: Context, launch: Params) -> dict[str, Any]:
     """Return the instance profile of a launch as DescribeInstances shows it; empty without one.
 
-    Instance profiles are not emulated: each role has one of its own name, as the console makes it.
+    Instance profiles are not emulated. Each role has one with its name, as the console creates it.
     """
-    profile = asked.get("IamInstanceProfile") or {}
+    profile = launch.get("IamInstanceProfile") or {}
     if not profile:
         return {}
     name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
     if name not in context.table("roles", region=""):
         text = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
         raise AwsError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
-    home = f"arn:{context.partition}:iam::{context.account}"
-    shown = {"Arn": f"{home}:instance-profile/{name}", "Id": unique_id("AIPA", home, name)}
+    account = context.arn("iam", "", region="").rstrip(":")
+    shown = {"Arn": f"{account}:instance-profile/{name}", "Id": unique_id("AIPA", account, name)}
     return {"IamInstanceProfile": shown}
 
 
 def _boot_mode(image: Image, kind: InstanceType) -> str:
-    """Return the boot mode that an instance of this image on this type has."""
+    """Return the boot mode of an instance of this image and type."""
     if image.boot_mode == "uefi-preferred":
         return "uefi" if "uefi" in kind.boot_modes else "legacy-bios"
     if image.boot_mode:
@@ -214,14 +216,14 @@ def _boot_mode(image: Image, kind: InstanceType) -> str:
     return "uefi" if kind.boot_modes == ("uefi",) else "legacy-bios"
 
 
-def _instance_details(image: Image, kind: InstanceType, asked: Params) -> dict[str, Any]:
-    """Return what DescribeInstances shows beyond the instance's own fields."""
+def _instance_details(image: Image, kind: InstanceType, launch: Params) -> dict[str, Any]:
+    """Return the members of DescribeInstances that are not fields of `Instance`."""
     required = image.imds == "v2.0"
     metadata = {name: allowed[0] for name, allowed in METADATA_OPTIONS.items()}
     metadata["HttpTokens"] = "required" if required else "optional"
     options = {"State": "applied", "HttpPutResponseHopLimit": 2 if required else 1} | metadata
     shown: dict[str, Any] = {
-        "MetadataOptions": options | (asked.get("MetadataOptions") or {}),
+        "MetadataOptions": options | (launch.get("MetadataOptions") or {}),
         "EnaSupport": image.ena,
         "EbsOptimized": False,
         "CurrentInstanceBootMode": _boot_mode(image, kind),
@@ -230,13 +232,13 @@ def _instance_details(image: Image, kind: InstanceType, asked: Params) -> dict[s
         shown["BootMode"] = image.boot_mode
     if image.tpm:
         shown["TpmSupport"] = image.tpm
-    if (asked.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
+    if (launch.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
         shown |= {"InstanceLifecycle": "spot", "SpotInstanceRequestId": new_id("sir")}
     return shown
 
 
 def launch_devices(image: Image, wanted: list[Params]) -> list[Params]:
-    """Return the image's block devices with the launch's changes."""
+    """Return the block devices of a launch: those of the image, changed by the request."""
     found = {m["DeviceName"]: copy.deepcopy(m) for m in image.mappings if "Ebs" in m}
     for mapping in wanted:
         device = mapping.get("DeviceName", "")
@@ -250,33 +252,12 @@ def launch_devices(image: Image, wanted: list[Params]) -> list[Params]:
     return list(found.values())
 
 
-# RunInstances, DescribeInstances, TerminateInstances.
-#
-# An instance is not run: it goes through the states that one would, and its volumes hold the image's blocks.
-# Networks are not emulated. Sources: the reference pages of the operations; error texts from public
-# transcripts where not marked otherwise.
+# Launch, describe, terminate
 
 STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48}
 TERMINATED_SECONDS = 3600.0
 """A terminated instance is listed for about an hour (documented)."""
 
-RUN_PARAMETERS = (
-    "BlockDeviceMappings",
-    "ClientToken",
-    "DisableApiTermination",
-    "IamInstanceProfile",
-    "ImageId",
-    "InstanceInitiatedShutdownBehavior",
-    "InstanceMarketOptions",
-    "InstanceType",
-    "LaunchTemplate",
-    "MaxCount",
-    "MetadataOptions",
-    "MinCount",
-    "Placement",
-    "TagSpecifications",
-    "UserData",
-)
 MAX_VCPUS = 64
 """Quota of running on-demand virtual processors of an account and region; new accounts have less."""
 
@@ -287,7 +268,7 @@ def _state_view(name: str) -> dict[str, Any]:
 
 
 def remove_terminated(context: Context) -> None:
-    """Remove what terminated instances leave: volumes at once, the instances themselves an hour later."""
+    """Delete the volumes of terminated instances; an hour later also the instances."""
     table, disks = context.table("instances"), context.table("volumes")
     for instance in [i for i in table.values() if i.state(context.clock) == "terminated"]:
         for volume in [v for v in disks.values() if v.instance_id == instance.instance_id]:
@@ -344,72 +325,70 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
     return shown
 
 
-def _detail_value(name: str, inner: str = "") -> FilterReader:
-    def read(instance: Any) -> list[object]:
-        value = instance.details.get(name)
-        return optional_value(value.get(inner) if inner and value is not None else value)
-
-    return read
-
-
-def _readers(context: Context) -> dict[str, FilterReader]:
-    clock = context.clock
-    return {
-        "architecture": lambda i: [i.architecture],
-        "availability-zone": lambda i: [i.zone],
-        "boot-mode": _detail_value("BootMode"),
-        "client-token": lambda i: optional_value(i.token),
-        "current-instance-boot-mode": _detail_value("CurrentInstanceBootMode"),
-        "ena-support": _detail_value("EnaSupport"),
-        "hypervisor": lambda _i: ["xen"],
-        "image-id": lambda i: [i.image_id],
-        "instance-id": lambda i: [i.instance_id],
-        "instance-lifecycle": _detail_value("InstanceLifecycle"),
-        "instance-state-code": lambda i: [STATE_CODES[i.state(clock)]],
-        "instance-state-name": lambda i: [i.state(clock)],
-        "instance-type": lambda i: [i.kind],
-        "launch-index": lambda i: [i.launch_index],
-        "launch-time": lambda i: [image_timestamp(i.launched)],
-        "metadata-options.http-tokens": _detail_value("MetadataOptions", "HttpTokens"),
-        "owner-id": lambda i: [i.owner],
-        "platform-details": lambda _i: ["Linux/UNIX"],
-        "reservation-id": lambda i: [i.reservation_id],
-        "root-device-name": lambda i: [i.root_device],
-        "root-device-type": lambda _i: ["ebs"],
-        "spot-instance-request-id": _detail_value("SpotInstanceRequestId"),
-        "tpm-support": _detail_value("TpmSupport"),
-        "virtualization-type": lambda _i: ["hvm"],
-    }
+INSTANCE_FILTERS: Filters = {
+    "architecture": "Architecture",
+    "availability-zone": "Placement.AvailabilityZone",
+    "boot-mode": "BootMode",
+    "client-token": "ClientToken",
+    "current-instance-boot-mode": "CurrentInstanceBootMode",
+    "ena-support": "EnaSupport",
+    "hypervisor": "Hypervisor",
+    "image-id": "ImageId",
+    "instance-id": "InstanceId",
+    "instance-lifecycle": "InstanceLifecycle",
+    "instance-state-code": "State.Code",
+    "instance-state-name": "State.Name",
+    "instance-type": "InstanceType",
+    "launch-index": "AmiLaunchIndex",
+    "launch-time": "LaunchTime",
+    "metadata-options.http-tokens": "MetadataOptions.HttpTokens",
+    "owner-id": lambda instance: [instance.owner],
+    "platform-details": "PlatformDetails",
+    "reservation-id": lambda instance: [instance.reservation_id],
+    "root-device-name": "RootDeviceName",
+    "root-device-type": "RootDeviceType",
+    "spot-instance-request-id": "SpotInstanceRequestId",
+    "tpm-support": "TpmSupport",
+    "virtualization-type": "VirtualizationType",
+}
 
 
-@operation("ec2", "RunInstances", honours=RUN_PARAMETERS)
+@operation(
+    "ec2",
+    "RunInstances",
+    "BlockDeviceMappings ClientToken DisableApiTermination IamInstanceProfile ImageId",
+    "InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType LaunchTemplate MaxCount",
+    "MetadataOptions MinCount Placement TagSpecifications UserData",
+)
 def run_instances(context: Context, params: Params) -> dict[str, Any]:
     """Launch instances of an image.
 
-    A fault rule's outcome may give ``console``, the text that the instances print, and ``impaired``: true for
-    status checks that fail.
+    The outcome of a fault rule can set ``console``, the console output of the instances, and ``impaired``:
+    with true, their status checks fail.
     """
     remove_terminated(context)
-    known = find_token_result(context, params)
-    if known is not None:
-        return _earlier_launch(context, known)
-    asked = resolve_launch(context, params)
-    image_id = asked.get("ImageId")
+    earlier = find_token_result(context, params)
+    if earlier is not None:
+        return _earlier_launch(context, earlier)
+    launch = merge_launch(context, params)
+    if "ImageId" in launch:
+        launch = launch | {"ImageId": resolve_image_id(context, launch["ImageId"])}
+    image_id = launch.get("ImageId")
     if not image_id:
         raise AwsError("MissingParameter", "The request must contain the parameter ImageId")
     image = find_launchable_image(context, image_id)
     if image.location:
-        raise not_emulated("ec2", "RunInstances", "an image with an instance store")
-    kind = find_instance_type(asked.get("InstanceType", "m1.small"))
-    _check_launch(context, image, kind, asked)
-    profile = _instance_profile(context, asked)
-    if lacks_spot_role(context, asked):
+        raise not_emulated("an image with an instance store of ec2:RunInstances")
+    kind = find_instance_type(launch.get("InstanceType", "m1.small"))
+    _check_launch(context, image, kind, launch)
+    profile = _instance_profile(context, launch)
+    if lacks_spot_role(context, launch):
         _create_spot_role(context)
-    zone = (asked.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
+    zone = (launch.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
     check_zone(context, zone)
-    devices = launch_devices(image, asked.get("BlockDeviceMappings") or [])
+    devices = launch_devices(image, launch.get("BlockDeviceMappings") or [])
     count = _launch_count(context, kind, params)
-    given = tags_at_creation(asked, "instance", "volume", "spot-instances-request")
+    given = tags_at_creation(launch, "instance", "volume", "spot-instances-request")
     reservation = new_id("r")
     started = []
     for index in range(count):
@@ -423,13 +402,13 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             launched=context.clock.now(),
             architecture=image.architecture,
             root_device=image.root_device,
-            details=_instance_details(image, kind, asked) | profile,
+            details=_instance_details(image, kind, launch) | profile,
             tags=dict(given["instance"]),
             token=params.get("ClientToken", ""),
             launch_index=index,
-            user_data=asked.get("UserData", ""),
-            shutdown=asked.get("InstanceInitiatedShutdownBehavior", "stop"),
-            protected=bool(asked.get("DisableApiTermination")),
+            user_data=launch.get("UserData", ""),
+            shutdown=launch.get("InstanceInitiatedShutdownBehavior", "stop"),
+            protected=bool(launch.get("DisableApiTermination")),
             impaired=bool(context.outcome.get("impaired")),
         )
         _attach_volumes(context, instance, devices, given["volume"])
@@ -438,7 +417,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
         started.append(instance)
     image.last_launched = context.clock.now()
     record_token_result(context, params, reservation)
-    return _reservation_view(context, reservation, started)
+    return _reservation_view(context, reservation, [instance_view(context, i) for i in started])
 
 
 def _earlier_launch(context: Context, reservation: str) -> dict[str, Any]:
@@ -449,11 +428,11 @@ def _earlier_launch(context: Context, reservation: str) -> dict[str, Any]:
             "The request to launch an instance uses the same client token as a previous request "
             "for which the instance has been terminated.",
         )
-    return _reservation_view(context, reservation, found)
+    return _reservation_view(context, reservation, [instance_view(context, i) for i in found])
 
 
 def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
-    """Return how many instances to launch: as many as the quota lets, at least MinCount."""
+    """Return how many instances to launch: up to MaxCount, as the quota allows, at least MinCount."""
     least, most = params["MinCount"], params["MaxCount"]
     if not 1 <= least <= most:
         text = (
@@ -483,10 +462,10 @@ def _attach_volumes(
 
 
 def _boot_sector_text(context: Context, instance: Instance) -> str:
-    """Return the texts that stand in the root volume's boot sector.
+    """Return the messages in the boot sector of the root volume, as console output.
 
-    What a machine would print cannot be known without running it. A boot sector that prints a message and
-    stops, such as that of a sample image, has it as plain text; of any other disk nothing is shown.
+    The sandbox does not boot the machine. A boot sector that only prints a message, such as that of a sample
+    image, contains it as plain text. Other disks have no console output.
     """
     for volume in context.table("volumes").values():
         if (
@@ -500,41 +479,37 @@ def _boot_sector_text(context: Context, instance: Instance) -> str:
     return ""
 
 
-def _reservation_view(context: Context, reservation: str, found: list[Instance]) -> dict[str, Any]:
-    return {
-        "ReservationId": reservation,
-        "OwnerId": context.account,
-        "Instances": [instance_view(context, instance) for instance in found],
-    }
+def _reservation_view(context: Context, reservation: str, views: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"ReservationId": reservation, "OwnerId": context.account, "Instances": views}
 
 
-@operation("ec2", "DescribeInstances", honours=("Filters", "InstanceIds", "MaxResults", "NextToken"))
+@operation("ec2", "DescribeInstances", "Filters InstanceIds MaxResults NextToken")
 def describe_instances(context: Context, params: Params) -> dict[str, Any]:
     """Return instances, grouped by the call that launched them."""
     remove_terminated(context)
-    asked = params.get("InstanceIds") or []
-    found = [find_own(context, INSTANCE, i) for i in dict.fromkeys(asked)]
-    kept = apply_filters(
-        found if asked else context.table("instances").values(),
+    answer = describe(
+        context,
         params,
-        _readers(context),
-        operation="DescribeInstances",
+        "Instances",
+        find_own_or_all(context, INSTANCE, params.get("InstanceIds")),
+        lambda instance: instance_view(context, instance),
+        filters=INSTANCE_FILTERS,
+        key=lambda instance: instance.instance_id,
+        min_results=5,
+        not_with="InstanceIds",
     )
-    shown, token = paginate(kept, params, lambda i: i.instance_id, smallest=5, not_with="InstanceIds")
-    groups: dict[str, list[Instance]] = {}
-    for instance in shown:
-        groups.setdefault(instance.reservation_id, []).append(instance)
-    answer: dict[str, Any] = {
-        "Reservations": [_reservation_view(context, r, group) for r, group in groups.items()]
-    }
-    return answer | ({"NextToken": token} if token else {})
+    table = context.table("instances")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for view in answer.pop("Instances"):
+        groups.setdefault(table[view["InstanceId"]].reservation_id, []).append(view)
+    return {"Reservations": [_reservation_view(context, r, views) for r, views in groups.items()]} | answer
 
 
-@operation("ec2", "TerminateInstances", honours=("InstanceIds",))
+@operation("ec2", "TerminateInstances", "InstanceIds")
 def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
-    """Begin to terminate instances, all or none of them."""
+    """Start to terminate instances: all of them, or none when one is protected."""
     remove_terminated(context)
-    found = [find_own(context, INSTANCE, i) for i in dict.fromkeys(params["InstanceIds"])]
+    found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
     for instance in found:
         if instance.protected:
             raise AwsError(
@@ -556,10 +531,10 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
     return {"TerminatingInstances": changes}
 
 
-# DescribeInstanceAttribute and ModifyInstanceAttribute: what DescribeInstances does not show of a launch.
+# Attributes
 
 
-@operation("ec2", "DescribeInstanceAttribute", honours=("Attribute", "InstanceId"))
+@operation("ec2", "DescribeInstanceAttribute", "Attribute InstanceId")
 def describe_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an instance."""
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
@@ -575,9 +550,9 @@ def describe_instance_attribute(context: Context, params: Params) -> dict[str, A
     return {"InstanceId": instance.instance_id, name: {} if value == "" else {"Value": value}}
 
 
-@operation("ec2", "ModifyInstanceAttribute", honours=("DisableApiTermination", "InstanceId"))
+@operation("ec2", "ModifyInstanceAttribute", "DisableApiTermination InstanceId")
 def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
-    """Protect an instance from termination, or lift the protection."""
+    """Protect an instance from termination, or end the protection."""
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     if "DisableApiTermination" not in params:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
@@ -585,22 +560,19 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
     return {}
 
 
-# DescribeInstanceStatus and GetConsoleOutput.
-#
-# Status checks say ``initializing`` for some minutes after a launch; the console's text comes later than the
-# instance. Sources: the reference pages of the operations.
+# Status checks and console output
 
 STATUS_CHECK_SECONDS = 240.0
-"""How long the checks of a new instance say ``initializing``; a guess of the right size."""
+"""How long the checks of a new instance are ``initializing``; a realistic guess."""
 
 CONSOLE_SECONDS = 60.0
-"""How long after its start an instance has printed all that it prints here, and that is posted."""
+"""Seconds after a launch until the console output is complete and AWS posts it."""
 
 CONSOLE_BYTES = 65_536
 
 
 def _check_result(instance: Instance, clock: Clock) -> tuple[str, str]:
-    """Return the status and the detail of both checks."""
+    """Return the status and the detail, which are the same for both checks."""
     if instance.state(clock) != "running":
         return "not-applicable", "not-applicable"
     if clock.age(instance.launched) < STATUS_CHECK_SECONDS:
@@ -614,50 +586,55 @@ def _check_view(instance: Instance, clock: Clock) -> dict[str, Any]:
     return {"Status": status, "Details": details}
 
 
-@operation(
-    "ec2",
-    "DescribeInstanceStatus",
-    honours=("Filters", "IncludeAllInstances", "InstanceIds", "MaxResults", "NextToken"),
-)
+@operation("ec2", "DescribeInstanceStatus", "Filters IncludeAllInstances InstanceIds MaxResults NextToken")
 def describe_instance_status(context: Context, params: Params) -> dict[str, Any]:
     """Return the status checks of running instances; of all with ``IncludeAllInstances``."""
     remove_terminated(context)
     clock = context.clock
-    asked = params.get("InstanceIds") or []
-    found = [find_own(context, INSTANCE, i) for i in dict.fromkeys(asked)]
-    candidates = found if asked else list(context.table("instances").values())
+    instances = find_own_or_all(context, INSTANCE, params.get("InstanceIds"))
     if not params.get("IncludeAllInstances"):
-        candidates = [i for i in candidates if i.state(clock) == "running"]
-    readers = {
-        "availability-zone": lambda i: [i.zone],
-        "instance-state-code": lambda i: [STATE_CODES[i.state(clock)]],
-        "instance-state-name": lambda i: [i.state(clock)],
-        "instance-status.reachability": lambda i: [_check_result(i, clock)[1]],
-        "instance-status.status": lambda i: [_check_result(i, clock)[0]],
-        "system-status.reachability": lambda i: [_check_result(i, clock)[1]],
-        "system-status.status": lambda i: [_check_result(i, clock)[0]],
-    }
-    kept = apply_filters(candidates, params, readers, tags=False, operation="DescribeInstanceStatus")
-    shown, token = paginate(kept, params, lambda i: i.instance_id, smallest=5, not_with="InstanceIds")
-    statuses = [
-        {
-            "InstanceId": i.instance_id,
-            "AvailabilityZone": i.zone,
-            "InstanceState": _state_view(i.state(clock)),
-            "InstanceStatus": _check_view(i, clock),
-            "SystemStatus": _check_view(i, clock),
+        instances = [i for i in instances if i.state(clock) == "running"]
+
+    def view(instance: Instance) -> dict[str, Any]:
+        check = _check_view(instance, clock)
+        return {
+            "InstanceId": instance.instance_id,
+            "AvailabilityZone": instance.zone,
+            "InstanceState": _state_view(instance.state(clock)),
+            "InstanceStatus": check,
+            "SystemStatus": check,
         }
-        for i in shown
-    ]
-    return {"InstanceStatuses": statuses} | ({"NextToken": token} if token else {})
+
+    def reachability(instance: Instance) -> list[str]:
+        return [_check_result(instance, clock)[1]]
+
+    return describe(
+        context,
+        params,
+        "InstanceStatuses",
+        instances,
+        view,
+        filters={
+            "availability-zone": "AvailabilityZone",
+            "instance-state-code": "InstanceState.Code",
+            "instance-state-name": "InstanceState.Name",
+            "instance-status.reachability": reachability,
+            "instance-status.status": "InstanceStatus.Status",
+            "system-status.reachability": reachability,
+            "system-status.status": "SystemStatus.Status",
+        },
+        key=lambda instance: instance.instance_id,
+        tags=None,
+        min_results=5,
+        not_with="InstanceIds",
+    )
 
 
-@operation("ec2", "GetConsoleOutput", honours=("InstanceId", "Latest"))
+@operation("ec2", "GetConsoleOutput", "InstanceId Latest")
 def get_console_output(context: Context, params: Params) -> dict[str, Any]:
-    """Return what an instance printed: the text that was posted some time after its start, or the latest.
+    """Return the console output: as posted some time after the launch, or the latest.
 
-    ``Latest`` shows the text grow line by line; only instances of the Nitro system have it. AWS keeps the
-    last 64 KiB.
+    With ``Latest`` the text grows line by line; only Nitro instances have it. AWS keeps the last 64 KiB.
     """
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     clock, latest = context.clock, bool(params.get("Latest"))
@@ -677,10 +654,10 @@ def get_console_output(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-# EC2's own role for spot instances, which the first one of an account makes.
+# The service-linked role for Spot Instances, which EC2 creates with the first one
 #
-# Source: "Service-linked role for Spot Instance requests" in the EC2 User Guide: whoever asks for it needs
-# ``iam:CreateServiceLinkedRole``; the code of the refusal is in "Error codes for the Amazon EC2 API".
+# Source: "Service-linked role for Spot Instance requests" in the EC2 User Guide: the caller needs
+# ``iam:CreateServiceLinkedRole``. The error code is in "Error codes for the Amazon EC2 API".
 
 SPOT_SERVICE, SPOT_ROLE = "spot.amazonaws.com", "AWSServiceRoleForEC2Spot"
 SPOT_ROLE_PATH = f"/aws-service-role/{SPOT_SERVICE}/"
@@ -688,18 +665,18 @@ CREATE_ROLE_ACTION = "iam:CreateServiceLinkedRole"
 
 
 def spot_role_arn(context: Context) -> str:
-    """Return the role's ARN in the account."""
-    return f"arn:{context.partition}:iam::{context.account}:role{SPOT_ROLE_PATH}{SPOT_ROLE}"
+    """Return the ARN of the role."""
+    return context.arn("iam", f"role{SPOT_ROLE_PATH}{SPOT_ROLE}", region="")
 
 
 def lacks_spot_role(context: Context, params: Params) -> bool:
-    """Tell whether a launch asks for a spot instance in an account without the role."""
+    """Return whether this is a launch of a Spot Instance in an account without the role."""
     market = (params.get("InstanceMarketOptions") or {}).get("MarketType")
     return market == "spot" and SPOT_ROLE not in context.table("roles", region="")
 
 
 def _create_spot_role(context: Context) -> None:
-    """Make the role."""
+    """Create the role."""
     trust = {"Effect": "Allow", "Principal": {"Service": SPOT_SERVICE}, "Action": "sts:AssumeRole"}
     created = context.clock.now().replace(microsecond=0)
     context.table("roles", region="")[SPOT_ROLE] = Role(

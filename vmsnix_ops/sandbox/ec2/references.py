@@ -1,7 +1,7 @@
-"""DescribeImageReferences: which instances, launch templates and parameters name an image.
+"""DescribeImageReferences: the instances, launch templates and parameters that name an image.
 
-Source: the reference page of the operation and "How AMI reference checks work" (all instance states, the ten
-newest versions of a launch template unless the request says otherwise).
+Sources: the reference page of the operation; "How AMI reference checks work" (by default all instance states
+and the ten newest versions of a launch template).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vmsnix_ops.sandbox.ec2.filters import paginate
 from vmsnix_ops.sandbox.ec2.instances import remove_terminated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vmsnix_ops.sandbox.core import Context
 
@@ -32,7 +32,7 @@ OPTIONS = {"ec2:Instance": "state-name", "ec2:LaunchTemplate": "version-depth"}
 
 
 def _requested_types(params: Params) -> dict[str, list[str]]:
-    """Return the resource types to look at, each with the values of its option."""
+    """Return the requested resource types, each with the values of its option."""
     wanted: dict[str, list[str]] = {}
     if params.get("IncludeAllResourceTypes"):
         wanted = {kind: [] for kind in RESOURCE_TYPES}
@@ -72,32 +72,27 @@ def _template_references(context: Context, depths: list[str]) -> Iterator[tuple[
 
 
 @operation(
-    "ec2",
-    "DescribeImageReferences",
-    honours=("ImageIds", "IncludeAllResourceTypes", "MaxResults", "NextToken", "ResourceTypes"),
+    "ec2", "DescribeImageReferences", "ImageIds IncludeAllResourceTypes MaxResults NextToken ResourceTypes"
 )
 def describe_image_references(context: Context, params: Params) -> dict[str, Any]:
-    """Return what refers to the given images in this region; Image Builder has no recipes here."""
-    asked = set(params["ImageIds"])
-    for image_id in asked:
+    """Return the references to images in this region. The sandbox has no recipes of Image Builder."""
+    image_ids = set(params["ImageIds"])
+    for image_id in image_ids:
         check_id(IMAGE, image_id)
     found: list[dict[str, str]] = []
     for kind, values in _requested_types(params).items():
-        service = "ec2"
+        pairs: Iterable[tuple[str, str]] = ()
         if kind == "ec2:Instance":
-            pairs = list(_instance_references(context, values))
+            pairs = _instance_references(context, values)
         elif kind == "ec2:LaunchTemplate":
-            pairs = list(_template_references(context, values))
+            pairs = _template_references(context, values)
         elif kind == "ssm:Parameter":
-            service, pairs = (
-                "ssm",
-                [(value, f"parameter{name}") for value, name in image_parameters(context)],
-            )
-        else:
-            pairs = []
-        prefix = f"arn:{context.partition}:{service}:{context.region}:{context.account}:"
+            pairs = ((value, f"parameter{name}") for value, name in image_parameters(context))
+        service = kind.partition(":")[0]
         found += [
-            {"ImageId": i, "ResourceType": kind, "Arn": prefix + name} for i, name in pairs if i in asked
+            {"ImageId": image_id, "ResourceType": kind, "Arn": context.arn(service, resource)}
+            for image_id, resource in pairs
+            if image_id in image_ids
         ]
-    shown, token = paginate(found, params, lambda r: f"{r['ImageId']} {r['Arn']}")
+    shown, token = paginate(found, params, lambda reference: f"{reference['ImageId']} {reference['Arn']}")
     return {"ImageReferences": shown} | ({"NextToken": token} if token else {})

@@ -1,7 +1,7 @@
-"""What EC2 and the EBS direct APIs remember: snapshots, images, volumes, instances and import tasks.
+"""The resources of EC2 and the EBS direct APIs: snapshots, images, volumes, instances and import tasks.
 
-States are not stored. They follow from a resource's age on the sandbox's clock, so that no thread has to move
-them on. Every class is written small: a snapshot holds digests, the bytes lie in the block store.
+States are not stored. They are computed from the age of a resource on the sandbox's clock, so no thread has
+to change them. A snapshot contains only the digests of its blocks; the block store has the bytes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 BLOCK_BYTES = 524_288
-"""Bytes of one EBS block (EBS direct APIs: always 512 KiB)."""
+"""Bytes of an EBS block. In the EBS direct APIs it is always 512 KiB."""
 
 GIB = 1024**3
 
 NO_VOLUME = "vol-ffffffff"
-"""The volume id that AWS shows for snapshots that were copied, imported or uploaded."""
+"""The volume ID that AWS shows for copied, imported and uploaded snapshots."""
 
 
 @dataclass(slots=True)
 class DirectUpload:
-    """What only a snapshot has that is being written through the EBS direct APIs."""
+    """The unfinished upload of a snapshot through the EBS direct APIs."""
 
     parent_id: str | None
     timeout_minutes: int
@@ -34,13 +34,13 @@ class DirectUpload:
     progress: int = 0
 
     def expired(self, clock: Clock) -> bool:
-        """Tell whether nobody wrote for longer than the snapshot's ``Timeout``."""
+        """Return whether the last write is longer ago than the snapshot's ``Timeout``."""
         return clock.age(self.last_write) > self.timeout_minutes * 60
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotLock:
-    """What keeps a snapshot from being deleted; `cool_off` is in hours, 0 without."""
+    """The lock of a snapshot. `cool_off` is its cooling-off period in hours, 0 for none."""
 
     mode: str
     created: datetime
@@ -50,13 +50,13 @@ class SnapshotLock:
 
 @dataclass(slots=True)
 class Snapshot:
-    """An EBS snapshot; its content is a map from block index to the SHA-256 of the block (32 raw bytes).
+    """An EBS snapshot. `blocks` has the SHA-256 of each block (32 raw bytes) by index.
 
-    `seconds` is how long after `since` it is completed (sandbox seconds), `failure` the StateMessage with
-    which it then becomes ``error`` instead. `archived` tells that it is in the archive tier, `restored_until`
-    until when it is restored from there. `direct` tells that it came through the EBS direct APIs, `upload`
-    is set while it is written. `released` is when an image let go of it: for a moment it is in use all the
-    same.
+    The snapshot is pending from `since` for `seconds` sandbox seconds. Then it is completed, or ``error``
+    with the StateMessage `failure`. `archived` means that it is in the archive tier, from which it is
+    restored until `restored_until`. `direct` means that it was uploaded through the EBS direct APIs;
+    `upload` is set until that is complete. `released` is the time when its last image was deregistered: it
+    is in use a moment longer.
     """
 
     snapshot_id: str
@@ -101,15 +101,15 @@ class Snapshot:
         return 100 if age >= self.seconds else int(99 * age / self.seconds)
 
     def completed_at(self, clock: Clock) -> datetime:
-        """Return the real time at which it was completed, for a snapshot that is."""
+        """Return the real time of the completion of a completed snapshot."""
         return min(clock.now(), self.since + timedelta(seconds=self.seconds / clock.speed))
 
     def stored_bytes(self) -> int:
-        """Return the size of all blocks that were written."""
+        """Return the size of all its blocks."""
         return len(self.blocks) * BLOCK_BYTES
 
     def readable_by(self, account: str) -> bool:
-        """Tell whether this account may create volumes from it."""
+        """Return whether an account may create volumes of it."""
         return account == self.owner or self.public or account in self.users
 
 
@@ -117,7 +117,7 @@ class Snapshot:
 class Image:
     """An AMI. `mappings` is the block device mapping as DescribeImages shows it.
 
-    `location` is the manifest in S3 of an image whose root device is an instance store; else empty.
+    `location` is the S3 manifest of an image with an instance store as root device, else empty.
     """
 
     image_id: str
@@ -154,7 +154,7 @@ class Image:
 
     @property
     def root_type(self) -> str:
-        """Where its root device comes from: ``ebs`` or ``instance-store``."""
+        """The type of its root device: ``ebs`` or ``instance-store``."""
         return "instance-store" if self.location else "ebs"
 
     def state(self, clock: Clock) -> str:
@@ -166,22 +166,22 @@ class Image:
         return "disabled" if self.disabled else "available"
 
     def public(self) -> bool:
-        """Tell whether everybody may launch it."""
+        """Return whether every account may launch it."""
         return {"Group": "all"} in self.permissions
 
     def deprecated(self, clock: Clock) -> bool:
-        """Tell whether its deprecation date has passed; a date that answers show passes in real time."""
-        return self.deprecate_at is not None and clock.passed(self.deprecate_at, since=self.deprecation_set)
+        """Return whether its deprecation date has passed, in real time."""
+        return self.deprecate_at is not None and clock.is_past(self.deprecate_at, since=self.deprecation_set)
 
     def snapshot_ids(self) -> list[str]:
-        """Return the snapshots that its block devices start from, without repetition."""
+        """Return the snapshot IDs of its block devices, without repetition."""
         found = [m["Ebs"]["SnapshotId"] for m in self.mappings if m.get("Ebs", {}).get("SnapshotId")]
         return list(dict.fromkeys(found))
 
 
 @dataclass(slots=True)
 class Volume:
-    """An EBS volume; the blocks are those of the snapshot that it was made from."""
+    """An EBS volume with the blocks of its snapshot."""
 
     volume_id: str
     size_gib: int
@@ -210,7 +210,7 @@ class Volume:
 
 @dataclass(slots=True)
 class Instance:
-    """An EC2 instance. `details` are further members as DescribeInstances shows them."""
+    """An EC2 instance. `details` are further members of DescribeInstances."""
 
     instance_id: str
     reservation_id: str
@@ -241,11 +241,12 @@ class Instance:
 
 @dataclass(slots=True)
 class ImportTask:
-    """An ImportSnapshot task. What its state follows from is told in `imports`.
+    """An ImportSnapshot task. `imports` computes its state.
 
-    `size_bytes` is the file size once its format was checked, `disk_gib` the size of the disk in it, `etag`
-    the object's. `blocks` are those read so far, up to `next_block`; `read` tells that all are. `outcome` is
-    "" while the clock decides, then ``completed``, ``deleted`` or ``cancelled``; `message` is why it failed.
+    After the check of the format, `detected` is the format, `size_bytes` the size of the file, `disk_gib`
+    that of the disk in it, and `etag` that of the object. `blocks` were read so far, up to `next_block`;
+    `read` means that all were read. `outcome` is "" until the task ends, then ``completed``, ``deleted`` or
+    ``cancelled``; `message` is the reason of a failure.
     """
 
     task_id: str

@@ -8,23 +8,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     SNAPSHOT,
     VOLUME,
-    check_grantee,
-    check_id,
     check_one_of,
     find_of_any_account,
     find_own,
-    list_of_all_accounts,
+    find_own_or_all,
     new_id,
+    permission_changes,
     resource_not_found,
-    tag_list,
+    select_visible,
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_managed_key
-from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
 from vmsnix_ops.sandbox.ec2.resources import Snapshot, SnapshotLock
 
@@ -35,16 +34,16 @@ if TYPE_CHECKING:
 
 
 CREATE_SECONDS, COPY_SECONDS, SECONDS_PER_STORED_GIB = 20.0, 40.0, 15.0
-"""How long a snapshot stays pending; guesses of the right size, AWS promises nothing."""
+"""How long a snapshot is pending. Realistic guesses: AWS documents no times."""
 
 MAX_COPIES_IN_PROGRESS = 20
 """Concurrent snapshot copies to one destination region (documented quota)."""
 
 SECONDS_BETWEEN_SNAPSHOTS = 15.0
-"""One snapshot of a volume per so many seconds (documented with SnapshotCreationPerVolumeRateExceeded)."""
+"""Seconds between two snapshots of a volume (documented for SnapshotCreationPerVolumeRateExceeded)."""
 
 RELEASE_SECONDS = 1.0
-"""A snapshot counts as in use for a moment after its image was deregistered (seen by public tools)."""
+"""How long a snapshot is still in use after its image was deregistered (seen by public tools)."""
 
 
 def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     if snapshot.kms_key:
         view["KmsKeyId"] = snapshot.kms_key
     if snapshot.copied:
-        view["TransferType"] = _transfer_type(snapshot)
+        view["TransferType"] = "time-based" if snapshot.completion_minutes else "standard"
     if snapshot.completion_minutes:
         view["CompletionDurationMinutes"] = snapshot.completion_minutes
     if snapshot.tags:
@@ -78,25 +77,20 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     return view
 
 
-def _transfer_type(snapshot: Snapshot) -> str:
-    return "time-based" if snapshot.completion_minutes else "standard"
-
-
-def _readers(clock: Clock) -> dict[str, FilterReader]:
-    return {
-        "description": lambda s: [s.description],
-        "encrypted": lambda s: [s.encrypted],
-        "owner-alias": lambda _s: [],  # only snapshots of AWS itself have one
-        "owner-id": lambda s: [s.owner],
-        "progress": lambda s: [f"{s.progress(clock)}%"],
-        "snapshot-id": lambda s: [s.snapshot_id],
-        "start-time": lambda s: [s.started.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
-        "status": lambda s: [s.state(clock)],
-        "storage-tier": lambda s: [_tier_view(s)["StorageTier"]],
-        "transfer-type": lambda s: optional_value(_transfer_type(s) if s.copied else None),
-        "volume-id": lambda s: [s.volume_id],
-        "volume-size": lambda s: [s.size_gib],
-    }
+SNAPSHOT_FILTERS: Filters = {
+    "description": lambda snapshot: [snapshot.description],  # which may be empty
+    "encrypted": "Encrypted",
+    "owner-alias": None,  # only AWS's own snapshots have one
+    "owner-id": "OwnerId",
+    "progress": "Progress",
+    "snapshot-id": "SnapshotId",
+    "start-time": "StartTime",
+    "status": "State",
+    "storage-tier": "StorageTier",
+    "transfer-type": "TransferType",
+    "volume-id": "VolumeId",
+    "volume-size": "VolumeSize",
+}
 
 
 def _is_selected(snapshot: Snapshot, context: Context, owners: list[str], restorable: list[str]) -> bool:
@@ -114,39 +108,42 @@ def _is_selected(snapshot: Snapshot, context: Context, owners: list[str], restor
 @operation(
     "ec2",
     "DescribeSnapshots",
-    honours=("Filters", "MaxResults", "NextToken", "OwnerIds", "RestorableByUserIds", "SnapshotIds"),
+    "Filters MaxResults NextToken OwnerIds RestorableByUserIds SnapshotIds",
     locks=False,
 )
 def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
     """Return snapshots that this account owns or may use."""
     advance_import_tasks(context)
     with context.lock:
-        candidates = list_of_all_accounts(context, SNAPSHOT)
-        asked = params.get("SnapshotIds") or []
-        if asked:
-            visible = {s.snapshot_id: s for s in candidates if s.readable_by(context.account)}
-            for snapshot_id in asked:
-                check_id(SNAPSHOT, snapshot_id)
-                if snapshot_id not in visible:
-                    raise resource_not_found(SNAPSHOT, snapshot_id)
-            candidates = [visible[snapshot_id] for snapshot_id in dict.fromkeys(asked)]
+        snapshots = list(context.tables.in_region("snapshots", context.region))
+        if params.get("SnapshotIds"):
+            visible = {s.snapshot_id: s for s in snapshots if s.readable_by(context.account)}
+            snapshots = select_visible(SNAPSHOT, visible, params["SnapshotIds"])
         owners, restorable = params.get("OwnerIds") or [], params.get("RestorableByUserIds") or []
-        candidates = [s for s in candidates if _is_selected(s, context, owners, restorable)]
-        kept = apply_filters(candidates, params, _readers(context.clock))
-        shown, token = paginate(kept, params, lambda s: s.snapshot_id, smallest=5, not_with="SnapshotIds")
-        answer: dict[str, Any] = {"Snapshots": [snapshot_view(s, context.clock) for s in shown]}
-    return answer | ({"NextToken": token} if token else {})
+        return describe(
+            context,
+            params,
+            "Snapshots",
+            [s for s in snapshots if _is_selected(s, context, owners, restorable)],
+            lambda snapshot: snapshot_view(snapshot, context.clock),
+            filters=SNAPSHOT_FILTERS,
+            key=lambda snapshot: snapshot.snapshot_id,
+            min_results=5,
+            not_with="SnapshotIds",
+        )
 
 
 def find_usable_snapshot(
     context: Context, snapshot_id: str, *, region: str | None = None, shared: bool = False
 ) -> Snapshot:
-    """Return a completed snapshot that this account may read, or use by way of a `shared` image.
+    """Return a completed snapshot that this account may read.
+
+    With `shared`, its image is shared with the account; the snapshot need not be.
 
     Raises
     ------
     AwsError
-        It is unknown here, belongs to others who did not share it, or is not completed.
+        The snapshot is unknown in the region, not shared, not completed or archived.
     """
     snapshot: Snapshot | None = find_of_any_account(context, SNAPSHOT, snapshot_id, region=region)
     if snapshot is None or not (shared or snapshot.readable_by(context.account)):
@@ -159,13 +156,13 @@ def find_usable_snapshot(
 
 
 def _pending_seconds(base: float, block_count: int) -> float:
-    """Return how long a snapshot of so many stored blocks stays pending."""
+    """Return how long a snapshot with this many stored blocks is pending."""
     return base + block_count / 2048 * SECONDS_PER_STORED_GIB
 
 
-@operation("ec2", "CreateSnapshot", honours=("Description", "VolumeId", "TagSpecifications"))
+@operation("ec2", "CreateSnapshot", "Description VolumeId TagSpecifications")
 def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Begin a snapshot of a volume's blocks as they are now."""
+    """Start a snapshot of the present blocks of a volume."""
     volume = find_own(context, VOLUME, params["VolumeId"])
     table, clock = context.table("snapshots"), context.clock
     if any(
@@ -199,7 +196,7 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
 
 def check_copy_limit(context: Context, wanted: int = 1) -> None:
-    """Refuse when too many snapshot copies to this region are in flight."""
+    """Check how many snapshots are being copied to this region."""
     copies = [
         s for s in context.table("snapshots").values() if s.copied and s.state(context.clock) == "pending"
     ]
@@ -220,7 +217,7 @@ def add_snapshot_copy(
     tags: dict[str, str],
     minutes: int | None = None,
 ) -> Snapshot:
-    """Add a pending copy of a snapshot to the caller's region and return it; it shares the blocks."""
+    """Add a pending copy of a snapshot, with the same blocks, to the region of the call."""
     now = context.clock.now()
     snapshot = Snapshot(
         snapshot_id=new_id("snap"),
@@ -245,23 +242,14 @@ def add_snapshot_copy(
 
 
 @operation(
+    # boto3 adds DestinationRegion and a presigned URL, which is not checked: the call itself is signed.
     "ec2",
     "CopySnapshot",
-    # boto3 adds DestinationRegion and a presigned URL by itself; the call is authenticated already.
-    honours=(
-        "Description",
-        "DestinationRegion",
-        "Encrypted",
-        "KmsKeyId",
-        "PresignedUrl",
-        "SourceRegion",
-        "SourceSnapshotId",
-        "TagSpecifications",
-        "CompletionDurationMinutes",
-    ),
+    "Description DestinationRegion Encrypted KmsKeyId PresignedUrl SourceRegion SourceSnapshotId",
+    "TagSpecifications CompletionDurationMinutes",
 )
 def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Begin a copy of a snapshot in the region that is asked."""
+    """Start a copy of a snapshot in the region of the call."""
     if params.get("DestinationRegion", context.region) != context.region:
         text = "The destination region must be the region that the request is sent to."
         raise AwsError("InvalidParameterValue", text)
@@ -270,9 +258,13 @@ def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
     minutes = params.get("CompletionDurationMinutes")
     check_completion_minutes(minutes)
     check_copy_limit(context)
-    keep = source.kms_key if source.region == context.region else ""
+    source_key = source.kms_key if source.region == context.region else ""
     chosen = choose_encryption(
-        context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"), source=source.encrypted, old=keep
+        context,
+        wanted=params.get("Encrypted"),
+        key=params.get("KmsKeyId"),
+        source=source.encrypted,
+        source_key=source_key,
     )
     snapshot = add_snapshot_copy(
         context, source, chosen, description=params.get("Description", ""), tags=tags, minutes=minutes
@@ -281,21 +273,21 @@ def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
 
 def check_completion_minutes(minutes: int | None) -> None:
-    """Refuse a completion duration that is not in steps of 15 minutes up to 48 hours."""
+    """Check that a completion duration is a multiple of 15 minutes, up to 48 hours."""
     if minutes is not None and (minutes % 15 or not 15 <= minutes <= 2880):
         text = f"Value ({minutes}) for parameter completionDurationMinutes is invalid."
         raise AwsError("InvalidParameterValue", text)
 
 
 def images_of_snapshot(context: Context, snapshot_id: str) -> list[str]:
-    """Return the images of this account and region that start from a snapshot."""
+    """Return the IDs of this account's images with this snapshot."""
     images = context.table("images").values()
     return [image.image_id for image in images if snapshot_id in image.snapshot_ids()]
 
 
-@operation("ec2", "DeleteSnapshot", honours=("SnapshotId",))
+@operation("ec2", "DeleteSnapshot", "SnapshotId")
 def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a snapshot that no image needs; a pending upload may be deleted too."""
+    """Delete a snapshot that no image uses, also during its upload."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     users = images_of_snapshot(context, snapshot.snapshot_id)
     fresh = snapshot.released is not None and context.clock.age(snapshot.released) < RELEASE_SECONDS
@@ -308,38 +300,25 @@ def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-# Who may use a snapshot, and the account's block on public snapshots.
+# Permissions, block public access
 #
 # Sources: the reference pages of the operations; "Block public access for Amazon EBS snapshots".
 
 SNAPSHOT_ATTRIBUTES = ("createVolumePermission", "productCodes")
 
 
-def _permissions(params: Params) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    structure = params.get("CreateVolumePermission") or {}
-    added = [dict(entry) for entry in structure.get("Add") or []]
-    removed = [dict(entry) for entry in structure.get("Remove") or []]
-    flat = [{"UserId": user} for user in params.get("UserIds") or []]
-    flat += [{"Group": group} for group in params.get("GroupNames") or []]
-    if flat:
-        check_one_of("operationType", params.get("OperationType", ""), ("add", "remove"))
-        (added if params["OperationType"] == "add" else removed).extend(flat)
-    for entry in added + removed:
-        for item, value in entry.items():
-            check_grantee(item, value)
-    return added, removed
-
-
 @operation(
     "ec2",
     "ModifySnapshotAttribute",
-    honours=("Attribute", "CreateVolumePermission", "GroupNames", "OperationType", "SnapshotId", "UserIds"),
+    "Attribute CreateVolumePermission GroupNames OperationType SnapshotId UserIds",
 )
 def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Share a snapshot with accounts or with everybody, or stop sharing it."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     check_one_of("attribute", params.get("Attribute"), SNAPSHOT_ATTRIBUTES[:1])
-    added, removed = _permissions(params)
+    added, removed = permission_changes(
+        params, "CreateVolumePermission", {"UserIds": "UserId", "GroupNames": "Group"}
+    )
     if not added and not removed:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
     if {"Group": "all"} in added and not snapshot.public:
@@ -371,7 +350,7 @@ def _check_public(context: Context, snapshot: Snapshot) -> None:
         raise AwsError("OperationNotPermitted", text)
 
 
-@operation("ec2", "ResetSnapshotAttribute", honours=("Attribute", "SnapshotId"))
+@operation("ec2", "ResetSnapshotAttribute", "Attribute SnapshotId")
 def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Make a snapshot private again."""
     check_one_of("attribute", params["Attribute"], SNAPSHOT_ATTRIBUTES[:1])
@@ -381,9 +360,9 @@ def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]
     return {}
 
 
-@operation("ec2", "DescribeSnapshotAttribute", honours=("Attribute", "SnapshotId"))
+@operation("ec2", "DescribeSnapshotAttribute", "Attribute SnapshotId")
 def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
-    """Return with whom a snapshot of this account is shared."""
+    """Return the accounts with which a snapshot of this account is shared."""
     check_one_of("attribute", params["Attribute"], SNAPSHOT_ATTRIBUTES)
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     answer: dict[str, Any] = {"SnapshotId": snapshot.snapshot_id}
@@ -397,9 +376,9 @@ def _public_access_block(context: Context) -> str:
     return str(context.table("ec2_settings").get("snapshot_block", "unblocked"))
 
 
-@operation("ec2", "EnableSnapshotBlockPublicAccess", honours=("State",))
+@operation("ec2", "EnableSnapshotBlockPublicAccess", "State")
 def enable_snapshot_block_public_access(context: Context, params: Params) -> dict[str, Any]:
-    """Refuse to make snapshots public; with ``block-all-sharing``, those that are become private as well."""
+    """Refuse to make snapshots public; with ``block-all-sharing``, public ones are private too."""
     check_one_of("state", params["State"], ("block-all-sharing", "block-new-sharing"))
     context.table("ec2_settings")["snapshot_block"] = params["State"]
     return {"State": params["State"]}
@@ -414,21 +393,21 @@ def disable_snapshot_block_public_access(context: Context, _params: Params) -> d
 
 @operation("ec2", "GetSnapshotBlockPublicAccessState")
 def get_snapshot_block_public_access_state(context: Context, _params: Params) -> dict[str, Any]:
-    """Tell whether snapshots may be made public."""
+    """Return whether snapshots may be made public."""
     return {"State": _public_access_block(context), "ManagedBy": "account"}
 
 
-# Locked snapshots: LockSnapshot, UnlockSnapshot, DescribeLockedSnapshots.
+# Locks
 #
-# Sources: the reference pages of the three operations; "Amazon EBS snapshot lock" of the EBS user guide. A
-# governance lock ends when somebody unlocks it; one of compliance only while its cooling-off period runs.
+# Source: "Amazon EBS snapshot lock" of the EBS user guide. A lock in governance mode can be unlocked; one in
+# compliance mode only during its cooling-off period.
 
 LOCK_DAYS, COOL_OFF_HOURS = range(1, 36501), range(1, 73)
 
 
 def _lock_state(lock: SnapshotLock, clock: Clock) -> str:
     """Return the ``LockState``: the mode, ``compliance-cooloff`` or ``expired``."""
-    if clock.passed(lock.expires, since=lock.created):
+    if clock.is_past(lock.expires, since=lock.created):
         return "expired"
     if lock.mode == "compliance" and lock.cool_off and not _cooled_off(lock, clock):
         return "compliance-cooloff"
@@ -436,20 +415,20 @@ def _lock_state(lock: SnapshotLock, clock: Clock) -> str:
 
 
 def is_locked(snapshot: Snapshot, clock: Clock) -> bool:
-    """Tell whether a snapshot cannot be deleted."""
+    """Return whether a lock keeps a snapshot from being deleted."""
     return snapshot.lock is not None and _lock_state(snapshot.lock, clock) != "expired"
 
 
 def _check_unlocked(snapshot: Snapshot, clock: Clock) -> None:
-    """Refuse to delete a snapshot while it is locked."""
+    """Check that no lock keeps a snapshot from being deleted."""
     if is_locked(snapshot, clock):
-        # Documented that it is refused, whoever asks; code and text are from memory.
+        # Documented: nobody can delete it; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
         raise AwsError("OperationNotPermitted", text)
 
 
 def _cooled_off(lock: SnapshotLock, clock: Clock) -> bool:
-    return clock.passed(lock.created + timedelta(hours=lock.cool_off), since=lock.created)
+    return clock.is_past(lock.created + timedelta(hours=lock.cool_off), since=lock.created)
 
 
 def _lock_view(snapshot: Snapshot, lock: SnapshotLock, clock: Clock) -> dict[str, Any]:
@@ -467,13 +446,9 @@ def _lock_view(snapshot: Snapshot, lock: SnapshotLock, clock: Clock) -> dict[str
     return view
 
 
-@operation(
-    "ec2",
-    "LockSnapshot",
-    honours=("CoolOffPeriod", "ExpirationDate", "LockDuration", "LockMode", "SnapshotId"),
-)
+@operation("ec2", "LockSnapshot", "CoolOffPeriod ExpirationDate LockDuration LockMode SnapshotId")
 def lock_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Lock a snapshot for some days or until a date, or lock it for longer."""
+    """Lock a snapshot for some days or until a date, or extend its lock."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     mode, cool_off = params["LockMode"], params.get("CoolOffPeriod") or 0
     check_one_of("lockMode", mode, ("compliance", "governance"))
@@ -485,7 +460,7 @@ def lock_snapshot(context: Context, params: Params) -> dict[str, Any]:
     before = snapshot.lock
     if before is not None and _lock_state(before, context.clock) == "compliance":
         if mode != "compliance" or cool_off or lock.expires < before.expires:
-            # Documented: it can only be locked for longer; code and text are from memory.
+            # Documented: only an extension is possible; code and text are from memory.
             raise AwsError("OperationNotPermitted", "A lock in compliance mode can only be extended.")
         lock = SnapshotLock(mode, before.created, lock.expires, before.cool_off)
     snapshot.lock = lock
@@ -510,44 +485,45 @@ def _lock_expiry(params: Params, now: datetime) -> datetime:
     return date
 
 
-@operation("ec2", "UnlockSnapshot", honours=("SnapshotId",))
+@operation("ec2", "UnlockSnapshot", "SnapshotId")
 def unlock_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """End a lock, unless it is one of compliance whose cooling-off period is over."""
+    """Unlock a snapshot, except in compliance mode after the cooling-off period."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     if snapshot.lock is not None and _lock_state(snapshot.lock, context.clock) == "compliance":
-        # Documented that it is refused; code and text are from memory.
+        # Documented: this is refused; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked in compliance mode and cannot be unlocked."
         raise AwsError("OperationNotPermitted", text)
     snapshot.lock = None
     return {"SnapshotId": snapshot.snapshot_id}
 
 
-@operation("ec2", "DescribeLockedSnapshots", honours=("Filters", "MaxResults", "NextToken", "SnapshotIds"))
+@operation("ec2", "DescribeLockedSnapshots", "Filters MaxResults NextToken SnapshotIds")
 def describe_locked_snapshots(context: Context, params: Params) -> dict[str, Any]:
-    """Return this account's snapshots that are or were locked, with what is known of their locks."""
-    asked = params.get("SnapshotIds") or []
-    if asked:
-        found = [find_own(context, SNAPSHOT, name) for name in dict.fromkeys(asked)]
-    else:
-        found = list(context.table("snapshots").values())
-    locked = [one for one in found if one.lock is not None]
-    readers = {"lock-state": lambda one: [_lock_state(one.lock, context.clock)]}
-    kept = apply_filters(locked, params, readers, tags=False)
-    shown, token = paginate(kept, params, lambda one: one.snapshot_id, smallest=5)
-    views = [_lock_view(one, one.lock, context.clock) | {"OwnerId": one.owner} for one in shown]
-    return {"Snapshots": views} | ({"NextToken": token} if token else {})
+    """Return this account's snapshots that are or were locked, with their locks."""
+    snapshots = find_own_or_all(context, SNAPSHOT, params.get("SnapshotIds"))
+    return describe(
+        context,
+        params,
+        "Snapshots",
+        [snapshot for snapshot in snapshots if snapshot.lock is not None],
+        lambda s: _lock_view(s, s.lock, context.clock) | {"OwnerId": s.owner},
+        filters={"lock-state": "LockState"},
+        key=lambda snapshot: snapshot.snapshot_id,
+        tags=None,
+        min_results=5,
+    )
 
 
-# The archive tier of snapshots: ModifySnapshotTier and RestoreSnapshotTier.
+# The archive tier
 #
-# Sources: the reference pages of the two operations; "Archive Amazon EBS snapshots" of the EBS user guide:
-# only completed snapshots that no enabled AMI uses, and a restore takes up to 72 hours. Here both happen at
-# once. Codes are documented; texts are from memory.
+# Source: "Archive Amazon EBS snapshots" of the EBS user guide: only a completed snapshot that no enabled
+# AMI uses can be archived. On AWS a restore takes up to 72 hours; here both happen at once. Texts are from
+# memory.
 
 RESTORE_DAYS = range(1, 181)
 
 
-@operation("ec2", "ModifySnapshotTier", honours=("SnapshotId", "StorageTier"))
+@operation("ec2", "ModifySnapshotTier", "SnapshotId StorageTier")
 def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     """Archive a snapshot."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
@@ -564,9 +540,9 @@ def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     return {"SnapshotId": snapshot.snapshot_id, "TieringStartTime": context.clock.now()}
 
 
-@operation("ec2", "RestoreSnapshotTier", honours=("PermanentRestore", "SnapshotId", "TemporaryRestoreDays"))
+@operation("ec2", "RestoreSnapshotTier", "PermanentRestore SnapshotId TemporaryRestoreDays")
 def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
-    """Bring a snapshot back from the archive tier, for good or for some days."""
+    """Restore a snapshot from the archive tier, permanently or for some days."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     days, permanent = params.get("TemporaryRestoreDays"), bool(params.get("PermanentRestore"))
     if permanent == (days is not None) or (days is not None and days not in RESTORE_DAYS):
@@ -582,7 +558,7 @@ def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _tier_view(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what DescribeSnapshots shows of the tier; one restored for some days is a standard one."""
+    """Return the tier for DescribeSnapshots. A temporarily restored snapshot is ``standard``."""
     if snapshot.archived and snapshot.restored_until is None:
         return {"StorageTier": "archive"}
     shown: dict[str, Any] = {"StorageTier": "standard"}
@@ -590,6 +566,6 @@ def _tier_view(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _check_not_archived(snapshot: Snapshot) -> None:
-    """Refuse to use a snapshot that lies in the archive."""
+    """Check that a snapshot is not archived."""
     if snapshot.archived and snapshot.restored_until is None:
         raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")

@@ -1,6 +1,6 @@
-"""Launch templates and their versions, as far as they refer to images and launch them.
+"""Launch templates and their versions. The data of a version is kept as it was sent.
 
-Source: the reference pages of the operations. The launch template's data is kept as it was given.
+Source: the reference pages of the operations.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     LAUNCH_TEMPLATE,
     find_own,
@@ -18,10 +18,9 @@ from vmsnix_ops.sandbox.ec2.common import (
     new_id,
     record_token_result,
     resolve_image_id,
-    tag_list,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -104,7 +103,7 @@ def find_template(context: Context, params: Params) -> LaunchTemplate:
 
 
 def find_template_version(template: LaunchTemplate, wanted: str | None) -> TemplateVersion:
-    """Return a version by its number, ``$Default`` (also None) or ``$Latest``."""
+    """Return a version by number, ``$Latest``, or ``$Default`` (the same as None)."""
     number = {None: template.default, "$Default": template.default, "$Latest": template.latest}.get(wanted)
     if number is None:
         if not str(wanted).isdecimal():
@@ -117,39 +116,22 @@ def find_template_version(template: LaunchTemplate, wanted: str | None) -> Templ
     return template.versions[number]
 
 
-def resolve_launch(context: Context, params: Params) -> Params:
-    """Return what RunInstances was asked for, on top of what its launch template says, with an AMI's id."""
-    asked = merge_launch(context, params)
-    return asked | _image(context, asked)
-
-
 def merge_launch(context: Context, params: Params) -> Params:
-    """Return what RunInstances was asked for, on top of what its launch template says."""
+    """Return the parameters of a launch, with those of its launch template as defaults."""
     if "LaunchTemplate" not in params:
         return params
-    version = find_template_version(
-        find_template(context, params["LaunchTemplate"]), params["LaunchTemplate"].get("Version")
-    )
+    template = find_template(context, params["LaunchTemplate"])
+    version = find_template_version(template, params["LaunchTemplate"].get("Version"))
     return copy.deepcopy(version.data) | params
-
-
-def _image(context: Context, asked: Params) -> Params:
-    return {"ImageId": resolve_image_id(context, asked["ImageId"])} if "ImageId" in asked else {}
 
 
 @operation(
     "ec2",
     "CreateLaunchTemplate",
-    honours=(
-        "ClientToken",
-        "LaunchTemplateData",
-        "LaunchTemplateName",
-        "TagSpecifications",
-        "VersionDescription",
-    ),
+    "ClientToken LaunchTemplateData LaunchTemplateName TagSpecifications VersionDescription",
 )
 def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
-    """Create a launch template with its first version."""
+    """Create a launch template with version 1."""
     table = context.table("launch_templates")
     known = find_token_result(context, params)
     if known in table:
@@ -178,18 +160,11 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
 @operation(
     "ec2",
     "CreateLaunchTemplateVersion",
-    honours=(
-        "ClientToken",
-        "LaunchTemplateData",
-        "LaunchTemplateId",
-        "LaunchTemplateName",
-        "ResolveAlias",
-        "SourceVersion",
-        "VersionDescription",
-    ),
+    "ClientToken LaunchTemplateData LaunchTemplateId LaunchTemplateName ResolveAlias SourceVersion",
+    "VersionDescription",
 )
 def create_launch_template_version(context: Context, params: Params) -> dict[str, Any]:
-    """Add a version, on top of another one when the request names it."""
+    """Add a version; with ``SourceVersion``, it inherits the data of that version."""
     template = find_template(context, params)
     alias = bool(params.get("ResolveAlias"))
     known = find_token_result(context, params)
@@ -214,43 +189,48 @@ def create_launch_template_version(context: Context, params: Params) -> dict[str
 
 
 @operation(
-    "ec2",
-    "DescribeLaunchTemplates",
-    honours=("Filters", "LaunchTemplateIds", "LaunchTemplateNames", "MaxResults", "NextToken"),
+    "ec2", "DescribeLaunchTemplates", "Filters LaunchTemplateIds LaunchTemplateNames MaxResults NextToken"
 )
 def describe_launch_templates(context: Context, params: Params) -> dict[str, Any]:
     """Return launch templates."""
-    asked = [find_template(context, {"LaunchTemplateId": i}) for i in params.get("LaunchTemplateIds") or []]
-    asked += [
+    named = [find_template(context, {"LaunchTemplateId": i}) for i in params.get("LaunchTemplateIds") or []]
+    named += [
         find_template(context, {"LaunchTemplateName": n}) for n in params.get("LaunchTemplateNames") or []
     ]
-    readers: dict[str, FilterReader] = {
-        "create-time": lambda t: [t.created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
-        "launch-template-name": lambda t: [t.name],
-    }
-    kept = apply_filters(asked or context.table("launch_templates").values(), params, readers)
-    shown, token = paginate(kept, params, lambda t: t.template_id, largest=200)
-    answer: dict[str, Any] = {"LaunchTemplates": [_template_view(t) for t in shown]}
-    return answer | ({"NextToken": token} if token else {})
+    return describe(
+        context,
+        params,
+        "LaunchTemplates",
+        named or context.table("launch_templates").values(),
+        _template_view,
+        filters={"create-time": "CreateTime", "launch-template-name": "LaunchTemplateName"},
+        key=lambda template: template.template_id,
+        max_results=200,
+    )
+
+
+VERSION_FILTERS: Filters = {
+    "create-time": "CreateTime",
+    "ebs-optimized": "LaunchTemplateData.EbsOptimized",
+    "http-endpoint": "LaunchTemplateData.MetadataOptions.HttpEndpoint",
+    "http-tokens": "LaunchTemplateData.MetadataOptions.HttpTokens",
+    "iam-instance-profile": "LaunchTemplateData.IamInstanceProfile.Arn",
+    "image-id": lambda pair: [pair[1].data["ImageId"]] if pair[1].data.get("ImageId") else [],  # not resolved
+    "instance-type": "LaunchTemplateData.InstanceType",
+    "is-default-version": "DefaultVersion",
+    "kernel-id": "LaunchTemplateData.KernelId",
+    "ram-disk-id": "LaunchTemplateData.RamDiskId",
+}
 
 
 @operation(
     "ec2",
     "DescribeLaunchTemplateVersions",
-    honours=(
-        "Filters",
-        "LaunchTemplateId",
-        "LaunchTemplateName",
-        "MaxResults",
-        "MaxVersion",
-        "MinVersion",
-        "NextToken",
-        "ResolveAlias",
-        "Versions",
-    ),
+    "Filters LaunchTemplateId LaunchTemplateName MaxResults MaxVersion MinVersion NextToken",
+    "ResolveAlias Versions",
 )
 def describe_launch_template_versions(context: Context, params: Params) -> dict[str, Any]:
-    """Return versions of one launch template, or the default or latest ones of all."""
+    """Return the versions of one launch template, or the default or latest versions of all templates."""
     wanted = params.get("Versions") or []
     if params.get("LaunchTemplateId") or params.get("LaunchTemplateName"):
         chosen = [find_template(context, params)]
@@ -271,42 +251,31 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
         )
         numbers = sorted({v.number for v in versions if least <= v.number <= most})
         found += [(template, template.versions[number]) for number in numbers]
-    readers: dict[str, FilterReader] = {
-        "create-time": lambda p: [p[1].created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
-        "ebs-optimized": lambda p: optional_value(p[1].data.get("EbsOptimized")),
-        "http-endpoint": lambda p: optional_value(p[1].data.get("MetadataOptions", {}).get("HttpEndpoint")),
-        "http-tokens": lambda p: optional_value(p[1].data.get("MetadataOptions", {}).get("HttpTokens")),
-        "iam-instance-profile": lambda p: optional_value(p[1].data.get("IamInstanceProfile", {}).get("Arn")),
-        "image-id": lambda p: optional_value(p[1].data.get("ImageId")),
-        "instance-type": lambda p: optional_value(p[1].data.get("InstanceType")),
-        "is-default-version": lambda p: [p[1].number == p[0].default],
-        "kernel-id": lambda p: optional_value(p[1].data.get("KernelId")),
-        "ram-disk-id": lambda p: optional_value(p[1].data.get("RamDiskId")),
-    }
-    kept = apply_filters(found, params, readers, tags=False, operation="DescribeLaunchTemplateVersions")
-    # Newest first, as the console and the command line show them.
-    shown, token = paginate(
-        kept, params, lambda p: f"{p[0].template_id} {2**31 - p[1].number:010}", largest=200
-    )
     alias = bool(params.get("ResolveAlias"))
-    views = [_version_view(context, template, version, resolve_alias=alias) for template, version in shown]
-    return {"LaunchTemplateVersions": views} | ({"NextToken": token} if token else {})
+    return describe(
+        context,
+        params,
+        "LaunchTemplateVersions",
+        found,
+        lambda pair: _version_view(context, *pair, resolve_alias=alias),
+        filters=VERSION_FILTERS,
+        # Newest first, as the console and the AWS CLI show them.
+        key=lambda pair: f"{pair[0].template_id} {2**31 - pair[1].number:010}",
+        tags=None,
+        max_results=200,
+    )
 
 
-@operation(
-    "ec2",
-    "ModifyLaunchTemplate",
-    honours=("ClientToken", "DefaultVersion", "LaunchTemplateId", "LaunchTemplateName"),
-)
+@operation("ec2", "ModifyLaunchTemplate", "ClientToken DefaultVersion LaunchTemplateId LaunchTemplateName")
 def modify_launch_template(context: Context, params: Params) -> dict[str, Any]:
-    """Choose the default version; doing it twice changes nothing, with the same token or another."""
+    """Set the default version. A repeated call changes nothing, with or without a client token."""
     template = find_template(context, params)
     if "DefaultVersion" in params:
         template.default = find_template_version(template, params["DefaultVersion"]).number
     return {"LaunchTemplate": _template_view(template)}
 
 
-@operation("ec2", "DeleteLaunchTemplate", honours=("LaunchTemplateId", "LaunchTemplateName"))
+@operation("ec2", "DeleteLaunchTemplate", "LaunchTemplateId LaunchTemplateName")
 def delete_launch_template(context: Context, params: Params) -> dict[str, Any]:
     """Delete a launch template with all its versions."""
     template = find_template(context, params)
@@ -314,11 +283,9 @@ def delete_launch_template(context: Context, params: Params) -> dict[str, Any]:
     return {"LaunchTemplate": _template_view(template)}
 
 
-@operation(
-    "ec2", "DeleteLaunchTemplateVersions", honours=("LaunchTemplateId", "LaunchTemplateName", "Versions")
-)
+@operation("ec2", "DeleteLaunchTemplateVersions", "LaunchTemplateId LaunchTemplateName Versions")
 def delete_launch_template_versions(context: Context, params: Params) -> dict[str, Any]:
-    """Delete versions; the default one stays."""
+    """Delete versions, except for the default one."""
     template = find_template(context, params)
     done, failed = [], []
     for wanted in params["Versions"]:

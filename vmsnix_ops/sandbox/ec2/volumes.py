@@ -1,24 +1,21 @@
-"""CreateVolume, DescribeVolumes, DeleteVolume: as far as snapshots and instances need them.
-
-Source: the reference pages of the operations.
-"""
+"""Volumes: create, describe, delete. Source: the reference pages of the operations."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     VOLUME,
     find_own,
+    find_own_or_all,
     find_token_result,
     new_id,
     record_token_result,
-    tag_list,
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
-from vmsnix_ops.sandbox.ec2.filters import FilterReader, apply_filters, optional_value, paginate
+from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.images import check_volume_size, check_volume_type
 from vmsnix_ops.sandbox.ec2.resources import Volume
 from vmsnix_ops.sandbox.ec2.snapshots import find_usable_snapshot
@@ -60,45 +57,40 @@ def _attachment(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _attachment_value(field: str) -> FilterReader:
-    return lambda volume: optional_value(_attachment(volume)[field]) if volume.instance_id else []
-
-
-def _readers(clock: Clock) -> dict[str, FilterReader]:
-    return {
-        "attachment.attach-time": _attachment_value("AttachTime"),
-        "attachment.delete-on-termination": _attachment_value("DeleteOnTermination"),
-        "attachment.device": _attachment_value("Device"),
-        "attachment.instance-id": _attachment_value("InstanceId"),
-        "attachment.status": _attachment_value("State"),
-        "availability-zone": lambda v: [v.zone],
-        "create-time": lambda v: [v.created.isoformat(timespec="milliseconds").replace("+00:00", "Z")],
-        "encrypted": lambda v: [v.encrypted],
-        "fast-restored": lambda _v: [False],
-        "multi-attach-enabled": lambda _v: [False],
-        "size": lambda v: [v.size_gib],
-        "snapshot-id": lambda v: optional_value(v.snapshot_id),
-        "status": lambda v: [v.state(clock)],
-        "volume-id": lambda v: [v.volume_id],
-        "volume-type": lambda v: [v.kind],
-    }
+VOLUME_FILTERS: Filters = {
+    "attachment.attach-time": "Attachments.AttachTime",
+    "attachment.delete-on-termination": "Attachments.DeleteOnTermination",
+    "attachment.device": "Attachments.Device",
+    "attachment.instance-id": "Attachments.InstanceId",
+    "attachment.status": "Attachments.State",
+    "availability-zone": "AvailabilityZone",
+    "create-time": "CreateTime",
+    "encrypted": "Encrypted",
+    "fast-restored": lambda _volume: [False],
+    "multi-attach-enabled": "MultiAttachEnabled",
+    "size": "Size",
+    "snapshot-id": "SnapshotId",
+    "status": "State",
+    "volume-id": "VolumeId",
+    "volume-type": "VolumeType",
+}
 
 
 def add_volume(
     context: Context, ebs: Params, zone: str, tags: dict[str, str], *, through_image: bool = False
 ) -> Volume:
-    """Add a volume as an ``Ebs`` structure or a CreateVolume request describes it, and return it.
+    """Create a volume of an ``Ebs`` structure or a CreateVolume request.
 
     Parameters
     ----------
     through_image
-        Whether an image leads to the snapshot: whoever may launch the image may then use it.
+        Whether the snapshot is that of a launched image. It then need not be shared with the account.
 
     Raises
     ------
     AwsError
-        Neither snapshot nor size, a snapshot that cannot be used, a size below the snapshot's, IOPS out of
-        range.
+        Snapshot and size are missing, the snapshot cannot be used, the size is smaller than the snapshot's,
+        or IOPS are out of range.
     """
     size, snapshot = ebs.get("VolumeSize"), None
     if ebs.get("SnapshotId"):
@@ -114,7 +106,7 @@ def add_volume(
         wanted=True if snapshot is not None and snapshot.encrypted else ebs.get("Encrypted"),
         key=ebs.get("KmsKeyId"),
         source=snapshot is not None and snapshot.encrypted,
-        old=snapshot.kms_key if snapshot is not None else "",
+        source_key=snapshot.kms_key if snapshot is not None else "",
     )
     if chosen.failure:
         raise AwsError(
@@ -149,24 +141,14 @@ def _default_iops(kind: str, size: int) -> int | None:
 @operation(
     "ec2",
     "CreateVolume",
-    honours=(
-        "AvailabilityZone",
-        "ClientToken",
-        "Encrypted",
-        "Iops",
-        "KmsKeyId",
-        "Size",
-        "SnapshotId",
-        "TagSpecifications",
-        "Throughput",
-        "VolumeType",
-    ),
+    "AvailabilityZone ClientToken Encrypted Iops KmsKeyId Size SnapshotId TagSpecifications Throughput",
+    "VolumeType",
 )
 def create_volume(context: Context, params: Params) -> dict[str, Any]:
     """Create an empty volume, or one with the blocks of a snapshot."""
-    known = find_token_result(context, params)
-    if known in context.table("volumes"):
-        return volume_view(context.table("volumes")[known], context.clock)
+    earlier = find_token_result(context, params)
+    if earlier in context.table("volumes"):
+        return volume_view(context.table("volumes")[earlier], context.clock)
     zone = params.get("AvailabilityZone")
     if not zone:
         raise AwsError("MissingParameter", "The request must contain the parameter AvailabilityZone")
@@ -178,25 +160,25 @@ def create_volume(context: Context, params: Params) -> dict[str, Any]:
     return volume_view(volume, context.clock)
 
 
-@operation("ec2", "DescribeVolumes", honours=("Filters", "MaxResults", "NextToken", "VolumeIds"))
+@operation("ec2", "DescribeVolumes", "Filters MaxResults NextToken VolumeIds")
 def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
     """Return the account's volumes in this region."""
-    asked = params.get("VolumeIds") or []
-    found = [find_own(context, VOLUME, i) for i in dict.fromkeys(asked)]
-    kept = apply_filters(
-        found if asked else context.table("volumes").values(),
+    return describe(
+        context,
         params,
-        _readers(context.clock),
-        operation="DescribeVolumes",
+        "Volumes",
+        find_own_or_all(context, VOLUME, params.get("VolumeIds")),
+        lambda volume: volume_view(volume, context.clock),
+        filters=VOLUME_FILTERS,
+        key=lambda volume: volume.volume_id,
+        min_results=5,
+        not_with="VolumeIds",
     )
-    shown, token = paginate(kept, params, lambda v: v.volume_id, smallest=5, not_with="VolumeIds")
-    answer: dict[str, Any] = {"Volumes": [volume_view(v, context.clock) for v in shown]}
-    return answer | ({"NextToken": token} if token else {})
 
 
-@operation("ec2", "DeleteVolume", honours=("VolumeId",))
+@operation("ec2", "DeleteVolume", "VolumeId")
 def delete_volume(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a volume that is attached to nothing."""
+    """Delete a volume that is not attached."""
     volume: Volume = find_own(context, VOLUME, params["VolumeId"])
     if volume.instance_id:
         text = f"Volume {volume.volume_id} is currently attached to {volume.instance_id}"

@@ -1,4 +1,4 @@
-"""Buckets: create, head, list, delete, location, settings, policies.
+"""Buckets: create, list, delete, location, settings, and the evaluation of bucket policies.
 
 Sources: CreateBucket, HeadBucket, ListBuckets, DeleteBucket, GetBucketLocation in the Amazon S3 API
 Reference; "Bucket naming rules" in the Amazon S3 User Guide.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, load_json, operation
+from vmsnix_ops.sandbox.core import AwsError, load_json, not_emulated, operation
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
@@ -28,6 +28,7 @@ from vmsnix_ops.sandbox.policies import (
 from vmsnix_ops.sandbox.regions import region_exists
 from vmsnix_ops.sandbox.s3.common import canonical_user_id, check_tags, requested_bucket
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
+from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params, Tables
@@ -48,13 +49,9 @@ def _check_name(name: str) -> None:
         raise AwsError("InvalidBucketName", "The specified bucket is not valid.", BucketName=name)
 
 
-@operation(
-    "s3",
-    "CreateBucket",
-    honours=["Bucket", "CreateBucketConfiguration", "ACL", "ObjectOwnership"],
-)
+@operation("s3", "CreateBucket", "Bucket CreateBucketConfiguration ACL ObjectOwnership")
 def create_bucket(context: Context, params: Params) -> dict[str, Any]:
-    """Make a bucket in the region that the request is signed for."""
+    """Create a bucket in the region of the call."""
     name = params["Bucket"]
     _check_name(name)
     if params.get("ACL", "private") != "private":
@@ -78,13 +75,11 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _new_region(context: Context, params: Params) -> str:
-    """Return the region of a new bucket; only the us-east-1 endpoint makes buckets elsewhere."""
+    """Return the region of a new bucket. Only us-east-1 creates buckets of other regions."""
     configuration = params.get("CreateBucketConfiguration") or {}
     for member in configuration:
         if member not in {"LocationConstraint", "Tags"}:
-            raise AwsError(
-                "NotImplemented", f"The sandbox does not emulate {member} of CreateBucket.", status=501
-            )
+            raise not_emulated(f"{member} of CreateBucket")
     constraint = configuration.get("LocationConstraint")
     constraint = "eu-west-1" if constraint == "EU" else constraint
     if context.region == "us-east-1":
@@ -117,7 +112,9 @@ def _refuse_existing(context: Context, existing: Bucket) -> None:
             status=409,
             BucketName=existing.name,
         )
-    if not (existing.region == "us-east-1" and context.region == "us-east-1"):  # there, repeating it succeeds
+    if not (
+        existing.region == "us-east-1" and context.region == "us-east-1"
+    ):  # a repeated call succeeds in us-east-1
         raise AwsError(
             "BucketAlreadyOwnedByYou",
             "Your previous request to create the named bucket succeeded and you already own it.",
@@ -126,16 +123,16 @@ def _refuse_existing(context: Context, existing: Bucket) -> None:
         )
 
 
-@operation("s3", "HeadBucket", honours=["Bucket", "ExpectedBucketOwner"])
+@operation("s3", "HeadBucket", "Bucket ExpectedBucketOwner")
 def head_bucket(context: Context, params: Params) -> dict[str, Any]:
-    """Say whether a bucket exists, is ours, and where it is."""
+    """Return the region of a bucket that the caller may use."""
     bucket = requested_bucket(context, params)
     return {"BucketRegion": bucket.region, "AccessPointAlias": False}
 
 
-@operation("s3", "GetBucketLocation", honours=["Bucket", "ExpectedBucketOwner"])
+@operation("s3", "GetBucketLocation", "Bucket ExpectedBucketOwner")
 def get_bucket_location(context: Context, params: Params) -> dict[str, Any]:
-    """Return the region of a bucket; us-east-1 is an empty text. Any region may ask."""
+    """Return the region of a bucket, "" for us-east-1. Every region answers."""
     bucket = find_bucket(context.tables, params["Bucket"])
     if bucket is not None and params.get("ExpectedBucketOwner") in {None, bucket.account}:
         return {"LocationConstraint": "" if bucket.region == "us-east-1" else bucket.region}
@@ -143,9 +140,9 @@ def get_bucket_location(context: Context, params: Params) -> dict[str, Any]:
     raise AwsError("AccessDenied", "Access Denied", status=403)
 
 
-@operation("s3", "ListBuckets", honours=["MaxBuckets", "ContinuationToken", "Prefix", "BucketRegion"])
+@operation("s3", "ListBuckets", "MaxBuckets ContinuationToken Prefix BucketRegion")
 def list_buckets(context: Context, params: Params) -> dict[str, Any]:
-    """List the account's buckets of all regions."""
+    """List the buckets of the account in all regions."""
     prefix, region = params.get("Prefix", ""), params.get("BucketRegion")
     start = params.get("ContinuationToken", "")
     limit = params.get("MaxBuckets", BUCKETS_PER_PAGE)
@@ -167,7 +164,7 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-@operation("s3", "DeleteBucket", honours=["Bucket", "ExpectedBucketOwner"])
+@operation("s3", "DeleteBucket", "Bucket ExpectedBucketOwner")
 def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
     """Delete an empty bucket."""
     bucket = requested_bucket(context, params)
@@ -185,11 +182,10 @@ def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
     return {"__status__": 204}
 
 
-# Settings of buckets: get, put and delete of documents that S3 keeps beside the objects.
+# Settings
 #
-# Bucket policies are evaluated (`bucket_policies`) and public ones blocked; the other settings are kept and
-# shown. Sources: the operations' pages in
-# the Amazon S3 API Reference; "Default settings for new S3 buckets FAQ" in the Amazon S3 User Guide.
+# Bucket policies are evaluated, and public ones are blocked. The other settings have no effect. Source:
+# "Default settings for new S3 buckets FAQ" in the Amazon S3 User Guide.
 
 
 GET = ("Bucket", "ExpectedBucketOwner")
@@ -203,7 +199,7 @@ PUBLIC_ACCESS_BLOCK = {
 
 
 def _default_settings() -> dict[str, Any]:
-    """Return the settings of a new bucket: private, encrypted, without ACLs (since 2023)."""
+    """Return the settings of a new bucket, since 2023: private, encrypted, without ACLs."""
     return {
         "public_access_block": dict(PUBLIC_ACCESS_BLOCK),
         "encryption": _default_encryption(),
@@ -232,28 +228,37 @@ def _register_setting(
     *,
     member: str,
     get: str,
-    put: str | None = None,
-    delete: str | None = None,
+    put: str,
+    delete: str,
     missing: tuple[str, str] = ("", ""),
     check: DocumentCheck | None = None,
-    delete_resets: Callable[[], Any] | None = None,
+    default: Callable[[], Any] | None = None,
+    is_answer: bool = False,
+    put_status: int = 200,
+    checksums: str = "ContentMD5 ChecksumAlgorithm",
 ) -> None:
-    """Register get, put and delete of one document.
+    """Register the operations that get, put and delete a document of a bucket.
 
     Parameters
     ----------
     setting
-        Where it is kept in `Bucket.settings`.
+        Its key in `Bucket.settings`.
     member
-        The member that carries it.
+        The parameter with the document; also the member of the answer, unless `is_answer`.
     get, put, delete
         Names of the operations.
     missing
-        Code and text when there is none.
+        Code and text of the error when there is no document.
     check
-        Called with a new document; raises, or returns what is kept.
-    delete_resets
-        What is there after a deletion, where that is not nothing.
+        Checks a new document and returns it.
+    default
+        Returns the document after a deletion; None: there is no document then.
+    is_answer
+        Whether the document is the answer, not a member of it.
+    put_status
+        HTTP status of the answer to `put`.
+    checksums
+        Further parameters of `put`.
     """
 
     def get_setting(context: Context, params: Params) -> dict[str, Any]:
@@ -261,32 +266,26 @@ def _register_setting(
         document = bucket.settings.get(setting)
         if document is None:
             raise _no_such_setting(bucket, *missing)
-        return {member: document}
+        return dict(document) if is_answer else {member: document}
 
-    operation("s3", get, honours=GET)(get_setting)
+    def put_setting(context: Context, params: Params) -> dict[str, Any]:
+        bucket = requested_bucket(context, params)
+        if member not in params:
+            raise AwsError("MissingRequestBodyError", "Request Body is empty")
+        document = params[member]
+        bucket.settings[setting] = document if check is None else check(document)
+        return {} if put_status == 200 else {"__status__": put_status}
 
-    if put is not None:
+    def delete_setting(context: Context, params: Params) -> dict[str, Any]:
+        bucket = requested_bucket(context, params)
+        bucket.settings.pop(setting, None)
+        if default is not None:
+            bucket.settings[setting] = default()
+        return {"__status__": 204}
 
-        def put_setting(context: Context, params: Params) -> dict[str, Any]:
-            bucket = requested_bucket(context, params)
-            if member not in params:
-                raise AwsError("MissingRequestBodyError", "Request Body is empty")
-            document = params[member]
-            bucket.settings[setting] = document if check is None else check(document)
-            return {}
-
-        operation("s3", put, honours=[*PUT, member])(put_setting)
-
-    if delete is not None:
-
-        def delete_setting(context: Context, params: Params) -> dict[str, Any]:
-            bucket = requested_bucket(context, params)
-            bucket.settings.pop(setting, None)
-            if delete_resets is not None:
-                bucket.settings[setting] = delete_resets()
-            return {"__status__": 204}
-
-        operation("s3", delete, honours=GET)(delete_setting)
+    operation("s3", get, *GET)(get_setting)
+    operation("s3", put, *GET, member, checksums)(put_setting)
+    operation("s3", delete, *GET)(delete_setting)
 
 
 def _check_block(document: dict[str, Any]) -> dict[str, Any]:
@@ -303,19 +302,13 @@ def _check_lifecycle(document: dict[str, Any]) -> dict[str, Any]:
         "AbortIncompleteMultipartUpload",
     }
     if not rules or any(rule.get("Status") not in {"Enabled", "Disabled"} for rule in rules):
-        raise AwsError(
-            "MalformedXML",
-            "The XML you provided was not well-formed or did not validate against our published schema",
-        )
+        raise malformed_xml()
     for number, rule in enumerate(rules):
         if not actions & set(rule):
             raise AwsError("InvalidRequest", "At least one action needs to be specified in a rule")
         expiration = rule.get("Expiration", {})
         if expiration.get("ExpiredObjectDeleteMarker") and {"Days", "Date"} & set(expiration):
-            raise AwsError(
-                "MalformedXML",
-                "The XML you provided was not well-formed or did not validate against our published schema",
-            )
+            raise malformed_xml()
         rule.setdefault("ID", f"rule-{number}")
     if len({rule["ID"] for rule in rules}) != len(rules):
         raise AwsError("InvalidArgument", "Rule ID must be unique. Found same ID for more than one rule")
@@ -342,7 +335,7 @@ _register_setting(
     get="GetBucketEncryption",
     put="PutBucketEncryption",
     delete="DeleteBucketEncryption",
-    delete_resets=_default_encryption,
+    default=_default_encryption,
 )
 _register_setting(
     "ownership",
@@ -354,79 +347,50 @@ _register_setting(
 )
 
 
-@operation("s3", "GetBucketVersioning", honours=GET)
+_register_setting(
+    "tagging",
+    member="Tagging",
+    get="GetBucketTagging",
+    put="PutBucketTagging",
+    delete="DeleteBucketTagging",
+    missing=("NoSuchTagSet", "The TagSet does not exist"),
+    check=_check_tagging,
+    is_answer=True,
+    put_status=204,
+)
+_register_setting(
+    "lifecycle",
+    member="LifecycleConfiguration",
+    get="GetBucketLifecycleConfiguration",
+    put="PutBucketLifecycleConfiguration",
+    delete="DeleteBucketLifecycle",
+    missing=("NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"),
+    check=_check_lifecycle,
+    is_answer=True,
+    checksums="ChecksumAlgorithm",
+)
+
+
+@operation("s3", "GetBucketVersioning", *GET)
 def get_versioning(context: Context, params: Params) -> dict[str, Any]:
-    """Return the versioning state of a bucket; an empty document when nobody ever set it."""
+    """Return the versioning state of a bucket; empty if it was never set."""
     state = requested_bucket(context, params).settings.get("versioning")
     return {"Status": state} if state else {}
 
 
-@operation("s3", "PutBucketVersioning", honours=[*PUT, "VersioningConfiguration"])
+@operation("s3", "PutBucketVersioning", *PUT, "VersioningConfiguration")
 def put_versioning(context: Context, params: Params) -> dict[str, Any]:
-    """Suspend versioning, which leaves objects as they are without it; versions are not emulated."""
+    """Suspend versioning. Versions are not emulated, so nothing else can be set."""
     bucket = requested_bucket(context, params)
     status = params.get("VersioningConfiguration", {}).get("Status")
     if status != "Suspended":
-        raise AwsError("NotImplemented", "The sandbox does not emulate versions of objects.", status=501)
+        raise not_emulated("versions of objects")
     bucket.settings["versioning"] = status
     return {}
 
 
-@operation("s3", "GetBucketTagging", honours=GET)
-def get_bucket_tagging(context: Context, params: Params) -> dict[str, Any]:
-    """Return the tags of a bucket."""
-    bucket = requested_bucket(context, params)
-    if "tagging" not in bucket.settings:
-        raise _no_such_setting(bucket, "NoSuchTagSet", "The TagSet does not exist")
-    return dict(bucket.settings["tagging"])
-
-
-@operation("s3", "PutBucketTagging", honours=[*PUT, "Tagging"])
-def put_bucket_tagging(context: Context, params: Params) -> dict[str, Any]:
-    """Replace the tags of a bucket."""
-    requested_bucket(context, params).settings["tagging"] = _check_tagging(params["Tagging"])
-    return {"__status__": 204}
-
-
-@operation("s3", "DeleteBucketTagging", honours=GET)
-def delete_bucket_tagging(context: Context, params: Params) -> dict[str, Any]:
-    """Remove the tags of a bucket."""
-    requested_bucket(context, params).settings.pop("tagging", None)
-    return {"__status__": 204}
-
-
-@operation("s3", "GetBucketLifecycleConfiguration", honours=GET)
-def get_lifecycle(context: Context, params: Params) -> dict[str, Any]:
-    """Return the lifecycle rules; they are kept and shown, no rule runs here."""
-    bucket = requested_bucket(context, params)
-    if "lifecycle" not in bucket.settings:
-        raise _no_such_setting(
-            bucket, "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"
-        )
-    return dict(bucket.settings["lifecycle"])
-
-
-@operation(
-    "s3", "PutBucketLifecycleConfiguration", honours=[*GET, "ChecksumAlgorithm", "LifecycleConfiguration"]
-)
-def put_lifecycle(context: Context, params: Params) -> dict[str, Any]:
-    """Replace the lifecycle rules."""
-    bucket = requested_bucket(context, params)
-    if "LifecycleConfiguration" not in params:
-        raise AwsError("MissingRequestBodyError", "Request Body is empty")
-    bucket.settings["lifecycle"] = _check_lifecycle(params["LifecycleConfiguration"])
-    return {}
-
-
-@operation("s3", "DeleteBucketLifecycle", honours=GET)
-def delete_lifecycle(context: Context, params: Params) -> dict[str, Any]:
-    """Remove the lifecycle rules."""
-    requested_bucket(context, params).settings.pop("lifecycle", None)
-    return {"__status__": 204}
-
-
 def _own_bucket(context: Context, params: Params) -> Bucket:
-    """Return a bucket of the caller's account: nobody else manages its policy, whatever the policy allows."""
+    """Return a bucket of the caller. No policy allows another account to manage it."""
     bucket = requested_bucket(context, params)
     if bucket.account != context.account:
         raise AwsError(
@@ -435,18 +399,18 @@ def _own_bucket(context: Context, params: Params) -> Bucket:
     return bucket
 
 
-@operation("s3", "GetBucketPolicy", honours=GET)
+@operation("s3", "GetBucketPolicy", *GET)
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Return the bucket policy as it was given."""
+    """Return the bucket policy as it was sent."""
     bucket = _own_bucket(context, params)
     if "policy" not in bucket.settings:
         raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"Policy": bucket.settings["policy"]}
 
 
-@operation("s3", "PutBucketPolicy", honours=[*PUT, "Policy"])
+@operation("s3", "PutBucketPolicy", *PUT, "Policy")
 def put_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Replace the bucket policy; a public one is refused while the bucket blocks public policies."""
+    """Replace the bucket policy. A public policy is refused while the bucket blocks public policies."""
     bucket = _own_bucket(context, params)
     document = _parse_bucket_policy(params["Policy"], bucket.name)
     block = bucket.settings.get("public_access_block", {})
@@ -463,25 +427,25 @@ def put_policy(context: Context, params: Params) -> dict[str, Any]:
     return {"__status__": 204}
 
 
-@operation("s3", "DeleteBucketPolicy", honours=GET)
+@operation("s3", "DeleteBucketPolicy", *GET)
 def delete_policy(context: Context, params: Params) -> dict[str, Any]:
     """Remove the bucket policy."""
     _own_bucket(context, params).settings.pop("policy", None)
     return {"__status__": 204}
 
 
-@operation("s3", "GetBucketPolicyStatus", honours=GET)
+@operation("s3", "GetBucketPolicyStatus", *GET)
 def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
-    """Say whether the bucket policy makes the bucket public."""
+    """Return whether the bucket policy makes the bucket public."""
     bucket = requested_bucket(context, params)
     if "policy" not in bucket.settings:
         raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"PolicyStatus": {"IsPublic": _is_public_policy(json.loads(bucket.settings["policy"]))}}
 
 
-@operation("s3", "GetBucketAcl", honours=GET)
+@operation("s3", "GetBucketAcl", *GET)
 def get_acl(context: Context, params: Params) -> dict[str, Any]:
-    """Return the only ACL that there is with BucketOwnerEnforced: the owner's full control."""
+    """Return the ACL of every bucket with BucketOwnerEnforced: full control for the owner."""
     owner = {"ID": canonical_user_id(requested_bucket(context, params).account)}
     return {
         "Owner": owner,
@@ -489,13 +453,14 @@ def get_acl(context: Context, params: Params) -> dict[str, Any]:
     }
 
 
-# Bucket policies: what S3 accepts as one, when it is public, and what it decides beside identity policies.
+# Bucket policies
 #
-# Sources: "Policy evaluation logic" and "Cross-account policy evaluation logic" in the IAM User Guide (within
-# an account one of the two policies is enough, across accounts both must allow, a Deny in either wins);
-# PutBucketPolicy in the Amazon S3 API Reference (the root user of the owner can always manage the policy);
-# "Blocking public access to your Amazon S3 storage" (the meaning of public, RestrictPublicBuckets);
-# "Troubleshoot access denied (403 Forbidden) errors in Amazon S3" (across accounts the text says no reason).
+# Sources: "Policy evaluation logic" and "Cross-account policy evaluation logic" in the IAM User Guide
+# (within an account, an Allow in the bucket policy or the identity policies is enough; across accounts both
+# must allow; a Deny in either refuses); PutBucketPolicy in the Amazon S3 API Reference (the root user of
+# the owner can always manage the policy); "Blocking public access to your Amazon S3 storage" (definition of
+# public, RestrictPublicBuckets); "Troubleshoot access denied (403 Forbidden) errors in Amazon S3" (across
+# accounts the text has no reason).
 
 POLICY_ACTIONS = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
 RESTRICTING_KEYS = frozenset(
@@ -514,17 +479,11 @@ RESTRICTING_KEYS = frozenset(
         "s3:dataaccesspointarn",
     }
 )
-"""Keys that make an Allow to everybody no public one, when they are compared with fixed values."""
+"""Condition keys with which an Allow to everybody is not public, if they are compared with fixed values."""
 
 
 def _parse_bucket_policy(text: str, bucket: str) -> dict[str, Any]:
-    """Return a bucket policy as S3 accepts it.
-
-    Raises
-    ------
-    AwsError
-        ``MalformedPolicy``.
-    """
+    """Return the document of a bucket policy, or raise ``MalformedPolicy``."""
     try:
         document = load_json(text)
     except ValueError:
@@ -550,7 +509,7 @@ def _malformed(text: str) -> AwsError:
 
 
 def _is_public_policy(document: dict[str, Any]) -> bool:
-    """Return whether a policy lets everybody in: an Allow to ``*`` that no fixed value of a key narrows."""
+    """Return whether a policy is public: an Allow to ``*`` without a condition on a fixed value."""
     return any(
         statement.get("Effect") == "Allow"
         and ("NotPrincipal" in statement or "*" in _principals(statement))
@@ -575,35 +534,35 @@ def _is_restricted(conditions: dict[str, dict[str, Any]]) -> bool:
 
 def s3_denial_reason(
     tables: Tables,
-    question: AccessRequest,
+    request: AccessRequest,
     *,
     account: str,
     principal: str,
     documents: list[str] | None,
     root: bool = False,
 ) -> str:
-    """Return why a principal may not do something in S3, in AWS's words; "" when it may.
+    """Return in AWS's words why a request to S3 is denied; "" when it is allowed.
 
     Parameters
     ----------
     tables
-        Of the sandbox: the policy is that of the bucket which the question's resource names.
-    question
-        Action, ARN and condition keys.
+        Tables of the sandbox.
+    request
+        The bucket policy is that of the bucket in its resource.
     account, principal
-        Account and ARN of who asks; of a service role, the ARN of its session.
+        Account and ARN of the caller; for a service role, the ARN of its session.
     documents
-        The identity policies of the principal; None when they allow everything.
+        The identity policies of the principal; None: they allow everything.
     root
-        Whether the principal stands for the root user of its account.
+        Whether the principal is the root user of its account.
     """
-    action = question.action
-    identity = ALLOWED if documents is None else evaluate(documents, question)
+    action = request.action
+    identity = ALLOWED if documents is None else evaluate(documents, request)
     if identity == EXPLICIT_DENY:
         return "with an explicit deny in an identity-based policy"
-    bucket = None if action == "s3:CreateBucket" else find_bucket(tables, _bucket_name(question.resource))
+    bucket = None if action == "s3:CreateBucket" else find_bucket(tables, _bucket_name(request.resource))
     across = bucket is not None and bucket.account != account
-    decision = _bucket_policy_decision(bucket, principal, account, question)
+    decision = _bucket_policy_decision(bucket, principal, account, request)
     if decision == EXPLICIT_DENY and not (root and not across and action in POLICY_ACTIONS):
         return "with an explicit deny in a resource-based policy"
     if across and decision not in {ALLOWED, DELEGATED}:
@@ -618,13 +577,13 @@ def _bucket_name(resource: str) -> str:
 
 
 def _bucket_policy_decision(
-    bucket: Bucket | None, principal: str, account: str, question: AccessRequest
+    bucket: Bucket | None, principal: str, account: str, request: AccessRequest
 ) -> str:
-    """Return what the policy of a bucket decides; ``implicitDeny`` where there is none."""
+    """Return the decision of a bucket's policy; ``implicitDeny`` without a policy."""
     text = bucket.settings.get("policy") if bucket is not None else None
     if bucket is None or not text:
         return IMPLICIT_DENY
-    decision = evaluate_resource_policy(text, principal, account, question)
+    decision = evaluate_resource_policy(text, principal, account, request)
     restricted = bucket.settings.get("public_access_block", {}).get("RestrictPublicBuckets")
     if decision != EXPLICIT_DENY and account != bucket.account and restricted:
         return IMPLICIT_DENY if _is_public_policy(json.loads(text)) else decision

@@ -1,4 +1,4 @@
-"""What several S3 operations share: finding the bucket, conditions, checksums of uploads.
+"""Helpers of all S3 operations: buckets and objects, conditions, uploads and checksums, tags.
 
 Source: "Error Responses" and "Checking object integrity" in the Amazon S3 API Reference and User Guide.
 """
@@ -12,24 +12,21 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
-from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.core import AwsError, not_emulated
 from vmsnix_ops.sandbox.storage import Bucket, Part, StoredObject, find_bucket, object_path
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Digests, decode_base64, digest_size
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.wire.http import Body
 
 
-# Parameters that every handler understands in the same way, or that concern the transport only.
-OWNER = ("ExpectedBucketOwner",)
 CHECKSUM_MEMBERS = {name: f"Checksum{name.upper()}" for name in ALGORITHMS}
-# What a body that S3 wants protected may come with; the wire checked x-amz-content-sha256 already.
-PROTECTED_BODY = ("ContentMD5", "ChecksumAlgorithm")
 
-# Members that are kept with an object and given back with it.
+# Parameters that are stored with an object and returned with it.
 STORED_HEADERS = (
     "CacheControl",
     "ContentDisposition",
@@ -44,17 +41,17 @@ STORED_HEADERS = (
     "WebsiteRedirectLocation",
 )
 TRASH_AGE = timedelta(minutes=1)
-MAX_OBJECT_BYTES = 5 * 2**30  # of one PUT; "Amazon S3 multipart upload limits"
+MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 
 
 def requested_bucket(context: Context, params: Params) -> Bucket:
-    """Return the bucket that a call is about.
+    """Return the bucket of a call.
 
     Raises
     ------
     AwsError
-        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for another owner than the
-        expected one. Whether the caller may use a bucket of another account was decided before.
+        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for an unexpected owner. The
+        permissions of the caller were checked before.
     """
     name = params["Bucket"]
     bucket = find_bucket(context.tables, name)
@@ -77,8 +74,16 @@ def requested_bucket(context: Context, params: Params) -> Bucket:
 
 
 def canonical_user_id(account: str) -> str:
-    """Return the canonical user id of an account: 64 hexadecimal digits."""
+    """Return the canonical user ID of an account: 64 hexadecimal digits."""
     return hashlib.sha256(account.encode()).hexdigest()
+
+
+def new_part_file(context: Context) -> tuple[str, Path]:
+    """Return the name and the path of a new part file."""
+    file = secrets.token_hex(16)
+    path = object_path(context.folder, file)
+    path.parent.mkdir(exist_ok=True)
+    return file, path
 
 
 def find_object(bucket: Bucket, key: str) -> StoredObject:
@@ -90,29 +95,28 @@ def find_object(bucket: Bucket, key: str) -> StoredObject:
 
 
 def check_key(key: str) -> None:
-    """Refuse a key that is too long: 1,024 bytes of UTF-8."""
+    """Check that a key has at most 1,024 bytes of UTF-8."""
     length = len(key.encode("utf-8", "surrogateescape"))
     if length > 1024:
         raise AwsError("KeyTooLongError", "Your key is too long", Size=length, MaxSizeAllowed=1024)
 
 
 def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, Any]:
-    """Return the members that are kept with an object.
+    """Return the parameters that are stored with an object.
 
-    How an object is encrypted is only recorded: there is no KMS in the sandbox.
+    The encryption is only stored: objects are not encrypted.
     """
     kept = {name: params[name] for name in STORED_HEADERS if name in params}
     kept.setdefault("ContentType", "binary/octet-stream")
     if "ServerSideEncryption" not in kept:
         kept |= default_encryption(bucket)
     if kept["ServerSideEncryption"] not in ("AES256", "aws:kms"):
-        text = f"The sandbox does not emulate the encryption {kept['ServerSideEncryption']} for objects."
-        raise AwsError("NotImplemented", text, status=501)
+        raise not_emulated(f"the encryption {kept['ServerSideEncryption']} for objects")
     if "SSEKMSKeyId" in kept and kept["ServerSideEncryption"] != "aws:kms":
         text = "Server Side Encryption with KMS managed key requires HTTP header x-amz-server-side-encryption"
         raise AwsError("InvalidArgument", text)
     encoding = kept.get("ContentEncoding", "")
-    if "aws-chunked" in encoding:  # belongs to the transport
+    if "aws-chunked" in encoding:  # only describes the transfer
         rest = ",".join(part.strip() for part in encoding.split(",") if part.strip() != "aws-chunked")
         kept.pop("ContentEncoding")
         if rest:
@@ -121,7 +125,7 @@ def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, An
 
 
 def default_encryption(bucket: Bucket | None) -> dict[str, Any]:
-    """Return how a bucket encrypts what comes without a wish; since January 2023 it always does."""
+    """Return the default encryption of a bucket. Since January 2023 every object is encrypted."""
     rules = bucket.settings.get("encryption", {}).get("Rules", []) if bucket is not None else []
     for rule in rules:
         default = rule.get("ApplyServerSideEncryptionByDefault", {})
@@ -133,7 +137,7 @@ def default_encryption(bucket: Bucket | None) -> dict[str, Any]:
 
 
 def shown_headers(stored: StoredObject) -> dict[str, Any]:
-    """Return the members that answers about an object show; STANDARD storage is not mentioned."""
+    """Return the stored parameters of an object for an answer, without the storage class STANDARD."""
     return {k: v for k, v in stored.headers.items() if not (k == "StorageClass" and v == "STANDARD")}
 
 
@@ -162,7 +166,7 @@ def check_write_conditions(bucket: Bucket, key: str, params: Params) -> None:
 
 
 def precondition_failed(condition: str) -> AwsError:
-    """Return the 412 of a condition that does not hold."""
+    """Return ``PreconditionFailed``."""
     return AwsError(
         "PreconditionFailed",
         "At least one of the pre-conditions you specified did not hold",
@@ -174,20 +178,16 @@ def precondition_failed(condition: str) -> AwsError:
 def receive_upload(
     context: Context, body: Body, params: Params, number: int, algorithm: str | None = None
 ) -> Part:
-    """Take the bytes of an upload to disk and compare every checksum that came with them.
+    """Write an upload to a part file, and check all its checksums.
 
     Parameters
     ----------
-    context
-        The call.
-    body
-        Its body.
     params
-        Its parameters: ``ContentMD5``, ``Checksum...``, ``ChecksumAlgorithm``.
+        Parameters of the call: ``ContentMD5``, ``Checksum...``, ``ChecksumAlgorithm``.
     number
         Part number.
     algorithm
-        A checksum to compute even if the client sent none.
+        A checksum to compute even when the client sent none.
 
     Raises
     ------
@@ -213,9 +213,7 @@ def receive_upload(
         raise AwsError("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
     wanted = set(expected) | ({trailer} if trailer else set()) | ({algorithm} if algorithm else set())
     digests = Digests({"md5", *wanted})
-    file = secrets.token_hex(16)
-    path = object_path(context.folder, file)
-    path.parent.mkdir(exist_ok=True)
+    file, path = new_part_file(context)
     length = body.save(path, digests)
     if trailer is not None:
         expected[trailer] = body.trailers.get(f"x-amz-checksum-{trailer}", "")
@@ -256,7 +254,7 @@ def _compare_digests(digests: Digests, expected: dict[str, str], content_md5: st
 
 
 def remove_parts(context: Context, parts: tuple[Part, ...] | list[Part]) -> None:
-    """Remove part files a minute later: an answer may still be reading them."""
+    """Delete part files a minute later, because an answer may still read them."""
     trash: dict[str, datetime] = context.tables.table("", "", "trash")
     now = context.clock.now()
     trash |= {part.file: now for part in parts}
@@ -268,7 +266,7 @@ def remove_parts(context: Context, parts: tuple[Part, ...] | list[Part]) -> None
 
 
 def store_object(context: Context, bucket: Bucket, stored: StoredObject) -> None:
-    """Put an object in its place and remove the one that was there."""
+    """Store an object, and remove the former one with this key."""
     before = bucket.objects.get(stored.key)
     bucket.objects[stored.key] = stored
     if before is not None:
@@ -276,12 +274,12 @@ def store_object(context: Context, bucket: Bucket, stored: StoredObject) -> None
 
 
 def parse_tags(text: str) -> dict[str, str]:
-    """Return the tags of an ``x-amz-tagging`` header, which looks like a query.
+    """Return the tags of an ``x-amz-tagging`` header, which has the form of a query.
 
     Raises
     ------
     AwsError
-        ``InvalidTag`` beyond ten tags, ``InvalidArgument`` for what is no query.
+        ``InvalidArgument`` for another form, ``InvalidTag``, ``BadRequest`` beyond ten tags.
     """
     try:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
@@ -297,11 +295,11 @@ def parse_tags(text: str) -> dict[str, str]:
 
 
 _NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")
-"""S3 takes letters, digits, spaces and ``+ - = . _ : / @`` ("Object tagging" of the S3 User Guide)."""
+"""Tags have letters, digits, spaces and ``+ - = . _ : / @`` ("Object tagging" of the S3 User Guide)."""
 
 
 def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
-    """Return a list of tags as a dictionary, after the checks that S3 makes."""
+    """Return a list of tags as a dictionary, after S3's checks."""
     keys = [tag["Key"] for tag in tags]
     if len(set(keys)) != len(keys):
         raise AwsError("InvalidTag", "Cannot provide multiple Tags with the same key")
@@ -321,13 +319,13 @@ def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
 
 
 def check_acl(params: Params) -> None:
-    """Refuse ACLs that a bucket without ACLs refuses."""
+    """Check that a request sets no ACL, which new buckets refuse."""
     if params.get("ACL", "private") not in {"private", "bucket-owner-full-control"}:
         raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
 
 
 def check_user_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    """Return user metadata after the check of its size: 2 KB of names and values."""
+    """Return user metadata, after the check of its size: 2 KB of names and values."""
     size_in_bytes = sum(
         len(k.encode()) + len(v.encode("utf-8", "surrogateescape")) for k, v in metadata.items()
     )
@@ -342,17 +340,17 @@ def check_user_metadata(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def quote_etag(etag: str) -> str:
-    """Return an ETag as answers show it."""
+    """Return an ETag with quotes, as in answers."""
     return f'"{etag}"'
 
 
 def checksum_members(checksums: dict[str, str]) -> dict[str, str]:
-    """Return checksums by the names of their members."""
+    """Return checksums by the names of their parameters."""
     return {CHECKSUM_MEMBERS[name]: value for name, value in checksums.items()}
 
 
 def find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]:
-    """Return the object that ``x-amz-copy-source`` names, after its conditions.
+    """Return the object of ``x-amz-copy-source``, after the check of its conditions.
 
     Raises
     ------

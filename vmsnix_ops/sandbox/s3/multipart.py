@@ -1,6 +1,7 @@
-"""Multipart uploads: list, create, upload parts, complete, abort; copies of objects and parts.
+"""Multipart uploads, and copies of objects and parts.
 
-Sources: ListParts, ListMultipartUploads in the Amazon S3 API Reference.
+Sources: the reference pages of the operations in the Amazon S3 API Reference; "Checking object integrity"
+in the Amazon S3 User Guide.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vmsnix_ops.sandbox.s3.common import (
     check_write_conditions,
     checksum_members,
     find_copy_source,
+    new_part_file,
     parse_tags,
     quote_etag,
     receive_upload,
@@ -32,7 +34,7 @@ from vmsnix_ops.sandbox.s3.common import (
     stored_headers,
 )
 from vmsnix_ops.sandbox.s3.objects import WRITE_PARAMETERS, key_encoder, page_limit
-from vmsnix_ops.sandbox.storage import ObjectReader, Part, StoredObject, Upload, object_path
+from vmsnix_ops.sandbox.storage import ObjectReader, Part, StoredObject, Upload
 from vmsnix_ops.sandbox.wire.checksums import (
     Digests,
     combine_crc,
@@ -41,6 +43,7 @@ from vmsnix_ops.sandbox.wire.checksums import (
     encode_base64,
     new_checksum,
 )
+from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 from vmsnix_ops.sandbox.wire.http import BUFFER
 
 if TYPE_CHECKING:
@@ -48,13 +51,9 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.storage import Bucket
 
 
-@operation(
-    "s3",
-    "ListParts",
-    honours=["Bucket", "Key", "UploadId", "MaxParts", "PartNumberMarker", "ExpectedBucketOwner"],
-)
+@operation("s3", "ListParts", "Bucket Key UploadId MaxParts PartNumberMarker ExpectedBucketOwner")
 def list_parts(context: Context, params: Params) -> dict[str, Any]:
-    """List the parts of an upload, by number."""
+    """List the parts of an upload, sorted by number."""
     bucket = requested_bucket(context, params)
     upload = _find_upload(bucket, params)
     limit, marker = page_limit(params, "MaxParts"), params.get("PartNumberMarker", 0)
@@ -96,19 +95,10 @@ def _upload_owner(bucket: Bucket, upload: Upload) -> dict[str, Any]:
 @operation(
     "s3",
     "ListMultipartUploads",
-    honours=[
-        "Bucket",
-        "Delimiter",
-        "EncodingType",
-        "KeyMarker",
-        "MaxUploads",
-        "Prefix",
-        "UploadIdMarker",
-        "ExpectedBucketOwner",
-    ],
+    "Bucket Delimiter EncodingType KeyMarker MaxUploads Prefix UploadIdMarker ExpectedBucketOwner",
 )
 def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
-    """List uploads that were neither completed nor aborted, by key and then by age."""
+    """List unfinished uploads, sorted by key and time."""
     bucket, encode = requested_bucket(context, params), key_encoder(params)
     prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
     key_marker, id_marker = params.get("KeyMarker", ""), params.get("UploadIdMarker", "")
@@ -150,7 +140,7 @@ def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> list[Upload]:
-    """Return the uploads behind the markers, in order."""
+    """Return the uploads after the markers, sorted."""
     ordered = sorted(
         bucket.uploads.values(), key=lambda upload: (upload.key, upload.initiated, upload.upload_id)
     )
@@ -175,16 +165,12 @@ def _upload_entry(bucket: Bucket, upload: Upload, encode: Any) -> dict[str, Any]
     return entry
 
 
-# Multipart uploads: create, parts, complete, abort.
-#
-# Completing copies nothing: the object is the list of its parts. Sources: CreateMultipartUpload, UploadPart,
-# UploadPartCopy, CompleteMultipartUpload, AbortMultipartUpload in the Amazon S3 API Reference; "Checking
-# object integrity" in the Amazon S3 User Guide.
+# Create, upload, complete, abort
 
-MIN_PART_BYTES = 5 * 2**20  # bytes, of every part but the last
+MIN_PART_BYTES = 5 * 2**20  # of every part but the last
 PART_NUMBERS = range(1, 10_001)
 COMPOSITE, FULL_OBJECT = "COMPOSITE", "FULL_OBJECT"
-# Which checksum types an algorithm can have in a multipart upload, its default first.
+# The checksum types of an algorithm in a multipart upload, its default first.
 CHECKSUM_TYPES = {
     "crc32": (COMPOSITE, FULL_OBJECT),
     "crc32c": (COMPOSITE, FULL_OBJECT),
@@ -195,7 +181,7 @@ CHECKSUM_TYPES = {
 
 
 def _find_upload(bucket: Bucket, params: Params) -> Upload:
-    """Return the upload that a call is about, or raise ``NoSuchUpload``."""
+    """Return the upload of a call, or raise ``NoSuchUpload``."""
     upload = bucket.uploads.get(params["UploadId"])
     if upload is None or upload.key != params["Key"]:
         raise AwsError(
@@ -209,9 +195,9 @@ def _find_upload(bucket: Bucket, params: Params) -> Upload:
     return upload
 
 
-@operation("s3", "CreateMultipartUpload", honours=[*WRITE_PARAMETERS, "ChecksumAlgorithm", "ChecksumType"])
+@operation("s3", "CreateMultipartUpload", *WRITE_PARAMETERS, "ChecksumAlgorithm ChecksumType")
 def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
-    """Begin an upload. It stays, and costs, until it is completed or aborted."""
+    """Start an upload. It exists until it is completed or aborted."""
     check_key(params["Key"])
     check_acl(params)
     bucket = requested_bucket(context, params)
@@ -266,7 +252,7 @@ def _chosen_checksum(params: Params) -> tuple[str | None, str]:
 
 
 def _check_part_number(number: int) -> None:
-    """Refuse part numbers that S3 refuses."""
+    """Check the number of a part."""
     if number not in PART_NUMBERS:
         raise AwsError(
             "InvalidArgument",
@@ -279,22 +265,12 @@ def _check_part_number(number: int) -> None:
 @operation(
     "s3",
     "UploadPart",
-    honours=[
-        "Body",
-        "Bucket",
-        "Key",
-        "UploadId",
-        "PartNumber",
-        "ContentLength",
-        "ContentMD5",
-        "ChecksumAlgorithm",
-        "ExpectedBucketOwner",
-        *CHECKSUM_MEMBERS.values(),
-    ],
+    *CHECKSUM_MEMBERS.values(),
+    "Body Bucket Key UploadId PartNumber ContentLength ContentMD5 ChecksumAlgorithm ExpectedBucketOwner",
     locks=False,
 )
 def upload_part(context: Context, params: Params) -> dict[str, Any]:
-    """Keep one part; a part of the same number is replaced."""
+    """Store a part. It replaces an earlier part with this number."""
     _check_part_number(params["PartNumber"])
     with context.lock:
         upload = _find_upload(requested_bucket(context, params), params)
@@ -309,7 +285,7 @@ def upload_part(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _check_part_algorithm(context: Context, upload: Upload, params: Params) -> None:
-    """Refuse a part whose checksum is of another algorithm than the upload's."""
+    """Check that the checksum of a part has the algorithm of the upload."""
     sent = [name for name, member in CHECKSUM_MEMBERS.items() if member in params]
     trailer = context.headers.get("x-amz-trailer", "").lower().removeprefix("x-amz-checksum-")
     actual = sent[0] if sent else trailer or None
@@ -325,7 +301,7 @@ def _check_part_algorithm(context: Context, upload: Upload, params: Params) -> N
 
 
 def _store_part(context: Context, params: Params, part: Part) -> None:
-    """Add a part to its upload, unless the upload ended meanwhile."""
+    """Add a part to its upload, unless the upload was completed or aborted meanwhile."""
     with context.lock:
         try:
             upload = _find_upload(requested_bucket(context, params), params)
@@ -341,23 +317,14 @@ def _store_part(context: Context, params: Params, part: Part) -> None:
 @operation(
     "s3",
     "CompleteMultipartUpload",
-    honours=[
-        "Bucket",
-        "Key",
-        "UploadId",
-        "MultipartUpload",
-        "ChecksumType",
-        "MpuObjectSize",
-        "IfMatch",
-        "IfNoneMatch",
-        "ExpectedBucketOwner",
-        *CHECKSUM_MEMBERS.values(),
-    ],
+    *CHECKSUM_MEMBERS.values(),
+    "Bucket Key UploadId MultipartUpload ChecksumType MpuObjectSize IfMatch IfNoneMatch",
+    "ExpectedBucketOwner",
 )
 def complete_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
-    """Make an object of parts.
+    """Create an object of the uploaded parts, whose files it keeps.
 
-    Repeating it, after a lost answer, succeeds while the object is still that one.
+    A repeated call, such as after a lost answer, succeeds while the object is unchanged.
     """
     bucket = requested_bucket(context, params)
     done = bucket.completed.get(params["UploadId"])
@@ -391,13 +358,10 @@ def _complete_answer(context: Context, bucket: Bucket, stored: StoredObject) -> 
 
 
 def _choose_parts(upload: Upload, params: Params) -> list[Part]:
-    """Return the parts that the request lists, after all checks."""
+    """Return the listed parts, after all checks."""
     listed = (params.get("MultipartUpload") or {}).get("Parts") or []
     if not listed:
-        raise AwsError(
-            "MalformedXML",
-            "The XML you provided was not well-formed or did not validate against our published schema",
-        )
+        raise malformed_xml()
     numbers = [entry.get("PartNumber", 0) for entry in listed]
     if any(later <= earlier for earlier, later in pairwise(numbers)):
         raise AwsError(
@@ -461,7 +425,7 @@ def _assemble(context: Context, upload: Upload, chosen: list[Part]) -> StoredObj
 
 
 def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
-    """Return the object's checksum: over the parts' checksums, or over all its bytes."""
+    """Return the checksum of an object: of its parts' checksums, or of all its bytes."""
     algorithm = upload.algorithm
     if algorithm is None:
         return {}
@@ -478,7 +442,7 @@ def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
 
 
 def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
-    """Compare what the request says about the whole object."""
+    """Check size and checksums of the object in the request."""
     if params.get("ChecksumType") not in {None, upload.checksum_type}:
         raise AwsError(
             "InvalidRequest",
@@ -498,13 +462,9 @@ def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
             raise AwsError("BadDigest", f"The {name} you specified did not match the calculated checksum.")
 
 
-@operation(
-    "s3",
-    "AbortMultipartUpload",
-    honours=["Bucket", "Key", "UploadId", "ExpectedBucketOwner"],
-)
+@operation("s3", "AbortMultipartUpload", "Bucket Key UploadId ExpectedBucketOwner")
 def abort_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
-    """Drop an upload and its parts."""
+    """Delete an upload and its parts."""
     bucket = requested_bucket(context, params)
     upload = _find_upload(bucket, params)
     del bucket.uploads[upload.upload_id]
@@ -512,9 +472,7 @@ def abort_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     return {"__status__": 204}
 
 
-# Copies: of whole objects, whose part files are linked and not copied, and of ranges into parts.
-#
-# Sources: CopyObject, UploadPartCopy in the Amazon S3 API Reference.
+# Copies
 
 
 COPY_SOURCE = ("CopySource", "CopySourceIfMatch", "CopySourceIfNoneMatch")
@@ -524,19 +482,12 @@ COPY_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 @operation(
     "s3",
     "CopyObject",
-    honours=[
-        *WRITE_PARAMETERS,
-        *COPY_SOURCE,
-        "MetadataDirective",
-        "TaggingDirective",
-        "ChecksumAlgorithm",
-        "IfMatch",
-        "IfNoneMatch",
-        "ExpectedSourceBucketOwner",
-    ],
+    *WRITE_PARAMETERS,
+    *COPY_SOURCE,
+    "MetadataDirective TaggingDirective ChecksumAlgorithm IfMatch IfNoneMatch ExpectedSourceBucketOwner",
 )
 def copy_object(context: Context, params: Params) -> dict[str, Any]:
-    """Copy an object; its metadata and tags go with it unless the directives say otherwise."""
+    """Copy an object, by default with its metadata and tags."""
     check_key(params["Key"])
     check_acl(params)
     bucket = requested_bucket(context, params)
@@ -586,18 +537,16 @@ def copy_object(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _link_part(context: Context, part: Part) -> Part:
-    """Give a part file a second name, so that original and copy can be deleted independently."""
-    copy = replace(part, file=secrets.token_hex(16))
-    path = copy.path(context.folder)
-    path.parent.mkdir(exist_ok=True)
+    """Link a part file, so that original and copy can be deleted independently."""
+    file, path = new_part_file(context)
     path.hardlink_to(part.path(context.folder))
-    return copy
+    return replace(part, file=file)
 
 
 def _copy_digests(
     context: Context, source: StoredObject, algorithm: str | None
 ) -> tuple[str, dict[str, str]]:
-    """Return ETag and checksums of a copy, which is one piece even where its source was uploaded in parts."""
+    """Return ETag and checksums of a copy, which are those of a single PUT also for a multipart source."""
     wanted = {algorithm.lower()} if algorithm else set(source.checksums)
     if not source.multipart and wanted == set(source.checksums):
         return source.etag, source.checksums
@@ -616,20 +565,12 @@ def _object_reader(context: Context, source: StoredObject) -> ObjectReader:
 @operation(
     "s3",
     "UploadPartCopy",
-    honours=[
-        *COPY_SOURCE,
-        "Bucket",
-        "Key",
-        "UploadId",
-        "PartNumber",
-        "CopySourceRange",
-        "ExpectedBucketOwner",
-        "ExpectedSourceBucketOwner",
-    ],
+    *COPY_SOURCE,
+    "Bucket Key UploadId PartNumber CopySourceRange ExpectedBucketOwner ExpectedSourceBucketOwner",
     locks=False,
 )
 def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
-    """Make a part of an object's bytes."""
+    """Create a part from the bytes of an object."""
     _check_part_number(params["PartNumber"])
     with context.lock:
         upload = _find_upload(requested_bucket(context, params), params)
@@ -637,9 +578,7 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
     start, end = _copied_range(source, params)
     algorithms = {upload.algorithm} if upload.algorithm else set()
     digests = Digests({"md5", *algorithms})
-    file = secrets.token_hex(16)
-    path = object_path(context.folder, file)
-    path.parent.mkdir(exist_ok=True)
+    file, path = new_part_file(context)
     with _object_reader(context, source) as reader, path.open("wb", buffering=0) as target:
         reader.seek(start)
         while start < end:

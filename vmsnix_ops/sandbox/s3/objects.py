@@ -1,6 +1,7 @@
-"""Objects: put, get, head, attributes, tags, delete.
+"""Objects: put, get, head, attributes, tags, delete, list.
 
-Sources: PutObject, GetObject, HeadObject in the Amazon S3 API Reference; RFC 9110 for ranges and conditions.
+Sources: the reference pages of the operations in the Amazon S3 API Reference; RFC 9110 for ranges and
+conditions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, operation, tag_list
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
     STORED_HEADERS,
@@ -37,6 +38,7 @@ from vmsnix_ops.sandbox.s3.common import (
     stored_headers,
 )
 from vmsnix_ops.sandbox.storage import StoredObject, file_ranges
+from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import FileRange
 
 
-MAX_BUFFERED = 256 * 1024  # bytes; read at once rather than opened again for sending
+MAX_BUFFERED = 256 * 1024  # bytes; larger objects are sent from their files
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 RESPONSE_OVERRIDES = {
     "ResponseCacheControl": "CacheControl",
@@ -73,20 +75,13 @@ WRITE_PARAMETERS = ("Bucket", "Key", "ACL", "Metadata", "Tagging", "ExpectedBuck
 @operation(
     "s3",
     "PutObject",
-    honours=[
-        *WRITE_PARAMETERS,
-        *CHECKSUM_MEMBERS.values(),
-        "Body",
-        "ContentLength",
-        "ContentMD5",
-        "ChecksumAlgorithm",
-        "IfMatch",
-        "IfNoneMatch",
-    ],
+    *WRITE_PARAMETERS,
+    *CHECKSUM_MEMBERS.values(),
+    "Body ContentLength ContentMD5 ChecksumAlgorithm IfMatch IfNoneMatch",
     locks=False,
 )
 def put_object(context: Context, params: Params) -> dict[str, Any]:
-    """Keep an object. It is there at once, for every reader."""
+    """Store an object."""
     check_key(params["Key"])
     check_acl(params)
     with context.lock:
@@ -107,9 +102,7 @@ def put_object(context: Context, params: Params) -> dict[str, Any]:
     )
     with context.lock:
         try:
-            bucket = requested_bucket(
-                context, params
-            )  # it may be gone by now, or the condition may hold no more
+            bucket = requested_bucket(context, params)  # both may have changed during the upload
             check_write_conditions(bucket, stored.key, params)
         except AwsError:
             part.path(context.folder).unlink()
@@ -123,7 +116,7 @@ def put_object(context: Context, params: Params) -> dict[str, Any]:
     }
 
 
-@operation("s3", "GetObject", honours=READ_PARAMETERS)
+@operation("s3", "GetObject", *READ_PARAMETERS)
 def get_object(context: Context, params: Params) -> dict[str, Any]:
     """Return an object's bytes, or a range of them."""
     bucket = requested_bucket(context, params)
@@ -136,9 +129,9 @@ def get_object(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-@operation("s3", "HeadObject", honours=READ_PARAMETERS)
+@operation("s3", "HeadObject", *READ_PARAMETERS)
 def head_object(context: Context, params: Params) -> dict[str, Any]:
-    """Return what GetObject would say, without the bytes."""
+    """Return the headers of GetObject."""
     answer = _object_answer(find_object(requested_bucket(context, params), params["Key"]), params)
     answer.pop("__range__", None)
     return answer
@@ -157,7 +150,7 @@ def _content(context: Context, stored: StoredObject, start: int, length: int) ->
 
 
 def _object_answer(stored: StoredObject, params: Params) -> dict[str, Any]:
-    """Return the headers of an answer about an object; ``__range__`` is its (start, length)."""
+    """Return the headers of an object; ``__range__`` is (start, length) of its body."""
     facts: dict[str, Any] = {"ETag": quote_etag(stored.etag), "LastModified": stored.modified}
     if _is_not_modified(stored, params):
         return {**facts, "__status__": 304}
@@ -186,7 +179,7 @@ def _object_answer(stored: StoredObject, params: Params) -> dict[str, Any]:
 
 
 def _checksums(stored: StoredObject, params: Params, *, partial: bool) -> dict[str, Any]:
-    """Return checksums of the whole object, or of the part that was asked for; none for other ranges."""
+    """Return the checksums of the object or of the requested part; none for other ranges."""
     if "PartNumber" in params and stored.multipart:
         return checksum_members(stored.parts[params["PartNumber"] - 1].checksums)
     if partial and "PartNumber" not in params:
@@ -198,7 +191,7 @@ def _checksums(stored: StoredObject, params: Params, *, partial: bool) -> dict[s
 
 
 def _is_not_modified(stored: StoredObject, params: Params) -> bool:
-    """Check conditions in RFC 9110's order; return whether the answer is 304."""
+    """Check the conditions in the order of RFC 9110, and return whether the answer is 304."""
     match, none_match = params.get("IfMatch"), params.get("IfNoneMatch")
     if match is not None:
         if match != "*" and stored.etag not in _etags(match):
@@ -219,7 +212,7 @@ def _is_newer(modified: datetime, moment: datetime) -> bool:
 
 
 def _requested_range(stored: StoredObject, params: Params) -> tuple[int, int, bool]:
-    """Return start, length and whether that is a part of the object only."""
+    """Return start and length of the body, and whether it is only a part of the object."""
     if "PartNumber" in params:
         if "Range" in params:
             raise AwsError(
@@ -228,7 +221,7 @@ def _requested_range(stored: StoredObject, params: Params) -> tuple[int, int, bo
         return _part_range(stored, params["PartNumber"])
     match = RANGE.fullmatch(params.get("Range", "").replace(" ", ""))
     if match is None or match.group(0) == "bytes=-":
-        return 0, stored.size, False  # RFC 9110: a range that is not understood is ignored
+        return 0, stored.size, False  # RFC 9110: an invalid range is ignored
     first, last = match.groups()
     if first:
         start, end = int(first), min(int(last) if last else stored.size - 1, stored.size - 1)
@@ -265,20 +258,16 @@ def _part_range(stored: StoredObject, number: int) -> tuple[int, int, bool]:
     return sum(part.size for part in parts[: number - 1]), parts[number - 1].size, True
 
 
-# What S3 knows about an object beside its bytes.
-#
-# Source: GetObjectAttributes in the Amazon S3 API Reference.
+# Attributes
 
 OBJECT_ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 
 
 @operation(
-    "s3",
-    "GetObjectAttributes",
-    honours=["Bucket", "Key", "ObjectAttributes", "MaxParts", "PartNumberMarker", "ExpectedBucketOwner"],
+    "s3", "GetObjectAttributes", "Bucket Key ObjectAttributes MaxParts PartNumberMarker ExpectedBucketOwner"
 )
 def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
-    """Return the attributes that were asked for; composite checksums come without their "-N" here."""
+    """Return the requested attributes. Composite checksums have no "-N" here."""
     stored = find_object(requested_bucket(context, params), params["Key"])
     wanted = set(params["ObjectAttributes"])
     if not wanted <= OBJECT_ATTRIBUTES:
@@ -301,7 +290,7 @@ def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _parts_view(stored: StoredObject, params: Params) -> dict[str, Any]:
-    if not stored.checksums:  # the parts themselves are told of checksummed uploads only
+    if not stored.checksums:  # only parts with checksums are listed
         return {"TotalPartsCount": len(stored.parts)}
     marker, limit = params.get("PartNumberMarker", 0), page_limit(params, "MaxParts")
     waiting = [part for part in stored.parts if part.number > marker]
@@ -319,23 +308,18 @@ def _parts_view(stored: StoredObject, params: Params) -> dict[str, Any]:
     }
 
 
-# Tags of objects.
-#
-# Sources: GetObjectTagging, PutObjectTagging, DeleteObjectTagging in the Amazon S3 API Reference.
+# Tags
 
 TAGGING_PARAMETERS = ("Bucket", "Key", "ExpectedBucketOwner")
 
 
-@operation("s3", "GetObjectTagging", honours=TAGGING_PARAMETERS)
+@operation("s3", "GetObjectTagging", *TAGGING_PARAMETERS)
 def get_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of an object."""
-    stored = find_object(requested_bucket(context, params), params["Key"])
-    return {"TagSet": [{"Key": key, "Value": value} for key, value in stored.tags.items()]}
+    return {"TagSet": tag_list(find_object(requested_bucket(context, params), params["Key"]).tags)}
 
 
-@operation(
-    "s3", "PutObjectTagging", honours=[*TAGGING_PARAMETERS, "Tagging", "ContentMD5", "ChecksumAlgorithm"]
-)
+@operation("s3", "PutObjectTagging", *TAGGING_PARAMETERS, "Tagging ContentMD5 ChecksumAlgorithm")
 def put_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Replace the tags of an object."""
     stored = find_object(requested_bucket(context, params), params["Key"])
@@ -343,16 +327,14 @@ def put_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("s3", "DeleteObjectTagging", honours=TAGGING_PARAMETERS)
+@operation("s3", "DeleteObjectTagging", *TAGGING_PARAMETERS)
 def delete_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Remove the tags of an object."""
     find_object(requested_bucket(context, params), params["Key"]).tags = {}
     return {"__status__": 204}
 
 
-# Deleting objects, one by one or a thousand at once.
-#
-# Sources: DeleteObject, DeleteObjects in the Amazon S3 API Reference.
+# Delete
 
 MAX_DELETED = 1000
 
@@ -366,20 +348,16 @@ def _delete(context: Context, bucket: Bucket, key: str, etag: str | None) -> Non
         remove_parts(context, stored.parts)
 
 
-@operation("s3", "DeleteObject", honours=["Bucket", "Key", "IfMatch", "ExpectedBucketOwner"])
+@operation("s3", "DeleteObject", "Bucket Key IfMatch ExpectedBucketOwner")
 def delete_object(context: Context, params: Params) -> dict[str, Any]:
-    """Delete an object; deleting what is not there succeeds too."""
+    """Delete an object. An unknown key is no error."""
     _delete(context, requested_bucket(context, params), params["Key"], params.get("IfMatch"))
     return {"__status__": 204}
 
 
-@operation(
-    "s3",
-    "DeleteObjects",
-    honours=["Bucket", "Delete", "ChecksumAlgorithm", "ExpectedBucketOwner"],
-)
+@operation("s3", "DeleteObjects", "Bucket Delete ChecksumAlgorithm ExpectedBucketOwner")
 def delete_objects(context: Context, params: Params) -> dict[str, Any]:
-    """Delete many objects and tell the outcome of each."""
+    """Delete up to 1,000 objects, and return the outcome of each."""
     bucket = requested_bucket(context, params)
     if not any(name == "content-md5" or name.startswith("x-amz-checksum-") for name in context.headers):
         raise AwsError(
@@ -387,10 +365,7 @@ def delete_objects(context: Context, params: Params) -> dict[str, Any]:
         )
     listed, quiet = params["Delete"]["Objects"], params["Delete"].get("Quiet", False)
     if not 1 <= len(listed) <= MAX_DELETED:
-        raise AwsError(
-            "MalformedXML",
-            "The XML you provided was not well-formed or did not validate against our published schema",
-        )
+        raise malformed_xml()
     deleted, errors = [], []
     for entry in listed:
         try:
@@ -402,16 +377,16 @@ def delete_objects(context: Context, params: Params) -> dict[str, Any]:
 
 
 MAX_KEYS = 1000
-AFTER_ALL = "\U0010ffff"  # sorts behind every character that a key has
+AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
 
 
 @dataclass
 class KeyPage:
-    """What one page of a listing shows."""
+    """The keys and common prefixes of one page."""
 
     keys: list[str] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
-    last: str = ""  # the key or prefix that was shown last
+    last: str = ""  # the last key or prefix of the page
     truncated: bool = False
 
     def __len__(self) -> int:
@@ -424,15 +399,15 @@ def list_keys(keys: Iterable[str], prefix: str, delimiter: str, after: str, limi
     Parameters
     ----------
     keys
-        All keys, in any order; S3 lists in the order of UTF-8 bytes, which is that of Python's texts.
+        All keys, in any order. S3 sorts by UTF-8 bytes, as Python sorts texts.
     prefix
-        Only keys that begin so.
+        Only keys with this prefix.
     delimiter
-        Keys that are equal up to this behind the prefix become one common prefix.
+        Keys that are equal up to the delimiter after the prefix become one common prefix.
     after
-        The key or common prefix that the page before ended with.
+        The last key or common prefix of the previous page.
     limit
-        Keys and common prefixes together.
+        Maximum number of keys and common prefixes.
     """
     ordered = sorted(keys)
     position = bisect_left(ordered, prefix) if prefix > after else bisect_right(ordered, after)
@@ -441,7 +416,7 @@ def list_keys(keys: Iterable[str], prefix: str, delimiter: str, after: str, limi
         key = ordered[position]
         cut = key.find(delimiter, len(prefix)) if delimiter else -1
         common = key[: cut + len(delimiter)] if cut >= 0 else None
-        if common is not None and after.startswith(common):  # shown on the page before
+        if common is not None and after.startswith(common):  # on the previous page
             position = bisect_left(ordered, common + AFTER_ALL)
             continue
         if len(page) >= limit:
@@ -459,7 +434,7 @@ def list_keys(keys: Iterable[str], prefix: str, delimiter: str, after: str, limi
 
 
 def key_encoder(params: Params) -> Any:
-    """Return how keys are written: as they are, or percent-encoded with ``encoding-type=url``."""
+    """Return the function that writes keys: unchanged, or percent-encoded with ``encoding-type=url``."""
     kind = params.get("EncodingType")
     if kind not in {None, "url"}:
         raise AwsError(
@@ -469,13 +444,7 @@ def key_encoder(params: Params) -> Any:
 
 
 def page_limit(params: Params, member: str) -> int:
-    """Return how much may be on a page: at most 1,000.
-
-    Raises
-    ------
-    AwsError
-        ``InvalidArgument`` for negative numbers.
-    """
+    """Return the size of a page: at most 1,000, or raise ``InvalidArgument`` for a negative number."""
     limit = int(params.get(member, MAX_KEYS))
     if limit < 0:
         raise AwsError("InvalidArgument", f"Argument {member} must be an integer between 0 and 2147483647")
@@ -501,20 +470,11 @@ def _object_entry(stored: StoredObject, encode: Any, bucket: Bucket, *, owner: b
 @operation(
     "s3",
     "ListObjectsV2",
-    honours=[
-        "Bucket",
-        "Delimiter",
-        "EncodingType",
-        "MaxKeys",
-        "Prefix",
-        "ContinuationToken",
-        "FetchOwner",
-        "StartAfter",
-        "ExpectedBucketOwner",
-    ],
+    "Bucket Delimiter EncodingType MaxKeys Prefix ContinuationToken FetchOwner StartAfter",
+    "ExpectedBucketOwner",
 )
 def list_objects_v2(context: Context, params: Params) -> dict[str, Any]:
-    """List objects, page by page."""
+    """List objects, with continuation tokens."""
     bucket, encode = requested_bucket(context, params), key_encoder(params)
     limit = page_limit(params, "MaxKeys")
     after = params.get("StartAfter", "")
@@ -557,13 +517,9 @@ def _read_token(token: str) -> str:
         ) from None
 
 
-@operation(
-    "s3",
-    "ListObjects",
-    honours=["Bucket", "Delimiter", "EncodingType", "Marker", "MaxKeys", "Prefix", "ExpectedBucketOwner"],
-)
+@operation("s3", "ListObjects", "Bucket Delimiter EncodingType Marker MaxKeys Prefix ExpectedBucketOwner")
 def list_objects(context: Context, params: Params) -> dict[str, Any]:
-    """List objects, the way of 2006: the next page begins behind the last key."""
+    """List objects in the form of 2006: the next page begins after a key."""
     bucket, encode = requested_bucket(context, params), key_encoder(params)
     limit = page_limit(params, "MaxKeys")
     prefix, delimiter, marker = (

@@ -1,6 +1,5 @@
-"""From bytes on a socket to parameters, and from answers back to bytes.
+"""HTTP, signatures and AWS's protocols: requests are parsed to parameters, results are written as answers.
 
-botocore's service models describe what a client writes and reads. Here they are read backwards: the same
-models parse requests and write answers, for the protocols ``ec2``, ``query``, ``json``, ``rest-json`` and
-``rest-xml``.
+botocore's service models describe how a client writes requests and reads answers. Here the same models parse
+requests and write answers, for the protocols ``ec2``, ``query``, ``json``, ``rest-json`` and ``rest-xml``.
 """

@@ -1,8 +1,7 @@
-"""The checksums that AWS clients send with their bytes: MD5, SHA-1, SHA-256, SHA-512 and four CRCs.
+"""The checksums of AWS clients: MD5, SHA-1, SHA-256, SHA-512 and three CRCs.
 
-CRC-32 comes from zlib. CRC-32C and CRC-64/NVME come from ``awscrt`` where it is installed; else from a table
-in plain Python, about 10 MB/s, which is right but slow. botocore without ``awscrt`` sends CRC-32 unless told
-otherwise.
+zlib computes CRC-32. ``awscrt``, if it is installed, computes CRC-32C and CRC-64/NVME; otherwise plain
+Python does, at about 10 MB/s. Without ``awscrt``, botocore sends CRC-32 by default.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Hash(Protocol):
-    """What every algorithm here can do."""
+    """The interface of all algorithms."""
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Take more bytes."""
+        """Add bytes."""
 
     def digest(self) -> bytes:
         """Return the checksum of all bytes so far."""
@@ -74,7 +73,7 @@ def _crc_function(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
 
 
 class Crc:
-    """A CRC with the face of `hashlib`'s objects."""
+    """A CRC with the interface of `hashlib`'s objects."""
 
     def __init__(self, algorithm: str) -> None:
         self._width = CRC_POLYNOMIALS[algorithm][0]
@@ -82,7 +81,7 @@ class Crc:
         self._value = 0
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Take more bytes."""
+        """Add bytes."""
         self._value = self._function(data, self._value)
 
     def digest(self) -> bytes:
@@ -91,14 +90,14 @@ class Crc:
 
 
 def new_checksum(algorithm: str) -> Hash:
-    """Return a fresh checksum; `algorithm` is one of `ALGORITHMS`."""
+    """Return a new checksum; `algorithm` is one of `ALGORITHMS`."""
     if algorithm in CRC_POLYNOMIALS:
         return Crc(algorithm)
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
 class Digests:
-    """Several checksums over the same bytes, computed in one pass.
+    """Several checksums of the same bytes.
 
     Parameters
     ----------
@@ -112,13 +111,8 @@ class Digests:
     def __contains__(self, algorithm: str) -> bool:
         return algorithm in self._hashes
 
-    def require(self, algorithms: Iterable[str]) -> None:
-        """Add algorithms; only before the first byte."""
-        for name in algorithms:
-            self._hashes.setdefault(name, new_checksum(name))
-
     def update(self, data: memoryview) -> None:
-        """Take more bytes."""
+        """Add bytes."""
         for one in self._hashes.values():
             one.update(data)
 
@@ -131,7 +125,7 @@ class Digests:
         return self.digest(algorithm).hex()
 
     def base64(self, algorithm: str) -> str:
-        """Return one checksum in base64, as AWS's headers carry it."""
+        """Return one checksum in base64, as in AWS's headers."""
         return encode_base64(self.digest(algorithm))
 
 
@@ -141,7 +135,7 @@ def encode_base64(digest: bytes) -> str:
 
 
 def decode_base64(text: str, length: int) -> bytes | None:
-    """Return the bytes of a base64 checksum, or None when it is no base64 of `length` bytes."""
+    """Return the bytes of a base64 checksum; None when it is not base64 of `length` bytes."""
     try:
         digest = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -150,7 +144,7 @@ def decode_base64(text: str, length: int) -> bytes | None:
 
 
 def digest_size(algorithm: str) -> int:
-    """Return how many bytes a checksum has."""
+    """Return the size of a checksum in bytes."""
     return len(new_checksum(algorithm).digest())
 
 
@@ -166,10 +160,9 @@ def _multiply(left: int, right: int, width: int, polynomial: int) -> int:
 
 
 def combine_crc(algorithm: str, first: bytes, second: bytes, second_length: int) -> bytes:
-    """Return the CRC of two joined byte strings from their CRCs and the second one's length.
+    """Return the CRC of two concatenated byte strings from their CRCs and the length of the second.
 
-    S3 calls the checksum of a whole multipart object ``FULL_OBJECT``; with this it needs no second look at
-    the bytes.
+    With this, the ``FULL_OBJECT`` checksum of a multipart object does not need its bytes again.
     """
     width, polynomial = CRC_POLYNOMIALS[algorithm]
     one = 1 << (width - 1)

@@ -1,4 +1,8 @@
-"""What is wrong with a request before any operation saw it."""
+"""Forms, JSON and XML: parse parameters, write results, by the shapes of botocore's models.
+
+The keys of a form are paths, such as ``Filter.1.Value.2``. Sources: botocore.serialize, whose reverse this
+is; "Query Requests" in the Amazon EC2 API Reference.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,12 @@ from vmsnix_ops.sandbox.wire.models import (
 
 
 def unknown_action(action: str) -> AwsError:
-    """Return the refusal of an action that AWS does not have either."""
+    """Return the error for an action that AWS does not have."""
     return AwsError("InvalidAction", f"The action {action} is not valid for this web service.")
 
 
 def _missing_parameter(name: str, protocol: str) -> AwsError:
-    """Return the refusal of a request without a required parameter, as its protocol words it."""
+    """Return the error for a missing parameter, with the text of the protocol."""
     if protocol == "ec2":
         return AwsError("MissingParameter", f"The request must contain the parameter {name}")
     text = (
@@ -41,14 +45,14 @@ def _missing_parameter(name: str, protocol: str) -> AwsError:
 
 
 def _unknown_parameter(name: str, protocol: str) -> AwsError:
-    """Return the refusal of a parameter that the operation does not have."""
+    """Return the error for a parameter that the operation does not have."""
     if protocol == "ec2":
         return AwsError("UnknownParameter", f"The parameter {name} is not recognized")
     return AwsError(_validation_code(protocol), f"Unknown parameter {name}")
 
 
 def bad_value(name: str, text: str, expected: str, protocol: str) -> AwsError:
-    """Return the refusal of a value of the wrong type."""
+    """Return the error for a value of the wrong type."""
     if protocol == "ec2":
         return AwsError(
             "InvalidParameterValue", f"Value ({text}) for parameter {name} is invalid. It is no {expected}."
@@ -73,7 +77,7 @@ MAX_KEY_PARTS = 30  # names in a key
 
 
 def read_form(text: str) -> dict[str, str]:
-    """Return the pairs of a form; a key that is there twice keeps its last value."""
+    """Return the pairs of a form. Of a repeated key the last value counts."""
     try:
         return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100_000))
     except ValueError:
@@ -81,12 +85,12 @@ def read_form(text: str) -> dict[str, str]:
 
 
 class FormParser:
-    """Reads a form with the help of an operation's input shape.
+    """Parses a form by the input shape of an operation.
 
     Parameters
     ----------
     protocol
-        ``"ec2"`` or ``"query"``: they number list members and name things differently.
+        ``"ec2"`` or ``"query"``, which have different names and lists.
     """
 
     def __init__(self, protocol: str) -> None:
@@ -94,23 +98,23 @@ class FormParser:
         self._ec2 = protocol == "ec2"
 
     def parse(self, shape: StructureShape | None, form: dict[str, str]) -> dict[str, Any]:
-        """Return the parameters by the model's own names.
+        """Return the parameters by the names of the model.
 
         Raises
         ------
         AwsError
-            When a key belongs to no parameter or a value is of another type.
+            A key is no parameter, or a value has another type.
         """
         tree: Tree = {}
         for key, value in form.items():
-            self._plant(tree, key, value)
+            self._insert(tree, key, value)
         if shape is None:
             if tree:
                 raise _unknown_parameter(next(iter(tree)), self._protocol)
             return {}
         return self._structure(shape, tree, "")
 
-    def _plant(self, tree: Tree, key: str, value: str) -> None:
+    def _insert(self, tree: Tree, key: str, value: str) -> None:
         *branches, leaf = key.split(".")
         if len(branches) > MAX_KEY_PARTS:
             raise _unknown_parameter(key[:200], self._protocol)
@@ -162,7 +166,7 @@ class FormParser:
         return result
 
     def _key(self, name: str, member: Shape) -> str:
-        """Return how a structure's member is written."""
+        """Return the key of a member."""
         serialization = member.serialization
         if self._ec2:
             if "queryName" in serialization:
@@ -216,8 +220,8 @@ def read_json(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]
     Raises
     ------
     AwsError
-        ``SerializationException`` for what is no JSON object, ``ValidationException`` for unknown or missing
-        members.
+        ``SerializationException`` when it is not a JSON object, ``ValidationException`` for unknown or
+        missing members.
     """
     try:
         value = load_json(body) if body else {}
@@ -227,7 +231,7 @@ def read_json(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]
 
 
 def _parse_json(shape: Shape, value: Any, path: str, protocol: str) -> Any:
-    """Return a JSON value by its shape; `path` names it in errors."""
+    """Return a JSON value by its shape. `path` is its name in errors."""
     if isinstance(shape, StructureShape):
         return _json_structure(shape, _expect_type(value, dict, path, protocol), path, protocol)
     if isinstance(shape, ListShape):
@@ -281,7 +285,7 @@ def _json_structure(shape: StructureShape, value: dict[str, Any], path: str, pro
 
 
 def write_json(shape: StructureShape, value: dict[str, Any]) -> bytes:
-    """Return an answer's body; members that HTTP carries elsewhere are left out."""
+    """Return the body of an answer, without members that belong into headers."""
     return json.dumps(_json_value(shape, value)).encode()
 
 
@@ -313,29 +317,20 @@ MAX_TAGS = 300_000  # 10,000 parts of an upload have about 120,000
 
 
 def xml_text(value: str) -> str:
-    """Return a text as element content."""
+    """Return a text as content of an element."""
     return escape(XML_FORBIDDEN.sub("�", value), {"\r": "&#13;"})
 
 
 def xml_element(name: str, content: str, attributes: str = "") -> str:
-    """Return one element around content that is XML already."""
+    """Return an element with XML content."""
     return f"<{name}{attributes}>{content}</{name.partition(' ')[0]}>"
 
 
 class XmlWriter:
-    """Writes values by their shapes.
-
-    Parameters
-    ----------
-    timestamp_format
-        How times look where the model does not say.
-    """
-
-    def __init__(self, timestamp_format: str = "iso8601") -> None:
-        self._timestamp_format = timestamp_format
+    """Writes values as XML by their shapes."""
 
     def members(self, shape: StructureShape, value: dict[str, Any]) -> str:
-        """Return the elements inside a structure; members that HTTP carries elsewhere are left out."""
+        """Return the elements of a structure, without members that belong into headers."""
         parts = []
         for name, member in shape.members.items():
             if value.get(name) is None or "location" in member.serialization or _is_attribute(member):
@@ -344,16 +339,14 @@ class XmlWriter:
         return "".join(parts)
 
     def named(self, name: str, shape: Shape, value: Any) -> str:
-        """Return a value as an element of this name; flattened lists are several of them."""
+        """Return a value as an element with this name; a flattened list as several elements."""
         if isinstance(shape, StructureShape):
             return xml_element(name, self.members(shape, value), self._attributes(shape, value))
         if isinstance(shape, ListShape):
             return self._list(name, shape, value)
         if isinstance(shape, MapShape):
             return self._map(name, shape, value)
-        return xml_element(
-            name, xml_text(format_value(shape, value, timestamp_format=self._timestamp_format))
-        )
+        return xml_element(name, xml_text(format_value(shape, value)))
 
     def _list(self, name: str, shape: ListShape, values: list[Any]) -> str:
         if shape.serialization.get("flattened"):
@@ -393,7 +386,7 @@ def _is_attribute(shape: Shape) -> bool:
 
 
 def malformed_xml() -> AwsError:
-    """Return S3's refusal of a body that does not follow its schema."""
+    """Return S3's error for a body that does not match its schema."""
     return AwsError(
         "MalformedXML",
         "The XML you provided was not well-formed or did not validate against our published schema",
@@ -409,8 +402,8 @@ def read_xml(shape: Shape, body: bytes) -> Any:
         ``MalformedXML``.
     """
     try:
-        document = body.decode("utf-8")  # a text, so that no encoding which it declares can hide anything
-        # Entities could be made to grow without end, and so could the elements' number.
+        document = body.decode("utf-8")  # so that a declared encoding has no effect
+        # Without these limits, entities or elements could use up all memory.
         if "<!DOCTYPE" in document or "<!ENTITY" in document or document.count("<") > MAX_TAGS:
             raise malformed_xml()
         root = ET.fromstring(document)  # noqa: S314 - entities were refused above

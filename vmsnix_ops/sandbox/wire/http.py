@@ -1,4 +1,8 @@
-"""The bytes of a request: read once, hashed on the way, to memory when small and to disk when large."""
+"""HTTP/1.1: read requests from a socket, write answers to it.
+
+Python's ``http.server`` buffers ``100 Continue`` until the answer. A client that waits for it would lose
+one second with every S3 upload.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.checksums import Digests
 
 
-BUFFER = (
-    256 * 1024
-)  # fits the processor's cache, so that several hashes over one piece cost one trip to memory
+BUFFER = 256 * 1024  # bytes; fits the processor's cache, so several hashes read memory once
 MAX_MEMORY = 16 * 2**20
 MAX_LINE = 16 * 1024
 
@@ -38,26 +40,26 @@ MAX_TRAILERS = 100
 
 
 class DisconnectedError(ConnectionError):
-    """The client went away in the middle of a request."""
+    """The client disconnected during a request."""
 
 
 class TooSlowError(TimeoutError):
-    """The client sent nothing, or next to nothing, for too long."""
+    """The client sent too little for too long."""
 
 
 class HttpBody(io.RawIOBase):
-    """The message body as HTTP frames it: by Content-Length or in chunks.
+    """The body of an HTTP message, with Content-Length or in chunks.
 
     Parameters
     ----------
     source
-        The connection, positioned behind the headers.
+        The connection, after the headers.
     length
         Content-Length in bytes; ignored when `chunked`.
     chunked
         Whether Transfer-Encoding is chunked.
     before_read
-        Called once before the first byte is read; answers ``Expect: 100-continue``.
+        Called before the first byte is read, to answer ``Expect: 100-continue``.
     """
 
     def __init__(
@@ -70,16 +72,16 @@ class HttpBody(io.RawIOBase):
     ) -> None:
         self._source, self._remaining, self._chunked = source, 0 if chunked else length, chunked
         self._before_read = before_read
-        self.untouched = True  # nothing was read yet
+        self.untouched = True  # no byte was read yet
         self.finished = not chunked and length == 0
-        self.broken = False  # nobody knows where the next request begins
+        self.broken = False  # the start of the next request is unknown
 
     def readable(self) -> bool:
-        """Return True: this is for reading."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: object) -> int:
-        """Fill a buffer as far as the body goes; 0 at the end."""
+        """Fill a buffer and return the number of bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         if self.finished:
             return 0
@@ -98,14 +100,14 @@ class HttpBody(io.RawIOBase):
         except DisconnectedError:
             raise
         except ConnectionError as error:  # the client was killed
-            raise DisconnectedError("the connection was reset in the middle of a request body") from error
+            raise DisconnectedError("the connection was reset during a request body") from error
 
     def _read(self, view: memoryview) -> int:
         if self._chunked and self._remaining == 0 and not self._next_chunk():
             return 0
         count = self._source.readinto(view[: self._remaining])
         if not count:
-            raise DisconnectedError("the connection ended in the middle of a request body")
+            raise DisconnectedError("the connection ended during a request body")
         self._remaining -= count
         if self._remaining == 0:
             if self._chunked:
@@ -120,13 +122,13 @@ class HttpBody(io.RawIOBase):
         if not line.endswith(b"\n"):
             if len(line) == MAX_LINE:
                 raise _incomplete()
-            raise DisconnectedError("the connection ended in the middle of a chunk")
+            raise DisconnectedError("the connection ended during a chunk")
         return line.strip()
 
     def _next_chunk(self) -> bool:
         self._remaining = _hexadecimal(self._line().partition(b";")[0])
         if self._remaining == 0:
-            for _ in range(MAX_TRAILERS):  # which AWS does not use at this level
+            for _ in range(MAX_TRAILERS):  # AWS has no trailers of HTTP chunks
                 if not self._line():
                     break
             else:
@@ -136,7 +138,7 @@ class HttpBody(io.RawIOBase):
 
 
 class ChunkSigner:
-    """Verifies the signatures of an ``aws-chunked`` body, each of which covers the one before.
+    """Verifies the signatures of the chunks of an ``aws-chunked`` body. Each covers the previous one.
 
     Parameters
     ----------
@@ -154,12 +156,12 @@ class ChunkSigner:
         self._key, self._scope, self._timestamp, self._previous = key, scope, timestamp, seed
 
     def check(self, signature: str, payload_sha256: str) -> None:
-        """Compare one chunk's signature."""
+        """Check the signature of a chunk."""
         empty = hashlib.sha256(b"").hexdigest()
         self._compare("AWS4-HMAC-SHA256-PAYLOAD", signature, f"{empty}\n{payload_sha256}")
 
     def check_trailer(self, signature: str, trailer_sha256: str) -> None:
-        """Compare the signature of the trailers."""
+        """Check the signature of the trailers."""
         self._compare("AWS4-HMAC-SHA256-TRAILER", signature, trailer_sha256)
 
     def _compare(self, algorithm: str, signature: str, rest: str) -> None:
@@ -176,14 +178,14 @@ class ChunkSigner:
 
 
 class AwsChunkedBody(io.RawIOBase):
-    """The payload inside an ``aws-chunked`` body, with its trailers.
+    """The payload of an ``aws-chunked`` body, and its trailers.
 
     Parameters
     ----------
     inner
         The HTTP body.
     signer
-        Verifies chunk signatures; None for ``STREAMING-UNSIGNED-PAYLOAD-TRAILER``.
+        Verifies the signatures; None for ``STREAMING-UNSIGNED-PAYLOAD-TRAILER``.
     """
 
     def __init__(self, inner: HttpBody, signer: ChunkSigner | None) -> None:
@@ -196,11 +198,11 @@ class AwsChunkedBody(io.RawIOBase):
         self.finished = False
 
     def readable(self) -> bool:
-        """Return True: this is for reading."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: object) -> int:
-        """Fill a buffer with payload bytes; 0 at the end."""
+        """Fill a buffer with payload, and return the number of bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         if self._remaining == 0 and not self._next_chunk():
             return 0
@@ -254,7 +256,7 @@ class AwsChunkedBody(io.RawIOBase):
 
 
 class Body:
-    """What an operation is given to read; reading checks the payload hash that the client signed.
+    """The payload of a request. Reading it checks the hash that the client signed.
 
     Parameters
     ----------
@@ -267,33 +269,33 @@ class Body:
         self._payload: HttpBody | AwsChunkedBody = http
         self._signed_sha256: str | None = None
         self._content: bytes | None = None
-        self.cut_after: int | None = None  # a fault: the connection breaks after so many bytes
+        self.cut_after: int | None = None  # a fault rule disconnects after this many bytes
 
     def expect_sha256(self, digest: str) -> None:
-        """Remember the hexadecimal SHA-256 that the client signed; reading compares it."""
+        """Set the hexadecimal SHA-256 that the client signed, which reading then checks."""
         self._signed_sha256 = digest
 
     def unwrap_chunks(self, signer: ChunkSigner | None) -> None:
-        """Read the payload out of its ``aws-chunked`` wrapping."""
+        """Decode ``aws-chunked`` when the payload is read."""
         self._payload = AwsChunkedBody(self.http, signer)
 
     @property
     def trailers(self) -> dict[str, str]:
-        """Trailing headers by lower-case name; complete once the body was read."""
+        """The trailers by lower-case name. They are complete when the payload was read."""
         return self._payload.trailers if isinstance(self._payload, AwsChunkedBody) else {}
 
     def chunks(self, *, hashed: bool = True) -> Iterator[memoryview]:
-        """Yield the payload piece by piece; each piece is valid until the next one is asked for.
+        """Yield the payload in pieces. Each piece is valid until the next one is read.
 
         Parameters
         ----------
         hashed
-            Whether to compare what the client signed; False where the caller does it.
+            Whether to check the signed hash. With False, the caller checks it.
 
         Raises
         ------
         AwsError
-            ``XAmzContentSHA256Mismatch`` when the bytes are not those that were signed, ``IncompleteBody``.
+            ``XAmzContentSHA256Mismatch``, ``IncompleteBody``.
         """
         if self._content is not None:
             yield memoryview(self._content)
@@ -322,7 +324,7 @@ class Body:
             )
 
     def read(self, limit: int = MAX_MEMORY) -> bytes:
-        """Return the whole payload; it is kept, so that it can be read again.
+        """Return the whole payload. It can be read again.
 
         Raises
         ------
@@ -340,12 +342,12 @@ class Body:
         return self._content
 
     def save(self, path: Path, digests: Digests) -> int:
-        """Write the payload to a file, hashing it on the way; return its length in bytes.
+        """Write the payload to a file, update the digests, and return the length in bytes.
 
-        The file is removed again when anything is wrong with the bytes.
+        The file is deleted when the payload is incomplete or not as signed.
         """
         total = 0
-        shared = "sha256" in digests  # then one SHA-256 serves the signature and the checksum
+        shared = "sha256" in digests  # then one SHA-256 is computed for both purposes
         try:
             with path.open("wb", buffering=0) as file:
                 for piece in self.chunks(hashed=not shared):
@@ -360,12 +362,12 @@ class Body:
         return total
 
     def drain(self, limit: int) -> bool:
-        """Read and drop what was not read; return whether the connection can be used again.
+        """Read the rest of the body, and return whether the connection can be used again.
 
         Parameters
         ----------
         limit
-            Bytes to read at most: closing the connection is cheaper than reading gigabytes.
+            Bytes to read at most. With more, the connection is closed.
         """
         if self.http.finished:
             return True
@@ -410,16 +412,16 @@ BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 class BadRequestError(Exception):
-    """What arrived is not HTTP, or not HTTP that this server speaks.
+    """The bytes are not an HTTP/1.1 request that this server accepts.
 
     Parameters
     ----------
     why
-        What is wrong with it.
+        The problem.
     status, code
         HTTP status and AWS's code of the answer.
     request
-        As much of the request as was understood.
+        The request, as far as it was read.
     """
 
     def __init__(
@@ -430,7 +432,7 @@ class BadRequestError(Exception):
 
 
 class TimedSocketReader(io.RawIOBase):
-    """What a client sends, as long as it comes in time.
+    """Reads a client's socket, with timeouts.
 
     Parameters
     ----------
@@ -440,17 +442,17 @@ class TimedSocketReader(io.RawIOBase):
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self.allow(0.0)
+        self.set_timeout(0.0)
 
-    def allow(self, seconds: float, *, per_byte: float = 0.0) -> None:
-        """Give the client so much time from now on, and so much more for each byte that came.
+    def set_timeout(self, seconds: float, *, per_byte: float = 0.0) -> None:
+        """Set the time that the client has from now on.
 
         Parameters
         ----------
         seconds
-            Also the longest silence; 0 is without end.
+            Total time, and the longest time without a byte. 0: no limit.
         per_byte
-            Further seconds for each byte.
+            Additional seconds for each received byte.
         """
         self._started, self._seconds, self._per_byte, self._received = monotonic(), seconds, per_byte, 0
         # The kernel's own limit: with Python's, each read would cost another system call.
@@ -458,25 +460,25 @@ class TimedSocketReader(io.RawIOBase):
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def readable(self) -> bool:
-        """Return True: this is for reading."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with what came; 0 at the end."""
+        """Fill a buffer and return the number of bytes; 0 at the end."""
         try:
             count = self._connection.recv_into(buffer)
         except BlockingIOError:
-            raise TooSlowError("nothing came") from None
+            raise TooSlowError("no byte arrived") from None
         self._received += count
         allowed = self._seconds + self._per_byte * self._received
         if self._seconds and monotonic() - self._started > allowed:
-            raise TooSlowError("next to nothing came")
+            raise TooSlowError("too few bytes arrived")
         return count
 
 
 @dataclass
 class Request:
-    """One HTTP request, its body still on the wire."""
+    """One HTTP request. Its body is not read yet."""
 
     method: str
     target: str
@@ -509,7 +511,7 @@ class Request:
 
 @dataclass(frozen=True)
 class FileRange:
-    """A stretch of a file."""
+    """A range of a file."""
 
     path: Path
     offset: int
@@ -527,17 +529,17 @@ class Response:
     headers
         Names and values; Content-Length, Connection and, unless given, Date are added.
     body
-        Bytes, or stretches of files that go to the socket without passing through this process.
+        Bytes, or ranges of files, which the kernel sends without copying them into this process.
     length
-        Content-Length, where it is not the body's (answers to HEAD).
+        Content-Length of an answer to HEAD, which has no body.
     """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | list[FileRange] = b""
     length: int | None = None
-    cut_after: int | None = None  # a fault: the connection breaks after so many bytes of the body
-    drop: bool = False  # a fault: the connection closes without an answer
+    cut_after: int | None = None  # a fault rule disconnects after this many bytes of the body
+    drop: bool = False  # a fault rule disconnects without an answer
 
 
 def read_request(
@@ -552,12 +554,12 @@ def read_request(
     announce
         Sends ``100 Continue``.
     begin_body
-        Called before the body is read, whose time begins then: a fault may have held the request before.
+        Called before the body is read, to start its time: a fault rule may have delayed the request.
 
     Raises
     ------
     BadRequestError
-        When it is no HTTP/1 request.
+        It is not an HTTP/1 request.
     """
     line = source.readline(MAX_LINE)
     if line in {b"\r\n", b"\n"}:  # RFC 9112: tolerate an empty line before the request line
@@ -610,12 +612,12 @@ def _read_headers(source: io.BufferedReader) -> dict[str, str]:
 
 
 def _keeps_alive(headers: dict[str, str], version: str) -> bool:
-    wishes = {word.strip().lower() for word in headers.get("connection", "").split(",")}
-    return "close" not in wishes and (version != "0" or "keep-alive" in wishes)
+    options = {word.strip().lower() for word in headers.get("connection", "").split(",")}
+    return "close" not in options and (version != "0" or "keep-alive" in options)
 
 
 def _check_encoding(request: Request) -> None:
-    """Refuse a path or a query whose percent-encoding is wrong, or is not of UTF-8."""
+    """Check that the percent-encoding of path and query is valid UTF-8."""
     right = BAD_PERCENT.search(request.target) is None
     try:
         unquote(request.target, errors="strict")
@@ -628,8 +630,8 @@ def _check_encoding(request: Request) -> None:
 def _framing(request: Request, version: str) -> tuple[int, bool]:
     """Return the body's length and whether it comes in chunks.
 
-    A request with both, or with a length of several values, could be read by something in between in another
-    way than here (RFC 9112, 6.3), so it is refused.
+    A request with both, or with several lengths, is refused: a proxy could read it in another way (RFC
+    9112, 6.3).
     """
     encoding = request.headers.get("transfer-encoding")
     length = request.headers.get("content-length")
@@ -642,7 +644,7 @@ def _framing(request: Request, version: str) -> tuple[int, bool]:
 
 
 def write_response(connection: socket.socket, response: Response, *, head_only: bool, close: bool) -> bool:
-    """Send an answer; return whether the connection can be used again.
+    """Send an answer, and return whether the connection can be used again.
 
     Parameters
     ----------
@@ -651,7 +653,7 @@ def write_response(connection: socket.socket, response: Response, *, head_only: 
     response
         The answer.
     head_only
-        Whether the request was HEAD: the body is counted and not sent.
+        Whether the request is HEAD. Then only the length of the body is sent.
     close
         Whether to announce that the connection closes.
     """
@@ -683,7 +685,7 @@ def _send_files(connection: socket.socket, ranges: Iterable[FileRange], limit: i
             return
         with one.path.open("rb") as file:
             offset, left = one.offset, length
-            while left:  # not `socket.sendfile`, which waits without end for a client that does not read
+            while left:  # `socket.sendfile` has no timeout for a client that does not read
                 sent = os.sendfile(connection.fileno(), file.fileno(), offset, left)
                 if sent == 0:
                     raise DisconnectedError(f"{one.path} is shorter than it should be")
@@ -692,27 +694,27 @@ def _send_files(connection: socket.socket, ranges: Iterable[FileRange], limit: i
 
 
 def linger(connection: socket.socket, seconds: float = 2.0) -> None:
-    """End a connection whose client may still send, so that it can read the answer.
+    """Close a connection after the client has read the answer.
 
-    Closed with bytes unread, TCP would reset the connection and take the answer away.
+    When a connection with unread bytes is closed, TCP resets it and the client loses the answer.
     """
     with suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
         source = TimedSocketReader(connection)
-        source.allow(seconds)
+        source.set_timeout(seconds)
         while source.readinto(bytearray(64 * 1024)):
             pass
 
 
 def abort(connection: socket.socket) -> None:
-    """Close a connection at once, so that the client sees a reset and not an end."""
+    """Reset a connection."""
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     close(connection)
 
 
 def close(connection: socket.socket) -> None:
-    """Close a connection that may be gone already."""
+    """Close a connection, which may already be closed."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     with suppress(OSError):

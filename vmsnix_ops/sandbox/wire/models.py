@@ -1,4 +1,4 @@
-"""botocore's service models, and single values between text and Python."""
+"""botocore's service models, the routes of REST requests, and values as text."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class BadValueError(Exception):
-    """A text that is no value of its shape.
+    """A text is not a value of its shape.
 
     Parameters
     ----------
     text
-        What was sent.
+        The text.
     expected
-        What it should have been, such as ``"integer"``.
+        The expected type, such as ``"integer"``.
     """
 
     def __init__(self, text: str, expected: str) -> None:
@@ -40,13 +40,7 @@ class BadValueError(Exception):
 
 
 def parse_value(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -> Any:
-    """Return the value that a text stands for.
-
-    Raises
-    ------
-    BadValueError
-        When it stands for none.
-    """
+    """Return the value of a text, or raise `BadValueError`."""
     kind = shape.type_name
     try:
         if kind in {"integer", "long"}:
@@ -92,7 +86,7 @@ def parse_time(value: str | float, form: str) -> datetime:
 
 
 def format_value(shape: Shape, value: Any, *, timestamp_format: str = "iso8601") -> str:
-    """Return a value as XML, headers and queries carry it."""
+    """Return a value as text, for XML, headers and queries."""
     kind = shape.type_name
     if kind == "timestamp":
         return format_time(value, shape.serialization.get("timestampFormat", timestamp_format))
@@ -103,8 +97,8 @@ def format_value(shape: Shape, value: Any, *, timestamp_format: str = "iso8601")
     return str(value)
 
 
-def format_time(value: datetime | str, form: str) -> str:
-    """Return a time as text; texts pass through."""
+def format_time(value: datetime | str, form: str = "iso8601") -> str:
+    """Return a time as text. A text is not changed."""
     if isinstance(value, str):
         return value
     value = value.astimezone(UTC)
@@ -116,19 +110,17 @@ def format_time(value: datetime | str, form: str) -> str:
 
 
 def unix_time(value: datetime) -> float:
-    """Return seconds since 1970, in milliseconds' precision, as JSON answers carry them."""
+    """Return the seconds since 1970, rounded to milliseconds, as JSON answers have them."""
     return round(value.timestamp(), 3)
 
-
-# botocore's service models, loaded once, and which operation a REST request is for.
 
 SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas", "autoscaling", "sns")
 SIGNING_NAMES = {"servicequotas": "service-quotas"}
 
-# Query keys that belong to the transport and not to an operation.
+# Query keys that are no parameters.
 TRANSPORT_KEYS = frozenset({"x-id"})
 
-# Operations of directory buckets, which live at another endpoint and look the same here.
+# Operations of directory buckets. They have another endpoint on AWS, and the same requests as others.
 DIRECTORY_BUCKET_OPERATIONS = frozenset({"ListDirectoryBuckets"})
 
 _lock = threading.Lock()
@@ -136,7 +128,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Route:
-    """How requests of one REST operation look."""
+    """The form of the requests of one REST operation."""
 
     operation: str
     method: str
@@ -149,7 +141,7 @@ class Route:
 
     @property
     def weight(self) -> tuple[int, int]:
-        """More selective routes come first."""
+        """The sort key: more selective routes come first."""
         return (len(self.literals) + len(self.needs_query) + len(self.needs_headers), not self.greedy)
 
 
@@ -192,14 +184,14 @@ class Service:
         return sorted(routes, key=lambda route: route.weight, reverse=True)
 
     def find_route(self, request: Request, path: str) -> tuple[Route, dict[str, str]] | None:
-        """Return the route of a request and the labels in its path; None when no operation looks like it.
+        """Return the route of a request and the labels in its path; None when no operation matches.
 
         Parameters
         ----------
         request
             The request.
         path
-            Its path, percent-encoded, the bucket first even where the host names it.
+            Its path, percent-encoded; for S3 it begins with the bucket.
         """
         for route in self.routes:
             if route.method != request.method:
@@ -260,12 +252,12 @@ def _load(name: str) -> Service:
 
 
 def service_model(name: str) -> Service:
-    """Return one service's model; several threads may ask at once."""
+    """Return the model of a service. Thread-safe."""
     with _lock:
         return _load(name)
 
 
 def find_service_name(signing_name: str) -> str | None:
-    """Return botocore's name of the service that a credential scope names; None when it is not emulated."""
+    """Return botocore's name of the service in a credential scope; None when it is not emulated."""
     name = SIGNING_NAMES.get(signing_name, signing_name)
     return name if name in SERVICES else None

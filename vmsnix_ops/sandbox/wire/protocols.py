@@ -1,4 +1,4 @@
-"""Which operation a request is for, and with which parameters."""
+"""AWS's protocols: find the operation of a request, parse its parameters, write answers and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vmsnix_ops.sandbox.wire.codecs import (
     xml_element,
     xml_text,
 )
-from vmsnix_ops.sandbox.wire.http import FileRange, Response
+from vmsnix_ops.sandbox.wire.http import Response
 from vmsnix_ops.sandbox.wire.models import (
     TRANSPORT_KEYS,
     BadValueError,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import Request
 
 
-MAX_DOCUMENT_BYTES = 2**20  # of a document that is read as a whole: its objects take many times as much
+MAX_DOCUMENT_BYTES = 2**20  # of a document, whose Python objects are many times larger
 SIGNATURE_KEYS = frozenset(
     {
         "X-Amz-Algorithm",
@@ -57,7 +57,7 @@ SIGNATURE_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class RequestTarget:
-    """An operation that a request is for, before its parameters were read."""
+    """The operation of a request, before its parameters are parsed."""
 
     service: Service
     operation: str
@@ -72,21 +72,21 @@ class RequestTarget:
 
 
 def identify_operation(request: Request, service: Service, path: str) -> RequestTarget:
-    """Return the operation that a request is for.
+    """Return the operation of a request.
 
     Parameters
     ----------
     request
         The request.
     service
-        The service it was signed for.
+        The service that the request is signed for.
     path
-        Its path, percent-encoded; for S3 the bucket comes first even where the host names it.
+        Its path, percent-encoded; for S3 it begins with the bucket, also when the host contains that.
 
     Raises
     ------
     AwsError
-        When the service has no such operation.
+        The service has no such operation.
     """
     if service.protocol in {"ec2", "query"}:
         return _identify_form(request, service)
@@ -121,14 +121,14 @@ def _identify_form(request: Request, service: Service) -> RequestTarget:
 
 
 def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
-    """Return the parameters of a request by the model's own names.
+    """Return the parameters of a request by the names of the model.
 
-    A streaming member is given as the request's body, to be read by the operation.
+    The value of a streaming member is the body of the request, which the operation reads.
 
     Raises
     ------
     AwsError
-        When anything in the request belongs to no parameter, or is of another type.
+        A part of the request is no parameter, or has another type.
     """
     shape = target.model.input_shape
     protocol = target.service.protocol
@@ -140,7 +140,7 @@ def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
     known = target.route.knows_query | SIGNATURE_KEYS | TRANSPORT_KEYS
     for key in request.query:
         if key not in known:
-            raise not_emulated(target.service.name, target.operation, f"the query key {key!r}")
+            raise not_emulated(f"the query key {key!r} of {target.service.name}:{target.operation}")
     return params
 
 
@@ -205,9 +205,9 @@ def _parse_payload(request: Request, shape: StructureShape, protocol: str) -> di
 
 
 def _check_document_digests(request: Request, shape: StructureShape, content: bytes) -> None:
-    """Compare a document with the checksums in its headers.
+    """Check the checksums of a document in its headers.
 
-    Checksums that are members of the operation's own are about an object, and are its business.
+    A checksum that is a parameter is that of an object; the operation checks it.
     """
     own = {member.serialization.get("name") for member in shape.members.values()}
     for name in ALGORITHMS:
@@ -222,7 +222,7 @@ def _check_document_digests(request: Request, shape: StructureShape, content: by
             raise AwsError("BadDigest", f"The {what} you specified did not match the calculated checksum.")
 
 
-# The root elements of S3's answers that botocore's model does not know, because its parser ignores them.
+# The root elements of S3's answers. botocore's model lacks them, because its parser ignores them.
 # Source: Amazon S3 API Reference, "Response Syntax" of each operation.
 S3_ROOTS = {
     "CompleteMultipartUpload": "CompleteMultipartUploadResult",
@@ -249,46 +249,41 @@ S3_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 def write_answer(
     service: Service, operation: OperationModel, result: dict[str, Any], request_id: str
 ) -> Response:
-    """Return the answer of an operation that succeeded.
+    """Return the answer of a successful operation.
 
-    A handler's result has the model's own names. Beside them it may have ``"__status__"``, an HTTP status,
-    and ``"__length__"``, the Content-Length of an answer to HEAD.
+    A result has the names of the model. It can also have ``"__status__"``, an HTTP status.
     """
     status = int(result.pop("__status__", operation.http.get("responseCode", 200)))
-    length = result.pop("__length__", None)
     shape = operation.output_shape
-    writer = {"ec2": _write_ec2, "query": _write_query, "json": _write_json}.get(service.protocol)
+    writer = {"ec2": _write_xml, "query": _write_xml, "json": _write_json}.get(service.protocol)
     if writer is not None:
         return writer(service, operation, result, request_id)
-    response = Response(status, _request_id_headers(service, request_id), length=length)
+    response = Response(status, _request_id_headers(service, request_id))
     if shape is not None:
         _write_headers(shape, result, response)
         _write_rest_body(service, operation, shape, result, response)
     return response
 
 
-def _write_ec2(
+def _write_xml(
     service: Service, operation: OperationModel, result: dict[str, Any], request_id: str
 ) -> Response:
+    """Return an answer of the protocols ``ec2`` and ``query``."""
     shape = operation.output_shape
-    content = xml_element("requestId", request_id)
-    content += XmlWriter().members(shape, result) if shape is not None else xml_element("return", "true")
+    members = XmlWriter().members(shape, result) if shape is not None else ""
+    if service.protocol == "ec2":
+        content = xml_element("requestId", request_id)
+        content += members if shape is not None else xml_element("return", "true")
+        content_type = "text/xml;charset=UTF-8"
+    else:
+        content = ""
+        if shape is not None:
+            wrapper = shape.serialization.get("resultWrapper", f"{operation.name}Result")
+            content = xml_element(wrapper, members)
+        content += xml_element("ResponseMetadata", xml_element("RequestId", request_id))
+        content_type = "text/xml"
     body = XML_HEADER + xml_element(f"{operation.name}Response", content, f' xmlns="{service.namespace}"')
-    headers = _request_id_headers(service, request_id) | {"Content-Type": "text/xml;charset=UTF-8"}
-    return Response(200, headers, body.encode())
-
-
-def _write_query(
-    service: Service, operation: OperationModel, result: dict[str, Any], request_id: str
-) -> Response:
-    shape = operation.output_shape
-    content = ""
-    if shape is not None:
-        wrapper = shape.serialization.get("resultWrapper", f"{operation.name}Result")
-        content = xml_element(wrapper, XmlWriter().members(shape, result))
-    content += xml_element("ResponseMetadata", xml_element("RequestId", request_id))
-    body = XML_HEADER + xml_element(f"{operation.name}Response", content, f' xmlns="{service.namespace}"')
-    headers = _request_id_headers(service, request_id) | {"Content-Type": "text/xml"}
+    headers = _request_id_headers(service, request_id) | {"Content-Type": content_type}
     return Response(200, headers, body.encode())
 
 
@@ -334,7 +329,8 @@ def _write_rest_body(
 ) -> None:
     payload = shape.serialization.get("payload")
     if payload is not None and shape.members[payload].type_name in {"blob", "string"}:
-        response.body = _raw(result.get(payload, b""))
+        content = result.get(payload, b"")
+        response.body = content.encode() if isinstance(content, str) else content
         return
     if service.protocol == "rest-json":
         response.headers["Content-Type"] = "application/json"
@@ -360,23 +356,19 @@ def _write_rest_body(
         response.body = (XML_HEADER + content).encode()
 
 
-def _raw(value: bytes | str | list[FileRange]) -> bytes | list[FileRange]:
-    return value.encode() if isinstance(value, str) else value
-
-
 def write_error(service: Service, error: AwsError, request_id: str, *, resource: str = "") -> Response:
-    """Return an error in the shape of the service's protocol.
+    """Return an error in the protocol of the service.
 
     Parameters
     ----------
     service
-        Whose protocol to speak.
+        The service, which defines the protocol.
     error
-        What went wrong.
+        The error.
     request_id
         The request's id.
     resource
-        The path, which S3's errors repeat.
+        The path, which errors of S3 contain.
     """
     headers = _request_id_headers(service, request_id)
     if service.protocol in {"json", "rest-json"}:

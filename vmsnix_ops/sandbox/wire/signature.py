@@ -1,8 +1,8 @@
-"""AWS Signature Version 4, seen from the server.
+"""AWS Signature Version 4: read and verify signatures.
 
-Every form that AWS accepts is accepted: in the Authorization header or in the query (presigned), with the
-payload's hash in ``x-amz-content-sha256``, with the payload's hash nowhere but in the signature (all services
-but S3; boto3 with ``awscrt`` does so for EBS blocks), unsigned payloads, and ``aws-chunked`` ones.
+All forms of AWS are accepted: a signature in the Authorization header or in the query (presigned URLs); a
+hash of the payload in ``x-amz-content-sha256``, or only in the signature (all services but S3; boto3 with
+``awscrt`` does so for EBS blocks); unsigned and ``aws-chunked`` payloads.
 
 Source: "AWS Signature Version 4 for API requests" in the IAM User Guide; "Authenticating Requests (AWS
 Signature Version 4)" in the Amazon S3 API Reference.
@@ -30,14 +30,14 @@ VERSION_2_TEXT = (
 
 
 class MalformedAuthorizationError(Exception):
-    """A request says who sent it, but not in the way of Signature Version 4.
+    """A request has credentials, but not those of Signature Version 4.
 
     Parameters
     ----------
     text
-        What is wrong.
+        The problem.
     code
-        S3's code for it.
+        S3's error code.
     """
 
     def __init__(self, text: str, code: str = "AuthorizationHeaderMalformed") -> None:
@@ -48,7 +48,7 @@ class MalformedAuthorizationError(Exception):
 
 @dataclass(frozen=True)
 class Authorization:
-    """What a request says about who sent it."""
+    """The credential and the signature of a request."""
 
     access_key: str
     date: str
@@ -68,17 +68,17 @@ class Authorization:
 
     @property
     def stamp(self) -> str:
-        """The timestamp as signatures carry it."""
+        """The timestamp in the form of signatures."""
         return self.timestamp.strftime("%Y%m%dT%H%M%SZ")
 
 
 def read_authorization(request: Request) -> Authorization | None:
-    """Return what the request says about its sender; None when it is unsigned.
+    """Return the credential and the signature of a request; None when it is unsigned.
 
     Raises
     ------
     MalformedAuthorizationError
-        When it says it in another way than Signature Version 4.
+        They are not those of Signature Version 4.
     """
     if "X-Amz-Signature" in request.query:
         return _from_query(request)
@@ -174,16 +174,16 @@ def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
 def signature_matches(
     request: Request, authorization: Authorization, secret: str, payload_hashes: tuple[str, ...]
 ) -> bool:
-    """Return whether the signature is right for one of the ways to write down the payload and the path.
+    """Return whether the signature is valid for one of the possible payload hashes and paths.
 
     Parameters
     ----------
     request, authorization
-        The request and what it says about its sender.
+        The request, with its credential and signature.
     secret
-        The secret key of that sender.
+        The secret key of the credential.
     payload_hashes
-        What may stand in the canonical request for the payload.
+        Possible values for the payload in the canonical request.
     """
     key = signing_key(secret, authorization.date, authorization.region, authorization.service)
     query = _canonical_query(request, authorization)
@@ -213,7 +213,7 @@ def _canonical_query(request: Request, authorization: Authorization) -> str:
 
 
 def _canonical_paths(raw_path: str, service: str) -> list[str]:
-    """Return the ways in which the path may be signed; S3 neither normalizes nor encodes twice."""
+    """Return the forms of the path that clients sign. S3 does not normalize it or encode it twice."""
     if service == "s3":
         encoded = quote(unquote(raw_path), safe="/-_.~")
         return [raw_path] if encoded == raw_path else [raw_path, encoded]
