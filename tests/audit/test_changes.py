@@ -38,7 +38,7 @@ def test_the_first_scan_has_nothing_to_compare_with(own: Owner, tmp_path: Path) 
     assert "No earlier scan" in str(changes)
 
 
-def test_added_gone_and_changed(own: Owner, tmp_path: Path) -> None:
+def test_added_deleted_and_changed_resources_are_listed(own: Owner, tmp_path: Path) -> None:
     ec2 = own.client("ec2")
     stays, goes, changes_ = own.ami(), own.ami(), own.ami()
     look(own, tmp_path)
@@ -57,14 +57,14 @@ def test_added_gone_and_changed(own: Owner, tmp_path: Path) -> None:
     assert str(changes).startswith("Since ")
 
 
-def test_nothing_changed(own: Owner, tmp_path: Path) -> None:
+def test_an_unchanged_account_has_no_changes(own: Owner, tmp_path: Path) -> None:
     own.ami()
     look(own, tmp_path)
     changes = look(own, tmp_path)
     assert (len(changes.frame), len(changes.since)) == (0, 1)
 
 
-def test_a_region_that_cannot_be_read_has_lost_nothing(own: Owner, tmp_path: Path) -> None:
+def test_a_region_that_cannot_be_read_has_no_deleted_resources(own: Owner, tmp_path: Path) -> None:
     own.ami(OTHER)
     look(own, tmp_path, REGION, OTHER)
     own.aws.faults.add(
@@ -78,7 +78,7 @@ def test_a_region_that_cannot_be_read_has_lost_nothing(own: Owner, tmp_path: Pat
     assert (counted.count("added"), counted.count("deleted")) == (2, 0)
 
 
-def test_a_region_that_became_empty_is_told_once(own: Owner, tmp_path: Path) -> None:
+def test_a_region_that_became_empty_is_reported_once(own: Owner, tmp_path: Path) -> None:
     ami = own.ami()
     look(own, tmp_path)
     own.client("ec2").deregister_image(ImageId=ami)
@@ -107,7 +107,7 @@ def _located(region: str) -> dict[str, Any]:
     return {} if region == REGION else {"CreateBucketConfiguration": there}
 
 
-def test_a_bucket_is_a_place_of_its_own(own: Owner, tmp_path: Path) -> None:
+def test_a_bucket_is_compared_on_its_own(own: Owner, tmp_path: Path) -> None:
     leave(own, "vmsnix-images", REGION, "a.vhd", "b.vhd")
     own.ami(), own.ami(OTHER)
     look(own, tmp_path, REGION, OTHER, buckets=["vmsnix-images"])
@@ -120,7 +120,7 @@ def test_a_bucket_is_a_place_of_its_own(own: Owner, tmp_path: Path) -> None:
     assert set(changes.since) == {(own.account, OTHER), (own.account, "s3://vmsnix-images")}
 
 
-def test_a_bucket_that_cannot_be_read_blinds_nothing_else(own: Owner, tmp_path: Path) -> None:
+def test_a_bucket_that_cannot_be_read_does_not_affect_its_region(own: Owner, tmp_path: Path) -> None:
     leave(own, "vmsnix-images", REGION, "a.vhd")
     look(own, tmp_path, REGION, buckets=["vmsnix-images"])
     fresh = own.ami()
@@ -131,7 +131,7 @@ def test_a_bucket_that_cannot_be_read_blinds_nothing_else(own: Owner, tmp_path: 
     assert "deleted" not in {change for change, _, _ in told(changes)}
 
 
-def test_a_scan_is_kept_once(own: Owner, tmp_path: Path) -> None:
+def test_a_scan_is_stored_once(own: Owner, tmp_path: Path) -> None:
     own.ami()
     tables, found = Tables(tmp_path / "history"), own.scan(regions=[REGION])
     store(found, tables)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vmsnix_ops.audit.inventory import DEFAULT, GIB, OBJECT_USD, Prices, monthly_usd, total_usd
+from vmsnix_ops.audit.inventory import DEFAULT, GIB, OBJECT_USD, monthly_usd, total_usd
 from vmsnix_ops.errors import SettingsError
 from vmsnix_ops.settings import load
 
@@ -18,23 +18,23 @@ def frame(*rows: tuple[str, str, int | None, int | None, str | None]) -> pd.Data
     return made.assign(state="completed")
 
 
-def test_a_snapshot_that_failed_costs_nothing_and_a_pending_one_its_volume() -> None:
+def test_a_failed_snapshot_costs_nothing_and_a_pending_one_its_volume() -> None:
     rows = frame(*[("snapshot", "us-east-1", None, 100, "standard")] * 2).assign(state=["error", "pending"])
-    assert list(monthly_usd(rows, Prices())) == pytest.approx([0, 100 * DEFAULT[0]])
+    assert list(monthly_usd(rows, {})) == pytest.approx([0, 100 * DEFAULT[0]])
 
 
-def test_stored_bytes_count_and_not_the_volume() -> None:
+def test_cost_follows_stored_bytes_instead_of_volume_size() -> None:
     rows = frame(("snapshot", "us-east-1", 2 * GIB, 100, "standard"))
-    assert monthly_usd(rows, Prices())[0] == pytest.approx(2 * DEFAULT[0])
+    assert monthly_usd(rows, {})[0] == pytest.approx(2 * DEFAULT[0])
 
 
-def test_the_volume_counts_where_stored_bytes_are_unknown() -> None:
+def test_cost_follows_volume_size_if_stored_bytes_are_unknown() -> None:
     rows = frame(("snapshot", "us-east-1", None, 100, "standard"))
-    assert monthly_usd(rows, Prices())[0] == pytest.approx(100 * DEFAULT[0])
+    assert monthly_usd(rows, {})[0] == pytest.approx(100 * DEFAULT[0])
 
 
-def test_the_archive_is_cheaper_and_regions_differ() -> None:
-    prices = Prices({"eu-central-1": (0.054, 0.0135), "default": (0.06, 0.02)})
+def test_prices_differ_by_tier_and_region() -> None:
+    prices = {"eu-central-1": (0.054, 0.0135), "default": (0.06, 0.02)}
     rows = frame(
         ("snapshot", "eu-central-1", GIB, 1, "archive"),
         ("snapshot", "eu-central-1", GIB, 1, "standard"),
@@ -45,9 +45,9 @@ def test_the_archive_is_cheaper_and_regions_differ() -> None:
     assert list(monthly_usd(rows, prices)) == pytest.approx([0.0135, 0.054, 0.06, OBJECT_USD, 0])
 
 
-def test_an_ami_counts_by_its_snapshots() -> None:
+def test_total_cost_counts_snapshots_and_not_amis() -> None:
     rows = frame(("ami", "us-east-1", GIB, 1, None), ("snapshot", "us-east-1", GIB, 1, "standard"))
-    priced = rows.assign(monthly_usd=monthly_usd(rows, Prices()))
+    priced = rows.assign(monthly_usd=monthly_usd(rows, {}))
     assert list(priced["monthly_usd"]) == [DEFAULT[0], DEFAULT[0]]
     assert total_usd(priced) == pytest.approx(DEFAULT[0])
 
@@ -63,7 +63,7 @@ def test_prices_are_a_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[0.05]", '"cheap"', "[0.05, -1]", "[1, 2, 3]", '["a", "b"]', "[nan, 1]"])
-def test_what_is_no_price_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_prices_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "vmsnix.toml").write_text(f"[snapshot_prices]\ndefault = {text}\n")
     with pytest.raises(SettingsError, match="standard and archive"):
         load(tmp_path, {})

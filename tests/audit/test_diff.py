@@ -73,7 +73,7 @@ def test_packages_are_added_removed_upgraded_downgraded_and_rebuilt(tables: Tabl
     assert found.bytes == sum(size for *_, size in NEW) - sum(size for *_, size in OLD)
 
 
-def test_the_other_way_round_it_is_the_opposite(tables: Tables) -> None:
+def test_swapping_the_amis_reverses_the_changes(tables: Tables) -> None:
     there, back = diff("ami-0", "ami-1", tables=tables), diff("web-1", "o" * 64, tables=tables)
     assert there.bytes == -back.bytes
     assert there.count("added") == back.count("removed") == 1
@@ -89,7 +89,7 @@ def test_an_unknown_ami_is_refused_with_the_nearest(tables: Tables) -> None:
         diff("ami-0", "wbe-1", tables=tables)
 
 
-def test_an_ami_without_packages_says_how_they_come(tables: Tables) -> None:
+def test_an_ami_without_packages_is_refused_with_a_fix(tables: Tables) -> None:
     with pytest.raises(ParameterError, match="The packages of ami-2 are not recorded"):
         diff("ami-0", "ami-2", tables=tables)
 

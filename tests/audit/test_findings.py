@@ -66,7 +66,7 @@ def record(tmp_path: Path, ami: str, **row: Any) -> None:
     Tables(tmp_path / "history").append("amis", [whole])
 
 
-def test_an_ami_as_it_should_be_is_only_unencrypted(own: Owner, audit: Any) -> None:
+def test_a_normal_ami_is_only_reported_as_unencrypted(own: Owner, audit: Any) -> None:
     ami = own.ami(tags=TAGS)
     found = audit()
     about = found.frame[found.frame["resource_id"] == ami]
@@ -74,13 +74,13 @@ def test_an_ami_as_it_should_be_is_only_unencrypted(own: Owner, audit: Any) -> N
     assert list(found.frame.columns) == list(findings.COLUMNS)
 
 
-def test_nothing_is_found_where_nothing_is(audit: Any) -> None:
+def test_an_empty_account_has_no_findings(audit: Any) -> None:
     found = audit()
     assert (len(found.frame), list(found.frame.columns)) == (0, list(findings.COLUMNS))
     assert len(AuditResult.of(found.inventory).summary()) == 0
 
 
-def test_public_and_shared_amis(own: Owner, audit: Any) -> None:
+def test_public_and_shared_amis_are_reported(own: Owner, audit: Any) -> None:
     public, known, stranger = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
     own.share(public, "all")
     own.share(known, FRIEND)
@@ -96,7 +96,9 @@ def test_public_and_shared_amis(own: Owner, audit: Any) -> None:
     assert set(found.by("use-unknown")) == {public, known, stranger}
 
 
-def test_imdsv2_tags_and_age(own: Owner, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_imdsv2_tags_and_old_age_are_reported(
+    own: Owner, audit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loose, bare = own.ami(tags=TAGS, ImdsSupport="v2.0"), own.ami()
     image = own.aws.world.tables.table(own.account, REGION, "images")[loose]
     image.imds, image.created = "", datetime.now(UTC) - timedelta(days=400)
@@ -108,7 +110,7 @@ def test_imdsv2_tags_and_age(own: Owner, audit: Any, monkeypatch: pytest.MonkeyP
     assert loose not in found.by("untagged")
 
 
-def test_use_and_deprecation(own: Owner, audit: Any) -> None:
+def test_unused_and_deprecated_amis_are_reported(own: Owner, audit: Any) -> None:
     used, unused, ours = own.ami(tags=FOREIGN), own.ami(tags=FOREIGN), own.ami(tags=TAGS)
     own.template(used)
     image = own.aws.world.tables.table(own.account, REGION, "images")[used]
@@ -120,7 +122,7 @@ def test_use_and_deprecation(own: Owner, audit: Any) -> None:
     assert "launch-template" in found.by("deprecated-in-use")[used]["evidence"]
 
 
-def test_of_a_young_ami_nothing_is_known_yet(own: Owner, audit: Any) -> None:
+def test_the_usage_of_a_young_ami_is_unknown(own: Owner, audit: Any) -> None:
     """AWS tells launches a day late, and lists snapshots before AMIs."""
     ami, settled = own.ami(tags=FOREIGN), own.ami(tags=FOREIGN)
     images = own.aws.world.tables.table(own.account, REGION, "images")
@@ -133,7 +135,7 @@ def test_of_a_young_ami_nothing_is_known_yet(own: Owner, audit: Any) -> None:
     assert found.by("use-unknown")[ami]["evidence"].startswith("younger than two days")
 
 
-def test_what_will_go_is_not_old(own: Owner, audit: Any) -> None:
+def test_deprecated_and_disabled_amis_are_not_reported_as_old(own: Owner, audit: Any) -> None:
     dated, disabled, old = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
     images = own.aws.world.tables.table(own.account, REGION, "images")
     for one in (dated, disabled, old):
@@ -143,7 +145,7 @@ def test_what_will_go_is_not_old(own: Owner, audit: Any) -> None:
     assert set(audit().by("old")) == {old}
 
 
-def test_a_used_ami_is_never_to_be_deregistered(own: Owner, audit: Any) -> None:
+def test_a_used_ami_has_no_command_that_deregisters_it(own: Owner, audit: Any) -> None:
     half = own.ami(tags=TAGS)
     own.launch(half)
     (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
@@ -151,7 +153,7 @@ def test_a_used_ami_is_never_to_be_deregistered(own: Owner, audit: Any) -> None:
     assert audit().by("missing-snapshot")[half]["remediation"] is None
 
 
-def test_a_disabled_ami_is_on_its_way_out_and_not_unused(own: Owner, audit: Any) -> None:
+def test_a_disabled_ami_is_not_reported_as_unused(own: Owner, audit: Any) -> None:
     ami = own.ami(tags=FOREIGN)
     own.client("ec2").disable_image(ImageId=ami)
     assert audit().by("unreferenced") == {}
@@ -181,7 +183,7 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
     assert held in set(found.inventory.amis["resource_id"])
 
 
-def test_half_of_a_deleted_ami(own: Owner, audit: Any) -> None:
+def test_an_ami_whose_snapshot_is_missing_is_reported(own: Owner, audit: Any) -> None:
     whole, half = own.ami(tags=TAGS), own.ami(tags=TAGS)
     snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
     (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
@@ -192,7 +194,7 @@ def test_half_of_a_deleted_ami(own: Owner, audit: Any) -> None:
     assert whole not in found.by("missing-snapshot")
 
 
-def test_a_failed_copy_says_why(own: Owner, audit: Any) -> None:
+def test_a_failed_copy_is_reported_with_its_reason(own: Owner, audit: Any) -> None:
     source = own.ami(tags=TAGS)
     copy = own.client("ec2").copy_image(SourceRegion=REGION, SourceImageId=source, Name="copy")["ImageId"]
     images = own.aws.world.tables.table(own.account, REGION, "images")
@@ -206,7 +208,7 @@ def test_a_failed_copy_says_why(own: Owner, audit: Any) -> None:
     assert source not in found.by("failed")
 
 
-def test_leftovers_of_uploads(own: Owner, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_uploads_are_reported(own: Owner, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own.aws.prepare(bucket="vmsnix-images")
     monkeypatch.setenv("VMSNIX_BUCKET", "vmsnix-images")
     key = "vmsnix/it's $(x).vhd"
@@ -221,7 +223,7 @@ def test_leftovers_of_uploads(own: Owner, audit: Any, monkeypatch: pytest.Monkey
     assert f"--key={key}" in found.by("s3-leftover")[upload]["remediation"].argv
 
 
-def test_a_failed_import_and_a_running_one(own: Owner, audit: Any) -> None:
+def test_failed_and_running_imports_are_reported(own: Owner, audit: Any) -> None:
     own.aws.prepare(bucket="vmsnix-images")
     own.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/a.vhd", Body=b"no disk")
     container = {"Format": "VHD", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/a.vhd"}}
@@ -234,7 +236,7 @@ def test_a_failed_import_and_a_running_one(own: Owner, audit: Any) -> None:
     assert (one["severity"], "Disk validation failed" in one["reason"]) == ("low", True)
 
 
-def test_pointers_to_what_is_gone_and_to_others(own: Owner, audit: Any) -> None:
+def test_references_to_missing_and_foreign_amis_are_reported(own: Owner, audit: Any) -> None:
     other = Owner(own.aws, own.aws.other_account(STRANGER))
     gone, theirs = own.ami(), other.ami()
     other.share(theirs, own.account)
@@ -253,7 +255,7 @@ def test_pointers_to_what_is_gone_and_to_others(own: Owner, audit: Any) -> None:
     assert STRANGER in found.by("reference-to-foreign")[foreign]["reason"]
 
 
-def test_what_others_published(own: Owner, audit: Any, tmp_path: Path) -> None:
+def test_amis_that_vmsnix_did_not_publish_are_reported(own: Owner, audit: Any, tmp_path: Path) -> None:
     foreign, known, lost = own.ami(tags={"owner": "x"}), own.ami(tags=TAGS), own.ami(tags=TAGS)
     bare = own.ami()
     assert set(audit().by("not-published-by-us")) == {foreign, bare}
@@ -263,7 +265,7 @@ def test_what_others_published(own: Owner, audit: Any, tmp_path: Path) -> None:
     assert str(found[lost]["remediation"]) == f"vmsnix history sync --region {REGION}"
 
 
-def test_drift_is_told_field_by_field(own: Owner, audit: Any, tmp_path: Path) -> None:
+def test_drift_is_reported_by_field(own: Owner, audit: Any, tmp_path: Path) -> None:
     same, other = own.ami(tags=TAGS, Name="same"), own.ami(tags=TAGS, Name="other")
     facts = {"state": "available", "public": False, "size_gib": 3, "digest": "d" * 64}
     facts |= {"boot_mode": "uefi", "root_device": "/dev/sda1"}
@@ -276,7 +278,7 @@ def test_drift_is_told_field_by_field(own: Owner, audit: Any, tmp_path: Path) ->
     assert "public was False, is True" in found[other]["reason"]
 
 
-def test_drift_is_what_a_verification_finds_and_no_sync_takes_it_over(
+def test_drift_is_the_same_as_in_a_verification_and_remains_after_a_sync(
     own: Owner, audit: Any, tmp_path: Path
 ) -> None:
     ami, tables = own.ami(tags=TAGS, Name="web"), Tables(tmp_path / "history")
@@ -302,7 +304,7 @@ def test_drift_is_what_a_verification_finds_and_no_sync_takes_it_over(
     assert differing() == {"tag vmsnix:image"}
 
 
-def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
+def test_amis_with_unwanted_packages_are_reported(own: Owner, audit: Any, tmp_path: Path) -> None:
     old, new, none = (own.ami(tags={**TAGS, "vmsnix:digest": letter * 64}) for letter in ("a", "b", "c"))
     unknown, now = own.ami(tags={**TAGS, "vmsnix:digest": "e" * 64}), datetime.now(UTC)
     foreign = own.ami(tags={"owner": "x"})
@@ -329,7 +331,7 @@ def test_packages_older_than(own: Owner, audit: Any, tmp_path: Path) -> None:
     assert audit().by("contents-unknown") == {}
 
 
-def test_what_could_not_be_read_is_a_finding_that_says_what_to_do(own: Owner, audit: Any) -> None:
+def test_a_source_that_cannot_be_read_is_a_finding_with_a_fix(own: Owner, audit: Any) -> None:
     own.ami(tags=TAGS)
     own.aws.faults.add(
         {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400,
@@ -342,14 +344,14 @@ def test_what_could_not_be_read_is_a_finding_that_says_what_to_do(own: Owner, au
     assert found.by("unreferenced") == {}
 
 
-def test_a_hurried_scan_says_so(own: Owner, tmp_path: Path) -> None:
+def test_a_region_that_was_not_read_one_by_one_is_reported(own: Owner, tmp_path: Path) -> None:
     own.ami(tags=TAGS)
     found = evaluate(own.scan(regions=[REGION], one_by_one="no"), rules=["not-read-one-by-one"])
     assert list(found["resource_id"]) == [REGION]
     assert "1 AMI:" in found["reason"].iloc[0]
 
 
-def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: Any) -> None:
+def test_findings_are_sorted_by_severity_and_rules_chosen_by_name(own: Owner, audit: Any) -> None:
     own.share(own.ami(), "all")
     found = audit()
     order = [findings.SEVERITIES.index(one) for one in found.frame["severity"]]
@@ -359,14 +361,14 @@ def test_the_worst_come_first_and_rules_are_chosen_by_name(own: Owner, audit: An
         evaluate(found.inventory, rules=["publik"])
 
 
-def test_names_that_people_chose_are_quoted_for_the_shell(own: Owner, audit: Any) -> None:
+def test_names_are_quoted_for_the_shell(own: Owner, audit: Any) -> None:
     ami = own.ami(tags=TAGS, Name="it's (x) [y] 'z'")
     fix = audit().by("unencrypted")[ami]["remediation"]
     assert "it's (x) [y] 'z'-encrypted" in fix.argv
     assert shlex.split(str(fix)) == list(fix.argv)
 
 
-def test_every_rule_says_what_it_finds() -> None:
+def test_every_rule_has_severities_and_a_description() -> None:
     for name, rule in RULES.items():
         assert set(rule.severities) <= set(findings.SEVERITIES), name
         assert rule.severities, name
@@ -381,7 +383,7 @@ def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
     assert set(found.frame["account"]) == {own.account}
 
 
-def test_the_page_has_every_rule_as_it_is() -> None:
+def test_the_documentation_lists_every_rule() -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/audit.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\S+)` \| ([a-z, ]+) \| (.*) \|$", page, re.MULTILINE)
     told = {name: (severity, text) for name, severity, text in rows}

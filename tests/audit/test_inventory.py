@@ -31,14 +31,14 @@ def row(found: inventory.Inventory, resource_id: str) -> dict[str, Any]:
     return one
 
 
-def test_an_account_without_anything_gives_an_empty_frame_with_all_columns(own: Owner) -> None:
+def test_an_empty_account_gives_an_empty_frame_with_all_columns(own: Owner) -> None:
     found = own.scan(regions=[REGION])
     assert tuple(found.frame.columns) == schemas.INVENTORY.names
     assert (len(found.frame), found.unread, dict(found.regions)) == (0, (), {(own.account, REGION): 0})
     assert len(views.summary(found)) == 0
 
 
-def test_amis_and_snapshots_have_size_state_and_what_uses_them(own: Owner) -> None:
+def test_amis_and_snapshots_have_size_state_and_references(own: Owner) -> None:
     ami = own.ami(tags=DIGEST)
     orphan = own.snapshot()
     instance = own.launch(ami)
@@ -61,7 +61,7 @@ def test_amis_and_snapshots_have_size_state_and_what_uses_them(own: Owner) -> No
     )
 
 
-def test_the_use_of_an_ami_is_known_or_not(own: Owner) -> None:
+def test_an_ami_is_used_unused_or_unknown(own: Owner) -> None:
     named, shared, unused = own.ami(), own.ami(), own.ami()
     own.template(named)
     own.share(shared, FRIEND)
@@ -81,7 +81,7 @@ def test_several_regions_are_scanned_together(own: Owner) -> None:
     assert len(found.regions) == 17
 
 
-def test_more_than_a_page_is_listed_whole(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_of_several_pages_are_read_completely(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     amis = {own.ami() for _ in range(12)}
     monkeypatch.setattr(images, "PAGE", 5)
     own.aws.calls.clear()
@@ -95,7 +95,7 @@ def test_an_unknown_region_is_refused_with_the_nearest(own: Owner) -> None:
         own.scan(regions=["eu-wset-1"])
 
 
-def test_imports_uploads_and_objects_are_seen(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_uploads_and_objects_are_listed(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     own.aws.prepare(bucket="vmsnix-images")
     s3, ebs, ec2 = own.client("s3"), own.client("ebs"), own.client("ec2")
     s3.put_object(Bucket="vmsnix-images", Key="vmsnix/a.raw", Body=b"12345")
@@ -121,7 +121,7 @@ def test_imports_uploads_and_objects_are_seen(own: Owner, monkeypatch: pytest.Mo
     assert row(found, task)["source"] == "s3://vmsnix-images/vmsnix/a.raw"
 
 
-def test_a_region_that_cannot_be_read_is_kept_as_such(own: Owner) -> None:
+def test_a_region_that_cannot_be_read_is_listed_as_unread(own: Owner) -> None:
     ami = own.ami()
     rule = {"op": "ec2:Describe*", "where": {"region": OTHER_REGION}, "do": "error"}
     own.aws.faults.add(rule | {"code": "AuthFailure", "http": 401})
@@ -131,7 +131,7 @@ def test_a_region_that_cannot_be_read_is_kept_as_such(own: Owner) -> None:
     assert set(found.regions) == {(own.account, REGION)}
 
 
-def test_a_region_that_is_not_enabled_is_told_once_with_its_fix(own: Owner) -> None:
+def test_a_region_that_is_not_enabled_is_reported_once_with_a_fix(own: Owner) -> None:
     found = own.scan(regions=[REGION, "me-south-1"])
     (one,) = found.unread
     assert "AuthFailure" in one.error.why
@@ -145,7 +145,7 @@ def test_a_region_that_is_not_enabled_is_told_once_with_its_fix(own: Owner) -> N
     ("asked", "said"),
     [({"one_by_one": "maybe"}, "auto, yes, no"), ({"deadline_minutes": 0}, "more than 0")],
 )
-def test_what_cannot_be_right_is_refused_before_anything_is_read(
+def test_invalid_parameters_are_refused_before_anything_is_read(
     own: Owner, asked: dict[str, Any], said: str
 ) -> None:
     own.aws.calls.clear()
@@ -154,13 +154,13 @@ def test_what_cannot_be_right_is_refused_before_anything_is_read(
     assert own.aws.calls.count("*") == 0
 
 
-def test_a_price_of_no_region_is_refused_with_the_nearest(own: Owner, tmp_path: Path) -> None:
+def test_a_price_of_an_unknown_region_is_refused_with_the_nearest(own: Owner, tmp_path: Path) -> None:
     (tmp_path / "vmsnix.toml").write_text('[snapshot_prices]\n"us-eest-1" = [0.1, 0.1]\n')
     with pytest.raises(errors.SettingsError, match=r"us-eest-1.*Did you mean"):
         own.scan(regions=[REGION])
 
 
-def test_a_scan_ends_when_its_time_is_up(own: Owner) -> None:
+def test_a_scan_stops_at_its_deadline(own: Owner) -> None:
     own.ami()
     own.aws.faults.add({"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400})
     found = own.scan(regions=[REGION, OTHER_REGION], deadline_minutes=1 / 60)
@@ -171,7 +171,7 @@ def test_a_scan_ends_when_its_time_is_up(own: Owner) -> None:
     assert all("deadline_minutes" in one.error.fix for one in found.unread)
 
 
-def test_an_interrupted_scan_ends_and_says_that_it_begins_anew(own: Owner) -> None:
+def test_an_interrupted_scan_stops_at_once(own: Owner) -> None:
     throttled = {"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400}
     rule = own.aws.faults.add(
         throttled
@@ -197,9 +197,7 @@ def test_an_interrupted_scan_ends_and_says_that_it_begins_anew(own: Owner) -> No
     join(thread)
 
 
-def test_throttling_and_dropped_connections_are_waited_out_everywhere(
-    own: Owner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_throttled_and_dropped_requests_are_retried(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
     monkeypatch.setattr("vmsnix_ops.aws.paging.TimeLimit.wait", lambda _self, _seconds: None)
     for operation in ("sts:GetCallerIdentity", "ec2:DescribeRegions", "ssm:DescribeParameters"):
@@ -209,7 +207,7 @@ def test_throttling_and_dropped_connections_are_waited_out_everywhere(
     assert own.scan(regions=["all"]).unread == ()
 
 
-def test_a_missing_permission_leaves_the_use_of_that_region_unknown(own: Owner) -> None:
+def test_a_missing_permission_makes_usage_in_that_region_unknown(own: Owner) -> None:
     here, there = own.ami(), own.ami(OTHER_REGION)
     rule = {"op": "autoscaling:*", "where": {"region": OTHER_REGION}, "do": "error"}
     own.aws.faults.add(rule | {"code": "AccessDenied", "http": 403})
@@ -221,7 +219,7 @@ def test_a_missing_permission_leaves_the_use_of_that_region_unknown(own: Owner) 
     assert one.error.fix
 
 
-def test_a_half_deleted_ami_leaves_holes_and_no_error(own: Owner) -> None:
+def test_an_ami_with_missing_fields_is_listed_without_them(own: Owner) -> None:
     ami = own.ami()
     own.aws.faults.add(
         {
@@ -235,7 +233,7 @@ def test_a_half_deleted_ami_leaves_holes_and_no_error(own: Owner) -> None:
     assert (one["size_gib"], one["snapshots"]) == (0, "[]")
 
 
-def test_the_storm_of_a_busy_account_is_survived(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_throttling_does_not_end_a_scan(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     ami = own.ami()
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
     for operation in ("ec2:DescribeImages", "ec2:DescribeSnapshots"):
@@ -245,9 +243,7 @@ def test_the_storm_of_a_busy_account_is_survived(own: Owner, monkeypatch: pytest
     assert (found.unread, set(found.amis["resource_id"])) == ((), {ami})
 
 
-def test_single_amis_are_asked_about_as_long_as_they_are_few(
-    own: Owner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_amis_are_read_one_by_one_only_in_small_regions(own: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     own.ami(), own.ami()
     monkeypatch.setattr(inventory, "MAX_ONE_BY_ONE", 1)
     own.aws.calls.clear()
@@ -258,7 +254,7 @@ def test_single_amis_are_asked_about_as_long_as_they_are_few(
     assert own.aws.calls.count("ec2:DescribeImageAttribute") == 2
 
 
-def test_an_ami_of_a_hurried_region_is_not_called_unused(own: Owner) -> None:
+def test_an_ami_that_was_not_read_one_by_one_is_not_unused(own: Owner) -> None:
     named, shared, silent = own.ami(), own.ami(), own.ami()
     own.template(named)
     own.share(shared, STRANGER)
@@ -269,7 +265,7 @@ def test_an_ami_of_a_hurried_region_is_not_called_unused(own: Owner) -> None:
     assert row(own.scan(regions=[REGION], one_by_one="yes"), silent)["referenced"] is False
 
 
-def test_what_is_registered_between_the_two_lists_is_seen_whole(
+def test_an_ami_registered_during_the_scan_has_its_snapshot(
     own: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late: list[str] = []
@@ -285,7 +281,7 @@ def test_what_is_registered_between_the_two_lists_is_seen_whole(
     assert (row(found, held)["kind"], row(found, held)["referenced"]) == ("snapshot", True)
 
 
-def test_one_user_is_one_piece_of_evidence(own: Owner) -> None:
+def test_each_reference_is_listed_once(own: Owner) -> None:
     ami = own.ami()
     instance, template = own.launch(ami), own.template(ami)
     own.client("ssm").put_parameter(Name="/app", Type="String", DataType="aws:ec2:image", Value=ami)
@@ -295,7 +291,7 @@ def test_one_user_is_one_piece_of_evidence(own: Owner) -> None:
     assert named == [("instance", instance), ("launch-template", template), ("parameter", "/app")]
 
 
-def test_a_public_ami_is_not_unused_whoever_was_asked(own: Owner) -> None:
+def test_a_public_ami_is_never_unused(own: Owner) -> None:
     ami = own.ami()
     own.share(ami, "all")
     for asked in ("yes", "no"):
@@ -319,7 +315,7 @@ def friend(own: Owner) -> Owner:
     return other
 
 
-def test_other_accounts_are_looked_into_by_a_role(own: Owner, friend: Owner) -> None:
+def test_other_accounts_are_read_through_a_role(own: Owner, friend: Owner) -> None:
     ours, theirs = own.ami(), friend.ami()
     found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
     assert (row(found, ours)["account"], row(found, theirs)["account"]) == (own.account, FRIEND)
@@ -328,7 +324,7 @@ def test_other_accounts_are_looked_into_by_a_role(own: Owner, friend: Owner) -> 
     assert list(by_arn.amis["resource_id"]) == [theirs]
 
 
-def test_what_another_account_launches_is_evidence_for_our_ami(own: Owner, friend: Owner) -> None:
+def test_an_instance_in_another_account_is_a_reference(own: Owner, friend: Owner) -> None:
     ami = own.ami()
     own.share(ami, FRIEND)
     instance = friend.launch(ami)
@@ -339,7 +335,7 @@ def test_what_another_account_launches_is_evidence_for_our_ami(own: Owner, frien
     assert found.foreign_references == ()
 
 
-def test_what_is_shared_with_a_scanned_account_alone_is_known(own: Owner, friend: Owner) -> None:
+def test_the_usage_of_an_ami_shared_only_with_scanned_accounts_is_known(own: Owner, friend: Owner) -> None:
     only, also, named = own.ami(), own.ami(), own.ami()
     own.share(only, FRIEND)
     own.share(also, FRIEND, STRANGER)
@@ -356,7 +352,7 @@ def test_what_is_shared_with_a_scanned_account_alone_is_known(own: Owner, friend
     assert row(own.scan(**both), only)["referenced"] not in (True, False)
 
 
-def test_a_member_lets_an_auditor_read_what_aws_publishes(own: Owner, friend: Owner) -> None:
+def test_an_audited_account_allows_reading_public_parameters(own: Owner, friend: Owner) -> None:
     ami = friend.ami()
     friend.template(ami)
     friend.template("resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023", "aws")
@@ -364,7 +360,7 @@ def test_a_member_lets_an_auditor_read_what_aws_publishes(own: Owner, friend: Ow
     assert (found.unread, row(found, ami)["referenced"]) == ((), True)
 
 
-def test_an_account_that_refuses_us_is_kept_as_such(own: Owner) -> None:
+def test_an_account_that_refuses_is_listed_as_unread(own: Owner) -> None:
     ami = own.ami()
     found = own.scan(regions=[REGION], accounts=[own.account, STRANGER])
     assert list(found.amis["resource_id"]) == [ami]
@@ -373,7 +369,7 @@ def test_an_account_that_refuses_us_is_kept_as_such(own: Owner) -> None:
     assert "sts:AssumeRole" in f"{one.error}"
 
 
-def test_what_is_no_account_is_refused(own: Owner) -> None:
+def test_an_invalid_account_is_refused(own: Owner) -> None:
     with pytest.raises(errors.ParameterError, match="12 digits"):
         own.scan(regions=[REGION], accounts=["12345"])
 
@@ -381,7 +377,7 @@ def test_what_is_no_account_is_refused(own: Owner) -> None:
 # Pointers
 
 
-def test_what_names_no_ami_of_ours_is_a_pointer(own: Owner) -> None:
+def test_references_to_foreign_and_missing_amis_are_listed(own: Owner) -> None:
     other = Owner(own.aws, own.aws.other_account(STRANGER))
     theirs, gone = other.ami(), own.ami()
     other.share(theirs, own.account)
@@ -393,7 +389,7 @@ def test_what_names_no_ami_of_ours_is_a_pointer(own: Owner) -> None:
     assert pointers[gone].reference.kind == "launch-template"
 
 
-def test_a_pointer_to_an_ami_that_its_owner_does_not_share_is_kept(own: Owner, friend: Owner) -> None:
+def test_a_reference_to_an_unshared_ami_is_listed_with_its_owner(own: Owner, friend: Owner) -> None:
     ours = own.ami()
     own.launch(ours)
     template = friend.template(ours)
@@ -404,7 +400,7 @@ def test_a_pointer_to_an_ami_that_its_owner_does_not_share_is_kept(own: Owner, f
     assert own.scan(regions=[REGION], accounts=[own.account, FRIEND]).foreign_references == ()
 
 
-def test_a_pointer_is_kept_though_another_account_could_not_look(own: Owner, friend: Owner) -> None:
+def test_a_missing_ami_is_listed_although_another_account_cannot_be_read(own: Owner, friend: Owner) -> None:
     gone = own.ami()
     own.template(gone), friend.template(gone)
     own.client("ec2").deregister_image(ImageId=gone)
@@ -417,7 +413,7 @@ def test_a_pointer_is_kept_though_another_account_could_not_look(own: Owner, fri
 # The same data
 
 
-def test_boto3_and_the_scan_see_the_same(own: Owner) -> None:
+def test_the_scan_lists_the_same_as_boto3(own: Owner) -> None:
     for _ in range(3):
         own.ami()
     own.snapshot()
@@ -429,7 +425,7 @@ def test_boto3_and_the_scan_see_the_same(own: Owner) -> None:
     assert set(found.frame["resource_id"]) == images | snapshots
 
 
-def test_a_published_ami_is_found_as_what_it_is(aws: Any, plan: Callable[..., publish.PublishPlan]) -> None:
+def test_a_published_ami_has_its_image_and_digest(aws: Any, plan: Callable[..., publish.PublishPlan]) -> None:
     result = plan().apply()
     found = inventory.scan(regions=[REGION], session=aws.session())
     one = row(found, result.ami_id)
@@ -444,7 +440,7 @@ def test_the_plot_has_units_on_its_axes(own: Owner) -> None:
     assert "age" in axes.get_xlabel()
 
 
-def test_public_snapshots_are_told_by_one_call_a_region(own: Owner) -> None:
+def test_public_snapshots_take_one_call_per_region(own: Owner) -> None:
     public, private = own.snapshot(), own.snapshot()
     own.client("ec2").modify_snapshot_attribute(
         SnapshotId=public, Attribute="createVolumePermission", OperationType="add", GroupNames=["all"]
@@ -453,7 +449,7 @@ def test_public_snapshots_are_told_by_one_call_a_region(own: Owner) -> None:
     assert (row(found, public)["public"], row(found, private)["public"]) == (True, False)
 
 
-def test_a_bucket_that_is_not_there_is_told_with_its_fix(own: Owner) -> None:
+def test_a_missing_bucket_is_reported_with_a_fix(own: Owner) -> None:
     (gap,) = own.scan(regions=[REGION], buckets=["no-such-bucket"]).unread
     assert (gap.source, gap.error.what) == (
         "bucket no-such-bucket",
@@ -462,9 +458,7 @@ def test_a_bucket_that_is_not_there_is_told_with_its_fix(own: Owner) -> None:
     assert "aws s3 mb s3://no-such-bucket" in gap.error.fix
 
 
-def test_an_ami_of_another_account_that_was_scanned_and_not_shared_is_missing_there(
-    own: Owner, friend: Owner
-) -> None:
+def test_an_unshared_ami_of_a_scanned_account_is_missing_in_the_other(own: Owner, friend: Owner) -> None:
     ami = own.ami()
     own.template(ami)
     theirs = friend.template(ami)
@@ -473,7 +467,7 @@ def test_an_ami_of_another_account_that_was_scanned_and_not_shared_is_missing_th
     assert (lost.account, lost.reference.id, lost.owner) == (FRIEND, theirs, "")
 
 
-def test_a_snapshot_whose_use_is_unknown_is_not_drawn_as_held_by_nothing(own: Owner) -> None:
+def test_a_snapshot_of_unknown_usage_is_not_plotted_as_unused(own: Owner) -> None:
     own.snapshot()
     own.aws.faults.add(
         {"op": "ec2:DescribeImages", "do": "error", "code": "UnauthorizedOperation", "http": 403}
@@ -485,7 +479,7 @@ def test_a_snapshot_whose_use_is_unknown_is_not_drawn_as_held_by_nothing(own: Ow
     assert heights["unknown: a source could not be read"] > 0
 
 
-def test_a_copy_that_is_not_marked_as_one_is_no_dead_upload() -> None:
+def test_an_unmarked_copy_is_not_an_unfinished_upload() -> None:
     columns = inventory.InventoryColumns("run", datetime.now(UTC), "012345678901", REGION)
     now = datetime.now(UTC)
     pending = {"State": "pending", "VolumeId": "vol-ffffffff", "VolumeSize": 1, "StartTime": now}

@@ -60,7 +60,7 @@ def scanned(account: Owner) -> Inventory:
     return account.scan(regions=[REGION])
 
 
-def test_the_public_audit_comes_out_as_it_was(scanned: Inventory) -> None:
+def test_the_published_numbers_are_reproduced(scanned: Inventory) -> None:
     total = views.totals(scanned)
     assert total["amis"] == AMIS
     counted = [total[f"amis_{use}"] for use in ("referenced", "unreferenced", "unknown")]
@@ -68,7 +68,7 @@ def test_the_public_audit_comes_out_as_it_was(scanned: Inventory) -> None:
     assert total["size_gib"] / 1024 == pytest.approx(TERABYTES, abs=0.05)
 
 
-def test_the_eleven_are_those_that_others_may_use(scanned: Inventory) -> None:
+def test_the_eleven_unknown_amis_are_shared_or_were_launched(scanned: Inventory) -> None:
     unknown = scanned.amis[scanned.amis["referenced"].isna()]
     kinds = [sorted({one["kind"] for one in json.loads(text)}) for text in unknown["references"]]
     assert kinds.count(["shared-with"]) == SHARED + PUBLIC
@@ -78,7 +78,7 @@ def test_the_eleven_are_those_that_others_may_use(scanned: Inventory) -> None:
     assert len(evaluate(scanned, rules=["unreferenced"])) == UNREFERENCED
 
 
-def test_every_kind_of_reference_was_needed_to_find_the_twelve(scanned: Inventory) -> None:
+def test_the_twelve_used_amis_need_every_kind_of_reference(scanned: Inventory) -> None:
     used = scanned.amis[scanned.amis["referenced"].fillna(value=False)]
     kinds = {one["kind"] for text in used["references"] for one in json.loads(text)}
     assert kinds >= {
@@ -90,7 +90,7 @@ def test_every_kind_of_reference_was_needed_to_find_the_twelve(scanned: Inventor
     }
 
 
-def test_it_costs_what_is_stored_and_not_what_the_volumes_could_hold(scanned: Inventory) -> None:
+def test_cost_follows_stored_bytes(scanned: Inventory) -> None:
     by_volume = views.totals(scanned)["size_gib"] * inventory.DEFAULT[0]
     by_bytes = inventory.total_usd(scanned.frame)
     held = scanned.frame[scanned.frame["kind"] == "snapshot"]

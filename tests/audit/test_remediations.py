@@ -357,7 +357,7 @@ def test_a_fix_ends_its_finding(story: Story, name: str) -> None:
         ("channel that is gone", f"promote --image api --channel candidate --region {REGION}"),
     ],
 )
-def test_a_channel_is_fixed_by_our_own_runbooks(story: Story, name: str, fix: str) -> None:
+def test_a_channel_is_fixed_by_rollback_or_promote(story: Story, name: str, fix: str) -> None:
     found = story.found(name, story.before)
     assert found["remediation"] == f"vmsnix {fix} --no-dry-run"
     assert complaint(found["remediation"]) == ""
@@ -365,7 +365,7 @@ def test_a_channel_is_fixed_by_our_own_runbooks(story: Story, name: str, fix: st
 
 
 @pytest.mark.parametrize("name", DECIDED)
-def test_what_a_person_decides_is_said(story: Story, name: str) -> None:
+def test_a_finding_without_a_complete_fix_says_what_to_decide(story: Story, name: str) -> None:
     before = story.found(name, story.before)
     assert re.search("[Dd]ecide|confirm it|remains until then|fix the group first", before["reason"])
     done, fix = story.pasted[name], before["remediation"]
@@ -376,17 +376,17 @@ def test_what_a_person_decides_is_said(story: Story, name: str) -> None:
         assert done.returncode == 0, f"{fix}\n{done.stderr}"
 
 
-def test_no_shell_accepts_a_hole(story: Story) -> None:
+def test_no_shell_accepts_a_placeholder(story: Story) -> None:
     assert len(story.refused) > 8
     assert [name for name, done in story.refused.items() if done.returncode == 0] == []
     assert story.changed == []
 
 
-def test_every_rule_is_provoked() -> None:
+def test_every_rule_is_tested() -> None:
     assert {*FIXED.values(), *DECIDED.values()} | ELSEWHERE == set(RULES)
 
 
-def test_only_what_breaks_the_next_launch_is_critical(story: Story) -> None:
+def test_only_broken_launches_are_critical(story: Story) -> None:
     critical = story.before[story.before["severity"] == "critical"]["resource_id"]
     names = {name for name, resource in story.ids.items() if resource in set(critical)}
     assert names == {
@@ -397,7 +397,7 @@ def test_only_what_breaks_the_next_launch_is_critical(story: Story) -> None:
     }
 
 
-def test_fixes_leave_everything_else_alone(story: Story) -> None:
+def test_fixes_change_nothing_else(story: Story) -> None:
     """What a public fix once destroyed: a text with more in it than an id."""
     value = story.own.client("ssm").get_parameter(Name="/app/note")["Parameter"]["Value"]
     assert value.startswith(f"region={REGION},ami=ami-")

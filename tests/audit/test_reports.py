@@ -32,7 +32,7 @@ def audit(own: Owner) -> AuditResult:
     return AuditResult.of(own.scan(regions=[REGION], orphan_days=1))
 
 
-def test_every_form_holds_the_same(audit: AuditResult, tmp_path: Path) -> None:
+def test_every_file_format_has_the_same_rows(audit: AuditResult, tmp_path: Path) -> None:
     paths = reports.write(audit, tmp_path)
     assert set(paths) == {
         *(f"{name}.{form}" for name in ("inventory", "findings", "changes") for form in ("csv", "parquet")),
@@ -54,9 +54,7 @@ def test_every_form_holds_the_same(audit: AuditResult, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
-def test_a_spreadsheet_computes_nothing_that_somebody_called_so(
-    own: Owner, tmp_path: Path, word: str
-) -> None:
+def test_csv_files_contain_no_formulas(own: Owner, tmp_path: Path, word: str) -> None:
     snapshot = own.snapshot(tags={"Name": word, **DIGEST})
     audit = AuditResult.of(own.scan(regions=[REGION], orphan_days=1))
     paths = reports.write(audit, tmp_path)
@@ -69,9 +67,7 @@ def test_a_spreadsheet_computes_nothing_that_somebody_called_so(
     assert [one["name"] for one in told if one["resource_id"] == snapshot] == [word]
 
 
-def test_many_rows_are_written_some_at_a_time(
-    own: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_is_written_in_parts(own: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "ROWS_AT_ONCE", 2)
     amis = {own.ami(tags=DIGEST) for _ in range(3)}
     audit = AuditResult.of(own.scan(regions=[REGION]))
@@ -79,7 +75,7 @@ def test_many_rows_are_written_some_at_a_time(
     assert {one["resource_id"] for one in whole["inventory"] if one["kind"] == "ami"} == amis
 
 
-def test_the_page_runs_nothing_and_loads_nothing(audit: AuditResult, tmp_path: Path) -> None:
+def test_the_page_has_no_scripts_and_no_remote_content(audit: AuditResult, tmp_path: Path) -> None:
     page = reports.write(audit, tmp_path)["audit.html"].read_text()
     assert NASTY not in page
     assert "&lt;script&gt;" in page
@@ -89,7 +85,7 @@ def test_the_page_runs_nothing_and_loads_nothing(audit: AuditResult, tmp_path: P
     assert "prefers-color-scheme: dark" in page
 
 
-def test_the_page_tells_what_is_wrong_and_what_fixes_it(audit: AuditResult, tmp_path: Path) -> None:
+def test_the_page_lists_findings_with_their_fixes(audit: AuditResult, tmp_path: Path) -> None:
     page = reports.write(audit, tmp_path)["audit.html"].read_text()
     (public,) = audit.findings[audit.findings["rule"] == "public"].to_dict("records")
     assert public["resource_id"] in page
@@ -97,7 +93,7 @@ def test_the_page_tells_what_is_wrong_and_what_fixes_it(audit: AuditResult, tmp_
     assert "No earlier scan to compare with." in page
 
 
-def test_the_result_and_the_summary_of_a_job(audit: AuditResult) -> None:
+def test_result_json_and_the_job_summary_list_the_findings(audit: AuditResult) -> None:
     audit.save()
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
     assert (result["status"], result["amis"], result["findings_high"]) == ("done", 2, 1)
@@ -106,14 +102,14 @@ def test_the_result_and_the_summary_of_a_job(audit: AuditResult) -> None:
     assert f"### {len(audit.findings)} findings" in text
 
 
-def test_a_job_may_fail_for_what_an_audit_finds(audit: AuditResult) -> None:
+def test_fail_on_fails_the_run_from_a_severity(audit: AuditResult) -> None:
     audit.raise_for_status()
     replace(audit, fail_on="critical").raise_for_status()
     with pytest.raises(errors.AuditError, match="1 finding with severity critical or high"):
         replace(audit, fail_on="high").raise_for_status()
 
 
-def test_an_audit_that_could_not_read_everything_is_partial(own: Owner) -> None:
+def test_an_audit_with_unread_sources_is_partial(own: Owner) -> None:
     own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
     audit = AuditResult.of(own.scan(regions=[REGION]))
     audit.save()
@@ -123,7 +119,7 @@ def test_an_audit_that_could_not_read_everything_is_partial(own: Owner) -> None:
         audit.raise_for_status()
 
 
-def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
+def test_an_unread_source_does_not_count_for_fail_on(own: Owner) -> None:
     own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
     own.template(own.ami(tags=DIGEST))
     audit = AuditResult.of(own.scan(regions=[REGION]))
@@ -141,19 +137,19 @@ def test_a_gap_is_no_finding_that_fails_a_job(own: Owner) -> None:
         ({"old_days": -1}, "days"),
     ],
 )
-def test_a_slip_is_told_before_anything_is_read(asked: dict[str, Any], said: str) -> None:
+def test_invalid_parameters_are_refused_before_the_scan(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.ParameterError, match=said):
         check(**asked)
 
 
-def test_the_second_audit_tells_what_changed(own: Owner, audit: AuditResult) -> None:
+def test_the_second_audit_lists_what_changed(own: Owner, audit: AuditResult) -> None:
     fresh = own.ami(tags=DIGEST)
     again = AuditResult.of(own.scan(regions=[REGION]))
     assert fresh in set(again.changes.frame["resource_id"])
     assert again.changes.count("added") == 2
 
 
-def test_the_worst_are_shown_with_their_fix(audit: AuditResult) -> None:
+def test_findings_are_shown_with_their_fix(audit: AuditResult) -> None:
     shown: Any = audit.show_findings("high")
     assert list(shown.frame["rule"]) == ["public"]
     severity, reason, fix = repr(shown).splitlines()
@@ -164,7 +160,7 @@ def test_the_worst_are_shown_with_their_fix(audit: AuditResult) -> None:
     assert NASTY not in audit.show_findings()._repr_html_()
 
 
-def test_no_rule_floods_what_is_shown(audit: AuditResult) -> None:
+def test_only_some_findings_of_each_rule_are_shown(audit: AuditResult) -> None:
     shown = audit.show_findings(most=1)
     assert shown.frame.groupby("rule").size().max() == 1
     assert f"{len(audit.findings) - len(shown.frame)} more in findings.csv" in repr(shown)

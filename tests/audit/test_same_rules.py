@@ -105,7 +105,7 @@ def removable(findings: pd.DataFrame) -> set[str]:
     }
 
 
-def test_what_an_audit_calls_removable_is_what_a_retirement_removes(fleet: Fleet) -> None:
+def test_an_audit_and_a_retirement_delete_the_same(fleet: Fleet) -> None:
     fill(fleet)
     seen = set()
     for policy in POLICIES:
@@ -122,14 +122,14 @@ def test_what_an_audit_calls_removable_is_what_a_retirement_removes(fleet: Fleet
     assert {action for some in seen for _, action in some} == {"retire", "delete"}
 
 
-def test_a_fix_has_the_numbers_of_its_audit(fleet: Fleet) -> None:
+def test_a_fix_has_the_policy_of_its_audit(fleet: Fleet) -> None:
     ami = fleet.ami(days=60)
     findings = audited(fleet, keep_last=0, launched_days=12.5)
     (due,) = findings[findings["rule"] == "retirement-due"]["remediation"]
     assert str(due) == f"vmsnix retire --regions {REGION} --keep-last 0 --launched-days 12.5 --amis {ami}"
 
 
-def test_the_numbers_of_the_settings_count_for_both(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_of_the_settings_applies_to_both(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     ami = fleet.ami(days=60)
     assert going(fleet, {}) == {}
     assert audited(fleet).query("rule == 'retirement-due'").empty
@@ -143,7 +143,7 @@ def test_the_numbers_of_the_settings_count_for_both(fleet: Fleet, monkeypatch: p
 
 
 @pytest.mark.parametrize("operation", ["ec2:DescribeSnapshotAttribute", "ssm:GetParameterHistory"])
-def test_nothing_is_removable_where_something_could_not_be_read(fleet: Fleet, operation: str) -> None:
+def test_nothing_is_due_if_a_source_could_not_be_read(fleet: Fleet, operation: str) -> None:
     fleet.ami(days=60)
     fleet.point("/vmsnix/app/stable", fleet.ami("app", days=60))
     denied = {"op": operation, "do": "error", "code": "UnauthorizedOperation", "http": 403}

@@ -18,7 +18,7 @@ def latest():
     return history.amis(open_tables(load()))
 
 
-def test_a_lost_table_comes_back_as_it_was(plan):
+def test_sync_fills_a_lost_table(plan):
     plan().apply()
     before = latest().iloc[0]
     shutil.rmtree(Path(load().history) / "amis")
@@ -40,14 +40,14 @@ def test_a_lost_table_comes_back_as_it_was(plan):
     assert after["source"] == "sync"
 
 
-def test_a_second_sync_finds_nothing_to_write(plan):
+def test_a_second_sync_writes_nothing(plan):
     plan().apply()
     sync(regions=[REGION])
     again = sync(regions=[REGION])
     assert (again.added, again.changed, again.gone) == (0, 0, 0)
 
 
-def test_an_ami_that_was_changed_elsewhere_gets_a_row(aws, plan):
+def test_a_changed_ami_gets_a_row(aws, plan):
     result = plan().apply()
     aws.client("ec2", REGION).create_tags(Resources=[result.ami_id], Tags=[{"Key": "owner", "Value": "ops"}])
     assert sync(regions=[REGION]).changed == 1
@@ -55,7 +55,7 @@ def test_an_ami_that_was_changed_elsewhere_gets_a_row(aws, plan):
     assert latest().iloc[0]["via"] == "import"
 
 
-def test_whatever_aws_says_otherwise_is_taken_over(aws, plan):
+def test_every_changed_field_is_recorded(aws, plan):
     result, ec2 = plan().apply(), aws.client("ec2", REGION)
     moment = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(days=99)
     changes = [
@@ -72,7 +72,7 @@ def test_whatever_aws_says_otherwise_is_taken_over(aws, plan):
     assert found == ("mine", moment, True)
 
 
-def test_an_ami_that_is_gone_is_marked(aws, plan):
+def test_a_deregistered_ami_gets_a_row(aws, plan):
     result = plan().apply()
     aws.client("ec2", REGION).deregister_image(ImageId=result.ami_id)
     assert sync(regions=[REGION]).gone == 1
@@ -80,7 +80,7 @@ def test_an_ami_that_is_gone_is_marked(aws, plan):
     assert sync(regions=[REGION]).gone == 0
 
 
-def test_amis_of_other_people_are_left_alone(aws):
+def test_amis_that_vmsnix_did_not_publish_are_ignored(aws):
     ec2 = aws.client("ec2", REGION)
     volume = ec2.create_volume(Size=1, AvailabilityZone=f"{REGION}a")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]

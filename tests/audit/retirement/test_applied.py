@@ -31,7 +31,7 @@ def recorded() -> pd.DataFrame:
 # Retire, delete, restore
 
 
-def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) -> None:
+def test_a_retired_ami_is_private_deprecated_disabled_and_tagged(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND)
     (snapshot,) = fleet.held(ami)
@@ -50,7 +50,7 @@ def test_a_retired_ami_is_private_deprecated_disabled_and_says_so(fleet: Fleet) 
 
 
 @pytest.mark.parametrize(("others", "error"), [(0, errors.RunFailedError), (1, errors.PartialError)])
-def test_an_ami_that_was_named_and_is_kept_fails_the_run_with_its_reasons(
+def test_a_selected_ami_that_a_rule_keeps_fails_the_run(
     fleet: Fleet, others: int, error: type[errors.VmsnixError]
 ) -> None:
     kept = fleet.ami("kept", days=1)
@@ -64,7 +64,7 @@ def test_an_ami_that_was_named_and_is_kept_fails_the_run_with_its_reasons(
     finish(again)  # what is retired already is as it was asked for
 
 
-def test_it_stays_until_its_grace_is_over_and_then_goes_with_all_its_snapshots(fleet: Fleet) -> None:
+def test_a_retired_ami_is_deleted_with_its_snapshots_after_the_retention_period(fleet: Fleet) -> None:
     ami, other = fleet.ami(devices=3), fleet.ami("other", days=1)
     kept = fleet.held(other)
     assert len(fleet.held(ami)) == 3
@@ -97,7 +97,7 @@ def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet)
     assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
 
 
-def test_snapshots_that_another_ami_needs_stay(fleet: Fleet) -> None:
+def test_a_snapshot_that_another_ami_needs_is_kept(fleet: Fleet) -> None:
     shared = fleet.snapshot(tags={tagging.DIGEST: "x"})
     own = fleet.snapshot(tags={tagging.DIGEST: "y"})
     going = fleet.ami(snapshots=(shared, own), days=60)
@@ -112,7 +112,7 @@ def test_snapshots_that_another_ami_needs_stay(fleet: Fleet) -> None:
     assert going not in fleet.amis()
 
 
-def test_a_snapshot_of_two_that_go_goes_with_the_last(fleet: Fleet) -> None:
+def test_a_snapshot_of_two_amis_is_deleted_with_the_last(fleet: Fleet) -> None:
     shared = fleet.snapshot(tags={tagging.DIGEST: "x"})
     first, last = fleet.ami(snapshots=(shared,), days=61), fleet.ami(snapshots=(shared,), days=60)
     fleet.apply()
@@ -122,7 +122,7 @@ def test_a_snapshot_of_two_that_go_goes_with_the_last(fleet: Fleet) -> None:
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
 
 
-def test_the_moments_in_which_a_snapshot_still_counts_as_used_are_waited_out(fleet: Fleet) -> None:
+def test_deleting_waits_while_aws_still_counts_the_ami_of_a_snapshot(fleet: Fleet) -> None:
     fleet.ami()
     fleet.apply()
     fleet.aws.faults.add(
@@ -139,7 +139,7 @@ def test_the_moments_in_which_a_snapshot_still_counts_as_used_are_waited_out(fle
     assert fleet.snapshots() == set()
 
 
-def test_what_is_used_again_during_its_grace_is_not_removed(fleet: Fleet) -> None:
+def test_an_ami_used_again_in_the_retention_period_is_not_deleted(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.apply()
     fleet.client("ssm").put_parameter(Name="/theirs", Value=ami, Type="String")
@@ -147,7 +147,7 @@ def test_what_is_used_again_during_its_grace_is_not_removed(fleet: Fleet) -> Non
     assert "in use: parameter /theirs" in why(plan, ami)
 
 
-def test_an_ami_stays_retired_while_a_snapshot_of_it_is_locked(fleet: Fleet) -> None:
+def test_a_retired_ami_with_a_locked_snapshot_is_not_deleted(fleet: Fleet) -> None:
     ami, orphan = fleet.ami(devices=2), fleet.snapshot(tags={tagging.DIGEST: "d"})
     data = fleet.held(ami)[1]
     for name in (data, orphan):
@@ -161,7 +161,7 @@ def test_an_ami_stays_retired_while_a_snapshot_of_it_is_locked(fleet: Fleet) -> 
     assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted", "deleted"]
 
 
-def test_protection_that_comes_after_the_look_is_respected_and_told(fleet: Fleet) -> None:
+def test_deregistration_protection_after_the_plan_skips_the_ami(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.apply()
     plan = fleet.plan(now=fleet.later())
@@ -183,7 +183,7 @@ def test_protection_that_comes_after_the_look_is_respected_and_told(fleet: Fleet
         finish(result)
 
 
-def test_restoring_gives_back_permissions_and_deprecation_as_they_were(fleet: Fleet) -> None:
+def test_restoring_restores_permissions_and_deprecation_date(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND, "111122223333")
     (snapshot,) = fleet.held(ami)
@@ -202,7 +202,7 @@ def test_restoring_gives_back_permissions_and_deprecation_as_they_were(fleet: Fl
     assert fleet.plan(action="restore").planned == ()
 
 
-def test_restoring_an_ami_without_a_date_leaves_it_without(fleet: Fleet) -> None:
+def test_restoring_an_ami_without_deprecation_date_removes_the_date(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.apply()
     fleet.apply(action="restore", amis=[ami])
@@ -211,7 +211,7 @@ def test_restoring_an_ami_without_a_date_leaves_it_without(fleet: Fleet) -> None
     assert not [name for name in fleet.tags(ami) if name.startswith("vmsnix:retired")]
 
 
-def test_an_ami_that_somebody_disabled_before_is_restored_as_it_was(fleet: Fleet) -> None:
+def test_restoring_an_ami_that_was_disabled_before_keeps_it_disabled(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.ec2.disable_image(ImageId=ami)
     (snapshot,) = fleet.held(ami)
@@ -231,7 +231,7 @@ def test_an_ami_that_somebody_disabled_before_is_restored_as_it_was(fleet: Fleet
     assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
 
 
-def test_restoring_an_ami_whose_snapshot_is_gone_says_so(fleet: Fleet) -> None:
+def test_restoring_reports_a_missing_snapshot(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
     data = fleet.held(ami)[1]
     fleet.apply()
@@ -243,7 +243,7 @@ def test_restoring_an_ami_whose_snapshot_is_gone_says_so(fleet: Fleet) -> None:
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
 
 
-def test_grace_counts_from_when_an_ami_is_retired_and_not_from_its_plan(fleet: Fleet) -> None:
+def test_the_retention_period_starts_when_the_plan_is_applied(fleet: Fleet) -> None:
     ami, orphan = fleet.ami(), fleet.snapshot(tags={tagging.DIGEST: "d"})
     plan = fleet.plan(now=datetime.now(UTC) - timedelta(days=20), retention_days=14)
     plan.apply()
@@ -252,7 +252,7 @@ def test_grace_counts_from_when_an_ami_is_retired_and_not_from_its_plan(fleet: F
     assert "can be restored until" in why(soon, orphan)
 
 
-def test_a_tag_that_somebody_spoiled_fails_alone(fleet: Fleet) -> None:
+def test_an_unreadable_tag_fails_only_its_ami(fleet: Fleet) -> None:
     spoiled, whole = fleet.ami(days=90), fleet.ami(days=80)
     fleet.apply()
     fleet.ec2.create_tags(Resources=[spoiled], Tags=[{"Key": tagging.SHARED_WITH, "Value": "who knows"}])
@@ -262,7 +262,7 @@ def test_a_tag_that_somebody_spoiled_fails_alone(fleet: Fleet) -> None:
     assert fleet.amis()[whole] == "available"
 
 
-def test_an_audience_of_many_accounts_is_remembered_whole(fleet: Fleet) -> None:
+def test_sharing_with_fifty_accounts_is_restored(fleet: Fleet) -> None:
     ami = fleet.ami()
     many = [f"{number:012d}" for number in range(100, 150)]
     fleet.share(ami, *many)
@@ -271,7 +271,7 @@ def test_an_audience_of_many_accounts_is_remembered_whole(fleet: Fleet) -> None:
     assert sorted(one["UserId"] for one in fleet.permissions(ami)) == many
 
 
-def test_an_ami_that_somebody_enabled_by_hand_is_given_its_whole_grace_again(fleet: Fleet) -> None:
+def test_an_ami_enabled_by_hand_gets_a_new_retention_period(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.apply()
     fleet.ec2.enable_image(ImageId=ami)
@@ -282,7 +282,7 @@ def test_an_ami_that_somebody_enabled_by_hand_is_given_its_whole_grace_again(fle
     assert "can be restored until" in why(fleet.plan(now=fleet.later(25)), ami)
 
 
-def test_a_second_retirement_forgets_nothing_of_the_first(fleet: Fleet) -> None:
+def test_a_second_retirement_keeps_what_the_first_recorded(fleet: Fleet) -> None:
     """Somebody enabled it by hand and shared it with others: both audiences and the first date come back."""
     ami, first, second = fleet.ami(), "101010101010", "202020202020"
     date = datetime(2031, 5, 1, tzinfo=UTC)
@@ -299,7 +299,7 @@ def test_a_second_retirement_forgets_nothing_of_the_first(fleet: Fleet) -> None:
     assert image["DeprecationTime"].startswith("2031-05-01")
 
 
-def test_publishing_what_was_retired_says_how_to_bring_it_back(fleet: Fleet) -> None:
+def test_publishing_a_retired_image_names_the_command_that_restores_it(fleet: Fleet) -> None:
     ami = fleet.ami(digest="d")
     wanted = images.Registration(f"web-{fleet.number}", "x86_64", "", "/dev/sda1", fleet.held(ami)[0])
     fleet.apply()
@@ -310,7 +310,7 @@ def test_publishing_what_was_retired_says_how_to_bring_it_back(fleet: Fleet) -> 
 # Orphans, and AMIs that were deleted in part
 
 
-def test_a_half_deleted_ami_is_finished(fleet: Fleet) -> None:
+def test_snapshots_of_an_ami_deregistered_by_hand_are_deleted(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
     held = fleet.held(ami)
     fleet.apply()
@@ -322,7 +322,7 @@ def test_a_half_deleted_ami_is_finished(fleet: Fleet) -> None:
     assert fleet.snapshots() == set()
 
 
-def test_an_orphan_is_kept_for_its_grace_and_then_removed(fleet: Fleet) -> None:
+def test_an_orphan_is_deleted_after_the_retention_period(fleet: Fleet) -> None:
     ours = fleet.snapshot(tags={tagging.DIGEST: "d", tagging.IMAGE: "web"})
     young = fleet.snapshot(days=1, tags={tagging.DIGEST: "e"})
     theirs = fleet.snapshot()
@@ -335,14 +335,14 @@ def test_an_orphan_is_kept_for_its_grace_and_then_removed(fleet: Fleet) -> None:
     assert fleet.snapshots() == {young, theirs}
 
 
-def test_a_restored_orphan_is_no_longer_counted_down(fleet: Fleet) -> None:
+def test_a_restored_orphan_is_retired_again_before_it_is_deleted(fleet: Fleet) -> None:
     ours = fleet.snapshot(tags={tagging.DIGEST: "d"})
     fleet.apply()
     fleet.apply(action="restore")
     assert why(fleet.plan(now=fleet.later()), ours).startswith("retire")
 
 
-def test_a_direct_upload_that_died_is_removed(fleet: Fleet) -> None:
+def test_a_failed_direct_upload_is_deleted(fleet: Fleet) -> None:
     ebs = fleet.client("ebs")
     started = ebs.start_snapshot(VolumeSize=1, Tags=[{"Key": tagging.DIGEST, "Value": "d"}])["SnapshotId"]
     assert "a publish may still need it" in why(fleet.plan(), started)
@@ -354,12 +354,12 @@ def test_a_direct_upload_that_died_is_removed(fleet: Fleet) -> None:
     assert fleet.snapshots() == set()
 
 
-def test_orphans_stay_when_nobody_asked_for_them(fleet: Fleet) -> None:
+def test_orphans_are_kept_without_the_option(fleet: Fleet) -> None:
     fleet.snapshot(tags={tagging.DIGEST: "d"})
     assert fleet.plan(orphans=False).decisions == ()
 
 
-def test_a_failed_copy_goes_at_once_with_its_snapshot(fleet: Fleet) -> None:
+def test_a_failed_copy_is_deleted_at_once_with_its_snapshot(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.row("images", ami).failure = "Given key ID is not accessible"
     plan = fleet.plan()
@@ -371,7 +371,7 @@ def test_a_failed_copy_goes_at_once_with_its_snapshot(fleet: Fleet) -> None:
 # What is recorded
 
 
-def test_the_tables_tell_what_was_done_when_and_why(fleet: Fleet) -> None:
+def test_the_tables_record_what_was_done_when_and_why(fleet: Fleet) -> None:
     ami = fleet.ami()
     (snapshot,) = fleet.held(ami)
     first = fleet.apply()
@@ -389,7 +389,7 @@ def test_the_tables_tell_what_was_done_when_and_why(fleet: Fleet) -> None:
     assert history.amis(open_tables(load()))["state"].tolist() == ["deregistered"]
 
 
-def test_the_history_is_told_in_a_shell(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_history_retirements_lists_retirements(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     ami = fleet.ami()
     fleet.apply()
     capsys.readouterr()
@@ -400,7 +400,7 @@ def test_the_history_is_told_in_a_shell(fleet: Fleet, capsys: pytest.CaptureFixt
     assert ami in capsys.readouterr().out
 
 
-def test_result_json_says_what_went_and_what_did_not(fleet: Fleet) -> None:
+def test_result_json_lists_the_outcome_of_each_resource(fleet: Fleet) -> None:
     ami = fleet.ami()
     result = fleet.apply()
     finish(result)
@@ -419,7 +419,7 @@ def test_a_long_plan_is_shown_in_part(fleet: Fleet) -> None:
     assert plan.show_kept().title == "3 kept"
 
 
-def test_sizes_are_what_is_stored_or_marked_as_volumes(fleet: Fleet) -> None:
+def test_sizes_are_stored_bytes_or_marked_as_volumes(fleet: Fleet) -> None:
     full, unknown = fleet.ami(), fleet.ami("other")
     (snapshot,) = fleet.held(full)
     fleet.row("snapshots", snapshot).blocks = dict.fromkeys(range(100), b"x" * 32)
@@ -431,7 +431,7 @@ def test_sizes_are_what_is_stored_or_marked_as_volumes(fleet: Fleet) -> None:
     assert [row[5] for row in plan.show_planned().rows] == ["50.0 MiB", "1 GiB volume"]
 
 
-def test_a_plan_shows_itself(fleet: Fleet) -> None:
+def test_a_plan_is_shown_as_text_html_and_frame(fleet: Fleet) -> None:
     ami = fleet.ami(Description="<b>web</b>", tags={tagging.IMAGE: "web", tagging.DIGEST: "d", "k": "<b>"})
     plan = fleet.plan()
     assert ami in str(plan)

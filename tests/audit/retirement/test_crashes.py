@@ -78,7 +78,7 @@ def as_it_is(fleet: Fleet, ami: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("at", points(RETIRING, 2, 5, 7))
-def test_retiring(fleet: Fleet, at: int) -> None:
+def test_a_killed_retirement_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     before = as_it_is(fleet, ami)
     count = die(fleet, at, allow_shared=True)
@@ -92,7 +92,7 @@ def test_retiring(fleet: Fleet, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", points(RESTORING, 1, 2, 8))
-def test_restoring(fleet: Fleet, at: int) -> None:
+def test_a_killed_restoration_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     before = as_it_is(fleet, ami)
     fleet.apply(allow_shared=True)
@@ -104,7 +104,7 @@ def test_restoring(fleet: Fleet, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", points(REMOVING, 1, 2, 3, 4))
-def test_removing(fleet: Fleet, at: int) -> None:
+def test_a_killed_deletion_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     fleet.apply(allow_shared=True)
     count = die(fleet, at, now=fleet.later(), allow_shared=True)

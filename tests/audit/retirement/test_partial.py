@@ -29,7 +29,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["retirements", "amis"])
-def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
+def test_a_retirement_that_cannot_be_recorded_is_reported(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     amis = [fleet.ami(days=90 - n) for n in range(2)]
@@ -49,7 +49,7 @@ def test_what_is_retired_is_told_where_the_tables_cannot_be_written(
     assert "No space left" in str(result.show_each())
 
 
-def test_nothing_more_is_removed_once_it_cannot_be_written_down(
+def test_nothing_more_is_deleted_if_it_cannot_be_recorded(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = fleet.ami(days=90), fleet.ami(days=80)
@@ -70,7 +70,7 @@ def test_nothing_more_is_removed_once_it_cannot_be_written_down(
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())
 
 
-def test_a_plan_that_cannot_be_written_hides_no_outcome(fleet: Fleet) -> None:
+def test_a_plan_that_cannot_be_written_does_not_hide_outcomes(fleet: Fleet) -> None:
     fleet.ami()
     result = fleet.apply()
     (result.plan.run.folder / "plan.csv").mkdir()
@@ -79,7 +79,7 @@ def test_a_plan_that_cannot_be_written_hides_no_outcome(fleet: Fleet) -> None:
     assert json.loads((result.plan.run.folder / "result.json").read_text())["changed"] == 1
 
 
-def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: Fleet) -> None:
+def test_a_snapshot_that_cannot_be_deleted_does_not_keep_the_others(fleet: Fleet) -> None:
     ami = fleet.ami(devices=3)
     first, *_others = fleet.held(ami)
     fleet.apply()
@@ -96,7 +96,7 @@ def test_one_snapshot_that_aws_does_not_delete_does_not_keep_the_others(fleet: F
     assert fleet.snapshots() == set()
 
 
-def test_a_snapshot_with_fast_restore_is_not_waited_for(fleet: Fleet) -> None:
+def test_deleting_does_not_wait_for_fast_snapshot_restore(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.apply()
     text = "The snapshot is currently enabled for fast restores in us-east-1a."
@@ -110,7 +110,7 @@ def test_a_snapshot_with_fast_restore_is_not_waited_for(fleet: Fleet) -> None:
     assert ami in fleet.plan(now=fleet.later()).planned[0].reasons[0]
 
 
-def test_an_interrupt_tells_what_was_done_and_the_next_plan_does_the_rest(
+def test_an_interrupted_run_lists_outcomes_and_the_next_plan_does_the_rest(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     amis, retire = [fleet.ami(days=days) for days in (90, 80, 70)], retiring.retire

@@ -16,7 +16,7 @@ from vmsnix_ops.aws import tags as tagging
 # What is kept
 
 
-def test_every_ami_has_a_verdict_and_a_reason(fleet: Fleet) -> None:
+def test_every_ami_has_a_decision_and_a_reason(fleet: Fleet) -> None:
     old, new, fresh = fleet.ami(days=90), fleet.ami(days=80), fleet.ami("other", days=2)
     foreign = fleet.ami("theirs", tags={})
     plan = fleet.plan(keep_last=1)
@@ -30,7 +30,7 @@ def test_every_ami_has_a_verdict_and_a_reason(fleet: Fleet) -> None:
     assert why(plan, foreign) == "keep: not published by vmsnix: it has no tag vmsnix:digest"
 
 
-def test_the_newest_stay_of_each_image_and_architecture(fleet: Fleet) -> None:
+def test_the_newest_amis_of_each_image_and_architecture_are_kept(fleet: Fleet) -> None:
     made = [fleet.ami(days=days) for days in (90, 80, 70)]
     arm = fleet.ami(days=95, Architecture="arm64", BootMode="uefi")
     plan = fleet.plan(keep_last=2)
@@ -38,13 +38,13 @@ def test_the_newest_stay_of_each_image_and_architecture(fleet: Fleet) -> None:
     assert "one of the newest 2 of web (arm64)" in why(plan, arm)
 
 
-def test_an_ami_that_is_not_ours_takes_no_place_among_the_newest(fleet: Fleet) -> None:
+def test_an_ami_that_vmsnix_did_not_publish_does_not_count_as_newest(fleet: Fleet) -> None:
     ours = fleet.ami(days=90)
     fleet.ami(days=80, tags={tagging.IMAGE: "web"})
     assert why(fleet.plan(keep_last=1), ours) == "keep: one of the newest 1 of web (x86_64)"
 
 
-def test_a_disabled_ami_takes_no_place_among_the_newest(fleet: Fleet) -> None:
+def test_a_disabled_ami_does_not_count_as_newest(fleet: Fleet) -> None:
     usable, disabled = fleet.ami(days=90), fleet.ami(days=80)
     fleet.ec2.disable_image(ImageId=disabled)
     assert why(fleet.plan(keep_last=1), usable) == "keep: one of the newest 1 of web (x86_64)"
@@ -89,7 +89,7 @@ def test_a_group_keeps_the_ami_of_its_launch_configuration(fleet: Fleet) -> None
     assert "launch-configuration old" in why(fleet.plan(), ami)
 
 
-def test_a_pointer_keeps_its_ami_and_the_last_ones_for_a_rollback(fleet: Fleet) -> None:
+def test_a_channel_keeps_its_current_and_its_last_amis(fleet: Fleet) -> None:
     made = [fleet.ami(days=90 - n) for n in range(4)]
     fleet.point("/vmsnix/web/stable", *made[:3])
     plan = fleet.plan(keep_last=2)
@@ -116,7 +116,7 @@ def test_an_ami_is_kept_while_its_copy_elsewhere_is_in_use(fleet: Fleet) -> None
     assert why(fleet.plan(), ami).startswith("retire")
 
 
-def test_an_ami_that_others_may_launch_stays_unless_it_is_allowed(fleet: Fleet) -> None:
+def test_a_shared_ami_is_kept_unless_allow_shared(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND)
     assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), ami)
@@ -124,7 +124,7 @@ def test_an_ami_that_others_may_launch_stays_unless_it_is_allowed(fleet: Fleet) 
 
 
 @pytest.mark.parametrize("days", [0, 20])
-def test_an_ami_that_a_run_restores_stays(fleet: Fleet, days: int) -> None:
+def test_an_ami_that_a_run_restores_is_kept(fleet: Fleet, days: int) -> None:
     ami = fleet.ami()
     if days:
         fleet.apply()
@@ -133,7 +133,7 @@ def test_an_ami_that_a_run_restores_stays(fleet: Fleet, days: int) -> None:
     assert found == "keep: the run run-1 is restoring it, or was interrupted: restore it"
 
 
-def test_an_ami_that_failed_stays_as_long_as_an_orphan_and_not_as_long_as_an_ami(fleet: Fleet) -> None:
+def test_a_failed_ami_is_deleted_at_the_age_of_an_orphan(fleet: Fleet) -> None:
     old, new = fleet.ami(days=8), fleet.ami(days=2)
     for ami in (old, new):
         fleet.row("images", ami).failure = "the copy failed"
@@ -142,34 +142,34 @@ def test_an_ami_that_failed_stays_as_long_as_an_orphan_and_not_as_long_as_an_ami
     assert why(plan, new) == "keep: created 2 days ago, less than 7 days"
 
 
-def test_an_orphan_that_a_run_restores_stays(fleet: Fleet) -> None:
+def test_an_orphan_that_a_run_restores_is_kept(fleet: Fleet) -> None:
     own = {tagging.IMAGE: "web", tagging.DIGEST: "d", tagging.RESTORING: "run-1"}
     snapshot = fleet.snapshot(tags=own)
     found = why(fleet.plan(), snapshot)
     assert found == "keep: the run run-1 is restoring it, or was interrupted: restore it"
 
 
-def test_an_ami_that_was_launched_lately_stays(fleet: Fleet) -> None:
+def test_a_recently_launched_ami_is_kept(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.row("images", ami).last_launched = datetime.now(UTC) - timedelta(days=5)
     assert "launched 5 days ago, less than 30 days" in why(fleet.plan(), ami)
     assert "last launched 5 days ago" in why(fleet.plan(launched_days=3), ami)
 
 
-def test_a_protected_ami_stays(fleet: Fleet) -> None:
+def test_a_protected_ami_is_kept(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.ec2.enable_image_deregistration_protection(ImageId=ami, WithCooldown=False)
     assert "protected from deregistration (enabled-without-cooldown)" in why(fleet.plan(), ami)
 
 
-def test_no_more_go_than_may_the_oldest_first(fleet: Fleet) -> None:
+def test_the_oldest_amis_are_retired_up_to_the_limit(fleet: Fleet) -> None:
     young, old = fleet.ami(days=50), fleet.ami(days=60)
     plan = fleet.plan(max_count=1)
     assert [one.resource_id for one in plan.planned] == [old]
     assert "over the limit of 1 per run" in why(plan, young)
 
 
-def test_no_more_amis_are_asked_about_than_may_go(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amis_are_read_one_by_one_only_up_to_the_limit(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 2)
     made = [fleet.ami(days=90 - n) for n in range(6)]
     fleet.share(made[0], FRIEND)
@@ -179,7 +179,7 @@ def test_no_more_amis_are_asked_about_than_may_go(fleet: Fleet, monkeypatch: pyt
     assert len(fleet.aws.calls.matching("ec2:DescribeImageAttribute")) == 4
 
 
-def test_what_stays_for_ever_does_not_keep_newer_ones_from_a_turn(
+def test_amis_that_are_always_kept_do_not_use_up_the_limit(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest have copies in use elsewhere, which is known only when all regions were looked at."""
@@ -196,13 +196,13 @@ def test_what_stays_for_ever_does_not_keep_newer_ones_from_a_turn(
     assert [one.outcome for one in plan.apply().outcomes] == ["changed"]
 
 
-def test_the_oldest_of_all_regions_go_first(fleet: Fleet) -> None:
+def test_the_oldest_amis_of_all_regions_are_retired_first(fleet: Fleet) -> None:
     made = [fleet.ami(days=days, region=region) for days, region in ((90, OTHER), (80, REGION), (70, OTHER))]
     plan = fleet.plan(regions=[REGION, OTHER], max_count=2)
     assert {one.resource_id for one in plan.planned} == set(made[:2])
 
 
-def test_orphans_are_asked_about_only_while_they_may_go(
+def test_orphans_are_read_one_by_one_only_up_to_the_limit(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 1)
@@ -216,7 +216,7 @@ def test_orphans_are_asked_about_only_while_they_may_go(
     assert why(fleet.plan(), young).startswith("keep")
 
 
-def test_an_ami_stays_whose_snapshot_only_is_shared(fleet: Fleet) -> None:
+def test_an_ami_whose_snapshot_is_shared_is_kept(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
     data = fleet.held(ami)[1]
     fleet.lend(data)
@@ -228,7 +228,7 @@ def test_an_ami_stays_whose_snapshot_only_is_shared(fleet: Fleet) -> None:
     assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), ami)
 
 
-def test_an_ami_stays_while_it_is_copied(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ami_that_is_being_copied_is_kept(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     ami = fleet.ami()
     monkeypatch.setattr(fleet.aws.clock, "speed", 1)
     there = fleet.client("ec2", OTHER)
@@ -239,7 +239,7 @@ def test_an_ami_stays_while_it_is_copied(fleet: Fleet, monkeypatch: pytest.Monke
     assert why(fleet.plan(regions=[REGION, OTHER]), ami).startswith("retire")
 
 
-def test_only_what_was_asked_for_goes(fleet: Fleet) -> None:
+def test_only_selected_amis_are_retired(fleet: Fleet) -> None:
     web, other = fleet.ami(), fleet.ami("other")
     assert [one.resource_id for one in fleet.plan(images=["web"]).planned] == [web]
     assert [one.resource_id for one in fleet.plan(amis=[other]).planned] == [other]
@@ -268,7 +268,7 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
         ({"amis": ["web-1"]}, "'web-1' is not an AMI ID"),
     ],
 )
-def test_what_cannot_be_right_is_refused(fleet: Fleet, wrong: dict[str, Any], said: str) -> None:
+def test_invalid_parameters_are_refused(fleet: Fleet, wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.VmsnixError, match=said):
         fleet.plan(**wrong)
 
@@ -285,7 +285,7 @@ def test_nothing_happens_without_the_right_confirmation(fleet: Fleet, confirm: s
     assert fleet.apply(confirm="1").outcomes[0].outcome == "changed"
 
 
-def test_a_fingerprint_confirms_the_plan_that_was_looked_at_and_no_other(fleet: Fleet) -> None:
+def test_a_fingerprint_confirms_only_the_plan_that_was_checked(fleet: Fleet) -> None:
     ami = fleet.ami(days=60)
     looked_at = fleet.plan(dry_run=True)
     assert looked_at.fingerprint in str(looked_at)
@@ -314,7 +314,7 @@ def test_a_dry_run_changes_nothing(fleet: Fleet) -> None:
     assert (result.error, result.as_dict()["status"]) == (None, "done")
 
 
-def test_another_account_than_allowed_is_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_that_is_not_allowed_is_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", FRIEND)
     with pytest.raises(errors.CredentialsError, match=FRIEND):
         fleet.plan()
@@ -336,7 +336,7 @@ def test_another_account_than_allowed_is_refused(fleet: Fleet, monkeypatch: pyte
         "ssm:DescribeParameters",
     ],
 )
-def test_nothing_goes_where_evidence_cannot_be_read(fleet: Fleet, operation: str) -> None:
+def test_nothing_is_retired_if_a_source_of_references_cannot_be_read(fleet: Fleet, operation: str) -> None:
     ami = fleet.ami()
     template = {"ImageId": fleet.ami(), "InstanceType": "t3.micro"}
     fleet.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=template)
@@ -349,7 +349,7 @@ def test_nothing_goes_where_evidence_cannot_be_read(fleet: Fleet, operation: str
         finish(plan.apply())
 
 
-def test_a_region_that_refuses_does_not_stop_the_others(fleet: Fleet) -> None:
+def test_a_region_that_cannot_be_read_does_not_stop_the_others(fleet: Fleet) -> None:
     here, there = fleet.ami(), fleet.ami(region=OTHER)
     fleet.aws.faults.add(
         {

@@ -134,7 +134,7 @@ rule_sets = st.builds(
 
 @settings(deadline=None)
 @given(states(), rule_sets)
-def test_nothing_goes_that_any_rule_keeps(state: RegionState, rules: RetirementRules) -> None:
+def test_nothing_is_retired_or_deleted_that_a_rule_keeps(state: RegionState, rules: RetirementRules) -> None:
     decisions = decide([state], rules, NOW)
     amis = {ami.ami_id: ami for ami in state.amis}
     planned = [one for one in decisions if not one.kept]
@@ -164,7 +164,7 @@ def test_nothing_goes_that_any_rule_keeps(state: RegionState, rules: RetirementR
 
 @settings(deadline=None)
 @given(states(), rule_sets)
-def test_the_newest_of_each_image_stay_usable(state: RegionState, rules: RetirementRules) -> None:
+def test_the_newest_amis_of_each_image_are_kept(state: RegionState, rules: RetirementRules) -> None:
     planned = {one.resource_id for one in decide([state], rules, NOW) if not one.kept}
     groups: dict[tuple[str, str], list[Ami]] = {}
     for ami in state.amis:
@@ -177,7 +177,7 @@ def test_the_newest_of_each_image_stay_usable(state: RegionState, rules: Retirem
 
 @settings(deadline=None)
 @given(states(), rule_sets)
-def test_no_snapshot_goes_that_an_ami_which_stays_needs(state: RegionState, rules: RetirementRules) -> None:
+def test_no_snapshot_is_deleted_that_a_kept_ami_needs(state: RegionState, rules: RetirementRules) -> None:
     decisions = decide([state], rules, NOW)
     removed = {one.resource_id for one in decisions if one.action == "delete" and one.kind == "ami"}
     held = {name for ami in state.amis if ami.ami_id not in removed for name in ami.snapshot_ids}
@@ -192,9 +192,7 @@ def test_no_snapshot_goes_that_an_ami_which_stays_needs(state: RegionState, rule
 
 @settings(deadline=None)
 @given(states(), rule_sets)
-def test_the_same_account_gives_the_same_plan_and_another_moment_only_ages_it(
-    state: RegionState, rules: RetirementRules
-) -> None:
+def test_the_same_account_gives_the_same_plan(state: RegionState, rules: RetirementRules) -> None:
     first, again = decide([state], rules, NOW), decide([state], rules, NOW)
     assert [one.fingerprint for one in first] == [one.fingerprint for one in again]
     assert all(one.changes(other) == () for one, other in zip(first, again, strict=True))
@@ -237,20 +235,20 @@ def test_a_public_ami_is_shared_with_everybody() -> None:
     assert one.reasons == ("shared with everybody, who may use it",)
 
 
-def test_what_tags_cannot_remember_stays() -> None:
+def test_an_ami_shared_with_more_accounts_than_tags_can_record_is_kept() -> None:
     many = tuple(Reference("shared-with", f"{number:012d}", type="account") for number in range(300))
     state = region_state([make("ami-1", 90)], references=References(REGION, {"ami-1": many}))
     assert "more than its tags can record" in only(state, allow_shared=True).reasons[0]
 
 
-def test_what_was_half_retired_and_is_kept_now_is_told() -> None:
+def test_a_kept_ami_whose_retirement_was_interrupted_has_that_reason() -> None:
     ami = make("ami-1", 90, tags={tagging.DIGEST: "d", tagging.IMAGE: "web", **retired(1, 14)})
     one = only(region_state([ami]), keep_last=1)
     assert one.action == "keep"
     assert "was interrupted or undone by hand: restore it" in one.reasons[-1]
 
 
-def test_an_orphan_whose_image_is_being_imported_stays() -> None:
+def test_an_orphan_whose_image_is_being_imported_is_kept() -> None:
     tags = {tagging.DIGEST: "d"}
     snapshot = Snapshot("snap-1", "completed", NOW - timedelta(days=90), 2, tags)
     state = region_state([], snapshots={"snap-1": snapshot})
@@ -263,7 +261,7 @@ def test_an_orphan_whose_image_is_being_imported_stays() -> None:
     assert only(shared, allow_shared=True).action == "retire"
 
 
-def test_a_snapshot_that_a_launch_makes_volumes_of_stays() -> None:
+def test_a_snapshot_in_a_launch_template_is_kept() -> None:
     template = Reference("launch-template", "lt-1", name="web")
     named = References(REGION, {"snap-1": (template,)})
     loose = Snapshot(
@@ -281,7 +279,7 @@ def test_a_snapshot_that_a_launch_makes_volumes_of_stays() -> None:
     assert one.kept_snapshots == (("snap-1", f"in use: {template}"),)
 
 
-def test_nothing_goes_that_aws_was_not_asked_about() -> None:
+def test_nothing_is_retired_that_was_not_read_one_by_one() -> None:
     copied = make("ami-1", 90, tags={tagging.DIGEST: "d", tagging.IMAGE: "web"})
     here = region_state([copied, make("ami-2", 80)], read_one_by_one=frozenset({"ami-1"}))
     copy = dataclasses.replace(copied, ami_id="ami-3", region="eu-west-1")
@@ -295,7 +293,7 @@ def test_nothing_goes_that_aws_was_not_asked_about() -> None:
     assert "over the limit of 1 per run" in found["ami-2"].reasons[0]
 
 
-def test_marks_read_back_what_was_written() -> None:
+def test_retirement_tags_are_parsed_as_written() -> None:
     names = tuple(f"{number:012d}" for number in range(60))
     record = retiring.RetirementTags(
         NOW, NOW + timedelta(days=14), "run", names, NOW + timedelta(days=100), "ami-1"

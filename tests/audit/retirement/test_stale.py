@@ -49,9 +49,7 @@ def changed(fleet: Fleet, ami: str, how: str) -> None:
         ("a launch configuration names it", "late"),
     ],
 )
-def test_a_plan_older_than_the_account_s_state_is_refused_with_what_changed(
-    fleet: Fleet, how: str, said: str
-) -> None:
+def test_an_outdated_plan_is_refused_with_what_changed(fleet: Fleet, how: str, said: str) -> None:
     ami, other = fleet.ami(), fleet.ami("other")
     plan = fleet.plan()
     changed(fleet, ami, how)
@@ -60,9 +58,7 @@ def test_a_plan_older_than_the_account_s_state_is_refused_with_what_changed(
     assert fleet.amis()[other] == "available"
 
 
-def test_what_changes_between_the_look_and_its_turn_is_left_alone(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ami_that_changes_during_the_run_is_skipped(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     from vmsnix_ops.aws import retiring
 
     first, second = fleet.ami(days=90), fleet.ami(days=80)
@@ -123,7 +119,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
     ],
 )
 @pytest.mark.parametrize("days", [0, 20])
-def test_everything_that_uses_an_ami_is_looked_at_right_before_its_turn(
+def test_the_usage_of_an_ami_is_read_again_right_before_it_is_changed(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
 ) -> None:
     ami = fleet.ami()
@@ -148,7 +144,7 @@ def test_everything_that_uses_an_ami_is_looked_at_right_before_its_turn(
     ],
 )
 @pytest.mark.parametrize("days", [0, 20])
-def test_everything_that_uses_an_orphan_is_looked_at_right_before_its_turn(
+def test_the_usage_of_an_orphan_is_read_again_right_before_it_is_changed(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
 ) -> None:
     orphan = fleet.snapshot(tags={tagging.DIGEST: "d"})
@@ -175,7 +171,7 @@ def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Non
     monkeypatch.setattr(_plan, "_check_current", check_then_change)
 
 
-def test_what_cannot_be_looked_at_right_before_its_turn_stays(
+def test_an_ami_whose_usage_cannot_be_read_again_is_kept(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami, plan = fleet.ami(), fleet.plan()
@@ -186,7 +182,7 @@ def test_what_cannot_be_looked_at_right_before_its_turn_stays(
     assert "Auto Scaling groups" in one.detail
 
 
-def test_a_snapshot_that_an_ami_was_made_of_lately_stays_when_its_ami_goes(
+def test_a_snapshot_used_by_a_new_ami_is_kept_when_its_ami_is_deleted(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami, made = fleet.ami(), list[str]()
@@ -200,7 +196,7 @@ def test_a_snapshot_that_an_ami_was_made_of_lately_stays_when_its_ami_goes(
     assert fleet.aws.calls.matching("ec2:DeleteSnapshot") == []
 
 
-def test_a_snapshot_that_a_launch_uses_lately_stays_when_its_ami_goes(
+def test_a_snapshot_in_a_new_template_is_kept_when_its_ami_is_deleted(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami = fleet.ami(devices=2)
@@ -214,7 +210,7 @@ def test_a_snapshot_that_a_launch_uses_lately_stays_when_its_ami_goes(
     assert fleet.snapshots() == {data}
 
 
-def test_permissions_lost_between_plan_and_apply_stop_that_region(fleet: Fleet) -> None:
+def test_permissions_lost_after_the_plan_fail_only_that_region(fleet: Fleet) -> None:
     here, there = fleet.ami(), fleet.ami(region=OTHER)
     plan = fleet.plan(regions=[REGION, OTHER])
     fleet.aws.faults.add(
