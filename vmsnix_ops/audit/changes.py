@@ -7,13 +7,14 @@ that could not be read has no deleted AMIs, and a scan of one region says nothin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.display import missing
 from vmsnix_ops.records import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     import pandas as pd
 
@@ -52,18 +53,10 @@ COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed since the last scan.
+    """What changed since the last scan."""
 
-    Attributes
-    ----------
-    frame
-        Columns as in `COLUMNS`.
-    since
-        The time of the last scan of each account and region that was compared. For a bucket, the region is
-        ``s3://`` and its name.
-    """
-
-    frame: pd.DataFrame = field(repr=False)
+    frame: pd.DataFrame = field(repr=False)  # columns as in COLUMNS
+    # The time of the last scan of each account and region; for a bucket, the region is s3:// and its name.
     since: Mapping[tuple[str, str], datetime]
 
     @classmethod
@@ -128,12 +121,7 @@ def _incomplete(inventory: Inventory) -> set[tuple[str, str]]:
 def since_last(inventory: Inventory, tables: Tables) -> Changes:
     """Return what changed since the last scan, in every region and bucket that both scans read completely.
 
-    Parameters
-    ----------
-    inventory
-        The current scan, stored or not.
-    tables
-        The history with earlier scans.
+    The current scan may be stored already.
     """
     import pandas as pd
 
@@ -208,10 +196,6 @@ def _text(column: pd.Series[str]) -> pd.Series[str]:
 
 
 def _word(value: object) -> str:
-    import pandas as pd
-
-    if value is pd.NA or value is pd.NaT or value is None or value != value:
+    if missing(value):
         return "nothing"
-    if isinstance(value, pd.Timestamp):
-        return f"{value:%Y-%m-%d}"
-    return str(value) or "nothing"
+    return f"{value:%Y-%m-%d}" if isinstance(value, datetime) else str(value) or "nothing"

@@ -36,15 +36,9 @@ ORDER = ("upgraded", "downgraded", "added", "removed", "rebuilt")
 
 @dataclass(frozen=True, slots=True)
 class PackageDifferences:
-    """The packages that differ between two AMIs.
+    """The packages that differ between two AMIs, which are named as they were given.
 
-    Attributes
-    ----------
-    before, after
-        The two AMIs, as they were given.
-    frame
-        Columns as in `COLUMNS`: upgraded, downgraded, added, removed, rebuilt; the largest difference of
-        each first.
+    The frame has the columns of `COLUMNS` and is sorted by `ORDER`, the largest difference first.
     """
 
     before: str

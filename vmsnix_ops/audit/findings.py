@@ -56,7 +56,7 @@ _PARTS = re.compile(r"(\{\w+\}|<[A-Z]+>)")
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """A part of a command that a person has to choose; a shell refuses the command until it is replaced."""
+    """A part of a command that a person has to choose; a shell refuses the command until then."""
 
     name: str
 
@@ -164,34 +164,16 @@ def publish_commands(rows: pd.DataFrame) -> pd.Series[Any]:
 
 @dataclass(frozen=True, slots=True)
 class AuditCriteria:
-    """What an operator chooses about the findings of an audit.
-
-    Attributes
-    ----------
-    old_days
-        Age from which an AMI is old.
-    unfinished_hours
-        Age from which an unfinished upload, import or object is reported.
-    known_accounts
-        Accounts, organizations and units that AMIs may be shared with. Scanned accounts are always known.
-    packages
-        Packages that no image may contain.
-    """
+    """What an operator chooses about the findings of an audit; see `vmsnix_ops.audit.check`."""
 
     old_days: int = 365
-    unfinished_hours: int = 24
+    unfinished_hours: int = 24  # age from which an unfinished upload, import or object is reported
     known_accounts: frozenset[str] = frozenset()
     packages: tuple[PackageCondition, ...] = ()
 
     @classmethod
     def of(cls, *, old_days: int, known_accounts: Iterable[str], packages: Iterable[str]) -> AuditCriteria:
-        """Return criteria, checked; see `vmsnix_ops.audit.check`.
-
-        Raises
-        ------
-        vmsnix_ops.errors.ParameterError
-            One of them is invalid.
-        """
+        """Return criteria; raise a `ParameterError` if one of them is invalid."""
         check_range("old_days", old_days, 0, MOST_DAYS, "days")
         known = frozenset(known_accounts)
         for one in sorted(known):
@@ -210,30 +192,14 @@ _ACCOUNT = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organiz
 
 @dataclass(frozen=True)
 class AuditData:
-    """What a rule may read.
-
-    Attributes
-    ----------
-    inventory
-        The result of the scan.
-    criteria
-        What the operator chose.
-    recorded
-        The latest row of every AMI in the table ``amis``.
-    expected
-        What AWS should report for each AMI according to all tables.
-    packages
-        The rows of the table ``packages`` about the packages in the criteria.
-    recorded_digests
-        Digests of the images whose packages are recorded; empty if the criteria have no packages.
-    """
+    """What a rule may read."""
 
     inventory: Inventory
     criteria: AuditCriteria
-    recorded: pd.DataFrame
-    expected: list[dict[str, Any]]
-    packages: pd.DataFrame
-    recorded_digests: frozenset[str]
+    recorded: pd.DataFrame  # the latest row of every AMI in the table amis
+    expected: list[dict[str, Any]]  # what AWS should report for each AMI, by all tables
+    packages: pd.DataFrame  # rows of the table packages about the packages in the criteria
+    recorded_digests: frozenset[str]  # images whose packages are recorded; empty without such criteria
 
     @cached_property
     def amis(self) -> pd.DataFrame:

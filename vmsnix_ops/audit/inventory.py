@@ -59,51 +59,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UnreadSource:
-    """Something that could not be read.
-
-    Attributes
-    ----------
-    account, region
-        The account and region; the region is empty for a whole account.
-    source
-        What could not be read, such as ``"snapshots"``.
-    error
-        Why, and how to fix it.
-    bucket
-        The bucket that could not be read; empty for anything else. Only its content is unknown then.
-    """
+    """Something that could not be read."""
 
     account: str
-    region: str
-    source: str
+    region: str  # empty for a whole account
+    source: str  # such as "snapshots"
     error: errors.AwsError
-    bucket: str = ""
+    bucket: str = ""  # set if a bucket could not be read; then only its content is unknown
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignReference:
-    """A reference to an AMI that the account does not own.
-
-    Attributes
-    ----------
-    account, region
-        The account and region of the reference.
-    ami_id
-        The AMI; or a text that is no AMI, such as ``resolve:ssm:...`` for a parameter that does not exist.
-    reference
-        The reference.
-    owner
-        The owner of the AMI; empty if the AMI does not exist or this account may not see it.
-    unshared
-        The scanned account that owns the AMI and does not share it with this account; else empty.
-    """
+    """A reference in an account and region to an AMI that the account does not own."""
 
     account: str
     region: str
-    ami_id: str
+    ami_id: str  # or a text that is no AMI, such as resolve:ssm:... for a parameter that does not exist
     reference: Reference
-    owner: str
-    unshared: str = ""
+    owner: str  # of the AMI; empty if it does not exist or this account may not see it
+    unshared: str = ""  # the scanned account that owns the AMI and does not share it with this account
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +123,7 @@ class Inventory:
 
     @property
     def amis(self) -> pd.DataFrame:
-        """The AMIs. They are the first rows of the frame, so this is not a copy."""
+        """The AMIs: the first rows of the frame, so not a copy."""
         return self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
 
     def unreadable(self, source: str) -> set[tuple[str, str]]:
@@ -159,33 +133,7 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class ScanPart:
-    """What was read of one account and region, or of one bucket.
-
-    Attributes
-    ----------
-    account, region
-        The account and region.
-    references
-        References to AMIs and snapshots.
-    ami_count
-        How many AMIs the account has.
-    amis_by_snapshot
-        The AMIs that use each snapshot.
-    unread
-        What could not be read.
-    not_read_one_by_one
-        Whether the launch permissions of its AMIs were not read.
-    foreign_owners
-        The owners of referenced AMIs of other accounts; empty for those that this account cannot see.
-    visible_foreign_amis
-        AMIs of other scanned accounts that this account may launch, and whose references here were read.
-    bucket
-        The bucket, if this is about a bucket.
-    closed
-        Whether nothing could be read, because the region is not enabled.
-    state
-        What retirement rules read.
-    """
+    """What was read of one account and region, or of one bucket."""
 
     account: str
     region: str
@@ -193,11 +141,16 @@ class ScanPart:
     ami_count: int
     amis_by_snapshot: Mapping[str, list[str]]
     unread: tuple[UnreadSource, ...]
+    # Whether the launch permissions of its AMIs were not read.
     not_read_one_by_one: bool = False
+    # The owners of referenced AMIs of other accounts; empty for those that this account cannot see.
     foreign_owners: Mapping[str, str] = field(default_factory=dict)
+    # AMIs of other scanned accounts that this account may launch, and whose references here were read.
     visible_foreign_amis: frozenset[str] = frozenset()
     bucket: str = ""
+    # Whether nothing could be read, because the region is not enabled.
     closed: bool = False
+    # What retirement rules read.
     state: RegionState | None = None
 
 
@@ -289,7 +242,7 @@ def scan(
     parts = [part for part, _ in found]
     found.clear()  # so that only `_join` references the tables, and can free them
     unread += undecided
-    return _join(parts, tables, unread, run, now, Prices(settings.snapshot_prices), rules, verdicts)
+    return _join(parts, tables, unread, run, now, settings.snapshot_prices, rules, verdicts)
 
 
 def _check_limit(settings: Settings, one_by_one: str, deadline_minutes: float) -> TimeLimit:
@@ -374,20 +327,9 @@ def scan_region(
     prefix: str,
     scanned: frozenset[str] = frozenset(),
 ) -> ScanPart:
-    """Read one account and region, one source after the other.
+    """Read one account and region, one source after the other, and add its rows to columns.
 
-    Parameters
-    ----------
-    context
-        The account and region.
-    columns
-        Receives the rows.
-    one_by_one
-        As for `vmsnix_ops.audit.check`.
-    prefix
-        Prefix of the names of channel parameters.
-    scanned
-        All accounts of the scan. References here to their AMIs are read, too.
+    `scanned` are all accounts of the scan. References in this account to their AMIs are read, too.
     """
     account, region, ec2 = context.account, context.region, context.ec2
     state = reading.read_region(context, prefix=prefix)
@@ -530,7 +472,7 @@ def _join(
     unread: list[UnreadSource],
     run: RunContext,
     now: datetime,
-    prices: Prices,
+    prices: Mapping[str, tuple[float, float]],
     rules: RetirementRules,
     verdicts: Mapping[tuple[str, str, str], Verdict],
 ) -> Inventory:
@@ -658,34 +600,11 @@ OBJECT_USD = 0.023
 """USD per GiB and month of S3 Standard in us-east-1, for objects that publishing left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """The monthly price of a GiB of snapshot.
-
-    Attributes
-    ----------
-    by_region
-        USD in the standard and in the archive tier, from the setting ``snapshot_prices``; ``default`` applies
-        to regions that are not listed. Prices differ by up to two thirds between regions.
-    """
-
-    by_region: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-    def of(self, region: str, *, archive: bool = False) -> float:
-        """Return the USD per GiB and month in a region."""
-        pair = self.by_region.get(region) or self.by_region.get("default") or DEFAULT
-        return pair[1] if archive else pair[0]
-
-
-def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
+def monthly_usd(frame: pd.DataFrame, prices: Mapping[str, tuple[float, float]]) -> pd.Series[float]:
     """Return the monthly cost of each row of an inventory; 0 if it stores nothing.
 
-    Parameters
-    ----------
-    frame
-        Columns ``kind``, ``region``, ``state``, ``tier``, ``stored_bytes``, ``size_gib``.
-    prices
-        Prices of snapshots.
+    Prices are USD in the standard and in the archive tier by region, from the setting ``snapshot_prices``;
+    ``default`` applies to all other regions.
     """
     import pandas as pd
 
@@ -694,9 +613,9 @@ def monthly_usd(frame: pd.DataFrame, prices: Prices) -> pd.Series[float]:
     size = size.mask((frame["state"] == "error").fillna(value=False), 0.0)
     archive = (frame["tier"] == "archive").fillna(value=False)
     regions = frame["region"].astype(object)
-    standard = regions.map({name: prices.of(name) for name in regions.unique()})
-    archived = regions.map({name: prices.of(name, archive=True) for name in regions.unique()})
-    price = standard.where(~archive, archived)
+    known = {name: prices.get(name) or prices.get("default") or DEFAULT for name in regions.unique()}
+    price = regions.map({name: standard for name, (standard, _) in known.items()})
+    price = price.where(~archive, regions.map({name: archived for name, (_, archived) in known.items()}))
     price = price.where(~frame["kind"].isin(["object", "multipart-upload"]), OBJECT_USD)
     return pd.Series(size.to_numpy("float64") * price.to_numpy("float64"), index=frame.index).round(4)
 
@@ -715,13 +634,7 @@ PACK = 1000  # rows that are kept as Python objects
 
 
 class InventoryColumns:
-    """The columns of one account and region, to which rows are added.
-
-    Parameters
-    ----------
-    run_id, scanned_at, account, region
-        The same for every row.
-    """
+    """The columns of one account and region, to which rows are added."""
 
     def __init__(self, run_id: str, scanned_at: datetime, account: str, region: str) -> None:
         self.run_id, self.scanned_at, self.account, self.region = run_id, scanned_at, account, region

@@ -65,39 +65,22 @@ class RegionContext:
 
 @dataclass(frozen=True, slots=True)
 class RegionState:
-    """What was read of one account and region.
-
-    Attributes
-    ----------
-    region, account
-        The region and the account.
-    amis
-        Every AMI of the account, oldest first.
-    snapshots
-        Every snapshot of the account, by ID.
-    references
-        What uses the AMIs; its `unread` lists what could not be read.
-    channels
-        The AMIs of each channel by the name of its parameter: the current one, then earlier ones.
-    importing
-        Digests of the images that are being imported.
-    read_one_by_one
-        The AMIs and snapshots whose references and permissions were read one by one; ``None`` for all.
-    imports
-        The imports that AWS lists.
-    unread
-        Lists that could not be read, each with the error. Nothing can be decided about such a region.
-    """
+    """What was read of one account and region."""
 
     region: str
     account: str
+    # All that the account owns: AMIs oldest first, snapshots by ID.
     amis: tuple[Ami, ...]
     snapshots: Mapping[str, Snapshot]
     references: References
+    # The AMIs of each channel by the name of its parameter: the current one, then earlier ones.
     channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Digests of the images that are being imported.
     importing: frozenset[str] = frozenset()
+    # The AMIs and snapshots whose references and permissions were read one by one; None for all.
     read_one_by_one: frozenset[str] | None = None
     imports: tuple[ImportTask, ...] = ()
+    # Lists that could not be read, each with the error. Nothing can be decided about such a region.
     unread: Mapping[str, errors.AwsError] = field(default_factory=dict)
 
     def amis_by_snapshot(self) -> dict[str, list[str]]:
@@ -144,14 +127,7 @@ _EXISTING = Snapshot("", "completed", images.UNKNOWN_TIME, 0, {})
 def read_region(context: RegionContext, *, prefix: str, usage: bool = True) -> RegionState:
     """Return what a region contains, and the references that take the same calls for any number of AMIs.
 
-    Parameters
-    ----------
-    context
-        The region.
-    prefix
-        Prefix of the names of channel parameters.
-    usage
-        Whether to read what uses the AMIs, imports and channels, too.
+    Channels are the parameters with the prefix. Without `usage`, only AMIs and snapshots are read.
     """
     ec2, unread = context.ec2, dict[str, errors.AwsError]()
 
@@ -277,14 +253,8 @@ def references_one_by_one(
 ) -> References:
     """Return what AWS reports for single AMIs and snapshots: EC2's own search, permissions and locks.
 
-    Parameters
-    ----------
-    ec2
-        The region.
-    amis
-        AMIs, each with its snapshots that belong to this account; their permissions and locks count too.
-    orphans
-        Snapshots without an AMI.
+    `amis` contains the snapshots of each AMI that belong to this account; their permissions and locks count
+    for the AMI. `orphans` are snapshots without an AMI.
     """
     found: dict[str, dict[Reference, None]] = {}
     locked = snapshots.list_locks(ec2)

@@ -55,28 +55,10 @@ def evaluate(
     tables: Tables | None = None,
     rules: Iterable[str] = (),
 ) -> pd.DataFrame:
-    """Return all findings, most severe first.
+    """Return the findings of all rules, or of some by name, most severe first.
 
-    Parameters
-    ----------
-    inventory
-        The result of a scan.
-    criteria
-        What the operator chose; the defaults if not given.
-    tables
-        The history: published AMIs and their packages. Without it, rules that need it find nothing.
-    rules
-        Names of the rules to apply; all by default.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as in `COLUMNS`; `remediation` contains a `Command` or nothing.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        Unknown rule.
+    Columns are those in `COLUMNS`; `remediation` contains a `Command` or nothing. `tables` is the history:
+    without it, rules that need it find nothing.
     """
     import pandas as pd
 
@@ -543,17 +525,7 @@ class _OtherReferences:
 
 @dataclass(frozen=True, slots=True)
 class _BrokenReference:
-    """A reference to an AMI that cannot be launched through it.
-
-    Attributes
-    ----------
-    foreign
-        The reference.
-    others
-        All references to the same AMI in its account and region.
-    settings
-        With the channels.
-    """
+    """A reference to an AMI that cannot be launched through it, and all others to the same AMI."""
 
     foreign: ForeignReference
     others: _OtherReferences

@@ -5,6 +5,7 @@ AWS has everything that a row contains, so anyone who may describe images can fi
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import boto3
 
@@ -30,24 +31,13 @@ OWN_COLUMNS = ("recorded_at", "source", "via")
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """The result of a sync.
-
-    Attributes
-    ----------
-    regions
-        The regions that were read.
-    found
-        How many AMIs in AWS vmsnix published.
-    added, changed, gone
-        Numbers of rows written: for AMIs that were not in the table, AMIs that differ from their row, and
-        AMIs that no longer exist.
-    """
+    """The result of a sync: regions that were read, AMIs that were found, and rows that were written."""
 
     regions: tuple[str, ...]
     found: int
-    added: int
-    changed: int
-    gone: int
+    added: int  # AMIs that were not in the table
+    changed: int  # AMIs that differ from their row
+    gone: int  # AMIs that no longer exist
 
 
 @check_arguments
@@ -81,37 +71,30 @@ def sync(
         found += len(amis)
         for ami in amis:
             before = known.get((ami.ami_id, region))
-            row = images.ami_row(ami, recorded_at=now, source="sync", via=_via(before))
+            row = images.ami_row(
+                ami, recorded_at=now, source="sync", via=before.get("via") if before else None
+            )
             if before is None:
                 added.append(row)
-            elif _differs(_without_empty(before), row):
+            elif _differs(before, row):
                 changed.append(row)
         present = {ami.ami_id for ami in amis}
         gone += [
-            {**_without_empty(row), "state": DEREGISTERED, "recorded_at": now, "source": "sync"}
+            {**row, "state": DEREGISTERED, "recorded_at": now, "source": "sync"}
             for (ami_id, where), row in known.items()
-            if where == region and ami_id not in present and row["state"] != DEREGISTERED
+            if where == region and ami_id not in present and row.get("state") != DEREGISTERED
         ]
     if added or changed or gone:
         tables.append("amis", [*added, *changed, *gone])
     return SyncResult(chosen, found, len(added), len(changed), len(gone))
 
 
-def _latest(tables: Tables) -> list[dict[str, Any]]:
-    return [
-        {str(name): value for name, value in row.items()} for row in history.amis(tables).to_dict("records")
-    ]
-
-
-def _via(before: dict[str, Any] | None) -> str | None:
-    return _without_empty(before).get("via") if before else None
-
-
-def _without_empty(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without its empty values."""
+def _latest(tables: Tables) -> Iterator[dict[str, Any]]:
+    """Yield the latest row of each AMI, without empty values."""
     import pandas as pd
 
-    return {name: value for name, value in row.items() if not pd.isna(value)}
+    for row in history.amis(tables).to_dict("records"):
+        yield {str(name): value for name, value in row.items() if not pd.isna(value)}
 
 
 def _differs(before: dict[str, Any], row: dict[str, Any]) -> bool:
@@ -120,8 +103,6 @@ def _differs(before: dict[str, Any], row: dict[str, Any]) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return a value from a frame as it comes from AWS: tags are JSON text in a frame."""
-    import json
-
     if isinstance(value, str) and value.startswith("{"):
         return json.loads(value)
     return value.item() if hasattr(value, "item") else value

@@ -14,29 +14,10 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.inventory import Inventory
 
+_FIRST = ("resource_id", "name", "region", "account", "state", "age_days")
 SHOWN = {
-    "ami": (
-        "resource_id",
-        "name",
-        "region",
-        "account",
-        "state",
-        "age_days",
-        "size_gib",
-        "monthly_usd",
-        "use",
-    ),
-    "snapshot": (
-        "resource_id",
-        "name",
-        "region",
-        "account",
-        "state",
-        "age_days",
-        "stored_gib",
-        "monthly_usd",
-        "use",
-    ),
+    "ami": (*_FIRST, "size_gib", "monthly_usd", "use"),
+    "snapshot": (*_FIRST, "stored_gib", "monthly_usd", "use"),
 }
 USES = {True: "used", False: "unused"}
 AGES = ((0, 1, "1 day"), (1, 7, "1 week"), (7, 30, "1 month"), (30, 90, "3 months"), (90, 365, "1 year"))
@@ -96,7 +77,7 @@ def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
         stored_gib=(frame["stored_bytes"].astype("Float64") / 2**30).round(2),
         use=frame["referenced"].astype("object").map(lambda used: USES.get(used, "unknown")),
     )
-    columns = SHOWN.get(kind, ("resource_id", "name", "region", "account", "state", "age_days", "message"))
+    columns = SHOWN.get(kind, (*_FIRST, "message"))
     return shown[list(columns)].reset_index(drop=True)
 
 

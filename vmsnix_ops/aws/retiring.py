@@ -30,7 +30,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import deprecation, images, sharing
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.sharing import Audience
+    from vmsnix_ops.aws.snapshots import Snapshot
+
+Resource = TypeVar("Resource", bound="Ami | Snapshot")
 
 NEVER = "never"
 MAX_SHARED_WITH_TAGS = 10
@@ -72,31 +75,15 @@ READ_PAUSES = (0.0, 0.5, 1.5)
 
 @dataclass(frozen=True, slots=True)
 class RetirementTags:
-    """What the tags of a retired AMI or snapshot record.
-
-    Attributes
-    ----------
-    retired_at, retained_until
-        When it was retired, and from when on it may be deleted; UTC.
-    run_id
-        The run that retired it.
-    shared_with
-        Who could use it before: accounts, ARNs, ``public``.
-    deprecated_before
-        Its deprecation date before; ``None`` if it had none.
-    with_ami
-        Of a snapshot: the AMI that it was retired with.
-    state_before
-        Of an AMI: its state before.
-    """
+    """What the tags of a retired AMI or snapshot record; the table above explains each."""
 
     retired_at: datetime
     retained_until: datetime
     run_id: str = ""
-    shared_with: tuple[str, ...] = ()
+    shared_with: tuple[str, ...] = ()  # accounts, ARNs, "public"
     deprecated_before: datetime | None = None
-    with_ami: str = ""
-    state_before: str = ""
+    with_ami: str = ""  # only of a snapshot
+    state_before: str = ""  # only of an AMI
 
     @classmethod
     def parse(cls, tags: Mapping[str, str]) -> RetirementTags | None:
@@ -134,9 +121,10 @@ def without_retirement_tags(ami: Ami) -> Ami:
     return replace(ami, tags={key: value for key, value in ami.tags.items() if not is_retirement_tag(key)})
 
 
-def without_deletion_tag(ami: Ami) -> Ami:
-    """Return an AMI without the tag of a deletion."""
-    return replace(ami, tags={key: value for key, value in ami.tags.items() if key != tagging.DELETING})
+def without_deletion_tag(resource: Resource) -> Resource:
+    """Return an AMI or a snapshot without the tag of a deletion."""
+    tags = {key: value for key, value in resource.tags.items() if key != tagging.DELETING}
+    return replace(resource, tags=tags)
 
 
 def is_retirement_tag(key: str) -> bool:
@@ -196,35 +184,37 @@ def retirement_tags(
         at,
         at + retention,
         run_id,
-        _union(earlier.shared_with if earlier else (), shared.names()),
+        _all_shared(earlier, shared),
         earlier.deprecated_before if earlier else ami.deprecated_at,
         state_before=ami.state,
     )
 
 
+def _all_shared(earlier: RetirementTags | None, shared: Audience) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*(earlier.shared_with if earlier else ()), *shared.names())))
+
+
 @needs("ec2:CreateTags of our resources", "ec2:DescribeImages")
-def write_retirement_tags(ec2: EC2Client, ami: Ami, record: RetirementTags) -> Ami:
-    """Tag an AMI as retired, wait until the tags can be read, and return the AMI as it is then.
+def write_retirement_tags(ec2: EC2Client, ami: Ami, record: RetirementTags) -> None:
+    """Tag an AMI as retired, and wait until the tags can be read.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
         The tags cannot be read within `TAG_SECONDS`, the AMI is gone, or another run tagged it after us.
     """
-    add_tags(ec2, [ami.ami_id], record.tags())
+    _tag_and_wait(ec2, ami.ami_id, record.tags(), tagging.RETIRED_BY)
 
-    def read() -> PollResult[Ami | None]:
-        found = read_ami(ec2, ami.ami_id)
-        tagged = found is not None and found.tags.get(tagging.RETIRED_BY) == record.run_id
-        return PollResult("done" if tagged else "waiting", found, state="not tagged yet")
 
-    what = f"the tag of {ami.ami_id}"
-    found = poll(
-        read, what=what, deadline=TAG_SECONDS, interval=PollInterval(shortest=0.2, longest=5.0)
-    ).value
-    if found is None:
-        raise RuntimeError("a tag was read of an AMI that does not exist")
-    return found
+def _tag_and_wait(ec2: EC2Client, resource: str, tags: Mapping[str, str], key: str) -> None:
+    """Add tags, and wait until one of them can be read."""
+    add_tags(ec2, [resource], tags)
+
+    def read() -> PollResult[None]:
+        tagged = _tags_of(ec2, resource).get(key) == tags[key]
+        return PollResult("done" if tagged else "waiting", None, state="not tagged yet")
+
+    poll(read, what=f"the tag {key} of {resource}", deadline=TAG_SECONDS, interval=PollInterval(0.2, 5.0))
 
 
 @needs("ec2:CreateTags of our resources", "ec2:DeleteTags")
@@ -295,33 +285,14 @@ def why_not_retired(ec2: EC2Client, ami_id: str, record: RetirementTags) -> str:
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeImages", "ec2:DescribeSnapshots", "ec2:DeleteTags")
 def claim(ec2: EC2Client, resource: str, key: str, run_id: str) -> str:
-    """Tag an AMI or a snapshot as being deleted or restored by a run.
+    """Tag an AMI or a snapshot as being deleted or restored by a run (``vmsnix:deleting``, ``…:restoring``).
 
     A deletion and a restoration of the same resource at the same time see each other's tag. The one that sees
-    the other's removes its own tag and must do nothing.
-
-    Parameters
-    ----------
-    ec2, resource
-        The AMI or the snapshot.
-    key
-        ``vmsnix:deleting`` or ``vmsnix:restoring``.
-    run_id
-        The run that claims it.
-
-    Returns
-    -------
-    str
-        The run that does the opposite; empty if there is none and the resource is claimed.
+    the other's removes its own tag and must do nothing: the result is the other run. It is empty if the
+    resource is claimed.
     """
     other = tagging.RESTORING if key == tagging.DELETING else tagging.DELETING
-    add_tags(ec2, [resource], {key: run_id})
-
-    def read() -> PollResult[dict[str, str]]:
-        tags = _tags_of(ec2, resource)
-        return PollResult("done" if tags.get(key) == run_id else "waiting", tags, state="not tagged yet")
-
-    poll(read, what=f"the tag {key} of {resource}", deadline=TAG_SECONDS, interval=PollInterval(0.2, 5.0))
+    _tag_and_wait(ec2, resource, {key: run_id}, key)
     for _ in repeated_reads():
         opponent = _tags_of(ec2, resource).get(other, "")
         if opponent:
@@ -367,7 +338,7 @@ def retire_snapshot(
         record.retired_at,
         record.retained_until,
         record.run_id,
-        _union(earlier.shared_with if earlier else (), shared.names()),
+        _all_shared(earlier, shared),
         with_ami=ami.ami_id if ami else "",
     )
     add_tags(ec2, [snapshot_id], own.tags())
@@ -446,14 +417,8 @@ def deregister(ec2: EC2Client, ami_id: str) -> Literal["deregistered", "gone", "
 def delete_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[str, ...]:
     """Delete a snapshot unless an AMI needs it, and return the AMIs that need it.
 
-    Safe to run twice. For some moments AWS still counts an AMI that was just deregistered; this waits.
-
-    Parameters
-    ----------
-    ec2, snapshot_id
-        The snapshot.
-    of
-        The AMI that was just deregistered and may still be listed.
+    `of` is the AMI that was just deregistered. AWS still counts it for some moments; this waits. Safe to run
+    twice.
     """
     needed_by = tuple(ami_id for ami_id in images.find_amis_of_snapshot(ec2, snapshot_id) if ami_id != of)
     if needed_by:
@@ -510,10 +475,6 @@ def _snapshot_tags(ec2: EC2Client, snapshot_id: str) -> dict[str, str]:
             seconds=NOT_FOUND_SECONDS,
         )
     return tagging.to_dict(answer["Snapshots"][0].get("Tags"))
-
-
-def _union(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*one, *other)))
 
 
 def _shared_with_key(number: int) -> str:

@@ -18,6 +18,7 @@ from vmsnix_ops.audit.retirement.decisions import (
     differences,
     read_and_decide,
     snapshot_facts,
+    tags_as_text,
 )
 from vmsnix_ops.aws import images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
@@ -167,19 +168,10 @@ class RetirementPlan(display.Displayed):
 
         rows = [
             {
-                "action": one.action,
-                "kind": one.kind,
-                "resource_id": one.resource_id,
-                "name": one.name,
-                "image": one.image,
-                "region": one.region,
-                "created_at": one.created_at,
-                "size_gib": one.size_gib,
-                "stored_bytes": one.stored_bytes,
+                **{name: getattr(one, name) for name in COLUMNS},
                 "reasons": "; ".join(one.reasons),
                 "snapshots": ", ".join(one.snapshots),
                 "kept_snapshots": "; ".join(f"{name}: {why}" for name, why in one.kept_snapshots),
-                "fingerprint": one.fingerprint,
             }
             for one in sorted(self.decisions, key=lambda one: one.kept)
         ]
@@ -284,24 +276,14 @@ def _sizes(decisions: list[Decision]) -> str:
 class ResourceOutcome:
     """The outcome of one AMI or snapshot.
 
-    Attributes
-    ----------
-    decision
-        What was planned.
-    outcome
-        ``"changed"`` (retired or restored), ``"deleted"``, ``"planned"`` (a dry run), ``"skipped"`` (it is
-        not as planned, it is protected, or the run stopped before it) or ``"failed"``.
-    detail
-        Why, and what is kept as planned.
-    problem
-        What is not as planned although the outcome is: a snapshot that could not be deleted, a row that could
-        not be written.
+    It is ``changed`` (retired or restored), ``deleted``, ``planned`` (a dry run), ``skipped`` (it is not as
+    planned, it is protected, or the run stopped before it) or ``failed``.
     """
 
     decision: Decision
     outcome: StepOutcome
-    detail: str = ""
-    problem: str = ""
+    detail: str = ""  # why, and what is kept as planned
+    problem: str = ""  # what is not as planned: a snapshot that was not deleted, a row that was not written
 
     @property
     def text(self) -> str:
@@ -335,7 +317,7 @@ class RetirementResult(Result):
     stopped_by
         Why the run stopped early: an irreversible act could not be announced on the disk.
     interrupted
-        Whether somebody interrupted the run.
+        Whether the run was interrupted.
     """
 
     plan: RetirementPlan
@@ -528,15 +510,7 @@ class _Interrupted(Exception):  # noqa: N818 (becomes an InterruptedRunError)
 
 
 def _apply(plan: RetirementPlan) -> tuple[tuple[ResourceOutcome, ...], errors.UnrecordedActError | None]:
-    """Check the plan again, apply it, and return the outcomes and why the run stopped early, if it did.
-
-    Raises
-    ------
-    vmsnix_ops.errors.StalePlanError
-        Something in the plan has changed; nothing was done.
-    _Interrupted
-        Ctrl-C.
-    """
+    """Check the plan again, apply it, and return the outcomes and why the run stopped early, if it did."""
     unread = _check_current(plan)
     tables, unrecorded = open_tables(load()), False
     outcomes: list[ResourceOutcome] = []
@@ -579,24 +553,6 @@ def _check_current(plan: RetirementPlan) -> Mapping[str, errors.VmsnixError]:
             fix="Make a new plan and check it.",
         )
     return unread
-
-
-@dataclass(frozen=True, slots=True)
-class _SnapshotState:
-    """A snapshot, its facts, also without the tag of a deletion, and the AMIs that need it."""
-
-    snapshot: Snapshot | None
-    facts: Mapping[str, str] = field(default_factory=dict)
-    unclaimed_facts: Mapping[str, str] = field(default_factory=dict)
-    amis: tuple[str, ...] = ()
-
-    def why_skipped(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-        """Return why it must not be changed, for people; empty if it is as before."""
-        if self.snapshot is None:
-            return NOT_FOUND
-        if changes := differences(before, now):
-            return ", ".join(changes)
-        return f"{self.amis[0]} needs it" if self.amis else ""
 
 
 class _Change:
@@ -797,10 +753,10 @@ class _Change:
 
     def _apply_to_snapshot(self) -> ResourceOutcome:
         one, snapshot_id = self.one, self.one.resource_id
-        state = self._read_snapshot()
-        why_skipped = state.why_skipped(dict(one.facts), state.facts)
-        if state.snapshot is None or why_skipped:
-            return self._outcome("skipped", why_skipped)
+        snapshot = self._find_snapshot()
+        changed = self._why_changed(dict(one.facts), snapshot)
+        if snapshot is None or changed:
+            return self._outcome("skipped", changed)
         if one.action == "restore":
             opponent = retiring.claim(self.ec2, snapshot_id, tagging.RESTORING, self.run_id)
             if opponent:
@@ -809,45 +765,49 @@ class _Change:
             self._record("restored")
             return self._outcome("changed")
         if one.action == "delete":
-            return self._delete_snapshot(state.snapshot, state.unclaimed_facts)
+            return self._delete_snapshot(snapshot)
         until = self.now + timedelta(days=self.plan.rules.retention_days)
-        record = RetirementTags(self.now, until, self.run_id)
-        record = retiring.retire_snapshot(self.ec2, snapshot_id, record)
+        record = retiring.retire_snapshot(self.ec2, snapshot_id, RetirementTags(self.now, until, self.run_id))
         self._record("retired", shared_with=list(record.shared_with), retained_until=until)
         return self._outcome("changed", f"can be restored until {until:%Y-%m-%d}")
 
-    def _read_snapshot(self) -> _SnapshotState:
-        one, snapshot_id = self.one, self.one.resource_id
-        snapshot = snapshots.find_snapshots(self.ec2, [snapshot_id]).get(snapshot_id)
-        if snapshot is None:
-            return _SnapshotState(None)
-        references, importing = References(one.region, {}), frozenset[str]()
-        if one.action != "restore":
-            references = reading.current_references(self.context, orphans=[snapshot_id])
-            importing = reading.digests_importing(imports.listed(self.ec2))
-        unclaimed = {key: value for key, value in snapshot.tags.items() if key != tagging.DELETING}
-        return _SnapshotState(
-            snapshot,
-            dict(snapshot_facts(snapshot, references, importing)),
-            dict(snapshot_facts(replace(snapshot, tags=unclaimed), references, importing)),
-            tuple(images.find_amis_of_snapshot(self.ec2, snapshot_id)),
-        )
+    def _find_snapshot(self) -> Snapshot | None:
+        return snapshots.find_snapshots(self.ec2, [self.one.resource_id]).get(self.one.resource_id)
 
-    def _delete_snapshot(self, snapshot: Snapshot, before: Mapping[str, str]) -> ResourceOutcome:
+    def _why_changed(self, before: Mapping[str, str], snapshot: Snapshot | None) -> str:
+        """Return what changed in a snapshot, or which AMI needs it now, for people; empty if nothing."""
+        if snapshot is None:
+            return NOT_FOUND
+        if changes := differences(before, self._snapshot_facts(snapshot)):
+            return ", ".join(changes)
+        amis = tuple(images.find_amis_of_snapshot(self.ec2, snapshot.snapshot_id))
+        return f"{amis[0]} needs it" if amis else ""
+
+    def _snapshot_facts(self, snapshot: Snapshot) -> dict[str, str]:
+        references, importing = References(self.one.region, {}), frozenset[str]()
+        if self.one.action != "restore":
+            references = reading.current_references(self.context, orphans=[snapshot.snapshot_id])
+            importing = reading.digests_importing(imports.listed(self.ec2))
+        return dict(snapshot_facts(snapshot, references, importing))
+
+    def _delete_snapshot(self, snapshot: Snapshot) -> ResourceOutcome:
         snapshot_id = snapshot.snapshot_id
         opponent = retiring.claim(self.ec2, snapshot_id, tagging.DELETING, self.run_id)
         if opponent:
             return self._claimed(opponent, tagging.RESTORING)
+        # Everything must be as planned, except the tag of this deletion.
+        tags = tags_as_text(retiring.without_deletion_tag(snapshot).tags)
         try:
-            state = self._read_snapshot()
-            why = state.why_skipped(before, state.unclaimed_facts)
-            needed_by = () if why else retiring.delete_snapshot(self.ec2, snapshot_id)
+            now = self._find_snapshot()
+            unclaimed = None if now is None else retiring.without_deletion_tag(now)
+            changed = self._why_changed({**dict(self.one.facts), "tags": tags}, unclaimed)
+            needed_by = () if changed else retiring.delete_snapshot(self.ec2, snapshot_id)
         except (Exception, KeyboardInterrupt):
             self._release(snapshot_id)
             raise
-        if why or needed_by:
+        if changed or needed_by:
             self._release(snapshot_id)
-            return self._outcome("skipped", why or f"{needed_by[0]} needs it")
+            return self._outcome("skipped", changed or f"{needed_by[0]} needs it")
         record = RetirementTags.parse(snapshot.tags)
         self._record("deleted", ami_id=(record.with_ami if record else "") or None)
         return self._outcome("deleted")

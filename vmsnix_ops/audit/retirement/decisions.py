@@ -99,7 +99,7 @@ class RetirementRules(RetirementPolicy):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do with an AMI or snapshot, and why; a reason to keep it is enough, and all are listed."""
+    """What to do with an AMI or snapshot, and why."""
 
     action: Action
     reasons: tuple[str, ...]
@@ -116,43 +116,23 @@ def _keep(*reasons: str) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with one AMI or snapshot, and why.
+    """What to do with one AMI or snapshot, and why."""
 
-    Attributes
-    ----------
-    kind
-        ``"ami"`` or ``"snapshot"`` (without an AMI).
-    resource_id, name, image, digest, region
-        The AMI or snapshot.
-    action
-        ``"keep"``, ``"retire"`` (can be restored), ``"delete"`` (cannot) or ``"restore"``.
-    reasons
-        Why; if it is kept, every reason to keep it.
-    snapshots
-        Snapshots of an AMI that are retired, deleted or restored with it.
-    kept_snapshots
-        Snapshots of an AMI that are kept, each with the reason.
-    created_at, size_gib
-        Of the AMI and its volumes, or of the snapshot.
-    stored_bytes
-        Size of its snapshots, which AWS bills; ``None`` if AWS does not report it.
-    facts
-        State and references from which the decision follows; part of `fingerprint`.
-    """
-
-    kind: Literal["ami", "snapshot"]
+    kind: Literal["ami", "snapshot"]  # a snapshot without an AMI
     resource_id: str
     name: str
     image: str
     digest: str
     region: str
     action: Action
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # if it is kept, every reason to keep it
     created_at: datetime
-    size_gib: int
-    stored_bytes: int | None = None
+    size_gib: int  # of the volumes of an AMI
+    stored_bytes: int | None = None  # what AWS bills; None if AWS does not report it
+    # Snapshots of an AMI that are retired, deleted or restored with it, and that are kept and why.
     snapshots: tuple[str, ...] = ()
     kept_snapshots: tuple[tuple[str, str], ...] = ()
+    # State and references from which the decision follows; part of the fingerprint.
     facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
@@ -241,7 +221,7 @@ def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:
         ("deprecated", str(ami.deprecated_at or "")),
         ("protection", ami.protection),
         ("last launch", str(ami.launched_at or "")),
-        ("tags", json.dumps(dict(sorted(ami.tags.items())))),
+        ("tags", tags_as_text(ami.tags)),
         ("references", _joined(references, ami.ami_id)),
     )
 
@@ -252,10 +232,15 @@ def snapshot_facts(
     """Return state and references of a snapshot as text that can be compared."""
     return (
         ("state", snapshot.state),
-        ("tags", json.dumps(dict(sorted(snapshot.tags.items())))),
+        ("tags", tags_as_text(snapshot.tags)),
         ("references", _joined(references, snapshot.snapshot_id)),
         ("import of its image", "running" if snapshot.tags.get(tagging.DIGEST, "") in importing else ""),
     )
+
+
+def tags_as_text(tags: Mapping[str, str]) -> str:
+    """Return tags as text that can be compared."""
+    return json.dumps(dict(sorted(tags.items())))
 
 
 def _joined(references: References, resource_id: str) -> str:
@@ -280,16 +265,7 @@ def read_and_decide(
 ) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
     """Read regions; return the decision about every AMI and orphan, and the regions that cannot be read.
 
-    Parameters
-    ----------
-    contexts
-        The regions, by name.
-    action, rules, now
-        As for `vmsnix_ops.audit.retirement.plan`.
-    prefix
-        Prefix of the names of channel parameters.
-    only
-        As for `decide`.
+    Channels are the parameters with the prefix; `only` is explained in `decide`.
     """
     found = reading.read_regions(contexts.values(), prefix=prefix, usage=action == "retire")
     if action == "restore":
@@ -314,10 +290,10 @@ def decide(
 
     Parameters
     ----------
-    regions
-        What was read of each region.
-    rules, now
-        The rules, and the time from which ages count.
+    regions, rules
+        What was read of each region, and the rules.
+    now
+        The time from which ages count.
     context_of
         Returns the context of a region, to read single AMIs and snapshots; called in the caller's thread.
     only
@@ -370,12 +346,7 @@ class Candidate:
 class AccountDecider:
     """Decides about the regions of one account while more of them is read.
 
-    Attributes
-    ----------
-    regions
-        By name, each with what was read of it.
-    candidates
-        What no rule keeps by what was read so far, oldest first. Reading more only removes candidates.
+    `candidates` is what no rule keeps by what was read so far, oldest first. Reading more only removes some.
     """
 
     def __init__(self, states: Iterable[RegionState], rules: RetirementRules, now: datetime) -> None:
@@ -404,12 +375,7 @@ class AccountDecider:
     ) -> tuple[Decision, ...]:
         """Return the decision about every AMI and orphan; see `decide`.
 
-        Parameters
-        ----------
-        limit
-            How many AMIs and orphans to retire or delete at most, instead of the number of the rules.
-        include_kept
-            Whether to return a decision about an AMI or snapshot that is kept.
+        A limit replaces the number of AMIs and orphans that the rules allow to retire or delete.
         """
         limit = self.rules.max_count if limit is None else limit
         known = [one for one in self.candidates if self._was_read(one)]
@@ -668,17 +634,11 @@ def _channel_reasons(
 
 @dataclass(frozen=True, slots=True)
 class _Copies:
-    """Copies of AMIs in all regions of an account.
+    """Copies of AMIs in all regions of an account."""
 
-    Attributes
-    ----------
-    used
-        By digest, the regions in which a copy is in use, each with the references as text.
-    copying
-        By region and ID of an AMI, the copies of it that are not finished.
-    """
-
+    # By digest, the regions in which a copy is in use, each with the references as text.
     used: Mapping[str, Mapping[str, str]]
+    # By region and ID of an AMI, the copies of it that are not finished.
     copying: Mapping[tuple[str, str], tuple[str, ...]]
 
     @classmethod
