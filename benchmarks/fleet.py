@@ -1,9 +1,9 @@
-"""Sixty-four runs on one, two and four workers: how far a fleet on one machine carries.
+"""Measure how many runs a fleet can do on one machine, with one, two and four workers.
 
-``just bench-fleet`` (``python -m benchmarks.fleet``) runs the same plan with each number of workers, fresh
-each time, against a sandbox in a process of its own. A run lists the AMIs of the account, one call, so what
-is measured is what a run costs in any case: a kernel's start, papermill, the report, the row in the history.
-Beside it stands the same number of runs one after the other in one process, without Dask.
+``just bench-fleet`` (``python -m benchmarks.fleet``) runs the same plan with each number of workers, against
+a sandbox in a process of its own. A run makes one call, which lists the AMIs of the account. So this measures
+the fixed cost of a run: the start of its process and its kernel, papermill, the report, and the row in the
+history. For comparison it does the same number of runs one after the other in one process, without Dask.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 
 def plan_file(folder: Path, runs: int) -> Path:
-    """Write a plan of so many runs that differ in nothing but their number."""
+    """Write a plan of runs that differ only in their number."""
     notebooks = folder / "notebooks"
     notebooks.mkdir(exist_ok=True)
-    (notebooks / "10-look.ipynb").write_text(json.dumps(notebook()), encoding="utf-8")
+    (notebooks / "10-list.ipynb").write_text(json.dumps(notebook()), encoding="utf-8")
     path = folder / "plan.toml"
     path.write_text(
-        f'name = "benchmark"\nnotebooks = "notebooks"\n[[entry]]\nrunbook = "look"\n'
+        f'name = "benchmark"\nnotebooks = "notebooks"\n[[entry]]\nrunbook = "list"\n'
         f"matrix = {{ number = {list(range(runs))} }}\n",
         encoding="utf-8",
     )
@@ -40,22 +40,22 @@ def notebook() -> dict[str, Any]:
         empty: dict[str, Any] = {"outputs": [], "execution_count": None}
         return {"cell_type": "code", "id": name, "metadata": metadata, "source": source, **empty}
 
-    look = (
+    source = (
         "from vmsnix_ops.aws.session import client, session\n"
         'len(client(session(), "ec2").describe_images(Owners=["self"])["Images"])'
     )
-    about = {"title": "Look", "description": "What is there.", "side_effects": "read_only"}
+    about = {"title": "List", "description": "List the AMIs.", "side_effects": "read_only"}
     return {
         "nbformat": 4,
         "nbformat_minor": 5,
         "metadata": {
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-            "vmsnix": {"name": "look", **about},
+            "vmsnix": {"name": "list", **about},
         },
         "cells": [
-            {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# Look"},
-            code("parameters", "number: int = 0  # which run it is", tags=["parameters"]),
-            code("look", look),
+            {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# List"},
+            code("parameters", "number: int = 0  # number of the run", tags=["parameters"]),
+            code("list", source),
         ],
     }
 
@@ -65,7 +65,7 @@ def one_after_the_other(plan: Path, runs: int, environment: dict[str, str]) -> N
     from vmsnix_ops.runbooks.execution.execute import run
 
     for number in range(runs):
-        outcome = run("look", {"number": number}, folder=plan.parent / "notebooks", environment=environment)
+        outcome = run("list", {"number": number}, folder=plan.parent / "notebooks", environment=environment)
         if outcome.error is not None:
             raise SystemExit(str(outcome.error))
 

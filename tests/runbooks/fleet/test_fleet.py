@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support import finish, join, wait_until
+from tests.support import DEADLINE, finish, join, wait_until
 from vmsnix_ops.errors import FleetError, PartialError, ToolMissingError
 from vmsnix_ops.progress import Event, LogLines, Progress, silent
 from vmsnix_ops.runbooks import fleet
@@ -290,6 +291,20 @@ def test_a_stopped_fleet_lets_its_runs_clean_up(yard: Yard, on_the_cluster: None
     join(thread)
     assert outcome.status == "cancelled"
     assert yard.trace() == ["begin a", "end a"]
+
+
+@pytest.mark.long(seconds=20)
+def test_ctrl_c_in_a_terminal_lets_the_runs_clean_up(yard: Yard) -> None:
+    planned = yard.plan('[[entry]]\nrunbook = "work"\nparameters = { seconds = 10000.0, name = "a" }')
+    command = ["fleet", str(yard.folder / "fleet.toml"), "--no-dry-run", "--workers", "1"]
+    with subprocess.Popen([sys.executable, "-m", "vmsnix_ops", *command], start_new_session=True) as client:
+        yard.running(planned, "work")
+        os.killpg(client.pid, signal.SIGINT)  # as a terminal does
+        assert client.wait(DEADLINE) == 1
+    assert yard.trace() == ["begin a", "end a"]
+    document, _ = open_ledger(planned.ledger).read(planned.file.targets[0].claim)
+    assert document is not None
+    assert document["state"] == "cancelled"
 
 
 def test_the_fleet_reports_a_worker_that_cannot_see_the_ledger(

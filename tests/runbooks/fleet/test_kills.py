@@ -58,9 +58,9 @@ regions = ["{REGION}"]
 where = {{ image = "./second" }}
 parameters = {{ via = "direct" }}
 """
-LOOK = f"""
+AUDIT = f"""
 [[entry]]
-name = "look"
+name = "audit"
 runbook = "audit-inventory"
 regions = ["{REGION}"]
 after = ["publish"]
@@ -199,7 +199,7 @@ def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
 ) -> None:
     whole = kills > 3
     if whole:
-        (storm.folder / "plan.toml").write_text(PLAN + LOOK)
+        (storm.folder / "plan.toml").write_text(PLAN + AUDIT)
     rng = random.Random(seed)
     victims = [part for _ in range(kills // len(PARTS)) for part in rng.sample(PARTS, len(PARTS))]
     killed = 0
@@ -218,7 +218,7 @@ def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
     assert killed >= 2
     assert list(look(aws).leftovers(amis=2)) == []
     documents = storm.documents()
-    names = ["publish/first/us-east-1", "publish/second/us-east-1", *(["look/us-east-1"] if whole else [])]
+    names = ["publish/first/us-east-1", "publish/second/us-east-1", *(["audit/us-east-1"] if whole else [])]
     assert {document["target"]: document["state"] for document in documents} == dict.fromkeys(names, "done")
     for document in documents:
         verdicts = [attempt["verdict"] for attempt in document["attempts"]]

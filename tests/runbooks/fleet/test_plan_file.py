@@ -1,4 +1,4 @@
-"""PlanFile files: what they stand for, and everything that is wrong with them said at once."""
+"""Plan files: the targets that they make, and errors that list every fault."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ loud: bool = False  # in capitals
 @pytest.fixture
 def plans(shelf: Shelf, tmp_path: Path) -> Plans:
     shelf.put("10-greet.ipynb", parameters=PARAMETERS)
-    shelf.put("20-look.ipynb", parameters="regions: list[str] = []  # where\n")
+    shelf.put("20-list.ipynb", parameters="regions: list[str] = []  # where\n")
     return Plans(tmp_path)
 
 
@@ -51,17 +51,17 @@ class Plans:
         return str(caught.value)
 
 
-# What a plan stands for
+# Targets
 
 
-def test_a_parameter_may_have_the_name_for_one_or_for_many(plans: Plans) -> None:
-    (target,) = plans.read('[[entry]]\nrunbook = "look"\nparameters = { region = "eu-west-1" }\n').targets
+def test_region_and_regions_are_accepted_for_each_other(plans: Plans) -> None:
+    (target,) = plans.read('[[entry]]\nrunbook = "list"\nparameters = { region = "eu-west-1" }\n').targets
     assert target.given == {"regions": ["eu-west-1"]}
     with pytest.raises(PlanError, match="2 values given: a, b"):
         plans.read('[[entry]]\nrunbook = "greet"\nparameters = { regions = ["a", "b"] }\n')
     with pytest.raises(PlanError, match="'regions' is given twice"):
         plans.read(
-            '[[entry]]\nrunbook = "look"\nregions = ["a"]\nparameters = { region = "b" }\n',
+            '[[entry]]\nrunbook = "list"\nregions = ["a"]\nparameters = { region = "b" }\n',
         )
 
 
@@ -73,7 +73,7 @@ def test_a_plan_may_name_a_runbook_by_its_short_name(plans: Plans, shelf: Shelf)
     assert [target.key for target in short.targets] == [target.key for target in full.targets]
 
 
-def test_an_entry_is_a_target_for_every_combination(plans: Plans) -> None:
+def test_an_entry_becomes_a_target_for_each_combination(plans: Plans) -> None:
     entry = """
         [[entry]]
         runbook = "greet"
@@ -90,17 +90,17 @@ def test_an_entry_is_a_target_for_every_combination(plans: Plans) -> None:
     assert last.environment["AWS_REGION"] == last.environment["VMSNIX_REGION"] == "us-east-1"
 
 
-def test_images_of_the_same_last_word_keep_apart(plans: Plans) -> None:
+def test_the_names_of_images_with_the_same_last_part_differ(plans: Plans) -> None:
     entry = '[[entry]]\nrunbook = "greet"\nimages = ["./a/result", "./b/result", "./c"]'
     assert plans.names(entry) == ["greet/a-result", "greet/b-result", "greet/c"]
 
 
-def test_a_region_goes_to_regions_where_the_runbook_has_those(plans: Plans) -> None:
-    (target,) = plans.read('[[entry]]\nrunbook = "look"\nregions = ["us-east-1"]').targets
+def test_a_region_becomes_regions_if_the_runbook_has_that_parameter(plans: Plans) -> None:
+    (target,) = plans.read('[[entry]]\nrunbook = "list"\nregions = ["us-east-1"]').targets
     assert target.given == {"regions": ["us-east-1"]}
 
 
-def test_defaults_are_for_the_runbooks_that_have_such_a_parameter(plans: Plans) -> None:
+def test_defaults_apply_to_runbooks_that_have_the_parameter(plans: Plans) -> None:
     text = """
         [defaults]
         retries = 2
@@ -109,15 +109,15 @@ def test_defaults_are_for_the_runbooks_that_have_such_a_parameter(plans: Plans) 
         runbook = "greet"
         parameters = { count = 7 }
         [[entry]]
-        runbook = "look"
+        runbook = "list"
         retries = 0
     """
-    greet, look = plans.read(text).targets
+    greet, listing = plans.read(text).targets
     assert (greet.given, greet.retries) == ({"count": 7, "loud": True}, 2)
-    assert (look.given, look.retries) == ({}, 0)
+    assert (listing.given, listing.retries) == ({}, 0)
 
 
-def test_overrides_are_for_some_of_the_targets(plans: Plans) -> None:
+def test_overrides_apply_to_matching_targets(plans: Plans) -> None:
     text = """
         [[entry]]
         runbook = "greet"
@@ -139,7 +139,7 @@ def test_overrides_are_for_some_of_the_targets(plans: Plans) -> None:
     assert targets["greet/b/eu-west-1"].resources == {"kvm": 1.0}
 
 
-def test_words_in_braces_are_the_targets_own(plans: Plans) -> None:
+def test_words_in_braces_are_replaced_by_values_of_the_target(plans: Plans) -> None:
     text = """
         [accounts.production]
         id = "012345678901"
@@ -160,7 +160,7 @@ def test_a_list_of_accounts_sets_no_parameter(plans: Plans, shelf: Shelf) -> Non
     assert target.given == {}
 
 
-def test_a_target_waits_for_those_that_share_its_values(plans: Plans) -> None:
+def test_a_target_waits_for_targets_with_the_same_values(plans: Plans) -> None:
     text = """
         [[entry]]
         name = "check"
@@ -174,17 +174,17 @@ def test_a_target_waits_for_those_that_share_its_values(plans: Plans) -> None:
         images = ["a", "b"]
         regions = ["us-east-1", "eu-west-1"]
         [[entry]]
-        name = "tell"
-        runbook = "look"
+        name = "report"
+        runbook = "list"
         after = ["check", "publish"]
     """
     targets = {target.name: target for target in plans.read(text).targets}
-    assert list(targets)[-2:] == ["check/eu-west-1", "tell"]  # behind those that they wait for
+    assert list(targets)[-2:] == ["check/eu-west-1", "report"]  # behind those that they wait for
     assert targets["check/eu-west-1"].after == ("publish/a/eu-west-1", "publish/b/eu-west-1")
-    assert len(targets["tell"].after) == 5
+    assert len(targets["report"].after) == 5
 
 
-def test_the_key_is_of_the_content_not_of_names_and_order(plans: Plans) -> None:
+def test_the_key_depends_on_the_content_not_on_names_and_order(plans: Plans) -> None:
     (one,) = plans.read(
         '[[entry]]\nname = "x"\nrunbook = "greet"\nparameters = { count = 2, loud = true }'
     ).targets
@@ -205,7 +205,7 @@ def test_a_result_counts_while_the_plan_has_the_same_name_content_and_dependenci
         parameters = { count = COUNT }
         [[entry]]
         name = "check"
-        runbook = "look"
+        runbook = "list"
         retries = RETRIES
         after = ["publish"]
     """
@@ -236,13 +236,13 @@ def test_nix_settings_become_nix_config(plans: Plans) -> None:
     ]
 
 
-def test_a_plan_without_a_name_is_named_after_its_place(plans: Plans, tmp_path: Path) -> None:
+def test_a_plan_without_a_name_is_named_after_its_path(plans: Plans, tmp_path: Path) -> None:
     first = plans.read('[[entry]]\nrunbook = "greet"').name
     assert first.startswith("nightly-")
     assert plans.read('name = "fixed"\n[[entry]]\nrunbook = "greet"').name == "fixed"
 
 
-def test_the_plan_prints_what_it_will_do(plans: Plans) -> None:
+def test_a_plan_shows_its_targets(plans: Plans) -> None:
     plans.read('[[entry]]\nrunbook = "greet"\nimages = ["<b>"]\nresources = { kvm = 1 }\nretries = 1')
     planned = fleet.plan(plans.path)
     assert "greet image=<b>; needs kvm=1; 1 retry" in str(planned)
@@ -250,7 +250,7 @@ def test_the_plan_prints_what_it_will_do(plans: Plans) -> None:
     assert list(planned.frame()["needs"]) == ["kvm=1"]
 
 
-# What can be wrong
+# Errors
 
 ENTRY = '[[entry]]\nrunbook = "greet"\n'
 
@@ -280,7 +280,7 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         (ENTRY + "retry_wait = -1", "is not from 0 to 3600 seconds"),
         (ENTRY + "resources = { kvm = 0 }", "is not a positive number"),
         (ENTRY + 'after = ["publihs"]', "'publihs' in after is not an entry"),
-        ('[[entry]]\nname = "tell"\nrunbook = "look"\nimages = ["a"]', "has no parameter 'image'"),
+        ('[[entry]]\nname = "report"\nrunbook = "list"\nimages = ["a"]', "has no parameter 'image'"),
         (ENTRY + '[[entry.override]]\nwhere = { region = "us-east-1" }', "greet has no region"),
         (ENTRY + 'images = ["ecs"]\n[[entry.override]]\nwhere = { image = "esc" }', "Did you mean 'ecs'?"),
         (ENTRY + "[[entry.override]]\nskip = true", "does not set for which targets"),
@@ -292,7 +292,7 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         ("name = ", "is not valid TOML"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_a_fix(plans: Plans, text: str, said: str) -> None:
+def test_an_error_contains_a_fix(plans: Plans, text: str, said: str) -> None:
     assert said in plans.fault(text)
 
 
@@ -304,7 +304,7 @@ def test_what_is_wrong_is_said_with_a_fix(plans: Plans, text: str, said: str) ->
         ({"a": "b", "b": "c", "c": "d", "d": "b"}, "b → c → d → b"),
     ],
 )
-def test_a_cycle_is_named(plans: Plans, waits: dict[str, str], named: str) -> None:
+def test_an_error_names_the_cycle(plans: Plans, waits: dict[str, str], named: str) -> None:
     entries = [
         f'{ENTRY}name = "{name}"\nparameters = {{ count = {number} }}\nafter = ["{other}"]\n'
         for number, (name, other) in enumerate(waits.items())
@@ -330,7 +330,7 @@ def test_a_large_plan_is_sorted_in_one_pass(plans: Plans, layers: int, width: in
     assert order == sorted(order)
 
 
-def test_a_dependency_that_matches_nothing_is_a_fault(plans: Plans) -> None:
+def test_a_dependency_without_a_match_is_an_error(plans: Plans) -> None:
     text = """
         [[entry]]
         name = "publish"
@@ -338,7 +338,7 @@ def test_a_dependency_that_matches_nothing_is_a_fault(plans: Plans) -> None:
         regions = ["us-east-1"]
         [[entry]]
         name = "check"
-        runbook = "look"
+        runbook = "list"
         regions = ["eu-west-1"]
         after = ["publish"]
     """
@@ -347,7 +347,7 @@ def test_a_dependency_that_matches_nothing_is_a_fault(plans: Plans) -> None:
     )
 
 
-def test_all_faults_are_said_at_once(plans: Plans) -> None:
+def test_an_error_lists_all_faults(plans: Plans) -> None:
     said = plans.fault(
         'nmae = "x"\n[[entry]]\nrunbook = "greet"\nretries = "two"\nparameters = { lud = true }'
     )
@@ -373,13 +373,13 @@ def test_all_faults_are_said_at_once(plans: Plans) -> None:
         ('[[entry]]\nname = "x"', "x has no runbook."),
     ],
 )  # fmt: skip
-def test_a_fault_names_its_place_and_the_value(plans: Plans, text: str, sentence: str) -> None:
+def test_an_error_names_the_place_and_the_value(plans: Plans, text: str, sentence: str) -> None:
     assert f" {sentence}" in plans.fault(text)
 
 
-def test_an_entry_with_a_fault_is_still_one_that_others_wait_for(plans: Plans) -> None:
+def test_an_entry_with_a_fault_can_be_named_in_after(plans: Plans) -> None:
     said = plans.fault(
-        ENTRY + 'name = "First"\nretries = "x"\n[[entry]]\nrunbook = "look"\nafter = ["First"]'
+        ENTRY + 'name = "First"\nretries = "x"\n[[entry]]\nrunbook = "list"\nafter = ["First"]'
     )
     assert "has 2 errors" in said
     assert "The name of entry 1 is 'First'" in said
@@ -395,18 +395,18 @@ def test_the_value_of_a_credential_is_not_shown(plans: Plans) -> None:
 
 
 @pytest.mark.parametrize("secret", ["AKIAABCDEFGHIJKLMNOP", "postgres://user:hunter22@host/db"])
-def test_a_secret_in_a_plan_is_refused_and_not_repeated(plans: Plans, secret: str) -> None:
+def test_a_secret_in_a_plan_is_refused_and_not_shown(plans: Plans, secret: str) -> None:
     said = plans.fault(f'[[entry]]\nrunbook = "greet"\nparameters = {{ image = "{secret}" }}')
     assert "contains a secret" in said
     assert secret not in said
 
 
-def test_a_missing_plan_says_so(tmp_path: Path) -> None:
+def test_a_missing_plan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot be read.*No such file"):
         read_plan(tmp_path / "none.toml")
 
 
-# What depends on where it goes
+# Scheduler and accounts
 
 
 @pytest.mark.parametrize(
@@ -417,19 +417,19 @@ def test_a_missing_plan_says_so(tmp_path: Path) -> None:
         ("scheduler:8786", "is not a scheduler address"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused(plans: Plans, address: str, said: str) -> None:
+def test_an_invalid_or_unencrypted_address_is_refused(plans: Plans, address: str, said: str) -> None:
     plans.read(ENTRY)
     with pytest.raises(PlanError, match=said):
         fleet.plan(plans.path, scheduler=address)
 
 
-def test_workers_elsewhere_are_given_no_environment(plans: Plans) -> None:
+def test_workers_of_a_scheduler_accept_no_environment(plans: Plans) -> None:
     plans.read(ENTRY)
     with pytest.raises(PlanError, match="do not accept an environment"):
         fleet.plan(plans.path, scheduler="tls://10.0.0.1:8786", environment={"AWS_PROFILE": "x"})
 
 
-def test_an_account_must_be_an_allowed_one(plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_that_is_not_allowed_is_refused(plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
     plans.read('[accounts.prod]\nid = "000000000002"\n' + ENTRY + 'accounts = ["prod"]')
     monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "000000000001")
     with pytest.raises(PlanError, match=r"prod \(000000000002\) is not allowed"):

@@ -126,6 +126,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
                 memory_limit=0,
                 resources=dict(dask.resources) or kvm,
                 env=dict(environment or {}),
+                preload=[worker.__name__],
             )
             with cluster, Client(cluster, security=security) as client:  # type: ignore[no-untyped-call]
                 yield client

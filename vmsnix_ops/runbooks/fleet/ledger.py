@@ -226,7 +226,7 @@ def this_process() -> Document:
 
 def has_ended(owner: Mapping[str, Any]) -> bool:
     """Return whether the process of an owner has ended; False if it is on another machine."""
-    return bool(owner["machine"] == _machine() and _start_of(owner["pid"]) not in (owner["born"], "hidden"))
+    return bool(owner["machine"] == _machine() and _start_of(owner["pid"]) not in (owner["born"], "unknown"))
 
 
 @dataclass
@@ -328,17 +328,16 @@ def _machine() -> str:
 def _start_of(pid: int) -> str:
     """Return the start of a process, because IDs are used again; empty if it has ended.
 
-    ``hidden`` stands for a process of another user that /proc does not show.
+    ``unknown`` stands for a process that /proc does not show, such as that of another user.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            return "hidden"
-        return ""
+        with suppress(PermissionError):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return ""
+        return "unknown"
     parts = stat.rpartition(")")[2].split()
     return "" if parts[0] in "ZX" else parts[19]

@@ -83,7 +83,7 @@ class Target:
 
     def is_done(self, document: Document) -> bool:
         """Return whether the document says that the target is done."""
-        return (document["state"], document["fingerprint"]) == ("done", self.fingerprint)
+        return (document["state"], document.get("fingerprint")) == ("done", self.fingerprint)
 
     def document(self, state: str, error: str | None = None) -> Document:
         """Return a document of the target without attempts."""
@@ -134,6 +134,12 @@ class Session:
 _lock = threading.Lock()
 _stopped: set[str] = set()  # IDs of sessions
 _running: dict[str, list[subprocess.Popen[bytes]]] = defaultdict(list)  # by ID of their session
+
+
+def dask_setup(_worker: object) -> None:
+    """Ignore the signals of the client's terminal: the client calls `stop`. Dask calls this at the start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the runs would inherit
 
 
 def stop(session: str) -> None:
@@ -213,7 +219,7 @@ def _next(session: Session, target: Target, current: Document | None, missing: l
     Its state is ``planned`` if a process may claim it, else ``skipped`` or ``failed``.
     """
     wanted = target.document("planned") | {"session": session.id}
-    if current and current["fingerprint"] == target.fingerprint:
+    if current and current.get("fingerprint") == target.fingerprint:
         wanted["attempts"] = list(current["attempts"])
         if current["state"] == "running":
             reason = f"Its process on {current['owner']['host']} ended without a result."
@@ -345,7 +351,7 @@ def state_of(target: Target, ledger: Ledger) -> Document:
     if document and document["state"] == "running":
         state = "lost" if has_ended(document["owner"]) else "running"
         return document | {"target": target.name, "state": state}
-    if document and document["fingerprint"] == target.fingerprint:
+    if document and document.get("fingerprint") == target.fingerprint:
         return document | {"target": target.name}
     return target.document("planned")
 
