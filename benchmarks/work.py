@@ -176,7 +176,7 @@ def s3_ours(image: str) -> int:
     from vmsnix_ops.aws.session import client
 
     s3 = client(boto3.Session(region_name=REGION), "s3", REGION, connections=buckets.THREADS + 2)
-    buckets.upload_file(s3, Path(image), seen=seen, bucket=BUCKET, key=KEY, tags={})
+    buckets.upload_file(s3, Path(image), survey=seen, bucket=BUCKET, key=KEY, tags={})
     return 0
 
 

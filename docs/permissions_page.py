@@ -31,7 +31,7 @@ TARGETS = {
     "launches": "a new instance and its parts, of EBS-backed images with the tag `vmsnix:digest`",
     "our instances": "instances with the tag `vmsnix:smoke`",
     "spot role": "EC2's role `AWSServiceRoleForEC2Spot`",
-    "pointers": "parameters below the prefix of the channels, `/vmsnix`, without decrypting",
+    "channels": "parameters below the prefix of the channels, `/vmsnix`, without decrypting",
     "topics": "the topic of `--topic`, else every topic of the account",
     "audit roles": "the role `vmsnix-auditor` of other accounts",
 }

@@ -326,7 +326,7 @@ def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, loo
                 "Action": "sts:AssumeRole",
                 "Condition": {"StringEquals": {"sts:ExternalId": "something-else"}},
             },
-            "refuses",
+            "refused",
         ),
     ],
 )

@@ -1,8 +1,7 @@
-"""What an account needs once, before its first publish: a bucket, a role, policies.
+"""Create what an account needs before its first publish: a bucket, a role and policies.
 
-A part is looked at, and made or put right only where it is missing or wrong, so bootstrapping twice changes
-nothing. What other people put beside it stays: statements of a bucket policy, lifecycle rules, statements of
-a trust policy.
+Only missing or wrong parts are created or changed, so a second bootstrap changes nothing. Statements of
+bucket and trust policies and lifecycle rules of others are kept.
 
 Sources: "Required permissions for VM Import/Export"; the operations' pages in the Amazon S3 and IAM API
 References.
@@ -40,14 +39,14 @@ if TYPE_CHECKING:
 
 
 LEFTOVER_DAYS = 7
-VERSION_DAYS = 1  # S3's least
+VERSION_DAYS = 1  # the minimum of S3
 MOST_VERSIONS = 5  # of a managed policy, IAM's limit
 Verdict = Literal["create", "change", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
 class BootstrapPart:
-    """One thing that must be there.
+    """A resource that an account needs, and what a bootstrap does with it.
 
     Attributes
     ----------
@@ -56,7 +55,7 @@ class BootstrapPart:
     verdict
         ``"create"``, ``"change"`` or ``"keep"``.
     what
-        What will be made or put right, or what is there.
+        The resource, in words.
     """
 
     name: str
@@ -66,7 +65,7 @@ class BootstrapPart:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """The clients that the parts are looked at and made with."""
+    """The clients of a bootstrap."""
 
     s3: S3Client
     iam: IAMClient
@@ -83,24 +82,24 @@ class Clients:
     "iam:GetPolicy",
     "iam:GetPolicyVersion",
 )
-def plan_parts(session: boto3.Session, place: policies.PolicyScope) -> list[BootstrapPart]:
-    """Return every part with what there is to do about it. Nothing is changed.
+def plan_parts(session: boto3.Session, scope: policies.PolicyScope) -> list[BootstrapPart]:
+    """Return all parts, each with what a bootstrap does with it. Changes nothing.
 
     Parameters
     ----------
     session
-        Whose account it is.
-    place
+        Session of the account.
+    scope
         With account, bucket and exactly one region.
 
     Raises
     ------
     vmsnix_ops.errors.BucketError
-        The bucket's name is somebody else's, or it is in another region.
+        The bucket belongs to another account, or is in another region.
     """
-    clients = _clients(session, place)
+    clients = _clients(session, scope)
     with calling("read what exists"):
-        return [BootstrapPart(name, *looked(clients, place)) for name, looked, _ in _PARTS]
+        return [BootstrapPart(name, *read(clients, scope)) for name, read, _ in _PARTS]
 
 
 @needs(
@@ -117,109 +116,108 @@ def plan_parts(session: boto3.Session, place: policies.PolicyScope) -> list[Boot
     "iam:DeletePolicyVersion",
     "iam:CreatePolicyVersion",
 )
-def apply_part(session: boto3.Session, place: policies.PolicyScope, part: BootstrapPart) -> None:
-    """Make one part, or put it right.
-
-    Safe to run twice: what is kept is not touched, and what is made is looked at again next time.
-    """
+def apply_part(session: boto3.Session, scope: policies.PolicyScope, part: BootstrapPart) -> None:
+    """Create or change one part. Safe to run twice: the next `plan_parts` finds the part unchanged."""
     if part.verdict == "keep":
         return
-    clients = _clients(session, place)
+    clients = _clients(session, scope)
     making = next(making for name, _, making in _PARTS if name == part.name)
     with calling(f"{part.verdict} the {part.name}"):
-        making(clients, place)
+        making(clients, scope)
 
 
 def bootstrapper_actions() -> tuple[str, ...]:
-    """Return what a bootstrap needs: to look at every part, and to make it."""
+    """Return the permissions of a bootstrap."""
     return needs_of(plan_parts, apply_part)
 
 
-def _clients(session: boto3.Session, place: policies.PolicyScope) -> Clients:
-    region = place.regions[0]
+def _clients(session: boto3.Session, scope: policies.PolicyScope) -> Clients:
+    region = scope.regions[0]
     return Clients(client(session, "s3", region), client(session, "iam", region))
 
 
 # The bucket
 
 
-def _bucket(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
+def _bucket(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
     try:
-        buckets.check_bucket(clients.s3, place.bucket, place.regions[0], place.account)
+        buckets.check_bucket(clients.s3, scope.bucket, scope.regions[0], scope.account)
     except errors.BucketError as error:
         if error.code != "NoSuchBucket":
             raise
-        return "create", f"{place.bucket} in {place.regions[0]}"
-    return "keep", f"{place.bucket} in {place.regions[0]}"
+        return "create", f"{scope.bucket} in {scope.regions[0]}"
+    return "keep", f"{scope.bucket} in {scope.regions[0]}"
 
 
-def _make_bucket(clients: Clients, place: policies.PolicyScope) -> None:
-    region = place.regions[0]
-    # us-east-1 is the one region that must not be named.
-    request: CreateBucketRequestTypeDef = {"Bucket": place.bucket}
+def _make_bucket(clients: Clients, scope: policies.PolicyScope) -> None:
+    region = scope.regions[0]
+    # S3 refuses the location us-east-1.
+    request: CreateBucketRequestTypeDef = {"Bucket": scope.bucket}
     if region != "us-east-1":
         known = cast("BucketLocationConstraintType", region)  # the stubs lag behind AWS's list
         request["CreateBucketConfiguration"] = {"LocationConstraint": known}
     if_found(lambda: clients.s3.create_bucket(**request), "BucketAlreadyOwnedByYou")
 
 
-def _block(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
+def _block(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
     answer = if_found(
-        lambda: clients.s3.get_public_access_block(Bucket=place.bucket),
+        lambda: clients.s3.get_public_access_block(Bucket=scope.bucket),
         "NoSuchPublicAccessBlockConfiguration",
         "NoSuchBucket",
     )
     on: PublicAccessBlockConfigurationTypeDef = answer["PublicAccessBlockConfiguration"] if answer else {}
-    whole = all(on.get(setting) for setting in buckets.ALL_BLOCKED)
-    return ("keep" if whole else "change" if on else "create"), "all public access to the bucket is blocked"
+    complete = all(on.get(setting) for setting in buckets.ALL_BLOCKED)
+    return (
+        "keep" if complete else "change" if on else "create"
+    ), "all public access to the bucket is blocked"
 
 
-def _make_block(clients: Clients, place: policies.PolicyScope) -> None:
+def _make_block(clients: Clients, scope: policies.PolicyScope) -> None:
     clients.s3.put_public_access_block(
-        Bucket=place.bucket,
+        Bucket=scope.bucket,
         PublicAccessBlockConfiguration=buckets.ALL_BLOCKED,
     )
 
 
-def _encryption(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
+def _encryption(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
     answer = if_found(
-        lambda: clients.s3.get_bucket_encryption(Bucket=place.bucket),
+        lambda: clients.s3.get_bucket_encryption(Bucket=scope.bucket),
         "ServerSideEncryptionConfigurationNotFoundError",
         "NoSuchBucket",
     )
     return ("keep" if answer else "create"), "objects are encrypted by default"
 
 
-def _make_encryption(clients: Clients, place: policies.PolicyScope) -> None:
+def _make_encryption(clients: Clients, scope: policies.PolicyScope) -> None:
     rule: ServerSideEncryptionRuleTypeDef = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
-    clients.s3.put_bucket_encryption(Bucket=place.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
+    clients.s3.put_bucket_encryption(Bucket=scope.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
 
 
-def _bucket_statements(clients: Clients, place: policies.PolicyScope) -> list[dict[str, Any]]:
+def _bucket_statements(clients: Clients, scope: policies.PolicyScope) -> list[dict[str, Any]]:
     answer = if_found(
-        lambda: clients.s3.get_bucket_policy(Bucket=place.bucket), "NoSuchBucketPolicy", "NoSuchBucket"
+        lambda: clients.s3.get_bucket_policy(Bucket=scope.bucket), "NoSuchBucketPolicy", "NoSuchBucket"
     )
     return read_statements(answer["Policy"]) if answer else []
 
 
-def _tls(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
-    held = _bucket_statements(clients, place)
-    there = any(buckets.requires_tls(statement) for statement in held)
-    return ("keep" if there else "change" if held else "create"), "requests without TLS are refused"
+def _tls(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+    existing = _bucket_statements(clients, scope)
+    there = any(buckets.requires_tls(statement) for statement in existing)
+    return ("keep" if there else "change" if existing else "create"), "requests without TLS are refused"
 
 
-def _make_tls(clients: Clients, place: policies.PolicyScope) -> None:
-    held = [*_bucket_statements(clients, place), policies.tls_statement(place)]
-    policy = {"Version": policies.VERSION, "Statement": held}
-    clients.s3.put_bucket_policy(Bucket=place.bucket, Policy=json.dumps(policy))
+def _make_tls(clients: Clients, scope: policies.PolicyScope) -> None:
+    existing = [*_bucket_statements(clients, scope), policies.tls_statement(scope)]
+    policy = {"Version": policies.VERSION, "Statement": existing}
+    clients.s3.put_bucket_policy(Bucket=scope.bucket, Policy=json.dumps(policy))
 
 
-def lifecycle_rules(place: policies.PolicyScope) -> list[LifecycleRuleTypeDef]:
-    """Return the rules that delete what a dead machine left in the bucket, and what versioning keeps of it.
+def lifecycle_rules(scope: policies.PolicyScope) -> list[LifecycleRuleTypeDef]:
+    """Return the rules that delete leftovers of uploads and their old versions.
 
-    Delete markers need a rule of their own: S3 refuses them beside an age in days.
+    Delete markers need a separate rule: S3 does not accept them in a rule with an age in days.
     """
-    below: LifecycleRuleTypeDef = {"Status": "Enabled", "Filter": {"Prefix": place.key_prefix}}
+    below: LifecycleRuleTypeDef = {"Status": "Enabled", "Filter": {"Prefix": scope.key_prefix}}
     return [
         {
             "ID": "vmsnix-leftovers",
@@ -232,52 +230,52 @@ def lifecycle_rules(place: policies.PolicyScope) -> list[LifecycleRuleTypeDef]:
     ]
 
 
-def _rules(clients: Clients, place: policies.PolicyScope) -> list[LifecycleRuleOutputTypeDef]:
+def _rules(clients: Clients, scope: policies.PolicyScope) -> list[LifecycleRuleOutputTypeDef]:
     answer = if_found(
-        lambda: clients.s3.get_bucket_lifecycle_configuration(Bucket=place.bucket),
+        lambda: clients.s3.get_bucket_lifecycle_configuration(Bucket=scope.bucket),
         "NoSuchLifecycleConfiguration",
         "NoSuchBucket",
     )
     return list(answer["Rules"]) if answer else []
 
 
-def _lifecycle(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
-    rules = _rules(clients, place)
-    what = f"objects and uploads below {place.key_prefix!r} are deleted after {LEFTOVER_DAYS} days"
+def _lifecycle(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+    rules = _rules(clients, scope)
+    what = f"objects and uploads below {scope.key_prefix!r} are deleted after {LEFTOVER_DAYS} days"
     if not rules:
         return "create", what
-    check = buckets.check_bucket_lifecycle(clients.s3, place.bucket, place.key_prefix)
-    expires = buckets.expires_versions(rules, place.key_prefix)
+    check = buckets.check_bucket_lifecycle(clients.s3, scope.bucket, scope.key_prefix)
+    expires = buckets.expires_versions(rules, scope.key_prefix)
     return ("keep" if check.outcome == "pass" and expires else "change"), what
 
 
-def _make_lifecycle(clients: Clients, place: policies.PolicyScope) -> None:
-    ours = lifecycle_rules(place)
+def _make_lifecycle(clients: Clients, scope: policies.PolicyScope) -> None:
+    ours = lifecycle_rules(scope)
     names = {rule["ID"] for rule in ours}
-    others = [rule for rule in _rules(clients, place) if rule.get("ID") not in names]
+    others = [rule for rule in _rules(clients, scope) if rule.get("ID") not in names]
     clients.s3.put_bucket_lifecycle_configuration(
-        Bucket=place.bucket, LifecycleConfiguration={"Rules": [*others, *ours]}
+        Bucket=scope.bucket, LifecycleConfiguration={"Rules": [*others, *ours]}
     )
 
 
 # The role
 
 
-def _role(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
-    answer = if_found(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
-    what = f"{place.role_name}, which only VM Import may assume"
+def _role(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+    answer = if_found(lambda: clients.iam.get_role(RoleName=scope.role_name), "NoSuchEntity")
+    what = f"{scope.role_name}, which only VM Import may assume"
     if answer is None:
         return "create", what
     trust = service_role.classify_trust(answer["Role"]["AssumeRolePolicyDocument"])
     return ("keep" if trust == "trusted" else "change"), what
 
 
-def _make_role(clients: Clients, place: policies.PolicyScope) -> None:
+def _make_role(clients: Clients, scope: policies.PolicyScope) -> None:
     trust = policies.import_role_trust_policy()
-    answer = if_found(lambda: clients.iam.get_role(RoleName=place.role_name), "NoSuchEntity")
+    answer = if_found(lambda: clients.iam.get_role(RoleName=scope.role_name), "NoSuchEntity")
     if answer is None:
         clients.iam.create_role(
-            RoleName=place.role_name,
+            RoleName=scope.role_name,
             AssumeRolePolicyDocument=json.dumps(trust),
             Description="Read by VM Import: uploaded images",
         )
@@ -288,7 +286,7 @@ def _make_role(clients: Clients, place: policies.PolicyScope) -> None:
         if not _is_vm_import(statement)
     ]
     trust["Statement"] = [*others, *trust["Statement"]]
-    clients.iam.update_assume_role_policy(RoleName=place.role_name, PolicyDocument=json.dumps(trust))
+    clients.iam.update_assume_role_policy(RoleName=scope.role_name, PolicyDocument=json.dumps(trust))
 
 
 def _is_vm_import(statement: dict[str, Any]) -> bool:
@@ -296,50 +294,50 @@ def _is_vm_import(statement: dict[str, Any]) -> bool:
     return isinstance(principal, dict) and as_list(principal.get("Service")) == [service_role.SERVICE]
 
 
-def _role_policy(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
+def _role_policy(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
     answer = if_found(
-        lambda: clients.iam.get_role_policy(RoleName=place.role_name, PolicyName=place.role_policy_name),
+        lambda: clients.iam.get_role_policy(RoleName=scope.role_name, PolicyName=scope.role_policy_name),
         "NoSuchEntity",
     )
-    what = f"{place.role_name} may read the bucket and create snapshots"
+    what = f"{scope.role_name} may read the bucket and create snapshots"
     if answer is None:
         return "create", what
     return (
-        "keep" if same_policy(answer["PolicyDocument"], policies.import_role_policy(place)) else "change"
+        "keep" if same_policy(answer["PolicyDocument"], policies.import_role_policy(scope)) else "change"
     ), what
 
 
-def _make_role_policy(clients: Clients, place: policies.PolicyScope) -> None:
+def _make_role_policy(clients: Clients, scope: policies.PolicyScope) -> None:
     clients.iam.put_role_policy(
-        RoleName=place.role_name,
-        PolicyName=place.role_policy_name,
-        PolicyDocument=json.dumps(policies.import_role_policy(place)),
+        RoleName=scope.role_name,
+        PolicyName=scope.role_policy_name,
+        PolicyDocument=json.dumps(policies.import_role_policy(scope)),
     )
 
 
 # The publisher's policy
 
 
-def _policy_arn(place: policies.PolicyScope) -> str:
-    return f"arn:{place.partition}:iam::{place.account}:policy/{place.policy_name}"
+def _policy_arn(scope: policies.PolicyScope) -> str:
+    return f"arn:{scope.partition}:iam::{scope.account}:policy/{scope.policy_name}"
 
 
-def _policy(clients: Clients, place: policies.PolicyScope) -> tuple[Verdict, str]:
-    arn = _policy_arn(place)
-    what = f"{place.policy_name}, to attach to publishers"
+def _policy(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+    arn = _policy_arn(scope)
+    what = f"{scope.policy_name}, to attach to publishers"
     answer = if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
     if answer is None:
         return "create", what
     version = answer["Policy"]["DefaultVersionId"]
-    held = clients.iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
-    return ("keep" if same_policy(held, policies.publisher_policy(place)) else "change"), what
+    existing = clients.iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
+    return ("keep" if same_policy(existing, policies.publisher_policy(scope)) else "change"), what
 
 
-def _make_policy(clients: Clients, place: policies.PolicyScope) -> None:
-    arn, text = _policy_arn(place), json.dumps(policies.publisher_policy(place))
+def _make_policy(clients: Clients, scope: policies.PolicyScope) -> None:
+    arn, text = _policy_arn(scope), json.dumps(policies.publisher_policy(scope))
     if if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
         clients.iam.create_policy(
-            PolicyName=place.policy_name,
+            PolicyName=scope.policy_name,
             PolicyDocument=text,
             Description="Permissions to publish with vmsnix via VM Import",
         )
@@ -352,9 +350,9 @@ def _make_policy(clients: Clients, place: policies.PolicyScope) -> None:
     clients.iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
 
 
-_Look = Callable[[Clients, policies.PolicyScope], tuple[Verdict, str]]
+_Read = Callable[[Clients, policies.PolicyScope], tuple[Verdict, str]]
 _Make = Callable[[Clients, policies.PolicyScope], None]
-_PARTS: tuple[tuple[str, _Look, _Make], ...] = (
+_PARTS: tuple[tuple[str, _Read, _Make], ...] = (
     ("bucket", _bucket, _make_bucket),
     ("public access block", _block, _make_block),
     ("encryption", _encryption, _make_encryption),
@@ -366,24 +364,21 @@ _PARTS: tuple[tuple[str, _Look, _Make], ...] = (
 )
 
 
-# The same as `vmsnix_ops.aws.bootstrap`, as a CloudFormation template.
+def cloudformation_template(scope: PolicyScope) -> dict[str, Any]:
+    """Return a CloudFormation template with the same resources.
 
-
-def cloudformation_template(place: PolicyScope) -> dict[str, Any]:
-    """Return a template that makes the bucket, the role and the policies.
-
-    Deploy it in the place's region, with ``--capabilities CAPABILITY_NAMED_IAM``. Deleting the stack keeps
+    Deploy it in the scope's region, with ``--capabilities CAPABILITY_NAMED_IAM``. Deleting the stack keeps
     the bucket.
 
     Parameters
     ----------
-    place
+    scope
         With account, bucket and one region.
     """
     rule = {
         "Id": "vmsnix-leftovers",
         "Status": "Enabled",
-        "Prefix": place.key_prefix,
+        "Prefix": scope.key_prefix,
         "ExpirationInDays": LEFTOVER_DAYS,
         "NoncurrentVersionExpiration": {"NoncurrentDays": VERSION_DAYS},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": LEFTOVER_DAYS},
@@ -391,7 +386,7 @@ def cloudformation_template(place: PolicyScope) -> dict[str, Any]:
     markers = {
         "Id": "vmsnix-delete-markers",
         "Status": "Enabled",
-        "Prefix": place.key_prefix,
+        "Prefix": scope.key_prefix,
         "ExpiredObjectDeleteMarker": True,
     }
     encryption = {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
@@ -405,7 +400,7 @@ def cloudformation_template(place: PolicyScope) -> dict[str, Any]:
                 "DeletionPolicy": "Retain",
                 "UpdateReplacePolicy": "Retain",
                 "Properties": {
-                    "BucketName": place.bucket,
+                    "BucketName": scope.bucket,
                     "PublicAccessBlockConfiguration": dict(ALL_BLOCKED),
                     "BucketEncryption": {"ServerSideEncryptionConfiguration": [encryption]},
                     "LifecycleConfiguration": {"Rules": [rule, markers]},
@@ -415,19 +410,19 @@ def cloudformation_template(place: PolicyScope) -> dict[str, Any]:
                 "Type": "AWS::S3::BucketPolicy",
                 "Properties": {
                     "Bucket": {"Ref": "Bucket"},
-                    "PolicyDocument": policies.tls_only_policy(place),
+                    "PolicyDocument": policies.tls_only_policy(scope),
                 },
             },
             "ImportRole": {
                 "Type": "AWS::IAM::Role",
                 "Properties": {
-                    "RoleName": place.role_name,
+                    "RoleName": scope.role_name,
                     "Description": "Read by VM Import: uploaded images",
                     "AssumeRolePolicyDocument": policies.import_role_trust_policy(),
                     "Policies": [
                         {
-                            "PolicyName": place.role_policy_name,
-                            "PolicyDocument": policies.import_role_policy(place),
+                            "PolicyName": scope.role_policy_name,
+                            "PolicyDocument": policies.import_role_policy(scope),
                         }
                     ],
                 },
@@ -435,9 +430,9 @@ def cloudformation_template(place: PolicyScope) -> dict[str, Any]:
             "PublisherPolicy": {
                 "Type": "AWS::IAM::ManagedPolicy",
                 "Properties": {
-                    "ManagedPolicyName": place.policy_name,
+                    "ManagedPolicyName": scope.policy_name,
                     "Description": "Permissions to publish with vmsnix via VM Import",
-                    "PolicyDocument": policies.publisher_policy(place),
+                    "PolicyDocument": policies.publisher_policy(scope),
                 },
             },
         },

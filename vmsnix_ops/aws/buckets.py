@@ -1,13 +1,11 @@
-"""S3: upload an image, and delete it again.
+"""S3 buckets: upload and delete images, list leftovers, check the bucket.
 
-An upload is multipart, parallel and resumable. The digests of the image (`vmsnix_ops.disk.survey`) have the
-SHA-256 of every part; the file itself is no longer trusted. The bytes of a part are compared with it in the
-buffer that is sent, parts that S3 already has with that SHA-256 are not sent again, and an object is used
-again only when S3's SHA-256 of it is made of those of the parts. An object is never overwritten: an import
-may be reading it.
+Uploads are multipart, parallel and resumable. The digests of the image (`vmsnix_ops.disk.survey`) contain the
+SHA-256 of each part, which each part is compared with before it is sent: the file may have changed. Parts
+that S3 already has with that SHA-256 are not sent again. An object is reused only if S3's composite SHA-256
+is that of the parts, and is never overwritten, because an import may be reading it.
 
-S3 offers CRCs too. They protect bytes on the wire and while S3 assembles an object, and are no evidence of
-identity: a file can be made to have the same CRC as another. Nothing here is decided by a CRC or an ETag.
+CRCs and ETags decide nothing: they protect the bytes in transit, but different files can have the same CRC.
 """
 
 from __future__ import annotations
@@ -63,20 +61,20 @@ THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object in S3 whose bytes are known to be those that were identified.
+    """An object in S3 with the verified bytes of an image.
 
     Attributes
     ----------
     bucket, key
-        Where it is.
+        Its location.
     bytes
-        Its size.
+        Size.
     checksum
         S3's SHA-256 of the object: the composite form of a multipart object, base64.
     outcome
         ``"created"`` or ``"reused"``.
     sent_bytes
-        What really went over the wire for it in this run; less than `bytes` after a resume.
+        Bytes that this run sent; fewer than `bytes` after a resume.
     """
 
     bucket: str
@@ -88,13 +86,13 @@ class StoredObject:
 
     @property
     def url(self) -> str:
-        """The object's address, as the AWS CLI writes it."""
+        """The object's URL for the AWS CLI."""
         return f"s3://{self.bucket}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
 class UploadPart:
-    """One part of a multipart upload: `number` counts from 1."""
+    """A part of a multipart upload; `number` counts from 1."""
 
     number: int
     offset: int
@@ -125,7 +123,7 @@ def upload_file(
     s3: S3Client,
     path: Path,
     *,
-    seen: Survey,
+    survey: Survey,
     bucket: str,
     key: str,
     tags: Mapping[str, str],
@@ -133,80 +131,81 @@ def upload_file(
     in_use: Callable[[], bool] = lambda: False,
     step: Step | None = None,
 ) -> StoredObject:
-    """Upload a file to S3 under this key, or find that it is there.
+    """Upload a file to this key, or find the object.
 
-    Safe to run twice, and at the same time on two machines: the key derives from the file's digest, an
-    existing object is used only when its checksum is that of the identified bytes, an unfinished upload of
-    the same key is continued, and completing an upload twice gives the same object. No object is overwritten:
-    one that contains other bytes is deleted first, unless it is in use.
+    Safe to run twice, also at the same time on two machines: the key is derived from the image's digest, an
+    existing object is reused only if its checksum is that of the image, an unfinished upload of the key is
+    continued, and completing an upload twice gives the same object. An object with other bytes is not
+    overwritten but deleted first, unless it is in use.
 
     Parameters
     ----------
     s3
-        Client with a connection pool of at least `THREADS`.
+        Client with at least `THREADS` connections.
     path
         File to upload.
-    seen
-        Its identity, with its ranges. Other bytes are not sent.
+    survey
+        The digests of the image and its parts. Other bytes are not sent.
     bucket, key
-        Where to.
+        Where to store it.
     tags
         Tags of the object.
     kms_key
-        ARN of the key that is to encrypt it; empty: as the bucket encrypts by default.
+        ARN of the key that encrypts it; empty: the bucket's default encryption.
     in_use
-        Whether an import may be reading the object.
+        Returns whether an import may be reading the object.
     step
         Where progress is shown, in bytes.
 
     Raises
     ------
     vmsnix_ops.errors.BucketError
-        The bucket does not exist, is in another region, or may not be written.
+        The bucket does not exist, is in another region, or is not writable.
     vmsnix_ops.errors.UploadError
-        The object does not contain the image's bytes, or one with other bytes is in use.
+        The object does not contain the image's bytes, or an object with other bytes is in use.
     vmsnix_ops.errors.ImageChangedError
-        The file holds other bytes than those that were identified. The unfinished upload is deleted.
+        The file has changed since its digests were computed. The unfinished upload is deleted.
     vmsnix_ops.errors.ImageError
         The file cannot be read. The unfinished upload is deleted.
     """
     with bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"):
-        found = _find(s3, seen, bucket=bucket, key=key, kms_key=kms_key)
+        found = _find(s3, survey, bucket=bucket, key=key, kms_key=kms_key)
         if found:
             if step is not None:
                 step.update(found.bytes)
             return found
         with closing(PathSource(path)) as file:
-            if file.size != seen.file_bytes:
-                at = min(file.size, seen.file_bytes)
-                raise changed(str(path), at, max(file.size, seen.file_bytes) - at)
+            if file.size != survey.file_bytes:
+                at = min(file.size, survey.file_bytes)
+                raise changed(str(path), at, max(file.size, survey.file_bytes) - at)
             _clear(s3, bucket, key, in_use)
             upload_id = _open(s3, bucket=bucket, key=key, tags=tags, kms_key=kms_key)
             try:
-                sent, checksum = _send(s3, file, seen, bucket=bucket, key=key, upload_id=upload_id, step=step)
+                sent, checksum = _send(
+                    s3, file, survey, bucket=bucket, key=key, upload_id=upload_id, step=step
+                )
             except errors.ImageError:
-                # Nobody may complete it: another run would not know which of its parts to trust.
+                # Another run could not distinguish the wrong parts.
                 _abort(s3, bucket, key, upload_id)
                 raise
             except Exception as error:
-                # Another machine that publishes the same image may have completed this very upload, or
-                # another one of the same key.
+                # Another machine may have completed this upload, or another upload of the same key.
                 if code_of(error) not in ("NoSuchUpload", *WRITTEN_MEANWHILE):
                     raise
-                found = _find(s3, seen, bucket=bucket, key=key, kms_key=kms_key)
+                found = _find(s3, survey, bucket=bucket, key=key, kms_key=kms_key)
                 if found is None:
                     raise
                 _abort(s3, bucket, key, upload_id)
                 return found
-    return StoredObject(bucket, key, seen.file_bytes, checksum, "created", sent)
+    return StoredObject(bucket, key, survey.file_bytes, checksum, "created", sent)
 
 
 @needs("s3:GetObject", "s3:ListBucket")
-def check_object(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
-    """Refuse an object that holds other bytes than those that were identified.
+def check_object(s3: S3Client, *, survey: Survey, bucket: str, key: str) -> None:
+    """Refuse an object that contains other bytes than the image.
 
-    Safe to run twice: it only reads. An object that is gone is not refused: another publisher of the same
-    image removes it when its AMI is registered.
+    Safe to run twice: it only reads. A missing object is not refused: another publisher of the same image
+    deletes it when its AMI is registered.
 
     Raises
     ------
@@ -215,7 +214,7 @@ def check_object(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
     """
     with bucket_errors(bucket, f"check s3://{bucket}/{key}"):
         head = _head(s3, bucket, key)
-        if head is not None and not _holds(head, seen):
+        if head is not None and not _has_bytes(head, survey):
             raise errors.UploadError(
                 f"s3://{bucket}/{key} was replaced after it was uploaded.",
                 why="Its size or its SHA-256 differs from the image that was identified.",
@@ -225,11 +224,8 @@ def check_object(s3: S3Client, *, seen: Survey, bucket: str, key: str) -> None:
 
 @needs("s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload", "s3:DeleteObject")
 def delete_object(s3: S3Client, *, bucket: str, key: str) -> None:
-    """Remove an object and every unfinished upload of its key.
-
-    Safe to run twice: what is gone already is no error.
-    """
-    with bucket_errors(bucket, f"remove s3://{bucket}/{key}"):
+    """Delete an object and all unfinished uploads of its key. Safe to run twice."""
+    with bucket_errors(bucket, f"delete s3://{bucket}/{key}"):
         for upload in _uploads(s3, bucket, key):
             _abort(s3, bucket, key, upload["UploadId"])
         s3.delete_object(Bucket=bucket, Key=key)
@@ -249,19 +245,18 @@ def _clear(s3: S3Client, bucket: str, key: str, in_use: Callable[[], bool]) -> N
     s3.delete_object(Bucket=bucket, Key=key)
 
 
-def _find(s3: S3Client, seen: Survey, *, bucket: str, key: str, kms_key: str = "") -> StoredObject | None:
-    """Return the object when it contains exactly the identified bytes.
-
-    The evidence is S3's composite SHA-256, which S3 made of the parts that it received.
-    """
+def _find(s3: S3Client, survey: Survey, *, bucket: str, key: str, kms_key: str = "") -> StoredObject | None:
+    """Return the object if its composite SHA-256, which S3 computed, is that of the image."""
     head = _head(s3, bucket, key)
-    if head is None or not _holds(head, seen) or (kms_key and head.get("SSEKMSKeyId") != kms_key):
+    if head is None or not _has_bytes(head, survey) or (kms_key and head.get("SSEKMSKeyId") != kms_key):
         return None
-    return StoredObject(bucket, key, seen.file_bytes, composite_checksum(seen), "reused", 0)
+    return StoredObject(bucket, key, survey.file_bytes, composite_checksum(survey), "reused", 0)
 
 
-def _holds(head: HeadObjectOutputTypeDef, seen: Survey) -> bool:
-    return head["ContentLength"] == seen.file_bytes and head.get("ChecksumSHA256") == composite_checksum(seen)
+def _has_bytes(head: HeadObjectOutputTypeDef, survey: Survey) -> bool:
+    return head["ContentLength"] == survey.file_bytes and head.get("ChecksumSHA256") == composite_checksum(
+        survey
+    )
 
 
 def _head(s3: S3Client, bucket: str, key: str) -> HeadObjectOutputTypeDef | None:
@@ -269,17 +264,17 @@ def _head(s3: S3Client, bucket: str, key: str) -> HeadObjectOutputTypeDef | None
         return s3.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
     except s3.exceptions.ClientError as error:
         if code_of(error) in ("404", "NoSuchKey", "NotFound"):
-            # A HEAD has no body, so a missing bucket answers like a missing object.
+            # A HEAD request has no body, so a missing bucket and a missing object look the same.
             s3.head_bucket(Bucket=bucket)
             return None
         raise
 
 
 def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_key: str) -> str:
-    """Return the upload to go on with: the oldest one of this key, which is ours when there was none.
+    """Return the ID of the oldest unfinished upload of this key; create one if there is none.
 
-    Two publishers that start at the same moment may both create one. Both then see both, both take the
-    oldest, and the one who made the other aborts it.
+    Two publishers that start at the same time may both create an upload. Both then use the oldest and abort
+    the other.
     """
     if not _resumable(s3, bucket, key):
         from urllib.parse import urlencode
@@ -307,13 +302,13 @@ def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_k
 
 
 def _object_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """S3 allows ten tags an object; the first few of ours tell what it is."""
+    """Return the tags for an object: S3 allows only ten, and fewer characters than EC2."""
     wanted = (tagging.IMAGE, tagging.DIGEST, tagging.RUN)
     return {key: _NOT_IN_TAGS.sub("-", tags[key])[: tagging.LONGEST_VALUE] for key in wanted if tags.get(key)}
 
 
 def _resumable(s3: S3Client, bucket: str, key: str) -> list[MultipartUploadTypeDef]:
-    """Unfinished uploads of this key whose parts carry SHA-256, oldest first."""
+    """Return the unfinished uploads of this key whose parts have a SHA-256, oldest first."""
     found = [u for u in _uploads(s3, bucket, key) if u.get("ChecksumAlgorithm") == "SHA256"]
     return sorted(found, key=lambda upload: (upload["Initiated"], upload["UploadId"]))
 
@@ -334,16 +329,23 @@ def _abort(s3: S3Client, bucket: str, key: str, upload_id: str) -> None:
 
 
 def _send(
-    s3: S3Client, file: ByteSource, seen: Survey, *, bucket: str, key: str, upload_id: str, step: Step | None
+    s3: S3Client,
+    file: ByteSource,
+    survey: Survey,
+    *,
+    bucket: str,
+    key: str,
+    upload_id: str,
+    step: Step | None,
 ) -> tuple[int, str]:
-    """Send the parts that S3 does not have and complete; return bytes sent and the object's checksum."""
+    """Send the missing parts and complete the upload; return the sent bytes and the object's checksum."""
     pages = s3.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
-    held = {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
+    stored = {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
 
     def send(part: UploadPart) -> _Sent:
-        digest = seen.part(part.number - 1)
+        digest = survey.part(part.number - 1)
         checksum = base64.b64encode(digest).decode()
-        there = held.get(part.number)
+        there = stored.get(part.number)
         if there is not None and there["Size"] == part.bytes and there.get("ChecksumSHA256") == checksum:
             etag, sent = there["ETag"], 0  # S3 computed that SHA-256 from what it received
         else:
@@ -363,7 +365,7 @@ def _send(
             step.advance(part.bytes)
         return {"PartNumber": part.number, "ETag": etag, "ChecksumSHA256": checksum}, sent
 
-    done = _in_parallel(send, split_parts(seen.file_bytes))
+    done = _in_parallel(send, split_parts(survey.file_bytes))
     answer = s3.complete_multipart_upload(
         Bucket=bucket,
         Key=key,
@@ -371,7 +373,7 @@ def _send(
         MultipartUpload={"Parts": [entry for entry, _ in done]},
         IfNoneMatch="*",
     )
-    expected = composite_checksum(seen)
+    expected = composite_checksum(survey)
     if answer.get("ChecksumSHA256", expected) != expected:
         raise errors.UploadError(
             f"s3://{bucket}/{key} does not contain the image's bytes.",
@@ -382,7 +384,7 @@ def _send(
 
 
 def _in_parallel(send: Callable[[UploadPart], _Sent], parts: list[UploadPart]) -> list[_Sent]:
-    """Run `send` for every part; the first failure, or an interrupt, cancels those that have not begun."""
+    """Send all parts; the first failure, or an interrupt, cancels those that have not started."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="upload")
     futures: list[Future[_Sent]] = [pool.submit(send, part) for part in parts]
     try:
@@ -392,14 +394,14 @@ def _in_parallel(send: Callable[[UploadPart], _Sent], parts: list[UploadPart]) -
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def composite_checksum(seen: Survey) -> str:
+def composite_checksum(survey: Survey) -> str:
     """Return S3's composite checksum of an image: SHA-256 over the parts' SHA-256, and their number."""
-    digest = hashlib.sha256(seen.parts).digest()
-    return f"{base64.b64encode(digest).decode()}-{len(split_parts(seen.file_bytes))}"
+    digest = hashlib.sha256(survey.parts).digest()
+    return f"{base64.b64encode(digest).decode()}-{len(split_parts(survey.file_bytes))}"
 
 
-class bucket_errors:  # noqa: N801 (reads as a verb where it is used)
-    """Explain S3's errors with the bucket in mind, and pass on everything else that AWS says."""
+class bucket_errors:  # noqa: N801 - used like a function
+    """Turn S3's errors about the bucket into a `BucketError`, and other errors of AWS as `calling` does."""
 
     def __init__(self, bucket: str, doing: str) -> None:
         self.bucket, self.calling = bucket, calling(doing)
@@ -436,25 +438,25 @@ def missing_bucket(bucket: str) -> errors.BucketError:
     )
 
 
-# What uploads leave in a bucket: objects that no import needs, and multipart uploads without an end.
+# Leftovers of uploads: objects that no import needs, and unfinished multipart uploads.
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that costs money in a bucket.
+    """An object or unfinished upload that costs money.
 
     Attributes
     ----------
     kind
         ``"object"`` or ``"multipart-upload"``.
     id
-        Its key, or the upload's id.
+        Its key, or the upload's ID.
     key
         Its key.
     since
-        When it was written or begun.
+        When it was written or started.
     bytes
-        What is billed.
+        Billed size.
     """
 
     kind: str
@@ -490,8 +492,8 @@ def list_multipart_uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[L
     while True:
         answer = call_with_retries(s3.list_multipart_uploads, **request)
         for one in answer.get("Uploads") or ():
-            held = _part_bytes(s3, bucket, one["Key"], one["UploadId"])
-            yield Leftover("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], held)
+            size = _part_bytes(s3, bucket, one["Key"], one["UploadId"])
+            yield Leftover("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], size)
         if not answer.get("IsTruncated"):
             return
         request |= {
@@ -506,7 +508,7 @@ def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
     while True:
         try:
             answer = call_with_retries(s3.list_parts, **request)
-        except s3.exceptions.NoSuchUpload:  # it ended meanwhile
+        except s3.exceptions.NoSuchUpload:  # it was completed or aborted in the meantime
             return total
         total += sum(part["Size"] for part in answer.get("Parts") or ())
         if not answer.get("IsTruncated"):
@@ -514,7 +516,7 @@ def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
         request["PartNumberMarker"] = answer["NextPartNumberMarker"]
 
 
-# Checks of the bucket: there, ours, in the right region; private, encrypted, TLS only, without leftovers.
+# Checks of the bucket.
 #
 # Sources: the operations' pages in the Amazon S3 API Reference; "Security best practices for Amazon S3".
 
@@ -530,7 +532,7 @@ BOOTSTRAP = "Run vmsnix bootstrap --no-dry-run, which sets it."
 
 @needs("s3:ListBucket")
 def check_bucket(s3: S3Client, name: str, region: str, account: str) -> Check:
-    """Check whether the bucket is there, ours, and in the region."""
+    """Check that the bucket exists, belongs to the account, and is in the region."""
     try:
         with calling(f"read the bucket {name}"):
             answer = s3.head_bucket(Bucket=name, ExpectedBucketOwner=account)
@@ -567,7 +569,7 @@ def _elsewhere(name: str, where: str, region: str) -> errors.BucketError:
 
 @needs("s3:GetBucketPublicAccessBlock", "s3:GetBucketPolicyStatus")
 def check_bucket_private(s3: S3Client, name: str) -> Check:
-    """Check that nobody else can read it. A public policy fails; a block with gaps is a warning."""
+    """Check that the bucket is private. A public policy fails; an incomplete public access block warns."""
     with calling(f"check whether the bucket {name} is private"):
         status = if_found(lambda: s3.get_bucket_policy_status(Bucket=name), "NoSuchBucketPolicy")
         block = if_found(
@@ -588,21 +590,23 @@ def check_bucket_private(s3: S3Client, name: str) -> Check:
 
 @needs("s3:GetEncryptionConfiguration")
 def check_bucket_encrypted(s3: S3Client, name: str) -> Check:
-    """Check whether it is encrypted by default."""
+    """Check that objects are encrypted by default."""
     with calling(f"check whether the bucket {name} is encrypted"):
         answer = if_found(
             lambda: s3.get_bucket_encryption(Bucket=name), "ServerSideEncryptionConfigurationNotFoundError"
         )
     rules = answer["ServerSideEncryptionConfiguration"]["Rules"] if answer else []
-    ways = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm", "") for rule in rules]
-    if not any(ways):
+    algorithms = [
+        rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm", "") for rule in rules
+    ]
+    if not any(algorithms):
         return Check("bucket encrypted", "warn", "no default encryption", BOOTSTRAP)
-    return Check("bucket encrypted", "pass", ", ".join(way for way in ways if way))
+    return Check("bucket encrypted", "pass", ", ".join(filter(None, algorithms)))
 
 
 @needs("s3:GetBucketPolicy")
 def check_bucket_tls(s3: S3Client, name: str) -> Check:
-    """Check whether its policy refuses what is not encrypted on the way."""
+    """Check that the bucket policy denies requests without TLS."""
     with calling(f"read the policy of the bucket {name}"):
         answer = if_found(lambda: s3.get_bucket_policy(Bucket=name), "NoSuchBucketPolicy")
     if answer and any(requires_tls(statement) for statement in read_statements(answer["Policy"])):
@@ -611,13 +615,13 @@ def check_bucket_tls(s3: S3Client, name: str) -> Check:
 
 
 def requires_tls(statement: dict[str, Any]) -> bool:
-    """Whether a statement of a bucket policy refuses everybody everything without TLS."""
+    """Return whether a statement of a bucket policy denies all requests without TLS."""
     condition = statement.get("Condition", {}).get("Bool", {})
     insecure = [str(v).lower() for k, v in condition.items() if k.lower() == "aws:securetransport"]
-    everybody = statement.get("Principal") in ("*", {"AWS": "*"}, {"AWS": ["*"]})
+    everyone = statement.get("Principal") in ("*", {"AWS": "*"}, {"AWS": ["*"]})
     return (
         statement.get("Effect") == "Deny"
-        and everybody
+        and everyone
         and insecure in (["false"], ["['false']"])
         and any(action in ("*", "s3:*") for action in as_list(statement.get("Action")))
     )
@@ -625,7 +629,7 @@ def requires_tls(statement: dict[str, Any]) -> bool:
 
 @needs("s3:GetLifecycleConfiguration")
 def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
-    """Check whether S3 itself removes what a dead machine leaves: objects, and unfinished uploads."""
+    """Check that lifecycle rules delete leftovers: old objects and unfinished uploads."""
     with calling(f"read the lifecycle of the bucket {name}"):
         rules = [rule for rule in _lifecycle_rules(s3, name) if _covers(rule, key_prefix)]
     uploads = [
@@ -648,7 +652,7 @@ def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
 
 @needs("s3:GetBucketVersioning", "s3:GetLifecycleConfiguration")
 def check_bucket_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
-    """Check whether removed images stay in the bucket as versions that nothing deletes."""
+    """Check that lifecycle rules delete old versions of images, if the bucket is versioned."""
     with calling(f"read the versioning of the bucket {name}"):
         state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
         rules = _lifecycle_rules(s3, name)
@@ -661,10 +665,10 @@ def check_bucket_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
 
 
 def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: str) -> bool:
-    """Whether lifecycle rules delete old versions of images, and the markers that their removal left."""
+    """Return whether lifecycle rules delete old versions of images and their delete markers."""
     found = [rule for rule in rules if _covers(rule, key_prefix)]
     old = any("NoncurrentVersionExpiration" in rule for rule in found)
-    # A rule that expires objects by their age deletes markers that are as old.
+    # A rule that expires objects by age also deletes delete markers of that age.
     markers = any(
         rule.get("Expiration", {}).get("ExpiredObjectDeleteMarker") or rule.get("Expiration", {}).get("Days")
         for rule in found
@@ -673,14 +677,14 @@ def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: st
 
 
 def find_overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) -> list[str]:
-    """Return the names of those places on S3 that share keys with the images of a bucket.
+    """Return the names of the locations that share keys with the images of a bucket.
 
     Parameters
     ----------
     places
-        Name to ``s3://bucket/prefix``; other places are ignored.
+        Names and URLs such as ``s3://bucket/prefix``; others are ignored.
     bucket, key_prefix
-        Where images go. A lifecycle rule deletes everything there after some days.
+        Location of the images. A lifecycle rule deletes all objects there after some days.
     """
     found = []
     for name, place in places.items():
@@ -694,12 +698,12 @@ def find_overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) ->
 
 
 def check_prefixes(places: Mapping[str, str], bucket: str, key_prefix: str) -> Check:
-    """Check that neither archive nor history lies where lifecycle rules delete images.
+    """Check that archive and history are not where lifecycle rules delete images.
 
     Raises
     ------
     vmsnix_ops.errors.BucketError
-        One of them does.
+        One of them is.
     """
     found = find_overlapping(places, bucket, key_prefix)
     if found:

@@ -1,7 +1,4 @@
-"""Every field that a verification compares: how it is read, and what it means when it differs.
-
-An audit compares those that it has seen anyway, with the same functions.
-"""
+"""Compare AMIs with their records, field by field, for verifications and audits."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ MEANINGS = {
     "channel": "fleets launch another AMI than the promoted one",
     "access": "unknown: this could not be read",
 }
-"""Every field that can differ, and what it means; a tag is called ``tag`` and its key."""
+"""What a difference means, for each field; the field of a tag is ``tag`` and its key."""
 
 SNAPSHOT_DIGEST = f"snapshot tag {tagging.DIGEST}"
 
@@ -60,12 +57,12 @@ PROMOTED_FIELDS = (
     "kms_key",
     "channel",
 )
-"""What a promotion gives, and records as it finds it; all else is recorded once, and by a sync."""
+"""Fields that a promotion sets and records. Other fields are recorded by the publish and by a sync."""
 
 UNFIXABLE_FIELDS = ("ami", "snapshot", "snapshot_state")
-"""What no promotion and no tag brings back."""
+"""Fields that neither a promotion nor a tag can correct."""
 
-PUBLIC_YEARS = timedelta(days=2 * 365)  # AWS dates a public AMI by itself: two years after its creation
+PUBLIC_YEARS = timedelta(days=2 * 365)  # AWS deprecates a public AMI two years after its creation
 
 REGISTERED: dict[str, Callable[[Ami], Any]] = {
     "state": lambda ami: ami.state,
@@ -85,7 +82,7 @@ REGISTERED: dict[str, Callable[[Ami], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field that is not as it was recorded."""
+    """A field whose value differs from the record."""
 
     field: str
     recorded: str
@@ -93,7 +90,7 @@ class Difference:
 
 
 def meaning(field: str) -> str:
-    """Return what it means that a field differs."""
+    """Return what a difference in the field means."""
     if field == SNAPSHOT_DIGEST:
         return "our policies do not allow sharing or deleting a snapshot without it"
     if field == f"tag {tagging.NAME}":
@@ -102,9 +99,9 @@ def meaning(field: str) -> str:
 
 
 def compare_registration(
-    row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
+    row: Mapping[str, Any], ami: Ami | None, snapshots: Mapping[str, Snapshot]
 ) -> Iterator[Difference]:
-    """Compare how it was registered, its tags and its snapshots."""
+    """Compare an AMI's registration, tags and snapshots."""
     if ami is None:
         yield Difference("ami", str(row.get("state", "there")), "gone")
         return
@@ -113,11 +110,11 @@ def compare_registration(
         if recorded.get(name) is not None:
             yield from _compare(name, recorded[name], read(ami))
     for snapshot_id in ami.snapshot_ids:
-        state = held[snapshot_id].state if snapshot_id in held else "gone"
+        state = snapshots[snapshot_id].state if snapshot_id in snapshots else "gone"
         yield from _compare("snapshot_state", "completed", state)
-        if snapshot_id in held and row.get("digest"):
+        if snapshot_id in snapshots and row.get("digest"):
             yield from _compare(
-                SNAPSHOT_DIGEST, row["digest"], held[snapshot_id].tags.get(tagging.DIGEST, "")
+                SNAPSHOT_DIGEST, row["digest"], snapshots[snapshot_id].tags.get(tagging.DIGEST, "")
             )
     tags = json.loads(row.get("tags") or "{}")
     for key, value in tags.items():
@@ -125,42 +122,42 @@ def compare_registration(
 
 
 def compare_deprecation(row: Mapping[str, Any], ami: Ami) -> Iterator[Difference]:
-    """Compare when it is deprecated."""
-    if "deprecated_at" in row and not _dated_by_aws(row, ami):
+    """Compare the deprecation date."""
+    if "deprecated_at" in row and not _deprecated_by_aws(row, ami):
         yield from _compare("deprecated_at", _minute(row["deprecated_at"]), _minute(ami.deprecated_at))
 
 
 def compare_promotion(
-    ec2: EC2Client, row: Mapping[str, Any], ami: Ami | None, held: Mapping[str, Snapshot]
+    ec2: EC2Client, row: Mapping[str, Any], ami: Ami | None, snapshots: Mapping[str, Snapshot]
 ) -> Iterator[Difference]:
-    """Compare what a promotion gives: dates, protection, with whom AMI and snapshots are shared, keys."""
+    """Compare what a promotion sets: deprecation, protection, audiences and encryption."""
     if ami is None:
         return
     yield from compare_deprecation(row, ami)
     if "protected" in row:
         yield from _compare("protected", row["protected"], ami.protection.startswith("enabled"))
     who = sharing.read_launch_permissions(ec2, ami.ami_id).names()
-    yield from _compare("shared_with", *_told_apart(row["shared_with"], who, but=sharing.PUBLIC))
-    own = [held[snapshot_id] for snapshot_id in ami.snapshot_ids if snapshot_id in held]
+    yield from _compare("shared_with", *_audience_texts(row["shared_with"], who, but=sharing.PUBLIC))
+    own = [snapshots[snapshot_id] for snapshot_id in ami.snapshot_ids if snapshot_id in snapshots]
     if not own or len(own) < len(ami.snapshot_ids):
-        return  # the rest is of its snapshots, and that one is gone is told
+        return  # `compare_registration` reports the missing snapshot
     if "encrypted" in row:
         yield from _compare("encrypted", row["encrypted"], all(one.encrypted for one in own))
     if "kms_key" in row:
         yield from _compare("kms_key", row["kms_key"], own[0].kms_key)
     users = {name for one in own for name in sharing.read_snapshot_permissions(ec2, one.snapshot_id).names()}
-    yield from _compare("snapshots_shared_with", *_told_apart(row["snapshots_shared_with"], users))
+    yield from _compare("snapshots_shared_with", *_audience_texts(row["snapshots_shared_with"], users))
 
 
 def compare_channels(ssm: SSMClient, row: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare where the channels point that were pointed to it last."""
-    for parameter in row["channel_parameters"]:
-        seen = parameters.find_parameter(ssm, parameter)
+    """Compare the values of the channels that were last set to the AMI."""
+    for name in row["channel_parameters"]:
+        seen = parameters.find_parameter(ssm, name)
         found = seen.value if seen else "nothing"
         if seen and seen.data_type != parameters.IMAGE_TYPE:
             found += f" ({seen.data_type})"
         if found != row["ami_id"]:
-            yield Difference("channel", f"{parameter} to {row['ami_id']}", found)
+            yield Difference("channel", f"{name} is {row['ami_id']}", found)
 
 
 def _compare(field: str, recorded: Any, found: Any) -> Iterator[Difference]:
@@ -178,14 +175,14 @@ def _minute(moment: datetime | None) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment is not None else ""
 
 
-def _dated_by_aws(row: Mapping[str, Any], ami: Ami) -> bool:
-    """Tell whether AWS gave a public AMI its date, which nobody recorded."""
+def _deprecated_by_aws(row: Mapping[str, Any], ami: Ami) -> bool:
+    """Return whether AWS set the deprecation date of a public AMI, so that no record has it."""
     if row["deprecated_at"] is not None or ami.deprecated_at is None or not ami.public:
         return False
     return abs(ami.deprecated_at - ami.created_at - PUBLIC_YEARS) <= timedelta(days=2)  # leap days
 
 
-def _told_apart(recorded: Iterable[str], found: Iterable[str], *, but: str = "") -> tuple[str, str]:
-    """Return two audiences as text; `but` is a field of its own."""
-    told = [", ".join(sorted({name for name in names if name != but})) for names in (recorded, found)]
-    return told[0], told[1]
+def _audience_texts(recorded: Iterable[str], found: Iterable[str], *, but: str = "") -> tuple[str, str]:
+    """Return two audiences as text without the name `but`, which another field compares."""
+    texts = [", ".join(sorted({name for name in names if name != but})) for names in (recorded, found)]
+    return texts[0], texts[1]

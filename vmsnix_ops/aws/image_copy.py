@@ -1,7 +1,7 @@
-"""Copies of an AMI in other regions: find or create, wait, and tell why one failed.
+"""Copy AMIs to other regions.
 
-CopyImage, because it has a ClientToken and CopySnapshot has none. A copy that fails does so later and
-silently: the AMI turns ``failed``, and the reason stands only in the StateMessage of its snapshot.
+CopyImage has a ClientToken, which CopySnapshot lacks. A copy fails asynchronously: its AMI becomes
+``failed``, and only the StateMessage of its snapshot has the reason.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Step
 
 COPY_SECONDS = 2 * 3600.0
-LIMIT_SECONDS = 30 * 60.0  # how long to wait for room among the copies in flight
+LIMIT_SECONDS = 30 * 60.0  # how long to wait while the region accepts no more copies
 ATTEMPTS = 8
-_USED = ("IdempotentParameterMismatch", "IdempotentInstanceTerminated")
+_TOKEN_USED = ("IdempotentParameterMismatch", "IdempotentInstanceTerminated")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCopy:
-    """A copy that is wanted.
+    """The parameters of a copy.
 
     Attributes
     ----------
     source
-        The AMI in its own region.
+        The AMI to copy.
     kms_key
-        Key that encrypts the copy: id, ARN or alias, of the region that it goes to. Empty: as the source is,
-        or as the region encrypts by default.
+        ID, ARN or alias of the key of the target region that encrypts the copy. Empty: the encryption of the
+        source, or the region's default.
     """
 
     source: Ami
@@ -54,10 +54,10 @@ class ImageCopy:
     def request(self, token: str) -> CopyImageRequestTypeDef:
         """Return the parameters of ``CopyImage``.
 
-        The tags are given and not only carried (``CopyImageTags``), because snapshots carry none. They are
-        the source's own, so that the same copy is asked for with the same words, whoever asks.
+        ``CopyImageTags`` copies no tags to snapshots, so the request also has the tags of the source. All
+        processes that copy the same AMI send the same request.
         """
-        tags = _carried(self.source)
+        tags = _tags_to_copy(self.source)
         request: CopyImageRequestTypeDef = {
             "Name": self.source.name,
             "SourceImageId": self.source.ami_id,
@@ -76,21 +76,21 @@ class ImageCopy:
         return request
 
     def token(self, region: str, attempt: int) -> str:
-        """Return the ClientToken: the same for the same copy, another one for another attempt."""
-        said = json.dumps([self.request(""), region, attempt], sort_keys=True)
-        return f"vmsnix-{hashlib.sha256(said.encode()).hexdigest()[:48]}"
+        """Return the ClientToken: a hash of the copy, the region and the attempt."""
+        text = json.dumps([self.request(""), region, attempt], sort_keys=True)
+        return f"vmsnix-{hashlib.sha256(text.encode()).hexdigest()[:48]}"
 
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots")
 def find_copy(ec2: EC2Client, wanted: ImageCopy) -> Ami | None:
-    """Return the copy that is there or on its way, or ``None``. One that failed is none.
+    """Return the copy if it exists or is being created, or ``None``. Failed copies are ignored.
 
     Raises
     ------
     vmsnix_ops.errors.NameTakenError
-        The name belongs to other bytes, or to a copy that is encrypted otherwise.
+        The name belongs to an AMI with other bytes, or to a copy with another encryption.
     vmsnix_ops.errors.RegistrationError
-        The copy is disabled, or half deleted.
+        The copy is disabled, or lacks a snapshot.
     """
     named = [
         ami
@@ -117,17 +117,17 @@ def find_copy(ec2: EC2Client, wanted: ImageCopy) -> Ami | None:
 
 
 def _facts(source: Ami) -> dict[str, str]:
-    """Return what a copy must have of its source; AWS encrypts the disks of a copy by the copy's own key."""
+    """Return the facts of the source that its copy must have; each copy has its own encryption."""
     return {name: fact for name, fact in source.facts().items() if not name.startswith(images.ENCRYPTION)}
 
 
 def missing_tags(source: Ami, made: Ami) -> dict[str, str]:
-    """Return the tags of the source that its copy lacks, or has otherwise."""
-    return {key: value for key, value in _carried(source).items() if made.tags.get(key) != value}
+    """Return the tags of the source that its copy lacks, or that have another value."""
+    return {key: value for key, value in _tags_to_copy(source).items() if made.tags.get(key) != value}
 
 
-def _carried(source: Ami) -> dict[str, str]:
-    """Return the tags that a copy shares with its source: not those of AWS, nor of a retirement."""
+def _tags_to_copy(source: Ami) -> dict[str, str]:
+    """Return the tags of the source except those of AWS and of a retirement."""
     return {
         key: value
         for key, value in source.tags.items()
@@ -137,7 +137,7 @@ def _carried(source: Ami) -> dict[str, str]:
 
 @needs("ec2:CreateTags of our resources")
 def copy_tags(ec2: EC2Client, source: Ami, made: Ami) -> None:
-    """Give a copy and its snapshots what `missing_tags` names. Safe to run twice."""
+    """Add `missing_tags` to a copy and its snapshots. Safe to run twice."""
     missing = tagging.to_list(missing_tags(source, made))
     if missing:
         with calling(f"tag {made.ami_id}"):
@@ -152,39 +152,39 @@ def copy_ami(
     step: Step | None = None,
     still_wanted: Callable[[], None] = lambda: None,
 ) -> tuple[Ami, StepOutcome]:
-    """Make the copy, or find it, and wait until it is available.
+    """Copy an AMI, or find the copy, and wait until it is available.
 
-    Safe to run twice: the copy is looked for by its name, which derives from the image's digest; the
-    ClientToken derives from what is asked for, so that a call whose answer was lost, and a copy that is not
-    seen yet, are not made twice. The token of a copy that failed is used up: the next attempt has another.
+    Safe to run twice: the copy is found by its name, which is derived from the image's digest. The
+    ClientToken is derived from the request, so a copy whose answer was lost, or that is not visible yet, is
+    not created twice. AWS does not accept the token of a failed copy again, so the next attempt uses another.
 
     Parameters
     ----------
     ec2
-        Of the region that the copy goes to.
+        Client of the target region.
     wanted
-        Which copy.
+        The copy.
     step
         Where progress is shown.
     still_wanted
-        Called between two looks; it raises when the operator asked to stop.
+        Called before each read; raises an error to end the wait.
 
     Raises
     ------
     vmsnix_ops.errors.CopyFailedError
-        The copy turned ``failed``; with the StateMessage of its snapshot.
+        The copy failed; with the StateMessage of its snapshot.
     vmsnix_ops.errors.QuotaError
-        Half an hour long there was no room for one more copy to this region.
+        The region accepted no more copies for half an hour.
     vmsnix_ops.errors.NameTakenError
         As `find_copy`.
     """
     existing = find_copy(ec2, wanted)
     outcome: StepOutcome = "reused"
     if existing is None:
-        ami_id, outcome = _begin(ec2, wanted, step, still_wanted), "created"
+        ami_id, outcome = _start_copy(ec2, wanted, step, still_wanted), "created"
     else:
         ami_id = existing.ami_id
-    ami = _available(ec2, ami_id, step, still_wanted)
+    ami = _wait_available(ec2, ami_id, step, still_wanted)
     if existing is not None and existing.state != "available":
         images.check_same_registration(ami, digest=wanted.source.digest, facts=_facts(wanted.source))
     for snapshot in snapshots.check_snapshots_of(ec2, ami):
@@ -192,25 +192,27 @@ def copy_ami(
     return ami, outcome
 
 
-def _begin(ec2: EC2Client, wanted: ImageCopy, step: Step | None, still_wanted: Callable[[], None]) -> str:
-    """Ask for the copy, with the token of the first attempt that did not fail, and return its id."""
+def _start_copy(
+    ec2: EC2Client, wanted: ImageCopy, step: Step | None, still_wanted: Callable[[], None]
+) -> str:
+    """Start the copy, with the token of the first attempt that did not fail, and return the AMI ID."""
     region = ec2.meta.region_name
     failed = {
         ami.ami_id
         for ami in images.find_all_by_name(ec2, wanted.source.name)
         if ami.state in images.FAILED_STATES
     }
-    told = False
+    shown = False
 
     def call(token: str) -> str:
-        nonlocal told
+        nonlocal shown
         still_wanted()
         try:
             return ec2.copy_image(**wanted.request(token))["ImageId"]
         except ec2.exceptions.ClientError as error:
-            if code_of(error) == "ResourceLimitExceeded" and step is not None and not told:
+            if code_of(error) == "ResourceLimitExceeded" and step is not None and not shown:
                 step.message(f"{region} does not accept another copy yet")
-                told = True
+                shown = True
             raise
 
     with calling(f"copy {wanted.source.ami_id} to {region}"):
@@ -225,9 +227,9 @@ def _begin(ec2: EC2Client, wanted: ImageCopy, step: Step | None, still_wanted: C
                 )
             except ec2.exceptions.ClientError as error:
                 if code_of(error) == "InvalidAMIName.Duplicate":
-                    # Another promoter was faster, or the answer to our own first try was lost.
+                    # Another process was faster, or the answer to an earlier attempt was lost.
                     return retry(lambda: _must_find(ec2, wanted), "NotYetVisible", seconds=30).ami_id
-                if code_of(error) in _USED:
+                if code_of(error) in _TOKEN_USED:
                     continue
                 raise
             if ami_id not in failed:
@@ -251,7 +253,7 @@ def _must_find(ec2: EC2Client, wanted: ImageCopy) -> Ami:
     return found
 
 
-def _available(ec2: EC2Client, ami_id: str, step: Step | None, still_wanted: Callable[[], None]) -> Ami:
+def _wait_available(ec2: EC2Client, ami_id: str, step: Step | None, still_wanted: Callable[[], None]) -> Ami:
     def read() -> PollResult[Ami]:
         still_wanted()
         ami = images.describe_ami(ec2, ami_id)
@@ -267,11 +269,11 @@ def _available(ec2: EC2Client, ami_id: str, step: Step | None, still_wanted: Cal
     what = f"the copy {ami_id} in {ec2.meta.region_name}"
     seen = poll(read, what=what, deadline=COPY_SECONDS, step=step)
     if seen.outcome == "failed":
-        raise _failure(seen.value, seen.message)
+        raise _copy_failed(seen.value, seen.message)
     return seen.value
 
 
-def _failure(ami: Ami, message: str) -> errors.CopyFailedError:
+def _copy_failed(ami: Ami, message: str) -> errors.CopyFailedError:
     fix = (
         "Run the same command again to create a new copy. Deregister the failed copy, which the audit lists."
     )
@@ -289,15 +291,15 @@ def _failure(ami: Ami, message: str) -> errors.CopyFailedError:
 
 
 def _check_key(ami: Ami, snapshot: snapshots.Snapshot, kms_key: str) -> None:
-    """Refuse a copy that is not encrypted as asked; an alias cannot be compared with a key's ARN."""
-    asked = kms_key.rpartition("/")[2]
+    """Refuse a copy with another encryption than requested; an alias cannot be compared with a key's ARN."""
+    key_id = kms_key.rpartition("/")[2]
     if not kms_key or (
-        snapshot.encrypted and ("alias/" in kms_key or snapshot.kms_key.endswith(f"/{asked}"))
+        snapshot.encrypted and ("alias/" in kms_key or snapshot.kms_key.endswith(f"/{key_id}"))
     ):
         return
-    held = f"is encrypted with {snapshot.kms_key}" if snapshot.encrypted else "is not encrypted"
+    actual = f"is encrypted with {snapshot.kms_key}" if snapshot.encrypted else "is not encrypted"
     raise errors.NameTakenError(
         f"The copy {ami.ami_id} in {ami.region} has another encryption than requested.",
-        why=f"{snapshot.snapshot_id} {held}, but the requested key is {kms_key}.",
+        why=f"{snapshot.snapshot_id} {actual}, but the requested key is {kms_key}.",
         fix="Deregister that copy if nothing needs it, or promote without a key for this region.",
     )

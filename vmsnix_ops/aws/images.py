@@ -1,4 +1,4 @@
-"""AMIs: find, register, share, deregister."""
+"""AMIs: find, describe, register, make public, tag."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vmsnix_ops.aws.session import calling, code_of, retry
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.literals import ArchitectureValuesType, BootModeValuesType
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 
 ARCHITECTURES: Mapping[str, ArchitectureValuesType] = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
 AVAILABLE_SECONDS = 15 * 60.0
-NAME_SECONDS = 30.0  # in which an AMI shows itself that was registered by somebody else
+NAME_SECONDS = 30.0  # until an AMI that another process registered is visible
 FAILED_STATES = frozenset({"failed", "error", "invalid", "deregistered"})
-"""States in which an AMI can never be used; its name is free again, or needs a deregistration."""
+"""States of AMIs that can never be used; some keep their name until they are deregistered."""
 
 PENDING_STATES = frozenset({"pending", "transient"})
-"""States in which AWS still makes an AMI."""
+"""States of AMIs that AWS is still creating."""
 
 STUCK = timedelta(hours=48)
-"""An AMI that is pending for longer never becomes available: AWS gives a time-based copy at most 48 hours."""
+"""An AMI that is pending for longer never becomes available: a time-based copy takes at most 48 hours."""
 
 _VOLUME_DEFAULTS: dict[str, dict[str, int]] = {"gp3": {"Iops": 3000, "Throughput": 125}}
 ENCRYPTION = "encryption of disk "
-"""How the facts that say whether a disk without a snapshot is encrypted begin."""
+"""Prefix of the facts about the encryption of disks without a snapshot."""
 
 FILTER_VALUES = 200  # AWS: values of one filter
 PAGE = 1000
 UNKNOWN_TIME = datetime.max.replace(tzinfo=UTC)
-"""Creation time of an AMI for which AWS gives none: it is never old enough to be retired."""
+"""Creation time of an AMI for which AWS reports none: it is never old enough to be retired."""
 
 NAME_LENGTH = range(3, 129)
 _SIZE = re.compile(r"(\d+) GiB, ")
@@ -60,18 +60,18 @@ _REFUSED_IN_NAMES = re.compile(r"[^A-Za-z0-9()\[\] ./'@_-]")  # RegisterImage, p
 
 
 def default_root_volume() -> EbsBlockDeviceTypeDef:
-    """Return ``Ebs`` of a root volume for which nobody asks anything else."""
+    """Return ``Ebs`` of a root volume with vmsnix's defaults."""
     return {"VolumeType": "gp3", "DeleteOnTermination": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What an AMI is registered with.
+    """The parameters of an AMI to register.
 
     Attributes
     ----------
     name
-        Unique in account and region.
+        Unique in the account and region.
     architecture
         ``"x86_64"`` or ``"arm64"``.
     boot_mode
@@ -79,15 +79,15 @@ class Registration:
     root_device
         Device name of the root volume.
     snapshot_id
-        Holds the root volume.
+        Snapshot of the root volume.
     description
         Shown in AWS's console.
     root_volume
-        ``Ebs`` of the root volume without its snapshot, as RegisterImage takes it.
+        ``Ebs`` of the root volume without its snapshot, in the shape of RegisterImage.
     disks
-        Further block device mappings, as RegisterImage takes them.
+        Further block device mappings, in the shape of RegisterImage.
     imds_support
-        ``"v2.0"``: instances answer to session tokens only.
+        ``"v2.0"``: instances require IMDSv2.
     tpm_support
         ``"v2.0"`` or empty; only for UEFI.
     ena_support
@@ -97,7 +97,7 @@ class Registration:
     uefi_data
         Contents of the UEFI variable store, base64; empty for none.
     tags
-        Of the AMI, set in the very call that creates it.
+        Tags of the AMI, set in the call that creates it.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Registration:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def request(self, *, snapshot_gib: int = 0) -> RegisterImageRequestTypeDef:
-        """Return the parameters of ``RegisterImage``; those without a value are left out.
+        """Return the parameters of ``RegisterImage``, without empty ones.
 
         Parameters
         ----------
@@ -150,18 +150,18 @@ class Registration:
         return request
 
     def all_tags(self) -> dict[str, str]:
-        """Return the AMI's tags, with the one by which its UEFI data are recognized."""
-        told = uefi_digest(self.uefi_data)
-        return {**self.tags, **({tagging.UEFI_DATA: told} if told else {})}
+        """Return the AMI's tags, with the digest of its UEFI data if it has any."""
+        digest = uefi_digest(self.uefi_data)
+        return {**self.tags, **({tagging.UEFI_DATA: digest} if digest else {})}
 
     def facts(self) -> dict[str, str]:
-        """Return what an AMI of this registration has, in the words of `Ami.facts`."""
+        """Return the same facts as `Ami.facts` of an AMI with this registration."""
         root: BlockDeviceMappingTypeDef = {"DeviceName": self.root_device, "Ebs": {**self.root_volume}}
         return _facts(self, uefi_digest(self.uefi_data), [root, *self.disks])
 
 
 def uefi_digest(uefi_data: str) -> str:
-    """Return what stands for UEFI data in a tag: DescribeImages does not show the data themselves."""
+    """Return the digest of UEFI data for a tag; DescribeImages does not return the data."""
     return hashlib.sha256(uefi_data.encode()).hexdigest()[:32] if uefi_data else ""
 
 
@@ -180,7 +180,7 @@ def _facts(
     }
     for mapping in mappings:
         name, ebs = mapping["DeviceName"], mapping.get("Ebs")
-        if "NoDevice" in mapping:  # DescribeImages does not show these
+        if "NoDevice" in mapping:  # DescribeImages does not return these
             continue
         facts[f"disk {name}"] = _disk(mapping)
         if ebs is not None and name != wanted.root_device and not ebs.get("SnapshotId"):
@@ -193,13 +193,13 @@ def _disk(mapping: BlockDeviceMappingTypeDef) -> str:
         return mapping.get("VirtualName", "")
     ebs = mapping["Ebs"]
     kind = ebs.get("VolumeType") or "gp2"  # EC2's default
-    told = [kind, f"{ebs['VolumeSize']} GiB" if ebs.get("VolumeSize") else ""]
+    parts = [kind, f"{ebs['VolumeSize']} GiB" if ebs.get("VolumeSize") else ""]
     numbers = {**_VOLUME_DEFAULTS.get(kind, {}), **{k: v for k, v in ebs.items() if v is not None}}
-    told += [f"{name} {numbers[name]}" for name in ("Iops", "Throughput") if name in numbers]
-    told.append(
+    parts += [f"{name} {numbers[name]}" for name in ("Iops", "Throughput") if name in numbers]
+    parts.append(
         "kept on termination" if ebs.get("DeleteOnTermination") is False else "deleted on termination"
     )
-    return ", ".join(part for part in told if part)
+    return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,39 +209,39 @@ class Ami:
     Attributes
     ----------
     ami_id, name, region, account, state
-        Of the AMI; `account` is its owner.
+        `account` is its owner.
     created_at
-        In UTC; `UNKNOWN_TIME` where AWS does not say.
+        In UTC; `UNKNOWN_TIME` if AWS does not report it.
     architecture, boot_mode, root_device
         As registered.
     snapshot_ids
-        Of every block device that has one, the root's first.
+        Snapshots of its block devices, the root's first.
     size_gib
-        Sum over those block devices.
+        Total size of its EBS block devices.
     public
-        Whether everybody may launch it.
+        Whether every account may launch it.
     imds_support, ena_support, tpm_support
         As registered.
     tags
-        All of them, ours and other people's.
+        All tags, not only those of vmsnix.
     deprecated_at
-        From when on it is deprecated, in UTC; ``None`` when nobody set a date.
+        Its deprecation date, in UTC; ``None`` without one.
     protection
-        State of its deregistration protection, ``"disabled"`` without.
+        State of its deregistration protection, such as ``"disabled"``.
     source_ami_id, source_region
-        Where it was copied from; empty for an original.
+        The AMI that it was copied from; empty if it is no copy.
     description
-        As it was given; empty when there is none.
+        Empty if there is none.
     sriov_support
         As registered.
     encrypted
-        Whether every volume is.
+        Whether all its volumes are encrypted.
     mappings
-        Its block devices as DescribeImages shows them; empty in a list of all AMIs.
+        Its block devices as DescribeImages returns them; empty in `list_amis`.
     launched_at
-        When an instance was last launched from it, as AWS reports it a day later; ``None`` when it does not.
+        Time of its last launch, which AWS reports a day later; ``None`` if AWS reports none.
     message
-        Why it failed, where AWS says it.
+        Why it failed, if AWS reports it.
     """
 
     ami_id: str
@@ -272,7 +272,7 @@ class Ami:
     encrypted: bool = False
 
     def facts(self) -> dict[str, str]:
-        """Return how it is registered: every field in which two AMIs of the same bytes may differ."""
+        """Return the fields in which two AMIs of the same bytes may differ."""
         return _facts(self, self.tags.get(tagging.UEFI_DATA, ""), self.mappings)
 
     @property
@@ -282,7 +282,7 @@ class Ami:
 
     @property
     def stuck(self) -> bool:
-        """Whether it has been pending for so long that it will never be available."""
+        """Whether it has been pending for longer than `STUCK`, so it never becomes available."""
         return self.state in PENDING_STATES and datetime.now(UTC) - self.created_at > STUCK
 
     @property
@@ -297,7 +297,7 @@ def clean_name(name: str) -> str:
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        When it is shorter than 3 or longer than 128 characters.
+        It is shorter than 3 or longer than 128 characters.
 
     Examples
     --------
@@ -316,28 +316,27 @@ def clean_name(name: str) -> str:
 
 @needs("ec2:DescribeImages")
 def find_by_name(ec2: EC2Client, name: str) -> Ami | None:
-    """Return our account's AMI of exactly this name if it can be used, or ``None``.
+    """Return the account's usable AMI of exactly this name, or ``None``.
 
-    One that is disabled, failed or has been pending for ever cannot be used; `usable_ami` reports those that
-    keep the name from being used again.
+    `usable_ami` raises an error for an unusable AMI that keeps its name.
     """
     return next((ami for ami in find_all_by_name(ec2, name) if is_usable(ami)), None)
 
 
 def is_usable(ami: Ami) -> bool:
-    """Return whether instances can be launched from an AMI, now or when AWS has finished it."""
+    """Return whether an AMI can be launched, now or once AWS has created it."""
     return ami.state in {"available", *PENDING_STATES} and not ami.stuck
 
 
 def usable_ami(found: Iterable[Ami]) -> Ami | None:
-    """Return the usable AMI among those of one name; ``None`` when the name is free.
+    """Return the usable AMI among those of one name; ``None`` if the name is free.
 
-    Failed AMIs are left out: AWS lets another AMI have their name.
+    Failed AMIs are ignored: AWS allows another AMI with their name.
 
     Raises
     ------
     vmsnix_ops.errors.RegistrationError
-        The name belongs to an AMI that is disabled, or that has been pending for days.
+        The name belongs to an AMI that is disabled, or has been pending for too long.
     """
     found = list(found)
     for ami in found:
@@ -357,7 +356,7 @@ def usable_ami(found: Iterable[Ami]) -> Ami | None:
 
 
 def disabled_error(ami: Ami) -> errors.RegistrationError:
-    """Return the error for an AMI that has these bytes and is disabled."""
+    """Return the error for a disabled AMI of the image."""
     return errors.RegistrationError(
         f"The AMI {ami.ami_id} of this image exists, but it is disabled.",
         why="It was retired or disabled.",
@@ -367,20 +366,13 @@ def disabled_error(ami: Ami) -> errors.RegistrationError:
 
 @needs("ec2:DescribeImages")
 def find_all_by_name(ec2: EC2Client, name: str) -> list[Ami]:
-    """Return our account's AMIs of exactly this name, the most usable first.
+    """Return the account's AMIs of exactly this name: usable, then disabled, then failed ones.
 
-    There is at most one that has the name, and any number that failed, which do not keep it.
+    Several failed AMIs can have the same name.
     """
     with calling(f"find the AMI {name}"):
-        # Filter values have wildcards; names may hold none of them, save brackets, so the name is compared
-        # too.
-        pages = ec2.get_paginator("describe_images").paginate(
-            Owners=["self"],
-            Filters=[{"Name": "name", "Values": [name]}],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-        )
-        found = [image for page in pages for image in page["Images"] if image["Name"] == name]
+        # Brackets in a name are wildcards in a filter, so the name is compared too.
+        found = [image for image in _own_images(ec2, "name", name) if image["Name"] == name]
     order = ("available", "pending", "transient", "disabled")
     ranks = {state: rank for rank, state in enumerate(order)}
     amis = [parse_ami(image, ec2.meta.region_name) for image in found]
@@ -389,20 +381,28 @@ def find_all_by_name(ec2: EC2Client, name: str) -> list[Ami]:
 
 @needs("ec2:DescribeImages")
 def find_amis_of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
-    """Return the ids of our account's AMIs that start from a snapshot, in any state."""
+    """Return the IDs of the account's AMIs that contain a snapshot, in any state."""
     with calling(f"find AMIs of {snapshot_id}"):
-        pages = ec2.get_paginator("describe_images").paginate(
-            Owners=["self"],
-            Filters=[{"Name": "block-device-mapping.snapshot-id", "Values": [snapshot_id]}],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-        )
-        return [image["ImageId"] for page in pages for image in page["Images"]]
+        images = _own_images(ec2, "block-device-mapping.snapshot-id", snapshot_id)
+        return [image["ImageId"] for image in images]
+
+
+def _own_images(ec2: EC2Client, name: str, value: str) -> Iterator[ImageTypeDef]:
+    """Yield the account's images in any state that match a filter."""
+    pages = ec2.get_paginator("describe_images").paginate(
+        Owners=["self"],
+        Filters=[{"Name": name, "Values": [value]}],
+        IncludeDeprecated=True,
+        IncludeDisabled=True,
+        PaginationConfig={"PageSize": 500},
+    )
+    for page in pages:
+        yield from page["Images"]
 
 
 @needs("ec2:DescribeImages")
 def find_amis(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
-    """Return those of these AMIs that the caller sees, by id. What is gone is left out and no error."""
+    """Return the AMIs that exist and are visible to the caller, by ID."""
     wanted, found = list(dict.fromkeys(ami_ids)), {}
     with calling(f"read {', '.join(wanted[:3])}{' ...' if len(wanted) > 3 else ''}"):
         for start in range(0, len(wanted), FILTER_VALUES):
@@ -418,7 +418,7 @@ def find_amis(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
 
 @needs("ec2:DescribeImages")
 def describe_ami(ec2: EC2Client, ami_id: str) -> Ami:
-    """Return one AMI; a moment after its registration too, when AWS does not yet see it."""
+    """Return one AMI; retry while a new AMI is not visible yet."""
     with calling(f"read the AMI {ami_id}"):
         answer = retry(
             lambda: ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True),
@@ -434,22 +434,16 @@ def describe_ami(ec2: EC2Client, ami_id: str) -> Ami:
 
 @needs("ec2:DescribeImages")
 def list_published_amis(ec2: EC2Client) -> list[Ami]:
-    """Return every AMI of this account and region that carries a digest tag, oldest first."""
+    """Return the AMIs of this account and region that vmsnix published, oldest first."""
     with calling("list our AMIs"):
-        pages = ec2.get_paginator("describe_images").paginate(
-            Owners=["self"],
-            Filters=[{"Name": "tag-key", "Values": [tagging.DIGEST]}],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-            PaginationConfig={"PageSize": 500},
-        )
-        found = [parse_ami(image, ec2.meta.region_name) for page in pages for image in page["Images"]]
+        images = _own_images(ec2, "tag-key", tagging.DIGEST)
+        found = [parse_ami(image, ec2.meta.region_name) for image in images]
     return sorted(found, key=lambda ami: (ami.created_at, ami.ami_id))
 
 
 @needs("ec2:DescribeImages")
 def list_amis(ec2: EC2Client) -> tuple[Ami, ...]:
-    """Return every AMI of the account, ours or not, in any state, oldest first."""
+    """Return all AMIs of the account and region, in any state, oldest first."""
     with calling(f"list the AMIs of {ec2.meta.region_name}"):
         found = read_pages(
             ec2.describe_images,
@@ -458,7 +452,7 @@ def list_amis(ec2: EC2Client) -> tuple[Ami, ...]:
             IncludeDisabled=True,
             MaxResults=PAGE,
         )
-        # There may be a hundred thousand, and mappings are half of what one takes.
+        # There may be a hundred thousand AMIs, and mappings need half of their memory.
         amis = [
             parse_ami(image, ec2.meta.region_name, mappings=False)
             for page in found
@@ -478,16 +472,15 @@ def register_ami(
 ) -> tuple[Ami, StepOutcome]:
     """Register an AMI, or find it, and wait until it is available.
 
-    Safe to run twice, although RegisterImage has no ClientToken: the name derives from the image's digest, so
-    a second registration is refused by AWS, and the AMI that has the name is ours when its digest tag is the
-    same.
+    Safe to run twice, although RegisterImage has no ClientToken: the name is derived from the image's digest,
+    so AWS refuses a second registration, and the digest tag identifies the existing AMI.
 
     Raises
     ------
     vmsnix_ops.errors.NameTakenError
-        The name belongs to an AMI with other bytes, or to one registered otherwise.
+        The name belongs to an AMI with other bytes or with another registration.
     vmsnix_ops.errors.RegistrationError
-        The AMI turned ``failed``.
+        The AMI failed.
     """
     existing = usable_ami(find_all_by_name(ec2, registration.name))
     outcome: StepOutcome = "reused"
@@ -502,7 +495,7 @@ def register_ami(
             except ec2.exceptions.ClientError as error:
                 if code_of(error) != "InvalidAMIName.Duplicate":
                     raise
-                # Somebody was faster, or the answer to our own first try was lost.
+                # Another process was faster, or the answer to an earlier attempt was lost.
                 existing = retry(
                     lambda: _must_find(ec2, registration.name), "NotYetVisible", seconds=NAME_SECONDS
                 )
@@ -518,24 +511,24 @@ def register_ami(
 
 
 def check_same_registration(existing: Ami, *, digest: str, facts: Mapping[str, str]) -> None:
-    """Raise `NameTakenError` unless the AMI of our name has the same disk and is registered the same way.
+    """Raise `NameTakenError` unless an AMI of the same name has the same disk and registration.
 
-    Disks are compared when it is available: an AMI that AWS still makes may not show them yet.
+    Disks are compared only if it is available: AWS may not list the disks of a pending AMI.
 
     Parameters
     ----------
     existing
-        The AMI that has the name.
+        The AMI with the name.
     digest
         Identity of the disk.
     facts
-        How it is to be registered: `Registration.facts`, or `Ami.facts` of an AMI that is copied.
+        Expected facts: `Registration.facts`, or `Ami.facts` of the source of a copy.
     """
     if existing.digest != digest:
-        held = f"digest {existing.digest[:12]}" if existing.digest else "no vmsnix digest tag"
+        has = f"digest {existing.digest[:12]}" if existing.digest else "no vmsnix digest tag"
         raise errors.NameTakenError(
             f"The AMI name {existing.name} is in use.",
-            why=f"{existing.ami_id} in {existing.region} has this name and {held}; this image's digest is "
+            why=f"{existing.ami_id} in {existing.region} has this name and {has}; this image's digest is "
             f"{digest[:12]}.",
             fix="Use another prefix, or deregister that AMI if nothing needs it: "
             f"{deregister_command(existing)}",
@@ -579,12 +572,12 @@ def _and(names: Iterable[str]) -> str:
 
 @needs("ec2:ModifyImageAttribute")
 def make_public(ec2: EC2Client, ami_id: str) -> None:
-    """Let every AWS account launch the AMI. Safe to run twice: a permission is there or not.
+    """Let every AWS account launch the AMI. Safe to run twice: the permission is the same.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        Block public access for AMIs is on; the error names the fix.
+        Block public access for AMIs is on.
     """
     try:
         with calling(f"make {ami_id} public"):
@@ -606,12 +599,12 @@ def tag_ami(ec2: EC2Client, ami_id: str, tags: Mapping[str, str]) -> None:
 
 
 def parse_ami(image: ImageTypeDef, region: str, *, mappings: bool = True) -> Ami:
-    """Return an image of DescribeImages as an `Ami`, with its mappings or without."""
+    """Return an entry of DescribeImages as an `Ami`, with or without its mappings."""
     devices = sorted(
         (mapping for mapping in image.get("BlockDeviceMappings", ()) if "Ebs" in mapping),
         key=lambda mapping: mapping["DeviceName"] != image.get("RootDeviceName"),
     )
-    same = sys.intern  # a text for all AMIs, and not one for each
+    same = sys.intern  # equal texts of many AMIs share memory
     return Ami(
         ami_id=image["ImageId"],
         name=image.get("Name", ""),
@@ -647,7 +640,7 @@ def _moment(text: str | None) -> datetime | None:
 
 
 def ami_row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:
-    """Return an AMI as a row of the ``amis`` table; all of it is AWS's word, so a sync gives the same row."""
+    """Return an AMI as a row of the ``amis`` table, from AWS's data only, so a sync returns the same row."""
     return {
         "ami_id": ami.ami_id,
         "name": ami.name,
@@ -664,7 +657,7 @@ def ami_row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = N
         "created_at": ami.created_at,
         "recorded_at": recorded_at,
         "size_gib": ami.size_gib,
-        "boot_mode": ami.boot_mode or None,  # AWS tells none of an AMI registered without
+        "boot_mode": ami.boot_mode or None,  # empty if the AMI was registered without one
         "root_device": ami.root_device,
         "imds_support": ami.imds_support,
         "tpm_support": ami.tpm_support,
@@ -688,7 +681,7 @@ def _must_find(ec2: EC2Client, name: str) -> Ami:
     if found is None:
         failed = " ".join(deregister_command(ami) for ami in there[:1])
         raise errors.RegistrationError(
-            f"The AMI name {name} is in use, but no AMI of this account can be used by it.",
+            f"The AMI name {name} is in use, but no AMI of this account with it can be used.",
             why=", ".join(f"{ami.ami_id} of this name is {ami.state}" for ami in there)
             or "It was registered a moment ago, or it is being deregistered",
             fix=f"Deregister it ({failed}), then run the same command again."
@@ -700,7 +693,7 @@ def _must_find(ec2: EC2Client, name: str) -> Ami:
 
 
 def deprecation_note(ami: Ami) -> str:
-    """Return a sentence about an AMI that is deprecated, with the command that changes it."""
+    """Return a sentence about a deprecated AMI, with the command that removes its deprecation date."""
     return (
         f"{ami.ami_id} is deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC (to undo: aws ec2 "
         f"disable-image-deprecation --image-id {ami.ami_id} --region {ami.region})"
@@ -713,7 +706,7 @@ def deregister_command(ami: Ami) -> str:
 
 
 def restore_command(ami: Ami) -> str:
-    """Return the command that enables an AMI again, and shares it as it was if we retired it."""
+    """Return the command that restores a retired or disabled AMI."""
     return f"vmsnix retire --action restore --amis {ami.ami_id} --regions {ami.region}"
 
 

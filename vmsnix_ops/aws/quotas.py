@@ -1,7 +1,7 @@
-"""Checks of quotas, and of what stands against a public AMI.
+"""Check quotas, and whether AMIs can be public.
 
-Quota codes: "Amazon EC2 endpoints and quotas" in the AWS General Reference; at most 100 pending snapshots:
-"Quotas for EBS direct APIs" there.
+Quota codes: "Amazon EC2 endpoints and quotas" in the AWS General Reference; the limit of 100
+pending snapshots: "Quotas for EBS direct APIs" there.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ NEARLY = 0.9  # of a quota
 def check_quotas(
     ec2: EC2Client, service_quotas: ServiceQuotasClient, *, public: bool, one_more: bool = True
 ) -> Check:
-    """Check whether there is room for one more AMI, for one more that is public, or for both.
+    """Check that the quotas allow one more AMI, one more public AMI, or both.
 
     Parameters
     ----------
     ec2, service_quotas
         Clients of the region.
     public
-        Whether an AMI shall be public.
+        Whether the job makes an AMI public.
     one_more
-        Whether an AMI shall be made.
+        Whether the job creates an AMI.
     """
-    with calling("count our AMIs"):
+    with calling("count the account's AMIs"):
         pages = ec2.get_paginator("describe_images").paginate(
             Owners=["self"],
             IncludeDisabled=True,
@@ -67,7 +67,7 @@ def check_quotas(
 
 @needs("ec2:DescribeSnapshots")
 def check_pending_snapshots(ec2: EC2Client) -> Check:
-    """Check whether there are so many unfinished snapshots that no new one can be begun."""
+    """Check that there are not too many pending snapshots to start another one."""
     with calling("count pending snapshots"):
         pages = ec2.get_paginator("describe_snapshots").paginate(
             OwnerIds=["self"], Filters=[{"Name": "status", "Values": ["pending"]}]
@@ -82,7 +82,7 @@ def check_pending_snapshots(ec2: EC2Client) -> Check:
 
 @needs("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
 def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
-    """Check whether an AMI of this account and region may be public. Fails only when one shall be."""
+    """Check whether AMIs can be public here; fail only if the job makes one public."""
     region = ec2.meta.region_name
     with calling("check whether AMIs may be public"):
         state = ec2.get_image_block_public_access_state()

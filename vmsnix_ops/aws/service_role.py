@@ -1,7 +1,7 @@
-"""Checks of the service role of VM Import.
+"""Check the service role of VM Import before an upload.
 
-ImportSnapshot has one text for four causes: there is no such role, it is too young to be known everywhere,
-the caller may not pass it, it may not read the bucket. Here they are told apart before anything is uploaded.
+ImportSnapshot has one message for four causes: the role does not exist, EC2 does not accept a new role yet,
+the caller may not pass the role, or the role may not read the bucket. These checks distinguish them.
 
 Source: "Required permissions for VM Import/Export" in the VM Import/Export User Guide.
 """
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 SERVICE = "vmie.amazonaws.com"
 EXTERNAL_ID = "vmimport"
-NEW_ROLE_SECONDS = 120  # a role this young may not be known to EC2 yet
-READS_BUCKET = ("s3:GetBucketLocation", "s3:ListBucket")
-NOBODYS = "other7f3a"  # a word that is in no name of a bucket
-READS_OBJECTS = ("s3:GetObject",)
-MAKES_SNAPSHOTS = (
+NEW_ROLE_SECONDS = 120  # EC2 may not accept a newer role yet
+BUCKET_ACTIONS = ("s3:GetBucketLocation", "s3:ListBucket")
+UNUSED_NAME = "other7f3a"  # part of no bucket's name
+OBJECT_ACTIONS = ("s3:GetObject",)
+SNAPSHOT_ACTIONS = (
     "ec2:ModifySnapshotAttribute",
     "ec2:CopySnapshot",
     "ec2:RegisterImage",
@@ -47,7 +47,7 @@ PRINT_POLICY = (
 
 @needs("iam:GetRole")
 def check_role(iam: IAMClient, name: str) -> Check:
-    """Check whether the role exists, and whether VM Import may take it."""
+    """Check that the role exists and that VM Import may assume it."""
     try:
         with calling(f"read the role {name}"):
             found = iam.get_role(RoleName=name)["Role"]
@@ -72,7 +72,7 @@ def check_role(iam: IAMClient, name: str) -> Check:
             fix=f'Allow {SERVICE} sts:AssumeRole with the condition sts:Externalid = "{EXTERNAL_ID}". To '
             "print the policy: vmsnix iam-policy vmimport-trust",
         )
-    if trust == "refuses":
+    if trust == "refused":
         raise errors.RoleError(
             f"The role {name} does not trust VM Import.",
             why=f"It requires another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
@@ -89,7 +89,10 @@ def check_role(iam: IAMClient, name: str) -> Check:
 
 
 def classify_trust(document: Any) -> str:
-    """Return what a trust policy is to VM Import: trusted, open (to any id), refuses or nobody."""
+    """Return how a trust policy treats VM Import: ``trusted``, ``open``, ``refused`` or ``nobody``.
+
+    ``open`` allows any external ID; ``refused`` requires another external ID than VM Import's.
+    """
     verdict = "nobody"
     for statement in read_statements(document):
         principal = statement.get("Principal", {})
@@ -109,27 +112,26 @@ def classify_trust(document: Any) -> str:
         ]
         if EXTERNAL_ID in wanted:
             return "trusted"
-        verdict = "open" if not wanted else ("refuses" if verdict == "nobody" else verdict)
+        verdict = "open" if not wanted else ("refused" if verdict == "nobody" else verdict)
     return verdict
 
 
 @needs("iam:SimulatePrincipalPolicy")
 def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_prefix: str) -> Check:
-    """Check whether the role may read the images of this bucket, nothing else, and make a snapshot.
+    """Check that the role may read only the images of this bucket, and may create snapshots.
 
-    A bucket policy that names the role may allow what the role's own policies do not. The simulation does not
-    include it, so a role that lacks a permission is a warning then and no failure.
+    A bucket policy may allow more than the role's own policies. The simulation does not include it. So if the
+    bucket policy names the role, a missing permission is a warning, not a failure.
 
-    Whoever may start an import makes the role read for him: what the role can read beyond the images, the
-    caller can read as the disk of a snapshot. The simulation answers for one ARN at a time, so the check asks
-    for objects that a policy with a wildcard would include. A policy that names another bucket in full is not
-    found.
+    A caller who may start an import can read all objects that the role can read, as the disk of a snapshot.
+    The simulation checks single ARNs, so this check simulates objects that a policy with a wildcard would
+    include. It does not find a policy that names another bucket in full.
     """
     name, partition = arn.rpartition("/")[2], arn.split(":")[1]
     home = f"arn:{partition}:s3:::{bucket}"
-    lacks = missing_actions(iam, arn, READS_BUCKET, [home])
-    lacks += missing_actions(iam, arn, READS_OBJECTS, [f"{home}/{key_prefix}image.vhd"])
-    makes = missing_actions(iam, arn, MAKES_SNAPSHOTS, ["*"])
+    lacks = missing_actions(iam, arn, BUCKET_ACTIONS, [home])
+    lacks += missing_actions(iam, arn, OBJECT_ACTIONS, [f"{home}/{key_prefix}image.vhd"])
+    snapshot_lacks = missing_actions(iam, arn, SNAPSHOT_ACTIONS, ["*"])
     fix = PRINT_POLICY.format(bucket=bucket)
     if lacks and _named_by_bucket_policy(s3, bucket, arn):
         evidence = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
@@ -140,8 +142,10 @@ def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, 
             why=f"Its policies do not allow {', '.join(lacks)} there.",
             fix=fix,
         )
-    if makes:
-        return Check("vmimport role's permissions", "warn", f"the role lacks {', '.join(makes)}", fix)
+    if snapshot_lacks:
+        return Check(
+            "vmimport role's permissions", "warn", f"the role lacks {', '.join(snapshot_lacks)}", fix
+        )
     examples = objects_beyond_images(bucket, key_prefix, partition)
     beyond = allowed_resources(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
         s3, bucket, arn, examples
@@ -158,10 +162,10 @@ def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, 
 
 
 def objects_beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[str]:
-    """Return ARNs of objects that a policy for the images of a bucket excludes and wider policies include.
+    """Return ARNs of objects that a policy for the images excludes, but a policy with a wildcard may include.
 
-    Objects beside the prefix, beside each folder above it, and with the suffix of an image; buckets whose
-    names begin or end like this one, and one that has nothing in common with it.
+    These are objects beside the prefix and beside each folder above it, with and without an image's suffix;
+    and objects in buckets whose names start or end like this bucket's, or are different.
     """
     names = ("secret", "image.vhd")
     folders = key_prefix.split("/")[:-1]
@@ -178,9 +182,9 @@ def objects_beyond_images(bucket: str, key_prefix: str, partition: str = "aws") 
     keys += [f"other/{name}" for name in names] if key_prefix else []
     keys = [key for key in dict.fromkeys(keys) if not key.startswith(key_prefix)]
     words = bucket.split("-")
-    others = ["-".join([*words[:count], NOBODYS]) for count in range(len(words), 0, -1)]
-    others += ["-".join([NOBODYS, *words[count:]]) for count in range(len(words))]
-    others += [NOBODYS]
+    others = ["-".join([*words[:count], UNUSED_NAME]) for count in range(len(words), 0, -1)]
+    others += ["-".join([UNUSED_NAME, *words[count:]]) for count in range(len(words))]
+    others += [UNUSED_NAME]
     homes = [(bucket, key) for key in keys]
     homes += [(other, f"{key_prefix}{name}") for other in others for name in names]
     homes += [(other, name) for other in others for name in names]
@@ -189,9 +193,9 @@ def objects_beyond_images(bucket: str, key_prefix: str, partition: str = "aws") 
 
 @needs("iam:SimulatePrincipalPolicy")
 def check_role_key_permissions(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
-    """Check whether the role's own policies let it encrypt snapshots with a key.
+    """Check that the role's own policies allow it to encrypt snapshots with a key.
 
-    A key policy may allow it as well, and must not refuse it; neither is seen here.
+    The check does not read the key policy, which can also allow or deny it.
     """
     lacks = missing_actions(iam, arn, keys.SIMULATED, [key])
     name = arn.rpartition("/")[2]
@@ -207,7 +211,7 @@ def check_role_key_permissions(iam: IAMClient, arn: str, key: str, bucket: str) 
 
 @needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
 def check_bucket_key_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> Check:
-    """Check whether the role may decrypt what the bucket encrypts by default with a customer's key."""
+    """Check that the role may decrypt objects if the bucket encrypts them with a customer key."""
     with calling(f"read the encryption of the bucket {bucket}"):
         answer = s3.get_bucket_encryption(Bucket=bucket)
     rules = answer["ServerSideEncryptionConfiguration"]["Rules"]
@@ -230,7 +234,7 @@ def _named_by_bucket_policy(s3: S3Client, bucket: str, arn: str) -> bool:
 
 
 def _allowed_by_bucket_policy(s3: S3Client, bucket: str, arn: str, examples: list[str]) -> list[str]:
-    """Return those of the objects that the bucket policy lets the role read, conditions left aside."""
+    """Return the objects that the bucket policy allows the role to read, ignoring conditions."""
     found: list[str] = []
     for statement in _policy(s3, bucket):
         principal = statement.get("Principal")
@@ -253,12 +257,12 @@ def _policy(s3: S3Client, bucket: str) -> list[dict[str, Any]]:
     try:
         return read_statements(s3.get_bucket_policy(Bucket=bucket)["Policy"])
     except s3.exceptions.ClientError:
-        return []  # there is none, or it may not be read: the role's own policies are what is known
+        return []  # missing or not readable
 
 
 @needs("iam:SimulatePrincipalPolicy")
 def check_pass_role(iam: IAMClient, who: Caller, arn: str) -> Check:
-    """Check whether the caller may hand the role to VM Import."""
+    """Check that the caller may pass the role to VM Import."""
     if who.is_root:
         return Check("pass role", "pass", "the root user may pass every role")
     name = arn.rpartition("/")[2]
@@ -280,7 +284,7 @@ def check_pass_role(iam: IAMClient, who: Caller, arn: str) -> Check:
 
 
 def unknown_caller_check(name: str, who: Caller) -> Check:
-    """Return the warning for a caller whose policies cannot be found by the ARN of its session."""
+    """Return the warning for a caller whose policies IAM does not find by the ARN of its session."""
     return Check(
         name,
         "warn",

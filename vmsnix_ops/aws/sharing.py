@@ -1,7 +1,7 @@
-"""Who may launch an AMI and use its snapshots: accounts, organizations, units, everybody.
+"""Share AMIs and snapshots with accounts, organizations, organizational units or the public.
 
-An AMI is shared by its launch permissions. An account that shall copy the AMI, too, needs the snapshots;
-snapshots can be shared with accounts only, not with organizations or units.
+Launch permissions share an AMI. An account also needs its snapshots to copy the AMI. AWS shares snapshots
+with accounts only, not with organizations or units.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _MEMBERS = ("UserId", "OrganizationArn", "OrganizationalUnitArn")
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """With whom something is shared, beyond its owner.
+    """The accounts and organizations with which an AMI or snapshot is shared.
 
     Attributes
     ----------
     accounts
-        Ids of accounts, 12 digits each.
+        Account IDs of 12 digits.
     organizations, units
         ARNs of organizations and of organizational units.
     public
-        Whether everybody may use it.
+        Whether every account may use it.
     """
 
     accounts: tuple[str, ...] = ()
@@ -67,42 +67,42 @@ class Audience:
         return ", ".join(self.names()) or "nobody"
 
     def names(self) -> tuple[str, ...]:
-        """Return everybody in it as text; ``public`` stands for everybody."""
+        """Return all members as text; ``public`` stands for every account."""
         return (*self.accounts, *self.organizations, *self.units, *((PUBLIC,) if self.public else ()))
 
     def minus(self, other: Audience) -> Audience:
-        """Return those who are not in the other one."""
+        """Return the members that are not in the other audience."""
         return _audience([name for name in self.names() if name not in other.names()])
 
     def within(self, other: Audience) -> Audience:
-        """Return those who are in the other one, too."""
+        """Return the members that are also in the other audience."""
         return _audience([name for name in self.names() if name in other.names()])
 
     def launch_permissions(self) -> list[LaunchPermissionTypeDef]:
-        """Return it in the shape of ModifyImageAttribute's ``LaunchPermission``."""
+        """Return the members in the shape of ModifyImageAttribute's ``LaunchPermission``."""
         entries: list[LaunchPermissionTypeDef] = [{"UserId": name} for name in self.accounts]
         entries += [{"OrganizationArn": name} for name in self.organizations]
         entries += [{"OrganizationalUnitArn": name} for name in self.units]
         return entries + ([{"Group": "all"}] if self.public else [])
 
     def volume_permissions(self) -> list[CreateVolumePermissionTypeDef]:
-        """Return its accounts and ``public`` in the shape of ``CreateVolumePermission``; it has no others."""
+        """Return accounts and ``public`` in the shape of ``CreateVolumePermission``."""
         entries: list[CreateVolumePermissionTypeDef] = [{"UserId": name} for name in self.accounts]
         return entries + ([{"Group": "all"}] if self.public else [])
 
 
 def parse_audience(names: Iterable[str]) -> Audience:
-    """Return an audience from what an operator writes.
+    """Return the audience with these names.
 
     Parameters
     ----------
     names
-        Account ids, ARNs of organizations or of organizational units, ``public``; in any order.
+        Account IDs, ARNs of organizations or organizational units, or ``public``.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        One of them is none of these.
+        A name is none of these.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def _read(entries: Iterable[Mapping[str, Any]]) -> Audience:
 
 @needs("ec2:DescribeImageAttribute")
 def read_launch_permissions(ec2: EC2Client, ami_id: str) -> Audience:
-    """Return with whom an AMI of this account is shared."""
+    """Return the audience of an AMI of this account."""
     with calling(f"read the launch permissions of {ami_id}"):
         answer = retry(
             lambda: ec2.describe_image_attribute(ImageId=ami_id, Attribute="launchPermission"), AMI_NOT_FOUND
@@ -156,7 +156,7 @@ def read_launch_permissions(ec2: EC2Client, ami_id: str) -> Audience:
 
 @needs("ec2:DescribeSnapshotAttribute")
 def read_snapshot_permissions(ec2: EC2Client, snapshot_id: str) -> Audience:
-    """Return with whom a snapshot of this account is shared."""
+    """Return the audience of a snapshot of this account."""
     with calling(f"read the permissions of {snapshot_id}"):
         answer = retry(
             lambda: ec2.describe_snapshot_attribute(
@@ -169,24 +169,24 @@ def read_snapshot_permissions(ec2: EC2Client, snapshot_id: str) -> Audience:
 
 @needs("ec2:GetEbsEncryptionByDefault", "ec2:GetEbsDefaultKmsKeyId")
 def check_copy_key(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
-    """Refuse to make a copy that shall be shared and will be encrypted with AWS's own key.
+    """Refuse a copy that will be shared but would be encrypted with AWS's own key.
 
-    Source: EBS user guide, "Share an Amazon EBS snapshot": what is encrypted with ``aws/ebs`` is shared with
-    nobody.
+    Source: "Share an Amazon EBS snapshot" in the EBS user guide: snapshots that are encrypted with
+    ``aws/ebs`` cannot be shared.
 
     Parameters
     ----------
     ec2
-        Of the region that the copy goes to.
+        Client of the target region.
     kms_key
-        Key of yours that the copy is encrypted with; empty for none.
+        Customer key that encrypts the copy; empty for none.
     encrypted
-        Whether what is copied is encrypted.
+        Whether the source is encrypted.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        It would be.
+        The copy would be encrypted with AWS's own key.
     """
     if kms_key:
         return
@@ -206,12 +206,12 @@ def check_copy_key(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
 
 @needs("ec2:ModifyImageAttribute")
 def share_ami(ec2: EC2Client, ami_id: str, who: Audience) -> None:
-    """Let these launch an AMI. Safe to run twice: a permission is there or not.
+    """Add launch permissions to an AMI. Safe to run twice: the permissions are the same.
 
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        The AMI shall be public, and block public access for AMIs is on; the error names the fix.
+        `who` is public, and block public access for AMIs is on.
     """
     entries = Audience(who.accounts, who.organizations, who.units).launch_permissions()
     if entries:
@@ -222,14 +222,14 @@ def share_ami(ec2: EC2Client, ami_id: str, who: Audience) -> None:
 
 @needs("ec2:ModifyImageAttribute")
 def revoke_ami(ec2: EC2Client, ami_id: str, who: Audience) -> None:
-    """Let these no longer launch an AMI. Safe to run twice: who could not is not refused."""
+    """Remove launch permissions from an AMI. Safe to run twice: missing permissions are no error."""
     if who:
         _modify(ec2, ami_id, f"stop sharing {ami_id} with {who}", {"Remove": who.launch_permissions()})
 
 
 @contextmanager
-def _keyed() -> Iterator[None]:
-    """Say how to go on when something is encrypted with AWS's own key."""
+def _explain_aws_key() -> Iterator[None]:
+    """Add the fix to an error about encryption with AWS's own key."""
     try:
         yield
     except errors.AwsError as error:
@@ -241,13 +241,13 @@ def _keyed() -> Iterator[None]:
 
 
 def _modify(ec2: EC2Client, ami_id: str, doing: str, change: LaunchPermissionModificationsTypeDef) -> None:
-    with _keyed(), calling(doing):
+    with _explain_aws_key(), calling(doing):
         retry(lambda: ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission=change), AMI_NOT_FOUND)
 
 
 @needs("ec2:ModifySnapshotAttribute")
 def share_snapshot(ec2: EC2Client, snapshot_id: str, accounts: Iterable[str]) -> None:
-    """Let these accounts make volumes and copies of a snapshot. Safe to run twice."""
+    """Allow accounts to create volumes and copies from a snapshot. Safe to run twice."""
     entries = Audience(tuple(accounts)).volume_permissions()
     if entries:
         _modify_snapshot(ec2, snapshot_id, f"share {snapshot_id}", {"Add": entries})
@@ -255,7 +255,7 @@ def share_snapshot(ec2: EC2Client, snapshot_id: str, accounts: Iterable[str]) ->
 
 @needs("ec2:ModifySnapshotAttribute")
 def revoke_snapshot(ec2: EC2Client, snapshot_id: str, who: Audience) -> None:
-    """Let these no longer use a snapshot. Safe to run twice."""
+    """Stop sharing a snapshot. Safe to run twice."""
     entries = who.volume_permissions()
     if entries:
         _modify_snapshot(ec2, snapshot_id, f"stop sharing {snapshot_id} with {who}", {"Remove": entries})
@@ -264,7 +264,7 @@ def revoke_snapshot(ec2: EC2Client, snapshot_id: str, who: Audience) -> None:
 def _modify_snapshot(
     ec2: EC2Client, snapshot_id: str, doing: str, change: CreateVolumePermissionModificationsTypeDef
 ) -> None:
-    with _keyed(), calling(doing):
+    with _explain_aws_key(), calling(doing):
         retry(
             lambda: ec2.modify_snapshot_attribute(
                 SnapshotId=snapshot_id, Attribute="createVolumePermission", CreateVolumePermission=change

@@ -1,4 +1,4 @@
-"""Snapshots as AWS describes them: what they hold, whose they are, and why a copy failed."""
+"""Find and describe snapshots, and check those of an AMI."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Snapshot:
     snapshot_id, state
         ``state`` is ``"pending"``, ``"completed"``, ``"error"``, ``"recoverable"`` or ``"recovering"``.
     created_at
-        When it was begun, in UTC.
+        When it was started, in UTC.
     size_gib
         Size of a volume made from it.
     tags
-        All of them, ours and other people's.
+        All tags, not only those of vmsnix.
     stored_bytes
-        What it holds and what is billed at most; ``None`` where AWS does not tell.
+        Full size of its data, the most that AWS bills; ``None`` if AWS does not report it.
     percent
-        Its progress.
+        Progress.
     message
         AWS's StateMessage: why it is in ``error``.
     encrypted, kms_key
@@ -52,16 +52,15 @@ class Snapshot:
     account
         Its owner.
     archived
-        Whether it is in the archive tier, or restored from it for some days only. Nothing can be launched
-        from it for long.
+        Whether it is in the archive tier, or restored from it temporarily.
     volume_id
-        The volume that it was made of; empty for a copy, an import or a direct upload.
+        The volume that it was created from; empty for a copy, an import or a direct upload.
     description
-        As AWS or somebody described it.
+        Its description, by AWS or by its creator.
     tier
-        Its storage tier.
+        Storage tier.
     made_by_aws
-        Whether it is a copy or an import, by what AWS says of it or how AWS describes it.
+        Whether AWS created it as a copy or import, by its fields or its description.
     """
 
     snapshot_id: str
@@ -88,7 +87,7 @@ class Snapshot:
 
 
 def parse_snapshot(one: SnapshotTypeDef) -> Snapshot:
-    """Return a snapshot from an entry of ``DescribeSnapshots``."""
+    """Return an entry of DescribeSnapshots as a `Snapshot`."""
     return Snapshot(
         snapshot_id=one["SnapshotId"],
         state=sys.intern(one.get("State", "")),
@@ -111,7 +110,7 @@ def parse_snapshot(one: SnapshotTypeDef) -> Snapshot:
 
 @needs("ec2:DescribeSnapshots")
 def find_snapshots(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Snapshot]:
-    """Return those of these snapshots that are there, by id. What is gone is left out and no error."""
+    """Return the snapshots that exist, by ID."""
     wanted, found = list(dict.fromkeys(snapshot_ids)), {}
     with calling("read snapshots"):
         for start in range(0, len(wanted), AT_ONCE):
@@ -126,7 +125,7 @@ def find_snapshots(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Sna
 
 @needs("ec2:DescribeSnapshots")
 def list_snapshots(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapshot]:
-    """Return every snapshot of the account, in any state, by id; or those of some ids that there are."""
+    """Return the account's snapshots by ID, in any state: all, or those of the given IDs that exist."""
     parts = [snapshot_ids[start : start + AT_ONCE] for start in range(0, len(snapshot_ids), AT_ONCE)]
     chosen: list[list[FilterTypeDef]] = [[{"Name": "snapshot-id", "Values": part}] for part in parts]
     with calling(f"list the snapshots of {ec2.meta.region_name}"):
@@ -140,7 +139,7 @@ def list_snapshots(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str
 
 @needs("ec2:DescribeSnapshots")
 def list_public_snapshots(ec2: EC2Client) -> frozenset[str]:
-    """Return the snapshots of the account that everybody may use."""
+    """Return the IDs of the account's public snapshots."""
     with calling(f"list the public snapshots of {ec2.meta.region_name}"):
         found = read_pages(
             ec2.describe_snapshots, OwnerIds=["self"], RestorableByUserIds=["all"], MaxResults=PAGE
@@ -150,12 +149,12 @@ def list_public_snapshots(ec2: EC2Client) -> frozenset[str]:
 
 @needs("ec2:DescribeLockedSnapshots")
 def list_locks(ec2: EC2Client) -> dict[str, str]:
-    """Return the snapshots of the account that are locked, so that nobody can delete them, and how long."""
-    held: list[FilterTypeDef] = [
+    """Return mode and end of the lock of each locked snapshot, which cannot be deleted, by snapshot ID."""
+    locked: list[FilterTypeDef] = [
         {"Name": "lock-state", "Values": ["compliance", "compliance-cooloff", "governance"]}
     ]
     with calling(f"read which snapshots of {ec2.meta.region_name} are locked"):
-        found = read_pages(ec2.describe_locked_snapshots, Filters=held, MaxResults=PAGE)
+        found = read_pages(ec2.describe_locked_snapshots, Filters=locked, MaxResults=PAGE)
         return {
             one["SnapshotId"]: f"{one['LockState']}, until {one['LockExpiresOn']:%Y-%m-%d}"
             for page in found
@@ -164,19 +163,19 @@ def list_locks(ec2: EC2Client) -> dict[str, str]:
 
 
 def check_snapshots_of(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
-    """Return the snapshots of an AMI that can be launched, or say what it lacks.
+    """Return the snapshots of an AMI, or refuse an AMI whose snapshots cannot be launched.
 
     Raises
     ------
     vmsnix_ops.errors.RegistrationError
-        A snapshot was deleted below the AMI, or is not completed.
+        A snapshot was deleted, is not completed, or is archived.
     """
     found = find_snapshots(ec2, ami.snapshot_ids)
-    gone = [snapshot_id for snapshot_id in ami.snapshot_ids if snapshot_id not in found]
-    if gone or not ami.snapshot_ids:
+    missing = [snapshot_id for snapshot_id in ami.snapshot_ids if snapshot_id not in found]
+    if missing or not ami.snapshot_ids:
         raise errors.RegistrationError(
             f"The AMI {ami.ami_id} in {ami.region} is incomplete.",
-            why=f"Its snapshot {', '.join(gone)} no longer exists." if gone else "It has no snapshot.",
+            why=f"Its snapshot {', '.join(missing)} no longer exists." if missing else "It has no snapshot.",
             fix="It cannot be launched. Deregister it, then "
             f"{'promote' if ami.source_ami_id else 'publish'} the image again.",
         )
@@ -199,7 +198,7 @@ def check_snapshots_of(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
 
 
 def restore_tier_command(snapshot_id: str, region: str) -> str:
-    """Return the command that brings a snapshot back from the archive tier for good."""
+    """Return the command that restores a snapshot permanently from the archive tier."""
     return f"aws ec2 restore-snapshot-tier --snapshot-id {snapshot_id} --permanent-restore --region {region}"
 
 

@@ -1,7 +1,7 @@
-"""The tags that everything we create carries, and how they read back.
+"""Tags of the resources that vmsnix creates.
 
-History can be rebuilt from these tags alone (``vmsnix history sync``), so they are set in the call that
-creates the resource wherever AWS allows it.
+``vmsnix history sync`` rebuilds the history from these tags, so they are set in the call that creates the
+resource where AWS allows it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ RUN = "vmsnix:run"
 FLAKE = "vmsnix:flake"
 DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
-EVIDENCE = "vmsnix:evidence"  # of an AMI: where the entry of its run is, in an archive on S3
-KEY = "vmsnix:kms-key"  # of a snapshot: the alias of the default key that it was begun with
-UEFI_DATA = "vmsnix:uefi-data"  # of an AMI registered with UEFI data: a digest of them
-SMOKE = "vmsnix:smoke"  # instances of smoke tests: the AMI that is tested
-RETIRED = "vmsnix:retired"  # what is retired: since when; see vmsnix_ops.aws.retiring
+EVIDENCE = "vmsnix:evidence"  # AMIs: URL of the run's entry in an archive on S3
+KEY = "vmsnix:kms-key"  # snapshots: alias of the default key that encrypts them
+UEFI_DATA = "vmsnix:uefi-data"  # AMIs: digest of their UEFI data
+SMOKE = "vmsnix:smoke"  # instances of smoke tests: the tested AMI
+RETIRED = "vmsnix:retired"  # when it was retired; see vmsnix_ops.aws.retiring
 RETAINED_UNTIL = "vmsnix:retained-until"
 RETIRED_BY = "vmsnix:retired-by"
 SHARED_WITH = "vmsnix:shared-with"
 DEPRECATED_BEFORE = "vmsnix:deprecated-before"
 STATE_BEFORE = "vmsnix:state-before"
-RETIRED_WITH = "vmsnix:retired-with"  # snapshots: the AMI that they went with
+RETIRED_WITH = "vmsnix:retired-with"  # snapshots: the AMI that was retired with them
 DELETING = "vmsnix:deleting"  # the run that is about to delete it
 RESTORING = "vmsnix:restoring"  # the run that is restoring it
 
 PUBLISHED = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
-"""Tags of a snapshot that a publish made."""
+"""Tags of a snapshot that a publish created."""
 OWN = (
     *PUBLISHED,
     EVIDENCE,
@@ -58,20 +58,19 @@ OWN = (
     RESTORING,
 )
 RESERVED = ("aws:", "vmsnix:")
-MOST = 50  # AWS: tags a resource
+MOST = 50  # tags of one resource; AWS
 LONGEST_KEY, LONGEST_VALUE = 127, 255
-"""Characters that every service takes: those of EBS, the smaller ones.
+"""Longest key and value that every service accepts.
 
-EC2's own API model has 127 and 256, the EBS direct APIs' 127 and 255, S3's 128 and 256. The same tags go to
-all of them, by either method.
+The API models of EC2 have 127 and 256, those of the EBS direct APIs 127 and 255, those of S3 128 and 256.
 """
 
 
 def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return tags without secrets, not too long, and without empty ones of ours.
+    """Return tags without secrets, with shortened values, and without vmsnix's own empty tags.
 
-    The address of a flake may carry a password, and everybody who may describe an image reads its tags. An
-    operator's tag may be empty; of ours, an empty one says nothing.
+    The URL of a flake may contain a password, and everyone who may describe an image can read its tags. An
+    operator's own tags may be empty.
     """
     redactor = Redactor(secret_values())
     found = {key: redactor.text(value)[:LONGEST_VALUE] for key, value in tags.items()}
@@ -79,33 +78,33 @@ def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def to_list(tags: Mapping[str, str]) -> list[TagTypeDef]:
-    """Return tags in the shape of the EC2 and EBS APIs, as `clean_tags` does."""
+    """Return the result of `clean_tags` in the shape of the EC2 and EBS APIs."""
     return [{"Key": key, "Value": value} for key, value in clean_tags(tags).items()]
 
 
 def to_dict(tags: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
-    """Return the tags of an EC2 answer as a dictionary; a resource without tags has no list at all."""
-    # Of a hundred thousand resources, each key is one text in memory.
+    """Return the tags of an EC2 answer as a dictionary; AWS omits the list of a resource without tags."""
+    # The equal keys of many resources share memory.
     return {sys.intern(str(tag["Key"])): str(tag.get("Value", "")) for tag in tags or ()}
 
 
 def is_published(tags: Mapping[str, str]) -> bool:
-    """Return whether this package made what has these tags."""
+    """Return whether these are the tags of a resource that vmsnix published."""
     return bool(tags.get(DIGEST))
 
 
 def tag_specifications(resource: ResourceTypeType, tags: Mapping[str, str]) -> list[TagSpecificationTypeDef]:
-    """Return ``TagSpecifications`` for one kind of resource, such as ``"image"``."""
+    """Return ``TagSpecifications`` for one type of resource, such as ``"image"``."""
     return [{"ResourceType": resource, "Tags": to_list(tags)}]
 
 
 def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return an operator's own tags, or say which of them AWS would refuse.
+    """Return an operator's own tags, or refuse them.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        For a reserved key, too long a key or value, a secret, or too many tags.
+        A key is reserved, a key or value is too long, a tag contains a secret, or there are too many tags.
     """
     for key, value in tags.items():
         if not isinstance(key, str) or not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Messages to SNS topics."""
+"""SNS topics: check that they exist, publish messages."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LONGEST_SUBJECT = 100
 
 @needs("sns:GetTopicAttributes")
 def check_topic_exists(topic: str, *, session: boto3.Session) -> Check:
-    """Check whether there is such a topic.
+    """Check that the topic exists.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        There is none.
+        It does not exist.
     """
     sns = client(session, "sns", topic.split(":")[3])
     with calling(f"read {topic}"):
@@ -41,21 +41,21 @@ def check_topic_exists(topic: str, *, session: boto3.Session) -> Check:
 
 @needs("sns:Publish")
 def publish_message(topic: str, subject: str, message: str, *, group: str, session: boto3.Session) -> str:
-    """Send a message to a topic and return its id.
+    """Publish a message to a topic and return the message ID.
 
-    Not safe to run twice for a standard topic: SNS delivers what it is given. A FIFO topic drops what it was
-    given in the last five minutes.
+    Not safe to run twice for a standard topic: SNS delivers the message twice. A FIFO topic ignores the same
+    message for five minutes.
 
     Parameters
     ----------
     topic
-        Its ARN, which tells the region.
+        Its ARN, which contains the region.
     subject, message
-        For people, and for machines (JSON).
+        The subject for people, and the message for programs (JSON).
     group
-        Messages of one group keep their order, in FIFO topics.
+        Message group; FIFO topics keep the order within a group.
     session
-        Who sends it.
+        Session of the sender.
     """
     request: PublishInputTypeDef = {
         "TopicArn": topic,

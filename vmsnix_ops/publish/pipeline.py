@@ -407,7 +407,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
             stored = buckets.upload_file(
                 client(plan.session, "s3", plan.region, connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
-                seen=built.seen,  # type: ignore[arg-type]  # and an identity
+                survey=built.seen,  # type: ignore[arg-type]  # and an identity
                 bucket=plan.bucket,
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
@@ -523,7 +523,7 @@ def _check_stored(plan: Wanted, source: UploadStep) -> None:
     """Refuse an uploaded object that was replaced: hours may lie between two cells of a notebook."""
     built = source.built
     if source.url and built.seen is not None:
-        buckets.check_object(plan.s3, seen=built.seen, bucket=plan.bucket, key=identity.key(plan, built))
+        buckets.check_object(plan.s3, survey=built.seen, bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def _expect(plan: Wanted, built: Built, entry: Entry) -> None:

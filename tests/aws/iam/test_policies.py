@@ -217,7 +217,7 @@ def test_an_unknown_action_is_refused_when_it_is_declared() -> None:
 
 
 def test_a_function_that_declares_nothing_gets_into_no_policy() -> None:
-    with pytest.raises(errors.UsageError, match="does not say what it must be allowed"):
+    with pytest.raises(errors.UsageError, match="does not declare its permissions"):
         needs_of(test_an_unknown_action_is_refused_when_it_is_declared)
 
 

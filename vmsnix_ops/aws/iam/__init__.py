@@ -1,1 +1,1 @@
-"""IAM: what each function needs, the policies of each job, and policies that others wrote."""
+"""IAM: the permissions of each function, the policies of each job, and checks of existing policies."""

@@ -1,4 +1,4 @@
-"""Policy documents: read what others wrote, compare, print."""
+"""Read and compare policy documents."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 
 def read_statements(document: Any) -> list[dict[str, Any]]:
-    """Return the statements of a policy, which may be JSON text and may hold one statement or a list."""
+    """Return the statements of a policy, given as JSON text or data, with one statement or a list."""
     policy = json.loads(document) if isinstance(document, str) else document
     return [dict(statement) for statement in as_list(policy.get("Statement", []))]
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a value of a policy as a list: one stands for a list of one."""
+    """Return a value of a policy as a list; a single value becomes a list of one."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def same_policy(left: Any, right: Any) -> bool:
-    """Whether two policies say the same: order, single values in lists, and Sids aside."""
+    """Return whether two policies are equal, apart from order, single values in lists, and Sids."""
     return _plain(left) == _plain(right)
 
 

@@ -1,17 +1,16 @@
-"""What each function of this room must be allowed: one table of IAM actions, one decorator.
+"""The table of IAM permissions, and a decorator that declares which of them a function needs.
 
-`needs` stands above every function that calls AWS and names the actions of all the calls that the function
-makes. `vmsnix_ops.aws.iam.policies` sums up the functions of a job, and that is the job's policy: an action
-that no function declares cannot get into one. The tests run each job with exactly its policy, and with every
-single action taken away.
+Every function that calls AWS has the decorator `needs` with the permissions of its calls. A job's policy
+contains the permissions of its functions and no others (`vmsnix_ops.aws.iam.policies`). The tests run each
+job with exactly its policy, and without each single action of it.
 
-Some actions appear more than once, because a job may need them on one kind of resource and not on another:
-``ec2:CreateTags`` while a resource is created is another permission than ``ec2:CreateTags of our resources``.
-The first word of a permission's name is the IAM action.
+An action can have several permissions, because a job may need it for one kind of resource only:
+``ec2:CreateTags`` tags a new resource, ``ec2:CreateTags of our resources`` an existing one. The first word of
+a permission's name is the IAM action.
 
 Source of the resources and condition keys: "Actions, resources, and condition keys" for Amazon EC2, Amazon
-EBS, Amazon S3 and IAM in the Service Authorization Reference; what DescribeImageReferences looks at for its
-caller, from "Identify resources referencing specified AMIs" in the EC2 User Guide.
+EBS, Amazon S3 and IAM in the Service Authorization Reference; the permissions
+that DescribeImageReferences needs: "Identify resources referencing specified AMIs" in the EC2 User Guide.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from vmsnix_ops import errors
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Target = Literal[
-    "everything",  # cannot be narrowed; held to the regions where that is possible
-    "global",  # cannot be narrowed, and has no region
+    "everything",  # all resources, in the regions of the policy
+    "global",  # all resources, without a region
     "bucket",
     "objects",
     "role",
-    "passed role",  # the same role, and only to VM Import
+    "passed role",  # the same role, passed to VM Import only
     "principals",  # users and roles of the account
     "policies",  # managed policies of the account whose names begin with vmsnix
     "new resources",  # while the job creates them
@@ -38,15 +37,15 @@ Target = Literal[
     "copies",  # a new image and its snapshots, of our images
     "snapshots without a parent",
     "snapshots of any parent",
-    "our snapshots",  # those with the tag vmsnix:digest
+    "our snapshots",  # with the tag vmsnix:digest
     "our images",
-    "our tags",  # tags of both, but not the tag vmsnix:digest itself
+    "our tags",  # tags of both, except vmsnix:digest
     "our imports",  # import tasks with the tag vmsnix:digest
-    "parameters",  # those of the account, and those that AWS publishes
-    "launches",  # a new instance and what belongs to it, of our images
-    "our instances",  # those of smoke tests, with the tag vmsnix:smoke
+    "parameters",  # of the account, and public ones of AWS
+    "launches",  # a new instance of our images, with its volumes and interfaces
+    "our instances",  # of smoke tests, with the tag vmsnix:smoke
     "spot role",  # EC2's own role for spot instances
-    "pointers",  # parameters below the pointers' prefix
+    "channels",  # parameters of channels, below the prefix in the settings
     "topics",
     "audit roles",  # the role of an auditor, in any account
 ]
@@ -59,12 +58,12 @@ class Permission:
     Attributes
     ----------
     name
-        The IAM action, such as ``"ec2:RegisterImage"``; where one action has several permissions, more words
-        follow it.
+        The IAM action, such as ``"ec2:RegisterImage"``, with more words if the action has several
+        permissions.
     target
-        What it is allowed on.
+        The resources on which the action is allowed.
     why
-        Its purpose, as on the page of permissions.
+        Its purpose, for the page of permissions.
     """
 
     name: str
@@ -168,19 +167,19 @@ _ALL = (
     Permission("iam:ListPolicyVersions", "policies", "find an old version of the policy to delete"),
     Permission("iam:DeletePolicyVersion", "policies", "delete an old version of the policy"),
     Permission("iam:CreatePolicyVersion", "policies", "update the publisher's policy"),
-    Permission("ssm:GetParameter", "pointers", "read a channel"),
-    Permission("ssm:GetParameterHistory", "pointers", "read the history of a channel"),
-    Permission("ssm:GetParametersByPath", "pointers", "list the channels"),
-    Permission("ssm:PutParameter", "pointers", "set a channel to an AMI"),
-    Permission("ssm:DeleteParameter", "pointers", "delete a new channel whose AMI is being retired"),
-    Permission("ssm:AddTagsToResource", "pointers", "tag a new channel"),
+    Permission("ssm:GetParameter", "channels", "read a channel"),
+    Permission("ssm:GetParameterHistory", "channels", "read the history of a channel"),
+    Permission("ssm:GetParametersByPath", "channels", "list the channels"),
+    Permission("ssm:PutParameter", "channels", "set a channel to an AMI"),
+    Permission("ssm:DeleteParameter", "channels", "delete a new channel whose AMI is being retired"),
+    Permission("ssm:AddTagsToResource", "channels", "tag a new channel"),
     Permission("sts:AssumeRole", "audit roles", "audit other accounts"),
     Permission("sns:GetTopicAttributes", "topics", "check that the topic exists"),
     Permission("sns:Publish", "topics", "announce a channel's new AMI"),
     Permission("servicequotas:GetServiceQuota", "global", "read the quotas of AMIs"),
 )
 PERMISSIONS: dict[str, Permission] = {permission.name: permission for permission in _ALL}
-"""Every permission that this package ever needs, by name."""
+"""All permissions that vmsnix needs, by name."""
 
 _NEEDS: dict[str, tuple[str, ...]] = {}
 _HIDDEN = {
@@ -190,7 +189,7 @@ _HIDDEN = {
 
 
 def needs(*actions: str) -> Callable[[Function], Function]:
-    """Declare which IAM actions the calls of a function need.
+    """Declare the permissions that the calls of a function need.
 
     Parameters
     ----------
@@ -200,7 +199,7 @@ def needs(*actions: str) -> Callable[[Function], Function]:
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        An action is not in the table: at import, so that no wrong declaration gets far.
+        An action is not in the table. The error is raised at import.
     """
     for action in actions:
         if action not in PERMISSIONS:
@@ -218,28 +217,27 @@ def needs(*actions: str) -> Callable[[Function], Function]:
 
 
 def needs_of(*functions: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the actions that these functions declare, each once, in the order of the table.
+    """Return the permissions that these functions declare, in the order of the table.
 
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        A function declares nothing.
+        A function has no declaration.
     """
     found: set[str] = set()
     for function in functions:
         if _name(function) not in _NEEDS:
             raise errors.UsageError(
-                f"{_name(function)} does not say what it must be allowed.", fix="Put @needs(...) above it."
+                f"{_name(function)} does not declare its permissions.", fix="Put @needs(...) above it."
             )
         found.update(_NEEDS[_name(function)])
     return tuple(action for action in PERMISSIONS if action in found)
 
 
 def denied_action(message: str, operation: str) -> str:
-    """Return which action a refusal is about.
+    """Return the action that AWS denied, from its message or else from the operation.
 
-    AWS names it in most messages; a HEAD request is answered without any, so its action comes from the
-    operation.
+    The answer to a HEAD request has no message.
 
     Examples
     --------

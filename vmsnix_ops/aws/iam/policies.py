@@ -37,40 +37,40 @@ _KMS_KEY = re.compile(r"(arn:aws(-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0
 _TOPIC = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
 _NO_TOPIC = "arn:aws:sns:us-east-1:000000000000:none"
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
-_KEYS = re.compile(r"(?!.*\.\.)[\w!.'()/ -]{0,512}", re.ASCII)  # S3's safe characters: no wildcard among them
-_POINTERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # of Parameter Store
+_KEYS = re.compile(r"(?!.*\.\.)[\w!.'()/ -]{0,512}", re.ASCII)  # S3's safe characters, without wildcards
+_PARAMETERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # names in Parameter Store
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyScope:
-    """Where a policy shall hold.
+    """The accounts, regions and resources to which a policy applies.
 
     Attributes
     ----------
     account
         Twelve digits, or ``"*"``.
     regions
-        Regions to which the policy is held; empty for every region.
+        Regions to which the policy is restricted; empty for all regions.
     bucket, key_prefix, role_name
-        As for a publish; the bucket ``"*"`` is every bucket.
+        As for a publish; the bucket ``"*"`` stands for all buckets.
     kms_key
         ARN of the KMS key that encrypts uploads, snapshots and AMIs; empty for none.
     partition
-        ``"aws"``, ``"aws-cn"``, ``"aws-us-gov"``, ``"aws-eusc"``, ...; empty: that of the regions, else
-        ``"aws"``.
+        ``"aws"``, ``"aws-cn"``, ``"aws-us-gov"``, ``"aws-eusc"``, ...; empty: the partition of the
+        regions, or else ``"aws"``.
     channel_prefix
         First part of the names of the channels' pointers.
     audit_role
-        Name of the role that an auditor takes in other accounts.
+        Name of the role that an auditor assumes in other accounts.
     topic
-        ARN of the SNS topic that a promoter tells; empty for every topic of the account.
+        ARN of the SNS topic that a promoter notifies; empty for all topics of the account.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        One of them cannot be right.
+        A value is invalid.
     vmsnix_ops.errors.RegionError
-        There is no region of that name; names the nearest.
+        A region is unknown; the error suggests the nearest name.
     """
 
     account: str = "*"
@@ -87,10 +87,10 @@ class PolicyScope:
     def __post_init__(self) -> None:
         found = sorted({region_names.partition_of(region) for region in self.regions})
         if len(found) > 1 or (self.partition and found and found != [self.partition]):
-            told = ", ".join(f"{name} is in {region_names.partition_of(name)}" for name in self.regions)
+            listed = ", ".join(f"{name} is in {region_names.partition_of(name)}" for name in self.regions)
             raise errors.ParameterError(
                 "A policy applies to one partition.",
-                why=f"{told}{f', but --partition is {self.partition}' if self.partition else ''}.",
+                why=f"{listed}{f', but --partition is {self.partition}' if self.partition else ''}.",
                 fix="Print one policy per partition.",
             )
         object.__setattr__(self, "partition", self.partition or (found[0] if found else "aws"))
@@ -100,7 +100,7 @@ class PolicyScope:
             ("role", self.audit_role, _ROLE, "use up to 64 letters, digits or +=,.@-_"),
             ("role", self.role_name, _ROLE, "use up to 64 letters, digits or +=,.@-_"),
             ("key prefix", self.key_prefix, _KEYS, "use a plain path without wildcards"),
-            ("parameter prefix", self.channel_prefix, _POINTERS, "use a name such as /vmsnix"),
+            ("parameter prefix", self.channel_prefix, _PARAMETERS, "use a name such as /vmsnix"),
             ("KMS key", self.kms_key, _KMS_KEY, "use an ARN such as arn:aws:kms:REGION:ACCOUNT:key/ID"),
             ("topic", self.topic or _NO_TOPIC, _TOPIC, "use an ARN such as arn:aws:sns:REGION:ACCOUNT:NAME"),
             ("partition", self.partition, _PARTITION, f"use one of {', '.join(region_names.partitions())}"),
@@ -119,12 +119,12 @@ class PolicyScope:
 
     @property
     def policy_name(self) -> str:
-        """Name of the publisher's policy; each bucket, and so each region, has its own."""
+        """Name of the publisher's policy for this bucket."""
         return f"vmsnix-publisher-{self.bucket}"
 
     @property
     def role_policy_name(self) -> str:
-        """Name of the role's policy for this bucket, beside those for others: the role serves all regions."""
+        """Name of the role's policy for this bucket; the role can have policies for several buckets."""
         return f"vmsnix-{self.bucket}"
 
     @property
@@ -133,26 +133,26 @@ class PolicyScope:
         return f"arn:{self.partition}:s3:::{self.bucket}"
 
 
-def statements(names: Iterable[str], place: PolicyScope) -> list[dict[str, Any]]:
-    """Return the statements that allow these permissions where they are needed, and nothing else.
+def statements(names: Iterable[str], scope: PolicyScope) -> list[dict[str, Any]]:
+    """Return the statements that allow these permissions on the resources of the scope only.
 
-    Four rules hold for every statement (tests/privileges/test_statements.py):
+    All statements follow four rules (tests/privileges/test_statements.py):
 
-    - ``ec2:CreateTags`` is allowed on what is ours already, on what a creating action of this same policy
-      makes (``ec2:CreateAction``), or on a snapshot that only VM Import makes. What the *request* says
-      (``aws:RequestTag``, ``aws:TagKeys``) never decides alone: it describes the tags, not the resource.
-    - Whatever creates something is conditioned on what it is created from. A new resource's ARN ends with a
-      literal ``*``, so ``${*}`` matches it and never an existing one ("Example: Copying snapshots" in the
-      EBS User Guide).
-    - An AMI without snapshots, registered of a bundle in S3, may not be shared, launched or changed.
-    - Who may read parameters may not decrypt them. A key is used through EBS and S3, never directly.
+    - ``ec2:CreateTags`` is allowed on resources with vmsnix's tag, on new resources of an action in the same
+      policy (``ec2:CreateAction``), or on snapshots that only VM Import creates. Conditions on the request
+      (``aws:RequestTag``, ``aws:TagKeys``) are never enough: they restrict the tags, not the resource.
+    - An action that creates something has a condition on its source. The ARN of a new resource ends with a
+      literal ``*``, so ``${*}`` matches it and no existing resource ("Example: Copying snapshots" in the EBS
+      User Guide).
+    - An AMI without snapshots, registered from a bundle in S3, may not be shared, launched or changed.
+    - A principal that may read parameters may not decrypt them. Keys are used through EBS and S3 only.
 
     Parameters
     ----------
     names
         Keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`.
-    place
-        Where.
+    scope
+        Resources and regions.
     """
     names = tuple(names)
     groups: dict[Target, list[str]] = {}
@@ -160,7 +160,7 @@ def statements(names: Iterable[str], place: PolicyScope) -> list[dict[str, Any]]
         groups.setdefault(PERMISSIONS[name].target, []).append(PERMISSIONS[name].action)
     found: list[dict[str, Any]] = []
     for target, actions in groups.items():
-        grants = _new_resources(names, place) if target == "new resources" else _grants(target, place)
+        grants = _new_resources(names, scope) if target == "new resources" else _grants(target, scope)
         for sid, resources, condition in grants:
             found.append({"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": resources})
             if condition:
@@ -175,15 +175,15 @@ Grant = tuple[str, list[str], dict[str, Any]]
 
 OURS = {"StringLike": {f"aws:ResourceTag/{tagging.DIGEST}": "?*"}}
 OUR_IMAGES = {
-    # AWS has no condition for the bundle in S3 of which RegisterImage makes an instance store, and asks for
-    # no snapshot. So nobody may use what was registered like that: these actions have the type of the root
-    # device as a key, RegisterImage, CopyImage and DeleteTags have not.
+    # RegisterImage can also register an AMI from a bundle in S3, without a snapshot, and AWS has no condition
+    # against it. So other actions require the root device type of AMIs with snapshots. RegisterImage,
+    # CopyImage and DeleteTags do not support that condition key.
     **OURS,
     "StringEquals": {"ec2:RootDeviceType": "ebs"},
 }
 NO_SECRETS: dict[str, Any] = {
-    # Who may read a parameter may decrypt it with AWS's own key, unless an explicit Deny says otherwise: the
-    # policy of that key lets in everybody in the account ("AWS managed key policies" in the KMS guide).
+    # A principal that may read a parameter may decrypt it with AWS's own key, unless a Deny forbids it: the
+    # policy of that key allows all principals of the account ("AWS managed key policies" in the KMS guide).
     "Sid": "NoSecrets",
     "Effect": "Deny",
     "Action": ["kms:Decrypt"],
@@ -196,40 +196,40 @@ CREATED = {
     "ec2:CopyImage": ("image", "snapshot"),
     "ec2:RunInstances": ("instance", "spot-instances-request", "volume"),
 }
-"""Actions that tag what they create, and the kinds of resources that they create."""
+"""Actions that create and tag resources, and the types of these resources."""
 BACKUPS = ("aws:backup:source-resource", "aws:dlm:lifecycle-policy-id")
-"""Tags of snapshots that AWS Backup and Data Lifecycle Manager made."""
+"""Tags of snapshots that AWS Backup and Data Lifecycle Manager created."""
 
 
-def _grants(target: Target, place: PolicyScope) -> list[Grant]:
-    """Return the statements of one target."""
-    iam = f"arn:{place.partition}:iam::{place.account}"
-    images, snapshots = _ec2(place, "image/*"), _ec2(place, "snapshot/*")
-    here = {"StringEquals": {"aws:RequestedRegion": list(place.regions)}} if place.regions else {}
+def _grants(target: Target, scope: PolicyScope) -> list[Grant]:
+    """Return the statements for one target."""
+    iam = f"arn:{scope.partition}:iam::{scope.account}"
+    images, snapshots = _ec2(scope, "image/*"), _ec2(scope, "snapshot/*")
+    here = {"StringEquals": {"aws:RequestedRegion": list(scope.regions)}} if scope.regions else {}
     known: dict[Target, list[Grant]] = {
         "everything": [("InTheseRegions", ["*"], here)],
         "global": [("Global", ["*"], {})],
-        "bucket": [("Bucket", [place.bucket_arn], {})],
-        "objects": [("Objects", [f"{place.bucket_arn}/{place.key_prefix}*"], {})],
-        "role": [("Role", [place.role_arn], {})],
+        "bucket": [("Bucket", [scope.bucket_arn], {})],
+        "objects": [("Objects", [f"{scope.bucket_arn}/{scope.key_prefix}*"], {})],
+        "role": [("Role", [scope.role_arn], {})],
         "passed role": [
-            ("PassRole", [place.role_arn], {"StringEquals": {"iam:PassedToService": service_role.SERVICE}})
+            ("PassRole", [scope.role_arn], {"StringEquals": {"iam:PassedToService": service_role.SERVICE}})
         ],
         "principals": [("Principals", [f"{iam}:role/*", f"{iam}:user/*"], {})],
         "policies": [("Policies", [f"{iam}:policy/vmsnix*"], {})],
-        "imported snapshots": [("TagImportedSnapshots", snapshots, _made_by_vm_import(place))],
+        "imported snapshots": [("TagImportedSnapshots", snapshots, _made_by_vm_import(scope))],
         "registrations": [
             ("NewImages", images, {}),
-            ("OfOurSnapshots", _ec2(place, "snapshot/snap-*"), OURS),
+            ("OfOurSnapshots", _ec2(scope, "snapshot/snap-*"), OURS),
         ],
         "copies": [
-            ("NewCopies", _ec2(place, "image/${*}", "snapshot/${*}"), {}),
-            ("OfOurImages", _ec2(place, "image/ami-*", "snapshot/snap-*"), OURS),
+            ("NewCopies", _ec2(scope, "image/${*}", "snapshot/${*}"), {}),
+            ("OfOurImages", _ec2(scope, "image/ami-*", "snapshot/snap-*"), OURS),
         ],
         "snapshots without a parent": [
             ("NewSnapshots", snapshots, {"Null": {"ebs:ParentSnapshot": "true"}}),
         ],
-        # AWS compares the parent's ARN, and no tag of it.
+        # AWS compares only the ARN of the parent, not its tags.
         "snapshots of any parent": [
             ("NewSnapshotsOfAnyParent", snapshots, {"Null": {"ebs:ParentSnapshot": "false"}})
         ],
@@ -246,14 +246,14 @@ def _grants(target: Target, place: PolicyScope) -> list[Grant]:
                 },
             )
         ],
-        "our imports": [("OurImports", _ec2(place, "import-snapshot-task/*"), OURS)],
+        "our imports": [("OurImports", _ec2(scope, "import-snapshot-task/*"), OURS)],
         "parameters": [
             (
                 "Parameters",
                 [
-                    f"arn:{place.partition}:ssm:{region}:{owned}"
-                    for region in place.regions or ("*",)
-                    for owned in dict.fromkeys((f"{place.account}:parameter/*", ":parameter/aws/service/*"))
+                    f"arn:{scope.partition}:ssm:{region}:{owned}"
+                    for region in scope.regions or ("*",)
+                    for owned in dict.fromkeys((f"{scope.account}:parameter/*", ":parameter/aws/service/*"))
                 ],
                 {},
             )
@@ -261,9 +261,9 @@ def _grants(target: Target, place: PolicyScope) -> list[Grant]:
         "launches": [
             (
                 "NewInstances",
-                # An interface is a new one: an existing one belongs to something else.
+                # Only new network interfaces: an existing one belongs to another resource.
                 _ec2(
-                    place,
+                    scope,
                     "instance/*",
                     "network-interface/${*}",
                     "security-group/*",
@@ -273,13 +273,13 @@ def _grants(target: Target, place: PolicyScope) -> list[Grant]:
                 ),
                 {},
             ),
-            ("OfOurImages", _ec2(place, "image/ami-*"), OUR_IMAGES),
-            ("WithOurSnapshots", _ec2(place, "snapshot/snap-*"), OURS),
+            ("OfOurImages", _ec2(scope, "image/ami-*"), OUR_IMAGES),
+            ("WithOurSnapshots", _ec2(scope, "snapshot/snap-*"), OURS),
         ],
         "our instances": [
             (
                 "OurInstances",
-                _ec2(place, "instance/*"),
+                _ec2(scope, "instance/*"),
                 {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}},
             )
         ],
@@ -290,12 +290,12 @@ def _grants(target: Target, place: PolicyScope) -> list[Grant]:
                 {"StringEquals": {"iam:AWSServiceName": SPOT}},
             )
         ],
-        "pointers": [
+        "channels": [
             (
-                "Pointers",
+                "Channels",
                 [
-                    f"arn:{place.partition}:ssm:{region}:{place.account}:parameter{place.channel_prefix}{end}"
-                    for region in place.regions or ("*",)
+                    f"arn:{scope.partition}:ssm:{region}:{scope.account}:parameter{scope.channel_prefix}{end}"
+                    for region in scope.regions or ("*",)
                     for end in ("", "/*")
                 ],
                 {},
@@ -304,67 +304,67 @@ def _grants(target: Target, place: PolicyScope) -> list[Grant]:
         "topics": [
             (
                 "Topics",
-                [place.topic]
-                if place.topic
+                [scope.topic]
+                if scope.topic
                 else [
-                    f"arn:{place.partition}:sns:{region}:{place.account}:*"
-                    for region in place.regions or ("*",)
+                    f"arn:{scope.partition}:sns:{region}:{scope.account}:*"
+                    for region in scope.regions or ("*",)
                 ],
                 {},
             )
         ],
-        "audit roles": [("AuditRoles", [f"arn:{place.partition}:iam::*:role/{place.audit_role}"], {})],
+        "audit roles": [("AuditRoles", [f"arn:{scope.partition}:iam::*:role/{scope.audit_role}"], {})],
     }
     return known[target]
 
 
-def _ec2(place: PolicyScope, *kinds: str) -> list[str]:
-    """Return ARNs of EC2 in the place's regions; those of images and snapshots have no account."""
+def _ec2(scope: PolicyScope, *kinds: str) -> list[str]:
+    """Return EC2 ARNs in the regions of the scope; ARNs of images and snapshots have no account."""
     return [
-        f"arn:{place.partition}:ec2:{region}:{owner}:{kind}"
-        for region in place.regions or ("*",)
+        f"arn:{scope.partition}:ec2:{region}:{owner}:{kind}"
+        for region in scope.regions or ("*",)
         for kind in kinds
-        for owner in ["" if kind.partition("/")[0] in ("image", "snapshot") else place.account]
+        for owner in ["" if kind.partition("/")[0] in ("image", "snapshot") else scope.account]
     ]
 
 
-def _new_resources(names: tuple[str, ...], place: PolicyScope) -> list[Grant]:
+def _new_resources(names: tuple[str, ...], scope: PolicyScope) -> list[Grant]:
     """Return the statements that allow tags inside the creating actions of this policy, and nowhere else."""
     grants: list[Grant] = []
     creating = [action for action in CREATED if action in names]
     if creating:
         kinds = sorted({f"{kind}/*" for action in creating for kind in CREATED[action]})
         named = [action.partition(":")[2] for action in creating]
-        grants.append(("TagNewResources", _ec2(place, *kinds), {"StringEquals": {"ec2:CreateAction": named}}))
+        grants.append(("TagNewResources", _ec2(scope, *kinds), {"StringEquals": {"ec2:CreateAction": named}}))
     if any(name.startswith("ebs:StartSnapshot") for name in names):
-        # Which value StartSnapshot sets is not documented, so any will do: no other action of this policy
-        # creates a snapshot.
+        # AWS does not document the value for StartSnapshot, so any value is allowed: no other action of this
+        # policy creates a snapshot.
         inside = {"Null": {"ec2:CreateAction": "false"}}
-        grants.append(("TagNewSnapshots", _ec2(place, "snapshot/*"), inside))
+        grants.append(("TagNewSnapshots", _ec2(scope, "snapshot/*"), inside))
     return grants
 
 
-def _made_by_vm_import(place: PolicyScope) -> dict[str, Any]:
-    """Return the condition that holds for a snapshot that VM Import made, and for a copy without any tag.
+def _made_by_vm_import(scope: PolicyScope) -> dict[str, Any]:
+    """Return the condition that matches snapshots of VM Import, and copies of snapshots without tags.
 
-    VM Import tags its task and not its snapshot, so that nothing else tells whose it is. The parent volume
-    of both, ``vol-ffffffff``, does not exist (DescribeSnapshots in the EC2 API Reference).
+    VM Import tags its task but not its snapshot, so AWS cannot distinguish the two. Both have the parent
+    volume ``vol-ffffffff``, which does not exist (DescribeSnapshots in the EC2 API Reference).
     """
     absent = [tagging.NAME, *(key for key in tagging.OWN if key != tagging.NAME), *BACKUPS]
     return {
-        "ArnLike": {"ec2:ParentVolume": f"arn:{place.partition}:ec2:*:*:volume/vol-ffffffff"},
+        "ArnLike": {"ec2:ParentVolume": f"arn:{scope.partition}:ec2:*:*:volume/vol-ffffffff"},
         "Null": {"aws:TagKeys": "false"} | {f"aws:ResourceTag/{key}": "true" for key in absent},
         "ForAllValues:StringEquals": {"aws:TagKeys": list(tagging.PUBLISHED)},
     }
 
 
-def policy_document(names: Iterable[str], place: PolicyScope) -> dict[str, Any]:
-    """Return the policy of these permissions; see `statements`."""
-    return {"Version": VERSION, "Statement": statements(names, place)}
+def policy_document(names: Iterable[str], scope: PolicyScope) -> dict[str, Any]:
+    """Return the policy with these permissions; see `statements`."""
+    return {"Version": VERSION, "Statement": statements(names, scope)}
 
 
 def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str, ...]:
-    """Return what the checks of a publish look at."""
+    """Return the permissions of the checks before a publish."""
     functions: list[Any] = [identity.check_region]
     if via == "import":
         functions += [
@@ -379,7 +379,7 @@ def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str
 
 
 def thorough_actions() -> tuple[str, ...]:
-    """Return what the preflight runbook looks at: those of a publish, and more."""
+    """Return the permissions of the preflight runbook, which has more checks than a publish."""
     functions = (
         buckets.check_bucket_private,
         buckets.check_bucket_encrypted,
@@ -398,26 +398,27 @@ def thorough_actions() -> tuple[str, ...]:
 def publisher_actions(
     *, via: str = "import", public: bool = False, verify: bool = False, incremental: bool = False
 ) -> tuple[str, ...]:
-    """Return the permissions of who publishes.
+    """Return the permissions of a publisher.
 
-    Who may make a foreign snapshot ours (an import tags a snapshot without tags, an incremental upload starts
-    from any parent) may neither share nor read one: that is for the promoter's and the verifier's policies.
+    Two kinds of publishers can turn another snapshot into one with vmsnix's tag: an import tags snapshots
+    without tags, and an incremental upload starts from any parent. Such a publisher may neither share nor
+    read snapshots; the promoter's and the verifier's policies allow that.
 
     Parameters
     ----------
     via
         ``"import"`` or ``"direct"``.
     public
-        Whether its AMIs are made public; only via direct.
+        Whether the publisher makes AMIs public; only via direct.
     verify
-        Whether snapshots are read back; only via direct.
+        Whether the publisher reads snapshots back; only via direct.
     incremental
         Whether an upload may start from an earlier snapshot; only via direct.
 
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        One policy would allow both.
+        The policy would allow both.
     """
     if via == "import" and (public or verify):
         raise errors.UsageError(
@@ -465,29 +466,29 @@ def publisher_actions(
     return tuple(name for name in PERMISSIONS if name in found)
 
 
-def publisher_policy(place: PolicyScope) -> dict[str, Any]:
-    """Return the policy of who publishes via import."""
-    return add_key_statements(policy_document(publisher_actions(), place), place)
+def publisher_policy(scope: PolicyScope) -> dict[str, Any]:
+    """Return the policy of a publisher via import."""
+    return add_key_statements(policy_document(publisher_actions(), scope), scope)
 
 
-def add_key_statements(policy: dict[str, Any], place: PolicyScope, *, via: str = "import") -> dict[str, Any]:
-    """Return a publisher's policy that allows the use of the place's key, too."""
-    used = keys.caller_statements(place.kms_key, via=via)
-    return {**policy, "Statement": [*policy["Statement"], *used]}
+def add_key_statements(policy: dict[str, Any], scope: PolicyScope, *, via: str = "import") -> dict[str, Any]:
+    """Return a publisher's policy that also allows the use of the scope's KMS key."""
+    more = keys.caller_statements(scope.kms_key, via=via)
+    return {**policy, "Statement": [*policy["Statement"], *more]}
 
 
-def deny_uploads_statement(place: PolicyScope, key_prefix: str) -> dict[str, Any]:
-    """Return the statement that keeps an archivist from the images below a prefix of the archive's bucket."""
+def deny_uploads_statement(scope: PolicyScope, key_prefix: str) -> dict[str, Any]:
+    """Return the statement that denies an archivist the images below a prefix of the archive's bucket."""
     return {
         "Sid": "NoUploads",
         "Effect": "Deny",
         "Action": ["s3:PutObject", "s3:DeleteObject"],
-        "Resource": [f"{place.bucket_arn}/{key_prefix}*"],
+        "Resource": [f"{scope.bucket_arn}/{key_prefix}*"],
     }
 
 
-def import_role_policy(place: PolicyScope) -> dict[str, Any]:
-    """Return the policy of VM Import's own role: read the bucket, make snapshots."""
+def import_role_policy(scope: PolicyScope) -> dict[str, Any]:
+    """Return the policy of VM Import's service role: read the images, create snapshots."""
     return {
         "Version": VERSION,
         "Statement": [
@@ -495,13 +496,13 @@ def import_role_policy(place: PolicyScope) -> dict[str, Any]:
                 "Sid": "ReadTheBucket",
                 "Effect": "Allow",
                 "Action": ["s3:GetBucketLocation", "s3:ListBucket"],
-                "Resource": [place.bucket_arn],
+                "Resource": [scope.bucket_arn],
             },
             {
                 "Sid": "ReadTheImages",
                 "Effect": "Allow",
                 "Action": ["s3:GetObject"],
-                "Resource": [f"{place.bucket_arn}/{place.key_prefix}*"],
+                "Resource": [f"{scope.bucket_arn}/{scope.key_prefix}*"],
             },
             {
                 "Sid": "MakeSnapshots",
@@ -514,13 +515,13 @@ def import_role_policy(place: PolicyScope) -> dict[str, Any]:
                 ],
                 "Resource": ["*"],
             },
-            *keys.role_statements(place.kms_key),
+            *keys.role_statements(scope.kms_key),
         ],
     }
 
 
 def import_role_trust_policy() -> dict[str, Any]:
-    """Return the trust policy that lets VM Import, and nobody else, take its role."""
+    """Return the trust policy that allows only VM Import to assume its role."""
     return {
         "Version": VERSION,
         "Statement": [
@@ -535,45 +536,44 @@ def import_role_trust_policy() -> dict[str, Any]:
     }
 
 
-def tls_only_policy(place: PolicyScope) -> dict[str, Any]:
-    """Return the bucket policy that refuses every request without TLS."""
-    return {"Version": VERSION, "Statement": [tls_statement(place)]}
+def tls_only_policy(scope: PolicyScope) -> dict[str, Any]:
+    """Return the bucket policy that denies requests without TLS."""
+    return {"Version": VERSION, "Statement": [tls_statement(scope)]}
 
 
-def tls_statement(place: PolicyScope) -> dict[str, Any]:
-    """Return the one statement of `tls_only_policy`."""
+def tls_statement(scope: PolicyScope) -> dict[str, Any]:
+    """Return the statement of `tls_only_policy`."""
     return {
         "Sid": "TlsOnly",
         "Effect": "Deny",
         "Principal": "*",
         "Action": "s3:*",
-        "Resource": [place.bucket_arn, f"{place.bucket_arn}/*"],
+        "Resource": [scope.bucket_arn, f"{scope.bucket_arn}/*"],
         "Condition": {"Bool": {"aws:SecureTransport": "false"}},
     }
 
 
 def github_trust_policy(
-    place: PolicyScope, *, repository: str, subject: str = "ref:refs/heads/main", any_subject: bool = False
+    scope: PolicyScope, *, repository: str, subject: str = "ref:refs/heads/main", any_subject: bool = False
 ) -> dict[str, Any]:
-    """Return the trust policy of a role that a GitHub repository's workflows take, without any stored key.
+    """Return the trust policy of a role that workflows of a GitHub repository assume with OIDC.
 
     Parameters
     ----------
-    place
-        Its account and partition; the account must be given.
+    scope
+        With the account of the role, and the partition.
     repository
         ``owner/name``.
     subject
-        Which workflows of it: ``ref:refs/heads/main``, ``environment:production``, ...
+        Its workflows that may assume the role: ``ref:refs/heads/main``, ``environment:production``, ...
     any_subject
-        Whether a subject may match what it does not name, such as ``*``, ``pull_request`` and
-        ``ref:refs/heads/main*``: who may push a branch may take the role.
+        Whether a subject may match more than one named ref, such as ``*``, ``pull_request`` or
+        ``ref:refs/heads/main*``. Then anyone who may push a branch can assume the role.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The repository or the subject cannot be right, would let in more than one repository, or matches what
-        it does not name without `any_subject`.
+        The repository or the subject is invalid, matches more than one repository, or needs `any_subject`.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise errors.ParameterError(
@@ -588,7 +588,7 @@ def github_trust_policy(
             why=f"The policy puts repo:{repository}: in front of the subject.",
             fix="Use --repository for the repository, and --subject for the rest.",
         )
-    reason = "" if any_subject else _matches_more(subject)
+    reason = "" if any_subject else _too_broad(subject)
     if reason:
         raise errors.ParameterError(
             f"The subject {subject!r} {reason}.",
@@ -596,7 +596,7 @@ def github_trust_policy(
             fix="Set --subject to a specific ref (ref:refs/heads/main, environment:production), put the "
             "wildcard after a '/' (ref:refs/heads/release/*), or add --any-subject.",
         )
-    if place.account == "*":
+    if scope.account == "*":
         raise errors.ParameterError("No account given.", fix="Add --account with the account of the role.")
     return {
         "Version": VERSION,
@@ -605,11 +605,11 @@ def github_trust_policy(
                 "Sid": "GitHubActions",
                 "Effect": "Allow",
                 "Principal": {
-                    "Federated": f"arn:{place.partition}:iam::{place.account}:oidc-provider/{GITHUB}"
+                    "Federated": f"arn:{scope.partition}:iam::{scope.account}:oidc-provider/{GITHUB}"
                 },
                 "Action": "sts:AssumeRoleWithWebIdentity",
                 "Condition": {
-                    "StringEquals": {f"{GITHUB}:aud": _audience(place.partition)},
+                    "StringEquals": {f"{GITHUB}:aud": _sts_audience(scope.partition)},
                     "StringLike": {f"{GITHUB}:sub": f"repo:{repository}:{subject}"},
                 },
             }
@@ -617,12 +617,12 @@ def github_trust_policy(
     }
 
 
-def _matches_more(subject: str) -> str:
-    """Return what is wrong with a subject that matches more than it names; empty if it does not.
+def _too_broad(subject: str) -> str:
+    """Return why a subject matches more than it names; empty if it does not.
 
-    A wildcard is accepted behind a whole name only: ``release/*`` are the branches below ``release/``, but
-    ``main*`` is also the branch ``main-evil``, and ``prod*`` an environment that a workflow creates by naming
-    it. Who may open a pull request decides what its workflow does.
+    A wildcard is accepted only after a whole name: ``release/*`` matches the branches below ``release/``, but
+    ``main*`` also matches the branch ``main-evil``, and ``prod*`` an environment that a workflow creates by
+    its name. Anyone who may open a pull request controls its workflow.
     """
     if subject == "pull_request":
         return "is every pull request"
@@ -634,5 +634,5 @@ def _matches_more(subject: str) -> str:
     return "" if fixed.endswith(("/", ":")) else f"matches every name that starts with {fixed!r}"
 
 
-def _audience(partition: str) -> str:
+def _sts_audience(partition: str) -> str:
     return "sts.amazonaws.com.cn" if partition == "aws-cn" else "sts.amazonaws.com"

@@ -1,7 +1,7 @@
-"""What somebody's policies lack, asked of IAM's own simulator.
+"""Find permissions that a user or role lacks, with IAM's policy simulator.
 
-Source: SimulatePrincipalPolicy in the IAM API Reference. It knows identity policies and permission
-boundaries; policies of buckets and of the organization are not part of its answer.
+Source: SimulatePrincipalPolicy in the IAM API Reference. The simulator evaluates identity policies and
+permission boundaries, but not bucket policies or policies of the organization.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def missing_actions(
     resources: Iterable[str],
     keys: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Return those of the actions that are not allowed on every one of the resources.
+    """Return the actions that are not allowed on all of the resources.
 
     Parameters
     ----------
@@ -35,20 +35,20 @@ def missing_actions(
     principal
         ARN of a user or role.
     actions, resources
-        What is asked.
+        The actions and resources to check.
     keys
         Condition keys of the calls, such as ``aws:RequestedRegion``.
 
     Raises
     ------
     vmsnix_ops.errors.AccessDeniedError
-        Simulating is not allowed.
+        The caller may not use the simulator.
     vmsnix_ops.errors.AwsError
-        ``NoSuchEntity``: there is no such user or role.
+        ``NoSuchEntity``: the user or role does not exist.
     """
     results = _simulated(iam, principal, actions, resources, keys)
-    refused = {result["EvalActionName"]: None for result in results if result["EvalDecision"] != "allowed"}
-    return list(refused)
+    denied = {result["EvalActionName"]: None for result in results if result["EvalDecision"] != "allowed"}
+    return list(denied)
 
 
 @needs("iam:SimulatePrincipalPolicy")
