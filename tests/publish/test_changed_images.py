@@ -467,9 +467,9 @@ def test_a_boot_test_of_other_bytes_is_refused_also_when_the_image_is_put_back(
     monkeypatch: pytest.MonkeyPatch,
     writes: Callable[[Path], None],
 ) -> None:
-    def boot_another(path: Path, *, console: Path, **_more: object) -> run.Booted:
+    def boot_another(path: Path, *, console: Path, **_more: object) -> run.SuccessfulBoot:
         writes(path)
-        booted = run.Booted("up", 1.0, "tcg", "", console, ())
+        booted = run.SuccessfulBoot("up", 1.0, "tcg", "", console, ())
         writes(path)  # flips the same bit again
         return booted
 
@@ -500,9 +500,9 @@ def test_a_boot_test_that_writes_into_the_image_is_found(
     via: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def write(path: Path, *, console: Path, **_more: object) -> run.Booted:
+    def write(path: Path, *, console: Path, **_more: object) -> run.SuccessfulBoot:
         in_place(path)
-        return run.Booted("up", 1.0, "tcg", "", console, ())
+        return run.SuccessfulBoot("up", 1.0, "tcg", "", console, ())
 
     monkeypatch.setattr(run, "boot", write)
     with pytest.raises(errors.ImageChangedError, match="changed"):

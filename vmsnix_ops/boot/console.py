@@ -1,7 +1,6 @@
-"""What a machine says on its serial console: kept as evidence, and read for the words that decide.
+"""Save the serial console of a machine, and search it for the expected line and for known failures.
 
-A console may say anything, and any amount of it. What is kept is bounded: the beginning as it came, and the
-last lines.
+The saved size is limited: the beginning is saved unchanged, and then only the last lines.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 
 RAW = ("utf-8", "surrogateescape")
 KEPT_BYTES = 8 * 2**20
-"""How much of the console is written down as it came."""
+"""Bytes of the console that are saved unchanged."""
 
 TAIL_LINES = 40
 LONGEST_LINE = 2000
-"""Characters after which a line is cut: a flood without line ends must not grow in memory."""
+"""Maximum number of characters of a line, so that output without line ends does not fill the memory."""
 
 FAILURES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), meaning)
@@ -41,14 +40,14 @@ FAILURES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"systemd\[1\]: Freezing execution", "systemd stopped executing"),
     )
 )
-"""Words after which no machine goes on by itself, and what they mean: the deadline need not be waited for."""
+"""Messages after which a machine does not continue, and their meaning. The boot fails before its deadline."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """A line that decides: the one that was waited for, or one after which nothing will come."""
+class ConsoleMatch:
+    """A line that ends the boot: the expected line, or a failure and its meaning."""
 
     kind: Literal["expected", "failed"]
     line: str
@@ -56,14 +55,14 @@ class Finding:
 
 
 class Console:
-    """Takes what the console says and looks for the words that decide.
+    """Saves the console, and searches it for the expected line and for failures.
 
     Parameters
     ----------
     path
-        Where the console is written, as it came.
+        File for the console.
     expect
-        What to wait for, in one line, terminal colours removed. A prompt without an end of line counts too.
+        Pattern of the expected line, without terminal colours. A prompt without a line end counts too.
     """
 
     def __init__(self, path: Path, expect: re.Pattern[str]) -> None:
@@ -74,38 +73,38 @@ class Console:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.bytes = 0
 
-    def feed(self, data: bytes) -> Finding | None:
-        """Take some bytes; return the first line in them that decides, if there is one."""
-        room = max(KEPT_BYTES - self.bytes, 0)
-        # Byte for byte what came, where it holds no secret.
-        self._file.write(self._redactor.feed(data[:room].decode(*RAW)).encode(*RAW))
+    def feed(self, data: bytes) -> ConsoleMatch | None:
+        """Add bytes, and return the first match in them, if any."""
+        remaining = max(KEPT_BYTES - self.bytes, 0)
+        # The bytes are unchanged, except for secrets.
+        self._file.write(self._redactor.feed(data[:remaining].decode(*RAW)).encode(*RAW))
         self.bytes += len(data)
-        *whole, self._line = (self._line + data.decode("utf-8", "replace")).split("\n")
-        found: Finding | None = None
-        for line in whole:
+        *complete, self._line = (self._line + data.decode("utf-8", "replace")).split("\n")
+        found: ConsoleMatch | None = None
+        for line in complete:
             text = clean(line)
             if text:
                 self._tail.append(text)
-            found = found or self._judge(text)
+            found = found or self._match(text)
         last = clean(self._line)
         if len(self._line) > LONGEST_LINE:
             self._tail.append(last)
             self._line = ""
-        return found or self._judge(last)
+        return found or self._match(last)
 
     def tail(self) -> list[str]:
-        """Return the last lines that were not empty, at most `TAIL_LINES`, without terminal colours."""
+        """Return the last `TAIL_LINES` lines that are not empty, without terminal colours."""
         last = clean(self._line)
         return [*self._tail, *([last] if last else [])][-TAIL_LINES:]
 
     def close(self) -> None:
-        """End the file; what was left out of its middle is told, and the last lines follow."""
+        """Close the file; first add a note about the omitted bytes, and the last lines."""
         if self._file.closed:
             return
         self._file.write(self._redactor.flush().encode(*RAW))
         if self.bytes > KEPT_BYTES:
-            told = f"\n[{counted(self.bytes - KEPT_BYTES, 'more byte')}; the last lines:]\n"
-            self._file.write((told + "\n".join(self.tail()) + "\n").encode())
+            note = f"\n[{counted(self.bytes - KEPT_BYTES, 'more byte')}; the last lines:]\n"
+            self._file.write((note + "\n".join(self.tail()) + "\n").encode())
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -114,19 +113,19 @@ class Console:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _judge(self, text: str) -> Finding | None:
+    def _match(self, text: str) -> ConsoleMatch | None:
         if not text:
             return None
         if self._expect.search(text):
-            return Finding("expected", text)
+            return ConsoleMatch("expected", text)
         for pattern, meaning in FAILURES:
             if pattern.search(text):
-                return Finding("failed", text, meaning)
+                return ConsoleMatch("failed", text, meaning)
         return None
 
 
 def clean(line: str) -> str:
-    r"""Return a line as a person reads it: without terminal sequences, other control characters, and cut.
+    r"""Return a shortened line without terminal sequences and other control characters.
 
     Examples
     --------

@@ -1,8 +1,7 @@
-"""The machine that an image is booted in: which QEMU, accelerator and firmware, and its command line.
+"""The virtual machine of a boot test: QEMU, accelerator, firmware and command line.
 
-As near to EC2 as QEMU comes: the disk is NVMe, the console is the first serial port, and the only thing that
-the network reaches is the metadata service. The image is never written: the machine writes to an overlay that
-goes with it.
+It is similar to EC2: the disk is NVMe, the console is the first serial port, and the network reaches only the
+metadata service. The machine writes to a temporary overlay, so the image never changes.
 
 Sources: QEMU's ``qemu(1)`` (``-netdev user``, ``restrict``, ``guestfwd``) and ``docs/interop/firmware.json``.
 """
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 Accelerator = Literal["kvm", "tcg"]
 
 QEMU_FORMATS = {"vhd": "vpc", "raw": "raw", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
-"""What QEMU calls the formats of `vmsnix_ops.disk.formats`."""
+"""QEMU's names of the formats in `vmsnix_ops.disk.formats`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A processor architecture, as Nix, QEMU and Debian name it."""
+    """The names of a processor architecture in QEMU, on hosts and in Debian."""
 
     qemu: str
     machine: str
@@ -50,18 +49,20 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A machine that this computer can run.
+    """A virtual machine that can run on this host.
 
     Attributes
     ----------
     program
         Path of QEMU.
+    architecture
+        Architecture of the machine.
     accelerator
-        ``"kvm"``, or ``"tcg"``: emulated, five to twenty times slower.
+        ``"kvm"``, or ``"tcg"`` for emulation, which is five to twenty times slower.
     why
-        Why it is emulated; empty when it is not.
+        Reason for emulation; empty with KVM.
     firmware
-        Code and template of the variables of a UEFI firmware; ``None`` for a BIOS.
+        Code and variables template of a UEFI firmware; ``None`` for a BIOS.
     """
 
     program: str
@@ -72,23 +73,23 @@ class Hardware:
 
 
 def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
-    """Return how this computer can run an image.
+    """Return the virtual machine for an image on this host.
 
     Parameters
     ----------
     system
         Nix system of the image.
     boot_mode
-        As EC2 names it; ``"legacy-bios"`` boots a BIOS, everything else UEFI.
+        EC2's name of the boot mode; ``"legacy-bios"`` boots with a BIOS, all others with UEFI.
     accelerator
-        ``"auto"`` takes KVM where it works.
+        ``"auto"`` uses KVM if it is available.
 
     Raises
     ------
     vmsnix_ops.errors.ImageError
-        The image is for an architecture that EC2 does not have.
+        EC2 does not have the image's architecture.
     vmsnix_ops.errors.ToolMissingError
-        QEMU, its firmware, or the KVM that was asked for is not on this machine.
+        QEMU, its firmware or the requested KVM is missing on this host.
     """
     if system not in ARCHITECTURES:
         raise ImageError(
@@ -120,7 +121,7 @@ def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
 
 
 def _why_no_kvm(architecture: Architecture) -> str:
-    """Return why KVM cannot run this architecture here; empty when it can."""
+    """Return why KVM cannot run this architecture on this host; empty if it can."""
     host = platform.machine().lower()
     if host not in architecture.kvm_hosts:
         return f"this machine is {host}, but the image is for {architecture.qemu}"
@@ -132,7 +133,7 @@ def _why_no_kvm(architecture: Architecture) -> str:
 
 
 def _find_firmware(program: str, architecture: Architecture) -> tuple[Path, Path]:
-    """Return code and variables of the plainest UEFI firmware that this computer's QEMU knows of."""
+    """Return code and variables template of a UEFI firmware without Secure Boot on this host."""
     beside = Path(program).resolve().parent.parent / "share/qemu"
     folders = [Path("/etc/qemu"), beside, Path("/usr/local/share/qemu"), Path("/usr/share/qemu")]
     descriptions = {
@@ -153,7 +154,7 @@ def _find_firmware(program: str, architecture: Architecture) -> tuple[Path, Path
 
 
 def _firmware(description: dict[str, Any], architecture: Architecture) -> tuple[Path, Path] | None:
-    """Return the two files of a firmware, when it fits and asks for no secure boot."""
+    """Return the two files of a firmware, if it has the architecture and no Secure Boot."""
     fits = any(target.get("architecture") == architecture.qemu for target in description.get("targets", ()))
     mapping = description.get("mapping", {})
     special = {"requires-smm", "enrolled-keys", "amd-sev-es", "amd-sev-snp", "intel-tdx"} & {
@@ -165,7 +166,7 @@ def _firmware(description: dict[str, Any], architecture: Architecture) -> tuple[
 
 
 def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
-    """Return a fresh qcow2 image that takes the machine's writes, so that the image itself gets none.
+    """Create a qcow2 overlay for the machine's writes, so that the image does not change.
 
     Raises
     ------
@@ -182,21 +183,11 @@ def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
             fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils).",
         )
     overlay = folder / "overlay.qcow2"
-    # As JSON, so that no character of the path can mean anything to QEMU.
+    # As JSON, so that QEMU does not interpret characters of the path.
     backing = {"driver": image_format, "file": {"driver": "file", "filename": str(image.absolute())}}
+    options = ["-q", "-f", "qcow2", "-F", image_format, "-b", f"json:{json.dumps(backing)}"]
     done = subprocess.run(
-        [
-            program,
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            image_format,
-            "-b",
-            f"json:{json.dumps(backing)}",
-            str(overlay),
-        ],
+        [program, "create", *options, str(overlay)],
         capture_output=True,
         text=True,
         check=False,
@@ -219,20 +210,20 @@ def command(
     Parameters
     ----------
     hardware
-        From `find_hardware`.
+        Result of `find_hardware`.
     overlay
-        From `make_overlay`.
+        Result of `make_overlay`.
     metadata
-        What `vmsnix_ops.boot.metadata` is told.
+        Input file of `vmsnix_ops.boot.metadata`.
     memory_mib, cores
-        Size of the machine.
+        Memory and number of CPUs.
     folder
-        Where the firmware's variables are kept while it runs.
+        Folder for the firmware's variables.
     """
-    answering = shlex.join([sys.executable, "-I", "-S", boot_metadata.__file__, str(metadata)])
+    service = shlex.join([sys.executable, "-I", "-S", boot_metadata.__file__, str(metadata)])
     network = (
         "user,id=network,restrict=on,ipv6=off,net=169.254.0.0/16,host=169.254.0.1,dhcpstart=169.254.0.10,"
-        f"guestfwd=tcp:{boot_metadata.ADDRESS}:80-cmd:{_quoted(answering)}"
+        f"guestfwd=tcp:{boot_metadata.ADDRESS}:80-cmd:{_quoted(service)}"
     )
     return [
         hardware.program,
@@ -259,5 +250,5 @@ def _firmware_options(hardware: Hardware, folder: Path) -> Iterable[str]:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as a value of one of QEMU's comma-separated options."""
+    """Escape a text for one of QEMU's comma-separated options."""
     return text.replace(",", ",,")

@@ -1,8 +1,8 @@
-"""The instance metadata service of a machine that is booted for a test: EC2's answers on 169.254.169.254.
+"""The instance metadata service of a boot test: EC2's answers on 169.254.169.254.
 
-QEMU runs this file as a program of its own for each connection of the guest, with the connection as standard
-input and output. Nothing listens: no port is open on this machine, and nobody else can ask. It imports
-nothing but light parts of the standard library, so that an answer takes some hundredths of a second.
+QEMU runs this file as a program for each connection of the guest, with the connection as standard input and
+output. No port is open, so no other program can connect. It imports only small modules of the standard
+library, so that an answer takes some hundredths of a second.
 
 As on an AMI with ``ImdsSupport=v2.0``, a request without a session token is refused.
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 ADDRESS = "169.254.169.254"
 VERSIONS = ("1.0", "2021-07-15", "latest")
 LONGEST_LINE = 8192
-LONGEST_SESSION = 21_600  # seconds, as EC2 has it
+LONGEST_SESSION = 21_600  # seconds; EC2's limit
 NOT_FOUND = b"404 - Not Found"
 
 _VERSION = re.compile(r"latest|1\.0|\d{4}-\d\d-\d\d")
 
 
 class Request(NamedTuple):
-    """One request; names of headers in small letters."""
+    """A request; the names of its headers are in lower case."""
 
     method: str
     path: str
@@ -42,7 +42,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One answer."""
+    """An answer."""
 
     status: int
     body: bytes
@@ -60,16 +60,17 @@ REASONS = {
 
 
 def answer(request: Request, pages: Mapping[str, str], secret: bytes, now: float) -> Answer:
-    """Return what EC2 would answer.
+    """Return EC2's answer to a request.
 
     Parameters
     ----------
     request
-        What the guest asked.
+        Request of the guest.
     pages
-        Text by path below the version, such as ``"meta-data/instance-id"``. Folders follow from the paths.
+        Texts by path below the version, such as ``"meta-data/instance-id"``. Folders are derived from the
+        paths.
     secret
-        Signs session tokens, so that none has to be remembered between connections.
+        Key for session tokens, so that connections need no common state.
     now
         Seconds since the epoch.
     """
@@ -94,7 +95,7 @@ def answer(request: Request, pages: Mapping[str, str], secret: bytes, now: float
 def _token(path: str, headers: Mapping[str, str], secret: bytes, now: float) -> Answer:
     if path != "latest/api/token":
         return Answer(405, b"")
-    if "x-forwarded-for" in headers:  # a proxy passes it on, perhaps for a stranger
+    if "x-forwarded-for" in headers:  # EC2 refuses requests that a proxy forwards
         return Answer(403, b"")
     wanted = headers.get("x-aws-ec2-metadata-token-ttl-seconds", "")
     if not wanted.isdecimal() or not 1 <= int(wanted) <= LONGEST_SESSION:
@@ -115,11 +116,11 @@ def _valid(token: str, secret: bytes, now: float) -> bool:
 
 
 def _listing(folder: str, pages: Mapping[str, str]) -> list[str]:
-    """Return the names in a folder; those of folders end with a slash, as EC2 writes them."""
+    """Return the names in a folder; names of folders end with a slash, as in EC2."""
     before = f"{folder}/" if folder else ""
     names = {path[len(before) :].partition("/")[:2] for path in pages if path.startswith(before)}
     found = sorted("".join(pair) for pair in names)
-    if folder == "meta-data/public-keys":  # the one listing that tells more than names
+    if folder == "meta-data/public-keys":  # EC2 lists these names with a label
         return [f"{name.rstrip('/')}=vmsnix" for name in found]
     return found
 
@@ -127,7 +128,7 @@ def _listing(folder: str, pages: Mapping[str, str]) -> list[str]:
 def serve(
     incoming: IO[bytes], outgoing: IO[bytes], pages: Mapping[str, str], secret: bytes, log: str
 ) -> None:
-    """Answer the requests of one connection until the guest closes it; each is a line of the log."""
+    """Answer the requests of a connection until the guest closes it, and write each to the log."""
     while (request := _read(incoming)) is not None:
         reply = answer(request, pages, secret, time.time())
         head = [
@@ -146,7 +147,7 @@ def serve(
 
 
 def _read(incoming: IO[bytes]) -> Request | None:
-    """Return the next request, or ``None`` at the end or when what comes is not HTTP."""
+    """Return the next request, or ``None`` at the end or if it is not HTTP."""
     words = incoming.readline(LONGEST_LINE).decode("latin-1").split()
     if len(words) < 2:
         return None
@@ -163,11 +164,11 @@ def _read(incoming: IO[bytes]) -> Request | None:
 
 
 def main() -> None:
-    """Serve standard input and output with the pages of the file that is named on the command line."""
+    """Serve standard input and output with the pages in the file on the command line."""
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
-        told = json.load(file)
+        given = json.load(file)
     with os.fdopen(0, "rb") as incoming, os.fdopen(1, "wb") as outgoing:
-        serve(incoming, outgoing, told["pages"], bytes.fromhex(told["secret"]), told["log"])
+        serve(incoming, outgoing, given["pages"], bytes.fromhex(given["secret"]), given["log"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Boots an image in QEMU, before anybody else boots it.
+"""Boot an image in QEMU, and wait for a line on its serial console.
 
-The machine runs on an overlay, so the image is never written, and its digest stays what it is. It has no
-network but EC2's metadata service, which serves instance ID, user data and a key. What it says on its serial
-console is kept as evidence, and decides: the boot is good when the expected line appears before the deadline.
+The machine writes to an overlay, so the image and its digest do not change. Its network has only EC2's
+metadata service with instance ID, user data and a key. The serial console is saved. The boot succeeds if the
+expected line appears before the deadline.
 
 >>> from vmsnix_ops.boot import run
 >>> run.boot("result/nixos.vhd").seconds  # doctest: +SKIP
@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING
 
 from vmsnix_ops import files
 from vmsnix_ops.boot import machine as boot_machine
-from vmsnix_ops.boot.console import Console, Finding
+from vmsnix_ops.boot.console import Console, ConsoleMatch
 from vmsnix_ops.boot.machine import Accelerator, Hardware, find_hardware
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.qemu import temporary_folder
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 EXPECT = r"login:|Reached target .*(Multi-User System|multi-user\.target)"
-"""What a NixOS image says on its console when it is up."""
+"""Pattern of a line that NixOS prints on its console after the boot."""
 
 DEADLINE_SECONDS = {"kvm": 300.0, "tcg": 1800.0}
-SILENCE_SECONDS, AFTERWARDS_SECONDS = 2.0, 10.0  # to hear what follows a panic: the trace says why
-GRACE_SECONDS = 5.0
+SILENCE_SECONDS, AFTERWARDS_SECONDS = 2.0, 10.0  # for the trace after a panic
+
+EXTRA_SECONDS = 5.0  # after the deadline, until `timeout` stops QEMU
 LONGEST_READ = 65_536
 ACCELERATORS = ("auto", "kvm", "tcg")
 BOOT_SIGNATURE = b"\x55\xaa"
@@ -49,21 +50,21 @@ FIX = "Check the whole console, correct the image, and build it again."
 
 
 @dataclass(frozen=True, slots=True)
-class Booted:
-    """A boot that went well.
+class SuccessfulBoot:
+    """A successful boot.
 
     Attributes
     ----------
     line
-        The line of the console that was waited for.
+        The expected line.
     seconds
-        From QEMU's start to that line.
+        Duration from QEMU's start to that line.
     accelerator, why
-        ``"kvm"``, or ``"tcg"`` and why it had to be emulated.
+        ``"kvm"``, or ``"tcg"`` and the reason for emulation.
     console
-        The console, as it came.
+        File with the console.
     requests
-        What the machine asked of the metadata service: method, path, status.
+        Requests to the metadata service: method, path, status.
     """
 
     line: str
@@ -88,49 +89,49 @@ def boot(
     cores: int = 2,
     console: Path | None = None,
     on_message: Callable[[str], None] | None = None,
-) -> Booted:
+) -> SuccessfulBoot:
     """Boot an image and wait for a line on its serial console.
 
-    Safe to repeat: nothing is written but `console`.
+    Safe to repeat: only `console` is written.
 
     Parameters
     ----------
     image
-        A disk image of any format that `vmsnix_ops.disk.formats.open_image` reads.
+        A disk image in a format of `vmsnix_ops.disk.formats.open_image`.
     expect
-        Regular expression for the line, searched in every line without terminal colours.
+        Regular expression that is searched in each line, without terminal colours.
     system, boot_mode
-        What the image is for, as its ``image-info.json`` says.
+        System and boot mode of the image.
     user_data, public_key
-        What the metadata service serves; none when empty.
+        Data for the metadata service; empty for none.
     deadline
-        Seconds; by default 300 with KVM and 1800 without.
+        Maximum duration in seconds; by default 300 with KVM and 1800 without.
     accelerator
-        ``"kvm"``, ``"tcg"``, or ``"auto"``: KVM where it works.
+        ``"kvm"``, ``"tcg"``, or ``"auto"`` for KVM if it is available.
     memory_mib, cores
-        Size of the machine.
+        Memory and number of CPUs.
     console
-        Where the console is kept; ``console.log`` in the working directory by default.
+        File for the console; by default ``console.log`` in the working directory.
     on_message
-        Told what the operator should know while it runs.
+        Called with messages for the operator.
 
     Raises
     ------
     vmsnix_ops.errors.BootFailedError
-        The deadline passed, the machine stopped or panicked; it carries the console's last 40 lines.
+        The deadline passed, or the machine stopped or panicked; has the last 40 lines of the console.
     vmsnix_ops.errors.ToolMissingError
-        QEMU, its firmware, or the KVM that was asked for is not on this machine.
+        QEMU, its firmware or the requested KVM is missing on this host.
     vmsnix_ops.errors.ImageError
-        The image is damaged, or for a system that EC2 does not have.
+        The image is damaged, or EC2 does not have its architecture.
     vmsnix_ops.errors.ParameterError
-        The expression or the accelerator cannot be right.
+        The expression or the accelerator is invalid.
     """
-    path, wanted = Path(image), check(expect, accelerator)
+    path, pattern = Path(image), check_options(expect, accelerator)
     hardware = find_hardware(system, boot_mode, accelerator)
     guest = _Guest(
         path,
-        _format_of(path, boot_mode),
-        wanted,
+        _check_format(path, boot_mode),
+        pattern,
         user_data,
         public_key,
         deadline,
@@ -142,19 +143,19 @@ def boot(
     try:
         return _attempt(guest, hardware)
     except _NotStartedError as error:
-        # Some machines (nested ones, mostly) have a /dev/kvm that does not work.
+        # Some hosts, mostly virtual machines, have a /dev/kvm that does not work.
         if hardware.accelerator == "tcg" or accelerator == "kvm":
             raise BootFailedError(error.what, why=error.why, fix=error.fix) from None
         return _attempt(guest, replace(hardware, accelerator="tcg", why=f"KVM failed ({error.why})"))
 
 
 class _NotStartedError(BootFailedError):
-    """QEMU ended with an error before the machine said a word."""
+    """QEMU ended with an error before the console printed anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Guest:
-    """What `boot` was asked for."""
+    """The arguments of `boot`."""
 
     path: Path
     format: str
@@ -165,12 +166,12 @@ class _Guest:
     memory_mib: int
     cores: int
     console: Path
-    tell: Callable[[str], None]
+    on_message: Callable[[str], None]
 
 
-def _attempt(guest: _Guest, hardware: Hardware) -> Booted:
+def _attempt(guest: _Guest, hardware: Hardware) -> SuccessfulBoot:
     """Boot once."""
-    guest.tell(f"QEMU with {hardware.accelerator}{f': {hardware.why}' if hardware.why else ''}")
+    guest.on_message(f"QEMU with {hardware.accelerator}{f': {hardware.why}' if hardware.why else ''}")
     seconds = DEADLINE_SECONDS[hardware.accelerator] if guest.deadline is None else guest.deadline
     with tempfile.TemporaryDirectory(prefix="vmsnix-boot-", dir=temporary_folder()) as folder:
         place = Path(folder)
@@ -180,18 +181,18 @@ def _attempt(guest: _Guest, hardware: Hardware) -> Booted:
             hardware, overlay, metadata, memory_mib=guest.memory_mib, cores=guest.cores, folder=place
         )
         files.make_folder(guest.console.parent)
-        with Console(guest.console, guest.expect) as heard, _running(command, seconds) as machine:
+        with Console(guest.console, guest.expect) as console, _running(command, seconds) as machine:
             started = time.monotonic()
-            found = _listen(machine.stdout, heard, started + seconds)  # type: ignore[arg-type]  # a pipe
+            found = _read_console(machine.stdout, console, started + seconds)  # type: ignore[arg-type]  # a pipe
             took = time.monotonic() - started
             if found is None or found.kind == "failed":
-                raise _failure(guest, found, machine, heard, seconds)
+                raise _failure(guest, found, machine, console, seconds)
         requests = tuple(tuple(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines())
-    return Booted(found.line, took, hardware.accelerator, hardware.why, guest.console, requests)
+    return SuccessfulBoot(found.line, took, hardware.accelerator, hardware.why, guest.console, requests)
 
 
-def _format_of(path: Path, boot_mode: str) -> str:
-    """Return the format of an image that may boot; refuse one that has no boot sector and wants one."""
+def _check_format(path: Path, boot_mode: str) -> str:
+    """Return the format of an image; refuse a legacy-bios image without a boot sector."""
     with open_image(path) as disk:
         if boot_mode == "legacy-bios" and disk.read(510, 2) != BOOT_SIGNATURE:
             raise BootFailedError(
@@ -203,35 +204,35 @@ def _format_of(path: Path, boot_mode: str) -> str:
         return disk.format
 
 
-def check(expect: str, accelerator: str) -> re.Pattern[str]:
-    """Return the expression, compiled; refuse one that cannot be waited for, and an unknown accelerator.
+def check_options(expect: str, accelerator: str) -> re.Pattern[str]:
+    """Return the compiled expression; refuse one that matches an empty line, and an unknown accelerator.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The expression or the accelerator cannot be right.
+        The expression or the accelerator is invalid.
     """
     if accelerator not in ACCELERATORS:
         raise ParameterError(f"Invalid accelerator {accelerator!r}: use {', '.join(ACCELERATORS)}.")
     try:
-        wanted = re.compile(expect)
+        pattern = re.compile(expect)
     except re.error as error:
         raise ParameterError(
             f"Invalid regular expression {expect!r} for the console.",
             why=f"Python's re reported: {error}.",
             fix="Correct it. Put a backslash before a literal .^$*+?{}[]\\|().",
         ) from error
-    if wanted.search(""):
+    if pattern.search(""):
         raise ParameterError(
             f"The regular expression {expect!r} for the console matches an empty line.",
             why="Every image would pass.",
             fix="Use a text that appears only when the machine is up.",
         )
-    return wanted
+    return pattern
 
 
 def _metadata(folder: Path, user_data: str, public_key: str) -> tuple[Path, Path]:
-    """Write what the metadata service is told; return that file and the log of its requests."""
+    """Write the input file of the metadata service; return it and the log of the requests."""
     pages = {
         "meta-data/ami-id": "ami-00000000000000000",
         "meta-data/hostname": "vmsnix-boot-test",
@@ -247,21 +248,20 @@ def _metadata(folder: Path, user_data: str, public_key: str) -> tuple[Path, Path
     }
     file, log = folder / "metadata.json", folder / "requests"
     log.touch()
-    told = {"pages": pages, "secret": secrets.token_hex(32), "log": str(log)}
-    file.write_text(json.dumps(told), encoding="utf-8")
+    content = {"pages": pages, "secret": secrets.token_hex(32), "log": str(log)}
+    file.write_text(json.dumps(content), encoding="utf-8")
     return file, log
 
 
 @contextmanager
 def _running(command: list[str], seconds: float) -> Iterator[subprocess.Popen[bytes]]:
-    """Run QEMU for the length of the block.
+    """Run QEMU during the block.
 
-    ``timeout`` stands between, so that the machine ends some seconds after its deadline also when this
-    process was killed and cannot end it. A session of its own: Ctrl-C is for this process, which then ends
-    the machine.
+    ``timeout`` ends QEMU some seconds after the deadline, also if this process was killed. QEMU has its own
+    session, so that Ctrl-C reaches only this process, which then ends QEMU.
     """
-    guard = shutil.which("timeout")
-    before = [guard, "--kill-after=5", f"{seconds + GRACE_SECONDS}"] if guard else []
+    timeout = shutil.which("timeout")
+    before = [timeout, "--kill-after=5", f"{seconds + EXTRA_SECONDS}"] if timeout else []
     machine = subprocess.Popen(
         [*before, *command],
         stdin=subprocess.DEVNULL,
@@ -274,16 +274,16 @@ def _running(command: list[str], seconds: float) -> Iterator[subprocess.Popen[by
             yield machine
         finally:
             if machine.poll() is None:
-                machine.terminate()  # `timeout` passes it on; QEMU ends at once
+                machine.terminate()  # `timeout` passes the signal on to QEMU
                 try:
                     machine.wait(10)
                 except subprocess.TimeoutExpired:
                     machine.kill()
 
 
-def _listen(output: IO[bytes], console: Console, until: float) -> Finding | None:
-    """Read until a line decides, the output ends, or the time is over; after a failure also until silence."""
-    found: Finding | None = None
+def _read_console(output: IO[bytes], console: Console, until: float) -> ConsoleMatch | None:
+    """Read until a match, the end of the output or the deadline; after a failure until the output pauses."""
+    found: ConsoleMatch | None = None
     silence = float("inf")
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
@@ -291,38 +291,41 @@ def _listen(output: IO[bytes], console: Console, until: float) -> Finding | None
             data = output.read1(LONGEST_READ)  # type: ignore[attr-defined]  # a buffered reader
             if not data:
                 return found
-            seen = console.feed(data)
-            if seen is not None and found is None:
-                found = seen
-                if seen.kind == "expected":
-                    return seen
+            match = console.feed(data)
+            if match is not None and found is None:
+                found = match
+                if match.kind == "expected":
+                    return match
                 until, silence = min(until, time.monotonic() + AFTERWARDS_SECONDS), SILENCE_SECONDS
     return found
 
 
 def _failure(
-    guest: _Guest, found: Finding | None, machine: subprocess.Popen[bytes], heard: Console, seconds: float
+    guest: _Guest,
+    found: ConsoleMatch | None,
+    machine: subprocess.Popen[bytes],
+    console: Console,
+    seconds: float,
 ) -> BootFailedError:
-    """Say why: what the machine said itself, that it stopped, or that nothing came in time."""
+    """Return the error for a failure on the console, a stopped machine, or a missed deadline."""
     what, fix = f"{guest.path.name} did not boot.", f"{FIX} It is in {guest.console}."
     if found is not None:
         why = f"{found.meaning[0].upper()}{found.meaning[1:]}: {found.line.strip()}."
     elif not _ended(machine):
         why = f"The expected line did not appear within {seconds:.0f} s."
     elif machine.returncode:
-        said = (machine.stderr.read() if machine.stderr else b"").decode(errors="replace").strip()
-        why = (
-            f"QEMU ended with status {machine.returncode}: {said.splitlines()[-1] if said else 'no message'}"
-        )
-        if not heard.bytes:
+        output = (machine.stderr.read() if machine.stderr else b"").decode(errors="replace").strip()
+        message = output.splitlines()[-1] if output else "no message"
+        why = f"QEMU ended with status {machine.returncode}: {message}"
+        if not console.bytes:
             return _NotStartedError(what, why=why, fix="Check whether QEMU works on this machine.")
     else:
         why = "The machine shut down or rebooted before the expected line."
-    return BootFailedError(what, why=why, fix=fix, console=heard.tail())
+    return BootFailedError(what, why=why, fix=fix, console=console.tail())
 
 
 def _ended(machine: subprocess.Popen[bytes]) -> bool:
-    """Whether QEMU has ended, or ends now: its output closes a moment before it does."""
+    """Return whether QEMU has ended or is ending: its output closes before the process ends."""
     try:
         machine.wait(0.5)
     except subprocess.TimeoutExpired:

@@ -24,7 +24,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.boot.run import check as check_boot
+from vmsnix_ops.boot.run import check_options as check_boot
 from vmsnix_ops.display import Displayed, Shown, of_frame
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vmsnix_ops.boot.run import Booted
+    from vmsnix_ops.boot.run import SuccessfulBoot
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
@@ -251,7 +251,7 @@ def plan(
         )
     check_range("deadline", deadline, 0, LONGEST_BOOT, "seconds")
     expect = expect or boot.EXPECT
-    boot.check(expect, accelerator)
+    boot.check_options(expect, accelerator)
     settings = settings or load()
     return BootPlan(
         image,
@@ -296,7 +296,7 @@ def boot_test(plan: Wanted, built: Built) -> BootStep:
         return done
 
 
-def _boot(plan: Wanted, built: Built, path: Path, step: Step) -> Booted:
+def _boot(plan: Wanted, built: Built, path: Path, step: Step) -> SuccessfulBoot:
     return boot.boot(
         path,
         expect=plan.boot_expect or boot.EXPECT,
@@ -307,7 +307,7 @@ def _boot(plan: Wanted, built: Built, path: Path, step: Step) -> Booted:
     )
 
 
-def _step(booted: Booted) -> BootStep:
+def _step(booted: SuccessfulBoot) -> BootStep:
     return BootStep(
         "created",
         re.sub(r"\s+", " ", booted.line).strip(),
