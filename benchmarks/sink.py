@@ -1,4 +1,4 @@
-"""A null sink: nginx answers every PutSnapshotBlock and keeps nothing, so that it is not the bottleneck.
+"""A sink: nginx reads every PutSnapshotBlock, checks its length and keeps nothing: it is not the bottleneck.
 
 It takes multipart uploads to the bucket `BUCKET` as well: its S3 is always empty, with one upload begun.
 
@@ -40,6 +40,7 @@ http {{
   keepalive_requests 100000000;
   client_max_body_size 64m;
   client_body_buffer_size 1m;
+  map "$request_method $content_length" $wrong_length {{ default 0; '~^PUT (?!524288$)' 1; }}
   map "$request_method $args" $s3_answer {{
     default '';
     '~^POST .*uploads' '<InitiateMultipartUploadResult>{id}</InitiateMultipartUploadResult>';
@@ -53,7 +54,11 @@ http {{
     listen 127.0.0.1:{port}{tls};
     {certificate}
     location /snapshots/ {{ mirror /nothing; try_files /nothing @taken; }}
-    location @taken {{ default_type application/json; return 201 '{{}}'; }}
+    location @taken {{
+      if ($wrong_length) {{ return 400 '{{}}'; }}
+      default_type application/json;
+      return 201 '{{}}';
+    }}
     location = /nothing {{ internal; return 204; }}
     location = /{bucket} {{ default_type application/xml; return 200 $s3_answer; }}
     location /{bucket}/ {{ mirror /nothing; try_files /nothing @s3; }}
@@ -61,6 +66,7 @@ http {{
       if ($request_method = HEAD) {{ return 404; }}
       default_type application/xml;
       add_header ETag '"00000000000000000000000000000000"';
+      if ($request_method = POST) {{ return 201 $s3_answer; }}  # nginx answers 304 to If-None-Match
       return 200 $s3_answer;
     }}
   }}

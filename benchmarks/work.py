@@ -21,14 +21,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 from benchmarks.sink import BUCKET, KEY
 
 BLOCK = 524_288
 SNAPSHOT = "snap-0123456789abcdef0"
 REGION = "us-east-1"
-Look = Literal["blocks", "whole", "before"]
 
 
 class Clock:
@@ -57,19 +55,26 @@ def _cpu_seconds() -> float:
 CLOCK = Clock()
 
 
-def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float = 1e6) -> int:
-    """Upload as publish does: look, choose, read, send, write the journal, sum up.
+def identity(image: str, parts: bool = False) -> int:
+    """Identify an image as the step before a publish's upload does; with `parts` as for an upload to S3."""
+    from vmsnix_ops.disk.survey import identify
+
+    CLOCK.restart()
+    identify(Path(image), parts=parts)
+    return 0
+
+
+def direct(image: str, manifest: str = "", identified: bool = False, start: bool = False) -> int:
+    """Identify an image and upload it as publish does: hash, read, compare, send, write the journal, sum up.
 
     Parameters
     ----------
     image, manifest
-        What to upload, and what its predecessor held.
-    look
-        ``"blocks"``: the blocks are hashed within the measured time, the same work as the baseline's.
-        ``"whole"``: the file too, as the step before a publish's upload does; that is end to end.
-        ``"before"``: both were hashed before; what is measured is a publish's upload step.
-    ceiling
-        Puts a second, at most.
+        What to upload, and the manifest of the snapshot that it starts from.
+    identified
+        Whether the image was identified before the clock starts: the upload step of a publish alone.
+    start
+        Whether the receiver must be told that a snapshot is started and complete, as the sandbox wants.
     """
     import boto3
 
@@ -77,33 +82,42 @@ def direct(image: str, manifest: str = "", look: Look = "blocks", ceiling: float
     from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
     from vmsnix_ops.aws.ebs_direct.writing import aggregate, held_blocks
     from vmsnix_ops.disk.digests import Digests
-    from vmsnix_ops.disk.formats import open_image
-    from vmsnix_ops.disk.survey import block_digests, survey
+    from vmsnix_ops.disk.manifest import Manifest
+    from vmsnix_ops.disk.survey import identify
 
-    manifest_of = json.loads(Path(manifest).read_text()) if manifest else {}
-    known = Digests((int(index), digest) for index, digest in manifest_of.items())
     session = boto3.Session(region_name=REGION)
-    session.client("ebs")
-    with tempfile.TemporaryDirectory() as folder, open_image(image) as disk:
-        blocks = block_digests(disk) if look == "before" else None
+    ebs = session.client("ebs")
+    before = identify(Path(image)) if identified else None
+    with tempfile.TemporaryDirectory() as folder:
         CLOCK.restart()
-        if blocks is None:
-            blocks = block_digests(disk) if look == "blocks" else survey(disk).blocks
+        parent = Manifest.load(Path(manifest).read_bytes()).blocks if manifest else Digests()
+        seen = before or identify(Path(image))
+        snapshot_id = SNAPSHOT
+        if start:
+            snapshot_id = ebs.start_snapshot(VolumeSize=-(-seen.disk_bytes // 2**30))["SnapshotId"]
         journal = BlockJournal(Path(folder) / "journal")
-        journal.begin(Beginning(SNAPSHOT))
-        held = held_blocks(blocks or Digests(), known)
-        changed = Digests((index, found) for index, found in held.pairs() if known.get(index) != found)
+        journal.begin(Beginning(snapshot_id))
+        held = held_blocks(seen.blocks, parent)
+        changed = Digests((index, found) for index, found in held.pairs() if parent.get(index) != found)
         engine.run(
             "put",
             changed.items(),
             session=session,
             region=REGION,
-            snapshot_id=SNAPSHOT,
+            snapshot_id=snapshot_id,
             path=Path(image),
             on_done=journal.add,
-            pushing=engine.Pushing(ceiling=ceiling),
+            pushing=engine.Pushing(ceiling=1e6),
         )
-        aggregate(digest for _, digest in changed.pairs())
+        checksum = aggregate(digest for _, digest in changed.pairs())
+        if start:
+            ebs.complete_snapshot(
+                SnapshotId=snapshot_id,
+                ChangedBlocksCount=len(changed),
+                Checksum=checksum,
+                ChecksumAlgorithm="SHA256",
+                ChecksumAggregationMethod="LINEAR",
+            )
         journal.close()
         CLOCK.stop()
     return len(changed)
@@ -168,7 +182,7 @@ def s3_ours(image: str) -> int:
     """Upload to S3 as publish via import does, after the step that identified the image."""
     from vmsnix_ops.disk.survey import identify
 
-    seen = identify(Path(image))
+    seen = identify(Path(image), parts=True)
     CLOCK.restart()
     import boto3
 
@@ -187,7 +201,8 @@ def s3_cli(image: str) -> int:
 
 
 WORK = {
-    function.__name__: function for function in (direct, boto3_threads, sha256, loopback, s3_ours, s3_cli)
+    function.__name__: function
+    for function in (identity, direct, boto3_threads, sha256, loopback, s3_ours, s3_cli)
 }
 
 
