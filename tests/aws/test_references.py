@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.sandbox.ec2.conftest import aws, rehearsal
+from tests.sandbox.ec2.conftest import aws, still_sandbox
 from vmsnix_ops.aws import paging
 from vmsnix_ops.aws.references import (
     Link,
@@ -18,22 +18,22 @@ from vmsnix_ops.aws.references import (
 if TYPE_CHECKING:
     import pytest
 
-    from tests.sandbox.ec2.rehearsal import Rehearsal
+    from tests.sandbox.clients import SandboxClients
     from vmsnix_ops.aws.references import References
 
-__all__ = ["aws", "rehearsal"]
+__all__ = ["aws", "still_sandbox"]
 REGION, FRIEND = "us-east-1", "210987654321"
 
 
-def look(aws: Rehearsal, *images: str) -> References:
-    return find_references(region=REGION, images=images, session=aws.served.session())
+def look(aws: SandboxClients, *images: str) -> References:
+    return find_references(region=REGION, images=images, session=aws.sandbox.session())
 
 
 def kinds(found: References, ami_id: str) -> list[tuple[str, str]]:
     return [(one.kind, one.id) for one in found.of(ami_id)]
 
 
-def template(aws: Rehearsal, name: str, *images: str) -> str:
+def template(aws: SandboxClients, name: str, *images: str) -> str:
     """Make a launch template with a version for each image; the first is the default."""
     data = [{"ImageId": image, "InstanceType": "t3.micro"} for image in images]
     made = aws.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data[0])
@@ -43,13 +43,13 @@ def template(aws: Rehearsal, name: str, *images: str) -> str:
     return template_id
 
 
-def test_nothing_names_a_fresh_ami(aws: Rehearsal) -> None:
+def test_nothing_names_a_fresh_ami(aws: SandboxClients) -> None:
     image = aws.image()
     found = look(aws, image)
     assert (found.of(image), found.use(image), found.complete) == ((), False, True)
 
 
-def test_an_instance_names_its_ami_until_it_is_terminated(aws: Rehearsal) -> None:
+def test_an_instance_names_its_ami_until_it_is_terminated(aws: SandboxClients) -> None:
     image = aws.image()
     run = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     instance = run["Instances"][0]["InstanceId"]
@@ -60,7 +60,7 @@ def test_an_instance_names_its_ami_until_it_is_terminated(aws: Rehearsal) -> Non
     assert look(aws, image).names(image) == ()
 
 
-def test_every_version_of_every_template_counts(aws: Rehearsal) -> None:
+def test_every_version_of_every_template_counts(aws: SandboxClients) -> None:
     first, second, third, fourth = (aws.image() for _ in range(4))
     nodes = template(aws, "nodes", first, second, third, fourth, second)
     plain = template(aws, "plain", third)
@@ -75,14 +75,14 @@ def test_every_version_of_every_template_counts(aws: Rehearsal) -> None:
     assert (found.of(second)[0].launches, found.of(fourth)[0].launches) == (True, False)
 
 
-def test_what_stands_for_no_ami_is_kept_as_it_is(aws: Rehearsal) -> None:
+def test_what_stands_for_no_ami_is_kept_as_it_is(aws: SandboxClients) -> None:
     image = aws.image()
     put = {"Name": "/p/x", "Type": "String", "DataType": "aws:ec2:image", "Value": image}
-    aws.served.client("ssm", REGION).put_parameter(**put)
+    aws.sandbox.client("ssm", REGION).put_parameter(**put)
     aws.pass_time(300)
     nodes = template(aws, "nodes", "resolve:ssm:/p/x")
     assert ("launch-template", nodes) in kinds(look(aws), image)
-    aws.served.client("ssm", REGION).delete_parameter(Name="/p/x")
+    aws.sandbox.client("ssm", REGION).delete_parameter(Name="/p/x")
     found = look(aws)
     (lost,) = found.of("resolve:ssm:/p/x")
     assert (found.of(image), lost.id, lost.versions) == (
@@ -129,16 +129,16 @@ def test_a_reference_is_shown_as_a_sentence() -> None:
     ]
 
 
-def test_few_calls_read_many_templates_that_have_no_old_versions(aws: Rehearsal) -> None:
+def test_few_calls_read_many_templates_that_have_no_old_versions(aws: SandboxClients) -> None:
     image = aws.image()
     for number in range(12):
         template(aws, f"template-{number}", image)
-    aws.served.calls.clear()
+    aws.sandbox.calls.clear()
     assert len(look(aws).of(image)) == 12
-    assert aws.served.calls.count("ec2:DescribeLaunchTemplate*") == 2
+    assert aws.sandbox.calls.count("ec2:DescribeLaunchTemplate*") == 2
 
 
-def test_all_pages_are_read(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_pages_are_read(aws: SandboxClients, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [aws.image() for _ in range(7)]
     for number, image in enumerate(images):
         template(aws, f"template-{number}", image)
@@ -154,14 +154,14 @@ def test_all_pages_are_read(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> 
     assert {len(found.of(image)) for image in images} == {2}
 
 
-def test_a_template_may_name_a_parameter(aws: Rehearsal) -> None:
+def test_a_template_may_name_a_parameter(aws: SandboxClients) -> None:
     old, new = aws.image(), aws.image()
     ssm = aws.client("ssm")
     for image in (old, new):
         ssm.put_parameter(
             Name="/golden/ami", Type="String", Value=image, DataType="aws:ec2:image", Overwrite=True
         )
-    aws.served.clock.advance(1)  # the values are checked after they were accepted
+    aws.sandbox.clock.advance(1)  # the values are checked after they were accepted
     pinned = template(aws, "pinned", "resolve:ssm:/golden/ami:1")
     template(aws, "moving", "resolve:ssm:/golden/ami")
     found = look(aws)
@@ -170,7 +170,7 @@ def test_a_template_may_name_a_parameter(aws: Rehearsal) -> None:
     assert [one.kind for one in found.of(new)] == ["launch-template", "parameter"]
 
 
-def test_a_parameter_that_may_not_be_read_loses_no_other_evidence(aws: Rehearsal) -> None:
+def test_a_parameter_that_may_not_be_read_loses_no_other_evidence(aws: SandboxClients) -> None:
     shown, hidden, public = aws.image(), "resolve:ssm:/secret/ami", "resolve:ssm:/aws/service/some/image"
     ssm = aws.client("ssm")
     for name in ("/golden/ami", "/secret/ami"):
@@ -181,7 +181,7 @@ def test_a_parameter_that_may_not_be_read_loses_no_other_evidence(aws: Rehearsal
     denied = {"op": "ssm:GetParameters", "do": "error", "code": "AccessDeniedException", "http": 400}
     for place in range(3):
         for refused in ("/secret/ami", "/aws/service/some/image"):
-            aws.served.faults.add({**denied, "where": {f"Names.{place}": refused}})
+            aws.sandbox.faults.add({**denied, "where": {f"Names.{place}": refused}})
     found = look(aws)
     named = set(kinds(found, shown))
     assert named == {("launch-template", direct), ("launch-template", alias), ("parameter", "/golden/ami")}
@@ -193,11 +193,11 @@ def test_a_parameter_that_may_not_be_read_loses_no_other_evidence(aws: Rehearsal
     assert not {hidden, public} & set(found.by_ami)  # unknown, not missing
 
 
-def test_parameters_name_amis_by_type_and_by_value(aws: Rehearsal) -> None:
+def test_parameters_name_amis_by_type_and_by_value(aws: SandboxClients) -> None:
     typed, plain, listed = (aws.image() for _ in range(3))
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/vmsnix/a/stable", Type="String", Value=typed, DataType="aws:ec2:image")
-    aws.served.clock.advance(1)  # the value is checked after it was accepted
+    aws.sandbox.clock.advance(1)  # the value is checked after it was accepted
     ssm.put_parameter(Name="fleet", Type="String", Value=f'{{"ami": "{plain}"}}')
     ssm.put_parameter(Name="/list", Type="StringList", Value=f"x,{listed}")
     found = look(aws)
@@ -208,7 +208,7 @@ def test_parameters_name_amis_by_type_and_by_value(aws: Rehearsal) -> None:
     assert kinds(found, listed) == [("parameter", "/list")]
 
 
-def test_groups_and_launch_configurations_count(aws: Rehearsal) -> None:
+def test_groups_and_launch_configurations_count(aws: SandboxClients) -> None:
     old, new, mixed = aws.image(), aws.image(), aws.image()
     scaling, place = aws.client("autoscaling"), {"AvailabilityZones": [f"{REGION}a"]}
     empty = {"MinSize": 0, "MaxSize": 2, **place}
@@ -236,7 +236,7 @@ def test_groups_and_launch_configurations_count(aws: Rehearsal) -> None:
     assert group.through[0].version == "$Latest"
 
 
-def test_a_launch_may_make_volumes_of_other_snapshots(aws: Rehearsal) -> None:
+def test_a_launch_may_make_volumes_of_other_snapshots(aws: SandboxClients) -> None:
     image, data, old = aws.image(), aws.snapshot(), aws.snapshot()
     disk = [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": data}}]
     made = aws.ec2.create_launch_template(
@@ -253,7 +253,7 @@ def test_a_launch_may_make_volumes_of_other_snapshots(aws: Rehearsal) -> None:
     assert kinds(found, old) == [("launch-configuration", "legacy")]
 
 
-def test_what_others_may_do_is_a_hint_and_no_proof(aws: Rehearsal) -> None:
+def test_what_others_may_do_is_a_hint_and_no_proof(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})
     found = look(aws, image)
@@ -262,7 +262,7 @@ def test_what_others_may_do_is_a_hint_and_no_proof(aws: Rehearsal) -> None:
     assert look(aws).of(image) == ()
 
 
-def test_a_launch_that_left_nothing_is_a_hint(aws: Rehearsal) -> None:
+def test_a_launch_that_left_nothing_is_a_hint(aws: SandboxClients) -> None:
     image = aws.image()
     run = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     aws.ec2.terminate_instances(InstanceIds=[run["Instances"][0]["InstanceId"]])
@@ -272,10 +272,10 @@ def test_a_launch_that_left_nothing_is_a_hint(aws: Rehearsal) -> None:
     assert found.use(image) is None
 
 
-def test_ec2_s_own_search_is_a_second_witness(aws: Rehearsal) -> None:
+def test_ec2_s_own_search_is_a_second_witness(aws: SandboxClients) -> None:
     image = aws.image()
     nodes = template(aws, "nodes", image)
-    aws.served.faults.add(
+    aws.sandbox.faults.add(
         {"op": "ec2:DescribeLaunchTemplates", "do": "error", "code": "UnauthorizedOperation", "http": 403}
     )
     found = look(aws, image)
@@ -283,9 +283,9 @@ def test_ec2_s_own_search_is_a_second_witness(aws: Rehearsal) -> None:
     assert list(found.unread) == ["launch templates"]
 
 
-def test_a_source_that_cannot_be_read_leaves_the_use_unknown(aws: Rehearsal) -> None:
+def test_a_source_that_cannot_be_read_leaves_the_use_unknown(aws: SandboxClients) -> None:
     image = aws.image()
-    aws.served.faults.add(
+    aws.sandbox.faults.add(
         {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400}
     )
     found = look(aws, image)
@@ -293,7 +293,7 @@ def test_a_source_that_cannot_be_read_leaves_the_use_unknown(aws: Rehearsal) -> 
     assert "AccessDeniedException" in str(found.unread["parameters"])
 
 
-def test_an_ami_that_goes_meanwhile_is_passed_over(aws: Rehearsal) -> None:
+def test_an_ami_that_goes_meanwhile_is_passed_over(aws: SandboxClients) -> None:
     kept, gone = aws.image(), aws.image()
     template(aws, "nodes", kept)
     aws.ec2.deregister_image(ImageId=gone)
@@ -301,14 +301,14 @@ def test_an_ami_that_goes_meanwhile_is_passed_over(aws: Rehearsal) -> None:
     assert (found.complete, found.use(kept), found.of(gone)) == (True, True, ())
 
 
-def test_a_storm_of_throttling_is_waited_out(aws: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storm_of_throttling_is_waited_out(aws: SandboxClients, monkeypatch: pytest.MonkeyPatch) -> None:
     image = aws.image()
     template(aws, "nodes", image)
-    aws.served.calls.clear()
+    aws.sandbox.calls.clear()
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
     for operation in ("ec2:DescribeLaunchTemplates", "ssm:DescribeParameters", "ec2:DescribeInstances"):
         rule = {"op": operation, "nth": list(range(1, 8)), "do": "error", "http": 503}
-        aws.served.faults.add(rule | {"code": "RequestLimitExceeded"})
+        aws.sandbox.faults.add(rule | {"code": "RequestLimitExceeded"})
     found = look(aws)
     assert (found.use(image), found.complete) == (True, True)
-    assert aws.served.calls.count("ec2:DescribeLaunchTemplates", ran=False) == 7
+    assert aws.sandbox.calls.count("ec2:DescribeLaunchTemplates", ran=False) == 7

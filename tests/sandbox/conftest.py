@@ -1,4 +1,4 @@
-"""One server for all tests of the sandbox, emptied for each."""
+"""One sandbox for the tests of all services, reset for each test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.sandbox.asking import Asker
+from tests.sandbox.clients import SandboxClients
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def asker() -> Iterator[Asker]:
-    with sandbox(speed=1000) as served:
-        yield Asker(served)
+def fast_sandbox() -> Iterator[SandboxClients]:
+    with sandbox(speed=1000) as started:
+        yield SandboxClients(started)
 
 
 @pytest.fixture
-def aws(asker: Asker) -> Iterator[Asker]:
-    asker.served.reset()
-    yield asker
-    asker.close()
+def aws(fast_sandbox: SandboxClients) -> Iterator[SandboxClients]:
+    fast_sandbox.sandbox.reset()
+    yield fast_sandbox
+    fast_sandbox.close()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.sandbox.asking import ONCE
-from vmsnix_ops.sandbox import Access, Sandbox, sandbox
+from tests.sandbox.clients import ONCE, user_access
+from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,16 +26,6 @@ def strict() -> Iterator[Sandbox]:
 
 def allow(*actions: str, resource: Any = "*", **more: Any) -> dict[str, Any]:
     return {"Effect": "Allow", "Action": list(actions), "Resource": resource, **more}
-
-
-def as_user(aws: Sandbox, *statements: dict[str, Any], name: str = "carol") -> Access:
-    iam = aws.client("iam")
-    iam.create_user(UserName=name)
-    if statements:
-        document = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
-        iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
-    key = iam.create_access_key(UserName=name)["AccessKey"]
-    return Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
 
 
 def refusal(client: Any, operation: str, **params: Any) -> tuple[str, str, int]:
@@ -78,7 +68,7 @@ def refusal(client: Any, operation: str, **params: Any) -> tuple[str, str, int]:
 def test_a_refusal_names_caller_and_action(
     strict: Sandbox, service: str, operation: str, params: dict[str, Any], code: str, status: int, action: str
 ) -> None:
-    client = as_user(strict).client(service, REGION, config=ONCE)
+    client = user_access(strict).client(service, REGION, config=ONCE)
     got_code, message, got_status = refusal(client, operation, **params)
     assert (got_code, got_status) == (code, status)
     user = f"arn:aws:iam::{strict.account}:user/carol"
@@ -87,46 +77,46 @@ def test_a_refusal_names_caller_and_action(
 
 
 def test_everybody_may_ask_who_they_are(strict: Sandbox) -> None:
-    assert as_user(strict).client("sts").get_caller_identity()["Arn"].endswith(":user/carol")
+    assert user_access(strict).client("sts").get_caller_identity()["Arn"].endswith(":user/carol")
 
 
 def test_an_explicit_deny_wins(strict: Sandbox) -> None:
     deny = {"Effect": "Deny", "Action": "ec2:DescribeImages", "Resource": "*"}
-    client = as_user(strict, allow("ec2:*"), deny).client("ec2", config=ONCE)
+    client = user_access(strict, allow("ec2:*"), deny).client("ec2", config=ONCE)
     assert "with an explicit deny in an identity-based policy" in refusal(client, "describe_images")[1]
     assert client.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
 
 
 def test_not_action_allows_everything_else(strict: Sandbox) -> None:
     statement = {"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"}
-    carol = as_user(strict, statement)
+    carol = user_access(strict, statement)
     assert carol.client("ec2").describe_images(Owners=["self"])["Images"] == []
     assert refusal(carol.client("iam", config=ONCE), "list_roles")[0] == "AccessDenied"
 
 
 def test_a_region_condition_holds(strict: Sandbox) -> None:
     here = {"StringEquals": {"aws:RequestedRegion": REGION}}
-    carol = as_user(strict, allow("ec2:Describe*", Condition=here))
+    carol = user_access(strict, allow("ec2:Describe*", Condition=here))
     assert carol.client("ec2", REGION).describe_images(Owners=["self"])["Images"] == []
     elsewhere = carol.client("ec2", "eu-west-1", config=ONCE)
     assert refusal(elsewhere, "describe_images")[0] == "UnauthorizedOperation"
 
 
 def test_a_resource_in_s3_is_one_object(strict: Sandbox) -> None:
-    carol = as_user(strict, allow("s3:PutObject", resource="arn:aws:s3:::vmsnix-images/mine/*"))
+    carol = user_access(strict, allow("s3:PutObject", resource="arn:aws:s3:::vmsnix-images/mine/*"))
     s3 = carol.client("s3", config=ONCE)
     s3.put_object(Bucket="vmsnix-images", Key="mine/a", Body=b"a")
     assert refusal(s3, "put_object", Bucket="vmsnix-images", Key="theirs/a", Body=b"a")[0] == "AccessDenied"
 
 
 def test_who_may_not_list_is_not_told_what_is_missing(strict: Sandbox) -> None:
-    carol = as_user(strict, allow("s3:GetObject", resource="arn:aws:s3:::vmsnix-images/*"))
+    carol = user_access(strict, allow("s3:GetObject", resource="arn:aws:s3:::vmsnix-images/*"))
     s3 = carol.client("s3", config=ONCE)
     assert refusal(s3, "head_object", Bucket="vmsnix-images", Key="nothing")[2] == 403
 
 
 def test_tagging_at_creation_needs_its_own_action(strict: Sandbox) -> None:
-    carol = as_user(strict, allow("ebs:StartSnapshot"))
+    carol = user_access(strict, allow("ebs:StartSnapshot"))
     ebs = carol.client("ebs", config=ONCE)
     assert ebs.start_snapshot(VolumeSize=1)["Status"] == "pending"
     refused = refusal(ebs, "start_snapshot", VolumeSize=1, Tags=[{"Key": "a", "Value": "b"}])
@@ -134,7 +124,7 @@ def test_tagging_at_creation_needs_its_own_action(strict: Sandbox) -> None:
 
 
 def test_a_dry_run_says_whether_it_would_be_allowed(strict: Sandbox) -> None:
-    ec2 = as_user(strict, allow("ec2:DescribeImages")).client("ec2", config=ONCE)
+    ec2 = user_access(strict, allow("ec2:DescribeImages")).client("ec2", config=ONCE)
     assert refusal(ec2, "describe_images", DryRun=True)[0] == "DryRunOperation"
     assert refusal(ec2, "describe_snapshots", DryRun=True)[0] == "UnauthorizedOperation"
 
@@ -142,7 +132,7 @@ def test_a_dry_run_says_whether_it_would_be_allowed(strict: Sandbox) -> None:
 @pytest.mark.parametrize(("service", "allowed"), [("vmie.amazonaws.com", True), ("ec2.amazonaws.com", False)])
 def test_an_import_needs_the_right_to_pass_its_role(strict: Sandbox, service: str, allowed: bool) -> None:
     passing = allow("iam:PassRole", Condition={"StringEquals": {"iam:PassedToService": service}})
-    ec2 = as_user(strict, allow("ec2:ImportSnapshot"), passing).client("ec2", config=ONCE)
+    ec2 = user_access(strict, allow("ec2:ImportSnapshot"), passing).client("ec2", config=ONCE)
     strict.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/k", Body=b"x")
     source = {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/k"}}
     if allowed:
@@ -183,15 +173,15 @@ def test_the_operator_may_do_everything(strict: Sandbox) -> None:
 
 def test_without_enforcement_a_user_without_policies_may_do_everything_and_one_with_them_may_not() -> None:
     with sandbox(speed=1000) as aws:
-        free = as_user(aws, name="free")
+        free = user_access(aws, name="free")
         assert free.client("ec2").describe_images(Owners=["self"])["Images"] == []
-        held = as_user(aws, allow("s3:ListAllMyBuckets"), name="held")
+        held = user_access(aws, allow("s3:ListAllMyBuckets"), name="held")
         assert held.client("s3").list_buckets()["Buckets"] == []
         assert refusal(held.client("ec2", config=ONCE), "describe_images")[0] == "UnauthorizedOperation"
 
 
 def test_a_refused_call_changes_nothing(strict: Sandbox) -> None:
-    ebs = as_user(strict).client("ebs", config=ONCE)
+    ebs = user_access(strict).client("ebs", config=ONCE)
     refusal(ebs, "start_snapshot", VolumeSize=1)
     assert strict.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
     assert not [call for call in strict.calls if call.operation == "StartSnapshot" and call.ran]
@@ -201,7 +191,7 @@ def test_the_first_spot_instance_needs_the_right_to_make_its_role(strict: Sandbo
     image = make_ami(strict)
     asked = {"ImageId": image, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
     spot = {**asked, "InstanceMarketOptions": {"MarketType": "spot"}}
-    carol = as_user(strict, allow("ec2:*")).client("ec2", REGION)
+    carol = user_access(strict, allow("ec2:*")).client("ec2", REGION)
     carol.run_instances(**asked)
     code, text, status = refusal(carol, "run_instances", **spot)
     assert (code, status) == ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", 403)
@@ -209,6 +199,6 @@ def test_the_first_spot_instance_needs_the_right_to_make_its_role(strict: Sandbo
     role = "arn:aws:iam::012345678901:role/aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot"
     for_spot = {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}}
     may = allow("iam:CreateServiceLinkedRole", resource=role, Condition=for_spot)
-    as_user(strict, allow("ec2:*"), may, name="dave").client("ec2", REGION).run_instances(**spot)
+    user_access(strict, allow("ec2:*"), may, name="dave").client("ec2", REGION).run_instances(**spot)
     assert strict.client("iam").get_role(RoleName="AWSServiceRoleForEC2Spot")["Role"]["Arn"] == role
     carol.run_instances(**spot)  # once it is there, nobody needs to make it

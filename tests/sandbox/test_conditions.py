@@ -13,8 +13,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.aws.account import make_ami
-from tests.sandbox.asking import ONCE
-from vmsnix_ops.sandbox import Access, Sandbox, sandbox
+from tests.sandbox.clients import ONCE, user_access
+from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,24 +36,14 @@ def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
 
 @pytest.fixture
 def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
-    served, memory = enforcing
-    served.restore_tables(memory)
-    return served
+    started, saved = enforcing
+    started.restore_tables(saved)
+    return started
 
 
 def allow(*actions: str, resource: Any = "*", **condition: Any) -> dict[str, Any]:
     statement = {"Effect": "Allow", "Action": list(actions), "Resource": resource}
     return statement | ({"Condition": condition} if condition else {})
-
-
-def user(aws: Sandbox, *statements: dict[str, Any]) -> Access:
-    iam = aws.client("iam")
-    name = f"carol-{len(iam.list_users()['Users'])}"
-    iam.create_user(UserName=name)
-    document = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
-    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
-    key = iam.create_access_key(UserName=name)["AccessKey"]
-    return Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
 
 
 def may(client: Any, operation: str, **params: Any) -> bool:
@@ -106,7 +96,7 @@ def specification(kind: str, *tags: dict[str, str]) -> dict[str, Any]:
 
 def test_a_snapshot_is_registered_only_when_its_tags_allow_it(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
-    ec2 = user(
+    ec2 = user_access(
         aws,
         allow("ec2:RegisterImage", resource=IMAGES),
         allow("ec2:RegisterImage", resource=SNAPSHOTS, **OURS),
@@ -122,7 +112,7 @@ def test_a_snapshot_is_registered_only_when_its_tags_allow_it(aws: Sandbox) -> N
 def test_an_image_is_copied_only_when_the_tags_of_its_source_allow_it(aws: Sandbox, region: str) -> None:
     ours = image(aws, snapshot(aws, OUR_TAG), "ours", OUR_TAG)
     foreign = image(aws, snapshot(aws), "foreign")
-    ec2 = user(
+    ec2 = user_access(
         aws,
         allow("ec2:CopyImage", resource=[NEW_IMAGE, SNAPSHOTS]),
         allow("ec2:CopyImage", resource=IMAGES, **OURS),
@@ -137,7 +127,7 @@ def test_tags_of_the_request_say_nothing_about_the_source(aws: Sandbox) -> None:
     """A condition on the tags of the request alone allows the copy of any source."""
     foreign = snapshot(aws)
     requested = {"StringLike": {f"aws:RequestTag/{DIGEST}": "?*"}}
-    ec2 = user(
+    ec2 = user_access(
         aws, allow("ec2:CopySnapshot", resource=SNAPSHOTS, **requested), allow("ec2:CreateTags")
     ).client("ec2", config=ONCE)
     asked = {"SourceSnapshotId": foreign, "SourceRegion": REGION, **specification("snapshot", OUR_TAG)}
@@ -148,17 +138,17 @@ def test_a_new_snapshot_and_its_source_have_statements_of_their_own(aws: Sandbox
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
     new = allow("ec2:CopySnapshot", resource=NEW_SNAPSHOT)
     source = allow("ec2:CopySnapshot", resource="arn:aws:ec2:*::snapshot/snap-*", **OURS)
-    ec2 = user(aws, new, source).client("ec2", config=ONCE)
+    ec2 = user_access(aws, new, source).client("ec2", config=ONCE)
     assert may(ec2, "copy_snapshot", SourceSnapshotId=ours, SourceRegion=REGION)
     assert not may(ec2, "copy_snapshot", SourceSnapshotId=foreign, SourceRegion=REGION)
     for alone in (new, source):
-        ec2 = user(aws, alone).client("ec2", config=ONCE)
+        ec2 = user_access(aws, alone).client("ec2", config=ONCE)
         assert not may(ec2, "copy_snapshot", SourceSnapshotId=ours, SourceRegion=REGION)
 
 
 def test_a_volume_is_made_only_when_the_tags_of_its_snapshot_allow_it(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
-    ec2 = user(
+    ec2 = user_access(
         aws,
         allow("ec2:CreateVolume", resource="arn:aws:ec2:*:*:volume/*"),
         allow("ec2:CreateVolume", resource=SNAPSHOTS, **OURS),
@@ -179,7 +169,7 @@ def test_an_instance_is_launched_only_of_images_and_snapshots_whose_tags_allow_i
         allow("ec2:RunInstances", resource=others),
         allow("ec2:RunInstances", resource=[IMAGES, SNAPSHOTS], **OURS),
     ]
-    ec2 = user(aws, *launch).client("ec2", config=ONCE)
+    ec2 = user_access(aws, *launch).client("ec2", config=ONCE)
     asked = {"ImageId": ours, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
     assert may(ec2, "run_instances", **asked)
     assert not may(ec2, "run_instances", **asked | {"ImageId": foreign, "UserData": "#!/bin/sh"})
@@ -191,7 +181,7 @@ def test_an_instance_is_launched_only_of_images_and_snapshots_whose_tags_allow_i
     assert not may(ec2, "run_instances", **by_template)
     for kind in others[:5]:
         without = [allow("ec2:RunInstances", resource=[one for one in others if one != kind]), launch[1]]
-        assert not may(user(aws, *without).client("ec2", config=ONCE), "run_instances", **asked), kind
+        assert not may(user_access(aws, *without).client("ec2", config=ONCE), "run_instances", **asked), kind
 
 
 def test_an_instance_with_a_profile_needs_the_right_to_pass_its_role(aws: Sandbox) -> None:
@@ -205,10 +195,10 @@ def test_an_instance_with_a_profile_needs_the_right_to_pass_its_role(aws: Sandbo
         "MaxCount": 1,
         "IamInstanceProfile": {"Name": "admin"},
     }
-    assert not may(user(aws, allow("ec2:*")).client("ec2", config=ONCE), "run_instances", **asked)
+    assert not may(user_access(aws, allow("ec2:*")).client("ec2", config=ONCE), "run_instances", **asked)
     to_ec2 = {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
     passing = allow("iam:PassRole", resource="arn:aws:iam::*:role/admin", **to_ec2)
-    ec2 = user(aws, allow("ec2:*"), passing).client("ec2", config=ONCE)
+    ec2 = user_access(aws, allow("ec2:*"), passing).client("ec2", config=ONCE)
     (instance,) = ec2.run_instances(**asked)["Instances"]
     assert instance["IamInstanceProfile"]["Arn"].endswith(":instance-profile/admin")
 
@@ -220,7 +210,9 @@ def test_an_import_needs_its_task_and_its_snapshot(aws: Sandbox) -> None:
         "DiskContainer": {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/k"}}
     }
     for resources, allowed in (([task], False), ([SNAPSHOTS], False), ([task, SNAPSHOTS], True)):
-        ec2 = user(aws, passing, allow("ec2:ImportSnapshot", resource=resources)).client("ec2", config=ONCE)
+        ec2 = user_access(aws, passing, allow("ec2:ImportSnapshot", resource=resources)).client(
+            "ec2", config=ONCE
+        )
         assert may(ec2, "import_snapshot", **asked) is allowed
 
 
@@ -228,14 +220,14 @@ def test_a_snapshot_of_a_volume_needs_both(aws: Sandbox) -> None:
     volume = aws.client("ec2").create_volume(AvailabilityZone=f"{REGION}a", Size=1)["VolumeId"]
     only = {"ArnLike": {"ec2:ParentVolume": f"arn:aws:ec2:*:*:volume/{volume}"}}
     new = allow("ec2:CreateSnapshot", resource=SNAPSHOTS, **only)
-    assert not may(user(aws, new).client("ec2", config=ONCE), "create_snapshot", VolumeId=volume)
+    assert not may(user_access(aws, new).client("ec2", config=ONCE), "create_snapshot", VolumeId=volume)
     both = [new, allow("ec2:CreateSnapshot", resource="arn:aws:ec2:*:*:volume/*")]
-    assert may(user(aws, *both).client("ec2", config=ONCE), "create_snapshot", VolumeId=volume)
+    assert may(user_access(aws, *both).client("ec2", config=ONCE), "create_snapshot", VolumeId=volume)
 
 
 def test_deregistering_with_snapshots_needs_the_right_to_delete_them(aws: Sandbox) -> None:
     foreign = image(aws, snapshot(aws), "foreign")
-    ec2 = user(
+    ec2 = user_access(
         aws, allow("ec2:DeregisterImage"), allow("ec2:DeleteSnapshot", resource=SNAPSHOTS, **OURS)
     ).client("ec2", config=ONCE)
     assert not may(ec2, "deregister_image", ImageId=foreign, DeleteAssociatedSnapshots=True)
@@ -248,11 +240,11 @@ def test_deregistering_with_snapshots_needs_the_right_to_delete_them(aws: Sandbo
 def test_a_parent_is_known_by_its_arn(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
     alone = {"Null": {"ebs:ParentSnapshot": "true"}}
-    ebs = user(aws, allow("ebs:StartSnapshot", resource=SNAPSHOTS, **alone)).client("ebs", config=ONCE)
+    ebs = user_access(aws, allow("ebs:StartSnapshot", resource=SNAPSHOTS, **alone)).client("ebs", config=ONCE)
     assert may(ebs, "start_snapshot", VolumeSize=1)
     assert not may(ebs, "start_snapshot", VolumeSize=1, ParentSnapshotId=ours)
     one = {"ArnLike": {"ebs:ParentSnapshot": f"arn:aws:ec2:*::snapshot/{ours}"}}
-    ebs = user(aws, allow("ebs:StartSnapshot", **one)).client("ebs", config=ONCE)
+    ebs = user_access(aws, allow("ebs:StartSnapshot", **one)).client("ebs", config=ONCE)
     assert may(ebs, "start_snapshot", VolumeSize=1, ParentSnapshotId=ours)
     assert not may(ebs, "start_snapshot", VolumeSize=1, ParentSnapshotId=foreign)
     assert not may(ebs, "start_snapshot", VolumeSize=1)
@@ -260,13 +252,13 @@ def test_a_parent_is_known_by_its_arn(aws: Sandbox) -> None:
 
 def test_the_tags_of_a_parent_are_no_condition(aws: Sandbox) -> None:
     ours = snapshot(aws, OUR_TAG)
-    ebs = user(aws, allow("ebs:StartSnapshot", **OURS)).client("ebs", config=ONCE)
+    ebs = user_access(aws, allow("ebs:StartSnapshot", **OURS)).client("ebs", config=ONCE)
     assert not may(ebs, "start_snapshot", VolumeSize=1, ParentSnapshotId=ours)
 
 
 def test_size_and_description_of_a_snapshot_are_conditions(aws: Sandbox) -> None:
     small = {"NumericLessThanEquals": {"ebs:VolumeSize": "8"}, "StringLike": {"ebs:Description": "vmsnix *"}}
-    ebs = user(aws, allow("ebs:StartSnapshot", **small)).client("ebs", config=ONCE)
+    ebs = user_access(aws, allow("ebs:StartSnapshot", **small)).client("ebs", config=ONCE)
     assert may(ebs, "start_snapshot", VolumeSize=8, Description="vmsnix disk")
     assert not may(ebs, "start_snapshot", VolumeSize=9, Description="vmsnix disk")
     assert not may(ebs, "start_snapshot", VolumeSize=8)
@@ -274,7 +266,7 @@ def test_size_and_description_of_a_snapshot_are_conditions(aws: Sandbox) -> None
 
 def test_blocks_are_read_only_when_the_tags_of_the_snapshot_allow_it(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
-    ebs = user(aws, allow("ebs:*", resource=SNAPSHOTS, **OURS)).client("ebs", config=ONCE)
+    ebs = user_access(aws, allow("ebs:*", resource=SNAPSHOTS, **OURS)).client("ebs", config=ONCE)
     assert may(ebs, "list_snapshot_blocks", SnapshotId=ours)
     assert not may(ebs, "list_snapshot_blocks", SnapshotId=foreign)
     assert not may(ebs, "list_changed_blocks", FirstSnapshotId=ours, SecondSnapshotId=foreign)
@@ -297,7 +289,7 @@ def test_snapshots_without_a_volume_have_the_parent_volume_of_nobody(aws: Sandbo
         found = shown["SnapshotTaskDetail"]["SnapshotId"]
     volume = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1)["VolumeId"]
     of_volume = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
-    held = user(aws, allow("ec2:CreateTags", resource=SNAPSHOTS, **nobody)).client("ec2", config=ONCE)
+    held = user_access(aws, allow("ec2:CreateTags", resource=SNAPSHOTS, **nobody)).client("ec2", config=ONCE)
     assert may(held, "create_tags", Resources=[found], Tags=[OUR_TAG])
     assert not may(held, "create_tags", Resources=[of_volume], Tags=[OUR_TAG])
 
@@ -308,21 +300,25 @@ def test_snapshots_without_a_volume_have_the_parent_volume_of_nobody(aws: Sandbo
 def test_tags_at_creation_have_the_name_of_the_action_and_tags_later_have_none(aws: Sandbox) -> None:
     found = snapshot(aws)
     at_creation = {"Null": {"ec2:CreateAction": "false"}}
-    carol = user(aws, allow("ebs:StartSnapshot", "ec2:CopySnapshot"), allow("ec2:CreateTags", **at_creation))
+    carol = user_access(
+        aws, allow("ebs:StartSnapshot", "ec2:CopySnapshot"), allow("ec2:CreateTags", **at_creation)
+    )
     assert may(carol.client("ebs", config=ONCE), "start_snapshot", VolumeSize=1, Tags=[OUR_TAG])
     ec2 = carol.client("ec2", config=ONCE)
     copy = {"SourceSnapshotId": found, "SourceRegion": REGION}
     assert may(ec2, "copy_snapshot", **copy, **specification("snapshot", OUR_TAG))
     assert not may(ec2, "create_tags", Resources=[found], Tags=[OUR_TAG])
     other = {"StringEquals": {"ec2:CreateAction": "RegisterImage"}}
-    ec2 = user(aws, allow("ec2:CopySnapshot"), allow("ec2:CreateTags", **other)).client("ec2", config=ONCE)
+    ec2 = user_access(aws, allow("ec2:CopySnapshot"), allow("ec2:CreateTags", **other)).client(
+        "ec2", config=ONCE
+    )
     assert not may(ec2, "copy_snapshot", **copy, **specification("snapshot", OUR_TAG))
 
 
 def test_tags_at_creation_are_those_of_their_own_kind(aws: Sandbox) -> None:
     source = image(aws, snapshot(aws, OUR_TAG), "source", OUR_TAG)
     tagged = {"StringEquals": {f"aws:RequestTag/{DIGEST}": "ab"}}
-    ec2 = user(
+    ec2 = user_access(
         aws,
         allow("ec2:CopyImage", resource=IMAGES),
         allow("ec2:CopyImage", resource=SNAPSHOTS, **tagged),
@@ -335,7 +331,7 @@ def test_tags_at_creation_are_those_of_their_own_kind(aws: Sandbox) -> None:
 
 def test_what_has_our_tag_may_be_tagged_but_the_tag_not_changed(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
-    ec2 = user(
+    ec2 = user_access(
         aws,
         allow("ec2:CreateTags", "ec2:DeleteTags", resource=SNAPSHOTS, **OURS),
         {
@@ -356,7 +352,7 @@ def test_what_has_our_tag_may_be_tagged_but_the_tag_not_changed(aws: Sandbox) ->
 def test_the_tags_of_a_resource_have_two_names(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
     older = {"StringEquals": {f"ec2:ResourceTag/{DIGEST}": "ab"}}
-    ec2 = user(aws, allow("ec2:DeleteSnapshot", **older)).client("ec2", config=ONCE)
+    ec2 = user_access(aws, allow("ec2:DeleteSnapshot", **older)).client("ec2", config=ONCE)
     assert may(ec2, "delete_snapshot", SnapshotId=ours)
     assert not may(ec2, "delete_snapshot", SnapshotId=foreign)
 
@@ -369,17 +365,21 @@ def test_tags_of_another_account_are_no_condition(aws: Sandbox) -> None:
     aws.clock.advance(3600)
     shared = {"Attribute": "createVolumePermission", "OperationType": "add", "UserIds": [aws.account]}
     ec2.modify_snapshot_attribute(SnapshotId=theirs, **shared)
-    held = user(aws, allow("ec2:RegisterImage", resource=IMAGES), allow("ec2:*", resource=SNAPSHOTS, **OURS))
+    held = user_access(
+        aws, allow("ec2:RegisterImage", resource=IMAGES), allow("ec2:*", resource=SNAPSHOTS, **OURS)
+    )
     assert not may(held.client("ec2", config=ONCE), "register_image", **registration(theirs, "theirs"))
     owner = {"StringEquals": {"ec2:Owner": "111122223333"}}
-    held = user(aws, allow("ec2:RegisterImage", resource=IMAGES), allow("ec2:*", resource=SNAPSHOTS, **owner))
+    held = user_access(
+        aws, allow("ec2:RegisterImage", resource=IMAGES), allow("ec2:*", resource=SNAPSHOTS, **owner)
+    )
     assert may(held.client("ec2", config=ONCE), "register_image", **registration(theirs, "theirs"))
 
 
 def test_with_whom_a_snapshot_is_shared_is_a_condition(aws: Sandbox) -> None:
     found = snapshot(aws)
     nobody_else = {"StringEquals": {"ec2:Add/userId": "111122223333"}}
-    ec2 = user(aws, allow("ec2:ModifySnapshotAttribute", **nobody_else)).client("ec2", config=ONCE)
+    ec2 = user_access(aws, allow("ec2:ModifySnapshotAttribute", **nobody_else)).client("ec2", config=ONCE)
     asked = {"SnapshotId": found, "Attribute": "createVolumePermission", "OperationType": "add"}
     assert may(ec2, "modify_snapshot_attribute", **asked, UserIds=["111122223333"])
     assert not may(ec2, "modify_snapshot_attribute", **asked, UserIds=["210987654321"])
@@ -389,7 +389,7 @@ def test_with_whom_a_snapshot_is_shared_is_a_condition(aws: Sandbox) -> None:
 def test_a_template_may_name_an_image_that_its_author_may_not_launch(aws: Sandbox) -> None:
     foreign = image(aws, snapshot(aws), "foreign")
     templates = "arn:aws:ec2:*:*:launch-template/*"
-    ec2 = user(aws, allow("ec2:CreateLaunchTemplate", resource=templates)).client("ec2", config=ONCE)
+    ec2 = user_access(aws, allow("ec2:CreateLaunchTemplate", resource=templates)).client("ec2", config=ONCE)
     assert may(
         ec2, "create_launch_template", LaunchTemplateName="web", LaunchTemplateData={"ImageId": foreign}
     )

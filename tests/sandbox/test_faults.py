@@ -9,16 +9,16 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError, HTTPClientError, ReadTimeoutError
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.faults import Faults
 
 
-def ask(aws: Asker) -> Any:
+def ask(aws: SandboxClients) -> Any:
     return aws.sts.get_caller_identity()
 
 
-def test_strikes_the_occurrences_that_it_names(aws: Asker) -> None:
-    rule = aws.served.faults.add(
+def test_strikes_the_occurrences_that_it_names(aws: SandboxClients) -> None:
+    rule = aws.sandbox.faults.add(
         {
             "op": "ec2:DescribeRegions",
             "nth": [1, 3],
@@ -31,49 +31,49 @@ def test_strikes_the_occurrences_that_it_names(aws: Asker) -> None:
     for strikes in (True, False, True, False):
         with refused("RequestLimitExceeded") if strikes else nullcontext():
             aws.ec2.describe_regions()
-    assert [call.status for call in aws.served.calls.matching("ec2:*")] == [503, 200, 503, 200]
+    assert [call.status for call in aws.sandbox.calls.matching("ec2:*")] == [503, 200, 503, 200]
     assert (rule.matched, rule.applied) == (4, 2)
 
 
-def test_an_error_before_means_that_nothing_ran(aws: Asker) -> None:
-    aws.served.faults.add({"op": "s3:CreateBucket", "do": "error", "code": "SlowDown", "http": 503})
+def test_an_error_before_means_that_nothing_ran(aws: SandboxClients) -> None:
+    aws.sandbox.faults.add({"op": "s3:CreateBucket", "do": "error", "code": "SlowDown", "http": 503})
     with refused("SlowDown"):
         aws.bucket()
-    assert aws.served.calls.matching("s3:CreateBucket")[0].ran is False
-    aws.served.faults.clear()
+    assert aws.sandbox.calls.matching("s3:CreateBucket")[0].ran is False
+    aws.sandbox.faults.clear()
     with refused("404"):
         aws.s3.head_bucket(Bucket="images")
 
 
-def test_an_answer_can_be_lost_after_the_call_ran(aws: Asker) -> None:
-    aws.served.faults.add({"op": "s3:CreateBucket", "nth": 1, "do": "drop", "when": "after"})
+def test_an_answer_can_be_lost_after_the_call_ran(aws: SandboxClients) -> None:
+    aws.sandbox.faults.add({"op": "s3:CreateBucket", "nth": 1, "do": "drop", "when": "after"})
     with pytest.raises(ConnectionClosedError):
         aws.bucket()
-    call = aws.served.calls.matching("s3:CreateBucket")[0]
+    call = aws.sandbox.calls.matching("s3:CreateBucket")[0]
     assert (call.outcome, call.status, call.ran, call.fault) == ("Dropped", 0, True, "drop after")
     aws.s3.head_bucket(Bucket="images")
 
 
 @pytest.mark.parametrize("how", ["drop", "reset"])
-def test_the_connection_can_break_before_the_call(aws: Asker, how: str) -> None:
-    aws.served.faults.add({"op": "sts:*", "do": how})
+def test_the_connection_can_break_before_the_call(aws: SandboxClients, how: str) -> None:
+    aws.sandbox.faults.add({"op": "sts:*", "do": how})
     with pytest.raises((ConnectionClosedError, HTTPClientError)):
         ask(aws)
-    assert aws.served.calls.matching("sts:*")[0].ran is False
+    assert aws.sandbox.calls.matching("sts:*")[0].ran is False
 
 
-def test_an_answer_can_be_cut_in_its_body(aws: Asker) -> None:
+def test_an_answer_can_be_cut_in_its_body(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x" * 1_000_000)
-    aws.served.faults.add({"op": "s3:GetObject", "do": "drop", "when": "body", "keep": 1000})
+    aws.sandbox.faults.add({"op": "s3:GetObject", "do": "drop", "when": "body", "keep": 1000})
     body = aws.s3.get_object(Bucket="images", Key="k")["Body"]
     with pytest.raises(HTTPClientError):
         body.read()
 
 
-def test_an_upload_can_be_cut_in_its_body(aws: Asker) -> None:
+def test_an_upload_can_be_cut_in_its_body(aws: SandboxClients) -> None:
     aws.bucket()
     rule = {"op": "s3:PutObject", "nth": 1, "do": "reset", "when": "body", "of": "request", "keep": 300_000}
-    aws.served.faults.add(rule)
+    aws.sandbox.faults.add(rule)
     with pytest.raises((ConnectionClosedError, HTTPClientError)):
         aws.s3.put_object(Bucket="images", Key="k", Body=b"x" * 2_000_000)
     with refused("404"):
@@ -81,40 +81,40 @@ def test_an_upload_can_be_cut_in_its_body(aws: Asker) -> None:
     aws.s3.put_object(Bucket="images", Key="k", Body=b"x" * 2_000_000)
 
 
-def test_cutting_a_small_request_drops_it(aws: Asker) -> None:
-    aws.served.faults.add({"op": "iam:CreateRole", "do": "drop", "when": "body", "of": "request"})
+def test_cutting_a_small_request_drops_it(aws: SandboxClients) -> None:
+    aws.sandbox.faults.add({"op": "iam:CreateRole", "do": "drop", "when": "body", "of": "request"})
     with pytest.raises(ConnectionClosedError):
         aws.iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")
-    assert aws.served.calls.matching("iam:*")[0].ran is False
+    assert aws.sandbox.calls.matching("iam:*")[0].ran is False
 
 
-def test_a_delay_delays_and_the_call_succeeds(aws: Asker) -> None:
-    aws.served.faults.add({"op": "sts:*", "do": "delay", "seconds": 0.05})
+def test_a_delay_delays_and_the_call_succeeds(aws: SandboxClients) -> None:
+    aws.sandbox.faults.add({"op": "sts:*", "do": "delay", "seconds": 0.05})
     ask(aws)
-    assert aws.served.calls.matching("sts:*")[0].seconds >= 0.05
+    assert aws.sandbox.calls.matching("sts:*")[0].seconds >= 0.05
 
 
-def test_a_hanging_call_runs_into_the_clients_timeout(aws: Asker) -> None:
-    aws.served.faults.add({"op": "sts:*", "do": "hang", "seconds": 5})
+def test_a_hanging_call_runs_into_the_clients_timeout(aws: SandboxClients) -> None:
+    aws.sandbox.faults.add({"op": "sts:*", "do": "hang", "seconds": 5})
     impatient = Config(read_timeout=0.2, retries={"total_max_attempts": 1})
     with pytest.raises(ReadTimeoutError):
         aws.other_client("sts", config=impatient).get_caller_identity()
 
 
-def test_only_where_the_conditions_hold(aws: Asker) -> None:
+def test_only_where_the_conditions_hold(aws: SandboxClients) -> None:
     rule = {"op": "s3:*", "do": "error", "where": {"region": "us-east-1", "Key": "bad/*"}}
     aws.bucket()
-    aws.served.faults.add(rule)
+    aws.sandbox.faults.add(rule)
     aws.s3.put_object(Bucket="images", Key="good", Body=b"")
     with refused("InternalError", "A fault rule of the sandbox caused this error."):
         aws.s3.put_object(Bucket="images", Key="bad/1", Body=b"")
 
 
-def test_blanks_and_sets_fields_of_answers_however_deep(aws: Asker) -> None:
+def test_blanks_and_sets_fields_of_answers_however_deep(aws: SandboxClients) -> None:
     aws.bucket()
     aws.s3.put_object(Bucket="images", Key="k", Body=b"x")
-    aws.served.faults.add({"op": "s3:ListObjectsV2", "do": "blank", "fields": ["ETag", "KeyCount"]})
-    aws.served.faults.add({"op": "s3:ListObjectsV2", "do": "set", "values": {"Size": 7}})
+    aws.sandbox.faults.add({"op": "s3:ListObjectsV2", "do": "blank", "fields": ["ETag", "KeyCount"]})
+    aws.sandbox.faults.add({"op": "s3:ListObjectsV2", "do": "set", "values": {"Size": 7}})
     answer = aws.s3.list_objects_v2(Bucket="images")
     assert "KeyCount" not in answer
     assert "ETag" not in answer["Contents"][0]
@@ -149,19 +149,19 @@ def test_refuses_rules_that_are_none(rule: dict[str, Any], complaint: str) -> No
 # The call log
 
 
-def test_the_log_tells_who_asked_what_where(aws: Asker) -> None:
+def test_the_log_tells_who_asked_what_where(aws: SandboxClients) -> None:
     aws.bucket("logged")
-    call = aws.served.calls.matching("s3:CreateBucket")[0]
+    call = aws.sandbox.calls.matching("s3:CreateBucket")[0]
     assert (call.name, call.region, call.outcome, call.status) == ("s3:CreateBucket", "us-east-1", "ok", 200)
     assert call.params == {"Bucket": "logged"}
-    assert call.principal == f"arn:aws:iam::{aws.served.account}:user/operator"
+    assert call.principal == f"arn:aws:iam::{aws.sandbox.account}:user/operator"
     assert call.request_id
-    assert aws.served.calls.names() == ["s3:CreateBucket"]
-    assert aws.served.calls.count("s3:*", ran=True) == 1
+    assert aws.sandbox.calls.names() == ["s3:CreateBucket"]
+    assert aws.sandbox.calls.count("s3:*", ran=True) == 1
 
 
-def test_the_log_shortens_texts_and_leaves_out_streams(aws: Asker) -> None:
+def test_the_log_shortens_texts_and_leaves_out_streams(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k" * 1000, Body=b"secret bytes")
-    params = aws.served.calls.matching("s3:PutObject")[0].params
+    params = aws.sandbox.calls.matching("s3:PutObject")[0].params
     assert len(params["Key"]) < 300
     assert params["Body"] == "<Body>"

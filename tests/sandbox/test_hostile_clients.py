@@ -23,7 +23,7 @@ from vmsnix_ops.sandbox.server import Timeouts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.sandbox.asking import Asker
+    from tests.sandbox.clients import SandboxClients
 
 UNSIGNED = {"x-amz-content-sha256": "UNSIGNED-PAYLOAD"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
@@ -31,14 +31,14 @@ MIB = 2**20
 
 
 @pytest.fixture(autouse=True)
-def next_client_is_served(aws: Asker, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def next_client_is_served(aws: SandboxClients, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """After each test: no traceback was written, no thread died, and the sandbox still answers."""
     yield
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
-    assert aws.ask("GET", "/")[0] == 200
+    assert aws.send("GET", "/")[0] == 200
 
 
-def send(aws: Asker, data: bytes, *, seconds: float = 30) -> tuple[int, bytes]:
+def send(aws: SandboxClients, data: bytes, *, seconds: float = 30) -> tuple[int, bytes]:
     """Send bytes, say that there are no more, and return status and answer; 0 when there is no answer."""
     with socket.create_connection(("127.0.0.1", aws.port), timeout=seconds) as raw:
         try:
@@ -61,11 +61,11 @@ def read(raw: socket.socket) -> tuple[int, bytes]:
     return int(found[1]) if found else 0, answer
 
 
-def head(aws: Asker, *lines: str, first: str = "PUT /images/k HTTP/1.1") -> bytes:
+def head(aws: SandboxClients, *lines: str, first: str = "PUT /images/k HTTP/1.1") -> bytes:
     return "\r\n".join([first, f"Host: 127.0.0.1:{aws.port}", *lines, "", ""]).encode()
 
 
-def signed(aws: Asker, method: str, path: str, body: bytes, *lines: str, **options: Any) -> bytes:
+def signed(aws: SandboxClients, method: str, path: str, body: bytes, *lines: str, **options: Any) -> bytes:
     """Return a request that is signed, with its own way to tell the body's length."""
     headers = aws.signed(method, path, body, **options)
     return head(
@@ -77,18 +77,18 @@ def signed(aws: Asker, method: str, path: str, body: bytes, *lines: str, **optio
     "length",
     ["9" * 5000, "9" * 19, "-1", "+1", "1_0", "0x10", "1.0", "\u0663", "5, 6", "5,5", "1e3", "", "x"],
 )
-def test_a_content_length_that_is_no_number_of_bytes_is_refused(aws: Asker, length: str) -> None:
+def test_a_content_length_that_is_no_number_of_bytes_is_refused(aws: SandboxClients, length: str) -> None:
     assert send(aws, head(aws, f"Content-Length: {length}") + b"hello")[0] == 400
 
 
 @pytest.mark.parametrize(
     "encoding", ["gzip", "identity", "chunked, gzip", "gzip, chunked", "chunked, chunked", ""]
 )
-def test_an_unknown_transfer_encoding_is_refused(aws: Asker, encoding: str) -> None:
+def test_an_unknown_transfer_encoding_is_refused(aws: SandboxClients, encoding: str) -> None:
     assert send(aws, head(aws, f"Transfer-Encoding: {encoding}") + b"0\r\n\r\n")[0] == 400
 
 
-def test_a_body_with_two_ends_is_refused(aws: Asker) -> None:
+def test_a_body_with_two_ends_is_refused(aws: SandboxClients) -> None:
     both = ["Transfer-Encoding: chunked", "Content-Length: 5"]
     assert send(aws, head(aws, *both) + b"0\r\n\r\n")[0] == 400
     assert send(aws, head(aws, *reversed(both)) + b"0\r\n\r\n")[0] == 400
@@ -112,7 +112,7 @@ def test_a_body_with_two_ends_is_refused(aws: Asker) -> None:
         "n\u00e4me: value".encode(),
     ],
 )
-def test_a_header_line_that_is_none_is_refused(aws: Asker, line: bytes) -> None:
+def test_a_header_line_that_is_none_is_refused(aws: SandboxClients, line: bytes) -> None:
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + line + b"\r\n\r\n"
     assert send(aws, request)[0] == 400
 
@@ -138,14 +138,14 @@ def test_a_header_line_that_is_none_is_refused(aws: Asker, line: bytes) -> None:
         (b"k" * MIB, 414),
     ],
 )
-def test_a_request_line_that_is_none_is_refused(aws: Asker, line: bytes, status: int) -> None:
+def test_a_request_line_that_is_none_is_refused(aws: SandboxClients, line: bytes, status: int) -> None:
     assert send(aws, line + b"\r\nHost: 127.0.0.1\r\n\r\n")[0] == status
 
 
 @pytest.mark.parametrize(
     "lines", [[f"X-{n}: y" for n in range(5000)], ["X: " + "y" * MIB], ["X: " + "y" * 100_000] * 20]
 )
-def test_a_flood_of_headers_is_refused(aws: Asker, lines: list[str]) -> None:
+def test_a_flood_of_headers_is_refused(aws: SandboxClients, lines: list[str]) -> None:
     status, answer = send(aws, head(aws, *lines))
     assert status == 431
     assert b"<Code>RequestHeaderSectionTooLarge</Code>" in answer
@@ -162,7 +162,7 @@ def test_a_flood_of_headers_is_refused(aws: Asker, lines: list[str]) -> None:
     ],
 )
 def test_a_refusal_has_the_form_of_the_service(
-    aws: Asker, service: str, headers: dict[str, str], form: bytes
+    aws: SandboxClients, service: str, headers: dict[str, str], form: bytes
 ) -> None:
     request = signed(aws, "POST", "/", b"", f"Content-Length: {'9' * 5000}", service=service, headers=headers)
     status, answer = send(aws, request)
@@ -184,16 +184,16 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("body", CHUNKS.values(), ids=CHUNKS)
-def test_chunks_that_are_garbage_are_refused(aws: Asker, body: bytes) -> None:
+def test_chunks_that_are_garbage_are_refused(aws: SandboxClients, body: bytes) -> None:
     aws.bucket()
     request = signed(aws, "PUT", "/images/k", b"", "Transfer-Encoding: chunked", headers=UNSIGNED)
     status, answer = send(aws, request + body)
     assert (status, b"<Code>IncompleteBody</Code>" in answer) == (400, True), answer
-    assert aws.ask("GET", "/images/k")[0] == 404
+    assert aws.send("GET", "/images/k")[0] == 404
 
 
 @pytest.mark.parametrize("body", CHUNKS.values(), ids=CHUNKS)
-def test_garbage_within_aws_chunks_is_refused(aws: Asker, body: bytes) -> None:
+def test_garbage_within_aws_chunks_is_refused(aws: SandboxClients, body: bytes) -> None:
     aws.bucket()
     headers = {
         "x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
@@ -202,10 +202,10 @@ def test_garbage_within_aws_chunks_is_refused(aws: Asker, body: bytes) -> None:
     request = signed(aws, "PUT", "/images/k", b"", f"Content-Length: {len(body)}", headers=headers)
     status, answer = send(aws, request + body)
     assert (status, b"<Code>IncompleteBody</Code>" in answer) == (400, True), answer
-    assert aws.ask("GET", "/images/k")[0] == 404
+    assert aws.send("GET", "/images/k")[0] == 404
 
 
-def test_a_chunk_signature_that_is_not_ascii_is_refused(aws: Asker) -> None:
+def test_a_chunk_signature_that_is_not_ascii_is_refused(aws: SandboxClients) -> None:
     aws.bucket()
     body = b"5;chunk-signature=\xff\r\nhello\r\n0;chunk-signature=\xff\r\n\r\n"
     headers = {
@@ -219,9 +219,9 @@ def test_a_chunk_signature_that_is_not_ascii_is_refused(aws: Asker) -> None:
 
 
 @pytest.mark.parametrize("signature", ["%C3%A4", "x" * 5000, ""])
-def test_a_signature_that_is_none_is_refused(aws: Asker, signature: str) -> None:
-    credential = f"{aws.served.access_key}/20261128/us-east-1/s3/aws4_request"
-    now = aws.served.clock.now().strftime("%Y%m%dT%H%M%SZ")
+def test_a_signature_that_is_none_is_refused(aws: SandboxClients, signature: str) -> None:
+    credential = f"{aws.sandbox.access_key}/20261128/us-east-1/s3/aws4_request"
+    now = aws.sandbox.clock.now().strftime("%Y%m%dT%H%M%SZ")
     query = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={credential}&X-Amz-Date={now}"
     for expires in ("60", "9" * 5000, "9" * 15, "-1", "nan"):
         target = f"/?{query}&X-Amz-Expires={expires}&X-Amz-SignedHeaders=host&X-Amz-Signature={signature}"
@@ -248,17 +248,17 @@ DEEP = 100_000
     ],
     ids=lambda body: repr(body[:20]),
 )
-def test_json_that_is_none_is_refused(aws: Asker, body: bytes) -> None:
+def test_json_that_is_none_is_refused(aws: SandboxClients, body: bytes) -> None:
     headers = {"X-Amz-Target": "AmazonSSM.GetParameter", "Content-Type": "application/x-amz-json-1.1"}
-    status, answer = aws.ask("POST", "/", body, service="ssm", headers=headers)
+    status, answer = aws.send("POST", "/", body, service="ssm", headers=headers)
     assert status == 400
     assert json.loads(answer)["__type"]
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "NaN"])
-def test_a_number_in_json_that_no_number_can_have_is_refused(aws: Asker, number: str) -> None:
+def test_a_number_in_json_that_no_number_can_have_is_refused(aws: SandboxClients, number: str) -> None:
     body = b'{"VolumeSize": %s}' % number.encode()
-    assert aws.ask("POST", "/snapshots", body, service="ebs")[0] == 400
+    assert aws.send("POST", "/snapshots", body, service="ebs")[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ def test_a_number_in_json_that_no_number_can_have_is_refused(aws: Asker, number:
     ],
     ids=lambda form: form[:20],
 )
-def test_a_form_that_is_none_is_refused(aws: Asker, form: str) -> None:
+def test_a_form_that_is_none_is_refused(aws: SandboxClients, form: str) -> None:
     body = f"Action=DescribeImages&Version=2016-11-15&{form}".encode()
-    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert (status, b"<Response><Errors>" in answer) == (400, True), answer
 
 
@@ -304,17 +304,17 @@ ALSO = '<?xml version="1.0" encoding="{}"?>'
     ],
     ids=lambda body: repr(body[:30]),
 )
-def test_xml_that_is_none_or_a_bomb_is_refused(aws: Asker, body: bytes) -> None:
+def test_xml_that_is_none_or_a_bomb_is_refused(aws: SandboxClients, body: bytes) -> None:
     aws.bucket()
-    status, answer = aws.ask("PUT", "/images?tagging=", body)
+    status, answer = aws.send("PUT", "/images?tagging=", body)
     assert (status, b"<Error><Code>M" in answer) == (400, True), (
         answer
     )  # MalformedXML, MaxMessageLengthExceeded
 
 
-def test_a_policy_that_is_nested_too_deeply_is_refused(aws: Asker) -> None:
+def test_a_policy_that_is_nested_too_deeply_is_refused(aws: SandboxClients) -> None:
     aws.bucket()
-    status, answer = aws.ask("PUT", "/images?policy=", b"[" * DEEP)
+    status, answer = aws.send("PUT", "/images?policy=", b"[" * DEEP)
     assert (status, b"<Code>MalformedPolicy</Code>" in answer) == (400, True), answer
 
 
@@ -322,8 +322,10 @@ def test_a_policy_that_is_nested_too_deeply_is_refused(aws: Asker) -> None:
     "value", ["NaN", "Infinity", "-Infinity", "1e999", "-1", '"nan"', '"x"', "null", "[]", "{}"]
 )
 @pytest.mark.parametrize("name", ["speed", "advance", "skew"])
-def test_the_clock_takes_only_numbers_that_a_clock_can_have(aws: Asker, name: str, value: str) -> None:
-    before = aws.served.clock.speed
+def test_the_clock_takes_only_numbers_that_a_clock_can_have(
+    aws: SandboxClients, name: str, value: str
+) -> None:
+    before = aws.sandbox.clock.speed
     with aws.connection() as connection:
         connection.request("POST", "/_vmsnix/clock", f'{{"{name}": {value}}}')
         answer = connection.getresponse()
@@ -331,22 +333,22 @@ def test_the_clock_takes_only_numbers_that_a_clock_can_have(aws: Asker, name: st
         assert (answer.status, "error" in json.loads(answer.read())) == (
             (400, True) if refused else (200, False)
         )
-    aws.served.clock.skew = type(aws.served.clock.skew)(0)
-    assert aws.served.clock.speed == before
-    assert math.isfinite(aws.served.clock.age(aws.served.clock.now()))
+    aws.sandbox.clock.skew = type(aws.sandbox.clock.skew)(0)
+    assert aws.sandbox.clock.speed == before
+    assert math.isfinite(aws.sandbox.clock.age(aws.sandbox.clock.now()))
 
 
 @pytest.mark.parametrize(
     "body", ["[" * DEEP, "[1]", "5", '"x"', "{", '{"op": "*", "do": "delay", "seconds": "x"}']
 )
-def test_the_sandbox_takes_no_fault_and_no_clock_that_is_none(aws: Asker, body: str) -> None:
+def test_the_sandbox_takes_no_fault_and_no_clock_that_is_none(aws: SandboxClients, body: str) -> None:
     for name in ("faults", "clock"):
         if name == "clock" and "op" in body:
             continue
         with aws.connection() as connection:
             connection.request("POST", f"/_vmsnix/{name}", body)
             assert connection.getresponse().status == 400
-    assert aws.served.faults.rules == []
+    assert aws.sandbox.faults.rules == []
 
 
 @pytest.mark.parametrize(
@@ -369,11 +371,11 @@ def test_the_sandbox_takes_no_fault_and_no_clock_that_is_none(aws: Asker, body: 
     ],
     ids=str,
 )
-def test_a_fault_that_could_not_strike_is_refused(aws: Asker, rule: dict[str, Any]) -> None:
+def test_a_fault_that_could_not_strike_is_refused(aws: SandboxClients, rule: dict[str, Any]) -> None:
     with aws.connection() as connection:
         connection.request("POST", "/_vmsnix/faults", json.dumps({"op": "*", "do": "delay", **rule}))
         assert connection.getresponse().status == 400
-    assert aws.served.faults.rules == []
+    assert aws.sandbox.faults.rules == []
 
 
 # Slow and silent clients
@@ -386,27 +388,27 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def half(aws: Asker) -> bytes:
+def half(aws: SandboxClients) -> bytes:
     """The head of an upload that is longer than what comes."""
     aws.bucket()
     return signed(aws, "PUT", "/images/k", b"", "Content-Length: 1000", headers=UNSIGNED)
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_silent_client_is_let_go(aws: Asker) -> None:
+def test_a_silent_client_is_let_go(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         assert read(raw) == (0, b"")
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_client_that_stops_within_the_headers_is_let_go(aws: Asker) -> None:
+def test_a_client_that_stops_within_the_headers_is_let_go(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost:")
         assert read(raw)[0] == 408
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_client_that_stops_within_the_body_is_let_go(aws: Asker, half: bytes) -> None:
+def test_a_client_that_stops_within_the_body_is_let_go(aws: SandboxClients, half: bytes) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(half + b"hello")
         status, answer = read(raw)
@@ -415,7 +417,7 @@ def test_a_client_that_stops_within_the_body_is_let_go(aws: Asker, half: bytes) 
 
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("begun", [False, True], ids=["head", "body"])
-def test_a_client_that_sends_drop_by_drop_is_let_go(aws: Asker, half: bytes, begun: bool) -> None:
+def test_a_client_that_sends_drop_by_drop_is_let_go(aws: SandboxClients, half: bytes, begun: bool) -> None:
     dropped = 0
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(half if begun else b"GET / HTTP/1.1\r\n")
@@ -441,7 +443,7 @@ def test_a_client_that_sends_drop_by_drop_is_let_go(aws: Asker, half: bytes, beg
 
 
 def test_a_client_that_does_not_read_its_answer_is_let_go(
-    aws: Asker, monkeypatch: pytest.MonkeyPatch
+    aws: SandboxClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=bytes(64 * MIB))
     monkeypatch.setattr(server, "TIMEOUTS", Timeouts(silence=0.5))
@@ -456,17 +458,17 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(
 
 
 def test_a_call_that_a_fault_holds_back_has_its_whole_time_for_the_body(
-    aws: Asker, monkeypatch: pytest.MonkeyPatch
+    aws: SandboxClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "TIMEOUTS", Timeouts(silence=0.5, per_byte=0.0))
     aws.bucket()
-    aws.served.faults.add({"op": "s3:PutObject", "do": "delay", "seconds": 1.0})
-    assert aws.ask("PUT", "/images/k", b"x" * 100_000)[0] == 200
-    aws.served.faults.clear()
+    aws.sandbox.faults.add({"op": "s3:PutObject", "do": "delay", "seconds": 1.0})
+    assert aws.send("PUT", "/images/k", b"x" * 100_000)[0] == 200
+    aws.sandbox.faults.clear()
 
 
 def test_a_crowd_of_silent_clients_keeps_nobody_out_for_ever(
-    aws: Asker, monkeypatch: pytest.MonkeyPatch
+    aws: SandboxClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
     with ExitStack() as crowd:
@@ -486,7 +488,9 @@ def alive(status: int) -> bool:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), edits=st.integers(1, 12), which=st.integers(0, 4))
-def test_requests_with_any_bytes_changed_are_answered(aws: Asker, seed: int, edits: int, which: int) -> None:
+def test_requests_with_any_bytes_changed_are_answered(
+    aws: SandboxClients, seed: int, edits: int, which: int
+) -> None:
     requests = [
         signed(aws, "PUT", "/images/k", b"", "Content-Length: 5", headers=UNSIGNED) + b"hello",
         signed(aws, "PUT", "/images/k", b"", "Transfer-Encoding: chunked", headers=UNSIGNED)
@@ -536,9 +540,9 @@ VALUES = st.recursive(
     value=VALUES,
     operation=st.sampled_from(["PutParameter", "GetParametersByPath", "DescribeParameters", "No"]),
 )
-def test_any_json_is_answered(aws: Asker, value: Any, operation: str) -> None:
+def test_any_json_is_answered(aws: SandboxClients, value: Any, operation: str) -> None:
     headers = {"X-Amz-Target": f"AmazonSSM.{operation}", "Content-Type": "application/x-amz-json-1.1"}
-    status, answer = aws.ask("POST", "/", json.dumps(value).encode(), service="ssm", headers=headers)
+    status, answer = aws.send("POST", "/", json.dumps(value).encode(), service="ssm", headers=headers)
     assert alive(status), answer
     json.loads(answer)
 
@@ -565,10 +569,10 @@ TAGS = [
     pairs=st.lists(st.tuples(st.sampled_from(NAMES + TAGS) | TEXTS, TEXTS), max_size=8),
     action=st.sampled_from(["DescribeImages", "RegisterImage", "CreateTags", "DescribeSnapshots"]),
 )
-def test_any_form_is_answered(aws: Asker, pairs: list[tuple[str, str]], action: str) -> None:
+def test_any_form_is_answered(aws: SandboxClients, pairs: list[tuple[str, str]], action: str) -> None:
     text = "&".join(f"{key}={value}" for key, value in pairs)
     body = f"Action={action}&Version=2016-11-15&{text}".encode("utf-8", "surrogatepass")
-    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert alive(status), answer
 
 
@@ -596,6 +600,6 @@ def test_any_form_is_answered(aws: Asker, pairs: list[tuple[str, str]], action: 
         max_size=12,
     )
 )
-def test_any_xml_is_answered(aws: Asker, body: list[str]) -> None:
-    status, answer = aws.ask("PUT", "/images?tagging=", "".join(body).encode("utf-8", "surrogatepass"))
+def test_any_xml_is_answered(aws: SandboxClients, body: list[str]) -> None:
+    status, answer = aws.send("PUT", "/images?tagging=", "".join(body).encode("utf-8", "surrogatepass"))
     assert alive(status), answer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.core import OPERATIONS, load_operations
 from vmsnix_ops.sandbox.wire.models import service_model
 
@@ -29,19 +29,19 @@ def test_every_required_parameter_is_honoured(key: tuple[str, str]) -> None:
     assert required <= OPERATIONS[key].parameters
 
 
-def test_an_operation_that_is_not_emulated(aws: Asker) -> None:
+def test_an_operation_that_is_not_emulated(aws: SandboxClients) -> None:
     with refused("NotImplemented", "The sandbox does not emulate ec2:DescribeFleets."):
         aws.ec2.describe_fleets()
     with refused("NotImplemented", "The sandbox does not emulate ssm:ListDocuments."):
         aws.ssm.list_documents()
 
 
-def test_an_operation_that_aws_does_not_have_either(aws: Asker) -> None:
-    status, body = aws.ask("POST", "/", b"Action=MakeCoffee&Version=2016-11-15", service="ec2", headers=FORM)
+def test_an_operation_that_aws_does_not_have_either(aws: SandboxClients) -> None:
+    status, body = aws.send("POST", "/", b"Action=MakeCoffee&Version=2016-11-15", service="ec2", headers=FORM)
     assert (status, b"<Code>InvalidAction</Code>" in body) == (400, True)
 
 
-def test_a_parameter_that_is_not_emulated(aws: Asker) -> None:
+def test_a_parameter_that_is_not_emulated(aws: SandboxClients) -> None:
     with refused("NotImplemented", "the parameter 'PermissionsBoundary' of iam:CreateRole"):
         aws.iam.create_role(
             RoleName="r",
@@ -55,21 +55,21 @@ def test_a_parameter_that_is_not_emulated(aws: Asker) -> None:
 
 
 @pytest.mark.parametrize("parameter", ["Colour=red", "Filter.1.Nam=x", "Filter.x.Name=y", "ImageId=ami-1"])
-def test_a_parameter_that_aws_does_not_have_either(aws: Asker, parameter: str) -> None:
+def test_a_parameter_that_aws_does_not_have_either(aws: SandboxClients, parameter: str) -> None:
     body = f"Action=DescribeImages&Version=2016-11-15&{parameter}".encode()
-    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert (status, b"<Code>UnknownParameter</Code>" in answer) == (400, True)
 
 
-def test_a_value_of_another_type(aws: Asker) -> None:
+def test_a_value_of_another_type(aws: SandboxClients) -> None:
     body = b"Action=DescribeImages&Version=2016-11-15&MaxResults=many"
-    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert (status, b"<Code>InvalidParameterValue</Code>" in answer) == (400, True)
 
 
-def test_a_missing_parameter(aws: Asker) -> None:
+def test_a_missing_parameter(aws: SandboxClients) -> None:
     body = b"Action=DeregisterImage&Version=2016-11-15"
-    status, answer = aws.ask("POST", "/", body, service="ec2", headers=FORM)
+    status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert (status, b"The request must contain the parameter ImageId" in answer) == (400, True)
 
 
@@ -86,19 +86,19 @@ def test_a_missing_parameter(aws: Asker) -> None:
     ],
 )
 def test_a_sub_resource_never_falls_through_to_the_plain_operation(
-    aws: Asker, method: str, path: str
+    aws: SandboxClients, method: str, path: str
 ) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"content")
-    status, body = aws.ask(method, path, b"<x/>" if method == "PUT" else b"")
+    status, body = aws.send(method, path, b"<x/>" if method == "PUT" else b"")
     assert status in {400, 501}
     assert b"content" not in body
     assert aws.s3.get_object(Bucket="images", Key="k")["Body"].read() == b"content"
 
 
-def test_xml_with_entities_is_refused(aws: Asker) -> None:
+def test_xml_with_entities_is_refused(aws: SandboxClients) -> None:
     aws.bucket()
     body = b'<!DOCTYPE x [<!ENTITY a "b">]><Tagging><TagSet></TagSet></Tagging>'
-    status, answer = aws.ask("PUT", "/images?tagging", body)
+    status, answer = aws.send("PUT", "/images?tagging", body)
     assert (status, b"MalformedXML" in answer) == (400, True)
 
 
@@ -111,7 +111,9 @@ def test_xml_with_entities_is_refused(aws: Asker) -> None:
         ("create_tags", {"Resources": ["ami-0123456789abcdef0"], "Tags": [{"Key": "a", "Value": "b"}]}),
     ],
 )
-def test_dry_run_is_honoured_by_all_of_ec2(aws: Asker, operation: str, params: dict[str, Any]) -> None:
+def test_dry_run_is_honoured_by_all_of_ec2(
+    aws: SandboxClients, operation: str, params: dict[str, Any]
+) -> None:
     with refused("DryRunOperation", "Request would have succeeded, but DryRun flag is set."):
         getattr(aws.ec2, operation)(DryRun=True, **params)
-    assert not aws.served.calls.matching("ec2:*", ran=True)
+    assert not aws.sandbox.calls.matching("ec2:*", ran=True)

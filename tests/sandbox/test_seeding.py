@@ -8,13 +8,13 @@ from vmsnix_ops.sandbox.core import Tables
 from vmsnix_ops.sandbox.seeding import REGIONS, populate
 
 if TYPE_CHECKING:
-    from tests.sandbox.asking import Asker
+    from tests.sandbox.clients import SandboxClients
 
 ACCOUNT = "012345678901"
 
 
-def test_twenty_regions_are_filled_and_those_that_need_it_opted_in_to(aws: Asker) -> None:
-    made = aws.served.populate(amis=3)
+def test_twenty_regions_are_filled_and_those_that_need_it_opted_in_to(aws: SandboxClients) -> None:
+    made = aws.sandbox.populate(amis=3)
     assert (made.amis, made.snapshots, len(REGIONS)) == (60, 60, 20)
     shown = {region["RegionName"] for region in aws.ec2.describe_regions()["Regions"]}
     assert set(REGIONS) <= shown
@@ -23,8 +23,8 @@ def test_twenty_regions_are_filled_and_those_that_need_it_opted_in_to(aws: Asker
         assert len(images) == 3
 
 
-def test_images_hold_snapshots_that_are_there_and_hold_bytes(aws: Asker) -> None:
-    aws.served.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
+def test_images_hold_snapshots_that_are_there_and_hold_bytes(aws: SandboxClients) -> None:
+    aws.sandbox.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
     images = aws.ec2.describe_images(Owners=["self"])["Images"]
     snapshots = {s["SnapshotId"]: s for s in aws.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
     held = {image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] for image in images}
@@ -33,8 +33,8 @@ def test_images_hold_snapshots_that_are_there_and_hold_bytes(aws: Asker) -> None
     aws.ec2.deregister_image(ImageId=images[0]["ImageId"])
 
 
-def test_one_ami_in_so_many_is_named_by_each_kind_in_turn(aws: Asker) -> None:
-    made = aws.served.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
+def test_one_ami_in_so_many_is_named_by_each_kind_in_turn(aws: SandboxClients) -> None:
+    made = aws.sandbox.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
     assert made.referenced == 4
     scaling = aws.client("autoscaling")
     named = {

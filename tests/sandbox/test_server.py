@@ -7,14 +7,14 @@ import socket
 
 import pytest
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox import Sandbox
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 
 
-def test_listens_on_the_loopback_address_only(aws: Asker) -> None:
-    assert aws.served.url.startswith("http://127.0.0.1:")
+def test_listens_on_the_loopback_address_only(aws: SandboxClients) -> None:
+    assert aws.sandbox.url.startswith("http://127.0.0.1:")
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", aws.port), timeout=5):
         pass
 
@@ -22,7 +22,7 @@ def test_listens_on_the_loopback_address_only(aws: Asker) -> None:
 @pytest.mark.parametrize(
     "host", ["example.com", "169.254.169.254", "localhost.example.com", "127.0.0.1.nip.io"]
 )
-def test_refuses_a_host_header_that_is_not_local(aws: Asker, host: str) -> None:
+def test_refuses_a_host_header_that_is_not_local(aws: SandboxClients, host: str) -> None:
     with aws.connection() as connection:
         connection.request("GET", "/", headers={"Host": host})
         answer = connection.getresponse()
@@ -30,16 +30,16 @@ def test_refuses_a_host_header_that_is_not_local(aws: Asker, host: str) -> None:
         assert b"local clients only" in answer.read()
 
 
-def test_a_browser_cannot_steer_it_from_another_site(aws: Asker) -> None:
+def test_a_browser_cannot_steer_it_from_another_site(aws: SandboxClients) -> None:
     with aws.connection() as connection:
         connection.request("GET", "/_vmsnix/calls", headers={"Origin": "https://example.com"})
         assert connection.getresponse().status == 403
 
 
-def test_takes_the_bucket_from_the_host_name(aws: Asker) -> None:
+def test_takes_the_bucket_from_the_host_name(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket("in-host"), Key="k", Body=b"found")
     headers = {"x-amz-content-sha256": EMPTY, "Host": f"in-host.localhost:{aws.port}"}
-    status, body = aws.ask("GET", "/k", headers=headers)
+    status, body = aws.send("GET", "/k", headers=headers)
     assert (status, body) == (200, b"found")
 
 
@@ -52,7 +52,7 @@ def test_names_a_taken_port() -> None:
             Sandbox(port=port)
 
 
-def test_says_100_continue_before_the_body_comes(aws: Asker) -> None:
+def test_says_100_continue_before_the_body_comes(aws: SandboxClients) -> None:
     aws.bucket()
     body = b"x" * 100_000
     digest = hashlib.sha256(body).hexdigest()
@@ -66,7 +66,7 @@ def test_says_100_continue_before_the_body_comes(aws: Asker) -> None:
         assert raw.recv(1000).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_refuses_an_upload_before_its_body_where_the_client_waits(aws: Asker) -> None:
+def test_refuses_an_upload_before_its_body_where_the_client_waits(aws: SandboxClients) -> None:
     headers = aws.signed("PUT", "/no-such-bucket/k", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     lines = [f"{name}: {value}" for name, value in headers.items()]
     lines += [f"Host: 127.0.0.1:{aws.port}", "Content-Length: 1000000000", "Expect: 100-continue"]
@@ -77,7 +77,7 @@ def test_refuses_an_upload_before_its_body_where_the_client_waits(aws: Asker) ->
     assert b"Connection: close" in answer
 
 
-def test_a_refused_upload_leaves_the_connection_clean(aws: Asker) -> None:
+def test_a_refused_upload_leaves_the_connection_clean(aws: SandboxClients) -> None:
     body = b"x" * 300_000
     digest = {"x-amz-content-sha256": hashlib.sha256(body).hexdigest()}
     with aws.connection() as connection:
@@ -92,7 +92,7 @@ def test_a_refused_upload_leaves_the_connection_clean(aws: Asker) -> None:
         assert connection.sock is socket_before
 
 
-def test_reads_bodies_that_http_sends_in_chunks(aws: Asker) -> None:
+def test_reads_bodies_that_http_sends_in_chunks(aws: SandboxClients) -> None:
     aws.bucket()
     headers = aws.signed("PUT", "/images/chunked", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     with aws.connection() as connection:
@@ -101,13 +101,13 @@ def test_reads_bodies_that_http_sends_in_chunks(aws: Asker) -> None:
     assert aws.s3.get_object(Bucket="images", Key="chunked")["Body"].read() == b"one,two"
 
 
-def test_answers_400_to_what_is_no_http(aws: Asker) -> None:
+def test_answers_400_to_what_is_no_http(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(b"hello\r\n\r\n")
         assert raw.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_client_that_goes_away_in_the_middle_leaves_nothing(aws: Asker) -> None:
+def test_a_client_that_goes_away_in_the_middle_leaves_nothing(aws: SandboxClients) -> None:
     aws.bucket()
     headers = aws.signed("PUT", "/images/half", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     with aws.connection() as connection:
@@ -121,16 +121,16 @@ def test_a_client_that_goes_away_in_the_middle_leaves_nothing(aws: Asker) -> Non
             connection.getresponse()
     with refused("404"):
         aws.s3.head_object(Bucket="images", Key="half")
-    assert [call.outcome for call in aws.served.calls.matching("s3:PutObject")] == ["Disconnected"]
+    assert [call.outcome for call in aws.sandbox.calls.matching("s3:PutObject")] == ["Disconnected"]
 
 
 def test_a_bug_in_the_sandbox_is_told_and_not_hidden(
-    aws: Asker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    aws: SandboxClients, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(aws.served.world, "authorize", break_down)
+    monkeypatch.setattr(aws.sandbox.world, "authorize", break_down)
     with refused("InternalError", "ZeroDivisionError: a bug"):
         aws.sts.get_caller_identity()
     assert "sts:GetCallerIdentity failed" in caplog.text

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.config import Config
 
-from tests.sandbox.asking import Asker, refused, sha256
+from tests.sandbox.clients import SandboxClients, refused, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         ("ebs", "UnrecognizedClientException"),
     ],
 )
-def test_refuses_an_unknown_access_key(aws: Asker, service: str, code: str) -> None:
+def test_refuses_an_unknown_access_key(aws: SandboxClients, service: str, code: str) -> None:
     client = aws.other_client(service, aws_access_key_id="AKIANOBODYKNOWSTHIS0")
     with refused(code):
         CALLS[service](client)
@@ -60,7 +60,7 @@ def test_refuses_an_unknown_access_key(aws: Asker, service: str, code: str) -> N
         ("ebs", "InvalidSignatureException"),
     ],
 )
-def test_refuses_a_wrong_secret(aws: Asker, service: str, code: str) -> None:
+def test_refuses_a_wrong_secret(aws: SandboxClients, service: str, code: str) -> None:
     client = aws.other_client(service, aws_secret_access_key="not-the-secret")
     with refused(code):
         CALLS[service](client)
@@ -77,7 +77,7 @@ def test_refuses_a_wrong_secret(aws: Asker, service: str, code: str) -> None:
         ("ebs", "ExpiredTokenException"),
     ],
 )
-def test_a_session_ends(aws: Asker, service: str, code: str) -> None:
+def test_a_session_ends(aws: SandboxClients, service: str, code: str) -> None:
     session = aws.sts.get_session_token(DurationSeconds=900)["Credentials"]
     client = aws.other_client(
         service,
@@ -85,12 +85,12 @@ def test_a_session_ends(aws: Asker, service: str, code: str) -> None:
         aws_secret_access_key=session["SecretAccessKey"],
         aws_session_token=session["SessionToken"],
     )
-    aws.served.clock.advance(901)
+    aws.sandbox.clock.advance(901)
     with refused(code):
         CALLS[service](client)
 
 
-def test_a_session_needs_its_token(aws: Asker) -> None:
+def test_a_session_needs_its_token(aws: SandboxClients) -> None:
     session = aws.sts.get_session_token()["Credentials"]
     keys = {
         "aws_access_key_id": session["AccessKeyId"],
@@ -112,9 +112,9 @@ def test_a_session_needs_its_token(aws: Asker) -> None:
     ],
 )
 def test_refuses_clocks_that_differ_too_much(
-    aws: Asker, service: str, code: str, skew: timedelta, monkeypatch: pytest.MonkeyPatch
+    aws: SandboxClients, service: str, code: str, skew: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aws.served.clock, "skew", skew)
+    monkeypatch.setattr(aws.sandbox.clock, "skew", skew)
     with refused(code):
         CALLS[service](aws.client(service))
 
@@ -123,12 +123,12 @@ def test_refuses_clocks_that_differ_too_much(
     ("service", "code"),
     [("ec2", "AuthFailure"), ("sts", "SignatureDoesNotMatch"), ("s3", "AuthorizationHeaderMalformed")],
 )
-def test_refuses_a_region_that_is_none(aws: Asker, service: str, code: str) -> None:
+def test_refuses_a_region_that_is_none(aws: SandboxClients, service: str, code: str) -> None:
     with refused(code):
         CALLS[service](aws.client(service, "eu-nowhere-9"))
 
 
-def test_refuses_unsigned_requests(aws: Asker) -> None:
+def test_refuses_unsigned_requests(aws: SandboxClients) -> None:
     form = "application/x-www-form-urlencoded"
     with aws.connection() as connection:
         connection.request("GET", "/images/k")
@@ -140,15 +140,15 @@ def test_refuses_unsigned_requests(aws: Asker) -> None:
         assert (answer.status, b"<Code>MissingAuthenticationToken</Code>" in answer.read()) == (403, True)
 
 
-def test_refuses_signature_version_2(aws: Asker) -> None:
+def test_refuses_signature_version_2(aws: SandboxClients) -> None:
     aws.bucket()
     client = aws.other_client("s3", config=Config(signature_version="s3", retries={"total_max_attempts": 1}))
     with refused("InvalidRequest", "Please use AWS4-HMAC-SHA256"):
         client.list_buckets()
 
 
-def test_refuses_services_that_it_does_not_have(aws: Asker) -> None:
-    status, body = aws.ask("POST", "/", b"{}", service="dynamodb")
+def test_refuses_services_that_it_does_not_have(aws: SandboxClients) -> None:
+    status, body = aws.send("POST", "/", b"{}", service="dynamodb")
     assert status == 501
     assert b"does not emulate the service 'dynamodb'" in body
 
@@ -156,7 +156,7 @@ def test_refuses_services_that_it_does_not_have(aws: Asker) -> None:
 # Payloads
 
 
-def test_takes_a_payload_whose_hash_is_in_the_signature_only(aws: Asker) -> None:
+def test_takes_a_payload_whose_hash_is_in_the_signature_only(aws: SandboxClients) -> None:
     """boto3 with awscrt signs EBS blocks like this; all services but S3 are always signed like this."""
     snapshot = aws.ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
     block = b"\7" * 524_288
@@ -165,11 +165,11 @@ def test_takes_a_payload_whose_hash_is_in_the_signature_only(aws: Asker) -> None
         "x-amz-Checksum": sha256(block),
         "x-amz-Checksum-Algorithm": "SHA256",
     }
-    status, _ = aws.ask("PUT", f"/snapshots/{snapshot}/blocks/0", block, service="ebs", headers=headers)
+    status, _ = aws.send("PUT", f"/snapshots/{snapshot}/blocks/0", block, service="ebs", headers=headers)
     assert status == 201
 
 
-def test_refuses_a_body_that_is_not_the_signed_one(aws: Asker) -> None:
+def test_refuses_a_body_that_is_not_the_signed_one(aws: SandboxClients) -> None:
     aws.bucket()
     headers = aws.signed(
         "PUT", "/images/k", b"signed", headers={"x-amz-content-sha256": hashlib.sha256(b"signed").hexdigest()}
@@ -182,9 +182,9 @@ def test_refuses_a_body_that_is_not_the_signed_one(aws: Asker) -> None:
         aws.s3.head_object(Bucket="images", Key="k")
 
 
-def test_takes_unsigned_payloads(aws: Asker) -> None:
+def test_takes_unsigned_payloads(aws: SandboxClients) -> None:
     aws.bucket()
-    status, _ = aws.ask("PUT", "/images/k", b"x", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
+    status, _ = aws.send("PUT", "/images/k", b"x", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     assert status == 200
 
 
@@ -192,7 +192,7 @@ def chunk(data: bytes, extension: str = "") -> bytes:
     return f"{len(data):x}{extension}\r\n".encode() + data + b"\r\n"
 
 
-def test_takes_chunks_with_a_trailing_checksum(aws: Asker) -> None:
+def test_takes_chunks_with_a_trailing_checksum(aws: SandboxClients) -> None:
     aws.bucket()
     data = b"a" * 100_000
     headers = {
@@ -205,7 +205,7 @@ def test_takes_chunks_with_a_trailing_checksum(aws: Asker) -> None:
     def send(checksum: str) -> tuple[int, bytes]:
         trailer = f"0\r\nx-amz-checksum-sha256:{checksum}\r\n\r\n".encode()
         body = chunk(data[:65_536]) + chunk(data[65_536:]) + trailer
-        return aws.ask("PUT", "/images/trailer", body, headers=headers)
+        return aws.send("PUT", "/images/trailer", body, headers=headers)
 
     assert send(sha256(data))[0] == 200
     stored = aws.s3.get_object(Bucket="images", Key="trailer", ChecksumMode="ENABLED")
@@ -219,11 +219,11 @@ def test_takes_chunks_with_a_trailing_checksum(aws: Asker) -> None:
 class ChunkSigning:
     """The client's side of signed chunks, by the S3 API Reference."""
 
-    def __init__(self, aws: Asker, headers: dict[str, str]) -> None:
+    def __init__(self, aws: SandboxClients, headers: dict[str, str]) -> None:
         signature, stamp = headers["Authorization"].rpartition("Signature=")[2], headers["X-Amz-Date"]
         self.previous, self.stamp = signature, stamp
         self.scope = f"{stamp[:8]}/us-east-1/s3/aws4_request"
-        key = f"AWS4{aws.served.secret_key}".encode()
+        key = f"AWS4{aws.sandbox.secret_key}".encode()
         for part in self.scope.split("/"):
             key = hmac.new(key, part.encode(), "sha256").digest()
         self.key = key
@@ -242,7 +242,7 @@ class ChunkSigning:
 
 
 @pytest.mark.parametrize("tampered", [False, True])
-def test_verifies_the_signature_of_every_chunk(aws: Asker, *, tampered: bool) -> None:
+def test_verifies_the_signature_of_every_chunk(aws: SandboxClients, *, tampered: bool) -> None:
     aws.bucket()
     data = b"b" * 70_000
     headers = {
@@ -264,7 +264,7 @@ def test_verifies_the_signature_of_every_chunk(aws: Asker, *, tampered: bool) ->
 
 
 @pytest.mark.parametrize("tampered", [False, True])
-def test_verifies_the_signature_of_trailers(aws: Asker, *, tampered: bool) -> None:
+def test_verifies_the_signature_of_trailers(aws: SandboxClients, *, tampered: bool) -> None:
     aws.bucket()
     data = b"c" * 10_000
     headers = {
@@ -298,7 +298,7 @@ def fetch(url: str, method: str = "GET", data: bytes | None = None) -> tuple[int
             return error.code, error.read()
 
 
-def test_presigned_urls_read_and_write(aws: Asker) -> None:
+def test_presigned_urls_read_and_write(aws: SandboxClients) -> None:
     aws.bucket()
     client = aws.other_client("s3", config=Config(signature_version="s3v4"))
     put = client.generate_presigned_url("put_object", {"Bucket": "images", "Key": "a b+ü"})
@@ -308,25 +308,25 @@ def test_presigned_urls_read_and_write(aws: Asker) -> None:
     assert fetch(get.replace("images", "others"))[0] == 403
 
 
-def test_a_clock_that_was_advanced_before_a_reset_expires_no_url(aws: Asker) -> None:
-    aws.served.clock.advance(10_000)  # in the very second in which the URL is made
-    aws.served.reset()
+def test_a_clock_that_was_advanced_before_a_reset_expires_no_url(aws: SandboxClients) -> None:
+    aws.sandbox.clock.advance(10_000)  # in the very second in which the URL is made
+    aws.sandbox.reset()
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
     client = aws.other_client("s3", config=Config(signature_version="s3v4"))
     assert fetch(client.generate_presigned_url("get_object", {"Bucket": "images", "Key": "k"}))[0] == 200
 
 
-def test_presigned_urls_expire(aws: Asker) -> None:
+def test_presigned_urls_expire(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
     client = aws.other_client("s3", config=Config(signature_version="s3v4"))
     url = client.generate_presigned_url("get_object", {"Bucket": "images", "Key": "k"}, ExpiresIn=60)
-    aws.served.clock.advance(61)
+    aws.sandbox.clock.advance(61)
     status, body = fetch(url)
     assert (status, b"Request has expired" in body) == (403, True)
 
 
 @pytest.mark.parametrize("key", ["plain", "a b", "a+b", "ü/ö", "a//b", "../up", "100%", "a:b@c,d;e=f&g"])
-def test_signs_any_key(aws: Asker, key: str) -> None:
+def test_signs_any_key(aws: SandboxClients, key: str) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key=key, Body=key.encode())
     assert aws.s3.get_object(Bucket="images", Key=key)["Body"].read() == key.encode()
     assert [entry["Key"] for entry in aws.s3.list_objects_v2(Bucket="images")["Contents"]] == [key]

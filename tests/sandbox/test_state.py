@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.sandbox.asking import refused
+from tests.sandbox.clients import refused
 from tests.support import read_line
 from vmsnix_ops.sandbox import sandbox, sandbox_process
 

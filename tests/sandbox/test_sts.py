@@ -10,13 +10,13 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 
-def make_role(aws: Asker, **condition: Any) -> str:
+def make_role(aws: SandboxClients, **condition: Any) -> str:
     statement = {
         "Effect": "Allow",
-        "Principal": {"AWS": aws.served.account},
+        "Principal": {"AWS": aws.sandbox.account},
         "Action": "sts:AssumeRole",
     } | condition
     trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
@@ -24,13 +24,13 @@ def make_role(aws: Asker, **condition: Any) -> str:
     return arn
 
 
-def test_the_account_id_is_a_text_that_begins_with_a_zero(aws: Asker) -> None:
+def test_the_account_id_is_a_text_that_begins_with_a_zero(aws: SandboxClients) -> None:
     identity = aws.sts.get_caller_identity()
     assert identity["Account"] == "012345678901"
     assert identity["Arn"] == "arn:aws:iam::012345678901:user/operator"
 
 
-def test_a_session_acts_as_its_role(aws: Asker) -> None:
+def test_a_session_acts_as_its_role(aws: SandboxClients) -> None:
     arn = make_role(aws)
     session = aws.sts.assume_role(RoleArn=arn, RoleSessionName="run-1")
     keys = session["Credentials"]
@@ -40,13 +40,13 @@ def test_a_session_acts_as_its_role(aws: Asker) -> None:
         aws_secret_access_key=keys["SecretAccessKey"],
         aws_session_token=keys["SessionToken"],
     )
-    expected = f"arn:aws:sts::{aws.served.account}:assumed-role/publisher/run-1"
+    expected = f"arn:aws:sts::{aws.sandbox.account}:assumed-role/publisher/run-1"
     assert client.get_caller_identity()["Arn"] == session["AssumedRoleUser"]["Arn"] == expected
     left = keys["Expiration"] - datetime.now(UTC)
     assert timedelta(minutes=55) < left <= timedelta(hours=1)
 
 
-def test_a_role_lets_in_only_whom_it_trusts(aws: Asker) -> None:
+def test_a_role_lets_in_only_whom_it_trusts(aws: SandboxClients) -> None:
     arn = make_role(aws, Condition={"StringEquals": {"sts:ExternalId": "secret"}})
     with refused("AccessDenied", "is not authorized to perform: sts:AssumeRole on resource"):
         aws.sts.assume_role(RoleArn=arn, RoleSessionName="run-1")
@@ -55,14 +55,14 @@ def test_a_role_lets_in_only_whom_it_trusts(aws: Asker) -> None:
         aws.sts.assume_role(RoleArn=arn + "-not", RoleSessionName="run-1")
 
 
-def test_a_session_is_no_longer_than_its_role_allows(aws: Asker) -> None:
+def test_a_session_is_no_longer_than_its_role_allows(aws: SandboxClients) -> None:
     arn = make_role(aws)
     with refused("ValidationError", "exceeds the MaxSessionDuration"):
         aws.sts.assume_role(RoleArn=arn, RoleSessionName="run-1", DurationSeconds=7200)
     aws.sts.assume_role(RoleArn=arn, RoleSessionName="run-1", DurationSeconds=900)
 
 
-def test_partitions_have_their_own_names(aws: Asker) -> None:
+def test_partitions_have_their_own_names(aws: SandboxClients) -> None:
     trust = json.dumps(
         {
             "Version": "2012-10-17",
@@ -74,10 +74,10 @@ def test_partitions_have_their_own_names(aws: Asker) -> None:
     assert arn.startswith("arn:aws-cn:iam::")
 
 
-def test_quotas(aws: Asker) -> None:
+def test_quotas(aws: SandboxClients) -> None:
     quotas = aws.client("service-quotas")
     assert quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]["Value"] == 5.0
-    aws.served.world.tables.table(aws.served.account, "us-east-1", "quotas")["ec2/L-0E3CBAB9"] = 7.0
+    aws.sandbox.world.tables.table(aws.sandbox.account, "us-east-1", "quotas")["ec2/L-0E3CBAB9"] = 7.0
     assert quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]["Value"] == 7.0
     default = quotas.get_aws_default_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]
     assert (default["Value"], default["QuotaName"]) == (5.0, "Public AMIs")

@@ -386,8 +386,7 @@ def _session_seconds(params: Params) -> int:
         raise AwsError(
             "ValidationError",
             f"1 validation error detected: Value '{seconds}' at 'maxSessionDuration' failed to satisfy "
-            "constraint: "
-            f"Member must have value {bound}",
+            f"constraint: Member must have value {bound}",
         )
     return seconds
 
@@ -687,9 +686,8 @@ def create_policy_version(context: Context, params: Params) -> dict[str, Any]:
     if len(policy.versions) >= MAX_VERSIONS:
         raise AwsError(
             "LimitExceeded",
-            "A managed policy can have up to 5 versions. Before you create a new version, you must delete "
-            "an existing "
-            "version.",
+            "A managed policy can have up to 5 versions. Before you create a new version, you must delete an "
+            "existing version.",
             status=409,
         )
     version = f"v{policy.next_version}"

@@ -105,6 +105,10 @@ def _add_version(parameter: Parameter, version: ParameterVersion) -> None:
     parameter.versions.append(version)
 
 
+def _validation_error(text: str) -> AwsError:
+    return AwsError("ValidationException", text)
+
+
 def _parameter_not_found() -> AwsError:
     """Return the error for an unknown name. AWS sends no text."""
     return AwsError("ParameterNotFound", "")
@@ -198,10 +202,9 @@ def _page(items: list[Any], params: Params, member: str, most: int) -> dict[str,
     limit = params.get("MaxResults", most)
     if not 1 <= limit <= most:
         bound = "less than or equal to" if limit > most else "greater than or equal to"
-        raise AwsError(
-            "ValidationException",
+        raise _validation_error(
             f"1 validation error detected: Value '{limit}' at 'maxResults' failed to satisfy constraint: "
-            f"Member must have value {bound} {most if limit > most else 1}",
+            f"Member must have value {bound} {most if limit > most else 1}"
         )
     start = _read_token(params["NextToken"]) if "NextToken" in params else 0
     answer: dict[str, Any] = {member: items[start : start + limit]}
@@ -231,10 +234,9 @@ def _check_name(name: str) -> None:
         or "//" in name
         or ("/" in name and not name.startswith("/"))
     ):
-        raise AwsError(
-            "ValidationException",
+        raise _validation_error(
             "Parameter name must be a fully qualified name: only a mix of letters, numbers and the following "
-            "3 symbols .-_ , beginning with / when it has several levels.",
+            "3 symbols .-_ , beginning with / when it has several levels."
         )
     first = name.strip("/").split("/")[0].lower()
     if first.startswith(("aws", "ssm")):
@@ -298,13 +300,10 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
             "request to true.",
         )
     if overwrite and params.get("Tags"):
-        raise AwsError(
-            "ValidationException",
+        raise _validation_error(
             "Invalid request: tags and overwrite can't be used together. To create a parameter with tags, "
-            "please "
-            "remove overwrite flag. To update tags for an existing parameter, please use AddTagsToResource "
-            "or "
-            "RemoveTagsFromResource.",
+            "please remove overwrite flag. To update tags for an existing parameter, please use "
+            "AddTagsToResource or RemoveTagsFromResource."
         )
     version = _new_version(context, params, existing)
     if existing is not None:
@@ -327,25 +326,24 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
 def _new_version(context: Context, params: Params, existing: Parameter | None) -> ParameterVersion:
     kind = params.get("Type") or (existing.newest.kind if existing is not None else None)
     if kind is None:
-        raise AwsError("ValidationException", "A parameter type is required when you create a parameter.")
+        raise _validation_error("A parameter type is required when you create a parameter.")
     if params.get("KeyId") and kind != "SecureString":
-        raise AwsError("ValidationException", f"KeyId is not supported for the parameter type {kind}.")
+        raise _validation_error(f"KeyId is not supported for the parameter type {kind}.")
     key = kms_key_arn(context, params.get("KeyId")) if kind == "SecureString" else ""
     if existing is not None and kind != existing.newest.kind:
         raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
     data_type = params.get("DataType") or (existing.newest.data_type if existing is not None else "text")
     if existing is not None and data_type != existing.newest.data_type:
         # Public reports: the data type of an existing parameter cannot change. The text is from memory.
-        raise AwsError("ValidationException", "The data type of an existing parameter can't be changed.")
+        raise _validation_error("The data type of an existing parameter can't be changed.")
     tier = params.get("Tier", "Standard")
     if existing is not None and existing.newest.tier == "Advanced":
         # The default of Tier is the standard tier ("Tier" of PutParameter).
         if tier == "Standard":
-            raise AwsError(
-                "ValidationException",
+            raise _validation_error(
                 "This parameter uses the advanced-parameter tier. You can't downgrade a parameter from the "
                 "advanced-parameter tier to the standard-parameter tier. If necessary, you can delete the "
-                "advanced parameter and recreate it as a standard parameter.",
+                "advanced parameter and recreate it as a standard parameter."
             )
         tier = "Advanced"
     _check_value(params, tier, kind, data_type)
@@ -367,28 +365,24 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
 def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
     value = params["Value"]
     if not value:
-        raise AwsError(
-            "ValidationException",
-            "1 validation error detected: Value '' at 'value' failed to satisfy constraint: Member must "
-            "have length "
-            "greater than or equal to 1.",
+        raise _validation_error(
+            "1 validation error detected: Value '' at 'value' failed to satisfy constraint: Member must have "
+            "length greater than or equal to 1."
         )
     if tier not in MAX_VALUE_BYTES or len(value.encode()) > MAX_VALUE_BYTES[tier]:
-        raise AwsError(
-            "ValidationException",
+        raise _validation_error(
             f"{tier} tier parameters support a maximum parameter value of {MAX_VALUE_BYTES.get(tier, 4096)} "
-            "characters.",
+            "characters."
         )
     if data_type not in DATA_TYPES:
-        raise AwsError(
-            "ValidationException",
-            f"The following data type is not supported: {data_type} (Data type names are all lowercase.)",
+        raise _validation_error(
+            f"The following data type is not supported: {data_type} (Data type names are all lowercase.)"
         )
     if data_type == "aws:ec2:image" and (kind != "String" or not IMAGE_ID.fullmatch(value)):
-        raise AwsError(  # the text is from memory
-            "ValidationException",
+        # The text is from memory.
+        raise _validation_error(
             f"Invalid parameter value: {value}. The data type aws:ec2:image takes the id of an AMI, such as "
-            "ami-12345abcdeEXAMPLE.",
+            "ami-12345abcdeEXAMPLE."
         )
     pattern = params.get("AllowedPattern")
     if pattern and not re.search(pattern, value):
@@ -403,12 +397,10 @@ def _check_oldest_version(parameter: Parameter) -> None:
     if len(parameter.versions) >= MAX_VERSIONS and parameter.versions[0].labels:
         raise AwsError(
             "ParameterMaxVersionLimitExceeded",
-            f"You attempted to create a new version of {parameter.name} by calling the PutParameter API "
-            "with the "
-            f"overwrite flag. Version {parameter.versions[0].number}, the oldest version, can't be "
-            "deleted because "
-            "it has a label associated with it. Move the label to another version of the parameter, "
-            "and try again.",
+            f"You attempted to create a new version of {parameter.name} by calling the PutParameter API with "
+            f"the overwrite flag. Version {parameter.versions[0].number}, the oldest version, can't be "
+            "deleted because it has a label associated with it. Move the label to another version of the "
+            "parameter, and try again.",
         )
 
 
@@ -422,11 +414,9 @@ def get_parameter(context: Context, params: Params) -> dict[str, Any]:
 def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     """Return up to ten parameters, and the unknown names."""
     if not 1 <= len(params["Names"]) <= 10:
-        raise AwsError(
-            "ValidationException",
+        raise _validation_error(
             f"1 validation error detected: Value '{params['Names']}' at 'names' failed to satisfy "
-            "constraint: "
-            "Member must have length less than or equal to 10",
+            "constraint: Member must have length less than or equal to 10"
         )
     found, invalid = [], []
     for name in params["Names"]:
@@ -464,11 +454,10 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
     """Return the parameters directly below a path; with ``Recursive``, at any depth."""
     path = params["Path"]
     if not path.startswith("/"):
-        raise AwsError(
-            "ValidationException",
+        raise _validation_error(
             "The parameter doesn't meet the parameter name requirements. The parameter name must begin "
             "with a forward "
-            'slash "/".',
+            'slash "/".'
         )
     prefix = path if path.endswith("/") else f"{path}/"
     found = [

@@ -73,8 +73,7 @@ def _session_seconds(params: Params, longest: int) -> int:
         raise AwsError(
             "ValidationError",
             f"1 validation error detected: Value '{seconds}' at 'durationSeconds' failed to satisfy "
-            "constraint: "
-            "Member must have value greater than or equal to 900",
+            "constraint: Member must have value greater than or equal to 900",
         )
     if seconds > longest:
         raise AwsError(

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sandbox.ec2.conftest import aws, rehearsal
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
+from tests.sandbox.ec2.conftest import aws, still_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["aws", "rehearsal"]
+__all__ = ["aws", "still_sandbox"]
 ZONES = ["us-east-1a", "us-east-1b"]
 
 
 @pytest.fixture
-def scaling(aws: Rehearsal) -> Any:
+def scaling(aws: SandboxClients) -> Any:
     return aws.client("autoscaling")
 
 
 @pytest.fixture
-def configuration(aws: Rehearsal, scaling: Any) -> Callable[..., str]:
+def configuration(aws: SandboxClients, scaling: Any) -> Callable[..., str]:
     def make(name: str = "old", **more: Any) -> str:
         image = more.pop("ImageId", None) or aws.image()
         scaling.create_launch_configuration(
@@ -36,7 +36,7 @@ def configuration(aws: Rehearsal, scaling: Any) -> Callable[..., str]:
     return make
 
 
-def template(aws: Rehearsal, image: str) -> str:
+def template(aws: SandboxClients, image: str) -> str:
     data = {"ImageId": image, "InstanceType": "t3.micro"}
     made = aws.ec2.create_launch_template(LaunchTemplateName="nodes", LaunchTemplateData=data)
     template_id: str = made["LaunchTemplate"]["LaunchTemplateId"]
@@ -54,7 +54,7 @@ def only(scaling: Any) -> dict[str, Any]:
 
 
 def test_a_group_launches_what_its_configuration_says(
-    aws: Rehearsal, scaling: Any, configuration: Callable[..., str]
+    aws: SandboxClients, scaling: Any, configuration: Callable[..., str]
 ) -> None:
     image = configuration()
     group(scaling, LaunchConfigurationName="old", DesiredCapacity=3)
@@ -74,7 +74,7 @@ def only_without_instances(scaling: Any) -> dict[str, Any]:
     return answer["AutoScalingGroups"][0]
 
 
-def test_a_group_names_its_template_by_id_and_name(aws: Rehearsal, scaling: Any) -> None:
+def test_a_group_names_its_template_by_id_and_name(aws: SandboxClients, scaling: Any) -> None:
     template_id = template(aws, aws.image())
     group(scaling, LaunchTemplate={"LaunchTemplateName": "nodes", "Version": "$Latest"})
     expected = {"LaunchTemplateId": template_id, "LaunchTemplateName": "nodes", "Version": "$Latest"}
@@ -82,7 +82,7 @@ def test_a_group_names_its_template_by_id_and_name(aws: Rehearsal, scaling: Any)
     assert only(scaling)["Instances"][0]["LaunchTemplate"] == expected
 
 
-def test_a_mixed_group_may_override_the_image(aws: Rehearsal, scaling: Any) -> None:
+def test_a_mixed_group_may_override_the_image(aws: SandboxClients, scaling: Any) -> None:
     template_id, other = template(aws, aws.image()), aws.image()
     mixed = {
         "LaunchTemplateSpecification": {"LaunchTemplateId": template_id, "Version": "1"},
@@ -96,7 +96,7 @@ def test_a_mixed_group_may_override_the_image(aws: Rehearsal, scaling: Any) -> N
 
 
 def test_what_is_launched_changes_for_new_instances_only(
-    aws: Rehearsal, scaling: Any, configuration: Callable[..., str]
+    aws: SandboxClients, scaling: Any, configuration: Callable[..., str]
 ) -> None:
     old, new = configuration(), configuration("new")
     group(scaling, LaunchConfigurationName="old")

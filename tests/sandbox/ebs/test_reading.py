@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import BLOCK, Rehearsal, refused
+from tests.sandbox.clients import BLOCK, SandboxClients, refused
 
 DAY = 24 * 3600
 
@@ -20,7 +20,7 @@ def checksum(data: bytes) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
-def write(aws: Rehearsal, blocks: dict[int, bytes], parent: str | None = None) -> str:
+def write(aws: SandboxClients, blocks: dict[int, bytes], parent: str | None = None) -> str:
     """Return a completed snapshot with these first bytes of blocks."""
     more = {"ParentSnapshotId": parent} if parent else {}
     snapshot: str = aws.ebs.start_snapshot(VolumeSize=1, **more)["SnapshotId"]
@@ -39,7 +39,7 @@ def write(aws: Rehearsal, blocks: dict[int, bytes], parent: str | None = None) -
     return snapshot
 
 
-def read(aws: Rehearsal, snapshot: str, region: str = "us-east-1") -> dict[int, bytes]:
+def read(aws: SandboxClients, snapshot: str, region: str = "us-east-1") -> dict[int, bytes]:
     """Return what the blocks of a snapshot begin with."""
     ebs = aws.client("ebs", region)
     found = {}
@@ -56,7 +56,7 @@ def indices(answer: dict[str, Any]) -> list[int]:
     return [block["BlockIndex"] for block in answer["Blocks"]]
 
 
-def test_what_was_put_is_read_back_in_order(aws: Rehearsal) -> None:
+def test_what_was_put_is_read_back_in_order(aws: SandboxClients) -> None:
     written = {5: b"five", 0: b"zero", 1: b"one"}
     snapshot = write(aws, written)
     answer = aws.ebs.list_snapshot_blocks(SnapshotId=snapshot)
@@ -65,7 +65,7 @@ def test_what_was_put_is_read_back_in_order(aws: Rehearsal) -> None:
     assert read(aws, snapshot) == written
 
 
-def test_pages_add_up(aws: Rehearsal) -> None:
+def test_pages_add_up(aws: SandboxClients) -> None:
     snapshot = write(aws, dict.fromkeys(range(0, 250, 2), b"x"))
     first = aws.ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100)
     second = aws.ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100, NextToken=first["NextToken"])
@@ -75,7 +75,7 @@ def test_pages_add_up(aws: Rehearsal) -> None:
     assert indices(aws.ebs.list_snapshot_blocks(SnapshotId=snapshot, StartingBlockIndex=245)) == [246, 248]
 
 
-def test_tokens_are_good_for_their_own_purpose_only(aws: Rehearsal) -> None:
+def test_tokens_are_good_for_their_own_purpose_only(aws: SandboxClients) -> None:
     one, other = write(aws, {0: b"a", 1: b"b"}), write(aws, {0: b"a"})
     first, second = aws.ebs.list_snapshot_blocks(SnapshotId=one)["Blocks"]
     for snapshot, index, token in (
@@ -89,7 +89,7 @@ def test_tokens_are_good_for_their_own_purpose_only(aws: Rehearsal) -> None:
         aws.ebs.list_snapshot_blocks(SnapshotId=one, NextToken=first["BlockToken"])
 
 
-def test_tokens_expire(aws: Rehearsal) -> None:
+def test_tokens_expire(aws: SandboxClients) -> None:
     snapshot = write(aws, dict.fromkeys(range(101), b"x"))
     page = aws.ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100)
     aws.pass_time(2 * 3600)
@@ -101,21 +101,21 @@ def test_tokens_expire(aws: Rehearsal) -> None:
         aws.ebs.get_snapshot_block(SnapshotId=snapshot, **page["Blocks"][0])
 
 
-def test_a_child_has_its_parents_blocks_where_it_has_none(aws: Rehearsal) -> None:
+def test_a_child_has_its_parents_blocks_where_it_has_none(aws: SandboxClients) -> None:
     parent = write(aws, {0: b"old", 1: b"old"})
     child = write(aws, {1: b"new", 3: b"new"}, parent)
     assert read(aws, child) == {0: b"old", 1: b"new", 3: b"new"}
     assert read(aws, parent) == {0: b"old", 1: b"old"}
 
 
-def test_a_child_survives_its_parent(aws: Rehearsal) -> None:
+def test_a_child_survives_its_parent(aws: SandboxClients) -> None:
     parent = write(aws, {0: b"old"})
     child = write(aws, {}, parent)
     aws.ec2.delete_snapshot(SnapshotId=parent)
     assert read(aws, child) == {0: b"old"}
 
 
-def test_changed_blocks_are_those_that_differ(aws: Rehearsal) -> None:
+def test_changed_blocks_are_those_that_differ(aws: SandboxClients) -> None:
     parent = write(aws, {0: b"same", 1: b"old"})
     child = write(aws, {0: b"same", 1: b"new", 3: b"new"}, parent)
     answer = aws.ebs.list_changed_blocks(FirstSnapshotId=parent, SecondSnapshotId=child)
@@ -131,33 +131,33 @@ def test_changed_blocks_are_those_that_differ(aws: Rehearsal) -> None:
         assert got["BlockData"].read().rstrip(b"\0") == expected
 
 
-def test_without_a_first_snapshot_every_block_changed(aws: Rehearsal) -> None:
+def test_without_a_first_snapshot_every_block_changed(aws: SandboxClients) -> None:
     snapshot = write(aws, {0: b"a", 7: b"b"})
     changed = aws.ebs.list_changed_blocks(SecondSnapshotId=snapshot)["ChangedBlocks"]
     assert [(b["BlockIndex"], "FirstBlockToken" in b) for b in changed] == [(0, False), (7, False)]
 
 
-def test_unrelated_snapshots_have_no_changes(aws: Rehearsal) -> None:
+def test_unrelated_snapshots_have_no_changes(aws: SandboxClients) -> None:
     one, other = write(aws, {0: b"a"}), write(aws, {0: b"b"})
     with pytest.raises(aws.ebs.exceptions.ValidationException) as caught:
         aws.ebs.list_changed_blocks(FirstSnapshotId=one, SecondSnapshotId=other)
     assert caught.value.response["Reason"] == "UNRELATED_SNAPSHOTS"
 
 
-def test_a_pending_snapshot_is_not_read(aws: Rehearsal) -> None:
+def test_a_pending_snapshot_is_not_read(aws: SandboxClients) -> None:
     snapshot = aws.ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
     with refused("ValidationException"):
         aws.ebs.list_snapshot_blocks(SnapshotId=snapshot)
 
 
-def test_unknown_snapshots_are_refused(aws: Rehearsal) -> None:
+def test_unknown_snapshots_are_refused(aws: SandboxClients) -> None:
     with refused("ResourceNotFoundException"):
         aws.ebs.list_snapshot_blocks(SnapshotId="snap-0123456789abcdef0")
     with refused("ResourceNotFoundException"):
         aws.ebs.list_changed_blocks(SecondSnapshotId="snap-0123456789abcdef0")
 
 
-def test_copies_volumes_and_images_hold_the_same_blocks(aws: Rehearsal) -> None:
+def test_copies_volumes_and_images_hold_the_same_blocks(aws: SandboxClients) -> None:
     written = {0: b"boot", 9: b"data"}
     snapshot = write(aws, written)
     ireland = aws.client("ec2", "eu-west-1")
@@ -174,7 +174,7 @@ def test_copies_volumes_and_images_hold_the_same_blocks(aws: Rehearsal) -> None:
     assert read(aws, of_image, "eu-west-1") == written
 
 
-def test_a_snapshot_of_a_restored_volume_belongs_to_the_lineage(aws: Rehearsal) -> None:
+def test_a_snapshot_of_a_restored_volume_belongs_to_the_lineage(aws: SandboxClients) -> None:
     snapshot = write(aws, {0: b"a"})
     volume = aws.ec2.create_volume(SnapshotId=snapshot, AvailabilityZone="us-east-1a")["VolumeId"]
     again = aws.ec2.create_snapshot(VolumeId=volume)["SnapshotId"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import BLOCK, Rehearsal, refused
+from tests.sandbox.clients import BLOCK, SandboxClients, refused
 
 MINUTE = 60
 
@@ -35,12 +35,14 @@ def block(number: int) -> bytes:
     return bytes([number]) * BLOCK
 
 
-def start(aws: Rehearsal, **more: Any) -> str:
+def start(aws: SandboxClients, **more: Any) -> str:
     snapshot_id: str = aws.ebs.start_snapshot(**({"VolumeSize": 1} | more))["SnapshotId"]
     return snapshot_id
 
 
-def put(aws: Rehearsal, snapshot: str, index: int, data: bytes | None = None, **more: Any) -> dict[str, Any]:
+def put(
+    aws: SandboxClients, snapshot: str, index: int, data: bytes | None = None, **more: Any
+) -> dict[str, Any]:
     data = block(index % 256) if data is None else data
     asked = {
         "SnapshotId": snapshot,
@@ -54,12 +56,12 @@ def put(aws: Rehearsal, snapshot: str, index: int, data: bytes | None = None, **
     return answer
 
 
-def complete(aws: Rehearsal, snapshot: str, count: int, **more: Any) -> str:
+def complete(aws: SandboxClients, snapshot: str, count: int, **more: Any) -> str:
     status: str = aws.ebs.complete_snapshot(SnapshotId=snapshot, ChangedBlocksCount=count, **more)["Status"]
     return status
 
 
-def test_a_started_snapshot_is_pending_here_and_in_ec2(aws: Rehearsal) -> None:
+def test_a_started_snapshot_is_pending_here_and_in_ec2(aws: SandboxClients) -> None:
     tags = [{"Key": "Name", "Value": "node"}]
     answer = aws.ebs.start_snapshot(VolumeSize=5, Description="direct", Tags=tags)
     shown = aws.describe_snapshot(answer["SnapshotId"])
@@ -68,7 +70,7 @@ def test_a_started_snapshot_is_pending_here_and_in_ec2(aws: Rehearsal) -> None:
     assert answer["OwnerId"] == aws.account
 
 
-def test_a_snapshot_is_pending_for_a_while_after_its_completion(aws: Rehearsal) -> None:
+def test_a_snapshot_is_pending_for_a_while_after_its_completion(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 0)
     assert complete(aws, snapshot, 1) == "pending"
@@ -81,12 +83,12 @@ def test_a_snapshot_is_pending_for_a_while_after_its_completion(aws: Rehearsal) 
     )
 
 
-def test_the_answer_to_a_put_repeats_the_checksum(aws: Rehearsal) -> None:
+def test_the_answer_to_a_put_repeats_the_checksum(aws: SandboxClients) -> None:
     answer = put(aws, start(aws), 3)
     assert (answer["Checksum"], answer["ChecksumAlgorithm"]) == (checksum(block(3)), "SHA256")
 
 
-def test_a_block_with_another_checksum_is_refused(aws: Rehearsal) -> None:
+def test_a_block_with_another_checksum_is_refused(aws: SandboxClients) -> None:
     snapshot = start(aws)
     with refused("ValidationException"):
         put(aws, snapshot, 0, Checksum=checksum(b"another"))
@@ -94,38 +96,38 @@ def test_a_block_with_another_checksum_is_refused(aws: Rehearsal) -> None:
 
 
 @pytest.mark.parametrize("length", [1000, BLOCK - 1, BLOCK + 1])
-def test_a_block_has_524288_bytes(aws: Rehearsal, length: int) -> None:
+def test_a_block_has_524288_bytes(aws: SandboxClients, length: int) -> None:
     with refused("ValidationException"):
         put(aws, start(aws), 0, b"x" * length)
 
 
 @pytest.mark.parametrize("length", [1000, BLOCK + 1])
-def test_a_length_that_lies_is_refused(aws: Rehearsal, length: int) -> None:
+def test_a_length_that_lies_is_refused(aws: SandboxClients, length: int) -> None:
     with refused("ValidationException"):
         put(aws, start(aws), 0, b"x" * length, DataLength=BLOCK)
 
 
-def test_a_block_lies_within_the_volume(aws: Rehearsal) -> None:
+def test_a_block_lies_within_the_volume(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 2047)
     with refused("ValidationException"):
         put(aws, snapshot, 2048)
 
 
-def test_progress_is_shown_by_ec2(aws: Rehearsal) -> None:
+def test_progress_is_shown_by_ec2(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 0, Progress=40)
     assert aws.describe_snapshot(snapshot)["Progress"] == "40%"
 
 
-def test_a_block_put_twice_counts_once_and_the_last_one_stays(aws: Rehearsal) -> None:
+def test_a_block_put_twice_counts_once_and_the_last_one_stays(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 0, block(1))
     put(aws, snapshot, 0, block(2))
     assert complete(aws, snapshot, 1, **linear(block(2))) == "pending"
 
 
-def test_the_count_of_blocks_must_be_right(aws: Rehearsal) -> None:
+def test_the_count_of_blocks_must_be_right(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 0)
     for count in (0, 2):
@@ -133,7 +135,7 @@ def test_the_count_of_blocks_must_be_right(aws: Rehearsal) -> None:
             complete(aws, snapshot, count)
 
 
-def test_the_aggregated_checksum_must_be_right(aws: Rehearsal) -> None:
+def test_the_aggregated_checksum_must_be_right(aws: SandboxClients) -> None:
     snapshot = start(aws)
     for index in (5, 0, 1):
         put(aws, snapshot, index)
@@ -142,26 +144,26 @@ def test_the_aggregated_checksum_must_be_right(aws: Rehearsal) -> None:
     assert complete(aws, snapshot, 3, **linear(block(0), block(1), block(5))) == "pending"
 
 
-def test_the_parts_of_an_aggregated_checksum_belong_together(aws: Rehearsal) -> None:
+def test_the_parts_of_an_aggregated_checksum_belong_together(aws: SandboxClients) -> None:
     with refused("ValidationException"):
         complete(aws, start(aws), 0, Checksum=checksum(b""))
 
 
-def test_a_sealed_snapshot_takes_no_block(aws: Rehearsal) -> None:
+def test_a_sealed_snapshot_takes_no_block(aws: SandboxClients) -> None:
     snapshot = start(aws)
     complete(aws, snapshot, 0)
     with refused("ValidationException"):
         put(aws, snapshot, 0)
 
 
-def test_completing_twice_is_safe_after_a_lost_answer(aws: Rehearsal) -> None:
+def test_completing_twice_is_safe_after_a_lost_answer(aws: SandboxClients) -> None:
     snapshot = start(aws)
     complete(aws, snapshot, 0)
     aws.pass_time(MINUTE)
     assert complete(aws, snapshot, 0) == "completed"
 
 
-def test_unknown_snapshots_are_refused(aws: Rehearsal) -> None:
+def test_unknown_snapshots_are_refused(aws: SandboxClients) -> None:
     unknown = "snap-0123456789abcdef0"
     with refused("ResourceNotFoundException"):
         put(aws, unknown, 0)
@@ -171,7 +173,7 @@ def test_unknown_snapshots_are_refused(aws: Rehearsal) -> None:
         start(aws, ParentSnapshotId=unknown)
 
 
-def test_a_snapshot_made_another_way_takes_no_block(aws: Rehearsal) -> None:
+def test_a_snapshot_made_another_way_takes_no_block(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     with refused("ValidationException"):
         put(aws, snapshot, 0)
@@ -179,13 +181,13 @@ def test_a_snapshot_made_another_way_takes_no_block(aws: Rehearsal) -> None:
         complete(aws, snapshot, 0)
 
 
-def test_the_same_token_starts_one_snapshot(aws: Rehearsal) -> None:
+def test_the_same_token_starts_one_snapshot(aws: SandboxClients) -> None:
     assert start(aws, ClientToken="once") == start(aws, ClientToken="once")
     with refused("ConflictException"):
         start(aws, ClientToken="once", VolumeSize=2)
 
 
-def test_a_refusal_has_a_reason_and_a_status(aws: Rehearsal) -> None:
+def test_a_refusal_has_a_reason_and_a_status(aws: SandboxClients) -> None:
     """The reasons are enumerations of botocore's model."""
     snapshot = start(aws, ClientToken="once")
     with pytest.raises(aws.ebs.exceptions.ValidationException) as caught:
@@ -200,7 +202,7 @@ def test_a_refusal_has_a_reason_and_a_status(aws: Rehearsal) -> None:
     assert conflict.value.response["ResponseMetadata"]["HTTPStatusCode"] == 409
 
 
-def test_nothing_written_for_an_hour_ends_a_snapshot(aws: Rehearsal) -> None:
+def test_nothing_written_for_an_hour_ends_a_snapshot(aws: SandboxClients) -> None:
     snapshot = start(aws)
     aws.pass_time(50 * MINUTE)
     put(aws, snapshot, 0)
@@ -215,7 +217,7 @@ def test_nothing_written_for_an_hour_ends_a_snapshot(aws: Rehearsal) -> None:
         complete(aws, snapshot, 2)
 
 
-def test_the_timeout_can_be_chosen(aws: Rehearsal) -> None:
+def test_the_timeout_can_be_chosen(aws: SandboxClients) -> None:
     short, long = start(aws, Timeout=10), start(aws, Timeout=4320)
     aws.pass_time(11 * MINUTE)
     put(aws, long, 0)
@@ -223,7 +225,7 @@ def test_the_timeout_can_be_chosen(aws: Rehearsal) -> None:
         put(aws, short, 0)
 
 
-def test_an_account_has_a_hundred_pending_snapshots(aws: Rehearsal) -> None:
+def test_an_account_has_a_hundred_pending_snapshots(aws: SandboxClients) -> None:
     """Source: quota "Pending snapshots per account"; HTTP 402 stands in botocore's model."""
     pending = [start(aws) for _ in range(100)]
     with pytest.raises(aws.ebs.exceptions.ServiceQuotaExceededException) as caught:
@@ -233,14 +235,14 @@ def test_an_account_has_a_hundred_pending_snapshots(aws: Rehearsal) -> None:
     start(aws)
 
 
-def test_a_pending_snapshot_can_be_deleted(aws: Rehearsal) -> None:
+def test_a_pending_snapshot_can_be_deleted(aws: SandboxClients) -> None:
     snapshot = start(aws)
     aws.ec2.delete_snapshot(SnapshotId=snapshot)
     with refused("ResourceNotFoundException"):
         put(aws, snapshot, 0)
 
 
-def test_a_parent_is_completed_and_not_larger(aws: Rehearsal) -> None:
+def test_a_parent_is_completed_and_not_larger(aws: SandboxClients) -> None:
     with refused("ValidationException"):
         start(aws, ParentSnapshotId=start(aws))
     with refused("ValidationException"):
@@ -250,13 +252,13 @@ def test_a_parent_is_completed_and_not_larger(aws: Rehearsal) -> None:
     assert answer["ParentSnapshotId"] == parent
 
 
-def test_a_parent_decides_about_encryption(aws: Rehearsal) -> None:
+def test_a_parent_decides_about_encryption(aws: SandboxClients) -> None:
     """Documented: with ParentSnapshotId, Encrypted must be omitted."""
     with refused("ValidationException"):
         start(aws, ParentSnapshotId=aws.snapshot(size=1), Encrypted=True)
 
 
-def test_encryption_has_the_default_key_unless_one_is_named(aws: Rehearsal) -> None:
+def test_encryption_has_the_default_key_unless_one_is_named(aws: SandboxClients) -> None:
     named = f"arn:aws:kms:us-east-1:{aws.account}:key/11111111-2222-3333-4444-555555555555"
     assert aws.ebs.start_snapshot(VolumeSize=1, Encrypted=True)["KmsKeyArn"].startswith(
         "arn:aws:kms:us-east-1:"
@@ -266,9 +268,9 @@ def test_encryption_has_the_default_key_unless_one_is_named(aws: Rehearsal) -> N
         start(aws, KmsKeyArn=named)
 
 
-def test_a_fault_rule_can_make_a_completed_snapshot_fail(aws: Rehearsal) -> None:
+def test_a_fault_rule_can_make_a_completed_snapshot_fail(aws: SandboxClients) -> None:
     outcome = {"status_message": "Out of luck"}
-    aws.served.faults.add({"op": "ebs:CompleteSnapshot", "do": "outcome", "outcome": outcome})
+    aws.sandbox.faults.add({"op": "ebs:CompleteSnapshot", "do": "outcome", "outcome": outcome})
     snapshot = start(aws)
     complete(aws, snapshot, 0)
     aws.pass_time(MINUTE)

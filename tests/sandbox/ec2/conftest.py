@@ -1,10 +1,12 @@
+"""One sandbox for the tests of EC2, cleared for each test. Its clock moves only when a test advances it."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal
+from tests.sandbox.clients import SandboxClients
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -12,12 +14,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def rehearsal() -> Iterator[Rehearsal]:
-    with sandbox() as served:
-        yield Rehearsal(served)
+def still_sandbox() -> Iterator[SandboxClients]:
+    with sandbox() as started:
+        yield SandboxClients(started)
 
 
 @pytest.fixture
-def aws(rehearsal: Rehearsal) -> Rehearsal:
-    rehearsal.reset()
-    return rehearsal
+def aws(still_sandbox: SandboxClients) -> SandboxClients:
+    still_sandbox.clear()
+    return still_sandbox

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.credentials import Credential, credentials_table
 
 if TYPE_CHECKING:
@@ -21,18 +21,18 @@ FRIEND = "999988887777"
 
 
 @pytest.fixture(scope="session")
-def friend(rehearsal: Rehearsal) -> Callable[[str], Any]:
+def friend(still_sandbox: SandboxClients) -> Callable[[str], Any]:
     """Return what makes a client of another account."""
     key, secret = "AKIAFRIENDFRIEND0000", "a secret of the friend"
     arn = f"arn:aws:iam::{FRIEND}:user/friend"
-    known = credentials_table(rehearsal.served.world.tables)
+    known = credentials_table(still_sandbox.sandbox.world.tables)
     known[key] = Credential(key, secret, FRIEND, arn, "AIDAFRIEND")
     session = boto3.Session(aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1")
     made: dict[str, Any] = {}
 
     def client(service: str) -> Any:
         if service not in made:
-            made[service] = session.client(service, endpoint_url=rehearsal.served.url)
+            made[service] = session.client(service, endpoint_url=still_sandbox.sandbox.url)
         return made[service]
 
     return client
@@ -42,18 +42,18 @@ def seen(client: Any, **asked: Any) -> list[str]:
     return [image["ImageId"] for image in client.describe_images(**asked)["Images"]]
 
 
-def share(aws: Rehearsal, image: str, **entry: str) -> None:
+def share(aws: SandboxClients, image: str, **entry: str) -> None:
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [entry or {"UserId": FRIEND}]})
 
 
-def test_a_private_image_does_not_exist_for_others(aws: Rehearsal, friend: Any) -> None:
+def test_a_private_image_does_not_exist_for_others(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     assert seen(friend("ec2")) == []
     with refused("InvalidAMIID.NotFound"):
         seen(friend("ec2"), ImageIds=[image])
 
 
-def test_a_shared_image_is_seen_by_whom_it_is_shared_with(aws: Rehearsal, friend: Any) -> None:
+def test_a_shared_image_is_seen_by_whom_it_is_shared_with(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     assert seen(friend("ec2"), Owners=[aws.account]) == [image]
@@ -63,14 +63,14 @@ def test_a_shared_image_is_seen_by_whom_it_is_shared_with(aws: Rehearsal, friend
     assert seen(aws.ec2, ExecutableUsers=[FRIEND]) == [image]
 
 
-def test_a_public_image_is_seen_by_all(aws: Rehearsal, friend: Any) -> None:
+def test_a_public_image_is_seen_by_all(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image, Group="all")
     assert seen(friend("ec2"), ExecutableUsers=["all"]) == [image]
     assert seen(friend("ec2"), Filters=[{"Name": "is-public", "Values": ["true"]}]) == [image]
 
 
-def test_a_shared_image_is_launched_but_not_changed_by_others(aws: Rehearsal, friend: Any) -> None:
+def test_a_shared_image_is_launched_but_not_changed_by_others(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     friend("ec2").run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
@@ -80,7 +80,7 @@ def test_a_shared_image_is_launched_but_not_changed_by_others(aws: Rehearsal, fr
         friend("ec2").modify_image_attribute(ImageId=image, Description={"Value": "mine"})
 
 
-def test_a_shared_image_is_copied_only_with_its_snapshot(aws: Rehearsal, friend: Any) -> None:
+def test_a_shared_image_is_copied_only_with_its_snapshot(aws: SandboxClients, friend: Any) -> None:
     """Public reports: "You do not have permission to access the storage of this ami"."""
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
@@ -95,7 +95,7 @@ def test_a_shared_image_is_copied_only_with_its_snapshot(aws: Rehearsal, friend:
     assert seen(friend("ec2"), Owners=["self"]) == [copied]
 
 
-def test_others_lose_a_disabled_image(aws: Rehearsal, friend: Any) -> None:
+def test_others_lose_a_disabled_image(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     aws.ec2.disable_image(ImageId=image)
@@ -104,7 +104,7 @@ def test_others_lose_a_disabled_image(aws: Rehearsal, friend: Any) -> None:
     assert seen(friend("ec2")) == []
 
 
-def test_others_see_a_deprecated_image_only_when_they_ask(aws: Rehearsal, friend: Any) -> None:
+def test_others_see_a_deprecated_image_only_when_they_ask(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=datetime.now(UTC) + timedelta(hours=1))
@@ -113,7 +113,7 @@ def test_others_see_a_deprecated_image_only_when_they_ask(aws: Rehearsal, friend
     assert seen(friend("ec2"), IncludeDeprecated=True) == [image]
 
 
-def test_a_shared_snapshot_is_read_and_restored_by_others(aws: Rehearsal, friend: Any) -> None:
+def test_a_shared_snapshot_is_read_and_restored_by_others(aws: SandboxClients, friend: Any) -> None:
     snapshot = aws.snapshot()
     with pytest.raises(friend("ebs").exceptions.AccessDeniedException):
         friend("ebs").list_snapshot_blocks(SnapshotId=snapshot)

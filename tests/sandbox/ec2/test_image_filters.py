@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.ec2.filters import documented_filters, wildcard_pattern
 
 NOT_EMULATED = {
@@ -20,7 +20,7 @@ NOT_EMULATED = {
 
 
 @pytest.fixture
-def image(aws: Rehearsal) -> dict[str, Any]:
+def image(aws: SandboxClients) -> dict[str, Any]:
     tags = [{"Key": "Name", "Value": "a node"}]
     image = aws.image(
         BootMode="uefi-preferred",
@@ -35,12 +35,12 @@ def image(aws: Rehearsal) -> dict[str, Any]:
     return aws.describe(image) | {"copy": copy}
 
 
-def found(aws: Rehearsal, name: str, *values: str) -> list[str]:
+def found(aws: SandboxClients, name: str, *values: str) -> list[str]:
     answer = aws.ec2.describe_images(Owners=["self"], Filters=[{"Name": name, "Values": list(values)}])
     return [image["ImageId"] for image in answer["Images"]]
 
 
-def test_every_filter_reads_its_attribute(aws: Rehearsal, image: dict[str, Any]) -> None:
+def test_every_filter_reads_its_attribute(aws: SandboxClients, image: dict[str, Any]) -> None:
     device = image["BlockDeviceMappings"][0]["Ebs"]
     both = {
         "architecture": "x86_64",
@@ -79,29 +79,31 @@ def test_every_filter_reads_its_attribute(aws: Rehearsal, image: dict[str, Any])
             assert found(aws, name, "no-such-value") == [], name
 
 
-def test_every_documented_filter_is_known(aws: Rehearsal, image: dict[str, Any]) -> None:
+def test_every_documented_filter_is_known(aws: SandboxClients, image: dict[str, Any]) -> None:
     for name in sorted(documented_filters("DescribeImages") - NOT_EMULATED):
         assert found(aws, name, "no-such-value") == [], name
 
 
-def test_filters_that_the_sandbox_lacks_are_refused_loudly(aws: Rehearsal) -> None:
+def test_filters_that_the_sandbox_lacks_are_refused_loudly(aws: SandboxClients) -> None:
     with refused("NotImplemented", "scan-result.finding-scan-date"):
         found(aws, "scan-result.finding-scan-date", "2026-01-01")
 
 
-def test_filters_that_aws_lacks_are_refused_as_aws_does(aws: Rehearsal) -> None:
+def test_filters_that_aws_lacks_are_refused_as_aws_does(aws: SandboxClients) -> None:
     with refused("InvalidParameterValue", "The filter 'bogus' is invalid"):
         found(aws, "bogus", "x")
 
 
-def test_values_are_alternatives_and_filters_are_conditions(aws: Rehearsal, image: dict[str, Any]) -> None:
+def test_values_are_alternatives_and_filters_are_conditions(
+    aws: SandboxClients, image: dict[str, Any]
+) -> None:
     assert len(found(aws, "name", "filtered-1", "other-1")) == 2
     filters = [{"Name": "name", "Values": ["filtered-1", "other-1"]}, {"Name": "tag-key", "Values": ["Name"]}]
     answer = aws.ec2.describe_images(Owners=["self"], Filters=filters)
     assert [i["ImageId"] for i in answer["Images"]] == [image["ImageId"]]
 
 
-def test_values_have_wildcards_and_case(aws: Rehearsal, image: dict[str, Any]) -> None:
+def test_values_have_wildcards_and_case(aws: SandboxClients, image: dict[str, Any]) -> None:
     assert found(aws, "name", "filtered-*") == [image["ImageId"]]
     assert found(aws, "name", "filtered-?") == [image["ImageId"]]
     assert found(aws, "name", "Filtered-*") == []
@@ -127,12 +129,12 @@ def test_only_star_and_question_mark_are_wildcards(wanted: str, text: str, match
     assert (wildcard_pattern(wanted).fullmatch(text) is not None) is matches
 
 
-def test_a_filter_without_values_is_refused(aws: Rehearsal) -> None:
+def test_a_filter_without_values_is_refused(aws: SandboxClients) -> None:
     with refused("InvalidParameterValue"):
         aws.ec2.describe_images(Filters=[{"Name": "name", "Values": []}])
 
 
-def test_a_filter_has_at_most_200_values(aws: Rehearsal) -> None:
+def test_a_filter_has_at_most_200_values(aws: SandboxClients) -> None:
     assert found(aws, "name", *(str(n) for n in range(200))) == []
     with refused("FilterLimitExceeded"):
         found(aws, "name", *(str(n) for n in range(201)))

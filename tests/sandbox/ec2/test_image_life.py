@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 HOUR = 3600
 
@@ -18,7 +18,7 @@ def soon(**distance: float) -> datetime:
     return datetime.now(UTC) + timedelta(**distance)
 
 
-def test_a_deprecation_date_is_kept_to_the_minute(aws: Rehearsal) -> None:
+def test_a_deprecation_date_is_kept_to_the_minute(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt="2030-01-01T00:00:31Z")
     assert aws.describe(image)["DeprecationTime"] == "2030-01-01T00:01:00.000Z"
@@ -28,21 +28,21 @@ def test_a_deprecation_date_is_kept_to_the_minute(aws: Rehearsal) -> None:
 
 @pytest.mark.parametrize("distance", [{"days": -1}, {"days": 3660}])
 def test_a_deprecation_date_lies_within_ten_years_from_now(
-    aws: Rehearsal, distance: dict[str, float]
+    aws: SandboxClients, distance: dict[str, float]
 ) -> None:
     image = aws.image()
     with refused("InvalidParameterValue"):
         aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=soon(**distance))
 
 
-def test_a_public_image_is_deprecated_within_two_years(aws: Rehearsal) -> None:
+def test_a_public_image_is_deprecated_within_two_years(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
     with refused("InvalidParameterValue"):
         aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=soon(days=740))
 
 
-def test_the_owner_sees_deprecated_images_anyway(aws: Rehearsal) -> None:
+def test_the_owner_sees_deprecated_images_anyway(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=soon(hours=1))
     aws.pass_time(2 * HOUR)
@@ -50,7 +50,7 @@ def test_the_owner_sees_deprecated_images_anyway(aws: Rehearsal) -> None:
     assert image in listed
 
 
-def test_a_disabled_image_is_private_unlisted_and_not_launched(aws: Rehearsal) -> None:
+def test_a_disabled_image_is_private_unlisted_and_not_launched(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": "123456789012"}]})
     aws.ec2.disable_image(ImageId=image)
@@ -64,7 +64,7 @@ def test_a_disabled_image_is_private_unlisted_and_not_launched(aws: Rehearsal) -
         aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
 
 
-def test_an_enabled_image_is_available_but_still_private(aws: Rehearsal) -> None:
+def test_an_enabled_image_is_available_but_still_private(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
     aws.ec2.disable_image(ImageId=image)
@@ -72,7 +72,7 @@ def test_an_enabled_image_is_available_but_still_private(aws: Rehearsal) -> None
     assert (aws.describe(image)["State"], aws.describe(image)["Public"]) == ("available", False)
 
 
-def test_a_protected_image_is_not_deregistered(aws: Rehearsal) -> None:
+def test_a_protected_image_is_not_deregistered(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.enable_image_deregistration_protection(ImageId=image)
     assert aws.describe(image)["DeregistrationProtection"] == "enabled-without-cooldown"
@@ -82,7 +82,7 @@ def test_a_protected_image_is_not_deregistered(aws: Rehearsal) -> None:
     aws.ec2.deregister_image(ImageId=image)
 
 
-def test_a_cooldown_protects_for_another_day(aws: Rehearsal) -> None:
+def test_a_cooldown_protects_for_another_day(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.enable_image_deregistration_protection(ImageId=image, WithCooldown=True)
     aws.ec2.disable_image_deregistration_protection(ImageId=image)
@@ -92,7 +92,7 @@ def test_a_cooldown_protects_for_another_day(aws: Rehearsal) -> None:
     aws.ec2.deregister_image(ImageId=image)
 
 
-def test_deregistering_leaves_the_snapshots(aws: Rehearsal) -> None:
+def test_deregistering_leaves_the_snapshots(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
     answer = aws.ec2.deregister_image(ImageId=image)
@@ -102,7 +102,7 @@ def test_deregistering_leaves_the_snapshots(aws: Rehearsal) -> None:
         aws.describe(image)
 
 
-def test_deregistering_can_delete_the_snapshots_of_all_devices(aws: Rehearsal) -> None:
+def test_deregistering_can_delete_the_snapshots_of_all_devices(aws: SandboxClients) -> None:
     snapshots = [aws.snapshot(), aws.snapshot()]
     devices = [
         {"DeviceName": name, "Ebs": {"SnapshotId": snapshot}}
@@ -115,7 +115,7 @@ def test_deregistering_can_delete_the_snapshots_of_all_devices(aws: Rehearsal) -
         aws.describe_snapshot(snapshots[1])
 
 
-def test_a_snapshot_of_two_images_is_skipped(aws: Rehearsal) -> None:
+def test_a_snapshot_of_two_images_is_skipped(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     first, _second = aws.image(snapshot), aws.image(snapshot)
     results = aws.ec2.deregister_image(ImageId=first, DeleteAssociatedSnapshots=True)["DeleteSnapshotResults"]
@@ -123,7 +123,7 @@ def test_a_snapshot_of_two_images_is_skipped(aws: Rehearsal) -> None:
     assert aws.describe_snapshot(snapshot)["State"] == "completed"
 
 
-def test_a_snapshot_is_in_use_for_a_moment_after_deregistration(aws: Rehearsal) -> None:
+def test_a_snapshot_is_in_use_for_a_moment_after_deregistration(aws: SandboxClients) -> None:
     """Seen by public tools: InvalidSnapshot.InUse right after DeregisterImage."""
     snapshot = aws.snapshot()
     aws.ec2.deregister_image(ImageId=aws.image(snapshot))

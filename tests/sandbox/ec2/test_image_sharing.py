@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 FRIEND = "123456789012"
 ORGANIZATION = f"arn:aws:organizations::{FRIEND}:organization/o-abcdefghij"
 UNIT = f"arn:aws:organizations::{FRIEND}:ou/o-abcdefghij/ou-abcd-12345678"
 
 
-def permissions(aws: Rehearsal, image: str) -> list[dict[str, Any]]:
+def permissions(aws: SandboxClients, image: str) -> list[dict[str, Any]]:
     answer = aws.ec2.describe_image_attribute(ImageId=image, Attribute="launchPermission")
     found: list[dict[str, Any]] = answer["LaunchPermissions"]
     return found
 
 
-def test_both_forms_of_the_request_share(aws: Rehearsal) -> None:
+def test_both_forms_of_the_request_share(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})
     aws.ec2.modify_image_attribute(
@@ -32,7 +32,7 @@ def test_both_forms_of_the_request_share(aws: Rehearsal) -> None:
     assert aws.describe(image)["Public"] is True
 
 
-def test_both_forms_of_the_request_revoke(aws: Rehearsal) -> None:
+def test_both_forms_of_the_request_revoke(aws: SandboxClients) -> None:
     image = aws.image()
     entries = [{"UserId": FRIEND}, {"Group": "all"}, {"OrganizationArn": ORGANIZATION}]
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": entries})
@@ -44,7 +44,7 @@ def test_both_forms_of_the_request_revoke(aws: Rehearsal) -> None:
     assert aws.describe(image)["Public"] is False
 
 
-def test_organizations_and_units_can_be_named(aws: Rehearsal) -> None:
+def test_organizations_and_units_can_be_named(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(
         ImageId=image,
@@ -56,7 +56,7 @@ def test_organizations_and_units_can_be_named(aws: Rehearsal) -> None:
     assert permissions(aws, image) == [{"OrganizationArn": ORGANIZATION}, {"OrganizationalUnitArn": UNIT}]
 
 
-def test_sharing_twice_changes_nothing(aws: Rehearsal) -> None:
+def test_sharing_twice_changes_nothing(aws: SandboxClients) -> None:
     image = aws.image()
     for _ in range(2):
         aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})
@@ -66,7 +66,7 @@ def test_sharing_twice_changes_nothing(aws: Rehearsal) -> None:
 @pytest.mark.parametrize(
     "entry", [{"UserId": "12345"}, {"Group": "everybody"}, {"OrganizationArn": "arn:aws:iam::1:x"}]
 )
-def test_grantees_that_cannot_be_are_refused(aws: Rehearsal, entry: dict[str, str]) -> None:
+def test_grantees_that_cannot_be_are_refused(aws: SandboxClients, entry: dict[str, str]) -> None:
     image = aws.image()
     with refused(
         "InvalidAMIAttributeItemValue", f'Invalid attribute item value "{next(iter(entry.values()))}"'
@@ -74,14 +74,14 @@ def test_grantees_that_cannot_be_are_refused(aws: Rehearsal, entry: dict[str, st
         aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [entry]})
 
 
-def test_reset_makes_an_image_private(aws: Rehearsal) -> None:
+def test_reset_makes_an_image_private(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
     aws.ec2.reset_image_attribute(ImageId=image, Attribute="launchPermission")
     assert permissions(aws, image) == []
 
 
-def test_block_public_access_refuses_what_is_new(aws: Rehearsal) -> None:
+def test_block_public_access_refuses_what_is_new(aws: SandboxClients) -> None:
     before, after = aws.image(), aws.image()
     public = {"Add": [{"Group": "all"}]}
     aws.ec2.modify_image_attribute(ImageId=before, LaunchPermission=public)
@@ -96,13 +96,13 @@ def test_block_public_access_refuses_what_is_new(aws: Rehearsal) -> None:
     aws.ec2.modify_image_attribute(ImageId=after, LaunchPermission=public)
 
 
-def test_block_public_access_is_a_matter_of_one_region(aws: Rehearsal) -> None:
+def test_block_public_access_is_a_matter_of_one_region(aws: SandboxClients) -> None:
     aws.ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
     elsewhere = aws.client("ec2", "eu-west-1").get_image_block_public_access_state()
     assert elsewhere["ImageBlockPublicAccessState"] == "unblocked"
 
 
-def test_a_region_has_five_public_images(aws: Rehearsal) -> None:
+def test_a_region_has_five_public_images(aws: SandboxClients) -> None:
     """Source: quota "Public AMIs"."""
     snapshot = aws.snapshot()
     images = [aws.image(snapshot) for _ in range(6)]
@@ -112,7 +112,7 @@ def test_a_region_has_five_public_images(aws: Rehearsal) -> None:
         aws.ec2.modify_image_attribute(ImageId=images[5], LaunchPermission={"Add": [{"Group": "all"}]})
 
 
-def test_attributes_are_shown_one_by_one(aws: Rehearsal) -> None:
+def test_attributes_are_shown_one_by_one(aws: SandboxClients) -> None:
     image = aws.image(BootMode="uefi", Description="old", ImdsSupport="v2.0", SriovNetSupport="simple")
     aws.ec2.modify_image_attribute(ImageId=image, Description={"Value": "new"})
     shown = {
@@ -132,18 +132,18 @@ def test_attributes_are_shown_one_by_one(aws: Rehearsal) -> None:
     }
 
 
-def test_imds_v2_can_be_required_later(aws: Rehearsal) -> None:
+def test_imds_v2_can_be_required_later(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, Attribute="imdsSupport", Value="v2.0")
     assert aws.describe(image)["ImdsSupport"] == "v2.0"
 
 
-def test_block_devices_are_no_attribute_any_more(aws: Rehearsal) -> None:
+def test_block_devices_are_no_attribute_any_more(aws: SandboxClients) -> None:
     """Documented: the attribute is deprecated and answers AuthFailure."""
     with refused("AuthFailure"):
         aws.ec2.describe_image_attribute(ImageId=aws.image(), Attribute="blockDeviceMapping")
 
 
-def test_attributes_of_unknown_images_are_refused(aws: Rehearsal) -> None:
+def test_attributes_of_unknown_images_are_refused(aws: SandboxClients) -> None:
     with refused("InvalidAMIID.NotFound"):
         aws.ec2.describe_image_attribute(ImageId="ami-0123456789abcdef0", Attribute="launchPermission")

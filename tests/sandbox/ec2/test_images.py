@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 
-def test_an_image_keeps_its_snapshot_and_takes_the_size_from_it(aws: Rehearsal) -> None:
+def test_an_image_keeps_its_snapshot_and_takes_the_size_from_it(aws: SandboxClients) -> None:
     snapshot = aws.snapshot(size=7)
     device = aws.describe(aws.image(snapshot))["BlockDeviceMappings"][0]["Ebs"]
     assert device == {
@@ -19,7 +19,7 @@ def test_an_image_keeps_its_snapshot_and_takes_the_size_from_it(aws: Rehearsal) 
     }
 
 
-def test_an_image_keeps_what_it_was_registered_with(aws: Rehearsal) -> None:
+def test_an_image_keeps_what_it_was_registered_with(aws: SandboxClients) -> None:
     given = {
         "Architecture": "arm64",
         "BootMode": "uefi-preferred",
@@ -39,13 +39,13 @@ def test_an_image_keeps_what_it_was_registered_with(aws: Rehearsal) -> None:
     assert shown["ImageLocation"] == f"{aws.account}/{shown['Name']}"
 
 
-def test_tags_are_there_from_the_beginning(aws: Rehearsal) -> None:
+def test_tags_are_there_from_the_beginning(aws: SandboxClients) -> None:
     tags = [{"Key": "Name", "Value": "node"}]
     image = aws.image(TagSpecifications=[{"ResourceType": "image", "Tags": tags}])
     assert aws.describe(image)["Tags"] == tags
 
 
-def test_only_the_image_can_be_tagged_at_registration(aws: Rehearsal) -> None:
+def test_only_the_image_can_be_tagged_at_registration(aws: SandboxClients) -> None:
     tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "a", "Value": "b"}]}]
     with refused(
         "InvalidParameterValue", "'snapshot' is not a valid taggable resource type for this operation."
@@ -53,47 +53,47 @@ def test_only_the_image_can_be_tagged_at_registration(aws: Rehearsal) -> None:
         aws.image(TagSpecifications=tags)
 
 
-def test_a_taken_name_names_the_image_that_has_it(aws: Rehearsal) -> None:
+def test_a_taken_name_names_the_image_that_has_it(aws: SandboxClients) -> None:
     first = aws.image(Name="node")
     with refused("InvalidAMIName.Duplicate", f"AMI name node is already in use by AMI {first}"):
         aws.image(Name="node")
 
 
-def test_a_name_is_free_again_after_deregistration(aws: Rehearsal) -> None:
+def test_a_name_is_free_again_after_deregistration(aws: SandboxClients) -> None:
     aws.ec2.deregister_image(ImageId=aws.image(Name="node"))
     assert aws.describe(aws.image(Name="node"))["Name"] == "node"
 
 
 @pytest.mark.parametrize("name", ["a" * 129, "a*b", "a:b", "ä-name"])
-def test_names_have_3_to_128_of_the_documented_characters(aws: Rehearsal, name: str) -> None:
+def test_names_have_3_to_128_of_the_documented_characters(aws: SandboxClients, name: str) -> None:
     snapshot = aws.snapshot()
     with refused("InvalidAMIName.Malformed"):
         aws.image(snapshot, Name=name)
 
 
-def test_a_name_may_hold_every_documented_character(aws: Rehearsal) -> None:
+def test_a_name_may_hold_every_documented_character(aws: SandboxClients) -> None:
     assert aws.describe(aws.image(Name="Az09()[] ./-'@_"))["Name"] == "Az09()[] ./-'@_"
 
 
-def test_the_root_device_needs_a_snapshot(aws: Rehearsal) -> None:
+def test_the_root_device_needs_a_snapshot(aws: SandboxClients) -> None:
     devices = [{"DeviceName": "/dev/sdb", "Ebs": {"SnapshotId": aws.snapshot()}}]
     with refused("InvalidBlockDeviceMapping", "No root snapshot specified in device mapping."):
         aws.image(aws.snapshot(), BlockDeviceMappings=devices)
 
 
-def test_an_unknown_snapshot_is_refused(aws: Rehearsal) -> None:
+def test_an_unknown_snapshot_is_refused(aws: SandboxClients) -> None:
     with refused("InvalidSnapshot.NotFound", "The snapshot 'snap-0123456789abcdef0' does not exist."):
         aws.image("snap-0123456789abcdef0")
 
 
-def test_a_pending_snapshot_is_refused(aws: Rehearsal) -> None:
+def test_a_pending_snapshot_is_refused(aws: SandboxClients) -> None:
     volume = aws.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]
     pending = aws.ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
     with refused("IncorrectState", "pending"):
         aws.image(pending)
 
 
-def test_a_volume_must_hold_its_snapshot(aws: Rehearsal) -> None:
+def test_a_volume_must_hold_its_snapshot(aws: SandboxClients) -> None:
     snapshot = aws.snapshot(size=3)
     small = [{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 2}}]
     with refused("InvalidBlockDeviceMapping", "is smaller than snapshot"):
@@ -113,7 +113,7 @@ def test_a_volume_must_hold_its_snapshot(aws: Rehearsal) -> None:
         ({"Encrypted": True}, "InvalidParameterCombination"),
     ],
 )
-def test_volumes_have_the_documented_limits(aws: Rehearsal, ebs: dict[str, object], code: str) -> None:
+def test_volumes_have_the_documented_limits(aws: SandboxClients, ebs: dict[str, object], code: str) -> None:
     """Source: "EbsBlockDevice" of the API reference."""
     snapshot = aws.snapshot()
     with refused(code):
@@ -122,14 +122,14 @@ def test_volumes_have_the_documented_limits(aws: Rehearsal, ebs: dict[str, objec
         )
 
 
-def test_a_tpm_needs_uefi(aws: Rehearsal) -> None:
+def test_a_tpm_needs_uefi(aws: SandboxClients) -> None:
     """Source: "NitroTPM for Amazon EC2 instances", requirements."""
     assert aws.describe(aws.image(BootMode="uefi", TpmSupport="v2.0"))["TpmSupport"] == "v2.0"
     with refused("InvalidParameterCombination"):
         aws.image(BootMode="legacy-bios", TpmSupport="v2.0")
 
 
-def test_an_image_of_a_bundle_is_registered_and_neither_copied_nor_launched(aws: Rehearsal) -> None:
+def test_an_image_of_a_bundle_is_registered_and_neither_copied_nor_launched(aws: SandboxClients) -> None:
     location, bundle = "bundles/image.manifest.xml", {"Name": "bundle", "VirtualizationType": "hvm"}
     with refused("InvalidManifest"):
         aws.ec2.register_image(ImageLocation=location, **bundle)
@@ -146,14 +146,14 @@ def test_an_image_of_a_bundle_is_registered_and_neither_copied_nor_launched(aws:
         aws.ec2.copy_image(Name="copy", SourceImageId=ami, SourceRegion="us-east-1")
 
 
-def test_ids_are_told_apart_from_unknown_ones(aws: Rehearsal) -> None:
+def test_ids_are_told_apart_from_unknown_ones(aws: SandboxClients) -> None:
     with refused("InvalidAMIID.NotFound", "The image id '[ami-0123456789abcdef0]' does not exist"):
         aws.ec2.describe_images(ImageIds=["ami-0123456789abcdef0"])
     with refused("InvalidAMIID.Malformed", 'Invalid id: "foo" (expecting "ami-...")'):
         aws.ec2.describe_images(ImageIds=["foo"])
 
 
-def test_pages_add_up(aws: Rehearsal) -> None:
+def test_pages_add_up(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     made = {aws.image(snapshot) for _ in range(5)}
     pages = [
@@ -166,7 +166,7 @@ def test_pages_add_up(aws: Rehearsal) -> None:
     assert {image for page in pages for image in page} == made
 
 
-def test_pages_stay_whole_while_images_go(aws: Rehearsal) -> None:
+def test_pages_stay_whole_while_images_go(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     made = sorted(aws.image(snapshot) for _ in range(4))
     first = aws.ec2.describe_images(Owners=["self"], MaxResults=2)
@@ -175,7 +175,7 @@ def test_pages_stay_whole_while_images_go(aws: Rehearsal) -> None:
     assert [image["ImageId"] for image in second["Images"]] == made[2:]
 
 
-def test_a_token_belongs_to_its_request(aws: Rehearsal) -> None:
+def test_a_token_belongs_to_its_request(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     for _ in range(3):
         aws.image(snapshot)
@@ -186,7 +186,7 @@ def test_a_token_belongs_to_its_request(aws: Rehearsal) -> None:
         aws.ec2.describe_images(Owners=["self"], MaxResults=2, NextToken="nonsense")
 
 
-def test_regions_have_images_of_their_own(aws: Rehearsal) -> None:
+def test_regions_have_images_of_their_own(aws: SandboxClients) -> None:
     image = aws.image()
     with refused("InvalidAMIID.NotFound"):
         aws.describe(image, "eu-west-1")

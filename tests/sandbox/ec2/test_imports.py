@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import BLOCK, GIB, MIB, Rehearsal, refused
+from tests.sandbox.clients import BLOCK, GIB, MIB, SandboxClients, refused
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox.ec2 import imports
 
@@ -39,24 +39,24 @@ def fixed_vhd(disk: bytes, *, size: int | None = None, damage: bool = False) -> 
 
 
 @pytest.fixture
-def ready(aws: Rehearsal) -> Rehearsal:
+def ready(aws: SandboxClients) -> SandboxClients:
     aws.prepare(BUCKET)
     return aws
 
 
-def start(aws: Rehearsal, key: str = "disk.vhd", region: str = "us-east-1", **more: Any) -> str:
+def start(aws: SandboxClients, key: str = "disk.vhd", region: str = "us-east-1", **more: Any) -> str:
     container = {"Format": more.pop("Format", "VHD"), "UserBucket": {"S3Bucket": BUCKET, "S3Key": key}}
     task_id: str = aws.client("ec2", region).import_snapshot(DiskContainer=container, **more)["ImportTaskId"]
     return task_id
 
 
-def detail(aws: Rehearsal, task_id: str) -> dict[str, Any]:
+def detail(aws: SandboxClients, task_id: str) -> dict[str, Any]:
     answer = aws.ec2.describe_import_snapshot_tasks(ImportTaskIds=[task_id])
     found: dict[str, Any] = answer["ImportSnapshotTasks"][0]["SnapshotTaskDetail"]
     return found
 
 
-def finished(aws: Rehearsal, task_id: str) -> dict[str, Any]:
+def finished(aws: SandboxClients, task_id: str) -> dict[str, Any]:
     """Return a task's detail after everything has had its time."""
     aws.pass_time(900)
     detail(aws, task_id)
@@ -64,11 +64,11 @@ def finished(aws: Rehearsal, task_id: str) -> dict[str, Any]:
     return detail(aws, task_id)
 
 
-def upload(aws: Rehearsal, content: bytes, key: str = "disk.vhd") -> None:
+def upload(aws: SandboxClients, content: bytes, key: str = "disk.vhd") -> None:
     aws.s3.put_object(Bucket=BUCKET, Key=key, Body=content)
 
 
-def content_of(aws: Rehearsal, snapshot_id: str, size: int) -> bytes:
+def content_of(aws: SandboxClients, snapshot_id: str, size: int) -> bytes:
     """Return a snapshot's first bytes, read block by block."""
     disk = io.BytesIO(bytes(size))
     for block in aws.ebs.list_snapshot_blocks(SnapshotId=snapshot_id)["Blocks"]:
@@ -79,7 +79,7 @@ def content_of(aws: Rehearsal, snapshot_id: str, size: int) -> bytes:
     return disk.getvalue()[:size]
 
 
-def test_a_task_begins_pending_with_nothing_known(ready: Rehearsal) -> None:
+def test_a_task_begins_pending_with_nothing_known(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     shown = detail(ready, start(ready))
     assert shown == {
@@ -91,7 +91,7 @@ def test_a_task_begins_pending_with_nothing_known(ready: Rehearsal) -> None:
     }
 
 
-def test_a_task_goes_through_its_states(ready: Rehearsal) -> None:
+def test_a_task_goes_through_its_states(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(25)
@@ -105,7 +105,7 @@ def test_a_task_goes_through_its_states(ready: Rehearsal) -> None:
     assert "SnapshotId" not in converting
 
 
-def test_a_finished_task_names_its_snapshot_and_says_no_more(ready: Rehearsal) -> None:
+def test_a_finished_task_names_its_snapshot_and_says_no_more(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     shown = finished(ready, start(ready))
     snapshot = ready.describe_snapshot(shown["SnapshotId"])
@@ -118,7 +118,7 @@ def test_a_finished_task_names_its_snapshot_and_says_no_more(ready: Rehearsal) -
     )
 
 
-def test_botos_waiter_sees_success(ready: Rehearsal) -> None:
+def test_botos_waiter_sees_success(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(900)
@@ -126,7 +126,7 @@ def test_botos_waiter_sees_success(ready: Rehearsal) -> None:
     waiter.wait(ImportTaskIds=[task], WaiterConfig={"Delay": 0, "MaxAttempts": 2})
 
 
-def test_the_imported_bytes_are_those_of_the_disk(ready: Rehearsal) -> None:
+def test_the_imported_bytes_are_those_of_the_disk(ready: SandboxClients) -> None:
     disk = os.urandom(MIB) + bytes(2 * MIB) + os.urandom(MIB + 4096)
     upload(ready, fixed_vhd(disk))
     snapshot = finished(ready, start(ready))["SnapshotId"]
@@ -134,14 +134,16 @@ def test_the_imported_bytes_are_those_of_the_disk(ready: Rehearsal) -> None:
     assert ready.describe_snapshot(snapshot)["FullSnapshotSizeInBytes"] == 5 * BLOCK
 
 
-def test_an_image_of_an_imported_snapshot_launches_with_it(ready: Rehearsal) -> None:
+def test_an_image_of_an_imported_snapshot_launches_with_it(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     snapshot = finished(ready, start(ready))["SnapshotId"]
     device = ready.describe(ready.image(snapshot))["BlockDeviceMappings"][0]["Ebs"]
     assert (device["SnapshotId"], device["VolumeSize"]) == (snapshot, 1)
 
 
-def test_a_large_disk_is_read_in_several_looks(ready: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_disk_is_read_in_several_looks(
+    ready: SandboxClients, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(imports, "READ_SECONDS", 0.0)
     disk = os.urandom(BLOCK) + bytes(BLOCK) + os.urandom(2 * BLOCK)
     for image_format, content in (("VHD", fixed_vhd(disk)), ("RAW", disk)):
@@ -154,7 +156,7 @@ def test_a_large_disk_is_read_in_several_looks(ready: Rehearsal, monkeypatch: py
         assert content_of(ready, detail(ready, task)["SnapshotId"], len(disk)) == disk
 
 
-def test_a_source_replaced_while_it_is_read_fails_the_task(ready: Rehearsal) -> None:
+def test_a_source_replaced_while_it_is_read_fails_the_task(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(25)
@@ -163,7 +165,7 @@ def test_a_source_replaced_while_it_is_read_fails_the_task(ready: Rehearsal) -> 
     assert finished(ready, task)["Status"] == "deleted"
 
 
-def test_an_object_of_several_parts_is_one_disk(ready: Rehearsal) -> None:
+def test_an_object_of_several_parts_is_one_disk(ready: SandboxClients) -> None:
     disk = os.urandom(6 * MIB)
     upload_id = ready.s3.create_multipart_upload(Bucket=BUCKET, Key="disk.vhd")["UploadId"]
     whole, parts = fixed_vhd(disk), []
@@ -191,7 +193,7 @@ def test_an_object_of_several_parts_is_one_disk(ready: Rehearsal) -> None:
     ],
     ids=["zeros", "wrong checksum", "size that lies", "incomplete", "text", "empty"],
 )
-def test_what_is_no_vhd_fails_its_validation(ready: Rehearsal, content: bytes) -> None:
+def test_what_is_no_vhd_fails_its_validation(ready: SandboxClients, content: bytes) -> None:
     upload(ready, content)
     shown = finished(ready, start(ready))
     assert shown["Status"] == "deleted"
@@ -200,7 +202,7 @@ def test_what_is_no_vhd_fails_its_validation(ready: Rehearsal, content: bytes) -
     assert "SnapshotId" not in shown
 
 
-def test_a_failing_task_is_deleting_before_it_is_deleted(ready: Rehearsal) -> None:
+def test_a_failing_task_is_deleting_before_it_is_deleted(ready: SandboxClients) -> None:
     upload(ready, b"\0" * MIB)
     task = start(ready)
     ready.pass_time(25)
@@ -209,13 +211,13 @@ def test_a_failing_task_is_deleting_before_it_is_deleted(ready: Rehearsal) -> No
     assert [first["Status"], detail(ready, task)["Status"]] == ["deleting", "deleted"]
 
 
-def test_what_is_no_vmdk_has_a_text_of_its_own(ready: Rehearsal) -> None:
+def test_what_is_no_vmdk_has_a_text_of_its_own(ready: SandboxClients) -> None:
     upload(ready, b"\0" * MIB)
     shown = finished(ready, start(ready, Format="VMDK"))
     assert shown["StatusMessage"] == f"{VALIDATION} [Unsupported VMDK File Format]"
 
 
-def test_a_vhd_called_raw_is_imported_byte_for_byte(ready: Rehearsal) -> None:
+def test_a_vhd_called_raw_is_imported_byte_for_byte(ready: SandboxClients) -> None:
     """The trap behind AMIs that never boot: everything succeeds, and the disk begins as the file does."""
     content = fixed_vhd(b"\1" * MIB)
     upload(ready, content)
@@ -223,23 +225,23 @@ def test_a_vhd_called_raw_is_imported_byte_for_byte(ready: Rehearsal) -> None:
     assert content_of(ready, snapshot, len(content)) == content
 
 
-def test_the_format_may_be_written_small(ready: Rehearsal) -> None:
+def test_the_format_may_be_written_small(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     assert finished(ready, start(ready, Format="vhd"))["Format"] == "VHD"
 
 
-def test_an_unknown_format_is_refused_at_once(ready: Rehearsal) -> None:
+def test_an_unknown_format_is_refused_at_once(ready: SandboxClients) -> None:
     with refused("InvalidParameter"):
         start(ready, Format="ISO")
 
 
-def test_a_missing_object_is_found_out_later(ready: Rehearsal) -> None:
+def test_a_missing_object_is_found_out_later(ready: SandboxClients) -> None:
     shown = finished(ready, start(ready, "no-such-key"))
     reason = "We do not have access to the given resource. Reason 404 Not Found"
     assert (shown["Status"], shown["StatusMessage"]) == ("deleted", f"{VALIDATION} [{reason}]")
 
 
-def test_an_object_out_of_the_roles_reach_is_found_out_later(ready: Rehearsal) -> None:
+def test_an_object_out_of_the_roles_reach_is_found_out_later(ready: SandboxClients) -> None:
     allow(ready, ["s3:GetObject"], f"arn:aws:s3:::{BUCKET}/images/*", ["s3:GetBucketLocation"])
     upload(ready, fixed_vhd(b"\1" * MIB))
     shown = finished(ready, start(ready))
@@ -247,7 +249,7 @@ def test_an_object_out_of_the_roles_reach_is_found_out_later(ready: Rehearsal) -
     assert (shown["Status"], shown["StatusMessage"]) == ("deleted", f"{VALIDATION} [{reason}]")
 
 
-def test_a_source_deleted_too_early_fails_the_task(ready: Rehearsal) -> None:
+def test_a_source_deleted_too_early_fails_the_task(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(60)
@@ -256,7 +258,7 @@ def test_a_source_deleted_too_early_fails_the_task(ready: Rehearsal) -> None:
     assert finished(ready, task)["Status"] == "deleted"
 
 
-def test_a_source_deleted_after_completion_is_no_longer_needed(ready: Rehearsal) -> None:
+def test_a_source_deleted_after_completion_is_no_longer_needed(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     snapshot = finished(ready, task)["SnapshotId"]
@@ -265,7 +267,9 @@ def test_a_source_deleted_after_completion_is_no_longer_needed(ready: Rehearsal)
     assert content_of(ready, snapshot, MIB) == b"\1" * MIB
 
 
-def allow(aws: Rehearsal, actions: list[str], resource: str, bucket_actions: list[str] | None = None) -> None:
+def allow(
+    aws: SandboxClients, actions: list[str], resource: str, bucket_actions: list[str] | None = None
+) -> None:
     statements = [{"Effect": "Allow", "Action": actions, "Resource": resource}]
     if bucket_actions:
         statements.append({"Effect": "Allow", "Action": bucket_actions, "Resource": f"arn:aws:s3:::{BUCKET}"})
@@ -273,12 +277,12 @@ def allow(aws: Rehearsal, actions: list[str], resource: str, bucket_actions: lis
     aws.client("iam").put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=document)
 
 
-def test_no_role_is_refused_at_once(aws: Rehearsal) -> None:
+def test_no_role_is_refused_at_once(aws: SandboxClients) -> None:
     with refused("InvalidParameter", NO_ROLE):
         start(aws)
 
 
-def test_a_role_for_another_bucket_has_the_same_text(ready: Rehearsal) -> None:
+def test_a_role_for_another_bucket_has_the_same_text(ready: SandboxClients) -> None:
     allow(ready, ["s3:GetObject"], "arn:aws:s3:::another-bucket/*")
     with refused("InvalidParameter", NO_ROLE):
         start(ready)
@@ -294,7 +298,7 @@ def test_a_role_for_another_bucket_has_the_same_text(ready: Rehearsal) -> None:
     ids=["another service", "another external id", "denied"],
 )
 def test_a_role_that_does_not_trust_vm_import_has_the_same_text(
-    ready: Rehearsal, statement: dict[str, Any]
+    ready: SandboxClients, statement: dict[str, Any]
 ) -> None:
     usual = {"Effect": "Allow", "Principal": {"Service": "vmie.amazonaws.com"}, "Action": "sts:AssumeRole"}
     document = json.dumps({"Version": "2012-10-17", "Statement": [usual | statement]})
@@ -303,7 +307,7 @@ def test_a_role_that_does_not_trust_vm_import_has_the_same_text(
         start(ready)
 
 
-def test_a_role_of_another_name_can_be_given(ready: Rehearsal) -> None:
+def test_a_role_of_another_name_can_be_given(ready: SandboxClients) -> None:
     with refused("InvalidParameter", "The service role importer provided does not exist"):
         start(ready, RoleName="importer")
     ready.prepare(BUCKET, role="importer")
@@ -311,20 +315,20 @@ def test_a_role_of_another_name_can_be_given(ready: Rehearsal) -> None:
     assert finished(ready, start(ready, RoleName="importer"))["Status"] == "completed"
 
 
-def test_a_bucket_of_another_region_is_refused_at_once(ready: Rehearsal) -> None:
+def test_a_bucket_of_another_region_is_refused_at_once(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     with refused("InvalidParameter", "The given S3 object is not local to the region"):
         start(ready, region="eu-west-1")
 
 
-def test_the_object_may_be_given_as_a_url(ready: Rehearsal) -> None:
+def test_the_object_may_be_given_as_a_url(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     container = {"Format": "VHD", "Url": f"s3://{BUCKET}/disk.vhd"}
     shown = finished(ready, ready.ec2.import_snapshot(DiskContainer=container)["ImportTaskId"])
     assert (shown["Status"], shown["Url"]) == ("completed", f"s3://{BUCKET}/disk.vhd")
 
 
-def test_tags_are_those_of_the_task_and_not_of_the_snapshot(ready: Rehearsal) -> None:
+def test_tags_are_those_of_the_task_and_not_of_the_snapshot(ready: SandboxClients) -> None:
     tags = [{"Key": "Name", "Value": "node"}]
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready, TagSpecifications=[{"ResourceType": "import-snapshot-task", "Tags": tags}])
@@ -335,14 +339,14 @@ def test_tags_are_those_of_the_task_and_not_of_the_snapshot(ready: Rehearsal) ->
     assert ready.describe_snapshot(snapshot)["Description"].endswith(task)
 
 
-def test_the_same_token_makes_one_task(ready: Rehearsal) -> None:
+def test_the_same_token_makes_one_task(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     assert start(ready, ClientToken="once") == start(ready, ClientToken="once")
     with refused("IdempotentParameterMismatch"):
         start(ready, ClientToken="once", Description="another")
 
 
-def test_a_failed_task_is_what_its_token_stands_for(ready: Rehearsal) -> None:
+def test_a_failed_task_is_what_its_token_stands_for(ready: SandboxClients) -> None:
     upload(ready, b"\0" * MIB)
     task = start(ready, ClientToken="first")
     finished(ready, task)
@@ -351,7 +355,7 @@ def test_a_failed_task_is_what_its_token_stands_for(ready: Rehearsal) -> None:
     assert finished(ready, start(ready, ClientToken="second"))["Status"] == "completed"
 
 
-def test_a_task_can_be_cancelled_while_it_runs(ready: Rehearsal) -> None:
+def test_a_task_can_be_cancelled_while_it_runs(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(60)
@@ -361,7 +365,7 @@ def test_a_task_can_be_cancelled_while_it_runs(ready: Rehearsal) -> None:
     assert ready.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
 
 
-def test_a_finished_task_cannot_be_cancelled(ready: Rehearsal) -> None:
+def test_a_finished_task_cannot_be_cancelled(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     finished(ready, task)
@@ -369,14 +373,14 @@ def test_a_finished_task_cannot_be_cancelled(ready: Rehearsal) -> None:
         ready.ec2.cancel_import_task(ImportTaskId=task)
 
 
-def test_unknown_tasks_are_refused(ready: Rehearsal) -> None:
+def test_unknown_tasks_are_refused(ready: SandboxClients) -> None:
     with refused("InvalidConversionTaskId"):
         ready.ec2.cancel_import_task(ImportTaskId="import-snap-0123456789abcdef0")
     with refused("InvalidConversionTaskId.Malformed"):
         ready.ec2.describe_import_snapshot_tasks(ImportTaskIds=["task"])
 
 
-def test_finished_tasks_are_listed_for_seven_days(ready: Rehearsal) -> None:
+def test_finished_tasks_are_listed_for_seven_days(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     snapshot = finished(ready, task)["SnapshotId"]
@@ -388,7 +392,7 @@ def test_finished_tasks_are_listed_for_seven_days(ready: Rehearsal) -> None:
     assert ready.describe_snapshot(snapshot)["State"] == "completed"
 
 
-def test_a_snapshot_appears_even_when_nobody_asks_for_the_task(ready: Rehearsal) -> None:
+def test_a_snapshot_appears_even_when_nobody_asks_for_the_task(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(900)
@@ -397,7 +401,7 @@ def test_a_snapshot_appears_even_when_nobody_asks_for_the_task(ready: Rehearsal)
 
 
 def test_the_volume_is_as_large_as_the_disk_and_a_whole_number_of_gib(
-    ready: Rehearsal, tmp_path: Path
+    ready: SandboxClients, tmp_path: Path
 ) -> None:
     """A dynamic VHD of few bytes stands for a large disk; the volume follows the disk."""
 
@@ -409,7 +413,7 @@ def test_the_volume_is_as_large_as_the_disk_and_a_whole_number_of_gib(
     assert ready.describe_snapshot(shown["SnapshotId"])["VolumeSize"] == 6
 
 
-def test_twenty_tasks_run_at_once(ready: Rehearsal) -> None:
+def test_twenty_tasks_run_at_once(ready: SandboxClients) -> None:
     """Source: quota "Number of import snapshot tasks"."""
     upload(ready, fixed_vhd(b"\1" * MIB))
     for _ in range(20):
@@ -418,18 +422,18 @@ def test_twenty_tasks_run_at_once(ready: Rehearsal) -> None:
         start(ready)
 
 
-def test_a_fault_rule_can_cancel_an_import_as_aws_sometimes_does(ready: Rehearsal) -> None:
+def test_a_fault_rule_can_cancel_an_import_as_aws_sometimes_does(ready: SandboxClients) -> None:
     """Public reports: about one import in a hundred ends so, and passes on a second try."""
     text = "SERVER_ERROR : conversion : AWS initiated task cancellation"
     rule = {"op": "ec2:ImportSnapshot", "nth": 1, "do": "outcome", "outcome": {"status_message": text}}
-    ready.served.faults.add(rule)
+    ready.sandbox.faults.add(rule)
     upload(ready, fixed_vhd(b"\1" * MIB))
     first, second = finished(ready, start(ready)), finished(ready, start(ready))
     assert (first["Status"], first["StatusMessage"]) == ("deleted", text)
     assert second["Status"] == "completed"
 
 
-def test_an_encrypted_import_makes_an_encrypted_snapshot(ready: Rehearsal) -> None:
+def test_an_encrypted_import_makes_an_encrypted_snapshot(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     shown = finished(ready, start(ready, Encrypted=True))
     snapshot = ready.describe_snapshot(shown["SnapshotId"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 HOUR = 3600
 
 
-def run(aws: Rehearsal, image: str, **more: Any) -> str:
+def run(aws: SandboxClients, image: str, **more: Any) -> str:
     asked = {"ImageId": image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
     instance_id: str = aws.ec2.run_instances(**asked)["Instances"][0]["InstanceId"]
     return instance_id
 
 
-def shown(aws: Rehearsal, instance: str) -> dict[str, Any]:
+def shown(aws: SandboxClients, instance: str) -> dict[str, Any]:
     answer = aws.ec2.describe_instances(InstanceIds=[instance])
     found: dict[str, Any] = answer["Reservations"][0]["Instances"][0]
     return found
 
 
-def status(aws: Rehearsal, instance: str) -> list[str]:
+def status(aws: SandboxClients, instance: str) -> list[str]:
     answer = aws.ec2.describe_instance_status(InstanceIds=[instance])["InstanceStatuses"]
     return [entry["InstanceStatus"]["Status"] for entry in answer]
 
 
-def test_an_instance_runs_after_a_while_and_its_checks_pass_later(aws: Rehearsal) -> None:
+def test_an_instance_runs_after_a_while_and_its_checks_pass_later(aws: SandboxClients) -> None:
     instance = run(aws, aws.image())
     assert (shown(aws, instance)["State"]["Name"], status(aws, instance)) == ("pending", [])
     aws.pass_time(20)
@@ -44,7 +44,7 @@ def test_an_instance_runs_after_a_while_and_its_checks_pass_later(aws: Rehearsal
     assert status(aws, instance) == ["ok"]
 
 
-def test_the_root_volume_comes_from_the_images_snapshot(aws: Rehearsal) -> None:
+def test_the_root_volume_comes_from_the_images_snapshot(aws: SandboxClients) -> None:
     snapshot = aws.snapshot(size=3)
     instance = run(aws, aws.image(snapshot))
     device = shown(aws, instance)["BlockDeviceMappings"][0]
@@ -53,14 +53,14 @@ def test_the_root_volume_comes_from_the_images_snapshot(aws: Rehearsal) -> None:
     assert volume["Attachments"][0]["InstanceId"] == instance
 
 
-def test_the_launch_can_enlarge_the_root_volume(aws: Rehearsal) -> None:
+def test_the_launch_can_enlarge_the_root_volume(aws: SandboxClients) -> None:
     devices = [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 20}}]
     instance = run(aws, aws.image(), BlockDeviceMappings=devices)
     volume = shown(aws, instance)["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
     assert aws.ec2.describe_volumes(VolumeIds=[volume])["Volumes"][0]["Size"] == 20
 
 
-def test_a_terminated_instance_takes_its_volume_along_and_is_listed_for_an_hour(aws: Rehearsal) -> None:
+def test_a_terminated_instance_takes_its_volume_along_and_is_listed_for_an_hour(aws: SandboxClients) -> None:
     instance = run(aws, aws.image())
     volume = shown(aws, instance)["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
     change = aws.ec2.terminate_instances(InstanceIds=[instance])["TerminatingInstances"][0]
@@ -74,7 +74,7 @@ def test_a_terminated_instance_takes_its_volume_along_and_is_listed_for_an_hour(
         shown(aws, instance)
 
 
-def test_a_token_launches_once_and_is_spent_with_its_instance(aws: Rehearsal) -> None:
+def test_a_token_launches_once_and_is_spent_with_its_instance(aws: SandboxClients) -> None:
     image = aws.image()
     instance = run(aws, image, ClientToken="once")
     assert run(aws, image, ClientToken="once") == instance
@@ -85,7 +85,7 @@ def test_a_token_launches_once_and_is_spent_with_its_instance(aws: Rehearsal) ->
         run(aws, image, ClientToken="once")
 
 
-def test_the_image_and_the_type_must_fit(aws: Rehearsal) -> None:
+def test_the_image_and_the_type_must_fit(aws: SandboxClients) -> None:
     arm, plain = aws.image(Architecture="arm64"), aws.image(EnaSupport=False)
     with refused("InvalidParameterValue", "does not match the architecture 'arm64' of the specified AMI"):
         run(aws, arm)
@@ -100,25 +100,25 @@ def test_the_image_and_the_type_must_fit(aws: Rehearsal) -> None:
     run(aws, arm, InstanceType="t4g.micro")
 
 
-def test_an_image_that_wants_imds_v2_gets_it(aws: Rehearsal) -> None:
+def test_an_image_that_wants_imds_v2_gets_it(aws: SandboxClients) -> None:
     options = shown(aws, run(aws, aws.image(ImdsSupport="v2.0")))["MetadataOptions"]
     assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 2)
     options = shown(aws, run(aws, aws.image(), MetadataOptions={"HttpTokens": "required"}))["MetadataOptions"]
     assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 1)
 
 
-def test_the_boot_mode_follows_from_image_and_type(aws: Rehearsal) -> None:
+def test_the_boot_mode_follows_from_image_and_type(aws: SandboxClients) -> None:
     image = aws.image(BootMode="uefi-preferred")
     assert shown(aws, run(aws, image))["CurrentInstanceBootMode"] == "uefi"
     assert shown(aws, run(aws, image, InstanceType="t2.micro"))["CurrentInstanceBootMode"] == "legacy-bios"
 
 
-def test_spot_instances_say_so(aws: Rehearsal) -> None:
+def test_spot_instances_say_so(aws: SandboxClients) -> None:
     instance = shown(aws, run(aws, aws.image(), InstanceMarketOptions={"MarketType": "spot"}))
     assert instance["InstanceLifecycle"] == "spot"
 
 
-def test_a_launch_is_reported_a_day_later(aws: Rehearsal) -> None:
+def test_a_launch_is_reported_a_day_later(aws: SandboxClients) -> None:
     """Documented: LastLaunchedTime has a delay of 24 hours."""
     image = aws.image()
     run(aws, image)
@@ -127,7 +127,7 @@ def test_a_launch_is_reported_a_day_later(aws: Rehearsal) -> None:
     assert "LastLaunchedTime" in aws.describe(image)
 
 
-def test_a_protected_instance_is_not_terminated(aws: Rehearsal) -> None:
+def test_a_protected_instance_is_not_terminated(aws: SandboxClients) -> None:
     instance = run(aws, aws.image(), DisableApiTermination=True)
     with refused("OperationNotPermitted", "may not be terminated"):
         aws.ec2.terminate_instances(InstanceIds=[instance])
@@ -135,13 +135,13 @@ def test_a_protected_instance_is_not_terminated(aws: Rehearsal) -> None:
     aws.ec2.terminate_instances(InstanceIds=[instance])
 
 
-def test_the_console_is_silent_for_a_disk_without_message(aws: Rehearsal) -> None:
+def test_the_console_is_silent_for_a_disk_without_message(aws: SandboxClients) -> None:
     instance = run(aws, aws.image())
     aws.pass_time(HOUR)
     assert "Output" not in aws.ec2.get_console_output(InstanceId=instance)
 
 
-def test_the_console_shows_what_a_sample_image_prints(aws: Rehearsal, tmp_path: Path) -> None:
+def test_the_console_shows_what_a_sample_image_prints(aws: SandboxClients, tmp_path: Path) -> None:
     from vmsnix_ops.disk.sample import make_sample_image
 
     aws.prepare("vmsnix-images")
@@ -157,10 +157,10 @@ def test_the_console_shows_what_a_sample_image_prints(aws: Rehearsal, tmp_path: 
     assert "hello from the sample image\r\n" in aws.ec2.get_console_output(InstanceId=instance)["Output"]
 
 
-def test_the_latest_console_grows_and_only_nitro_has_it(aws: Rehearsal) -> None:
+def test_the_latest_console_grows_and_only_nitro_has_it(aws: SandboxClients) -> None:
     outcome = {"console": "".join(f"line {number}\r\n" for number in range(6))}
-    aws.served.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
-    image, advance = aws.image(), aws.served.clock.advance
+    aws.sandbox.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
+    image, advance = aws.image(), aws.sandbox.clock.advance
     asked = {"ImageId": image, "MinCount": 1, "MaxCount": 1}
     (launched,) = aws.ec2.run_instances(**asked, InstanceType="t3.micro")["Instances"]
     latest = {"InstanceId": launched["InstanceId"], "Latest": True}
@@ -172,16 +172,16 @@ def test_the_latest_console_grows_and_only_nitro_has_it(aws: Rehearsal) -> None:
     assert len(aws.ec2.get_console_output(InstanceId=latest["InstanceId"])["Output"].splitlines()) == 6
 
 
-def test_a_fault_rule_says_what_the_console_shows_and_that_the_checks_fail(aws: Rehearsal) -> None:
+def test_a_fault_rule_says_what_the_console_shows_and_that_the_checks_fail(aws: SandboxClients) -> None:
     outcome = {"console": "Kernel panic", "impaired": True}
-    aws.served.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
+    aws.sandbox.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
     instance = run(aws, aws.image())
     aws.pass_time(HOUR)
     assert aws.ec2.get_console_output(InstanceId=instance)["Output"] == "Kernel panic"
     assert status(aws, instance) == ["impaired"]
 
 
-def test_instances_are_filtered_and_paged(aws: Rehearsal) -> None:
+def test_instances_are_filtered_and_paged(aws: SandboxClients) -> None:
     image = aws.image()
     tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "a"}]}]
     first, second = run(aws, image, TagSpecifications=tags), run(aws, image)
@@ -197,6 +197,6 @@ def test_instances_are_filtered_and_paged(aws: Rehearsal) -> None:
 
 
 @pytest.mark.parametrize("parameter", [{"SubnetId": "subnet-0123456789abcdef0"}, {"KeyName": "mine"}])
-def test_networks_and_keys_are_refused_loudly(aws: Rehearsal, parameter: dict[str, str]) -> None:
+def test_networks_and_keys_are_refused_loudly(aws: SandboxClients, parameter: dict[str, str]) -> None:
     with refused("NotImplemented", next(iter(parameter))):
         run(aws, aws.image(), **parameter)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.sandbox.ec2.rehearsal import KINDS, Rehearsal
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
 from vmsnix_ops.sandbox.state_file import dump_tables, load_tables
 from vmsnix_ops.sandbox.wire.models import service_model
+
+if TYPE_CHECKING:
+    from tests.sandbox.clients import SandboxClients
 
 load_operations()
 EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name in {"ec2", "ebs"}]
@@ -33,13 +37,13 @@ def test_all_six_ebs_direct_operations_are_there() -> None:
     )
 
 
-def test_state_is_kept_small(aws: Rehearsal) -> None:
+def test_state_is_kept_small(aws: SandboxClients) -> None:
     """A hundred images with their snapshot fit into a hundred kilobytes, so that saving is cheap."""
     snapshot = aws.snapshot()
     for _ in range(100):
         aws.image(snapshot)
-    tables = aws.served.world.tables
-    kept = {key: table for key, table in tables.items() if key[2] in KINDS}
+    tables = aws.sandbox.world.tables
+    kept = {key: table for key, table in tables.items() if key[2] != "credentials"}
     content = dump_tables(kept)
     assert len(content) < 100_000
     assert load_tables(content) == kept

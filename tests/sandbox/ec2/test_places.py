@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 
-def test_an_account_has_seventeen_regions_without_opting_in(aws: Rehearsal) -> None:
+def test_an_account_has_seventeen_regions_without_opting_in(aws: SandboxClients) -> None:
     regions = aws.ec2.describe_regions()["Regions"]
     assert len(regions) == 17
     assert {region["OptInStatus"] for region in regions} == {"opt-in-not-required"}
     assert {"us-east-1", "eu-central-1"} <= {region["RegionName"] for region in regions}
 
 
-def test_a_region_that_is_not_opted_in_to_takes_good_keys_for_unknown_ones(aws: Rehearsal) -> None:
+def test_a_region_that_is_not_opted_in_to_takes_good_keys_for_unknown_ones(aws: SandboxClients) -> None:
     said = {
         "ec2": "describe_images",
         "ssm": "describe_parameters",
@@ -23,7 +23,7 @@ def test_a_region_that_is_not_opted_in_to_takes_good_keys_for_unknown_ones(aws: 
     }
     codes = {}
     for service, operation in said.items():
-        client = aws.served.client(service, "me-south-1")
+        client = aws.sandbox.client(service, "me-south-1")
         with pytest.raises(client.exceptions.ClientError) as caught:
             getattr(client, operation)()
         codes[service] = caught.value.response["Error"]["Code"]
@@ -35,7 +35,7 @@ def test_a_region_that_is_not_opted_in_to_takes_good_keys_for_unknown_ones(aws: 
     }
 
 
-def test_there_are_more_regions_that_are_not_opted_in_to(aws: Rehearsal) -> None:
+def test_there_are_more_regions_that_are_not_opted_in_to(aws: SandboxClients) -> None:
     regions = {
         r["RegionName"]: r["OptInStatus"] for r in aws.ec2.describe_regions(AllRegions=True)["Regions"]
     }
@@ -43,21 +43,21 @@ def test_there_are_more_regions_that_are_not_opted_in_to(aws: Rehearsal) -> None
     assert len(regions) > 30
 
 
-def test_regions_are_asked_for_by_name(aws: Rehearsal) -> None:
+def test_regions_are_asked_for_by_name(aws: SandboxClients) -> None:
     answer = aws.ec2.describe_regions(RegionNames=["eu-west-1"])["Regions"]
     assert [region["Endpoint"] for region in answer] == ["ec2.eu-west-1.amazonaws.com"]
     with refused("InvalidParameterValue", "Invalid region names: [mars-north-1]"):
         aws.ec2.describe_regions(RegionNames=["mars-north-1"])
 
 
-def test_zones_have_names_and_ids(aws: Rehearsal) -> None:
+def test_zones_have_names_and_ids(aws: SandboxClients) -> None:
     zones = aws.client("ec2", "ap-southeast-2").describe_availability_zones()["AvailabilityZones"]
     assert zones[0]["ZoneName"] == "ap-southeast-2a"
     assert zones[0]["ZoneId"] == "apse2-az1"
     assert {zone["State"] for zone in zones} == {"available"}
 
 
-def test_types_are_asked_for_by_architecture(aws: Rehearsal) -> None:
+def test_types_are_asked_for_by_architecture(aws: SandboxClients) -> None:
     filters = [{"Name": "processor-info.supported-architecture", "Values": ["arm64"]}]
     types = aws.ec2.describe_instance_types(Filters=filters)["InstanceTypes"]
     assert {"t4g.micro"} <= {kind["InstanceType"] for kind in types}

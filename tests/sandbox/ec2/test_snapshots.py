@@ -10,16 +10,16 @@ import operator
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 FRIEND = "123456789012"
 
 
-def listed(aws: Rehearsal, **asked: object) -> list[str]:
+def listed(aws: SandboxClients, **asked: object) -> list[str]:
     return [s["SnapshotId"] for s in aws.ec2.describe_snapshots(**asked)["Snapshots"]]
 
 
-def test_a_snapshot_is_pending_first_and_completed_later(aws: Rehearsal) -> None:
+def test_a_snapshot_is_pending_first_and_completed_later(aws: SandboxClients) -> None:
     volume = aws.ec2.create_volume(Size=2, AvailabilityZone="us-east-1a")["VolumeId"]
     pending = aws.ec2.create_snapshot(VolumeId=volume, Description="by hand")
     assert (pending["State"], pending["VolumeId"], pending["VolumeSize"]) == ("pending", volume, 2)
@@ -33,7 +33,7 @@ def test_a_snapshot_is_pending_first_and_completed_later(aws: Rehearsal) -> None
     assert done["CompletionTime"] >= done["StartTime"]
 
 
-def test_a_volume_has_one_snapshot_in_fifteen_seconds(aws: Rehearsal) -> None:
+def test_a_volume_has_one_snapshot_in_fifteen_seconds(aws: SandboxClients) -> None:
     volume = aws.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]
     aws.ec2.create_snapshot(VolumeId=volume)
     with refused("SnapshotCreationPerVolumeRateExceeded"):
@@ -42,7 +42,7 @@ def test_a_volume_has_one_snapshot_in_fifteen_seconds(aws: Rehearsal) -> None:
     aws.ec2.create_snapshot(VolumeId=volume)
 
 
-def test_a_copy_has_an_arbitrary_volume_id(aws: Rehearsal) -> None:
+def test_a_copy_has_an_arbitrary_volume_id(aws: SandboxClients) -> None:
     """Documented: "an arbitrary volume ID that you should not use for any purpose"."""
     tags = [{"Key": "Name", "Value": "copy"}]
     ireland = aws.client("ec2", "eu-west-1")
@@ -56,7 +56,7 @@ def test_a_copy_has_an_arbitrary_volume_id(aws: Rehearsal) -> None:
     assert (shown["Tags"], shown["TransferType"]) == (tags, "standard")
 
 
-def test_every_filter_reads_its_attribute(aws: Rehearsal) -> None:
+def test_every_filter_reads_its_attribute(aws: SandboxClients) -> None:
     tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "Name", "Value": "a node"}]}]
     snapshot = aws.snapshot(Description="a probe", TagSpecifications=tags)
     shown = aws.describe_snapshot(snapshot)
@@ -81,7 +81,7 @@ def test_every_filter_reads_its_attribute(aws: Rehearsal) -> None:
         listed(aws, Filters=[{"Name": "bogus", "Values": ["x"]}])
 
 
-def test_pages_have_five_snapshots_or_more(aws: Rehearsal) -> None:
+def test_pages_have_five_snapshots_or_more(aws: SandboxClients) -> None:
     made = sorted(aws.snapshot() for _ in range(7))
     first = aws.ec2.describe_snapshots(OwnerIds=["self"], MaxResults=5)
     second = aws.ec2.describe_snapshots(OwnerIds=["self"], MaxResults=5, NextToken=first["NextToken"])
@@ -93,27 +93,27 @@ def test_pages_have_five_snapshots_or_more(aws: Rehearsal) -> None:
         aws.ec2.describe_snapshots(SnapshotIds=made[:1], MaxResults=5)
 
 
-def test_snapshots_of_others_are_not_ours(aws: Rehearsal) -> None:
+def test_snapshots_of_others_are_not_ours(aws: SandboxClients) -> None:
     aws.snapshot()
     assert listed(aws, OwnerIds=[FRIEND]) == []
     assert len(listed(aws, OwnerIds=[aws.account])) == 1
 
 
-def test_unknown_and_malformed_ids_differ(aws: Rehearsal) -> None:
+def test_unknown_and_malformed_ids_differ(aws: SandboxClients) -> None:
     with refused("InvalidSnapshot.NotFound", "The snapshot 'snap-0123456789abcdef0' does not exist."):
         listed(aws, SnapshotIds=["snap-0123456789abcdef0"])
     with refused("InvalidSnapshotID.Malformed"):
         listed(aws, SnapshotIds=["foo"])
 
 
-def test_a_snapshot_in_use_is_not_deleted(aws: Rehearsal) -> None:
+def test_a_snapshot_in_use_is_not_deleted(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
     with refused("InvalidSnapshot.InUse", f"The snapshot {snapshot} is currently in use by {image}"):
         aws.ec2.delete_snapshot(SnapshotId=snapshot)
 
 
-def test_permissions_to_create_volumes_have_two_forms(aws: Rehearsal) -> None:
+def test_permissions_to_create_volumes_have_two_forms(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     aws.ec2.modify_snapshot_attribute(
         SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[FRIEND]
@@ -127,7 +127,7 @@ def test_permissions_to_create_volumes_have_two_forms(aws: Rehearsal) -> None:
 
 
 @pytest.mark.parametrize("state", ["block-all-sharing", "block-new-sharing"])
-def test_block_public_access_refuses_public_snapshots(aws: Rehearsal, state: str) -> None:
+def test_block_public_access_refuses_public_snapshots(aws: SandboxClients, state: str) -> None:
     snapshot = aws.snapshot()
     aws.ec2.enable_snapshot_block_public_access(State=state)
     assert aws.ec2.get_snapshot_block_public_access_state()["State"] == state
@@ -139,7 +139,7 @@ def test_block_public_access_refuses_public_snapshots(aws: Rehearsal, state: str
     assert aws.ec2.get_snapshot_block_public_access_state()["State"] == "unblocked"
 
 
-def test_encryption_by_default_encrypts_what_is_new(aws: Rehearsal) -> None:
+def test_encryption_by_default_encrypts_what_is_new(aws: SandboxClients) -> None:
     assert aws.ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"] is False
     aws.ec2.enable_ebs_encryption_by_default()
     snapshot = aws.describe_snapshot(aws.snapshot())
@@ -149,7 +149,7 @@ def test_encryption_by_default_encrypts_what_is_new(aws: Rehearsal) -> None:
     assert aws.describe_snapshot(aws.snapshot())["Encrypted"] is False
 
 
-def test_the_default_key_can_be_chosen(aws: Rehearsal) -> None:
+def test_the_default_key_can_be_chosen(aws: SandboxClients) -> None:
     key = f"arn:aws:kms:us-east-1:{aws.account}:key/11111111-2222-3333-4444-555555555555"
     assert aws.ec2.get_ebs_default_kms_key_id()["KmsKeyId"] == "alias/aws/ebs"
     aws.ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)
@@ -157,7 +157,7 @@ def test_the_default_key_can_be_chosen(aws: Rehearsal) -> None:
     assert volume["KmsKeyId"] == key
 
 
-def test_a_volume_of_a_snapshot_is_at_least_as_large(aws: Rehearsal) -> None:
+def test_a_volume_of_a_snapshot_is_at_least_as_large(aws: SandboxClients) -> None:
     snapshot = aws.snapshot(size=3)
     volume = aws.ec2.create_volume(SnapshotId=snapshot, AvailabilityZone="us-east-1a", VolumeType="gp3")
     assert (volume["Size"], volume["State"], volume["Iops"]) == (3, "creating", 3000)
@@ -167,7 +167,7 @@ def test_a_volume_of_a_snapshot_is_at_least_as_large(aws: Rehearsal) -> None:
         aws.ec2.create_volume(Size=1, AvailabilityZone="us-west-2a")
 
 
-def test_a_volume_can_be_deleted(aws: Rehearsal) -> None:
+def test_a_volume_can_be_deleted(aws: SandboxClients) -> None:
     volume = aws.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]
     aws.ec2.delete_volume(VolumeId=volume)
     with refused("InvalidVolume.NotFound"):
@@ -177,7 +177,7 @@ def test_a_volume_can_be_deleted(aws: Rehearsal) -> None:
 # Locks
 
 
-def test_a_locked_snapshot_cannot_be_deleted_until_it_is_unlocked(aws: Rehearsal) -> None:
+def test_a_locked_snapshot_cannot_be_deleted_until_it_is_unlocked(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     locked = aws.ec2.lock_snapshot(SnapshotId=snapshot, LockMode="governance", LockDuration=30)
     assert (locked["LockState"], locked["LockDuration"]) == ("governance", 30)
@@ -191,7 +191,7 @@ def test_a_locked_snapshot_cannot_be_deleted_until_it_is_unlocked(aws: Rehearsal
     aws.ec2.delete_snapshot(SnapshotId=snapshot)
 
 
-def test_a_lock_of_compliance_ends_only_while_it_cools_off(aws: Rehearsal) -> None:
+def test_a_lock_of_compliance_ends_only_while_it_cools_off(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     lock = {"SnapshotId": snapshot, "LockMode": "compliance"}
     locked = aws.ec2.lock_snapshot(**lock, LockDuration=2, CoolOffPeriod=3)
@@ -229,6 +229,6 @@ def test_a_lock_of_compliance_ends_only_while_it_cools_off(aws: Rehearsal) -> No
         ({"LockMode": "compliance", "LockDuration": 40_000}, "InvalidParameterValue"),
     ],
 )
-def test_what_no_lock_can_be_is_refused(aws: Rehearsal, asked: dict[str, object], code: str) -> None:
+def test_what_no_lock_can_be_is_refused(aws: SandboxClients, asked: dict[str, object], code: str) -> None:
     with refused(code):
         aws.ec2.lock_snapshot(SnapshotId=aws.snapshot(), **asked)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 
-def test_tags_come_and_go(aws: Rehearsal) -> None:
+def test_tags_come_and_go(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
     aws.ec2.create_tags(
@@ -20,7 +20,7 @@ def test_tags_come_and_go(aws: Rehearsal) -> None:
     assert len(aws.describe_snapshot(snapshot)["Tags"]) == 2
 
 
-def test_tags_are_listed_by_resource(aws: Rehearsal) -> None:
+def test_tags_are_listed_by_resource(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
     aws.ec2.create_tags(Resources=[image, snapshot], Tags=[{"Key": "a", "Value": "1"}])
@@ -30,7 +30,7 @@ def test_tags_are_listed_by_resource(aws: Rehearsal) -> None:
     assert sorted(tag["ResourceType"] for tag in kinds) == ["image", "snapshot"]
 
 
-def test_one_unknown_resource_spoils_the_call(aws: Rehearsal) -> None:
+def test_one_unknown_resource_spoils_the_call(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     with refused("InvalidAMIID.NotFound"):
         aws.ec2.create_tags(Resources=[snapshot, "ami-0123456789abcdef0"], Tags=[{"Key": "a", "Value": "1"}])
@@ -39,7 +39,7 @@ def test_one_unknown_resource_spoils_the_call(aws: Rehearsal) -> None:
         aws.ec2.create_tags(Resources=["xyz"], Tags=[{"Key": "a", "Value": "1"}])
 
 
-def test_tags_have_limits(aws: Rehearsal) -> None:
+def test_tags_have_limits(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     fifty = [{"Key": f"key-{n}", "Value": ""} for n in range(50)]
     aws.ec2.create_tags(Resources=[snapshot], Tags=fifty)

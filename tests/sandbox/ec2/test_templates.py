@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.ec2.rehearsal import Rehearsal, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 OTHER = "ami-0123456789abcdef0"
 
 
-def template(aws: Rehearsal, image: str, name: str = "nodes") -> str:
+def template(aws: SandboxClients, image: str, name: str = "nodes") -> str:
     data = {"ImageId": image, "InstanceType": "t3.micro"}
     answer = aws.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)
     template_id: str = answer["LaunchTemplate"]["LaunchTemplateId"]
     return template_id
 
 
-def add_version(aws: Rehearsal, template_id: str, image: str, **more: Any) -> int:
+def add_version(aws: SandboxClients, template_id: str, image: str, **more: Any) -> int:
     answer = aws.ec2.create_launch_template_version(
         LaunchTemplateId=template_id, LaunchTemplateData={"ImageId": image}, **more
     )
@@ -30,13 +30,13 @@ def add_version(aws: Rehearsal, template_id: str, image: str, **more: Any) -> in
     return number
 
 
-def references(aws: Rehearsal, *images: str, **asked: Any) -> list[tuple[str, str]]:
+def references(aws: SandboxClients, *images: str, **asked: Any) -> list[tuple[str, str]]:
     asked = asked or {"IncludeAllResourceTypes": True}
     answer = aws.ec2.describe_image_references(ImageIds=list(images), **asked)
     return sorted((r["ResourceType"], r["Arn"].split(":", 5)[5]) for r in answer["ImageReferences"])
 
 
-def test_versions_are_numbered_and_the_default_is_chosen(aws: Rehearsal) -> None:
+def test_versions_are_numbered_and_the_default_is_chosen(aws: SandboxClients) -> None:
     nodes = template(aws, OTHER)
     assert add_version(aws, nodes, "ami-0aaaaaaaaaaaaaaaa", SourceVersion="1") == 2
     aws.ec2.modify_launch_template(LaunchTemplateId=nodes, DefaultVersion="2")
@@ -51,7 +51,7 @@ def test_versions_are_numbered_and_the_default_is_chosen(aws: Rehearsal) -> None
     }
 
 
-def test_all_templates_are_looked_through_by_image(aws: Rehearsal) -> None:
+def test_all_templates_are_looked_through_by_image(aws: SandboxClients) -> None:
     add_version(aws, template(aws, OTHER), "ami-0aaaaaaaaaaaaaaaa")
     template(aws, OTHER, "others")
     filters = [{"Name": "image-id", "Values": [OTHER]}]
@@ -62,7 +62,7 @@ def test_all_templates_are_looked_through_by_image(aws: Rehearsal) -> None:
         aws.ec2.describe_launch_template_versions(Versions=["1"])
 
 
-def test_names_are_unique_and_unknown_ones_refused(aws: Rehearsal) -> None:
+def test_names_are_unique_and_unknown_ones_refused(aws: SandboxClients) -> None:
     template(aws, OTHER)
     with refused("InvalidLaunchTemplateName.AlreadyExistsException"):
         template(aws, OTHER)
@@ -72,7 +72,7 @@ def test_names_are_unique_and_unknown_ones_refused(aws: Rehearsal) -> None:
         aws.ec2.describe_launch_templates(LaunchTemplateIds=["lt-0123456789abcdef0"])
 
 
-def test_versions_can_be_deleted_but_not_the_default(aws: Rehearsal) -> None:
+def test_versions_can_be_deleted_but_not_the_default(aws: SandboxClients) -> None:
     nodes = template(aws, OTHER)
     add_version(aws, nodes, OTHER)
     answer = aws.ec2.delete_launch_template_versions(LaunchTemplateId=nodes, Versions=["1", "2", "3"])
@@ -83,7 +83,7 @@ def test_versions_can_be_deleted_but_not_the_default(aws: Rehearsal) -> None:
     assert aws.ec2.describe_launch_templates()["LaunchTemplates"] == []
 
 
-def test_instances_are_launched_from_templates(aws: Rehearsal) -> None:
+def test_instances_are_launched_from_templates(aws: SandboxClients) -> None:
     image = aws.image()
     nodes = template(aws, image)
     answer = aws.ec2.run_instances(LaunchTemplate={"LaunchTemplateId": nodes}, MinCount=1, MaxCount=1)
@@ -91,11 +91,11 @@ def test_instances_are_launched_from_templates(aws: Rehearsal) -> None:
     assert answer["Instances"][0]["InstanceType"] == "t3.micro"
 
 
-def test_parameters_stand_for_images(aws: Rehearsal) -> None:
+def test_parameters_stand_for_images(aws: SandboxClients) -> None:
     image = aws.image()
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
-    aws.served.clock.advance(1)  # the value is checked after it was accepted
+    aws.sandbox.clock.advance(1)  # the value is checked after it was accepted
     nodes = template(aws, "resolve:ssm:/nodes/stable")
     asked = {"LaunchTemplateId": nodes, "Versions": ["1"]}
     for resolve, expected in ((False, "resolve:ssm:/nodes/stable"), (True, image)):
@@ -105,12 +105,12 @@ def test_parameters_stand_for_images(aws: Rehearsal) -> None:
     assert answer["Instances"][0]["ImageId"] == image
 
 
-def test_references_are_found_wherever_an_image_is_named(aws: Rehearsal) -> None:
+def test_references_are_found_wherever_an_image_is_named(aws: SandboxClients) -> None:
     image = aws.image()
     nodes = template(aws, image)
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
-    aws.served.clock.advance(1)  # the value is checked after it was accepted
+    aws.sandbox.clock.advance(1)  # the value is checked after it was accepted
     answer = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     assert references(aws, image) == [
         ("ec2:Instance", f"instance/{answer['Instances'][0]['InstanceId']}"),
@@ -120,7 +120,7 @@ def test_references_are_found_wherever_an_image_is_named(aws: Rehearsal) -> None
     assert references(aws, OTHER) == []
 
 
-def test_only_the_newest_ten_versions_are_looked_at_unless_asked(aws: Rehearsal) -> None:
+def test_only_the_newest_ten_versions_are_looked_at_unless_asked(aws: SandboxClients) -> None:
     image = aws.image()
     nodes = template(aws, image)
     for _ in range(10):
@@ -135,7 +135,7 @@ def test_only_the_newest_ten_versions_are_looked_at_unless_asked(aws: Rehearsal)
     ]
 
 
-def test_instances_are_looked_at_by_state(aws: Rehearsal) -> None:
+def test_instances_are_looked_at_by_state(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     for state, count in (("pending", 1), ("running", 0)):
@@ -147,6 +147,6 @@ def test_instances_are_looked_at_by_state(aws: Rehearsal) -> None:
 @pytest.mark.parametrize(
     ("images", "code"), [((OTHER,), "MissingParameter"), (("foo",), "InvalidAMIID.Malformed")]
 )
-def test_what_to_look_at_must_be_said(aws: Rehearsal, images: tuple[str, ...], code: str) -> None:
+def test_what_to_look_at_must_be_said(aws: SandboxClients, images: tuple[str, ...], code: str) -> None:
     with refused(code):
         aws.ec2.describe_image_references(ImageIds=list(images))

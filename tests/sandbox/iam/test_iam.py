@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.access import vm_import_role_policy, vm_import_trust_policy
 
 TRUST = json.dumps(vm_import_trust_policy())
 READ = json.dumps(vm_import_role_policy("images"))
 
 
-def make_role(aws: Asker, name: str = "vmimport") -> str:
+def make_role(aws: SandboxClients, name: str = "vmimport") -> str:
     arn: str = aws.iam.create_role(RoleName=name, AssumeRolePolicyDocument=TRUST)["Role"]["Arn"]
     return arn
 
 
-def test_a_role_is_shown_as_it_was_made(aws: Asker) -> None:
+def test_a_role_is_shown_as_it_was_made(aws: SandboxClients) -> None:
     answer = aws.iam.create_role(
         RoleName="vmimport",
         Path="/service/",
@@ -31,7 +31,7 @@ def test_a_role_is_shown_as_it_was_made(aws: Asker) -> None:
         MaxSessionDuration=7200,
         Tags=[{"Key": "a", "Value": "1"}],
     )["Role"]
-    assert answer["Arn"] == f"arn:aws:iam::{aws.served.account}:role/service/vmimport"
+    assert answer["Arn"] == f"arn:aws:iam::{aws.sandbox.account}:role/service/vmimport"
     role = aws.iam.get_role(RoleName="vmimport")["Role"]
     assert role["AssumeRolePolicyDocument"] == vm_import_trust_policy()
     assert (role["Description"], role["MaxSessionDuration"]) == ("for VM Import", 7200)
@@ -39,12 +39,12 @@ def test_a_role_is_shown_as_it_was_made(aws: Asker) -> None:
     assert role["RoleId"].startswith("AROA")
 
 
-def test_roles_are_global(aws: Asker) -> None:
+def test_roles_are_global(aws: SandboxClients) -> None:
     make_role(aws)
     assert aws.client("iam", "eu-west-1").get_role(RoleName="vmimport")["Role"]["RoleName"] == "vmimport"
 
 
-def test_what_is_there_and_what_is_not(aws: Asker) -> None:
+def test_what_is_there_and_what_is_not(aws: SandboxClients) -> None:
     make_role(aws)
     with refused("EntityAlreadyExists"):
         make_role(aws)
@@ -68,18 +68,18 @@ def test_what_is_there_and_what_is_not(aws: Asker) -> None:
         TRUST,
     ],
 )
-def test_malformed_policies(aws: Asker, document: str) -> None:
+def test_malformed_policies(aws: SandboxClients, document: str) -> None:
     make_role(aws)
     with refused("MalformedPolicyDocument"):
         aws.iam.put_role_policy(RoleName="vmimport", PolicyName="p", PolicyDocument=document)
 
 
-def test_a_trust_policy_names_principals_and_no_resources(aws: Asker) -> None:
+def test_a_trust_policy_names_principals_and_no_resources(aws: SandboxClients) -> None:
     with refused("MalformedPolicyDocument", "prohibited field Resource"):
         aws.iam.create_role(RoleName="r", AssumeRolePolicyDocument=READ)
 
 
-def test_inline_policies(aws: Asker) -> None:
+def test_inline_policies(aws: SandboxClients) -> None:
     make_role(aws)
     aws.iam.put_role_policy(RoleName="vmimport", PolicyName="read", PolicyDocument=READ)
     shown = aws.iam.get_role_policy(RoleName="vmimport", PolicyName="read")
@@ -93,7 +93,7 @@ def test_inline_policies(aws: Asker) -> None:
     aws.iam.delete_role(RoleName="vmimport")
 
 
-def test_managed_policies_and_their_versions(aws: Asker) -> None:
+def test_managed_policies_and_their_versions(aws: SandboxClients) -> None:
     make_role(aws)
     arn = aws.iam.create_policy(PolicyName="publisher", PolicyDocument=READ)["Policy"]["Arn"]
     aws.iam.attach_role_policy(RoleName="vmimport", PolicyArn=arn)
@@ -118,12 +118,12 @@ def test_managed_policies_and_their_versions(aws: Asker) -> None:
         aws.iam.delete_policy_version(PolicyArn=arn, VersionId="v5")
 
 
-def test_a_key_works_until_it_is_switched_off(aws: Asker) -> None:
+def test_a_key_works_until_it_is_switched_off(aws: SandboxClients) -> None:
     aws.iam.create_user(UserName="ci")
     key = aws.iam.create_access_key(UserName="ci")["AccessKey"]
     keys = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
     client = aws.other_client("sts", **keys)
-    assert client.get_caller_identity()["Arn"] == f"arn:aws:iam::{aws.served.account}:user/ci"
+    assert client.get_caller_identity()["Arn"] == f"arn:aws:iam::{aws.sandbox.account}:user/ci"
     aws.iam.update_access_key(UserName="ci", AccessKeyId=key["AccessKeyId"], Status="Inactive")
     with refused("InvalidClientTokenId"):
         client.get_caller_identity()
@@ -133,7 +133,7 @@ def test_a_key_works_until_it_is_switched_off(aws: Asker) -> None:
     aws.iam.delete_user(UserName="ci")
 
 
-def test_lists_page_by_page(aws: Asker) -> None:
+def test_lists_page_by_page(aws: SandboxClients) -> None:
     for number in range(3):
         make_role(aws, f"role-{number}")
     pages = aws.iam.get_paginator("list_roles").paginate(PaginationConfig={"PageSize": 2})
@@ -141,7 +141,7 @@ def test_lists_page_by_page(aws: Asker) -> None:
     assert names == [["role-0", "role-1"], ["role-2"]]
 
 
-def test_simulates_what_policies_allow(aws: Asker) -> None:
+def test_simulates_what_policies_allow(aws: SandboxClients) -> None:
     arn = make_role(aws)
     aws.iam.put_role_policy(RoleName="vmimport", PolicyName="read", PolicyDocument=READ)
 

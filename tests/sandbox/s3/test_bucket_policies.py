@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.sandbox.asking import ONCE, refused
+from tests.sandbox.clients import ONCE, refused, user_access
 from vmsnix_ops.sandbox import Access, Sandbox, sandbox
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
 
 @pytest.fixture
 def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
-    served, memory = enforcing
-    served.restore_tables(memory)
-    return served
+    started, saved = enforcing
+    started.restore_tables(saved)
+    return started
 
 
 def statement(effect: str, principal: Any, *actions: str, **more: Any) -> dict[str, Any]:
@@ -58,14 +58,8 @@ def open_to_public_policies(aws: Sandbox, **changes: bool) -> None:
 
 
 def user(aws: Sandbox, *actions: str, name: str = "carol") -> Access:
-    iam = aws.client("iam")
-    iam.create_user(UserName=name)
-    if actions:
-        allowed = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
-        document = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
-        iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
-    key = iam.create_access_key(UserName=name)["AccessKey"]
-    return Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
+    allowed = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
+    return user_access(aws, *([allowed] if actions else []), name=name)
 
 
 def s3(who: Any) -> Any:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 
 
 def located(region: str) -> dict[str, Any]:
     return {"CreateBucketConfiguration": {"LocationConstraint": region}}
 
 
-def test_a_bucket_is_in_the_region_of_the_request(aws: Asker) -> None:
+def test_a_bucket_is_in_the_region_of_the_request(aws: SandboxClients) -> None:
     aws.bucket("here")
     aws.client("s3", "eu-west-1").create_bucket(Bucket="there", **located("eu-west-1"))
     assert aws.s3.get_bucket_location(Bucket="here")["LocationConstraint"] is None
@@ -26,7 +26,7 @@ def test_a_bucket_is_in_the_region_of_the_request(aws: Asker) -> None:
     assert aws.s3.head_bucket(Bucket="here")["BucketRegion"] == "us-east-1"
 
 
-def test_only_us_east_1_makes_buckets_elsewhere(aws: Asker) -> None:
+def test_only_us_east_1_makes_buckets_elsewhere(aws: SandboxClients) -> None:
     aws.s3.create_bucket(Bucket="far", **located("ap-south-1"))
     assert aws.client("s3", "ap-south-1").head_bucket(Bucket="far")["BucketRegion"] == "ap-south-1"
     with refused("IllegalLocationConstraintException", "eu-west-1 location constraint is incompatible"):
@@ -38,12 +38,12 @@ def test_only_us_east_1_makes_buckets_elsewhere(aws: Asker) -> None:
 
 
 @pytest.mark.parametrize("name", ["ab", "Upper", "under_score", "two..dots", "192.168.0.1", "end-", "a" * 64])
-def test_refuses_names_that_are_none(aws: Asker, name: str) -> None:
-    status, body = aws.ask("PUT", f"/{name}")
+def test_refuses_names_that_are_none(aws: SandboxClients, name: str) -> None:
+    status, body = aws.send("PUT", f"/{name}")
     assert (status, b"InvalidBucketName" in body) == (400, True)
 
 
-def test_making_a_bucket_twice_succeeds_in_us_east_1_only(aws: Asker) -> None:
+def test_making_a_bucket_twice_succeeds_in_us_east_1_only(aws: SandboxClients) -> None:
     aws.bucket("twice")
     aws.bucket("twice")
     west = aws.client("s3", "us-west-2")
@@ -52,28 +52,31 @@ def test_making_a_bucket_twice_succeeds_in_us_east_1_only(aws: Asker) -> None:
         west.create_bucket(Bucket="once", **located("us-west-2"))
 
 
-def test_a_bucket_of_another_region_redirects(aws: Asker) -> None:
+def test_a_bucket_of_another_region_redirects(aws: SandboxClients) -> None:
     aws.client("s3", "us-west-2").create_bucket(Bucket="west", **located("us-west-2"))
     aws.client("s3", "eu-west-1").put_object(Bucket="west", Key="k", Body=b"x")
-    assert [call.outcome for call in aws.served.calls.matching("s3:PutObject")] == ["PermanentRedirect", "ok"]
-    assert [call.region for call in aws.served.calls.matching("s3:PutObject")] == ["eu-west-1", "us-west-2"]
+    assert [call.outcome for call in aws.sandbox.calls.matching("s3:PutObject")] == [
+        "PermanentRedirect",
+        "ok",
+    ]
+    assert [call.region for call in aws.sandbox.calls.matching("s3:PutObject")] == ["eu-west-1", "us-west-2"]
 
 
-def test_a_bucket_that_is_not_there(aws: Asker) -> None:
+def test_a_bucket_that_is_not_there(aws: SandboxClients) -> None:
     with refused("404"):
         aws.s3.head_bucket(Bucket="nowhere")
     with refused("NoSuchBucket"):
         aws.s3.list_objects_v2(Bucket="nowhere")
 
 
-def test_the_expected_owner_is_compared(aws: Asker) -> None:
+def test_the_expected_owner_is_compared(aws: SandboxClients) -> None:
     aws.bucket()
-    aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner=aws.served.account)
+    aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner=aws.sandbox.account)
     with refused("AccessDenied"):
         aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner="999999999999")
 
 
-def test_lists_buckets_of_all_regions_page_by_page(aws: Asker) -> None:
+def test_lists_buckets_of_all_regions_page_by_page(aws: SandboxClients) -> None:
     for number in range(3):
         aws.bucket(f"bucket-{number}")
     aws.client("s3", "eu-west-1").create_bucket(Bucket="bucket-9", **located("eu-west-1"))
@@ -88,7 +91,7 @@ def test_lists_buckets_of_all_regions_page_by_page(aws: Asker) -> None:
     assert [(b["Name"], b["BucketRegion"]) for b in found] == [("bucket-9", "eu-west-1")]
 
 
-def test_only_an_empty_bucket_is_deleted(aws: Asker) -> None:
+def test_only_an_empty_bucket_is_deleted(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"")
     with refused("BucketNotEmpty"):
         aws.s3.delete_bucket(Bucket="images")
@@ -98,7 +101,7 @@ def test_only_an_empty_bucket_is_deleted(aws: Asker) -> None:
     assert aws.s3.list_buckets()["Buckets"] == []
 
 
-def test_a_new_bucket_is_private_and_encrypted(aws: Asker) -> None:
+def test_a_new_bucket_is_private_and_encrypted(aws: SandboxClients) -> None:
     aws.bucket()
     block = aws.s3.get_public_access_block(Bucket="images")["PublicAccessBlockConfiguration"]
     assert all(block.values())
@@ -136,7 +139,7 @@ POLICY = {
 }
 
 
-def test_keeps_lifecycle_rules(aws: Asker) -> None:
+def test_keeps_lifecycle_rules(aws: SandboxClients) -> None:
     aws.bucket()
     with refused("NoSuchLifecycleConfiguration"):
         aws.s3.get_bucket_lifecycle_configuration(Bucket="images")
@@ -147,14 +150,14 @@ def test_keeps_lifecycle_rules(aws: Asker) -> None:
         aws.s3.get_bucket_lifecycle_configuration(Bucket="images")
 
 
-def test_a_lifecycle_rule_without_an_action_is_refused(aws: Asker) -> None:
+def test_a_lifecycle_rule_without_an_action_is_refused(aws: SandboxClients) -> None:
     aws.bucket()
     rules = {"Rules": [{"ID": "x", "Status": "Enabled", "Filter": {"Prefix": ""}}]}
     with refused("InvalidRequest", "At least one action"):
         aws.s3.put_bucket_lifecycle_configuration(Bucket="images", LifecycleConfiguration=rules)
 
 
-def test_keeps_a_policy_and_tells_whether_it_is_public(aws: Asker) -> None:
+def test_keeps_a_policy_and_tells_whether_it_is_public(aws: SandboxClients) -> None:
     aws.bucket()
     with refused("NoSuchBucketPolicy"):
         aws.s3.get_bucket_policy(Bucket="images")
@@ -163,7 +166,7 @@ def test_keeps_a_policy_and_tells_whether_it_is_public(aws: Asker) -> None:
     assert aws.s3.get_bucket_policy_status(Bucket="images")["PolicyStatus"] == {"IsPublic": False}
 
 
-def test_block_public_access_refuses_a_public_policy(aws: Asker) -> None:
+def test_block_public_access_refuses_a_public_policy(aws: SandboxClients) -> None:
     aws.bucket()
     statement = {
         "Effect": "Allow",
@@ -182,13 +185,13 @@ def test_block_public_access_refuses_a_public_policy(aws: Asker) -> None:
 @pytest.mark.parametrize(
     "policy", ["{", "[]", '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow"}]}']
 )
-def test_refuses_a_policy_that_is_none(aws: Asker, policy: str) -> None:
+def test_refuses_a_policy_that_is_none(aws: SandboxClients, policy: str) -> None:
     aws.bucket()
     with refused("MalformedPolicy"):
         aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
 
 
-def test_keeps_tags(aws: Asker) -> None:
+def test_keeps_tags(aws: SandboxClients) -> None:
     aws.bucket()
     with refused("NoSuchTagSet"):
         aws.s3.get_bucket_tagging(Bucket="images")
@@ -200,9 +203,9 @@ def test_keeps_tags(aws: Asker) -> None:
         aws.s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": twice})
 
 
-def test_a_damaged_document_is_refused(aws: Asker) -> None:
+def test_a_damaged_document_is_refused(aws: SandboxClients) -> None:
     aws.bucket()
     body = b"<Tagging><TagSet></TagSet></Tagging>"
     headers = {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}
-    status, answer = aws.ask("PUT", "/images?tagging", body, headers=headers)
+    status, answer = aws.send("PUT", "/images?tagging", body, headers=headers)
     assert (status, b"BadDigest" in answer) == (400, True)

@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.s3.objects import list_keys
 
 KEYS = ["a", "a/1", "a/2", "a/b/1", "b", "c/1", "ü x+y%"]
 
 
 @pytest.fixture
-def bucket(aws: Asker) -> str:
+def bucket(aws: SandboxClients) -> str:
     name = aws.bucket()
     for key in KEYS:
         aws.s3.put_object(Bucket=name, Key=key, Body=key.encode())
     return name
 
 
-def test_all_keys_in_order(aws: Asker, bucket: str) -> None:
+def test_all_keys_in_order(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.list_objects_v2(Bucket=bucket)
     assert [entry["Key"] for entry in answer["Contents"]] == KEYS
     assert (answer["KeyCount"], answer["IsTruncated"]) == (len(KEYS), False)
@@ -33,7 +33,7 @@ def test_all_keys_in_order(aws: Asker, bucket: str) -> None:
     assert "Owner" in aws.s3.list_objects_v2(Bucket=bucket, FetchOwner=True)["Contents"][0]
 
 
-def test_a_delimiter_makes_folders(aws: Asker, bucket: str) -> None:
+def test_a_delimiter_makes_folders(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.list_objects_v2(Bucket=bucket, Delimiter="/")
     assert [entry["Key"] for entry in answer["Contents"]] == ["a", "b", "ü x+y%"]
     assert [entry["Prefix"] for entry in answer["CommonPrefixes"]] == ["a/", "c/"]
@@ -42,7 +42,7 @@ def test_a_delimiter_makes_folders(aws: Asker, bucket: str) -> None:
     assert [entry["Prefix"] for entry in answer["CommonPrefixes"]] == ["a/b/"]
 
 
-def test_starts_behind_a_key(aws: Asker, bucket: str) -> None:
+def test_starts_behind_a_key(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.list_objects_v2(Bucket=bucket, StartAfter="a/2")
     assert [entry["Key"] for entry in answer["Contents"]] == KEYS[3:]
     assert answer["StartAfter"] == "a/2"
@@ -51,7 +51,7 @@ def test_starts_behind_a_key(aws: Asker, bucket: str) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
 @pytest.mark.parametrize("delimiter", ["", "/"])
-def test_pages_add_up(aws: Asker, bucket: str, size: int, operation: str, delimiter: str) -> None:
+def test_pages_add_up(aws: SandboxClients, bucket: str, size: int, operation: str, delimiter: str) -> None:
     asked = {"Bucket": bucket} | ({"Delimiter": delimiter} if delimiter else {})
     pages = list(aws.s3.get_paginator(operation).paginate(**asked, PaginationConfig={"PageSize": size}))
     keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
@@ -61,12 +61,12 @@ def test_pages_add_up(aws: Asker, bucket: str, size: int, operation: str, delimi
     assert all(len(page.get("Contents", [])) + len(page.get("CommonPrefixes", [])) <= size for page in pages)
 
 
-def test_a_token_that_is_none_is_refused(aws: Asker, bucket: str) -> None:
+def test_a_token_that_is_none_is_refused(aws: SandboxClients, bucket: str) -> None:
     with refused("InvalidArgument", "continuation token"):
         aws.s3.list_objects_v2(Bucket=bucket, ContinuationToken="§")
 
 
-def test_no_keys_at_all(aws: Asker) -> None:
+def test_no_keys_at_all(aws: SandboxClients) -> None:
     answer = aws.s3.list_objects_v2(Bucket=aws.bucket("empty"))
     assert (answer["KeyCount"], answer["IsTruncated"], "Contents" in answer) == (0, False, False)
     assert aws.s3.list_objects_v2(Bucket="empty", MaxKeys=0)["IsTruncated"] is False

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from boto3.s3.transfer import TransferConfig
 
-from tests.sandbox.asking import Asker, refused, sha256
+from tests.sandbox.clients import SandboxClients, refused, sha256
 from vmsnix_ops.sandbox.wire.checksums import encode_base64, new_checksum
 
 MIB = 2**20
@@ -20,16 +20,18 @@ FIRST, LAST = b"\xa5" * (5 * MIB), b"\x5a" * 12_345
 
 
 @pytest.fixture
-def bucket(aws: Asker) -> str:
+def bucket(aws: SandboxClients) -> str:
     return aws.bucket()
 
 
-def begin(aws: Asker, key: str = "k", **more: Any) -> str:
+def begin(aws: SandboxClients, key: str = "k", **more: Any) -> str:
     upload: str = aws.s3.create_multipart_upload(Bucket="images", Key=key, **more)["UploadId"]
     return upload
 
 
-def send(aws: Asker, upload: str, number: int, data: bytes, key: str = "k", **more: Any) -> dict[str, Any]:
+def send(
+    aws: SandboxClients, upload: str, number: int, data: bytes, key: str = "k", **more: Any
+) -> dict[str, Any]:
     answer = aws.s3.upload_part(
         Bucket="images", Key=key, UploadId=upload, PartNumber=number, Body=data, **more
     )
@@ -38,7 +40,7 @@ def send(aws: Asker, upload: str, number: int, data: bytes, key: str = "k", **mo
 
 
 def complete(
-    aws: Asker, upload: str, parts: list[dict[str, Any]], key: str = "k", **more: Any
+    aws: SandboxClients, upload: str, parts: list[dict[str, Any]], key: str = "k", **more: Any
 ) -> dict[str, Any]:
     listed = {"Parts": parts}
     answer: dict[str, Any] = aws.s3.complete_multipart_upload(
@@ -47,7 +49,7 @@ def complete(
     return answer
 
 
-def test_parts_become_one_object(aws: Asker, bucket: str) -> None:
+def test_parts_become_one_object(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws, ChecksumAlgorithm="SHA256", Metadata={"a": "1"}, ContentType="application/x-disk")
     parts = [send(aws, upload, n, data, ChecksumAlgorithm="SHA256") for n, data in ((1, FIRST), (2, LAST))]
     answer = complete(aws, upload, parts)
@@ -69,7 +71,7 @@ def test_parts_become_one_object(aws: Asker, bucket: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C"])
-def test_a_crc_can_cover_the_full_object(aws: Asker, bucket: str, algorithm: str) -> None:
+def test_a_crc_can_cover_the_full_object(aws: SandboxClients, bucket: str, algorithm: str) -> None:
     member, name = f"Checksum{algorithm}", algorithm.lower()
     small = b"only part"
     upload = begin(aws, ChecksumAlgorithm=algorithm, ChecksumType="FULL_OBJECT")
@@ -83,7 +85,7 @@ def test_a_crc_can_cover_the_full_object(aws: Asker, bucket: str, algorithm: str
     assert (answer[member], answer["ChecksumType"]) == (right, "FULL_OBJECT")
 
 
-def test_the_crc_of_all_parts_is_that_of_all_bytes(aws: Asker, bucket: str) -> None:
+def test_the_crc_of_all_parts_is_that_of_all_bytes(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT")
     parts = [send(aws, upload, n, data) for n, data in ((1, FIRST), (2, LAST))]
     whole = new_checksum("crc32")
@@ -91,7 +93,7 @@ def test_the_crc_of_all_parts_is_that_of_all_bytes(aws: Asker, bucket: str) -> N
     assert complete(aws, upload, parts)["ChecksumCRC32"] == encode_base64(whole.digest())
 
 
-def test_boto3_transfers_large_files(aws: Asker, bucket: str, tmp_path: Any) -> None:
+def test_boto3_transfers_large_files(aws: SandboxClients, bucket: str, tmp_path: Any) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(FIRST + FIRST + LAST)
     settings = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB)
@@ -101,7 +103,7 @@ def test_boto3_transfers_large_files(aws: Asker, bucket: str, tmp_path: Any) -> 
     assert aws.s3.head_object(Bucket=bucket, Key="k")["ETag"].endswith('-3"')
 
 
-def test_repeating_complete_after_a_lost_answer_succeeds(aws: Asker, bucket: str) -> None:
+def test_repeating_complete_after_a_lost_answer_succeeds(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     parts = [send(aws, upload, 1, LAST)]
     assert complete(aws, upload, parts)["ETag"] == complete(aws, upload, parts)["ETag"]
@@ -110,7 +112,7 @@ def test_repeating_complete_after_a_lost_answer_succeeds(aws: Asker, bucket: str
         complete(aws, upload, parts)
 
 
-def test_wrong_parts_are_refused(aws: Asker, bucket: str) -> None:
+def test_wrong_parts_are_refused(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     part = send(aws, upload, 1, LAST)
     with refused("InvalidPart"):
@@ -124,7 +126,7 @@ def test_wrong_parts_are_refused(aws: Asker, bucket: str) -> None:
     complete(aws, upload, [part])
 
 
-def test_wrong_checksums_are_refused(aws: Asker, bucket: str) -> None:
+def test_wrong_checksums_are_refused(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws, ChecksumAlgorithm="SHA256")
     with refused("BadDigest"):
         send(aws, upload, 1, LAST, ChecksumSHA256=sha256(FIRST))
@@ -140,12 +142,14 @@ def test_wrong_checksums_are_refused(aws: Asker, bucket: str) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "kind"), [("SHA256", "FULL_OBJECT"), ("SHA1", "FULL_OBJECT"), ("CRC64NVME", "COMPOSITE")]
 )
-def test_checksum_types_that_do_not_go_together(aws: Asker, bucket: str, algorithm: str, kind: str) -> None:
+def test_checksum_types_that_do_not_go_together(
+    aws: SandboxClients, bucket: str, algorithm: str, kind: str
+) -> None:
     with refused("InvalidRequest"):
         begin(aws, ChecksumAlgorithm=algorithm, ChecksumType=kind)
 
 
-def test_order_and_size_of_parts(aws: Asker, bucket: str) -> None:
+def test_order_and_size_of_parts(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     small = [send(aws, upload, n, LAST) for n in (1, 2)]
     with refused("InvalidPartOrder"):
@@ -156,20 +160,20 @@ def test_order_and_size_of_parts(aws: Asker, bucket: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 10_001])
-def test_part_numbers(aws: Asker, bucket: str, number: int) -> None:
+def test_part_numbers(aws: SandboxClients, bucket: str, number: int) -> None:
     upload = begin(aws)
     with refused("InvalidArgument", "between 1 and 10000"):
         send(aws, upload, number, LAST)
 
 
-def test_a_part_sent_again_replaces_the_first(aws: Asker, bucket: str) -> None:
+def test_a_part_sent_again_replaces_the_first(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     send(aws, upload, 1, b"first try")
     complete(aws, upload, [send(aws, upload, 1, b"second try")])
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"second try"
 
 
-def test_abort_leaves_nothing(aws: Asker, bucket: str) -> None:
+def test_abort_leaves_nothing(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     send(aws, upload, 1, LAST)
     aws.s3.abort_multipart_upload(Bucket=bucket, Key="k", UploadId=upload)
@@ -181,7 +185,7 @@ def test_abort_leaves_nothing(aws: Asker, bucket: str) -> None:
         send(aws, upload, 2, LAST)
 
 
-def test_completing_only_where_nothing_is(aws: Asker, bucket: str) -> None:
+def test_completing_only_where_nothing_is(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=b"there")
     upload = begin(aws)
     part = send(aws, upload, 1, LAST)
@@ -190,7 +194,7 @@ def test_completing_only_where_nothing_is(aws: Asker, bucket: str) -> None:
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"there"
 
 
-def test_lists_parts_and_uploads_page_by_page(aws: Asker, bucket: str) -> None:
+def test_lists_parts_and_uploads_page_by_page(aws: SandboxClients, bucket: str) -> None:
     uploads = {key: begin(aws, key) for key in ("a/1", "a/2", "b/1")}
     for number in (1, 2, 3):
         send(aws, uploads["a/1"], number, LAST, "a/1")
@@ -208,7 +212,7 @@ def test_lists_parts_and_uploads_page_by_page(aws: Asker, bucket: str) -> None:
     assert [one["UploadId"] for one in below] == [uploads["a/1"], uploads["a/2"]]
 
 
-def test_parts_copied_from_another_object(aws: Asker, bucket: str) -> None:
+def test_parts_copied_from_another_object(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="source", Body=FIRST + LAST)
     upload = begin(aws, "copy")
     where = {"Bucket": bucket, "Key": "copy", "UploadId": upload, "CopySource": f"{bucket}/source"}
@@ -223,7 +227,7 @@ def test_parts_copied_from_another_object(aws: Asker, bucket: str) -> None:
     assert aws.s3.get_object(Bucket=bucket, Key="copy")["Body"].read() == FIRST + LAST
 
 
-def test_a_copy_of_a_multipart_object_is_one_piece(aws: Asker, bucket: str) -> None:
+def test_a_copy_of_a_multipart_object_is_one_piece(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     complete(aws, upload, [send(aws, upload, n, data) for n, data in ((1, FIRST), (2, LAST))])
     aws.s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")

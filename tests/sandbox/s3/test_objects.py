@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.asking import Asker, refused, sha256
+from tests.sandbox.clients import SandboxClients, refused, sha256
 from vmsnix_ops.sandbox.storage import ObjectReader, open_object
 from vmsnix_ops.sandbox.wire.checksums import encode_base64, new_checksum
 
@@ -22,11 +22,11 @@ DATA = bytes(range(256)) * 4
 
 
 @pytest.fixture
-def bucket(aws: Asker) -> str:
+def bucket(aws: SandboxClients) -> str:
     return aws.bucket()
 
 
-def test_gives_back_what_was_put(aws: Asker, bucket: str) -> None:
+def test_gives_back_what_was_put(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.put_object(
         Bucket=bucket,
         Key="k",
@@ -54,13 +54,13 @@ def test_gives_back_what_was_put(aws: Asker, bucket: str) -> None:
     assert tags == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "two words"}]
 
 
-def test_an_object_without_a_type_is_octets(aws: Asker, bucket: str) -> None:
-    aws.ask("PUT", f"/{bucket}/k", b"x")
+def test_an_object_without_a_type_is_octets(aws: SandboxClients, bucket: str) -> None:
+    aws.send("PUT", f"/{bucket}/k", b"x")
     assert aws.s3.head_object(Bucket=bucket, Key="k")["ContentType"] == "binary/octet-stream"
 
 
 @pytest.mark.parametrize("length", [0, 1, 262_143, 262_144, 262_145, 1_000_000])
-def test_keeps_every_length(aws: Asker, bucket: str, length: int) -> None:
+def test_keeps_every_length(aws: SandboxClients, bucket: str, length: int) -> None:
     data = (DATA * 4000)[:length]
     aws.s3.put_object(Bucket=bucket, Key="k", Body=data)
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == data
@@ -77,7 +77,7 @@ def test_keeps_every_length(aws: Asker, bucket: str, length: int) -> None:
         ("bytes=-99999", 0, 1023),
     ],
 )
-def test_answers_ranges(aws: Asker, bucket: str, asked: str, first: int, last: int) -> None:
+def test_answers_ranges(aws: SandboxClients, bucket: str, asked: str, first: int, last: int) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     found = aws.s3.get_object(Bucket=bucket, Key="k", Range=asked)
     assert found["Body"].read() == DATA[first : last + 1]
@@ -86,25 +86,25 @@ def test_answers_ranges(aws: Asker, bucket: str, asked: str, first: int, last: i
 
 
 @pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=-0", "bytes=5000-6000"])
-def test_refuses_ranges_behind_the_end(aws: Asker, bucket: str, asked: str) -> None:
+def test_refuses_ranges_behind_the_end(aws: SandboxClients, bucket: str, asked: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     with refused("InvalidRange"):
         aws.s3.get_object(Bucket=bucket, Key="k", Range=asked)
 
 
-def test_ignores_ranges_that_are_none(aws: Asker, bucket: str) -> None:
+def test_ignores_ranges_that_are_none(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     found = aws.s3.get_object(Bucket=bucket, Key="k", Range="lines=1-2")
     assert (found["ContentLength"], found["ResponseMetadata"]["HTTPStatusCode"]) == (1024, 200)
 
 
-def test_answers_say_what_the_request_wants_them_to_say(aws: Asker, bucket: str) -> None:
+def test_answers_say_what_the_request_wants_them_to_say(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     found = aws.s3.get_object(Bucket=bucket, Key="k", ResponseContentType="text/plain")
     assert found["ContentType"] == "text/plain"
 
 
-def test_missing_objects(aws: Asker, bucket: str) -> None:
+def test_missing_objects(aws: SandboxClients, bucket: str) -> None:
     with refused("NoSuchKey"):
         aws.s3.get_object(Bucket=bucket, Key="nothing")
     with refused("404"):
@@ -120,7 +120,7 @@ def crc32(data: bytes) -> str:
     return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
 
-def test_boto3_sends_a_crc32_and_gets_it_back(aws: Asker, bucket: str) -> None:
+def test_boto3_sends_a_crc32_and_gets_it_back(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     assert (answer["ChecksumCRC32"], answer["ChecksumType"]) == (crc32(DATA), "FULL_OBJECT")
     found = aws.s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
@@ -129,7 +129,9 @@ def test_boto3_sends_a_crc32_and_gets_it_back(aws: Asker, bucket: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1", "crc32", "crc32c", "crc64nvme"])
-def test_compares_and_keeps_the_checksum_that_was_sent(aws: Asker, bucket: str, algorithm: str) -> None:
+def test_compares_and_keeps_the_checksum_that_was_sent(
+    aws: SandboxClients, bucket: str, algorithm: str
+) -> None:
     computed = new_checksum(algorithm)
     computed.update(DATA)
     sent = {f"Checksum{algorithm.upper()}": encode_base64(computed.digest())}
@@ -140,7 +142,7 @@ def test_compares_and_keeps_the_checksum_that_was_sent(aws: Asker, bucket: str, 
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == DATA
 
 
-def test_compares_content_md5(aws: Asker, bucket: str) -> None:
+def test_compares_content_md5(aws: SandboxClients, bucket: str) -> None:
     right = base64.b64encode(hashlib.md5(DATA).digest()).decode()
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ContentMD5=right)
     with refused("BadDigest", "Content-MD5"):
@@ -149,13 +151,13 @@ def test_compares_content_md5(aws: Asker, bucket: str) -> None:
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ContentMD5="short")
 
 
-def test_a_checksum_that_is_none_is_refused(aws: Asker, bucket: str) -> None:
+def test_a_checksum_that_is_none_is_refused(aws: SandboxClients, bucket: str) -> None:
     with refused("InvalidRequest", "x-amz-checksum-sha256"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256="short")
 
 
-def test_an_upload_that_was_refused_leaves_no_file(aws: Asker, bucket: str) -> None:
-    objects = aws.served.world.folder / "objects"
+def test_an_upload_that_was_refused_leaves_no_file(aws: SandboxClients, bucket: str) -> None:
+    objects = aws.sandbox.world.folder / "objects"
     before = set(objects.rglob("*/*"))
     with refused("BadDigest"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256=sha256(b""))
@@ -165,14 +167,14 @@ def test_an_upload_that_was_refused_leaves_no_file(aws: Asker, bucket: str) -> N
 # Conditions
 
 
-def test_writes_only_where_nothing_is(aws: Asker, bucket: str) -> None:
+def test_writes_only_where_nothing_is(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=b"first", IfNoneMatch="*")
     with refused("PreconditionFailed"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=b"second", IfNoneMatch="*")
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"first"
 
 
-def test_writes_only_over_what_it_knows(aws: Asker, bucket: str) -> None:
+def test_writes_only_over_what_it_knows(aws: SandboxClients, bucket: str) -> None:
     etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=b"first")["ETag"]
     aws.s3.put_object(Bucket=bucket, Key="k", Body=b"second", IfMatch=etag)
     with refused("PreconditionFailed"):
@@ -196,7 +198,9 @@ def test_writes_only_over_what_it_knows(aws: Asker, bucket: str) -> None:
         ({"IfNoneMatch": '"other"', "IfModifiedSince": timedelta(minutes=1)}, "ok"),
     ],
 )
-def test_reads_under_conditions(aws: Asker, bucket: str, condition: dict[str, Any], outcome: str) -> None:
+def test_reads_under_conditions(
+    aws: SandboxClients, bucket: str, condition: dict[str, Any], outcome: str
+) -> None:
     etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)["ETag"]
     modified = aws.s3.head_object(Bucket=bucket, Key="k")["LastModified"]
     asked = {
@@ -213,14 +217,14 @@ def test_reads_under_conditions(aws: Asker, bucket: str, condition: dict[str, An
 # Deleting, copying, tags, attributes
 
 
-def test_deleting_what_is_not_there_succeeds(aws: Asker, bucket: str) -> None:
+def test_deleting_what_is_not_there_succeeds(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     aws.s3.delete_object(Bucket=bucket, Key="k")
     aws.s3.delete_object(Bucket=bucket, Key="k")
     assert aws.s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
 
 
-def test_deletes_many(aws: Asker, bucket: str) -> None:
+def test_deletes_many(aws: SandboxClients, bucket: str) -> None:
     for number in range(3):
         aws.s3.put_object(Bucket=bucket, Key=f"k{number}", Body=b"")
     etag = aws.s3.head_object(Bucket=bucket, Key="k0")["ETag"]
@@ -234,7 +238,7 @@ def test_deletes_many(aws: Asker, bucket: str) -> None:
     assert [e["Key"] for e in aws.s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["k1"]
 
 
-def test_a_copy_lives_on_without_its_source(aws: Asker, bucket: str) -> None:
+def test_a_copy_lives_on_without_its_source(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA, Metadata={"a": "1"}, Tagging="t=1")
     answer = aws.s3.copy_object(Bucket=bucket, Key="to", CopySource={"Bucket": bucket, "Key": "from"})
     assert answer["CopyObjectResult"]["ETag"] == f'"{hashlib.md5(DATA).hexdigest()}"'
@@ -243,7 +247,7 @@ def test_a_copy_lives_on_without_its_source(aws: Asker, bucket: str) -> None:
     assert (found["Body"].read(), found["Metadata"], found["TagCount"]) == (DATA, {"a": "1"}, 1)
 
 
-def test_a_copy_can_replace_metadata(aws: Asker, bucket: str) -> None:
+def test_a_copy_can_replace_metadata(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, Metadata={"a": "1"})
     source = {"Bucket": bucket, "Key": "k"}
     with refused("InvalidRequest", "copy an object to itself"):
@@ -255,7 +259,7 @@ def test_a_copy_can_replace_metadata(aws: Asker, bucket: str) -> None:
     assert (found["Body"].read(), found["Metadata"]) == (DATA, {"b": "2"})
 
 
-def test_a_copy_checks_its_source(aws: Asker, bucket: str) -> None:
+def test_a_copy_checks_its_source(aws: SandboxClients, bucket: str) -> None:
     with refused("NoSuchKey"):
         aws.s3.copy_object(Bucket=bucket, Key="to", CopySource={"Bucket": bucket, "Key": "from"})
     aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA)
@@ -263,7 +267,7 @@ def test_a_copy_checks_its_source(aws: Asker, bucket: str) -> None:
         aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", CopySourceIfMatch='"other"')
 
 
-def test_tags_of_objects(aws: Asker, bucket: str) -> None:
+def test_tags_of_objects(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     tags = [{"Key": "a", "Value": "1"}]
     aws.s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": tags})
@@ -275,13 +279,13 @@ def test_tags_of_objects(aws: Asker, bucket: str) -> None:
         aws.s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": many})
 
 
-def test_public_acls_are_refused(aws: Asker, bucket: str) -> None:
+def test_public_acls_are_refused(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ACL="bucket-owner-full-control")
     with refused("AccessControlListNotSupported"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ACL="public-read")
 
 
-def test_attributes(aws: Asker, bucket: str) -> None:
+def test_attributes(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256=sha256(DATA))
     asked = ["ETag", "Checksum", "ObjectSize", "StorageClass", "ObjectParts"]
     found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=asked)
@@ -294,8 +298,8 @@ def test_attributes(aws: Asker, bucket: str) -> None:
 # Reading from inside
 
 
-def test_other_services_read_an_object_as_one_file(aws: Asker, bucket: str) -> None:
-    world = aws.served.world
+def test_other_services_read_an_object_as_one_file(aws: SandboxClients, bucket: str) -> None:
+    world = aws.sandbox.world
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     with open_object(world.tables, world.folder, bucket, "k") as reader:
         assert (reader.size, reader.read()) == (1024, DATA)

@@ -12,14 +12,14 @@ from tests.support import require
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.sandbox.asking import Asker
+    from tests.sandbox.clients import SandboxClients
 
 
-def environment(aws: Asker) -> dict[str, str]:
-    return os.environ | aws.served.environment | {"AWS_PAGER": ""}
+def environment(aws: SandboxClients) -> dict[str, str]:
+    return os.environ | aws.sandbox.environment | {"AWS_PAGER": ""}
 
 
-def test_the_aws_cli_copies_syncs_and_lists(aws: Asker, tmp_path: Path) -> None:
+def test_the_aws_cli_copies_syncs_and_lists(aws: SandboxClients, tmp_path: Path) -> None:
     program = require("aws")
 
     def run(*arguments: str) -> str:
@@ -52,12 +52,12 @@ def test_the_aws_cli_copies_syncs_and_lists(aws: Asker, tmp_path: Path) -> None:
     assert run("s3", "ls") == ""
 
 
-def test_delta_lake_keeps_every_commit_of_several_writers(aws: Asker) -> None:
+def test_delta_lake_keeps_every_commit_of_several_writers(aws: SandboxClients) -> None:
     import pyarrow as pa
     from deltalake import DeltaTable, write_deltalake
 
     aws.bucket("tables")
-    options = aws.served.environment | {"AWS_CONDITIONAL_PUT": "etag"}
+    options = aws.sandbox.environment | {"AWS_CONDITIONAL_PUT": "etag"}
 
     def write(number: int) -> None:
         rows = pa.table({"writer": pa.array([number] * 5, pa.int64())})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
 from vmsnix_ops.sandbox.wire.models import service_model
 
@@ -22,30 +22,30 @@ def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation)
     assert set(shape.required_members) <= operation.parameters
 
 
-def topic(aws: Asker, name: str = "images", **attributes: str) -> str:
+def topic(aws: SandboxClients, name: str = "images", **attributes: str) -> str:
     arn: str = aws.client("sns").create_topic(Name=name, Attributes=attributes)["TopicArn"]
     return arn
 
 
-def told(aws: Asker, arn: str) -> list[str]:
-    (table,) = aws.served.world.tables.of_kind("topics").values()
+def told(aws: SandboxClients, arn: str) -> list[str]:
+    (table,) = aws.sandbox.world.tables.of_kind("topics").values()
     return [message.text for message in table[arn].messages]
 
 
-def test_a_topic_is_made_once_and_kept_with_its_messages(aws: Asker) -> None:
+def test_a_topic_is_made_once_and_kept_with_its_messages(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws)
-    assert arn == topic(aws) == f"arn:aws:sns:us-east-1:{aws.served.account}:images"
+    assert arn == topic(aws) == f"arn:aws:sns:us-east-1:{aws.sandbox.account}:images"
     first = sns.publish(TopicArn=arn, Subject="new", Message="one")["MessageId"]
     assert sns.publish(TopicArn=arn, Message="one")["MessageId"] != first
     assert told(aws, arn) == ["one", "one"]
-    assert sns.get_topic_attributes(TopicArn=arn)["Attributes"]["Owner"] == aws.served.account
+    assert sns.get_topic_attributes(TopicArn=arn)["Attributes"]["Owner"] == aws.sandbox.account
     sns.delete_topic(TopicArn=arn)
     sns.delete_topic(TopicArn=arn)
     with refused("NotFound"):
         sns.publish(TopicArn=arn, Message="two")
 
 
-def test_topics_are_listed_a_hundred_a_page(aws: Asker) -> None:
+def test_topics_are_listed_a_hundred_a_page(aws: SandboxClients) -> None:
     sns = aws.client("sns")
     arns = {topic(aws, f"topic-{number:03}") for number in range(101)}
     assert len(sns.list_topics()["Topics"]) == 100
@@ -53,7 +53,7 @@ def test_topics_are_listed_a_hundred_a_page(aws: Asker) -> None:
     assert {one["TopicArn"] for page in pages for one in page["Topics"]} == arns
 
 
-def test_a_fifo_topic_keeps_one_of_two_messages_that_are_the_same(aws: Asker) -> None:
+def test_a_fifo_topic_keeps_one_of_two_messages_that_are_the_same(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws, "images.fifo", FifoTopic="true")
     asked = {"TopicArn": arn, "Message": "one", "MessageGroupId": "ecs-node"}
     with refused("InvalidParameter"):
@@ -61,7 +61,7 @@ def test_a_fifo_topic_keeps_one_of_two_messages_that_are_the_same(aws: Asker) ->
     for _ in range(2):
         sns.publish(**asked, MessageDeduplicationId="abc")
     assert told(aws, arn) == ["one"]
-    aws.served.clock.advance(301)
+    aws.sandbox.clock.advance(301)
     sns.publish(**asked, MessageDeduplicationId="abc")
     assert told(aws, arn) == ["one", "one"]
 
@@ -78,12 +78,12 @@ def test_a_fifo_topic_keeps_one_of_two_messages_that_are_the_same(aws: Asker) ->
     ],
     ids=lambda wrong: f"{next(iter(wrong))}",
 )
-def test_what_is_refused(aws: Asker, wrong: dict[str, str]) -> None:
+def test_what_is_refused(aws: SandboxClients, wrong: dict[str, str]) -> None:
     with refused("InvalidParameter"):
         aws.client("sns").publish(**({"TopicArn": topic(aws), "Message": "one"} | wrong))
 
 
-def test_what_is_not_emulated_is_refused_loudly(aws: Asker) -> None:
+def test_what_is_not_emulated_is_refused_loudly(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws)
     with refused("NotImplemented"):
         sns.subscribe(TopicArn=arn, Protocol="email", Endpoint="a@example.org")

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.asking import Asker, refused
+from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.ssm import IMAGE_CHECK_SECONDS
 
 
-def put(aws: Asker, name: str, value: str = "v", **more: Any) -> int:
+def put(aws: SandboxClients, name: str, value: str = "v", **more: Any) -> int:
     version: int = aws.ssm.put_parameter(Name=name, Value=value, **({"Type": "String"} | more))["Version"]
     return version
 
 
-def test_versions_and_history(aws: Asker) -> None:
+def test_versions_and_history(aws: SandboxClients) -> None:
     assert put(aws, "/nixos/web", "one", Description="the pointer") == 1
     with refused("ParameterAlreadyExists"):
         put(aws, "/nixos/web", "two")
@@ -31,7 +31,7 @@ def test_versions_and_history(aws: Asker) -> None:
         "text",
         "String",
     )
-    assert found["ARN"] == f"arn:aws:ssm:us-east-1:{aws.served.account}:parameter/nixos/web"
+    assert found["ARN"] == f"arn:aws:ssm:us-east-1:{aws.sandbox.account}:parameter/nixos/web"
     assert aws.ssm.get_parameter(Name="/nixos/web:1")["Parameter"]["Value"] == "one"
     assert aws.ssm.get_parameter(Name=found["ARN"])["Parameter"]["Value"] == "two"
     with refused("ParameterVersionNotFound"):
@@ -41,16 +41,16 @@ def test_versions_and_history(aws: Asker) -> None:
     assert history[0]["LastModifiedUser"].endswith(":user/operator")
 
 
-def test_regions_are_apart(aws: Asker) -> None:
+def test_regions_are_apart(aws: SandboxClients) -> None:
     put(aws, "/x")
     with refused("ParameterNotFound"):
         aws.client("ssm", "eu-west-1").get_parameter(Name="/x")
 
 
-def make_image(aws: Asker) -> str:
+def make_image(aws: SandboxClients) -> str:
     volume = aws.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]
     snapshot = aws.ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
-    aws.served.clock.advance(3600)
+    aws.sandbox.clock.advance(3600)
     mapping = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}
     image: str = aws.ec2.register_image(
         Name="img", RootDeviceName="/dev/sda1", Architecture="x86_64", BlockDeviceMappings=[mapping]
@@ -58,27 +58,27 @@ def make_image(aws: Asker) -> str:
     return image
 
 
-def test_a_pointer_to_an_image_is_validated(aws: Asker) -> None:
+def test_a_pointer_to_an_image_is_validated(aws: SandboxClients) -> None:
     image = make_image(aws)
     put(aws, "/nixos/web", image, DataType="aws:ec2:image")
-    aws.served.clock.advance(IMAGE_CHECK_SECONDS)
+    aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS)
     assert aws.ssm.get_parameter(Name="/nixos/web")["Parameter"]["DataType"] == "aws:ec2:image"
     with refused("ValidationException"):
         put(aws, "/nixos/other", "not-an-ami", DataType="aws:ec2:image")
     put(aws, "/nixos/web", "ami-0123456789abcdef0", DataType="aws:ec2:image", Overwrite=True)
-    aws.served.clock.advance(IMAGE_CHECK_SECONDS)
+    aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS)
     found = aws.ssm.get_parameter(Name="/nixos/web")["Parameter"]
     assert (found["Value"], found["Version"]) == (image, 1)  # accepted, then found missing, and not kept
 
 
-def test_a_pointer_is_not_there_before_its_image_was_checked(aws: Asker, monkeypatch: Any) -> None:
+def test_a_pointer_is_not_there_before_its_image_was_checked(aws: SandboxClients, monkeypatch: Any) -> None:
     image = make_image(aws)
-    monkeypatch.setattr(aws.served.clock, "speed", 1.0)
+    monkeypatch.setattr(aws.sandbox.clock, "speed", 1.0)
     assert put(aws, "/nixos/web", image, DataType="aws:ec2:image", Tags=[{"Key": "a", "Value": "b"}]) == 1
     assert put(aws, "/nixos/web", image, DataType="aws:ec2:image", Overwrite=True) == 2
     with refused("ParameterNotFound"):
         aws.ssm.get_parameter(Name="/nixos/web")
-    aws.served.clock.advance(IMAGE_CHECK_SECONDS)
+    aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS)
     assert [one["Version"] for one in aws.ssm.get_parameter_history(Name="/nixos/web")["Parameters"]] == [
         1,
         2,
@@ -90,14 +90,14 @@ def test_a_pointer_is_not_there_before_its_image_was_checked(aws: Asker, monkeyp
 @pytest.mark.parametrize(
     "name", ["no spaces", "a/b", "/a//b", "/a/", "/aws/x", "ssm-x", "/" + "a/" * 16 + "b"]
 )
-def test_names_that_are_refused(aws: Asker, name: str) -> None:
+def test_names_that_are_refused(aws: SandboxClients, name: str) -> None:
     with pytest.raises(aws.ssm.exceptions.ClientError) as caught:
         put(aws, name)
     allowed = {"ValidationException", "AccessDeniedException", "HierarchyLevelLimitExceededException"}
     assert caught.value.response["Error"]["Code"] in allowed
 
 
-def test_values_that_are_refused(aws: Asker) -> None:
+def test_values_that_are_refused(aws: SandboxClients) -> None:
     with refused("ValidationException", "4096"):
         put(aws, "/x", "v" * 4097)
     with refused("ParameterPatternMismatchException"):
@@ -106,7 +106,7 @@ def test_values_that_are_refused(aws: Asker) -> None:
         put(aws, "/x", "v", DataType="aws:ec2:picture")
 
 
-def test_many_at_once(aws: Asker) -> None:
+def test_many_at_once(aws: SandboxClients) -> None:
     put(aws, "/a", "1")
     put(aws, "/b", "2")
     answer = aws.ssm.get_parameters(Names=["/b", "/none", "/a"])
@@ -118,7 +118,7 @@ def test_many_at_once(aws: Asker) -> None:
         aws.ssm.delete_parameter(Name="/a")
 
 
-def test_by_path_page_by_page(aws: Asker) -> None:
+def test_by_path_page_by_page(aws: SandboxClients) -> None:
     for number in range(12):
         put(aws, f"/fleet/{number:02}")
     put(aws, "/fleet/deep/er")
@@ -129,7 +129,7 @@ def test_by_path_page_by_page(aws: Asker) -> None:
     assert sum(len(page["Parameters"]) for page in deep) == 13
 
 
-def test_labels_move(aws: Asker) -> None:
+def test_labels_move(aws: SandboxClients) -> None:
     put(aws, "/x", "one")
     put(aws, "/x", "two", Overwrite=True)
     aws.ssm.label_parameter_version(Name="/x", ParameterVersion=1, Labels=["stable"])
@@ -139,7 +139,7 @@ def test_labels_move(aws: Asker) -> None:
     assert aws.ssm.get_parameter(Name="/x:stable")["Parameter"]["Value"] == "two"
 
 
-def test_descriptions_and_tags(aws: Asker) -> None:
+def test_descriptions_and_tags(aws: SandboxClients) -> None:
     put(aws, "/x", "one", Tags=[{"Key": "a", "Value": "1"}])
     put(aws, "/y", "two")
     aws.ssm.add_tags_to_resource(ResourceType="Parameter", ResourceId="/y", Tags=[{"Key": "b", "Value": "2"}])

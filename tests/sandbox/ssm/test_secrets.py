@@ -6,13 +6,12 @@ Manager Parameter Store SecureString parameters" in the Systems Manager User Gui
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sandbox.asking import ONCE, refused
-from vmsnix_ops.sandbox import Access, Sandbox, sandbox
+from tests.sandbox.clients import ONCE, refused, user_access
+from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,21 +28,14 @@ def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
 
 @pytest.fixture
 def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
-    served, memory = enforcing
-    served.restore_tables(memory)
-    return served
+    started, saved = enforcing
+    started.restore_tables(saved)
+    return started
 
 
 def reader(aws: Sandbox, *more: dict[str, Any]) -> Any:
-    iam = aws.client("iam")
-    name = f"carol-{len(iam.list_users()['Users'])}"
-    iam.create_user(UserName=name)
     may_read = {"Effect": "Allow", "Action": ["ssm:*"], "Resource": "*"}
-    document = json.dumps({"Version": "2012-10-17", "Statement": [may_read, *more]})
-    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
-    key = iam.create_access_key(UserName=name)["AccessKey"]
-    access = Access(aws.url, key["AccessKeyId"], key["SecretAccessKey"], aws.account)
-    return access.client("ssm", config=ONCE)
+    return user_access(aws, may_read, *more).client("ssm", config=ONCE)
 
 
 def put_secret(aws: Sandbox, **more: Any) -> None:

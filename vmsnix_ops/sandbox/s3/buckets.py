@@ -26,7 +26,7 @@ from vmsnix_ops.sandbox.policies import (
     wildcard_match,
 )
 from vmsnix_ops.sandbox.regions import region_exists
-from vmsnix_ops.sandbox.s3.common import canonical_user_id, check_tags, requested_bucket
+from vmsnix_ops.sandbox.s3.common import canonical_user_id, check_tags, invalid_request, requested_bucket
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 
@@ -106,9 +106,8 @@ def _refuse_existing(context: Context, existing: Bucket) -> None:
     if existing.account != context.account:
         raise AwsError(
             "BucketAlreadyExists",
-            "The requested bucket name is not available. The bucket namespace is shared by all users of "
-            "the system. "
-            "Please select a different name and try again.",
+            "The requested bucket name is not available. The bucket namespace is shared by all users of the "
+            "system. Please select a different name and try again.",
             status=409,
             BucketName=existing.name,
         )
@@ -305,7 +304,7 @@ def _check_lifecycle(document: dict[str, Any]) -> dict[str, Any]:
         raise malformed_xml()
     for number, rule in enumerate(rules):
         if not actions & set(rule):
-            raise AwsError("InvalidRequest", "At least one action needs to be specified in a rule")
+            raise invalid_request("At least one action needs to be specified in a rule")
         expiration = rule.get("Expiration", {})
         if expiration.get("ExpiredObjectDeleteMarker") and {"Days", "Date"} & set(expiration):
             raise malformed_xml()

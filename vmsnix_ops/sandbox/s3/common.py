@@ -44,6 +44,11 @@ TRASH_AGE = timedelta(minutes=1)
 MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 
 
+def invalid_request(text: str) -> AwsError:
+    """Return ``InvalidRequest``."""
+    return AwsError("InvalidRequest", text)
+
+
 def requested_bucket(context: Context, params: Params) -> Bucket:
     """Return the bucket of a call.
 
@@ -196,14 +201,13 @@ def receive_upload(
     """
     expected = {name: params[member] for name, member in CHECKSUM_MEMBERS.items() if member in params}
     if len(expected) > 1:
-        raise AwsError(
-            "InvalidRequest",
-            "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+        raise invalid_request(
+            "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed."
         )
     trailer = _trailing_algorithm(context)
     for name, value in expected.items():
         if decode_base64(value, digest_size(name)) is None:
-            raise AwsError("InvalidRequest", f"Value for x-amz-checksum-{name} header is invalid.")
+            raise invalid_request(f"Value for x-amz-checksum-{name} header is invalid.")
     content_md5 = params.get("ContentMD5")
     if content_md5 is not None and decode_base64(content_md5, 16) is None:
         raise AwsError(
@@ -232,8 +236,8 @@ def _trailing_algorithm(context: Context) -> str | None:
     if match is None:
         return None
     if match[1] not in ALGORITHMS:
-        raise AwsError(
-            "InvalidRequest", f"The value specified in the x-amz-trailer header is not supported: {announced}"
+        raise invalid_request(
+            f"The value specified in the x-amz-trailer header is not supported: {announced}"
         )
     return match[1]
 

@@ -24,6 +24,7 @@ from vmsnix_ops.sandbox.s3.common import (
     check_write_conditions,
     checksum_members,
     find_copy_source,
+    invalid_request,
     new_part_file,
     parse_tags,
     quote_etag,
@@ -186,9 +187,8 @@ def _find_upload(bucket: Bucket, params: Params) -> Upload:
     if upload is None or upload.key != params["Key"]:
         raise AwsError(
             "NoSuchUpload",
-            "The specified upload does not exist. The upload ID may be invalid, or the upload may have "
-            "been aborted "
-            "or completed.",
+            "The specified upload does not exist. The upload ID may be invalid, or the upload may have been "
+            "aborted or completed.",
             status=404,
             UploadId=params["UploadId"],
         )
@@ -231,22 +231,19 @@ def _chosen_checksum(params: Params) -> tuple[str | None, str]:
     name, kind = params.get("ChecksumAlgorithm"), params.get("ChecksumType")
     if name is None:
         if kind is not None:
-            raise AwsError(
-                "InvalidRequest",
-                "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
+            raise invalid_request(
+                "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header."
             )
         return None, FULL_OBJECT
     types = CHECKSUM_TYPES.get(name.lower())
     if types is None:
-        raise AwsError(
-            "InvalidRequest",
+        raise invalid_request(
             "Checksum algorithm provided is unsupported. Please try again with any of the valid types: "
-            "[CRC32, CRC32C, CRC64NVME, SHA1, SHA256]",
+            "[CRC32, CRC32C, CRC64NVME, SHA1, SHA256]"
         )
     if kind is not None and kind not in types:
-        raise AwsError(
-            "InvalidRequest",
-            f"The {kind} checksum type cannot be used with the {name.lower()} checksum algorithm.",
+        raise invalid_request(
+            f"The {kind} checksum type cannot be used with the {name.lower()} checksum algorithm."
         )
     return name.lower(), kind or types[0]
 
@@ -293,10 +290,9 @@ def _check_part_algorithm(context: Context, upload: Upload, params: Params) -> N
         return
     if actual is None and upload.checksum_type == FULL_OBJECT:
         return
-    raise AwsError(
-        "InvalidRequest",
+    raise invalid_request(
         f"Checksum Type mismatch occurred, expected checksum Type: {upload.algorithm}, "
-        f"actual checksum Type: {actual or 'null'}",
+        f"actual checksum Type: {actual or 'null'}"
     )
 
 
@@ -389,18 +385,15 @@ def _choose_part(upload: Upload, entry: dict[str, Any]) -> Part:
     etag = entry.get("ETag", "").strip('"')
     sent = {name: entry[member] for name, member in CHECKSUM_MEMBERS.items() if member in entry}
     if upload.algorithm is not None and upload.checksum_type == COMPOSITE and upload.algorithm not in sent:
-        raise AwsError(
-            "InvalidRequest",
+        raise invalid_request(
             f"The upload was created using a {upload.algorithm} checksum. The complete request must include "
-            "the "
-            f"checksum for each part. It was missing for part {number} in the request.",
+            f"the checksum for each part. It was missing for part {number} in the request."
         )
     if part is None or part.md5 != etag or any(part.checksums.get(n) != value for n, value in sent.items()):
         raise AwsError(
             "InvalidPart",
-            "One or more of the specified parts could not be found.  The part may not have been uploaded, "
-            "or the "
-            "specified entity tag may not match the part's entity tag.",
+            "One or more of the specified parts could not be found.  The part may not have been uploaded, or "
+            "the specified entity tag may not match the part's entity tag.",
             UploadId=upload.upload_id,
             PartNumber=number,
             ETag=etag,
@@ -444,18 +437,15 @@ def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
 def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
     """Check size and checksums of the object in the request."""
     if params.get("ChecksumType") not in {None, upload.checksum_type}:
-        raise AwsError(
-            "InvalidRequest",
+        raise invalid_request(
             f"The upload was created using the {upload.checksum_type} checksum mode. The complete request "
-            "must use "
-            "the same checksum mode.",
+            "must use the same checksum mode."
         )
     size = params.get("MpuObjectSize")
     if size is not None and size != stored.size:
-        raise AwsError(
-            "InvalidRequest",
+        raise invalid_request(
             f"The provided 'x-amz-mp-object-size' header value {size} does not match what was computed: "
-            f"{stored.size}",
+            f"{stored.size}"
         )
     for name, member in CHECKSUM_MEMBERS.items():
         if member in params and params[member] != stored.checksums.get(name):
@@ -496,17 +486,14 @@ def copy_object(context: Context, params: Params) -> dict[str, Any]:
     replaces = params.get("MetadataDirective", "COPY") == "REPLACE"
     changes = replaces or "StorageClass" in params or "WebsiteRedirectLocation" in params
     if source_bucket is bucket and source.key == params["Key"] and not changes:
-        raise AwsError(
-            "InvalidRequest",
-            "This copy request is illegal because it is trying to copy an object to itself without "
-            "changing the "
-            "object's metadata, storage class, website redirect location or encryption attributes.",
+        raise invalid_request(
+            "This copy request is illegal because it is trying to copy an object to itself without changing "
+            "the object's metadata, storage class, website redirect location or encryption attributes."
         )
     if source.size > MAX_OBJECT_BYTES:
-        raise AwsError(
-            "InvalidRequest",
+        raise invalid_request(
             "The specified copy source is larger than the maximum allowable size for a copy source: "
-            f"{MAX_OBJECT_BYTES}",
+            f"{MAX_OBJECT_BYTES}"
         )
     tags = (
         parse_tags(params.get("Tagging", ""))

@@ -27,6 +27,7 @@ from vmsnix_ops.sandbox.s3.common import (
     check_write_conditions,
     checksum_members,
     find_object,
+    invalid_request,
     parse_tags,
     precondition_failed,
     quote_etag,
@@ -215,9 +216,7 @@ def _requested_range(stored: StoredObject, params: Params) -> tuple[int, int, bo
     """Return start and length of the body, and whether it is only a part of the object."""
     if "PartNumber" in params:
         if "Range" in params:
-            raise AwsError(
-                "InvalidRequest", "Cannot specify both Range header and partNumber query parameter"
-            )
+            raise invalid_request("Cannot specify both Range header and partNumber query parameter")
         return _part_range(stored, params["PartNumber"])
     match = RANGE.fullmatch(params.get("Range", "").replace(" ", ""))
     if match is None or match.group(0) == "bytes=-":
@@ -360,9 +359,7 @@ def delete_objects(context: Context, params: Params) -> dict[str, Any]:
     """Delete up to 1,000 objects, and return the outcome of each."""
     bucket = requested_bucket(context, params)
     if not any(name == "content-md5" or name.startswith("x-amz-checksum-") for name in context.headers):
-        raise AwsError(
-            "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
-        )
+        raise invalid_request("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
     listed, quiet = params["Delete"]["Objects"], params["Delete"].get("Quiet", False)
     if not 1 <= len(listed) <= MAX_DELETED:
         raise malformed_xml()
