@@ -284,6 +284,28 @@ def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_t
     assert worker.document()["state"] == "running"
 
 
+def test_a_beat_that_arrives_although_its_write_failed_is_not_taken_for_another_process(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, beats = FolderLedger.write, []
+
+    def fail_once(self: FolderLedger, name: str, value: Document, last: str | None) -> str:
+        version = write(self, name, value, last)
+        beats.append(value.get("beat"))
+        if beats.count(1) == 1 and beats[-1] == 1:
+            raise ArchiveError("The connection broke before the answer.")
+        return version
+
+    def run(_options: dict[str, Any]) -> str:
+        wait_until(lambda: 3 in beats, "further beats")
+        return "done"
+
+    monkeypatch.setattr(FolderLedger, "write", fail_once)
+    worker.outcomes = [run]
+    assert worker.start()["state"] == "done"
+    assert len(worker.ran) == 1
+
+
 def test_a_stopped_process_of_this_machine_keeps_its_claim(worker: Worker) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         process.send_signal(signal.SIGSTOP)
@@ -365,6 +387,6 @@ def test_nix_reads_the_settings_of_the_plan(worker: Worker, monkeypatch: pytest.
     given = worker.ran[0]["environment"]["NIX_CONFIG"]
     require("nix")
     monkeypatch.setenv("NIX_CONFIG", given)
-    shown = command.ask(["show-config"], "The settings of Nix cannot be read.")
+    shown = command.read_json(["show-config"], "The settings of Nix cannot be read.")
     assert isinstance(shown, dict)
     assert (shown["builders"]["value"], shown["max-jobs"]["value"]) == (builders, 0)

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.aws.iam.permissions import needs
@@ -43,24 +43,6 @@ class StaleError(Exception):
     """Another process replaced the document after it was read."""
 
 
-class Ledger(Protocol):
-    """A place with documents."""
-
-    def read(self, name: str) -> tuple[Document | None, str | None]:
-        """Return a document and its version; twice ``None`` if it does not exist."""
-
-    def write(self, name: str, value: Document, last: str | None) -> str:
-        """Replace the version `last` of a document (``None``: create it), and return the new version.
-
-        Raises `StaleError` if `last` is not the last version.
-        """
-
-
-def open_ledger(location: str) -> Ledger:
-    """Return the ledger at a location: a local folder, or ``s3://bucket/prefix``."""
-    return S3Ledger(location) if location.startswith("s3://") else FolderLedger(Path(location))
-
-
 @dataclass(frozen=True, slots=True)
 class FolderLedger:
     """Documents in a local folder, or in one that all machines mount and can lock."""
@@ -68,7 +50,7 @@ class FolderLedger:
     folder: Path
 
     def read(self, name: str) -> tuple[Document | None, str | None]:
-        """See `Ledger.read`."""
+        """Return a document and its version; twice ``None`` if it does not exist."""
         try:
             text = files.read(self.folder / name)
         except FileNotFoundError:
@@ -78,7 +60,10 @@ class FolderLedger:
         return _parsed(text, str(self.folder / name)), hashlib.sha256(text).hexdigest()
 
     def write(self, name: str, value: Document, last: str | None) -> str:
-        """See `Ledger.write`."""
+        """Replace the version `last` of a document (``None``: create it), and return the new version.
+
+        Raises `StaleError` if `last` is not the last version.
+        """
         text = _as_text(value)
         try:
             files.make_folder((self.folder / name).parent)
@@ -123,7 +108,7 @@ class S3Ledger:
 
     @needs("s3:GetObject", "s3:ListBucket")
     def read(self, name: str) -> tuple[Document | None, str | None]:
-        """See `Ledger.read`."""
+        """Return a document and its version; see `FolderLedger.read`."""
         from vmsnix_ops.aws.session import calling
 
         place = f"s3://{self.bucket}/{self.prefix}{name}"
@@ -133,7 +118,7 @@ class S3Ledger:
 
     @needs("s3:PutObject")
     def write(self, name: str, value: Document, last: str | None) -> str:
-        """See `Ledger.write`."""
+        """Replace a document if its version is still `last`; see `FolderLedger.write`."""
         from vmsnix_ops.aws.session import calling, code_of, retry
 
         mark = uuid.uuid4().hex
@@ -173,6 +158,14 @@ class S3Ledger:
             raise
         with answer["Body"] as body:
             return answer, body.read()
+
+
+Ledger = FolderLedger | S3Ledger
+
+
+def open_ledger(location: str) -> Ledger:
+    """Return the ledger at a location: a local folder, or ``s3://bucket/prefix``."""
+    return S3Ledger(location) if location.startswith("s3://") else FolderLedger(Path(location))
 
 
 def change(
@@ -294,7 +287,13 @@ class Claim:
 
     def finish(self, document: Document) -> None:
         """Replace the claim by the result, after the block; raise `StaleError` if another process has it."""
-        self._version = self._ledger.write(self._name, document, self._version)
+        try:
+            self._version = self._ledger.write(self._name, document, self._version)
+        except StaleError:  # or an earlier write arrived, although it ended with an error
+            current, version = self._ledger.read(self._name)
+            if (current or {}).get("owner") != self.document["owner"]:
+                raise
+            self._version = self._ledger.write(self._name, document, version)
 
     def _renew(self, document: Document) -> None:
         # The time before the request: the beat may be in the ledger long before the answer arrives.
