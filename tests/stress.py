@@ -38,11 +38,11 @@ tests/aws/ebs_direct/test_faults.py::test_a_put_that_hangs_is_given_up_and_sent_
 tests/aws/ebs_direct/test_faults.py::test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work
 tests/aws/ebs_direct/test_reading.py::test_a_killed_download_goes_on
 tests/aws/test_paging.py::test_stopping_a_time_limit_ends_a_wait_at_once
-tests/records/test_tables.py::test_readers_never_stumble_over_the_first_commit
-tests/records/test_tables.py::test_many_processes_lose_nothing_and_double_nothing[3-10]
-tests/records/test_tables_on_s3.py::test_many_processes_lose_nothing_and_double_nothing_on_s3[3-5-3]
-tests/nix/test_command.py::test_a_grandchild_that_stays_does_not_hold_us
-tests/boot/test_boot.py::test_no_machine_outlives_its_test
+tests/records/test_tables.py::test_readers_never_fail_during_the_first_commit
+tests/records/test_tables.py::test_simultaneous_writers_lose_and_duplicate_nothing[3-10]
+tests/records/test_tables_on_s3.py::test_simultaneous_writers_lose_and_duplicate_nothing_on_s3[3-5-3]
+tests/nix/test_command.py::test_a_remaining_grandchild_does_not_block
+tests/boot/test_boot.py::test_qemu_ends_with_the_test
 tests/sandbox/test_state.py::test_serving_in_the_foreground_prints_exports_and_stops_cleanly[15]
 """.strip().splitlines()
 """The thirty tests that depend most on timing: signals, kills, claims and races."""

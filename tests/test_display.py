@@ -1,4 +1,4 @@
-"""Plans, results and tables for people."""
+"""Plans, results and tables as text, HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.hostile import HOSTILE, assert_safe_lines, hidden
 from vmsnix_ops.display import Displayed, Shown, of_frame, shown
 
 
-def test_a_frame_is_shown_as_people_write_numbers() -> None:
+def test_a_frame_is_shown_with_formatted_numbers() -> None:
     frame = pd.DataFrame(
         {
             "ami_id": ["ami-1", None],
@@ -33,7 +33,7 @@ def test_a_frame_is_shown_as_people_write_numbers() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Everything(Displayed):
-    """All that can be shown, with the same text everywhere."""
+    """An object with a title, facts, a table and notes that have the same text."""
 
     word: str
     title: str = ""
@@ -62,7 +62,7 @@ def test_title_facts_table_and_notes_are_shown_as_text_html_and_markdown() -> No
     assert page.endswith("</table><p>a|b</p>")
 
 
-def test_a_notebook_shows_the_words_and_not_the_fields_of_a_dataclass() -> None:
+def test_a_notebook_shows_the_text_and_not_the_fields_of_a_dataclass() -> None:
     from IPython.lib.pretty import pretty
 
     whole = Everything("a", "Title")

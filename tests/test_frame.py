@@ -63,11 +63,11 @@ def shell_blocks(page: str) -> list[str]:
 # Locks
 
 
-def test_requirements_lock_what_running_and_building_need() -> None:
+def test_requirements_lock_the_packages_to_run_and_build() -> None:
     assert missing_or_wrong(requirements("lab"), locked("requirements.txt")) == []
 
 
-def test_requirements_test_lock_what_working_on_it_needs() -> None:
+def test_requirements_test_lock_the_packages_for_development() -> None:
     extras = project()["project"]["optional-dependencies"]
     assert missing_or_wrong(requirements(*extras), locked("requirements-test.txt")) == []
 
@@ -156,7 +156,7 @@ def test_ci_runs_the_command_of_the_readme(program: str) -> None:
     assert re.search(rf'run_readme_command "?{program}"?$', script, re.MULTILINE)
 
 
-def test_every_relative_link_of_the_front_pages_leads_somewhere() -> None:
+def test_every_relative_link_of_the_front_pages_exists() -> None:
     broken = []
     for page in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text(page)):
@@ -165,7 +165,7 @@ def test_every_relative_link_of_the_front_pages_leads_somewhere() -> None:
     assert broken == []
 
 
-def test_the_table_of_runbooks_in_the_readme_is_true() -> None:
+def test_the_table_of_runbooks_in_the_readme_is_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "docs/runbook_table.py", "--check"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""The stream of events and its three faces."""
+"""Progress events and their reporters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lines(
     return LogLines(stream, every=every), stream
 
 
-def test_a_step_reports_start_moves_and_end() -> None:
+def test_a_step_reports_start_progress_and_end() -> None:
     events: list[Event] = []
     with Progress(events.append).step("upload", total=10, unit="bytes") as step:
         step.advance(4)
@@ -45,7 +45,7 @@ def test_a_step_reports_start_moves_and_end() -> None:
     assert events[3].message == "verified"
 
 
-def test_a_failing_step_reports_why_and_lets_the_error_pass() -> None:
+def test_a_failed_step_reports_the_error_and_raises_it() -> None:
     events: list[Event] = []
     with pytest.raises(ValueError, match="bad disk"), Progress(events.append).step("import"):
         raise ValueError("bad disk")
@@ -83,24 +83,24 @@ def test_an_interrupted_step_is_reported_as_failed() -> None:
         (Event("u", "advanced", done=5, unit="bytes", seconds=0), "5 B"),
     ],
 )
-def test_describe_tells_amount_share_rate_and_time_to_go(event: Event, expected: str) -> None:
+def test_describe_shows_amount_percentage_rate_and_remaining_time(event: Event, expected: str) -> None:
     # 32 % after 68 s leaves 144.5 s.
     assert describe(event) == expected
 
 
 def forecast(kind: str = "advanced", seconds: float = 90.0, **more: object) -> Event:
-    """An import of which AWS says 3 %, and earlier ones that it is at three quarters."""
+    """An import at 3 % by AWS, and at 75 % by the forecast."""
     known = {"done": 3, "total": 100, "unit": "percent", "remaining": 30.0}
     return Event("import", kind, seconds=seconds, **{**known, **more})  # type: ignore[arg-type]
 
 
-def test_earlier_work_tells_the_share_and_the_time_to_go_instead_of_the_pace() -> None:
+def test_a_forecast_gives_percentage_and_remaining_time() -> None:
     assert (forecast().fraction, forecast().eta) == (0.75, 30.0)
     assert describe(forecast(message="active")) == "75 %, 30 s left, active"
-    assert describe(forecast(remaining=None)) == "3 %, 48 min 30 s left"  # AWS's own pace
+    assert describe(forecast(remaining=None)) == "3 %, 48 min 30 s left"  # by AWS's percentage
 
 
-def test_a_step_is_told_what_earlier_work_took() -> None:
+def test_a_step_can_use_a_forecast() -> None:
     events: list[Event] = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
         step.update(3)
@@ -114,7 +114,7 @@ def test_a_step_is_told_what_earlier_work_took() -> None:
     assert slower.fraction == 0.03, "slower than all before: AWS's own percentage is left"
 
 
-def test_all_faces_show_the_time_to_go_by_earlier_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_reporters_show_the_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     face, stream = lines(monkeypatch)
     face(Event("import", "started"))
     face(forecast())
@@ -137,7 +137,7 @@ def test_all_faces_show_the_time_to_go_by_earlier_work(monkeypatch: pytest.Monke
     assert "━" * 18 in shown
 
 
-def test_lines_show_start_and_end_and_seldom_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_show_start_end_and_some_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     face, stream = lines(monkeypatch)
     face(Event("upload", "started"))
     for second in range(1, 26):
@@ -151,7 +151,7 @@ def test_lines_show_start_and_end_and_seldom_between(monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_lines_fold_every_step_in_github_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_group_every_step_in_github_actions(monkeypatch: pytest.MonkeyPatch) -> None:
     face, stream = lines(monkeypatch, github=True)
     with Progress(face).step("build") as step:
         step.message("evaluating")
@@ -161,22 +161,20 @@ def test_lines_fold_every_step_in_github_actions(monkeypatch: pytest.MonkeyPatch
     assert written[3] == "::endgroup::"
 
 
-def test_lines_end_the_fold_of_a_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_end_the_group_of_a_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
     face, stream = lines(monkeypatch, github=True)
     face(Event("build", "started"))
     face(Event("build", "failed", message="no space", seconds=3))
     assert stream.getvalue().splitlines()[1:] == ["build failed in 3.0 s: no space", "::endgroup::"]
 
 
-def test_a_message_cannot_smuggle_in_a_workflow_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_cannot_contain_a_workflow_command(monkeypatch: pytest.MonkeyPatch) -> None:
     face, stream = lines(monkeypatch, github=True)
     face(Event("import", "message", message="oh\n::set-env name=PATH::/tmp\r\n::stop-commands::x"))
     assert all(not line.lstrip().startswith("::") for line in stream.getvalue().splitlines())
 
 
-def test_current_is_silent_when_asked(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_current_can_be_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("VMSNIX_PROGRESS", "silent")
     with progress.current().step("upload"):
         pass
@@ -194,7 +192,7 @@ def test_current_writes_lines_where_there_is_no_terminal(
     assert capsys.readouterr().out.startswith("upload ...\nupload finished in ")
 
 
-def test_current_shows_widgets_in_a_notebook_but_not_under_the_runner(
+def test_current_shows_widgets_in_jupyterlab_but_not_in_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("VMSNIX_PROGRESS", raising=False)
@@ -210,7 +208,7 @@ def row(face: object, number: int = 0) -> tuple[str, object, str]:
     return name.value, bar, text.value
 
 
-def test_the_widget_has_one_bar_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notebook_bars_have_one_bar_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     face = NotebookBars()
     for name in ("upload", "import"):
         with Progress(face).step(name, total=8, unit="bytes") as step:
@@ -223,7 +221,7 @@ def test_the_widget_has_one_bar_a_step(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.count("VBox") == 1  # displayed once
 
 
-def test_the_widget_turns_red_on_failure_and_shows_the_error_as_text() -> None:
+def test_a_failed_bar_is_red_and_shows_the_error_as_text() -> None:
     face = NotebookBars()
     face(Event("import", "started", total=100, unit="percent"))
     face(Event("import", "failed", done=32, total=100, unit="percent", message="<script>$x$</script>"))
@@ -232,7 +230,7 @@ def test_the_widget_turns_red_on_failure_and_shows_the_error_as_text() -> None:
     assert "&lt;script&gt;" in text
 
 
-def test_the_widget_never_leaves_the_bar() -> None:
+def test_a_bar_never_exceeds_its_range() -> None:
     face = NotebookBars()
     face(Event("upload", "started", total=10))
     face(Event("upload", "advanced", done=15, total=10, seconds=1))
@@ -241,7 +239,7 @@ def test_the_widget_never_leaves_the_bar() -> None:
     assert 0 < row(face)[1].value <= 10  # type: ignore[attr-defined]
 
 
-def test_a_step_that_runs_again_gets_a_bar_of_its_own() -> None:
+def test_a_repeated_step_gets_its_own_bar() -> None:
     face = NotebookBars()
     for _ in range(2):
         with Progress(face).step("upload"):
@@ -249,7 +247,7 @@ def test_a_step_that_runs_again_gets_a_bar_of_its_own() -> None:
     assert len(face.box.children) == 2
 
 
-def test_the_widget_follows_many_threads() -> None:
+def test_notebook_bars_accept_many_threads() -> None:
     face = NotebookBars()
     with Progress(face).step("upload", total=400) as step:
         threads = [threading.Thread(target=lambda: [step.advance(1) for _ in range(100)]) for _ in range(4)]
@@ -265,7 +263,7 @@ def terminal(**options: object) -> tuple[Progress, io.StringIO]:
     return Progress(TerminalBars(console)), stream
 
 
-def test_the_terminal_keeps_how_each_step_ended() -> None:
+def test_terminal_bars_keep_the_outcome_of_each_step() -> None:
     shown, stream = terminal()
     with shown.step("upload", total=8, unit="bytes") as step:
         step.advance(8)
@@ -279,7 +277,7 @@ def test_the_terminal_keeps_how_each_step_ended() -> None:
     assert written.rstrip(" \x1b[?25h").endswith("\n") or written.endswith("\n")
 
 
-def test_the_terminal_shows_steps_side_by_side_and_stops_after_the_last() -> None:
+def test_terminal_bars_show_simultaneous_steps_and_stop_after_the_last() -> None:
     shown, _ = terminal()
     face = shown.report
     with shown.step("eu-west-1"):
@@ -290,7 +288,7 @@ def test_the_terminal_shows_steps_side_by_side_and_stops_after_the_last() -> Non
     assert face._bars is None  # type: ignore[attr-defined]
 
 
-def test_the_terminal_honours_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_bars_obey_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     shown, stream = terminal()
     with shown.step("upload", total=1) as step:
@@ -299,7 +297,7 @@ def test_the_terminal_honours_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[3" not in stream.getvalue()
 
 
-def test_the_terminal_is_the_shell_s_again_when_a_step_never_tells_its_end() -> None:
+def test_the_terminal_is_usable_after_a_step_without_an_end() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     face, before = TerminalBars(console), set(threading.enumerate())
     face(Event("upload", "started", total=10))
@@ -311,7 +309,7 @@ def test_the_terminal_is_the_shell_s_again_when_a_step_never_tells_its_end() -> 
     assert "upload" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_terminal_never_hides_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_bars_never_hide_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     face = TerminalBars()
     stream = io.StringIO()
     face._console.file = stream
@@ -322,7 +320,7 @@ def test_the_terminal_never_hides_the_cursor(monkeypatch: pytest.MonkeyPatch) ->
     assert "\x1b[?25l" not in stream.getvalue()
 
 
-def test_events_can_be_followed_from_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_can_read_the_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "events.jsonl"
     monkeypatch.setenv("VMSNIX_EVENTS", str(path))
     with progress.current().step("upload", total=1000, unit="bytes") as step:
@@ -335,5 +333,5 @@ def test_events_can_be_followed_from_another_process(tmp_path: Path, monkeypatch
     events = [Event(**line) for line in told]
     assert (events[0].kind, events[-1].kind, events[-1].done) == ("started", "finished", 1000)
     assert "verified" in [event.message for event in events]
-    # A thousand movements within a moment are one line, not a thousand.
+    # A thousand quick updates are one line.
     assert len(events) < 100

@@ -1,4 +1,4 @@
-"""The JSON schemas in docs/reference: up to date, valid, and of one opinion with the code that checks."""
+"""The JSON schemas in docs/reference are up to date, valid, and agree with the code."""
 
 from __future__ import annotations
 

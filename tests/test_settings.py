@@ -42,7 +42,7 @@ def test_the_file_is_found_in_a_parent_and_the_nearest_wins(tmp_path: Path) -> N
     assert load(tmp_path, {}).region == "far"
 
 
-def test_a_variable_wins_over_the_file(tmp_path: Path) -> None:
+def test_a_variable_overrides_the_file(tmp_path: Path) -> None:
     write(tmp_path, 'region = "eu-west-1"\nbucket = "of-the-file"\n')
     settings = load(tmp_path, {"VMSNIX_REGION": "eu-north-1"})
     assert (settings.region, settings.bucket) == ("eu-north-1", "of-the-file")
@@ -53,7 +53,7 @@ def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
     assert load(tmp_path, {"VMSNIX_REGION": "", "VMSNIX_CONFIG": ""}).region == "eu-west-1"
 
 
-def test_vmsnix_config_names_the_file(tmp_path: Path) -> None:
+def test_vmsnix_config_is_the_path_of_the_file(tmp_path: Path) -> None:
     write(tmp_path, 'region = "eu-west-1"\n')
     (tmp_path / "other.toml").write_text('region = "sa-east-1"\n')
     assert load(tmp_path, {"VMSNIX_CONFIG": "other.toml"}).region == "sa-east-1"
@@ -64,13 +64,13 @@ def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
         load(tmp_path, {"VMSNIX_CONFIG": "gone.toml"})
 
 
-def test_the_state_folder_moves_what_stands_below_it(tmp_path: Path) -> None:
+def test_the_state_folder_is_the_parent_of_history_and_archive(tmp_path: Path) -> None:
     settings = load(tmp_path, {"VMSNIX_STATE": str(tmp_path / "state")})
     assert settings.history == str(tmp_path / "state" / "history")
     assert settings.archive == str(tmp_path / "state" / "archive")
 
 
-def test_paths_in_the_file_count_from_its_folder(tmp_path: Path) -> None:
+def test_paths_in_the_file_are_relative_to_its_folder(tmp_path: Path) -> None:
     write(tmp_path, 'history = "records"\narchive = "runs"\nflake = "../images"\n')
     below = tmp_path / "below"
     below.mkdir()
@@ -80,7 +80,7 @@ def test_paths_in_the_file_count_from_its_folder(tmp_path: Path) -> None:
     assert settings.flake == str(tmp_path.parent / "images")
 
 
-def test_a_flake_elsewhere_and_a_history_on_s3_are_left_as_they_are(tmp_path: Path) -> None:
+def test_a_remote_flake_and_a_history_on_s3_are_unchanged(tmp_path: Path) -> None:
     write(tmp_path, 'flake = "github:acme/images"\nhistory = "s3://acme-records/history/"\n')
     settings = load(tmp_path, {})
     assert settings.flake == "github:acme/images"
@@ -101,7 +101,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(tmp_path: Path) ->
         load(tmp_path, {"VMSNIX_REGOIN": "eu-west-1"})
 
 
-def test_variables_that_are_no_settings_are_tolerated(tmp_path: Path) -> None:
+def test_variables_that_are_not_settings_are_accepted(tmp_path: Path) -> None:
     environment = dict.fromkeys(NOT_SETTINGS, "anything") | {"VMSNIX_CONFIG": "", "PATH": "/bin"}
     assert load(tmp_path, environment) == load(tmp_path, {})
 
@@ -119,7 +119,7 @@ def test_account_ids_stay_text(tmp_path: Path) -> None:
     assert load(tmp_path, given_two).allowed_accounts == ("012345678901", "123456789012")
 
 
-def test_channels_are_words_and_pointers_have_a_prefix(tmp_path: Path) -> None:
+def test_channels_are_words_and_their_parameters_have_a_prefix(tmp_path: Path) -> None:
     assert (load(tmp_path, {}).channels, load(tmp_path, {}).channel_prefix) == (
         ("candidate", "stable"),
         "/vmsnix",
@@ -154,7 +154,7 @@ def test_channels_are_words_and_pointers_have_a_prefix(tmp_path: Path) -> None:
         ("region = eu-west-1", r"not valid TOML.*line 1"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_value_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(SettingsError, match=message) as caught:
         load(tmp_path, {})
@@ -195,7 +195,7 @@ def test_any_text_passes_the_environment_unchanged(value: str) -> None:
 
 
 @given(name=st.text(st.sampled_from("ABCDEGINORT_"), min_size=1))
-def test_no_unknown_variable_ever_passes(name: str) -> None:
+def test_unknown_variables_are_always_refused(name: str) -> None:
     variable = f"VMSNIX_{name}"
     if variable in VARIABLES or variable in NOT_SETTINGS:
         return
@@ -213,7 +213,7 @@ def test_the_ceiling_of_puts_is_a_number_in_the_file_and_in_a_variable(tmp_path:
     "pair",
     ["[inf, 0.01]", "[0.05, inf]", "[nan, 0.01]", "[-0.05, 0.01]", "[0.05]", "[0.05, 0.01, 0.2]", "0.05"],
 )
-def test_a_price_that_cannot_be_is_refused(tmp_path: Path, pair: str) -> None:
+def test_an_invalid_price_is_refused(tmp_path: Path, pair: str) -> None:
     write(tmp_path, f"[snapshot_prices]\neu-central-1 = {pair}\n")
     with pytest.raises(SettingsError, match="prices of eu-central-1"):
         load(tmp_path, {})
@@ -228,13 +228,13 @@ def test_an_account_id_has_exactly_12_digits(tmp_path: Path, name: str, account:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "true", "2.5", '"many"', "1000000"])
-def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, value: str) -> None:
+def test_an_invalid_ceiling_is_refused(tmp_path: Path, value: str) -> None:
     write(tmp_path, f"put_ceiling = {value}\n")
     with pytest.raises(SettingsError, match="put_ceiling"):
         load(tmp_path, {})
 
 
-def test_the_retirement_policy_stands_in_the_file_and_in_variables(tmp_path: Path) -> None:
+def test_the_retirement_policy_is_in_the_file_and_in_variables(tmp_path: Path) -> None:
     write(tmp_path, "retire_keep_last = 5\nretire_retention_days = 7.5\n")
     assert load(tmp_path, {}).retirement == RetirementPolicy(keep_last=5, retention_days=7.5)
     given = {"VMSNIX_RETIRE_KEEP_LAST": "0", "VMSNIX_RETIRE_ORPHAN_DAYS": "1.5"}
@@ -244,7 +244,7 @@ def test_the_retirement_policy_stands_in_the_file_and_in_variables(tmp_path: Pat
 
 @pytest.mark.parametrize("value", ["-1", "true", '"many"', "nan", "inf", "36501"])
 @pytest.mark.parametrize("name", [name for name in FIELDS if name.startswith("retire_")])
-def test_a_number_of_the_policy_that_cannot_be_is_refused(tmp_path: Path, name: str, value: str) -> None:
+def test_an_invalid_number_of_the_policy_is_refused(tmp_path: Path, name: str, value: str) -> None:
     write(tmp_path, f"{name} = {value}\n")
     with pytest.raises(SettingsError, match=name):
         load(tmp_path, {})

@@ -1,4 +1,4 @@
-"""The public API: the table in docs/reference/python.md, and nothing else."""
+"""The public API is the table in docs/reference/python.md."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def public(row: Row) -> dict[str, object]:
 
 
 def imported(notebook: Path) -> set[str]:
-    """Return what a notebook imports: ``vmsnix_ops.NAME`` for a public name."""
+    """Return the imports of a notebook: ``vmsnix_ops.NAME`` for a public name."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
     code = "\n".join("".join(one["source"]) for one in content["cells"] if one["cell_type"] == "code")
     found = set()
@@ -93,7 +93,7 @@ def test_importing_the_package_imports_none_of_its_modules() -> None:
 
 
 @pytest.mark.parametrize("name", ["prefligth", "boot", "text", "_private"])
-def test_what_is_not_public_is_not_an_attribute(name: str) -> None:
+def test_private_names_are_not_attributes(name: str) -> None:
     with pytest.raises(AttributeError, match=f"module 'vmsnix_ops' has no attribute '{name}'"):
         vmsnix_ops.__getattr__(name)
 

@@ -1,4 +1,4 @@
-"""HTML from templates: values are text, and nothing that a template needs may be missing."""
+"""HTML from templates: values are text, and missing values are errors."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_a_value_stays_one_line_without_commands_and_control_characters(word: st
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_several_lines_stay_several_and_none_is_a_command(word: str) -> None:
+def test_several_lines_are_kept_and_none_is_a_command(word: str) -> None:
     shown = text.lines(f"first\n{word}\tlast", indent="  | ")
     assert shown.startswith("first\n  | ")
     assert_safe_lines(shown)
@@ -54,12 +54,12 @@ def test_ordinary_text_is_shown_as_it_is(word: str) -> None:
         ("\x1b]0;never ended", "\x1b]0;never ended"),
     ],
 )
-def test_terminal_sequences_are_removed_whole(coloured: str, plain: str) -> None:
+def test_terminal_sequences_are_removed_completely(coloured: str, plain: str) -> None:
     assert text.plain(coloured) == plain
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_json_reads_the_same_and_shows_nothing_hidden(word: str) -> None:
+def test_json_has_the_same_value_and_no_hidden_characters(word: str) -> None:
     for indent in (None, 2):
         shown = text.json({word: [word]}, indent=indent)
         assert_safe_lines(shown)
@@ -67,7 +67,7 @@ def test_json_reads_the_same_and_shows_nothing_hidden(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_html_has_no_element_and_no_attribute_of_the_value(word: str) -> None:
+def test_html_contains_the_value_only_as_text(word: str) -> None:
     found = []
 
     class Reader(HTMLParser):
@@ -83,7 +83,7 @@ def test_html_has_no_element_and_no_attribute_of_the_value(word: str) -> None:
     "target",
     ["javascript:alert(1)", " JaVa\tScript:alert(1)", "data:text/html,x", "vbscript:x", "\x01javascript:x"],
 )
-def test_a_link_to_a_script_leads_nowhere(target: str) -> None:
+def test_a_link_to_a_script_is_empty(target: str) -> None:
     assert text.link_target(target) == ""
 
 
@@ -121,7 +121,7 @@ FORMULAS = [
 
 
 @pytest.mark.parametrize("word", FORMULAS)
-def test_a_spreadsheet_finds_no_formula_with_any_separator(word: str) -> None:
+def test_a_spreadsheet_reads_no_formula_with_any_separator(word: str) -> None:
     file = io.StringIO()
     text.write_csv(pd.DataFrame({word: [word, "ok"], "number": [-1.5, -2]}), file)
     for separator in (",", ";", "\t"):
@@ -138,7 +138,7 @@ def test_a_spreadsheet_finds_no_formula_with_any_separator(word: str) -> None:
     assert [float(row[1]) for row in rows[1:]] == [-1.5, -2.0]
 
 
-def test_numbers_times_and_what_is_missing_stay_as_they_are_in_csv() -> None:
+def test_numbers_times_and_missing_values_are_unchanged_in_csv() -> None:
     frame = pd.DataFrame(
         {
             "object": pd.Series([-1, 2.5, None], dtype=object),
@@ -158,7 +158,7 @@ def test_numbers_times_and_what_is_missing_stay_as_they_are_in_csv() -> None:
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_an_output_of_a_job_keeps_to_its_name(word: str) -> None:
+def test_a_job_output_cannot_set_another_output(word: str) -> None:
     written = text.github_value("error", word) + text.github_value("ami_id", "ami-1")
     assert list(read_github_file(written)) == ["error", "ami_id"]
     assert read_github_file(written)["ami_id"] == "ami-1"
@@ -166,7 +166,7 @@ def test_an_output_of_a_job_keeps_to_its_name(word: str) -> None:
     assert text.github_value(f"a{word}", "x") == (f"a{word}=x\n" if named else "")
 
 
-def test_a_value_cannot_know_the_line_that_ends_it() -> None:
+def test_a_value_cannot_contain_its_delimiter() -> None:
     ends = [text.github_value("error", "a\nb").splitlines()[-1] for _ in range(2)]
     assert ends[0] != ends[1]
     assert all(len(end) >= 32 for end in ends)
@@ -205,7 +205,7 @@ ALLOWED = {
 }
 
 
-def test_nothing_writes_beside_the_module_for_it() -> None:
+def test_all_output_uses_the_text_module() -> None:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
@@ -223,7 +223,7 @@ def test_nothing_writes_beside_the_module_for_it() -> None:
     "source",
     ["print(x)", "click.echo(x)", "sys.stdout.write(x)", "frame.to_csv(f)", "html.escape(x)", "Console()"],
 )
-def test_a_writer_beside_it_is_found(source: str) -> None:
+def test_output_without_the_text_module_is_found(source: str) -> None:
     call = ast.parse(source).body[0]
     assert isinstance(call, ast.Expr)
     assert isinstance(call.value, ast.Call)

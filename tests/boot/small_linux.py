@@ -17,7 +17,7 @@ from tests.support import require, unavailable
 ROOT = Path(__file__).parents[2]
 KERNEL = Path(os.environ.get("VMSNIX_TEST_LINUX", ROOT / ".cache/test-linux"))
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
-MODULES = (  # in the order in which they need each other
+MODULES = (  # in the order of their dependencies
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -54,7 +54,7 @@ CONFIGURE = r"""#!/bin/sh
 
 
 def make_small_linux(folder: Path) -> Path:
-    """Return a raw disk that boots; skip where a part of it is missing."""
+    """Return a bootable raw disk; skip if a part of it is missing."""
     for tool in ("syslinux", "mcopy", "mkfs.vfat", "objcopy"):
         require(tool)
     kernels, busybox = sorted(KERNEL.glob("boot/vmlinuz-*")), Path("/bin/busybox")

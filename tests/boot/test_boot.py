@@ -1,4 +1,4 @@
-"""Booting an image in QEMU: what comes up, what does not, and that neither leaves a trace in the image."""
+"""Boots in QEMU: success, failures, and that the image never changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAbc operator@example"
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Large temporary files go here; the tests look that nothing stays."""
+    """A folder for large temporary files; the tests check that it is empty afterwards."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -82,20 +82,22 @@ def test_linux_fetches_its_instance_id_key_and_user_data(linux: Path) -> None:
 
 
 @pytest.mark.long(seconds=10)
-def test_linux_boots_by_uefi_too(linux: Path) -> None:
+def test_linux_boots_with_uefi(linux: Path) -> None:
     booted = boot(linux, expect=UP, boot_mode="uefi", deadline=120)
     assert ("GET", "/latest/user-data", 404) in booted.requests
 
 
 @pytest.mark.long(seconds=7)
-def test_a_panic_is_recognised_at_once(linux: Path) -> None:
+def test_a_kernel_panic_fails_the_boot_at_once(linux: Path) -> None:
     with pytest.raises(BootFailedError, match=r"Its kernel panicked: .*Kernel panic - not syncing") as caught:
         boot(linux, expect=UP, user_data="echo c >/proc/sysrq-trigger\n", deadline=600)
-    assert any("end Kernel panic" in line for line in caught.value.console)  # what follows is heard, too
+    assert any(
+        "end Kernel panic" in line for line in caught.value.console
+    )  # the trace after the panic is saved, too
 
 
 @pytest.mark.long(seconds=6)
-def test_a_machine_that_turns_itself_off_is_not_waited_for(linux: Path) -> None:
+def test_a_machine_that_shuts_down_fails_the_boot_at_once(linux: Path) -> None:
     with pytest.raises(BootFailedError, match="shut down or rebooted"):
         boot(linux, expect=UP, user_data="poweroff -f\n", deadline=600)
 
@@ -109,7 +111,9 @@ def test_an_image_that_never_boots_ends_at_the_deadline(tmp_path: Path, temporar
 
 @pytest.mark.parametrize("lines", ["tr -d '\\n'", pytest.param("cat", marks=pytest.mark.long(seconds=15))])
 @pytest.mark.long(seconds=6)
-def test_a_flood_of_the_console_is_bounded(linux: Path, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_saved_console_has_a_maximum_size(
+    linux: Path, lines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console, "KEPT_BYTES", 50_000)
     flood = f"yes | head -c 200000 | {lines}\npoweroff -f\n"
     with pytest.raises(BootFailedError, match="shut down or rebooted") as caught:
@@ -128,14 +132,14 @@ def test_a_disk_without_a_boot_sector_is_refused_before_anything_starts(tmp_path
 
 
 @pytest.mark.long(seconds=8)
-def test_firmware_that_finds_nothing_says_so(tmp_path: Path) -> None:
+def test_firmware_without_a_boot_device_fails_the_boot(tmp_path: Path) -> None:
     empty = tmp_path / "empty.img"
     empty.write_bytes(bytes(2**20))
     with pytest.raises(BootFailedError, match="Its firmware found no boot device"):
         boot(empty, boot_mode="uefi", deadline=120)
 
 
-def test_a_machine_without_qemu_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_qemu_is_an_error_with_a_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = sample(tmp_path / "sample")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
@@ -157,14 +161,14 @@ def test_an_image_of_another_architecture_names_its_qemu(
         boot(image, system="riscv64-linux")
 
 
-def test_kvm_is_not_emulated_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_kvm_is_not_replaced_by_emulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_why_no_kvm", lambda _: "this machine has no /dev/kvm")
     with pytest.raises(ToolMissingError, match=r"KVM is not available.*no /dev/kvm.*auto"):
         boot(sample(tmp_path / "sample"), accelerator="kvm")
 
 
 def test_a_kvm_that_fails_is_replaced_by_emulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on nested machines: /dev/kvm is there, and QEMU dies when it uses it."""
+    """As on some virtual machines, /dev/kvm exists, but QEMU fails with it."""
     real = shutil.which("qemu-system-x86_64")
     program = tmp_path / "bin/qemu-system-x86_64"
     program.parent.mkdir()
@@ -192,13 +196,13 @@ def test_a_kvm_that_fails_is_replaced_by_emulation(tmp_path: Path, monkeypatch: 
         ({"accelerator": "hvf"}, "Invalid accelerator 'hvf'"),
     ],
 )
-def test_what_cannot_be_waited_for_is_refused(tmp_path: Path, options: dict[str, str], words: str) -> None:
+def test_invalid_expressions_are_refused(tmp_path: Path, options: dict[str, str], words: str) -> None:
     with pytest.raises(ParameterError, match=re.escape(words)):
         boot(sample(tmp_path / "sample"), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_machine_outlives_its_test(tmp_path: Path, temporary: Path, number: signal.Signals) -> None:
+def test_qemu_ends_with_the_test(tmp_path: Path, temporary: Path, number: signal.Signals) -> None:
     image = sample(tmp_path / "sample")
     seconds = 600 if number == signal.SIGINT else 2
     script = f"from vmsnix_ops.boot.run import boot; boot({str(image)!r}, expect='never', deadline={seconds})"
@@ -215,13 +219,13 @@ def test_no_machine_outlives_its_test(tmp_path: Path, temporary: Path, number: s
 
 
 def machines(folder: Path) -> list[int]:
-    """Return the processes whose command line names the folder, other than `qemu-img`."""
+    """Return the processes with the folder in their command line, except `qemu-img`."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             words = entry.joinpath("cmdline").read_bytes()
         except OSError:
-            continue  # no process, or one that has ended meanwhile
+            continue  # the process has ended
         if str(folder).encode() in words and b"qemu-system" in words:
             found.append(int(entry.name))
     return found

@@ -1,4 +1,4 @@
-"""What a console says: the words that decide, and bounds on all the others."""
+"""Matches on the console, and its maximum size."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LOGIN = re.compile(r"login:")
         ("You are in emergency mode. After logging in\n", "systemd could not reach its target"),
     ],
 )
-def test_words_after_which_nothing_comes(tmp_path: Path, text: str, meaning: str) -> None:
+def test_failure_messages_are_recognized(tmp_path: Path, text: str, meaning: str) -> None:
     with Console(tmp_path / "log", LOGIN) as console:
         found = console.feed(text.encode())
     assert found is not None
     assert (found.kind, found.meaning) == ("failed", meaning)
 
 
-def test_what_follows_the_deciding_line_in_one_piece_is_kept(tmp_path: Path) -> None:
+def test_text_after_the_match_is_saved(tmp_path: Path) -> None:
     with Console(tmp_path / "log", LOGIN) as console:
         found = console.feed(b"Kernel panic - not syncing: x\nCall Trace:\n---[ end Kernel panic ]---\nmore")
         assert found is not None
@@ -43,7 +43,7 @@ def test_what_follows_the_deciding_line_in_one_piece_is_kept(tmp_path: Path) -> 
         assert console.tail() == [found.line, "Call Trace:", "---[ end Kernel panic ]---", "more"]
 
 
-def test_a_prompt_without_an_end_of_line_is_found_however_it_is_cut(tmp_path: Path) -> None:
+def test_a_prompt_without_a_line_end_is_found_in_any_pieces(tmp_path: Path) -> None:
     pieces = ["\x1b[0;1mhost ", "lo", "gin", ": "]
     with Console(tmp_path / "log", LOGIN) as console:
         found = [console.feed(piece.encode()) for piece in pieces]
@@ -53,7 +53,7 @@ def test_a_prompt_without_an_end_of_line_is_found_however_it_is_cut(tmp_path: Pa
 
 
 @given(st.binary(max_size=5000), st.integers(1, 700))
-def test_whatever_comes_in_whatever_pieces_the_line_is_found(
+def test_the_expected_line_is_found_in_any_pieces_of_any_output(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes, size: int
 ) -> None:
     data = noise + b"\x1b\\\nhost login: "
@@ -62,7 +62,7 @@ def test_whatever_comes_in_whatever_pieces_the_line_is_found(
     assert any(one is not None and one.kind == "expected" for one in found)
 
 
-def test_a_flood_is_bounded_in_memory_and_on_disk(tmp_path: Path) -> None:
+def test_a_console_has_a_maximum_size_in_memory_and_on_disk(tmp_path: Path) -> None:
     with Console(tmp_path / "log", LOGIN) as console:
         tracemalloc.start()
         for _ in range(400):

@@ -1,4 +1,4 @@
-"""The metadata service of a booted image: what EC2 answers, to whom, and nothing else."""
+"""The metadata service of a boot test answers as EC2 does."""
 
 from __future__ import annotations
 
@@ -50,42 +50,42 @@ def get(path: str, now: float = 1001.0, **headers: str) -> Answer:
         ("/", b"1.0\n2021-07-15\nlatest"),
     ],
 )
-def test_pages_and_folders(path: str, body: bytes) -> None:
+def test_pages_and_folders_are_served(path: str, body: bytes) -> None:
     assert get(path)[:2] == (200, body)
 
 
 @pytest.mark.parametrize("path", ["/latest/meta-data/nothing", "/newest/user-data", "/latest/meta", "/x"])
-def test_what_is_not_there_is_not_found(path: str) -> None:
+def test_an_unknown_path_is_not_found(path: str) -> None:
     assert get(path).status == 404
 
 
 @pytest.mark.parametrize("sent", ["", "60-00", "x", "é", token(seconds="1") + "0"])
-def test_a_request_without_a_token_of_ours_is_refused(sent: str) -> None:
+def test_a_request_without_a_valid_token_is_refused(sent: str) -> None:
     request = Request("GET", "/latest/user-data", {"x-aws-ec2-metadata-token": sent} if sent else {})
     assert answer(request, PAGES, SECRET, 1000.5).status == 401
 
 
-def test_a_token_ends() -> None:
+def test_a_token_expires() -> None:
     assert get("/latest/user-data", now=1059).status == 200
     assert get("/latest/user-data", now=1060).status == 401
 
 
 @pytest.mark.parametrize("seconds", ["", "0", "21601", "-1", "many", "1.5"])
-def test_a_token_wants_a_life_of_seconds(seconds: str) -> None:
+def test_a_token_needs_a_valid_lifetime(seconds: str) -> None:
     assert answer(Request("PUT", "/latest/api/token", {TTL: seconds}), PAGES, SECRET, 0).status == 400
 
 
-def test_no_token_goes_through_a_proxy() -> None:
+def test_a_forwarded_token_request_is_refused() -> None:
     headers = {TTL: "60", "x-forwarded-for": "10.0.0.1"}
     assert answer(Request("PUT", "/latest/api/token", headers), PAGES, SECRET, 0).status == 403
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/latest/user-data"), ("PUT", "/latest/user-data")])
-def test_nothing_can_be_written(method: str, path: str) -> None:
+def test_writes_are_refused(method: str, path: str) -> None:
     assert answer(Request(method, path, {TTL: "60"}), PAGES, SECRET, 0).status == 405
 
 
-def test_the_program_answers_one_request_after_another_and_keeps_them(tmp_path: Path) -> None:
+def test_the_program_answers_several_requests_and_logs_them(tmp_path: Path) -> None:
     told, log = tmp_path / "told", tmp_path / "log"
     told.write_text(json.dumps({"pages": PAGES, "secret": SECRET.hex(), "log": str(log)}))
     asked = f"PUT /latest/api/token HTTP/1.1\r\n{TTL}: 60\r\n\r\nGET /latest/user-data HTTP/1.1\r\n\r\n"
@@ -100,7 +100,7 @@ def test_the_program_answers_one_request_after_another_and_keeps_them(tmp_path: 
 
 
 @given(st.binary(max_size=2000))
-def test_whatever_a_guest_sends_is_answered_or_ended(
+def test_any_input_is_answered_or_ends_the_connection(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     log = str(tmp_path_factory.getbasetemp() / "any-requests")

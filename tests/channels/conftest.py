@@ -1,4 +1,4 @@
-"""What the tests of promotion and rollback share: a sandbox, an AMI in it, and how they look at both."""
+"""Fixtures for promotion and rollback: a sandbox with an AMI, and functions that read its state."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def ami(aws: Sandbox) -> str:
 
 
 def outcomes(found: Outcomes) -> dict[str, list[str]]:
-    told: dict[str, list[str]] = {}
+    found_outcomes: dict[str, list[str]] = {}
     for row in found.rows:
-        told.setdefault(row.region, []).append(f"{row.step} {row.outcome}")
-    return told
+        found_outcomes.setdefault(row.region, []).append(f"{row.step} {row.outcome}")
+    return found_outcomes
 
 
 def pointed(aws: Sandbox, region: str, channel: str = "stable") -> str:

@@ -1,4 +1,4 @@
-"""A channel that somebody else changes between plan and write: nobody's change is lost without a word."""
+"""A channel that another writer changes between plan and write: the change is never lost silently."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def history(aws: Sandbox, region: str = HOME) -> list[str]:
 
 
 def right_before_the_write(
-    monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object], *, looks: int = 2
+    monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object], *, reads: int = 2
 ) -> None:
-    """Let something happen after a job's last look at a channel and before its write.
+    """Call `meanwhile` after a job's last read of a channel and before its write.
 
-    A promotion looks in its step and once more in the write itself, a rollback only there.
+    A promotion reads the channel in its step and again in the write, a rollback only in the write.
     """
     find, seen = parameters.find_parameter, list[str]()
 
     def looked(ssm: Any, name: str) -> Any:
         found = find(ssm, name)
         seen.append(name)
-        if len(seen) == looks:
+        if len(seen) == reads:
             meanwhile()
         return found
 
@@ -65,7 +65,7 @@ def result(run_folder: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_move_between_plan_and_write_is_overwritten_and_told(
+def test_a_value_set_between_plan_and_write_is_overwritten_and_reported(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, theirs = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
@@ -86,7 +86,7 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
     )
     assert command in told
     assert "does what is left" not in told
-    assert history(aws) == [first, theirs, ami]  # it does not decide by itself
+    assert history(aws) == [first, theirs, ami]  # the run does not restore a value
     (overwritten,) = result(made.run.folder)["overwritten"]
     assert overwritten == {
         "name": NAME,
@@ -101,7 +101,7 @@ def test_a_move_between_plan_and_write_is_overwritten_and_told(
     assert (row["ami_id"], row["previous_ami_id"], row["channel"]) == (ami, theirs, "stable")
 
 
-def test_a_conflict_in_a_region_whose_failure_does_not_count_counts(
+def test_a_conflict_in_a_best_effort_region_fails_the_run(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = plan(ami=ami, channel="stable", regions=[EUROPE]).apply()
@@ -129,7 +129,7 @@ def test_a_conflict_in_a_region_whose_failure_does_not_count_counts(
 
 
 def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rollback goes region by region: the second one is not reached; nobody is told of it as done."""
+    """The second region is not changed, and the topic gets no message."""
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     for one in (old, new):
@@ -137,7 +137,7 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     there = pointed(aws, EUROPE)
     asked: dict[str, Any] = {"image": "ecs-node", "channel": "stable", "dry_run": False, "topic": topic}
     made = rollback.plan(**asked, progress=silent())
-    right_before_the_write(monkeypatch, lambda: put(aws, new), looks=1)
+    right_before_the_write(monkeypatch, lambda: put(aws, new), reads=1)
     found = made.apply()
     assert outcomes(found)[HOME] == ["set channel changed", "conflict failed", "announce skipped"]
     assert outcomes(found)[EUROPE] == ["set channel skipped"]
@@ -161,7 +161,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
 
     def written(*words: Any, **more: Any) -> None:
         write(*words, **more)
-        ended.set()  # the first region has ended
+        ended.set()  # the first region is finished
 
     made = plan(ami=ami, channel="stable", regions=[EUROPE], topic=topic)
     monkeypatch.setattr(image_copy, "copy_ami", copy_late)
@@ -174,7 +174,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
 
 
-def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
+def test_of_two_simultaneous_promotions_one_is_done_and_one_reports_the_conflict(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, other = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
@@ -188,10 +188,8 @@ def test_two_promotions_at_once_end_with_one_that_is_done_and_one_that_tells(
 
 
 @pytest.mark.parametrize("seconds", few([0.0, 0.2], 1, seconds=5))
-def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
-    aws: Sandbox, seconds: float
-) -> None:
-    """Wherever one of them wrote, exactly one is done without a warning; the history has every value."""
+def test_a_simultaneous_promotion_and_rollback_lose_no_change(aws: Sandbox, seconds: float) -> None:
+    """In each written region exactly one is done without a warning, and the history has every value."""
     regions = [HOME, WEST, EUROPE]
     old, now, new = (make_ami(aws, version=f"26.{number}") for number in (10, 11, 12))
     for value in (old, now):
@@ -225,7 +223,7 @@ def test_a_promotion_and_a_rollback_at_once_in_three_regions_lose_no_change(
     assert somewhere
 
 
-def test_the_one_that_was_overwritten_after_its_own_write_is_done(
+def test_a_promotion_that_is_overwritten_after_its_write_is_done(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, other = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
@@ -243,7 +241,7 @@ def test_the_one_that_was_overwritten_after_its_own_write_is_done(
     assert history(aws) == [first, ami, other]
 
 
-def test_a_first_value_that_somebody_else_gave_in_the_meantime_is_kept(
+def test_a_new_channel_that_another_writer_created_is_kept(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = make_ami(aws, version="26.12")
@@ -255,7 +253,7 @@ def test_a_first_value_that_somebody_else_gave_in_the_meantime_is_kept(
     assert history(aws) == [theirs]
 
 
-def test_a_channel_that_was_deleted_in_the_meantime_is_told(
+def test_a_channel_deleted_after_the_plan_is_reported(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(aws, make_ami(aws, version="26.10"))
@@ -268,10 +266,10 @@ def test_a_channel_that_was_deleted_in_the_meantime_is_told(
 
 
 @pytest.mark.parametrize("again", [1, 2, 3])
-def test_a_channel_that_was_deleted_and_made_again_is_told_whatever_its_number(
+def test_a_channel_deleted_and_created_again_is_reported_for_any_version(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch, again: int
 ) -> None:
-    """Its version counts from 1 again, and may be the planned one by chance."""
+    """Its versions start at 1 again, so its version may be equal to the planned one."""
     first, theirs = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
     put(aws, first)
     put(aws, make_ami(aws, version="26.09"))
@@ -288,7 +286,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_told_whatever_its_number(
     assert f"version {again}, {theirs}" in found.failed[0].why
 
 
-def test_a_lost_answer_whose_retry_writes_twice_is_no_conflict(aws: Sandbox, ami: str) -> None:
+def test_a_retry_after_a_lost_answer_is_not_a_conflict(aws: Sandbox, ami: str) -> None:
     put(aws, make_ami(aws, version="26.10"))
     made = plan(ami=ami, channel="stable", regions=[WEST])
     lost = aws.faults.add({"op": "ssm:PutParameter", "nth": [1, 2], "do": "drop", "when": "after"})
@@ -301,7 +299,7 @@ def test_a_lost_answer_whose_retry_writes_twice_is_no_conflict(aws: Sandbox, ami
     assert (pointed(aws, HOME), len(pointed(aws, WEST))) == (ami, 21)
 
 
-def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
+def test_without_a_history_the_version_number_shows_a_conflict(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(aws, make_ami(aws, version="26.10"))
@@ -317,13 +315,13 @@ def test_what_cannot_be_read_afterwards_is_judged_by_its_number(
     assert "version 2, which is not in the parameter's history" in found.failed[0].why
 
 
-# What is taken back because the AMI is being retired
+# Channels that are restored because the AMI is being retired
 
 
 def right_after_the_write(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None
 ) -> None:
-    """Let a retirement mark the AMI, and something else happen, right after the channel was set to it."""
+    """Mark the AMI as retired, and call `meanwhile`, right after the channel was set to it."""
     monkeypatch.setattr(retiring, "READ_PAUSES", (0.0,))
     write = parameters.set_channel
     mark = {tagging.RETIRED: "2026-01-01T00:00:00Z", tagging.RETIRED_BY: "another-run"}
@@ -338,10 +336,10 @@ def right_after_the_write(
 
 
 @pytest.mark.parametrize("again", [1, 2, 3, 4])
-def test_a_channel_that_was_deleted_and_made_again_is_not_taken_back(
+def test_a_channel_deleted_and_created_again_is_not_restored(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch, again: int
 ) -> None:
-    """Whatever its number: this run wrote version 3."""
+    """This run wrote version 3; the new parameter may have any version."""
     monkeypatch.setattr(parameters, "LOST_SECONDS", 0.5)
     first, theirs = make_ami(aws, version="26.10"), make_ami(aws, version="26.12")
     put(aws, theirs)
@@ -360,7 +358,7 @@ def test_a_channel_that_was_deleted_and_made_again_is_not_taken_back(
     assert history(aws) == [theirs] * again
 
 
-def test_a_new_channel_that_somebody_made_again_is_not_deleted(
+def test_a_new_channel_that_another_writer_created_again_is_not_deleted(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = make_ami(aws, version="26.12")
@@ -375,7 +373,7 @@ def test_a_new_channel_that_somebody_made_again_is_not_deleted(
     assert history(aws) == [theirs]
 
 
-def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promotion_everywhere(
+def test_a_full_disk_while_deleting_a_channel_stops_the_promotion_in_all_regions(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = threading.Event()
@@ -399,7 +397,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
     assert pointed(aws, HOME) == ami
 
 
-# What the plan finds
+# Problems in the plan
 
 
 @pytest.mark.parametrize(
@@ -409,7 +407,7 @@ def test_a_channel_that_cannot_be_deleted_again_for_a_full_disk_ends_the_promoti
         ("soon", "aws ec2 delete-tags --region {region} --resources {ami} --tags Key=vmsnix:retired"),
     ],
 )
-def test_an_ami_that_is_being_retired_is_refused_with_the_command_that_frees_it(
+def test_an_ami_being_retired_is_refused_with_the_command_that_restores_it(
     aws: Sandbox, ami: str, until: str, fix: str
 ) -> None:
     mark = {
@@ -440,7 +438,7 @@ def kind_of(aws: Sandbox, **changes: str) -> None:
     ],
 )
 @pytest.mark.parametrize("same", [True, False])
-def test_the_plan_refuses_a_parameter_that_can_be_no_channel_with_the_fix(
+def test_the_plan_refuses_a_parameter_of_another_type_with_a_fix(
     aws: Sandbox, ami: str, changes: dict[str, str], said: str, same: bool
 ) -> None:
     put(aws, ami if same else make_ami(aws, version="26.10"))
@@ -453,7 +451,7 @@ def test_the_plan_refuses_a_parameter_that_can_be_no_channel_with_the_fix(
     assert isinstance(found.error, errors.ChannelError)
 
 
-def test_a_rollback_plan_refuses_a_parameter_that_can_be_no_channel(aws: Sandbox) -> None:
+def test_a_rollback_plan_refuses_a_parameter_of_another_type(aws: Sandbox) -> None:
     for version in ("26.10", "26.11"):
         put(aws, make_ami(aws, version=version))
     kind_of(aws, data_type="text")
@@ -461,14 +459,14 @@ def test_a_rollback_plan_refuses_a_parameter_that_can_be_no_channel(aws: Sandbox
     assert "has the data type text" in str(target.problem)
 
 
-def test_aws_changes_the_data_type_of_no_parameter(aws: Sandbox, ami: str) -> None:
+def test_aws_does_not_change_the_data_type_of_a_parameter(aws: Sandbox, ami: str) -> None:
     ssm = aws.client("ssm")
     ssm.put_parameter(Name=NAME, Value=ami, Type="String")
     with pytest.raises(ssm.exceptions.ClientError, match="data type"):
         put(aws, ami)
 
 
-def test_the_plan_refuses_a_channel_that_takes_no_further_value(aws: Sandbox, ami: str) -> None:
+def test_the_plan_refuses_a_channel_that_accepts_no_more_values(aws: Sandbox, ami: str) -> None:
     put(aws, make_ami(aws, version="26.10"))
     ssm = aws.client("ssm")
     ssm.label_parameter_version(Name=NAME, ParameterVersion=1, Labels=["known-good"])
@@ -487,8 +485,8 @@ def fields(parameter: Any, number: int) -> dict[str, Any]:
     return {name: getattr(first, name) for name in names} | {"number": number}
 
 
-def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aws: Sandbox, ami: str) -> None:
-    """A request without a tier would make it a standard one, which AWS refuses."""
+def test_an_advanced_parameter_stays_advanced(aws: Sandbox, ami: str) -> None:
+    """AWS refuses a request without a tier, because it would make the parameter a standard one."""
     ssm, first = aws.client("ssm"), make_ami(aws, version="26.10")
     wanted = {"Name": NAME, "Value": first, "Type": "String", "DataType": "aws:ec2:image"}
     ssm.put_parameter(**wanted, Tier="Advanced")
@@ -520,12 +518,12 @@ def test_an_advanced_parameter_is_promoted_and_rolled_back_and_stays_advanced(aw
         ("/vmsnix/", "web", "use levels"),
     ],
 )
-def test_a_name_that_parameter_store_refuses_is_refused_first(prefix: str, image: str, said: str) -> None:
+def test_an_invalid_parameter_name_is_refused_before_any_call(prefix: str, image: str, said: str) -> None:
     with pytest.raises(errors.ParameterError, match=said):
         parameters.parameter_name(prefix, image, "stable")
 
 
-def test_the_longest_and_deepest_name_is_taken(aws: Sandbox) -> None:
+def test_the_longest_and_deepest_valid_name_is_accepted(aws: Sandbox) -> None:
     assert parameters.parameter_name("/a" * 13, "web", "stable").count("/") == 15
     most = parameters.MOST_CHARACTERS - parameters.BEFORE_THE_NAME
     longest = parameters.parameter_name("/" + "a" * (most - len("//web/stable")), "web", "stable")

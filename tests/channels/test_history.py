@@ -1,4 +1,4 @@
-"""Why a channel has its value: kept beside it as data, shown as a sentence."""
+"""The note of a channel's value: stored as data, shown as a sentence."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def test_a_note_is_shown_as_a_sentence() -> None:
         json.dumps({"how": ["promote"], "name": "web-1", "run_id": "r", "before": ""}),
     ],
 )
-def test_what_somebody_else_wrote_is_no_note(text: str) -> None:
+def test_a_description_of_another_tool_is_not_a_note(text: str) -> None:
     assert Note.read(text) is None

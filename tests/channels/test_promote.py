@@ -1,4 +1,4 @@
-"""Promotion: what is wanted of every region comes to be, once, and what does not is told."""
+"""Promotions: steps, channel, sharing and announcements."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVERYTHING = {
 }
 
 
-def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
+def test_a_promotion_with_all_steps_changes_everything_once(aws: Sandbox, ami: str) -> None:
     shown = str(plan(**EVERYTHING))
     assert "  copy         planned" in shown
     assert changes(aws)[-1].startswith(("CreateVolume", "RegisterImage")) or "CopyImage" not in changes(aws)
@@ -57,7 +57,7 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
         (image,) = copies(aws, region)
         one = images.parse_ami(image, region)
         assert pointed(aws, region) == one.ami_id
-        assert dict(one.tags) == dict(source.tags)  # carried, the run that published among them
+        assert dict(one.tags) == dict(source.tags)  # with the run that published it
         assert sharing.read_launch_permissions(ec2, one.ami_id) == sharing.parse_audience(
             [OTHER, ORGANIZATION]
         )
@@ -77,7 +77,7 @@ def test_everything_at_once_and_once_only(aws: Sandbox, ami: str) -> None:
 
     tables = open_tables(load())
     rows = tables.read("promotions")
-    assert sorted(rows["region"]) == sorted([HOME, WEST, EUROPE])  # the second run had nothing new to say
+    assert sorted(rows["region"]) == sorted([HOME, WEST, EUROPE])  # the second run records nothing new
     assert set(rows["channel"]) == {"stable"}
     assert {json.dumps(sorted(json.loads(one))) for one in rows["shared_with"]} == {
         json.dumps(sorted([OTHER, ORGANIZATION]))
@@ -110,10 +110,10 @@ def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: st
     assert len(done.frame()) == 3
 
 
-# What the plan was made for
+# The plan and its AMI
 
 
-def test_a_channel_that_somebody_moved_after_the_plan_is_left_alone(aws: Sandbox, ami: str) -> None:
+def test_a_channel_changed_after_the_plan_is_not_set(aws: Sandbox, ami: str) -> None:
     made = plan(ami=ami, channel="stable", regions=[WEST])
     other = make_ami(aws, version="26.12")
     plan(ami=other, channel="stable").apply()
@@ -123,11 +123,11 @@ def test_a_channel_that_somebody_moved_after_the_plan_is_left_alone(aws: Sandbox
     assert pointed(aws, HOME) == other
 
 
-def test_an_ami_for_other_machines_is_not_what_the_channel_is_for(aws: Sandbox, ami: str) -> None:
+def test_an_ami_of_another_architecture_is_refused_for_the_channel(aws: Sandbox, ami: str) -> None:
     plan(ami=ami, channel="stable").apply()
     arm = make_ami(aws, version="26.12", Architecture="arm64", BootMode="uefi")
     with pytest.raises(errors.ParameterError, match="AMIs for arm64 and x86_64") as caught:
-        plan(channel="stable")  # which of the two is the newest?
+        plan(channel="stable")  # two AMIs could be the newest
     assert "altf4llc-ecs-node-26.12 (arm64)" in caught.value.why
     (target,) = plan(ami=arm, channel="stable").targets
     assert target.steps[0].outcome == "failed"
@@ -137,7 +137,7 @@ def test_an_ami_for_other_machines_is_not_what_the_channel_is_for(aws: Sandbox, 
     assert plan(ami=arm, channel="candidate").apply().status == "done"
 
 
-def test_the_plan_names_what_the_channel_points_to(aws: Sandbox, ami: str) -> None:
+def test_the_plan_shows_the_current_ami_of_the_channel(aws: Sandbox, ami: str) -> None:
     plan(channel="stable").apply()
     make_ami(aws, version="26.12")
     shown = str(plan(channel="stable"))
@@ -145,7 +145,7 @@ def test_the_plan_names_what_the_channel_points_to(aws: Sandbox, ami: str) -> No
     assert "(altf4llc-ecs-node-26.12)" in shown
 
 
-def test_a_history_that_may_not_be_read_says_so(aws: Sandbox, ami: str) -> None:
+def test_a_history_that_cannot_be_read_has_a_row_with_the_reason(aws: Sandbox, ami: str) -> None:
     plan(channel="stable").apply()
     denied = {"op": "ssm:GetParameterHistory", "do": "error", "code": "AccessDeniedException", "http": 400}
     aws.faults.add(denied)
@@ -157,10 +157,10 @@ def test_a_history_that_may_not_be_read_says_so(aws: Sandbox, ami: str) -> None:
     assert "GetParameterHistory" in shown
 
 
-# Who may launch it
+# Sharing
 
 
-def test_accounts_get_the_snapshots_too_and_lose_both(aws: Sandbox, ami: str) -> None:
+def test_sharing_with_accounts_includes_snapshots_and_revoking_removes_both(aws: Sandbox, ami: str) -> None:
     ec2 = aws.client("ec2")
     (snapshot,) = images.describe_ami(ec2, ami).snapshot_ids
     plan(share_with=[OTHER, ORGANIZATION]).apply()
@@ -171,7 +171,7 @@ def test_accounts_get_the_snapshots_too_and_lose_both(aws: Sandbox, ami: str) ->
     assert not sharing.read_snapshot_permissions(ec2, snapshot)
 
 
-def test_public_needs_the_account_once_more_and_respects_the_block(aws: Sandbox, ami: str) -> None:
+def test_public_needs_the_account_id_and_obeys_block_public_access(aws: Sandbox, ami: str) -> None:
     for wrong in (
         {"public": True},
         {"confirm_public": aws.account},
@@ -186,7 +186,7 @@ def test_public_needs_the_account_once_more_and_respects_the_block(aws: Sandbox,
     assert [step.outcome for step in made.targets[0].steps] == ["failed", "skipped"]
     found = made.apply()
     assert "disable-image-block-public-access" in found.failed[0].why
-    assert pointed(aws, HOME) == ""  # nobody is pointed to what could not be shared
+    assert pointed(aws, HOME) == ""  # an AMI that could not be shared is not in the channel
     ec2.disable_image_block_public_access()
     assert plan(**agreed).apply().status == "done"
     assert sharing.read_launch_permissions(ec2, ami).public
@@ -200,7 +200,7 @@ def test_a_public_ami_cannot_be_encrypted(aws: Sandbox, ami: str) -> None:
         plan(**agreed, regions=[EUROPE], kms_keys={EUROPE: KEY})
 
 
-def test_who_was_let_in_by_others_is_told(aws: Sandbox, ami: str) -> None:
+def test_unrecorded_grants_are_reported(aws: Sandbox, ami: str) -> None:
     ec2, stranger = aws.client("ec2"), "109876543210"
     share = {"LaunchPermission": {"Add": [{"UserId": stranger}, {"UserId": OTHER}]}}
     ec2.modify_image_attribute(ImageId=ami, **share)
@@ -210,7 +210,7 @@ def test_who_was_let_in_by_others_is_told(aws: Sandbox, ami: str) -> None:
     assert "not recorded" not in str(plan(channel="stable"))
 
 
-def test_what_one_channel_gave_and_another_took_is_no_drift(aws: Sandbox, ami: str) -> None:
+def test_a_grant_revoked_by_another_promotion_is_not_drift(aws: Sandbox, ami: str) -> None:
     third = "109876543210"
     plan(channel="candidate", share_with=[OTHER]).apply()
     plan(channel="stable", share_with=[third]).apply()
@@ -218,7 +218,7 @@ def test_what_one_channel_gave_and_another_took_is_no_drift(aws: Sandbox, ami: s
     assert verify.check().drift.empty
 
 
-def test_no_more_public_amis_than_aws_allows_are_planned(aws: Sandbox, ami: str) -> None:
+def test_a_plan_obeys_the_quota_of_public_amis(aws: Sandbox, ami: str) -> None:
     for number in range(5):
         taken = make_ami(aws, version=f"25.{number}")
         aws.client("ec2").modify_image_attribute(ImageId=taken, LaunchPermission={"Add": [{"Group": "all"}]})
@@ -227,10 +227,10 @@ def test_no_more_public_amis_than_aws_allows_are_planned(aws: Sandbox, ami: str)
     assert "The quota for public AMIs is reached" in target.steps[0].what
 
 
-# Telling a topic
+# Announcements
 
 
-def test_a_topic_is_told_once_for_the_same_content(aws: Sandbox, ami: str) -> None:
+def test_a_topic_gets_the_same_message_once(aws: Sandbox, ami: str) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     asked = {"channel": "stable", "regions": [WEST], "topic": topic}
     assert outcomes(plan(**asked).apply())[HOME][-1] == "announce created"
@@ -241,7 +241,7 @@ def test_a_topic_is_told_once_for_the_same_content(aws: Sandbox, ami: str) -> No
     assert set(told["amis"]) == {HOME, WEST}
 
 
-def test_a_topic_that_is_not_there_leaves_the_rest_done(aws: Sandbox, ami: str) -> None:
+def test_a_missing_topic_does_not_undo_the_promotion(aws: Sandbox, ami: str) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     made = plan(channel="stable", topic=topic)
     aws.client("sns").delete_topic(TopicArn=topic)
@@ -260,10 +260,10 @@ def test_an_ami_that_was_disabled_after_the_plan_is_not_promoted(aws: Sandbox, a
     found = made.apply()
     assert "is disabled" in found.failed[0].why
     assert pointed(aws, HOME) == ""
-    assert aws.calls.matching("ssm:PutParameter") == []  # no launch could read it in between
+    assert aws.calls.matching("ssm:PutParameter") == []  # a launch could not read it in between
 
 
-def test_the_ami_is_found_by_name_by_channel_and_by_being_the_newest(aws: Sandbox, ami: str) -> None:
+def test_the_ami_is_found_by_name_by_channel_and_as_the_newest(aws: Sandbox, ami: str) -> None:
     newer = make_ami(aws, version="26.12")
     plan(ami="altf4llc-ecs-node-26.11", channel="candidate").apply()
     assert pointed(aws, HOME, "candidate") == ami

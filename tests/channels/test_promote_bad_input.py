@@ -1,4 +1,4 @@
-"""What a promotion refuses, before anything is done."""
+"""Parameters that a promotion refuses before any change."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def not_ours(aws: Sandbox) -> str:
     ],
     ids=lambda value: getattr(value, "__name__", "").strip("<>"),
 )
-def test_an_ami_that_is_not_one_to_promote_is_refused(
-    aws: Sandbox, make: Callable[[Sandbox], str], text: str
-) -> None:
+def test_an_unusable_ami_is_refused(aws: Sandbox, make: Callable[[Sandbox], str], text: str) -> None:
     before = len(changes(aws))
     wrong = make(aws)
     made = len(changes(aws)) - before
@@ -100,7 +98,7 @@ def test_an_ami_that_is_not_one_to_promote_is_refused(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_is_refused_before_anything_is_looked_at(
+def test_invalid_parameters_are_refused_before_any_read(
     aws: Sandbox, ami: str, wrong: dict[str, Any], text: str
 ) -> None:
     with pytest.raises((errors.UsageError, errors.RegionError), match=text):

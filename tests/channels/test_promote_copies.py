@@ -1,4 +1,4 @@
-"""The copies of a promotion: one a region whatever happens, and what became of one that failed."""
+"""The copies of a promotion: one for each region, also after failures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Sandbox
 
 
-def test_a_failed_copy_tells_its_snapshot_s_message_and_the_next_try_is_a_new_one(
-    aws: Sandbox, ami: str
-) -> None:
+def test_a_failed_copy_reports_the_snapshot_s_message_and_is_copied_again(aws: Sandbox, ami: str) -> None:
     wrong = "11111111-1111-1111-1111-11111111111X"
     found = plan(regions=[EUROPE], kms_keys={EUROPE: wrong}).apply()
     (failed,) = found.failed
@@ -33,7 +31,7 @@ def test_a_failed_copy_tells_its_snapshot_s_message_and_the_next_try_is_a_new_on
     assert sorted(image["State"] for image in copies(aws, EUROPE)) == ["available", "failed"]
 
 
-def test_a_copy_that_failed_by_chance_is_made_anew_with_another_token(aws: Sandbox, ami: str) -> None:
+def test_a_failed_copy_is_retried_with_another_token(aws: Sandbox, ami: str) -> None:
     chance = {
         "op": "ec2:CopyImage",
         "nth": 1,
@@ -45,10 +43,10 @@ def test_a_copy_that_failed_by_chance_is_made_anew_with_another_token(aws: Sandb
     assert "Internal error" in failed.why
     assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy created"]
     tokens = [call.params["ClientToken"] for call in aws.calls.matching("ec2:CopyImage", ran=True)]
-    assert len(set(tokens)) == 2  # the first one was used up by the copy that failed
+    assert len(set(tokens)) == 2  # the failed copy has used the first one
 
 
-def test_the_copy_limit_is_waited_out(aws: Sandbox, ami: str) -> None:
+def test_a_promotion_waits_at_the_copy_limit(aws: Sandbox, ami: str) -> None:
     limit = {
         "op": "ec2:CopyImage",
         "nth": [1, 2],
@@ -71,7 +69,7 @@ def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
     plans = [plan(channel="stable", regions=[EUROPE]) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(promote.PromotionPlan.apply, plans))
-    # In each region one of them sets the channel first; the other one reports that its plan is stale there.
+    # In each region one of them sets the channel first; the plan of the other is stale.
     assert {one.status for one in found} <= {"done", "partial"}
     for region in (HOME, EUROPE):
         assert any("set channel changed" in outcomes(one)[region] for one in found)
@@ -80,7 +78,7 @@ def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
     assert plan(channel="stable", regions=[EUROPE]).apply().status == "done"
 
 
-def test_a_protection_is_lifted_in_every_region(aws: Sandbox, ami: str) -> None:
+def test_unprotect_turns_protection_off_in_every_region(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE], protect=True).apply()
     asked: dict[str, Any] = {"regions": [EUROPE, WEST], "unprotect": True}
     assert "deregistration protection off" in str(plan(**asked))
@@ -99,7 +97,7 @@ def test_a_protection_is_lifted_in_every_region(aws: Sandbox, ami: str) -> None:
         plan(protect=True, unprotect=True)
 
 
-def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
+def test_a_copy_with_the_name_that_was_just_created_is_found(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan(regions=[EUROPE]).apply()
@@ -107,7 +105,7 @@ def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
     seen, named = [], images.find_all_by_name
 
     def late(ec2: Any, name: str) -> Any:
-        """Show the copy only from the third look on, as EC2 may."""
+        """Return the copy only from the third call, as EC2 may."""
         seen.append(name)
         return named(ec2, name) if len(seen) > 2 else []
 
@@ -124,15 +122,15 @@ def test_a_name_that_was_taken_a_moment_ago_is_looked_for(
     assert len(copies(aws, EUROPE)) == 1
 
 
-def test_a_copy_that_is_not_seen_yet_is_not_made_twice(
+def test_a_copy_that_is_not_visible_yet_is_not_made_twice(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names are no help: AWS copies under a name that is in use. The ClientToken is."""
+    """AWS copies under a name that is in use, so the ClientToken has to prevent it."""
     plan(regions=[EUROPE]).apply()
     made, seen, named = plan(regions=[EUROPE]), [], images.find_all_by_name
 
     def late(ec2: Any, name: str) -> Any:
-        """Show the copy from the second look on: another promoter began it in between."""
+        """Return the copy from the second call: another promotion started it in between."""
         seen.append(name)
         return named(ec2, name) if len(seen) > 1 else []
 
@@ -141,13 +139,13 @@ def test_a_copy_that_is_not_seen_yet_is_not_made_twice(
     assert len(copies(aws, EUROPE)) == 1
 
 
-def test_a_copy_is_described_as_its_source(aws: Sandbox) -> None:
+def test_a_copy_has_the_description_of_its_source(aws: Sandbox) -> None:
     ami_id = make_ami(aws, Description="ecs-node 26.11, built from main")
     assert plan(ami=ami_id, regions=[EUROPE]).apply().status == "done"
     assert copies(aws, EUROPE)[0]["Description"] == "ecs-node 26.11, built from main"
 
 
-def test_tags_that_the_source_got_later_are_carried(aws: Sandbox, ami: str) -> None:
+def test_later_tags_of_the_source_are_copied(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE]).apply()
     aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "platform"}])
     made = plan(regions=[EUROPE])
@@ -161,7 +159,7 @@ def test_tags_that_the_source_got_later_are_carried(aws: Sandbox, ami: str) -> N
     assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy reused"]
 
 
-def test_a_copy_that_was_deprecated_is_not_pointed_to(aws: Sandbox, ami: str) -> None:
+def test_a_channel_is_not_set_to_a_deprecated_copy(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE]).apply()
     (image,) = copies(aws, EUROPE)
     there = aws.world.tables.table(aws.account, EUROPE, "images")[image["ImageId"]]
@@ -172,7 +170,7 @@ def test_a_copy_that_was_deprecated_is_not_pointed_to(aws: Sandbox, ami: str) ->
     assert not pointed(aws, EUROPE)
 
 
-def test_a_copy_that_aws_would_not_let_us_share_is_not_made(aws: Sandbox, ami: str) -> None:
+def test_a_copy_that_could_not_be_shared_is_not_made(aws: Sandbox, ami: str) -> None:
     ec2 = aws.client("ec2", EUROPE)
     ec2.enable_ebs_encryption_by_default()
     made = plan(regions=[EUROPE], share_with=[OTHER])
@@ -180,11 +178,11 @@ def test_a_copy_that_aws_would_not_let_us_share_is_not_made(aws: Sandbox, ami: s
     assert "--kms-keys eu-west-1=KEY" in made.targets[1].steps[0].what
     assert outcomes(made.apply())[EUROPE] == ["copy failed", "share skipped"]
     assert not copies(aws, EUROPE)
-    ec2.modify_ebs_default_kms_key_id(KmsKeyId=KEY)  # one of ours, which others can be allowed to use
+    ec2.modify_ebs_default_kms_key_id(KmsKeyId=KEY)  # a key of the account, which it can share
     assert plan(regions=[EUROPE], share_with=[OTHER]).apply().status == "done"
 
 
-def test_an_encrypted_copy_that_is_there_tells_why_it_cannot_be_shared(aws: Sandbox, ami: str) -> None:
+def test_an_existing_encrypted_copy_is_refused_with_the_reason(aws: Sandbox, ami: str) -> None:
     aws.client("ec2", EUROPE).enable_ebs_encryption_by_default()
     plan(regions=[EUROPE]).apply()
     (failed,) = plan(regions=[EUROPE], share_with=[OTHER]).apply().failed
@@ -192,7 +190,7 @@ def test_an_encrypted_copy_that_is_there_tells_why_it_cannot_be_shared(aws: Sand
     assert "promote it again with --kms-keys" in failed.why
 
 
-def test_what_was_just_copied_and_is_not_seen_is_waited_for(aws: Sandbox, ami: str) -> None:
+def test_a_promotion_waits_for_a_new_copy_to_become_visible(aws: Sandbox, ami: str) -> None:
     for operation in ("ModifyImageAttribute", "ModifySnapshotAttribute", "EnableImageDeprecation"):
         code = "InvalidSnapshot.NotFound" if "Snapshot" in operation else "InvalidAMIID.NotFound"
         aws.faults.add({"op": f"ec2:{operation}", "nth": [1, 2], "do": "error", "code": code, "http": 400})
@@ -207,9 +205,7 @@ def test_a_name_with_other_bytes_is_refused_in_the_plan(aws: Sandbox, ami: str) 
     assert "is in use" in made.targets[1].steps[0].what
 
 
-def test_a_copy_that_is_encrypted_otherwise_is_not_taken_for_the_one_that_is_wanted(
-    aws: Sandbox, ami: str
-) -> None:
+def test_a_copy_with_another_key_is_not_reused(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE]).apply()
     found = plan(regions=[EUROPE], kms_keys={EUROPE: KEY}).apply()
     assert "another encryption" in found.failed[0].why

@@ -1,4 +1,4 @@
-"""Promotion in many regions: one that fails does not stop the others, and the next run does what is left."""
+"""Promotions in many regions: a failed region does not stop the others, and the next run does the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmsnix_ops.sandbox import Access, Sandbox
 from vmsnix_ops.settings import load
 
 
-def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> None:
+def test_an_unreachable_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> None:
     broken = {"op": "ec2:CopyImage", "where": {"region": EUROPE}, "do": "error", "code": "InternalError",
               "message": "dead", "http": 400}  # fmt: skip
     aws.faults.add(broken)
@@ -36,13 +36,13 @@ def test_one_dead_region_does_not_stop_the_others(aws: Sandbox, ami: str) -> Non
     assert again.error is None
 
 
-def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
+def test_a_failed_record_of_a_region_does_not_stop_the_others(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = Tables.append
 
     def taken(tables: Tables, table: str, rows: Any, **more: Any) -> None:
-        if table == "promotions" and rows.to_pylist()[0]["region"] == HOME:  # which ends first
+        if table == "promotions" and rows.to_pylist()[0]["region"] == HOME:  # the first finished region
             raise errors.CommitConflictError("Others were faster.")
         append(tables, table, rows, **more)
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_recorded_of_a_region_does_not_stop_the_others(
     assert set(open_tables(load()).read("promotions")["region"]) == {HOME, WEST}
 
 
-def test_a_best_effort_region_is_told_and_does_not_count(aws: Sandbox, ami: str) -> None:
+def test_a_failed_best_effort_region_is_reported_and_does_not_fail_the_run(aws: Sandbox, ami: str) -> None:
     aws.faults.add(
         {"op": "ec2:CopyImage", "where": {"region": EUROPE}, "do": "error", "code": "Dead", "http": 400}
     )
@@ -80,7 +80,7 @@ def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws
     assert isinstance(found.error, errors.PartialError)
 
 
-def test_a_region_counts_as_it_is_named(aws: Sandbox, ami: str) -> None:
+def test_a_region_given_in_regions_is_not_best_effort(aws: Sandbox, ami: str) -> None:
     every = plan(regions=["all"], best_effort=[EUROPE])
     assert [t.region for t in every.targets if t.best_effort] == [EUROPE]
     assert WEST in {target.region for target in every.targets}
@@ -88,7 +88,7 @@ def test_a_region_counts_as_it_is_named(aws: Sandbox, ami: str) -> None:
     assert {t.region for t in willing.targets if not t.best_effort} == {HOME, EUROPE}
 
 
-def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> None:
+def test_steps_before_a_failure_are_recorded(aws: Sandbox, ami: str) -> None:
     denied = {"op": "ssm:PutParameter", "do": "error", "code": "AccessDeniedException", "http": 400}
     aws.faults.add(denied)
     try:
@@ -104,7 +104,7 @@ def test_what_was_done_before_a_failure_is_recorded(aws: Sandbox, ami: str) -> N
     assert list(open_tables(load()).read("promotions")["channel"].dropna()) == ["stable"]
 
 
-def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
+def test_a_dry_run_has_the_status_of_the_promotion(aws: Sandbox, ami: str) -> None:
     asked: dict[str, Any] = {"channel": "stable", "dry_run": True}
     partial = plan(regions=["af-south-1"], **asked).apply()
     assert outcomes(partial)["af-south-1"] == ["copy failed", "set channel skipped"]
@@ -118,7 +118,7 @@ def test_a_dry_run_ends_as_the_promotion_would(aws: Sandbox, ami: str) -> None:
     assert "not enabled" in str(partial.frame().query("region == 'af-south-1'")["why"].iloc[0])
 
 
-def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox, ami: str) -> None:
+def test_a_denied_region_names_the_action_and_the_others_continue(aws: Sandbox, ami: str) -> None:
     iam = aws.client("iam")
     iam.create_user(UserName="promoter")
     allow = {"Effect": "Allow", "Action": "*", "Resource": "*"}
@@ -134,7 +134,7 @@ def test_a_denied_region_fails_with_the_action_and_the_others_go_on(aws: Sandbox
     assert outcomes(found)[WEST] == ["copy created", "set channel changed"]
 
 
-def test_what_fails_everywhere_is_a_failure_and_not_partial(aws: Sandbox, ami: str) -> None:
+def test_a_failure_in_all_regions_is_failed_and_not_partial(aws: Sandbox, ami: str) -> None:
     aws.faults.add(
         {
             "op": "ssm:PutParameter",
@@ -153,7 +153,7 @@ def test_what_fails_everywhere_is_a_failure_and_not_partial(aws: Sandbox, ami: s
         finish(found)
 
 
-def test_an_interrupt_ends_it_and_the_same_command_goes_on(
+def test_an_interrupted_promotion_is_continued_by_the_same_command(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aws.clock.speed = 1.0
@@ -170,10 +170,10 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(
         aws.clock.speed = 20000
 
 
-def test_what_a_region_came_to_while_it_was_interrupted_is_recorded(
+def test_the_outcome_of_a_region_is_recorded_after_an_interrupt(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interrupt comes when both regions are through, and before anything is written down."""
+    """The interrupt comes after both regions and before any record."""
 
     def interrupt(running: Any) -> Any:
         wait(running)
@@ -188,9 +188,7 @@ def test_what_a_region_came_to_while_it_was_interrupted_is_recorded(
     assert list(tables.read("runs")["status"]) == ["cancelled"]
 
 
-def test_tables_that_cannot_be_written_lose_no_outcome(
-    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_tables_lose_no_outcome(aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     made = plan(channel="stable", regions=[WEST], topic=topic)
 
@@ -205,7 +203,7 @@ def test_tables_that_cannot_be_written_lose_no_outcome(
             "record failed",
             "announce created",
             "record failed",
-        ],  # what was told, too
+        ],  # the announcement, too
         WEST: ["copy created", "set channel changed", "record failed"],
     }
     with pytest.raises(errors.PartialError, match="The disk is full"):

@@ -1,4 +1,4 @@
-"""Rolling a channel back: one step, reversible, and never to an AMI that nothing can be launched from."""
+"""Rollbacks: one reversible step, and never to an AMI that cannot be launched."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ USUAL: dict[str, Any] = {"dry_run": False, "progress": silent()}
 
 
 def promoted(aws: Sandbox, *versions: str, regions: tuple[str, ...] = ()) -> list[str]:
-    """Promote these versions to stable, one after the other, and return the AMIs of the home region."""
+    """Promote these versions to stable in order, and return the AMIs of the home region."""
     made = []
     for version in versions:
         made.append(make_ami(aws, version=version))
@@ -41,9 +41,9 @@ def back(**asked: Any) -> rollback.RollbackPlan:
     return rollback.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | asked))
 
 
-def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
+def test_a_rollback_sets_the_earlier_ami_and_to_returns_to_the_later_one(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    plan = back()  # the regions are those that the tables know
+    plan = back()  # the regions come from the tables
     assert [target.region for target in plan.targets] == [HOME, EUROPE]
     assert "altf4llc-ecs-node-26.11" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
@@ -52,15 +52,15 @@ def test_it_points_back_and_naming_the_other_returns(aws: Sandbox) -> None:
     assert there.name == "altf4llc-ecs-node-26.11"
     assert back(to="altf4llc-ecs-node-26.12").apply().status == "done"
     assert pointed(aws, HOME) == new
-    # An id is of one region; the others find the same image.
+    # An ID belongs to one region; in the others the same image is found.
     assert outcomes(back(to=old).apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
     assert pointed(aws, EUROPE) == there.ami_id
     rows = open_tables(load()).read("promotions", where=[("how", "==", "roll back")])
     assert len(rows) == 6
 
 
-def test_the_same_command_again_leaves_its_own_work_alone(aws: Sandbox) -> None:
-    """A lost answer, an interrupt, a CI job that is run again: nobody wants the bad AMI back."""
+def test_repeating_a_rollback_changes_nothing(aws: Sandbox) -> None:
+    """After a lost answer, an interrupt or a repeated CI job, the bad AMI must not return."""
     old, _ = promoted(aws, "26.11", "26.12")
     assert outcomes(back().apply()) == {HOME: ["set channel changed"]}
     plan = back()
@@ -70,9 +70,7 @@ def test_the_same_command_again_leaves_its_own_work_alone(aws: Sandbox) -> None:
     assert pointed(aws, HOME) == old
 
 
-def test_a_rollback_of_yesterday_is_not_rolled_back_without_a_name(
-    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_rollback_is_not_rolled_back_without_to(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     oldest, _, _ = promoted(aws, "26.10", "26.11", "26.12")
     back().apply()
     monkeypatch.setattr(rollback, "REPEATED_WITHIN", timedelta(days=-999))
@@ -90,13 +88,13 @@ def test_a_plan_says_in_its_first_line_that_it_moves_a_channel_back(aws: Sandbox
     assert str(back()).startswith("Move channel stable of ecs-node back to an earlier AMI, account ")
 
 
-def test_a_dry_run_moves_nothing(aws: Sandbox) -> None:
+def test_a_dry_run_sets_no_channel(aws: Sandbox) -> None:
     _, new = promoted(aws, "26.11", "26.12")
     assert {row.outcome for row in back(dry_run=True).apply().rows} == {"planned"}
     assert pointed(aws, HOME) == new
 
 
-def test_the_history_shows_who_used_what_and_when(aws: Sandbox) -> None:
+def test_the_history_shows_times_writers_and_instances(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12")
     ec2 = aws.client("ec2")
     ec2.run_instances(ImageId=old, InstanceType="t3.micro", MinCount=2, MaxCount=2)
@@ -121,7 +119,7 @@ def disabled(ec2: Any, ami: str) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "text"), [(gone, "no longer exists"), (disabled, "is disabled")])
-def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
+def test_an_unusable_ami_is_refused_and_older_ones_are_suggested(
     aws: Sandbox, spoil: Callable[[Any, str], None], text: str
 ) -> None:
     oldest, old, new = promoted(aws, "26.10", "26.11", "26.12")
@@ -136,7 +134,7 @@ def test_an_ami_that_cannot_be_used_is_refused_and_an_older_one_is_offered(
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
     assert outcomes(back(to=oldest).apply()) == {
         HOME: ["set channel unchanged"]
-    }  # naming it makes it repeatable
+    }  # with `to` it is repeatable
 
 
 def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
@@ -146,7 +144,7 @@ def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
     assert "has been deprecated since" in str(back().targets[0].problem)
 
 
-def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
+def test_an_ami_without_its_snapshot_is_refused(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     image = aws.world.tables.table(aws.account, HOME, "images")[old]
     for snapshot_id in image.snapshot_ids():
@@ -154,16 +152,16 @@ def test_a_half_deleted_ami_is_refused(aws: Sandbox) -> None:
     assert "is incomplete" in str(back().targets[0].problem)
 
 
-def test_a_rollback_that_was_cut_off_is_finished_by_running_it_again(aws: Sandbox) -> None:
+def test_a_killed_rollback_is_finished_by_running_it_again(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    back(regions=[HOME]).apply()  # as if it had died before the second region
+    back(regions=[HOME]).apply()  # as if it was killed before the second region
     assert outcomes(back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
     assert pointed(aws, HOME) == old
 
 
 def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
     promoted(aws, "26.10", "26.11", regions=(EUROPE,))
-    promoted(aws, "26.12")  # in one of the two
+    promoted(aws, "26.12")  # in one of the two regions
     with pytest.raises(errors.ParameterError, match="contain different images"):
         back()
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {
@@ -172,14 +170,14 @@ def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
     }
 
 
-def test_a_bad_ami_that_was_deregistered_somewhere_stops_no_rollback(aws: Sandbox) -> None:
+def test_a_deregistered_current_ami_does_not_prevent_a_rollback(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     gone(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
     assert back().apply().status == "done"
     assert pointed(aws, HOME) == old
 
 
-def test_a_lost_answer_is_no_failure_when_the_pointer_moved(aws: Sandbox) -> None:
+def test_a_lost_answer_is_not_a_failure_if_the_channel_was_set(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12")
     plan = back()
     lost = {"op": "ssm:PutParameter", "do": "drop", "when": "after"}
@@ -193,7 +191,7 @@ def test_a_lost_answer_is_no_failure_when_the_pointer_moved(aws: Sandbox) -> Non
     assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
 
 
-def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
+def test_an_interrupt_between_regions_lists_the_finished_ones(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
@@ -216,17 +214,17 @@ def test_an_interrupt_between_regions_is_told_and_the_same_command_finishes(
     assert pointed(aws, HOME) == old
 
 
-def test_a_target_that_was_disabled_after_the_plan_is_not_pointed_to(aws: Sandbox) -> None:
+def test_a_channel_is_not_set_to_an_ami_disabled_after_the_plan(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12")
     plan = back()
     disabled(aws.client("ec2"), old)
     writes = len(aws.calls.matching("ssm:PutParameter"))
     assert "is disabled" in plan.apply().rows[0].why
     assert pointed(aws, HOME) == new
-    assert len(aws.calls.matching("ssm:PutParameter")) == writes  # no launch could read it in between
+    assert len(aws.calls.matching("ssm:PutParameter")) == writes  # a launch could not read it in between
 
 
-def test_a_region_that_lost_the_channel_is_left_out_unless_it_is_named(aws: Sandbox) -> None:
+def test_a_region_without_the_channel_is_skipped_unless_it_is_given(aws: Sandbox) -> None:
     promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     aws.client("ssm", EUROPE).delete_parameter(Name="/vmsnix/ecs-node/stable")
     plan = back()
@@ -234,7 +232,7 @@ def test_a_region_that_lost_the_channel_is_left_out_unless_it_is_named(aws: Sand
     assert outcomes(plan.apply()) == {HOME: ["set channel changed"]}
 
 
-def test_who_may_not_count_instances_may_roll_back(aws: Sandbox) -> None:
+def test_a_rollback_does_not_need_permission_to_count_instances(aws: Sandbox) -> None:
     promoted(aws, "26.11", "26.12")
     denied = {"op": "ec2:DescribeInstances", "do": "error", "code": "UnauthorizedOperation", "http": 403}
     aws.faults.add(denied)
@@ -247,7 +245,7 @@ def test_who_may_not_count_instances_may_roll_back(aws: Sandbox) -> None:
         aws.faults.clear()
 
 
-def test_a_topic_is_told_where_the_channel_points(aws: Sandbox) -> None:
+def test_a_topic_gets_the_amis_of_the_channel(aws: Sandbox) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
     asked: dict[str, Any] = {"channel": "stable", "topic": topic, **USUAL}
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
@@ -265,7 +263,7 @@ def test_a_topic_is_told_where_the_channel_points(aws: Sandbox) -> None:
         back(topic=f"{topic}s")
 
 
-def test_a_pointer_that_moved_after_the_plan_is_left_alone(aws: Sandbox) -> None:
+def test_a_channel_changed_after_the_plan_is_not_rolled_back(aws: Sandbox) -> None:
     promoted(aws, "26.11", "26.12")
     plan = back()
     (newest,) = promoted(aws, "27.01")
@@ -273,7 +271,7 @@ def test_a_pointer_that_moved_after_the_plan_is_left_alone(aws: Sandbox) -> None
     assert pointed(aws, HOME) == newest
 
 
-def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sandbox) -> None:
+def test_a_given_region_without_the_channel_fails_and_the_others_roll_back(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     found = back(regions=[HOME, WEST]).apply()
     assert outcomes(found) == {HOME: ["set channel changed"], WEST: ["set channel failed"]}
@@ -283,21 +281,21 @@ def test_a_region_without_the_channel_is_told_and_the_others_roll_back(aws: Sand
     assert pointed(aws, HOME) == old
 
 
-def test_all_is_every_region_that_has_the_channel(aws: Sandbox) -> None:
+def test_all_means_every_region_with_the_channel(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    found = back(regions=["all"])  # asks AWS, not the tables: those may be lost
+    found = back(regions=["all"])  # read from AWS, because the tables may be lost
     assert {target.region for target in found.targets} == {HOME, EUROPE}
     assert found.apply().status == "done"
     assert pointed(aws, HOME) == old
 
 
-def test_a_region_that_is_named_twice_is_rolled_back_once(aws: Sandbox) -> None:
+def test_a_region_given_twice_is_rolled_back_once(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["set channel changed"]}
     assert pointed(aws, HOME) == old
 
 
-def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
+def test_an_unrecorded_rollback_is_recorded_by_the_next_run(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = promoted(aws, "26.11", "26.12")
@@ -332,11 +330,11 @@ def test_what_was_moved_and_not_recorded_is_moved_and_recorded_by_the_next_run(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_is_refused(aws: Sandbox, wrong: dict[str, Any], kind: type, text: str) -> None:
+def test_invalid_parameters_are_refused(aws: Sandbox, wrong: dict[str, Any], kind: type, text: str) -> None:
     with pytest.raises(kind, match=text):
         back(**wrong)
 
 
-def test_a_channel_that_never_pointed_elsewhere_has_nothing_to_go_back_to(aws: Sandbox) -> None:
+def test_a_channel_with_one_value_cannot_be_rolled_back(aws: Sandbox) -> None:
     promoted(aws, "26.11")
     assert "has only ever been" in str(back().targets[0].problem)

@@ -1,4 +1,4 @@
-"""Verification: what was recorded of every AMI against what AWS says, field by field."""
+"""Verification of the records of AMIs against AWS, field by field."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ USUAL: dict[str, Any] = {"dry_run": False, "progress": silent(), "channel": "sta
 
 @pytest.fixture
 def ami(aws: Sandbox) -> str:
-    """An AMI that was promoted to two regions, shared, dated and protected."""
+    """An AMI that was promoted to two regions, with sharing, a date and protection."""
     made = make_ami(aws)
     wanted = {"regions": [EUROPE], "share_with": [OTHER], "deprecate_days": 365, "protect": True}
     assert promote.plan(ami=made, **wanted, **USUAL).apply().status == "done"
@@ -42,7 +42,7 @@ def ami(aws: Sandbox) -> str:
 
 
 def drift(**asked: Any) -> dict[str, tuple[str, str]]:
-    """Return what differs in the home region: recorded and found, by field."""
+    """Return the differences in the home region: recorded and found value by field."""
     table = verify.check(**asked).drift
     here = table[table["region"] == HOME]
     return {row["field"]: (row["recorded"], row["found"]) for row in here.to_dict("records")}
@@ -52,7 +52,7 @@ def state(aws: Sandbox, ami: str) -> Any:
     return aws.world.tables.table(aws.account, HOME, "images")[ami]
 
 
-def test_what_is_as_it_was_has_no_drift(aws: Sandbox, ami: str) -> None:
+def test_an_unchanged_ami_has_no_drift(aws: Sandbox, ami: str) -> None:
     before = len(aws.calls)
     report = verify.check()
     assert report.drift.empty
@@ -153,7 +153,7 @@ def repoint(aws: Sandbox, ami: str) -> None:
     other = make_ami(aws, version="other")
     put = {"Name": "/vmsnix/ecs-node/stable", "Value": other, "Type": "String", "DataType": "aws:ec2:image"}
     ssm = aws.client("ssm")
-    ssm.delete_parameter(Name=put["Name"])  # AWS changes no data type of a parameter that exists
+    ssm.delete_parameter(Name=put["Name"])  # AWS cannot change the data type of a parameter
     ssm.put_parameter(**put)
     aws.clock.advance(5)
 
@@ -165,12 +165,12 @@ def unpoint(aws: Sandbox, ami: str) -> None:
 def untype(aws: Sandbox, ami: str) -> None:
     put = {"Name": "/vmsnix/ecs-node/stable", "Value": ami, "Type": "String", "DataType": "text"}
     ssm = aws.client("ssm")
-    ssm.delete_parameter(Name=put["Name"])  # AWS changes the data type of no parameter that exists
+    ssm.delete_parameter(Name=put["Name"])  # AWS cannot change the data type of a parameter
     ssm.put_parameter(**put)
 
 
 def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
-    """Change what EC2 knows of the AMI: what no operation of AWS changes, but another registration would."""
+    """Change fields of the AMI that only another registration could change in AWS."""
 
     def change(aws: Sandbox, ami: str) -> None:
         for name, value in changes.items():
@@ -214,7 +214,7 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
     ),
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_each_drift_is_the_field_that_drifted_and_no_other(
+def test_each_change_is_drift_of_one_field(
     aws: Sandbox, ami: str, change: Callable[[Sandbox, str], None], fields: dict[str, Any]
 ) -> None:
     change(aws, ami)
@@ -222,7 +222,7 @@ def test_each_drift_is_the_field_that_drifted_and_no_other(
 
 
 def assert_drift(fields: dict[str, Any]) -> None:
-    """Look whether these fields differ and no other; a value that is not given may be any."""
+    """Check that exactly these fields differ; ``None`` stands for any value."""
     found = drift()
     assert set(found) == set(fields)
     assert {name: found[name] for name, value in fields.items() if value} == {
@@ -231,7 +231,7 @@ def assert_drift(fields: dict[str, Any]) -> None:
 
 
 def record(aws: Sandbox, ami: str, *, source: str = "publish", without: tuple[str, ...] = ()) -> None:
-    """Record an AMI as a publish or a sync does; `without` columns that an older version did not know."""
+    """Record an AMI as a publish or a sync does; `without` columns, as an older version."""
     found = images.describe_ami(aws.client("ec2"), ami)
     row = images.ami_row(found, recorded_at=datetime.now(UTC), source=source)
     open_tables(load()).append("amis", [{k: v for k, v in row.items() if k not in without}])
@@ -255,7 +255,7 @@ YOUNG = ("deprecated_at", "protected", "description")
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_an_ami_that_was_only_published_is_private_undated_and_unprotected(
+def test_a_published_ami_must_be_private_without_date_and_protection(
     aws: Sandbox, change: Callable[[Sandbox, str], None], fields: dict[str, Any]
 ) -> None:
     made = make_ami(aws)
@@ -264,7 +264,7 @@ def test_an_ami_that_was_only_published_is_private_undated_and_unprotected(
     assert_drift(fields)
 
 
-def test_so_is_one_that_an_older_version_published(aws: Sandbox) -> None:
+def test_an_ami_of_an_older_version_must_be_private_too(aws: Sandbox) -> None:
     made = make_ami(aws)
     record(aws, made, without=YOUNG)
     assert drift() == {}
@@ -273,7 +273,7 @@ def test_so_is_one_that_an_older_version_published(aws: Sandbox) -> None:
     assert set(drift()) == {"shared_with", "public", "snapshots_shared_with", "deprecated_at", "protected"}
 
 
-def test_a_nightly_sync_makes_no_foreign_share_the_recorded_one(aws: Sandbox, session: boto3.Session) -> None:
+def test_a_sync_does_not_record_unrecorded_grants(aws: Sandbox, session: boto3.Session) -> None:
     published, found = make_ami(aws), make_ami(aws, version="26.12")
     record(aws, published)
     record(aws, found, source="sync")
@@ -286,15 +286,13 @@ def test_a_nightly_sync_makes_no_foreign_share_the_recorded_one(aws: Sandbox, se
     assert all(fields == {"shared_with", "public", "deprecated_at", "protected"} for fields in drifted)
 
 
-def test_an_ami_that_was_promoted_and_then_published_once_more_is_as_that_left_it(
-    aws: Sandbox, ami: str
-) -> None:
+def test_a_later_publish_overrides_a_promotion(aws: Sandbox, ami: str) -> None:
     publicise(aws, ami)
     record(aws, ami)
     assert drift() == {}
 
 
-def test_what_a_publish_found_is_what_counts(aws: Sandbox) -> None:
+def test_the_state_that_a_publish_found_is_the_recorded_one(aws: Sandbox) -> None:
     made = make_ami(aws)
     for change in (publicise, postpone, protect, describe):
         change(aws, made)
@@ -306,7 +304,7 @@ def test_what_a_publish_found_is_what_counts(aws: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(("days", "fields"), [(730, set()), (500, {"deprecated_at"})])
-def test_the_date_that_aws_gives_a_public_ami_is_no_drift(aws: Sandbox, days: int, fields: set[str]) -> None:
+def test_the_automatic_date_of_a_public_ami_is_not_drift(aws: Sandbox, days: int, fields: set[str]) -> None:
     made = make_ami(aws)
     publicise(aws, made)
     record(aws, made)
@@ -316,7 +314,7 @@ def test_the_date_that_aws_gives_a_public_ami_is_no_drift(aws: Sandbox, days: in
 
 
 @pytest.mark.parametrize("change", few([share, publicise_snapshot, postpone, unprotect], 2, seconds=1))
-def test_a_promotion_as_it_is_records_what_it_finds(
+def test_a_promotion_without_changes_records_the_current_state(
     aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
 ) -> None:
     change(aws, ami)
@@ -324,14 +322,14 @@ def test_a_promotion_as_it_is_records_what_it_finds(
         finish(verify.check())
     assert f"vmsnix promote --ami {ami} --region {HOME}, with --protect or" in caught.value.fix
     assert "history sync" not in caught.value.fix
-    sync(regions=[HOME], session=session)  # takes over nothing that an operator promised
+    sync(regions=[HOME], session=session)  # a sync does not record the promoted fields
     assert len(drift()) == 1
     as_it_is(aws, ami, HOME)
     assert drift() == {}
 
 
 def as_it_is(aws: Sandbox, ami: str, region: str) -> None:
-    """Promote an AMI to what it is: nothing is changed."""
+    """Promote an AMI without changes."""
     seen = images.describe_ami(aws.client("ec2", region), ami)
     kept = "unprotect" if seen.protection == "disabled" else "protect"
     before = len(changes(aws))
@@ -340,7 +338,7 @@ def as_it_is(aws: Sandbox, ami: str, region: str) -> None:
     assert len(changes(aws)) == before
 
 
-def test_a_copy_is_promoted_as_it_is_where_it_is(aws: Sandbox, ami: str) -> None:
+def test_a_copy_can_be_promoted_in_its_own_region(aws: Sandbox, ami: str) -> None:
     (copy,) = copies(aws, EUROPE)
     permission = {"Add": [{"UserId": "109876543210"}]}
     aws.client("ec2", EUROPE).modify_image_attribute(ImageId=copy["ImageId"], LaunchPermission=permission)
@@ -350,7 +348,7 @@ def test_a_copy_is_promoted_as_it_is_where_it_is(aws: Sandbox, ami: str) -> None
 
 
 @pytest.mark.parametrize("change", [untag, describe, deregister])
-def test_a_sync_takes_over_what_a_promotion_does_not(
+def test_a_sync_records_fields_that_a_promotion_does_not(
     aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
 ) -> None:
     change(aws, ami)
@@ -362,7 +360,7 @@ def test_a_sync_takes_over_what_a_promotion_does_not(
     assert drift() == {}
 
 
-def test_an_ami_that_was_retired_is_private_and_one_that_was_restored_shared_as_it_was(
+def test_a_retired_ami_must_be_private_and_a_restored_one_shared_as_before(
     aws: Sandbox, session: boto3.Session
 ) -> None:
     made = make_ami(aws)
@@ -384,7 +382,7 @@ def test_an_ami_that_was_retired_is_private_and_one_that_was_restored_shared_as_
     assert_drift({"shared_with": (OTHER, f"109876543210, {OTHER}")})
 
 
-def test_drift_ends_the_run_and_says_what(aws: Sandbox, ami: str) -> None:
+def test_drift_fails_the_run_and_is_listed(aws: Sandbox, ami: str) -> None:
     unprotect(aws, ami)
     report = verify.check()
     with pytest.raises(errors.DriftError, match=f"protected of {ami} in {HOME}"):
@@ -392,12 +390,12 @@ def test_drift_ends_the_run_and_says_what(aws: Sandbox, ami: str) -> None:
     finish(verify.check(fail_on_drift=False))
 
 
-def test_a_tag_that_somebody_added_is_no_drift(aws: Sandbox, ami: str) -> None:
+def test_an_added_tag_is_not_drift(aws: Sandbox, ami: str) -> None:
     aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "CostCentre", "Value": "7"}])
     assert drift() == {}
 
 
-def test_a_later_promotion_and_a_rollback_are_what_counts(aws: Sandbox, ami: str) -> None:
+def test_the_latest_promotion_or_rollback_is_the_recorded_one(aws: Sandbox, ami: str) -> None:
     newer = make_ami(aws, version="26.12")
     promote.plan(ami=newer, **USUAL).apply()
     assert drift() == {}
@@ -443,7 +441,7 @@ def test_a_region_that_refuses_sts_is_a_finding(aws: Sandbox, ami: str, refused:
     ]
 
 
-def test_what_is_not_recorded_is_not_compared_save_with_whom_it_is_shared(aws: Sandbox) -> None:
+def test_unrecorded_fields_are_not_compared_except_permissions(aws: Sandbox) -> None:
     with pytest.raises(errors.ParameterError, match="No recorded AMI"):
         verify.check()
     made = make_ami(aws)
@@ -453,11 +451,11 @@ def test_what_is_not_recorded_is_not_compared_save_with_whom_it_is_shared(aws: S
     describe(aws, made)
     postpone(aws, made)
     assert drift() == {}
-    share(aws, made)  # nobody recorded it, and every share is somebody's word
+    share(aws, made)  # an unrecorded grant
     assert set(drift()) == {"shared_with"}
 
 
-def test_a_mistyped_region_and_a_wrong_account_are_no_success(aws: Sandbox, ami: str) -> None:
+def test_an_unknown_region_and_another_account_are_errors(aws: Sandbox, ami: str) -> None:
     with pytest.raises(errors.RegionError, match="Unknown AWS region 'eu-west-7'"):
         verify.check(regions=[HOME, "eu-west-7"])
     stranger = aws.other_account("109876543210").session()

@@ -1,4 +1,4 @@
-"""A Nix of its own for the tests: another store, no network, none of this machine's settings."""
+"""Nix for the tests: with its own store, and without network and this machine's settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ download-attempts = 1
 
 @pytest.fixture(scope="session")
 def nix_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store, state and settings that the tests of a session share: building takes time."""
+    """Store, state and settings for all tests of a session, because builds take time."""
     root = tmp_path_factory.mktemp("nix").resolve()
     (root / "conf").mkdir()
     (root / "conf" / "nix.conf").write_text(SETTINGS)
@@ -31,7 +31,7 @@ def nix_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def nix(nix_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Real Nix, apart from the machine's; returns the root of its folders."""
+    """Real Nix with its own folders; returns their root."""
     require("nix")
     for name in ("NIX_REMOTE", "NIX_PATH", "NIX_CONFIG", "NIX_USER_CONF_FILES"):
         monkeypatch.delenv(name, raising=False)

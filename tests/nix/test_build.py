@@ -29,7 +29,7 @@ OTHER = {"x86_64-linux": "aarch64-linux", "aarch64-linux": "x86_64-linux"}
 
 
 def fresh(folder: Path, name: str) -> Path:
-    """Return a copy of the flake whose packages no store holds yet."""
+    """Return a copy of the flake whose packages are not in the store yet."""
     copy = folder / "flake"
     shutil.copytree(FIXTURE, copy)
     packages = copy / "packages.nix"
@@ -47,7 +47,7 @@ def test_builds_an_image_that_is_a_real_disk(nix: Path) -> None:
         assert disk.read(510, 2) == b"\x55\xaa"
 
 
-def test_knows_where_the_image_comes_from(nix: Path) -> None:
+def test_an_image_has_its_provenance(nix: Path) -> None:
     plan = plan_build("ecs-node")
     built = plan.build(progress=silent())
     assert built.store_path is not None
@@ -66,7 +66,7 @@ def test_building_again_gives_the_same_image(nix: Path) -> None:
     assert build("gc-fwd", progress=silent()) == build("gc-fwd", progress=silent())
 
 
-def test_tells_how_much_there_was_to_build(nix: Path, tmp_path: Path) -> None:
+def test_the_number_of_built_items_is_counted(nix: Path, tmp_path: Path) -> None:
     flake = fresh(tmp_path, "counted")
     assert build("ecs-node", flake=flake, progress=silent()).items == 2
     assert build("ecs-node", flake=flake, progress=silent()).items == 0
@@ -92,7 +92,7 @@ def test_the_plan_tells_what_will_happen_and_nothing_has_happened(nix: Path, tmp
     assert not list((nix / "store").glob("*-ecs-node-26.05.planned-*"))
 
 
-def test_shows_how_far_the_build_is(nix: Path, tmp_path: Path) -> None:
+def test_progress_of_a_build_is_shown(nix: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     build("ecs-node", flake=fresh(tmp_path, "shown"), progress=Progress(events.append))
     assert {event.step for event in events} == {"build"}
@@ -122,25 +122,25 @@ def test_a_failed_build_names_the_derivation_and_its_last_20_lines(nix: Path) ->
     assert f"nix log {error.derivation}" in error.fix
 
 
-def test_a_failed_dependency_is_named_rather_than_what_needs_it(nix: Path) -> None:
+def test_a_failed_dependency_is_named_instead_of_its_dependent(nix: Path) -> None:
     with pytest.raises(BuildFailedError, match=r"talks-and-fails-1\.0 failed") as caught:
         build("needs-what-fails", progress=silent())
     assert caught.value.log[-1] == "in red"
 
 
-def test_a_build_that_fails_without_a_word_shows_those_of_nix(nix: Path) -> None:
+def test_a_build_that_fails_without_output_shows_nix_messages(nix: Path) -> None:
     with pytest.raises(BuildFailedError, match="exit code 4") as caught:
         build("fails-in-silence", progress=silent())
     assert caught.value.log == ()
 
 
-def test_a_source_out_of_reach_is_told_plainly(nix: Path) -> None:
+def test_an_unreachable_source_is_explained(nix: Path) -> None:
     with pytest.raises(BuildFailedError, match=r"(?s)could not be reached.*127\.0\.0\.1:1") as caught:
         build("needs-the-network", progress=silent())
     assert "substituters" in caught.value.fix
 
 
-def test_a_flake_out_of_reach_is_told_plainly(nix: Path) -> None:
+def test_an_unreachable_flake_is_explained(nix: Path) -> None:
     with pytest.raises(NixError, match="could not be reached"):
         build("git+http://127.0.0.1:1/flake#x", progress=silent())
 
@@ -150,12 +150,12 @@ def test_an_image_for_another_system_needs_a_builder(nix: Path) -> None:
         build("ecs-node", system=OTHER[host_system()], progress=silent())
 
 
-def test_an_image_that_cannot_be_evaluated_shows_the_words_of_nix(nix: Path) -> None:
+def test_a_failed_evaluation_shows_nix_messages(nix: Path) -> None:
     with pytest.raises(NixError, match="broken on purpose"):
         build("cannot-be-evaluated", progress=silent())
 
 
-def test_a_package_that_is_no_image_says_so(nix: Path) -> None:
+def test_a_package_that_is_not_an_image_is_refused(nix: Path) -> None:
     with pytest.raises(ImageNotFoundError, match="is not a built image"):
         build("not-an-image", progress=silent())
 
@@ -185,23 +185,23 @@ def test_building_needs_nix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         build("ecs-node", flake=FIXTURE)
 
 
-def test_a_state_folder_that_cannot_be_made_is_told(nix: Path, tmp_path: Path) -> None:
+def test_an_unwritable_state_folder_is_an_error(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="VMSNIX_STATE"):
         build("ecs-node", keep=tmp_path / "file" / "link", progress=silent())
 
 
-def test_resolve_reads_what_is_built_and_asks_the_store_who_built_it(nix: Path) -> None:
+def test_resolve_image_reads_a_built_image_and_finds_its_derivation(nix: Path) -> None:
     built = build("ecs-node", progress=silent())
     found = resolve_image(str(built.store_path))
     assert (found.path, found.derivation, found.flake) == (built.path, built.derivation, None)
 
 
-def test_resolve_builds_what_is_no_path(nix: Path) -> None:
+def test_resolve_image_builds_an_attribute(nix: Path) -> None:
     assert resolve_image("ecs-node", progress=silent()) == build("ecs-node", progress=silent())
 
 
-def test_resolve_reads_an_image_on_a_machine_without_nix(
+def test_resolve_image_reads_an_image_without_nix(
     nix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = build("ecs-node", progress=silent())
@@ -212,13 +212,15 @@ def test_resolve_reads_an_image_on_a_machine_without_nix(
 @pytest.mark.parametrize(
     "image", ["", "  ", "/no/such/image", "./image.vhd", "image.VHD", "result", "result-2"]
 )
-def test_resolve_takes_paths_for_paths(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_image_refuses_a_missing_path(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ImageNotFoundError):
         resolve_image(image)
 
 
-def test_tells_files_from_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_attributes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_path("disk.vhd")
     assert not is_path("ecs-node")
@@ -248,6 +250,6 @@ def test_reads_the_answer_of_every_version(answer: object) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "null", '[{"outputs": {}}]', '[{"outputs": {"out": null}}]']
 )
-def test_a_strange_answer_is_an_error_of_ours(text: str) -> None:
+def test_an_unexpected_answer_is_an_error(text: str) -> None:
     with pytest.raises(VmsnixError, match="unexpected answer"):
         parse_outputs(text)

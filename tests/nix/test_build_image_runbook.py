@@ -1,4 +1,4 @@
-"""The runbook ``build-image``, run as an operator and as CI run it."""
+"""The runbook ``build-image``, as operators and CI run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Understanding the log of ``nix build --log-format internal-json``; the samples were recorded."""
+"""Reading recorded logs of ``nix build --log-format internal-json``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_names_the_derivation_that_failed_and_keeps_its_last_20_lines(version: s
     )
 
 
-def test_knows_the_words_of_newer_versions() -> None:
+def test_messages_of_newer_versions_are_understood() -> None:
     log = fed(
         entry(
             "msg",
@@ -89,7 +89,7 @@ def test_adds_up_what_is_fetched() -> None:
     assert (log.status().fetched_bytes, log.status().fetch_bytes) == (1100, 5000)
 
 
-def test_knows_how_much_is_fetched_when_nobody_announced_it() -> None:
+def test_fetched_bytes_are_counted_without_an_announcement() -> None:
     log = fed(entry("start", 2, type=101), entry("result", 2, type=105, fields=[600, 1000, 0, 0]))
     assert (log.status().fetched_bytes, log.status().fetch_bytes) == (600, 1000)
 
@@ -144,7 +144,7 @@ lines = st.one_of(
 
 
 @given(st.lists(lines, max_size=30))
-def test_garbage_never_stops_it(garbage: list[str]) -> None:
+def test_invalid_lines_are_ignored(garbage: list[str]) -> None:
     log = fed(*garbage)
     standing = log.status()
     assert 0 <= standing.built <= standing.expected
@@ -152,5 +152,5 @@ def test_garbage_never_stops_it(garbage: list[str]) -> None:
     assert isinstance(log.last_lines(log.failed_derivation()), tuple)
 
 
-def test_very_deep_json_does_not_stop_it() -> None:
+def test_deeply_nested_json_is_ignored() -> None:
     fed("@nix " + "[" * 100_000)

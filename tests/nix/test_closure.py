@@ -1,4 +1,4 @@
-"""The packages inside an image."""
+"""The packages in an image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ A, B = f"{HASH}-a-1.0", f"{HASH}-b"
 INFO = {"narSize": 120, "narHash": "sha256-x", "references": []}
 
 
-def test_lists_what_is_inside_the_largest_first(nix: Path) -> None:
+def test_packages_are_listed_largest_first(nix: Path) -> None:
     table = closure(build("ecs-node", progress=silent()), progress=silent())
     assert list(table.columns) == ["name", "version", "store_path", "bytes"]
     assert list(table["name"]) == ["linux", "openssl", "unit-sshd.service", "nixos-system-ecs-node"]
@@ -29,7 +29,7 @@ def test_lists_what_is_inside_the_largest_first(nix: Path) -> None:
     assert all(Path(path).exists() for path in table["store_path"])
 
 
-def test_is_about_what_was_built_and_not_about_what_the_image_refers_to(nix: Path) -> None:
+def test_the_closure_is_of_the_system_and_not_of_the_image_s_references(nix: Path) -> None:
     built = build("ecs-node", progress=silent())
     assert query_store("--references", str(built.store_path), what="") == [built.store_path]
     assert len(closure(built, progress=silent())) == 4
@@ -44,7 +44,7 @@ def test_takes_the_name_of_an_image(nix: Path) -> None:
     assert len(closure("gc-fwd", progress=silent())) == 4
 
 
-def test_brings_back_a_system_that_is_no_longer_in_the_store(nix: Path) -> None:
+def test_a_missing_system_is_fetched(nix: Path) -> None:
     built = build("actions-runner", progress=silent())
     before = closure(built, progress=silent())
     (system,) = before["store_path"][before["name"] == "nixos-system-actions-runner"]
@@ -55,13 +55,13 @@ def test_brings_back_a_system_that_is_no_longer_in_the_store(nix: Path) -> None:
     assert closure(built, progress=silent()).equals(before)
 
 
-def test_an_image_from_elsewhere_cannot_be_looked_into(nix: Path) -> None:
+def test_an_image_of_another_machine_has_no_closure(nix: Path) -> None:
     built = replace(build("ecs-node", progress=silent()), derivation=None)
     with pytest.raises(NixError, match="Build it here"):
         closure(built)
 
 
-def test_an_image_without_a_nixos_system_says_so(nix: Path) -> None:
+def test_an_image_without_a_nixos_system_is_refused(nix: Path) -> None:
     built = build("ecs-node", progress=silent())
     (linux,) = [
         path for path in query_store("--requisites", str(built.derivation), what="") if "linux-6" in path
@@ -80,7 +80,7 @@ def test_an_image_without_a_nixos_system_says_so(nix: Path) -> None:
         ),
     ],
 )
-def test_reads_every_shape_of_path_info(answer: object) -> None:
+def test_every_format_of_path_info_is_read(answer: object) -> None:
     assert list(parse_path_info(json.dumps(answer))) == [(f"/nix/store/{A}", 120), (f"/nix/store/{B}", 120)]
 
 
@@ -92,7 +92,7 @@ def test_leaves_out_paths_that_are_not_in_the_store(answer: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "null", "3", '"x"', "{"])
-def test_a_strange_answer_is_an_error_of_ours(text: str) -> None:
+def test_an_unexpected_answer_is_an_error(text: str) -> None:
     with pytest.raises(NixError, match="unexpected answer"):
         list(parse_path_info(text))
 
@@ -109,5 +109,5 @@ def test_a_strange_answer_is_an_error_of_ours(text: str) -> None:
         ("source", ("source", "")),
     ],
 )
-def test_tells_name_from_version_as_nix_does(name: str, expected: tuple[str, str]) -> None:
+def test_names_and_versions_are_split_as_by_nix(name: str, expected: tuple[str, str]) -> None:
     assert split_name(f"/nix/store/{HASH}-{name}") == expected

@@ -1,4 +1,4 @@
-"""Running nix: what it gets, what becomes of its answers, and that it ends when we do."""
+"""Running nix: environment, answers, errors and the end of the process."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def program(folder: Path, name: str, script: str) -> Path:
     return path
 
 
-def test_asks_nix_for_json(nix: Path) -> None:
+def test_json_of_nix_is_read(nix: Path) -> None:
     assert read_json(["eval", "--expr", "{ a = 1; }"], "It did not work.") == {"a": 1}
 
 
-def test_shows_the_words_of_nix(nix: Path) -> None:
+def test_nix_messages_are_shown(nix: Path) -> None:
     with pytest.raises(NixError, match=r"^It did not work\. Nix reported: error: .*on purpose"):
         read_json(["eval", "--expr", "throw ''broken on purpose''"], "It did not work.")
 
@@ -49,13 +49,13 @@ def test_flakes_work_although_the_settings_do_not_turn_them_on(nix: Path) -> Non
     assert isinstance(read_json(["flake", "metadata", f"path:{flake}"], "It did not work."), dict)
 
 
-def test_says_that_nix_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_nix_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolMissingError, match="Nix is not installed on this machine"):
         find_nix()
 
 
-def test_says_that_nix_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_nix_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "nix", "echo 'nix (Nix) 2.3.16'")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NixError, match=r"2\.3 is too old"):
@@ -65,7 +65,7 @@ def test_says_that_nix_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "answer", ["nix (Nix) 2.34.8", "nix (Determinate Nix 3.11.2) 2.31.1", "nix (Lix, like Nix) 2.93.0"]
 )
-def test_takes_the_relatives_of_nix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+def test_forks_of_nix_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     path = program(tmp_path, "nix", f"echo '{answer}'")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_nix() == str(path)
@@ -98,14 +98,14 @@ def test_takes_the_relatives_of_nix(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
     ],
 )
-def test_explains_what_nix_says(text: str, why: str) -> None:
+def test_known_messages_of_nix_are_explained(text: str, why: str) -> None:
     error = command_error("It did not work.", CommandResult(1, "", (text,)))
     assert why in error.why
     assert text in error.why
     assert error.fix
 
 
-def test_warnings_are_not_the_reason() -> None:
+def test_warnings_are_not_errors() -> None:
     text = "warning: Ignoring setting 'flake-registry' because experimental feature 'flakes' is disabled"
     assert (
         command_error("It did not work.", CommandResult(1, "", (text, "error: other"))).why
@@ -113,18 +113,18 @@ def test_warnings_are_not_the_reason() -> None:
     )
 
 
-def test_what_a_builder_prints_says_nothing_about_the_store() -> None:
+def test_messages_of_builders_are_not_about_the_store() -> None:
     assert find_cause("cp: permission denied", of_builder=True) == ("", "")
     assert find_cause("curl: (6) Could not resolve host: x", of_builder=True)[0]
 
 
-def test_gives_the_end_of_a_trace() -> None:
+def test_the_end_of_a_trace_is_shown() -> None:
     assert error_lines(["error:\n       … while evaluating x\n\n       error: undefined variable"]) == [
         "error: undefined variable"
     ]
 
 
-def test_says_something_when_nix_said_nothing() -> None:
+def test_a_failure_without_messages_has_its_status() -> None:
     assert "status 3" in str(command_error("It did not work.", CommandResult(3, "", ())))
 
 
@@ -139,13 +139,13 @@ def test_secrets_of_the_caller_do_not_reach_nix() -> None:
     assert environment(caller) == {"PATH": "/bin", "NIX_CONFIG": "x", "https_proxy": "p", "NO_COLOR": "1"}
 
 
-def test_arguments_meet_no_shell(tmp_path: Path) -> None:
+def test_arguments_are_not_passed_to_a_shell(tmp_path: Path) -> None:
     answer = run(["printf", "%s", f"$(touch {tmp_path}/made); x"])
     assert answer.output == f"$(touch {tmp_path}/made); x"
     assert not list(tmp_path.iterdir())
 
 
-def test_takes_bytes_that_are_no_text() -> None:
+def test_invalid_utf_8_is_accepted() -> None:
     assert run(["printf", r"\377\376"]).output == "\ufffd\ufffd"
 
 
@@ -163,7 +163,7 @@ def test_more_output_than_a_pipe_holds_does_not_block() -> None:
     assert len(answer.output) == 1_000_000
 
 
-def test_what_takes_too_long_is_stopped() -> None:
+def test_a_command_is_stopped_after_its_timeout() -> None:
     with pytest.raises(NixError, match=r"longer than 0\.5 s"):
         run([sys.executable, "-c", SLEEPER], timeout=0.5)
 
@@ -178,13 +178,13 @@ def test_an_error_in_the_caller_ends_the_child(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_grandchild_that_stays_does_not_hold_us() -> None:
+def test_a_remaining_grandchild_does_not_block() -> None:
     answer = run(["sh", "-c", "echo done; echo words >&2; sleep 60 &"])
     assert (answer.status, answer.output, answer.messages) == (0, "done\n", ("words",))
 
 
-def test_ctrl_c_ends_a_build_and_its_builder(nix: Path, tmp_path: Path) -> None:
-    """A whole program is interrupted, as an operator would do it, once the builder is asleep."""
+def test_ctrl_c_stops_a_build_and_its_builder(nix: Path, tmp_path: Path) -> None:
+    """A whole program is interrupted while the builder sleeps."""
     script = (
         "from vmsnix_ops.nix.build import build\n"
         "from vmsnix_ops.progress import Progress\n"
@@ -204,7 +204,7 @@ def test_ctrl_c_ends_a_build_and_its_builder(nix: Path, tmp_path: Path) -> None:
 
 
 def builders_below(root: Path) -> list[int]:
-    """Return the processes that build something into the store of these tests."""
+    """Return the processes that build in the store of these tests."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

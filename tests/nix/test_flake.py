@@ -1,4 +1,4 @@
-"""Which images a flake has, and where it comes from."""
+"""The images of a flake, and its revision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A git repository with the fixture flake in ``nix/``, as ours is."""
+    """A git repository with the fixture flake in ``nix/``."""
     require("git")
     folder = tmp_path / "repository"
     shutil.copytree(FIXTURE, folder / "nix")
@@ -48,11 +48,11 @@ def test_lists_the_images_of_one_system(nix: Path) -> None:
     assert {image.system for image in list_images(FIXTURE, system="aarch64-linux")} == {"aarch64-linux"}
 
 
-def test_packages_that_are_no_images_are_not_listed(nix: Path) -> None:
+def test_packages_that_are_not_images_are_not_listed(nix: Path) -> None:
     assert "not-an-image" not in {image.name for image in list_images(FIXTURE)}
 
 
-def test_a_disk_as_large_as_its_contents_has_no_size_yet(nix: Path, tmp_path: Path) -> None:
+def test_a_disk_of_automatic_size_has_no_size_before_the_build(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "flake.nix").write_text(
         "{ outputs = _: { packages.x86_64-linux.x = { passthru.config = {"
         ' virtualisation.diskSize = "auto"; system.build.image = null; }; }; }; }'
@@ -61,13 +61,13 @@ def test_a_disk_as_large_as_its_contents_has_no_size_yet(nix: Path, tmp_path: Pa
     assert (image.name, image.disk_bytes, image.description) == ("x", None, "")
 
 
-def test_a_flake_without_packages_says_so(nix: Path, tmp_path: Path) -> None:
+def test_a_flake_without_packages_is_an_error(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "flake.nix").write_text("{ outputs = _: { }; }")
     with pytest.raises(NixError, match=r"Could not list.*packages"):
         list_images(tmp_path)
 
 
-def test_a_flake_with_a_mistake_shows_the_words_of_nix(nix: Path, tmp_path: Path) -> None:
+def test_an_invalid_flake_shows_nix_messages(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "flake.nix").write_text("{ outputs = ")
     with pytest.raises(NixError, match="syntax error"):
         list_images(tmp_path)
@@ -84,7 +84,7 @@ def test_offers_the_nearest_name(nix: Path) -> None:
         find_image(find_flake(), "esc-node", "x86_64-linux")
 
 
-def test_says_for_which_system_there_is_such_an_image(nix: Path, tmp_path: Path) -> None:
+def test_the_systems_of_an_image_are_named(nix: Path, tmp_path: Path) -> None:
     (tmp_path / "flake.nix").write_text("{ outputs = _: { packages.aarch64-linux.x = { }; }; }")
     with pytest.raises(UnknownImageError, match="It has this image for aarch64-linux"):
         find_image(find_flake(tmp_path), "x", "x86_64-linux")
@@ -93,10 +93,10 @@ def test_says_for_which_system_there_is_such_an_image(nix: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "name", ["--foo", "-f", "a;b", "$(x)", "`x`", "a b", "a\nb", "ecs-node\n", "../x", "a.b", "", "a\0b", "ö"]
 )
-def test_refuses_what_cannot_be_a_name_before_nix_runs(
+def test_invalid_names_are_refused_before_nix_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # nix could not even be started
+    monkeypatch.setenv("PATH", str(tmp_path))  # without nix
     with pytest.raises(UnknownImageError, match="Invalid image name"):
         find_image(Flake("path:/x"), name, "x86_64-linux")
 
@@ -122,7 +122,7 @@ def test_refuses_a_system_without_images(nix: Path) -> None:
         "a\0b",
     ],
 )
-def test_refuses_what_cannot_be_a_flake(flake: str) -> None:
+def test_invalid_flakes_are_refused(flake: str) -> None:
     with pytest.raises(ParameterError):
         find_flake(flake)
 
@@ -130,11 +130,11 @@ def test_refuses_what_cannot_be_a_flake(flake: str) -> None:
 @pytest.mark.parametrize(
     "flake", ["github:altf4llc/vmsnix", "github:a/b?dir=nix&ref=main", "git+ssh://git@host/x", "nixpkgs"]
 )
-def test_takes_flakes_that_are_elsewhere(flake: str) -> None:
+def test_remote_flakes_are_accepted(flake: str) -> None:
     assert find_flake(flake) == Flake(flake)
 
 
-def test_refuses_a_folder_that_nix_cannot_name(tmp_path: Path) -> None:
+def test_a_folder_with_unsupported_characters_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "two words"
     shutil.copytree(FIXTURE, folder)
     with pytest.raises(ParameterError, match="Nix does not support"):
@@ -149,13 +149,13 @@ def test_finds_a_relative_flake_from_below_the_repository(
     assert find_flake("./nix") == Flake(f"path:{repository}/nix", repository / "nix")
 
 
-def test_the_top_of_a_repository_is_fetched_by_git(tmp_path: Path) -> None:
+def test_the_root_of_a_repository_is_fetched_by_git(tmp_path: Path) -> None:
     shutil.copytree(FIXTURE, tmp_path / "top")
     git(tmp_path, "init", "--quiet", "top")
     assert find_flake(tmp_path / "top").reference == f"git+file://{tmp_path}/top"
 
 
-def test_passes_other_sources_for_inputs(tmp_path: Path) -> None:
+def test_overrides_replace_inputs(tmp_path: Path) -> None:
     flake = find_flake(FIXTURE, {"nixpkgs": "path:/nixpkgs"})
     assert flake.options() == ["--no-write-lock-file", "--override-input", "nixpkgs", "path:/nixpkgs"]
     with pytest.raises(ParameterError):
@@ -192,7 +192,7 @@ def test_a_folder_in_no_repository_has_no_revision(nix: Path, tmp_path: Path) ->
     assert found.nar_hash
 
 
-def test_a_repository_as_flake_knows_its_revision_and_its_changes(nix: Path, tmp_path: Path) -> None:
+def test_a_repository_as_flake_has_its_revision_and_changes(nix: Path, tmp_path: Path) -> None:
     top = tmp_path / "top"
     shutil.copytree(FIXTURE, top)
     git(tmp_path, "init", "--quiet", "top")

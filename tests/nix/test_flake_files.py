@@ -1,4 +1,4 @@
-"""The flake's files as they stand: syntax, headers, the lock file, the keys, the settings of Alloy.
+"""The flake's files: syntax, headers, the lock file, the keys, the settings of Alloy.
 
 No nixpkgs is needed; only the test of the syntax asks Nix.
 """
@@ -22,9 +22,9 @@ NIX_FILES = sorted(FLAKE.rglob("*.nix"))
 ALLOY_FILES = sorted(FLAKE.rglob("*.alloy"))
 IMAGES = ("actions-runner", "ecs-node", "gc-fwd")
 
-# What each destination has to define, for the other files to refer to (see the head of host.alloy).
+# Components that each destination has to define (see the comment in host.alloy).
 DESTINATION = {"prometheus.relabel.instance", "loki.process.sink", "otelcol.processor.batch.sink"}
-# The .alloy files that are one configuration on each image, where the destination is one of two.
+# The .alloy files of one configuration; the destination is one of two.
 CONFIGURATIONS = {
     "ecs-node": ("alloy/host", "alloy/to-forwarder", "docker/docker", "ecs-agent/ecs-agent"),
     "gc-fwd": ("alloy/host", "alloy/to-grafana-cloud", "alloy-forwarder/receive"),
@@ -49,7 +49,7 @@ def test_every_file_parses(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NIX_FILES, ids=name)
-def test_every_file_says_what_it_is_for(path: Path) -> None:
+def test_every_file_states_its_purpose(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
@@ -64,7 +64,7 @@ def test_every_file_is_tidy(path: Path) -> None:
         assert max(map(len, text.splitlines())) <= 140 or path.name == "keys.nix"
 
 
-def test_the_images_are_those_that_were_promised() -> None:
+def test_the_flake_has_the_documented_images() -> None:
     listed = re.findall(
         r"^  ([a-z-]+) = \./([a-z-]+)\.nix;$", (FLAKE / "images/default.nix").read_text(), re.MULTILINE
     )
@@ -82,7 +82,7 @@ def test_every_module_is_offered_to_other_flakes() -> None:
 
 
 def test_nothing_reaches_outside_the_flake() -> None:
-    """In the ``path:`` form Nix copies this folder alone, so that a path that leaves it does not exist."""
+    """With ``path:`` Nix copies only this folder, so a path outside of it does not exist."""
     for path in NIX_FILES:
         for found in re.findall(r"(?<![\w.$}])((?:\.\./)+[\w./-]*)", path.read_text(encoding="utf-8")):
             assert FLAKE in (path.parent / found).resolve().parents, f"{name(path)}: {found}"
@@ -141,12 +141,12 @@ def test_brackets_of_alloy_files_are_balanced(path: Path) -> None:
 
 
 @pytest.mark.parametrize("destination", ["to-forwarder", "to-grafana-cloud"])
-def test_a_destination_defines_what_the_others_refer_to(destination: str) -> None:
+def test_a_destination_defines_the_referenced_components(destination: str) -> None:
     assert defined(FLAKE / f"modules/mixins/alloy/{destination}.alloy") >= DESTINATION
 
 
 @pytest.mark.parametrize("files", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
-def test_alloy_components_are_unique_and_all_references_lead_somewhere(files: tuple[str, ...]) -> None:
+def test_alloy_components_are_unique_and_all_references_exist(files: tuple[str, ...]) -> None:
     paths = [FLAKE / f"modules/mixins/{each}.alloy" for each in files]
     components = [component for path in paths for component in defined(path)]
     assert len(components) == len(set(components))
@@ -161,7 +161,7 @@ def defined(path: Path) -> set[str]:
 
 
 def referred(path: Path) -> set[str]:
-    """Return the components whose exports a file uses: ``kind.label`` before ``.receiver`` and the like."""
+    """Return the components whose exports a file uses: ``kind.label`` before ``.receiver`` or similar."""
     text = without_strings_and_comments(path.read_text(encoding="utf-8"))
     return set(
         re.findall(r"\b([a-z_]+(?:\.[a-z_]+)+)\.(?:receiver|input|targets|rules|handler|content)\b", text)

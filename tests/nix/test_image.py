@@ -1,4 +1,4 @@
-"""Reading an image that has been built."""
+"""Reading a built image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def image_file(output: Path) -> Path:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Run as a user without rights, where the tests run as one with all of them."""
+    """Run without root's permissions."""
     if os.geteuid() != 0:
         yield
         return
@@ -72,7 +72,7 @@ def test_reads_a_result_link(output: Path, tmp_path: Path) -> None:
     assert read_image(tmp_path / "result") == read_image(output)
 
 
-def test_reads_an_image_file_and_tells_its_format_from_the_bytes(output: Path, tmp_path: Path) -> None:
+def test_the_format_of_an_image_file_comes_from_its_bytes(output: Path, tmp_path: Path) -> None:
     misnamed = shutil.copy(image_file(output), tmp_path / "my-image.raw")
     image = read_image(misnamed)
     assert (image.name, image.version, image.system) == ("my-image", "unknown", "x86_64-linux")
@@ -88,19 +88,19 @@ def test_an_image_file_is_for_the_system_that_is_given(output: Path) -> None:
     assert (image.name, image.system, image.boot_mode) == ("other", "aarch64-linux", "uefi")
 
 
-def test_reads_what_the_image_wants_at_registration(output: Path) -> None:
+def test_registration_options_are_read(output: Path) -> None:
     describe(output, registerImage={"TpmSupport": "v2.0"}, boot_mode="uefi")
     image = read_image(output)
     assert image.register_image == {"TpmSupport": "v2.0"}
     assert image.boot_mode == "uefi"
 
 
-def test_an_image_that_wants_nothing_at_registration_has_an_empty_mapping(output: Path) -> None:
+def test_an_image_without_registration_options_has_an_empty_mapping(output: Path) -> None:
     describe(output, registerImage=None)
     assert read_image(output).register_image == {}
 
 
-def test_the_name_is_what_the_description_states(output: Path) -> None:
+def test_the_name_comes_from_the_description(output: Path) -> None:
     describe(output, vmsnix={"name": "ecs-node"})
     assert read_image(output).name == "ecs-node"
 
@@ -140,14 +140,14 @@ def test_can_be_sent_to_another_process(output: Path) -> None:
     assert pickle.loads(pickle.dumps(image)) == image
 
 
-def test_shows_itself_without_running_what_a_name_holds(output: Path) -> None:
+def test_html_in_a_name_is_escaped(output: Path) -> None:
     page = read_image(output, name="<script>")._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
 
 @pytest.mark.parametrize("file", ["../outside.vhd", "/etc/passwd", "sub/../../outside.vhd"])
-def test_refuses_a_description_that_points_outside(output: Path, file: str) -> None:
+def test_a_description_with_a_path_outside_is_refused(output: Path, file: str) -> None:
     shutil.copy(image_file(output), output.parent / "outside.vhd")
     describe(output, file=file)
     with pytest.raises(ImageFormatError, match="outside of its directory") as caught:
@@ -155,7 +155,7 @@ def test_refuses_a_description_that_points_outside(output: Path, file: str) -> N
     assert caught.value.field == "file"
 
 
-def test_refuses_a_link_that_leads_outside(tmp_path: Path) -> None:
+def test_a_link_to_outside_is_refused(tmp_path: Path) -> None:
     make_sample_image(tmp_path / "plain", **SMALL)
     shutil.copy(image_file(tmp_path / "plain"), tmp_path / "outside.vhd")
     image_file(tmp_path / "plain").unlink()
@@ -173,24 +173,24 @@ def test_follows_a_link_to_another_object_of_the_same_store(output: Path) -> Non
     assert read_image(output).path == other / name
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageNotFoundError, match="No image at"):
         read_image(tmp_path / "nope.vhd")
 
 
-def test_a_result_that_was_garbage_collected(tmp_path: Path) -> None:
+def test_a_garbage_collected_result_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "result").symlink_to("/nix/store/gone")
     with pytest.raises(ImageNotFoundError, match=r"garbage collection.*Build the image again"):
         read_image(tmp_path / "result")
 
 
-def test_a_link_that_leads_to_itself(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "result").symlink_to(tmp_path / "result")
     with pytest.raises(ImageNotFoundError):
         read_image(tmp_path / "result")
 
 
-def test_a_directory_that_is_no_image_says_what_to_do(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_an_image_has_a_fix(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(512))
     with pytest.raises(
         ImageNotFoundError, match=r"no nix-support/image-info.json.*Use the image file itself.*disk\.img"
@@ -198,12 +198,12 @@ def test_a_directory_that_is_no_image_says_what_to_do(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-def test_an_empty_directory(tmp_path: Path) -> None:
+def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageNotFoundError, match="is not a built image"):
         read_image(tmp_path)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.vhd").touch()
     with pytest.raises(ImageFormatError, match="empty"):
         read_image(tmp_path / "empty.vhd")
@@ -215,26 +215,26 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
         read_image(tmp_path / "pipe.vhd")
 
 
-def test_a_file_that_may_not_be_read(output: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_an_error(output: Path, tmp_path: Path) -> None:
     image = image_file(output)
     image.chmod(0)
     with as_nobody(), pytest.raises(ImageError, match="Could not read"):
         read_image(image)
 
 
-def test_an_image_that_the_description_names_and_that_is_not_there(output: Path) -> None:
+def test_a_missing_image_of_a_description_is_an_error(output: Path) -> None:
     image_file(output).unlink()
     with pytest.raises(ImageNotFoundError, match="copied incompletely"):
         read_image(output)
 
 
-def test_a_description_that_names_a_directory(output: Path) -> None:
+def test_a_directory_in_a_description_is_an_error(output: Path) -> None:
     describe(output, file="nix-support")
     with pytest.raises(ImageFormatError, match="not of a directory"):
         read_image(output)
 
 
-def test_a_description_that_belongs_to_another_image(output: Path) -> None:
+def test_a_description_of_another_image_is_an_error(output: Path) -> None:
     describe(output, logical_bytes="4295467008")
     with pytest.raises(ImageFormatError, match="states 4295467008") as caught:
         read_image(output)
@@ -257,7 +257,7 @@ def test_a_description_that_belongs_to_another_image(output: Path) -> None:
         ({"registerImage": []}, "registerImage"),
     ],
 )
-def test_names_the_field_of_a_description_that_cannot_be_used(
+def test_the_invalid_field_of_a_description_is_named(
     output: Path, changes: dict[str, object], field: str
 ) -> None:
     describe(output, **changes)
@@ -267,7 +267,7 @@ def test_names_the_field_of_a_description_that_cannot_be_used(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 100_000])
-def test_a_description_that_is_no_json_object(output: Path, text: str) -> None:
+def test_a_description_that_is_not_a_json_object_is_an_error(output: Path, text: str) -> None:
     (output / DESCRIPTION).write_text(text, encoding="latin-1")
     with pytest.raises(ImageFormatError):
         read_image(output)

@@ -1,4 +1,4 @@
-"""Every option that our modules set exists in nixpkgs and takes what we set it to; our own are complete.
+"""Every option that our modules set exists in nixpkgs and accepts its value; our own are complete.
 
 This asks no nixpkgs: ``data/nixos-options.json.gz`` lists nixpkgs' options and their types (a copy of July
 2026), and ``data/module_definitions.nix`` tells what a module defines. What a type admits is read from its
@@ -41,7 +41,7 @@ def options() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tree(options: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The options as a tree of names, in a file that Nix can read."""
+    """The options as a tree of names, in a file for Nix."""
     root: dict[str, Any] = {}
     for option, kind in options.items():
         if "_module" in option:
@@ -56,7 +56,7 @@ def tree(options: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def describe(tree: Path, file: Path, system: str = "x86_64-linux") -> dict[str, Any]:
-    """Return what a module declares and defines."""
+    """Return the declarations and definitions of a module."""
     expression = (
         f"import {DATA}/module_definitions.nix {{ tree = builtins.fromJSON (builtins.readFile {tree});"
         f' file = {file}; system = "{system}"; with_options_of = {FLAKE}/modules/profiles/base.nix; }}'
@@ -69,7 +69,7 @@ def describe(tree: Path, file: Path, system: str = "x86_64-linux") -> dict[str, 
 
 
 def fits(kind: str, value: Any) -> bool:
-    """Whether a type, as far as its description tells, admits a value; an unknown description admits all."""
+    """Return whether a type accepts a value, by its description; an unknown one accepts all."""
     kind = unwrapped(kind)
     alternatives = split(kind)
     if len(alternatives) > 1:
@@ -117,7 +117,7 @@ def closing(text: str) -> int:
 
 
 def split(kind: str) -> list[str]:
-    """Split ``a or b or (c or d)`` at the outer ``or``; ``list of`` and the like take the whole rest."""
+    """Split ``a or b or (c or d)`` at the outer ``or``; ``list of`` and similar words apply to the rest."""
     if kind.startswith(("list of ", "attribute set of ", "one of ", "lazy attribute set of ")):
         return [kind]
     parts, depth, start = [], 0, 0
@@ -149,7 +149,7 @@ def test_every_value_fits_its_option(path: Path, tree: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
-def test_every_option_of_ours_has_a_type_a_description_and_an_example(path: Path, tree: Path) -> None:
+def test_every_vmsnix_option_has_a_type_a_description_and_an_example(path: Path, tree: Path) -> None:
     for option in describe(tree, path)["options"]:
         assert option["path"][0] == OURS, option
         assert option["typed"], option
@@ -157,7 +157,7 @@ def test_every_option_of_ours_has_a_type_a_description_and_an_example(path: Path
         assert option["example"], option
 
 
-def test_every_option_of_ours_is_in_the_readme(tree: Path) -> None:
+def test_every_vmsnix_option_is_in_the_readme(tree: Path) -> None:
     readme = (FLAKE / "README.md").read_text(encoding="utf-8")
     declared = {
         ".".join(option["path"][1:]) for path in MODULES for option in describe(tree, path)["options"]
@@ -181,7 +181,7 @@ def test_every_option_of_ours_is_in_the_readme(tree: Path) -> None:
         ("16 bit unsigned integer; between 0 and 65535 (both inclusive)", 22, "22"),
     ],
 )
-def test_the_lint_tells_right_from_wrong(kind: str, right: object, wrong: object) -> None:
+def test_the_lint_accepts_valid_and_finds_invalid_options(kind: str, right: object, wrong: object) -> None:
     assert fits(kind, right)
     if wrong is not None or "value" not in kind:
         assert not fits(kind, wrong)

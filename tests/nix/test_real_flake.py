@@ -48,7 +48,7 @@ def report() -> dict[str, dict[str, Any]]:
     return figures
 
 
-def test_all_images_are_there_for_both_systems(report: dict[str, dict[str, Any]]) -> None:
+def test_both_systems_have_all_images(report: dict[str, dict[str, Any]]) -> None:
     assert {system: tuple(sorted(images)) for system, images in report.items()} == dict.fromkeys(
         SYSTEMS, IMAGES
     )
@@ -63,7 +63,7 @@ def test_no_assertion_fails_and_nothing_warns(
 
 
 @pytest.mark.parametrize(("system", "image"), EACH)
-def test_every_fact_holds(report: dict[str, dict[str, Any]], system: str, image: str) -> None:
+def test_every_documented_fact_is_true(report: dict[str, dict[str, Any]], system: str, image: str) -> None:
     assert report[system][image]["failedFacts"] == []
     assert report[system][image]["facts"] >= 25
 
@@ -91,7 +91,7 @@ def test_the_disk_and_the_registration(report: dict[str, dict[str, Any]], system
     assert "TpmSupport" not in register
 
 
-def test_without_a_tree_the_script_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nixpkgs_the_script_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIXPKGS_TREE", raising=False)
     result = subprocess.run(
         ["sh", CHECKS / "evaluate.sh"], capture_output=True, text=True, check=False, timeout=1200

@@ -30,7 +30,7 @@ ORDERED = [
     ("0-unstable-2024-09-01", "0-unstable-2025-01-01"),
     ("", "0"),
 ]
-"""Pairs of an older and a newer version; the first ten are those of Nix's own documentation."""
+"""Pairs of an older and a newer version; the first ten come from Nix's documentation."""
 
 VERSIONS = st.text(alphabet="0123456789.-pre abcz+_", max_size=12)
 
@@ -41,11 +41,11 @@ def test_older_comes_before_newer(older: str, newer: str) -> None:
 
 
 @given(VERSIONS, VERSIONS)
-def test_the_order_has_two_sides(one: str, other: str) -> None:
+def test_the_order_is_antisymmetric(one: str, other: str) -> None:
     assert compare(one, other) == -compare(other, one)
 
 
-def test_nix_itself_agrees() -> None:
+def test_the_order_is_that_of_nix() -> None:
     nix = require("nix-instantiate")
     words = sorted({word for pair in ORDERED for word in pair} | {"1.0-rc1", "1..2", "a", "pre", "1.0.0"})
     pairs = [(one, other) for one in words for other in words]
@@ -80,7 +80,7 @@ def test_nix_itself_agrees() -> None:
         ("glibc>=2.40-66", "2.40-70", True),
     ],
 )
-def test_a_package_is_asked_for_by_name_and_bound(text: str, version: str, meant: bool) -> None:
+def test_a_condition_has_a_name_and_bounds(text: str, version: str, meant: bool) -> None:
     assert parse_condition(text).matches(version) is meant
 
 
@@ -88,19 +88,19 @@ UNREADABLE = ["", "<3", "openssl<", "openssl < 3 4", "open ssl", "openssl<<3", "
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
-def test_what_names_no_package_is_refused(text: str) -> None:
+def test_an_invalid_condition_is_refused(text: str) -> None:
     with pytest.raises(ParameterError, match="is not a valid package condition"):
         parse_condition(text)
 
 
 @pytest.mark.parametrize("text", ["openssl>=4,<3", "openssl>3,<3", "xz=5.6.0,=5.6.1", "xz<=5,>5"])
-def test_a_question_that_nothing_can_answer_is_refused(text: str) -> None:
-    """It would find nothing for ever, which reads like an all-clear."""
+def test_a_condition_that_no_version_satisfies_is_refused(text: str) -> None:
+    """It would never match, which would look like good news."""
     with pytest.raises(ParameterError, match="can be both"):
         parse_condition(text)
 
 
-def test_a_bound_after_a_comma_goes_on_about_the_package_before_it() -> None:
+def test_a_bound_after_a_comma_belongs_to_the_condition_before_it() -> None:
     openssl, xz = parse_conditions(["openssl>=3", " <3.0.15", "xz"])
     assert (str(openssl), str(xz)) == ("openssl>=3,<3.0.15", "xz")
     assert [version for version in ("1.1.1w", "3.0.9", "3.0.15") if openssl.matches(version)] == ["3.0.9"]

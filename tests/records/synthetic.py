@@ -1,4 +1,4 @@
-"""A history as a team has it after four months: three images, two regions, both paths, good days and bad.
+"""A synthetic history of four months: three images, two regions, both methods, slow days.
 
 Everything follows from a seed, so that pictures and figures are the same each time.
 """
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 START = pd.Timestamp("2026-07-20", tz="UTC")
-IMAGES = {"ecs-node": 3.1, "gc-fwd": 2.2, "actions-runner": 7.8}  # GiB of the file
-REGIONS = {"eu-central-1": 1.0, "us-east-1": 1.35}  # how much slower the way there is
+IMAGES = {"ecs-node": 3.1, "gc-fwd": 2.2, "actions-runner": 7.8}  # size in GiB
+REGIONS = {"eu-central-1": 1.0, "us-east-1": 1.35}  # factor of the duration
 SLOW_DAY = 96
 
 
@@ -36,7 +36,7 @@ def _rows(chance: np.random.Generator, days: int) -> Iterator[dict[str, Any]]:
             for region, far in REGIONS.items():
                 if chance.random() > 0.45:
                     continue
-                # Direct upload was tried in October and taken for most images since.
+                # Direct upload is used for most images since October.
                 via = "direct" if day > 70 and chance.random() < 0.7 else "import"
                 run += 1
                 grown = gib * (1 + 0.12 * day / days)
@@ -58,7 +58,7 @@ def _run(
     size = int(gib * GIB)
     sent = size if via == "import" else int(size * (0.45 if chance.random() < 0.1 else 0.04))
     slow = 3.2 if day == SLOW_DAY and via == "import" else 1.0
-    cold = chance.random() < 0.15  # nothing of it was in a cache
+    cold = chance.random() < 0.15  # a build without a cache
     means = {
         "build": (gib * 14 * (4.0 if cold else 1.0), None),
         "digest": (gib * 1.4, size),
@@ -93,7 +93,7 @@ def _run(
 
 
 def main(folder: str) -> None:
-    """Draw the pictures of ``docs/how-to/read-timings.md``."""
+    """Draw the plots of ``docs/how-to/read-timings.md``."""
     from pathlib import Path
 
     from vmsnix_ops.records import timing_plots

@@ -1,4 +1,4 @@
-"""Tables that are damaged or out of reach: the work goes on, no row is lost, and they can be rebuilt."""
+"""Damaged or unreachable tables: the work continues, no row is lost, and the tables can be rebuilt."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_publish_with_damaged_tables_registers_the_ami_and_lists_what_is_not_r
         damage(history / name)
     result = plan().apply()
     assert result.ami_id
-    if damage is not lose_data_files:  # which stops no append
+    if damage is not lose_data_files:  # it does not prevent an append
         assert result.as_dict()["status"] == "partial"
         assert any("vmsnix history rebuild steps" in problem for problem in result.problems)
 
@@ -142,9 +142,7 @@ def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
     assert outcomes.status == ("done" if damage is lose_data_files else "partial")
 
 
-def test_rows_that_did_not_reach_a_table_are_saved_later_and_once(
-    aws: object, plan: Callable[..., publish.PublishPlan]
-) -> None:
+def test_unsaved_rows_are_saved_later_once(aws: object, plan: Callable[..., publish.PublishPlan]) -> None:
     history = Path(load().history)
     history.mkdir(parents=True)
     (history / "steps").write_text("in the way")
@@ -209,7 +207,7 @@ def test_rows_that_differ_in_one_value_are_all_kept_and_restored(tmp_path: Path)
     tables.append("steps", rows)
     tables.compact("steps")
     before = tables.read("steps")
-    for number in (0, 1):  # complete, then again
+    for number in (0, 1):  # complete, then a second time
         assert (rebuild(tables, "steps", rows).added, number) == (0, number)
         assert len(tables.read("steps")) == len(before) == 3
     shutil.rmtree(tmp_path / "steps")
@@ -219,7 +217,7 @@ def test_rows_that_differ_in_one_value_are_all_kept_and_restored(tmp_path: Path)
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_a_rebuild_that_was_killed_between_its_moves_is_finished_by_the_next(
+def test_a_killed_rebuild_is_finished_by_the_next(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vmsnix_ops.sandbox import sandbox
@@ -284,9 +282,7 @@ def test_tables_that_are_read_while_others_write_and_compact_lose_no_row(
     assert len(tables.read("steps")) == 120
 
 
-def test_checkpoints_that_newer_ones_replace_are_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replaced_checkpoints_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables_module, "COMPACT_EVERY", 50)
     tables = Tables(tmp_path)
     for number in range(60):
@@ -299,7 +295,7 @@ def test_checkpoints_that_newer_ones_replace_are_deleted(
     assert len(Tables(tmp_path).read("steps")) == 60
 
 
-def test_files_that_a_version_of_the_last_seven_days_needs_are_kept(tmp_path: Path) -> None:
+def test_files_used_in_the_last_seven_days_are_kept(tmp_path: Path) -> None:
     tables = Tables(tmp_path)
     for number in range(3):
         tables.append("steps", [step(number)])

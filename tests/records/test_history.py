@@ -1,4 +1,4 @@
-"""Runs, steps and AMIs as the tables remember them."""
+"""Reading runs, steps and AMIs from the tables."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_runs_are_filtered(tables: Tables) -> None:
     assert history.runs(tables, last=0).empty
 
 
-def test_since_may_be_so_long_ago(tables: Tables) -> None:
+def test_since_may_be_a_duration(tables: Tables) -> None:
     now = datetime.now(UTC)
     tables.append(
         "runs", [run("old", 0) | {"started_at": now - 3 * HOUR}, run("new", 0) | {"started_at": now}]
@@ -107,7 +107,7 @@ def test_the_latest_row_of_an_ami_and_region_counts(tables: Tables) -> None:
     assert len(history.amis(tables, all_rows=True)) == 4
 
 
-def test_a_filter_never_brings_an_outdated_row_back(tables: Tables) -> None:
+def test_a_filter_does_not_return_outdated_rows(tables: Tables) -> None:
     tables.append(
         "amis", [ami("ami-1", 0, run_id="first", image="old"), ami("ami-1", 1, run_id="second", image="new")]
     )

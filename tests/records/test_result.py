@@ -1,4 +1,4 @@
-"""What every result of a job can do."""
+"""The base of all results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job(Result):
-    """A result of a job on some regions, with a file beside it."""
+    """A result of a job on some regions, with another file."""
 
     run: RunContext = field()
     rows: int = 1
@@ -47,7 +47,7 @@ def written(run: RunContext) -> dict[str, Any]:
     return json.loads((run.folder / "result.json").read_text())
 
 
-def test_a_result_that_is_done_is_saved_and_raises_nothing(run: RunContext) -> None:
+def test_a_done_result_is_saved_and_raises_nothing(run: RunContext) -> None:
     result = Job(run)
     assert result.save() == run.folder / "result.json"
     assert result.save() == run.folder / "result.json"
@@ -56,7 +56,7 @@ def test_a_result_that_is_done_is_saved_and_raises_nothing(run: RunContext) -> N
     assert (run.folder / "beside.csv").exists()
 
 
-def test_a_result_that_is_not_done_is_saved_and_then_raises_its_error(run: RunContext) -> None:
+def test_a_failed_result_is_saved_and_raises_its_error(run: RunContext) -> None:
     result = Job(run, error=PartialError("Half of it is done.", why="A region refused.", fix="Run it again."))
     result.save()
     assert written(run)["status"] == "partial"
@@ -72,14 +72,14 @@ def test_the_summary_of_a_ci_job_shows_the_table_of_a_result(run: RunContext) ->
     assert text.count("eu-west-1") == MOST_ROWS
 
 
-def test_a_file_that_cannot_be_written_does_not_keep_the_result_from_being_written(run: RunContext) -> None:
+def test_result_json_is_written_although_another_file_fails(run: RunContext) -> None:
     (run.folder / "beside.csv").mkdir()
     with pytest.raises(UnsavedError, match=r"could not be saved in .*beside\.csv"):
         Job(run).save()
     assert written(run)["status"] == "done"
 
 
-def test_a_result_that_cannot_be_saved_does_not_hide_the_error_of_the_job(run: RunContext) -> None:
+def test_an_unsaved_result_does_not_hide_the_error_of_the_job(run: RunContext) -> None:
     (run.folder / "result.json").mkdir()
     with pytest.raises(UnsavedError):
         Job(run).save()

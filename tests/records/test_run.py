@@ -1,4 +1,4 @@
-"""The run that is under way, and its result.json."""
+"""The current run, and its result.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> RunContext:
     return RunContext("r1", "publish-ami", tmp_path, managed=True)
 
 
-def test_the_runner_tells_the_run(tmp_path: Path) -> None:
+def test_the_run_comes_from_the_runner(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "on demand"
     run = current_run(
         "ignored",
@@ -31,7 +31,7 @@ def test_the_runner_tells_the_run(tmp_path: Path) -> None:
     assert folder.is_dir()
 
 
-def test_without_a_runner_every_call_begins_a_run_below_the_state_folder(tmp_path: Path) -> None:
+def test_without_a_runner_each_call_creates_a_run(tmp_path: Path) -> None:
     settings = load(tmp_path, {"VMSNIX_STATE": str(tmp_path / "state")})
     first, second = (current_run("explore", settings=settings, environment={}) for _ in range(2))
     assert first.run_id != second.run_id
@@ -65,7 +65,7 @@ def test_run_ids_sort_by_time_and_differ() -> None:
     assert re.fullmatch(r"[A-Za-z0-9-]+", new_run_id("../odd name/é"))
 
 
-def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+def test_an_unwritable_run_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordsError, match="Could not create the folder of the run"):
         current_run(environment={"VMSNIX_STATE": str(tmp_path / "file")})
@@ -81,7 +81,7 @@ def test_the_result_has_every_documented_key(run: RunContext) -> None:
     assert result["snapshot_id"] is None
 
 
-def test_the_page_of_the_keys_is_true() -> None:
+def test_the_page_of_keys_is_up_to_date() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "result.md").read_text()
     assert page == reference_page(), "run python -m vmsnix_ops.records.result > docs/reference/result.md"
 
@@ -94,7 +94,7 @@ def test_a_runbook_may_add_keys_and_the_runner_may_add_more_later(run: RunContex
     assert result["checks"] == [{"name": "bucket", "outcome": "pass"}]
 
 
-def test_times_paths_and_numpy_numbers_are_written_plainly(run: RunContext) -> None:
+def test_times_paths_and_numpy_numbers_become_plain_json(run: RunContext) -> None:
     write_result(
         run, {"at": datetime(2026, 1, 2, tzinfo=UTC), "count": np.int64(3), "nested": {"where": Path("/x")}}
     )
@@ -115,7 +115,7 @@ def test_times_paths_and_numpy_numbers_are_written_plainly(run: RunContext) -> N
         ({"client": object()}, "Could not write the result of the run as JSON"),
     ],
 )
-def test_a_result_that_does_not_fit_is_refused_and_the_old_one_stays(
+def test_an_invalid_result_is_refused_and_the_old_one_is_kept(
     run: RunContext, result: dict[str, object], message: str
 ) -> None:
     write_result(run, {"ami_id": "ami-old"})
@@ -135,12 +135,12 @@ def test_a_missing_result_is_empty_and_a_broken_one_is_an_error(run: RunContext)
         read_result(run.folder)
 
 
-def test_a_folder_that_is_gone_is_made_again(run: RunContext) -> None:
+def test_a_missing_run_folder_is_created(run: RunContext) -> None:
     run.folder.rmdir()
     assert write_result(run, {}).is_file()
 
 
-def test_a_result_that_cannot_be_written_says_that_the_work_is_done(run: RunContext) -> None:
+def test_an_unwritable_result_reports_that_the_work_is_done(run: RunContext) -> None:
     run.folder.rmdir()
     run.folder.write_text("in the way")
     with pytest.raises(RecordsError, match="The job completed, but its record could not be saved") as caught:

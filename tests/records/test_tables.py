@@ -1,4 +1,4 @@
-"""Delta tables: what goes in comes out, checked, once, whoever else writes."""
+"""Delta tables: rows are checked, stored once, and read unchanged, with several writers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def rows_of(table: Schema) -> st.SearchStrategy[list[dict[str, object]]]:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(SCHEMAS)))
-def test_every_row_that_fits_comes_back_as_it_was(data: st.DataObject, name: str) -> None:
+def test_every_valid_row_is_read_unchanged(data: st.DataObject, name: str) -> None:
     rows = data.draw(rows_of(schema(name)))
     table = to_arrow(schema(name), rows)
     for row, back in zip(rows, table.to_pylist(), strict=True):
@@ -76,7 +76,7 @@ def test_every_row_that_fits_comes_back_as_it_was(data: st.DataObject, name: str
                 assert json.loads(back[column.name]) == given_value
             else:
                 assert back[column.name] == given_value
-    # A frame that was read can be written again, and says the same.
+    # A frame from a table can be appended again unchanged.
     assert to_arrow(schema(name), to_frame(table)).equals(table)
 
 
@@ -179,7 +179,7 @@ def test_a_frame_is_checked_like_rows(tables: Tables) -> None:
         tables.append("steps", pd.DataFrame([STEP | {"secnds": 1}]))
 
 
-def test_what_pandas_makes_of_missing_values_is_missing(tables: Tables) -> None:
+def test_pandas_missing_values_are_empty(tables: Tables) -> None:
     frame = pd.DataFrame([STEP, STEP | {"bytes": None, "finished_at": pd.NaT, "image": pd.NA}])
     assert frame["bytes"].dtype == "float64"
     tables.append("steps", frame)
@@ -198,7 +198,7 @@ def test_no_rows_write_nothing(tables: Tables) -> None:
     assert not (Path(tables.location) / "steps").exists()
 
 
-def test_an_append_made_once_is_not_made_again(tables: Tables) -> None:
+def test_a_named_append_is_not_repeated(tables: Tables) -> None:
     for _ in range(3):
         tables.append("steps", [STEP], once="r1/upload/1")
     tables.append("steps", [STEP], once="r1/upload/2")
@@ -208,9 +208,7 @@ def test_an_append_made_once_is_not_made_again(tables: Tables) -> None:
     assert len(tables.read("steps")) == 2
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_again(
-    tables: Tables, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_with_a_lost_answer_is_not_repeated(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     tables.append("steps", [STEP])
     write = deltalake.write_deltalake
     lost = []
@@ -227,7 +225,9 @@ def test_a_commit_whose_answer_was_lost_is_not_made_again(
     assert sorted(tables.read("steps")["step"]) == ["import", "upload"]
 
 
-def test_a_writer_that_never_wins_says_so(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_without_success_reports_the_conflict(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lose(*_arguments: object, **_options: object) -> None:
         raise deltalake.exceptions.CommitFailedError("version 7 exists")
 
@@ -248,9 +248,7 @@ def test_a_table_gains_the_columns_that_an_older_version_lacks(tables: Tables) -
 
 
 @pytest.mark.parametrize("lacks", [[], ["via", "detail"]])
-def test_a_table_whose_columns_an_older_version_described_otherwise_is_appended_to(
-    tables: Tables, lacks: list[str]
-) -> None:
+def test_a_table_with_other_descriptions_can_be_appended_to(tables: Tables, lacks: list[str]) -> None:
     old = to_arrow(schema("steps"), [STEP]).drop_columns(lacks)
     fields = [field.with_metadata({"comment": "as it was", "unit": "?"}) for field in old.schema]
     place = f"{tables.location}/steps"
@@ -263,7 +261,7 @@ def test_a_table_whose_columns_an_older_version_described_otherwise_is_appended_
     assert described["via"] == ("as it was" if not lacks else schema("steps").column("via").description)
 
 
-def test_columns_of_a_newer_version_stay_and_are_not_shown(tables: Tables) -> None:
+def test_columns_of_a_newer_version_are_kept_and_hidden(tables: Tables) -> None:
     place = f"{tables.location}/steps"
     new = to_arrow(schema("steps"), [STEP]).append_column("future", pa.array(["x"]))
     deltalake.write_deltalake(place, new, mode="append")
@@ -272,7 +270,7 @@ def test_columns_of_a_newer_version_stay_and_are_not_shown(tables: Tables) -> No
     assert deltalake.DeltaTable(place).to_pyarrow_table()["future"].null_count == 1
 
 
-def test_the_table_carries_its_own_documentation(tables: Tables) -> None:
+def test_the_table_contains_its_documentation(tables: Tables) -> None:
     tables.append("steps", [STEP])
     delta = deltalake.DeltaTable(f"{tables.location}/steps")
     assert delta.metadata().description == schema("steps").description
@@ -311,7 +309,7 @@ def be_a_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [damage_log, lose_first_commit, lose_every_commit, lose_data, cut_data, be_a_file]
 )
-def test_a_damaged_table_says_where_it_is(tables: Tables, damage: object) -> None:
+def test_the_error_of_a_damaged_table_has_its_location(tables: Tables, damage: object) -> None:
     tables.append("steps", [STEP])
     tables.append("steps", [STEP])
     folder = Path(tables.location) / "steps"
@@ -324,7 +322,7 @@ def test_a_damaged_table_says_where_it_is(tables: Tables, damage: object) -> Non
     assert tables.read("runs").empty
 
 
-def test_a_table_whose_first_commit_is_being_written_is_none_yet(tables: Tables) -> None:
+def test_a_table_without_a_finished_commit_does_not_exist(tables: Tables) -> None:
     log = Path(tables.location) / "steps" / "_delta_log"
     log.mkdir(parents=True)
     (log / "00000000000000000000.json#1").write_text("")
@@ -333,8 +331,8 @@ def test_a_table_whose_first_commit_is_being_written_is_none_yet(tables: Tables)
     assert len(tables.read("steps")) == 1
 
 
-def test_readers_never_stumble_over_the_first_commit(tmp_path: Path) -> None:
-    """Two promotions that begin a history at once had one of them say that the table is damaged."""
+def test_readers_never_fail_during_the_first_commit(tmp_path: Path) -> None:
+    """Earlier, one of two promotions that created a history reported a damaged table."""
     for attempt in range(20):
         tables = Tables(tmp_path / str(attempt))
         written = threading.Event()
@@ -355,13 +353,13 @@ def test_readers_never_stumble_over_the_first_commit(tmp_path: Path) -> None:
         assert len(tables.read("steps")) == 1
 
 
-def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_an_unwritable_location_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordsError, match=r"file/history/steps cannot be written"):
         Tables(tmp_path / "file" / "history").append("steps", [STEP])
 
 
-def test_compacting_joins_files_and_changes_no_row(tables: Tables) -> None:
+def test_compacting_merges_files_and_changes_no_row(tables: Tables) -> None:
     for number in range(12):
         tables.append("steps", [STEP | {"seconds": number}])
     before = sorted(tables.read("steps")["seconds"])
@@ -382,7 +380,7 @@ def test_a_table_compacts_itself(tables: Tables, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("writers", "count"), [(3, 10), pytest.param(16, 200, marks=pytest.mark.long(seconds=300))]
 )
-def test_many_processes_lose_nothing_and_double_nothing(tables: Tables, writers: int, count: int) -> None:
+def test_simultaneous_writers_lose_and_duplicate_nothing(tables: Tables, writers: int, count: int) -> None:
     program = [sys.executable, str(ROOT / "tests" / "records" / "writer.py"), tables.location]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     running = [
@@ -395,7 +393,7 @@ def test_many_processes_lose_nothing_and_double_nothing(tables: Tables, writers:
     assert set(frame.itertuples(index=False, name=None)) == expected
 
 
-def test_a_hundred_thousand_rows_go_in_and_one_run_comes_out(tables: Tables) -> None:
+def test_one_run_is_read_from_a_hundred_thousand_rows(tables: Tables) -> None:
     rows = 100_000
     frame = pd.DataFrame(
         {
@@ -410,7 +408,7 @@ def test_a_hundred_thousand_rows_go_in_and_one_run_comes_out(tables: Tables) -> 
     assert len(tables.read("steps", where=[("run_id", "==", "r77")])) == 10
 
 
-def test_the_setting_history_tells_where_the_tables_are(tmp_path: Path) -> None:
+def test_the_setting_history_is_the_location_of_the_tables(tmp_path: Path) -> None:
     given_settings = load(
         tmp_path, {"VMSNIX_HISTORY": "s3://acme-records/history/", "VMSNIX_REGION": "eu-west-1"}
     )
@@ -423,7 +421,7 @@ def test_the_reference_page_is_up_to_date() -> None:
     assert page == reference_page(), "run python -m vmsnix_ops.records.schemas > docs/reference/tables.md"
 
 
-def test_a_file_in_the_place_of_the_folder_is_no_empty_table(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "history").write_text("something else")
     with pytest.raises(RecordsError, match="It is a file"):
         Tables(tmp_path / "history").read("runs")

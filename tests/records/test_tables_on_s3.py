@@ -1,4 +1,4 @@
-"""The same tables on S3: conditional commits, lost answers, refusals. The S3 is the sandbox's."""
+"""Tables on the sandbox's S3: conditional commits, lost answers, refusals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tables(aws: Sandbox) -> Tables:
     return Tables(PLACE, storage_options=aws.environment)
 
 
-def test_tables_live_on_s3_as_in_a_folder(tables: Tables) -> None:
+def test_tables_work_on_s3_as_in_a_folder(tables: Tables) -> None:
     assert tables.read("steps").empty
     for number in range(3):
         tables.append("steps", [STEP | {"seconds": number, "detail": {"n": number}}])
@@ -55,7 +55,7 @@ def test_tables_live_on_s3_as_in_a_folder(tables: Tables) -> None:
     assert len(tables.read("steps")) == 3
 
 
-def test_a_damaged_table_on_s3_is_rebuilt_and_kept_beside(aws: Sandbox, tables: Tables) -> None:
+def test_a_damaged_table_on_s3_is_rebuilt_and_kept(aws: Sandbox, tables: Tables) -> None:
     for number in range(3):
         tables.append("steps", [STEP | {"step": f"step-{number}"}])
     before = tables.read("steps")
@@ -85,7 +85,7 @@ def test_every_commit_is_conditional(aws: Sandbox, tables: Tables) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_commit_whose_answer_is_lost_is_made_once(aws: Sandbox, tables: Tables, when: str) -> None:
+def test_a_commit_with_a_lost_answer_is_made_once(aws: Sandbox, tables: Tables, when: str) -> None:
     tables.append("steps", [STEP])
     commit = {"Key": "history/steps/_delta_log/*.json"}
     aws.faults.add({"op": "s3:PutObject", "where": commit, "nth": 1, "do": "drop", "when": when})
@@ -93,7 +93,7 @@ def test_a_commit_whose_answer_is_lost_is_made_once(aws: Sandbox, tables: Tables
     assert sorted(tables.read("steps")["step"]) == ["import", "upload"]
 
 
-def test_a_moment_of_server_errors_is_overcome(aws: Sandbox, tables: Tables) -> None:
+def test_temporary_server_errors_are_retried(aws: Sandbox, tables: Tables) -> None:
     aws.faults.add({"op": "s3:*", "nth": [1, 3, 4], "do": "error", "code": "SlowDown", "http": 503})
     tables.append("steps", [STEP])
     assert len(tables.read("steps")) == 1
@@ -118,11 +118,10 @@ def test_wrong_credentials_are_not_shown(aws: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("writers", "count"), [(3, 5), pytest.param(16, 200, marks=pytest.mark.long(seconds=600))]
 )
-def test_many_processes_lose_nothing_and_double_nothing_on_s3(
+def test_simultaneous_writers_lose_and_duplicate_nothing_on_s3(
     aws: Sandbox, tables: Tables, tmp_path: Path, machines: int, writers: int, count: int
 ) -> None:
-    # The writers of one machine wait for each other's turn; those of several meet in the commit, and the
-    # loser tries again.
+    # Writers on one machine wait for the lock. Writers on several machines conflict in the commit, and retry.
     program = [sys.executable, str(ROOT / "tests" / "records" / "writer.py"), PLACE]
     environment = os.environ | aws.environment | {"PYTHONPATH": str(ROOT)}
     running = [
@@ -137,14 +136,14 @@ def test_many_processes_lose_nothing_and_double_nothing_on_s3(
     expected = {(f"w{writer}", f"step-{number}") for writer in range(writers) for number in range(count)}
     assert len(frame) == writers * count
     assert set(frame.itertuples(index=False, name=None)) == expected
-    if writers > 3 and machines > 1:  # a few commits may happen not to meet
+    if writers > 3 and machines > 1:  # a few commits may not conflict by chance
         assert [call for call in aws.calls if call.outcome == "PreconditionFailed"]
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 
-def test_plain_http_is_for_this_machine_alone() -> None:
+def test_plain_http_is_allowed_only_on_this_machine() -> None:
     here = storage_options(KEYS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:4566"})
     assert here["AWS_ALLOW_HTTP"] == "true"
     assert "AWS_ALLOW_HTTP" not in storage_options(KEYS | {"AWS_ENDPOINT_URL": "http://storage.example"})
@@ -153,7 +152,7 @@ def test_plain_http_is_for_this_machine_alone() -> None:
     )
 
 
-def test_the_endpoint_of_s3_and_the_region_of_the_environment_win() -> None:
+def test_the_s3_endpoint_and_region_of_the_environment_have_priority() -> None:
     given = KEYS | {
         "AWS_ENDPOINT_URL": "https://all.example",
         "AWS_ENDPOINT_URL_S3": "https://s3.example",
@@ -187,7 +186,9 @@ def test_credentials_come_from_the_profile_as_with_boto3(
     assert options["AWS_REGION"] == "ap-south-1"
 
 
-def test_a_profile_with_empty_keys_is_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_with_empty_keys_has_no_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     credentials = tmp_path / "credentials"
     credentials.write_text("[records]\naws_access_key_id =\naws_secret_access_key =\n", encoding="utf-8")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -199,7 +200,7 @@ def test_a_profile_with_empty_keys_is_no_credentials(tmp_path: Path, monkeypatch
         storage_options()
 
 
-def test_no_credentials_are_told_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_an_error_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)

@@ -1,4 +1,4 @@
-"""What the steps cost in time."""
+"""Durations of steps, and their plots."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_percentiles_largest_and_last_are_of_finished_steps() -> None:
     assert (row["max_seconds"], row["last_seconds"]) == (50, 50)
 
 
-def test_rates_are_of_steps_that_tell_their_bytes() -> None:
+def test_rates_are_of_steps_with_bytes() -> None:
     frame = steps(
         {"seconds": 10, "bytes": 2**30},
         {"seconds": 30, "bytes": 3 * 2**30},
@@ -75,7 +75,7 @@ def test_rates_are_of_steps_that_tell_their_bytes() -> None:
     assert row["bytes"] == 0
 
 
-def test_each_step_path_and_image_has_its_row_in_the_order_of_a_run() -> None:
+def test_each_step_method_and_image_has_a_row_in_the_order_of_a_run() -> None:
     frame = steps(
         {"step": "upload", "via": "import", "image": "a", "seconds": 1},
         {"step": "import", "via": "import", "image": "a", "seconds": 2},
@@ -88,7 +88,7 @@ def test_each_step_path_and_image_has_its_row_in_the_order_of_a_run() -> None:
     assert summary["via"].isna().tolist() == [False, False, False, True]
 
 
-def test_a_step_that_never_finished_is_there_without_figures() -> None:
+def test_an_unfinished_step_has_a_row_without_durations() -> None:
     (row,) = timings.summary(steps({"seconds": 3, "status": "failed"})).to_dict("records")
     assert (row["count"], row["failed"]) == (0, 1)
     assert pd.isna(row["p50_seconds"])
@@ -111,7 +111,7 @@ def test_a_step_is_slow_against_its_own_history() -> None:
     usual = [{"seconds": seconds} for seconds in USUAL]
     assert timings.summary(steps(*usual, {"seconds": 16})).loc[0, "last_slow"]
     assert not timings.summary(steps(*usual, {"seconds": 14})).loc[0, "last_slow"]
-    # Seven are too few to tell, and the history of another path, image or region is not its own.
+    # Seven steps are too few, and steps of another method, image or region do not count.
     assert timings.slow(steps(*usual[1:], {"seconds": 100})).empty
     for other in ({"via": "direct"}, {"image": "other"}, {"region": "eu-west-1"}):
         assert timings.slow(steps(*usual, {"seconds": 100, **other})).empty
@@ -120,21 +120,21 @@ def test_a_step_is_slow_against_its_own_history() -> None:
 def test_the_limit_is_that_of_the_documentation() -> None:
     (row,) = timings.slow(steps(*({"seconds": s} for s in USUAL), {"seconds": 100})).to_dict("records")
     assert (row["usual_seconds"], row["earlier"]) == (pytest.approx(10.0, rel=0.01), 8)
-    assert row["limit_seconds"] == pytest.approx(15.0, rel=0.01)  # half as much again: these hardly scatter
+    assert row["limit_seconds"] == pytest.approx(15.0, rel=0.01)  # 1.5 times the median: the spread is small
 
 
-def test_what_scatters_widely_is_given_more() -> None:
+def test_a_wide_spread_raises_the_limit() -> None:
     wide = [{"seconds": seconds} for seconds in (5, 8, 12, 20, 6, 15, 9, 11)]
     assert timings.slow(steps(*wide, {"seconds": 30})).empty
     assert len(timings.slow(steps(*wide, {"seconds": 300}))) == 1
 
 
-def test_an_outlier_in_the_history_hides_no_later_one() -> None:
+def test_an_outlier_does_not_hide_a_later_one() -> None:
     rows = [*USUAL, 100.0, *USUAL, 100.0]
     assert list(timings.slow(steps(*({"seconds": s} for s in rows)))["run_id"]) == ["r17", "r8"]
 
 
-def test_what_happens_every_few_runs_is_no_alarm() -> None:
+def test_a_frequent_long_duration_is_not_slow() -> None:
     rows = [{"seconds": 40.0 if n % 4 == 3 else 10.0} for n in range(40)]
     assert timings.slow(steps(*rows)).empty
 
@@ -145,7 +145,7 @@ def test_only_the_latest_fifty_are_a_history() -> None:
     assert list(late["run_id"]) == [f"r{60 + timings.WINDOW}"]
 
 
-def test_more_bytes_excuse_more_time() -> None:
+def test_more_bytes_raise_the_limit() -> None:
     usual = [{"seconds": seconds, "bytes": 2**30} for seconds in USUAL]
     assert timings.slow(steps(*usual, {"seconds": 35, "bytes": 3 * 2**30})).empty
     assert len(timings.slow(steps(*usual, {"seconds": 60, "bytes": 3 * 2**30}))) == 1
@@ -155,11 +155,11 @@ def test_more_bytes_excuse_more_time() -> None:
     assert len(timings.slow(steps(*untold, {"seconds": 35, "bytes": 2**30}))) == 1
 
 
-def test_a_build_without_a_cache_is_held_against_builds_without_a_cache() -> None:
+def test_builds_without_a_cache_are_compared_with_each_other() -> None:
     warm = [{"step": "build", "seconds": seconds, "items": 31 + n} for n, seconds in enumerate(USUAL)]
     cold = [{"step": "build", "seconds": 30 * seconds, "items": 900 - n} for n, seconds in enumerate(USUAL)]
     one_warm, one_cold = {"step": "build", "items": 40}, {"step": "build", "items": 880}
-    # The first one without a cache, and the ninth: no alarm. Slow for what it is, of either kind: an alarm.
+    # Neither the first nor the ninth build without a cache is slow. Slow builds of both kinds are found.
     assert timings.slow(steps(*warm, one_cold | {"seconds": 300.0})).empty
     assert timings.slow(steps(*warm, *cold, one_cold | {"seconds": 310.0})).empty
     late = timings.slow(steps(*cold, *warm, one_warm | {"seconds": 100.0}, one_cold | {"seconds": 600.0}))
@@ -169,16 +169,16 @@ def test_a_build_without_a_cache_is_held_against_builds_without_a_cache() -> Non
 @pytest.mark.parametrize(
     ("items", "digits"), [(None, -1), (0, 0), (1, 1), (9, 1), (10, 2), (999, 3), (1000, 4)]
 )
-def test_work_is_told_apart_by_order_of_magnitude(items: int | None, digits: int) -> None:
+def test_work_is_grouped_by_its_number_of_digits(items: int | None, digits: int) -> None:
     assert timings._magnitude(steps({"items": items})).tolist() == [digits]
     assert timings._magnitude(steps({}).drop(columns="items")).tolist() == [-1]
 
 
-def test_builds_without_a_cache_are_no_alarm_in_four_months_of_a_team(team: pd.DataFrame) -> None:
+def test_builds_without_a_cache_are_not_slow_in_four_months_of_a_team(team: pd.DataFrame) -> None:
     builds = team[(team["step"] == "build") & (team["status"] == "created")]
     assert (builds["items"] >= 100).sum() > 20
     assert not (timings.slow(team)["step"] == "build").any()
-    # Nobody would have been spared by the times alone.
+    # Without `items` many would be slow.
     assert len(timings.slow(team.assign(items=None))) > 10
 
 
@@ -192,18 +192,18 @@ BAD_BY: list[tuple[Callable[..., pd.DataFrame], Any, str]] = [
 
 
 @pytest.mark.parametrize(("table", "by", "words"), BAD_BY)
-def test_columns_that_do_not_tell_steps_apart_are_refused(
+def test_unknown_grouping_columns_are_refused(
     table: Callable[..., pd.DataFrame], by: Any, words: str, team: pd.DataFrame
 ) -> None:
     with pytest.raises(errors.ParameterError, match=words):
         table(team, by=by)
 
 
-def test_one_column_may_be_given_as_a_word(team: pd.DataFrame) -> None:
+def test_one_grouping_column_may_be_a_text(team: pd.DataFrame) -> None:
     assert len(timings.summary(team, by="region")) == 2
 
 
-def test_a_period_that_pandas_does_not_know_is_refused(team: pd.DataFrame) -> None:
+def test_an_invalid_period_is_refused(team: pd.DataFrame) -> None:
     with pytest.raises(errors.ParameterError, match=r"Invalid length of time 'fortnight'"):
         timings.trend(team, every="fortnight")
 
@@ -217,53 +217,53 @@ def kept(tmp_path: Path) -> Tables:
     return tables
 
 
-def test_the_steps_asked_for_say_how_many_they_are(kept: Tables) -> None:
+def test_the_result_shows_its_number_of_steps(kept: Tables) -> None:
     assert str(recorded.read(tables=kept)) == "3 steps of 2 runs."
     some = recorded.read(tables=kept, image="ecs-node", region="eu-central-1", via="import")
     assert len(some.steps) == 2
     assert str(some) == "2 steps of 1 run of image 'ecs-node', region 'eu-central-1', method 'import'."
 
 
-def test_an_image_without_steps_is_told_with_the_nearest_one(kept: Tables) -> None:
+def test_an_image_without_steps_suggests_a_similar_one(kept: Tables) -> None:
     found = recorded.read(tables=kept, image="ecs-nod")
     assert found.steps.empty
     assert "No steps of image 'ecs-nod'. Did you mean 'ecs-node'?" in str(found)
     assert "Recorded images: ecs-node, gc-fwd." in found._repr_html_()
 
 
-def test_a_region_without_steps_is_told_and_one_that_is_none_is_refused(kept: Tables) -> None:
+def test_a_region_without_steps_is_reported_and_an_unknown_one_refused(kept: Tables) -> None:
     assert "Recorded regions: eu-central-1, us-east-1." in str(recorded.read(tables=kept, region="sa-east-1"))
     with pytest.raises(errors.ParameterError, match="Did you mean 'eu-central-1'") as caught:
         recorded.read(tables=kept, region="eu-centrall-1")
     assert caught.value.exit_code == 2
 
 
-def test_a_path_that_is_none_is_refused(kept: Tables) -> None:
+def test_an_unknown_method_is_refused(kept: Tables) -> None:
     with pytest.raises(errors.ParameterError, match="Did you mean 'direct'"):
         recorded.read(tables=kept, via="dirct")
 
 
-def test_parts_that_never_met_are_told(kept: Tables) -> None:
+def test_a_combination_without_steps_is_reported(kept: Tables) -> None:
     found = recorded.read(tables=kept, image="ecs-node", region="us-east-1")
     assert str(found) == "No steps of image 'ecs-node', region 'us-east-1'."
 
 
-def test_an_empty_table_says_what_to_do(tmp_path: Path) -> None:
+def test_an_empty_table_suggests_a_publish(tmp_path: Path) -> None:
     assert "Publish an image first" in str(recorded.read(tables=Tables(tmp_path), image="ecs-node"))
 
 
-def test_a_tenth_of_a_second_is_nothing_to_speak_of() -> None:
+def test_a_difference_below_a_second_is_never_slow() -> None:
     assert timings.slow(steps(*[{"seconds": 0.1}] * 9, {"seconds": 0.9})).empty
 
 
-def test_slow_steps_are_found_where_they_were_though_later_ones_are_fast() -> None:
+def test_earlier_slow_steps_are_found_after_later_fast_ones() -> None:
     rows = [{"seconds": 10}] * 9 + [{"seconds": 100}] + [{"seconds": 10}] * 3
     assert list(timings.slow(steps(*rows))["run_id"]) == ["r9"]
     summary = timings.summary(steps(*rows))
     assert (summary.loc[0, "slow"], summary.loc[0, "last_slow"]) == (1, False)
 
 
-def test_the_change_is_of_the_last_ten_against_those_before() -> None:
+def test_the_change_compares_the_last_ten_steps_with_earlier_ones() -> None:
     rows = [{"seconds": 10}] * 8 + [{"seconds": 15}] * 10
     assert timings.summary(steps(*rows)).loc[0, "change"] == pytest.approx(0.5)
     assert pd.isna(timings.summary(steps(*rows[1:])).loc[0, "change"])
@@ -278,7 +278,7 @@ def test_the_trend_is_by_week() -> None:
     assert list(table["p50_seconds"]) == [4, 9]
 
 
-def test_the_trend_mixes_no_images_regions_or_paths(team: pd.DataFrame) -> None:
+def test_the_trend_separates_images_regions_and_methods(team: pd.DataFrame) -> None:
     table = timings.trend(team, every="MS")
     assert not table.duplicated([*timings.GROUP, "period"]).any()
     assert len(table[["image", "region"]].drop_duplicates()) == 6
@@ -286,7 +286,7 @@ def test_the_trend_mixes_no_images_regions_or_paths(team: pd.DataFrame) -> None:
     assert (means.max() / means.min()).max() < 1.8
 
 
-def test_direct_and_import_stand_side_by_side(team: pd.DataFrame) -> None:
+def test_direct_and_import_are_compared(team: pd.DataFrame) -> None:
     table = timings.compare(team).set_index(["image", "region"])
     made = timings.snapshots(team)
     some = made[(made["image"] == "gc-fwd") & (made["region"] == "us-east-1")]
@@ -300,7 +300,7 @@ def test_direct_and_import_stand_side_by_side(team: pd.DataFrame) -> None:
     assert (table["direct_sent_bytes"] < table["import_sent_bytes"] / 5).all()
 
 
-def test_a_run_that_found_its_upload_there_is_not_compared() -> None:
+def test_a_run_that_reused_its_upload_is_not_compared() -> None:
     frame = steps(
         {"run_id": "a", "step": "upload", "status": "reused", "seconds": 0.1, "via": "import", "image": "x"},
         {"run_id": "a", "step": "import", "seconds": 100, "bytes": 2**30, "via": "import", "image": "x"},
@@ -332,7 +332,7 @@ def tables_for_people(frame: pd.DataFrame) -> list[Shown]:
 NOT_FOR_PEOPLE = re.compile(r"\b(nan|nat|none|na|<NA>)\b|\d\.\d{3,}|\be[+-]\d", re.IGNORECASE)
 
 
-def test_people_read_no_nan_and_no_six_decimals(team: pd.DataFrame) -> None:
+def test_tables_show_no_nan_and_no_six_decimals(team: pd.DataFrame) -> None:
     some = steps({"seconds": 3, "status": "failed"}, {"step": "build", "seconds": 1.23456})
     for frame in (team, some):
         for table in tables_for_people(frame):
@@ -340,7 +340,7 @@ def test_people_read_no_nan_and_no_six_decimals(team: pd.DataFrame) -> None:
     assert "4 min" in str(timings.show_summary(timings.summary(team)))
 
 
-def test_an_empty_history_says_so() -> None:
+def test_an_empty_history_has_a_message() -> None:
     for table in tables_for_people(steps()):
         assert not len(table)
         assert str(table).endswith(".")
@@ -371,7 +371,7 @@ def test_the_pictures_have_axes_with_units_and_no_warning(
     assert {"import", "direct"} <= set(words(figure).split())
 
 
-def test_the_slow_are_ringed(team: pd.DataFrame) -> None:
+def test_slow_steps_have_a_ring(team: pd.DataFrame) -> None:
     assert "slower than usual" in words(timing_plots.plot_trend(team))
     assert "slow" not in words(timing_plots.plot_trend(steps({"seconds": 4})))
 
@@ -392,7 +392,9 @@ def test_the_trend_has_readable_dates_and_only_steps_that_matter(team: pd.DataFr
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_the_pictures_read_on_any_ground(plot: Callable[[pd.DataFrame], Figure], team: pd.DataFrame) -> None:
+def test_the_plots_are_readable_on_any_background(
+    plot: Callable[[pd.DataFrame], Figure], team: pd.DataFrame
+) -> None:
     figure = plot(team)
     figure.draw_without_rendering()
     ground = figure.get_facecolor()
@@ -403,7 +405,7 @@ def test_the_pictures_read_on_any_ground(plot: Callable[[pd.DataFrame], Figure],
 
 
 @pytest.mark.long(seconds=3)
-def test_no_two_words_of_a_picture_collide(team: pd.DataFrame) -> None:
+def test_no_two_texts_of_a_plot_overlap(team: pd.DataFrame) -> None:
     one_run = team[team["run_id"] == team["run_id"].iloc[0]]
     for frame in (team, one_run):
         for plot in PLOTS:
@@ -422,7 +424,7 @@ def collisions(figure: Figure) -> list[tuple[str, str]]:
     ]
 
 
-def test_a_line_of_the_trend_is_of_one_image_region_and_path(team: pd.DataFrame) -> None:
+def test_a_line_of_the_trend_has_one_image_region_and_method(team: pd.DataFrame) -> None:
     figure = timing_plots.plot_trend(team)
     done = team[(team["status"] == "created") & (team["step"] == "upload")]
     for axes, image in zip(figure.axes[3:6], ("gc-fwd", "ecs-node", "actions-runner"), strict=True):
@@ -442,7 +444,7 @@ def test_the_trend_s_lines_jump_no_more_than_one_region_s_medians(team: pd.DataF
                 assert heights.max() / heights.min() < 1.3
 
 
-def test_what_is_usual_is_written_for_each_image_and_region(team: pd.DataFrame) -> None:
+def test_the_usual_duration_is_shown_for_each_image_and_region(team: pd.DataFrame) -> None:
     figure = timing_plots.plot_usual(team)
     (panel,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "gc-fwd, us-east-1"]
     table = timings.summary(team).set_index(["image", "region", "step", "via"])
@@ -454,7 +456,7 @@ def test_what_is_usual_is_written_for_each_image_and_region(team: pd.DataFrame) 
     ]
 
 
-def test_the_pictures_say_what_they_leave_out(team: pd.DataFrame) -> None:
+def test_the_plots_name_what_they_omit(team: pd.DataFrame) -> None:
     many = pd.concat(
         [
             team.assign(region=f"{n}-east", image=team["image"] + f"-{n}", run_id=team["run_id"] + f"-{n}")
@@ -468,12 +470,12 @@ def test_the_pictures_say_what_they_leave_out(team: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("colour", [*figures.METHOD_COLOURS.values(), figures.ALARM])
 @pytest.mark.parametrize("ground", [figures.GROUND, "#111111"])
-def test_colours_are_seen_on_a_light_and_on_a_dark_ground(colour: str, ground: str) -> None:
+def test_colours_are_visible_on_light_and_dark_backgrounds(colour: str, ground: str) -> None:
     assert contrast(colour, ground) >= 3
 
 
 @pytest.mark.parametrize("seconds", [[], [0.0], [8.4, 8.5], [2, 2400], [0.01, 10**6]])
-def test_a_scale_of_durations_has_round_ones_with_units(seconds: list[float]) -> None:
+def test_an_axis_of_durations_has_round_labels_with_units(seconds: list[float]) -> None:
     axes = figures.new_figure().subplots()
     figures.duration_scale(axes, seconds)
     low, high = axes.get_ylim()
@@ -484,7 +486,7 @@ def test_a_scale_of_durations_has_round_ones_with_units(seconds: list[float]) ->
 
 
 def contrast(one: Any, other: Any) -> float:
-    """Return the contrast of two colours as WCAG defines it."""
+    """Return the WCAG contrast of two colours."""
     low, high = sorted(luminance(colour) for colour in (one, other))
     return (high + 0.05) / (low + 0.05)
 
@@ -496,9 +498,7 @@ def luminance(colour: Any) -> float:
 
 @pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_the_pictures_are_drawn_of_little_or_nothing(
-    plot: Callable[[pd.DataFrame], Figure], count: int
-) -> None:
+def test_the_plots_work_with_few_or_no_steps(plot: Callable[[pd.DataFrame], Figure], count: int) -> None:
     rows: list[dict[str, object]] = [
         {"run_id": "a", "step": "upload", "seconds": 0.0},
         {"run_id": "a", "seconds": 3.0},

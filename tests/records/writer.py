@@ -1,4 +1,4 @@
-"""A process of its own that appends to a table; started with ``python writer.py LOCATION WRITER COUNT``."""
+"""A program that appends to a table: ``python writer.py LOCATION WRITER COUNT``."""
 
 from __future__ import annotations
 

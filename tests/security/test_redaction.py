@@ -1,4 +1,4 @@
-"""A secret is found however it is written, and what is no secret stays whatever the environment says."""
+"""Secrets are found in every notation, and other texts are never redacted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from vmsnix_ops import redaction
 from vmsnix_ops.redaction import LineRedactor, Redactor, find_secret, secret_values
 
-VALUE = "Zq7/hunter+Xk29=pL"  # known from the environment, without a shape of its own
+VALUE = "Zq7/hunter+Xk29=pL"  # a secret of the environment, which no pattern matches
 SHORT = "hunter22x"
 KEY = "A1/b" * 10
 ACCESS = "AKIA" + "ABCDEFGHIJKLMNOP"
@@ -62,7 +62,7 @@ COLOURED = {
 
 
 @pytest.mark.parametrize("case", COLOURED)
-def test_colours_markup_and_escapes_do_not_hide_a_key(case: str) -> None:
+def test_colours_markup_and_escapes_do_not_hide_a_secret(case: str) -> None:
     text = COLOURED[case]
     clean = Redactor().text(f"before {text} after")
     assert find_secret(text)
@@ -127,7 +127,7 @@ def test_a_known_secret_is_found_in_every_form(case: str) -> None:
             assert word not in VALUE
     clean = clean.replace("[secret removed: secret of the environment]", " ")
     for run in re.findall(r"[A-Za-z0-9+/]{8,}", clean.translate(str.maketrans("-_", "+/"))):
-        for shift in range(4):  # nothing that can be decoded is left of it
+        for shift in range(4):  # no decodable part is left
             kept = base64.b64decode(run[shift:] + "A" * (-len(run[shift:]) % 4))
             assert VALUE[:8].encode() not in kept
 
@@ -171,14 +171,14 @@ HARMLESS_VARIABLES = {
 
 
 @pytest.mark.parametrize("name", SECRET_VARIABLES)
-def test_a_variable_that_is_called_secret_is_secret(name: str) -> None:
+def test_a_variable_with_a_secret_name_is_secret(name: str) -> None:
     value = SECRET_VARIABLES[name]
     assert secret_values({name: value}) == (value,)
     assert value not in Redactor(secret_values({name: value})).text(f"it is '{value}'.")
 
 
 @pytest.mark.parametrize("name", HARMLESS_VARIABLES)
-def test_a_value_that_cannot_be_secret_is_none(name: str) -> None:
+def test_a_harmless_value_is_not_secret(name: str) -> None:
     assert secret_values({name: HARMLESS_VARIABLES[name]}) == ()
 
 
@@ -203,7 +203,7 @@ def test_a_value_that_cannot_be_secret_is_none(name: str) -> None:
         "token_file",
     ],
 )
-def test_a_variable_that_says_where_a_secret_is_holds_none(name: str) -> None:
+def test_the_path_of_a_secret_is_not_secret(name: str) -> None:
     value = "not/there:whatever-it-says"
     assert secret_values({name: value}) == ()
     assert secret_values({name.upper() + "_TOKEN": value}) == (() if name == "PUBLIC_KEY" else (value,)), (
@@ -246,7 +246,7 @@ NAMES = st.sampled_from(
 
 
 def pieces() -> Any:
-    """Return values that an environment may have: anything, what we print, and any part of it."""
+    """Return possible values of a variable: any text, our output, and any part of it."""
     part = st.builds(
         lambda text, start, size: text[start : start + size],
         st.sampled_from(["".join(PARTS), "0123456789abcdef" * 4, "da39a3ee5e6b4b0d3255bfef95601890afd80709"]),
@@ -258,7 +258,7 @@ def pieces() -> Any:
 
 @settings(deadline=None, max_examples=400)
 @given(st.dictionaries(NAMES, pieces(), max_size=5))
-def test_ids_arns_counts_paths_and_digests_survive_any_environment(environment: dict[str, str]) -> None:
+def test_ids_arns_counts_paths_and_digests_are_never_redacted(environment: dict[str, str]) -> None:
     clean = Redactor(secret_values(environment))
     for text in SURVIVORS:
         assert clean.text(text) == text
@@ -274,7 +274,7 @@ def test_ids_arns_counts_paths_and_digests_survive_any_environment(environment: 
         "vmsnix/ecs-node/stable",
     ],
 )
-def test_a_name_in_an_arn_or_a_path_survives_whatever_its_length(value: str, tmp_path: Path) -> None:
+def test_a_name_in_an_arn_or_a_path_is_never_redacted(value: str, tmp_path: Path) -> None:
     clean = redactor(KMS_KEY=value)
     (tmp_path / value).mkdir(parents=True)
     for text in (f"arn:aws:kms:us-east-1:012345678901:key/{value}", f"{tmp_path / value}/result.json"):
@@ -283,7 +283,7 @@ def test_a_name_in_an_arn_or_a_path_survives_whatever_its_length(value: str, tmp
 
 
 @pytest.mark.parametrize("value", [SHORT, VALUE.replace("/", "_")])
-def test_the_name_of_a_file_hides_no_secret(value: str, tmp_path: Path) -> None:
+def test_a_secret_file_name_is_redacted(value: str, tmp_path: Path) -> None:
     (tmp_path / f"a-{value}").touch()
     assert value not in redactor(X_PASSWORD=value).text(f"wrote {tmp_path}/a-{value} (1 byte)")
 
@@ -316,14 +316,14 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("case", PICTURES)
-def test_a_picture_with_a_secret_is_left_out(case: str) -> None:
+def test_a_picture_with_a_secret_is_removed(case: str) -> None:
     bundle = {"image/png": PICTURES[case], "text/plain": "<Figure>"}
     kept = json.dumps(redactor().value(bundle))
     assert PICTURES[case] not in kept
     assert "[secret removed" in kept
 
 
-def test_a_picture_without_one_stays() -> None:
+def test_a_picture_without_a_secret_is_kept() -> None:
     noise = bytes(random.Random(1).randrange(256) for _ in range(200_000))
     bundle = {
         "image/png": png((b"IDAT", noise), (b"tEXt", b"Software\0Matplotlib")),
@@ -332,7 +332,7 @@ def test_a_picture_without_one_stays() -> None:
     assert redactor().value(bundle) == bundle
 
 
-def test_a_notebook_is_clean_in_every_corner() -> None:
+def test_a_notebook_is_redacted_everywhere() -> None:
     def data(**more: str) -> dict[str, Any]:
         uri = f"<img src='data:image/png;base64,{PICTURES['a text of a PNG']}'>"
         svg = f"<svg><text>{VALUE[:6]}<tspan>{VALUE[6:]}</tspan></text></svg>"
@@ -436,7 +436,7 @@ def test_a_file_of_any_kind_is_kept_without_its_secret(name: str) -> None:
         assert [list(json.loads(line)) for line in clean.splitlines()] == [["a"], ["secret_key"]]
 
 
-def test_a_file_without_one_is_the_same_to_the_byte() -> None:
+def test_a_file_without_a_secret_is_unchanged() -> None:
     for content in (b'{"a":   1}\r\n', b"\xff\xfe\0", bytes(range(256)), "caf\u00e9".encode(), b""):
         assert redactor().content(content, "a.json") is content
 
@@ -457,7 +457,7 @@ def test_many_credentials_do_not_make_texts_slow() -> None:
         many.text("ami-0123456789abcdef0 is in use")
 
 
-def test_a_secret_beyond_the_piece_that_is_searched_at_once_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_after_the_first_piece_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_UNPACKED_BYTES", 1000)
     for before in (990, 5000):
         content = bytes(random.Random(1).choices(b"abc \n", k=before)) + VALUE.encode()
@@ -481,7 +481,7 @@ def test_large_texts_are_redacted_in_linear_time() -> None:
         clean.text(piece * (600_000 // len(piece)))
 
 
-def test_a_line_without_an_end_does_not_grow_for_ever_and_hides_nothing() -> None:
+def test_a_line_without_an_end_has_limited_memory_and_is_redacted() -> None:
     lines = LineRedactor(redactor())
     shown = []
     for number in range(400):

@@ -1,4 +1,4 @@
-"""Secrets are planted where they could slip in: rows of tables, results, tags, errors, parameters."""
+"""Secrets in rows of tables, results, tags, errors and parameters are removed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("case", PLANTED)
-def test_a_row_of_a_table_keeps_none(case: str, tmp_path: Path) -> None:
+def test_a_row_of_a_table_contains_no_secret(case: str, tmp_path: Path) -> None:
     tables = Tables(tmp_path / "history")
     row = {
         "run_id": "r1",
@@ -78,13 +78,13 @@ def test_a_row_of_a_table_keeps_none(case: str, tmp_path: Path) -> None:
 
 @pytest.fixture(params=["few rows", "many rows"])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redact a table as one of few rows, and as one of many."""
+    """Redact a table as a small and as a large one."""
     if request.param == "many rows":
         monkeypatch.setattr(secrets, "FEW_ROWS", 0)
 
 
 @pytest.mark.usefixtures("rows")
-def test_a_value_that_the_environment_calls_secret_is_found_by_itself(
+def test_a_secret_of_the_environment_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "an-ordinary-looking-word")
@@ -94,7 +94,7 @@ def test_a_value_that_the_environment_calls_secret_is_found_by_itself(
 
 
 @pytest.mark.usefixtures("rows")
-def test_credentials_in_use_are_found_whatever_is_in_them() -> None:
+def test_credentials_in_use_are_found_with_any_characters() -> None:
     values = [
         "a.b*c+d?e(f)g[h]",
         "slash/and+plus/1234==",
@@ -107,20 +107,20 @@ def test_credentials_in_use_are_found_whatever_is_in_them() -> None:
 
 
 @pytest.mark.usefixtures("rows")
-def test_a_table_without_secrets_is_not_touched() -> None:
+def test_a_table_without_secrets_is_unchanged() -> None:
     data = pa.table({"text": ["ami-0123456789abcdef0", None], "number": [1, 2]})
     assert without_secrets(data) is data
 
 
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("case", PLANTED)
-def test_the_hint_never_misses_what_a_shape_finds(case: str) -> None:
+def test_the_hint_matches_whatever_a_pattern_matches(case: str) -> None:
     column = pa.table({"text": [PLANTED[case]]})
     assert bare(without_secrets(column).column("text").to_pylist()[0])
 
 
 @pytest.mark.usefixtures("rows")
-def test_the_hint_never_misses_what_a_shape_finds_by_chance() -> None:
+def test_the_hint_matches_whatever_a_pattern_matches_in_random_text() -> None:
     chance = random.Random(5)
     starts = [
         "AKIA",
@@ -150,32 +150,32 @@ def test_lists_of_result_json_stay_lists(run: Any) -> None:
         assert json.loads(path.read_text())["amis"] == given
 
 
-def test_result_json_keeps_none(run: Any) -> None:
+def test_result_json_contains_no_secret(run: Any) -> None:
     path = write_result(run, {"status": "failed", "notes": list(PLANTED.values()), "more": {"deep": PLANTED}})
     assert bare(path.read_text())
     assert json.loads(path.read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize("case", PLANTED)
-def test_a_tag_that_the_operator_gives_is_refused(case: str) -> None:
+def test_a_secret_in_a_given_tag_is_refused(case: str) -> None:
     with pytest.raises(errors.ParameterError, match="contains a secret") as caught:
         tags.check_tags({"Note": PLANTED[case]})
     assert bare(str(caught.value))
 
 
 @pytest.mark.parametrize("case", PLANTED)
-def test_a_tag_of_ours_is_cleaned(case: str) -> None:
+def test_a_secret_in_a_vmsnix_tag_is_redacted(case: str) -> None:
     (tag,) = tags.to_list({tags.FLAKE: PLANTED[case]})
     assert bare(tag["Value"])
     assert "[secret removed" in tag["Value"]
 
 
-def test_json_stays_json_when_a_private_key_is_cut() -> None:
+def test_json_stays_valid_when_a_private_key_is_removed() -> None:
     text = json.dumps({"error": "-----BEGIN " + "PRIVATE KEY-----\nMIIEow", "code": 1})
     assert json.loads(Redactor().json(text))["code"] == 1
 
 
-def test_what_the_sandbox_hands_out_is_known_for_a_secret_too() -> None:
+def test_credentials_of_the_sandbox_are_secret_too() -> None:
     from vmsnix_ops.sandbox import sandbox
 
     with sandbox() as aws:
