@@ -24,9 +24,9 @@ from vmsnix_ops import files
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.progress import Event
 from vmsnix_ops.records.run_context import new_run_id
+from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks import parameters
 from vmsnix_ops.runbooks.evidence import archive
-from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
 from vmsnix_ops.runbooks.execution import kernels
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.records.result import KEYS, parse, runs_row
+from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks.evidence import archive
-from vmsnix_ops.runbooks.evidence.secrets import Redactor
 from vmsnix_ops.runbooks.execution.verdict import PARTIAL, Failure
 from vmsnix_ops.settings import user_name
 

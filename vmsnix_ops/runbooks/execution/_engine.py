@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from vmsnix_ops.runbooks.evidence.secrets import Inbox
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+    from vmsnix_ops.runbooks.execution._secrets import Inbox
 
 ENGINE = "vmsnix"
 QUIET = logging.getLogger("vmsnix_ops.runbooks.engine")

@@ -66,7 +66,7 @@ def _know_secrets() -> None:
     descriptor = os.environ.pop("VMSNIX_SECRETS", "")
     if not descriptor:
         return
-    from vmsnix_ops.runbooks.evidence.secrets import report_to
+    from vmsnix_ops.runbooks.execution._secrets import report_to
 
     report_to(int(descriptor))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops import files
 from vmsnix_ops.progress import Event, LogLines, counted
-from vmsnix_ops.runbooks.evidence.secrets import LineRedactor, Redactor
+from vmsnix_ops.redaction import LineRedactor, Redactor
 from vmsnix_ops.text import lines as as_lines
 from vmsnix_ops.text import plain
 

@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vmsnix_ops import settings as settings_module
 from vmsnix_ops.errors import ConfirmationError, ParameterError, RunError
 from vmsnix_ops.records.run_context import new_run_id
+from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import writing
-from vmsnix_ops.runbooks.evidence.secrets import Inbox, Redactor
 from vmsnix_ops.runbooks.execution import kernels, side_effects
 from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
 from vmsnix_ops.runbooks.execution._output import Limits, Live
+from vmsnix_ops.runbooks.execution._secrets import Inbox
 from vmsnix_ops.runbooks.execution.verdict import Failure, judge, kept_error
 
 if TYPE_CHECKING:

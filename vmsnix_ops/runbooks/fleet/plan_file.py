@@ -45,9 +45,9 @@ from pydantic import (
 from vmsnix_ops import files
 from vmsnix_ops.errors import ParameterError, PlanError, RunError, UnknownRunbookError, nearest
 from vmsnix_ops.progress import counted
+from vmsnix_ops.redaction import find_secret
 from vmsnix_ops.region_names import known_regions
 from vmsnix_ops.runbooks import catalog, parameters
-from vmsnix_ops.runbooks.evidence.secrets import find_secret
 from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.runbooks.fleet.worker import CREDENTIALS, Account, Target
 

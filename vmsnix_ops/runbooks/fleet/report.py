@@ -16,8 +16,8 @@ from vmsnix_ops import display, files, templates
 from vmsnix_ops.errors import InterruptedRunError, PartialError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.records.result import KEYS, Result
+from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence import archive, github
-from vmsnix_ops.runbooks.evidence.secrets import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence.writing import bring
 from vmsnix_ops.text import link_target
 

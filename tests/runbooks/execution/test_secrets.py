@@ -12,8 +12,8 @@ import nbformat
 import pytest
 
 from tests.support import wait_until
-from vmsnix_ops.redaction import remembered
-from vmsnix_ops.runbooks.evidence.secrets import Inbox, LineRedactor, Redactor, find_secret, secret_values
+from vmsnix_ops.redaction import LineRedactor, Redactor, find_secret, remembered, secret_values
+from vmsnix_ops.runbooks.execution._secrets import Inbox
 
 # Put together here, so that nobody's scanner takes this file for a leak.
 KEY = "A" * 40
