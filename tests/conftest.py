@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from tests import hanging, parts, quick
 from vmsnix_ops import redaction
-from vmsnix_ops.runbooks.execution.execute import without_grammar
+from vmsnix_ops.runbooks.execution.execute import without_rfc3987
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NOWHERE = "http://127.0.0.1:9"  # the port "discard": nobody answers there
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 
-with without_grammar():
+with without_rfc3987():
     import nbformat  # noqa: F401  (before a test imports it, with a grammar that takes a second)
 
 ERRORS = pytest.StashKey[int]()

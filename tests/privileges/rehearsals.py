@@ -503,14 +503,14 @@ def keep_and_read_evidence(account: Account, actions: Actions) -> None:
     work, run_id = account.image.parent / "runs", new_run_id("publish-ami")
     shelf = runs.Archive(f"s3://{BUCKET}/vmsnix/archive", work, environment)
     entry: dict[str, object] = {"run_id": run_id, "runbook": "publish-ami", "status": "running"}
-    folder = archive.open_folder(shelf.place, run_id, entry, work=work, environment=environment)
+    folder = archive.open_folder(shelf.location, run_id, entry, work=work, environment=environment)
     folder.path(archive.REPORT).write_text("the page")
-    kept = folder.keep(archive.REPORT)
+    kept = folder.store(archive.REPORT)
     assert kept is not None
     files = {archive.REPORT: kept.to_json()}
     folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files})
     folder.close(done=True)
-    assert shelf.fetch(shelf.find(run_id), archive.REPORT) == b"the page"
+    assert shelf.read_file(shelf.find(run_id), archive.REPORT) == b"the page"
 
 
 REHEARSALS: dict[str, Rehearsal] = {

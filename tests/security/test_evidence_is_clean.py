@@ -249,7 +249,7 @@ def test_a_file_that_cannot_be_read_hides_no_other_and_is_listed(tmp_path: Path)
         "import sys; from pathlib import Path; from vmsnix_ops.runbooks.evidence.archive import RunFolder\n"
         "from vmsnix_ops.redaction import Redactor\n"
         "folder = RunFolder('r1', Path(sys.argv[1]), '', {}, Redactor((sys.argv[2],)))\n"
-        "print(*folder.clean(), *folder.names(), sep='\\n')"
+        "print(*folder.redact(), *folder.names(), sep='\\n')"
     )
     as_user = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
     if as_user and shutil.which("setpriv") is None:

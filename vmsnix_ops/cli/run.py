@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from vmsnix_ops.runbooks.declarations import Parameter
-    from vmsnix_ops.runbooks.evidence.runs import Entry
+    from vmsnix_ops.runbooks.evidence.runs import ArchivedRun
 
     ParamType = click.ParamType[Any]
 else:
@@ -160,7 +160,7 @@ def run() -> None:
     """
 
 
-def runbook_command(name: str, past: Entry | None = None) -> click.Command:
+def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command:
     """Return the command of one runbook, made from its parameters cell.
 
     Parameters
@@ -249,7 +249,7 @@ def _common_options(runbook: catalog.Runbook) -> list[click.Option]:
     return options
 
 
-def _callback(runbook: catalog.Runbook, past: Entry | None) -> Callable[..., int]:
+def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..., int]:
     def run_it(
         pairs: tuple[str, ...],
         sandbox: bool,

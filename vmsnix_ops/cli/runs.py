@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-    from vmsnix_ops.runbooks.evidence.runs import Archive, Entry
+    from vmsnix_ops.runbooks.evidence.runs import Archive, ArchivedRun
 
 STATUSES = (*RUN_STATUSES, "unreadable")
 SHOWN = 20
@@ -98,7 +98,7 @@ def runs(
     from vmsnix_ops.runbooks import catalog
 
     runbook = catalog.full_name(runbook) if runbook else ""
-    found = open_archive(archive, sandbox=sandbox).entries(
+    found = open_archive(archive, sandbox=sandbox).runs(
         runbook=runbook, image=image, status=status or "", ami=ami, last=None if everything else last
     )
     if as_json:
@@ -197,7 +197,7 @@ def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], archive: str,
     return code
 
 
-def _past_run(run_id: str, archive: str, *, sandbox: bool) -> Entry:
+def _past_run(run_id: str, archive: str, *, sandbox: bool) -> ArchivedRun:
     """Return the run to repeat; refuse to repeat a run on a sandbox in AWS."""
     from vmsnix_ops.errors import UnknownRunError, UsageError
 
@@ -224,7 +224,7 @@ def open_archive(location: str, *, sandbox: bool) -> Archive:
     return evidence.open_archive(load_settings(sandbox=sandbox), location=location)
 
 
-def _list(entries: list[Entry]) -> None:
+def _list(entries: list[ArchivedRun]) -> None:
     from vmsnix_ops.cli.output import COLOURS, cell, console, new_table
     from vmsnix_ops.progress import human_seconds
 
@@ -245,7 +245,7 @@ def _list(entries: list[Entry]) -> None:
     console().print(table)
 
 
-def _show(entry: Entry) -> None:
+def _show(entry: ArchivedRun) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -289,7 +289,7 @@ def _show(entry: Entry) -> None:
     )
 
 
-def _show_failure(entry: Entry) -> None:
+def _show_failure(entry: ArchivedRun) -> None:
     """Write why a run failed, if it did."""
     from vmsnix_ops.cli.output import cell, console
 
@@ -305,7 +305,7 @@ def _show_failure(entry: Entry) -> None:
             console().print(cell(f"  {failure[part]}", style), soft_wrap=True)
 
 
-def _open_report(archive: Archive, entry: Entry) -> None:
+def _open_report(archive: Archive, entry: ArchivedRun) -> None:
     """Open a run's report in the browser; a report on S3 is copied first."""
     import webbrowser
     from pathlib import Path
@@ -314,7 +314,7 @@ def _open_report(archive: Archive, entry: Entry) -> None:
     from vmsnix_ops.errors import ToolMissingError
     from vmsnix_ops.runbooks.evidence.archive import REPORT
 
-    content = archive.fetch(entry, REPORT)
+    content = archive.read_file(entry, REPORT)
     path = Path(str(entry.values["files"][REPORT]["place"]))
     if archive.remote:
         path = archive.work.parent / "opened" / f"{entry.run_id}.html"

@@ -71,7 +71,7 @@ def test_the_same_evidence_is_not_uploaded_twice(tmp_path: Path, aws: Any) -> No
             f"s3://{BUCKET}", f"run-{number}", {}, work=tmp_path, environment=aws.environment
         )
         folder.path(archive.REPORT).write_text("the same page")
-        first, second = folder.keep(archive.REPORT), folder.keep(archive.REPORT)
+        first, second = folder.store(archive.REPORT), folder.store(archive.REPORT)
         assert first == second
         folder.close(done=True)
     assert puts(aws)["report.html"] == 1
@@ -80,12 +80,12 @@ def test_the_same_evidence_is_not_uploaded_twice(tmp_path: Path, aws: Any) -> No
 def test_an_upload_that_was_cut_short_is_done_again(tmp_path: Path, aws: Any) -> None:
     folder = archive.open_folder(f"s3://{BUCKET}", "run", {}, work=tmp_path, environment=aws.environment)
     folder.path(archive.REPORT).write_text("the page")
-    kept = folder.keep(archive.REPORT)
+    kept = folder.store(archive.REPORT)
     assert kept is not None
     aws.client("s3").put_object(Bucket=BUCKET, Key=kept.place.removeprefix(f"s3://{BUCKET}/"), Body=b"the")
-    assert folder.keep(archive.REPORT) == kept
+    assert folder.store(archive.REPORT) == kept
     assert content(aws, kept.place) == b"the page"
-    folder.rest()
+    folder.release()
 
 
 def test_nothing_is_left_on_this_machine(shelf: Shelf, aws: Any) -> None:

@@ -49,10 +49,10 @@ def put(to: Archive, runbook: str, hour: int, *, close: bool = True, **values: A
     """Archive a run that began at that hour."""
     run_id = new_run_id(runbook, now=START + timedelta(hours=hour))
     entry = {"run_id": run_id, "runbook": runbook, "status": "running"}
-    folder = archive.open_folder(to.place, run_id, entry, work=to.work, environment=to.environment)
+    folder = archive.open_folder(to.location, run_id, entry, work=to.work, environment=to.environment)
     if close:
         folder.path(archive.REPORT).write_text(f"page of {run_id}")
-        kept = folder.keep(archive.REPORT)
+        kept = folder.store(archive.REPORT)
         assert kept is not None
         files = {archive.REPORT: kept.to_json()}
         folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files, **values})
@@ -61,8 +61,8 @@ def put(to: Archive, runbook: str, hour: int, *, close: bool = True, **values: A
 
 
 def test_runs_come_newest_first(shelf: Archive) -> None:
-    assert [one.runbook for one in shelf.entries()] == ["publish-ami", "audit-inventory", "publish-ami"]
-    assert [one.run_id for one in shelf.entries()] == shelf.ids() == sorted(shelf.ids(), reverse=True)
+    assert [one.runbook for one in shelf.runs()] == ["publish-ami", "audit-inventory", "publish-ami"]
+    assert [one.run_id for one in shelf.runs()] == shelf.ids() == sorted(shelf.ids(), reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_runs_come_newest_first(shelf: Archive) -> None:
     ],
 )
 def test_runs_can_be_chosen(shelf: Archive, wanted: dict[str, Any], hours: list[int]) -> None:
-    assert [int(one.run_id[9:11]) for one in shelf.entries(**wanted)] == hours
+    assert [int(one.run_id[9:11]) for one in shelf.runs(**wanted)] == hours
 
 
 def test_an_id_may_be_shortened_as_far_as_it_is_the_only_one(shelf: Archive) -> None:
@@ -106,9 +106,9 @@ def test_a_word_that_is_no_id_leads_nowhere(shelf: Archive, word: str) -> None:
 
 def test_evidence_is_what_was_kept(shelf: Archive) -> None:
     entry = shelf.find(shelf.ids()[0])
-    assert shelf.fetch(entry, archive.REPORT).decode() == f"page of {entry.run_id}"
+    assert shelf.read_file(entry, archive.REPORT).decode() == f"page of {entry.run_id}"
     with pytest.raises(ArchiveError, match=r"has no log\.txt"):
-        shelf.fetch(entry, archive.LOG)
+        shelf.read_file(entry, archive.LOG)
 
 
 def test_changed_evidence_is_refused(shelf: Archive, aws: Any, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_changed_evidence_is_refused(shelf: Archive, aws: Any, tmp_path: Path) -
     else:
         (tmp_path / "archive" / entry.run_id / archive.REPORT).write_text("forged")
     with pytest.raises(ArchiveError, match=r"was changed: .*SHA-256"):
-        shelf.fetch(entry, archive.REPORT)
+        shelf.read_file(entry, archive.REPORT)
 
 
 def test_removed_evidence_is_named(shelf: Archive, aws: Any, tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_removed_evidence_is_named(shelf: Archive, aws: Any, tmp_path: Path) -> 
     else:
         (tmp_path / "archive" / entry.run_id / archive.REPORT).unlink()
     with pytest.raises(ArchiveError, match=f"evidence no longer exists: {place}"):
-        shelf.fetch(entry, archive.REPORT)
+        shelf.read_file(entry, archive.REPORT)
 
 
 def test_a_run_under_way_is_running_and_a_dead_one_is_lost(shelf: Archive) -> None:
     run_id = put(shelf, "publish-ami", 3, close=False)
     local = (shelf.work if shelf.remote else shelf.work.parent / "archive") / run_id
-    with (local / archive.ALIVE).open() as alive:
+    with (local / archive.LOCK).open() as alive:
         import fcntl
 
         # The lock of `open_folder` went away with its folder object only when this process ends, so that a
@@ -144,10 +144,10 @@ def test_a_run_under_way_is_running_and_a_dead_one_is_lost(shelf: Archive) -> No
         with pytest.raises(BlockingIOError):
             fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert shelf.find(run_id).status == "running"
-    (local / archive.ALIVE).unlink()
-    (local / archive.ALIVE).touch()  # as a killed process leaves it: there, and locked by nobody
+    (local / archive.LOCK).unlink()
+    (local / archive.LOCK).touch()  # as a killed process leaves it: there, and locked by nobody
     assert shelf.find(run_id).status == "lost"
-    assert [one.run_id for one in shelf.entries(status="lost")] == [run_id]
+    assert [one.run_id for one in shelf.runs(status="lost")] == [run_id]
 
 
 def test_a_torn_entry_is_listed_as_unreadable_and_hides_no_other(
@@ -160,22 +160,22 @@ def test_a_torn_entry_is_listed_as_unreadable_and_hides_no_other(
     else:
         (tmp_path / "archive" / torn).mkdir()
         (tmp_path / "archive" / torn / "result.json").write_text('{"run_')
-    assert [one.run_id for one in shelf.entries(status="unreadable")] == [torn]
-    assert len(shelf.entries()) == 4
+    assert [one.run_id for one in shelf.runs(status="unreadable")] == [torn]
+    assert len(shelf.runs()) == 4
     with pytest.raises(ArchiveError, match="damaged"):
         shelf.find(torn)
 
 
 def test_an_archive_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     nowhere = Archive(str(tmp_path / "nowhere"), tmp_path / "work")
-    assert nowhere.entries() == []
+    assert nowhere.runs() == []
     with pytest.raises(UnknownRunError, match="contains no runs yet"):
         nowhere.find("2026")
 
 
 def test_a_bucket_that_cannot_be_read_is_named(aws: Any, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"Could not read the archive: s3://no-such-bucket.*NoSuchBucket"):
-        Archive("s3://no-such-bucket", tmp_path, aws.environment).entries()
+        Archive("s3://no-such-bucket", tmp_path, aws.environment).runs()
 
 
 def test_listing_the_newest_reads_few_entries(aws: Any, tmp_path: Path) -> None:
@@ -186,5 +186,5 @@ def test_listing_the_newest_reads_few_entries(aws: Any, tmp_path: Path) -> None:
         body = json.dumps({"run_id": run_id, "runbook": "publish-ami", "status": "done"}).encode()
         s3.put_object(Bucket=BUCKET, Key=f"many/{run_id}/result.json", Body=body)
     aws.calls.clear()
-    assert len(shelf.entries(last=5)) == 5
+    assert len(shelf.runs(last=5)) == 5
     assert Counter(call.operation for call in aws.calls)["GetObject"] < 40

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmsnix_ops.errors import RunError
-from vmsnix_ops.runbooks.evidence.github import outputs, summary, tell
+from vmsnix_ops.runbooks.evidence.github import outputs, summary, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,10 +106,10 @@ def test_a_run_in_github_actions_appends_to_both_files(shelf: Shelf, tmp_path: P
 
 
 def test_elsewhere_nothing_is_written(tmp_path: Path) -> None:
-    tell(VALUES, {})
+    write(VALUES, {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="GITHUB_OUTPUT"):
-        tell(VALUES, {"GITHUB_OUTPUT": str(tmp_path / "no" / "folder")})
+        write(VALUES, {"GITHUB_OUTPUT": str(tmp_path / "no" / "folder")})

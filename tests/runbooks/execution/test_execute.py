@@ -378,7 +378,7 @@ def test_an_interrupt_before_the_first_cell_runs_nothing(shelf: Shelf) -> None:
 
 def test_a_notebook_that_does_not_stop_is_stopped(shelf: Shelf, tmp_path: Path) -> None:
     started = tmp_path / "started"
-    stopper = Interrupter(grace=0.5)
+    stopper = Interrupter(cleanup_seconds=0.5)
 
     def stop() -> None:
         wait_until(started.exists, "the start of the cell")

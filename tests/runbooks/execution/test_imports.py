@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import join
-from vmsnix_ops.runbooks.execution.execute import GRAMMAR, without_grammar
+from vmsnix_ops.runbooks.execution.execute import RFC3987_LIBRARY, without_rfc3987
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 def test_the_grammar_is_left_out_in_one_thread_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
-        if name.partition(".")[0] in (GRAMMAR, "jsonschema"):
+        if name.partition(".")[0] in (RFC3987_LIBRARY, "jsonschema"):
             monkeypatch.delitem(sys.modules, name)
     found: list[object] = []
-    with without_grammar():
+    with without_rfc3987():
         with pytest.raises(ModuleNotFoundError, match="left out"):
-            importlib.import_module(GRAMMAR)
-        other = threading.Thread(target=lambda: found.append(importlib.util.find_spec(GRAMMAR)))
+            importlib.import_module(RFC3987_LIBRARY)
+        other = threading.Thread(target=lambda: found.append(importlib.util.find_spec(RFC3987_LIBRARY)))
         other.start()
         join(other)
     assert found != []  # installed or not, the other thread was told the truth
-    assert importlib.util.find_spec(GRAMMAR) == found[0]
+    assert importlib.util.find_spec(RFC3987_LIBRARY) == found[0]
 
 
 def test_a_process_that_has_it_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", object())
     before = list(sys.meta_path)
-    with without_grammar():
+    with without_rfc3987():
         assert sys.meta_path == before
 
 
@@ -47,7 +47,7 @@ from pathlib import Path
 from vmsnix_ops.runbooks.execution.execute import run
 early = [name for name in ("papermill", "nbformat", "boto3", "pandas", "jinja2") if name in sys.modules]
 outcome = run("try-this", folder=Path({str(shelf.folder)!r}), archive={str(shelf.archive)!r}, record=False)
-late = [name for name in ({GRAMMAR!r}, "pandas", "deltalake", "matplotlib")
+late = [name for name in ({RFC3987_LIBRARY!r}, "pandas", "deltalake", "matplotlib")
         if name in sys.modules]
 print(outcome.verdict, early, late)
 """

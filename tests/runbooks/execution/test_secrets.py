@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import wait_until
 from vmsnix_ops.redaction import LineRedactor, Redactor, find_secret, remembered, secret_values
-from vmsnix_ops.runbooks.execution._secrets import Inbox
+from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
 
 # Put together here, so that nobody's scanner takes this file for a leak.
 KEY = "A" * 40
@@ -147,8 +147,8 @@ def test_a_process_with_a_thousand_open_files_learns_the_credentials_of_a_kernel
         with ExitStack() as files:
             for _ in range(1030):
                 files.enter_context(open(os.devnull))  # noqa: PTH123
-            inbox = files.enter_context(closing(Inbox()))
-            kernel = files.enter_context(socket.socket(fileno=os.dup(inbox.descriptor)))
+            receiver = files.enter_context(closing(SecretReceiver()))
+            kernel = files.enter_context(socket.socket(fileno=os.dup(receiver.descriptor)))
             for value in ("the first secret of a kernel", "the second secret of a kernel"):
                 kernel.send(json.dumps([value]).encode())
                 wait_until(lambda value=value: value in remembered(), "the secret")

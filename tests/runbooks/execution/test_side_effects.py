@@ -10,7 +10,14 @@ from botocore.session import Session
 from tests.support import few, wait_until
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 from vmsnix_ops.errors import ConfirmationError, SideEffectsError
-from vmsnix_ops.runbooks.execution.side_effects import MADE, TAKEN, TAKES_AWAY, Guard, is_read, level
+from vmsnix_ops.runbooks.execution.side_effects import (
+    CREATED_IDS,
+    DELETED_IDS,
+    DELETING_VERBS,
+    Guard,
+    is_read,
+    level,
+)
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -47,13 +54,13 @@ def snapshot(aws: Any, **tags: str) -> str:
 def image(aws: Any, name: str) -> str:
     disk = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot(aws)}}
     ec2 = aws.client("ec2", REGION)
-    asked = {
+    request = {
         "Name": name,
         "Architecture": "x86_64",
         "RootDeviceName": "/dev/sda1",
         "BlockDeviceMappings": [disk],
     }
-    made: str = ec2.register_image(VirtualizationType="hvm", EnaSupport=True, **asked)["ImageId"]
+    made: str = ec2.register_image(VirtualizationType="hvm", EnaSupport=True, **request)["ImageId"]
     return made
 
 
@@ -93,20 +100,20 @@ def test_a_dry_run_of_ec2_is_reading_and_nobody_elses() -> None:
 
 def test_the_tables_name_operations_and_fields_that_there_are() -> None:
     session = Session()
-    for call, path in {**MADE, **TAKEN}.items():
+    for call, path in {**CREATED_IDS, **DELETED_IDS}.items():
         service, operation = call.split(":")
         model = session.get_service_model(service).operation_model(operation)
-        shape = model.output_shape if call in MADE else model.input_shape
+        shape = model.output_shape if call in CREATED_IDS else model.input_shape
         for name in path.split("."):
             assert name in shape.members, call
             shape = shape.members[name]
             shape = shape.member if shape.type_name == "list" else shape
-    assert [call for call in TAKEN if not TAKES_AWAY.match(call.split(":")[1])] == []
+    assert [call for call in DELETED_IDS if not DELETING_VERBS.match(call.split(":")[1])] == []
 
 
 def test_no_read_is_also_taking_away() -> None:
     operations = [action.split(":")[1] for action in PERMISSIONS]
-    assert [name for name in operations if is_read("ec2", name) and TAKES_AWAY.match(name)] == []
+    assert [name for name in operations if is_read("ec2", name) and DELETING_VERBS.match(name)] == []
 
 
 @pytest.mark.parametrize(
@@ -127,9 +134,9 @@ def test_a_dry_run_only_looks(declared: Any, parameters: dict[str, object], allo
 # What a runbook that creates may take away
 
 
-def refused(guard: Guard, client: Any, service: str, operation: str, **asked: Any) -> bool:
+def refused(guard: Guard, client: Any, service: str, operation: str, **request: Any) -> bool:
     try:
-        guard.before(client, service, operation, asked)
+        guard.before(client, service, operation, request)
     except SideEffectsError:
         return True
     return False

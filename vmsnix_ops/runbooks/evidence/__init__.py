@@ -1,1 +1,1 @@
-"""The archive of runs: run folders, redaction, reports, GitHub outputs, repair."""
+"""The evidence of runs: run folders, the archive, reports, GitHub outputs, repair."""

@@ -1,12 +1,12 @@
-"""Where the evidence of runs is kept: on this machine or on S3.
+"""The archive of runs, on this machine or on S3.
 
-A run has an entry, ``<archive>/<run ID>/result.json``, which names everything else with its SHA-256. In a
-local archive the other files lie beside it. In a bucket their keys derive from what is in them
-(``objects/<sha256>/report.html``): an upload that is done again sends nothing, and nobody can change a file
-without breaking its name. See ``docs/decisions/0007-evidence-by-content.md``.
+A run has an entry, ``<archive>/<run ID>/result.json``, which lists its other files with their SHA-256. In a
+local archive, these files are in the same folder. In a bucket their keys derive from their content
+(``objects/<sha256>/report.html``): a repeated upload sends nothing, and a changed file no longer matches its
+key. See ``docs/decisions/0007-evidence-by-content.md``.
 
-A run writes into a local folder from its first second on, so that a killed run leaves what there was. A
-bucket gets the entry at the beginning, which says ``running`` and proves that it can be written, and each
+A run writes into a local folder from the start, so that a killed run leaves its files. A bucket gets the
+entry at the start, with the status ``running``, which proves that the bucket can be written. It gets each
 file once, at the end.
 """
 
@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
     from types_boto3_s3.client import S3Client
 
-
-# The few calls to S3 that an archive in a bucket needs.
+NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
+JOURNAL = "journal.jsonl"  # of a publish, to undo it
+FLEET = "fleet.json"  # the targets of a fleet
+LOCK = ".running"  # locked while the run's process is alive
+MAX_NAME_BYTES = 255
 
 CONTENT_TYPES = {
     "ipynb": "application/x-ipynb+json",
@@ -46,8 +49,8 @@ CONTENT_TYPES = {
     "jsonl": "application/x-ndjson",
     "txt": "text/plain; charset=utf-8",
 }
-ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
-UNKNOWN = frozenset({"403", "AccessDenied"})  # what a HEAD is answered with by who may only write
+NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound"})
+FORBIDDEN = frozenset({"403", "AccessDenied"})  # S3's answer to a HEAD without s3:GetObject
 
 
 def is_remote(archive: str | Path) -> bool:
@@ -55,16 +58,16 @@ def is_remote(archive: str | Path) -> bool:
     return str(archive).startswith("s3://")
 
 
-def split(place: str) -> tuple[str, str]:
+def split(location: str) -> tuple[str, str]:
     """Return bucket and key of an ``s3://`` location."""
-    bucket, _, key = place.removeprefix("s3://").partition("/")
+    bucket, _, key = location.removeprefix("s3://").partition("/")
     return bucket, key
 
 
 @needs("s3:PutObject")
-def put(environment: Mapping[str, str], place: str, content: bytes) -> None:
-    """Write an object. S3 compares the bytes that arrive with their SHA-256."""
-    bucket, key = split(place)
+def put(environment: Mapping[str, str], location: str, content: bytes) -> None:
+    """Write an object. S3 compares the received bytes with their SHA-256."""
+    bucket, key = split(location)
     client(environment).put_object(
         Bucket=bucket,
         Key=key,
@@ -75,32 +78,32 @@ def put(environment: Mapping[str, str], place: str, content: bytes) -> None:
 
 
 @needs("s3:GetObject", "s3:ListBucket", "s3:PutObject")
-def put_once(environment: Mapping[str, str], place: str, content: bytes) -> None:
-    """Write an object whose key derives from its content, unless it is there already."""
+def put_once(environment: Mapping[str, str], location: str, content: bytes) -> None:
+    """Write an object whose key derives from its content, unless it exists."""
     from botocore.exceptions import ClientError
 
-    bucket, key = split(place)
+    bucket, key = split(location)
     try:
-        there = client(environment).head_object(Bucket=bucket, Key=key)
+        existing = client(environment).head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error.response["Error"]["Code"] not in ABSENT | UNKNOWN:
+        if error.response["Error"]["Code"] not in NOT_FOUND | FORBIDDEN:
             raise
     else:
-        if there["ContentLength"] == len(content):
+        if existing["ContentLength"] == len(content):
             return
-    put(environment, place, content)
+    put(environment, location, content)
 
 
 @needs("s3:GetObject", "s3:ListBucket")
-def get(environment: Mapping[str, str], place: str) -> bytes | None:
-    """Return an object's content, or ``None`` when there is none."""
+def get(environment: Mapping[str, str], location: str) -> bytes | None:
+    """Return the content of an object; ``None`` if it does not exist."""
     from botocore.exceptions import ClientError
 
-    bucket, key = split(place)
+    bucket, key = split(location)
     try:
         content = client(environment).get_object(Bucket=bucket, Key=key)["Body"].read()
     except ClientError as error:
-        if error.response["Error"]["Code"] in ABSENT:
+        if error.response["Error"]["Code"] in NOT_FOUND:
             return None
         raise
     return content
@@ -108,7 +111,7 @@ def get(environment: Mapping[str, str], place: str) -> bytes | None:
 
 @needs("s3:ListBucket")
 def folders(environment: Mapping[str, str], archive: str) -> list[str]:
-    """Return the names of what looks like a folder directly below a location."""
+    """Return the names of the folders (common prefixes) directly below a location."""
     bucket, prefix = split(archive.rstrip("/") + "/")
     pages = client(environment).get_paginator("list_objects_v2")
     return [
@@ -119,8 +122,8 @@ def folders(environment: Mapping[str, str], archive: str) -> list[str]:
 
 
 @contextmanager
-def explained(what: str, fix: str) -> Iterator[None]:
-    """Turn what boto3 raises into one error of ours."""
+def archive_errors(what: str, fix: str) -> Iterator[None]:
+    """Turn an error of boto3 into an `ArchiveError`."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -131,12 +134,12 @@ def explained(what: str, fix: str) -> Iterator[None]:
 
 
 def client(environment: Mapping[str, str]) -> S3Client:
-    """Return an S3 client that follows the run's variables, which may be those of a sandbox."""
+    """Return an S3 client that uses the environment variables of a run, such as those of a sandbox."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
     key, secret, token, profile = (environment.get(name) or None for name in names)
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    # As everywhere in AWS, keys in the environment count more than a profile.
+    # Access keys in the environment take precedence over a profile, as in the AWS CLI.
     return _client(key, secret, token, None if key else profile, region or None, endpoint or None)
 
 
@@ -167,23 +170,16 @@ def _client(
     return made
 
 
-NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
-JOURNAL = "journal.jsonl"  # a publish writes it, and whoever undoes it reads it
-FLEET = "fleet.json"  # the targets of a fleet
-LONGEST_NAME = 255  # bytes
-ALIVE = ".running"  # locked while the run's process lives
-
-
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A file of a run, as its entry names it.
+class StoredFile:
+    """A file of a run, as its entry lists it.
 
     Attributes
     ----------
     place
         Path, or ``s3://`` location.
     sha256
-        Of its content, in hexadecimal.
+        SHA-256 of its content, in hexadecimal.
     bytes
         Its size.
     """
@@ -193,26 +189,26 @@ class Kept:
     bytes: int
 
     def to_json(self) -> dict[str, object]:
-        """Return it as ``result.json`` has it."""
+        """Return the entry for ``result.json``."""
         return {"place": self.place, "sha256": self.sha256, "bytes": self.bytes}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The place of one run.
+    """The folder of a run.
 
     Attributes
     ----------
     run_id
-        Whose it is.
+        ID of the run.
     local
         Folder in which the run works.
     remote
-        ``s3://bucket/prefix`` when that is where the archive is, else empty.
+        ``s3://bucket/prefix`` if the archive is on S3; otherwise empty.
     environment
-        Variables with which S3 is reached, when they differ from this process's.
+        Environment variables for S3.
     redactor
-        Who knows what is secret: nothing is written or sent without it.
+        Removes secrets from everything that is written or sent.
     """
 
     run_id: str
@@ -220,12 +216,12 @@ class RunFolder:
     remote: str
     environment: Mapping[str, str]
     redactor: Redactor = field(default_factory=Redactor, repr=False)
-    _alive: list[int] = field(default_factory=list)
-    _seen: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
+    _locks: list[int] = field(default_factory=list)
+    _redacted: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def entry(self) -> str:
-        """Where ``result.json`` is found: a path, or an ``s3://`` location."""
+        """Location of ``result.json``: a path, or an ``s3://`` location."""
         return f"{self.remote}/{self.run_id}/{RESULT}" if self.remote else str(self.local / RESULT)
 
     def path(self, name: str) -> Path:
@@ -233,18 +229,17 @@ class RunFolder:
         return self.local / name
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
-        """Write a JSON file whole or not at all."""
-        clean = self.redactor.value(value)
-        self.write(name, as_json(clean, indent=2) + "\n")
+        """Write a JSON file atomically, without secrets."""
+        self.write(name, as_json(self.redactor.value(value), indent=2) + "\n")
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file whole or not at all, and without secrets."""
+        """Write a file atomically, without secrets."""
         files.write(self.path(name), content, redactor=self.redactor)
 
     def names(self) -> list[str]:
-        """Return the names of all files that the run has left, such as ``"findings.csv"``, but the entry."""
+        """Return the names of all files of the run, such as ``"findings.csv"``, without the entry."""
         found = []
-        for folder, folders, names in os.walk(self.local):  # passes over what cannot be read
+        for folder, folders, names in os.walk(self.local):  # skips folders that cannot be read
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 path = Path(folder, name)
@@ -253,86 +248,86 @@ class RunFolder:
                         found.append(path.relative_to(self.local).as_posix())
         return sorted(name for name in found if name != RESULT)
 
-    def keep(self, name: str) -> Kept | None:
-        """Bring a finished file to where it is kept; ``None`` when the run has no such file.
+    def store(self, name: str) -> StoredFile | None:
+        """Store a finished file in the archive; return ``None`` if the run has no such file.
 
-        Safe to do twice: the place derives from the content, and what is there already is not sent again.
+        Safe to run twice: its location derives from its content, and an existing object is not sent again.
 
         Raises
         ------
         ArchiveError
-            When S3 refuses; the local files stay and the error says where.
+            S3 refused it. The local file is kept, and the error contains its path.
         """
         path = self.path(name)
         if not path.is_file():
             return None
-        content = self._clean(path)
+        content = self._redact_file(path)
         digest = hashlib.sha256(content).hexdigest()
-        place = f"{self.remote}/objects/{digest}/{path.name}" if self.remote else str(path)
-        if self.remote:
-            with self._explained(place):
-                put_once(self.environment, place, content)
-        return Kept(place, digest, len(content))
+        if not self.remote:
+            return StoredFile(str(path), digest, len(content))
+        location = f"{self.remote}/objects/{digest}/{path.name}"
+        with self._archive_errors(location):
+            put_once(self.environment, location, content)
+        return StoredFile(location, digest, len(content))
 
     def close(self, *, done: bool) -> None:
-        """Bring the entry to S3, where the archive is there; then the local copy is not needed.
+        """Release the lock. If the archive is on S3, store the entry there and delete the local copies.
 
         Parameters
         ----------
         done
-            Whether the run has done its job and everything of it is kept. Otherwise its journal stays, by
-            which it can be undone, and what the entry does not name.
+            Whether the run is done and completely stored. Otherwise its journal, which is needed to undo it,
+            and files that the entry does not list are kept.
 
         Raises
         ------
         ArchiveError
-            When S3 refuses; the local files stay and the error says where.
+            S3 refused the entry. The local files are kept, and the error contains their folder.
         """
-        self.rest()
+        self.release()
         if not self.remote:
             return
-        entry = self._clean(self.path(RESULT))
-        with self._explained(self.entry):
+        entry = self._redact_file(self.path(RESULT))
+        with self._archive_errors(self.entry):
             put(self.environment, self.entry, entry)
         if done:
             shutil.rmtree(self.local)
             return
-        kept = set(json.loads(entry).get("files", ())) - {JOURNAL}
-        for name in {*kept, RESULT}:
+        stored = set(json.loads(entry).get("files", ())) - {JOURNAL}
+        for name in {*stored, RESULT}:
             self.path(name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty
             self.local.rmdir()
 
-    def clean(self) -> list[str]:
-        """Take the secrets out of everything that lies in the folder, whoever wrote it.
+    def redact(self) -> list[str]:
+        """Remove secrets from all files in the folder, from their names, and from the targets of links.
 
-        Files are only rewritten when they hold a secret. Links that name one, and names of files that do, are
-        replaced.
+        Only files with a secret are rewritten.
 
         Returns
         -------
         list of str
-            What could not be searched, as sentences; everything else is clean.
+            What could not be searched; everything else has no secrets.
         """
         problems = []
 
         def collect(error: OSError, path: str) -> None:
-            if not isinstance(error, FileNotFoundError):  # of a process that is still at work
-                place = self.redactor.text(os.path.relpath(path, self.local))
-                problems.append(f"{place} could not be searched for secrets: {error.strerror}.")
+            if not isinstance(error, FileNotFoundError):  # a process that still runs has deleted the file
+                name = self.redactor.text(os.path.relpath(path, self.local))
+                problems.append(f"{name} could not be searched for secrets: {error.strerror}.")
 
         walk = os.walk(self.local, topdown=False, onerror=lambda error: collect(error, str(error.filename)))
         for folder, folders, names in walk:
             for name in sorted((*folders, *names)):
-                if name == ALIVE:
+                if name == LOCK:
                     continue
                 try:
-                    self._clean_name(Path(folder, name))
+                    self._redact_path(Path(folder, name))
                 except OSError as error:
                     collect(error, str(Path(folder, name)))
         return problems
 
-    def _clean_name(self, path: Path) -> None:
+    def _redact_path(self, path: Path) -> None:
         try:
             if path.is_symlink():
                 target = str(path.readlink())
@@ -341,63 +336,63 @@ class RunFolder:
                     path.unlink()
                     files.write(path, f"a link to {clean}\n", redactor=self.redactor)
             if path.is_file():
-                self._clean(path)
-        finally:  # a file that cannot be read has a name, too
+                self._redact_file(path)
+        finally:  # also the name of a file that cannot be read
             name = self.redactor.text(path.name)
             if name != path.name:
                 path.rename(_free_name(path, name))
 
-    def _clean(self, path: Path) -> bytes:
-        """Return the content of a file without secrets, after taking them out of the file."""
+    def _redact_file(self, path: Path) -> bytes:
+        """Remove the secrets from a file, and return its content."""
         status = path.stat()
-        seen = (status.st_mtime_ns, status.st_size, self.redactor.version())
+        state = (status.st_mtime_ns, status.st_size, self.redactor.version())
         content = path.read_bytes()
-        if self._seen.get(path) == seen:
+        if self._redacted.get(path) == state:
             return content
         clean = self.redactor.content(content, path.name)
         if clean != content:
-            if path.is_symlink():  # what it leads to is not ours
+            if path.is_symlink():  # do not change the link's target, which is outside of the folder
                 path.unlink()
             try:
                 files.write(path, clean, redactor=self.redactor)
-            except OSError:  # a full disk; its own room is enough for it, and it must not stay as it is
+            except OSError:  # the disk is full: delete the file first, because its secrets must not stay
                 path.unlink()
                 files.write(path, clean, redactor=self.redactor)
             status = path.stat()
-            seen = (status.st_mtime_ns, status.st_size, self.redactor.version())
-        self._seen[path] = seen
+            state = (status.st_mtime_ns, status.st_size, self.redactor.version())
+        self._redacted[path] = state
         return clean
 
-    def rest(self) -> None:
-        """Tell everybody that the run's process has nothing more to do."""
-        while self._alive:
-            os.close(self._alive.pop())
-        with suppress(OSError):  # gone, or something else is in its place
-            self.path(ALIVE).unlink()
-
-    def live(self) -> None:
-        """Tell everybody that the run's process is alive, until `rest` or its death."""
-        descriptor = files.create(self.path(ALIVE), os.O_RDWR)
+    def lock(self) -> None:
+        """Mark the run as running, until `release` or the end of this process."""
+        descriptor = files.create(self.path(LOCK), os.O_RDWR)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._alive.append(descriptor)
+        self._locks.append(descriptor)
 
-    def _explained(self, place: str) -> Any:
-        return explained(
-            f"Could not archive the run: {place}.",
+    def release(self) -> None:
+        """Mark the run as no longer running."""
+        while self._locks:
+            os.close(self._locks.pop())
+        with suppress(OSError):  # deleted, or replaced by a folder
+            self.path(LOCK).unlink()
+
+    def _archive_errors(self, location: str) -> Any:
+        return archive_errors(
+            f"Could not archive the run: {location}.",
             f"Correct the bucket or the permissions. The files of this run are in {self.local}.",
         )
 
 
 def _free_name(path: Path, name: str) -> Path:
-    """Return a path beside another one that has a name, shortened to what file systems take, and is free."""
+    """Return an unused path in the folder of `path`, with a name that is shortened if necessary."""
     name = name.replace("/", "_")
     number = 1
     while True:
         suffix = PurePath(name).suffix if len(PurePath(name).suffix) < 20 else ""
         end = (f" {number}" if number > 1 else "") + suffix
         stem = name.removesuffix(suffix).encode("utf-8", "surrogateescape")
-        shown = stem[: LONGEST_NAME - len(os.fsencode(end))].decode("utf-8", "ignore")
+        shown = stem[: MAX_NAME_BYTES - len(os.fsencode(end))].decode("utf-8", "ignore")
         free = path.with_name(f"{shown}{end}")
         if not os.path.lexists(free):
             return free
@@ -412,7 +407,7 @@ def open_folder(
     work: Path,
     environment: Mapping[str, str],
 ) -> RunFolder:
-    """Make the folder of a run and prove that it can be written, before anything runs.
+    """Create the folder of a run, and write its first entry to the archive, before anything runs.
 
     Parameters
     ----------
@@ -425,12 +420,12 @@ def open_folder(
     work
         Local folder for runs whose archive is on S3.
     environment
-        Variables with which S3 is reached.
+        Environment variables for S3.
 
     Raises
     ------
     ArchiveError
-        When the archive cannot be written.
+        The archive cannot be written.
     """
     remote = str(archive).rstrip("/") if is_remote(archive) else ""
     local = (work if remote else Path(archive)).absolute() / run_id
@@ -439,7 +434,7 @@ def open_folder(
     folder = RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
     try:
         files.make_folder(local, new=True)
-        folder.live()  # first: an entry that says "running" without it belongs to a lost run
+        folder.lock()  # first: a run with an entry "running" and without a lock is lost
         folder.write_json(RESULT, started)
     except OSError as error:
         raise ArchiveError(
@@ -449,35 +444,35 @@ def open_folder(
         ) from error
     if remote:
         try:
-            with explained(
+            with archive_errors(
                 f"Could not write to the archive: {archive}.",
                 "Correct the bucket or the permissions, or use another with --archive. Nothing was run.",
             ):
                 put(environment, folder.entry, folder.path(RESULT).read_bytes())
         except ArchiveError:
-            folder.rest()
+            folder.release()
             shutil.rmtree(local)
             raise
     return folder
 
 
-def is_alive(folder: Path) -> bool:
-    """Whether the process of the run that works in a local folder is alive, as its lock shows."""
+def is_running(folder: Path) -> bool:
+    """Whether the process of the run in a local folder is alive, by its lock."""
     try:
-        file = os.open(folder / ALIVE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # of another user: nobody can tell
+        return True  # unknown: the lock belongs to another user
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True  # locked; or a file system without locks, where nobody can tell
+        return True  # locked, or unknown on a file system without locks
     finally:
         os.close(file)
     return False
 
 
 def archivist_actions() -> tuple[str, ...]:
-    """Return what keeping evidence in a bucket needs, and reading it."""
+    """Return the IAM actions for saving evidence in a bucket, and for reading it."""
     return needs_of(put, put_once, get, folders)

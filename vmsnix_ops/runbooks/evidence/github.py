@@ -1,7 +1,7 @@
-"""What a run tells the GitHub Actions job that it is part of: step outputs and the job's summary.
+"""Write the result of a run to the step outputs and the summary of a GitHub Actions job.
 
-Both are files that the job names by ``$GITHUB_OUTPUT`` and ``$GITHUB_STEP_SUMMARY``; elsewhere nothing is
-written.
+The variables ``GITHUB_OUTPUT`` and ``GITHUB_STEP_SUMMARY`` contain the paths of these files. Outside of
+GitHub Actions, nothing is written.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ FACTS = (
 SUMMARY_BYTES = 900_000  # GitHub drops a step's summary of more than 1 MiB
 
 
-def tell(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Append a run's result to the job's outputs and summary, where there is a job.
+def write(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Append a run's result to the job's outputs and summary; do nothing outside of GitHub Actions.
 
     Parameters
     ----------
     values
         Content of ``result.json``.
     environment
-        Variables of the run.
+        Environment variables of the run.
 
     Raises
     ------
     RunError
-        When a file that the job names cannot be written.
+        A file of the job cannot be written.
     """
     for variable, text in (("GITHUB_OUTPUT", outputs(values)), ("GITHUB_STEP_SUMMARY", summary(values))):
-        place = environment.get(variable)
-        if not place:
+        path = environment.get(variable)
+        if not path:
             continue
         try:
-            with Path(place).open("a", encoding="utf-8") as file:
+            with Path(path).open("a", encoding="utf-8") as file:
                 file.write(Redactor(secret_values(environment)).text(text))
         except OSError as error:
             raise RunError(
-                f"Could not write to {variable}: {place}.",
+                f"Could not write to {variable}: {path}.",
                 why=f"{error.strerror}.",
                 fix="Run inside a GitHub Actions step, or unset the variable.",
             ) from error
 
 
 def outputs(values: Mapping[str, Any]) -> str:
-    """Return a run's plain results in the form of ``$GITHUB_OUTPUT``: one output a key, tables left out."""
+    """Return the texts and numbers of a result in the format of ``GITHUB_OUTPUT``, without its tables."""
     return "".join(
         github_value(str(key), json.dumps(value) if isinstance(value, bool) else value)
         for key, value in values.items()
@@ -77,8 +77,8 @@ def outputs(values: Mapping[str, Any]) -> str:
 def summary(values: Mapping[str, Any]) -> str:
     """Return a run's result as Markdown for the job's summary page."""
     status = str(values["status"])
-    place = " (sandbox)" if values.get("sandbox") else ""
-    lines = [f"## {SYMBOLS.get(status, '')} {markdown(values['runbook'])}: {markdown(status)}{place}", ""]
+    note = " (sandbox)" if values.get("sandbox") else ""
+    lines = [f"## {SYMBOLS.get(status, '')} {markdown(values['runbook'])}: {markdown(status)}{note}", ""]
     error = values.get("failure")
     if error:
         lines += [f"**{markdown(error['what'])}**", ""]
@@ -119,5 +119,5 @@ def _fact(key: str, value: object) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table whose cells are Markdown already."""
+    """Return the lines of a table whose cells are Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

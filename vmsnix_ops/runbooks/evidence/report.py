@@ -1,9 +1,8 @@
-"""An executed notebook as one static page: no scripts, nothing remote, readable in light and dark.
+"""Render an executed notebook as one static page without scripts and without remote content.
 
-nbconvert renders the cells; its own pages link scripts from content networks, an unpinned one among them,
-so the page around the cells is ours. HTML and Markdown of the notebook are cleaned one output at a time, so
-that none can close the element around it. A content security policy in the page makes the browser keep the
-promise.
+nbconvert renders the cells. Its own page template loads scripts from other hosts, so the page uses another
+template. Each HTML and Markdown output is cleaned separately, so that none can close the element around it.
+A content security policy in the page makes the browser refuse everything else.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ FACTS = (
     "package_version",
 )
 
-# What HTML and Markdown of a notebook may have; everything else is left out. An element that is not on the
-# list loses its tags and keeps its text. An inline SVG keeps its shapes, but nothing that could contain HTML,
-# run, or refer to something else.
+# Elements that HTML and Markdown of a notebook may contain. Of any other element, only the text is kept. An
+# inline SVG may contain shapes, but no element that could contain HTML, run a script, or load something.
 TEXT = """
     a abbr b big blockquote br caption center cite code col colgroup dd del details dfn div dl dt em
     figcaption figure font h1 h2 h3 h4 h5 h6 hr i img input ins kbd li mark ol p pre q s samp section small
@@ -68,7 +66,7 @@ SHAPE_ATTRIBUTES = """
 WITHOUT_CONTENT = "script style iframe object noscript noembed noframes template title"
 IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,", re.IGNORECASE)
 
-# CSS of an output: colours, sizes and alignment. Nothing is loaded, and nothing is placed over the page.
+# CSS that an output may contain: colours, sizes and alignment, but no positions and nothing that is loaded.
 PROPERTIES = re.compile(
     r"background(-color)?|border(-(top|right|bottom|left))?(-(color|style|width|radius))?|border-(collapse|spacing)"
     r"|caption-side|color|display|empty-cells|fill|font(-(family|size|style|variant|variant-numeric|weight))?"
@@ -101,7 +99,7 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
     Parameters
     ----------
     notebook
-        Executed ``NotebookNode``, already without secrets.
+        Executed ``NotebookNode`` without secrets.
     values
         Content of ``result.json``.
     """
@@ -121,15 +119,15 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
 
 
 def clean(markup: str) -> str:
-    """Return HTML without anything that runs, loads something, or lies over the rest of the page.
+    """Return HTML that runs nothing, loads nothing, and covers no other part of the page.
 
-    The result is well-formed: it closes what it opens, and nothing else. Style sheets come first, and hold
-    below an element of the class ``output`` only.
+    The result is well-formed. Its style sheets come first, and apply only below an element with the class
+    ``output``.
     """
     if markup.count("<") > FEW and not _is_well_nested(markup):
         return f"<p>{NOT_SHOWN}</p><pre>{html.escape(markup)}</pre>"
-    # nh3 either drops a style sheet or keeps it as it is. So the sheets are taken out and their rules written
-    # anew; whatever the pattern takes for a sheet, the result is only what the lists above allow.
+    # nh3 either removes a style sheet or keeps it unchanged. Therefore the rules of each sheet are parsed and
+    # written again. Whatever the pattern takes for a sheet, only allowed properties are written.
     sheets = re.split(r"<style\b[^<>]*>", markup, flags=re.IGNORECASE)[1:]
     rules = "".join(_rules(sheet.partition("</")[0]) for sheet in sheets)
     return (f"<style>.output {{{rules}}}</style>" if rules else "") + str(_cleaner().clean(markup))
@@ -168,38 +166,38 @@ def _cleaner() -> Cleaner:
         clean_content_tags=set(WITHOUT_CONTENT.split()),
         url_schemes={"https", "http", "mailto", "data"},
         attribute_filter=_attribute,
-        set_tag_attribute_values={"input": {"type": "checkbox", "disabled": ""}},  # of a task list
+        set_tag_attribute_values={"input": {"type": "checkbox", "disabled": ""}},  # in a task list
         link_rel=None,
     )
 
 
 def _attribute(_tag: str, name: str, value: str) -> str | None:
-    """Return the value of an attribute that is on the list, ``None`` to leave it out."""
+    """Return the value of an allowed attribute, or ``None`` to remove the attribute."""
     kept = True
     if name == "style":
         value = _inline(value)
         kept = value != ""
-    elif name in ("fill", "stroke"):  # of SVG, whose value is CSS
+    elif name in ("fill", "stroke"):  # in SVG, their values are CSS
         kept = _inline(f"{name}: {value}") != ""
     elif name == "src":
         kept = IMAGE.match(value) is not None
     elif name == "href":
         kept = link_target(value) != "" or value.startswith("mailto:")
     elif name == "id":
-        kept = not value.startswith("cell-")  # the page's own, of its links
+        kept = not value.startswith("cell-")  # reserved for the links of the page
     return value if kept else None
 
 
 @lru_cache(maxsize=1000)
 def _inline(style: str) -> str:
-    """Return the declarations of an attribute; the cells of a table have few different ones."""
+    """Return the allowed declarations of a style attribute; cached, because cells of a table share them."""
     import tinycss2
 
     return _declarations(tinycss2.parse_blocks_contents(style))
 
 
 def _rules(sheet: str) -> str:
-    """Return the plain rules of a style sheet; ``@import``, ``@font-face`` and the like are left out."""
+    """Return the allowed rules of a style sheet, without ``@import``, ``@font-face`` and other at-rules."""
     import tinycss2
 
     kept = []
@@ -223,7 +221,7 @@ def _declarations(found: list[Any]) -> str:
 
 
 def _is_plain(tokens: list[Any], functions: frozenset[str] = FUNCTIONS, depth: int = 5) -> bool:
-    """Whether CSS has only words, numbers, colours and the functions of a list, and no end of an element."""
+    """Whether CSS contains only words, numbers, colours and the listed functions, and no end tag."""
     return depth > 0 and all(
         (token.type in TOKENS and "<" not in token.serialize())
         or (token.type == "[] block" and _is_plain(token.content, functions, depth - 1))
@@ -257,5 +255,5 @@ def _style() -> str:
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     colours = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
-    # The page's own colours come last: the code's background is the page's, not the style's.
+    # The page's own style comes last, because it sets the background of code.
     return f"{colours}{own}"

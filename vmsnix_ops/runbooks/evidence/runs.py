@@ -1,7 +1,7 @@
-"""Past runs, as the archive has them: list, find, and open their evidence.
+"""Past runs in the archive: list them, find one, open its evidence, repair it.
 
-The archive holds what can be opened and repeated; `vmsnix_ops.records.history` holds rows, which are what
-questions over many runs are asked of.
+The archive contains runs to open and to repeat. For queries over many runs, use the tables
+(`vmsnix_ops.records.history`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vmsnix_ops.records.result import parse, runs_row
 from vmsnix_ops.records.run_context import NEW_RUN_ID
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, remember, secret_values
-from vmsnix_ops.runbooks.evidence import archive, writing
 from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.evidence import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,30 +34,29 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.tables import Tables
     from vmsnix_ops.settings import Settings
 
-
-AT_ONCE = 16  # entries that are read from S3 side by side
+PARALLEL_READS = 16  # entries that are read from S3 at the same time
 RUNNING, LOST, UNREADABLE = "running", "lost", "unreadable"
 
 
 def _runbook_of(run_id: str) -> str:
-    """Return the runbook that a run ID names; empty for the ID of another program."""
-    named = NEW_RUN_ID.fullmatch(run_id)
-    return named["runbook"] if named else ""
+    """Return the runbook in a run ID; empty for the ID of another program."""
+    match = NEW_RUN_ID.fullmatch(run_id)
+    return match["runbook"] if match else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A run, as its ``result.json`` tells it.
+class ArchivedRun:
+    """A run in the archive.
 
     Attributes
     ----------
     run_id
-        Its name.
+        ID of the run.
     values
-        The whole content of ``result.json``.
+        Content of its entry, ``result.json``.
     status
-        ``done``, ``failed``, ``partial``, ``cancelled``, ``running``; ``lost`` when its process is gone
-        without a verdict; ``unreadable`` when its files cannot be read.
+        ``done``, ``failed``, ``partial``, ``cancelled``, ``running``; ``lost`` if its process ended without a
+        result; ``unreadable`` if its entry cannot be read.
     """
 
     run_id: str
@@ -71,17 +70,17 @@ class Entry:
 
     @property
     def parameters(self) -> Mapping[str, object]:
-        """Every parameter with the value that it had."""
+        """Every parameter with its value."""
         given = self.values.get("parameters")
         return given if isinstance(given, dict) else {}
 
     @property
     def image(self) -> str:
-        """The image that it was about, empty when about none."""
+        """The image of the run; empty if it had none."""
         return str(self.values.get("image") or self.parameters.get("image") or "")
 
-    def fits(self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "") -> bool:
-        """Whether it is one of those that somebody looks for; an empty word lets everything pass."""
+    def matches(self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "") -> bool:
+        """Whether the run has these values; an empty value matches every run."""
         return (
             runbook in ("", self.runbook)
             and status in ("", self.status)
@@ -92,81 +91,81 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """An archive, to be read.
+    """An archive of runs.
 
     Attributes
     ----------
-    place
+    location
         Local folder, or ``s3://bucket/prefix``.
     work
-        Local folder in which runs work whose archive is on S3.
+        Local folder of runs whose archive is on S3.
     environment
-        Variables with which S3 is reached.
+        Environment variables for S3.
     """
 
-    place: str
+    location: str
     work: Path
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     @property
     def remote(self) -> bool:
-        """Whether it is in a bucket."""
-        return archive.is_remote(self.place)
+        """Whether the archive is in a bucket."""
+        return archives.is_remote(self.location)
 
     def ids(self) -> list[str]:
-        """Return the ids of all runs, newest first; none when there is no archive yet.
+        """Return the IDs of all runs, newest first; empty if there is no archive yet.
 
         Raises
         ------
         ArchiveError
-            When it cannot be read.
+            The archive cannot be read.
         """
         if self.remote:
-            with self._explained():
-                names = archive.folders(self.environment, self.place)
+            with self._archive_errors():
+                names = archives.folders(self.environment, self.location)
         else:
             try:
-                names = [path.name for path in Path(self.place).iterdir()]
+                names = [path.name for path in Path(self.location).iterdir()]
             except FileNotFoundError:
                 names = []
             except OSError as error:
                 raise ArchiveError(
-                    f"Could not read the archive: {self.place}.",
+                    f"Could not read the archive: {self.location}.",
                     why=f"{error.strerror}.",
                     fix="Correct its permissions, or use another with --archive.",
                 ) from error
         return sorted((name for name in names if NEW_RUN_ID.fullmatch(name)), reverse=True)
 
-    def entries(
+    def runs(
         self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "", last: int | None = None
-    ) -> list[Entry]:
+    ) -> list[ArchivedRun]:
         """Return runs, newest first.
 
         Parameters
         ----------
         runbook, image, status, ami
-            Only runs of this runbook, about this image, with this status, that made this AMI.
+            Return only runs of this runbook, for this image, with this status, or with this AMI.
         last
-            Only so many, the newest; all when left out.
+            Return only the newest N runs.
 
         Raises
         ------
         ArchiveError
-            When the archive cannot be read.
+            The archive cannot be read.
         """
         found = self._read_all([name for name in self.ids() if f"-{runbook}" in name])
-        fitting = (one for one in found if one.fits(runbook=runbook, image=image, status=status, ami=ami))
-        return list(islice(fitting, last))
+        matching = (run for run in found if run.matches(runbook=runbook, image=image, status=status, ami=ami))
+        return list(islice(matching, last))
 
-    def find(self, word: str) -> Entry:
-        """Return the run of that id, or the only one whose id begins or ends so.
+    def find(self, word: str) -> ArchivedRun:
+        """Return the run whose ID is `word`, or the only one whose ID starts or ends with it.
 
         Raises
         ------
         UnknownRunError
-            When there is none, which names the nearest, or several.
+            There is none, or there are several.
         ArchiveError
-            When the archive cannot be read.
+            The archive cannot be read.
         """
         found = self._read(self.full_id(word))
         if found is None:
@@ -174,25 +173,17 @@ class Archive:
         return found
 
     def full_id(self, word: str) -> str:
-        """Return the id of a run as `find` does, also of one whose entry cannot be read.
-
-        Raises
-        ------
-        UnknownRunError
-            When there is none, which names the nearest, or several.
-        ArchiveError
-            When the archive cannot be read.
-        """
+        """Return the run ID that `find` would find, also if its entry cannot be read; same errors."""
         ids = self.ids()
-        fitting = [name for name in ids if name == word] or [
+        matching = [name for name in ids if name == word] or [
             name for name in ids if word and (name.startswith(word) or name.endswith(f"-{word}"))
         ]
-        if len(fitting) == 1:
-            return fitting[0]
-        if len(fitting) > 1:
-            shown = ", ".join(fitting[:5]) + (", ..." if len(fitting) > 5 else "")
+        if len(matching) == 1:
+            return matching[0]
+        if len(matching) > 1:
+            shown = ", ".join(matching[:5]) + (", ..." if len(matching) > 5 else "")
             raise UnknownRunError(
-                f"{len(fitting)} runs start with {word!r}.",
+                f"{len(matching)} runs start with {word!r}.",
                 why=f"They are {shown}.",
                 fix="Use more characters of the run ID.",
             )
@@ -200,130 +191,123 @@ class Archive:
 
     def _unknown(self, word: str, ids: list[str]) -> UnknownRunError:
         return UnknownRunError(
-            f"No run {word!r} in {self.place}.",
+            f"No run {word!r} in {self.location}.",
             why=nearest(word, ids) or ("" if ids else "The archive contains no runs yet."),
             fix="Run vmsnix runs to list them. To search elsewhere, use --archive or --sandbox.",
         )
 
-    def fetch(self, entry: Entry, name: str) -> bytes:
-        """Return a file of a run's evidence, after a look whether it still is what was kept.
-
-        Parameters
-        ----------
-        entry
-            The run.
-        name
-            Such as ``"report.html"``.
+    def read_file(self, run: ArchivedRun, name: str) -> bytes:
+        """Return a file of a run, such as ``"report.html"``, after checking its SHA-256.
 
         Raises
         ------
         ArchiveError
-            When it is not there, cannot be read, or is not what was kept.
+            The file does not exist, cannot be read, or was changed.
         """
-        kept = (entry.values.get("files") or {}).get(name)
-        if not isinstance(kept, dict):
+        stored = (run.values.get("files") or {}).get(name)
+        if not isinstance(stored, dict):
             raise ArchiveError(
-                f"The run {entry.run_id} has no {name}.",
-                why=f"It is {entry.status}." if entry.status in (RUNNING, LOST) else "",
+                f"The run {run.run_id} has no {name}.",
+                why=f"It is {run.status}." if run.status in (RUNNING, LOST) else "",
                 fix="Use its other files.",
             )
-        place = str(kept["place"])
-        content = self._content(place)
+        location = str(stored["place"])
+        content = self._content(location)
         if content is None:
             raise ArchiveError(
-                f"The evidence no longer exists: {place}.",
+                f"The evidence no longer exists: {location}.",
                 why="The run's result.json lists it, but the file is missing.",
                 fix="Restore it, or find out who deleted it.",
             )
-        if hashlib.sha256(content).hexdigest() != kept["sha256"]:
+        if hashlib.sha256(content).hexdigest() != stored["sha256"]:
             raise ArchiveError(
-                f"The evidence was changed: {place}.",
-                why=f"Its SHA-256 is not {kept['sha256']}, which the run's result.json has.",
+                f"The evidence was changed: {location}.",
+                why=f"Its SHA-256 is not {stored['sha256']}, which the run's result.json has.",
                 fix="Do not use it as evidence.",
             )
         return content
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield what the runs have kept of the tables: the table's name and a row.
+        """Yield the rows of tables that the runs have saved, each with the name of its table.
 
-        A run whose files cannot be read has none to give; the others still have.
+        A run whose files cannot be read is skipped.
 
         Raises
         ------
         ArchiveError
-            When the archive cannot be read.
+            The archive cannot be read.
         """
-        for entry in self._read_all(self.ids()):
+        for run in self._read_all(self.ids()):
             with suppress(KeyError, TypeError, ValueError):
-                if entry.values.get("finished_at"):
-                    yield "runs", runs_row(entry.values)
+                if run.values.get("finished_at"):
+                    yield "runs", runs_row(run.values)
             with suppress(ArchiveError, OSError):
-                for line in run_tables.lines_of(self._kept_rows(entry)):
+                local = self._local_folder(run.run_id) / run_tables.FILE_NAME
+                content = files.read(local) if local.is_file() else self.read_file(run, run_tables.FILE_NAME)
+                for line in run_tables.lines_of(content):
                     yield from ((line["table"], row) for row in run_tables.rows_from(line))
 
-    def _kept_rows(self, entry: Entry) -> bytes:
-        local = (self.work if self.remote else Path(self.place)) / entry.run_id / run_tables.FILE_NAME
-        if local.is_file():
-            return files.read(local)
-        return self.fetch(entry, run_tables.FILE_NAME)
+    def _local_folder(self, run_id: str) -> Path:
+        return (self.work if self.remote else Path(self.location)) / run_id
 
-    def _read_all(self, ids: list[str]) -> Iterator[Entry]:
+    def _read_all(self, ids: list[str]) -> Iterator[ArchivedRun]:
         if not self.remote:
-            yield from filter(None, map(self._listed, ids))
+            yield from filter(None, map(self._read_or_mark, ids))
             return
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for some in _batched(ids, AT_ONCE):  # no more than a few beyond those that are wanted
-                yield from filter(None, pool.map(self._listed, some))
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:  # in batches, because the caller may stop early
+            for start in range(0, len(ids), PARALLEL_READS):
+                yield from filter(None, pool.map(self._read_or_mark, ids[start : start + PARALLEL_READS]))
 
-    def _listed(self, run_id: str) -> Entry | None:
-        """Return a run as a list shows it: one that cannot be read hides no other."""
+    def _read_or_mark(self, run_id: str) -> ArchivedRun | None:
+        """Return a run; a run whose entry cannot be read gets the status ``unreadable``."""
         try:
             return self._read(run_id)
         except ArchiveError as error:
-            known = {"run_id": run_id, "runbook": _runbook_of(run_id), "error": str(error)}
-            return Entry(run_id, known, UNREADABLE)
+            values = {"run_id": run_id, "runbook": _runbook_of(run_id), "error": str(error)}
+            return ArchivedRun(run_id, values, UNREADABLE)
 
-    def _read(self, run_id: str) -> Entry | None:
-        """Return a run; ``None`` when what looks like one has no entry.
+    def _read(self, run_id: str) -> ArchivedRun | None:
+        """Return a run; ``None`` if it has no entry.
 
         Raises
         ------
         ArchiveError
-            Its entry cannot be read, or is no whole ``result.json``.
+            Its entry cannot be read, or is not a complete ``result.json``.
         """
-        local = (self.work if self.remote else Path(self.place)) / run_id
-        place = str(local / archives.RESULT)
-        content = _local(local / archives.RESULT)
+        local = self._local_folder(run_id)
+        location = str(local / archives.RESULT)
+        content = _read_local(local / archives.RESULT)
         values = parse(content)
         if values.get("status") in (None, RUNNING) and self.remote:
-            place = f"{self.place.rstrip('/')}/{run_id}/{archives.RESULT}"
-            kept = self._content(place)
-            content, values = (content, values) if kept is None and not values else (kept, parse(kept))
+            location = f"{self.location.rstrip('/')}/{run_id}/{archives.RESULT}"
+            remote = self._content(location)
+            content, values = (content, values) if remote is None and not values else (remote, parse(remote))
         if not values:
             if content is None:
                 return None
             raise ArchiveError(
-                f"The entry of the run {run_id} is damaged: {place}.",
+                f"The entry of the run {run_id} is damaged: {location}.",
                 why=f"Its {len(content)} bytes are not a complete result.json.",
                 fix=f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}",
             )
         status = str(values.get("status") or RUNNING)
-        return Entry(run_id, values, LOST if status == RUNNING and self._is_lost(local, values) else status)
+        lost = status == RUNNING and self._is_lost(local, values)
+        return ArchivedRun(run_id, values, LOST if lost else status)
 
     def _is_lost(self, local: Path, values: Mapping[str, Any]) -> bool:
-        """Whether a run without a verdict has no process any more; one on another machine may have."""
+        """Whether the process of a running run has ended; unknown, and so false, on another machine."""
         here = not self.remote or local.exists() or values.get("host") == socket.gethostname()
-        return here and not archives.is_alive(local)
+        return here and not archives.is_running(local)
 
-    def _content(self, place: str) -> bytes | None:
-        if not archive.is_remote(place):
-            return _local(Path(place))
-        with self._explained():
-            return archive.get(self.environment, place)
+    def _content(self, location: str) -> bytes | None:
+        if not archives.is_remote(location):
+            return _read_local(Path(location))
+        with self._archive_errors():
+            return archives.get(self.environment, location)
 
-    def _explained(self) -> Any:
-        return archive.explained(
-            f"Could not read the archive: {self.place}.",
+    def _archive_errors(self) -> Any:
+        return archives.archive_errors(
+            f"Could not read the archive: {self.location}.",
             "Correct the bucket or the permissions, or use another with --archive.",
         )
 
@@ -331,16 +315,16 @@ class Archive:
 def open_archive(
     settings: Settings, *, location: str = "", environment: Mapping[str, str] | None = None
 ) -> Archive:
-    """Return the archive of these settings.
+    """Return the archive of the settings.
 
     Parameters
     ----------
     settings
-        Name the archive.
+        Contain the location.
     location
         Another archive: a local folder, or ``s3://bucket/prefix``.
     environment
-        Variables with which S3 is reached; ``os.environ`` by default.
+        Environment variables for S3; ``os.environ`` by default.
     """
     return Archive(
         location or settings.archive,
@@ -349,7 +333,7 @@ def open_archive(
     )
 
 
-def _local(path: Path) -> bytes | None:
+def _read_local(path: Path) -> bytes | None:
     try:
         return files.read(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -360,15 +344,10 @@ def _local(path: Path) -> bytes | None:
         ) from error
 
 
-def _batched(ids: list[str], size: int) -> Iterator[list[str]]:
-    return (ids[start : start + size] for start in range(0, len(ids), size))
-
-
-# Complete the evidence of runs that could not save all of it: ``vmsnix runs repair``.
-
+# ``vmsnix runs repair``: complete the evidence of runs that could not save all of it.
 
 DAMAGED = "result.json.damaged"
-ROW = {
+RUN_COLUMNS = {
     name: name
     for names in (
         "runbook status started_at finished_at seconds region account image ami_id image_name",
@@ -376,19 +355,19 @@ ROW = {
     )
     for name in names.split()
 } | {"version": "package_version"}
-"""Columns of ``runs``, and the keys of ``result.json`` that they are made of."""
+"""Columns of the table ``runs``, and the key of ``result.json`` for each."""
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
-    """What became of one run.
+class RepairedRun:
+    """The result of repairing a run.
 
     Attributes
     ----------
     run_id, status
-        The run, and how it ended; ``"lost"`` when its process is gone without a verdict.
+        The run and its status; ``"lost"`` if its process ended without a result.
     problems
-        What still cannot be saved, as sentences.
+        What still cannot be saved.
     """
 
     run_id: str
@@ -396,36 +375,36 @@ class Repaired:
     problems: tuple[str, ...]
 
 
-def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterator[Repaired]:
-    """Save what the runs on this machine could not save, and yield what became of each of them.
+def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterator[RepairedRun]:
+    """Save what the runs on this machine could not save, and yield the result for each of them.
 
-    Rows that did not reach the tables are appended and evidence that did not reach S3 is uploaded. A run
-    whose entry has no verdict, or is damaged, gets what the tables have of it: a full disk may have kept the
-    entry from being written and not the row. One that is not there either is marked ``lost``, with the AMI
-    that it made. Safe to run twice; runs that are under way are left alone.
+    Missing rows are appended to the tables, and missing evidence is uploaded to S3. A run whose entry is
+    damaged or has no result is completed from the tables: a full disk can prevent the entry, but not the row.
+    A run that the tables do not contain either becomes ``lost``, with the AMI that it created. Safe to run
+    twice; running runs are not changed.
 
     Parameters
     ----------
     archive
-        Whose runs.
+        Archive of the runs.
     settings
-        Name the tables.
+        Contain the location of the tables.
     run_id
-        Only this run; all by default.
+        Repair only this run.
     """
     tables = open_tables(settings)
-    folders = [archive.work if archive.remote else Path(archive.place), settings.state / "runs"]
+    folders = [archive.work if archive.remote else Path(archive.location), settings.state / "runs"]
     for folder in dict.fromkeys(folders):
         found = sorted(folder.iterdir()) if folder.is_dir() else []
         for path in found:
-            if run_id in ("", path.name) and not archives.is_alive(path):
+            if run_id in ("", path.name) and not archives.is_running(path):
                 repaired = _repair(path, archive if folder is folders[0] else None, tables)
                 if repaired is not None:
                     yield repaired
 
 
-def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | None:
-    """Repair the run in a folder; None when nothing was wrong with it."""
+def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun | None:
+    """Repair the run in a folder; return ``None`` if it needs no repair."""
     try:
         content = files.read(path / archives.RESULT)
     except OSError:
@@ -435,7 +414,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
     damaged = content is not None and not values and named is not None
     before = values.get("status") or LOST, values.get("problems") or []
     unsaved = run_tables.has_unsaved(path)
-    remote = archive is not None and archive.remote  # whole runs leave no local folder
+    remote = archive is not None and archive.remote  # completely stored runs have no local folder
     if not (unsaved or damaged or before[1] or before[0] == RUNNING or remote):
         return None
     problems = run_tables.append_unsaved(path, tables)
@@ -444,13 +423,13 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
             (path / archives.RESULT).rename(path / DAMAGED)
         except OSError as error:
             problems.append(f"{path / archives.RESULT} is damaged and cannot be renamed: {error.strerror}.")
-            return Repaired(path.name, LOST, tuple(problems))
+            return RepairedRun(path.name, LOST, tuple(problems))
         started = datetime.strptime(named["started"], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
         values = {"run_id": path.name, "runbook": named["runbook"], "started_at": started.isoformat()}
     if not values:
-        return Repaired(path.name, LOST, tuple(problems))
+        return RepairedRun(path.name, LOST, tuple(problems))
     if values.get("status") in (None, RUNNING, LOST):
-        recorded = _recorded(tables, path.name)
+        recorded = _read_tables(tables, path.name)
         values |= {
             key: value
             for key, value in recorded.items()
@@ -469,25 +448,25 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> Repaired | N
     values["problems"] = problems
     if archive is not None:
         try:
-            _archive(path, archive, values)
+            _store_run(path, archive, values)
         except (ArchiveError, OSError) as error:
             problems.append(str(error))
-    return Repaired(path.name, values["status"], tuple(problems))
+    return RepairedRun(path.name, values["status"], tuple(problems))
 
 
-def _recorded(tables: Tables, run_id: str) -> dict[str, Any]:
-    """Return what the tables have of a run, as ``result.json`` has it; nothing where they have nothing.
+def _read_tables(tables: Tables, run_id: str) -> dict[str, Any]:
+    """Return what the tables contain about a run, with the keys of ``result.json``.
 
-    Only a row of ``runs`` has a verdict. One of ``amis`` tells that the AMI of a run without one exists.
+    Only a row of ``runs`` contains the status. A row of ``amis`` shows that a run created its AMI.
     """
     found: dict[str, Any] = {}
-    names = {"runs": ROW, "amis": {"ami_id": "ami_id", "name": "image_name", "image": "image"}}
+    names = {"runs": RUN_COLUMNS, "amis": {"ami_id": "ami_id", "name": "image_name", "image": "image"}}
     names["amis"] |= {name: name for name in ("region", "account", "snapshot_id", "digest")}
     for table, keys in names.items():
         try:
             frame = tables.read(table, columns=list(keys), where=[("run_id", "==", run_id)])
         except RecordsError:
-            continue  # `vmsnix history rebuild` is named elsewhere
+            continue  # opening the tables reports this error
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         for name, value in {str(key): value for key, value in rows[-1].items()}.items() if rows else ():
             if value is not None and not found.get(keys[name]):
@@ -499,16 +478,16 @@ def _recorded(tables: Tables, run_id: str) -> dict[str, Any]:
     return found
 
 
-def _archive(path: Path, archive: Archive, values: dict[str, Any]) -> None:
-    """Bring every file to where the archive is, and write the entry anew."""
-    place = archive.place.rstrip("/") if archive.remote else ""
+def _store_run(path: Path, archive: Archive, values: dict[str, Any]) -> None:
+    """Store every file of a run in the archive, and write its entry again."""
+    remote = archive.location.rstrip("/") if archive.remote else ""
     credentials.watch_botocore()
     remember(*credentials.read_files(archive.environment))
     redactor = Redactor(secret_values(archive.environment))
-    folder = archives.RunFolder(path.name, path, place, archive.environment, redactor)
-    values["problems"] += folder.clean()  # a killed run has not searched what its last cell wrote
+    folder = archives.RunFolder(path.name, path, remote, archive.environment, redactor)
+    values["problems"] += folder.redact()  # a killed run has not searched the files of its last cell
     values["files"] = dict(values.get("files") or {})
-    writing.bring(folder, values, folder.names())
+    writing.store(folder, values, folder.names())
     if not values["problems"] and values["status"] == "done":
         values["exit_code"] = 0
     folder.write_json(archives.RESULT, values)

@@ -1,4 +1,4 @@
-"""What is kept of a run: executed notebook, report, log, ``result.json``, a row in the history."""
+"""Save the evidence of a run: executed notebook, report, log, ``result.json``, and a row in the history."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.outcomes import RunStatus
     from vmsnix_ops.runbooks import catalog
-    from vmsnix_ops.runbooks.execution._output import Live
+    from vmsnix_ops.runbooks.execution._output import LiveOutput
     from vmsnix_ops.settings import Settings
 
-
-OWN = {archive.NOTEBOOK: "notebook", archive.REPORT: "report", archive.LOG: "log"}
+LOCATION_KEYS = {archive.NOTEBOOK: "notebook", archive.REPORT: "report", archive.LOG: "log"}
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Everything that is settled before the first cell."""
+class PreparedRun:
+    """A run before its first cell; `entry` is the part of ``result.json`` that is known then."""
 
     runbook: catalog.Runbook
     parameters: Mapping[str, object]
@@ -40,34 +39,23 @@ class Run:
     environment: Mapping[str, str]
     cwd: Path
     folder: archive.RunFolder
-    started: datetime
-
-    @property
-    def settled(self) -> dict[str, object]:
-        """Every parameter with its value."""
-        return settled(self.runbook, self.parameters)
-
-    def about(self) -> dict[str, object]:
-        """Return the part of ``result.json`` that is known from the start."""
-        return about(
-            self.runbook, self.folder.run_id, self.parameters, self.started, self.environment, self.cwd
-        )
+    entry: Mapping[str, Any]
 
 
-def settled(runbook: catalog.Runbook, given: Mapping[str, object]) -> dict[str, object]:
-    """Return every parameter with its value: the one that was given, or the notebook's default."""
+def all_parameters(runbook: catalog.Runbook, given: Mapping[str, object]) -> dict[str, object]:
+    """Return the given parameters, and the defaults of all others."""
     return {parameter.name: parameter.default for parameter in runbook.parameters} | dict(given)
 
 
-def about(
+def first_entry(
     runbook: catalog.Runbook,
     run_id: str,
     given: Mapping[str, object],
-    started: datetime,
     environment: Mapping[str, str],
     cwd: Path,
+    started: datetime,
 ) -> dict[str, object]:
-    """Return what ``result.json`` says from the first second on."""
+    """Return the part of ``result.json`` that is known before the first cell."""
     from vmsnix_ops import __version__
 
     return {
@@ -75,46 +63,45 @@ def about(
         "runbook": runbook.name,
         "side_effects": runbook.side_effects,
         "started_at": started.isoformat(timespec="milliseconds"),
-        "parameters": settled(runbook, given),
+        "parameters": all_parameters(runbook, given),
         "sandbox": environment.get("VMSNIX_SANDBOX") or None,
         "user": user_name(),
         "host": platform.node(),
         "cwd": str(cwd),
-        "package_version": __version__,  # `version` is the image's, where there is one
+        "package_version": __version__,  # `version` is the version of the image
     }
 
 
 def without_secrets(notebook: Any, redactor: Redactor) -> tuple[Any, dict[str, int]]:
-    """Return a copy of the notebook without secrets, and how many were removed, by kind."""
-    kept = copy.deepcopy(notebook)
+    """Return a copy of a notebook without secrets, and the number of removed secrets by kind."""
+    clean = copy.deepcopy(notebook)
     scan = Redactor(redactor.values)
-    scan.notebook(kept)
-    return kept, scan.found
+    scan.notebook(clean)
+    return clean, scan.found
 
 
 def write_notebook(folder: archive.RunFolder, notebook: Any) -> None:
-    """Write a notebook that has no secrets."""
+    """Write a notebook that contains no secrets."""
     import nbformat
 
-    text = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
-    folder.write(archive.NOTEBOOK, text)
+    folder.write(archive.NOTEBOOK, nbformat.writes(notebook))  # type: ignore[no-untyped-call]
 
 
-def keep(
-    run: Run,
+def save(
+    run: PreparedRun,
     notebook: Any,
     redactor: Redactor,
-    live: Live,
-    judged: RunStatus,
+    live: LiveOutput,
+    status: RunStatus,
     failure: Failure | None,
     seconds: float,
     *,
     record: bool,
 ) -> dict[str, Any]:
-    """Keep all evidence of a judged run, and list what could not be kept among its ``problems``.
+    """Save all evidence of a run that has ended. What could not be saved is listed in its ``problems``.
 
-    Nothing that fails here changes the verdict, or stops what comes after it. The entry, ``result.json``,
-    comes last: it names only what is there.
+    An error here does not change the status, and does not stop the next steps. The entry, ``result.json``, is
+    written last, because it lists only files that exist.
 
     Returns
     -------
@@ -122,27 +109,27 @@ def keep(
         Content of ``result.json``.
     """
     folder = run.folder
-    values = redactor.value(_values(run, judged, failure, seconds))
+    values = redactor.value(_result(run, status, failure, seconds))
     problems: list[str] = values["problems"]
     notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
-    kept, found = without_secrets(notebook, redactor)
+    clean_notebook, found = without_secrets(notebook, redactor)
     found = {**redactor.found, **found}
     with _collecting(problems, "The folder of the run could not be written"):
-        files.make_folder(folder.local)  # the notebook may have removed it
+        files.make_folder(folder.local)  # the notebook may have deleted it
     with _collecting(problems, "The notebook could not be saved"):
-        write_notebook(folder, kept)
+        write_notebook(folder, clean_notebook)
     with _collecting(problems, "The report could not be created"):
         from vmsnix_ops.runbooks.evidence import report
 
-        folder.write(archive.REPORT, report.render(kept, values))
+        folder.write(archive.REPORT, report.render(clean_notebook, values))
     if record:
         problems += [text for text in _save_rows(run) if text not in problems]
     others: list[str] = []
     with _collecting(problems, "The files of the run could not be searched for secrets"):
-        problems += folder.clean()
-        others = [name for name in folder.names() if name not in OWN]
+        problems += folder.redact()
+        others = [name for name in folder.names() if name not in LOCATION_KEYS]
     found |= redactor.found
-    bring(folder, values, [archive.NOTEBOOK, archive.REPORT, *others])
+    store(folder, values, [archive.NOTEBOOK, archive.REPORT, *others])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
@@ -156,14 +143,14 @@ def keep(
     problems += [problem for problem in live.problems if problem not in problems]
     if not folder.path(archive.LOG).is_file():
         problems.append(f"The log is lost: {folder.path(archive.LOG)} was deleted while the run wrote it.")
-    bring(folder, values, [archive.LOG])
+    store(folder, values, [archive.LOG])
     clean: dict[str, Any] = redactor.value(values)
-    _close(run, clean, judged, failure)
+    _close(run, clean, status, failure)
     with _collecting(clean["problems"], "The summary of the CI job could not be written"):
         from vmsnix_ops.runbooks.evidence import github
 
-        github.tell(clean, run.environment)
-    clean["exit_code"] = _exit_code(judged, failure, clean["problems"])
+        github.write(clean, run.environment)
+    clean["exit_code"] = _exit_code(status, failure, clean["problems"])
     return clean
 
 
@@ -174,20 +161,20 @@ def _collecting(problems: list[str], what: str) -> Iterator[None]:
         yield
     except VmsnixError as error:
         problems.append(f"{what}: {error}")
-    except Exception as error:  # noqa: BLE001 - the run is over: whatever fails must not hide its verdict
+    except Exception as error:  # noqa: BLE001 - no error may hide the outcome of a run that has ended
         problems.append(f"{what}: {type(error).__name__}: {error}.")
 
 
-def _values(run: Run, judged: RunStatus, failure: Failure | None, seconds: float) -> dict[str, Any]:
-    """Return the content of ``result.json``: what the notebook wrote, then what the runner knows."""
+def _result(run: PreparedRun, status: RunStatus, failure: Failure | None, seconds: float) -> dict[str, Any]:
+    """Return the content of ``result.json``: the notebook's values, and then the runner's own."""
     written: dict[str, Any] = {}
-    with suppress(OSError):  # removed by the notebook; what the runner knows is written anew
+    with suppress(OSError):  # the notebook has deleted it
         written = parse(files.read(run.folder.path(archive.RESULT)))
     return {
         **dict.fromkeys(KEYS),
         **written,
-        **run.about(),
-        "status": judged,
+        **run.entry,
+        "status": status,
         "exit_code": 0,
         "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": seconds,
@@ -202,59 +189,59 @@ def _values(run: Run, judged: RunStatus, failure: Failure | None, seconds: float
     }
 
 
-def bring(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -> None:
-    """Bring files to where they are kept and name the places; where S3 refuses they stay on this machine."""
+def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -> None:
+    """Store files in the archive, and enter their locations; a file that S3 refuses stays on this machine."""
     for name in names:
         path = str(folder.path(name))
         try:
-            kept = folder.keep(name)
+            stored = folder.store(name)
         except (ArchiveError, OSError) as error:
             values["problems"].append(str(error))
-            place = path
+            location = path
         else:
-            if kept is None:
+            if stored is None:
                 continue
-            place = kept.place
-            values["files"][name] = kept.to_json()
-        if name in OWN:
-            values[OWN[name]] = place
+            location = stored.place
+            values["files"][name] = stored.to_json()
+        if name in LOCATION_KEYS:
+            values[LOCATION_KEYS[name]] = location
         for key, value in values.items():
-            if value == path:  # the notebook told where it wrote
-                values[key] = place
+            if value == path:  # the notebook entered the path of a file that it wrote
+                values[key] = location
 
 
-def _close(run: Run, values: dict[str, Any], judged: RunStatus, failure: Failure | None) -> None:
-    """Write the entry; where S3 refuses it stays on this machine."""
+def _close(run: PreparedRun, values: dict[str, Any], status: RunStatus, failure: Failure | None) -> None:
+    """Write the entry to the archive; if S3 refuses it, it stays on this machine."""
     problems = values["problems"]
 
     def write() -> None:
-        values["exit_code"] = _exit_code(judged, failure, problems)
+        values["exit_code"] = _exit_code(status, failure, problems)
         with _collecting(problems, "The entry of the run could not be written"):
             run.folder.write_json(archive.RESULT, values)
 
     write()
     before = len(problems)
     with _collecting(problems, "The entry of the run is not in the archive"):
-        run.folder.close(done=judged == "done" and not problems)
+        run.folder.close(done=status == "done" and not problems)
     if len(problems) > before:
         values["result"] = str(run.folder.path(archive.RESULT))
         write()
 
 
-def _exit_code(judged: RunStatus, failure: Failure | None, problems: list[str]) -> int:
+def _exit_code(status: RunStatus, failure: Failure | None, problems: list[str]) -> int:
     if failure is not None:
         return failure.exit_code
-    return PARTIAL if judged == "partial" or problems else 0
+    return PARTIAL if status == "partial" or problems else 0
 
 
-def _save_rows(run: Run) -> list[str]:
-    """Append the rows of the run that have not reached the tables; return what still fails."""
+def _save_rows(run: PreparedRun) -> list[str]:
+    """Append the rows of the run that are not in the tables yet; return the problems."""
     from vmsnix_ops.records import run_tables, tables
 
     return run_tables.append_unsaved(run.folder.local, tables.open_tables(run.settings))
 
 
-def _record(run: Run, values: Mapping[str, Any]) -> None:
+def _record(run: PreparedRun, values: Mapping[str, Any]) -> None:
     """Append the run to the history."""
     from vmsnix_ops.records import tables
 

@@ -1,9 +1,8 @@
-"""The papermill engine that runs our notebooks; the only module that knows papermill, nbclient and kernels.
+"""The papermill engine of vmsnix; the only module that uses papermill, nbclient and jupyter_client.
 
-papermill's own engine trusts the installed kernel specs, changes the directory of the whole process, keeps
-all output, and calls cells that never ran "completed". This one starts the interpreter that it runs in,
-gives the kernel its own directory and environment, caps output while it arrives, and hands back the
-notebook for an honest judgement.
+papermill's own engine uses an installed kernel spec, changes the directory of the whole process, keeps all
+output, and marks cells that never ran as "completed". This engine starts the kernel with its own interpreter,
+in its own directory and environment, and limits output while it arrives.
 """
 
 from __future__ import annotations
@@ -27,93 +26,91 @@ from papermill.execute import ERROR_MARKER_TAG, execute_notebook
 from vmsnix_ops.progress import MESSAGE
 from vmsnix_ops.runbooks.execution import kernels
 from vmsnix_ops.runbooks.execution import translator as _translator  # noqa: F401 - registers itself
-from vmsnix_ops.runbooks.execution._output import Kept, Limits, Live
+from vmsnix_ops.runbooks.execution._output import HeadAndTail, Limits, LiveOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
-    from vmsnix_ops.runbooks.execution._secrets import Inbox
+    from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
 
 ENGINE = "vmsnix"
-QUIET = logging.getLogger("vmsnix_ops.runbooks.engine")
-QUIET.addHandler(logging.NullHandler())
-QUIET.propagate = False
+SILENT = logging.getLogger("vmsnix_ops.runbooks.engine")
+SILENT.addHandler(logging.NullHandler())
+SILENT.propagate = False
 
-STARTUP_SECONDS = 120  # a loaded CI machine is slow to start a kernel
-SHUTDOWN_SECONDS = 1.0  # a graceful shutdown stalls for 3.3 s in one run of ten otherwise
-IOPUB_SECONDS = 120  # output that is still under way when the cell has ended
-
-
-SETTLING = frozenset({"display_data", "execute_result", "error", "clear_output"})
+STARTUP_SECONDS = 120  # a busy CI machine is slow to start a kernel
+SHUTDOWN_SECONDS = 1.0  # without a limit, a graceful shutdown hangs for 3.3 s in one run of ten
+OUTPUT_SECONDS = 120  # time for output that arrives after the cell has ended
+FLUSHING_MESSAGES = frozenset({"display_data", "execute_result", "error", "clear_output"})
 
 
 class KernelStartError(Exception):
-    """The kernel did not come up; no cell has run."""
+    """The kernel did not start; no cell has run."""
 
 
 @dataclass
 class Session:
-    """One execution: what the engine is given, and what it leaves.
+    """Input and result of one execution.
 
     Attributes
     ----------
     environment
-        All variables of the kernel.
+        All environment variables of the kernel.
     cwd
-        Its working directory.
+        Working directory of the kernel.
     live
-        Takes what it prints.
+        Shows and logs the output.
     limits
-        How much of it is kept.
+        Limits of the saved output.
     interrupter
-        Told which process to interrupt, and asked between cells.
+        Interrupts the kernel, and stops the run between two cells.
     kernel_log
-        Takes what the kernel's process says outside of cells: crashes, and noise while it ends.
+        File for what the kernel process itself prints, such as a crash.
     save
-        Called with the notebook after every cell, so that a killed run leaves its evidence.
-    inbox
-        Learns the credentials of the kernel.
-    waiting
+        Called with the notebook after every cell, so that the evidence of a killed run exists.
+    receiver
+        Receives the credentials of the kernel.
+    on_kernel_start
         Called while the kernel starts.
     notebook
-        The executed notebook, once there is one.
+        The executed notebook; ``None`` before the execution starts.
     """
 
     environment: Mapping[str, str]
     cwd: Path
-    live: Live
+    live: LiveOutput
     limits: Limits
     interrupter: Interrupter
     kernel_log: Path
     save: Callable[[Any], None]
-    waiting: Callable[[], None]
-    inbox: Inbox
+    on_kernel_start: Callable[[], None]
+    receiver: SecretReceiver
     notebook: Any = None
     cells_started: int = 0
 
 
 def execute(notebook: Any, parameters: dict[str, object], session: Session) -> None:
-    """Execute a notebook through papermill; `session.notebook` is the outcome, whatever happened.
+    """Execute a notebook with papermill. The result is in `session.notebook`, also after an error.
 
     Parameters
     ----------
     notebook
         ``NotebookNode`` of format 4, which is changed.
     parameters
-        Already typed.
+        Values of the declared types.
 
     Raises
     ------
     KernelStartError
-        When the kernel did not start, on the first and the second try.
+        The kernel did not start in two attempts.
     nbclient.exceptions.DeadKernelError
-        When the kernel died.
+        The kernel died.
     """
     if ENGINE not in papermill_engines._engines:
         papermill_engines.register(ENGINE, _Engine)
-    with contextlib.suppress(PapermillExecutionError):  # the error outputs tell, and are judged by the caller
+    with contextlib.suppress(PapermillExecutionError):  # the caller reads the error from the cells' output
         execute_notebook(
             notebook,
             None,
@@ -131,7 +128,7 @@ def execute(notebook: Any, parameters: dict[str, object], session: Session) -> N
 
 
 def _merge_streams(cell: Any) -> None:
-    """Make one output of each stream of a cell, as a terminal shows it: a carriage return overwrites."""
+    """Merge the outputs of each stream of a cell, and apply carriage returns as a terminal does."""
     merged: dict[str, Any] = {}
     kept = []
     for output in cell.get("outputs", []):
@@ -149,18 +146,18 @@ def _merge_streams(cell: Any) -> None:
 
 
 def _is_marker(cell: Any) -> bool:
-    """Tell papermill's inserted error cells, which shift all indexes, from the notebook's own."""
+    """Whether papermill inserted a cell to mark an error; such cells would shift all indexes."""
     return ERROR_MARKER_TAG in cell.metadata.get("tags", [])
 
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]
-    """Runs cells one by one, shows and caps their output, and stops between cells when asked."""
+    """Runs the cells, shows and limits their output, and stops between two cells after an interrupt."""
 
     def __init__(self, nb_man: Any, session: Session, **options: Any) -> None:
         super().__init__(nb_man, **options)
         self.session = session
-        self._kept: dict[str, Kept] = {}
-        self._kept_total = 0
+        self._kept_outputs: dict[str, HeadAndTail] = {}
+        self._kept_size = 0
 
     def create_kernel_manager(self) -> AsyncKernelManager:
         self.km = AsyncKernelManager(
@@ -168,12 +165,12 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
             kernel_spec_manager=_ThisInterpreter(),
             shutdown_wait_time=SHUTDOWN_SECONDS,
             transport_encryption="auto",
-            log=QUIET,
+            log=SILENT,
         )
         return self.km
 
     def start_new_kernel_client(self, **options: Any) -> Any:
-        self.session.waiting()
+        self.session.on_kernel_start()
         try:
             client = super().start_new_kernel_client(**options)
         except RuntimeError as error:
@@ -187,7 +184,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
             if self.session.interrupter.requested:
                 return
             self.nb_man.cell_start(cell, index)
-            self._kept = {}
+            self._kept_outputs = {}
             self.session.cells_started += 1
             try:
                 self.execute_cell(cell, index)
@@ -200,10 +197,10 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
                 self.session.save(self.nb)
 
     def process_message(self, message: Any, cell: Any, cell_index: int) -> Any:
-        self.session.inbox.drain()  # first: what is printed next may be a secret that it has just got
+        self.session.receiver.receive()  # first, because the message can contain a secret that is new
         kind, content = message["msg_type"], message["content"]
-        if kind in SETTLING:
-            self._settle(cell)
+        if kind in FLUSHING_MESSAGES:
+            self._flush(cell)
         if kind == "display_data" and MESSAGE in content["data"]:
             text = self.session.live.progress(content["data"][MESSAGE])
             kind = message["msg_type"] = message["header"]["msg_type"] = "stream"
@@ -213,9 +210,9 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         if kind == "stream":
             if not content["text"]:
                 return None
-            kept = self._kept.setdefault(content["name"], Kept(self._cell_limit()))
-            content["text"] = kept.feed(content["text"])
-            self._kept_total += len(content["text"])
+            kept = self._kept_outputs.setdefault(content["name"], HeadAndTail(self._cell_limit()))
+            content["text"] = kept.add(content["text"])
+            self._kept_size += len(content["text"])
             if not content["text"]:
                 return None
         elif kind in ("display_data", "execute_result", "update_display_data"):
@@ -227,23 +224,23 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         return super().process_message(message, cell, cell_index)
 
     def _cell_limit(self) -> int:
-        return max(min(self.session.limits.cell, self.session.limits.notebook - self._kept_total), 0)
+        return max(min(self.session.limits.cell, self.session.limits.notebook - self._kept_size), 0)
 
     def _display_within_limits(self, data: dict[str, Any]) -> dict[str, Any]:
         size = sum(len(value) if isinstance(value, str) else len(str(value)) for value in data.values())
-        room = min(self.session.limits.display, self.session.limits.notebook - self._kept_total)
-        if size <= room:
-            self._kept_total += size
+        limit = min(self.session.limits.display, self.session.limits.notebook - self._kept_size)
+        if size <= limit:
+            self._kept_size += size
             return data
         return {"text/plain": f"[... {size:,} characters of output left out ...]"}
 
-    def _settle(self, cell: Any) -> None:
-        """Append the unfinished lines that were held back until it was known whether they hold a secret."""
-        for name, text in self.session.live.settle():
-            kept = self._kept.setdefault(name, Kept(self._cell_limit()))
-            head = kept.feed(text)
+    def _flush(self, cell: Any) -> None:
+        """Append the incomplete lines that were kept back because a secret could continue in them."""
+        for name, text in self.session.live.flush():
+            kept = self._kept_outputs.setdefault(name, HeadAndTail(self._cell_limit()))
+            head = kept.add(text)
             if head:
-                self._kept_total += len(head)
+                self._kept_size += len(head)
                 self._append(cell, name, head)
 
     def _append(self, cell: Any, name: str, text: str) -> None:
@@ -254,20 +251,20 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
             cell.outputs.append(_stream(name, text))
 
     def _close_cell(self, cell: Any) -> None:
-        """Append the end of what was printed to a cell whose middle was left out."""
-        self.session.inbox.drain()
-        self._settle(cell)
-        for name, kept in self._kept.items():
-            end = kept.end()
+        """Append the end of a cell's output if its middle was left out, and merge its streams."""
+        self.session.receiver.receive()
+        self._flush(cell)
+        for name, kept in self._kept_outputs.items():
+            end = kept.tail()
             if not end:
                 continue
-            self._kept_total += len(end)
+            self._kept_size += len(end)
             self._append(cell, name, end)
         _merge_streams(cell)
 
 
 class _Engine(Engine):  # type: ignore[misc]
-    """Hands the notebook to our client."""
+    """Runs a notebook with `_Client`."""
 
     client_class = _Client
 
@@ -279,8 +276,8 @@ class _Engine(Engine):  # type: ignore[misc]
         try:
             cls._execute(nb_man, session, kernel_name, options["start_timeout"])
         except KernelStartError:
-            # Two runs that start together may be given the same port. No cell has run, so trying again is
-            # safe.
+            # Two runs that start at the same time can get the same port. No cell has run, so a second
+            # attempt is safe.
             cls._execute(nb_man, session, kernel_name, options["start_timeout"])
         finally:
             session.interrupter.detach()
@@ -293,31 +290,31 @@ class _Engine(Engine):  # type: ignore[misc]
             session,
             kernel_name=kernel_name,
             startup_timeout=start_timeout,
-            iopub_timeout=IOPUB_SECONDS,
+            iopub_timeout=OUTPUT_SECONDS,
             store_widget_state=False,
             coalesce_streams=False,  # its search for carriage returns takes minutes for a long line
-            log=QUIET,
+            log=SILENT,
         )
         with session.kernel_log.open("ab") as words:
             client.execute(
                 cwd=str(session.cwd),
-                env={**session.environment, "VMSNIX_SECRETS": str(session.inbox.descriptor)},
+                env={**session.environment, "VMSNIX_SECRETS": str(session.receiver.descriptor)},
                 stdout=words,
                 stderr=subprocess.STDOUT,
-                pass_fds=(session.inbox.descriptor,),
+                pass_fds=(session.receiver.descriptor,),
             )
 
 
 def _close_loop() -> None:
-    """Close the event loop that nbclient made for this thread; nobody else does, and threads come and go."""
+    """Close the event loop that nbclient created for this thread, because nbclient does not."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        ensure_event_loop().close()  # jupyter_core makes a new one when it needs one again
+        ensure_event_loop().close()  # jupyter_core creates a new one when it needs one
 
 
 class _ThisInterpreter(KernelSpecManager):
-    """Knows one kernel: the interpreter that runs this process, whatever is or is not installed."""
+    """Has one kernel spec, which starts the interpreter of this process; installed specs are not used."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         return KernelSpec(

@@ -1,7 +1,7 @@
-"""How a run is asked to stop: Ctrl-C, SIGTERM, SIGHUP, or another thread.
+"""Stop a run on Ctrl-C, SIGTERM or SIGHUP, or from another thread.
 
-SIGTERM and SIGHUP kill papermill at once, and with it every ``finally`` of the notebook. Here every signal
-reaches the kernel as an interrupt, and this process stays to keep the evidence.
+SIGTERM and SIGHUP would kill papermill at once, so that no ``finally`` of the notebook runs. Here every
+signal interrupts the kernel, and this process continues to save the evidence.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-GRACE_SECONDS = 30.0  # for a notebook that was asked to stop, before its kernel is killed
+CLEANUP_SECONDS = 30.0  # time for an interrupted notebook to clean up before its kernel is killed
 
 
 @dataclass
 class Interrupter:
-    """Asks a run to stop, from a signal handler or from any thread.
+    """Stops a run, from a signal handler or from any thread.
 
-    The first call interrupts the running cell, so that its ``finally`` blocks clean up and the notebook
-    keeps what they print. The second call, or `grace` seconds, kill the kernel.
+    The first interrupt lets the ``finally`` blocks of the running cell clean up. A second interrupt kills the
+    kernel; so does the end of `cleanup_seconds`.
 
     Attributes
     ----------
-    grace
-        Seconds that the notebook has for cleaning up.
+    cleanup_seconds
+        Seconds that the notebook has to clean up.
     requested
-        Whether somebody asked.
+        Whether the run was asked to stop.
     """
 
-    grace: float = GRACE_SECONDS
+    cleanup_seconds: float = CLEANUP_SECONDS
     requested: bool = False
     _group: int | None = None
     _timer: threading.Timer | None = None
-    # Reentrant, because a second signal may come while the handler of the first holds it.
+    # Reentrant, because a second signal can arrive while the handler of the first has the lock.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def interrupt(self) -> None:
-        """Ask the run to stop; asked again, stop it at once."""
+        """Interrupt the run; the second time, kill its kernel."""
         with self._lock:
             again, self.requested = self.requested, True
             self._signal(signal.SIGKILL if again else signal.SIGINT)
             self._start_timer()
 
     def attach(self, group: int) -> None:
-        """Tell which process group the kernel is."""
+        """Set the process group of the kernel."""
         with self._lock:
             self._group = group
             if self.requested:
                 self._start_timer()
 
     def detach(self) -> None:
-        """Tell that the kernel has ended: its process group may soon be somebody else's."""
+        """Forget the process group when the kernel has ended: the system can give its number away."""
         with self._lock:
             self._group = None
             if self._timer is not None:
@@ -67,27 +67,27 @@ class Interrupter:
 
     def _start_timer(self) -> None:
         if self._timer is None and self._group is not None:
-            self._timer = threading.Timer(self.grace, self._signal, [signal.SIGKILL])
+            self._timer = threading.Timer(self.cleanup_seconds, self._signal, [signal.SIGKILL])
             self._timer.daemon = True
             self._timer.start()
 
     def _signal(self, number: int) -> None:
         with self._lock:
             if self._group is not None:
-                with contextlib.suppress(ProcessLookupError):  # it ended between the question and the signal
+                with contextlib.suppress(ProcessLookupError):  # the kernel has just ended
                     os.killpg(self._group, number)
 
 
 @contextlib.contextmanager
 def signals(interrupter: Interrupter | None = None) -> Iterator[Interrupter]:
-    """Let SIGINT, SIGTERM and SIGHUP ask for a stop in this block.
+    """Let SIGINT, SIGTERM and SIGHUP interrupt the run in this block.
 
-    Python hands signals to the main thread; in any other, only the interrupter's own callers can ask.
+    Python handles signals in the main thread only; in another thread, only `interrupter` can stop the run.
 
     Parameters
     ----------
     interrupter
-        Asked in either case; a new one by default.
+        Interrupter of the run; a new one by default.
     """
     stopper = Interrupter() if interrupter is None else interrupter
     if threading.current_thread() is not threading.main_thread():
@@ -95,8 +95,8 @@ def signals(interrupter: Interrupter | None = None) -> Iterator[Interrupter]:
         return
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        told = "repeat it to stop immediately" if not stopper.requested else "stopping immediately"
-        announce(f"{signal.Signals(number).name}: the notebook cleans up; {told}.")
+        hint = "repeat it to stop immediately" if not stopper.requested else "stopping immediately"
+        announce(f"{signal.Signals(number).name}: the notebook cleans up; {hint}.")
         stopper.interrupt()
 
     before = {number: signal.signal(number, on_signal) for number in stop_signals()}

@@ -1,8 +1,8 @@
-"""Loaded into the kernels that we start: keeps the parts of an error, and side effects in bounds.
+"""IPython extension of the kernels that vmsnix starts.
 
-The error that a kernel sends over is text. The classes of `vmsnix_ops.errors` carry more (why, fix, exit
-code, AWS's request ID), and the runner needs that to say one clear thing. IPython loads this module as an
-extension.
+It saves the parts of an error (why, fix, exit code, AWS request ID), because a kernel sends only its text.
+It also guards the side effects of the notebook, and sends the kernel's credentials to the runner, which
+removes them from the output.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PARTS = ("code", "operation", "request_id", "status_message", "offset", "field",
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Keep the error of every cell from now on, and guard what the run does to AWS."""
-    shell.events.register("post_run_cell", _keep_error)
+    """Install the extension; IPython calls this."""
+    shell.events.register("post_run_cell", _save_error)
     _show_whole_frames(shell)
     level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
     if level and folder:
@@ -42,8 +42,8 @@ def load_ipython_extension(shell: Any) -> None:
             Path(folder),
             Path(file) if file else None,
         )
-    _know_secrets()
-    if folder:  # what a run writes is private; a notebook in JupyterLab keeps its user's umask
+    _share_secrets()
+    if folder:  # files of a run are private; in JupyterLab the user's umask applies
         files.set_shared(os.environ.get("VMSNIX_SHARED") == "true")
         files.set_private_umask()
 
@@ -59,47 +59,47 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _know_secrets() -> None:
-    """Learn the credentials of this process, and tell them to the runner before anything can print them."""
+def _share_secrets() -> None:
+    """Send the credentials of this process to the runner before a cell can print them."""
     credentials.watch_botocore()
     remember(*credentials.read_files())
     descriptor = os.environ.pop("VMSNIX_SECRETS", "")
     if not descriptor:
         return
-    from vmsnix_ops.runbooks.execution._secrets import report_to
+    from vmsnix_ops.runbooks.execution._secrets import send_secrets
 
-    report_to(int(descriptor))
+    send_secrets(int(descriptor))
 
 
 def _show_whole_frames(shell: Any) -> None:
-    """Show texts in frames whole; pandas cuts them after 50 characters, which costs a name its digest."""
+    """Show whole texts in frames; pandas cuts them after 50 characters, and so cuts the digest of a name."""
 
     def as_html(frame: Any) -> Any:
-        with _uncut():
+        with _full_width():
             return frame._repr_html_()
 
     def as_text(frame: Any, printer: Any, _cycle: bool) -> None:
-        with _uncut():
+        with _full_width():
             printer.text(repr(frame))
 
     formatters = shell.display_formatter.formatters
-    for module in ("pandas", "pandas.core.frame"):  # of pandas 3, and of the ones before
+    for module in ("pandas", "pandas.core.frame"):  # the module of DataFrame in pandas 3, and before
         formatters["text/html"].for_type_by_name(module, "DataFrame", as_html)
         formatters["text/plain"].for_type_by_name(module, "DataFrame", as_text)
 
 
-def _uncut() -> AbstractContextManager[None]:
+def _full_width() -> AbstractContextManager[None]:
     import pandas as pd
 
     return pd.option_context("display.max_colwidth", None)
 
 
-def _keep_error(result: Any) -> None:
+def _save_error(result: Any) -> None:
     error = result.error_in_exec or result.error_before_exec
     folder = os.environ.get("VMSNIX_RUN_DIR")
     if error is None or folder is None:
         return
-    with suppress(OSError):  # the notebook shows the error, too
+    with suppress(OSError):  # the notebook also shows the error
         files.write(Path(folder) / ERROR_FILE, json.dumps(describe(error), default=str))
 
 

@@ -1,7 +1,7 @@
-"""What a running notebook prints: shown live, kept in the log, and kept from growing without bounds.
+"""Show, log and limit the output of a running notebook.
 
-50 MB of prints would make a notebook of 50 MB that nobody can open. A cell keeps the beginning and the end
-of what it printed; so does the log.
+A notebook with 50 MB of output cannot be opened. A cell keeps the beginning and the end of its output; the
+log ends at its limit.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.progress import Reporter
 
-NO_TEXT_OF_ITS_OWN = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgress|HTML|Label)\(.*\)$")
+WIDGET_TEXT = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgress|HTML|Label)\(.*\)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much output is kept, in characters.
+    """Limits of the saved output, in characters.
 
     Attributes
     ----------
     cell
-        Printed text of one cell; as much of its beginning as of its end.
+        Printed text of one cell; half of it from the beginning, half from the end.
     notebook
-        Printed text and display data of all cells together.
+        Printed text and display data of all cells.
     display
         One display output (a table, a picture).
     log
@@ -50,35 +50,37 @@ class Limits:
     log: int = 20_000_000
 
 
-class Kept:
-    """The text of one stream of one cell: its beginning and its end.
+class HeadAndTail:
+    """The beginning and the end of the text of a stream.
 
     Parameters
     ----------
     limit
-        Characters that are kept; half of them from the beginning.
+        Characters to keep; half of them from the beginning.
     """
 
     def __init__(self, limit: int) -> None:
-        self.room = limit // 2
-        self.tail_limit = limit - self.room
+        self.head_left = limit // 2
+        self.tail_limit = limit - self.head_left
         self.left_out = 0
         self._tail: deque[str] = deque()
         self._tail_size = 0
 
-    def feed(self, text: str) -> str:
-        """Return the part of the text that belongs to the beginning; keep the rest as a possible end."""
-        head, rest = text[: self.room], text[self.room :]
-        self.room -= len(head)
+    def add(self, text: str) -> str:
+        """Return the part of the text that belongs to the beginning; keep the rest, which may be the end."""
+        head, rest = text[: self.head_left], text[self.head_left :]
+        self.head_left -= len(head)
         if rest:
             self._tail.append(rest)
             self._tail_size += len(rest)
             while self._tail_size - len(self._tail[0]) >= self.tail_limit:
-                self._drop(len(self._tail[0]))
+                size = len(self._tail.popleft())
+                self._tail_size -= size
+                self.left_out += size
         return head
 
-    def end(self) -> str:
-        """Return the end of the text, after a note of what was left out before it."""
+    def tail(self) -> str:
+        """Return the end of the text, preceded by the number of characters that were left out."""
         if self._tail_size > self.tail_limit:
             surplus = self._tail_size - self.tail_limit
             self._tail[0] = self._tail[0][surplus:]
@@ -89,34 +91,29 @@ class Kept:
         self._tail.clear()
         return text
 
-    def _drop(self, size: int) -> None:
-        self._tail.popleft()
-        self._tail_size -= size
-        self.left_out += size
 
-
-class Live:
-    """Shows what a notebook prints, line by line and redacted, and writes it to ``log.txt``.
+class LiveOutput:
+    """Shows the output of a notebook line by line, without secrets, and writes it to ``log.txt``.
 
     Parameters
     ----------
     log
         The log file.
     screen
-        Where people watch; ``None`` when nobody does.
+        Stream that shows the output; ``None`` to show nothing.
     redactor
-        Who knows what is secret.
+        Removes secrets.
     limit
         Characters of the log.
     on_event
-        Shows how far the steps are, instead of lines on the screen.
+        Shows the progress of steps. Then the screen gets no lines about it.
     folds
-        Whether every step is a fold of GitHub Actions.
+        Whether each step is a group in the log of GitHub Actions.
 
     Attributes
     ----------
     problems
-        Why the log or the screen lacks something, as sentences.
+        Why the log or the screen is incomplete.
     """
 
     def __init__(
@@ -133,16 +130,16 @@ class Live:
         self._screen = screen
         self._streams: dict[str, LineRedactor] = {}
         self._redactor = redactor
-        self._room = limit
+        self._log_left = limit
         self._on_event = on_event
         self.problems: dict[str, None] = {}
         self._progress = io.StringIO()
         self._lines_of = LogLines(self._progress, folds=folds)
 
     def stream(self, name: str, text: str) -> str:
-        """Take a piece of standard output or standard error; return what may be kept of it now.
+        """Show a piece of standard output or standard error; return the part of it that may be saved now.
 
-        A line without its end is held back, until `settle`: its secret may only have begun.
+        An incomplete line is kept back until `flush`, because a secret could continue in it.
         """
         lines = self._streams.setdefault(name, LineRedactor(self._redactor))
         clean = lines.feed(text)
@@ -150,7 +147,7 @@ class Live:
         return clean
 
     def progress(self, data: dict[str, Any]) -> str:
-        """Take an event of a step, and return the lines that it is worth, if any."""
+        """Show an event of a step, and return its lines for the notebook, if any."""
         event = Event(**data)
         event = Event(**self._redactor.value(asdict(event)))
         if self._on_event is not None:
@@ -161,48 +158,48 @@ class Live:
         self._progress.seek(0)
         self._progress.truncate()
         if text:
-            self.settle()
+            self.flush()
             self._show(text, screen=self._on_event is None)
         return text
 
     def display(self, data: dict[str, Any]) -> None:
-        """Take a display output; its plain text is what a log can show of it."""
+        """Show the plain text of a display output."""
         text = "".join(data.get("text/plain", "")).rstrip()
-        if text and not NO_TEXT_OF_ITS_OWN.match(text):
-            self.settle()
+        if text and not WIDGET_TEXT.match(text):
+            self.flush()
             self._show(as_lines(plain(self._redactor.text(text))) + "\n")
 
     def note(self, text: str, *, screen: bool = True) -> None:
-        """Write a line of the runner's own."""
-        self.settle()
+        """Show a line of the runner itself."""
+        self.flush()
         self._show(as_lines(plain(self._redactor.text(text))) + "\n", screen=screen)
 
-    def settle(self) -> list[tuple[str, str]]:
-        """Show the unfinished lines that are still held back, and return them with their streams."""
-        settled = [(name, rest) for name, lines in self._streams.items() if (rest := lines.flush())]
-        for _, rest in settled:
+    def flush(self) -> list[tuple[str, str]]:
+        """Show the incomplete lines that were kept back, and return them with their streams."""
+        flushed = [(name, rest) for name, lines in self._streams.items() if (rest := lines.flush())]
+        for _, rest in flushed:
             text = as_lines(plain(rest))
             if text:
                 self._show(text if text.endswith("\n") else text + "\n")
-        return settled
+        return flushed
 
     def close(self) -> None:
-        """Show what is left and close the log."""
-        self.settle()
+        """Show the rest of the output, and close the log."""
+        self.flush()
         with self._collecting("The log is incomplete"):
             self._log.close()
 
     def _show(self, text: str, *, screen: bool = True) -> None:
-        """Write lines that are safe already; a workflow command among them is the runner's own."""
+        """Write lines that are safe; a workflow command in them is the runner's own."""
         if not text:
             return
-        # The log first: what somebody has seen is kept, even when this process is killed next.
-        if self._room > 0:
+        # The log first, so that it contains what somebody has seen, even if this process is killed now.
+        if self._log_left > 0:
             with self._collecting("The log is incomplete"):
-                self._log.write(text[: self._room])
+                self._log.write(text[: self._log_left])
                 self._log.flush()
-            self._room -= len(text)
-            if self._room <= 0:
+            self._log_left -= len(text)
+            if self._log_left <= 0:
                 with self._collecting("The log is incomplete"):
                     self._log.write("\n[... the log reached its size limit; the rest is left out ...]\n")
         if screen and self._screen is not None:
@@ -214,7 +211,7 @@ class Live:
 
     @contextmanager
     def _collecting(self, problem: str) -> Iterator[None]:
-        """Collect an error of the block: a full disk or a closed terminal must not stop the run."""
+        """Add an error of the block to `problems`: a full disk or a closed terminal must not stop the run."""
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process

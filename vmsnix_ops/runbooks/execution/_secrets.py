@@ -1,8 +1,8 @@
-"""How the runner learns the credentials of a kernel: through a socket, before the kernel can print them.
+"""Send the credentials of a kernel to the runner, through a socket.
 
-The runner writes the evidence, and the kernel has the credentials: of an SSO session, a role, an instance.
-What the kernel's `redaction.remember` is given is sent at once, and the runner reads it before it takes any
-output of the kernel.
+The kernel has the credentials (of an SSO session, a role or an instance), but the runner writes the evidence.
+The kernel sends each value that it passes to `redaction.remember`, and the runner reads it before it handles
+the next output of the kernel.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from vmsnix_ops.redaction import LineRedactor, Redactor, find_secret, listen, re
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Inbox", "LineRedactor", "Redactor", "find_secret", "report_to", "secret_values"]
+__all__ = ["LineRedactor", "Redactor", "SecretReceiver", "find_secret", "secret_values", "send_secrets"]
 
-SEND_SECONDS = 10.0  # when the runner is gone or hangs, the notebook goes on
-LONGEST = 60_000  # bytes of one message
+SEND_SECONDS = 10.0  # then the notebook continues, because the runner has ended or hangs
+MAX_MESSAGE_BYTES = 60_000
 
 
-class Inbox:
+class SecretReceiver:
     """The runner's end of the socket.
 
     Attributes
     ----------
     descriptor
-        The kernel's end, to be passed on to it.
+        File descriptor of the kernel's end.
     """
 
     def __init__(self) -> None:
-        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.descriptor = self._theirs.fileno()
+        self._runner_socket, self._kernel_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.descriptor = self._kernel_socket.fileno()
         self._lock = threading.Lock()
-        self._over = False
-        # A kernel that gets many credentials and prints nothing must not wait for room in the socket.
-        threading.Thread(target=self._keep_reading, name="vmsnix-secrets", daemon=True).start()
+        self._closed = False
+        # A kernel that sends many credentials without any output must not block on a full socket.
+        threading.Thread(target=self._receive_forever, name="vmsnix-secrets", daemon=True).start()
 
-    def drain(self) -> None:
-        """Remember everything that the kernel has sent."""
+    def receive(self) -> None:
+        """Remember all secrets that the kernel has sent."""
         with self._lock:
-            while not self._over and self._read(socket.MSG_DONTWAIT):
+            while not self._closed and self._read(socket.MSG_DONTWAIT):
                 pass
 
     def close(self) -> None:
-        """Remember what is left, and close both ends."""
-        self.drain()
-        self._over = True
+        """Remember the remaining secrets, and close both ends."""
+        self.receive()
+        self._closed = True
         with suppress(OSError):
-            self._ours.shutdown(socket.SHUT_RDWR)
-        self._theirs.close()
+            self._runner_socket.shutdown(socket.SHUT_RDWR)
+        self._kernel_socket.close()
 
     def _read(self, flags: int) -> bool:
         try:
-            message = self._ours.recv(2 * LONGEST, flags)
+            message = self._runner_socket.recv(2 * MAX_MESSAGE_BYTES, flags)
         except OSError:
             return False
         if message:
@@ -66,40 +66,40 @@ class Inbox:
                 remember(*json.loads(message))
         return bool(message)
 
-    def _keep_reading(self) -> None:
+    def _receive_forever(self) -> None:
         import select
 
-        ready = select.poll()  # unlike `select` it takes descriptors above 1023
-        ready.register(self._ours, select.POLLIN)
-        while not self._over:
+        ready = select.poll()  # `select` would refuse descriptors above 1023
+        ready.register(self._runner_socket, select.POLLIN)
+        while not self._closed:
             ready.poll()
             with self._lock:
-                if not self._read(socket.MSG_DONTWAIT) and self._is_shut():
+                if not self._read(socket.MSG_DONTWAIT) and self._is_shut_down():
                     break
-        self._ours.close()
+        self._runner_socket.close()
 
-    def _is_shut(self) -> bool:
-        if self._over:
+    def _is_shut_down(self) -> bool:
+        if self._closed:
             return True
         try:
-            return not self._ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self._runner_socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
             return True
 
 
-def report_to(descriptor: int) -> None:
-    """Send what this process remembers as secret, now and from now on, to the runner's `Inbox`."""
+def send_secrets(descriptor: int) -> None:
+    """Send all secrets of this process, also future ones, to the `SecretReceiver` of the runner."""
     os.set_inheritable(descriptor, False)
     sender = socket.socket(fileno=descriptor)
     sender.settimeout(SEND_SECONDS)
     lock = threading.Lock()
 
     def send(values: Sequence[str]) -> None:
-        with lock, suppress(OSError):  # the runner is gone, and with it whoever would write
+        with lock, suppress(OSError):  # the runner, which writes the evidence, has ended
             for value in values:
-                if len(value) <= LONGEST // 6:  # as JSON
+                if len(value) <= MAX_MESSAGE_BYTES // 6:  # JSON needs up to six bytes per character
                     sender.send(json.dumps([value]).encode())
 
     listen(send)

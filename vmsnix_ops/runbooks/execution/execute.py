@@ -1,4 +1,4 @@
-"""Runs a runbook and keeps the evidence: executed notebook, report, result, log, and a row in the history.
+"""Run a runbook and save the evidence: executed notebook, report, result, log, and a row in the history.
 
 >>> from vmsnix_ops.runbooks.execution.execute import run
 >>> outcome = run("publish-ami", {"image": "./result"})  # doctest: +SKIP
@@ -25,16 +25,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vmsnix_ops import settings as settings_module
 from vmsnix_ops.errors import ConfirmationError, ParameterError, RunError
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import writing
 from vmsnix_ops.runbooks.execution import kernels, side_effects
 from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
-from vmsnix_ops.runbooks.execution._output import Limits, Live
-from vmsnix_ops.runbooks.execution._secrets import Inbox
-from vmsnix_ops.runbooks.execution.verdict import Failure, judge, kept_error
+from vmsnix_ops.runbooks.execution._output import Limits, LiveOutput
+from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
+from vmsnix_ops.runbooks.execution.verdict import Failure, judge, read_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,33 +42,32 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.outcomes import RunStatus
     from vmsnix_ops.progress import Reporter
+    from vmsnix_ops.redaction import Redactor
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 
 
-# When the runner's heavy libraries are imported: each as late as possible, and not in the way.
-#
-# Measured by ``python -m benchmarks.overhead``.
-
-GRAMMAR = "rfc3987_syntax"
-AFTERWARDS = ("nbconvert.exporters.html", "pygments.formatters")
-HISTORY = ("pandas", "pyarrow.dataset", "deltalake")
+# Slow libraries are imported late, while the kernel starts (measured by ``python -m benchmarks.overhead``).
+RFC3987_LIBRARY = "rfc3987_syntax"
+REPORT_LIBRARIES = ("nbconvert.exporters.html", "pygments.formatters")
+HISTORY_LIBRARIES = ("pandas", "pyarrow.dataset", "deltalake")
+KERNEL_LOG_CHARACTERS = 10_000  # of the output of a dead kernel that the log keeps
 
 
-def warm_up(*, record: bool) -> None:
-    """Import what a run needs after its last cell while its kernel starts, which is mostly waiting.
+def preload(*, record: bool) -> None:
+    """Import, in another thread, the libraries that a run needs after its last cell.
 
     Parameters
     ----------
     record
         Whether the run gets a row in the history.
     """
-    names = AFTERWARDS + (HISTORY if record else ())
+    names = REPORT_LIBRARIES + (HISTORY_LIBRARIES if record else ())
 
     def load() -> None:
         for name in names:
-            with suppress(Exception):  # who needs it imports it again, and says what is wrong
+            with suppress(Exception):  # the import that needs it reports the error
                 importlib.import_module(name)
 
     if any(name not in sys.modules for name in names):
@@ -77,16 +75,16 @@ def warm_up(*, record: bool) -> None:
 
 
 @contextmanager
-def without_grammar() -> Iterator[None]:
+def without_rfc3987() -> Iterator[None]:
     """Let jsonschema be imported in this block without its check of internationalized addresses.
 
-    JupyterLab brings a library for that, which compiles a grammar of its own at import: a second and more
-    at the start of every run, for a check that no notebook asks for.
+    The library for this check, a dependency of JupyterLab, needs more than a second to import. No notebook
+    needs the check.
     """
-    if "jsonschema" in sys.modules or GRAMMAR in sys.modules:
+    if "jsonschema" in sys.modules or RFC3987_LIBRARY in sys.modules:
         yield
         return
-    finder = _Absent(threading.get_ident())
+    finder = _HiddenModule(threading.get_ident())
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -94,8 +92,8 @@ def without_grammar() -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-class _Absent(importlib.abc.MetaPathFinder):
-    """Makes a library look as if it were not installed, for one thread."""
+class _HiddenModule(importlib.abc.MetaPathFinder):
+    """Makes an import of `RFC3987_LIBRARY` fail in one thread."""
 
     def __init__(self, thread: int) -> None:
         self._thread = thread
@@ -106,40 +104,37 @@ class _Absent(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None,  # noqa: ARG002 - importlib's signature
         target: ModuleType | None = None,  # noqa: ARG002 - importlib's signature
     ) -> ModuleSpec | None:
-        if fullname == GRAMMAR and threading.get_ident() == self._thread:
-            raise ModuleNotFoundError(f"{GRAMMAR} is left out", name=GRAMMAR)
+        if fullname == RFC3987_LIBRARY and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{RFC3987_LIBRARY} is left out", name=RFC3987_LIBRARY)
         return None
-
-
-KERNEL_WORDS = 10_000  # characters of a dead kernel's own output that the log keeps
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes
     ----------
     run_id
-        Sorts by time; also the name of the run's folder in the archive.
+        ID of the run, and name of its folder in the archive. IDs sort by time.
     runbook
         Name of the runbook.
     verdict
         ``done``, ``failed``, ``partial`` (some targets done) or ``cancelled``.
     exit_code
-        0 done, 1 failed or cancelled, 2 wrong use, 3 partial or done but not fully kept.
+        0 done, 1 failed or cancelled, 2 usage error, 3 partial, or done but not fully saved.
     notebook, report, result, log
-        Where the evidence is: local paths, or ``s3://`` locations. `report` is empty when it could not be
-        made.
+        Locations of the evidence: local paths, or ``s3://`` locations. `report` is empty if it could not be
+        created.
     seconds
-        From the start of the run to its last cell.
+        Time from the start of the run to its last cell.
     error
-        What ended the run, ``None`` when it is done.
+        The error that ended the run; ``None`` if it is done.
     values
-        Content of ``result.json``: the runbook's own results beside the run's.
+        Content of ``result.json``.
     problems
-        What went wrong after the last cell, such as a history that could not be written, or an archive on
-        S3 that refused; its files are on this machine then.
+        What could not be saved after the last cell, such as a row of the history, or files on S3. The files
+        are on this machine then.
     """
 
     run_id: str
@@ -172,10 +167,10 @@ def run(
     confirmed: bool = False,
     record: bool = True,
 ) -> RunOutcome:
-    """Run a runbook through papermill, judge it, and keep the evidence, whatever becomes of it.
+    """Run a runbook with papermill, and save the evidence, also of a failed run.
 
-    In the main thread, Ctrl-C and SIGTERM interrupt the running cell, so that the notebook's own
-    ``finally`` blocks clean up; a second one stops at once.
+    In the main thread, Ctrl-C and SIGTERM interrupt the running cell, so that its ``finally`` blocks clean
+    up; a second signal stops the run at once.
 
     Parameters
     ----------
@@ -184,54 +179,60 @@ def run(
     given
         Parameters by name. Text is parsed by the declared type.
     folder
-        Where the notebooks are; the package's own by default.
+        Folder of the notebooks; the package's own by default.
     archive
-        Local folder or ``s3://bucket/prefix`` for this run's folder; the setting ``archive`` by default.
+        Local folder or ``s3://bucket/prefix`` for the evidence; the setting ``archive`` by default.
     environment
-        Variables on top of this process's (``None`` takes one away), for the kernel, the settings and the
-        archive (a sandbox's, for example).
+        Changes to the environment variables of this process, for the kernel, the settings and the archive.
+        ``None`` removes a variable.
     cwd
-        Working directory of the kernel, from which relative paths in parameters count; this process's by
-        default.
+        Working directory of the kernel; that of this process by default.
     screen
-        Where the notebook's lines are shown while it runs; nowhere by default.
+        Stream that shows the output of the notebook while it runs; nothing by default.
     on_event
-        Called with every `vmsnix_ops.progress.Event` of the notebook's steps, in this thread. The screen then
-        gets no lines about them; log and notebook do.
+        Called in this thread with every `vmsnix_ops.progress.Event` of the notebook's steps. Then the screen
+        gets no lines about progress; the log and the notebook do.
     limits
-        How much output is kept.
+        Limits of the saved output.
     interrupter
-        By which another thread can stop the run.
+        Lets another thread stop the run.
     run_id
-        Name of the run, from `new_run_id`, for a caller who must know it before; a fresh one by default.
+        ID of the run, from `new_run_id`; a new one by default.
     confirmed
-        Whether somebody confirmed that a runbook which destroys shall do so. A dry run needs nobody.
+        Confirms that the runbook may destroy. A dry run needs no confirmation.
     record
         Whether the run gets a row in the history.
 
     Returns
     -------
     RunOutcome
-        Also for a failed run: a failing cell raises nothing here.
+        Also for a failed run: an error in a cell is not raised here.
 
     Raises
     ------
     UnknownRunbookError, ParameterError, SettingsError
-        The call is wrong; nothing has run.
+        Usage error; nothing has run.
     ConfirmationError
-        The runbook would destroy, and nobody has confirmed it; nothing has run.
+        The runbook would destroy, and this is not confirmed; nothing has run.
     ArchiveError
         The archive cannot be written; nothing has run.
     RunError
         The notebook cannot be read, or no kernel can be started.
     """
     prepared = _prepare(
-        runbook, given or {}, folder, archive, environment or {}, _place(cwd), run_id, confirmed=confirmed
+        runbook,
+        given or {},
+        folder,
+        archive,
+        environment or {},
+        _working_directory(cwd),
+        run_id,
+        confirmed=confirmed,
     )
     try:
         return _run(prepared, screen, on_event, limits or Limits(), interrupter, record=record)
     finally:
-        prepared.folder.rest()
+        prepared.folder.release()
 
 
 def _prepare(
@@ -244,30 +245,31 @@ def _prepare(
     run_id: str | None,
     *,
     confirmed: bool,
-) -> writing.Run:
+) -> writing.PreparedRun:
     wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
     checked = parameters.check(wanted, given)
     if not confirmed:
-        _confirm(wanted, checked)
+        _check_confirmation(wanted, checked)
     merged = {**os.environ, **environment}
     whole = {name: value for name, value in merged.items() if value is not None}
     settings = settings_module.load(cwd, whole)
     started = datetime.now(UTC)
     run_id = run_id or new_run_id(wanted.name, now=started)
+    entry = writing.first_entry(wanted, run_id, checked, whole, cwd, started)
     opened = archives.open_folder(
         archive or settings.archive,
         run_id,
-        {**writing.about(wanted, run_id, checked, started, whole, cwd), "status": "running"},
+        {**entry, "status": "running"},
         work=settings.state / "runs",
         environment=whole,
     )
-    return writing.Run(wanted, checked, settings, whole, cwd, opened, started)
+    return writing.PreparedRun(wanted, checked, settings, whole, cwd, opened, entry)
 
 
-def _confirm(runbook: catalog.Runbook, given: Mapping[str, object]) -> None:
-    """Refuse to destroy unasked."""
-    settled = writing.settled(runbook, given)
-    if side_effects.level(runbook.side_effects, settled) == "destroys":
+def _check_confirmation(runbook: catalog.Runbook, given: Mapping[str, object]) -> None:
+    """Refuse a run that would destroy without a confirmation."""
+    values = writing.all_parameters(runbook, given)
+    if side_effects.level(runbook.side_effects, values) == "destroys":
         raise ConfirmationError(
             f"{runbook.name} would destroy resources. Pass --yes to confirm.",
             why="dry_run is off, and the run is not confirmed.",
@@ -275,15 +277,15 @@ def _confirm(runbook: catalog.Runbook, given: Mapping[str, object]) -> None:
         )
 
 
-def _place(cwd: Path | None) -> Path:
-    place = (Path.cwd() if cwd is None else cwd).absolute()
-    if not place.is_dir():
-        raise RunError(f"The working directory does not exist: {place}.", fix="Use an existing folder.")
-    return place
+def _working_directory(cwd: Path | None) -> Path:
+    folder = (Path.cwd() if cwd is None else cwd).absolute()
+    if not folder.is_dir():
+        raise RunError(f"The working directory does not exist: {folder}.", fix="Use an existing folder.")
+    return folder
 
 
 def _run(
-    prepared: writing.Run,
+    prepared: writing.PreparedRun,
     screen: TextIO | None,
     on_event: Reporter | None,
     limits: Limits,
@@ -295,7 +297,7 @@ def _run(
     clock = time.monotonic()
     with ExitStack() as stack:
         stopper = stack.enter_context(signals(interrupter))
-        live = Live(
+        live = LiveOutput(
             prepared.folder.path(archives.LOG),
             screen,
             redactor,
@@ -307,23 +309,25 @@ def _run(
         live.note(f"{prepared.runbook.slug}, run {prepared.folder.run_id}", screen=False)
         notebook, crash = _execute(prepared, live, redactor, limits, stopper, record=record)
         seconds = round(time.monotonic() - clock, 3)
-        judged, failure = judge(
+        status, failure = judge(
             notebook,
             interrupted=stopper.requested,
             crash=crash,
-            kept=kept_error(prepared.folder.path(ERROR_FILE)),
+            described=read_error(prepared.folder.path(ERROR_FILE)),
         )
         refused = side_effects.refusals(prepared.folder.local)
-        if failure is None and refused:  # the notebook went on as if nothing had been
-            judged, failure = "failed", _refusal(refused[0])
+        if failure is None and refused:  # the notebook suppressed the error
+            first = refused[0]
+            failure = Failure("SideEffectsError", first["what"], first["why"], first["fix"])
+            status = "failed"
         if failure is not None:
             failure = Failure(**redactor.value(failure.to_json()))
-            live.note(f"{judged}: {failure}", screen=False)
-        values = writing.keep(prepared, notebook, redactor, live, judged, failure, seconds, record=record)
+            live.note(f"{status}: {failure}", screen=False)
+        values = writing.save(prepared, notebook, redactor, live, status, failure, seconds, record=record)
     return RunOutcome(
         run_id=prepared.folder.run_id,
         runbook=prepared.runbook.name,
-        verdict=judged,
+        verdict=status,
         exit_code=values["exit_code"],
         notebook=values["notebook"],
         report=values["report"],
@@ -336,21 +340,17 @@ def _run(
     )
 
 
-def _refusal(refused: Mapping[str, str]) -> Failure:
-    return Failure("SideEffectsError", refused["what"], refused["why"], refused["fix"])
-
-
 def _execute(
-    prepared: writing.Run,
-    live: Live,
+    prepared: writing.PreparedRun,
+    live: LiveOutput,
     redactor: Redactor,
     limits: Limits,
     stopper: Interrupter,
     *,
     record: bool,
 ) -> tuple[Any, Failure | None]:
-    """Execute the notebook; return it as far as it came, and what ended it from outside of its cells."""
-    with without_grammar():
+    """Execute the notebook; return it, also if it is incomplete, and an error outside of its cells."""
+    with without_rfc3987():
         import nbformat
 
         from vmsnix_ops.runbooks.execution import _engine
@@ -358,11 +358,14 @@ def _execute(
     notebook = nbformat.read(prepared.runbook.path, as_version=4)  # type: ignore[no-untyped-call]
 
     def save(executed: Any) -> None:
-        with suppress(OSError):  # at the end it is done once more, and then it counts
+        with suppress(OSError):  # the notebook is saved again at the end, where an error is reported
             writing.write_notebook(prepared.folder, writing.without_secrets(executed, redactor)[0])
-            prepared.folder.clean()
+            prepared.folder.redact()
 
-    with tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython, closing(Inbox()) as inbox:
+    with (
+        tempfile.TemporaryDirectory(prefix="vmsnix-ipython-") as ipython,
+        closing(SecretReceiver()) as receiver,
+    ):
         kernel_log = Path(ipython) / "kernel.log"
         session = _engine.Session(
             environment=_kernel_environment(prepared, ipython),
@@ -372,8 +375,8 @@ def _execute(
             interrupter=stopper,
             kernel_log=kernel_log,
             save=save,
-            inbox=inbox,
-            waiting=partial(warm_up, record=record),
+            receiver=receiver,
+            on_kernel_start=partial(preload, record=record),
         )
         crash = None
         try:
@@ -381,7 +384,7 @@ def _execute(
         except _engine.DeadKernelError:
             crash = Failure(
                 "DeadKernelError",
-                f"The kernel died in cell {_last_started(session.notebook)}.",
+                f"The kernel died in cell {_last_cell(session.notebook)}.",
                 why="It was killed or it crashed; a common reason is a lack of memory.",
                 fix="Run it again with more memory: it continues where it stopped.",
             )
@@ -393,17 +396,17 @@ def _execute(
                 fix=f"Check the output of `{sys.executable} -m ipykernel_launcher`.",
             )
         if crash is not None and kernel_log.is_file():
-            last = kernel_log.read_text(encoding="utf-8", errors="replace")[-KERNEL_WORDS:]
-            live.note(f"The last output of the kernel:\n{last}", screen=False)
+            text = kernel_log.read_text(encoding="utf-8", errors="replace")[-KERNEL_LOG_CHARACTERS:]
+            live.note(f"The last output of the kernel:\n{text}", screen=False)
         return session.notebook if session.notebook is not None else notebook, crash
 
 
-def _last_started(notebook: Any) -> int:
+def _last_cell(notebook: Any) -> int:
     return max((cell.get("execution_count") or 0 for cell in notebook.cells), default=0)
 
 
-def _kernel_environment(prepared: writing.Run, ipython: str) -> dict[str, str]:
-    """Return the variables of the kernel: the caller's, who the run is, and nothing of the user's IPython."""
+def _kernel_environment(prepared: writing.PreparedRun, ipython: str) -> dict[str, str]:
+    """Return the environment variables of the kernel, without those of the user's IPython."""
     own = {name: value for name, value in prepared.environment.items() if name not in kernels.STARTUP}
     return {
         **own,
@@ -413,70 +416,68 @@ def _kernel_environment(prepared: writing.Run, ipython: str) -> dict[str, str]:
         "VMSNIX_RUNBOOK": prepared.runbook.name,
         "VMSNIX_RUN_DIR": str(prepared.folder.local),
         "VMSNIX_PROGRESS": prepared.environment.get("VMSNIX_PROGRESS") or "messages",
-        "VMSNIX_SIDE_EFFECTS": side_effects.level(prepared.runbook.side_effects, prepared.settled),
+        "VMSNIX_SIDE_EFFECTS": side_effects.level(
+            prepared.runbook.side_effects, prepared.entry["parameters"]
+        ),
         "VMSNIX_RUN_ENTRY": prepared.folder.entry if prepared.folder.remote else "",
         "IPYTHONDIR": ipython,
     }
 
 
-# A run once more, with the same parameters.
-
-
 def same_parameters(
     runbook: Runbook, recorded: Mapping[str, object], given: Mapping[str, object]
 ) -> dict[str, object]:
-    """Return the parameters of a run, to be used again, with some of them replaced.
+    """Return the parameters of a past run, with some of them replaced, to run it again.
 
-    All of them are settled by the record, also those that had their default: a default that has changed
-    since does not change what is repeated.
+    Recorded defaults are used too: a default that has changed since then does not change a repeated run.
 
     Parameters
     ----------
     runbook
-        As it is now.
+        The runbook as it is now.
     recorded
-        Every parameter that the run had, as ``result.json`` has them.
+        All parameters of the past run, from its ``result.json``.
     given
-        What shall be another this time.
+        Parameters to replace.
 
     Raises
     ------
     ParameterError
-        When the runbook takes other parameters than it did, which are named; a parameter that is new or
-        of another type may be given. And when a given one does not fit.
+        A given parameter is invalid, or the parameters of the runbook have changed since then. A parameter
+        that is new or has another type can be given.
     """
-    settled = parameters.check(runbook, given)
+    replaced = parameters.check(runbook, given)
     declared = {parameter.name: parameter for parameter in runbook.parameters}
-    lost = [name for name in recorded if name not in declared]
-    new = [name for name in declared if name not in recorded and name not in settled]
-    other = [
+    removed = [name for name in recorded if name not in declared]
+    added = [name for name in declared if name not in recorded and name not in replaced]
+    changed = [
         name
         for name, value in recorded.items()
-        if name in declared and name not in settled and not _fits(declared[name], value)
+        if name in declared and name not in replaced and not _is_valid(declared[name], value)
     ]
-    changes = [
+    changes = "; ".join(
         f"{words} {', '.join(names)}"
         for words, names in (
-            ("removed since then:", lost),
-            ("added since then:", new),
-            ("with another type or other choices now:", other),
+            ("removed since then:", removed),
+            ("added since then:", added),
+            ("with another type or other choices now:", changed),
         )
         if names
-    ]
+    )
     if changes:
         raise ParameterError(
             f"The parameters of {runbook.name} have changed since that run.",
-            why=f"{'; '.join(changes)}."[0].upper() + f"{'; '.join(changes)}."[1:],
+            why=f"{changes[0].upper()}{changes[1:]}.",
             fix=f"Run it as a new run: `vmsnix help {runbook.short_name}` lists its parameters."
-            if lost
+            if removed
             else "Add these after the run ID.",
         )
-    return {**recorded, **settled}
+    return {**recorded, **replaced}
 
 
-def _fits(parameter: Parameter, value: object) -> bool:
+def _is_valid(parameter: Parameter, value: object) -> bool:
     if isinstance(value, str) and parameter.type.kind != "str":
-        return False  # text is parsed when people give it; a record has values
+        return False  # only text that people type is parsed; recorded values have their type
     if isinstance(value, str) and "[secret removed" in value:
         return False
     try:

@@ -1,7 +1,7 @@
-"""How a kernel for our notebooks is started: always the interpreter that runs this process.
+"""Start kernels with the interpreter of this process.
 
-An installed kernel spec called ``python3`` may belong to any environment, and may be missing; what runs a
-runbook must be what was tested with it.
+An installed kernel spec ``python3`` can belong to any environment, or be missing. A runbook must run with the
+packages with which it was tested.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ LAUNCH = (
     "{connection_file}",
     "--ext=vmsnix_ops.runbooks.execution._kernel",
 )
-# What would run in a kernel before its first cell, beside the user's own IPython. A sitecustomize, and the
-# configuration of IPython in /etc, belong to the installation and run all the same.
+# Variables that make a kernel run the user's code before the first cell. A sitecustomize, and IPython's
+# configuration in /etc, belong to the installation and still run.
 STARTUP = frozenset({"PYTHONSTARTUP", "IPYTHON_STARTUP"})
-# ipykernel 7 warns about unencrypted TCP in every run unless the manager encrypts, which the spec must allow.
+# ipykernel 7 warns about unencrypted TCP in every run, unless the manager encrypts and the spec allows it.
 METADATA: dict[str, object] = {"supported_encryption": ["curve"]}
 
 
 def argv(*more: str) -> list[str]:
-    """Return the command of a kernel, with further arguments."""
+    """Return the command that starts a kernel, with additional arguments."""
     return [sys.executable, *LAUNCH, *more]
 
 
 def python_path(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which a kernel finds this package; none when it is installed.
+    """Return the variables with which a kernel finds this package; none if the package is installed.
 
     Parameters
     ----------
     environment
-        Of the kernel, as far as it is known.
+        Environment variables of the kernel.
     """
     package = Path(__file__).resolve().parents[3]
     if package in {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}:

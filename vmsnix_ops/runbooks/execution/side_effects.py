@@ -1,22 +1,19 @@
-"""What a runbook may do to AWS, held to what it declares.
+"""Limit what a notebook may do in AWS to the side effects that it declares.
 
-A notebook says in its metadata whether it only looks (``read_only``), adds (``creates``) or takes away
-(``destroys``); one that takes a parameter ``dry_run`` only looks while that is true. The runner's kernel asks
-`Guard` before every call that boto3 sends:
+The metadata of a notebook declare whether it only reads (``read_only``), ``creates`` or ``destroys``. With
+``dry_run`` it may only read. `Guard` checks every call that boto3 sends from the kernel:
 
 ``read_only``
-    Only calls that read. Calls with ``DryRun=True`` change nothing and pass, too.
+    Only calls that read, and calls with ``DryRun=True``.
 ``creates``
-    Everything but taking away: what this run made itself may go, and what a publish cleans up behind itself
-    or a run that died (`CLEAN_UPS`).
+    All calls, but a run may delete only resources that it created, and leftovers of a publish (`CLEAN_UPS`).
 ``destroys``
-    Everything; the runner starts it only when somebody confirmed
+    All calls. The runner starts such a run only after a confirmation
     (`vmsnix_ops.runbooks.execution.execute.run`).
 
-This holds whoever makes a mistake in a notebook, and makes a declaration true of every call that goes through
-boto3 in the notebook's own process. It is no jail: a notebook that sets out to escape can start another
-program. What must be impossible is a matter of the credentials, for which `vmsnix iam-policy` prints the
-smallest policy of each job.
+This protects against mistakes, not against attacks: a notebook can start another program, whose calls are not
+checked. To make something impossible, limit the credentials: `vmsnix iam-policy` prints the smallest policy
+of each job.
 """
 
 from __future__ import annotations
@@ -44,29 +41,31 @@ if TYPE_CHECKING:
 
 Level = Literal["read_only", "creates", "destroys"]
 
-READS = re.compile(r"(BatchDescribe|BatchGet|Describe|Get|Head|List|Lookup|Search|Simulate)(?=[A-Z]|$)")
-"""AWS's verbs for looking."""
+READING_VERBS = re.compile(
+    r"(BatchDescribe|BatchGet|Describe|Get|Head|List|Lookup|Search|Simulate)(?=[A-Z]|$)"
+)
+"""Verbs of operations that read."""
 
-ALSO_READS = frozenset(
+READING_CALLS = frozenset(
     {
         "s3:SelectObjectContent",
-        # They hand out credentials, with which every further call is looked at again.
+        # These return credentials. Every call that is made with them is checked too.
         "sts:AssumeRole",
         "sts:AssumeRoleWithSAML",
         "sts:AssumeRoleWithWebIdentity",
         "sts:DecodeAuthorizationMessage",
     }
 )
-NO_READS = frozenset({"cognito-identity:GetId"})
-"""Calls that are called like looking, and make something."""
+CREATING_GETS = frozenset({"cognito-identity:GetId"})
+"""Calls that create something, although their verb is one of `READING_VERBS`."""
 
-TAKES_AWAY = re.compile(
+DELETING_VERBS = re.compile(
     r"(Abort|BatchDelete|Cancel|Clear|Delete|Deregister|Destroy|Detach|Disable|Disassociate|Purge|Reject|Release|Remove"
     r"|Reset|Revoke|Schedule[A-Z]\w*Deletion|Stop|Terminate|Unsubscribe|Untag|Withdraw)(?=[A-Z]|$)"
 )
-"""AWS's verbs for taking away."""
+"""Verbs of operations that delete or disable."""
 
-MADE: Mapping[str, str] = {
+CREATED_IDS: Mapping[str, str] = {
     "ebs:StartSnapshot": "SnapshotId",
     "ec2:CopyImage": "ImageId",
     "ec2:CopySnapshot": "SnapshotId",
@@ -80,9 +79,9 @@ MADE: Mapping[str, str] = {
     "sns:CreateTopic": "TopicArn",
     "sns:Subscribe": "SubscriptionArn",
 }
-"""Where an answer names what was made."""
+"""Field of a response that contains the ID of the created resource."""
 
-TAKEN: Mapping[str, str] = {
+DELETED_IDS: Mapping[str, str] = {
     "ec2:CancelImportTask": "ImportTaskId",
     "ec2:DeleteSecurityGroup": "GroupId",
     "ec2:DeleteSnapshot": "SnapshotId",
@@ -93,60 +92,58 @@ TAKEN: Mapping[str, str] = {
     "sns:DeleteTopic": "TopicArn",
     "sns:Unsubscribe": "SubscriptionArn",
 }
-"""Where a call names what it takes away, for calls that may take away what the run itself made."""
+"""Parameter of a call that contains the ID of the resource to delete."""
 
-CONTENT_KEY = re.compile(
-    r"(.*/)?[0-9a-f]{64}(-[0-9a-f]+)+\.[a-z0-9]+"
-)  # an upload of a publish: its bytes are on a disk
+CONTENT_KEY = re.compile(r"(.*/)?[0-9a-f]{64}(-[0-9a-f]+)+\.[a-z0-9]+")  # an upload of a publish
 
 
-def _our_snapshot(client: Any, asked: Mapping[str, Any]) -> bool:
-    """Whether a snapshot is a publish's: by its tags, or by those of the import that made it.
+def _is_publish_snapshot(client: Any, request: Mapping[str, Any]) -> bool:
+    """Whether a publish created a snapshot, by the tags of the snapshot or of its import.
 
-    AWS itself refuses to delete a snapshot that an AMI uses.
+    AWS refuses to delete a snapshot that an AMI uses.
     """
-    found = client.describe_snapshots(SnapshotIds=[asked["SnapshotId"]])["Snapshots"]
+    found = client.describe_snapshots(SnapshotIds=[request["SnapshotId"]])["Snapshots"]
     if any(tagging.DIGEST in tagging.to_dict(one.get("Tags")) for one in found):
         return True
     tasks = [word for one in found for word in re.findall(r"import-snap-\w+", one.get("Description", ""))]
-    return any(_our_import(client, {"ImportTaskId": task}) for task in tasks)
+    return any(_is_publish_import(client, {"ImportTaskId": task}) for task in tasks)
 
 
-def _our_import(client: Any, asked: Mapping[str, Any]) -> bool:
-    """Whether an import is a publish's, by its tags."""
-    answer = client.describe_import_snapshot_tasks(ImportTaskIds=[asked["ImportTaskId"]])
+def _is_publish_import(client: Any, request: Mapping[str, Any]) -> bool:
+    """Whether a publish started an import, by its tags."""
+    answer = client.describe_import_snapshot_tasks(ImportTaskIds=[request["ImportTaskId"]])
     return any(tagging.DIGEST in tagging.to_dict(task.get("Tags")) for task in answer["ImportSnapshotTasks"])
 
 
-def _our_instances(client: Any, asked: Mapping[str, Any]) -> bool:
-    """Whether instances are those of smoke tests, by their tags."""
-    answer = client.describe_instances(InstanceIds=asked["InstanceIds"])
+def _are_smoke_test_instances(client: Any, request: Mapping[str, Any]) -> bool:
+    """Whether smoke tests launched all of these instances, by their tags."""
+    answer = client.describe_instances(InstanceIds=request["InstanceIds"])
     found = [one for group in answer["Reservations"] for one in group["Instances"]]
     return bool(found) and all(tagging.SMOKE in tagging.to_dict(one.get("Tags")) for one in found)
 
 
-def _first_value(client: Any, asked: Mapping[str, Any]) -> bool:
-    """Whether a parameter has had one value only: a promotion takes back the channel that it made."""
-    pages = client.get_paginator("get_parameter_history").paginate(Name=asked["Name"])
+def _has_one_value(client: Any, request: Mapping[str, Any]) -> bool:
+    """Whether a parameter has only ever had one value: a promotion may delete a channel that it created."""
+    pages = client.get_paginator("get_parameter_history").paginate(Name=request["Name"])
     return sum(len(page["Parameters"]) for page in pages) == 1
 
 
 CLEAN_UPS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
-    "ec2:CancelImportTask": _our_import,
-    "ec2:DeleteSnapshot": _our_snapshot,
-    "ec2:DisableImageDeprecation": lambda _client, _asked: True,  # takes a date away, and nothing else
-    "ec2:DisableImageDeregistrationProtection": lambda _client, _asked: True,  # removes nothing by itself
-    "ec2:TerminateInstances": _our_instances,
-    "iam:DeletePolicyVersion": lambda _client, asked: ":policy/vmsnix" in asked["PolicyArn"],
-    "s3:AbortMultipartUpload": lambda _client, _asked: True,  # nobody can read an unfinished upload
-    "s3:DeleteObject": lambda _client, asked: bool(CONTENT_KEY.fullmatch(asked["Key"])),
-    "ssm:DeleteParameter": _first_value,
+    "ec2:CancelImportTask": _is_publish_import,
+    "ec2:DeleteSnapshot": _is_publish_snapshot,
+    "ec2:DisableImageDeprecation": lambda _client, _request: True,  # only removes a date
+    "ec2:DisableImageDeregistrationProtection": lambda _client, _request: True,  # deletes no resource
+    "ec2:TerminateInstances": _are_smoke_test_instances,
+    "iam:DeletePolicyVersion": lambda _client, request: ":policy/vmsnix" in request["PolicyArn"],
+    "s3:AbortMultipartUpload": lambda _client, _request: True,  # an unfinished upload cannot be read
+    "s3:DeleteObject": lambda _client, request: bool(CONTENT_KEY.fullmatch(request["Key"])),
+    "ssm:DeleteParameter": _has_one_value,
 }
-"""What a runbook that creates may take away although another run made it, and when."""
+"""Calls with which a run that creates may delete leftovers of another run, and the check for each."""
 
 
-def is_read(service: str, operation: str, asked: Mapping[str, Any] | None = None) -> bool:
-    """Whether a call only looks.
+def is_read(service: str, operation: str, request: Mapping[str, Any] | None = None) -> bool:
+    """Whether a call only reads.
 
     Examples
     --------
@@ -154,82 +151,81 @@ def is_read(service: str, operation: str, asked: Mapping[str, Any] | None = None
     (True, False)
     """
     name = f"{service}:{operation}"
-    if service == "ec2" and (asked or {}).get("DryRun") is True:
+    if service == "ec2" and (request or {}).get("DryRun") is True:
         return True
-    return name in ALSO_READS or (name not in NO_READS and READS.match(operation) is not None)
+    return name in READING_CALLS or (name not in CREATING_GETS and READING_VERBS.match(operation) is not None)
 
 
 def level(side_effects: Level, parameters: Mapping[str, object]) -> Level:
-    """Return what a run may do: what its runbook declares, and no more than looking in a dry run."""
+    """Return what a run may do: what its runbook declares, or only reading in a dry run."""
     return "read_only" if parameters.get("dry_run") is True else side_effects
 
 
 @dataclass
 class Guard:
-    """Looks at every call of one run.
+    """Checks every call of a run.
 
     Parameters
     ----------
     level
         What the run may do.
     runbook
-        For the error.
+        Name of the runbook, for the error.
     report
-        Told of every refusal, so that a notebook which swallows the error is judged all the same.
+        Called with every refusal, so that the run fails even if the notebook suppresses the error.
     lease
-        File of the lease that the run needs to change something; `None` if it needs none.
+        File of the lease that the run needs to change something; ``None`` if it needs none.
     """
 
     level: Level
     runbook: str
     report: Callable[[SideEffectsError], None] = lambda _error: None
     lease: Path | None = None
-    _made: set[str] = field(default_factory=set)
+    _created: set[str] = field(default_factory=set)
 
-    def before(self, client: Any, service: str, operation: str, asked: Mapping[str, Any]) -> None:
-        """Let a call pass, or refuse it before anything is sent.
+    def before(self, client: Any, service: str, operation: str, request: Mapping[str, Any]) -> None:
+        """Check a call before it is sent.
 
         Parameters
         ----------
         client
-            With which it would be made, and with which the guard may look at what the call is about; ``None``
-            for a presigned URL.
+            The caller's client, which may be used to read the resource; ``None`` for a presigned URL.
         service, operation
-            As botocore calls them: ``"ec2"``, ``"DeregisterImage"``.
-        asked
+            botocore's names: ``"ec2"``, ``"DeregisterImage"``.
+        request
             Parameters of the call.
 
         Raises
         ------
         SideEffectsError
-            When the run may not do that.
+            The run may not make this call.
         FleetError
-            When the run is part of a fleet, and another process may run its target.
+            The run is part of a fleet, and another process may run its target.
         """
-        if is_read(service, operation, asked):
+        if is_read(service, operation, request):
             return
         if not (
             self.level == "destroys"
-            or (self.level == "creates" and not TAKES_AWAY.match(operation))
-            or (self.level == "creates" and self._may_take_away(client, f"{service}:{operation}", asked))
+            or (self.level == "creates" and not DELETING_VERBS.match(operation))
+            or (self.level == "creates" and self._may_delete(client, f"{service}:{operation}", request))
         ):
             self._refuse(f"{service}:{operation}")
         if self.lease is not None:
             lease.check(self.lease)
 
     def after(self, service: str, operation: str, answer: Mapping[str, Any]) -> None:
-        """Remember what a call has made."""
-        path = MADE.get(f"{service}:{operation}")
+        """Record the resources that a call has created."""
+        path = CREATED_IDS.get(f"{service}:{operation}")
         if path:
-            self._made.update(_values(answer, path.split(".")))
+            self._created.update(_values(answer, path.split(".")))
 
-    def _may_take_away(self, client: Any, call: str, asked: Mapping[str, Any]) -> bool:
-        """Whether what a call takes away is this run's own, or a leftover."""
-        named = set(_values(asked, [TAKEN[call]])) if call in TAKEN else set()
-        if named and named <= self._made and not asked.get("DeleteAssociatedSnapshots"):
+    def _may_delete(self, client: Any, call: str, request: Mapping[str, Any]) -> bool:
+        """Whether a call deletes only resources that this run created, or leftovers of a publish."""
+        deleted = set(_values(request, [DELETED_IDS[call]])) if call in DELETED_IDS else set()
+        if deleted and deleted <= self._created and not request.get("DeleteAssociatedSnapshots"):
             return True
         clean_up = CLEAN_UPS.get(call)
-        return clean_up is not None and client is not None and clean_up(client, asked)
+        return clean_up is not None and client is not None and clean_up(client, request)
 
     def _refuse(self, call: str) -> None:
         allowed = {
@@ -247,7 +243,7 @@ class Guard:
 
 
 def _values(tree: Any, path: list[str]) -> Iterator[str]:
-    """Yield the texts at a path of a call or an answer, through lists."""
+    """Yield the texts at a path in a request or response; lists on the path are searched too."""
     if isinstance(tree, list | tuple):
         for one in tree:
             yield from _values(one, path)
@@ -257,41 +253,33 @@ def _values(tree: Any, path: list[str]) -> Iterator[str]:
         yield tree
 
 
-# Puts a `side_effects.Guard` before every call that botocore makes in this process.
-
 REFUSALS = ".side-effects.jsonl"
-HOOKED = "botocore.client", "botocore.signers"
+HOOKED_MODULES = "botocore.client", "botocore.signers"
 
 
 def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = None) -> None:
-    """Guard this process; what is refused is also noted in the run's folder.
+    """Check every call that botocore makes in this process, and record refusals in the run's folder.
 
-    botocore is heavy, and most cells never import it, so the guard waits for its import.
+    botocore is hooked when a cell imports it, because its import is slow.
 
     Parameters
     ----------
     level, runbook
-        What may be done, and by whom.
+        As for `Guard`.
     folder
-        Of the run.
+        Folder of the run.
     lease_file
         As `Guard.lease`.
     """
-    found: list[Guard] = []
-
-    def guard() -> Guard:
-        if not found:
-            found.append(Guard(level, runbook, functools.partial(_note, folder / REFUSALS), lease_file))
-        return found[0]
-
-    for name in HOOKED:
+    guard = Guard(level, runbook, functools.partial(_append_refusal, folder / REFUSALS), lease_file)
+    for name in HOOKED_MODULES:
         if name in sys.modules:
             _hook(sys.modules[name], guard)
     sys.meta_path.insert(0, _Finder(guard))
 
 
 def refusals(folder: Path) -> list[dict[str, str]]:
-    """Return what was refused in a run, and remove the note."""
+    """Return the calls that were refused in a run, and delete their file."""
     path = folder / REFUSALS
     try:
         lines = files.read(path).split(b"\n")
@@ -301,58 +289,58 @@ def refusals(folder: Path) -> list[dict[str, str]]:
         path.unlink()
     refused = []
     for line in lines:
-        with suppress(ValueError, RecursionError):  # cut by a full disk
+        with suppress(ValueError, RecursionError):  # a full disk can cut a line
             refused.append(json.loads(line))
     return refused
 
 
-def _note(path: Path, error: SideEffectsError) -> None:
+def _append_refusal(path: Path, error: SideEffectsError) -> None:
     files.append_line(path, json.dumps({"what": error.what, "why": error.why, "fix": error.fix}))
 
 
-def _hook(module: ModuleType, guard: Callable[[], Guard]) -> None:
+def _hook(module: ModuleType, guard: Guard) -> None:
     if module.__name__ == "botocore.client":
         _hook_calls(module, guard)
     else:
-        _hook_signatures(module, guard)
+        _hook_presigned_urls(module, guard)
 
 
-def _hook_calls(module: ModuleType, guard: Callable[[], Guard]) -> None:
+def _hook_calls(module: ModuleType, guard: Guard) -> None:
     original = module.BaseClient._make_api_call
 
     @functools.wraps(original)
     def call(self: Any, operation_name: str, api_params: dict[str, Any]) -> Any:
         service = self.meta.service_model.service_name
-        guard().before(self, service, operation_name, api_params)
+        guard.before(self, service, operation_name, api_params)
         answer = original(self, operation_name, api_params)
-        guard().after(service, operation_name, answer)
+        guard.after(service, operation_name, answer)
         return answer
 
     module.BaseClient._make_api_call = call
 
 
-def _hook_signatures(module: ModuleType, guard: Callable[[], Guard]) -> None:
-    """Guard presigned URLs, too: whoever has one can make the call later."""
+def _hook_presigned_urls(module: ModuleType, guard: Guard) -> None:
+    """Check presigned URLs too: with one, the call can be made later."""
     original = module.RequestSigner.generate_presigned_url
 
     @functools.wraps(original)
     def sign(self: Any, request_dict: Any, operation_name: str, *more: Any, **options: Any) -> Any:
-        guard().before(None, self._service_id.hyphenize(), operation_name, {})
+        guard.before(None, self._service_id.hyphenize(), operation_name, {})
         return original(self, request_dict, operation_name, *more, **options)
 
     module.RequestSigner.generate_presigned_url = sign
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Hooks botocore's modules when they have been imported."""
+    """Lets `_Loader` load botocore's modules."""
 
-    def __init__(self, guard: Callable[[], Guard]) -> None:
+    def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in HOOKED:
+        if fullname not in HOOKED_MODULES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -361,9 +349,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads a module as another loader does, and hooks it."""
+    """Loads a module with another loader, and hooks it."""
 
-    def __init__(self, original: Any, guard: Callable[[], Guard]) -> None:
+    def __init__(self, original: Any, guard: Guard) -> None:
         self._original, self._guard = original, guard
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:

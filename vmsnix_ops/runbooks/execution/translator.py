@@ -1,7 +1,7 @@
-"""Let papermill read parameters of the type ``Literal["a", "b"]``, in which its own pattern allows no quotes.
+"""Let papermill read parameters of the type ``Literal["a", "b"]``: its own pattern allows no quotes.
 
-Without it papermill passes such a parameter all the same, but warns that it is unknown and leaves it out of
-``papermill --help-notebook``. papermill loads this module by its entry points when it is imported itself.
+Without this, papermill passes such a parameter, but warns that it is unknown and leaves it out of
+``papermill --help-notebook``. papermill loads this module through an entry point.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["NBClientEngine", "Translator"]  # an entry point of papermill has to
 
 
 class Translator(PythonTranslator):  # type: ignore[misc]
-    """papermill's own translator, with a pattern that reads every type of a parameters cell."""
+    """papermill's translator, with a pattern that reads every type of a parameters cell."""
 
     PARAMETER_PATTERN = re.compile(
         r"^(?P<target>\w+)\s*(:\s*(?P<annotation>[^=#]+?)\s*)?=\s*(?P<value>.*?)"

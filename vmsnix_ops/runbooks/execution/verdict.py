@@ -1,6 +1,7 @@
-"""What became of a run: judged by what ran and what it left, never by papermill's status.
+"""Determine the status of a run from its cells, and describe its error.
 
-papermill saves cells that never ran as "completed" after an interrupt, a time-out and a dead kernel.
+papermill's own status is not used: after an interrupt, a time-out or a dead kernel it marks cells that never
+ran as "completed".
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PARTIAL = 3
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The one error that ended a run.
+    """The error that ended a run.
 
     Attributes
     ----------
@@ -35,11 +36,11 @@ class Failure:
     what, why, fix
         What happened, why, and what to do.
     exit_code
-        1, or what the error's class says.
+        Exit code of the error's class; 1 for other errors.
     cell
-        Number of the cell as it is shown (``In [3]``), 0 when no cell is to blame.
+        Number of the cell as JupyterLab shows it (``In [3]``); 0 for an error outside of the cells.
     detail
-        What else the error carried: AWS's code, operation, request ID ...
+        Other attributes of the error: AWS code, operation, request ID, ...
     """
 
     type: str
@@ -51,49 +52,53 @@ class Failure:
     detail: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Return the sentences."""
+        """Return the text of the error."""
         return " ".join(part for part in (self.what, self.why, self.fix) if part)
 
     def to_json(self) -> dict[str, object]:
-        """Return it as ``result.json`` has it."""
+        """Return the entry for ``result.json``."""
         return asdict(self)
 
 
 def judge(
-    notebook: Any, *, interrupted: bool, crash: Failure | None = None, kept: Mapping[str, Any] | None = None
+    notebook: Any,
+    *,
+    interrupted: bool,
+    crash: Failure | None = None,
+    described: Mapping[str, Any] | None = None,
 ) -> tuple[RunStatus, Failure | None]:
-    """Return the verdict on an executed notebook, and the error behind it.
+    """Return the status of an executed notebook, and the error that ended it.
 
     Parameters
     ----------
     notebook
-        Executed ``NotebookNode``, or ``None`` when it never started.
+        Executed ``NotebookNode``, or ``None`` if it never started.
     interrupted
-        Whether somebody asked the run to stop.
+        Whether the run was asked to stop.
     crash
-        What ended the run from outside of its cells: a dead kernel.
-    kept
-        The error as the kernel kept it (`_kernel.describe`), which holds more than the notebook does.
+        Error outside of the cells, such as a dead kernel.
+    described
+        The error that the kernel saved (`_kernel.describe`), with more parts than the notebook's text.
     """
-    failure = _cell_error(notebook, kept or {}) if notebook is not None else None
+    failure = _first_failure(notebook, described or {}) if notebook is not None else None
     if failure is None and crash is not None:
         failure = crash
-    if failure is None and notebook is not None and not _missing(notebook):
+    if failure is None and notebook is not None and not _cells_not_run(notebook):
         return "done", None
     if interrupted or (failure is not None and failure.type in INTERRUPTS):
-        return "cancelled", _interruption(failure, notebook)
+        return "cancelled", _interrupt_failure(failure, notebook)
     if failure is None:
         failure = Failure(
             "RunFailedError",
             "The notebook stopped before its end.",
-            why=f"{len(_missing(notebook))} of its cells did not run." if notebook is not None else "",
+            why=f"{len(_cells_not_run(notebook))} of its cells did not run." if notebook is not None else "",
             fix="The executed notebook shows the last cell that ran.",
         )
     return ("partial" if failure.exit_code == PARTIAL else "failed"), failure
 
 
-def kept_error(path: Path) -> dict[str, Any]:
-    """Return the error that the kernel kept, and remove the file; empty when there is none."""
+def read_error(path: Path) -> dict[str, Any]:
+    """Return the error that the kernel saved, and delete the file; empty if there is none."""
     try:
         described = json.loads(files.read(path))
     except (OSError, ValueError, RecursionError):
@@ -103,8 +108,8 @@ def kept_error(path: Path) -> dict[str, Any]:
     return described if isinstance(described, dict) else {}
 
 
-def _missing(notebook: Any) -> list[Any]:
-    """Return the cells that should have run and did not."""
+def _cells_not_run(notebook: Any) -> list[Any]:
+    """Return the code cells that did not run."""
     return [
         cell
         for cell in notebook.cells
@@ -115,25 +120,25 @@ def _missing(notebook: Any) -> list[Any]:
     ]
 
 
-def _cell_error(notebook: Any, kept: Mapping[str, Any]) -> Failure | None:
+def _first_failure(notebook: Any, described: Mapping[str, Any]) -> Failure | None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error":
-                return _describe(output, cell.execution_count or 0, kept)
+                return _cell_failure(output, cell.execution_count or 0, described)
     return None
 
 
-def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
+def _cell_failure(output: Any, number: int, described: Mapping[str, Any]) -> Failure:
     name, text = output.ename, plain(output.evalue)
-    if kept.get("type") == name and "what" in kept:
+    if described.get("type") == name and "what" in described:
         return Failure(
             name,
-            str(kept["what"]),
-            str(kept.get("why", "")),
-            str(kept.get("fix", "")),
-            int(kept.get("exit_code", 1)),
+            str(described["what"]),
+            str(described.get("why", "")),
+            str(described.get("fix", "")),
+            int(described.get("exit_code", 1)),
             number,
-            kept.get("detail", {}),
+            described.get("detail", {}),
         )
     if name == "SystemExit":
         return Failure(
@@ -147,21 +152,21 @@ def _describe(output: Any, number: int, kept: Mapping[str, Any]) -> Failure:
     return Failure(
         name,
         f"Cell {number} failed: {name}: {text}".rstrip(": ") if text else f"Cell {number} failed: {name}.",
-        why=_place(output),
+        why=_origin(output),
         fix="The executed notebook contains the whole traceback.",
         exit_code=int(getattr(ours, "exit_code", 1)),
         cell=number,
     )
 
 
-def _place(output: Any) -> str:
-    """Return the deepest place of a traceback, as far as IPython's text shows it."""
-    told = plain("\n".join(output.get("traceback", [])))
-    places = re.findall(r"^File (\S+?):(\d+), in ([\w.<>]+)", told, re.MULTILINE)
-    return f"Raised at {places[-1][0]}:{places[-1][1]} in {places[-1][2]}." if places else ""
+def _origin(output: Any) -> str:
+    """Return the last file and line of IPython's traceback."""
+    text = plain("\n".join(output.get("traceback", [])))
+    frames = re.findall(r"^File (\S+?):(\d+), in ([\w.<>]+)", text, re.MULTILINE)
+    return f"Raised at {frames[-1][0]}:{frames[-1][1]} in {frames[-1][2]}." if frames else ""
 
 
-def _interruption(failure: Failure | None, notebook: Any) -> Failure:
+def _interrupt_failure(failure: Failure | None, notebook: Any) -> Failure:
     if failure is not None and failure.type == "InterruptedRunError":
         return failure
     number = failure.cell if failure is not None else 0

@@ -18,7 +18,7 @@ from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.records.result import KEYS, Result
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence import archive, github
-from vmsnix_ops.runbooks.evidence.writing import bring
+from vmsnix_ops.runbooks.evidence.writing import store
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
@@ -183,10 +183,10 @@ def write(
     files.make_folder(folder.local)
     folder.write(archive.REPORT, page(values, documents, str(folder.local)))
     folder.write_json(archive.FLEET, {"fleet": values, "targets": documents})
-    bring(folder, values, [archive.REPORT, archive.FLEET, archive.LOG])
+    store(folder, values, [archive.REPORT, archive.FLEET, archive.LOG])
     folder.write_json(archive.RESULT, values)
     folder.close(done=True)
-    github.tell(values, os.environ)
+    github.write(values, os.environ)
     return values
 
 
