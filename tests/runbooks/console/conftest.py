@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import wait_until
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.console import places
+from vmsnix_ops.runbooks.console import backends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ ACCOUNT = "012345678901"
 def console_shelf(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A shelf that the console takes for the package's own notebooks."""
     monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
-    monkeypatch.setattr(places, "who", lambda place: places.Who(ACCOUNT, "arn", "us-east-1"))
+    monkeypatch.setattr(backends, "read_caller", lambda backend: backends.Caller(ACCOUNT, "arn", "us-east-1"))
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "open" / "console.ipynb"))
     monkeypatch.delenv("VMSNIX_SANDBOX", raising=False)
     return shelf

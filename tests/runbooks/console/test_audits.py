@@ -25,40 +25,40 @@ RUN = "20261125T100000998Z-audit-inventory-0a1b2c"
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Any]:
-    """A console's place whose archive is a bucket."""
+def backend(tmp_path: Path) -> Iterator[Any]:
+    """A console's backend whose archive is a bucket."""
     with sandbox(speed=1000) as aws:
         aws.client("s3").create_bucket(Bucket="evidence")
         settings = load(tmp_path, {"VMSNIX_ARCHIVE": ARCHIVE, "VMSNIX_STATE": str(tmp_path)})
         yield SimpleNamespace(environment=aws.environment, settings=lambda: settings)
 
 
-def keep(place: Any, content: bytes) -> None:
+def keep(backend: Any, content: bytes) -> None:
     kept = f"{ARCHIVE}/objects/some/findings.csv"
     files = {"findings.csv": {"place": kept, "sha256": hashlib.sha256(FINDINGS).hexdigest(), "bytes": 1}}
     entry = {"runbook": "audit-inventory", "status": "done", "started_at": "2026-11-25T10:00:00+00:00"}
-    archive.put(place.environment, kept, content)
+    archive.put(backend.environment, kept, content)
     archive.put(
-        place.environment, f"{ARCHIVE}/{RUN}/result.json", json.dumps({**entry, "files": files}).encode()
+        backend.environment, f"{ARCHIVE}/{RUN}/result.json", json.dumps({**entry, "files": files}).encode()
     )
 
 
-def test_an_audit_that_was_archived_in_a_bucket_is_shown(place: Any) -> None:
-    keep(place, FINDINGS)
-    frame, entry = last_audit(place, "findings")
+def test_an_audit_that_was_archived_in_a_bucket_is_shown(backend: Any) -> None:
+    keep(backend, FINDINGS)
+    frame, entry = last_audit(backend, "findings")
     assert entry is not None
     assert entry.run_id == RUN
     assert frame.loc[0, "account"] == "012345678901"
     assert str(frame.loc[0, "created_at"].tz) == "UTC"
 
 
-def test_a_table_that_somebody_changed_is_not_shown(place: Any) -> None:
-    keep(place, FINDINGS.replace(b"high", b"low"))
+def test_a_table_that_somebody_changed_is_not_shown(backend: Any) -> None:
+    keep(backend, FINDINGS.replace(b"high", b"low"))
     with pytest.raises(ArchiveError, match="was changed"):
-        last_audit(place, "findings")
+        last_audit(backend, "findings")
 
 
-def test_without_an_audit_there_is_nothing(place: Any) -> None:
-    frame, entry = last_audit(place, "findings")
+def test_without_an_audit_there_is_nothing(backend: Any) -> None:
+    frame, entry = last_audit(backend, "findings")
     assert frame.empty
     assert entry is None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops.runbooks import console
-from vmsnix_ops.runbooks.console import jobs, places
+from vmsnix_ops.runbooks.console import backends, jobs
 from vmsnix_ops.runbooks.console.app import Console
-from vmsnix_ops.runbooks.console.jobs import Follower, Look
+from vmsnix_ops.runbooks.console.jobs import JobReader, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ def opened(console_shelf: Shelf, wait: Wait) -> Console:
     console_shelf.put("20-fail.ipynb", "1 / 0")
     console_shelf.put("60-retire.ipynb", "dry_run", parameters=TAKES_AWAY, side_effects="destroys")
     made = Console()
-    wait(lambda: made.bar.who and "unknown" not in made.run.run_button.description)
+    wait(lambda: made.bar.caller and "unknown" not in made.run.run_button.description)
     return made
 
 
@@ -42,9 +42,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], 
         calls.append((runbook.name, given, confirmed))
         return jobs.Job("id", runbook.name, runbook.title, given, Path("/none"), Path("/none"), 0.0)
 
-    over = Look((), (), 0, 0, 0.1, False, {"verdict": "done", "runbook": "x", "run_id": "id"})
+    over = JobState((), (), 0, 0, 0.1, False, {"verdict": "done", "runbook": "x", "run_id": "id"})
     monkeypatch.setattr(jobs, "start", start)
-    monkeypatch.setattr(Follower, "look", lambda self: over)
+    monkeypatch.setattr(JobReader, "read", lambda self: over)
     return calls
 
 
@@ -76,13 +76,13 @@ def test_a_run_goes_from_the_form_to_its_evidence_below_the_open_notebook(
 
     # The history has it, once, and can look at it and repeat it.
     tab = opened.tabs["History"]
-    tab.refresh(opened.bar.place, 1)
+    tab.refresh(opened.bar.backend, 1)
     assert list(tab._rows) == [copy.name]
     page.back_button.click()
     page._form.fill({})
-    tab._again.click()
+    tab._form_button.click()
     assert page._form.values() == {"name": "Ada"}
-    tab._look.click()
+    tab._show_button.click()
     assert "hello Ada" in page.result._report.value
     assert not shown(page.live.widget)
 
@@ -111,7 +111,7 @@ def test_what_destroys_wants_the_name_and_the_account_typed(
     assert not page.run_button.disabled
     page._form.fields["dry_run"]._input.value = False
     assert shown(page._confirmation)
-    assert "in AWS account 012345678901. Type <code>retire 012345678901</code>" in page._ask.value
+    assert "in AWS account 012345678901. Type <code>retire 012345678901</code>" in page._confirm_text.value
     assert page.run_button.button_style == "danger"
     for words in ("", "retire", "retire 999999999999"):
         page.confirm.value = words
@@ -161,17 +161,17 @@ def test_the_sandbox_is_marked_and_production_is_out_of_reach_from_there(
 
 def test_the_switch_goes_to_a_sandbox_and_back(opened: Console, wait: Wait) -> None:
     opened.bar.switch.value = "Sandbox"
-    place = opened.bar.place
-    assert place.url.startswith("http://127.0.0.1:")
-    buckets = place.session().client("s3").list_buckets()["Buckets"]
+    backend = opened.bar.backend
+    assert backend.url.startswith("http://127.0.0.1:")
+    buckets = backend.session().client("s3").list_buckets()["Buckets"]
     assert [bucket["Name"] for bucket in buckets] == ["vmsnix-images"]
-    assert place.settings().state != places.Place().settings().state
-    assert place.environment["AWS_ENDPOINT_URL"] == place.url
+    assert backend.settings().state != backends.Backend().settings().state
+    assert backend.environment["AWS_ENDPOINT_URL"] == backend.url
     opened.bar.switch.value = "AWS"
-    assert opened.bar.place == places.Place()
-    host = places.sandbox_host()
+    assert opened.bar.backend == backends.Backend()
+    host = backends.sandbox_process()
     opened.bar.switch.value = "Sandbox"
-    assert opened.bar.place is host.place  # not a second one
+    assert opened.bar.backend is host.backend  # not a second one
     host.stop()
     assert host.process.returncode == 0
 
@@ -181,7 +181,7 @@ def test_a_sandbox_that_cannot_start_leaves_the_switch_on_aws(opened: Console, t
     (tmp_path / "state" / "sandbox").write_text("a file where the folder should be")
     opened.bar.switch.value = "Sandbox"
     assert opened.bar.switch.value == "AWS"
-    assert not opened.bar.place.sandbox
+    assert not opened.bar.backend.sandbox
     assert "could not start" in opened.bar._note.value
 
 
@@ -192,7 +192,7 @@ def test_tables_that_are_not_there_yet_are_told_in_words(opened: Console) -> Non
         ("Inventory", "No audits yet"),
         ("Findings", "No audits yet"),
     ):
-        opened.tabs[title].refresh(opened.bar.place, 0)
+        opened.tabs[title].refresh(opened.bar.backend, 0)
         assert not shown(opened.tabs["History"]._actions)  # there is no run on which they could act
         assert words in json.dumps([part.value for part in all_html(opened.tabs[title].widget)])
 

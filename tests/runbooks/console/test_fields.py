@@ -8,8 +8,8 @@ import pytest
 
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.runbooks.console import forms
-from vmsnix_ops.runbooks.console.forms import Suggestion, make_field
-from vmsnix_ops.runbooks.console.suggestions import source_of
+from vmsnix_ops.runbooks.console.forms import make_field
+from vmsnix_ops.runbooks.console.suggestions import Suggestion, source_of
 from vmsnix_ops.runbooks.declarations import read_parameters
 
 
@@ -28,7 +28,7 @@ def field(declaration: str, calls: list[int] | None = None) -> Any:
         ("keep: int = 3  # how many", forms.NumberField),
         ("factor: float = 1.5  # how much", forms.NumberField),
         ("keep: int | None = None  # how many", forms.TextField),
-        ("dry_run: bool = True  # look only", forms.FlagField),
+        ("dry_run: bool = True  # look only", forms.CheckboxField),
         ("known: bool | None = None  # perhaps", forms.ChoiceField),
         ("regions: list[str] = []  # where", forms.ListField),
         ("tags: dict[str, str] = {}  # more", forms.MappingField),
@@ -40,20 +40,20 @@ def test_a_type_has_its_field_which_shows_and_gives_back_the_default(
     made = field(declaration)
     assert type(made) is kind
     default = made.parameter.default
-    assert made.given() == ("" if default is None and kind is forms.TextField else default)
+    assert made.value() == ("" if default is None and kind is forms.TextField else default)
 
 
 @pytest.mark.parametrize(
     ("declaration", "labels"),
     [
         ('v: Literal["none", "sample", "whole"] = "none"  # compare', ("none", "sample", "whole")),
-        ('v: Literal["", "import", "direct"] = ""  # only this way', ("(empty)", "import", "direct")),
+        ('v: Literal["", "import", "direct"] = ""  # only this way', ("(default)", "import", "direct")),
     ],
 )
 def test_choices_are_offered(declaration: str, labels: tuple[str, ...]) -> None:
     made = field(declaration)
     assert tuple(label for label, _value in made._input.options) == labels
-    assert made.given() == made.parameter.default
+    assert made.value() == made.parameter.default
 
 
 def test_every_change_is_told_and_filling_is_none() -> None:
@@ -69,12 +69,12 @@ def test_a_list_grows_and_shrinks_row_by_row() -> None:
     made = field('regions: list[str] = ["us-east-1"]  # where')
     made._add_button.click()
     made._rows[1][0].value = "eu-central-1"
-    assert made.given() == ["us-east-1", "eu-central-1"]
+    assert made.value() == ["us-east-1", "eu-central-1"]
     remove = made._rows[0][1].children[-1]
     remove.click()
-    assert made.given() == ["eu-central-1"]
+    assert made.value() == ["eu-central-1"]
     made._add_button.click()  # a row that stays empty is none
-    assert made.given() == ["eu-central-1"]
+    assert made.value() == ["eu-central-1"]
 
 
 def test_a_suggestion_is_picked_once_and_its_list_closes() -> None:
@@ -86,7 +86,7 @@ def test_a_suggestion_is_picked_once_and_its_list_closes() -> None:
     for _ in range(2):
         made._pick.value = "eu-central-1"
         assert made._pick.value == ""
-    assert made.given() == ["eu-central-1"]
+    assert made.value() == ["eu-central-1"]
 
 
 def test_no_suggestions_are_explained_beside_the_help() -> None:
@@ -99,25 +99,25 @@ def test_no_suggestions_are_explained_beside_the_help() -> None:
 
 def test_a_mapping_needs_a_name_for_each_value_and_each_only_once() -> None:
     made = field('tags: dict[str, str] = {"Team": "platform"}  # more')
-    assert made.given() == {"Team": "platform"}
+    assert made.value() == {"Team": "platform"}
     made._add_button.click()
     pair = made._rows[1][1].children[0].children
     pair[1].value = "a, b=c"
     with pytest.raises(ParameterError, match="No name given"):
-        made.given()
+        made.value()
     pair[0].value = "Team"
     with pytest.raises(ParameterError, match="given twice"):
-        made.given()
+        made.value()
     pair[0].value = "Owner"
-    assert made.given() == {"Team": "platform", "Owner": "a, b=c"}
+    assert made.value() == {"Team": "platform", "Owner": "a, b=c"}
 
 
 def test_help_and_problems_are_text_not_markup() -> None:
     made = field('image: str = ""  # <b>which</b>')
-    made.complain("<script>")
+    made.show_problem("<script>")
     assert "<b>" not in made._help.value
     assert "&lt;script&gt;" in made._problem.value
-    made.complain("")
+    made.show_problem("")
     assert made._problem.value == ""
 
 

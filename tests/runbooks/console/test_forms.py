@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from vmsnix_ops.cli import run as run_command
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.console.forms import Form, Suggestion, command_line, plan_html
+from vmsnix_ops.runbooks.console.forms import Form, command_line, plan_html
+from vmsnix_ops.runbooks.console.suggestions import Suggestion
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
@@ -84,10 +85,10 @@ def test_filling_sets_every_field_and_leaves_no_old_value(shelf: Shelf) -> None:
 def test_the_plan_tells_what_a_run_does_in_words(shelf: Shelf) -> None:
     form, _ = make(shelf, "destroys")
     assert not form.destroys
-    assert "changes nothing" in plan_html(form, place="in AWS account 012345678901", command="")
+    assert "changes nothing" in plan_html(form, backend="in AWS account 012345678901", command="")
     type_in(form, "dry_run", False)
     type_in(form, "image", "<img>")
-    plan = plan_html(form, place="in AWS account 012345678901", command="vmsnix run")
+    plan = plan_html(form, backend="in AWS account 012345678901", command="vmsnix run")
     assert form.destroys
     assert "destroys" in plan
     assert "in AWS account 012345678901" in plan

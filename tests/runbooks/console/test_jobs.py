@@ -15,8 +15,8 @@ from tests.support import wait_until
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console import jobs
-from vmsnix_ops.runbooks.console.jobs import Follower, Job
-from vmsnix_ops.runbooks.console.places import Place
+from vmsnix_ops.runbooks.console.backends import Backend
+from vmsnix_ops.runbooks.console.jobs import Job, JobReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,25 +46,25 @@ finally:
 
 def start(shelf: Shelf, cell: str, given: dict[str, object]) -> Job:
     shelf.put("10-try-this.ipynb", cell)
-    return jobs.start(catalog.find("try-this", shelf.folder), given, Place())
+    return jobs.start(catalog.find("try-this", shelf.folder), given, Backend())
 
 
 def test_a_run_is_followed_from_its_first_step_to_its_evidence(shelf: Shelf, wait: Wait) -> None:
     job = start(shelf, STEPS, {"name": "Ada"})
-    follower = Follower(job, os.environ)
+    reader = JobReader(job, os.environ)
     assert job.folder.stat().st_mode & 0o077 == 0
-    wait(lambda: follower.look().outcome)
-    seen = follower.look()
+    wait(lambda: reader.read().outcome)
+    seen = reader.read()
     assert seen.outcome is not None
     assert (seen.outcome["verdict"], seen.outcome["run_id"]) == ("done", job.run_id)
     (step,) = seen.steps
     assert (step.event.step, step.event.kind, step.event.done) == ("upload", "finished", 100)
     assert step.notes == ["sent all of it"]
-    assert "hello Ada" in seen.tail
+    assert "hello Ada" in seen.log
     assert (seen.cells_done, seen.cells) == (3, 3)
     kept = json.loads(Path(seen.outcome["result"]).read_text())
     assert (kept["status"], kept["parameters"]["name"]) == ("done", "Ada")
-    assert jobs.unfinished(Place()) == []
+    assert jobs.running_jobs(Backend()) == []
 
 
 def test_a_cancelled_run_cleans_up_and_another_console_finds_it_before(
@@ -72,13 +72,13 @@ def test_a_cancelled_run_cleans_up_and_another_console_finds_it_before(
 ) -> None:
     left = tmp_path / "left"
     job = start(shelf, WAITS, {"name": str(left)})
-    follower = Follower(job, os.environ)
-    wait(lambda: "under way" in follower.look().tail)
-    assert jobs.unfinished(Place()) == [job]
+    reader = JobReader(job, os.environ)
+    wait(lambda: "under way" in reader.read().log)
+    assert jobs.running_jobs(Backend()) == [job]
     assert os.getpid() not in parents(job)
     job.cancel()
-    wait(lambda: follower.look().outcome)
-    seen = follower.look()
+    wait(lambda: reader.read().outcome)
+    seen = reader.read()
     assert seen.cancelled
     assert seen.outcome is not None
     assert seen.outcome["verdict"] == "cancelled"
@@ -111,8 +111,8 @@ def test_a_run_whose_process_was_killed_is_told_as_failed(shelf: Shelf) -> None:
     # Its command line names the folder only once the child has executed the program.
     (process,) = wait_until(lambda: processes(job), "the process of the job")
     os.kill(process, signal.SIGKILL)
-    follower = Follower(job, os.environ)
-    outcome = wait_until(lambda: follower.look().outcome, "the outcome of a killed run")
+    reader = JobReader(job, os.environ)
+    outcome = wait_until(lambda: reader.read().outcome, "the outcome of a killed run")
     assert outcome["verdict"] == "failed"
     assert "without a result" in outcome["error"]["what"]
 
@@ -129,7 +129,7 @@ def test_a_folder_that_was_left_behind_is_cleared_away_a_day_later(shelf: Shelf,
         folder.mkdir(parents=True)
         then = folder.stat().st_mtime - age
         os.utime(folder, (then, then))
-    assert jobs.unfinished(Place()) == []
+    assert jobs.running_jobs(Backend()) == []
     assert [path.name for path in (tmp_path / "state" / "console").iterdir()] == ["young"]
 
 
@@ -138,6 +138,6 @@ def test_secrets_in_what_a_step_says_are_not_shown(shelf: Shelf, tmp_path: Path)
     job = Job("id", "try-this", "Try", {}, tmp_path, tmp_path, 0.0)
     event = {"step": "upload", "kind": "message", "message": f"with {secret}", "at": 1.0}
     (tmp_path / jobs.EVENTS).write_text(json.dumps(event) + "\n" + json.dumps(event)[:20])
-    (step,) = Follower(job, {"AWS_SECRET_ACCESS_KEY": secret}).look().steps
+    (step,) = JobReader(job, {"AWS_SECRET_ACCESS_KEY": secret}).read().steps
     assert secret not in step.notes[0]
     assert step.notes[0].startswith("with ")

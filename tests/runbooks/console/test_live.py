@@ -8,7 +8,7 @@ import pytest
 
 from vmsnix_ops.progress import Event
 from vmsnix_ops.runbooks.console import runner
-from vmsnix_ops.runbooks.console.jobs import Look, StepState
+from vmsnix_ops.runbooks.console.jobs import JobState, StepState
 from vmsnix_ops.runbooks.console.runner import (
     Evidence,
     LiveView,
@@ -24,11 +24,11 @@ HALF = Event("upload", "advanced", 5 * 2**20, 10 * 2**20, "bytes", "", 2.0)
 
 
 def state(event: Event, *notes: str) -> StepState:
-    return StepState(event, list(notes), heard_at=9e9)  # in the future, so that no time is added
+    return StepState(event, list(notes), updated_at=9e9)  # in the future, so that no time is added
 
 
-def seen(*steps: StepState, cancelled: bool = False, cells: int = 4) -> Look:
-    return Look(steps, ("a line",), 1, cells, 3.0, cancelled, None)
+def seen(*steps: StepState, cancelled: bool = False, cells: int = 4) -> JobState:
+    return JobState(steps, ("a line",), 1, cells, 3.0, cancelled, None)
 
 
 def test_a_step_has_its_share_amount_rate_and_time_to_go() -> None:
@@ -67,28 +67,28 @@ def test_the_log_is_text() -> None:
 def test_a_double_click_on_cancel_does_not_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     view = LiveView(asked.append)
-    view.begin("Publish", "on the sandbox")
+    view.start("Publish", "on the sandbox")
     view.show(seen())
     view.cancel_button.click()
     view.cancel_button.click()
     view.show(seen(cancelled=True))
     assert asked == [False]
     assert view.cancel_button.disabled
-    assert view.insist_button.layout.display == "none"
-    monkeypatch.setattr(runner, "INSIST_SECONDS", -1.0)
+    assert view.kill_button.layout.display == "none"
+    monkeypatch.setattr(runner, "KILL_DELAY_SECONDS", -1.0)
     view.show(seen(cancelled=True))
-    assert view.insist_button.layout.display == ""
-    view.insist_button.click()
+    assert view.kill_button.layout.display == ""
+    view.kill_button.click()
     assert asked == [False, True]
 
 
 def test_the_view_tells_cells_and_begins_anew() -> None:
-    view = LiveView(lambda at_once: None)
-    view.begin("Publish")
+    view = LiveView(lambda kill: None)
+    view.start("Publish")
     view.show(seen(state(HALF)))
     assert "cell 2 of 4" in view._head.value
     assert "25%" in view._head.value
-    view.begin("Another")
+    view.start("Another")
     assert "upload" not in view._steps.value
     assert not view.cancel_button.disabled
 

@@ -3,21 +3,18 @@
 >>> from vmsnix_ops import console
 >>> console.open_console()  # doctest: +SKIP
 
-A run is a process of its own (`jobs`). It continues when the notebook that started it is closed; the console
-follows it through files, and finds it again after the kernel was restarted. A `places.Place` alone decides
-what is sent to AWS and what to the sandbox.
+Each run is a process of its own (`jobs`), which continues when the notebook is closed. The console reads its
+progress from files, and finds it again after the kernel was restarted. A `backends.Backend` decides whether
+requests go to AWS or to a sandbox.
 
-Outside of JupyterLab (papermill, a script) the console prints what it is, and does nothing.
+Outside of JupyterLab (papermill, a script), the console prints a description and does nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmsnix_ops.text import echo, line
-
-if TYPE_CHECKING:
-    from vmsnix_ops.runbooks.console.app import Console
 
 __all__ = ["open_console"]
 
@@ -27,38 +24,34 @@ def __dir__() -> list[str]:
 
 
 def open_console(*, runbook: str = "", sandbox: bool = False) -> Any:
-    """Return the console as a widget; outside of JupyterLab print what it is instead, and return nothing.
+    """Return the console as a widget. Outside of JupyterLab, print a description and return ``None``.
 
     Parameters
     ----------
     runbook
-        The runbook that is picked at the start; the first one by default.
+        Runbook that is selected first; by default the first one.
     sandbox
-        Begin on a local sandbox instead of AWS. Where JupyterLab itself was started on a sandbox, there is
-        no other place.
+        Start on a local sandbox instead of AWS. If JupyterLab was started with ``--sandbox``, the console
+        always uses that sandbox.
 
     Raises
     ------
     UnknownRunbookError
-        When there is no such runbook.
+        There is no such runbook.
     """
     from vmsnix_ops import progress
     from vmsnix_ops.runbooks import catalog
 
     chosen = catalog.find(runbook) if runbook else None
     if not progress.in_jupyter():
-        echo(_what_it_is())
+        echo(_description())
         return None
-    return _console(chosen.name if chosen else "", sandbox=sandbox).widget
-
-
-def _console(runbook: str, *, sandbox: bool) -> Console:
     from vmsnix_ops.runbooks.console.app import Console
 
-    return Console(runbook=runbook, sandbox=sandbox)
+    return Console(runbook=chosen.name if chosen else "", sandbox=sandbox).widget
 
 
-def _what_it_is() -> str:
+def _description() -> str:
     from vmsnix_ops.runbooks import catalog
 
     books = catalog.runbooks()

@@ -1,16 +1,17 @@
-"""The console itself: the bar, the runs, and the tabs beside them."""
+"""The console: the bar, the page of runs, and the tabs."""
 
 from __future__ import annotations
 
 import threading
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from vmsnix_ops.runbooks.console import bar
-from vmsnix_ops.runbooks.console.bar import PlaceBar
+from vmsnix_ops.runbooks.console.backends import BackendBar
 from vmsnix_ops.runbooks.console.runner import RunPage
 from vmsnix_ops.runbooks.console.tabs import FindingsTab, HistoryTab, InventoryTab, TimingsTab
+from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,80 +22,72 @@ RUN = "Run"
 
 
 class Console:
-    """The operator's home.
+    """The console in JupyterLab.
 
     Parameters
     ----------
     runbook
-        Name of the runbook that is picked at the start; the first one when empty.
+        Runbook that is selected first; by default the first one.
     sandbox
-        Begin on a sandbox.
+        Start on a sandbox.
 
     Attributes
     ----------
     widget
-        The console as it is shown.
+        The widget.
     """
 
     def __init__(self, *, runbook: str = "", sandbox: bool = False) -> None:
-        self._ended = 0
-        self.bar = PlaceBar(self._on_place)
-        self.run = RunPage(self.bar, self._on_end)
-        self.tabs: dict[str, Tab] = {
-            tab.title: tab
-            for tab in (
-                HistoryTab(self._open_runbook, self._look_at),
-                TimingsTab(self._open_runbook),
-                InventoryTab(self._open_runbook, self._look_at),
-                FindingsTab(self._open_runbook, self._look_at),
-            )
-        }
+        self._runs_ended = 0
+        self.bar = BackendBar(self._on_backend)
+        self.run = RunPage(self.bar, self._on_run_ended)
+        classes = (HistoryTab, TimingsTab, InventoryTab, FindingsTab)
+        self.tabs: dict[str, Tab] = {each.title: each(self._open_runbook, self._show_run) for each in classes}
         self.strip = ipywidgets.ToggleButtons(options=[RUN, *self.tabs])
         self.strip.add_class("vmsnix-tabs")
         self.strip.observe(self._on_tab, "value")
-        panes = {RUN: self.run.widget} | {title: tab.widget for title, tab in self.tabs.items()}
-        self._panes = panes
-        self.widget: Any = ipywidgets.VBox(
-            [ipywidgets.HTML(bar.style()), self.bar.widget, self.strip, *panes.values()]
-        )
+        self._panes = {RUN: self.run.widget} | {title: tab.widget for title, tab in self.tabs.items()}
+        # The style sheet uses JupyterLab's variables, so that the console follows its theme.
+        css = (files("vmsnix_ops.runbooks.console") / "console.css").read_text(encoding="utf-8")
+        style = ipywidgets.HTML(fill("<style>{{ style | safe }}</style>", style=css))
+        self.widget: Any = ipywidgets.VBox([style, self.bar.widget, self.strip, *self._panes.values()])
         self.widget.add_class("vmsnix-console")
         if runbook:
             self.run.open(runbook, {})
         self._on_tab()
-        self.bar.begin(sandbox=sandbox)
+        self.bar.start(sandbox=sandbox)
 
-    def _on_place(self) -> None:
-        kind = "sandbox" if self.bar.place.sandbox else "production"
+    def _on_backend(self) -> None:
+        kind = "sandbox" if self.bar.backend.sandbox else "production"
         self.widget.remove_class("vmsnix-on-production").remove_class("vmsnix-on-sandbox")
         self.widget.add_class(f"vmsnix-on-{kind}")
-        if self.bar.who is None:
-            self.run.place_changed()
-            self._read()
-        else:  # the place is the same; whose account it is, is known now
-            self.run.account_known()
+        if self.bar.caller is None:
+            self.run.backend_changed()
+            self._refresh_tab()
+        else:  # the same backend; its account is known now
+            self.run.account_changed()
 
-    def _on_end(self) -> None:
-        self._ended += 1
-        self._read()
+    def _on_run_ended(self) -> None:
+        self._runs_ended += 1
+        self._refresh_tab()
 
     def _on_tab(self, _change: object = None) -> None:
         for title, pane in self._panes.items():
             pane.layout.display = "" if title == self.strip.value else "none"
-        self._read()
+        self._refresh_tab()
 
-    def _read(self) -> None:
-        """Let the tab that is open read its tables, beside everything else."""
+    def _refresh_tab(self) -> None:
+        """Let the open tab read its tables, in a thread."""
         tab = self.tabs.get(self.strip.value)
         if tab is not None:
-            arguments = (self.bar.place, self._ended)
-            threading.Thread(
-                target=tab.refresh, args=arguments, name=f"read {tab.title}", daemon=True
-            ).start()
+            arguments = (self.bar.backend, self._runs_ended)
+            name = f"read {tab.title}"
+            threading.Thread(target=tab.refresh, args=arguments, name=name, daemon=True).start()
 
     def _open_runbook(self, runbook: str, values: Mapping[str, object]) -> None:
         self.run.open(runbook, values)
         self.strip.value = RUN
 
-    def _look_at(self, row: Mapping[str, Any]) -> None:
-        self.run.look_at(row)
+    def _show_run(self, row: Mapping[str, Any]) -> None:
+        self.run.show_run(row)
         self.strip.value = RUN

@@ -1,15 +1,15 @@
-"""The form of a runbook, made from its parameters cell, checked while it is filled in."""
+"""The form of a runbook, made from its parameters cell, and checked while somebody fills it in."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks import parameters
+from vmsnix_ops.runbooks.console.suggestions import source_of
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
@@ -18,53 +18,25 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from vmsnix_ops.runbooks.catalog import Runbook
+    from vmsnix_ops.runbooks.console.suggestions import Suggestion
     from vmsnix_ops.runbooks.declarations import Parameter
 
-
-# One field of a form for one parameter: the widget that fits its type, its help, and what is wrong with it.
-#
-# A field hands out what was typed; `parameters.check`, which the command line uses, too, decides what that
-# is.
-
 PICK = "▾"
+DRY_RUN = "dry_run"
 
 _HELP = """\
-<span class="vmsnix-help">{{ words }}</span>
+<span class="vmsnix-help">{{ text }}</span>
 {%- if problem %}<span class="vmsnix-help">{{ problem }}</span>{% endif %}
 """
-_COMPLAINT = '<span class="{{ kind }}" role="alert">{{ problem }}</span>'
+_PROBLEM = '<span class="{{ kind }}" role="alert">{{ problem }}</span>'
 _NAME = '<span class="vmsnix-name">{{ name }}</span>'
 
 
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """A value that somebody may want.
-
-    Attributes
-    ----------
-    value
-        What is filled in.
-    label
-        What is shown in the list.
-    """
-
-    value: str
-    label: str = ""
-
-
 def make_field(parameter: Parameter, changed: Callable[[], None]) -> Field:
-    """Return the field that fits a parameter.
-
-    Parameters
-    ----------
-    parameter
-        As the runbook declares it.
-    changed
-        Called after every change.
-    """
+    """Return a field for a parameter; `changed` is called after every change."""
     kind = parameter.type
     if kind.kind == "bool" and not kind.optional:
-        return FlagField(parameter, changed)
+        return CheckboxField(parameter, changed)
     if parameter.choices or kind.kind == "bool":
         return ChoiceField(parameter, changed)
     if kind.kind == "list":
@@ -77,168 +49,162 @@ def make_field(parameter: Parameter, changed: Callable[[], None]) -> Field:
 
 
 class Field:
-    """What every field has.
+    """Base class of the fields: a widget for a parameter, its help, and its problem.
+
+    A field returns the input; `parameters.check`, which the command line also uses, converts it.
 
     Attributes
     ----------
     parameter
-        What it is for.
+        The parameter.
     widget
-        The field as it is shown.
+        The widget.
     """
 
     def __init__(self, parameter: Parameter, changed: Callable[[], None]) -> None:
         self.parameter = parameter
         self._changed = changed
-        self._quiet = False
+        self._filling = False
         self._pick: Any = None
-        self._words = parameter.help[:1].upper() + parameter.help[1:]
-        self._help = ipywidgets.HTML(fill(_HELP, words=self._words, problem=""))
+        self._help = ipywidgets.HTML("")
+        self._unavailable = ""
         self._problem = ipywidgets.HTML("")
         self.widget = ipywidgets.VBox([self._control(), self._help, self._problem])
         self.widget.add_class("vmsnix-field")
         self.widget.add_class(f"vmsnix-field-{parameter.name}")
+        self.show_help({})
         self.fill(parameter.default)
 
-    def given(self) -> object:
-        """Return what is filled in, for `parameters.check`.
+    def value(self) -> object:
+        """Return the input, for `parameters.check`.
 
         Raises
         ------
         ParameterError
-            When it cannot even be read.
+            The input is incomplete.
         """
-        raise NotImplementedError
+        return self._input.value
 
     def fill(self, value: object) -> None:
-        """Show a value."""
-        self._quiet = True
+        """Fill in a value without calling `changed`."""
+        self._filling = True
         try:
-            self._show("" if value is None else value)
+            self._set("" if value is None else value)
         finally:
-            self._quiet = False
+            self._filling = False
 
-    def complain(self, problem: str, *, warning: bool = False) -> None:
-        """Show what is wrong, or nothing more."""
+    def show_help(self, defaults: Mapping[str, str]) -> None:
+        """Show the help, with the default in use; see `parameters.defaults_in_use`."""
+        text = parameters.with_default(self.parameter.name, self.parameter.help, defaults)
+        self._help_text = text[:1].upper() + text[1:]
+        self._help.value = fill(_HELP, text=self._help_text, problem=self._unavailable)
+
+    def show_problem(self, problem: str, *, warning: bool = False) -> None:
+        """Show a problem, or remove it."""
         kind = "vmsnix-warning" if warning else "vmsnix-error"
-        self._problem.value = fill(_COMPLAINT, kind=kind, problem=problem) if problem else ""
+        self._problem.value = fill(_PROBLEM, kind=kind, problem=problem) if problem else ""
         (self.widget.add_class if problem and not warning else self.widget.remove_class)("vmsnix-wrong")
 
     def focus(self) -> None:
-        """Put the cursor here."""
-        self._first().focus()
+        """Move the cursor into the field."""
+        self._first_input().focus()
 
     def suggest(self, suggestions: Sequence[Suggestion], problem: str = "") -> None:
-        """Offer values, or say why there are none to offer; fields with choices of their own need none."""
+        """Show suggestions, or why there are none; fields with fixed choices ignore them."""
         if self._pick is not None:
-            _offer(self._pick, suggestions)
-            self._help.value = fill(_HELP, words=self._words, problem=problem)
+            self._pick.options = [
+                (PICK, ""),
+                *((each.label or each.value, each.value) for each in suggestions),
+            ]
+            self._pick.layout.display = "" if suggestions else "none"
+            self._unavailable = problem
+            self._help.value = fill(_HELP, text=self._help_text, problem=problem)
 
     def _control(self) -> Any:
         raise NotImplementedError
 
-    def _show(self, value: object) -> None:
-        raise NotImplementedError
+    def _set(self, value: object) -> None:
+        self._input.value = value
 
-    def _first(self) -> Any:
+    def _first_input(self) -> Any:
         return self._input
 
-    def _tell(self, _change: object = None) -> None:
-        if not self._quiet:
+    def _on_input(self, _change: object = None) -> None:
+        if not self._filling:
             self._changed()
 
     _input: Any
 
 
-class FlagField(Field):
-    """Yes or no."""
+class CheckboxField(Field):
+    """A checkbox for yes or no."""
 
     def _control(self) -> Any:
         self._input = ipywidgets.Checkbox(description=self.parameter.name, indent=False)
-        self._input.observe(self._tell, "value")
+        self._input.observe(self._on_input, "value")
         return self._input
 
-    def _show(self, value: object) -> None:
+    def _set(self, value: object) -> None:
         self._input.value = bool(value)
-
-    def given(self) -> object:
-        """Return whether it is ticked."""
-        return bool(self._input.value)
 
 
 class ChoiceField(Field):
-    """One of few."""
+    """A list of choices."""
 
     def _control(self) -> Any:
         kind = self.parameter.type
         values: tuple[object, ...] = (True, False) if kind.kind == "bool" else self.parameter.choices
-        options = [(_shown(value) or "(empty)", value) for value in values]
+        labels: dict[object, str] = {True: "yes", False: "no"} if kind.kind == "bool" else {"": "(default)"}
+        options = [(labels.get(value, str(value)), value) for value in values]
         default = self.parameter.default
         if default not in values:
-            options.insert(0, ("(none)" if default is None else "(empty)", default))
+            options.insert(0, ("(none)" if default is None else "(default)", default))
         self._input = ipywidgets.Dropdown(description=self.parameter.name, options=options)
-        self._input.observe(self._tell, "value")
+        self._input.observe(self._on_input, "value")
         return self._input
 
-    def _show(self, value: object) -> None:
+    def _set(self, value: object) -> None:
         known = [option for _label, option in self._input.options]
         wanted = self.parameter.default if value == "" else value
         self._input.value = wanted if wanted in known else self.parameter.default
 
-    def given(self) -> object:
-        """Return what is chosen."""
-        return self._input.value
-
 
 class NumberField(Field):
-    """A number that must be there."""
+    """A number."""
 
     def _control(self) -> Any:
         make = ipywidgets.IntText if self.parameter.type.kind == "int" else ipywidgets.FloatText
         self._input = make(description=self.parameter.name, continuous_update=True)
-        self._input.observe(self._tell, "value")
+        self._input.observe(self._on_input, "value")
         return self._input
-
-    def _show(self, value: object) -> None:
-        self._input.value = value
-
-    def given(self) -> object:
-        """Return the number."""
-        return self._input.value
 
 
 class TextField(Field):
-    """Text, and everything that is best written as text; with a list of suggestions beside it, if any."""
+    """A line of text, with a list of suggestions beside it, if there are any."""
 
     def _control(self) -> Any:
         self._input = ipywidgets.Text(description=self.parameter.name, continuous_update=True)
-        self._input.placeholder = (
-            "empty" if self.parameter.default in ("", None) else str(self.parameter.default)
-        )
-        self._input.observe(self._tell, "value")
-        self._pick = _picker(self._picked)
+        self._input.placeholder = str(self.parameter.default or "")
+        self._input.observe(self._on_input, "value")
+        self._pick = _picker(self._on_pick)
         row = ipywidgets.HBox([self._input, self._pick])
         row.add_class("vmsnix-pickable")
         return row
 
-    def _picked(self, value: str) -> None:
+    def _on_pick(self, value: str) -> None:
         self._input.value = value
 
-    def _show(self, value: object) -> None:
+    def _set(self, value: object) -> None:
         self._input.value = str(value)
-
-    def given(self) -> object:
-        """Return the text."""
-        return str(self._input.value)
 
 
 class ListField(Field):
-    """Any number of values, one a row."""
+    """A list of values, each in a row."""
 
     def _control(self) -> Any:
         self._rows: list[tuple[Any, Any]] = []
         self._box = ipywidgets.VBox([])
-        self._pick = _picker(self._add_picked)
+        self._pick = _picker(self._on_pick)
         self._add_button = _small_button("+ Add", f"Add a value to {self.parameter.name}", self._on_add)
         name = ipywidgets.HTML(fill(_NAME, name=self.parameter.name))
         below = ipywidgets.HBox([self._add_button, self._pick])
@@ -250,74 +216,64 @@ class ListField(Field):
     def _on_add(self, _button: object) -> None:
         self._add("")
         self._rows[-1][0].focus()
-        self._tell()
+        self._on_input()
 
-    def _add_picked(self, value: str) -> None:
+    def _on_pick(self, value: str) -> None:
         if value not in [text.value for text, _row in self._rows]:
             self._add(value)
-            self._tell()
+            self._on_input()
 
     def _add(self, value: object) -> None:
         text = ipywidgets.Text(value=str(value), continuous_update=True)
-        text.observe(self._tell, "value")
-        row = self._removable(text)
-        self._rows.append((text, row))
-        self._arrange()
+        text.observe(self._on_input, "value")
+        self._append_row(text, text)
 
-    def _removable(self, *widgets: Any) -> Any:
+    def _append_row(self, first: Any, content: Any) -> None:
         def remove(_button: object) -> None:
-            self._rows = [entry for entry in self._rows if entry[1] is not row]
-            self._arrange()
-            self._tell()
+            self._set_rows([entry for entry in self._rows if entry[1] is not row])
+            self._on_input()
 
-        row = ipywidgets.HBox([*widgets, _small_button("✕", "Remove this row", remove)])
+        row = ipywidgets.HBox([content, _small_button("✕", "Remove this row", remove)])
         row.add_class("vmsnix-row")
-        return row
+        self._set_rows([*self._rows, (first, row)])
 
-    def _arrange(self) -> None:
-        self._box.children = [row for _entry, row in self._rows]
+    def _set_rows(self, rows: list[tuple[Any, Any]]) -> None:
+        self._rows = rows
+        self._box.children = [row for _first, row in rows]
 
-    def _show(self, value: object) -> None:
-        self._rows = []
-        self._arrange()
-        for item in value if isinstance(value, list) else []:
+    def _set(self, value: object) -> None:
+        self._set_rows([])
+        for item in value.items() if isinstance(value, dict) else value if isinstance(value, list) else ():
             self._add(item)
 
-    def _first(self) -> Any:
+    def _first_input(self) -> Any:
         return self._rows[0][0] if self._rows else self._add_button
 
-    def given(self) -> object:
-        """Return the values; rows that were left empty are none."""
+    def value(self) -> object:
+        """Return the values of all rows that are not empty."""
         return [text.value for text, _row in self._rows if text.value.strip()]
 
 
 class MappingField(ListField):
-    """Names and values, a pair a row."""
+    """A mapping, each name and value in a row."""
 
     def _add(self, value: object) -> None:
         name, text = value if isinstance(value, tuple) else ("", value)
         key = ipywidgets.Text(value=str(name), placeholder="name", continuous_update=True)
         content = ipywidgets.Text(value=str(text), placeholder="value", continuous_update=True)
         for part in (key, content):
-            part.observe(self._tell, "value")
+            part.observe(self._on_input, "value")
         pair = ipywidgets.HBox([key, content])
         pair.add_class("vmsnix-pair")
-        self._rows.append((key, self._removable(pair)))
-        self._arrange()
+        self._append_row(key, pair)
 
-    def _show(self, value: object) -> None:
-        self._rows = []
-        self._arrange()
-        for pair in value.items() if isinstance(value, dict) else []:
-            self._add(pair)
-
-    def given(self) -> object:
-        """Return the mapping; rows that were left empty are none.
+    def value(self) -> object:
+        """Return the names and values of all rows that are not empty.
 
         Raises
         ------
         ParameterError
-            For a value without a name, and for a name given twice.
+            A value has no name, or a name is given twice.
         """
         found: dict[str, str] = {}
         for key, row in self._rows:
@@ -336,7 +292,7 @@ class MappingField(ListField):
 
 
 def _picker(picked: Callable[[str], None]) -> Any:
-    """Return a list of suggestions that shows its arrow only; picking fills something and closes it."""
+    """Return a list of suggestions that shows only an arrow; `picked` is called with the selected value."""
     pick = ipywidgets.Dropdown(options=[(PICK, "")], tooltip="Suggestions")
     pick.add_class("vmsnix-pick")
     pick.layout.display = "none"
@@ -350,11 +306,6 @@ def _picker(picked: Callable[[str], None]) -> Any:
     return pick
 
 
-def _offer(pick: Any, suggestions: Sequence[Suggestion]) -> None:
-    pick.options = [(PICK, ""), *((each.label or each.value, each.value) for each in suggestions)]
-    pick.layout.display = "" if suggestions else "none"
-
-
 def _small_button(text: str, tooltip: str, pressed: Callable[[Any], None]) -> Any:
     button = ipywidgets.Button(description=text, tooltip=tooltip)
     button.add_class("vmsnix-small")
@@ -362,31 +313,22 @@ def _small_button(text: str, tooltip: str, pressed: Callable[[Any], None]) -> An
     return button
 
 
-def _shown(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-DRY_RUN = "dry_run"
-CLOSED = frozenset({"regions"})
-"""Sources that know every value there is: another one is told while it is typed."""
-
-
 class Form:
-    """The fields of one runbook.
+    """The fields of a runbook.
 
     Parameters
     ----------
     runbook
-        Whose form it is.
+        The runbook.
     changed
         Called after every change.
 
     Attributes
     ----------
     widget
-        The form as it is shown.
+        The widget.
     problems
-        Parameter to what is wrong with it, as of the last check.
+        Problems of the last check, by parameter.
     """
 
     def __init__(self, runbook: Runbook, changed: Callable[[], None]) -> None:
@@ -394,7 +336,7 @@ class Form:
         self._changed = changed
         self.problems: dict[str, str] = {}
         self._values: dict[str, object] = {}
-        self._known: dict[str, frozenset[str]] = {}
+        self._regions: frozenset[str] = frozenset()
         self.fields = {
             parameter.name: make_field(parameter, self._on_change) for parameter in runbook.parameters
         }
@@ -403,22 +345,23 @@ class Form:
         self.check()
 
     def check(self) -> None:
-        """Check every field as the command line would, and show what is wrong."""
+        """Check every field as the command line would, and show the problems."""
         problems: dict[str, str] = {}
         values: dict[str, object] = {}
         for name, field in self.fields.items():
             try:
-                values |= parameters.check(self.runbook, {name: field.given()})
+                values |= parameters.check(self.runbook, {name: field.value()})
             except ParameterError as error:
-                problems[name] = _sentence(error, name)
-                field.complain(problems[name])
+                problems[name] = _without_name(error, name)
+                field.show_problem(problems[name])
             else:
-                field.complain(self._doubt(name, values[name]), warning=True)
-        # At once: a thread with suggestions checks, too, and nobody shall see half of the values.
+                is_region = source_of(field.parameter) == "regions"
+                field.show_problem(self._unknown_region(values[name]) if is_region else "", warning=True)
+        # In one step, because the thread that brings suggestions checks too.
         self.problems, self._values = problems, values
 
     def values(self) -> dict[str, object]:
-        """Return what a run would be given: what is not the runbook's own default."""
+        """Return the parameters for a run: all values that are not the runbook's defaults."""
         return {
             name: value
             for name, value in self._values.items()
@@ -426,14 +369,14 @@ class Form:
         }
 
     def value(self, name: str) -> object:
-        """Return the value of one parameter, ``None`` while it is wrong or where there is no such one."""
+        """Return the value of a parameter; ``None`` if it is invalid, or there is no such parameter."""
         return self._values.get(name)
 
     def fill(self, values: Mapping[str, object]) -> None:
-        """Show these values; what they do not name gets its default.
+        """Fill in values, and the defaults of all other parameters.
 
-        ``regions`` fills ``region`` where the runbook has that alone, and the other way round. Several values
-        for one are shown as they are: the check refuses them with the reason.
+        ``regions`` fills ``region`` if the runbook only has that, and the other way round. Several values for
+        a parameter that takes one are filled in unchanged: the check refuses them and shows the reason.
         """
         values = dict(values)
         for other, name in parameters.other_names(self.runbook).items():
@@ -448,45 +391,47 @@ class Form:
             field.fill(values.get(name, field.parameter.default))
         self._on_change()
 
+    def show_help(self, defaults: Mapping[str, str]) -> None:
+        """Show the help of all fields, with the defaults in use."""
+        for field in self.fields.values():
+            field.show_help(defaults)
+
     def suggest(self, name: str, source: str, suggestions: Sequence[Suggestion], problem: str = "") -> None:
-        """Offer values for a parameter, or say why there are none to offer."""
+        """Show suggestions for a parameter, or why there are none."""
         self.fields[name].suggest(suggestions, problem)
-        if source in CLOSED:
-            self._known[name] = frozenset(each.value for each in suggestions)
+        if source == "regions":
+            self._regions = frozenset(each.value for each in suggestions)
             self.check()
 
     def focus_problem(self) -> None:
-        """Put the cursor into the first field that is wrong."""
+        """Move the cursor into the first field with a problem."""
         if self.problems:
             self.fields[next(iter(self.problems))].focus()
 
     @property
     def has_dry_run(self) -> bool:
-        """Whether the runbook can be asked to look and tell only."""
+        """Whether the runbook has a dry run."""
         return DRY_RUN in self.fields
 
     @property
     def destroys(self) -> bool:
-        """Whether a run with these values takes something away."""
+        """Whether a run with these values deletes or disables resources."""
         return self.runbook.side_effects == "destroys" and self.value(DRY_RUN) is not True
 
     def _on_change(self) -> None:
         self.check()
         self._changed()
 
-    def _doubt(self, name: str, value: object) -> str:
-        known = self._known.get(name)
-        if not known:
-            return ""
-        words = [str(word) for word in (value if isinstance(value, list) else [value]) if word]
-        strange = next((word for word in words if word not in known and word != "all"), None)
-        if strange is None:
-            return ""
-        return f"Unknown or disabled region {strange!r}. {nearest(strange, known)}".strip()
+    def _unknown_region(self, value: object) -> str:
+        """Return a warning for the first region that is not enabled for the account."""
+        for region in map(str, value if isinstance(value, list) else [value]):
+            if self._regions and region not in self._regions and region not in ("", "all"):
+                return f"Unknown or disabled region {region!r}. {nearest(region, self._regions)}".strip()
+        return ""
 
 
 def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool) -> str:
-    """Return the words that do the same in a shell."""
+    """Return the shell command for the same run."""
     words = ["vmsnix", runbook.short_name]
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
@@ -501,24 +446,24 @@ def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: boo
     return shlex.join([*words, "--sandbox"] if sandbox else words)
 
 
-def plan_html(form: Form, *, place: str, command: str) -> Markup:
-    """Return what a run would do, in words and as parameters.
+def plan_html(form: Form, *, backend: str, command: str) -> Markup:
+    """Return the effect and the parameters of a run.
 
     Parameters
     ----------
     form
-        Checked.
-    place
-        Where, in words.
+        The checked form.
+    backend
+        The backend in words.
     command
-        The same as a command line.
+        The shell command for the same run.
     """
     return fill(
         _PLAN,
         runbook=form.runbook,
         dry=form.value(DRY_RUN) is True,
-        given=[(name, _plain(value)) for name, value in form.values().items()],
-        place=place,
+        given=[(name, _value_text(value)) for name, value in form.values().items()],
+        backend=backend,
         command=command,
     )
 
@@ -535,7 +480,7 @@ is read-only
 {% else %}
 <b>destroys</b> the resources in its plan
 {% endif %}
-{{ place }}</p>
+{{ backend }}</p>
 {% for name, value in given %}
 {% if loop.first %}<table>{% endif %}
 <tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>
@@ -548,17 +493,17 @@ is read-only
 """
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value) or "(none)"
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items()) or "(none)"
-    return str(value) if value not in ("", None) else "(empty)"
+    return str(value) if value not in ("", None) else "(none)"
 
 
-def _sentence(error: ParameterError, name: str) -> str:
-    """Return the error without what stands beside the field anyway: its name and its declaration."""
+def _without_name(error: ParameterError, name: str) -> str:
+    """Return the text of an error without the name and the declaration, which the form shows anyway."""
     what = error.what.removeprefix(f"{name}: ")
     return " ".join(part for part in (what[:1].upper() + what[1:], error.why) if part)

@@ -1,9 +1,9 @@
-"""Runs that the console starts: each in a process of its own, followed through files.
+"""Runs of the console, each in a process of its own: ``python -m vmsnix_ops.runbooks.console.jobs FOLDER``.
 
-The process is no child of the notebook's kernel. Restarting the kernel, or closing the browser, stops no
-publish half-way; the console that is opened next finds the run again. A job's folder, readable by its owner
-only, holds the request, the lock that its process keeps for as long as it lives, the events, what the
-notebook printed, and in the end the outcome.
+The process is not a child of the notebook's kernel. A run continues when the kernel is restarted or the
+browser is closed, and the next console finds it again. The job's folder, which only its owner can read,
+contains the request, a lock that the process has while it is alive, the events, the output of the notebook,
+and finally the outcome.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
-from vmsnix_ops.errors import RunError
+from vmsnix_ops.errors import RunError, VmsnixError
 from vmsnix_ops.progress import Event
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.redaction import Redactor, secret_values
@@ -33,43 +35,46 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmsnix_ops.runbooks.catalog import Runbook
-    from vmsnix_ops.runbooks.console.places import Place
+    from vmsnix_ops.runbooks.console.backends import Backend
+    from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 
-
-REQUEST, LOCK, EVENTS, SCREEN, CANCEL, OUTCOME, WORDS = (
+REQUEST, LOCK, EVENTS, SCREEN, CANCEL, OUTCOME, PROCESS_OUTPUT = (
     "request.json",
     "lock",
     "events.jsonl",
     "screen.txt",
     "cancel",
     "outcome.json",
-    "words.txt",
+    "process.txt",
 )
 KEEP_SECONDS = 24 * 3600
+POLL_SECONDS = 0.1
+LOG_LINES = 200
+"""Lines of the log that the console shows."""
 SHELL = '"$@" &'
-"""Starts a program and does not wait for it, so that it is nobody's child."""
+"""Starts a program in the background, so that the program's parent ends at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run that was started.
+    """A run that the console started.
 
     Attributes
     ----------
     run_id
-        Also the name of its folder in the archive.
+        ID of the run.
     runbook
         Name of the runbook.
     title
-        Of the runbook.
+        Title of the runbook.
     given
-        The parameters that it was given.
+        The given parameters.
     folder
-        The job's own folder.
+        Folder of the job.
     run_folder
         Folder in which the run works.
     started_at
-        Seconds since the epoch.
+        Start, in seconds since the epoch.
     """
 
     run_id: str
@@ -81,53 +86,53 @@ class Job:
     started_at: float
 
     @property
-    def alive(self) -> bool:
-        """Whether its process lives."""
-        return _locked(self.folder)
+    def running(self) -> bool:
+        """Whether its process is alive."""
+        return _is_locked(self.folder)
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked it to stop."""
+        """Whether it was asked to stop."""
         return (self.folder / CANCEL).exists()
 
-    def cancel(self, *, at_once: bool = False) -> None:
-        """Ask it to stop: its notebook is interrupted and cleans up; with `at_once` its kernel is killed."""
-        files.write(self.folder / CANCEL, "2" if at_once else "1")
+    def cancel(self, *, kill: bool = False) -> None:
+        """Interrupt the notebook, which then cleans up; with `kill`, kill its kernel."""
+        files.write(self.folder / CANCEL, "2" if kill else "1")
 
 
 def start(
     runbook: Runbook,
     given: Mapping[str, object],
-    place: Place,
+    backend: Backend,
     *,
     confirmed: bool = False,
     cwd: Path | None = None,
 ) -> Job:
-    """Start a run and return at once.
+    """Start a run, and return at once.
 
     Parameters
     ----------
     runbook, given
         The runbook and its parameters.
-    place
-        Where it works.
+    backend
+        AWS or a sandbox.
     confirmed
-        Whether somebody confirmed that a runbook which destroys shall do so.
+        Confirms that the runbook may destroy.
     cwd
-        Folder from which relative paths in parameters count; this process's by default.
+        Folder for relative paths in parameters; the working directory by default.
 
     Raises
     ------
     ParameterError
-        A parameter does not fit; nothing was started.
+        A parameter is invalid; nothing was started.
     RunError
-        The process cannot be started.
+        The process could not be started.
     """
     checked = parameters.check(runbook, given)
-    settings = place.settings()
+    settings = backend.settings()
     run_id = new_run_id(runbook.name)
-    folder = _jobs(settings.state) / run_id
-    remote = settings.archive.startswith("s3://")
+    folder = _jobs_folder(settings.state) / run_id
+    remote = archive.is_remote(settings.archive)
     run_folder = (settings.state / "runs" if remote else Path(settings.archive)).absolute() / run_id
     request = {
         "run_id": run_id,
@@ -142,38 +147,38 @@ def start(
     try:
         files.make_folder(folder, new=True)
         files.write(folder / REQUEST, json.dumps(request, default=str))
-        _spawn(folder, place, Path.cwd() if cwd is None else cwd)
+        _start_process(folder, backend, Path.cwd() if cwd is None else cwd)
     except OSError as error:
         raise RunError(
             "Could not start the run.",
             why=f"{error.strerror}: {error.filename}.",
             fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
         ) from error
-    return _read(folder)
+    return _read_job(folder)
 
 
-def unfinished(place: Place) -> list[Job]:
-    """Return the runs of this place whose process still lives, oldest first; clear away what old ones left.
+def running_jobs(backend: Backend) -> list[Job]:
+    """Return the running jobs of a backend, oldest first, and delete the folders of old jobs.
 
     Raises
     ------
     SettingsError
-        The settings of the place cannot be used.
+        The settings for the backend are invalid.
     """
-    alive = []
-    for folder in sorted(_jobs(place.settings().state).glob("*/")):
-        if _locked(folder):
-            alive.append(_read(folder))
-        elif time.time() - folder.stat().st_mtime > KEEP_SECONDS:  # another console may still read it
+    running = []
+    for folder in sorted(_jobs_folder(backend.settings().state).glob("*/")):
+        if _is_locked(folder):
+            running.append(_read_job(folder))
+        elif time.time() - folder.stat().st_mtime > KEEP_SECONDS:  # another console can still read newer ones
             shutil.rmtree(folder, ignore_errors=True)
-    return alive
+    return running
 
 
-def _jobs(state: Path) -> Path:
+def _jobs_folder(state: Path) -> Path:
     return state.absolute() / "console"
 
 
-def _read(folder: Path) -> Job:
+def _read_job(folder: Path) -> Job:
     request: dict[str, Any] = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     return Job(
         run_id=request["run_id"],
@@ -186,22 +191,22 @@ def _read(folder: Path) -> Job:
     )
 
 
-def _spawn(folder: Path, place: Place, cwd: Path) -> None:
-    environment = place.environment
+def _start_process(folder: Path, backend: Backend, cwd: Path) -> None:
+    environment = backend.environment
     environment |= kernels.python_path(environment)
     environment["VMSNIX_EVENTS"] = str(folder / EVENTS)
-    # Variables of the kernel that starts it would make its own kernel take itself for one of JupyterLab's.
+    # With these variables of JupyterLab, the kernel of the run would be taken for one of JupyterLab's.
     environment.pop("JPY_SESSION_NAME", None)
     environment.pop("JPY_PARENT_PID", None)
-    program = [sys.executable, "-m", "vmsnix_ops.runbooks.console._job", str(folder)]
-    with files.open_text(folder / LOCK) as lock, files.open_text(folder / WORDS) as words:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the process inherits it, and keeps it until its end
+    program = [sys.executable, "-m", "vmsnix_ops.runbooks.console.jobs", str(folder)]
+    with files.open_text(folder / LOCK) as lock, files.open_text(folder / PROCESS_OUTPUT) as output:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the process inherits the lock, and has it until it ends
         subprocess.run(
             ["sh", "-c", SHELL, "sh", *program],
             check=True,
             stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=words,
+            stdout=output,
+            stderr=output,
             env=environment,
             cwd=cwd,
             start_new_session=True,
@@ -209,7 +214,7 @@ def _spawn(folder: Path, place: Place, cwd: Path) -> None:
         )
 
 
-def _locked(folder: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     try:
         lock = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -223,59 +228,52 @@ def _locked(folder: Path) -> bool:
     return False
 
 
-# How far a run is, as its process writes it: steps, lines, cells, and the outcome in the end.
-
-
-TAIL_LINES = 200
-"""Lines of the log that are shown."""
-
-
 @dataclass
 class StepState:
-    """How far one step is.
+    """The state of a step.
 
     Attributes
     ----------
     event
-        The last that was heard of it.
+        Its last event.
     notes
-        What it told, oldest first.
-    heard_at
-        When that was, in seconds since the epoch.
+        Its messages, oldest first.
+    updated_at
+        Time of the last event, in seconds since the epoch.
     """
 
     event: Event
     notes: list[str] = field(default_factory=list)
-    heard_at: float = 0.0
+    updated_at: float = 0.0
 
     @property
     def ended(self) -> bool:
-        """Whether it is over."""
+        """Whether the step has ended."""
         return self.event.kind in ("finished", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How far a run is now.
+class JobState:
+    """The state of a job.
 
     Attributes
     ----------
     steps
-        In the order in which they began.
-    tail
-        The last lines that the notebook printed.
+        Its steps, in the order of their starts.
+    log
+        The last lines of the notebook's output.
     cells_done, cells
-        Code cells that ran, and all; 0 while that is not known.
+        Number of code cells that have run, and of all; 0 if unknown.
     seconds
-        Since the start.
+        Time since the start.
     cancelled
         Whether it was asked to stop.
     outcome
-        What became of it, as `execute.RunOutcome` says; ``None`` while it runs.
+        The outcome, as in `execute.RunOutcome`; ``None`` while it runs.
     """
 
     steps: tuple[StepState, ...]
-    tail: tuple[str, ...]
+    log: tuple[str, ...]
     cells_done: int
     cells: int
     seconds: float
@@ -283,68 +281,67 @@ class Look:
     outcome: Mapping[str, Any] | None
 
 
-class Follower:
-    """Reads what a job writes, from its beginning; each look costs what is new.
+class JobReader:
+    """Reads the state of a job from its files; each call of `read` reads only what is new.
 
     Parameters
     ----------
     job
         The job.
     environment
-        Its variables: what is secret in them is not shown.
+        Its environment variables, whose secrets are removed from what is shown.
     """
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job = job
         self._redactor = Redactor(secret_values(environment))
         self._steps: list[StepState] = []
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._read: dict[str, int] = {}
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._offsets: dict[str, int] = {}
         self._cells = (0, 0)
         self._notebook_time = 0
 
-    def look(self) -> Look:
-        """Return how far the run is."""
-        alive = self.job.alive  # asked first: what is written before the end is read below
+    def read(self) -> JobState:
+        """Return the current state."""
+        running = self.job.running  # read first: then the files below are complete if the job has ended
         for line in self._new_lines(EVENTS):
-            told = json.loads(line)
-            self._take(told.pop("at"), Event(**told))
-        self._tail.extend(self._new_lines(SCREEN))
+            values = json.loads(line)
+            self._apply(values.pop("at"), Event(**values))
+        self._log.extend(self._new_lines(SCREEN))
         self._count_cells()
-        return Look(
+        return JobState(
             steps=tuple(self._steps),
-            tail=tuple(self._tail),
+            log=tuple(self._log),
             cells_done=self._cells[0],
             cells=self._cells[1],
             seconds=time.time() - self.job.started_at,
             cancelled=self.job.cancelled,
-            outcome=None if alive else self._outcome(),
+            outcome=None if running else self._outcome(),
         )
 
     def _new_lines(self, name: str) -> list[str]:
-        """Return the whole lines that were added to a file since the last look."""
-        path = self.job.folder / name
+        """Return the complete lines of a file that were added since the last call."""
         try:
-            with path.open("rb") as file:
-                file.seek(self._read.get(name, 0))
+            with (self.job.folder / name).open("rb") as file:
+                file.seek(self._offsets.get(name, 0))
                 new = file.read()
         except FileNotFoundError:
             return []
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read[name] = self._read.get(name, 0) + len(whole)
-        return whole.decode("utf-8", errors="replace").splitlines()
+        complete = new[: new.rfind(b"\n") + 1]
+        self._offsets[name] = self._offsets.get(name, 0) + len(complete)
+        return complete.decode("utf-8", errors="replace").splitlines()
 
-    def _take(self, at: float, event: Event) -> None:
-        known = next((step for step in reversed(self._steps) if step.event.step == event.step), None)
-        if known is None or event.kind == "started":
-            known = StepState(event)
-            self._steps.append(known)
-        known.event, known.heard_at = event, at
+    def _apply(self, at: float, event: Event) -> None:
+        step = next((step for step in reversed(self._steps) if step.event.step == event.step), None)
+        if step is None or event.kind == "started":
+            step = StepState(event)
+            self._steps.append(step)
+        step.event, step.updated_at = event, at
         if event.message:
-            known.notes.append(self._redactor.text(event.message))
+            step.notes.append(self._redactor.text(event.message))
 
     def _count_cells(self) -> None:
-        """Count in the executed notebook, which is saved after every cell."""
+        """Count the cells in the executed notebook, which is saved after every cell."""
         path = self.job.run_folder / archive.NOTEBOOK
         try:
             changed = path.stat().st_mtime_ns
@@ -352,7 +349,7 @@ class Follower:
                 return
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         except (OSError, ValueError):
-            return  # not there yet, or no more; the count is an ornament
+            return  # not saved yet, or deleted; the count is optional
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
         self._notebook_time = changed
         self._cells = sum(cell["execution_count"] is not None for cell in code), len(code)
@@ -361,7 +358,7 @@ class Follower:
         try:
             outcome: dict[str, Any] = json.loads((self.job.folder / OUTCOME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            words = self._new_lines(WORDS)
+            output = self._new_lines(PROCESS_OUTPUT)
             return {
                 "run_id": self.job.run_id,
                 "runbook": self.job.runbook,
@@ -369,9 +366,79 @@ class Follower:
                 "exit_code": 1,
                 "error": {
                     "what": "The process of the run ended without a result.",
-                    "why": " ".join(words[-3:]) or "It was killed; a common reason is a lack of memory.",
+                    "why": " ".join(output[-3:]) or "It was killed; a common reason is a lack of memory.",
                     "fix": "Run it again: it continues where it stopped.",
                 },
                 "log": str(self.job.run_folder / archive.LOG),
             }
         return outcome
+
+
+# The process of a job
+
+
+def main(folder: Path) -> None:
+    """Run the runbook of a job's request, and write the outcome.
+
+    A cancelled publish is undone, because after an interrupt alone its resources would be kept for the next
+    attempt.
+    """
+    from vmsnix_ops.runbooks import catalog
+    from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+    from vmsnix_ops.runbooks.execution._kernel import describe
+    from vmsnix_ops.runbooks.execution.execute import run
+
+    # The shell lets this process ignore Ctrl-C. Without this line, the notebook's kernel would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    interrupter, ended = Interrupter(), threading.Event()
+    arguments = (folder / CANCEL, interrupter, ended)
+    threading.Thread(target=_watch_cancel, args=arguments, daemon=True).start()
+    outcome: dict[str, Any] = {key: request[key] for key in ("run_id", "runbook")}
+    try:
+        with files.open_text(folder / SCREEN) as screen:
+            outcome |= asdict(
+                run(
+                    catalog.read(Path(request["notebook"])),
+                    request["given"],
+                    screen=screen,
+                    interrupter=interrupter,
+                    run_id=request["run_id"],
+                    confirmed=request["confirmed"],
+                )
+            )
+    except VmsnixError as error:
+        outcome |= {"verdict": "failed", "exit_code": error.exit_code, "error": describe(error)}
+    ended.set()
+    if outcome["verdict"] == "cancelled" and interrupter.requested:
+        outcome |= _undo(request["run_id"], Path(request["run_folder"]))
+    files.write(folder / OUTCOME, json.dumps(outcome, default=str))
+
+
+def _watch_cancel(path: Path, interrupter: Interrupter, ended: threading.Event) -> None:
+    """Interrupt the run as often as the file says."""
+    interrupts = 0
+    while not ended.wait(POLL_SECONDS):
+        try:
+            requested = int(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            continue
+        while interrupts < requested:
+            interrupts += 1
+            interrupter.interrupt()
+
+
+def _undo(run_id: str, run_folder: Path) -> dict[str, object]:
+    """Undo a cancelled publish; other runbooks write no journal, and have nothing to undo."""
+    if not (run_folder / archive.JOURNAL).is_file():
+        return {}
+    from vmsnix_ops.publish.undo import plan_undo
+
+    try:
+        return {"undone": [str(leftover) for leftover in plan_undo(run_id).apply()]}
+    except VmsnixError as error:
+        return {"undo_problem": str(error)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

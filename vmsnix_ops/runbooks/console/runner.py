@@ -1,4 +1,4 @@
-"""The page that runs things: pick a runbook, fill its form, see the plan, run, watch, look at the result."""
+"""The page Run: select a runbook, fill in its form, check the plan, run it, and see the result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ import ipywidgets
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.progress import counted, human_bytes, human_seconds
-from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
-from vmsnix_ops.runbooks.console.bar import effect
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_html
-from vmsnix_ops.runbooks.console.jobs import Follower
-from vmsnix_ops.runbooks.console.suggestions import Suggestions, at_once, source_of
+from vmsnix_ops.runbooks.console.jobs import JobReader
+from vmsnix_ops.runbooks.console.suggestions import SuggestionCache, immediate, source_of
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.runs import open_archive
 from vmsnix_ops.templates import fill
@@ -34,195 +33,180 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from vmsnix_ops.progress import Event
-    from vmsnix_ops.runbooks.console.bar import PlaceBar
-    from vmsnix_ops.runbooks.console.jobs import Job, Look, StepState
-    from vmsnix_ops.runbooks.console.places import Place
-    from vmsnix_ops.runbooks.console.suggestions import Found
-    from vmsnix_ops.runbooks.evidence.runs import Archive, Entry
+    from vmsnix_ops.runbooks.console.backends import Backend, BackendBar
+    from vmsnix_ops.runbooks.console.jobs import Job, JobState, StepState
+    from vmsnix_ops.runbooks.console.suggestions import Suggestion
+    from vmsnix_ops.runbooks.evidence.runs import Archive, ArchivedRun
 
+# Copies of evidence. JupyterLab can open only files below its folder, but the archive is in the state folder
+# or on S3. Therefore the console copies the files of a run to the folder of the open notebook. An edited copy
+# does not change the evidence.
 
-# The evidence of a run where JupyterLab can open it: copied below the folder of the notebook that is open.
-#
-# The archive lies in the state folder or on S3, outside of what a Jupyter server shows. What is opened here
-# is a copy: whoever edits it leaves the evidence as it was.
-
-FOLDER = "runs"
-KEPT = 30
-"""Runs whose copies are kept; older ones are copied again when somebody asks."""
-
-FILES = (archive.NOTEBOOK, archive.REPORT, archive.LOG)
+COPIES_FOLDER = "runs"
+MAX_COPIES = 30
+"""Runs whose copies are kept. Older ones are copied again when somebody opens them."""
+COPIED_FILES = (archive.NOTEBOOK, archive.REPORT, archive.LOG)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The files of a run.
+    """Copies of the files of a run.
 
     Attributes
     ----------
-    place
-        Folder or ``s3://`` location of the archive.
+    location
+        Folder or ``s3://`` location in the archive.
     links
-        File name to its path relative to the notebook that is open: what JupyterLab can open.
+        Paths of the copies, relative to the open notebook, by file name.
     report
-        The report as HTML text; empty when there is none.
+        The report as HTML; empty if there is none.
     values
         Content of ``result.json``.
     problem
         What is missing, and why.
     """
 
-    place: str = ""
+    location: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     report: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
 
-def bring(run_id: str, place: Place) -> Evidence:
-    """Copy the files of a run below the folder of the notebook that is open, and return where they are."""
+def copy_evidence(run_id: str, backend: Backend) -> Evidence:
+    """Copy the files of a run to the folder of the open notebook."""
     try:
-        settings = place.settings()
-        shelf = open_archive(settings, environment=place.environment)
-        entry = shelf.find(run_id)
+        settings = backend.settings()
+        opened = open_archive(settings, environment=backend.environment)
+        run = opened.find(run_id)
     except VmsnixError as error:
         return Evidence(problem=str(error))
-    folder = Path(os.environ.get("JPY_SESSION_NAME", "")).absolute().parent / FOLDER / run_id
-    where = f"{settings.archive.rstrip('/')}/{run_id}"
+    folder = Path(os.environ.get("JPY_SESSION_NAME", "")).absolute().parent / COPIES_FOLDER / run_id
+    location = f"{settings.archive.rstrip('/')}/{run_id}"
     try:
         files.make_folder(folder)
-        problem = _copy(shelf, entry, folder)
-        _clear(folder.parent)
+        problem = _copy_files(opened, run, folder)
+        copies = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in copies[MAX_COPIES:]:
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         problem = f"Could not copy the files: {error.strerror}: {error.filename}."
-        return Evidence(where, values=entry.values, problem=problem)
-    names = [name for name in (*FILES, archive.RESULT) if (folder / name).is_file()]
+        return Evidence(location, values=run.values, problem=problem)
+    names = [name for name in (*COPIED_FILES, archive.RESULT) if (folder / name).is_file()]
     report = folder / archive.REPORT
     return Evidence(
-        where,
-        {name: f"{FOLDER}/{run_id}/{name}" for name in names},
+        location,
+        {name: f"{COPIES_FOLDER}/{run_id}/{name}" for name in names},
         report.read_text(encoding="utf-8") if report.is_file() else "",
-        entry.values,
+        run.values,
         problem,
     )
 
 
-def _copy(shelf: Archive, entry: Entry, folder: Path) -> str:
-    """Copy what there is; return what is wrong with the rest."""
+def _copy_files(opened: Archive, run: ArchivedRun, folder: Path) -> str:
+    """Copy the files that exist, and return the problems with the others."""
     problems = []
-    files.write(folder / archive.RESULT, json.dumps(entry.values, indent=2, ensure_ascii=False) + "\n")
-    for name in FILES:
+    files.write(folder / archive.RESULT, json.dumps(run.values, indent=2, ensure_ascii=False) + "\n")
+    for name in COPIED_FILES:
         try:
-            files.write(folder / name, shelf.fetch(entry, name))
+            files.write(folder / name, opened.read_file(run, name))
         except ArchiveError as error:
             problems.append(f"{error.what} {error.why}".strip())
     return " ".join(problems)
 
 
-def _clear(copies: Path) -> None:
-    """Remove the copies that were made longest ago."""
-    ordered = sorted(copies.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in ordered[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-# A run while it happens: a bar a step with rate and remaining time, the last lines of the log, Cancel.
-#
-# Pages are made here as HTML text, from what `jobs.Follower` saw; all of it is escaped.
+# The progress of a run. jinja2 escapes all values.
 
 MARKS = {"finished": "✓", "failed": "✗"}
 STOPPING = "stopping: the notebook cleans up, and an unfinished publish is undone"
-INSIST_SECONDS = 3.0
-"""How long after the first wish to stop the second can be pressed: a double click must not kill."""
+KILL_DELAY_SECONDS = 3.0
+"""Time after Cancel until the run can be killed, so that a double click does not kill it."""
 
 
 class LiveView:
-    """Shows how far a run is.
+    """Shows the progress of a run: its steps, the last lines of its log, and a button to cancel it.
 
     Parameters
     ----------
     cancel
-        Called with False to stop it, with True to stop it at once.
+        Called with False to cancel the run, and with True to kill its kernel.
 
     Attributes
     ----------
     widget
-        The view as it is shown.
+        The widget.
     """
 
     def __init__(self, cancel: Callable[[bool], None]) -> None:
-        self._ask = cancel
-        self._asked_at = 0.0
+        self._cancel = cancel
+        self._cancelled_at = 0.0
         self._head = ipywidgets.HTML("")
         self._steps = ipywidgets.HTML("")
         self._log = ipywidgets.HTML("")
         self.cancel_button = ipywidgets.Button(description="Cancel", button_style="warning")
         self.cancel_button.tooltip = "Interrupt the notebook and undo an unfinished publish"
         self.cancel_button.on_click(self._on_cancel)
-        self.insist_button = ipywidgets.Button(description="Stop at once", button_style="danger")
-        self.insist_button.tooltip = "Kill the notebook's kernel; resources that it created may remain"
-        self.insist_button.on_click(self._on_insist)
-        top = ipywidgets.HBox([self._head, self.cancel_button, self.insist_button])
+        self.kill_button = ipywidgets.Button(description="Stop at once", button_style="danger")
+        self.kill_button.tooltip = "Kill the notebook's kernel; resources that it created may remain"
+        self.kill_button.on_click(self._on_kill)
+        top = ipywidgets.HBox([self._head, self.cancel_button, self.kill_button])
         top.add_class("vmsnix-live-head")
         self.widget = ipywidgets.VBox([top, self._steps, self._log])
         self.widget.add_class("vmsnix-live")
-        self.begin("")
+        self.start("")
 
-    def begin(self, title: str, place: str = "") -> None:
-        """Show a run that has just begun."""
-        self._title, self._place, self._asked_at = title, place, 0.0
+    def start(self, title: str, backend: str = "") -> None:
+        """Show a run that has just started."""
+        self._title, self._backend, self._cancelled_at = title, backend, 0.0
         self._steps.value = self._log.value = ""
-        self._head.value = _head(title, place, "starting", "") + whole_bar(None)
+        self._show_head("starting", "", None)
         self.cancel_button.disabled = False
-        self.insist_button.layout.display = "none"
+        self.kill_button.layout.display = "none"
 
-    def show(self, look: Look) -> None:
-        """Show how far the run is."""
-        if look.cancelled and not self._asked_at:
-            self._asked_at = time.monotonic()
-        self.cancel_button.disabled = look.cancelled
-        patience = time.monotonic() - self._asked_at > INSIST_SECONDS
-        self.insist_button.layout.display = "" if look.cancelled and patience else "none"
-        state = STOPPING if look.cancelled else "running"
-        cells = f"cell {min(look.cells_done + 1, look.cells)} of {look.cells}" if look.cells else ""
-        parts = [human_seconds(look.seconds), *([cells] if cells else [])]
-        share = look.cells_done / look.cells if look.cells else None
-        self._head.value = _head(self._title, self._place, state, ", ".join(parts)) + whole_bar(share)
-        self._steps.value = steps_html(look.steps)
-        self._log.value = log_html(look.tail)
+    def show(self, state: JobState) -> None:
+        """Show the state of the run."""
+        if state.cancelled and not self._cancelled_at:
+            self._cancelled_at = time.monotonic()
+        self.cancel_button.disabled = state.cancelled
+        may_kill = state.cancelled and time.monotonic() - self._cancelled_at > KILL_DELAY_SECONDS
+        self.kill_button.layout.display = "" if may_kill else "none"
+        cells = f", cell {min(state.cells_done + 1, state.cells)} of {state.cells}" if state.cells else ""
+        share = state.cells_done / state.cells if state.cells else None
+        status = STOPPING if state.cancelled else "running"
+        self._show_head(status, human_seconds(state.seconds) + cells, share)
+        self._steps.value = steps_html(state.steps)
+        self._log.value = log_html(state.log)
+
+    def _show_head(self, status: str, more: str, share: float | None) -> None:
+        self._head.value = fill(
+            _HEAD, title=self._title, backend=self._backend, status=status, more=more, share=share
+        )
 
     def _on_cancel(self, _button: object) -> None:
-        if not self._asked_at:
-            self._asked_at = time.monotonic()
+        if not self._cancelled_at:
+            self._cancelled_at = time.monotonic()
             self.cancel_button.disabled = True
-            self._ask(False)
+            self._cancel(False)
 
-    def _on_insist(self, _button: object) -> None:
-        self.insist_button.layout.display = "none"
-        self._ask(True)
+    def _on_kill(self, _button: object) -> None:
+        self.kill_button.layout.display = "none"
+        self._cancel(True)
 
 
 def steps_html(steps: tuple[StepState, ...], *, notes: bool = True) -> Markup | str:
-    """Return the table of steps: name, bar, how far, how fast, how long, and what each said last."""
+    """Return the table of steps: name, bar, amount, rate, time, and the last message."""
     return fill(_STEPS, steps=[_step(step, notes=notes) for step in steps]) if steps else ""
 
 
-def whole_bar(share: float | None) -> Markup:
-    """Return a thin bar for the notebook as a whole: the share of its cells that ran, if that is known."""
-    return fill(_WHOLE_BAR, share=share)
-
-
 def log_html(lines: tuple[str, ...]) -> Markup | str:
-    """Return the last lines of a log; the newest is in view (the box grows from its bottom)."""
+    """Return the last lines of a log in a box that shows its end."""
     return fill(_LOG, text="\n".join(lines)) if lines else ""
-
-
-def _head(title: str, place: str, state: str, more: str) -> Markup:
-    return fill(_HEAD, title=title, place=place, state=state, more=more)
 
 
 def _step(step: StepState, *, notes: bool) -> dict[str, object]:
     event = step.event
-    seconds = event.seconds if step.ended else event.seconds + max(time.time() - step.heard_at, 0.0)
+    seconds = event.seconds if step.ended else event.seconds + max(time.time() - step.updated_at, 0.0)
+    eta = event.eta if event.kind in ("advanced", "message") else None
     share = _share(event)
     return {
         "name": event.step,
@@ -231,15 +215,15 @@ def _step(step: StepState, *, notes: bool) -> dict[str, object]:
         "percent": None if share is None else f"{100 * share:.0f}",
         "colour": {"finished": "vmsnix-good", "failed": "vmsnix-bad"}.get(event.kind, ""),
         "amount": _amount(event),
-        "rate": _rate(event),
+        "rate": f"{human_bytes(event.rate)}/s" if event.unit == "bytes" and event.rate else "",
         "took": human_seconds(seconds),
-        "to_go": _to_go(event),
+        "remaining": human_seconds(eta) if eta else "",
         "note": step.notes[-1] if notes and step.notes and event.kind != "finished" else "",
     }
 
 
 def _share(event: Event) -> float | None:
-    """Return how much is done, from 0 to 1; ``None`` while nobody knows."""
+    """Return the share that is done, from 0 to 1; ``None`` if unknown."""
     if event.kind == "finished":
         return 1.0
     if event.total:
@@ -258,21 +242,9 @@ def _amount(event: Event) -> str:
     return f"{event.done:g} {event.unit}" if event.done else ""
 
 
-def _rate(event: Event) -> str:
-    return f"{human_bytes(event.rate)}/s" if event.unit == "bytes" and event.rate else ""
-
-
-def _to_go(event: Event) -> str:
-    eta = event.eta if event.kind in ("advanced", "message") else None
-    return human_seconds(eta) if eta else ""
-
-
 _HEAD = """\
-<h3>{{ title }}{% if place %} <span class="vmsnix-quiet">{{ place }}</span>{% endif %}</h3>
-<p role="status"><b>{{ state }}</b> {{ more }}</p>
-"""
-
-_WHOLE_BAR = """\
+<h3>{{ title }}{% if backend %} <span class="vmsnix-quiet">{{ backend }}</span>{% endif %}</h3>
+<p role="status"><b>{{ status }}</b> {{ more }}</p>
 <div class="vmsnix-bar vmsnix-whole {{ "vmsnix-unknown" if share is none else "" }}">
 <div style="{% if share is not none %}width: {{ "%.0f" % (100 * share) }}%{% endif %}"></div></div>
 """
@@ -293,7 +265,7 @@ _STEPS = """\
 <div style="width: {{ step.percent }}%"></div></div>
 {% endif %}
 </td>
-<td>{{ step.amount }}</td><td>{{ step.rate }}</td><td>{{ step.took }}</td><td>{{ step.to_go }}</td>
+<td>{{ step.amount }}</td><td>{{ step.rate }}</td><td>{{ step.took }}</td><td>{{ step.remaining }}</td>
 </tr>
 {% if step.note %}
 <tr class="vmsnix-note"><td></td><td colspan="5">{{ step.note }}</td></tr>
@@ -307,32 +279,32 @@ _LOG = """\
 """
 
 
-__all__ = ["LiveView", "log_html", "steps_html"]
+# The outcome of a run: the verdict, the AMI, links to the files of its evidence, and its report.
 
-
-# What became of a run: the verdict, what it made, the files of its evidence, and its report in the page.
-
-
+EFFECTS = {
+    "read_only": ("vmsnix-good", "read-only"),
+    "creates": ("vmsnix-mixed", "creates"),
+    "destroys": ("vmsnix-bad", "destroys"),
+}
 VERDICTS = {
     "done": ("✓", "vmsnix-good", "done"),
     "partial": ("!", "vmsnix-mixed", "partial"),
     "failed": ("✗", "vmsnix-bad", "failed"),
     "cancelled": ("■", "vmsnix-mixed", "cancelled"),
 }
-MADE = ("ami_id", "image_name", "snapshot_id", "region", "account")
-WORDS = {
+SHOWN_VALUES = ("ami_id", "image_name", "snapshot_id", "region", "account")
+LINK_TEXTS = {
     archive.NOTEBOOK: "Executed notebook",
     archive.REPORT: "HTML report",
     archive.RESULT: "result.json",
     archive.LOG: "Log",
 }
 
-
 _SUMMARY = """\
 <div class="vmsnix-verdict {{ style }}" role="status">
 <h3>{{ about }}{% if dry %} <span class="vmsnix-chip">dry run: nothing was changed</span>{% endif %}</h3>
 {% if error %}<p><b>{{ error }}</b></p>{% endif %}
-{% for words in told %}<p>{{ words }}</p>{% endfor %}
+{% for text in texts %}<p>{{ text }}</p>{% endfor %}
 {% for step in slow %}<p>Slow: {{ step.text }}</p>{% endfor %}
 {% if undo_problem %}
 <p class="vmsnix-error">It could not be undone: {{ undo_problem }}</p>
@@ -342,9 +314,9 @@ _SUMMARY = """\
 {% elif undone is not none %}
 <p>The run had created nothing: there was nothing to undo.</p>
 {% endif %}
-{% if made %}
+{% if facts %}
 <table>
-{% for name, value in made %}<tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>{% endfor %}
+{% for name, value in facts %}<tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>{% endfor %}
 </table>
 {% endif %}
 <p class="vmsnix-quiet">run {{ run_id }}</p>
@@ -353,9 +325,9 @@ _SUMMARY = """\
 
 _LINKS = """\
 <div class="vmsnix-files">
-{% for target, words in links %}<a href="{{ target }}">{{ words }}</a> {% endfor %}
+{% for target, text in links %}<a href="{{ target }}">{{ text }}</a> {% endfor %}
 {% if evidence.problem %}<p class="vmsnix-warning">{{ evidence.problem }}</p>{% endif %}
-{% if evidence.place %}<p class="vmsnix-quiet">Saved in <code>{{ evidence.place }}</code></p>{% endif %}
+{% if evidence.location %}<p class="vmsnix-quiet">Saved in <code>{{ evidence.location }}</code></p>{% endif %}
 </div>
 """
 
@@ -365,17 +337,17 @@ _REPORT = """\
 
 
 class ResultView:
-    """Shows one run that is over.
+    """Shows the outcome of a run.
 
     Attributes
     ----------
     widget
-        The view as it is shown.
+        The widget.
     """
 
     def __init__(self) -> None:
         self._summary = ipywidgets.HTML("")
-        # Only what goes through JupyterLab's own renderers has its links opened by JupyterLab.
+        # An output, because JupyterLab opens only the links in outputs, not those in HTML widgets.
         self._links = ipywidgets.Output()
         self._links.add_class("vmsnix-links")
         self.report_button = ipywidgets.ToggleButton(description="Show the report", value=False)
@@ -399,7 +371,7 @@ class ResultView:
         self,
         values: Mapping[str, Any],
         evidence: Evidence,
-        seen: Look | None = None,
+        state: JobState | None = None,
         *,
         open_report: bool = False,
     ) -> None:
@@ -408,17 +380,17 @@ class ResultView:
         Parameters
         ----------
         values
-            As ``result.json`` has them, or a row of the history.
+            Content of ``result.json``, or a row of the history.
         evidence
             Its files.
-        seen
-            How it went, for a run that was followed to its end.
+        state
+            Its last state, for a run that the console started.
         open_report
-            Show its report at once.
+            Open its report.
         """
         self._summary.value = summary_html(values)
-        undone = "undone" in values  # then what the step says of going on is no longer true
-        self._steps.value = steps_html(seen.steps, notes=not undone) if seen else ""
+        notes = "undone" not in values  # after an undo, a note about continuing is no longer true
+        self._steps.value = steps_html(state.steps, notes=notes) if state else ""
         self._links.outputs = (
             {
                 "output_type": "display_data",
@@ -441,82 +413,83 @@ class ResultView:
 
 
 def summary_html(values: Mapping[str, Any]) -> Markup:
-    """Return the verdict, the error with its fix, and what the run made."""
+    """Return the verdict, the error with its fix, and the results of a run."""
     verdict = str(values.get("verdict") or values.get("status") or "failed")
     mark, style, word = VERDICTS.get(verdict, VERDICTS["failed"])
     took = values.get("seconds")
-    between = "in" if verdict == "done" else "after"
-    time = f" {between} {human_seconds(took)}" if isinstance(took, int | float) else ""
+    preposition = "in" if verdict == "done" else "after"
+    time = f" {preposition} {human_seconds(took)}" if isinstance(took, int | float) else ""
     error = values.get("failure") or values.get("error") or {}
     if not isinstance(error, dict):
         error = {"what": error}
-    # Why it failed and its fix tell what was kept; after an undo nothing was.
-    told = [] if "undone" in values else [error[part] for part in ("why", "fix") if error.get(part)]
+    # Reason and fix of an error can mention kept resources; after an undo, there are none.
+    texts = [] if "undone" in values else [error[part] for part in ("why", "fix") if error.get(part)]
+    given = values.get("parameters")
+    dry_run = isinstance(given, dict) and given.get(DRY_RUN) is True and values.get("status") == "done"
     return fill(
         _SUMMARY,
         style=style,
         about=f"{mark} {values.get('runbook', '')}: {word}{time}",
-        dry=_dry(values),
+        dry=dry_run,
         error=error.get("what") or error.get("type"),
-        told=[*told, *(values.get("problems") or ())],
+        texts=[*texts, *(values.get("problems") or ())],
         slow=values.get("slow") or (),
         undone=(values["undone"] or ()) if "undone" in values else None,
         undo_problem=values.get("undo_problem"),
-        made=[(key.replace("_", " "), values[key]) for key in MADE if values.get(key)],
+        facts=[(key.replace("_", " "), values[key]) for key in SHOWN_VALUES if values.get(key)],
         run_id=values.get("run_id", ""),
     )
 
 
 def links_html(evidence: Evidence) -> Markup:
-    """Return links to the files, which JupyterLab opens in tabs of its own, and where the archive is."""
-    links = [(link_target(path), WORDS.get(name, name)) for name, path in evidence.links.items()]
+    """Return links to the copied files, which JupyterLab opens in tabs, and the location of the evidence."""
+    links = [(link_target(path), LINK_TEXTS.get(name, name)) for name, path in evidence.links.items()]
     return fill(_LINKS, links=links, evidence=evidence)
 
 
 def report_html(report: str) -> Markup:
-    """Return a report in a frame of its own, in which nothing runs."""
+    """Return a report in a frame that runs no scripts."""
     return fill(_REPORT, report=report)
 
 
-def _dry(values: Mapping[str, Any]) -> bool:
-    given = values.get("parameters")
-    return isinstance(given, dict) and given.get("dry_run") is True and values.get("status") == "done"
+POLL_SECONDS = 0.3
 
-
-EVERY_SECONDS = 0.3
-"""Between two looks at a run."""
-
-_ABOUT = "<h3>{{ book.title }} {{ effect }}</h3><p>{{ book.description }}</p>"
-_ASK = "<p>This deletes or disables resources {{ place }}. Type <code>{{ phrase }}</code> to confirm.</p>"
-_MESSAGE = '<span class="{{ kind }}" role="status">{{ words }}</span>'
+_ABOUT = """\
+<h3>{{ book.title }} <span class="vmsnix-badge {{ kind }}">{{ effect }}</span></h3>
+<p>{{ book.description }}</p>
+"""
+_CONFIRM = """\
+<p>This deletes or disables resources {{ backend }}. Type <code>{{ phrase }}</code> to confirm.</p>
+"""
+_MESSAGE = '<span class="{{ kind }}" role="status">{{ text }}</span>'
 
 
 class RunPage:
-    """One runbook at a time: form, run, result.
+    """Shows the form of a runbook, the progress of its run, and the result.
 
     Parameters
     ----------
     bar
-        Says where runs go.
+        The bar with the backend.
     ended
-        Called when a run has ended, from the thread that followed it.
+        Called when a run has ended, from the thread that watched it.
 
     Attributes
     ----------
     widget
-        The page as it is shown.
+        The widget.
     job
-        The run that is under way; ``None`` when there is none.
+        The current run; ``None`` if there is none.
     """
 
-    def __init__(self, bar: PlaceBar, ended: Callable[[], None]) -> None:
+    def __init__(self, bar: BackendBar, ended: Callable[[], None]) -> None:
         self._bar, self._ended = bar, ended
         self._forms: dict[str, Form] = {}
-        self._placed = False
+        self._backend_known = False
+        self._defaults: Mapping[str, str] = {}
         self._lock = threading.RLock()
-        self._suggestions = Suggestions()
+        self._suggestions = SuggestionCache()
         self.job: Job | None = None
-        self._token = ""
         self._new_token()
         books = catalog.runbooks()
         self.pick = ipywidgets.Select(
@@ -533,10 +506,10 @@ class RunPage:
         self._about = ipywidgets.HTML("")
         self._fields = ipywidgets.VBox([])
         self._plan = ipywidgets.HTML("")
-        self._ask = ipywidgets.HTML("")
+        self._confirm_text = ipywidgets.HTML("")
         self.confirm = ipywidgets.Text(continuous_update=True, description="Confirm")
         self.confirm.observe(self._refresh, "value")
-        self._confirmation = ipywidgets.VBox([self._ask, self.confirm])
+        self._confirmation = ipywidgets.VBox([self._confirm_text, self.confirm])
         self._confirmation.add_class("vmsnix-confirm")
         self.run_button = ipywidgets.Button(description="Run", button_style="primary")
         self.run_button.on_click(lambda _button: self._start(dry=False))
@@ -548,13 +521,13 @@ class RunPage:
         self._message = ipywidgets.HTML("")
         buttons = ipywidgets.HBox([self.run_button, self.dry_button, self.default_button, self._message])
         buttons.add_class("vmsnix-buttons")
-        foot = ipywidgets.VBox([self._confirmation, buttons])  # always in sight, however long the form
+        foot = ipywidgets.VBox([self._confirmation, buttons])  # always visible, also below a long form
         foot.add_class("vmsnix-foot")
         self._form_page = ipywidgets.VBox([self._fields, self._plan, foot])
         self.live = LiveView(self._cancel)
         self.result = ResultView()
         self.back_button = ipywidgets.Button(description="Back to the form", icon="arrow-left")
-        self.back_button.on_click(lambda _button: self._turn_to(self._form_page))
+        self.back_button.on_click(lambda _button: self._show_page(self._form_page))
         self._result_page = ipywidgets.VBox([self.back_button, self.result.widget])
         self._pages = (self._form_page, self.live.widget, self._result_page)
         for page in self._pages:
@@ -563,40 +536,44 @@ class RunPage:
         right.add_class("vmsnix-main")
         self.widget = ipywidgets.HBox([self.pick, right])
         self.widget.add_class("vmsnix-run")
-        self._turn_to(self._form_page)
+        self._show_page(self._form_page)
 
-    # What others ask of this page
+    # For the other parts of the console
 
     def open(self, runbook: str, values: Mapping[str, object]) -> None:
-        """Show the form of a runbook, filled in; values that it does not take any more are left out."""
+        """Show the form of a runbook, filled in; values for parameters that no longer exist are ignored."""
         name = catalog.full_name(runbook)
         if name not in catalog.names():
-            self._say(f"The runbook {runbook} no longer exists.", wrong=True)
+            self._show_message(f"The runbook {runbook} no longer exists.", error=True)
             return
         self.pick.value = name
         if values:
             self._form.fill(values)
         if self.job is None:
-            self._turn_to(self._form_page)
+            self._show_page(self._form_page)
 
-    def look_at(self, row: Mapping[str, Any]) -> None:
-        """Show what became of an earlier run, a row of the table `runs`."""
+    def show_run(self, row: Mapping[str, Any]) -> None:
+        """Show a past run: a row of the table ``runs``."""
         if self.job is None:
-            evidence = bring(str(row["run_id"]), self._bar.place)
+            evidence = copy_evidence(str(row["run_id"]), self._bar.backend)
             self.result.show({**row, **evidence.values}, evidence, open_report=True)
-            self._turn_to(self._result_page)
+            self._show_page(self._result_page)
 
-    def place_changed(self) -> None:
-        """Show that runs go elsewhere now, and follow the newest that is under way there, if any."""
-        self._placed = True
-        self.account_known()
+    def backend_changed(self) -> None:
+        """Show the new backend, and the newest run that is running there, if any."""
+        self._backend_known = True
+        self._defaults = parameters.defaults_in_use(self._bar.backend.environment)
+        with self._lock:
+            for form in self._forms.values():
+                form.show_help(self._defaults)
+        self.account_changed()
         self._suggest()
-        running = jobs.unfinished(self._bar.place) if self.job is None else []
+        running = jobs.running_jobs(self._bar.backend) if self.job is None else []
         if running:
-            self._follow(running[-1])
+            self._watch(running[-1])
 
-    def account_known(self) -> None:
-        """Show whose account runs go to."""
+    def account_changed(self) -> None:
+        """Show the account of the backend."""
         self.confirm.value = ""
         self._refresh()
 
@@ -604,82 +581,87 @@ class RunPage:
 
     @property
     def _form(self) -> Form:
-        """The form of the runbook that is picked, made when it is first needed.
+        """The form of the selected runbook, created when it is first needed.
 
-        The thread that finds out the account can be the first, between a pick and `_on_pick`.
+        The thread that reads the account can be the first to need it, between a selection and `_on_pick`.
         """
         name = self.pick.value
         with self._lock:
             if name not in self._forms:
                 self._forms[name] = Form(catalog.find(name), self._on_form)
+                self._forms[name].show_help(self._defaults)
             return self._forms[name]
 
     def _on_pick(self, _change: object = None) -> None:
         self._fields.children = [self._form.widget]
         self._on_form()
         if self.job is None:
-            self._turn_to(self._form_page)
+            self._show_page(self._form_page)
         self._suggest()
 
     def _on_form(self) -> None:
-        self.confirm.value = ""  # what was confirmed is another thing now
+        self.confirm.value = ""  # a confirmation is for the values that somebody saw
         self._refresh()
 
     def _refresh(self, _change: object = None) -> None:
-        """Bring everything around the fields up to date with them, and with the place."""
-        with self._lock:  # the thread that follows a run does so, too
+        """Update everything around the fields."""
+        with self._lock:  # the thread that watches a run also calls this
             if self.pick.value in self._forms:
                 self._draw()
 
     def _draw(self) -> None:
         form, book = self._form, self._form.runbook
         if self.job is None:
-            self._about.value = fill(_ABOUT, book=book, effect=effect(book.side_effects))
-        command = command_line(book, form.values(), sandbox=self._bar.place.sandbox)
-        self._plan.value = plan_html(form, place=self._bar.words, command=command)
+            kind, effect = EFFECTS[book.side_effects]
+            self._about.value = fill(_ABOUT, book=book, kind=kind, effect=effect)
+        command = command_line(book, form.values(), sandbox=self._bar.backend.sandbox)
+        self._plan.value = plan_html(form, backend=self._bar.words, command=command)
         dry = form.value(DRY_RUN) is True
         self.run_button.description = f"{'Dry run' if dry else 'Run'} {self._bar.words}"
         self.run_button.button_style = "danger" if form.destroys else "primary"
         self.dry_button.layout.display = "none" if dry or not form.has_dry_run else ""
         self._confirmation.layout.display = "" if form.destroys else "none"
-        self._ask.value = fill(_ASK, place=self._bar.words, phrase=self._phrase)
-        busy, wrong = self.job is not None, bool(form.problems)
-        self.run_button.disabled = busy or wrong or not self._confirmed
-        self.dry_button.disabled = busy or wrong
-        self._say("Correct the marked values." if wrong else "", wrong=wrong)
+        self._confirm_text.value = fill(_CONFIRM, backend=self._bar.words, phrase=self._phrase)
+        busy, invalid = self.job is not None, bool(form.problems)
+        self.run_button.disabled = busy or invalid or not self._confirmed
+        self.dry_button.disabled = busy or invalid
+        self._show_message("Correct the marked values." if invalid else "", error=invalid)
+
+    @property
+    def _account(self) -> str:
+        return self._bar.caller.account if self._bar.caller else ""
 
     @property
     def _phrase(self) -> str:
-        account = self._bar.who.account if self._bar.who else ""
-        return f"{self.pick.value} {account}".strip()
+        return f"{self.pick.value} {self._account}".strip()
 
     @property
     def _confirmed(self) -> bool:
         if not self._form.destroys:
             return True
-        known = bool(self._bar.who and self._bar.who.account)
-        return known and self.confirm.value.strip() == self._phrase
+        return bool(self._account) and self.confirm.value.strip() == self._phrase
 
     def _suggest(self) -> None:
-        if not self._placed:  # where runs go is not settled yet
+        if not self._backend_known:
             return
-        form, place = self._form, self._bar.place
-        for name, one in form.fields.items():
-            source = source_of(one.parameter)
-            if not source:
-                continue
-            known = at_once(place, source)
-            form.suggest(name, source, known)
-            self._suggestions.ask(place, source, self._offer_to(form, name, source, known))
+        form, backend = self._form, self._bar.backend
+        for name, each in form.fields.items():
+            source = source_of(each.parameter)
+            if source:
+                known = immediate(backend, source)
+                form.suggest(name, source, known)
+                self._suggestions.request(backend, source, self._suggest_later(form, name, source, known))
 
-    def _offer_to(self, form: Form, name: str, source: str, known: Found) -> Callable[[Found, str], None]:
-        place = self._bar.place
+    def _suggest_later(
+        self, form: Form, name: str, source: str, known: list[Suggestion]
+    ) -> Callable[[list[Suggestion], str], None]:
+        backend = self._bar.backend
 
-        def answered(found: Found, problem: str) -> None:
-            if place is self._bar.place:  # the switch may have been pressed in the meantime
+        def callback(found: list[Suggestion], problem: str) -> None:
+            if backend is self._bar.backend:  # the backend can have been switched meanwhile
                 form.suggest(name, source, known + found, problem)
 
-        return answered
+        return callback
 
     # The run
 
@@ -687,7 +669,7 @@ class RunPage:
         self._token = secrets.token_hex(8)
 
     def _start(self, *, dry: bool) -> None:
-        """Start the run once: whoever comes second in a double click finds the token taken."""
+        """Start a run. It uses up the token, so that the second click of a double click starts nothing."""
         token, self._token = self._token, ""
         if not token:
             return
@@ -700,71 +682,69 @@ class RunPage:
                 self._new_token()
             elif dry or self._confirmed:
                 confirmed = form.destroys and not dry
-                self._follow(jobs.start(form.runbook, values, self._bar.place, confirmed=confirmed))
+                self._watch(jobs.start(form.runbook, values, self._bar.backend, confirmed=confirmed))
             else:
                 self.confirm.focus()
                 self._new_token()
         except VmsnixError as error:
             self._new_token()
-            self._say(str(error), wrong=True)
+            self._show_message(str(error), error=True)
 
-    def _follow(self, job: Job) -> None:
+    def _watch(self, job: Job) -> None:
+        """Show the progress of a job until it ends."""
         self.job, self._token = job, ""
         self._bar.lock(locked=True)
         if job.runbook != self.pick.value and job.runbook in catalog.names():
             self.pick.value = job.runbook
         self._about.value = ""
-        self.live.begin(job.title, self._bar.words)
+        self.live.start(job.title, self._bar.words)
         self._refresh()
-        self._turn_to(self.live.widget)
+        self._show_page(self.live.widget)
         self.live.cancel_button.focus()
-        threading.Thread(target=self._watch, args=(job,), name=f"follow {job.run_id}", daemon=True).start()
+        name = f"watch {job.run_id}"
+        threading.Thread(target=self._poll, args=(job,), name=name, daemon=True).start()
 
-    def _watch(self, job: Job) -> None:
+    def _poll(self, job: Job) -> None:
         try:
-            follower = Follower(job, self._bar.place.environment)
-            seen = follower.look()
-            while seen.outcome is None:
-                self.live.show(seen)
-                time.sleep(EVERY_SECONDS)
-                seen = follower.look()
-            self._end(job, seen)
-        except Exception as error:  # noqa: BLE001 - a thread has nobody above it who could tell
-            self._free()
-            self._turn_to(self._form_page)
+            reader = JobReader(job, self._bar.backend.environment)
+            state = reader.read()
+            while state.outcome is None:
+                self.live.show(state)
+                time.sleep(POLL_SECONDS)
+                state = reader.read()
+            self._end(job, state)
+        except Exception as error:  # noqa: BLE001 - in a thread, an error would be shown nowhere
+            self._allow_next_run()
+            self._show_page(self._form_page)
             lost = f"The console lost the run {job.run_id} ({type(error).__name__}: {error})."
-            self._say(f"{lost} The run continues; to check it, use `vmsnix runs`.", wrong=True)
+            self._show_message(f"{lost} The run continues; to check it, use `vmsnix runs`.", error=True)
 
-    def _end(self, job: Job, seen: Look) -> None:
-        outcome = dict(seen.outcome or {})
-        evidence = bring(job.run_id, self._bar.place)
-        values = {"seconds": seen.seconds, **evidence.values, **outcome}
+    def _end(self, job: Job, state: JobState) -> None:
+        outcome = dict(state.outcome or {})
+        evidence = copy_evidence(job.run_id, self._bar.backend)
+        values = {"seconds": state.seconds, **evidence.values, **outcome}
         dry = job.given.get(DRY_RUN) is True
-        self.result.show(values, evidence, seen, open_report=dry and outcome.get("verdict") == "done")
-        self._free()
-        self._turn_to(self._result_page)
+        self.result.show(values, evidence, state, open_report=dry and outcome.get("verdict") == "done")
+        self._allow_next_run()
+        self._show_page(self._result_page)
         self.back_button.focus()
         self._ended()
 
-    def _free(self) -> None:
-        """Be ready for another run."""
+    def _allow_next_run(self) -> None:
         self.job = None
-        self._suggestions.forget()
+        self._suggestions.clear()
         self._bar.lock(locked=False)
         self._new_token()
         self._refresh()
 
-    def _cancel(self, at_once: bool) -> None:
+    def _cancel(self, kill: bool) -> None:
         if self.job is not None:
-            self.job.cancel(at_once=at_once)
+            self.job.cancel(kill=kill)
 
-    def _turn_to(self, page: Any) -> None:
+    def _show_page(self, page: Any) -> None:
         for each in self._pages:
             each.layout.display = "" if each is page else "none"
 
-    def _say(self, words: str, *, wrong: bool) -> None:
-        kind = "vmsnix-error" if wrong else "vmsnix-quiet"
-        self._message.value = fill(_MESSAGE, kind=kind, words=words) if words else ""
-
-
-__all__ = ["RunPage"]
+    def _show_message(self, text: str, *, error: bool) -> None:
+        kind = "vmsnix-error" if error else "vmsnix-quiet"
+        self._message.value = fill(_MESSAGE, kind=kind, text=text) if text else ""

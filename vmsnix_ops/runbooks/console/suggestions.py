@@ -1,35 +1,50 @@
-"""What a field may offer: images of the flake, regions, buckets, AMIs. Fetched when asked, kept for a while.
+"""Suggestions for fields: images of the flake, regions, buckets, AMIs. Fetched on request, and cached.
 
-Whoever may not look, or has no Nix, types: a source that fails says why, and stops nobody.
+Without Nix or without permission, there are no suggestions, but the field can still be filled in. The console
+shows the reason beside the field.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.errors import VmsnixError
-from vmsnix_ops.runbooks.console.forms import Suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmsnix_ops.runbooks.console.places import Place
+    from vmsnix_ops.runbooks.console.backends import Backend
     from vmsnix_ops.runbooks.declarations import Parameter
 
-KEEP_SECONDS = 300.0
-AMIS = 200
+CACHE_SECONDS = 300.0
+MAX_AMIS = 200
 SAMPLE = "sample-image"
 BUILDABLE = ("flake", "publish-ami")
-"""Words in the help of an image that is built or read; others are short names of published ones."""
+"""Words in the help of an image that is built or read. Other images are names of published ones."""
 
-Found = list[Suggestion]
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A suggested value.
+
+    Attributes
+    ----------
+    value
+        The value to fill in.
+    label
+        Its text in the list; by default the value.
+    """
+
+    value: str
+    label: str = ""
 
 
 def source_of(parameter: Parameter) -> str:
-    """Return the name of the source for a parameter, by its name; empty when there is none."""
+    """Return the name of the source for a parameter, by its name; empty if there is none."""
     word = parameter.name.removesuffix("s").rpartition("_")[2]
     if parameter.type.kind not in ("str", "list"):
         return ""
@@ -40,35 +55,40 @@ def source_of(parameter: Parameter) -> str:
     return {"image": "images", "region": "regions", "bucket": "buckets", "ami": "amis"}.get(word, "")
 
 
-def at_once(place: Place, source: str) -> Found:
-    """Return what can be offered without asking anybody: on a sandbox a small image, made here."""
-    if source != "images" or not place.sandbox:
+def immediate(backend: Backend, source: str) -> list[Suggestion]:
+    """Return the suggestions that need no request: on a sandbox, a sample image, which is created now."""
+    if source != "images" or not backend.sandbox:
         return []
+    from vmsnix_ops.disk.sample import make_sample_image
+
+    folder = backend.settings().state / SAMPLE
     try:
-        return [Suggestion(_sample(place), "Sample image, created on this machine")]
-    except OSError:  # no room, no rights: a run on the sandbox needs no image of ours
+        if not (folder / "nix-support" / "hydra-build-products").is_file():  # the file that is written last
+            make_sample_image(folder)
+    except OSError:  # the disk is full or read-only; the sample image is optional
         return []
+    return [Suggestion(str(folder), "Sample image, created on this machine")]
 
 
-def images(place: Place) -> Found:
-    """Return the images of the flake that the settings name.
+def images(backend: Backend) -> list[Suggestion]:
+    """Return the images of the flake in the settings.
 
     Raises
     ------
     VmsnixError
-        There is no Nix, or the flake cannot be evaluated.
+        Nix is missing, or the flake cannot be evaluated.
     """
     from vmsnix_ops.nix import flake
 
-    known = flake.list_images(place.settings().flake, system=flake.host_system())
+    known = flake.list_images(backend.settings().flake, system=flake.host_system())
     return [
         Suggestion(image.name, f"{image.name}: {image.description}" if image.description else image.name)
         for image in known
     ]
 
 
-def published(place: Place) -> Found:
-    """Return the short names of the images that were published from here.
+def published(backend: Backend) -> list[Suggestion]:
+    """Return the short names of published images.
 
     Raises
     ------
@@ -77,60 +97,64 @@ def published(place: Place) -> Found:
     """
     from vmsnix_ops.records import history
 
-    names = history.amis(place.tables())["image"].dropna()
+    names = history.amis(backend.tables())["image"].dropna()
     return [Suggestion(name) for name in sorted({str(name) for name in names})]
 
 
-def regions(place: Place) -> Found:
+def regions(backend: Backend) -> list[Suggestion]:
     """Return the regions that are enabled for the account.
 
     Raises
     ------
     AwsError
-        AWS did not answer.
+        The request failed.
     """
     from vmsnix_ops.aws.regions import enabled_regions
     from vmsnix_ops.aws.session import client
 
-    return [Suggestion(name) for name in enabled_regions(client(place.session(), "ec2", _region(place)))]
+    return [Suggestion(name) for name in enabled_regions(client(backend.session(), "ec2", _region(backend)))]
 
 
-def buckets(place: Place) -> Found:
-    """Return the buckets of the account (s3:ListAllMyBuckets, which no job's policy holds).
+def buckets(backend: Backend) -> list[Suggestion]:
+    """Return the buckets of the account (s3:ListAllMyBuckets, which is in no job's policy).
 
     Raises
     ------
     AwsError
-        AWS did not answer, or does not allow it.
+        The request failed or was denied.
     """
     from vmsnix_ops.aws.session import calling, client
 
     with calling("list the buckets"):
-        answer = client(place.session(), "s3", _region(place)).list_buckets()
+        answer = client(backend.session(), "s3", _region(backend)).list_buckets()
     return [Suggestion(bucket["Name"]) for bucket in answer["Buckets"]]
 
 
 @needs("ec2:DescribeImages")
-def amis(place: Place) -> Found:
-    """Return the AMIs that the account owns in its usual region, newest first.
+def amis(backend: Backend) -> list[Suggestion]:
+    """Return the AMIs that the account owns in the default region, newest first.
 
     Raises
     ------
     AwsError
-        AWS did not answer.
+        The request failed.
     """
     from vmsnix_ops.aws.session import calling, client
 
     with calling("list the AMIs"):
-        answer = client(place.session(), "ec2", _region(place)).describe_images(Owners=["self"])
+        answer = client(backend.session(), "ec2", _region(backend)).describe_images(Owners=["self"])
     newest = sorted(answer["Images"], key=lambda image: str(image["CreationDate"]), reverse=True)
     return [
         Suggestion(image["ImageId"], f"{image['ImageId']}: {image.get('Name', '')}")
-        for image in newest[:AMIS]
+        for image in newest[:MAX_AMIS]
     ]
 
 
-SOURCES: dict[str, Callable[[Place], Found]] = {
+def _region(backend: Backend) -> str:
+    return backend.settings().region or backend.session().region_name or "us-east-1"
+
+
+SOURCES: dict[str, Callable[[Backend], list[Suggestion]]] = {
     "images": images,
     "published": published,
     "regions": regions,
@@ -139,63 +163,51 @@ SOURCES: dict[str, Callable[[Place], Found]] = {
 }
 
 
-class Suggestions:
-    """Fetches what the sources have, each in a thread of its own, and keeps it for `KEEP_SECONDS`."""
+class SuggestionCache:
+    """Fetches the suggestions of each source in a thread, and caches them for `CACHE_SECONDS`."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], tuple[float, Found]] = {}
-        self._waiting: dict[tuple[str, str], list[Callable[[Found, str], None]]] = {}
+        self._cached: dict[tuple[str, str], tuple[float, list[Suggestion]]] = {}
+        self._waiting: dict[tuple[str, str], list[Callable[[list[Suggestion], str], None]]] = {}
         self._lock = threading.Lock()
 
-    def ask(self, place: Place, source: str, answered: Callable[[Found, str], None]) -> None:
-        """Have `answered` called with the values and, when there are none to be had, the reason.
+    def request(
+        self, backend: Backend, source: str, callback: Callable[[list[Suggestion], str], None]
+    ) -> None:
+        """Call `callback` with the suggestions and, after an error, the reason.
 
-        It is called at once for what is known, else from the thread that asked.
+        Cached suggestions are passed at once, others from the thread that fetches them.
         """
-        key = (place.url, source)
+        key = (backend.url, source)
         with self._lock:
-            asked_at, found = self._kept.get(key, (float("-inf"), []))
-            fresh = time.monotonic() - asked_at < KEEP_SECONDS
+            fetched_at, found = self._cached.get(key, (float("-inf"), []))
+            fresh = time.monotonic() - fetched_at < CACHE_SECONDS
             first = not fresh and key not in self._waiting
             if not fresh:
-                self._waiting.setdefault(key, []).append(answered)
+                self._waiting.setdefault(key, []).append(callback)
         if fresh:
-            answered(found, "")
+            callback(found, "")
         elif first:
-            arguments = (place, source, key)
-            threading.Thread(
-                target=self._fetch, args=arguments, name=f"suggest {source}", daemon=True
-            ).start()
+            arguments = (backend, source, key)
+            name = f"suggest {source}"
+            threading.Thread(target=self._fetch, args=arguments, name=name, daemon=True).start()
 
-    def _fetch(self, place: Place, source: str, key: tuple[str, str]) -> None:
-        found: Found = []
+    def _fetch(self, backend: Backend, source: str, key: tuple[str, str]) -> None:
+        found: list[Suggestion] = []
         problem = f"Could not list the {source}."
         try:
-            found, problem = SOURCES[source](place), ""
+            found, problem = SOURCES[source](backend), ""
         except VmsnixError as error:
             problem = error.what
         finally:
             with self._lock:
-                if not problem:  # what failed is asked again the next time
-                    self._kept[key] = (time.monotonic(), found)
+                if not problem:  # a source that failed is read again the next time
+                    self._cached[key] = (time.monotonic(), found)
                 waiting = self._waiting.pop(key)
-            for answered in waiting:
-                answered(found, problem)
+            for callback in waiting:
+                callback(found, problem)
 
-    def forget(self) -> None:
-        """Ask anew from now on: something was made or taken away."""
+    def clear(self) -> None:
+        """Fetch everything again from now on, because a run may have created or deleted something."""
         with self._lock:
-            self._kept.clear()
-
-
-def _region(place: Place) -> str:
-    return place.settings().region or place.session().region_name or "us-east-1"
-
-
-def _sample(place: Place) -> str:
-    from vmsnix_ops.disk.sample import make_sample_image
-
-    folder = place.settings().state / SAMPLE
-    if not (folder / "nix-support" / "hydra-build-products").is_file():  # what is written last
-        make_sample_image(folder)
-    return str(folder)
+            self._cached.clear()

@@ -1,6 +1,6 @@
-"""The tabs beside the runs: history and timings; `audits` has two more. Each reads the tables of the place.
+"""The tabs History, Timings, Inventory and Findings, and the grid that shows their tables.
 
-A tab reads when it is opened, and again when a run has ended since.
+A tab reads its tables when it is opened, and again when a run has ended since then.
 """
 
 from __future__ import annotations
@@ -8,32 +8,35 @@ from __future__ import annotations
 import io
 import json
 import threading
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from vmsnix_ops import outcomes
+from vmsnix_ops import display, outcomes
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.records import figures, history, timing_plots, timings
-from vmsnix_ops.runbooks.console.grid import Column, Grid
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-    from vmsnix_ops.runbooks.console.places import Place
-    from vmsnix_ops.runbooks.evidence.runs import Entry
+    from vmsnix_ops.runbooks.console.backends import Backend
+    from vmsnix_ops.runbooks.evidence.runs import ArchivedRun
 
+MAX_ROWS = 200
+"""Rows that a grid shows; the search finds the others."""
+MAX_RUNS = 2000
+"""Newest runs that the history reads."""
+MAX_STEPS = 5000
 
-RUNS = 2000
-"""Runs that the history reads at most, the newest."""
-
-STEPS = 5000
+GOOD = frozenset({"done", "available", "completed", *outcomes.SUCCEEDED})
+BAD = frozenset({"failed", "error", "high", "critical"})
 
 THEME = {
     figures.INK: "--jp-ui-font-color1",
@@ -42,29 +45,244 @@ THEME = {
     figures.GROUND: "--jp-layout-color0",
     "#000000": "--jp-ui-font-color1",
 }
-"""Colours of figures, and what they are in JupyterLab's theme."""
+"""Colours of figures, and the variable of JupyterLab's theme for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a grid.
+
+    Attributes
+    ----------
+    name
+        Name in the frame.
+    title
+        Heading; the name by default.
+    kind
+        Format of the values: ``text``, ``code``, ``badge``, ``time``, ``seconds``, ``bytes``, ``number``,
+        ``usd``, ``long`` (text with several lines), ``command``.
+    """
+
+    name: str
+    title: str = ""
+    kind: str = "text"
+
+
+class Grid:
+    """Shows a frame as a table with a search, a filter and an order.
+
+    Parameters
+    ----------
+    columns
+        Columns to show; those that the frame does not have are left out.
+    filter_by
+        Column whose values can be selected from a list.
+    sort
+        Column for the first order, with ``-`` before it for descending; empty for the order of the frame.
+    empty
+        Text for a frame without rows.
+    changed
+        Called after every change with the rows that are shown.
+
+    Attributes
+    ----------
+    empty
+        Text for a frame without rows.
+    widget
+        The widget.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        *,
+        filter_by: str = "",
+        sort: str = "",
+        empty: str = "No rows.",
+        changed: Callable[[pd.DataFrame], None] | None = None,
+    ) -> None:
+        self._columns, self._filter_by, self.empty = tuple(columns), filter_by, empty
+        self._changed = changed
+        self._lock = threading.RLock()
+        self._frame: pd.DataFrame | None = None
+        self._text: pd.Series[str] | None = None
+        self.search = ipywidgets.Text(
+            placeholder="Search", continuous_update=True, tooltip="Search all columns"
+        )
+        self.search.add_class("vmsnix-search")
+        self.filter = ipywidgets.Dropdown(options=[("all", "")], tooltip=f"Show only this {filter_by}")
+        self.sort = ipywidgets.Dropdown(
+            options=[
+                *([] if sort else [("original order", "")]),
+                *(option for column in self._columns for option in _orders(column)),
+            ],
+            tooltip="Order of the rows",
+        )
+        if sort:
+            self.sort.value = sort
+        self._count = ipywidgets.HTML("")
+        self._table = ipywidgets.HTML("")
+        self._bar = ipywidgets.HBox([self.search, self.filter, self.sort, self._count])
+        self._bar.add_class("vmsnix-grid-bar")
+        self.widget = ipywidgets.VBox([self._bar, self._table])
+        self.widget.add_class("vmsnix-grid")
+        for control in (self.search, self.filter, self.sort):
+            control.observe(self._draw, "value")
+
+    def show(self, frame: pd.DataFrame) -> None:
+        """Show another frame, with the same search, filter and order."""
+        with self._lock:
+            self._frame = frame
+            names = [column.name for column in self._columns if column.name in frame.columns]
+            texts = frame[names].astype("object").map(to_text)
+            self._text = texts.agg(" ".join, axis=1).str.lower() if len(frame) else None
+            known = frame[self._filter_by].dropna() if self._filter_by in frame else ()
+            values = sorted({str(value) for value in known})
+            before = self.filter.value
+            self.filter.options = [(f"every {self._filter_by}", ""), *((value, value) for value in values)]
+            self.filter.value = before if before in values else ""
+            self.filter.layout.display = "" if len(values) > 1 else "none"
+            self._draw()
+
+    def rows(self) -> pd.DataFrame | None:
+        """Return the rows that match search and filter, in their order; ``None`` before `show`."""
+        frame = self._frame
+        if frame is None or self._text is None:
+            return frame
+        matching = self._text.notna()
+        for word in self.search.value.lower().split():
+            matching &= self._text.str.contains(word, regex=False)
+        if self.filter.value:
+            matching &= frame[self._filter_by].astype("string").fillna("") == self.filter.value
+        name = self.sort.value.removeprefix("-")
+        found = frame[matching]
+        if name in found:
+            found = found.sort_values(
+                name, ascending=not self.sort.value.startswith("-"), kind="stable", na_position="last"
+            )
+        return found
+
+    def _draw(self, _change: object = None) -> None:
+        with self._lock:  # a thread can show a new frame while somebody types a search
+            rows = self.rows()
+            if rows is None or self._frame is None:
+                return
+            total = len(self._frame)
+            self._bar.layout.display = "" if total else "none"
+            self._count.value = fill(_COUNT, rows=len(rows), total=total, most=MAX_ROWS)
+            empty = self.empty if not total else "No row matches the search."
+            self._table.value = table_html(self._columns, rows.head(MAX_ROWS), empty=empty)
+            if self._changed is not None:
+                self._changed(rows.head(MAX_ROWS))
+
+
+_COUNT = """\
+<span class="vmsnix-quiet">{{ rows }} of {{ total }}
+{%- if rows > most %}, the first {{ most }} are shown{% endif %}</span>
+"""
+
+_TABLE = """\
+{% if rows %}
+<div class="vmsnix-scroll" tabindex="0" role="region" aria-label="Table">
+<table class="vmsnix-table">
+<thead><tr>
+{% for column in columns %}
+<th scope="col" class="vmsnix-is-{{ column.kind }}">{{ column.title or column.name }}</th>
+{% endfor %}
+</tr></thead><tbody>
+{% for row in rows %}
+<tr>
+{% for cell in row %}
+<td class="vmsnix-is-{{ cell.kind }}"{% if cell.full %} title="{{ cell.full }}"{% endif %}>
+{%- if cell.badge %}<span class="vmsnix-badge {{ cell.badge }}">{{ cell.text }}</span>
+{%- else %}{{ cell.text }}{% endif %}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody></table></div>
+{% else %}
+<p class="vmsnix-empty">{{ empty }}</p>
+{% endif %}
+"""
+
+
+def table_html(columns: Sequence[Column], frame: pd.DataFrame, *, empty: str) -> Markup:
+    """Return a frame as an HTML table, or the text `empty`."""
+    present = [column for column in columns if column.name in frame.columns]
+    rows = [
+        [_cell(column, value) for column, value in zip(present, row, strict=True)]
+        for row in frame[[column.name for column in present]].itertuples(index=False, name=None)
+    ]
+    return fill(_TABLE, columns=present, rows=rows, empty=empty)
+
+
+def _orders(column: Column) -> list[tuple[str, str]]:
+    title = column.title or column.name
+    if column.kind == "time":
+        return [(f"{title}, newest first", f"-{column.name}"), (f"{title}, oldest first", column.name)]
+    if column.kind in ("seconds", "bytes", "number", "usd"):
+        return [(f"{title}, most first", f"-{column.name}"), (f"{title}, least first", column.name)]
+    return [(f"{title}, A to Z", column.name)]
+
+
+def _cell(column: Column, value: Any) -> dict[str, str]:
+    text, badge = format_value(column.kind, value), ""
+    if column.kind == "badge" and text:
+        badge = "vmsnix-good" if text in GOOD else ("vmsnix-bad" if text in BAD else "vmsnix-mixed")
+    full = to_text(value) if len(text) > 40 or column.kind == "code" else ""
+    return {"kind": column.kind, "text": text, "badge": badge, "full": full}
+
+
+def format_value(kind: str, value: Any) -> str:
+    """Return the text of a value in the format of its column; empty for a missing value."""
+    if display.missing(value):
+        return ""
+    if kind == "usd":
+        return f"{float(value):,.2f}"
+    if kind == "number":
+        return f"{float(value):,.6g}"
+    text: str = FORMATS.get(kind, to_text)(value)
+    return text
+
+
+FORMATS: dict[str, Any] = {"time": display.moment, "seconds": display.seconds, "bytes": display.size}
+
+
+def to_text(value: Any) -> str:
+    """Return the plain text of a value, which the search also uses."""
+    if display.missing(value):
+        return ""
+    if type(value).__name__ in ("bool", "bool_"):
+        return "yes" if value else "no"
+    return str(value)
 
 
 class Tab:
-    """What every tab has.
+    """Base class of the tabs.
 
     Parameters
     ----------
     open_runbook
-        Shows the form of a runbook, filled in with values.
+        Opens the form of a runbook, filled in with values.
+    show_run
+        Shows a past run: a row of the table ``runs``.
 
     Attributes
     ----------
     title
-        Its name.
+        Title of the tab.
     widget
-        The tab as it is shown.
+        The widget.
     """
 
     title = ""
 
-    def __init__(self, open_runbook: Callable[[str, Mapping[str, object]], None]) -> None:
-        self._open_runbook = open_runbook
+    def __init__(
+        self,
+        open_runbook: Callable[[str, Mapping[str, object]], None],
+        show_run: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._open_runbook, self._show_run = open_runbook, show_run
         self._problem = ipywidgets.HTML("")
         self._read_for: tuple[str, int] | None = None
         self._lock = threading.Lock()
@@ -72,44 +290,28 @@ class Tab:
         self.widget.add_class("vmsnix-tab")
         self.widget.add_class(f"vmsnix-tab-{self.title.lower()}")
 
-    def refresh(self, place: Place, ended: int) -> None:
-        """Read the tables, unless nothing can have changed since the last time.
-
-        Parameters
-        ----------
-        place
-            Whose tables.
-        ended
-            How many runs have ended: another number means that there may be news.
-        """
-        with self._lock:  # two in a row, and the later one has nothing to do
-            if self._read_for == (place.url, ended):
+    def refresh(self, backend: Backend, runs_ended: int) -> None:
+        """Read the tables, unless neither the backend nor the number of ended runs has changed."""
+        with self._lock:  # of two calls at the same time, the second reads nothing
+            if self._read_for == (backend.url, runs_ended):
                 return
             try:
-                self._read(place)
-            except (VmsnixError, OSError, ValueError) as error:  # the latter two: a file that is read
+                self._read(backend)
+            except (VmsnixError, OSError, ValueError) as error:  # OSError and ValueError: a file of an audit
                 self._problem.value = fill(_PROBLEM, error=error)
                 return
             self._problem.value = ""
-            self._read_for = (place.url, ended)
+            self._read_for = (backend.url, runs_ended)
 
     def _parts(self) -> list[Any]:
         raise NotImplementedError
 
-    def _read(self, place: Place) -> None:
+    def _read(self, backend: Backend) -> None:
         raise NotImplementedError
 
 
 class HistoryTab(Tab):
-    """Every run; each can be looked at, and repeated.
-
-    Parameters
-    ----------
-    open_runbook
-        As for every tab.
-    look_at
-        Shows what became of a run, a row of the table `runs`.
-    """
+    """All runs. Each can be shown, and its parameters can be filled into the form."""
 
     title = "History"
     columns = (
@@ -125,71 +327,70 @@ class HistoryTab(Tab):
         Column("run_id", "run", "code"),
     )
 
-    def __init__(
-        self,
-        open_runbook: Callable[[str, Mapping[str, object]], None],
-        look_at: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        self._look_at = look_at
-        super().__init__(open_runbook)
-
     def _parts(self) -> list[Any]:
         self._grid = Grid(
             self.columns,
-            narrow="runbook",
+            filter_by="runbook",
             sort="-started_at",
             empty="No runs yet. Runs of the console, of the command line and of CI are listed here.",
             changed=self._on_rows,
         )
-        self._which = ipywidgets.Dropdown(options=[], description="Run")
-        self._which.add_class("vmsnix-which")
-        self._look = ipywidgets.Button(description="Show it")
-        self._look.on_click(self._on_look)
-        self._again = ipywidgets.Button(description="Fill in its form")
-        self._again.tooltip = "Open the runbook's form with the parameters of this run"
-        self._again.on_click(self._on_again)
-        self._actions = ipywidgets.HBox([self._which, self._look, self._again])
+        self._choice = ipywidgets.Dropdown(options=[], description="Run")
+        self._choice.add_class("vmsnix-which")
+        self._show_button = ipywidgets.Button(description="Show it")
+        self._show_button.on_click(self._on_show)
+        self._form_button = ipywidgets.Button(description="Fill in its form")
+        self._form_button.tooltip = "Open the runbook's form with the parameters of this run"
+        self._form_button.on_click(self._on_form)
+        self._actions = ipywidgets.HBox([self._choice, self._show_button, self._form_button])
         self._actions.add_class("vmsnix-actions")
-        self._actions.layout.display = "none"  # until there is a row that they could act on
+        self._actions.layout.display = "none"  # until there is a run
         self._rows: dict[str, dict[str, Any]] = {}
         return [self._grid.widget, self._actions]
 
-    def _read(self, place: Place) -> None:
-        self._grid.show(history.runs(place.tables(), last=RUNS))
+    def _read(self, backend: Backend) -> None:
+        self._grid.show(history.runs(backend.tables(), last=MAX_RUNS))
 
     def _on_rows(self, rows: pd.DataFrame) -> None:
         records: list[Any] = rows.to_dict("records")
         self._rows = {str(row["run_id"]): row for row in records}
-        self._which.options = [
+        self._choice.options = [
             (f"{row['started_at']:%Y-%m-%d %H:%M} {row['runbook']}, {row['status']}", run_id)
             for run_id, row in self._rows.items()
         ]
         if self._rows:
-            self._which.index = 0
+            self._choice.index = 0
         self._actions.layout.display = "" if self._rows else "none"
 
-    def _on_look(self, _button: object) -> None:
-        self._look_at(_known(self._rows[self._which.value]))
+    def _chosen_row(self) -> dict[str, Any]:
+        """Return the chosen row without its missing values."""
+        import pandas as pd
 
-    def _on_again(self, _button: object) -> None:
-        row = _known(self._rows[self._which.value])
+        row = self._rows[self._choice.value]
+        return {name: value for name, value in row.items() if not pd.isna(value)}
+
+    def _on_show(self, _button: object) -> None:
+        self._show_run(self._chosen_row())
+
+    def _on_form(self, _button: object) -> None:
+        row = self._chosen_row()
         self._open_runbook(str(row["runbook"]), json.loads(str(row.get("parameters") or "{}")))
 
 
 class TimingsTab(Tab):
-    """How long steps take, by image: pictures, percentiles, what was slow."""
+    """The duration of steps, by image: plots, percentiles, and slow steps."""
 
     title = "Timings"
 
     def _parts(self) -> list[Any]:
         self._image = ipywidgets.Dropdown(options=[("every image", "")], description="Image")
         self._image.observe(self._draw, "value")
-        self._shown = ipywidgets.HTML("")
+        self._content = ipywidgets.HTML("")
         self._steps: pd.DataFrame | None = None
-        return [self._image, self._shown]
+        return [self._image, self._content]
 
-    def _read(self, place: Place) -> None:
-        self._steps = history.steps(place.tables(), last=STEPS)
+    def _read(self, backend: Backend) -> None:
+        self._steps = history.steps(backend.tables(), last=MAX_STEPS)
         names = sorted({str(name) for name in self._steps["image"].dropna()})
         before = self._image.value
         self._image.options = [("every image", ""), *((name, name) for name in names)]
@@ -204,17 +405,17 @@ class TimingsTab(Tab):
         if self._image.value:
             steps = steps[steps["image"] == self._image.value]
         if not steps["status"].isin(outcomes.WORKED).any():
-            self._shown.value = _NOTHING_TIMED
+            self._content.value = _NO_TIMINGS
             return
-        pictures = (timing_plots.plot_usual(steps), timing_plots.plot_trend(steps))
+        plots = (timing_plots.plot_usual(steps), timing_plots.plot_trend(steps))
         tables = (timings.show_summary(timings.summary(steps)), timings.show_slow(timings.slow(steps)))
         titles = ("Time per step", "Trend", "Usual durations", "Slow steps")
-        parts = zip(titles, [*map(svg, pictures), *tables], strict=True)
-        self._shown.value = fill(_PARTS, parts=parts)
+        parts = zip(titles, [*map(svg, plots), *tables], strict=True)
+        self._content.value = fill(_PARTS, parts=parts)
 
 
 _PROBLEM = '<p class="vmsnix-error" role="alert">{{ error }}</p>'
-_NOTHING_TIMED = """\
+_NO_TIMINGS = """\
 <p class="vmsnix-empty">No timings yet. A publish records the time of each step.</p>
 """
 _PARTS = """\
@@ -222,11 +423,11 @@ _PARTS = """\
 <section class="vmsnix-part"><h4>{{ title }}</h4><div class="vmsnix-scroll">{{ part }}</div></section>
 {% endfor %}
 """
-_SVG = "{{ svg | safe }}"  # of matplotlib, which escapes the texts of a plot
+_SVG = "{{ svg | safe }}"  # matplotlib escapes the texts of a plot
 
 
 def svg(figure: Figure) -> Markup:
-    """Return a figure as SVG whose ink and grid follow JupyterLab's theme."""
+    """Return a figure as SVG in the colours of JupyterLab's theme."""
     import matplotlib as mpl
 
     written = io.StringIO()
@@ -239,67 +440,52 @@ def svg(figure: Figure) -> Markup:
     return fill(_SVG, svg=text)
 
 
-def _known(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row without what is empty."""
-    import pandas as pd
-
-    return {name: value for name, value in row.items() if not pd.isna(value)}
-
-
-# The tabs of audits: what the newest one saw, and what it found wrong.
-
-
 AUDIT = "audit-inventory"
-NO_AUDIT = "No audits yet."
-LOOKED_THROUGH = 5
-"""Audits in which a table is looked for."""
-_SEEN = '<p class="vmsnix-quiet">From the audit of {{ when }}.</p>'
+NO_AUDITS = "No audits yet."
+AUDITS_SEARCHED = 5
+"""Newest audits in which a table is searched."""
+_AUDIT_TIME = '<p class="vmsnix-quiet">From the audit of {{ when }}.</p>'
 
 
 class AuditTab(Tab):
-    """A file of the newest audit, as a table."""
+    """A table of the newest audit."""
 
     columns: tuple[Column, ...] = ()
     file = ""
-    narrow = ""
+    filter_by = ""
     sort = ""
-    clean = "The audit found no resources."
-
-    def __init__(
-        self,
-        open_runbook: Callable[[str, Mapping[str, object]], None],
-        look_at: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        self._look_at = look_at
-        self._run_id = ""
-        super().__init__(open_runbook)
+    empty = "The audit found no resources."
 
     def _parts(self) -> list[Any]:
+        self._run_id = ""
         self._head = ipywidgets.HTML("")
-        self._grid = Grid(self.columns, narrow=self.narrow, sort=self.sort, empty=NO_AUDIT)
+        self._grid = Grid(self.columns, filter_by=self.filter_by, sort=self.sort, empty=NO_AUDITS)
         audit = ipywidgets.Button(description="Audit now")
         audit.on_click(lambda _button: self._open_runbook(AUDIT, {}))
-        self._look = ipywidgets.Button(description="Show that audit")
-        self._look.on_click(lambda _button: self._look_at({"run_id": self._run_id}))
-        buttons = ipywidgets.HBox([audit, self._look])
+        self._show_button = ipywidgets.Button(description="Show that audit")
+        self._show_button.on_click(lambda _button: self._show_run({"run_id": self._run_id}))
+        buttons = ipywidgets.HBox([audit, self._show_button])
         buttons.add_class("vmsnix-actions")
         return [self._head, self._grid.widget, buttons]
 
-    def _read(self, place: Place) -> None:
-        frame, entry = last_audit(place, self.file)
-        self._run_id = entry.run_id if entry else ""
-        self._look.layout.display = "" if entry else "none"
-        self._head.value = _seen(entry)
-        self._grid.empty = self.clean if entry else NO_AUDIT
+    def _read(self, backend: Backend) -> None:
+        frame, run = last_audit(backend, self.file)
+        self._run_id = run.run_id if run else ""
+        self._show_button.layout.display = "" if run else "none"
+        self._head.value = ""
+        if run is not None:
+            started = datetime.fromisoformat(str(run.values["started_at"]))
+            self._head.value = fill(_AUDIT_TIME, when=f"{started:%Y-%m-%d %H:%M} UTC")
+        self._grid.empty = self.empty if run else NO_AUDITS
         self._grid.show(frame)
 
 
 class InventoryTab(AuditTab):
-    """What the newest audit saw in the account."""
+    """The resources that the newest audit found."""
 
     title = "Inventory"
     file = "inventory"
-    narrow = "kind"
+    filter_by = "kind"
     sort = "-created_at"
     columns = (
         Column("kind"),
@@ -317,12 +503,12 @@ class InventoryTab(AuditTab):
 
 
 class FindingsTab(AuditTab):
-    """What the newest audit found wrong, the worst first."""
+    """The findings of the newest audit, the highest severity first."""
 
     title = "Findings"
     file = "findings"
-    narrow = "severity"
-    clean = "No findings."
+    filter_by = "severity"
+    empty = "No findings."
     columns = (
         Column("severity", "", "badge"),
         Column("rule"),
@@ -333,39 +519,32 @@ class FindingsTab(AuditTab):
     )
 
 
-def last_audit(place: Place, name: str) -> tuple[pd.DataFrame, Entry | None]:
-    """Return a table of the newest audit that has it, and that run; an empty one when there is none.
+def last_audit(backend: Backend, name: str) -> tuple[pd.DataFrame, ArchivedRun | None]:
+    """Return a table of the newest audit that has it, and the run; an empty frame if there is none.
 
     Parameters
     ----------
-    place
-        Whose archive.
+    backend
+        Backend of the archive.
     name
-        Of the file, without its ending.
+        Name of the file without ``.csv``.
 
     Raises
     ------
     ArchiveError
-        The archive cannot be read, or the file is not what was kept.
+        The archive cannot be read, or the file was changed.
     """
     import pandas as pd
 
     from vmsnix_ops.runbooks.evidence.runs import open_archive
 
-    archive = open_archive(place.settings(), environment=place.environment)
+    archive = open_archive(backend.settings(), environment=backend.environment)
     file = f"{name}.csv"
-    for entry in archive.entries(runbook=AUDIT, last=LOOKED_THROUGH):  # one with fail_on may end as failed
-        if file in entry.values.get("files", {}):
-            content = io.BytesIO(archive.fetch(entry, file))
+    for run in archive.runs(runbook=AUDIT, last=AUDITS_SEARCHED):  # of any status: fail_on can fail an audit
+        if file in run.values.get("files", {}):
+            content = io.BytesIO(archive.read_file(run, file))
             frame = pd.read_csv(content, dtype={"account": "str"}, keep_default_na=True)
             if "created_at" in frame:
                 frame["created_at"] = pd.to_datetime(frame["created_at"], utc=True, format="ISO8601")
-            return frame, entry
+            return frame, run
     return pd.DataFrame(), None
-
-
-def _seen(entry: Entry | None) -> str:
-    if entry is None:
-        return ""
-    when = f"{datetime.fromisoformat(str(entry.values['started_at'])):%Y-%m-%d %H:%M} UTC"
-    return fill(_SEEN, when=when)

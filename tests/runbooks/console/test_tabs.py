@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from vmsnix_ops.runbooks.console.grid import ROWS, Column, Grid
+from vmsnix_ops.runbooks.console.tabs import MAX_ROWS, Column, Grid
 
 COLUMNS = (
     Column("started_at", "started", "time"),
@@ -31,7 +31,7 @@ def frame() -> pd.DataFrame:
 
 
 def grid() -> Grid:
-    made = Grid(COLUMNS, narrow="runbook", sort="-started_at", empty="None yet.")
+    made = Grid(COLUMNS, filter_by="runbook", sort="-started_at", empty="None yet.")
     made.show(frame())
     return made
 
@@ -64,7 +64,7 @@ def test_all_words_of_the_search_must_be_somewhere_in_a_row() -> None:
 def test_it_is_narrowed_and_sorted() -> None:
     made = grid()
     assert order(made) == [1, 2, 0]
-    made.narrow.value = "publish-ami"
+    made.filter.value = "publish-ami"
     assert order(made) == [2, 0]
     made.sort.value = "-seconds"
     assert order(made) == [0, 2]
@@ -72,10 +72,10 @@ def test_it_is_narrowed_and_sorted() -> None:
 
 def test_search_and_order_stay_when_rows_come_and_a_choice_that_is_gone_does_not() -> None:
     made = grid()
-    made.narrow.value = "preflight"
+    made.filter.value = "preflight"
     made.sort.value = "seconds"
     made.show(frame().query("runbook == 'publish-ami'"))
-    assert made.narrow.value == ""
+    assert made.filter.value == ""
     assert made.sort.value == "seconds"
     assert order(made) == [2, 0]
 
@@ -86,5 +86,5 @@ def test_an_empty_table_says_so_and_a_long_one_says_that_it_is_cut() -> None:
     assert "None yet." in made._table.value
     assert made._bar.layout.display == "none"
     made.show(pd.concat([frame()] * 100, ignore_index=True))
-    assert f"300 of 300, the first {ROWS} are shown" in made._count.value
-    assert made._table.value.count("<tr>") == ROWS + 1
+    assert f"300 of 300, the first {MAX_ROWS} are shown" in made._count.value
+    assert made._table.value.count("<tr>") == MAX_ROWS + 1
