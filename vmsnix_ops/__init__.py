@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit import retirement as retire
     from vmsnix_ops.channels import promote, rollback, verify
     from vmsnix_ops.publish import boot_test as boot_image
-    from vmsnix_ops.publish import bootstrap, build_image, preflight
+    from vmsnix_ops.publish import bootstrap, build_image, preflight, prove
     from vmsnix_ops.publish import smoke as smoke_test
     from vmsnix_ops.records import history
     from vmsnix_ops.runbooks import console, fleet, parameters
@@ -42,6 +42,7 @@ __all__ = [
     "parameters",
     "preflight",
     "promote",
+    "prove",
     "publish",
     "retire",
     "rollback",
@@ -61,6 +62,7 @@ _MODULES = {
     "parameters": "runbooks.parameters",
     "preflight": "publish.preflight",
     "promote": "channels.promote",
+    "prove": "publish.prove",
     "retire": "audit.retirement",
     "rollback": "channels.rollback",
     "smoke_test": "publish.smoke",

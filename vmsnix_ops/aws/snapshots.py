@@ -147,6 +147,17 @@ def list_public_snapshots(ec2: EC2Client) -> frozenset[str]:
         return frozenset(one["SnapshotId"] for page in found for one in page["Snapshots"])
 
 
+@needs("ec2:DescribeSnapshots")
+def is_public(ec2: EC2Client, snapshot_id: str) -> bool:
+    """Return whether everybody may use a snapshot; the EBS direct APIs do not read such a snapshot."""
+    chosen: list[FilterTypeDef] = [{"Name": "snapshot-id", "Values": [snapshot_id]}]
+    with calling(f"check whether {snapshot_id} is public"):
+        found = read_pages(
+            ec2.describe_snapshots, RestorableByUserIds=["all"], Filters=chosen, MaxResults=PAGE
+        )
+        return any(page["Snapshots"] for page in found)
+
+
 @needs("ec2:DescribeLockedSnapshots")
 def list_locks(ec2: EC2Client) -> dict[str, str]:
     """Return mode and end of the lock of each locked snapshot, which cannot be deleted, by snapshot ID."""

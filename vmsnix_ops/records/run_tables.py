@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "rows.jsonl"
 
-KEPT = ("runs", "steps", "amis", "promotions", "retirements")
+KEPT = ("runs", "steps", "amis", "promotions", "proofs", "retirements")
 """Tables whose rows are copied to the run's folder; the others are large and can be recreated."""
 
 

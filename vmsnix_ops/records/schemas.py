@@ -378,6 +378,38 @@ INVENTORY = Schema(
     ),
 )
 
+PROOFS = Schema(
+    "proofs",
+    "One row per AMI of a run of `prove-ami`.",
+    (
+        _RUN_ID,
+        Column("proved_at", "time", "End of the proof.", "UTC", required=True),
+        Column("region", "text", "AWS region.", required=True),
+        Column("ami_id", "text", "AMI ID; joins `amis`.", required=True),
+        Column("name", "text", "Name of the AMI."),
+        Column("account", "text", "AWS account ID of the owner, 12 digits."),
+        Column("snapshot_id", "text", "Snapshot of the root device."),
+        Column(
+            "verdict",
+            "text",
+            "Result of the proof.",
+            required=True,
+            values=("proven", "matches its tag", "differs", "not provable"),
+        ),
+        Column("reason", "text", "Why it differs or is not provable."),
+        Column("digest", "text", "Identity that was expected, in hexadecimal."),
+        Column(
+            "source",
+            "text",
+            "Origin of the expected identity: an argument, the result.json of a publish, or the AMI's tag.",
+            values=("argument", "result", "tag"),
+        ),
+        Column("extent", "text", "Which blocks were read.", required=True, values=("whole", "sample")),
+        Column("blocks", "count", "Blocks that the snapshot contains; a block has 524288 bytes."),
+        Column("compared", "count", "Blocks that were compared."),
+    ),
+)
+
 RETIREMENTS = Schema(
     "retirements",
     "One row per AMI or snapshot that was retired, restored or deleted.",
@@ -418,7 +450,7 @@ RETIREMENTS = Schema(
 )
 
 SCHEMAS: dict[str, Schema] = {
-    table.name: table for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, RETIREMENTS)
+    table.name: table for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, PROOFS, RETIREMENTS)
 }
 """The tables by name."""
 

@@ -80,7 +80,9 @@ class BlockRefusedError(errors.AwsError):
         self.index = index
         fix = "Run the same command again: it continues from the uploaded blocks."
         why = f"{code}: {message}"
-        if code in THROTTLED:
+        if code not in THROTTLED:
+            why += f" ({reason})" if reason else ""
+        else:
             cause = error_codes.throttle_cause(code, reason, operation)
             why = f"{why.rstrip('.')}. {cause}" if cause else why
             fix = (
@@ -328,7 +330,7 @@ def _failure(said: dict[str, Any], job: Job) -> errors.VmsnixError:
     if code in error_codes.DENIED:
         return errors.AccessDeniedError(
             f"Block {index} could not be transferred.",
-            why=f"{code}: {message}",
+            why=f"{code}: {message}" + (f" ({said['reason']})" if said["reason"] else ""),
             fix="Allow ebs:PutSnapshotBlock (to upload) or ebs:GetSnapshotBlock (to verify or download) in "
             "the caller's IAM policy; docs/reference/permissions.md lists all actions.",
             code=code,

@@ -166,28 +166,38 @@ class DigestJournal:
         self._head = json.dumps({"snapshot_id": snapshot_id, "region": region}).encode() + b"\n"
         self._file = -1
 
+    def read(self) -> Digests:
+        """Return the blocks that are done."""
+        return self._read()[0]
+
     def open(self) -> Digests:
         """Return the blocks that are done, and keep the file open for more."""
+        known, end = self._read()
+        with suppress(OSError):
+            files.make_folder(self.path.parent)
+            self._file = files.create(self.path, os.O_WRONLY | os.O_APPEND)
+            os.ftruncate(self._file, end)
+        self._write(b"" if end else self._head)
+        return known
+
+    def _read(self) -> tuple[Digests, int]:
+        """Return the blocks that are done, and where the last of them ends in the file."""
         try:
             content = files.read(self.path)
         except OSError:
             content = b""
-        size = self._ENTRY.size
+        if not content.startswith(self._head):
+            return Digests(), 0
+        size, at = self._ENTRY.size, len(self._head)
         indices, sums = array("I"), bytearray()
-        at = len(self._head) if content.startswith(self._head) else 0
-        while at and (entry := content[at : at + size + 4]):
+        while entry := content[at : at + size + 4]:
             if entry[size:] != self._checksum(entry[:size]):
                 break
             index, digest = self._ENTRY.unpack_from(entry)
             indices.append(index)
             sums += digest
             at += size + 4
-        with suppress(OSError):
-            files.make_folder(self.path.parent)
-            self._file = files.create(self.path, os.O_WRONLY | os.O_APPEND)
-            os.ftruncate(self._file, at)
-        self._write(b"" if at else self._head)
-        return Digests.of([(indices, sums)]) if indices else Digests()
+        return Digests.of([(indices, sums)]) if indices else Digests(), at
 
     def add(self, done: Sequence[tuple[int, str]]) -> None:
         """Write down blocks that were read: index and SHA-256 in hexadecimal."""

@@ -1,0 +1,511 @@
+"""A proof that an AMI contains a published image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.publish.proving import BLOCK, HOME, WEST, Account, block, disk, identity, proof, row, verdict
+from vmsnix_ops import errors, prove
+from vmsnix_ops.aws.ebs_direct import manifests
+from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.disk.manifest import Manifest
+from vmsnix_ops.progress import silent
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.sandbox import Sandbox, sandbox
+from vmsnix_ops.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GET, LIST = "ebs:GetSnapshotBlock", "ebs:ListSnapshotBlocks"
+OTHER = "f" * 64
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Sandbox]:
+    with sandbox(speed=5000) as aws:
+        yield aws
+
+
+@pytest.fixture
+def account(served: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Account:
+    served.reset()
+    for name, value in served.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_REGION", HOME)
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return Account(served)
+
+
+def keep_manifest(blocks: dict[int, bytes], snapshot_id: str, **changes: Any) -> None:
+    """Write a manifest as a publish does."""
+    digests = Digests((index, hashlib.sha256(data).hexdigest()) for index, data in sorted(blocks.items()))
+    manifest = Manifest(identity(blocks), 2**30, snapshot_id, HOME, digests)
+    manifests.save(open_tables(load()), replace(manifest, **changes))
+
+
+def root_of(account: Account, ami: str, region: str = HOME) -> str:
+    (image,) = account.client("ec2", region).describe_images(ImageIds=[ami])["Images"]
+    return str(image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"])
+
+
+# Proven
+
+
+def test_an_ami_is_proven_by_the_archived_result_of_its_publish(account: Account) -> None:
+    ami = account.published()
+    result = proof(ami)
+    result.raise_for_status()
+    told = row(result)
+    assert (result.verdict, told["verdict"], told["source"]) == ("proven", "proven", "result")
+    assert told["found"] == told["digest"] == identity(disk())
+    assert (told["blocks"], told["compared"]) == (12, 12)
+    assert Path(told["origin"]).name == "result.json"
+
+
+def test_an_ami_is_proven_by_the_identity_that_the_operator_gives(account: Account) -> None:
+    ami = account.ami(account.snapshot(disk()))
+    result = proof(ami, identity=identity(disk()))
+    result.raise_for_status()
+    assert row(result)["source"] == "argument"
+
+
+def test_an_ami_is_proven_by_a_result_file_or_the_id_of_a_run(account: Account, tmp_path: Path) -> None:
+    ami = account.ami(account.snapshot(disk()))
+    run_id = account.record("ami-0123456789abcdef0", identity(disk()))
+    proof(ami, result=run_id).raise_for_status()
+    place = Path(load().archive) / run_id / "result.json"
+    proof(ami, result=str(place)).raise_for_status()
+
+
+def test_an_ami_is_proven_by_a_result_in_an_archive_on_s3(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami = account.published()
+    (local,) = Path(load().archive).glob("*/result.json")
+    s3 = account.client("s3")
+    s3.create_bucket(Bucket="vmsnix-archive")
+    s3.put_object(
+        Bucket="vmsnix-archive", Key=f"evidence/{local.parent.name}/result.json", Body=local.read_bytes()
+    )
+    local.unlink()
+    monkeypatch.setenv("VMSNIX_ARCHIVE", "s3://vmsnix-archive/evidence")
+    result = proof(ami)
+    result.raise_for_status()
+    assert row(result)["origin"].startswith("s3://vmsnix-archive/evidence/")
+
+
+def test_an_ami_is_found_by_id_and_name_where_the_tables_know_it(account: Account) -> None:
+    ami = account.ami(account.snapshot(disk(), region=WEST), region=WEST)
+    account.record(ami, identity(disk()), region=WEST)
+    for word in (ami, "image-1"):
+        plan = prove.plan(amis=[word], progress=silent())
+        assert [(one.ami_id, one.region) for one in plan.targets] == [(ami, WEST)]
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_copy_is_proven_by_the_result_of_the_ami_that_it_is_a_copy_of(
+    account: Account, encrypted: bool
+) -> None:
+    copy = account.copied(account.published(), **({"Encrypted": True} if encrypted else {}))
+    result = proof(copy, regions=[WEST])
+    result.raise_for_status()
+    assert row(result)["source"] == "result"
+
+
+def test_the_size_of_the_volume_does_not_count(account: Account) -> None:
+    ami = account.ami(account.snapshot(disk(), size=3))
+    result = proof(ami, identity=identity(disk()))
+    result.raise_for_status()
+    assert row(result)["size_gib"] == 3
+
+
+def test_blocks_of_zeros_do_not_count(account: Account) -> None:
+    ami = account.ami(account.snapshot({**disk(), 9: bytes(BLOCK), 2000: bytes(BLOCK)}))
+    proof(ami, identity=identity(disk())).raise_for_status()
+
+
+def test_an_empty_disk_is_proven(account: Account) -> None:
+    ami = account.ami(account.snapshot({}))
+    proof(ami, identity=identity({})).raise_for_status()
+
+
+# Only a tag
+
+
+def test_without_a_result_the_verdict_is_that_it_matches_its_tag(account: Account) -> None:
+    ami = account.ami(account.snapshot(disk()), tag=identity(disk()))
+    result = proof(ami)
+    assert (result.verdict, row(result)["source"]) == ("matches its tag", "tag")
+    with pytest.raises(errors.PartialError, match="matches its tag"):
+        result.raise_for_status()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ami_id": "ami-0123456789abcdef0"},
+        {"status": "failed"},
+        {"digest": None},
+        {"digest": "0" * 63},
+        {"dry_run": True},
+    ],
+)
+def test_a_result_of_something_else_proves_nothing(account: Account, values: dict[str, Any]) -> None:
+    ami = account.ami(account.snapshot(disk()), tag=identity(disk()))
+    account.record(ami, identity(disk()), **values)
+    assert verdict(ami) == "matches its tag"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"digest": 1}'])
+def test_a_damaged_result_proves_nothing(account: Account, content: str) -> None:
+    ami = account.published()
+    (place,) = Path(load().archive).glob("*/result.json")
+    place.write_text(content)
+    assert verdict(ami) == "matches its tag"
+
+
+def test_without_tables_the_verdict_is_that_it_matches_its_tag(
+    account: Account, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ami = account.published()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VMSNIX_HISTORY", str(tmp_path / "file"))
+    assert verdict(ami) == "matches its tag"
+
+
+# Tags and tables that differ
+
+
+def test_a_tag_of_another_identity_is_reported(account: Account) -> None:
+    ami = account.published()
+    account.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "vmsnix:digest", "Value": OTHER}])
+    result = proof(ami)
+    assert result.verdict == "proven"
+    assert row(result)["notes"] == [f"Its tag vmsnix:digest is {OTHER}, expected {identity(disk())}."]
+    with pytest.raises(errors.PartialError, match="another identity"):
+        result.raise_for_status()
+
+
+def test_a_table_with_another_identity_is_reported(account: Account) -> None:
+    ami = account.ami(account.snapshot(disk()), tag=identity(disk()))
+    account.record(ami, OTHER)
+    result = proof(ami, identity=identity(disk()))
+    assert (result.verdict, result.error is None) == ("proven", False)
+    assert row(result)["notes"] == [f"Its row in the tables is {OTHER}, expected {identity(disk())}."]
+
+
+# Not provable
+
+
+def not_provable(account: Account, ami: str, reason: str, **asked: Any) -> str:
+    """Check the verdict and return its sentence."""
+    result = proof(ami, **{"identity": identity(disk()), **asked})
+    told = row(result)
+    assert (told["verdict"], told["reason"], told["compared"]) == ("not provable", reason, 0)
+    with pytest.raises(errors.PartialError) as caught:
+        result.raise_for_status()
+    assert caught.value.exit_code == 3
+    return f"{told['why']} {told['fix']}"
+
+
+def test_an_ami_that_does_not_exist_is_not_provable(account: Account) -> None:
+    said = not_provable(account, "ami-0123456789abcdef0", "no AMI")
+    assert said.startswith("No AMI ami-0123456789abcdef0 in us-east-1 is visible")
+    assert "us-west-2" in not_provable(account, "nothing", "no AMI", regions=[HOME, WEST])
+
+
+def test_a_public_snapshot_is_not_provable(account: Account) -> None:
+    ami = account.published()
+    account.client("ec2").modify_snapshot_attribute(
+        SnapshotId=root_of(account, ami),
+        Attribute="createVolumePermission",
+        OperationType="add",
+        GroupNames=["all"],
+    )
+    assert "is public" in (said := not_provable(account, ami, "public"))
+    assert f"aws ec2 copy-image --source-image-id {ami}" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "reason", "said"),
+    [
+        ({"StorageTier": "archive"}, "archived", "aws ec2 restore-snapshot-tier"),
+        ({"State": "pending"}, "not completed", "is pending"),
+        ({"State": "error"}, "not completed", "is error"),
+        ({"Snapshots": []}, "no snapshot", "was deleted, or these credentials cannot read it"),
+    ],
+)
+def test_a_snapshot_in_another_state_is_not_provable(
+    account: Account, values: dict[str, Any], reason: str, said: str
+) -> None:
+    ami = account.published()
+    account.aws.faults.add({"op": "ec2:DescribeSnapshots", "do": "set", "values": values})
+    assert said in not_provable(account, ami, reason)
+
+
+def test_an_ami_without_a_root_snapshot_is_not_provable(account: Account) -> None:
+    ami = account.published()
+    account.aws.faults.add({"op": "ec2:DescribeImages", "do": "set", "values": {"BlockDeviceMappings": []}})
+    not_provable(account, ami, "no root snapshot")
+
+
+def test_without_any_identity_it_is_not_provable(account: Account) -> None:
+    ami = account.ami(account.snapshot(disk()))
+    said = not_provable(account, ami, "no identity", identity="")
+    assert "--identity" in said
+    assert account.gets() == 0
+
+
+@pytest.mark.parametrize("op", [GET, LIST])
+def test_a_snapshot_that_may_not_be_read_is_not_provable(account: Account, op: str) -> None:
+    ami = account.published()
+    account.aws.faults.add({"op": op, "do": "error", "code": "AccessDeniedException", "http": 403})
+    assert "AccessDeniedException" in not_provable(account, ami, "unreadable")
+
+
+def test_a_region_that_cannot_be_read_is_not_provable(account: Account) -> None:
+    account.aws.faults.add(
+        {"op": "ec2:DescribeImages", "do": "error", "code": "UnauthorizedOperation", "http": 403}
+    )
+    assert "UnauthorizedOperation" in not_provable(account, "ami-0123456789abcdef0", "unreadable")
+
+
+@pytest.mark.parametrize("op", [GET, LIST])
+def test_a_snapshot_that_cannot_be_decrypted_is_not_provable(account: Account, op: str) -> None:
+    ami = account.copied(account.published(), HOME, Encrypted=True)
+    fault = {"op": op, "do": "error", "code": "AccessDeniedException", "http": 403}
+    account.aws.faults.add({**fault, "extra": {"Reason": "DEPENDENCY_ACCESS_DENIED"}})
+    assert "cannot be decrypted" in not_provable(account, ami, "undecryptable")
+
+
+def test_expired_credentials_end_the_proof(account: Account) -> None:
+    ami = account.published()
+    account.aws.faults.add({"op": LIST, "do": "error", "code": "ExpiredTokenException", "http": 403})
+    with pytest.raises(errors.CredentialsError):
+        proof(ami)
+
+
+def test_one_ami_that_is_not_provable_does_not_stop_the_others(account: Account) -> None:
+    ami = account.published()
+    result = proof("ami-0123456789abcdef0", ami)
+    assert [one["verdict"] for one in result.as_dict()["proofs"]] == ["not provable", "proven"]
+    assert result.as_dict()["status"] == "partial"
+
+
+# Samples
+
+
+@pytest.fixture
+def sampled(account: Account) -> str:
+    """An AMI whose image has a manifest."""
+    ami = account.published()
+    keep_manifest(disk(), root_of(account, ami))
+    return ami
+
+
+def test_a_sample_is_compared_with_the_manifest(account: Account, sampled: str) -> None:
+    plan = prove.plan(amis=[sampled], extent="sample", sample_blocks=5, progress=silent())
+    (target,) = plan.targets
+    # Block 8 is listed and contains zeros: it is read besides the five.
+    assert (plan.gets, target.only is not None and 8 in target.only) == (6, True)
+    result = plan.apply()
+    result.raise_for_status()
+    told = row(result)
+    assert (told["verdict"], told["compared"], told["found"]) == ("proven", 6, "")
+    assert told["undetected"] == pytest.approx(1 - 5 / 11)
+    assert "The probability that a change is not detected is 0.545 for one block" in str(result)
+
+
+def test_a_sample_of_all_blocks_misses_nothing(account: Account, sampled: str) -> None:
+    assert row(proof(sampled, extent="sample"))["undetected"] == 0
+
+
+def test_a_copy_is_sampled_with_the_manifest_of_its_source(account: Account, sampled: str) -> None:
+    copy = account.copied(sampled)
+    proof(copy, regions=[WEST], extent="sample").raise_for_status()
+
+
+def test_a_sample_without_a_manifest_is_not_provable(account: Account) -> None:
+    ami = account.published()
+    assert "--extent whole" in not_provable(account, ami, "no manifest", extent="sample")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "changes", "said"),
+    [
+        ({**disk(), 3: block(99)}, {}, "has the identity"),
+        ({**disk(), 3: block(99)}, {"identity": identity(disk())}, "but it names"),
+        (disk(), {"scheme": "vmsnix-disk-v2"}, "vmsnix-disk-v2"),
+        (disk(), {"disk_bytes": 2**20}, "the disk ends with block 1"),
+    ],
+    ids=["other", "forged", "scheme", "beyond the disk"],
+)
+def test_a_manifest_that_does_not_prove_its_identity_is_not_used(
+    account: Account, blocks: dict[int, bytes], changes: dict[str, Any], said: str
+) -> None:
+    ami = account.published()
+    keep_manifest(blocks, root_of(account, ami), **changes)
+    assert said in not_provable(account, ami, "bad manifest", extent="sample")
+    assert verdict(ami) == "proven"
+
+
+def test_a_manifest_of_another_snapshot_is_not_used(account: Account) -> None:
+    ami = account.published()
+    root = root_of(account, ami)
+    other = Manifest(identity(disk()), 2**30, "snap-0123456789abcdef0", HOME, Digests())
+    open_tables(load()).write_object(f"manifests/{root}", other.dump())
+    assert "belongs to" in not_provable(account, ami, "bad manifest", extent="sample")
+
+
+def test_a_sample_finds_a_missing_block_without_reading_any(account: Account, sampled: str) -> None:
+    blocks = disk()
+    del blocks[1001]
+    ami = account.ami(account.snapshot(blocks))
+    account.record(ami, identity(disk()), root_of(account, sampled))
+    before = account.gets()
+    told = row(proof(ami, extent="sample", sample_blocks=1))
+    assert (told["verdict"], told["first_differing"]) == ("differs", [1001])
+    assert account.gets() == before
+
+
+def test_a_sample_always_finds_an_added_block(account: Account, sampled: str) -> None:
+    ami = account.ami(account.snapshot({**disk(), 2047: block(7)}))
+    account.record(ami, identity(disk()), root_of(account, sampled))
+    told = row(proof(ami, extent="sample", sample_blocks=1))
+    assert (told["verdict"], told["first_differing"]) == ("differs", [2047])
+
+
+# What differs
+
+
+def test_the_first_blocks_that_differ_are_named(account: Account, sampled: str) -> None:
+    ami = account.ami(account.snapshot({**disk(), 2: block(99), 1002: block(98), 1500: block(97)}))
+    account.record(ami, identity(disk()), root_of(account, sampled))
+    result = proof(ami)
+    assert row(result)["first_differing"] == [2, 1002, 1500]
+    with pytest.raises(errors.DriftError, match=r"The first blocks that differ: 2, 1002, 1500\."):
+        result.raise_for_status()
+
+
+def test_without_a_manifest_the_blocks_that_differ_are_not_known(account: Account) -> None:
+    ami = account.ami(account.snapshot({**disk(), 2: block(99)}))
+    told = row(proof(ami, identity=identity(disk())))
+    assert (told["verdict"], told["first_differing"]) == ("differs", [])
+    assert "which blocks differ is not known" in told["why"]
+
+
+# Price, confirmation, continuation
+
+
+def test_the_plan_shows_requests_price_time_and_traffic(account: Account) -> None:
+    here = account.published()
+    there = account.copied(here)
+    plan = prove.plan(amis=[here, there], regions=[HOME, WEST], progress=silent())
+    facts = dict(plan.facts())
+    assert facts["requests"] == "24 GetSnapshotBlock, 4 ListSnapshotBlocks"
+    assert facts["price"] == "less than 0.01 USD"
+    assert facts["cross-region traffic"] == "6.0 MiB from us-west-2, if this machine is in us-east-1"
+    assert facts["time"].endswith("at 1,000 requests per second")
+    assert account.gets() == 0
+
+
+def test_more_than_one_dollar_needs_a_confirmation(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmsnix_ops.publish.prove.GET_USD", 0.1)
+    ami = account.published()
+    plan = prove.plan(amis=[ami], progress=silent())
+    assert "--yes" in str(plan)
+    with pytest.raises(errors.ConfirmationError, match=r"1\.20 USD"):
+        plan.apply()
+    assert account.gets() == 0
+    proof(ami, yes=True).raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("gets", "usd"), [(8192, 0.0246), (333_333, 1.0), (2_097_152, 6.29)], ids=["4 GiB", "1 USD", "1 TiB"]
+)
+def test_the_price_is_that_of_the_requests(account: Account, gets: int, usd: float) -> None:
+    plan = prove.plan(amis=[account.published()], progress=silent())
+    (target,) = plan.targets
+    larger = replace(plan, targets=(replace(target, gets=gets, listed=0),))
+    assert larger.usd == pytest.approx(usd, rel=0.01)
+
+
+def test_a_proof_that_was_cut_continues(account: Account) -> None:
+    ami = account.published()
+    account.aws.faults.add(
+        {"op": GET, "do": "error", "code": "ExpiredTokenException", "http": 403, "nth": list(range(6, 99))}
+    )
+    with pytest.raises(errors.CredentialsError):
+        proof(ami)
+    account.aws.faults.clear()
+    before = account.gets()
+    plan = prove.plan(amis=[ami], progress=silent())
+    assert 0 < plan.gets < 12
+    plan.apply().raise_for_status()
+    assert account.gets() - before == plan.gets
+    assert not list((load().state / "proofs").iterdir())
+
+
+# Records and files
+
+
+def test_every_proof_is_recorded(account: Account) -> None:
+    ami = account.published()
+    result = proof(ami)
+    (found,) = open_tables(load()).read("proofs").to_dict("records")
+    assert (found["ami_id"], found["verdict"], found["digest"]) == (ami, "proven", identity(disk()))
+    assert (found["run_id"], found["extent"], found["compared"]) == (result.run_id, "whole", 12)
+    runs = open_tables(load()).read("runs").to_dict("records")
+    assert [(run["runbook"], run["status"]) for run in runs] == [("prove-ami", "done")]
+
+
+def test_a_proof_that_cannot_be_recorded_is_told(
+    account: Account, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ami = account.published()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VMSNIX_HISTORY", str(tmp_path / "file"))
+    result = proof(ami, identity=identity(disk()))
+    assert result.verdict == "proven"
+    with pytest.raises(errors.UnsavedError, match="could not be recorded"):
+        result.raise_for_status()
+
+
+def test_the_result_is_saved_as_json_and_csv(account: Account) -> None:
+    ami = account.published()
+    result = proof(ami)
+    values = json.loads(result.save().read_text())
+    assert (values["status"], values["verdict"], values["ami_id"]) == ("done", "proven", ami)
+    assert (values["digest"], values["gets"]) == (identity(disk()), 12)
+    assert Path(values["csv"]).read_text().count("\n") == 2
+    assert list(result.frame()["verdict"]) == ["proven"]
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"amis": []}, "No AMI given"),
+        ({"amis": [" "]}, "No AMI given"),
+        ({"identity": "ABC"}, "Invalid identity"),
+        ({"identity": "0" * 64, "result": "x"}, "Both an identity and a result"),
+        ({"result": "nothing.json"}, "Could not find nothing.json"),
+        ({"result": "20261122T213000000Z-publish-ami-0a1b2c"}, "Could not find"),
+        ({"sample_blocks": 0}, "Invalid sample_blocks"),
+        ({"extent": "half"}, "Invalid extent"),
+    ],
+)
+def test_parameters_that_cannot_work_are_refused(account: Account, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(errors.ParameterError, match=said):
+        prove.plan(**{"amis": ["ami-0123456789abcdef0"], **asked})
+    assert account.gets() == 0
