@@ -69,6 +69,15 @@ class RunbookCommand(click.Command):
         """Return the help text, safe for a terminal: it contains texts from the notebook."""
         return lines(super().get_help(ctx))
 
+    def __init__(self, *args: Any, arguments: str = "", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.arguments = arguments  # the parameter that needs no --name
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return the parts of the usage line."""
+        words = [f"[{self.arguments.upper()}]..."] if self.arguments else []
+        return [*super().collect_usage_pieces(ctx), *words]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse an argument that is not an option, and suggest the command that was probably meant."""
         given = list(args)
@@ -85,6 +94,11 @@ class RunbookCommand(click.Command):
             hint = f" To undo an unfinished publish: vmsnix undo {words[0]}."
         elif words[0] == "help":
             hint = f" To list the options: {ctx.command_path} --help."
+        if self.arguments and not hint:
+            name = f"{PREFIX}{self.arguments}"
+            ctx.params[name] = (*(ctx.params.get(name) or ()), words)
+            ctx.args = []
+            return []
         raise click.UsageError(f"{words[0]!r} is not an option. Use --name value for a parameter.{hint}", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -186,16 +200,21 @@ def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command
         help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
         short_help=runbook.description or runbook.title,
         callback=_callback(runbook, past),
-        params=[*map(_option, runbook.parameters), *_other_names(runbook), *_common_options(runbook)],
+        arguments=runbook.arguments,
+        params=[
+            *(_option(runbook, parameter) for parameter in runbook.parameters),
+            *_other_names(runbook),
+            *_common_options(runbook),
+        ],
         context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
     )
 
 
-def _option(parameter: Parameter) -> click.Option:
+def _option(runbook: catalog.Runbook, parameter: Parameter) -> click.Option:
     flag = parameter.name.replace("_", "-")
     name = f"{PREFIX}{parameter.name}"
     text = parameter.help
-    if flag in RESERVED:
+    if flag in RESERVED and (flag != "yes" or runbook.side_effects == "destroys"):
         text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
         flag = f"parameter-{flag}"
     shown = _shown_default(parameter)

@@ -27,6 +27,7 @@ SHORT_NAMES: Mapping[str, str] = {
     "publish": "publish-ami",
     "promote": "promote-ami",
     "verify": "verify-amis",
+    "prove": "prove-ami",
     "audit": "audit-inventory",
     "timings": "import-timings",
     "retire": "retire-amis",
@@ -56,6 +57,9 @@ class Runbook:
         Its effect.
     parameters
         Its parameters, in the order of the parameters cell.
+    arguments
+        Name of the list parameter that can be given without ``--name``: ``vmsnix prove AMI AMI``. Empty for
+        most runbooks.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Runbook:
     description: str
     side_effects: SideEffects
     parameters: tuple[Parameter, ...]
+    arguments: str = ""
 
     @property
     def slug(self) -> str:
@@ -188,8 +193,10 @@ def _read(path: Path) -> Runbook:
         description=str(metadata.get("description", "")),
         side_effects=cast("SideEffects", metadata["side_effects"]),
         parameters=read_parameters(_parameters_source(notebook, path), notebook=path.name),
+        arguments=str(metadata.get("arguments", "")),
     )
     _check_dry_run(runbook)
+    _check_arguments(runbook)
     return runbook
 
 
@@ -274,3 +281,13 @@ def _check_dry_run(runbook: Runbook) -> None:
         "It destroys, but its parameters cell does not declare `dry_run: bool = True`.",
         "Declare it, and use it in the notebook.",
     )
+
+
+def _check_arguments(runbook: Runbook) -> None:
+    lists = [one.name for one in runbook.parameters if one.type.kind == "list"]
+    if runbook.arguments and runbook.arguments not in lists:
+        raise _invalid(
+            runbook.path,
+            f"Its metadata names {runbook.arguments!r} as arguments, which is not a list parameter.",
+            "Correct the name, or remove it.",
+        )
