@@ -50,6 +50,7 @@ vmsnix iam-policy publisher --via direct --public --verify
 vmsnix iam-policy publisher --via direct --incremental
 vmsnix iam-policy promoter --region eu-central-1 --region eu-west-1 --public --announce --topic ARN
 vmsnix iam-policy verifier --blocks
+vmsnix iam-policy prover --archive
 KINDS
 vmsnix iam-policy vmimport-role --bucket acme-vmsnix-images
 vmsnix iam-policy vmimport-trust
@@ -101,7 +102,7 @@ be able to share or read the result. Therefore `vmsnix iam-policy` refuses to pr
   With `--public` and `--verify` it may also share and read them.
 
 Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer`,
-`smoke-tester` or `verifier --blocks`. Use a separate identity for what the first two do not allow:
+`smoke-tester`, `prover` or `verifier --blocks`. Use a separate identity for what the first two do not allow:
 
 - **Compare with the image:** with the policy of `verifier --blocks`, run
   `vmsnix publish --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
@@ -116,9 +117,9 @@ Do not attach two of these to one identity, nor one of the first two together wi
   parent volume `vol-ffffffff`, as every snapshot that was copied from another region or account. A
   publisher via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or
   Data Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of
-  it. Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `verifier --blocks`)
-  can then use it: a retirement deletes snapshots without an AMI after the retention period. Tag copies that
-  you want to keep, or publish via direct.
+  it. Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `prover`,
+  `verifier --blocks`) can then use it: a retirement deletes snapshots without an AMI after the retention
+  period. Tag copies that you want to keep, or publish via direct.
 - **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
   parent and not its tags. The child contains the parent's data and is ours. The publisher cannot read or
   share it, but can register a private AMI of it.

@@ -28,7 +28,7 @@ from vmsnix_ops.channels import promote, rollback, verify
 from vmsnix_ops.cli.iam_policy import JOBS
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish import identity, preflight, smoke
+from vmsnix_ops.publish import identity, preflight, prove, smoke
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks.evidence import archive, runs
 
@@ -315,6 +315,50 @@ def smoke_warnings(account: Account, actions: Actions) -> str:
     return str(plan)
 
 
+# Prove
+
+
+def published_by_another(account: Account) -> tuple[str, str]:
+    """Publish an AMI as somebody else; return its ID and its identity."""
+    result = account.plan(JOBS["direct"].actions(), via="direct").apply()
+    return result.ami_id, result.digest
+
+
+def prove_an_ami(account: Account, actions: Actions) -> None:
+    ami, identity = published_by_another(account)
+    for word in (ami, f"{ami}-is-no-name"):
+        plan = prove.plan(amis=[word], identity=identity, progress=silent(), session=account.session(actions))
+        finish_proof(plan.apply(), expected="proven" if word == ami else "not provable")
+
+
+def finish_proof(result: prove.ProofResult, *, expected: str) -> None:
+    """Check the verdict. What AWS refuses is a verdict as well: raise it."""
+    if result.verdict != expected or any(one.reason == "unreadable" for one in result.proofs):
+        result.raise_for_status()
+    assert result.verdict == expected
+
+
+def put_result(account: Account, ami: str, identity: str) -> str:
+    """Archive the result of a publish; return its place."""
+    values = {"runbook": "publish-ami", "status": "done", "ami_id": ami, "digest": identity}
+    key = "vmsnix/archive/result.json"
+    account.aws.client("s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps(values).encode())
+    return f"s3://{BUCKET}/{key}"
+
+
+def prove_by_an_archive(account: Account, actions: Actions) -> None:
+    ami, identity = published_by_another(account)
+    place = put_result(account, ami, identity)
+    plan = prove.plan(amis=[ami], result=place, progress=silent(), session=account.session(actions))
+    finish_proof(plan.apply(), expected="proven")
+
+
+def an_archived_result_is_missing(account: Account, actions: Actions) -> None:
+    place = f"s3://{BUCKET}/vmsnix/archive/missing.json"
+    with pytest.raises(errors.ParameterError, match="Could not find"):
+        prove.plan(amis=["ami-1"], result=place, session=account.session(actions))
+
+
 # Look
 
 
@@ -585,6 +629,12 @@ REHEARSALS: dict[str, Rehearsal] = {
         compare_what_was_imported,
         told={"ec2:DescribeRegions": warnings_of_a_comparison},
         more_than="verify AMIs",
+    ),
+    "prove": Rehearsal(prove_an_ami),
+    "prove by an archive": Rehearsal(
+        prove_by_an_archive,
+        only_when={"s3:ListBucket": an_archived_result_is_missing},
+        more_than="prove",
     ),
     "public promotion": Rehearsal(
         promote_by(public=True),

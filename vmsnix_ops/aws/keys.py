@@ -151,6 +151,30 @@ def caller_statements(kms_key: str, *, via: str) -> list[dict[str, Any]]:
     ]
 
 
+def reader_statements(kms_key: str) -> list[dict[str, Any]]:
+    """Return the statement that lets a caller read encrypted snapshots; none without a key.
+
+    Sources: as for `caller_statements`.
+
+    Parameters
+    ----------
+    kms_key
+        ARN of the key.
+    """
+    if not kms_key:
+        return []
+    through = {"StringLike": {"kms:ViaService": [f"ec2.{kms_key.split(':')[3]}.*"]}}
+    return [
+        {
+            "Sid": "ReadWithTheKey",
+            "Effect": "Allow",
+            "Action": ["kms:Decrypt"],
+            "Resource": [kms_key],
+            "Condition": through,
+        }
+    ]
+
+
 def role_statements(kms_key: str) -> list[dict[str, Any]]:
     """Return the statement that lets VM Import's role use a key; none without a key.
 

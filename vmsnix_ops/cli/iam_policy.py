@@ -61,6 +61,8 @@ JOBS: dict[str, Job] = {
     ),
     "verify AMIs": Job("verifier", "vmsnix_ops.channels.policies:verifier_actions"),
     "verify blocks": Job("verifier", "vmsnix_ops.channels.policies:verifier_actions", {"blocks": True}),
+    "prove": Job("prover", "vmsnix_ops.publish.prove:prover_actions"),
+    "prove by an archive": Job("prover", "vmsnix_ops.publish.prove:prover_actions", {"archive": True}),
     "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
     "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
     "retire": Job("retirer", "vmsnix_ops.audit.policies:retirer_actions"),
@@ -94,7 +96,7 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
     help="Partition: aws, aws-cn, aws-us-gov, aws-eusc, ...  [default: the partition of the regions]",
 )
 @click.option("--role-name", default="", help="Service role of VM Import.  [default: from vmsnix.toml]")
-@click.option("--kms-key", default="", help="KMS key ARN for a publisher or vmimport-role.")
+@click.option("--kms-key", default="", help="KMS key ARN for a publisher, prover or vmimport-role.")
 @click.option(
     "--via",
     type=click.Choice(["import", "direct"]),
@@ -118,6 +120,9 @@ NEED_BUCKET = ("publisher", "archivist", "bootstrap", "vmimport-role", "bucket")
 @click.option("--incremental", is_flag=True, help="Publisher with --via direct: allow incremental snapshots.")
 @click.option(
     "--blocks", is_flag=True, help="Verifier: allow reading and downloading the bytes of snapshots."
+)
+@click.option(
+    "--archive", is_flag=True, help="Prover: allow reading results of publishes from an archive on S3."
 )
 @click.option(
     "--external-id", default="", help="audit-member-trust: external ID that an auditor must also send."
@@ -150,6 +155,7 @@ def iam_policy(
     verify: bool,
     incremental: bool,
     blocks: bool,
+    archive: bool,
     external_id: str,
     repository: str,
     subject: str,
@@ -161,12 +167,14 @@ def iam_policy(
     """
     from vmsnix_ops import errors
     from vmsnix_ops.audit import policies as audit
+    from vmsnix_ops.aws import keys
     from vmsnix_ops.aws.iam import policies
     from vmsnix_ops.settings import load
 
     settings = load()
     configured, key_prefix = settings.bucket, settings.key_prefix
-    if kind == "archivist":  # the archive can be in another bucket than the uploads
+    archive = archive and kind == "prover"
+    if kind == "archivist" or archive:  # the archive can be in another bucket than the uploads
         configured, _, prefix = settings.archive.removeprefix("s3://").partition("/")
         configured = configured if settings.archive.startswith("s3://") else None
         key_prefix = f"{prefix}/" if configured and prefix else ""
@@ -175,10 +183,11 @@ def iam_policy(
                 f"--bucket is {bucket}, but the archive is in {configured}.",
                 why=f"vmsnix.toml sets archive to {settings.archive}.",
                 fix="Leave out --bucket, or print the policy for that archive: "
-                f"VMSNIX_ARCHIVE=s3://{bucket}/evidence vmsnix iam-policy archivist",
+                f"VMSNIX_ARCHIVE=s3://{bucket}/evidence vmsnix iam-policy {kind}",
             )
     bucket = bucket or configured or ""
-    if kind in NEED_BUCKET and not (kind == "publisher" and via == "direct") and not bucket:
+    needs_bucket = kind in NEED_BUCKET and not (kind == "publisher" and via == "direct")
+    if (needs_bucket or archive) and not bucket:
         raise errors.UsageError(
             f"No bucket for the policy {kind}.",
             why="Without one, the policy would apply to the objects of every bucket.",
@@ -210,6 +219,7 @@ def iam_policy(
         options: dict[str, dict[str, Any]] = {
             "publisher": {"via": via, "public": public, "verify": verify, "incremental": incremental},
             "verifier": {"blocks": blocks},
+            "prover": {"archive": archive},
             "promoter": {"public": public, "announce": announce},
             "smoke-tester": {"spot": spot},
         }
@@ -218,12 +228,11 @@ def iam_policy(
         policy = policies.policy_document(job.actions(**options.get(kind, {})), place)
         if deny_uploads:
             policy["Statement"].append(policies.deny_uploads_statement(place, uploads))
-        echo(
-            json(
-                policies.add_key_statements(policy, place, via=via) if kind == "publisher" else policy,
-                indent=2,
-            )
-        )
+        if kind == "publisher":
+            policy = policies.add_key_statements(policy, place, via=via)
+        elif kind == "prover":
+            policy["Statement"] += keys.reader_statements(place.kms_key)
+        echo(json(policy, indent=2))
         return
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "vmimport-role": lambda: policies.import_role_policy(place),
