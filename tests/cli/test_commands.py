@@ -67,6 +67,7 @@ def test_help_lists_every_runbook_and_every_command_once(say: Say) -> None:
         ("publish", "publish-ami"),
         ("promote", "promote-ami"),
         ("verify", "verify-amis"),
+        ("prove", "prove-ami"),
         ("audit", "audit-inventory"),
         ("retire", "retire-amis"),
         ("timings", "import-timings"),
