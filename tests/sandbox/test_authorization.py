@@ -1,4 +1,4 @@
-"""Who may do what: users and roles are held to their policies, in AWS's own words."""
+"""Permissions of users and roles, and the errors without them."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def test_a_refusal_names_caller_and_action(
     assert f"because no identity-based policy allows the {action} action" in message
 
 
-def test_everybody_may_ask_who_they_are(strict: Sandbox) -> None:
+def test_get_caller_identity_needs_no_permission(strict: Sandbox) -> None:
     assert user_access(strict).client("sts").get_caller_identity()["Arn"].endswith(":user/carol")
 
 
-def test_an_explicit_deny_wins(strict: Sandbox) -> None:
+def test_an_explicit_deny_overrides_an_allow(strict: Sandbox) -> None:
     deny = {"Effect": "Deny", "Action": "ec2:DescribeImages", "Resource": "*"}
     client = user_access(strict, allow("ec2:*"), deny).client("ec2", config=ONCE)
     assert "with an explicit deny in an identity-based policy" in refusal(client, "describe_images")[1]
@@ -102,14 +102,14 @@ def test_a_region_condition_holds(strict: Sandbox) -> None:
     assert refusal(elsewhere, "describe_images")[0] == "UnauthorizedOperation"
 
 
-def test_a_resource_in_s3_is_one_object(strict: Sandbox) -> None:
+def test_a_permission_can_be_for_one_object(strict: Sandbox) -> None:
     carol = user_access(strict, allow("s3:PutObject", resource="arn:aws:s3:::vmsnix-images/mine/*"))
     s3 = carol.client("s3", config=ONCE)
     s3.put_object(Bucket="vmsnix-images", Key="mine/a", Body=b"a")
     assert refusal(s3, "put_object", Bucket="vmsnix-images", Key="theirs/a", Body=b"a")[0] == "AccessDenied"
 
 
-def test_who_may_not_list_is_not_told_what_is_missing(strict: Sandbox) -> None:
+def test_without_list_permission_a_missing_object_is_forbidden(strict: Sandbox) -> None:
     carol = user_access(strict, allow("s3:GetObject", resource="arn:aws:s3:::vmsnix-images/*"))
     s3 = carol.client("s3", config=ONCE)
     assert refusal(s3, "head_object", Bucket="vmsnix-images", Key="nothing")[2] == 403
@@ -123,14 +123,14 @@ def test_tagging_at_creation_needs_its_own_action(strict: Sandbox) -> None:
     assert "ec2:CreateTags" in refused[1]
 
 
-def test_a_dry_run_says_whether_it_would_be_allowed(strict: Sandbox) -> None:
+def test_a_dry_run_checks_permissions(strict: Sandbox) -> None:
     ec2 = user_access(strict, allow("ec2:DescribeImages")).client("ec2", config=ONCE)
     assert refusal(ec2, "describe_images", DryRun=True)[0] == "DryRunOperation"
     assert refusal(ec2, "describe_snapshots", DryRun=True)[0] == "UnauthorizedOperation"
 
 
 @pytest.mark.parametrize(("service", "allowed"), [("vmie.amazonaws.com", True), ("ec2.amazonaws.com", False)])
-def test_an_import_needs_the_right_to_pass_its_role(strict: Sandbox, service: str, allowed: bool) -> None:
+def test_an_import_needs_permission_to_pass_its_role(strict: Sandbox, service: str, allowed: bool) -> None:
     passing = allow("iam:PassRole", Condition={"StringEquals": {"iam:PassedToService": service}})
     ec2 = user_access(strict, allow("ec2:ImportSnapshot"), passing).client("ec2", config=ONCE)
     strict.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/k", Body=b"x")
@@ -145,7 +145,7 @@ def test_an_import_needs_the_right_to_pass_its_role(strict: Sandbox, service: st
     )
 
 
-def test_a_session_has_the_rights_of_its_role(strict: Sandbox) -> None:
+def test_a_session_has_the_permissions_of_its_role(strict: Sandbox) -> None:
     iam = strict.client("iam")
     trust = {"Effect": "Allow", "Principal": {"AWS": strict.account}, "Action": "sts:AssumeRole"}
     iam.create_role(
@@ -167,11 +167,11 @@ def test_a_session_has_the_rights_of_its_role(strict: Sandbox) -> None:
     assert ":assumed-role/reader/night is not authorized" in refusal(ec2, "describe_snapshots")[1]
 
 
-def test_the_operator_may_do_everything(strict: Sandbox) -> None:
+def test_the_administrator_may_do_everything(strict: Sandbox) -> None:
     assert strict.client("iam").list_roles()["Roles"]
 
 
-def test_without_enforcement_a_user_without_policies_may_do_everything_and_one_with_them_may_not() -> None:
+def test_without_enforcement_only_users_with_policies_are_limited() -> None:
     with sandbox(speed=1000) as aws:
         free = user_access(aws, name="free")
         assert free.client("ec2").describe_images(Owners=["self"])["Images"] == []
@@ -187,7 +187,7 @@ def test_a_refused_call_changes_nothing(strict: Sandbox) -> None:
     assert not [call for call in strict.calls if call.operation == "StartSnapshot" and call.ran]
 
 
-def test_the_first_spot_instance_needs_the_right_to_make_its_role(strict: Sandbox) -> None:
+def test_the_first_spot_instance_needs_permission_to_create_its_role(strict: Sandbox) -> None:
     image = make_ami(strict)
     asked = {"ImageId": image, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
     spot = {**asked, "InstanceMarketOptions": {"MarketType": "spot"}}
@@ -201,4 +201,4 @@ def test_the_first_spot_instance_needs_the_right_to_make_its_role(strict: Sandbo
     may = allow("iam:CreateServiceLinkedRole", resource=role, Condition=for_spot)
     user_access(strict, allow("ec2:*"), may, name="dave").client("ec2", REGION).run_instances(**spot)
     assert strict.client("iam").get_role(RoleName="AWSServiceRoleForEC2Spot")["Role"]["Arn"] == role
-    carol.run_instances(**spot)  # once it is there, nobody needs to make it
+    carol.run_instances(**spot)  # the role exists now

@@ -1,4 +1,4 @@
-"""Conditions that AWS documents for the actions of this package: sources, tags, parents.
+"""Condition keys of the actions of this package: sources, tags, parents.
 
 Sources: "Actions, resources, and condition keys" for Amazon EC2 and Amazon EBS in the Service Authorization
 Reference; "Example policies to control access the Amazon EC2 API".
@@ -47,7 +47,7 @@ def allow(*actions: str, resource: Any = "*", **condition: Any) -> dict[str, Any
 
 
 def may(client: Any, operation: str, **params: Any) -> bool:
-    """Return whether a call is allowed; fail for any other refusal than that of a policy."""
+    """Return whether policies allow a call. Any other error fails the test."""
     try:
         getattr(client, operation)(**params)
     except ClientError as error:
@@ -58,7 +58,7 @@ def may(client: Any, operation: str, **params: Any) -> bool:
 
 
 def snapshot(aws: Sandbox, *tags: dict[str, str], parent: str = "") -> str:
-    """Make a completed snapshot through the EBS direct APIs as the operator."""
+    """Create a completed snapshot through the EBS direct APIs, as the administrator."""
     ebs = aws.client("ebs")
     more: dict[str, Any] = ({"Tags": list(tags)} if tags else {}) | (
         {"ParentSnapshotId": parent} if parent else {}
@@ -70,7 +70,7 @@ def snapshot(aws: Sandbox, *tags: dict[str, str], parent: str = "") -> str:
 
 
 def image(aws: Sandbox, root: str, name: str, *tags: dict[str, str]) -> str:
-    """Register an AMI of a snapshot as the operator."""
+    """Register an AMI of a snapshot, as the administrator."""
     asked = registration(root, name)
     made: str = aws.client("ec2").register_image(**asked, **specification("image", *tags))["ImageId"]
     return made
@@ -123,8 +123,8 @@ def test_an_image_is_copied_only_when_the_tags_of_its_source_allow_it(aws: Sandb
         assert may(ec2, "copy_image", **asked, **specification("image", OUR_TAG)) is allowed
 
 
-def test_tags_of_the_request_say_nothing_about_the_source(aws: Sandbox) -> None:
-    """A condition on the tags of the request alone allows the copy of any source."""
+def test_tags_of_the_request_are_no_condition_on_the_source(aws: Sandbox) -> None:
+    """A condition on the tags of the request only allows the copy of any source."""
     foreign = snapshot(aws)
     requested = {"StringLike": {f"aws:RequestTag/{DIGEST}": "?*"}}
     ec2 = user_access(
@@ -184,7 +184,7 @@ def test_an_instance_is_launched_only_of_images_and_snapshots_whose_tags_allow_i
         assert not may(user_access(aws, *without).client("ec2", config=ONCE), "run_instances", **asked), kind
 
 
-def test_an_instance_with_a_profile_needs_the_right_to_pass_its_role(aws: Sandbox) -> None:
+def test_an_instance_with_a_profile_needs_permission_to_pass_its_role(aws: Sandbox) -> None:
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     aws.client("iam").create_role(RoleName="admin", AssumeRolePolicyDocument=document)
@@ -203,7 +203,7 @@ def test_an_instance_with_a_profile_needs_the_right_to_pass_its_role(aws: Sandbo
     assert instance["IamInstanceProfile"]["Arn"].endswith(":instance-profile/admin")
 
 
-def test_an_import_needs_its_task_and_its_snapshot(aws: Sandbox) -> None:
+def test_an_import_needs_permission_for_task_and_snapshot(aws: Sandbox) -> None:
     aws.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/k", Body=b"x")
     task, passing = "arn:aws:ec2:*:*:import-snapshot-task/*", allow("iam:PassRole")
     asked = {
@@ -216,7 +216,7 @@ def test_an_import_needs_its_task_and_its_snapshot(aws: Sandbox) -> None:
         assert may(ec2, "import_snapshot", **asked) is allowed
 
 
-def test_a_snapshot_of_a_volume_needs_both(aws: Sandbox) -> None:
+def test_a_snapshot_of_a_volume_needs_permission_for_both(aws: Sandbox) -> None:
     volume = aws.client("ec2").create_volume(AvailabilityZone=f"{REGION}a", Size=1)["VolumeId"]
     only = {"ArnLike": {"ec2:ParentVolume": f"arn:aws:ec2:*:*:volume/{volume}"}}
     new = allow("ec2:CreateSnapshot", resource=SNAPSHOTS, **only)
@@ -225,7 +225,7 @@ def test_a_snapshot_of_a_volume_needs_both(aws: Sandbox) -> None:
     assert may(user_access(aws, *both).client("ec2", config=ONCE), "create_snapshot", VolumeId=volume)
 
 
-def test_deregistering_with_snapshots_needs_the_right_to_delete_them(aws: Sandbox) -> None:
+def test_deregistering_with_snapshots_needs_permission_to_delete_them(aws: Sandbox) -> None:
     foreign = image(aws, snapshot(aws), "foreign")
     ec2 = user_access(
         aws, allow("ec2:DeregisterImage"), allow("ec2:DeleteSnapshot", resource=SNAPSHOTS, **OURS)
@@ -237,7 +237,7 @@ def test_deregistering_with_snapshots_needs_the_right_to_delete_them(aws: Sandbo
 # The parent of a snapshot
 
 
-def test_a_parent_is_known_by_its_arn(aws: Sandbox) -> None:
+def test_the_arn_of_a_parent_is_a_condition(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
     alone = {"Null": {"ebs:ParentSnapshot": "true"}}
     ebs = user_access(aws, allow("ebs:StartSnapshot", resource=SNAPSHOTS, **alone)).client("ebs", config=ONCE)
@@ -274,7 +274,7 @@ def test_blocks_are_read_only_when_the_tags_of_the_snapshot_allow_it(aws: Sandbo
 
 
 @pytest.mark.parametrize("made", ["imported", "copied", "uploaded"])
-def test_snapshots_without_a_volume_have_the_parent_volume_of_nobody(aws: Sandbox, made: str) -> None:
+def test_snapshots_without_a_volume_have_the_arbitrary_parent_volume(aws: Sandbox, made: str) -> None:
     nobody = {"ArnLike": {"ec2:ParentVolume": "arn:aws:ec2:*:*:volume/vol-ffffffff"}}
     ec2 = aws.client("ec2")
     found = snapshot(aws)
@@ -297,7 +297,7 @@ def test_snapshots_without_a_volume_have_the_parent_volume_of_nobody(aws: Sandbo
 # Tags
 
 
-def test_tags_at_creation_have_the_name_of_the_action_and_tags_later_have_none(aws: Sandbox) -> None:
+def test_only_tags_at_creation_have_a_create_action(aws: Sandbox) -> None:
     found = snapshot(aws)
     at_creation = {"Null": {"ec2:CreateAction": "false"}}
     carol = user_access(
@@ -329,7 +329,7 @@ def test_tags_at_creation_are_those_of_their_own_kind(aws: Sandbox) -> None:
     assert may(ec2, "copy_image", **asked, **specification("snapshot", OUR_TAG))
 
 
-def test_what_has_our_tag_may_be_tagged_but_the_tag_not_changed(aws: Sandbox) -> None:
+def test_a_tagged_resource_may_get_tags_but_keeps_its_own(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
     ec2 = user_access(
         aws,
@@ -349,7 +349,7 @@ def test_what_has_our_tag_may_be_tagged_but_the_tag_not_changed(aws: Sandbox) ->
     assert not may(ec2, "create_tags", Resources=[ours, foreign], Tags=[note])
 
 
-def test_the_tags_of_a_resource_have_two_names(aws: Sandbox) -> None:
+def test_the_tags_of_a_resource_have_two_condition_keys(aws: Sandbox) -> None:
     ours, foreign = snapshot(aws, OUR_TAG), snapshot(aws)
     older = {"StringEquals": {f"ec2:ResourceTag/{DIGEST}": "ab"}}
     ec2 = user_access(aws, allow("ec2:DeleteSnapshot", **older)).client("ec2", config=ONCE)
@@ -376,7 +376,7 @@ def test_tags_of_another_account_are_no_condition(aws: Sandbox) -> None:
     assert may(held.client("ec2", config=ONCE), "register_image", **registration(theirs, "theirs"))
 
 
-def test_with_whom_a_snapshot_is_shared_is_a_condition(aws: Sandbox) -> None:
+def test_the_grantee_of_a_snapshot_is_a_condition(aws: Sandbox) -> None:
     found = snapshot(aws)
     nobody_else = {"StringEquals": {"ec2:Add/userId": "111122223333"}}
     ec2 = user_access(aws, allow("ec2:ModifySnapshotAttribute", **nobody_else)).client("ec2", config=ONCE)

@@ -1,4 +1,4 @@
-"""Fault rules: which call, which occurrence, what happens; and what the call log says really ran."""
+"""Fault rules and the call log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ask(aws: SandboxClients) -> Any:
     return aws.sts.get_caller_identity()
 
 
-def test_strikes_the_occurrences_that_it_names(aws: SandboxClients) -> None:
+def test_a_rule_applies_to_the_nth_calls(aws: SandboxClients) -> None:
     rule = aws.sandbox.faults.add(
         {
             "op": "ec2:DescribeRegions",
@@ -35,7 +35,7 @@ def test_strikes_the_occurrences_that_it_names(aws: SandboxClients) -> None:
     assert (rule.matched, rule.applied) == (4, 2)
 
 
-def test_an_error_before_means_that_nothing_ran(aws: SandboxClients) -> None:
+def test_with_an_error_before_the_operation_does_not_run(aws: SandboxClients) -> None:
     aws.sandbox.faults.add({"op": "s3:CreateBucket", "do": "error", "code": "SlowDown", "http": 503})
     with refused("SlowDown"):
         aws.bucket()
@@ -101,7 +101,7 @@ def test_a_hanging_call_runs_into_the_clients_timeout(aws: SandboxClients) -> No
         aws.other_client("sts", config=impatient).get_caller_identity()
 
 
-def test_only_where_the_conditions_hold(aws: SandboxClients) -> None:
+def test_a_rule_applies_only_where_its_conditions_match(aws: SandboxClients) -> None:
     rule = {"op": "s3:*", "do": "error", "where": {"region": "us-east-1", "Key": "bad/*"}}
     aws.bucket()
     aws.sandbox.faults.add(rule)
@@ -110,7 +110,7 @@ def test_only_where_the_conditions_hold(aws: SandboxClients) -> None:
         aws.s3.put_object(Bucket="images", Key="bad/1", Body=b"")
 
 
-def test_blanks_and_sets_fields_of_answers_however_deep(aws: SandboxClients) -> None:
+def test_a_rule_removes_and_sets_members_at_any_depth(aws: SandboxClients) -> None:
     aws.bucket()
     aws.s3.put_object(Bucket="images", Key="k", Body=b"x")
     aws.sandbox.faults.add({"op": "s3:ListObjectsV2", "do": "blank", "fields": ["ETag", "KeyCount"]})
@@ -141,7 +141,7 @@ def test_probability_is_repeatable() -> None:
         ({"op": "*", "do": "drop", "ntn": 1}, "a fault rule has no ntn"),
     ],
 )
-def test_refuses_rules_that_are_none(rule: dict[str, Any], complaint: str) -> None:
+def test_invalid_rules_are_refused(rule: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Faults().add(rule)
 
@@ -149,7 +149,7 @@ def test_refuses_rules_that_are_none(rule: dict[str, Any], complaint: str) -> No
 # The call log
 
 
-def test_the_log_tells_who_asked_what_where(aws: SandboxClients) -> None:
+def test_the_log_has_caller_operation_and_region(aws: SandboxClients) -> None:
     aws.bucket("logged")
     call = aws.sandbox.calls.matching("s3:CreateBucket")[0]
     assert (call.name, call.region, call.outcome, call.status) == ("s3:CreateBucket", "us-east-1", "ok", 200)

@@ -1,4 +1,4 @@
-"""What no client should send: a refusal in the service's form or a time limit, and others are served."""
+"""Invalid requests and slow clients: they are refused or disconnected, and other clients are served."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def next_client_is_served(aws: SandboxClients, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """After each test: no traceback was written, no thread died, and the sandbox still answers."""
+    """Check after each test that no traceback was written, no thread ended, and the sandbox answers."""
     yield
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
     assert aws.send("GET", "/")[0] == 200
 
 
 def send(aws: SandboxClients, data: bytes, *, seconds: float = 30) -> tuple[int, bytes]:
-    """Send bytes, say that there are no more, and return status and answer; 0 when there is no answer."""
+    """Send bytes and the end of the stream, and return status and answer; 0 without an answer."""
     with socket.create_connection(("127.0.0.1", aws.port), timeout=seconds) as raw:
         try:
             raw.sendall(data)
             raw.shutdown(socket.SHUT_WR)
-        except ConnectionError:  # refused before all was sent
+        except ConnectionError:  # refused before all bytes were sent
             pass
         return read(raw)
 
@@ -66,7 +66,7 @@ def head(aws: SandboxClients, *lines: str, first: str = "PUT /images/k HTTP/1.1"
 
 
 def signed(aws: SandboxClients, method: str, path: str, body: bytes, *lines: str, **options: Any) -> bytes:
-    """Return a request that is signed, with its own way to tell the body's length."""
+    """Return a signed request with these headers for the length of its body."""
     headers = aws.signed(method, path, body, **options)
     return head(
         aws, *(f"{key}: {value}" for key, value in headers.items()), *lines, first=f"{method} {path} HTTP/1.1"
@@ -77,7 +77,7 @@ def signed(aws: SandboxClients, method: str, path: str, body: bytes, *lines: str
     "length",
     ["9" * 5000, "9" * 19, "-1", "+1", "1_0", "0x10", "1.0", "\u0663", "5, 6", "5,5", "1e3", "", "x"],
 )
-def test_a_content_length_that_is_no_number_of_bytes_is_refused(aws: SandboxClients, length: str) -> None:
+def test_an_invalid_content_length_is_refused(aws: SandboxClients, length: str) -> None:
     assert send(aws, head(aws, f"Content-Length: {length}") + b"hello")[0] == 400
 
 
@@ -88,7 +88,7 @@ def test_an_unknown_transfer_encoding_is_refused(aws: SandboxClients, encoding: 
     assert send(aws, head(aws, f"Transfer-Encoding: {encoding}") + b"0\r\n\r\n")[0] == 400
 
 
-def test_a_body_with_two_ends_is_refused(aws: SandboxClients) -> None:
+def test_a_body_with_two_lengths_is_refused(aws: SandboxClients) -> None:
     both = ["Transfer-Encoding: chunked", "Content-Length: 5"]
     assert send(aws, head(aws, *both) + b"0\r\n\r\n")[0] == 400
     assert send(aws, head(aws, *reversed(both)) + b"0\r\n\r\n")[0] == 400
@@ -112,7 +112,7 @@ def test_a_body_with_two_ends_is_refused(aws: SandboxClients) -> None:
         "n\u00e4me: value".encode(),
     ],
 )
-def test_a_header_line_that_is_none_is_refused(aws: SandboxClients, line: bytes) -> None:
+def test_an_invalid_header_line_is_refused(aws: SandboxClients, line: bytes) -> None:
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + line + b"\r\n\r\n"
     assert send(aws, request)[0] == 400
 
@@ -138,14 +138,14 @@ def test_a_header_line_that_is_none_is_refused(aws: SandboxClients, line: bytes)
         (b"k" * MIB, 414),
     ],
 )
-def test_a_request_line_that_is_none_is_refused(aws: SandboxClients, line: bytes, status: int) -> None:
+def test_an_invalid_request_line_is_refused(aws: SandboxClients, line: bytes, status: int) -> None:
     assert send(aws, line + b"\r\nHost: 127.0.0.1\r\n\r\n")[0] == status
 
 
 @pytest.mark.parametrize(
     "lines", [[f"X-{n}: y" for n in range(5000)], ["X: " + "y" * MIB], ["X: " + "y" * 100_000] * 20]
 )
-def test_a_flood_of_headers_is_refused(aws: SandboxClients, lines: list[str]) -> None:
+def test_too_many_headers_are_refused(aws: SandboxClients, lines: list[str]) -> None:
     status, answer = send(aws, head(aws, *lines))
     assert status == 431
     assert b"<Code>RequestHeaderSectionTooLarge</Code>" in answer
@@ -161,7 +161,7 @@ def test_a_flood_of_headers_is_refused(aws: SandboxClients, lines: list[str]) ->
         ("ebs", {}, b'{"__type": "BadRequest", "Message": '),
     ],
 )
-def test_a_refusal_has_the_form_of_the_service(
+def test_a_refusal_has_the_protocol_of_the_service(
     aws: SandboxClients, service: str, headers: dict[str, str], form: bytes
 ) -> None:
     request = signed(aws, "POST", "/", b"", f"Content-Length: {'9' * 5000}", service=service, headers=headers)
@@ -184,7 +184,7 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("body", CHUNKS.values(), ids=CHUNKS)
-def test_chunks_that_are_garbage_are_refused(aws: SandboxClients, body: bytes) -> None:
+def test_invalid_chunks_are_refused(aws: SandboxClients, body: bytes) -> None:
     aws.bucket()
     request = signed(aws, "PUT", "/images/k", b"", "Transfer-Encoding: chunked", headers=UNSIGNED)
     status, answer = send(aws, request + body)
@@ -193,7 +193,7 @@ def test_chunks_that_are_garbage_are_refused(aws: SandboxClients, body: bytes) -
 
 
 @pytest.mark.parametrize("body", CHUNKS.values(), ids=CHUNKS)
-def test_garbage_within_aws_chunks_is_refused(aws: SandboxClients, body: bytes) -> None:
+def test_invalid_aws_chunks_are_refused(aws: SandboxClients, body: bytes) -> None:
     aws.bucket()
     headers = {
         "x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
@@ -219,7 +219,7 @@ def test_a_chunk_signature_that_is_not_ascii_is_refused(aws: SandboxClients) -> 
 
 
 @pytest.mark.parametrize("signature", ["%C3%A4", "x" * 5000, ""])
-def test_a_signature_that_is_none_is_refused(aws: SandboxClients, signature: str) -> None:
+def test_an_invalid_signature_is_refused(aws: SandboxClients, signature: str) -> None:
     credential = f"{aws.sandbox.access_key}/20261128/us-east-1/s3/aws4_request"
     now = aws.sandbox.clock.now().strftime("%Y%m%dT%H%M%SZ")
     query = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={credential}&X-Amz-Date={now}"
@@ -248,7 +248,7 @@ DEEP = 100_000
     ],
     ids=lambda body: repr(body[:20]),
 )
-def test_json_that_is_none_is_refused(aws: SandboxClients, body: bytes) -> None:
+def test_invalid_json_is_refused(aws: SandboxClients, body: bytes) -> None:
     headers = {"X-Amz-Target": "AmazonSSM.GetParameter", "Content-Type": "application/x-amz-json-1.1"}
     status, answer = aws.send("POST", "/", body, service="ssm", headers=headers)
     assert status == 400
@@ -256,7 +256,7 @@ def test_json_that_is_none_is_refused(aws: SandboxClients, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "NaN"])
-def test_a_number_in_json_that_no_number_can_have_is_refused(aws: SandboxClients, number: str) -> None:
+def test_a_json_number_out_of_range_is_refused(aws: SandboxClients, number: str) -> None:
     body = b'{"VolumeSize": %s}' % number.encode()
     assert aws.send("POST", "/snapshots", body, service="ebs")[0] == 400
 
@@ -276,7 +276,7 @@ def test_a_number_in_json_that_no_number_can_have_is_refused(aws: SandboxClients
     ],
     ids=lambda form: form[:20],
 )
-def test_a_form_that_is_none_is_refused(aws: SandboxClients, form: str) -> None:
+def test_an_invalid_form_is_refused(aws: SandboxClients, form: str) -> None:
     body = f"Action=DescribeImages&Version=2016-11-15&{form}".encode()
     status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert (status, b"<Response><Errors>" in answer) == (400, True), answer
@@ -304,7 +304,7 @@ ALSO = '<?xml version="1.0" encoding="{}"?>'
     ],
     ids=lambda body: repr(body[:30]),
 )
-def test_xml_that_is_none_or_a_bomb_is_refused(aws: SandboxClients, body: bytes) -> None:
+def test_invalid_or_too_large_xml_is_refused(aws: SandboxClients, body: bytes) -> None:
     aws.bucket()
     status, answer = aws.send("PUT", "/images?tagging=", body)
     assert (status, b"<Error><Code>M" in answer) == (400, True), (
@@ -322,14 +322,12 @@ def test_a_policy_that_is_nested_too_deeply_is_refused(aws: SandboxClients) -> N
     "value", ["NaN", "Infinity", "-Infinity", "1e999", "-1", '"nan"', '"x"', "null", "[]", "{}"]
 )
 @pytest.mark.parametrize("name", ["speed", "advance", "skew"])
-def test_the_clock_takes_only_numbers_that_a_clock_can_have(
-    aws: SandboxClients, name: str, value: str
-) -> None:
+def test_the_clock_accepts_only_valid_seconds(aws: SandboxClients, name: str, value: str) -> None:
     before = aws.sandbox.clock.speed
     with aws.connection() as connection:
         connection.request("POST", "/_vmsnix/clock", f'{{"{name}": {value}}}')
         answer = connection.getresponse()
-        refused = not (name == "skew" and value == "-1")  # a clock may be behind
+        refused = not (name == "skew" and value == "-1")  # a negative skew is valid
         assert (answer.status, "error" in json.loads(answer.read())) == (
             (400, True) if refused else (200, False)
         )
@@ -341,7 +339,7 @@ def test_the_clock_takes_only_numbers_that_a_clock_can_have(
 @pytest.mark.parametrize(
     "body", ["[" * DEEP, "[1]", "5", '"x"', "{", '{"op": "*", "do": "delay", "seconds": "x"}']
 )
-def test_the_sandbox_takes_no_fault_and_no_clock_that_is_none(aws: SandboxClients, body: str) -> None:
+def test_invalid_faults_and_clocks_are_refused(aws: SandboxClients, body: str) -> None:
     for name in ("faults", "clock"):
         if name == "clock" and "op" in body:
             continue
@@ -371,7 +369,7 @@ def test_the_sandbox_takes_no_fault_and_no_clock_that_is_none(aws: SandboxClient
     ],
     ids=str,
 )
-def test_a_fault_that_could_not_strike_is_refused(aws: SandboxClients, rule: dict[str, Any]) -> None:
+def test_a_fault_rule_that_cannot_apply_is_refused(aws: SandboxClients, rule: dict[str, Any]) -> None:
     with aws.connection() as connection:
         connection.request("POST", "/_vmsnix/faults", json.dumps({"op": "*", "do": "delay", **rule}))
         assert connection.getresponse().status == 400
@@ -383,32 +381,32 @@ def test_a_fault_that_could_not_strike_is_refused(aws: SandboxClients, rule: dic
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sandbox that waits half a second where it else waits a minute."""
+    """A sandbox with timeouts of half a second."""
     monkeypatch.setattr(server, "TIMEOUTS", Timeouts(idle=0.5, head=0.5, silence=0.5, per_byte=0.0))
 
 
 @pytest.fixture
 def half(aws: SandboxClients) -> bytes:
-    """The head of an upload that is longer than what comes."""
+    """The head of an upload with a Content-Length beyond the sent bytes."""
     aws.bucket()
     return signed(aws, "PUT", "/images/k", b"", "Content-Length: 1000", headers=UNSIGNED)
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_silent_client_is_let_go(aws: SandboxClients) -> None:
+def test_a_silent_client_is_disconnected(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         assert read(raw) == (0, b"")
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_client_that_stops_within_the_headers_is_let_go(aws: SandboxClients) -> None:
+def test_a_client_that_stops_within_the_headers_is_disconnected(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost:")
         assert read(raw)[0] == 408
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_client_that_stops_within_the_body_is_let_go(aws: SandboxClients, half: bytes) -> None:
+def test_a_client_that_stops_within_the_body_is_disconnected(aws: SandboxClients, half: bytes) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(half + b"hello")
         status, answer = read(raw)
@@ -417,7 +415,9 @@ def test_a_client_that_stops_within_the_body_is_let_go(aws: SandboxClients, half
 
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("begun", [False, True], ids=["head", "body"])
-def test_a_client_that_sends_drop_by_drop_is_let_go(aws: SandboxClients, half: bytes, begun: bool) -> None:
+def test_a_client_that_sends_too_slowly_is_disconnected(
+    aws: SandboxClients, half: bytes, begun: bool
+) -> None:
     dropped = 0
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(half if begun else b"GET / HTTP/1.1\r\n")
@@ -442,7 +442,7 @@ def test_a_client_that_sends_drop_by_drop_is_let_go(aws: SandboxClients, half: b
     assert dropped < 500
 
 
-def test_a_client_that_does_not_read_its_answer_is_let_go(
+def test_a_client_that_does_not_read_its_answer_is_disconnected(
     aws: SandboxClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=bytes(64 * MIB))
@@ -457,7 +457,7 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(
         assert len(read(raw)[1]) < 64 * MIB
 
 
-def test_a_call_that_a_fault_holds_back_has_its_whole_time_for_the_body(
+def test_a_call_delayed_by_a_fault_rule_has_the_full_time_for_its_body(
     aws: SandboxClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "TIMEOUTS", Timeouts(silence=0.5, per_byte=0.0))
@@ -467,22 +467,22 @@ def test_a_call_that_a_fault_holds_back_has_its_whole_time_for_the_body(
     aws.sandbox.faults.clear()
 
 
-def test_a_crowd_of_silent_clients_keeps_nobody_out_for_ever(
+def test_many_silent_clients_do_not_block_others(
     aws: SandboxClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
     with ExitStack() as crowd:
         for _ in range(60):
-            with suppress(OSError):  # some are turned away before they are connected
+            with suppress(OSError):  # some are refused before they are connected
                 crowd.enter_context(socket.create_connection(("127.0.0.1", aws.port), timeout=30))
     wait_until(lambda: send(aws, head(aws, first="GET / HTTP/1.1"))[0], "an answer")
 
 
-# Whatever else comes
+# Random requests
 
 
 def alive(status: int) -> bool:
-    """Whether a status is no failure of the sandbox itself: 501 is what AWS has and the sandbox has not."""
+    """Return whether a status is not a failure of the sandbox. 501: AWS has it, the sandbox does not."""
     return status < 500 or status == 501
 
 

@@ -1,4 +1,4 @@
-"""What is not emulated is refused loudly, never ignored."""
+"""What is not emulated is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
 
 
 @pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda key: f"{key[0]}-{key[1]}")
-def test_every_honoured_parameter_exists_in_botocores_model(key: tuple[str, str]) -> None:
+def test_every_parameter_exists_in_botocores_model(key: tuple[str, str]) -> None:
     service = service_model(key[0])
     assert key[1] in service
     shape = service.operation(key[1]).input_shape
@@ -23,7 +23,7 @@ def test_every_honoured_parameter_exists_in_botocores_model(key: tuple[str, str]
 
 
 @pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda key: f"{key[0]}-{key[1]}")
-def test_every_required_parameter_is_honoured(key: tuple[str, str]) -> None:
+def test_every_required_parameter_is_accepted(key: tuple[str, str]) -> None:
     shape = service_model(key[0]).operation(key[1]).input_shape
     required = set(shape.required_members) if shape is not None else set()
     assert required <= OPERATIONS[key].parameters
@@ -36,7 +36,7 @@ def test_an_operation_that_is_not_emulated(aws: SandboxClients) -> None:
         aws.ssm.list_documents()
 
 
-def test_an_operation_that_aws_does_not_have_either(aws: SandboxClients) -> None:
+def test_an_operation_that_aws_does_not_have(aws: SandboxClients) -> None:
     status, body = aws.send("POST", "/", b"Action=MakeCoffee&Version=2016-11-15", service="ec2", headers=FORM)
     assert (status, b"<Code>InvalidAction</Code>" in body) == (400, True)
 
@@ -55,7 +55,7 @@ def test_a_parameter_that_is_not_emulated(aws: SandboxClients) -> None:
 
 
 @pytest.mark.parametrize("parameter", ["Colour=red", "Filter.1.Nam=x", "Filter.x.Name=y", "ImageId=ami-1"])
-def test_a_parameter_that_aws_does_not_have_either(aws: SandboxClients, parameter: str) -> None:
+def test_a_parameter_that_aws_does_not_have(aws: SandboxClients, parameter: str) -> None:
     body = f"Action=DescribeImages&Version=2016-11-15&{parameter}".encode()
     status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert (status, b"<Code>UnknownParameter</Code>" in answer) == (400, True)
@@ -85,7 +85,7 @@ def test_a_missing_parameter(aws: SandboxClients) -> None:
         ("DELETE", "/images/k?versionId=1"),
     ],
 )
-def test_a_sub_resource_never_falls_through_to_the_plain_operation(
+def test_a_sub_resource_is_never_handled_as_the_plain_operation(
     aws: SandboxClients, method: str, path: str
 ) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"content")
@@ -111,7 +111,7 @@ def test_xml_with_entities_is_refused(aws: SandboxClients) -> None:
         ("create_tags", {"Resources": ["ami-0123456789abcdef0"], "Tags": [{"Key": "a", "Value": "b"}]}),
     ],
 )
-def test_dry_run_is_honoured_by_all_of_ec2(
+def test_every_ec2_operation_has_a_dry_run(
     aws: SandboxClients, operation: str, params: dict[str, Any]
 ) -> None:
     with refused("DryRunOperation", "Request would have succeeded, but DryRun flag is set."):

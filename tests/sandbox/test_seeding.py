@@ -1,4 +1,4 @@
-"""A large account at once is one that calls could have made."""
+"""A seeded account has the resources that calls could have created."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ACCOUNT = "012345678901"
 
 
-def test_twenty_regions_are_filled_and_those_that_need_it_opted_in_to(aws: SandboxClients) -> None:
+def test_twenty_regions_are_filled_with_opt_in_where_needed(aws: SandboxClients) -> None:
     made = aws.sandbox.populate(amis=3)
     assert (made.amis, made.snapshots, len(REGIONS)) == (60, 60, 20)
     shown = {region["RegionName"] for region in aws.ec2.describe_regions()["Regions"]}
@@ -23,7 +23,7 @@ def test_twenty_regions_are_filled_and_those_that_need_it_opted_in_to(aws: Sandb
         assert len(images) == 3
 
 
-def test_images_hold_snapshots_that_are_there_and_hold_bytes(aws: SandboxClients) -> None:
+def test_images_have_existing_snapshots_with_blocks(aws: SandboxClients) -> None:
     aws.sandbox.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
     images = aws.ec2.describe_images(Owners=["self"])["Images"]
     snapshots = {s["SnapshotId"]: s for s in aws.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
@@ -33,7 +33,7 @@ def test_images_hold_snapshots_that_are_there_and_hold_bytes(aws: SandboxClients
     aws.ec2.deregister_image(ImageId=images[0]["ImageId"])
 
 
-def test_one_ami_in_so_many_is_named_by_each_kind_in_turn(aws: SandboxClients) -> None:
+def test_one_ami_in_twenty_is_referenced_by_each_kind_in_turn(aws: SandboxClients) -> None:
     made = aws.sandbox.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
     assert made.referenced == 4
     scaling = aws.client("autoscaling")
@@ -49,7 +49,7 @@ def test_one_ami_in_so_many_is_named_by_each_kind_in_turn(aws: SandboxClients) -
     assert latest[0]["VersionNumber"] == 3
 
 
-def test_the_same_seed_makes_the_same_account() -> None:
+def test_the_same_seed_creates_the_same_account() -> None:
     def ids(seed: int) -> list[str]:
         tables = Tables()
         populate(tables, ACCOUNT, regions=["us-east-1"], amis=5, seed=seed)

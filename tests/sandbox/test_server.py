@@ -1,4 +1,4 @@
-"""The server: where it listens, and how it keeps connections clean."""
+"""The server: its address, its connections, invalid requests."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def test_refuses_a_host_header_that_is_not_local(aws: SandboxClients, host: str)
         assert b"local clients only" in answer.read()
 
 
-def test_a_browser_cannot_steer_it_from_another_site(aws: SandboxClients) -> None:
+def test_a_web_site_cannot_control_it_through_a_browser(aws: SandboxClients) -> None:
     with aws.connection() as connection:
         connection.request("GET", "/_vmsnix/calls", headers={"Origin": "https://example.com"})
         assert connection.getresponse().status == 403
 
 
-def test_takes_the_bucket_from_the_host_name(aws: SandboxClients) -> None:
+def test_the_host_can_contain_the_bucket(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket("in-host"), Key="k", Body=b"found")
     headers = {"x-amz-content-sha256": EMPTY, "Host": f"in-host.localhost:{aws.port}"}
     status, body = aws.send("GET", "/k", headers=headers)
     assert (status, body) == (200, b"found")
 
 
-def test_names_a_taken_port() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -52,7 +52,7 @@ def test_names_a_taken_port() -> None:
             Sandbox(port=port)
 
 
-def test_says_100_continue_before_the_body_comes(aws: SandboxClients) -> None:
+def test_sends_100_continue_before_the_body(aws: SandboxClients) -> None:
     aws.bucket()
     body = b"x" * 100_000
     digest = hashlib.sha256(body).hexdigest()
@@ -66,7 +66,7 @@ def test_says_100_continue_before_the_body_comes(aws: SandboxClients) -> None:
         assert raw.recv(1000).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_refuses_an_upload_before_its_body_where_the_client_waits(aws: SandboxClients) -> None:
+def test_refuses_an_upload_before_its_body_when_the_client_waits(aws: SandboxClients) -> None:
     headers = aws.signed("PUT", "/no-such-bucket/k", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     lines = [f"{name}: {value}" for name, value in headers.items()]
     lines += [f"Host: 127.0.0.1:{aws.port}", "Content-Length: 1000000000", "Expect: 100-continue"]
@@ -101,13 +101,13 @@ def test_reads_bodies_that_http_sends_in_chunks(aws: SandboxClients) -> None:
     assert aws.s3.get_object(Bucket="images", Key="chunked")["Body"].read() == b"one,two"
 
 
-def test_answers_400_to_what_is_no_http(aws: SandboxClients) -> None:
+def test_invalid_http_gets_400(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(b"hello\r\n\r\n")
         assert raw.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_client_that_goes_away_in_the_middle_leaves_nothing(aws: SandboxClients) -> None:
+def test_a_client_that_disconnects_during_an_upload_leaves_nothing(aws: SandboxClients) -> None:
     aws.bucket()
     headers = aws.signed("PUT", "/images/half", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     with aws.connection() as connection:
@@ -124,7 +124,7 @@ def test_a_client_that_goes_away_in_the_middle_leaves_nothing(aws: SandboxClient
     assert [call.outcome for call in aws.sandbox.calls.matching("s3:PutObject")] == ["Disconnected"]
 
 
-def test_a_bug_in_the_sandbox_is_told_and_not_hidden(
+def test_a_bug_in_the_sandbox_is_reported(
     aws: SandboxClients, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def break_down(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Who may ask: every form of Signature Version 4, and how each service refuses.
+"""Signatures: every form of Signature Version 4, and the errors of each service.
 
 Sources: "AWS Signature Version 4 for API requests" (IAM User Guide); "Signature calculations for the
 Authorization header" and "Authenticating Requests: Using Query Parameters" (Amazon S3 API Reference); "Common
@@ -111,7 +111,7 @@ def test_a_session_needs_its_token(aws: SandboxClients) -> None:
         ("ssm", "InvalidSignatureException", timedelta(minutes=-6)),
     ],
 )
-def test_refuses_clocks_that_differ_too_much(
+def test_refuses_clocks_with_too_much_skew(
     aws: SandboxClients, service: str, code: str, skew: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aws.sandbox.clock, "skew", skew)
@@ -123,7 +123,7 @@ def test_refuses_clocks_that_differ_too_much(
     ("service", "code"),
     [("ec2", "AuthFailure"), ("sts", "SignatureDoesNotMatch"), ("s3", "AuthorizationHeaderMalformed")],
 )
-def test_refuses_a_region_that_is_none(aws: SandboxClients, service: str, code: str) -> None:
+def test_refuses_an_unknown_region(aws: SandboxClients, service: str, code: str) -> None:
     with refused(code):
         CALLS[service](aws.client(service, "eu-nowhere-9"))
 
@@ -156,7 +156,7 @@ def test_refuses_services_that_it_does_not_have(aws: SandboxClients) -> None:
 # Payloads
 
 
-def test_takes_a_payload_whose_hash_is_in_the_signature_only(aws: SandboxClients) -> None:
+def test_accepts_a_payload_whose_hash_is_in_the_signature_only(aws: SandboxClients) -> None:
     """boto3 with awscrt signs EBS blocks like this; all services but S3 are always signed like this."""
     snapshot = aws.ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
     block = b"\7" * 524_288
@@ -169,7 +169,7 @@ def test_takes_a_payload_whose_hash_is_in_the_signature_only(aws: SandboxClients
     assert status == 201
 
 
-def test_refuses_a_body_that_is_not_the_signed_one(aws: SandboxClients) -> None:
+def test_refuses_a_body_other_than_the_signed_one(aws: SandboxClients) -> None:
     aws.bucket()
     headers = aws.signed(
         "PUT", "/images/k", b"signed", headers={"x-amz-content-sha256": hashlib.sha256(b"signed").hexdigest()}
@@ -182,7 +182,7 @@ def test_refuses_a_body_that_is_not_the_signed_one(aws: SandboxClients) -> None:
         aws.s3.head_object(Bucket="images", Key="k")
 
 
-def test_takes_unsigned_payloads(aws: SandboxClients) -> None:
+def test_accepts_unsigned_payloads(aws: SandboxClients) -> None:
     aws.bucket()
     status, _ = aws.send("PUT", "/images/k", b"x", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     assert status == 200
@@ -192,7 +192,7 @@ def chunk(data: bytes, extension: str = "") -> bytes:
     return f"{len(data):x}{extension}\r\n".encode() + data + b"\r\n"
 
 
-def test_takes_chunks_with_a_trailing_checksum(aws: SandboxClients) -> None:
+def test_accepts_chunks_with_a_trailing_checksum(aws: SandboxClients) -> None:
     aws.bucket()
     data = b"a" * 100_000
     headers = {
@@ -217,7 +217,7 @@ def test_takes_chunks_with_a_trailing_checksum(aws: SandboxClients) -> None:
 
 
 class ChunkSigning:
-    """The client's side of signed chunks, by the S3 API Reference."""
+    """Signs chunks as a client, by the S3 API Reference."""
 
     def __init__(self, aws: SandboxClients, headers: dict[str, str]) -> None:
         signature, stamp = headers["Authorization"].rpartition("Signature=")[2], headers["X-Amz-Date"]
@@ -308,8 +308,8 @@ def test_presigned_urls_read_and_write(aws: SandboxClients) -> None:
     assert fetch(get.replace("images", "others"))[0] == 403
 
 
-def test_a_clock_that_was_advanced_before_a_reset_expires_no_url(aws: SandboxClients) -> None:
-    aws.sandbox.clock.advance(10_000)  # in the very second in which the URL is made
+def test_an_advance_before_a_reset_expires_no_url(aws: SandboxClients) -> None:
+    aws.sandbox.clock.advance(10_000)  # in the second in which the URL is created
     aws.sandbox.reset()
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
     client = aws.other_client("s3", config=Config(signature_version="s3v4"))
@@ -326,7 +326,7 @@ def test_presigned_urls_expire(aws: SandboxClients) -> None:
 
 
 @pytest.mark.parametrize("key", ["plain", "a b", "a+b", "ü/ö", "a//b", "../up", "100%", "a:b@c,d;e=f&g"])
-def test_signs_any_key(aws: SandboxClients, key: str) -> None:
+def test_accepts_signatures_of_any_key(aws: SandboxClients, key: str) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key=key, Body=key.encode())
     assert aws.s3.get_object(Bucket="images", Key=key)["Body"].read() == key.encode()
     assert [entry["Key"] for entry in aws.s3.list_objects_v2(Bucket="images")["Contents"]] == [key]

@@ -1,4 +1,4 @@
-"""State across restarts, and the sandbox in a process of its own."""
+"""State across restarts, and the sandbox in another process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
         aws.client("sts", **keys).get_caller_identity()
 
 
-def test_what_was_remembered_is_all_that_is_there_again() -> None:
+def test_restored_tables_replace_all_resources() -> None:
     with sandbox(speed=1000) as aws:
         aws.prepare(bucket="images")
         memory = aws.save_tables()
@@ -55,11 +55,11 @@ def test_what_was_remembered_is_all_that_is_there_again() -> None:
         assert "Contents" not in aws.client("s3").list_objects_v2(Bucket="images")
         assert aws.client("ec2").describe_volumes()["Volumes"] == []
         assert aws.calls.count("s3:PutObject") == 0
-        aws.restore_tables(memory)  # it serves any number of times
+        aws.restore_tables(memory)  # they can be restored again
         assert aws.client("iam").get_role(RoleName="vmimport")["Role"]["RoleName"] == "vmimport"
 
 
-def test_without_a_folder_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_no_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with sandbox() as aws:
         aws.prepare()
@@ -67,7 +67,7 @@ def test_without_a_folder_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_one_folder_serves_one_sandbox(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with (
         sandbox(state=tmp_path),
         pytest.raises(OSError, match="Another sandbox uses the folder"),
@@ -77,13 +77,13 @@ def test_one_folder_serves_one_sandbox(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tables.pickle").write_bytes(b"garbage")
     with pytest.raises(OSError, match=r"tables\.pickle is no state of this version of the sandbox"):
         sandbox(state=tmp_path)
 
 
-def test_a_child_process_survives_and_can_be_looked_into(tmp_path: Path) -> None:
+def test_a_child_process_can_be_inspected_and_restarted(tmp_path: Path) -> None:
     with sandbox_process(speed=1000, state=tmp_path) as aws:
         aws.prepare(bucket="images")
         aws.add_fault(op="s3:HeadBucket", nth=1, do="error", code="SlowDown", http=503)
@@ -100,7 +100,7 @@ def test_a_child_process_survives_and_can_be_looked_into(tmp_path: Path) -> None
         aws.client("s3").head_bucket(Bucket="images")
 
 
-def test_a_child_says_that_its_port_is_taken() -> None:
+def test_a_child_reports_a_port_in_use() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -136,7 +136,7 @@ def test_serving_in_the_foreground_prints_exports_and_stops_cleanly(number: sign
     assert exports["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
 
 
-def test_sessions_talk_to_their_sandbox_whatever_the_environment_says(
+def test_sessions_ignore_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -152,7 +152,7 @@ def test_sessions_talk_to_their_sandbox_whatever_the_environment_says(
         )
 
 
-def test_preparing_is_safe_to_repeat_and_makes_a_role_for_vm_import() -> None:
+def test_preparing_is_safe_to_repeat_and_creates_a_role_for_vm_import() -> None:
     with sandbox() as aws:
         aws.prepare()
         aws.prepare()

@@ -1,4 +1,4 @@
-"""The sandbox's state is data: reading it runs no code, and what cannot be read is left as it is."""
+"""The state file is data: reading it runs no code, and an invalid file is refused and not changed."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def kept_by_a_sandbox(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])
-def test_a_torn_state_is_refused_and_left_alone(keep: int, tmp_path: Path) -> None:
+def test_an_incomplete_state_file_is_refused_and_not_changed(keep: int, tmp_path: Path) -> None:
     torn = kept_by_a_sandbox(tmp_path)[:keep]
     (tmp_path / "tables.json").write_bytes(torn)
-    for _ in range(2):  # the folder is not claimed by the try that failed
+    for _ in range(2):  # the failed start does not keep the folder locked
         with pytest.raises(
             OSError, match=r"tables\.json is no state of this version .* Choose another folder"
         ):
@@ -125,7 +125,7 @@ def with_value(value: object) -> Callable[[Any], Any]:
         with_value({"$bytes": "%"}),
     ],
 )
-def test_a_foreign_state_is_refused_and_left_alone(change: Any, tmp_path: Path) -> None:
+def test_another_state_file_is_refused_and_not_changed(change: Any, tmp_path: Path) -> None:
     foreign = json.dumps(change(json.loads(kept_by_a_sandbox(tmp_path)))).encode()
     (tmp_path / "tables.json").write_bytes(foreign)
     with pytest.raises(OSError, match=r"tables\.json is no state of this version of the sandbox: "):
@@ -187,20 +187,20 @@ VALUES = st.recursive(
 
 @settings(deadline=None, max_examples=200)
 @given(VALUES)
-def test_every_value_comes_back_as_it_was(value: Any) -> None:
+def test_every_value_is_read_as_it_was_written(value: Any) -> None:
     tables = {("012345678901", "us-east-1", "k"): {"x": value}}
     back = load_tables(dump_tables(tables))
     assert back == tables
     assert dump_tables(back) == dump_tables(tables)  # True is not 1, a tuple is not a list
 
 
-def test_what_is_no_data_is_not_written(tmp_path: Path) -> None:
+def test_a_value_that_is_not_data_is_not_written(tmp_path: Path) -> None:
     for value in (object(), lambda: None, Fault, tmp_path, ast.parse("1")):
         with pytest.raises(TypeError, match="a state cannot contain"):
             dump_tables({("", "", "k"): {"x": value}})
 
 
-def test_a_large_disk_is_kept_small() -> None:
+def test_a_large_disk_has_a_small_state_file() -> None:
     blocks = {index: index.to_bytes(32, "big") for index in range(0, 200_000, 2)}
     started = datetime(2026, 1, 1, tzinfo=UTC)
     snapshot = Snapshot("snap-1", "0", "r", 100, started, blocks=blocks)
@@ -209,7 +209,7 @@ def test_a_large_disk_is_kept_small() -> None:
     assert load_tables(content)["", "", "snapshots"]["snap-1"] == snapshot
 
 
-def test_the_state_is_private_to_its_owner(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_state_file(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "state"
     before = os.umask(0o022)
     try:
@@ -221,7 +221,7 @@ def test_the_state_is_private_to_its_owner(tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "objects").stat().st_mode) == 0o700
 
 
-def test_the_command_names_a_foreign_state(tmp_path: Path) -> None:
+def test_the_command_reports_an_unreadable_state_file(tmp_path: Path) -> None:
     (tmp_path / "tables.pickle").write_bytes(base64.b64decode("gASVCwAAAAAAAAA="))
     command = [sys.executable, "-m", "vmsnix_ops", "sandbox", "--state", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -1,4 +1,4 @@
-"""Who am I, and sessions of roles; and the few quotas.
+"""The identity of the caller, sessions of roles, and quotas.
 
 Sources: AssumeRole and GetSessionToken in the AWS STS API Reference; GetServiceQuota in the Service Quotas
 API Reference.
@@ -30,7 +30,7 @@ def test_the_account_id_is_a_text_that_begins_with_a_zero(aws: SandboxClients) -
     assert identity["Arn"] == "arn:aws:iam::012345678901:user/operator"
 
 
-def test_a_session_acts_as_its_role(aws: SandboxClients) -> None:
+def test_a_session_has_the_identity_of_its_role(aws: SandboxClients) -> None:
     arn = make_role(aws)
     session = aws.sts.assume_role(RoleArn=arn, RoleSessionName="run-1")
     keys = session["Credentials"]
@@ -46,7 +46,7 @@ def test_a_session_acts_as_its_role(aws: SandboxClients) -> None:
     assert timedelta(minutes=55) < left <= timedelta(hours=1)
 
 
-def test_a_role_lets_in_only_whom_it_trusts(aws: SandboxClients) -> None:
+def test_a_role_is_assumed_only_by_principals_that_it_trusts(aws: SandboxClients) -> None:
     arn = make_role(aws, Condition={"StringEquals": {"sts:ExternalId": "secret"}})
     with refused("AccessDenied", "is not authorized to perform: sts:AssumeRole on resource"):
         aws.sts.assume_role(RoleArn=arn, RoleSessionName="run-1")
@@ -62,7 +62,7 @@ def test_a_session_is_no_longer_than_its_role_allows(aws: SandboxClients) -> Non
     aws.sts.assume_role(RoleArn=arn, RoleSessionName="run-1", DurationSeconds=900)
 
 
-def test_partitions_have_their_own_names(aws: SandboxClients) -> None:
+def test_arns_have_the_partition_of_the_region(aws: SandboxClients) -> None:
     trust = json.dumps(
         {
             "Version": "2012-10-17",

@@ -1,4 +1,4 @@
-"""Auto Scaling groups and launch configurations, as far as they refer to images.
+"""Auto Scaling groups and launch configurations.
 
 Sources: the operations' reference pages; error texts from public transcripts.
 """
@@ -53,7 +53,7 @@ def only(scaling: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_group_launches_what_its_configuration_says(
+def test_a_group_launches_its_launch_configuration(
     aws: SandboxClients, scaling: Any, configuration: Callable[..., str]
 ) -> None:
     image = configuration()
@@ -95,7 +95,7 @@ def test_a_mixed_group_may_override_the_image(aws: SandboxClients, scaling: Any)
     assert reservation["Instances"][0]["ImageId"] == other
 
 
-def test_what_is_launched_changes_for_new_instances_only(
+def test_a_changed_source_applies_to_new_instances_only(
     aws: SandboxClients, scaling: Any, configuration: Callable[..., str]
 ) -> None:
     old, new = configuration(), configuration("new")
@@ -124,7 +124,9 @@ def test_lists_come_in_pages(scaling: Any, configuration: Callable[..., str]) ->
         scaling.describe_auto_scaling_groups(NextToken="!")
 
 
-def test_what_is_in_use_is_not_deleted(scaling: Any, configuration: Callable[..., str]) -> None:
+def test_a_launch_configuration_or_group_in_use_is_not_deleted(
+    scaling: Any, configuration: Callable[..., str]
+) -> None:
     configuration()
     group(scaling, LaunchConfigurationName="old")
     with refused("ResourceInUse", "attached to AutoScalingGroup fleet"):
@@ -147,7 +149,7 @@ def test_what_is_in_use_is_not_deleted(scaling: Any, configuration: Callable[...
         ({"LaunchConfigurationName": "old", "DesiredCapacity": 9}, "Desired capacity:9"),
     ],
 )
-def test_a_group_that_cannot_be(
+def test_an_invalid_group_is_refused(
     scaling: Any, configuration: Callable[..., str], asked: dict[str, Any], text: str
 ) -> None:
     configuration()
@@ -155,7 +157,7 @@ def test_a_group_that_cannot_be(
         group(scaling, **asked)
 
 
-def test_names_are_taken_once(scaling: Any, configuration: Callable[..., str]) -> None:
+def test_a_name_in_use_is_refused(scaling: Any, configuration: Callable[..., str]) -> None:
     image = configuration()
     with refused("AlreadyExists", "with the name old"):
         configuration("old", ImageId=image)

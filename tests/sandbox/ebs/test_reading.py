@@ -1,4 +1,4 @@
-"""ListSnapshotBlocks, ListChangedBlocks, GetSnapshotBlock; every way to a snapshot leads to the same bytes.
+"""ListSnapshotBlocks, ListChangedBlocks, GetSnapshotBlock, and the blocks of copies, volumes and images.
 
 Sources: the operations' reference pages; "Read snapshots using the EBS direct APIs" (life of tokens).
 """
@@ -21,7 +21,7 @@ def checksum(data: bytes) -> str:
 
 
 def write(aws: SandboxClients, blocks: dict[int, bytes], parent: str | None = None) -> str:
-    """Return a completed snapshot with these first bytes of blocks."""
+    """Return a completed snapshot whose blocks begin with these bytes."""
     more = {"ParentSnapshotId": parent} if parent else {}
     snapshot: str = aws.ebs.start_snapshot(VolumeSize=1, **more)["SnapshotId"]
     for index, start in blocks.items():
@@ -40,7 +40,7 @@ def write(aws: SandboxClients, blocks: dict[int, bytes], parent: str | None = No
 
 
 def read(aws: SandboxClients, snapshot: str, region: str = "us-east-1") -> dict[int, bytes]:
-    """Return what the blocks of a snapshot begin with."""
+    """Return the first bytes of the blocks of a snapshot."""
     ebs = aws.client("ebs", region)
     found = {}
     for block in ebs.list_snapshot_blocks(SnapshotId=snapshot)["Blocks"]:
@@ -56,7 +56,7 @@ def indices(answer: dict[str, Any]) -> list[int]:
     return [block["BlockIndex"] for block in answer["Blocks"]]
 
 
-def test_what_was_put_is_read_back_in_order(aws: SandboxClients) -> None:
+def test_written_blocks_are_read_back_in_order(aws: SandboxClients) -> None:
     written = {5: b"five", 0: b"zero", 1: b"one"}
     snapshot = write(aws, written)
     answer = aws.ebs.list_snapshot_blocks(SnapshotId=snapshot)
@@ -65,7 +65,7 @@ def test_what_was_put_is_read_back_in_order(aws: SandboxClients) -> None:
     assert read(aws, snapshot) == written
 
 
-def test_pages_add_up(aws: SandboxClients) -> None:
+def test_pages_together_list_everything(aws: SandboxClients) -> None:
     snapshot = write(aws, dict.fromkeys(range(0, 250, 2), b"x"))
     first = aws.ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100)
     second = aws.ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100, NextToken=first["NextToken"])
@@ -75,7 +75,7 @@ def test_pages_add_up(aws: SandboxClients) -> None:
     assert indices(aws.ebs.list_snapshot_blocks(SnapshotId=snapshot, StartingBlockIndex=245)) == [246, 248]
 
 
-def test_tokens_are_good_for_their_own_purpose_only(aws: SandboxClients) -> None:
+def test_a_token_is_valid_for_its_own_purpose_only(aws: SandboxClients) -> None:
     one, other = write(aws, {0: b"a", 1: b"b"}), write(aws, {0: b"a"})
     first, second = aws.ebs.list_snapshot_blocks(SnapshotId=one)["Blocks"]
     for snapshot, index, token in (
@@ -101,14 +101,14 @@ def test_tokens_expire(aws: SandboxClients) -> None:
         aws.ebs.get_snapshot_block(SnapshotId=snapshot, **page["Blocks"][0])
 
 
-def test_a_child_has_its_parents_blocks_where_it_has_none(aws: SandboxClients) -> None:
+def test_a_child_has_the_blocks_of_its_parent_that_it_did_not_replace(aws: SandboxClients) -> None:
     parent = write(aws, {0: b"old", 1: b"old"})
     child = write(aws, {1: b"new", 3: b"new"}, parent)
     assert read(aws, child) == {0: b"old", 1: b"new", 3: b"new"}
     assert read(aws, parent) == {0: b"old", 1: b"old"}
 
 
-def test_a_child_survives_its_parent(aws: SandboxClients) -> None:
+def test_a_child_keeps_its_blocks_when_its_parent_is_deleted(aws: SandboxClients) -> None:
     parent = write(aws, {0: b"old"})
     child = write(aws, {}, parent)
     aws.ec2.delete_snapshot(SnapshotId=parent)
@@ -157,7 +157,7 @@ def test_unknown_snapshots_are_refused(aws: SandboxClients) -> None:
         aws.ebs.list_changed_blocks(SecondSnapshotId="snap-0123456789abcdef0")
 
 
-def test_copies_volumes_and_images_hold_the_same_blocks(aws: SandboxClients) -> None:
+def test_copies_volumes_and_images_have_the_same_blocks(aws: SandboxClients) -> None:
     written = {0: b"boot", 9: b"data"}
     snapshot = write(aws, written)
     ireland = aws.client("ec2", "eu-west-1")

@@ -22,7 +22,7 @@ def checksum(data: bytes) -> str:
 
 
 def linear(*blocks: bytes) -> dict[str, str]:
-    """Return the aggregated checksum: SHA-256 over the blocks' raw digests, in ascending order of index."""
+    """Return the aggregated checksum: SHA-256 of the blocks' raw digests, sorted by index."""
     digests = b"".join(hashlib.sha256(block).digest() for block in blocks)
     return {
         "Checksum": checksum(digests),
@@ -61,7 +61,7 @@ def complete(aws: SandboxClients, snapshot: str, count: int, **more: Any) -> str
     return status
 
 
-def test_a_started_snapshot_is_pending_here_and_in_ec2(aws: SandboxClients) -> None:
+def test_a_started_snapshot_is_pending_in_ebs_and_ec2(aws: SandboxClients) -> None:
     tags = [{"Key": "Name", "Value": "node"}]
     answer = aws.ebs.start_snapshot(VolumeSize=5, Description="direct", Tags=tags)
     shown = aws.describe_snapshot(answer["SnapshotId"])
@@ -102,12 +102,12 @@ def test_a_block_has_524288_bytes(aws: SandboxClients, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1000, BLOCK + 1])
-def test_a_length_that_lies_is_refused(aws: SandboxClients, length: int) -> None:
+def test_a_wrong_data_length_is_refused(aws: SandboxClients, length: int) -> None:
     with refused("ValidationException"):
         put(aws, start(aws), 0, b"x" * length, DataLength=BLOCK)
 
 
-def test_a_block_lies_within_the_volume(aws: SandboxClients) -> None:
+def test_a_block_beyond_the_volume_is_refused(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 2047)
     with refused("ValidationException"):
@@ -120,14 +120,14 @@ def test_progress_is_shown_by_ec2(aws: SandboxClients) -> None:
     assert aws.describe_snapshot(snapshot)["Progress"] == "40%"
 
 
-def test_a_block_put_twice_counts_once_and_the_last_one_stays(aws: SandboxClients) -> None:
+def test_a_block_written_twice_counts_once_with_its_last_content(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 0, block(1))
     put(aws, snapshot, 0, block(2))
     assert complete(aws, snapshot, 1, **linear(block(2))) == "pending"
 
 
-def test_the_count_of_blocks_must_be_right(aws: SandboxClients) -> None:
+def test_a_wrong_count_of_blocks_is_refused(aws: SandboxClients) -> None:
     snapshot = start(aws)
     put(aws, snapshot, 0)
     for count in (0, 2):
@@ -135,7 +135,7 @@ def test_the_count_of_blocks_must_be_right(aws: SandboxClients) -> None:
             complete(aws, snapshot, count)
 
 
-def test_the_aggregated_checksum_must_be_right(aws: SandboxClients) -> None:
+def test_a_wrong_aggregated_checksum_is_refused(aws: SandboxClients) -> None:
     snapshot = start(aws)
     for index in (5, 0, 1):
         put(aws, snapshot, index)
@@ -144,19 +144,19 @@ def test_the_aggregated_checksum_must_be_right(aws: SandboxClients) -> None:
     assert complete(aws, snapshot, 3, **linear(block(0), block(1), block(5))) == "pending"
 
 
-def test_the_parts_of_an_aggregated_checksum_belong_together(aws: SandboxClients) -> None:
+def test_an_incomplete_aggregated_checksum_is_refused(aws: SandboxClients) -> None:
     with refused("ValidationException"):
         complete(aws, start(aws), 0, Checksum=checksum(b""))
 
 
-def test_a_sealed_snapshot_takes_no_block(aws: SandboxClients) -> None:
+def test_a_completed_snapshot_accepts_no_block(aws: SandboxClients) -> None:
     snapshot = start(aws)
     complete(aws, snapshot, 0)
     with refused("ValidationException"):
         put(aws, snapshot, 0)
 
 
-def test_completing_twice_is_safe_after_a_lost_answer(aws: SandboxClients) -> None:
+def test_completing_again_after_a_lost_answer_succeeds(aws: SandboxClients) -> None:
     snapshot = start(aws)
     complete(aws, snapshot, 0)
     aws.pass_time(MINUTE)
@@ -173,7 +173,7 @@ def test_unknown_snapshots_are_refused(aws: SandboxClients) -> None:
         start(aws, ParentSnapshotId=unknown)
 
 
-def test_a_snapshot_made_another_way_takes_no_block(aws: SandboxClients) -> None:
+def test_a_snapshot_that_was_not_started_directly_accepts_no_block(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     with refused("ValidationException"):
         put(aws, snapshot, 0)
@@ -188,7 +188,7 @@ def test_the_same_token_starts_one_snapshot(aws: SandboxClients) -> None:
 
 
 def test_a_refusal_has_a_reason_and_a_status(aws: SandboxClients) -> None:
-    """The reasons are enumerations of botocore's model."""
+    """The reasons are from enumerations in botocore's model."""
     snapshot = start(aws, ClientToken="once")
     with pytest.raises(aws.ebs.exceptions.ValidationException) as caught:
         put(aws, snapshot, 2048)
@@ -202,7 +202,7 @@ def test_a_refusal_has_a_reason_and_a_status(aws: SandboxClients) -> None:
     assert conflict.value.response["ResponseMetadata"]["HTTPStatusCode"] == 409
 
 
-def test_nothing_written_for_an_hour_ends_a_snapshot(aws: SandboxClients) -> None:
+def test_a_snapshot_without_writes_fails_after_an_hour(aws: SandboxClients) -> None:
     snapshot = start(aws)
     aws.pass_time(50 * MINUTE)
     put(aws, snapshot, 0)
@@ -226,7 +226,7 @@ def test_the_timeout_can_be_chosen(aws: SandboxClients) -> None:
 
 
 def test_an_account_has_a_hundred_pending_snapshots(aws: SandboxClients) -> None:
-    """Source: quota "Pending snapshots per account"; HTTP 402 stands in botocore's model."""
+    """Source: quota "Pending snapshots per account"; HTTP 402 is from botocore's model."""
     pending = [start(aws) for _ in range(100)]
     with pytest.raises(aws.ebs.exceptions.ServiceQuotaExceededException) as caught:
         start(aws)
@@ -242,7 +242,7 @@ def test_a_pending_snapshot_can_be_deleted(aws: SandboxClients) -> None:
         put(aws, snapshot, 0)
 
 
-def test_a_parent_is_completed_and_not_larger(aws: SandboxClients) -> None:
+def test_a_pending_or_larger_parent_is_refused(aws: SandboxClients) -> None:
     with refused("ValidationException"):
         start(aws, ParentSnapshotId=start(aws))
     with refused("ValidationException"):
@@ -252,7 +252,7 @@ def test_a_parent_is_completed_and_not_larger(aws: SandboxClients) -> None:
     assert answer["ParentSnapshotId"] == parent
 
 
-def test_a_parent_decides_about_encryption(aws: SandboxClients) -> None:
+def test_a_child_is_encrypted_as_its_parent(aws: SandboxClients) -> None:
     """Documented: with ParentSnapshotId, Encrypted must be omitted."""
     with refused("ValidationException"):
         start(aws, ParentSnapshotId=aws.snapshot(size=1), Encrypted=True)

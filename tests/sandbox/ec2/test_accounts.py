@@ -1,4 +1,4 @@
-"""What another account sees of ours.
+"""Images and snapshots that are shared with another account.
 
 Sources: "Share an AMI with specific AWS accounts", "Deprecate an AMI", "Disable an AMI", "Share a snapshot".
 """
@@ -22,7 +22,7 @@ FRIEND = "999988887777"
 
 @pytest.fixture(scope="session")
 def friend(still_sandbox: SandboxClients) -> Callable[[str], Any]:
-    """Return what makes a client of another account."""
+    """Return the function that creates clients of another account."""
     key, secret = "AKIAFRIENDFRIEND0000", "a secret of the friend"
     arn = f"arn:aws:iam::{FRIEND}:user/friend"
     known = credentials_table(still_sandbox.sandbox.world.tables)
@@ -46,14 +46,14 @@ def share(aws: SandboxClients, image: str, **entry: str) -> None:
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [entry or {"UserId": FRIEND}]})
 
 
-def test_a_private_image_does_not_exist_for_others(aws: SandboxClients, friend: Any) -> None:
+def test_a_private_image_is_unknown_to_other_accounts(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     assert seen(friend("ec2")) == []
     with refused("InvalidAMIID.NotFound"):
         seen(friend("ec2"), ImageIds=[image])
 
 
-def test_a_shared_image_is_seen_by_whom_it_is_shared_with(aws: SandboxClients, friend: Any) -> None:
+def test_a_shared_image_is_visible_to_its_grantees(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     assert seen(friend("ec2"), Owners=[aws.account]) == [image]
@@ -63,14 +63,14 @@ def test_a_shared_image_is_seen_by_whom_it_is_shared_with(aws: SandboxClients, f
     assert seen(aws.ec2, ExecutableUsers=[FRIEND]) == [image]
 
 
-def test_a_public_image_is_seen_by_all(aws: SandboxClients, friend: Any) -> None:
+def test_a_public_image_is_visible_to_all_accounts(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image, Group="all")
     assert seen(friend("ec2"), ExecutableUsers=["all"]) == [image]
     assert seen(friend("ec2"), Filters=[{"Name": "is-public", "Values": ["true"]}]) == [image]
 
 
-def test_a_shared_image_is_launched_but_not_changed_by_others(aws: SandboxClients, friend: Any) -> None:
+def test_a_grantee_may_launch_but_not_change_an_image(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     friend("ec2").run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
@@ -80,7 +80,7 @@ def test_a_shared_image_is_launched_but_not_changed_by_others(aws: SandboxClient
         friend("ec2").modify_image_attribute(ImageId=image, Description={"Value": "mine"})
 
 
-def test_a_shared_image_is_copied_only_with_its_snapshot(aws: SandboxClients, friend: Any) -> None:
+def test_a_grantee_copies_an_image_only_when_its_snapshot_is_shared(aws: SandboxClients, friend: Any) -> None:
     """Public reports: "You do not have permission to access the storage of this ami"."""
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
@@ -95,7 +95,7 @@ def test_a_shared_image_is_copied_only_with_its_snapshot(aws: SandboxClients, fr
     assert seen(friend("ec2"), Owners=["self"]) == [copied]
 
 
-def test_others_lose_a_disabled_image(aws: SandboxClients, friend: Any) -> None:
+def test_a_disabled_image_is_invisible_to_grantees(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     aws.ec2.disable_image(ImageId=image)
@@ -104,7 +104,9 @@ def test_others_lose_a_disabled_image(aws: SandboxClients, friend: Any) -> None:
     assert seen(friend("ec2")) == []
 
 
-def test_others_see_a_deprecated_image_only_when_they_ask(aws: SandboxClients, friend: Any) -> None:
+def test_grantees_see_a_deprecated_image_only_with_include_deprecated(
+    aws: SandboxClients, friend: Any
+) -> None:
     image = aws.image()
     share(aws, image)
     aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=datetime.now(UTC) + timedelta(hours=1))
@@ -113,7 +115,7 @@ def test_others_see_a_deprecated_image_only_when_they_ask(aws: SandboxClients, f
     assert seen(friend("ec2"), IncludeDeprecated=True) == [image]
 
 
-def test_a_shared_snapshot_is_read_and_restored_by_others(aws: SandboxClients, friend: Any) -> None:
+def test_a_grantee_reads_and_restores_a_shared_snapshot(aws: SandboxClients, friend: Any) -> None:
     snapshot = aws.snapshot()
     with pytest.raises(friend("ebs").exceptions.AccessDeniedException):
         friend("ebs").list_snapshot_blocks(SnapshotId=snapshot)

@@ -63,7 +63,7 @@ def test_the_snapshots_of_a_copy_can_be_tagged(aws: SandboxClients) -> None:
     assert aws.describe_snapshot(snapshot, OTHER)["Tags"] == tags
 
 
-def test_launch_permissions_do_not_travel(aws: SandboxClients) -> None:
+def test_launch_permissions_are_not_copied(aws: SandboxClients) -> None:
     source = aws.image()
     aws.ec2.modify_image_attribute(ImageId=source, LaunchPermission={"Add": [{"Group": "all"}]})
     assert aws.describe(copy(aws, source), OTHER)["Public"] is False
@@ -76,8 +76,8 @@ def test_the_same_token_makes_one_copy(aws: SandboxClients) -> None:
         copy(aws, source, ClientToken="once", Name="another")
 
 
-def test_a_name_that_is_taken_is_no_matter(aws: SandboxClients) -> None:
-    """Seen in public reports: who copies twice has two images of one name."""
+def test_a_copy_may_have_a_name_in_use(aws: SandboxClients) -> None:
+    """Public reports: two copies of an image can have one name."""
     source = aws.image()
     first, second = copy(aws, source), copy(aws, source)
     assert first != second
@@ -89,8 +89,8 @@ def test_an_unknown_source_is_refused(aws: SandboxClients) -> None:
         copy(aws, "ami-0123456789abcdef0")
 
 
-def test_a_key_of_another_region_fails_later_and_silently(aws: SandboxClients) -> None:
-    """Seen in public reports: the image is ``failed``, the reason is only in its snapshot's StateMessage."""
+def test_a_copy_with_a_key_of_another_region_fails_later(aws: SandboxClients) -> None:
+    """Public reports: the image is ``failed``, and only its snapshot's StateMessage has the reason."""
     copied = copy(aws, aws.image(), Encrypted=True, KmsKeyId=FOREIGN_KEY)
     assert aws.describe(copied, OTHER)["State"] == "pending"
     aws.pass_time(600)

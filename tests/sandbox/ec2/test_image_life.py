@@ -42,7 +42,7 @@ def test_a_public_image_is_deprecated_within_two_years(aws: SandboxClients) -> N
         aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=soon(days=740))
 
 
-def test_the_owner_sees_deprecated_images_anyway(aws: SandboxClients) -> None:
+def test_the_owner_always_sees_deprecated_images(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=soon(hours=1))
     aws.pass_time(2 * HOUR)
@@ -50,7 +50,7 @@ def test_the_owner_sees_deprecated_images_anyway(aws: SandboxClients) -> None:
     assert image in listed
 
 
-def test_a_disabled_image_is_private_unlisted_and_not_launched(aws: SandboxClients) -> None:
+def test_a_disabled_image_is_private_not_listed_and_not_launched(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": "123456789012"}]})
     aws.ec2.disable_image(ImageId=image)
@@ -64,7 +64,7 @@ def test_a_disabled_image_is_private_unlisted_and_not_launched(aws: SandboxClien
         aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
 
 
-def test_an_enabled_image_is_available_but_still_private(aws: SandboxClients) -> None:
+def test_an_enabled_image_is_available_and_private(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
     aws.ec2.disable_image(ImageId=image)
@@ -92,7 +92,7 @@ def test_a_cooldown_protects_for_another_day(aws: SandboxClients) -> None:
     aws.ec2.deregister_image(ImageId=image)
 
 
-def test_deregistering_leaves_the_snapshots(aws: SandboxClients) -> None:
+def test_deregistering_keeps_the_snapshots(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
     answer = aws.ec2.deregister_image(ImageId=image)

@@ -66,7 +66,7 @@ def test_sharing_twice_changes_nothing(aws: SandboxClients) -> None:
 @pytest.mark.parametrize(
     "entry", [{"UserId": "12345"}, {"Group": "everybody"}, {"OrganizationArn": "arn:aws:iam::1:x"}]
 )
-def test_grantees_that_cannot_be_are_refused(aws: SandboxClients, entry: dict[str, str]) -> None:
+def test_invalid_grantees_are_refused(aws: SandboxClients, entry: dict[str, str]) -> None:
     image = aws.image()
     with refused(
         "InvalidAMIAttributeItemValue", f'Invalid attribute item value "{next(iter(entry.values()))}"'
@@ -81,7 +81,7 @@ def test_reset_makes_an_image_private(aws: SandboxClients) -> None:
     assert permissions(aws, image) == []
 
 
-def test_block_public_access_refuses_what_is_new(aws: SandboxClients) -> None:
+def test_block_public_access_refuses_new_sharing(aws: SandboxClients) -> None:
     before, after = aws.image(), aws.image()
     public = {"Add": [{"Group": "all"}]}
     aws.ec2.modify_image_attribute(ImageId=before, LaunchPermission=public)
@@ -96,7 +96,7 @@ def test_block_public_access_refuses_what_is_new(aws: SandboxClients) -> None:
     aws.ec2.modify_image_attribute(ImageId=after, LaunchPermission=public)
 
 
-def test_block_public_access_is_a_matter_of_one_region(aws: SandboxClients) -> None:
+def test_block_public_access_applies_to_one_region(aws: SandboxClients) -> None:
     aws.ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
     elsewhere = aws.client("ec2", "eu-west-1").get_image_block_public_access_state()
     assert elsewhere["ImageBlockPublicAccessState"] == "unblocked"
@@ -138,7 +138,7 @@ def test_imds_v2_can_be_required_later(aws: SandboxClients) -> None:
     assert aws.describe(image)["ImdsSupport"] == "v2.0"
 
 
-def test_block_devices_are_no_attribute_any_more(aws: SandboxClients) -> None:
+def test_block_devices_are_refused_as_attribute(aws: SandboxClients) -> None:
     """Documented: the attribute is deprecated and answers AuthFailure."""
     with refused("AuthFailure"):
         aws.ec2.describe_image_attribute(ImageId=aws.image(), Attribute="blockDeviceMapping")

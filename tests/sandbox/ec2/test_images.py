@@ -19,7 +19,7 @@ def test_an_image_keeps_its_snapshot_and_takes_the_size_from_it(aws: SandboxClie
     }
 
 
-def test_an_image_keeps_what_it_was_registered_with(aws: SandboxClients) -> None:
+def test_an_image_has_the_registered_attributes(aws: SandboxClients) -> None:
     given = {
         "Architecture": "arm64",
         "BootMode": "uefi-preferred",
@@ -39,7 +39,7 @@ def test_an_image_keeps_what_it_was_registered_with(aws: SandboxClients) -> None
     assert shown["ImageLocation"] == f"{aws.account}/{shown['Name']}"
 
 
-def test_tags_are_there_from_the_beginning(aws: SandboxClients) -> None:
+def test_an_image_has_its_tags_at_registration(aws: SandboxClients) -> None:
     tags = [{"Key": "Name", "Value": "node"}]
     image = aws.image(TagSpecifications=[{"ResourceType": "image", "Tags": tags}])
     assert aws.describe(image)["Tags"] == tags
@@ -53,7 +53,7 @@ def test_only_the_image_can_be_tagged_at_registration(aws: SandboxClients) -> No
         aws.image(TagSpecifications=tags)
 
 
-def test_a_taken_name_names_the_image_that_has_it(aws: SandboxClients) -> None:
+def test_the_error_for_a_name_in_use_contains_its_image(aws: SandboxClients) -> None:
     first = aws.image(Name="node")
     with refused("InvalidAMIName.Duplicate", f"AMI name node is already in use by AMI {first}"):
         aws.image(Name="node")
@@ -71,7 +71,7 @@ def test_names_have_3_to_128_of_the_documented_characters(aws: SandboxClients, n
         aws.image(snapshot, Name=name)
 
 
-def test_a_name_may_hold_every_documented_character(aws: SandboxClients) -> None:
+def test_a_name_may_have_every_documented_character(aws: SandboxClients) -> None:
     assert aws.describe(aws.image(Name="Az09()[] ./-'@_"))["Name"] == "Az09()[] ./-'@_"
 
 
@@ -93,7 +93,7 @@ def test_a_pending_snapshot_is_refused(aws: SandboxClients) -> None:
         aws.image(pending)
 
 
-def test_a_volume_must_hold_its_snapshot(aws: SandboxClients) -> None:
+def test_a_volume_smaller_than_its_snapshot_is_refused(aws: SandboxClients) -> None:
     snapshot = aws.snapshot(size=3)
     small = [{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot, "VolumeSize": 2}}]
     with refused("InvalidBlockDeviceMapping", "is smaller than snapshot"):
@@ -129,7 +129,7 @@ def test_a_tpm_needs_uefi(aws: SandboxClients) -> None:
         aws.image(BootMode="legacy-bios", TpmSupport="v2.0")
 
 
-def test_an_image_of_a_bundle_is_registered_and_neither_copied_nor_launched(aws: SandboxClients) -> None:
+def test_an_image_of_a_bundle_can_be_registered_but_not_copied_or_launched(aws: SandboxClients) -> None:
     location, bundle = "bundles/image.manifest.xml", {"Name": "bundle", "VirtualizationType": "hvm"}
     with refused("InvalidManifest"):
         aws.ec2.register_image(ImageLocation=location, **bundle)
@@ -146,14 +146,14 @@ def test_an_image_of_a_bundle_is_registered_and_neither_copied_nor_launched(aws:
         aws.ec2.copy_image(Name="copy", SourceImageId=ami, SourceRegion="us-east-1")
 
 
-def test_ids_are_told_apart_from_unknown_ones(aws: SandboxClients) -> None:
+def test_malformed_and_unknown_ids_have_different_errors(aws: SandboxClients) -> None:
     with refused("InvalidAMIID.NotFound", "The image id '[ami-0123456789abcdef0]' does not exist"):
         aws.ec2.describe_images(ImageIds=["ami-0123456789abcdef0"])
     with refused("InvalidAMIID.Malformed", 'Invalid id: "foo" (expecting "ami-...")'):
         aws.ec2.describe_images(ImageIds=["foo"])
 
 
-def test_pages_add_up(aws: SandboxClients) -> None:
+def test_pages_together_list_everything(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     made = {aws.image(snapshot) for _ in range(5)}
     pages = [
@@ -166,7 +166,7 @@ def test_pages_add_up(aws: SandboxClients) -> None:
     assert {image for page in pages for image in page} == made
 
 
-def test_pages_stay_whole_while_images_go(aws: SandboxClients) -> None:
+def test_pages_are_complete_while_images_are_deregistered(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     made = sorted(aws.image(snapshot) for _ in range(4))
     first = aws.ec2.describe_images(Owners=["self"], MaxResults=2)
@@ -186,7 +186,7 @@ def test_a_token_belongs_to_its_request(aws: SandboxClients) -> None:
         aws.ec2.describe_images(Owners=["self"], MaxResults=2, NextToken="nonsense")
 
 
-def test_regions_have_images_of_their_own(aws: SandboxClients) -> None:
+def test_each_region_has_its_own_images(aws: SandboxClients) -> None:
     image = aws.image()
     with refused("InvalidAMIID.NotFound"):
         aws.describe(image, "eu-west-1")

@@ -57,7 +57,7 @@ def detail(aws: SandboxClients, task_id: str) -> dict[str, Any]:
 
 
 def finished(aws: SandboxClients, task_id: str) -> dict[str, Any]:
-    """Return a task's detail after everything has had its time."""
+    """Return the detail of a task after its completion or failure."""
     aws.pass_time(900)
     detail(aws, task_id)
     aws.pass_time(60)
@@ -79,7 +79,7 @@ def content_of(aws: SandboxClients, snapshot_id: str, size: int) -> bytes:
     return disk.getvalue()[:size]
 
 
-def test_a_task_begins_pending_with_nothing_known(ready: SandboxClients) -> None:
+def test_a_new_task_is_pending_without_details(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     shown = detail(ready, start(ready))
     assert shown == {
@@ -91,7 +91,7 @@ def test_a_task_begins_pending_with_nothing_known(ready: SandboxClients) -> None
     }
 
 
-def test_a_task_goes_through_its_states(ready: SandboxClients) -> None:
+def test_a_task_changes_its_state_with_time(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(25)
@@ -105,7 +105,7 @@ def test_a_task_goes_through_its_states(ready: SandboxClients) -> None:
     assert "SnapshotId" not in converting
 
 
-def test_a_finished_task_names_its_snapshot_and_says_no_more(ready: SandboxClients) -> None:
+def test_a_completed_task_has_its_snapshot_and_no_message(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     shown = finished(ready, start(ready))
     snapshot = ready.describe_snapshot(shown["SnapshotId"])
@@ -118,7 +118,7 @@ def test_a_finished_task_names_its_snapshot_and_says_no_more(ready: SandboxClien
     )
 
 
-def test_botos_waiter_sees_success(ready: SandboxClients) -> None:
+def test_the_waiter_of_boto3_succeeds(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(900)
@@ -141,7 +141,7 @@ def test_an_image_of_an_imported_snapshot_launches_with_it(ready: SandboxClients
     assert (device["SnapshotId"], device["VolumeSize"]) == (snapshot, 1)
 
 
-def test_a_large_disk_is_read_in_several_looks(
+def test_a_large_disk_is_read_in_several_calls(
     ready: SandboxClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(imports, "READ_SECONDS", 0.0)
@@ -156,7 +156,7 @@ def test_a_large_disk_is_read_in_several_looks(
         assert content_of(ready, detail(ready, task)["SnapshotId"], len(disk)) == disk
 
 
-def test_a_source_replaced_while_it_is_read_fails_the_task(ready: SandboxClients) -> None:
+def test_a_source_that_changes_during_the_import_fails_the_task(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(25)
@@ -193,7 +193,7 @@ def test_an_object_of_several_parts_is_one_disk(ready: SandboxClients) -> None:
     ],
     ids=["zeros", "wrong checksum", "size that lies", "incomplete", "text", "empty"],
 )
-def test_what_is_no_vhd_fails_its_validation(ready: SandboxClients, content: bytes) -> None:
+def test_a_file_that_is_not_a_vhd_fails_its_validation(ready: SandboxClients, content: bytes) -> None:
     upload(ready, content)
     shown = finished(ready, start(ready))
     assert shown["Status"] == "deleted"
@@ -211,21 +211,21 @@ def test_a_failing_task_is_deleting_before_it_is_deleted(ready: SandboxClients) 
     assert [first["Status"], detail(ready, task)["Status"]] == ["deleting", "deleted"]
 
 
-def test_what_is_no_vmdk_has_a_text_of_its_own(ready: SandboxClients) -> None:
+def test_a_file_that_is_not_a_vmdk_has_another_text(ready: SandboxClients) -> None:
     upload(ready, b"\0" * MIB)
     shown = finished(ready, start(ready, Format="VMDK"))
     assert shown["StatusMessage"] == f"{VALIDATION} [Unsupported VMDK File Format]"
 
 
 def test_a_vhd_called_raw_is_imported_byte_for_byte(ready: SandboxClients) -> None:
-    """The trap behind AMIs that never boot: everything succeeds, and the disk begins as the file does."""
+    """Such an import succeeds, but its AMI never boots, because the disk has the bytes of the file."""
     content = fixed_vhd(b"\1" * MIB)
     upload(ready, content)
     snapshot = finished(ready, start(ready, Format="RAW"))["SnapshotId"]
     assert content_of(ready, snapshot, len(content)) == content
 
 
-def test_the_format_may_be_written_small(ready: SandboxClients) -> None:
+def test_the_format_may_be_lower_case(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     assert finished(ready, start(ready, Format="vhd"))["Format"] == "VHD"
 
@@ -235,13 +235,13 @@ def test_an_unknown_format_is_refused_at_once(ready: SandboxClients) -> None:
         start(ready, Format="ISO")
 
 
-def test_a_missing_object_is_found_out_later(ready: SandboxClients) -> None:
+def test_a_missing_object_fails_the_task_later(ready: SandboxClients) -> None:
     shown = finished(ready, start(ready, "no-such-key"))
     reason = "We do not have access to the given resource. Reason 404 Not Found"
     assert (shown["Status"], shown["StatusMessage"]) == ("deleted", f"{VALIDATION} [{reason}]")
 
 
-def test_an_object_out_of_the_roles_reach_is_found_out_later(ready: SandboxClients) -> None:
+def test_an_object_that_the_role_may_not_read_fails_the_task_later(ready: SandboxClients) -> None:
     allow(ready, ["s3:GetObject"], f"arn:aws:s3:::{BUCKET}/images/*", ["s3:GetBucketLocation"])
     upload(ready, fixed_vhd(b"\1" * MIB))
     shown = finished(ready, start(ready))
@@ -249,7 +249,7 @@ def test_an_object_out_of_the_roles_reach_is_found_out_later(ready: SandboxClien
     assert (shown["Status"], shown["StatusMessage"]) == ("deleted", f"{VALIDATION} [{reason}]")
 
 
-def test_a_source_deleted_too_early_fails_the_task(ready: SandboxClients) -> None:
+def test_a_source_deleted_before_completion_fails_the_task(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(60)
@@ -258,7 +258,7 @@ def test_a_source_deleted_too_early_fails_the_task(ready: SandboxClients) -> Non
     assert finished(ready, task)["Status"] == "deleted"
 
 
-def test_a_source_deleted_after_completion_is_no_longer_needed(ready: SandboxClients) -> None:
+def test_a_source_may_be_deleted_after_completion(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     snapshot = finished(ready, task)["SnapshotId"]
@@ -277,7 +277,7 @@ def allow(
     aws.client("iam").put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=document)
 
 
-def test_no_role_is_refused_at_once(aws: SandboxClients) -> None:
+def test_an_unknown_role_is_refused_at_once(aws: SandboxClients) -> None:
     with refused("InvalidParameter", NO_ROLE):
         start(aws)
 
@@ -328,7 +328,7 @@ def test_the_object_may_be_given_as_a_url(ready: SandboxClients) -> None:
     assert (shown["Status"], shown["Url"]) == ("completed", f"s3://{BUCKET}/disk.vhd")
 
 
-def test_tags_are_those_of_the_task_and_not_of_the_snapshot(ready: SandboxClients) -> None:
+def test_tags_are_set_on_the_task_and_not_on_the_snapshot(ready: SandboxClients) -> None:
     tags = [{"Key": "Name", "Value": "node"}]
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready, TagSpecifications=[{"ResourceType": "import-snapshot-task", "Tags": tags}])
@@ -346,7 +346,7 @@ def test_the_same_token_makes_one_task(ready: SandboxClients) -> None:
         start(ready, ClientToken="once", Description="another")
 
 
-def test_a_failed_task_is_what_its_token_stands_for(ready: SandboxClients) -> None:
+def test_a_client_token_returns_its_failed_task(ready: SandboxClients) -> None:
     upload(ready, b"\0" * MIB)
     task = start(ready, ClientToken="first")
     finished(ready, task)
@@ -392,7 +392,7 @@ def test_finished_tasks_are_listed_for_seven_days(ready: SandboxClients) -> None
     assert ready.describe_snapshot(snapshot)["State"] == "completed"
 
 
-def test_a_snapshot_appears_even_when_nobody_asks_for_the_task(ready: SandboxClients) -> None:
+def test_a_snapshot_appears_without_a_call_for_its_task(ready: SandboxClients) -> None:
     upload(ready, fixed_vhd(b"\1" * MIB))
     task = start(ready)
     ready.pass_time(900)
@@ -403,7 +403,7 @@ def test_a_snapshot_appears_even_when_nobody_asks_for_the_task(ready: SandboxCli
 def test_the_volume_is_as_large_as_the_disk_and_a_whole_number_of_gib(
     ready: SandboxClients, tmp_path: Path
 ) -> None:
-    """A dynamic VHD of few bytes stands for a large disk; the volume follows the disk."""
+    """A small dynamic VHD can contain a large disk. The volume has the size of the disk."""
 
     make_sample_image(tmp_path, size=5 * GIB + MIB, name="large")
     vhd = next(tmp_path.rglob("*.vhd"))
@@ -423,7 +423,7 @@ def test_twenty_tasks_run_at_once(ready: SandboxClients) -> None:
 
 
 def test_a_fault_rule_can_cancel_an_import_as_aws_sometimes_does(ready: SandboxClients) -> None:
-    """Public reports: about one import in a hundred ends so, and passes on a second try."""
+    """Public reports: about one import in a hundred fails so, and succeeds when it is repeated."""
     text = "SERVER_ERROR : conversion : AWS initiated task cancellation"
     rule = {"op": "ec2:ImportSnapshot", "nth": 1, "do": "outcome", "outcome": {"status_message": text}}
     ready.sandbox.faults.add(rule)

@@ -60,7 +60,7 @@ def test_the_launch_can_enlarge_the_root_volume(aws: SandboxClients) -> None:
     assert aws.ec2.describe_volumes(VolumeIds=[volume])["Volumes"][0]["Size"] == 20
 
 
-def test_a_terminated_instance_takes_its_volume_along_and_is_listed_for_an_hour(aws: SandboxClients) -> None:
+def test_a_terminated_instance_loses_its_volume_and_is_listed_for_an_hour(aws: SandboxClients) -> None:
     instance = run(aws, aws.image())
     volume = shown(aws, instance)["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
     change = aws.ec2.terminate_instances(InstanceIds=[instance])["TerminatingInstances"][0]
@@ -74,7 +74,7 @@ def test_a_terminated_instance_takes_its_volume_along_and_is_listed_for_an_hour(
         shown(aws, instance)
 
 
-def test_a_token_launches_once_and_is_spent_with_its_instance(aws: SandboxClients) -> None:
+def test_a_client_token_launches_once_and_is_refused_after_termination(aws: SandboxClients) -> None:
     image = aws.image()
     instance = run(aws, image, ClientToken="once")
     assert run(aws, image, ClientToken="once") == instance
@@ -85,7 +85,7 @@ def test_a_token_launches_once_and_is_spent_with_its_instance(aws: SandboxClient
         run(aws, image, ClientToken="once")
 
 
-def test_the_image_and_the_type_must_fit(aws: SandboxClients) -> None:
+def test_an_image_that_does_not_fit_the_type_is_refused(aws: SandboxClients) -> None:
     arm, plain = aws.image(Architecture="arm64"), aws.image(EnaSupport=False)
     with refused("InvalidParameterValue", "does not match the architecture 'arm64' of the specified AMI"):
         run(aws, arm)
@@ -100,7 +100,7 @@ def test_the_image_and_the_type_must_fit(aws: SandboxClients) -> None:
     run(aws, arm, InstanceType="t4g.micro")
 
 
-def test_an_image_that_wants_imds_v2_gets_it(aws: SandboxClients) -> None:
+def test_an_image_that_requires_imds_v2_sets_it(aws: SandboxClients) -> None:
     options = shown(aws, run(aws, aws.image(ImdsSupport="v2.0")))["MetadataOptions"]
     assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 2)
     options = shown(aws, run(aws, aws.image(), MetadataOptions={"HttpTokens": "required"}))["MetadataOptions"]
@@ -113,7 +113,7 @@ def test_the_boot_mode_follows_from_image_and_type(aws: SandboxClients) -> None:
     assert shown(aws, run(aws, image, InstanceType="t2.micro"))["CurrentInstanceBootMode"] == "legacy-bios"
 
 
-def test_spot_instances_say_so(aws: SandboxClients) -> None:
+def test_a_spot_instance_has_its_lifecycle(aws: SandboxClients) -> None:
     instance = shown(aws, run(aws, aws.image(), InstanceMarketOptions={"MarketType": "spot"}))
     assert instance["InstanceLifecycle"] == "spot"
 
@@ -135,7 +135,7 @@ def test_a_protected_instance_is_not_terminated(aws: SandboxClients) -> None:
     aws.ec2.terminate_instances(InstanceIds=[instance])
 
 
-def test_the_console_is_silent_for_a_disk_without_message(aws: SandboxClients) -> None:
+def test_the_console_is_empty_for_a_disk_without_message(aws: SandboxClients) -> None:
     instance = run(aws, aws.image())
     aws.pass_time(HOUR)
     assert "Output" not in aws.ec2.get_console_output(InstanceId=instance)
@@ -172,7 +172,7 @@ def test_the_latest_console_grows_and_only_nitro_has_it(aws: SandboxClients) -> 
     assert len(aws.ec2.get_console_output(InstanceId=latest["InstanceId"])["Output"].splitlines()) == 6
 
 
-def test_a_fault_rule_says_what_the_console_shows_and_that_the_checks_fail(aws: SandboxClients) -> None:
+def test_a_fault_rule_sets_the_console_output_and_fails_the_checks(aws: SandboxClients) -> None:
     outcome = {"console": "Kernel panic", "impaired": True}
     aws.sandbox.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
     instance = run(aws, aws.image())
@@ -197,6 +197,8 @@ def test_instances_are_filtered_and_paged(aws: SandboxClients) -> None:
 
 
 @pytest.mark.parametrize("parameter", [{"SubnetId": "subnet-0123456789abcdef0"}, {"KeyName": "mine"}])
-def test_networks_and_keys_are_refused_loudly(aws: SandboxClients, parameter: dict[str, str]) -> None:
+def test_networks_and_keys_are_refused_as_not_emulated(
+    aws: SandboxClients, parameter: dict[str, str]
+) -> None:
     with refused("NotImplemented", next(iter(parameter))):
         run(aws, aws.image(), **parameter)

@@ -56,7 +56,7 @@ def test_a_copy_has_an_arbitrary_volume_id(aws: SandboxClients) -> None:
     assert (shown["Tags"], shown["TransferType"]) == (tags, "standard")
 
 
-def test_every_filter_reads_its_attribute(aws: SandboxClients) -> None:
+def test_every_filter_compares_its_attribute(aws: SandboxClients) -> None:
     tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "Name", "Value": "a node"}]}]
     snapshot = aws.snapshot(Description="a probe", TagSpecifications=tags)
     shown = aws.describe_snapshot(snapshot)
@@ -93,13 +93,13 @@ def test_pages_have_five_snapshots_or_more(aws: SandboxClients) -> None:
         aws.ec2.describe_snapshots(SnapshotIds=made[:1], MaxResults=5)
 
 
-def test_snapshots_of_others_are_not_ours(aws: SandboxClients) -> None:
+def test_snapshots_of_other_accounts_are_not_own(aws: SandboxClients) -> None:
     aws.snapshot()
     assert listed(aws, OwnerIds=[FRIEND]) == []
     assert len(listed(aws, OwnerIds=[aws.account])) == 1
 
 
-def test_unknown_and_malformed_ids_differ(aws: SandboxClients) -> None:
+def test_unknown_and_malformed_ids_have_different_errors(aws: SandboxClients) -> None:
     with refused("InvalidSnapshot.NotFound", "The snapshot 'snap-0123456789abcdef0' does not exist."):
         listed(aws, SnapshotIds=["snap-0123456789abcdef0"])
     with refused("InvalidSnapshotID.Malformed"):
@@ -191,7 +191,7 @@ def test_a_locked_snapshot_cannot_be_deleted_until_it_is_unlocked(aws: SandboxCl
     aws.ec2.delete_snapshot(SnapshotId=snapshot)
 
 
-def test_a_lock_of_compliance_ends_only_while_it_cools_off(aws: SandboxClients) -> None:
+def test_a_compliance_lock_can_be_removed_only_while_it_cools_off(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     lock = {"SnapshotId": snapshot, "LockMode": "compliance"}
     locked = aws.ec2.lock_snapshot(**lock, LockDuration=2, CoolOffPeriod=3)
@@ -229,6 +229,6 @@ def test_a_lock_of_compliance_ends_only_while_it_cools_off(aws: SandboxClients) 
         ({"LockMode": "compliance", "LockDuration": 40_000}, "InvalidParameterValue"),
     ],
 )
-def test_what_no_lock_can_be_is_refused(aws: SandboxClients, asked: dict[str, object], code: str) -> None:
+def test_an_invalid_lock_is_refused(aws: SandboxClients, asked: dict[str, object], code: str) -> None:
     with refused(code):
         aws.ec2.lock_snapshot(SnapshotId=aws.snapshot(), **asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.sandbox.clients import SandboxClients, refused
 
 
-def test_tags_come_and_go(aws: SandboxClients) -> None:
+def test_tags_are_created_and_deleted(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
     aws.ec2.create_tags(
@@ -30,7 +30,7 @@ def test_tags_are_listed_by_resource(aws: SandboxClients) -> None:
     assert sorted(tag["ResourceType"] for tag in kinds) == ["image", "snapshot"]
 
 
-def test_one_unknown_resource_spoils_the_call(aws: SandboxClients) -> None:
+def test_with_one_unknown_resource_nothing_is_tagged(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     with refused("InvalidAMIID.NotFound"):
         aws.ec2.create_tags(Resources=[snapshot, "ami-0123456789abcdef0"], Tags=[{"Key": "a", "Value": "1"}])

@@ -1,4 +1,4 @@
-"""Launch templates, and who refers to an image.
+"""Launch templates, and references to images.
 
 Sources: the operations' reference pages; "Use a Systems Manager parameter instead of an AMI ID"; "How AMI
 reference checks work".
@@ -51,7 +51,7 @@ def test_versions_are_numbered_and_the_default_is_chosen(aws: SandboxClients) ->
     }
 
 
-def test_all_templates_are_looked_through_by_image(aws: SandboxClients) -> None:
+def test_versions_of_all_templates_are_filtered_by_image(aws: SandboxClients) -> None:
     add_version(aws, template(aws, OTHER), "ami-0aaaaaaaaaaaaaaaa")
     template(aws, OTHER, "others")
     filters = [{"Name": "image-id", "Values": [OTHER]}]
@@ -91,11 +91,11 @@ def test_instances_are_launched_from_templates(aws: SandboxClients) -> None:
     assert answer["Instances"][0]["InstanceType"] == "t3.micro"
 
 
-def test_parameters_stand_for_images(aws: SandboxClients) -> None:
+def test_parameters_resolve_to_images(aws: SandboxClients) -> None:
     image = aws.image()
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
-    aws.sandbox.clock.advance(1)  # the value is checked after it was accepted
+    aws.sandbox.clock.advance(1)  # the check of the value is asynchronous
     nodes = template(aws, "resolve:ssm:/nodes/stable")
     asked = {"LaunchTemplateId": nodes, "Versions": ["1"]}
     for resolve, expected in ((False, "resolve:ssm:/nodes/stable"), (True, image)):
@@ -105,12 +105,12 @@ def test_parameters_stand_for_images(aws: SandboxClients) -> None:
     assert answer["Instances"][0]["ImageId"] == image
 
 
-def test_references_are_found_wherever_an_image_is_named(aws: SandboxClients) -> None:
+def test_references_of_all_kinds_are_found(aws: SandboxClients) -> None:
     image = aws.image()
     nodes = template(aws, image)
     ssm = aws.client("ssm")
     ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
-    aws.sandbox.clock.advance(1)  # the value is checked after it was accepted
+    aws.sandbox.clock.advance(1)  # the check of the value is asynchronous
     answer = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     assert references(aws, image) == [
         ("ec2:Instance", f"instance/{answer['Instances'][0]['InstanceId']}"),
@@ -120,7 +120,7 @@ def test_references_are_found_wherever_an_image_is_named(aws: SandboxClients) ->
     assert references(aws, OTHER) == []
 
 
-def test_only_the_newest_ten_versions_are_looked_at_unless_asked(aws: SandboxClients) -> None:
+def test_only_the_newest_ten_versions_are_read_by_default(aws: SandboxClients) -> None:
     image = aws.image()
     nodes = template(aws, image)
     for _ in range(10):
@@ -135,7 +135,7 @@ def test_only_the_newest_ten_versions_are_looked_at_unless_asked(aws: SandboxCli
     ]
 
 
-def test_instances_are_looked_at_by_state(aws: SandboxClients) -> None:
+def test_instances_are_filtered_by_state(aws: SandboxClients) -> None:
     image = aws.image()
     aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     for state, count in (("pending", 1), ("running", 0)):
@@ -147,6 +147,8 @@ def test_instances_are_looked_at_by_state(aws: SandboxClients) -> None:
 @pytest.mark.parametrize(
     ("images", "code"), [((OTHER,), "MissingParameter"), (("foo",), "InvalidAMIID.Malformed")]
 )
-def test_what_to_look_at_must_be_said(aws: SandboxClients, images: tuple[str, ...], code: str) -> None:
+def test_a_call_without_resource_types_is_refused(
+    aws: SandboxClients, images: tuple[str, ...], code: str
+) -> None:
     with refused(code):
         aws.ec2.describe_image_references(ImageIds=list(images))

@@ -1,4 +1,4 @@
-"""What policies allow.
+"""The evaluation of policies.
 
 Sources: "Policy evaluation logic", "IAM JSON policy elements: Condition operators" and "IAM policy elements:
 Variables and tags" in the IAM User Guide.
@@ -29,11 +29,11 @@ def decide(
     return evaluate([document], AccessRequest(action, resource, context))
 
 
-def test_nothing_allows_nothing() -> None:
+def test_without_policies_nothing_is_allowed() -> None:
     assert evaluate([], AccessRequest("s3:GetObject")) == "implicitDeny"
 
 
-def test_a_deny_wins() -> None:
+def test_a_deny_overrides_an_allow() -> None:
     assert decide(statement(), statement("Deny", Action="s3:Get*")) == "explicitDeny"
     assert decide(statement("Deny", Action="s3:Get*"), statement(), action="s3:PutObject") == "allowed"
 
@@ -104,7 +104,7 @@ def test_conditions(operator: str, wanted: Any, actual: str | None, *, holds: bo
     assert decision == ("allowed" if holds else "implicitDeny")
 
 
-def test_an_unknown_operator_is_an_error_and_no_silent_no() -> None:
+def test_an_unknown_operator_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not emulate the condition operator StringMatches"):
         decide(statement(Condition={"StringMatches": {"aws:Key": "a"}}), aws__key="a")
 
@@ -145,7 +145,7 @@ def test_an_older_policy_has_no_variables() -> None:
         assert evaluate([json.dumps(own)], question) == expected
 
 
-def test_the_value_of_a_variable_is_no_pattern() -> None:
+def test_a_wildcard_in_the_value_of_a_variable_is_literal() -> None:
     own = statement(Resource="arn:aws:s3:::home/${aws:username}/*")
     assert decide(own, resource="arn:aws:s3:::home/bob/k", aws__username="*") == "implicitDeny"
 

@@ -22,7 +22,7 @@ def make_role(aws: SandboxClients, name: str = "vmimport") -> str:
     return arn
 
 
-def test_a_role_is_shown_as_it_was_made(aws: SandboxClients) -> None:
+def test_a_role_has_its_attributes(aws: SandboxClients) -> None:
     answer = aws.iam.create_role(
         RoleName="vmimport",
         Path="/service/",
@@ -44,7 +44,7 @@ def test_roles_are_global(aws: SandboxClients) -> None:
     assert aws.client("iam", "eu-west-1").get_role(RoleName="vmimport")["Role"]["RoleName"] == "vmimport"
 
 
-def test_what_is_there_and_what_is_not(aws: SandboxClients) -> None:
+def test_existing_and_missing_entities_are_refused(aws: SandboxClients) -> None:
     make_role(aws)
     with refused("EntityAlreadyExists"):
         make_role(aws)
@@ -118,7 +118,7 @@ def test_managed_policies_and_their_versions(aws: SandboxClients) -> None:
         aws.iam.delete_policy_version(PolicyArn=arn, VersionId="v5")
 
 
-def test_a_key_works_until_it_is_switched_off(aws: SandboxClients) -> None:
+def test_an_access_key_works_until_it_is_deactivated(aws: SandboxClients) -> None:
     aws.iam.create_user(UserName="ci")
     key = aws.iam.create_access_key(UserName="ci")["AccessKey"]
     keys = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
@@ -133,7 +133,7 @@ def test_a_key_works_until_it_is_switched_off(aws: SandboxClients) -> None:
     aws.iam.delete_user(UserName="ci")
 
 
-def test_lists_page_by_page(aws: SandboxClients) -> None:
+def test_lists_have_pages(aws: SandboxClients) -> None:
     for number in range(3):
         make_role(aws, f"role-{number}")
     pages = aws.iam.get_paginator("list_roles").paginate(PaginationConfig={"PageSize": 2})

@@ -1,4 +1,4 @@
-"""Bucket policies: evaluated beside the policies of the caller, for other accounts, and for VM Import.
+"""Bucket policies: with the policies of the caller, for other accounts, and for VM Import.
 
 Sources: "Policy evaluation logic", "Cross-account policy evaluation logic" and "AWS JSON policy elements:
 Principal" in the IAM User Guide; PutBucketPolicy in the Amazon S3 API Reference; "Blocking public access to
@@ -80,7 +80,7 @@ def may_read(client: Any, key: str = "vmsnix/a") -> bool:
     return True
 
 
-def test_a_deny_wins_over_the_policies_of_the_caller(aws: Sandbox) -> None:
+def test_a_deny_overrides_the_policies_of_the_caller(aws: Sandbox) -> None:
     carol = s3(user(aws, "s3:*"))
     put_policy(aws, statement("Deny", {"AWS": arn(aws)}, "s3:GetObject"))
     with refused("AccessDenied", "with an explicit deny in a resource-based policy"):
@@ -98,7 +98,7 @@ def test_an_allow_to_a_user_of_the_account_is_enough(aws: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("principal", ["arn:aws:iam::{}:root", "{}"])
-def test_an_allow_to_the_account_leaves_it_to_the_policies_of_its_users(aws: Sandbox, principal: str) -> None:
+def test_an_allow_to_the_account_delegates_to_the_policies_of_its_users(aws: Sandbox, principal: str) -> None:
     carol, dave = s3(user(aws)), s3(user(aws, "s3:GetObject", name="dave"))
     put_policy(aws, statement("Allow", {"AWS": principal.format(aws.account)}, "s3:*"))
     assert not may_read(carol)
@@ -152,7 +152,7 @@ def test_another_account_needs_both_policies(aws: Sandbox) -> None:
         s3(other).put_object(Bucket=BUCKET, Key="b", Body=b"")
 
 
-def test_another_account_is_told_no_reason(aws: Sandbox) -> None:
+def test_another_account_gets_no_reason(aws: Sandbox) -> None:
     with pytest.raises(ClientError) as caught:
         s3(aws.other_account(OTHER)).get_object(Bucket=BUCKET, Key="vmsnix/a")
     assert caught.value.response["Error"]["Message"] == "Access Denied"
@@ -165,7 +165,7 @@ def test_another_account_never_manages_the_policy(aws: Sandbox) -> None:
             getattr(s3(aws.other_account(OTHER)), operation)(Bucket=BUCKET)
 
 
-def test_an_object_is_copied_only_from_where_the_caller_may_read(aws: Sandbox) -> None:
+def test_an_object_is_copied_only_if_the_caller_may_read_it(aws: Sandbox) -> None:
     other = s3(aws.other_account(OTHER))
     other.create_bucket(Bucket="theirs")
     asked = {"Bucket": "theirs", "Key": "a", "CopySource": f"{BUCKET}/vmsnix/a"}
@@ -175,7 +175,7 @@ def test_an_object_is_copied_only_from_where_the_caller_may_read(aws: Sandbox) -
     other.copy_object(**asked)
 
 
-def test_a_session_is_named_by_its_role_or_by_itself(aws: Sandbox) -> None:
+def test_a_policy_names_a_session_by_its_role_or_its_own_arn(aws: Sandbox) -> None:
     iam = aws.client("iam")
     trust = {"Effect": "Allow", "Principal": {"AWS": aws.account}, "Action": "sts:AssumeRole"}
     iam.create_role(
@@ -202,13 +202,13 @@ def test_a_session_is_named_by_its_role_or_by_itself(aws: Sandbox) -> None:
     assert not may_read(client)
 
 
-def test_everybody_but_some_is_denied(aws: Sandbox) -> None:
+def test_not_principal_denies_all_others(aws: Sandbox) -> None:
     carol, dave = s3(user(aws, "s3:*")), s3(user(aws, "s3:*", name="dave"))
     denied = statement("Deny", {}, "s3:GetObject") | {"NotPrincipal": {"AWS": [arn(aws), aws.account]}}
     del denied["Principal"]
     put_policy(aws, denied)
     assert may_read(carol)
-    assert not may_read(dave)  # the account that is named too stands for its root user
+    assert not may_read(dave)  # the account in NotPrincipal is only its root user
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_conditions_of_a_deny(aws: Sandbox, condition: dict[str, Any], *, allowe
     assert may_read(s3(aws)) is allowed
 
 
-def test_what_may_be_listed_is_held_to_a_prefix(aws: Sandbox) -> None:
+def test_a_list_permission_can_be_limited_to_a_prefix(aws: Sandbox) -> None:
     carol = s3(user(aws))
     listing = {"Condition": {"StringLike": {"s3:prefix": "vmsnix/*"}}, "Resource": HOME}
     put_policy(aws, statement("Allow", {"AWS": arn(aws)}, "s3:ListBucket", **listing))
@@ -238,7 +238,7 @@ def test_what_may_be_listed_is_held_to_a_prefix(aws: Sandbox) -> None:
             carol.list_objects_v2(Bucket=BUCKET, **asked)
 
 
-def test_how_an_object_is_written_is_a_condition(aws: Sandbox) -> None:
+def test_the_encryption_of_a_new_object_can_be_a_condition(aws: Sandbox) -> None:
     only_new = {"Condition": {"Null": {"s3:if-none-match": "true"}}, "Resource": f"{HOME}/*"}
     put_policy(aws, statement("Deny", "*", "s3:PutObject", **only_new))
     with refused("AccessDenied"):
@@ -246,7 +246,7 @@ def test_how_an_object_is_written_is_a_condition(aws: Sandbox) -> None:
     s3(aws).put_object(Bucket=BUCKET, Key="b", Body=b"", IfNoneMatch="*")
 
 
-def test_a_public_policy_lets_other_accounts_in_unless_it_is_restricted(aws: Sandbox) -> None:
+def test_a_public_policy_allows_other_accounts_unless_restricted(aws: Sandbox) -> None:
     other = s3(aws.other_account(OTHER))
     open_to_public_policies(aws)
     put_policy(aws, statement("Allow", "*", "s3:GetObject"))
@@ -269,7 +269,7 @@ def test_a_public_policy_lets_other_accounts_in_unless_it_is_restricted(aws: San
         ("*", {"StringNotEquals": {"aws:SourceVpc": "vpc-1"}}, True),
     ],
 )
-def test_whether_a_policy_is_public(
+def test_public_policies_are_recognized(
     aws: Sandbox, principal: Any, condition: dict[str, Any], *, public: bool
 ) -> None:
     open_to_public_policies(aws)
@@ -281,7 +281,7 @@ def test_whether_a_policy_is_public(
 @pytest.mark.parametrize(
     "broken", [{"Resource": "arn:aws:s3:::other/*"}, {"Principal": "carol"}, {"Principal": {"User": "carol"}}]
 )
-def test_a_policy_for_something_else_is_refused(aws: Sandbox, broken: dict[str, Any]) -> None:
+def test_a_policy_for_another_bucket_is_refused(aws: Sandbox, broken: dict[str, Any]) -> None:
     with refused("MalformedPolicy"):
         put_policy(aws, statement("Deny", "*") | broken)
 

@@ -26,7 +26,7 @@ def test_a_bucket_is_in_the_region_of_the_request(aws: SandboxClients) -> None:
     assert aws.s3.head_bucket(Bucket="here")["BucketRegion"] == "us-east-1"
 
 
-def test_only_us_east_1_makes_buckets_elsewhere(aws: SandboxClients) -> None:
+def test_only_us_east_1_creates_buckets_of_other_regions(aws: SandboxClients) -> None:
     aws.s3.create_bucket(Bucket="far", **located("ap-south-1"))
     assert aws.client("s3", "ap-south-1").head_bucket(Bucket="far")["BucketRegion"] == "ap-south-1"
     with refused("IllegalLocationConstraintException", "eu-west-1 location constraint is incompatible"):
@@ -38,12 +38,12 @@ def test_only_us_east_1_makes_buckets_elsewhere(aws: SandboxClients) -> None:
 
 
 @pytest.mark.parametrize("name", ["ab", "Upper", "under_score", "two..dots", "192.168.0.1", "end-", "a" * 64])
-def test_refuses_names_that_are_none(aws: SandboxClients, name: str) -> None:
+def test_invalid_bucket_names_are_refused(aws: SandboxClients, name: str) -> None:
     status, body = aws.send("PUT", f"/{name}")
     assert (status, b"InvalidBucketName" in body) == (400, True)
 
 
-def test_making_a_bucket_twice_succeeds_in_us_east_1_only(aws: SandboxClients) -> None:
+def test_creating_a_bucket_twice_succeeds_in_us_east_1_only(aws: SandboxClients) -> None:
     aws.bucket("twice")
     aws.bucket("twice")
     west = aws.client("s3", "us-west-2")
@@ -62,21 +62,21 @@ def test_a_bucket_of_another_region_redirects(aws: SandboxClients) -> None:
     assert [call.region for call in aws.sandbox.calls.matching("s3:PutObject")] == ["eu-west-1", "us-west-2"]
 
 
-def test_a_bucket_that_is_not_there(aws: SandboxClients) -> None:
+def test_an_unknown_bucket_is_refused(aws: SandboxClients) -> None:
     with refused("404"):
         aws.s3.head_bucket(Bucket="nowhere")
     with refused("NoSuchBucket"):
         aws.s3.list_objects_v2(Bucket="nowhere")
 
 
-def test_the_expected_owner_is_compared(aws: SandboxClients) -> None:
+def test_an_unexpected_owner_is_refused(aws: SandboxClients) -> None:
     aws.bucket()
     aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner=aws.sandbox.account)
     with refused("AccessDenied"):
         aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner="999999999999")
 
 
-def test_lists_buckets_of_all_regions_page_by_page(aws: SandboxClients) -> None:
+def test_lists_buckets_of_all_regions_in_pages(aws: SandboxClients) -> None:
     for number in range(3):
         aws.bucket(f"bucket-{number}")
     aws.client("s3", "eu-west-1").create_bucket(Bucket="bucket-9", **located("eu-west-1"))
@@ -157,7 +157,7 @@ def test_a_lifecycle_rule_without_an_action_is_refused(aws: SandboxClients) -> N
         aws.s3.put_bucket_lifecycle_configuration(Bucket="images", LifecycleConfiguration=rules)
 
 
-def test_keeps_a_policy_and_tells_whether_it_is_public(aws: SandboxClients) -> None:
+def test_keeps_a_policy_and_reports_whether_it_is_public(aws: SandboxClients) -> None:
     aws.bucket()
     with refused("NoSuchBucketPolicy"):
         aws.s3.get_bucket_policy(Bucket="images")
@@ -185,7 +185,7 @@ def test_block_public_access_refuses_a_public_policy(aws: SandboxClients) -> Non
 @pytest.mark.parametrize(
     "policy", ["{", "[]", '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow"}]}']
 )
-def test_refuses_a_policy_that_is_none(aws: SandboxClients, policy: str) -> None:
+def test_an_invalid_policy_is_refused(aws: SandboxClients, policy: str) -> None:
     aws.bucket()
     with refused("MalformedPolicy"):
         aws.s3.put_bucket_policy(Bucket="images", Policy=policy)

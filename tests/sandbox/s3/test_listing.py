@@ -42,7 +42,7 @@ def test_a_delimiter_makes_folders(aws: SandboxClients, bucket: str) -> None:
     assert [entry["Prefix"] for entry in answer["CommonPrefixes"]] == ["a/b/"]
 
 
-def test_starts_behind_a_key(aws: SandboxClients, bucket: str) -> None:
+def test_starts_after_a_key(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.list_objects_v2(Bucket=bucket, StartAfter="a/2")
     assert [entry["Key"] for entry in answer["Contents"]] == KEYS[3:]
     assert answer["StartAfter"] == "a/2"
@@ -51,7 +51,9 @@ def test_starts_behind_a_key(aws: SandboxClients, bucket: str) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
 @pytest.mark.parametrize("delimiter", ["", "/"])
-def test_pages_add_up(aws: SandboxClients, bucket: str, size: int, operation: str, delimiter: str) -> None:
+def test_pages_together_list_everything(
+    aws: SandboxClients, bucket: str, size: int, operation: str, delimiter: str
+) -> None:
     asked = {"Bucket": bucket} | ({"Delimiter": delimiter} if delimiter else {})
     pages = list(aws.s3.get_paginator(operation).paginate(**asked, PaginationConfig={"PageSize": size}))
     keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
@@ -61,7 +63,7 @@ def test_pages_add_up(aws: SandboxClients, bucket: str, size: int, operation: st
     assert all(len(page.get("Contents", [])) + len(page.get("CommonPrefixes", [])) <= size for page in pages)
 
 
-def test_a_token_that_is_none_is_refused(aws: SandboxClients, bucket: str) -> None:
+def test_an_invalid_token_is_refused(aws: SandboxClients, bucket: str) -> None:
     with refused("InvalidArgument", "continuation token"):
         aws.s3.list_objects_v2(Bucket=bucket, ContinuationToken="§")
 

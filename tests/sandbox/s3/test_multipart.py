@@ -103,7 +103,7 @@ def test_boto3_transfers_large_files(aws: SandboxClients, bucket: str, tmp_path:
     assert aws.s3.head_object(Bucket=bucket, Key="k")["ETag"].endswith('-3"')
 
 
-def test_repeating_complete_after_a_lost_answer_succeeds(aws: SandboxClients, bucket: str) -> None:
+def test_completing_again_after_a_lost_answer_succeeds(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     parts = [send(aws, upload, 1, LAST)]
     assert complete(aws, upload, parts)["ETag"] == complete(aws, upload, parts)["ETag"]
@@ -142,7 +142,7 @@ def test_wrong_checksums_are_refused(aws: SandboxClients, bucket: str) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "kind"), [("SHA256", "FULL_OBJECT"), ("SHA1", "FULL_OBJECT"), ("CRC64NVME", "COMPOSITE")]
 )
-def test_checksum_types_that_do_not_go_together(
+def test_invalid_checksum_types_are_refused(
     aws: SandboxClients, bucket: str, algorithm: str, kind: str
 ) -> None:
     with refused("InvalidRequest"):
@@ -173,7 +173,7 @@ def test_a_part_sent_again_replaces_the_first(aws: SandboxClients, bucket: str) 
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"second try"
 
 
-def test_abort_leaves_nothing(aws: SandboxClients, bucket: str) -> None:
+def test_abort_deletes_all_parts(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     send(aws, upload, 1, LAST)
     aws.s3.abort_multipart_upload(Bucket=bucket, Key="k", UploadId=upload)
@@ -185,7 +185,7 @@ def test_abort_leaves_nothing(aws: SandboxClients, bucket: str) -> None:
         send(aws, upload, 2, LAST)
 
 
-def test_completing_only_where_nothing_is(aws: SandboxClients, bucket: str) -> None:
+def test_completing_can_require_that_the_key_is_new(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=b"there")
     upload = begin(aws)
     part = send(aws, upload, 1, LAST)
@@ -194,7 +194,7 @@ def test_completing_only_where_nothing_is(aws: SandboxClients, bucket: str) -> N
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"there"
 
 
-def test_lists_parts_and_uploads_page_by_page(aws: SandboxClients, bucket: str) -> None:
+def test_lists_parts_and_uploads_in_pages(aws: SandboxClients, bucket: str) -> None:
     uploads = {key: begin(aws, key) for key in ("a/1", "a/2", "b/1")}
     for number in (1, 2, 3):
         send(aws, uploads["a/1"], number, LAST, "a/1")
@@ -227,7 +227,7 @@ def test_parts_copied_from_another_object(aws: SandboxClients, bucket: str) -> N
     assert aws.s3.get_object(Bucket=bucket, Key="copy")["Body"].read() == FIRST + LAST
 
 
-def test_a_copy_of_a_multipart_object_is_one_piece(aws: SandboxClients, bucket: str) -> None:
+def test_a_copy_of_a_multipart_object_has_one_part(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     complete(aws, upload, [send(aws, upload, n, data) for n, data in ((1, FIRST), (2, LAST))])
     aws.s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")

@@ -1,4 +1,4 @@
-"""Objects: what is put is what is got.
+"""Objects: write, read, copy, delete, tags, attributes.
 
 Sources: the operations' pages in the Amazon S3 API Reference; "Checking object integrity" and
 "Conditional requests" in the Amazon S3 User Guide; RFC 9110 for ranges.
@@ -26,7 +26,7 @@ def bucket(aws: SandboxClients) -> str:
     return aws.bucket()
 
 
-def test_gives_back_what_was_put(aws: SandboxClients, bucket: str) -> None:
+def test_an_object_is_read_as_it_was_stored(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.put_object(
         Bucket=bucket,
         Key="k",
@@ -54,7 +54,7 @@ def test_gives_back_what_was_put(aws: SandboxClients, bucket: str) -> None:
     assert tags == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "two words"}]
 
 
-def test_an_object_without_a_type_is_octets(aws: SandboxClients, bucket: str) -> None:
+def test_the_default_content_type_is_octets(aws: SandboxClients, bucket: str) -> None:
     aws.send("PUT", f"/{bucket}/k", b"x")
     assert aws.s3.head_object(Bucket=bucket, Key="k")["ContentType"] == "binary/octet-stream"
 
@@ -86,19 +86,19 @@ def test_answers_ranges(aws: SandboxClients, bucket: str, asked: str, first: int
 
 
 @pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=-0", "bytes=5000-6000"])
-def test_refuses_ranges_behind_the_end(aws: SandboxClients, bucket: str, asked: str) -> None:
+def test_refuses_ranges_after_the_end(aws: SandboxClients, bucket: str, asked: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     with refused("InvalidRange"):
         aws.s3.get_object(Bucket=bucket, Key="k", Range=asked)
 
 
-def test_ignores_ranges_that_are_none(aws: SandboxClients, bucket: str) -> None:
+def test_ignores_invalid_ranges(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     found = aws.s3.get_object(Bucket=bucket, Key="k", Range="lines=1-2")
     assert (found["ContentLength"], found["ResponseMetadata"]["HTTPStatusCode"]) == (1024, 200)
 
 
-def test_answers_say_what_the_request_wants_them_to_say(aws: SandboxClients, bucket: str) -> None:
+def test_a_request_can_override_headers_of_the_answer(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     found = aws.s3.get_object(Bucket=bucket, Key="k", ResponseContentType="text/plain")
     assert found["ContentType"] == "text/plain"
@@ -120,7 +120,7 @@ def crc32(data: bytes) -> str:
     return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
 
-def test_boto3_sends_a_crc32_and_gets_it_back(aws: SandboxClients, bucket: str) -> None:
+def test_the_crc32_of_boto3_is_stored(aws: SandboxClients, bucket: str) -> None:
     answer = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     assert (answer["ChecksumCRC32"], answer["ChecksumType"]) == (crc32(DATA), "FULL_OBJECT")
     found = aws.s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
@@ -129,9 +129,7 @@ def test_boto3_sends_a_crc32_and_gets_it_back(aws: SandboxClients, bucket: str) 
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1", "crc32", "crc32c", "crc64nvme"])
-def test_compares_and_keeps_the_checksum_that_was_sent(
-    aws: SandboxClients, bucket: str, algorithm: str
-) -> None:
+def test_a_sent_checksum_is_checked_and_stored(aws: SandboxClients, bucket: str, algorithm: str) -> None:
     computed = new_checksum(algorithm)
     computed.update(DATA)
     sent = {f"Checksum{algorithm.upper()}": encode_base64(computed.digest())}
@@ -151,12 +149,12 @@ def test_compares_content_md5(aws: SandboxClients, bucket: str) -> None:
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ContentMD5="short")
 
 
-def test_a_checksum_that_is_none_is_refused(aws: SandboxClients, bucket: str) -> None:
+def test_an_invalid_checksum_is_refused(aws: SandboxClients, bucket: str) -> None:
     with refused("InvalidRequest", "x-amz-checksum-sha256"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256="short")
 
 
-def test_an_upload_that_was_refused_leaves_no_file(aws: SandboxClients, bucket: str) -> None:
+def test_a_refused_upload_leaves_no_file(aws: SandboxClients, bucket: str) -> None:
     objects = aws.sandbox.world.folder / "objects"
     before = set(objects.rglob("*/*"))
     with refused("BadDigest"):
@@ -167,14 +165,14 @@ def test_an_upload_that_was_refused_leaves_no_file(aws: SandboxClients, bucket: 
 # Conditions
 
 
-def test_writes_only_where_nothing_is(aws: SandboxClients, bucket: str) -> None:
+def test_a_write_can_require_that_the_key_is_new(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=b"first", IfNoneMatch="*")
     with refused("PreconditionFailed"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=b"second", IfNoneMatch="*")
     assert aws.s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"first"
 
 
-def test_writes_only_over_what_it_knows(aws: SandboxClients, bucket: str) -> None:
+def test_a_write_can_require_a_known_etag(aws: SandboxClients, bucket: str) -> None:
     etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=b"first")["ETag"]
     aws.s3.put_object(Bucket=bucket, Key="k", Body=b"second", IfMatch=etag)
     with refused("PreconditionFailed"):
@@ -198,7 +196,7 @@ def test_writes_only_over_what_it_knows(aws: SandboxClients, bucket: str) -> Non
         ({"IfNoneMatch": '"other"', "IfModifiedSince": timedelta(minutes=1)}, "ok"),
     ],
 )
-def test_reads_under_conditions(
+def test_reads_have_conditions(
     aws: SandboxClients, bucket: str, condition: dict[str, Any], outcome: str
 ) -> None:
     etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)["ETag"]
@@ -214,10 +212,10 @@ def test_reads_under_conditions(
         aws.s3.get_object(Bucket=bucket, Key="k", **asked)
 
 
-# Deleting, copying, tags, attributes
+# Delete, copy, tags, attributes
 
 
-def test_deleting_what_is_not_there_succeeds(aws: SandboxClients, bucket: str) -> None:
+def test_deleting_an_unknown_key_succeeds(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     aws.s3.delete_object(Bucket=bucket, Key="k")
     aws.s3.delete_object(Bucket=bucket, Key="k")
@@ -238,7 +236,7 @@ def test_deletes_many(aws: SandboxClients, bucket: str) -> None:
     assert [e["Key"] for e in aws.s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["k1"]
 
 
-def test_a_copy_lives_on_without_its_source(aws: SandboxClients, bucket: str) -> None:
+def test_a_copy_is_independent_of_its_source(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA, Metadata={"a": "1"}, Tagging="t=1")
     answer = aws.s3.copy_object(Bucket=bucket, Key="to", CopySource={"Bucket": bucket, "Key": "from"})
     assert answer["CopyObjectResult"]["ETag"] == f'"{hashlib.md5(DATA).hexdigest()}"'
@@ -295,7 +293,7 @@ def test_attributes(aws: SandboxClients, bucket: str) -> None:
     assert "ObjectParts" not in found
 
 
-# Reading from inside
+# Objects as files
 
 
 def test_other_services_read_an_object_as_one_file(aws: SandboxClients, bucket: str) -> None:
@@ -307,7 +305,7 @@ def test_other_services_read_an_object_as_one_file(aws: SandboxClients, bucket: 
         open_object(world.tables, world.folder, bucket, "none")
 
 
-def test_a_reader_crosses_the_borders_of_parts(tmp_path: Any) -> None:
+def test_a_reader_reads_across_parts(tmp_path: Any) -> None:
     pieces = [b"abc", b"", b"defg", b"h"]
     parts = []
     for number, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""Topics and the messages that they are given.
+"""Topics and their messages.
 
 Sources: the operations' pages in the Amazon SNS API Reference.
 """
@@ -16,7 +16,7 @@ EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name == "sns"]
 
 
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: op.name)
-def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
+def test_an_operation_uses_only_parameters_that_aws_has(operation: Operation) -> None:
     shape = service_model("sns").model.operation_model(operation.name).input_shape
     assert operation.parameters <= set(shape.members)
     assert set(shape.required_members) <= operation.parameters
@@ -32,7 +32,7 @@ def told(aws: SandboxClients, arn: str) -> list[str]:
     return [message.text for message in table[arn].messages]
 
 
-def test_a_topic_is_made_once_and_kept_with_its_messages(aws: SandboxClients) -> None:
+def test_a_topic_is_created_once_and_keeps_its_messages(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws)
     assert arn == topic(aws) == f"arn:aws:sns:us-east-1:{aws.sandbox.account}:images"
     first = sns.publish(TopicArn=arn, Subject="new", Message="one")["MessageId"]
@@ -53,7 +53,7 @@ def test_topics_are_listed_a_hundred_a_page(aws: SandboxClients) -> None:
     assert {one["TopicArn"] for page in pages for one in page["Topics"]} == arns
 
 
-def test_a_fifo_topic_keeps_one_of_two_messages_that_are_the_same(aws: SandboxClients) -> None:
+def test_a_fifo_topic_drops_a_repeated_message(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws, "images.fifo", FifoTopic="true")
     asked = {"TopicArn": arn, "Message": "one", "MessageGroupId": "ecs-node"}
     with refused("InvalidParameter"):
@@ -78,12 +78,12 @@ def test_a_fifo_topic_keeps_one_of_two_messages_that_are_the_same(aws: SandboxCl
     ],
     ids=lambda wrong: f"{next(iter(wrong))}",
 )
-def test_what_is_refused(aws: SandboxClients, wrong: dict[str, str]) -> None:
+def test_invalid_requests_are_refused(aws: SandboxClients, wrong: dict[str, str]) -> None:
     with refused("InvalidParameter"):
         aws.client("sns").publish(**({"TopicArn": topic(aws), "Message": "one"} | wrong))
 
 
-def test_what_is_not_emulated_is_refused_loudly(aws: SandboxClients) -> None:
+def test_attributes_that_are_not_emulated_are_refused(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws)
     with refused("NotImplemented"):
         sns.subscribe(TopicArn=arn, Protocol="email", Endpoint="a@example.org")

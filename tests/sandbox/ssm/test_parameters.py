@@ -41,7 +41,7 @@ def test_versions_and_history(aws: SandboxClients) -> None:
     assert history[0]["LastModifiedUser"].endswith(":user/operator")
 
 
-def test_regions_are_apart(aws: SandboxClients) -> None:
+def test_each_region_has_its_own_parameters(aws: SandboxClients) -> None:
     put(aws, "/x")
     with refused("ParameterNotFound"):
         aws.client("ssm", "eu-west-1").get_parameter(Name="/x")
@@ -58,7 +58,7 @@ def make_image(aws: SandboxClients) -> str:
     return image
 
 
-def test_a_pointer_to_an_image_is_validated(aws: SandboxClients) -> None:
+def test_an_image_parameter_is_validated(aws: SandboxClients) -> None:
     image = make_image(aws)
     put(aws, "/nixos/web", image, DataType="aws:ec2:image")
     aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS)
@@ -68,10 +68,15 @@ def test_a_pointer_to_an_image_is_validated(aws: SandboxClients) -> None:
     put(aws, "/nixos/web", "ami-0123456789abcdef0", DataType="aws:ec2:image", Overwrite=True)
     aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS)
     found = aws.ssm.get_parameter(Name="/nixos/web")["Parameter"]
-    assert (found["Value"], found["Version"]) == (image, 1)  # accepted, then found missing, and not kept
+    assert (found["Value"], found["Version"]) == (
+        image,
+        1,
+    )  # a value without its image is dropped
 
 
-def test_a_pointer_is_not_there_before_its_image_was_checked(aws: SandboxClients, monkeypatch: Any) -> None:
+def test_an_image_parameter_appears_after_the_check_of_its_image(
+    aws: SandboxClients, monkeypatch: Any
+) -> None:
     image = make_image(aws)
     monkeypatch.setattr(aws.sandbox.clock, "speed", 1.0)
     assert put(aws, "/nixos/web", image, DataType="aws:ec2:image", Tags=[{"Key": "a", "Value": "b"}]) == 1
@@ -90,14 +95,14 @@ def test_a_pointer_is_not_there_before_its_image_was_checked(aws: SandboxClients
 @pytest.mark.parametrize(
     "name", ["no spaces", "a/b", "/a//b", "/a/", "/aws/x", "ssm-x", "/" + "a/" * 16 + "b"]
 )
-def test_names_that_are_refused(aws: SandboxClients, name: str) -> None:
+def test_invalid_names_are_refused(aws: SandboxClients, name: str) -> None:
     with pytest.raises(aws.ssm.exceptions.ClientError) as caught:
         put(aws, name)
     allowed = {"ValidationException", "AccessDeniedException", "HierarchyLevelLimitExceededException"}
     assert caught.value.response["Error"]["Code"] in allowed
 
 
-def test_values_that_are_refused(aws: SandboxClients) -> None:
+def test_invalid_values_are_refused(aws: SandboxClients) -> None:
     with refused("ValidationException", "4096"):
         put(aws, "/x", "v" * 4097)
     with refused("ParameterPatternMismatchException"):
@@ -106,7 +111,7 @@ def test_values_that_are_refused(aws: SandboxClients) -> None:
         put(aws, "/x", "v", DataType="aws:ec2:picture")
 
 
-def test_many_at_once(aws: SandboxClients) -> None:
+def test_several_parameters_in_one_call(aws: SandboxClients) -> None:
     put(aws, "/a", "1")
     put(aws, "/b", "2")
     answer = aws.ssm.get_parameters(Names=["/b", "/none", "/a"])
@@ -118,7 +123,7 @@ def test_many_at_once(aws: SandboxClients) -> None:
         aws.ssm.delete_parameter(Name="/a")
 
 
-def test_by_path_page_by_page(aws: SandboxClients) -> None:
+def test_parameters_by_path_have_pages(aws: SandboxClients) -> None:
     for number in range(12):
         put(aws, f"/fleet/{number:02}")
     put(aws, "/fleet/deep/er")

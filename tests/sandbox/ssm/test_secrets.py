@@ -1,4 +1,4 @@
-"""SecureString parameters: who may decrypt them.
+"""SecureString parameters and the permission to decrypt them.
 
 Sources: "Restricting decryption of SecureString parameter values" and "AWS KMS encryption for AWS Systems
 Manager Parameter Store SecureString parameters" in the Systems Manager User Guide.
@@ -45,7 +45,7 @@ def put_secret(aws: Sandbox, **more: Any) -> None:
 
 
 def reads(ssm: Any, *, decrypt: bool = True) -> list[list[str]]:
-    """Return what each of the operations that read values shows."""
+    """Return the values in the answers of all operations that read values."""
     asked = {"WithDecryption": decrypt}
     history = ssm.get_parameter_history(Name=NAME, **asked)["Parameters"]
     return [
@@ -76,12 +76,12 @@ def test_without_decryption_a_secret_is_ciphertext(aws: Sandbox) -> None:
         assert SECRET not in value
 
 
-def test_the_managed_key_lets_everybody_of_the_account_decrypt(aws: Sandbox) -> None:
+def test_every_user_of_the_account_may_decrypt_with_the_managed_key(aws: Sandbox) -> None:
     put_secret(aws)
     assert reads(reader(aws)) == [[SECRET]] * 4
 
 
-def test_a_deny_of_decryption_through_parameter_store_keeps_secrets(aws: Sandbox) -> None:
+def test_a_deny_of_decryption_through_parameter_store_applies(aws: Sandbox) -> None:
     put_secret(aws)
     ssm = reader(aws, NO_DECRYPTION)
     asked = {"WithDecryption": True}
@@ -99,13 +99,13 @@ def test_a_deny_of_decryption_through_parameter_store_keeps_secrets(aws: Sandbox
     assert ssm.get_parameter(Name="/app/ami", **asked)["Parameter"]["Value"] == OPEN
 
 
-def test_a_deny_through_another_service_keeps_nothing(aws: Sandbox) -> None:
+def test_a_deny_through_another_service_does_not_apply(aws: Sandbox) -> None:
     put_secret(aws)
     other = NO_DECRYPTION | {"Condition": {"StringLike": {"kms:ViaService": "s3.*.amazonaws.com"}}}
     assert reads(reader(aws, other)) == [[SECRET]] * 4
 
 
-def test_a_customer_key_needs_the_right_to_use_it(aws: Sandbox) -> None:
+def test_a_customer_key_needs_permission(aws: Sandbox) -> None:
     put_secret(aws, KeyId=KEY)
     with refused("AccessDeniedException", "no identity-based policy allows the kms:Decrypt action"):
         reads(reader(aws))
@@ -118,7 +118,7 @@ def test_a_customer_key_needs_the_right_to_use_it(aws: Sandbox) -> None:
     assert reads(reader(aws, allowed)) == [[SECRET]] * 4
 
 
-def test_to_write_with_a_customer_key_needs_the_right_to_encrypt(aws: Sandbox) -> None:
+def test_writing_with_a_customer_key_needs_permission_to_encrypt(aws: Sandbox) -> None:
     asked = {"Name": NAME, "Value": SECRET, "Type": "SecureString"}
     reader(aws).put_parameter(**asked)
     with refused("AccessDeniedException", "kms:Encrypt"):

@@ -7,25 +7,25 @@ from typing import Any
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-DEEPEST = 9  # a form has no word for an empty structure, and CreateAutoScalingGroup goes that deep
+MAX_DEPTH = 9  # that of CreateAutoScalingGroup: a form cannot contain an empty structure
 MOMENT = datetime(2026, 11, 22, 21, 20, 19, tzinfo=UTC)
 TEXT = "a <b> & \"c\" 'd' ü 100% x=y;z"
 
 
 def sample(shape: Shape, depth: int = 0, *, plain: bool = False) -> Any:
-    """Return a value of a shape with every member filled, as deep as it makes sense.
+    """Return a value of a shape with all members, down to a depth of `MAX_DEPTH`.
 
     Parameters
     ----------
     shape
         The shape.
     depth
-        How deep it lies; structures that contain themselves end somewhere.
+        Its depth, which ends recursive structures.
     plain
-        Texts that fit into headers and paths.
+        Whether texts must be valid in headers and paths.
     """
     if isinstance(shape, StructureShape):
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             return {}
         members = dict(shape.members)
         if shape.is_tagged_union:
@@ -35,7 +35,7 @@ def sample(shape: Shape, depth: int = 0, *, plain: bool = False) -> Any:
             for name, member in members.items()
         }
     if isinstance(shape, ListShape):
-        return [sample(shape.member, depth + 1, plain=plain)] * 2 if depth <= DEEPEST else []
+        return [sample(shape.member, depth + 1, plain=plain)] * 2 if depth <= MAX_DEPTH else []
     if isinstance(shape, MapShape):
         return {
             "one": sample(shape.value, depth + 1, plain=plain),

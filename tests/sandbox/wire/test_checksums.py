@@ -1,4 +1,4 @@
-"""Checksums against known values: the CRC catalogue's check values, and each other."""
+"""Checksums compared with the check values of the CRC catalogue, and with each other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_check_value_of_each_algorithm(algorithm: str, check: str) -> None:
 
 @pytest.mark.parametrize("algorithm", sorted(CRC_POLYNOMIALS))
 @given(first=st.binary(max_size=200), second=st.binary(max_size=200))
-def test_the_crc_of_joined_parts_needs_no_second_look(algorithm: str, first: bytes, second: bytes) -> None:
+def test_the_crc_of_joined_parts_is_that_of_all_bytes(algorithm: str, first: bytes, second: bytes) -> None:
     joined = combine_crc(algorithm, compute(algorithm, first), compute(algorithm, second), len(second))
     assert joined == compute(algorithm, first + second)
 
@@ -50,7 +50,7 @@ def test_several_at_once() -> None:
     assert "sha256" in digests
 
 
-def test_what_is_no_checksum() -> None:
+def test_invalid_checksums_are_recognized() -> None:
     assert decode_base64("JfnnlDI7RTiF9RgfG2JNCw==", 16) is not None
     assert decode_base64("JfnnlDI7RTiF9RgfG2JNCw==", 20) is None
     assert decode_base64("not base64!", 16) is None

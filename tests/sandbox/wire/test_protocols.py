@@ -1,4 +1,4 @@
-"""The wire layer reads what botocore writes, and botocore reads what it writes: for every emulated operation.
+"""Protocols: for every emulated operation, the sandbox and botocore read each other's bytes.
 
 Source: botocore's serializers and parsers, which are what clients have.
 """
@@ -24,12 +24,12 @@ EVERY_OPERATION = pytest.mark.parametrize("key", sorted(OPERATIONS), ids=lambda 
 
 DIGESTS = {"ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256"}
 
-# Clients get these from handlers of botocore beyond its parsers.
+# Handlers of botocore set these members; its parsers do not.
 SPECIAL_ANSWERS = {("s3", "GetBucketLocation")}
 
 
 def as_request(written: dict[str, Any]) -> Request:
-    """Return what arrives at the server of what botocore's serializer wrote."""
+    """Return the request of botocore's serializer, as the server reads it."""
     query = written.get("query_string") or {}
     pairs = [(k, v) for k, v in query.items() if not isinstance(v, list)]
     pairs += [(k, one) for k, v in query.items() if isinstance(v, list) for one in v]
@@ -52,7 +52,7 @@ def without_streams(shape: Any, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_digests(params: dict[str, Any]) -> dict[str, Any]:
-    """Leave out checksums, which would be compared with the sample's document."""
+    """Remove checksums, which do not match the sample's document."""
     digests = {name for name in params if name in DIGESTS | {"ContentMD5"}}
     return {name: value for name, value in params.items() if name not in digests}
 
@@ -123,7 +123,7 @@ def test_botocore_reads_its_errors(name: str) -> None:
     assert parsed["ResponseMetadata"]["HTTPStatusCode"] == 409
 
 
-def test_further_members_of_an_error_reach_the_client() -> None:
+def test_extra_members_of_an_error_reach_the_client() -> None:
     error = AwsError("InvalidRange", "No such range.", status=416, ActualObjectSize=12)
     response = write_error(service_model("s3"), error, "id")
     raw = {"status_code": 416, "headers": HeadersDict(response.headers), "body": response.body}

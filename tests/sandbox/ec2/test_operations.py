@@ -1,4 +1,4 @@
-"""The emulated operations against botocore's model of EC2 and EBS, and the size of their state."""
+"""The emulated operations of EC2 and EBS compared with botocore's model; the size of the state file."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ EMULATED = [op for (name, _), op in sorted(OPERATIONS.items()) if name in {"ec2"
 
 
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
-def test_an_operation_honours_only_parameters_that_aws_has(operation: Operation) -> None:
+def test_an_operation_uses_only_parameters_that_aws_has(operation: Operation) -> None:
     shape = service_model(operation.service).model.operation_model(operation.name).input_shape
     assert operation.parameters <= set(shape.members)
     assert set(shape.required_members) - {"DryRun"} <= operation.parameters
 
 
 @pytest.mark.parametrize("operation", EMULATED, ids=lambda op: f"{op.service}:{op.name}")
-def test_an_operation_honours_the_token_that_clients_send_by_themselves(operation: Operation) -> None:
+def test_an_operation_accepts_the_client_token_that_boto3_adds(operation: Operation) -> None:
     shape = service_model(operation.service).model.operation_model(operation.name).input_shape
     automatic = {name for name, member in shape.members.items() if member.metadata.get("idempotencyToken")}
     assert automatic <= operation.parameters
 
 
-def test_all_six_ebs_direct_operations_are_there() -> None:
+def test_all_six_ebs_direct_operations_are_emulated() -> None:
     assert {op.name for op in EMULATED if op.service == "ebs"} == set(
         service_model("ebs").model.operation_names
     )
 
 
-def test_state_is_kept_small(aws: SandboxClients) -> None:
-    """A hundred images with their snapshot fit into a hundred kilobytes, so that saving is cheap."""
+def test_the_state_file_is_small(aws: SandboxClients) -> None:
+    """A hundred images with their snapshot need less than 100 kB."""
     snapshot = aws.snapshot()
     for _ in range(100):
         aws.image(snapshot)

@@ -14,7 +14,7 @@ def test_an_account_has_seventeen_regions_without_opting_in(aws: SandboxClients)
     assert {"us-east-1", "eu-central-1"} <= {region["RegionName"] for region in regions}
 
 
-def test_a_region_that_is_not_opted_in_to_takes_good_keys_for_unknown_ones(aws: SandboxClients) -> None:
+def test_valid_keys_are_unknown_in_a_region_without_opt_in(aws: SandboxClients) -> None:
     said = {
         "ec2": "describe_images",
         "ssm": "describe_parameters",
@@ -35,7 +35,7 @@ def test_a_region_that_is_not_opted_in_to_takes_good_keys_for_unknown_ones(aws: 
     }
 
 
-def test_there_are_more_regions_that_are_not_opted_in_to(aws: SandboxClients) -> None:
+def test_all_regions_include_those_without_opt_in(aws: SandboxClients) -> None:
     regions = {
         r["RegionName"]: r["OptInStatus"] for r in aws.ec2.describe_regions(AllRegions=True)["Regions"]
     }
@@ -43,7 +43,7 @@ def test_there_are_more_regions_that_are_not_opted_in_to(aws: SandboxClients) ->
     assert len(regions) > 30
 
 
-def test_regions_are_asked_for_by_name(aws: SandboxClients) -> None:
+def test_regions_are_described_by_name(aws: SandboxClients) -> None:
     answer = aws.ec2.describe_regions(RegionNames=["eu-west-1"])["Regions"]
     assert [region["Endpoint"] for region in answer] == ["ec2.eu-west-1.amazonaws.com"]
     with refused("InvalidParameterValue", "Invalid region names: [mars-north-1]"):
@@ -57,7 +57,7 @@ def test_zones_have_names_and_ids(aws: SandboxClients) -> None:
     assert {zone["State"] for zone in zones} == {"available"}
 
 
-def test_types_are_asked_for_by_architecture(aws: SandboxClients) -> None:
+def test_instance_types_are_filtered_by_architecture(aws: SandboxClients) -> None:
     filters = [{"Name": "processor-info.supported-architecture", "Values": ["arm64"]}]
     types = aws.ec2.describe_instance_types(Filters=filters)["InstanceTypes"]
     assert {"t4g.micro"} <= {kind["InstanceType"] for kind in types}
