@@ -47,7 +47,7 @@ class Owner:
             more["TagSpecifications"] = [{"ResourceType": "snapshot", "Tags": listed(tags)}]
         made: str = ec2.create_snapshot(VolumeId=volume, **more)["SnapshotId"]
         self.aws.clock.advance(60)
-        self.aws.world.tables.table(self.account, region, "snapshots")[made].started -= timedelta(days=3)
+        self.table("snapshots", region)[made].started -= timedelta(days=3)
         return made
 
     def ami(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:
@@ -67,7 +67,7 @@ class Owner:
         if tags:
             asked["TagSpecifications"] = [{"ResourceType": "image", "Tags": listed(tags)}]
         made: str = self.client("ec2", region).register_image(**(asked | more))["ImageId"]
-        self.aws.world.tables.table(self.account, region, "images")[made].created -= timedelta(days=3)
+        self.table("images", region)[made].created -= timedelta(days=3)
         return made
 
     def template(self, ami: str, name: str = "nodes", region: str = REGION) -> str:
@@ -106,6 +106,15 @@ class Owner:
     def scan(self, **options: Any) -> inventory.Inventory:
         """Scan as this account; options may contain numbers of the retirement policy."""
         return inventory.scan(policy_rules(options), session=(self.access or self.aws).session(), **options)
+
+    def table(self, kind: str, region: str = REGION) -> dict[str, Any]:
+        """Return the objects of the sandbox of a kind, such as images, by ID; a test may change them."""
+        found: dict[str, Any] = self.aws.world.tables.table(self.account, region, kind)
+        return found
+
+    def fail(self, operation: str, code: str = "UnauthorizedOperation", http: int = 403, **more: Any) -> None:
+        """Let an operation fail with a code of AWS."""
+        self.aws.faults.add({"op": operation, "do": "error", "code": code, "http": http, **more})
 
     def share(self, ami: str, *accounts: str, region: str = REGION) -> None:
         """Share an AMI with accounts; ``all`` is everybody."""

@@ -67,9 +67,7 @@ def test_an_unchanged_account_has_no_changes(own: Owner, tmp_path: Path) -> None
 def test_a_region_that_cannot_be_read_has_no_deleted_resources(own: Owner, tmp_path: Path) -> None:
     own.ami(OTHER)
     look(own, tmp_path, REGION, OTHER)
-    own.aws.faults.add(
-        {"op": "ec2:*", "where": {"region": OTHER}, "do": "error", "code": "AuthFailure", "http": 401}
-    )
+    own.fail("ec2:*", "AuthFailure", 401, where={"region": OTHER})
     assert told(look(own, tmp_path, REGION, OTHER)) == set()
     assert look(own, tmp_path, OTHER).since == {}
     own.aws.faults.clear()
@@ -82,7 +80,7 @@ def test_a_region_that_became_empty_is_reported_once(own: Owner, tmp_path: Path)
     ami = own.ami()
     look(own, tmp_path)
     own.client("ec2").deregister_image(ImageId=ami)
-    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    snapshots = own.table("snapshots")
     snapshots.clear()
     assert look(own, tmp_path).count("deleted") == 2
     assert len(look(own, tmp_path).frame) == 0

@@ -100,7 +100,7 @@ def test_missing_imdsv2_tags_and_old_age_are_reported(
     own: Owner, audit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loose, bare = own.ami(tags=TAGS, ImdsSupport="v2.0"), own.ami()
-    image = own.aws.world.tables.table(own.account, REGION, "images")[loose]
+    image = own.table("images")[loose]
     image.imds, image.created = "", datetime.now(UTC) - timedelta(days=400)
     found = audit()
     assert set(found.by("no-imdsv2")) == {loose}
@@ -113,7 +113,7 @@ def test_missing_imdsv2_tags_and_old_age_are_reported(
 def test_unused_and_deprecated_amis_are_reported(own: Owner, audit: Any) -> None:
     used, unused, ours = own.ami(tags=FOREIGN), own.ami(tags=FOREIGN), own.ami(tags=TAGS)
     own.template(used)
-    image = own.aws.world.tables.table(own.account, REGION, "images")[used]
+    image = own.table("images")[used]
     image.deprecate_at = datetime.now(UTC) - timedelta(days=3)
     found = audit()
     assert set(found.by("unreferenced")) == {unused}
@@ -125,9 +125,9 @@ def test_unused_and_deprecated_amis_are_reported(own: Owner, audit: Any) -> None
 def test_the_usage_of_a_young_ami_is_unknown(own: Owner, audit: Any) -> None:
     """AWS tells launches a day late, and lists snapshots before AMIs."""
     ami, settled = own.ami(tags=FOREIGN), own.ami(tags=FOREIGN)
-    images = own.aws.world.tables.table(own.account, REGION, "images")
+    images = own.table("images")
     images[ami].created = datetime.now(UTC)
-    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    snapshots = own.table("snapshots")
     for one in (ami, settled):
         del snapshots[images[one].snapshot_ids()[0]]
     found = audit()
@@ -137,7 +137,7 @@ def test_the_usage_of_a_young_ami_is_unknown(own: Owner, audit: Any) -> None:
 
 def test_deprecated_and_disabled_amis_are_not_reported_as_old(own: Owner, audit: Any) -> None:
     dated, disabled, old = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
-    images = own.aws.world.tables.table(own.account, REGION, "images")
+    images = own.table("images")
     for one in (dated, disabled, old):
         images[one].created = datetime.now(UTC) - timedelta(days=400)
     images[dated].deprecate_at = datetime.now(UTC) + timedelta(days=30)
@@ -148,8 +148,8 @@ def test_deprecated_and_disabled_amis_are_not_reported_as_old(own: Owner, audit:
 def test_a_used_ami_has_no_command_that_deregisters_it(own: Owner, audit: Any) -> None:
     half = own.ami(tags=TAGS)
     own.launch(half)
-    (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
-    del own.aws.world.tables.table(own.account, REGION, "snapshots")[lost]
+    (lost,) = own.table("images")[half].snapshot_ids()
+    del own.table("snapshots")[lost]
     assert audit().by("missing-snapshot")[half]["remediation"] is None
 
 
@@ -172,7 +172,7 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
     own.client("ec2").create_launch_template(
         LaunchTemplateName="database", LaunchTemplateData={"ImageId": held, "BlockDeviceMappings": disk}
     )
-    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    snapshots = own.table("snapshots")
     for one in (backup, ours, copied):
         snapshots[one].started -= timedelta(days=9)
     young = own.snapshot(tags=TAGS)  # an unfinished publish may need it
@@ -185,8 +185,8 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
 
 def test_an_ami_whose_snapshot_is_missing_is_reported(own: Owner, audit: Any) -> None:
     whole, half = own.ami(tags=TAGS), own.ami(tags=TAGS)
-    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
-    (lost,) = own.aws.world.tables.table(own.account, REGION, "images")[half].snapshot_ids()
+    snapshots = own.table("snapshots")
+    (lost,) = own.table("images")[half].snapshot_ids()
     del snapshots[lost]
     found = audit()
     assert set(found.by("missing-snapshot")) == {half}
@@ -197,8 +197,8 @@ def test_an_ami_whose_snapshot_is_missing_is_reported(own: Owner, audit: Any) ->
 def test_a_failed_copy_is_reported_with_its_reason(own: Owner, audit: Any) -> None:
     source = own.ami(tags=TAGS)
     copy = own.client("ec2").copy_image(SourceRegion=REGION, SourceImageId=source, Name="copy")["ImageId"]
-    images = own.aws.world.tables.table(own.account, REGION, "images")
-    snapshots = own.aws.world.tables.table(own.account, REGION, "snapshots")
+    images = own.table("images")
+    snapshots = own.table("snapshots")
     images[copy].failure = "Copy failed"
     snapshots[images[copy].snapshot_ids()[0]].failure = "Given key ID is not accessible"
     own.aws.clock.advance(3600)
@@ -333,10 +333,8 @@ def test_amis_with_unwanted_packages_are_reported(own: Owner, audit: Any, tmp_pa
 
 def test_a_source_that_cannot_be_read_is_a_finding_with_a_fix(own: Owner, audit: Any) -> None:
     own.ami(tags=TAGS)
-    own.aws.faults.add(
-        {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400,
-         "message": "User: x is not authorized to perform: ssm:DescribeParameters on resource: *"}
-    )  # fmt: skip
+    message = "User: x is not authorized to perform: ssm:DescribeParameters on resource: *"
+    own.fail("ssm:DescribeParameters", "AccessDeniedException", 400, message=message)
     found = audit()
     (one,) = found.by("unread").values()
     assert (one["severity"], one["region"], one["resource_id"]) == ("high", REGION, "parameters")

@@ -123,8 +123,7 @@ def test_imports_uploads_and_objects_are_listed(own: Owner, monkeypatch: pytest.
 
 def test_a_region_that_cannot_be_read_is_listed_as_unread(own: Owner) -> None:
     ami = own.ami()
-    rule = {"op": "ec2:Describe*", "where": {"region": OTHER_REGION}, "do": "error"}
-    own.aws.faults.add(rule | {"code": "AuthFailure", "http": 401})
+    own.fail("ec2:Describe*", "AuthFailure", 401, where={"region": OTHER_REGION})
     found = own.scan(regions=[REGION, OTHER_REGION])
     assert row(found, ami)["referenced"] is False
     assert [(one.region, one.source) for one in found.unread] == [(OTHER_REGION, "region")]
@@ -162,7 +161,7 @@ def test_a_price_of_an_unknown_region_is_refused_with_the_nearest(own: Owner, tm
 
 def test_a_scan_stops_at_its_deadline(own: Owner) -> None:
     own.ami()
-    own.aws.faults.add({"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400})
+    own.fail("ec2:DescribeSnapshots", "Throttling", 400)
     found = own.scan(regions=[REGION, OTHER_REGION], deadline_minutes=1 / 60)
     assert {(one.region, one.source) for one in found.unread} == {
         (REGION, "region"),
@@ -209,8 +208,7 @@ def test_throttled_and_dropped_requests_are_retried(own: Owner, monkeypatch: pyt
 
 def test_a_missing_permission_makes_usage_in_that_region_unknown(own: Owner) -> None:
     here, there = own.ami(), own.ami(OTHER_REGION)
-    rule = {"op": "autoscaling:*", "where": {"region": OTHER_REGION}, "do": "error"}
-    own.aws.faults.add(rule | {"code": "AccessDenied", "http": 403})
+    own.fail("autoscaling:*", "AccessDenied", where={"region": OTHER_REGION})
     found = own.scan(regions=[REGION, OTHER_REGION])
     assert row(found, here)["referenced"] is False
     assert row(found, there)["referenced"] not in (True, False)
@@ -347,8 +345,7 @@ def test_the_usage_of_an_ami_shared_only_with_scanned_accounts_is_known(own: Own
     assert (uses[0], uses[1] in (True, False), uses[2]) == (False, False, True)
     shared = {"kind": "shared-with", "id": FRIEND, "type": "account"}
     assert shared in json.loads(row(found, only)["references"])
-    hidden = {"op": "ec2:DescribeInstances", "do": "error", "code": "UnauthorizedOperation", "http": 403}
-    own.aws.faults.add({**hidden, "where": {"principal": f"*{FRIEND}*"}})
+    own.fail("ec2:DescribeInstances", where={"principal": f"*{FRIEND}*"})
     assert row(own.scan(**both), only)["referenced"] not in (True, False)
 
 
@@ -404,8 +401,7 @@ def test_a_missing_ami_is_listed_although_another_account_cannot_be_read(own: Ow
     gone = own.ami()
     own.template(gone), friend.template(gone)
     own.client("ec2").deregister_image(ImageId=gone)
-    hidden = {"op": "ec2:DescribeImages", "do": "error", "code": "UnauthorizedOperation", "http": 403}
-    own.aws.faults.add({**hidden, "where": {"principal": f"*{FRIEND}*"}})
+    own.fail("ec2:DescribeImages", where={"principal": f"*{FRIEND}*"})
     found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
     assert [(one.account, one.ami_id) for one in found.foreign_references] == [(own.account, gone)]
 
@@ -469,9 +465,7 @@ def test_an_unshared_ami_of_a_scanned_account_is_missing_in_the_other(own: Owner
 
 def test_a_snapshot_of_unknown_usage_is_not_plotted_as_unused(own: Owner) -> None:
     own.snapshot()
-    own.aws.faults.add(
-        {"op": "ec2:DescribeImages", "do": "error", "code": "UnauthorizedOperation", "http": 403}
-    )
+    own.fail("ec2:DescribeImages")
     found = own.scan(regions=[REGION])
     axes = views.plot(replace(found, frame=found.frame.assign(monthly_usd=1.0))).axes[0]
     heights = {bars.get_label(): sum(bar.get_height() for bar in bars) for bars in axes.containers}

@@ -204,7 +204,7 @@ class Story:
     def expose_and_age(self) -> None:
         """Make AMIs that are too open, too old, or of nobody."""
         own, ids = self.own, self.ids
-        images = own.aws.world.tables.table(own.account, REGION, "images")
+        images = own.table("images")
         ec2, now = own.client("ec2"), datetime.now(UTC)
         for name in ("public", "shared", "no-imdsv2", "deprecated", "disabled", "old", "use unknown"):
             ids[name] = own.ami(tags=FOREIGN)
@@ -293,7 +293,7 @@ class Story:
         other = Owner(own.aws, own.aws.other_account(STRANGER))
         theirs = other.ami()
         other.share(theirs, own.account)
-        (held,) = own.aws.world.tables.table(STRANGER, REGION, "images")[theirs].snapshot_ids()
+        (held,) = other.table("images")[theirs].snapshot_ids()
         other.client("ec2").modify_snapshot_attribute(
             SnapshotId=held,
             Attribute="createVolumePermission",

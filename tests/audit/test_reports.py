@@ -110,7 +110,7 @@ def test_fail_on_fails_the_run_from_a_severity(audit: AuditResult) -> None:
 
 
 def test_an_audit_with_unread_sources_is_partial(own: Owner) -> None:
-    own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
+    own.fail("autoscaling:*", "AccessDenied")
     audit = AuditResult.of(own.scan(regions=[REGION]))
     audit.save()
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
@@ -120,7 +120,7 @@ def test_an_audit_with_unread_sources_is_partial(own: Owner) -> None:
 
 
 def test_an_unread_source_does_not_count_for_fail_on(own: Owner) -> None:
-    own.aws.faults.add({"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403})
+    own.fail("autoscaling:*", "AccessDenied")
     own.template(own.ami(tags=DIGEST))
     audit = AuditResult.of(own.scan(regions=[REGION]))
     assert set(audit.findings.query("severity in ['critical', 'high']")["rule"]) == {"unread"}

@@ -1,4 +1,4 @@
-"""An audit and a retirement decide by the same rules: what one calls removable is what the other removes."""
+"""An audit and a retirement decide by the same rules."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def fill(fleet: Fleet) -> None:
     fleet.row("images", launched).last_launched = datetime.now(UTC) - timedelta(days=40)
     fleet.share(shared, "210987654321")
     fleet.ec2.enable_image_deregistration_protection(ImageId=protected, WithCooldown=False)
-    del fleet.aws.world.tables.table(fleet.aws.account, REGION, "snapshots")[fleet.held(half)[0]]
+    fleet.remove("snapshots", fleet.snapshots_of(half)[0])
     used, pointed, lent, volume = (fleet.ami("app", days=150) for _ in range(4))
     for name, ami in (("nodes", used), ("data", volume)):
         data: dict[str, Any] = {"ImageId": ami, "InstanceType": "t3.micro"}
         fleet.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)
-    fleet.point("/vmsnix/app/stable", pointed)
-    fleet.lend(fleet.held(lent)[0])
+    fleet.set_parameter("/vmsnix/app/stable", pointed)
+    fleet.share_snapshot(fleet.snapshots_of(lent)[0])
     for region in (REGION, OTHER):  # a copy that is in use keeps the other one
         copy = fleet.ami("copied", days=80, digest="same", region=region)
     data = {"ImageId": copy, "InstanceType": "t3.micro"}
@@ -68,7 +68,7 @@ def fill(fleet: Fleet) -> None:
     for days in (60, 10, 3):
         fleet.snapshot(days=days, tags=OURS)
         fleet.snapshot(days=days)
-    fleet.lend(fleet.snapshot(days=60, tags=OURS))
+    fleet.share_snapshot(fleet.snapshot(days=60, tags=OURS))
     fleet.snapshot(days=60, tags={**OURS, **mark(30, 14)})
     fleet.snapshot(days=60, tags={**OURS, **mark(3, 14)})
     for days in (20, 2):
@@ -145,9 +145,8 @@ def test_the_policy_of_the_settings_applies_to_both(fleet: Fleet, monkeypatch: p
 @pytest.mark.parametrize("operation", ["ec2:DescribeSnapshotAttribute", "ssm:GetParameterHistory"])
 def test_nothing_is_due_if_a_source_could_not_be_read(fleet: Fleet, operation: str) -> None:
     fleet.ami(days=60)
-    fleet.point("/vmsnix/app/stable", fleet.ami("app", days=60))
-    denied = {"op": operation, "do": "error", "code": "UnauthorizedOperation", "http": 403}
-    fleet.aws.faults.add({**denied, "message": f"You are not authorized to perform: {operation}"})
+    fleet.set_parameter("/vmsnix/app/stable", fleet.ami("app", days=60))
+    fleet.fail(operation, message=f"You are not authorized to perform: {operation}")
     rules = policy_rules({"keep_last": 0})
     found = inventory.scan(rules, regions=[REGION], session=fleet.session)
     findings = evaluate(found)

@@ -23,7 +23,7 @@ def test_sync_fills_a_lost_table(plan):
     before = latest().iloc[0]
     shutil.rmtree(Path(load().history) / "amis")
     found = sync(regions=[REGION])
-    assert (found.found, found.added, found.changed, found.gone) == (1, 1, 0, 0)
+    assert (found.found, found.added, found.changed, found.deregistered) == (1, 1, 0, 0)
     after = latest().iloc[0]
     for column in (
         "ami_id",
@@ -44,7 +44,7 @@ def test_a_second_sync_writes_nothing(plan):
     plan().apply()
     sync(regions=[REGION])
     again = sync(regions=[REGION])
-    assert (again.added, again.changed, again.gone) == (0, 0, 0)
+    assert (again.added, again.changed, again.deregistered) == (0, 0, 0)
 
 
 def test_a_changed_ami_gets_a_row(aws, plan):
@@ -75,9 +75,9 @@ def test_every_changed_field_is_recorded(aws, plan):
 def test_a_deregistered_ami_gets_a_row(aws, plan):
     result = plan().apply()
     aws.client("ec2", REGION).deregister_image(ImageId=result.ami_id)
-    assert sync(regions=[REGION]).gone == 1
+    assert sync(regions=[REGION]).deregistered == 1
     assert latest().iloc[0]["state"] == DEREGISTERED
-    assert sync(regions=[REGION]).gone == 0
+    assert sync(regions=[REGION]).deregistered == 0
 
 
 def test_amis_that_vmsnix_did_not_publish_are_ignored(aws):

@@ -278,7 +278,7 @@ def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_d
     first, second = fleet.ami(days=90), fleet.ami(days=80)
     fleet.apply()
     plan = fleet.plan(now=fleet.later())
-    announce, kept = acts.announce, fleet.held(first)
+    announce, kept = acts.announce, fleet.snapshots_of(first)
 
     def full(act: str, resource: str, region: str = "") -> None:
         if act == "ec2:DeleteSnapshot":
@@ -328,8 +328,8 @@ def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it
 ) -> None:
     first, second = fleet.ami(days=90, devices=2), fleet.ami(days=80)
     fleet.share(first, FRIEND)
-    for snapshot in fleet.held(first):
-        fleet.lend(snapshot)
+    for snapshot in fleet.snapshots_of(first):
+        fleet.share_snapshot(snapshot)
     plan = fleet.plan(allow_shared=True)
     with monkeypatch.context() as patch:
         full_at(patch, at)
@@ -338,7 +338,7 @@ def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it
         finish(result)
     assert caught.value.exit_code == 3
     assert f"Done: {first} retired in part." in caught.value.what
-    done = {"ModifySnapshotAttribute": fleet.held(first), "ModifyImageAttribute": [first]}
+    done = {"ModifySnapshotAttribute": fleet.snapshots_of(first), "ModifyImageAttribute": [first]}
     for act, resources in done.items():
         for taken in resources:
             listed = f"ec2:{act} of {taken}" in caught.value.why.partition("Done before it")[2]
@@ -354,7 +354,7 @@ def test_a_promotion_that_stops_within_a_revocation_lists_what_was_revoked(
 ) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND)
-    fleet.lend(*fleet.held(ami))
+    fleet.share_snapshot(*fleet.snapshots_of(ami))
     plan = promote.plan(
         ami=ami,
         revoke_from=[FRIEND],

@@ -43,9 +43,9 @@ class World:
         self.before, self.ami = fleet.ami(days=80), fleet.ami(days=60)
         fleet.share(self.ami, FRIEND)
         if user == "roll back":
-            fleet.point(CHANNEL, self.ami)
+            fleet.set_parameter(CHANNEL, self.ami)
         if user != "promote the first":
-            fleet.point(CHANNEL, self.before)
+            fleet.set_parameter(CHANNEL, self.before)
         else:
             self.before = ""
         self.retirer = Actor("retire", fleet.aws.session(REGION), self._decides_retirement)

@@ -202,11 +202,11 @@ def scan(
         )
         jobs, unread = _jobs(members, wanted, home)
     scanned = frozenset(account for account, _, _ in jobs)
-    shown = current().step("scan", total=len(jobs), unit="items")
+    progress = current().step("scan", total=len(jobs), unit="items")
     pool = ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan")
     # `_interruptible` stops the limit before the pool waits for its threads, so that they end.
-    with shown as step, _rare_garbage_collection(), pool, _interruptible(limit, pool):
-        turns = BoundedSemaphore(REGIONS_AT_ONCE + 1)
+    with progress as step, _rare_garbage_collection(), pool, _interruptible(limit, pool):
+        slots = BoundedSemaphore(REGIONS_AT_ONCE + 1)
 
         def read(context: RegionContext) -> tuple[ScanPart, pa.Table]:
             try:
@@ -215,19 +215,19 @@ def scan(
                 return part, columns.arrow()
             finally:
                 step.advance(1)
-                turns.release()
+                slots.release()
 
         futures = []
-        for account, its_session, region in jobs:
+        for account, member_session, region in jobs:
             # Sessions are not thread-safe, so clients are created here; only a few at once, because each
             # takes a megabyte and there may be thousands of regions.
-            turns.acquire()
-            context = RegionContext.of(its_session, region, account, limit)
+            slots.acquire()
+            context = RegionContext.of(member_session, region, account, limit)
             futures.append(pool.submit(read, context))
         found = [future.result() for future in futures]
     del futures  # they reference every table
     with _interruptible(limit):
-        sessions = {account: its_session for account, its_session, _ in jobs}
+        sessions = {account: member_session for account, member_session, _ in jobs}
         verdicts, undecided = _decide([part for part, _ in found], sessions, rules, now, limit)
     found = [(replace(part, state=None), table) for part, table in found]  # it is large, and no longer needed
     own = next((one for one in members if one.session is session), None)

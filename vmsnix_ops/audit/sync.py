@@ -37,7 +37,7 @@ class SyncResult:
     found: int
     added: int  # AMIs that were not in the table
     changed: int  # AMIs that differ from their row
-    gone: int  # AMIs that no longer exist
+    deregistered: int  # AMIs that no longer exist
 
 
 @check_arguments
@@ -65,7 +65,7 @@ def sync(
     tables = tables or open_tables(settings)
     known = {(str(row["ami_id"]), str(row["region"])): row for row in _latest(tables)}
     now = datetime.now(UTC)
-    added, changed, gone, found = [], [], [], 0
+    added, changed, deregistered, found = [], [], [], 0
     for region in chosen:
         amis = images.list_published_amis(client(session, "ec2", region))
         found += len(amis)
@@ -79,14 +79,14 @@ def sync(
             elif _differs(before, row):
                 changed.append(row)
         present = {ami.ami_id for ami in amis}
-        gone += [
+        deregistered += [
             {**row, "state": DEREGISTERED, "recorded_at": now, "source": "sync"}
             for (ami_id, where), row in known.items()
             if where == region and ami_id not in present and row.get("state") != DEREGISTERED
         ]
-    if added or changed or gone:
-        tables.append("amis", [*added, *changed, *gone])
-    return SyncResult(chosen, found, len(added), len(changed), len(gone))
+    if added or changed or deregistered:
+        tables.append("amis", [*added, *changed, *deregistered])
+    return SyncResult(chosen, found, len(added), len(changed), len(deregistered))
 
 
 def _latest(tables: Tables) -> Iterator[dict[str, Any]]:

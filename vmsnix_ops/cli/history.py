@@ -133,7 +133,7 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
     places = ", ".join(result.regions)
     echo(
         f"{counted(result.found, 'AMI')} in {places}: {result.added} added, {result.changed} changed, "
-        f"{result.gone} missing."
+        f"{result.deregistered} deregistered."
     )
 
 

@@ -1,4 +1,4 @@
-"""An account with AMIs of ours as old as a test wants them, and who uses them."""
+"""An account with AMIs of any age, and methods to use and share them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRIEND = "210987654321"
 
 @dataclass
 class Fleet:
-    """A sandbox and what a test makes in it."""
+    """A sandbox with methods to create and read AMIs and snapshots."""
 
     aws: Sandbox
     session: boto3.Session
@@ -64,7 +64,7 @@ class Fleet:
         tags: dict[str, str] | None = None,
         **registration: Any,
     ) -> str:
-        """Register an AMI of ours that is so many days old."""
+        """Register an AMI as vmsnix does, so many days ago."""
         self.number += 1
         own = (
             tags if tags is not None else {tagging.IMAGE: image, tagging.DIGEST: digest or f"d{self.number}"}
@@ -91,10 +91,15 @@ class Fleet:
         return ami_id
 
     def row(self, kind: str, name: str, region: str = REGION) -> Any:
+        """Return an object of the sandbox, which a test may change."""
         return self.aws.world.tables.table(self.aws.account, region, kind)[name]
 
+    def remove(self, kind: str, name: str) -> None:
+        """Remove an object from the sandbox."""
+        del self.aws.world.tables.table(self.aws.account, REGION, kind)[name]
+
     def plan(self, **changes: Any) -> retirement.RetirementPlan:
-        """Plan with rules that let everything go which nothing keeps."""
+        """Plan by rules that keep nothing because of its number."""
         asked: dict[str, Any] = {
             "regions": [REGION],
             "keep_last": 0,
@@ -120,12 +125,26 @@ class Fleet:
         found = self.client("ec2", region).describe_snapshots(OwnerIds=["self"])["Snapshots"]
         return {one["SnapshotId"] for one in found}
 
-    def held(self, ami_id: str, region: str = REGION) -> list[str]:
-        """Return the snapshots behind an AMI's block devices."""
-        (image,) = self.client("ec2", region).describe_images(ImageIds=[ami_id], IncludeDisabled=True)[
+    def image(self, ami_id: str, region: str = REGION) -> Any:
+        """Return an AMI as DescribeImages does, also a disabled one."""
+        (found,) = self.client("ec2", region).describe_images(ImageIds=[ami_id], IncludeDisabled=True)[
             "Images"
         ]
-        return [mapping["Ebs"]["SnapshotId"] for mapping in image["BlockDeviceMappings"]]
+        return found
+
+    def snapshots_of(self, ami_id: str, region: str = REGION) -> list[str]:
+        return [mapping["Ebs"]["SnapshotId"] for mapping in self.image(ami_id, region)["BlockDeviceMappings"]]
+
+    def snapshot_permissions(self, snapshot_id: str) -> list[dict[str, str]]:
+        answer = self.ec2.describe_snapshot_attribute(
+            SnapshotId=snapshot_id, Attribute="createVolumePermission"
+        )
+        found: list[dict[str, str]] = answer["CreateVolumePermissions"]
+        return found
+
+    def fail(self, operation: str, code: str = "UnauthorizedOperation", http: int = 403, **more: Any) -> None:
+        """Let an operation fail with a code of AWS."""
+        self.aws.faults.add({"op": operation, "do": "error", "code": code, "http": http, **more})
 
     def permissions(self, ami_id: str) -> list[dict[str, str]]:
         answer = self.ec2.describe_image_attribute(ImageId=ami_id, Attribute="launchPermission")
@@ -137,8 +156,8 @@ class Fleet:
             ImageId=ami_id, LaunchPermission={"Add": [{"UserId": account} for account in accounts]}
         )
 
-    def lend(self, snapshot_id: str, *accounts: str) -> None:
-        """Share a snapshot, with a friend where nobody is named."""
+    def share_snapshot(self, snapshot_id: str, *accounts: str) -> None:
+        """Share a snapshot, by default with FRIEND."""
         self.ec2.modify_snapshot_attribute(
             SnapshotId=snapshot_id,
             Attribute="createVolumePermission",
@@ -147,11 +166,10 @@ class Fleet:
         )
 
     def tags(self, ami_id: str) -> dict[str, str]:
-        (image,) = self.ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True)["Images"]
-        return tagging.to_dict(image.get("Tags"))
+        return tagging.to_dict(self.image(ami_id).get("Tags"))
 
-    def point(self, name: str, *amis: str) -> None:
-        """Point a parameter to one AMI after the other."""
+    def set_parameter(self, name: str, *amis: str) -> None:
+        """Set a parameter to one AMI after the other."""
         ssm = self.client("ssm")
         for ami_id in amis:
             ssm.put_parameter(

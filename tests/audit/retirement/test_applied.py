@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, why
+from tests.audit.retirement.fleet import FRIEND, Fleet, why
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement.decisions import ELSEWHERE
@@ -34,18 +34,17 @@ def recorded() -> pd.DataFrame:
 def test_a_retired_ami_is_private_deprecated_disabled_and_tagged(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND)
-    (snapshot,) = fleet.held(ami)
-    fleet.lend(snapshot)
+    (snapshot,) = fleet.snapshots_of(ami)
+    fleet.share_snapshot(snapshot)
     result = fleet.apply(allow_shared=True)
     assert [one.outcome for one in result.outcomes] == ["changed"]
-    (image,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    image = fleet.image(ami)
     assert (image["State"], image["Public"], fleet.permissions(ami)) == ("disabled", False, [])
     assert image["DeprecationTime"]
     tags = tagging.to_dict(image["Tags"])
     assert tags[tagging.SHARED_WITH] == FRIEND
     assert tags[tagging.RETIRED_BY] == result.plan.run.run_id
-    shared = fleet.ec2.describe_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
-    assert shared["CreateVolumePermissions"] == []
+    assert fleet.snapshot_permissions(snapshot) == []
     assert snapshot in fleet.snapshots()
 
 
@@ -66,8 +65,8 @@ def test_a_selected_ami_that_a_rule_keeps_fails_the_run(
 
 def test_a_retired_ami_is_deleted_with_its_snapshots_after_the_retention_period(fleet: Fleet) -> None:
     ami, other = fleet.ami(devices=3), fleet.ami("other", days=1)
-    kept = fleet.held(other)
-    assert len(fleet.held(ami)) == 3
+    kept = fleet.snapshots_of(other)
+    assert len(fleet.snapshots_of(ami)) == 3
     fleet.apply(retention_days=14)
     soon = fleet.plan(now=fleet.later(13))
     assert "can be restored until" in why(soon, ami)
@@ -81,7 +80,7 @@ def test_a_retired_ami_is_deleted_with_its_snapshots_after_the_retention_period(
 def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet) -> None:
     """A data volume's snapshot may come from elsewhere; the AMI that uses it makes it no snapshot of ours."""
     foreign = fleet.snapshot(tags={"Name": "payroll"})
-    fleet.lend(foreign)
+    fleet.share_snapshot(foreign)
     ami = fleet.ami(snapshots=(fleet.snapshot(tags={tagging.DIGEST: "x"}), foreign), days=60)
     plan = fleet.plan(allow_shared=True)
     (one,) = plan.planned
@@ -92,9 +91,7 @@ def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet)
     assert fleet.snapshots() == {foreign}
     row = fleet.row("snapshots", foreign)
     assert row.tags == {"Name": "payroll"}
-    ec2 = fleet.client("ec2")
-    shared = ec2.describe_snapshot_attribute(SnapshotId=foreign, Attribute="createVolumePermission")
-    assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
+    assert fleet.snapshot_permissions(foreign) == [{"UserId": FRIEND}]
 
 
 def test_a_snapshot_that_another_ami_needs_is_kept(fleet: Fleet) -> None:
@@ -125,16 +122,8 @@ def test_a_snapshot_of_two_amis_is_deleted_with_the_last(fleet: Fleet) -> None:
 def test_deleting_waits_while_aws_still_counts_the_ami_of_a_snapshot(fleet: Fleet) -> None:
     fleet.ami()
     fleet.apply()
-    fleet.aws.faults.add(
-        {
-            "op": "ec2:DeleteSnapshot",
-            "nth": [1, 2],
-            "do": "error",
-            "code": "InvalidSnapshot.InUse",
-            "message": "The snapshot is currently in use by ami-0123456789abcdef0",
-            "http": 400,
-        }
-    )
+    message = "The snapshot is currently in use by ami-0123456789abcdef0"
+    fleet.fail("ec2:DeleteSnapshot", "InvalidSnapshot.InUse", 400, nth=[1, 2], message=message)
     assert [one.outcome for one in fleet.apply(now=fleet.later()).outcomes] == ["deleted"]
     assert fleet.snapshots() == set()
 
@@ -149,7 +138,7 @@ def test_an_ami_used_again_in_the_retention_period_is_not_deleted(fleet: Fleet) 
 
 def test_a_retired_ami_with_a_locked_snapshot_is_not_deleted(fleet: Fleet) -> None:
     ami, orphan = fleet.ami(devices=2), fleet.snapshot(tags={tagging.DIGEST: "d"})
-    data = fleet.held(ami)[1]
+    data = fleet.snapshots_of(ami)[1]
     for name in (data, orphan):
         fleet.ec2.lock_snapshot(SnapshotId=name, LockMode="governance", LockDuration=90)
     assert [one.outcome for one in fleet.apply().outcomes] == ["changed", "changed"]
@@ -165,15 +154,8 @@ def test_deregistration_protection_after_the_plan_skips_the_ami(fleet: Fleet) ->
     ami = fleet.ami()
     fleet.apply()
     plan = fleet.plan(now=fleet.later())
-    fleet.aws.faults.add(
-        {
-            "op": "ec2:DeregisterImage",
-            "do": "error",
-            "code": "OperationNotPermitted",
-            "message": "The image is protected from deregistration.",
-            "http": 400,
-        }
-    )
+    message = "The image is protected from deregistration."
+    fleet.fail("ec2:DeregisterImage", "OperationNotPermitted", 400, message=message)
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["skipped"]
     assert ami in fleet.amis()
@@ -186,19 +168,18 @@ def test_deregistration_protection_after_the_plan_skips_the_ami(fleet: Fleet) ->
 def test_restoring_restores_permissions_and_deprecation_date(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND, "111122223333")
-    (snapshot,) = fleet.held(ami)
-    fleet.lend(snapshot)
+    (snapshot,) = fleet.snapshots_of(ami)
+    fleet.share_snapshot(snapshot)
     date = (datetime.now(UTC) + timedelta(days=100)).replace(second=0, microsecond=0)
     fleet.ec2.enable_image_deprecation(ImageId=ami, DeprecateAt=date)
-    (before,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    before = fleet.image(ami)
     fleet.apply(allow_shared=True)
     result = fleet.apply(action="restore")
     assert [one.outcome for one in result.outcomes] == ["changed"]
-    (after,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    after = fleet.image(ami)
     assert after == before
     assert fleet.permissions(ami) == [{"UserId": "111122223333"}, {"UserId": FRIEND}]
-    shared = fleet.ec2.describe_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
-    assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
+    assert fleet.snapshot_permissions(snapshot) == [{"UserId": FRIEND}]
     assert fleet.plan(action="restore").planned == ()
 
 
@@ -206,7 +187,7 @@ def test_restoring_an_ami_without_deprecation_date_removes_the_date(fleet: Fleet
     ami = fleet.ami()
     fleet.apply()
     fleet.apply(action="restore", amis=[ami])
-    (image,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    image = fleet.image(ami)
     assert image.get("DeprecationTime") is None
     assert not [name for name in fleet.tags(ami) if name.startswith("vmsnix:retired")]
 
@@ -214,9 +195,9 @@ def test_restoring_an_ami_without_deprecation_date_removes_the_date(fleet: Fleet
 def test_restoring_an_ami_that_was_disabled_before_keeps_it_disabled(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.ec2.disable_image(ImageId=ami)
-    (snapshot,) = fleet.held(ami)
-    fleet.lend(snapshot)
-    (before,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    (snapshot,) = fleet.snapshots_of(ami)
+    fleet.share_snapshot(snapshot)
+    before = fleet.image(ami)
     fleet.apply(allow_shared=True)
     assert "can be restored until" in why(fleet.plan(), ami)
     assert fleet.tags(ami)[tagging.STATE_BEFORE] == "disabled"
@@ -225,17 +206,16 @@ def test_restoring_an_ami_that_was_disabled_before_keeps_it_disabled(fleet: Flee
     assert [(one.outcome, one.detail) for one in plan.apply().outcomes] == [
         ("changed", "disabled, as before")
     ]
-    (after,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    after = fleet.image(ami)
     assert after == before
-    shared = fleet.ec2.describe_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
-    assert shared["CreateVolumePermissions"] == [{"UserId": FRIEND}]
+    assert fleet.snapshot_permissions(snapshot) == [{"UserId": FRIEND}]
 
 
 def test_restoring_reports_a_missing_snapshot(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
-    data = fleet.held(ami)[1]
+    data = fleet.snapshots_of(ami)[1]
     fleet.apply()
-    del fleet.aws.world.tables.table(fleet.aws.account, REGION, "snapshots")[data]
+    fleet.remove("snapshots", data)
     assert f"{data}: {ELSEWHERE}" in why(fleet.plan(action="restore"), ami)
     plan = fleet.plan(now=fleet.later())
     assert dict(plan.planned[0].kept_snapshots) == {data: ELSEWHERE}
@@ -295,13 +275,13 @@ def test_a_second_retirement_keeps_what_the_first_recorded(fleet: Fleet) -> None
     assert fleet.permissions(ami) == []
     fleet.apply(action="restore")
     assert sorted(one["UserId"] for one in fleet.permissions(ami)) == [first, second]
-    (image,) = fleet.ec2.describe_images(ImageIds=[ami])["Images"]
+    image = fleet.image(ami)
     assert image["DeprecationTime"].startswith("2031-05-01")
 
 
 def test_publishing_a_retired_image_names_the_command_that_restores_it(fleet: Fleet) -> None:
     ami = fleet.ami(digest="d")
-    wanted = images.Registration(f"web-{fleet.number}", "x86_64", "", "/dev/sda1", fleet.held(ami)[0])
+    wanted = images.Registration(f"web-{fleet.number}", "x86_64", "", "/dev/sda1", fleet.snapshots_of(ami)[0])
     fleet.apply()
     with pytest.raises(errors.RegistrationError, match=f"--action restore --amis {ami}"):
         images.register_ami(fleet.ec2, wanted, digest="d")
@@ -312,7 +292,7 @@ def test_publishing_a_retired_image_names_the_command_that_restores_it(fleet: Fl
 
 def test_snapshots_of_an_ami_deregistered_by_hand_are_deleted(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
-    held = fleet.held(ami)
+    held = fleet.snapshots_of(ami)
     fleet.apply()
     fleet.ec2.deregister_image(ImageId=ami)
     plan = fleet.plan(now=fleet.later())
@@ -373,7 +353,7 @@ def test_a_failed_copy_is_deleted_at_once_with_its_snapshot(fleet: Fleet) -> Non
 
 def test_the_tables_record_what_was_done_when_and_why(fleet: Fleet) -> None:
     ami = fleet.ami()
-    (snapshot,) = fleet.held(ami)
+    (snapshot,) = fleet.snapshots_of(ami)
     first = fleet.apply()
     fleet.apply(now=fleet.later())
     rows = recorded()
@@ -421,9 +401,9 @@ def test_a_long_plan_is_shown_in_part(fleet: Fleet) -> None:
 
 def test_sizes_are_stored_bytes_or_marked_as_volumes(fleet: Fleet) -> None:
     full, unknown = fleet.ami(), fleet.ami("other")
-    (snapshot,) = fleet.held(full)
+    (snapshot,) = fleet.snapshots_of(full)
     fleet.row("snapshots", snapshot).blocks = dict.fromkeys(range(100), b"x" * 32)
-    (pending,) = fleet.held(unknown)
+    (pending,) = fleet.snapshots_of(unknown)
     fleet.row("snapshots", pending).seconds = 1e12  # AWS tells a snapshot's size when it is complete
     plan = fleet.plan()
     assert {one.resource_id: one.stored_bytes for one in plan.planned} == {full: 100 * 524_288, unknown: None}

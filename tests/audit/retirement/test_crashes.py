@@ -1,4 +1,4 @@
-"""A retirement that dies at any call which changes something is finished by the same command."""
+"""A retirement that is killed at any call that changes something is completed by the same command."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
 READS = ("Describe", "Get", "List")
-RETIRING, RESTORING, REMOVING = 7, 8, 4
+RETIRING, RESTORING, DELETING = 7, 8, 4
 """How many calls of each job change something, for an AMI with two snapshots that others may use."""
 
 
 def points(last: int, *chosen: int) -> list[Any]:
-    """Return before which calls a job dies, most of them long; 0 is a job that lives."""
+    """Return before which calls a job is killed, most of them as long tests; 0 is a complete job."""
     quick = (0, *chosen)
     return [
         at if at in quick else pytest.param(at, marks=pytest.mark.long(seconds=5)) for at in range(last + 1)
@@ -24,11 +24,11 @@ def points(last: int, *chosen: int) -> list[Any]:
 
 
 class DeathError(BaseException):
-    """Nothing can catch it, as nothing catches kill -9."""
+    """Not caught by the code under test, like kill -9."""
 
 
-class Reaper:
-    """Kills right before the call number `at` that changes something; 0 only counts."""
+class Killer:
+    """Kills a job right before its call number `at` that changes something; 0 only counts."""
 
     def __init__(self, at: int) -> None:
         self.at, self.count = at, 0
@@ -42,39 +42,29 @@ class Reaper:
 
 
 def die(fleet: Fleet, at: int, **changes: Any) -> int:
-    """Do a job until the call number `at`; return how many calls it made before."""
-    reaper = Reaper(at)
-    mortal = Fleet(fleet.aws, fleet.aws.session(REGION), {})
-    mortal.session.events.register("before-send.ec2", reaper)
+    """Run a job until the call number `at`; return how many calls it made before."""
+    killer = Killer(at)
+    doomed = Fleet(fleet.aws, fleet.aws.session(REGION), {})
+    doomed.session.events.register("before-send.ec2", killer)
     if at:
         with pytest.raises(DeathError):
-            mortal.apply(**changes)
+            doomed.apply(**changes)
     else:
-        mortal.apply(**changes)
-    return reaper.count
+        doomed.apply(**changes)
+    return killer.count
 
 
 def shared(fleet: Fleet) -> str:
     ami = fleet.ami(devices=2)
     fleet.share(ami, FRIEND)
-    fleet.ec2.modify_snapshot_attribute(
-        SnapshotId=fleet.held(ami)[0],
-        Attribute="createVolumePermission",
-        OperationType="add",
-        UserIds=[FRIEND],
-    )
+    fleet.share_snapshot(fleet.snapshots_of(ami)[0])
     return ami
 
 
 def as_it_is(fleet: Fleet, ami: str) -> list[Any]:
-    """Return everything of an AMI and its snapshots that a restoration gives back."""
-    (image,) = fleet.ec2.describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
-    snapshots = [
-        fleet.ec2.describe_snapshot_attribute(SnapshotId=one, Attribute="createVolumePermission")
-        for one in fleet.held(ami)
-    ]
-    permissions = [answer["CreateVolumePermissions"] for answer in snapshots]
-    return [image, permissions, fleet.permissions(ami)]
+    """Return everything of an AMI and its snapshots that a restoration restores."""
+    permissions = [fleet.snapshot_permissions(one) for one in fleet.snapshots_of(ami)]
+    return [fleet.image(ami), permissions, fleet.permissions(ami)]
 
 
 @pytest.mark.parametrize("at", points(RETIRING, 2, 5, 7))
@@ -82,7 +72,7 @@ def test_a_killed_retirement_is_completed_by_the_next_run(fleet: Fleet, at: int)
     ami = shared(fleet)
     before = as_it_is(fleet, ami)
     count = die(fleet, at, allow_shared=True)
-    assert at or count == RETIRING, "the sweep no longer covers every call"
+    assert at or count == RETIRING, "the numbers above no longer cover every call"
     if at:
         fleet.apply(allow_shared=True)
     assert fleet.amis() == {ami: "disabled"}
@@ -97,18 +87,18 @@ def test_a_killed_restoration_is_completed_by_the_next_run(fleet: Fleet, at: int
     before = as_it_is(fleet, ami)
     fleet.apply(allow_shared=True)
     count = die(fleet, at, action="restore")
-    assert at or count == RESTORING, "the sweep no longer covers every call"
+    assert at or count == RESTORING, "the numbers above no longer cover every call"
     if at:
         fleet.apply(action="restore")
     assert as_it_is(fleet, ami) == before
 
 
-@pytest.mark.parametrize("at", points(REMOVING, 1, 2, 3, 4))
+@pytest.mark.parametrize("at", points(DELETING, 1, 2, 3, 4))
 def test_a_killed_deletion_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     fleet.apply(allow_shared=True)
     count = die(fleet, at, now=fleet.later(), allow_shared=True)
-    assert at or count == REMOVING, "the sweep no longer covers every call"
+    assert at or count == DELETING, "the numbers above no longer cover every call"
     if at:
         fleet.apply(now=fleet.later(), allow_shared=True)
     assert (fleet.amis(), fleet.snapshots()) == ({}, set())

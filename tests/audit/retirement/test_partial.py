@@ -53,7 +53,7 @@ def test_nothing_more_is_deleted_if_it_cannot_be_recorded(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = fleet.ami(days=90), fleet.ami(days=80)
-    held = {*fleet.held(first), *fleet.held(second)}
+    held = {*fleet.snapshots_of(first), *fleet.snapshots_of(second)}
     fleet.apply()
     with monkeypatch.context() as patch:
         unwritable(patch, "retirements")
@@ -81,10 +81,9 @@ def test_a_plan_that_cannot_be_written_does_not_hide_outcomes(fleet: Fleet) -> N
 
 def test_a_snapshot_that_cannot_be_deleted_does_not_keep_the_others(fleet: Fleet) -> None:
     ami = fleet.ami(devices=3)
-    first, *_others = fleet.held(ami)
+    first, *_others = fleet.snapshots_of(ami)
     fleet.apply()
-    where = {"op": "ec2:DeleteSnapshot", "nth": [1]}
-    fleet.aws.faults.add({**where, "do": "error", "code": "OperationNotPermitted", "http": 400})
+    fleet.fail("ec2:DeleteSnapshot", "OperationNotPermitted", 400, nth=[1])
     result = fleet.apply(now=fleet.later())
     (one,) = result.outcomes
     assert one.outcome == "deleted"
@@ -100,8 +99,7 @@ def test_deleting_does_not_wait_for_fast_snapshot_restore(fleet: Fleet) -> None:
     ami = fleet.ami()
     fleet.apply()
     text = "The snapshot is currently enabled for fast restores in us-east-1a."
-    fault = {"op": "ec2:DeleteSnapshot", "do": "error", "code": "InvalidSnapshot.InUse", "message": text}
-    fleet.aws.faults.add({**fault, "http": 400})
+    fleet.fail("ec2:DeleteSnapshot", "InvalidSnapshot.InUse", 400, message=text)
     (one,) = fleet.apply(now=fleet.later()).outcomes
     assert (one.outcome, fleet.amis()) == ("deleted", {})
     assert f"{fleet.snapshots().pop()} is kept" in one.problem

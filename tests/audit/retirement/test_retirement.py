@@ -91,7 +91,7 @@ def test_a_group_keeps_the_ami_of_its_launch_configuration(fleet: Fleet) -> None
 
 def test_a_channel_keeps_its_current_and_its_last_amis(fleet: Fleet) -> None:
     made = [fleet.ami(days=90 - n) for n in range(4)]
-    fleet.point("/vmsnix/web/stable", *made[:3])
+    fleet.set_parameter("/vmsnix/web/stable", *made[:3])
     plan = fleet.plan(keep_last=2)
     assert "in use: parameter /vmsnix/web/stable" in why(plan, made[2])
     assert "one of the last 2 of /vmsnix/web/stable" in why(plan, made[1])
@@ -207,7 +207,7 @@ def test_orphans_are_read_one_by_one_only_up_to_the_limit(
 ) -> None:
     monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 1)
     old, lent, young = (fleet.snapshot(days=days, tags={tagging.DIGEST: "d"}) for days in (90, 80, 1))
-    fleet.lend(lent)
+    fleet.share_snapshot(lent)
     fleet.aws.calls.clear()
     plan = fleet.plan(max_count=1)
     assert [one.resource_id for one in plan.planned] == [old]
@@ -218,8 +218,8 @@ def test_orphans_are_read_one_by_one_only_up_to_the_limit(
 
 def test_an_ami_whose_snapshot_is_shared_is_kept(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
-    data = fleet.held(ami)[1]
-    fleet.lend(data)
+    data = fleet.snapshots_of(ami)[1]
+    fleet.share_snapshot(data)
     assert f"shared with {FRIEND} ({data} only), who may use it" in why(fleet.plan(), ami)
     assert f"shared with {FRIEND} ({data} only), who will lose access" in why(
         fleet.plan(allow_shared=True), ami
@@ -341,7 +341,7 @@ def test_nothing_is_retired_if_a_source_of_references_cannot_be_read(fleet: Flee
     template = {"ImageId": fleet.ami(), "InstanceType": "t3.micro"}
     fleet.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=template)
     code = "AccessDenied" if operation.startswith("autoscaling") else "UnauthorizedOperation"
-    fleet.aws.faults.add({"op": operation, "do": "error", "code": code, "http": 403})
+    fleet.fail(operation, code)
     plan = fleet.plan()
     assert plan.planned == ()
     assert "usage unknown" in why(plan, ami)
@@ -351,15 +351,7 @@ def test_nothing_is_retired_if_a_source_of_references_cannot_be_read(fleet: Flee
 
 def test_a_region_that_cannot_be_read_does_not_stop_the_others(fleet: Fleet) -> None:
     here, there = fleet.ami(), fleet.ami(region=OTHER)
-    fleet.aws.faults.add(
-        {
-            "op": "autoscaling:DescribeAutoScalingGroups",
-            "where": {"region": OTHER},
-            "do": "error",
-            "code": "AccessDenied",
-            "http": 403,
-        }
-    )
+    fleet.fail("autoscaling:DescribeAutoScalingGroups", "AccessDenied", where={"region": OTHER})
     result = fleet.apply(regions=[REGION, OTHER])
     table = result.frame().set_index("region")
     assert table.loc[REGION, "changed"] == 1

@@ -30,7 +30,7 @@ def changed(fleet: Fleet, ami: str, how: str) -> None:
     elif how == "it is gone":
         fleet.ec2.deregister_image(ImageId=ami)
     elif how == "a channel points at it":
-        fleet.point("/vmsnix/web/stable", ami)
+        fleet.set_parameter("/vmsnix/web/stable", ami)
     elif how == "a launch configuration names it":
         fleet.client("autoscaling").create_launch_configuration(
             LaunchConfigurationName="late", ImageId=ami, InstanceType="t3.micro"
@@ -92,10 +92,10 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
         fleet.ec2.create_launch_template(LaunchTemplateName="late", LaunchTemplateData=data)
     elif how == "parameter":
         fleet.client("ssm").put_parameter(Name="/theirs", Value=f"ami={image}", Type="String")
-    elif how == "lent":
-        fleet.lend(*(fleet.held(image) if image else [resource_id]))
+    elif how == "shared":
+        fleet.share_snapshot(*(fleet.snapshots_of(image) if image else [resource_id]))
     elif how == "locked":
-        (held,) = fleet.held(image) if image else [resource_id]
+        (held,) = fleet.snapshots_of(image) if image else [resource_id]
         fleet.ec2.lock_snapshot(SnapshotId=held, LockMode="governance", LockDuration=9)
     elif how == "ami":
         fleet.ami("other", days=1, snapshots=(resource_id,))
@@ -114,7 +114,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
         ("launch configuration", "launch-configuration late"),
         ("launch template", "launch-template lt-"),
         ("parameter", "parameter /theirs"),
-        ("lent", f"snapshot-shared-with {FRIEND}"),
+        ("shared", f"snapshot-shared-with {FRIEND}"),
         ("locked", "snapshot-lock snap-"),
     ],
 )
@@ -137,7 +137,7 @@ def test_the_usage_of_an_ami_is_read_again_right_before_it_is_changed(
     [
         ("launch configuration", "launch-configuration late"),
         ("launch template", "launch-template lt-"),
-        ("lent", f"shared-with {FRIEND}"),
+        ("shared", f"shared-with {FRIEND}"),
         ("locked", "snapshot-lock snap-"),
         ("ami", "needs it"),
         ("import", "import of its image: nothing before, running now"),
@@ -175,8 +175,7 @@ def test_an_ami_whose_usage_cannot_be_read_again_is_kept(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami, plan = fleet.ami(), fleet.plan()
-    denied = {"op": "autoscaling:*", "do": "error", "code": "AccessDenied", "http": 403}
-    after_the_check(monkeypatch, lambda: fleet.aws.faults.add(denied))
+    after_the_check(monkeypatch, lambda: fleet.fail("autoscaling:*", "AccessDenied"))
     (one,) = plan.apply().outcomes
     assert (one.outcome, fleet.amis()) == ("failed", {ami: "available"})
     assert "Auto Scaling groups" in one.detail
@@ -187,12 +186,12 @@ def test_a_snapshot_used_by_a_new_ami_is_kept_when_its_ami_is_deleted(
 ) -> None:
     ami, made = fleet.ami(), list[str]()
     fleet.apply()
-    (held,) = fleet.held(ami)
+    (snapshot,) = fleet.snapshots_of(ami)
     plan = fleet.plan(now=fleet.later())
-    after_the_check(monkeypatch, lambda: made.append(fleet.ami("other", days=1, snapshots=(held,))))
+    after_the_check(monkeypatch, lambda: made.append(fleet.ami("other", days=1, snapshots=(snapshot,))))
     (one,) = plan.apply().outcomes
-    assert (one.outcome, one.text) == ("deleted", f"{held} is kept: {made[0]} needs it")
-    assert fleet.snapshots() == {held}
+    assert (one.outcome, one.text) == ("deleted", f"{snapshot} is kept: {made[0]} needs it")
+    assert fleet.snapshots() == {snapshot}
     assert fleet.aws.calls.matching("ec2:DeleteSnapshot") == []
 
 
@@ -200,7 +199,7 @@ def test_a_snapshot_in_a_new_template_is_kept_when_its_ami_is_deleted(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami = fleet.ami(devices=2)
-    _root, data = fleet.held(ami)
+    _root, data = fleet.snapshots_of(ami)
     fleet.apply()
     plan = fleet.plan(now=fleet.later())
     after_the_check(monkeypatch, lambda: use(fleet, data, "launch template"))
@@ -213,15 +212,7 @@ def test_a_snapshot_in_a_new_template_is_kept_when_its_ami_is_deleted(
 def test_permissions_lost_after_the_plan_fail_only_that_region(fleet: Fleet) -> None:
     here, there = fleet.ami(), fleet.ami(region=OTHER)
     plan = fleet.plan(regions=[REGION, OTHER])
-    fleet.aws.faults.add(
-        {
-            "op": "ec2:DescribeInstances",
-            "where": {"region": OTHER},
-            "do": "error",
-            "code": "UnauthorizedOperation",
-            "http": 403,
-        }
-    )
+    fleet.fail("ec2:DescribeInstances", where={"region": OTHER})
     result = plan.apply()
     assert {one.decision.resource_id: one.outcome for one in result.outcomes} == {
         here: "changed",

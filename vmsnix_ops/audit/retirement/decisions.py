@@ -17,6 +17,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.arguments import MOST_DAYS, check_range
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.images import Ami
 from vmsnix_ops.aws.references import AMI_ID, SEARCH
 from vmsnix_ops.aws.retiring import RetirementTags, fits_into_tags
 from vmsnix_ops.progress import counted
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from vmsnix_ops.audit.region import RegionContext, RegionState
-    from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.references import Reference, References
     from vmsnix_ops.aws.snapshots import Snapshot
 
@@ -136,43 +136,29 @@ class Decision:
     facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
-    def of_ami(cls, state: RegionState, ami: Ami, verdict: Verdict) -> Decision:
-        """Return the decision about an AMI, without its snapshots."""
-        sizes = [
-            one.stored_bytes if (one := state.snapshots.get(snapshot_id)) else None
-            for snapshot_id in dict.fromkeys(ami.snapshot_ids)
-        ]
+    def of(cls, state: RegionState, one: Ami | Snapshot, verdict: Verdict) -> Decision:
+        """Return the decision about an AMI, without its snapshots, or about a snapshot."""
+        if isinstance(one, Ami):
+            found = [state.snapshots.get(name) for name in dict.fromkeys(one.snapshot_ids)]
+            sizes = [each.stored_bytes if each else None for each in found]
+            name, facts = one.name, ami_facts(one, state.references)
+            stored = None if None in sizes else sum(size for size in sizes if size is not None)
+        else:
+            name, stored = one.tags.get(tagging.NAME, ""), one.stored_bytes
+            facts = snapshot_facts(one, state.references, state.importing)
         return cls(
-            "ami",
-            ami.ami_id,
-            ami.name,
-            ami.tags.get(tagging.IMAGE, ""),
-            ami.digest,
+            "ami" if isinstance(one, Ami) else "snapshot",
+            _id_of(one),
+            name,
+            one.tags.get(tagging.IMAGE, ""),
+            one.tags.get(tagging.DIGEST, ""),
             state.region,
             verdict.action,
             verdict.reasons,
-            ami.created_at,
-            ami.size_gib,
-            None if None in sizes else sum(size for size in sizes if size is not None),
-            facts=ami_facts(ami, state.references),
-        )
-
-    @classmethod
-    def of_snapshot(cls, state: RegionState, snapshot: Snapshot, verdict: Verdict) -> Decision:
-        """Return the decision about a snapshot without an AMI."""
-        return cls(
-            "snapshot",
-            snapshot.snapshot_id,
-            snapshot.tags.get(tagging.NAME, ""),
-            snapshot.tags.get(tagging.IMAGE, ""),
-            snapshot.tags.get(tagging.DIGEST, ""),
-            state.region,
-            verdict.action,
-            verdict.reasons,
-            snapshot.created_at,
-            snapshot.size_gib,
-            snapshot.stored_bytes,
-            facts=snapshot_facts(snapshot, state.references, state.importing),
+            one.created_at,
+            one.size_gib,
+            stored,
+            facts=facts,
         )
 
     @property
@@ -200,6 +186,10 @@ class Decision:
         if self.snapshots != now.snapshots:
             found.append(f"snapshots: {', '.join(self.snapshots)} before, {', '.join(now.snapshots)} now")
         return tuple(found)
+
+
+def _id_of(one: Ami | Snapshot) -> str:
+    return one.ami_id if isinstance(one, Ami) else one.snapshot_id
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -428,30 +418,27 @@ class _RegionDecider:
         limit: int,
         include_kept: Callable[[Ami | Snapshot], bool],
     ) -> Iterator[Decision]:
-        def limited(verdict: Verdict) -> Verdict:
-            over = f"over the limit of {limit} per run, oldest first"
-            return verdict if verdict.kept else _keep(over, *verdict.reasons)
-
-        for ami in self.state.amis:
-            if (self.state.region, ami.ami_id) in chosen:
-                yield Decision.of_ami(self.state, ami, self.ami_verdict(ami))
-            elif include_kept(ami):
-                yield Decision.of_ami(self.state, ami, limited(self.ami_verdict(ami)))
-        for one in self.orphans:
-            if (self.state.region, one.snapshot_id) in chosen:
-                yield Decision.of_snapshot(self.state, one, self.orphan_verdict(one))
-            elif include_kept(one):
-                yield Decision.of_snapshot(self.state, one, limited(self.orphan_verdict(one)))
+        for one in self._resources():
+            is_chosen = (self.state.region, _id_of(one)) in chosen
+            if not is_chosen and not include_kept(one):
+                continue
+            verdict = self.verdict(one)
+            if not is_chosen and not verdict.kept:
+                verdict = _keep(f"over the limit of {limit} per run, oldest first", *verdict.reasons)
+            yield Decision.of(self.state, one, verdict)
 
     def candidates(self, among: frozenset[tuple[str, str]] | None) -> Iterator[Candidate]:
-        name = self.state.region
-        for ami in self.state.amis:
-            if (among is None or (name, ami.ami_id) in among) and not self.ami_verdict(ami).kept:
-                yield Candidate(ami.created_at, ami.ami_id, name)
-        for one in self.orphans:
-            wanted = among is None or (name, one.snapshot_id) in among
-            if wanted and not self.orphan_verdict(one).kept:
-                yield Candidate(one.created_at, one.snapshot_id, name)
+        for one in self._resources():
+            region, resource_id = self.state.region, _id_of(one)
+            if (among is None or (region, resource_id) in among) and not self.verdict(one).kept:
+                yield Candidate(one.created_at, resource_id, region)
+
+    def _resources(self) -> Iterator[Ami | Snapshot]:
+        yield from self.state.amis
+        yield from self.orphans
+
+    def verdict(self, one: Ami | Snapshot) -> Verdict:
+        return self.ami_verdict(one) if isinstance(one, Ami) else self.orphan_verdict(one)
 
     def ami_verdict(self, ami: Ami) -> Verdict:
         if not tagging.is_published(ami.tags):
@@ -720,7 +707,7 @@ def _day(moment: datetime) -> str:
 def _restorations(state: RegionState, rules: RetirementRules, now: datetime) -> Iterator[Decision]:
     """Yield the decision about every AMI of a region, and about every orphan that was retired."""
     for ami in state.amis:
-        decision = Decision.of_ami(state, ami, _restore_verdict(ami, rules, now))
+        decision = Decision.of(state, ami, _restore_verdict(ami, rules, now))
         if not decision.kept:
             names = list(dict.fromkeys(ami.snapshot_ids))
             known = [state.snapshots[name] for name in names if name in state.snapshots]
@@ -741,7 +728,7 @@ def _restorations(state: RegionState, rules: RetirementRules, now: datetime) -> 
                 verdict = _keep(f"its AMI {record.with_ami} no longer exists")
             elif reason := rules.why_not_selected(snapshot.tags):
                 verdict = _keep(reason)
-            yield Decision.of_snapshot(state, snapshot, verdict)
+            yield Decision.of(state, snapshot, verdict)
 
 
 def _restore_verdict(ami: Ami, rules: RetirementRules, now: datetime) -> Verdict:
