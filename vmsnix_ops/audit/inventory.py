@@ -362,7 +362,7 @@ def scan_region(
     found = state.references
     if not skip_each:
         found = references.merge_references(
-            found, references.search_references(context.clients, own, guests=visible)
+            found, references.search_references(context.clients, own, foreign_images=visible)
         )
     unread += [UnreadSource(account, region, source, error) for source, error in found.unread.items()]
     owners: dict[str, str] = {}

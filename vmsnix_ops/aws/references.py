@@ -1,12 +1,12 @@
-"""Who uses an AMI: everything that AWS can show, from every place that can name one.
+"""Find what uses an AMI: the references that AWS can list.
 
-An AMI that something still names must not go, and public tools have deleted such AMIs because they looked at
-instances only. So references are read from instances, every version of every launch template, launch
-configurations, Auto Scaling groups, parameters, and DescribeImageReferences, which also knows Image Builder.
+Tools that check only instances have deleted AMIs that other resources needed. So references are read from
+instances, all versions of all launch templates, launch configurations, Auto Scaling groups, parameters, and
+DescribeImageReferences, which also searches Image Builder.
 
-That says who *names* an AMI. Two more signs say who *may* need it without naming it where we can look: other
-accounts that may launch it, and when it was last launched. A source that cannot be read is kept in
-`References.unread`: where it is not empty, finding no reference proves nothing.
+Two more facts hint at users that these sources cannot show: other accounts that may launch the AMI, and the
+time of its last launch. `References.unread` contains the sources that could not be read. If it is not empty,
+a missing reference proves nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vmsnix_ops.aws.paging import (
     with_time_limit,
 )
 from vmsnix_ops.aws.parameters import IMAGE_TYPE
-from vmsnix_ops.aws.session import calling, client, code_of
+from vmsnix_ops.aws.session import calling, client, code_of, if_found
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.settings import RetirementPolicy
 
@@ -46,11 +46,9 @@ if TYPE_CHECKING:
     )
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.type_defs import (
-        CreateVolumePermissionTypeDef,
         DescribeLaunchTemplateVersionsRequestTypeDef,
         FilterTypeDef,
         ImageReferenceTypeDef,
-        LaunchPermissionTypeDef,
         LaunchTemplateVersionTypeDef,
         ResourceTypeRequestTypeDef,
         ResponseLaunchTemplateDataTypeDef,
@@ -60,10 +58,9 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.session import Options
 
-
-# One sign that an AMI is used, and where ids of AMIs stand in texts.
-
 AMI_ID = re.compile(r"\bami-(?:[0-9a-f]{17}|[0-9a-f]{8})\b")
+ALIAS = "resolve:ssm:"
+_PUBLIC_ALIAS = re.compile(rf"{ALIAS}(?:arn:[^:]+:ssm:[^:]*::parameter)?/aws/service/")
 
 Kind = Literal[
     "ami",
@@ -79,18 +76,50 @@ Kind = Literal[
     "snapshot-lock",
     "launched",
 ]
+USE_KINDS = frozenset(
+    {
+        "instance",
+        "launch-template",
+        "launch-configuration",
+        "auto-scaling-group",
+        "parameter",
+        "image-recipe",
+        "container-recipe",
+    }
+)
+"""Kinds of references to an AMI in use."""
+
+HINT_KINDS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
+"""Kinds of hints: the AMI may be in use where these credentials cannot read, or must be kept."""
+
+PARAMETERS_OF_TEMPLATES = "parameters of launch templates"
+"""Name of the source of the AMI IDs behind ``resolve:ssm:...`` in launch templates."""
+
+PUBLIC_PARAMETERS_OF_TEMPLATES = "public parameters of launch templates"
+"""The same for the public parameters of AWS, which never contain an AMI of this account."""
+
+SEARCH = "DescribeImageReferences"
+"""Name of the source of references that EC2's own search found."""
+
+LAUNCH_REPORT_DELAY = timedelta(hours=48)
+"""AWS reports launches a day late, so the use of a younger AMI is unknown."""
+
+THREADS = 8  # for calls about single AMIs
+PAGE = 1000
+_GONE = (AMI_NOT_FOUND, "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed", SNAPSHOT_NOT_FOUND)
+_LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class TemplateVersion:
-    """A version of a launch template.
+class ResourceVersion:
+    """A version of a launch template or parameter.
 
     Attributes
     ----------
     number
         Its number.
     default, latest
-        Whether it is that of the template now.
+        Whether it is the template's default or latest version.
     """
 
     number: int
@@ -104,19 +133,19 @@ class TemplateVersion:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Link:
-    """What stands between an AMI or snapshot and what uses it.
+    """A resource between the AMI or snapshot and its user, such as a group's launch template.
 
     Attributes
     ----------
     kind
-        ``"parameter"``: a launch template resolves it; ``"launch-configuration"``, ``"launch-template"`` and
-        ``"override"`` (of a group with mixed instances): the group launches by it; ``"snapshot"``: a snapshot
-        of the AMI is shared, not the AMI.
+        ``"parameter"``: a launch template resolves it. ``"launch-configuration"``, ``"launch-template"``,
+        ``"override"`` (of a group with mixed instances): a group launches with it. ``"snapshot"``: the
+        snapshot of the AMI is shared, not the AMI.
     id
         Name of the parameter (as after ``resolve:ssm:``), configuration or template, instance type of the
-        override, or id of the snapshot.
+        override, or ID of the snapshot.
     version
-        Version of the template that the group asks for: a number, ``$Default`` or ``$Latest``.
+        Version of the template that the group uses: a number, ``$Default`` or ``$Latest``.
     mixed
         Whether the group has mixed instances.
     """
@@ -133,43 +162,43 @@ class Link:
             return self.id
         if self.kind == "override":
             return f"override for {self.id or 'its instances'}"
-        words = f"{self.kind.replace('-', ' ')} {self.id}" + (
-            f", version {self.version}" if self.version else ""
-        )
-        return f"mixed instances, {words}" if self.mixed else words
+        version = f", version {self.version}" if self.version else ""
+        text = f"{self.kind.replace('-', ' ')} {self.id}{version}"
+        return f"mixed instances, {text}" if self.mixed else text
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One sign that an AMI or snapshot is used, or shall be kept; `str` makes a sentence of it.
+    """A user of an AMI or snapshot, or a hint at one; `str` returns it as text.
 
     Attributes
     ----------
     kind
-        One of `USE_KINDS` or `HINT_KINDS`; ``"ami"`` for what has a snapshot.
+        One of `USE_KINDS` or `HINT_KINDS`; ``"ami"`` for the AMI of a snapshot.
     id
-        What uses it: an instance, a template, the name of a parameter, an account; the locked snapshot; the
-        time of the last launch.
+        The user: ID of an instance, template or account, or name of a parameter. For a lock the snapshot, for
+        a launch its time.
     versions
-        The versions of a launch template or parameter that name it.
+        The versions of a launch template or parameter that contain the AMI.
     through
-        By what it is named, where that is something else.
+        Resources between the user and the AMI.
     source
-        `SEARCH` for what only EC2's own search found.
+        `SEARCH` if only EC2's own search found it.
     name
         Name of a launch template.
     type
-        State of an instance, data type of a parameter, with whom it is shared (``"account"``,
-        ``"organization"``, ``"organizational unit"`` or ``"everybody"``), mode and end of a lock.
+        State of an instance; data type of a parameter; type of the user that it is shared with
+        (``"account"``, ``"organization"``, ``"organizational unit"`` or ``"everybody"``); mode and end of a
+        lock.
     capacity
-        How many instances a group wants.
+        Desired capacity of a group.
     account
-        Account that uses it, where that is not its owner.
+        Account of the user, if it is not the owner of the AMI.
     """
 
     kind: Kind
     id: str
-    versions: tuple[TemplateVersion, ...] = ()
+    versions: tuple[ResourceVersion, ...] = ()
     through: tuple[Link, ...] = ()
     source: str = ""
     name: str = ""
@@ -179,7 +208,7 @@ class Reference:
 
     def __str__(self) -> str:
         plural = "s" if len(self.versions) > 1 else ""
-        words = [
+        details = [
             self.name,
             self.type,
             f"version{plural} {', '.join(map(str, self.versions))}" if self.versions else "",
@@ -189,15 +218,15 @@ class Reference:
             self.source,
             f"account {self.account}" if self.account else "",
         ]
-        told = ", ".join(filter(None, words))
-        return f"{self.kind} {self.id}" + (f" ({told})" if told else "")
+        text = ", ".join(filter(None, details))
+        return f"{self.kind} {self.id}" + (f" ({text})" if text else "")
 
     @property
     def launches(self) -> bool:
-        """Whether the next launch may take it.
+        """Whether the next launch may use the AMI.
 
-        An old version of a launch template does not (a group that is pinned to it is a reference of its own),
-        nor does a launch configuration by itself, nor a text that mentions an AMI.
+        False for old versions of a launch template (a group that uses one is another reference), for a launch
+        configuration without a group, and for a parameter with other text than an AMI ID.
         """
         if self.kind == "launch-template":
             return any(one.default or one.latest for one in self.versions)
@@ -206,14 +235,14 @@ class Reference:
         return self.kind in ("auto-scaling-group", "image-recipe", "container-recipe")
 
     def plain(self) -> dict[str, Any]:
-        """Return it for JSON, without what is empty; `from_plain` reads it."""
+        """Return the reference as data for JSON, without empty fields; `from_plain` reads it."""
         found: dict[str, Any] = _plain(self)
         return found
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any]) -> Reference:
-        """Return what `plain` made."""
-        versions = tuple(TemplateVersion(**one) for one in found.get("versions", ()))
+        """Return the reference of the data from `plain`."""
+        versions = tuple(ResourceVersion(**one) for one in found.get("versions", ()))
         through = tuple(Link(**one) for one in found.get("through", ()))
         return cls(**{**found, "versions": versions, "through": through})
 
@@ -221,305 +250,42 @@ class Reference:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    if not isinstance(value, TemplateVersion | Link | Reference):
+    if not isinstance(value, ResourceVersion | Link | Reference):
         return value
     found = {name: getattr(value, name) for name in value.__slots__}
     return {name: _plain(one) for name, one in found.items() if one or type(one) is int}
 
 
 def references_to_json(references: Iterable[Reference]) -> str:
-    """Return references as JSON, which the column ``references`` of an inventory holds."""
+    """Return references as JSON, for the column ``references`` of an inventory."""
     found = [one.plain() for one in references]
     return json.dumps(found) if found else "[]"
 
 
 def references_from_json(text: str) -> tuple[Reference, ...]:
-    """Return the references that `references_to_json` wrote."""
+    """Return the references of the JSON from `references_to_json`."""
     return tuple(map(Reference.from_plain, json.loads(text))) if text != "[]" else ()
 
 
-# What launches instances, and of which AMI: launch templates, launch configurations, Auto Scaling groups.
-
-
 FoundReferences = Iterator[tuple[str, Reference]]
-ALIAS = "resolve:ssm:"
-_PUBLIC = re.compile(rf"{ALIAS}(?:arn:[^:]+:ssm:[^:]*::parameter)?/aws/service/")
-
-
-@dataclass(slots=True)
-class LaunchTemplates:
-    """Launch templates with their versions, kept for the groups that use them."""
-
-    names: dict[str, str] = field(default_factory=dict)
-    newest: dict[str, int] = field(default_factory=dict)
-    default: dict[str, int] = field(default_factory=dict)
-    images: dict[str, dict[int, str]] = field(default_factory=dict)
-    snapshots: dict[str, set[str]] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    unresolved: dict[str, Exception] = field(default_factory=dict)
-
-    @needs("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ssm:GetParameters")
-    def read(self, ec2: EC2Client, ssm: SSMClient) -> FoundReferences:
-        """Yield the templates of each AMI, with the versions that name it.
-
-        The newest and the default versions of all templates come in few pages; only templates that have more
-        are asked one by one.
-        """
-        for page in read_pages(ec2.describe_launch_templates, MaxResults=200):
-            for template in page["LaunchTemplates"]:
-                template_id = template["LaunchTemplateId"]
-                self.names[template_id] = template["LaunchTemplateName"]
-                self.newest[template_id] = template["LatestVersionNumber"]
-                self.default[template_id] = template["DefaultVersionNumber"]
-        if self.names:
-            self._take(self._versions(ec2, {"Versions": ["$Latest", "$Default"], "MaxResults": 200}))
-        for template_id, newest in self.newest.items():
-            if {self.default[template_id], newest} != set(range(1, newest + 1)):
-                self._take(self._versions(ec2, {"LaunchTemplateId": template_id, "MaxResults": 200}))
-        asked = {image for versions in self.images.values() for image in versions.values()}
-        aliases = [image for image in asked if image.startswith(ALIAS)]
-        self.aliases |= resolve_aliases(ssm, aliases, self.unresolved)
-        for template_id, versions in self.images.items():
-            yield from self._found(template_id, versions)
-        for template_id, snapshots in self.snapshots.items():
-            for snapshot_id in snapshots:
-                name = self.names.get(template_id, "")
-                yield snapshot_id, Reference("launch-template", template_id, name=name)
-
-    def lost(self, *, public: bool) -> FoundReferences:
-        """Raise why a parameter could not be read that a template names; yields nothing.
-
-        Parameters
-        ----------
-        public
-            Whether to look at the parameters that AWS publishes, or at all others.
-        """
-        yield from ()
-        for alias, error in self.unresolved.items():
-            if _PUBLIC.match(alias) is not None if public else _PUBLIC.match(alias) is None:
-                raise error
-
-    @staticmethod
-    def _versions(
-        ec2: EC2Client, which: DescribeLaunchTemplateVersionsRequestTypeDef
-    ) -> Iterator[LaunchTemplateVersionTypeDef]:
-        try:
-            for page in read_pages(ec2.describe_launch_template_versions, **which):
-                yield from page["LaunchTemplateVersions"]
-        except ec2.exceptions.ClientError as error:
-            if not code_of(error).startswith("InvalidLaunchTemplateId.NotFound"):
-                raise  # else somebody deleted it meanwhile
-
-    def _take(self, versions: Iterable[LaunchTemplateVersionTypeDef]) -> None:
-        for version in versions:
-            template_id, data = version["LaunchTemplateId"], version["LaunchTemplateData"]
-            if data.get("ImageId"):
-                self.images.setdefault(template_id, {})[version["VersionNumber"]] = data["ImageId"]
-            self.snapshots.setdefault(template_id, set()).update(_volumes(data))
-
-    def _found(self, template_id: str, versions: Mapping[int, str]) -> FoundReferences:
-        by_image: dict[str, list[int]] = {}
-        through: dict[str, set[Link]] = {}
-        for number, image in sorted(versions.items()):
-            ami_id = self.ami(image)
-            if not ami_id:
-                continue
-            by_image.setdefault(ami_id, []).append(number)
-            alias = [Link("parameter", image.removeprefix(ALIAS))] if image.startswith(ALIAS) else []
-            through.setdefault(ami_id, set()).update(alias)
-        default, newest = self.default.get(template_id), self.newest.get(template_id)
-        for ami_id, numbers in by_image.items():
-            yield (
-                ami_id,
-                Reference(
-                    "launch-template",
-                    template_id,
-                    tuple(TemplateVersion(number, number == default, number == newest) for number in numbers),
-                    tuple(sorted(through[ami_id])),
-                    name=self.names.get(template_id, ""),
-                ),
-            )
-
-    def ami(self, image: str) -> str:
-        """Return the AMI id that an ``ImageId`` stands for; itself when it stands for none.
-
-        So what launches nothing (``resolve:ssm:`` of a parameter that is gone) is not lost. It is empty where
-        nobody could tell what it stands for.
-        """
-        return "" if image in self.unresolved else self.aliases.get(image, image)
-
-    def of_specification(
-        self, asked: LaunchTemplateSpecificationTypeDef, *, mixed: bool = False
-    ) -> tuple[str, Link]:
-        """Return the AMI of a template as a group names it, empty when it is unknown, and the template."""
-        by_name = {name: template_id for template_id, name in self.names.items()}
-        template_id = asked.get("LaunchTemplateId") or by_name.get(asked.get("LaunchTemplateName", ""), "")
-        wanted = asked.get("Version") or "$Default"
-        number = {"$Default": self.default, "$Latest": self.newest}.get(wanted, {}).get(template_id)
-        if number is None and wanted.isdecimal():
-            number = int(wanted)
-        image = self.images.get(template_id, {}).get(number or 0, "")
-        name = self.names.get(template_id, template_id)
-        return self.ami(image), Link("launch-template", name, wanted, mixed)
-
-
-def _volumes(asked: ResponseLaunchTemplateDataTypeDef | LaunchConfigurationTypeDef) -> list[str]:
-    """Return the snapshots that a launch makes volumes of, besides those of its AMI."""
-    devices = asked.get("BlockDeviceMappings") or ()
-    return [device["Ebs"]["SnapshotId"] for device in devices if (device.get("Ebs") or {}).get("SnapshotId")]
-
-
-@needs("ssm:GetParameters")
-def resolve_aliases(ssm: SSMClient, aliases: Iterable[str], refused: dict[str, Exception]) -> dict[str, str]:
-    """Return the AMI id behind each ``resolve:ssm:name``, with version or label, where there is one.
-
-    Those that could not be read are put into `refused`, each with the error.
-    """
-    wanted = sorted({alias.removeprefix(ALIAS) for alias in aliases})
-    found: dict[str, str] = {}
-    hidden: dict[str, Exception] = {}
-    for parameter in read_parameters(ssm, wanted, hidden):
-        match = AMI_ID.search(parameter["Value"])
-        if match:
-            for name in (parameter["Name"], parameter.get("ARN", "")):
-                found[f"{ALIAS}{name}{parameter.get('Selector', '')}"] = match[0]
-    refused |= {f"{ALIAS}{name}": error for name, error in hidden.items()}
-    return found
-
-
-@needs("ssm:GetParameters")
-def read_parameters(
-    ssm: SSMClient, names: Sequence[str], refused: dict[str, Exception]
-) -> Iterator[ParameterTypeDef]:
-    """Yield parameters by name; those that could not be read are put into `refused`, each with the error.
-
-    AWS refuses ten at once when it refuses one of them (a shared parameter, one that a policy leaves out, a
-    name that cannot be), so the others are asked for again.
-    """
-    for start in range(0, len(names), 10):
-        asked = names[start : start + 10]
-        try:
-            answer = call_with_retries(ssm.get_parameters, Names=asked)
-        except ssm.exceptions.ClientError as error:
-            if code_of(error) in RETRYABLE:
-                raise
-            if len(asked) == 1:
-                refused[asked[0]] = error
-            else:
-                for name in asked:
-                    yield from read_parameters(ssm, [name], refused)
-        else:
-            yield from answer["Parameters"]
-
-
-@needs("autoscaling:DescribeLaunchConfigurations", "autoscaling:DescribeAutoScalingGroups")
-def scaling_references(autoscaling: AutoScalingClient, templates: LaunchTemplates) -> FoundReferences:
-    """Yield the launch configurations of each AMI, and the groups that launch it by whatever way."""
-    by_configuration: dict[str, str] = {}
-    for configurations in read_pages(autoscaling.describe_launch_configurations, MaxRecords=100):
-        for one in configurations["LaunchConfigurations"]:
-            by_configuration[one["LaunchConfigurationName"]] = one["ImageId"]
-            for named in (one["ImageId"], *_volumes(one)):
-                yield named, Reference("launch-configuration", one["LaunchConfigurationName"])
-    groups = read_pages(autoscaling.describe_auto_scaling_groups, MaxRecords=100)
-    for group in (group for page in groups for group in page["AutoScalingGroups"]):
-        for ami_id, through in _launches(group, by_configuration, templates):
-            if ami_id:
-                name, capacity = group["AutoScalingGroupName"], group["DesiredCapacity"]
-                yield ami_id, Reference("auto-scaling-group", name, through=(through,), capacity=capacity)
-
-
-def _launches(
-    group: AutoScalingGroupTypeDef, by_configuration: Mapping[str, str], templates: LaunchTemplates
-) -> Iterator[tuple[str, Link]]:
-    configuration = group.get("LaunchConfigurationName")
-    if configuration:
-        yield by_configuration.get(configuration, ""), Link("launch-configuration", configuration)
-    if group.get("LaunchTemplate"):
-        yield templates.of_specification(group["LaunchTemplate"])
-    mixed = (group.get("MixedInstancesPolicy") or {}).get("LaunchTemplate") or {}
-    specifications = [mixed, *(mixed.get("Overrides") or ())]
-    for asked in filter(None, (one.get("LaunchTemplateSpecification") for one in specifications)):
-        yield templates.of_specification(asked, mixed=True)
-    for override in mixed.get("Overrides") or ():
-        if override.get("ImageId"):
-            yield override["ImageId"], Link("override", override.get("InstanceType", ""))
-
-
-__all__ = [
-    "AMI_ID",
-    "HINT_KINDS",
-    "LAUNCH_REPORT_DELAY",
-    "USE_KINDS",
-    "LaunchTemplates",
-    "Link",
-    "Reference",
-    "References",
-    "RegionClients",
-    "TemplateVersion",
-    "add_last_launches",
-    "find_references",
-    "image_references",
-    "instance_references",
-    "is_used",
-    "last_launch_references",
-    "launch_permission_references",
-    "merge_references",
-    "parameter_references",
-    "read_references",
-    "references_from_json",
-    "references_to_json",
-    "scaling_references",
-    "search_references",
-    "snapshot_permission_references",
-]
-
-USE_KINDS = frozenset(
-    {
-        "instance",
-        "launch-template",
-        "launch-configuration",
-        "auto-scaling-group",
-        "parameter",
-        "image-recipe",
-        "container-recipe",
-    }
-)
-"""Kinds of references that name the AMI: it is in use."""
-
-HINT_KINDS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
-"""Kinds that say that it may be in use where we cannot look, or shall be kept."""
-
-PARAMETERS_OF_TEMPLATES = "parameters of launch templates"
-"""Source of what ``resolve:ssm:...`` in launch templates stands for."""
-
-PUBLIC_PARAMETERS_OF_TEMPLATES = "public parameters of launch templates"
-"""The same of the parameters that AWS publishes, which never name an AMI of this account."""
-
-LAUNCH_REPORT_DELAY = timedelta(hours=48)
-"""AWS tells launches a day late, so that nothing is known of the use of an AMI that is younger."""
-
-AT_ONCE = 8  # calls about single AMIs
-PAGE = 1000
-_GONE = (AMI_NOT_FOUND, "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed")
-_LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
+"""Pairs of an AMI or snapshot ID and a reference to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What uses the AMIs and snapshots of one region.
+    """The references to the AMIs and snapshots of one region.
 
     Attributes
     ----------
     region
-        Where was looked.
+        The region.
     by_ami
-        By AMI id: of every AMI that anything names, ours or not. Also by snapshot id, of snapshots that a
-        launch makes volumes of, or that are shared and were asked about.
+        References by AMI ID, for all referenced AMIs, also of other accounts. Also by snapshot ID, for
+        snapshots from which a launch creates volumes, and for shared snapshots that were checked.
     unread
         Sources that could not be read, each with the error.
     aliases
-        What ``resolve:ssm:...`` in launch templates stands for; empty where it stands for nothing.
+        The AMI ID behind each ``resolve:ssm:...`` in launch templates, if there is one.
     """
 
     region: str
@@ -529,22 +295,22 @@ class References:
 
     @property
     def complete(self) -> bool:
-        """Whether every source could be read."""
+        """Whether all sources could be read."""
         return not self.unread
 
     def of(self, ami_id: str) -> tuple[Reference, ...]:
-        """Return all references to one AMI, what names it first."""
+        """Return all references to an AMI, hints last."""
         return self.by_ami.get(ami_id, ())
 
     def names(self, ami_id: str) -> tuple[Reference, ...]:
-        """Return what names one AMI."""
+        """Return the references to an AMI without hints."""
         return tuple(one for one in self.of(ami_id) if one.kind in USE_KINDS)
 
     def use(self, ami_id: str) -> bool | None:
-        """Tell whether an AMI is used; None where nothing names it and that is not the whole truth.
+        """Return whether an AMI is used; ``None`` if that is unknown.
 
-        It is not where a source could not be read, another account may launch it, or it was launched in the
-        days of the retirement policy and we do not see by whom.
+        It is unknown without a reference if a source could not be read, another account may launch the AMI,
+        or the AMI was launched within the days of the retirement policy.
         """
         return is_used(self.of(ami_id), complete=self.complete)
 
@@ -556,7 +322,7 @@ def is_used(
     now: datetime | None = None,
     launched_days: float = RetirementPolicy().launched_days,
 ) -> bool | None:
-    """Return whether references mean use; `References.use` says when it is None."""
+    """Return whether these references mean use; ``None`` if unknown, see `References.use`."""
     some = list(found)
     if any(one.kind in USE_KINDS for one in some):
         return True
@@ -565,35 +331,9 @@ def is_used(
     return None if hints or not complete else False
 
 
-def find_references(
-    *, region: str, images: Collection[str] = (), session: boto3.Session | None = None
-) -> References:
-    """Return who uses the AMIs of a region.
-
-    Parameters
-    ----------
-    region
-        Where to look.
-    images
-        AMIs of this account for which AWS is also asked one by one: who else may launch them, when they were
-        last launched, and what DescribeImageReferences knows. Without any, only what names AMIs is read,
-        which costs the same number of calls for ten AMIs as for ten thousand.
-    session
-        Whose account.
-
-    Notes
-    -----
-    A source that cannot be read does not end the search; look at `References.unread`.
-    """
-    session = session or default_session()
-    clients, chosen = RegionClients.of(session, region), sorted(images)
-    found = read_references(clients)
-    return merge_references(found, search_references(clients, chosen, launched=True)) if chosen else found
-
-
 @dataclass(frozen=True, slots=True)
 class RegionClients:
-    """The clients of one account and region; they are made by one thread and used by another."""
+    """The clients of one account and region; another thread than their creator may use them."""
 
     region: str
     ec2: EC2Client
@@ -602,28 +342,54 @@ class RegionClients:
 
     @classmethod
     def of(cls, session: boto3.Session, region: str, limit: TimeLimit | None = None) -> RegionClients:
-        """Return clients with few attempts of their own: `paging` tries again, for longer, within a limit."""
+        """Return clients that make few attempts themselves, because `paging` retries within the limit."""
         limit = limit or TimeLimit()
-        how: Options = {"attempts": 2, "connections": AT_ONCE + 2}
+        options: Options = {"attempts": 2, "connections": THREADS + 2}
         return cls(
             region,
-            with_time_limit(use_fast_time_parser(client(session, "ec2", region, **how)), limit),
-            with_time_limit(use_fast_time_parser(client(session, "autoscaling", region, **how)), limit),
-            with_time_limit(use_fast_time_parser(client(session, "ssm", region, **how)), limit),
+            with_time_limit(use_fast_time_parser(client(session, "ec2", region, **options)), limit),
+            with_time_limit(use_fast_time_parser(client(session, "autoscaling", region, **options)), limit),
+            with_time_limit(use_fast_time_parser(client(session, "ssm", region, **options)), limit),
         )
 
 
+def find_references(
+    *, region: str, images: Collection[str] = (), session: boto3.Session | None = None
+) -> References:
+    """Return the references to the AMIs of a region.
+
+    Parameters
+    ----------
+    region
+        The region.
+    images
+        AMIs of this account that are also checked one by one: who may launch them, when they were last
+        launched, and what DescribeImageReferences finds. The other references need the same number of calls
+        for any number of AMIs.
+    session
+        Session of the account.
+
+    Notes
+    -----
+    A source that cannot be read does not end the search; check `References.unread`.
+    """
+    session = session or default_session()
+    clients, chosen = RegionClients.of(session, region), sorted(images)
+    found = read_references(clients)
+    return merge_references(found, search_references(clients, chosen, launched=True)) if chosen else found
+
+
 def read_references(clients: RegionClients) -> References:
-    """Return what names the AMIs of one account and region, in the same number of calls for any of them."""
+    """Return the references to the AMIs of one account and region, without checks of single AMIs."""
     templates = LaunchTemplates()
     ec2, ssm = clients.ec2, clients.ssm
-    found = _taken(
+    found = _read_sources(
         clients.region,
         {
             "instances": lambda: instance_references(ec2),
             "launch templates": lambda: templates.read(ec2, ssm),
-            PARAMETERS_OF_TEMPLATES: lambda: templates.lost(public=False),
-            PUBLIC_PARAMETERS_OF_TEMPLATES: lambda: templates.lost(public=True),
+            PARAMETERS_OF_TEMPLATES: lambda: templates.raise_unresolved(public=False),
+            PUBLIC_PARAMETERS_OF_TEMPLATES: lambda: templates.raise_unresolved(public=True),
             "Auto Scaling groups": lambda: scaling_references(clients.autoscaling, templates),
             "parameters": lambda: parameter_references(ssm),
         },
@@ -632,34 +398,38 @@ def read_references(clients: RegionClients) -> References:
 
 
 def search_references(
-    clients: RegionClients, images: Collection[str], *, guests: Collection[str] = (), launched: bool = False
+    clients: RegionClients,
+    images: Collection[str],
+    *,
+    foreign_images: Collection[str] = (),
+    launched: bool = False,
 ) -> References:
-    """Return what AWS tells about single AMIs.
+    """Return the references that AWS reports for single AMIs.
 
     Parameters
     ----------
     clients
         Of the account and region.
     images
-        AMIs of the account: what EC2's own search finds, and who may launch them.
-    guests
-        AMIs of other accounts: what EC2's own search finds here.
+        AMIs of the account: search their references, and read who may launch them.
+    foreign_images
+        AMIs of other accounts: search their references in this account.
     launched
-        Whether to ask when they were last launched, too.
+        Whether to read their last launches too.
     """
     ec2, chosen = clients.ec2, sorted(images)
     sources: dict[str, Callable[[], FoundReferences]] = {}
-    if chosen or guests:
-        sources["image references"] = lambda: image_references(ec2, [*chosen, *sorted(guests)])
+    if chosen or foreign_images:
+        sources["image references"] = lambda: image_references(ec2, [*chosen, *sorted(foreign_images)])
     if chosen:
         sources["launch permissions"] = lambda: launch_permission_references(ec2, chosen)
     if chosen and launched:
         sources["last launches"] = lambda: last_launch_references(ec2, chosen)
-    return _taken(clients.region, sources)
+    return _read_sources(clients.region, sources)
 
 
-def _taken(region: str, sources: Mapping[str, Callable[[], FoundReferences]]) -> References:
-    """Return what some sources tell, one after the other; one that cannot be read ends none of the others."""
+def _read_sources(region: str, sources: Mapping[str, Callable[[], FoundReferences]]) -> References:
+    """Return the references of all sources that can be read, and the errors of the others."""
     found: dict[str, set[Reference]] = {}
     unread: dict[str, errors.AwsError] = {}
     for source, read in sources.items():
@@ -673,7 +443,7 @@ def _taken(region: str, sources: Mapping[str, Callable[[], FoundReferences]]) ->
 
 
 def merge_references(one: References, other: References) -> References:
-    """Return what two readings of a region tell together."""
+    """Return the references of two reads of one region."""
     by_ami = dict(one.by_ami)
     for ami_id, some in other.by_ami.items():
         by_ami[ami_id] = _sorted({*by_ami.get(ami_id, ()), *some})
@@ -682,36 +452,26 @@ def merge_references(one: References, other: References) -> References:
 
 
 def _sorted(found: set[Reference]) -> tuple[Reference, ...]:
-    return tuple(sorted(_once(found), key=_order))
+    """Return references, hints last, without results of EC2's search that another source has in detail."""
+    detailed = {(one.kind, one.id.strip("/")) for one in found if one.source != SEARCH}
+    unique = [one for one in found if one.source != SEARCH or (one.kind, one.id.strip("/")) not in detailed]
+    return tuple(sorted(unique, key=lambda one: (one.kind in HINT_KINDS, one.kind, one.id, str(one))))
 
 
 def add_last_launches(found: References, launched: Mapping[str, datetime]) -> References:
-    """Return references with the last launch of each AMI, as an inventory knows it."""
+    """Return the references with the last launch of each AMI as a hint."""
     by_ami = dict(found.by_ami)
     for ami_id, moment in launched.items():
         by_ami[ami_id] = (*by_ami.get(ami_id, ()), Reference("launched", moment.isoformat()))
     return References(found.region, by_ami, found.unread, found.aliases)
 
 
-def _once(found: set[Reference]) -> Iterator[Reference]:
-    """Yield references, those that EC2's search found as well only as we found them, who know more."""
-    known = {(one.kind, one.id.strip("/")) for one in found if one.source != SEARCH}
-    for one in found:
-        if one.source != SEARCH or (one.kind, one.id.strip("/")) not in known:
-            yield one
-
-
-SEARCH = "DescribeImageReferences"
-"""Source of references that EC2's own search found."""
-
-
-def _order(one: Reference) -> tuple[bool, str, str, str]:
-    return (one.kind in HINT_KINDS, one.kind, one.id, str(one))
+# Sources that list the references to all AMIs.
 
 
 @needs("ec2:DescribeInstances")
 def instance_references(ec2: EC2Client) -> FoundReferences:
-    """Yield the instances of each AMI; terminated ones need it no more."""
+    """Yield the AMIs of the instances that are not terminated."""
     states: list[FilterTypeDef] = [{"Name": "instance-state-name", "Values": list(_LIVE)}]
     found = read_pages(ec2.describe_instances, Filters=states, MaxResults=PAGE)
     for reservation in (reservation for page in found for reservation in page["Reservations"]):
@@ -720,11 +480,209 @@ def instance_references(ec2: EC2Client) -> FoundReferences:
             yield instance["ImageId"], Reference("instance", instance["InstanceId"], type=state)
 
 
+@dataclass(slots=True)
+class LaunchTemplates:
+    """The launch templates of a region with their versions, also for the groups that use them."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    newest: dict[str, int] = field(default_factory=dict)
+    default: dict[str, int] = field(default_factory=dict)
+    images: dict[str, dict[int, str]] = field(default_factory=dict)
+    snapshots: dict[str, set[str]] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    unresolved: dict[str, Exception] = field(default_factory=dict)
+
+    @needs("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ssm:GetParameters")
+    def read(self, ec2: EC2Client, ssm: SSMClient) -> FoundReferences:
+        """Yield the AMIs of the templates, with the versions that contain them.
+
+        One list has the latest and default versions of all templates; only templates with more versions need
+        a call of their own.
+        """
+        for page in read_pages(ec2.describe_launch_templates, MaxResults=200):
+            for template in page["LaunchTemplates"]:
+                template_id = template["LaunchTemplateId"]
+                self.names[template_id] = template["LaunchTemplateName"]
+                self.newest[template_id] = template["LatestVersionNumber"]
+                self.default[template_id] = template["DefaultVersionNumber"]
+        if self.names:
+            self._add(self._versions(ec2, {"Versions": ["$Latest", "$Default"], "MaxResults": 200}))
+        for template_id, newest in self.newest.items():
+            if {self.default[template_id], newest} != set(range(1, newest + 1)):
+                self._add(self._versions(ec2, {"LaunchTemplateId": template_id, "MaxResults": 200}))
+        images = {image for versions in self.images.values() for image in versions.values()}
+        aliases = [image for image in images if image.startswith(ALIAS)]
+        self.aliases |= resolve_aliases(ssm, aliases, self.unresolved)
+        for template_id, versions in self.images.items():
+            yield from self._references(template_id, versions)
+        for template_id, snapshots in self.snapshots.items():
+            for snapshot_id in snapshots:
+                name = self.names.get(template_id, "")
+                yield snapshot_id, Reference("launch-template", template_id, name=name)
+
+    def raise_unresolved(self, *, public: bool) -> FoundReferences:
+        """Raise the error of a parameter in a template that could not be read; yield nothing.
+
+        Parameters
+        ----------
+        public
+            Whether to check the public parameters of AWS, or all others.
+        """
+        yield from ()
+        for alias, error in self.unresolved.items():
+            if bool(_PUBLIC_ALIAS.match(alias)) is public:
+                raise error
+
+    @staticmethod
+    def _versions(
+        ec2: EC2Client, which: DescribeLaunchTemplateVersionsRequestTypeDef
+    ) -> Iterator[LaunchTemplateVersionTypeDef]:
+        try:
+            for page in read_pages(ec2.describe_launch_template_versions, **which):
+                yield from page["LaunchTemplateVersions"]
+        except ec2.exceptions.ClientError as error:
+            if not code_of(error).startswith("InvalidLaunchTemplateId.NotFound"):
+                raise  # not a template that was deleted in the meantime
+
+    def _add(self, versions: Iterable[LaunchTemplateVersionTypeDef]) -> None:
+        for version in versions:
+            template_id, data = version["LaunchTemplateId"], version["LaunchTemplateData"]
+            if data.get("ImageId"):
+                self.images.setdefault(template_id, {})[version["VersionNumber"]] = data["ImageId"]
+            self.snapshots.setdefault(template_id, set()).update(_volume_snapshots(data))
+
+    def _references(self, template_id: str, versions: Mapping[int, str]) -> FoundReferences:
+        by_image: dict[str, list[int]] = {}
+        through: dict[str, set[Link]] = {}
+        for number, image in sorted(versions.items()):
+            ami_id = self.resolve(image)
+            if not ami_id:
+                continue
+            by_image.setdefault(ami_id, []).append(number)
+            alias = [Link("parameter", image.removeprefix(ALIAS))] if image.startswith(ALIAS) else []
+            through.setdefault(ami_id, set()).update(alias)
+        default, newest = self.default.get(template_id), self.newest.get(template_id)
+        name = self.names.get(template_id, "")
+        for ami_id, numbers in by_image.items():
+            marked = tuple(ResourceVersion(number, number == default, number == newest) for number in numbers)
+            links = tuple(sorted(through[ami_id]))
+            yield ami_id, Reference("launch-template", template_id, marked, links, name=name)
+
+    def resolve(self, image: str) -> str:
+        """Return the AMI ID of an ``ImageId``, or the ``ImageId`` itself if nothing is behind it.
+
+        So a reference to a deleted parameter (``resolve:ssm:...``) is kept. The result is empty if the
+        parameter could not be read.
+        """
+        return "" if image in self.unresolved else self.aliases.get(image, image)
+
+    def of_specification(
+        self, specification: LaunchTemplateSpecificationTypeDef, *, mixed: bool = False
+    ) -> tuple[str, Link]:
+        """Return the AMI of the template that a group specifies, empty if unknown, and the template."""
+        by_name = {name: template_id for template_id, name in self.names.items()}
+        template_id = specification.get("LaunchTemplateId") or by_name.get(
+            specification.get("LaunchTemplateName", ""), ""
+        )
+        wanted = specification.get("Version") or "$Default"
+        number = {"$Default": self.default, "$Latest": self.newest}.get(wanted, {}).get(template_id)
+        if number is None and wanted.isdecimal():
+            number = int(wanted)
+        image = self.images.get(template_id, {}).get(number or 0, "")
+        name = self.names.get(template_id, template_id)
+        return self.resolve(image), Link("launch-template", name, wanted, mixed)
+
+
+def _volume_snapshots(data: ResponseLaunchTemplateDataTypeDef | LaunchConfigurationTypeDef) -> list[str]:
+    """Return the snapshots from which a launch creates volumes, in addition to those of its AMI."""
+    devices = data.get("BlockDeviceMappings") or ()
+    return [device["Ebs"]["SnapshotId"] for device in devices if (device.get("Ebs") or {}).get("SnapshotId")]
+
+
+@needs("ssm:GetParameters")
+def resolve_aliases(
+    ssm: SSMClient, aliases: Iterable[str], unreadable: dict[str, Exception]
+) -> dict[str, str]:
+    """Return the AMI ID behind each ``resolve:ssm:name``, with version or label, if there is one.
+
+    Adds the aliases that could not be read to `unreadable`, each with its error.
+    """
+    wanted = sorted({alias.removeprefix(ALIAS) for alias in aliases})
+    found: dict[str, str] = {}
+    names: dict[str, Exception] = {}
+    for parameter in read_parameters(ssm, wanted, names):
+        match = AMI_ID.search(parameter["Value"])
+        if match:
+            for name in (parameter["Name"], parameter.get("ARN", "")):
+                found[f"{ALIAS}{name}{parameter.get('Selector', '')}"] = match[0]
+    unreadable |= {f"{ALIAS}{name}": error for name, error in names.items()}
+    return found
+
+
+@needs("ssm:GetParameters")
+def read_parameters(
+    ssm: SSMClient, names: Sequence[str], unreadable: dict[str, Exception]
+) -> Iterator[ParameterTypeDef]:
+    """Yield parameters by name; add those that could not be read to `unreadable`, each with its error.
+
+    AWS refuses a batch of ten if it refuses one of its parameters (a shared one, one that the policy
+    excludes, an invalid name). So the others are read one by one.
+    """
+    for start in range(0, len(names), 10):
+        batch = names[start : start + 10]
+        try:
+            answer = call_with_retries(ssm.get_parameters, Names=batch)
+        except ssm.exceptions.ClientError as error:
+            if code_of(error) in RETRYABLE:
+                raise
+            if len(batch) == 1:
+                unreadable[batch[0]] = error
+            else:
+                for name in batch:
+                    yield from read_parameters(ssm, [name], unreadable)
+        else:
+            yield from answer["Parameters"]
+
+
+@needs("autoscaling:DescribeLaunchConfigurations", "autoscaling:DescribeAutoScalingGroups")
+def scaling_references(autoscaling: AutoScalingClient, templates: LaunchTemplates) -> FoundReferences:
+    """Yield the AMIs of launch configurations, and those that Auto Scaling groups launch."""
+    by_configuration: dict[str, str] = {}
+    for configurations in read_pages(autoscaling.describe_launch_configurations, MaxRecords=100):
+        for one in configurations["LaunchConfigurations"]:
+            by_configuration[one["LaunchConfigurationName"]] = one["ImageId"]
+            for resource_id in (one["ImageId"], *_volume_snapshots(one)):
+                yield resource_id, Reference("launch-configuration", one["LaunchConfigurationName"])
+    groups = read_pages(autoscaling.describe_auto_scaling_groups, MaxRecords=100)
+    for group in (group for page in groups for group in page["AutoScalingGroups"]):
+        for ami_id, through in _images_of_group(group, by_configuration, templates):
+            if ami_id:
+                name, capacity = group["AutoScalingGroupName"], group["DesiredCapacity"]
+                yield ami_id, Reference("auto-scaling-group", name, through=(through,), capacity=capacity)
+
+
+def _images_of_group(
+    group: AutoScalingGroupTypeDef, by_configuration: Mapping[str, str], templates: LaunchTemplates
+) -> Iterator[tuple[str, Link]]:
+    configuration = group.get("LaunchConfigurationName")
+    if configuration:
+        yield by_configuration.get(configuration, ""), Link("launch-configuration", configuration)
+    if group.get("LaunchTemplate"):
+        yield templates.of_specification(group["LaunchTemplate"])
+    mixed = (group.get("MixedInstancesPolicy") or {}).get("LaunchTemplate") or {}
+    overrides = mixed.get("Overrides") or ()
+    for one in filter(None, (part.get("LaunchTemplateSpecification") for part in [mixed, *overrides])):
+        yield templates.of_specification(one, mixed=True)
+    for override in overrides:
+        if override.get("ImageId"):
+            yield override["ImageId"], Link("override", override.get("InstanceType", ""))
+
+
 @needs("ssm:DescribeParameters", "ssm:GetParameters")
 def parameter_references(ssm: SSMClient) -> FoundReferences:
-    """Yield the parameters that name each AMI: those of the data type of images, and any other plain text.
+    """Yield the AMI IDs in the values of parameters of the types ``String`` and ``StringList``.
 
-    Secure strings are not read: their text is nobody's business, and no launch can use one.
+    Secure strings are not read: they are secrets, and no launch can use them.
     """
     plain: list[ParameterStringFilterTypeDef] = [
         {"Key": "Type", "Option": "Equals", "Values": ["String", "StringList"]}
@@ -734,18 +692,21 @@ def parameter_references(ssm: SSMClient) -> FoundReferences:
         for page in read_pages(ssm.describe_parameters, ParameterFilters=plain, MaxResults=50)
         for one in page["Parameters"]
     ]
-    refused: dict[str, Exception] = {}
-    for parameter in read_parameters(ssm, names, refused):
-        kind, versions = parameter.get("DataType", "text"), (TemplateVersion(parameter["Version"]),)
+    unreadable: dict[str, Exception] = {}
+    for parameter in read_parameters(ssm, names, unreadable):
+        kind, versions = parameter.get("DataType", "text"), (ResourceVersion(parameter["Version"]),)
         for ami_id in set(AMI_ID.findall(parameter["Value"])):
             yield ami_id, Reference("parameter", parameter["Name"], versions, type=kind)
-    for error in refused.values():
+    for error in unreadable.values():
         raise error
+
+
+# Sources that are read for single AMIs and snapshots. Those that were deleted in the meantime are skipped.
 
 
 @needs(
     "ec2:DescribeImageReferences",
-    # EC2 looks as its caller, who must be allowed to see what it looks at.
+    # EC2 searches with the caller's permissions.
     "ec2:DescribeInstances",
     "ec2:DescribeLaunchTemplates",
     "ec2:DescribeLaunchTemplateVersions",
@@ -756,31 +717,28 @@ def parameter_references(ssm: SSMClient) -> FoundReferences:
     "imagebuilder:GetContainerRecipe",
 )
 def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
-    """Yield what EC2's own search finds; it alone knows the recipes of Image Builder.
-
-    It is asked for ten AMIs at once, the most that it takes. An AMI that went meanwhile is passed over.
-    """
+    """Yield the results of EC2's own search, the only source for recipes of Image Builder."""
     wanted: list[ResourceTypeRequestTypeDef] = [
-        _kind("ec2:Instance", "state-name", list(_LIVE)),
-        _kind("ec2:LaunchTemplate", "version-depth", ["10000"]),
+        _resource_type("ec2:Instance", "state-name", list(_LIVE)),
+        _resource_type("ec2:LaunchTemplate", "version-depth", ["10000"]),
         {"ResourceType": "ssm:Parameter"},
         {"ResourceType": "imagebuilder:ImageRecipe"},
         {"ResourceType": "imagebuilder:ContainerRecipe"},
     ]
     ids = list(images)
-    batches = [ids[start : start + 10] for start in range(0, len(ids), 10)]
+    batches = [ids[start : start + 10] for start in range(0, len(ids), 10)]  # AWS: AMIs of one call
 
-    def ask(batch: list[str]) -> list[ImageReferenceTypeDef]:
+    def search(batch: list[str]) -> list[ImageReferenceTypeDef]:
         try:
             answers = read_pages(ec2.describe_image_references, ImageIds=batch, ResourceTypes=wanted)
             return [found for answer in answers for found in answer["ImageReferences"]]
         except ec2.exceptions.ClientError as error:
             if code_of(error) not in _GONE:
                 raise
-            return [] if len(batch) == 1 else [found for one in batch for found in ask([one])]
+            return [] if len(batch) == 1 else [found for one in batch for found in search([one])]
 
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="references") as pool:
-        for answers in pool.map(ask, batches):
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="references") as pool:
+        for answers in pool.map(search, batches):
             for found in answers:
                 kind, _, name = found["Arn"].split(":", 5)[5].partition("/")
                 if kind == "parameter" and "/" in name:
@@ -788,7 +746,7 @@ def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences
                 yield found["ImageId"], Reference(cast("Kind", kind), name, source=SEARCH)
 
 
-def _kind(
+def _resource_type(
     kind: Literal["ec2:Instance", "ec2:LaunchTemplate"],
     option: Literal["state-name", "version-depth"],
     values: list[str],
@@ -801,52 +759,26 @@ def _kind(
 
 @needs("ec2:DescribeImageAttribute")
 def launch_permission_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
-    """Yield the accounts, organizations and units that may launch each AMI; ``all`` is everybody.
+    """Yield who may launch each AMI: accounts, organizations and units, or ``all``."""
 
-    AWS answers this for one AMI a call. One that went meanwhile is passed over.
-    """
+    def read(ami_id: str) -> Iterable[Mapping[str, str]]:
+        answer = call_with_retries(ec2.describe_image_attribute, ImageId=ami_id, Attribute="launchPermission")
+        return cast("Iterable[Mapping[str, str]]", answer.get("LaunchPermissions") or ())
 
-    def ask(ami_id: str) -> tuple[str, list[LaunchPermissionTypeDef]]:
-        try:
-            answer = call_with_retries(
-                ec2.describe_image_attribute, ImageId=ami_id, Attribute="launchPermission"
-            )
-        except ec2.exceptions.ClientError as error:
-            if code_of(error) not in _GONE:
-                raise
-            return ami_id, []
-        return ami_id, answer.get("LaunchPermissions") or []
-
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="permissions") as pool:
-        for ami_id, permissions in pool.map(ask, images):
-            for permission in permissions:
-                for member, who in permission.items():
-                    yield ami_id, Reference("shared-with", str(who), type=_MEMBERS.get(member, member))
+    return _permission_references(read, images)
 
 
 @needs("ec2:DescribeSnapshotAttribute")
 def snapshot_permission_references(ec2: EC2Client, snapshot_ids: Collection[str]) -> FoundReferences:
-    """Yield the accounts that may use each snapshot of this account; ``all`` is everybody.
+    """Yield the accounts that may use each snapshot of this account, or ``all``."""
 
-    AWS answers this for one snapshot a call. One that went meanwhile is passed over.
-    """
+    def read(snapshot_id: str) -> Iterable[Mapping[str, str]]:
+        answer = call_with_retries(
+            ec2.describe_snapshot_attribute, SnapshotId=snapshot_id, Attribute="createVolumePermission"
+        )
+        return cast("Iterable[Mapping[str, str]]", answer.get("CreateVolumePermissions") or ())
 
-    def ask(snapshot_id: str) -> tuple[str, list[CreateVolumePermissionTypeDef]]:
-        try:
-            answer = call_with_retries(
-                ec2.describe_snapshot_attribute, SnapshotId=snapshot_id, Attribute="createVolumePermission"
-            )
-        except ec2.exceptions.ClientError as error:
-            if code_of(error) != SNAPSHOT_NOT_FOUND:
-                raise
-            return snapshot_id, []
-        return snapshot_id, answer.get("CreateVolumePermissions") or []
-
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="permissions") as pool:
-        for snapshot_id, permissions in pool.map(ask, snapshot_ids):
-            for permission in permissions:
-                for member, who in permission.items():
-                    yield snapshot_id, Reference("shared-with", str(who), type=_MEMBERS.get(member, member))
+    return _permission_references(read, snapshot_ids)
 
 
 _MEMBERS = {
@@ -857,9 +789,24 @@ _MEMBERS = {
 }
 
 
+def _permission_references(
+    read: Callable[[str], Iterable[Mapping[str, str]]], ids: Collection[str]
+) -> FoundReferences:
+    """Yield the permissions of each AMI or snapshot; AWS returns those of one resource in a call."""
+
+    def permissions(resource_id: str) -> tuple[str, Iterable[Mapping[str, str]]]:
+        return resource_id, if_found(lambda: read(resource_id), *_GONE) or ()
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="permissions") as pool:
+        for resource_id, found in pool.map(permissions, ids):
+            for permission in found:
+                for member, who in permission.items():
+                    yield resource_id, Reference("shared-with", str(who), type=_MEMBERS.get(member, member))
+
+
 @needs("ec2:DescribeImages")
 def last_launch_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
-    """Yield when each AMI was last launched, by whomever; AWS tells it a day later and keeps it."""
+    """Yield the time of each AMI's last launch by any account, which AWS reports a day later."""
     ids = list(images)
     for start in range(0, len(ids), 200):  # AWS: values of a filter
         shown = read_pages(
