@@ -46,7 +46,7 @@ DEFAULT_PLAN = "fleet.toml"
     "--ledger",
     default="",
     metavar="PLACE",
-    help="Location of the ledger of finished targets: a folder, or s3://bucket/prefix.  [default: "
+    help="Location of the ledger, which records each target: a folder, or s3://bucket/prefix.  [default: "
     "<state>/fleets]",
 )
 @click.option(

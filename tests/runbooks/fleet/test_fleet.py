@@ -77,7 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @dataclass
-class Yard:
+class Workspace:
     """A folder with a plan, a notebook that leaves a trace, and what was shown."""
 
     folder: Path
@@ -85,7 +85,7 @@ class Yard:
     def plan(self, text: str, **options: Any) -> fleet.FleetPlan:
         path = self.folder / "fleet.toml"
         common = (
-            f'name = "yard"\nnotebooks = "notebooks"\n[defaults.environment]\nTRACE = "{self.folder}/trace"\n'
+            f'name = "try"\nnotebooks = "notebooks"\n[defaults.environment]\nTRACE = "{self.folder}/trace"\n'
         )
         path.write_text(common + text)
         settled = {"dry_run": False, "workers": 2, "lease_seconds": 4.0} | options
@@ -108,9 +108,9 @@ class Yard:
 
 
 @pytest.fixture
-def yard(shelf: Shelf, tmp_path: Path) -> Yard:
+def workspace(shelf: Shelf, tmp_path: Path) -> Workspace:
     shelf.put("10-work.ipynb", TRACE, WORK, parameters=PARAMETERS)
-    return Yard(tmp_path)
+    return Workspace(tmp_path)
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def states(outcome: FleetResult) -> dict[str, str]:
 
 
 def test_a_fleet_runs_what_it_can_and_the_next_start_runs_the_rest(
-    yard: Yard, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GITHUB_OUTPUT", str(yard.folder / "outputs"))
+    monkeypatch.setenv("GITHUB_OUTPUT", str(workspace.folder / "outputs"))
     text = """
         [[entry]]
         name = "first"
@@ -146,7 +146,7 @@ def test_a_fleet_runs_what_it_can_and_the_next_start_runs_the_rest(
         after = ["flaky"]
     """
     screen = io.StringIO()
-    outcome = yard.plan(text).apply(progress=Progress(LogLines(screen)))
+    outcome = workspace.plan(text).apply(progress=Progress(LogLines(screen)))
 
     assert states(outcome) == {"first": "done", "flaky": "failed", "last": "skipped"}
     assert (outcome.status, outcome.exit_code) == ("partial", 3)
@@ -154,13 +154,13 @@ def test_a_fleet_runs_what_it_can_and_the_next_start_runs_the_rest(
         finish(outcome)
     assert "fix is missing" in str(caught.value)
     assert [len(document["attempts"]) for document in outcome.documents] == [1, 2, 0]
-    assert yard.trace().index("begin f") > yard.trace().index("end a")
+    assert workspace.trace().index("begin f") > workspace.trace().index("end a")
     shown = screen.getvalue().splitlines()
-    assert shown[0] == "fleet yard ..."
+    assert shown[0] == "fleet try ..."
     assert any(re.fullmatch(r"first finished in [\d.]+ s", line) for line in shown)
-    assert any(re.match("fleet yard: flaky is retrying: .*fix is missing", line) for line in shown), shown
-    assert "fleet yard: last is skipped: Not run, because these are not done: flaky." in shown
-    assert re.fullmatch(r"fleet yard failed in [\d.]+ s: 1 done, 1 failed, 1 skipped", shown[-1])
+    assert any(re.match("fleet try: flaky is retrying: .*fix is missing", line) for line in shown), shown
+    assert "fleet try: last is skipped: Not run, because these are not done: flaky." in shown
+    assert re.fullmatch(r"fleet try failed in [\d.]+ s: 1 done, 1 failed, 1 skipped", shown[-1])
 
     # The evidence
     report = Path(outcome.values["report"])
@@ -174,30 +174,30 @@ def test_a_fleet_runs_what_it_can_and_the_next_start_runs_the_rest(
     assert result["targets"] == {"done": 1, "failed": 1, "skipped": 1}
     kept = json.loads((report.parent / "fleet.json").read_text())["targets"]
     assert [target["state"] for target in kept] == ["done", "failed", "skipped"]
-    assert (yard.folder / "outputs").read_text().count("run_id=") == 1
-    for path in yard.folder.rglob("*"):
+    assert (workspace.folder / "outputs").read_text().count("run_id=") == 1
+    for path in workspace.folder.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
     # Started again, with the missing file, it runs the rest and nothing else
-    (yard.folder / "fix").write_text("")
-    before = len(yard.trace())
-    planned = yard.plan(text)
+    (workspace.folder / "fix").write_text("")
+    before = len(workspace.trace())
+    planned = workspace.plan(text)
     assert "1 target done already: skipped. --fresh runs all targets again." in str(planned)
     assert list(planned.frame()["state"]) == ["done", "failed", "skipped"]
     whole = planned.apply(progress=Progress(LogLines(screen)))
     assert set(states(whole).values()) == {"done"}
-    assert yard.trace()[before:] == ["begin f", "end f", "begin z", "end z"]
+    assert workspace.trace()[before:] == ["begin f", "end f", "begin z", "end z"]
     assert whole.fleet_run != outcome.fleet_run
 
     # A start of a fleet that is done runs nothing, and needs no cluster
     monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.connected", None)
-    before = len(yard.trace())
-    idle = yard.plan(text).apply(progress=silent())
-    assert (idle.status, idle.counts, len(yard.trace())) == ("done", {"done": 3}, before)
+    before = len(workspace.trace())
+    idle = workspace.plan(text).apply(progress=silent())
+    assert (idle.status, idle.counts, len(workspace.trace())) == ("done", {"done": 3}, before)
 
 
 def test_a_fresh_fleet_runs_everything_again_and_so_does_a_changed_target_with_its_dependents(
-    yard: Yard, on_the_cluster: None
+    workspace: Workspace, on_the_cluster: None
 ) -> None:
     text = """
         [[entry]]
@@ -214,13 +214,13 @@ def test_a_fresh_fleet_runs_everything_again_and_so_does_a_changed_target_with_i
         runbook = "work"
         parameters = { name = "c" }
     """
-    yard.plan(text).apply(progress=silent())
-    changed = yard.plan(text.replace('"a"', '"x"'))
+    workspace.plan(text).apply(progress=silent())
+    changed = workspace.plan(text.replace('"a"', '"x"'))
     assert changed.states == {"one": "planned", "two": "planned", "other": "done"}
-    fresh = yard.plan(text, fresh=True)
+    fresh = workspace.plan(text, fresh=True)
     assert set(fresh.states.values()) == {"planned"}
     assert fresh.apply(progress=silent()).status == "done"
-    assert Counter(yard.trace()) == {f"{word} {name}": 2 for word in ("begin", "end") for name in "abc"}
+    assert Counter(workspace.trace()) == {f"{word} {name}": 2 for word in ("begin", "end") for name in "abc"}
 
 
 TWO = """
@@ -231,13 +231,13 @@ TWO = """
 """
 
 
-def kill_while_running(yard: Yard, find: Callable[[int], int]) -> FleetResult:
+def kill_while_running(workspace: Workspace, find: Callable[[int], int]) -> FleetResult:
     """Run a fleet, and kill a process that is found by the ID of the process that runs its first target."""
-    planned = yard.plan(TWO)
+    planned = workspace.plan(TWO)
     killed: list[int] = []
 
     def kill() -> None:
-        killed.append(find(yard.running(planned, "work/name=a")["owner"]["pid"]))
+        killed.append(find(workspace.running(planned, "work/name=a")["owner"]["pid"]))
         os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
@@ -250,25 +250,25 @@ def kill_while_running(yard: Yard, find: Callable[[int], int]) -> FleetResult:
 
 
 @pytest.mark.long(seconds=20)
-def test_a_target_whose_process_is_killed_runs_again(yard: Yard, on_the_cluster: None) -> None:
-    outcome = kill_while_running(yard, lambda owner: owner)
+def test_a_target_whose_process_is_killed_runs_again(workspace: Workspace, on_the_cluster: None) -> None:
+    outcome = kill_while_running(workspace, lambda owner: owner)
     attempts = {d["target"]: [a["verdict"] for a in d["attempts"]] for d in outcome.documents}
     assert attempts == {"work/name=a": ["lost", "done"], "work/name=b": ["done"]}
-    trace = yard.trace()
+    trace = workspace.trace()
     assert {word: trace.count(f"end {word}") for word in "ab"} == {"a": 1, "b": 1}  # its kernel ended, too
 
 
 @pytest.mark.long(seconds=20)
-def test_a_target_outlives_its_worker_and_runs_once(yard: Yard, on_the_cluster: None) -> None:
+def test_a_target_outlives_its_worker_and_runs_once(workspace: Workspace, on_the_cluster: None) -> None:
     def parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
-    outcome = kill_while_running(yard, parent)
+    outcome = kill_while_running(workspace, parent)
     assert [[a["verdict"] for a in d["attempts"]] for d in outcome.documents] == [["done"], ["done"]]
-    assert Counter(yard.trace()) == {f"{word} {name}": 1 for word in ("begin", "end") for name in "ab"}
+    assert Counter(workspace.trace()) == {f"{word} {name}": 1 for word in ("begin", "end") for name in "ab"}
 
 
-def test_a_stopped_fleet_lets_its_runs_clean_up(yard: Yard, on_the_cluster: None) -> None:
+def test_a_stopped_fleet_lets_its_runs_clean_up(workspace: Workspace, on_the_cluster: None) -> None:
     text = """
         [[entry]]
         runbook = "work"
@@ -279,10 +279,10 @@ def test_a_stopped_fleet_lets_its_runs_clean_up(yard: Yard, on_the_cluster: None
         parameters = { name = "b" }
         after = ["work"]
     """
-    planned, stop = yard.plan(text), Stop()
+    planned, stop = workspace.plan(text), Stop()
 
     def ask() -> None:
-        yard.running(planned, "work")
+        workspace.running(planned, "work")
         stop.interrupt()
 
     thread = threading.Thread(target=ask)
@@ -290,39 +290,39 @@ def test_a_stopped_fleet_lets_its_runs_clean_up(yard: Yard, on_the_cluster: None
     outcome = planned.apply(progress=silent(), stop=stop)
     join(thread)
     assert outcome.status == "cancelled"
-    assert yard.trace() == ["begin a", "end a"]
+    assert workspace.trace() == ["begin a", "end a"]
 
 
 @pytest.mark.long(seconds=20)
-def test_ctrl_c_in_a_terminal_lets_the_runs_clean_up(yard: Yard) -> None:
-    planned = yard.plan('[[entry]]\nrunbook = "work"\nparameters = { seconds = 10000.0, name = "a" }')
-    command = ["fleet", str(yard.folder / "fleet.toml"), "--no-dry-run", "--workers", "1"]
+def test_ctrl_c_in_a_terminal_lets_the_runs_clean_up(workspace: Workspace) -> None:
+    planned = workspace.plan('[[entry]]\nrunbook = "work"\nparameters = { seconds = 10000.0, name = "a" }')
+    command = ["fleet", str(workspace.folder / "fleet.toml"), "--no-dry-run", "--workers", "1"]
     with subprocess.Popen([sys.executable, "-m", "vmsnix_ops", *command], start_new_session=True) as client:
-        yard.running(planned, "work")
+        workspace.running(planned, "work")
         os.killpg(client.pid, signal.SIGINT)  # as a terminal does
         assert client.wait(DEADLINE) == 1
-    assert yard.trace() == ["begin a", "end a"]
+    assert workspace.trace() == ["begin a", "end a"]
     document, _ = open_ledger(planned.ledger).read(planned.file.targets[0].claim)
     assert document is not None
     assert document["state"] == "cancelled"
 
 
 def test_the_fleet_reports_a_worker_that_cannot_see_the_ledger(
-    yard: Yard, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        fleet, "Session", lambda **facts: Session(**facts | {"ledger": str(yard.folder / "x")})
+        fleet, "Session", lambda **facts: Session(**facts | {"ledger": str(workspace.folder / "x")})
     )
-    outcome = yard.plan('[[entry]]\nrunbook = "work"').apply(progress=silent())
+    outcome = workspace.plan('[[entry]]\nrunbook = "work"').apply(progress=silent())
     assert outcome.status == "failed"
     assert "cannot see the ledger" in str(outcome.error)
-    assert yard.trace() == []
+    assert workspace.trace() == []
 
 
-def test_the_display_shows_each_state_of_a_target_once(yard: Yard) -> None:
+def test_the_display_shows_each_state_of_a_target_once(workspace: Workspace) -> None:
     events: list[Event] = []
     session = Session("session", "ledger", "id", "archive", "folder", "", {}, 60.0)
-    runner = Runner(yard.plan(TWO).file, session, {}, Progress(events.append), Stop())
+    runner = Runner(workspace.plan(TWO).file, session, {}, Progress(events.append), Stop())
     runner._started[runner.step] = 0.0
     for state in ("running", "retrying", "running", "done", "done", "running"):  # reports may be late
         runner._on_state("work/name=a", state, "It broke." if state == "retrying" else None)
@@ -330,13 +330,13 @@ def test_the_display_shows_each_state_of_a_target_once(yard: Yard) -> None:
     runner._on_state("work/name=b", "skipped", "Not run.")
     assert [(event.step, event.kind, event.message) for event in events] == [
         ("work/name=a", "started", ""),
-        ("fleet yard", "message", "work/name=a is retrying: It broke."),
+        ("fleet try", "message", "work/name=a is retrying: It broke."),
         ("work/name=a", "started", ""),
         ("work/name=a", "finished", ""),
-        ("fleet yard", "advanced", ""),
-        ("fleet yard", "message", "work/name=b is waiting: It runs on elsewhere as process 7."),
-        ("fleet yard", "message", "work/name=b is skipped: Not run."),
-        ("fleet yard", "advanced", ""),
+        ("fleet try", "advanced", ""),
+        ("fleet try", "message", "work/name=b is waiting: It runs on elsewhere as process 7."),
+        ("fleet try", "message", "work/name=b is skipped: Not run."),
+        ("fleet try", "advanced", ""),
     ]
     assert (events[-1].done, events[-1].total) == (2, 2)
 
@@ -366,17 +366,19 @@ def say_without_our_certificate(port: int) -> None:
             raise ConnectionError
 
 
-def test_missing_resources_are_reported_before_anything_runs(yard: Yard, cluster: Any) -> None:
-    targets = yard.plan('[[entry]]\nrunbook = "work"\nresources = { gpu = 1 }').file.targets
+def test_missing_resources_are_reported_before_anything_runs(workspace: Workspace, cluster: Any) -> None:
+    targets = workspace.plan('[[entry]]\nrunbook = "work"\nresources = { gpu = 1 }').file.targets
     with pytest.raises(
         FleetError, match=r"No worker has the resources of work: gpu=1\. The workers have kvm"
     ):
         check_workers(cluster, targets)
 
 
-def test_the_messages_to_workers_contain_no_secret(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_messages_to_workers_contain_no_secret(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    planned = yard.plan('[[entry]]\nrunbook = "work"', environment={"AWS_SESSION_TOKEN": SECRET})
+    planned = workspace.plan('[[entry]]\nrunbook = "work"', environment={"AWS_SESSION_TOKEN": SECRET})
     sent: list[bytes] = []
 
     def keep(self: Runner, _log: Path) -> None:
@@ -389,15 +391,15 @@ def test_the_messages_to_workers_contain_no_secret(yard: Yard, monkeypatch: pyte
 
 
 def test_the_error_of_missing_dask_has_the_command_to_install_it(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ToolMissingError, match=r"pip install vmsnix-ops\[fleet\]"):
-        yard.plan('[[entry]]\nrunbook = "work"').apply()
+        workspace.plan('[[entry]]\nrunbook = "work"').apply()
 
 
-def test_an_unreachable_scheduler_is_an_error(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_scheduler_is_an_error(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmsnix_ops.runbooks.fleet.engine.CONNECT_SECONDS", 1)
-    planned = yard.plan('[[entry]]\nrunbook = "work"', scheduler="tcp://127.0.0.1:9")
+    planned = workspace.plan('[[entry]]\nrunbook = "work"', scheduler="tcp://127.0.0.1:9")
     with pytest.raises(FleetError, match=r"The scheduler tcp://127.0.0.1:9 is not reachable"):
         planned.apply()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[3]
 PARTS = ("client", "worker", "scheduler")
 PLAN = f"""
-name = "storm"
+name = "killed"
 
 [dask]
 ca_file = "node.pem"
@@ -68,7 +68,7 @@ after = ["publish"]
 
 
 @dataclass
-class Storm:
+class Processes:
     """A fleet in processes of its own: scheduler, workers, and clients that are started again."""
 
     folder: Path
@@ -76,12 +76,12 @@ class Storm:
     ledger: str
     port: int
     certificate: str
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    parts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     starts: int = 0
 
     def start(self, name: str, *options: str) -> None:
         """Start a part, unless it runs; a client without options uses the scheduler."""
-        process = self.processes.get(name)
+        process = self.parts.get(name)
         if process is not None and process.poll() is None:
             return
         self.starts += 1
@@ -97,7 +97,7 @@ class Storm:
             "client": ["vmsnix_ops", "fleet", *client, "--ledger", self.ledger],
         }
         with (self.folder / f"{name}-{self.starts}.log").open("wb") as log:
-            self.processes[name] = subprocess.Popen(
+            self.parts[name] = subprocess.Popen(
                 [sys.executable, "-m", *words[name.partition("-")[0]]],
                 cwd=ROOT,
                 env={**os.environ, **self.environment},
@@ -108,7 +108,7 @@ class Storm:
     def kill(self, part: str, rng: random.Random) -> None:
         """Kill a part with SIGKILL."""
         name = rng.choice(["worker-0", "worker-1"]) if part == "worker" else part
-        kill(self.processes[name])
+        kill(self.parts[name])
 
     def start_all(self, workers: int = 2, clients: tuple[str, ...] = ("client",)) -> None:
         for name in ("scheduler", *(f"worker-{number}" for number in range(workers)), *clients):
@@ -121,7 +121,7 @@ class Storm:
             return bool(self.owners())
 
         def ended() -> bool:
-            return self.processes["client"].poll() is not None
+            return self.parts["client"].poll() is not None
 
         wait_until(lambda: ended() or runs(), "the start of a run", deadline=seconds, pause=0.1)
         return not ended()
@@ -135,7 +135,7 @@ class Storm:
         return [document["owner"]["pid"] for document in running]
 
     def end_of(self, client: str) -> int:
-        return self.processes[client].wait(timeout=240)
+        return self.parts[client].wait(timeout=240)
 
     def logs(self) -> str:
         return "\n".join(path.name + "\n" + path.read_text()[-6000:] for path in self.folder.glob("*.log"))
@@ -149,7 +149,7 @@ class Storm:
         pytest.fail(f"the fleet was never done: {self.logs()}")
 
     def end(self) -> None:
-        for process in self.processes.values():
+        for process in self.parts.values():
             process.kill()
             process.wait(DEADLINE)
         for owner in self.owners():  # targets outlive their workers
@@ -164,7 +164,7 @@ def aws() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
+def processes(tmp_path: Path, aws: Sandbox) -> Iterator[Processes]:
     for name in ("first", "second"):
         make_sample_image(tmp_path / name, name=name, seed=name)
     (tmp_path / "plan.toml").write_text(PLAN)
@@ -182,7 +182,7 @@ def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
     (tmp_path / "node.pem").write_text(security.tls_ca_file)
     (tmp_path / "node.key").write_text(security.tls_client_key)
     environment, ledger = {**aws.environment, **ours}, str(tmp_path / "ledger")
-    made = Storm(tmp_path, environment, ledger, port, str(tmp_path / "node.pem"))
+    made = Processes(tmp_path, environment, ledger, port, str(tmp_path / "node.pem"))
     yield made
     made.end()
 
@@ -195,35 +195,35 @@ def storm(tmp_path: Path, aws: Sandbox) -> Iterator[Storm]:
     ],
 )
 def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
-    storm: Storm, aws: Sandbox, seed: int, kills: int
+    processes: Processes, aws: Sandbox, seed: int, kills: int
 ) -> None:
     whole = kills > 3
     if whole:
-        (storm.folder / "plan.toml").write_text(PLAN + AUDIT)
+        (processes.folder / "plan.toml").write_text(PLAN + AUDIT)
     rng = random.Random(seed)
     victims = [part for _ in range(kills // len(PARTS)) for part in rng.sample(PARTS, len(PARTS))]
     killed = 0
     for part in victims:
-        storm.start_all()
-        if not storm.wait_for_a_run():
+        processes.start_all()
+        if not processes.wait_for_a_run():
             continue
         time.sleep(rng.uniform(0, 3))
-        storm.kill(part, rng)
+        processes.kill(part, rng)
         killed += 1
         if part == "scheduler":
             # The client reports that, and what was done until then.
-            assert storm.end_of("client") in (0, 1, 3)
-    storm.finish()
+            assert processes.end_of("client") in (0, 1, 3)
+    processes.finish()
 
     assert killed >= 2
     assert list(look(aws).leftovers(amis=2)) == []
-    documents = storm.documents()
+    documents = processes.documents()
     names = ["publish/first/us-east-1", "publish/second/us-east-1", *(["audit/us-east-1"] if whole else [])]
     assert {document["target"]: document["state"] for document in documents} == dict.fromkeys(names, "done")
     for document in documents:
         verdicts = [attempt["verdict"] for attempt in document["attempts"]]
         assert verdicts.count("done") == 1, verdicts
-    tables = Tables(storm.folder / "state" / "history")
+    tables = Tables(processes.folder / "state" / "history")
     amis, steps, runs = (tables.read(name) for name in ("amis", "steps", "runs"))
     assert sorted(amis["ami_id"]) == sorted(look(aws).amis)
     assert runs["run_id"].is_unique
@@ -235,8 +235,8 @@ def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
 
     # Everything again: each runbook finds its results.
     if whole:
-        storm.start("client", "--fresh", "--workers", "2")
-        assert storm.end_of("client") == 0, storm.logs()
+        processes.start("client", "--fresh", "--workers", "2")
+        assert processes.end_of("client") == 0, processes.logs()
         assert list(look(aws).leftovers(amis=2)) == []
 
 
@@ -247,9 +247,9 @@ SLOW_SECONDS = 15.0  # longer than Dask waits for a worker that does not answer
 
 
 @pytest.fixture
-def acts(storm: Storm, aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Storm:
+def acts(processes: Processes, aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Processes:
     """A fleet with a smoke test, a promotion and a rollback, whose calls with an effect take a while."""
-    for name, value in storm.environment.items():
+    for name, value in processes.environment.items():
         monkeypatch.setenv(name, value)
     old, new = (make_ami(aws, version=version) for version in ("26.11", "26.12"))
     for ami in (old, new):
@@ -263,39 +263,41 @@ def acts(storm: Storm, aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Storm:
     for runbook, parameters in entries:
         given = ", ".join(f"{name} = {json.dumps(value)}" for name, value in parameters.items())
         head += f'[[entry]]\nrunbook = "{runbook}"\nparameters = {{ {given} }}\n'
-    (storm.folder / "plan.toml").write_text(head)
+    (processes.folder / "plan.toml").write_text(head)
     console = {"console": "<<< Welcome to NixOS >>>\r\n"}
     aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": console})
     for operation in ("ec2:RunInstances", "ssm:PutParameter"):
         aws.faults.add({"op": operation, "do": "delay", "seconds": SLOW_SECONDS})
     aws.calls.clear()
-    return storm
+    return processes
 
 
-def check_effects(storm: Storm, aws: Sandbox) -> None:
+def check_effects(processes: Processes, aws: Sandbox) -> None:
     """Check that each runbook ran once and had its effect once."""
-    documents = storm.documents()
+    documents = processes.documents()
     assert {document["target"]: document["state"] for document in documents} == {
         "smoke-test": "done",
         "promote-ami": "done",
         "rollback": "done",
-    }, storm.logs()
+    }, processes.logs()
     assert [len(document["attempts"]) for document in documents] == [1, 1, 1]
     effects = Counter(call.operation for call in aws.calls if call.operation in EFFECTS and call.ran)
     assert effects == {"RunInstances": 1, "TerminateInstances": 1, "PutParameter": 2}
 
 
-def wait_for_all(storm: Storm) -> list[int]:
+def wait_for_all(processes: Processes) -> list[int]:
     """Wait until all targets run, and return the IDs of their processes."""
-    wait_until(lambda: len(storm.owners()) == 3, "three runs", pause=0.1)
-    return storm.owners()
+    wait_until(lambda: len(processes.owners()) == 3, "three runs", pause=0.1)
+    return processes.owners()
 
 
 @pytest.mark.long(seconds=60)
-def test_the_next_client_waits_for_the_runs_of_a_client_that_was_killed(acts: Storm, aws: Sandbox) -> None:
+def test_the_next_client_waits_for_the_runs_of_a_client_that_was_killed(
+    acts: Processes, aws: Sandbox
+) -> None:
     acts.start("client", "--workers", "3")
     owners = wait_for_all(acts)
-    kill(acts.processes["client"])
+    kill(acts.parts["client"])
     acts.start("client", "--workers", "3")
     assert acts.end_of("client") == 0, acts.logs()
     assert acts.logs().count("is waiting: It runs on") == 3
@@ -304,7 +306,7 @@ def test_the_next_client_waits_for_the_runs_of_a_client_that_was_killed(acts: St
 
 
 @pytest.mark.long(seconds=90)
-def test_another_worker_waits_for_the_run_of_a_worker_that_is_stopped(acts: Storm, aws: Sandbox) -> None:
+def test_another_worker_waits_for_the_run_of_a_worker_that_is_stopped(acts: Processes, aws: Sandbox) -> None:
     acts.start_all(workers=6)
     stopped = [parent_of(owner) for owner in wait_for_all(acts)]
     for worker in stopped:
@@ -321,7 +323,7 @@ def test_another_worker_waits_for_the_run_of_a_worker_that_is_stopped(acts: Stor
 
 
 @pytest.mark.long(seconds=60)
-def test_two_clients_with_one_plan_share_its_runs(acts: Storm, aws: Sandbox) -> None:
+def test_two_clients_with_one_plan_share_its_runs(acts: Processes, aws: Sandbox) -> None:
     acts.start_all(workers=6, clients=("client", "client-2"))
     for client in ("client", "client-2"):
         assert acts.end_of(client) == 0, acts.logs()

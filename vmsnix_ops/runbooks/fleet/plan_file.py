@@ -232,11 +232,11 @@ EXPECTED = {
     "dict_type": "a table",
     "model_type": "a table",
 }
-"""What pydantic expected, by its types of errors; for the others the field's title."""
+"""What pydantic expected, by its types of errors; for other types, the title of the field."""
 
 
-def _checked(values: Mapping[str, Any], folder: Path, faults: list[str]) -> PlanTable:
-    """Return a plan file's document; what is wrong is added to the faults and left out."""
+def _validate(values: Mapping[str, Any], folder: Path, faults: list[str]) -> PlanTable:
+    """Return the tables of a plan file; wrong values are added to the faults and left out."""
     while True:
         try:
             return PlanTable.model_validate(values, context=folder)
@@ -247,7 +247,7 @@ def _checked(values: Mapping[str, Any], folder: Path, faults: list[str]) -> Plan
 
 
 def _fault(error: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, tuple[int | str, ...]]:
-    """Return an error of pydantic as a sentence, and the place of the value to leave out."""
+    """Return an error of pydantic as a sentence, and the location of the value to leave out."""
     table: type[Table]
     match error["loc"]:
         case ("entry", int(number), "override", int(), *rest):
@@ -270,7 +270,7 @@ def _fault(error: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, tu
     field = known[first]
     if field.is_required() and kind in ("missing", "too_short"):
         return f"{place} does not set {field.title}.", outer
-    of_key = rest[-1] == "[key]"  # the name of a value, which is not shown
+    of_key = rest[-1] == "[key]"  # the name is wrong; its value may be a secret
     key = ".".join(str(part + 1 if isinstance(part, int) else part) for part in rest if part != "[key]")
     if kind == "too_short":
         return f"{place}: {key} is empty; remove it, or add a value.", (*outer, first)
@@ -392,7 +392,7 @@ class _Reader:
         several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
         last = {key: getattr(layer, key) for layer in layers for key in layer.model_fields_set}
         return Target(
-            "/".join([self.name, *(_word(axis, axes[axis], lists[axis]) for axis in several)]),
+            "/".join([self.name, *(_name_part(axis, axes[axis], lists[axis]) for axis in several)]),
             runbook.name,
             axes,
             given,
@@ -417,7 +417,7 @@ class _Reader:
         checked: dict[str, object] = {}
         for name, value in wanted.items():
             try:
-                found = parameters.check(runbook, {name: _filled(value, axes | {"account": account})})
+                found = parameters.check(runbook, {name: _fill(value, axes | {"account": account})})
             except ParameterError as error:
                 self._add(f": {error.what} {error.why}")
                 continue
@@ -439,7 +439,7 @@ def _declares(runbook: Runbook, name: str) -> bool:
     return any(parameter.name == name.replace("-", "_") for parameter in runbook.parameters)
 
 
-def _filled(value: object, words: Mapping[str, Any]) -> object:
+def _fill(value: object, words: Mapping[str, Any]) -> object:
     """Return a text with ``{region}``, ``{image}`` and ``{account}`` replaced, where the target has them."""
     for name in AXES if isinstance(value, str) else ():
         if words.get(name):
@@ -447,7 +447,7 @@ def _filled(value: object, words: Mapping[str, Any]) -> object:
     return value
 
 
-def _word(axis: str, value: object, others: list[Any]) -> str:
+def _name_part(axis: str, value: object, others: list[Any]) -> str:
     """Return a value as a part of a target's name: of an image the last part, if no other has the same."""
     if axis == "image":
         last, *rest = (re.split(r"[#/]", str(one).rstrip("/"))[-1] for one in (value, *others))
@@ -560,7 +560,7 @@ def read_plan(path: Path) -> PlanFile:
         )
     faults: list[str] = []
     folder = path.parent.absolute()
-    plan = _checked(values, folder, faults)
+    plan = _validate(values, folder, faults)
     accounts, entries = _accounts(faults, plan), _entries(faults, plan)
     notebooks = folder / plan.notebooks if plan.notebooks else None
     targets = {
