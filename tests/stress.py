@@ -14,12 +14,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TIMING = """
-tests/runbooks/console/test_jobs.py::test_a_cancelled_run_cleans_up_and_another_console_finds_it_before
+tests/runbooks/console/test_jobs.py::test_a_running_job_is_found_by_another_console_and_cleans_up_when_cancelled
 tests/runbooks/execution/test_signals.py::test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence[2]
 tests/runbooks/execution/test_signals.py::test_a_second_signal_stops_at_once_and_keeps_the_evidence
-tests/runbooks/execution/test_signals.py::test_a_killed_run_leaves_what_there_was
+tests/runbooks/execution/test_signals.py::test_a_killed_run_leaves_its_files
 tests/runbooks/execution/test_execute.py::test_an_interrupt_lets_the_notebook_clean_up
-tests/runbooks/execution/test_execute.py::test_a_notebook_that_does_not_stop_is_stopped
+tests/runbooks/execution/test_execute.py::test_a_notebook_that_ignores_an_interrupt_is_killed
 tests/runbooks/fleet/test_fleet.py::test_a_target_whose_process_is_killed_runs_again
 tests/runbooks/fleet/test_fleet.py::test_a_stopped_fleet_lets_its_runs_clean_up
 tests/runbooks/fleet/test_worker.py::test_a_worker_waits_for_a_run_on_another_machine

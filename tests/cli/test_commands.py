@@ -172,13 +172,13 @@ def test_version_shows_nix_where_it_is(
     assert f"nix       {found}\n" in printed
 
 
-def test_a_rollback_and_an_undo_say_first_what_they_change(say: Say) -> None:
+def test_the_help_of_rollback_and_undo_starts_with_what_they_change(say: Say) -> None:
     first = {name: " ".join(say("help", name)[1].split("\n\n")[1].split()) for name in ("rollback", "undo")}
     assert first["rollback"].startswith("Move a channel back to an earlier AMI")
     assert first["undo"].startswith("Undo an unfinished publish")
 
 
-def test_a_word_without_a_name_is_refused_and_a_publish_is_undone_elsewhere(say: Say) -> None:
+def test_an_argument_that_is_not_an_option_is_refused_and_a_run_id_suggests_undo(say: Say) -> None:
     code, _, said = say("rollback", "stable")
     assert code == 2
     assert "'stable' is not an option. Use --name value for a parameter.\n" in said
@@ -375,7 +375,7 @@ def test_a_runbook_is_a_command_of_its_own(shelf: Shelf, say: Say) -> None:
         (("extra",), "extra"),
     ],
 )
-def test_wrong_words_end_with_2_before_anything_runs(
+def test_invalid_arguments_end_with_exit_code_2_before_anything_runs(
     shelf: Shelf, say: Say, words: tuple[str, ...], reason: str
 ) -> None:
     shelf.put("10-try-this.ipynb", parameters=PARAMETERS)
@@ -399,7 +399,7 @@ def test_wrong_words_end_with_2_before_anything_runs(
         seconds=4,
     ),
 )
-def test_one_region_is_taken_as_region_and_as_regions_with_a_hint(
+def test_one_region_is_accepted_as_region_and_as_regions_with_a_hint(
     shelf: Shelf, say: Say, declared: str, words: tuple[str, ...], shown: str
 ) -> None:
     name = declared.partition(":")[0]
@@ -515,7 +515,7 @@ def test_runs_are_remembered(shelf: Shelf, say: Say) -> None:
     assert say("history", "runs", "--json", "--csv")[0] == 2
 
 
-def test_colours_are_for_terminals_that_want_them(
+def test_colours_are_used_only_on_terminals_that_allow_them(
     shelf: Shelf, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "\x1b[" not in say("run", "nothing")[2]
@@ -536,7 +536,7 @@ def test_colours_are_for_terminals_that_want_them(
         (False, {"TERM": "xterm"}, False, False),
     ],
 )
-def test_bars_are_for_terminals_and_lines_for_everybody_else(
+def test_terminals_get_progress_bars_and_other_outputs_get_lines(
     monkeypatch: pytest.MonkeyPatch, terminal: bool, variables: dict[str, str], as_json: bool, bars: bool
 ) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
@@ -549,7 +549,7 @@ def test_bars_are_for_terminals_and_lines_for_everybody_else(
         assert (screen is sys.stderr) is as_json
 
 
-def test_a_reader_that_goes_away_is_no_crash() -> None:
+def test_a_closed_pipe_causes_no_traceback() -> None:
     program = f"{sys.executable} -m vmsnix_ops runbooks --json | true"
     done = subprocess.run(["/bin/sh", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr
@@ -629,7 +629,7 @@ def test_the_demo_publishes_an_image_and_prints_one_json_object(tmp_path: Path) 
     assert not (tmp_path / "history").exists()
 
 
-def test_a_demo_without_a_place_to_write_says_so(
+def test_a_demo_without_a_writable_folder_reports_it(
     say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "taken").touch()
@@ -640,14 +640,14 @@ def test_a_demo_without_a_place_to_write_says_so(
     assert "VMSNIX_STATE" in complaint
 
 
-def test_lab_needs_jupyterlab_and_says_so(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lab_without_jupyterlab_reports_how_to_install_it(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab, "find_spec", lambda _name: None)
     code, _, complaint = say("lab")
     assert code == ToolMissingError.exit_code
     assert "pip install 'vmsnix-ops[lab]'" in complaint
 
 
-def test_lab_listens_on_this_machine_only_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+def test_lab_listens_on_127_0_0_1_and_checks_for_no_updates(tmp_path: Path) -> None:
     command = lab._command(tmp_path, 0, no_browser=True)
     assert "--ServerApp.ip=127.0.0.1" in command
     assert "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate" in command
@@ -707,7 +707,7 @@ def test_a_second_lab_leaves_the_kernel_of_the_first(
 @pytest.mark.parametrize(
     ("user", "options", "hint"), [(0, (), True), (0, ("--", "--allow-root"), False), (1000, (), False)]
 )
-def test_lab_as_root_says_how_to_allow_it(
+def test_lab_as_root_reports_how_to_allow_it(
     say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, options: tuple[str, ...], hint: bool
 ) -> None:
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))

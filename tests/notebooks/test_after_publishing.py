@@ -57,7 +57,7 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(s
     assert "it cannot be found" in Path(drifted.report).read_text()
 
 
-def test_a_smoke_test_leaves_its_timings_and_what_the_console_said(stage: Stage) -> None:
+def test_a_smoke_test_saves_its_timings_and_the_console_output(stage: Stage) -> None:
     ami = make_ami(stage.aws, version="smoke")
     said = {"console": "<<< Welcome to NixOS >>>\r\n"}
     stage.aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": said})

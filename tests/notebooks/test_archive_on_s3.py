@@ -98,7 +98,7 @@ def shown(notebook: dict[str, Any]) -> str:
 
 
 @pytest.mark.long(seconds=20)
-def test_an_ami_leads_to_the_notebook_that_made_it(team: Team, published: dict[str, Any]) -> None:
+def test_the_tags_of_an_ami_name_the_run_that_made_it(team: Team, published: dict[str, Any]) -> None:
     ami, run_id = published["ami_id"], published["run_id"]
     tags = team.tags(ami)
     assert tags["vmsnix:evidence"] == f"{PLACE}/{run_id}/result.json"

@@ -85,7 +85,7 @@ OTHER_NAMES = [(book, *names) for book in BOOKS for names in parameters.other_na
 
 
 @pytest.mark.parametrize(("book", "other", "name"), OTHER_NAMES, ids=name_of)
-def test_the_first_call_takes_one_value_under_the_other_name(
+def test_the_first_call_accepts_one_value_under_the_other_name(
     book: catalog.Runbook, other: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variables = namespace(book, **{other: "eu-west-1"})
@@ -118,7 +118,7 @@ def test_the_first_call_reads_what_papermill_passes_as_text(
 
 
 @each_parameter
-def test_a_choice_that_is_none_is_refused(book: catalog.Runbook, parameter: Parameter) -> None:
+def test_an_invalid_choice_is_refused(book: catalog.Runbook, parameter: Parameter) -> None:
     if parameter.choices:
         with pytest.raises(ParameterError, match=f"{parameter.name}: 'imprt' is not one of"):
             execute(cells(book)[1], namespace(book, **{parameter.name: "imprt"}))
@@ -202,7 +202,7 @@ SAME = [one for one in PARAMETERS if setting_of(one[1])]
 FILTERS = {("import-timings", "region")}  # it chooses rows; empty: all
 
 
-def test_settings_that_notebooks_have_are_all_walked() -> None:
+def test_every_setting_of_the_notebooks_is_tested() -> None:
     assert {setting_of(parameter) for _, parameter in SAME} == {*CHANGED, "flake"}
     policy = {name for name in settings.FIELDS if name.startswith("retire_")}
     for name in ("retire-amis", "audit-inventory"):
@@ -286,7 +286,7 @@ def run_papermill(tmp_path: Path, book: str, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_papermill_s_own_command_protects_as_the_command_line_does(tmp_path: Path) -> None:
+def test_the_papermill_command_has_the_same_safeguards_as_vmsnix(tmp_path: Path) -> None:
     words = ("-p", "allow_shared", "false", "-p", "dry_run", "False", "-p", "images", "ecs-node")
     code, shown = run_papermill(tmp_path, "retire-amis", *words)
     assert code == 0, shown
@@ -308,7 +308,7 @@ def test_papermill_s_own_command_protects_as_the_command_line_does(tmp_path: Pat
         seconds=6,
     ),
 )
-def test_papermill_s_own_command_refuses_what_does_not_fit(
+def test_the_papermill_command_refuses_invalid_values(
     tmp_path: Path, book: str, words: tuple[str, ...], told: str
 ) -> None:
     code, shown = run_papermill(tmp_path, book, *words)

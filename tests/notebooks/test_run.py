@@ -95,7 +95,7 @@ def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(stage: Stag
     assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
 
 
-def test_bootstrap_shows_first_and_makes_when_it_is_told(stage: Stage) -> None:
+def test_bootstrap_shows_its_plan_first_and_creates_resources_without_dry_run(stage: Stage) -> None:
     s3 = stage.aws.client("s3", REGION)
     shown = stage.run("bootstrap", bucket="fresh-images")
     assert shown.values["dry_run"] is True
@@ -105,7 +105,7 @@ def test_bootstrap_shows_first_and_makes_when_it_is_told(stage: Stage) -> None:
     assert stage.run("bootstrap", bucket="fresh-images", dry_run=False).values["todo"] == []
 
 
-def test_boot_image_keeps_what_the_machine_said(stage: Stage) -> None:
+def test_boot_image_saves_the_console_output(stage: Stage) -> None:
     require("qemu-system")
     outcome = stage.run("boot-image", image=str(stage.image), expect=MESSAGE)
     assert MESSAGE in outcome.values["line"]
@@ -123,7 +123,7 @@ def test_preflight_fails_with_a_fix_where_the_bucket_is_missing(stage: Stage) ->
     assert outcome.error.fix
 
 
-def test_audit_inventory_shows_what_there_is(stage: Stage) -> None:
+def test_audit_inventory_lists_the_resources(stage: Stage) -> None:
     published = stage.run("publish-ami", image=str(stage.image))
     outcome = stage.run("audit-inventory", regions=[REGION])
     report = Path(outcome.report).read_text()
@@ -144,7 +144,7 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     assert re.search(r"\d+ steps of \d+ runs?\.", words)
 
 
-def test_fleet_runs_what_its_plan_says(stage: Stage, tmp_path: Path) -> None:
+def test_fleet_runs_its_plan(stage: Stage, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(f'[dask]\nworkers = 1\n[[entry]]\nrunbook = "audit-inventory"\nregions = ["{REGION}"]\n')
     outcome = run(
@@ -171,7 +171,7 @@ def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(stage: Stage) ->
     stage.aws.client("ec2").deregister_image(ImageId=ami)
 
 
-def test_the_console_is_for_people_and_does_nothing_without_them(stage: Stage, tmp_path: Path) -> None:
+def test_the_console_does_nothing_under_papermill(stage: Stage, tmp_path: Path) -> None:
     before = len(stage.aws.calls)
     executed = tmp_path / "console.ipynb"
     notebook = catalog.default_folder() / "console.ipynb"

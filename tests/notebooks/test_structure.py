@@ -80,7 +80,7 @@ def test_the_kernel_is_plain_python(path: Path) -> None:
 
 
 @each(NOTEBOOKS)
-def test_it_begins_with_a_title_and_what_it_is_for(path: Path) -> None:
+def test_it_starts_with_a_title_and_its_purpose(path: Path) -> None:
     first = load(path)["cells"][0]
     assert first["cell_type"] == "markdown"
     title, _, text = source(first).partition("\n")
@@ -103,12 +103,12 @@ def test_no_loops_no_branches_no_helpers_in_cells(path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["def f(): pass", "for x in y: z", "a if b else c", "[x for x in y]", "%pip x"]
 )
-def test_the_lint_finds_what_it_should(text: str) -> None:
+def test_the_check_of_cells_finds_loops_branches_and_helpers(text: str) -> None:
     assert len(complaints({"source": text})) == 1
 
 
 @each(RUNBOOKS)
-def test_it_declares_what_it_is_and_what_it_may_do(path: Path) -> None:
+def test_it_declares_title_description_and_side_effects(path: Path) -> None:
     about = load(path)["metadata"]["vmsnix"]
     assert set(about) >= {"name", "title", "description", "side_effects"}
     book = catalog.read(path)
@@ -135,7 +135,7 @@ def test_every_part_has_a_heading(path: Path) -> None:
 
 
 @each(RUNBOOKS)
-def test_every_parameter_stands_on_a_line_of_its_own(path: Path) -> None:
+def test_every_parameter_has_its_own_line(path: Path) -> None:
     """Papermill reads them line by line: one that a formatter has wrapped is none to it."""
     declared = [
         node for node in ast.parse(source(code_cells(path)[0])).body if isinstance(node, ast.AnnAssign)

@@ -26,7 +26,7 @@ def test_runbooks_come_in_the_order_of_their_numbers(shelf: Shelf) -> None:
     ]
 
 
-def test_a_notebook_without_a_number_is_no_runbook(shelf: Shelf) -> None:
+def test_a_notebook_without_a_number_is_not_a_runbook(shelf: Shelf) -> None:
     shelf.put("console.ipynb")
     assert catalog.runbooks(shelf.folder) == ()
 
@@ -45,7 +45,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(shelf: Shelf) -> None:
         catalog.find("publsh-ami", shelf.folder)
 
 
-def test_a_runbook_says_what_it_is_for(shelf: Shelf) -> None:
+def test_a_runbook_has_title_description_and_side_effects(shelf: Shelf) -> None:
     shelf.put("20-publish-ami.ipynb", side_effects="creates")
     (book,) = catalog.runbooks(shelf.folder)
     assert (book.title, book.description, book.side_effects) == ("A title", "What it is for.", "creates")
@@ -69,7 +69,7 @@ def test_a_runbook_that_destroys_must_be_a_dry_run_by_default(shelf: Shelf, para
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 1}', '{"cells": [], "metadata": {}}'])
-def test_a_broken_notebook_is_named(shelf: Shelf, content: str) -> None:
+def test_an_error_names_an_invalid_notebook(shelf: Shelf, content: str) -> None:
     (shelf.folder / "20-publish-ami.ipynb").write_text(content)
     with pytest.raises(RunError, match=r"20-publish-ami\.ipynb is not a runbook"):
         catalog.find("publish-ami", shelf.folder)
@@ -109,7 +109,7 @@ HOWS = (
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_a_broken_notebook_disables_itself_alone_and_says_why(
+def test_an_invalid_notebook_disables_no_other_one(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
@@ -130,7 +130,7 @@ def test_a_broken_notebook_disables_itself_alone_and_says_why(
     assert "20-publish-ami.ipynb" in capsys.readouterr().err
 
 
-def test_a_missing_folder_is_named(shelf: Shelf) -> None:
+def test_an_error_names_a_missing_folder(shelf: Shelf) -> None:
     with pytest.raises(RunError, match="nowhere"):
         catalog.runbooks(shelf.folder / "nowhere")
 

@@ -54,18 +54,18 @@ def test_comment_lines_above_are_the_help_of_a_parameter_without_one() -> None:
         ('via: str = "import"  # way to the snapshot (import, direct)', ()),
     ],
 )
-def test_choices_stand_in_the_type_and_never_in_the_help(declaration: str, choices: tuple[str, ...]) -> None:
+def test_choices_are_read_from_the_type_only(declaration: str, choices: tuple[str, ...]) -> None:
     (parameter,) = read_parameters(declaration)
     assert parameter.choices == choices
 
 
-def test_a_default_may_take_several_lines() -> None:
+def test_a_default_can_have_several_lines() -> None:
     source = "a: dict[str, str] = {\n    'Team': 'x',  # inner\n}  # tags\nb: int = 1  # other\n"
     first, second = read_parameters(source)
     assert (first.default, first.help, second.help) == ({"Team": "x"}, "tags", "other")
 
 
-def test_imports_for_annotations_are_no_parameters() -> None:
+def test_imports_are_not_parameters() -> None:
     assert [p.name for p in read_parameters("from typing import Literal\na: Literal['x'] = 'x'\n")] == ["a"]
 
 

@@ -89,9 +89,7 @@ def test_text_becomes_what_the_cell_declares(declaration: str, given: object, va
         ("via: Literal['import', 'direct'] = 'import'", "dirct", "Did you mean 'direct'"),
     ],
 )
-def test_what_does_not_fit_names_parameter_type_and_value(
-    declaration: str, given: object, reason: str
-) -> None:
+def test_an_error_names_parameter_type_and_value(declaration: str, given: object, reason: str) -> None:
     with pytest.raises(ParameterError) as refused:
         convert(declaration, given)
     name, kind = declaration.split(":")[0], declaration.split(": ")[1].split(" = ")[0]
@@ -108,7 +106,7 @@ def test_trap_2_a_mistyped_name_is_refused_with_the_nearest(shelf: Shelf) -> Non
         parameters.check(book, {"acount": "012345678901"})
 
 
-def test_dashes_in_names_are_understood(shelf: Shelf) -> None:
+def test_names_may_contain_dashes(shelf: Shelf) -> None:
     shelf.put("10-try-this.ipynb", parameters="dry_run: bool = False")
     book = catalog.find("try-this", shelf.folder)
     assert parameters.check(book, {"dry-run": "yes"}) == {"dry_run": True}
@@ -126,7 +124,7 @@ def test_pairs_are_split_at_the_first_equals_sign() -> None:
 
 
 @pytest.mark.parametrize("pairs", [["a"], ["=1"], ["a=1", "a=2"]])
-def test_a_pair_that_is_none_is_refused(pairs: list[str]) -> None:
+def test_an_invalid_pair_is_refused(pairs: list[str]) -> None:
     with pytest.raises(ParameterError):
         parameters.split(pairs)
 
@@ -139,7 +137,7 @@ WORDS += ("", "a", "a,b", "1,2", "a=1", "[]", "[0]", "{}", '{"a": 0}', "1_000", 
 
 @pytest.mark.parametrize("optional", ["", " | None"])
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_word_means_the_same_however_it_is_given(kind: str, optional: str) -> None:
+def test_a_value_is_the_same_from_papermill_and_from_the_command_line(kind: str, optional: str) -> None:
     """papermill makes numbers, truths and None of some words; the command line passes all of them as text.
 
     What both accept is the same value; only text that lost something (leading zeros) is refused.
@@ -165,7 +163,7 @@ def test_a_word_means_the_same_however_it_is_given(kind: str, optional: str) -> 
 
 
 @pytest.mark.parametrize("given", [2, -1, 1.0, 0.0, [], {}, [True], "2", "1.0", ""])
-def test_what_is_no_truth_is_refused(given: object) -> None:
+def test_a_value_that_is_no_bool_is_refused(given: object) -> None:
     with pytest.raises(ParameterError, match="also yes, no, on, off, 1, 0"):
         convert("a: bool = True", given)
 
@@ -195,7 +193,7 @@ BOTH = "region: str = ''\nregions: list[str] = []"
         (BOTH, {"region": "a", "regions": "b,c"}, {"region": "a", "regions": ["b", "c"]}),
     ],
 )
-def test_one_value_is_taken_under_the_name_for_one_and_for_many(
+def test_one_value_is_accepted_under_the_singular_and_the_plural_name(
     shelf: Shelf, declared: str, given: dict[str, object], taken: dict[str, object]
 ) -> None:
     shelf.put("20-publish-ami.ipynb", parameters=declared)

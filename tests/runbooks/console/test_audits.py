@@ -52,13 +52,13 @@ def test_an_audit_that_was_archived_in_a_bucket_is_shown(backend: Any) -> None:
     assert str(frame.loc[0, "created_at"].tz) == "UTC"
 
 
-def test_a_table_that_somebody_changed_is_not_shown(backend: Any) -> None:
+def test_a_changed_table_is_not_shown(backend: Any) -> None:
     keep(backend, FINDINGS.replace(b"high", b"low"))
     with pytest.raises(ArchiveError, match="was changed"):
         last_audit(backend, "findings")
 
 
-def test_without_an_audit_there_is_nothing(backend: Any) -> None:
+def test_without_an_audit_the_table_has_no_rows(backend: Any) -> None:
     frame, entry = last_audit(backend, "findings")
     assert frame.empty
     assert entry is None

@@ -87,7 +87,7 @@ def test_a_run_goes_from_the_form_to_its_evidence_below_the_open_notebook(
     assert not shown(page.live.widget)
 
 
-def test_a_failed_run_says_why(opened: Console, wait: Wait) -> None:
+def test_a_failed_run_shows_its_error(opened: Console, wait: Wait) -> None:
     opened.run.open("fail", {})
     opened.run.run_button.click()
     wait(lambda: opened.run.job is None)
@@ -102,7 +102,7 @@ def test_a_wrong_parameter_is_refused_in_the_form(opened: Console, started: list
     assert started == []
 
 
-def test_what_destroys_wants_the_name_and_the_account_typed(
+def test_a_runbook_that_destroys_must_be_confirmed_with_its_name_and_the_account(
     opened: Console, started: list[Any], wait: Wait
 ) -> None:
     page = opened.run
@@ -128,7 +128,7 @@ def test_what_destroys_wants_the_name_and_the_account_typed(
     assert started == [("retire", {"image": "another", "dry_run": False}, True)]
 
 
-def test_a_dry_run_needs_no_confirmation_and_says_dry_run(
+def test_a_dry_run_needs_no_confirmation_and_is_marked(
     opened: Console, started: list[Any], wait: Wait
 ) -> None:
     opened.run.open("retire", {"dry_run": False})
@@ -146,7 +146,7 @@ def test_production_is_marked_with_its_account(opened: Console) -> None:
     assert opened.run.run_button.description == "Run in AWS account 012345678901"
 
 
-def test_the_sandbox_is_marked_and_production_is_out_of_reach_from_there(
+def test_the_sandbox_is_marked_and_cannot_be_switched_to_production(
     console_shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console_shelf.put("10-greet.ipynb", "1")
@@ -159,7 +159,7 @@ def test_the_sandbox_is_marked_and_production_is_out_of_reach_from_there(
     assert not shown(made.bar.switch)
 
 
-def test_the_switch_goes_to_a_sandbox_and_back(opened: Console, wait: Wait) -> None:
+def test_the_backend_can_be_switched_to_a_sandbox_and_back(opened: Console, wait: Wait) -> None:
     opened.bar.switch.value = "Sandbox"
     backend = opened.bar.backend
     assert backend.url.startswith("http://127.0.0.1:")
@@ -185,7 +185,7 @@ def test_a_sandbox_that_cannot_start_leaves_the_switch_on_aws(opened: Console, t
     assert "could not start" in opened.bar._note.value
 
 
-def test_tables_that_are_not_there_yet_are_told_in_words(opened: Console) -> None:
+def test_tabs_without_tables_show_a_text(opened: Console) -> None:
     for title, words in (
         ("History", "No runs yet."),
         ("Timings", "No timings yet"),
@@ -203,14 +203,14 @@ def all_html(widget: Any) -> list[Any]:
     return own + [part for child in children for part in all_html(child)]
 
 
-def test_nothing_of_the_console_comes_from_elsewhere(opened: Console) -> None:
+def test_the_console_loads_nothing_from_other_hosts(opened: Console) -> None:
     for part in all_html(opened.widget):
         assert "http://" not in part.value
         assert "https://" not in part.value
         assert "<script" not in part.value
 
 
-def test_outside_of_jupyterlab_it_says_what_it_is_and_does_nothing(
+def test_outside_of_jupyterlab_the_console_prints_a_description(
     console_shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console_shelf.put("10-greet.ipynb", "1")

@@ -34,9 +34,7 @@ def field(declaration: str, calls: list[int] | None = None) -> Any:
         ("tags: dict[str, str] = {}  # more", forms.MappingField),
     ],
 )
-def test_a_type_has_its_field_which_shows_and_gives_back_the_default(
-    declaration: str, kind: type[forms.Field]
-) -> None:
+def test_every_type_has_a_field_that_contains_the_default(declaration: str, kind: type[forms.Field]) -> None:
     made = field(declaration)
     assert type(made) is kind
     default = made.parameter.default
@@ -56,7 +54,7 @@ def test_choices_are_offered(declaration: str, labels: tuple[str, ...]) -> None:
     assert made.value() == made.parameter.default
 
 
-def test_every_change_is_told_and_filling_is_none() -> None:
+def test_an_input_reports_a_change_and_filling_in_does_not() -> None:
     calls: list[int] = []
     made = field('image: str = "a"  # which', calls)
     made.fill("b")
@@ -89,7 +87,7 @@ def test_a_suggestion_is_picked_once_and_its_list_closes() -> None:
     assert made.value() == ["eu-central-1"]
 
 
-def test_no_suggestions_are_explained_beside_the_help() -> None:
+def test_the_reason_for_missing_suggestions_is_shown_below_the_help() -> None:
     made = field('image: str = ""  # which')
     made.suggest([], "nix is <not> installed.")
     assert "nix is &lt;not&gt; installed." in made._help.value

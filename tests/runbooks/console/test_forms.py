@@ -54,7 +54,7 @@ def test_only_what_differs_from_the_defaults_is_given(shelf: Shelf) -> None:
         ("image", "a\0b", "NUL"),
     ],
 )
-def test_what_does_not_fit_is_told_while_it_is_typed(shelf: Shelf, name: str, text: str, words: str) -> None:
+def test_an_invalid_value_is_shown_while_it_is_typed(shelf: Shelf, name: str, text: str, words: str) -> None:
     form, _ = make(shelf)
     type_in(form, name, text)
     assert words in form.problems[name]
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_told_while_it_is_typed(shelf: Shelf, name: str, te
     assert form.problems == {}
 
 
-def test_a_region_that_is_not_there_is_doubted_with_the_nearest(shelf: Shelf) -> None:
+def test_an_unknown_region_causes_a_warning_with_the_nearest(shelf: Shelf) -> None:
     form, _ = make(shelf)
     type_in(form, "region", "us-esat-1")
     form.suggest("region", "regions", [Suggestion("us-east-1"), Suggestion("eu-central-1")])
@@ -74,7 +74,7 @@ def test_a_region_that_is_not_there_is_doubted_with_the_nearest(shelf: Shelf) ->
     assert form.fields["region"]._problem.value == ""
 
 
-def test_filling_sets_every_field_and_leaves_no_old_value(shelf: Shelf) -> None:
+def test_filling_in_a_form_replaces_all_values(shelf: Shelf) -> None:
     form, _ = make(shelf)
     form.fill({"image": "gc-fwd", "tags": {"Team": "a"}, "regions": ["us-east-1"], "unknown": 1})
     assert form.values() == {"image": "gc-fwd", "tags": {"Team": "a"}, "regions": ["us-east-1"]}
@@ -82,7 +82,7 @@ def test_filling_sets_every_field_and_leaves_no_old_value(shelf: Shelf) -> None:
     assert form.values() == {"keep": 2}
 
 
-def test_the_plan_tells_what_a_run_does_in_words(shelf: Shelf) -> None:
+def test_the_plan_describes_the_effect_of_a_run(shelf: Shelf) -> None:
     form, _ = make(shelf, "destroys")
     assert not form.destroys
     assert "changes nothing" in plan_html(form, backend="in AWS account 012345678901", command="")
@@ -130,7 +130,7 @@ def test_the_command_line_gives_the_run_the_same_parameters(
         ("regions: list[str] = ['all']", {"region": "eu-west-1"}, {"regions": ["eu-west-1"]}, ""),
     ],
 )
-def test_a_form_takes_one_value_under_either_name(
+def test_a_form_accepts_one_value_under_either_name(
     shelf: Shelf, declared: str, given: dict[str, Any], values: dict[str, Any], problem: str
 ) -> None:
     shelf.put("10-try-this.ipynb", parameters=declared)

@@ -49,7 +49,7 @@ def start(shelf: Shelf, cell: str, given: dict[str, object]) -> Job:
     return jobs.start(catalog.find("try-this", shelf.folder), given, Backend())
 
 
-def test_a_run_is_followed_from_its_first_step_to_its_evidence(shelf: Shelf, wait: Wait) -> None:
+def test_the_state_of_a_job_is_read_from_its_first_step_to_its_outcome(shelf: Shelf, wait: Wait) -> None:
     job = start(shelf, STEPS, {"name": "Ada"})
     reader = JobReader(job, os.environ)
     assert job.folder.stat().st_mode & 0o077 == 0
@@ -67,7 +67,7 @@ def test_a_run_is_followed_from_its_first_step_to_its_evidence(shelf: Shelf, wai
     assert jobs.running_jobs(Backend()) == []
 
 
-def test_a_cancelled_run_cleans_up_and_another_console_finds_it_before(
+def test_a_running_job_is_found_by_another_console_and_cleans_up_when_cancelled(
     shelf: Shelf, tmp_path: Path, wait: Wait
 ) -> None:
     left = tmp_path / "left"
@@ -106,7 +106,7 @@ def parents(job: Job) -> list[int]:
     return found
 
 
-def test_a_run_whose_process_was_killed_is_told_as_failed(shelf: Shelf) -> None:
+def test_a_job_whose_process_was_killed_has_failed(shelf: Shelf) -> None:
     job = start(shelf, WAITS, {})
     # Its command line names the folder only once the child has executed the program.
     (process,) = wait_until(lambda: processes(job), "the process of the job")
@@ -117,13 +117,13 @@ def test_a_run_whose_process_was_killed_is_told_as_failed(shelf: Shelf) -> None:
     assert "without a result" in outcome["error"]["what"]
 
 
-def test_a_parameter_that_does_not_fit_starts_nothing(shelf: Shelf, tmp_path: Path) -> None:
+def test_an_invalid_parameter_starts_no_job(shelf: Shelf, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="count"):
         start(shelf, STEPS, {"count": "many"})
     assert not (tmp_path / "state" / "console").exists()
 
 
-def test_a_folder_that_was_left_behind_is_cleared_away_a_day_later(shelf: Shelf, tmp_path: Path) -> None:
+def test_the_folder_of_an_old_job_is_deleted_after_a_day(shelf: Shelf, tmp_path: Path) -> None:
     for name, age in (("old", jobs.KEEP_SECONDS + 60), ("young", 60)):
         folder = tmp_path / "state" / "console" / name
         folder.mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_a_folder_that_was_left_behind_is_cleared_away_a_day_later(shelf: Shelf,
     assert [path.name for path in (tmp_path / "state" / "console").iterdir()] == ["young"]
 
 
-def test_secrets_in_what_a_step_says_are_not_shown(shelf: Shelf, tmp_path: Path) -> None:
+def test_secrets_in_messages_of_a_step_are_not_shown(shelf: Shelf, tmp_path: Path) -> None:
     secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     job = Job("id", "try-this", "Try", {}, tmp_path, tmp_path, 0.0)
     event = {"step": "upload", "kind": "message", "message": f"with {secret}", "at": 1.0}

@@ -31,7 +31,7 @@ def seen(*steps: StepState, cancelled: bool = False, cells: int = 4) -> JobState
     return JobState(steps, ("a line",), 1, cells, 3.0, cancelled, None)
 
 
-def test_a_step_has_its_share_amount_rate_and_time_to_go() -> None:
+def test_a_step_has_share_amount_rate_and_remaining_time() -> None:
     shown = steps_html((state(HALF),))
     assert 'aria-valuenow="50"' in shown
     assert "5.0 MiB of 10.0 MiB" in shown
@@ -53,7 +53,7 @@ def test_every_kind_of_step_is_shown(event: Event, words: str) -> None:
     assert words in steps_html((state(event),))
 
 
-def test_what_a_step_said_last_is_shown_until_it_is_done() -> None:
+def test_the_last_message_of_a_step_is_shown_until_it_has_finished() -> None:
     assert "active converting" in steps_html((state(HALF, "pending", "active converting"),))
     done = Event("upload", "finished", 1, 1, "bytes", "", 1.0)
     assert "converting" not in steps_html((state(done, "converting"),))
@@ -82,7 +82,7 @@ def test_a_double_click_on_cancel_does_not_kill(monkeypatch: pytest.MonkeyPatch)
     assert asked == [False, True]
 
 
-def test_the_view_tells_cells_and_begins_anew() -> None:
+def test_the_view_shows_the_cells_and_can_be_reset() -> None:
     view = LiveView(lambda kill: None)
     view.start("Publish")
     view.show(seen(state(HALF)))
@@ -112,7 +112,7 @@ ERROR = {"type": "ImportFailedError", "what": "It failed.", "why": "A <bad> disk
         ({"status": "done", "ami_id": "ami-1", "problems": ["No history."]}, ["ami-1", "No history."], []),
     ],
 )
-def test_a_verdict_says_what_happened_and_what_was_made(
+def test_the_summary_shows_the_error_and_the_results(
     values: dict[str, Any], words: list[str], not_there: list[str]
 ) -> None:
     shown = summary_html({"runbook": "publish-ami", "run_id": "id", **values})
@@ -120,7 +120,7 @@ def test_a_verdict_says_what_happened_and_what_was_made(
     assert [word for word in not_there if word in shown] == []
 
 
-def test_links_and_reports_are_data_in_the_page() -> None:
+def test_values_in_links_and_reports_are_escaped() -> None:
     links = links_html(Evidence("s3://b/<id>", {"log.txt": "runs/id/log.txt"}, problem="No <notebook>."))
     assert '<a href="runs/id/log.txt">Log</a>' in links
     assert "s3://b/&lt;id&gt;" in links
@@ -130,7 +130,7 @@ def test_links_and_reports_are_data_in_the_page() -> None:
     assert "<p" not in frame
 
 
-def test_another_run_shows_nothing_of_the_one_before() -> None:
+def test_the_view_shows_nothing_of_an_earlier_run() -> None:
     view = ResultView()
     view.show(
         {"verdict": "done", "runbook": "a"},
@@ -146,7 +146,7 @@ def test_another_run_shows_nothing_of_the_one_before() -> None:
     assert view.report_button.layout.display == "none"
 
 
-def test_a_slow_step_is_told_in_the_summary() -> None:
+def test_the_summary_contains_a_slow_step() -> None:
     told = {"step": "import", "text": "import took 41 min 0 s; usual is <10 min>, by the 12 before it"}
     values = {"runbook": "publish-ami", "run_id": "id", "status": "done"}
     assert "<p>Slow: import took 41 min 0 s; usual is &lt;10 min&gt;" in summary_html(

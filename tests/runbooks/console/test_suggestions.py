@@ -43,7 +43,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     return made
 
 
-def test_all_who_ask_at_once_share_one_answer_and_later_ones_have_it_at_once(
+def test_requests_at_the_same_time_share_one_fetch_and_later_ones_use_the_cache(
     source: Source, wait: Callable[[Callable[[], object]], None]
 ) -> None:
     cache, answers = SuggestionCache(), []
@@ -61,7 +61,7 @@ def test_all_who_ask_at_once_share_one_answer_and_later_ones_have_it_at_once(
     assert source.requests == 2
 
 
-def test_a_failure_is_told_and_asked_again(
+def test_a_failure_is_reported_and_fetched_again(
     source: Source, wait: Callable[[Callable[[], object]], None]
 ) -> None:
     cache, answers = SuggestionCache(), []
@@ -82,16 +82,14 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
         yield Backend(aws.url, {**aws.environment, "AWS_REGION": "us-east-1", "VMSNIX_STATE": state})
 
 
-def test_regions_and_buckets_are_those_of_the_place(backend: Backend) -> None:
+def test_regions_and_buckets_are_those_of_the_backend(backend: Backend) -> None:
     assert "eu-central-1" in [each.value for each in suggestions.regions(backend)]
     assert suggestions.buckets(backend) == [Suggestion("vmsnix-images")]
     assert suggestions.amis(backend) == []
     assert suggestions.published(backend) == []
 
 
-def test_a_sandbox_offers_an_image_that_needs_no_nix_and_aws_does_not(
-    backend: Backend, tmp_path: Path
-) -> None:
+def test_a_sandbox_suggests_a_sample_image_and_aws_does_not(backend: Backend, tmp_path: Path) -> None:
     (sample,) = immediate(backend, "images")
     assert immediate(backend, "images") == [sample]
     assert immediate(backend, "regions") == []

@@ -42,7 +42,7 @@ def order(made: Grid) -> list[int]:
     return list(rows.index)
 
 
-def test_it_shows_times_durations_and_holes_as_people_write_them() -> None:
+def test_a_grid_formats_times_durations_and_missing_values() -> None:
     shown = grid()._table.value
     assert "2026-11-03 00:00" in shown
     assert "1 min 15 s" in shown
@@ -51,7 +51,7 @@ def test_it_shows_times_durations_and_holes_as_people_write_them() -> None:
     assert "&lt;b&gt;done" in shown
 
 
-def test_all_words_of_the_search_must_be_somewhere_in_a_row() -> None:
+def test_a_row_matches_if_it_contains_all_words_of_the_search() -> None:
     made = grid()
     made.search.value = "PUBLISH 2026-11-01"
     assert order(made) == [0]
@@ -61,7 +61,7 @@ def test_all_words_of_the_search_must_be_somewhere_in_a_row() -> None:
     assert "No row matches" in made._table.value
 
 
-def test_it_is_narrowed_and_sorted() -> None:
+def test_a_grid_is_filtered_and_sorted() -> None:
     made = grid()
     assert order(made) == [1, 2, 0]
     made.filter.value = "publish-ami"
@@ -70,7 +70,7 @@ def test_it_is_narrowed_and_sorted() -> None:
     assert order(made) == [0, 2]
 
 
-def test_search_and_order_stay_when_rows_come_and_a_choice_that_is_gone_does_not() -> None:
+def test_a_new_frame_keeps_the_order_and_resets_a_filter_that_matches_nothing() -> None:
     made = grid()
     made.filter.value = "preflight"
     made.sort.value = "seconds"
@@ -80,7 +80,7 @@ def test_search_and_order_stay_when_rows_come_and_a_choice_that_is_gone_does_not
     assert order(made) == [2, 0]
 
 
-def test_an_empty_table_says_so_and_a_long_one_says_that_it_is_cut() -> None:
+def test_an_empty_grid_shows_a_text_and_a_long_one_its_limit() -> None:
     made = grid()
     made.show(frame().head(0))
     assert "None yet." in made._table.value

@@ -77,7 +77,7 @@ def test_the_same_evidence_is_not_uploaded_twice(tmp_path: Path, aws: Any) -> No
     assert puts(aws)["report.html"] == 1
 
 
-def test_an_upload_that_was_cut_short_is_done_again(tmp_path: Path, aws: Any) -> None:
+def test_an_incomplete_upload_is_repeated(tmp_path: Path, aws: Any) -> None:
     folder = archive.open_folder(f"s3://{BUCKET}", "run", {}, work=tmp_path, environment=aws.environment)
     folder.path(archive.REPORT).write_text("the page")
     kept = folder.store(archive.REPORT)
@@ -93,7 +93,7 @@ def test_nothing_is_left_on_this_machine(shelf: Shelf, aws: Any) -> None:
     assert list((shelf.archive.parent / "state").rglob("*.*")) == []
 
 
-def test_whatever_a_notebook_leaves_in_its_folder_is_evidence(shelf: Shelf, aws: Any) -> None:
+def test_all_files_in_the_folder_of_a_run_are_evidence(shelf: Shelf, aws: Any) -> None:
     cell = """\
 import json, os, pathlib
 folder = pathlib.Path(os.environ["VMSNIX_RUN_DIR"])
@@ -115,9 +115,7 @@ def test_a_failed_run_is_archived_too(shelf: Shelf, aws: Any) -> None:
     assert b"ZeroDivisionError" in notebook
 
 
-def test_a_bucket_that_is_not_there_is_refused_before_anything_runs(
-    shelf: Shelf, aws: Any, tmp_path: Any
-) -> None:
+def test_a_missing_bucket_is_refused_before_anything_runs(shelf: Shelf, aws: Any, tmp_path: Any) -> None:
     ran = tmp_path / "ran"
     with pytest.raises(ArchiveError, match=r"s3://no-such-bucket.*NoSuchBucket"):
         shelf.run(f"open({str(ran)!r}, 'w')", archive="s3://no-such-bucket/runs", environment=aws.environment)
@@ -125,7 +123,7 @@ def test_a_bucket_that_is_not_there_is_refused_before_anything_runs(
     assert list((shelf.archive.parent / "state").rglob("*.*")) == []
 
 
-def test_an_archive_that_goes_away_hides_no_result_and_leaves_the_files_here(shelf: Shelf, aws: Any) -> None:
+def test_if_the_archive_fails_the_result_and_the_files_stay_on_this_machine(shelf: Shelf, aws: Any) -> None:
     aws.faults.add(
         {"op": "s3:PutObject", "do": "error", "nth": 2, "code": "AccessDenied", "message": "No.", "http": 403}
     )
@@ -140,7 +138,7 @@ def test_an_archive_that_goes_away_hides_no_result_and_leaves_the_files_here(she
     assert json.loads(content(aws, outcome.result))["problems"] == [problem]
 
 
-def test_the_journal_of_a_run_that_did_not_finish_stays_for_a_rollback(shelf: Shelf, aws: Any) -> None:
+def test_the_journal_of_an_unfinished_run_is_kept_to_undo_it(shelf: Shelf, aws: Any) -> None:
     write = "import os, pathlib\npathlib.Path(os.environ['VMSNIX_RUN_DIR'], 'journal.jsonl').write_text('{}')"
     outcome = shelf.run(write, "1 / 0", archive=f"s3://{BUCKET}", environment=aws.environment)
     folder = shelf.archive.parent / "state" / "runs" / outcome.run_id
@@ -148,7 +146,7 @@ def test_the_journal_of_a_run_that_did_not_finish_stays_for_a_rollback(shelf: Sh
     assert content(aws, outcome.values["files"]["journal.jsonl"]["place"]) == b"{}"
 
 
-def test_the_profile_of_a_run_is_who_archives(
+def test_the_archive_is_written_with_the_profile_of_the_run(
     tmp_path: Path, aws: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fleet gives each target a profile of its own; the archive must not be written by somebody else."""

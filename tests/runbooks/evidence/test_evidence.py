@@ -79,11 +79,11 @@ def test_runs_come_newest_first(shelf: Archive) -> None:
         ({"runbook": "publish-ami", "last": 1}, [10]),
     ],
 )
-def test_runs_can_be_chosen(shelf: Archive, wanted: dict[str, Any], hours: list[int]) -> None:
+def test_runs_can_be_filtered(shelf: Archive, wanted: dict[str, Any], hours: list[int]) -> None:
     assert [int(one.run_id[9:11]) for one in shelf.runs(**wanted)] == hours
 
 
-def test_an_id_may_be_shortened_as_far_as_it_is_the_only_one(shelf: Archive) -> None:
+def test_a_run_id_can_be_shortened_while_it_is_unique(shelf: Archive) -> None:
     newest = shelf.ids()[0]
     for word in (newest, newest[:11], newest[-6:]):
         assert shelf.find(word).run_id == newest
@@ -99,12 +99,12 @@ def test_an_unknown_id_is_answered_with_the_nearest(shelf: Archive) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "..", "objects", "/", "../work"])
-def test_a_word_that_is_no_id_leads_nowhere(shelf: Archive, word: str) -> None:
+def test_a_word_that_is_no_run_id_finds_no_run(shelf: Archive, word: str) -> None:
     with pytest.raises(UnknownRunError):
         shelf.find(word)
 
 
-def test_evidence_is_what_was_kept(shelf: Archive) -> None:
+def test_evidence_has_the_stored_content(shelf: Archive) -> None:
     entry = shelf.find(shelf.ids()[0])
     assert shelf.read_file(entry, archive.REPORT).decode() == f"page of {entry.run_id}"
     with pytest.raises(ArchiveError, match=r"has no log\.txt"):
@@ -122,7 +122,7 @@ def test_changed_evidence_is_refused(shelf: Archive, aws: Any, tmp_path: Path) -
         shelf.read_file(entry, archive.REPORT)
 
 
-def test_removed_evidence_is_named(shelf: Archive, aws: Any, tmp_path: Path) -> None:
+def test_an_error_names_deleted_evidence(shelf: Archive, aws: Any, tmp_path: Path) -> None:
     entry = shelf.find(shelf.ids()[0])
     place = str(entry.values["files"][archive.REPORT]["place"])
     if shelf.remote:
@@ -133,7 +133,7 @@ def test_removed_evidence_is_named(shelf: Archive, aws: Any, tmp_path: Path) -> 
         shelf.read_file(entry, archive.REPORT)
 
 
-def test_a_run_under_way_is_running_and_a_dead_one_is_lost(shelf: Archive) -> None:
+def test_a_run_is_running_while_its_process_is_alive_and_lost_afterwards(shelf: Archive) -> None:
     run_id = put(shelf, "publish-ami", 3, close=False)
     local = (shelf.work if shelf.remote else shelf.work.parent / "archive") / run_id
     with (local / archive.LOCK).open() as alive:
@@ -150,7 +150,7 @@ def test_a_run_under_way_is_running_and_a_dead_one_is_lost(shelf: Archive) -> No
     assert [one.run_id for one in shelf.runs(status="lost")] == [run_id]
 
 
-def test_a_torn_entry_is_listed_as_unreadable_and_hides_no_other(
+def test_a_damaged_entry_is_listed_as_unreadable_and_hides_no_other_run(
     shelf: Archive, aws: Any, tmp_path: Path
 ) -> None:
     torn = new_run_id("publish-ami", now=START + timedelta(hours=5))
@@ -166,14 +166,14 @@ def test_a_torn_entry_is_listed_as_unreadable_and_hides_no_other(
         shelf.find(torn)
 
 
-def test_an_archive_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+def test_a_missing_archive_contains_no_runs(tmp_path: Path) -> None:
     nowhere = Archive(str(tmp_path / "nowhere"), tmp_path / "work")
     assert nowhere.runs() == []
     with pytest.raises(UnknownRunError, match="contains no runs yet"):
         nowhere.find("2026")
 
 
-def test_a_bucket_that_cannot_be_read_is_named(aws: Any, tmp_path: Path) -> None:
+def test_an_error_names_a_bucket_that_cannot_be_read(aws: Any, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"Could not read the archive: s3://no-such-bucket.*NoSuchBucket"):
         Archive("s3://no-such-bucket", tmp_path, aws.environment).runs()
 

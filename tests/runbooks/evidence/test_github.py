@@ -49,7 +49,7 @@ def parse(text: str) -> dict[str, str]:
     return found
 
 
-def test_plain_results_become_outputs() -> None:
+def test_texts_and_numbers_of_a_result_become_step_outputs() -> None:
     found = parse(outputs(VALUES))
     assert found["ami_id"] == "ami-1"
     assert found["public"] == "false"
@@ -57,7 +57,7 @@ def test_plain_results_become_outputs() -> None:
     assert not {"parameters", "steps", "snapshot_id", "failure"} & set(found)
 
 
-def test_a_value_of_several_lines_cannot_make_outputs_of_its_own() -> None:
+def test_a_value_with_several_lines_cannot_add_outputs() -> None:
     hostile = "first\nami_id=ami-evil\nEOF\nlast"
     found = parse(outputs({"error": hostile, "ami_id": "ami-1"}))
     assert found == {"error": hostile, "ami_id": "ami-1"}
@@ -105,11 +105,11 @@ def test_a_run_in_github_actions_appends_to_both_files(shelf: Shelf, tmp_path: P
     assert "try-this: done" in page.read_text()
 
 
-def test_elsewhere_nothing_is_written(tmp_path: Path) -> None:
+def test_outside_of_github_actions_nothing_is_written(tmp_path: Path) -> None:
     write(VALUES, {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="GITHUB_OUTPUT"):
         write(VALUES, {"GITHUB_OUTPUT": str(tmp_path / "no" / "folder")})

@@ -208,9 +208,7 @@ def test_a_damaged_entry_is_listed_and_restored_from_the_tables(past: Past, say:
     assert "No runs to" in say("runs", "repair")[1]
 
 
-def test_a_damaged_entry_of_which_the_tables_have_nothing_is_a_lost_run(
-    shelf: Shelf, history: Path, say: Say
-) -> None:
+def test_a_run_with_a_damaged_entry_and_no_rows_is_lost(shelf: Shelf, history: Path, say: Say) -> None:
     outcome = shelf.run("print(1)")
     (shelf.archive / outcome.run_id / "result.json").write_text("{")
     assert f"{outcome.run_id}  lost" in say("runs", "repair")[1]
@@ -233,7 +231,7 @@ def test_a_lost_run_shows_the_ami_that_it_made(shelf: Shelf, history: Path, say:
     assert entry["image_name"] == "acme"
 
 
-def test_a_run_whose_entry_the_disk_did_not_take_gets_its_verdict_from_the_history(
+def test_a_run_whose_entry_did_not_fit_on_the_disk_gets_its_status_from_the_history(
     shelf: Shelf, history: Path, say: Say
 ) -> None:
     """The entry of the first second is whole, and says that the run is under way."""
@@ -261,7 +259,7 @@ LINES = (
 )
 
 
-def test_a_line_that_is_no_row_hides_no_other_line(shelf: Shelf, history: Path, say: Say) -> None:
+def test_a_line_that_is_not_a_row_hides_no_other_line(shelf: Shelf, history: Path, say: Say) -> None:
     (history / "steps").write_text("in the way")
     outcome = shelf.run(RECORDS, record=True)
     kept = shelf.archive / outcome.run_id / "rows.jsonl"

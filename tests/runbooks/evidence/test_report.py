@@ -99,7 +99,7 @@ EVIL = [
 
 
 @pytest.mark.parametrize("output", EVIL)
-def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(output: nbformat.NotebookNode) -> None:
+def test_a_report_loads_nothing_and_runs_nothing(output: nbformat.NotebookNode) -> None:
     text = page(nbformat.v4.new_markdown_cell("# Title\n\n$x^2$\n"), code("x", output))
     assert Loads(text).found == []
     assert "example.org" not in text
@@ -127,7 +127,7 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize("markup", MUTATIONS)
-def test_what_is_left_of_markup_does_not_change_when_it_is_read_again(markup: str) -> None:
+def test_cleaning_clean_markup_changes_nothing(markup: str) -> None:
     once = clean(markup)
     assert Loads(once).found == []
     assert "<script" not in once
@@ -160,7 +160,7 @@ def test_styles_of_pandas_are_kept_for_their_table_only() -> None:
     assert '<td id="T_x_row1_col0" class="data row1 col0">2</td>' in text
 
 
-def test_nothing_lies_over_the_page() -> None:
+def test_an_output_cannot_cover_the_page() -> None:
     text = clean(
         '<style>b{position:fixed;z-index:9;color:red}</style><b style="position:fixed;inset:0">x</b>'
     )
@@ -168,7 +168,7 @@ def test_nothing_lies_over_the_page() -> None:
 
 
 @pytest.mark.parametrize("cell", [nbformat.v4.new_markdown_cell, lambda text: code("x", shown(html=text))])
-def test_an_output_cannot_leave_its_place(cell: Callable[[str], nbformat.NotebookNode]) -> None:
+def test_an_output_cannot_close_the_element_around_it(cell: Callable[[str], nbformat.NotebookNode]) -> None:
     text = page(cell('</div></section></main><header class="failed"><h1 id="cell-1">failed</h1></header>'))
     assert text.count("<header") == text.count("</main>") == text.count("</header>") == 1
     assert '<h1 id="cell-1"' not in text
@@ -231,7 +231,7 @@ def test_it_shows_the_verdict_and_the_facts() -> None:
         assert fact in text
 
 
-def test_a_run_on_the_sandbox_is_marked_and_nothing_else_is() -> None:
+def test_only_a_run_on_the_sandbox_is_marked_as_such() -> None:
     assert '<span class="sandbox">' in page(code("x"), sandbox="http://127.0.0.1:1")
     assert '<span class="sandbox">' not in page(code("x"), sandbox=None)
 
@@ -272,13 +272,13 @@ def test_cells_that_did_not_run_are_marked() -> None:
     assert "not run" in page(code("never()", number=None))
 
 
-def test_it_follows_the_reader_s_light_or_dark_theme() -> None:
+def test_a_report_has_a_light_and_a_dark_theme() -> None:
     text = page(code("x"))
     assert "prefers-color-scheme: dark" in text
     assert 'name="color-scheme" content="light dark"' in text
 
 
-def test_hostile_values_are_text() -> None:
+def test_values_are_escaped() -> None:
     text = page(code("x"), runbook="<script>alert(1)</script>", image_name="<img src=x onerror=alert(1)>")
     assert Loads(text).found == []
 

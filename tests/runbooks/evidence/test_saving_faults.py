@@ -56,7 +56,7 @@ def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "fault", few([REMOVE_FOLDER, REPLACE_FOLDER], 1, seconds=2), ids=["removed", "replaced"]
 )
-def test_a_run_whose_folder_vanishes_does_its_work_and_ends_partial(
+def test_a_run_whose_folder_is_deleted_continues_and_ends_partial(
     shelf: Shelf, worked: Path, fault: str
 ) -> None:
     outcome = shelf.run(WORK, fault, GOES_ON)
@@ -81,7 +81,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=120)
 
 
-def test_a_run_on_a_full_disk_does_its_work_and_ends_partial(
+def test_a_run_on_a_full_disk_continues_and_ends_partial(
     shelf: Shelf, worked: Path, small_disk: Path
 ) -> None:
     shelf.archive = small_disk / "archive"

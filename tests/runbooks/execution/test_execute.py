@@ -60,7 +60,7 @@ def test_the_committed_notebook_is_not_touched(shelf: Shelf) -> None:
     assert path.read_bytes() == before
 
 
-def test_what_the_notebook_wrote_to_result_json_is_kept(shelf: Shelf) -> None:
+def test_values_that_the_notebook_wrote_to_result_json_are_kept(shelf: Shelf) -> None:
     outcome = shelf.run(
         "from vmsnix_ops.records.result import write_result\n"
         "from vmsnix_ops.records.run_context import current_run\n"
@@ -140,7 +140,7 @@ def test_trap_12_progress_is_plain_lines(shelf: Shelf) -> None:
     assert "upload ...\nupload finished in " in shelf.screen.getvalue()
 
 
-def test_events_go_to_who_watches_and_lines_to_the_evidence(shelf: Shelf) -> None:
+def test_events_go_to_the_callback_and_lines_to_the_evidence(shelf: Shelf) -> None:
     seen: list[Event] = []
     outcome = shelf.run(
         "from vmsnix_ops.progress import current\n"
@@ -228,7 +228,7 @@ def test_trap_13_error_markers_do_not_shift_the_cells(shelf: Shelf) -> None:
     assert ["".join(cell["source"]) for cell in shelf.executed(outcome)["cells"]] == before
 
 
-def test_a_kernel_that_does_not_start_is_tried_once_more(
+def test_a_kernel_that_does_not_start_is_started_again_once(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
@@ -269,7 +269,7 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(
     assert "True" in shelf.screen.getvalue()
 
 
-def test_what_a_crashing_kernel_says_is_in_the_log(
+def test_the_log_contains_the_last_output_of_a_crashed_kernel(
     shelf: Shelf, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says = ["/bin/sh", "-c", "echo out of luck AKIA$0 >&2; exit 1", "ABCDEFGHIJKLMNOP"]
@@ -279,7 +279,7 @@ def test_what_a_crashing_kernel_says_is_in_the_log(
     assert "out of luck" not in "".join(capfd.readouterr())
 
 
-def test_the_kernel_knows_its_run(shelf: Shelf) -> None:
+def test_the_kernel_has_the_variables_of_its_run(shelf: Shelf) -> None:
     outcome = shelf.run(
         "import os\nprint(os.environ['VMSNIX_RUN_ID'], os.environ['VMSNIX_RUNBOOK'], os.environ['EXTRA'])\n"
         "print('GONE' in os.environ, os.path.isdir(os.environ['VMSNIX_RUN_DIR']))",
@@ -298,7 +298,7 @@ def test_run_ids_sort_by_time_and_differ(shelf: Shelf) -> None:
     ("error", "verdict", "exit_code"),
     [("RoleError", "failed", 1), ("ParameterError", "failed", 2), ("PartialError", "partial", 3)],
 )
-def test_an_error_of_ours_comes_out_as_three_sentences(
+def test_an_error_of_vmsnix_keeps_what_why_and_fix(
     shelf: Shelf, error: str, verdict: str, exit_code: int
 ) -> None:
     outcome = shelf.run(
@@ -326,7 +326,7 @@ def test_an_error_of_ours_comes_out_as_three_sentences(
     assert not (shelf.archive / outcome.run_id / ".error.json").exists()
 
 
-def test_what_aws_said_is_kept(shelf: Shelf) -> None:
+def test_the_details_of_an_aws_error_are_kept(shelf: Shelf) -> None:
     outcome = shelf.run(
         "from vmsnix_ops.errors import RegistrationError\n"
         "raise RegistrationError('No.', code='InvalidAMIName.Duplicate', request_id='req-1')"
@@ -335,7 +335,7 @@ def test_what_aws_said_is_kept(shelf: Shelf) -> None:
     assert outcome.error.detail == {"code": "InvalidAMIName.Duplicate", "request_id": "req-1"}
 
 
-def test_any_other_error_is_told_in_a_line_with_its_place(shelf: Shelf) -> None:
+def test_another_error_is_reported_in_one_line_with_file_and_line(shelf: Shelf) -> None:
     outcome = shelf.run("import json\njson.loads('{')")
     assert outcome.error is not None
     assert outcome.error.what.startswith("Cell 2 failed: JSONDecodeError: Expecting property name")
@@ -376,7 +376,7 @@ def test_an_interrupt_before_the_first_cell_runs_nothing(shelf: Shelf) -> None:
     assert shelf.screen.getvalue() == ""
 
 
-def test_a_notebook_that_does_not_stop_is_stopped(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_notebook_that_ignores_an_interrupt_is_killed(shelf: Shelf, tmp_path: Path) -> None:
     started = tmp_path / "started"
     stopper = Interrupter(cleanup_seconds=0.5)
 
@@ -410,7 +410,7 @@ def test_an_archive_that_cannot_be_written_is_refused_before_anything_runs(
     assert not ran.exists()
 
 
-def test_wrong_words_leave_no_trace(shelf: Shelf) -> None:
+def test_invalid_parameters_leave_no_files(shelf: Shelf) -> None:
     shelf.put("10-try-this.ipynb", "print('x')")
     for error, name, given in (
         (UnknownRunbookError, "try-that", {}),

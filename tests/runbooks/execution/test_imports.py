@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
 
 
-def test_the_grammar_is_left_out_in_one_thread_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slow_library_is_hidden_in_one_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] in (RFC3987_LIBRARY, "jsonschema"):
             monkeypatch.delitem(sys.modules, name)
@@ -32,14 +32,14 @@ def test_the_grammar_is_left_out_in_one_thread_and_only_there(monkeypatch: pytes
     assert importlib.util.find_spec(RFC3987_LIBRARY) == found[0]
 
 
-def test_a_process_that_has_it_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_already_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", object())
     before = list(sys.meta_path)
     with without_rfc3987():
         assert sys.meta_path == before
 
 
-def test_a_run_loads_no_grammar_and_no_plots(shelf: Shelf) -> None:
+def test_a_run_imports_neither_the_slow_library_nor_matplotlib(shelf: Shelf) -> None:
     shelf.put("10-try-this.ipynb", "1")
     program = f"""
 import sys

@@ -30,11 +30,11 @@ def runbook(shelf: Shelf) -> Runbook:
     return catalog.find("try-this", shelf.folder)
 
 
-def test_the_record_settles_every_parameter(runbook: Runbook) -> None:
+def test_a_repeated_run_has_all_recorded_parameters(runbook: Runbook) -> None:
     assert same_parameters(runbook, RECORDED, {}) == RECORDED
 
 
-def test_single_ones_can_be_replaced(runbook: Runbook) -> None:
+def test_single_parameters_can_be_replaced(runbook: Runbook) -> None:
     assert same_parameters(runbook, RECORDED, {"count": "5"}) == {**RECORDED, "count": 5}
 
 
@@ -56,14 +56,14 @@ def test_single_ones_can_be_replaced(runbook: Runbook) -> None:
         ),
     ],
 )
-def test_changed_parameters_are_refused_and_named(
+def test_the_error_names_the_parameters_that_have_changed(
     runbook: Runbook, recorded: dict[str, object], named: str
 ) -> None:
     with pytest.raises(ParameterError, match=named):
         same_parameters(runbook, recorded, {})
 
 
-def test_what_is_new_or_no_longer_fits_may_be_given(runbook: Runbook) -> None:
+def test_new_and_changed_parameters_can_be_given(runbook: Runbook) -> None:
     recorded = {"name": "Ada", "via": "pigeon", "regions": []}
     found = same_parameters(runbook, recorded, {"via": "import", "count": 2})
     assert found == {"name": "Ada", "via": "import", "regions": [], "count": 2}

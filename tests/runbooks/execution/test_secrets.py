@@ -53,7 +53,7 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("case", SECRETS)
-def test_a_secret_is_found_and_taken_out(case: str) -> None:
+def test_a_secret_is_found_and_removed(case: str) -> None:
     text, core = SECRETS[case]
     assert find_secret(text)
     redactor = Redactor()
@@ -64,7 +64,7 @@ def test_a_secret_is_found_and_taken_out(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", SECRETS)
-def test_taking_out_twice_changes_nothing(case: str) -> None:
+def test_redacting_a_redacted_text_changes_nothing(case: str) -> None:
     once = Redactor().text(SECRETS[case][0])
     again = Redactor()
     assert again.text(once) == once
@@ -72,18 +72,18 @@ def test_taking_out_twice_changes_nothing(case: str) -> None:
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_ordinary_words_of_operations_stay(text: str) -> None:
+def test_ordinary_words_are_not_redacted(text: str) -> None:
     assert find_secret(text) == ""
     assert Redactor().text(text) == text
 
 
-def test_what_is_around_a_secret_stays() -> None:
+def test_the_text_around_a_secret_is_kept() -> None:
     text = Redactor().text(f"https://b/k?X-Amz-Date=now&X-Amz-Signature={HEX}&x=1")
     assert text.startswith("https://b/k?X-Amz-Date=now&X-Amz-Signature=[secret removed")
     assert text.endswith("&x=1")
 
 
-def test_the_environment_says_which_values_are_secret() -> None:
+def test_secret_values_are_read_from_the_environment() -> None:
     environment = {
         "GITHUB_TOKEN": "a-value-without-any-shape",
         "AWS_SECRET_ACCESS_KEY": "b" * 20,
@@ -116,14 +116,14 @@ def test_lists_stay_lists() -> None:
     assert Redactor().value(values) == values
 
 
-def test_a_secret_that_comes_in_pieces_is_found_in_its_line() -> None:
+def test_a_secret_that_arrives_in_pieces_is_found() -> None:
     lines = LineRedactor(Redactor())
     secret = SECRETS["access key"][0]
     shown = [lines.feed("key " + secret[:7]), lines.feed(secret[7:] + "\nnext"), lines.flush()]
     assert shown == ["", "key [secret removed: AWS access key]\n", "next"]
 
 
-def test_a_private_key_that_comes_line_by_line_is_not_shown() -> None:
+def test_a_private_key_that_arrives_line_by_line_is_not_shown() -> None:
     lines = LineRedactor(Redactor())
     shown = "".join(lines.feed(line + "\n") for line in f"before\n{PRIVATE}\nafter".split("\n"))
     assert "MIIEow" not in shown
@@ -132,12 +132,12 @@ def test_a_private_key_that_comes_line_by_line_is_not_shown() -> None:
     assert shown.endswith("after\n")
 
 
-def test_long_lines_are_looked_through_in_linear_time() -> None:
+def test_long_lines_are_searched_in_linear_time() -> None:
     for piece in ("y", "a1", "://a", "=", "secret_key ", "eyJaaaaaaaaaa."):
         Redactor().text(piece * (2_000_000 // len(piece)))
 
 
-def test_a_process_with_a_thousand_open_files_learns_the_credentials_of_a_kernel() -> None:
+def test_a_process_with_a_thousand_open_files_receives_the_credentials_of_a_kernel() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard < 1200:
         pytest.skip("this machine allows fewer than 1,200 open files")

@@ -88,17 +88,17 @@ def image(aws: Any, name: str) -> str:
         ("new-service:FrobnicateThing", False),  # what nobody knows is no reading
     ],
 )
-def test_reading_is_told_from_changing(call: str, reads: bool) -> None:
+def test_calls_that_read_are_recognized(call: str, reads: bool) -> None:
     assert is_read(*call.split(":")) is reads
 
 
-def test_a_dry_run_of_ec2_is_reading_and_nobody_elses() -> None:
+def test_dry_run_is_a_read_only_for_ec2() -> None:
     assert is_read("ec2", "RunInstances", {"DryRun": True})
     assert not is_read("ec2", "RunInstances", {"DryRun": False})
     assert not is_read("ssm", "PutParameter", {"DryRun": True})
 
 
-def test_the_tables_name_operations_and_fields_that_there_are() -> None:
+def test_the_tables_contain_only_existing_operations_and_fields() -> None:
     session = Session()
     for call, path in {**CREATED_IDS, **DELETED_IDS}.items():
         service, operation = call.split(":")
@@ -111,7 +111,7 @@ def test_the_tables_name_operations_and_fields_that_there_are() -> None:
     assert [call for call in DELETED_IDS if not DELETING_VERBS.match(call.split(":")[1])] == []
 
 
-def test_no_read_is_also_taking_away() -> None:
+def test_no_call_both_reads_and_deletes() -> None:
     operations = [action.split(":")[1] for action in PERMISSIONS]
     assert [name for name in operations if is_read("ec2", name) and DELETING_VERBS.match(name)] == []
 
@@ -127,7 +127,7 @@ def test_no_read_is_also_taking_away() -> None:
         ("creates", {}, "creates"),
     ],
 )
-def test_a_dry_run_only_looks(declared: Any, parameters: dict[str, object], allowed: str) -> None:
+def test_a_dry_run_may_only_read(declared: Any, parameters: dict[str, object], allowed: str) -> None:
     assert level(declared, parameters) == allowed
 
 
@@ -142,7 +142,7 @@ def refused(guard: Guard, client: Any, service: str, operation: str, **request: 
     return False
 
 
-def test_it_may_take_away_what_it_made_and_no_more(ec2: Any) -> None:
+def test_a_run_that_creates_may_delete_only_what_it_created(ec2: Any) -> None:
     guard = Guard("creates", "try-this")
     guard.after("ec2", "RunInstances", {"Instances": [{"InstanceId": "i-1", "ImageId": "ami-1"}]})
     guard.after("ec2", "RegisterImage", {"ImageId": "ami-2"})
@@ -155,7 +155,7 @@ def test_it_may_take_away_what_it_made_and_no_more(ec2: Any) -> None:
     assert refused(guard, ec2, "ec2", "DeleteVpc", VpcId="vpc-1")
 
 
-def test_it_may_remove_the_leftovers_of_a_publish(aws: Any, ec2: Any) -> None:
+def test_a_run_that_creates_may_delete_leftovers_of_a_publish(aws: Any, ec2: Any) -> None:
     guard = Guard("creates", "try-this")
     leftover, backup = snapshot(aws, vmsnix_digest=DIGEST), snapshot(aws, Team="payroll")
     assert not refused(guard, ec2, "ec2", "DeleteSnapshot", SnapshotId=leftover)
@@ -174,7 +174,7 @@ def test_it_may_remove_the_leftovers_of_a_publish(aws: Any, ec2: Any) -> None:
     assert refused(guard, ec2, "iam", "DeletePolicyVersion", PolicyArn=theirs, VersionId="v1")
 
 
-def test_it_may_terminate_the_instances_of_smoke_tests_and_no_others(aws: Any, ec2: Any) -> None:
+def test_a_run_that_creates_may_terminate_only_instances_of_smoke_tests(aws: Any, ec2: Any) -> None:
     guard = Guard("creates", "try-this")
     ami = image(aws, "launched")
 
@@ -190,7 +190,7 @@ def test_it_may_terminate_the_instances_of_smoke_tests_and_no_others(aws: Any, e
     assert refused(guard, ec2, "ec2", "StopInstances", InstanceIds=[smoke])
 
 
-def test_the_snapshot_of_an_import_is_known_before_it_has_tags(aws: Any, ec2: Any) -> None:
+def test_the_snapshot_of_an_import_is_recognized_before_it_has_tags(aws: Any, ec2: Any) -> None:
     aws.prepare(bucket="vm-images", region=REGION, key_prefix="")
     aws.client("s3").put_object(Bucket="vm-images", Key="disk.raw", Body=bytes(1 << 20))
     tags = [{"ResourceType": "import-snapshot-task", "Tags": [{"Key": "vmsnix:digest", "Value": DIGEST}]}]
@@ -230,7 +230,7 @@ boto3.client("s3").generate_presigned_url("delete_object", Params={"Bucket": "im
 """
 
 
-def test_a_notebook_that_says_it_only_looks_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any) -> None:
+def test_a_read_only_notebook_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any) -> None:
     ami = image(aws, "kept")
     outcome = shelf.run(HIDE, given={"name": ami}, environment=aws.environment)
     assert (outcome.verdict, outcome.exit_code) == ("failed", 1)  # although it swallowed the error
@@ -260,7 +260,7 @@ def test_a_notebook_that_says_it_only_looks_cannot_deregister(shelf: Shelf, aws:
     ),
     ids=["presigned", "client", "transfer"],
 )
-def test_no_way_of_boto3_leads_around_it(
+def test_every_way_to_call_boto3_is_checked(
     shelf: Shelf, aws: Any, cells: tuple[str, ...], kept_from: str
 ) -> None:
     outcome = shelf.run(*cells, environment=aws.environment)
@@ -269,7 +269,7 @@ def test_no_way_of_boto3_leads_around_it(
     assert "Contents" not in aws.client("s3").list_objects_v2(Bucket="images")
 
 
-def test_a_notebook_that_says_it_creates_cannot_take_away_and_a_dry_run_cannot_create(
+def test_a_notebook_that_creates_cannot_delete_and_a_dry_run_cannot_create(
     shelf: Shelf, aws: Any, ec2: Any
 ) -> None:
     ami = image(aws, "kept too")
@@ -293,7 +293,7 @@ def test_a_notebook_that_says_it_creates_cannot_take_away_and_a_dry_run_cannot_c
     assert found["Tags"] == [{"Key": "a", "Value": "b"}]
 
 
-def test_what_destroys_wants_to_be_confirmed_and_then_may(shelf: Shelf, aws: Any, ec2: Any) -> None:
+def test_a_notebook_that_destroys_must_be_confirmed(shelf: Shelf, aws: Any, ec2: Any) -> None:
     from vmsnix_ops.runbooks.execution.execute import run
 
     ami = image(aws, "going")

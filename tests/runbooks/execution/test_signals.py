@@ -119,7 +119,7 @@ def test_a_second_signal_stops_at_once_and_keeps_the_evidence(shelf: Shelf) -> N
     assert json.loads(Path(printed.split()[-1]).read_text())["status"] == "cancelled"
 
 
-def test_a_killed_run_leaves_what_there_was(shelf: Shelf) -> None:
+def test_a_killed_run_leaves_its_files(shelf: Shelf) -> None:
     running = Running(shelf, WAITS)
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)  # it holds our pipes

@@ -7,7 +7,6 @@ A content security policy in the page makes the browser refuse everything else.
 
 from __future__ import annotations
 
-import html
 import re
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -90,6 +89,7 @@ TAG = re.compile(
 )
 VOID = "area base br col embed hr img input link meta source track wbr"
 OTHER_SYNTAX = "iframe math noembed noframes noscript plaintext script svg template textarea title xmp"
+_SOURCE = "<p>{{ note }}</p><pre>{{ source }}</pre>"
 NOT_SHOWN = "This output is shown as source: it has more than 1,000 tags that are not well nested."
 
 
@@ -125,7 +125,7 @@ def clean(markup: str) -> str:
     ``output``.
     """
     if markup.count("<") > FEW and not _is_well_nested(markup):
-        return f"<p>{NOT_SHOWN}</p><pre>{html.escape(markup)}</pre>"
+        return str(templates.fill(_SOURCE, note=NOT_SHOWN, source=markup))
     # nh3 either removes a style sheet or keeps it unchanged. Therefore the rules of each sheet are parsed and
     # written again. Whatever the pattern takes for a sheet, only allowed properties are written.
     sheets = re.split(r"<style\b[^<>]*>", markup, flags=re.IGNORECASE)[1:]
