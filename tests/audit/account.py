@@ -109,7 +109,7 @@ class Owner:
 
     def table(self, kind: str, region: str = REGION) -> dict[str, Any]:
         """Return the objects of the sandbox of a kind, such as images, by ID; a test may change them."""
-        found: dict[str, Any] = self.aws.world.tables.table(self.account, region, kind)
+        found: dict[str, Any] = self.aws.state.tables.table(self.account, region, kind)
         return found
 
     def fail(self, operation: str, code: str = "UnauthorizedOperation", http: int = 403, **more: Any) -> None:

@@ -32,7 +32,7 @@ SHARED, PUBLIC, LAUNCHED = 5, 2, 4
 def account(own: Owner) -> Owner:
     made = own.aws.populate(regions=[REGION], amis=AMIS, referenced_one_in=12)
     assert (made.amis, made.referenced) == (AMIS, REFERENCED)
-    tables = own.aws.world.tables
+    tables = own.aws.state.tables
     images = list(tables.table(own.account, REGION, "images").values())
     snapshots = tables.table(own.account, REGION, "snapshots")
     unnamed = [image for number, image in enumerate(images) if number % 12]

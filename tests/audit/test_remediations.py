@@ -172,7 +172,7 @@ class Story:
     def leave_behind(self) -> None:
         """Leave what is unfinished, failed or half."""
         own, ids = self.own, self.ids
-        tables = own.aws.world.tables
+        tables = own.aws.state.tables
         images, snapshots = (tables.table(own.account, REGION, kind) for kind in ("images", "snapshots"))
         ec2, s3 = own.client("ec2"), own.client("s3")
         ids["failed import"] = own.import_object("vmsnix/failed.vhd", BUCKET)

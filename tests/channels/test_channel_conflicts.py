@@ -142,7 +142,7 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     assert outcomes(found)[HOME] == ["set channel changed", "conflict failed", "announce skipped"]
     assert outcomes(found)[EUROPE] == ["set channel skipped"]
     assert pointed(aws, EUROPE) == there
-    assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
+    assert aws.state.tables.table(aws.account, HOME, "topics")[topic].messages == []
     with pytest.raises(errors.PartialError, match=f"version 3, {new}, set by"):
         finish(found)
 
@@ -171,7 +171,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     assert outcomes(found)[HOME] == ["set channel changed", "conflict failed", "announce skipped"]
     assert outcomes(found)[EUROPE] == ["copy created", "set channel skipped"]
     assert pointed(aws, EUROPE) == ""
-    assert aws.world.tables.table(aws.account, HOME, "topics")[topic].messages == []
+    assert aws.state.tables.table(aws.account, HOME, "topics")[topic].messages == []
 
 
 def test_of_two_simultaneous_promotions_one_is_done_and_one_reports_the_conflict(
@@ -423,7 +423,7 @@ def test_an_ami_being_retired_is_refused_with_the_command_that_restores_it(
 
 def kind_of(aws: Sandbox, **changes: str) -> None:
     assert pointed(aws, HOME)  # Parameter Store has checked the value
-    parameter = aws.world.tables.table(aws.account, HOME, "parameters")[NAME]
+    parameter = aws.state.tables.table(aws.account, HOME, "parameters")[NAME]
     for name, value in changes.items():
         setattr(parameter.newest, name, value)
 
@@ -471,7 +471,7 @@ def test_the_plan_refuses_a_channel_that_accepts_no_more_values(aws: Sandbox, am
     ssm = aws.client("ssm")
     ssm.label_parameter_version(Name=NAME, ParameterVersion=1, Labels=["known-good"])
     assert pointed(aws, HOME)
-    parameter = aws.world.tables.table(aws.account, HOME, "parameters")[NAME]
+    parameter = aws.state.tables.table(aws.account, HOME, "parameters")[NAME]
     parameter.versions += [parameter.versions[0].__class__(**fields(parameter, n)) for n in range(2, 101)]
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
     assert step.outcome == "failed"

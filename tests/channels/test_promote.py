@@ -235,7 +235,7 @@ def test_a_topic_gets_the_same_message_once(aws: Sandbox, ami: str) -> None:
     asked = {"channel": "stable", "regions": [WEST], "topic": topic}
     assert outcomes(plan(**asked).apply())[HOME][-1] == "announce created"
     assert outcomes(plan(**asked).apply())[HOME][-1] == "announce unchanged"
-    (message,) = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
+    (message,) = aws.state.tables.table(aws.account, HOME, "topics")[topic].messages
     told = json.loads(message.text)
     assert (told["channel"], told["amis"][HOME]) == ("stable", ami)
     assert set(told["amis"]) == {HOME, WEST}

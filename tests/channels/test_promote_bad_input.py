@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 def another_accounts_ami(aws: Sandbox) -> str:
     ec2 = aws.client("ec2")
     ami = make_ami(aws, version="theirs")
-    table = aws.world.tables.table(aws.account, HOME, "images")
+    table = aws.state.tables.table(aws.account, HOME, "images")
     image = table.pop(ami)
     image.owner = OTHER
     image.permissions.append({"UserId": aws.account})
-    aws.world.tables.table(OTHER, HOME, "images")[ami] = image
+    aws.state.tables.table(OTHER, HOME, "images")[ami] = image
     assert ec2.describe_images(ImageIds=[ami])["Images"]
     return ami
 
 
 def half_deleted(aws: Sandbox) -> str:
     ami = make_ami(aws, version="half")
-    aws.world.tables.table(aws.account, HOME, "snapshots").clear()
+    aws.state.tables.table(aws.account, HOME, "snapshots").clear()
     return ami
 
 
@@ -45,7 +45,7 @@ def deprecated(aws: Sandbox) -> str:
     ami = make_ami(aws, version="deprecated")
     moment = datetime.now(UTC) + timedelta(minutes=2)
     aws.client("ec2").enable_image_deprecation(ImageId=ami, DeprecateAt=moment)
-    image = aws.world.tables.table(aws.account, HOME, "images")[ami]
+    image = aws.state.tables.table(aws.account, HOME, "images")[ami]
     image.deprecate_at = moment - timedelta(hours=1)
     return ami
 

@@ -162,7 +162,7 @@ def test_later_tags_of_the_source_are_copied(aws: Sandbox, ami: str) -> None:
 def test_a_channel_is_not_set_to_a_deprecated_copy(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE]).apply()
     (image,) = copies(aws, EUROPE)
-    there = aws.world.tables.table(aws.account, EUROPE, "images")[image["ImageId"]]
+    there = aws.state.tables.table(aws.account, EUROPE, "images")[image["ImageId"]]
     there.deprecate_at = datetime.now(UTC) - timedelta(days=1)
     found = plan(channel="stable", regions=[EUROPE]).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "set channel skipped"]

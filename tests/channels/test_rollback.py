@@ -139,16 +139,16 @@ def test_an_unusable_ami_is_refused_and_older_ones_are_suggested(
 
 def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
-    image = aws.world.tables.table(aws.account, HOME, "images")[old]
+    image = aws.state.tables.table(aws.account, HOME, "images")[old]
     image.deprecate_at = datetime.now(UTC) - timedelta(days=1)
     assert "has been deprecated since" in str(back().targets[0].problem)
 
 
 def test_an_ami_without_its_snapshot_is_refused(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
-    image = aws.world.tables.table(aws.account, HOME, "images")[old]
+    image = aws.state.tables.table(aws.account, HOME, "images")[old]
     for snapshot_id in image.snapshot_ids():
-        del aws.world.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
+        del aws.state.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
     assert "is incomplete" in str(back().targets[0].problem)
 
 
@@ -257,7 +257,7 @@ def test_a_topic_gets_the_amis_of_the_channel(aws: Sandbox) -> None:
     ]
     assert outcomes(back(topic=topic).apply())[HOME] == ["set channel changed", "announce created"]
     assert outcomes(back(topic=topic).apply())[HOME] == ["set channel unchanged", "announce unchanged"]
-    messages = aws.world.tables.table(aws.account, HOME, "topics")[topic].messages
+    messages = aws.state.tables.table(aws.account, HOME, "topics")[topic].messages
     assert [json.loads(one.text)["amis"][HOME] for one in messages] == [old, new, old]
     with pytest.raises(errors.ParameterError, match="No SNS topic"):
         back(topic=f"{topic}s")

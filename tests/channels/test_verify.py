@@ -49,7 +49,7 @@ def drift(**asked: Any) -> dict[str, tuple[str, str]]:
 
 
 def state(aws: Sandbox, ami: str) -> Any:
-    return aws.world.tables.table(aws.account, HOME, "images")[ami]
+    return aws.state.tables.table(aws.account, HOME, "images")[ami]
 
 
 def test_an_unchanged_ami_has_no_drift(aws: Sandbox, ami: str) -> None:
@@ -146,7 +146,7 @@ def deregister(aws: Sandbox, ami: str) -> None:
 
 def drop_snapshot(aws: Sandbox, ami: str) -> None:
     for snapshot_id in state(aws, ami).snapshot_ids():
-        del aws.world.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
+        del aws.state.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
 
 
 def repoint(aws: Sandbox, ami: str) -> None:

@@ -56,7 +56,7 @@ class World:
         )
         assert [one.resource_id for one in self.retirement.planned] == [self.ami]
         self.use = self._use()
-        self.memory = fleet.aws.world.save_tables()
+        self.memory = fleet.aws.state.save_tables()
 
     def _use(self) -> Callable[[], Any]:
         asked: dict[str, Any] = {"dry_run": False, "progress": silent(), "session": self.user_of_it.session}
@@ -91,7 +91,7 @@ class World:
         return first
 
     def begin(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        self.fleet.aws.world.restore_tables(self.memory)
+        self.fleet.aws.state.restore_tables(self.memory)
         self.marked = self.read = self.used = False
         says = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "NixOS"}}
         self.fleet.aws.faults.add(says)
@@ -198,7 +198,7 @@ class Undoing:
         when = {"now": fleet.later()} if deletes else {}
         self.taking = fleet.plan(allow_shared=True, session=self.taker.session, **when)
         self.restoring = fleet.plan(action="restore", session=self.restorer.session)
-        self.memory = fleet.aws.world.save_tables()
+        self.memory = fleet.aws.state.save_tables()
 
     def _decides(self, call: str, asked: Mapping[str, Any]) -> bool:
         if call == "ec2:CreateTags":
@@ -208,7 +208,7 @@ class Undoing:
         return call == "ec2:DeleteTags" and asked["Resources"] == [self.ami]
 
     def begin(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        self.fleet.aws.world.restore_tables(self.memory)
+        self.fleet.aws.state.restore_tables(self.memory)
         return self.taking.apply, self.restoring.apply
 
     def verdict(self) -> tuple[bool, bool]:

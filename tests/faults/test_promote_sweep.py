@@ -65,7 +65,7 @@ def sweep(publishers: Sweep, kill: Kill) -> list[str]:
         return [f"was not killed but ended with {first.status} {first.error} {first.text}"]
     if second.status or second.result["status"] != "done":
         return [f"the second run: {second.error} {second.text} {second.result}"]
-    told = publishers.aws.world.tables.table(publishers.aws.account, HOME, "topics")[topic].messages
+    told = publishers.aws.state.tables.table(publishers.aws.account, HOME, "topics")[topic].messages
     # A message whose answer was lost, or that was not written down any more, is sent once more.
     most = 2 if kill.call in ("sns:Publish", "table:steps") else 1
     wrong = [] if 1 <= len(told) <= most else [f"{len(told)} messages"]

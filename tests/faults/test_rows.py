@@ -88,7 +88,7 @@ def test_row_08_an_import_that_aws_no_longer_lists_is_found_by_its_snapshot(publ
     with pytest.raises(errors.QuotaError):
         run(publishers)
     publishers.aws.faults.clear()
-    publishers.aws.world.tables.table(publishers.aws.account, REGION, "import_tasks").clear()
+    publishers.aws.state.tables.table(publishers.aws.account, REGION, "import_tasks").clear()
     run(publishers)
     assert len(done(publishers, "ec2:ImportSnapshot")) == 1
     assert list(look(publishers.aws).leftovers()) == []

@@ -47,7 +47,7 @@ def test_a_verifier_reports_a_snapshot_with_other_bytes(account: Account) -> Non
     ec2 = account.aws.client("ec2")
     (image,) = ec2.describe_images(Owners=["self"])["Images"]
     snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
-    content = account.aws.world.tables.table(account.aws.account, REGION, "snapshots")[snapshot].blocks
+    content = account.aws.state.tables.table(account.aws.account, REGION, "snapshots")[snapshot].blocks
     content.clear()
     verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
     with pytest.raises(errors.SnapshotFailedError, match="does not match the image"):
@@ -168,7 +168,7 @@ def test_an_import_s_publisher_tags_only_what_has_no_tag_at_all(
     ec2 = account.aws.client("ec2")
     copied = ec2.copy_snapshot(SourceSnapshotId=account.snapshot(), SourceRegion=REGION)["SnapshotId"]
     account.aws.clock.advance(3600)
-    account.aws.world.tables.table(account.aws.account, REGION, "snapshots")[copied].tags.update(tags)
+    account.aws.state.tables.table(account.aws.account, REGION, "snapshots")[copied].tags.update(tags)
     publisher = account.session(IMPORTING).client("ec2")
     ours: dict[str, Any] = {"Resources": [copied], "Tags": [{"Key": tagging.DIGEST, "Value": "0" * 64}]}
     for foreign in ([{"Key": "team", "Value": "x"}], [{"Key": tagging.SMOKE, "Value": "x"}]):

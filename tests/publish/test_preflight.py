@@ -143,7 +143,7 @@ def test_a_bucket_in_another_region(aws: Sandbox, look: Any) -> None:
 def test_a_bucket_of_somebody_else(aws: Sandbox, look: Any) -> None:
     from vmsnix_ops.sandbox.credentials import Credential, credentials_table
 
-    known = credentials_table(aws.world.tables)
+    known = credentials_table(aws.state.tables)
     known["AKIASOMEBODYELSE0000"] = Credential(
         "AKIASOMEBODYELSE0000", "s" * 40, "999999999999", "arn:aws:iam::999999999999:user/x", "AIDAX"
     )
@@ -349,12 +349,12 @@ def test_public_amis_that_the_account_blocks(aws: Sandbox, look: Any) -> None:
 
 
 def test_a_quota_that_is_used_up(aws: Sandbox, look: Any) -> None:
-    aws.world.tables.table(aws.account, REGION, "quotas")["ec2/L-B665C33B"] = 0.0
+    aws.state.tables.table(aws.account, REGION, "quotas")["ec2/L-B665C33B"] = 0.0
     assert look()["quotas"].outcome == "fail"
 
 
 def test_a_quota_that_is_nearly_used_up(aws: Sandbox, look: Any) -> None:
-    quotas = aws.world.tables.table(aws.account, REGION, "quotas")
+    quotas = aws.state.tables.table(aws.account, REGION, "quotas")
     quotas["ec2/L-B665C33B"] = 10.0
     assert look()["quotas"].evidence == "0 of 10 AMIs"
     ec2 = aws.client("ec2")

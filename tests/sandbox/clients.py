@@ -113,10 +113,10 @@ class SandboxClients:
 
     def clear(self) -> None:
         """Delete all resources, and stop the clock."""
-        for (_, _, kind), table in self.sandbox.world.tables.items():
+        for (_, _, kind), table in self.sandbox.state.tables.items():
             if kind != "credentials":
                 table.clear()
-        self.sandbox.world.clock = Clock(STILL)
+        self.sandbox.state.clock = Clock(STILL)
         self.sandbox.faults.clear()
 
     def pass_time(self, seconds: float) -> None:

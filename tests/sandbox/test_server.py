@@ -130,7 +130,7 @@ def test_a_bug_in_the_sandbox_is_reported(
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(aws.sandbox.world, "authorize", break_down)
+    monkeypatch.setattr(aws.sandbox.state, "authorize", break_down)
     with refused("InternalError", "ZeroDivisionError: a bug"):
         aws.sts.get_caller_identity()
     assert "sts:GetCallerIdentity failed" in caplog.text

@@ -79,7 +79,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_state_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tables.pickle").write_bytes(b"garbage")
-    with pytest.raises(OSError, match=r"tables\.pickle is no state of this version of the sandbox"):
+    with pytest.raises(OSError, match=r"tables\.pickle is not a state file of this version of the sandbox"):
         sandbox(state=tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_a_pickle_in_the_state_folder_is_not_run(name: str, tmp_path: Path) -> N
     folder.mkdir()
     content = pickle.dumps(_Evil(mark))
     (folder / name).write_bytes(content)
-    with pytest.raises(OSError, match="no state of this version of the sandbox"):
+    with pytest.raises(OSError, match="not a state file of this version of the sandbox"):
         sandbox(state=folder)
     assert not mark.exists()
     assert (folder / name).read_bytes() == content
@@ -95,7 +95,7 @@ def test_an_incomplete_state_file_is_refused_and_not_changed(keep: int, tmp_path
     (tmp_path / "tables.json").write_bytes(torn)
     for _ in range(2):  # the failed start does not keep the folder locked
         with pytest.raises(
-            OSError, match=r"tables\.json is no state of this version .* Choose another folder"
+            OSError, match=r"tables\.json is not a state file of this version .* Choose another folder"
         ):
             sandbox(state=tmp_path)
     assert (tmp_path / "tables.json").read_bytes() == torn
@@ -117,7 +117,7 @@ def with_value(value: object) -> Callable[[Any], Any]:
         lambda state: state | {"tables": [["a", "b", "c"]]},
         with_value({"$type": ["os.system", {}]}),
         with_value({"$type": ["storage.BlockStore", {}]}),
-        with_value({"$type": ["world.os.system", {}]}),
+        with_value({"$type": ["state.os.system", {}]}),
         with_value({"$type": ["ec2.resources.Image", {}]}),
         with_value({"$type": ["ec2.resources.SnapshotLock", {"a": 1}]}),
         with_value({"$run": "it"}),
@@ -128,7 +128,7 @@ def with_value(value: object) -> Callable[[Any], Any]:
 def test_another_state_file_is_refused_and_not_changed(change: Any, tmp_path: Path) -> None:
     foreign = json.dumps(change(json.loads(kept_by_a_sandbox(tmp_path)))).encode()
     (tmp_path / "tables.json").write_bytes(foreign)
-    with pytest.raises(OSError, match=r"tables\.json is no state of this version of the sandbox: "):
+    with pytest.raises(OSError, match=r"tables\.json is not a state file of this version of the sandbox: "):
         sandbox(state=tmp_path)
     assert (tmp_path / "tables.json").read_bytes() == foreign
 

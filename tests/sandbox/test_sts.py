@@ -77,7 +77,7 @@ def test_arns_have_the_partition_of_the_region(aws: SandboxClients) -> None:
 def test_quotas(aws: SandboxClients) -> None:
     quotas = aws.client("service-quotas")
     assert quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]["Value"] == 5.0
-    aws.sandbox.world.tables.table(aws.sandbox.account, "us-east-1", "quotas")["ec2/L-0E3CBAB9"] = 7.0
+    aws.sandbox.state.tables.table(aws.sandbox.account, "us-east-1", "quotas")["ec2/L-0E3CBAB9"] = 7.0
     assert quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]["Value"] == 7.0
     default = quotas.get_aws_default_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]
     assert (default["Value"], default["QuotaName"]) == (5.0, "Public AMIs")

@@ -23,7 +23,7 @@ from vmsnix_ops.sandbox.faults import Fault, Faults
 from vmsnix_ops.sandbox.process import SandboxProcess, sandbox_process
 from vmsnix_ops.sandbox.seeding import REGIONS, SeededAccount, populate
 from vmsnix_ops.sandbox.server import Server
-from vmsnix_ops.sandbox.world import World
+from vmsnix_ops.sandbox.state import SandboxState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,38 +82,38 @@ class Sandbox(Access):
         account: str = DEFAULT_ACCOUNT,
         enforce_iam: bool = False,
     ) -> None:
-        self.world = World(
+        self.state = SandboxState(
             speed=speed,
-            state=None if state is None else Path(state),
+            folder=None if state is None else Path(state),
             account=account,
             enforce_iam=enforce_iam,
         )
         try:
-            self._server = Server(self.world, port)
+            self._server = Server(self.state, port)
         except OSError:
-            self.world.close()
+            self.state.close()
             raise
-        key = self.world.first_credential
+        key = self.state.first_credential
         super().__init__(self._server.url, key.access_key, key.secret, key.account)
 
     @property
     def calls(self) -> CallLog:
         """The calls so far."""
-        return self.world.calls
+        return self.state.calls
 
     @property
     def faults(self) -> Faults:
         """The fault rules; ``faults.add({...})``."""
-        return self.world.faults
+        return self.state.faults
 
     @property
     def clock(self) -> Clock:
         """The scaled clock; ``clock.advance(seconds)``."""
-        return self.world.clock
+        return self.state.clock
 
     def other_account(self, account: str) -> Access:
         """Return access to this sandbox as the root user of another account."""
-        known = credentials_table(self.world.tables)
+        known = credentials_table(self.state.tables)
         key, secret = f"AKIA{account}ROOT", f"the secret key of account {account}"
         arn = f"arn:aws:iam::{account}:root"
         known[key] = Credential(key, secret, account, arn, account)
@@ -127,34 +127,34 @@ class Sandbox(Access):
     def stop(self) -> None:
         """Stop serving. Save the state, or delete the temporary folder."""
         self._server.stop()
-        self.world.close()
+        self.state.close()
 
     def reset(self) -> None:
         """Delete all resources, calls and fault rules, but not the first access key."""
-        self.world.reset()
+        self.state.reset()
 
     def populate(
         self, *, regions: Sequence[str] = REGIONS, amis: int = 5000, referenced_one_in: int = 20
     ) -> SeededAccount:
         """Fill regions of the account with AMIs and references to them; see `vmsnix_ops.sandbox.seeding`."""
-        with self.world.lock:
+        with self.state.lock:
             made = populate(
-                self.world.tables,
+                self.state.tables,
                 self.account,
                 regions=regions,
                 amis=amis,
                 referenced_one_in=referenced_one_in,
             )
-        self.world.mark_changed()
+        self.state.mark_changed()
         return made
 
     def save_tables(self) -> bytes:
         """Return the resources of the sandbox, for `restore_tables`, as the start of several tests."""
-        return self.world.save_tables()
+        return self.state.save_tables()
 
     def restore_tables(self, saved: bytes) -> None:
         """Replace all resources by saved ones, and delete calls and fault rules."""
-        self.world.restore_tables(saved)
+        self.state.restore_tables(saved)
 
     def __enter__(self) -> Sandbox:
         return self.start()

@@ -24,7 +24,7 @@ from vmsnix_ops.sandbox.core import AwsError, load_json
 from vmsnix_ops.sandbox.wire.http import Request, Response
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.world import World
+    from vmsnix_ops.sandbox.state import SandboxState
 
 
 PREFIX = "/_vmsnix/"
@@ -32,7 +32,7 @@ MAX_BYTES = 2**20
 MAX_SKEW_SECONDS = 10 * 365 * 86400
 
 
-def answer_admin_request(world: World, request: Request) -> Response:
+def answer_admin_request(state: SandboxState, request: Request) -> Response:
     """Return the answer to a request below ``/_vmsnix/``."""
     if "origin" in request.headers:
         return _json({"error": "not for browsers"}, 403)
@@ -40,7 +40,7 @@ def answer_admin_request(world: World, request: Request) -> Response:
     try:
         content = request.body.read(MAX_BYTES)
         value: Any = load_json(content) if content else {}
-        found = _route(world, request, name, dict(value))
+        found = _route(state, request, name, dict(value))
     except (ValueError, TypeError, OverflowError, AwsError) as error:
         return _json({"error": str(error)}, 400)
     return (
@@ -54,51 +54,51 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(status, {"Content-Type": "application/json"}, json.dumps(value, default=str).encode())
 
 
-def _route(world: World, request: Request, name: str, value: Any) -> Any:
+def _route(state: SandboxState, request: Request, name: str, value: Any) -> Any:
     method = request.method
     if name == "health" and method == "GET":
         return {"ok": True}
     if name == "calls" and method == "GET":
-        return [call.as_json() for call in world.calls.matching(request.query.get("name", "*"))]
+        return [call.as_json() for call in state.calls.matching(request.query.get("name", "*"))]
     if name == "calls" and method == "DELETE":
-        world.calls.clear()
+        state.calls.clear()
         return {}
     if name == "faults" and method == "GET":
-        return [asdict(rule) for rule in world.faults.rules]
+        return [asdict(rule) for rule in state.faults.rules]
     if name == "faults" and method == "POST":
-        return asdict(world.faults.add(value))
+        return asdict(state.faults.add(value))
     if name == "faults" and method == "DELETE":
-        world.faults.clear()
+        state.faults.clear()
         return {}
     if name == "clock" and method in {"GET", "POST"}:
-        return _clock(world, value)
+        return _clock(state, value)
     if name == "state" and method == "GET":
-        return _count_resources(world)
+        return _count_resources(state)
     return None
 
 
-def _clock(world: World, value: dict[str, Any]) -> dict[str, Any]:
+def _clock(state: SandboxState, value: dict[str, Any]) -> dict[str, Any]:
     if "speed" in value:
-        world.clock.speed = float(value["speed"])
+        state.clock.speed = float(value["speed"])
     if "advance" in value:
-        world.clock.advance(float(value["advance"]))
+        state.clock.advance(float(value["advance"]))
     if "skew" in value:
         skew = float(value["skew"])
         if not math.isfinite(skew) or abs(skew) > MAX_SKEW_SECONDS:
             raise ValueError(f"skew must be at most {MAX_SKEW_SECONDS} seconds, not {skew}")
-        world.clock.skew = timedelta(seconds=skew)
+        state.clock.skew = timedelta(seconds=skew)
     return {
-        "speed": world.clock.speed,
-        "skew": world.clock.skew.total_seconds(),
-        "now": world.clock.now().isoformat(),
+        "speed": state.clock.speed,
+        "skew": state.clock.skew.total_seconds(),
+        "now": state.clock.now().isoformat(),
     }
 
 
-def _count_resources(world: World) -> dict[str, Any]:
+def _count_resources(state: SandboxState) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {}
-    with world.lock:
-        for account, region, kind in sorted(world.tables):
+    with state.lock:
+        for account, region, kind in sorted(state.tables):
             if kind not in {"credentials", "trash"}:
-                table = world.tables[account, region, kind]
+                table = state.tables[account, region, kind]
                 counts.setdefault(kind, {}).update({f"{account}/{region}": len(table)} if table else {})
     return counts

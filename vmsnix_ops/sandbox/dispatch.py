@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox.credentials import Credential
     from vmsnix_ops.sandbox.faults import Fault
+    from vmsnix_ops.sandbox.state import SandboxState
     from vmsnix_ops.sandbox.wire.http import BadRequestError
     from vmsnix_ops.sandbox.wire.models import Service
-    from vmsnix_ops.sandbox.world import World
 
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
@@ -74,12 +74,12 @@ class Dispatcher:
 
     Parameters
     ----------
-    world
+    state
         The state of the sandbox.
     """
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, state: SandboxState) -> None:
+        self.state = state
         self.stopping = threading.Event()
 
     def answer(self, request: Request) -> Response:
@@ -90,7 +90,7 @@ class Dispatcher:
                 403, "The sandbox answers local clients only: the Host header must be 127.0.0.1 or localhost."
             )
         if request.raw_path.startswith(PREFIX):
-            return answer_admin_request(self.world, request)
+            return answer_admin_request(self.state, request)
         path = request.raw_path
         try:
             authorization = read_authorization(request)
@@ -103,7 +103,7 @@ class Dispatcher:
             return _text_response(error.status, error.message)
         if host["bucket"] is not None and service.name == "s3":
             path = f"/{host['bucket']}{path}"
-        request_id, now = _request_id(service), self.world.clock.now()
+        request_id, now = _request_id(service), self.state.clock.now()
         exchange = Exchange(request, service, authorization, path, request_id, now)
         return self._exchange(exchange)
 
@@ -155,16 +155,16 @@ class Dispatcher:
             outcome = "InternalError"
             broken = AwsError(outcome, f"The sandbox failed: {type(error).__name__}: {error}", status=500)
             response = write_error(exchange.service, broken, exchange.request_id)
-        if self.world.clock.skew:  # clients correct their clocks by this header
-            now = self.world.clock.now() + self.world.clock.skew
+        if self.state.clock.skew:  # clients correct their clocks by this header
+            now = self.state.clock.now() + self.state.clock.skew
             response.headers["Date"] = format_datetime(now, usegmt=True)
         if exchange.started_operation and not exchange.operation.startswith(READ_ONLY):
-            self.world.mark_changed()
+            self.state.mark_changed()
         self._log(exchange, outcome, 0 if dropped else response.status)
         return response
 
     def _log(self, exchange: Exchange, outcome: str, status: int) -> None:
-        self.world.calls.add(
+        self.state.calls.add(
             at=exchange.at,
             service=exchange.service.name,
             operation=exchange.operation,
@@ -198,15 +198,15 @@ class Dispatcher:
                 raise not_emulated(f"the parameter {name!r} of {service.name}:{target.operation}")
         self._apply_rules_before(exchange)
         context = self._context(exchange, caller)
-        self.world.authorize(context, params)
+        self.state.authorize(context, params)
         if dry_run:
             raise AwsError(
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
             )
         exchange.started_operation = True
         if not exchange.operation.startswith(READ_ONLY):
-            self.world.keep_for_stale_reads(service.name)
-        with self.world.lock if operation.locks else nullcontext():
+            self.state.keep_for_stale_reads(service.name)
+        with self.state.lock if operation.locks else nullcontext():
             result = operation.handler(context, params)
         exchange.ran = True
         result = self._apply_rules_after(exchange, result)
@@ -226,31 +226,31 @@ class Dispatcher:
             return
         signer = None
         if "HMAC" in payload and authorization is not None:
-            known = credentials_table(self.world.tables).get(authorization.access_key)
+            known = credentials_table(self.state.tables).get(authorization.access_key)
             secret = known.secret if known is not None else ""
             key = signing_key(secret, authorization.date, authorization.region, authorization.service)
             signer = ChunkSigner(key, authorization.scope, authorization.stamp, authorization.signature)
         request.body.unwrap_chunks(signer)
 
     def _caller(self, exchange: Exchange) -> Credential:
-        service, world = exchange.service, self.world
+        service, state = exchange.service, self.state
         if exchange.authorization is None:
             raise authentication_error(service, "unsigned")
-        caller = authenticate(exchange.request, exchange.authorization, service, world.tables, world.clock)
-        if not is_region_enabled(world.tables, caller.account, exchange.authorization.region):
+        caller = authenticate(exchange.request, exchange.authorization, service, state.tables, state.clock)
+        if not is_region_enabled(state.tables, caller.account, exchange.authorization.region):
             # IAM does not send the keys of an account to regions that it has not opted in to ("Enable or
             # disable AWS Regions in your account"), so valid keys are unknown there.
             raise authentication_error(service, "unknown")
         return caller
 
     def _context(self, exchange: Exchange, caller: Credential) -> Context:
-        world = self.world
+        state = self.state
         outcome: dict[str, Any] = {}
-        tables = world.tables
+        tables = state.tables
         for rule in exchange.rules:
             outcome |= rule.outcome
             if rule.do == "stale" and exchange.operation.startswith(READ_ONLY):
-                tables = world.tables_for_read(exchange.service.name, rule) or tables
+                tables = state.tables_for_read(exchange.service.name, rule) or tables
         return Context(
             service=exchange.service.name,
             operation=exchange.operation,
@@ -259,11 +259,11 @@ class Dispatcher:
             principal=in_partition(caller.principal, exchange.region),
             access_key=caller.access_key,
             request_id=exchange.request_id,
-            clock=world.clock,
+            clock=state.clock,
             tables=tables,
-            blocks=world.blocks,
-            folder=world.folder,
-            lock=world.lock,
+            blocks=state.blocks,
+            folder=state.folder,
+            lock=state.lock,
             headers=exchange.request.headers,
             body=exchange.request.body,
             outcome=outcome,
@@ -273,7 +273,7 @@ class Dispatcher:
         """Find the fault rules of this call, and apply those with ``before``."""
         name = f"{exchange.service.name}:{exchange.operation}"
         facts = flatten_params(exchange.params) | {"region": exchange.region, "principal": exchange.principal}
-        exchange.rules = self.world.faults.match(name, facts)
+        exchange.rules = self.state.faults.match(name, facts)
         for rule in exchange.rules:
             if rule.when == "before":
                 self._apply(rule)

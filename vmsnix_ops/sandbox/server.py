@@ -30,7 +30,7 @@ from vmsnix_ops.sandbox.wire.http import (
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from vmsnix_ops.sandbox.world import World
+    from vmsnix_ops.sandbox.state import SandboxState
 
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
@@ -57,7 +57,7 @@ class Server:
 
     Parameters
     ----------
-    world
+    state
         The state of the sandbox.
     port
         TCP port; 0 chooses a free one.
@@ -68,10 +68,10 @@ class Server:
         The port is in use.
     """
 
-    def __init__(self, world: World, port: int = 0) -> None:
+    def __init__(self, state: SandboxState, port: int = 0) -> None:
         load_operations()
-        self.world = world
-        self._dispatcher = Dispatcher(world)
+        self.state = state
+        self._dispatcher = Dispatcher(state)
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._guard = threading.Lock()
         self._listener = _listen(port)

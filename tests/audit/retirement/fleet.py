@@ -92,11 +92,11 @@ class Fleet:
 
     def row(self, kind: str, name: str, region: str = REGION) -> Any:
         """Return an object of the sandbox, which a test may change."""
-        return self.aws.world.tables.table(self.aws.account, region, kind)[name]
+        return self.aws.state.tables.table(self.aws.account, region, kind)[name]
 
     def remove(self, kind: str, name: str) -> None:
         """Remove an object from the sandbox."""
-        del self.aws.world.tables.table(self.aws.account, REGION, kind)[name]
+        del self.aws.state.tables.table(self.aws.account, REGION, kind)[name]
 
     def plan(self, **changes: Any) -> retirement.RetirementPlan:
         """Plan by rules that keep nothing because of its number."""

@@ -25,7 +25,7 @@ def friend(still_sandbox: SandboxClients) -> Callable[[str], Any]:
     """Return the function that creates clients of another account."""
     key, secret = "AKIAFRIENDFRIEND0000", "a secret of the friend"
     arn = f"arn:aws:iam::{FRIEND}:user/friend"
-    known = credentials_table(still_sandbox.sandbox.world.tables)
+    known = credentials_table(still_sandbox.sandbox.state.tables)
     known[key] = Credential(key, secret, FRIEND, arn, "AIDAFRIEND")
     session = boto3.Session(aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1")
     made: dict[str, Any] = {}

@@ -42,7 +42,7 @@ def test_the_state_file_is_small(aws: SandboxClients) -> None:
     snapshot = aws.snapshot()
     for _ in range(100):
         aws.image(snapshot)
-    tables = aws.sandbox.world.tables
+    tables = aws.sandbox.state.tables
     kept = {key: table for key, table in tables.items() if key[2] != "credentials"}
     content = dump_tables(kept)
     assert len(content) < 100_000

@@ -155,7 +155,7 @@ def test_an_invalid_checksum_is_refused(aws: SandboxClients, bucket: str) -> Non
 
 
 def test_a_refused_upload_leaves_no_file(aws: SandboxClients, bucket: str) -> None:
-    objects = aws.sandbox.world.folder / "objects"
+    objects = aws.sandbox.state.folder / "objects"
     before = set(objects.rglob("*/*"))
     with refused("BadDigest"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256=sha256(b""))
@@ -297,12 +297,12 @@ def test_attributes(aws: SandboxClients, bucket: str) -> None:
 
 
 def test_other_services_read_an_object_as_one_file(aws: SandboxClients, bucket: str) -> None:
-    world = aws.sandbox.world
+    state = aws.sandbox.state
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
-    with open_object(world.tables, world.folder, bucket, "k") as reader:
+    with open_object(state.tables, state.folder, bucket, "k") as reader:
         assert (reader.size, reader.read()) == (1024, DATA)
     with pytest.raises(FileNotFoundError, match="s3://images/none"):
-        open_object(world.tables, world.folder, bucket, "none")
+        open_object(state.tables, state.folder, bucket, "none")
 
 
 def test_a_reader_reads_across_parts(tmp_path: Any) -> None:

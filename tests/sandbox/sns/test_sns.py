@@ -28,7 +28,7 @@ def topic(aws: SandboxClients, name: str = "images", **attributes: str) -> str:
 
 
 def told(aws: SandboxClients, arn: str) -> list[str]:
-    (table,) = aws.sandbox.world.tables.of_kind("topics").values()
+    (table,) = aws.sandbox.state.tables.of_kind("topics").values()
     return [message.text for message in table[arn].messages]
 
 

@@ -32,14 +32,14 @@ FORMER_STATE_FILE = "tables.pickle"  # of earlier versions; to read it would run
 SAVE_EVERY = 0.5  # seconds between a change and its save, at most
 
 
-class World:
+class SandboxState:
     """The state of one sandbox.
 
     Parameters
     ----------
     speed
         Sandbox seconds per real second.
-    state
+    folder
         Folder that keeps the state across restarts; None: a temporary folder.
     account
         The account of the first access key, twelve digits.
@@ -56,7 +56,7 @@ class World:
         self,
         *,
         speed: float = 1.0,
-        state: Path | None = None,
+        folder: Path | None = None,
         account: str = DEFAULT_ACCOUNT,
         enforce_iam: bool = False,
     ) -> None:
@@ -68,8 +68,8 @@ class World:
         self._changes: dict[str, tuple[int, bytes]] = {}
         self.authorize = Authorizer(enforce=enforce_iam)  # called before every operation
         self.account = account
-        self._temporary = state is None
-        self.folder = Path(tempfile.mkdtemp(prefix="vmsnix-sandbox-")) if state is None else state
+        self._temporary = folder is None
+        self.folder = Path(tempfile.mkdtemp(prefix="vmsnix-sandbox-")) if folder is None else folder
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_file = _lock_folder(self.folder)
         try:
@@ -154,15 +154,15 @@ class World:
         if not path.exists():
             if former.exists():
                 raise OSError(
-                    f"{former} is no state of this version of the sandbox: earlier versions wrote it, and it "
-                    "may contain code. Choose another folder, or delete that file to begin without its state."
+                    f"{former} is not a state file of this version of the sandbox: an earlier version wrote "
+                    "it, and it may contain code. Choose another folder, or delete the file."
                 )
             return Tables()
         try:
             return Tables(load_tables(path.read_bytes()))
         except StateError as error:
             raise OSError(
-                f"{path} is no state of this version of the sandbox: {error}. Choose another folder."
+                f"{path} is not a state file of this version of the sandbox: {error}. Choose another folder."
             ) from error
 
     def mark_changed(self) -> None:
