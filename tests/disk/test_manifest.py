@@ -105,7 +105,9 @@ def test_blocks_that_do_not_ascend_are_refused() -> None:
         Manifest.load(signed(header_of(manifest(blocks(2)).dump()), rest))
 
 
-@pytest.mark.parametrize("data", [b"", b"\n", b"[]\n", b"vhd image", b'{"other": 1}\n', bytes(5000)])
+@pytest.mark.parametrize(
+    "data", [b"", b"\n", b"[]\n", b"vhd image", b'{"other": 1}\n', bytes(5000), b"[" * 99_999]
+)
 def test_other_files_are_refused(data: bytes) -> None:
     with pytest.raises(RecordsError, match="does not begin with the header of a manifest"):
         Manifest.load(data)

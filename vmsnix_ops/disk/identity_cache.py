@@ -65,7 +65,7 @@ class IdentityCache:
             count = known["parts"] * SUM
             manifest = Manifest.load(content[count:])
             manifest.check_identity()
-        except (OSError, ValueError, KeyError, TypeError, RecordsError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, RecordsError):
             return None
         if known["file_bytes"] != state.st_size or (parts and not count):
             return None

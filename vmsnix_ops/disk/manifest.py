@@ -148,7 +148,7 @@ def _header(line: bytes, what: str) -> dict[str, Any]:
     """Return the header, each field of its type."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or "vmsnix_manifest" not in found:
         raise _damaged(what, "It does not begin with the header of a manifest.")

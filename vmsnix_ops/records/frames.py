@@ -172,7 +172,7 @@ def _json(value: object) -> str:
     if isinstance(value, str):
         try:
             json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             message = f"text that is not JSON ({error})"
             raise _Misfit(message) from error
         return str(value)

@@ -190,10 +190,11 @@ def test_an_error_keeps_awss_code_message_and_reason(wire):
     assert (found.message, found.reason) == ("Rate exceeded", "ACCOUNT_THROTTLED")
 
 
-def test_a_page_that_is_not_awss_keeps_its_first_words(wire):
-    with served([reply("HTTP/1.1 502 Bad Gateway\nContent-Length: 9\n\n<html>no!")]) as server:
+@pytest.mark.parametrize("page", ["<html>no!", "[" * 99_999], ids=["html", "nested"])
+def test_the_first_words_of_a_page_that_is_not_an_error_of_aws_are_kept(wire, page):
+    with served([reply(f"HTTP/1.1 502 Bad Gateway\nContent-Length: {len(page)}\n\n{page}")]) as server:
         found = put(wire(server))
-    assert (found.status, found.code, found.message) == (502, "HTTP 502", "<html>no!")
+    assert (found.status, found.code, found.message) == (502, "HTTP 502", page[:200])
 
 
 def test_a_proxy_gets_the_whole_address_and_its_password(wire):

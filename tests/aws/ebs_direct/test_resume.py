@@ -215,6 +215,12 @@ def test_without_the_parents_manifest_a_killed_upload_is_not_continued(aws, imag
     assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
 
 
+@pytest.mark.parametrize("line", ["", "{", "[1]", "[" * 99_999, '{"x": 1}'])
+def test_a_journal_whose_first_line_is_damaged_is_begun_again(tmp_path, line):
+    (tmp_path / "journal").write_text(f"{line}\n")
+    assert BlockJournal(tmp_path / "journal").read() is None
+
+
 def test_a_block_whose_line_was_cut_off_is_sent_again(tmp_path):
     journal = BlockJournal(tmp_path / "journal")
     journal.begin(Beginning("snap-0123456789abcdef0"))

@@ -86,7 +86,7 @@ class BlockJournal:
             if self.required:
                 raise
             return None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None  # killed while its first line was written: nothing had been sent yet
         # What follows the last newline is empty or torn. Other versions of this package wrote other lines:
         # what they stand for is done again.
@@ -324,7 +324,7 @@ def _holder(file: int) -> str:
             who = json.loads(os.pread(file, 10_000, 0))
             if who["host"] != socket.gethostname() or _alive(int(who["pid"])):
                 return f"process {who['pid']} on {who['host']} {who['doing']} since {who['since']}"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass  # it has not written it yet
         if time.monotonic() > deadline:
             return "another process has locked it, but it did not record which"

@@ -545,7 +545,7 @@ def _refused(reply: Reply) -> Answer:
     kind = reply.headers.get("x-amzn-errortype", "")
     try:
         said = json.loads(reply.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         text = reply.body[:200].decode(errors="replace")
