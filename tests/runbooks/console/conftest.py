@@ -1,4 +1,4 @@
-"""A console on a shelf of small notebooks, whose account is known without asking."""
+"""A console with a folder of small notebooks, and a known account."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACCOUNT = "012345678901"
 
 @pytest.fixture
 def console_shelf(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    """A shelf that the console takes for the package's own notebooks."""
+    """A shelf that replaces the package's own notebooks."""
     monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
     monkeypatch.setattr(backends, "read_caller", lambda backend: backends.Caller(ACCOUNT, "arn", "us-east-1"))
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "open" / "console.ipynb"))
@@ -31,6 +31,6 @@ def console_shelf(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def wait() -> Callable[[Callable[[], object]], None]:
-    """Wait until something holds."""
+    """Wait until a condition is true."""
 
     return wait_until

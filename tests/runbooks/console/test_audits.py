@@ -1,4 +1,4 @@
-"""What the tabs of audits show is the evidence of the newest one, wherever it is kept."""
+"""The tabs Inventory and Findings show the evidence of the newest audit, also from a bucket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUN = "20261125T100000998Z-audit-inventory-0a1b2c"
 
 @pytest.fixture
 def backend(tmp_path: Path) -> Iterator[Any]:
-    """A console's backend whose archive is a bucket."""
+    """A backend with an archive in a bucket."""
     with sandbox(speed=1000) as aws:
         aws.client("s3").create_bucket(Bucket="evidence")
         settings = load(tmp_path, {"VMSNIX_ARCHIVE": ARCHIVE, "VMSNIX_STATE": str(tmp_path)})

@@ -1,4 +1,4 @@
-"""The whole console without a browser: pick, fill, confirm, run once, see what came."""
+"""The whole console without a browser: select, fill in, confirm, run once, see the result."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     Wait = Callable[[Callable[[], object]], None]
 
-TAKES_AWAY = 'image: str = ""  # which image\ndry_run: bool = True  # look and tell\n'
+DESTROYS = 'image: str = ""  # which image\ndry_run: bool = True  # show the plan\n'
 
 
 @pytest.fixture
 def opened(console_shelf: Shelf, wait: Wait) -> Console:
     console_shelf.put("10-greet.ipynb", "print('hello', name)")
     console_shelf.put("20-fail.ipynb", "1 / 0")
-    console_shelf.put("60-retire.ipynb", "dry_run", parameters=TAKES_AWAY, side_effects="destroys")
+    console_shelf.put("60-retire.ipynb", "dry_run", parameters=DESTROYS, side_effects="destroys")
     made = Console()
     wait(lambda: made.bar.caller and "unknown" not in made.run.run_button.description)
     return made
@@ -35,10 +35,10 @@ def opened(console_shelf: Shelf, wait: Wait) -> Console:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], bool]]:
-    """Runs that would have been started; each is over at once."""
+    """Calls of `jobs.start`, which is replaced: every run ends at once."""
     calls: list[tuple[str, dict[str, Any], bool]] = []
 
-    def start(runbook: Any, given: dict[str, Any], place: Any, *, confirmed: bool) -> jobs.Job:
+    def start(runbook: Any, given: dict[str, Any], backend: Any, *, confirmed: bool) -> jobs.Job:
         calls.append((runbook.name, given, confirmed))
         return jobs.Job("id", runbook.name, runbook.title, given, Path("/none"), Path("/none"), 0.0)
 
@@ -58,7 +58,7 @@ def test_a_run_goes_from_the_form_to_its_evidence_below_the_open_notebook(
     page = opened.run
     page._form.fields["name"]._input.value = "Ada"
     page.run_button.click()
-    page.run_button.click()  # as a double click does
+    page.run_button.click()  # like a double click
     assert page.job is not None
     assert shown(page.live.widget)
     assert page.run_button.disabled
@@ -74,7 +74,7 @@ def test_a_run_goes_from_the_form_to_its_evidence_below_the_open_notebook(
     assert "hello Ada" in page.result._report.value
     assert 'sandbox=""' in page.result._report.value
 
-    # The history has it, once, and can look at it and repeat it.
+    # The history lists the run once, and can show and repeat it.
     tab = opened.tabs["History"]
     tab.refresh(opened.bar.backend, 1)
     assert list(tab._rows) == [copy.name]
@@ -98,7 +98,7 @@ def test_a_failed_run_shows_its_error(opened: Console, wait: Wait) -> None:
 def test_a_wrong_parameter_is_refused_in_the_form(opened: Console, started: list[Any]) -> None:
     opened.run._form.fields["name"]._input.value = "AKIAIOSFODNN7EXAMPLE"
     assert opened.run.run_button.disabled
-    opened.run._start(dry=False)  # whoever gets past the button
+    opened.run._start(dry=False)  # without the button
     assert started == []
 
 
@@ -119,7 +119,7 @@ def test_a_runbook_that_destroys_must_be_confirmed_with_its_name_and_the_account
         page._start(dry=False)
     page.confirm.value = "retire 012345678901"
     assert not page.run_button.disabled
-    page._form.fields["image"]._input.value = "another"  # another plan than the one that was confirmed
+    page._form.fields["image"]._input.value = "another"  # this changes the confirmed plan
     assert page.run_button.disabled
     assert started == []
     page.confirm.value = "retire 012345678901"
@@ -193,7 +193,7 @@ def test_tabs_without_tables_show_a_text(opened: Console) -> None:
         ("Findings", "No audits yet"),
     ):
         opened.tabs[title].refresh(opened.bar.backend, 0)
-        assert not shown(opened.tabs["History"]._actions)  # there is no run on which they could act
+        assert not shown(opened.tabs["History"]._actions)  # there is no run
         assert words in json.dumps([part.value for part in all_html(opened.tabs[title].widget)])
 
 

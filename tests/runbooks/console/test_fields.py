@@ -1,4 +1,4 @@
-"""Every type of a parameter has the field that fits it."""
+"""The fields of a form: one for each type of a parameter."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_list_grows_and_shrinks_row_by_row() -> None:
     remove = made._rows[0][1].children[-1]
     remove.click()
     assert made.value() == ["eu-central-1"]
-    made._add_button.click()  # a row that stays empty is none
+    made._add_button.click()  # an empty row is ignored
     assert made.value() == ["eu-central-1"]
 
 

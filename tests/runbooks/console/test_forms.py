@@ -1,4 +1,4 @@
-"""A form refuses what the command line would, and says what a run would do."""
+"""A form refuses the same values as the command line, and describes the run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ region: str = ""  # where
 keep: int | None = None  # how many
 tags: dict[str, str] = {}  # more tags
 regions: list[str] = []  # where to look
-public: bool = False  # for everybody
-dry_run: bool = True  # look and tell
+public: bool = False  # share with every account
+dry_run: bool = True  # show the plan
 """
 
 
@@ -72,6 +72,17 @@ def test_an_unknown_region_causes_a_warning_with_the_nearest(shelf: Shelf) -> No
     assert "us-east-1" in form.fields["region"]._problem.value
     type_in(form, "region", "us-east-1")
     assert form.fields["region"]._problem.value == ""
+
+
+def test_help_shows_the_default_in_use_also_after_suggestions(shelf: Shelf) -> None:
+    declared = 'region: str = ""  # AWS region  [default: from vmsnix.toml or AWS_REGION]'
+    shelf.put("10-try-this.ipynb", parameters=declared)
+    form = Form(catalog.find("try-this", shelf.folder), lambda: None)
+    assert "AWS region  [default: from vmsnix.toml or AWS_REGION]" in form.fields["region"]._help.value
+    form.show_help({"region": "eu-west-1, from vmsnix.toml"})
+    form.suggest("region", "regions", [], "Could not list the regions.")
+    assert "AWS region  [default: eu-west-1, from vmsnix.toml]" in form.fields["region"]._help.value
+    assert "Could not list" in form.fields["region"]._help.value
 
 
 def test_filling_in_a_form_replaces_all_values(shelf: Shelf) -> None:

@@ -1,4 +1,4 @@
-"""Runs in processes of their own: followed, cancelled, found again."""
+"""Jobs: their state, cancelling them, and finding them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run while it happens, and what became of it, as pages."""
+"""The views of the progress and of the outcome of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_step_has_share_amount_rate_and_remaining_time() -> None:
     assert 'aria-valuenow="50"' in shown
     assert "5.0 MiB of 10.0 MiB" in shown
     assert "2.5 MiB/s" in shown
-    assert shown.count("2.0 s") == 2  # so far, and to go
+    assert shown.count("2.0 s") == 2  # time and remaining time
 
 
 @pytest.mark.parametrize(

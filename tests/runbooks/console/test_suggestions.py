@@ -1,4 +1,4 @@
-"""What fields offer is fetched once, beside everything else, and a failure stops nobody."""
+"""Suggestions are fetched once, in a thread, and a failure stops nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = Backend()
 
 
 class Source:
-    """A source that answers when it is told to."""
+    """A source that answers when `go` is set."""
 
     def __init__(self) -> None:
         self.requests = 0

@@ -1,4 +1,4 @@
-"""A table that is searched, narrowed and sorted."""
+"""A grid can be searched, filtered and sorted."""
 
 from __future__ import annotations
 

@@ -241,9 +241,9 @@ class ListField(Field):
         self._rows = rows
         self._box.children = [row for _first, row in rows]
 
-    def _set(self, value: object) -> None:
+    def _set(self, value: Any) -> None:
         self._set_rows([])
-        for item in value.items() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        for item in value.items() if isinstance(value, dict) else value or []:
             self._add(item)
 
     def _first_input(self) -> Any:
@@ -281,11 +281,11 @@ class MappingField(ListField):
             if not name and not value:
                 continue
             if not name or name in found:
-                what = (
-                    f"The name {name!r} is given twice."
-                    if name
-                    else (f"No name given for the value {value!r}.")
+                twice, missing = (
+                    f"The name {name!r} is given twice.",
+                    f"No name given for the value {value!r}.",
                 )
+                what = twice if name else missing
                 raise ParameterError(f"{self.parameter.name}: {what}", fix="Give each value one name.")
             found[name] = value
         return found
