@@ -1,4 +1,4 @@
-"""Evidence on S3: one upload a file, and proof of writing before anything runs."""
+"""Evidence on S3: each file is uploaded once, and the archive is written before anything runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def content(aws: Any, place: str) -> bytes:
 
 
 def puts(aws: Any) -> Counter[str]:
-    """Return how often each key was put, by its last part."""
+    """Return the number of uploads of each key, by its last part."""
     calls = [call for call in aws.calls if call.operation == "PutObject"]
     return Counter(str(call.params["Key"]).rpartition("/")[2] for call in calls)
 
@@ -51,7 +51,7 @@ def test_trap_11_each_file_is_uploaded_once(shelf: Shelf, aws: Any) -> None:
     cells = [f"print({number})" for number in range(5)]
     outcome = shelf.run(*cells, archive=f"s3://{BUCKET}/runs/", environment=aws.environment)
     assert (outcome.verdict, outcome.problems) == ("done", ())
-    # result.json says `running` before the first cell; that put is the proof that the archive can be written.
+    # The first put of result.json has the status `running`, and proves that the archive can be written.
     assert puts(aws) == {"notebook.ipynb": 1, "report.html": 1, "log.txt": 1, "result.json": 2}
     assert outcome.result == f"s3://{BUCKET}/runs/{outcome.run_id}/result.json"
     assert json.loads(content(aws, outcome.result)) == outcome.values
@@ -149,7 +149,7 @@ def test_the_journal_of_an_unfinished_run_is_kept_to_undo_it(shelf: Shelf, aws: 
 def test_the_archive_is_written_with_the_profile_of_the_run(
     tmp_path: Path, aws: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fleet gives each target a profile of its own; the archive must not be written by somebody else."""
+    """In a fleet, each target has its own profile, which must also write the archive."""
     keys = aws.environment
     lines = ["[profile other]", *(f"{name.lower()} = {keys[name]}" for name in keys if "KEY" in name)]
     (tmp_path / "config").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Reading an archive: which runs there are, one of them, its evidence."""
+"""Reading an archive: list runs, find a run, read its evidence."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_run_is_running_while_its_process_is_alive_and_lost_afterwards(shelf: 
             fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert shelf.find(run_id).status == "running"
     (local / archive.LOCK).unlink()
-    (local / archive.LOCK).touch()  # as a killed process leaves it: there, and locked by nobody
+    (local / archive.LOCK).touch()  # as after a killed process: the file exists, without a lock
     assert shelf.find(run_id).status == "lost"
     assert [one.run_id for one in shelf.runs(status="lost")] == [run_id]
 

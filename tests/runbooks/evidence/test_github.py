@@ -1,4 +1,4 @@
-"""What the CI job is told."""
+"""Step outputs and summary of a GitHub Actions job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VALUES = {
 
 
 def parse(text: str) -> dict[str, str]:
-    """Read ``$GITHUB_OUTPUT`` as GitHub's runner does."""
+    """Parse ``$GITHUB_OUTPUT`` like GitHub's runner."""
     found, lines = {}, iter(text.splitlines())
     for line in lines:
         if "<<" in line and ("=" not in line or line.index("<<") < line.index("=")):

@@ -1,4 +1,4 @@
-"""What a run could not save is saved later: rows of the tables, verdicts, evidence on S3."""
+"""Repair saves what a run could not save: rows of tables, its status, evidence on S3."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def history(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @dataclass(frozen=True)
 class Past:
-    """Two runs, kept in an archive and a history; each test begins with them."""
+    """An archive and a history with two runs."""
 
     archive: Path
     history: Path
@@ -125,7 +125,7 @@ def test_tables_are_rebuilt_from_the_archive(shelf: Shelf, history: Path, say: S
 
 def test_a_killed_run_is_marked_lost_by_repair(shelf: Shelf, history: Path, say: Say) -> None:
     running = Running(shelf, WAITS)
-    assert "No runs to" in say("runs", "repair")[1]  # it is under way
+    assert "No runs to" in say("runs", "repair")[1]  # it is running
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)
     running.end()
@@ -234,7 +234,7 @@ def test_a_lost_run_shows_the_ami_that_it_made(shelf: Shelf, history: Path, say:
 def test_a_run_whose_entry_did_not_fit_on_the_disk_gets_its_status_from_the_history(
     shelf: Shelf, history: Path, say: Say
 ) -> None:
-    """The entry of the first second is whole, and says that the run is under way."""
+    """The first entry is complete, and has the status running."""
     outcome = shelf.run("print(1)", record=True)
     entry = shelf.archive / outcome.run_id / "result.json"
     first = {key: value for key, value in json.loads(entry.read_text()).items() if key in BEGUN}

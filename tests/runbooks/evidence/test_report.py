@@ -1,4 +1,4 @@
-"""The page of a run: static, without anything from elsewhere."""
+"""The report of a run: a static page that loads nothing."""
 
 from __future__ import annotations
 

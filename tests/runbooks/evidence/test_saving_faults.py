@@ -1,4 +1,4 @@
-"""Evidence that cannot be saved stops no work: the run goes on, ends partial, and says what is missing."""
+"""A run continues when evidence cannot be saved; it ends partial and lists what is missing."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_run_on_a_full_disk_continues_and_ends_partial(
     assert worked.read_text() == "second"
     assert outcome.exit_code == 3
     assert any(os.strerror(errno.ENOSPC) in problem for problem in outcome.problems)
-    # The first entry is whole: nothing was torn by the disk that filled up.
+    # The first entry is complete: the full disk has damaged nothing.
     entry = json.loads((shelf.archive / outcome.run_id / "result.json").read_text())
     assert entry["run_id"] == outcome.run_id
 
@@ -110,7 +110,7 @@ def test_a_reader_that_closes_the_output_stops_no_run(shelf: Shelf, worked: Path
     process = start(shelf, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert b"first line" in process.stdout.readline()
-    process.stdout.close()  # as `| head -1` does
+    process.stdout.close()  # like `| head -1`
     _, complained = process.communicate(timeout=120)
     assert worked.read_text() == "second"
     assert process.returncode == 3

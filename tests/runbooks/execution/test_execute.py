@@ -1,4 +1,4 @@
-"""Running a runbook: the verdict, the evidence, and each of papermill's traps closed."""
+"""Running a runbook: its status, its evidence, and known problems of papermill."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_values_that_the_notebook_wrote_to_result_json_are_kept(shelf: Shelf) ->
 
 
 def test_trap_1_cells_that_never_ran_do_not_count_as_completed(shelf: Shelf) -> None:
-    # papermill saves this very run as completed, without any exception.
+    # papermill saves this run as completed, without an exception.
     outcome = shelf.run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "print('never')")
     assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
     assert outcome.error is not None
@@ -202,7 +202,7 @@ def test_trap_12_output_is_capped_and_keeps_beginning_and_end(shelf: Shelf) -> N
     assert "the last word" in shown
     assert Path(outcome.notebook).stat().st_size < 12_000
     assert Path(outcome.log).stat().st_size < 3_500
-    assert "line 19999" in shelf.screen.getvalue()  # whoever watches sees everything
+    assert "line 19999" in shelf.screen.getvalue()  # the screen shows everything
 
 
 def test_trap_13_parallel_runs_do_not_disturb_each_other(shelf: Shelf) -> None:
@@ -236,7 +236,7 @@ def test_a_kernel_that_does_not_start_is_started_again_once(
 
     def taken_once(*more: str) -> list[str]:
         tries.append(more)
-        # A port that another run took meanwhile ends the kernel at its start, as this does.
+        # The same happens when another run has taken the port of the kernel.
         return ["/bin/sh", "-c", "exit 1"] if len(tries) == 1 else right(*more)
 
     monkeypatch.setattr(_engine.kernels, "argv", taken_once)

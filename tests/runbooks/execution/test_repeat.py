@@ -1,4 +1,4 @@
-"""The same parameters once more, or a refusal that names what has changed."""
+"""Running again with the parameters of a past run; changed parameters are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets are found by their shapes and by the environment, and nothing else is."""
+"""Secrets are found by their format and in the environment; nothing else is removed."""
 
 from __future__ import annotations
 

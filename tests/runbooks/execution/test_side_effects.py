@@ -1,4 +1,4 @@
-"""A runbook does what it declares: notebooks that lie about themselves are stopped, and judged."""
+"""The side effects of a notebook are limited to those that it declares."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REGION = "us-east-1"
 DIGEST = "ab" * 32
-DRY = "dry_run: bool = True  # look and tell\n"
+DRY = "dry_run: bool = True  # show the plan\n"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def image(aws: Any, name: str) -> str:
         ("sqs:ReceiveMessage", False),
         ("cognito-identity:GetId", False),
         ("ssm:Getaway", False),  # a verb is a whole word
-        ("new-service:FrobnicateThing", False),  # what nobody knows is no reading
+        ("new-service:FrobnicateThing", False),  # an unknown verb does not read
     ],
 )
 def test_calls_that_read_are_recognized(call: str, reads: bool) -> None:
@@ -151,7 +151,7 @@ def test_a_run_that_creates_may_delete_only_what_it_created(ec2: Any) -> None:
     assert refused(guard, ec2, "ec2", "DeregisterImage", ImageId="ami-2", DeleteAssociatedSnapshots=True)
     assert refused(
         guard, ec2, "ec2", "DeregisterImage", ImageId="ami-1"
-    )  # it launched it, and did not make it
+    )  # it started the instance, but did not create it
     assert refused(guard, ec2, "ec2", "DeleteVpc", VpcId="vpc-1")
 
 
@@ -168,7 +168,7 @@ def test_a_run_that_creates_may_delete_leftovers_of_a_publish(aws: Any, ec2: Any
     assert refused(guard, ec2, "s3", "DeleteObject", Bucket="b", Key=f"{DIGEST}.vhd/payroll.xlsx")
     assert refused(guard, ec2, "s3", "DeleteObjects", Bucket="b", Delete={"Objects": [{"Key": "x"}]})
     assert refused(guard, ec2, "s3", "DeleteBucket", Bucket="b")
-    assert refused(guard, None, "s3", "DeleteObject")  # a presigned URL, of which nothing is known
+    assert refused(guard, None, "s3", "DeleteObject")  # a presigned URL, without the parameters
     ours, theirs = "arn:aws:iam::1:policy/vmsnix-publisher-x", "arn:aws:iam::1:policy/admin"
     assert not refused(guard, ec2, "iam", "DeletePolicyVersion", PolicyArn=ours, VersionId="v1")
     assert refused(guard, ec2, "iam", "DeletePolicyVersion", PolicyArn=theirs, VersionId="v1")
@@ -233,7 +233,7 @@ boto3.client("s3").generate_presigned_url("delete_object", Params={"Bucket": "im
 def test_a_read_only_notebook_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any) -> None:
     ami = image(aws, "kept")
     outcome = shelf.run(HIDE, given={"name": ami}, environment=aws.environment)
-    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)  # although it swallowed the error
+    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)  # although the notebook suppressed the error
     assert outcome.error is not None
     assert outcome.error.type == "SideEffectsError"
     assert outcome.error.what == "try-this may not call ec2:DeregisterImage."

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, as they reach a real process."""
+"""Ctrl-C, SIGTERM and SIGHUP, sent to a real process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STUBBORN = """
 import time
 said = False
 while True:
-    try:  # a signal may come as soon as it is said
+    try:  # a signal can arrive after the first output
         if not said:
             said = True
             print("under way", 0, flush=True)
@@ -53,7 +53,7 @@ while True:
 
 
 class Running:
-    """A run in a process of its own, whose kernel is under way."""
+    """A run in its own process, whose kernel is running."""
 
     def __init__(self, shelf: Shelf, cell: str, *, before: Sequence[str] = ()) -> None:
         shelf.put("10-try-this.ipynb", cell, "print('never')")
@@ -122,7 +122,7 @@ def test_a_second_signal_stops_at_once_and_keeps_the_evidence(shelf: Shelf) -> N
 def test_a_killed_run_leaves_its_files(shelf: Shelf) -> None:
     running = Running(shelf, WAITS)
     running.process.kill()
-    os.kill(running.helper, signal.SIGTERM)  # it holds our pipes
+    os.kill(running.helper, signal.SIGTERM)  # it has inherited the pipes
     assert running.end()[0] == -signal.SIGKILL
     (folder,) = shelf.archive.iterdir()
     assert json.loads((folder / "result.json").read_text())["status"] == "running"

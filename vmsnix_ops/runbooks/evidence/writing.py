@@ -50,7 +50,7 @@ def all_parameters(runbook: catalog.Runbook, given: Mapping[str, object]) -> dic
 def first_entry(
     runbook: catalog.Runbook,
     run_id: str,
-    given: Mapping[str, object],
+    parameters: Mapping[str, object],
     environment: Mapping[str, str],
     cwd: Path,
     started: datetime,
@@ -63,7 +63,7 @@ def first_entry(
         "runbook": runbook.name,
         "side_effects": runbook.side_effects,
         "started_at": started.isoformat(timespec="milliseconds"),
-        "parameters": all_parameters(runbook, given),
+        "parameters": dict(parameters),
         "sandbox": environment.get("VMSNIX_SANDBOX") or None,
         "user": user_name(),
         "host": platform.node(),

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.outcomes import RunStatus
     from vmsnix_ops.progress import Reporter
-    from vmsnix_ops.redaction import Redactor
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
@@ -219,69 +218,36 @@ def run(
     RunError
         The notebook cannot be read, or no kernel can be started.
     """
-    prepared = _prepare(
-        runbook,
-        given or {},
-        folder,
-        archive,
-        environment or {},
-        _working_directory(cwd),
-        run_id,
-        confirmed=confirmed,
-    )
-    try:
-        return _run(prepared, screen, on_event, limits or Limits(), interrupter, record=record)
-    finally:
-        prepared.folder.release()
-
-
-def _prepare(
-    runbook: str | catalog.Runbook,
-    given: Mapping[str, object],
-    folder: Path | None,
-    archive: str | Path | None,
-    environment: Mapping[str, str | None],
-    cwd: Path,
-    run_id: str | None,
-    *,
-    confirmed: bool,
-) -> writing.PreparedRun:
     wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
-    checked = parameters.check(wanted, given)
-    if not confirmed:
-        _check_confirmation(wanted, checked)
-    merged = {**os.environ, **environment}
-    whole = {name: value for name, value in merged.items() if value is not None}
-    settings = settings_module.load(cwd, whole)
+    checked = parameters.check(wanted, given or {})
+    values = writing.all_parameters(wanted, checked)
+    if not confirmed and side_effects.level(wanted.side_effects, values) == "destroys":
+        raise ConfirmationError(
+            f"{wanted.name} would destroy resources. Pass --yes to confirm.",
+            why="dry_run is off, and the run is not confirmed.",
+            fix="Check a dry run first, then confirm with --yes (in Python: run(..., confirmed=True)).",
+        )
+    cwd = (Path.cwd() if cwd is None else cwd).absolute()
+    if not cwd.is_dir():
+        raise RunError(f"The working directory does not exist: {cwd}.", fix="Use an existing folder.")
+    merged = {**os.environ, **(environment or {})}
+    variables = {name: value for name, value in merged.items() if value is not None}
+    settings = settings_module.load(cwd, variables)
     started = datetime.now(UTC)
     run_id = run_id or new_run_id(wanted.name, now=started)
-    entry = writing.first_entry(wanted, run_id, checked, whole, cwd, started)
+    entry = writing.first_entry(wanted, run_id, values, variables, cwd, started)
     opened = archives.open_folder(
         archive or settings.archive,
         run_id,
         {**entry, "status": "running"},
         work=settings.state / "runs",
-        environment=whole,
+        environment=variables,
     )
-    return writing.PreparedRun(wanted, checked, settings, whole, cwd, opened, entry)
-
-
-def _check_confirmation(runbook: catalog.Runbook, given: Mapping[str, object]) -> None:
-    """Refuse a run that would destroy without a confirmation."""
-    values = writing.all_parameters(runbook, given)
-    if side_effects.level(runbook.side_effects, values) == "destroys":
-        raise ConfirmationError(
-            f"{runbook.name} would destroy resources. Pass --yes to confirm.",
-            why="dry_run is off, and the run is not confirmed.",
-            fix="Check a dry run first, then confirm with --yes (in Python: run(..., confirmed=True)).",
-        )
-
-
-def _working_directory(cwd: Path | None) -> Path:
-    folder = (Path.cwd() if cwd is None else cwd).absolute()
-    if not folder.is_dir():
-        raise RunError(f"The working directory does not exist: {folder}.", fix="Use an existing folder.")
-    return folder
+    prepared = writing.PreparedRun(wanted, checked, settings, variables, cwd, opened, entry)
+    try:
+        return _run(prepared, screen, on_event, limits or Limits(), interrupter, record=record)
+    finally:
+        opened.release()
 
 
 def _run(
@@ -307,7 +273,7 @@ def _run(
         )
         stack.callback(live.close)
         live.note(f"{prepared.runbook.slug}, run {prepared.folder.run_id}", screen=False)
-        notebook, crash = _execute(prepared, live, redactor, limits, stopper, record=record)
+        notebook, crash = _execute(prepared, live, limits, stopper, record=record)
         seconds = round(time.monotonic() - clock, 3)
         status, failure = judge(
             notebook,
@@ -343,7 +309,6 @@ def _run(
 def _execute(
     prepared: writing.PreparedRun,
     live: LiveOutput,
-    redactor: Redactor,
     limits: Limits,
     stopper: Interrupter,
     *,
@@ -359,7 +324,8 @@ def _execute(
 
     def save(executed: Any) -> None:
         with suppress(OSError):  # the notebook is saved again at the end, where an error is reported
-            writing.write_notebook(prepared.folder, writing.without_secrets(executed, redactor)[0])
+            clean, _found = writing.without_secrets(executed, prepared.folder.redactor)
+            writing.write_notebook(prepared.folder, clean)
             prepared.folder.redact()
 
     with (
