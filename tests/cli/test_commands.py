@@ -1,4 +1,4 @@
-"""The command line: words in, words or JSON out, one clear text for every error."""
+"""The commands of vmsnix: arguments, output, JSON, errors and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tab key offers, and how little is loaded for it."""
+"""Completion in shells: what it offers, and that it imports no slow library."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEAVY = {
 def offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], list[str]]:
-    """Return what is offered for a line that the tab key was pressed in."""
+    """Return the completions of a line."""
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
     monkeypatch.chdir(ROOT)
 
@@ -144,7 +144,7 @@ print -r -- "$shown"
 
 
 def in_shell(tmp_path: Path, program: str, *words: str, **variables: str) -> str:
-    """Run a shell that finds our ``vmsnix`` first and no files of the user's; return what it says."""
+    """Run a shell with this ``vmsnix`` on its PATH and an empty home folder; return its output."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -178,7 +178,7 @@ def test_bash_completes(tmp_path: Path) -> None:
 
 
 def test_zsh_completes(tmp_path: Path) -> None:
-    """In a terminal, because only its line editor knows what a press of the tab key has done to the line."""
+    """Needs a terminal, because only zsh's line editor contains the completed line."""
 
     def press_tab(line: str) -> tuple[str, str]:
         kept = tmp_path / "line"

@@ -1,4 +1,4 @@
-"""``vmsnix runs`` and ``vmsnix rerun``, as an operator uses them."""
+"""``vmsnix runs`` and ``vmsnix rerun``."""
 
 from __future__ import annotations
 

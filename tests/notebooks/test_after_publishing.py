@@ -1,4 +1,4 @@
-"""The runbooks for the life of an AMI after its registration, through papermill, on one sandbox."""
+"""The runbooks for published AMIs, run by papermill on one sandbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A team's archive, in a bucket: from an AMI to the run that made it, and what a fleet leaves there."""
+"""An archive in a bucket: from an AMI to its run, and the evidence of a fleet."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Team:
         return json.loads(printed.getvalue())
 
     def get(self, place: str) -> bytes:
-        """Read an object as anybody would, without our archive's own code."""
+        """Read an object without the code of the archive."""
         bucket, _, key = place.removeprefix("s3://").partition("/")
         content: bytes = self.aws.client("s3", REGION).get_object(Bucket=bucket, Key=key)["Body"].read()
         return content
@@ -59,7 +59,7 @@ class Team:
         return {tag["Key"]: tag["Value"] for tag in image["Tags"]}
 
     def evidence(self, ami: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Follow an AMI's tag to the entry of its run, and on to the executed notebook."""
+        """Return the entry and the executed notebook of the run in an AMI's tag."""
         entry = json.loads(self.get(self.tags(ami)["vmsnix:evidence"]))
         return entry, json.loads(self.get(entry["notebook"]))
 
@@ -106,7 +106,7 @@ def test_the_tags_of_an_ami_name_the_run_that_made_it(team: Team, published: dic
     assert (entry["run_id"], entry["ami_id"], entry["status"]) == (tags["vmsnix:run"], ami, "done")
     assert (entry["digest"], entry["parameters"]["image"]) == (tags["vmsnix:digest"], "./sample")
 
-    # The notebook is the one that the entry vouches for; it ran to its end, and shows what it made.
+    # The notebook has the SHA-256 in the entry, is complete, and shows the AMI.
     digest = hashlib.sha256(team.get(entry["notebook"])).hexdigest()
     assert entry["notebook"] == f"{PLACE}/objects/{digest}/notebook.ipynb"
     assert digest == entry["files"]["notebook.ipynb"]["sha256"]
@@ -127,7 +127,7 @@ def test_a_fleet_leaves_its_round_and_its_runs_in_the_bucket(team: Team, publish
     told = team.say("fleet", "nightly.toml", "--no-dry-run")
     put = Counter(call.params["Key"] for call in team.aws.calls if call.operation == "PutObject")
 
-    # The round has an entry as a run has one, which names page, targets and log by what is in them.
+    # The fleet has an entry like a run, which lists page, targets and log with their SHA-256.
     assert (told["status"], told["targets"]) == ("done", {"done": 2})
     entry = json.loads(team.get(f"{PLACE}/{told['run_id']}/result.json"))
     assert entry == told
@@ -138,7 +138,7 @@ def test_a_fleet_leaves_its_round_and_its_runs_in_the_bucket(team: Team, publish
     amis = {one["target"]: one["result"]["ami_id"] for one in documents}
     assert set(runs) == {"publish/sample", "publish/router"}
 
-    # Beside it are the runs, each with evidence of its own. The page has their ids: no browser follows s3://.
+    # Each run has its own evidence. The page contains run IDs, because no browser opens s3:// links.
     entries = {one["run_id"]: one for one in team.say("runs", "--last", "4")}
     assert set(entries) == {told["run_id"], published["run_id"], *runs.values()}
     assert "href" not in page
@@ -155,7 +155,7 @@ def test_a_fleet_leaves_its_round_and_its_runs_in_the_bucket(team: Team, publish
             assert put[kept["place"].removeprefix(f"s3://{RECORDS}/")] == 1
     assert [path for path in (team.folder / "state" / "runs").rglob("*") if path.is_file()] == []
 
-    # Each AMI leads to its maker: the new one to this fleet's run, the one that was found to an older run.
+    # The tag of each AMI names its run: a run of this fleet for the new AMI, an older run for the reused one.
     router, notebook = team.evidence(amis["publish/router"])
     assert router == entries[runs["publish/router"]]
     assert amis["publish/router"] in shown(notebook)

@@ -1,4 +1,4 @@
-"""Every notebook checks its parameters itself, also under plain papermill; so do the functions behind it."""
+"""Every notebook validates its parameters, also under plain papermill; so do the functions that it calls."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def setting_of(parameter: Parameter) -> str:
 
 
 SAME = [one for one in PARAMETERS if setting_of(one[1])]
-FILTERS = {("import-timings", "region")}  # it chooses rows; empty: all
+FILTERS = {("import-timings", "region")}  # it filters rows
 
 
 def test_every_setting_of_the_notebooks_is_tested() -> None:

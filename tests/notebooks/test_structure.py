@@ -45,7 +45,7 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def complaints(cell: dict[str, Any]) -> list[str]:
-    """Return what a code cell holds that belongs in the package, or is no Python."""
+    """Return the parts of a code cell that are not Python, or that should be in the package."""
     if source(cell).lstrip().startswith(("%", "!")):
         return ["magic"]
     return [
@@ -136,7 +136,7 @@ def test_every_part_has_a_heading(path: Path) -> None:
 
 @each(RUNBOOKS)
 def test_every_parameter_has_its_own_line(path: Path) -> None:
-    """Papermill reads them line by line: one that a formatter has wrapped is none to it."""
+    """Papermill reads parameters line by line, and does not find one that a formatter has wrapped."""
     declared = [
         node for node in ast.parse(source(code_cells(path)[0])).body if isinstance(node, ast.AnnAssign)
     ]

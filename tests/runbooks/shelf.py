@@ -1,4 +1,4 @@
-"""A shelf of small notebooks for the tests of the runner."""
+"""A folder of small notebooks for the tests of the runner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ loud: bool = False  # in capitals
 
 
 def notebook(*cells: str, parameters: str = PARAMETERS, side_effects: str = "read_only") -> dict[str, Any]:
-    """Return a notebook with these code cells behind a parameters cell."""
+    """Return a notebook with a parameters cell and these code cells."""
 
     def code(number: int, source: str, **metadata: Any) -> dict[str, Any]:
         return {
@@ -53,7 +53,7 @@ def notebook(*cells: str, parameters: str = PARAMETERS, side_effects: str = "rea
 
 @dataclass
 class Shelf:
-    """A folder of notebooks, an archive, and what was shown."""
+    """A folder of notebooks, an archive, and the output on the screen."""
 
     folder: Path
     archive: Path
@@ -77,13 +77,13 @@ class Shelf:
             return json.load(file)
 
     def outputs(self, outcome: RunOutcome) -> str:
-        """Return everything that the executed notebook shows, as text."""
+        """Return all outputs of the executed notebook as text."""
         cells = self.executed(outcome)["cells"]
         return json.dumps([cell.get("outputs", []) for cell in cells])
 
 
 def make_shelf(folder: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    """Return an empty shelf in a folder, with its own state folder, and no CI job to tell of its runs."""
+    """Return an empty shelf with its own state folder, outside of GitHub Actions."""
     monkeypatch.setenv("VMSNIX_STATE", str(folder / "state"))
     for variable in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
         monkeypatch.delenv(variable, raising=False)

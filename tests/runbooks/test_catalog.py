@@ -1,4 +1,4 @@
-"""Which runbooks there are."""
+"""The catalog of runbooks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_error_names_an_invalid_notebook(shelf: Shelf, content: str) -> None:
 
 
 def spoil(path: Path, how: str) -> None:
-    """Put something at a path that is called like a runbook and is none."""
+    """Put something invalid at the path of a runbook."""
     good = path.with_name("10-good.ipynb").read_text()
     if how == "a folder":
         path.mkdir()

@@ -1,4 +1,4 @@
-"""What a parameters cell declares."""
+"""The declarations of a parameters cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values are typed by the parameters cell, or refused with the reason."""
+"""Parameters are converted to their declared types, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ WORDS += ("", "a", "a,b", "1,2", "a=1", "[]", "[0]", "{}", '{"a": 0}', "1_000", 
 @pytest.mark.parametrize("optional", ["", " | None"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_value_is_the_same_from_papermill_and_from_the_command_line(kind: str, optional: str) -> None:
-    """papermill makes numbers, truths and None of some words; the command line passes all of them as text.
+    """papermill passes some words as numbers, bools or None; the command line passes all words as text.
 
     What both accept is the same value; only text that lost something (leading zeros) is refused.
     """
