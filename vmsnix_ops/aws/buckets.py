@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import threading
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -341,6 +342,7 @@ def _send(
     """Send the missing parts and complete the upload; return the sent bytes and the object's checksum."""
     pages = s3.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
     stored = {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
+    own = _Own()
 
     def send(part: UploadPart) -> _Sent:
         digest = survey.part(part.number - 1)
@@ -349,7 +351,8 @@ def _send(
         if there is not None and there["Size"] == part.bytes and there.get("ChecksumSHA256") == checksum:
             etag, sent = there["ETag"], 0  # S3 computed that SHA-256 from what it received
         else:
-            data = file.read(part.offset, part.bytes)
+            data = own.part(part.bytes)
+            file.read_into(part.offset, memoryview(data))
             if hashlib.sha256(data).digest() != digest:
                 raise changed(file.name, part.offset, part.bytes)
             answer = s3.upload_part(
@@ -357,7 +360,7 @@ def _send(
                 Key=key,
                 UploadId=upload_id,
                 PartNumber=part.number,
-                Body=data,
+                Body=data,  # type: ignore[arg-type]  # botocore takes a bytearray too
                 ChecksumSHA256=checksum,
             )
             etag, sent = answer["ETag"], part.bytes
@@ -381,6 +384,19 @@ def _send(
             fix="Run the same command again: it replaces the object.",
         )
     return sum(sent for _, sent in done), expected
+
+
+class _Own(threading.local):
+    """The buffer of each thread: new memory for each part would cost more than reading the file into it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def part(self, length: int) -> bytearray:
+        """Return the buffer, which is used again when the part is sent."""
+        if len(self._buffer) != length:
+            self._buffer = bytearray(length)
+        return self._buffer
 
 
 def _in_parallel(send: Callable[[UploadPart], _Sent], parts: list[UploadPart]) -> list[_Sent]:
