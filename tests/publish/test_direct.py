@@ -257,6 +257,25 @@ def test_a_parent_without_manifest(direct, raw):
     assert "has no manifest" in why_full(direct(image=str(raw)))
 
 
+def test_a_parent_that_is_deleted_between_choice_and_start_means_a_full_upload(aws, direct, raw, monkeypatch):
+    first = direct(image=str(raw)).apply()
+    ec2 = aws.client("ec2", REGION)
+    ec2.deregister_image(ImageId=first.ami_id)
+    choose = manifests.choose_parent
+
+    def chosen(*words, **more):
+        parent = choose(*words, **more)
+        assert parent.snapshot_id == first.snapshot_id
+        ec2.delete_snapshot(SnapshotId=parent.snapshot_id)
+        return parent
+
+    monkeypatch.setattr(manifests, "choose_parent", chosen)
+    changed(raw, block=3, fill=7)
+    wanted = direct(image=str(raw))
+    assert why_full(wanted) == f"{first.snapshot_id} was deleted before the upload started"
+    assert holds(aws, wanted.apply().snapshot_id, raw)
+
+
 def test_a_parent_that_is_encrypted_otherwise(aws, direct, raw):
     direct(image=str(raw)).apply()
     aws.client("ec2", REGION).enable_ebs_encryption_by_default()

@@ -293,6 +293,10 @@ class PendingUpload:
             # Starting from another snapshot is a right of its own, and only saves time.
             action = denied_action(error.why, error.operation) or "a right"
             parent = manifests.Parent(why=f"{action} is not allowed; {INCREMENTAL_POLICY} allows it")
+        except errors.AwsError:
+            if not parent.snapshot_id or self._state(parent.snapshot_id) == "completed":
+                raise
+            parent = manifests.Parent(why=f"{parent.snapshot_id} was deleted before the upload started")
         if not self.snapshot_id:
             try:
                 self._start(size_gib, parent)
