@@ -107,6 +107,8 @@ def fleet(
         show_json(outcome.values)
     else:
         echo(f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}")
+    for problem in outcome.values["problems"]:
+        echo(line(problem), err=True)
     error = outcome.error
     if error is not None:
         show_error(error.what, error.why, error.fix)

@@ -81,9 +81,10 @@ def test_the_exit_code_follows_the_states_of_the_targets(
     code: int,
 ) -> None:
     documents = tuple({"target": state, "state": state, "error": "No."} for state in states)
-    outcome = FleetResult("try", "run", False, documents, 1.0, {"report": "R", "result": "S"})
+    values = {"report": "R", "result": "S", "problems": []}
+    outcome = FleetResult("try", "run", False, documents, 1.0, values)
     monkeypatch.setattr(fleet.FleetPlan, "apply", lambda *_, **__: outcome)
     assert main(["fleet", str(plan), "--no-dry-run", "--json"]) == code
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == {"report": "R", "result": "S"}
+    assert json.loads(printed.out) == values
     assert ("Error: " in printed.err) == (code != 0)

@@ -13,12 +13,13 @@ from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, files, templates
-from vmsnix_ops.errors import InterruptedRunError, PartialError, RunFailedError
+from vmsnix_ops.errors import ArchiveError, InterruptedRunError, PartialError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.records.result import KEYS, Result
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence import archive, github
 from vmsnix_ops.runbooks.evidence.writing import store
+from vmsnix_ops.runbooks.execution.verdict import PARTIAL
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class FleetResult(Result):
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 failed or cancelled, 3 partial."""
-        return {"done": 0, "partial": 3}.get(self.status, 1)
+        """0 done, 1 failed or cancelled, 3 partial, or done and not fully in the archive."""
+        return self.values.get("exit_code") or {"done": 0, "partial": PARTIAL}.get(self.status, 1)
 
     def frame(self) -> pd.DataFrame:
         """Return one row per target: ``target``, ``state``, ``tries``, ``seconds``, ``ami_id``, ``error``."""
@@ -157,8 +158,8 @@ def write(
 ) -> dict[str, Any]:
     """Write the evidence of a fleet and the outputs of its CI job, and return the content of ``result.json``.
 
-    `trouble` is the error of the fleet as a whole. Raises `ArchiveError` if S3 refuses ``result.json``, which
-    is written last, because it names the other files; then it stays in the local folder.
+    `trouble` is the error of the fleet as a whole. Files that S3 refuses stay in the local folder and are
+    among the ``problems``. ``result.json`` is written last, because it names the other files.
     """
     error = result.error
     values: dict[str, Any] = {
@@ -184,8 +185,14 @@ def write(
     folder.write(archive.REPORT, page(values, documents, str(folder.local)))
     folder.write_json(archive.FLEET, {"fleet": values, "targets": documents})
     store(folder, values, [archive.REPORT, archive.FLEET, archive.LOG])
+    values["exit_code"] = result.exit_code or (PARTIAL if values["problems"] else 0)
     folder.write_json(archive.RESULT, values)
-    folder.close(done=True)
+    try:
+        folder.close(done=not values["problems"])
+    except ArchiveError as refused:
+        values["problems"].append(str(refused))
+        values |= {"exit_code": result.exit_code or PARTIAL, "result": str(folder.path(archive.RESULT))}
+        folder.write_json(archive.RESULT, values)
     github.write(values, os.environ)
     return values
 
