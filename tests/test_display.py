@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.hostile import HOSTILE, assert_safe_lines, hidden
-from vmsnix_ops.display import Displayed, Shown, of_frame, shown
+from vmsnix_ops.display import Displayed, DisplayTable, frame_table, make_table
 
 
 def test_a_frame_is_shown_with_formatted_numbers() -> None:
@@ -21,14 +21,14 @@ def test_a_frame_is_shown_with_formatted_numbers() -> None:
             "public": [True, False],
         }
     )
-    table = of_frame(frame, title="AMIs")
+    table = frame_table(frame, title="AMIs")
     assert table.columns == ("ami id", "size gib", "monthly usd", "since", "public")
     assert table.right == {"size gib", "monthly usd"}
     assert table.rows == (
         ("ami-1", "4", "1,234.50", "2026-11-25 21:05", "yes"),
         ("-", "-", "-", "-", "no"),
     )
-    assert str(of_frame(frame.iloc[:0], title="AMIs")) == "AMIs\nNo rows."
+    assert str(frame_table(frame.iloc[:0], title="AMIs")) == "AMIs\nNo rows."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Everything(Displayed):
     def facts(self) -> list[tuple[str, str]]:
         return [(self.word, "1"), ("name", self.word)]
 
-    def table(self) -> Shown:
-        return shown((self.word, "b"), [(self.word, 2)], right=("b",), title=self.word)
+    def table(self) -> DisplayTable:
+        return make_table((self.word, "b"), [(self.word, 2)], right=("b",), title=self.word)
 
     def notes(self) -> list[str]:
         return [self.word]
@@ -70,7 +70,7 @@ def test_a_notebook_shows_the_text_and_not_the_fields_of_a_dataclass() -> None:
 
 
 def test_a_table_without_rows_is_shown_too() -> None:
-    empty = shown(("a",), [], title="AMIs", nothing="No AMIs yet.")
+    empty = make_table(("a",), [], title="AMIs", nothing="No AMIs yet.")
     assert str(empty) == "AMIs\nNo AMIs yet."
     assert empty._repr_html_() == "<p>AMIs No AMIs yet.</p>"
     assert empty._repr_markdown_() == "**AMIs**\n\nNo AMIs yet."

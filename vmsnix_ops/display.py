@@ -1,7 +1,7 @@
 """Show plans, results and tables as text, as HTML in a notebook, and as Markdown.
 
-A pandas frame shows ``NaN`` and six decimals. A `Shown` table has units, fewer digits, and dashes for missing
-values.
+A pandas frame shows ``NaN`` and six decimals. A `DisplayTable` has units, fewer digits, and dashes for
+missing values.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Displayed:
         """Return pairs of a name and a value, shown below the title."""
         return ()
 
-    def table(self) -> Shown | None:
+    def table(self) -> DisplayTable | None:
         """Return a table, shown below the facts."""
         return None
 
@@ -110,13 +110,13 @@ class Displayed:
     def _repr_markdown_(self) -> str:
         facts = [(name, str(value)) for name, value in self.facts()]
         parts = [f"**{markdown(self.title)}**"] if self.title else []
-        parts += [Shown(("", ""), tuple(facts))._repr_markdown_()] if facts else []
+        parts += [DisplayTable(("", ""), tuple(facts))._repr_markdown_()] if facts else []
         parts += [] if (table := self.table()) is None else [table._repr_markdown_()]
         return "\n\n".join([*parts, *map(markdown, self.notes())])
 
 
 @dataclass(frozen=True, slots=True)
-class Shown(Displayed):
+class DisplayTable(Displayed):
     """A table for display.
 
     Attributes
@@ -171,24 +171,24 @@ class Shown(Displayed):
         return "\n".join([*title, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
-def shown(
+def make_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
     right: Iterable[str] = (),
     title: str = "",
     nothing: str = "No rows.",
-) -> Shown:
+) -> DisplayTable:
     """Return a table of values as text; a missing value becomes a dash."""
     texts = tuple(tuple(text(value) for value in row) for row in rows)
-    return Shown(tuple(columns), texts, frozenset(right), title, nothing)
+    return DisplayTable(tuple(columns), texts, frozenset(right), title, nothing)
 
 
-def of_frame(frame: pd.DataFrame, *, title: str = "", nothing: str = "No rows.") -> Shown:
+def frame_table(frame: pd.DataFrame, *, title: str = "", nothing: str = "No rows.") -> DisplayTable:
     """Return a frame as a table: numbers have at most two decimals, times end with the minute.
 
     >>> import pandas as pd
-    >>> print(of_frame(pd.DataFrame({"region": ["eu-west-1"], "size_gib": [4.5], "public": [True]})))
+    >>> print(frame_table(pd.DataFrame({"region": ["eu-west-1"], "size_gib": [4.5], "public": [True]})))
     region     size gib  public
     eu-west-1      4.50  yes
     """
@@ -200,7 +200,7 @@ def of_frame(frame: pd.DataFrame, *, title: str = "", nothing: str = "No rows.")
     ]
     rows = [[_readable(value) for value in row] for row in frame.itertuples(index=False)]
     right = [name for name, number in zip(columns, numbers, strict=True) if number]
-    return shown(columns, rows, right=right, title=title, nothing=nothing)
+    return make_table(columns, rows, right=right, title=title, nothing=nothing)
 
 
 def _readable(value: object) -> object:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmsnix_ops.display import Shown, shown
+from vmsnix_ops.display import DisplayTable, make_table
 from vmsnix_ops.errors import PartialError, UnsavedError, VmsnixError
 from vmsnix_ops.records.result import MOST_ROWS, Result, saving
 from vmsnix_ops.records.run_context import RunContext
@@ -30,8 +30,8 @@ class Job(Result):
     def as_dict(self) -> dict[str, Any]:
         return {"status": "partial" if self.error else "done"}
 
-    def table(self) -> Shown:
-        return shown(("region", "outcome"), [("eu-west-1", "a|b")] * self.rows)
+    def table(self) -> DisplayTable:
+        return make_table(("region", "outcome"), [("eu-west-1", "a|b")] * self.rows)
 
     def _write_files(self, folder: Path) -> None:
         with saving(folder / "beside.csv"):

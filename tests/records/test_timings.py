@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from vmsnix_ops.display import Shown
+    from vmsnix_ops.display import DisplayTable
 
 START = pd.Timestamp("2026-11-01", tz="UTC")
 
@@ -320,7 +320,7 @@ def test_the_slow_day_of_four_months_is_found(team: pd.DataFrame) -> None:
     assert str(imports["started_at"].iloc[0].date()) == "2026-10-24"
 
 
-def tables_for_people(frame: pd.DataFrame) -> list[Shown]:
+def tables_for_people(frame: pd.DataFrame) -> list[DisplayTable]:
     return [
         timings.show_summary(timings.summary(frame)),
         timings.show_slow(timings.slow(frame)),

@@ -96,7 +96,7 @@ from pathlib import Path
 from vmsnix_ops.progress import current
 from vmsnix_ops.records.result import write_result
 from vmsnix_ops.records.run_context import current_run
-from vmsnix_ops.display import shown
+from vmsnix_ops.display import make_table
 words = json.loads(Path(name).read_text())
 with current().step("evil") as step:
     for word in words:
@@ -112,7 +112,7 @@ for word in words:
     print("\\n\\r" + word)
 import sys
 sys.stderr.write("\\n".join(words))
-display({"word": words}, words[0], shown([*words], [words], title=words[1]))
+display({"word": words}, words[0], make_table([*words], [words], title=words[1]))
 import pandas
 pandas.DataFrame({"word": words})
 """
@@ -325,7 +325,7 @@ def test_an_audit_and_a_retirement_write_hostile_names_as_text(own: Owner, tmp_p
 
 @pytest.mark.parametrize("word", EVIL)
 def test_a_table_keeps_its_rows_and_columns(word: str) -> None:
-    table = display.shown([word, "b"], [[word, "x"], ["y", word]], title=word)
+    table = display.make_table([word, "b"], [[word, "x"], ["y", word]], title=word)
     assert_safe_lines(str(table))
     assert len(str(table).split("\n")) == 4
     page = Page(table._repr_html_())

@@ -181,9 +181,9 @@ class AuditResult(Result):
         """Return the retirement policy."""
         return [("retirement policy", str(self.inventory.rules))]
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return numbers and costs by account, region and kind, for people."""
-        return display.of_frame(views.summary(self.inventory))
+        return display.frame_table(views.summary(self.inventory))
 
     def notes(self) -> tuple[str, ...]:
         """Return the failures to read or write the tables."""
@@ -209,17 +209,17 @@ class AuditResult(Result):
         first = chosen.groupby(["severity", "rule"], sort=False).head(most)
         return ShownFindings(first, len(chosen), severities)
 
-    def show_summary(self) -> display.Shown:
+    def show_summary(self) -> display.DisplayTable:
         """Return `summary` for people."""
-        return display.of_frame(self.summary(), title="Findings by rule")
+        return display.frame_table(self.summary(), title="Findings by rule")
 
-    def show_changes(self, *, most: int = 200) -> display.Shown:
+    def show_changes(self, *, most: int = 200) -> display.DisplayTable:
         """Return what changed since the last audit, for people."""
-        return display.of_frame(self.changes.frame.head(most), title=str(self.changes))
+        return display.frame_table(self.changes.frame.head(most), title=str(self.changes))
 
-    def show_inventory(self, kind: str, *, most: int = 200) -> display.Shown:
+    def show_inventory(self, kind: str, *, most: int = 200) -> display.DisplayTable:
         """Return resources of a kind (``"ami"``, ``"snapshot"``, ...) for people, oldest first."""
-        return display.of_frame(views.show(self.inventory, kind, most=most))
+        return display.frame_table(views.show(self.inventory, kind, most=most))
 
     def plot(self) -> Figure:
         """Plot the cost of snapshots by age."""
@@ -314,11 +314,11 @@ class ShownFindings(display.Displayed):
             lines += [f"    {line(row['remediation'])}"] if row["remediation"] else []
         return "\n".join([*lines, *self.notes()]) or self.nothing
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return the findings."""
         names = ("severity", "rule", "region", "resource_id", "name", "reason", "remediation")
         rows = as_text(self.frame)[list(names)].to_numpy().tolist()
-        return display.shown((*names[:-1], "fix"), rows, nothing=self.nothing)
+        return display.make_table((*names[:-1], "fix"), rows, nothing=self.nothing)
 
     def notes(self) -> list[str]:
         """Return how many findings are not shown."""

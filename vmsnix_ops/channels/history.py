@@ -193,7 +193,7 @@ def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None =
     return table.astype({"instances": pd.Int64Dtype()})
 
 
-def show(table: pd.DataFrame) -> display.Shown:
+def show(table: pd.DataFrame) -> display.DisplayTable:
     """Return a frame of entries as a table for display."""
     columns = ("region", "since (UTC)", "until", "AMI", "name", "state", "instances", "changed by", "note")
     rows = [
@@ -210,4 +210,4 @@ def show(table: pd.DataFrame) -> display.Shown:
         ]
         for row in table.to_dict("records")
     ]
-    return display.shown(columns, rows, right=("instances",), nothing="The channel has never been set.")
+    return display.make_table(columns, rows, right=("instances",), nothing="The channel has never been set.")

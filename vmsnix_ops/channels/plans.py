@@ -84,7 +84,7 @@ class ChannelPlan(display.Displayed):
         """Return the values of the channel in each region, newest first; columns as in `history.COLUMNS`."""
         raise NotImplementedError
 
-    def show_history(self) -> display.Shown:
+    def show_history(self) -> display.DisplayTable:
         """Return `history` as a table for display."""
         return show(self.history())
 

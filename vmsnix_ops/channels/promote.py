@@ -165,14 +165,14 @@ class PromotionPlan(plans.ChannelPlan):
                 unread[context.region] = str(error)
         return frame(known, unread)
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return the planned steps as a table for display."""
         rows = []
         for target in self.targets:
             name = f"{target.region} (best effort)" if target.best_effort else target.region
             rows += [[name, step.step, step.outcome, step.what] for step in target.steps]
         rows += [[row.region, row.step, row.outcome, row.what] for row in self.planned_announcement()]
-        return display.shown(("region", "step", "outcome", "what"), rows)
+        return display.make_table(("region", "step", "outcome", "what"), rows)
 
     def notes(self) -> list[str]:
         """Return warnings that the table does not contain."""

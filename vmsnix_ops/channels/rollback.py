@@ -259,7 +259,7 @@ class RollbackPlan(plans.ChannelPlan):
         """
         return _apply(self)
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return the current and the new AMI of each region as a table for display."""
         rows = []
         for target in self.targets:
@@ -267,7 +267,7 @@ class RollbackPlan(plans.ChannelPlan):
             new = _labelled(target.target.ami_id, target.target.name) if target.target else ""
             outcome = "failed" if target.problem else "unchanged" if target.done else "planned"
             rows.append([target.region, outcome, current, new, str(target.problem or "")])
-        return display.shown(("region", "outcome", "current AMI", "new AMI", "why"), rows)
+        return display.make_table(("region", "outcome", "current AMI", "new AMI", "why"), rows)
 
     def notes(self) -> list[str]:
         """Return warnings that the table does not contain."""

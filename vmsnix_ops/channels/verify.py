@@ -94,15 +94,15 @@ class VerificationResult(Result):
         """The title."""
         return "Published AMIs compared with their records"
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return the number of differences in each region as a table for display."""
-        return display.of_frame(self.regions)
+        return display.frame_table(self.regions)
 
-    def show_drift(self) -> display.Shown:
+    def show_drift(self) -> display.DisplayTable:
         """Return the drift as a table for display."""
         names = ("region", "ami_id", "name", "field", "recorded", "found", "meaning")
         rows = [[row[name] for name in names] for row in self.drift.to_dict("records")]
-        return display.shown(names, rows, nothing="No differences.")
+        return display.make_table(names, rows, nothing="No differences.")
 
     @property
     def unread(self) -> int:

@@ -25,7 +25,7 @@ from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.run import check_options as check_boot
-from vmsnix_ops.display import Displayed, Shown, of_frame
+from vmsnix_ops.display import Displayed, DisplayTable, frame_table
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
@@ -104,9 +104,9 @@ class PublishPlan(Displayed, Wanted):
         columns = ["created_at", "image", "name", "ami_id", "region", "snapshot_id", "size_gib", "state"]
         return history.amis(self.journal.tables).head(last)[columns]
 
-    def show_history(self) -> Shown:
+    def show_history(self) -> DisplayTable:
         """Return `history` for people."""
-        return of_frame(self.history())
+        return frame_table(self.history())
 
     @property
     def title(self) -> str:

@@ -19,7 +19,7 @@ from vmsnix_ops.aws import bootstrap, buckets, keys
 from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.display import Displayed, Shown, shown
+from vmsnix_ops.display import Displayed, DisplayTable, make_table
 from vmsnix_ops.publish.preflight import checks_in_aws
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.settings import load
@@ -62,10 +62,10 @@ class _Parts(Displayed):
         """One line."""
         return f"Bootstrap {self.place.account} in {self.place.regions[0]}"
 
-    def table(self) -> Shown:
+    def table(self) -> DisplayTable:
         """Return the parts for people."""
         rows = [(part.name, _SHOWN[part.verdict], part.what) for part in self.parts]
-        return shown(("part", "plan", "what"), rows)
+        return make_table(("part", "plan", "what"), rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,9 @@ class BuildResult(Result):
 
         return closure(self.image)
 
-    def show_packages(self, *, most: int = 10) -> display.Shown:
+    def show_packages(self, *, most: int = 10) -> display.DisplayTable:
         """Return the largest packages for people, in bytes without what they refer to."""
-        return display.of_frame(self.frame().head(most))
+        return display.frame_table(self.frame().head(most))
 
 
 @check_arguments

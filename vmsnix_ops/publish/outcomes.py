@@ -162,13 +162,15 @@ class Outcomes(Result):
         header, lines = self._table()
         return pd.DataFrame(lines, columns=header)
 
-    def show_steps(self) -> display.Shown:
+    def show_steps(self) -> display.DisplayTable:
         """Return one row a region and step for people: what was done, how long it took, and why not."""
         rows = [
             (_region(row), row.step, row.outcome, display.seconds(row.seconds or None), row.why or row.what)
             for row in self.rows
         ]
-        return display.shown(("region", "step", "outcome", "took", "what, or why not"), rows, right=("took",))
+        return display.make_table(
+            ("region", "step", "outcome", "took", "what, or why not"), rows, right=("took",)
+        )
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         by_region: dict[str, list[RegionStep]] = {}
@@ -190,10 +192,10 @@ class Outcomes(Result):
         """One line."""
         return f"{self.job} (dry run)" if self.dry_run else self.job
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return one row a region, for people."""
         header, lines = self._table()
-        return display.shown(header, [[MARKED.get(cell, cell) for cell in line] for line in lines])
+        return display.make_table(header, [[MARKED.get(cell, cell) for cell in line] for line in lines])
 
 
 def _region(row: RegionStep) -> str:

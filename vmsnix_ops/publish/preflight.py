@@ -22,7 +22,7 @@ from vmsnix_ops.aws.quotas import check_pending_snapshots, check_public_sharing,
 from vmsnix_ops.aws.service_role import unknown_caller_check
 from vmsnix_ops.aws.session import client, code_of
 from vmsnix_ops.aws.session import session as default_session
-from vmsnix_ops.display import Shown, shown
+from vmsnix_ops.display import DisplayTable, make_table
 from vmsnix_ops.publish.identity import registration_of
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.settings import Settings, load
@@ -420,10 +420,10 @@ class PreflightResult(Result):
         """One line."""
         return f"Preflight in {self.region}"
 
-    def table(self) -> Shown:
+    def table(self) -> DisplayTable:
         """Return the checks for people."""
         rows = [(MARKS[one.outcome], one.name, one.evidence, one.fix) for one in self.checks]
-        return shown(("", "check", "evidence", "fix"), rows)
+        return make_table(("", "check", "evidence", "fix"), rows)
 
 
 @check_arguments

@@ -302,7 +302,7 @@ class ProofPlan(display.Displayed):
             ("time", f"at least {human_seconds(self.gets / CEILING)}, at {CEILING:,.0f} requests per second"),
         ]
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return one row an AMI."""
         rows = [
             (
@@ -327,7 +327,7 @@ class ProofPlan(display.Displayed):
             "blocks",
             "verdict",
         )
-        return display.shown(columns, rows, right=("to read", "blocks"))
+        return display.make_table(columns, rows, right=("to read", "blocks"))
 
     def notes(self) -> list[str]:
         """Return what tags and tables say, and what a sample can miss."""
@@ -389,7 +389,7 @@ class ProofResult(Result):
         """One line."""
         return f"Proof of {counted(len(self.proofs), 'AMI')}: {self.verdict}"
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return one row an AMI, for people."""
         rows = [
             (
@@ -404,7 +404,7 @@ class ProofResult(Result):
             for proof in self.proofs
         ]
         columns = ("region", "ami_id", "verdict", "identity from", "compared", "blocks", "why")
-        return display.shown(columns, rows, right=("compared", "blocks"))
+        return display.make_table(columns, rows, right=("compared", "blocks"))
 
     def notes(self) -> list[str]:
         """Return what tags and tables say, what a sample can miss, and what was not recorded."""

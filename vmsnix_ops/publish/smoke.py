@@ -21,7 +21,7 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
-from vmsnix_ops.display import Displayed, Shown, seconds, shown
+from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import checked_home
 from vmsnix_ops.publish.interrupts import stopping
@@ -328,10 +328,10 @@ class SmokeTestResult(Result):
         rows += [("why", str(self.error))] if self.error else []
         return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(said) or "(nothing)")]
 
-    def table(self) -> Shown:
+    def table(self) -> DisplayTable:
         """Return how long each step took, for people."""
         rows = [(one.step, one.status, seconds(one.seconds)) for one in self.steps]
-        return shown(("step", "status", "took"), rows, right=("took",))
+        return make_table(("step", "status", "took"), rows, right=("took",))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.display import Displayed, Shown, seconds, shown, size
+from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds, size
 from vmsnix_ops.errors import UnsavedError
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import Result
@@ -270,10 +270,10 @@ class PublishResult(Result):
         rows += [("run_id", self.run_id), ("seconds", f"{self.seconds:.1f}")]
         return [*((name, value) for name, value in rows if value), *slow, *problems]
 
-    def table(self) -> Shown:
+    def table(self) -> DisplayTable:
         """Return how long each step took, for people."""
         rows = [(one.step, one.status, seconds(one.seconds), size(one.bytes or None)) for one in self.steps]
-        return shown(("step", "status", "took", "bytes"), rows, right=("took", "bytes"))
+        return make_table(("step", "status", "took", "bytes"), rows, right=("took", "bytes"))
 
     def frame(self) -> pd.DataFrame:
         """Return the steps: ``step``, ``status``, ``seconds``, ``bytes``."""

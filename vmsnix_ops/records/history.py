@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from vmsnix_ops.display import Shown
+    from vmsnix_ops.display import DisplayTable
 
 __all__ = ["Timings", "amis", "promotions", "read", "retirements", "runs", "steps"]
 
@@ -305,19 +305,19 @@ class Timings(Result):
         """Compare direct upload with import, from the image file to the snapshot."""
         return timings.compare(self.steps)
 
-    def show_summary(self) -> Shown:
+    def show_summary(self) -> DisplayTable:
         """Return `summary` as a table for display."""
         return timings.show_summary(self.summary())
 
-    def show_slow(self) -> Shown:
+    def show_slow(self) -> DisplayTable:
         """Return `slow` as a table for display."""
         return timings.show_slow(self.slow())
 
-    def show_compare(self) -> Shown:
+    def show_compare(self) -> DisplayTable:
         """Return `compare` as a table for display."""
         return timings.show_compare(self.compare())
 
-    def show_steps(self, *, last: int = 20) -> Shown:
+    def show_steps(self, *, last: int = 20) -> DisplayTable:
         """Return the newest steps as a table for display."""
         return timings.show_steps(self.steps, last=last)
 

@@ -423,7 +423,7 @@ def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> 
     return table.reset_index()
 
 
-def show_summary(table: pd.DataFrame) -> display.Shown:
+def show_summary(table: pd.DataFrame) -> display.DisplayTable:
     """Return a `summary` as a table for display."""
     keys = [name for name in GROUP if name in table]
     rows = [
@@ -442,10 +442,10 @@ def show_summary(table: pd.DataFrame) -> display.Shown:
     ]
     figures = ("n", "p50", "p90", "p99", "longest", "last", "trend", "per GiB", "rate")
     columns = [*(_HEADINGS.get(name, name) for name in keys), *figures, "failed", "reused", "slow"]
-    return display.shown(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING)
+    return display.make_table(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING)
 
 
-def show_slow(table: pd.DataFrame) -> display.Shown:
+def show_slow(table: pd.DataFrame) -> display.DisplayTable:
     """Return `slow` steps as a table for display."""
     rows = [
         [
@@ -459,10 +459,10 @@ def show_slow(table: pd.DataFrame) -> display.Shown:
         for row in table.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "method", "image", "region", "took", "usual", "limit", "run")
-    return display.shown(columns, rows, right=("took", "usual", "limit"), nothing="No slow steps.")
+    return display.make_table(columns, rows, right=("took", "usual", "limit"), nothing="No slow steps.")
 
 
-def show_compare(table: pd.DataFrame) -> display.Shown:
+def show_compare(table: pd.DataFrame) -> display.DisplayTable:
     """Return a `compare` frame as a table for display."""
     rows = [
         [
@@ -486,10 +486,10 @@ def show_compare(table: pd.DataFrame) -> display.Shown:
     parts = [f"{via}: {name}" for via in ("import", "direct") for name in ("n", "p50", "per GiB", "sent")]
     columns = ("image", "region", "size", *parts, "speed-up")
     nothing = "No finished snapshots of this kind."
-    return display.shown(columns, rows, right=columns[2:], nothing=nothing)
+    return display.make_table(columns, rows, right=columns[2:], nothing=nothing)
 
 
-def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.Shown:
+def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.DisplayTable:
     """Return the newest steps as a table for display."""
     newest = steps.sort_values("started_at", ascending=False, kind="stable").head(last)
     rows = [
@@ -507,7 +507,7 @@ def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.Shown:
         for row in newest.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "status", "method", "image", "region", "took", "bytes", "run")
-    return display.shown(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
+    return display.make_table(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
 
 
 _COUNTED: dict[str, tuple[str, ...]] = {

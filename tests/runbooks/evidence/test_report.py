@@ -286,9 +286,9 @@ def test_values_are_escaped() -> None:
 def test_a_long_name_in_a_frame_is_shown_whole(shelf: Shelf) -> None:
     name = "altf4llc-ecs-node-26.05.20261122.0123456-x86_64-linux-" + "d" * 64
     outcome = shelf.run(
-        "import pandas\nfrom vmsnix_ops.display import of_frame",
+        "import pandas\nfrom vmsnix_ops.display import frame_table",
         f"frame = pandas.DataFrame({{'name': [{name!r}]}})\nframe",
-        "of_frame(frame)",
+        "frame_table(frame)",
     )
     report = Path(outcome.report).read_text()
     assert report.count(name) == report.count(name[:30]) >= 3

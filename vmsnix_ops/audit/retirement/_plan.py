@@ -177,11 +177,11 @@ class RetirementPlan(display.Displayed):
         ]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"stored_bytes": "Int64"})
 
-    def show_planned(self, *, most: int = 200) -> display.Shown:
+    def show_planned(self, *, most: int = 200) -> display.DisplayTable:
         """Return what to retire, delete or restore, for people; `frame` has all rows."""
         rows = [[one.action, *_row(one), len(one.snapshots) or ""] for one in self.planned[:most]]
         columns = ("action", *_COLUMNS_SHOWN, "snapshots")
-        return display.shown(
+        return display.make_table(
             columns,
             rows,
             right=("stored", "snapshots"),
@@ -189,12 +189,12 @@ class RetirementPlan(display.Displayed):
             nothing="Nothing to retire, delete or restore.",
         )
 
-    def show_kept(self, *, most: int = 200) -> display.Shown:
+    def show_kept(self, *, most: int = 200) -> display.DisplayTable:
         """Return what is kept, for people; `frame` has all rows."""
         kept = [one for one in self.decisions if one.kept]
         title = _title(len(kept), "kept", most)
         rows = [_row(one) for one in kept[:most]]
-        return display.shown(
+        return display.make_table(
             _COLUMNS_SHOWN, rows, right=("stored",), title=title, nothing="No AMIs or snapshots are kept."
         )
 
@@ -214,7 +214,7 @@ class RetirementPlan(display.Displayed):
             lines.append(("dry run", "nothing will be changed"))
         return lines
 
-    def table(self) -> display.Shown | None:
+    def table(self) -> display.DisplayTable | None:
         """Return what is planned, for people."""
         return self.show_planned()
 
@@ -413,7 +413,7 @@ class RetirementResult(Result):
             )
         return pd.DataFrame(rows, columns=["region", "planned", *OUTCOMES, "kept", "why"])
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return the outcome by region, for people."""
         frame = self.frame()
         rows = [
@@ -421,9 +421,9 @@ class RetirementResult(Result):
             for row in frame.to_dict("records")
         ]
         columns = [str(name) for name in frame.columns]
-        return display.shown(columns, rows, right=columns[1:-1])
+        return display.make_table(columns, rows, right=columns[1:-1])
 
-    def show_each(self) -> display.Shown:
+    def show_each(self) -> display.DisplayTable:
         """Return the outcome of each AMI and snapshot, for people."""
         rows = [
             [one.resource_id, one.name, one.region, one.action, each.outcome, each.text]
@@ -431,7 +431,7 @@ class RetirementResult(Result):
             for one in (each.decision,)
         ]
         columns = ("AMI or snapshot", "name", "region", "action", "outcome", "detail")
-        return display.shown(columns, rows, nothing="There was nothing to do.")
+        return display.make_table(columns, rows, nothing="There was nothing to do.")
 
 
 def _count(outcomes: Sequence[ResourceOutcome]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.display import shown
+from vmsnix_ops.display import make_table
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.progress import human_bytes, human_seconds
 from vmsnix_ops.redaction import Redactor, secret_values
@@ -103,7 +103,7 @@ def summary(values: Mapping[str, Any]) -> str:
         lines += ["", f"> Slow: {markdown(step['text'])}"]
     for table in values.get("tables") or []:
         lines += ["", f"### {markdown(table['title'])}", ""]
-        lines.append(shown(table["columns"], table["rows"])._repr_markdown_())
+        lines.append(make_table(table["columns"], table["rows"])._repr_markdown_())
     for problem in values.get("problems") or []:
         lines += ["", f"> {markdown(problem)}"]
     text = "\n".join(lines) + "\n"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.arguments import check_arguments, check_range
-from vmsnix_ops.display import Displayed, Shown, shown
+from vmsnix_ops.display import Displayed, DisplayTable, make_table
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted, current
 from vmsnix_ops.records.run_context import new_run_id
@@ -102,10 +102,10 @@ class FleetPlan(Displayed):
         where = self.file.dask.scheduler or "this machine"
         return f"Fleet {self.file.name}: {counted(len(self.file.targets), 'target')} on {where}"
 
-    def table(self) -> Shown:
+    def table(self) -> DisplayTable:
         """Return the targets for people."""
         rows = [(self.states[one.name], one.name, str(one)) for one in self.file.targets]
-        return shown(("state", "target", "what"), rows)
+        return make_table(("state", "target", "what"), rows)
 
     def notes(self) -> list[str]:
         """Return what will not run."""

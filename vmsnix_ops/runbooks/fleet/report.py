@@ -119,11 +119,13 @@ class FleetResult(Result):
         """One line."""
         return f"Fleet {self.name}: {counted_states(self.counts)}"
 
-    def table(self) -> display.Shown:
+    def table(self) -> display.DisplayTable:
         """Return one row per target, for people."""
         columns = ("target", "state", "tries", "took", "ami_id", "error")
         found = [{**one, "took": display.seconds(one["seconds"] or None)} for one in rows(self.documents)]
-        return display.shown(columns, [[one[c] for c in columns] for one in found], right=("tries", "took"))
+        return display.make_table(
+            columns, [[one[c] for c in columns] for one in found], right=("tries", "took")
+        )
 
 
 COLOURS = {"done": "done", "failed": "failed", "lost": "failed", "partial": "partial", "cancelled": "partial"}
