@@ -10,7 +10,6 @@ References.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -23,6 +22,8 @@ from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.session import calling, client, if_found
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import boto3
     from types_boto3_iam.client import IAMClient
     from types_boto3_s3.client import S3Client
@@ -70,6 +71,12 @@ class Clients:
     s3: S3Client
     iam: IAMClient
 
+    @classmethod
+    def of(cls, session: boto3.Session, scope: PolicyScope) -> Clients:
+        """Return clients of the scope's region."""
+        region = scope.regions[0]
+        return cls(client(session, "s3", region), client(session, "iam", region))
+
 
 @needs(
     "s3:ListBucket",
@@ -82,7 +89,7 @@ class Clients:
     "iam:GetPolicy",
     "iam:GetPolicyVersion",
 )
-def plan_parts(session: boto3.Session, scope: policies.PolicyScope) -> list[BootstrapPart]:
+def plan_parts(session: boto3.Session, scope: PolicyScope) -> list[BootstrapPart]:
     """Return all parts, each with what a bootstrap does with it. Changes nothing.
 
     Parameters
@@ -97,9 +104,13 @@ def plan_parts(session: boto3.Session, scope: policies.PolicyScope) -> list[Boot
     vmsnix_ops.errors.BucketError
         The bucket belongs to another account, or is in another region.
     """
-    clients = _clients(session, scope)
+    clients = Clients.of(session, scope)
+    verdicts: dict[bool | None, Verdict] = {None: "create", False: "change", True: "keep"}
     with calling("read what exists"):
-        return [BootstrapPart(name, *read(clients, scope)) for name, read, _ in _PARTS]
+        return [
+            BootstrapPart(name, verdicts[is_right(clients, scope)], text.format(scope=scope))
+            for name, text, is_right, _ in _PARTS
+        ]
 
 
 @needs(
@@ -116,14 +127,13 @@ def plan_parts(session: boto3.Session, scope: policies.PolicyScope) -> list[Boot
     "iam:DeletePolicyVersion",
     "iam:CreatePolicyVersion",
 )
-def apply_part(session: boto3.Session, scope: policies.PolicyScope, part: BootstrapPart) -> None:
+def apply_part(session: boto3.Session, scope: PolicyScope, part: BootstrapPart) -> None:
     """Create or change one part. Safe to run twice: the next `plan_parts` finds the part unchanged."""
     if part.verdict == "keep":
         return
-    clients = _clients(session, scope)
-    making = next(making for name, _, making in _PARTS if name == part.name)
+    put = next(put for name, _, _, put in _PARTS if name == part.name)
     with calling(f"{part.verdict} the {part.name}"):
-        making(clients, scope)
+        put(Clients.of(session, scope), scope)
 
 
 def bootstrapper_actions() -> tuple[str, ...]:
@@ -131,94 +141,87 @@ def bootstrapper_actions() -> tuple[str, ...]:
     return needs_of(plan_parts, apply_part)
 
 
-def _clients(session: boto3.Session, scope: policies.PolicyScope) -> Clients:
-    region = scope.regions[0]
-    return Clients(client(session, "s3", region), client(session, "iam", region))
+# Each part has two functions. The first returns whether the part is right, or None if it does not exist; the
+# second creates or changes it.
 
 
-# The bucket
-
-
-def _bucket(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+def _bucket_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
     try:
         buckets.check_bucket(clients.s3, scope.bucket, scope.regions[0], scope.account)
     except errors.BucketError as error:
         if error.code != "NoSuchBucket":
             raise
-        return "create", f"{scope.bucket} in {scope.regions[0]}"
-    return "keep", f"{scope.bucket} in {scope.regions[0]}"
+        return None
+    return True
 
 
-def _make_bucket(clients: Clients, scope: policies.PolicyScope) -> None:
+def _put_bucket(clients: Clients, scope: PolicyScope) -> None:
     region = scope.regions[0]
-    # S3 refuses the location us-east-1.
     request: CreateBucketRequestTypeDef = {"Bucket": scope.bucket}
-    if region != "us-east-1":
+    if region != "us-east-1":  # S3 refuses this location
         known = cast("BucketLocationConstraintType", region)  # the stubs lag behind AWS's list
         request["CreateBucketConfiguration"] = {"LocationConstraint": known}
     if_found(lambda: clients.s3.create_bucket(**request), "BucketAlreadyOwnedByYou")
 
 
-def _block(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+def _block_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
     answer = if_found(
         lambda: clients.s3.get_public_access_block(Bucket=scope.bucket),
         "NoSuchPublicAccessBlockConfiguration",
         "NoSuchBucket",
     )
     on: PublicAccessBlockConfigurationTypeDef = answer["PublicAccessBlockConfiguration"] if answer else {}
-    complete = all(on.get(setting) for setting in buckets.ALL_BLOCKED)
-    return (
-        "keep" if complete else "change" if on else "create"
-    ), "all public access to the bucket is blocked"
+    return all(on.get(setting) for setting in ALL_BLOCKED) if on else None
 
 
-def _make_block(clients: Clients, scope: policies.PolicyScope) -> None:
-    clients.s3.put_public_access_block(
-        Bucket=scope.bucket,
-        PublicAccessBlockConfiguration=buckets.ALL_BLOCKED,
-    )
+def _put_block(clients: Clients, scope: PolicyScope) -> None:
+    clients.s3.put_public_access_block(Bucket=scope.bucket, PublicAccessBlockConfiguration=ALL_BLOCKED)
 
 
-def _encryption(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+def _encryption_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
     answer = if_found(
         lambda: clients.s3.get_bucket_encryption(Bucket=scope.bucket),
         "ServerSideEncryptionConfigurationNotFoundError",
         "NoSuchBucket",
     )
-    return ("keep" if answer else "create"), "objects are encrypted by default"
+    return True if answer else None
 
 
-def _make_encryption(clients: Clients, scope: policies.PolicyScope) -> None:
+def _put_encryption(clients: Clients, scope: PolicyScope) -> None:
     rule: ServerSideEncryptionRuleTypeDef = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
     clients.s3.put_bucket_encryption(Bucket=scope.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
 
 
-def _bucket_statements(clients: Clients, scope: policies.PolicyScope) -> list[dict[str, Any]]:
+def _bucket_statements(clients: Clients, scope: PolicyScope) -> list[dict[str, Any]]:
     answer = if_found(
         lambda: clients.s3.get_bucket_policy(Bucket=scope.bucket), "NoSuchBucketPolicy", "NoSuchBucket"
     )
     return read_statements(answer["Policy"]) if answer else []
 
 
-def _tls(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+def _tls_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
     existing = _bucket_statements(clients, scope)
-    there = any(buckets.requires_tls(statement) for statement in existing)
-    return ("keep" if there else "change" if existing else "create"), "requests without TLS are refused"
+    return any(map(buckets.requires_tls, existing)) if existing else None
 
 
-def _make_tls(clients: Clients, scope: policies.PolicyScope) -> None:
-    existing = [*_bucket_statements(clients, scope), policies.tls_statement(scope)]
-    policy = {"Version": policies.VERSION, "Statement": existing}
+def _put_tls(clients: Clients, scope: PolicyScope) -> None:
+    existing = _bucket_statements(clients, scope)
+    policy = {"Version": policies.VERSION, "Statement": [*existing, policies.tls_statement(scope)]}
     clients.s3.put_bucket_policy(Bucket=scope.bucket, Policy=json.dumps(policy))
 
 
-def lifecycle_rules(scope: policies.PolicyScope) -> list[LifecycleRuleTypeDef]:
-    """Return the rules that delete leftovers of uploads and their old versions.
+def _lifecycle_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
+    rules = _existing_rules(clients, scope)
+    if not rules:
+        return None
+    check = buckets.check_bucket_lifecycle(clients.s3, scope.bucket, scope.key_prefix)
+    return check.outcome == "pass" and buckets.expires_versions(rules, scope.key_prefix)
 
-    Delete markers need a separate rule: S3 does not accept them in a rule with an age in days.
-    """
+
+def _put_lifecycle(clients: Clients, scope: PolicyScope) -> None:
+    # Delete markers need a separate rule: S3 does not accept them in a rule with an age in days.
     below: LifecycleRuleTypeDef = {"Status": "Enabled", "Filter": {"Prefix": scope.key_prefix}}
-    return [
+    ours: list[LifecycleRuleTypeDef] = [
         {
             "ID": "vmsnix-leftovers",
             **below,
@@ -228,9 +231,14 @@ def lifecycle_rules(scope: policies.PolicyScope) -> list[LifecycleRuleTypeDef]:
         },
         {"ID": "vmsnix-delete-markers", **below, "Expiration": {"ExpiredObjectDeleteMarker": True}},
     ]
+    names = {rule["ID"] for rule in ours}
+    others = [rule for rule in _existing_rules(clients, scope) if rule.get("ID") not in names]
+    clients.s3.put_bucket_lifecycle_configuration(
+        Bucket=scope.bucket, LifecycleConfiguration={"Rules": [*others, *ours]}
+    )
 
 
-def _rules(clients: Clients, scope: policies.PolicyScope) -> list[LifecycleRuleOutputTypeDef]:
+def _existing_rules(clients: Clients, scope: PolicyScope) -> list[LifecycleRuleOutputTypeDef]:
     answer = if_found(
         lambda: clients.s3.get_bucket_lifecycle_configuration(Bucket=scope.bucket),
         "NoSuchLifecycleConfiguration",
@@ -239,75 +247,44 @@ def _rules(clients: Clients, scope: policies.PolicyScope) -> list[LifecycleRuleO
     return list(answer["Rules"]) if answer else []
 
 
-def _lifecycle(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
-    rules = _rules(clients, scope)
-    what = f"objects and uploads below {scope.key_prefix!r} are deleted after {LEFTOVER_DAYS} days"
-    if not rules:
-        return "create", what
-    check = buckets.check_bucket_lifecycle(clients.s3, scope.bucket, scope.key_prefix)
-    expires = buckets.expires_versions(rules, scope.key_prefix)
-    return ("keep" if check.outcome == "pass" and expires else "change"), what
-
-
-def _make_lifecycle(clients: Clients, scope: policies.PolicyScope) -> None:
-    ours = lifecycle_rules(scope)
-    names = {rule["ID"] for rule in ours}
-    others = [rule for rule in _rules(clients, scope) if rule.get("ID") not in names]
-    clients.s3.put_bucket_lifecycle_configuration(
-        Bucket=scope.bucket, LifecycleConfiguration={"Rules": [*others, *ours]}
-    )
-
-
-# The role
-
-
-def _role(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+def _trust_of_role(clients: Clients, scope: PolicyScope) -> Any:
     answer = if_found(lambda: clients.iam.get_role(RoleName=scope.role_name), "NoSuchEntity")
-    what = f"{scope.role_name}, which only VM Import may assume"
-    if answer is None:
-        return "create", what
-    trust = service_role.classify_trust(answer["Role"]["AssumeRolePolicyDocument"])
-    return ("keep" if trust == "trusted" else "change"), what
+    return answer["Role"]["AssumeRolePolicyDocument"] if answer else None
 
 
-def _make_role(clients: Clients, scope: policies.PolicyScope) -> None:
-    trust = policies.import_role_trust_policy()
-    answer = if_found(lambda: clients.iam.get_role(RoleName=scope.role_name), "NoSuchEntity")
-    if answer is None:
+def _role_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
+    trust = _trust_of_role(clients, scope)
+    return None if trust is None else service_role.classify_trust(trust) == "trusted"
+
+
+def _put_role(clients: Clients, scope: PolicyScope) -> None:
+    trust, existing = policies.import_role_trust_policy(), _trust_of_role(clients, scope)
+    if existing is None:
         clients.iam.create_role(
             RoleName=scope.role_name,
             AssumeRolePolicyDocument=json.dumps(trust),
             Description="Read by VM Import: uploaded images",
         )
         return
-    others = [
-        statement
-        for statement in read_statements(answer["Role"]["AssumeRolePolicyDocument"])
-        if not _is_vm_import(statement)
-    ]
+    others = [statement for statement in read_statements(existing) if not _is_for_vm_import(statement)]
     trust["Statement"] = [*others, *trust["Statement"]]
     clients.iam.update_assume_role_policy(RoleName=scope.role_name, PolicyDocument=json.dumps(trust))
 
 
-def _is_vm_import(statement: dict[str, Any]) -> bool:
+def _is_for_vm_import(statement: dict[str, Any]) -> bool:
     principal = statement.get("Principal")
     return isinstance(principal, dict) and as_list(principal.get("Service")) == [service_role.SERVICE]
 
 
-def _role_policy(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+def _role_policy_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
     answer = if_found(
         lambda: clients.iam.get_role_policy(RoleName=scope.role_name, PolicyName=scope.role_policy_name),
         "NoSuchEntity",
     )
-    what = f"{scope.role_name} may read the bucket and create snapshots"
-    if answer is None:
-        return "create", what
-    return (
-        "keep" if same_policy(answer["PolicyDocument"], policies.import_role_policy(scope)) else "change"
-    ), what
+    return same_policy(answer["PolicyDocument"], policies.import_role_policy(scope)) if answer else None
 
 
-def _make_role_policy(clients: Clients, scope: policies.PolicyScope) -> None:
+def _put_role_policy(clients: Clients, scope: PolicyScope) -> None:
     clients.iam.put_role_policy(
         RoleName=scope.role_name,
         PolicyName=scope.role_policy_name,
@@ -315,25 +292,20 @@ def _make_role_policy(clients: Clients, scope: policies.PolicyScope) -> None:
     )
 
 
-# The publisher's policy
-
-
-def _policy_arn(scope: policies.PolicyScope) -> str:
+def _policy_arn(scope: PolicyScope) -> str:
     return f"arn:{scope.partition}:iam::{scope.account}:policy/{scope.policy_name}"
 
 
-def _policy(clients: Clients, scope: policies.PolicyScope) -> tuple[Verdict, str]:
+def _policy_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
     arn = _policy_arn(scope)
-    what = f"{scope.policy_name}, to attach to publishers"
     answer = if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity")
     if answer is None:
-        return "create", what
-    version = answer["Policy"]["DefaultVersionId"]
-    existing = clients.iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
-    return ("keep" if same_policy(existing, policies.publisher_policy(scope)) else "change"), what
+        return None
+    version = clients.iam.get_policy_version(PolicyArn=arn, VersionId=answer["Policy"]["DefaultVersionId"])
+    return same_policy(version["PolicyVersion"]["Document"], policies.publisher_policy(scope))
 
 
-def _make_policy(clients: Clients, scope: policies.PolicyScope) -> None:
+def _put_policy(clients: Clients, scope: PolicyScope) -> None:
     arn, text = _policy_arn(scope), json.dumps(policies.publisher_policy(scope))
     if if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
         clients.iam.create_policy(
@@ -345,23 +317,40 @@ def _make_policy(clients: Clients, scope: policies.PolicyScope) -> None:
     versions = clients.iam.list_policy_versions(PolicyArn=arn)["Versions"]
     if len(versions) >= MOST_VERSIONS:
         others = (v["VersionId"] for v in versions if not v["IsDefaultVersion"])
-        oldest = min(others, key=lambda name: int(name.removeprefix("v")))  # dates have whole seconds
+        oldest = min(others, key=lambda name: int(name.removeprefix("v")))  # dates have whole seconds only
         clients.iam.delete_policy_version(PolicyArn=arn, VersionId=oldest)
     clients.iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
 
 
-_Read = Callable[[Clients, policies.PolicyScope], tuple[Verdict, str]]
-_Make = Callable[[Clients, policies.PolicyScope], None]
-_PARTS: tuple[tuple[str, _Read, _Make], ...] = (
-    ("bucket", _bucket, _make_bucket),
-    ("public access block", _block, _make_block),
-    ("encryption", _encryption, _make_encryption),
-    ("TLS-only policy", _tls, _make_tls),
-    ("lifecycle", _lifecycle, _make_lifecycle),
-    ("role", _role, _make_role),
-    ("role policy", _role_policy, _make_role_policy),
-    ("publisher policy", _policy, _make_policy),
+_PARTS: tuple[
+    tuple[
+        str,
+        str,
+        Callable[[Clients, PolicyScope], bool | None],
+        Callable[[Clients, PolicyScope], None],
+    ],
+    ...,
+] = (
+    ("bucket", "{scope.bucket} in {scope.regions[0]}", _bucket_is_right, _put_bucket),
+    ("public access block", "all public access to the bucket is blocked", _block_is_right, _put_block),
+    ("encryption", "objects are encrypted by default", _encryption_is_right, _put_encryption),
+    ("TLS-only policy", "requests without TLS are refused", _tls_is_right, _put_tls),
+    (
+        "lifecycle",
+        f"objects and uploads below {{scope.key_prefix!r}} are deleted after {LEFTOVER_DAYS} days",
+        _lifecycle_is_right,
+        _put_lifecycle,
+    ),
+    ("role", "{scope.role_name}, which only VM Import may assume", _role_is_right, _put_role),
+    (
+        "role policy",
+        "{scope.role_name} may read the bucket and create snapshots",
+        _role_policy_is_right,
+        _put_role_policy,
+    ),
+    ("publisher policy", "{scope.policy_name}, to attach to publishers", _policy_is_right, _put_policy),
 )
+"""Name, text, and the two functions of each part, in the order in which they are created."""
 
 
 def cloudformation_template(scope: PolicyScope) -> dict[str, Any]:
