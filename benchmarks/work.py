@@ -80,7 +80,7 @@ def direct(image: str, manifest: str = "", identified: bool = False, start: bool
 
     from vmsnix_ops.aws.ebs_direct import engine
     from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
-    from vmsnix_ops.aws.ebs_direct.writing import aggregate, held_blocks
+    from vmsnix_ops.aws.ebs_direct.writing import aggregate, snapshot_blocks
     from vmsnix_ops.disk.digests import Digests
     from vmsnix_ops.disk.manifest import Manifest
     from vmsnix_ops.disk.survey import identify
@@ -97,7 +97,7 @@ def direct(image: str, manifest: str = "", identified: bool = False, start: bool
             snapshot_id = ebs.start_snapshot(VolumeSize=-(-seen.disk_bytes // 2**30))["SnapshotId"]
         journal = BlockJournal(Path(folder) / "journal")
         journal.begin(Beginning(snapshot_id))
-        held = held_blocks(seen.blocks, parent)
+        held = snapshot_blocks(seen.blocks, parent)
         changed = Digests((index, found) for index, found in held.pairs() if parent.get(index) != found)
         engine.run(
             "put",
@@ -107,7 +107,7 @@ def direct(image: str, manifest: str = "", identified: bool = False, start: bool
             snapshot_id=snapshot_id,
             path=Path(image),
             on_done=journal.add,
-            pushing=engine.Pushing(ceiling=1e6),
+            config=engine.TransferConfig(ceiling=1e6),
         )
         checksum = aggregate(digest for _, digest in changed.pairs())
         if start:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.aws.ebs_direct.writing import held_blocks
+from vmsnix_ops.aws.ebs_direct.writing import snapshot_blocks
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.image import ZEROS
 
@@ -54,7 +54,7 @@ def test_a_block_that_became_zero_is_held_as_one_of_zeros(
     image = {index: digest for index, digest in image.items() if digest}
     zero = hashlib.sha256(ZEROS).hexdigest()
     expected = dict.fromkeys(parent, zero) | image
-    held = held_blocks(Digests(image.items()), Digests(parent.items()))
+    held = snapshot_blocks(Digests(image.items()), Digests(parent.items()))
     assert held == expected
     assert list(held) == sorted(expected)
 

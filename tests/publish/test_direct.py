@@ -14,7 +14,7 @@ from tests.publish.test_publish import bytes_of
 from tests.support import few, require
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, manifests, reading, writing
-from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.cli import main
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
@@ -349,7 +349,7 @@ def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, dir
 def test_the_setting_put_ceiling_is_shared_by_all_workers_of_an_upload(direct, raw, monkeypatch, rates):
     monkeypatch.setenv("VMSNIX_PUT_CEILING", "250")
     direct(image=str(raw)).apply()
-    assert [rate * Pushing().workers() for rate in rates] == [250]
+    assert [rate * TransferConfig().workers() for rate in rates] == [250]
 
 
 def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
@@ -359,7 +359,7 @@ def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
     rates.clear()
     monkeypatch.setenv("VMSNIX_PUT_CEILING", "250")
     assert main(["download", made.snapshot_id, str(tmp_path / "copy.raw"), "--region", REGION]) == 0
-    assert [rate * Pushing().workers() for rate in rates] == [250]
+    assert [rate * TransferConfig().workers() for rate in rates] == [250]
 
 
 # ---------------------------------------------------------------- verify

@@ -25,7 +25,7 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
     from vmsnix_ops import progress
     from vmsnix_ops.aws import regions
     from vmsnix_ops.aws.ebs_direct import reading
-    from vmsnix_ops.aws.ebs_direct.engine import Pushing
+    from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
     from vmsnix_ops.aws.session import session as default_session
     from vmsnix_ops.cli.output import show_json
     from vmsnix_ops.settings import load
@@ -40,7 +40,7 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
             snapshot_id=snapshot_id,
             path=path,
             step=step,
-            pushing=Pushing(ceiling=settings.put_ceiling),
+            config=TransferConfig(ceiling=settings.put_ceiling),
         )
     if as_json:
         show_json(

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.wanted import Wanted
 
 
-# How an AMI is registered: as its image asks (``registerImage``), and as the operator asks where they do.
+# How an AMI is registered: as its image requests (``registerImage``), unless the operator requests otherwise.
 #
-# What an image asks for is followed or refused by name, and refused before anything is uploaded.
+# What an image requests is followed or refused by name, and refused before anything is uploaded.
 #
 # Sources: "RegisterImage" and "EbsBlockDevice" in the Amazon EC2 API Reference; "Instance type requirements
 # for NitroTPM" and "UEFI variables" in the Amazon EC2 User Guide.
@@ -88,7 +88,7 @@ def registration_of(
     Parameters
     ----------
     image
-        With what it asks for.
+        With its requests (``registerImage``).
     name
         Of the AMI.
     disk_bytes
@@ -99,7 +99,7 @@ def registration_of(
     Raises
     ------
     vmsnix_ops.errors.ImageFormatError
-        The image asks for something that cannot be had, or that vmsnix does not support; names the field.
+        The image requests something that EC2 or vmsnix does not support; names the field.
     """
     asked = _checked({k: v for k, v in image.register_image.items() if v is not None}, image)
     architecture = images.ARCHITECTURES.get(image.system)
@@ -286,7 +286,7 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> EbsBlock
         low, high = ranges[kind]
         if not low <= ebs[key] <= high:
             refuse(f"{key} of {device} is {ebs[key]}{unit}, but {kind} allows {low} to {high}{unit}.")
-    # Said, and not left to a default of AWS: what an AMI has can then be compared with what is asked for.
+    # Sent, not left to a default of AWS: an AMI can then be compared with the request.
     checked: EbsBlockDeviceTypeDef = {"VolumeType": kind, "DeleteOnTermination": True}
     return checked | cast("EbsBlockDeviceTypeDef", ebs)
 
@@ -333,7 +333,7 @@ def describe(plan: Wanted, image: BuiltImage, disk: DiskImage, seen: Survey) -> 
 
 
 def registration(plan: Wanted, built: Built, snapshot_id: str = "") -> images.Registration:
-    """Return what the AMI is registered with: what the image asks for, and what the operator chose."""
+    """Return how the AMI is registered: as the image requests, with the operator's choices."""
     if built.registration is None:
         raise RuntimeError("a built image with a digest has a registration")
     return replace(built.registration, snapshot_id=snapshot_id, tags=tags(plan, built) | _evidence(plan))

@@ -6,7 +6,7 @@ that died is continued by running it again, on any machine.
 
 What an error leaves behind depends on what fixes it. When the same call would fail again, the uploaded object
 is removed with it. When another try may go through (credentials expired, a quota, a deadline, the network)
-the work is kept, and the next run goes on from there.
+the work is kept, and the next run continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vmsnix_ops import errors, outcomes
 from vmsnix_ops.aws import buckets, error_codes, images, imports, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
-from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.formats import open_image
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 # How long a step will take, by the records of earlier runs with images of about the same size.
 
 ALIKE = 1.5  # sizes that differ by no more than this factor are about the same
-FEWEST = 3  # earlier steps from which an expectation is told
+FEWEST = 3  # earlier steps that an expectation needs
 LATEST = 50
 
 
@@ -127,7 +127,7 @@ def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> 
     return Expectation(tuple(sorted(float(seconds) for seconds in latest)))
 
 
-# What is inside a published image, for questions such as "which AMIs hold openssl older than 3.0.15".
+# What is inside a published image, for questions such as "which AMIs contain openssl older than 3.0.15".
 
 
 def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
@@ -369,7 +369,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
     Raises
     ------
     vmsnix_ops.errors.ImageChangedError
-        The image file holds other bytes than those that `build` identified. The upload is deleted.
+        The image file contains other bytes than those that `build` identified. The upload is deleted.
     vmsnix_ops.errors.BucketError, vmsnix_ops.errors.UploadError
         And nothing is left in the bucket.
     """
@@ -391,14 +391,14 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
                 identity.block_upload(plan, built),
                 tables=plan.journal.tables,
                 step=entry.step,
-                pushing=_pushing(plan),
+                config=_transfer_config(plan),
             )
             entry.outcome, entry.bytes = made.outcome, made.sent_bytes
             entry.detail.update(
                 snapshot_id=made.snapshot_id,
                 parent_id=made.parent_id,
                 why_full=made.why_full,
-                blocks=made.looked_at,
+                blocks=made.compared,
                 sent_blocks=made.sent,
                 throttled=made.throttled,
             )
@@ -432,7 +432,7 @@ def import_snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
     vmsnix_ops.errors.ImportFailedError, vmsnix_ops.errors.RoleError
         And nothing is left in the bucket.
     vmsnix_ops.errors.SnapshotFailedError
-        The snapshot failed, or does not hold the image; one that this run made is removed.
+        The snapshot failed, or does not contain the image; one that this run created is deleted.
     """
     snapshot = _snapshot(plan, source)
     if plan.verify == "none" or snapshot.outcome == "planned":
@@ -527,7 +527,7 @@ def _check_stored(plan: Wanted, source: UploadStep) -> None:
 
 
 def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
-    """Tell how long it usually takes, and let the step show the time to go by that."""
+    """Show how long the step usually takes, and the remaining time."""
     known = expected(
         plan.journal.tables, step="import", via=plan.via, region=plan.region, size=built.file_bytes
     )
@@ -537,7 +537,7 @@ def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
 
 
 def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
-    """Register the AMI as the image asks for it, and wait until it is available.
+    """Register the AMI as the image requests it, and wait until it is available.
 
     Safe to run twice: see `vmsnix_ops.aws.images.register_ami`.
 
@@ -663,7 +663,7 @@ def _held(plan: Wanted, built: Built) -> bool:
     if built.ami_id:
         return True
     if plan.via == "direct":
-        # A snapshot is looked for by the upload itself, which may have to write down what it holds.
+        # The upload itself searches for a snapshot, because it may have to write its manifest.
         return plan.dry_run and bool(
             writing.find(plan.session, plan.region, built.digest, kms_key=plan.kms_key)
         )
@@ -687,8 +687,8 @@ def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
         ) from error
 
 
-def _pushing(plan: Wanted) -> Pushing:
-    return Pushing(ceiling=plan.settings.put_ceiling)
+def _transfer_config(plan: Wanted) -> TransferConfig:
+    return TransferConfig(ceiling=plan.settings.put_ceiling)
 
 
 def _verify(plan: Wanted, snapshot: SnapshotStep) -> SnapshotStep:
@@ -708,7 +708,7 @@ def _verify(plan: Wanted, snapshot: SnapshotStep) -> SnapshotStep:
                 blocks=built.seen.blocks,
                 how=plan.verify,
                 step=entry.step,
-                pushing=_pushing(plan),
+                config=_transfer_config(plan),
             )
         except errors.SnapshotFailedError as error:
             if snapshot.outcome == "created":

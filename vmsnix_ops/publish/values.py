@@ -42,7 +42,7 @@ class Built(Displayed):
     digest
         Identity of the disk, in hexadecimal.
     file_bytes, disk_bytes
-        Size of the file, and of the disk that it holds.
+        Size of the file, and of the disk in it.
     boot_mode, tpm_support, imds_support, ena_support
         What the AMI will be registered with.
     root_device
@@ -126,14 +126,14 @@ class UploadStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStep(Displayed):
-    """The snapshot that holds the image.
+    """The snapshot that contains the image.
 
     Attributes
     ----------
     outcome
         As everywhere.
     built
-        What it holds.
+        What it contains.
     snapshot_id
         Such as ``snap-0123456789abcdef0``; empty in a dry run.
     size_gib
@@ -141,7 +141,7 @@ class SnapshotStep(Displayed):
     task_id
         The import that made it; empty when it was found.
     verified
-        What was read back and compared; empty when that was not asked for.
+        What was read back and compared; empty when that was not requested.
     """
 
     outcome: StepOutcome
@@ -167,7 +167,7 @@ class RegisteredAmi(Displayed):
     outcome
         As everywhere.
     built, snapshot
-        What it holds.
+        What it contains.
     ami_id
         Such as ``ami-0123456789abcdef0``; empty in a dry run.
     state
@@ -214,7 +214,7 @@ class PublishResult(Result):
     ami_id, snapshot_id, image_name, region, account
         The AMI, its snapshot, its name, and where it is.
     image, version, system, digest, via
-        What it holds, and the way it took.
+        What it contains, and the method.
     outcome
         ``"created"`` when this run registered the AMI, ``"reused"`` when it was there.
     public

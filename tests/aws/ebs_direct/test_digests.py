@@ -11,7 +11,7 @@ import pytest
 from tests.aws.ebs_direct.test_resume import BLOCK, REGION, Upload, aws, image
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import reading
-from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import DigestJournal
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def fetched(aws) -> int:
 
 def digests(snapshot, **more):
     session = boto3.Session(region_name=REGION)
-    pushing = Pushing(2, 8, read_seconds=2, budget_seconds=1)
-    return reading.digests(session, region=REGION, snapshot_id=snapshot, pushing=pushing, **more)
+    config = TransferConfig(2, 8, read_seconds=2, budget_seconds=1)
+    return reading.digests(session, region=REGION, snapshot_id=snapshot, config=config, **more)
 
 
 def expected(image: Path) -> list[tuple[int, bytes]]:

@@ -17,9 +17,9 @@ from tests.support import few, join, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, writing
 from vmsnix_ops.aws.ebs_direct import worker as block_worker
-from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, Pushing
+from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
 from vmsnix_ops.aws.ebs_direct.wire import Answer, Keys, Target
-from vmsnix_ops.aws.ebs_direct.worker import LOOK_SECONDS, Gate, Job, Pace, Worker
+from vmsnix_ops.aws.ebs_direct.worker import LOOK_SECONDS, Job, RampUp, RateLimiter, Worker
 from vmsnix_ops.disk.formats import open_image
 
 __all__ = ["aws", "image"]
@@ -67,7 +67,7 @@ def test_what_passes_is_waited_out(aws, image, upload, fault):
 
 def test_a_put_that_hangs_is_given_up_and_sent_again(aws, image, upload):
     aws.faults.add({"op": PUT, "do": "hang", "nth": [1, 4], "seconds": 10_000})
-    made = upload.run(Pushing(2, 8, read_seconds=1))
+    made = upload.run(TransferConfig(2, 8, read_seconds=1))
     assert arrived(aws, made, image)
 
 
@@ -87,7 +87,7 @@ def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, uplo
 
 
 def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload, monkeypatch):
-    monkeypatch.setattr(writing, "SEALED_SECONDS", 1)  # for another machine, of which there is none
+    monkeypatch.setattr(writing, "COMPLETION_SECONDS", 1)  # for another machine, of which there is none
     aws.faults.add({"op": PUT, "do": "error", "nth": 9, "http": 400, "code": "ValidationException"})
     with pytest.raises(BlockRefusedError, match="ValidationException"):
         upload.run()
@@ -106,7 +106,7 @@ def test_an_image_that_changes_under_the_upload_is_refused_and_leaves_nothing(aw
     thread = threading.Thread(target=change)
     thread.start()
     with pytest.raises(errors.ImageError, match="changed"):
-        upload.run(Pushing(1, 2))
+        upload.run(TransferConfig(1, 2))
     join(thread)
     assert snapshots(aws) == {}
     assert not upload.journal.exists()
@@ -133,7 +133,7 @@ def test_an_image_that_changes_where_nothing_is_sent_is_refused_too(aws, image, 
 def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws, image, upload):
     aws.faults.add({"op": PUT, "do": "error", "nth": list(range(20, 2000)), **THROTTLED})
     with pytest.raises(BlockRefusedError) as caught:
-        upload.run(Pushing(2, 8, budget_seconds=1))
+        upload.run(TransferConfig(2, 8, budget_seconds=1))
     assert "ceiling" in caught.value.fix
     assert set(snapshots(aws).values()) == {"pending"}
     aws.faults.clear()
@@ -154,7 +154,7 @@ def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws
 def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, says):
     aws.faults.add({"op": PUT, "do": "error", **THROTTLED, **fault})
     with pytest.raises(BlockRefusedError) as caught:
-        upload.run(Pushing(2, 8, budget_seconds=0.5))
+        upload.run(TransferConfig(2, 8, budget_seconds=0.5))
     assert says in caught.value.why
     assert "put_ceiling" in caught.value.fix
 
@@ -162,7 +162,7 @@ def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, say
 def test_the_whole_has_a_budget_too(aws, upload):
     aws.faults.add({"op": PUT, "do": "hang", "seconds": 60})
     with pytest.raises(errors.DeadlineError):
-        upload.run(Pushing(2, 8, total_seconds=2))
+        upload.run(TransferConfig(2, 8, total_seconds=2))
     assert set(snapshots(aws).values()) == {"pending"}
 
 
@@ -231,7 +231,7 @@ def test_a_snapshot_that_fails_after_the_seal_is_removed(aws, upload):
 
 def test_the_ceiling_bounds_the_rate(aws, upload):
     started = time.monotonic()
-    upload.run(Pushing(1, 8, ceiling=10))
+    upload.run(TransferConfig(1, 8, ceiling=10))
     assert time.monotonic() - started > 30 / 10 - 1
 
 
@@ -261,11 +261,11 @@ def test_throttled_blocks_are_sent_more_slowly(monkeypatch, image) -> None:
 
 
 def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() -> None:
-    waiting, working = Gate(20), Gate(20)
+    waiting, working = RampUp(20), RampUp(20)
     seen = []
     for _ in range(3):
         time.sleep(LOOK_SECONDS)
-        waiting.look()
+        waiting.update()
         seen.append(waiting.open)
     assert seen == [8, 16, 20]
     assert waiting.seconds is None
@@ -274,13 +274,13 @@ def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() ->
         while time.process_time() < end:  # ends: it takes the time itself
             pass
         working._at = time.monotonic() - LOOK_SECONDS  # whatever else this machine does
-        working.look()
+        working.update()
     assert working.open == 4
-    assert Gate(2).open == 2
+    assert RampUp(2).open == 2
 
 
 def test_the_rate_halves_once_a_burst_and_climbs_back() -> None:
-    pace = Pace(1_000_000)
+    pace = RateLimiter(1_000_000)
     pace._cut -= 1
     pace.slower()
     pace.slower()

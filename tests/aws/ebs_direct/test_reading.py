@@ -16,7 +16,7 @@ from tests.aws.ebs_direct.test_resume import BLOCK, FOLDER, REGION, Upload, aws,
 from tests.support import few, kill, wait_until
 from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import reading
-from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import locked
 from vmsnix_ops.cli import main
 
@@ -36,7 +36,7 @@ def fetched(aws) -> int:
 def download(snapshot, path):
     session = boto3.Session(region_name=REGION)
     return reading.download(
-        session, region=REGION, snapshot_id=snapshot, path=path, pushing=Pushing(2, 8, read_seconds=2)
+        session, region=REGION, snapshot_id=snapshot, path=path, config=TransferConfig(2, 8, read_seconds=2)
     )
 
 

@@ -18,7 +18,7 @@ from tests import hanging
 from tests.publish.test_publish import bytes_of
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws.ebs_direct import manifests, writing
-from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
 from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.records.tables import Tables
@@ -69,10 +69,10 @@ class Upload:
         )
 
     def run(
-        self, pushing: Pushing | None = None, session: boto3.Session | None = None
+        self, config: TransferConfig | None = None, session: boto3.Session | None = None
     ) -> writing.DirectSnapshot:
         session = session or boto3.Session(region_name=REGION)
-        made = writing.upload(session, self.wanted, tables=self.tables, pushing=pushing or Pushing(2, 8))
+        made = writing.upload(session, self.wanted, tables=self.tables, config=config or TransferConfig(2, 8))
         return writing.finish(session, self.wanted, made, tables=self.tables)
 
 
@@ -181,7 +181,7 @@ def test_a_machine_without_the_journal_goes_on_in_the_same_snapshot(aws, image, 
 def test_a_run_that_died_after_the_seal_keeps_its_manifest_later(aws, image, tmp_path):
     upload = Upload(image, tmp_path / "records")
     session = boto3.Session(region_name=REGION)
-    sealed = writing.upload(session, upload.wanted, tables=upload.tables, pushing=Pushing(2, 8))
+    sealed = writing.upload(session, upload.wanted, tables=upload.tables, config=TransferConfig(2, 8))
     wait_until(lambda: snapshots(aws)[sealed.snapshot_id] == "completed", "the snapshot's completion")
     again = upload.run()
     assert (again.snapshot_id, again.outcome, again.sent) == (sealed.snapshot_id, "reused", 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 
 from vmsnix_ops.aws.ebs_direct import writing
-from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.records.tables import Tables
 
 
@@ -21,8 +21,8 @@ def main() -> None:
     image, digest, journal, history, region = sys.argv[1:]
     session, tables = boto3.Session(region_name=region), Tables(history)
     job = wanted(image, digest, journal, region)
-    pushing = Pushing(processes=2, connections=8)
-    made = writing.upload(session, job, tables=tables, pushing=pushing)
+    config = TransferConfig(processes=2, connections=8)
+    made = writing.upload(session, job, tables=tables, config=config)
     print(writing.finish(session, job, made, tables=tables).snapshot_id)
 
 

@@ -1,8 +1,8 @@
 """Runs worker processes over the blocks of a snapshot, both ways.
 
-The caller gives an iterable of work and is told what is done; this module keeps every worker busy, hands on
-refreshed credentials, and turns a worker's last word into an error. It holds no block itself: memory does not
-grow with the image.
+The caller passes the blocks and a function that is called with those that are done. This module keeps every
+worker busy, passes refreshed credentials on, and raises a worker's failure. It has no block itself: memory
+does not grow with the image.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ Item = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Pushing:
-    """How hard to push.
+class TransferConfig:
+    """Limits of a transfer.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ def run(
     path: Path | None = None,
     descriptor: int = -1,
     on_done: Callable[[Sequence[Any]], None],
-    pushing: Pushing = Pushing(),
+    config: TransferConfig = TransferConfig(),
 ) -> int:
     """Put, get or hash blocks and return how many answers were throttled.
 
@@ -128,15 +128,15 @@ def run(
     on_done
         Called in this thread with the indices of every batch that is done: what a journal may rely upon.
         After ``"digest"`` these are pairs of index and SHA-256 in hexadecimal. What it raises ends the run.
-    pushing
-        How hard to push.
+    config
+        Limits of the transfer.
 
     Raises
     ------
     BlockRefusedError
         A block was refused for good, or for longer than the budget. The others may have arrived.
     vmsnix_ops.errors.ImageChangedError
-        The image holds other bytes than the digest of a block names, or cannot be read any more.
+        The image contains other bytes than the digest of a block names, or cannot be read any more.
     vmsnix_ops.errors.CredentialsError
         The credentials expired and the session had no newer ones.
     vmsnix_ops.errors.AccessDeniedError
@@ -146,25 +146,25 @@ def run(
     """
     if not items:
         return 0
-    count = min(pushing.workers(), len(items))
+    count = min(config.workers(), len(items))
     place = f"/dev/fd/{descriptor}" if descriptor >= 0 else str(path.absolute()) if path else ""
     job = Job(
         verb,
         snapshot_id,
         place,
         descriptor >= 0,
-        max(pushing.connections // count, 1),
-        pushing.ceiling / count,
-        pushing.budget_seconds,
+        max(config.connections // count, 1),
+        config.ceiling / count,
+        config.budget_seconds,
     )
-    deadline = time.monotonic() + pushing.total_seconds
-    with _Crew(job, session, count, descriptor) as crew:
+    deadline = time.monotonic() + config.total_seconds
+    with _WorkerPool(job, session, count, descriptor) as pool:
         # They start meanwhile: a client of botocore takes as long to make as they take.
-        crew.open(wire.target(session, region, read_seconds=pushing.read_seconds))
-        return crew.carry_out(items, on_done, deadline=deadline)
+        pool.open(wire.target(session, region, read_seconds=config.read_seconds))
+        return pool.carry_out(items, on_done, deadline=deadline)
 
 
-class _Crew:
+class _WorkerPool:
     """The worker processes of one run. Leaving the block ends them, whatever they are doing."""
 
     def __init__(self, job: Job, session: boto3.Session, count: int, descriptor: int) -> None:
@@ -175,7 +175,7 @@ class _Crew:
         self.workers = [self._start(number) for number in range(count)]
         self.throttled = [0] * count
 
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> _WorkerPool:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -191,9 +191,9 @@ class _Crew:
                     _close(stream)
 
     def open(self, where: wire.Target) -> None:
-        """Tell every worker its job."""
+        """Send every worker its job."""
         for number in range(len(self.workers)):
-            self._tell(
+            self._send(
                 number,
                 {
                     "job": asdict(self.job),
@@ -224,10 +224,10 @@ class _Crew:
                 on_done(message["done"])
                 self.throttled[number] = message["throttled"]
                 waiting[number] -= 1
-                self._hand_on_keys()
+                self._pass_keys()
                 waiting[number] += self._supply(number, left)
             elif "keys" in message:
-                self._hand_on_keys(number)
+                self._pass_keys(number)
             else:
                 raise _failure(message["failed"], self.job)
         return sum(self.throttled)
@@ -237,20 +237,20 @@ class _Crew:
         batch = next(left, None)
         if batch is None:
             return 0
-        self._tell(number, {"blocks": batch})
+        self._send(number, {"blocks": batch})
         return 1
 
-    def _hand_on_keys(self, asking: int | None = None) -> None:
+    def _pass_keys(self, asking: int | None = None) -> None:
         """Give the workers the session's credentials when they changed; botocore refreshes them in time."""
         fresh = wire.keys(self.session)
         if fresh != self.keys:
             self.keys = fresh
             for number in range(len(self.workers)):
-                self._tell(number, {"keys": asdict(fresh)})
+                self._send(number, {"keys": asdict(fresh)})
         elif asking is not None:
-            self._tell(asking, {"keys": asdict(fresh)})
+            self._send(asking, {"keys": asdict(fresh)})
 
-    def _tell(self, number: int, message: dict[str, Any]) -> None:
+    def _send(self, number: int, message: dict[str, Any]) -> None:
         stream = self._input(number)
         try:
             stream.write(json.dumps(message) + "\n")

@@ -1,6 +1,6 @@
 """What an upload (or a download) has already done, in a file that survives the process.
 
-The first line says which snapshot it belongs to; every further line is the index of a block. Lines are
+The first line is the snapshot that it belongs to; every further line is the index of a block. Lines are
 appended when AWS has acknowledged the blocks, so a killed run loses at most what was under way, and sending
 that again is harmless. A torn last line, which a power cut can leave, is ignored. A disk that takes no more
 lines stops no work: without its journal a killed run sends everything again.
@@ -261,7 +261,7 @@ def locked(
 ) -> Iterator[None]:
     """Lock a file for the length of the block. The operating system releases it when the process ends.
 
-    The file says who has it. What a killed process left in it does not count: the lock does.
+    The file names the process. What a killed process left in it does not count: the lock does.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def locked(
         Called when another process has the lock, with a sentence that says which; returns whether to wait, or
         raises.
     step
-        Told when the file system has no locks; the block runs all the same.
+        Shows a message when the file system has no locks; the block runs all the same.
     remove
         Whether to delete the lock file at the end.
     """
@@ -317,7 +317,7 @@ def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
 
 
 def _holder(file: int) -> str:
-    """Return a sentence that says who has a lock."""
+    """Return a sentence that names the process that has a lock."""
     deadline = time.monotonic() + HOLDER_SECONDS
     while True:
         try:

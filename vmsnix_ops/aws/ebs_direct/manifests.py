@@ -44,7 +44,7 @@ class Parent:
     snapshot_id
         Such as ``snap-0123456789abcdef0``; empty when there is none to start from.
     blocks
-        Every block that it holds.
+        Every block that it contains.
     why
         Why there is none, for the operator.
     """
@@ -56,7 +56,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The blocks that AWS says a snapshot holds.
+    """The blocks that AWS lists of a snapshot.
 
     Attributes
     ----------
@@ -116,8 +116,8 @@ def choose_parent(
 ) -> Parent:
     """Return the snapshot of the same image to start from, or why a full upload is needed.
 
-    A parent must be completed, ours, in this region, no larger than the new one, and hold exactly the blocks
-    that its manifest names: a manifest that is wrong by one block would make a wrong image. It must be
+    A parent must be completed, ours, in this region, no larger than the new one, and contain exactly the
+    blocks of its manifest: a manifest that is wrong by one block would make a wrong image. It must be
     encrypted as the new snapshot is to be: a child gets its parent's key, and StartSnapshot takes no other.
 
     Parameters
@@ -161,7 +161,7 @@ def default_key(ec2: EC2Client) -> str:
 
 
 def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
-    """Return the blocks that AWS says the snapshot holds.
+    """Return the blocks that AWS lists of a snapshot.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
 
 @needs("ebs:ListSnapshotBlocks")
 def indices(ebs: EBSClient, snapshot_id: str) -> array[int]:
-    """Return the indices of the blocks that AWS says the snapshot contains, ascending."""
+    """Return the indices of the blocks that AWS lists of a snapshot, ascending."""
     return array("I", (block["BlockIndex"] for page in pages(ebs, snapshot_id) for block in page["Blocks"]))
 
 
@@ -210,7 +210,7 @@ def _usable(
             if key
             else "is encrypted, but new ones are not",
         )
-    # EC2 does not show which key an alias is; a snapshot that was begun with this alias says so in a tag.
+    # EC2 does not show which key an alias is; a snapshot that was started with this alias has it in a tag.
     if key and "alias/" in key and tagging.to_dict(snapshot.get("Tags")).get(tagging.KEY) != key:
         return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may differ from {key}"
     if key and "alias/" not in key and _key_id(snapshot.get("KmsKeyId") or "") != _key_id(key):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import engine, manifests
-from vmsnix_ops.aws.ebs_direct.engine import Pushing
+from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, locked
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.iam.permissions import needs
@@ -77,7 +77,7 @@ class Downloaded:
     snapshot_id
         The snapshot.
     path
-        The raw disk; what the snapshot does not hold is a hole.
+        The raw disk; what the snapshot does not contain is a hole.
     bytes
         Size of the disk.
     fetched
@@ -99,12 +99,12 @@ def verify(
     blocks: Digests,
     how: Verify,
     step: Step | None = None,
-    pushing: Pushing | None = None,
+    config: TransferConfig | None = None,
 ) -> Verified:
     """Read a completed snapshot back and compare it with the image that was identified.
 
-    The image file is not read: it may hold other bytes by now. Blocks that the snapshot does not have must be
-    zero in the image; all of them are checked whatever the sample.
+    The image file is not read: it may contain other bytes by now. Blocks that the snapshot does not have must
+    be zero in the image; all of them are checked whatever the sample.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def verify(
     Raises
     ------
     vmsnix_ops.errors.SnapshotFailedError
-        It holds other bytes.
+        It contains other bytes.
     """
     if how == "none":
         return Verified(snapshot_id, 0, 0)
@@ -148,7 +148,7 @@ def verify(
         region=region,
         snapshot_id=snapshot_id,
         on_done=compare,
-        pushing=pushing or Pushing(),
+        config=config or TransferConfig(),
     )
     return Verified(snapshot_id, len(chosen), len(tokens))
 
@@ -162,7 +162,7 @@ def digests(
     only: Container[int] | None = None,
     journal: DigestJournal | None = None,
     step: Step | None = None,
-    pushing: Pushing | None = None,
+    config: TransferConfig | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Yield index and SHA-256 of the blocks of a completed snapshot, ascending.
 
@@ -207,7 +207,7 @@ def digests(
                 region=region,
                 snapshot_id=snapshot_id,
                 on_done=collect,
-                pushing=pushing or Pushing(),
+                config=config or TransferConfig(),
             )
             for index in sorted(found):
                 yield index, bytes.fromhex(found[index])
@@ -239,11 +239,11 @@ def download(
     snapshot_id: str,
     path: Path,
     step: Step | None = None,
-    pushing: Pushing | None = None,
+    config: TransferConfig | None = None,
 ) -> Downloaded:
     """Write a snapshot into a sparse raw file.
 
-    Safe to run twice: what was fetched is recorded beside the file, and a download that died goes on from
+    Safe to run twice: what was fetched is recorded beside the file, and a download that died continues from
     there. The file gets its name when it is complete. Of two downloads to one file at the same time the
     second is refused: both would write into the same unfinished file.
 
@@ -284,7 +284,7 @@ def download(
         remove=True,
     ):
         _check_free(path)  # the download that had the lock a moment ago may have made it
-        return _fetch(session, region, snapshot_id, found, path, step, pushing or Pushing())
+        return _fetch(session, region, snapshot_id, found, path, step, config or TransferConfig())
 
 
 def _fetch(
@@ -294,7 +294,7 @@ def _fetch(
     found: Listed,
     path: Path,
     step: Step | None,
-    pushing: Pushing,
+    config: TransferConfig,
 ) -> Downloaded:
     """Fetch what is not there yet, and give the file its name."""
     part = path.with_name(f"{path.name}.part")
@@ -324,7 +324,7 @@ def _fetch(
             snapshot_id=snapshot_id,
             path=part,
             on_done=acknowledge,
-            pushing=pushing,
+            config=config,
         )
     finally:
         journal.close()

@@ -86,7 +86,7 @@ class Job:
 Inbox = queue.SimpleQueue["list[list[Any]] | Exception | None"]
 
 
-class Pace:
+class RateLimiter:
     """A rate that falls by half with every throttled answer and climbs back, never above its ceiling.
 
     Parameters
@@ -119,7 +119,7 @@ class Pace:
                 self.rate, self._cut = max(self.rate / 2, 1.0), now
 
 
-class Gate:
+class RampUp:
     """How many threads move blocks at once: few, and twice as many when they leave the processor idle.
 
     On a fast line a few threads keep a core busy, and more of them push each other's blocks out of its cache.
@@ -147,7 +147,7 @@ class Gate:
         """After how long to look again; ``None`` when everybody is in."""
         return LOOK_SECONDS if self.open < self.most else None
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Let more in when this process used less than half a core since the last look."""
         now, used = time.monotonic(), time.process_time()
         if self.open == self.most or now - self._at < LOOK_SECONDS:
@@ -179,7 +179,7 @@ class Worker:
     def __init__(self, job: Job, target: Target, keys: Keys) -> None:
         self.job = job
         self.wire = BlockWire(target, keys)
-        self.pace = Pace(job.rate)
+        self.limiter = RateLimiter(job.rate)
         self.started = time.monotonic()
         self.throttled = 0
         self.fresh_keys = threading.Event()
@@ -197,7 +197,7 @@ class Worker:
                 os._exit(1)
 
     def put(self, image: DiskImage, index: int, digest: str) -> int:
-        """Send a block, if the buffer that is sent holds the bytes that the digest names."""
+        """Send a block, if the buffer that is sent has this digest."""
         block, raw = self._buffer(), bytes.fromhex(digest)
         try:
             image.read_into(index * BLOCK_BYTES, block)
@@ -245,7 +245,7 @@ class Worker:
         """Send until it is done; wait out what passes, within the budget."""
         deadline, pause, patience = time.monotonic() + self.job.budget, 0.1, 1
         while True:
-            self.pace.wait()
+            self.limiter.wait()
             used = self.wire.keys
             try:
                 answer = send(patience)
@@ -265,7 +265,7 @@ class Worker:
         """Whether another try may go through."""
         if answer.code in THROTTLED or answer.status == 429:
             self.throttled += 1
-            self.pace.slower()
+            self.limiter.slower()
             return True
         if answer.code == NOT_YET:
             return time.monotonic() - self.started < NOT_YET_SECONDS
@@ -324,7 +324,7 @@ def main() -> int:
             }
         )
         return 1
-    except Exception as error:  # noqa: BLE001 (whatever it is, the parent must hear of it)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the parent must report it)
         # An image that was sound when it was identified, and cannot be opened now, has changed.
         worker.say(
             {
@@ -343,25 +343,25 @@ def main() -> int:
 
 def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], int | tuple[int, str]]) -> None:
     """Carry out batches as they come; the first failure ends it, also while it waits for more."""
-    gate = Gate(worker.job.threads)
+    ramp_up = RampUp(worker.job.threads)
 
     def carry_out(batch: list[list[Any]]) -> None:
         try:
-            with gate:
+            with ramp_up:
                 done = [work(index, extra) for index, extra in batch]
             worker.say({"done": done, "throttled": worker.throttled})
-        except Exception as error:  # noqa: BLE001 (handed to the main thread, which tells the parent)
+        except Exception as error:  # noqa: BLE001 (handed to the main thread, which reports it to the parent)
             batches.put(error)
 
     pool = ThreadPoolExecutor(worker.job.threads)
     try:
         while True:
             try:
-                batch = batches.get(timeout=gate.seconds)
+                batch = batches.get(timeout=ramp_up.seconds)
             except queue.Empty:
-                gate.look()
+                ramp_up.update()
                 continue
-            gate.look()
+            ramp_up.update()
             if batch is None:
                 break
             if isinstance(batch, Exception):

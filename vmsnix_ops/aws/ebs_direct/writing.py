@@ -20,7 +20,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import error_codes, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import engine, manifests
-from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, Pushing
+from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, alone
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
@@ -89,7 +89,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class DirectSnapshot:
-    """A snapshot that holds all its blocks, and what that took.
+    """A snapshot that contains all its blocks, and what its upload did.
 
     Attributes
     ----------
@@ -101,12 +101,12 @@ class DirectSnapshot:
         The snapshot that it started from; empty for a full upload.
     why_full
         Why the upload was a full one; empty when it was incremental.
-    looked_at
-        Blocks that the image stores or the parent holds.
+    compared
+        Blocks that the image or the parent contains.
     sent
         Blocks that were sent in this run.
     throttled
-        Answers that asked to slow down.
+        Throttled answers.
     blocks
         Every block that it contains; empty when unknown.
     disk_bytes
@@ -118,7 +118,7 @@ class DirectSnapshot:
     outcome: StepOutcome
     parent_id: str = ""
     why_full: str = ""
-    looked_at: int = 0
+    compared: int = 0
     sent: int = 0
     throttled: int = 0
     blocks: Digests = field(default_factory=Digests, repr=False)
@@ -135,7 +135,7 @@ class DirectSnapshot:
 
 GIB = 2**30
 TIMEOUT_MINUTES = 60
-SEALED_SECONDS = 20.0  # in which a snapshot that somebody completed shows it
+COMPLETION_SECONDS = 20.0  # in which a snapshot that somebody completed shows it
 MOST_TOKENS = 50  # that are tried: each names an attempt that ended
 GONE = ("ResourceNotFoundException", "ConflictException", "ValidationException")
 IMPORT_POLICY = "vmsnix iam-policy publisher"
@@ -156,7 +156,7 @@ class Task:
         Its digests. The blocks that are sent are compared with them.
     descriptor
         An open file that is the disk, byte for byte, where its format had to be converted; else -1.
-    session, ec2, ebs, tables, step, pushing
+    session, ec2, ebs, tables, step, config
         What it works with.
     """
 
@@ -168,15 +168,15 @@ class Task:
     ebs: EBSClient
     tables: Tables
     step: Step | None
-    pushing: Pushing
+    config: TransferConfig
 
-    def tell(self, text: str) -> None:
-        """Say something to whoever watches."""
+    def report(self, text: str) -> None:
+        """Show a message in the step."""
         if self.step is not None:
             self.step.message(text)
 
 
-def held_blocks(blocks: Digests, parent: Digests) -> Digests:
+def snapshot_blocks(blocks: Digests, parent: Digests) -> Digests:
     """Return what a snapshot will hold; a block of its parent that became zero is one of zeros.
 
     Parameters
@@ -184,7 +184,7 @@ def held_blocks(blocks: Digests, parent: Digests) -> Digests:
     blocks
         Of the image, without blocks of zeros.
     parent
-        Every block that the parent holds.
+        Every block that the parent contains.
     """
     if not parent:
         return blocks
@@ -231,15 +231,15 @@ class PendingUpload:
         self.journal = BlockJournal(task.wanted.journal)
 
     def carry_out(self) -> DirectSnapshot:
-        """Begin or go on, send what is not there, and seal it."""
+        """Start or continue the snapshot, send the missing blocks, and complete it."""
         size_gib = -(-self.task.seen.disk_bytes // GIB)
         parent, done = self._begin(size_gib)
         known = parent.blocks
-        held = held_blocks(self.task.seen.blocks, known)
+        held = snapshot_blocks(self.task.seen.blocks, known)
         changed = Digests((index, digest) for index, digest in held.pairs() if known.get(index) != digest)
         left = Digests((index, digest) for index, digest in changed.pairs() if index not in done)
         throttled = self._send(left)
-        self._seal(changed)
+        self._complete(changed)
         return DirectSnapshot(
             self.snapshot_id,
             size_gib,
@@ -254,25 +254,25 @@ class PendingUpload:
         )
 
     def expired(self, error: errors.AwsError) -> bool:
-        """Whether AWS refuses because this pending snapshot is no more."""
+        """Whether AWS refuses because this pending snapshot no longer exists."""
         if error.code not in GONE or not self.snapshot_id:
             return False
         return self._state(self.snapshot_id) in ("", "error")
 
-    def sealed(self, error: errors.AwsError) -> bool:
+    def completed_elsewhere(self, error: errors.AwsError) -> bool:
         """Whether AWS refuses because somebody else has completed this very snapshot."""
         if error.code not in GONE or not self.snapshot_id:
             return False
         return self._state(self.snapshot_id) in ("pending", "completed") and self._completes_by_itself()
 
     def abandon(self) -> None:
-        """Leave nothing behind: neither the pending snapshot nor the journal. A completed one is kept."""
+        """Delete the pending snapshot and the journal. A completed snapshot is kept."""
         if self.snapshot_id and self._state(self.snapshot_id) != "completed":
             imports.delete_snapshot(self.task.ec2, self.snapshot_id)
         self.journal.remove()
 
     def _begin(self, size_gib: int) -> tuple[manifests.Parent, set[int]]:
-        """Go on with the journal's snapshot while it is pending, or start one."""
+        """Continue the journal's snapshot while it is pending, or start one."""
         continued = self._continue()
         if continued is not None:
             return continued
@@ -306,7 +306,7 @@ class PendingUpload:
                     "only inside a creating action (ec2:CreateAction). If AWS does not set that key here, "
                     f"use --via import with the policy of {IMPORT_POLICY}."
                 ) from error
-        self.task.tell(
+        self.task.report(
             f"uploading only what differs from {parent.snapshot_id}"
             if parent.snapshot_id
             else f"uploading all blocks: {parent.why}"
@@ -315,7 +315,7 @@ class PendingUpload:
         return parent, set()
 
     def _continue(self) -> tuple[manifests.Parent, set[int]] | None:
-        """Return the parent and the blocks of the upload that the journal knows, while it can go on."""
+        """Return the parent and the blocks of the upload in the journal, while it can be continued."""
         known = self.journal.read()
         if known is None:
             return None
@@ -326,21 +326,21 @@ class PendingUpload:
         self.snapshot_id, self.attempt = beginning.snapshot_id, beginning.attempt
         state = self._state(self.snapshot_id)
         self._stop_when_completed(state)
-        # Without the parent's manifest nobody knows which blocks have become zero.
+        # Only the parent's manifest shows which blocks have become zero.
         if state == "pending" and (parent.blocks or not beginning.parent_id):
             self.journal.resume()
-            self.task.tell(f"continuing {self.snapshot_id}, which has {counted(len(done), 'block')}")
+            self.task.report(f"continuing {self.snapshot_id}, which has {counted(len(done), 'block')}")
             return parent, done
         if state in ("pending", "error"):
             imports.delete_snapshot(self.task.ec2, self.snapshot_id)
-            self.task.tell(f"{self.snapshot_id} cannot be continued: it expired")
+            self.task.report(f"{self.snapshot_id} cannot be continued: it expired")
         self.snapshot_id, self.attempt = "", beginning.attempt + 1
         return None
 
     def _start(self, size_gib: int, parent: manifests.Parent) -> None:
         """Start a snapshot; the attempt becomes the one that its token carries."""
         self._remove_expired()
-        # The run's tag is added when the snapshot is complete: a token goes with the same parameters only.
+        # The run's tag is added when the snapshot is complete: a token needs the same parameters.
         tags = {key: value for key, value in self.task.wanted.tags.items() if key != tagging.RUN}
         key = self.task.wanted.kms_key
         if not key and self.task.wanted.incremental:
@@ -386,7 +386,7 @@ class PendingUpload:
         )
 
     def _default_key(self) -> dict[str, str]:
-        """Return the tag by which a later upload knows the key of a snapshot that an alias encrypts."""
+        """Return the tag by which a later upload finds the key of a snapshot that an alias encrypts."""
         try:
             with calling("read how snapshots are encrypted by default"):
                 default = manifests.default_key(self.task.ec2)
@@ -395,7 +395,7 @@ class PendingUpload:
         return {tagging.KEY: default} if "alias/" in default else {}
 
     def _stop_when_completed(self, state: str) -> None:
-        """Begin no second snapshot when the one of this token or journal holds the bytes already."""
+        """Start no second snapshot when the one of this token or journal already contains the disk."""
         found = (
             imports.find_snapshot(self.task.ec2, self.task.wanted.digest, kms_key=self.task.wanted.kms_key)
             if state == "completed"
@@ -408,7 +408,7 @@ class PendingUpload:
         """Remove snapshots of these bytes that failed: a killed run left them, and nothing uses them.
 
         A run that dies between StartSnapshot and the first line of its journal leaves a pending snapshot that
-        nobody knows; within `TIMEOUT_MINUTES` the token finds it again, after that it is in error.
+        no journal lists; within `TIMEOUT_MINUTES` the token finds it again, after that it is in error.
         """
         filters: list[FilterTypeDef] = [
             {"Name": f"tag:{tagging.DIGEST}", "Values": [self.task.wanted.digest]},
@@ -442,15 +442,15 @@ class PendingUpload:
                 path=self.task.wanted.path,
                 descriptor=self.task.descriptor,
                 on_done=acknowledge,
-                pushing=self.task.pushing,
+                config=self.task.config,
             )
         except BlockRefusedError:
-            self._check_file()  # which says more than AWS's refusal
+            self._check_file()  # its error is clearer than AWS's
             raise
         finally:
             self.journal.close()
             if self.journal.problem:
-                self.task.tell(self.journal.problem)
+                self.task.report(self.journal.problem)
         # Every block was compared when it was sent. This finds a change elsewhere, which somebody made by
         # mistake and wants to hear of.
         self._check_file()
@@ -471,7 +471,7 @@ class PendingUpload:
                 raise
         return answer["Snapshots"][0]["State"]
 
-    def _seal(self, sent: Digests) -> None:
+    def _complete(self, sent: Digests) -> None:
         """Complete the snapshot, with count and checksum of what was sent."""
         with calling(f"complete the snapshot {self.snapshot_id}"):
             try:
@@ -502,7 +502,7 @@ class PendingUpload:
             return PollResult(ended.get(state, "waiting"), None)
 
         try:
-            seen = poll(read, what=f"the snapshot {self.snapshot_id}", deadline=SEALED_SECONDS)
+            seen = poll(read, what=f"the snapshot {self.snapshot_id}", deadline=COMPLETION_SECONDS)
         except errors.DeadlineError:
             return False
         return seen.outcome == "done"
@@ -519,7 +519,7 @@ _MAY_PASS_LATER = THROTTLED | error_codes.SERVER_FAULTS | {"ConnectionFailed", "
 
 @needs("ec2:DescribeSnapshots")
 def find(session: boto3.Session, region: str, digest: str, *, kms_key: str = "") -> str:
-    """Return the id of the completed snapshot that holds an image; empty when there is none."""
+    """Return the id of the completed snapshot that contains an image; empty when there is none."""
     found = imports.find_snapshot(client(session, "ec2", region), digest, kms_key=kms_key)
     return found[0] if found else ""
 
@@ -538,28 +538,28 @@ def upload(
     *,
     tables: Tables,
     step: Step | None = None,
-    pushing: Pushing | None = None,
+    config: TransferConfig | None = None,
 ) -> DirectSnapshot:
-    """Send an image's blocks and seal the snapshot, or find the one that holds it. `finish` waits for it.
+    """Send an image's blocks and complete the snapshot, or find the one that exists. `finish` waits for it.
 
     Safe to run twice: a completed snapshot that carries the digest is used; a pending one that this machine's
-    journal knows is continued; StartSnapshot's ClientToken derives from digest and attempt, so a machine
+    journal lists is continued; StartSnapshot's ClientToken derives from digest and attempt, so a machine
     without the journal gets the same pending snapshot and sends its blocks again, which changes nothing.
 
     Raises
     ------
     vmsnix_ops.aws.ebs_direct.engine.BlockRefusedError
-        A block was refused for good. The pending snapshot is removed unless another run may go on with it.
+        A block was refused for good. The pending snapshot is deleted unless another run may continue it.
     vmsnix_ops.errors.CredentialsError, vmsnix_ops.errors.DeadlineError
-        Another run goes on from the blocks that arrived.
+        Another run continues from the blocks that arrived.
     vmsnix_ops.errors.ImageChangedError
-        The file holds other bytes than those that were identified. The pending snapshot is removed.
+        The file contains other bytes than those that were identified. The pending snapshot is deleted.
     vmsnix_ops.errors.ImageError
-        The image is damaged, or cannot be read. The pending snapshot is removed.
+        The image is damaged, or cannot be read. The pending snapshot is deleted.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
     with alone(wanted.journal, step), _identified(wanted, step) as (seen, descriptor):
-        task = Task(wanted, seen, descriptor, session, ec2, ebs, tables, step, pushing or Pushing())
+        task = Task(wanted, seen, descriptor, session, ec2, ebs, tables, step, config or TransferConfig())
         return _upload(task)
 
 
@@ -579,7 +579,7 @@ def _upload(task: Task) -> DirectSnapshot:
             running.abandon()
             raise
         except errors.AwsError as error:
-            if running.sealed(error):  # by another machine that publishes the same image
+            if running.completed_elsewhere(error):  # by another machine that publishes the same image
                 found = imports.find_snapshot(task.ec2, task.wanted.digest, kms_key=task.wanted.kms_key)
                 if found:
                     return _reused(found, task)
@@ -589,7 +589,7 @@ def _upload(task: Task) -> DirectSnapshot:
             running.abandon()
             if not expired or number == MOST_SNAPSHOTS:
                 raise
-            task.tell(f"{running.snapshot_id} no longer exists ({error.why}); starting a new snapshot")
+            task.report(f"{running.snapshot_id} no longer exists ({error.why}); starting a new snapshot")
             attempt = running.attempt + 1
     raise RuntimeError("unreachable: the last attempt returns or raises")  # pragma: no cover
 
@@ -603,14 +603,14 @@ def finish(
     tables: Tables,
     step: Step | None = None,
 ) -> DirectSnapshot:
-    """Wait until a sealed snapshot is completed, tag it with the run, and keep its manifest.
+    """Wait until a snapshot is completed, tag it with the run, and keep its manifest.
 
     Safe to run twice: the tags stay the same, and so does the manifest.
 
     Raises
     ------
     vmsnix_ops.errors.SnapshotFailedError
-        The snapshot ended in an error, and was removed.
+        The snapshot ended in an error, and was deleted.
     """
     ec2 = client(session, "ec2", wanted.region)
     try:
@@ -661,7 +661,7 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
         return DirectSnapshot(snapshot_id, size, "reused")
     parent_id = known[0].parent_id
     parent = manifests.load(task.tables, parent_id) if parent_id else Digests()
-    held = held_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
+    held = snapshot_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
     return DirectSnapshot(
         snapshot_id, size, "reused", parent_id, blocks=held, disk_bytes=task.seen.disk_bytes
     )
