@@ -185,8 +185,6 @@ class ImageFormatError(ImageError):
 
     Parameters
     ----------
-    what, why, fix
-        As for `VmsnixError`.
     offset
         Byte offset of the wrong field in the file, if there is one.
     field
@@ -205,8 +203,6 @@ class ImageChangedError(ImageError):
 
     Parameters
     ----------
-    what, why, fix
-        As for `VmsnixError`.
     offset
         Byte offset of the first range that differs, in the file or (with EBS direct) on the disk, if known.
     """
@@ -221,8 +217,6 @@ class BootFailedError(ImageError):
 
     Parameters
     ----------
-    what, why, fix
-        As for `VmsnixError`.
     console
         The last lines of the serial console; the error's text ends with them.
     """
@@ -257,8 +251,6 @@ class BuildFailedError(NixError):
 
     Parameters
     ----------
-    what, why, fix
-        As for `VmsnixError`.
     derivation
         Store path of the failed derivation, if Nix reported one.
     log
@@ -277,8 +269,6 @@ class AwsError(VmsnixError):
 
     Parameters
     ----------
-    what, why, fix
-        As for `VmsnixError`.
     code
         AWS's error code, such as ``InvalidAMIName.Duplicate``.
     operation
@@ -372,8 +362,6 @@ class OverwrittenValueError(ChannelError):
 
     Parameters
     ----------
-    what, why, fix
-        As for `VmsnixError`.
     overwritten
         The replaced value as data: ``name``, ``region``, ``version``, ``value``, ``writer``, ``written`` (the
         version that replaced it) and the ``command`` that restores it.
@@ -463,8 +451,6 @@ class UnrecordedActError(PartialError):
 
     Parameters
     ----------
-    what, why, fix
-        As for `VmsnixError`.
     announced
         The earlier announced actions on this resource, which were done.
     """

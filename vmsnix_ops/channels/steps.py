@@ -371,12 +371,12 @@ class Deprecate(Step):
 
 
 class Protect(Step):
-    """Turns deregistration protection on."""
+    """Turns deregistration protection on. Protection that was turned off and ends within a day is off."""
 
     name = "protect"
 
     def check(self, context: RegionContext) -> StepState:
-        """Read the protection; one that was turned off and ends within a day does not count."""
+        """Read the protection."""
         return StepState(_is_protected(context), "deregistration protection on")
 
     def apply(self, context: RegionContext) -> None:

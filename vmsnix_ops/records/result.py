@@ -251,30 +251,6 @@ def _as_documented(key: str, value: Any) -> Any:
     return value
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """Return the values of ``result.json`` in the folder of a run; an empty mapping without the file.
-
-    Raises
-    ------
-    RecordsError
-        The file cannot be read or is not a JSON object.
-    """
-    path = folder / FILE_NAME
-    try:
-        result = json.loads(files.read(path))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordsError(
-            f"Cannot read the result of a run from {path}.", why=f"{error}.", fix="Run the runbook again."
-        ) from error
-    if not isinstance(result, dict):
-        raise RecordsError(
-            f"The result of a run in {path} is not a JSON object.", why="", fix="Run the runbook again."
-        )
-    return result
-
-
 def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
     valid = value is None or (isinstance(value, kind) and not isinstance(value, bool))
     if key in {"report", "notebook", "log", "result", "cwd"} and isinstance(value, Path):
