@@ -458,13 +458,13 @@ def _existing_resource_keys(context: Context, resource_id: str, region: str = ""
             "ec2:encrypted": [str(found.encrypted).lower()],
             "ec2:volumeid": [resource_id],
             "ec2:volumesize": [str(found.size_gib)],
-            "ec2:volumetype": [found.kind],
+            "ec2:volumetype": [found.volume_type],
         }
     elif kind == "instance":
         keys |= {
             "ec2:availabilityzone": [found.zone],
             "ec2:instanceid": [resource_id],
-            "ec2:instancetype": [found.kind],
+            "ec2:instancetype": [found.instance_type],
             "ec2:rootdevicetype": ["ebs"],
             "ec2:tenancy": ["default"],
         }
@@ -633,7 +633,7 @@ def _kms_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     action = "kms:Decrypt"
     if context.operation == "PutParameter":
         known = existing.get(parameter_name(params["Name"]))
-        kind = params.get("Type") or (known.newest.kind if known is not None else "")
+        kind = params.get("Type") or (known.newest.parameter_type if known is not None else "")
         action = "kms:GenerateDataKey" if params.get("Tier") == "Advanced" else "kms:Encrypt"
         if kind == "SecureString":
             with suppress(AwsError):  # the operation itself refuses an unknown key

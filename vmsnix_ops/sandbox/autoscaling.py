@@ -382,7 +382,7 @@ def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, 
 def _instance_view(context: Context, instance: Instance, group: AutoScalingGroup) -> dict[str, Any]:
     return {
         "InstanceId": instance.instance_id,
-        "InstanceType": instance.kind,
+        "InstanceType": instance.instance_type,
         "AvailabilityZone": instance.zone,
         "LifecycleState": LIFECYCLE[instance.state(context.clock)],
         "HealthStatus": "Healthy",

@@ -64,7 +64,7 @@ class Exchange:
     region: str = ""
     principal: str = ""
     params: dict[str, Any] = field(default_factory=dict)
-    started_operation: bool = False
+    operation_started: bool = False
     ran: bool = False  # the operation completed
     rules: list[Fault] = field(default_factory=list)  # fault rules that apply
 
@@ -158,7 +158,7 @@ class Dispatcher:
         if self.state.clock.skew:  # clients correct their clocks by this header
             now = self.state.clock.now() + self.state.clock.skew
             response.headers["Date"] = format_datetime(now, usegmt=True)
-        if exchange.started_operation and not exchange.operation.startswith(READ_ONLY):
+        if exchange.operation_started and not exchange.operation.startswith(READ_ONLY):
             self.state.mark_changed()
         self._log(exchange, outcome, 0 if dropped else response.status)
         return response
@@ -203,7 +203,7 @@ class Dispatcher:
             raise AwsError(
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
             )
-        exchange.started_operation = True
+        exchange.operation_started = True
         if not exchange.operation.startswith(READ_ONLY):
             self.state.keep_for_stale_reads(service.name)
         with self.state.lock if operation.locks else nullcontext():

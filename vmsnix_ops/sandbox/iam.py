@@ -106,28 +106,34 @@ def _delete_conflict(what: str) -> AwsError:
     return AwsError("DeleteConflict", what, status=409)
 
 
+def _find_entity(context: Context, table: str, name: str, missing: str) -> Any:
+    """Return a role, user or policy of a table, or raise ``NoSuchEntity``."""
+    entities = context.table(table, region="")
+    if name not in entities:
+        raise _no_such_entity(missing)
+    return entities[name]
+
+
 def _find_role(context: Context, name: str) -> Role:
-    """Return a role by name, or raise ``NoSuchEntity``."""
-    roles: dict[str, Role] = context.table("roles", region="")
-    if name not in roles:
-        raise _no_such_entity(f"The role with name {name} cannot be found.")
-    return roles[name]
+    role: Role = _find_entity(context, "roles", name, f"The role with name {name} cannot be found.")
+    return role
 
 
 def _find_user(context: Context, name: str) -> User:
-    """Return a user by name, or raise ``NoSuchEntity``."""
-    users: dict[str, User] = context.table("users", region="")
-    if name not in users:
-        raise _no_such_entity(f"The user with name {name} cannot be found.")
-    return users[name]
+    user: User = _find_entity(context, "users", name, f"The user with name {name} cannot be found.")
+    return user
 
 
 def _find_policy(context: Context, arn: str) -> Policy:
-    """Return a managed policy of the account by ARN, or raise ``NoSuchEntity``."""
-    policies: dict[str, Policy] = context.table("policies", region="")
-    if arn not in policies:
-        raise _no_such_entity(f"Policy {arn} was not found.")
-    return policies[arn]
+    policy: Policy = _find_entity(context, "policies", arn, f"Policy {arn} was not found.")
+    return policy
+
+
+def _below_path(context: Context, table: str, params: Params) -> list[Any]:
+    """Return the entities of a table with the requested path prefix, sorted by name."""
+    prefix = params.get("PathPrefix", "/")
+    entities = sorted(context.table(table, region="").items())
+    return [entity for _, entity in entities if entity.path.startswith(prefix)]
 
 
 def _check_name(name: str, member: str, longest: int) -> None:
@@ -230,10 +236,7 @@ def get_user(context: Context, params: Params) -> dict[str, Any]:
 @operation("iam", "ListUsers", *PAGING, "PathPrefix")
 def list_users(context: Context, params: Params) -> dict[str, Any]:
     """List users by name."""
-    prefix = params.get("PathPrefix", "/")
-    users = [
-        user for _, user in sorted(context.table("users", region="").items()) if user.path.startswith(prefix)
-    ]
+    users = _below_path(context, "users", params)
     return _page([_user_view(user) for user in users], params, "Users")
 
 
@@ -401,10 +404,7 @@ def get_role(context: Context, params: Params) -> dict[str, Any]:
 @operation("iam", "ListRoles", *PAGING, "PathPrefix")
 def list_roles(context: Context, params: Params) -> dict[str, Any]:
     """List roles by name, without their tags."""
-    prefix = params.get("PathPrefix", "/")
-    roles = [
-        role for _, role in sorted(context.table("roles", region="").items()) if role.path.startswith(prefix)
-    ]
+    roles = _below_path(context, "roles", params)
     return _page([_role_view(role) for role in roles], params, "Roles")
 
 

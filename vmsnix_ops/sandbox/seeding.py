@@ -184,7 +184,7 @@ class _RegionSeeder:
             reservation_id=self.new_id("r"),
             owner=self.account,
             image_id=ami_id,
-            kind="t3.micro",
+            instance_type="t3.micro",
             zone=f"{self.region}a",
             launched=self.now - timedelta(days=2),
             architecture="x86_64",

@@ -30,7 +30,7 @@ class ParameterVersion:
 
     number: int
     value: str
-    kind: str  # String, StringList or SecureString
+    parameter_type: str  # String, StringList or SecureString
     data_type: str  # text or aws:ec2:image
     modified: datetime
     principal: str
@@ -160,7 +160,7 @@ def _parameter_view(
     """Return a parameter as GetParameter shows it."""
     shown = {
         "Name": parameter.name,
-        "Type": version.kind,
+        "Type": version.parameter_type,
         "Value": _shown_value(version, params),
         "Version": version.number,
         "LastModifiedDate": version.modified,
@@ -174,7 +174,7 @@ def _parameter_metadata(parameter: Parameter, version: ParameterVersion) -> dict
     """Return a parameter without its value, as DescribeParameters and GetParameterHistory show it."""
     shown: dict[str, Any] = {
         "Name": parameter.name,
-        "Type": version.kind,
+        "Type": version.parameter_type,
         "LastModifiedDate": version.modified,
         "LastModifiedUser": version.principal,
         "Version": version.number,
@@ -324,13 +324,13 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _new_version(context: Context, params: Params, existing: Parameter | None) -> ParameterVersion:
-    kind = params.get("Type") or (existing.newest.kind if existing is not None else None)
+    kind = params.get("Type") or (existing.newest.parameter_type if existing is not None else None)
     if kind is None:
         raise _validation_error("A parameter type is required when you create a parameter.")
     if params.get("KeyId") and kind != "SecureString":
         raise _validation_error(f"KeyId is not supported for the parameter type {kind}.")
     key = kms_key_arn(context, params.get("KeyId")) if kind == "SecureString" else ""
-    if existing is not None and kind != existing.newest.kind:
+    if existing is not None and kind != existing.newest.parameter_type:
         raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
     data_type = params.get("DataType") or (existing.newest.data_type if existing is not None else "text")
     if existing is not None and data_type != existing.newest.data_type:
@@ -350,7 +350,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
     return ParameterVersion(
         number=1 if existing is None else existing.newest.number + 1,
         value=params["Value"],
-        kind=kind,
+        parameter_type=kind,
         data_type=data_type,
         modified=context.clock.now(),
         principal=context.principal,
@@ -502,7 +502,7 @@ def _matches_filter(parameter: Parameter, condition: dict[str, Any]) -> bool:
     if key == "Path" and option in {"Recursive", "OneLevel", None}:
         return any(_is_below(parameter.name, value, recursive=option == "Recursive") for value in values)
     if key == "Type" and option in {None, "Equals"}:
-        return parameter.newest.kind in values
+        return parameter.newest.parameter_type in values
     if key == "DataType" and option in {None, "Equals"}:
         return parameter.newest.data_type in values
     if key.startswith("tag:") and option in {None, "Equals"}:

@@ -253,7 +253,7 @@ def find_image_id(context: Context, reference: str) -> str | None:
         return reference
     name, _, selector = reference.removeprefix(PARAMETER_PREFIX).partition(":")
     parameter = parameters(context).get(name)
-    if parameter is None or parameter.newest.kind == "SecureString":  # documented: not supported
+    if parameter is None or parameter.newest.parameter_type == "SecureString":  # documented: not supported
         return None
     for version in reversed(parameter.versions):
         if not selector or selector == str(version.number) or selector in version.labels:

@@ -304,13 +304,8 @@ def _raw_blocks(reader: ObjectReader, first: int) -> Iterator[tuple[int, bytes]]
 
 # Tasks
 
-VALIDATION_SECONDS, CONVERT_SECONDS, BASE_SECONDS, SECONDS_PER_GIB, DELETING_SECONDS = (
-    20.0,
-    40.0,
-    180.0,
-    30.0,
-    5.0,
-)
+VALIDATION_SECONDS, CONVERT_SECONDS, DELETING_SECONDS = 20.0, 40.0, 5.0
+BASE_SECONDS, SECONDS_PER_GIB = 180.0, 30.0
 LISTED_SECONDS = 7 * 24 * 3600.0
 """Finished tasks are listed for seven days (documented)."""
 

@@ -286,7 +286,7 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
     shown = {
         "InstanceId": instance.instance_id,
         "ImageId": instance.image_id,
-        "InstanceType": instance.kind,
+        "InstanceType": instance.instance_type,
         "State": _state_view(state),
         "LaunchTime": instance.launched,
         "AmiLaunchIndex": instance.launch_index,
@@ -397,7 +397,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             reservation_id=reservation,
             owner=context.account,
             image_id=image.image_id,
-            kind=kind.name,
+            instance_type=kind.name,
             zone=zone,
             launched=context.clock.now(),
             architecture=image.architecture,
@@ -440,7 +440,7 @@ def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
         )
         raise AwsError("InvalidParameterValue", text)
     alive = [i for i in context.table("instances").values() if i.terminating is None]
-    used = sum(find_instance_type(i.kind).processors for i in alive)
+    used = sum(find_instance_type(i.instance_type).processors for i in alive)
     room = (MAX_VCPUS - used) // kind.processors
     if room < least:
         raise AwsError(
@@ -541,7 +541,7 @@ def describe_instance_attribute(context: Context, params: Params) -> dict[str, A
     values: dict[str, tuple[str, object]] = {
         "disableApiTermination": ("DisableApiTermination", instance.protected),
         "instanceInitiatedShutdownBehavior": ("InstanceInitiatedShutdownBehavior", instance.shutdown),
-        "instanceType": ("InstanceType", instance.kind),
+        "instanceType": ("InstanceType", instance.instance_type),
         "rootDeviceName": ("RootDeviceName", instance.root_device),
         "userData": ("UserData", instance.user_data),
     }
@@ -638,7 +638,7 @@ def get_console_output(context: Context, params: Params) -> dict[str, Any]:
     """
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     clock, latest = context.clock, bool(params.get("Latest"))
-    if latest and not find_instance_type(instance.kind).nitro:
+    if latest and not find_instance_type(instance.instance_type).nitro:
         text = "This instance type does not support retrieving the latest console logs."
         raise AwsError("UnsupportedOperation", text)
     answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": clock.now()}

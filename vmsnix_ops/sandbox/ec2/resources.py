@@ -187,7 +187,7 @@ class Volume:
     size_gib: int
     zone: str
     created: datetime
-    kind: str = "gp2"
+    volume_type: str = "gp2"
     iops: int | None = None
     throughput: int | None = None
     snapshot_id: str = ""
@@ -216,7 +216,7 @@ class Instance:
     reservation_id: str
     owner: str
     image_id: str
-    kind: str
+    instance_type: str
     zone: str
     launched: datetime
     architecture: str

@@ -34,7 +34,7 @@ def volume_view(volume: Volume, clock: Clock) -> dict[str, Any]:
         "AvailabilityZone": volume.zone,
         "State": volume.state(clock),
         "CreateTime": volume.created,
-        "VolumeType": volume.kind,
+        "VolumeType": volume.volume_type,
         "Encrypted": volume.encrypted,
         "MultiAttachEnabled": False,
         "Attachments": [_attachment(volume)] if volume.instance_id else [],
@@ -109,16 +109,15 @@ def add_volume(
         source_key=snapshot.kms_key if snapshot is not None else "",
     )
     if chosen.failure:
-        raise AwsError(
-            "InvalidKmsKey.InvalidState", f"The key ID '{chosen.key}' is not accessible"
-        )  # text from memory
+        text = f"The key ID '{chosen.key}' is not accessible"  # text from memory
+        raise AwsError("InvalidKmsKey.InvalidState", text)
     number = new_id("vol")
     volume = Volume(
         volume_id=number,
         size_gib=size,
         zone=zone,
         created=context.clock.now(),
-        kind=kind,
+        volume_type=kind,
         iops=ebs.get("Iops") or _default_iops(kind, size),
         throughput=ebs.get("Throughput") or (125 if kind == "gp3" else None),
         snapshot_id=snapshot.snapshot_id if snapshot is not None else "",
