@@ -581,8 +581,10 @@ def _given(identity: str, result: str, records: _Records) -> Expected:
         return Expected(identity, "argument")
     if not result:
         return Expected()
-    place = records.place(result) if NEW_RUN_ID.fullmatch(result) else result
-    values = records.read(place)
+    places = records.places(result) if NEW_RUN_ID.fullmatch(result) else (result,)
+    place, values = next(
+        ((place, found) for place in places if (found := records.read(place))), (places[0], {})
+    )
     digest = str(values.get("digest") or "")
     if not _is_publish(values) or not _IDENTITY.fullmatch(digest):
         raise errors.ParameterError(
@@ -633,9 +635,12 @@ class _Records:
             if isinstance(row["source_ami_id"], str) and row["source_ami_id"]
         }
 
-    def place(self, run_id: str) -> str:
-        """Return where the ``result.json`` of a run is archived."""
-        return f"{self.settings.archive}/{run_id}/{FILE_NAME}"
+    def places(self, run_id: str) -> tuple[str, str]:
+        """Return where the ``result.json`` of a run can be: in the archive, or with the run itself."""
+        return (
+            f"{self.settings.archive}/{run_id}/{FILE_NAME}",
+            str(self.settings.state / "runs" / run_id / FILE_NAME),
+        )
 
     def read(self, place: str) -> Mapping[str, Any]:
         """Return a ``result.json``; empty when there is none, or it is damaged.
@@ -670,9 +675,9 @@ class _Records:
         """Return the identity in the ``result.json`` of the publish, or why it is not known."""
         why = self.problem or "The tables name no publish of this AMI."
         for ami_id, region in self._origins(ami):
-            runs = [row["run_id"] for row in self._rows(ami_id, region) if row["source"] == "publish"]
-            for run_id in dict.fromkeys(run for run in runs if isinstance(run, str)):
-                place = self.place(run_id)
+            rows = (row for row in self._rows(ami_id, region) if row["source"] == "publish")
+            runs = [row["run_id"] for row in rows if isinstance(row["run_id"], str)]
+            for place in (place for run_id in dict.fromkeys(runs) for place in self.places(run_id)):
                 try:
                     values = self.read(place)
                 except errors.CredentialsError:
