@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,7 +15,9 @@ from tests.audit.account import DIGEST, REGION, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import check, reports, views
 from vmsnix_ops.audit.reports import AuditResult
+from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks.evidence.github import summary
+from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,3 +168,25 @@ def test_only_some_findings_of_each_rule_are_shown(audit: AuditResult) -> None:
     assert shown.frame.groupby("rule").size().max() == 1
     assert f"{len(audit.findings) - len(shown.frame)} more in findings.csv" in repr(shown)
     assert repr(audit.show_findings("critical")) == "No findings with severity critical."
+
+
+def test_the_inventory_has_the_time_of_the_last_proof_of_each_ami(own: Owner) -> None:
+    proven, changed, never = (own.ami(tags=DIGEST) for _ in range(3))
+    first, second = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 2, tzinfo=UTC)
+    rows = [
+        (proven, "proven", first),
+        (proven, "proven", second),
+        (proven, "not provable", datetime(2026, 11, 3, tzinfo=UTC)),
+        (changed, "proven", first),
+        (changed, "differs", second),
+    ]
+    tables = open_tables(load())
+    for number, (ami, verdict, moment) in enumerate(rows):
+        row = {"run_id": f"run-{number}", "proved_at": moment, "region": REGION, "ami_id": ami}
+        tables.append("proofs", [{**row, "verdict": verdict, "extent": "whole"}])
+    audit = AuditResult.of(own.scan(regions=[REGION]))
+    told = audit.inventory.amis.set_index("resource_id")["proven_at"]
+    assert told[proven] == second
+    assert told[[changed, never]].isna().all()
+    assert "2026-11-02 00:00" in str(audit.show_inventory("ami"))
+    assert pd.notna(tables.read("inventory").set_index("resource_id")["proven_at"][proven])

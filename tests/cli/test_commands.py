@@ -178,6 +178,19 @@ def test_the_help_of_rollback_and_undo_starts_with_what_they_change(say: Say) ->
     assert first["undo"].startswith("Undo an unfinished publish")
 
 
+def test_the_amis_of_a_proof_need_no_name(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict[str, object]()
+    monkeypatch.setattr(
+        "vmsnix_ops.cli.run.execute", lambda _book, values, **_more: given.update(values) or 0
+    )
+    for words in (("ami-1", "ami-2"), ("--amis", "ami-1", "ami-2"), ("-p", "amis=ami-1,ami-2")):
+        given.clear()
+        assert say("prove", *words, "--yes")[0] == 0
+        assert given == {"amis": ["ami-1", "ami-2"], "yes": True}
+    assert "Usage: vmsnix prove [OPTIONS] [AMIS]..." in say("help", "prove")[1]
+    assert "To list the options: vmsnix prove --help" in say("prove", "help")[2]
+
+
 def test_an_argument_that_is_not_an_option_is_refused_and_a_run_id_suggests_undo(say: Say) -> None:
     code, _, said = say("rollback", "stable")
     assert code == 2

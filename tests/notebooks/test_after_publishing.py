@@ -72,3 +72,20 @@ def test_a_smoke_test_saves_its_timings_and_the_console_output(stage: Stage) -> 
         "console",
         "terminate",
     ]
+
+
+def test_a_published_ami_and_its_copy_are_proven_by_the_archive_and_another_one_is_not(stage: Stage) -> None:
+    published = stage.run("publish-ami", image=str(stage.image), via="direct")
+    ami = published.values["ami_id"]
+    proven = stage.run("prove-ami", amis=[ami])
+    assert (proven.verdict, proven.values["verdict"], proven.values["ami_id"]) == ("done", "proven", ami)
+    (one,) = proven.values["proofs"]
+    assert (one["source"], one["notes"]) == ("result", [])
+    assert one["found"] == published.values["digest"]
+    report = Path(proven.report).read_text()
+    for words in ("GetSnapshotBlock", "price", "cross-region traffic", "at 1,000 requests per second"):
+        assert words in report
+    differs = run("prove-ami", {"amis": [ami], "identity": "0" * 64}, environment=stage.environment)
+    assert (differs.verdict, differs.exit_code, differs.values["verdict"]) == ("failed", 1, "differs")
+    nothing = run("prove-ami", {"amis": ["ami-0123456789abcdef0"]}, environment=stage.environment)
+    assert (nothing.verdict, nothing.exit_code) == ("partial", 3)

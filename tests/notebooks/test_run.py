@@ -36,6 +36,7 @@ TESTED_HERE = {
 TESTED_ELSEWHERE = {
     "build-image",  # tests/nix/test_build_image_runbook.py
     "promote-ami",  # test_after_publishing.py
+    "prove-ami",
     "rollback",
     "smoke-test",
     "verify-amis",

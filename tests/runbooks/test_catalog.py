@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -142,3 +143,13 @@ def test_the_project_s_own_runbooks_can_be_read() -> None:
     assert publish["root_device"].default == ""
     assert str(publish["tags"].type) == "dict[str, str]"
     assert all(parameter.help for book in books.values() for parameter in book.parameters)
+
+
+@pytest.mark.parametrize("name", ["missing", "name"])
+def test_only_a_list_parameter_takes_words_without_a_name(shelf: Shelf, name: str) -> None:
+    path = shelf.put("20-publish-ami.ipynb")
+    notebook = json.loads(path.read_text())
+    notebook["metadata"]["vmsnix"]["arguments"] = name
+    path.write_text(json.dumps(notebook))
+    with pytest.raises(RunError, match=f"names '{name}' as arguments, which is not a list parameter"):
+        catalog.find("publish-ami", shelf.folder)

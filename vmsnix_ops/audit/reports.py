@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, files
@@ -160,6 +160,10 @@ class AuditResult(Result):
         except errors.RecordsError as error:
             changed = audit_changes.Changes.none()
             problems.append(f"Could not compare with the last audit. {error}")
+        try:
+            inventory = replace(inventory, frame=_with_proofs(inventory.frame, tables))
+        except errors.RecordsError as error:
+            problems.append(f"Could not read when each AMI was last proven. {error}")
         findings = evaluate(inventory, criteria=criteria, tables=tables)
         try:
             audit_changes.store(inventory, tables)
@@ -324,6 +328,17 @@ class ShownFindings(display.Displayed):
         """Return how many findings are not shown."""
         left = self.total - len(self.frame)
         return [f"{left:,} more in findings.csv."] if left else []
+
+
+def _with_proofs(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+    """Return an inventory with the time at which each AMI was last proven."""
+    columns = ["ami_id", "region", "verdict", "proved_at"]
+    found = tables.read("proofs", columns=columns, where=[("verdict", "in", ["proven", "differs"])])
+    if found.empty:
+        return frame
+    last = found.sort_values("proved_at").drop_duplicates(["ami_id", "region"], keep="last")
+    proven = last[last["verdict"] == "proven"].set_index("ami_id")["proved_at"]
+    return frame.assign(proven_at=frame["resource_id"].map(proven).astype(frame["proven_at"].dtype))
 
 
 def write(audit: AuditResult, folder: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _FIRST = ("resource_id", "name", "region", "account", "state", "age_days")
 SHOWN = {
-    "ami": (*_FIRST, "size_gib", "monthly_usd", "use"),
+    "ami": (*_FIRST, "size_gib", "monthly_usd", "use", "proven_at"),
     "snapshot": (*_FIRST, "stored_gib", "monthly_usd", "use"),
 }
 USES = {True: "used", False: "unused"}

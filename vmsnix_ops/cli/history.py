@@ -1,4 +1,4 @@
-"""``vmsnix history``: query the tables of runs, steps, AMIs and retirements."""
+"""``vmsnix history``: query the tables of runs, steps, AMIs, proofs and retirements."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ COLUMNS = {
     "runs": ("started_at", "runbook", "status", "seconds", "image_name", "ami_id", "run_id"),
     "steps": ("started_at", "step", "status", "seconds", "bytes", "image", "region", "run_id"),
     "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
+    "proofs": ("proved_at", "verdict", "reason", "ami_id", "name", "region", "extent", "run_id"),
     "retirements": ("done_at", "action", "resource_id", "name", "region", "retained_until", "run_id"),
 }
 """Columns that a terminal shows. ``--json`` and ``--csv`` print all columns."""
@@ -48,6 +49,12 @@ FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("digest", "Show only AMIs with this image digest."),
         ("run-id", "Show only AMIs of this run."),
     ),
+    "proofs": (
+        ("ami-id", "Show only this AMI."),
+        ("verdict", "Show only this verdict: proven, 'matches its tag', differs, 'not provable'."),
+        ("region", "Show only AMIs in this region."),
+        ("run-id", "Show only proofs of this run."),
+    ),
     "retirements": (
         ("resource-id", "Show only this AMI or snapshot."),
         ("action", "Show only this change: retired, restored, deleted."),
@@ -61,7 +68,7 @@ FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @click.group()
 def history() -> None:
-    """Query the tables of runs, steps, AMIs and retirements.
+    """Query the tables of runs, steps, AMIs, proofs and retirements.
 
     The tables contain one row for each, of everyone who shares the history. To open or repeat a run, use
     `vmsnix runs`, which lists the archive.
@@ -112,6 +119,7 @@ NOUNS = {"amis": "AMIs"}
 _table_command("runs", "List runs of runbooks, newest first.")
 _table_command("steps", "List steps of runs, newest first.")
 _table_command("amis", "List AMIs that were published or found, newest first.")
+_table_command("proofs", "List the verdicts of vmsnix prove, newest first.")
 _table_command("retirements", "List AMIs and snapshots that were retired, restored or deleted, newest first.")
 
 
@@ -145,9 +153,9 @@ def sync(regions: tuple[str, ...], as_json: bool) -> None:
 def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, sandbox: bool) -> None:
     """Rebuild damaged tables from their own files, the archive of runs, and AWS.
 
-    Without TABLE: runs, steps, amis, promotions and retirements. Readable rows are kept. Lost rows come from
-    the runs in the archive and, for amis, from the tags in AWS. The old table is kept beside the new one. On
-    S3, make sure that no run writes in the meantime.
+    Without TABLE: runs, steps, amis, promotions, proofs and retirements. Readable rows are kept. Lost rows
+    come from the runs in the archive and, for amis, from the tags in AWS. The old table is kept beside the
+    new one. On S3, make sure that no run writes in the meantime.
     """
     from vmsnix_ops.audit.sync import sync as sync_amis
     from vmsnix_ops.cli.runs import open_archive

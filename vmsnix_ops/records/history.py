@@ -1,4 +1,4 @@
-"""Read what the tables recorded: runs, steps, AMIs, promotions, retirements, and how long steps took.
+"""Read what the tables recorded: runs, steps, AMIs, promotions, proofs, retirements, and durations of steps.
 
 >>> from vmsnix_ops import history
 >>> history.amis(image="ecs-node", last=3)  # doctest: +SKIP
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.display import DisplayTable
 
-__all__ = ["Timings", "amis", "promotions", "read", "retirements", "runs", "steps"]
+__all__ = ["Timings", "amis", "promotions", "proofs", "read", "retirements", "runs", "steps"]
 
 
 def __dir__() -> list[str]:
@@ -211,6 +211,36 @@ def promotions(
     """
     equal = {"ami_id": ami_id, "channel": channel, "image": image, "region": region, "run_id": run_id}
     return _select(tables, "promotions", "promoted_at", since, last, **equal)
+
+
+def proofs(
+    tables: Tables | None = None,
+    *,
+    ami_id: str | None = None,
+    verdict: str | None = None,
+    region: str | None = None,
+    run_id: str | None = None,
+    since: datetime | timedelta | None = None,
+    last: int | None = None,
+) -> pd.DataFrame:
+    """Return the verdicts of proofs, the latest first.
+
+    Parameters
+    ----------
+    tables
+        The tables; by default those of the settings.
+    ami_id, verdict, region, run_id
+        Only rows with this value.
+    since, last
+        As for `runs`, by the time of the proof.
+
+    Raises
+    ------
+    UsageError, RecordsError
+        As for `runs`.
+    """
+    equal = {"ami_id": ami_id, "verdict": verdict, "region": region, "run_id": run_id}
+    return _select(tables, "proofs", "proved_at", since, last, **equal)
 
 
 def _open(tables: Tables | None) -> Tables:

@@ -30,6 +30,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "steps": ("run_id", "step", "region", "started_at"),
     "amis": ("ami_id", "region", "recorded_at"),
     "promotions": ("run_id", "region", "ami_id", "channel", "promoted_at"),
+    "proofs": ("run_id", "region", "ami_id"),
     "retirements": ("run_id", "region", "resource_id", "action", "done_at"),
 }
 """Columns that identify a row; all columns for other tables."""

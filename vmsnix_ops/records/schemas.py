@@ -365,6 +365,13 @@ INVENTORY = Schema(
         Column("public", "flag", "Whether every AWS account may use it."),
         Column("encrypted", "flag", "Whether it is encrypted."),
         Column("last_launched_at", "time", "Last launch of an instance from the AMI.", "UTC"),
+        Column(
+            "proven_at",
+            "time",
+            "Last proof that the AMI contains the published image. Empty if there is none, or if the last "
+            "proof found that it differs.",
+            "UTC",
+        ),
         Column("deprecated_at", "time", "Deprecation time.", "UTC"),
         Column("snapshots", "json", "Snapshots of an AMI, or the snapshot of an import."),
         Column("imds_support", "text", "`v2.0` if instances of the AMI require IMDSv2 session tokens."),
