@@ -74,6 +74,11 @@ def _find_readable_snapshot(context: Context, snapshot_id: str) -> Snapshot:
     if state != "completed":
         text = f"The snapshot '{snapshot_id}' is not completed: it is {state}."
         raise _validation_error("INVALID_SNAPSHOT_ID", text)
+    # Sources: "EBS direct APIs concepts" and "Read snapshots" in the EBS User Guide. The texts are guesses.
+    if found.public:
+        raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is public.")
+    if found.archived and found.restored_until is None:
+        raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is archived.")
     return found
 
 

@@ -150,6 +150,23 @@ def test_a_pending_snapshot_is_not_read(aws: SandboxClients) -> None:
         aws.ebs.list_snapshot_blocks(SnapshotId=snapshot)
 
 
+def test_a_public_snapshot_is_not_read(aws: SandboxClients) -> None:
+    snapshot = write(aws, {0: b"x"})
+    permission = {"Attribute": "createVolumePermission", "GroupNames": ["all"]}
+    aws.ec2.modify_snapshot_attribute(SnapshotId=snapshot, OperationType="add", **permission)
+    with refused("ValidationException", "is public"):
+        aws.ebs.list_snapshot_blocks(SnapshotId=snapshot)
+    aws.ec2.modify_snapshot_attribute(SnapshotId=snapshot, OperationType="remove", **permission)
+    assert read(aws, snapshot) == {0: b"x"}
+
+
+def test_an_archived_snapshot_is_not_read(aws: SandboxClients) -> None:
+    snapshot = write(aws, {0: b"x"})
+    aws.ec2.modify_snapshot_tier(SnapshotId=snapshot)
+    with refused("ValidationException", "is archived"):
+        aws.ebs.list_snapshot_blocks(SnapshotId=snapshot)
+
+
 def test_unknown_snapshots_are_refused(aws: SandboxClients) -> None:
     with refused("ResourceNotFoundException"):
         aws.ebs.list_snapshot_blocks(SnapshotId="snap-0123456789abcdef0")
