@@ -311,7 +311,7 @@ def plan(
     contexts[0].ami = source
     for context in contexts:
         context.check_public()
-    if not any(steps.steps(request, home=context.is_home) for context in contexts):
+    if not any(steps.region_steps(request, home=context.is_home) for context in contexts):
         raise errors.ParameterError(
             "Nothing to do.",
             why="No channel, regions, sharing, deprecation date or protection given.",
@@ -352,7 +352,7 @@ def _plan_region(context: steps.RegionContext, tables: RunTables, *, best_effort
     """Check every step in one region; an error there is part of the plan."""
     planned: list[PlannedStep] = []
     refused = ""
-    for step in steps.steps(context.request, home=context.is_home):
+    for step in steps.region_steps(context.request, home=context.is_home):
         if refused:
             planned.append(PlannedStep(step.name, "skipped", f"because {refused} was refused"))
             continue
@@ -451,7 +451,7 @@ def _apply_region(
         acts.recording(plan.run.folder, plan.run.run_id),
         plan.progress.step(context.region, total=100, unit="percent") as context.progress,
     ):
-        todo = steps.steps(plan.request, home=context.is_home)
+        todo = steps.region_steps(plan.request, home=context.is_home)
         for step in todo:
             row = RegionStep(context.region, step.name, "skipped", best_effort=target.best_effort)
             if failed or refused:

@@ -457,7 +457,7 @@ class SetChannel(Step):
         )
 
 
-def steps(request: PromotionRequest, *, home: bool) -> tuple[Step, ...]:
+def region_steps(request: PromotionRequest, *, home: bool) -> tuple[Step, ...]:
     """Return the steps of a region in their order.
 
     The channel comes last, so that it never contains an AMI that does not exist or must not be launched.
