@@ -88,7 +88,6 @@ class Session:
     on_kernel_start: Callable[[], None]
     receiver: SecretReceiver
     notebook: Any = None
-    cells_started: int = 0
 
 
 def execute(notebook: Any, parameters: dict[str, object], session: Session) -> None:
@@ -185,7 +184,6 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
                 return
             self.nb_man.cell_start(cell, index)
             self._kept_outputs = {}
-            self.session.cells_started += 1
             try:
                 self.execute_cell(cell, index)
             except CellExecutionError as error:
