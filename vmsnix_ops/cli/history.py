@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from vmsnix_ops.cli.options import archive_option, json_option, region_option
+from vmsnix_ops.outcomes import StepOutcome
 from vmsnix_ops.text import echo, write_csv
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ COLUMNS = {
 }
 """Columns that a terminal shows. ``--json`` and ``--csv`` print all columns."""
 
+NOUNS = {"amis": "AMIs"}
+
 FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
     "runs": (
         ("runbook", "Show only runs of this runbook."),
@@ -35,7 +38,7 @@ FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "steps": (
         ("step", "Show only this step."),
-        ("status", "Show only steps with this status: finished, failed, reused."),
+        ("status", f"Show only steps with this status: {', '.join(get_args(StepOutcome))}."),
         ("image", "Show only steps for this image."),
         ("region", "Show only steps in this region."),
         ("via", "Show only steps of this method: import or direct."),
@@ -111,9 +114,6 @@ def _reader(table: str) -> Callable[..., None]:
             _show(frame[[column for column in COLUMNS[table] if column in frame]])
 
     return read
-
-
-NOUNS = {"amis": "AMIs"}
 
 
 _table_command("runs", "List runs of runbooks, newest first.")
