@@ -68,7 +68,7 @@ class PublishPlan(Displayed, Wanted):
         return pipeline.build(self)
 
     def boot(self, built: Built) -> BootStep:
-        """Boot the image in QEMU when the plan wants it; see `vmsnix_ops.publish.boot_test.boot_test`."""
+        """Boot the image in QEMU if requested; see `vmsnix_ops.publish.boot_test.boot_test`."""
         return run_boot_test(self, built)
 
     def upload(self, built: Built) -> UploadStep:
@@ -98,7 +98,7 @@ class PublishPlan(Displayed, Wanted):
             return self.finish(self.register(self.import_snapshot(self.upload(built))))
 
     def history(self, last: int = 10) -> pd.DataFrame:
-        """Return the newest AMIs that the tables know of, whichever image they hold."""
+        """Return the newest AMIs in the tables, of any image."""
         from vmsnix_ops.records import history
 
         columns = ["created_at", "image", "name", "ami_id", "region", "snapshot_id", "size_gib", "state"]
@@ -223,18 +223,19 @@ def plan(
     tags
         More tags for everything that is created.
     dry_run
-        Look, tell, change nothing.
+        Check and report; change nothing.
     settings, progress, session
-        Where they do not come from the surroundings.
+        Override the defaults from vmsnix.toml and the AWS environment.
 
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        A parameter is missing or cannot be right.
+        A parameter is missing or invalid.
     vmsnix_ops.errors.ImageError, vmsnix_ops.errors.NixError
-        There is no such image, or it cannot be read, or its way does not take its format. AWS was not asked.
+        The image does not exist, cannot be read, or has a format that the method
+        cannot use. AWS was not queried.
     vmsnix_ops.errors.AwsError
-        Credentials, account, region, bucket or role would not do.
+        Credentials, account, region, bucket or role are unusable.
     """
     settings = settings or load()
     session = session or default_session()
@@ -257,7 +258,7 @@ def plan(
             fix="Use only one of them.",
         )
 
-    # First, because it needs no call of AWS.
+    # First, because it needs no call to AWS.
     readable, _ = check_image(
         image,
         flake=settings.flake,

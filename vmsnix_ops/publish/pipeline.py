@@ -64,7 +64,7 @@ LATEST = 50
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What earlier steps of the same kind and size took.
+    """Durations of earlier steps of the same kind and size.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> 
 
 
 def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
-    """Write the packages of an image into the table ``packages``, and return how many.
+    """Write the packages of an image to the table ``packages``, and return how many.
 
     Safe to run twice: the packages of a digest are written once. A file that Nix did not build here has
     none to tell, and an image whose contents Nix cannot list is published all the same: the step says why.
@@ -157,7 +157,7 @@ def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
     return len(inside)
 
 
-# What a publish leaves behind: nothing, unless another try can use it.
+# Clean-up after a failure: only what another try can use is kept.
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a publish is asked for, checked: the data of a plan, which its steps work by."""
+"""The checked parameters of a publish, which its steps use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Wanted:
     region, account
         Where the AMI will be.
     bucket, key_prefix
-        Where the bytes go on their way.
+        Where an import uploads the image.
     prefix
         First part of the AMI's name.
     via
@@ -43,7 +43,7 @@ class Wanted:
     system, boot_mode, root_device, role_name, kms_key, public, tags
         As for `plan`.
     dry_run
-        Every step looks and tells what it would do, and none changes anything.
+        Every step only checks, and reports what it would do.
     checks
         What the preflight found.
     """
