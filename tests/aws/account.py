@@ -1,4 +1,4 @@
-"""A sandbox with images that were published by us, without publishing them."""
+"""AMIs in a sandbox with the tags of a publish."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REGION = "us-east-1"
 
 
 def thrifty(aws: Sandbox, region: str = REGION) -> boto3.Session:
-    """Return a session that makes each client once: making one takes longer than most calls."""
+    """Return a session that creates each client once: that takes longer than most calls."""
     session = aws.session(region)
     make, made = session.client, {}
 
@@ -39,7 +39,7 @@ def make_ami(
     tags: dict[str, str] | None = None,
     **registration: Any,
 ) -> str:
-    """Register an AMI with our tags, and return its id."""
+    """Register an AMI with the tags of a publish, and return its ID."""
     ec2 = aws.client("ec2", region)
     digest = digest or (version.encode().hex() * 32)[:64]
     own = {
@@ -57,7 +57,7 @@ def make_ami(
     )["SnapshotId"]
     aws.clock.advance(3600)
     ec2.delete_volume(VolumeId=volume)
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "Name": own[tagging.NAME],
         "Architecture": "x86_64",
         "BootMode": "legacy-bios",
@@ -68,4 +68,4 @@ def make_ami(
         "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
         "TagSpecifications": tagging.tag_specifications("image", own),
     }
-    return str(ec2.register_image(**(asked | registration))["ImageId"])
+    return str(ec2.register_image(**(request | registration))["ImageId"])

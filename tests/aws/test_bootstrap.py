@@ -1,4 +1,4 @@
-"""The bootstrap: shows first, makes what is missing, and leaves other people's things alone."""
+"""The bootstrap: plan, missing and wrong parts, settings of others, and the CloudFormation template."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_bootstrapping_twice_changes_nothing(aws: Sandbox) -> None:
     assert changed(aws) == before
 
 
-def test_one_that_died_half_way_is_continued(aws: Sandbox) -> None:
+def test_an_interrupted_bootstrap_can_be_continued(aws: Sandbox) -> None:
     aws.faults.add({"op": "iam:CreateRole", "nth": [1], "do": "error", "code": "ServiceFailure", "http": 400})
     with pytest.raises(errors.AwsError, match="create the role"):
         plan().apply()
@@ -76,7 +76,7 @@ def test_one_that_died_half_way_is_continued(aws: Sandbox) -> None:
     assert plan().apply().todo == ()
 
 
-def test_what_others_put_there_stays(aws: Sandbox) -> None:
+def test_rules_and_statements_of_others_are_kept(aws: Sandbox) -> None:
     s3, iam = aws.client("s3", REGION), aws.client("iam")
     s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
     theirs = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 90}}
@@ -107,7 +107,7 @@ def test_what_others_put_there_stays(aws: Sandbox) -> None:
     assert trust in iam.get_role(RoleName="vmimport")["Role"]["AssumeRolePolicyDocument"]["Statement"]
 
 
-def test_a_trust_that_is_open_to_any_id_is_put_right(aws: Sandbox) -> None:
+def test_a_trust_policy_without_external_id_is_corrected(aws: Sandbox) -> None:
     trust = policies.import_role_trust_policy()
     del trust["Statement"][0]["Condition"]
     iam = aws.client("iam")
@@ -118,9 +118,7 @@ def test_a_trust_that_is_open_to_any_id_is_put_right(aws: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(("default", "oldest"), [("v5", "v1"), ("v2", "v3")])
-def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(
-    aws: Sandbox, default: str, oldest: str
-) -> None:
+def test_an_outdated_publisher_policy_gets_a_new_version(aws: Sandbox, default: str, oldest: str) -> None:
     plan().apply()
     iam = aws.client("iam")
     arn = f"arn:aws:iam::{aws.account}:policy/vmsnix-publisher-{BUCKET}"
@@ -144,7 +142,7 @@ def test_a_publisher_s_policy_that_is_out_of_date_gets_a_new_version(
     assert default in versions
 
 
-def test_a_second_region_takes_nothing_from_the_first(aws: Sandbox) -> None:
+def test_a_second_region_keeps_the_parts_of_the_first(aws: Sandbox) -> None:
     plan().apply()
     plan(region="us-west-2", bucket="acme-images-west").apply()
     assert plan().todo == ()
@@ -157,7 +155,7 @@ def test_a_bucket_of_another_region_is_refused(aws: Sandbox) -> None:
         plan()
 
 
-def test_another_account_than_those_allowed_is_refused(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_that_is_not_allowed_is_refused(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "999999999999")
     with pytest.raises(errors.CredentialsError, match="allowed_accounts"):
         plan()
@@ -165,12 +163,12 @@ def test_another_account_than_those_allowed_is_refused(aws: Sandbox, monkeypatch
 
 
 @pytest.mark.parametrize("bucket", ["", "*"])
-def test_a_bucket_must_be_named(aws: Sandbox, bucket: str) -> None:
+def test_a_bootstrap_requires_a_bucket(aws: Sandbox, bucket: str) -> None:
     with pytest.raises(errors.ParameterError, match="No bucket given"):
         plan(bucket=bucket)
 
 
-def test_the_cloudformation_template_makes_the_same(aws: Sandbox) -> None:
+def test_the_cloudformation_template_has_the_same_resources(aws: Sandbox) -> None:
     shown = plan()
     made = json.loads(shown.cloudformation())["Resources"]
     role = made["ImportRole"]["Properties"]
@@ -180,7 +178,7 @@ def test_the_cloudformation_template_makes_the_same(aws: Sandbox) -> None:
     assert made["PublisherPolicy"]["Properties"]["PolicyDocument"] == policies.publisher_policy(shown.place)
 
 
-def test_the_template_is_shown_and_written_only_when_asked_for(aws: Sandbox, tmp_path: Path) -> None:
+def test_the_template_is_shown_and_written_on_request_only(aws: Sandbox, tmp_path: Path) -> None:
     shown = plan()
     assert "AWSTemplateFormatVersion" not in f"{shown} {shown.template('')}"
     assert shown.template("-") == shown.cloudformation()

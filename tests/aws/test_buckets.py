@@ -1,4 +1,4 @@
-"""How a file is split, and what is signed of its parts."""
+"""Parts of a file, and their signed checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vmsnix_ops.disk.survey import MOST_PARTS
 @given(st.integers(min_value=0, max_value=5 * 2**40))
 def test_parts_cover_the_file_and_stay_within_what_s3_allows(size):
     if size > 10 * 2**30:
-        size -= size % 2**20  # keep the list of parts short enough to look at
+        size -= size % 2**20  # keep the list of parts short
     parts = buckets.split_parts(size)
     assert len(parts) <= MOST_PARTS
     assert parts[0].offset == 0

@@ -13,7 +13,7 @@ from vmsnix_ops.aws import images, tags
 
 
 @given(st.text(min_size=3, max_size=128))
-def test_a_cleaned_name_is_one_that_aws_accepts(name):
+def test_a_cleaned_name_is_accepted_by_aws(name):
     assert re.fullmatch(r"[A-Za-z0-9()\[\] ./'@_-]{3,128}", images.clean_name(name))
 
 
@@ -23,7 +23,7 @@ def test_a_name_of_the_wrong_length_is_refused(name):
         images.clean_name(name)
 
 
-def test_an_image_without_tags_or_devices_is_read():
+def test_an_image_without_tags_or_devices_is_parsed():
     ami = images.parse_ami({"ImageId": "ami-1", "CreationDate": "2026-11-22T10:00:00.000Z"}, "eu-west-1")
     assert (ami.snapshot_ids, ami.size_gib, ami.digest, ami.created_at.year) == ((), 0, "", 2026)
 
@@ -46,13 +46,13 @@ def test_the_root_device_comes_first():
     assert ami.size_gib == 12
 
 
-def test_a_registration_leaves_out_the_parameters_without_a_value():
+def test_a_registration_omits_empty_parameters():
     bare = images.Registration("web", "x86_64", "", "/dev/sda1", "snap-1", imds_support="", sriov_support="")
     optional = {"BootMode", "ImdsSupport", "SriovNetSupport", "TpmSupport", "UefiData"}
     assert optional.isdisjoint(bare.request())
 
 
-def test_a_registration_sends_the_parameters_that_have_a_value():
+def test_a_registration_sends_parameters_with_a_value():
     whole = images.Registration(
         "web", "x86_64", "uefi", "/dev/sda1", "snap-1", tpm_support="v2.0", uefi_data="AAAA"
     )
@@ -66,13 +66,13 @@ def test_a_registration_sends_the_parameters_that_have_a_value():
     assert wanted.items() <= whole.request().items()
 
 
-def test_empty_tags_of_ours_are_not_sent_and_those_of_an_operator_are():
+def test_only_the_operator_s_empty_tags_are_sent():
     sent = tags.to_list({"a": "1", "b": "", "vmsnix:flake": ""})
     assert sent == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": ""}]
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"k" * 128: "v"}, "AWS allows 127 in a key"),
         ({"k": "v" * 256}, "255 in a value"),
@@ -87,8 +87,8 @@ def test_empty_tags_of_ours_are_not_sent_and_those_of_an_operator_are():
         ({f"k{number}": "v" for number in range(50)}, "50 tags are too many"),
     ],
 )
-def test_tags_that_aws_or_vmsnix_cannot_take_are_refused(given, says):
-    with pytest.raises(errors.ParameterError, match=says):
+def test_invalid_tags_are_refused(given, message):
+    with pytest.raises(errors.ParameterError, match=message):
         tags.check_tags(given)
 
 

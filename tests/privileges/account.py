@@ -1,4 +1,4 @@
-"""An account that holds everybody to policies, and users with just the actions that a test gives them."""
+"""An account that enforces policies, with users that have only the actions that a test grants."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Account:
     aws
         The sandbox; its own clients may do everything.
     image
-        A small image to publish.
+        A small image.
     users
         Sessions of ``user-0`` and so on, which may do nothing yet; their clients are shared by tests.
     """
@@ -41,27 +41,27 @@ class Account:
     users: list[boto3.Session]
     number: int = 0
 
-    def place(self, regions: tuple[str, ...] = (REGION,)) -> policies.PolicyScope:
-        """Return where the policies hold."""
+    def scope(self, regions: tuple[str, ...] = (REGION,)) -> policies.PolicyScope:
+        """Return the scope of the policies."""
         return policies.PolicyScope(account=self.aws.account, regions=regions, bucket=BUCKET)
 
     def session(
         self, actions: Iterable[str], *, regions: tuple[str, ...] = (REGION,), new: bool = False
     ) -> boto3.Session:
-        """Return a session of another user, whose policy has just these actions, in these regions.
+        """Return a session of another user, whose policy has only these actions in these regions.
 
-        One that is given event handlers must be new: clients that it has already would not call them.
+        A session with event handlers must be new: its existing clients would not call them.
         """
         number, self.number = self.number, self.number + 1
         session = new_user(self.aws, number) if new or number >= len(self.users) else self.users[number]
-        document = json.dumps(policies.policy_document(actions, self.place(regions)))
+        document = json.dumps(policies.policy_document(actions, self.scope(regions)))
         iam = self.aws.client("iam")
         iam.put_user_policy(UserName=f"user-{number}", PolicyName="only", PolicyDocument=document)
         return session
 
     def plan(self, actions: Iterable[str], **changes: Any) -> publish.PublishPlan:
-        """Return a plan of that user to publish the image; keywords change what is asked for."""
-        asked = {
+        """Return a plan of that user to publish the image; keywords change what is request for."""
+        request = {
             "image": str(self.image),
             "region": REGION,
             "bucket": BUCKET,
@@ -70,12 +70,12 @@ class Account:
             **changes,
         }
         if changes.get("via") == "direct":
-            # A snapshot that is not written to for an hour expires: this is an hour of a busy machine.
+            # A snapshot expires an hour after its last write, so a slow machine needs a slower clock.
             self.aws.clock.speed = DIRECT_SPEED
-        return publish.plan(session=self.session(actions), **asked)
+        return publish.plan(session=self.session(actions), **request)
 
     def snapshot(self) -> str:
-        """Make a snapshot that is none of ours, as somebody else, and return its id."""
+        """Create a snapshot without vmsnix's tags, and return its ID."""
         ec2 = self.aws.client("ec2")
         volume = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1, VolumeType="gp3")["VolumeId"]
         self.aws.clock.advance(3600)
@@ -85,7 +85,7 @@ class Account:
 
 
 def new_user(aws: Sandbox, number: int) -> boto3.Session:
-    """Make a user, where there is none of that number, and return a session with a key of his."""
+    """Create the user of this number if it does not exist, and return a session with a new access key."""
     iam, name = aws.client("iam"), f"user-{number}"
     with suppress(iam.exceptions.EntityAlreadyExistsException):
         iam.create_user(UserName=name)

@@ -1,4 +1,4 @@
-"""One sandbox for all tests of a file; each begins with the same account."""
+"""One sandbox for all tests of a file; each test starts with the same account."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPEED = 5000
 
 @pytest.fixture(scope="module")
 def enforcing() -> Iterator[tuple[Sandbox, list[boto3.Session], bytes]]:
-    """A sandbox that enforces IAM, with bucket, role and users, the users' sessions, and the memory of it."""
+    """A sandbox that enforces IAM, with bucket, role and users; the users' sessions; its saved state."""
     with sandbox(speed=SPEED, enforce_iam=True) as aws:
         aws.prepare(bucket=BUCKET, region=REGION)
         users = [new_user(aws, number) for number in range(4)]
@@ -32,7 +32,7 @@ def enforcing() -> Iterator[tuple[Sandbox, list[boto3.Session], bytes]]:
 def account(
     enforcing: tuple[Sandbox, list[boto3.Session], bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Account:
-    """An account in which nobody may do anything yet; this process's environment points to it."""
+    """An account whose users have no permissions yet; the environment variables are those of its operator."""
     aws, users, memory = enforcing
     aws.restore_tables(memory)
     aws.clock.speed = SPEED

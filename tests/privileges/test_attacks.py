@@ -1,8 +1,7 @@
-"""Nobody makes what is foreign his own: each policy's holder attacks an AMI, a snapshot, a secret, a role.
+"""No policy gives access to resources of others: AMIs, snapshots, secrets and roles.
 
-Every attack sends our tags, so that a policy which decides by the tags of the *request* is found out. An
-attack calls whatever leads to its goal, goes on after a refusal where another call may still lead there, and
-returns whether it reached the goal.
+Each attack sends vmsnix's tags, to find policies that decide by the tags of the *request*. An attack makes
+all calls that may reach its goal, continues after a refused call, and returns whether it reached the goal.
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ CODES = {"UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "Auth
 
 @dataclass(frozen=True)
 class Victim:
-    """What belongs to somebody else in the same account, and one AMI of ours.
+    """Resources of another user in the account, and one AMI of vmsnix.
 
     Attributes
     ----------
     snapshot, ami
         A snapshot with data, and an AMI of it.
     copy
-        A copy of that snapshot without any tag, as VM Import leaves its own.
+        A copy of that snapshot without tags, like the snapshots of VM Import.
     task
-        An import of somebody else.
+        An import of another user.
     instance
         A running instance.
     our_ami
-        An AMI of ours.
+        An AMI that vmsnix published.
     """
 
     snapshot: str
@@ -62,7 +61,7 @@ class Victim:
 
 @dataclass
 class Thief:
-    """The holder of a policy."""
+    """A user with a policy who attacks the victim."""
 
     session: boto3.Session
     victim: Victim
@@ -70,7 +69,7 @@ class Thief:
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def does(self, service: str, operation: str, *, region: str = REGION, **request: Any) -> Any:
-        """Return the answer of a call; None when it is refused for want of rights, and nothing else."""
+        """Return the answer of a call, or None if access is denied; raise all other errors."""
         if (service, region) not in self.clients:
             self.clients[service, region] = self.session.client(service, region_name=region)
         client = self.clients[service, region]
@@ -78,28 +77,28 @@ class Thief:
             return getattr(client, operation)(**request) or {}
         except client.exceptions.ClientError as error:
             code, text = error.response["Error"]["Code"], error.response["Error"]["Message"]
-            # An import whose role may not be passed is told that the role will not do.
+            # The error of an import whose role may not be passed.
             if code in CODES or "does not exist or does not have sufficient permissions" in text:
                 return None
             raise
 
     def shares(self, *, snapshot: str = "", ami: str = "", region: str = REGION) -> bool:
-        """Share with an account of his, and return whether that went through."""
+        """Share with another account, and return whether AWS allowed it."""
         if snapshot:
             entries = {"Add": [{"UserId": ACCOMPLICE}]}
-            asked: dict[str, Any] = {"SnapshotId": snapshot, "CreateVolumePermission": entries}
-            asked["Attribute"] = "createVolumePermission"
-            return self.does("ec2", "modify_snapshot_attribute", region=region, **asked) is not None
-        asked = {"ImageId": ami, "LaunchPermission": {"Add": [{"UserId": ACCOMPLICE}]}}
-        return self.does("ec2", "modify_image_attribute", region=region, **asked) is not None
+            request: dict[str, Any] = {"SnapshotId": snapshot, "CreateVolumePermission": entries}
+            request["Attribute"] = "createVolumePermission"
+            return self.does("ec2", "modify_snapshot_attribute", region=region, **request) is not None
+        request = {"ImageId": ami, "LaunchPermission": {"Add": [{"UserId": ACCOMPLICE}]}}
+        return self.does("ec2", "modify_image_attribute", region=region, **request) is not None
 
     def reads(self, snapshot: str) -> bool:
-        """Return whether he gets a block of it."""
+        """Return whether AWS returns a block of the snapshot."""
         listed = self.does("ebs", "list_snapshot_blocks", SnapshotId=snapshot)
-        # Whoever lists another snapshot's blocks has tokens; so have these.
+        # An attacker may have a token from another source.
         token = listed["Blocks"][0]["BlockToken"] if listed else self._token(snapshot)
-        asked = {"SnapshotId": snapshot, "BlockIndex": 0, "BlockToken": token}
-        return self.does("ebs", "get_snapshot_block", **asked) is not None
+        request = {"SnapshotId": snapshot, "BlockIndex": 0, "BlockToken": token}
+        return self.does("ebs", "get_snapshot_block", **request) is not None
 
     def _token(self, snapshot: str) -> str:
         listed = self.aws.client("ebs").list_snapshot_blocks(SnapshotId=snapshot)
@@ -122,8 +121,8 @@ def tag_then_delete(thief: Thief) -> bool:
 
 def tag_then_disable(thief: Thief) -> bool:
     _tag(thief, thief.victim.ami)
-    asked = ("disable_image", "enable_image", "enable_image_deregistration_protection")
-    return any(thief.does("ec2", name, ImageId=thief.victim.ami) is not None for name in asked)
+    request = ("disable_image", "enable_image", "enable_image_deregistration_protection")
+    return any(thief.does("ec2", name, ImageId=thief.victim.ami) is not None for name in request)
 
 
 def tag_then_share(thief: Thief) -> bool:
@@ -159,14 +158,14 @@ def tag_then_cancel(thief: Thief) -> bool:
 def copy_then_share(thief: Thief) -> bool:
     won = False
     for region in (REGION, OTHER):
-        asked: dict[str, Any] = {"Name": "mine", "SourceImageId": thief.victim.ami, "SourceRegion": REGION}
-        asked["TagSpecifications"] = _at_creation("image", "snapshot")
-        if (copied := thief.does("ec2", "copy_image", region=region, **asked)) is not None:
+        request: dict[str, Any] = {"Name": "mine", "SourceImageId": thief.victim.ami, "SourceRegion": REGION}
+        request["TagSpecifications"] = _at_creation("image", "snapshot")
+        if (copied := thief.does("ec2", "copy_image", region=region, **request)) is not None:
             thief.aws.clock.advance(3600)
             won |= thief.shares(ami=copied["ImageId"], region=region)
-        asked = {"SourceSnapshotId": thief.victim.snapshot, "SourceRegion": REGION}
-        asked["TagSpecifications"] = _at_creation("snapshot")
-        if (copied := thief.does("ec2", "copy_snapshot", region=region, **asked)) is not None:
+        request = {"SourceSnapshotId": thief.victim.snapshot, "SourceRegion": REGION}
+        request["TagSpecifications"] = _at_creation("snapshot")
+        if (copied := thief.does("ec2", "copy_snapshot", region=region, **request)) is not None:
             thief.aws.clock.advance(3600)
             won |= thief.shares(snapshot=copied["SnapshotId"], region=region)
     return won
@@ -183,8 +182,8 @@ def register_then_share(thief: Thief) -> bool:
 def register_a_bundle_then_share(thief: Thief) -> bool:
     """Register a bundle in S3, with which no snapshot is named, and then share, copy or launch it."""
     location, tags = f"{BUCKET}/payroll/image.manifest.xml", _at_creation("image")
-    asked: dict[str, Any] = {"Name": "bundle", "ImageLocation": location, "TagSpecifications": tags}
-    made = thief.does("ec2", "register_image", VirtualizationType="hvm", **asked)
+    request: dict[str, Any] = {"Name": "bundle", "ImageLocation": location, "TagSpecifications": tags}
+    made = thief.does("ec2", "register_image", VirtualizationType="hvm", **request)
     return made is not None and (thief.shares(ami=made["ImageId"]) or _launches(thief, made["ImageId"]))
 
 
@@ -216,8 +215,8 @@ def launch_ours_with_a_foreign_disk(thief: Thief) -> bool:
 def pass_role(thief: Thief) -> bool:
     container = {"Format": "RAW", "UserBucket": {"S3Bucket": BUCKET, "S3Key": "vmsnix/x.raw"}}
     tags = _at_creation("import-snapshot-task")
-    asked: dict[str, Any] = {"DiskContainer": container, "RoleName": "admin", "TagSpecifications": tags}
-    return thief.does("ec2", "import_snapshot", **asked) is not None
+    request: dict[str, Any] = {"DiskContainer": container, "RoleName": "admin", "TagSpecifications": tags}
+    return thief.does("ec2", "import_snapshot", **request) is not None
 
 
 def read_secret(thief: Thief) -> bool:
@@ -247,9 +246,9 @@ def give_away_our_tag(thief: Thief) -> bool:
 
 
 def overwrite_another_object(thief: Thief) -> bool:
-    asked = {"Bucket": BUCKET, "Key": "payroll/2026.csv"}
-    put = thief.does("s3", "put_object", Body=b"mine", **asked)
-    return put is not None or thief.does("s3", "get_object", **asked) is not None
+    request = {"Bucket": BUCKET, "Key": "payroll/2026.csv"}
+    put = thief.does("s3", "put_object", Body=b"mine", **request)
+    return put is not None or thief.does("s3", "get_object", **request) is not None
 
 
 ATTACKS: tuple[Attack, ...] = (
@@ -275,7 +274,7 @@ ATTACKS: tuple[Attack, ...] = (
 
 
 def _tag(thief: Thief, resource: str) -> None:
-    """Try every way to put our tags on it: all of them, one alone, and none that begins with vmsnix:."""
+    """Try to add vmsnix's tags: all of them, a single one, and one without the prefix vmsnix:."""
     for tags in (OUR_TAGS, [{"Key": tagging.DIGEST, "Value": "0" * 64}], [{"Key": "Name", "Value": "x"}]):
         thief.does("ec2", "create_tags", Resources=[resource], Tags=tags)
 
@@ -286,8 +285,8 @@ def _at_creation(*kinds: str) -> list[dict[str, Any]]:
 
 def _child(thief: Thief) -> str:
     """Return a completed snapshot that starts from the foreign one; empty when that is refused."""
-    asked = {"VolumeSize": 1, "ParentSnapshotId": thief.victim.snapshot}
-    started = thief.does("ebs", "start_snapshot", Tags=OUR_TAGS, **asked)
+    request = {"VolumeSize": 1, "ParentSnapshotId": thief.victim.snapshot}
+    started = thief.does("ebs", "start_snapshot", Tags=OUR_TAGS, **request)
     if started is None:
         return ""
     child = str(started["SnapshotId"])
@@ -318,14 +317,14 @@ def _registers_and_uses(thief: Thief, name: str, snapshot: str) -> bool:
 def _launches(thief: Thief, ami: str, **more: Any) -> bool:
     tags = {**OURS, tagging.SMOKE: ami}
     given = [one for kind in ("instance", "volume") for one in tagging.tag_specifications(kind, tags)]
-    asked = {"ImageId": ami, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
-    asked |= {"UserData": "#!/bin/sh\ncat /dev/xvda", "TagSpecifications": given}
-    return thief.does("ec2", "run_instances", **(asked | more)) is not None
+    request = {"ImageId": ami, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
+    request |= {"UserData": "#!/bin/sh\ncat /dev/xvda", "TagSpecifications": given}
+    return thief.does("ec2", "run_instances", **(request | more)) is not None
 
 
 @pytest.fixture
 def victim(account: Account) -> Victim:
-    """What somebody else has in the account."""
+    """Resources of another user in the account."""
     aws = account.aws
     ec2, ebs, iam = aws.client("ec2"), aws.client("ebs"), aws.client("iam")
     ssm, s3 = aws.client("ssm"), aws.client("s3")
@@ -375,12 +374,12 @@ def _policy(statement: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_policy_gives_nothing_that_is_foreign(account: Account, victim: Victim, job: str) -> None:
+def test_no_attack_succeeds_with_the_policy_of_a_job(account: Account, victim: Victim, job: str) -> None:
     thief = Thief(account.session(JOBS[job].actions(), regions=(REGION, OTHER)), victim, account.aws)
     assert [attack.__name__ for attack in ATTACKS if attack(thief)] == []
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_who_may_do_everything_succeeds_with_it(account: Account, victim: Victim, attack: Attack) -> None:
-    """The policies refuse the attacks, and not a mistake in them."""
+def test_each_attack_succeeds_with_all_permissions(account: Account, victim: Victim, attack: Attack) -> None:
+    """So an attack fails because of the policy, not because of a mistake in the attack."""
     assert attack(Thief(account.aws.session(), victim, account.aws))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IMPORTING, DIRECT = JOBS["import"].actions(), JOBS["direct"].actions()
 
 
-def test_a_publisher_via_import_is_told_who_may_make_its_ami_public(account: Account) -> None:
+def test_a_publisher_via_import_learns_which_policy_makes_its_ami_public(account: Account) -> None:
     with pytest.raises(errors.AccessDeniedError, match="iam-policy promoter --public") as caught:
         account.plan(IMPORTING, public=True).apply()
     (image,) = account.aws.client("ec2").describe_images(Owners=["self"])["Images"]
@@ -28,12 +28,12 @@ def test_a_publisher_via_import_is_told_who_may_make_its_ami_public(account: Acc
     assert not image["Public"]
 
 
-def test_a_publisher_via_import_is_told_who_may_compare(account: Account) -> None:
+def test_a_publisher_via_import_learns_which_policy_compares_snapshots(account: Account) -> None:
     with pytest.raises(errors.AccessDeniedError, match="iam-policy verifier --blocks") as caught:
         account.plan(IMPORTING, verify="whole").apply()
-    told = re.search(r"vmsnix publish --image \S+ --region \S+ (.*)$", str(caught.value))
-    assert told is not None
-    assert told[1] == "--via direct --verify whole --dry-run"
+    text = re.search(r"vmsnix publish --image \S+ --region \S+ (.*)$", str(caught.value))
+    assert text is not None
+    assert text[1] == "--via direct --verify whole --dry-run"
     account.plan(IMPORTING).apply()
     verifier = account.plan(JOBS["verify blocks"].actions(), via="direct", verify="whole", dry_run=True)
     verifier.apply()
@@ -80,7 +80,7 @@ def test_an_import_is_undone_by_its_publisher_and_the_retirer(account: Account) 
     assert undo_by(account, run_id, "retire").leftovers == ()
 
 
-def test_the_order_of_the_two_does_not_matter(account: Account) -> None:
+def test_undo_works_in_either_order(account: Account) -> None:
     run_id, _ = unfinished(account)
     with pytest.raises(errors.AccessDeniedError, match="policy of vmsnix iam-policy publisher"):
         undo_by(account, run_id, "retire").apply()
@@ -131,21 +131,21 @@ def test_a_direct_upload_whose_tags_aws_refuses_names_the_policy_and_the_other_m
     refuse_tags(account)
     with pytest.raises(errors.AccessDeniedError) as caught:
         account.plan(DIRECT, via="direct").apply()
-    told = str(caught.value)
-    assert "ec2:CreateTags" in told
-    assert "vmsnix iam-policy publisher --via direct" in told
-    assert "--via import" in told
+    text = str(caught.value)
+    assert "ec2:CreateTags" in text
+    assert "vmsnix iam-policy publisher --via direct" in text
+    assert "--via import" in text
 
 
 @pytest.mark.parametrize("job", ["direct", "verify", "public", "import"])
-def test_no_publisher_starts_from_another_snapshot_unless_it_may(account: Account, job: str) -> None:
+def test_only_an_incremental_publisher_starts_from_another_snapshot(account: Account, job: str) -> None:
     parent = account.snapshot()
     ebs = account.session(JOBS[job].actions()).client("ebs")
     with pytest.raises(ebs.exceptions.AccessDeniedException, match="ebs:StartSnapshot"):
         ebs.start_snapshot(VolumeSize=1, ParentSnapshotId=parent, Tags=[{"Key": "a", "Value": "b"}])
 
 
-def test_a_full_upload_says_which_policy_makes_it_an_incremental_one(account: Account) -> None:
+def test_a_full_upload_names_the_policy_for_incremental_uploads(account: Account) -> None:
     account.plan(JOBS["incremental"].actions(), via="direct").apply()
     newer = _newer(account)
     plan = account.plan((*JOBS["public"].actions(), "ebs:ListSnapshotBlocks"), via="direct", image=newer)
@@ -162,7 +162,7 @@ def _newer(account: Account) -> str:
 
 
 @pytest.mark.parametrize("tags", [{}, {"Name": "backup"}, {"aws:dlm:lifecycle-policy-id": "policy-1"}])
-def test_an_import_s_publisher_tags_only_what_has_no_tag_at_all(
+def test_a_publisher_via_import_tags_only_snapshots_without_tags(
     account: Account, tags: dict[str, str]
 ) -> None:
     ec2 = account.aws.client("ec2")
@@ -179,12 +179,12 @@ def test_an_import_s_publisher_tags_only_what_has_no_tag_at_all(
             publisher.create_tags(**ours)
         return
     publisher.create_tags(**ours)  # this is what remains; with it, nothing more may be done
-    for call, asked in (
+    for call, request in (
         ("delete_snapshot", {}),
         ("modify_snapshot_attribute", {"CreateVolumePermission": {"Add": [{"Group": "all"}]}}),
     ):
         with pytest.raises(publisher.exceptions.ClientError, match="UnauthorizedOperation"):
-            getattr(publisher, call)(SnapshotId=copied, **asked)
+            getattr(publisher, call)(SnapshotId=copied, **request)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_an_import_s_publisher_tags_only_what_has_no_tag_at_all(
     ],
     ids=["odd characters", "nearly ours", "many"],
 )
-def test_an_operator_s_tags_are_set_with_the_import_s_policy(account: Account, tags: dict[str, str]) -> None:
+def test_a_publisher_via_import_may_set_the_operator_s_tags(account: Account, tags: dict[str, str]) -> None:
     account.plan(IMPORTING, tags=tags).apply()
     account.plan(IMPORTING, tags=tags | {"later": "yes"}).apply()
     ec2 = account.aws.client("ec2")
@@ -206,7 +206,7 @@ def test_an_operator_s_tags_are_set_with_the_import_s_policy(account: Account, t
     assert (tags | {"later": "yes"}).items() <= tagging.to_dict(image["Tags"]).items()
 
 
-def test_who_changes_tags_of_ours_leaves_the_digest(account: Account) -> None:
+def test_a_policy_that_changes_tags_excludes_the_digest(account: Account) -> None:
     ami = make_ami(account.aws)
     retirer = account.session(JOBS["retire"].actions()).client("ec2")
     retirer.create_tags(Resources=[ami], Tags=[{"Key": tagging.RETIRED, "Value": "2026-11-28T00:00:00Z"}])

@@ -1,4 +1,4 @@
-"""What holds of every statement of every policy that vmsnix prints."""
+"""Rules for all statements of all policies that vmsnix prints."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def allowed(policy: str, action: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_tags_are_allowed_by_what_the_resource_is_and_not_by_what_the_request_says(policy: str) -> None:
+def test_tagging_depends_on_the_resource_not_only_on_the_request(policy: str) -> None:
     for statement in allowed(policy, "ec2:CreateTags") + allowed(policy, "ec2:DeleteTags"):
         condition = statement.get("Condition", {})
         keys = {key for operator in condition.values() for key in operator}
@@ -66,7 +66,7 @@ def test_tags_are_allowed_by_what_the_resource_is_and_not_by_what_the_request_sa
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_tag_by_which_policies_decide_is_never_changed_on_what_exists(policy: str) -> None:
+def test_the_digest_tag_of_an_existing_resource_cannot_be_changed(policy: str) -> None:
     for statement in allowed(policy, "ec2:CreateTags") + allowed(policy, "ec2:DeleteTags"):
         condition = statement["Condition"]
         if OURS["StringLike"].items() <= condition.get("StringLike", {}).items():
@@ -76,7 +76,7 @@ def test_the_tag_by_which_policies_decide_is_never_changed_on_what_exists(policy
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_whatever_creates_is_conditioned_on_its_source(policy: str) -> None:
+def test_actions_that_create_have_a_condition_on_their_source(policy: str) -> None:
     for action, kinds in SOURCES.items():
         for statement in allowed(policy, action):
             existing = [arn for arn in statement["Resource"] if arn.split(":")[5].partition("/")[0] in kinds]
@@ -99,7 +99,7 @@ BUNDLE_BLIND = {"ec2:RegisterImage", "ec2:CopyImage", "ec2:CreateTags", "ec2:Del
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_image_of_a_bundle_in_s3_is_of_no_use(policy: str) -> None:
+def test_an_ami_from_a_bundle_in_s3_cannot_be_used(policy: str) -> None:
     for statement in POLICIES[policy]["Statement"]:
         on_images = [arn for arn in statement["Resource"] if ":image/" in arn]
         for action in set(statement["Action"]) - BUNDLE_BLIND if on_images else ():
@@ -107,7 +107,7 @@ def test_an_image_of_a_bundle_in_s3_is_of_no_use(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_who_may_make_a_foreign_snapshot_ours_may_neither_delete_share_nor_read_one(policy: str) -> None:
+def test_a_policy_that_can_tag_foreign_snapshots_cannot_delete_share_or_read_any(policy: str) -> None:
     imports = any("ec2:ParentVolume" in json.dumps(one) for one in allowed(policy, "ec2:CreateTags"))
     starts = [one["Condition"]["Null"]["ebs:ParentSnapshot"] for one in allowed(policy, "ebs:StartSnapshot")]
     shares = ("ec2:ModifySnapshotAttribute", "ec2:ModifyImageAttribute")
@@ -124,7 +124,7 @@ def test_who_may_make_a_foreign_snapshot_ours_may_neither_delete_share_nor_read_
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_nothing_that_creates_is_unknown_to_these_tests(policy: str) -> None:
+def test_all_actions_that_create_are_listed_in_these_tests(policy: str) -> None:
     for statement in POLICIES[policy]["Statement"]:
         for action in statement["Action"]:
             name = action.partition(":")[2]
@@ -134,7 +134,7 @@ def test_nothing_that_creates_is_unknown_to_these_tests(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_who_reads_parameters_decrypts_none(policy: str) -> None:
+def test_a_policy_that_reads_parameters_denies_decryption(policy: str) -> None:
     statements = POLICIES[policy]["Statement"]
     reading = [action for one in statements for action in one["Action"] if action.startswith("ssm:Get")]
     denied = [one for one in statements if one["Effect"] == "Deny"]
@@ -145,7 +145,7 @@ def test_who_reads_parameters_decrypts_none(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_only_what_is_ours_is_cancelled_terminated_or_read(policy: str) -> None:
+def test_only_tagged_resources_are_cancelled_terminated_or_read(policy: str) -> None:
     for action in ("ec2:CancelImportTask", "ec2:TerminateInstances", "ec2:GetConsoleOutput"):
         for statement in allowed(policy, action):
             tags = [
@@ -156,12 +156,12 @@ def test_only_what_is_ours_is_cancelled_terminated_or_read(policy: str) -> None:
             assert tags, statement
 
 
-def test_only_vm_import_takes_its_role() -> None:
+def test_only_vm_import_may_assume_its_role() -> None:
     (statement,) = policies.import_role_trust_policy()["Statement"]
     assert statement["Principal"] == {"Service": "vmie.amazonaws.com"}
 
 
-def test_the_role_of_vm_import_reads_the_images_alone() -> None:
+def test_the_role_of_vm_import_reads_only_the_images() -> None:
     place = policies.PolicyScope(account=ACCOUNT, bucket=BUCKET, key_prefix="images/")
     reading = [
         one for one in policies.import_role_policy(place)["Statement"] if "s3:GetObject" in one["Action"]
@@ -179,7 +179,7 @@ def test_the_role_of_vm_import_reads_the_images_alone() -> None:
         (["--via", "direct", "--incremental", "--verify"], "verifier --blocks"),
     ],
 )
-def test_a_policy_that_would_do_both_is_refused_and_names_the_other_one(
+def test_a_policy_with_both_permissions_is_refused_and_the_separate_one_is_named(
     options: list[str], instead: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["iam-policy", "publisher", "--bucket", BUCKET, *options]) == errors.UsageError.exit_code
@@ -187,7 +187,7 @@ def test_a_policy_that_would_do_both_is_refused_and_names_the_other_one(
 
 
 @pytest.mark.parametrize("kind", ["publisher", "archivist", "bootstrap", "vmimport-role", "bucket"])
-def test_no_policy_covers_the_objects_of_every_bucket_by_accident(
+def test_a_policy_for_objects_requires_a_bucket(
     kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -210,10 +210,10 @@ def test_an_archivist_cannot_replace_an_upload(
     assert "arn:aws:s3:::acme-images/evidence/*" in capsys.readouterr().out
 
 
-def test_an_archivist_of_a_bucket_that_may_have_uploads_keeps_out_of_them(
+def test_an_archivist_is_denied_the_prefix_of_possible_uploads(
     account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a bucket in vmsnix.toml nothing tells whether --bucket is that of the uploads."""
+    """Without a bucket in vmsnix.toml, --bucket may be the bucket of the uploads."""
     iam, s3 = account.aws.client("iam"), account.aws.client("s3")
     s3.put_object(Bucket=IMAGES, Key="vmsnix/image.vhd", Body=b"image")
     assert main(["iam-policy", "archivist", "--bucket", IMAGES]) == 0
@@ -256,8 +256,8 @@ def test_an_archivist_s_bucket_agrees_with_the_settings(
     assert '"Deny"' not in caught.out, "another bucket than that of the uploads has no such prefix"
 
 
-def test_the_page_names_every_job_that_must_not_be_a_publisher_s() -> None:
-    """Who makes a foreign snapshot ours must not launch, share, read or delete what is ours."""
+def test_the_page_lists_the_jobs_that_a_publisher_must_not_have() -> None:
+    """A publisher that can tag foreign snapshots must not launch, share, read or delete tagged ones."""
     (warning,) = [text for text in page().split("\n\n") if text.startswith("Do not attach")]
     reaching = {
         "ebs:GetSnapshotBlock",
@@ -271,12 +271,12 @@ def test_the_page_names_every_job_that_must_not_be_a_publisher_s() -> None:
             assert f"`{job.kind}" in warning
 
 
-def test_a_promoter_tells_one_topic(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_promoter_publishes_to_one_topic(capsys: pytest.CaptureFixture[str]) -> None:
     topic = "arn:aws:sns:eu-west-1:012345678901:images"
     assert main(["iam-policy", "promoter", "--announce", "--topic", topic]) == 0
     printed = json.loads(capsys.readouterr().out)
-    (telling,) = [one for one in printed["Statement"] if "sns:Publish" in one["Action"]]
-    assert telling["Resource"] == [topic]
+    (publishing,) = [one for one in printed["Statement"] if "sns:Publish" in one["Action"]]
+    assert publishing["Resource"] == [topic]
     assert main(["iam-policy", "promoter", "--announce", "--topic", "images"]) != 0
 
 
@@ -292,15 +292,15 @@ KMS = ("kms:Decrypt", "kms:CreateGrant", "kms:GenerateDataKey", "kms:ReEncryptFr
 
 def printed_with_a_key(capsys: pytest.CaptureFixture[str], policy: str, key: str = KEY) -> dict[str, Any]:
     """Return what the command prints of a policy for an account with a KMS key."""
-    asked = ["iam-policy", *WITH_A_KEY[policy], "--bucket", BUCKET, "--account", ACCOUNT, "--kms-key", key]
-    asked += ["--repository", "acme/images"] if policy == "github-oidc-trust" else []
-    assert main(asked) == 0
+    request = ["iam-policy", *WITH_A_KEY[policy], "--bucket", BUCKET, "--account", ACCOUNT, "--kms-key", key]
+    request += ["--repository", "acme/images"] if policy == "github-oidc-trust" else []
+    assert main(request) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     return document
 
 
 @pytest.mark.parametrize("policy", WITH_A_KEY)
-def test_nobody_uses_a_key_directly(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_policy_allows_direct_use_of_a_key(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The role of VM Import is the exception: AWS does not say through which service it uses a key."""
     for statement in printed_with_a_key(capsys, policy)["Statement"]:
         named = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
@@ -336,8 +336,8 @@ def test_a_publisher_decrypts_through_ebs_and_not_directly(
             }
             for name, value in context.items()
         ]
-        asked = {"PolicySourceArn": user, "ActionNames": KMS, "ResourceArns": [KEY]}
-        found = iam.simulate_principal_policy(**asked, ContextEntries=entries)["EvaluationResults"]
+        request = {"PolicySourceArn": user, "ActionNames": KMS, "ResourceArns": [KEY]}
+        found = iam.simulate_principal_policy(**request, ContextEntries=entries)["EvaluationResults"]
         return {one["EvalActionName"] for one in found if one["EvalDecision"] == "allowed"}
 
     here, domain = "eu-central-1", "amazonaws.com"
@@ -351,7 +351,7 @@ def test_a_publisher_decrypts_through_ebs_and_not_directly(
     assert allowed_to(ViaService=f"s3.{here}.{domain}") == uploads
 
 
-def test_policies_of_roles_and_buckets_are_known_to_these_tests() -> None:
+def test_all_policies_of_roles_and_buckets_are_listed_in_these_tests() -> None:
     assert set(OTHERS) == {
         "vmimport-role",
         "vmimport-trust",

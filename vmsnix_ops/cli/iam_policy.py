@@ -72,7 +72,7 @@ JOBS: dict[str, Job] = {
 }
 """Every job by its name on the page of permissions.
 
-A new job needs a run in ``tests/privileges/rehearsals.py``; a test repeats it without each of its actions.
+A new job needs a run in ``tests/privileges/job_runs.py``; a test repeats it without each of its actions.
 """
 
 KINDS: tuple[str, ...] = tuple(dict.fromkeys(job.kind for job in JOBS.values()))

@@ -1,4 +1,4 @@
-"""Policies: what they hold people to. That every job needs all of its own: tests/privileges."""
+"""Policies: their limits and their text. tests/privileges checks that each job needs all of its policy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_publisher_cannot_delete_a_snapshot_that_is_not_ours(account: Account)
         ec2.delete_snapshot(SnapshotId=account.snapshot())
 
 
-def test_no_policy_is_longer_than_iam_takes() -> None:
+def test_no_policy_exceeds_the_size_limit_of_iam() -> None:
     place = policies.PolicyScope(
         account="012345678901", regions=("eu-central-1", "ap-southeast-1"), bucket="b" * 63
     )
@@ -52,7 +52,7 @@ def test_no_policy_is_longer_than_iam_takes() -> None:
 
 
 @pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov"])
-def test_policies_know_their_partition(partition: str) -> None:
+def test_arns_have_the_partition_of_the_scope(partition: str) -> None:
     place = policies.PolicyScope(account="012345678901", bucket="acme-images", partition=partition)
     for document in (
         policies.publisher_policy(place),
@@ -64,7 +64,7 @@ def test_policies_know_their_partition(partition: str) -> None:
         assert all(arn.startswith(f"arn:{partition}:") for arn in arns)
 
 
-def test_no_job_may_do_everything() -> None:
+def test_no_policy_allows_all_actions_of_a_service() -> None:
     place = policies.PolicyScope(account="012345678901", bucket="acme-images")
     documents = [policies.policy_document(job.actions(), place) for job in JOBS.values()]
     for document in (*documents, policies.import_role_policy(place)):
@@ -72,7 +72,7 @@ def test_no_job_may_do_everything() -> None:
             assert not {"*", "s3:*", "ec2:*", "iam:*"} & set(statement["Action"])
 
 
-def test_github_s_trust_lets_one_repository_in() -> None:
+def test_a_github_trust_policy_allows_one_repository() -> None:
     place = policies.PolicyScope(account="012345678901", partition="aws-cn")
     (statement,) = policies.github_trust_policy(
         place, repository="acme/images", subject="environment:production"
@@ -87,7 +87,7 @@ def test_github_s_trust_lets_one_repository_in() -> None:
 
 
 @pytest.mark.parametrize("repository", ["", "acme", "acme/*", "*/*", "acme/images:*", "a/b/c"])
-def test_github_s_trust_refuses_what_lets_strangers_in(repository: str) -> None:
+def test_a_github_trust_policy_refuses_other_repositories(repository: str) -> None:
     with pytest.raises(errors.ParameterError, match="owner/name"):
         policies.github_trust_policy(policies.PolicyScope(account="012345678901"), repository=repository)
 
@@ -131,14 +131,14 @@ MORE_THAN_NAMED = [
 
 
 @pytest.mark.parametrize("subject", [*EVERY_WORKFLOW, *MORE_THAN_NAMED])
-def test_a_subject_that_matches_what_it_does_not_name_needs_a_second_word(subject: str) -> None:
-    place, asked = (
+def test_a_subject_that_matches_more_than_it_names_needs_any_subject(subject: str) -> None:
+    place, arguments = (
         policies.PolicyScope(account="012345678901"),
         {"repository": "acme/images", "subject": subject},
     )
     with pytest.raises(errors.ParameterError, match="--any-subject"):
-        policies.github_trust_policy(place, **asked)
-    (statement,) = policies.github_trust_policy(place, **asked, any_subject=True)["Statement"]
+        policies.github_trust_policy(place, **arguments)
+    (statement,) = policies.github_trust_policy(place, **arguments, any_subject=True)["Statement"]
     allowed = statement["Condition"]["StringLike"]["token.actions.githubusercontent.com:sub"]
     assert allowed == f"repo:acme/images:{subject}"
 
@@ -156,7 +156,7 @@ def test_a_subject_that_matches_what_it_does_not_name_needs_a_second_word(subjec
         "ref:refs/heads/release/*/hotfix",
     ],
 )
-def test_a_subject_that_fixes_something_needs_no_second_word(subject: str) -> None:
+def test_a_specific_subject_needs_no_any_subject(subject: str) -> None:
     assert policies.github_trust_policy(
         policies.PolicyScope(account="012345678901"), repository="acme/images", subject=subject
     )
@@ -164,7 +164,7 @@ def test_a_subject_that_fixes_something_needs_no_second_word(subject: str) -> No
 
 @pytest.mark.parametrize("repository", ["acme/images", "acme/other"])
 def test_a_subject_with_its_repository_is_refused(repository: str) -> None:
-    """It would print repo:acme/images:repo:..., which matches no workflow at all."""
+    """repo:acme/images:repo:... would match no workflow."""
     subject = f"repo:{repository}:ref:refs/heads/main*"
     with pytest.raises(errors.ParameterError, match="--repository"):
         policies.github_trust_policy(
@@ -175,8 +175,8 @@ def test_a_subject_with_its_repository_is_refused(repository: str) -> None:
         )
 
 
-def test_the_command_asks_for_the_second_word() -> None:
-    asked = [
+def test_the_command_requires_any_subject() -> None:
+    arguments = [
         "github-oidc-trust",
         "--account",
         "012345678901",
@@ -185,15 +185,15 @@ def test_the_command_asks_for_the_second_word() -> None:
         "--subject",
         "*",
     ]
-    assert main(["iam-policy", *asked]) == 2
-    assert main(["iam-policy", *asked, "--any-subject"]) == 0
+    assert main(["iam-policy", *arguments]) == 2
+    assert main(["iam-policy", *arguments, "--any-subject"]) == 0
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"account": "12"}, {"bucket": "a/../b"}, {"regions": ("eu",)}, {"role_name": "a/b"}, {"partition": "x"}],
 )
-def test_a_place_refuses_what_cannot_be(wrong: dict[str, Any]) -> None:
+def test_a_scope_refuses_invalid_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(errors.ParameterError, match="Invalid"):
         policies.PolicyScope(**wrong)
 
@@ -201,11 +201,20 @@ def test_a_place_refuses_what_cannot_be(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "region", ["mars-north-1", "eu-central-3", "us-east-11", "eu-central-1a", "EU-WEST-1"]
 )
-def test_a_region_that_is_none_is_refused(region: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One mistyped region among others would silently print a policy without it."""
+def test_an_unknown_region_is_refused(region: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise the printed policy would not apply to the region."""
     for kind in ("publisher", "auditor", "github-oidc-trust"):
-        asked = ["iam-policy", kind, "--bucket", "acme-images", "--region", "eu-west-1", "--region", region]
-        assert main(asked) != 0
+        arguments = [
+            "iam-policy",
+            kind,
+            "--bucket",
+            "acme-images",
+            "--region",
+            "eu-west-1",
+            "--region",
+            region,
+        ]
+        assert main(arguments) != 0
         caught = capsys.readouterr()
         assert region in caught.err
         assert caught.out == ""
@@ -216,12 +225,12 @@ def test_an_unknown_action_is_refused_when_it_is_declared() -> None:
         needs("ec2:RegisterImages")
 
 
-def test_a_function_that_declares_nothing_gets_into_no_policy() -> None:
+def test_a_function_without_declared_permissions_is_refused() -> None:
     with pytest.raises(errors.UsageError, match="does not declare its permissions"):
         needs_of(test_an_unknown_action_is_refused_when_it_is_declared)
 
 
-def test_policies_that_say_the_same_are_the_same() -> None:
+def test_equal_policies_can_differ_in_order_lists_and_sids() -> None:
     one = {"Statement": [{"Sid": "A", "Effect": "Allow", "Action": ["a:B", "a:C"], "Resource": "*"}]}
     other = {"Statement": {"Effect": "Allow", "Action": ["a:C", "a:B"], "Resource": ["*"]}}
     assert same_policy(one, json.dumps(other))

@@ -59,7 +59,7 @@ class PolicyScope:
         ``"aws"``, ``"aws-cn"``, ``"aws-us-gov"``, ``"aws-eusc"``, ...; empty: the partition of the
         regions, or else ``"aws"``.
     channel_prefix
-        First part of the names of the channels' pointers.
+        Prefix of the names of the channels' parameters.
     audit_role
         Name of the role that an auditor assumes in other accounts.
     topic

@@ -1,7 +1,7 @@
-"""How each job of `vmsnix_ops.cli.iam_policy` is rehearsed with more or fewer rights than it needs.
+"""Runs of each job of `vmsnix_ops.cli.iam_policy`, to test it with more or fewer permissions.
 
-A rehearsal does the whole job, so that every action of its policy is needed; it raises what the job raises.
-An action that is needed only when something happens has a rehearsal of its own in `only_when`.
+A run does the whole job, so it needs every action of the job's policy, and raises the job's errors. An action
+that is needed only in a special case has its own run in `only_when`.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from vmsnix_ops.runbooks.evidence import archive, runs
 
 Actions = tuple[str, ...]
 Run = Callable[[Account, Actions], Any]
-Tell = Callable[[Account, Actions], str]
+Report = Callable[[Account, Actions], str]
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """How a job is rehearsed.
+class JobRun:
+    """How the tests run a job.
 
     Attributes
     ----------
     run
         Does the job as a user with these actions.
     only_when
-        For actions that `run` does not need: what needs them.
-    told
-        For actions whose lack is told and stops nothing: does the job and returns what it told.
+        Runs that need an action which `run` does not need, by action.
+    reported
+        Runs that succeed without an action and return the reported lack, by action.
     more_than
-        A job whose actions are this job's too, and are taken away there.
+        A job whose actions this job also has; the tests remove those from that job only.
     """
 
     run: Run
     only_when: Mapping[str, Run] = field(default_factory=dict)
-    told: Mapping[str, Tell] = field(default_factory=dict)
+    reported: Mapping[str, Report] = field(default_factory=dict)
     more_than: str = ""
 
 
@@ -63,7 +63,7 @@ class Rehearsal:
 
 
 def publish_by(**changes: Any) -> Run:
-    """Publish this way; every check passes."""
+    """Publish with these arguments; all checks pass."""
 
     def run(account: Account, actions: Actions) -> None:
         plan = account.plan(actions, **changes)
@@ -73,19 +73,19 @@ def publish_by(**changes: Any) -> Run:
     return run
 
 
-def warnings_of(**changes: Any) -> Tell:
-    """Publish this way, and return what the checks warned of: only they need the action."""
+def warnings_of(**changes: Any) -> Report:
+    """Publish with these arguments, and return the warnings of the checks, which alone need the action."""
 
-    def told(account: Account, actions: Actions) -> str:
+    def report(account: Account, actions: Actions) -> str:
         plan = account.plan(actions, **changes)
         assert plan.apply().ami_id
         return " ".join(check.fix for check in plan.checks if check.outcome == "warn")
 
-    return told
+    return report
 
 
-def two_uploads_are_left(account: Account, actions: Actions) -> None:
-    """Publish after two uploads of the image's key: one is continued, the other ended."""
+def continue_one_of_two_uploads(account: Account, actions: Actions) -> None:
+    """Publish while the image's key has two unfinished uploads: one is continued, the other aborted."""
     plan = account.plan(policies.publisher_actions())
     key = identity.key(plan, plan.build())
     for _ in range(2):
@@ -96,14 +96,14 @@ def two_uploads_are_left(account: Account, actions: Actions) -> None:
 
 
 class Stop:
-    """A step that the operator interrupts at the first sign of progress."""
+    """A step that raises an interrupt at the first progress."""
 
     def __getattr__(self, name: str) -> Any:
         raise KeyboardInterrupt
 
 
-def it_is_interrupted(account: Account, actions: Actions) -> None:
-    """Publish until the import runs, and interrupt it there."""
+def interrupt_the_import(account: Account, actions: Actions) -> None:
+    """Publish, and interrupt the running import."""
     account.aws.clock.speed = 1.0
     plan = account.plan(actions)
     source = plan.upload(plan.build())
@@ -120,8 +120,8 @@ def it_is_interrupted(account: Account, actions: Actions) -> None:
     assert imports.cancel(plan.ec2, digest)
 
 
-def the_name_is_lost(**changes: Any) -> Run:
-    """Make a snapshot, and find that somebody took the name with other bytes in the meantime."""
+def lose_the_name(**changes: Any) -> Run:
+    """Create a snapshot; another AMI takes the name before the registration."""
 
     def run(account: Account, actions: Actions) -> None:
         plan = account.plan(actions, **changes)
@@ -143,7 +143,7 @@ def the_name_is_lost(**changes: Any) -> Run:
 
 
 def publish_the_next_version(account: Account, actions: Actions) -> str:
-    """Publish directly after an earlier version of the image; return why nothing of that could be used."""
+    """Publish the next version via direct; return why the upload was not incremental."""
     account.plan(JOBS["direct"].actions(), via="direct").apply()
     newer = make_sample_image(account.image.parent / "newer", seed="newer")
     plan = account.plan(actions, via="direct", image=str(newer))
@@ -153,19 +153,19 @@ def publish_the_next_version(account: Account, actions: Actions) -> str:
     return sent.direct.why_full
 
 
-def why_all_blocks_are_sent(*, encrypted: bool = False) -> Tell:
-    """Return a publish of the next version that reports why it sent all blocks."""
+def why_all_blocks_are_sent(*, encrypted: bool = False) -> Report:
+    """Publish the next version, and return why all blocks were sent."""
 
-    def told(account: Account, actions: Actions) -> str:
+    def report(account: Account, actions: Actions) -> str:
         if encrypted:
             account.aws.client("ec2").enable_ebs_encryption_by_default()
         return publish_the_next_version(account, actions)
 
-    return told
+    return report
 
 
 def compare_what_was_imported(account: Account, actions: Actions) -> Any:
-    """Compare an image with the snapshot that somebody else imported, and change nothing."""
+    """Compare an image with a snapshot that another user imported; change nothing."""
     account.plan(policies.publisher_actions()).apply()
     plan = account.plan(actions, via="direct", verify="whole", dry_run=True)
     before = account.aws.client("ec2").describe_images(Owners=["self"])["Images"]
@@ -184,13 +184,13 @@ def warnings_of_a_comparison(account: Account, actions: Actions) -> str:
 
 
 def promote_by(**changes: Any) -> Run:
-    """Promote one AMI and then another to two regions, with everything that can be wanted, and roll back."""
+    """Promote two AMIs to two regions with all options, and roll back."""
 
     def run(account: Account, actions: Actions) -> None:
         session = account.session(actions, regions=(REGION, "eu-west-1"))
         for version in ("26.11", "26.12"):
             ami = make_ami(account.aws, version=version)
-            wanted = _everything(account, session, ami) | _filled(account, changes)
+            wanted = _all_options(account, session, ami) | _filled(account, changes)
             promote.plan(**wanted).apply().raise_for_status()
         promote.plan(**wanted | {"protect": False, "unprotect": True}).apply().raise_for_status()
         back = {"channel": "stable", "dry_run": False, "progress": silent(), "session": session}
@@ -199,7 +199,7 @@ def promote_by(**changes: Any) -> Run:
     return run
 
 
-def _everything(account: Account, session: Any, ami: str) -> dict[str, Any]:
+def _all_options(account: Account, session: Any, ami: str) -> dict[str, Any]:
     return {
         "ami": ami,
         "channel": "stable",
@@ -215,7 +215,7 @@ def _everything(account: Account, session: Any, ami: str) -> dict[str, Any]:
 
 
 def _filled(account: Account, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changes with what only an account can tell: its id, and a topic of its own."""
+    """Return the changes with the account's ID and a topic."""
     filled = dict(changes)
     if filled.get("public"):
         filled["confirm_public"] = account.aws.account
@@ -224,39 +224,39 @@ def _filled(account: Account, changes: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def promote_warnings(**changes: Any) -> Tell:
-    """Plan a promotion, and return what the plan says."""
+def promote_warnings(**changes: Any) -> Report:
+    """Plan a promotion, and return the text of the plan."""
 
-    def told(account: Account, actions: Actions) -> str:
+    def report(account: Account, actions: Actions) -> str:
         session = account.session(actions, regions=(REGION, "eu-west-1"))
-        wanted = _everything(account, session, make_ami(account.aws)) | _filled(account, changes)
+        wanted = _all_options(account, session, make_ami(account.aws)) | _filled(account, changes)
         return str(promote.plan(**wanted))
 
-    return told
+    return report
 
 
-def copies_are_encrypted(account: Account, actions: Actions) -> None:
-    """Promote to a region that encrypts by default, with a key that others can be allowed to use."""
+def promote_encrypted_copies(account: Account, actions: Actions) -> None:
+    """Promote to a region that encrypts by default with a customer key."""
     ec2 = account.aws.client("ec2", "eu-west-1")
     ec2.enable_ebs_encryption_by_default()
     key = "arn:aws:kms:eu-west-1:012345678901:key/0123abcd-0123-0123-0123-0123456789ab"
     ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)
     session = account.session(actions, regions=(REGION, "eu-west-1"))
-    promote.plan(**_everything(account, session, make_ami(account.aws))).apply().raise_for_status()
+    promote.plan(**_all_options(account, session, make_ami(account.aws))).apply().raise_for_status()
 
 
-def the_source_got_tags(account: Account, actions: Actions) -> None:
-    """Promote an AMI, and again when it has one tag more."""
+def promote_again_with_another_tag(account: Account, actions: Actions) -> None:
+    """Promote an AMI, and again after it got another tag."""
     session, ami = account.session(actions, regions=(REGION, "eu-west-1")), make_ami(account.aws)
-    promote.plan(**_everything(account, session, ami)).apply().raise_for_status()
+    promote.plan(**_all_options(account, session, ami)).apply().raise_for_status()
     account.aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "web"}])
-    promote.plan(**_everything(account, session, ami)).apply().raise_for_status()
+    promote.plan(**_all_options(account, session, ami)).apply().raise_for_status()
     copies = account.aws.client("ec2", "eu-west-1").describe_images(Owners=["self"])["Images"]
     assert {"Key": "team", "Value": "web"} in copies[0]["Tags"]
 
 
-def a_first_value_is_taken_back(account: Account, actions: Actions) -> None:
-    """Promote an AMI to a new channel, and find that somebody retires it in the meantime."""
+def promote_an_ami_that_is_retired_meanwhile(account: Account, actions: Actions) -> None:
+    """Promote an AMI to a new channel while another job retires it."""
     session = account.session(actions, regions=(REGION, "eu-west-1"), new=True)
     ec2 = account.aws.client("ec2")
     ami = make_ami(account.aws)
@@ -273,24 +273,24 @@ def a_first_value_is_taken_back(account: Account, actions: Actions) -> None:
 
 
 def rollback_notes(account: Account, actions: Actions) -> str:
-    """Plan a rollback, and return what the plan says."""
+    """Plan a rollback, and return the text of the plan."""
     for version in ("26.11", "26.12"):
         ami = make_ami(account.aws, version=version)
-        promote.plan(**_everything(account, account.aws.session(), ami)).apply().raise_for_status()
+        promote.plan(**_all_options(account, account.aws.session(), ami)).apply().raise_for_status()
     back = {"channel": "stable", "progress": silent(), "session": account.session(actions)}
     return str(rollback.plan(image="ecs-node", regions=[REGION], **back))
 
 
 def first_spot_test(account: Account, actions: Actions) -> None:
-    """Test an AMI on spare capacity, in an account that never had a spot instance."""
+    """Test an AMI on the account's first spot instance."""
     smoke_test(account, actions, spot=True)
 
 
 def smoke_test(account: Account, actions: Actions, *, spot: bool = False) -> None:
-    """Test an AMI after a test that was killed."""
+    """Test the AMI of a channel."""
     ami = make_ami(account.aws)
-    said = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "Welcome to NixOS"}}
-    account.aws.faults.add(said)
+    boots = {"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": "Welcome to NixOS"}}
+    account.aws.faults.add(boots)
     plan = smoke.plan(ami="candidate", image="ecs-node", spot=spot, **_tester(account, ami, actions))
     finish(plan.apply())
 
@@ -301,16 +301,16 @@ def _tester(account: Account, ami: str, actions: Actions) -> dict[str, Any]:
 
 
 def verify_what_was_promoted(account: Account, actions: Actions) -> None:
-    """Compare an AMI that somebody else promoted with what was recorded."""
+    """Verify an AMI that another user promoted."""
     ami = make_ami(account.aws)
     promote.plan(
-        **_everything(account, account.aws.session(), ami) | {"regions": []}
+        **_all_options(account, account.aws.session(), ami) | {"regions": []}
     ).apply().raise_for_status()
     finish(verify.check(session=account.session(actions)))
 
 
 def smoke_warnings(account: Account, actions: Actions) -> str:
-    """Plan a test, and return what it was warned of."""
+    """Plan a test, and return the text of the plan."""
     plan = smoke.plan(ami=make_ami(account.aws), session=account.session(actions), progress=silent())
     return str(plan)
 
@@ -319,7 +319,7 @@ def smoke_warnings(account: Account, actions: Actions) -> str:
 
 
 def published_by_another(account: Account) -> tuple[str, str]:
-    """Publish an AMI as somebody else; return its ID and its identity."""
+    """Publish an AMI as another user; return its ID and its identity."""
     result = account.plan(JOBS["direct"].actions(), via="direct").apply()
     return result.ami_id, result.digest
 
@@ -332,14 +332,14 @@ def prove_an_ami(account: Account, actions: Actions) -> None:
 
 
 def finish_proof(result: prove.ProofResult, *, expected: str) -> None:
-    """Check the verdict. What AWS refuses is a verdict as well: raise it."""
+    """Check the verdict; raise the error if AWS refused a call."""
     if result.verdict != expected or any(one.reason == "unreadable" for one in result.proofs):
         result.raise_for_status()
     assert result.verdict == expected
 
 
 def put_result(account: Account, ami: str, identity: str) -> str:
-    """Archive the result of a publish; return its place."""
+    """Archive the result of a publish; return its URL."""
     values = {"runbook": "publish-ami", "status": "done", "ami_id": ami, "digest": identity}
     key = "vmsnix/archive/result.json"
     account.aws.client("s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps(values).encode())
@@ -359,42 +359,42 @@ def an_archived_result_is_missing(account: Account, actions: Actions) -> None:
         prove.plan(amis=["ami-1"], result=place, session=account.session(actions))
 
 
-# Look
+# Audit and preflight
 
 
 MEMBER = "111122223333"
 
 
-def what_an_audit_could_not_read(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
-    """Audit this account with these actions, and another by a role; return what could not be read."""
+def audit_two_accounts(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
+    """Audit this account with these actions, and a member account; return the errors of unread sources."""
     owner = Owner(account.aws)
     owner.ami(tags=DIGEST)
     owner.template(owner.ami())
     for name in ("/app/ami", "/vmsnix/web/stable"):
         owner.client("ssm").put_parameter(Name=name, Type="String", Value=owner.ami())
     account.aws.client("s3").create_multipart_upload(Bucket=BUCKET, Key="vmsnix/left.vhd")
-    _let_in(account, audit_policies.member_actions())
-    held = () if regions == ["all"] else (REGION,)
+    _add_member(account, audit_policies.member_actions())
+    policy_regions = () if regions == ["all"] else (REGION,)
     found = inventory.scan(
         RetirementRules(keep_last=0, min_age_days=0),
         regions=regions,
         accounts=[account.aws.account, MEMBER],
         buckets=[BUCKET],
-        session=account.session(actions, regions=held),
+        session=account.session(actions, regions=policy_regions),
     )
     return " ".join(str(one.error) for one in found.unread)
 
 
-def what_an_audit_of_every_region_could_not_read(account: Account, actions: Actions) -> str:
-    return what_an_audit_could_not_read(account, actions, regions=["all"])
+def audit_all_regions(account: Account, actions: Actions) -> str:
+    return audit_two_accounts(account, actions, regions=["all"])
 
 
 def audit(account: Account, actions: Actions) -> None:
-    assert what_an_audit_could_not_read(account, actions) == ""
+    assert audit_two_accounts(account, actions) == ""
 
 
-def _let_in(account: Account, actions: Actions) -> Owner:
-    """Make the role of an auditor in another account, with these actions."""
+def _add_member(account: Account, actions: Actions) -> Owner:
+    """Create the role of an auditor with these actions in a member account."""
     other = Owner(account.aws, account.aws.other_account(MEMBER))
     iam = other.client("iam")
     trust = audit_policies.member_trust(policies.PolicyScope(account=account.aws.account))
@@ -404,9 +404,9 @@ def _let_in(account: Account, actions: Actions) -> Owner:
     return other
 
 
-def what_a_member_does_not_show(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
-    """Audit another account whose role has these actions; return what could not be read."""
-    other = _let_in(account, actions)
+def audit_a_member(account: Account, actions: Actions, *, regions: Any = (REGION,)) -> str:
+    """Audit a member account whose role has these actions; return the errors of unread sources."""
+    other = _add_member(account, actions)
     other.ami(tags=DIGEST)
     other.template(other.ami())
     for name in ("/app/ami", "/vmsnix/web/stable"):
@@ -420,65 +420,65 @@ def what_a_member_does_not_show(account: Account, actions: Actions, *, regions: 
     return " ".join(str(one.error) for one in found.unread)
 
 
-def what_a_member_does_not_show_of_every_region(account: Account, actions: Actions) -> str:
-    return what_a_member_does_not_show(account, actions, regions=["all"])
+def audit_all_regions_of_a_member(account: Account, actions: Actions) -> str:
+    return audit_a_member(account, actions, regions=["all"])
 
 
-def show_a_member(account: Account, actions: Actions) -> None:
-    assert what_a_member_does_not_show(account, actions) == ""
+def audit_a_member_completely(account: Account, actions: Actions) -> None:
+    assert audit_a_member(account, actions) == ""
 
 
 def checklist(account: Account, actions: Actions) -> str:
-    """Return what every check that did not pass says."""
+    """Return the texts of the checks that did not pass."""
     session = account.session(actions)
     found = preflight.check(region=REGION, bucket=BUCKET, session=session).checks
     return " ".join(f"{check.evidence} {check.fix}" for check in found if check.outcome != "pass")
 
 
 def preflight_of_a_publisher(account: Account, actions: Actions) -> str:
-    """Return what the checks say to a publisher who lacks what is missing in `actions`."""
+    """Return the texts of the checks for a publisher without the actions that are missing here."""
     missing = set(policies.thorough_actions()) - set(actions)
     return checklist(account, tuple({*actions, *policies.publisher_actions()} - missing))
 
 
 def preflight_alone(account: Account, actions: Actions) -> None:
-    said = checklist(account, actions)
-    assert "not checked" not in said, said
+    texts = checklist(account, actions)
+    assert "not checked" not in texts, texts
 
 
 # Bootstrap
 
 
 def bootstrap_twice(account: Account, actions: Actions) -> None:
-    """Bootstrap an empty account, spoil everything that can be put right, and bootstrap again."""
-    iam, s3, place = account.aws.client("iam"), account.aws.client("s3"), account.place()
+    """Bootstrap an empty account, change role and policy, and bootstrap again."""
+    iam, s3, scope = account.aws.client("iam"), account.aws.client("s3"), account.scope()
     iam.delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
     iam.delete_role(RoleName="vmimport")
     s3.delete_bucket(Bucket=BUCKET)
     session = account.session(actions)
-    _make_all(session, place)
+    _apply_all(session, scope)
     trust = policies.import_role_trust_policy()
     del trust["Statement"][0]["Condition"]
     iam.update_assume_role_policy(RoleName="vmimport", PolicyDocument=json.dumps(trust))
-    arn = f"arn:aws:iam::{account.aws.account}:policy/{place.policy_name}"
-    old = json.dumps(policies.policy_document(["ec2:DescribeImages"], place))
+    arn = f"arn:aws:iam::{account.aws.account}:policy/{scope.policy_name}"
+    old = json.dumps(policies.policy_document(["ec2:DescribeImages"], scope))
     for _ in range(bootstrap.MOST_VERSIONS - 1):
         iam.create_policy_version(PolicyArn=arn, PolicyDocument=old, SetAsDefault=True)
-    _make_all(session, place)
-    assert {part.verdict for part in bootstrap.plan_parts(session, place)} == {"keep"}
+    _apply_all(session, scope)
+    assert {part.verdict for part in bootstrap.plan_parts(session, scope)} == {"keep"}
 
 
-def _make_all(session: Any, place: policies.PolicyScope) -> None:
-    for part in bootstrap.plan_parts(session, place):
-        bootstrap.apply_part(session, place, part)
+def _apply_all(session: Any, scope: policies.PolicyScope) -> None:
+    for part in bootstrap.plan_parts(session, scope):
+        bootstrap.apply_part(session, scope, part)
 
 
 # Retire
 
 
 def retire_by(session: Any, **changes: Any) -> None:
-    """Do what a plan of this user says, and tell what went wrong."""
-    asked = {
+    """Apply a plan of this user, and raise its error."""
+    request = {
         "regions": [REGION],
         "keep_last": 0,
         "min_age_days": 0,
@@ -486,7 +486,7 @@ def retire_by(session: Any, **changes: Any) -> None:
         "allow_shared": True,
     }
     plan = retirement.plan(
-        **{**asked, **changes},
+        **{**request, **changes},
         dry_run=False,
         confirm="012345678901",
         progress=silent(),
@@ -496,7 +496,7 @@ def retire_by(session: Any, **changes: Any) -> None:
 
 
 def an_old_ami(account: Account) -> str:
-    """Make an AMI that others may use, beside one that a channel and a launch template need."""
+    """Register a shared AMI, and another that a channel and a launch template reference."""
     friend, ec2 = "210987654321", account.aws.client("ec2")
     ami_id, needed = make_ami(account.aws, version="1"), make_ami(account.aws, version="2")
     (snapshot,) = images.describe_ami(ec2, ami_id).snapshot_ids
@@ -509,7 +509,7 @@ def an_old_ami(account: Account) -> str:
     return ami_id
 
 
-def retire_and_remove(account: Account, actions: Actions) -> None:
+def retire_and_delete(account: Account, actions: Actions) -> None:
     session, ami_id = account.session(actions), an_old_ami(account)
     retire_by(session)
     retire_by(session)
@@ -536,7 +536,7 @@ PUBLIC_IN_CHECKS = ("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionB
 
 
 def keep_and_read_evidence(account: Account, actions: Actions) -> None:
-    """Archive a run, and find and read it again."""
+    """Archive a run, then find it and read its report."""
     keys = account.session(actions).get_credentials().get_frozen_credentials()
     environment = {
         "AWS_ENDPOINT_URL": account.aws.url,
@@ -557,25 +557,25 @@ def keep_and_read_evidence(account: Account, actions: Actions) -> None:
     assert shelf.read_file(shelf.find(run_id), archive.REPORT) == b"the page"
 
 
-REHEARSALS: dict[str, Rehearsal] = {
-    "evidence": Rehearsal(keep_and_read_evidence),
-    "import": Rehearsal(
+JOB_RUNS: dict[str, JobRun] = {
+    "evidence": JobRun(keep_and_read_evidence),
+    "import": JobRun(
         publish_by(),
         only_when={
-            "s3:AbortMultipartUpload": two_uploads_are_left,
-            "ec2:CancelImportTask": it_is_interrupted,
+            "s3:AbortMultipartUpload": continue_one_of_two_uploads,
+            "ec2:CancelImportTask": interrupt_the_import,
             "ec2:CreateTags of our resources": publish_by(tags={"team": "web"}),
         },
-        told=dict.fromkeys(IN_CHECKS, warnings_of()),
+        reported=dict.fromkeys(IN_CHECKS, warnings_of()),
     ),
-    "direct": Rehearsal(
+    "direct": JobRun(
         publish_by(via="direct"),
-        only_when={"ec2:DeleteSnapshot": the_name_is_lost(via="direct")},
-        told={"ec2:DescribeRegions": warnings_of(via="direct")},
+        only_when={"ec2:DeleteSnapshot": lose_the_name(via="direct")},
+        reported={"ec2:DescribeRegions": warnings_of(via="direct")},
     ),
-    "incremental": Rehearsal(
+    "incremental": JobRun(
         publish_the_next_version,
-        told={
+        reported={
             **dict.fromkeys(
                 (
                     "ec2:GetEbsEncryptionByDefault",
@@ -588,24 +588,24 @@ REHEARSALS: dict[str, Rehearsal] = {
         },
         more_than="direct",
     ),
-    "public": Rehearsal(
+    "public": JobRun(
         publish_by(via="direct", public=True),
-        told=dict.fromkeys(PUBLIC_IN_CHECKS, warnings_of(via="direct", public=True)),
+        reported=dict.fromkeys(PUBLIC_IN_CHECKS, warnings_of(via="direct", public=True)),
         more_than="direct",
     ),
-    "verify": Rehearsal(publish_by(via="direct", verify="whole"), more_than="direct"),
-    "audit": Rehearsal(
+    "verify": JobRun(publish_by(via="direct", verify="whole"), more_than="direct"),
+    "audit": JobRun(
         audit,
-        told=dict.fromkeys(audit_policies.auditor_actions(), what_an_audit_could_not_read)
-        | {"ec2:DescribeRegions": what_an_audit_of_every_region_could_not_read},
+        reported=dict.fromkeys(audit_policies.auditor_actions(), audit_two_accounts)
+        | {"ec2:DescribeRegions": audit_all_regions},
     ),
-    "audited": Rehearsal(
-        show_a_member,
-        told=dict.fromkeys(audit_policies.member_actions(), what_a_member_does_not_show)
-        | {"ec2:DescribeRegions": what_a_member_does_not_show_of_every_region},
+    "audited": JobRun(
+        audit_a_member_completely,
+        reported=dict.fromkeys(audit_policies.member_actions(), audit_a_member)
+        | {"ec2:DescribeRegions": audit_all_regions_of_a_member},
     ),
-    "retire": Rehearsal(
-        retire_and_remove,
+    "retire": JobRun(
+        retire_and_delete,
         only_when={
             "ec2:DescribeRegions": retire_in_every_region,
             **dict.fromkeys(
@@ -613,58 +613,58 @@ REHEARSALS: dict[str, Rehearsal] = {
             ),
         },
     ),
-    "promote": Rehearsal(
+    "promote": JobRun(
         promote_by(),
-        told={"ec2:DescribeRegions": promote_warnings(), "ec2:DescribeInstances": rollback_notes},
+        reported={"ec2:DescribeRegions": promote_warnings(), "ec2:DescribeInstances": rollback_notes},
         only_when={
-            "ec2:GetEbsDefaultKmsKeyId": copies_are_encrypted,
-            "ec2:CreateTags of our resources": the_source_got_tags,
-            "ssm:DeleteParameter": a_first_value_is_taken_back,
+            "ec2:GetEbsDefaultKmsKeyId": promote_encrypted_copies,
+            "ec2:CreateTags of our resources": promote_again_with_another_tag,
+            "ssm:DeleteParameter": promote_an_ami_that_is_retired_meanwhile,
         },
     ),
-    "smoke test": Rehearsal(smoke_test, told={"ec2:DescribeRegions": smoke_warnings}),
-    "first spot test": Rehearsal(first_spot_test, more_than="smoke test"),
-    "verify AMIs": Rehearsal(verify_what_was_promoted),
-    "verify blocks": Rehearsal(
+    "smoke test": JobRun(smoke_test, reported={"ec2:DescribeRegions": smoke_warnings}),
+    "first spot test": JobRun(first_spot_test, more_than="smoke test"),
+    "verify AMIs": JobRun(verify_what_was_promoted),
+    "verify blocks": JobRun(
         compare_what_was_imported,
-        told={"ec2:DescribeRegions": warnings_of_a_comparison},
+        reported={"ec2:DescribeRegions": warnings_of_a_comparison},
         more_than="verify AMIs",
     ),
-    "prove": Rehearsal(prove_an_ami),
-    "prove by an archive": Rehearsal(
+    "prove": JobRun(prove_an_ami),
+    "prove by an archive": JobRun(
         prove_by_an_archive,
         only_when={"s3:ListBucket": an_archived_result_is_missing},
         more_than="prove",
     ),
-    "public promotion": Rehearsal(
+    "public promotion": JobRun(
         promote_by(public=True),
-        told={"servicequotas:GetServiceQuota": promote_warnings(public=True)},
+        reported={"servicequotas:GetServiceQuota": promote_warnings(public=True)},
         more_than="promote",
     ),
-    "announced promotion": Rehearsal(
+    "announced promotion": JobRun(
         promote_by(topic="images"),
-        told={"sns:GetTopicAttributes": promote_warnings(topic="images")},
+        reported={"sns:GetTopicAttributes": promote_warnings(topic="images")},
         more_than="promote",
     ),
-    "preflight": Rehearsal(
-        preflight_alone, told=dict.fromkeys(policies.thorough_actions(), preflight_of_a_publisher)
+    "preflight": JobRun(
+        preflight_alone, reported=dict.fromkeys(policies.thorough_actions(), preflight_of_a_publisher)
     ),
-    "bootstrap": Rehearsal(bootstrap_twice),
+    "bootstrap": JobRun(bootstrap_twice),
 }
 
 
-def rehearsal(job: str) -> Rehearsal:
-    """Return a job's rehearsal; fail for a job that has none."""
-    if job not in REHEARSALS:
-        pytest.fail(f"the job {job!r} has no rehearsal: add one to tests/privileges/rehearsals.py")
-    return REHEARSALS[job]
+def job_run(job: str) -> JobRun:
+    """Return how to run a job; fail if nothing runs it."""
+    if job not in JOB_RUNS:
+        pytest.fail(f"the job {job!r} has no run: add one to tests/privileges/job_runs.py")
+    return JOB_RUNS[job]
 
 
 def removals() -> list[tuple[str, str]]:
     """Return every job with every action that is to be taken away from it."""
     found = []
     for name, job in JOBS.items():
-        more_than = REHEARSALS[name].more_than if name in REHEARSALS else ""
+        more_than = JOB_RUNS[name].more_than if name in JOB_RUNS else ""
         known = JOBS[more_than].actions() if more_than else ()
         found += [(name, action) for action in job.actions() if action not in known]
     return found
