@@ -23,7 +23,7 @@ MAX_ROWS = 100
 """Rows of one rule on the page; the files beside it have all rows."""
 
 
-def render(inventory: Inventory, findings: pd.DataFrame, changes: Changes | None = None) -> str:
+def render(inventory: Inventory, findings: pd.DataFrame, changes: Changes) -> str:
     """Return the page."""
     when = f"{inventory.scanned_at:%Y-%m-%d %H:%M} UTC"
     return templates.page(
@@ -33,7 +33,7 @@ def render(inventory: Inventory, findings: pd.DataFrame, changes: Changes | None
         where=_where(inventory, when),
         tiles=_tiles(inventory, findings),
         findings=_findings(findings),
-        changes=None if changes is None else _changes(changes),
+        changes={"text": changes, "rows": _rows(changes.frame.head(MAX_ROWS)), "more": _more(changes.frame)},
         regions=_regions(inventory),
     )
 
@@ -41,8 +41,8 @@ def render(inventory: Inventory, findings: pd.DataFrame, changes: Changes | None
 def _where(inventory: Inventory, when: str) -> str:
     accounts = sorted({account for account, _ in inventory.regions})
     regions = sorted({region for _, region in inventory.regions})
-    words = f"{when}: {counted(len(accounts), 'account')} ({', '.join(accounts)}), "
-    return f"{words}{counted(len(regions), 'region')}; run {inventory.run.run_id}"
+    scope = f"{counted(len(accounts), 'account')} ({', '.join(accounts)}), {counted(len(regions), 'region')}"
+    return f"{when}: {scope}; run {inventory.run.run_id}"
 
 
 def _tiles(inventory: Inventory, findings: pd.DataFrame) -> list[tuple[str, str]]:
@@ -72,10 +72,6 @@ def _findings(findings: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "rows": _rows(as_text(rows.head(MAX_ROWS))),
             "more": _more(rows),
         }
-
-
-def _changes(changes: Changes) -> dict[str, Any]:
-    return {"text": changes, "rows": _rows(changes.frame.head(MAX_ROWS)), "more": _more(changes.frame)}
 
 
 def _regions(inventory: Inventory) -> Iterator[dict[str, Any]]:

@@ -509,6 +509,10 @@ class _Interrupted(Exception):  # noqa: N818 (becomes an InterruptedRunError)
         )
 
 
+class _Skipped(Exception):  # noqa: N818 (becomes the outcome)
+    """An AMI or snapshot must not be changed; its text says why."""
+
+
 def _apply(plan: RetirementPlan) -> tuple[tuple[ResourceOutcome, ...], errors.UnrecordedActError | None]:
     """Check the plan again, apply it, and return the outcomes and why the run stopped early, if it did."""
     unread = _check_current(plan)
@@ -574,6 +578,8 @@ class _Change:
                 # Announced before the first tag, so that a full disk leaves nothing done in part.
                 acts.announce(f"retire-amis:{self.one.action}", self.one.resource_id, self.one.region)
             outcome = self._apply_to_snapshot() if self.one.kind == "snapshot" else self._apply_to_ami()
+        except _Skipped as skipped:
+            outcome = self._outcome("skipped", str(skipped))
         except errors.UnrecordedActError as error:
             self.stopped_by = error
             outcome = self._outcome("failed", str(error))
@@ -589,49 +595,61 @@ class _Change:
 
     def _apply_to_ami(self) -> ResourceOutcome:
         one = self.one
-        ami = retiring.read_ami(self.ec2, one.resource_id)
-        if ami is None:
-            return self._outcome("skipped", NOT_FOUND)
+        ami = self._read_ami()
         references = References(one.region, {})  # a restoration is independent of its usage
         if one.action != "restore":
             references = self._current_references(ami)
-        if changes := differences(dict(one.facts), dict(ami_facts(ami, references))):
-            return self._outcome("skipped", ", ".join(changes))
+        _check_same(dict(one.facts), dict(ami_facts(ami, references)))
         if one.action == "retire":
             return self._retire(ami, references)
         return self._restore(ami) if one.action == "restore" else self._delete(ami, references)
+
+    def _read_ami(self) -> Ami:
+        ami = retiring.read_ami(self.ec2, self.one.resource_id)
+        if ami is None:
+            raise _Skipped(NOT_FOUND)
+        return ami
 
     def _current_references(self, ami: Ami) -> References:
         found = snapshots.find_snapshots(self.ec2, ami.snapshot_ids).values()
         own = [each.snapshot_id for each in found if each.account == self.context.account]
         return reading.current_references(self.context, amis={ami.ami_id: own})
 
-    def _changed_since(self, before: Ami, references: References, untagged: Callable[[Ami], Ami]) -> str:
-        """Return what changed since this run tagged an AMI, for people; empty if nothing did.
-
-        `untagged` removes the tags that may differ.
-        """
-        now = retiring.read_ami(self.ec2, before.ami_id)
-        if now is None:
-            return NOT_FOUND
+    def _check_same_ami(self, before: Ami, references: References, untagged: Callable[[Ami], Ami]) -> None:
+        """Check that nothing changed since this run tagged an AMI; `untagged` removes these tags."""
+        now = self._read_ami()
         facts = dict(ami_facts(untagged(now), self._current_references(now)))
-        return ", ".join(differences(dict(ami_facts(untagged(before), references)), facts))
+        _check_same(dict(ami_facts(untagged(before), references)), facts)
+
+    @contextmanager
+    def _claim(self, key: str) -> Iterator[None]:
+        """Claim the resource for a deletion or a restoration; release it if it is not deleted."""
+        resource = self.one.resource_id
+        other = tagging.RESTORING if key == tagging.DELETING else tagging.DELETING
+        opponent = retiring.claim(self.ec2, resource, key, self.run_id)
+        if opponent:
+            raise _Skipped(retiring.claimed_by(resource, other, opponent, self.one.region))
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            if key == tagging.DELETING:  # the tag of a restoration remains, so that nobody deletes it
+                with suppress(errors.AwsError):  # if this fails, the next deletion overwrites the tag
+                    retiring.release(self.ec2, resource, key)
+            raise
 
     def _retire(self, ami: Ami, references: References) -> ResourceOutcome:
         retention = timedelta(days=self.plan.rules.retention_days)
         record = retiring.retirement_tags(self.ec2, ami, run_id=self.run_id, at=self.now, retention=retention)
         if ami.state != "disabled":  # nobody can start to use a disabled AMI
             try:
-                retiring.write_retirement_tags(self.ec2, ami, record)
-                changed = self._changed_since(ami, references, retiring.without_retirement_tags)
-                changed = changed or self._newly_used(ami)
+                self._tag_as_retired(ami, references, record)
+            except _Skipped:
+                retiring.undo_retirement_tags(self.ec2, ami, record)
+                raise
             except (Exception, KeyboardInterrupt):
                 with suppress(errors.AwsError):
                     retiring.undo_retirement_tags(self.ec2, ami, record)
                 raise
-            if changed:
-                retiring.undo_retirement_tags(self.ec2, ami, record)
-                return self._outcome("skipped", changed)
         retiring.retire(self.ec2, ami, self.one.snapshots, record)
         lost = retiring.why_not_retired(self.ec2, ami.ami_id, record)
         used = "" if lost or ami.state == "disabled" else self._newly_used(ami)  # by a run that was killed
@@ -640,7 +658,7 @@ class _Change:
             tagged = replace(ami, tags={**ami.tags, **record.tags()})
             retiring.restore(self.ec2, tagged, self.one.snapshots, at=self.now)
         if used or lost:
-            return self._outcome("skipped", used or lost)
+            raise _Skipped(used or lost)
         self._record(
             "retired",
             shared_with=list(record.shared_with),
@@ -649,6 +667,13 @@ class _Change:
         )
         self._record_ami(ami)
         return self._outcome("changed", f"can be restored until {record.retained_until:%Y-%m-%d}")
+
+    def _tag_as_retired(self, ami: Ami, references: References, record: RetirementTags) -> None:
+        """Tag an AMI, then check that it did not change and nothing has started to use it."""
+        retiring.write_retirement_tags(self.ec2, ami, record)
+        self._check_same_ami(ami, references, retiring.without_retirement_tags)
+        if used := self._newly_used(ami):
+            raise _Skipped(used)
 
     def _newly_used(self, ami: Ami) -> str:
         """Return which promotions and smoke tests started to use an AMI since it was tagged, for people.
@@ -663,13 +688,8 @@ class _Change:
 
     def _restore(self, ami: Ami) -> ResourceOutcome:
         record = RetirementTags.parse(ami.tags)
-        opponent = retiring.claim(self.ec2, ami.ami_id, tagging.RESTORING, self.run_id)
-        if opponent:
-            return self._claimed(opponent, tagging.DELETING)
-        claimed = retiring.read_ami(self.ec2, ami.ami_id)
-        if claimed is None:
-            return self._outcome("skipped", NOT_FOUND)
-        shared = retiring.restore(self.ec2, claimed, self.one.snapshots, at=self.now)
+        with self._claim(tagging.RESTORING):
+            shared = retiring.restore(self.ec2, self._read_ami(), self.one.snapshots, at=self.now)
         remains_disabled = record is not None and record.state_before == "disabled"
         lost = self._why_not_restored(ami.ami_id, "disabled" if remains_disabled else "available")
         if lost:
@@ -699,30 +719,13 @@ class _Change:
                 found = "" if ami.state == state else f"it is {ami.state}"
         return found  # only the last read counts: an earlier one may be some moments old
 
-    def _claimed(self, run_id: str, key: str) -> ResourceOutcome:
-        """Return the outcome of a resource that another run deletes or restores."""
-        return self._outcome(
-            "skipped", retiring.claimed_by(self.one.resource_id, key, run_id, self.one.region)
-        )
-
     def _delete(self, ami: Ami, references: References) -> ResourceOutcome:
-        opponent = retiring.claim(self.ec2, ami.ami_id, tagging.DELETING, self.run_id)
-        if opponent:
-            return self._claimed(opponent, tagging.RESTORING)
-        try:
-            changed = self._changed_since(ami, references, retiring.without_deletion_tag)
-            protected = not changed and retiring.deregister(self.ec2, ami.ami_id) == "protected"
-        except (Exception, KeyboardInterrupt):
-            self._release(ami.ami_id)
-            raise
-        if changed or protected:
-            self._release(ami.ami_id)
-        if changed:
-            return self._outcome("skipped", changed)
-        if protected:
-            unprotect = "aws ec2 disable-image-deregistration-protection"
-            fix = f"{unprotect} --region {self.one.region} --image-id {ami.ami_id}"
-            return self._outcome("skipped", f"it is protected from deregistration; to end that: {fix}")
+        with self._claim(tagging.DELETING):
+            self._check_same_ami(ami, references, retiring.without_deletion_tag)
+            if retiring.deregister(self.ec2, ami.ami_id) == "protected":
+                unprotect = "aws ec2 disable-image-deregistration-protection"
+                fix = f"{unprotect} --region {self.one.region} --image-id {ami.ami_id}"
+                raise _Skipped(f"it is protected from deregistration; to end that: {fix}")
         self._record("deleted")
         self._record_ami(ami, state=DEREGISTERED)
         kept, problems = [f"{name} is kept: {why}" for name, why in self.one.kept_snapshots], []
@@ -746,71 +749,48 @@ class _Change:
                 self._record("deleted", kind="snapshot", resource_id=snapshot_id, ami_id=ami.ami_id)
         return self._outcome("deleted", "; ".join(kept), "; ".join(problems))
 
-    def _release(self, resource: str) -> None:
-        """Remove the tag of a deletion; if this fails, the next deletion overwrites it."""
-        with suppress(errors.AwsError):
-            retiring.release(self.ec2, resource, tagging.DELETING)
-
     def _apply_to_snapshot(self) -> ResourceOutcome:
         one, snapshot_id = self.one, self.one.resource_id
-        snapshot = self._find_snapshot()
-        changed = self._why_changed(dict(one.facts), snapshot)
-        if snapshot is None or changed:
-            return self._outcome("skipped", changed)
+        snapshot = self._read_snapshot()
+        self._check_same_snapshot(dict(one.facts), snapshot)
         if one.action == "restore":
-            opponent = retiring.claim(self.ec2, snapshot_id, tagging.RESTORING, self.run_id)
-            if opponent:
-                return self._claimed(opponent, tagging.DELETING)
-            retiring.restore_snapshot(self.ec2, snapshot_id)
+            with self._claim(tagging.RESTORING):
+                retiring.restore_snapshot(self.ec2, snapshot_id)
             self._record("restored")
             return self._outcome("changed")
         if one.action == "delete":
-            return self._delete_snapshot(snapshot)
+            # Everything must be as planned, except the tag of this deletion.
+            tags = tags_as_text(retiring.without_deletion_tag(snapshot).tags)
+            with self._claim(tagging.DELETING):
+                now = retiring.without_deletion_tag(self._read_snapshot())
+                self._check_same_snapshot({**dict(one.facts), "tags": tags}, now)
+                if needed_by := retiring.delete_snapshot(self.ec2, snapshot_id):
+                    raise _Skipped(f"{needed_by[0]} needs it")
+            known = RetirementTags.parse(snapshot.tags)
+            self._record("deleted", ami_id=(known.with_ami if known else "") or None)
+            return self._outcome("deleted")
         until = self.now + timedelta(days=self.plan.rules.retention_days)
-        record = retiring.retire_snapshot(self.ec2, snapshot_id, RetirementTags(self.now, until, self.run_id))
+        record = RetirementTags(self.now, until, self.run_id)
+        record = retiring.retire_snapshot(self.ec2, snapshot_id, record)
         self._record("retired", shared_with=list(record.shared_with), retained_until=until)
         return self._outcome("changed", f"can be restored until {until:%Y-%m-%d}")
 
-    def _find_snapshot(self) -> Snapshot | None:
-        return snapshots.find_snapshots(self.ec2, [self.one.resource_id]).get(self.one.resource_id)
-
-    def _why_changed(self, before: Mapping[str, str], snapshot: Snapshot | None) -> str:
-        """Return what changed in a snapshot, or which AMI needs it now, for people; empty if nothing."""
+    def _read_snapshot(self) -> Snapshot:
+        snapshot_id = self.one.resource_id
+        snapshot = snapshots.find_snapshots(self.ec2, [snapshot_id]).get(snapshot_id)
         if snapshot is None:
-            return NOT_FOUND
-        if changes := differences(before, self._snapshot_facts(snapshot)):
-            return ", ".join(changes)
-        amis = tuple(images.find_amis_of_snapshot(self.ec2, snapshot.snapshot_id))
-        return f"{amis[0]} needs it" if amis else ""
+            raise _Skipped(NOT_FOUND)
+        return snapshot
 
-    def _snapshot_facts(self, snapshot: Snapshot) -> dict[str, str]:
+    def _check_same_snapshot(self, before: Mapping[str, str], snapshot: Snapshot) -> None:
+        """Check that a snapshot did not change, and that no AMI needs it."""
         references, importing = References(self.one.region, {}), frozenset[str]()
         if self.one.action != "restore":
             references = reading.current_references(self.context, orphans=[snapshot.snapshot_id])
             importing = reading.digests_importing(imports.listed(self.ec2))
-        return dict(snapshot_facts(snapshot, references, importing))
-
-    def _delete_snapshot(self, snapshot: Snapshot) -> ResourceOutcome:
-        snapshot_id = snapshot.snapshot_id
-        opponent = retiring.claim(self.ec2, snapshot_id, tagging.DELETING, self.run_id)
-        if opponent:
-            return self._claimed(opponent, tagging.RESTORING)
-        # Everything must be as planned, except the tag of this deletion.
-        tags = tags_as_text(retiring.without_deletion_tag(snapshot).tags)
-        try:
-            now = self._find_snapshot()
-            unclaimed = None if now is None else retiring.without_deletion_tag(now)
-            changed = self._why_changed({**dict(self.one.facts), "tags": tags}, unclaimed)
-            needed_by = () if changed else retiring.delete_snapshot(self.ec2, snapshot_id)
-        except (Exception, KeyboardInterrupt):
-            self._release(snapshot_id)
-            raise
-        if changed or needed_by:
-            self._release(snapshot_id)
-            return self._outcome("skipped", changed or f"{needed_by[0]} needs it")
-        record = RetirementTags.parse(snapshot.tags)
-        self._record("deleted", ami_id=(record.with_ami if record else "") or None)
-        return self._outcome("deleted")
+        _check_same(before, dict(snapshot_facts(snapshot, references, importing)))
+        for ami_id in images.find_amis_of_snapshot(self.ec2, snapshot.snapshot_id):
+            raise _Skipped(f"{ami_id} needs it")
 
     def _record(self, action: str, **more: Any) -> None:
         """Write one row to the table `retirements`. Safe to run twice: the row is written once."""
@@ -850,3 +830,8 @@ class _Change:
             yield
         except (errors.RecordsError, errors.AwsError) as error:
             self.unrecorded = self.unrecorded or error
+
+
+def _check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    if changes := differences(before, now):
+        raise _Skipped(", ".join(changes))
