@@ -1,4 +1,4 @@
-"""An account to audit; the publishers' fixtures serve too, where something has to be published."""
+"""Fixtures: an empty account to audit, and those of publishing for tests that publish."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def served() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def own(served: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Owner:
-    """An empty account, which this process's AWS environment points to."""
+    """An empty account, selected by the AWS environment of this process."""
     served.reset()
     for name, value in served.environment.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""What differs inside two AMIs."""
+"""Compare the packages of two AMIs."""
 
 from __future__ import annotations
 

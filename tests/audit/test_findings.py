@@ -36,13 +36,13 @@ FOREIGN = {"owner": "platform"}
 
 @dataclass
 class Found:
-    """What an audit of an account found."""
+    """The inventory and the findings of an audit."""
 
     inventory: Inventory
     frame: pd.DataFrame
 
     def by(self, rule: str) -> dict[str, dict[str, Any]]:
-        """Return the findings of one rule by the resource."""
+        """Return the findings of one rule by resource."""
         rows = self.frame[self.frame["rule"] == rule].to_dict("records")
         return {str(row["resource_id"]): {str(name): row[name] for name in row} for row in rows}
 
@@ -123,7 +123,7 @@ def test_unused_and_deprecated_amis_are_reported(own: Owner, audit: Any) -> None
 
 
 def test_the_usage_of_a_young_ami_is_unknown(own: Owner, audit: Any) -> None:
-    """AWS tells launches a day late, and lists snapshots before AMIs."""
+    """AWS reports launches a day late, and a scan lists snapshots before AMIs."""
     ami, settled = own.ami(tags=FOREIGN), own.ami(tags=FOREIGN)
     images = own.table("images")
     images[ami].created = datetime.now(UTC)
@@ -288,8 +288,8 @@ def test_drift_is_the_same_as_in_a_verification_and_remains_after_a_sync(
     def differing() -> set[str]:
         drift = verify.check(regions=[REGION], tables=tables, session=own.aws.session()).drift
         reason = audit().by("drifted").get(ami, {}).get("reason", "record: . The")
-        told = reason.partition("record: ")[2].partition(". The")[0]
-        assert {word.partition(" was ")[0] for word in told.split("; ") if word} == set(drift["field"])
+        shown = reason.partition("record: ")[2].partition(". The")[0]
+        assert {word.partition(" was ")[0] for word in shown.split("; ") if word} == set(drift["field"])
         return set(drift["field"])
 
     own.share(ami, "all")
@@ -384,12 +384,12 @@ def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
 def test_the_documentation_lists_every_rule() -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/audit.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\S+)` \| ([a-z, ]+) \| (.*) \|$", page, re.MULTILINE)
-    told = {name: (severity, text) for name, severity, text in rows}
+    shown = {name: (severity, text) for name, severity, text in rows}
     code = {
         name: (", ".join(rule.severities), rule.description.removeprefix("Find ").rstrip("."))
         for name, rule in RULES.items()
     }
-    assert told == code
+    assert shown == code
 
 
 def test_a_command_quotes_its_words_and_leaves_placeholders_to_the_shell() -> None:

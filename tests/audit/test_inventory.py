@@ -1,4 +1,4 @@
-"""What a scan sees, and what it does where it cannot see."""
+"""What a scan lists, and what it does if something cannot be read."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def test_a_region_that_is_not_enabled_is_reported_once_with_a_fix(own: Owner) ->
     assert "AuthFailure" in one.error.why
     assert "aws account enable-region --region-name me-south-1" in one.error.fix
     assert set(found.regions) == {(own.account, REGION)}
-    told = rules.evaluate(found, rules=["unread"])
-    assert list(told["region"]) == ["me-south-1"]
+    shown = rules.evaluate(found, rules=["unread"])
+    assert list(shown["region"]) == ["me-south-1"]
 
 
 @pytest.mark.parametrize(
@@ -171,17 +171,16 @@ def test_a_scan_stops_at_its_deadline(own: Owner) -> None:
 
 
 def test_an_interrupted_scan_stops_at_once(own: Owner) -> None:
+    # Throttling does not end, so only the interrupt can end the scan soon.
     throttled = {"op": "ec2:DescribeSnapshots", "do": "error", "code": "Throttling", "http": 400}
-    rule = own.aws.faults.add(
-        throttled
-    )  # for ever: only the interrupt ends the scan before its patience does
+    rule = own.aws.faults.add(throttled)
     main = threading.main_thread().ident
     assert main is not None
 
     ended = threading.Event()
 
     def interrupt() -> None:
-        """Press Ctrl-C, and again, as people do: Python loses one that arrives in a finalizer."""
+        """Press Ctrl-C several times, because Python loses one that arrives in a finalizer."""
         wait_until(lambda: rule.applied, "the throttled call")
         for _ in range(20):
             signal.pthread_kill(main, signal.SIGINT)
@@ -303,7 +302,7 @@ def test_a_public_ami_is_never_unused(own: Owner) -> None:
 
 @pytest.fixture
 def friend(own: Owner) -> Owner:
-    """Another account, which lets ours look."""
+    """Another account, which ours may read."""
     other = Owner(own.aws, own.aws.other_account(FRIEND))
     iam, place = other.client("iam"), PolicyScope(account=own.account)
     trust = json.dumps(policies.member_trust(place))
@@ -371,7 +370,7 @@ def test_an_invalid_account_is_refused(own: Owner) -> None:
         own.scan(regions=[REGION], accounts=["12345"])
 
 
-# Pointers
+# References to AMIs of others
 
 
 def test_references_to_foreign_and_missing_amis_are_listed(own: Owner) -> None:
@@ -406,7 +405,7 @@ def test_a_missing_ami_is_listed_although_another_account_cannot_be_read(own: Ow
     assert [(one.account, one.ami_id) for one in found.foreign_references] == [(own.account, gone)]
 
 
-# The same data
+# Compared with boto3
 
 
 def test_the_scan_lists_the_same_as_boto3(own: Owner) -> None:

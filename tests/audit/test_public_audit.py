@@ -1,8 +1,8 @@
-"""The one public audit of a real account, rebuilt: 138 AMIs, 12 referenced, 115 unreferenced, 1.9 TB.
+"""Rebuild a published audit of a real account: 138 AMIs, 12 referenced, 115 unreferenced, 1.9 TB.
 
-The sum leaves eleven AMIs that are neither, and nobody said what they are. By our own reading they are those
-that nothing in the account names, and of which it still cannot be said that nobody uses them: other accounts
-may launch them, or somebody did lately and left nothing to be seen. The fixture is built that way.
+Eleven AMIs are in neither group, and the audit does not explain them. We assume that their usage is unknown:
+other accounts may launch them, or somebody launched them recently and left no reference. The fixture is built
+like this.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def account(own: Owner) -> Owner:
         image.permissions = [{"Group": "all"}]
     for image in unnamed[SHARED + PUBLIC : UNKNOWN]:
         image.last_launched = datetime.now(UTC) - timedelta(days=20)
-    # The others were launched once, so long ago that it says nothing.
+    # The others were launched once, too long ago to count as used.
     for image in unnamed[UNKNOWN:]:
         image.last_launched = datetime.now(UTC) - timedelta(days=200)
     own.aws.clock.advance(2 * 24 * 3600)

@@ -73,7 +73,7 @@ FIXED = {
     "group that is pinned": "reference-to-missing",
     "not shared": "reference-to-missing",
 }
-"""What is provoked, and the rule that finds it: its fix ends it."""
+"""Problems and the rules that find them; their fixes end them."""
 
 CHANNELS = {"channel": "reference-to-missing", "channel that is gone": "reference-to-missing"}
 """What our own runbooks fix. They wait for Parameter Store, and have tests of their own: here, that they
@@ -96,10 +96,10 @@ DECIDED = {
     "package": "contains-package",
     "contents": "contents-unknown",
 }
-"""What a person has to decide: the reason says so, and a command, where there is one, works."""
+"""Problems that a person has to decide about; their commands, if they have one, work."""
 
 ELSEWHERE = {"drifted", "unread", "not-read-one-by-one"}
-"""Rules whose fixes are tested in `test_findings`, in `test_drift`, or are no commands."""
+"""Rules whose fixes are tested in `test_findings` or `test_drift`, or are not commands."""
 
 
 RUN = ("aws ", "vmsnix history ")
@@ -121,7 +121,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 class Story:
-    """One account with everything wrong that can be, before and after all fixes."""
+    """One account with every problem, before and after all fixes."""
 
     def __init__(self, aws: Sandbox) -> None:
         aws.prepare(bucket=BUCKET)
@@ -132,20 +132,20 @@ class Story:
         trust(self.friend, self.own.account)
         self.leave_behind()
         self.expose_and_age()
-        self.point()
+        self.reference()
         self.run_an_import()
-        self.before = self.judged()
+        self.before = self.evaluated()
         fixes = {name: self.found(name, self.before).get("remediation", "") for name in {**FIXED, **DECIDED}}
         aws.calls.clear()
         self.refused = {name: shell(fix) for name, fix in fixes.items() if "<" in fix}
         self.changed = [name for name in aws.calls.names() if not name.startswith(("ec2:Describe", "sts:"))]
-        # What is printed twice is pasted once.
+        # A command of several findings is pasted once.
         texts = sorted({fix for fix in fixes.values() if fix.startswith(RUN)})
         with ThreadPoolExecutor(2) as pool:
             done = dict(zip(texts, pool.map(lambda fix: shell(self.filled(fix)), texts), strict=True))
         self.pasted = {name: done.get(fix) for name, fix in fixes.items()}
         aws.clock.advance(3600)
-        self.after = self.judged()
+        self.after = self.evaluated()
 
     def filled(self, fix: str) -> str:
         """Return a fix as a person would complete it."""
@@ -153,8 +153,8 @@ class Story:
             fix = fix.replace(hole, word or self.good)
         return fix
 
-    def judged(self) -> pd.DataFrame:
-        """Scan and judge, with eyes for everything."""
+    def evaluated(self) -> pd.DataFrame:
+        """Return all findings of a scan of both accounts."""
         found = self.own.scan(regions=[REGION], accounts=[self.own.account, FRIEND])
         criteria = AuditCriteria(
             unfinished_hours=0,
@@ -164,13 +164,13 @@ class Story:
         return as_text(evaluate(found, criteria=criteria, tables=open_tables(load())))
 
     def found(self, name: str, findings: pd.DataFrame) -> dict[str, Any]:
-        """Return what the rule says of a thing; empty where it does not find it."""
+        """Return the finding about a problem; empty if there is none."""
         rule = {**FIXED, **CHANNELS, **DECIDED}[name]
         rows = findings[(findings["rule"] == rule) & (findings["resource_id"] == self.ids[name])]
         return {str(key): value for key, value in rows.iloc[0].items()} if len(rows) else {}
 
     def leave_behind(self) -> None:
-        """Leave what is unfinished, failed or half."""
+        """Create unfinished, failed and incomplete resources."""
         own, ids = self.own, self.ids
         tables = own.aws.state.tables
         images, snapshots = (tables.table(own.account, REGION, kind) for kind in ("images", "snapshots"))
@@ -196,13 +196,13 @@ class Story:
         ids["direct upload"] = own.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
         ids["object"] = "vmsnix/it's $(old).vhd"
         s3.put_object(Bucket=BUCKET, Key=ids["object"], Body=b"12345")
-        with pytest.MonkeyPatch.context() as patch:  # one id in 64 begins as an option does
+        with pytest.MonkeyPatch.context() as patch:  # one ID in 64 starts with a dash, like an option
             patch.setattr(secrets, "token_urlsafe", lambda size: "-" + "x" * size)
             upload = s3.create_multipart_upload(Bucket=BUCKET, Key="vmsnix/an upload.vhd")
         ids["multipart upload"] = upload["UploadId"]
 
     def expose_and_age(self) -> None:
-        """Make AMIs that are too open, too old, or of nobody."""
+        """Create AMIs that are shared too widely, too old, or without an owner."""
         own, ids = self.own, self.ids
         images = own.table("images")
         ec2, now = own.client("ec2"), datetime.now(UTC)
@@ -245,8 +245,8 @@ class Story:
         known = {"ami_id": ids["package"], "name": "x", "region": REGION, "recorded_at": now}
         open_tables(load()).append("amis", [{**known, "source": "publish"}])
 
-    def point(self) -> None:
-        """Point at an AMI in every way there is, and take it away."""
+    def reference(self) -> None:
+        """Create every kind of reference to an AMI, and deregister it."""
         own, ids = self.own, self.ids
         ec2, ssm, scaling = own.client("ec2"), own.client("ssm"), own.client("autoscaling")
         gone = own.ami()
@@ -259,7 +259,7 @@ class Story:
         own.aws.clock.advance(300)
         for name in ("/app/ami", "/app/alias", "/app/lost", "/vmsnix/api/stable", "/vmsnix/api/candidate"):
             ssm.put_parameter(Name=name, Value=gone, Overwrite=name == "/vmsnix/api/stable", **image)
-        own.aws.clock.advance(300)  # what holds an image is looked at before it counts
+        own.aws.clock.advance(300)  # a parameter with an image is checked before it is valid
         ssm.put_parameter(Name="/app/note", Type="StringList", Value=f"region={REGION},ami={gone}")
         ids["parameter"], ids["note"] = "/app/ami", "/app/note"
         ids["template"] = own.template(gone, "by-default")
@@ -303,12 +303,12 @@ class Story:
         ids["of another account"] = own.template(theirs, "theirs")
 
     def run_an_import(self) -> None:
-        """Begin an import, last: it runs while no time passes."""
+        """Start an import, last, so that no time passes while it runs."""
         self.ids["running import"] = self.own.import_object("vmsnix/running.vhd", BUCKET)
 
 
 def trust(other: Owner, account: str) -> None:
-    """Let an account look into another one."""
+    """Let an account read another one."""
     iam = other.client("iam")
     policy = json.dumps(policies.member_trust(PolicyScope(account=account)))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=policy)
@@ -322,7 +322,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def complaint(fix: str) -> str:
-    """Return why a command of ours does not exist; empty when it does."""
+    """Return why a vmsnix command is invalid; empty if it is valid."""
     name, *words = [word for word in shlex.split(fix)[1:] if word != "run"]
     if name in COMMANDS:
         return ""
@@ -398,7 +398,7 @@ def test_only_broken_launches_are_critical(story: Story) -> None:
 
 
 def test_fixes_change_nothing_else(story: Story) -> None:
-    """What a public fix once destroyed: a text with more in it than an id."""
+    """For example a parameter that contains more than an AMI ID."""
     value = story.own.client("ssm").get_parameter(Name="/app/note")["Parameter"]["Value"]
     assert value.startswith(f"region={REGION},ami=ami-")
     assert "vmsnix/running.vhd" not in set(story.before["resource_id"])

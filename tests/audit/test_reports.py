@@ -1,4 +1,4 @@
-"""The audit for people and for machines."""
+"""The report of an audit: files, page and result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NASTY = "<script>alert(1)</script>"
 
 @pytest.fixture
 def audit(own: Owner) -> AuditResult:
-    """An account with an AMI that is public, one that is used, and a name that wants to be a script."""
+    """An account with a public AMI, a used one, and a snapshot whose name is a script."""
     own.share(own.ami(tags=DIGEST), "all")
     own.template(own.ami(tags={"owner": "x"}))
     own.snapshot(tags={"Name": NASTY, **DIGEST})
@@ -62,12 +62,12 @@ def test_csv_files_contain_no_formulas(own: Owner, tmp_path: Path, word: str) ->
     audit = AuditResult.of(own.scan(regions=[REGION], orphan_days=1))
     paths = reports.write(audit, tmp_path)
     for name in ("inventory", "findings"):
-        told = pd.read_csv(paths[f"{name}.csv"], dtype=str).set_index("resource_id")["name"]
+        shown = pd.read_csv(paths[f"{name}.csv"], dtype=str).set_index("resource_id")["name"]
         exact = pd.read_parquet(paths[f"{name}.parquet"]).set_index("resource_id")["name"]
-        visible = word.replace("\t", "\\t")  # a tab can begin a cell, too
-        assert (told[snapshot], exact[snapshot]) == (f"'{visible}", word)
-    told = json.loads(paths["audit.json"].read_text())["inventory"]
-    assert [one["name"] for one in told if one["resource_id"] == snapshot] == [word]
+        visible = word.replace("\t", "\\t")  # a tab can start a formula, too
+        assert (shown[snapshot], exact[snapshot]) == (f"'{visible}", word)
+    shown = json.loads(paths["audit.json"].read_text())["inventory"]
+    assert [one["name"] for one in shown if one["resource_id"] == snapshot] == [word]
 
 
 def test_json_is_written_in_parts(own: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

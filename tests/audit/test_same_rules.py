@@ -41,7 +41,7 @@ def mark(days_ago: float, grace: float) -> dict[str, str]:
 
 
 def fill(fleet: Fleet) -> None:
-    """Make AMIs and snapshots, ours and others', that rules treat in different ways."""
+    """Create AMIs and snapshots for which the rules decide differently."""
     for days in (400, 200, 120, 90, 60, 45, 20, 2):
         fleet.ami("web", days=days)
     launched, shared, protected, half = (fleet.ami("db", days=100) for _ in range(4))
@@ -55,7 +55,7 @@ def fill(fleet: Fleet) -> None:
         fleet.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)
     fleet.set_parameter("/vmsnix/app/stable", pointed)
     fleet.share_snapshot(fleet.snapshots_of(lent)[0])
-    for region in (REGION, OTHER):  # a copy that is in use keeps the other one
+    for region in (REGION, OTHER):  # a copy in use keeps the AMI in the other region
         copy = fleet.ami("copied", days=80, digest="same", region=region)
     data = {"ImageId": copy, "InstanceType": "t3.micro"}
     fleet.client("ec2", OTHER).create_launch_template(LaunchTemplateName="copy", LaunchTemplateData=data)
@@ -86,8 +86,8 @@ def audited(fleet: Fleet, **asked: Any) -> pd.DataFrame:
     return evaluate(found)
 
 
-def going(fleet: Fleet, policy: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a retirement would do, by id."""
+def planned(fleet: Fleet, policy: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a retirement would do, by ID."""
     plan = retirement.plan(
         regions=[REGION, OTHER], progress=silent(), session=fleet.session, dry_run=True, **policy
     )
@@ -96,7 +96,7 @@ def going(fleet: Fleet, policy: Mapping[str, Any]) -> dict[str, str]:
 
 
 def removable(findings: pd.DataFrame) -> set[str]:
-    """Return what of ours any finding would remove."""
+    """Return the resources published by vmsnix that the fix of a finding would retire or delete."""
     ours = findings[findings["image"].fillna("") != ""]
     return {
         row["resource_id"]
@@ -109,7 +109,7 @@ def test_an_audit_and_a_retirement_delete_the_same(fleet: Fleet) -> None:
     fill(fleet)
     seen = set()
     for policy in POLICIES:
-        expected = going(fleet, policy)
+        expected = planned(fleet, policy)
         for one_by_one in ("yes", "no"):
             findings = audited(fleet, one_by_one=one_by_one, **policy)
             due = findings[findings["rule"] == "retirement-due"]
@@ -131,10 +131,10 @@ def test_a_fix_has_the_policy_of_its_audit(fleet: Fleet) -> None:
 
 def test_the_policy_of_the_settings_applies_to_both(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     ami = fleet.ami(days=60)
-    assert going(fleet, {}) == {}
+    assert planned(fleet, {}) == {}
     assert audited(fleet).query("rule == 'retirement-due'").empty
     monkeypatch.setenv("VMSNIX_RETIRE_KEEP_LAST", "0")
-    assert going(fleet, {}) == {ami: "retire"}
+    assert planned(fleet, {}) == {ami: "retire"}
     (due,) = audited(fleet).query("rule == 'retirement-due'").to_dict("records")
     assert (due["resource_id"], str(due["remediation"])) == (
         ami,

@@ -1,4 +1,4 @@
-"""The ``amis`` table, rebuilt from the tags in AWS."""
+"""Fill the table ``amis`` from AWS."""
 
 from __future__ import annotations
 

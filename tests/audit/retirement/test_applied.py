@@ -60,7 +60,7 @@ def test_a_selected_ami_that_a_rule_keeps_fails_the_run(
     with pytest.raises(error, match=f"{kept}: created"):
         finish(result)
     again = fleet.apply(amis=amis[1:] or [kept], min_age_days=0)
-    finish(again)  # what is retired already is as it was asked for
+    finish(again)  # an AMI that is retired already is no failure
 
 
 def test_a_retired_ami_is_deleted_with_its_snapshots_after_the_retention_period(fleet: Fleet) -> None:
@@ -78,7 +78,7 @@ def test_a_retired_ami_is_deleted_with_its_snapshots_after_the_retention_period(
 
 
 def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet) -> None:
-    """A data volume's snapshot may come from elsewhere; the AMI that uses it makes it no snapshot of ours."""
+    """The snapshot of a data volume may come from elsewhere, also if an AMI of ours uses it."""
     foreign = fleet.snapshot(tags={"Name": "payroll"})
     fleet.share_snapshot(foreign)
     ami = fleet.ami(snapshots=(fleet.snapshot(tags={tagging.DIGEST: "x"}), foreign), days=60)
@@ -159,7 +159,7 @@ def test_deregistration_protection_after_the_plan_skips_the_ami(fleet: Fleet) ->
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["skipped"]
     assert ami in fleet.amis()
-    assert tagging.DELETING not in fleet.tags(ami)  # with it nobody could restore the AMI
+    assert tagging.DELETING not in fleet.tags(ami)  # or nobody could restore the AMI
     assert len(fleet.snapshots()) == 1
     with pytest.raises(errors.VmsnixError, match="protected from deregistration"):
         finish(result)
@@ -263,7 +263,7 @@ def test_an_ami_enabled_by_hand_gets_a_new_retention_period(fleet: Fleet) -> Non
 
 
 def test_a_second_retirement_keeps_what_the_first_recorded(fleet: Fleet) -> None:
-    """Somebody enabled it by hand and shared it with others: both audiences and the first date come back."""
+    """Both groups of accounts and the first date are restored after it was enabled and shared by hand."""
     ami, first, second = fleet.ami(), "101010101010", "202020202020"
     date = datetime(2031, 5, 1, tzinfo=UTC)
     fleet.ec2.enable_image_deprecation(ImageId=ami, DeprecateAt=date)
@@ -327,7 +327,7 @@ def test_a_failed_direct_upload_is_deleted(fleet: Fleet) -> None:
     started = ebs.start_snapshot(VolumeSize=1, Tags=[{"Key": tagging.DIGEST, "Value": "d"}])["SnapshotId"]
     assert "a publish may still need it" in why(fleet.plan(), started)
     fleet.row("snapshots", started).started = datetime.now(UTC) - timedelta(days=10)
-    fleet.aws.clock.advance(2 * 3600)  # AWS gives an upload up after an hour without a block
+    fleet.aws.clock.advance(2 * 3600)  # AWS fails an upload after an hour without a block
     plan = fleet.plan()
     assert why(plan, started) == "delete: state error: its upload or import did not complete"
     plan.apply()
@@ -404,7 +404,7 @@ def test_sizes_are_stored_bytes_or_marked_as_volumes(fleet: Fleet) -> None:
     (snapshot,) = fleet.snapshots_of(full)
     fleet.row("snapshots", snapshot).blocks = dict.fromkeys(range(100), b"x" * 32)
     (pending,) = fleet.snapshots_of(unknown)
-    fleet.row("snapshots", pending).seconds = 1e12  # AWS tells a snapshot's size when it is complete
+    fleet.row("snapshots", pending).seconds = 1e12  # AWS reports the size of a complete snapshot
     plan = fleet.plan()
     assert {one.resource_id: one.stored_bytes for one in plan.planned} == {full: 100 * 524_288, unknown: None}
     assert "50.0 MiB stored, 1 GiB of volumes whose stored size AWS does not report" in str(plan)

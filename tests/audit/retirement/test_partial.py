@@ -43,8 +43,8 @@ def test_a_retirement_that_cannot_be_recorded_is_reported(
     assert caught.value.exit_code == 3
     written = json.loads((result.plan.run.folder / "result.json").read_text())
     assert (written["status"], written["changed"]) == ("partial", 3)
-    told = {one["resource_id"]: one["outcome"] for one in written["outcomes"]}
-    assert told == dict.fromkeys([*amis, orphan], "changed")
+    outcomes = {one["resource_id"]: one["outcome"] for one in written["outcomes"]}
+    assert outcomes == dict.fromkeys([*amis, orphan], "changed")
     assert "No space left" in str(result)
     assert "No space left" in str(result.show_each())
 
@@ -129,8 +129,8 @@ def test_an_interrupted_run_lists_outcomes_and_the_next_plan_does_the_rest(
     assert turns[1] in caught.value.why
     result = json.loads((plan.run.folder / "result.json").read_text(encoding="utf-8"))
     assert result["status"] == "cancelled"
-    told = {one["resource_id"]: one["outcome"] for one in result["outcomes"]}
-    assert list(told.values()) == ["changed", "failed", "skipped"]
-    assert set(told) == set(amis)
+    outcomes = {one["resource_id"]: one["outcome"] for one in result["outcomes"]}
+    assert list(outcomes.values()) == ["changed", "failed", "skipped"]
+    assert set(outcomes) == set(amis)
     fleet.apply()
     assert set(fleet.amis().values()) == {"disabled"}

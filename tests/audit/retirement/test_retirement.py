@@ -182,7 +182,7 @@ def test_amis_are_read_one_by_one_only_up_to_the_limit(fleet: Fleet, monkeypatch
 def test_amis_that_are_always_kept_do_not_use_up_the_limit(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest have copies in use elsewhere, which is known only when all regions were looked at."""
+    """The oldest have copies in use in another region, which is known only after all regions were read."""
     monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 1)
     there = fleet.client("ec2", OTHER)
     for number in range(2):
@@ -245,7 +245,7 @@ def test_only_selected_amis_are_retired(fleet: Fleet) -> None:
     assert [one.resource_id for one in fleet.plan(amis=[other]).planned] == [other]
 
 
-# Bad input
+# Invalid input
 
 
 def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:

@@ -185,7 +185,7 @@ def test_no_snapshot_is_deleted_that_a_kept_ami_needs(state: RegionState, rules:
     deleted += [one.resource_id for one in decisions if one.action == "delete" and one.kind == "snapshot"]
     assert not held.intersection(deleted)
     assert len(deleted) == len(set(deleted))
-    # And none that nobody needs any more is forgotten.
+    # Every snapshot that no AMI needs any more is deleted.
     gone = [ami for ami in state.amis if ami.ami_id in removed]
     assert {name for ami in gone for name in ami.snapshot_ids} - held <= set(deleted)
 
