@@ -450,6 +450,24 @@ def test_an_undo_keeps_what_the_import_of_another_run_reads(aws, died, left, imp
     assert bool(left().objects) == (OTHER in importing)
 
 
+def test_an_undo_removes_the_journals_of_a_direct_upload_also_with_a_key(aws, died):
+    journal = load().state / "runs" / RUN / "journal.jsonl"
+    row = json.loads(journal.read_text())
+    del row["detail"]["url"]
+    journal.write_text(json.dumps(row | {"via": "direct"}) + "\n")
+    blocks = load().state / "blocks"
+    blocks.mkdir()
+    name = f"{aws.account}-{REGION}-{DIGEST}"
+    for suffix in ("", "-0a1b2c3d", ".lock"):
+        (blocks / f"{name}{suffix}").touch()
+    (blocks / f"{aws.account}-{REGION}-{'e' * 64}").touch()
+    assert len(plan_undo(RUN).apply()) == 2
+    assert sorted(path.name for path in blocks.iterdir()) == [
+        f"{name}.lock",
+        f"{aws.account}-{REGION}-{'e' * 64}",
+    ]
+
+
 def test_an_import_that_began_after_the_plan_of_an_undo_keeps_its_upload(aws, died, left):
     plan = plan_undo(RUN)
     assert [leftover.kind for leftover in plan.leftovers] == ["upload"]

@@ -259,9 +259,11 @@ def _leftovers(
     # An import of another run would fail without the object.
     if known.get("url") and all(task in ours for task in running):
         yield Leftover("upload", str(known["url"]))
-    blocks = settings.state / "blocks" / f"{known['account']}-{region}-{digest}"
-    if direct and blocks.exists():
-        yield Leftover("journal", str(blocks))
+    if direct:
+        # With a key, the name has a suffix; lock files are empty and stay.
+        for blocks in sorted((settings.state / "blocks").glob(f"{known['account']}-{region}-{digest}*")):
+            if blocks.suffix != ".lock":
+                yield Leftover("journal", str(blocks))
 
 
 def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[str, str]]:
