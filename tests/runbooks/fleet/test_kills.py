@@ -281,8 +281,9 @@ def check_effects(processes: Processes, aws: Sandbox) -> None:
         "rollback": "done",
     }, processes.logs()
     assert [len(document["attempts"]) for document in documents] == [1, 1, 1]
-    effects = Counter(call.operation for call in aws.calls if call.operation in EFFECTS and call.ran)
-    assert effects == {"RunInstances": 1, "TerminateInstances": 1, "PutParameter": 2}
+    calls = [call for call in aws.calls if call.operation in EFFECTS and call.ran]
+    effects = Counter(call.operation for call in calls)
+    assert effects == {"RunInstances": 1, "TerminateInstances": 1, "PutParameter": 2}, calls
 
 
 def wait_for_all(processes: Processes) -> list[int]:
