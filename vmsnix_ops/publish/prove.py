@@ -160,7 +160,7 @@ class Target:
     ----------
     region, ami_id, name, account
         The AMI.
-    snapshot_id, size_gib
+    snapshot_id, size_gib, encrypted
         The snapshot of its root device.
     expected
         The identity that it should have.
@@ -364,6 +364,8 @@ class ProofResult(Result):
         What was to be read.
     proofs
         One for each AMI.
+    seconds
+        Duration of the reading.
     problems
         What could not be recorded, as sentences.
     """
