@@ -50,7 +50,7 @@ tests/sandbox/test_state.py::test_serving_in_the_foreground_prints_exports_and_s
 
 def burn() -> None:
     """Use all of a processor's time until killed."""
-    while True:  # the parent kills it
+    while True:  # ends: the parent kills it
         pass
 
 

@@ -8,8 +8,8 @@ or the client ends. What workers receive contains no secret: they have their own
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -248,7 +248,7 @@ def _run_process(session: Session, target: Target, wanted: Document, version: st
         )
         with _lock:
             _running[session.id].append(process)
-        process.communicate(pickle.dumps((session, target, wanted, version)))
+        process.communicate(json.dumps([asdict(session), asdict(target), wanted, version]).encode())
         with _lock:
             _running[session.id].remove(process)
         if process.returncode in (0, NOT_OURS) or process.returncode < 0:
@@ -260,7 +260,9 @@ def _run_process(session: Session, target: Target, wanted: Document, version: st
 
 def main() -> int:
     """Run the target that a worker wrote to standard input."""
-    return run_claimed(*pickle.load(sys.stdin.buffer))  # noqa: S301 - from our parent
+    session, target, wanted, version = json.load(sys.stdin.buffer)
+    target |= {"account": Account(**target["account"]), "after": tuple(target["after"])}
+    return run_claimed(Session(**session), Target(**target), wanted, version)
 
 
 def run_claimed(session: Session, target: Target, wanted: Document, version: str | None) -> int:
