@@ -278,7 +278,7 @@ def test_two_amis_with_hostile_packages_differ_as_text(
             "bytes": [-1] * len(EVIL),
         }
     )
-    monkeypatch.setattr(diffs, "diff", lambda before, after: diffs.Difference(before, after, frame))
+    monkeypatch.setattr(diffs, "diff", lambda before, after: diffs.PackageDifferences(before, after, frame))
     for words in ((), ("--json",)):
         code, out, _ = say("diff", "a\n::error::b", "c", *words)
         assert code == 0

@@ -80,6 +80,7 @@ PACKAGE = ROOT / "vmsnix_ops"
 WRITES_BESIDE = {
     "cli/__init__.py": "the home folder of a user without one",
     "files.py": "what all others call",
+    "records/tables.py": "manifests: binary digests of blocks, which redaction could damage",
     "publish/bootstrap.py": "the template that the operator asks for, at a path of theirs",
     "runbooks/execution/_engine.py": "what a dying kernel says, in a private temporary folder",
     "runbooks/evidence/github.py": "files that GitHub Actions made",
