@@ -195,6 +195,7 @@ ALLOWED = {
     "boot/run.py": r"Console",  # the serial console of a machine
     "runbooks/console/__init__.py": r"Console",  # the console in JupyterLab
     "aws/ebs_direct/engine.py": r"stream\.write",  # JSON to a worker process
+    "aws/ebs_direct/journal.py": r"os\.write",  # a binary file of digests
     "aws/ebs_direct/worker.py": r"sys\.stdout\.write",  # JSON to the process that started it
     "publish/interrupts.py": r"os\.write",  # a fixed text, in a signal handler
     "runbooks/execution/_interrupts.py": r"os\.write",
