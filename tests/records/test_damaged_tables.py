@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import deltalake
 import pytest
 
 from tests.channels.conftest import HOME, WEST
@@ -280,6 +281,26 @@ def test_tables_that_are_read_while_others_write_and_compact_lose_no_row(
     assert not reader.is_alive()
     assert failures == []
     assert len(tables.read("steps")) == 120
+
+
+def test_a_reader_whose_checkpoint_was_deleted_reads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, original, opened = Tables(tmp_path), deltalake.DeltaTable, []
+    for number in range(25):
+        tables.append("steps", [step(number)])
+    checkpoints = sorted((tmp_path / "steps" / "_delta_log").glob("*.checkpoint.parquet"))
+    contents = {path: path.read_bytes() for path in checkpoints}
+
+    def open_table(*given: object, **more: object) -> object:
+        opened.append(given)
+        for path, content in contents.items():
+            path.unlink() if len(opened) == 1 else path.write_bytes(content)
+        return original(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deltalake, "DeltaTable", open_table)
+    assert len(tables.read("steps")) == 25
+    assert len(opened) == 2
 
 
 def test_replaced_checkpoints_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -604,8 +604,17 @@ class Tables:
             return self._opened(table)
 
     def _opened(self, table: str) -> DeltaTable:
+        """Open a table, again if a compaction deleted a checkpoint between listing and reading it."""
         import deltalake
+        import deltalake.exceptions
 
+        for pause in (0.05, 0.2):
+            try:
+                return deltalake.DeltaTable(self._place(table), storage_options=self._options())
+            except deltalake.exceptions.TableNotFoundError:
+                raise
+            except (deltalake.exceptions.DeltaError, OSError):
+                time.sleep(pause)
         return deltalake.DeltaTable(self._place(table), storage_options=self._options())
 
     def _has_log(self, table: str) -> bool:
