@@ -82,7 +82,7 @@ def test_a_home_that_somebody_else_prepared_is_not_used(
     prepared.chmod(0o777)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
-    cli._provide_home()
+    cli._ensure_home()
     assert os.environ["HOME"] == str(tmp_path / "nowhere")
 
 

@@ -431,8 +431,8 @@ def kind_of(aws: Sandbox, **changes: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "StringList", "data_type": "text"}, "is of type StringList"),
-        ({"kind": "SecureString", "data_type": "text"}, "is of type SecureString"),
+        ({"parameter_type": "StringList", "data_type": "text"}, "is of type StringList"),
+        ({"parameter_type": "SecureString", "data_type": "text"}, "is of type SecureString"),
         ({"data_type": "text"}, "has the data type text"),
         ({"data_type": "aws:ssm:integration"}, "has the data type aws:ssm:integration"),
     ],
