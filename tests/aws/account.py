@@ -36,6 +36,7 @@ def make_ami(
     version: str = "26.11",
     region: str = REGION,
     digest: str = "",
+    size_gib: int = 1,
     tags: dict[str, str] | None = None,
     **registration: Any,
 ) -> str:
@@ -50,7 +51,7 @@ def make_ami(
         tagging.RUN: "20261122T213000025Z-publish-ami-000000",
         **(tags or {}),
     }
-    volume = ec2.create_volume(AvailabilityZone=f"{region}a", Size=1, VolumeType="gp3")["VolumeId"]
+    volume = ec2.create_volume(AvailabilityZone=f"{region}a", Size=size_gib, VolumeType="gp3")["VolumeId"]
     aws.clock.advance(60)
     snapshot = ec2.create_snapshot(
         VolumeId=volume, TagSpecifications=tagging.tag_specifications("snapshot", own)

@@ -31,6 +31,17 @@ def test_a_failed_copy_reports_the_snapshot_s_message_and_is_copied_again(aws: S
     assert sorted(image["State"] for image in copies(aws, EUROPE)) == ["available", "failed"]
 
 
+@pytest.mark.parametrize(("source_gib", "copy_gib"), [(5, 4), (4, 5)])
+def test_an_ami_of_the_same_disk_in_a_larger_or_smaller_container_is_the_copy(
+    aws: Sandbox, source_gib: int, copy_gib: int
+) -> None:
+    source = make_ami(aws, version="26.12", size_gib=source_gib)
+    made = make_ami(aws, version="26.12", region=EUROPE, size_gib=copy_gib)
+    found = plan(ami=source, regions=[EUROPE], channel="stable").apply()
+    assert not found.failed
+    assert pointed(aws, EUROPE) == made
+
+
 def test_a_failed_copy_is_retried_with_another_token(aws: Sandbox, ami: str) -> None:
     chance = {
         "op": "ec2:CopyImage",

@@ -117,8 +117,14 @@ def find_copy(ec2: EC2Client, wanted: ImageCopy) -> Ami | None:
 
 
 def _facts(source: Ami) -> dict[str, str]:
-    """Return the facts of the source that its copy must have; each copy has its own encryption."""
-    return {name: fact for name, fact in source.facts().items() if not name.startswith(images.ENCRYPTION)}
+    """Return the facts of the source that its copy must have.
+
+    Each copy has its own encryption. The size of the root disk is left out: an AMI that was published in the
+    other region from another container of the disk may be larger or smaller.
+    """
+    facts = {name: fact for name, fact in source.facts().items() if not name.startswith(images.ENCRYPTION)}
+    root = f"disk {source.root_device}"
+    return facts | ({root: images.without_size(facts[root])} if root in facts else {})
 
 
 def missing_tags(source: Ami, made: Ami) -> dict[str, str]:

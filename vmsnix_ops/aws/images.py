@@ -543,7 +543,7 @@ def check_same_registration(existing: Ami, *, digest: str, facts: Mapping[str, s
         if name == f"disk {existing.root_device}" and _gib(wanted) <= _gib(found):
             # The size is not part of the disk: a container may round it up. Only a larger one that was
             # requested makes another AMI.
-            wanted, found = _SIZE.sub("", wanted), _SIZE.sub("", found)
+            wanted, found = without_size(wanted), without_size(found)
         if wanted != found:
             different.append((name, wanted, found))
     if different:
@@ -557,6 +557,11 @@ def check_same_registration(existing: Ami, *, digest: str, facts: Mapping[str, s
             f"{deregister_command(existing)}",
             code="InvalidAMIName.Duplicate",
         )
+
+
+def without_size(disk: str) -> str:
+    """Return the text of a disk without its size."""
+    return _SIZE.sub("", disk)
 
 
 def _gib(disk: str) -> int:
