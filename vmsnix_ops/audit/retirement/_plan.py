@@ -632,7 +632,7 @@ class _Change:
         try:
             yield
         except (Exception, KeyboardInterrupt):
-            if key == tagging.DELETING:  # the tag of a restoration remains, so that nobody deletes it
+            if key == tagging.DELETING:  # the tag of a restoration is kept: it prevents a deletion
                 with suppress(errors.AwsError):  # if this fails, the next deletion overwrites the tag
                     retiring.release(self.ec2, resource, key)
             raise
@@ -640,7 +640,7 @@ class _Change:
     def _retire(self, ami: Ami, references: References) -> ResourceOutcome:
         retention = timedelta(days=self.plan.rules.retention_days)
         record = retiring.retirement_tags(self.ec2, ami, run_id=self.run_id, at=self.now, retention=retention)
-        if ami.state != "disabled":  # nobody can start to use a disabled AMI
+        if ami.state != "disabled":  # a disabled AMI cannot be launched
             try:
                 self._tag_as_retired(ami, references, record)
             except _Skipped:

@@ -481,7 +481,7 @@ class _RegionDecider:
         if shared:
             found.append(f"shared with {_first_few(shared)}, who will lose access")
         if again:
-            found.append("its retirement was interrupted, or somebody enabled it since")
+            found.append("its retirement was interrupted, or it was enabled again")
         elif ami.state == "disabled":
             found.append("already disabled")
         return tuple(found)
@@ -510,7 +510,7 @@ class _RegionDecider:
         return Verdict("retire", (NO_AMI, f"created {age} ago"))
 
     def _usage_reasons(self, ami: Ami) -> list[str]:
-        """Return reasons to keep an AMI that somebody uses or may use."""
+        """Return reasons to keep an AMI that is in use or may be."""
         found = [*self._reference_reasons(ami.ami_id), *self._sharing_reasons(ami.ami_id, public=ami.public)]
         launched, least = ami.launched_at, self.rules.launched_days
         if launched is not None and self.now - launched < timedelta(days=least):
@@ -738,7 +738,7 @@ def _restore_verdict(ami: Ami, rules: RetirementRules, now: datetime) -> Verdict
     if reason := rules.why_not_selected(ami.tags, ami.ami_id):
         return _keep(reason)
     if record is None and ami.state == "disabled" and rules.amis:
-        return Verdict("restore", ("disabled by somebody else: its earlier sharing is unknown",))
+        return Verdict("restore", ("not disabled by vmsnix: its earlier sharing is unknown",))
     if record is None:
         return _keep(f"not retired: it is {ami.state}")
     retired = f"retired on {_day(record.retired_at)}"
