@@ -330,12 +330,12 @@ class ProofPlan(display.Displayed):
         return display.make_table(columns, rows, right=("to read", "blocks"))
 
     def notes(self) -> list[str]:
-        """Return what tags and tables say, and what a sample can miss."""
-        told = [f"{one.ami_id}: {note}" for one in self.targets for note in one.notes]
-        told += [f"{one.ami_id}: {_chance(one)}" for one in self.targets if one.only is not None]
+        """Return which tags and tables differ, and what a sample can miss."""
+        lines = [f"{one.ami_id}: {note}" for one in self.targets for note in one.notes]
+        lines += [f"{one.ami_id}: {_chance(one)}" for one in self.targets if one.only is not None]
         if self.usd > CONFIRM_USD and not self.confirmed:
-            told.append(f"This costs more than {CONFIRM_USD:.0f} USD: add --yes (yes=True) to start it.")
-        return told
+            lines.append(f"This costs more than {CONFIRM_USD:.0f} USD: add --yes (yes=True) to start it.")
+        return lines
 
     def apply(self) -> ProofResult:
         """Read the blocks and return the verdicts. Nothing in AWS is changed.
@@ -409,10 +409,10 @@ class ProofResult(Result):
         return display.make_table(columns, rows, right=("compared", "blocks"))
 
     def notes(self) -> list[str]:
-        """Return what tags and tables say, what a sample can miss, and what was not recorded."""
-        told = [f"{one.target.ami_id}: {note}" for one in self.proofs for note in one.target.notes]
+        """Return which tags and tables differ, what a sample can miss, and what was not recorded."""
+        lines = [f"{one.target.ami_id}: {note}" for one in self.proofs for note in one.target.notes]
         sampled = (one.target for one in self.proofs if one.undetected)
-        return [*told, *(f"{target.ami_id}: {_chance(target)}" for target in sampled), *self.problems]
+        return [*lines, *(f"{target.ami_id}: {_chance(target)}" for target in sampled), *self.problems]
 
     def frame(self) -> pd.DataFrame:
         """Return one row an AMI, with the columns `COLUMNS`."""
@@ -967,13 +967,13 @@ def _apply(plan: ProofPlan) -> ProofResult:
 
 def _proof(plan: ProofPlan, target: Target, step: Step) -> Proof:
     if target.verdict is not None:
-        return _told(target)
+        return _proof_without_reading(target)
     try:
         found = _read(plan, target, step)
     except errors.CredentialsError:
         raise
     except errors.AwsError as error:
-        return _told(_unreadable(target, error))
+        return _proof_without_reading(_unreadable(target, error))
     expected = target.blocks
     differing: tuple[int, ...] = ()
     if expected is not None:
@@ -1001,7 +1001,7 @@ def _proof(plan: ProofPlan, target: Target, step: Step) -> Proof:
     return replace(proof, verdict="proven")
 
 
-def _told(target: Target) -> Proof:
+def _proof_without_reading(target: Target) -> Proof:
     """Return the proof of an AMI whose verdict is known without its blocks."""
     verdict = target.verdict or "not provable"
     return Proof(
