@@ -324,7 +324,7 @@ def main() -> int:
             }
         )
         return 1
-    except Exception as error:  # noqa: BLE001 (whatever it is, the parent must report it)
+    except Exception as error:  # noqa: BLE001 (the parent reports every error)
         # An image that was sound when it was identified, and cannot be opened now, has changed.
         worker.say(
             {

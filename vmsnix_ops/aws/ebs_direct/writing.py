@@ -135,7 +135,7 @@ class DirectSnapshot:
 
 GIB = 2**30
 TIMEOUT_MINUTES = 60
-COMPLETION_SECONDS = 20.0  # in which a snapshot that somebody completed shows it
+COMPLETION_SECONDS = 20.0  # until AWS shows that a snapshot was completed
 MOST_TOKENS = 50  # that are tried: each names an attempt that ended
 GONE = ("ResourceNotFoundException", "ConflictException", "ValidationException")
 IMPORT_POLICY = "vmsnix iam-policy publisher"
@@ -235,8 +235,10 @@ class PendingUpload:
         size_gib = -(-self.task.seen.disk_bytes // GIB)
         parent, done = self._begin(size_gib)
         known = parent.blocks
-        held = snapshot_blocks(self.task.seen.blocks, known)
-        changed = Digests((index, digest) for index, digest in held.pairs() if known.get(index) != digest)
+        contained = snapshot_blocks(self.task.seen.blocks, known)
+        changed = Digests(
+            (index, digest) for index, digest in contained.pairs() if known.get(index) != digest
+        )
         left = Digests((index, digest) for index, digest in changed.pairs() if index not in done)
         throttled = self._send(left)
         self._complete(changed)
@@ -246,10 +248,10 @@ class PendingUpload:
             "created",
             parent.snapshot_id,
             "" if parent.snapshot_id else parent.why,
-            len(held),
+            len(contained),
             len(left),
             throttled,
-            held,
+            contained,
             self.task.seen.disk_bytes,
         )
 
@@ -661,9 +663,9 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
         return DirectSnapshot(snapshot_id, size, "reused")
     parent_id = known[0].parent_id
     parent = manifests.load(task.tables, parent_id) if parent_id else Digests()
-    held = snapshot_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
+    contained = snapshot_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
     return DirectSnapshot(
-        snapshot_id, size, "reused", parent_id, blocks=held, disk_bytes=task.seen.disk_bytes
+        snapshot_id, size, "reused", parent_id, blocks=contained, disk_bytes=task.seen.disk_bytes
     )
 
 
