@@ -95,6 +95,7 @@ DECIDED = {
     "of another account": "reference-to-foreign",
     "package": "contains-package",
     "contents": "contents-unknown",
+    "changed": "proof-differs",
 }
 """Problems that a person has to decide about; their commands, if they have one, work."""
 
@@ -244,6 +245,9 @@ class Story:
         open_tables(load()).append("packages", [row])
         known = {"ami_id": ids["package"], "name": "x", "region": REGION, "recorded_at": now}
         open_tables(load()).append("amis", [{**known, "source": "publish"}])
+        ids["changed"] = own.ami(tags=TAGS)
+        proof = {"run_id": "a-run", "proved_at": now, "region": REGION, "ami_id": ids["changed"]}
+        open_tables(load()).append("proofs", [{**proof, "verdict": "differs", "extent": "whole"}])
 
     def reference(self) -> None:
         """Create every kind of reference to an AMI, and deregister it."""
@@ -391,7 +395,7 @@ def test_only_broken_launches_are_critical(story: Story) -> None:
     names = {name for name, resource in story.ids.items() if resource in set(critical)}
     assert names == {
         *("channel", "channel that is gone"),
-        *("disabled", "parameter", "template", "newest of a template", "no id", "not shared"),
+        *("changed", "disabled", "parameter", "template", "newest of a template", "no id", "not shared"),
         *("alias of nothing", "alias of what is gone", "template of a group", "configuration of a group"),
         *("group by configuration", "group by template", "group that is pinned"),
     }

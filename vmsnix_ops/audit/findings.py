@@ -19,6 +19,7 @@ from vmsnix_ops.arguments import MOST_DAYS, check_range
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.nix.versions import parse_conditions
+from vmsnix_ops.records import history
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.nix.versions import PackageCondition
+    from vmsnix_ops.records.tables import Tables
 
 Severity = Literal["critical", "high", "medium", "low", "info"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "high", "medium", "low", "info")
@@ -200,6 +202,7 @@ class AuditData:
     expected: list[dict[str, Any]]  # what AWS should report for each AMI, by all tables
     packages: pd.DataFrame  # rows of the table packages about the packages in the criteria
     recorded_digests: frozenset[str]  # images whose packages are recorded; empty without such criteria
+    proofs: pd.DataFrame  # the newest proof of each AMI, as `newest_proofs` returns them
 
     @cached_property
     def amis(self) -> pd.DataFrame:
@@ -228,6 +231,12 @@ class AuditData:
         """Return the rows that are older than unfinished work may be, or have no time."""
         edge = self.now - timedelta(hours=self.criteria.unfinished_hours)
         return frame[~(frame["created_at"] > edge)]
+
+
+def newest_proofs(tables: Tables) -> pd.DataFrame:
+    """Return the newest proof of each AMI that is ``proven`` or ``differs``: a later one may have read nothing."""
+    proofs = history.proofs(tables)
+    return proofs[proofs["verdict"].isin(["proven", "differs"])].drop_duplicates("ami_id")
 
 
 # Rules and what they return.

@@ -11,7 +11,7 @@ from vmsnix_ops import display, errors, files
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import changes as audit_changes
 from vmsnix_ops.audit import page, views
-from vmsnix_ops.audit.findings import SEVERITIES, AuditCriteria, as_text
+from vmsnix_ops.audit.findings import SEVERITIES, AuditCriteria, as_text, newest_proofs
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, OneByOne, scan
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.audit.rules import evaluate
@@ -160,10 +160,7 @@ class AuditResult(Result):
         except errors.RecordsError as error:
             changed = audit_changes.Changes.none()
             problems.append(f"Could not compare with the last audit. {error}")
-        try:
-            inventory = replace(inventory, frame=_with_proofs(inventory.frame, tables))
-        except errors.RecordsError as error:
-            problems.append(f"Could not read when each AMI was last proven. {error}")
+        inventory = replace(inventory, frame=_with_proofs(inventory.frame, tables))
         findings = evaluate(inventory, criteria=criteria, tables=tables)
         try:
             audit_changes.store(inventory, tables)
@@ -332,12 +329,8 @@ class ShownFindings(display.Displayed):
 
 def _with_proofs(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
     """Return an inventory with the time at which each AMI was last proven."""
-    columns = ["ami_id", "region", "verdict", "proved_at"]
-    found = tables.read("proofs", columns=columns, where=[("verdict", "in", ["proven", "differs"])])
-    if found.empty:
-        return frame
-    last = found.sort_values("proved_at").drop_duplicates(["ami_id", "region"], keep="last")
-    proven = last[last["verdict"] == "proven"].set_index("ami_id")["proved_at"]
+    proofs = newest_proofs(tables)
+    proven = proofs[proofs["verdict"] == "proven"].set_index("ami_id")["proved_at"]
     return frame.assign(proven_at=frame["resource_id"].map(proven).astype(frame["proven_at"].dtype))
 
 

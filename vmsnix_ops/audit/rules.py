@@ -23,6 +23,7 @@ from vmsnix_ops.audit.findings import (
     concat,
     fill_template,
     findings_for,
+    newest_proofs,
     publish_commands,
     rule,
 )
@@ -73,7 +74,15 @@ def evaluate(
         names = [wanted.name for wanted in criteria.packages]
         packages = tables.read("packages", columns=list(packages.columns), where=[("name", "in", names)])
         digests = frozenset(tables.read("packages", columns=["digest"])["digest"])
-    data = AuditData(inventory, criteria, history.amis(tables), expected_amis(tables), packages, digests)
+    data = AuditData(
+        inventory,
+        criteria,
+        history.amis(tables),
+        expected_amis(tables),
+        packages,
+        digests,
+        newest_proofs(tables),
+    )
     # Parts are sorted one by one and joined in order: sorting the whole would double the memory.
     parts: dict[tuple[int, str], pd.DataFrame] = {}
     for name in chosen:
@@ -270,6 +279,30 @@ def drifted(data: AuditData) -> pd.DataFrame:
     )
 
 
+@rule("critical")
+def proof_differs(data: AuditData) -> pd.DataFrame:
+    """Find AMIs whose newest proof found other content than that of the published image."""
+    proofs = _differing(data)
+    amis = data.amis[data.amis["resource_id"].isin(proofs.index)]
+    disabled = amis["state"] == "disabled"
+    command = "aws ec2 disable-image --region {region} --image-id {resource_id}"
+    return findings_for(
+        amis,
+        "Its newest proof, on {day}, found other content than that of the published image. {advice} Change its "
+        f"references to another AMI, find out who changed it, and delete it. {UNTIL_THEN}",
+        evidence="table proofs: the expected identity is {expected}",
+        remediation=commands_for(command, amis).mask(disabled, None),
+        day=amis["resource_id"].map(proofs["proved_at"].dt.strftime("%Y-%m-%d")),
+        expected=amis["resource_id"].map(proofs["digest"]),
+        advice=disabled.map({True: "Do not enable it.", False: "The command disables it."}),
+    )
+
+
+def _differing(data: AuditData) -> pd.DataFrame:
+    """Return the newest proofs that found a difference, by AMI ID."""
+    return data.proofs[data.proofs["verdict"] == "differs"].set_index("ami_id")
+
+
 _NOT_SCANNED = ("architecture", "ena_support", "tpm_support", "description")
 """Fields that a verification compares and an inventory does not contain."""
 
@@ -437,12 +470,15 @@ def disabled_in_use(data: AuditData) -> pd.DataFrame:
     some = amis[(amis["state"] == "disabled") & _is_used(amis)]
     launches = some["references"].map(lambda text: any(one.launches for one in load_references(text)))
     result = {True: "the next launch will fail", False: "it cannot be launched again"}
+    differs = some["resource_id"].isin(_differing(data).index)
+    enable = commands_for("aws ec2 enable-image --region {region} --image-id {resource_id}", some)
     return findings_for(
         some,
-        "It is disabled and still referenced: {result}. Change its references to another AMI, or enable it.",
+        "It is disabled and still referenced: {result}. Change its references to another AMI{choice}.",
         evidence=_reference_texts(some),
-        remediation="aws ec2 enable-image --region {region} --image-id {resource_id}",
+        remediation=enable.mask(differs, None),
         result=launches.map(result),
+        choice=differs.map({True: ": a proof found that its content was changed", False: ", or enable it"}),
     ).assign(severity=launches.map({True: "critical", False: "low"}))
 
 
