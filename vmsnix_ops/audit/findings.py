@@ -234,7 +234,10 @@ class AuditData:
 
 
 def newest_proofs(tables: Tables) -> pd.DataFrame:
-    """Return the newest proof of each AMI that is ``proven`` or ``differs``: a later one may have read nothing."""
+    """Return the newest proof of each AMI with the verdict ``proven`` or ``differs``.
+
+    A later proof with another verdict does not replace it: it could not compare the AMI with an image.
+    """
     proofs = history.proofs(tables)
     return proofs[proofs["verdict"].isin(["proven", "differs"])].drop_duplicates("ami_id")
 

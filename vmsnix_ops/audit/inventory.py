@@ -15,21 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import errors
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, Verdict, decide
 from vmsnix_ops.aws import buckets as s3_buckets
-from vmsnix_ops.aws import references, snapshots
+from vmsnix_ops.aws import images, references, snapshots
 from vmsnix_ops.aws import regions as aws_regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.accounts import open_accounts
 from vmsnix_ops.aws.buckets import bucket_errors
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.images import UNKNOWN_TIME
-from vmsnix_ops.aws.paging import TimeLimit, read_pages, with_time_limit
+from vmsnix_ops.aws.paging import TimeLimit, with_time_limit
 from vmsnix_ops.aws.references import Reference, References
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
@@ -357,8 +356,8 @@ def scan_region(
     if not skip_each and scanned - {account}:
         with attempt("AMIs of the other accounts"):
             others = sorted(scanned - {account})
-            shared = read_pages(ec2.describe_images, Owners=others, ExecutableUsers=["self"], **_ALL_STATES)
-            visible = frozenset(image["ImageId"] for page in shared for image in page["Images"])
+            shared = images.read_images(ec2, Owners=others, ExecutableUsers=["self"])
+            visible = frozenset(image["ImageId"] for image in shared)
     found = state.references
     if not skip_each:
         found = references.merge_references(
@@ -386,21 +385,12 @@ def scan_region(
     )
 
 
-class _AllStates(TypedDict):
-    IncludeDeprecated: bool
-    IncludeDisabled: bool
-
-
-_ALL_STATES: _AllStates = {"IncludeDeprecated": True, "IncludeDisabled": True}
-
-
 def _owners(ec2: EC2Client, ami_ids: list[str]) -> dict[str, str]:
     """Return the owner of each AMI; empty for those that do not exist or are not visible."""
     owners = dict.fromkeys(ami_ids, "")
     for start in range(0, len(ami_ids), 200):  # AWS: 200 values in a filter, which may name missing AMIs
         chosen: list[FilterTypeDef] = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
-        for page in read_pages(ec2.describe_images, Filters=chosen, **_ALL_STATES):
-            owners |= {image["ImageId"]: image.get("OwnerId", "?") for image in page["Images"]}
+        owners |= {one["ImageId"]: one.get("OwnerId", "?") for one in images.read_images(ec2, Filters=chosen)}
     return owners
 
 
@@ -721,7 +711,7 @@ def add_amis(
             resource_id=ami.ami_id,
             name=ami.name or None,
             state=ami.state,
-            created_at=None if ami.created_at == UNKNOWN_TIME else ami.created_at,
+            created_at=None if ami.created_at == images.UNKNOWN_TIME else ami.created_at,
             size_gib=ami.size_gib,
             stored_bytes=sum(known) if len(known) == len(stored) else None,
             estimated=len(known) != len(stored),

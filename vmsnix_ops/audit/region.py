@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import images, imports, parameters, references, retiring, snapshots
+from vmsnix_ops.aws import images, imports, instances, parameters, references, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.identity import NOT_ENABLED_CODES, region_not_enabled
-from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.references import Link, Reference, References, RegionClients
 from vmsnix_ops.aws.session import calling
 from vmsnix_ops.aws.snapshots import Snapshot
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     import boto3
     from types_boto3_ec2.client import EC2Client
-    from types_boto3_ec2.type_defs import FilterTypeDef
     from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.aws.images import Ami
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REGIONS_AT_ONCE = 8
-PAGE = 1000
 WHOLE_REGION = "region"
 """Source in `RegionState.unread` of a region of which nothing can be read."""
 ONE_BY_ONE = "references and permissions"
@@ -44,9 +41,8 @@ ONE_BY_ONE = "references and permissions"
 
 @dataclass(frozen=True, slots=True)
 class RegionContext:
-    """An account, a region and its clients. Any thread may use the clients; only one may create them."""
+    """An account and the clients of a region. Any thread may use the clients; only one may create them."""
 
-    region: str
     account: str
     clients: RegionClients
 
@@ -55,7 +51,12 @@ class RegionContext:
         cls, session: boto3.Session, region: str, account: str, limit: TimeLimit | None = None
     ) -> RegionContext:
         """Return a context with new clients."""
-        return cls(region, account, RegionClients.of(session, region, limit))
+        return cls(account, RegionClients.of(session, region, limit))
+
+    @property
+    def region(self) -> str:
+        """Name of the region."""
+        return self.clients.region
 
     @property
     def ec2(self) -> EC2Client:
@@ -287,13 +288,10 @@ def channels_and_instances(context: RegionContext, prefix: str, ami_id: str) -> 
     names = [
         one.name for one in parameters.list_parameters(context.clients.ssm, prefix) if one.value == ami_id
     ]
-    filters: list[FilterTypeDef] = [{"Name": "image-id", "Values": [ami_id]}]
     with calling(f"list the instances of {ami_id}"):
         running = [
             one["InstanceId"]
-            for page in read_pages(context.ec2.describe_instances, Filters=filters, MaxResults=PAGE)
-            for reservation in page["Reservations"]
-            for one in reservation["Instances"]
+            for one in instances.list_instances(context.ec2, {"image-id": [ami_id]})
             if one["State"]["Name"] != "terminated"
         ]
     return [f"parameter {name}" for name in names] + [f"instance {name}" for name in running]

@@ -288,8 +288,8 @@ def proof_differs(data: AuditData) -> pd.DataFrame:
     command = "aws ec2 disable-image --region {region} --image-id {resource_id}"
     return findings_for(
         amis,
-        "Its newest proof, on {day}, found other content than that of the published image. {advice} Change its "
-        f"references to another AMI, find out who changed it, and delete it. {UNTIL_THEN}",
+        "Its newest proof, on {day}, found other content than that of the published image. {advice} Change "
+        f"its references to another AMI, find out who changed it, and delete it. {UNTIL_THEN}",
         evidence="table proofs: the expected identity is {expected}",
         remediation=commands_for(command, amis).mask(disabled, None),
         day=amis["resource_id"].map(proofs["proved_at"].dt.strftime("%Y-%m-%d")),

@@ -81,11 +81,10 @@ def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, setting
             )
         wanted = parameter.value
     if AMI_ID.fullmatch(wanted):
-        found = images.find_amis(ec2, [wanted]).get(wanted)
+        found = images.find_ami(ec2, wanted)
     elif wanted:
-        found = next(
-            iter(images.find_all_by_name(ec2, wanted)), None
-        )  # `check_usable` reports one that is disabled
+        # `check_usable` reports an AMI that is disabled.
+        found = next(iter(images.find_all_by_name(ec2, wanted)), None)
     else:
         found = _newest(images.list_published_amis(ec2), image)
     if found is None:
@@ -162,7 +161,7 @@ def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> Ami:
     vmsnix_ops.errors.RegistrationError
         As for `check_usable`, or the AMI was deregistered.
     """
-    found = images.find_amis(ec2, [ami_id]).get(ami_id)
+    found = images.find_ami(ec2, ami_id)
     if found is None:
         raise errors.RegistrationError(
             f"The AMI {ami_id} in {ec2.meta.region_name} no longer exists.",
@@ -173,7 +172,7 @@ def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> Ami:
 
 
 def check_repeatedly(ec2: EC2Client, ami_id: str, *, owner: str) -> None:
-    """Call `check_still_usable` several times after an AMI was put to use, because a read may be stale.
+    """Call `check_still_usable` several times after a job started to use an AMI, because a read may be stale.
 
     `vmsnix_ops.aws.retiring` explains why.
     """

@@ -11,7 +11,7 @@ from vmsnix_ops.aws import parameters, sharing
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ssm.client import SSMClient
@@ -24,12 +24,10 @@ MEANINGS = {
     "state": "only an available AMI can be launched",
     "name": "another AMI has this ID: the tables are of another account",
     "description": "its description was changed",
-    "architecture": "it was registered again outside vmsnix",
-    "boot_mode": "it was registered again outside vmsnix",
-    "root_device": "it was registered again outside vmsnix",
-    "size_gib": "it was registered again outside vmsnix",
-    "ena_support": "it was registered again outside vmsnix",
-    "tpm_support": "it was registered again outside vmsnix",
+    **dict.fromkeys(
+        ("architecture", "boot_mode", "root_device", "size_gib", "ena_support", "tpm_support"),
+        "it was registered again outside vmsnix",
+    ),
     "imds_support": "instances may accept requests without a session token",
     "public": "public access was granted or removed",
     "snapshot": "the AMI has no snapshot, or another one",
@@ -62,22 +60,22 @@ PROMOTED_FIELDS = (
 UNFIXABLE_FIELDS = ("ami", "snapshot", "snapshot_state")
 """Fields that neither a promotion nor a tag can correct."""
 
-PUBLIC_YEARS = timedelta(days=2 * 365)  # AWS deprecates a public AMI two years after its creation
+PUBLIC_DAYS = timedelta(days=2 * 365)  # AWS deprecates a public AMI two years after its creation
 
-REGISTERED: dict[str, Callable[[Ami], Any]] = {
-    "state": lambda ami: ami.state,
-    "name": lambda ami: ami.name,
-    "description": lambda ami: ami.description,
-    "architecture": lambda ami: ami.architecture,
-    "boot_mode": lambda ami: ami.boot_mode,
-    "root_device": lambda ami: ami.root_device,
-    "size_gib": lambda ami: ami.size_gib,
-    "ena_support": lambda ami: ami.ena_support,
-    "tpm_support": lambda ami: ami.tpm_support,
-    "imds_support": lambda ami: ami.imds_support,
-    "public": lambda ami: ami.public,
-    "snapshot": lambda ami: next(iter(ami.snapshot_ids), ""),
-}
+REGISTERED = (
+    "state",
+    "name",
+    "description",
+    "architecture",
+    "boot_mode",
+    "root_device",
+    "size_gib",
+    "ena_support",
+    "tpm_support",
+    "imds_support",
+    "public",
+)
+"""Fields of the registration, which are attributes of an `Ami`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +103,11 @@ def compare_registration(
     if ami is None:
         yield Difference("ami", str(row.get("state", "there")), "gone")
         return
-    recorded = {**row, "snapshot": row.get("snapshot_id")}
-    for name, read in REGISTERED.items():
-        if recorded.get(name) is not None:
-            yield from _compare(name, recorded[name], read(ami))
+    for name in REGISTERED:
+        if row.get(name) is not None:
+            yield from _compare(name, row[name], getattr(ami, name))
+    if row.get("snapshot_id") is not None:
+        yield from _compare("snapshot", row["snapshot_id"], next(iter(ami.snapshot_ids), ""))
     for snapshot_id in ami.snapshot_ids:
         state = snapshots[snapshot_id].state if snapshot_id in snapshots else "gone"
         yield from _compare("snapshot_state", "completed", state)
@@ -179,10 +178,10 @@ def _deprecated_by_aws(row: Mapping[str, Any], ami: Ami) -> bool:
     """Return whether AWS set the deprecation date of a public AMI, so that no record has it."""
     if row["deprecated_at"] is not None or ami.deprecated_at is None or not ami.public:
         return False
-    return abs(ami.deprecated_at - ami.created_at - PUBLIC_YEARS) <= timedelta(days=2)  # leap days
+    return abs(ami.deprecated_at - ami.created_at - PUBLIC_DAYS) <= timedelta(days=2)  # leap days
 
 
 def _audience_texts(recorded: Iterable[str], found: Iterable[str], *, but: str = "") -> tuple[str, str]:
-    """Return two audiences as text without the name `but`, which another field compares."""
+    """Return two audiences as text, without the member `but`, which another field compares."""
     texts = [", ".join(sorted({name for name in names if name != but})) for names in (recorded, found)]
     return texts[0], texts[1]

@@ -17,6 +17,8 @@ from vmsnix_ops.progress import counted
 from vmsnix_ops.region_names import known_regions, partition_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import boto3
     from types_boto3_ec2.client import EC2Client
 
@@ -102,6 +104,23 @@ def read_caller(session: boto3.Session, region: str | None = None) -> Caller:
         except errors.AwsError:
             raise error from None
         raise region_not_enabled(region, error.why) from error
+
+
+def read_account(session: boto3.Session, regions: Iterable[str]) -> str:
+    """Return the account of the credentials, from the first region that answers.
+
+    Raises
+    ------
+    vmsnix_ops.errors.AwsError
+        The error of the first region, if no region answers.
+    """
+    refused: list[errors.AwsError] = []
+    for region in regions:
+        try:
+            return read_caller(session, region).account
+        except errors.AwsError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 _ALWAYS_ENABLED = {

@@ -6,8 +6,6 @@ CopyImage has a ClientToken, which CopySnapshot lacks. A copy fails asynchronous
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +15,7 @@ from vmsnix_ops.aws import images, retiring, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, code_of, retry
+from vmsnix_ops.aws.session import calling, client_token, code_of, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +75,7 @@ class ImageCopy:
 
     def token(self, region: str, attempt: int) -> str:
         """Return the ClientToken: a hash of the copy, the region and the attempt."""
-        text = json.dumps([self.request(""), region, attempt], sort_keys=True)
-        return f"vmsnix-{hashlib.sha256(text.encode()).hexdigest()[:48]}"
+        return client_token(self.request(""), region, attempt)
 
 
 @needs("ec2:DescribeImages", "ec2:DescribeSnapshots")

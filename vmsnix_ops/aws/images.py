@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.literals import ArchitectureValuesType, BootModeValuesType
     from types_boto3_ec2.type_defs import (
         BlockDeviceMappingTypeDef,
+        DescribeImagesRequestTypeDef,
         EbsBlockDeviceTypeDef,
         ImageTypeDef,
         RegisterImageRequestTypeDef,
@@ -417,6 +418,12 @@ def find_amis(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
 
 
 @needs("ec2:DescribeImages")
+def find_ami(ec2: EC2Client, ami_id: str) -> Ami | None:
+    """Return an AMI as it is now; ``None`` if it does not exist or is not visible to the caller."""
+    return find_amis(ec2, [ami_id]).get(ami_id)
+
+
+@needs("ec2:DescribeImages")
 def describe_ami(ec2: EC2Client, ami_id: str) -> Ami:
     """Return one AMI; retry while a new AMI is not visible yet."""
     with calling(f"read the AMI {ami_id}"):
@@ -441,22 +448,21 @@ def list_published_amis(ec2: EC2Client) -> list[Ami]:
     return sorted(found, key=lambda ami: (ami.created_at, ami.ami_id))
 
 
+def read_images(ec2: EC2Client, **request: Unpack[DescribeImagesRequestTypeDef]) -> Iterator[ImageTypeDef]:
+    """Yield the images of a request in any state, over all pages; throttled calls are retried."""
+    request |= {"IncludeDeprecated": True, "IncludeDisabled": True, "MaxResults": PAGE}
+    for page in read_pages(ec2.describe_images, **request):
+        yield from page["Images"]
+
+
 @needs("ec2:DescribeImages")
 def list_amis(ec2: EC2Client) -> tuple[Ami, ...]:
     """Return all AMIs of the account and region, in any state, oldest first."""
     with calling(f"list the AMIs of {ec2.meta.region_name}"):
-        found = read_pages(
-            ec2.describe_images,
-            Owners=["self"],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-            MaxResults=PAGE,
-        )
         # There may be a hundred thousand AMIs, and mappings need half of their memory.
         amis = [
             parse_ami(image, ec2.meta.region_name, mappings=False)
-            for page in found
-            for image in page["Images"]
+            for image in read_images(ec2, Owners=["self"])
         ]
     return tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
 

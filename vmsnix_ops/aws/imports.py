@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import keys, snapshots
+from vmsnix_ops.aws import snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, code_of, retry
+from vmsnix_ops.aws.session import calling, client_token, code_of, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -141,7 +141,7 @@ class Source:
             "role": self.role_name,
             "kms_key": self.kms_key,
         }
-        return keys.token(digest, method="import", attempt=attempt, request=request)
+        return client_token(digest, "import", attempt, request)
 
 
 def check_format(name: str, disk: DiskImage) -> None:

@@ -5,8 +5,6 @@ A tag marks these instances, so a later test can terminate the instances of a ki
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,15 +14,17 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, INSTANCE_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, code_of, if_found, retry
+from vmsnix_ops.aws.session import calling, client_token, code_of, if_found, retry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.literals import InstanceTypeType, ResourceTypeType
     from types_boto3_ec2.type_defs import (
+        FilterTypeDef,
         InstanceMarketOptionsRequestTypeDef,
         InstanceTypeDef,
         RunInstancesRequestTypeDef,
@@ -40,7 +40,8 @@ OVERDUE = timedelta(hours=1)
 
 RUNNING_SECONDS, CHECKS_SECONDS, TERMINATED_SECONDS = 5 * 60.0, 20 * 60.0, 10 * 60.0
 ATTEMPTS = 50
-ALIVE = ["pending", "running", "stopping", "stopped"]
+ALIVE = ("pending", "running", "stopping", "stopped")
+"""States of instances that are not terminated, nor about to be."""
 STARTING = ("pending", "running")
 _TOKEN_USED = ("IdempotentInstanceTerminated", "IdempotentParameterMismatch")
 _NO_SPOT_ROLE = "AuthFailure.ServiceLinkedRoleCreationNotPermitted"
@@ -106,8 +107,7 @@ class InstanceLaunch:
 
         AWS does not accept the token of a terminated instance again.
         """
-        text = json.dumps([self.request(""), attempt], sort_keys=True)
-        return f"vmsnix-{hashlib.sha256(text.encode()).hexdigest()[:48]}"
+        return client_token(self.request(""), attempt)
 
 
 @needs("iam:CreateServiceLinkedRole")
@@ -147,25 +147,24 @@ class Instance:
 
 
 @needs("ec2:DescribeInstances")
+def list_instances(ec2: EC2Client, filters: Mapping[str, Sequence[str]]) -> Iterator[InstanceTypeDef]:
+    """Yield the instances that match all filters; a filter has one or more values."""
+    chosen: list[FilterTypeDef] = [{"Name": name, "Values": values} for name, values in filters.items()]
+    for page in read_pages(ec2.describe_instances, Filters=chosen, MaxResults=1000):
+        for reservation in page["Reservations"]:
+            yield from reservation["Instances"]
+
+
+@needs("ec2:DescribeInstances")
 def find_leftover_instances(ec2: EC2Client, ami_id: str, *, now: datetime | None = None) -> list[Instance]:
     """Return the instances of earlier tests of this AMI, and those of other tests older than `OVERDUE`.
 
     Two tests of one AMI at the same time are not supported: the second terminates the first one's instance.
     """
     now = now or datetime.now(UTC)
+    wanted = {"tag-key": [tagging.SMOKE], "instance-state-name": ALIVE}
     with calling("find instances of earlier tests"):
-        pages = ec2.get_paginator("describe_instances").paginate(
-            Filters=[
-                {"Name": "tag-key", "Values": [tagging.SMOKE]},
-                {"Name": "instance-state-name", "Values": ALIVE},
-            ]
-        )
-        found = [
-            _read(one)
-            for page in pages
-            for reservation in page["Reservations"]
-            for one in reservation["Instances"]
-        ]
+        found = [_parse(one) for one in list_instances(ec2, wanted)]
     return [one for one in found if one.ami_id == ami_id or now - one.launched_at > OVERDUE]
 
 
@@ -215,7 +214,7 @@ def describe_instance(ec2: EC2Client, instance_id: str) -> Instance:
     """Return an instance; retry while a new instance is not visible yet."""
     with calling(f"read the instance {instance_id}"):
         answer = retry(lambda: ec2.describe_instances(InstanceIds=[instance_id]), INSTANCE_NOT_FOUND)
-    return _read(answer["Reservations"][0]["Instances"][0])
+    return _parse(answer["Reservations"][0]["Instances"][0])
 
 
 def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> Instance:
@@ -327,7 +326,7 @@ def _not_running_error(instance: Instance) -> errors.SmokeTestError:
     )
 
 
-def _read(one: InstanceTypeDef) -> Instance:
+def _parse(one: InstanceTypeDef) -> Instance:
     return Instance(
         instance_id=one["InstanceId"],
         ami_id=one.get("ImageId", ""),

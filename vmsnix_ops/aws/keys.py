@@ -1,7 +1,7 @@
 """KMS keys that encrypt uploads, snapshots and AMIs.
 
-A key is named by its ARN or id. An alias is not accepted: it can be moved to another key at any time, and
-nothing that a snapshot shows could be compared with it.
+A key is given as its ARN or its ID. An alias is refused: it can be moved to another key at any time, and AWS
+reports only the key's ARN for a snapshot.
 
 Sources: "Required permissions for VM Import/Export"; "StartSnapshot" (``KmsKeyArn``) in the EBS direct APIs
 Reference; "Permissions for IAM users" of "Amazon EBS encryption"; "Protecting data with SSE-KMS".
@@ -10,15 +10,12 @@ Reference; "Permissions for IAM users" of "Amazon EBS encryption"; "Protecting d
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmsnix_ops.aws.identity import Caller
 
 _ID = r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
@@ -32,7 +29,7 @@ ROLE_ACTIONS = (
     "kms:GenerateDataKey*",
     "kms:ReEncrypt*",
 )
-"""What VM Import's role needs on the key."""
+"""Actions on the key that VM Import's role needs."""
 
 SIMULATED = (
     "kms:CreateGrant",
@@ -44,16 +41,16 @@ SIMULATED = (
     "kms:ReEncryptFrom",
     "kms:ReEncryptTo",
 )
-"""The actions behind `ROLE_ACTIONS`, as IAM's simulator takes them."""
+"""`ROLE_ACTIONS` without wildcards, for IAM's policy simulator."""
 
 
-def shape(kms_key: str) -> str:
-    """Return a key's ARN or id as it was given, or refuse what is neither; empty stays empty.
+def check_key(kms_key: str) -> str:
+    """Return the key; refuse a text that is not a key's ARN or ID. No key (an empty text) is accepted.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        It is an alias, or nothing of KMS.
+        It is an alias or another text.
     """
     if not kms_key or KEY_ID.fullmatch(kms_key) or KEY_ARN.fullmatch(kms_key):
         return kms_key
@@ -70,15 +67,15 @@ def shape(kms_key: str) -> str:
     )
 
 
-def arn(kms_key: str, *, region: str, who: Caller) -> str:
-    """Return the ARN of a key that can be used in a region; empty stays empty.
+def key_arn(kms_key: str, *, region: str, who: Caller) -> str:
+    """Return the ARN of a key of a region; empty without a key.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        As `shape`, or it is a key of another region.
+        As for `check_key`, or the key is in another region.
     """
-    if KEY_ID.fullmatch(shape(kms_key)):
+    if KEY_ID.fullmatch(check_key(kms_key)):
         return f"arn:{who.partition}:kms:{region}:{who.account}:key/{kms_key}"
     found = KEY_ARN.fullmatch(kms_key)
     if found is not None and found[2] != region:
@@ -90,37 +87,19 @@ def arn(kms_key: str, *, region: str, who: Caller) -> str:
     return kms_key
 
 
-def token(digest: str, *, method: str, attempt: int, request: Mapping[str, Any]) -> str:
-    """Return a ClientToken: the same for every request that creates the same thing, and for no other.
-
-    Parameters
-    ----------
-    digest
-        Identity of the disk.
-    method
-        ``"import"`` or ``"direct"``.
-    attempt
-        How many earlier requests ended without a result: AWS remembers a token longer than a failed task.
-    request
-        Parameters that must be equal for the same token.
-    """
-    said = json.dumps([digest, method, attempt, request], sort_keys=True)
-    return f"vmsnix-{hashlib.sha256(said.encode()).hexdigest()[:48]}"
-
-
-def mark(kms_key: str) -> str:
-    """Return the suffix of S3 keys and journals that differs between KMS keys; empty without a key."""
+def key_suffix(kms_key: str) -> str:
+    """Return a suffix for names of objects and journals, different for each KMS key; empty without a key."""
     return f"-{hashlib.sha256(kms_key.encode()).hexdigest()[:8]}" if kms_key else ""
 
 
 def caller_statements(kms_key: str, *, via: str) -> list[dict[str, Any]]:
     """Return the statements that let a publisher use a key through AWS's services only; none without a key.
 
-    EBS calls KMS as ``ec2.REGION...`` with the publisher's rights, its direct APIs too, and S3 as
-    ``s3.REGION...`` when it encrypts an upload ("kms:ViaService" in the KMS Developer Guide; the managed
-    policy AWSBackupServiceRolePolicyForIndexing lets the EBS direct APIs read like this). The rest of the
-    name is the partition's domain, which AWS sets. A grant must be for a service as well ("Permissions for
-    IAM users" of "Amazon EBS encryption").
+    EBS and its direct APIs call KMS through ``ec2.REGION...`` with the publisher's permissions; S3 calls it
+    through ``s3.REGION...`` when it encrypts an upload. The rest of the service's name is the partition's
+    domain. Sources: "kms:ViaService" in the KMS Developer Guide; the managed policy
+    AWSBackupServiceRolePolicyForIndexing for the EBS direct APIs; "Permissions for IAM users" of "Amazon EBS
+    encryption" for the condition on grants.
 
     Parameters
     ----------
@@ -178,8 +157,8 @@ def reader_statements(kms_key: str) -> list[dict[str, Any]]:
 def role_statements(kms_key: str) -> list[dict[str, Any]]:
     """Return the statement that lets VM Import's role use a key; none without a key.
 
-    It has no ``kms:ViaService``: AWS lists the actions that the role needs, and not through which service VM
-    Import uses them. Nobody but VM Import may take the role.
+    It has no condition on ``kms:ViaService``: AWS documents the actions that the role needs, but not the
+    service through which VM Import uses them. Only VM Import may assume the role.
     """
     if not kms_key:
         return []

@@ -1,20 +1,20 @@
 """Channels in Parameter Store: one parameter for each channel of an image, whose value is an AMI ID.
 
-The parameter of a channel is called ``/vmsnix/<image>/<channel>`` and has the data type ``aws:ec2:image``.
-So launch templates and CloudFormation can resolve it, and Parameter Store refuses values that are no AMI. It
-keeps its last hundred values with time and writer. This history, not a table of ours, records what a channel
-contained.
+The parameter of a channel is called ``/vmsnix/<image>/<channel>`` and has the data type ``aws:ec2:image``. So
+launch templates and CloudFormation can resolve it, and Parameter Store refuses a value that is not an AMI. It
+keeps the last hundred values with time and writer. This history records what a channel contained; our tables
+only repeat it.
 
-Parameter Store has no conditional write. So each write states the version that its plan saw, and compares the
-version in AWS's answer with it. A higher version means that the write replaced a value that the plan did not
-see.
+Parameter Store has no conditional write. So a write compares the version in AWS's answer with the version
+that its plan read. A version that is higher by more than one means that the write replaced a value that the
+plan did not contain.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
@@ -49,7 +49,7 @@ class ChannelParameter:
     Attributes
     ----------
     name, region
-        Which parameter it is.
+        The parameter and its region.
     value
         Its value: an AMI ID, if vmsnix wrote it.
     version
@@ -102,7 +102,7 @@ class ParameterVersion:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedValue:
-    """The value that a plan saw, and that a write replaces.
+    """The value that a plan read, and that a write may replace.
 
     Attributes
     ----------
@@ -123,12 +123,12 @@ class ExpectedValue:
 
 @dataclass(frozen=True, slots=True)
 class OverwrittenValue:
-    """A value that a write replaced, although its plan did not expect it.
+    """A value that a write replaced although it was not in the plan.
 
     Attributes
     ----------
     name, region
-        Which parameter.
+        The parameter.
     version, value, writer
         The replaced value, its number, and the ARN of its writer. Without a value, the parameter had been
         deleted, or its history does not contain the value.
@@ -181,7 +181,7 @@ class ChannelWrite:
     outcome: StepOutcome
     version: int
     value: str
-    overwritten: OverwrittenValue | None = field(default=None)
+    overwritten: OverwrittenValue | None = None
 
 
 def parameter_name(prefix: str, image: str, channel: str) -> str:
@@ -337,9 +337,9 @@ def set_channel(
     Parameters
     ----------
     ssm, name, ami_id
-        Which parameter, and the AMI.
+        Client, name of the parameter, and the AMI.
     expected
-        The value that the plan saw.
+        The value that the plan read.
     description
         Stored with the value. It names the run, which identifies a write whose answer was lost.
     tags
@@ -358,10 +358,11 @@ def set_channel(
             return ChannelWrite("reused", before.version, ami_id)
     if ExpectedValue.of(before) != expected:
         raise changed_since_plan(name, ssm.meta.region_name, before)
-    own = _OwnWrite(ami_id, description[:1024], expected.version)
+    request = _request(name, ami_id, description)
+    own = _OwnWrite(ami_id, request["Description"], expected.version)
     try:
         with calling(f"set {name} to {ami_id}"):
-            version = _put(ssm, _request(name, ami_id, description), tags, overwrite=bool(expected.version))
+            version = _put(ssm, request, tags, overwrite=bool(expected.version))
     except errors.AwsError as error:
         # An attempt whose answer was lost may have created the parameter before this one was refused.
         if error.code not in ("", "ParameterAlreadyExists"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.images import list_amis
 from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
@@ -37,17 +38,10 @@ def check_quotas(
     one_more
         Whether the job creates an AMI.
     """
-    with calling("count the account's AMIs"):
-        pages = ec2.get_paginator("describe_images").paginate(
-            Owners=["self"],
-            IncludeDisabled=True,
-            IncludeDeprecated=True,
-            PaginationConfig={"PageSize": 500},
-        )
-        found = [image for page in pages for image in page["Images"]]
+    found = list_amis(ec2)
     counted = [("AMIs", AMIS, len(found))] if one_more else []
     if public:
-        counted.append(("public AMIs", PUBLIC_AMIS, sum(bool(image.get("Public")) for image in found)))
+        counted.append(("public AMIs", PUBLIC_AMIS, sum(ami.public for ami in found)))
     lines, full, nearly = [], [], False
     for what, code, number in counted:
         with calling(f"read the quota of {what}"):

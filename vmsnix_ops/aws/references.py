@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from vmsnix_ops import errors
 from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, RETRYABLE, SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.images import find_amis
+from vmsnix_ops.aws.instances import ALIVE, list_instances
 from vmsnix_ops.aws.paging import (
     TimeLimit,
     call_with_retries,
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.type_defs import (
         DescribeLaunchTemplateVersionsRequestTypeDef,
-        FilterTypeDef,
         ImageReferenceTypeDef,
         LaunchTemplateVersionTypeDef,
         ResourceTypeRequestTypeDef,
@@ -105,9 +106,8 @@ LAUNCH_REPORT_DELAY = timedelta(hours=48)
 """AWS reports launches a day late, so the use of a younger AMI is unknown."""
 
 THREADS = 8  # for calls about single AMIs
-PAGE = 1000
 _GONE = (AMI_NOT_FOUND, "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed", SNAPSHOT_NOT_FOUND)
-_LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
+_NOT_TERMINATED = (*ALIVE, "shutting-down")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -472,12 +472,8 @@ def add_last_launches(found: References, launched: Mapping[str, datetime]) -> Re
 @needs("ec2:DescribeInstances")
 def instance_references(ec2: EC2Client) -> FoundReferences:
     """Yield the AMIs of the instances that are not terminated."""
-    states: list[FilterTypeDef] = [{"Name": "instance-state-name", "Values": list(_LIVE)}]
-    found = read_pages(ec2.describe_instances, Filters=states, MaxResults=PAGE)
-    for reservation in (reservation for page in found for reservation in page["Reservations"]):
-        for instance in reservation["Instances"]:
-            state = instance["State"]["Name"]
-            yield instance["ImageId"], Reference("instance", instance["InstanceId"], type=state)
+    for one in list_instances(ec2, {"instance-state-name": _NOT_TERMINATED}):
+        yield one["ImageId"], Reference("instance", one["InstanceId"], type=one["State"]["Name"])
 
 
 @dataclass(slots=True)
@@ -719,7 +715,7 @@ def parameter_references(ssm: SSMClient) -> FoundReferences:
 def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
     """Yield the results of EC2's own search, the only source for recipes of Image Builder."""
     wanted: list[ResourceTypeRequestTypeDef] = [
-        _resource_type("ec2:Instance", "state-name", list(_LIVE)),
+        _resource_type("ec2:Instance", "state-name", list(_NOT_TERMINATED)),
         _resource_type("ec2:LaunchTemplate", "version-depth", ["10000"]),
         {"ResourceType": "ssm:Parameter"},
         {"ResourceType": "imagebuilder:ImageRecipe"},
@@ -807,15 +803,6 @@ def _permission_references(
 @needs("ec2:DescribeImages")
 def last_launch_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
     """Yield the time of each AMI's last launch by any account, which AWS reports a day later."""
-    ids = list(images)
-    for start in range(0, len(ids), 200):  # AWS: values of a filter
-        shown = read_pages(
-            ec2.describe_images,
-            Owners=["self"],
-            Filters=[{"Name": "image-id", "Values": ids[start : start + 200]}],
-            IncludeDeprecated=True,
-            IncludeDisabled=True,
-        )
-        for image in (image for page in shown for image in page["Images"]):
-            if image.get("LastLaunchedTime"):
-                yield image["ImageId"], Reference("launched", image["LastLaunchedTime"])
+    for ami in find_amis(ec2, images).values():
+        if ami.launched_at is not None:
+            yield ami.ami_id, Reference("launched", ami.launched_at.isoformat())

@@ -1,7 +1,7 @@
 """Retire, restore and delete AMIs and their snapshots. A killed run can be continued after any call.
 
-A retired AMI is private, deprecated and disabled, so nobody can launch it. All of that can be undone: the
-tags of the AMI and of its snapshots record what it was before. They are written before anything is changed,
+A retired AMI is private, deprecated and disabled, so it cannot be launched. All of that can be undone: the
+tags of the AMI and of its snapshots record the earlier state. They are written before anything is changed,
 and removed after everything is restored.
 
 ============================  ==========================================================================
@@ -10,17 +10,17 @@ and removed after everything is restored.
 ``vmsnix:retired-by``         the run that retired it
 ``vmsnix:shared-with``        with whom it was shared; continued in ``vmsnix:shared-with-2`` and so on
 ``vmsnix:deprecated-before``  its deprecation date before, or ``never``
-``vmsnix:state-before``       ``disabled`` if somebody had disabled it before, else ``available``
+``vmsnix:state-before``       its state before: ``disabled`` or ``available``
 ``vmsnix:retired-with``       of a snapshot: its AMI, to find the snapshot after the AMI is deregistered
 ``vmsnix:restoring``          the run that restores it: no other run may delete it
 ``vmsnix:deleting``           the run that deletes it: no other run may restore it
 ============================  ==========================================================================
 
 Jobs that run at the same time coordinate by these tags, because AWS has no transaction over an AMI, a
-parameter and an instance. Each of two jobs writes first (the retirement its tags, a promotion its channel, a
-smoke test its instance) and waits until its own write can be read. Then it reads what the other job writes,
-several times over `READ_PAUSES`, because a read may be some moments old. Whichever write came second, its
-writer sees the first one. Both jobs may then give up; never do both continue.
+parameter and an instance. Each job writes first: a retirement the tags, a promotion the channel, a smoke test
+the instance. It waits until it can read its own write. Then it reads what the other jobs write, several times
+over `READ_PAUSES`, because a read may be some moments old. So the job whose write came second always finds
+the first write. Both jobs may then give up, but they never both continue.
 
 AWS makes an AMI private when it is disabled, and does not keep with whom it was shared.
 """
@@ -70,7 +70,7 @@ NOT_FOUND_SECONDS = 10.0
 RESTORED = "another run restored it at the same time"
 TAG_SECONDS = 60.0  # how long to wait until a tag can be read
 READ_PAUSES = (0.0, 0.5, 1.5)
-"""Seconds before each of the reads that look for another job's write; AWS states no bound for stale reads."""
+"""Seconds before each read of what other jobs write; AWS documents no limit for the age of a read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class RetirementTags:
 
     @classmethod
     def parse(cls, tags: Mapping[str, str]) -> RetirementTags | None:
-        """Return what tags record; ``None`` if it was not retired, or somebody changed the dates."""
+        """Return what tags record; ``None`` if it was not retired, or the dates are invalid."""
         retired_at = _parse_time(tags.get(tagging.RETIRED, ""))
         retained_until = _parse_time(tags.get(tagging.RETAINED_UNTIL, ""))
         if retired_at is None or retained_until is None:
@@ -138,7 +138,7 @@ def fits_into_tags(names: Iterable[str]) -> bool:
 
 
 def repeated_reads() -> Iterator[None]:
-    """Yield once for each read that looks for another job's write, after the pause before it."""
+    """Pause as in `READ_PAUSES`, and yield for each read of what other jobs write."""
     for pause in READ_PAUSES:
         time.sleep(pause)
         yield
@@ -164,7 +164,7 @@ def check_not_retired(ami: Ami) -> None:
     if not run:
         return
     fix = images.restore_command(ami)
-    if RetirementTags.parse(ami.tags) is None:  # somebody changed its dates: a restoration ignores it
+    if RetirementTags.parse(ami.tags) is None:  # its dates are invalid: a restoration ignores it
         where = f"--region {ami.region} --resources {ami.ami_id}"
         fix = f"aws ec2 delete-tags {where} --tags Key={tagging.RETIRED}"
     raise errors.RegistrationError(
@@ -178,7 +178,7 @@ def check_not_retired(ami: Ami) -> None:
 def retirement_tags(
     ec2: EC2Client, ami: Ami, *, run_id: str, at: datetime, retention: timedelta
 ) -> RetirementTags:
-    """Return what the tags of a retirement have to record of an AMI as it is now. Nothing is changed."""
+    """Return what the tags of a retirement will record of an AMI. Nothing is changed."""
     earlier, shared = RetirementTags.parse(ami.tags), sharing.read_launch_permissions(ec2, ami.ami_id)
     return RetirementTags(
         at,
@@ -201,7 +201,7 @@ def write_retirement_tags(ec2: EC2Client, ami: Ami, record: RetirementTags) -> N
     Raises
     ------
     vmsnix_ops.errors.AwsError
-        The tags cannot be read within `TAG_SECONDS`, the AMI is gone, or another run tagged it after us.
+        The tags cannot be read within `TAG_SECONDS`: the AMI no longer exists, or another run tagged it.
     """
     _tag_and_wait(ec2, ami.ami_id, record.tags(), tagging.RETIRED_BY)
 
@@ -241,7 +241,7 @@ def retire(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], record: Retire
 
     Safe to run twice, and to continue after it was killed at any call: the tags are written first, and a
     second run only adds to what they record. The retention period starts with the latest run, so an AMI that
-    somebody enabled by hand is not deleted the day after it is retired again.
+    was enabled by hand is not deleted the day after it is retired again.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def retire(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], record: Retire
     """
     for snapshot_id in snapshot_ids:
         retire_snapshot(ec2, snapshot_id, record, ami)
-    if ami.state == "disabled":  # by somebody else, so nobody can launch it
+    if ami.state == "disabled":  # it cannot be launched
         add_tags(ec2, [ami.ami_id], record.tags())  # last: a disabled AMI with these tags counts as retired
         return
     sharing.revoke_ami(ec2, ami.ami_id, sharing.read_launch_permissions(ec2, ami.ami_id))
@@ -272,7 +272,7 @@ def why_not_retired(ec2: EC2Client, ami_id: str, record: RetirementTags) -> str:
     A restoration that ran at the same time has removed the tags.
     """
     for _ in repeated_reads():
-        ami = read_ami(ec2, ami_id)
+        ami = images.find_ami(ec2, ami_id)
         if ami is None:
             return "it no longer exists"
         run = ami.tags.get(tagging.RETIRED_BY, "")
@@ -287,17 +287,17 @@ def why_not_retired(ec2: EC2Client, ami_id: str, record: RetirementTags) -> str:
 def claim(ec2: EC2Client, resource: str, key: str, run_id: str) -> str:
     """Tag an AMI or a snapshot as being deleted or restored by a run (``vmsnix:deleting``, ``…:restoring``).
 
-    A deletion and a restoration of the same resource at the same time see each other's tag. The one that sees
-    the other's removes its own tag and must do nothing: the result is the other run. It is empty if the
-    resource is claimed.
+    A deletion and a restoration of the same resource at the same time can each read the tag of the other.
+    Then this function removes its own tag and returns the other run, and the caller must do nothing. The
+    result is empty if the resource is claimed.
     """
     other = tagging.RESTORING if key == tagging.DELETING else tagging.DELETING
     _tag_and_wait(ec2, resource, {key: run_id}, key)
     for _ in repeated_reads():
-        opponent = _tags_of(ec2, resource).get(other, "")
-        if opponent:
+        other_run = _tags_of(ec2, resource).get(other, "")
+        if other_run:
             release(ec2, resource, key)
-            return opponent
+            return other_run
     return ""
 
 
@@ -309,7 +309,7 @@ def release(ec2: EC2Client, resource: str, key: str) -> None:
 
 
 def claimed_by(resource: str, key: str, run_id: str, region: str) -> str:
-    """Return that another run has claimed a resource, and how to end that, for people."""
+    """Return a text for people: which run has claimed a resource, and how to remove its claim."""
     doing = "deleting" if key == tagging.DELETING else "restoring"
     return (
         f"the run {run_id} is {doing} it; if that run is no longer running: aws ec2 delete-tags --region "
@@ -320,7 +320,7 @@ def claimed_by(resource: str, key: str, run_id: str, region: str) -> str:
 def _tags_of(ec2: EC2Client, resource: str) -> dict[str, str]:
     if resource.startswith("snap-"):
         return _snapshot_tags(ec2, resource)
-    ami = read_ami(ec2, resource)
+    ami = images.find_ami(ec2, resource)
     return dict(ami.tags) if ami else {}
 
 
@@ -350,8 +350,8 @@ def retire_snapshot(
 def restore(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], *, at: datetime) -> Audience:
     """Enable a retired AMI, share it as before, and set its earlier deprecation date.
 
-    An AMI that somebody had disabled before stays disabled. Safe to run twice, and to continue after it was
-    killed at any call: the tags that record the earlier state are removed last.
+    An AMI that was disabled before its retirement remains disabled. Safe to run twice, and to continue after
+    it was killed at any call: the tags that record the earlier state are removed last.
 
     Returns
     -------
@@ -435,19 +435,6 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[
         if error.code not in NOT_FOUND:
             raise
     return ()
-
-
-@needs("ec2:DescribeImages")
-def read_ami(ec2: EC2Client, ami_id: str) -> Ami | None:
-    """Return an AMI as it is now; ``None`` if it no longer exists."""
-    try:
-        with calling(f"read {ami_id}"):
-            answer = ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True)
-    except errors.AwsError as error:
-        if error.code in NOT_FOUND:
-            return None
-        raise
-    return images.parse_ami(answer["Images"][0], ec2.meta.region_name) if answer["Images"] else None
 
 
 @needs("ec2:CreateTags of our resources")

@@ -6,6 +6,8 @@ inside `calling`, so an operator never sees a bare ``ClientError``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import threading
@@ -355,6 +357,15 @@ def _convert_local(error: Exception, doing: str) -> errors.AwsError:
         )
         return errors.AwsError(what, why=why, fix=fix)
     return errors.AwsError(what, why=why, fix="Run the same command again: it continues where it stopped.")
+
+
+def client_token(*parts: Any) -> str:
+    """Return a ClientToken: the same for a request with equal parts, and for no other.
+
+    One of the parts is the number of the attempt, because AWS remembers a token longer than what failed.
+    """
+    text = json.dumps(parts, sort_keys=True)
+    return f"vmsnix-{hashlib.sha256(text.encode()).hexdigest()[:48]}"
 
 
 def retry(

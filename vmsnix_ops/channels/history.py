@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vmsnix_ops import display, errors
-from vmsnix_ops.aws import images, parameters
+from vmsnix_ops.aws import images, instances, parameters
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import calling
 
@@ -120,16 +120,10 @@ def count_instances(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
     if not counted:
         return counted
     with calling("count the instances of each AMI"):
-        pages = ec2.get_paginator("describe_instances").paginate(
-            Filters=[
-                {"Name": "image-id", "Values": list(counted)},
-                {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
-            ]
-        )
-        for page in pages:
-            for reservation in page["Reservations"]:
-                for instance in reservation["Instances"]:
-                    counted[instance["ImageId"]] += 1
+        for one in instances.list_instances(
+            ec2, {"image-id": list(counted), "instance-state-name": instances.ALIVE}
+        ):
+            counted[one["ImageId"]] += 1
     return counted
 
 

@@ -118,7 +118,7 @@ class PromotionPlan(plans.ChannelPlan):
 
     request: steps.PromotionRequest
     targets: tuple[PromotionTarget, ...]
-    contexts: tuple[steps.RegionContext, ...] = field(repr=False, compare=False)
+    contexts: tuple[steps.PromotionContext, ...] = field(repr=False, compare=False)
 
     @property
     def title(self) -> str:
@@ -265,7 +265,7 @@ def plan(
     check_public(public, confirm_public)
     if channel:
         channels.check_channel(channel, settings)
-    steps.check_protection(protect=protect, unprotect=unprotect)
+    protected = steps.chosen_protection(protect=protect, unprotect=unprotect)
     home = checked_home(region, settings=settings, session=session)
     check_public(public, confirm_public, home.account)
     plans.check_topic(topic)
@@ -290,14 +290,13 @@ def plan(
         share=share,
         revoke=revoke,
         deprecate_at=date,
-        protect=protect,
-        unprotect=unprotect,
+        protected=protected,
         parameter=parameters.parameter_name(settings.channel_prefix, image, channel) if channel else "",
         note=Note("promote", source.name, run.run_id),
     )
     contexts = [
         # Clients are made one after the other: sessions are not thread safe, clients are.
-        steps.RegionContext(
+        steps.PromotionContext(
             request,
             name,
             keys.get(name, ""),
@@ -323,7 +322,7 @@ def plan(
         ThreadPoolExecutor(len(contexts), thread_name_prefix="read") as pool,
     ):
 
-        def plan_one(context: steps.RegionContext) -> PromotionTarget:
+        def plan_one(context: steps.PromotionContext) -> PromotionTarget:
             target = _plan_region(context, tables, best_effort=context.region in optional)
             shown.advance(1)
             return target
@@ -348,7 +347,7 @@ def plan(
     )
 
 
-def _plan_region(context: steps.RegionContext, tables: RunTables, *, best_effort: bool) -> PromotionTarget:
+def _plan_region(context: steps.PromotionContext, tables: RunTables, *, best_effort: bool) -> PromotionTarget:
     """Check every step in one region; an error there is part of the plan."""
     planned: list[PlannedStep] = []
     refused = ""
@@ -439,7 +438,7 @@ def _dry_run_rows(plan: PromotionPlan) -> list[RegionStep]:
 
 
 def _apply_region(
-    plan: PromotionPlan, target: PromotionTarget, context: steps.RegionContext, refused: list[str]
+    plan: PromotionPlan, target: PromotionTarget, context: steps.PromotionContext, refused: list[str]
 ) -> list[RegionStep]:
     """Carry out the steps of one region until one fails or the promotion is stopped.
 
@@ -486,7 +485,7 @@ def _apply_region(
     return rows
 
 
-def _apply_step(step: steps.Step, context: steps.RegionContext, row: RegionStep) -> RegionStep:
+def _apply_step(step: steps.Step, context: steps.PromotionContext, row: RegionStep) -> RegionStep:
     state = step.check(context)
     if state.done:
         return replace(row, outcome=step.existing, what=state.what)
@@ -496,7 +495,7 @@ def _apply_step(step: steps.Step, context: steps.RegionContext, row: RegionStep)
     return replace(row, outcome=step.applied, what=state.what)
 
 
-def _check_after_steps(plan: PromotionPlan, context: steps.RegionContext) -> None:
+def _check_after_steps(plan: PromotionPlan, context: steps.PromotionContext) -> None:
     """Check that nobody started to retire the AMI during the steps: a retirement may not see them in time.
 
     `vmsnix_ops.aws.retiring` explains how both sides give up.
@@ -517,7 +516,7 @@ def _check_after_steps(plan: PromotionPlan, context: steps.RegionContext) -> Non
 
 
 def _record(
-    plan: PromotionPlan, context: steps.RegionContext, future: Future[list[RegionStep]]
+    plan: PromotionPlan, context: steps.PromotionContext, future: Future[list[RegionStep]]
 ) -> list[RegionStep]:
     """Record the outcome of one region; a failed record becomes a row of its own."""
     rows = future.result()
@@ -553,7 +552,7 @@ def _interrupted() -> errors.InterruptedRunError:
     )
 
 
-def _record_ami(plan: PromotionPlan, context: steps.RegionContext, *, channel_set: bool) -> None:
+def _record_ami(plan: PromotionPlan, context: steps.PromotionContext, *, channel_set: bool) -> None:
     """Record the AMI of one region as AWS describes it; safe to run twice.
 
     A row is written only if the facts of the AMI or the channel are not recorded yet. So the next promotion

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import channels, deprecation, identity, image_copy, images, parameters, sharing
@@ -65,12 +65,13 @@ def other_regions(
     return check_regions(chosen), frozenset(best_effort) - frozenset(regions) - {home.region}
 
 
-def check_protection(*, protect: bool, unprotect: bool) -> None:
-    """Refuse `protect` together with `unprotect`."""
+def chosen_protection(*, protect: bool, unprotect: bool) -> bool | None:
+    """Return whether to turn the protection on or off, ``None`` for neither; refuse both."""
     if protect and unprotect:
         raise errors.ParameterError(
             "protect and unprotect cannot be used together.", fix="Use only one of them."
         )
+    return protect if protect or unprotect else None
 
 
 def check_keys(keys: Mapping[str, str], home: str, others: tuple[str, ...]) -> None:
@@ -114,8 +115,8 @@ class PromotionRequest:
         Who gains access, and who loses it.
     deprecate_at
         Deprecation date; ``None`` keeps the current one.
-    protect, unprotect
-        Whether to turn deregistration protection on, or off.
+    protected
+        Whether to turn deregistration protection on or off; ``None`` keeps it.
     parameter
         Name of the channel's parameter; empty for no channel.
     note
@@ -127,14 +128,13 @@ class PromotionRequest:
     share: Audience
     revoke: Audience
     deprecate_at: datetime | None
-    protect: bool
-    unprotect: bool
+    protected: bool | None
     parameter: str
     note: Note
 
 
 @dataclass
-class RegionContext:
+class PromotionContext:
     """One region of a promotion: its clients, and the state that the steps read and write.
 
     Attributes
@@ -226,16 +226,16 @@ class Step(ABC):
         Outcome if there is nothing to do, and after `apply`.
     """
 
-    name: ClassVar[str]
-    existing: ClassVar[StepOutcome] = "unchanged"
-    applied: ClassVar[StepOutcome] = "changed"
+    name: str
+    existing: StepOutcome = "unchanged"
+    applied: StepOutcome = "changed"
 
     @abstractmethod
-    def check(self, context: RegionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepState:
         """Read the current state; change nothing. The AMI may not be copied yet."""
 
     @abstractmethod
-    def apply(self, context: RegionContext) -> None:
+    def apply(self, context: PromotionContext) -> None:
         """Make the change. The AMI exists in the region."""
 
 
@@ -246,7 +246,7 @@ class Copy(Step):
     existing = "reused"
     applied = "created"
 
-    def check(self, context: RegionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepState:
         """Find a finished or unfinished copy, and the tags that it lacks."""
         request, source = context.request, context.request.source
         found = image_copy.find_copy(context.ec2, image_copy.ImageCopy(source, context.kms_key))
@@ -264,7 +264,7 @@ class Copy(Step):
         key = f", encrypted with {context.kms_key}" if context.kms_key else ""
         return StepState(False, f"copy {source.ami_id} from {source.region}{key}")
 
-    def apply(self, context: RegionContext) -> None:
+    def apply(self, context: PromotionContext) -> None:
         """Make the copy or wait for it, and add the tags that its source has since."""
         source = context.request.source
         context.ami, _ = image_copy.copy_ami(
@@ -281,7 +281,7 @@ class Share(Step):
 
     name = "share"
 
-    def check(self, context: RegionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepState:
         """Find the missing permissions, and whether AWS allows a public AMI."""
         share = context.request.share
         missing, snapshots = self._missing(context)
@@ -290,14 +290,14 @@ class Share(Step):
             return StepState(context.ami is not None, f"with {share}")
         return StepState(False, f"with {missing or Audience(share.accounts)}{unchecked}")
 
-    def apply(self, context: RegionContext) -> None:
+    def apply(self, context: PromotionContext) -> None:
         """Share the snapshots first, so that everybody who may launch the AMI may also copy it."""
         missing, snapshots = self._missing(context)
         for snapshot_id, accounts in snapshots.items():
             sharing.share_snapshot(context.ec2, snapshot_id, accounts)
         sharing.share_ami(context.ec2, context.ami_id, missing)
 
-    def _missing(self, context: RegionContext) -> tuple[Audience, dict[str, tuple[str, ...]]]:
+    def _missing(self, context: PromotionContext) -> tuple[Audience, dict[str, tuple[str, ...]]]:
         """Return who may not use the AMI yet, and which accounts may not use each snapshot yet."""
         share = context.request.share
         if context.ami is None:
@@ -309,7 +309,7 @@ class Share(Step):
                 snapshots[snapshot_id] = missing
         return share.minus(sharing.read_launch_permissions(context.ec2, context.ami_id)), snapshots
 
-    def _check_public(self, context: RegionContext) -> str:
+    def _check_public(self, context: PromotionContext) -> str:
         """Refuse a public AMI where AWS would; return a warning about what could not be checked."""
         check_public_sharing(context.ec2, public=True)
         quota = run_check(
@@ -325,7 +325,7 @@ class Revoke(Step):
 
     name = "revoke"
 
-    def check(self, context: RegionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepState:
         """Find who still has a permission that must be removed."""
         revoke = context.request.revoke
         if context.ami is None:
@@ -334,14 +334,14 @@ class Revoke(Step):
         still = sharing.parse_audience([name for one in (image, *snapshots.values()) for name in one.names()])
         return StepState(not still, f"from {still}" if still else f"not shared with {revoke}")
 
-    def apply(self, context: RegionContext) -> None:
+    def apply(self, context: PromotionContext) -> None:
         """Remove the permissions from the AMI, then from its snapshots."""
         image, snapshots = self._remaining(context)
         sharing.revoke_ami(context.ec2, context.ami_id, image)
         for snapshot_id, still in snapshots.items():
             sharing.revoke_snapshot(context.ec2, snapshot_id, still)
 
-    def _remaining(self, context: RegionContext) -> tuple[Audience, dict[str, Audience]]:
+    def _remaining(self, context: PromotionContext) -> tuple[Audience, dict[str, Audience]]:
         """Return who may still use the AMI, and each of its snapshots."""
         ec2, revoke = context.ec2, context.request.revoke
         ids = context.ami.snapshot_ids if context.ami else ()
@@ -354,52 +354,34 @@ class Deprecate(Step):
 
     name = "deprecate"
 
-    def check(self, context: RegionContext) -> StepState:
+    def __init__(self, date: datetime) -> None:
+        self.date = date
+
+    def check(self, context: PromotionContext) -> StepState:
         """Compare the date."""
-        date = deprecation.to_the_minute(self._date(context))
+        date = deprecation.to_the_minute(self.date)
         done = context.ami is not None and context.ami.deprecated_at == date
         return StepState(done, f"from {date:%Y-%m-%d %H:%M} UTC")
 
-    def apply(self, context: RegionContext) -> None:
+    def apply(self, context: PromotionContext) -> None:
         """Set the date."""
-        deprecation.deprecate(context.ec2, context.ami_id, self._date(context))
-
-    def _date(self, context: RegionContext) -> datetime:
-        if context.request.deprecate_at is None:
-            raise RuntimeError("a promotion without a date has no such step")
-        return context.request.deprecate_at
+        deprecation.deprecate(context.ec2, context.ami_id, self.date)
 
 
 class Protect(Step):
-    """Turns deregistration protection on. Protection that was turned off and ends within a day is off."""
+    """Turns deregistration protection on or off. AWS ends a protection with a cooldown a day later."""
 
-    name = "protect"
+    def __init__(self, *, on: bool) -> None:
+        self.on, self.name = on, "protect" if on else "unprotect"
 
-    def check(self, context: RegionContext) -> StepState:
-        """Read the protection."""
-        return StepState(_is_protected(context), "deregistration protection on")
-
-    def apply(self, context: RegionContext) -> None:
-        """Turn it on."""
-        deprecation.protect(context.ec2, context.ami_id)
-
-
-class Unprotect(Step):
-    """Turns deregistration protection off; with a cooldown, AWS does it a day later."""
-
-    name = "unprotect"
-
-    def check(self, context: RegionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepState:
         """Read the protection; a new copy has none."""
-        return StepState(not _is_protected(context), "deregistration protection off")
+        is_on = context.ami is not None and context.ami.protection.startswith("enabled")
+        return StepState(is_on == self.on, f"deregistration protection {'on' if self.on else 'off'}")
 
-    def apply(self, context: RegionContext) -> None:
-        """Turn it off."""
-        deprecation.unprotect(context.ec2, context.ami_id)
-
-
-def _is_protected(context: RegionContext) -> bool:
-    return context.ami is not None and context.ami.protection.startswith("enabled")
+    def apply(self, context: PromotionContext) -> None:
+        """Turn it on or off."""
+        (deprecation.protect if self.on else deprecation.unprotect)(context.ec2, context.ami_id)
 
 
 class SetChannel(Step):
@@ -407,7 +389,7 @@ class SetChannel(Step):
 
     name = SET_CHANNEL
 
-    def check(self, context: RegionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepState:
         """Read the channel's value, and compare it with the value when the plan was made."""
         name = context.request.parameter
         found = parameters.find_parameter(context.ssm, name)
@@ -428,10 +410,10 @@ class SetChannel(Step):
             return StepState(False, f"create {name} with {to}")
         return StepState(False, f"set {name} from {self._previous(context)} to {to}")
 
-    def _previous(self, context: RegionContext) -> str:
+    def _previous(self, context: PromotionContext) -> str:
         """Return the current AMI; refuse one of another architecture, whose fleets could not launch ours."""
         before = context.previous_ami_id
-        ami = images.find_amis(context.ec2, [before]).get(before) if AMI_ID.fullmatch(before) else None
+        ami = images.find_ami(context.ec2, before) if AMI_ID.fullmatch(before) else None
         if ami is None:
             return before
         new = context.request.source.architecture
@@ -445,7 +427,7 @@ class SetChannel(Step):
             )
         return f"{before} ({ami.name})"
 
-    def apply(self, context: RegionContext) -> None:
+    def apply(self, context: PromotionContext) -> None:
         """Write the value, unless it changed since `check`."""
         context.written = parameters.set_channel(
             context.ssm,
@@ -466,8 +448,7 @@ def region_steps(request: PromotionRequest, *, home: bool) -> tuple[Step, ...]:
         *(() if home else (Copy(),)),
         *((Share(),) if request.share else ()),
         *((Revoke(),) if request.revoke else ()),
-        *((Deprecate(),) if request.deprecate_at else ()),
-        *((Protect(),) if request.protect else ()),
-        *((Unprotect(),) if request.unprotect else ()),
+        *((Deprecate(request.deprecate_at),) if request.deprecate_at else ()),
+        *((Protect(on=request.protected),) if request.protected is not None else ()),
         *((SetChannel(),) if request.parameter else ()),
     )

@@ -20,7 +20,7 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.drift import Difference
-from vmsnix_ops.aws.identity import read_caller
+from vmsnix_ops.aws.identity import read_account
 from vmsnix_ops.aws.regions import ALL, check_regions
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
@@ -177,7 +177,8 @@ def check(
     expected = expected_amis(tables, regions=() if given == (ALL,) else check_regions(given), image=image)
     if not expected:
         raise _no_records(image, f"Searched {settings.history}.")
-    account = _account(session, [settings.region, session.region_name, *(row["region"] for row in expected)])
+    preferred = [settings.region, session.region_name, *(row["region"] for row in expected)]
+    account = read_account(session, dict.fromkeys(filter(None, preferred)))
     expected = [row for row in expected if row.get("account") in (None, account)]
     if not expected:
         raise _no_records(image, f"The AMIs in {settings.history} do not belong to the account {account}.")
@@ -204,25 +205,6 @@ def check(
             }
         )
     return VerificationResult(current_run("verify-amis"), drift, pd.DataFrame(counts), fail_on_drift)
-
-
-def _account(session: boto3.Session, regions: Iterable[str | None]) -> str:
-    """Return the account of the credentials, from the first region that answers.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        The error of the first region, if no region answers.
-    """
-    first: errors.AwsError | None = None
-    for region in dict.fromkeys(name for name in regions if name):
-        try:
-            return read_caller(session, region).account
-        except errors.AwsError as error:
-            first = first or error
-    if first is None:
-        raise RuntimeError("unreachable: every AMI is recorded with its region")  # pragma: no cover
-    raise first
 
 
 def _no_records(image: str, why: str) -> errors.ParameterError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,59 +24,66 @@ class Job:
     ----------
     kind
         Argument of ``vmsnix iam-policy``; the same for all variants of a job.
-    function
-        ``module:function`` that returns the job's actions; imported when it is called.
     options
-        Arguments of the function for this variant.
+        Arguments of the function in `ACTIONS` for this variant.
     """
 
     kind: str
-    function: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def actions(self, **options: Any) -> tuple[str, ...]:
-        """Return the IAM actions that the job needs; `options` replace those of the variant."""
-        module, _, function = self.function.partition(":")
-        found: tuple[str, ...] = getattr(importlib.import_module(module), function)(
-            **(options or self.options)
-        )
+        """Return the IAM actions that the job needs; `options` of other jobs are ignored."""
+        module, _, name = ACTIONS[self.kind].partition(":")
+        function = getattr(importlib.import_module(f"vmsnix_ops.{module}"), name)
+        known = inspect.signature(function).parameters
+        given = {option: value for option, value in {**self.options, **options}.items() if option in known}
+        found: tuple[str, ...] = function(**given)
         return found
 
 
-_PUBLISH = "vmsnix_ops.aws.iam.policies:publisher_actions"
+ACTIONS = {
+    "publisher": "aws.iam.policies:publisher_actions",
+    "promoter": "channels.policies:promoter_actions",
+    "smoke-tester": "channels.policies:smoke_tester_actions",
+    "verifier": "channels.policies:verifier_actions",
+    "prover": "publish.prove:prover_actions",
+    "auditor": "audit.policies:auditor_actions",
+    "audit-member": "audit.policies:member_actions",
+    "retirer": "audit.policies:retirer_actions",
+    "preflight": "aws.iam.policies:thorough_actions",
+    "archivist": "runbooks.evidence.archive:archivist_actions",
+    "bootstrap": "aws.bootstrap:bootstrapper_actions",
+}
+"""The function that returns the actions of each kind of job; its module is imported when it is called."""
 
 JOBS: dict[str, Job] = {
-    "import": Job("publisher", _PUBLISH),
-    "direct": Job("publisher", _PUBLISH, {"via": "direct"}),
-    "incremental": Job("publisher", _PUBLISH, {"via": "direct", "incremental": True}),
-    "public": Job("publisher", _PUBLISH, {"via": "direct", "public": True}),
-    "verify": Job("publisher", _PUBLISH, {"via": "direct", "verify": True}),
-    "promote": Job("promoter", "vmsnix_ops.channels.policies:promoter_actions"),
-    "public promotion": Job("promoter", "vmsnix_ops.channels.policies:promoter_actions", {"public": True}),
-    "announced promotion": Job(
-        "promoter", "vmsnix_ops.channels.policies:promoter_actions", {"announce": True}
-    ),
-    "smoke test": Job("smoke-tester", "vmsnix_ops.channels.policies:smoke_tester_actions"),
-    "first spot test": Job(
-        "smoke-tester", "vmsnix_ops.channels.policies:smoke_tester_actions", {"spot": True}
-    ),
-    "verify AMIs": Job("verifier", "vmsnix_ops.channels.policies:verifier_actions"),
-    "verify blocks": Job("verifier", "vmsnix_ops.channels.policies:verifier_actions", {"blocks": True}),
-    "prove": Job("prover", "vmsnix_ops.publish.prove:prover_actions"),
-    "prove by an archive": Job("prover", "vmsnix_ops.publish.prove:prover_actions", {"archive": True}),
-    "audit": Job("auditor", "vmsnix_ops.audit.policies:auditor_actions"),
-    "audited": Job("audit-member", "vmsnix_ops.audit.policies:member_actions"),
-    "retire": Job("retirer", "vmsnix_ops.audit.policies:retirer_actions"),
-    "preflight": Job("preflight", "vmsnix_ops.aws.iam.policies:thorough_actions"),
-    "evidence": Job("archivist", "vmsnix_ops.runbooks.evidence.archive:archivist_actions"),
-    "bootstrap": Job("bootstrap", "vmsnix_ops.aws.bootstrap:bootstrapper_actions"),
+    "import": Job("publisher"),
+    "direct": Job("publisher", {"via": "direct"}),
+    "incremental": Job("publisher", {"via": "direct", "incremental": True}),
+    "public": Job("publisher", {"via": "direct", "public": True}),
+    "verify": Job("publisher", {"via": "direct", "verify": True}),
+    "promote": Job("promoter"),
+    "public promotion": Job("promoter", {"public": True}),
+    "announced promotion": Job("promoter", {"announce": True}),
+    "smoke test": Job("smoke-tester"),
+    "first spot test": Job("smoke-tester", {"spot": True}),
+    "verify AMIs": Job("verifier"),
+    "verify blocks": Job("verifier", {"blocks": True}),
+    "prove": Job("prover"),
+    "prove by an archive": Job("prover", {"archive": True}),
+    "audit": Job("auditor"),
+    "audited": Job("audit-member"),
+    "retire": Job("retirer"),
+    "preflight": Job("preflight"),
+    "evidence": Job("archivist"),
+    "bootstrap": Job("bootstrap"),
 }
 """Every job by its name on the page of permissions.
 
 A new job needs a run in ``tests/privileges/job_runs.py``; a test repeats it without each of its actions.
 """
 
-KINDS: tuple[str, ...] = tuple(dict.fromkeys(job.kind for job in JOBS.values()))
+KINDS = tuple(ACTIONS)
 """Policies of jobs that ``vmsnix iam-policy`` prints."""
 OTHERS = ("vmimport-role", "vmimport-trust", "audit-member-trust", "bucket", "github-oidc-trust")
 """Other policies: of a service role, of a bucket, and trust policies of roles."""
@@ -147,19 +155,12 @@ def iam_policy(
     partition: str,
     role_name: str,
     kms_key: str,
-    via: str,
-    public: bool,
-    announce: bool,
     topic: str,
-    spot: bool,
-    verify: bool,
-    incremental: bool,
-    blocks: bool,
-    archive: bool,
     external_id: str,
     repository: str,
     subject: str,
     any_subject: bool,
+    **variant: Any,
 ) -> None:
     """Print the smallest policy of a job, or a trust policy, as JSON.
 
@@ -173,7 +174,7 @@ def iam_policy(
 
     settings = load()
     configured, key_prefix = settings.bucket, settings.key_prefix
-    archive = archive and kind == "prover"
+    archive, via = variant["archive"] and kind == "prover", variant["via"]
     if kind == "archivist" or archive:  # the archive can be in another bucket than the uploads
         configured, _, prefix = settings.archive.removeprefix("s3://").partition("/")
         configured = configured if settings.archive.startswith("s3://") else None
@@ -216,16 +217,7 @@ def iam_policy(
         channel_prefix=settings.channel_prefix,
     )
     if kind in KINDS:
-        options: dict[str, dict[str, Any]] = {
-            "publisher": {"via": via, "public": public, "verify": verify, "incremental": incremental},
-            "verifier": {"blocks": blocks},
-            "prover": {"archive": archive},
-            "promoter": {"public": public, "announce": announce},
-            "smoke-tester": {"spot": spot},
-        }
-        # The first job of a kind is its plain variant: its own options apply only when there are no others.
-        job = next(job for job in JOBS.values() if job.kind == kind)
-        policy = policies.policy_document(job.actions(**options.get(kind, {})), place)
+        policy = policies.policy_document(Job(kind).actions(**variant), place)
         if deny_uploads:
             policy["Statement"].append(policies.deny_uploads_statement(place, uploads))
         if kind == "publisher":
@@ -251,7 +243,7 @@ def _key(kms_key: str) -> str:
     from vmsnix_ops import errors
     from vmsnix_ops.aws import keys
 
-    if kms_key and not keys.KEY_ARN.fullmatch(keys.shape(kms_key)):
+    if kms_key and not keys.KEY_ARN.fullmatch(keys.check_key(kms_key)):
         raise errors.ParameterError(
             f"The kms_key {kms_key!r} is not an ARN.",
             why="A policy needs the ARN of a key.",

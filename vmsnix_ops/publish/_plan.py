@@ -249,7 +249,7 @@ def plan(
     )
     if boot_expect:
         check_boot(boot_expect, "auto")
-    own_tags, kms_key = tagging.check_tags(tags or {}), keys.shape(kms_key or settings.kms_key)
+    own_tags, kms_key = tagging.check_tags(tags or {}), keys.check_key(kms_key or settings.kms_key)
     check_public(public, confirm_public)
     if public and kms_key:
         raise errors.ParameterError(
@@ -282,7 +282,7 @@ def plan(
     raise_for_failure(checks)
     facts = {key: value for check in checks for key, value in check.facts.items()}
     check_public(public, confirm_public, facts["account"])
-    kms_key = keys.arn(kms_key, region=region, who=facts["identity"])
+    kms_key = keys.key_arn(kms_key, region=region, who=facts["identity"])
 
     run = current_run("publish-ami")
     tables = RunTables(settings, run)

@@ -217,7 +217,7 @@ def plan(
         bucket=bucket,
         key_prefix=settings.key_prefix,
         role_name=role_name or settings.role_name,
-        kms_key=keys.arn(settings.kms_key, region=region, who=who),
+        kms_key=keys.key_arn(settings.kms_key, region=region, who=who),
         partition=who.partition,
     )
     # The lifecycle rule that a bootstrap makes would delete them.

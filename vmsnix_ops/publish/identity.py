@@ -350,7 +350,7 @@ def key(plan: Wanted, built: Built) -> str:
     """Return the key of the object in S3: the same for the same file and encryption on every machine."""
     if built.seen is None:
         raise RuntimeError("an image that is uploaded was identified")
-    file = f"{built.digest}-{built.seen.file_digest[:32]}{keys.mark(plan.kms_key)}"
+    file = f"{built.digest}-{built.seen.file_digest[:32]}{keys.key_suffix(plan.kms_key)}"
     return f"{plan.key_prefix}{file}.{built.format}"
 
 
@@ -377,7 +377,7 @@ def block_upload(plan: Wanted, built: Built) -> writing.Upload:
     """Return what a direct upload sends, and which file lists the blocks that arrived."""
     if built.path is None:
         raise RuntimeError("a built image with a digest has a path")
-    name = f"{plan.account}-{plan.region}-{built.digest}{keys.mark(plan.kms_key)}"
+    name = f"{plan.account}-{plan.region}-{built.digest}{keys.key_suffix(plan.kms_key)}"
     return writing.Upload(
         path=built.path,
         digest=built.digest,

@@ -113,7 +113,7 @@ def checks_in_aws(
         role_name=role_name or "vmimport",
         partition=who.partition,
     )
-    key = keys.arn(kms_key, region=region, who=who)
+    key = keys.key_arn(kms_key, region=region, who=who)
     if via == "import" and bucket:
         checks += _bucket(session, place, thorough=thorough)
     if via == "import" and role_name:
@@ -470,7 +470,7 @@ def check(
         key_prefix=settings.key_prefix,
         via=via,
         public=public,
-        kms_key=keys.shape(kms_key or settings.kms_key),
+        kms_key=keys.check_key(kms_key or settings.kms_key),
         thorough=True,
     )
     if bucket and via == "import":

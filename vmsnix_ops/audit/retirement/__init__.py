@@ -22,8 +22,8 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, read_and_decide
-from vmsnix_ops.aws import retiring
-from vmsnix_ops.aws.identity import check_account, read_caller
+from vmsnix_ops.aws.identity import check_account, read_account
+from vmsnix_ops.aws.images import find_ami
 from vmsnix_ops.aws.regions import resolve_regions as chosen_regions
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
@@ -118,7 +118,7 @@ def plan(
         amis=tuple(amis),
     )
     chosen = chosen_regions(session, regions, home=settings.region)
-    account = _account(session, chosen)
+    account = read_account(session, chosen)
     check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
     prefix = settings.channel_prefix
@@ -142,17 +142,6 @@ def plan(
     )
 
 
-def _account(session: boto3.Session, regions: tuple[str, ...]) -> str:
-    """Return the account of the credentials, from the first region that is enabled."""
-    refused: list[errors.AwsError] = []
-    for region in regions:
-        try:
-            return read_caller(session, region).account
-        except (errors.CredentialsError, errors.RegionError) as error:
-            refused.append(error)
-    raise refused[0]
-
-
 def _check_owned(
     contexts: Mapping[str, RegionContext],
     amis: tuple[str, ...],
@@ -164,7 +153,7 @@ def _check_owned(
     for ami_id in amis:
         if ami_id in known or unread:
             continue
-        found = [retiring.read_ami(context.ec2, ami_id) for context in contexts.values()]
+        found = [find_ami(context.ec2, ami_id) for context in contexts.values()]
         owner = next((ami.account for ami in found if ami is not None), "")
         raise errors.ParameterError(
             f"{ami_id} is not an AMI of this account in {', '.join(contexts)}.",

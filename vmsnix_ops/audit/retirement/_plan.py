@@ -605,7 +605,7 @@ class _Change:
         return self._restore(ami) if one.action == "restore" else self._delete(ami, references)
 
     def _read_ami(self) -> Ami:
-        ami = retiring.read_ami(self.ec2, self.one.resource_id)
+        ami = images.find_ami(self.ec2, self.one.resource_id)
         if ami is None:
             raise _Skipped(NOT_FOUND)
         return ami
@@ -695,7 +695,7 @@ class _Change:
         if lost:
             # Somebody disabled it after we enabled it. Without its tags nobody could restore it again.
             tags = {key: value for key, value in ami.tags.items() if retiring.is_retirement_tag(key)}
-            now = retiring.read_ami(self.ec2, ami.ami_id)
+            now = images.find_ami(self.ec2, ami.ami_id)
             if now is not None and now.state == "disabled" and not retiring.retired_by(now):
                 retiring.add_tags(self.ec2, [ami.ami_id], tags)
             return self._outcome("failed", f"{lost}: make a new plan and restore it again")
@@ -709,7 +709,7 @@ class _Change:
         """Return why an AMI is no longer as it was restored, for people; empty if it still is."""
         found = ""
         for _ in retiring.repeated_reads():
-            ami = retiring.read_ami(self.ec2, ami_id)
+            ami = images.find_ami(self.ec2, ami_id)
             if ami is None:
                 return "it was deregistered at the same time"
             run = retiring.retired_by(ami)
@@ -817,7 +817,7 @@ class _Change:
     def _record_ami(self, ami: Ami, *, state: str = "") -> None:
         """Write the AMI's new state to the table `amis`."""
         with self._remember_failure():
-            now = ami if state else retiring.read_ami(self.ec2, ami.ami_id) or ami
+            now = ami if state else images.find_ami(self.ec2, ami.ami_id) or ami
             known = history.amis(self.tables, ami_id=ami.ami_id, region=ami.region)
             via = next((value for value in known["via"] if isinstance(value, str)), None)
             row = images.ami_row(now, recorded_at=datetime.now(UTC), source="retire", via=via)

@@ -17,7 +17,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import error_codes, imports, keys
+from vmsnix_ops.aws import error_codes, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import engine, manifests
 from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
@@ -26,7 +26,7 @@ from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
 from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, client, retry
+from vmsnix_ops.aws.session import calling, client, client_token, retry
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.image import ZEROS
@@ -363,9 +363,7 @@ class PendingUpload:
         # Another size, key, parent or tag is another token: AWS refuses a token with other parameters.
         fingerprint = dict(request)
         for number in range(self.attempt, self.attempt + MOST_TOKENS):
-            request["ClientToken"] = keys.token(
-                self.task.wanted.digest, method="direct", attempt=number, request=fingerprint
-            )
+            request["ClientToken"] = client_token(self.task.wanted.digest, "direct", number, fingerprint)
             try:
                 with calling("start a snapshot"):
                     answer = self.task.ebs.start_snapshot(**request)
