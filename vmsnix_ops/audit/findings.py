@@ -68,22 +68,13 @@ class Placeholder:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that fixes a finding; `str` returns the line for a shell, with every word quoted.
+    """A command that fixes a finding; `str` returns the line for a shell, with every word quoted."""
 
-    Attributes
-    ----------
-    words
-        Its words. Each has one or more parts: text, the number of a value, a placeholder, or a command whose
-        output is the value. All findings of a rule share them.
-    values
-        The values that the numbers in `words` refer to.
-    then
-        The command to run after it has succeeded.
-    """
-
+    # Each has one or more parts: text, the number of a value, a placeholder, or a command whose
+    # output is the value. All findings of a rule share them.
     words: tuple[tuple[str | int | Placeholder | Command, ...], ...]
-    values: tuple[str, ...] = ()
-    then: Command | None = None
+    values: tuple[str, ...] = ()  # the values that the numbers in `words` refer to
+    then: Command | None = None  # the command to run after it has succeeded
 
     @classmethod
     def of(cls, template: str, /, *, then: Command | None = None, **values: str | Command) -> Command:

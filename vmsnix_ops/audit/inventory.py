@@ -81,43 +81,25 @@ class ForeignReference:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The result of a scan.
+    """The result of a scan."""
 
-    Attributes
-    ----------
-    frame
-        Columns as in `vmsnix_ops.records.schemas.INVENTORY`; AMIs first, oldest first.
-    run
-        The run that scanned.
-    scanned_at
-        When the scan started, UTC.
-    regions
-        The accounts and regions that were read, each with the number of its AMIs.
-    unread
-        What could not be read.
-    foreign_references
-        References to AMIs of accounts that were not scanned, and to AMIs that their account cannot launch.
-    not_read_one_by_one
-        The accounts and regions with too many AMIs to read the launch permissions of each. The usage of an
-        AMI there is unknown unless something references it.
-    buckets
-        The account and name of each bucket that was read, with its region.
-    rules
-        The retirement rules of `verdicts`.
-    verdicts
-        What a retirement would do with AMIs and orphan snapshots that vmsnix published, by account, region
-        and ID: all that it would retire or delete, and why it keeps those that failed or are pending.
-    """
-
+    # Columns as in `vmsnix_ops.records.schemas.INVENTORY`; AMIs first, oldest first.
     frame: pd.DataFrame = field(repr=False)
     run: RunContext = field(repr=False)
-    scanned_at: datetime
+    scanned_at: datetime  # start of the scan, UTC
+    # The accounts and regions that were read, each with the number of its AMIs.
     regions: Mapping[tuple[str, str], int]
-    unread: tuple[UnreadSource, ...] = ()
+    unread: tuple[UnreadSource, ...] = ()  # what could not be read
+    # References to AMIs of accounts that were not scanned, and to AMIs that their account cannot launch.
     foreign_references: tuple[ForeignReference, ...] = ()
+    # The accounts and regions with too many AMIs to read the launch permissions of each. The usage of an AMI
+    # there is unknown unless something references it.
     not_read_one_by_one: tuple[tuple[str, str], ...] = ()
+    # The account and name of each bucket that was read, with its region.
     buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    rules: RetirementRules = field(default_factory=RetirementRules)
+    rules: RetirementRules = field(default_factory=RetirementRules)  # the retirement rules of `verdicts`
+    # What a retirement would do with AMIs and orphan snapshots that vmsnix published, by account, region and
+    # ID: all that it would retire or delete, and why it keeps those that failed or are pending.
     verdicts: Mapping[tuple[str, str, str], Verdict] = field(default_factory=dict, repr=False)
 
     @property

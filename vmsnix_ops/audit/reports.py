@@ -282,21 +282,11 @@ class AuditResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class ShownFindings(display.Displayed):
-    """Findings for people: a table in a notebook, lines in a log.
+    """Findings for people: a table in a notebook, lines in a log."""
 
-    Attributes
-    ----------
-    frame
-        The findings that are shown.
-    total
-        How many there are.
-    severities
-        The severities that were chosen; empty for all.
-    """
-
-    frame: pd.DataFrame
-    total: int
-    severities: tuple[str, ...] = ()
+    frame: pd.DataFrame  # the findings to show
+    total: int  # number of all findings
+    severities: tuple[str, ...] = ()  # empty for all
 
     @property
     def nothing(self) -> str:

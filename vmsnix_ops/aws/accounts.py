@@ -30,20 +30,10 @@ _ROLE_ARN = re.compile(r"arn:aws[\w-]*:iam::([0-9]{12}):role/(.+)")
 
 @dataclass(frozen=True, slots=True)
 class MemberAccount:
-    """An account to audit, with its session or the reason why there is none.
+    """An account to audit, with its session or the reason why there is none."""
 
-    Attributes
-    ----------
-    account
-        Twelve digits.
-    session
-        Its session; ``None`` if the role could not be assumed.
-    error
-        Why the role could not be assumed.
-    """
-
-    account: str
-    session: boto3.Session | None = field(repr=False)
+    account: str  # account ID, 12 digits
+    session: boto3.Session | None = field(repr=False)  # `None` if the role could not be assumed
     error: errors.AwsError | None = None
 
 

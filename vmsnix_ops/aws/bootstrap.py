@@ -47,21 +47,11 @@ Verdict = Literal["create", "change", "keep"]
 
 @dataclass(frozen=True, slots=True)
 class BootstrapPart:
-    """A resource that an account needs, and what a bootstrap does with it.
+    """A resource that an account needs, and what a bootstrap does with it."""
 
-    Attributes
-    ----------
-    name
-        Such as ``"bucket"``.
-    verdict
-        ``"create"``, ``"change"`` or ``"keep"``.
-    what
-        The resource, in words.
-    """
-
-    name: str
+    name: str  # such as "bucket"
     verdict: Verdict
-    what: str
+    what: str  # the resource, in words
 
 
 @dataclass(frozen=True, slots=True)

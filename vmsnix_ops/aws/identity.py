@@ -25,19 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The account and ARN of the credentials in use.
-
-    Attributes
-    ----------
-    account, arn
-        As AWS reports them.
-    skew_seconds
-        How far this machine's clock is ahead of AWS's, to about one second.
-    """
+    """The account and ARN of the credentials in use."""
 
     account: str
     arn: str
-    skew_seconds: float = 0.0
+    skew_seconds: float = 0.0  # how far this machine's clock is ahead of AWS's, to about one second
 
     @property
     def partition(self) -> str:

@@ -35,18 +35,11 @@ _TOKEN_USED = ("IdempotentParameterMismatch", "IdempotentInstanceTerminated")
 
 @dataclass(frozen=True, slots=True)
 class ImageCopy:
-    """The parameters of a copy.
-
-    Attributes
-    ----------
-    source
-        The AMI to copy.
-    kms_key
-        ID, ARN or alias of the key of the target region that encrypts the copy. Empty: the encryption of the
-        source, or the region's default.
-    """
+    """The parameters of a copy."""
 
     source: Ami
+    # ID, ARN or alias of the key of the target region that encrypts the copy. Empty: the encryption of the
+    # source, or the region's default.
     kms_key: str = ""
 
     def request(self, token: str) -> CopyImageRequestTypeDef:

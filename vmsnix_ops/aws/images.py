@@ -67,54 +67,24 @@ def default_root_volume() -> EbsBlockDeviceTypeDef:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """The parameters of an AMI to register.
+    """The parameters of an AMI to register."""
 
-    Attributes
-    ----------
-    name
-        Unique in the account and region.
-    architecture
-        ``"x86_64"`` or ``"arm64"``.
-    boot_mode
-        ``"legacy-bios"``, ``"uefi"`` or ``"uefi-preferred"``.
-    root_device
-        Device name of the root volume.
-    snapshot_id
-        Snapshot of the root volume.
-    description
-        Shown in AWS's console.
-    root_volume
-        ``Ebs`` of the root volume without its snapshot, in the shape of RegisterImage.
-    disks
-        Further block device mappings, in the shape of RegisterImage.
-    imds_support
-        ``"v2.0"``: instances require IMDSv2.
-    tpm_support
-        ``"v2.0"`` or empty; only for UEFI.
-    ena_support
-        Enhanced networking.
-    sriov_support
-        ``"simple"`` or empty: enhanced networking of older instance types.
-    uefi_data
-        Contents of the UEFI variable store, base64; empty for none.
-    tags
-        Tags of the AMI, set in the call that creates it.
-    """
-
-    name: str
-    architecture: ArchitectureValuesType
-    boot_mode: BootModeValuesType | Literal[""]
-    root_device: str
-    snapshot_id: str
-    description: str = ""
+    name: str  # unique in the account and region
+    architecture: ArchitectureValuesType  # "x86_64" or "arm64"
+    boot_mode: BootModeValuesType | Literal[""]  # "legacy-bios", "uefi" or "uefi-preferred"
+    root_device: str  # device name of the root volume
+    snapshot_id: str  # snapshot of the root volume
+    description: str = ""  # shown in AWS's console
+    # `Ebs` of the root volume without its snapshot, in the shape of RegisterImage.
     root_volume: EbsBlockDeviceTypeDef = field(default_factory=default_root_volume)
+    # Further block device mappings, in the shape of RegisterImage.
     disks: tuple[BlockDeviceMappingTypeDef, ...] = ()
-    imds_support: Literal["v2.0", ""] = "v2.0"
-    tpm_support: Literal["v2.0", ""] = ""
-    ena_support: bool = True
-    sriov_support: str = "simple"
-    uefi_data: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
+    imds_support: Literal["v2.0", ""] = "v2.0"  # instances require IMDSv2
+    tpm_support: Literal["v2.0", ""] = ""  # only for UEFI
+    ena_support: bool = True  # enhanced networking
+    sriov_support: str = "simple"  # or empty; enhanced networking of older instance types
+    uefi_data: str = ""  # contents of the UEFI variable store, base64; empty for none
+    tags: Mapping[str, str] = field(default_factory=dict)  # tags of the AMI, set in the call that creates it
 
     def request(self, *, snapshot_gib: int = 0) -> RegisterImageRequestTypeDef:
         """Return the parameters of ``RegisterImage``, without empty ones.
@@ -205,72 +175,37 @@ def _disk(mapping: BlockDeviceMappingTypeDef) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ami:
-    """An AMI as AWS describes it.
-
-    Attributes
-    ----------
-    ami_id, name, region, account, state
-        `account` is its owner.
-    created_at
-        In UTC; `UNKNOWN_TIME` if AWS does not report it.
-    architecture, boot_mode, root_device
-        As registered.
-    snapshot_ids
-        Snapshots of its block devices, the root's first.
-    size_gib
-        Total size of its EBS block devices.
-    public
-        Whether every account may launch it.
-    imds_support, ena_support, tpm_support
-        As registered.
-    tags
-        All tags, not only those of vmsnix.
-    deprecated_at
-        Its deprecation date, in UTC; ``None`` without one.
-    protection
-        State of its deregistration protection, such as ``"disabled"``.
-    source_ami_id, source_region
-        The AMI that it was copied from; empty if it is no copy.
-    description
-        Empty if there is none.
-    sriov_support
-        As registered.
-    encrypted
-        Whether all its volumes are encrypted.
-    mappings
-        Its block devices as DescribeImages returns them; empty in `list_amis`.
-    launched_at
-        Time of its last launch, which AWS reports a day later; ``None`` if AWS reports none.
-    message
-        Why it failed, if AWS reports it.
-    """
+    """An AMI as AWS describes it."""
 
     ami_id: str
     name: str
     region: str
-    account: str
+    account: str  # of its owner
     state: str
-    created_at: datetime
+    created_at: datetime  # UTC; `UNKNOWN_TIME` if AWS does not report it
     architecture: str
     boot_mode: str
     root_device: str
-    snapshot_ids: tuple[str, ...]
-    size_gib: int
-    public: bool
+    snapshot_ids: tuple[str, ...]  # snapshots of its block devices, the root's first
+    size_gib: int  # total size of its EBS block devices
+    public: bool  # whether every account may launch it
     imds_support: str
     ena_support: bool
     tpm_support: str
-    tags: Mapping[str, str]
-    deprecated_at: datetime | None = None
-    protection: str = "disabled"
+    tags: Mapping[str, str]  # all tags, not only those of vmsnix
+    deprecated_at: datetime | None = None  # UTC
+    protection: str = "disabled"  # state of the deregistration protection
+    # The AMI that it was copied from; empty if it is no copy.
     source_ami_id: str = ""
     source_region: str = ""
+    # Time of its last launch, which AWS reports a day later; `None` if AWS reports none.
     launched_at: datetime | None = None
     description: str = ""
     sriov_support: str = ""
+    # Its block devices as DescribeImages returns them; empty in `list_amis`.
     mappings: tuple[BlockDeviceMappingTypeDef, ...] = ()
-    message: str = ""
-    encrypted: bool = False
+    message: str = ""  # why it failed, if AWS reports it
+    encrypted: bool = False  # whether all its volumes are encrypted
 
     def facts(self) -> dict[str, str]:
         """Return the fields in which two AMIs of the same bytes may differ."""

@@ -60,24 +60,13 @@ _CAPACITY = (
 
 @dataclass(frozen=True, slots=True)
 class InstanceLaunch:
-    """The parameters of an instance to launch.
-
-    Attributes
-    ----------
-    ami_id, instance_type
-        The AMI and the instance type.
-    spot
-        Whether it is a spot instance: cheaper, but AWS may terminate it at any time.
-    subnet
-        Subnet ID; empty for the default subnet.
-    tags
-        Tags of instance and volumes, including `vmsnix_ops.aws.tags.SMOKE`.
-    """
+    """The parameters of an instance to launch."""
 
     ami_id: str
     instance_type: str
-    spot: bool = False
-    subnet: str = ""
+    spot: bool = False  # cheaper, but AWS may terminate it at any time
+    subnet: str = ""  # subnet ID; empty for the default subnet
+    # Tags of instance and volumes, including `vmsnix_ops.aws.tags.SMOKE`.
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def request(self, token: str) -> RunInstancesRequestTypeDef:
@@ -121,27 +110,13 @@ def spot_options() -> InstanceMarketOptionsRequestTypeDef:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An instance as AWS describes it.
-
-    Attributes
-    ----------
-    instance_id, ami_id, state
-        Of the instance.
-    launched_at
-        In UTC.
-    reason
-        AWS's reason for its last change of state.
-    spot
-        Whether it is a spot instance.
-    tags
-        All of them.
-    """
+    """An instance as AWS describes it."""
 
     instance_id: str
     ami_id: str
     state: str
-    launched_at: datetime
-    reason: str
+    launched_at: datetime  # UTC
+    reason: str  # AWS's reason for its last change of state
     spot: bool
     tags: Mapping[str, str]
 

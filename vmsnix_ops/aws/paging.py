@@ -81,16 +81,10 @@ class RetryState:
 
     A region that does not answer costs ten minutes once, not for each of its lists. Later reads are tried
     only once until an answer arrives.
-
-    Attributes
-    ----------
-    limit
-        When all retries end.
-    failing_since
-        Time of the first failure after the last answer; ``None`` after an answer.
     """
 
-    limit: TimeLimit = field(default_factory=TimeLimit)
+    limit: TimeLimit = field(default_factory=TimeLimit)  # when all retries end
+    # Time of the first failure after the last answer; `None` after an answer.
     failing_since: float | None = None
 
 

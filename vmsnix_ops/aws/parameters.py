@@ -44,76 +44,36 @@ INTERVAL = PollInterval(shortest=0.2, longest=2.0)
 
 @dataclass(frozen=True, slots=True)
 class ChannelParameter:
-    """The parameter of a channel.
-
-    Attributes
-    ----------
-    name, region
-        The parameter and its region.
-    value
-        Its value: an AMI ID, if vmsnix wrote it.
-    version
-        Number of this value.
-    modified_at
-        When the value was set, in UTC.
-    data_type
-        ``"aws:ec2:image"``, or ``"text"`` for values that AWS does not check.
-    kind
-        ``"String"``, ``"StringList"`` or ``"SecureString"``.
-    """
+    """The parameter of a channel."""
 
     name: str
     region: str
-    value: str
-    version: int
-    modified_at: datetime
-    data_type: str
-    kind: str = "String"
+    value: str  # its value: an AMI ID, if vmsnix wrote it
+    version: int  # number of this value
+    modified_at: datetime  # when the value was set, UTC
+    data_type: str  # "aws:ec2:image", or "text" for values that AWS does not check
+    kind: str = "String"  # "String", "StringList" or "SecureString"
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterVersion:
-    """One value in the history of a channel's parameter.
-
-    Attributes
-    ----------
-    version
-        Its number.
-    value
-        The AMI ID.
-    modified_at, modified_by
-        When it was set, in UTC, and the ARN of its writer.
-    description
-        The parameter's description that was set with it.
-    labels
-        Labels of this version; AWS does not delete a version that has one.
-    tier
-        ``"Standard"`` or ``"Advanced"``.
-    """
+    """One value in the history of a channel's parameter."""
 
     version: int
-    value: str
-    modified_at: datetime
-    modified_by: str
-    description: str = ""
-    labels: tuple[str, ...] = ()
-    tier: str = "Standard"
+    value: str  # an AMI ID
+    modified_at: datetime  # when it was set, UTC
+    modified_by: str  # ARN of its writer
+    description: str = ""  # the parameter's description that was set with it
+    labels: tuple[str, ...] = ()  # labels of this version; AWS does not delete a version that has one
+    tier: str = "Standard"  # "Standard" or "Advanced"
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedValue:
-    """The value that a plan read, and that a write may replace.
+    """The value that a plan read, and that a write may replace."""
 
-    Attributes
-    ----------
-    version
-        Its number; 0 if the parameter did not exist.
-    value
-        The AMI ID; empty if the parameter did not exist.
-    """
-
-    version: int = 0
-    value: str = ""
+    version: int = 0  # 0 if the parameter did not exist
+    value: str = ""  # an AMI ID; empty if the parameter did not exist
 
     @classmethod
     def of(cls, parameter: ChannelParameter | None) -> ExpectedValue:
@@ -123,28 +83,17 @@ class ExpectedValue:
 
 @dataclass(frozen=True, slots=True)
 class OverwrittenValue:
-    """A value that a write replaced although it was not in the plan.
-
-    Attributes
-    ----------
-    name, region
-        The parameter.
-    version, value, writer
-        The replaced value, its number, and the ARN of its writer. Without a value, the parameter had been
-        deleted, or its history does not contain the value.
-    written
-        Number of the value that replaced it.
-    command
-        The command that restores the replaced state.
-    """
+    """A value that a write replaced although it was not in the plan."""
 
     name: str
     region: str
+    # The replaced value, its number, and the ARN of its writer. Without a value, the parameter had been
+    # deleted, or its history does not contain the value.
     version: int
     value: str
     writer: str
-    written: int
-    command: str
+    written: int  # version of the value that replaced it
+    command: str  # the command that restores the replaced state
 
     def __str__(self) -> str:
         if not self.version:
@@ -166,22 +115,12 @@ class OverwrittenValue:
 
 @dataclass(frozen=True, slots=True)
 class ChannelWrite:
-    """The result of `set_channel`.
+    """The result of `set_channel`."""
 
-    Attributes
-    ----------
-    outcome
-        ``"created"`` (a new value) or ``"reused"`` (the channel contained the AMI already).
-    version, value
-        Number of the channel's value, and the AMI ID.
-    overwritten
-        The unexpected value that this write replaced, if any.
-    """
-
-    outcome: StepOutcome
-    version: int
-    value: str
-    overwritten: OverwrittenValue | None = None
+    outcome: StepOutcome  # "created" (a new value) or "reused" (the channel contained the AMI already)
+    version: int  # of the channel's value
+    value: str  # the AMI ID
+    overwritten: OverwrittenValue | None = None  # the unexpected value that this write replaced, if any
 
 
 def parameter_name(prefix: str, image: str, channel: str) -> str:

@@ -24,46 +24,25 @@ TICK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PollResult(Generic[Value]):
-    """The state of a resource, as one read returned it.
-
-    Attributes
-    ----------
-    outcome
-        ``"waiting"``, ``"done"`` or ``"failed"``.
-    value
-        The resource.
-    percent
-        Progress in percent, or ``None`` while AWS does not report it.
-    state, message
-        AWS's own state and message, for the operator.
-    """
+    """The state of a resource, as one read returned it."""
 
     outcome: Literal["waiting", "done", "failed"]
-    value: Value
-    percent: float | None = None
+    value: Value  # the resource
+    percent: float | None = None  # progress; `None` while AWS does not report it
+    # AWS's own state and message, for the operator.
     state: str = ""
     message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PollInterval:
-    """How long to wait between two reads.
+    """How long to wait between two reads."""
 
-    Attributes
-    ----------
-    shortest, longest
-        Seconds. The first interval is the shortest; later ones grow to the longest, and shrink again near the
-        end.
-    growth
-        Factor from one interval to the next.
-    near
-        Percent of progress from which the intervals shrink.
-    """
-
+    # Seconds. The first interval is the shortest. Later ones grow to the longest, and shrink near the end.
     shortest: float = 0.5
     longest: float = 15.0
-    growth: float = 1.4
-    near: float = 90.0
+    growth: float = 1.4  # factor from one interval to the next
+    near: float = 90.0  # percent of progress from which the intervals shrink
 
     def next(self, seconds: float, percent: float | None) -> float:
         """Return the interval that follows one of so many seconds, at this progress."""

@@ -112,17 +112,10 @@ _NOT_TERMINATED = (*ALIVE, "shutting-down")
 
 @dataclass(frozen=True, slots=True, order=True)
 class ResourceVersion:
-    """A version of a launch template or parameter.
-
-    Attributes
-    ----------
-    number
-        Its number.
-    default, latest
-        Whether it is the template's default or latest version.
-    """
+    """A version of a launch template or parameter."""
 
     number: int
+    # Whether it is the template's default or latest version.
     default: bool = False
     latest: bool = False
 
@@ -133,27 +126,17 @@ class ResourceVersion:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Link:
-    """A resource between the AMI or snapshot and its user, such as a group's launch template.
+    """A resource between the AMI or snapshot and its user, such as a group's launch template."""
 
-    Attributes
-    ----------
-    kind
-        ``"parameter"``: a launch template resolves it. ``"launch-configuration"``, ``"launch-template"``,
-        ``"override"`` (of a group with mixed instances): a group launches with it. ``"snapshot"``: the
-        snapshot of the AMI is shared, not the AMI.
-    id
-        Name of the parameter (as after ``resolve:ssm:``), configuration or template, instance type of the
-        override, or ID of the snapshot.
-    version
-        Version of the template that the group uses: a number, ``$Default`` or ``$Latest``.
-    mixed
-        Whether the group has mixed instances.
-    """
-
+    # "parameter": a launch template resolves it. "launch-configuration", "launch-template", "override" (of a
+    # group with mixed instances): a group launches with it. "snapshot": the snapshot of the AMI is shared,
+    # not the AMI.
     kind: Literal["parameter", "launch-configuration", "launch-template", "override", "snapshot"]
+    # Name of the parameter (as after `resolve:ssm:`), configuration or template, instance type of the
+    # override, or ID of the snapshot.
     id: str
-    version: str = ""
-    mixed: bool = False
+    version: str = ""  # version of the template that the group uses: a number, `$Default` or `$Latest`
+    mixed: bool = False  # whether the group has mixed instances
 
     def __str__(self) -> str:
         if self.kind == "parameter":
@@ -169,42 +152,22 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A user of an AMI or snapshot, or a hint at one; `str` returns it as text.
+    """A user of an AMI or snapshot, or a hint at one; `str` returns it as text."""
 
-    Attributes
-    ----------
-    kind
-        One of `USE_KINDS` or `HINT_KINDS`; ``"ami"`` for the AMI of a snapshot.
-    id
-        The user: ID of an instance, template or account, or name of a parameter. For a lock the snapshot, for
-        a launch its time.
-    versions
-        The versions of a launch template or parameter that contain the AMI.
-    through
-        Resources between the user and the AMI.
-    source
-        `SEARCH` if only EC2's own search found it.
-    name
-        Name of a launch template.
-    type
-        State of an instance; data type of a parameter; type of the user that it is shared with
-        (``"account"``, ``"organization"``, ``"organizational unit"`` or ``"everybody"``); mode and end of a
-        lock.
-    capacity
-        Desired capacity of a group.
-    account
-        Account of the user, if it is not the owner of the AMI.
-    """
-
-    kind: Kind
+    kind: Kind  # one of `USE_KINDS` or `HINT_KINDS`; "ami" for the AMI of a snapshot
+    # The user: ID of an instance, template or account, or name of a parameter. For a lock the snapshot, for a
+    # launch its time.
     id: str
+    # The versions of a launch template or parameter that contain the AMI.
     versions: tuple[ResourceVersion, ...] = ()
-    through: tuple[Link, ...] = ()
-    source: str = ""
-    name: str = ""
+    through: tuple[Link, ...] = ()  # resources between the user and the AMI
+    source: str = ""  # `SEARCH` if only EC2's own search found it
+    name: str = ""  # of a launch template
+    # State of an instance; data type of a parameter; type of the user that it is shared with ("account",
+    # "organization", "organizational unit" or "everybody"); mode and end of a lock.
     type: str = ""
-    capacity: int | None = None
-    account: str = ""
+    capacity: int | None = None  # desired capacity of a group
+    account: str = ""  # account of the user, if it is not the owner of the AMI
 
     def __str__(self) -> str:
         plural = "s" if len(self.versions) > 1 else ""
@@ -273,24 +236,15 @@ FoundReferences = Iterator[tuple[str, Reference]]
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """The references to the AMIs and snapshots of one region.
-
-    Attributes
-    ----------
-    region
-        The region.
-    by_ami
-        References by AMI ID, for all referenced AMIs, also of other accounts. Also by snapshot ID, for
-        snapshots from which a launch creates volumes, and for shared snapshots that were checked.
-    unread
-        Sources that could not be read, each with the error.
-    aliases
-        The AMI ID behind each ``resolve:ssm:...`` in launch templates, if there is one.
-    """
+    """The references to the AMIs and snapshots of one region."""
 
     region: str
+    # References by AMI ID, for all referenced AMIs, also of other accounts. Also by snapshot ID, for
+    # snapshots from which a launch creates volumes, and for shared snapshots that were checked.
     by_ami: Mapping[str, tuple[Reference, ...]]
+    # Sources that could not be read, each with the error.
     unread: Mapping[str, errors.AwsError] = field(default_factory=dict)
+    # The AMI ID behind each `resolve:ssm:...` in launch templates, if there is one.
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property

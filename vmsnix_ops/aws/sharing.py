@@ -43,22 +43,13 @@ _MEMBERS = ("UserId", "OrganizationArn", "OrganizationalUnitArn")
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """The accounts and organizations with which an AMI or snapshot is shared.
+    """The accounts and organizations with which an AMI or snapshot is shared."""
 
-    Attributes
-    ----------
-    accounts
-        Account IDs of 12 digits.
-    organizations, units
-        ARNs of organizations and of organizational units.
-    public
-        Whether every account may use it.
-    """
-
-    accounts: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()  # account IDs of 12 digits
+    # ARNs of organizations and of organizational units.
     organizations: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
-    public: bool = False
+    public: bool = False  # whether every account may use it
 
     def __bool__(self) -> bool:
         return bool(self.accounts or self.organizations or self.units or self.public)

@@ -29,56 +29,25 @@ _MADE_BY_AWS = ("Copied for ", "[Copied ", "Created by AWS-VMImport", "imported 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A snapshot as AWS describes it.
-
-    Attributes
-    ----------
-    snapshot_id, state
-        ``state`` is ``"pending"``, ``"completed"``, ``"error"``, ``"recoverable"`` or ``"recovering"``.
-    created_at
-        When it was started, in UTC.
-    size_gib
-        Size of a volume made from it.
-    tags
-        All tags, not only those of vmsnix.
-    stored_bytes
-        Full size of its data, the most that AWS bills; ``None`` if AWS does not report it.
-    percent
-        Progress.
-    message
-        AWS's StateMessage: why it is in ``error``.
-    encrypted, kms_key
-        Whether it is encrypted, and the ARN of the key.
-    account
-        Its owner.
-    archived
-        Whether it is in the archive tier, or restored from it temporarily.
-    volume_id
-        The volume that it was created from; empty for a copy, an import or a direct upload.
-    description
-        Its description, by AWS or by its creator.
-    tier
-        Storage tier.
-    made_by_aws
-        Whether AWS created it as a copy or import, by its fields or its description.
-    """
+    """A snapshot as AWS describes it."""
 
     snapshot_id: str
-    state: str
-    created_at: datetime
-    size_gib: int
-    tags: Mapping[str, str]
+    state: str  # "pending", "completed", "error", "recoverable" or "recovering"
+    created_at: datetime  # when it was started, in UTC
+    size_gib: int  # size of a volume made from it
+    tags: Mapping[str, str]  # all tags, not only those of vmsnix
+    # Full size of its data, the most that AWS bills; `None` if AWS does not report it.
     stored_bytes: int | None = None
     percent: float = 0.0
-    message: str = ""
+    message: str = ""  # AWS's StateMessage: why it is in `error`
     encrypted: bool = False
-    kms_key: str = ""
-    account: str = ""
-    archived: bool = False
-    volume_id: str = ""
-    description: str = ""
+    kms_key: str = ""  # ARN of the key
+    account: str = ""  # of its owner
+    archived: bool = False  # whether it is in the archive tier, or restored from it temporarily
+    volume_id: str = ""  # the volume that it was created from; empty for a copy, an import or a direct upload
+    description: str = ""  # by AWS or by its creator
     tier: str = ""
-    made_by_aws: bool = False
+    made_by_aws: bool = False  # whether AWS created it as a copy or import, by its fields or its description
 
     @property
     def usable(self) -> bool:

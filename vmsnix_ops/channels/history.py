@@ -38,24 +38,12 @@ How = Literal["promote", "roll back", "take back"]
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Why a run set a channel. Parameter Store keeps the note as the parameter's description, as JSON.
+    """Why a run set a channel. Parameter Store keeps the note as the parameter's description, as JSON."""
 
-    Attributes
-    ----------
-    how
-        The kind of change; ``"take back"`` restores the value before a promotion or rollback that failed.
-    name
-        Name of the AMI; with ``"take back"`` of the AMI that the run removed from the channel.
-    run_id
-        ID of the run.
-    before
-        With ``"roll back"``: name or ID of the AMI before the rollback.
-    """
-
-    how: How
-    name: str
+    how: How  # the kind of change; "take back" restores the value before a promotion or rollback that failed
+    name: str  # name of the AMI; with "take back", of the AMI that the run removed from the channel
     run_id: str
-    before: str = ""
+    before: str = ""  # with "roll back": name or ID of the AMI before the rollback
 
     @classmethod
     def read(cls, text: str) -> Note | None:
@@ -84,31 +72,19 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One value of a channel; the fields are `COLUMNS`.
-
-    Attributes
-    ----------
-    version
-        Version number in Parameter Store.
-    note
-        Why the value was set; text if another tool or a person wrote it.
-    digest
-        SHA-256 of the AMI's image; empty if the AMI is gone.
-    usable
-        Whether the AMI can be launched and is not deprecated.
-    """
+    """One value of a channel; the fields are `COLUMNS`."""
 
     region: str
-    version: int
+    version: int  # in Parameter Store
     ami_id: str
     since: datetime
     until: datetime | None
     changed_by: str
-    note: Note | str
+    note: Note | str  # why the value was set; text if another tool or a person wrote it
     name: str
-    digest: str
+    digest: str  # SHA-256 of the AMI's image; empty if the AMI is gone
     state: str
-    usable: bool
+    usable: bool  # whether the AMI can be launched and is not deprecated
     instances: int | None
     last_launched: datetime | None
 

@@ -56,49 +56,26 @@ def __dir__() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """One planned step in one region.
-
-    Attributes
-    ----------
-    step
-        Name of the step.
-    outcome
-        ``"planned"``, ``"reused"``, ``"unchanged"``, ``"skipped"`` or ``"failed"`` (it would fail).
-    what
-        What the step will do or has found, or why it would fail or be skipped.
-    error
-        The error behind ``"failed"``.
-    """
+    """One planned step in one region."""
 
     step: str
-    outcome: StepOutcome
-    what: str
+    outcome: StepOutcome  # "planned", "reused", "unchanged", "skipped" or "failed" (it would fail)
+    what: str  # what the step will do or has found, or why it would fail or be skipped
+    # The error behind "failed".
     error: errors.VmsnixError | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PromotionTarget:
-    """The plan for one region.
+    """The plan for one region."""
 
-    Attributes
-    ----------
-    region, best_effort
-        The region, and whether a failure there does not fail the run.
-    kms_key
-        Key of the copy; empty for none.
-    ami_id
-        The AMI in the region; empty if it is not copied yet.
-    steps
-        The planned steps, in their order.
-    unrecorded
-        Accounts that may use the AMI or its snapshots although neither a record nor this promotion says so.
-    """
-
+    # The region, and whether a failure there does not fail the run.
     region: str
     best_effort: bool
-    kms_key: str
-    ami_id: str
+    kms_key: str  # of the copy
+    ami_id: str  # the AMI in the region; empty if it is not copied yet
     steps: tuple[PlannedStep, ...]
+    # Accounts that may use the AMI or its snapshots although neither a record nor this promotion says so.
     unrecorded: sharing.Audience = field(default_factory=sharing.Audience)
 
 

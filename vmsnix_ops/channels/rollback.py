@@ -56,24 +56,12 @@ REPEATED_WITHIN = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class RollbackTarget:
-    """The plan for one region.
-
-    Attributes
-    ----------
-    region
-        The region.
-    entries
-        The values of the channel, oldest first.
-    target
-        The AMI that the channel will contain; ``None`` if there is none.
-    problem
-        Why the channel cannot be set.
-    """
+    """The plan for one region."""
 
     region: str
-    entries: tuple[Entry, ...] = ()
-    target: Ami | None = None
-    problem: errors.VmsnixError | None = field(default=None, compare=False)
+    entries: tuple[Entry, ...] = ()  # the values of the channel, oldest first
+    target: Ami | None = None  # the AMI that the channel will contain; `None` if there is none
+    problem: errors.VmsnixError | None = field(default=None, compare=False)  # why the channel cannot be set
     ec2: EC2Client = field(kw_only=True, repr=False, compare=False)
     ssm: SSMClient = field(kw_only=True, repr=False, compare=False)
 

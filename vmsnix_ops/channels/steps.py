@@ -105,73 +105,40 @@ def check_image(source: Ami, image: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PromotionRequest:
-    """The state that a promotion wants in every region.
+    """The state that a promotion wants in every region."""
 
-    Attributes
-    ----------
-    source, source_encrypted
-        The AMI in its home region, and whether one of its snapshots is encrypted.
-    share, revoke
-        Who gains access, and who loses it.
-    deprecate_at
-        Deprecation date; ``None`` keeps the current one.
-    protected
-        Whether to turn deregistration protection on or off; ``None`` keeps it.
-    parameter
-        Name of the channel's parameter; empty for no channel.
-    note
-        Why the channel is set; stored as the parameter's description.
-    """
-
+    # The AMI in its home region, and whether one of its snapshots is encrypted.
     source: Ami
     source_encrypted: bool
+    # Who gains access, and who loses it.
     share: Audience
     revoke: Audience
-    deprecate_at: datetime | None
-    protected: bool | None
-    parameter: str
-    note: Note
+    deprecate_at: datetime | None  # `None` keeps the current date
+    protected: bool | None  # deregistration protection; `None` keeps it
+    parameter: str  # of the channel; empty without a channel
+    note: Note  # why the channel is set; stored as the parameter's description
 
 
 @dataclass
 class PromotionContext:
-    """One region of a promotion: its clients, and the state that the steps read and write.
-
-    Attributes
-    ----------
-    request
-        The state that the promotion wants.
-    region, kms_key
-        The region, and the key that encrypts the copy there.
-    ec2, ssm, quotas, home_ec2
-        Clients of the region, and of EC2 in the AMI's home region.
-    ami
-        The AMI in the region; ``None`` until it is copied.
-    previous_ami_id
-        The channel's value before it was set.
-    expected
-        The channel's value when the plan was made; ``None`` until it is read.
-    written
-        What setting the channel did.
-    progress
-        The progress line of the region.
-    check_interrupt
-        Raises if the operator asked to stop.
-    """
+    """One region of a promotion: its clients, and the state that the steps read and write."""
 
     request: PromotionRequest
+    # The region, and the key that encrypts the copy there.
     region: str
     kms_key: str
+    # Clients of the region, and of EC2 in the AMI's home region.
     ec2: EC2Client
     ssm: SSMClient
     quotas: ServiceQuotasClient
     home_ec2: EC2Client
-    ami: Ami | None = None
-    previous_ami_id: str = ""
+    ami: Ami | None = None  # `None` until it is copied
+    previous_ami_id: str = ""  # the channel's value before it was set
+    # The channel's value when the plan was made; `None` until it is read.
     expected: parameters.ExpectedValue | None = None
     written: parameters.ChannelWrite | None = None
     progress: ProgressStep | None = None
-    check_interrupt: Callable[[], None] = lambda: None
+    check_interrupt: Callable[[], None] = lambda: None  # raises after an interrupt
 
     @property
     def is_home(self) -> bool:
@@ -216,17 +183,10 @@ class StepState:
 
 
 class Step(ABC):
-    """A step of a promotion. It is safe to run twice: what is already in the desired state is unchanged.
+    """A step of a promotion. It is safe to run twice: what is already in the desired state is unchanged."""
 
-    Attributes
-    ----------
-    name
-        Shown in tables and recorded.
-    existing, applied
-        Outcome if there is nothing to do, and after `apply`.
-    """
-
-    name: str
+    name: str  # shown in tables and recorded
+    # Outcome if there is nothing to do, and after `apply`.
     existing: StepOutcome = "unchanged"
     applied: StepOutcome = "changed"
 

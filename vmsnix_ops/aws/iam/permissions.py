@@ -53,22 +53,12 @@ Target = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """One IAM action.
+    """One IAM action."""
 
-    Attributes
-    ----------
-    name
-        The IAM action, such as ``"ec2:RegisterImage"``, with more words if the action has several
-        permissions.
-    target
-        The resources on which the action is allowed.
-    why
-        Its purpose, for the page of permissions.
-    """
-
+    # The IAM action, such as "ec2:RegisterImage", with more words if the action has several permissions.
     name: str
-    target: Target
-    why: str
+    target: Target  # the resources on which the action is allowed
+    why: str  # its purpose, for the page of permissions
 
     @property
     def action(self) -> str:

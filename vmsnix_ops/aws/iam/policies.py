@@ -45,26 +45,6 @@ _PARAMETERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # names in Paramet
 class PolicyScope:
     """The accounts, regions and resources to which a policy applies.
 
-    Attributes
-    ----------
-    account
-        Twelve digits, or ``"*"``.
-    regions
-        Regions to which the policy is restricted; empty for all regions.
-    bucket, key_prefix, role_name
-        As for a publish; the bucket ``"*"`` stands for all buckets.
-    kms_key
-        ARN of the KMS key that encrypts uploads, snapshots and AMIs; empty for none.
-    partition
-        ``"aws"``, ``"aws-cn"``, ``"aws-us-gov"``, ``"aws-eusc"``, ...; empty: the partition of the
-        regions, or else ``"aws"``.
-    channel_prefix
-        Prefix of the names of the channels' parameters.
-    audit_role
-        Name of the role that an auditor assumes in other accounts.
-    topic
-        ARN of the SNS topic that a promoter notifies; empty for all topics of the account.
-
     Raises
     ------
     vmsnix_ops.errors.ParameterError
@@ -73,16 +53,18 @@ class PolicyScope:
         A region is unknown; the error suggests the nearest name.
     """
 
-    account: str = "*"
-    regions: tuple[str, ...] = ()
+    account: str = "*"  # account ID, 12 digits; "*" stands for all accounts
+    regions: tuple[str, ...] = ()  # regions to which the policy is restricted; empty for all regions
+    # As for a publish; the bucket "*" stands for all buckets.
     bucket: str = "*"
     key_prefix: str = "vmsnix/"
     role_name: str = "vmimport"
-    kms_key: str = ""
+    kms_key: str = ""  # ARN of the KMS key that encrypts uploads, snapshots and AMIs; empty for none
+    # "aws", "aws-cn", "aws-us-gov", "aws-eusc", ...; empty: the partition of the regions, or else "aws".
     partition: str = ""
-    channel_prefix: str = "/vmsnix"
-    audit_role: str = "vmsnix-auditor"
-    topic: str = ""
+    channel_prefix: str = "/vmsnix"  # prefix of the names of the channels' parameters
+    audit_role: str = "vmsnix-auditor"  # name of the role that an auditor assumes in other accounts
+    topic: str = ""  # ARN of the SNS topic that a promoter notifies; empty for all topics of the account
 
     def __post_init__(self) -> None:
         found = sorted({region_names.partition_of(region) for region in self.regions})
