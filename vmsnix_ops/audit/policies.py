@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.iam.policies import PolicyScope
 
 
-def member_actions() -> tuple[str, ...]:
-    """Return the actions that an audit needs in every account. All of them only read."""
-    return needs_of(regions.enabled_regions, inventory.scan_region, *_REGION)
-
-
 _REGION = (
+    regions.enabled_regions,
     images.list_amis,
     snapshots.list_snapshots,
     snapshots.list_locks,
@@ -45,47 +41,48 @@ _REGION = (
     references.launch_permission_references,
     references.snapshot_permission_references,
 )
-"""The functions that read a region, for audits and retirements."""
+"""The functions that read regions, for audits and retirements."""
+
+
+def member_actions() -> tuple[str, ...]:
+    """Return the actions that an audit needs in every account. All of them only read."""
+    return needs_of(inventory.scan_region, *_REGION)
 
 
 def auditor_actions() -> tuple[str, ...]:
-    """Return the actions that an audit needs in its own account: also buckets and roles elsewhere."""
-    from vmsnix_ops.aws.iam.permissions import PERMISSIONS
-
-    own = needs_of(
+    """Return the actions that an audit needs in its own account: also for buckets and the roles of others."""
+    return needs_of(
+        inventory.scan_region,
+        *_REGION,
         buckets.bucket_region,
         buckets.list_objects,
         buckets.list_multipart_uploads,
         accounts.assume_role,
         images.list_published_amis,
     )
-    found = {*own, *member_actions()}
-    return tuple(action for action in PERMISSIONS if action in found)
 
 
-def member_trust(place: PolicyScope, *, external_id: str = "") -> dict[str, Any]:
+def member_trust(scope: PolicyScope, *, external_id: str = "") -> dict[str, Any]:
     """Return the trust policy of the role in an audited account: the auditing account may assume it.
 
     Parameters
     ----------
-    place
-        The auditing account (required) and the partition.
+    scope
+        With the auditing account and the partition.
     external_id
         External ID that an auditor must give.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        No account was given, so the role would trust everybody.
+        The scope has no account, so the role would trust every account.
     """
-    if place.account == "*":
-        raise errors.ParameterError(
-            "No account was given.", fix="Give the auditing account: --account 012345678901."
-        )
+    if scope.account == "*":
+        raise errors.ParameterError("No account given.", fix="Add --account with the auditing account.")
     statement: dict[str, Any] = {
         "Sid": "Auditor",
         "Effect": "Allow",
-        "Principal": {"AWS": f"arn:{place.partition}:iam::{place.account}:root"},
+        "Principal": {"AWS": f"arn:{scope.partition}:iam::{scope.account}:root"},
         "Action": "sts:AssumeRole",
     }
     if external_id:
@@ -96,7 +93,6 @@ def member_trust(place: PolicyScope, *, external_id: str = "") -> dict[str, Any]
 def retirer_actions() -> tuple[str, ...]:
     """Return the actions that retiring, deleting and restoring need."""
     return needs_of(
-        regions.enabled_regions,
         *_REGION,
         snapshots.find_snapshots,
         sharing.read_snapshot_permissions,

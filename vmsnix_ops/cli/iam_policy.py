@@ -204,7 +204,7 @@ def iam_policy(
                 fix=f'Set archive = "s3://{bucket}/evidence" in vmsnix.toml, or use another bucket.',
             )
         deny_uploads = not settings.bucket  # the uploads could be in the bucket of the archive
-    place = policies.PolicyScope(
+    scope = policies.PolicyScope(
         topic=topic,
         account=account,
         regions=regions,
@@ -217,22 +217,22 @@ def iam_policy(
         channel_prefix=settings.channel_prefix,
     )
     if kind in KINDS:
-        policy = policies.policy_document(Job(kind).actions(**variant), place)
+        policy = policies.policy_document(Job(kind).actions(**variant), scope)
         if deny_uploads:
-            policy["Statement"].append(policies.deny_uploads_statement(place, uploads))
+            policy["Statement"].append(policies.deny_uploads_statement(scope, uploads))
         if kind == "publisher":
-            policy = policies.add_key_statements(policy, place, via=via)
+            policy = policies.add_key_statements(policy, scope, via=via)
         elif kind == "prover":
-            policy["Statement"] += keys.reader_statements(place.kms_key)
+            policy["Statement"] += keys.reader_statements(scope.kms_key)
         echo(json(policy, indent=2))
         return
     documents: dict[str, Callable[[], dict[str, Any]]] = {
-        "vmimport-role": lambda: policies.import_role_policy(place),
+        "vmimport-role": lambda: policies.import_role_policy(scope),
         "vmimport-trust": policies.import_role_trust_policy,
-        "audit-member-trust": lambda: audit.member_trust(place, external_id=external_id),
-        "bucket": lambda: policies.tls_only_policy(place),
+        "audit-member-trust": lambda: audit.member_trust(scope, external_id=external_id),
+        "bucket": lambda: policies.tls_only_policy(scope),
         "github-oidc-trust": lambda: policies.github_trust_policy(
-            place, repository=repository, subject=subject, any_subject=any_subject
+            scope, repository=repository, subject=subject, any_subject=any_subject
         ),
     }
     echo(json(documents[kind](), indent=2))

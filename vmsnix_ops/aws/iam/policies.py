@@ -21,7 +21,7 @@ from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 VERSION = "2012-10-17"
 SPOT = "spot.amazonaws.com"
@@ -345,9 +345,9 @@ def policy_document(names: Iterable[str], scope: PolicyScope) -> dict[str, Any]:
     return {"Version": VERSION, "Statement": statements(names, scope)}
 
 
-def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str, ...]:
-    """Return the permissions of the checks before a publish."""
-    functions: list[Any] = [identity.check_region]
+def _preflight(via: str, *, public: bool = False) -> list[Callable[..., Any]]:
+    """Return the checks before a publish."""
+    functions: list[Callable[..., Any]] = [identity.check_region]
     if via == "import":
         functions += [
             buckets.check_bucket,
@@ -355,14 +355,13 @@ def preflight_actions(*, via: str = "import", public: bool = False) -> tuple[str
             service_role.check_role_permissions,
             service_role.check_pass_role,
         ]
-    if public:
-        functions.append(quotas.check_public_sharing)
-    return needs_of(*functions)
+    return functions + ([quotas.check_public_sharing] if public else [])
 
 
 def thorough_actions() -> tuple[str, ...]:
     """Return the permissions of the preflight runbook, which has more checks than a publish."""
-    functions = (
+    return needs_of(
+        *_preflight("import"),
         buckets.check_bucket_private,
         buckets.check_bucket_encrypted,
         buckets.check_bucket_tls,
@@ -373,8 +372,6 @@ def thorough_actions() -> tuple[str, ...]:
         quotas.check_pending_snapshots,
         images.find_by_name,
     )
-    found = {*needs_of(*functions), *preflight_actions()}
-    return tuple(action for action in PERMISSIONS if action in found)
 
 
 def publisher_actions(
@@ -402,25 +399,30 @@ def publisher_actions(
     vmsnix_ops.errors.UsageError
         The policy would allow both.
     """
-    if via == "import" and (public or verify):
+    reason = ""
+    if via == "import":
+        who, fix = "A publisher via import", "Use --via direct"
+        reason = (
+            "VM Import does not tag its snapshots, so AWS cannot distinguish them from copies of other "
+            "snapshots. A publisher that may tag them must not share or read snapshots."
+        )
+    elif incremental:
+        who, fix = "An incremental publisher", "Leave --incremental out"
+        reason = (
+            "It may start from any snapshot, because AWS cannot compare the tags of a parent. Such a "
+            "publisher must not share or read snapshots."
+        )
+    if reason and (public or verify):
         raise errors.UsageError(
-            f"A publisher via import cannot have {'--public' if public else '--verify'}.",
-            why="VM Import does not tag its snapshots, so AWS cannot distinguish them from copies of other "
-            "snapshots. A publisher that may tag them must not share or read snapshots.",
-            fix="Use --via direct, or grant it separately: vmsnix iam-policy "
+            f"{who} cannot have {'--public' if public else '--verify'}.",
+            why=reason,
+            fix=f"{fix}, or grant it separately: vmsnix iam-policy "
             f"{'promoter --public' if public else 'verifier --blocks'}",
         )
     if via == "import" and incremental:
         raise errors.UsageError("--incremental needs --via direct.", fix="Add --via direct.")
-    if incremental and (public or verify):
-        raise errors.UsageError(
-            f"An incremental publisher cannot have {'--public' if public else '--verify'}.",
-            why="It may start from any snapshot, because AWS cannot compare the tags of a parent. Such a "
-            "publisher must not share or read snapshots.",
-            fix="Leave --incremental out, or grant it separately: vmsnix iam-policy "
-            f"{'promoter --public' if public else 'verifier --blocks'}",
-        )
-    functions: list[Any] = [
+    functions = [
+        *_preflight(via, public=public),
         images.find_by_name,
         images.describe_ami,
         images.register_ami,
@@ -438,14 +440,10 @@ def publisher_actions(
         ]
     else:
         functions += [writing.find, writing.upload, writing.finish, imports.delete_snapshot]
-    if incremental:
-        functions.append(manifests.choose_parent)
-    if verify:
-        functions.append(reading.verify)
-    if public:
-        functions.append(images.make_public)
-    found = {*needs_of(*functions), *preflight_actions(via=via, public=public)}
-    return tuple(name for name in PERMISSIONS if name in found)
+    functions += [manifests.choose_parent] if incremental else []
+    functions += [reading.verify] if verify else []
+    functions += [images.make_public] if public else []
+    return needs_of(*functions)
 
 
 def publisher_policy(scope: PolicyScope) -> dict[str, Any]:
