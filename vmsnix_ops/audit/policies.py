@@ -65,13 +65,6 @@ def auditor_actions() -> tuple[str, ...]:
 def member_trust(scope: PolicyScope, *, external_id: str = "") -> dict[str, Any]:
     """Return the trust policy of the role in an audited account: the auditing account may assume it.
 
-    Parameters
-    ----------
-    scope
-        With the auditing account and the partition.
-    external_id
-        External ID that an auditor must give.
-
     Raises
     ------
     vmsnix_ops.errors.ParameterError

@@ -80,14 +80,7 @@ class Clients:
     "iam:GetPolicyVersion",
 )
 def plan_parts(session: boto3.Session, scope: PolicyScope) -> list[BootstrapPart]:
-    """Return all parts, each with what a bootstrap does with it. Changes nothing.
-
-    Parameters
-    ----------
-    session
-        Session of the account.
-    scope
-        With account, bucket and exactly one region.
+    """Return all parts, each with what a bootstrap does with it. Changes nothing. The scope has one region.
 
     Raises
     ------
@@ -348,11 +341,6 @@ def cloudformation_template(scope: PolicyScope) -> dict[str, Any]:
 
     Deploy it in the scope's region, with ``--capabilities CAPABILITY_NAMED_IAM``. Deleting the stack keeps
     the bucket.
-
-    Parameters
-    ----------
-    scope
-        With account, bucket and one region.
     """
     rule = {
         "Id": "vmsnix-leftovers",

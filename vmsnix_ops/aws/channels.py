@@ -41,18 +41,7 @@ def check_channel(channel: str, settings: Settings) -> str:
 
 
 def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, settings: Settings) -> Ami:
-    """Return the AMI with an ID, a name or a channel, or the newest of an image.
-
-    Parameters
-    ----------
-    ec2, ssm
-        Clients of its region.
-    wanted
-        An AMI ID, an AMI name, a channel, or empty for the newest AMI of the image.
-    image
-        Short name of the image, for a channel or the newest AMI.
-    settings
-        With the channels.
+    """Return the AMI with an ID or a name, of a channel of an image, or (empty) the newest AMI of the image.
 
     Raises
     ------

@@ -154,16 +154,7 @@ def copy_ami(
     ClientToken is derived from the request, so a copy whose answer was lost, or that is not visible yet, is
     not created twice. AWS does not accept the token of a failed copy again, so the next attempt uses another.
 
-    Parameters
-    ----------
-    ec2
-        Client of the target region.
-    wanted
-        The copy.
-    step
-        Where progress is shown.
-    still_wanted
-        Called before each read; raises an error to end the wait.
+    `still_wanted` is called before each read, and raises an error to end the wait.
 
     Raises
     ------

@@ -455,15 +455,6 @@ def check_same_registration(existing: Ami, *, digest: str, facts: Mapping[str, s
     """Raise `NameTakenError` unless an AMI of the same name has the same disk and registration.
 
     Disks are compared only if it is available: AWS may not list the disks of a pending AMI.
-
-    Parameters
-    ----------
-    existing
-        The AMI with the name.
-    digest
-        Identity of the disk.
-    facts
-        Expected facts: `Registration.facts`, or `Ami.facts` of the source of a copy.
     """
     if existing.digest != digest:
         has = f"digest {existing.digest[:12]}" if existing.digest else "no vmsnix digest tag"

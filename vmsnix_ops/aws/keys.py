@@ -100,13 +100,6 @@ def caller_statements(kms_key: str, *, via: str) -> list[dict[str, Any]]:
     domain. Sources: "kms:ViaService" in the KMS Developer Guide; the managed policy
     AWSBackupServiceRolePolicyForIndexing for the EBS direct APIs; "Permissions for IAM users" of "Amazon EBS
     encryption" for the condition on grants.
-
-    Parameters
-    ----------
-    kms_key
-        ARN of the key.
-    via
-        ``"import"`` or ``"direct"``: a direct upload does not use S3.
     """
     if not kms_key:
         return []
@@ -134,11 +127,6 @@ def reader_statements(kms_key: str) -> list[dict[str, Any]]:
     """Return the statement that lets a caller read encrypted snapshots; none without a key.
 
     Sources: as for `caller_statements`.
-
-    Parameters
-    ----------
-    kms_key
-        ARN of the key.
     """
     if not kms_key:
         return []

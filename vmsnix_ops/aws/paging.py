@@ -141,13 +141,8 @@ def call_with_retries(
 ) -> Answer:
     """Call a reading operation of a client as `retry_read` does, with the client's time limit.
 
-    Parameters
-    ----------
-    operation
-        Method of a client, such as ``ec2.describe_images``; it must be safe to repeat. The client itself
-        should make few attempts, because they add to these.
-    args, request
-        Its parameters.
+    The operation is a method of a client, such as ``ec2.describe_images``, and must be safe to repeat. The
+    client itself should make few attempts, because they add to these.
     """
     client = getattr(operation, "__self__", operation)
     return retry_read(lambda: operation(*args, **request), _RETRY_STATES.get(client))

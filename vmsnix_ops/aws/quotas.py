@@ -27,17 +27,7 @@ NEARLY = 0.9  # of a quota
 def check_quotas(
     ec2: EC2Client, service_quotas: ServiceQuotasClient, *, public: bool, one_more: bool = True
 ) -> Check:
-    """Check that the quotas allow one more AMI, one more public AMI, or both.
-
-    Parameters
-    ----------
-    ec2, service_quotas
-        Clients of the region.
-    public
-        Whether the job makes an AMI public.
-    one_more
-        Whether the job creates an AMI.
-    """
+    """Check that the quotas allow one more AMI, one more public AMI, or both."""
     found = list_amis(ec2)
     counted = [("AMIs", AMIS, len(found))] if one_more else []
     if public:

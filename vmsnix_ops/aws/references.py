@@ -358,18 +358,9 @@ def search_references(
     foreign_images: Collection[str] = (),
     launched: bool = False,
 ) -> References:
-    """Return the references that AWS reports for single AMIs.
+    """Return the references that AWS reports for single AMIs, and optionally their last launches.
 
-    Parameters
-    ----------
-    clients
-        Of the account and region.
-    images
-        AMIs of the account: search their references, and read who may launch them.
-    foreign_images
-        AMIs of other accounts: search their references in this account.
-    launched
-        Whether to read their last launches too.
+    For AMIs of other accounts (`foreign_images`) only the references in this account are read.
     """
     ec2, chosen = clients.ec2, sorted(images)
     sources: dict[str, Callable[[], FoundReferences]] = {}
@@ -471,13 +462,7 @@ class LaunchTemplates:
                 yield snapshot_id, Reference("launch-template", template_id, name=name)
 
     def raise_unresolved(self, *, public: bool) -> FoundReferences:
-        """Raise the error of a parameter in a template that could not be read; yield nothing.
-
-        Parameters
-        ----------
-        public
-            Whether to check the public parameters of AWS, or all others.
-        """
+        """Raise the error of a parameter, public or not, that could not be read; yield nothing."""
         yield from ()
         for alias, error in self.unresolved.items():
             if bool(_PUBLIC_ALIAS.match(alias)) is public:

@@ -85,11 +85,6 @@ class Audience:
 def parse_audience(names: Iterable[str]) -> Audience:
     """Return the audience with these names.
 
-    Parameters
-    ----------
-    names
-        Account IDs, ARNs of organizations or organizational units, or ``public``.
-
     Raises
     ------
     vmsnix_ops.errors.ParameterError
@@ -164,15 +159,6 @@ def check_copy_key(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
 
     Source: "Share an Amazon EBS snapshot" in the EBS user guide: snapshots that are encrypted with
     ``aws/ebs`` cannot be shared.
-
-    Parameters
-    ----------
-    ec2
-        Client of the target region.
-    kms_key
-        Customer key that encrypts the copy; empty for none.
-    encrypted
-        Whether the source is encrypted.
 
     Raises
     ------

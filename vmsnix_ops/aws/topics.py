@@ -45,17 +45,6 @@ def publish_message(topic: str, subject: str, message: str, *, group: str, sessi
 
     Not safe to run twice for a standard topic: SNS delivers the message twice. A FIFO topic ignores the same
     message for five minutes.
-
-    Parameters
-    ----------
-    topic
-        Its ARN, which contains the region.
-    subject, message
-        The subject for people, and the message for programs (JSON).
-    group
-        Message group; FIFO topics keep the order within a group.
-    session
-        Session of the sender.
     """
     request: PublishInputTypeDef = {
         "TopicArn": topic,

@@ -140,12 +140,7 @@ def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[Entry, ...]
 def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Return entries as a frame with the columns `COLUMNS`, the newest of each region first.
 
-    Parameters
-    ----------
-    regions
-        The entries of each region, oldest first.
-    unread
-        Regions that could not be read, with the reason.
+    `unread` contains the reason for each region that could not be read; it has a row in the frame, too.
     """
     import pandas as pd
 

@@ -123,14 +123,9 @@ class ChannelPlan(display.Displayed):
         return [replace(self._announcement(), outcome="planned")] if self.topic else []
 
     def announce(self, amis: Mapping[str, str], *, refused: str = "") -> list[RegionStep]:
-        """Notify the topic, unless the last message about the channel was the same.
+        """Notify the topic of the AMIs by region, unless the last message about the channel was the same.
 
-        Parameters
-        ----------
-        amis
-            AMI IDs by region.
-        refused
-            Why no message may be sent; empty if it may.
+        `refused` is the reason why no message may be sent; empty if there is none.
         """
         if not self.topic:
             return []
@@ -237,15 +232,6 @@ def check_after_write(
     """Check that nobody started to retire the AMI while the channel was set; if so, restore the channel.
 
     The channel is restored only if this run set it and nobody changed it since.
-
-    Parameters
-    ----------
-    ec2, ssm, name
-        Clients of the region, and the channel's parameter.
-    ami_id, owner
-        The AMI, and the account that must own it.
-    written, expected, note
-        The value that was written, the value before, and the note of the write.
 
     Raises
     ------

@@ -22,15 +22,7 @@ from vmsnix_ops.channels import history
 
 
 def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[str, ...]:
-    """Return the actions of a promotion and a rollback.
-
-    Parameters
-    ----------
-    public
-        Whether promotions make AMIs public.
-    announce
-        Whether they notify an SNS topic.
-    """
+    """Return the actions of promotions and rollbacks that may make AMIs public or notify SNS topics."""
     functions: list[Any] = [
         identity.check_region,
         images.find_amis,
@@ -59,13 +51,7 @@ def promoter_actions(*, public: bool = False, announce: bool = False) -> tuple[s
 
 
 def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
-    """Return the actions of a smoke test.
-
-    Parameters
-    ----------
-    spot
-        Whether it may launch the first spot instance of the account.
-    """
+    """Return the actions of a smoke test, also for the first spot instance of the account."""
     return needs_of(
         *((instances.spot_options,) if spot else ()),
         identity.check_region,
@@ -82,14 +68,7 @@ def smoke_tester_actions(*, spot: bool = False) -> tuple[str, ...]:
 
 
 def verifier_actions(*, blocks: bool = False) -> tuple[str, ...]:
-    """Return the actions of a verification, which changes nothing.
-
-    Parameters
-    ----------
-    blocks
-        Whether it reads the bytes of snapshots, to compare them with an image
-        (``publish-ami --via direct --verify whole --dry-run``) or to download them.
-    """
+    """Return the actions of a verification, which changes nothing; also to read or download blocks."""
     functions: list[Any] = [
         images.find_amis,
         snapshots.find_snapshots,

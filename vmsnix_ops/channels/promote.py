@@ -533,14 +533,8 @@ def _record_ami(plan: PromotionPlan, context: steps.PromotionContext, *, channel
     """Record the AMI of one region as AWS describes it; safe to run twice.
 
     A row is written only if the facts of the AMI or the channel are not recorded yet. So the next promotion
-    records what one that died before this function did not, and a promotion without changes adds no row.
-
-    Parameters
-    ----------
-    plan, context
-        The promotion, and the region.
-    channel_set
-        Whether the channel contains the AMI; false if a step failed in the region.
+    records what an interrupted one did not record, and a promotion without changes adds no row. If a step
+    failed in the region, the row has no channel.
     """
     ami, source, tables = images.describe_ami(context.ec2, context.ami_id), plan.ami, plan.tables
     records.record_ami(tables, ami)

@@ -99,16 +99,9 @@ def _read(target: RollbackTarget, parameter: str) -> RollbackTarget:
 
 
 def _choose(targets: list[RollbackTarget], to: str, *, account: str) -> list[RollbackTarget]:
-    """Return the regions with the AMI that each will contain.
+    """Return the regions with the AMI that each channel will contain.
 
-    Parameters
-    ----------
-    targets
-        The regions with their values.
-    to
-        AMI ID or name to return to; an ID means the same image in every region. Empty: the previous AMI.
-    account
-        The account that must own the AMI.
+    `to` is an AMI ID or name; an ID means the same image in every region. Empty: the previous AMI.
     """
     known = [entry for target in targets for entry in target.entries]
     digests = {entry.digest for entry in known if to and to in (entry.ami_id, entry.name)} - {""}

@@ -128,13 +128,6 @@ def statements(names: Iterable[str], scope: PolicyScope) -> list[dict[str, Any]]
       User Guide).
     - An AMI without snapshots, registered from a bundle in S3, may not be shared, launched or changed.
     - A principal that may read parameters may not decrypt them. Keys are used through EBS and S3 only.
-
-    Parameters
-    ----------
-    names
-        Keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`.
-    scope
-        Resources and regions.
     """
     names = tuple(names)
     groups: dict[Target, list[str]] = {}
@@ -383,16 +376,8 @@ def publisher_actions(
     without tags, and an incremental upload starts from any parent. Such a publisher may neither share nor
     read snapshots; the promoter's and the verifier's policies allow that.
 
-    Parameters
-    ----------
-    via
-        ``"import"`` or ``"direct"``.
-    public
-        Whether the publisher makes AMIs public; only via direct.
-    verify
-        Whether the publisher reads snapshots back; only via direct.
-    incremental
-        Whether an upload may start from an earlier snapshot; only via direct.
+    Only a publisher via direct may make AMIs public, verify snapshots (read them back), or be incremental
+    (upload from an earlier snapshot).
 
     Raises
     ------

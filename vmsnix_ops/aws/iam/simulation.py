@@ -28,16 +28,8 @@ def missing_actions(
 ) -> list[str]:
     """Return the actions that are not allowed on all of the resources.
 
-    Parameters
-    ----------
-    iam
-        Client.
-    principal
-        ARN of a user or role.
-    actions, resources
-        The actions and resources to check.
-    keys
-        Condition keys of the calls, such as ``aws:RequestedRegion``.
+    `principal` is the ARN of a user or role; `keys` are condition keys of the calls, such as
+    ``aws:RequestedRegion``.
 
     Raises
     ------
