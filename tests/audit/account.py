@@ -52,7 +52,7 @@ class Owner:
 
     def ami(self, region: str = REGION, tags: dict[str, str] | None = None, **more: Any) -> str:
         """Return an available AMI with IMDSv2, old enough that AWS reports its launches."""
-        asked = {
+        request = {
             "Name": f"image-{next(self.names)}",
             "Architecture": "x86_64",
             "RootDeviceName": "/dev/sda1",
@@ -65,8 +65,8 @@ class Owner:
             ],
         }
         if tags:
-            asked["TagSpecifications"] = [{"ResourceType": "image", "Tags": listed(tags)}]
-        made: str = self.client("ec2", region).register_image(**(asked | more))["ImageId"]
+            request["TagSpecifications"] = [{"ResourceType": "image", "Tags": listed(tags)}]
+        made: str = self.client("ec2", region).register_image(**(request | more))["ImageId"]
         self.table("images", region)[made].created -= timedelta(days=3)
         return made
 

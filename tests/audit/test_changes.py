@@ -40,20 +40,20 @@ def test_the_first_scan_has_nothing_to_compare_with(own: Owner, tmp_path: Path) 
 
 def test_added_deleted_and_changed_resources_are_listed(own: Owner, tmp_path: Path) -> None:
     ec2 = own.client("ec2")
-    stays, goes, changes_ = own.ami(), own.ami(), own.ami()
+    kept, removed, changed = own.ami(), own.ami(), own.ami()
     scan_and_store(own, tmp_path)
     fresh = own.ami()
-    ec2.deregister_image(ImageId=goes)
-    own.share(changes_, "all")
-    ec2.create_tags(Resources=[changes_], Tags=[{"Key": "owner", "Value": "ops"}])
+    ec2.deregister_image(ImageId=removed)
+    own.share(changed, "all")
+    ec2.create_tags(Resources=[changed], Tags=[{"Key": "owner", "Value": "ops"}])
     changes = scan_and_store(own, tmp_path)
     amis = {(change, one) for change, kind, one in listed(changes) if kind == "ami"}
-    assert amis == {("added", fresh), ("deleted", goes), ("changed", changes_)}
+    assert amis == {("added", fresh), ("deleted", removed), ("changed", changed)}
     what = changes.frame.set_index("resource_id")["what"]
-    assert "public: False → True" in what[changes_]
-    assert 'tags: {} → {"owner": "ops"}' in what[changes_]
-    assert "referenced: False → nothing" in what[changes_]
-    assert stays not in what.index
+    assert "public: False → True" in what[changed]
+    assert 'tags: {} → {"owner": "ops"}' in what[changed]
+    assert "referenced: False → nothing" in what[changed]
+    assert kept not in what.index
     assert str(changes).startswith("Since ")
 
 

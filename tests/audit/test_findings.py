@@ -167,10 +167,10 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
         Description="Copied for DestinationAmi ami-0123456789abcdef0 from SourceAmi ami-0aaaaaaaaaaaaaaaa",
     )["SnapshotId"]
     own.aws.clock.advance(600)
-    held, data = own.ami(tags=TAGS), own.snapshot(tags=TAGS)
+    ami, data = own.ami(tags=TAGS), own.snapshot(tags=TAGS)
     disk = [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": data}}]
     own.client("ec2").create_launch_template(
-        LaunchTemplateName="database", LaunchTemplateData={"ImageId": held, "BlockDeviceMappings": disk}
+        LaunchTemplateName="database", LaunchTemplateData={"ImageId": ami, "BlockDeviceMappings": disk}
     )
     snapshots = own.table("snapshots")
     for one in (backup, ours, copied):
@@ -180,7 +180,7 @@ def test_orphans_are_snapshots_of_images_and_not_backups(own: Owner, audit: Any)
     assert set(found.by("orphan-snapshot")) == {copied}
     assert set(found.by("retirement-due")) == {ours}
     assert young in set(found.inventory.frame["resource_id"])
-    assert held in set(found.inventory.amis["resource_id"])
+    assert ami in set(found.inventory.amis["resource_id"])
 
 
 def test_an_ami_whose_snapshot_is_missing_is_reported(own: Owner, audit: Any) -> None:
@@ -400,10 +400,10 @@ def test_every_rule_has_severities_and_a_description() -> None:
 
 
 def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
-    held = own.ami(tags=TAGS)
+    ami = own.ami(tags=TAGS)
     found = audit()
     assert found.by("orphan-snapshot") == {}
-    assert set(found.frame["resource_id"]) == {held}
+    assert set(found.frame["resource_id"]) == {ami}
     assert set(found.frame["account"]) == {own.account}
 
 

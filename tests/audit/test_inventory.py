@@ -50,8 +50,8 @@ def test_amis_and_snapshots_have_size_state_and_references(own: Owner) -> None:
         True,
         {"kind": "instance", "id": instance, "type": "pending"},
     )
-    held = json.loads(one["snapshots"])[0]
-    assert (row(found, held)["referenced"], json.loads(row(found, held)["references"])) == (
+    snapshot = json.loads(one["snapshots"])[0]
+    assert (row(found, snapshot)["referenced"], json.loads(row(found, snapshot)["references"])) == (
         True,
         [{"kind": "ami", "id": ami}],
     )
@@ -141,15 +141,15 @@ def test_a_region_that_is_not_enabled_is_reported_once_with_a_fix(own: Owner) ->
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [({"one_by_one": "maybe"}, "auto, yes, no"), ({"deadline_minutes": 0}, "more than 0")],
 )
 def test_invalid_parameters_are_refused_before_anything_is_read(
-    own: Owner, asked: dict[str, Any], said: str
+    own: Owner, options: dict[str, Any], message: str
 ) -> None:
     own.aws.calls.clear()
-    with pytest.raises(errors.ParameterError, match=said):
-        own.scan(regions=[REGION], **asked)
+    with pytest.raises(errors.ParameterError, match=message):
+        own.scan(regions=[REGION], **options)
     assert own.aws.calls.count("*") == 0
 
 
@@ -274,8 +274,8 @@ def test_an_ami_registered_during_the_scan_has_its_snapshot(
     read = images.list_amis
     monkeypatch.setattr(images, "list_amis", owned)
     found = own.scan(regions=[REGION])
-    (held,) = json.loads(row(found, late[0])["snapshots"])
-    assert (row(found, held)["kind"], row(found, held)["referenced"]) == ("snapshot", True)
+    (snapshot,) = json.loads(row(found, late[0])["snapshots"])
+    assert (row(found, snapshot)["kind"], row(found, snapshot)["referenced"]) == ("snapshot", True)
 
 
 def test_each_reference_is_listed_once(own: Owner) -> None:
@@ -291,8 +291,8 @@ def test_each_reference_is_listed_once(own: Owner) -> None:
 def test_a_public_ami_is_never_unused(own: Owner) -> None:
     ami = own.ami()
     own.share(ami, "all")
-    for asked in ("yes", "no"):
-        one = row(own.scan(regions=[REGION], one_by_one=asked), ami)
+    for choice in ("yes", "no"):
+        one = row(own.scan(regions=[REGION], one_by_one=choice), ami)
         assert one["referenced"] not in (True, False)
         assert json.loads(one["references"]) == [{"kind": "shared-with", "id": "all", "type": "everybody"}]
 
@@ -380,9 +380,9 @@ def test_references_to_foreign_and_missing_amis_are_listed(own: Owner) -> None:
     own.template(theirs, "theirs")
     own.template(gone, "gone")
     own.client("ec2").deregister_image(ImageId=gone)
-    pointers = {one.ami_id: one for one in own.scan(regions=[REGION]).foreign_references}
-    assert {ami: one.owner for ami, one in pointers.items()} == {theirs: STRANGER, gone: ""}
-    assert pointers[gone].reference.kind == "launch-template"
+    references = {one.ami_id: one for one in own.scan(regions=[REGION]).foreign_references}
+    assert {ami: one.owner for ami, one in references.items()} == {theirs: STRANGER, gone: ""}
+    assert references[gone].reference.kind == "launch-template"
 
 
 def test_a_reference_to_an_unshared_ami_is_listed_with_its_owner(own: Owner, friend: Owner) -> None:

@@ -93,9 +93,9 @@ def test_the_twelve_used_amis_need_every_kind_of_reference(scanned: Inventory) -
 def test_cost_follows_stored_bytes(scanned: Inventory) -> None:
     by_volume = views.totals(scanned)["size_gib"] * inventory.DEFAULT[0]
     by_bytes = inventory.total_usd(scanned.frame)
-    held = scanned.frame[scanned.frame["kind"] == "snapshot"]
+    snapshots = scanned.frame[scanned.frame["kind"] == "snapshot"]
     assert by_bytes == pytest.approx(
-        float(held["stored_bytes"].sum()) / 2**30 * inventory.DEFAULT[0], abs=0.02
+        float(snapshots["stored_bytes"].sum()) / 2**30 * inventory.DEFAULT[0], abs=0.02
     )
     assert by_bytes < by_volume / 4
 
@@ -106,9 +106,9 @@ def test_boto3_and_the_aws_cli_count_the_same(account: Owner, scanned: Inventory
         "ami": ("describe-images", "--owners", "Images", {"Owners": ["self"]}),
         "snapshot": ("describe-snapshots", "--owner-ids", "Snapshots", {"OwnerIds": ["self"]}),
     }
-    for kind, (command, flag, member, asked) in lists.items():
+    for kind, (command, flag, member, options) in lists.items():
         counted = int((scanned.frame["kind"] == kind).sum())
-        pages = ec2.get_paginator(command.replace("-", "_")).paginate(**asked)
+        pages = ec2.get_paginator(command.replace("-", "_")).paginate(**options)
         assert sum(len(page[member]) for page in pages) == counted == AMIS
         shown = subprocess.run(
             [require("aws"), "ec2", command, flag, "self", "--query", f"length({member})"],

@@ -297,9 +297,9 @@ class Story:
         other = Owner(own.aws, own.aws.other_account(STRANGER))
         theirs = other.ami()
         other.share(theirs, own.account)
-        (held,) = other.table("images")[theirs].snapshot_ids()
+        (snapshot,) = other.table("images")[theirs].snapshot_ids()
         other.client("ec2").modify_snapshot_attribute(
-            SnapshotId=held,
+            SnapshotId=snapshot,
             Attribute="createVolumePermission",
             OperationType="add",
             UserIds=[own.account],

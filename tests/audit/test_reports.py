@@ -132,7 +132,7 @@ def test_an_unread_source_does_not_count_for_fail_on(own: Owner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("parameters", "message"),
     [
         ({"fail_on": "hgih"}, "high"),
         ({"known_accounts": ["12"]}, "12 digits"),
@@ -140,9 +140,9 @@ def test_an_unread_source_does_not_count_for_fail_on(own: Owner) -> None:
         ({"old_days": -1}, "days"),
     ],
 )
-def test_invalid_parameters_are_refused_before_the_scan(asked: dict[str, Any], said: str) -> None:
-    with pytest.raises(errors.ParameterError, match=said):
-        check(**asked)
+def test_invalid_parameters_are_refused_before_the_scan(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.ParameterError, match=message):
+        check(**parameters)
 
 
 def test_the_second_audit_lists_what_changed(own: Owner, audit: AuditResult) -> None:
@@ -185,8 +185,8 @@ def test_the_inventory_has_the_time_of_the_last_proof_of_each_ami(own: Owner) ->
         row = {"run_id": f"run-{number}", "proved_at": moment, "region": REGION, "ami_id": ami}
         tables.append("proofs", [{**row, "verdict": verdict, "extent": "whole"}])
     audit = AuditResult.of(own.scan(regions=[REGION]))
-    told = audit.inventory.amis.set_index("resource_id")["proven_at"]
-    assert told[proven] == second
-    assert told[[changed, never]].isna().all()
+    proven_at = audit.inventory.amis.set_index("resource_id")["proven_at"]
+    assert proven_at[proven] == second
+    assert proven_at[[changed, never]].isna().all()
     assert "2026-11-02 00:00" in str(audit.show_inventory("ami"))
     assert pd.notna(tables.read("inventory").set_index("resource_id")["proven_at"][proven])

@@ -49,11 +49,11 @@ def fill(fleet: Fleet) -> None:
     fleet.share(shared, "210987654321")
     fleet.ec2.enable_image_deregistration_protection(ImageId=protected, WithCooldown=False)
     fleet.remove("snapshots", fleet.snapshots_of(half)[0])
-    used, pointed, lent, volume = (fleet.ami("app", days=150) for _ in range(4))
+    used, in_channel, lent, volume = (fleet.ami("app", days=150) for _ in range(4))
     for name, ami in (("nodes", used), ("data", volume)):
         data: dict[str, Any] = {"ImageId": ami, "InstanceType": "t3.micro"}
         fleet.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)
-    fleet.set_parameter("/vmsnix/app/stable", pointed)
+    fleet.set_parameter("/vmsnix/app/stable", in_channel)
     fleet.share_snapshot(fleet.snapshots_of(lent)[0])
     for region in (REGION, OTHER):  # a copy in use keeps the AMI in the other region
         copy = fleet.ami("copied", days=80, digest="same", region=region)
@@ -79,9 +79,9 @@ def fill(fleet: Fleet) -> None:
     fleet.ami("other", days=300, tags={"owner": "somebody"})
 
 
-def audited(fleet: Fleet, **asked: Any) -> pd.DataFrame:
-    rules = policy_rules(asked)
-    found = inventory.scan(rules, regions=[REGION, OTHER], session=fleet.session, **asked)
+def audited(fleet: Fleet, **options: Any) -> pd.DataFrame:
+    rules = policy_rules(options)
+    found = inventory.scan(rules, regions=[REGION, OTHER], session=fleet.session, **options)
     assert found.unread == ()
     return evaluate(found)
 

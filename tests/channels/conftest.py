@@ -62,14 +62,14 @@ def outcomes(found: Outcomes) -> dict[str, list[str]]:
     return found_outcomes
 
 
-def pointed(aws: Sandbox, region: str, channel: str = "stable") -> str:
+def channel_value(aws: Sandbox, region: str, channel: str = "stable") -> str:
     found = parameters.find_parameter(aws.client("ssm", region), f"/vmsnix/ecs-node/{channel}")
     return found.value if found else ""
 
 
-def plan(**asked: Any) -> promote.PromotionPlan:
+def plan(**changed: Any) -> promote.PromotionPlan:
     usual = {"image": "ecs-node", "dry_run": False, "progress": silent()}
-    return promote.plan(**(usual | asked))
+    return promote.plan(**(usual | changed))
 
 
 def changes(aws: Sandbox) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.conftest import EUROPE, HOME, WEST, outcomes, plan, pointed
+from tests.channels.conftest import EUROPE, HOME, WEST, channel_value, outcomes, plan
 from tests.support import DEADLINE, few, finish, join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
@@ -50,14 +50,14 @@ def right_before_the_write(
     """
     find, seen = parameters.find_parameter, list[str]()
 
-    def looked(ssm: Any, name: str) -> Any:
+    def read_then_meanwhile(ssm: Any, name: str) -> Any:
         found = find(ssm, name)
         seen.append(name)
         if len(seen) == reads:
             meanwhile()
         return found
 
-    monkeypatch.setattr(parameters, "find_parameter", looked)
+    monkeypatch.setattr(parameters, "find_parameter", read_then_meanwhile)
 
 
 def result(run_folder: Any) -> dict[str, Any]:
@@ -78,14 +78,14 @@ def test_a_value_set_between_plan_and_write_is_overwritten_and_reported(
     with pytest.raises(errors.PartialError) as caught:
         finish(found)
     assert caught.value.exit_code == 3
-    told = str(caught.value)
-    assert f"version 2, {theirs}, set by {SHUT}" in told
+    text = str(caught.value)
+    assert f"version 2, {theirs}, set by {SHUT}" in text
     command = (
         f"aws ssm put-parameter --region {HOME} --name {NAME} --type String --data-type aws:ec2:image "
         f"--overwrite --value {theirs}"
     )
-    assert command in told
-    assert "does what is left" not in told
+    assert command in text
+    assert "does what is left" not in text
     assert history(aws) == [first, theirs, ami]  # the run does not restore a value
     (overwritten,) = result(made.run.folder)["overwritten"]
     assert overwritten == {
@@ -106,7 +106,7 @@ def test_a_conflict_in_a_best_effort_region_fails_the_run(
 ) -> None:
     first = plan(ami=ami, channel="stable", regions=[EUROPE]).apply()
     assert first.status == "done"
-    there = pointed(aws, EUROPE)
+    there = channel_value(aws, EUROPE)
     newer = make_ami(aws, version="26.12")
     plan(ami=newer, regions=[EUROPE]).apply()
     made = plan(ami=newer, channel="stable", best_effort=[EUROPE])
@@ -134,14 +134,14 @@ def test_after_a_conflict_nothing_more_is_changed(aws: Sandbox, monkeypatch: pyt
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     for one in (old, new):
         assert plan(ami=one, channel="stable", regions=[EUROPE]).apply().status == "done"
-    there = pointed(aws, EUROPE)
-    asked: dict[str, Any] = {"image": "ecs-node", "channel": "stable", "dry_run": False, "topic": topic}
-    made = rollback.plan(**asked, progress=silent())
+    there = channel_value(aws, EUROPE)
+    request: dict[str, Any] = {"image": "ecs-node", "channel": "stable", "dry_run": False, "topic": topic}
+    made = rollback.plan(**request, progress=silent())
     right_before_the_write(monkeypatch, lambda: put(aws, new), reads=1)
     found = made.apply()
     assert outcomes(found)[HOME] == ["set channel changed", "conflict failed", "announce skipped"]
     assert outcomes(found)[EUROPE] == ["set channel skipped"]
-    assert pointed(aws, EUROPE) == there
+    assert channel_value(aws, EUROPE) == there
     assert aws.state.tables.table(aws.account, HOME, "topics")[topic].messages == []
     with pytest.raises(errors.PartialError, match=f"version 3, {new}, set by"):
         finish(found)
@@ -170,7 +170,7 @@ def test_a_conflict_of_a_promotion_stops_the_other_regions_too(
     found = made.apply()
     assert outcomes(found)[HOME] == ["set channel changed", "conflict failed", "announce skipped"]
     assert outcomes(found)[EUROPE] == ["copy created", "set channel skipped"]
-    assert pointed(aws, EUROPE) == ""
+    assert channel_value(aws, EUROPE) == ""
     assert aws.state.tables.table(aws.account, HOME, "topics")[topic].messages == []
 
 
@@ -196,8 +196,8 @@ def test_a_simultaneous_promotion_and_rollback_lose_no_change(aws: Sandbox, seco
         assert plan(ami=value, channel="stable", regions=regions).apply().status == "done"
     assert plan(ami=new, channel="candidate", regions=regions).apply().status == "done"  # copies it
     forward = plan(ami=new, channel="stable", regions=regions)
-    asked = {"image": "ecs-node", "channel": "stable", "regions": regions, "dry_run": False}
-    back = rollback.plan(**asked, progress=silent())
+    request = {"image": "ecs-node", "channel": "stable", "regions": regions, "dry_run": False}
+    back = rollback.plan(**request, progress=silent())
     if seconds:  # both have read the channel before either of them writes
         aws.faults.add({"op": "ssm:PutParameter", "do": "delay", "when": "before", "seconds": seconds})
     both, found = threading.Barrier(2, timeout=60), dict[str, Any]()
@@ -214,11 +214,11 @@ def test_a_simultaneous_promotion_and_rollback_lose_no_change(aws: Sandbox, seco
     somewhere = 0
     for region in regions:
         values = history(aws, region)[2:]
-        told = {name: outcomes(one).get(region, []) for name, one in found.items()}
-        wrote = [name for name, rows in told.items() if "set channel changed" in rows]
-        clean = [name for name in wrote if not any("failed" in row for row in told[name])]
-        assert len(values) == len(wrote), (region, told, values)
-        assert len(clean) == bool(wrote), (region, told)
+        text = {name: outcomes(one).get(region, []) for name, one in found.items()}
+        wrote = [name for name, rows in text.items() if "set channel changed" in rows]
+        clean = [name for name in wrote if not any("failed" in row for row in text[name])]
+        assert len(values) == len(wrote), (region, text, values)
+        assert len(clean) == bool(wrote), (region, text)
         somewhere += len(wrote)
     assert somewhere
 
@@ -296,7 +296,7 @@ def test_a_retry_after_a_lost_answer_is_not_a_conflict(aws: Sandbox, ami: str) -
         aws.faults.clear()
     assert lost.applied
     assert found.status == "done"
-    assert (pointed(aws, HOME), len(pointed(aws, WEST))) == (ami, 21)
+    assert (channel_value(aws, HOME), len(channel_value(aws, WEST))) == (ami, 21)
 
 
 def test_without_a_history_the_version_number_shows_a_conflict(
@@ -394,7 +394,7 @@ def test_a_full_disk_while_deleting_a_channel_stops_the_promotion_in_all_regions
     assert caught.value.exit_code == 3
     assert f"{NAME} in {HOME} still contains it" in str(caught.value)
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in str(caught.value)
-    assert pointed(aws, HOME) == ami
+    assert channel_value(aws, HOME) == ami
 
 
 # Problems in the plan
@@ -422,14 +422,14 @@ def test_an_ami_being_retired_is_refused_with_the_command_that_restores_it(
 
 
 def kind_of(aws: Sandbox, **changes: str) -> None:
-    assert pointed(aws, HOME)  # Parameter Store has checked the value
+    assert channel_value(aws, HOME)  # Parameter Store has checked the value
     parameter = aws.state.tables.table(aws.account, HOME, "parameters")[NAME]
     for name, value in changes.items():
         setattr(parameter.newest, name, value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"parameter_type": "StringList", "data_type": "text"}, "is of type StringList"),
         ({"parameter_type": "SecureString", "data_type": "text"}, "is of type SecureString"),
@@ -439,13 +439,13 @@ def kind_of(aws: Sandbox, **changes: str) -> None:
 )
 @pytest.mark.parametrize("same", [True, False])
 def test_the_plan_refuses_a_parameter_of_another_type_with_a_fix(
-    aws: Sandbox, ami: str, changes: dict[str, str], said: str, same: bool
+    aws: Sandbox, ami: str, changes: dict[str, str], message: str, same: bool
 ) -> None:
     put(aws, ami if same else make_ami(aws, version="26.10"))
     kind_of(aws, **changes)
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
     assert step.outcome == "failed"
-    assert said in step.what
+    assert message in step.what
     assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.what
     found = plan(ami=ami, channel="stable", dry_run=True).apply()
     assert isinstance(found.error, errors.ChannelError)
@@ -470,7 +470,7 @@ def test_the_plan_refuses_a_channel_that_accepts_no_more_values(aws: Sandbox, am
     put(aws, make_ami(aws, version="26.10"))
     ssm = aws.client("ssm")
     ssm.label_parameter_version(Name=NAME, ParameterVersion=1, Labels=["known-good"])
-    assert pointed(aws, HOME)
+    assert channel_value(aws, HOME)
     parameter = aws.state.tables.table(aws.account, HOME, "parameters")[NAME]
     parameter.versions += [parameter.versions[0].__class__(**fields(parameter, n)) for n in range(2, 101)]
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
@@ -503,7 +503,7 @@ def test_an_advanced_parameter_stays_advanced(aws: Sandbox, ami: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "image", "said"),
+    ("prefix", "image", "message"),
     [
         ("/vmsnix", "a/b", "letters, digits, dots"),
         ("/vmsnix", "ä", "letters, digits, dots"),
@@ -518,8 +518,8 @@ def test_an_advanced_parameter_stays_advanced(aws: Sandbox, ami: str) -> None:
         ("/vmsnix/", "web", "use levels"),
     ],
 )
-def test_an_invalid_parameter_name_is_refused_before_any_call(prefix: str, image: str, said: str) -> None:
-    with pytest.raises(errors.ParameterError, match=said):
+def test_an_invalid_parameter_name_is_refused_before_any_call(prefix: str, image: str, message: str) -> None:
+    with pytest.raises(errors.ParameterError, match=message):
         parameters.parameter_name(prefix, image, "stable")
 
 

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.conftest import EUROPE, HOME, KEY, OTHER, WEST, changes, copies, outcomes, plan, pointed
+from tests.channels.conftest import (
+    EUROPE,
+    HOME,
+    KEY,
+    OTHER,
+    WEST,
+    changes,
+    channel_value,
+    copies,
+    outcomes,
+    plan,
+)
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, sharing, snapshots
 from vmsnix_ops.channels import history, verify
@@ -56,7 +67,7 @@ def test_a_promotion_with_all_steps_changes_everything_once(aws: Sandbox, ami: s
         ec2 = aws.client("ec2", region)
         (image,) = copies(aws, region)
         one = images.parse_ami(image, region)
-        assert pointed(aws, region) == one.ami_id
+        assert channel_value(aws, region) == one.ami_id
         assert dict(one.tags) == dict(source.tags)  # with the run that published it
         assert sharing.read_launch_permissions(ec2, one.ami_id) == sharing.parse_audience(
             [OTHER, ORGANIZATION]
@@ -67,8 +78,8 @@ def test_a_promotion_with_all_steps_changes_everything_once(aws: Sandbox, ami: s
         assert one.protection.startswith("enabled")
         (snapshot,) = ec2.describe_snapshots(SnapshotIds=list(one.snapshot_ids))["Snapshots"]
         assert {tag["Key"] for tag in snapshot["Tags"]} >= {"vmsnix:digest", "vmsnix:image"}
-        held = snapshots.find_snapshots(ec2, one.snapshot_ids)[one.snapshot_ids[0]]
-        assert (held.encrypted, held.kms_key) == ((True, KEY) if region == EUROPE else (False, ""))
+        snapshot = snapshots.find_snapshots(ec2, one.snapshot_ids)[one.snapshot_ids[0]]
+        assert (snapshot.encrypted, snapshot.kms_key) == ((True, KEY) if region == EUROPE else (False, ""))
 
     before = changes(aws)
     again = plan(**EVERYTHING).apply()
@@ -120,7 +131,7 @@ def test_a_channel_changed_after_the_plan_is_not_set(aws: Sandbox, ami: str) -> 
     found = made.apply()
     assert outcomes(found) == {HOME: ["set channel failed"], WEST: ["copy created", "set channel changed"]}
     assert "after the plan was made" in found.failed[0].why
-    assert pointed(aws, HOME) == other
+    assert channel_value(aws, HOME) == other
 
 
 def test_an_ami_of_another_architecture_is_refused_for_the_channel(aws: Sandbox, ami: str) -> None:
@@ -133,7 +144,7 @@ def test_an_ami_of_another_architecture_is_refused_for_the_channel(aws: Sandbox,
     assert target.steps[0].outcome == "failed"
     assert "contains an AMI for x86_64" in target.steps[0].what
     assert outcomes(plan(ami=arm, channel="stable").apply())[HOME] == ["set channel failed"]
-    assert pointed(aws, HOME) == ami
+    assert channel_value(aws, HOME) == ami
     assert plan(ami=arm, channel="candidate").apply().status == "done"
 
 
@@ -186,7 +197,7 @@ def test_public_needs_the_account_id_and_obeys_block_public_access(aws: Sandbox,
     assert [step.outcome for step in made.targets[0].steps] == ["failed", "skipped"]
     found = made.apply()
     assert "disable-image-block-public-access" in found.failed[0].why
-    assert pointed(aws, HOME) == ""  # an AMI that could not be shared is not in the channel
+    assert channel_value(aws, HOME) == ""  # an AMI that could not be shared is not in the channel
     ec2.disable_image_block_public_access()
     assert plan(**agreed).apply().status == "done"
     assert sharing.read_launch_permissions(ec2, ami).public
@@ -232,13 +243,13 @@ def test_a_plan_obeys_the_quota_of_public_amis(aws: Sandbox, ami: str) -> None:
 
 def test_a_topic_gets_the_same_message_once(aws: Sandbox, ami: str) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
-    asked = {"channel": "stable", "regions": [WEST], "topic": topic}
-    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce created"
-    assert outcomes(plan(**asked).apply())[HOME][-1] == "announce unchanged"
+    request = {"channel": "stable", "regions": [WEST], "topic": topic}
+    assert outcomes(plan(**request).apply())[HOME][-1] == "announce created"
+    assert outcomes(plan(**request).apply())[HOME][-1] == "announce unchanged"
     (message,) = aws.state.tables.table(aws.account, HOME, "topics")[topic].messages
-    told = json.loads(message.text)
-    assert (told["channel"], told["amis"][HOME]) == ("stable", ami)
-    assert set(told["amis"]) == {HOME, WEST}
+    content = json.loads(message.text)
+    assert (content["channel"], content["amis"][HOME]) == ("stable", ami)
+    assert set(content["amis"]) == {HOME, WEST}
 
 
 def test_a_missing_topic_does_not_undo_the_promotion(aws: Sandbox, ami: str) -> None:
@@ -259,17 +270,17 @@ def test_an_ami_that_was_disabled_after_the_plan_is_not_promoted(aws: Sandbox, a
     aws.client("ec2").disable_image(ImageId=ami)
     found = made.apply()
     assert "is disabled" in found.failed[0].why
-    assert pointed(aws, HOME) == ""
+    assert channel_value(aws, HOME) == ""
     assert aws.calls.matching("ssm:PutParameter") == []  # a launch could not read it in between
 
 
 def test_the_ami_is_found_by_name_by_channel_and_as_the_newest(aws: Sandbox, ami: str) -> None:
     newer = make_ami(aws, version="26.12")
     plan(ami="altf4llc-ecs-node-26.11", channel="candidate").apply()
-    assert pointed(aws, HOME, "candidate") == ami
+    assert channel_value(aws, HOME, "candidate") == ami
     plan(ami="candidate", channel="stable").apply()
-    assert pointed(aws, HOME) == ami
+    assert channel_value(aws, HOME) == ami
     plan(channel="stable").apply()
-    assert pointed(aws, HOME) == newer
+    assert channel_value(aws, HOME) == newer
     with pytest.raises(errors.ChannelError, match="has no value"):
         plan(ami="candidate", image="other-node", channel="stable")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.conftest import EUROPE, HOME, KEY, OTHER, WEST, copies, outcomes, plan, pointed
+from tests.channels.conftest import EUROPE, HOME, KEY, OTHER, WEST, channel_value, copies, outcomes, plan
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images
 from vmsnix_ops.channels import promote
@@ -39,7 +39,7 @@ def test_an_ami_of_the_same_disk_in_a_larger_or_smaller_container_is_the_copy(
     made = make_ami(aws, version="26.12", region=EUROPE, size_gib=copy_gib)
     found = plan(ami=source, regions=[EUROPE], channel="stable").apply()
     assert not found.failed
-    assert pointed(aws, EUROPE) == made
+    assert channel_value(aws, EUROPE) == made
 
 
 def test_a_failed_copy_is_retried_with_another_token(aws: Sandbox, ami: str) -> None:
@@ -85,15 +85,15 @@ def test_two_promoters_at_once_make_one_copy(aws: Sandbox, ami: str) -> None:
     for region in (HOME, EUROPE):
         assert any("set channel changed" in outcomes(one)[region] for one in found)
     (copy,) = copies(aws, EUROPE)
-    assert (pointed(aws, HOME), pointed(aws, EUROPE)) == (ami, copy["ImageId"])
+    assert (channel_value(aws, HOME), channel_value(aws, EUROPE)) == (ami, copy["ImageId"])
     assert plan(channel="stable", regions=[EUROPE]).apply().status == "done"
 
 
 def test_unprotect_turns_protection_off_in_every_region(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE], protect=True).apply()
-    asked: dict[str, Any] = {"regions": [EUROPE, WEST], "unprotect": True}
-    assert "deregistration protection off" in str(plan(**asked))
-    found = plan(**asked).apply()
+    request: dict[str, Any] = {"regions": [EUROPE, WEST], "unprotect": True}
+    assert "deregistration protection off" in str(plan(**request))
+    found = plan(**request).apply()
     assert outcomes(found) == {
         HOME: ["unprotect changed"],
         EUROPE: ["copy reused", "unprotect changed"],
@@ -178,7 +178,7 @@ def test_a_channel_is_not_set_to_a_deprecated_copy(aws: Sandbox, ami: str) -> No
     found = plan(channel="stable", regions=[EUROPE]).apply()
     assert outcomes(found)[EUROPE] == ["copy failed", "set channel skipped"]
     assert "has been deprecated since" in found.failed[0].why
-    assert not pointed(aws, EUROPE)
+    assert not channel_value(aws, EUROPE)
 
 
 def test_a_copy_that_could_not_be_shared_is_not_made(aws: Sandbox, ami: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.channels.conftest import EUROPE, HOME, OTHER, WEST, outcomes, plan, pointed
+from tests.channels.conftest import EUROPE, HOME, OTHER, WEST, channel_value, outcomes, plan
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.channels import promote, verify
@@ -105,8 +105,8 @@ def test_steps_before_a_failure_are_recorded(aws: Sandbox, ami: str) -> None:
 
 
 def test_a_dry_run_has_the_status_of_the_promotion(aws: Sandbox, ami: str) -> None:
-    asked: dict[str, Any] = {"channel": "stable", "dry_run": True}
-    partial = plan(regions=["af-south-1"], **asked).apply()
+    request: dict[str, Any] = {"channel": "stable", "dry_run": True}
+    partial = plan(regions=["af-south-1"], **request).apply()
     assert outcomes(partial)["af-south-1"] == ["copy failed", "set channel skipped"]
     assert outcomes(partial)[HOME] == ["set channel planned"]
     error = partial.error
@@ -114,7 +114,7 @@ def test_a_dry_run_has_the_status_of_the_promotion(aws: Sandbox, ami: str) -> No
     assert "✗ failed" in str(partial)
     assert "would be partial: 1 of 2 regions would succeed" in error.what
     assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
-    assert plan(best_effort=["af-south-1"], **asked).apply().error is None
+    assert plan(best_effort=["af-south-1"], **request).apply().error is None
     assert "not enabled" in str(partial.frame().query("region == 'af-south-1'")["why"].iloc[0])
 
 
@@ -210,4 +210,4 @@ def test_unwritable_tables_lose_no_outcome(aws: Sandbox, ami: str, monkeypatch: 
         finish(found)
     result = json.loads((made.run.folder / "result.json").read_text(encoding="utf-8"))
     assert [row["outcome"] for row in result["outcomes"]].count("failed") == 3
-    assert pointed(aws, HOME) == ami
+    assert channel_value(aws, HOME) == ami

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
-from tests.channels.conftest import EUROPE, HOME, WEST, outcomes, pointed
+from tests.channels.conftest import EUROPE, HOME, WEST, channel_value, outcomes
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, parameters
@@ -37,8 +37,8 @@ def promoted(aws: Sandbox, *versions: str, regions: tuple[str, ...] = ()) -> lis
     return made
 
 
-def back(**asked: Any) -> rollback.RollbackPlan:
-    return rollback.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | asked))
+def back(**options: Any) -> rollback.RollbackPlan:
+    return rollback.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | options))
 
 
 def test_a_rollback_sets_the_earlier_ami_and_to_returns_to_the_later_one(aws: Sandbox) -> None:
@@ -47,14 +47,14 @@ def test_a_rollback_sets_the_earlier_ami_and_to_returns_to_the_later_one(aws: Sa
     assert [target.region for target in plan.targets] == [HOME, EUROPE]
     assert "altf4llc-ecs-node-26.11" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
-    assert pointed(aws, HOME) == old
-    there = images.describe_ami(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
+    assert channel_value(aws, HOME) == old
+    there = images.describe_ami(aws.client("ec2", EUROPE), channel_value(aws, EUROPE))
     assert there.name == "altf4llc-ecs-node-26.11"
     assert back(to="altf4llc-ecs-node-26.12").apply().status == "done"
-    assert pointed(aws, HOME) == new
+    assert channel_value(aws, HOME) == new
     # An ID belongs to one region; in the others the same image is found.
     assert outcomes(back(to=old).apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
-    assert pointed(aws, EUROPE) == there.ami_id
+    assert channel_value(aws, EUROPE) == there.ami_id
     rows = open_tables(load()).read("promotions", where=[("how", "==", "roll back")])
     assert len(rows) == 6
 
@@ -67,7 +67,7 @@ def test_repeating_a_rollback_changes_nothing(aws: Sandbox) -> None:
     assert "already rolled back" in str(plan)
     assert "pass --to altf4llc-ecs-node-26.12" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["set channel unchanged"]}
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 def test_an_old_rollback_is_not_rolled_back_without_to(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +75,12 @@ def test_an_old_rollback_is_not_rolled_back_without_to(aws: Sandbox, monkeypatch
     back().apply()
     monkeypatch.setattr(rollback, "REPEATED_WITHIN", timedelta(days=-999))
     (target,) = back().targets
-    told = str(target.problem)
-    assert "in us-east-1 was already rolled back" in told
-    assert "pass --to altf4llc-ecs-node-26.12" in told
-    assert "altf4llc-ecs-node-26.10" in told
+    text = str(target.problem)
+    assert "in us-east-1 was already rolled back" in text
+    assert "pass --to altf4llc-ecs-node-26.12" in text
+    assert "altf4llc-ecs-node-26.10" in text
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
-    assert pointed(aws, HOME) == oldest
+    assert channel_value(aws, HOME) == oldest
 
 
 def test_a_plan_says_in_its_first_line_that_it_moves_a_channel_back(aws: Sandbox) -> None:
@@ -91,7 +91,7 @@ def test_a_plan_says_in_its_first_line_that_it_moves_a_channel_back(aws: Sandbox
 def test_a_dry_run_sets_no_channel(aws: Sandbox) -> None:
     _, new = promoted(aws, "26.11", "26.12")
     assert {row.outcome for row in back(dry_run=True).apply().rows} == {"planned"}
-    assert pointed(aws, HOME) == new
+    assert channel_value(aws, HOME) == new
 
 
 def test_the_history_shows_times_writers_and_instances(aws: Sandbox) -> None:
@@ -130,7 +130,7 @@ def test_an_unusable_ami_is_refused_and_older_ones_are_suggested(
     assert "--to: altf4llc-ecs-node-26.10" in str(target.problem)
     with pytest.raises(errors.ChannelError, match=text):
         finish(plan.apply())
-    assert pointed(aws, HOME) == new
+    assert channel_value(aws, HOME) == new
     assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
     assert outcomes(back(to=oldest).apply()) == {
         HOME: ["set channel unchanged"]
@@ -156,7 +156,7 @@ def test_a_killed_rollback_is_finished_by_running_it_again(aws: Sandbox) -> None
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     back(regions=[HOME]).apply()  # as if it was killed before the second region
     assert outcomes(back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
@@ -172,9 +172,9 @@ def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
 
 def test_a_deregistered_current_ami_does_not_prevent_a_rollback(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    gone(aws.client("ec2", EUROPE), pointed(aws, EUROPE))
+    gone(aws.client("ec2", EUROPE), channel_value(aws, EUROPE))
     assert back().apply().status == "done"
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 def test_a_lost_answer_is_not_a_failure_if_the_channel_was_set(aws: Sandbox) -> None:
@@ -186,7 +186,7 @@ def test_a_lost_answer_is_not_a_failure_if_the_channel_was_set(aws: Sandbox) -> 
         assert outcomes(plan.apply()) == {HOME: ["set channel changed"]}
     finally:
         aws.faults.clear()
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
     row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]
     assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
 
@@ -211,7 +211,7 @@ def test_an_interrupt_between_regions_lists_the_finished_ones(
     assert list(tables.read("steps", where=[("run_id", "==", plan.run.run_id)])["region"]) == [HOME]
     assert "cancelled" in set(tables.read("runs")["status"])
     assert outcomes(back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 def test_a_channel_is_not_set_to_an_ami_disabled_after_the_plan(aws: Sandbox) -> None:
@@ -220,7 +220,7 @@ def test_a_channel_is_not_set_to_an_ami_disabled_after_the_plan(aws: Sandbox) ->
     disabled(aws.client("ec2"), old)
     writes = len(aws.calls.matching("ssm:PutParameter"))
     assert "is disabled" in plan.apply().rows[0].why
-    assert pointed(aws, HOME) == new
+    assert channel_value(aws, HOME) == new
     assert len(aws.calls.matching("ssm:PutParameter")) == writes  # a launch could not read it in between
 
 
@@ -247,10 +247,10 @@ def test_a_rollback_does_not_need_permission_to_count_instances(aws: Sandbox) ->
 
 def test_a_topic_gets_the_amis_of_the_channel(aws: Sandbox) -> None:
     topic = aws.client("sns").create_topic(Name="images")["TopicArn"]
-    asked: dict[str, Any] = {"channel": "stable", "topic": topic, **USUAL}
+    options: dict[str, Any] = {"channel": "stable", "topic": topic, **USUAL}
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     for ami_id in (old, new):
-        promote.plan(ami=ami_id, **asked).apply()
+        promote.plan(ami=ami_id, **options).apply()
     assert outcomes(back(topic=topic, dry_run=True).apply())[HOME] == [
         "set channel planned",
         "announce planned",
@@ -268,7 +268,7 @@ def test_a_channel_changed_after_the_plan_is_not_rolled_back(aws: Sandbox) -> No
     plan = back()
     (newest,) = promoted(aws, "27.01")
     assert "after the plan was made" in plan.apply().rows[0].why
-    assert pointed(aws, HOME) == newest
+    assert channel_value(aws, HOME) == newest
 
 
 def test_a_given_region_without_the_channel_fails_and_the_others_roll_back(aws: Sandbox) -> None:
@@ -278,7 +278,7 @@ def test_a_given_region_without_the_channel_fails_and_the_others_roll_back(aws: 
     error = found.error
     assert isinstance(error, errors.PartialError)
     assert error.exit_code == 3
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 def test_all_means_every_region_with_the_channel(aws: Sandbox) -> None:
@@ -286,13 +286,13 @@ def test_all_means_every_region_with_the_channel(aws: Sandbox) -> None:
     found = back(regions=["all"])  # read from AWS, because the tables may be lost
     assert {target.region for target in found.targets} == {HOME, EUROPE}
     assert found.apply().status == "done"
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 def test_a_region_given_twice_is_rolled_back_once(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["set channel changed"]}
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 def test_an_unrecorded_rollback_is_recorded_by_the_next_run(
@@ -318,7 +318,7 @@ def test_an_unrecorded_rollback_is_recorded_by_the_next_run(
     assert outcomes(again) == {HOME: ["set channel unchanged"]}
     row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]
     assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
-    assert pointed(aws, HOME) == old
+    assert channel_value(aws, HOME) == old
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def ami(aws: Sandbox) -> str:
     return made
 
 
-def drift(**asked: Any) -> dict[str, tuple[str, str]]:
+def drift(**request: Any) -> dict[str, tuple[str, str]]:
     """Return the differences in the home region: recorded and found value by field."""
-    table = verify.check(**asked).drift
+    table = verify.check(**request).drift
     here = table[table["region"] == HOME]
     return {row["field"]: (row["recorded"], row["found"]) for row in here.to_dict("records")}
 
@@ -89,15 +89,15 @@ def unshare_snapshot(aws: Sandbox, ami: str) -> None:
 def publicise_snapshot(aws: Sandbox, ami: str) -> None:
     (snapshot,) = state(aws, ami).snapshot_ids()
     permission = {"Add": [{"Group": "all"}]}
-    asked = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
-    aws.client("ec2").modify_snapshot_attribute(**asked, CreateVolumePermission=permission)
+    request = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
+    aws.client("ec2").modify_snapshot_attribute(**request, CreateVolumePermission=permission)
 
 
 def share_snapshot(aws: Sandbox, ami: str) -> None:
     (snapshot,) = state(aws, ami).snapshot_ids()
     permission = {"Add": [{"UserId": "109876543210"}]}
-    asked = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
-    aws.client("ec2").modify_snapshot_attribute(**asked, CreateVolumePermission=permission)
+    request = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
+    aws.client("ec2").modify_snapshot_attribute(**request, CreateVolumePermission=permission)
 
 
 def share_with_organization(aws: Sandbox, ami: str) -> None:
@@ -149,7 +149,7 @@ def drop_snapshot(aws: Sandbox, ami: str) -> None:
         del aws.state.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
 
 
-def repoint(aws: Sandbox, ami: str) -> None:
+def replace_channel(aws: Sandbox, ami: str) -> None:
     other = make_ami(aws, version="other")
     put = {"Name": "/vmsnix/ecs-node/stable", "Value": other, "Type": "String", "DataType": "aws:ec2:image"}
     ssm = aws.client("ssm")
@@ -158,7 +158,7 @@ def repoint(aws: Sandbox, ami: str) -> None:
     aws.clock.advance(5)
 
 
-def unpoint(aws: Sandbox, ami: str) -> None:
+def delete_channel(aws: Sandbox, ami: str) -> None:
     aws.client("ssm").delete_parameter(Name="/vmsnix/ecs-node/stable")
 
 
@@ -193,8 +193,8 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
             (describe, {"description": ("", "mine")}),
             (publicise, {"public": ("False", "True")}),
             (unprotect, {"protected": ("True", "False")}),
-            (repoint, {"channel": None}),
-            (unpoint, {"channel": None}),
+            (replace_channel, {"channel": None}),
+            (delete_channel, {"channel": None}),
             (untype, {"channel": None}),
             (undeprecate, {"deprecated_at": None}),
             (postpone, {"deprecated_at": None}),
@@ -402,7 +402,7 @@ def test_the_latest_promotion_or_rollback_is_the_recorded_one(aws: Sandbox, ami:
     back = {"image": "ecs-node", "channel": "stable", "regions": [HOME], "progress": silent()}
     rollback.plan(**back, dry_run=False).apply()
     assert drift() == {}
-    repoint(aws, ami)
+    replace_channel(aws, ami)
     assert set(drift()) == {"channel"}
 
 

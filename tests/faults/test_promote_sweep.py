@@ -1,4 +1,4 @@
-"""A promotion killed anywhere, run again: one copy, one pointer value, all as wanted, nothing doubled."""
+"""A promotion killed anywhere, run again: one copy, one channel value, every step done once."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def wrong_in(publishers: Sweep, region: str) -> Iterator[str]:
         yield "no date, or no protection"
     values = ssm.get_parameter_history(Name="/vmsnix/ecs-node/stable")["Parameters"]
     if [one["Value"] for one in values] != [ami]:
-        yield f"the pointer had {[one['Value'] for one in values]}"
+        yield f"the channel had the values {[one['Value'] for one in values]}"
 
 
 def wrong_tables(state: Path) -> Iterator[str]:

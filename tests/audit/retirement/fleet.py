@@ -74,7 +74,7 @@ class Fleet:
             for n in range(devices)
         )
         names = ("/dev/sda1", *(f"/dev/sd{letter}" for letter in "bcdefgh"))
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "Name": f"{image}-{self.number}",
             "Architecture": "x86_64",
             "RootDeviceName": "/dev/sda1",
@@ -86,7 +86,7 @@ class Fleet:
             ],
             "TagSpecifications": tagging.tag_specifications("image", own) if own else [],
         }
-        ami_id: str = self.client("ec2", region).register_image(**(asked | registration))["ImageId"]
+        ami_id: str = self.client("ec2", region).register_image(**(request | registration))["ImageId"]
         self.row("images", ami_id, region).created = datetime.now(UTC) - timedelta(days=days)
         return ami_id
 
@@ -100,7 +100,7 @@ class Fleet:
 
     def plan(self, **changes: Any) -> retirement.RetirementPlan:
         """Plan by rules that keep nothing because of its number."""
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "regions": [REGION],
             "keep_last": 0,
             "confirm": self.aws.account,
@@ -108,7 +108,7 @@ class Fleet:
             "progress": silent(),
             "session": self.session,
         }
-        return retirement.plan(**(asked | changes))
+        return retirement.plan(**(request | changes))
 
     def apply(self, **changes: Any) -> retirement.RetirementResult:
         return self.plan(**changes).apply()

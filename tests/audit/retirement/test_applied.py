@@ -292,12 +292,14 @@ def test_publishing_a_retired_image_names_the_command_that_restores_it(fleet: Fl
 
 def test_snapshots_of_an_ami_deregistered_by_hand_are_deleted(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
-    held = fleet.snapshots_of(ami)
+    snapshots = fleet.snapshots_of(ami)
     fleet.apply()
     fleet.ec2.deregister_image(ImageId=ami)
     plan = fleet.plan(now=fleet.later())
-    assert {one.resource_id for one in plan.planned} == set(held)
-    assert why(plan, held[1]).startswith(f"delete: its AMI {ami} no longer exists; retention period ended on")
+    assert {one.resource_id for one in plan.planned} == set(snapshots)
+    assert why(plan, snapshots[1]).startswith(
+        f"delete: its AMI {ami} no longer exists; retention period ended on"
+    )
     plan.apply()
     assert fleet.snapshots() == set()
 

@@ -53,7 +53,7 @@ def test_nothing_more_is_deleted_if_it_cannot_be_recorded(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = fleet.ami(days=90), fleet.ami(days=80)
-    held = {*fleet.snapshots_of(first), *fleet.snapshots_of(second)}
+    snapshots = {*fleet.snapshots_of(first), *fleet.snapshots_of(second)}
     fleet.apply()
     with monkeypatch.context() as patch:
         unwritable(patch, "retirements")
@@ -61,7 +61,7 @@ def test_nothing_more_is_deleted_if_it_cannot_be_recorded(
     assert [one.outcome for one in result.outcomes] == ["deleted", "skipped"]
     assert "could not be recorded" in result.outcomes[0].problem
     assert "could not be recorded" in result.outcomes[1].detail
-    assert (fleet.amis(), fleet.snapshots()) == ({second: "disabled"}, held)
+    assert (fleet.amis(), fleet.snapshots()) == ({second: "disabled"}, snapshots)
     with pytest.raises(errors.PartialError, match="No space left"):
         finish(result)
     written = json.loads((result.plan.run.folder / "result.json").read_text())

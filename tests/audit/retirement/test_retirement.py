@@ -259,7 +259,7 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"keep_last": -1}, "Invalid keep_last -1"),
         ({"retention_days": float("nan")}, "Invalid retention_days nan"),
@@ -268,8 +268,8 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
         ({"amis": ["web-1"]}, "'web-1' is not an AMI ID"),
     ],
 )
-def test_invalid_parameters_are_refused(fleet: Fleet, wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(errors.VmsnixError, match=said):
+def test_invalid_parameters_are_refused(fleet: Fleet, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.VmsnixError, match=message):
         fleet.plan(**wrong)
 
 

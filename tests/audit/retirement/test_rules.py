@@ -180,14 +180,14 @@ def test_the_newest_amis_of_each_image_are_kept(state: RegionState, rules: Retir
 def test_no_snapshot_is_deleted_that_a_kept_ami_needs(state: RegionState, rules: RetirementRules) -> None:
     decisions = decide([state], rules, NOW)
     removed = {one.resource_id for one in decisions if one.action == "delete" and one.kind == "ami"}
-    held = {name for ami in state.amis if ami.ami_id not in removed for name in ami.snapshot_ids}
+    needed = {name for ami in state.amis if ami.ami_id not in removed for name in ami.snapshot_ids}
     deleted = [name for one in decisions if one.action == "delete" for name in one.snapshots]
     deleted += [one.resource_id for one in decisions if one.action == "delete" and one.kind == "snapshot"]
-    assert not held.intersection(deleted)
+    assert not needed.intersection(deleted)
     assert len(deleted) == len(set(deleted))
     # Every snapshot that no AMI needs any more is deleted.
     gone = [ami for ami in state.amis if ami.ami_id in removed]
-    assert {name for ami in gone for name in ami.snapshot_ids} - held <= set(deleted)
+    assert {name for ami in gone for name in ami.snapshot_ids} - needed <= set(deleted)
 
 
 @settings(deadline=None)

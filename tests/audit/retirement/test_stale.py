@@ -38,7 +38,7 @@ def changed(fleet: Fleet, ami: str, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("an instance was launched", "in use: instance"),
         ("it was shared", FRIEND),
@@ -49,11 +49,11 @@ def changed(fleet: Fleet, ami: str, how: str) -> None:
         ("a launch configuration names it", "late"),
     ],
 )
-def test_an_outdated_plan_is_refused_with_what_changed(fleet: Fleet, how: str, said: str) -> None:
+def test_an_outdated_plan_is_refused_with_what_changed(fleet: Fleet, how: str, message: str) -> None:
     ami, other = fleet.ami(), fleet.ami("other")
     plan = fleet.plan()
     changed(fleet, ami, how)
-    with pytest.raises(errors.StalePlanError, match=f"{ami}.*{said}"):
+    with pytest.raises(errors.StalePlanError, match=f"{ami}.*{message}"):
         plan.apply()
     assert fleet.amis()[other] == "available"
 
@@ -95,8 +95,8 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
     elif how == "shared":
         fleet.share_snapshot(*(fleet.snapshots_of(image) if image else [resource_id]))
     elif how == "locked":
-        (held,) = fleet.snapshots_of(image) if image else [resource_id]
-        fleet.ec2.lock_snapshot(SnapshotId=held, LockMode="governance", LockDuration=9)
+        (snapshot,) = fleet.snapshots_of(image) if image else [resource_id]
+        fleet.ec2.lock_snapshot(SnapshotId=snapshot, LockMode="governance", LockDuration=9)
     elif how == "ami":
         fleet.ami("other", days=1, snapshots=(resource_id,))
     elif how == "import":
@@ -109,7 +109,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("launch configuration", "launch-configuration late"),
         ("launch template", "launch-template lt-"),
@@ -120,7 +120,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
 )
 @pytest.mark.parametrize("days", [0, 20])
 def test_the_usage_of_an_ami_is_read_again_right_before_it_is_changed(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, message: str, days: int
 ) -> None:
     ami = fleet.ami()
     if days:
@@ -129,11 +129,11 @@ def test_the_usage_of_an_ami_is_read_again_right_before_it_is_changed(
     after_the_check(monkeypatch, lambda: use(fleet, ami, how))
     (one,) = plan.apply().outcomes
     assert (one.outcome, fleet.amis()[ami]) == ("skipped", state)
-    assert said in one.detail
+    assert message in one.detail
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("launch configuration", "launch-configuration late"),
         ("launch template", "launch-template lt-"),
@@ -145,7 +145,7 @@ def test_the_usage_of_an_ami_is_read_again_right_before_it_is_changed(
 )
 @pytest.mark.parametrize("days", [0, 20])
 def test_the_usage_of_an_orphan_is_read_again_right_before_it_is_changed(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, said: str, days: int
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, message: str, days: int
 ) -> None:
     orphan = fleet.snapshot(tags={tagging.DIGEST: "d"})
     if days:
@@ -155,7 +155,7 @@ def test_the_usage_of_an_orphan_is_read_again_right_before_it_is_changed(
     after_the_check(monkeypatch, lambda: use(fleet, orphan, how))
     (one,) = plan.apply().outcomes
     assert one.outcome == "skipped"
-    assert said in one.detail
+    assert message in one.detail
     assert orphan in fleet.snapshots()
 
 
