@@ -1,7 +1,7 @@
 """Store scans in the table ``inventory``, and find what changed since the last one.
 
 Each account and region, and each bucket, is compared with the last scan that read it completely. So a region
-that could not be read has no deleted AMIs, and a scan of one region says nothing about the others.
+that could not be read has no deleted AMIs, and a scan of one region reports no changes of the others.
 """
 
 from __future__ import annotations

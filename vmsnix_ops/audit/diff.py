@@ -51,7 +51,7 @@ class PackageDifferences:
         return int(self.frame["bytes"].sum())
 
     def count(self, change: str) -> int:
-        """Return how many packages changed in one of the ways in `ORDER`."""
+        """Return how many packages have this change, one of `ORDER`."""
         return int((self.frame["change"] == change).sum())
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a finding is, and what the rules that find problems read and return.
+"""Findings and their commands, and what the rules of an audit read and return.
 
 Rules work on whole columns, so that a hundred thousand AMIs are checked in seconds.
 """
@@ -157,7 +157,7 @@ def publish_commands(rows: pd.DataFrame) -> pd.Series[Any]:
 
 @dataclass(frozen=True, slots=True)
 class AuditCriteria:
-    """What an operator chooses about the findings of an audit; see `vmsnix_ops.audit.check`."""
+    """Parameters of `vmsnix_ops.audit.check` for the rules."""
 
     old_days: int = 365
     unfinished_hours: int = 24  # age from which an unfinished upload, import or object is reported
@@ -211,7 +211,7 @@ class AuditData:
         return frame[frame["kind"].isin(kinds)]
 
     def verdicts(self, rows: pd.DataFrame) -> pd.Series[Any]:
-        """Return what a retirement would do with each row; None if vmsnix did not publish it."""
+        """Return the verdict of the retirement rules on each row; ``None`` if vmsnix did not publish it."""
         import pandas as pd
 
         keys = zip(rows["account"], rows["region"], rows["resource_id"], strict=True)
@@ -219,7 +219,7 @@ class AuditData:
         return pd.Series([known.get(key) for key in keys], rows.index, "object")
 
     def unfinished(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows that are older than unfinished work may be, or have no time."""
+        """Return the rows that are older than `AuditCriteria.unfinished_hours`, or have no time."""
         edge = self.now - timedelta(hours=self.criteria.unfinished_hours)
         return frame[~(frame["created_at"] > edge)]
 

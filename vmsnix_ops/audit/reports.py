@@ -175,7 +175,7 @@ class AuditResult(Result):
 
     @property
     def title(self) -> str:
-        """One line."""
+        """The title."""
         return "Inventory"
 
     def facts(self) -> list[tuple[str, str]]:
@@ -328,7 +328,7 @@ def write(audit: AuditResult, folder: Path) -> dict[str, Path]:
     """Write the inventory, the findings and the changes to a folder, and return the files by name.
 
     Parquet and JSON contain exact values. In CSV, a text that starts like a formula gets an apostrophe before
-    it: a spreadsheet would run the formula, and anybody who may name a resource could write one.
+    it: a spreadsheet would run the formula, and anyone who may name a resource can write one.
     """
     frames = {
         "inventory": audit.inventory.frame,

@@ -1,8 +1,8 @@
 """The rules of an audit. Each is a function that returns findings, with the reason and a fix.
 
 A fix is a command that ends its finding. If a person has to choose a value, the command contains a
-placeholder such as ``<AMI>``, which every shell refuses until it is replaced. If no command is enough, or
-none fits everybody, the reason says what to decide.
+placeholder such as ``<AMI>``, which every shell refuses until it is replaced. If no command is enough, or no
+command is right for every account, the reason says what to decide.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vmsnix_ops.audit.findings import (
 )
 from vmsnix_ops.aws import drift
 from vmsnix_ops.aws.images import Ami
-from vmsnix_ops.aws.references import ALIAS, LAUNCH_REPORT_DELAY
+from vmsnix_ops.aws.references import ALIAS, LAUNCH_REPORT_DELAY, PERMISSION_MEMBERS
 from vmsnix_ops.aws.references import references_from_json as load_references
 from vmsnix_ops.aws.snapshots import Snapshot
 from vmsnix_ops.errors import ParameterError, nearest
@@ -112,8 +112,8 @@ def _with_types(frame: pd.DataFrame) -> pd.DataFrame:
 
 MAX_NAME = 128
 COPY = "-encrypted"
-MEMBERS = {"organization": "OrganizationArn", "organizational unit": "OrganizationalUnitArn"}
-"""Members of a launch permission by the type of a reference; the member of an account is ``UserId``."""
+MEMBERS = {kind: member for member, kind in PERMISSION_MEMBERS.items()}
+"""Members of a launch permission by the type of a reference."""
 UNTIL_THEN = "The finding remains until then."
 
 
@@ -159,17 +159,18 @@ def shared_with_unknown(data: AuditData) -> pd.DataFrame:
         remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
         "--launch-permission {change}",
         unknown=unknown.map(lambda some: ", ".join(who for who, _ in some)),
-        change=unknown.map(
-            lambda some: (
-                "Remove=[" + ",".join(f"{{{MEMBERS.get(kind, 'UserId')}={who}}}" for who, kind in some) + "]"
-            )
-        ),
+        change=unknown.map(_removal),
     )
 
 
 def _unknown_accounts(references: str, known: frozenset[str] | set[str]) -> list[tuple[str, str]]:
     shared = [(one.id, one.type) for one in load_references(references) if one.kind == "shared-with"]
     return [(who, kind) for who, kind in shared if who != "all" and who not in known]
+
+
+def _removal(unknown: list[tuple[str, str]]) -> str:
+    """Return the argument that removes launch permissions."""
+    return "Remove=[" + ",".join(f"{{{MEMBERS.get(kind, kind)}={who}}}" for who, kind in unknown) + "]"
 
 
 @rule("medium")
@@ -855,10 +856,10 @@ def _failures(data: AuditData, rows: pd.DataFrame, messages: pd.Series[Any], tem
     fixes, texts = _deletion_fixes(data, rows, template)
     return findings_for(
         rows,
-        "Its state is {state}. Message of AWS: {said}.{text}",
+        "Its state is {state}. Message of AWS: {answer}.{text}",
         evidence="state {state}",
         remediation=fixes,
-        said=messages.str.rstrip("."),
+        answer=messages.str.rstrip("."),
         text=texts,
     )
 
@@ -925,10 +926,10 @@ def import_tasks(data: AuditData) -> pd.DataFrame:
     return concat(
         findings_for(
             running,
-            "The import is running. Message of AWS: {said}. Wait for it, or cancel it with the command.",
+            "The import is running. Message of AWS: {answer}. Wait for it, or cancel it with the command.",
             evidence="{source}",
             remediation="aws ec2 cancel-import-task --region {region} --import-task-id {resource_id}",
-            said=running["message"].fillna("nothing").str.rstrip("."),
+            answer=running["message"].fillna("nothing").str.rstrip("."),
         ).assign(severity="info"),
         findings_for(
             ended,

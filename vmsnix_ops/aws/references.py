@@ -716,12 +716,13 @@ def snapshot_permission_references(ec2: EC2Client, snapshot_ids: Collection[str]
     return _permission_references(read, snapshot_ids)
 
 
-_MEMBERS = {
+PERMISSION_MEMBERS = {
     "UserId": "account",
     "Group": "everybody",
     "OrganizationArn": "organization",
     "OrganizationalUnitArn": "organizational unit",
 }
+"""Types of references by the member of AWS's permission."""
 
 
 def _permission_references(
@@ -736,7 +737,10 @@ def _permission_references(
         for resource_id, found in pool.map(permissions, ids):
             for permission in found:
                 for member, who in permission.items():
-                    yield resource_id, Reference("shared-with", str(who), type=_MEMBERS.get(member, member))
+                    yield (
+                        resource_id,
+                        Reference("shared-with", str(who), type=PERMISSION_MEMBERS.get(member, member)),
+                    )
 
 
 @needs("ec2:DescribeImages")

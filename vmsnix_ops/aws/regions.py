@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
 
 ALL = "all"
-ANYWHERE = "us-east-1"
+ANY_REGION = "us-east-1"  # to list the enabled regions if no region is configured
 
 
 def home_region(session: boto3.Session, *names: str | None) -> str:
@@ -47,7 +47,7 @@ def resolve_regions(
     wanted = requested_regions(session, names, home=home)
     if wanted != (ALL,):
         return wanted
-    return enabled_regions(client(session, "ec2", home or session.region_name or ANYWHERE))
+    return enabled_regions(client(session, "ec2", home or session.region_name or ANY_REGION))
 
 
 def requested_regions(

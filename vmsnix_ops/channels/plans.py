@@ -229,9 +229,10 @@ def check_after_write(
     expected: parameters.ExpectedValue,
     note: Note,
 ) -> None:
-    """Check that nobody started to retire the AMI while the channel was set; if so, restore the channel.
+    """Check that the AMI can still be used after its channel was set; otherwise, restore the channel.
 
-    The channel is restored only if this run set it and nobody changed it since.
+    A retirement of the AMI may have started while the channel was set. The channel is restored only if this
+    run set it and it was not changed since.
 
     Raises
     ------

@@ -356,7 +356,7 @@ def _plan_region(context: steps.PromotionContext, tables: RunTables, *, best_eff
 # A channel that was changed between plan and write stops the promotion in every region, because a person has
 # to decide which value is right.
 
-UNRECORDED = "an irreversible act could not be announced on the disk; the remaining steps were skipped"
+UNRECORDED = "an irreversible change could not be recorded before it; the remaining steps were skipped"
 
 
 def _apply(plan: PromotionPlan) -> PromotionResult:
@@ -473,9 +473,9 @@ def _apply_step(step: steps.Step, context: steps.PromotionContext, row: RegionSt
 
 
 def _check_after_steps(plan: PromotionPlan, context: steps.PromotionContext) -> None:
-    """Check that nobody started to retire the AMI during the steps: a retirement may not see them in time.
+    """Check that no retirement of the AMI started during the steps: it may not have read them in time.
 
-    `vmsnix_ops.aws.retiring` explains how both sides give up.
+    `vmsnix_ops.aws.retiring` explains how the two jobs coordinate.
     """
     if context.written is None:
         channels.check_repeatedly(context.ec2, context.ami_id, owner=plan.account)

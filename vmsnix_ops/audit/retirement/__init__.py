@@ -24,7 +24,7 @@ from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, read_and_decide
 from vmsnix_ops.aws.identity import check_account, read_account
 from vmsnix_ops.aws.images import find_ami
-from vmsnix_ops.aws.regions import resolve_regions as chosen_regions
+from vmsnix_ops.aws.regions import resolve_regions
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.progress import current
 from vmsnix_ops.records.run_context import current_run
@@ -117,7 +117,7 @@ def plan(
         images=tuple(images),
         amis=tuple(amis),
     )
-    chosen = chosen_regions(session, regions, home=settings.region)
+    chosen = resolve_regions(session, regions, home=settings.region)
     account = read_account(session, chosen)
     check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)

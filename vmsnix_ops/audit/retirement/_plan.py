@@ -220,7 +220,7 @@ class RetirementPlan(display.Displayed):
 
     @property
     def title(self) -> str:
-        """One line."""
+        """The action, the regions and the account."""
         return f"{self.action.capitalize()} in {', '.join(self.regions)}, account {self.account}"
 
 
@@ -287,7 +287,7 @@ class ResourceOutcome:
 
     @property
     def text(self) -> str:
-        """Detail and problem."""
+        """Detail and problem as one text."""
         return "; ".join(part for part in (self.detail, self.problem) if part)
 
     def as_dict(self) -> dict[str, str]:
@@ -315,7 +315,7 @@ class RetirementResult(Result):
     outcomes
         One for each AMI and snapshot that was planned, in the order of the plan.
     stopped_by
-        Why the run stopped early: an irreversible act could not be announced on the disk.
+        Why the run stopped early: an irreversible change could not be recorded before it.
     interrupted
         Whether the run was interrupted.
     """
@@ -389,7 +389,7 @@ class RetirementResult(Result):
 
     @property
     def title(self) -> str:
-        """One line."""
+        """The title of the plan."""
         return self.plan.title + (" (dry run)" if self.plan.dry_run else "")
 
     def frame(self) -> pd.DataFrame:
@@ -583,7 +583,7 @@ class _Change:
         except errors.UnrecordedActError as error:
             self.stopped_by = error
             outcome = self._outcome("failed", str(error))
-        except errors.VmsnixError as error:  # also a tag that somebody made unreadable
+        except errors.VmsnixError as error:  # also for an invalid tag
             outcome = self._outcome("failed", str(error))
         if self.unrecorded is None:
             return outcome
@@ -626,9 +626,9 @@ class _Change:
         """Claim the resource for a deletion or a restoration; release it if it is not deleted."""
         resource = self.one.resource_id
         other = tagging.RESTORING if key == tagging.DELETING else tagging.DELETING
-        opponent = retiring.claim(self.ec2, resource, key, self.run_id)
-        if opponent:
-            raise _Skipped(retiring.claimed_by(resource, other, opponent, self.one.region))
+        other_run = retiring.claim(self.ec2, resource, key, self.run_id)
+        if other_run:
+            raise _Skipped(retiring.claimed_by(resource, other, other_run, self.one.region))
         try:
             yield
         except (Exception, KeyboardInterrupt):
@@ -676,9 +676,9 @@ class _Change:
             raise _Skipped(used)
 
     def _newly_used(self, ami: Ami) -> str:
-        """Return which promotions and smoke tests started to use an AMI since it was tagged, for people.
+        """Return which channels and instances use an AMI since it was tagged, as a text; empty if none.
 
-        They read the tags after they wrote. This reads several times what they write.
+        Promotions and smoke tests write these, then read the tags. This reads several times what they write.
         """
         for _ in retiring.repeated_reads():
             names = reading.channels_and_instances(self.context, self.plan.prefix, ami.ami_id)
@@ -693,7 +693,7 @@ class _Change:
         remains_disabled = record is not None and record.state_before == "disabled"
         lost = self._why_not_restored(ami.ami_id, "disabled" if remains_disabled else "available")
         if lost:
-            # Somebody disabled it after we enabled it. Without its tags nobody could restore it again.
+            # It was disabled after this run enabled it. Without its tags it could not be restored again.
             tags = {key: value for key, value in ami.tags.items() if retiring.is_retirement_tag(key)}
             now = images.find_ami(self.ec2, ami.ami_id)
             if now is not None and now.state == "disabled" and not retiring.retired_by(now):
@@ -706,7 +706,7 @@ class _Change:
         )
 
     def _why_not_restored(self, ami_id: str, state: str) -> str:
-        """Return why an AMI is no longer as it was restored, for people; empty if it still is."""
+        """Return why an AMI is no longer restored, as a text; empty if it still is."""
         found = ""
         for _ in retiring.repeated_reads():
             ami = images.find_ami(self.ec2, ami_id)

@@ -175,7 +175,7 @@ class Decision:
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def changes(self, now: Decision | None) -> tuple[str, ...]:
-        """Return what is different in a decision that was made again, for people; empty if nothing is."""
+        """Return the differences from a later decision as texts; empty if there are none."""
         if now is None:
             return ("it no longer exists",)
         if self.fingerprint == now.fingerprint:
@@ -193,7 +193,7 @@ def _id_of(one: Ami | Snapshot) -> str:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return which facts differ, for people."""
+    """Return the facts that differ, as texts."""
     return [
         f"{name}: {before.get(name) or 'nothing'} before, {now.get(name) or 'nothing'} now"
         for name in dict.fromkeys((*before, *now))
@@ -326,7 +326,7 @@ def _usage_unknown(region: str, sources: Mapping[str, errors.AwsError]) -> error
 
 @dataclass(frozen=True, slots=True, order=True)
 class Candidate:
-    """An AMI or orphan that no rule keeps by what is known; candidates sort by age, oldest first."""
+    """An AMI or orphan that no rule keeps by what was read; candidates are sorted by age, oldest first."""
 
     created_at: datetime
     resource_id: str
@@ -334,9 +334,10 @@ class Candidate:
 
 
 class AccountDecider:
-    """Decides about the regions of one account while more of them is read.
+    """Decides about the regions of one account, and which AMIs to read next.
 
-    `candidates` is what no rule keeps by what was read so far, oldest first. Reading more only removes some.
+    `candidates` are the AMIs and orphans that no rule keeps by what was read so far, oldest first. Reading
+    more only removes candidates.
     """
 
     def __init__(self, states: Iterable[RegionState], rules: RetirementRules, now: datetime) -> None:
@@ -379,9 +380,9 @@ class AccountDecider:
     def next_to_read(self, only: frozenset[str] | None) -> Mapping[str, list[str]]:
         """Return the candidates to read one by one next, by region; empty if enough are known.
 
-        Some of them turn out to be shared or in use, and keep their copies in other regions too. So batches
-        of the oldest are read until enough candidates are left; otherwise AMIs that are always kept would use
-        up the limit of every run.
+        Some of them are shared or in use, and keep their copies in other regions too. So batches of the
+        oldest are read until enough candidates are left. Otherwise, AMIs that are always kept would use up
+        the limit of every run.
         """
         unread = [one for one in self.candidates if not self._was_read(one)]
         if only is not None:
