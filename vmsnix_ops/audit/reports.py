@@ -321,6 +321,8 @@ def _with_proofs(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
     """Return an inventory with the time at which each AMI was last proven."""
     proofs = newest_proofs(tables)
     proven = proofs[proofs["verdict"] == "proven"].set_index("ami_id")["proved_at"]
+    if proven.empty:  # pandas cannot map to no times
+        return frame
     return frame.assign(proven_at=frame["resource_id"].map(proven).astype(frame["proven_at"].dtype))
 
 

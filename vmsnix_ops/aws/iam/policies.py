@@ -406,7 +406,7 @@ def publisher_actions(
         )
     if via == "import" and incremental:
         raise errors.UsageError("--incremental needs --via direct.", fix="Add --via direct.")
-    functions = [
+    functions: list[Callable[..., Any]] = [
         *_preflight(via, public=public),
         images.find_by_name,
         images.describe_ami,
