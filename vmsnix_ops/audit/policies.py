@@ -63,13 +63,7 @@ def auditor_actions() -> tuple[str, ...]:
 
 
 def member_trust(scope: PolicyScope, *, external_id: str = "") -> dict[str, Any]:
-    """Return the trust policy of the role in an audited account: the auditing account may assume it.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The scope has no account, so the role would trust every account.
-    """
+    """Return the trust policy of the role in an audited account: the auditing account may assume it."""
     if scope.account == "*":
         raise errors.ParameterError("No account given.", fix="Add --account with the auditing account.")
     statement: dict[str, Any] = {

@@ -214,13 +214,7 @@ def current_references(
     amis: Mapping[str, Collection[str]] | None = None,
     orphans: Collection[str] = (),
 ) -> References:
-    """Read all references to a few AMIs and snapshots again; see `references_one_by_one`.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        A source cannot be read, so the usage is unknown.
-    """
+    """Read all references to a few AMIs and snapshots again; raise an error if a source cannot be read."""
     found = references.read_references(context.clients)
     for error in found.unread.values():
         raise error

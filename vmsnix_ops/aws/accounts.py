@@ -89,13 +89,7 @@ def open_accounts(
 
 
 def parse_accounts(wanted: Iterable[str]) -> dict[str, str]:
-    """Return the first entry for each account: its ID, or the ARN of a role in it.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        An entry is neither.
-    """
+    """Return the first entry for each account: its ID, or the ARN of a role in it; refuse other texts."""
     entries: dict[str, str] = {}
     for entry in wanted:
         match = _ROLE_ARN.fullmatch(entry)
@@ -121,11 +115,6 @@ def assume_role(
     """Return a session of a role. It renews its credentials, because an audit may take hours.
 
     Calls to the same STS endpoint share `retries`.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        The role cannot be assumed.
     """
     import boto3
     import botocore.session

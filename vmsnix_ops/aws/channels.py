@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 
 
 def check_channel(channel: str, settings: Settings) -> str:
-    """Return the channel, or refuse one that is not in the settings.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        Unknown channel; the error suggests the nearest name.
-    """
+    """Return the channel, or refuse one that is not in the settings."""
     if channel in settings.channels:
         return channel
     raise errors.ParameterError(
@@ -143,13 +137,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
 
 
 def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> Ami:
-    """Return an AMI as it is now; refuse it as `check_usable` does, or if it no longer exists.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        As for `check_usable`, or the AMI was deregistered.
-    """
+    """Return an AMI as it is now; refuse it as `check_usable` does, or if it no longer exists."""
     found = images.find_ami(ec2, ami_id)
     if found is None:
         raise errors.RegistrationError(

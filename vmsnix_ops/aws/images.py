@@ -230,11 +230,6 @@ class Ami:
 def clean_name(name: str) -> str:
     """Return a name that RegisterImage accepts: other characters become ``-``.
 
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        It is shorter than 3 or longer than 128 characters.
-
     Examples
     --------
     >>> clean_name("altf4llc-ecs-node-26.11+git-x86_64-linux-0a1b2c3d")

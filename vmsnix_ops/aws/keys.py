@@ -45,13 +45,7 @@ SIMULATED = (
 
 
 def check_key(kms_key: str) -> str:
-    """Return the key; refuse a text that is not a key's ARN or ID. No key (an empty text) is accepted.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        It is an alias or another text.
-    """
+    """Return the key; refuse a text that is not a key's ARN or ID. No key (an empty text) is accepted."""
     if not kms_key or KEY_ID.fullmatch(kms_key) or KEY_ARN.fullmatch(kms_key):
         return kms_key
     if "alias/" in kms_key:
@@ -68,13 +62,7 @@ def check_key(kms_key: str) -> str:
 
 
 def key_arn(kms_key: str, *, region: str, who: Caller) -> str:
-    """Return the ARN of a key of a region; empty without a key.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        As for `check_key`, or the key is in another region.
-    """
+    """Return the ARN of a key of a region; empty without a key."""
     if KEY_ID.fullmatch(check_key(kms_key)):
         return f"arn:{who.partition}:kms:{region}:{who.account}:key/{kms_key}"
     found = KEY_ARN.fullmatch(kms_key)

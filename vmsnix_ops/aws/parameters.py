@@ -166,13 +166,7 @@ def parameter_name(prefix: str, image: str, channel: str) -> str:
 
 
 def check_parameter_type(parameter: ChannelParameter) -> None:
-    """Refuse a parameter that cannot be a channel: AWS can change neither its type nor its data type.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ChannelError
-        With the command that deletes the parameter.
-    """
+    """Refuse a parameter of another type than that of channels; AWS cannot change the type."""
     if parameter.kind == "String" and parameter.data_type == IMAGE_TYPE:
         return
     what = f"is of type {parameter.kind}"
@@ -189,13 +183,7 @@ def check_parameter_type(parameter: ChannelParameter) -> None:
 
 
 def check_accepts_value(name: str, versions: list[ParameterVersion], region: str) -> None:
-    """Refuse a parameter that accepts no more values: it has a hundred, and the oldest has a label.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ChannelError
-        With the command that removes the label.
-    """
+    """Refuse a parameter that accepts no more values: it has a hundred, and the oldest has a label."""
     if len(versions) < VERSIONS_KEPT or not versions[0].labels:
         return
     oldest = versions[0]
@@ -459,11 +447,6 @@ def restore_channel(
     Only the value that `set_channel` wrote is replaced. A later value of another writer is kept, also if the
     parameter was deleted and created again and its versions start at 1. A parameter that `set_channel`
     created is deleted.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        AWS refused a call.
     """
     now, region = _read_at_least(ssm, name, written.version), ssm.meta.region_name
     if now is None:

@@ -73,11 +73,6 @@ def poll(
         Where progress is shown.
     interval
         How long to wait between two reads.
-
-    Raises
-    ------
-    vmsnix_ops.errors.DeadlineError
-        With the last state and message.
     """
     started, pause, shown = time.monotonic(), interval.shortest, ""
     while True:

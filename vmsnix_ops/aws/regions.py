@@ -22,13 +22,7 @@ ANY_REGION = "us-east-1"  # to list the enabled regions if no region is configur
 
 
 def home_region(session: boto3.Session, *names: str | None) -> str:
-    """Return the first region that is given, or else the session's default region.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        There is none.
-    """
+    """Return the first region that is given, or the session's default region; refuse if there is none."""
     found = next((name for name in (*names, session.region_name) if name), "")
     if not found:
         raise errors.ParameterError(
@@ -63,13 +57,6 @@ def requested_regions(
         Names of regions; ``["all"]`` for all enabled regions, empty for the home region.
     home
         The region in the settings.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        No region is given, and there is no default.
-    vmsnix_ops.errors.RegionError
-        As for `check_regions`.
     """
     wanted, home = tuple(names), home or session.region_name
     if wanted == (ALL,):

@@ -153,13 +153,7 @@ def retired_by(ami: Ami) -> str:
 
 
 def check_not_retired(ami: Ami) -> None:
-    """Refuse to use an AMI that is being retired.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        It has the tag of a retirement; the error has the command that removes it.
-    """
+    """Refuse to use an AMI that is being retired."""
     run = retired_by(ami)
     if not run:
         return

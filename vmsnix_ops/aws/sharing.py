@@ -83,12 +83,7 @@ class Audience:
 
 
 def parse_audience(names: Iterable[str]) -> Audience:
-    """Return the audience with these names.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        A name is none of these.
+    """Return an audience; refuse a name that is not an account ID, an ARN in Organizations or ``public``.
 
     Examples
     --------
@@ -159,11 +154,6 @@ def check_copy_key(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
 
     Source: "Share an Amazon EBS snapshot" in the EBS user guide: snapshots that are encrypted with
     ``aws/ebs`` cannot be shared.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The copy would be encrypted with AWS's own key.
     """
     if kms_key:
         return

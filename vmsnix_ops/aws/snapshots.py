@@ -143,13 +143,7 @@ def list_locks(ec2: EC2Client) -> dict[str, str]:
 
 
 def check_snapshots_of(ec2: EC2Client, ami: Ami) -> tuple[Snapshot, ...]:
-    """Return the snapshots of an AMI, or refuse an AMI whose snapshots cannot be launched.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        A snapshot was deleted, is not completed, or is archived.
-    """
+    """Return the snapshots of an AMI, or refuse an AMI whose snapshots cannot be launched."""
     found = find_snapshots(ec2, ami.snapshot_ids)
     missing = [snapshot_id for snapshot_id in ami.snapshot_ids if snapshot_id not in found]
     if missing or not ami.snapshot_ids:

@@ -19,13 +19,7 @@ LONGEST_SUBJECT = 100
 
 @needs("sns:GetTopicAttributes")
 def check_topic_exists(topic: str, *, session: boto3.Session) -> Check:
-    """Check that the topic exists.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        It does not exist.
-    """
+    """Check that the topic exists."""
     sns = client(session, "sns", topic.split(":")[3])
     with calling(f"read {topic}"):
         try:

@@ -156,26 +156,14 @@ def _choices(known: tuple[Entry, ...], *refused: str) -> str:
 
 
 def _check_usable(ec2: EC2Client, ami_id: str, *, account: str) -> Ami:
-    """Return an AMI as it is now; refuse one that cannot be launched or must not be used.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        It is gone, disabled, deprecated, incomplete, or belongs to another account.
-    """
+    """Return an AMI as it is now; refuse one that cannot be launched or must not be used."""
     found = channels.check_still_usable(ec2, ami_id, owner=account)
     snapshots.check_snapshots_of(ec2, found)
     return found
 
 
 def _check_same_image(targets: Iterable[RollbackTarget], *, to: str) -> None:
-    """Refuse a rollback after which the regions would contain different images.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The previous AMIs are of different images.
-    """
+    """Refuse a rollback after which the regions would contain different images."""
     pairs = [(one, one.current, one.target) for one in targets]
     chosen = [(one, current, ami) for one, current, ami in pairs if current is not None and ami is not None]
     previous = {ami.digest for _, _, ami in chosen}

@@ -151,13 +151,7 @@ class PromotionContext:
         return self.ami.ami_id if self.ami else ""
 
     def check_region(self) -> None:
-        """Refuse a region that is not enabled: AWS would only report unknown credentials.
-
-        Raises
-        ------
-        vmsnix_ops.errors.RegionError
-            The region is not enabled for this account.
-        """
+        """Refuse a region that is not enabled: AWS would only report unknown credentials."""
         if not self.is_home:
             raise_for_failure(
                 [run_check("region", lambda: identity.check_region(self.home_ec2, self.region))]

@@ -185,11 +185,6 @@ def needs(*actions: str) -> Callable[[Function], Function]:
     ----------
     actions
         Keys of `PERMISSIONS`.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UsageError
-        An action is not in the table. The error is raised at import.
     """
     for action in actions:
         if action not in PERMISSIONS:
@@ -207,13 +202,7 @@ def needs(*actions: str) -> Callable[[Function], Function]:
 
 
 def needs_of(*functions: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the permissions that these functions declare, in the order of the table.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UsageError
-        A function has no declaration.
-    """
+    """Return the permissions that these functions declare, in the order of the table."""
     found: set[str] = set()
     for function in functions:
         if _name(function) not in _NEEDS:
