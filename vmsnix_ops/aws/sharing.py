@@ -87,7 +87,7 @@ def parse_audience(names: Iterable[str]) -> Audience:
 
     Examples
     --------
-    >>> parse_audience(["012345678901", "arn:aws:organizations::012345678901:organization/o-abcdefghij"]).accounts
+    >>> parse_audience(["public", "012345678901"]).accounts
     ('012345678901',)
     """
     names = tuple(names)
