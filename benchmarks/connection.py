@@ -1,13 +1,13 @@
-"""What one PutSnapshotBlock costs over four kinds of connection.
+"""Compare the CPU time of one PutSnapshotBlock over four kinds of connection.
 
 ::
 
     python -m benchmarks.connection                  # 4,000 blocks each, about a minute
 
-One thread sends the same blocks, already hashed, to the null sink of `benchmarks.sink`, without and with TLS.
-The figure is CPU time of the client: while one thread waits, others work, so the cores bound an upload. The
-kinds take turns, three rounds each, and the best round counts. ``awscrt`` is measured where it is installed;
-the package does not depend on it.
+One thread sends the same hashed blocks to `benchmarks.sink`, without and with TLS. Only the CPU time of the
+client counts, because the CPU limits an upload: while one thread waits, others work. The kinds take turns for
+three rounds, and the best round of each counts. ``awscrt`` is measured if it is installed; the package does
+not need it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ ROUNDS = 3
 
 
 def path(index: int) -> str:
-    """Return the path of a block."""
     return f"/snapshots/{SNAPSHOT}/blocks/{index}"
 
 
@@ -102,7 +101,7 @@ def with_boto3(sink: Sink) -> Callable[[int, bytes, bytes], int]:
 
 
 def with_awscrt(sink: Sink) -> Callable[[int, bytes, bytes], int]:
-    """Send with the AWS Common Runtime: its connection, its signature."""
+    """Send and sign with the AWS Common Runtime."""
     from awscrt import auth, http, io  # type: ignore[import-not-found]
 
     url = urllib3.util.parse_url(sink.url)
@@ -141,15 +140,15 @@ KINDS = {"own": own, "urllib3": with_urllib3, "boto3": with_boto3, "awscrt": wit
 
 
 def main() -> None:
-    """Measure and print one table."""
+    """Measure every connection and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=4000)
+    parser.add_argument("--blocks", type=int, default=4000, help="blocks of each round")
     count = parser.parse_args().blocks
     block = os.urandom(BLOCK_BYTES)
     digest = hashlib.sha256(block).digest()
     kinds = {name: kind for name, kind in KINDS.items() if name != "awscrt" or find_spec("awscrt")}
     print(f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, {os.cpu_count()} cores, {count} blocks")
-    print(f"{'connection':<12}{'TLS':<5}{'CPU ms a block':>15}{'of own':>8}{'blocks a second':>17}")
+    print(f"{'connection':<12}{'TLS':<5}{'CPU ms/block':>15}{'x own':>8}{'blocks/s':>17}")
     for tls in (False, True):
         with null_sink(tls=tls) as sink:
             senders = {name: kind(sink) for name, kind in kinds.items()}

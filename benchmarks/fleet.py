@@ -34,7 +34,7 @@ def plan_file(folder: Path, runs: int) -> Path:
 
 
 def notebook() -> dict[str, Any]:
-    """Return a runbook that lists the AMIs of an account: one call to AWS."""
+    """Return a runbook with one call to AWS, which lists the AMIs of the account."""
 
     def code(name: str, source: str, **metadata: Any) -> dict[str, Any]:
         empty: dict[str, Any] = {"outputs": [], "execution_count": None}
@@ -60,7 +60,7 @@ def notebook() -> dict[str, Any]:
     }
 
 
-def one_after_the_other(plan: Path, runs: int, environment: dict[str, str]) -> None:
+def run_in_turn(plan: Path, runs: int, environment: dict[str, str]) -> None:
     """Run the same runs in this process, without Dask."""
     from vmsnix_ops.runbooks.execution.execute import run
 
@@ -70,7 +70,7 @@ def one_after_the_other(plan: Path, runs: int, environment: dict[str, str]) -> N
             raise SystemExit(str(outcome.error))
 
 
-def on_workers(plan: Path, workers: int, environment: dict[str, str]) -> None:
+def run_on_workers(plan: Path, workers: int, environment: dict[str, str]) -> None:
     """Run the plan as a fleet."""
     from vmsnix_ops.progress import silent
     from vmsnix_ops.runbooks import fleet
@@ -93,13 +93,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=64)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--runs", type=int, default=64, help="number of runs")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     figures: list[dict[str, Any]] = []
     print(f"{options.runs} runs, {os.cpu_count()} cores\n")
-    print("| workers | s | runs a minute | CPU s a run | against one worker |\n|---|---:|---:|---:|---:|")
+    print("| workers | s | runs per minute | CPU s per run | vs one worker |\n|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory(prefix="vmsnix-fleet-") as name, sandbox_process() as aws:
         folder = Path(name)
         os.environ["VMSNIX_STATE"] = str(folder / "state")
@@ -109,14 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
             before = _cpu()
             started = time.monotonic()
             if workers:
-                on_workers(plan, workers, environment)
+                run_on_workers(plan, workers, environment)
             else:
-                one_after_the_other(plan, options.runs, environment)
+                run_in_turn(plan, options.runs, environment)
             seconds, cpu = time.monotonic() - started, _cpu() - before
             figures.append({"workers": workers, "seconds": seconds, "cpu_seconds": cpu})
             one = next((each["seconds"] for each in figures if each["workers"] == 1), None)
             ratio = f"{one / seconds:.2f}" if one and workers else ""
-            shown = str(workers) if workers else "none: one after the other"
+            shown = str(workers) if workers else "none, one run after the other"
             per_run = f"{60 * options.runs / seconds:.0f} | {cpu / options.runs:.2f}"
             print(f"| {shown} | {seconds:.1f} | {per_run} | {ratio} |", flush=True)
     if options.json:

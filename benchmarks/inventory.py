@@ -1,12 +1,12 @@
-"""The inventory of a large account against plain boto3 that pages through the same data, in the same run.
+"""Compare the audit of a large account with plain boto3 that reads the same lists.
 
-``python -m benchmarks.inventory`` fills a sandbox in a process of its own (20 regions of 5,000 AMIs unless
-told otherwise) and measures, each in a fresh process:
+``python -m benchmarks.inventory`` fills a sandbox in a process of its own (by default 20 regions of 5,000
+AMIs) and measures, each in a new process:
 
-*paging*  boto3's own paginators over the same lists with the same number of threads; every page is dropped.
+*paging*  boto3's paginators over the same lists with the same number of threads; the pages are dropped.
 *audit*   `vmsnix_ops.audit.inventory.scan` and all findings, in memory.
 
-The aims: the audit within 1.2 times the paging, and below 1 GiB of memory.
+The aims: the audit takes at most 1.2 times as long as the paging, and less than 1 GiB of memory.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ LARGE = 100_000
 
 
 def serve(regions: int, amis: int) -> None:
-    """Serve a filled sandbox until the parent goes."""
+    """Serve a filled sandbox until the parent closes standard input."""
     from vmsnix_ops.sandbox import sandbox
     from vmsnix_ops.sandbox.seeding import REGIONS
 
     with sandbox() as aws:
         made = aws.populate(regions=REGIONS[:regions], amis=amis)
-        ready = {"environment": aws.environment, "amis": made.amis, "named": made.referenced}
+        ready = {"environment": aws.environment, "amis": made.amis, "referenced": made.referenced}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         sys.stdin.read()
 
 
 def page(regions: list[str]) -> dict[str, Any]:
-    """Page through everything that the inventory reads, with boto3 alone."""
+    """Read with plain boto3 everything that the audit reads."""
     import boto3
 
     started = time.monotonic()
@@ -60,13 +60,13 @@ def page(regions: list[str]) -> dict[str, Any]:
 def _page_region(clients: tuple[Any, Any, Any]) -> int:
     ec2, autoscaling, ssm = clients
 
-    def count(client: Any, operation: str, member: str, size: int = 1000, **asked: Any) -> int:
-        pages = client.get_paginator(operation).paginate(**asked, PaginationConfig={"PageSize": size})
+    def count(client: Any, operation: str, member: str, size: int = 1000, **request: Any) -> int:
+        pages = client.get_paginator(operation).paginate(**request, PaginationConfig={"PageSize": size})
         return sum(len(page[member]) for page in pages)
 
     count(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"])
-    asked = {"Owners": ["self"], "IncludeDisabled": True, "IncludeDeprecated": True}
-    amis = count(ec2, "describe_images", "Images", **asked)
+    images = {"Owners": ["self"], "IncludeDisabled": True, "IncludeDeprecated": True}
+    amis = count(ec2, "describe_images", "Images", **images)
     count(ec2, "describe_import_snapshot_tasks", "ImportSnapshotTasks")
     count(ec2, "describe_instances", "Reservations")
     templates = [
@@ -75,13 +75,8 @@ def _page_region(clients: tuple[Any, Any, Any]) -> int:
         for template in page["LaunchTemplates"]
     ]
     for template in templates:
-        count(
-            ec2,
-            "describe_launch_template_versions",
-            "LaunchTemplateVersions",
-            200,
-            LaunchTemplateId=template,
-        )
+        versions = "describe_launch_template_versions", "LaunchTemplateVersions"
+        count(ec2, *versions, 200, LaunchTemplateId=template)
     count(autoscaling, "describe_launch_configurations", "LaunchConfigurations", 100)
     count(autoscaling, "describe_auto_scaling_groups", "AutoScalingGroups", 100)
     names = [
@@ -95,13 +90,13 @@ def _page_region(clients: tuple[Any, Any, Any]) -> int:
 
 
 def audit(regions: list[str]) -> dict[str, Any]:
-    """Scan, and find what is wrong."""
+    """Scan all regions, and evaluate all findings."""
     from vmsnix_ops.audit import inventory, rules
 
     started = time.monotonic()
     found = inventory.scan(regions=regions, one_by_one="no")
     scanned, scan_peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wrong = rules.evaluate(found)
+    findings = rules.evaluate(found)
     ended = time.monotonic()
     return {
         "seconds": ended - started,
@@ -110,14 +105,14 @@ def audit(regions: list[str]) -> dict[str, Any]:
         "scan_peak_mib": scan_peak / 1024,
         "amis": len(found.amis),
         "rows": len(found.frame),
-        "named": int(found.amis["referenced"].fillna(value=False).sum()),
-        "findings": len(wrong),
+        "referenced": int(found.amis["referenced"].fillna(value=False).sum()),
+        "findings": len(findings),
         "unread": len(found.unread),
     }
 
 
 def measured(work: str, regions: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Return what a piece of work says of itself, from a fresh process, with its peak of memory."""
+    """Measure `page` or `audit` in a new process, and return its figures."""
     with tempfile.TemporaryDirectory() as state:
         more = {"VMSNIX_STATE": state, "VMSNIX_PROGRESS": "silent"}
         done = subprocess.run(
@@ -130,12 +125,12 @@ def measured(work: str, regions: list[str], environment: dict[str, str]) -> dict
 
 
 def main() -> None:
-    """Measure, print, and say whether the aims are reached."""
+    """Measure, print the figures, and check the aims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--regions", type=int, default=20, help="how many")
-    parser.add_argument("--amis", type=int, default=5000, help="AMIs of each")
-    parser.add_argument("--rounds", type=int, default=2, help="the best of so many counts")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--regions", type=int, default=20, help="number of regions")
+    parser.add_argument("--amis", type=int, default=5000, help="AMIs in each region")
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds; the fastest counts")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--work", choices=["serve", "paging", "audit"], help=argparse.SUPPRESS)
     parser.add_argument("--names", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -152,7 +147,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Run both in turn, and print the best of each."""
+    """Run paging and audit in turn, and print the fastest round of each."""
     from vmsnix_ops.sandbox.seeding import REGIONS
 
     command = [sys.executable, "-m", "benchmarks.inventory", "--work", "serve"]
@@ -178,15 +173,15 @@ def compare(options: argparse.Namespace) -> None:
             for name, value in figures.items()
         )
         print(f"{work:8} {shown}")
-    print(f"ratio    {ratio:.2f} of the paging's time, {cpu:.2f} of its CPU (aim: {MOST_RATIO})")
+    print(f"ratio    {ratio:.2f} of the paging's time (aim: at most {MOST_RATIO}), {cpu:.2f} of its CPU time")
     if options.json:
         options.json.write_text(json.dumps({"rounds": rounds, "best": best, "ratio": ratio}, indent=1))
     assert best["audit"]["amis"] == best["paging"]["amis"] == ready["amis"]
-    assert best["audit"]["named"] == ready["named"]
+    assert best["audit"]["referenced"] == ready["referenced"]
     if ready["amis"] < LARGE:
-        print(f"Too few AMIs to judge by the aims: below {LARGE:,} the imports of pandas and arrow decide.")
+        print(f"Not enough AMIs to check the aims: below {LARGE:,} the imports of pandas and arrow take most time.")
     elif ratio > MOST_RATIO or best["audit"]["peak_mib"] > MOST_MIB:
-        raise SystemExit("The aims are missed.")
+        raise SystemExit("The audit does not reach the aims.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a piece of work in a child process and measures it: time, CPU, memory, whatever its children do."""
+"""Run a case in a child process and measure time, CPU and memory of its process tree."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PAGE = resource.getpagesize()
 
 @dataclass(frozen=True)
 class Measured:
-    """What a piece of work took.
+    """The figures of one case.
 
-    `seconds` and `cpu_seconds` are as the work itself takes them, with its children; `peak_mib` is that of
-    its whole process tree, shared pages counted in each. `wire_bytes` is what the loopback device carried
-    meanwhile: heads, TLS, TCP and answers too, and whatever else the machine says to itself.
+    The child measures `seconds` and `cpu_seconds` itself. `peak_mib` is the memory of its process tree; a
+    shared page counts in each process. `wire_bytes` are all bytes on the loopback device in that time, also
+    those of other programs.
     """
 
     seconds: float
@@ -34,7 +34,7 @@ class Measured:
 
 def measure(name: str, options: dict[str, Any], environment: dict[str, str]) -> Measured:
     """Run ``benchmarks.work`` once."""
-    carried = _loopback_bytes()
+    bytes_before = _loopback_bytes()
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.work", name, json.dumps(options)],
         cwd=FOLDER,
@@ -55,12 +55,12 @@ def measure(name: str, options: dict[str, Any], environment: dict[str, str]) -> 
     thread.join()
     if process.returncode:
         raise SystemExit(f"{name} failed.")
-    wire, found = _loopback_bytes() - carried, json.loads(output.splitlines()[-1])
+    wire, found = _loopback_bytes() - bytes_before, json.loads(output.splitlines()[-1])
     return Measured(found["seconds"], found["cpu_seconds"], peak[0] / 2**20, found["sent"], wire)
 
 
 def _loopback_bytes() -> int:
-    """Return the bytes that the loopback device has carried so far."""
+    """Return the bytes that the loopback device has received since the machine started."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         name, _, counters = line.partition(":")
         if name.strip() == "lo":
@@ -69,7 +69,7 @@ def _loopback_bytes() -> int:
 
 
 def _resident(root: int) -> float:
-    """Return the bytes in memory of a process and everything below it; shared pages count in each."""
+    """Return the memory of a process and its descendants in bytes; a shared page counts in each."""
     parents: dict[int, int] = {}
     sizes: dict[int, int] = {}
     for entry in Path("/proc").iterdir():

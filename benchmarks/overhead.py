@@ -1,8 +1,8 @@
-"""What a run costs beyond plain papermill, and how fast the command line answers.
+"""Measure the overhead of a run over plain papermill, and the time that the command line needs.
 
-``python -m benchmarks.overhead --repeat 5 --json FILE``. Every program is started anew for each measurement,
-the programs in turns, so that a busy minute strikes all of them. Seconds are medians; `cpu` counts the
-program and all that it started, kernels included, and is the figure to trust on a busy machine.
+``python -m benchmarks.overhead --repeat 5 --json FILE`` starts each program anew for each measurement. The
+programs take turns, so that a busy minute affects all of them. All figures are medians. `cpu` is the CPU time
+of the program and of everything that it started, including kernels: use it on a busy machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START_UP = {
     "vmsnix --help": ["-m", "vmsnix_ops", "--help"],
     "vmsnix publish --help": ["-m", "vmsnix_ops", "publish", "--help"],
     "vmsnix runs": ["-m", "vmsnix_ops", "runs"],
-    "the tab key": ["-m", "vmsnix_ops"],
+    "completion": ["-m", "vmsnix_ops"],
 }
 PAPERMILL = """
 from papermill.execute import execute_notebook
@@ -44,7 +44,7 @@ assert run("empty-book", folder=Path("{folder}"), record={record}).verdict == "d
 
 @dataclass(frozen=True)
 class Took:
-    """One program, once."""
+    """The figures of one start of a program."""
 
     seconds: float
     cpu: float
@@ -52,8 +52,8 @@ class Took:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the figures into this file")
+    parser.add_argument("--repeat", type=int, default=5, help="number of measurements")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vmsnix-overhead-") as name:
         folder = Path(name)
@@ -66,30 +66,29 @@ def main() -> None:
 
 def measure(folder: Path, repeat: int) -> dict[str, dict[str, float]]:
     """Return median seconds and CPU seconds of every program."""
-    place = {"folder": str(folder), "record": False}
     programs = {
         **START_UP,
-        "papermill": ["-c", PAPERMILL.format(**place)],
-        "run": ["-c", RUN.format(**place)],
-        "run, with its row in the history": ["-c", RUN.format(**{**place, "record": True})],
+        "papermill": ["-c", PAPERMILL.format(folder=folder)],
+        "run": ["-c", RUN.format(folder=folder, record=False)],
+        "run, with its row in the history": ["-c", RUN.format(folder=folder, record=True)],
     }
     taken: dict[str, list[Took]] = {name: [] for name in programs}
     for _ in range(repeat + 1):
         for name, words in programs.items():
-            taken[name].append(once(words, folder, tab=name == "the tab key"))
+            taken[name].append(once(words, folder, completion=name == "completion"))
     return {
         name: {
-            "seconds": statistics.median(took.seconds for took in some[1:]),  # the first one warms the disk
-            "cpu": statistics.median(took.cpu for took in some[1:]),
+            "seconds": statistics.median(one.seconds for one in measured),
+            "cpu": statistics.median(one.cpu for one in measured),
         }
-        for name, some in taken.items()
+        for name, (_fills_the_page_cache, *measured) in taken.items()
     }
 
 
-def once(words: list[str], folder: Path, *, tab: bool) -> Took:
+def once(words: list[str], folder: Path, *, completion: bool) -> Took:
     """Run a program and measure it."""
     environment = {**os.environ, "VMSNIX_STATE": str(folder / "state"), "PYTHONPATH": str(ROOT)}
-    if tab:
+    if completion:
         environment |= {"_VMSNIX_COMPLETE": "bash_complete", "COMP_WORDS": "vmsnix run p", "COMP_CWORD": "2"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
@@ -100,12 +99,12 @@ def once(words: list[str], folder: Path, *, tab: bool) -> Took:
 
 
 def show(figures: dict[str, dict[str, float]]) -> None:
-    """Print a table: each program, and how many times as long as its yardstick it takes."""
+    """Print the figures of each program, and its CPU time compared with a baseline."""
     print(f"{'':<34}{'seconds':>9}{'cpu':>9}  compared")
     for name, took in figures.items():
-        yardstick = "papermill" if name.startswith("run") else "click"
-        more = took["cpu"] / figures[yardstick]["cpu"]
-        shown = "" if name in ("python", "click", "papermill") else f"{more:.2f} x {yardstick} (cpu)"
+        baseline = "papermill" if name.startswith("run") else "click"
+        more = took["cpu"] / figures[baseline]["cpu"]
+        shown = "" if name in ("python", "click", "papermill") else f"{more:.2f} x {baseline} (cpu)"
         print(f"{name:<34}{took['seconds']:>9.3f}{took['cpu']:>9.3f}  {shown}")
 
 

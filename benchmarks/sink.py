@@ -1,11 +1,10 @@
-"""A sink: nginx reads every PutSnapshotBlock, checks its length and keeps nothing: it is not the bottleneck.
+"""The receiver of the benchmarks: nginx on 127.0.0.1, fast enough that the client is the bottleneck.
 
-It takes multipart uploads to the bucket `BUCKET` as well: its S3 is always empty, with one upload begun.
+It reads every PutSnapshotBlock, checks its length and stores nothing. It accepts multipart uploads to the
+bucket `BUCKET`, too: the bucket is always empty and has one unfinished upload.
 
-nginx drops a body that nobody wants 4 KiB at a time, 128 system calls a block. Mirrored to a place that wants
-nothing, the body is read in large pieces, which costs half as much.
-
-It runs as a process of its own on 127.0.0.1, with its own configuration in a temporary folder.
+nginx discards an unused body 4 KiB at a time, with 128 system calls for each block. With `mirror` it reads
+the body in large pieces, which takes half the CPU time.
 """
 
 from __future__ import annotations
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BUCKET, KEY = "benchmark", "image"
+MAKE_CERTIFICATE = """
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2
+-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1
+"""
 CONFIGURATION = """
 daemon off;
 master_process off;
@@ -76,10 +79,9 @@ http {{
 
 @dataclass(frozen=True)
 class Sink:
-    """Where it listens, and what it is: `pid` tells what it costs."""
+    """A running sink."""
 
     url: str
-    pid: int
     certificate: Path | None
 
 
@@ -90,7 +92,7 @@ def null_sink(*, tls: bool = False) -> Iterator[Sink]:
     Parameters
     ----------
     tls
-        Whether to encrypt, as AWS does. The certificate is made for the run.
+        Whether to encrypt, as AWS does, with a temporary certificate.
     """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
@@ -102,20 +104,7 @@ def null_sink(*, tls: bool = False) -> Iterator[Sink]:
         certificate = folder / "certificate.pem"
         lines = f"ssl_certificate {certificate}; ssl_certificate_key {folder}/key.pem;"
         subprocess.run(
-            [
-                *(
-                    "openssl",
-                    "req",
-                    "-x509",
-                    "-newkey",
-                    "ec",
-                    "-pkeyopt",
-                    "ec_paramgen_curve:P-256",
-                    "-nodes",
-                ),
-                *("-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-                *("-keyout", str(folder / "key.pem"), "-out", str(certificate)),
-            ],
+            [*MAKE_CERTIFICATE.split(), "-keyout", str(folder / "key.pem"), "-out", str(certificate)],
             check=True,
             capture_output=True,
         )
@@ -134,7 +123,7 @@ def null_sink(*, tls: bool = False) -> Iterator[Sink]:
     process = subprocess.Popen([program, "-p", str(folder), "-c", str(configuration), "-e", "stderr"])
     try:
         _wait(port, process)
-        yield Sink(f"http{'s' if tls else ''}://127.0.0.1:{port}", process.pid, certificate)
+        yield Sink(f"http{'s' if tls else ''}://127.0.0.1:{port}", certificate)
     finally:
         process.terminate()
         process.wait()

@@ -1,9 +1,10 @@
-"""Publish many times while a share of all calls goes wrong, and count the right outcomes.
+"""Publish many times while some of the calls fail, and count the correct outcomes.
 
-``just soak`` (``python -m benchmarks.soak``): 200 publishes, 5 % of the calls spoiled by one of the faults
-below, seeded so that a run can be repeated. Each publish begins with an empty account. A right outcome is one
-AMI with one snapshot and nothing else in the account and one row in ``amis``, after as many tries as an
-operator would make (`TRIES`), each of which ended well or with an error that this package words itself.
+``just soak`` (``python -m benchmarks.soak``) publishes 200 times. One of the faults below spoils each of 5 %
+of the calls; the faults follow from a seed, so a run can be repeated. Each publish starts with an empty
+account and is tried up to `TRIES` times, as an operator would. The outcome is correct if the account then has
+one AMI with one snapshot and nothing else, ``amis`` has one row, and every failed try ended with an error of
+`vmsnix_ops.errors`.
 """
 
 from __future__ import annotations
@@ -45,37 +46,37 @@ FAULTS = (
 
 
 def publish(ready: Sweep, number: int, rate: float, figures: Counter[str]) -> list[str]:
-    """Publish once, again as long as it fails, and return what is wrong in the end."""
+    """Publish until a try succeeds, and return what is wrong afterwards."""
     via = "direct" if number % 4 == 3 else "import"
     state = ready.clean(via)
     ready.aws.faults.seed(number)
-    # Most calls match about seven of the rules.
+    # About seven of the rules match each call.
     rules = [ready.aws.faults.add({**fault, "probability": rate / 7}) for fault in FAULTS]
     known = {name for name in vars(errors) if name.endswith("Error")} | {"BlockRefusedError"}
     ended = None
     for attempt in range(TRIES):
         (ended,) = ready.publishers.run(ready.job(state, via))
         if ended.status == 0:
-            figures[f"went through at try {attempt + 1}"] += 1
+            figures[f"succeeded at try {attempt + 1}"] += 1
             break
         figures[f"  ended with {ended.error}"] += 1
         if ended.error not in known:
             return [f"ended with {ended.error}: {ended.text}"]
     figures["calls"] += len(ready.aws.calls)
-    figures["faults that struck"] += sum(rule.applied for rule in rules)
+    figures["applied faults"] += sum(rule.applied for rule in rules)
     ready.aws.faults.clear()
     if ended is None or ended.status:
-        return [f"failed {TRIES} times, at last: {ended.text if ended else ''}"]
+        return [f"failed {TRIES} times; the last error: {ended.text if ended else ''}"]
     wrong = list(look(ready.aws).leftovers())
-    # Steps that failed are in the table too, so only the AMI's and the run's rows are looked at.
+    # The table of steps has failed steps too, so only the rows of `amis` are checked.
     found = wrong_tables(state, run_id=ended.result["run_id"], ami_id=ended.result["ami_id"])
     return wrong + [text for text in found if text.startswith("amis")]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--publishes", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=0.05, help="share of the calls that go wrong")
+    parser.add_argument("--publishes", type=int, default=200, help="number of publishes")
+    parser.add_argument("--rate", type=float, default=0.05, help="share of the calls that fail")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     options = parser.parse_args(arguments)
     figures: Counter[str] = Counter()
@@ -89,13 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
             if wrong:
                 print(f"publish {number}: {'; '.join(wrong)}", flush=True)
             elif number % 20 == 19:
-                print(f"{number + 1} publishes, {right} right outcomes", flush=True)
-    print(f"publishes {options.publishes}, right outcomes {right}")
+                print(f"{number + 1} publishes, {right} correct", flush=True)
+    print(f"publishes: {options.publishes}, correct: {right}")
     for name, count in figures.items():
         print(f"{name}: {count}")
-    share = 100 * figures["faults that struck"] / max(figures["calls"], 1)
-    print(f"share of calls that went wrong: {share:.1f} %")
-    print(f"seconds a publish: median {statistics.median(seconds):.1f}, longest {max(seconds):.1f}")
+    share = 100 * figures["applied faults"] / max(figures["calls"], 1)
+    print(f"share of calls that failed: {share:.1f} %")
+    print(f"seconds per publish: median {statistics.median(seconds):.1f}, longest {max(seconds):.1f}")
     return 0 if right == options.publishes else 1
 
 

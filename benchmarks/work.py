@@ -1,9 +1,8 @@
-"""One measured piece of work, in a process of its own: ``python -m benchmarks.work NAME JSON``.
+"""Run one case of `benchmarks.upload` in a process of its own: ``python -m benchmarks.work NAME JSON``.
 
-Prints a JSON object with ``seconds``, ``cpu_seconds`` and ``sent`` (blocks). Libraries and clients are loaded
-before the clock starts; not so for the upload to S3, which is compared with a program that has to start too.
-What is compared is written here in the open: ours as `vmsnix_ops.aws.ebs_direct.writing` does it, and the
-same work through plain boto3.
+It prints a JSON object with ``seconds``, ``cpu_seconds`` and ``sent`` (blocks). Libraries and clients are
+loaded before the clock starts, except for the upload to S3, which is compared with a program that has to
+start too. `direct` does the work of `vmsnix_ops.aws.ebs_direct.writing`, `boto3_threads` the same with boto3.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ REGION = "us-east-1"
 
 
 class Clock:
-    """Wall time, and CPU time with that of ended children, from `restart` to the first `stop`."""
+    """Wall time and CPU time (with ended child processes) from `restart` to the first `stop`."""
 
     def __init__(self) -> None:
         self.restart()
         self.found: dict[str, float] = {}
 
     def restart(self) -> None:
-        """Begin anew: what the work needs is there. A program that publishes has its libraries loaded."""
+        """Start the clock again, once everything is loaded."""
         self._started, self._cpu = time.perf_counter(), _cpu_seconds()
 
     def stop(self) -> None:
-        """End, unless it ended before."""
+        """Stop the clock; later calls change nothing."""
         if not self.found:
             seconds = time.perf_counter() - self._started
             self.found = {"seconds": seconds, "cpu_seconds": _cpu_seconds() - self._cpu}
@@ -55,8 +54,8 @@ def _cpu_seconds() -> float:
 CLOCK = Clock()
 
 
-def identity(image: str, parts: bool = False) -> int:
-    """Identify an image as the step before a publish's upload does; with `parts` as for an upload to S3."""
+def identify_image(image: str, parts: bool = False) -> int:
+    """Identify an image, as the step before an upload does; with `parts` for an upload to S3."""
     from vmsnix_ops.disk.survey import identify
 
     CLOCK.restart()
@@ -65,16 +64,16 @@ def identity(image: str, parts: bool = False) -> int:
 
 
 def direct(image: str, manifest: str = "", identified: bool = False, start: bool = False) -> int:
-    """Identify an image and upload it as publish does: hash, read, compare, send, write the journal, sum up.
+    """Identify an image and upload it, as a publish does: hash, read, compare, send, write the journal.
 
     Parameters
     ----------
     image, manifest
-        What to upload, and the manifest of the snapshot that it starts from.
+        The image, and the manifest of the snapshot from which the upload starts.
     identified
-        Whether the image was identified before the clock starts: the upload step of a publish alone.
+        Whether to identify the image before the clock starts, so that only the upload is measured.
     start
-        Whether the receiver must be told that a snapshot is started and complete, as the sandbox wants.
+        Whether to start and complete a snapshot, which the sandbox requires.
     """
     import boto3
 
@@ -97,8 +96,8 @@ def direct(image: str, manifest: str = "", identified: bool = False, start: bool
             snapshot_id = ebs.start_snapshot(VolumeSize=-(-seen.disk_bytes // 2**30))["SnapshotId"]
         journal = BlockJournal(Path(folder) / "journal")
         journal.begin(Beginning(snapshot_id))
-        held = snapshot_blocks(seen.blocks, parent)
-        changed = Digests((index, found) for index, found in held.pairs() if parent.get(index) != found)
+        blocks = snapshot_blocks(seen.blocks, parent)
+        changed = Digests((index, found) for index, found in blocks.pairs() if parent.get(index) != found)
         engine.run(
             "put",
             changed.items(),
@@ -124,7 +123,7 @@ def direct(image: str, manifest: str = "", identified: bool = False, start: bool
 
 
 def boto3_threads(image: str, threads: int = 64) -> int:
-    """Upload as the public tools do: every block, one client, 64 threads."""
+    """Upload every block with one boto3 client and 64 threads, as public tools do."""
     import boto3
     from botocore.config import Config
 
@@ -152,7 +151,7 @@ def boto3_threads(image: str, threads: int = 64) -> int:
 
 
 def sha256(image: str) -> int:
-    """Hash the file on one core, which is the least that an upload has to do on one: each block needs it."""
+    """Hash the file on one core. An upload cannot avoid this work, because each block needs its SHA-256."""
     whole = hashlib.sha256()
     with Path(image).open("rb", buffering=0) as file:
         while piece := file.read(2**20):
@@ -161,7 +160,7 @@ def sha256(image: str) -> int:
 
 
 def loopback(image: str) -> int:
-    """Copy the file over one loopback connection, unread by anybody."""
+    """Copy the file over one loopback connection; the receiver drops it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drain() -> None:
@@ -178,8 +177,8 @@ def loopback(image: str) -> int:
     return 0
 
 
-def s3_ours(image: str) -> int:
-    """Upload to S3 as publish via import does, after the step that identified the image."""
+def s3_vmsnix(image: str) -> int:
+    """Upload to S3 as a publish via import does; the image is identified before the clock starts."""
     from vmsnix_ops.disk.survey import identify
 
     seen = identify(Path(image), parts=True)
@@ -202,7 +201,7 @@ def s3_cli(image: str) -> int:
 
 WORK = {
     function.__name__: function
-    for function in (identity, direct, boto3_threads, sha256, loopback, s3_ours, s3_cli)
+    for function in (identify_image, direct, boto3_threads, sha256, loopback, s3_vmsnix, s3_cli)
 }
 
 
