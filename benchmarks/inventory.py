@@ -179,7 +179,7 @@ def compare(options: argparse.Namespace) -> None:
     assert best["audit"]["amis"] == best["paging"]["amis"] == ready["amis"]
     assert best["audit"]["referenced"] == ready["referenced"]
     if ready["amis"] < LARGE:
-        print(f"Not enough AMIs to check the aims: below {LARGE:,} the imports of pandas and arrow take most time.")
+        print(f"Aims not checked: below {LARGE:,} AMIs the imports of pandas and arrow take most time.")
     elif ratio > MOST_RATIO or best["audit"]["peak_mib"] > MOST_MIB:
         raise SystemExit("The audit does not reach the aims.")
 
