@@ -26,12 +26,10 @@ def runbooks() -> tuple[Runbook, ...]:
 
 def table() -> str:
     """Return a Markdown table with one line for each runbook."""
-    lines = ["| command | notebook | what it does | effect |", "|---|---|---|---|"]
+    lines = ["| command | what it does | effect |", "|---|---|---|"]
     for runbook in runbooks():
         what = runbook.description or runbook.title
-        lines.append(
-            f"| `vmsnix {runbook.short_name}` | `{runbook.slug}` | {what} | {WORDS[runbook.side_effects]} |"
-        )
+        lines.append(f"| `vmsnix {runbook.short_name}` | {what} | {WORDS[runbook.side_effects]} |")
     return "\n".join(lines)
 
 
