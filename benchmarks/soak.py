@@ -17,8 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.account import look, wrong_tables
-from tests.faults.crash_sweep import Sweep, stage
+from tests.faults.account import read_account, table_problems
+from tests.faults.crash_sweep import Sweep, open_sweep
 from vmsnix_ops import errors
 
 TRIES = 5
@@ -67,9 +67,9 @@ def publish(ready: Sweep, number: int, rate: float, figures: Counter[str]) -> li
     ready.aws.faults.clear()
     if ended is None or ended.status:
         return [f"failed {TRIES} times; the last error: {ended.text if ended else ''}"]
-    wrong = list(look(ready.aws).leftovers())
+    wrong = list(read_account(ready.aws).problems())
     # The table of steps has failed steps too, so only the rows of `amis` are checked.
-    found = wrong_tables(state, run_id=ended.result["run_id"], ami_id=ended.result["ami_id"])
+    found = table_problems(state, run_id=ended.result["run_id"], ami_id=ended.result["ami_id"])
     return wrong + [text for text in found if text.startswith("amis")]
 
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     figures: Counter[str] = Counter()
     seconds, right = [], 0
-    with tempfile.TemporaryDirectory(prefix="vmsnix-soak-") as folder, stage(Path(folder)) as ready:
+    with tempfile.TemporaryDirectory(prefix="vmsnix-soak-") as folder, open_sweep(Path(folder)) as ready:
         for number in range(options.first, options.first + options.publishes):
             started = time.monotonic()
             wrong = publish(ready, number, options.rate, figures)

@@ -27,8 +27,8 @@ tests/runbooks/fleet/test_worker.py::test_one_of_two_workers_runs_a_target
 tests/runbooks/fleet/test_worker.py::test_a_run_on_another_machine_is_taken_over_when_its_beat_stands_still
 tests/runbooks/fleet/test_ledger.py::test_the_claim_of_another_machine_ends_when_its_beat_stands_still
 tests/publish/test_interrupts.py::test_ctrl_c_says_how_to_go_on_and_the_next_run_does
-tests/faults/test_stopping.py::test_asked_once_it_says_how_to_go_on[sighup]
-tests/faults/test_stopping.py::test_asked_twice_it_stops_at_once
+tests/faults/test_stopping.py::test_one_signal_ends_the_run_with_the_command_that_continues_it[sighup]
+tests/faults/test_stopping.py::test_two_signals_end_the_run_at_once
 tests/aws/ebs_direct/test_resume.py::test_killed_at_random_points_and_resumed[4]
 tests/aws/ebs_direct/test_resume.py::test_workers_end_with_their_parent
 tests/aws/ebs_direct/test_resume.py::test_no_worker_outlives_an_upload_that_is_killed

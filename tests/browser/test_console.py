@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.browser.lab import ROOT, Browser, Lab, browse, serve
-from tests.faults.account import Account, look
+from tests.faults.account import Account, read_account
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
 
@@ -138,7 +138,7 @@ def published(console: Opened) -> Published:
     found = AMI.search(console.page.locator(".vmsnix-verdict").inner_text())
     assert found is not None
     archived = len(list(console.archive.iterdir()))
-    return Published(found[0], look(console.lab.aws), list(console.runs()["ami_id"]), archived)
+    return Published(found[0], read_account(console.lab.aws), list(console.runs()["ami_id"]), archived)
 
 
 class Cancelled(NamedTuple):
@@ -153,7 +153,7 @@ class Cancelled(NamedTuple):
 def cancelled(console: Opened, published: Published, tmp_path_factory: pytest.TempPathFactory) -> Cancelled:
     """Begin to publish another image, and cancel that."""
     other = make_sample_image(tmp_path_factory.mktemp("other"), name="other", seed="other")
-    before = look(console.lab.aws)
+    before = read_account(console.lab.aws)
     # The import is under way in the account, and its bytes are in the bucket, when the button is pressed.
     console.lab.ask("clock", "POST", {"speed": 1})
     console.pick("publish-ami")
@@ -161,12 +161,12 @@ def cancelled(console: Opened, published: Published, tmp_path_factory: pytest.Te
     console.says(str(other))
     console.button("Run on the sandbox").click()
     console.page.wait_for_selector(".vmsnix-step-running th:has-text('import')")
-    during = look(console.lab.aws)
+    during = read_account(console.lab.aws)
     console.button("Cancel").dblclick()
     console.lab.ask("clock", "POST", {"speed": SPEED})
     console.says("publish-ami: cancelled")
     console.shoot("cancelled")
-    return Cancelled(before, during, look(console.lab.aws))
+    return Cancelled(before, during, read_account(console.lab.aws))
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def production(console: Opened) -> Iterator[Opened]:
 
 def test_a_double_click_publishes_once_to_the_ami_id(published: Published) -> None:
     assert list(published.account.amis) == [published.ami]
-    assert list(published.account.leftovers()) == []
+    assert list(published.account.problems()) == []
     assert published.amis == [published.ami]
     assert published.archived == 1
 

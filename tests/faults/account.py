@@ -1,4 +1,4 @@
-"""What stands in the account and in the tables, and what of it should not."""
+"""Read the account and the tables after a publish, and find what is wrong in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDED = ("completed", "deleted", "deleting", "cancelled", "cancelling", "error")
 
 @dataclass(frozen=True)
 class Account:
-    """Everything that a publish makes, as the AWS API shows it."""
+    """Everything that a publish creates, as AWS lists it."""
 
     amis: dict[str, str]  # id to state
     snapshots: dict[str, str]
@@ -37,11 +37,11 @@ class Account:
     def empty(self) -> bool:
         return not (self.amis or self.snapshots or self.objects or self.uploads or self.running)
 
-    def leftovers(self, *, amis: int = 1) -> Iterator[str]:
-        """Say what is wrong when `amis` AMIs should be there, with one snapshot each, and nothing else."""
+    def problems(self, *, amis: int = 1) -> Iterator[str]:
+        """Yield what differs from `amis` available AMIs with one snapshot each and nothing else."""
         for name, found in (("AMIs", self.amis), ("snapshots", self.snapshots)):
             if len(found) != amis:
-                yield f"{len(found)} {name} where {amis} should be: {found}"
+                yield f"{len(found)} {name} instead of {amis}: {found}"
         for name, state in {**self.amis, **self.snapshots}.items():
             if state not in ("available", "completed"):
                 yield f"{name} is {state}"
@@ -50,8 +50,8 @@ class Account:
                 yield f"{name} left behind: {', '.join(left)}"
 
 
-def look(aws: Any, *, region: str = REGION, bucket: str = BUCKET) -> Account:
-    """Look at the whole account."""
+def read_account(aws: Any, *, region: str = REGION, bucket: str = BUCKET) -> Account:
+    """Read everything in a region and a bucket of the sandbox."""
     ec2, s3 = _client(aws, "ec2", region), _client(aws, "s3", region)
     images = ec2.describe_images(Owners=["self"])["Images"]
     tags = [{tag["Key"]: tag["Value"] for tag in image.get("Tags", ())} for image in images]
@@ -76,12 +76,12 @@ def _client(aws: Any, service: str, region: str) -> Any:
     return aws.client(service, region)
 
 
-def wrong_tables(state: Path, *, run_id: str, ami_id: str) -> Iterator[str]:
-    """Say what is wrong in the tables after a run that went through."""
+def table_problems(state: Path, *, run_id: str, ami_id: str) -> Iterator[str]:
+    """Yield what is wrong in the tables after a run that succeeded."""
     tables = Tables(state / "history")
     amis, steps, runs = (tables.read(name) for name in ("amis", "steps", "runs"))
     if list(amis["ami_id"]) != [ami_id]:
-        yield f"amis has {list(amis['ami_id'])} where {ami_id} should be"
+        yield f"amis has {list(amis['ami_id'])} instead of {ami_id}"
     doubled = [
         pair for pair, count in Counter(zip(steps["run_id"], steps["step"], strict=True)).items() if count > 1
     ]
@@ -95,6 +95,6 @@ def wrong_tables(state: Path, *, run_id: str, ami_id: str) -> Iterator[str]:
         yield f"steps lacks {missing}"
     rows = runs[runs["run_id"] == run_id]
     if list(rows["status"]) != ["done"]:
-        yield f"runs says {list(rows['status'])} of the run that went through"
+        yield f"runs has {list(rows['status'])} for the run that succeeded"
     if set(runs["status"]) - {"done"}:
         yield f"runs has {list(runs['status'])}"

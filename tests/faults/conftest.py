@@ -1,4 +1,4 @@
-"""A sandbox and warm publishers for every test of this folder; each test begins with an empty account."""
+"""A shared sandbox with publishers; each test starts with an empty account."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.crash_sweep import Sweep, stage
+from tests.faults.crash_sweep import Sweep, open_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
-    with stage(tmp_path_factory.mktemp("publishers")) as ready:
+    with open_sweep(tmp_path_factory.mktemp("publishers")) as ready:
         yield ready
 
 
 @pytest.fixture
-def publishers(shared: Sweep, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """Publishers to run and to kill; this process's environment points to the same sandbox and state."""
+def sweep(shared: Sweep, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Publishers to run and to kill; this process uses the same sandbox and state folder."""
     state = shared.clean()
     for name, value in shared.job(state, "import").environment.items():
         monkeypatch.setenv(name, value)

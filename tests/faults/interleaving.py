@@ -1,8 +1,7 @@
-"""Run two jobs at once in every order of their decisive calls: a scheduler over botocore's events.
+"""Run two jobs in every order of their decisive calls, with a scheduler over botocore's events.
 
-Each job runs in a thread of its own with a session of its own. Before a decisive call it stops, and goes on
-when the scheduler says so; between two stops only one job runs. So a run is decided by the order of the
-turns alone, and `every_order` tries them all.
+Each job has its own thread and session. It stops before each decisive call until the scheduler gives it the
+next turn, so only one job runs at a time. The order of the turns determines a run; `every_order` tries all.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ DEADLINE_SECONDS = 120.0
 
 @dataclass
 class Actor:
-    """One job: its session stops before every call that `decisive` names."""
+    """A job that stops before every call for which `decisive` is true."""
 
     name: str
     session: boto3.Session
@@ -35,7 +34,7 @@ class Actor:
     _thread: threading.Thread | None = None
 
     def __post_init__(self) -> None:
-        # Before any client is made: clients copy their session's events.
+        # Register before any client is made: clients copy their session's events.
         self.session.events.register("provide-client-params", self._before)
 
     def _before(self, params: Mapping[str, Any], model: Any, **_: Any) -> None:
@@ -47,10 +46,10 @@ class Actor:
         self.calls.append(call)
         self._stopped.release()
         if not self._go.acquire(timeout=DEADLINE_SECONDS):
-            raise AssertionError(f"{self.name} was never allowed to go on with {call}")
+            raise AssertionError(f"{self.name} got no turn for {call}")
 
     def start(self, job: Callable[[], Any]) -> None:
-        """Begin a job; it stops before it does anything."""
+        """Start a job; it stops before its first action."""
         self.result, self.error, self.gated = None, None, True
         self.calls = []
 
@@ -58,7 +57,7 @@ class Actor:
             try:
                 self._pause("start")
                 self.result = job()
-            except BaseException as error:  # noqa: BLE001 (the test looks at it)
+            except BaseException as error:  # noqa: BLE001 (the test checks it)
                 self.error = error
             finally:
                 self.gated = False
@@ -69,7 +68,7 @@ class Actor:
         self._wait()
 
     def turn(self) -> None:
-        """Let it run to its next stop, or to its end."""
+        """Let the job run to its next stop or its end."""
         self._go.release()
         self._wait()
 
@@ -85,25 +84,25 @@ class Actor:
 def every_order(
     actors: tuple[Actor, Actor], begin: Callable[[], tuple[Callable[[], Any], ...]]
 ) -> Iterator[str]:
-    """Run both jobs in every order of their turns, and yield each order when both have ended.
+    """Run both jobs in every order of their turns; yield the order when both have ended.
 
-    `begin` prepares the world and returns the two jobs.
+    `begin` resets the account and returns the two jobs.
     """
     prefix: list[int] = []
     while True:
         for actor, job in zip(actors, begin(), strict=True):
             actor.start(job)
         turns: list[int] = []
-        open_choices: list[int] = []  # turns at which the second job could have run instead of the first
+        untried: list[int] = []  # turns at which the second job could have run instead of the first
         while any(actor.running for actor in actors):
-            able = [number for number, actor in enumerate(actors) if actor.running]
-            choice = prefix[len(turns)] if len(turns) < len(prefix) else able[0]
-            if len(able) == 2 and choice == 0:
-                open_choices.append(len(turns))
+            ready = [number for number, actor in enumerate(actors) if actor.running]
+            choice = prefix[len(turns)] if len(turns) < len(prefix) else ready[0]
+            if len(ready) == 2 and choice == 0:
+                untried.append(len(turns))
             turns.append(choice)
             actors[choice].turn()
         yield "".join(actors[number].name[0] for number in turns)
-        if not open_choices:
+        if not untried:
             return
-        last = open_choices[-1]
+        last = untried[-1]
         prefix = [*turns[:last], 1]

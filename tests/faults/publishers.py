@@ -1,8 +1,7 @@
-"""Publishers as processes of their own that can be killed, without paying for their imports each time.
+"""Publishers as processes that can be killed and that start without importing the package each time.
 
-`Publishers` starts one warm process, which has everything imported and no thread that works, and which forks
-a publisher for every job. It must not be this process: the sandbox's threads live here, and the sandbox has
-to survive the publishers.
+`Publishers` starts one process that imports everything and then forks a publisher for each job. The test's
+own process cannot do that, because the threads of the sandbox run in it.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
 ROOT = Path(__file__).parents[2]
 MOMENTS = ("before", "sent", "after")
-"""Before the request; after it was sent and before the answer; after the answer."""
+"""Before the request, between request and response, after the response."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a publisher dies: at the `nth` call (from 1) of an operation, such as ``s3:UploadPart``."""
+    """When a publisher is killed: at the `nth` call (from 1) of an operation, such as ``s3:UploadPart``."""
 
     call: str
     nth: int
@@ -41,9 +40,10 @@ class Kill:
 
 @dataclass(frozen=True)
 class Job:
-    """One publish: parameters of `publish.plan`, the environment, and where to die.
+    """One publish: parameters of `publish.plan`, environment, and when to be killed.
 
-    It may be a promotion instead: then the parameters are those of `promote.plan`.
+    With `does="promote"` it is a promotion with parameters of `promote.plan`. `patches` are values by the
+    dotted name that they replace.
     """
 
     plan: Mapping[str, Any]
@@ -55,10 +55,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a publisher ended.
+    """The end of a publisher.
 
-    `status` is its exit code, negative for a signal; `result` the publish result; `error` and `text` the
-    class and the words of what it raised; `calls` every AWS call and every commit to a table, in order.
+    `status` is the exit code, negative for a signal; `result` the result of the job; `error` and `text` are
+    class and text of the exception; `calls` lists every AWS call and every commit to a table, in order.
     """
 
     status: int
@@ -73,7 +73,7 @@ class Ended:
 
 
 class Publishers:
-    """The warm process; a context manager."""
+    """The process that forks publishers; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,7 +99,7 @@ class Publishers:
         self._process.stdout.close()
 
     def run(self, *jobs: Job, during: Callable[[list[int]], None] | None = None) -> list[Ended]:
-        """Run publishers side by side and wait for all; `during` is given their process ids."""
+        """Run publishers in parallel and wait for all; `during` is called with their process IDs."""
         from tests.support import read_line  # the program below needs no pytest
 
         assert self._process.stdin
@@ -107,8 +107,8 @@ class Publishers:
         for _ in jobs:
             self._count += 1
             answers.append(self.folder / f"publisher-{self._count}")
-        told = [asdict(job) | {"answer": str(answer)} for job, answer in zip(jobs, answers, strict=True)]
-        self._process.stdin.write(json.dumps(told) + "\n")
+        requests = [asdict(job) | {"answer": str(answer)} for job, answer in zip(jobs, answers, strict=True)]
+        self._process.stdin.write(json.dumps(requests) + "\n")
         self._process.stdin.flush()
         processes = json.loads(read_line(self._process))
         if during is not None:
@@ -118,17 +118,28 @@ class Publishers:
 
 
 def _read(answer: Path, status: int) -> Ended:
-    said = json.loads(answer.read_text()) if answer.exists() else {}
+    found = json.loads(answer.read_text()) if answer.exists() else {}
     log = answer.with_suffix(".calls")
     calls = tuple(log.read_text().splitlines()) if log.exists() else ()
-    return Ended(status, said.get("result", {}), said.get("error", ""), said.get("text", ""), calls)
+    return Ended(status, found.get("result", {}), found.get("error", ""), found.get("text", ""), calls)
 
 
-# What follows runs in the warm process and in the publishers.
+def kills_of(calls: Iterable[str]) -> list[Kill]:
+    """Return a kill for every moment of the calls of a run."""
+    seen: Counter[str] = Counter()
+    kills = []
+    for call in calls:
+        seen[call] += 1
+        moments = ("before", "after") if call.startswith("table:") else MOMENTS
+        kills += [Kill(call, seen[call], moment) for moment in moments]
+    return kills
+
+
+# The rest runs in the forking process and in the publishers.
 
 
 class Watch:
-    """Counts the calls of this process, writes them down, and dies where it was told to."""
+    """Count and log the calls of this process, and kill it at the chosen moment."""
 
     def __init__(self, kill: Kill | None, log: Path) -> None:
         self.kill, self.log = kill, log
@@ -137,7 +148,7 @@ class Watch:
         self.armed = threading.local()
 
     def enter(self, name: str) -> int:
-        """Count a call that is about to be made."""
+        """Count and log a call, and return its number."""
         with self.lock:
             self.seen[name] += 1
             with self.log.open("a") as file:
@@ -145,12 +156,12 @@ class Watch:
             return self.seen[name]
 
     def at(self, name: str, number: int, moment: str) -> None:
-        """Die, if this is the place."""
+        """Kill this process if this is the chosen moment."""
         if self.kill == Kill(name, number, moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self, session: Any) -> None:
-        """Hook into a botocore session, the connection below it, and the tables."""
+        """Watch a botocore session, its connections, and the tables."""
         import urllib3.connection
 
         from vmsnix_ops.records.tables import Tables
@@ -187,12 +198,12 @@ class Watch:
 
 
 def publisher(job: dict[str, Any]) -> int:
-    """Publish once; return the exit code."""
+    """Do one job, and return the exit code."""
     import boto3
     import botocore.session
 
     os.environ.update(job["environment"])
-    # A stopped publisher is asked to stop like one that a shell started.
+    # Handle SIGINT as a program does that a shell started.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(job["environment"]["VMSNIX_STATE"])
     answer = Path(job["answer"])
@@ -217,7 +228,7 @@ def publisher(job: dict[str, Any]) -> int:
             plan = publish.plan(**job["plan"], progress=silent(), session=session)
             made = plan.apply()
             result = {"run_id": made.run_id, **made.as_dict()}
-    except BaseException as error:  # noqa: BLE001 (an interrupt too is told to the parent)
+    except BaseException as error:  # noqa: BLE001 (report an interrupt too)
         answer.write_text(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return getattr(error, "exit_code", 1)
     answer.write_text(json.dumps({"result": result}, default=str))
@@ -225,7 +236,7 @@ def publisher(job: dict[str, Any]) -> int:
 
 
 def warm() -> None:
-    """Import everything that a publisher needs, and read botocore's models."""
+    """Import everything that a publisher needs, and load botocore's models."""
     import importlib
 
     import botocore.session
@@ -256,9 +267,9 @@ def warm() -> None:
 
 
 def serve() -> None:
-    """Fork publishers as told on standard input, until it is closed."""
+    """Fork publishers for the jobs on standard input, until it is closed."""
     warm()
-    gc.freeze()  # what is warm stays shared with the forks
+    gc.freeze()  # keep the memory shared with the forks
     for line in sys.stdin:
         processes = []
         for job in json.loads(line):
@@ -269,7 +280,7 @@ def serve() -> None:
                     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                     os.dup2(2, 1)
                     code = publisher(job)
-                except BaseException:  # noqa: BLE001 (a fork must not go on in its parent's code)
+                except BaseException:  # noqa: BLE001 (a fork must not return into the loop)
                     import traceback
 
                     traceback.print_exc()
@@ -284,13 +295,9 @@ def serve() -> None:
 
 
 def environment(aws: Any, state: Path) -> dict[str, str]:
-    """Return a publisher's environment: the sandbox, and a state folder of its own."""
+    """Return a publisher's environment: the sandbox, and its own state folder."""
     state.mkdir(parents=True, exist_ok=True)
-    places: Sequence[tuple[str, str]] = [
-        ("VMSNIX_STATE", str(state)),
-        ("VMSNIX_HISTORY", str(state / "history")),
-    ]
-    return dict(aws.environment) | dict(places)
+    return {**aws.environment, "VMSNIX_STATE": str(state), "VMSNIX_HISTORY": str(state / "history")}
 
 
 if __name__ == "__main__":

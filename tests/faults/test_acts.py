@@ -1,4 +1,4 @@
-"""Before each irreversible act one line is on the disk; where it cannot be written, the act is not done."""
+"""An irreversible act is announced on the disk first; if that fails, the act is not done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 from botocore import xform_name
 
 from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
-from tests.faults.account import BUCKET, look
+from tests.faults.account import BUCKET
 from tests.faults.publishers import Kill
 from tests.support import few, finish
 from vmsnix_ops import errors, publish
@@ -48,8 +48,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def taken_away(fleet: Fleet) -> list[str]:
-    """Return the calls that ran and cannot be undone."""
+def irreversible_calls(fleet: Fleet) -> list[str]:
+    """Return the irreversible calls that the sandbox ran."""
     found = []
     for (service, operation), resource_of in session.IRREVERSIBLE.items():
         for call in fleet.aws.calls.matching(f"{service}:{operation}", ran=True):
@@ -77,7 +77,7 @@ def file_is_a_folder(folder: Path) -> None:
 
 @contextmanager
 def files_may_not_grow(beyond: int = 1) -> Iterator[None]:
-    """Let every write beyond the first bytes of a file fail, as on a full disk."""
+    """Let writes fail beyond this size of a file, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (beyond, hard))
@@ -91,7 +91,7 @@ def files_may_not_grow(beyond: int = 1) -> Iterator[None]:
 BROKEN = [folder_is_a_file, folder_is_gone, file_is_a_folder]
 
 
-def test_a_line_is_whole_private_and_there_before_the_act(tmp_path: Path) -> None:
+def test_each_act_has_a_complete_and_private_line(tmp_path: Path) -> None:
     with acts.recording(tmp_path, "run-1"):
         acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
         acts.announce("ec2:DeregisterImage", "ami-1", REGION)
@@ -106,17 +106,17 @@ def test_a_line_is_whole_private_and_there_before_the_act(tmp_path: Path) -> Non
     assert (tmp_path / acts.FILE_NAME).stat().st_mode & 0o077 == 0
 
 
-def test_a_line_and_its_new_file_are_on_the_disk_before_the_act(
+def test_a_line_and_its_new_file_are_synchronised_to_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synchronised, fsync = list[tuple[int, int]](), os.fsync
 
-    def watched(descriptor: int) -> None:
+    def record(descriptor: int) -> None:
         fsync(descriptor)
-        seen = os.fstat(descriptor)
-        synchronised.append((seen.st_ino, seen.st_size if stat.S_ISREG(seen.st_mode) else 0))
+        file = os.fstat(descriptor)
+        synchronised.append((file.st_ino, file.st_size if stat.S_ISREG(file.st_mode) else 0))
 
-    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(os, "fsync", record)
     with acts.recording(tmp_path, "run-1"):
         acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
         path = tmp_path / acts.FILE_NAME
@@ -144,7 +144,7 @@ def test_a_full_disk_refuses_the_act_and_leaves_no_half_line(tmp_path: Path) -> 
     assert "ec2:DeleteSnapshot of snap-1 was not done" in str(caught.value)
 
 
-def test_half_a_line_of_a_full_disk_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+def test_an_incomplete_line_does_not_damage_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / acts.FILE_NAME
     with acts.recording(tmp_path, "run-1"):
         acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
@@ -186,7 +186,7 @@ def test_every_irreversible_call_of_our_clients_is_announced(fleet: Fleet, tmp_p
     ]
 
 
-TAKES_AWAY = [
+IRREVERSIBLE_CALLS = [
     ("ec2", "CancelImportTask", {"ImportTaskId": "import-snap-0123456789abcdef0"}),
     ("ec2", "DeleteSnapshot", {"SnapshotId": "snap-0123456789abcdef0"}),
     ("ec2", "DeregisterImage", {"ImageId": "ami-0123456789abcdef0"}),
@@ -212,13 +212,15 @@ TAKES_AWAY = [
     ("ssm", "DeleteParameter", {"Name": "/vmsnix/web/stable"}),
 ]
 CAN_BE_UNDONE = {"DeleteTags", "DisableImageDeprecation", "DisableImageDeregistrationProtection"}
-COSTS_MORE_WHEN_IT_RUNS_ON = {"TerminateInstances"}
-TAKING = r"(Abort|Cancel|Delete|Deregister|Detach|Disable|Purge|Release|Remove|Reset|Revoke|Terminate)\w+"
+NEVER_PREVENTED = {"TerminateInstances"}  # an instance that keeps running costs money
+DESTRUCTIVE = (
+    r"(Abort|Cancel|Delete|Deregister|Detach|Disable|Purge|Release|Remove|Reset|Revoke|Terminate)\w+"
+)
 
 
-@pytest.mark.parametrize(("service", "operation", "asked"), TAKES_AWAY)
+@pytest.mark.parametrize(("service", "operation", "parameters"), IRREVERSIBLE_CALLS)
 def test_a_call_that_cannot_be_announced_is_not_made(
-    fleet: Fleet, tmp_path: Path, service: str, operation: str, asked: dict[str, Any]
+    fleet: Fleet, tmp_path: Path, service: str, operation: str, parameters: dict[str, Any]
 ) -> None:
     method = getattr(client(fleet.aws.session(REGION), service), xform_name(operation))
     before = len(list(fleet.aws.calls))
@@ -226,17 +228,17 @@ def test_a_call_that_cannot_be_announced_is_not_made(
         acts.recording(tmp_path / "gone", "run-1"),
         pytest.raises(errors.UnrecordedActError, match=f"{service}:{operation} of .* was not done"),
     ):
-        method(**asked)
+        method(**parameters)
     assert len(list(fleet.aws.calls)) == before
 
 
-def test_every_call_of_the_package_that_takes_something_away_is_announced() -> None:
+def test_every_destructive_call_of_the_package_is_announced() -> None:
     models = botocore.session.get_session()
     known = {
         xform_name(name): name
         for service in ("autoscaling", "ebs", "ec2", "iam", "s3", "sns", "ssm")
         for name in models.get_service_model(service).operation_names
-        if re.fullmatch(TAKING, name)
+        if re.fullmatch(DESTRUCTIVE, name)
     }
     package = ROOT / "vmsnix_ops"
     used = {
@@ -247,8 +249,8 @@ def test_every_call_of_the_package_that_takes_something_away_is_announced() -> N
         if isinstance(node, ast.Attribute) and node.attr in known
     }
     announced = {operation for _, operation in session.IRREVERSIBLE}
-    assert used - announced == CAN_BE_UNDONE | COSTS_MORE_WHEN_IT_RUNS_ON
-    assert announced == {operation for _, operation, _ in TAKES_AWAY}
+    assert used - announced == CAN_BE_UNDONE | NEVER_PREVENTED
+    assert announced == {operation for _, operation, _ in IRREVERSIBLE_CALLS}
 
 
 @pytest.mark.parametrize("breaks", BROKEN)
@@ -261,24 +263,24 @@ def test_a_retirement_that_can_announce_nothing_does_nothing_and_ends_with_3(
         fleet.apply()
     plan = fleet.plan(now=fleet.later(days))
     breaks(plan.run.folder)
-    before, states = taken_away(fleet), fleet.amis()
+    before, states = irreversible_calls(fleet), fleet.amis()
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["failed", "skipped"]
     with pytest.raises(errors.PartialError, match="Done: nothing") as caught:
         finish(result)
     assert caught.value.exit_code == 3
     assert "Could not announce it in" in str(caught.value)
-    assert (taken_away(fleet), fleet.amis()) == (before, states)
+    assert (irreversible_calls(fleet), fleet.amis()) == (before, states)
     assert all("vmsnix:deleting" not in fleet.tags(one) for one in (first, second))
 
 
-def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_done(
+def test_a_retirement_stops_when_the_disk_is_full_and_lists_what_was_done(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = fleet.ami(days=90), fleet.ami(days=80)
     fleet.apply()
     plan = fleet.plan(now=fleet.later())
-    announce, kept = acts.announce, fleet.snapshots_of(first)
+    announce, snapshots = acts.announce, fleet.snapshots_of(first)
 
     def full(act: str, resource: str, region: str = "") -> None:
         if act == "ec2:DeleteSnapshot":
@@ -292,7 +294,7 @@ def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_d
         finish(result)
     assert caught.value.exit_code == 3
     assert fleet.amis() == {second: "disabled"}
-    assert set(kept) <= fleet.snapshots()
+    assert set(snapshots) <= fleet.snapshots()
     monkeypatch.setattr(acts, "announce", announce)
     again = fleet.apply(now=fleet.later())
     assert {one.outcome for one in again.outcomes} == {"deleted"}
@@ -300,7 +302,7 @@ def test_a_retirement_stops_in_order_when_the_disk_fills_up_and_tells_what_was_d
 
 
 def full_at(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    """Let the disk be full from the announcement of one kind of act on."""
+    """Let the disk be full when this act is announced."""
     append = acts._append
 
     def full(path: Path, text: str) -> None:
@@ -323,7 +325,7 @@ def full_at(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
         seconds=1,
     ),
 )
-def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it(
+def test_a_retirement_that_stops_in_the_middle_of_an_ami_lists_its_changes(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, at: str, before: list[str]
 ) -> None:
     first, second = fleet.ami(days=90, devices=2), fleet.ami(days=80)
@@ -340,8 +342,8 @@ def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it
     assert f"Done: {first} retired in part." in caught.value.what
     done = {"ModifySnapshotAttribute": fleet.snapshots_of(first), "ModifyImageAttribute": [first]}
     for act, resources in done.items():
-        for taken in resources:
-            listed = f"ec2:{act} of {taken}" in caught.value.why.partition("Done before it")[2]
+        for name in resources:
+            listed = f"ec2:{act} of {name}" in caught.value.why.partition("Done before it")[2]
             assert listed == (act in before)
     assert tagging.RETIRED not in fleet.tags(second)
     assert [one.outcome for one in fleet.apply(allow_shared=True).outcomes] == ["changed", "changed"]
@@ -349,7 +351,7 @@ def test_a_retirement_that_stops_within_an_ami_lists_what_was_taken_away_from_it
     assert fleet.permissions(first) == [{"UserId": FRIEND}]
 
 
-def test_a_promotion_that_stops_within_a_revocation_lists_what_was_revoked(
+def test_a_promotion_that_stops_in_the_middle_of_a_revocation_lists_what_it_revoked(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami = fleet.ami()
@@ -436,23 +438,25 @@ plan.apply()
         seconds=3,
     ),
 )
-def test_killed_right_after_the_line_the_same_command_finishes(
+def test_a_run_killed_after_the_line_is_completed_by_the_same_command(
     fleet: Fleet, tmp_path: Path, act: str, days: int
 ) -> None:
     ami = fleet.ami()
     fleet.share(ami, FRIEND)
     if days:
         fleet.apply(allow_shared=True)
-    before = taken_away(fleet)
+    before = irreversible_calls(fleet)
     now = fleet.later(days)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    asked = [sys.executable, "-c", KILLED, act, fleet.aws.account, now.isoformat()]
-    ended = subprocess.run(asked, env=environment, timeout=120, capture_output=True, check=False)
+    command = [sys.executable, "-c", KILLED, act, fleet.aws.account, now.isoformat()]
+    ended = subprocess.run(command, env=environment, timeout=120, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     (journal,) = (path for path in (tmp_path / "state").rglob(acts.FILE_NAME) if act in path.read_text())
     last = lines(journal.parent)[-1]
     assert last["act"] == act
-    assert f"{act} {last['resource']}" not in set(taken_away(fleet)) - set(before)  # announced, not done
+    assert f"{act} {last['resource']}" not in set(irreversible_calls(fleet)) - set(
+        before
+    )  # announced, not done
     fleet.apply(now=now, allow_shared=True)
     if days:
         assert (fleet.amis(), fleet.snapshots()) == ({}, set())
@@ -462,10 +466,10 @@ def test_killed_right_after_the_line_the_same_command_finishes(
         assert fleet.permissions(ami) == [{"UserId": FRIEND}]
 
 
-def test_a_publish_that_cannot_announce_its_cleaning_up_says_so_and_keeps_the_object(
-    publishers: Sweep, monkeypatch: pytest.MonkeyPatch
+def test_a_publish_that_cannot_announce_its_clean_up_keeps_the_object(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    plan = publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent())
     announce = acts.announce
 
     def full(act: str, resource: str, region: str = "") -> None:
@@ -476,45 +480,41 @@ def test_a_publish_that_cannot_announce_its_cleaning_up_says_so_and_keeps_the_ob
     with pytest.raises(errors.PartialError) as caught:
         plan.apply()
     assert caught.value.exit_code == 3
-    account = look(publishers.aws)
+    account = sweep.account()
     (ami,) = account.amis
     assert f"The AMI {ami} is registered." in str(caught.value)
     assert len(account.objects) == 1
     monkeypatch.setattr(acts, "announce", announce)
-    again = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
+    again = publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
     assert again.ami_id == ami
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_an_undo_that_can_announce_nothing_removes_nothing(
-    publishers: Sweep, monkeypatch: pytest.MonkeyPatch
+def test_an_undo_that_can_announce_nothing_deletes_nothing(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publishers.publishers.run(
-        publishers.job(publishers.state, "import", Kill("ec2:RegisterImage", 1, "before"))
-    )
-    (journal,) = (publishers.state / "runs").glob("*/journal.jsonl")
+    sweep.publishers.run(sweep.job(sweep.state, "import", Kill("ec2:RegisterImage", 1, "before")))
+    (journal,) = (sweep.state / "runs").glob("*/journal.jsonl")
     undo = plan_undo(journal.parent.name)
     assert undo.leftovers
     file_is_a_folder(journal.parent)
-    before = look(publishers.aws)
+    before = sweep.account()
     with pytest.raises(errors.PartialError, match="Deleted: nothing") as caught:
         undo.apply()
     assert caught.value.exit_code == 3
-    assert look(publishers.aws) == before
+    assert sweep.account() == before
     (journal.parent / acts.FILE_NAME).rmdir()
     assert undo.apply() == undo.leftovers
-    assert look(publishers.aws).empty
+    assert sweep.account().empty
     assert {one["act"] for one in lines(journal.parent)} >= {"ec2:DeleteSnapshot", "s3:DeleteObject"}
 
 
-def test_an_undo_keeps_what_another_run_began_to_use_since_it_was_shown(publishers: Sweep) -> None:
-    publishers.publishers.run(
-        publishers.job(publishers.state, "import", Kill("ec2:RegisterImage", 1, "before"))
-    )
-    (journal,) = (publishers.state / "runs").glob("*/journal.jsonl")
+def test_an_undo_keeps_what_another_run_uses_since_the_plan(sweep: Sweep) -> None:
+    sweep.publishers.run(sweep.job(sweep.state, "import", Kill("ec2:RegisterImage", 1, "before")))
+    (journal,) = (sweep.state / "runs").glob("*/journal.jsonl")
     undo = plan_undo(journal.parent.name)
     (snapshot,) = (one.name for one in undo.leftovers if one.kind == "snapshot")
-    made = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
+    made = publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
     assert made.snapshot_id == snapshot
     assert snapshot not in [one.name for one in undo.apply()]
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []

@@ -1,4 +1,4 @@
-"""Publishers that start together: one AMI for each image, and a clear answer for who loses."""
+"""Publishers that start at the same time make one AMI for each image, or end with a clear error."""
 
 from __future__ import annotations
 
@@ -10,52 +10,51 @@ from pathlib import Path
 import pytest
 
 from tests.disk.images import qemu_make
-from tests.faults.account import look
 from vmsnix_ops.disk.identity import BLOCK_BYTES, SCHEME
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.records.tables import Tables
 
 
-def together(publishers, *images, via="import"):
+def publish_together(sweep, *images, via="import"):
     state = Path(os.environ["VMSNIX_STATE"])
-    return publishers.publishers.run(*(publishers.job(state, via, image=str(image)) for image in images))
+    return sweep.publishers.run(*(sweep.job(state, via, image=str(image)) for image in images))
 
 
-@pytest.mark.parametrize("machines", [1, 2])  # two machines share neither folders nor tables
+@pytest.mark.parametrize("machines", [1, 2])  # two machines share no folders and no tables
 @pytest.mark.parametrize("via", ["import", "direct"])
-def test_two_publishers_of_the_same_image_end_with_one_ami(publishers, via, machines):
-    publishers.aws.clock.speed = 200  # a pending snapshot lives for an hour
+def test_two_publishers_of_the_same_image_end_with_one_ami(sweep, via, machines):
+    sweep.aws.clock.speed = 200  # a pending snapshot lives for an hour
     if machines == 1:
-        ended = together(publishers, publishers.image, publishers.image, via=via)
+        ended = publish_together(sweep, sweep.image, sweep.image, via=via)
     else:
         state = Path(os.environ["VMSNIX_STATE"])
-        ended = publishers.publishers.run(
-            *(publishers.job(state / name, via) for name in ("first", "second")),
+        ended = sweep.publishers.run(
+            *(sweep.job(state / name, via) for name in ("first", "second")),
         )
     done = [one for one in ended if one.status == 0]
-    # A loser, if there is one, is told to run again, and then finds what the winner made.
-    for lost in (one for one in ended if one.status):
-        assert "the same command again" in lost.text, lost
+    # If one fails, its error says to run it again, which then finds the AMI of the other.
+    for failed in (one for one in ended if one.status):
+        assert "the same command again" in failed.text, failed
     assert done
-    (again,) = together(publishers, publishers.image, via=via)
-    assert {one.result["ami_id"] for one in [*done, again]} == set(look(publishers.aws).amis)
-    assert list(look(publishers.aws).leftovers()) == []
+    (again,) = publish_together(sweep, sweep.image, via=via)
+    assert {one.result["ami_id"] for one in [*done, again]} == set(sweep.account().amis)
+    assert sweep.problems() == []
     assert len(Tables(os.environ["VMSNIX_HISTORY"]).read("amis")["ami_id"].unique()) == 1
 
 
-def test_publishers_of_different_images_do_not_meet(publishers, tmp_path):
+def test_publishers_of_different_images_make_an_ami_each(sweep, tmp_path):
     images = [
         make_sample_image(tmp_path / name, name=name, seed=name, data_bytes=2**20) for name in ("a", "b", "c")
     ]
-    ended = together(publishers, *images)
+    ended = publish_together(sweep, *images)
     assert [one.text for one in ended if one.status] == []
-    assert {one.result["ami_id"] for one in ended} == set(look(publishers.aws).amis)
-    assert list(look(publishers.aws).leftovers(amis=3)) == []
+    assert {one.result["ami_id"] for one in ended} == set(sweep.account().amis)
+    assert sweep.problems(amis=3) == []
 
 
 def twins(folder: Path) -> list[Path]:
-    """Make two images of one name: other bytes, but digests that begin alike, as the AMI's name ends."""
+    """Make two images with different bytes whose AMIs get the same name: their digests begin alike."""
     output = make_sample_image(folder / "twin", name="twin", format="raw", size=8 * 2**20, data_bytes=2**20)
     file = next(output.glob("*.img"))
     block = hashlib.sha256(file.read_bytes()[-BLOCK_BYTES:-8])
@@ -86,16 +85,16 @@ def twins(folder: Path) -> list[Path]:
     return made
 
 
-def test_row_11_the_same_name_with_other_bytes_has_one_winner_and_a_clear_answer(publishers, tmp_path):
-    ended = together(publishers, *twins(tmp_path))
+def test_row_11_of_two_images_with_one_ami_name_one_is_published(sweep, tmp_path):
+    ended = publish_together(sweep, *twins(tmp_path))
     won = [one for one in ended if one.status == 0]
     lost = [one for one in ended if one.status]
     assert (len(won), len(lost)) == (1, 1)
     assert lost[0].error == "NameTakenError"
     assert won[0].result["ami_id"] in lost[0].text
     assert "Use another prefix" in lost[0].text
-    account = look(publishers.aws)
-    assert list(account.leftovers()) == []
+    account = sweep.account()
+    assert list(account.problems()) == []
     assert account.digests == (won[0].result["digest"],)
 
 
@@ -120,18 +119,16 @@ def containers(folder: Path) -> dict[str, Path]:
     return made
 
 
-def test_every_container_of_a_disk_by_both_methods_at_once_ends_with_one_ami(publishers, tmp_path):
-    publishers.aws.clock.speed = 200  # a pending snapshot lives for an hour
+def test_every_container_of_a_disk_by_both_methods_at_once_ends_with_one_ami(sweep, tmp_path):
+    sweep.aws.clock.speed = 200  # a pending snapshot lives for an hour
     state, made = Path(os.environ["VMSNIX_STATE"]), containers(tmp_path)
-    ways = [("import", name) for name in made if name != "qcow2"] + [("direct", name) for name in made]
-    before = len(list(publishers.aws.calls))
-    ended = publishers.publishers.run(
-        *(publishers.job(state, via, image=str(made[name])) for via, name in ways)
-    )
+    jobs = [("import", name) for name in made if name != "qcow2"] + [("direct", name) for name in made]
+    before = len(list(sweep.aws.calls))
+    ended = sweep.publishers.run(*(sweep.job(state, via, image=str(made[name])) for via, name in jobs))
     assert [one.text for one in ended if one.status] == []
-    assert {one.result["ami_id"] for one in ended} == set(look(publishers.aws).amis)
-    assert list(look(publishers.aws).leftovers()) == []
-    calls = list(publishers.aws.calls)[before:]
+    assert {one.result["ami_id"] for one in ended} == set(sweep.account().amis)
+    assert sweep.problems() == []
+    calls = list(sweep.aws.calls)[before:]
     assert not {call.outcome for call in calls} & {"IdempotentParameterMismatch", "ConflictException"}
     keys = [
         call.params["Key"]

@@ -1,4 +1,4 @@
-"""Every row of the list of real failures has tests, and the page that lists them tells the truth."""
+"""Each failure that docs/how-to/when-it-breaks.md lists has the tests that the page names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "when-it-breaks.md"
-ROWS = 29  # of the list: numbered from 1
+ROWS = 29
 ROW = re.compile(r"^\| (\d+) .* \| .* \| (.*) \|$", re.MULTILINE)
 
 
 def listed() -> dict[int, list[tuple[str, str]]]:
-    """Return each row's tests: the file, and how the names of the tests in it begin."""
+    """Return the tests of each row: file, and beginning of the test's name."""
     return {
         int(row[1]): re.findall(r"`(tests/[\w/.]+)` `(\w+)`", row[2])
         for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))
@@ -26,7 +26,7 @@ def test_every_row_is_listed() -> None:
 
 
 @pytest.mark.parametrize("row", range(1, ROWS + 1))
-def test_its_tests_are_there(row: int) -> None:
+def test_the_tests_of_a_row_exist(row: int) -> None:
     tests = listed()[row]
     assert tests
     for file, name in tests:
@@ -34,7 +34,7 @@ def test_its_tests_are_there(row: int) -> None:
         assert re.search(rf"^def test_{name}", text, re.MULTILINE), f"{file} has no test_{name}"
 
 
-def test_every_test_that_is_named_after_a_row_is_listed() -> None:
+def test_every_test_named_after_a_row_is_listed() -> None:
     named = {
         (str(path.relative_to(ROOT)), name)
         for path in (ROOT / "tests").rglob("test_*.py")

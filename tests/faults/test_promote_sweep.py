@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.aws.account import make_ami
-from tests.faults.publishers import MOMENTS, Job, Kill, environment
+from tests.faults.publishers import Job, Kill, environment, kills_of
 from vmsnix_ops.aws import sharing
 from vmsnix_ops.records.tables import Tables
 
@@ -40,42 +39,42 @@ QUICK = [
     Kill("table:promotions", 1, "before"),
     Kill("table:steps", 1, "before"),
 ]
-SLICES = 8  # of all points, for a test each
+SLICES = 8  # of all points; one test each
 
 
-def job(publishers: Sweep, state: Path, ami: str, topic: str, kill: Kill | None = None) -> Job:
+def job(sweep: Sweep, state: Path, ami: str, topic: str, kill: Kill | None = None) -> Job:
     plan = {**WANTED, "ami": ami, "topic": topic}
-    return Job(plan, environment(publishers.aws, state), kill, does="promote")
+    return Job(plan, environment(sweep.aws, state), kill, does="promote")
 
 
-def begin(publishers: Sweep) -> tuple[Path, str, str]:
-    state = publishers.clean()
-    topic = publishers.aws.client("sns").create_topic(Name="images")["TopicArn"]
-    return state, make_ami(publishers.aws), topic
+def begin(sweep: Sweep) -> tuple[Path, str, str]:
+    state = sweep.clean()
+    topic = sweep.aws.client("sns").create_topic(Name="images")["TopicArn"]
+    return state, make_ami(sweep.aws), topic
 
 
-def sweep(publishers: Sweep, kill: Kill) -> list[str]:
-    """Kill a promotion there, give the same command again, and say what is wrong."""
-    state, ami, topic = begin(publishers)
-    (first,) = publishers.publishers.run(job(publishers, state, ami, topic, kill))
-    (second,) = publishers.publishers.run(job(publishers, state, ami, topic))
+def kill_and_rerun(sweep: Sweep, kill: Kill) -> list[str]:
+    """Kill a promotion, run the same command again, and return what is wrong."""
+    state, ami, topic = begin(sweep)
+    (first,) = sweep.publishers.run(job(sweep, state, ami, topic, kill))
+    (second,) = sweep.publishers.run(job(sweep, state, ami, topic))
     if not first.killed and first.status == 0 and kill.call.startswith(POLLED):
-        return []  # one look fewer than in the run that was counted
+        return []  # this run polled less often than the one that was counted
     if not first.killed:
         return [f"was not killed but ended with {first.status} {first.error} {first.text}"]
     if second.status or second.result["status"] != "done":
         return [f"the second run: {second.error} {second.text} {second.result}"]
-    told = publishers.aws.state.tables.table(publishers.aws.account, HOME, "topics")[topic].messages
-    # A message whose answer was lost, or that was not written down any more, is sent once more.
+    messages = sweep.aws.state.tables.table(sweep.aws.account, HOME, "topics")[topic].messages
+    # A message is sent again if its response was lost, or if the run died before it was recorded.
     most = 2 if kill.call in ("sns:Publish", "table:steps") else 1
-    wrong = [] if 1 <= len(told) <= most else [f"{len(told)} messages"]
+    wrong = [] if 1 <= len(messages) <= most else [f"{len(messages)} messages"]
     for region in (HOME, EUROPE):
-        wrong += [f"{region}: {text}" for text in wrong_in(publishers, region)]
+        wrong += [f"{region}: {text}" for text in wrong_in(sweep, region)]
     return [*wrong, *wrong_tables(state)]
 
 
-def wrong_in(publishers: Sweep, region: str) -> Iterator[str]:
-    ec2, ssm = publishers.aws.client("ec2", region), publishers.aws.client("ssm", region)
+def wrong_in(sweep: Sweep, region: str) -> Iterator[str]:
+    ec2, ssm = sweep.aws.client("ec2", region), sweep.aws.client("ssm", region)
     images = ec2.describe_images(Owners=["self"])["Images"]
     snapshots = ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
     if len(images) != 1 or len(snapshots) != 1:
@@ -104,20 +103,14 @@ def wrong_tables(state: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kill", QUICK, ids=str)
-def test_killed_here_the_same_promotion_converges(publishers: Sweep, kill: Kill) -> None:
-    assert sweep(publishers, kill) == []
+def test_a_promotion_killed_here_converges(sweep: Sweep, kill: Kill) -> None:
+    assert kill_and_rerun(sweep, kill) == []
 
 
 @pytest.mark.long(seconds=60)
 @pytest.mark.parametrize("slice_", range(SLICES))
-def test_killed_at_every_call_the_same_promotion_converges(publishers: Sweep, slice_: int) -> None:
-    (ended,) = publishers.publishers.run(job(publishers, *begin(publishers)))
+def test_a_promotion_killed_at_any_call_converges(sweep: Sweep, slice_: int) -> None:
+    (ended,) = sweep.publishers.run(job(sweep, *begin(sweep)))
     assert ended.status == 0, ended.text
-    seen: Counter[str] = Counter()
-    kills = []
-    for call in ended.calls:
-        seen[call] += 1
-        moments = ("before", "after") if call.startswith("table:") else MOMENTS
-        kills += [Kill(call, seen[call], moment) for moment in moments]
-    wrong = {str(kill): sweep(publishers, kill) for kill in kills[slice_::SLICES]}
+    wrong = {str(kill): kill_and_rerun(sweep, kill) for kill in kills_of(ended.calls)[slice_::SLICES]}
     assert {kill: found for kill, found in wrong.items() if found} == {}

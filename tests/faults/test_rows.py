@@ -1,4 +1,4 @@
-"""The rows of the list of real failures (docs/how-to/when-it-breaks.md) that no other file has tests of."""
+"""Failures of the list in docs/how-to/when-it-breaks.md that no other file tests."""
 
 from __future__ import annotations
 
@@ -7,133 +7,131 @@ import hashlib
 
 import pytest
 
-from tests.faults.account import BUCKET, REGION, look
+from tests.faults.account import BUCKET, REGION
 from tests.support import few
 from vmsnix_ops import errors, publish
 from vmsnix_ops.progress import silent
 
 
-def run(publishers, **changes):
-    asked = {"image": str(publishers.image), "region": REGION, "bucket": BUCKET, "progress": silent()}
-    return publish.plan(**{**asked, **changes}).apply()
+def run(sweep, **changes):
+    given = {"image": str(sweep.image), "region": REGION, "bucket": BUCKET, "progress": silent()}
+    return publish.plan(**{**given, **changes}).apply()
 
 
-def done(publishers, name):
-    return [call for call in publishers.aws.calls.matching(name, ran=True) if call.outcome == "ok"]
+def done(sweep, name):
+    return [call for call in sweep.aws.calls.matching(name, ran=True) if call.outcome == "ok"]
 
 
-def fault(publishers, op, **rule):
-    return publishers.aws.faults.add({"op": op, **rule})
+def fault(sweep, op, **rule):
+    return sweep.aws.faults.add({"op": op, **rule})
 
 
 @pytest.mark.parametrize("status", ["deleted", "deleting", "error", "cancelled"])
-def test_row_01_every_terminal_state_of_an_import_ends_the_wait_at_once(publishers, status):
+def test_row_01_every_terminal_state_of_an_import_ends_the_wait_at_once(sweep, status):
     values = {"Status": status, "StatusMessage": "ClientError: Unknown OS"}
-    fault(publishers, "ec2:DescribeImportSnapshotTasks", nth=list(range(3, 40)), do="set", values=values)
+    fault(sweep, "ec2:DescribeImportSnapshotTasks", nth=list(range(3, 40)), do="set", values=values)
     with pytest.raises(errors.ImportFailedError, match=f"task is {status}|Unknown OS"):
-        run(publishers)
-    # A look that shows a terminal state is the last one, but for the cleaning up.
-    assert publishers.aws.calls.count("ec2:DescribeImportSnapshotTasks") <= 5
+        run(sweep)
+    # After a terminal state only the clean-up reads the task again.
+    assert sweep.aws.calls.count("ec2:DescribeImportSnapshotTasks") <= 5
 
 
-def test_row_04_aws_cancels_the_conversion_once_and_nothing_is_uploaded_again(publishers):
+def test_row_04_a_cancelled_conversion_is_repeated_without_an_upload(sweep):
     message = "SERVER_ERROR : conversion : AWS initiated task cancellation"
-    fault(publishers, "ec2:ImportSnapshot", nth=1, do="outcome", outcome={"status_message": message})
-    run(publishers)
-    assert len(done(publishers, "ec2:ImportSnapshot")) == 2
-    assert len({call.params["ClientToken"] for call in done(publishers, "ec2:ImportSnapshot")}) == 2
-    assert len(done(publishers, "s3:CompleteMultipartUpload")) == 1
+    fault(sweep, "ec2:ImportSnapshot", nth=1, do="outcome", outcome={"status_message": message})
+    run(sweep)
+    assert len(done(sweep, "ec2:ImportSnapshot")) == 2
+    assert len({call.params["ClientToken"] for call in done(sweep, "ec2:ImportSnapshot")}) == 2
+    assert len(done(sweep, "s3:CompleteMultipartUpload")) == 1
 
 
-def test_row_04_aws_cancels_every_conversion_and_the_tries_are_bounded(publishers):
+def test_row_04_a_conversion_that_is_always_cancelled_is_tried_three_times(sweep):
     message = "SERVER_ERROR : conversion : AWS initiated task cancellation"
-    fault(publishers, "ec2:ImportSnapshot", do="outcome", outcome={"status_message": message})
+    fault(sweep, "ec2:ImportSnapshot", do="outcome", outcome={"status_message": message})
     with pytest.raises(errors.ImportFailedError, match="3 times"):
-        run(publishers)
-    assert len(done(publishers, "ec2:ImportSnapshot")) == 3
-    assert look(publishers.aws).empty
+        run(sweep)
+    assert len(done(sweep, "ec2:ImportSnapshot")) == 3
+    assert sweep.account().empty
 
 
-def test_row_05_an_image_that_aws_refuses_leaves_no_object_for_the_next_run(publishers):
+def test_row_05_an_image_that_aws_refuses_leaves_no_object_for_the_next_run(sweep):
     message = "ClientError: Disk validation failed [Unsupported specified file format]"
-    fault(publishers, "ec2:ImportSnapshot", nth=1, do="outcome", outcome={"status_message": message})
+    fault(sweep, "ec2:ImportSnapshot", nth=1, do="outcome", outcome={"status_message": message})
     with pytest.raises(errors.ImportFailedError, match="Disk validation failed"):
-        run(publishers)
-    assert look(publishers.aws).empty
-    run(publishers)
-    assert list(look(publishers.aws).leftovers()) == []
+        run(sweep)
+    assert sweep.account().empty
+    run(sweep)
+    assert sweep.problems() == []
 
 
-def test_row_06_the_object_stays_as_long_as_an_import_reads_it(publishers):
+def test_row_06_the_object_is_kept_while_an_import_reads_it(sweep):
     from tests.faults.publishers import Kill
     from vmsnix_ops.publish.pipeline import clean_bucket
 
-    publishers.aws.clock.speed = 10  # the import outlives the publisher that started it
-    publishers.publishers.run(
-        publishers.job(publishers.state, "import", Kill("ec2:ImportSnapshot", 1, "after"))
-    )
-    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+    sweep.aws.clock.speed = 10  # the import outlives the publisher that started it
+    sweep.publishers.run(sweep.job(sweep.state, "import", Kill("ec2:ImportSnapshot", 1, "after")))
+    plan = publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent())
     built = plan.build()
     clean_bucket(plan, built)
-    account = look(publishers.aws)
+    account = sweep.account()
     assert account.running
     assert account.objects
-    publishers.aws.clock.advance(3600)
+    sweep.aws.clock.advance(3600)
     clean_bucket(plan, built)
-    assert look(publishers.aws).objects == ()
+    assert sweep.account().objects == ()
 
 
-def test_row_08_an_import_that_aws_no_longer_lists_is_found_by_its_snapshot(publishers):
-    fault(publishers, "ec2:RegisterImage", do="error", code="AMIQuotaExceeded", http=400)
+def test_row_08_an_import_that_aws_no_longer_lists_is_found_by_its_snapshot(sweep):
+    fault(sweep, "ec2:RegisterImage", do="error", code="AMIQuotaExceeded", http=400)
     with pytest.raises(errors.QuotaError):
-        run(publishers)
-    publishers.aws.faults.clear()
-    publishers.aws.state.tables.table(publishers.aws.account, REGION, "import_tasks").clear()
-    run(publishers)
-    assert len(done(publishers, "ec2:ImportSnapshot")) == 1
-    assert list(look(publishers.aws).leftovers()) == []
+        run(sweep)
+    sweep.aws.faults.clear()
+    sweep.aws.state.tables.table(sweep.aws.account, REGION, "import_tasks").clear()
+    run(sweep)
+    assert len(done(sweep, "ec2:ImportSnapshot")) == 1
+    assert sweep.problems() == []
 
 
-def test_row_08_an_import_whose_snapshot_was_deleted_is_done_anew(publishers):
-    first = run(publishers)
-    ec2 = publishers.aws.client("ec2", REGION)
+def test_row_08_an_import_whose_snapshot_was_deleted_is_repeated(sweep):
+    first = run(sweep)
+    ec2 = sweep.aws.client("ec2", REGION)
     ec2.deregister_image(ImageId=first.ami_id)
     ec2.delete_snapshot(SnapshotId=first.snapshot_id)
-    second = run(publishers)
+    second = run(sweep)
     assert second.snapshot_id != first.snapshot_id
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_row_10_a_snapshot_that_is_not_yet_seen_can_be_tagged_a_moment_later(publishers):
+def test_row_10_a_snapshot_that_aws_does_not_list_yet_is_tagged_later(sweep):
     code = "InvalidSnapshot.NotFound"
-    rule = fault(publishers, "ec2:CreateTags", nth=[1, 2], do="error", code=code, http=400)
-    run(publishers)
+    rule = fault(sweep, "ec2:CreateTags", nth=[1, 2], do="error", code=code, http=400)
+    run(sweep)
     assert rule.applied == 2
 
 
 @pytest.mark.parametrize("code", ["SnapshotCreationPerVolumeRateExceeded", "ResourceCountLimitExceeded"])
-def test_row_13_a_limit_is_told_and_what_was_done_is_kept(publishers, code):
-    fault(publishers, "ec2:ImportSnapshot", do="error", code=code, http=400)
+def test_row_13_a_limit_is_reported_and_finished_work_is_kept(sweep, code):
+    fault(sweep, "ec2:ImportSnapshot", do="error", code=code, http=400)
     with pytest.raises(errors.AwsError, match=code):
-        run(publishers)
-    publishers.aws.faults.clear()
-    run(publishers)
-    assert list(look(publishers.aws).leftovers()) == []
+        run(sweep)
+    sweep.aws.faults.clear()
+    run(sweep)
+    assert sweep.problems() == []
 
 
-def test_a_burst_of_throttling_is_waited_out(publishers):
-    fault(publishers, "ec2:*", nth=[3, 4, 5, 9, 10], do="error", code="RequestLimitExceeded", http=503)
-    fault(publishers, "s3:*", nth=[2, 3, 6], do="error", code="SlowDown", http=503)
-    run(publishers)
-    assert list(look(publishers.aws).leftovers()) == []
+def test_throttled_requests_are_repeated(sweep):
+    fault(sweep, "ec2:*", nth=[3, 4, 5, 9, 10], do="error", code="RequestLimitExceeded", http=503)
+    fault(sweep, "s3:*", nth=[2, 3, 6], do="error", code="SlowDown", http=503)
+    run(sweep)
+    assert sweep.problems() == []
 
 
 @pytest.mark.parametrize(("code", "http"), [("InternalError", 500), ("ServiceUnavailable", 503)])
-def test_server_errors_are_waited_out(publishers, code, http):
-    rules = [fault(publishers, op, nth=[2, 3], do="error", code=code, http=http) for op in ("ec2:*", "s3:*")]
-    run(publishers)
+def test_requests_with_server_errors_are_repeated(sweep, code, http):
+    rules = [fault(sweep, op, nth=[2, 3], do="error", code=code, http=http) for op in ("ec2:*", "s3:*")]
+    run(sweep)
     assert [rule.applied for rule in rules] == [2, 2]
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
 @pytest.mark.parametrize(
@@ -143,24 +141,24 @@ def test_server_errors_are_waited_out(publishers, code, http):
         {"op": "s3:UploadPart", "nth": 1, "do": "drop", "when": "after"},
         {"op": "ec2:RegisterImage", "nth": 1, "do": "reset", "when": "after"},
     ],
-    ids=["reset in the upload's body", "answer of a part lost", "answer of the registration reset"],
+    ids=["reset in the upload's body", "response to a part lost", "response to the registration reset"],
 )
-def test_a_broken_connection_is_overcome(publishers, cut):
-    rule = publishers.aws.faults.add(cut)
-    run(publishers)
+def test_requests_on_broken_connections_are_repeated(sweep, cut):
+    rule = sweep.aws.faults.add(cut)
+    run(sweep)
     assert rule.applied == 1
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_an_answer_that_is_cut_off_is_told_and_the_next_run_goes_on(publishers):
-    fault(publishers, "ec2:ImportSnapshot", nth=1, do="drop", when="body", keep=100)
+def test_an_incomplete_response_is_an_error_and_the_next_run_continues(sweep):
+    fault(sweep, "ec2:ImportSnapshot", nth=1, do="drop", when="body", keep=100)
     with pytest.raises(errors.AwsError, match="response was incomplete"):
-        run(publishers)
-    run(publishers)
-    assert list(look(publishers.aws).leftovers()) == []
+        run(sweep)
+    run(sweep)
+    assert sweep.problems() == []
 
 
-def test_a_hung_answer_is_given_up_and_asked_again(publishers, monkeypatch):
+def test_a_request_without_a_response_is_repeated(sweep, monkeypatch):
     import botocore.config
 
     whole = botocore.config.Config.__init__
@@ -168,99 +166,99 @@ def test_a_hung_answer_is_given_up_and_asked_again(publishers, monkeypatch):
     monkeypatch.setattr(
         botocore.config.Config, "__init__", lambda self, *a, **k: whole(self, *a, **{**k, "read_timeout": 1})
     )
-    rule = fault(publishers, "ec2:RegisterImage", nth=1, do="hang", seconds=5)
-    run(publishers)
+    rule = fault(sweep, "ec2:RegisterImage", nth=1, do="hang", seconds=5)
+    run(sweep)
     assert rule.applied == 1
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_slow_answers_are_only_slow(publishers):
-    fault(publishers, "ec2:Describe*", nth=[2, 4], do="delay", seconds=0.5)
-    run(publishers)
-    assert list(look(publishers.aws).leftovers()) == []
+def test_slow_responses_are_waited_for(sweep):
+    fault(sweep, "ec2:Describe*", nth=[2, 4], do="delay", seconds=0.5)
+    run(sweep)
+    assert sweep.problems() == []
 
 
 @pytest.mark.parametrize(
     "operation", few(["s3:UploadPart", "ec2:ImportSnapshot", "ec2:RegisterImage"], 1, seconds=1)
 )
-def test_expired_credentials_say_how_to_go_on_and_the_next_run_does(publishers, operation):
-    fault(publishers, operation, do="error", code="ExpiredToken", http=400)
+def test_the_run_after_expired_credentials_continues(sweep, operation):
+    fault(sweep, operation, do="error", code="ExpiredToken", http=400)
     with pytest.raises(errors.CredentialsError, match="continues where it stopped"):
-        run(publishers)
-    publishers.aws.faults.clear()
-    run(publishers)
-    assert list(look(publishers.aws).leftovers()) == []
+        run(sweep)
+    sweep.aws.faults.clear()
+    run(sweep)
+    assert sweep.problems() == []
 
 
-def test_a_clock_that_is_wrong_is_named(publishers):
+def test_a_wrong_clock_is_a_credentials_error(sweep):
     from datetime import timedelta
 
-    publishers.aws.clock.skew = timedelta(hours=1)
+    sweep.aws.clock.skew = timedelta(hours=1)
     try:
         with pytest.raises(errors.CredentialsError):
-            run(publishers, via="direct")
+            run(sweep, via="direct")
     finally:
-        publishers.aws.clock.skew = timedelta(0)
-    assert look(publishers.aws).empty
+        sweep.aws.clock.skew = timedelta(0)
+    assert sweep.account().empty
 
 
-def test_a_dead_region_ends_with_one_clear_error(publishers):
-    fault(publishers, "ec2:*", do="drop")
+def test_a_region_that_does_not_answer_is_one_error(sweep):
+    fault(sweep, "ec2:*", do="drop")
     with pytest.raises(errors.AwsError, match="again"):
-        run(publishers)
-    publishers.aws.faults.clear()
-    assert look(publishers.aws).empty
+        run(sweep)
+    sweep.aws.faults.clear()
+    assert sweep.account().empty
 
 
-def test_row_18_a_fresh_snapshot_that_is_not_yet_seen_takes_its_blocks_later(publishers):
+def test_row_18_a_snapshot_that_aws_does_not_list_yet_gets_its_blocks_later(sweep):
     code = "ResourceNotFoundException"
-    rule = fault(publishers, "ebs:PutSnapshotBlock", nth=[1, 2, 3], do="error", code=code, http=404)
-    publishers.aws.clock.speed = 100
-    run(publishers, via="direct")
+    rule = fault(sweep, "ebs:PutSnapshotBlock", nth=[1, 2, 3], do="error", code=code, http=404)
+    sweep.aws.clock.speed = 100
+    run(sweep, via="direct")
     assert rule.applied == 3
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_row_20_a_snapshot_that_expired_is_begun_anew_and_nothing_is_left(publishers):
+def test_row_20_an_expired_snapshot_is_replaced_and_nothing_is_left(sweep):
     from tests.faults.publishers import Kill
 
-    state = publishers.state
-    publishers.aws.clock.speed = 100  # the second snapshot must not expire while its workers start
-    publishers.publishers.run(publishers.job(state, "direct", Kill("ebs:CompleteSnapshot", 1, "before")))
-    publishers.aws.clock.advance(2 * 3600)
-    (ended,) = publishers.publishers.run(publishers.job(state, "direct"))
+    state = sweep.state
+    sweep.aws.clock.speed = 100  # the second snapshot must not expire while its workers start
+    sweep.publishers.run(sweep.job(state, "direct", Kill("ebs:CompleteSnapshot", 1, "before")))
+    sweep.aws.clock.advance(2 * 3600)
+    (ended,) = sweep.publishers.run(sweep.job(state, "direct"))
     assert ended.status == 0, ended.text
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_row_21_throttled_blocks_are_sent_more_slowly(publishers):
+def test_row_21_throttled_blocks_are_sent_more_slowly(sweep):
     fault(
-        publishers,
+        sweep,
         "ebs:PutSnapshotBlock",
         nth=list(range(1, 8)),
         do="error",
         code="RequestThrottledException",
         http=400,
     )
-    publishers.aws.clock.speed = 100
-    run(publishers, via="direct")
-    assert list(look(publishers.aws).leftovers()) == []
+    sweep.aws.clock.speed = 100
+    run(sweep, via="direct")
+    assert sweep.problems() == []
 
 
-def test_row_22_a_token_that_was_used_otherwise_is_followed_by_the_next(publishers):
-    rule = fault(publishers, "ebs:StartSnapshot", nth=1, do="error", code="ConflictException", http=409)
-    publishers.aws.clock.speed = 100
-    run(publishers, via="direct")
+def test_row_22_a_token_used_with_other_parameters_is_replaced_by_the_next(sweep):
+    rule = fault(sweep, "ebs:StartSnapshot", nth=1, do="error", code="ConflictException", http=409)
+    sweep.aws.clock.speed = 100
+    run(sweep, via="direct")
     assert rule.applied == 1
-    tokens = [call.params["ClientToken"] for call in publishers.aws.calls.matching("ebs:StartSnapshot")]
+    tokens = [call.params["ClientToken"] for call in sweep.aws.calls.matching("ebs:StartSnapshot")]
     assert len(set(tokens)) == len(tokens) == 2
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_row_24_every_block_and_the_whole_carry_their_checksums(publishers):
-    publishers.aws.clock.speed = 100
-    run(publishers, via="direct")
-    puts = done(publishers, "ebs:PutSnapshotBlock")
+def test_row_24_every_block_and_the_snapshot_have_checksums(sweep):
+    sweep.aws.clock.speed = 100
+    run(sweep, via="direct")
+    puts = done(sweep, "ebs:PutSnapshotBlock")
     assert puts
     for put in puts:
         assert put.params["DataLength"] == 524_288
@@ -268,16 +266,16 @@ def test_row_24_every_block_and_the_whole_carry_their_checksums(publishers):
         assert len(base64.b64decode(put.params["Checksum"])) == 32
     by_index = {put.params["BlockIndex"]: put.params["Checksum"] for put in puts}
     whole = hashlib.sha256(b"".join(base64.b64decode(by_index[index]) for index in sorted(by_index)))
-    (sealed,) = done(publishers, "ebs:CompleteSnapshot")
-    assert sealed.params["ChangedBlocksCount"] == len(by_index)
-    assert sealed.params["ChecksumAggregationMethod"] == "LINEAR"
-    assert sealed.params["Checksum"] == base64.b64encode(whole.digest()).decode()
+    (completed,) = done(sweep, "ebs:CompleteSnapshot")
+    assert completed.params["ChangedBlocksCount"] == len(by_index)
+    assert completed.params["ChecksumAggregationMethod"] == "LINEAR"
+    assert completed.params["Checksum"] == base64.b64encode(whole.digest()).decode()
 
 
-def test_row_25_a_refused_direct_publish_leaves_no_pending_snapshot(publishers):
-    fault(publishers, "ebs:PutSnapshotBlock", do="error", code="AccessDeniedException", http=403)
-    publishers.aws.clock.speed = 100
+def test_row_25_a_refused_direct_publish_leaves_no_pending_snapshot(sweep):
+    fault(sweep, "ebs:PutSnapshotBlock", do="error", code="AccessDeniedException", http=403)
+    sweep.aws.clock.speed = 100
     with pytest.raises(errors.AwsError):
-        run(publishers, via="direct")
-    publishers.aws.faults.clear()
-    assert look(publishers.aws).empty
+        run(sweep, via="direct")
+    sweep.aws.faults.clear()
+    assert sweep.account().empty

@@ -1,4 +1,4 @@
-"""``vmsnix undo RUN``: an unfinished publish is undone, and nothing else."""
+"""``vmsnix undo RUN`` undoes an unfinished publish and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from tests.faults.account import BUCKET, REGION, look
+from tests.faults.account import BUCKET, REGION
 from tests.faults.crash_sweep import SPEED
 from tests.faults.publishers import Kill
 from tests.support import few
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tests.faults.crash_sweep import Sweep
 
 
-def killed(publishers: Sweep, via: str, call: str, nth: int = 1, moment: str = "sent") -> str:
-    """Kill a publisher there and return its run."""
+def killed(sweep: Sweep, via: str, call: str, nth: int = 1, moment: str = "sent") -> str:
+    """Kill a publisher, and return the ID of its run."""
     state = Path(os.environ["VMSNIX_STATE"])
-    (ended,) = publishers.publishers.run(publishers.job(state, via, Kill(call, nth, moment)))
+    (ended,) = sweep.publishers.run(sweep.job(state, via, Kill(call, nth, moment)))
     assert ended.killed
     return max((state / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime).name
 
@@ -45,67 +45,67 @@ def killed(publishers: Sweep, via: str, call: str, nth: int = 1, moment: str = "
         seconds=3,
     ),
 )
-def test_what_a_killed_publish_left_is_removed(publishers, via, call, nth, kinds):
+def test_undo_deletes_what_a_killed_publish_left(sweep, via, call, nth, kinds):
     if call == "ec2:ImportSnapshot":
-        publishers.aws.clock.speed = 10  # it still runs when it is rolled back
-    run_id = killed(publishers, via, call, nth)
+        sweep.aws.clock.speed = 10  # the import still runs when the publish is undone
+    run_id = killed(sweep, via, call, nth)
     plan = plan_undo(run_id)
     assert {leftover.kind for leftover in plan.leftovers} == kinds
     assert run_id in str(plan)
     plan.apply()
-    assert look(publishers.aws).empty
+    assert sweep.account().empty
     assert [
         path for path in Path(os.environ["VMSNIX_STATE"]).glob("blocks/*") if path.suffix != ".lock"
     ] == []
     plan_undo(run_id).apply()  # once more changes nothing
-    publishers.aws.clock.speed = SPEED
-    publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
-    assert list(look(publishers.aws).leftovers()) == []
+    sweep.aws.clock.speed = SPEED
+    publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
+    assert sweep.problems() == []
 
 
-def test_the_command_shows_first_and_removes_then(publishers):
-    run_id = killed(publishers, "import", "s3:CompleteMultipartUpload")
+def test_the_command_lists_in_a_dry_run_and_deletes_otherwise(sweep):
+    run_id = killed(sweep, "import", "s3:CompleteMultipartUpload")
     shown = CliRunner().invoke(cli, ["undo", run_id, "--dry-run"])
     assert f"s3://{BUCKET}/" in shown.output
-    assert look(publishers.aws).objects
+    assert sweep.account().objects
     assert CliRunner().invoke(cli, ["undo", run_id]).exit_code == 0
-    assert look(publishers.aws).empty
+    assert sweep.account().empty
 
 
-def test_a_run_that_finished_is_refused(publishers):
-    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+def test_a_run_that_finished_is_refused(sweep):
+    plan = publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent())
     plan.apply()
     with pytest.raises(errors.RunError, match="finished"):
         plan_undo(plan.run_id)
-    assert list(look(publishers.aws).leftovers()) == []
+    assert sweep.problems() == []
 
 
-def test_a_run_that_registered_its_ami_is_refused(publishers):
-    run_id = killed(publishers, "import", "ec2:RegisterImage")
+def test_a_run_that_registered_its_ami_is_refused(sweep):
+    run_id = killed(sweep, "import", "ec2:RegisterImage")
     with pytest.raises(errors.RunError, match="registered ami-"):
         plan_undo(run_id)
 
 
-def test_a_run_that_is_under_way_is_refused(publishers):
-    run_id = killed(publishers, "import", "s3:UploadPart", moment="before")
-    plan = publish.plan(image=str(publishers.image), region=REGION, bucket=BUCKET, progress=silent())
+def test_a_running_run_is_refused(sweep):
+    run_id = killed(sweep, "import", "s3:UploadPart", moment="before")
+    plan = publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent())
     with plan.journal.step("upload"), pytest.raises(errors.RunError, match="still running"):
         plan_undo(plan.run_id)
     assert plan_undo(run_id).leftovers
 
 
-def test_what_another_run_made_of_the_same_image_is_kept(publishers):
-    first = killed(publishers, "import", "ec2:CreateTags")
-    second = killed(publishers, "import", "ec2:RegisterImage", moment="before")  # it adopted the snapshot
-    before = look(publishers.aws).snapshots
+def test_what_another_run_made_of_the_same_image_is_kept(sweep):
+    first = killed(sweep, "import", "ec2:CreateTags")
+    second = killed(sweep, "import", "ec2:RegisterImage", moment="before")  # it reuses the snapshot
+    before = sweep.account().snapshots
     assert len(before) == 1
     plan_undo(second).apply()
-    assert look(publishers.aws).snapshots == before
+    assert sweep.account().snapshots == before
     plan_undo(first).apply()
-    assert look(publishers.aws).empty
+    assert sweep.account().empty
 
 
-def test_an_unknown_run_and_a_wrong_name_are_told(publishers):
+def test_unknown_runs_and_invalid_names_are_refused(sweep):
     for name in ("no-such-run", "../../etc", ""):
         with pytest.raises(errors.ParameterError, match="No journal"):
             plan_undo(name)

@@ -23,7 +23,7 @@ import pytest
 from distributed.security import Security
 
 from tests.aws.account import make_ami
-from tests.faults.account import BUCKET, REGION, look
+from tests.faults.account import BUCKET, REGION, read_account
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.channels import promote
 from vmsnix_ops.disk.sample import make_sample_image
@@ -216,7 +216,7 @@ def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
     processes.finish()
 
     assert killed >= 2
-    assert list(look(aws).leftovers(amis=2)) == []
+    assert list(read_account(aws).problems(amis=2)) == []
     documents = processes.documents()
     names = ["publish/first/us-east-1", "publish/second/us-east-1", *(["audit/us-east-1"] if whole else [])]
     assert {document["target"]: document["state"] for document in documents} == dict.fromkeys(names, "done")
@@ -225,7 +225,7 @@ def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
         assert verdicts.count("done") == 1, verdicts
     tables = Tables(processes.folder / "state" / "history")
     amis, steps, runs = (tables.read(name) for name in ("amis", "steps", "runs"))
-    assert sorted(amis["ami_id"]) == sorted(look(aws).amis)
+    assert sorted(amis["ami_id"]) == sorted(read_account(aws).amis)
     assert runs["run_id"].is_unique
     assert not steps.duplicated(["run_id", "step"]).any()
     # A process may die after the end of a run and before its result: the run is done twice, its work once.
@@ -237,7 +237,7 @@ def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
     if whole:
         processes.start("client", "--fresh", "--workers", "2")
         assert processes.end_of("client") == 0, processes.logs()
-        assert list(look(aws).leftovers(amis=2)) == []
+        assert list(read_account(aws).problems(amis=2)) == []
 
 
 # No effect twice
