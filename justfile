@@ -80,7 +80,7 @@ bench-overhead *OPTIONS:
 bench-fleet *OPTIONS:
     {{ python }} -m benchmarks.fleet {{ OPTIONS }}
 
-# Run every test: quick, browser, foreign and long ones, with many more random examples (takes hours)
+# Run every test (quick, browser and long ones) with many more random examples; takes hours
 nightly *OPTIONS:
     pytest --parts=all --hypothesis-profile=nightly {{ OPTIONS }}
 

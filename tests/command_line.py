@@ -1,4 +1,4 @@
-"""What the tests of the command line share: runbooks of their own, and how they say words to ``vmsnix``."""
+"""Fixtures for the tests of the command line: a folder of runbooks, and a call of ``vmsnix``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    """Runbooks of our own, with a state folder of our own."""
+    """Return a folder of test runbooks, with its own state folder."""
     made = make_shelf(tmp_path, tmp_path / "state" / "archive", monkeypatch)
     monkeypatch.setattr(catalog, "default_folder", lambda: made.folder)
     return made

@@ -1,4 +1,4 @@
-"""What holds for every test: nothing leaves this machine, Ctrl-C works, and every test ends."""
+"""Rules for every test: no connection to another machine, Ctrl-C works, and every test ends."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vmsnix_ops.runbooks.execution.execute import without_rfc3987
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-NOWHERE = "http://127.0.0.1:9"  # the port "discard": nobody answers there
+NOWHERE = "http://127.0.0.1:9"  # the port "discard": nothing listens there
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 with without_rfc3987():
-    import nbformat  # noqa: F401  (before a test imports it, with a grammar that takes a second)
+    import nbformat  # noqa: F401  (without rfc3987, whose grammar takes a second to load)
 
 ERRORS = pytest.StashKey[int]()
 
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     parts.chosen_parts(config)
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        config.stash[ERRORS] = os.dup(2)  # the real one: tests have their own
+        config.stash[ERRORS] = os.dup(2)  # standard error before pytest captures it
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -70,12 +70,12 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if call.excinfo is not None and str(call.excinfo.value).startswith("Timeout ("):
-        report.sections.append(("Programs that still ran, and were killed", hanging.end_programs()))
+        report.sections.append(("Programs that were still running and were killed", hanging.end_programs()))
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Write the names of failed tests to the file that CI gives, so that it can run them alone."""
+    """Write the names of failed tests to the file ``VMSNIX_FAILED``, so that CI can run them alone."""
     if path := os.environ.get("VMSNIX_FAILED"):
         reports = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
         failed = {report.nodeid for report in reports}
@@ -90,7 +90,7 @@ def is_local(address: Any) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name: whatever it resolves to, no test needs it
+        return False  # a host name: no test needs one
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,12 +102,12 @@ def programs_can_be_interrupted() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda _number, _frame: None)  # a handler is not inherited
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)  # children do not inherit a handler
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tests_are_quick() -> Iterator[None]:
-    """Share models and shorten pauses; see tests/quick.py."""
+    """Share models and clients, and shorten pauses; see tests/quick.py."""
     patch = pytest.MonkeyPatch()
     quick.share_models(patch)
     quick.share_clients(patch)
@@ -120,7 +120,7 @@ def tests_are_quick() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_interrupt_is_lost() -> None:
-    """Take Hypothesis out of the garbage collector: an interrupt inside its callback never arrives."""
+    """Remove Hypothesis' callback from the garbage collector: an interrupt inside it is lost."""
     gc.callbacks[:] = [
         one for one in gc.callbacks if not str(getattr(one, "__module__", "")).startswith("hypothesis")
     ]
@@ -128,14 +128,14 @@ def no_interrupt_is_lost() -> None:
 
 @pytest.fixture(autouse=True)
 def connections_end_with_their_test() -> Iterator[None]:
-    """Close those of shared clients: the next test has another sandbox, at the same address."""
+    """Close connections of shared clients: the next test has another sandbox at the same address."""
     yield
     quick.close_connections()
 
 
 @pytest.fixture(autouse=True)
-def secrets_are_known_in_one_test_alone() -> Iterator[None]:
-    """Forget the credentials that a test used: every later text would be searched for them, too."""
+def secrets_are_forgotten_after_each_test() -> Iterator[None]:
+    """Forget the credentials that a test used, or later tests search all texts for them."""
     before = dict(redaction._known)
     yield
     redaction._known.clear()
@@ -144,9 +144,9 @@ def secrets_are_known_in_one_test_alone() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_leaves_this_machine() -> Iterator[None]:
-    """Fail any connection to another machine, and leave programs that tests start no AWS to talk to.
+    """Fail on a connection to another machine; give programs that tests start an endpoint without a server.
 
-    The failure is no ordinary exception, so that no code under test can take it for an error of AWS.
+    `pytest.fail` raises no `Exception`, so that the code under test cannot handle it as an error of AWS.
     """
     patch = pytest.MonkeyPatch()
 
@@ -155,7 +155,7 @@ def nothing_leaves_this_machine() -> Iterator[None]:
 
         def connect(self: socket.socket, address: Any) -> Any:
             if self.family in INTERNET and not is_local(address):
-                pytest.fail(f"a test wanted to connect to {address}", pytrace=True)
+                pytest.fail(f"a test tried to connect to {address}", pytrace=True)
             return original(self, address)
 
         patch.setattr(socket.socket, name, connect)

@@ -1,7 +1,4 @@
-"""The AWS CLI without its start: one process imports it once, and each `aws` of a shell is a fork of that.
-
-Usage: with fast_aws(folder): …; then a program `aws` that behaves as the installed one is in the folder.
-"""
+"""The AWS CLI without its slow start: one process imports it, and forks for each call of `aws`."""
 
 from __future__ import annotations
 
@@ -32,14 +29,14 @@ with socket.socket(socket.AF_UNIX) as server:
 
 @contextmanager
 def fast_aws(folder: Path, program: str) -> Iterator[Path]:
-    """Put a quick `aws` into a folder, as long as the installed one is a Python program.
+    """Yield a folder with a fast `aws` that behaves as the installed one.
 
     Parameters
     ----------
     folder
-        Where to put it.
+        Where to create it.
     program
-        The installed AWS CLI.
+        The installed AWS CLI. If it is not a Python program, its own folder is yielded.
     """
     first = Path(program).resolve().read_bytes()[:200].partition(b"\n")[0].decode("utf-8", "replace")
     python = first.removeprefix("#!").strip()
@@ -47,9 +44,9 @@ def fast_aws(folder: Path, program: str) -> Iterator[Path]:
         yield Path(program).parent
         return
     address = str(folder / "aws.socket")
-    ready, told = os.pipe()
-    server = subprocess.Popen([python, __file__, address, str(told)], pass_fds=[told])
-    os.close(told)
+    ready, signal_ready = os.pipe()
+    server = subprocess.Popen([python, __file__, address, str(signal_ready)], pass_fds=[signal_ready])
+    os.close(signal_ready)
     try:
         assert os.read(ready, 1) == b".", "the AWS CLI cannot be imported"
         client = folder / "aws"
@@ -62,8 +59,8 @@ def fast_aws(folder: Path, program: str) -> Iterator[Path]:
         server.wait(60)
 
 
-def serve(address: str, told: int) -> None:
-    """Import the AWS CLI, say so, and fork for each client."""
+def serve(address: str, signal_ready: int) -> None:
+    """Import the AWS CLI, write a byte to `signal_ready`, and fork for each client."""
     from awscli.clidriver import create_clidriver  # type: ignore[import-not-found]
 
     driver = create_clidriver()
@@ -73,7 +70,7 @@ def serve(address: str, told: int) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(16)
-        os.write(told, b".")
+        os.write(signal_ready, b".")
         while True:  # ends: its parent kills it
             client, _ = listener.accept()
             if os.fork() == 0:

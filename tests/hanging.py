@@ -1,6 +1,6 @@
-"""What a test that takes too long leaves to read: all stacks, its programs, and nothing that still runs.
+"""End tests that take too long: write all stacks, list the programs that they started, and kill those.
 
-pytest-timeout ends the test from within. Where the main thread does not come back from a library, a second
+pytest-timeout ends the test in its own process. If the main thread does not return from a library, a second
 timer writes the stacks and ends the process.
 """
 
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-MORE_SECONDS = 60.0  # after pytest-timeout's
+MORE_SECONDS = 60.0  # after the limit of pytest-timeout
 
 
 def seconds_of(item: pytest.Item) -> float:
-    """Return how long a test may take."""
+    """Return the time limit of a test."""
     marker = item.get_closest_marker("timeout")
     return float(marker.args[0] if marker and marker.args else item.config.getini("timeout") or 0)
 
 
 def watch(item: pytest.Item, errors: int) -> None:
-    """Write all stacks to a file descriptor and end this process when a test takes far too long."""
+    """Write all stacks to a file descriptor and end this process `MORE_SECONDS` after the test's limit."""
     if seconds := seconds_of(item):
         faulthandler.dump_traceback_later(seconds + MORE_SECONDS, exit=True, file=errors)
 
@@ -35,7 +35,7 @@ def programs_below(process: int) -> dict[int, str]:
     """Return the command lines of all processes below a process, by process id."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # the process has ended
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
     below, found = {process}, {}
     for _ in parents:

@@ -1,4 +1,4 @@
-"""One list of hostile texts, and what no output may contain when it shows them."""
+"""Hostile texts, and checks of the outputs that show them."""
 
 from __future__ import annotations
 
@@ -58,20 +58,19 @@ HOSTILE = (
     "a;=1",
     "{{ 7*7 }} {% raw %}",
 )
-"""Each a value that a tag, a name, a log line or a message of AWS can have."""
+"""Values that a tag, a name, a log line or a message of AWS can have."""
 
 COMMAND = re.compile(r"^\s*::|##\w*\[")
-# Line ends and tabs are text; everything else that is not seen changes what is seen.
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def hidden(shown: str) -> list[str]:
-    """Return the characters of a text that a reader does not see."""
+    """Return the invisible characters of a text, except line ends and tabs."""
     return [repr(one) for one in shown if one not in "\n\t" and unicodedata.category(one) in HIDDEN]
 
 
 def assert_safe_lines(shown: str, *, commands: bool = True, folds: bool = False) -> None:
-    """Fail when a text has hidden characters, or (with `commands`) a line that a CI system executes."""
+    """Fail if a text has hidden characters, or (with `commands`) a line that a CI system executes."""
     assert hidden(shown) == []
     if commands:
         for one in re.split(r"\r\n|[\r\n]", shown):

@@ -1,7 +1,7 @@
-"""Which tests run when: the README's command runs the quick ones, CI more, ``just nightly`` all.
+"""The parts of the tests: the README's command runs the quick ones, CI more, ``just nightly`` all.
 
-A test belongs to ``long`` when it has that marker, to ``browser`` or ``foreign`` when it is in that folder,
-and else to ``quick``. ``--parts`` chooses parts; a folder or test that the command line names runs too.
+A test in the folder ``browser`` belongs to that part, one with the marker ``long`` to ``long``, every other to
+``quick``. ``--parts`` chooses parts; a folder or test that the command line names runs too.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ QUICK = (
     "security",
     "workflows",
 )
-SEPARATE = ("browser", "foreign")
+SEPARATE = ("browser",)
 PARTS = ("quick", *SEPARATE, "long")
-LONG_SECONDS = 60  # what a long test takes unless its marker says otherwise
+LONG_SECONDS = 60  # duration of a long test whose marker has none
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -50,7 +50,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long-sample",
         metavar="SEED/SECONDS",
-        help="of the long tests, run a random sample that takes about so many seconds of work",
+        help="run a random sample of the long tests that takes about SECONDS",
     )
 
 
@@ -73,7 +73,7 @@ def chosen_parts(config: pytest.Config) -> set[str]:
 
 
 def folder_of(path: Path) -> str:
-    """Return the name of the folder in ``tests`` that contains a file, or nothing for a file beside them."""
+    """Return the folder in ``tests`` that contains a file, or empty text for a file beside the folders."""
     inside = path.relative_to(HERE).parts if path.is_relative_to(HERE) else ()
     return inside[0] if len(inside) > 1 else ""
 
@@ -86,13 +86,13 @@ def part_of(item: pytest.Item) -> str:
 
 
 def seconds_of(item: pytest.Item) -> float:
-    """Return what a long test takes, as its marker says."""
+    """Return the duration of a long test by its marker, or 0 for other tests."""
     marker = item.get_closest_marker("long")
     return float(marker.kwargs.get("seconds", LONG_SECONDS)) if marker else 0.0
 
 
 def sample(items: Sequence[pytest.Item], wanted: str) -> list[pytest.Item]:
-    """Return a random sample of long tests, the same for the same seed: ``SEED/SECONDS``."""
+    """Return a random sample of long tests for ``SEED/SECONDS``; a seed always gives the same sample."""
     seed, _, seconds = wanted.partition("/")
     shuffled = sorted(items, key=lambda item: item.nodeid)
     random.Random(seed).shuffle(shuffled)
@@ -105,7 +105,7 @@ def sample(items: Sequence[pytest.Item], wanted: str) -> list[pytest.Item]:
 
 
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the chosen parts, and give long ones more time."""
+    """Keep the tests of the chosen parts, and give long ones a longer timeout."""
     parts = chosen_parts(config)
     named = [word for word in config.args if "::" in word]
     parts |= {

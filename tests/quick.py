@@ -1,6 +1,6 @@
-"""What makes tests quick and changes nothing that they look at: shared clients and models, short pauses.
+"""Make tests faster without a change that they could notice: shared models and clients, short pauses.
 
-The sandbox's clock is thousands of times faster than ours, and a pause that is right for AWS is an age there.
+The sandbox's clock is thousands of times faster than real time, so pauses for AWS are far too long for it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     import pytest
 
-MOST_CLIENTS = 64  # each takes a megabyte or more
+MOST_CLIENTS = 64  # each uses a megabyte or more
 
 
 def share_models(patch: pytest.MonkeyPatch) -> None:
-    """Let all sessions of this process share what botocore works out anew for each: half a publish's work.
+    """Share between all sessions what botocore computes for each: half the CPU time of a publish.
 
-    These are its models and client classes, the names of its events and the arguments of their handlers, and
-    the words of its User-Agent header, which it cleans letter by letter for every request.
+    These are models, client classes, names of events, arguments of their handlers, and the parts of the
+    User-Agent header.
     """
     import botocore.client
     import botocore.hooks
@@ -33,7 +33,7 @@ def share_models(patch: pytest.MonkeyPatch) -> None:
     import botocore.useragent
 
     creator = botocore.client.ClientCreator
-    # Sessions only: clients change the models that they read, and the sandbox's server has its own.
+    # Of sessions only: clients change their models, and the sandbox's server has its own.
     patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
     clean = "sanitize_user_agent_string_component"
     patch.setattr(botocore.useragent, clean, cache(getattr(botocore.useragent, clean)))
@@ -43,28 +43,27 @@ def share_models(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(botocore.hooks, "accepts_kwargs", partial(_accepts_kwargs, botocore.hooks.accepts_kwargs))
     make, made = creator._create_client_class, {}
 
-    def remembered(self: Any, name: str, model: Any) -> Any:
+    def make_once(self: Any, name: str, model: Any) -> Any:
         if name not in made:
             made[name] = make(self, name, model)
         return made[name]
 
-    patch.setattr(creator, "_create_client_class", remembered)
+    patch.setattr(creator, "_create_client_class", make_once)
     discovery = botocore.model.ServiceModel.endpoint_discovery_operation._fget
     found: dict[str, Any] = {}
 
-    def searched_once(model: Any) -> Any:  # it reads all operations, hundreds of them, for every client
+    def search_once(model: Any) -> Any:  # botocore reads all operations of a service for every client
         if model.service_name not in found:
             found[model.service_name] = discovery(model)
         return found[model.service_name]
 
-    patch.setattr(botocore.model.ServiceModel, "endpoint_discovery_operation", property(searched_once))
+    patch.setattr(botocore.model.ServiceModel, "endpoint_discovery_operation", property(search_once))
 
 
 def share_clients(patch: pytest.MonkeyPatch) -> None:
-    """Let tests share AWS clients: all sandboxes of this process have one address and one key, one by one.
+    """Share AWS clients between tests: the sandboxes of this process have the same address and key.
 
-    Shared are those of plain sessions with keys of the environment; a test that gives its session or client
-    handlers makes another one.
+    Only clients of plain sessions with keys from the environment are shared.
     """
     import boto3
     from botocore.credentials import Credentials
@@ -77,7 +76,7 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
 
     def listen_again(port: int) -> Any:
         if port == 0:
-            with suppress(OSError):  # a second sandbox beside the first
+            with suppress(OSError):  # a second sandbox runs beside the first
                 return listen(own_port)
         return listen(port)
 
@@ -105,7 +104,7 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
         )
         if quotas:
             client.quotas = tuple(quotas)
-        for quota in client.quotas:  # the retries of earlier tests do not count
+        for quota in client.quotas:  # retries of earlier tests must not count
             quota._available_capacity = quota._max_capacity
         return client
 
@@ -133,13 +132,13 @@ def _shared(key: Any, make: Callable[[], Any]) -> Any:
 
 
 def close_connections() -> None:
-    """Close the connections of all shared clients; a client opens new ones."""
+    """Close the connections of all shared clients, which then open new ones."""
     for client in tuple(_clients.values()):
         client.close()
 
 
 def share_data_of_images(patch: pytest.MonkeyPatch) -> None:
-    """Let sample images share the bytes that look random: to make them takes longer than all else."""
+    """Share the pseudo-random bytes of sample images: making them takes longest."""
     from vmsnix_ops.disk import sample
 
     patch.setattr(sample, "_data", lru_cache(4)(sample._data))
@@ -158,7 +157,7 @@ def _accepts_kwargs(slowly: Callable[[Any], Any], handler: Any) -> Any:
 
 
 def keep_bytecode(patch: pytest.MonkeyPatch) -> None:
-    """Let the programs that tests start compile the package once, whatever this shell's variables say."""
+    """Let programs that tests start keep the compiled package, also with PYTHONDONTWRITEBYTECODE set."""
     patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
 
 

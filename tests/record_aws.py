@@ -1,19 +1,19 @@
-"""Record what AWS answers, without what is secret in it, to compare the sandbox with it.
+"""Record responses of AWS without secrets, and compare the sandbox with them.
 
-Some texts and fields of the sandbox could be checked in AWS itself only. Whoever has an account runs a
-command with its answers recorded, does the same against a sandbox, and compares the two folders:
+Some texts and fields of the sandbox can be checked only with AWS itself. Record a command in a real account,
+record the same on a sandbox, and compare the two folders:
 
     python -m tests.record_aws run real vmsnix publish --image ./result
     python -m tests.record_aws run ours vmsnix publish --image ./result --sandbox
     python -m tests.record_aws compare real ours
 
-Every answer that botocore is about to parse becomes a file, and equal answers one file. `run` names this
-module to botocore as a client plugin (BOTOCORE_EXPERIMENTAL__PLUGINS), so that the package needs no code for
-it, in whichever process a client is made.
+Every response that botocore parses becomes a file; equal responses share one. `run` registers this module as
+a client plugin of botocore (BOTOCORE_EXPERIMENTAL__PLUGINS). So it works in every process, without code in
+the package.
 
-Removed are access keys and everything else that `vmsnix_ops.redaction` knows, tokens, account ids (each
-becomes another made-up one), request ids, and ids of users and of S3's owners. Names of buckets, users and
-tags are kept: read a recording before you give it away.
+Secrets that `vmsnix_ops.redaction` finds, tokens, request IDs, and IDs of users and of S3's owners are
+removed; account IDs are replaced. Names of buckets, users and tags are kept: read a recording before you
+share it.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ _UNIQUE = re.compile(r"\b(?:AIDA|AROA|AGPA|ANPA|ASCA|AIPA)[A-Z0-9]{12,}\b")
 _UUID = re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b")
 _ACCOUNT = re.compile(r"(?<![0-9A-Za-z.])[0-9]{12}(?![0-9A-Za-z])")
 MASK = "REMOVED"
-LONGEST_SECONDS = 24 * 3600  # of the recorded command
+LONGEST_SECONDS = 24 * 3600  # time limit of the recorded command
 
 
 def initialize_client_plugin(client: Any) -> None:
-    """Record every answer to a client; botocore calls this for each client that it makes.
+    """Record every response to a client; botocore calls this for each client that it makes.
 
-    An answer that cannot be written is left out: the work goes on.
+    A response that cannot be written is not recorded; the command continues.
     """
     folder = os.environ.get(VARIABLE, "")
     if not folder:
@@ -80,7 +80,7 @@ def initialize_client_plugin(client: Any) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return the variables with which a process records into a folder."""
+    """Return the environment variables that make a process record into a folder."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {
         VARIABLE: str(folder.absolute()),
@@ -90,7 +90,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def run(folder: Path, command: list[str]) -> int:
-    """Run a command with its answers recorded; return its exit code, or 1 when nothing was recorded."""
+    """Run a command and record the responses; return its exit code, or 1 if nothing was recorded."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,21 +100,21 @@ def run(folder: Path, command: list[str]) -> int:
     given = {**os.environ, **environment(folder)}
     code = subprocess.run(command, env=given, check=False, timeout=LONGEST_SECONDS).returncode
     count = len(set(folder.glob("*.json")) - before)
-    write(sys.stderr, f"{count} new answers in {folder}.\n")
+    write(sys.stderr, f"{count} new responses in {folder}.\n")
     return code or int(not any(folder.glob("*.json")))
 
 
 class Cleaner:
-    """Takes out what is secret; one account id becomes the same other one throughout."""
+    """Remove secrets; an account ID gets the same replacement everywhere."""
 
     def __init__(self) -> None:
         self._secrets = Redactor(secret_values())
         self._accounts: dict[str, str] = {}
 
     def answer(self, service: str, operation: str, response: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is kept of an answer: ``service``, ``operation``, ``status``, ``headers``, ``body``.
+        """Return what is recorded: ``service``, ``operation``, ``status``, ``headers``, ``body``.
 
-        A body that is streamed (an object, a block) is the caller's to read, and its content no answer.
+        A streamed body (an object, a block) is not recorded.
         """
         body = response["body"]
         content = body.decode("utf-8", "replace") if isinstance(body, bytes) else None
@@ -131,7 +131,7 @@ class Cleaner:
         }
 
     def text(self, text: str) -> str:
-        """Return the text with everything secret replaced."""
+        """Return the text without secrets."""
         for shape in (*_VALUES, _OWNER, _ENCODED):
             text = shape.sub(rf"\g<1>{MASK}", text)
         text = self._secrets.text(text)
@@ -144,10 +144,10 @@ class Cleaner:
 
 
 def differences(real: Path, ours: Path) -> list[str]:
-    """Return what the answers in two folders differ in, where both have an answer of one kind.
+    """Return the differences between two recordings, for each kind of response that both have.
 
-    A kind is an operation with a status and an error code. Compared are the names of headers, the elements
-    or keys of the body, and the texts of errors; values of ordinary answers are not.
+    A kind is an operation with a status and an error code. Names of headers, elements or keys of the body,
+    and texts of errors are compared; values of successful responses are not.
     """
     left, right = _kinds(real), _kinds(ours)
     found = []
@@ -167,17 +167,19 @@ def _kinds(folder: Path) -> dict[str, set[str]]:
         )
         kind = f"{answer['service']} {answer['operation']} {answer['status']} {code}".strip()
         failed = answer["status"] >= 300
-        shown = {f"{name} = {text!r}" if failed and _is_told(name) else name for name, text in facts.items()}
+        shown = {
+            f"{name} = {text!r}" if failed and _is_error_text(name) else name for name, text in facts.items()
+        }
         kinds.setdefault(kind, set()).update(shown | {f"header {name}" for name in answer["headers"]})
     return kinds
 
 
-def _is_told(name: str) -> bool:
+def _is_error_text(name: str) -> bool:
     return name.split("/")[-1].lower() in ("code", "message", "reason", "__type")
 
 
 def _facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return the paths of a body's elements or keys, each with its text; lists count as one element."""
+    """Yield the path of each element or key of a body, with its text; a list counts as one element."""
     body = (answer["body"] or "").strip()
     if body.startswith("<"):
         yield from _elements(ET.fromstring(body), "")
@@ -204,20 +206,25 @@ def _members(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def compare(real: Path, ours: Path) -> int:
-    """Print what differs between two folders; return 1 when something does."""
+    """Print the differences between two recordings; return 1 if there are any."""
     found = differences(real, ours)
-    write(sys.stdout, "".join(f"{line(one)}\n" for one in found) or "Nothing differs in what both have.\n")
+    write(
+        sys.stdout,
+        "".join(f"{line(one)}\n" for one in found) or "No differences in the responses that both have.\n",
+    )
     return 1 if found else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Record or compare, as the arguments say."""
-    parser = argparse.ArgumentParser(prog="tests.record_aws", description="Record what AWS answers.")
+    """Record or compare."""
+    parser = argparse.ArgumentParser(
+        prog="tests.record_aws", description="Record responses of AWS, and compare recordings."
+    )
     commands = parser.add_subparsers(required=True, dest="command")
-    recording = commands.add_parser("run", help="run a command and record what AWS answers to it")
+    recording = commands.add_parser("run", help="run a command and record the responses of AWS")
     recording.add_argument("folder", type=Path)
     recording.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...")
-    comparing = commands.add_parser("compare", help="print what differs between two recordings")
+    comparing = commands.add_parser("compare", help="print the differences between two recordings")
     comparing.add_argument("real", type=Path)
     comparing.add_argument("ours", type=Path)
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Run the tests that depend most on timing again and again, while busy loops take the machine's time.
+"""Run the tests that depend most on timing many times, while busy loops use the machine's CPU.
 
 Usage: python -m tests.stress [--times 50] [--busy 2] [TEST ...]
 """
@@ -45,11 +45,11 @@ tests/nix/test_command.py::test_a_remaining_grandchild_does_not_block
 tests/boot/test_boot.py::test_qemu_ends_with_the_test
 tests/sandbox/test_state.py::test_serving_in_the_foreground_prints_exports_and_stops_cleanly[15]
 """.strip().splitlines()
-"""The thirty tests that depend most on timing: signals, kills, claims and races."""
+"""The tests that depend most on timing: signals, kills, claims and races."""
 
 
 def burn() -> None:
-    """Use all of a processor's time until killed."""
+    """Use a processor until killed."""
     while True:  # ends: the parent kills it
         pass
 
@@ -65,10 +65,10 @@ def once(tests: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run them and print how often each failed."""
+    """Run the tests and print how often each failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tests", nargs="*", default=TIMING, help="tests, as pytest takes them")
-    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--times", type=int, default=50, help="number of runs")
     parser.add_argument("--busy", type=int, default=2, help="busy loops beside the tests")
     options = parser.parse_args(arguments)
     loops = [multiprocessing.Process(target=burn, daemon=True) for _ in range(options.busy)]

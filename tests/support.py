@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Helpers of several tests: required programs, waits with a deadline, parameters of long tests."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def wait_until(
     Parameters
     ----------
     condition
-        What is called again and again.
+        Function to call repeatedly.
     what
-        What is waited for, for the message of the failure.
+        Name of the condition for the failure message.
     deadline, pause
         How long to wait in all, and between two calls, in seconds.
     """
@@ -86,7 +86,7 @@ def kill(process: subprocess.Popen[Any], *, deadline: float = DEADLINE) -> None:
 
 @contextmanager
 def killed_after(process: subprocess.Popen[Any], seconds: float = DEADLINE) -> Iterator[None]:
-    """Kill a program that takes longer than this, so that reading from its pipes ends."""
+    """Kill a program after a time limit, so that reading from its pipes ends."""
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     try:
@@ -96,7 +96,7 @@ def killed_after(process: subprocess.Popen[Any], seconds: float = DEADLINE) -> I
 
 
 def read_line(process: subprocess.Popen[str], words: str = "", *, deadline: float = DEADLINE) -> str:
-    """Return the next line of a program's output with the words in it; fail the test when there is none."""
+    """Return the next line of a program's output that contains a text; fail the test if there is none."""
     assert process.stdout is not None
     with killed_after(process, deadline):
         for line in process.stdout:
@@ -107,16 +107,16 @@ def read_line(process: subprocess.Popen[str], words: str = "", *, deadline: floa
 
 
 def few(values: Iterable[Any], quick: int, *, seconds: float) -> list[Any]:
-    """Return parameters of which only the first belong to the quick tests, and the others to the long ones.
+    """Return parameters: the first for the quick tests, the others marked long.
 
     Parameters
     ----------
     values
-        What ``pytest.mark.parametrize`` takes, ``pytest.param`` too; the most different ones first.
+        Parameters for ``pytest.mark.parametrize``; the most different ones first.
     quick
-        How many are quick.
+        Number of quick ones.
     seconds
-        What each of the others takes.
+        Duration of each of the others.
     """
     long = pytest.mark.long(seconds=seconds)
     found = list[Any]()
@@ -128,6 +128,6 @@ def few(values: Iterable[Any], quick: int, *, seconds: float) -> list[Any]:
 
 
 def finish(result: Result) -> None:
-    """Save a result, then raise what the job did not do, as the last cell of a notebook does."""
+    """Save a result, then raise its error, as the last cell of a notebook does."""
     result.save()
     result.raise_for_status()

@@ -152,7 +152,7 @@ def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_pa
         aws.restore_tables(served[1])
         ask(aws)
     assert record_aws.main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
-    assert capsys.readouterr().out == "Nothing differs in what both have.\n"
+    assert capsys.readouterr().out == "No differences in the responses that both have.\n"
 
 
 @pytest.mark.long(seconds=15)
@@ -164,12 +164,12 @@ def test_a_command_is_recorded_in_whichever_process_it_calls_aws(tmp_path, monke
     done = subprocess.run([*program, *demo], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert kept(tmp_path / "kept", "ec2.RegisterImage.200.*")
-    assert "new answers in" in done.stderr
+    assert "new responses in" in done.stderr
 
 
 def test_a_command_that_calls_nothing_is_reported(tmp_path, capsys):
     assert record_aws.main(["run", str(tmp_path / "kept"), "true"]) == 1
-    assert "0 new answers in" in capsys.readouterr().err
+    assert "0 new responses in" in capsys.readouterr().err
 
 
 def test_another_text_another_field_and_another_header_are_told(tmp_path):
