@@ -1,6 +1,6 @@
 """The parts of the tests: the README's command runs the quick ones, CI more, ``just nightly`` all.
 
-A test in the folder ``browser`` belongs to that part, one with the marker ``long`` to ``long``, every other to
+A test in the folder ``browser`` belongs to that part, one with the marker ``long`` to ``long``, any other to
 ``quick``. ``--parts`` chooses parts; a folder or test that the command line names runs too.
 """
 

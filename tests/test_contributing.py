@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows as the way to add something works as it stands there."""
+"""The examples of CONTRIBUTING.md work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def recipe(name: str, **known: Any) -> Callable[..., Any]:
-    """Run the block of the page that defines this function, and return the function."""
+    """Run the code block that defines this function, and return the function."""
     (block,) = [
         block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if f"def {name}(" in block
     ]
@@ -67,7 +67,7 @@ def test_an_operation_and_a_function_that_calls_it(monkeypatch: pytest.MonkeyPat
     from vmsnix_ops.aws.iam.permissions import needs, needs_of
 
     monkeypatch.setattr(core, "OPERATIONS", core.OPERATIONS)
-    monkeypatch.setitem(core.OPERATIONS, ("ec2", "DescribeKeyPairs"), None)  # taken back after the test
+    monkeypatch.setitem(core.OPERATIONS, ("ec2", "DescribeKeyPairs"), None)  # removed after the test
     recipe("describe_key_pairs", **vars(core))
     key_pairs = recipe("key_pairs", needs=needs, **vars(session))
     assert needs_of(key_pairs) == ("ec2:DescribeRegions",)

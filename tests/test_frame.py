@@ -1,4 +1,4 @@
-"""What holds the house together: versions, locks, licence, README, justfile, CI."""
+"""Versions, lock files, licence, README, justfile and CI agree with each other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def project() -> dict[str, Any]:
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """Return what pyproject.toml asks for: to run, to build, and for the given extras."""
+    """Return the requirements in pyproject.toml: to run, to build, and of the given extras."""
     described = project()
     wanted = [*described["project"]["dependencies"], *described["dependency-groups"]["build"]]
     for extra in extras:
@@ -44,7 +44,7 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def locked(name: str) -> dict[str, str]:
-    """Return name and version of everything in a lock."""
+    """Return the versions in a lock file by name."""
     return dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", text(name), re.MULTILINE))
 
 
@@ -96,7 +96,7 @@ def with_extras(requirement: Requirement) -> tuple[str, frozenset[str]]:
     return canonicalize_name(requirement.name), frozenset(requirement.extras)
 
 
-def test_the_conda_environment_has_what_pyproject_asks_for_in_the_locked_versions() -> None:
+def test_the_conda_environment_has_all_requirements_in_the_locked_versions() -> None:
     described = project()
     environment = yaml.safe_load(text("environment.yml"))
     *by_conda, by_pip = environment["dependencies"]
@@ -116,7 +116,7 @@ def test_the_conda_environment_has_a_python_that_pyproject_allows() -> None:
     assert lowest in str(wanted.specifier)
 
 
-# What the project says of itself
+# Licence, version, README
 
 
 def test_the_licence_is_the_one_that_pyproject_names() -> None:
@@ -176,11 +176,11 @@ def test_the_table_of_runbooks_in_the_readme_is_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nothing_refers_to_the_workplace_but_the_probe_in_ci() -> None:
+def test_only_ci_refers_to_a_folder_beside_the_checkout() -> None:
     word = "../" + "shared"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     if tracked.returncode != 0:
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     names = [name for name in tracked.stdout.split("\0") if name and (ROOT / name).is_file()]
     assert [n for n in names if word.encode() in (ROOT / n).read_bytes()] == [".ci/run"]
 

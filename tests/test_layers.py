@@ -66,7 +66,7 @@ HEAVY = [
 
 
 def package_of(module: str) -> str:
-    """Return the package of ``vmsnix_ops.aws.images``: ``aws``; the package itself is none."""
+    """Return the package of a module: ``aws`` of ``vmsnix_ops.aws.images``; empty for ``vmsnix_ops``."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -76,7 +76,7 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Yield line and dotted name of everything that a module imports, however it is written."""
+    """Yield line and dotted name of every import of a module, in every form."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -94,7 +94,7 @@ def imported(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
 
 def complaints(path: Path, name: str) -> list[str]:
-    """Return what a module imports although it must not."""
+    """Return the imports that a module must not have."""
     package, found = package_of(name), []
     for line, target in imported(path, name):
         if not target.startswith("vmsnix_ops."):
@@ -164,8 +164,8 @@ def test_an_import_from_below_is_fine(module: str, source: str, tmp_path: Path) 
     assert complaints(path, module) == []
 
 
-def test_the_architecture_page_shows_the_packages_that_there_are() -> None:
-    """The tree's lines: a layer's number, packages as ``name/``, deeper ones below theirs."""
+def test_the_architecture_page_shows_all_packages() -> None:
+    """A line of the tree has a layer's number or packages as ``name/``; subpackages are indented."""
     page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
     tree = page.partition("```text\n")[2].partition("```")[0]
     shown, above = set(), ""
@@ -181,7 +181,7 @@ def test_the_architecture_page_shows_the_packages_that_there_are() -> None:
     assert shown == packages
 
 
-def test_no_module_imports_another_in_a_circle() -> None:
+def test_no_import_cycles() -> None:
     """Imports inside functions and below TYPE_CHECKING count too."""
     modules = {name_of(path): path for path in MODULES}
     graph = {
@@ -191,8 +191,8 @@ def test_no_module_imports_another_in_a_circle() -> None:
         & modules.keys() - {name, "vmsnix_ops"}
         for name, path in modules.items()
     }
-    graph.pop("vmsnix_ops")  # names the public modules, and imports none of them before it is used
-    tuple(TopologicalSorter(graph).static_order())  # names the circle
+    graph.pop("vmsnix_ops")  # it imports its public modules when they are used
+    tuple(TopologicalSorter(graph).static_order())  # raises an error with the cycle
 
 
 def test_no_name_of_a_package_hides_a_module_of_it() -> None:

@@ -1,4 +1,4 @@
-"""Answers are kept as they came, without what is secret in them."""
+"""Responses of AWS are recorded without secrets, and two recordings are compared."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def kept(folder, name="*"):
 
 
 def ask(aws):
-    """Ask every protocol for what is secret or names the account, and for what is refused."""
+    """Make calls of every protocol, whose responses have secrets and account IDs, and refused calls."""
     session = aws.session()
     client(session, "sts").get_caller_identity()
     client(session, "sts").get_session_token()
@@ -70,7 +70,7 @@ def ask(aws):
         client(session, "ec2").describe_images(ImageIds=["ami-0123456789abcdef0"])
 
 
-def test_every_answer_is_kept_with_its_status_headers_and_body(aws, folder):
+def test_each_response_is_recorded_with_status_headers_and_body(aws, folder):
     ask(aws)
     (refused,) = kept(folder, "ec2.DescribeImages.400.*")
     assert (refused["service"], refused["operation"], refused["status"]) == ("ec2", "DescribeImages", 400)
@@ -82,7 +82,7 @@ def test_every_answer_is_kept_with_its_status_headers_and_body(aws, folder):
     assert (read["status"], read["body"]) == (200, None), "an object's content is no answer"
 
 
-def test_nothing_secret_is_kept(aws, folder):
+def test_no_secret_is_recorded(aws, folder):
     ask(aws)
     ids = {call.request_id for call in aws.calls}
     keys = [
@@ -121,24 +121,24 @@ def test_nothing_secret_is_kept(aws, folder):
         ("<digest>" + "0f" * 32 + "</digest>", "<digest>" + "0f" * 32 + "</digest>"),
     ],
 )
-def test_what_is_taken_out_and_what_stays(text, cleaned):
+def test_secrets_are_removed_and_other_text_is_kept(text, cleaned):
     assert Cleaner().text(text) == cleaned
 
 
-def test_equal_answers_are_kept_once(aws, folder):
+def test_equal_responses_are_recorded_once(aws, folder):
     for _ in range(2):
         client(aws.session(), "s3").head_bucket(Bucket="images")
     assert len(kept(folder, "s3.HeadBucket.*")) == 1
 
 
-def test_nothing_is_kept_unless_it_is_asked_for(aws, tmp_path, monkeypatch):
+def test_nothing_is_recorded_without_the_variable(aws, tmp_path, monkeypatch):
     monkeypatch.delenv(record_aws.VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     client(aws.session(), "sts").get_caller_identity()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_reported_before_the_command_runs(tmp_path, capsys):
+def test_a_folder_that_cannot_be_created_is_reported_before_the_command_runs(tmp_path, capsys):
     (tmp_path / "file").touch()
     ran = tmp_path / "ran"
     assert record_aws.main(["run", str(tmp_path / "file" / "below"), "touch", str(ran)]) == 2
@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_made_is_reported_before_the_command_runs(tmp_pa
     assert not ran.exists()
 
 
-def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_path, monkeypatch, capsys):
+def test_two_recordings_of_the_same_calls_have_no_differences(aws, served, tmp_path, monkeypatch, capsys):
     for name in ("one", "two"):
         record_into(tmp_path / name, monkeypatch)
         aws.restore_tables(served[1])
@@ -156,8 +156,8 @@ def test_a_sandbox_that_answers_as_before_differs_in_nothing(aws, served, tmp_pa
 
 
 @pytest.mark.long(seconds=15)
-def test_a_command_is_recorded_in_whichever_process_it_calls_aws(tmp_path, monkeypatch):
-    """The calls of a runbook are made by the kernel of its notebook, which the command starts."""
+def test_a_command_is_recorded_in_every_process(tmp_path, monkeypatch):
+    """The kernel of the notebook, which the command starts, makes the calls of a runbook."""
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
     program = [sys.executable, "-m", "tests.record_aws", "run", str(tmp_path / "kept")]
     demo = [sys.executable, "-m", "vmsnix_ops", "demo"]
@@ -172,7 +172,7 @@ def test_a_command_that_calls_nothing_is_reported(tmp_path, capsys):
     assert "0 new responses in" in capsys.readouterr().err
 
 
-def test_another_text_another_field_and_another_header_are_told(tmp_path):
+def test_differences_in_text_fields_and_headers_are_listed(tmp_path):
     body = "<R><Code>X</Code><Message>{}</Message>{}</R>"
     answers = {
         "real": {"headers": {"a": "1", "b": "2"}, "body": body.format("as AWS says it", "<Extra/>")},

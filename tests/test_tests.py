@@ -1,4 +1,4 @@
-"""What holds for the tests themselves: each belongs to a part, each wait ends, and so does each test."""
+"""Rules for the tests themselves: each belongs to a part, and each wait and each test ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 ENDLESS = {"wait", "join", "result", "get", "acquire", "communicate", "lock"}
-"""Methods that wait for ever when they are called without an argument."""
+"""Methods that may wait for ever when they are called without an argument."""
 NEED_TIMEOUT = {"run", "call", "check_call", "check_output", "urlopen", "create_connection", "HTTPConnection"}
 MODULES = {"subprocess", "request", "urllib.request", "socket", "http.client", ""}
 
@@ -44,7 +44,7 @@ def test_readme_ci_and_nightly_run_their_parts() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder whose tests run with these tests' options."""
+    """Return a folder whose tests run with the options of this repository."""
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = settings[settings.index("[tool.pytest.ini_options]") :]
     section = section.replace('["."]', f'["{ROOT}"]').replace('["tests"]', '["checks"]')
@@ -152,7 +152,7 @@ def test_a_test_that_is_stuck_in_a_library_ends_too_with_all_stacks(project: Pat
 
 
 def endless(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Return what may wait for ever: the line, and what is written there."""
+    """Yield line and code of each call that may wait for ever."""
     for node in ast.walk(tree):
         if isinstance(node, ast.While):
             calls = {_name(one)[1] for one in ast.walk(node) if isinstance(one, ast.Call)}
@@ -177,7 +177,7 @@ def _name(call: ast.Call) -> tuple[str, str]:
 
 @pytest.mark.parametrize("path", sorted(HERE.rglob("*.py")), ids=lambda path: str(path.relative_to(HERE)))
 def test_every_wait_has_a_deadline(path: Path) -> None:
-    """Use `tests.support`, or say with a comment ``# ends: …`` why a wait needs no deadline."""
+    """Use `tests.support`, or a comment ``# ends: …`` with the reason why a wait needs no deadline."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     found = [(line, what) for line, what in endless(ast.parse(text)) if "# ends: " not in lines[line - 1]]
@@ -213,7 +213,7 @@ def test_a_wait_without_a_deadline_is_found(code: str) -> None:
         "run(plan)",
     ],
 )
-def test_what_ends_is_not_found(code: str) -> None:
+def test_calls_that_end_are_not_found(code: str) -> None:
     assert list(endless(ast.parse(code))) == []
 
 

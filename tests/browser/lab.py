@@ -1,4 +1,4 @@
-"""A JupyterLab that serves on a sandbox, and a browser that tells what it asked for and what went wrong."""
+"""A JupyterLab on a sandbox, and a browser that records its requests and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
-# The installed notebooks are copied to where they may be edited; this checkout's own must not be.
+# JupyterLab gets copies of the notebooks, so that it cannot change those of the checkout.
 PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
@@ -31,11 +31,11 @@ from vmsnix_ops.runbooks import catalog
 catalog.default_folder = lambda: Path(sys.argv[1])
 begin = sandbox.run_sandbox
 @contextlib.contextmanager
-def told():
+def print_environment():
     with begin(speed=float(sys.argv[2])) as served:
         print("SANDBOX-ENVIRONMENT", json.dumps(served.environment), file=sys.stderr, flush=True)
         yield served
-sandbox.run_sandbox = told
+sandbox.run_sandbox = print_environment
 options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
 sys.exit(main(["lab", "--sandbox", "--no-browser", "--", *options]))
 """
@@ -50,22 +50,22 @@ READY = """() => {
 
 @dataclass
 class Lab:
-    """A JupyterLab that serves."""
+    """A running JupyterLab."""
 
     folder: Path
     url: str
     token: str
     process: subprocess.Popen[str]
-    said: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     ready: threading.Event = field(default_factory=threading.Event)
 
     def listen(self) -> None:
-        """Read what it says to the end, or it stops when the pipe is full; find its address there."""
+        """Read its output to the end, so that the pipe never fills up, and find its address there."""
         assert self.process.stderr is not None
         with self.process.stderr as lines:
             for line in lines:
-                self.said.append(line)
+                self.output.append(line)
                 if line.startswith("SANDBOX-ENVIRONMENT "):
                     self.environment = json.loads(line.removeprefix("SANDBOX-ENVIRONMENT "))
                 address = re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w+)", line)
@@ -74,22 +74,22 @@ class Lab:
                     self.ready.set()
 
     def page(self, notebook: str, *, alone: bool = False) -> str:
-        """Return the address of a notebook; or of one alone, without what else is open in JupyterLab."""
+        """Return the address of a notebook, `alone` or beside the others that are open."""
         place = f"doc/workspaces/{Path(notebook).stem}" if alone else "lab"
         return f"{self.url}/{place}/tree/{notebook}?token={self.token}"
 
-    def ask(self, name: str, method: str, value: Any = None) -> None:
-        """Ask the sandbox itself, such as for a fault."""
+    def send(self, name: str, method: str, value: Any = None) -> None:
+        """Send a request to the sandbox's own API, for example to add a fault."""
         data = None if value is None else json.dumps(value).encode()
-        asked = request.Request(
+        sent = request.Request(
             f"{self.environment['VMSNIX_SANDBOX']}/_vmsnix/{name}", data=data, method=method
         )
-        with request.urlopen(asked, timeout=60) as answer:
+        with request.urlopen(sent, timeout=60) as answer:
             answer.read()
 
     @property
     def aws(self) -> Access:
-        """The sandbox behind it."""
+        """Access to its sandbox."""
         return Access(
             self.environment["AWS_ENDPOINT_URL"],
             self.environment["AWS_ACCESS_KEY_ID"],
@@ -100,28 +100,28 @@ class Lab:
 
 @dataclass
 class Browser:
-    """A page, and what the listeners heard."""
+    """A page with its requests and errors."""
 
     page: Any
     requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def listen(self) -> None:
-        """Keep every address that is asked for, and every error."""
+        """Record the address of every request, and every error."""
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("websocket", lambda socket: self.requests.append(socket.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
+        self.page.on("pageerror", lambda error: self.errors.append(f"{error}\n{error.stack}"))
         self.page.on(
             "console",
-            lambda message: self.complaints.append(message.text) if message.type == "error" else None,
+            lambda message: self.errors.append(message.text) if message.type == "error" else None,
         )
 
     def another(self) -> Browser:
-        """Open one more page of the same browser."""
+        """Open another page in the same browser."""
         return listening(self.page.context.browser, self.page.viewport_size)
 
-    def elsewhere(self) -> list[str]:
-        """Return what was asked of anything but this machine."""
+    def external_requests(self) -> list[str]:
+        """Return the requests to other machines."""
         local = re.compile(r"(?:http|ws)://127\.0\.0\.1:\d+/|(?:data|blob):|about:")
         return [url for url in self.requests if not local.match(url)]
 
@@ -130,7 +130,7 @@ class Browser:
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
     def pick(self, runbook: str) -> None:
-        """Pick a runbook in the console, and wait for its form."""
+        """Choose a runbook in the console, and wait for its form."""
         label = self.page.locator(".vmsnix-pick-runbook option", has_text=runbook).inner_text()
         self.page.select_option(".vmsnix-pick-runbook select", label=label)
         self.page.locator(".vmsnix-plan b", has_text=runbook).wait_for(state="attached")
@@ -142,8 +142,7 @@ class Browser:
         )
         light = "true" if name == "Light" else "false"
         self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
-        # JupyterLab covers the page meanwhile, and trips over its own cover when the next change comes before
-        # it is gone.
+        # Another change before the splash screen has disappeared causes an error in JupyterLab.
         self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
 
@@ -156,13 +155,13 @@ def serve(
     Parameters
     ----------
     folder
-        Of everything that JupyterLab writes.
+        Folder for everything that JupyterLab writes.
     changes
-        File name to what is replaced in it.
+        Replacements by file name: old text to new text.
     speed
-        Of the sandbox.
+        Speed of the sandbox's clock.
     cwd
-        Folder in which ``vmsnix lab`` is typed.
+        Folder in which ``vmsnix lab`` runs.
     """
     notebooks = folder / "_notebooks"
     notebooks.mkdir()
@@ -186,7 +185,7 @@ def serve(
     rest = threading.Thread(target=served.listen)
     rest.start()
     try:
-        assert served.ready.wait(120), "".join(served.said)
+        assert served.ready.wait(120), "".join(served.output)
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
@@ -196,7 +195,7 @@ def serve(
 
 @contextmanager
 def browse(*, width: int = 1280, height: int = 1000) -> Iterator[Browser]:
-    """Open a page of Chromium, with listeners."""
+    """Start Chromium and open a page."""
     chromium = require("chromium")
     from playwright.sync_api import sync_playwright
 
@@ -210,7 +209,7 @@ def browse(*, width: int = 1280, height: int = 1000) -> Iterator[Browser]:
 
 
 def listening(browser: Any, viewport: Mapping[str, int]) -> Browser:
-    """Open a page, with listeners."""
+    """Open a page and record its requests and errors."""
     page = browser.new_page(viewport=viewport)
     page.set_default_timeout(120_000)
     opened = Browser(page)

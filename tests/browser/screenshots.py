@@ -1,6 +1,6 @@
-"""Take the picture of the console that README and docs show: ``just screenshots``.
+"""Write docs/images/console.png: ``just screenshots``.
 
-Publishes a sample image on a sandbox, and looks while the import is half done.
+It publishes a sample image on a sandbox, and takes the picture in the middle of the import.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.browser.lab import ROOT, browse, serve
 from vmsnix_ops.disk.sample import make_sample_image
 
 PICTURE = ROOT / "docs" / "images" / "console.png"
-SPEED = 12.0  # the import takes long enough to be looked at
+SPEED = 12.0  # slow enough to take a picture of the import
 HALF_DONE = """() => {
     const bar = [...document.querySelectorAll('.vmsnix-steps [aria-label=import]')].at(-1);
     const share = Number(bar?.getAttribute('aria-valuenow') ?? 0);

@@ -1,7 +1,7 @@
 """The console in JupyterLab, in a real browser, on a sandbox.
 
-One JupyterLab and one page for all tests, because a start costs as much as three of them. What several tests
-look at is done once, by a fixture that asks others for what it needs: each test runs alone, and in any order.
+All tests use one JupyterLab and one page, because a start takes as long as three tests. Fixtures do once what
+several tests check, so each test also runs alone and in any order.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class Opened:
         pane = ".vmsnix-run" if name == "Run" else f".vmsnix-tab-{name.lower()}"
         self.page.wait_for_selector(f"{pane} >> visible=true")
 
-    def says(self, text: str) -> None:
+    def wait_for_text(self, text: str) -> None:
         self.page.locator(".vmsnix-console").get_by_text(text).locator("visible=true").first.wait_for()
 
     def shoot(self, name: str) -> None:
-        """Keep a picture of the console as it is now, in both themes."""
+        """Save a picture of the console in both themes."""
         for theme in ("Dark", "Light"):
             self.browser.set_theme(theme)
             self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
@@ -102,20 +102,20 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     with serve(tmp_path_factory.mktemp("lab"), {}, speed=SPEED) as lab, browse(height=800) as browser:
         opened = Opened(lab, browser)
         opened.open("console.ipynb")
-        opened.says("A local AWS on this machine")
+        opened.wait_for_text("A local AWS on this machine")
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_asked_of_anybody_else_and_nothing_went_wrong(console: Opened) -> Iterator[None]:
+def no_external_requests_and_no_errors(console: Opened) -> Iterator[None]:
     yield
     assert len(console.browser.requests) > 50
-    assert console.browser.elsewhere() == []
-    assert console.browser.complaints == []
+    assert console.browser.external_requests() == []
+    assert console.browser.errors == []
 
 
 class Published(NamedTuple):
-    """An AMI, and what stood in account, history and archive right after."""
+    """A published AMI, and account, history and archive right afterwards."""
 
     ami: str
     account: Account
@@ -125,7 +125,7 @@ class Published(NamedTuple):
 
 @pytest.fixture(scope="module")
 def published(console: Opened) -> Published:
-    """Publish a sample image by a double click, and read the AMI off the page."""
+    """Publish a sample image with a double click, and read the AMI from the page."""
     console.pick("publish-ami")
     console.page.wait_for_selector(".vmsnix-field-image .vmsnix-pick select", state="visible")
     console.page.select_option(".vmsnix-field-image .vmsnix-pick select", index=1)
@@ -133,7 +133,7 @@ def published(console: Opened) -> Published:
     console.button("Run on the sandbox").dblclick()
     console.page.wait_for_selector(".vmsnix-steps [role=progressbar] >> visible=true")
     console.shoot("running")
-    console.says("publish-ami: done")
+    console.wait_for_text("publish-ami: done")
     console.shoot("result")
     found = AMI.search(console.page.locator(".vmsnix-verdict").inner_text())
     assert found is not None
@@ -142,7 +142,7 @@ def published(console: Opened) -> Published:
 
 
 class Cancelled(NamedTuple):
-    """What stood in the account around a run that was cancelled."""
+    """The account before, during and after a run that was cancelled."""
 
     before: Account
     during: Account
@@ -151,35 +151,35 @@ class Cancelled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cancelled(console: Opened, published: Published, tmp_path_factory: pytest.TempPathFactory) -> Cancelled:
-    """Begin to publish another image, and cancel that."""
+    """Start to publish another image, and cancel it."""
     other = make_sample_image(tmp_path_factory.mktemp("other"), name="other", seed="other")
     before = read_account(console.lab.aws)
-    # The import is under way in the account, and its bytes are in the bucket, when the button is pressed.
-    console.lab.ask("clock", "POST", {"speed": 1})
+    # A slow clock: the import is still running when the button is pressed.
+    console.lab.send("clock", "POST", {"speed": 1})
     console.pick("publish-ami")
     console.type_in("image", str(other))
-    console.says(str(other))
+    console.wait_for_text(str(other))
     console.button("Run on the sandbox").click()
     console.page.wait_for_selector(".vmsnix-step-running th:has-text('import')")
     during = read_account(console.lab.aws)
     console.button("Cancel").dblclick()
-    console.lab.ask("clock", "POST", {"speed": SPEED})
-    console.says("publish-ami: cancelled")
+    console.lab.send("clock", "POST", {"speed": SPEED})
+    console.wait_for_text("publish-ami: cancelled")
     console.shoot("cancelled")
     return Cancelled(before, during, read_account(console.lab.aws))
 
 
 @pytest.fixture(scope="module")
 def audited(console: Opened, published: Published) -> None:
-    """Audit by keyboard alone."""
+    """Run an audit with the keyboard only."""
     console.tab("Inventory")
-    console.says("No audits yet.")
+    console.wait_for_text("No audits yet.")
     console.button("Audit now").focus()
     console.page.keyboard.press("Enter")
-    console.says("Audit the inventory")
+    console.wait_for_text("Audit the inventory")
     keyboard = console.page.keyboard
     console.page.locator(".vmsnix-pick-runbook select").focus()
-    keyboard.press("Tab")  # the first field: the regions, where "all" stands
+    keyboard.press("Tab")  # the first field: the regions, with the value "all"
     keyboard.press("Control+A")
     keyboard.type("us-east-1")
     console.page.locator(".vmsnix-plan code", has_text="us-east-1").wait_for()
@@ -188,12 +188,12 @@ def audited(console: Opened, published: Published) -> None:
         if console.page.evaluate("document.activeElement.textContent.startsWith('Run ')"):
             break
     keyboard.press("Enter")
-    console.says("audit-inventory: done")
+    console.wait_for_text("audit-inventory: done")
 
 
 @pytest.fixture
 def production(console: Opened) -> Iterator[Opened]:
-    """The console as on AWS: it has credentials and knows of no sandbox, where its calls go all the same."""
+    """The console as in production: it has credentials and no sandbox, but its calls reach the sandbox."""
     (source,) = (console.lab.folder / "state" / "notebooks").glob("*/console.ipynb")
     notebook = json.loads(source.read_text())
     notebook["cells"][-1]["source"] = AS_ON_AWS + "".join(notebook["cells"][-1]["source"])
@@ -202,8 +202,8 @@ def production(console: Opened) -> Iterator[Opened]:
     opened = Opened(console.lab, browser)
     opened.open("production.ipynb", alone=True)
     yield opened
-    assert browser.elsewhere() == []
-    assert browser.complaints == []
+    assert browser.external_requests() == []
+    assert browser.errors == []
     browser.page.close()
 
 
@@ -218,9 +218,9 @@ def test_a_wrong_parameter_is_refused_in_the_form(console: Opened, published: Pu
     console.pick("publish-ami")
     before = len(list(console.archive.iterdir()))
     console.type_in("prefix", "AKIAIOSFODNN7EXAMPLE")
-    console.says("contains a secret")
+    console.wait_for_text("contains a secret")
     console.type_in("region", "us-esat-1")
-    console.says("Unknown or disabled region")
+    console.wait_for_text("Unknown or disabled region")
     console.page.wait_for_selector("button:disabled:has-text('Run on the sandbox')")
     console.page.locator(".vmsnix-field-prefix").scroll_into_view_if_needed()
     console.shoot("refused")
@@ -247,38 +247,36 @@ def test_cancel_leaves_nothing_behind(console: Opened, published: Published, can
     assert list(tables.read("amis")["ami_id"]) == [published.ami]
 
 
-def test_an_audit_shows_what_there_is_and_what_is_wrong_with_it(
-    console: Opened, published: Published, audited: None
-) -> None:
+def test_an_audit_shows_inventory_and_findings(console: Opened, published: Published, audited: None) -> None:
     console.tab("Inventory")
-    console.says(published.ami)
+    console.wait_for_text(published.ami)
     console.shoot("inventory")
     console.tab("Findings")
     console.page.wait_for_selector(".vmsnix-table .vmsnix-is-badge >> visible=true")
     console.shoot("findings")
 
 
-def test_the_history_is_searched_and_repeated(
+def test_the_history_can_be_searched_and_a_run_repeated(
     console: Opened, published: Published, cancelled: Cancelled
 ) -> None:
     console.tab("History")
-    console.says(published.ami)
+    console.wait_for_text(published.ami)
     search = console.page.locator(".vmsnix-tab-history .vmsnix-search input")
     search.fill("cancelled")
-    console.says(f"1 of {len(console.runs())}")
+    console.wait_for_text(f"1 of {len(console.runs())}")
     console.shoot("history")
     search.fill(published.ami)
     console.page.wait_for_selector(f".vmsnix-tab-history td:has-text('{published.ami}')")
     console.button("Fill in its form").click()
-    console.says("Publish an AMI")
+    console.wait_for_text("Publish an AMI")
     assert console.field("image").input_value().endswith("sample-image")
 
 
 def test_the_timings_show_pictures_and_tables(console: Opened, published: Published) -> None:
     console.tab("Timings")
-    console.says("Time per step")
+    console.wait_for_text("Time per step")
     assert console.page.locator(".vmsnix-part svg").count() == 2
-    console.says("Usual durations")
+    console.wait_for_text("Usual durations")
     console.shoot("timings")
 
 
@@ -288,25 +286,25 @@ def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published)
     console.page.locator(".vmsnix-report").wait_for()
     console.page.click(".vmsnix-files a:has-text('Executed notebook')")
     console.page.wait_for_function(OPEN_NOTEBOOK)
-    # Not `close`, which asks whether to save what JupyterLab itself changes once the kernel is there.
+    # Not `close`: JupyterLab changes the notebook when its kernel starts, and asks whether to save it.
     console.page.evaluate("() => { window.jupyterapp.shell.currentWidget.dispose(); }")
     console.page.wait_for_selector(".vmsnix-console >> visible=true")
 
 
-def test_what_destroys_in_production_wants_its_name_and_account_typed(
+def test_a_destroying_runbook_in_production_requires_its_name_and_the_account(
     production: Opened, published: Published
 ) -> None:
     account = production.lab.environment["VMSNIX_ALLOWED_ACCOUNTS"]
-    production.says("PRODUCTION AWS")
-    production.says("Runs here change real resources and cost money.")
-    production.says(account)
+    production.wait_for_text("PRODUCTION AWS")
+    production.wait_for_text("Runs here change real resources and cost money.")
+    production.wait_for_text(account)
     production.pick("retire-amis")
     production.page.click(".vmsnix-field-amis button:has-text('Add')")
     for name, value in {"amis": published.ami, "keep_last": "0", "min_age_days": "0", "confirm": "1"}.items():
         production.type_in(name, value)
-    assert not production.page.locator(".vmsnix-confirm").is_visible()  # as long as it only looks
+    assert not production.page.locator(".vmsnix-confirm").is_visible()  # in a dry run
     production.page.locator(".vmsnix-field-dry_run input").uncheck()
-    production.says(f"This deletes or disables resources in AWS account {account}.")
+    production.wait_for_text(f"This deletes or disables resources in AWS account {account}.")
     run = production.button(f"Run in AWS account {account}")
     confirm = production.page.locator(".vmsnix-confirm input")
     for words in ("", "retire-amis", f"retire-amis {account[:-1]}", f"retire-ami {account}"):
@@ -314,13 +312,13 @@ def test_what_destroys_in_production_wants_its_name_and_account_typed(
         assert run.is_disabled(), words
     confirm.fill(f"retire-amis {account}")
     production.page.wait_for_selector(f"button:enabled:has-text('Run in AWS account {account}')")
-    production.type_in("keep_last", "1")  # what was confirmed is another thing now
+    production.type_in("keep_last", "1")  # a change ends the confirmation
     production.page.wait_for_selector(f"button:disabled:has-text('Run in AWS account {account}')")
     production.type_in("keep_last", "0")
     confirm.fill(f"retire-amis {account}")
     production.shoot("confirm")
     run.click()
-    production.says("retire-amis: done")
+    production.wait_for_text("retire-amis: done")
     production.shoot("retired")
     ec2 = production.lab.aws.client("ec2")
     (image,) = ec2.describe_images(ImageIds=[published.ami], IncludeDisabled=True)["Images"]

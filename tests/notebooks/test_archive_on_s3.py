@@ -1,4 +1,4 @@
-"""An archive in a bucket: from an AMI to its run, and the evidence of a fleet."""
+"""An archive on S3: the evidence of an AMI's run and of a fleet."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Team:
     aws: Sandbox
     folder: Path
 
-    def say(self, *words: str) -> Any:
-        """Run a command line that prints JSON."""
+    def vmsnix(self, *words: str) -> Any:
+        """Run a command, and return the JSON that it prints."""
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert main([*words, "--json"]) == 0
         return json.loads(printed.getvalue())
@@ -88,7 +88,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 def published(team: Team) -> dict[str, Any]:
     """The ``result.json`` of a publish on the command line."""
     make_sample_image(team.folder / "sample")
-    values: dict[str, Any] = team.say("run", "publish-ami", "--image", "./sample")
+    values: dict[str, Any] = team.vmsnix("run", "publish-ami", "--image", "./sample")
     return values
 
 
@@ -120,17 +120,17 @@ def test_the_tags_of_an_ami_name_the_run_that_made_it(team: Team, published: dic
 
 
 @pytest.mark.long(seconds=60)
-def test_a_fleet_leaves_its_round_and_its_runs_in_the_bucket(team: Team, published: dict[str, Any]) -> None:
+def test_the_bucket_has_the_evidence_of_a_fleet_and_its_runs(team: Team, published: dict[str, Any]) -> None:
     make_sample_image(team.folder / "router", name="router", seed="router")
     (team.folder / "nightly.toml").write_text(PLAN)
     team.aws.calls.clear()
-    told = team.say("fleet", "nightly.toml", "--no-dry-run")
+    fleet = team.vmsnix("fleet", "nightly.toml", "--no-dry-run")
     put = Counter(call.params["Key"] for call in team.aws.calls if call.operation == "PutObject")
 
     # The fleet has an entry like a run, which lists page, targets and log with their SHA-256.
-    assert (told["status"], told["targets"]) == ("done", {"done": 2})
-    entry = json.loads(team.get(f"{PLACE}/{told['run_id']}/result.json"))
-    assert entry == told
+    assert (fleet["status"], fleet["targets"]) == ("done", {"done": 2})
+    entry = json.loads(team.get(f"{PLACE}/{fleet['run_id']}/result.json"))
+    assert entry == fleet
     assert set(entry["files"]) == {"report.html", "fleet.json", "log.txt"}
     documents = json.loads(team.get(entry["files"]["fleet.json"]["place"]))["targets"]
     page = team.get(entry["report"]).decode()
@@ -139,8 +139,8 @@ def test_a_fleet_leaves_its_round_and_its_runs_in_the_bucket(team: Team, publish
     assert set(runs) == {"publish/sample", "publish/router"}
 
     # Each run has its own evidence. The page contains run IDs, because no browser opens s3:// links.
-    entries = {one["run_id"]: one for one in team.say("runs", "--last", "4")}
-    assert set(entries) == {told["run_id"], published["run_id"], *runs.values()}
+    entries = {one["run_id"]: one for one in team.vmsnix("runs", "--last", "4")}
+    assert set(entries) == {fleet["run_id"], published["run_id"], *runs.values()}
     assert "href" not in page
     for target, run_id in runs.items():
         assert target in page

@@ -130,7 +130,7 @@ def test_audit_inventory_lists_the_resources(stage: Stage) -> None:
     report = Path(outcome.report).read_text()
     assert published.values["ami_id"] in report
     assert ">monthly usd</th>" in report
-    shown = report.replace('<span class="kc">None</span>', "")  # the source of a cell may say it
+    shown = report.replace('<span class="kc">None</span>', "")  # the source of a cell may contain it
     assert not re.search(r">(?:NaN|NaT|&lt;NA&gt;|None)<", shown)
 
 
@@ -140,7 +140,7 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     report = Path(outcome.report).read_text()
     assert ">p90</th>" in report
     assert "data:image/png;base64," in report
-    words = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", report)  # a picture may spell anything
+    words = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", report)  # base64 may contain any letters
     assert "NaN" not in words
     assert re.search(r"\d+ steps of \d+ runs?\.", words)
 
@@ -168,7 +168,7 @@ def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(stage: Stage) ->
     assert stage.run("retire-amis", **loose, dry_run=False, confirm="1").values["changed"] == 1
     (image,) = stage.aws.client("ec2").describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
     assert image["State"] == "disabled"
-    # Tests that come after this one publish the same image again.
+    # Later tests publish the same image again.
     stage.aws.client("ec2").deregister_image(ImageId=ami)
 
 
@@ -184,7 +184,7 @@ def test_the_console_does_nothing_under_papermill(stage: Stage, tmp_path: Path) 
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    (said,) = json.loads(executed.read_text())["cells"][-1]["outputs"]
-    assert "Nothing was done here." in "".join(said["text"])
-    assert "20-publish-ami" in "".join(said["text"])
+    (output,) = json.loads(executed.read_text())["cells"][-1]["outputs"]
+    assert "Nothing was done here." in "".join(output["text"])
+    assert "20-publish-ami" in "".join(output["text"])
     assert len(stage.aws.calls) == before

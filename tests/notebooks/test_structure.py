@@ -45,7 +45,7 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def complaints(cell: dict[str, Any]) -> list[str]:
-    """Return the parts of a code cell that are not Python, or that should be in the package."""
+    """Return the statements of a code cell that belong in the package, and magics."""
     if source(cell).lstrip().startswith(("%", "!")):
         return ["magic"]
     return [
@@ -89,7 +89,7 @@ def test_it_starts_with_a_title_and_its_purpose(path: Path) -> None:
 
 
 @each(NOTEBOOKS)
-def test_cells_have_speaking_ids(path: Path) -> None:
+def test_cells_have_ids_of_words(path: Path) -> None:
     ids = [cell["id"] for cell in load(path)["cells"]]
     assert len(set(ids)) == len(ids)
     assert all(name.replace("-", "").isalpha() for name in ids)
@@ -136,7 +136,7 @@ def test_every_part_has_a_heading(path: Path) -> None:
 
 @each(RUNBOOKS)
 def test_every_parameter_has_its_own_line(path: Path) -> None:
-    """Papermill reads parameters line by line, and does not find one that a formatter has wrapped."""
+    """papermill reads parameters line by line and does not find a wrapped one."""
     declared = [
         node for node in ast.parse(source(code_cells(path)[0])).body if isinstance(node, ast.AnnAssign)
     ]
