@@ -28,7 +28,7 @@ class Actor:
     result: Any = None
     error: BaseException | None = None
     calls: list[str] = field(default_factory=list)
-    gated: bool = False
+    running: bool = False
     _go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _stopped: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _thread: threading.Thread | None = None
@@ -39,7 +39,7 @@ class Actor:
 
     def _before(self, params: Mapping[str, Any], model: Any, **_: Any) -> None:
         call = f"{model.service_model.service_name}:{model.name}"
-        if self.gated and self.decisive(call, params):
+        if self.running and self.decisive(call, params):
             self._pause(call)
 
     def _pause(self, call: str) -> None:
@@ -50,7 +50,7 @@ class Actor:
 
     def start(self, job: Callable[[], Any]) -> None:
         """Start a job; it stops before its first action."""
-        self.result, self.error, self.gated = None, None, True
+        self.result, self.error, self.running = None, None, True
         self.calls = []
 
         def run() -> None:
@@ -60,7 +60,7 @@ class Actor:
             except BaseException as error:  # noqa: BLE001 (the test checks it)
                 self.error = error
             finally:
-                self.gated = False
+                self.running = False
                 self._stopped.release()
 
         self._thread = threading.Thread(target=run, name=self.name, daemon=True)
@@ -75,10 +75,6 @@ class Actor:
     def _wait(self) -> None:
         if not self._stopped.acquire(timeout=DEADLINE_SECONDS):
             raise AssertionError(f"{self.name} hangs after {self.calls}")
-
-    @property
-    def running(self) -> bool:
-        return self.gated
 
 
 def every_order(

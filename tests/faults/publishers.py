@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +42,12 @@ class Kill:
 class Job:
     """One publish: parameters of `publish.plan`, environment, and when to be killed.
 
-    With `does="promote"` it is a promotion with parameters of `promote.plan`. `patches` are values by the
-    dotted name that they replace.
+    With `does="promote"` it is a promotion with parameters of `promote.plan`.
     """
 
     plan: Mapping[str, Any]
     environment: Mapping[str, str]
     kill: Kill | None = None
-    patches: Mapping[str, Any] = field(default_factory=dict)
     does: str = "publish"
 
 
@@ -210,9 +208,6 @@ def publisher(job: dict[str, Any]) -> int:
     core = botocore.session.Session()
     kill = Kill(**job["kill"]) if job["kill"] else None
     Watch(kill, answer.with_suffix(".calls")).install(core)
-    for place, value in job["patches"].items():
-        module, _, name = place.rpartition(".")
-        setattr(sys.modules[module], name, value)
 
     from vmsnix_ops import publish
     from vmsnix_ops.channels import promote
