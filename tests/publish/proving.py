@@ -137,7 +137,7 @@ class Account:
         """Put a ``result.json`` into the archive."""
         folder = Path(load().archive) / run_id
         folder.mkdir(parents=True)
-        usual = {"run_id": run_id, "runbook": "publish-ami", "status": "done"}
+        usual = {"run_id": run_id, "runbook": "publish-ami", "status": "done", "via": "direct"}
         (folder / "result.json").write_text(json.dumps({**usual, **values}))
 
     def copied(self, ami: str, to: str = WEST, **more: Any) -> str:

@@ -156,11 +156,37 @@ def test_without_a_result_the_verdict_is_that_it_matches_its_tag(account: Accoun
         {"digest": None},
         {"digest": "0" * 63},
         {"dry_run": True},
+        {"runbook": "smoke-test", "via": None},
+        {"runbook": "publish-ami", "via": 1},
     ],
 )
 def test_a_result_of_something_else_proves_nothing(account: Account, values: dict[str, Any]) -> None:
     ami = account.ami(account.snapshot(disk()), tag=identity(disk()))
     account.record(ami, identity(disk()), **values)
+    assert verdict(ami) == "matches its tag"
+
+
+def test_the_result_of_a_proof_by_tag_proves_nothing(account: Account) -> None:
+    """A proof, a smoke test and a promotion write a digest that they read from the tag."""
+    ami = account.ami(account.snapshot(disk()), tag=identity(disk()))
+    by_tag = proof(ami)
+    assert by_tag.verdict == "matches its tag"
+    for place in (by_tag.run_id, str(by_tag.save())):
+        with pytest.raises(errors.ParameterError, match="is not the result of a publish"):
+            proof(ami, result=place)
+
+
+@pytest.mark.parametrize("up", ["..", "../runs/..", "/"])
+def test_a_run_id_that_leads_out_of_the_archive_is_not_used(account: Account, up: str, tmp_path: Path) -> None:
+    """Whoever may write the tables, and other files than those of the archive."""
+    ami = account.published()
+    (place,) = Path(load().archive).glob("*/result.json")
+    elsewhere = tmp_path / "state" / "elsewhere"
+    place.parent.rename(elsewhere)
+    (tmp_path / "state" / "runs").mkdir(exist_ok=True)
+    run_id = str(elsewhere) if up == "/" else f"{up}/elsewhere"
+    (row,) = open_tables(load()).read("amis").to_dict("records")
+    open_tables(load()).append("amis", [{**row, "run_id": run_id, "recorded_at": row["recorded_at"]}])
     assert verdict(ami) == "matches its tag"
 
 
@@ -200,6 +226,30 @@ def test_a_table_with_another_identity_is_reported(account: Account) -> None:
     result = proof(ami, identity=identity(disk()))
     assert (result.verdict, result.error is None) == ("proven", False)
     assert row(result)["notes"] == [f"Its row in the tables is {OTHER}, expected {identity(disk())}."]
+
+
+def test_every_row_with_another_identity_is_reported(account: Account) -> None:
+    """A later row does not hide one that was forged."""
+    ami = account.ami(account.snapshot(disk()))
+    for recorded in ("d" * 64, OTHER, identity(disk())):
+        account.record(ami, recorded)
+    result = proof(ami, identity=identity(disk()))
+    assert [note.split(",")[0] for note in row(result)["notes"]] == [
+        f"Its row in the tables is {OTHER}",
+        f"Its row in the tables is {'d' * 64}",
+    ]
+
+
+def test_a_snapshot_whose_tag_has_another_identity_is_reported(account: Account) -> None:
+    """A publish finds a snapshot by this tag."""
+    ami = account.published()
+    root = root_of(account, ami)
+    account.client("ec2").create_tags(Resources=[root], Tags=[{"Key": "vmsnix:digest", "Value": OTHER}])
+    result = proof(ami)
+    assert (result.verdict, result.as_dict()["status"]) == ("proven", "partial")
+    assert row(result)["notes"] == [
+        f"The tag vmsnix:digest of {root} is {OTHER}, expected {identity(disk())}."
+    ]
 
 
 # Not provable
@@ -328,6 +378,12 @@ def test_a_sample_of_all_blocks_misses_nothing(account: Account, sampled: str) -
     assert row(proof(sampled, extent="sample"))["undetected"] == 0
 
 
+def test_a_sample_of_an_empty_disk_misses_nothing(account: Account) -> None:
+    ami = account.published({})
+    keep_manifest({}, root_of(account, ami))
+    assert row(proof(ami, extent="sample"))["undetected"] == 0
+
+
 def test_a_copy_is_sampled_with_the_manifest_of_its_source(account: Account, sampled: str) -> None:
     copy = account.copied(sampled)
     proof(copy, regions=[WEST], extent="sample").raise_for_status()
@@ -451,6 +507,27 @@ def test_a_proof_that_was_cut_continues(account: Account) -> None:
     assert 0 < plan.gets < 12
     plan.apply().raise_for_status()
     assert account.gets() - before == plan.gets
+    assert not list((load().state / "proofs").iterdir())
+
+
+@pytest.mark.parametrize("between", ["refused", "sample"])
+def test_a_proof_that_was_cut_continues_whatever_was_tried_between(account: Account, between: str) -> None:
+    ami = account.published()
+    keep_manifest(disk(), root_of(account, ami))
+    fault = {"op": GET, "do": "error", "http": 403}
+    account.aws.faults.add({**fault, "code": "ExpiredTokenException", "nth": list(range(6, 99))})
+    with pytest.raises(errors.CredentialsError):
+        proof(ami)
+    account.aws.faults.clear()
+    if between == "refused":
+        account.aws.faults.add({**fault, "code": "AccessDeniedException"})
+        assert verdict(ami) == "not provable"
+        account.aws.faults.clear()
+    else:
+        proof(ami, extent="sample").raise_for_status()
+    plan = prove.plan(amis=[ami], progress=silent())
+    assert 0 < plan.gets < 12
+    plan.apply().raise_for_status()
     assert not list((load().state / "proofs").iterdir())
 
 

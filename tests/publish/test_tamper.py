@@ -192,6 +192,14 @@ def test_an_ami_whose_tag_and_records_are_all_forged_is_never_proven(account: Ac
     assert caught(proof(ami, identity=identity(disk()), extent="sample")) == "not provable"
 
 
+def test_the_archived_result_of_another_job_does_not_help_a_forger(account: Account) -> None:
+    """A smoke test archives the AMI with the digest in its tag; the forged row calls it a publish."""
+    evil = {0: block(66)}
+    ami = account.ami(account.snapshot(evil), tag=identity(evil))
+    account.record(ami, identity(evil), runbook="smoke-test", via=None, dry_run=False)
+    assert caught(proof(ami)) == "matches its tag"
+
+
 def test_a_forged_tag_is_reported_on_a_proven_ami(account: Account) -> None:
     ami = account.published()
     forged = [{"Key": "vmsnix:digest", "Value": "e" * 64}]

@@ -44,7 +44,7 @@ from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.journal import record_run
 from vmsnix_ops.records import history
 from vmsnix_ops.records.result import FILE_NAME, Result, parse, saving
-from vmsnix_ops.records.run_context import NEW_RUN_ID, current_run
+from vmsnix_ops.records.run_context import NEW_RUN_ID, RUN_ID, current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
 from vmsnix_ops.text import write_csv
@@ -598,8 +598,11 @@ def _given(identity: str, result: str, records: _Records) -> Expected:
 
 
 def _is_publish(values: Mapping[str, Any]) -> bool:
+    # Other jobs, such as a smoke test or a proof, also write an AMI and a digest, which they read from its
+    # tag. Only a publish computes the digest, and only it has a method.
     return (
         bool(values.get("ami_id"))
+        and values.get("via") in history.METHODS
         and values.get("status") in ("done", "partial")
         and (values.get("dry_run") is not True)
     )
@@ -668,17 +671,18 @@ class _Records:
             dict.fromkeys(row["region"] for row in self.amis if word in (row["ami_id"], row["name"]))
         )
 
-    def identity(self, ami: Ami) -> str:
-        """Return the identity that was recorded last of an AMI."""
+    def identities(self, ami: Ami) -> list[str]:
+        """Return every identity that was recorded of an AMI, the latest first."""
         found = (row["digest"] for row in self._rows(ami.ami_id, ami.region))
-        return next((digest for digest in found if isinstance(digest, str) and digest), "")
+        return list(dict.fromkeys(digest for digest in found if isinstance(digest, str) and digest))
 
     def published(self, ami: Ami) -> tuple[Expected, str]:
         """Return the identity in the ``result.json`` of the publish, or why it is not known."""
         why = self.problem or "The tables name no publish of this AMI."
         for ami_id, region in self._origins(ami):
             rows = (row for row in self._rows(ami_id, region) if row["source"] == "publish")
-            runs = [row["run_id"] for row in rows if isinstance(row["run_id"], str)]
+            # An ID that is no name of a folder would lead out of the archive.
+            runs = [run for row in rows if isinstance(run := row["run_id"], str) and RUN_ID.fullmatch(run)]
             for place in (place for run_id in dict.fromkeys(runs) for place in self.places(run_id)):
                 try:
                     values = self.read(place)
@@ -690,7 +694,7 @@ class _Records:
                 digest = str(values.get("digest") or "")
                 if _is_publish(values) and values["ami_id"] == ami_id and _IDENTITY.fullmatch(digest):
                     return Expected(digest, "result", place), ""
-                why = f"{place} is missing, damaged or of another AMI."
+                why = f"{place} is missing or damaged, or not of a publish of this AMI."
         return Expected(), why
 
     def snapshots_of(self, identity: str) -> tuple[str, ...]:
@@ -768,6 +772,9 @@ class _Planning:
             why = f"The snapshot {root} was deleted, or these credentials cannot read it."
             return target.ended("not provable", "no snapshot", why)
         target = replace(target, size_gib=snapshot.size_gib, encrypted=snapshot.encrypted)
+        if _other(tagged := snapshot.tags.get(tagging.DIGEST, ""), expected):
+            note = _note(f"The tag {tagging.DIGEST} of {root}", tagged, expected)
+            target = replace(target, notes=(*target.notes, note))
         stopped = _not_readable(ec2, target, snapshot)
         if stopped is not None:
             return stopped
@@ -799,15 +806,9 @@ class _Planning:
 
     def _notes(self, ami: Ami, expected: Expected) -> tuple[str, ...]:
         """Return which of tag and tables have another identity than the expected one."""
-        if not expected.identity:
-            return ()
-        recorded = self.records.identity(ami)
-        found = ((f"Its tag {tagging.DIGEST}", ami.digest), ("Its row in the tables", recorded))
-        return tuple(
-            f"{what} is {value}, expected {expected.identity}."
-            for what, value in found
-            if value not in ("", expected.identity)
-        )
+        found = [(f"Its tag {tagging.DIGEST}", ami.digest)]
+        found += [("Its row in the tables", recorded) for recorded in self.records.identities(ami)]
+        return tuple(_note(what, value, expected) for what, value in found if _other(value, expected))
 
     def _blocks(self, target: Target) -> tuple[Digests | None, str]:
         """Return the blocks of the expected identity from a manifest, or why there is none."""
@@ -906,6 +907,15 @@ def _unreadable(target: Target, error: errors.AwsError) -> Target:
     return target.ended("not provable", "unreadable", f"{error.what} {error.why}".strip(), error.fix)
 
 
+def _other(value: str, expected: Expected) -> bool:
+    """Return whether a tag or a row has another identity than the expected one."""
+    return bool(expected.identity) and value not in ("", expected.identity)
+
+
+def _note(what: str, value: str, expected: Expected) -> str:
+    return f"{what} is {value}, expected {expected.identity}."
+
+
 def _of(expected: Expected) -> str:
     """Return the origin of an identity, for people."""
     return {"argument": "the operator", "result": expected.place, "tag": "its tag", "": ""}[expected.source]
@@ -931,6 +941,8 @@ def _undetected(target: Target, changed: float) -> float:
         How many blocks were changed; below 1 a share of them.
     """
     content = [index for index, digest in (target.blocks or Digests()).raw() if digest not in (ZERO, NONE)]
+    if not content:  # every block of the snapshot is read
+        return 0.0
     compared = sum(index in (target.only or ()) for index in content)
     bad = min(len(content), max(1, math.ceil(len(content) * changed) if changed < 1 else int(changed)))
     return math.prod(max(len(content) - compared - at, 0) / (len(content) - at) for at in range(bad))
@@ -960,8 +972,9 @@ def _apply(plan: ProofPlan) -> ProofResult:
             ) as step:
                 proofs.append(_proof(plan, target, step))
     result = ProofResult(plan, tuple(proofs), (datetime.now(UTC) - started).total_seconds())
-    for target in plan.targets:  # only now: a run that is cut reads nothing twice
-        _journal(plan.settings, target).remove()
+    # Only now, and only of snapshots that were read whole: a run that is cut reads nothing twice.
+    for proof in (proof for proof in proofs if proof.found):
+        _journal(plan.settings, proof.target).remove()
     return replace(result, problems=_record(result, started))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A run ID is used as a folder, a tag value and part of a key. It must not leave a folder or look like an
 # option.
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NEW_RUN_ID = re.compile(r"(?P<started>\d{8}T\d{9}Z)-(?P<runbook>[A-Za-z0-9-]+)-[0-9a-f]{6}")
 """Run IDs of `new_run_id`; they sort by the start of the run."""
 
@@ -100,7 +100,7 @@ def current_run(
     """
     environment = os.environ if environment is None else environment
     run_id = environment.get("VMSNIX_RUN_ID", "")
-    if run_id and not _RUN_ID.fullmatch(run_id):
+    if run_id and not RUN_ID.fullmatch(run_id):
         raise SettingsError(
             f"Invalid run ID VMSNIX_RUN_ID={run_id!r}.",
             why="A run ID is used as a folder name and a tag: up to 128 letters, digits, '.', '_' and '-'.",
