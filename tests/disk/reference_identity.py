@@ -15,7 +15,7 @@ def identity_of_raw(path: Path) -> str:
         index = 0
         while block := disk.read(524288):
             block += bytes(524288 - len(block))
-            if any(block):
+            if block.strip(b"\0"):
                 whole.update(index.to_bytes(8, "big"))
                 whole.update(hashlib.sha256(block).digest())
             index += 1

@@ -74,7 +74,7 @@ def test_blocks_and_ranges_are_those_of_the_disk(
         assert buffer == content[offset : offset + length].ljust(length, b"\0")
         buffer = bytearray(b"\xff" * size)
         stored = [Block(index, bytes(buffer)) for index in image.stored_blocks(buffer)]
-        assert [block for block in stored if any(block.data)] == expected
+        assert [block for block in stored if block.data.strip(b"\0")] == expected
         middle = len(content) // size // 2
         parts = [*image.blocks(size, stop=middle), *image.blocks(size, first=middle)]
         assert parts == expected
