@@ -64,7 +64,7 @@ http {{
     }}
     location = /nothing {{ internal; return 204; }}
     location = /{bucket} {{ default_type application/xml; return 200 $s3_answer; }}
-    location /{bucket}/ {{ mirror /nothing; try_files /nothing @s3; }}
+    location /{bucket}/ {{ client_body_buffer_size 16m; mirror /nothing; try_files /nothing @s3; }}
     location @s3 {{
       if ($request_method = HEAD) {{ return 404; }}
       default_type application/xml;
