@@ -4,7 +4,8 @@ It reads every PutSnapshotBlock, checks its length and stores nothing. It accept
 bucket `BUCKET`, too: the bucket is always empty and has one unfinished upload.
 
 nginx discards an unused body 4 KiB at a time, with 128 system calls for each block. With `mirror` it reads
-the body in large pieces, which takes half the CPU time.
+the body in large pieces, which takes half the CPU time. It would write a body that is larger than its buffer
+to a file, and the disk would limit the speed, so the buffer for S3 is larger than a part.
 """
 
 from __future__ import annotations
