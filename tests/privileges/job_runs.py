@@ -432,7 +432,7 @@ def checklist(account: Account, actions: Actions) -> str:
     """Return the texts of the checks that did not pass."""
     session = account.session(actions)
     found = preflight.check(region=REGION, bucket=BUCKET, session=session).checks
-    return " ".join(f"{check.evidence} {check.fix}" for check in found if check.outcome != "pass")
+    return " ".join(f"{check.found} {check.fix}" for check in found if check.outcome != "pass")
 
 
 def preflight_of_a_publisher(account: Account, actions: Actions) -> str:

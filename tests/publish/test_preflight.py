@@ -1,4 +1,4 @@
-"""The preflight: one table; every trouble told apart, with its evidence and its fix."""
+"""The preflight: one table; every trouble told apart, with its found and its fix."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_check_passes_in_an_account_that_was_bootstrapped(aws: Sandbox, lo
     from vmsnix_ops.publish import bootstrap
 
     bootstrap.plan(region=REGION, bucket=BUCKET, dry_run=False).apply()
-    assert {name: c.evidence for name, c in look().items() if c.outcome == "fail"} == {}
+    assert {name: c.found for name, c in look().items() if c.outcome == "fail"} == {}
     warned = {name for name, c in look().items() if c.outcome == "warn"}
     assert warned <= {"nix", "qemu-img", "disk space"}, "only this machine may lack something"
 
@@ -74,7 +74,7 @@ def test_nothing_is_changed(aws: Sandbox, look: Any, tmp_path: Path) -> None:
 
 def test_the_table_has_evidence_and_a_fix_for_everything_that_did_not_pass(look: Any) -> None:
     frame = checks.checks_frame(look(role_name="no-such-role").values())
-    assert list(frame.columns) == ["check", "outcome", "evidence", "fix"]
+    assert list(frame.columns) == ["check", "outcome", "found", "fix"]
     troubled = frame[frame["outcome"] != "pass"]
     assert len(troubled)
     assert troubled["fix"].str.len().min() > 10
@@ -84,14 +84,14 @@ def test_a_region_that_does_not_exist_ends_it(look: Any) -> None:
     checks = look(region="us-esat-1")
     assert next(iter(checks)) == "region name"
     assert checks["region name"].outcome == "fail"
-    assert "Did you mean" in checks["region name"].evidence
+    assert "Did you mean" in checks["region name"].found
     assert "credentials" not in checks
 
 
 def test_a_region_that_is_not_enabled(look: Any) -> None:
     # It does not even know the caller, as on AWS; so nothing else is asked there.
     check = look(region="ap-east-1")["credentials"]
-    assert (check.outcome, "ap-east-1 is not enabled" in check.evidence) == ("fail", True)
+    assert (check.outcome, "ap-east-1 is not enabled" in check.found) == ("fail", True)
     assert "enable-region --region-name ap-east-1" in check.fix
 
 
@@ -107,7 +107,7 @@ def test_credentials_that_expire_soon(aws: Sandbox, look: Any, monkeypatch: pyte
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", soon.isoformat())
     check = look()["credentials"]
     assert check.outcome == "warn"
-    assert "minutes" in check.evidence
+    assert "minutes" in check.found
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", (soon + timedelta(hours=5)).isoformat())
     assert look()["credentials"].outcome == "pass"
 
@@ -115,7 +115,7 @@ def test_credentials_that_expire_soon(aws: Sandbox, look: Any, monkeypatch: pyte
 def test_a_clock_that_is_off(aws: Sandbox, look: Any) -> None:
     aws.clock.skew = timedelta(minutes=2)
     behind = look()["clock"]
-    assert (behind.outcome, "behind AWS" in behind.evidence) == ("warn", True)
+    assert (behind.outcome, "behind AWS" in behind.found) == ("warn", True)
     aws.clock.skew = timedelta(minutes=30)
     refused = look()["credentials"]
     assert (refused.outcome, refused.fix) == ("fail", "Set this machine's clock (NTP).")
@@ -131,13 +131,13 @@ def test_another_account_than_those_allowed(look: Any, monkeypatch: pytest.Monke
 
 
 def test_a_bucket_that_does_not_exist(look: Any) -> None:
-    assert "does not exist" in look(bucket="no-such-bucket-here")["bucket"].evidence
+    assert "does not exist" in look(bucket="no-such-bucket-here")["bucket"].found
 
 
 def test_a_bucket_in_another_region(aws: Sandbox, look: Any) -> None:
     where = {"LocationConstraint": "eu-west-1"}
     aws.client("s3", "eu-west-1").create_bucket(Bucket="far-away", CreateBucketConfiguration=where)
-    assert "eu-west-1" in look(bucket="far-away")["bucket"].evidence
+    assert "eu-west-1" in look(bucket="far-away")["bucket"].found
 
 
 def test_a_bucket_of_somebody_else(aws: Sandbox, look: Any) -> None:
@@ -150,7 +150,7 @@ def test_a_bucket_of_somebody_else(aws: Sandbox, look: Any) -> None:
     Access(aws.url, "AKIASOMEBODYELSE0000", "s" * 40, "999999999999").client("s3").create_bucket(
         Bucket="not-ours"
     )
-    assert "another account" in look(bucket="not-ours")["bucket"].evidence
+    assert "another account" in look(bucket="not-ours")["bucket"].found
 
 
 def test_a_bucket_that_is_public(aws: Sandbox, look: Any) -> None:
@@ -167,7 +167,7 @@ def test_a_bucket_that_is_public(aws: Sandbox, look: Any) -> None:
         Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [everybody]})
     )
     check = look()["bucket private"]
-    assert (check.outcome, "is public" in check.evidence) == ("fail", True)
+    assert (check.outcome, "is public" in check.found) == ("fail", True)
 
 
 def test_a_bucket_without_tls_policy_or_lifecycle_is_warned_of(look: Any) -> None:
@@ -181,7 +181,7 @@ def test_a_bucket_without_tls_policy_or_lifecycle_is_warned_of(look: Any) -> Non
 
 def test_role_trouble_1_there_is_no_such_role(look: Any) -> None:
     check = look(role_name="no-such-role")["vmimport role"]
-    assert (check.outcome, "does not exist" in check.evidence) == ("fail", True)
+    assert (check.outcome, "does not exist" in check.found) == ("fail", True)
 
 
 def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(aws: Sandbox, look: Any) -> None:
@@ -190,7 +190,7 @@ def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(aws: Sandbo
     )
     check = look(role_name="young")["vmimport role"]
     assert check.facts["new"]
-    assert "EC2 may not accept it yet" in check.evidence
+    assert "EC2 may not accept it yet" in check.found
 
 
 def test_role_trouble_3_the_caller_may_not_pass_it(aws: Sandbox, look: Any) -> None:
@@ -206,7 +206,7 @@ def test_role_trouble_4_the_role_may_not_read_the_bucket(aws: Sandbox, look: Any
     iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(other))
     check = look()["vmimport role's permissions"]
     assert check.outcome == "fail"
-    assert "s3:GetObject" in check.evidence
+    assert "s3:GetObject" in check.found
 
 
 def _reads(*resources: str, action: str = "s3:GetObject") -> dict[str, Any]:
@@ -249,9 +249,9 @@ def test_a_role_that_reads_more_than_the_images_is_warned_of(
     iam = aws.client("iam")
     iam.put_role_policy(RoleName="vmimport", PolicyName="vmimport", PolicyDocument=json.dumps(document))
     check = look()["vmimport role's permissions"]
-    assert check.outcome == outcome, check.evidence
+    assert check.outcome == outcome, check.found
     if outcome == "warn":
-        assert f"arn:aws:s3:::{BUCKET}/vmsnix/*" in check.evidence
+        assert f"arn:aws:s3:::{BUCKET}/vmsnix/*" in check.found
         assert "vmsnix iam-policy vmimport-role" in check.fix
 
 
@@ -356,13 +356,13 @@ def test_a_quota_that_is_used_up(aws: Sandbox, look: Any) -> None:
 def test_a_quota_that_is_nearly_used_up(aws: Sandbox, look: Any) -> None:
     quotas = aws.state.tables.table(aws.account, REGION, "quotas")
     quotas["ec2/L-B665C33B"] = 10.0
-    assert look()["quotas"].evidence == "0 of 10 AMIs"
+    assert look()["quotas"].found == "0 of 10 AMIs"
     ec2 = aws.client("ec2")
     snapshot = {"Ebs": {"SnapshotId": _snapshot(aws)}, "DeviceName": "/dev/sda1"}
     for number in range(9):
         ec2.register_image(Name=f"one-{number}", RootDeviceName="/dev/sda1", BlockDeviceMappings=[snapshot])
     check = look()["quotas"]
-    assert (check.outcome, check.evidence) == ("warn", "9 of 10 AMIs")
+    assert (check.outcome, check.found) == ("warn", "9 of 10 AMIs")
     assert check.fix
 
 
@@ -379,7 +379,7 @@ def test_unfinished_snapshots_that_fill_the_account(
 
 
 def test_a_bucket_without_encryption(aws: Sandbox, look: Any) -> None:
-    assert look()["bucket encrypted"].evidence == "AES256"
+    assert look()["bucket encrypted"].found == "AES256"
     code = "ServerSideEncryptionConfigurationNotFoundError"  # as S3 answered for buckets made before 2023
     aws.faults.add({"op": "s3:GetBucketEncryption", "do": "error", "code": code, "http": 404})
     check = look()["bucket encrypted"]
@@ -392,7 +392,7 @@ def test_a_role_that_vm_import_may_not_take(aws: Sandbox, look: Any) -> None:
         RoleName="vmimport", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     )
     check = look()["vmimport role"]
-    assert (check.outcome, "vmie.amazonaws.com" in f"{check.evidence} {check.fix}") == ("fail", True)
+    assert (check.outcome, "vmie.amazonaws.com" in f"{check.found} {check.fix}") == ("fail", True)
 
 
 def test_a_caller_without_rights_fails_for_its_way_and_is_warned_of_the_other(
@@ -401,10 +401,10 @@ def test_a_caller_without_rights_fails_for_its_way_and_is_warned_of_the_other(
     allowed = set(policies.publisher_actions()) - {"ec2:RegisterImage"}
     checks = look(session=_user(aws, "dave", sorted(allowed)))
     lacking = checks["permissions to publish via import"]
-    assert (lacking.outcome, "ec2:RegisterImage" in lacking.evidence) == ("fail", True)
+    assert (lacking.outcome, "ec2:RegisterImage" in lacking.found) == ("fail", True)
     other = checks["EBS direct"]
     assert (other.outcome, other.fix.startswith("Needed only for via=direct.")) == ("warn", True)
-    assert "ebs:StartSnapshot" in other.evidence
+    assert "ebs:StartSnapshot" in other.found
     assert (
         look(session=_user(aws, "eve", sorted(allowed)), via="direct")[
             "permissions to publish via direct"
@@ -445,9 +445,9 @@ def test_an_image_of_a_format_that_vm_import_does_not_take(look: Any, tmp_path: 
 def test_a_name_that_belongs_to_other_bytes(aws: Sandbox, look: Any, tmp_path: Path) -> None:
     image = str(make_sample_image(tmp_path / "image"))
     free = look(image=image)["name"]
-    assert free.evidence.endswith("is not in use")
+    assert free.found.endswith("is not in use")
     mapping = {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": _snapshot(aws)}}
-    name = free.evidence.removesuffix(" is not in use")
+    name = free.found.removesuffix(" is not in use")
     aws.client("ec2").register_image(
         Name=name, RootDeviceName="/dev/sda1", BlockDeviceMappings=[mapping], VirtualizationType="hvm"
     )
@@ -477,7 +477,7 @@ def test_nix_and_qemu_are_needed_by_those_that_need_them(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     check = look(image=image)[tool]
-    assert (check.outcome, check.evidence.startswith("not on PATH")) == (outcome, True)
+    assert (check.outcome, check.found.startswith("not on PATH")) == (outcome, True)
     assert "Install" in check.fix
 
 

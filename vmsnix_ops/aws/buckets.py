@@ -655,11 +655,11 @@ def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
     ]
     objects = [rule["Expiration"]["Days"] for rule in rules if rule.get("Expiration", {}).get("Days")]
     if uploads and objects:
-        evidence = (
+        text = (
             f"uploads expire after {counted(min(uploads), 'day')}, objects after "
             f"{counted(min(objects), 'day')}"
         )
-        return Check("bucket leftovers", "pass", evidence)
+        return Check("bucket leftovers", "pass", text)
     left = " and ".join(
         what for what, found in (("unfinished uploads", uploads), ("objects", objects)) if not found
     )
@@ -676,8 +676,8 @@ def check_bucket_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
         return Check("bucket versions", "pass", "the bucket keeps no versions")
     if expires_versions(rules, key_prefix):
         return Check("bucket versions", "pass", f"versioning is {state}; old versions of images expire")
-    evidence = f"versioning is {state}, and nothing deletes old versions below {key_prefix!r}"
-    return Check("bucket versions", "warn", evidence, BOOTSTRAP)
+    text = f"versioning is {state}, and nothing deletes old versions below {key_prefix!r}"
+    return Check("bucket versions", "warn", text, BOOTSTRAP)
 
 
 def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: str) -> bool:

@@ -28,8 +28,8 @@ class Check:
         What was checked.
     outcome
         ``"pass"``, ``"warn"`` (the job may fail) or ``"fail"`` (the job will fail).
-    evidence
-        What was found.
+    found
+        What the check found, as a sentence or a few words.
     fix
         What to do; empty if the check passed.
     error
@@ -40,7 +40,7 @@ class Check:
 
     name: str
     outcome: Literal["pass", "warn", "fail"]
-    evidence: str
+    found: str
     fix: str = ""
     error: errors.VmsnixError | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -58,15 +58,15 @@ def run_check(name: str, check: Callable[[], Check]) -> Check:
 
 
 def checks_frame(checks: Iterable[Check]) -> pd.DataFrame:
-    """Return checks as a table: ``check``, ``outcome``, ``evidence``, ``fix``."""
+    """Return checks as a table: ``check``, ``outcome``, ``found``, ``fix``."""
     import pandas as pd
 
-    rows = [(check.name, check.outcome, check.evidence, check.fix) for check in checks]
-    return pd.DataFrame(rows, columns=["check", "outcome", "evidence", "fix"])
+    rows = [(check.name, check.outcome, check.found, check.fix) for check in checks]
+    return pd.DataFrame(rows, columns=["check", "outcome", "found", "fix"])
 
 
 def raise_for_failure(checks: Iterable[Check]) -> None:
     """Raise the error of the first check that failed."""
     for check in checks:
         if check.outcome == "fail":
-            raise check.error or errors.VmsnixError(check.evidence, fix=check.fix)
+            raise check.error or errors.VmsnixError(check.found, fix=check.fix)

@@ -166,14 +166,14 @@ def check_credentials(session: boto3.Session, region: str) -> Check:
         note = "; temporary, expiry unknown" if temporary else ""
         return Check("credentials", "pass", caller.arn + note, facts=facts)
     left = (expires - datetime.now(UTC)).total_seconds()
-    evidence = f"{caller.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
+    text = f"{caller.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
     if left < LONG_ENOUGH_SECONDS:
         fix = (
             "Log in again before a long run. If the credentials expire, run it again: it continues where it "
             "stopped."
         )
-        return Check("credentials", "warn", evidence, fix, facts=facts)
-    return Check("credentials", "pass", evidence, facts=facts)
+        return Check("credentials", "warn", text, fix, facts=facts)
+    return Check("credentials", "pass", text, facts=facts)
 
 
 def credentials_expiry(session: boto3.Session) -> datetime | None:
@@ -195,11 +195,11 @@ def credentials_expiry(session: boto3.Session) -> datetime | None:
 def check_clock(caller: Caller) -> Check:
     """Check that this machine's clock agrees with AWS's."""
     ahead = caller.skew_seconds
-    evidence = f"{counted(round(abs(ahead)), 'second')} {'ahead of' if ahead >= 0 else 'behind'} AWS"
+    text = f"{counted(round(abs(ahead)), 'second')} {'ahead of' if ahead >= 0 else 'behind'} AWS"
     if abs(ahead) < NOTICEABLE_SKEW_SECONDS:
-        return Check("clock", "pass", evidence)
+        return Check("clock", "pass", text)
     fix = "Set this machine's clock (NTP): AWS refuses requests that are five minutes off."
-    return Check("clock", "fail" if abs(ahead) >= MOST_SKEW_SECONDS else "warn", evidence, fix)
+    return Check("clock", "fail" if abs(ahead) >= MOST_SKEW_SECONDS else "warn", text, fix)
 
 
 def check_account(number: str, allowed: tuple[str, ...]) -> Check:

@@ -57,11 +57,11 @@ def check_pending_snapshots(ec2: EC2Client) -> Check:
             OwnerIds=["self"], Filters=[{"Name": "status", "Values": ["pending"]}]
         )
         number = sum(len(page["Snapshots"]) for page in pages)
-    evidence = f"{number} of {PENDING_SNAPSHOTS}"
+    text = f"{number} of {PENDING_SNAPSHOTS}"
     if number < PENDING_SNAPSHOTS * NEARLY:
-        return Check("pending snapshots", "pass", evidence)
+        return Check("pending snapshots", "pass", text)
     fix = "Delete those of abandoned uploads; the inventory runbook lists them."
-    return Check("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", evidence, fix)
+    return Check("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", text, fix)
 
 
 @needs("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
@@ -77,9 +77,9 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
         f"block public access for AMIs is {'on' if blocked else 'off'}",
         f"snapshots are {'' if encrypted else 'not '}encrypted by default",
     ]
-    evidence = "; ".join(facts)
+    text = "; ".join(facts)
     if not public:
-        return Check("public AMIs", "pass", f"not requested; {evidence}")
+        return Check("public AMIs", "pass", f"not requested; {text}")
     if blocked:
         raise errors.AwsError(
             f"AMIs cannot be public in {region}.",
@@ -95,4 +95,4 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
             fix="Use an account or region without encryption by default, or leave the AMI private.",
             code="InvalidParameter",
         )
-    return Check("public AMIs", "pass", evidence)
+    return Check("public AMIs", "pass", text)

@@ -78,14 +78,14 @@ def check_role(iam: IAMClient, name: str) -> Check:
             why=f"It requires another sts:Externalid than {EXTERNAL_ID!r}, which VM Import sends.",
             fix="Correct the condition. To print the policy: vmsnix iam-policy vmimport-trust",
         )
-    evidence = found["Arn"]
+    text = found["Arn"]
     if facts["new"]:
-        evidence += f", created {counted(round(age), 'second')} ago: "
-        evidence += "EC2 may not accept it yet; a publish waits for that"
+        text += f", created {counted(round(age), 'second')} ago: "
+        text += "EC2 may not accept it yet; a publish waits for that"
     if trust == "open":
         fix = "Add the condition from vmsnix iam-policy vmimport-trust; vmsnix bootstrap sets it."
-        return Check("vmimport role", "warn", f"{evidence}; no condition on sts:Externalid", fix, facts=facts)
-    return Check("vmimport role", "pass", evidence, facts=facts)
+        return Check("vmimport role", "warn", f"{text}; no condition on sts:Externalid", fix, facts=facts)
+    return Check("vmimport role", "pass", text, facts=facts)
 
 
 def classify_trust(document: Any) -> str:
@@ -134,8 +134,8 @@ def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, 
     snapshot_lacks = missing_actions(iam, arn, SNAPSHOT_ACTIONS, ["*"])
     fix = PRINT_POLICY.format(bucket=bucket)
     if lacks and _named_by_bucket_policy(s3, bucket, arn):
-        evidence = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
-        return Check("vmimport role's permissions", "warn", evidence, fix)
+        text = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
+        return Check("vmimport role's permissions", "warn", text, fix)
     if lacks:
         raise errors.RoleError(
             f"The role {name} may not read the bucket {bucket}.",
@@ -152,10 +152,10 @@ def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, 
     )
     if beyond:
         images = f"{home}/{key_prefix}*"
-        evidence = f"{name} may read more than {images}, for example {beyond[0]}"
+        text = f"{name} may read more than {images}, for example {beyond[0]}"
         why = "Anyone who may import a snapshot can read it too."
         fix = f"{why} Replace the role's policies with one for the images only: {fix}"
-        return Check("vmimport role's permissions", "warn", evidence, fix, facts={"beyond": beyond})
+        return Check("vmimport role's permissions", "warn", text, fix, facts={"beyond": beyond})
     return Check(
         "vmimport role's permissions", "pass", f"{name} may read the images of {bucket} and create snapshots"
     )

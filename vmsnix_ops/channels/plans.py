@@ -91,7 +91,7 @@ class ChannelPlan(display.Displayed):
     def last_notes(self) -> list[str]:
         """Return the warnings of the checks, and a note about a dry run."""
         found = [
-            f"{check.name}: {check.evidence} {check.fix}" for check in self.checks if check.outcome == "warn"
+            f"{check.name}: {check.found} {check.fix}" for check in self.checks if check.outcome == "warn"
         ]
         return [*found, *(["Dry run: nothing will be changed."] if self.dry_run else [])]
 

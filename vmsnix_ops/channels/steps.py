@@ -271,7 +271,7 @@ class Share(Step):
             lambda: check_quotas(context.ec2, context.quotas, public=True, one_more=context.ami is None),
         )
         raise_for_failure([quota])
-        return f" ({quota.name} {quota.evidence} {quota.fix})" if quota.outcome == "warn" else ""
+        return f" ({quota.name} {quota.found} {quota.fix})" if quota.outcome == "warn" else ""
 
 
 class Revoke(Step):

@@ -149,7 +149,7 @@ class PublishPlan(Displayed, Wanted):
         ]
         if self.dry_run:
             lines.append(("dry run", "nothing will be changed: every step only checks"))
-        return [*lines, *(("checked", f"{one.name}: {one.outcome}, {one.evidence}") for one in self.checks)]
+        return [*lines, *(("checked", f"{one.name}: {one.outcome}, {one.found}") for one in self.checks)]
 
 
 @check_arguments

@@ -196,7 +196,7 @@ def _rights(
     name = "EBS direct"
     lacking = check(name, direct, "vmsnix iam-policy publisher --via direct")
     if lacking.outcome == "fail":
-        lacking = Check(name, "warn", lacking.evidence, "Needed only for via=direct. " + lacking.fix)
+        lacking = Check(name, "warn", lacking.found, "Needed only for via=direct. " + lacking.fix)
     return [*checks, lacking]
 
 
@@ -326,10 +326,10 @@ def check_name_free(
     if existing is None:
         return Check("name", "pass", f"{name} is not in use")
     images.check_same_registration(existing, digest=digest, facts=wanted.facts())
-    evidence = f"{name} is {existing.ami_id}, created from the same bytes"
+    text = f"{name} is {existing.ami_id}, created from the same bytes"
     if existing.deprecated:
-        return Check("name", "warn", f"{evidence}; {images.deprecation_note(existing)}")
-    return Check("name", "pass", evidence)
+        return Check("name", "warn", f"{text}; {images.deprecation_note(existing)}")
+    return Check("name", "pass", text)
 
 
 def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> Check:
@@ -344,14 +344,14 @@ def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> C
     """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free / GIB
-    evidence, fix = (
+    text, fix = (
         f"{free:.1f} GiB free in {there}",
         "Free disk space: nix-collect-garbage, or delete old runs.",
     )
     if free < min(NO_SPACE_GIB, enough_gib):
-        return Check("disk space", "fail", evidence, fix)
+        return Check("disk space", "fail", text, fix)
     return Check(
-        "disk space", "warn" if free < enough_gib else "pass", evidence, "" if free >= enough_gib else fix
+        "disk space", "warn" if free < enough_gib else "pass", text, "" if free >= enough_gib else fix
     )
 
 
@@ -404,13 +404,13 @@ class PreflightResult(Result):
         return None
 
     def frame(self) -> pd.DataFrame:
-        """Return the checks as a table: ``check``, ``outcome``, ``evidence``, ``fix``."""
+        """Return the checks as a table: ``check``, ``outcome``, ``found``, ``fix``."""
         return checks_frame(self.checks)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
         rows = [
-            {"check": one.name, "outcome": one.outcome, "evidence": one.evidence, "fix": one.fix}
+            {"check": one.name, "outcome": one.outcome, "found": one.found, "fix": one.fix}
             for one in self.checks
         ]
         return {"status": "failed" if self.failed else "done", "region": self.region, "checks": rows}
@@ -422,8 +422,8 @@ class PreflightResult(Result):
 
     def table(self) -> DisplayTable:
         """Return the checks for people."""
-        rows = [(MARKS[one.outcome], one.name, one.evidence, one.fix) for one in self.checks]
-        return make_table(("", "check", "evidence", "fix"), rows)
+        rows = [(MARKS[one.outcome], one.name, one.found, one.fix) for one in self.checks]
+        return make_table(("", "check", "found", "fix"), rows)
 
 
 @check_arguments

@@ -254,7 +254,7 @@ class SmokeTestPlan(Displayed):
             ("console", said),
             ("terminate", "also after a failure"),
         ]
-        lines += [(one.name, f"{one.evidence} {one.fix}") for one in self.checks if one.outcome == "warn"]
+        lines += [(one.name, f"{one.found} {one.fix}") for one in self.checks if one.outcome == "warn"]
         return [*lines, *([("dry run", "nothing will be launched")] if self.dry_run else [])]
 
     @property
