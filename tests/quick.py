@@ -169,7 +169,7 @@ def pause_briefly(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(polling.PollInterval.__init__, "__defaults__", (0.1, 0.5, 1.4, 90.0))
     patch.setattr(ExponentialBackoff.__init__, "__defaults__", (0.2, *_rest(ExponentialBackoff)))
-    patch.setattr(imports, "SEEN_SECONDS", 0.3)
+    patch.setattr(imports, "VISIBLE_SECONDS", 0.3)
     patch.setattr(retiring, "READ_PAUSES", (0.0,) * len(retiring.READ_PAUSES))
 
 

@@ -117,7 +117,7 @@ def interrupt_the_import(account: Account, actions: Actions) -> None:
             tags={tagging.DIGEST: digest},
             step=Stop(),  # type: ignore[arg-type]
         )
-    assert imports.cancel(plan.ec2, digest)
+    assert imports.cancel_imports(plan.ec2, digest)
 
 
 def lose_the_name(**changes: Any) -> Run:

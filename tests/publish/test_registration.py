@@ -317,7 +317,7 @@ def test_a_snapshot_that_is_not_completed_is_not_found(aws, plan):
             {"op": "ec2:DescribeSnapshots", "do": "set", "when": "after", "values": {"State": state}}
         )
         assert imports.find_snapshot(ec2, digest) is None
-        assert imports.usable(ec2, digest)[1] == (0 if state == "pending" else 1)
+        assert imports.find_usable_task(ec2, digest)[1] == (0 if state == "pending" else 1)
 
 
 def test_an_ami_whose_snapshot_is_archived_is_not_reused(aws, plan):

@@ -30,7 +30,7 @@ _REGION = (
     images.list_amis,
     snapshots.list_snapshots,
     snapshots.list_locks,
-    imports.listed,
+    imports.list_tasks,
     region.channel_values,
     region.references_one_by_one,
     references.instance_references,

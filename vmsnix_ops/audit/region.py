@@ -155,7 +155,7 @@ def read_region(context: RegionContext, *, prefix: str, usage: bool = True) -> R
     )
     if not usage:
         return state
-    tasks = attempt("imports", lambda: imports.listed(ec2)) or ()
+    tasks = attempt("imports", lambda: imports.list_tasks(ec2)) or ()
     return replace(
         state,
         references=references.read_references(context.clients),
@@ -223,7 +223,7 @@ def current_references(
 
 def digests_importing(tasks: Iterable[ImportTask]) -> frozenset[str]:
     """Return the digests of the images that are being imported."""
-    running = [one for one in tasks if one.status not in imports.FAILED | {"completed"}]
+    running = [one for one in tasks if one.running]
     return frozenset(one.tags[tagging.DIGEST] for one in running if tagging.DIGEST in one.tags)
 
 

@@ -1,9 +1,12 @@
 """VM Import: from an object in S3 to a snapshot.
 
-Facts that shaped this file (public trackers, 2026): a failed import turns ``deleted``, not ``error``; fields
-are empty while a task is pending; finished tasks are listed for seven days only; tags given to ImportSnapshot
-tag the task and not the snapshot; about one import in a hundred is cancelled by AWS and passes on a second
-try.
+Facts from public issue trackers (2026):
+
+- A failed import gets the status ``deleted``, not ``error``.
+- Fields are empty while a task is pending.
+- AWS lists a finished task for seven days.
+- Tags in ImportSnapshot are tags of the task, not of the snapshot.
+- AWS cancels about one import in a hundred; a second attempt succeeds.
 """
 
 from __future__ import annotations
@@ -36,14 +39,14 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Step
 
 FORMATS = {"vhd": "VHD", "raw": "RAW", "vmdk": "VMDK"}  # SnapshotDiskContainer.Format
-VMDK = "streamOptimized"  # the only VMDK that VM Import takes ("VM Import/Export requirements")
+VMDK = "streamOptimized"  # the only VMDK that VM Import supports ("VM Import/Export requirements")
 VHD_BYTES = 2040 * 2**30  # the largest VHD
 FAILED = frozenset({"deleted", "deleting", "cancelled", "cancelling", "error"})
 CANCELLED_BY_AWS = "AWS initiated task cancellation"
 DEADLINE_SECONDS = 60 * 60.0
-MOST_ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 PAGE = 1000
-SEEN_SECONDS = 5.0  # in which EC2 shows a snapshot that an import has completed
+VISIBLE_SECONDS = 5.0  # until EC2 shows a snapshot that an import has completed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,15 @@ class ImportTask:
     message
         AWS's ``StatusMessage``; empty when there is none.
     percent
-        Progress; ``None`` while AWS does not say.
+        Progress; ``None`` while AWS does not report it.
     snapshot_id
-        Only of a completed task; fields of others cannot be trusted.
+        Empty unless the task is completed: the field of other tasks may be wrong.
     tags
         Of the task.
     kms_key
         ARN of the key that encrypts the snapshot; empty for none.
     source
-        The object that is imported, as ``s3://bucket/key``; empty where AWS does not say.
+        The object that is imported, as ``s3://bucket/key``; empty if AWS does not report it.
     """
 
     task_id: str
@@ -79,10 +82,15 @@ class ImportTask:
     kms_key: str = ""
     source: str = ""
 
+    @property
+    def running(self) -> bool:
+        """Whether it has neither failed nor completed."""
+        return self.status not in FAILED | {"completed"}
+
 
 @dataclass(frozen=True, slots=True)
 class ImportedSnapshot:
-    """A completed snapshot that holds an image.
+    """A completed snapshot of an image.
 
     Attributes
     ----------
@@ -91,7 +99,7 @@ class ImportedSnapshot:
     size_gib
         Size of a volume made from it, in GiB.
     task_id
-        The import that made it; empty when only the snapshot is left.
+        The import that created it; empty if an existing snapshot was found.
     outcome
         ``"created"`` or ``"reused"``.
     """
@@ -111,21 +119,20 @@ class Source:
     bucket, key
         The object.
     format
-        ``"vhd"`` or ``"raw"``.
+        A key of `FORMATS`.
     role_name
         The service role that may read it.
-    patience
-        Seconds to wait for a role that was made a moment ago: EC2 sees it only later, and says so with the
-        very words it has for a missing one.
+    role_wait_seconds
+        How long to retry with a role that was just created: for EC2 it is missing at first.
     kms_key
-        ARN of the key that is to encrypt the snapshot; empty: as the account encrypts by default.
+        ARN of the key for the snapshot; empty for the account's default encryption.
     """
 
     bucket: str
     key: str
     format: str
     role_name: str
-    patience: float = 0.0
+    role_wait_seconds: float = 0.0
     kms_key: str = ""
 
     @property
@@ -145,12 +152,12 @@ class Source:
 
 
 def check_format(name: str, disk: DiskImage) -> None:
-    """Refuse an image that VM Import does not take, with the command that makes one that it takes.
+    """Refuse an image that VM Import does not support.
 
     Raises
     ------
     vmsnix_ops.errors.ImageFormatError
-        It is of another format.
+        VM Import does not support its format; contains the command that converts it.
     """
     if disk.format in FORMATS and (disk.format != "vmdk" or disk.subformat == VMDK):
         return
@@ -166,14 +173,10 @@ def check_format(name: str, disk: DiskImage) -> None:
 
 @needs("ec2:DescribeSnapshots")
 def find_snapshot(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[str, int] | None:
-    """Return id and size (GiB) of the oldest snapshot with this digest that an AMI can be made of.
+    """Return ID and size (GiB) of the oldest snapshot with this digest from which an AMI can be registered.
 
-    Snapshots that are pending, failed, in the recycle bin or in the archive tier are left out.
-
-    Parameters
-    ----------
-    kms_key
-        ARN of the key that must encrypt it; empty: any encryption is accepted.
+    Snapshots that are pending, failed, in the recycle bin or in the archive tier are omitted. With `kms_key`,
+    only snapshots with that key are returned.
     """
     for snapshot in snapshots.find_snapshots_by_digest(ec2, digest):
         if snapshot.usable and (not kms_key or snapshot.kms_key == kms_key):
@@ -182,38 +185,38 @@ def find_snapshot(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[st
 
 
 @needs("ec2:DescribeImportSnapshotTasks")
-def listed(ec2: EC2Client) -> tuple[ImportTask, ...]:
-    """Return every import task that AWS lists; those that ended for a week."""
+def list_tasks(ec2: EC2Client) -> tuple[ImportTask, ...]:
+    """Return all import tasks; AWS lists a finished task for seven days."""
     with calling(f"list the imports of {ec2.meta.region_name}"):
         found = read_pages(ec2.describe_import_snapshot_tasks, MaxResults=PAGE)
-        return tuple(_read(task) for page in found for task in page["ImportSnapshotTasks"])
+        return tuple(_parse_task(task) for page in found for task in page["ImportSnapshotTasks"])
 
 
 @needs("ec2:DescribeImportSnapshotTasks")
-def tasks(ec2: EC2Client, digest: str) -> list[ImportTask]:
-    """Return every import task of this image that AWS still lists."""
+def find_tasks(ec2: EC2Client, digest: str) -> list[ImportTask]:
+    """Return all import tasks of an image; AWS lists a finished task for seven days."""
     with calling("list the import tasks"):
         pages = ec2.get_paginator("describe_import_snapshot_tasks").paginate()
         answers = [task for page in pages for task in page["ImportSnapshotTasks"]]
-    return [task for task in map(_read, answers) if task.tags.get(tagging.DIGEST) == digest]
+    return [task for task in map(_parse_task, answers) if task.tags.get(tagging.DIGEST) == digest]
 
 
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImportSnapshotTasks")
-def usable(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask | None, int]:
-    """Return the import of this image that is under way or whose snapshot is there, and how many are not.
+def find_usable_task(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask | None, int]:
+    """Return the task of an image that is running or has a usable snapshot, and the number of other tasks.
 
-    AWS lists a completed import for seven days, also when its snapshot was deleted, archived or failed in the
-    meantime: then the image has to be imported again.
+    A completed task whose snapshot was deleted, archived or has failed is not usable: the image must be
+    imported again.
     """
-    found, useless = None, 0
-    for task in tasks(ec2, digest):
+    found, others = None, 0
+    for task in find_tasks(ec2, digest):
         if kms_key and task.kms_key != kms_key:
             continue
-        if task.status in FAILED or (task.snapshot_id and not _lasts(ec2, task.snapshot_id)):
-            useless += 1
+        if task.status in FAILED or (task.snapshot_id and not _is_usable(ec2, task.snapshot_id)):
+            others += 1
         elif found is None:
             found = task
-    return found, useless
+    return found, others
 
 
 @needs(
@@ -234,23 +237,28 @@ def import_snapshot(
     check: Callable[[], None] = lambda: None,
     step: Step | None = None,
 ) -> ImportedSnapshot:
-    """Import an object as a snapshot, or find the one that was made of it.
+    """Import an object as a snapshot, or find the existing snapshot.
 
-    Safe to run twice: a snapshot that carries the digest is used; an import of the digest that is under way
-    is waited for; a completed one's snapshot gets the tags that a crash may have kept from it. A new task's
-    ClientToken derives from the digest and the number of attempts that failed before, so that two publishers
-    share one task. An import that AWS itself cancelled is started again, at most twice, without another
-    upload.
+    Safe to run twice: a snapshot with the digest is reused, and a running import of the digest is continued.
+    A completed import's snapshot gets its tags, which a crash may have prevented. The ClientToken of a new
+    task derives from the digest and the number of failed tasks, so two publishers share one task. An import
+    that AWS cancelled is started again, at most twice, without another upload.
 
     Parameters
     ----------
-    ec2, source, digest, tags
-        Of which region, what to import, and the tags of the snapshot.
+    ec2
+        Client of the region.
+    source
+        The object to import.
+    digest
+        Identity of the image.
+    tags
+        Tags of the snapshot.
     check
-        Raises when the object holds other bytes than those of the digest. AWS reads it again for each import,
-        some time after it was asked to, so this is called before each and after the one that succeeded.
+        Raises if the object does not contain the image. AWS reads the object some time after each request,
+        so `check` is called before each import and after the successful one.
     step
-        Where progress is shown.
+        Shows the progress.
 
     Raises
     ------
@@ -261,19 +269,19 @@ def import_snapshot(
     vmsnix_ops.errors.RoleError
         The service role is missing, or may not read the object.
     vmsnix_ops.errors.DeadlineError
-        After an hour. The task goes on; the next run waits for it.
+        An hour has passed. The task continues, and the next run waits for it.
     """
     found = find_snapshot(ec2, digest, kms_key=source.kms_key)
     if found:
         return ImportedSnapshot(found[0], found[1], "", "reused")
-    running, attempt = usable(ec2, digest, kms_key=source.kms_key)
-    for _ in range(MOST_ATTEMPTS):
+    running, attempt = find_usable_task(ec2, digest, kms_key=source.kms_key)
+    for _ in range(MAX_ATTEMPTS):
         check()
         task = running or _start(ec2, source, digest=digest, attempt=attempt, tags=tags)
         last = _follow(ec2, task.task_id, step).value
         if last.status not in FAILED:
             _check_imported(ec2, last, check)
-            # A task that another publisher started is that publisher's, and so is its snapshot.
+            # The snapshot belongs to the publisher that started the task.
             own = running is None and task.tags.get(tagging.RUN) == tags.get(tagging.RUN)
             return _finish(ec2, last, tags, reused=not own)
         if CANCELLED_BY_AWS not in last.message:
@@ -281,13 +289,13 @@ def import_snapshot(
         running, attempt = None, attempt + 1
         if step is not None:
             step.message(f"{last.task_id}: {last.message}; starting again")
-    raise failure(last, source)
+    raise import_error(last, source)
 
 
 def _check_imported(ec2: EC2Client, task: ImportTask, check: Callable[[], None]) -> None:
-    """Refuse the snapshot of an object that was replaced while AWS imported it.
+    """Refuse the snapshot of an object that was replaced during the import.
 
-    It has no tags yet, but the next run would find it by its task: so it must be deleted first.
+    The next run would find the snapshot through its task, so the operator must delete it first.
     """
     try:
         check()
@@ -300,15 +308,15 @@ def _check_imported(ec2: EC2Client, task: ImportTask, check: Callable[[], None])
 
 
 @needs("ec2:DescribeImportSnapshotTasks", "ec2:CancelImportTask")
-def cancel(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str]:
-    """Cancel every running import of this image (of one run, when named) and return the task ids.
+def cancel_imports(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str]:
+    """Cancel the running imports of an image, or only those of one run, and return the task IDs.
 
     Safe to run twice.
     """
     running = [
         task.task_id
-        for task in tasks(ec2, digest)
-        if task.status not in FAILED | {"completed"} and (not run_id or task.tags.get(tagging.RUN) == run_id)
+        for task in find_tasks(ec2, digest)
+        if task.running and (not run_id or task.tags.get(tagging.RUN) == run_id)
     ]
     for task_id in running:
         with calling(f"cancel the import {task_id}"):
@@ -316,8 +324,8 @@ def cancel(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str]:
     return running
 
 
-def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
-    """Return the error for an import that ended badly: AWS's message, and what fixes it."""
+def import_error(task: ImportTask, source: Source) -> errors.ImportFailedError:
+    """Return the error for a failed import, with AWS's message and a fix."""
     message = task.message or f"the task is {task.status}"
     if "Disk validation failed" in message:
         fix = (
@@ -330,7 +338,7 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
             "s3:GetBucketLocation)."
         )
     elif CANCELLED_BY_AWS in message:
-        fix = f"AWS cancelled it {MOST_ATTEMPTS} times. Run the same command again later."
+        fix = f"AWS cancelled it {MAX_ATTEMPTS} times. Run the same command again later."
     else:
         fix = "Run the same command again. If it fails with the same message, search for AWS's message."
     return errors.ImportFailedError(
@@ -342,14 +350,14 @@ def failure(task: ImportTask, source: Source) -> errors.ImportFailedError:
     )
 
 
-def _lasts(ec2: EC2Client, snapshot_id: str) -> bool:
-    """Whether a snapshot can be used; one that was just completed gets a few seconds to be seen."""
+def _is_usable(ec2: EC2Client, snapshot_id: str) -> bool:
+    """Return whether a snapshot can be used. A new one may not be visible for `VISIBLE_SECONDS`."""
     try:
         with calling(f"read the snapshot {snapshot_id}"):
             answer = retry(
                 lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
                 "InvalidSnapshot.NotFound",
-                seconds=SEEN_SECONDS,
+                seconds=VISIBLE_SECONDS,
             )
     except errors.AwsError as error:
         if error.code != "InvalidSnapshot.NotFound":
@@ -377,28 +385,28 @@ def _start(
         request |= {"Encrypted": True, "KmsKeyId": source.kms_key}
     with calling(f"start the import of s3://{source.bucket}/{source.key}"):
         try:
-            if source.patience:
+            if source.role_wait_seconds:
                 answer = retry(
                     lambda: ec2.import_snapshot(**request),
                     "InvalidParameter",
                     containing="service role",
-                    seconds=source.patience,
+                    seconds=source.role_wait_seconds,
                 )
             else:
                 answer = ec2.import_snapshot(**request)
         except ec2.exceptions.ClientError as error:
             if code_of(error) == "IdempotentParameterMismatch":
-                # Another publisher of the same image was first; its task carries its own run in the tags.
-                return _adopt(ec2, digest, source.kms_key)
-            raise _refused(error, source) from error
-    return _read(answer)
+                # Another publisher of the image was first, with its own run in the tags.
+                return _find_other_task(ec2, digest, source.kms_key)
+            raise _refusal(error, source) from error
+    return _parse_task(answer)
 
 
-def _adopt(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
-    """Return the task that another publisher of the same image started a moment ago."""
+def _find_other_task(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
+    """Return the task that another publisher of the image has just started."""
     running = [
         task
-        for task in tasks(ec2, digest)
+        for task in find_tasks(ec2, digest)
         if task.status not in FAILED and (not kms_key or task.kms_key == kms_key)
     ]
     if not running:
@@ -411,8 +419,8 @@ def _adopt(ec2: EC2Client, digest: str, kms_key: str) -> ImportTask:
     return running[0]
 
 
-def _refused(error: ClientError, source: Source) -> Exception:
-    """Word the refusals of ImportSnapshot that have one cause; others go on as they are."""
+def _refusal(error: ClientError, source: Source) -> Exception:
+    """Return a clearer error for known refusals of ImportSnapshot; otherwise the same error."""
     message = str(error.response["Error"].get("Message", ""))
     details = {"code": code_of(error), "operation": "ImportSnapshot", "status_message": message}
     if "service role" in message:
@@ -437,7 +445,7 @@ def _refused(error: ClientError, source: Source) -> Exception:
 def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[ImportTask]:
     def read() -> PollResult[ImportTask]:
         with calling(f"read the import {task_id}"):
-            # A task is not always listed in the first moments after it was started.
+            # AWS may not list a new task at first.
             answer = retry(
                 lambda: ec2.describe_import_snapshot_tasks(ImportTaskIds=[task_id]),
                 "InvalidConversionTaskId",
@@ -445,7 +453,7 @@ def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[Impor
                 "InvalidParameterValue",
                 seconds=20,
             )
-        task = _read(answer["ImportSnapshotTasks"][0])
+        task = _parse_task(answer["ImportSnapshotTasks"][0])
         outcome: Literal["waiting", "done", "failed"] = "waiting"
         if task.status in FAILED:
             outcome = "failed"
@@ -457,7 +465,7 @@ def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[Impor
 
 
 def _finish(ec2: EC2Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
-    """Tag the snapshot (ImportSnapshot tags only the task) and wait until it can be used."""
+    """Tag the snapshot (ImportSnapshot tags only the task) and wait until it is completed."""
     with calling(f"tag the snapshot {task.snapshot_id}"):
         retry(lambda: _tag(ec2, task.snapshot_id, tags), "InvalidSnapshot.NotFound")
     size = wait_for_snapshot(ec2, task.snapshot_id)
@@ -465,25 +473,25 @@ def _finish(ec2: EC2Client, task: ImportTask, tags: Mapping[str, str], *, reused
 
 
 def _tag(ec2: EC2Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
-    """Give a snapshot that VM Import made our tags, in one call, and then the operator's own.
+    """Add the tags of vmsnix to an imported snapshot, in one call, and then the operator's tags.
 
-    The policy allows our tags on a snapshot that has none, and others only on one that is ours already.
+    The policy allows the tags of vmsnix on an untagged snapshot, and other tags only beside them.
     """
 
     def set_tags(wanted: Mapping[str, str]) -> None:
         if wanted:
             ec2.create_tags(Resources=[snapshot_id], Tags=tagging.to_list(wanted))
 
-    def is_ours() -> bool:
+    def has_digest() -> bool:
         (snapshot,) = ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
         return tagging.DIGEST in tagging.to_dict(snapshot.get("Tags"))
 
     ours = {key: value for key, value in tags.items() if key in tagging.PUBLISHED}
-    if not is_ours():
+    if not has_digest():
         try:
             set_tags(ours)
         except ec2.exceptions.ClientError:
-            if not is_ours():  # another publisher of this image was faster
+            if not has_digest():  # another publisher of this image may have tagged it
                 raise
     set_tags({key: value for key, value in tags.items() if key not in ours})
 
@@ -495,7 +503,7 @@ def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = N
     Raises
     ------
     vmsnix_ops.errors.SnapshotFailedError
-        With the snapshot's ``StateMessage``.
+        The snapshot failed or was deleted; contains AWS's ``StateMessage``.
     """
 
     def read() -> PollResult[SnapshotTypeDef]:
@@ -543,9 +551,9 @@ def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = N
 
 @needs("ec2:DeleteSnapshot")
 def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
-    """Delete a snapshot.
+    """Delete a snapshot. Safe to run twice.
 
-    Safe to run twice; waits out the moments in which AWS still counts a removed AMI's use of it.
+    After the deregistration of its AMI, AWS reports the snapshot as in use for some seconds; this is retried.
     """
     try:
         with calling(f"delete the snapshot {snapshot_id}"):
@@ -555,7 +563,7 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
             raise
 
 
-def _read(answer: ImportSnapshotTaskTypeDef | ImportSnapshotResultTypeDef) -> ImportTask:
+def _parse_task(answer: ImportSnapshotTaskTypeDef | ImportSnapshotResultTypeDef) -> ImportTask:
     detail = answer.get("SnapshotTaskDetail") or {}
     progress = detail.get("Progress") or ""
     status = detail.get("Status") or "pending"

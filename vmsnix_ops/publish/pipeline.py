@@ -238,8 +238,8 @@ def _imports_of(plan: Wanted, built: Built) -> list[imports.ImportTask]:
     url = identity.url(plan, built)
     return [
         task
-        for task in imports.tasks(plan.ec2, built.digest)
-        if task.status not in imports.FAILED | {"completed"} and task.source in ("", url)
+        for task in imports.find_tasks(plan.ec2, built.digest)
+        if task.running and task.source in ("", url)
     ]
 
 
@@ -478,7 +478,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
             identity.key(plan, built),
             built.format,
             plan.role_name,
-            _patience(plan),
+            _role_wait_seconds(plan),
             plan.kms_key,
         )
         with (
@@ -496,7 +496,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
                 )
             except KeyboardInterrupt:
                 # One that another publisher started is that publisher's to cancel.
-                imports.cancel(ec2, built.digest, run_id=plan.run_id)
+                imports.cancel_imports(ec2, built.digest, run_id=plan.run_id)
                 raise
         if built.seen is not None and made.outcome == "created":
             manifest = Manifest(
@@ -670,7 +670,7 @@ def _held(plan: Wanted, built: Built) -> bool:
     ec2 = plan.ec2
     if imports.find_snapshot(ec2, built.digest, kms_key=plan.kms_key):
         return True
-    return imports.usable(ec2, built.digest, kms_key=plan.kms_key)[0] is not None
+    return imports.find_usable_task(ec2, built.digest, kms_key=plan.kms_key)[0] is not None
 
 
 def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
@@ -734,8 +734,8 @@ def _verify(plan: Wanted, snapshot: SnapshotStep) -> SnapshotStep:
     return replace(snapshot, verified=text)
 
 
-def _patience(plan: Wanted) -> float:
-    """Seconds to wait for the role, which EC2 does not see in the first moments of its life."""
+def _role_wait_seconds(plan: Wanted) -> float:
+    """Return how long to retry with the role, which EC2 may not find if it is new."""
     return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
 
 

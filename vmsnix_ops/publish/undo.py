@@ -244,9 +244,9 @@ def _leftovers(
                 why="It ended after that, and the AMI may already be in use.",
                 fix="To finish the publish, run the same command again. Otherwise retire the AMI.",
             )
-    tasks = imports.tasks(ec2, digest)
+    tasks = imports.find_tasks(ec2, digest)
     ours = [task for task in tasks if task.tags.get(tagging.RUN) == run_id]
-    running = [task for task in tasks if task.status not in imports.FAILED | {"completed"}]
+    running = [task for task in tasks if task.running]
     for task in running:
         if task in ours:
             yield Leftover("import", task.task_id)
@@ -292,7 +292,7 @@ def _remove(undo: Undo, leftover: Leftover) -> None:
     if leftover.kind == "snapshot":
         imports.delete_snapshot(ec2, leftover.name)
     else:
-        imports.cancel(ec2, undo.digest, run_id=undo.run_id)
+        imports.cancel_imports(ec2, undo.digest, run_id=undo.run_id)
 
 
 def _journal(settings: Settings, run_id: str) -> Path:

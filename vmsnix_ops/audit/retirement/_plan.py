@@ -787,7 +787,7 @@ class _Change:
         references, importing = References(self.one.region, {}), frozenset[str]()
         if self.one.action != "restore":
             references = reading.current_references(self.context, orphans=[snapshot.snapshot_id])
-            importing = reading.digests_importing(imports.listed(self.ec2))
+            importing = reading.digests_importing(imports.list_tasks(self.ec2))
         _check_same(before, dict(snapshot_facts(snapshot, references, importing)))
         for ami_id in images.find_amis_of_snapshot(self.ec2, snapshot.snapshot_id):
             raise _Skipped(f"{ami_id} needs it")

@@ -419,9 +419,9 @@ def publisher_actions(
         functions += [
             buckets.upload_file,
             buckets.delete_object,
-            imports.tasks,
+            imports.find_tasks,
             imports.import_snapshot,
-            imports.cancel,
+            imports.cancel_imports,
         ]
     else:
         functions += [writing.find, writing.upload, writing.finish, imports.delete_snapshot]
