@@ -78,7 +78,7 @@ def direct(image: str, manifest: str = "", identified: bool = False, start: bool
     import boto3
 
     from vmsnix_ops.aws.ebs_direct import engine
-    from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
+    from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader
     from vmsnix_ops.aws.ebs_direct.writing import aggregate, snapshot_blocks
     from vmsnix_ops.disk.digests import Digests
     from vmsnix_ops.disk.manifest import Manifest
@@ -95,7 +95,7 @@ def direct(image: str, manifest: str = "", identified: bool = False, start: bool
         if start:
             snapshot_id = ebs.start_snapshot(VolumeSize=-(-seen.disk_bytes // 2**30))["SnapshotId"]
         journal = BlockJournal(Path(folder) / "journal")
-        journal.begin(Beginning(snapshot_id))
+        journal.begin(JournalHeader(snapshot_id))
         blocks = snapshot_blocks(seen.blocks, parent)
         changed = Digests((index, found) for index, found in blocks.pairs() if parent.get(index) != found)
         engine.run(

@@ -134,7 +134,7 @@ def test_a_parent_is_one_under_the_wanted_key(aws, plan, raw):  # noqa: F811
     direct(plan, image=str(raw)).apply()
     changed(raw, block=3, fill=7)
     why, snapshot = why_full(direct(plan, image=str(raw), kms_key=KEY))
-    assert "is not encrypted, but the new snapshot is to be" in why
+    assert "is not encrypted, but the new snapshot will be" in why
     assert key_of(aws, snapshot) == KEY
     changed(raw, block=3, fill=8)
     assert why_full(direct(plan, image=str(raw), kms_key=KEY))[0] == ""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import threading
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from vmsnix_ops.aws.iam.documents import as_list, read_statements
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import call_with_retries
 from vmsnix_ops.aws.session import calling, code_of, if_found
-from vmsnix_ops.disk.source import ByteSource, PathSource
+from vmsnix_ops.disk.source import ByteSource, PathSource, ThreadBuffer
 from vmsnix_ops.disk.survey import changed, part_bytes
 from vmsnix_ops.progress import counted
 
@@ -342,7 +341,7 @@ def _send(
     """Send the missing parts and complete the upload; return the sent bytes and the object's checksum."""
     pages = s3.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
     stored = {part["PartNumber"]: part for page in pages for part in page.get("Parts", ())}
-    own = _Own()
+    buffer = ThreadBuffer()
 
     def send(part: UploadPart) -> _Sent:
         digest = survey.part(part.number - 1)
@@ -351,7 +350,7 @@ def _send(
         if there is not None and there["Size"] == part.bytes and there.get("ChecksumSHA256") == checksum:
             etag, sent = there["ETag"], 0  # S3 computed that SHA-256 from what it received
         else:
-            data = own.part(part.bytes)
+            data = buffer.get(part.bytes)
             file.read_into(part.offset, memoryview(data))
             if hashlib.sha256(data).digest() != digest:
                 raise changed(file.name, part.offset, part.bytes)
@@ -384,19 +383,6 @@ def _send(
             fix="Run the same command again: it replaces the object.",
         )
     return sum(sent for _, sent in done), expected
-
-
-class _Own(threading.local):
-    """The buffer of each thread: new memory for each part would cost more than reading the file into it."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def part(self, length: int) -> bytearray:
-        """Return the buffer, which is used again when the part is sent."""
-        if len(self._buffer) != length:
-            self._buffer = bytearray(length)
-        return self._buffer
 
 
 def _in_parallel(send: Callable[[UploadPart], _Sent], parts: list[UploadPart]) -> list[_Sent]:

@@ -285,6 +285,19 @@ class ReaderSource(ByteSource):
                 ) from error
 
 
+class ThreadBuffer(threading.local):
+    """A buffer for each thread. To allocate one for each read would cost more than the read."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def get(self, length: int) -> bytearray:
+        """Return this thread's buffer; the content of the last call is overwritten."""
+        if len(self._buffer) != length:
+            self._buffer = bytearray(length)
+        return self._buffer
+
+
 def _name_of(reader: BinaryReader) -> str:
     """Return the name of an open file, else a word for it."""
     name = getattr(reader, "name", None)

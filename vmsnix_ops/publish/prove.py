@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from heapq import merge
@@ -30,7 +30,7 @@ from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading
 from vmsnix_ops.aws.ebs_direct.engine import CEILING
-from vmsnix_ops.aws.ebs_direct.journal import DigestJournal, locked
+from vmsnix_ops.aws.ebs_direct.journal import DigestJournal, lock_journal
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.references import AMI_ID
@@ -558,7 +558,7 @@ def prover_actions(*, archive: bool = False) -> tuple[str, ...]:
         images.find_all_by_name,
         snapshots.find_snapshots,
         snapshots.is_public,
-        manifests.indices,
+        manifests.list_indices,
         reading.digests,
     ]
     return needs_of(*functions, *((_object,) if archive else ()))
@@ -782,7 +782,7 @@ class _Planning:
             fix = "Add --identity, or --result with the result.json of the publish."
             return target.ended("not provable", "no identity", f"No identity to compare with. {why}", fix)
         try:
-            listed = manifests.indices(client(self.session, "ebs", ami.region), root)
+            listed = manifests.list_indices(client(self.session, "ebs", ami.region), root)
         except errors.CredentialsError:
             raise
         except errors.AwsError as error:
@@ -1026,11 +1026,11 @@ def _read(plan: ProofPlan, target: Target, step: Step) -> Digests:
     """Return the digests of the blocks that are to be compared."""
     journal = None if target.only is not None else _journal(plan.settings, target)
 
-    def busy(holder: str) -> bool:
-        step.message(f"{holder}; waiting for it")
-        return True
-
-    def read() -> Digests:
+    with (
+        nullcontext()
+        if journal is None
+        else lock_journal(journal.path, f"proves {target.snapshot_id}", step, remove=True)
+    ):
         pairs = reading.digests(
             plan.session,
             region=target.region,
@@ -1040,15 +1040,6 @@ def _read(plan: ProofPlan, target: Target, step: Step) -> Digests:
             step=step,
         )
         return Digests((index, digest.hex()) for index, digest in pairs)
-
-    if journal is None:
-        return read()
-    lock = journal.path.with_name(f"{journal.path.name}.lock")
-    try:
-        with locked(lock, f"proves {target.snapshot_id}", on_busy=busy, step=step, remove=True):
-            return read()
-    except OSError:  # a full or read-only disk, where no journal is shared either
-        return read()
 
 
 def _differing(found: Iterable[tuple[int, bytes]], expected: Iterable[tuple[int, bytes]]) -> Iterator[int]:

@@ -21,8 +21,8 @@ from vmsnix_ops.aws.ebs_direct.wire import (
     Connection,
     ConnectionFailed,
     Keys,
+    Route,
     Target,
-    Way,
     keys,
     target,
 )
@@ -90,7 +90,7 @@ OK = reply("HTTP/1.1 201 Created\nContent-Length: 2\n\n{}")
 
 
 def ask(server):
-    connection = Connection(Way("http", "127.0.0.1", server.port))
+    connection = Connection(Route("http", "127.0.0.1", server.port))
     try:
         return connection.exchange(HEAD, None, seconds=2)
     finally:
@@ -136,7 +136,7 @@ def test_nobody_there():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionFailed, match="could not connect"):
-        Connection(Way("http", "127.0.0.1", port))
+        Connection(Route("http", "127.0.0.1", port))
 
 
 @pytest.fixture
@@ -239,16 +239,16 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(certificate, w
 def test_a_certificate_of_another_name_is_refused(certificate):
     context, path = certificate
     with served([OK], context=context) as server, pytest.raises(CertificateRefused):
-        Connection(Way("https", "127.0.0.1", server.port, context=ssl.create_default_context(cafile=path)))
+        Connection(Route("https", "127.0.0.1", server.port, context=ssl.create_default_context(cafile=path)))
 
 
 def test_a_proxy_that_does_not_connect():
     with served([reply("HTTP/1.1 407 Proxy Authentication Required\nContent-Length: 0\n\n")]) as server:
-        way = Way(
+        route = Route(
             "https", "ebs.example", 443, f"http://127.0.0.1:{server.port}", ssl.create_default_context()
         )
         with pytest.raises(ConnectionFailed, match="407"):
-            Connection(way)
+            Connection(route)
         assert server.heads[0].startswith(b"CONNECT ebs.example:443 HTTP/1.1")
 
 

@@ -50,7 +50,7 @@ def test_every_block_is_read_in_order(snapshot, image):
 
 
 def test_a_large_snapshot_is_listed_some_blocks_at_a_time(aws, snapshot, image, monkeypatch):
-    monkeypatch.setattr(reading, "AT_ONCE", 7)
+    monkeypatch.setattr(reading, "BATCH_BLOCKS", 7)
     monkeypatch.setattr(reading.manifests, "PAGE", 100)
     assert list(digests(snapshot)) == expected(image)
 

@@ -19,7 +19,7 @@ from vmsnix_ops.aws.ebs_direct import engine, writing
 from vmsnix_ops.aws.ebs_direct import worker as block_worker
 from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
 from vmsnix_ops.aws.ebs_direct.wire import Answer, Keys, Target
-from vmsnix_ops.aws.ebs_direct.worker import LOOK_SECONDS, Job, RampUp, RateLimiter, Worker
+from vmsnix_ops.aws.ebs_direct.worker import RAMP_UP_SECONDS, Job, RampUp, RateLimiter, Worker
 from vmsnix_ops.disk.formats import open_image
 
 __all__ = ["aws", "image"]
@@ -264,16 +264,16 @@ def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() ->
     waiting, working = RampUp(20), RampUp(20)
     seen = []
     for _ in range(3):
-        time.sleep(LOOK_SECONDS)
+        time.sleep(RAMP_UP_SECONDS)
         waiting.update()
         seen.append(waiting.open)
     assert seen == [8, 16, 20]
     assert waiting.seconds is None
     for _ in range(5):
-        end = time.process_time() + LOOK_SECONDS
+        end = time.process_time() + RAMP_UP_SECONDS
         while time.process_time() < end:  # ends: it takes the time itself
             pass
-        working._at = time.monotonic() - LOOK_SECONDS  # whatever else this machine does
+        working._at = time.monotonic() - RAMP_UP_SECONDS  # whatever else this machine does
         working.update()
     assert working.open == 4
     assert RampUp(2).open == 2

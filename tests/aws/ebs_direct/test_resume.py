@@ -19,7 +19,7 @@ from tests.publish.test_publish import bytes_of
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws.ebs_direct import manifests, writing
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
-from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal
+from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader
 from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import sandbox
@@ -223,7 +223,7 @@ def test_a_journal_whose_first_line_is_damaged_is_begun_again(tmp_path, line):
 
 def test_a_block_whose_line_was_cut_off_is_sent_again(tmp_path):
     journal = BlockJournal(tmp_path / "journal")
-    journal.begin(Beginning("snap-0123456789abcdef0"))
+    journal.begin(JournalHeader("snap-0123456789abcdef0"))
     journal.add([7, 123])
     journal.close()
     for cut_off in ("1", "12", "124"):  # of 1240
@@ -253,7 +253,7 @@ def test_a_disk_that_takes_no_journal_stops_no_upload(aws, image, tmp_path, monk
 
 def test_a_journal_that_a_full_disk_has_torn_gets_no_more_lines(tmp_path, monkeypatch):
     journal = BlockJournal(tmp_path / "journal")
-    journal.begin(Beginning("snap-1"))
+    journal.begin(JournalHeader("snap-1"))
     journal.add([1, 2])
 
     class Full:
@@ -273,11 +273,11 @@ def test_a_journal_that_a_full_disk_has_torn_gets_no_more_lines(tmp_path, monkey
     assert os.strerror(errno.ENOSPC) in journal.problem
     journal.add([6])  # there is room again: "46" was never sent
     journal.close()
-    assert BlockJournal(journal.path).read() == (Beginning("snap-1"), {1, 2, 3})
+    assert BlockJournal(journal.path).read() == (JournalHeader("snap-1"), {1, 2, 3})
 
 
 def test_a_download_does_not_go_on_without_its_journal(tmp_path):
     journal = BlockJournal(tmp_path / "in-the-way" / "journal", required=True)
     (tmp_path / "in-the-way").touch()
     with pytest.raises(OSError, match="exists"):
-        journal.begin(Beginning("snap-1"))
+        journal.begin(JournalHeader("snap-1"))

@@ -1,8 +1,7 @@
-"""Runs worker processes over the blocks of a snapshot, both ways.
+"""Uploads or downloads the blocks of a snapshot with several worker processes.
 
-The caller passes the blocks and a function that is called with those that are done. This module keeps every
-worker busy, passes refreshed credentials on, and raises a worker's failure. It has no block itself: memory
-does not grow with the image.
+This module distributes the blocks, sends refreshed credentials to the workers, and raises a worker's failure.
+Only the workers have blocks in memory, so memory does not grow with the image.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
 
     import boto3
 
-BATCH = 16  # blocks a message: 8 MiB of image
+BATCH = 16  # blocks in a message: 8 MiB of image
 CONNECTIONS = 64
-CEILING = 1000.0  # puts a second; AWS's own worked example for one account
+CEILING = 1000.0  # requests a second; AWS's example for one account
 BUDGET_SECONDS = 300.0
 TOTAL_SECONDS = 6 * 3600.0
 
@@ -49,16 +48,15 @@ class TransferConfig:
     processes
         Worker processes; by default as many as there are cores, at most four.
     connections
-        Requests at once, over all workers.
+        Number of concurrent requests of all workers.
     ceiling
-        Requests a second, over all workers, at most. Throttled answers slow a worker down below that by
-        themselves.
+        Maximum number of requests a second of all workers. After throttled responses a worker is slower.
     budget_seconds
-        How long to keep trying one block.
+        How many seconds a block is retried.
     read_seconds
-        How long one request may hang before it is given up and sent again; twice as long each time after.
+        Timeout of the first request for a block; it doubles with each retry.
     total_seconds
-        How long all of it may take.
+        Maximum duration of the transfer.
     """
 
     processes: int = 0
@@ -74,7 +72,7 @@ class TransferConfig:
 
 
 class BlockRefusedError(errors.AwsError):
-    """AWS's final word on a block; `code` is AWS's, and `index` the block."""
+    """AWS refused a block, or all retries failed. `code` is AWS's error code, `index` the block."""
 
     def __init__(self, code: str, message: str, index: int, *, reason: str = "", operation: str = "") -> None:
         self.index = index
@@ -109,40 +107,41 @@ def run(
     on_done: Callable[[Sequence[Any]], None],
     config: TransferConfig = TransferConfig(),
 ) -> int:
-    """Put, get or hash blocks and return how many answers were throttled.
+    """Transfer blocks and return the number of throttled responses.
 
     Parameters
     ----------
     verb
-        ``"put"`` from an image, ``"get"`` into a file, or ``"digest"`` to hash what the snapshot contains.
+        ``"put"`` uploads blocks of an image, ``"get"`` downloads blocks into a file, ``"digest"`` downloads
+        blocks and returns their SHA-256.
     items
-        What to do, in this order.
+        The blocks, in the order of their transfer.
     session, region
-        Who and where.
+        Session and region.
     snapshot_id
-        Of the snapshot.
+        ID of the snapshot.
     path
         The image to read, or the existing file to write; ``None`` for digests.
     descriptor
-        An open file that is the disk itself, byte for byte, to read instead of the image.
+        An open raw disk to read instead of the image; -1 for none.
     on_done
-        Called in this thread with the indices of every batch that is done: what a journal may rely upon.
-        After ``"digest"`` these are pairs of index and SHA-256 in hexadecimal. What it raises ends the run.
+        Called in this thread with the indices of each finished batch; for ``"digest"`` with pairs of index
+        and SHA-256 in hexadecimal. An error that it raises ends the transfer.
     config
         Limits of the transfer.
 
     Raises
     ------
     BlockRefusedError
-        A block was refused for good, or for longer than the budget. The others may have arrived.
+        A block was refused, or its retries failed. Other blocks may have been transferred.
     vmsnix_ops.errors.ImageChangedError
-        The image contains other bytes than the digest of a block names, or cannot be read any more.
+        A block of the image does not have its digest, or the image cannot be read.
     vmsnix_ops.errors.CredentialsError
-        The credentials expired and the session had no newer ones.
+        The credentials expired, and the session has no newer ones.
     vmsnix_ops.errors.AccessDeniedError
-        The caller may not do this.
+        The caller may not transfer blocks.
     vmsnix_ops.errors.DeadlineError
-        The whole took longer than it was given.
+        The transfer took longer than `TransferConfig.total_seconds`.
     """
     if not items:
         return 0
@@ -159,13 +158,13 @@ def run(
     )
     deadline = time.monotonic() + config.total_seconds
     with _WorkerPool(job, session, count, descriptor) as pool:
-        # They start meanwhile: a client of botocore takes as long to make as they take.
+        # The workers are starting while botocore creates a client, which takes as long.
         pool.open(wire.target(session, region, read_seconds=config.read_seconds))
         return pool.carry_out(items, on_done, deadline=deadline)
 
 
 class _WorkerPool:
-    """The worker processes of one run. Leaving the block ends them, whatever they are doing."""
+    """The worker processes of one transfer; a context manager, which ends them."""
 
     def __init__(self, job: Job, session: boto3.Session, count: int, descriptor: int) -> None:
         self.job, self.session, self.descriptor = job, session, descriptor
@@ -184,7 +183,7 @@ class _WorkerPool:
                 worker.kill()
             worker.wait()
         for listener in self.listeners:
-            listener.join()  # it reads what its worker said last
+            listener.join()  # it may still read the last message of its worker
         for worker in self.workers:
             for stream in (worker.stdin, worker.stdout):
                 if stream is not None:
@@ -192,24 +191,17 @@ class _WorkerPool:
 
     def open(self, where: wire.Target) -> None:
         """Send every worker its job."""
+        message = {"job": asdict(self.job), "target": asdict(where), "keys": asdict(self.keys)}
         for number in range(len(self.workers)):
-            self._send(
-                number,
-                {
-                    "job": asdict(self.job),
-                    "target": asdict(where),
-                    "keys": asdict(self.keys),
-                    "parent": os.getpid(),
-                },
-            )
+            self._send(number, {**message, "parent": os.getpid()})
 
     def carry_out(
         self, items: Collection[Item], on_done: Callable[[Sequence[Any]], None], *, deadline: float
     ) -> int:
-        """Keep every worker supplied until nothing is left and all is done."""
+        """Send batches to the workers until all blocks are done; return the number of throttled responses."""
         left = _batches(items, self.job.threads * len(self.workers))
         waiting = [0] * len(self.workers)
-        depth = self.job.threads + 2  # one batch a thread, and a little that lies ready
+        depth = self.job.threads + 2  # one batch for each thread, and two in reserve
         for _ in range(depth):
             for number in range(len(self.workers)):
                 waiting[number] += self._supply(number, left)
@@ -233,7 +225,7 @@ class _WorkerPool:
         return sum(self.throttled)
 
     def _supply(self, number: int, left: Iterator[Sequence[Item]]) -> int:
-        """Give a worker its next batch; return how many it got."""
+        """Send a worker its next batch; return the number of batches that were sent."""
         batch = next(left, None)
         if batch is None:
             return 0
@@ -241,7 +233,7 @@ class _WorkerPool:
         return 1
 
     def _pass_keys(self, asking: int | None = None) -> None:
-        """Give the workers the session's credentials when they changed; botocore refreshes them in time."""
+        """Send the workers the session's credentials if botocore has refreshed them."""
         fresh = wire.keys(self.session)
         if fresh != self.keys:
             self.keys = fresh
@@ -256,7 +248,7 @@ class _WorkerPool:
             stream.write(json.dumps(message) + "\n")
             stream.flush()
         except BrokenPipeError:
-            return  # its last word, or its end, is on the way to the inbox
+            return  # the worker has ended, and the inbox gets its last message
 
     def _input(self, number: int) -> IO[str]:
         stream = self.workers[number].stdin
@@ -265,8 +257,8 @@ class _WorkerPool:
         return stream
 
     def _start(self, number: int) -> subprocess.Popen[str]:
-        # A session of its own: Ctrl-C is for the parent, who ends its workers when it has written its
-        # journal.
+        # In its own session, so that Ctrl-C reaches only the parent, which ends its workers after it has
+        # written the journal.
         worker = subprocess.Popen(
             [sys.executable, "-m", "vmsnix_ops.aws.ebs_direct.worker"],
             stdin=subprocess.PIPE,
@@ -287,7 +279,7 @@ class _WorkerPool:
 
 
 def _batches(items: Collection[Item], threads: int) -> Iterator[Sequence[Item]]:
-    """Cut the work into messages: small ones when there is little of it, so that every thread gets some."""
+    """Yield batches, smaller ones for few blocks, so that each thread gets some."""
     size = max(1, min(BATCH, len(items) // (2 * threads)))
     left = iter(items)
     while batch := list(islice(left, size)):
@@ -298,7 +290,7 @@ def _close(stream: IO[str]) -> None:
     try:
         stream.close()
     except BrokenPipeError:
-        return  # the worker was faster
+        return  # the worker has ended
 
 
 def _too_long(job: Job) -> errors.DeadlineError:
@@ -309,8 +301,9 @@ def _too_long(job: Job) -> errors.DeadlineError:
     )
 
 
-def _failure(said: dict[str, Any], job: Job) -> errors.VmsnixError:
-    code, message, index = said["code"], said["message"], said["index"]
+def _failure(failed: dict[str, Any], job: Job) -> errors.VmsnixError:
+    """Return the error for a worker's message."""
+    code, message, index, reason = (failed[name] for name in ("code", "message", "index", "reason"))
     if code == CHANGED:
         start = index * wire.BLOCK_BYTES
         where = f"Bytes {start} to {start + wire.BLOCK_BYTES} of the disk (block {index}): "
@@ -330,10 +323,10 @@ def _failure(said: dict[str, Any], job: Job) -> errors.VmsnixError:
     if code in error_codes.DENIED:
         return errors.AccessDeniedError(
             f"Block {index} could not be transferred.",
-            why=f"{code}: {message}" + (f" ({said['reason']})" if said["reason"] else ""),
+            why=f"{code}: {message}" + (f" ({reason})" if reason else ""),
             fix="Allow ebs:PutSnapshotBlock (to upload) or ebs:GetSnapshotBlock (to verify or download) in "
             "the caller's IAM policy; docs/reference/permissions.md lists all actions.",
             code=code,
         )
     operation = "PutSnapshotBlock" if job.verb == "put" else "GetSnapshotBlock"
-    return BlockRefusedError(code, message, index, reason=said["reason"], operation=operation)
+    return BlockRefusedError(code, message, index, reason=reason, operation=operation)

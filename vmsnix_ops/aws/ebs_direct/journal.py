@@ -1,9 +1,9 @@
-"""What an upload (or a download) has already done, in a file that survives the process.
+"""Journals of uploads, downloads and proofs: files with the finished blocks, so that a later run continues.
 
-The first line is the snapshot that it belongs to; every further line is the index of a block. Lines are
-appended when AWS has acknowledged the blocks, so a killed run loses at most what was under way, and sending
-that again is harmless. A torn last line, which a power cut can leave, is ignored. A disk that takes no more
-lines stops no work: without its journal a killed run sends everything again.
+The first line of an upload's or a download's journal names the snapshot; each further line is the index of a
+block, appended after AWS has acknowledged it. So a killed run transfers only the blocks again that were in
+progress. An incomplete last line, for example after a power cut, is ignored. A full disk does not stop an
+upload: without a journal, the next run uploads all blocks again.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.progress import Step
 
-HOLDER_SECONDS = 2.0  # in which the process that has just locked a file writes who it is
+OWNER_SECONDS = 2.0  # in which a process that has just locked a file writes its name into it
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """What the journal belongs to.
+class JournalHeader:
+    """The first line of a journal.
 
     Attributes
     ----------
     snapshot_id
-        The pending snapshot (or the one that is read).
+        The pending snapshot of an upload, or the snapshot that is downloaded.
     attempt
-        How many snapshots of these bytes were begun before.
+        Number of snapshots that were started for the image before.
     parent_id
-        Snapshot that it starts from; empty for a full upload.
+        Parent of the snapshot; empty for a full upload.
     """
 
     snapshot_id: str
@@ -58,15 +58,15 @@ class BlockJournal:
     Parameters
     ----------
     path
-        Its file.
+        The file.
     required
-        Whether the work must not go on without it: by its journal a download knows whose the file beside it
-        is.
+        Whether an error of the file system is raised. A download needs its journal to recognize its own
+        unfinished file.
 
     Attributes
     ----------
     problem
-        Why it is not written any more, as a sentence; empty while it is.
+        Why the journal is no longer written, as a sentence; empty otherwise.
     """
 
     def __init__(self, path: Path, *, required: bool = False) -> None:
@@ -75,11 +75,11 @@ class BlockJournal:
         self.problem = ""
         self._file: IO[str] | None = None
 
-    def read(self) -> tuple[Beginning, set[int]] | None:
-        """Return what it belongs to and the blocks that are done, or ``None``."""
+    def read(self) -> tuple[JournalHeader, set[int]] | None:
+        """Return the header and the finished blocks, or ``None`` without a journal."""
         try:
             lines = files.read(self.path).decode("utf-8").split("\n")
-            beginning = Beginning(**json.loads(lines[0]))
+            header = JournalHeader(**json.loads(lines[0]))
         except FileNotFoundError:
             return None
         except OSError:
@@ -87,30 +87,30 @@ class BlockJournal:
                 raise
             return None
         except (ValueError, TypeError, RecursionError):
-            return None  # killed while its first line was written: nothing had been sent yet
-        # What follows the last newline is empty or torn. Other versions of this package wrote other lines:
-        # what they stand for is done again.
-        return beginning, {int(line) for line in lines[1:-1] if line.isdecimal()}
+            return None  # the run was killed while it wrote the first line, before the first block
+        # The text after the last newline is empty or incomplete. Lines of other versions of vmsnix are
+        # ignored, and their blocks transferred again.
+        return header, {int(line) for line in lines[1:-1] if line.isdecimal()}
 
-    def begin(self, beginning: Beginning) -> None:
-        """Start anew."""
+    def begin(self, header: JournalHeader) -> None:
+        """Start a new journal."""
         self.close()
         with self._collecting():
             files.make_folder(self.path.parent)
             self._file = files.open_text(self.path)
-            self._file.write(json.dumps(asdict(beginning)) + "\n")
+            self._file.write(json.dumps(asdict(header)) + "\n")
             self._file.flush()
 
     def resume(self) -> None:
-        """Go on where it ended."""
+        """Continue the existing journal."""
         self.close()
         with self._collecting():
             os.truncate(self.path, files.read(self.path).rfind(b"\n") + 1)
             self._file = files.open_text(self.path, append=True)
 
     def add(self, done: Sequence[int]) -> None:
-        """Write down blocks that are done, by their indices."""
-        if self.problem:  # a later line would be joined to the torn one, and be another number
+        """Add the indices of finished blocks."""
+        if self.problem:  # a further line would be joined to the incomplete one
             return
         if self._file is None:
             raise RuntimeError("the journal was neither begun nor resumed")
@@ -121,12 +121,12 @@ class BlockJournal:
     def close(self) -> None:
         """Close the file and keep it."""
         if self._file is not None:
-            with suppress(OSError):  # what is left of a line that the disk did not take
+            with suppress(OSError):  # the disk is full
                 self._file.close()
             self._file = None
 
     def remove(self) -> None:
-        """Forget everything: the work is done, or will not be continued."""
+        """Delete the journal."""
         self.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
@@ -146,15 +146,15 @@ class BlockJournal:
 
 
 class DigestJournal:
-    """The SHA-256 of the blocks of a snapshot that were read, so that a proof continues where it was cut.
+    """The journal of a proof: the SHA-256 of the blocks that were read.
 
-    A line of JSON names the snapshot; then 40 bytes a block: index, SHA-256 and CRC-32 of both. What was
-    written after the first damaged entry is read again. Without the file everything is.
+    A line of JSON names the snapshot. Then each block has 40 bytes: index, SHA-256 and CRC-32 of both.
+    Entries after the first damaged one are ignored, and their blocks read again.
 
     Parameters
     ----------
     path
-        Its file.
+        The file.
     snapshot_id, region
         The snapshot.
     """
@@ -167,11 +167,11 @@ class DigestJournal:
         self._file = -1
 
     def read(self) -> Digests:
-        """Return the blocks that are done."""
+        """Return the finished blocks."""
         return self._read()[0]
 
     def open(self) -> Digests:
-        """Return the blocks that are done, and keep the file open for more."""
+        """Return the finished blocks, and open the file for more."""
         known, end = self._read()
         with suppress(OSError):
             files.make_folder(self.path.parent)
@@ -181,7 +181,7 @@ class DigestJournal:
         return known
 
     def _read(self) -> tuple[Digests, int]:
-        """Return the blocks that are done, and where the last of them ends in the file."""
+        """Return the finished blocks, and the position after the last valid entry."""
         try:
             content = files.read(self.path)
         except OSError:
@@ -200,7 +200,7 @@ class DigestJournal:
         return Digests.of([(indices, sums)]) if indices else Digests(), at
 
     def add(self, done: Sequence[tuple[int, str]]) -> None:
-        """Write down blocks that were read: index and SHA-256 in hexadecimal."""
+        """Add finished blocks: index and SHA-256 in hexadecimal."""
         entries = (self._ENTRY.pack(index, bytes.fromhex(digest)) for index, digest in done)
         self._write(b"".join(entry + self._checksum(entry) for entry in entries))
 
@@ -211,7 +211,7 @@ class DigestJournal:
             self._file = -1
 
     def remove(self) -> None:
-        """Delete the file: the proof is done."""
+        """Delete the journal."""
         self.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
@@ -227,24 +227,27 @@ class DigestJournal:
             whole = os.write(self._file, data) == len(data)
         except OSError:
             whole = False
-        if not whole:  # a full disk: a proof that is cut reads more again
+        if not whole:  # the disk is full; an interrupted proof reads these blocks again
             self.close()
 
 
 @contextmanager
-def alone(journal: Path, step: Step | None) -> Iterator[None]:
-    """Wait for another publisher of the same image on this machine: two would share one journal."""
+def lock_journal(journal: Path, doing: str, step: Step | None, *, remove: bool = False) -> Iterator[None]:
+    """Wait for other processes on this machine that use the same journal; parameters are those of `locked`.
 
-    def tell(holder: str) -> bool:
+    Without a lock file (full or read-only disk), the block runs without a lock.
+    """
+
+    def wait(owner: str) -> bool:
         if step is not None:
-            step.message(f"{holder}; waiting for it")
+            step.message(f"{owner}; waiting for it")
         return True
 
     with ExitStack() as stack:
         try:
             lock = journal.with_name(f"{journal.name}.lock")
-            stack.enter_context(locked(lock, "uploads this image", on_busy=tell, step=step))
-        except OSError as error:  # a full or read-only disk, on which no journal can be shared either
+            stack.enter_context(locked(lock, doing, on_busy=wait, step=step, remove=remove))
+        except OSError as error:  # there is no journal either
             if step is not None:
                 step.message(f"{journal.parent} cannot be locked ({error.strerror}); continuing")
         yield
@@ -259,29 +262,29 @@ def locked(
     step: Step | None = None,
     remove: bool = False,
 ) -> Iterator[None]:
-    """Lock a file for the length of the block. The operating system releases it when the process ends.
+    """Lock a file during the block. The operating system releases the lock when the process ends.
 
-    The file names the process. What a killed process left in it does not count: the lock does.
+    The process that has the lock writes its name into the file.
 
     Parameters
     ----------
     path
-        The lock file, made when missing.
+        The lock file; created if it does not exist.
     doing
-        What this process does, after its name: "downloads snap-1 to disk.raw".
+        What this process does, such as "downloads snap-1 to disk.raw".
     on_busy
-        Called when another process has the lock, with a sentence that says which; returns whether to wait, or
-        raises.
+        Called if another process has the lock, with a sentence about that process; returns whether to wait,
+        or raises.
     step
-        Shows a message when the file system has no locks; the block runs all the same.
+        Shows a message if the file system has no locks; then the block runs without a lock.
     remove
-        Whether to delete the lock file at the end.
+        Whether to delete the lock file after the block.
     """
     files.make_folder(path.parent)
     file = _lock(path, on_busy, step)
     try:
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now(), "doing": doing}
-        with suppress(OSError):  # a full disk: the lock is taken, but its owner is not recorded
+        with suppress(OSError):  # on a full disk the owner is not recorded
             os.truncate(file, 0)
             os.pwrite(file, json.dumps(me).encode(), 0)
         yield
@@ -289,7 +292,7 @@ def locked(
         with suppress(OSError):
             os.truncate(file, 0)
             if remove:
-                path.unlink(missing_ok=True)  # still locked, so that it is the file that others would find
+                path.unlink(missing_ok=True)  # before the lock is released, so that nobody locks it now
         os.close(file)
 
 
@@ -301,13 +304,13 @@ def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if on_busy(_holder(file)):
+                if on_busy(_lock_owner(file)):
                     fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:  # a file system without locks
                 if step is not None:
                     step.message(f"{path.parent} cannot be locked ({error.strerror}); continuing")
                 return file
-            # The process that had it may have deleted the file meanwhile: then this is the lock of nobody.
+            # The last owner may have deleted the file meanwhile; then other processes lock a new one.
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
         except BaseException:
@@ -316,16 +319,16 @@ def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
         os.close(file)
 
 
-def _holder(file: int) -> str:
-    """Return a sentence that names the process that has a lock."""
-    deadline = time.monotonic() + HOLDER_SECONDS
+def _lock_owner(file: int) -> str:
+    """Return a sentence about the process that has the lock."""
+    deadline = time.monotonic() + OWNER_SECONDS
     while True:
         try:
             who = json.loads(os.pread(file, 10_000, 0))
             if who["host"] != socket.gethostname() or _alive(int(who["pid"])):
                 return f"process {who['pid']} on {who['host']} {who['doing']} since {who['since']}"
         except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # it has not written it yet
+            pass  # the owner has not written its name yet
         if time.monotonic() > deadline:
             return "another process has locked it, but it did not record which"
         time.sleep(0.02)
@@ -336,7 +339,7 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         return True
     return True
 

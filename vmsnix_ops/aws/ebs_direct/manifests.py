@@ -1,6 +1,7 @@
-"""Manifests of snapshots, beside the tables: the SHA-256 of each block that a snapshot contains.
+"""The blocks of snapshots: manifests beside the tables, and the lists of AWS.
 
-With the manifest of the previous image, an upload sends only what differs, and reads nothing back.
+A manifest has the SHA-256 of each block of a snapshot. With the manifest of the parent snapshot, an upload
+sends only the blocks that differ.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.records.tables import Tables
 
-CANDIDATES = 5  # previous snapshots that are looked at, newest first
+CANDIDATES = 5  # earlier snapshots that are checked, newest first
 PAGE = 10_000
 _NOTHING = Digests()
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The snapshot that an incremental upload starts from.
+    """The parent of an incremental upload.
 
     Attributes
     ----------
     snapshot_id
-        Such as ``snap-0123456789abcdef0``; empty when there is none to start from.
+        ID of the snapshot; empty for a full upload.
     blocks
-        Every block that it contains.
+        All blocks of the snapshot.
     why
-        Why there is none, for the operator.
+        Reason for a full upload.
     """
 
     snapshot_id: str = ""
@@ -55,15 +56,15 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """The blocks that AWS lists of a snapshot.
+class BlockList:
+    """AWS's list of the blocks of a snapshot.
 
     Attributes
     ----------
     size_gib
-        Size of a volume made from it.
+        Volume size of the snapshot.
     tokens
-        Index to block token; tokens are good for seven days.
+        Block tokens by index; valid for seven days.
     """
 
     size_gib: int
@@ -76,7 +77,7 @@ def save(tables: Tables, manifest: Manifest) -> None:
 
 
 def read(tables: Tables, snapshot_id: str) -> Manifest | None:
-    """Return the manifest of a snapshot; ``None`` when none was written.
+    """Return the manifest of a snapshot, or ``None`` if there is none.
 
     Raises
     ------
@@ -92,11 +93,11 @@ def read(tables: Tables, snapshot_id: str) -> Manifest | None:
 
 
 def load(tables: Tables, snapshot_id: str) -> Digests:
-    """Return the blocks of a snapshot; none when it has no manifest or the manifest cannot be used."""
+    """Return the blocks in the manifest of a snapshot; none if there is no manifest or it is invalid."""
     try:
         found = read(tables, snapshot_id)
     except errors.RecordsError:
-        return _NOTHING  # the upload is a full one
+        return _NOTHING
     return found.blocks if found is not None else _NOTHING
 
 
@@ -114,24 +115,23 @@ def _name(snapshot_id: str) -> str:
 def choose_parent(
     ec2: EC2Client, ebs: EBSClient, tables: Tables, *, image: str, size_gib: int, kms_key: str = ""
 ) -> Parent:
-    """Return the snapshot of the same image to start from, or why a full upload is needed.
+    """Return the parent for a new snapshot of an image, or the reason for a full upload.
 
-    A parent must be completed, ours, in this region, no larger than the new one, and contain exactly the
-    blocks of its manifest: a manifest that is wrong by one block would make a wrong image. It must be
-    encrypted as the new snapshot is to be: a child gets its parent's key, and StartSnapshot takes no other.
+    A parent is a completed snapshot of this account and region. It is not larger than the new snapshot, has
+    the same encryption (a child gets its parent's key), and contains exactly the blocks of its manifest.
 
     Parameters
     ----------
     ec2, ebs
         Clients of the region.
     tables
-        Where manifests are kept.
+        Tables with the manifests.
     image
         Name of the image (the tag ``vmsnix:image``).
     size_gib
         Volume size of the new snapshot.
     kms_key
-        ARN of the key that is to encrypt it; empty: as the account encrypts by default.
+        ARN of the key for the new snapshot; empty for the account's default encryption.
     """
     filters: list[FilterTypeDef] = [
         {"Name": f"tag:{tagging.IMAGE}", "Values": [image]},
@@ -154,14 +154,14 @@ def choose_parent(
 
 
 def default_key(ec2: EC2Client) -> str:
-    """Return the key of new snapshots, an ARN or ``alias/aws/ebs``; empty when they are not encrypted."""
+    """Return the account's key for new snapshots, an ARN or ``alias/aws/ebs``; empty without encryption."""
     if not ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"]:
         return ""
     return ec2.get_ebs_default_kms_key_id()["KmsKeyId"]
 
 
-def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
-    """Return the blocks that AWS lists of a snapshot.
+def list_blocks(ebs: EBSClient, snapshot_id: str) -> BlockList:
+    """Return AWS's list of the blocks of a snapshot.
 
     Raises
     ------
@@ -169,20 +169,24 @@ def listed(ebs: EBSClient, snapshot_id: str) -> Listed:
         There is no such completed snapshot, or the caller may not read it.
     """
     size_gib, tokens = 0, dict[int, str]()
-    for page in pages(ebs, snapshot_id):
+    for page in list_pages(ebs, snapshot_id):
         size_gib = page["VolumeSize"]
         tokens.update((block["BlockIndex"], block["BlockToken"]) for block in page["Blocks"])
-    return Listed(size_gib, tokens)
+    return BlockList(size_gib, tokens)
 
 
 @needs("ebs:ListSnapshotBlocks")
-def indices(ebs: EBSClient, snapshot_id: str) -> array[int]:
-    """Return the indices of the blocks that AWS lists of a snapshot, ascending."""
-    return array("I", (block["BlockIndex"] for page in pages(ebs, snapshot_id) for block in page["Blocks"]))
+def list_indices(ebs: EBSClient, snapshot_id: str) -> array[int]:
+    """Return the indices of the blocks of a snapshot, ascending."""
+    return array(
+        "I", (block["BlockIndex"] for page in list_pages(ebs, snapshot_id) for block in page["Blocks"])
+    )
 
 
-def pages(ebs: EBSClient, snapshot_id: str, *, start: int = 0) -> Iterator[ListSnapshotBlocksResponseTypeDef]:
-    """Yield what AWS lists of the blocks of a snapshot from an index on, page by page, ascending."""
+def list_pages(
+    ebs: EBSClient, snapshot_id: str, *, start: int = 0
+) -> Iterator[ListSnapshotBlocksResponseTypeDef]:
+    """Yield the pages of AWS's list of the blocks of a snapshot, ascending from the index `start`."""
     request: ListSnapshotBlocksRequestTypeDef = {
         "SnapshotId": snapshot_id,
         "MaxResults": PAGE,
@@ -200,17 +204,14 @@ def pages(ebs: EBSClient, snapshot_id: str, *, start: int = 0) -> Iterator[ListS
 def _usable(
     ebs: EBSClient, tables: Tables, snapshot: SnapshotTypeDef, *, size_gib: int, key: str
 ) -> tuple[Digests, str]:
-    """Return the manifest, or an empty one and the reason why this snapshot will not do."""
+    """Return the blocks of a candidate for the parent, or no blocks and the reason."""
     if snapshot["VolumeSize"] > size_gib:
         return _NOTHING, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
     if bool(snapshot.get("Encrypted")) != bool(key):
-        return (
-            Digests(),
-            "is not encrypted, but the new snapshot is to be"
-            if key
-            else "is encrypted, but new ones are not",
+        return _NOTHING, (
+            "is not encrypted, but the new snapshot will be" if key else "is encrypted, but new ones are not"
         )
-    # EC2 does not show which key an alias is; a snapshot that was started with this alias has it in a tag.
+    # EC2 does not report the key of an alias. A snapshot that was started with this alias has it in a tag.
     if key and "alias/" in key and tagging.to_dict(snapshot.get("Tags")).get(tagging.KEY) != key:
         return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may differ from {key}"
     if key and "alias/" not in key and _key_id(snapshot.get("KmsKeyId") or "") != _key_id(key):
@@ -221,18 +222,16 @@ def _usable(
     if not blocks:
         return _NOTHING, "has no manifest beside the tables, or it cannot be used"
     try:
-        there = indices(ebs, snapshot["SnapshotId"])
+        there = list_indices(ebs, snapshot["SnapshotId"])
     except errors.AwsError as error:
-        lacking = denied_action(error.why, error.operation)
-        return (
-            Digests(),
-            f"cannot be listed ({f'{lacking} is not allowed' if lacking else error.code or error.why})",
-        )
+        denied = denied_action(error.why, error.operation)
+        reason = f"{denied} is not allowed" if denied else error.code or error.why
+        return _NOTHING, f"cannot be listed ({reason})"
     if len(there) != len(blocks) or any(index not in blocks for index in there):
         return _NOTHING, f"contains other blocks ({len(there)}) than its manifest ({len(blocks)})"
     return blocks, ""
 
 
 def _key_id(arn: str) -> str:
-    """Return the last part of a key's ARN, because EC2 does not always name the whole of it."""
+    """Return the ID in a key's ARN, because EC2 does not always report the whole ARN."""
     return arn.rpartition("/")[2]

@@ -1,8 +1,4 @@
-"""EBS direct backwards: compare a snapshot with what was identified, or download one.
-
-Both read through ``ListSnapshotBlocks`` and ``GetSnapshotBlock``, so they work with every completed snapshot
-that the caller may read, however it was made.
-"""
+"""Read snapshots through the EBS direct APIs: compare one with an image, hash its blocks, or download it."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import engine, manifests
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
-from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, locked
+from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader, locked
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import client
@@ -30,20 +26,20 @@ if TYPE_CHECKING:
     from types_boto3_ebs.client import EBSClient
 
     from vmsnix_ops.aws.ebs_direct.journal import DigestJournal
-    from vmsnix_ops.aws.ebs_direct.manifests import Listed
+    from vmsnix_ops.aws.ebs_direct.manifests import BlockList
     from vmsnix_ops.progress import Step
 
 GIB = 2**30
 DIFFERS = "ContentDiffers"
 ZERO = hashlib.sha256(ZEROS).hexdigest()
 SAMPLE = 256
-"""Blocks of a sample: 128 MiB. It finds a snapshot of which 2 % is wrong with a chance of 99 %."""
+"""Blocks of a sample: 128 MiB. If 2 % of a snapshot are wrong, a sample contains a wrong block at 99 %."""
 
-AT_ONCE = 100_000
-"""Blocks that are listed before they are read, 50 GiB: 20 MB of memory, and minutes of reading."""
+BATCH_BLOCKS = 100_000
+"""Blocks that are listed at once, 50 GiB: their tokens take 20 MB of memory."""
 
 JOURNAL = ".part.journal"
-"""What the name of a download's journal has behind the file's."""
+"""Suffix of a download's journal."""
 
 Verify = Literal["none", "sample", "whole"]
 VERIFIES: tuple[Verify, ...] = ("none", "sample", "whole")
@@ -51,16 +47,16 @@ VERIFIES: tuple[Verify, ...] = ("none", "sample", "whole")
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was compared.
+    """The result of a comparison.
 
     Attributes
     ----------
     snapshot_id
         The snapshot.
     blocks
-        How many of its blocks were fetched and compared.
+        Number of compared blocks.
     of
-        How many it has.
+        Number of blocks in the snapshot.
     """
 
     snapshot_id: str
@@ -70,18 +66,18 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """A snapshot in a file.
+    """A downloaded snapshot.
 
     Attributes
     ----------
     snapshot_id
         The snapshot.
     path
-        The raw disk; what the snapshot does not contain is a hole.
+        The raw disk, with holes for missing blocks.
     bytes
         Size of the disk.
     fetched
-        Blocks that were fetched in this run.
+        Number of blocks that this run downloaded.
     """
 
     snapshot_id: str
@@ -101,30 +97,30 @@ def verify(
     step: Step | None = None,
     config: TransferConfig | None = None,
 ) -> Verified:
-    """Read a completed snapshot back and compare it with the image that was identified.
+    """Compare the blocks of a completed snapshot with the digests of an image.
 
-    The image file is not read: it may contain other bytes by now. Blocks that the snapshot does not have must
-    be zero in the image; all of them are checked whatever the sample.
+    Blocks that the snapshot does not have must be zero in the image. This is checked for all blocks, also
+    with a sample.
 
     Parameters
     ----------
     session, region
-        Whose, and where.
+        Session and region of the snapshot.
     snapshot_id
         The snapshot.
     blocks
-        Index to SHA-256 (hex) of the image's blocks, from its identity; those that are left out are zero.
+        SHA-256 (hex) of the image's blocks by index, from its identity; other blocks are zero.
     how
-        ``"sample"`` compares `SAMPLE` blocks at random, ``"whole"`` all, ``"none"`` nothing.
+        ``"sample"`` compares `SAMPLE` random blocks, ``"whole"`` all, ``"none"`` no blocks.
 
     Raises
     ------
     vmsnix_ops.errors.SnapshotFailedError
-        It contains other bytes.
+        A block differs.
     """
     if how == "none":
         return Verified(snapshot_id, 0, 0)
-    tokens = manifests.listed(client(session, "ebs", region), snapshot_id).tokens
+    tokens = manifests.list_blocks(client(session, "ebs", region), snapshot_id).tokens
     chosen = sorted(tokens)
     if how == "sample" and len(chosen) > SAMPLE:
         chosen = sorted(random.sample(chosen, SAMPLE))
@@ -166,19 +162,19 @@ def digests(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield index and SHA-256 of the blocks of a completed snapshot, ascending.
 
-    Memory does not grow with the snapshot: blocks are listed and read some at a time. Safe to run twice: what
-    the journal has is not read again, because a completed snapshot never changes.
+    Blocks are listed and read in batches, so that memory does not grow with the snapshot. Safe to run twice:
+    the blocks in the journal are not read again, because a completed snapshot never changes.
 
     Parameters
     ----------
     session, region
-        Whose, and where.
+        Session and region of the snapshot.
     snapshot_id
         The snapshot.
     only
-        Indices to read; by default all that AWS lists. Blocks that are not listed are zeros.
+        Indices to read; by default all blocks of the snapshot.
     journal
-        Where what was read is written down. The caller deletes it when all was read.
+        Journal for the blocks that were read; the caller deletes it.
 
     Raises
     ------
@@ -217,14 +213,14 @@ def digests(
 
 
 def _batches(ebs: EBSClient, snapshot_id: str) -> Iterator[list[tuple[int, str]]]:
-    """Yield indices and tokens of the blocks of a snapshot, about `AT_ONCE` at a time."""
+    """Yield indices and tokens of the blocks of a snapshot, about `BATCH_BLOCKS` at a time."""
     start, batch = 0, [(0, "")]
     while batch:
         batch = []
-        # A new listing for each batch: the token of the next page expires while a batch is read.
-        for page in manifests.pages(ebs, snapshot_id, start=start):
+        # Each batch has a new list, because the token of the next page expires while a batch is read.
+        for page in manifests.list_pages(ebs, snapshot_id, start=start):
             batch += [(block["BlockIndex"], block["BlockToken"]) for block in page["Blocks"]]
-            if len(batch) >= AT_ONCE:
+            if len(batch) >= BATCH_BLOCKS:
                 break
         if batch:
             yield batch
@@ -241,38 +237,37 @@ def download(
     step: Step | None = None,
     config: TransferConfig | None = None,
 ) -> Downloaded:
-    """Write a snapshot into a sparse raw file.
+    """Download a snapshot to a sparse raw file.
 
-    Safe to run twice: what was fetched is recorded beside the file, and a download that died continues from
-    there. The file gets its name when it is complete. Of two downloads to one file at the same time the
-    second is refused: both would write into the same unfinished file.
+    Safe to run twice: a journal beside the file lists the downloaded blocks, and an interrupted download
+    continues. The complete file gets its name at the end.
 
     Parameters
     ----------
     session, region
-        Whose, and where.
+        Session and region of the snapshot.
     snapshot_id
         A completed snapshot that the caller may read.
     path
-        The file to make.
+        The new file.
 
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        The file is there already or cannot be made, or an unfinished one of that name that no download made.
+        The file exists or cannot be created, or no download created the unfinished file of that name.
     vmsnix_ops.errors.RunError
         Another process downloads to this file.
     vmsnix_ops.errors.AwsError
         The snapshot cannot be read.
     """
     _check_free(path)
-    found = manifests.listed(client(session, "ebs", region), snapshot_id)
+    found = manifests.list_blocks(client(session, "ebs", region), snapshot_id)
     _check_folder(path)
 
-    def refuse(holder: str) -> bool:
+    def refuse(owner: str) -> bool:
         raise errors.RunError(
             f"Another download is writing to {path}.",
-            why=f"{holder[0].upper()}{holder[1:]}.",
+            why=f"{owner[0].upper()}{owner[1:]}.",
             fix="Wait until it ends, or use another file.",
         )
 
@@ -283,7 +278,7 @@ def download(
         step=step,
         remove=True,
     ):
-        _check_free(path)  # the download that had the lock a moment ago may have made it
+        _check_free(path)  # the last owner of the lock may have created it
         return _fetch(session, region, snapshot_id, found, path, step, config or TransferConfig())
 
 
@@ -291,16 +286,16 @@ def _fetch(
     session: boto3.Session,
     region: str,
     snapshot_id: str,
-    found: Listed,
+    found: BlockList,
     path: Path,
     step: Step | None,
     config: TransferConfig,
 ) -> Downloaded:
-    """Fetch what is not there yet, and give the file its name."""
+    """Download the missing blocks, and rename the complete file."""
     part = path.with_name(f"{path.name}.part")
     journal = BlockJournal(path.with_name(f"{path.name}{JOURNAL}"), required=True)
     size = found.size_gib * GIB
-    done = _done_before(journal, part, snapshot_id, size)
+    done = _resume_or_begin(journal, part, snapshot_id, size)
     descriptor = files.create(part, os.O_WRONLY)
     try:
         os.ftruncate(descriptor, size)
@@ -328,13 +323,13 @@ def _fetch(
         )
     finally:
         journal.close()
-    _give_name(part, path)
+    _rename(part, path)
     journal.remove()
     return Downloaded(snapshot_id, path, size, len(items))
 
 
 def _check_free(path: Path) -> None:
-    if os.path.lexists(path):  # also a symbolic link that leads nowhere
+    if os.path.lexists(path):  # also a broken symbolic link
         raise errors.UsageError(
             f"{path} already exists.",
             why="A download does not overwrite files.",
@@ -343,7 +338,7 @@ def _check_free(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Make the folder of a download, and refuse one in which its files cannot be."""
+    """Create the folder of a download, and refuse a name that is too long for its files."""
     try:
         files.make_folder(path.parent)
         path.with_name(f"{path.name}{JOURNAL}").lstat()  # the longest name that is used
@@ -358,8 +353,8 @@ def _check_folder(path: Path) -> None:
         ) from error
 
 
-def _give_name(part: Path, path: Path) -> None:
-    """Name the complete file; unlike a rename, a link never replaces a file that somebody made meanwhile."""
+def _rename(part: Path, path: Path) -> None:
+    """Give the complete file its name. Unlike a rename, a hard link never replaces another file."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
     try:
@@ -377,14 +372,14 @@ def _give_name(part: Path, path: Path) -> None:
         part.unlink()
 
 
-def _done_before(journal: BlockJournal, part: Path, snapshot_id: str, size: int) -> set[int]:
-    """Go on with the journal of this snapshot, or start a new one with an empty file."""
+def _resume_or_begin(journal: BlockJournal, part: Path, snapshot_id: str, size: int) -> set[int]:
+    """Return the downloaded blocks of the unfinished file; start a new file and journal if there is none."""
     known = journal.read()
     if known is not None and known[0].snapshot_id == snapshot_id and part.exists():
         if part.stat().st_size == size or not known[1]:
             journal.resume()
             return known[1]
-    elif part.exists() and not journal.path.exists():  # a download begins with its journal
+    elif part.exists() and not journal.path.exists():  # a download creates its journal first
         raise errors.UsageError(
             f"{part} already exists, and no download created it.",
             why=f"A download writes to that name first, but {journal.path.name} is not beside it.",
@@ -392,7 +387,7 @@ def _done_before(journal: BlockJournal, part: Path, snapshot_id: str, size: int)
         )
     files.make_folder(part.parent)
     part.unlink(missing_ok=True)
-    journal.begin(Beginning(snapshot_id))
+    journal.begin(JournalHeader(snapshot_id))
     return set()
 
 

@@ -1,11 +1,8 @@
-"""The lean way to put and get one block of a snapshot.
+"""A small HTTP client for ``PutSnapshotBlock`` and ``GetSnapshotBlock``, one request for each block.
 
-botocore spends most of its time between the caller and the socket. This module sends the same bytes with the
-same Signature Version 4 over bare connections (`vmsnix_ops.aws.ebs_direct.wire`), and nothing in
-between. Everything that decides where the request goes and who sends it is still botocore's: `target` reads
-endpoint (FIPS, dual stack, ``AWS_ENDPOINT_URL``), proxies and certificates from the session.
-
-Only ``PutSnapshotBlock`` and ``GetSnapshotBlock`` go this way; everything else is a plain client call.
+botocore needs more CPU time for a request than the network does. This client sends the same bytes with the
+same Signature Version 4. Endpoint (FIPS, dual stack, ``AWS_ENDPOINT_URL``), proxy, certificates and
+credentials still come from botocore. All other operations are called through botocore.
 
 Source: EBS direct APIs reference, "PutSnapshotBlock"; IAM user guide, "Create a signed AWS API request".
 """
@@ -33,11 +30,10 @@ if TYPE_CHECKING:
     from types_boto3_ebs.client import EBSClient
 
 
-# One HTTP/1.1 connection that carries blocks and nothing else.
+# One HTTP/1.1 connection.
 #
-# ``http.client`` and urllib3 spend about nine tenths of a millisecond of Python on a request, which is more
-# than reading and sending the block itself. A block needs little of what they can do: a head and a body go
-# out in one ``sendmsg``, a short answer comes back.
+# ``http.client`` and urllib3 need about 0.9 ms of Python for a request, more than reading and sending the
+# block itself. Here head and body are sent with one ``sendmsg``.
 #
 # Source: RFC 9112 (HTTP/1.1), sections 2 to 7; RFC 9110, section 9.3.6 (CONNECT).
 
@@ -48,25 +44,25 @@ CONNECT_SECONDS = 5.0
 
 
 class ConnectionFailed(Exception):  # noqa: N818 (a condition that is retried, never shown)
-    """No answer: the connection broke, or the time was over."""
+    """The connection broke, or the response did not arrive in time."""
 
 
 class CertificateRefused(Exception):  # noqa: N818 (becomes an answer)
-    """The other side's certificate does not prove who it is; trying again would not help."""
+    """The server's certificate is not valid for it; this is not retried."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How to reach the server.
+class Route:
+    """A server, and the proxy for it.
 
     Attributes
     ----------
     scheme, host, port
-        Of the server.
+        The server.
     proxy
-        URL of an ``http`` proxy, with user and password where it wants them; empty for none.
+        URL of an ``http`` proxy, with user and password if it needs them; empty for none.
     context
-        For TLS.
+        Settings of TLS; ``None`` without TLS.
     """
 
     scheme: str
@@ -77,12 +73,12 @@ class Way:
 
     @property
     def tunnels(self) -> bool:
-        """Whether the proxy only passes on what it cannot read."""
+        """Whether the proxy forwards an encrypted connection."""
         return bool(self.proxy) and self.scheme == "https"
 
     @property
     def proxy_headers(self) -> dict[str, str]:
-        """What tells the proxy who asks."""
+        """The headers with the user and password for the proxy."""
         parts = urllib.parse.urlsplit(self.proxy)
         if not parts.username:
             return {}
@@ -92,7 +88,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer; names of headers in small letters."""
+    """A response; names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -102,23 +98,18 @@ class Reply:
 class Connection:
     """A connection that is used for one request after another.
 
-    Parameters
-    ----------
-    way
-        Where to, and how.
-
     Raises
     ------
     ConnectionFailed
-        It could not be opened.
+        The connection could not be opened.
     CertificateRefused
-        The server is not who it should be.
+        The server's certificate is not valid for it.
     """
 
-    def __init__(self, way: Way) -> None:
-        self._way = way
+    def __init__(self, route: Route) -> None:
+        self._route = route
         self._seconds = CONNECT_SECONDS
-        self._rest = b""  # what arrived behind the last reply
+        self._rest = b""  # bytes received after the last reply
         self.used = False
         self.open = True
         try:
@@ -126,7 +117,7 @@ class Connection:
         except ssl.SSLCertVerificationError as error:
             raise CertificateRefused(str(error)) from error
         except OSError as error:
-            raise ConnectionFailed(f"could not connect to {way.host}: {error}") from error
+            raise ConnectionFailed(f"could not connect to {route.host}: {error}") from error
 
     def exchange(self, head: bytes, body: bytes | bytearray | None, *, seconds: float) -> Reply:
         """Send a request and return the reply.
@@ -134,16 +125,16 @@ class Connection:
         Parameters
         ----------
         head
-            Request line and headers, with the empty line behind them.
+            Request line and headers, with the empty line after them.
         body
-            What follows.
+            Body; ``None`` for none.
         seconds
-            How long the other side may do nothing at all: neither take nor give a byte.
+            Maximum time in which the server neither receives nor sends a byte.
 
         Raises
         ------
         ConnectionFailed
-            There was no whole reply. The connection is closed.
+            There was no complete reply. The connection is closed.
         """
         try:
             if seconds != self._seconds:
@@ -152,7 +143,7 @@ class Connection:
             try:
                 self._send(head, body)
             except (BrokenPipeError, ConnectionResetError):
-                # A server that refuses does not always wait for the whole body: its words may be there.
+                # A server may refuse a request before it has read the whole body.
                 reply = self._receive()
                 self.close()
                 return reply
@@ -169,29 +160,29 @@ class Connection:
         return reply
 
     def close(self) -> None:
-        """Close it. Safe to call twice."""
+        """Close the connection. Safe to call twice."""
         self.open = False
         self._socket.close()
 
     def _connect(self) -> socket.socket:
-        way, proxy = self._way, urllib.parse.urlsplit(self._way.proxy)
-        address = (proxy.hostname or "", proxy.port or 80) if way.proxy else (way.host, way.port)
+        route, proxy = self._route, urllib.parse.urlsplit(self._route.proxy)
+        address = (proxy.hostname or "", proxy.port or 80) if route.proxy else (route.host, route.port)
         made = socket.create_connection(address, timeout=CONNECT_SECONDS)
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket = made
-            if way.tunnels:
+            if route.tunnels:
                 self._tunnel()
-            if way.context is not None:
-                made = way.context.wrap_socket(made, server_hostname=way.host)
+            if route.context is not None:
+                made = route.context.wrap_socket(made, server_hostname=route.host)
         except BaseException:
             made.close()
             raise
         return made
 
     def _tunnel(self) -> None:
-        place = f"{self._way.host}:{self._way.port}"
-        headers = "".join(f"{name}: {value}\r\n" for name, value in self._way.proxy_headers.items())
+        place = f"{self._route.host}:{self._route.port}"
+        headers = "".join(f"{name}: {value}\r\n" for name, value in self._route.proxy_headers.items())
         self._socket.sendall(f"CONNECT {place} HTTP/1.1\r\nhost: {place}\r\n{headers}\r\n".encode())
         status, _headers = self._head()
         if status != 200:
@@ -201,7 +192,7 @@ class Connection:
         if body is None:
             self._socket.sendall(head)
             return
-        if isinstance(self._socket, ssl.SSLSocket):  # has no sendmsg; a record for the head is cheap
+        if isinstance(self._socket, ssl.SSLSocket):  # has no sendmsg
             self._socket.sendall(head)
             sent = 0
         else:
@@ -210,7 +201,7 @@ class Connection:
                 self._socket.sendall(head[sent:])
                 sent = 0
         view = memoryview(body)
-        while sent < len(view):  # not sendall, whose time limit is for the whole
+        while sent < len(view):  # not sendall: its timeout is for the whole body
             sent += self._socket.send(view[sent:])
 
     def _receive(self) -> Reply:
@@ -224,7 +215,7 @@ class Connection:
         if "content-length" in headers:
             length = int(headers["content-length"])
             return Reply(status, headers, self._exactly(length))
-        body = bytearray(self._rest)  # everything up to the end of the connection
+        body = bytearray(self._rest)  # until the server closes the connection
         while piece := self._socket.recv(PIECE):
             body += piece
             _check_length(len(body))
@@ -251,7 +242,7 @@ class Connection:
         return int(rest[:3]), headers
 
     def _chunks(self) -> bytes:
-        """Read a body that comes in chunks, and what trails it."""
+        """Read a chunked body and its trailers."""
         body = bytearray()
         while size := int(self._line().split(b";")[0], 16):
             _check_length(len(body) + size)
@@ -295,10 +286,10 @@ def _check_length(length: int) -> None:
         raise ConnectionFailed(f"a response of {length} bytes is too large")
 
 
-__all__ = ["BLOCK_BYTES", "Answer", "BlockWire", "ConnectionFailed", "Keys", "Target", "keys", "target"]
+# The two operations.
 
 BLOCK_BYTES = 524_288
-UNSIGNED = "UNSIGNED-PAYLOAD"  # the API's own choice: the checksum header is signed, the block is not
+UNSIGNED = "UNSIGNED-PAYLOAD"  # as in the SDKs: the checksum header is signed, the block is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,20 +303,20 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where blocks go: plain values, so that a worker process can be told.
+    """The endpoint for blocks, as plain values that can be sent to a worker process.
 
     Attributes
     ----------
     endpoint
         URL of the EBS direct APIs, without a trailing slash.
     region
-        For the signature.
+        Region in the signature.
     proxy
         URL of the proxy, or empty.
     certificates
-        Path of the bundle of certificates that are trusted.
+        Path of the bundle of trusted certificates.
     read_seconds
-        How long a request may hang before it is given up and sent again.
+        Timeout of a request, after which it is sent again.
     """
 
     endpoint: str
@@ -337,7 +328,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: `code`, `message` and `reason` (of throttling) of an error, or the bytes."""
+    """The response to a block: `code`, `message` and `reason` (of throttling) of an error, or the bytes."""
 
     status: int
     code: str = ""
@@ -348,17 +339,17 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the block arrived."""
+        """Whether the request succeeded."""
         return 200 <= self.status < 300
 
 
 def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -> Target:
-    """Return where the session's configuration sends calls to the EBS direct APIs.
+    """Return the endpoint of the EBS direct APIs in the session's configuration.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The proxy is one that is spoken to over TLS.
+        The proxy has an ``https://`` address.
     """
     from botocore.httpsession import where
     from botocore.utils import get_environ_proxies
@@ -379,13 +370,13 @@ def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -
             fix="Set HTTPS_PROXY to the proxy's http:// address (the traffic stays encrypted), or publish "
             "with --via import.",
         )
-    core = session._session  # boto3 itself offers no way to the certificate bundle
+    core = session._session  # boto3 has no public access to the certificate bundle
     bundle = core.get_config_variable("ca_bundle")
     return Target(endpoint, region, proxy, str(bundle or where()), read_seconds)
 
 
 def keys(session: boto3.Session) -> Keys:
-    """Return the session's credentials, refreshed by botocore when they are about to expire."""
+    """Return the session's credentials, which botocore refreshes before they expire."""
     from vmsnix_ops.errors import CredentialsError
 
     found = credentials.session_keys(session)
@@ -398,14 +389,14 @@ def keys(session: boto3.Session) -> Keys:
 
 
 class BlockWire:
-    """Signed requests over as many connections as there are threads that use it at once.
+    """Sends signed requests; each thread that uses it at the same time gets its own connection.
 
     Parameters
     ----------
     target
-        Where to.
+        The endpoint.
     keys
-        Who; assign `keys` anew when they are refreshed.
+        Credentials; assign `keys` again when they are refreshed.
     """
 
     def __init__(self, target: Target, keys: Keys) -> None:
@@ -415,14 +406,20 @@ class BlockWire:
         self._signing: tuple[str, Keys, bytes] | None = None
         context = ssl.create_default_context(cafile=target.certificates) if parts.scheme == "https" else None
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._way = Way(parts.scheme, parts.hostname or "", port, target.proxy, context)
-        # A proxy that can read what it passes on wants the whole address in the request line.
+        self._route = Route(parts.scheme, parts.hostname or "", port, target.proxy, context)
+        # A proxy without TLS needs the whole address in the request line.
         self._before = target.endpoint.removesuffix(self._path) if target.proxy and context is None else ""
-        self._extra = self._way.proxy_headers if self._before else {}
+        self._extra = self._route.proxy_headers if self._before else {}
         self._free: deque[Connection] = deque()  # append and pop are atomic
 
     def put(
-        self, snapshot_id: str, index: int, block: bytes | bytearray, digest: bytes, *, patience: int = 1
+        self,
+        snapshot_id: str,
+        index: int,
+        block: bytes | bytearray,
+        digest: bytes,
+        *,
+        timeout_factor: int = 1,
     ) -> Answer:
         """Send one block.
 
@@ -436,13 +433,13 @@ class BlockWire:
             `BLOCK_BYTES` bytes.
         digest
             Their SHA-256, 32 bytes.
-        patience
-            How many times the target's `Target.read_seconds` to wait.
+        timeout_factor
+            Multiplies `Target.read_seconds`.
 
         Raises
         ------
         ConnectionFailed
-            There was no answer.
+            There was no response.
         """
         headers = {
             "content-type": "application/octet-stream",
@@ -450,21 +447,23 @@ class BlockWire:
             "x-amz-checksum-algorithm": "SHA256",
             "x-amz-data-length": str(len(block)),
         }
-        return self._send("PUT", f"/snapshots/{snapshot_id}/blocks/{index}", "", headers, block, patience)
+        return self._send(
+            "PUT", f"/snapshots/{snapshot_id}/blocks/{index}", "", headers, block, timeout_factor
+        )
 
-    def get(self, snapshot_id: str, index: int, token: str, *, patience: int = 1) -> Answer:
-        """Fetch one block with the token that ``ListSnapshotBlocks`` gave for it.
+    def get(self, snapshot_id: str, index: int, token: str, *, timeout_factor: int = 1) -> Answer:
+        """Return one block; `token` is its block token from ``ListSnapshotBlocks``.
 
         Raises
         ------
         ConnectionFailed
-            There was no answer.
+            There was no response.
         """
         query = f"blockToken={urllib.parse.quote(token, safe='-_.~')}"
-        return self._send("GET", f"/snapshots/{snapshot_id}/blocks/{index}", query, {}, None, patience)
+        return self._send("GET", f"/snapshots/{snapshot_id}/blocks/{index}", query, {}, None, timeout_factor)
 
     def close(self) -> None:
-        """Close the connections that nobody uses at the moment."""
+        """Close the unused connections."""
         while self._free:
             self._free.pop().close()
 
@@ -475,7 +474,7 @@ class BlockWire:
         query: str,
         headers: dict[str, str],
         body: bytes | bytearray | None,
-        patience: int,
+        timeout_factor: int,
     ) -> Answer:
         path = self._path + path
         signed = self._sign(method, path, query, headers) | self._extra
@@ -484,7 +483,7 @@ class BlockWire:
         line = f"{method} {self._before}{path}{'?' + query if query else ''} HTTP/1.1\r\n"
         head = line + "".join(f"{name}: {value}\r\n" for name, value in signed.items()) + "\r\n"
         try:
-            reply = self._exchange(head.encode("ascii"), body, self.target.read_seconds * patience)
+            reply = self._exchange(head.encode("ascii"), body, self.target.read_seconds * timeout_factor)
         except CertificateRefused as error:
             return Answer(0, "CertificateRefused", str(error))
         if 200 <= reply.status < 300:
@@ -495,15 +494,14 @@ class BlockWire:
         try:
             connection = self._free.pop()
         except IndexError:
-            connection = Connection(self._way)
+            connection = Connection(self._route)
         try:
             reply = connection.exchange(head, body, seconds=seconds)
         except ConnectionFailed as error:
             if not connection.used or isinstance(error.__cause__, TimeoutError):
                 raise
-            # The server may close a connection that was idle; that is no failure, and a block may be sent
-            # twice.
-            connection = Connection(self._way)
+            # The server may close an idle connection. A block may be sent twice.
+            connection = Connection(self._route)
             reply = connection.exchange(head, body, seconds=seconds)
         if connection.open:
             self._free.append(connection)
@@ -531,7 +529,7 @@ class BlockWire:
         return signed
 
     def _key(self, day: str, keys: Keys) -> bytes:
-        """Return the signing key, which stays the same for a day."""
+        """Return the signing key, which is the same for a whole day."""
         if self._signing is None or self._signing[:2] != (day, keys):
             key = f"AWS4{keys.secret_key}".encode()
             for part in (day, self.target.region, "ebs", "aws4_request"):
@@ -541,7 +539,7 @@ class BlockWire:
 
 
 def _refused(reply: Reply) -> Answer:
-    """Read an error of the rest-json protocol; what is not JSON (a proxy's page) keeps its first words."""
+    """Return an error of the rest-json protocol, or the beginning of another text, such as a proxy's page."""
     kind = reply.headers.get("x-amzn-errortype", "")
     try:
         said = json.loads(reply.body)

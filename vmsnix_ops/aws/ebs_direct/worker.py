@@ -1,14 +1,13 @@
-"""A process that reads and sends blocks, or fetches them.
+"""A process that uploads or downloads blocks.
 
-One Python process cannot keep a fast network busy, so `vmsnix_ops.aws.ebs_direct.engine` starts a few of
-these, as ``python -m vmsnix_ops.aws.ebs_direct.worker``. They speak JSON, a line a message: a first line with
-the job, then batches in, and what became of them out. Little is imported, so a worker starts in a tenth of a
-second.
+One Python process cannot use a fast network fully, so `vmsnix_ops.aws.ebs_direct.engine` starts several, as
+``python -m vmsnix_ops.aws.ebs_direct.worker``. Messages are JSON, one in a line. The first line on stdin is
+the job. Little is imported, so that a worker starts in a tenth of a second.
 
-In: ``{"blocks": [[index, what], ...]}`` or ``{"keys": {...}}``; the end of input ends the worker. ``what`` is
-the block's digest to put it, and its token to get it or to return its digest.
-Out: ``{"done": [index, ...], "throttled": n}``, where ``[index, digest]`` stands for ``index`` after
-``digest``; ``{"keys": true}`` (they are expired) or ``{"failed": {...}}``.
+- On stdin: ``{"blocks": [[index, what], ...]}`` or ``{"keys": {...}}``; the worker ends at the end of stdin.
+  ``what`` is the block's digest for ``put``, and its token for ``get`` and ``digest``.
+- On stdout: ``{"done": [index, ...], "throttled": n}`` (for ``digest`` with ``[index, digest]``),
+  ``{"keys": true}`` if the credentials are expired, or ``{"failed": {...}}``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES, Answer, BlockWire, ConnectionFailed, Keys, Target
 from vmsnix_ops.disk.formats import RawImage, open_image
 from vmsnix_ops.disk.image import ZEROS
-from vmsnix_ops.disk.source import PathSource
+from vmsnix_ops.disk.source import PathSource, ThreadBuffer
 from vmsnix_ops.errors import ImageError
 
 if TYPE_CHECKING:
@@ -42,36 +41,36 @@ if TYPE_CHECKING:
 THROTTLED = error_codes.THROTTLING | {"ServiceQuotaExceededException"}  # the EBS direct APIs' HTTP 402
 CHANGED = "ImageChanged"
 KEYS_SECONDS = 10.0  # for the parent to fetch new credentials
-NOT_YET = "ResourceNotFoundException"
-NOT_YET_SECONDS = 120.0  # a fresh snapshot is sometimes unknown for so long
-LONGEST_PAUSE = 10.0
-FEW_THREADS = 4
-LOOK_SECONDS = 0.05
+NOT_FOUND = "ResourceNotFoundException"
+NOT_VISIBLE_SECONDS = 120.0  # until the EBS direct APIs find a new snapshot
+MAX_PAUSE_SECONDS = 10.0
+FIRST_THREADS = 4
+RAMP_UP_SECONDS = 0.05
 PARENT_SECONDS = 0.2
-MOST_PATIENCE = 8  # times the read timeout; a slow line needs more of it than a hung request
+MAX_TIMEOUT_FACTOR = 8  # on a slow network a block takes longer than the read timeout
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is to do.
+    """The task of a worker.
 
     Attributes
     ----------
     verb
-        ``"put"`` reads the image and sends; ``"get"`` fetches and writes; ``"digest"`` fetches and returns
-        the SHA-256.
+        ``"put"`` uploads blocks of an image, ``"get"`` downloads blocks into a file, ``"digest"`` downloads
+        blocks and returns their SHA-256.
     snapshot_id
-        Of the snapshot.
+        ID of the snapshot.
     path
         The image to read, or the file to write; empty for digests.
     raw
-        Whether the image is the disk itself whatever its first bytes look like.
+        Whether the image is read as a raw disk without detecting its format.
     threads
-        How many requests at once.
+        Number of concurrent requests.
     rate
-        Puts a second that this worker may not exceed.
+        Maximum number of requests a second.
     budget
-        Seconds to keep trying one block.
+        How many seconds a block is retried.
     """
 
     verb: Literal["put", "get", "digest"]
@@ -87,12 +86,12 @@ Inbox = queue.SimpleQueue["list[list[Any]] | Exception | None"]
 
 
 class RateLimiter:
-    """A rate that falls by half with every throttled answer and climbs back, never above its ceiling.
+    """Limits the rate of requests: it halves after a throttled response, and then rises to the ceiling again.
 
     Parameters
     ----------
     ceiling
-        Requests a second, at most.
+        Maximum number of requests a second.
     """
 
     def __init__(self, ceiling: float) -> None:
@@ -101,18 +100,18 @@ class RateLimiter:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Wait for this request's turn."""
+        """Wait until the next request may be sent."""
         with self._lock:
             now = time.monotonic()
             self.rate = min(self.ceiling, self.rate * (1 + 0.002))
-            # A quarter of a second of turns may be saved up, so that a pause is made good.
+            # After a pause, the requests of up to a quarter of a second may be sent at once.
             turn = max(self._next, now - 0.25)
             self._next = turn + 1 / self.rate
         if turn > now:
             time.sleep(turn - now)
 
     def slower(self) -> None:
-        """Halve the rate, once for a burst of throttled answers."""
+        """Halve the rate, once for a burst of throttled responses."""
         with self._lock:
             now = time.monotonic()
             if now - self._cut > 0.5:
@@ -120,19 +119,19 @@ class RateLimiter:
 
 
 class RampUp:
-    """How many threads move blocks at once: few, and twice as many when they leave the processor idle.
+    """Limits the number of active threads: few at first, and twice as many while the processor is idle.
 
-    On a fast line a few threads keep a core busy, and more of them push each other's blocks out of its cache.
-    On a slow one they all wait: within a quarter of a second everybody is let in.
+    On a fast network a few threads use a whole core, and more threads evict each other's blocks from its
+    cache. On a slow network all threads are active after a quarter of a second.
 
     Parameters
     ----------
     most
-        How many threads there are.
+        Number of threads.
     """
 
     def __init__(self, most: int) -> None:
-        self.open, self.most = min(FEW_THREADS, most), most
+        self.open, self.most = min(FIRST_THREADS, most), most
         self._turns = threading.Semaphore(self.open)
         self._at, self._used = time.monotonic(), time.process_time()
 
@@ -144,13 +143,13 @@ class RampUp:
 
     @property
     def seconds(self) -> float | None:
-        """After how long to look again; ``None`` when everybody is in."""
-        return LOOK_SECONDS if self.open < self.most else None
+        """Seconds until the next `update`; ``None`` if all threads are active."""
+        return RAMP_UP_SECONDS if self.open < self.most else None
 
     def update(self) -> None:
-        """Let more in when this process used less than half a core since the last look."""
+        """Activate more threads if this process used less than half a core since the last update."""
         now, used = time.monotonic(), time.process_time()
-        if self.open == self.most or now - self._at < LOOK_SECONDS:
+        if self.open == self.most or now - self._at < RAMP_UP_SECONDS:
             return
         if used - self._used < (now - self._at) / 2:
             more = min(self.open, self.most - self.open)
@@ -160,21 +159,15 @@ class RampUp:
 
 
 class Refused(Exception):  # noqa: N818 (a message between the threads of this process)
-    """AWS's final word on a block."""
+    """AWS refused a block, or all retries failed."""
 
     def __init__(self, answer: Answer, index: int) -> None:
         super().__init__(f"{answer.code}: {answer.message}")
         self.answer, self.index = answer, index
 
 
-class _Own(threading.local):
-    """What each thread has for itself."""
-
-    buffer: bytearray | None = None
-
-
 class Worker:
-    """Carries out batches on a pool of threads, one connection each."""
+    """Uploads or downloads single blocks, for several threads."""
 
     def __init__(self, job: Job, target: Target, keys: Keys) -> None:
         self.job = job
@@ -183,55 +176,50 @@ class Worker:
         self.started = time.monotonic()
         self.throttled = 0
         self.fresh_keys = threading.Event()
-        self._say = threading.Lock()
-        self._own = _Own()
+        self._write_lock = threading.Lock()
+        self._buffer = ThreadBuffer()
 
-    def say(self, message: dict[str, Any]) -> None:
-        """Write one line to the parent."""
-        with self._say:
+    def write(self, message: dict[str, Any]) -> None:
+        """Write a message to the parent."""
+        with self._write_lock:
             try:
                 sys.stdout.write(json.dumps(message) + "\n")
                 sys.stdout.flush()
             except BrokenPipeError:
-                # The parent was killed. Nobody hears what is done here, and the next run may be at it.
+                # The parent was killed, and the next run may already send these blocks.
                 os._exit(1)
 
     def put(self, image: DiskImage, index: int, digest: str) -> int:
-        """Send a block, if the buffer that is sent has this digest."""
-        block, raw = self._buffer(), bytes.fromhex(digest)
+        """Upload a block. Its bytes are compared with the digest after they were read."""
+        block, raw = self._buffer.get(BLOCK_BYTES), bytes.fromhex(digest)
         try:
             image.read_into(index * BLOCK_BYTES, block)
         except ImageError as error:
             raise Refused(Answer(0, CHANGED, str(error)), index) from error
         if hashlib.sha256(block).digest() != raw:
             raise Refused(Answer(0, CHANGED, "the block is not the one that was hashed"), index)
-        self._patiently(
-            index, lambda patience: self.wire.put(self.job.snapshot_id, index, block, raw, patience=patience)
+        self._retry(
+            index,
+            lambda factor: self.wire.put(self.job.snapshot_id, index, block, raw, timeout_factor=factor),
         )
         return index
 
     def get(self, file: int, index: int, token: str) -> int:
-        """Fetch a block, compare its checksum, and write it where it belongs; zeros stay a hole."""
+        """Download a block and write it to the file; a block of zeros remains a hole."""
         body = self._fetch(index, token).body
         if body != ZEROS:
             os.pwrite(file, body, index * BLOCK_BYTES)
         return index
 
     def digest(self, index: int, token: str) -> tuple[int, str]:
-        """Fetch a block, and return its index and its SHA-256 in hexadecimal."""
+        """Download a block, and return its index and its SHA-256 in hexadecimal."""
         return index, base64.b64decode(self._fetch(index, token).checksum).hex()
 
-    def _buffer(self) -> bytearray:
-        """Return this thread's own block: new memory for each would cost more than reading into it."""
-        if self._own.buffer is None:
-            self._own.buffer = bytearray(BLOCK_BYTES)
-        return self._own.buffer
-
     def _fetch(self, index: int, token: str) -> Answer:
-        """Return a block whose bytes match the checksum beside them."""
+        """Download a block; wrong bytes are downloaded again."""
 
-        def ask(patience: int) -> Answer:
-            answer = self.wire.get(self.job.snapshot_id, index, token, patience=patience)
+        def get(factor: int) -> Answer:
+            answer = self.wire.get(self.job.snapshot_id, index, token, timeout_factor=factor)
             if not answer.ok:
                 return answer
             digest = base64.b64encode(hashlib.sha256(answer.body).digest()).decode()
@@ -239,36 +227,36 @@ class Worker:
                 raise ConnectionFailed("the bytes do not match their checksum")
             return answer
 
-        return self._patiently(index, ask)
+        return self._retry(index, get)
 
-    def _patiently(self, index: int, send: Callable[[int], Answer]) -> Answer:
-        """Send until it is done; wait out what passes, within the budget."""
-        deadline, pause, patience = time.monotonic() + self.job.budget, 0.1, 1
+    def _retry(self, index: int, send: Callable[[int], Answer]) -> Answer:
+        """Call `send` until it succeeds, fails permanently, or the budget is spent."""
+        deadline, pause, factor = time.monotonic() + self.job.budget, 0.1, 1
         while True:
             self.limiter.wait()
             used = self.wire.keys
             try:
-                answer = send(patience)
+                answer = send(factor)
             except ConnectionFailed as error:
                 answer = Answer(0, "ConnectionFailed", str(error))
-                patience = min(patience * 2, MOST_PATIENCE)
+                factor = min(factor * 2, MAX_TIMEOUT_FACTOR)
             if answer.ok:
                 return answer
-            if not self._passes(answer) or time.monotonic() + pause > deadline:
+            if not self._is_retryable(answer) or time.monotonic() + pause > deadline:
                 raise Refused(answer, index)
             if answer.code in error_codes.EXPIRED and not self._has_newer_keys(used):
                 raise Refused(answer, index)
             time.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause = min(pause * 2, MAX_PAUSE_SECONDS)
 
-    def _passes(self, answer: Answer) -> bool:
-        """Whether another try may go through."""
+    def _is_retryable(self, answer: Answer) -> bool:
+        """Return whether the request may succeed later; slow down after a throttled response."""
         if answer.code in THROTTLED or answer.status == 429:
             self.throttled += 1
             self.limiter.slower()
             return True
-        if answer.code == NOT_YET:
-            return time.monotonic() - self.started < NOT_YET_SECONDS
+        if answer.code == NOT_FOUND:
+            return time.monotonic() - self.started < NOT_VISIBLE_SECONDS
         return (
             answer.code == "ConnectionFailed"
             or answer.status >= 500
@@ -277,16 +265,16 @@ class Worker:
         )
 
     def _has_newer_keys(self, used: Keys) -> bool:
-        """Whether the parent had newer credentials than those that were used."""
+        """Return whether there are newer credentials than `used`; request them from the parent."""
         if self.wire.keys == used:
             self.fresh_keys.clear()
-            self.say({"keys": True})
+            self.write({"keys": True})
             self.fresh_keys.wait(KEYS_SECONDS)
         return self.wire.keys != used
 
 
 def open_disk(path: str, *, raw: bool) -> DiskImage:
-    """Open the image of a job."""
+    """Open the image of a job; with `raw`, without detecting its format."""
     if not raw:
         return open_image(path)
     source = PathSource(Path(path))
@@ -294,13 +282,13 @@ def open_disk(path: str, *, raw: bool) -> DiskImage:
 
 
 def main() -> int:
-    """Read the job and batches from standard input until it ends."""
+    """Process the job and the batches on stdin."""
     opening = json.loads(sys.stdin.readline())
     job = Job(**opening["job"])
     worker = Worker(job, Target(**opening["target"]), Keys(**opening["keys"]))
     batches: Inbox = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(worker, batches), daemon=True).start()
-    threading.Thread(target=_end_with, args=(opening["parent"],), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(opening["parent"],), daemon=True).start()
     try:
         if job.verb == "get":
             file = os.open(job.path, os.O_WRONLY)
@@ -311,45 +299,29 @@ def main() -> int:
             with open_disk(job.path, raw=job.raw) as image:
                 _run(worker, batches, lambda index, digest: worker.put(image, index, digest))
     except Refused as refused:
-        answer = refused.answer
-        worker.say(
-            {
-                "failed": {
-                    "index": refused.index,
-                    "status": answer.status,
-                    "code": answer.code,
-                    "message": answer.message,
-                    "reason": answer.reason,
-                }
-            }
-        )
+        worker.write({"failed": _failure(refused.answer, refused.index)})
         return 1
     except Exception as error:  # noqa: BLE001 (the parent reports every error)
-        # An image that was sound when it was identified, and cannot be opened now, has changed.
-        worker.say(
-            {
-                "failed": {
-                    "index": -1,
-                    "status": 0,
-                    "code": CHANGED if isinstance(error, ImageError) else type(error).__name__,
-                    "message": str(error),
-                    "reason": "",
-                }
-            }
-        )
+        # The image was valid when it was identified. So if it cannot be opened now, it has changed.
+        code = CHANGED if isinstance(error, ImageError) else type(error).__name__
+        worker.write({"failed": _failure(Answer(0, code, str(error)), -1)})
         return 1
     return 0
 
 
+def _failure(answer: Answer, index: int) -> dict[str, Any]:
+    return {"index": index, "code": answer.code, "message": answer.message, "reason": answer.reason}
+
+
 def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], int | tuple[int, str]]) -> None:
-    """Carry out batches as they come; the first failure ends it, also while it waits for more."""
+    """Process batches until the input ends or a block fails."""
     ramp_up = RampUp(worker.job.threads)
 
     def carry_out(batch: list[list[Any]]) -> None:
         try:
             with ramp_up:
                 done = [work(index, extra) for index, extra in batch]
-            worker.say({"done": done, "throttled": worker.throttled})
+            worker.write({"done": done, "throttled": worker.throttled})
         except Exception as error:  # noqa: BLE001 (handed to the main thread, which reports it to the parent)
             batches.put(error)
 
@@ -374,8 +346,8 @@ def _run(worker: Worker, batches: Inbox, work: Callable[[int, str], int | tuple[
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent, which may be killed: nobody would count what is sent then."""
+def _exit_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed."""
     while os.getppid() == parent:  # ends: with this process, or with its parent
         time.sleep(PARENT_SECONDS)
     os._exit(1)

@@ -1,8 +1,7 @@
-"""Direct uploads: from an image file to a snapshot, without a bucket, a role or VM Import.
+"""Direct uploads: write an image file to a snapshot through the EBS direct APIs.
 
-Only blocks that are neither zero nor already in the previous snapshot of the image are sent. An upload that
-died continues in the same pending snapshot, which lives for an hour after its last block; later it starts a
-new one.
+Blocks of zeros and blocks of the parent snapshot are not sent. An interrupted upload continues in the same
+pending snapshot for up to an hour after its last block; after that it starts a new snapshot.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from vmsnix_ops.aws import error_codes, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import engine, manifests
 from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
-from vmsnix_ops.aws.ebs_direct.journal import Beginning, BlockJournal, alone
+from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader, lock_journal
 from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
@@ -52,26 +51,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What to upload.
+    """The parameters of an upload.
 
     Attributes
     ----------
     path
-        The disk image, of any format that `vmsnix_ops.disk.formats.open_image` reads.
+        The disk image, in any format of `vmsnix_ops.disk.formats.open_image`.
     digest
-        Identity of the disk. A file with another one is refused.
+        Identity of the disk. A file with another identity is refused.
     image
-        Name of the image; earlier snapshots of it are candidates for the parent.
+        Name of the image; its earlier snapshots are candidates for the parent.
     region
-        Where to.
+        Region of the snapshot.
     tags
-        Of the snapshot.
+        Tags of the snapshot.
     journal
-        File that remembers acknowledged blocks.
+        File for the acknowledged blocks.
     incremental
         Whether to start from an earlier snapshot.
     kms_key
-        ARN of the key that is to encrypt it; empty: as the account encrypts by default.
+        ARN of the key for the snapshot; empty for the account's default encryption.
     seen
         The digests of the image; by default the upload reads the image to compute them.
     """
@@ -89,28 +88,28 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class DirectSnapshot:
-    """A snapshot that contains all its blocks, and what its upload did.
+    """A snapshot with all its blocks, and the statistics of its upload.
 
     Attributes
     ----------
     snapshot_id, size_gib
-        Of the snapshot.
+        ID and size of the snapshot.
     outcome
         ``"created"`` or ``"reused"``.
     parent_id
-        The snapshot that it started from; empty for a full upload.
+        Parent of the snapshot; empty for a full upload.
     why_full
-        Why the upload was a full one; empty when it was incremental.
+        Reason for a full upload; empty for an incremental one.
     compared
-        Blocks that the image or the parent contains.
+        Number of blocks in the image or the parent.
     sent
-        Blocks that were sent in this run.
+        Number of blocks that this run sent.
     throttled
-        Throttled answers.
+        Number of throttled responses.
     blocks
-        Every block that it contains; empty when unknown.
+        All blocks of the snapshot; empty if they are unknown.
     disk_bytes
-        Of the disk that was uploaded.
+        Size of the uploaded disk.
     """
 
     snapshot_id: str
@@ -126,18 +125,19 @@ class DirectSnapshot:
 
     @property
     def sent_bytes(self) -> int:
-        """What went over the wire as blocks."""
+        """Bytes of the blocks that this run sent."""
         return self.sent * BLOCK_BYTES
 
 
-# One upload into one pending snapshot: begun or continued, filled, sealed, or left without a trace.
-
+# An upload to one pending snapshot.
 
 GIB = 2**30
 TIMEOUT_MINUTES = 60
 COMPLETION_SECONDS = 20.0  # until AWS shows that a snapshot was completed
-MOST_TOKENS = 50  # that are tried: each names an attempt that ended
-GONE = ("ResourceNotFoundException", "ConflictException", "ValidationException")
+MAX_TOKENS = 50
+ENDED = ("ResourceNotFoundException", "ConflictException", "ValidationException")
+"""Error codes for a snapshot that is no longer pending."""
+
 IMPORT_POLICY = "vmsnix iam-policy publisher"
 DIRECT_POLICY = "vmsnix iam-policy publisher --via direct"
 INCREMENTAL_POLICY = f"{DIRECT_POLICY} --incremental"
@@ -146,21 +146,21 @@ _ZERO = hashlib.sha256(ZEROS).hexdigest()
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """An upload, and everything that it works with.
+    """An upload and its context.
 
     Attributes
     ----------
-    wanted
-        What to upload.
+    upload
+        Its parameters.
     seen
-        Its digests. The blocks that are sent are compared with them.
+        The digests of the image. Blocks are compared with them when they are sent.
     descriptor
-        An open file that is the disk, byte for byte, where its format had to be converted; else -1.
+        The converted disk as an open raw file; -1 if the format needs no conversion.
     session, ec2, ebs, tables, step, config
-        What it works with.
+        Its context.
     """
 
-    wanted: Upload
+    upload: Upload
     seen: Survey
     descriptor: int
     session: boto3.Session
@@ -177,19 +177,19 @@ class Task:
 
 
 def snapshot_blocks(blocks: Digests, parent: Digests) -> Digests:
-    """Return what a snapshot will hold; a block of its parent that became zero is one of zeros.
+    """Return the blocks of a snapshot: those of the image, and zeros for other blocks of the parent.
 
     Parameters
     ----------
     blocks
-        Of the image, without blocks of zeros.
+        Blocks of the image, without blocks of zeros.
     parent
-        Every block that the parent contains.
+        All blocks of the parent.
     """
     if not parent:
         return blocks
     ascending = merge(blocks.pairs(), ((index, _ZERO) for index in parent), key=itemgetter(0))
-    # Of equal ones the image's own comes first.
+    # Of two blocks with the same index, the image's comes first.
     return Digests(next(same) for _, same in groupby(ascending, key=itemgetter(0)))
 
 
@@ -207,8 +207,8 @@ def aggregate(digests: Iterable[str]) -> str:
     return base64.b64encode(whole.digest()).decode()
 
 
-class CompletedMeanwhile(Exception):  # noqa: N818 (a way out of a step, never shown)
-    """Another publisher of the same bytes completed the snapshot after this one had looked for it."""
+class CompletedMeanwhile(Exception):  # noqa: N818 (caught in this module)
+    """Another publisher completed a snapshot of the image after `upload` had searched for one."""
 
     def __init__(self, found: tuple[str, int]) -> None:
         super().__init__(found[0])
@@ -216,19 +216,19 @@ class CompletedMeanwhile(Exception):  # noqa: N818 (a way out of a step, never s
 
 
 class PendingUpload:
-    """One upload into one pending snapshot.
+    """An upload to one pending snapshot.
 
     Parameters
     ----------
     task
         The upload.
     attempt
-        How many snapshots of these bytes were begun before.
+        Number of snapshots that were started for the image before.
     """
 
     def __init__(self, task: Task, attempt: int) -> None:
         self.task, self.attempt, self.snapshot_id = task, attempt, ""
-        self.journal = BlockJournal(task.wanted.journal)
+        self.journal = BlockJournal(task.upload.journal)
 
     def carry_out(self) -> DirectSnapshot:
         """Start or continue the snapshot, send the missing blocks, and complete it."""
@@ -256,14 +256,14 @@ class PendingUpload:
         )
 
     def expired(self, error: errors.AwsError) -> bool:
-        """Whether AWS refuses because this pending snapshot no longer exists."""
-        if error.code not in GONE or not self.snapshot_id:
+        """Return whether the error means that the pending snapshot no longer exists."""
+        if error.code not in ENDED or not self.snapshot_id:
             return False
         return self._state(self.snapshot_id) in ("", "error")
 
     def completed_elsewhere(self, error: errors.AwsError) -> bool:
-        """Whether AWS refuses because somebody else has completed this very snapshot."""
-        if error.code not in GONE or not self.snapshot_id:
+        """Return whether the error means that another publisher has completed this snapshot."""
+        if error.code not in ENDED or not self.snapshot_id:
             return False
         return self._state(self.snapshot_id) in ("pending", "completed") and self._completes_by_itself()
 
@@ -274,26 +274,26 @@ class PendingUpload:
         self.journal.remove()
 
     def _begin(self, size_gib: int) -> tuple[manifests.Parent, set[int]]:
-        """Continue the journal's snapshot while it is pending, or start one."""
+        """Continue the pending snapshot of the journal, or start one; return parent and finished blocks."""
         continued = self._continue()
         if continued is not None:
             return continued
         parent = manifests.Parent(why="incremental is off")
         try:
-            if self.task.wanted.incremental:
+            if self.task.upload.incremental:
                 parent = manifests.choose_parent(
                     self.task.ec2,
                     self.task.ebs,
                     self.task.tables,
-                    image=self.task.wanted.image,
+                    image=self.task.upload.image,
                     size_gib=size_gib,
-                    kms_key=self.task.wanted.kms_key,
+                    kms_key=self.task.upload.kms_key,
                 )
             if parent.snapshot_id:
                 self._start(size_gib, parent)
         except errors.AccessDeniedError as error:
-            # Starting from another snapshot is a right of its own, and only saves time.
-            action = denied_action(error.why, error.operation) or "a right"
+            # A parent needs a separate permission, and only saves time.
+            action = denied_action(error.why, error.operation) or "an action"
             parent = manifests.Parent(why=f"{action} is not allowed; {INCREMENTAL_POLICY} allows it")
         except errors.AwsError:
             if not parent.snapshot_id or self._state(parent.snapshot_id) == "completed":
@@ -313,63 +313,63 @@ class PendingUpload:
             if parent.snapshot_id
             else f"uploading all blocks: {parent.why}"
         )
-        self.journal.begin(Beginning(self.snapshot_id, self.attempt, parent.snapshot_id))
+        self.journal.begin(JournalHeader(self.snapshot_id, self.attempt, parent.snapshot_id))
         return parent, set()
 
     def _continue(self) -> tuple[manifests.Parent, set[int]] | None:
-        """Return the parent and the blocks of the upload in the journal, while it can be continued."""
+        """Return parent and finished blocks of the upload in the journal; ``None`` if it cannot continue."""
         known = self.journal.read()
         if known is None:
             return None
-        beginning, done = known
-        parent = manifests.Parent(beginning.parent_id, why="it continues an upload of all blocks")
-        if beginning.parent_id:
-            parent = replace(parent, blocks=manifests.load(self.task.tables, beginning.parent_id))
-        self.snapshot_id, self.attempt = beginning.snapshot_id, beginning.attempt
+        header, done = known
+        parent = manifests.Parent(header.parent_id, why="it continues an upload of all blocks")
+        if header.parent_id:
+            parent = replace(parent, blocks=manifests.load(self.task.tables, header.parent_id))
+        self.snapshot_id, self.attempt = header.snapshot_id, header.attempt
         state = self._state(self.snapshot_id)
         self._stop_when_completed(state)
-        # Only the parent's manifest shows which blocks have become zero.
-        if state == "pending" and (parent.blocks or not beginning.parent_id):
+        # Without the parent's manifest, the blocks that have become zero are unknown.
+        if state == "pending" and (parent.blocks or not header.parent_id):
             self.journal.resume()
             self.task.report(f"continuing {self.snapshot_id}, which has {counted(len(done), 'block')}")
             return parent, done
         if state in ("pending", "error"):
             imports.delete_snapshot(self.task.ec2, self.snapshot_id)
             self.task.report(f"{self.snapshot_id} cannot be continued: it expired")
-        self.snapshot_id, self.attempt = "", beginning.attempt + 1
+        self.snapshot_id, self.attempt = "", header.attempt + 1
         return None
 
     def _start(self, size_gib: int, parent: manifests.Parent) -> None:
-        """Start a snapshot; the attempt becomes the one that its token carries."""
+        """Start a snapshot, and set the attempt to the one in its token."""
         self._remove_expired()
-        # The run's tag is added when the snapshot is complete: a token needs the same parameters.
-        tags = {key: value for key, value in self.task.wanted.tags.items() if key != tagging.RUN}
-        key = self.task.wanted.kms_key
-        if not key and self.task.wanted.incremental:
+        # `finish` adds the run's tag: all requests with a token must have the same parameters.
+        tags = {key: value for key, value in self.task.upload.tags.items() if key != tagging.RUN}
+        key = self.task.upload.kms_key
+        if not key and self.task.upload.incremental:
             tags |= self._default_key()
         request: StartSnapshotRequestTypeDef = {
             "VolumeSize": size_gib,
             "Tags": tagging.to_list(tags),
-            "Description": f"{tags.get(tagging.NAME, self.task.wanted.image)} {self.task.wanted.digest[:12]}"[
+            "Description": f"{tags.get(tagging.NAME, self.task.upload.image)} {self.task.upload.digest[:12]}"[
                 :255
             ],
             "Timeout": TIMEOUT_MINUTES,
         }
         if parent.snapshot_id:
-            # A child is encrypted as its parent; to say it as well is refused.
+            # A child has its parent's encryption; AWS refuses a request with both parameters.
             request["ParentSnapshotId"] = parent.snapshot_id
         elif key:
             request |= {"Encrypted": True, "KmsKeyArn": key}
-        # Another size, key, parent or tag is another token: AWS refuses a token with other parameters.
+        # AWS refuses a known token with other parameters, so the token depends on all of them.
         fingerprint = dict(request)
-        for number in range(self.attempt, self.attempt + MOST_TOKENS):
-            request["ClientToken"] = client_token(self.task.wanted.digest, "direct", number, fingerprint)
+        for number in range(self.attempt, self.attempt + MAX_TOKENS):
+            request["ClientToken"] = client_token(self.task.upload.digest, "direct", number, fingerprint)
             try:
                 with calling("start a snapshot"):
                     answer = self.task.ebs.start_snapshot(**request)
             except errors.AwsError as error:
                 if error.code == "ConflictException":
-                    continue  # another version of vmsnix used the token for another request
+                    continue  # another version of vmsnix used the token with other parameters
                 raise
             snapshot_id = answer["SnapshotId"]
             state = self._state(snapshot_id)
@@ -377,7 +377,7 @@ class PendingUpload:
             if answer["Status"] == "pending" and state in ("pending", ""):
                 self.snapshot_id, self.attempt = snapshot_id, number
                 return
-            if state == "error":  # it expired while the answer was on its way
+            if state == "error":  # it has expired
                 imports.delete_snapshot(self.task.ec2, snapshot_id)
         raise errors.SnapshotFailedError(
             "Could not start a new snapshot.",
@@ -386,18 +386,24 @@ class PendingUpload:
         )
 
     def _default_key(self) -> dict[str, str]:
-        """Return the tag by which a later upload finds the key of a snapshot that an alias encrypts."""
+        """Return the tag with the account's default key, if that is an alias, for later uploads."""
         try:
             with calling("read how snapshots are encrypted by default"):
                 default = manifests.default_key(self.task.ec2)
         except errors.AccessDeniedError:
-            return {}  # only later uploads miss it, which are full ones then
+            return {}  # without the tag, later uploads are full ones
         return {tagging.KEY: default} if "alias/" in default else {}
 
     def _stop_when_completed(self, state: str) -> None:
-        """Start no second snapshot when the one of this token or journal already contains the disk."""
+        """Raise if the snapshot of this token or journal is completed and contains the disk.
+
+        Raises
+        ------
+        CompletedMeanwhile
+            It is.
+        """
         found = (
-            imports.find_snapshot(self.task.ec2, self.task.wanted.digest, kms_key=self.task.wanted.kms_key)
+            imports.find_snapshot(self.task.ec2, self.task.upload.digest, kms_key=self.task.upload.kms_key)
             if state == "completed"
             else None
         )
@@ -405,13 +411,13 @@ class PendingUpload:
             raise CompletedMeanwhile(found)
 
     def _remove_expired(self) -> None:
-        """Remove snapshots of these bytes that failed: a killed run left them, and nothing uses them.
+        """Delete failed snapshots of the image, which killed runs left.
 
-        A run that dies between StartSnapshot and the first line of its journal leaves a pending snapshot that
-        no journal lists; within `TIMEOUT_MINUTES` the token finds it again, after that it is in error.
+        A run that is killed between StartSnapshot and the first line of its journal leaves a pending
+        snapshot. The token finds it for `TIMEOUT_MINUTES`; after that its state is ``error``.
         """
         filters: list[FilterTypeDef] = [
-            {"Name": f"tag:{tagging.DIGEST}", "Values": [self.task.wanted.digest]},
+            {"Name": f"tag:{tagging.DIGEST}", "Values": [self.task.upload.digest]},
             {"Name": "status", "Values": ["error"]},
         ]
         with calling("find expired snapshots of this image"):
@@ -423,7 +429,7 @@ class PendingUpload:
             imports.delete_snapshot(self.task.ec2, snapshot_id)
 
     def _send(self, blocks: Digests) -> int:
-        """Send blocks; every one that is acknowledged is in the journal."""
+        """Send blocks, and add them to the journal when AWS has acknowledged them."""
         if self.task.step is not None:
             self.task.step.update(0, len(blocks) * BLOCK_BYTES)
 
@@ -437,9 +443,9 @@ class PendingUpload:
                 "put",
                 blocks.items(),
                 session=self.task.session,
-                region=self.task.wanted.region,
+                region=self.task.upload.region,
                 snapshot_id=self.snapshot_id,
-                path=self.task.wanted.path,
+                path=self.task.upload.path,
                 descriptor=self.task.descriptor,
                 on_done=acknowledge,
                 config=self.task.config,
@@ -451,17 +457,16 @@ class PendingUpload:
             self.journal.close()
             if self.journal.problem:
                 self.task.report(self.journal.problem)
-        # Every block was compared when it was sent. This finds a change elsewhere, which somebody made by
-        # mistake and wants to hear of.
+        # Each block was compared when it was sent. This check reports changes elsewhere in the file.
         self._check_file()
         return throttled
 
     def _check_file(self) -> None:
-        if not still_identified(self.task.wanted.path, self.task.seen):
-            raise changed(str(self.task.wanted.path))
+        if not still_identified(self.task.upload.path, self.task.seen):
+            raise changed(str(self.task.upload.path))
 
     def _state(self, snapshot_id: str) -> str:
-        """Return the snapshot's state; empty when EC2 does not (yet, or any more) know it."""
+        """Return the snapshot's state; empty if EC2 does not find it."""
         with calling(f"read the snapshot {snapshot_id}"):
             try:
                 answer = self.task.ec2.describe_snapshots(SnapshotIds=[snapshot_id])
@@ -472,7 +477,7 @@ class PendingUpload:
         return answer["Snapshots"][0]["State"]
 
     def _complete(self, sent: Digests) -> None:
-        """Complete the snapshot, with count and checksum of what was sent."""
+        """Complete the snapshot, with number and checksum of the sent blocks."""
         with calling(f"complete the snapshot {self.snapshot_id}"):
             try:
                 retry(
@@ -487,7 +492,7 @@ class PendingUpload:
                     seconds=120,
                 )
             except self.task.ebs.exceptions.ClientError:
-                # Its first answer may have been lost, or another machine was faster: it is on its way.
+                # The first response may have been lost, or another machine has completed the snapshot.
                 if not self._completes_by_itself():
                     raise
 
@@ -508,18 +513,15 @@ class PendingUpload:
         return seen.outcome == "done"
 
 
-# Steps of a publish.
+# The steps of a publish.
 
-
-__all__ = ["DirectSnapshot", "Upload", "aggregate", "find", "finish", "upload"]
-
-MOST_SNAPSHOTS = 3  # that one run begins, when the ones before expired under it
+MAX_SNAPSHOTS = 3  # that one run starts if they expire during the upload
 _MAY_PASS_LATER = THROTTLED | error_codes.SERVER_FAULTS | {"ConnectionFailed", "WorkerDied"}
 
 
 @needs("ec2:DescribeSnapshots")
 def find(session: boto3.Session, region: str, digest: str, *, kms_key: str = "") -> str:
-    """Return the id of the completed snapshot that contains an image; empty when there is none."""
+    """Return the ID of the completed snapshot of an image; empty if there is none."""
     found = imports.find_snapshot(client(session, "ec2", region), digest, kms_key=kms_key)
     return found[0] if found else ""
 
@@ -540,36 +542,39 @@ def upload(
     step: Step | None = None,
     config: TransferConfig | None = None,
 ) -> DirectSnapshot:
-    """Send an image's blocks and complete the snapshot, or find the one that exists. `finish` waits for it.
+    """Send an image's blocks and complete the snapshot, or find the existing snapshot. `finish` waits for it.
 
-    Safe to run twice: a completed snapshot that carries the digest is used; a pending one that this machine's
-    journal lists is continued; StartSnapshot's ClientToken derives from digest and attempt, so a machine
-    without the journal gets the same pending snapshot and sends its blocks again, which changes nothing.
+    Safe to run twice: a completed snapshot with the digest is reused, and the pending snapshot of the journal
+    is continued. The ClientToken of StartSnapshot derives from digest and attempt, so a machine without the
+    journal gets the same pending snapshot and sends its blocks again.
 
     Raises
     ------
     vmsnix_ops.aws.ebs_direct.engine.BlockRefusedError
-        A block was refused for good. The pending snapshot is deleted unless another run may continue it.
+        A block was refused. The pending snapshot is deleted unless another run may succeed.
     vmsnix_ops.errors.CredentialsError, vmsnix_ops.errors.DeadlineError
-        Another run continues from the blocks that arrived.
+        The next run continues from the sent blocks.
     vmsnix_ops.errors.ImageChangedError
-        The file contains other bytes than those that were identified. The pending snapshot is deleted.
+        The file does not contain the identified image. The pending snapshot is deleted.
     vmsnix_ops.errors.ImageError
         The image is damaged, or cannot be read. The pending snapshot is deleted.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
-    with alone(wanted.journal, step), _identified(wanted, step) as (seen, descriptor):
+    with (
+        lock_journal(wanted.journal, "uploads this image", step),
+        _identified(wanted, step) as (seen, descriptor),
+    ):
         task = Task(wanted, seen, descriptor, session, ec2, ebs, tables, step, config or TransferConfig())
         return _upload(task)
 
 
 def _upload(task: Task) -> DirectSnapshot:
-    """Find the snapshot, or make it: in one pending snapshot, and in another when that expires meanwhile."""
-    found = imports.find_snapshot(task.ec2, task.wanted.digest, kms_key=task.wanted.kms_key)
+    """Find or create the snapshot. If the pending snapshot expires during the upload, start another."""
+    found = imports.find_snapshot(task.ec2, task.upload.digest, kms_key=task.upload.kms_key)
     if found:
         return _reused(found, task)
     attempt = 0
-    for number in range(1, MOST_SNAPSHOTS + 1):
+    for number in range(1, MAX_SNAPSHOTS + 1):
         running = PendingUpload(task, attempt)
         try:
             return running.carry_out()
@@ -579,15 +584,15 @@ def _upload(task: Task) -> DirectSnapshot:
             running.abandon()
             raise
         except errors.AwsError as error:
-            if running.completed_elsewhere(error):  # by another machine that publishes the same image
-                found = imports.find_snapshot(task.ec2, task.wanted.digest, kms_key=task.wanted.kms_key)
+            if running.completed_elsewhere(error):
+                found = imports.find_snapshot(task.ec2, task.upload.digest, kms_key=task.upload.kms_key)
                 if found:
                     return _reused(found, task)
             expired = running.expired(error)
             if not expired and _may_pass_later(error):
                 raise
             running.abandon()
-            if not expired or number == MOST_SNAPSHOTS:
+            if not expired or number == MAX_SNAPSHOTS:
                 raise
             task.report(f"{running.snapshot_id} no longer exists ({error.why}); starting a new snapshot")
             attempt = running.attempt + 1
@@ -603,14 +608,14 @@ def finish(
     tables: Tables,
     step: Step | None = None,
 ) -> DirectSnapshot:
-    """Wait until a snapshot is completed, tag it with the run, and keep its manifest.
+    """Wait until a snapshot is completed, tag it with the run, and write its manifest.
 
-    Safe to run twice: the tags stay the same, and so does the manifest.
+    Safe to run twice: tags and manifest are the same.
 
     Raises
     ------
     vmsnix_ops.errors.SnapshotFailedError
-        The snapshot ended in an error, and was deleted.
+        The snapshot failed and was deleted.
     """
     ec2 = client(session, "ec2", wanted.region)
     try:
@@ -620,7 +625,7 @@ def finish(
         BlockJournal(wanted.journal).remove()
         raise
     if made.outcome == "created":
-        # The digest is on it since StartSnapshot; a policy lets nobody set that tag on an existing resource.
+        # StartSnapshot has set the digest; the policy does not allow that tag on an existing resource.
         added = {key: value for key, value in wanted.tags.items() if key != tagging.DIGEST}
         with calling(f"tag the snapshot {made.snapshot_id}"):
             ec2.create_tags(Resources=[made.snapshot_id], Tags=tagging.to_list(added))
@@ -635,7 +640,7 @@ def finish(
 
 @contextmanager
 def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int]]:
-    """Yield the image's digests, and an open file that is its disk where it has to be converted (else -1)."""
+    """Yield the image's digests, and its converted disk as an open raw file; -1 without a conversion."""
     seen = wanted.seen or identify(wanted.path)
     if seen.identity != wanted.digest:
         raise changed(str(wanted.path))
@@ -654,9 +659,9 @@ def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int
 
 
 def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
-    """Return the snapshot that was found, with its blocks when its run died before it kept them."""
+    """Return the existing snapshot, with its blocks if its run was killed before it wrote the manifest."""
     snapshot_id, size = found
-    known = BlockJournal(task.wanted.journal).read()
+    known = BlockJournal(task.upload.journal).read()
     if known is None or known[0].snapshot_id != snapshot_id:
         return DirectSnapshot(snapshot_id, size, "reused")
     parent_id = known[0].parent_id
@@ -668,7 +673,7 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
 
 
 def _may_pass_later(error: errors.AwsError) -> bool:
-    """Whether the pending snapshot is worth keeping for another run."""
+    """Return whether another run may succeed, so that the pending snapshot is kept."""
     if isinstance(error, errors.CredentialsError | errors.DeadlineError):
         return True
     if isinstance(error, BlockRefusedError):
