@@ -102,7 +102,7 @@ class UploadPart:
 def split_parts(size: int) -> list[UploadPart]:
     """Return the parts of a file of this size: the ranges that have a digest of their own in its identity.
 
-    Two runs (or two machines) make the same parts and can go on with each other's upload.
+    Two runs (or two machines) make the same parts and can continue each other's upload.
     """
     length = part_bytes(size)
     offsets = range(0, max(size, 1), length)

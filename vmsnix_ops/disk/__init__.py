@@ -1,5 +1,4 @@
-"""Disk images: open any of them by its bytes, read what they hold, write VHDs.
+"""Disk images: open an image by its bytes, read and identify its disk, write VHDs.
 
-`formats.open_image` is the way in. Everything here works on local bytes alone; neither Nix nor AWS is known
-on this floor.
+Start with `formats.open_image`. This package uses neither Nix nor AWS.
 """

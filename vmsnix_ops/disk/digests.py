@@ -1,7 +1,7 @@
 """The SHA-256 of many blocks in little memory.
 
-A disk of 100 GiB has 204,800 blocks of 512 KiB, and an incremental upload wants several maps of them at once.
-A `dict` of hexadecimal texts takes 200 bytes for each block, this takes 36.
+A disk of 100 GiB has 204,800 blocks of 512 KiB, and an incremental upload needs several mappings of them. A
+`dict` of hexadecimal texts takes 200 bytes for each block, `Digests` takes 36.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from itertools import pairwise
 from typing import TypeAlias
 
 SUM = 32  # bytes of a SHA-256
-NONE = bytes(SUM)  # stands for an empty text: no bytes have this sum
+NONE = bytes(SUM)  # a block of zeros, whose digest is left out
 
 Run: TypeAlias = tuple["array[int]", bytearray]
-"""Indices of blocks, ascending, and as many sums one after the other."""
+"""Indices of blocks, ascending, and their concatenated SHA-256."""
 
 
 class Digests(Mapping[int, str]):
-    """Index of a block to its SHA-256 (hex), or to an empty text; ascending, and never changed.
+    """An immutable mapping of block indices, ascending, to their SHA-256 (hex); empty for a block of zeros.
 
     Parameters
     ----------
     pairs
-        Indices, each larger than the one before, and their digests.
+        Indices, ascending, and their digests.
 
     Raises
     ------
     ValueError
-        The indices do not ascend, or a text is no SHA-256.
+        The indices do not ascend, or a text is not a SHA-256.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class Digests(Mapping[int, str]):
 
     @classmethod
     def of(cls, runs: Iterable[Run]) -> Digests:
-        """Return the digests of runs of blocks; no block is in two of them, and none of them is empty."""
+        """Return the digests of several runs; they must be disjoint and not empty."""
         indices, sums = array("I"), bytearray()
         for some, theirs in sorted(runs, key=lambda run: run[0][0]):
             indices.extend(some)
@@ -76,7 +76,7 @@ class Digests(Mapping[int, str]):
         Raises
         ------
         ValueError
-            The indices do not ascend, or there is not one SHA-256 for each.
+            The indices do not ascend, or the number of digests is wrong.
         """
         if len(sums) != len(indices) * SUM:
             raise ValueError(f"{len(indices)} blocks have {len(sums)} bytes of digests")
@@ -88,7 +88,7 @@ class Digests(Mapping[int, str]):
         return whole
 
     def packed(self) -> tuple[array[int], bytes]:
-        """Return the indices, and their SHA-256 (32 bytes each) in the same order."""
+        """Return the indices, and their concatenated SHA-256."""
         return array("I", self._indices), bytes(self._sums)
 
     def __getitem__(self, index: int) -> str:
@@ -105,13 +105,13 @@ class Digests(Mapping[int, str]):
         return len(self._indices)
 
     def pairs(self) -> Iterator[tuple[int, str]]:
-        """Yield what `items` has, without looking each of them up."""
+        """Yield the pairs of `items`, which is slower."""
         for at, index in enumerate(self._indices):
             digest = self._sums[at * SUM : (at + 1) * SUM]
             yield index, "" if digest == NONE else digest.hex()
 
     def raw(self) -> Iterator[tuple[int, bytes]]:
-        """Yield every index with its SHA-256 as 32 bytes, which are zero for a block of zeros."""
+        """Yield each index with its SHA-256 as bytes, or with `NONE`."""
         for at, index in enumerate(self._indices):
             yield index, bytes(self._sums[at * SUM : (at + 1) * SUM])
 
@@ -124,5 +124,5 @@ def _packed(digest: str) -> bytes:
         return NONE
     sums = bytes.fromhex(digest)
     if len(sums) != SUM:
-        raise ValueError(f"{digest!r} is no SHA-256")
+        raise ValueError(f"{digest!r} is not a SHA-256")
     return sums

@@ -1,8 +1,7 @@
-"""What a disk can boot on, as its bytes show: partition table, EFI system partition, BIOS boot code.
+"""Find out how a disk can boot: read its partition table, EFI system partition and BIOS boot code.
 
-A machine of EC2 that boots by UEFI starts ``EFI/BOOT/BOOTX64.EFI`` or ``BOOTAA64.EFI`` of an EFI system
-partition; one that boots by BIOS starts the code in the disk's first sector, which is x86. Nothing here
-trusts the disk: whatever cannot be read counts as not there.
+With UEFI, an EC2 instance starts ``EFI/BOOT/BOOTX64.EFI`` or ``BOOTAA64.EFI`` of an EFI system partition.
+With a BIOS, it starts the x86 code in the disk's first sector. Invalid structures are ignored.
 
 Sources: "UEFI Specification 2.10", chapters 3.5.1 (removable media) and 5 (GPT); "Microsoft FAT32 File System
 Specification".
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.disk.image import DiskImage
 
 LOADERS = {"BOOTX64.EFI": "x86_64-linux", "BOOTAA64.EFI": "aarch64-linux"}
-"""File in EFI/BOOT that the firmware starts, and the system that it is for."""
+"""Files in EFI/BOOT that a UEFI firmware starts, and their systems."""
 
 EFI_SYSTEM = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 BASIC_DATA = uuid.UUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")
@@ -40,16 +39,16 @@ _MACHINES = {0x8664: "x86_64-linux", 0xAA64: "aarch64-linux"}
 
 @dataclass(frozen=True, slots=True)
 class Firmware:
-    """What the bytes of a disk show.
+    """The boot loaders of a disk.
 
     Attributes
     ----------
     table
-        ``"gpt"``, ``"mbr"`` or ``"none"``.
+        Partition table: ``"gpt"``, ``"mbr"`` or ``"none"``.
     uefi
         Systems for which the disk has a UEFI boot loader.
     bios
-        Whether it has BIOS boot code.
+        Whether the disk has BIOS boot code.
     """
 
     table: str
@@ -58,11 +57,11 @@ class Firmware:
 
     @property
     def systems(self) -> frozenset[str]:
-        """The systems that it can boot."""
+        """The systems that the disk can boot."""
         return self.uefi | ({"x86_64-linux"} if self.bios else set())
 
     def boot_mode(self, system: str) -> str:
-        """Return EC2's boot mode for a system; empty when the bytes do not show one."""
+        """Return EC2's boot mode for a system; empty if the disk has no boot loader for it."""
         bios = self.bios and system == "x86_64-linux"
         if system in self.uefi:
             return "uefi-preferred" if bios else "uefi"
@@ -80,20 +79,20 @@ class Firmware:
 class _Partition:
     start: int  # in bytes
     size: int
-    fat: bool  # may hold a boot loader for UEFI
+    fat: bool  # may contain a UEFI boot loader
     efi: bool
-    bios: bool  # for a BIOS: the boot partition of GRUB, or marked active
+    bios: bool  # GRUB's boot partition, or marked active
 
 
 def read_firmware(image: DiskImage) -> Firmware:
-    """Return what a disk can boot on.
+    """Return the boot loaders of a disk.
 
     Raises
     ------
     ImageFormatError
-        The disk was partitioned for sectors of 4,096 bytes, and EC2's disks have sectors of 512.
+        The disk is partitioned for sectors of 4,096 bytes.
     ImageError
-        The image is damaged where it is read.
+        The image is damaged.
     """
     first = image.read(0, SECTOR).ljust(SECTOR, b"\0")
     check_sector_size(image)
@@ -110,13 +109,7 @@ def read_firmware(image: DiskImage) -> Firmware:
 
 
 def check_sector_size(image: DiskImage) -> None:
-    """Refuse a disk that was partitioned for sectors of 4,096 bytes.
-
-    Raises
-    ------
-    ImageFormatError
-        It was.
-    """
+    """Refuse a disk that is partitioned for sectors of 4,096 bytes with an `ImageFormatError`."""
     if image.read(4096, 8) == _SIGNATURE and image.read(SECTOR, 8) != _SIGNATURE:
         raise ImageFormatError(
             f"{image.source.name} is partitioned for sectors of 4,096 bytes.",
@@ -128,9 +121,9 @@ def check_sector_size(image: DiskImage) -> None:
 
 
 def _has_boot_code(first: bytes, partitions: list[_Partition]) -> bool:
-    """Whether a BIOS would start this disk.
+    """Return whether a BIOS can start this disk.
 
-    Code alone is no evidence: partitioning tools write some that only starts an active partition.
+    Code in the first sector is not sufficient: that of partitioning tools only starts an active partition.
     """
     code = first[:440]
     if first[510:512] != b"\x55\xaa" or not any(code):
@@ -185,7 +178,7 @@ def _loaders(image: DiskImage, start: int, size: int) -> Iterator[str]:
 
 
 def _machine(head: bytes) -> str:
-    """Return the system that an EFI program is for; empty when its first bytes do not show it."""
+    """Return the system of an EFI program; empty if its first bytes do not contain it."""
     if not head.startswith(b"MZ") or len(head) < 64:
         return ""
     at = int.from_bytes(head[60:64], "little")
@@ -211,7 +204,7 @@ def _entry(folder: bytes, wanted: str) -> _Entry | None:
         if entry[0] == 0xE5:
             long = ""
             continue
-        if entry[11] & 0x3F == 0x0F:  # a part of a long name; they come last part first
+        if entry[11] & 0x3F == 0x0F:  # a part of a long name; the last part comes first
             part = (entry[1:11] + entry[14:26] + entry[28:32]).decode("utf-16-le", "replace")
             long = part.partition("\0")[0] + long
             continue
@@ -227,7 +220,7 @@ def _entry(folder: bytes, wanted: str) -> _Entry | None:
 
 @dataclass(frozen=True, slots=True)
 class _Fat:
-    """A FAT12, FAT16 or FAT32 file system, as far as a firmware reads it."""
+    """A FAT12, FAT16 or FAT32 file system."""
 
     image: DiskImage
     start: int
@@ -243,7 +236,7 @@ class _Fat:
 
     @classmethod
     def open(cls, image: DiskImage, start: int, size: int) -> _Fat | None:
-        """Return the file system at `start`; ``None`` when there is none."""
+        """Return the file system at `start`, or ``None``."""
         head = image.read(start, SECTOR)
         if len(head) < SECTOR or head[510:512] != b"\x55\xaa":
             return None
@@ -258,7 +251,7 @@ class _Fat:
         clusters = (total - data) // per_cluster
         if clusters < 1 or data * sector >= size:
             return None
-        # The number of clusters alone tells the kind; some tools make small FAT32 file systems all the same.
+        # By the standard the number of clusters decides, but some tools create small FAT32 file systems.
         fat32 = not struct.unpack_from("<H", head, 22)[0]
         bits = 32 if fat32 else 12 if clusters < 4085 else 16
         return cls(
@@ -282,7 +275,7 @@ class _Fat:
         return self.image.read(self.root_at, self.root_bytes)
 
     def chain(self, cluster: int) -> bytes:
-        """Return the clusters of a folder, one after the other; at most so many."""
+        """Return the content of a folder, at most `MOST_CLUSTERS` clusters."""
         parts, seen = [], set[int]()
         while 2 <= cluster < self.clusters + 2 and cluster not in seen and len(seen) < MOST_CLUSTERS:
             seen.add(cluster)
@@ -291,7 +284,7 @@ class _Fat:
         return b"".join(parts)
 
     def cluster(self, number: int) -> bytes:
-        """Return one cluster; empty when there is no such cluster."""
+        """Return the content of a cluster; empty if it does not exist."""
         if not 2 <= number < self.clusters + 2:
             return b""
         return self.image.read(self.data_at + (number - 2) * self.cluster_bytes, self.cluster_bytes)

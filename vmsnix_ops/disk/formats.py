@@ -1,4 +1,4 @@
-"""The way in: `open_image` tells what a file is from its bytes, and opens it; raw images themselves."""
+"""Open a disk image of any format: `open_image` detects the format from the bytes."""
 
 from __future__ import annotations
 
@@ -6,44 +6,36 @@ import struct
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk import signatures, vhd
-from vmsnix_ops.disk.image import SECTOR, Block, DiskImage, Extent, check_disk_size, damaged
+from vmsnix_ops.disk.image import SECTOR, DiskImage, check_disk_size, damaged
 from vmsnix_ops.disk.source import BinaryReader, ByteSource, open_source
 from vmsnix_ops.errors import ImageFormatError
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from vmsnix_ops.disk.source import ByteSource
+HEAD = 4096
+"""Bytes at the beginning of a file by which its format is detected."""
 
-
-# Raw images: the file is the disk, byte for byte.
+# Raw images: the file contains the bytes of the disk.
 #
-# A raw image has no header, so it cannot be recognised, only not taken for anything else (`signatures` knows
-# those). What can be told is checked: a disk is whole sectors, and a partition table never reaches beyond the
-# end of its disk. The second check is what finds a copy that was cut short, be it of a raw image or of a
-# fixed VHD that lost its footer.
+# A raw image has no header. So a file is a raw image if it has no other format (`signatures`), has whole
+# sectors, and its partitions end within the file. The last check finds incomplete copies, also of a fixed
+# VHD, which has its footer at the end.
 
 _PARTITION = struct.Struct("<B3xB3xII")
 PROTECTIVE = 0xEE
-"""Type of the entry that stands for a whole GPT; its size is often a lie on purpose."""
+"""Type of an MBR entry for a whole GPT; its size is often wrong on purpose."""
 
 
 class RawImage(DiskImage):
-    """The bytes of a file as a disk. Holes that the file system knows of are never read."""
+    """A file with the bytes of a disk. Holes of the file are not read."""
 
     format = "raw"
 
-    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
-        """Yield what the file system has stored."""
-        end = self.size if stop is None else min(stop, self.size)
-        for first, last in self.source.data_ranges(start, end):
-            yield Extent(first, last - first, first)
-
 
 def has_partition_table(head: bytes) -> bool:
-    """Tell whether the first sector is a master boot record: signature, four entries with a right status."""
+    """Return whether the first sector is a master boot record: signature, four entries with valid status."""
     return (
         len(head) >= SECTOR
         and head[510:512] == b"\x55\xaa"
@@ -52,19 +44,19 @@ def has_partition_table(head: bytes) -> bool:
 
 
 def open_raw(source: ByteSource, head: bytes) -> RawImage:
-    """Return the image of a file that is nothing else.
+    """Open a file as a raw image.
 
     Parameters
     ----------
     source
-        The bytes.
+        The file.
     head
-        The first two sectors of them, or more.
+        Its first two sectors, or more.
 
     Raises
     ------
     ImageFormatError
-        When the file is not whole sectors, or ends before its partitions do.
+        The file does not have whole sectors, or ends within a partition.
     """
     if source.size % SECTOR:
         raise damaged(
@@ -79,7 +71,7 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
 
 
 def _check_partitions(source: ByteSource, head: bytes) -> None:
-    """Refuse a disk that ends before its partition table says that it does."""
+    """Refuse a disk that ends within a partition."""
     fix = "The file is probably incomplete: copy it again, or build the image again."
     for number in range(4):
         at = 446 + 16 * number
@@ -95,31 +87,25 @@ def _check_partitions(source: ByteSource, head: bytes) -> None:
             raise damaged(source.name, "raw", "GPT alternate LBA", SECTOR + 32, why, fix=fix)
 
 
-__all__ = ["BinaryReader", "Block", "DiskImage", "Extent", "open_image"]
-
-HEAD = 4096
-"""Bytes looked at to tell a format."""
-
-
 def open_image(source: Path | str | BinaryReader | ByteSource) -> DiskImage:
-    """Open a disk image of any known format, which its bytes tell.
+    """Open a disk image; its format is detected from its bytes. Only headers and tables are read.
 
     Parameters
     ----------
     source
-        A path, or a seekable binary reader (which stays open when the image is closed).
+        A path, or a seekable binary reader, which the caller closes.
 
     Returns
     -------
     DiskImage
-        A context manager. Opening reads headers and tables only: milliseconds, whatever the size.
+        A context manager.
 
     Raises
     ------
     ImageNotFoundError
         There is no such file, or it is a folder.
     ImageFormatError
-        The bytes are no disk image, or a damaged one; names the offset and the field.
+        The file is not a disk image, or a damaged one; has the offset and the field.
     ImageError
         The file cannot be read.
     ToolMissingError
@@ -147,7 +133,7 @@ def open_image(source: Path | str | BinaryReader | ByteSource) -> DiskImage:
 
 
 def _open(source: ByteSource) -> DiskImage:
-    """Choose the format; the order matters where a file bears two marks."""
+    """Detect the format. The order matters for a file with two signatures."""
     if source.size == 0:
         raise ImageFormatError(
             f"{source.name} is empty.",
@@ -157,7 +143,7 @@ def _open(source: ByteSource) -> DiskImage:
             field="end of file",
         )
     head = source.read(0, min(HEAD, source.size))
-    if vhd.looks_like_vhd(source, head):
+    if vhd.is_vhd(source, head):
         return vhd.open_vhd(source, head)
     _refuse_old_footer(source)
     if head.startswith((signatures.QCOW2, signatures.VHDX, signatures.VMDK)):
@@ -170,7 +156,7 @@ def _open(source: ByteSource) -> DiskImage:
 
 
 def _refuse_foreign(source: ByteSource, head: bytes) -> None:
-    """Say what a file is that is no disk."""
+    """Refuse a file of a format that is not a disk image, and a file of less than a sector."""
     found = signatures.foreign(head)
     if found is not None:
         offset, what, fix = found
@@ -187,7 +173,7 @@ def _refuse_foreign(source: ByteSource, head: bytes) -> None:
 
 
 def _refuse_old_footer(source: ByteSource) -> None:
-    """Refuse the footer of 511 bytes that Virtual PC wrote before 2004; a later one has 512."""
+    """Refuse a VHD with a footer of 511 bytes, as Virtual PC wrote it before 2004."""
     at = source.size - 511
     if source.size % SECTOR == SECTOR - 1 and source.read(at, 8) == vhd.FOOTER_COOKIE:
         raise damaged(

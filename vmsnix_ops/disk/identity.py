@@ -1,4 +1,4 @@
-"""The identity of a disk: one SHA-256 of what a volume made from it contains, whatever the container.
+"""The identity of a disk: a SHA-256 of its content, independent of the image format.
 
 docs/reference/identity.md defines it and has test vectors.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SCHEME = "vmsnix-disk-v1"
-"""Name of this definition. Another definition gets another name, so that two identities never mix."""
+"""Name of this definition. Another definition needs another name, so that identities are never confused."""
 
 BLOCK_BYTES = EBS_BLOCK
 
@@ -32,9 +32,8 @@ def identity_of(blocks: Iterable[tuple[int, bytes]]) -> str:
     Parameters
     ----------
     blocks
-        Index and SHA-256 (32 bytes) of blocks of `BLOCK_BYTES`, ascending. Blocks of zeros may be left out; a
-        digest of 32 zero bytes stands for one too. A last partial block is filled with zeros before it is
-        hashed.
+        Index and SHA-256 (32 bytes) of blocks of `BLOCK_BYTES`, ascending. Blocks of zeros may be omitted, or
+        have a digest of 32 zero bytes. A partial last block is padded with zeros before it is hashed.
 
     Raises
     ------

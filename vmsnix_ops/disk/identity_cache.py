@@ -1,11 +1,11 @@
-"""Identities of image files that were read before, so that a second publish of a file reads nothing.
+"""A cache of the identities of image files, so that a second publish of a file does not read it.
 
-A path in the Nix store never changes: its identity is remembered by store path and NAR hash. Any other file
-is remembered by device, inode, size, modification time and the time at which its inode changed, which no
-program can set. A clock has a resolution: two changes of a file within it leave the same times. So a file
-that changed a moment before it was read is not remembered.
+The key of a path in the Nix store, which never changes, is store path and NAR hash. The key of another file
+is device, inode, size, modification time and change time (ctime), which no program can set. Two changes
+within the resolution of the clock have the same times. So a file that changed shortly before it was read is
+not cached.
 
-An identity that is remembered wrongly never publishes other bytes: what is sent is compared with the digests.
+A wrong identity in the cache cannot publish other bytes: all sent bytes are compared with its digests.
 """
 
 from __future__ import annotations
@@ -26,24 +26,18 @@ from vmsnix_ops.errors import RecordsError
 if TYPE_CHECKING:
     from pathlib import Path
 
-RESOLUTION_SECONDS = 10.0  # of any file system's clock, and the most that a server's clock may be behind
-MOST_FILES = 50  # of identities; one of a full 100 GiB disk has 7 MiB
+RESOLUTION_SECONDS = 10.0  # more than the resolution of a file system's clock, and the delay of a server's
+MOST_FILES = 50  # identities; that of a full disk of 100 GiB has 7 MiB
 
 
 class IdentityCache:
-    """The identities in a folder. Whatever cannot be read or written there is only not remembered.
-
-    Parameters
-    ----------
-    folder
-        Made when missing.
-    """
+    """A cache in a folder, which `save` creates. Errors of the file system are ignored."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, path: Path, *, parts: bool, store: str = "") -> Survey | None:
-        """Return the identity of a file that was read before.
+        """Return the cached identity of a file, or ``None``.
 
         Parameters
         ----------
@@ -52,7 +46,7 @@ class IdentityCache:
         parts
             Whether the digests of the file's ranges are needed.
         store
-            Store path, NAR hash and place in it of an image in the Nix store; empty for any other.
+            The key of an image in the Nix store (store path, NAR hash, path inside); empty for other files.
         """
         try:
             state = path.stat()
@@ -80,16 +74,16 @@ class IdentityCache:
         )
 
     def save(self, path: Path, seen: Survey, *, started: float, store: str = "") -> None:
-        """Remember the identity of a file.
+        """Save the identity of a file.
 
         Parameters
         ----------
         path, store
             As for `find`.
         seen
-            Its identity.
+            The identity.
         started
-            When its reading began, by `time.time`.
+            Time before the file was read, from `time.time`.
         """
         with suppress(OSError):
             state = path.stat()

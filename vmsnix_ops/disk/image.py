@@ -1,7 +1,6 @@
-"""What every opened disk image is: a size, and ranges of bytes that may hold something.
+"""The base class of disk images: read bytes and blocks of a disk.
 
-A format (`raw`, `vhd`, `qemu`) only has to say where the stored ranges of the disk lie in a file; reading,
-blocks and zero detection are written once, here.
+A format (`formats`, `vhd`, `qemu`) only has to yield the stored ranges of the disk (`DiskImage.extents`).
 """
 
 from __future__ import annotations
@@ -19,31 +18,26 @@ if TYPE_CHECKING:
     from vmsnix_ops.disk.source import ByteSource, Stamp
 
 
-# The one sentence pattern in which a damaged image is refused: which file, which field, at which byte.
-
 FIX = "Build the image again, or copy it again from its source."
 
 
 def damaged(
     name: str, kind: str, field: str, offset: int | None, why: str, *, fix: str = FIX
 ) -> ImageFormatError:
-    """Return the error for an image whose bytes contradict its format.
+    """Return the error for a damaged image.
 
     Parameters
     ----------
     name
-        What to call the file.
+        Name of the file.
     kind
-        The format, as people call it.
+        Name of the format.
     field
-        Name of the wrong field in the format's specification.
+        Name of the invalid field in the format's specification.
     offset
-        Byte of the file at which it stands; ``None`` when another program found the damage and did not say
-        where.
-    why
-        One sentence: what is wrong with it.
-    fix
-        One sentence: what to do.
+        Position of the field in the file; ``None`` if it is unknown.
+    why, fix
+        One sentence each: why the field is invalid, and what to do.
     """
     place = "" if offset is None else f" at byte {offset}"
     return ImageFormatError(
@@ -56,13 +50,7 @@ def damaged(
 
 
 def check_disk_size(name: str, size: int) -> None:
-    """Refuse a disk that is larger than any EBS volume.
-
-    Raises
-    ------
-    ImageFormatError
-        It has more than 64 TiB.
-    """
+    """Refuse a disk of more than 64 TiB with an `ImageFormatError`: no EBS volume is larger."""
     if size > MAX_DISK:
         raise ImageFormatError(
             f"The disk in {name} is larger than 64 TiB.",
@@ -80,22 +68,22 @@ EBS_BLOCK = 512 * 1024
 """Bytes of a block of an EBS snapshot (EBS direct APIs: ``BlockSize`` is always 524288)."""
 
 ZEROS = bytes(EBS_BLOCK)
-"""A block that holds nothing."""
+"""The bytes of a block of zeros."""
 
 READ_LIMIT = 1 << 30
-"""Most bytes that one `DiskImage.read` hands out, so that a wrong length cannot eat the machine's memory."""
+"""Maximum length of a `DiskImage.read`, so that a wrong length cannot use all memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the disk that holds at least one byte other than zero.
+    """A block of the disk that contains a byte other than zero.
 
     Attributes
     ----------
     index
         Number of the block; it starts at byte ``index * len(data)`` of the disk.
     data
-        Its bytes, always of the asked size: the last block of a disk is padded with zeros.
+        Its bytes; the last block of a disk is padded with zeros.
     """
 
     index: int
@@ -104,16 +92,16 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A range of the disk that is stored somewhere; all numbers are bytes.
+    """A range of the disk that is stored in a file; all numbers are bytes.
 
     Attributes
     ----------
     offset
-        Where it starts on the disk.
+        Position on the disk.
     length
-        How long it is.
+        Length.
     stored
-        Where its bytes start in the file that holds them.
+        Position in the file.
     """
 
     offset: int
@@ -122,39 +110,38 @@ class Extent:
 
     @property
     def end(self) -> int:
-        """First byte of the disk behind it."""
+        """First byte of the disk after the range."""
         return self.offset + self.length
 
     def part(self, start: int, stop: int) -> Extent:
-        """Return what of it lies between two positions of the disk."""
+        """Return the part between two positions of the disk."""
         first, last = max(start, self.offset), min(stop, self.end)
         return Extent(first, last - first, self.stored + first - self.offset)
 
 
 class DiskImage:
-    """An opened disk image; a context manager. Get one from `vmsnix_ops.disk.formats.open_image`.
+    """An open disk image; a context manager. Get one from `vmsnix_ops.disk.formats.open_image`.
 
-    Reading is safe from several threads at once. An image opened from a path can be pickled: the process that
-    receives it opens the file again.
+    Several threads can read at the same time. An image that was opened from a path can be pickled: another
+    process opens the file again.
 
     Attributes
     ----------
     format
         ``vhd``, ``raw``, ``qcow2``, ``vhdx`` or ``vmdk``.
     subformat
-        ``fixed`` or ``dynamic`` for a VHD, ``streamOptimized`` or another word of its own for a VMDK, else
+        ``fixed`` or ``dynamic`` for a VHD, ``createType`` for a VMDK, such as ``streamOptimized``, else
         empty.
     size
-        Bytes of the disk as a machine sees it.
+        Size of the disk in bytes.
     file_bytes
-        Bytes of the file.
+        Size of the file in bytes.
     converts
-        Whether the first read makes a copy of the whole disk, which goes when the image is closed.
+        Whether the first read creates a temporary copy of the whole disk, which is deleted by `close`.
     own_layout
-        Whether this package reads from the file's bytes where the disk's blocks lie; false where ``qemu-img``
-        says so.
+        Whether this package reads the positions of blocks from the file; false if ``qemu-img`` reports them.
     source
-        The bytes of the file itself.
+        The file.
     """
 
     format: str = "raw"
@@ -164,31 +151,33 @@ class DiskImage:
 
     def __init__(self, source: ByteSource, size: int) -> None:
         self.source, self.size = source, size
-        self.reopen: Callable[[Path], DiskImage] | None = None  # how another process opens it
+        self.reopen: Callable[[Path], DiskImage] | None = None  # opens the image in another process
         self.file_bytes = source.size
 
     @property
     def path(self) -> Path | None:
-        """Where the file is, or ``None`` when the image came from a reader."""
+        """Path of the file; ``None`` for a reader."""
         return self.source.path
 
     def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
         """Yield the stored ranges between two positions of the disk, ascending and disjoint.
 
-        What is left out is known to be zero. What is yielded may still hold zeros only: `blocks` looks.
-        Neighbours may touch.
+        All other ranges are zero. A stored range may be zero, too. By default the file contains the bytes of
+        the disk, and the ranges that its file system has stored are yielded.
         """
-        raise NotImplementedError
+        stop = self.size if stop is None else min(stop, self.size)
+        for first, last in self._stored().data_ranges(start, stop):
+            yield Extent(first, last - first, first)
 
     def file_span(self, start: int, stop: int) -> tuple[int, int] | None:
-        """Return the first byte of the file that a range of the disk needs, and the one behind the last.
+        """Return start and end of the part of the file that contains a range of the disk.
 
-        ``None`` when the file stores nothing of it. Only for images that have `own_layout`.
+        ``None`` if the file stores nothing of the range. Only for images with `own_layout`.
         """
         return start, stop
 
     def _stored(self) -> ByteSource:
-        """Return the bytes that `Extent.stored` counts in: the file itself unless a format converts first."""
+        """Return the file of `Extent.stored`: the image file, or the converted copy."""
         return self.source
 
     def read(self, offset: int, length: int) -> bytes:
@@ -197,15 +186,14 @@ class DiskImage:
         Parameters
         ----------
         offset, length
-            The range, in bytes; at most 1 GiB. As with a file, what lies behind the end of the disk is left
-            out.
+            The range, in bytes; at most 1 GiB. As with a file, the result ends at the end of the disk.
 
         Raises
         ------
         ValueError
-            When the range is negative or longer than 1 GiB.
+            The range is negative or longer than 1 GiB.
         ImageError
-            When the image is damaged there, or cannot be read.
+            The image is damaged, or cannot be read.
         """
         if offset < 0 or not 0 <= length <= READ_LIMIT:
             message = f"cannot read {length} bytes at {offset}: the length must be between 0 and {READ_LIMIT}"
@@ -216,39 +204,31 @@ class DiskImage:
         return self._assemble(offset, stop, list(self.extents(offset, stop)))
 
     def read_into(self, offset: int, buffer: bytearray) -> None:
-        """Fill `buffer` with the disk's bytes at `offset`, which costs less than new bytes for every read.
+        """Fill `buffer` with the disk's bytes at `offset`; bytes after the end of the disk are zero.
 
-        Parameters
-        ----------
-        offset
-            Where on the disk. What lies behind its end is zero.
-        buffer
-            Filled whole.
+        This is faster than `read`, which allocates memory.
 
         Raises
         ------
         ImageError
-            When the image is damaged there, or cannot be read.
+            The image is damaged, or cannot be read.
         """
         self._gather(offset, buffer, self.extents(offset, min(offset + len(buffer), self.size)))
 
     def stored_blocks(self, buffer: bytearray, *, first: int = 0, stop: int | None = None) -> Iterator[int]:
-        """Read the blocks that are stored into `buffer`, one after the other, and yield their indices.
-
-        The buffer holds the block until the next is asked for, and its length is the size of a block. Some
-        blocks may hold zeros only.
+        """Read each stored block into `buffer`, and yield its index. A stored block may be zero.
 
         Parameters
         ----------
         buffer
-            Used for all blocks.
+            Its length is the size of a block.
         first, stop
             Only the blocks with ``first <= index < stop``, so that several workers can share an image.
 
         Raises
         ------
         ImageError
-            When the image is damaged, or cannot be read.
+            The image is damaged, or cannot be read.
         """
         size = len(buffer)
         end = self.size if stop is None else min(stop * size, self.size)
@@ -257,26 +237,22 @@ class DiskImage:
             yield index
 
     def blocks(self, size: int = EBS_BLOCK, *, first: int = 0, stop: int | None = None) -> Iterator[Block]:
-        """Yield the blocks that hold a byte other than zero, ascending by index.
-
-        A block that lies in one piece in the file (all of them, in VHDs as they are usually made) is read
-        straight into the bytes that are handed out, and not copied again.
+        """Yield the blocks that contain a byte other than zero, ascending by index.
 
         Parameters
         ----------
         size
-            Bytes of a block.
+            Size of a block in bytes.
         first, stop
             Only the blocks with ``first <= index < stop``, so that several workers can share an image.
 
         Raises
         ------
         ImageError
-            When the image is damaged, or cannot be read.
+            The image is damaged, or cannot be read.
         """
         if size < 1:
-            message = f"a block of {size} bytes cannot be"
-            raise ValueError(message)
+            raise ValueError(f"a block cannot have {size} bytes")
         zeros = bytes(size)
         end = self.size if stop is None else min(stop * size, self.size)
         for index, pieces in self._pieces(size, first * size, end):
@@ -285,40 +261,28 @@ class DiskImage:
                 yield Block(index, data)
 
     def allocated(self, size: int = EBS_BLOCK) -> Iterator[int]:
-        """Yield the indices of the blocks that are stored, without reading them; some may hold zeros only.
-
-        Their number is the upper bound that a progress bar wants.
-        """
+        """Yield the indices of the stored blocks without reading them. A stored block may be zero."""
         for index, _pieces in self._pieces(size, 0, self.size):
             yield index
 
     def digest(self, on_progress: Callable[[int], None] | None = None) -> str:
-        """Return the hexadecimal SHA-256 of the file's bytes (not of the disk's).
-
-        Parameters
-        ----------
-        on_progress
-            Called with the number of bytes hashed since the last call.
-        """
+        """Return the SHA-256 of the file (not of the disk), in hexadecimal; see `ByteSource.digest`."""
         return self.source.digest(on_progress)
 
     def stamp(self) -> Stamp | None:
-        """Return what tells the file, as it is, from any other; ``None`` when it came from a reader."""
+        """Return the stamp of the file; ``None`` for a reader."""
         return self.source.stamp()
 
     def plain_descriptor(self) -> int:
-        """Return an open file that is the disk, byte for byte, where the format had to make one; else -1.
-
-        Another process that is given it need not convert the image again.
-        """
+        """Return the converted copy as an open raw file, for another process; -1 without a conversion."""
         return -1
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.source.close()
 
     def _pieces(self, size: int, start: int, stop: int) -> Iterator[tuple[int, list[Extent]]]:
-        """Yield every block that is touched by a stored range, with the parts of the ranges in it."""
+        """Yield the index of each block with stored ranges, and those ranges."""
         index, pieces = -1, list[Extent]()
         for extent in self.extents(start, stop):
             at = extent.offset
@@ -334,7 +298,7 @@ class DiskImage:
             yield index, pieces
 
     def _assemble(self, start: int, stop: int, pieces: list[Extent]) -> bytes:
-        """Return the bytes between two positions, given everything that is stored there."""
+        """Return the bytes between two positions, given the stored ranges between them."""
         if len(pieces) == 1 and pieces[0].length == stop - start:
             return self._stored().read(pieces[0].stored, pieces[0].length)
         buffer = bytearray(stop - start)
@@ -342,7 +306,7 @@ class DiskImage:
         return bytes(buffer)
 
     def _gather(self, start: int, buffer: bytearray, pieces: Iterable[Extent]) -> None:
-        """Fill a buffer from `start` on, given everything that is stored there; the rest of it is zero."""
+        """Fill a buffer with the bytes from `start` on, given the stored ranges."""
         stored, view, at = self._stored(), memoryview(buffer), 0
         for piece in pieces:
             first = piece.offset - start

@@ -1,7 +1,7 @@
-"""Manifests: which blocks a snapshot contains, as one compact object that one request reads.
+"""Manifests: the blocks of a snapshot in one compact object.
 
-An object is a JSON line, the indices (4 bytes each, big endian), their SHA-256 (32 bytes each), and the
-SHA-256 of all that.
+An object has a line of JSON, the indices (4 bytes each, big endian), their SHA-256 (32 bytes each), and the
+SHA-256 of everything before.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _HEADER: dict[str, type[int] | type[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The blocks of one snapshot.
+    """The blocks of a snapshot.
 
     Attributes
     ----------
     identity
-        Of the disk, in hexadecimal.
+        Identity of the disk, in hexadecimal.
     disk_bytes
-        Size of the disk that was written to the snapshot; blocks behind it are zeros.
+        Size of the disk in the snapshot; blocks after it are zeros.
     snapshot_id, region
         The snapshot.
     blocks
-        Index to SHA-256 of every block that the snapshot contains. Blocks of zeros may be among them.
+        SHA-256 of all blocks in the snapshot by index; they may include blocks of zeros.
     scheme
         Name of the definition of `identity`.
     """
@@ -60,7 +60,7 @@ class Manifest:
     scheme: str = SCHEME
 
     def dump(self) -> bytes:
-        """Return the manifest as one object of 36 bytes a block and a header of about 300 bytes."""
+        """Return the manifest as an object: a header of about 300 bytes, and 36 bytes for each block."""
         header = {
             "vmsnix_manifest": FORMAT,
             "scheme": self.scheme,
@@ -78,19 +78,19 @@ class Manifest:
 
     @classmethod
     def load(cls, data: bytes, *, snapshot_id: str = "") -> Self:
-        """Return the manifest in an object that `dump` made.
+        """Return the manifest in an object from `dump`.
 
         Parameters
         ----------
         data
-            The whole object.
+            The object.
         snapshot_id
-            The snapshot that it must belong to; by default any.
+            The expected snapshot; by default any.
 
         Raises
         ------
         vmsnix_ops.errors.RecordsError
-            It is damaged or incomplete, of another scheme, or of another snapshot.
+            The object is damaged or incomplete, or has another scheme or snapshot.
         """
         what = f"the manifest of {snapshot_id}" if snapshot_id else "the manifest"
         header, _, rest = data.partition(b"\n")
@@ -127,12 +127,12 @@ class Manifest:
         )
 
     def check_identity(self) -> None:
-        """Recompute the identity from the blocks, and compare it with the one that the manifest names.
+        """Compare the identity of the blocks with the one in the header.
 
         Raises
         ------
         vmsnix_ops.errors.RecordsError
-            They differ, or a block with data lies behind the end of the disk.
+            They differ, or a block after the end of the disk has data.
         """
         what = f"the manifest of {self.snapshot_id}"
         found = identity_of(self.blocks.raw())
@@ -145,7 +145,7 @@ class Manifest:
 
 
 def _header(line: bytes, what: str) -> dict[str, Any]:
-    """Return the header, each field of its type."""
+    """Return the header, after checking the types of its fields."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""qcow2, VHDX and VMDK images, with the help of ``qemu-img``, whose memory and time are limited."""
+"""Read qcow2, VHDX and VMDK images with ``qemu-img``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tempfile
 import threading
 from array import array
 from bisect import bisect_right
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,41 +26,39 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-# Runs ``qemu-img``, with bounds: its memory is limited, and it never outlives the call.
-#
-# QEMU's own probing is never used. The format is always given, and the file always as a file, so that nothing
-# in a name or in an image can make ``qemu-img`` open something else.
+# Run ``qemu-img``. Its memory is limited, and it ends with the call. It always gets the format and the file,
+# and never detects them itself, so that no file name and no image can make it open other files.
 
 MEMORY_LIMIT = 2 << 30
-"""Bytes of address space that ``qemu-img`` may use. It needs less than half; a damaged image wants more."""
+"""Maximum address space of ``qemu-img``. It needs less than half, but a damaged image can need more."""
 
 
 def image_options(kind: str, path: Path) -> list[str]:
-    """Return the arguments that name an image and its format, whatever characters its path holds."""
+    """Return the arguments with an image and its format; the path may contain any characters."""
     filename = str(path.absolute()).replace(",", ",,")
     return ["--image-opts", f"driver={kind},file.driver=file,file.filename={filename}"]
 
 
 def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[int] = (0,)) -> Iterator[str]:
-    """Run ``qemu-img`` and yield the lines that it prints, as they come.
+    """Run ``qemu-img`` and yield the lines of its output.
 
     Parameters
     ----------
     arguments
-        Its arguments, verb first.
+        The command and its arguments.
     name, kind
-        What to call the image in errors, and its format.
+        Name of the image in errors, and its format.
     accepted
-        Exit statuses that are no error.
+        Exit statuses without an error.
 
     Raises
     ------
     ToolMissingError
         ``qemu-img`` is not installed.
     ImageFormatError
-        ``qemu-img`` refuses the image; its own words are the reason.
+        ``qemu-img`` refuses the image; contains its message.
     ImageError
-        There is no room for its output, or another program holds the image.
+        The disk is full, or another program has locked the image.
     """
     program = shutil.which("qemu-img")
     if program is None:
@@ -70,12 +68,12 @@ def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[
             fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils), or build a VHD.",
         )
     environment = {**os.environ, "LC_ALL": "C"}
-    with tempfile.TemporaryFile() as complaints:
+    with tempfile.TemporaryFile() as messages:
         process = subprocess.Popen(
             [program, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=messages,
             text=True,
             env=environment,
         )
@@ -88,31 +86,29 @@ def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[
                 if process.poll() is None:
                     process.kill()
         if status not in accepted:
-            complaints.seek(0)
-            _refuse(complaints.read(20_000).decode(errors="replace"), status, name, kind)
+            messages.seek(0)
+            raise _error(messages.read(20_000).decode(errors="replace"), status, name, kind)
 
 
 def _limit_memory(pid: int) -> None:
-    """Bound the address space of a program that has just started (it may be over already), on Linux."""
+    """Limit the address space of a new process, on Linux."""
     if sys.platform != "linux":
         return
-    try:
+    with suppress(ProcessLookupError):  # it may have ended already
         resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    except ProcessLookupError:
-        return
 
 
-def _refuse(complaint: str, status: int, name: str, kind: str) -> None:
-    """Raise the error that fits what ``qemu-img`` said."""
-    said = complaint.strip().split("\n")[0].removeprefix("qemu-img: ")
-    why = f"qemu-img reported: {said.rstrip('.') or f'nothing, and ended with status {status}'}."
-    if "No space left" in complaint or "File too large" in complaint:
+def _error(message: str, status: int, name: str, kind: str) -> ImageError:
+    """Return the error for a message of ``qemu-img``."""
+    line = message.strip().split("\n")[0].removeprefix("qemu-img: ")
+    why = f"qemu-img reported: {line.rstrip('.') or f'nothing, and ended with status {status}'}."
+    if "No space left" in message or "File too large" in message:
         fix = "Free disk space, or set TMPDIR to a folder with as much free space as the image contains data."
-        raise ImageError(f"Not enough space in {temporary_folder()} to unpack {name}.", why=why, fix=fix)
-    if re.search("Failed to get .*lock", complaint):
+        return ImageError(f"Not enough space in {temporary_folder()} to unpack {name}.", why=why, fix=fix)
+    if re.search("Failed to get .*lock", message):
         fix = "Stop the machine that runs from this image, or copy the image first."
-        raise ImageError(f"{name} is in use by another program.", why=why, fix=fix)
-    raise ImageFormatError(
+        return ImageError(f"{name} is in use by another program.", why=why, fix=fix)
+    return ImageFormatError(
         f"{name} is not a valid {kind} image: qemu-img refuses it.",
         why=why,
         fix="Build the image again, or copy it again from its source.",
@@ -122,37 +118,37 @@ def _refuse(complaint: str, status: int, name: str, kind: str) -> None:
 
 def temporary_folder() -> Path:
     """Return the folder for large temporary files: ``TMPDIR``, else ``/var/tmp`` (``/tmp`` may be memory)."""
-    large = Path("/var/tmp")  # noqa: S108 - only a fresh private folder is made in it
+    large = Path("/var/tmp")  # noqa: S108 - only for a new private folder
     if "TMPDIR" not in os.environ and os.access(large, os.W_OK):
         return large
     return Path(tempfile.gettempdir())
 
 
 MAX_RUNS = 500_000
-"""Most stored ranges that are kept in memory (24 bytes each); an image in more pieces is converted."""
+"""Maximum number of stored ranges in memory (24 bytes each); an image with more is converted."""
 
 LARGE_FILE = 2 << 40
-"""Bytes from which a file system may refuse a file for its size alone."""
+"""Size from which a file system may refuse a file."""
 
 COPY_CHUNK = 1 << 20
-# Raw, because a VHD ends at 2,040 GiB, and both methods of publishing take it.
+# Raw: the size of a VHD is limited to 2,040 GiB, and both methods of publishing support raw images.
 WHOLE_FIX = "Convert it to a single file first: qemu-img convert -O raw INPUT OUTPUT.img"
 
 
 class Runs:
-    """Where the stored ranges of a disk lie in the image file, ascending; three numbers in bytes a range."""
+    """The stored ranges of a disk, ascending: position on the disk, length, position in the file (bytes)."""
 
     def __init__(self) -> None:
         self.starts, self.lengths, self.stored = array("Q"), array("Q"), array("Q")
 
     def append(self, start: int, length: int, stored: int) -> None:
-        """Add a range behind the others."""
+        """Add a range after the others."""
         self.starts.append(start)
         self.lengths.append(length)
         self.stored.append(stored)
 
     def between(self, start: int, stop: int) -> Iterator[Extent]:
-        """Yield what is stored between two positions of the disk."""
+        """Yield the stored ranges between two positions of the disk."""
         for index in range(max(bisect_right(self.starts, start) - 1, 0), len(self.starts)):
             if self.starts[index] >= stop:
                 return
@@ -162,7 +158,7 @@ class Runs:
 
 
 class MappedImage(DiskImage):
-    """An image whose data lie in its file as they are."""
+    """An image with uncompressed data, which are read from the file."""
 
     own_layout = False
 
@@ -171,12 +167,12 @@ class MappedImage(DiskImage):
         self.format, self._runs = kind, runs
 
     def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
-        """Yield the ranges that ``qemu-img map`` named."""
+        """Yield the ranges that ``qemu-img map`` reported."""
         return self._runs.between(start, self.size if stop is None else min(stop, self.size))
 
 
 class ConvertedImage(DiskImage):
-    """An image that is converted to a sparse raw file when it is first read."""
+    """An image that the first read converts to a sparse raw file."""
 
     converts = True
     own_layout = False
@@ -185,26 +181,20 @@ class ConvertedImage(DiskImage):
         super().__init__(source, size)
         self.format, self._file, self._resources = kind, file, resources
         self._raw: PathSource | None = None
-        self._turn = threading.Lock()
-
-    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
-        """Yield what the sparse raw file has stored."""
-        end = self.size if stop is None else min(stop, self.size)
-        for first, last in self._stored().data_ranges(start, end):
-            yield Extent(first, last - first, first)
+        self._lock = threading.Lock()
 
     def plain_descriptor(self) -> int:
-        """Return the descriptor of the conversion."""
+        """Return the open raw file."""
         return self._stored().descriptor
 
     def _stored(self) -> PathSource:
-        with self._turn:
+        with self._lock:
             if self._raw is None:
                 self._raw = _convert(self._file, self.source.name, self.format, self.size)
             return self._raw
 
     def close(self) -> None:
-        """Let go of the file and of its conversion."""
+        """Close the file, and delete the raw file."""
         super().close()
         self._resources.close()
         if self._raw is not None:
@@ -212,21 +202,21 @@ class ConvertedImage(DiskImage):
 
 
 def open_with_qemu(source: ByteSource, head: bytes) -> DiskImage:
-    """Return the image of a qcow2, VHDX or VMDK file.
+    """Open a qcow2, VHDX or VMDK file.
 
     Parameters
     ----------
     source
-        The bytes. What comes from a reader is copied to a temporary file for ``qemu-img``.
+        The file. The bytes of a reader are copied to a temporary file for ``qemu-img``.
     head
-        The first 4096 of them, or all when there are fewer.
+        Its first 4096 bytes.
 
     Raises
     ------
     ImageFormatError
-        When the file is damaged, encrypted, or leads to other files.
+        The file is damaged or encrypted, or needs other files.
     ToolMissingError
-        When ``qemu-img`` is not installed.
+        ``qemu-img`` is not installed.
     """
     if head.startswith(signatures.QCOW2):
         kind = "qcow2"
@@ -252,7 +242,7 @@ def open_with_qemu(source: ByteSource, head: bytes) -> DiskImage:
 
 
 def _check_qcow2(source: ByteSource, head: bytes) -> None:
-    """Refuse what must not be opened at all."""
+    """Refuse a qcow2 image that is encrypted, marked as corrupt, or needs other files."""
 
     def number(at: int, length: int) -> int:
         return int.from_bytes(head[at : at + length], "big")
@@ -279,13 +269,13 @@ def _check_qcow2(source: ByteSource, head: bytes) -> None:
 
 
 def _check_vmdk(source: ByteSource, head: bytes) -> None:
-    """Refuse a VMDK that is only the way to other files."""
+    """Refuse a VMDK that needs other files."""
     if len(head) < SECTOR:
         raise damaged(source.name, "VMDK", "header", len(head), "The file ends within its header.")
     if int.from_bytes(head[12:20], "little") == 0:
         why = "It is 0: the file only describes a disk whose data is in other files."
         raise damaged(source.name, "VMDK", "capacity", 12, why, fix=WHOLE_FIX)
-    # The text that describes the disk: where the header says, and where QEMU looks for a parent.
+    # The description of the disk: at the position in the header, and where QEMU searches for a parent.
     named = int.from_bytes(head[28:36], "little") * SECTOR
     for at in {SECTOR, min(named, source.size)}:
         text = source.read(at, min(20 * SECTOR, source.size - at)) if at < source.size else b""
@@ -296,7 +286,7 @@ def _check_vmdk(source: ByteSource, head: bytes) -> None:
 
 
 def _vmdk_subformat(source: ByteSource, head: bytes) -> str:
-    """Return ``createType`` of a VMDK's descriptor, such as ``streamOptimized``; empty when it has none."""
+    """Return ``createType`` of a VMDK's descriptor, such as ``streamOptimized``; empty if it has none."""
     at = int.from_bytes(head[28:36], "little") * SECTOR or SECTOR
     text = source.read(at, min(20 * SECTOR, source.size - at)) if at < source.size else b""
     found = re.search(rb'createType\s*=\s*"([A-Za-z0-9]{1,40})"', text)
@@ -304,14 +294,14 @@ def _vmdk_subformat(source: ByteSource, head: bytes) -> str:
 
 
 def _check_vhdx(source: ByteSource) -> None:
-    """Refuse a file that lost less than a sector: ``qemu-img`` would fill in zeros for it without a word."""
+    """Refuse a file that ends within a sector, for which ``qemu-img`` would silently add zeros."""
     if source.size % SECTOR:
         why = "A VHDX has a whole number of megabytes, but this one ends within a sector: it is incomplete."
         raise damaged(source.name, "VHDX", "end of file", source.size, why)
 
 
 def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
-    """Return the size of the disk, after ``qemu-img`` has found no damage in the image's own tables."""
+    """Return the size of the disk, after ``qemu-img`` has checked the image's tables."""
     options = image_options(kind, file)
     text = "".join(lines(["info", "--output=json", *options], name=source.name, kind=kind))
     size = json.loads(text)["virtual-size"]
@@ -319,14 +309,14 @@ def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
         why = f"It is {size} bytes, not a multiple of {SECTOR}."
         raise damaged(source.name, kind, "virtual size", None, why)
     check_disk_size(source.name, size)
-    # 3 is leaked clusters, which waste room and nothing else; 63 is a format without a check.
+    # 3: leaked clusters, which only waste space; 63: a format without a check.
     for _line in lines(["check", "-q", *options], name=source.name, kind=kind, accepted=(0, 3, 63)):
         pass
     return size
 
 
 def _map(source: ByteSource, file: Path, kind: str, size: int) -> Runs | None:
-    """Return where the data lie in the file, or ``None`` where ``qemu-img`` cannot say so for all of them."""
+    """Return the positions of all data in the file, or ``None`` if the image must be converted."""
     runs, end = Runs(), 0
     arguments = ["map", "--output=json", *image_options(kind, file)]
     for line in lines(arguments, name=source.name, kind=kind):
@@ -353,7 +343,7 @@ def _map(source: ByteSource, file: Path, kind: str, size: int) -> Runs | None:
 
 
 def _check_overlap(source: ByteSource, kind: str, runs: Runs) -> None:
-    """Refuse an image that shows the same bytes of the file at two places of the disk."""
+    """Refuse an image in which two ranges of the disk have the same position in the file."""
     end, previous = 0, 0
     for index in sorted(range(len(runs.stored)), key=runs.stored.__getitem__):
         stored, start = runs.stored[index], runs.starts[index]
@@ -364,7 +354,7 @@ def _check_overlap(source: ByteSource, kind: str, runs: Runs) -> None:
 
 
 def _spool(source: ByteSource, stack: ExitStack) -> Path:
-    """Return a file with the bytes of a reader, sparse, which goes when the image is closed."""
+    """Copy a reader to a sparse temporary file, which is deleted when the image is closed."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmsnix-", dir=temporary_folder()))
     path, zeros = Path(folder) / "image", bytes(COPY_CHUNK)
     with path.open("wb") as file:
@@ -378,7 +368,7 @@ def _spool(source: ByteSource, stack: ExitStack) -> Path:
 
 
 def _check_file_size(output: Path, name: str, size: int) -> None:
-    """Refuse a disk that is larger than any file of this file system can be, however much room there is."""
+    """Refuse a disk that is larger than the maximum size of a file in this file system."""
     if size < LARGE_FILE:
         return
     try:
@@ -394,7 +384,7 @@ def _check_file_size(output: Path, name: str, size: int) -> None:
 
 
 def _convert(file: Path, name: str, kind: str, size: int) -> PathSource:
-    """Return the disk as a sparse raw file that is already unlinked, so that nothing can leave it behind."""
+    """Convert the disk to a sparse raw file, which is unlinked at once, so that it is always deleted."""
     folder = Path(tempfile.mkdtemp(prefix="vmsnix-", dir=temporary_folder()))
     try:
         output = folder / "disk.raw"

@@ -1,7 +1,7 @@
-"""A small real disk image that boots, made in milliseconds: for the demo, tests, and machines without Nix.
+"""Create a small bootable disk image in milliseconds, for the demo, for tests, and without Nix.
 
-Its boot sector says a line on the serial port and halts. The folder around it looks like the output of a
-NixOS image build. The same arguments give the same bytes.
+Its boot sector prints a line on the serial port and halts. Its folder has the files of a NixOS image build.
+The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# A boot sector that says a line on the first serial port and halts: the least that can be seen to boot.
-#
-# The 77 bytes of code below are 16-bit x86, made with the GNU assembler from the listing beside them. The
-# BIOS loads the sector to 0x7C00 and jumps there. COM1 is set to 115200 baud, 8 data bits, no parity, one
-# stop bit: what EC2's serial console expects. Waiting for the port is bounded, so a machine without one halts
-# too.
+# The boot sector: 77 bytes of 16-bit x86 code, assembled with the GNU assembler from the listing beside them.
+# The BIOS loads it to 0x7C00. It sets COM1 to 115200 baud, 8 data bits, no parity and one stop bit, as EC2's
+# serial console. It waits for the port a limited time, so that a machine without a serial port halts, too.
 
 CODE = bytes.fromhex(
     "fa"  #                cli
@@ -47,31 +44,30 @@ CODE = bytes.fromhex(
     "f4 ebfd"  #           done: hlt; jmp done
 )
 TEXT_LIMIT = 446 - len(CODE) - 3
-"""Most bytes of the message: the partition table begins at byte 446, and the line's end takes three."""
+"""Maximum length of the message: the partition table begins at byte 446, and the line end has three bytes."""
 
 
 def boot_sector(message: str, *, partition_start: int, partition_sectors: int) -> bytes:
-    """Return the first sector of a disk that says `message` when a BIOS boots it.
+    """Return a first sector that prints `message` when a BIOS boots it.
 
     Parameters
     ----------
     message
         ASCII text, of at most `TEXT_LIMIT` characters.
     partition_start, partition_sectors
-        The one partition (type Linux, active), in sectors.
+        The only partition (type Linux, active), in sectors.
 
     Raises
     ------
     ValueError
-        When the message is too long or not ASCII.
+        The message is too long or not ASCII.
     """
     text = message.encode("ascii")
     if len(text) > TEXT_LIMIT or b"\0" in text:
-        error = f"the message has {len(text)} bytes; at most {TEXT_LIMIT} fit, and none may be zero"
-        raise ValueError(error)
+        raise ValueError(f"the message has {len(text)} bytes; at most {TEXT_LIMIT} fit, and none may be zero")
     program = (CODE + text + b"\r\n\0").ljust(440, b"\0")
-    signature = b"VMSX\0\0"  # the disk's identifier, and two bytes that are always zero
-    chs = b"\xfe\xff\xff"  # beyond cylinders, heads and sectors: the sector numbers count
+    signature = b"VMSX\0\0"  # the disk's identifier, and two reserved bytes
+    chs = b"\xfe\xff\xff"  # not used: the partition has sector numbers
     entry = b"\x80" + chs + b"\x83" + chs + struct.pack("<II", partition_start, partition_sectors)
     return (program + signature)[:446] + entry + bytes(48) + b"\x55\xaa"
 
@@ -88,7 +84,7 @@ def make_sample_image(
     *,
     message: str = MESSAGE,
     name: str = "sample",
-    format: Literal["vhd", "vhd-fixed", "raw"] = "vhd",  # noqa: A002 - what everybody calls it
+    format: Literal["vhd", "vhd-fixed", "raw"] = "vhd",  # noqa: A002
     size: int = 64 * MIB,
     data_bytes: int = 12 * MIB,
     seed: str = "",
@@ -96,49 +92,43 @@ def make_sample_image(
     system: str = "x86_64-linux",
     boot_mode: str = "legacy-bios",
 ) -> Path:
-    """Make a bootable sample image in a folder like a Nix output.
+    """Create a bootable sample image in a folder like a Nix output, and return the folder.
 
     Parameters
     ----------
     folder
-        Made when missing. Gets ``NAME.vhd`` (``NAME.img`` for raw), ``nix-support/image-info.json`` and
-        ``nix-support/hydra-build-products``.
+        Gets ``NAME.vhd`` (``NAME.img`` for raw), ``nix-support/image-info.json`` and
+        ``nix-support/hydra-build-products``. Created if it does not exist.
     message
-        The line that the image says on the first serial port.
+        The line that the image prints on the first serial port.
     name
         Name of the file, without extension.
     format
         ``vhd`` (dynamic), ``vhd-fixed`` or ``raw``.
     size
-        Bytes of the disk; a VHD is rounded up to a whole geometry, as nixpkgs' images are.
+        Size of the disk in bytes; that of a VHD is rounded up to a whole geometry, as in nixpkgs.
     data_bytes
-        How many bytes other than zero the disk shall hold, about; they look random and do not compress.
+        Approximate number of bytes other than zero; they look random and do not compress.
     seed
         Another seed gives other data.
     label, system, boot_mode
-        What ``image-info.json`` says.
-
-    Returns
-    -------
-    Path
-        The folder.
+        Values in ``image-info.json``.
 
     Raises
     ------
     ValueError
-        When the data do not fit the disk, or the message does not fit its boot sector.
+        The data do not fit in the disk, or the message does not fit in its boot sector.
     """
     disk_bytes = size if format == "raw" else geometry_size(size)
     if disk_bytes % SECTOR or data_bytes < 0 or 4 * MIB + 2 * data_bytes > disk_bytes:
-        error = (
+        raise ValueError(
             f"{data_bytes} bytes of data do not fit a disk of {disk_bytes}: "
             "it must be whole sectors, and at least 4 MiB and twice the data"
         )
-        raise ValueError(error)
     (folder / "nix-support").mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / f"{name}.{EXTENSIONS[format]}"
     blocks = _content(message, seed, disk_bytes, data_bytes)
-    # Another process may be making the same image, or publishing it: it never sees half of it.
+    # Another process may create or read the same image, so the complete file is renamed.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     if format == "raw":
         _write_raw(unfinished, blocks, disk_bytes)
@@ -150,25 +140,23 @@ def make_sample_image(
 
 
 def _content(message: str, seed: str, disk_bytes: int, data_bytes: int) -> Iterator[Block]:
-    """Yield the blocks of the disk: boot sector, then runs of data with a hole of a quarter block between."""
+    """Yield the blocks of the disk: the boot sector, and blocks with three quarters of data."""
     data = memoryview(_data(f"vmsnix {seed}\n{message}", data_bytes))
     sectors = disk_bytes // SECTOR - PARTITION_START
     first = boot_sector(message, partition_start=PARTITION_START, partition_sectors=sectors)
     yield Block(0, first.ljust(DEFAULT_BLOCK, b"\0"))
-    # A run at the start of each block and zeros behind it, so that there is something to skip, also within
-    # blocks.
     run = DEFAULT_BLOCK * 3 // 4
     for number, at in enumerate(range(0, len(data), run)):
         yield Block(1 + number, bytes(data[at : at + run]).ljust(DEFAULT_BLOCK, b"\0"))
 
 
 def _data(seed: str, length: int) -> bytes:
-    """Return bytes that look random; the same ones for the same words."""
+    """Return bytes that look random; the same seed gives the same bytes."""
     return hashlib.shake_128(seed.encode()).digest(length)
 
 
 def _write_raw(path: Path, blocks: Iterator[Block], size: int) -> None:
-    """Write a disk as it is, with holes where it holds nothing."""
+    """Write a raw disk with holes."""
     with path.open("wb") as file:
         for block in blocks:
             file.seek(block.index * DEFAULT_BLOCK)
@@ -179,7 +167,7 @@ def _write_raw(path: Path, blocks: Iterator[Block], size: int) -> None:
 def _write_nix_support(
     path: Path, nix_format: str, size: int, *, label: str, system: str, boot_mode: str
 ) -> None:
-    """Write what nixpkgs' image builder writes beside an image; sizes are strings there."""
+    """Write the files that nixpkgs' image builder writes beside an image; their sizes are strings."""
     disk = {"logical_bytes": str(size), "file": str(path)}
     info = {"label": label, "boot_mode": boot_mode, "system": system, **disk, "disks": {"root": disk}}
     support = path.parent / "nix-support"

@@ -1,7 +1,7 @@
-"""What a file is, told from its bytes.
+"""Signatures of file formats.
 
-The marks are those of the formats' own specifications (and of ``file``'s public database). A mark counts only
-where no partition table speaks for a disk: boot code may begin with any bytes.
+They come from the formats' specifications, and from the database of ``file``. A file with a partition table
+is a disk whatever its first bytes are, because boot code may begin with any bytes.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x3a\xff\x26\xed", "an Android sparse image", _CONVERT),
     (0, b"cxsparse", "a VHD that lost its first 512 bytes", "Build the image again, or copy it again."),
 )
-"""Marks of files that are no disk which can be read here: offset, bytes, what it is, what to do."""
+"""Signatures of unsupported formats: offset, bytes, name of the format, fix."""
 
 
 def foreign(head: bytes) -> tuple[int, str, str] | None:
-    """Return where the mark of something that is no disk stands, what it is and what to do; else ``None``."""
+    """Return offset, name and fix of an unsupported format; ``None`` for any other file."""
     for offset, mark, what, fix in FOREIGN:
         if head[offset : offset + len(mark)] == mark:
             return offset, what, fix
-    if looks_like_text(head):
+    if is_text(head):
         return 0, "text", _NO_DISK
     return None
 
 
-def looks_like_text(head: bytes) -> bool:
-    """Tell whether bytes are text: UTF-8 (perhaps cut in a character), with no controls but white space.
+def is_text(head: bytes) -> bool:
+    """Return whether bytes are UTF-8 text (the last character may be incomplete) without control characters.
 
-    >>> looks_like_text(b"<html><body>403 Forbidden</body></html>")
+    >>> is_text(b"<html><body>403 Forbidden</body></html>")
     True
-    >>> looks_like_text(bytes(512))
+    >>> is_text(bytes(512))
     False
     """
     if not head:

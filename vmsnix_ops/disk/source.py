@@ -1,7 +1,7 @@
-"""Where the bytes of an image file come from: a path, or a seekable binary reader.
+"""The bytes of an image file, from a path or a seekable binary reader.
 
-Both kinds may be read from several threads at once. A path is read with ``pread``, without a lock; a reader
-has one file position, so its reads take turns.
+Several threads can read at the same time: a path with ``pread``, a reader with a lock, because it has only
+one file position.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DIGEST_CHUNK = 1 << 19
-"""Bytes hashed at a time: Python's share of the time stays small, and they fit into a core's cache."""
+"""Bytes that are hashed at once: enough for little overhead in Python, and not more than a core's cache."""
 
 Stamp = tuple[int, int, int, int]
-"""Device, inode, bytes, and nanoseconds of the last change of a file."""
+"""Device, inode, size and modification time (ns) of a file."""
 
 
 class BinaryReader(Protocol):
@@ -43,14 +43,14 @@ class ByteSource:
     Attributes
     ----------
     name
-        What to call the file in messages.
+        Name of the file in messages.
     path
-        Where it is, or ``None`` for a reader.
+        Path of the file; ``None`` for a reader.
     size
-        Its length in bytes.
+        Size in bytes.
     opening
-        Offset and bytes of everything that `read` returned while the image was opened: what is known of its
-        layout. Whoever identifies the file compares it with what is hashed.
+        Offset and bytes of all headers and tables that were read when the image was opened. They are compared
+        with the bytes that are hashed.
     """
 
     name: str
@@ -60,30 +60,30 @@ class ByteSource:
     _recording: bool = False
 
     def _read_some(self, offset: int, length: int) -> bytes:
-        """Return between 1 and `length` bytes at `offset`; nothing at the end of the file."""
+        """Return between 1 and `length` bytes at `offset`; none at the end of the file."""
         raise NotImplementedError
 
     def _read_some_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill the beginning of `buffer` with bytes at `offset`; return how many: 0 at the file's end."""
+        """Fill the beginning of `buffer` with bytes at `offset`; return their number, 0 at the file's end."""
         data = self._read_some(offset, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def record(self, recording: bool) -> None:
-        """Begin, or end, to keep what is read in `opening`."""
+        """Start or stop adding the bytes that are read to `opening`."""
         self._recording = recording
 
     def stamp(self) -> Stamp | None:
-        """Return what tells this file, as it is, from any other; ``None`` for a reader."""
+        """Return values that change with the file; ``None`` for a reader."""
         return None
 
     def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield ``(start, stop)`` of ranges that may hold data, ascending; what is left out is zeros."""
+        """Yield ``(start, stop)`` of ranges that may contain data, ascending; all other ranges are zeros."""
         if start < stop:
             yield start, stop
 
     def close(self) -> None:
-        """Let go of the file. Safe to call twice."""
+        """Close the file. Safe to call twice."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`.
@@ -91,9 +91,9 @@ class ByteSource:
         Raises
         ------
         ImageFormatError
-            When the file ends before that.
+            The file ends before.
         ImageError
-            When the system cannot read it.
+            The system cannot read the file.
         """
         data = self._read_whole(offset, length)
         if self._recording:
@@ -114,7 +114,7 @@ class ByteSource:
         return b"".join(pieces)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill the whole of `buffer` with the bytes at `offset`, without making new ones.
+        """Fill the whole `buffer` with the bytes at `offset`.
 
         Raises
         ------
@@ -138,7 +138,7 @@ class ByteSource:
         )
 
     def digest(self, on_progress: Callable[[int], None] | None = None) -> str:
-        """Return the hexadecimal SHA-256 of all bytes, read in one pass.
+        """Return the SHA-256 of all bytes, in hexadecimal.
 
         Parameters
         ----------
@@ -156,21 +156,21 @@ class ByteSource:
 
 
 class PathSource(ByteSource):
-    """A file (or a block device) by its path.
+    """A file or a block device.
 
     Raises
     ------
     ImageNotFoundError
-        When there is no such file, or it is a folder.
+        There is no such file, or it is a folder.
     ImageError
-        When it may not be read, or is neither a file nor a block device.
+        The file may not be read, or is neither a regular file nor a block device.
     """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = -1
         self.path, self.name = path, str(path)
         try:
-            # Not blocking, so that a named pipe is refused below rather than waited for.
+            # Non-blocking, so that a named pipe does not wait for a writer, and is refused below.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             mode = os.fstat(self._descriptor).st_mode
             if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
@@ -210,7 +210,7 @@ class PathSource(ByteSource):
         return self._descriptor
 
     def stamp(self) -> Stamp | None:
-        """Return the stamp of the file that is open."""
+        """Return the stamp of the open file."""
         return stamp_of(self._descriptor)
 
     def _read_some(self, offset: int, length: int) -> bytes:
@@ -233,9 +233,9 @@ class PathSource(ByteSource):
         )
 
     def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield the ranges that the file system has stored, by ``SEEK_DATA`` and ``SEEK_HOLE``.
+        """Yield the ranges that the file system has stored (``SEEK_DATA``, ``SEEK_HOLE``).
 
-        Where the file system (or the operating system) cannot tell, everything counts as stored.
+        If the system does not support this, the whole file counts as stored.
         """
         while start < stop:
             data, hole = start, stop
@@ -244,7 +244,7 @@ class PathSource(ByteSource):
                 hole = os.lseek(self._descriptor, data, os.SEEK_HOLE)
             except (OSError, AttributeError) as error:
                 if isinstance(error, OSError) and error.errno == errno.ENXIO:
-                    return  # nothing but a hole up to the end
+                    return  # only a hole until the end of the file
             if data >= stop:
                 return
             yield data, min(hole, stop)
@@ -258,10 +258,10 @@ class PathSource(ByteSource):
 
 
 class ReaderSource(ByteSource):
-    """A seekable binary reader. It stays the caller's: closing the image does not close it."""
+    """A seekable binary reader, which the caller closes."""
 
     def __init__(self, reader: BinaryReader) -> None:
-        self._reader, self._turn = reader, threading.Lock()
+        self._reader, self._lock = reader, threading.Lock()
         self.path, self.name = None, _name_of(reader)
         try:
             self.size = reader.seek(0, os.SEEK_END)
@@ -273,7 +273,7 @@ class ReaderSource(ByteSource):
             ) from error
 
     def _read_some(self, offset: int, length: int) -> bytes:
-        with self._turn:
+        with self._lock:
             try:
                 self._reader.seek(offset)
                 return self._reader.read(length)
@@ -299,13 +299,13 @@ class ThreadBuffer(threading.local):
 
 
 def _name_of(reader: BinaryReader) -> str:
-    """Return the name of an open file, else a word for it."""
+    """Return the name of an open file, or "the image"."""
     name = getattr(reader, "name", None)
     return name if isinstance(name, str) else "the image"
 
 
 def stamp_of(file: int | Path) -> Stamp | None:
-    """Return the stamp of a file; ``None`` when there is none."""
+    """Return the stamp of a file, or ``None`` if it does not exist."""
     try:
         found = os.fstat(file) if isinstance(file, int) else file.stat()
     except FileNotFoundError:
@@ -314,7 +314,7 @@ def stamp_of(file: int | Path) -> Stamp | None:
 
 
 def open_source(source: Path | str | BinaryReader | ByteSource) -> ByteSource:
-    """Return the bytes behind a path or a reader."""
+    """Return the source for a path or a reader."""
     if isinstance(source, ByteSource):
         return source
     if isinstance(source, str | Path):

@@ -1,15 +1,11 @@
-"""The digests of an image, from one pass over its file: its identity, its blocks, and the parts of an upload.
+"""The digests of an image: its identity, its blocks, and the parts of an upload to S3.
 
-`survey` reads the file once, on all cores. The identity (`vmsnix_ops.disk.identity`) is made from the digests
-of the disk's blocks. An upload to S3 also needs the digest of each part of the file, and these are made from
-the same bytes.
+`survey` reads the file once, on all cores. The identity (`vmsnix_ops.disk.identity`) derives from the digests
+of the disk's blocks. An upload to S3 also needs the digest of each part of the file.
 
-Digests bind what is read later to the identity: whoever sends bytes compares the buffer that is sent with
-them. A file may be replaced or written at any time, and its modification time can be set back, so nothing
-else is proof.
-
-SHA-256 is used throughout. A CRC detects errors of a network or a disk, but bytes can be chosen so that they
-have a given CRC.
+An upload compares each buffer that it sends with these digests. Nothing else is proof, because a file may be
+replaced or changed at any time, and its modification time can be set back. All digests are SHA-256: a CRC
+detects errors of a network or a disk, but different bytes can have the same CRC on purpose.
 """
 
 from __future__ import annotations
@@ -40,11 +36,11 @@ if TYPE_CHECKING:
     from vmsnix_ops.disk.source import Stamp
 
 MIB = 2**20
-SHARE = 64  # blocks that a thread takes at a time: 32 MiB
+SHARE = 64  # blocks that a thread hashes at a time: 32 MiB
 MOST_THREADS = 8
 PART_BYTES = 8 * MIB
 MOST_PARTS = 10_000  # S3's limit for one object
-PIECE = 8 * MIB  # bytes of the file that are in memory as one; a range is one or more of them
+PIECE = 8 * MIB  # bytes of the file that are read at once; a range has one or more pieces
 NEXT_TIME = (
     "Stop other programs from writing to the image, then run the same command again. In a notebook, run it "
     "again from the cell that builds."
@@ -52,10 +48,10 @@ NEXT_TIME = (
 
 
 def part_bytes(size: int) -> int:
-    """Return the bytes of a range that has a digest of its own, for a file of this size.
+    """Return the length of a range with its own digest, for a file of this size.
 
-    A range is a part of an upload to S3. The split depends on the size alone, so that two runs (or two
-    machines) make the same parts. A file of 100 GiB has 6,400 of them, whose digests take 200 KiB.
+    A range is a part of an upload to S3. Its length depends only on the size of the file, so that two runs
+    (or two machines) upload the same parts. A file of 100 GiB has 6,400 ranges, whose digests take 200 KiB.
     """
     length = PART_BYTES
     while size > length * MOST_PARTS:
@@ -65,23 +61,22 @@ def part_bytes(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The identity of an image, and the digests that bind bytes to it.
+    """The identity and the digests of an image.
 
     Attributes
     ----------
     identity
-        Of the disk, in hexadecimal (`vmsnix_ops.disk.identity`).
+        Identity of the disk, in hexadecimal (`vmsnix_ops.disk.identity`).
     stamp
-        Of the file; ``None`` for a reader.
+        Stamp of the file; ``None`` for a reader.
     blocks
-        Index to SHA-256 (hex) of every block of 524288 bytes that contains a byte other than zero.
+        SHA-256 (hex) by index of all blocks of 524288 bytes that contain a byte other than zero.
     file_bytes, disk_bytes
         Size of the file, and of the disk.
     parts
-        SHA-256 of every range of `part_bytes` bytes of the file, one after the other; empty when they were
-        not wanted.
+        Concatenated SHA-256 of all ranges of `part_bytes` bytes of the file; empty if they were not computed.
     changed_ns
-        When the inode was last changed, which no program can set back; ``None`` for a reader.
+        Change time of the inode (ctime), which no program can set; ``None`` for a reader.
     """
 
     identity: str
@@ -112,9 +107,9 @@ def survey(
     image
         The image.
     parts
-        Whether the digests of the file's ranges are wanted too, as for an upload to S3. They are made from
-        the same bytes as the blocks'. The disk of an image that ``qemu-img`` must read is then read from a
-        private copy of the bytes that were hashed.
+        Whether the digests of the file's ranges are computed too, for an upload to S3. They come from the
+        same bytes as those of the blocks. If ``qemu-img`` must read the image, it reads a private copy of the
+        hashed bytes.
     on_progress
         Called with the number of bytes hashed since the last call: of the file with `parts`, else of the
         disk.
@@ -151,23 +146,15 @@ def identify(path: Path, *, parts: bool = False) -> Survey:
 
 
 def block_digests(image: DiskImage, *, on_progress: Callable[[int], None] | None = None) -> Digests:
-    """Return what `Survey.blocks` is, hashed on all cores.
-
-    Parameters
-    ----------
-    image
-        The image.
-    on_progress
-        Called with the number of bytes of the disk read since the last call.
-    """
+    """Return the digests of an image's blocks, computed on all cores; parameters are those of `survey`."""
     with _BlockHashing(image, _threads()) as hashing:
         return hashing.result(on_progress)
 
 
 def still_identified(path: Path, seen: Survey) -> bool:
-    """Return whether a file contains what was identified.
+    """Return whether a file contains the identified image.
 
-    The file is read only when it may have been written: when it is another file, or its inode changed.
+    The file is read only if its stamp or the change time of its inode differ.
     """
     stamp = stamp_of(path)
     if stamp is None:
@@ -185,15 +172,14 @@ def still_identified(path: Path, seen: Survey) -> bool:
 
 @contextmanager
 def unchanged(path: Path, seen: Survey) -> Iterator[None]:
-    """Refuse a file that was not the identified one before, during and after the block.
+    """Check that a file contains the identified image before, during and after the block.
 
-    A file that was changed and changed back contains the identified bytes again, but its inode has other
-    times.
+    A file that was changed and restored has the same bytes, but another change time.
 
     Raises
     ------
     ImageChangedError
-        It contains other bytes before or after the block, or something wrote to it in between.
+        It contains other bytes before or after the block, or was written during the block.
     """
 
     def state() -> tuple[Stamp | None, int]:
@@ -208,14 +194,14 @@ def unchanged(path: Path, seen: Survey) -> Iterator[None]:
 
 
 def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChangedError:
-    """Return the error for an image that changed after it was identified, or while it was.
+    """Return the error for an image that changed while or after it was identified.
 
     Parameters
     ----------
     name
-        Of the file.
+        Name of the file.
     offset, length
-        The bytes of the file that are others, where that is known.
+        The range of the file that differs, if it is known.
     """
     why = "Its size, modification time or file is not the one that was hashed."
     if offset is not None:
@@ -224,27 +210,27 @@ def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChang
 
 
 class IdentifiedSource(ByteSource):
-    """A file of which only hashed bytes are read.
+    """A file whose bytes are compared with their digests when they are read.
 
-    Every range is read whole and compared with its digest before any of it is returned. It has no path, so
-    that ``qemu-img`` reads a private copy of these bytes, never the file. Holes of the file count as stored:
-    a hole can be made after the file was hashed.
+    Each range is read and compared as a whole. The source has no path, so that ``qemu-img`` reads a private
+    copy of these bytes. Holes of the file count as stored, because a hole can be made after the file was
+    hashed.
 
     Parameters
     ----------
     file
-        The file; it stays open when this is closed.
+        The file, which the caller closes.
     seen
         Its identity.
     """
 
-    KEPT = MOST_THREADS + 2  # ranges that were checked and are in memory
+    KEPT = MOST_THREADS + 2  # checked ranges in memory
 
     def __init__(self, file: ByteSource, seen: Survey) -> None:
         self.path, self.name, self.size = None, file.name, seen.file_bytes
         self._file, self._seen, self._length = file, seen, part_bytes(seen.file_bytes)
         self._checked: OrderedDict[int, bytes] = OrderedDict()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         if file.size != seen.file_bytes:
             at = min(file.size, seen.file_bytes)
             raise changed(self.name, at, max(file.size, seen.file_bytes) - at)
@@ -260,7 +246,7 @@ class IdentifiedSource(ByteSource):
         return len(data)
 
     def _range(self, number: int) -> bytes:
-        with self._turn:
+        with self._lock:
             if number in self._checked:
                 self._checked.move_to_end(number)
                 return self._checked[number]
@@ -268,7 +254,7 @@ class IdentifiedSource(ByteSource):
         data = self._file.read(offset, min(self._length, self.size - offset))
         if hashlib.sha256(data).digest() != self._seen.part(number):
             raise changed(self.name, offset, len(data))
-        with self._turn:
+        with self._lock:
             self._checked[number] = data
             if len(self._checked) > self.KEPT:
                 self._checked.popitem(last=False)
@@ -276,7 +262,7 @@ class IdentifiedSource(ByteSource):
 
 
 class _Pieces(ByteSource):
-    """The bytes of a file that `_Pass` has in memory, and no others."""
+    """The pieces of a file that `_Pass` has in memory."""
 
     def __init__(self, source: ByteSource, buffers: dict[int, memoryview]) -> None:
         self.path, self.name, self.size, self._buffers = None, source.name, source.size, buffers
@@ -293,13 +279,13 @@ class _Pieces(ByteSource):
 
 
 class _Part:
-    """The digest of one range, made piece by piece. The zeros at its beginning cost nothing without data."""
+    """The digest of a range, computed piece by piece. A range of zeros is not hashed."""
 
     def __init__(self) -> None:
         self._hashing, self._zeros, self._data = hashlib.sha256(), 0, False
 
     def add(self, piece: memoryview, before: Future[None] | None) -> None:
-        """Add a piece, after the one before it, whose task was submitted earlier."""
+        """Add a piece, after the task `before` has added the previous one."""
         if before is not None:
             before.result()
         if not self._data:
@@ -334,14 +320,14 @@ def _digest_of_zeros(length: int) -> bytes:
 
 
 class _Pass:
-    """One pass over a file. Leaving the block stops its threads, wherever they are.
+    """A pass over the file of an image; a context manager, which stops its threads.
 
     Parameters
     ----------
     image
-        Whose file is read.
+        The image.
     due
-        Which blocks are complete when a piece and the one before it are in memory.
+        By piece: the blocks that are in this piece and the previous one.
     """
 
     def __init__(self, image: DiskImage, due: dict[int, array[int]]) -> None:
@@ -352,16 +338,16 @@ class _Pass:
         self._runs: list[Future[Run]] = []
         self._parts: list[_Part] = []
         self._length = part_bytes(self._source.size)
-        self._last: Future[None] | None = None  # of the part that is not complete
+        self._last: Future[None] | None = None  # adds the last piece to the current part
 
     def carry_out(self, on_progress: Callable[[int], None] | None) -> bytes:
-        """Read and hash everything; return the digests of the file's ranges."""
+        """Hash the file, and return the digests of its ranges."""
         size, pieces = self._source.size, self._pieces
         buffers = [memoryview(bytearray(min(PIECE, size))) for _ in range(min(pieces, -(-size // PIECE)))]
         at_work: dict[int, list[Future[Run] | Future[None]]] = {}
         for number, offset in enumerate(range(0, size, PIECE)):
-            # The piece whose memory is used again may also be the first half of what the next one's tasks
-            # read.
+            # The tasks of a piece also read the previous one. So the buffer of a piece is free when the tasks
+            # of this piece and of the next one are done.
             for done in (*at_work.pop(number - pieces, ()), *at_work.pop(number - pieces + 1, ())):
                 done.result()
             piece = buffers[number % pieces][: size - offset]
@@ -379,7 +365,7 @@ class _Pass:
         return b"".join(part.digest() for part in self._parts)
 
     def runs(self) -> list[Run]:
-        """Return the blocks that were hashed."""
+        """Return the hashed blocks."""
         return [run for run in (future.result() for future in self._runs) if run[0]]
 
     def _submit(
@@ -398,7 +384,7 @@ class _Pass:
         return tasks
 
     def _check_opening(self, offset: int, piece: memoryview) -> None:
-        """Compare with what was read when the image was opened: headers and tables say where blocks lie."""
+        """Compare a piece with the headers and tables that were read when the image was opened."""
         for start, data in self._source.opening:
             first, last = max(start, offset), min(start + len(data), offset + len(piece))
             if first < last and piece[first - offset : last - offset] != data[first - start : last - start]:
@@ -413,7 +399,7 @@ class _Pass:
 
 
 def _blocks_and_parts(image: DiskImage, on_progress: Callable[[int], None] | None) -> tuple[Digests, bytes]:
-    """Hash blocks and ranges from the same bytes."""
+    """Return the digests of the blocks and of the file's ranges, from the same bytes."""
     due, late = _blocks_by_piece(image)
     with _Pass(image, due) as running:
         sums = running.carry_out(on_progress)
@@ -432,10 +418,7 @@ def _parts(image: DiskImage, on_progress: Callable[[int], None] | None = None) -
 
 
 def _blocks_by_piece(image: DiskImage) -> tuple[dict[int, array[int]], array[int]]:
-    """Return the blocks by the piece of the file with which they are complete, and those that lie scattered.
-
-    What a scattered block needs is never in memory at one time.
-    """
+    """Return the blocks by their last piece, and the blocks that are not within two consecutive pieces."""
     due: dict[int, array[int]] = defaultdict(lambda: array("I"))
     late = array("I")
     for index in range(-(-image.size // EBS_BLOCK)):
@@ -451,7 +434,7 @@ def _blocks_by_piece(image: DiskImage) -> tuple[dict[int, array[int]], array[int
 
 
 def _hash_blocks(image: DiskImage, indices: array[int], stop: threading.Event | None = None) -> Run:
-    """Return the digests of those blocks of an image that are not zero."""
+    """Return the digests of the given blocks, without blocks of zeros."""
     buffer, found, sums = bytearray(EBS_BLOCK), array("I"), bytearray()
     for index in indices:
         if stop is not None and stop.is_set():
@@ -464,7 +447,7 @@ def _hash_blocks(image: DiskImage, indices: array[int], stop: threading.Event | 
 
 
 def _over(image: DiskImage, source: ByteSource) -> DiskImage:
-    """Return the same disk, read from other bytes of the same file."""
+    """Return the same disk with another source of its bytes."""
     view: DiskImage = object.__new__(type(image))  # a copy would open the file again
     view.__dict__.update(image.__dict__)
     view.source = source
@@ -486,7 +469,7 @@ def _threads() -> int:
 
 
 class _BlockHashing:
-    """Threads that hash an image's blocks. Leaving the block stops them, wherever they are."""
+    """Threads that hash an image's blocks; a context manager, which stops them."""
 
     def __init__(self, image: DiskImage, threads: int) -> None:
         self._image, self._at = image, 0
@@ -496,14 +479,14 @@ class _BlockHashing:
         self._tasks = [self._pool.submit(self._work) for _ in range(threads)]
 
     def result(self, on_progress: Callable[[int], None] | None = None) -> Digests:
-        """Wait for all of them, and return the blocks."""
+        """Wait for all threads, and return the digests."""
         if on_progress is not None:
-            told = 0
+            reported = 0
             while wait(self._tasks, timeout=0.2).not_done:
-                at = max(self._at, told)
-                on_progress((at - told) * EBS_BLOCK)
-                told = at
-            on_progress(self._image.size - told * EBS_BLOCK)
+                at = max(self._at, reported)
+                on_progress((at - reported) * EBS_BLOCK)
+                reported = at
+            on_progress(self._image.size - reported * EBS_BLOCK)
         return Digests.of([run for task in self._tasks for run in task.result()])
 
     def _work(self) -> list[Run]:

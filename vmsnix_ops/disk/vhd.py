@@ -1,4 +1,4 @@
-"""VHD images, fixed and dynamic: their structures, how they are read, how they are written."""
+"""Read and write VHD images, fixed and dynamic."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from vmsnix_ops.errors import ImageFormatError
 
 
-# The structures of a VHD file, as bytes and as records.
+# The structures of a VHD file. All numbers are big-endian.
 #
 # Source of the field names, offsets, checksum and geometry: Microsoft, *Virtual Hard Disk Image Format
-# Specification*, version 1.0 (October 2006). All numbers in a VHD are big-endian.
+# Specification*, version 1.0 (October 2006).
 
 FOOTER_COOKIE = b"conectix"
 HEADER_COOKIE = b"cxsparse"
@@ -47,10 +47,10 @@ _CHECKSUM_AT = {FOOTER_BYTES: 64, HEADER_BYTES: 36}
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """The footer, and its copy at the start of a dynamic VHD. Sizes in bytes.
+    """The footer, and its copy at the start of a dynamic VHD. Sizes are in bytes.
 
-    `current_size` is the size of the disk: what Hyper-V and EC2 go by. The product of the geometry may be
-    less, because cylinders are whole; QEMU rounds the size up to a whole geometry when it creates a VHD.
+    `current_size` is the size of the disk for Hyper-V and EC2. The size by the geometry may be smaller,
+    because the number of cylinders is an integer. QEMU rounds the size of a new VHD up to a whole geometry.
     """
 
     features: int
@@ -72,11 +72,11 @@ class Footer:
 
     @classmethod
     def parse(cls, data: bytes) -> Footer:
-        """Read the fields from 512 bytes; checks nothing."""
+        """Return the fields in 512 bytes, unchecked."""
         return cls(*_FOOTER.unpack_from(data)[1:])
 
     def pack(self) -> bytes:
-        """Return the 512 bytes, with the checksum put right."""
+        """Return the 512 bytes, with a new checksum."""
         fields = (
             FOOTER_COOKIE, self.features, self.version, self.data_offset, self.timestamp,
             self.creator_application, self.creator_version, self.creator_host, self.original_size,
@@ -89,7 +89,7 @@ class Footer:
 FOOTER_OFFSETS = {
     "cookie": 0, "version": 12, "data_offset": 16, "current_size": 48, "disk_type": 60, "checksum": 64,
 }  # fmt: skip
-"""Where the fields of the footer stand that can be wrong, in bytes from its start."""
+"""Positions of the checked fields of the footer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,42 +105,38 @@ class DynamicHeader:
 
     @classmethod
     def parse(cls, data: bytes) -> DynamicHeader:
-        """Read the fields from 1024 bytes; checks nothing."""
+        """Return the fields in 1024 bytes, unchecked."""
         return cls(*_HEADER.unpack_from(data)[1:])
 
     def pack(self) -> bytes:
-        """Return the 1024 bytes, with the checksum put right."""
+        """Return the 1024 bytes, with a new checksum."""
         fields = (
-            self.data_offset,
-            self.table_offset,
-            self.version,
-            self.max_table_entries,
-            self.block_size,
-            0,
-        )
-        return with_checksum(_HEADER.pack(HEADER_COOKIE, *fields).ljust(HEADER_BYTES, b"\0"))
+            HEADER_COOKIE, self.data_offset, self.table_offset, self.version, self.max_table_entries,
+            self.block_size, 0,
+        )  # fmt: skip
+        return with_checksum(_HEADER.pack(*fields).ljust(HEADER_BYTES, b"\0"))
 
 
 HEADER_OFFSETS = {
     "cookie": 0, "table_offset": 16, "version": 24, "max_table_entries": 28, "block_size": 32, "checksum": 36,
 }  # fmt: skip
-"""Where the fields of the dynamic header stand, in bytes from its start."""
+"""Positions of the checked fields of the dynamic header."""
 
 
 def checksum(data: bytes) -> int:
-    """Return the one's complement of the sum of a footer's or header's bytes, without the checksum's own."""
+    """Return the one's complement of the sum of the bytes of a footer or header, except its checksum."""
     at = _CHECKSUM_AT[len(data)]
     return ~(sum(data) - sum(data[at : at + 4])) & 0xFFFFFFFF
 
 
 def with_checksum(data: bytes) -> bytes:
-    """Return a footer or header with its checksum field filled in."""
+    """Return a footer or header with a new checksum."""
     at = _CHECKSUM_AT[len(data)]
     return data[:at] + checksum(data).to_bytes(4, "big") + data[at + 4 :]
 
 
 def bitmap_bytes(block_size: int) -> int:
-    """Return how long the sector bitmap in front of a block is: a bit a sector, padded to whole sectors.
+    """Return the size of the sector bitmap before a block: one bit for each sector, padded to whole sectors.
 
     >>> bitmap_bytes(2 * 1024 * 1024)
     512
@@ -149,7 +145,7 @@ def bitmap_bytes(block_size: int) -> int:
 
 
 def geometry(sectors: int) -> tuple[int, int, int]:
-    """Return cylinders, heads and sectors per track for a disk of so many sectors (the format's appendix).
+    """Return cylinders, heads and sectors per track of a disk (appendix of the specification).
 
     >>> geometry(8388608)
     (8322, 16, 63)
@@ -169,7 +165,7 @@ def geometry(sectors: int) -> tuple[int, int, int]:
 
 
 def geometry_size(size: int) -> int:
-    """Return the least size that is a whole geometry and holds `size` bytes, as ``qemu-img`` makes new VHDs.
+    """Round a size up to a whole geometry, as ``qemu-img`` does for a new VHD.
 
     Disks beyond the largest geometry (127.5 GiB) keep their size.
 
@@ -188,30 +184,24 @@ def geometry_size(size: int) -> int:
 
 
 MAX_BLOCKS = 2 * 1024 * 1024
-"""Most blocks of a table that is read: 4 TiB of the usual blocks of 2 MiB; the table takes 8 MiB then."""
+"""Maximum number of blocks: 4 TiB in blocks of 2 MiB, with a table of 8 MiB."""
 
 _ONES = re.compile("1+")
 
 
 class FixedVhd(DiskImage):
-    """A VHD that is the disk followed by a footer."""
+    """A VHD with the bytes of the disk and a footer."""
 
     format, subformat = "vhd", "fixed"
 
-    def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
-        """Yield what the file system has stored of the disk."""
-        end = self.size if stop is None else min(stop, self.size)
-        for first, last in self.source.data_ranges(start, end):
-            yield Extent(first, last - first, first)
-
 
 class DynamicVhd(DiskImage):
-    """A VHD that stores only the blocks which were written.
+    """A VHD with only the blocks that were written.
 
     Attributes
     ----------
     block_size
-        Bytes of a block of the file (not of EBS).
+        Size of a block of the VHD in bytes.
     """
 
     format, subformat = "vhd", "dynamic"
@@ -222,7 +212,7 @@ class DynamicVhd(DiskImage):
         self._bitmap_bytes = bitmap_bytes(block_size)
 
     def extents(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
-        """Yield the sectors that were written, as runs within a block."""
+        """Yield the ranges of written sectors within each block."""
         end = self.size if stop is None else min(stop, self.size)
         if start >= end:
             return
@@ -236,12 +226,12 @@ class DynamicVhd(DiskImage):
                 at, max(start - first, 0), min(end - first, self.block_size)
             ):
                 run = whole.part(first + run_start, first + run_stop)
-                # A written block may have holes in the file: qemu-img leaves them where it found zeros.
+                # The file may have holes in a written block, because qemu-img does not write zeros.
                 for data, hole in self.source.data_ranges(run.stored, run.stored + run.length):
                     yield run.part(run.offset + data - run.stored, run.offset + hole - run.stored)
 
     def file_span(self, start: int, stop: int) -> tuple[int, int] | None:
-        """Return where the bitmaps and the sectors of a range of the disk lie in the file."""
+        """Return the part of the file with the bitmaps and sectors of a range of the disk."""
         first, last = sys.maxsize, 0
         for index in range(start // self.block_size, -(-stop // self.block_size)):
             if self._table[index] != UNALLOCATED:
@@ -251,7 +241,7 @@ class DynamicVhd(DiskImage):
         return (first, last) if last else None
 
     def _written(self, bitmap_at: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield what was written between two positions of a block, given where its bitmap is."""
+        """Yield the written ranges between two positions of a block."""
         first_byte, last_byte = start // SECTOR // 8, -(-stop // (SECTOR * 8))
         bits = self.source.read(bitmap_at + first_byte, last_byte - first_byte)
         if bits.count(0xFF) == len(bits):
@@ -264,8 +254,8 @@ class DynamicVhd(DiskImage):
                 yield run_start, run_stop
 
 
-def looks_like_vhd(source: ByteSource, head: bytes) -> bool:
-    """Tell whether a file begins with the cookie of a VHD, or has it where the footer would stand."""
+def is_vhd(source: ByteSource, head: bytes) -> bool:
+    """Return whether a file has the cookie of a VHD at its beginning or in its footer."""
     if head.startswith(FOOTER_COOKIE):
         return True
     at = source.size - FOOTER_BYTES
@@ -273,19 +263,19 @@ def looks_like_vhd(source: ByteSource, head: bytes) -> bool:
 
 
 def open_vhd(source: ByteSource, head: bytes) -> DiskImage:
-    """Return the image of a file that bears the mark of a VHD.
+    """Open a VHD.
 
     Parameters
     ----------
     source
-        The bytes.
+        The file.
     head
-        The first 4096 of them, or all when there are fewer.
+        Its first 4096 bytes.
 
     Raises
     ------
     ImageFormatError
-        When the file contradicts the specification, names a parent, or was cut short.
+        The VHD is invalid, incomplete, or a differencing disk.
     """
     at = source.size - FOOTER_BYTES
     tail = source.read(at, FOOTER_BYTES) if at >= 0 else b""
@@ -301,7 +291,7 @@ def open_vhd(source: ByteSource, head: bytes) -> DiskImage:
 
 
 def _check_footer(source: ByteSource, data: bytes, at: int, what: str) -> Footer:
-    """Return the fields of a footer, after checking those that stand for themselves."""
+    """Return the footer, after checking the fields that do not depend on other structures."""
 
     def wrong(field: str, why: str) -> ImageFormatError:
         return damaged(source.name, "VHD", f"{what} {field}", at + FOOTER_OFFSETS[field], why)
@@ -356,7 +346,7 @@ def _open_dynamic(source: ByteSource, head: bytes, footer: Footer) -> DynamicVhd
 
 
 def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader:
-    """Return the dynamic header, after checking that the table it names can be read."""
+    """Return the dynamic header, after checking its fields."""
     at = footer.data_offset
     if at % SECTOR or at < FOOTER_BYTES or at + HEADER_BYTES > end:
         where = source.size - FOOTER_BYTES + FOOTER_OFFSETS["data_offset"]
@@ -405,7 +395,7 @@ def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader
 
 
 def _read_table(source: ByteSource, header: DynamicHeader, count: int) -> array[int]:
-    """Return the block allocation table; entries beyond the disk's end must be unused."""
+    """Return the block allocation table; entries after the end of the disk must be unused."""
     table = array("I")  # four bytes wherever CPython runs
     table.frombytes(source.read(header.table_offset, header.max_table_entries * 4))
     if sys.byteorder == "little":
@@ -423,13 +413,13 @@ def _read_table(source: ByteSource, header: DynamicHeader, count: int) -> array[
 def _check_table(
     source: ByteSource, footer: Footer, header: DynamicHeader, table: array[int], end: int
 ) -> None:
-    """Check that every block lies in the file, and on nothing else."""
+    """Check that each block is in the file and overlaps nothing."""
 
     def wrong(index: int, why: str) -> ImageFormatError:
         return damaged(source.name, "VHD", f"BAT entry {index}", header.table_offset + 4 * index, why)
 
     span = (bitmap_bytes(header.block_size) + header.block_size) // SECTOR
-    # The last block may stand for less than a block of disk; no more than that need be in the file.
+    # The disk may end within the last block, and the file may end there, too.
     last = -(-footer.current_size // header.block_size) - 1
     cut = (header.block_size * (last + 1) - footer.current_size) // SECTOR
     limit = end // SECTOR
@@ -459,13 +449,11 @@ def _check_table(
         previous_end, previous = sector + length, index
 
 
-# Writes VHDs, dynamic and fixed. The same input gives the same bytes, on any machine and at any time.
-#
-# The identifier of the disk derives from its content; its timestamp is zero, which is 2000-01-01 in VHDs.
+# Write VHDs. The same input always gives the same bytes: the identifier of the disk derives from its content,
+# and the timestamp is zero (2000-01-01).
 
-
-# Readers that know a VHD's creator decide by this name whether the size or the geometry counts. This one,
-# QEMU's own for images of an exact size, makes all of them take the size.
+# Some readers use either the size or the geometry, depending on the creator. With this one, QEMU's for images
+# of an exact size, all of them use the size.
 CREATOR = b"qem2"
 
 
@@ -477,25 +465,22 @@ def write_vhd(
     Parameters
     ----------
     path
-        The file to write; replaced when it is there.
+        The file; an existing file is replaced.
     blocks
-        The disk's content in blocks of 2 MiB, ascending; ``image.blocks(DEFAULT_BLOCK)`` of an opened image,
-        for example. Blocks that are left out are zero.
+        The disk's content in blocks of 2 MiB, ascending, such as ``image.blocks(DEFAULT_BLOCK)``. Other
+        blocks are zero.
     size
-        Bytes of the disk, a multiple of 512; taken as they are (`geometry_size` rounds up as
-        nixpkgs' images do).
+        Size of the disk in bytes, a multiple of 512. To round it up as nixpkgs does, use `geometry_size`.
     kind
-        ``dynamic`` stores only the given blocks; ``fixed`` is as long as the disk, with holes where nothing
-        was given.
+        ``dynamic`` stores only the given blocks; ``fixed`` has the size of the disk, with holes.
 
     Raises
     ------
     ValueError
-        When the size is not a multiple of 512 or beyond 2040 GiB, or a block does not fit.
+        The size is not a multiple of 512 or exceeds 2040 GiB, or a block is not in the disk or not ascending.
     """
     if size <= 0 or size % SECTOR or size > MAX_SIZE:
-        message = f"a VHD of {size} bytes cannot be: it must be a multiple of {SECTOR} up to {MAX_SIZE}"
-        raise ValueError(message)
+        raise ValueError(f"the size of a VHD is {size}, but must be a multiple of {SECTOR} up to {MAX_SIZE}")
     count = -(-size // DEFAULT_BLOCK)
     content = hashlib.sha256(f"{kind} {size}".encode())
     table = [UNALLOCATED] * count
@@ -505,10 +490,8 @@ def write_vhd(
         at, previous = table_at + -(-count * 4 // SECTOR) * SECTOR, -1
         for block in blocks:
             if len(block.data) != DEFAULT_BLOCK or not previous < block.index < count:
-                message = (
-                    f"block {block.index} of {len(block.data)} bytes does not fit after block {previous}"
-                )
-                raise ValueError(message)
+                found = f"block {block.index} of {len(block.data)} bytes"
+                raise ValueError(f"{found} does not fit after block {previous}")
             previous = block.index
             content.update(block.index.to_bytes(8, "big"))
             content.update(block.data)
@@ -535,7 +518,7 @@ def _footer(size: int, kind: str, identifier: bytes) -> bytes:
     """Return the footer of a disk."""
     cylinders, heads, sectors = geometry(size // SECTOR)
     return Footer(
-        features=2,  # a reserved bit that the specification wants set
+        features=2,  # a reserved bit that is always set
         version=VERSION,
         data_offset=FOOTER_BYTES if kind == "dynamic" else NO_OFFSET,
         timestamp=0,

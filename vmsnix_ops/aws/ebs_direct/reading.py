@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Step
 
 GIB = 2**30
-DIFFERS = "ContentDiffers"
 ZERO = hashlib.sha256(ZEROS).hexdigest()
 SAMPLE = 256
 """Blocks of a sample: 128 MiB. If 2 % of a snapshot are wrong, a sample contains a wrong block at 99 %."""
@@ -396,5 +395,5 @@ def _differs(snapshot_id: str, why: str) -> errors.SnapshotFailedError:
         f"The snapshot {snapshot_id} does not match the image.",
         why=why,
         fix="Delete the snapshot, then run the same command again.",
-        code=DIFFERS,
+        code="ContentDiffers",
     )
