@@ -30,7 +30,8 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 
 from benchmarks.sink import Sink, null_sink
-from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES, BlockWire, Keys, Target
+from vmsnix_ops.aws.ebs_direct.wire import BlockWire, Keys, Target
+from vmsnix_ops.disk.image import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.disk.images import qemu_make
-from vmsnix_ops.disk.identity import BLOCK_BYTES, SCHEME
+from vmsnix_ops.disk.identity import SCHEME
+from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.records.tables import Tables

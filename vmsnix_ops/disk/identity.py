@@ -10,15 +10,13 @@ import struct
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk.digests import NONE, SUM
-from vmsnix_ops.disk.image import EBS_BLOCK, ZEROS
+from vmsnix_ops.disk.image import ZEROS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SCHEME = "vmsnix-disk-v1"
 """Name of this definition. Another definition needs another name, so that identities are never confused."""
-
-BLOCK_BYTES = EBS_BLOCK
 
 ZERO = hashlib.sha256(ZEROS).digest()
 """SHA-256 of a block of zeros."""

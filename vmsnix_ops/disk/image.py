@@ -64,10 +64,10 @@ MAX_DISK = 64 << 40
 """Bytes of the largest EBS volume."""
 
 SECTOR = 512
-EBS_BLOCK = 512 * 1024
+BLOCK_BYTES = 512 * 1024
 """Bytes of a block of an EBS snapshot (EBS direct APIs: ``BlockSize`` is always 524288)."""
 
-ZEROS = bytes(EBS_BLOCK)
+ZEROS = bytes(BLOCK_BYTES)
 """The bytes of a block of zeros."""
 
 READ_LIMIT = 1 << 30
@@ -236,7 +236,7 @@ class DiskImage:
             self._gather(index * size, buffer, pieces)
             yield index
 
-    def blocks(self, size: int = EBS_BLOCK, *, first: int = 0, stop: int | None = None) -> Iterator[Block]:
+    def blocks(self, size: int = BLOCK_BYTES, *, first: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Yield the blocks that contain a byte other than zero, ascending by index.
 
         Parameters
@@ -260,7 +260,7 @@ class DiskImage:
             if data != zeros:  # one memcmp, which stops at the first difference
                 yield Block(index, data)
 
-    def allocated(self, size: int = EBS_BLOCK) -> Iterator[int]:
+    def allocated(self, size: int = BLOCK_BYTES) -> Iterator[int]:
         """Yield the indices of the stored blocks without reading them. A stored block may be zero."""
         for index, _pieces in self._pieces(size, 0, self.size):
             yield index

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.disk.digests import NONE, SUM, Digests
-from vmsnix_ops.disk.identity import BLOCK_BYTES, SCHEME, ZERO, identity_of
+from vmsnix_ops.disk.identity import SCHEME, ZERO, identity_of
+from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.errors import RecordsError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self
 from vmsnix_ops.disk.digests import SUM, Digests, Run
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity import identity_of
-from vmsnix_ops.disk.image import EBS_BLOCK, ZEROS
+from vmsnix_ops.disk.image import BLOCK_BYTES, ZEROS
 from vmsnix_ops.disk.source import ByteSource, PathSource, stamp_of
 from vmsnix_ops.errors import ImageChangedError, ImageError
 
@@ -293,7 +293,7 @@ class _Part:
                 self._zeros += len(piece)
                 return
             self._data = True
-            for _ in range(self._zeros // EBS_BLOCK):
+            for _ in range(self._zeros // BLOCK_BYTES):
                 self._hashing.update(ZEROS)
         self._hashing.update(piece)
 
@@ -303,8 +303,8 @@ class _Part:
 
 
 def _only_zeros(piece: memoryview) -> bool:
-    for at in range(0, len(piece), EBS_BLOCK):
-        block = piece[at : at + EBS_BLOCK]
+    for at in range(0, len(piece), BLOCK_BYTES):
+        block = piece[at : at + BLOCK_BYTES]
         # A memoryview is compared byte by byte, a copy by memcmp.
         if block[0] or block[-1] or bytes(block) != ZEROS[: len(block)]:
             return False
@@ -314,7 +314,7 @@ def _only_zeros(piece: memoryview) -> bool:
 @lru_cache(maxsize=8)
 def _digest_of_zeros(length: int) -> bytes:
     hashing = hashlib.sha256()
-    for at in range(0, length, EBS_BLOCK):
+    for at in range(0, length, BLOCK_BYTES):
         hashing.update(ZEROS[: length - at])
     return hashing.digest()
 
@@ -421,8 +421,8 @@ def _blocks_by_piece(image: DiskImage) -> tuple[dict[int, array[int]], array[int
     """Return the blocks by their last piece, and the blocks that are not within two consecutive pieces."""
     due: dict[int, array[int]] = defaultdict(lambda: array("I"))
     late = array("I")
-    for index in range(-(-image.size // EBS_BLOCK)):
-        span = image.file_span(index * EBS_BLOCK, min((index + 1) * EBS_BLOCK, image.size))
+    for index in range(-(-image.size // BLOCK_BYTES)):
+        span = image.file_span(index * BLOCK_BYTES, min((index + 1) * BLOCK_BYTES, image.size))
         if span is None:
             continue
         first, last = span[0] // PIECE, (span[1] - 1) // PIECE
@@ -435,11 +435,11 @@ def _blocks_by_piece(image: DiskImage) -> tuple[dict[int, array[int]], array[int
 
 def _hash_blocks(image: DiskImage, indices: array[int], stop: threading.Event | None = None) -> Run:
     """Return the digests of the given blocks, without blocks of zeros."""
-    buffer, found, sums = bytearray(EBS_BLOCK), array("I"), bytearray()
+    buffer, found, sums = bytearray(BLOCK_BYTES), array("I"), bytearray()
     for index in indices:
         if stop is not None and stop.is_set():
             break
-        image.read_into(index * EBS_BLOCK, buffer)
+        image.read_into(index * BLOCK_BYTES, buffer)
         if buffer != ZEROS:  # one memcmp, which stops at the first difference
             found.append(index)
             sums += hashlib.sha256(buffer).digest()
@@ -473,7 +473,7 @@ class _BlockHashing:
 
     def __init__(self, image: DiskImage, threads: int) -> None:
         self._image, self._at = image, 0
-        self._shares = iter(range(0, -(-image.size // EBS_BLOCK), SHARE))  # `next` on it is atomic
+        self._shares = iter(range(0, -(-image.size // BLOCK_BYTES), SHARE))  # `next` on it is atomic
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(threads)
         self._tasks = [self._pool.submit(self._work) for _ in range(threads)]
@@ -484,13 +484,13 @@ class _BlockHashing:
             reported = 0
             while wait(self._tasks, timeout=0.2).not_done:
                 at = max(self._at, reported)
-                on_progress((at - reported) * EBS_BLOCK)
+                on_progress((at - reported) * BLOCK_BYTES)
                 reported = at
-            on_progress(self._image.size - reported * EBS_BLOCK)
+            on_progress(self._image.size - reported * BLOCK_BYTES)
         return Digests.of([run for task in self._tasks for run in task.result()])
 
     def _work(self) -> list[Run]:
-        buffer, runs = bytearray(EBS_BLOCK), list[Run]()
+        buffer, runs = bytearray(BLOCK_BYTES), list[Run]()
         while not self._stop.is_set() and (first := next(self._shares, None)) is not None:
             self._at = first
             indices, sums = array("I"), bytearray()

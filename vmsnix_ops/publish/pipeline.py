@@ -25,10 +25,10 @@ from vmsnix_ops.aws import buckets, error_codes, images, imports, retiring, snap
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
-from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity_cache import IdentityCache
+from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError

@@ -31,7 +31,6 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading
 from vmsnix_ops.aws.ebs_direct.engine import CEILING
 from vmsnix_ops.aws.ebs_direct.journal import DigestJournal, lock_journal
-from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.regions import check_regions, home_region
@@ -39,6 +38,7 @@ from vmsnix_ops.aws.session import calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.disk.digests import NONE, Digests
 from vmsnix_ops.disk.identity import ZERO, identity_of
+from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.progress import Progress, counted, current, human_bytes, human_seconds
 from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.journal import record_run

@@ -15,7 +15,6 @@ from botocore.httpsession import where
 from tests.support import require
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct.wire import (
-    BLOCK_BYTES,
     BlockWire,
     CertificateRefused,
     Connection,
@@ -26,6 +25,7 @@ from vmsnix_ops.aws.ebs_direct.wire import (
     keys,
     target,
 )
+from vmsnix_ops.disk.image import BLOCK_BYTES
 
 HEAD = b"PUT / HTTP/1.1\r\nhost: here\r\n\r\n"
 BLOCK = bytes(range(256)) * 2048

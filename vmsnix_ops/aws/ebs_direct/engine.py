@@ -21,6 +21,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.ebs_direct import wire
 from vmsnix_ops.aws.ebs_direct.worker import CHANGED, THROTTLED, Job
+from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.survey import NEXT_TIME
 
 if TYPE_CHECKING:
@@ -305,8 +306,8 @@ def _failure(failed: dict[str, Any], job: Job) -> errors.VmsnixError:
     """Return the error for a worker's message."""
     code, message, index, reason = (failed[name] for name in ("code", "message", "index", "reason"))
     if code == CHANGED:
-        start = index * wire.BLOCK_BYTES
-        where = f"Bytes {start} to {start + wire.BLOCK_BYTES} of the disk (block {index}): "
+        start = index * BLOCK_BYTES
+        where = f"Bytes {start} to {start + BLOCK_BYTES} of the disk (block {index}): "
         return errors.ImageChangedError(
             f"{job.path} changed after it was identified.",
             why=f"{where if index >= 0 else ''}{message.rstrip('.')}.",

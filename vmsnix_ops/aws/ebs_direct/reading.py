@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import engine, manifests
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader, locked
-from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.digests import Digests
-from vmsnix_ops.disk.image import ZEROS
+from vmsnix_ops.disk.identity import ZERO
+from vmsnix_ops.disk.image import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Step
 
 GIB = 2**30
-ZERO = hashlib.sha256(ZEROS).hexdigest()
 SAMPLE = 256
 """Blocks of a sample: 128 MiB. If 2 % of a snapshot are wrong, a sample contains a wrong block at 99 %."""
 
@@ -120,18 +118,18 @@ def verify(
     if how == "none":
         return Verified(snapshot_id, 0, 0)
     tokens = manifests.list_blocks(client(session, "ebs", region), snapshot_id).tokens
-    chosen = sorted(tokens)
+    chosen, zero = sorted(tokens), ZERO.hex()
     if how == "sample" and len(chosen) > SAMPLE:
         chosen = sorted(random.sample(chosen, SAMPLE))
     if step is not None:
         step.update(0, len(chosen) * BLOCK_BYTES)
     for index, digest in blocks.pairs():
-        if digest not in ("", ZERO) and index not in tokens:
+        if digest not in ("", zero) and index not in tokens:
             raise _differs(snapshot_id, f"It does not contain block {index} of the image.")
 
     def compare(batch: Sequence[tuple[int, str]]) -> None:
         for index, digest in batch:
-            if digest != (blocks.get(index) or ZERO):
+            if digest != (blocks.get(index) or zero):
                 raise _differs(snapshot_id, f"Block {index} differs from the image's.")
         if step is not None:
             step.advance(len(batch) * BLOCK_BYTES)

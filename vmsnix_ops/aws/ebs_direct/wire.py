@@ -288,7 +288,6 @@ def _check_length(length: int) -> None:
 
 # The two operations.
 
-BLOCK_BYTES = 524_288
 UNSIGNED = "UNSIGNED-PAYLOAD"  # as in the SDKs: the checksum header is signed, the block is not
 
 

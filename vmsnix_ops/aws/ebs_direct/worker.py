@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops.aws import error_codes
-from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES, Answer, BlockWire, ConnectionFailed, Keys, Target
+from vmsnix_ops.aws.ebs_direct.wire import Answer, BlockWire, ConnectionFailed, Keys, Target
 from vmsnix_ops.disk.formats import RawImage, open_image
-from vmsnix_ops.disk.image import ZEROS
+from vmsnix_ops.disk.image import BLOCK_BYTES, ZEROS
 from vmsnix_ops.disk.source import PathSource, ThreadBuffer
 from vmsnix_ops.errors import ImageError
 

@@ -21,14 +21,14 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import engine, manifests
 from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader, lock_journal
-from vmsnix_ops.aws.ebs_direct.wire import BLOCK_BYTES
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
 from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, client, client_token, retry
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.disk.image import ZEROS
+from vmsnix_ops.disk.identity import ZERO
+from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import changed, identify, still_identified
 from vmsnix_ops.progress import counted
@@ -141,7 +141,6 @@ ENDED = ("ResourceNotFoundException", "ConflictException", "ValidationException"
 IMPORT_POLICY = "vmsnix iam-policy publisher"
 DIRECT_POLICY = "vmsnix iam-policy publisher --via direct"
 INCREMENTAL_POLICY = f"{DIRECT_POLICY} --incremental"
-_ZERO = hashlib.sha256(ZEROS).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,8 @@ def snapshot_blocks(blocks: Digests, parent: Digests) -> Digests:
     """
     if not parent:
         return blocks
-    ascending = merge(blocks.pairs(), ((index, _ZERO) for index in parent), key=itemgetter(0))
+    zero = ZERO.hex()
+    ascending = merge(blocks.pairs(), ((index, zero) for index in parent), key=itemgetter(0))
     # Of two blocks with the same index, the image's comes first.
     return Digests(next(same) for _, same in groupby(ascending, key=itemgetter(0)))
 
