@@ -64,7 +64,7 @@ def test_a_block_that_became_zero_is_held_as_one_of_zeros(
     [
         ([(2, ""), (2, "")], "block 2 comes after block 2"),
         ([(2, ""), (1, "")], "block 1 comes after block 2"),
-        ([(1, "abcd")], "no SHA-256"),
+        ([(1, "abcd")], "not a SHA-256"),
     ],
 )
 def test_what_is_no_digest_is_refused(pairs: list[tuple[int, str]], text: str) -> None:

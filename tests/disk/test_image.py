@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.disk.images import BLOCK, MIB, scattered, write_ours, write_raw
-from vmsnix_ops.disk.formats import DiskImage, open_image
-from vmsnix_ops.disk.image import Block
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.disk.image import Block, DiskImage
 from vmsnix_ops.disk.vhd import DEFAULT_BLOCK, write_vhd
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +191,10 @@ def test_a_hundred_gib_are_opened_in_milliseconds(tmp_path: Path) -> None:
 
 
 def test_a_block_of_no_size_is_a_mistake_of_the_caller() -> None:
-    with open_image(io.BytesIO(bytes(512))) as image, pytest.raises(ValueError, match="a block of 0 bytes"):
+    with (
+        open_image(io.BytesIO(bytes(512))) as image,
+        pytest.raises(ValueError, match="a block cannot have 0 bytes"),
+    ):
         next(image.blocks(0))
 
 

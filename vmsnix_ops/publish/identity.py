@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.literals import BootModeValuesType
     from types_boto3_ec2.type_defs import BlockDeviceMappingTypeDef, EbsBlockDeviceTypeDef
 
-    from vmsnix_ops.disk.formats import DiskImage
+    from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.publish.wanted import Wanted
