@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -38,7 +39,7 @@ from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     import boto3
     import pandas as pd
@@ -182,7 +183,13 @@ def scan(
             session=session,
         )
         jobs, unread = _jobs(members, wanted, home)
-    scanned = frozenset(account for account, _, _ in jobs)
+    sessions = {account: member_session for account, member_session, _ in jobs}
+    scanned = frozenset(sessions)
+
+    def context_of(account: str, region: str) -> RegionContext:
+        prefix = settings.channel_prefix
+        return RegionContext.of(sessions[account], region, account, channel_prefix=prefix, limit=limit)
+
     progress = current().step("scan", total=len(jobs), unit="items")
     pool = ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan")
     # `_interruptible` stops the limit before the pool waits for its threads, so that they end.
@@ -192,24 +199,22 @@ def scan(
         def read(context: RegionContext) -> tuple[ScanPart, pa.Table]:
             try:
                 columns = InventoryColumns(run.run_id, now, context.account, context.region)
-                part = scan_region(context, columns, one_by_one, settings.channel_prefix, scanned)
+                part = scan_region(context, columns, one_by_one, scanned)
                 return part, columns.arrow()
             finally:
                 step.advance(1)
                 slots.release()
 
         futures = []
-        for account, member_session, region in jobs:
+        for account, _, region in jobs:
             # Sessions are not thread-safe, so clients are created here; only a few at once, because each
             # takes a megabyte and there may be thousands of regions.
             slots.acquire()
-            context = RegionContext.of(member_session, region, account, limit)
-            futures.append(pool.submit(read, context))
+            futures.append(pool.submit(read, context_of(account, region)))
         found = [future.result() for future in futures]
     del futures  # they reference every table
     with _interruptible(limit):
-        sessions = {account: member_session for account, member_session, _ in jobs}
-        verdicts, undecided = _decide([part for part, _ in found], sessions, rules, now, limit)
+        verdicts, undecided = _decide([part for part, _ in found], rules, now, context_of)
     found = [(replace(part, state=None), table) for part, table in found]  # it is large, and no longer needed
     own = next((one for one in members if one.session is session), None)
     names = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
@@ -305,7 +310,6 @@ def scan_region(
     context: RegionContext,
     columns: InventoryColumns,
     one_by_one: OneByOne,
-    prefix: str,
     scanned: frozenset[str] = frozenset(),
 ) -> ScanPart:
     """Read one account and region, one source after the other, and add its rows to columns.
@@ -313,7 +317,7 @@ def scan_region(
     `scanned` are all accounts of the scan. References in this account to their AMIs are read, too.
     """
     account, region, ec2 = context.account, context.region, context.ec2
-    state = reading.read_region(context, prefix=prefix)
+    state = reading.read_region(context)
     unread = [UnreadSource(account, region, source, error) for source, error in state.unread.items()]
     if reading.WHOLE_REGION in state.unread:
         return ScanPart(account, region, state.references, 0, {}, tuple(unread), closed=True)
@@ -395,10 +399,9 @@ def _scan_bucket(
 
 def _decide(
     parts: Iterable[ScanPart],
-    sessions: Mapping[str, boto3.Session],
     rules: RetirementRules,
     now: datetime,
-    limit: TimeLimit,
+    context_of: Callable[[str, str], RegionContext],
 ) -> tuple[dict[tuple[str, str, str], Verdict], list[UnreadSource]]:
     """Return what a retirement in each account would do, and what could not be read for this."""
     by_account: dict[str, dict[str, RegionState]] = {}
@@ -408,11 +411,8 @@ def _decide(
     verdicts: dict[tuple[str, str, str], Verdict] = {}
     unread: list[UnreadSource] = []
     for account, regions in by_account.items():
-
-        def context_of(region: str, account: str = account) -> RegionContext:
-            return RegionContext.of(sessions[account], region, account, limit)
-
-        found, undecided = decide(regions, rules, now, context_of, include_kept=_is_incomplete)
+        read = partial(context_of, account)
+        found, undecided = decide(regions, rules, now, read, include_kept=_is_incomplete)
         for one in found:
             if one.digest:
                 verdicts[account, one.region, one.resource_id] = Verdict(one.action, one.reasons)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     import boto3
     from types_boto3_ec2.client import EC2Client
-    from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.imports import ImportTask
@@ -45,13 +44,20 @@ class RegionContext:
 
     account: str
     clients: RegionClients
+    channel_prefix: str  # prefix of the names of the channels' parameters
 
     @classmethod
     def of(
-        cls, session: boto3.Session, region: str, account: str, limit: TimeLimit | None = None
+        cls,
+        session: boto3.Session,
+        region: str,
+        account: str,
+        *,
+        channel_prefix: str,
+        limit: TimeLimit | None = None,
     ) -> RegionContext:
         """Return a context with new clients."""
-        return cls(account, RegionClients.of(session, region, limit))
+        return cls(account, RegionClients.of(session, region, limit), channel_prefix)
 
     @property
     def region(self) -> str:
@@ -125,10 +131,10 @@ def _retirement_tags(tags: Mapping[str, str]) -> dict[str, str]:
 _EXISTING = Snapshot("", "completed", images.UNKNOWN_TIME, 0, {})
 
 
-def read_region(context: RegionContext, *, prefix: str, usage: bool = True) -> RegionState:
+def read_region(context: RegionContext, *, usage: bool = True) -> RegionState:
     """Return what a region contains, and the references that take the same calls for any number of AMIs.
 
-    Channels are the parameters with the prefix. Without `usage`, only AMIs and snapshots are read.
+    Without `usage`, only AMIs and snapshots are read.
     """
     ec2, unread = context.ec2, dict[str, errors.AwsError]()
 
@@ -159,19 +165,17 @@ def read_region(context: RegionContext, *, prefix: str, usage: bool = True) -> R
     return replace(
         state,
         references=references.read_references(context.clients),
-        channels=attempt("channels", lambda: channel_values(context.clients.ssm, prefix)) or {},
+        channels=attempt("channels", lambda: channel_values(context)) or {},
         importing=digests_importing(tasks),
         read_one_by_one=frozenset(),
         imports=tasks,
     )
 
 
-def read_regions(
-    contexts: Iterable[RegionContext], *, prefix: str, usage: bool = True
-) -> dict[str, RegionState]:
+def read_regions(contexts: Iterable[RegionContext], *, usage: bool = True) -> dict[str, RegionState]:
     """Return what `read_region` finds in several regions of one account, by region."""
     with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="region") as pool:
-        found = pool.map(lambda context: read_region(context, prefix=prefix, usage=usage), contexts)
+        found = pool.map(lambda context: read_region(context, usage=usage), contexts)
         return {one.region: one for one in found}
 
 
@@ -228,10 +232,10 @@ def digests_importing(tasks: Iterable[ImportTask]) -> frozenset[str]:
 
 
 @needs("ssm:GetParametersByPath", "ssm:GetParameterHistory")
-def channel_values(ssm: SSMClient, prefix: str) -> dict[str, tuple[str, ...]]:
+def channel_values(context: RegionContext) -> dict[str, tuple[str, ...]]:
     """Return the AMIs of each channel, each once: the current one, then earlier ones."""
-    found = {}
-    for channel in parameters.list_parameters(ssm, prefix):
+    found, ssm = {}, context.clients.ssm
+    for channel in parameters.list_parameters(ssm, context.channel_prefix):
         values = [channel.value, *(one.value for one in reversed(parameters.read_history(ssm, channel.name)))]
         found[channel.name] = tuple(dict.fromkeys(values))
     return found
@@ -273,19 +277,18 @@ def references_one_by_one(
 
 
 @needs("ssm:GetParametersByPath", "ec2:DescribeInstances")
-def channels_and_instances(context: RegionContext, prefix: str, ami_id: str) -> list[str]:
+def channels_and_instances(context: RegionContext, ami_id: str) -> list[str]:
     """Return the channels that have an AMI now, and the instances that run from it.
 
     Promotions, rollbacks and smoke tests write these, so two calls show whether one of them has started to
     use the AMI. `current_references` reads everything else that may use it.
     """
-    names = [
-        one.name for one in parameters.list_parameters(context.clients.ssm, prefix) if one.value == ami_id
-    ]
+    channels = parameters.list_parameters(context.clients.ssm, context.channel_prefix)
     with calling(f"list the instances of {ami_id}"):
         running = [
             one["InstanceId"]
             for one in instances.list_instances(context.ec2, {"image-id": [ami_id]})
             if one["State"]["Name"] != "terminated"
         ]
-    return [f"parameter {name}" for name in names] + [f"instance {name}" for name in running]
+    names = [f"parameter {one.name}" for one in channels if one.value == ami_id]
+    return names + [f"instance {name}" for name in running]

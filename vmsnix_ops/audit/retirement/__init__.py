@@ -121,9 +121,11 @@ def plan(
     account = read_account(session, chosen)
     check_account(account, settings.allowed_accounts)
     moment = now or datetime.now(UTC)
-    prefix = settings.channel_prefix
-    contexts = {region: RegionContext.of(session, region, account) for region in chosen}
-    decisions, unread = read_and_decide(contexts, action, rules, moment, prefix)
+    contexts = {
+        region: RegionContext.of(session, region, account, channel_prefix=settings.channel_prefix)
+        for region in chosen
+    }
+    decisions, unread = read_and_decide(contexts, action, rules, moment)
     _check_owned(contexts, rules.amis, decisions, unread)
     return RetirementPlan(
         account=account,
@@ -138,7 +140,6 @@ def plan(
         run=current_run("retire-amis"),
         contexts=contexts,
         progress=progress or current(),
-        prefix=prefix,
     )
 
 

@@ -87,7 +87,6 @@ class RetirementPlan(display.Displayed):
     run: RunContext = field(repr=False)
     contexts: Mapping[str, RegionContext] = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
-    prefix: str
 
     @property
     def planned(self) -> tuple[Decision, ...]:
@@ -139,9 +138,7 @@ class RetirementPlan(display.Displayed):
         This reads all regions, because usage in one region may keep a copy in another.
         """
         only = frozenset(one.resource_id for one in self.planned)
-        decisions, unread = read_and_decide(
-            self.contexts, self.action, self.rules, self.now, self.prefix, only=only
-        )
+        decisions, unread = read_and_decide(self.contexts, self.action, self.rules, self.now, only=only)
         return {one.resource_id: one for one in decisions}, unread
 
     def _check_confirmed(self) -> None:
@@ -681,7 +678,7 @@ class _Change:
         Promotions and smoke tests write these, then read the tags. This reads several times what they write.
         """
         for _ in retiring.repeated_reads():
-            names = reading.channels_and_instances(self.context, self.plan.prefix, ami.ami_id)
+            names = reading.channels_and_instances(self.context, ami.ami_id)
             if names:
                 return f"in use: {', '.join(names)}"
         return ""

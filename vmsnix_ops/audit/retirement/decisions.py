@@ -249,15 +249,14 @@ def read_and_decide(
     action: PlanAction,
     rules: RetirementRules,
     now: datetime,
-    prefix: str,
     *,
     only: frozenset[str] | None = None,
 ) -> tuple[tuple[Decision, ...], dict[str, errors.VmsnixError]]:
     """Read regions; return the decision about every AMI and orphan, and the regions that cannot be read.
 
-    Channels are the parameters with the prefix; `only` is explained in `decide`.
+    `only` is explained in `decide`.
     """
-    found = reading.read_regions(contexts.values(), prefix=prefix, usage=action == "retire")
+    found = reading.read_regions(contexts.values(), usage=action == "retire")
     if action == "restore":
         read, unread = _split_by_readable(found)
         return tuple(one for state in read.values() for one in _restorations(state, rules, now)), unread
