@@ -23,7 +23,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import Check
 from vmsnix_ops.aws.iam.documents import as_list, read_statements
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import call_with_retries
+from vmsnix_ops.aws.paging import call_with_retries, read_listing
 from vmsnix_ops.aws.session import calling, code_of, if_found
 from vmsnix_ops.disk.source import ByteSource, PathSource, ThreadBuffer
 from vmsnix_ops.disk.survey import changed, part_bytes
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
         CreateMultipartUploadRequestTypeDef,
         HeadObjectOutputTypeDef,
         LifecycleRuleOutputTypeDef,
-        ListMultipartUploadsRequestTypeDef,
-        ListObjectsV2RequestTypeDef,
-        ListPartsRequestTypeDef,
         MultipartUploadTypeDef,
         PublicAccessBlockConfigurationTypeDef,
     )
@@ -477,45 +474,27 @@ def bucket_region(s3: S3Client, bucket: str) -> str:
 @needs("s3:ListBucket")
 def list_objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the objects below a prefix."""
-    request: ListObjectsV2RequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
-    while True:
-        answer = call_with_retries(s3.list_objects_v2, **request)
-        for one in answer.get("Contents") or ():
+    for page in read_listing(s3.list_objects_v2, ("ContinuationToken",), Bucket=bucket, Prefix=prefix):
+        for one in page.get("Contents") or ():
             yield Leftover("object", one["Key"], one["Key"], one["LastModified"], one["Size"])
-        if not answer.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = answer["NextContinuationToken"]
 
 
 @needs("s3:ListBucketMultipartUploads", "s3:ListMultipartUploadParts")
 def list_multipart_uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
     """Yield the unfinished multipart uploads below a prefix, with the bytes of their parts."""
-    request: ListMultipartUploadsRequestTypeDef = {"Bucket": bucket, "Prefix": prefix}
-    while True:
-        answer = call_with_retries(s3.list_multipart_uploads, **request)
-        for one in answer.get("Uploads") or ():
+    markers = ("KeyMarker", "UploadIdMarker")
+    for page in read_listing(s3.list_multipart_uploads, markers, Bucket=bucket, Prefix=prefix):
+        for one in page.get("Uploads") or ():
             size = _part_bytes(s3, bucket, one["Key"], one["UploadId"])
             yield Leftover("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], size)
-        if not answer.get("IsTruncated"):
-            return
-        request |= {
-            "KeyMarker": answer["NextKeyMarker"],
-            "UploadIdMarker": answer["NextUploadIdMarker"],
-        }
 
 
 def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
-    request: ListPartsRequestTypeDef = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
-    total = 0
-    while True:
-        try:
-            answer = call_with_retries(s3.list_parts, **request)
-        except s3.exceptions.NoSuchUpload:  # it was completed or aborted in the meantime
-            return total
-        total += sum(part["Size"] for part in answer.get("Parts") or ())
-        if not answer.get("IsTruncated"):
-            return total
-        request["PartNumberMarker"] = answer["NextPartNumberMarker"]
+    pages = read_listing(s3.list_parts, ("PartNumberMarker",), Bucket=bucket, Key=key, UploadId=upload_id)
+    try:
+        return sum(part["Size"] for page in pages for part in page.get("Parts") or ())
+    except s3.exceptions.NoSuchUpload:  # it was completed or aborted in the meantime
+        return 0
 
 
 # Checks of the bucket.

@@ -161,6 +161,22 @@ def read_pages(
         request["NextToken"] = token
 
 
+def read_listing(
+    operation: Callable[Request, Page],
+    markers: tuple[str, ...],
+    *args: Request.args,
+    **request: Request.kwargs,
+) -> Iterator[Page]:
+    """Yield the pages of an S3 listing, whose next page starts at the markers ``Next...`` of the last one."""
+    while True:
+        answer = call_with_retries(operation, *args, **request)
+        yield answer
+        if not answer.get("IsTruncated"):
+            return
+        for name in markers:
+            request[name] = answer[f"Next{name}"]
+
+
 def use_fast_time_parser(client: AnyClient) -> AnyClient:
     """Return the client; it parses ISO 8601 times with the standard library, and others with botocore.
 
