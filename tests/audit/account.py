@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Access, Sandbox
 
 REGION = "us-east-1"
-FRIEND, STRANGER = "111122223333", "444455556666"
+OTHER_ACCOUNT, FOREIGN_ACCOUNT = "111122223333", "444455556666"
 DIGEST = {"vmsnix:digest": "d" * 64, "vmsnix:image": "web"}
 
 

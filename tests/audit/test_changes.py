@@ -86,7 +86,7 @@ def test_a_region_that_became_empty_is_reported_once(own: Owner, tmp_path: Path)
     assert len(scan_and_store(own, tmp_path).frame) == 0
 
 
-def test_a_scan_of_one_region_says_nothing_about_another(own: Owner, tmp_path: Path) -> None:
+def test_a_scan_of_one_region_reports_no_changes_of_another(own: Owner, tmp_path: Path) -> None:
     own.ami(OTHER)
     scan_and_store(own, tmp_path, REGION, OTHER)
     assert listed(scan_and_store(own, tmp_path, REGION)) == set()

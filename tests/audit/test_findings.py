@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
+from tests.audit.account import DIGEST, FOREIGN_ACCOUNT, OTHER_ACCOUNT, REGION, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import findings
 from vmsnix_ops.audit.findings import RULES, AuditCriteria, Command
@@ -83,16 +83,16 @@ def test_an_empty_account_has_no_findings(audit: Any) -> None:
 def test_public_and_shared_amis_are_reported(own: Owner, audit: Any) -> None:
     public, known, stranger = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
     own.share(public, "all")
-    own.share(known, FRIEND)
-    own.share(stranger, FRIEND, STRANGER)
-    found = audit(known_accounts=frozenset({FRIEND}))
+    own.share(known, OTHER_ACCOUNT)
+    own.share(stranger, OTHER_ACCOUNT, FOREIGN_ACCOUNT)
+    found = audit(known_accounts=frozenset({OTHER_ACCOUNT}))
     assert set(found.by("public")) == {public}
     assert found.by("public")[public]["severity"] == "high"
     assert set(found.by("shared-with-unknown")) == {stranger}
     one = found.by("shared-with-unknown")[stranger]
-    assert STRANGER in one["reason"]
-    assert FRIEND not in one["reason"]
-    assert "Remove=[{UserId=" + STRANGER + "}]" in one["remediation"].argv
+    assert FOREIGN_ACCOUNT in one["reason"]
+    assert OTHER_ACCOUNT not in one["reason"]
+    assert "Remove=[{UserId=" + FOREIGN_ACCOUNT + "}]" in one["remediation"].argv
     assert set(found.by("use-unknown")) == {public, known, stranger}
 
 
@@ -237,7 +237,7 @@ def test_failed_and_running_imports_are_reported(own: Owner, audit: Any) -> None
 
 
 def test_references_to_missing_and_foreign_amis_are_reported(own: Owner, audit: Any) -> None:
-    other = Owner(own.aws, own.aws.other_account(STRANGER))
+    other = Owner(own.aws, own.aws.other_account(FOREIGN_ACCOUNT))
     gone, theirs = own.ami(), other.ami()
     other.share(theirs, own.account)
     own.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=gone)
@@ -252,7 +252,7 @@ def test_references_to_missing_and_foreign_amis_are_reported(own: Owner, audit: 
         instance: "info",
     }
     assert set(found.by("reference-to-foreign")) == {foreign}
-    assert STRANGER in found.by("reference-to-foreign")[foreign]["reason"]
+    assert FOREIGN_ACCOUNT in found.by("reference-to-foreign")[foreign]["reason"]
 
 
 def test_amis_that_vmsnix_did_not_publish_are_reported(own: Owner, audit: Any, tmp_path: Path) -> None:

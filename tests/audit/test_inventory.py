@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
+from tests.audit.account import DIGEST, FOREIGN_ACCOUNT, OTHER_ACCOUNT, REGION, Owner
 from tests.support import join, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.audit import inventory, policies, rules, views
@@ -64,7 +64,7 @@ def test_amis_and_snapshots_have_size_state_and_references(own: Owner) -> None:
 def test_an_ami_is_used_unused_or_unknown(own: Owner) -> None:
     named, shared, unused = own.ami(), own.ami(), own.ami()
     own.template(named)
-    own.share(shared, FRIEND)
+    own.share(shared, OTHER_ACCOUNT)
     found = own.scan(regions=[REGION])
     assert row(found, named)["referenced"] is True
     assert row(found, unused)["referenced"] is False
@@ -254,7 +254,7 @@ def test_amis_are_read_one_by_one_only_in_small_regions(own: Owner, monkeypatch:
 def test_an_ami_that_was_not_read_one_by_one_is_not_unused(own: Owner) -> None:
     named, shared, silent = own.ami(), own.ami(), own.ami()
     own.template(named)
-    own.share(shared, STRANGER)
+    own.share(shared, FOREIGN_ACCOUNT)
     found = own.scan(regions=[REGION], one_by_one="no")
     assert row(found, named)["referenced"] is True
     assert row(found, shared)["referenced"] not in (True, False)
@@ -301,67 +301,67 @@ def test_a_public_ami_is_never_unused(own: Owner) -> None:
 
 
 @pytest.fixture
-def friend(own: Owner) -> Owner:
+def member(own: Owner) -> Owner:
     """Another account, which ours may read."""
-    other = Owner(own.aws, own.aws.other_account(FRIEND))
+    other = Owner(own.aws, own.aws.other_account(OTHER_ACCOUNT))
     iam, place = other.client("iam"), PolicyScope(account=own.account)
     trust = json.dumps(policies.member_trust(place))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=trust)
-    look = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=FRIEND)))
+    look = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=OTHER_ACCOUNT)))
     iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=look)
     return other
 
 
-def test_other_accounts_are_read_through_a_role(own: Owner, friend: Owner) -> None:
-    ours, theirs = own.ami(), friend.ami()
-    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
-    assert (row(found, ours)["account"], row(found, theirs)["account"]) == (own.account, FRIEND)
+def test_other_accounts_are_read_through_a_role(own: Owner, member: Owner) -> None:
+    ours, theirs = own.ami(), member.ami()
+    found = own.scan(regions=[REGION], accounts=[own.account, OTHER_ACCOUNT])
+    assert (row(found, ours)["account"], row(found, theirs)["account"]) == (own.account, OTHER_ACCOUNT)
     assert found.unread == ()
-    by_arn = own.scan(regions=[REGION], accounts=[f"arn:aws:iam::{FRIEND}:role/vmsnix-auditor"])
+    by_arn = own.scan(regions=[REGION], accounts=[f"arn:aws:iam::{OTHER_ACCOUNT}:role/vmsnix-auditor"])
     assert list(by_arn.amis["resource_id"]) == [theirs]
 
 
-def test_an_instance_in_another_account_is_a_reference(own: Owner, friend: Owner) -> None:
+def test_an_instance_in_another_account_is_a_reference(own: Owner, member: Owner) -> None:
     ami = own.ami()
-    own.share(ami, FRIEND)
-    instance = friend.launch(ami)
-    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
+    own.share(ami, OTHER_ACCOUNT)
+    instance = member.launch(ami)
+    found = own.scan(regions=[REGION], accounts=[own.account, OTHER_ACCOUNT])
     assert row(found, ami)["referenced"] is True
     (proof,) = [one for one in json.loads(row(found, ami)["references"]) if one["kind"] == "instance"]
-    assert (proof["id"], proof["account"]) == (instance, FRIEND)
+    assert (proof["id"], proof["account"]) == (instance, OTHER_ACCOUNT)
     assert found.foreign_references == ()
 
 
-def test_the_usage_of_an_ami_shared_only_with_scanned_accounts_is_known(own: Owner, friend: Owner) -> None:
+def test_the_usage_of_an_ami_shared_only_with_scanned_accounts_is_known(own: Owner, member: Owner) -> None:
     only, also, named = own.ami(), own.ami(), own.ami()
-    own.share(only, FRIEND)
-    own.share(also, FRIEND, STRANGER)
-    own.share(named, FRIEND)
-    friend.template(named)
-    both: dict[str, Any] = {"regions": [REGION], "accounts": [own.account, FRIEND]}
+    own.share(only, OTHER_ACCOUNT)
+    own.share(also, OTHER_ACCOUNT, FOREIGN_ACCOUNT)
+    own.share(named, OTHER_ACCOUNT)
+    member.template(named)
+    both: dict[str, Any] = {"regions": [REGION], "accounts": [own.account, OTHER_ACCOUNT]}
     found = own.scan(**both)
     uses = [row(found, ami)["referenced"] for ami in (only, also, named)]
     assert (uses[0], uses[1] in (True, False), uses[2]) == (False, False, True)
-    shared = {"kind": "shared-with", "id": FRIEND, "type": "account"}
+    shared = {"kind": "shared-with", "id": OTHER_ACCOUNT, "type": "account"}
     assert shared in json.loads(row(found, only)["references"])
-    own.fail("ec2:DescribeInstances", where={"principal": f"*{FRIEND}*"})
+    own.fail("ec2:DescribeInstances", where={"principal": f"*{OTHER_ACCOUNT}*"})
     assert row(own.scan(**both), only)["referenced"] not in (True, False)
 
 
-def test_an_audited_account_allows_reading_public_parameters(own: Owner, friend: Owner) -> None:
-    ami = friend.ami()
-    friend.template(ami)
-    friend.template("resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023", "aws")
-    found = own.scan(regions=[REGION], accounts=[FRIEND])
+def test_an_audited_account_allows_reading_public_parameters(own: Owner, member: Owner) -> None:
+    ami = member.ami()
+    member.template(ami)
+    member.template("resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023", "aws")
+    found = own.scan(regions=[REGION], accounts=[OTHER_ACCOUNT])
     assert (found.unread, row(found, ami)["referenced"]) == ((), True)
 
 
 def test_an_account_that_refuses_is_listed_as_unread(own: Owner) -> None:
     ami = own.ami()
-    found = own.scan(regions=[REGION], accounts=[own.account, STRANGER])
+    found = own.scan(regions=[REGION], accounts=[own.account, FOREIGN_ACCOUNT])
     assert list(found.amis["resource_id"]) == [ami]
     (one,) = found.unread
-    assert (one.account, one.source) == (STRANGER, "account")
+    assert (one.account, one.source) == (FOREIGN_ACCOUNT, "account")
     assert "sts:AssumeRole" in f"{one.error}"
 
 
@@ -374,34 +374,34 @@ def test_an_invalid_account_is_refused(own: Owner) -> None:
 
 
 def test_references_to_foreign_and_missing_amis_are_listed(own: Owner) -> None:
-    other = Owner(own.aws, own.aws.other_account(STRANGER))
+    other = Owner(own.aws, own.aws.other_account(FOREIGN_ACCOUNT))
     theirs, gone = other.ami(), own.ami()
     other.share(theirs, own.account)
     own.template(theirs, "theirs")
     own.template(gone, "gone")
     own.client("ec2").deregister_image(ImageId=gone)
     references = {one.ami_id: one for one in own.scan(regions=[REGION]).foreign_references}
-    assert {ami: one.owner for ami, one in references.items()} == {theirs: STRANGER, gone: ""}
+    assert {ami: one.owner for ami, one in references.items()} == {theirs: FOREIGN_ACCOUNT, gone: ""}
     assert references[gone].reference.kind == "launch-template"
 
 
-def test_a_reference_to_an_unshared_ami_is_listed_with_its_owner(own: Owner, friend: Owner) -> None:
+def test_a_reference_to_an_unshared_ami_is_listed_with_its_owner(own: Owner, member: Owner) -> None:
     ours = own.ami()
     own.launch(ours)
-    template = friend.template(ours)
-    (one,) = own.scan(regions=[REGION], accounts=[own.account, FRIEND]).foreign_references
-    assert (one.account, one.ami_id, one.reference.id) == (FRIEND, ours, template)
+    template = member.template(ours)
+    (one,) = own.scan(regions=[REGION], accounts=[own.account, OTHER_ACCOUNT]).foreign_references
+    assert (one.account, one.ami_id, one.reference.id) == (OTHER_ACCOUNT, ours, template)
     assert (one.owner, one.unshared) == ("", own.account)
-    own.share(ours, FRIEND)
-    assert own.scan(regions=[REGION], accounts=[own.account, FRIEND]).foreign_references == ()
+    own.share(ours, OTHER_ACCOUNT)
+    assert own.scan(regions=[REGION], accounts=[own.account, OTHER_ACCOUNT]).foreign_references == ()
 
 
-def test_a_missing_ami_is_listed_although_another_account_cannot_be_read(own: Owner, friend: Owner) -> None:
+def test_a_missing_ami_is_listed_although_another_account_cannot_be_read(own: Owner, member: Owner) -> None:
     gone = own.ami()
-    own.template(gone), friend.template(gone)
+    own.template(gone), member.template(gone)
     own.client("ec2").deregister_image(ImageId=gone)
-    own.fail("ec2:DescribeImages", where={"principal": f"*{FRIEND}*"})
-    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
+    own.fail("ec2:DescribeImages", where={"principal": f"*{OTHER_ACCOUNT}*"})
+    found = own.scan(regions=[REGION], accounts=[own.account, OTHER_ACCOUNT])
     assert [(one.account, one.ami_id) for one in found.foreign_references] == [(own.account, gone)]
 
 
@@ -453,13 +453,13 @@ def test_a_missing_bucket_is_reported_with_a_fix(own: Owner) -> None:
     assert "aws s3 mb s3://no-such-bucket" in gap.error.fix
 
 
-def test_an_unshared_ami_of_a_scanned_account_is_missing_in_the_other(own: Owner, friend: Owner) -> None:
+def test_an_unshared_ami_of_a_scanned_account_is_missing_in_the_other(own: Owner, member: Owner) -> None:
     ami = own.ami()
     own.template(ami)
-    theirs = friend.template(ami)
-    found = own.scan(regions=[REGION], accounts=[own.account, FRIEND])
+    theirs = member.template(ami)
+    found = own.scan(regions=[REGION], accounts=[own.account, OTHER_ACCOUNT])
     (lost,) = found.foreign_references
-    assert (lost.account, lost.reference.id, lost.owner) == (FRIEND, theirs, "")
+    assert (lost.account, lost.reference.id, lost.owner) == (OTHER_ACCOUNT, theirs, "")
 
 
 def test_a_snapshot_of_unknown_usage_is_not_plotted_as_unused(own: Owner) -> None:

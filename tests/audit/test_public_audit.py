@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.account import FRIEND, REGION, Owner
+from tests.audit.account import OTHER_ACCOUNT, REGION, Owner
 from tests.support import require
 from vmsnix_ops.audit import inventory, views
 from vmsnix_ops.audit.rules import evaluate
@@ -43,7 +43,7 @@ def account(own: Owner) -> Owner:
         image.mappings[0]["Ebs"]["VolumeSize"] = size
         snapshots[image.snapshot_ids()[0]].size_gib = size
     for image in unnamed[:SHARED]:
-        image.permissions = [{"UserId": FRIEND}]
+        image.permissions = [{"UserId": OTHER_ACCOUNT}]
     for image in unnamed[SHARED : SHARED + PUBLIC]:
         image.permissions = [{"Group": "all"}]
     for image in unnamed[SHARED + PUBLIC : UNKNOWN]:

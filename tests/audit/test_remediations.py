@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.account import DIGEST, FRIEND, REGION, STRANGER, Owner
+from tests.audit.account import DIGEST, FOREIGN_ACCOUNT, OTHER_ACCOUNT, REGION, Owner
 from tests.fast_aws import fast_aws
 from tests.support import require
 from vmsnix_ops.audit import policies
@@ -104,11 +104,11 @@ ELSEWHERE = {"drifted", "unread", "not-read-one-by-one"}
 
 
 RUN = ("aws ", "vmsnix history ")
-HOLES = {"<AMI>": "", "<TEAM>": "web", "<TEMPLATE>": "good", "<NAME>": "a-copy"}
+PLACEHOLDERS = {"<AMI>": "", "<TEAM>": "web", "<TEMPLATE>": "good", "<NAME>": "a-copy"}
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenario]:
     quick = fast_aws(tmp_path_factory.mktemp("aws"), require("aws"))
     with sandbox(speed=0.001) as aws, pytest.MonkeyPatch.context() as patch, quick as programs:
         for name, value in aws.environment.items():
@@ -118,19 +118,19 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         patch.setenv("VMSNIX_BUCKET", BUCKET)
         patch.setenv("PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
         patch.chdir(tmp_path_factory.mktemp("work"))
-        yield Story(aws)
+        yield Scenario(aws)
 
 
-class Story:
+class Scenario:
     """One account with every problem, before and after all fixes."""
 
     def __init__(self, aws: Sandbox) -> None:
         aws.prepare(bucket=BUCKET)
-        self.own, self.friend = Owner(aws), Owner(aws, aws.other_account(FRIEND))
+        self.own, self.member = Owner(aws), Owner(aws, aws.other_account(OTHER_ACCOUNT))
         self.ids: dict[str, str] = {}
         self.good = self.own.ami(tags=FOREIGN)
         self.own.template(self.good, "good")
-        trust(self.friend, self.own.account)
+        trust(self.member, self.own.account)
         self.leave_behind()
         self.expose_and_age()
         self.reference()
@@ -150,13 +150,13 @@ class Story:
 
     def filled(self, fix: str) -> str:
         """Return a fix as a person would complete it."""
-        for hole, word in HOLES.items():
-            fix = fix.replace(hole, word or self.good)
+        for placeholder, word in PLACEHOLDERS.items():
+            fix = fix.replace(placeholder, word or self.good)
         return fix
 
     def evaluated(self) -> pd.DataFrame:
         """Return all findings of a scan of both accounts."""
-        found = self.own.scan(regions=[REGION], accounts=[self.own.account, FRIEND])
+        found = self.own.scan(regions=[REGION], accounts=[self.own.account, OTHER_ACCOUNT])
         criteria = AuditCriteria(
             unfinished_hours=0,
             known_accounts=frozenset({PARTNER}),
@@ -216,7 +216,7 @@ class Story:
         ids["untagged"] = own.ami()
         ids["unencrypted"] = own.ami(tags=FOREIGN, Name="n" * 128)
         own.share(ids["public"], "all")
-        own.share(ids["shared"], STRANGER, "777788889999")
+        own.share(ids["shared"], FOREIGN_ACCOUNT, "777788889999")
         unit = {"Add": [{"OrganizationalUnitArn": UNIT}]}
         ec2.modify_image_attribute(ImageId=ids["shared"], LaunchPermission=unit)
         own.share(ids["use unknown"], PARTNER)
@@ -293,8 +293,8 @@ class Story:
         ids["instance"] = own.launch(gone)
         ec2.deregister_image(ImageId=gone)
         ssm.delete_parameters(Names=["/app/lost", "/vmsnix/api/candidate"])
-        ids["not shared"] = self.friend.template(self.good, "not-shared")
-        other = Owner(own.aws, own.aws.other_account(STRANGER))
+        ids["not shared"] = self.member.template(self.good, "not-shared")
+        other = Owner(own.aws, own.aws.other_account(FOREIGN_ACCOUNT))
         theirs = other.ami()
         other.share(theirs, own.account)
         (snapshot,) = other.table("images")[theirs].snapshot_ids()
@@ -345,13 +345,13 @@ def complaint(fix: str) -> str:
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_a_fix_ends_its_finding(story: Story, name: str) -> None:
-    before = story.found(name, story.before)
+def test_a_fix_ends_its_finding(scenario: Scenario, name: str) -> None:
+    before = scenario.found(name, scenario.before)
     assert before, "it was not found"
-    done = story.pasted[name]
+    done = scenario.pasted[name]
     assert done is not None, "there is no command"
     assert done.returncode == 0, f"{before['fix']}\n{done.stderr}"
-    assert story.found(name, story.after) == {}, before["remediation"]
+    assert scenario.found(name, scenario.after) == {}, before["remediation"]
 
 
 @pytest.mark.parametrize(
@@ -361,18 +361,20 @@ def test_a_fix_ends_its_finding(story: Story, name: str) -> None:
         ("channel that is gone", f"promote --image api --channel candidate --region {REGION}"),
     ],
 )
-def test_a_channel_is_fixed_by_rollback_or_promote(story: Story, name: str, fix: str) -> None:
-    found = story.found(name, story.before)
+def test_a_channel_is_fixed_by_rollback_or_promote(scenario: Scenario, name: str, fix: str) -> None:
+    found = scenario.found(name, scenario.before)
     assert found["remediation"] == f"vmsnix {fix} --no-dry-run"
     assert complaint(found["remediation"]) == ""
     assert complaint(f"vmsnix {fix} --no-dry-run no") == "no"
 
 
 @pytest.mark.parametrize("name", DECIDED)
-def test_a_finding_without_a_complete_fix_says_what_to_decide(story: Story, name: str) -> None:
-    before = story.found(name, story.before)
+def test_the_reason_of_a_finding_without_a_complete_fix_has_the_decision(
+    scenario: Scenario, name: str
+) -> None:
+    before = scenario.found(name, scenario.before)
     assert re.search("[Dd]ecide|confirm it|remains until then|fix the group first", before["reason"])
-    done, fix = story.pasted[name], before["remediation"]
+    done, fix = scenario.pasted[name], before["remediation"]
     if fix.startswith("vmsnix "):
         assert complaint(fix) == ""
     elif fix:
@@ -380,19 +382,19 @@ def test_a_finding_without_a_complete_fix_says_what_to_decide(story: Story, name
         assert done.returncode == 0, f"{fix}\n{done.stderr}"
 
 
-def test_no_shell_accepts_a_placeholder(story: Story) -> None:
-    assert len(story.refused) > 8
-    assert [name for name, done in story.refused.items() if done.returncode == 0] == []
-    assert story.changed == []
+def test_no_shell_accepts_a_placeholder(scenario: Scenario) -> None:
+    assert len(scenario.refused) > 8
+    assert [name for name, done in scenario.refused.items() if done.returncode == 0] == []
+    assert scenario.changed == []
 
 
 def test_every_rule_is_tested() -> None:
     assert {*FIXED.values(), *DECIDED.values()} | ELSEWHERE == set(RULES)
 
 
-def test_only_broken_launches_are_critical(story: Story) -> None:
-    critical = story.before[story.before["severity"] == "critical"]["resource_id"]
-    names = {name for name, resource in story.ids.items() if resource in set(critical)}
+def test_only_broken_launches_and_changed_amis_are_critical(scenario: Scenario) -> None:
+    critical = scenario.before[scenario.before["severity"] == "critical"]["resource_id"]
+    names = {name for name, resource in scenario.ids.items() if resource in set(critical)}
     assert names == {
         *("channel", "channel that is gone"),
         *("changed", "disabled", "parameter", "template", "newest of a template", "no id", "not shared"),
@@ -401,14 +403,14 @@ def test_only_broken_launches_are_critical(story: Story) -> None:
     }
 
 
-def test_fixes_change_nothing_else(story: Story) -> None:
+def test_fixes_change_nothing_else(scenario: Scenario) -> None:
     """For example a parameter that contains more than an AMI ID."""
-    value = story.own.client("ssm").get_parameter(Name="/app/note")["Parameter"]["Value"]
+    value = scenario.own.client("ssm").get_parameter(Name="/app/note")["Parameter"]["Value"]
     assert value.startswith(f"region={REGION},ami=ami-")
-    assert "vmsnix/running.vhd" not in set(story.before["resource_id"])
+    assert "vmsnix/running.vhd" not in set(scenario.before["resource_id"])
 
 
-def test_a_copy_keeps_its_tags(story: Story) -> None:
-    images = story.own.client("ec2").describe_images(Owners=["self"])["Images"]
+def test_a_copy_keeps_its_tags(scenario: Scenario) -> None:
+    images = scenario.own.client("ec2").describe_images(Owners=["self"])["Images"]
     (copy,) = [one for one in images if one["Name"] == "n" * 118 + "-encrypted"]
     assert {tag["Key"]: tag["Value"] for tag in copy["Tags"]} == FOREIGN

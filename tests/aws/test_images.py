@@ -1,4 +1,4 @@
-"""Names and readings of AMIs."""
+"""Names, parsing and registration of AMIs, and their tags."""
 
 from __future__ import annotations
 

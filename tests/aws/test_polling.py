@@ -31,17 +31,17 @@ def poll_results(
     )
 
 
-def test_it_ends_when_the_resource_is_done():
+def test_polling_ends_when_the_resource_is_done():
     result = poll_results(PollResult("waiting", 1), PollResult("waiting", 2), PollResult("done", 3))
     assert (result.outcome, result.value) == ("done", 3)
 
 
-def test_it_ends_at_once_on_a_failure_and_keeps_the_message():
+def test_polling_ends_at_a_failure_and_returns_the_message():
     result = poll_results(PollResult("failed", None, state="deleted", message="why"))
     assert (result.outcome, result.state, result.message) == ("failed", "deleted", "why")
 
 
-def test_the_error_at_the_deadline_has_the_last_state_and_says_that_it_continues():
+def test_the_error_at_the_deadline_has_the_last_state_and_the_next_command():
     with pytest.raises(errors.DeadlineError, match=r"the import x.*still active: converting.*Run the same"):
         poll_results(
             PollResult("waiting", None, state="active", message="converting"),

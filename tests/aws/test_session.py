@@ -49,7 +49,7 @@ def test_missing_credentials_name_the_variables():
         raise NoCredentialsError
 
 
-def test_a_connection_error_says_that_the_run_can_be_continued():
+def test_the_fix_of_a_connection_error_is_to_run_the_command_again():
     with pytest.raises(errors.AwsError, match="run the same command again: it continues"), calling("read it"):
         raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
 

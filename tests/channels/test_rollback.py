@@ -37,23 +37,26 @@ def promoted(aws: Sandbox, *versions: str, regions: tuple[str, ...] = ()) -> lis
     return made
 
 
-def back(**options: Any) -> rollback.RollbackPlan:
+def roll_back(**options: Any) -> rollback.RollbackPlan:
     return rollback.plan(**({"image": "ecs-node", "channel": "stable"} | USUAL | options))
 
 
 def test_a_rollback_sets_the_earlier_ami_and_to_returns_to_the_later_one(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    plan = back()  # the regions come from the tables
+    plan = roll_back()  # the regions come from the tables
     assert [target.region for target in plan.targets] == [HOME, EUROPE]
     assert "altf4llc-ecs-node-26.11" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
     assert channel_value(aws, HOME) == old
     there = images.describe_ami(aws.client("ec2", EUROPE), channel_value(aws, EUROPE))
     assert there.name == "altf4llc-ecs-node-26.11"
-    assert back(to="altf4llc-ecs-node-26.12").apply().status == "done"
+    assert roll_back(to="altf4llc-ecs-node-26.12").apply().status == "done"
     assert channel_value(aws, HOME) == new
     # An ID belongs to one region; in the others the same image is found.
-    assert outcomes(back(to=old).apply()) == {HOME: ["set channel changed"], EUROPE: ["set channel changed"]}
+    assert outcomes(roll_back(to=old).apply()) == {
+        HOME: ["set channel changed"],
+        EUROPE: ["set channel changed"],
+    }
     assert channel_value(aws, EUROPE) == there.ami_id
     rows = open_tables(load()).read("promotions", where=[("how", "==", "roll back")])
     assert len(rows) == 6
@@ -62,8 +65,8 @@ def test_a_rollback_sets_the_earlier_ami_and_to_returns_to_the_later_one(aws: Sa
 def test_repeating_a_rollback_changes_nothing(aws: Sandbox) -> None:
     """After a lost answer, an interrupt or a repeated CI job, the bad AMI must not return."""
     old, _ = promoted(aws, "26.11", "26.12")
-    assert outcomes(back().apply()) == {HOME: ["set channel changed"]}
-    plan = back()
+    assert outcomes(roll_back().apply()) == {HOME: ["set channel changed"]}
+    plan = roll_back()
     assert "already rolled back" in str(plan)
     assert "pass --to altf4llc-ecs-node-26.12" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["set channel unchanged"]}
@@ -72,25 +75,25 @@ def test_repeating_a_rollback_changes_nothing(aws: Sandbox) -> None:
 
 def test_an_old_rollback_is_not_rolled_back_without_to(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     oldest, _, _ = promoted(aws, "26.10", "26.11", "26.12")
-    back().apply()
+    roll_back().apply()
     monkeypatch.setattr(rollback, "REPEATED_WITHIN", timedelta(days=-999))
-    (target,) = back().targets
+    (target,) = roll_back().targets
     text = str(target.problem)
     assert "in us-east-1 was already rolled back" in text
     assert "pass --to altf4llc-ecs-node-26.12" in text
     assert "altf4llc-ecs-node-26.10" in text
-    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
+    assert outcomes(roll_back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
     assert channel_value(aws, HOME) == oldest
 
 
-def test_a_plan_says_in_its_first_line_that_it_moves_a_channel_back(aws: Sandbox) -> None:
+def test_the_title_of_a_plan_has_channel_image_and_account(aws: Sandbox) -> None:
     promoted(aws, "26.11", "26.12")
-    assert str(back()).startswith("Move channel stable of ecs-node back to an earlier AMI, account ")
+    assert str(roll_back()).startswith("Move channel stable of ecs-node back to an earlier AMI, account ")
 
 
 def test_a_dry_run_sets_no_channel(aws: Sandbox) -> None:
     _, new = promoted(aws, "26.11", "26.12")
-    assert {row.outcome for row in back(dry_run=True).apply().rows} == {"planned"}
+    assert {row.outcome for row in roll_back(dry_run=True).apply().rows} == {"planned"}
     assert channel_value(aws, HOME) == new
 
 
@@ -100,7 +103,7 @@ def test_the_history_shows_times_writers_and_instances(aws: Sandbox) -> None:
     ec2.run_instances(ImageId=old, InstanceType="t3.micro", MinCount=2, MaxCount=2)
     gone = ec2.run_instances(ImageId=new, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     ec2.terminate_instances(InstanceIds=[gone["Instances"][0]["InstanceId"]])
-    table = back().history()
+    table = roll_back().history()
     assert list(table.columns) == list(COLUMNS)
     assert list(table["ami_id"]) == [new, old]
     assert list(table["instances"]) == [0, 2]
@@ -124,15 +127,15 @@ def test_an_unusable_ami_is_refused_and_older_ones_are_suggested(
 ) -> None:
     oldest, old, new = promoted(aws, "26.10", "26.11", "26.12")
     spoil(aws.client("ec2"), old)
-    plan = back()
+    plan = roll_back()
     (target,) = plan.targets
     assert text in str(target.problem)
     assert "--to: altf4llc-ecs-node-26.10" in str(target.problem)
     with pytest.raises(errors.ChannelError, match=text):
         finish(plan.apply())
     assert channel_value(aws, HOME) == new
-    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
-    assert outcomes(back(to=oldest).apply()) == {
+    assert outcomes(roll_back(to="altf4llc-ecs-node-26.10").apply()) == {HOME: ["set channel changed"]}
+    assert outcomes(roll_back(to=oldest).apply()) == {
         HOME: ["set channel unchanged"]
     }  # with `to` it is repeatable
 
@@ -141,7 +144,7 @@ def test_a_deprecated_ami_is_refused(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
     image = aws.state.tables.table(aws.account, HOME, "images")[old]
     image.deprecate_at = datetime.now(UTC) - timedelta(days=1)
-    assert "has been deprecated since" in str(back().targets[0].problem)
+    assert "has been deprecated since" in str(roll_back().targets[0].problem)
 
 
 def test_an_ami_without_its_snapshot_is_refused(aws: Sandbox) -> None:
@@ -149,13 +152,13 @@ def test_an_ami_without_its_snapshot_is_refused(aws: Sandbox) -> None:
     image = aws.state.tables.table(aws.account, HOME, "images")[old]
     for snapshot_id in image.snapshot_ids():
         del aws.state.tables.table(aws.account, HOME, "snapshots")[snapshot_id]
-    assert "is incomplete" in str(back().targets[0].problem)
+    assert "is incomplete" in str(roll_back().targets[0].problem)
 
 
 def test_a_killed_rollback_is_finished_by_running_it_again(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    back(regions=[HOME]).apply()  # as if it was killed before the second region
-    assert outcomes(back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
+    roll_back(regions=[HOME]).apply()  # as if it was killed before the second region
+    assert outcomes(roll_back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
     assert channel_value(aws, HOME) == old
 
 
@@ -163,8 +166,8 @@ def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
     promoted(aws, "26.10", "26.11", regions=(EUROPE,))
     promoted(aws, "26.12")  # in one of the two regions
     with pytest.raises(errors.ParameterError, match="contain different images"):
-        back()
-    assert outcomes(back(to="altf4llc-ecs-node-26.10").apply()) == {
+        roll_back()
+    assert outcomes(roll_back(to="altf4llc-ecs-node-26.10").apply()) == {
         HOME: ["set channel changed"],
         EUROPE: ["set channel changed"],
     }
@@ -173,13 +176,13 @@ def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
 def test_a_deregistered_current_ami_does_not_prevent_a_rollback(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     gone(aws.client("ec2", EUROPE), channel_value(aws, EUROPE))
-    assert back().apply().status == "done"
+    assert roll_back().apply().status == "done"
     assert channel_value(aws, HOME) == old
 
 
 def test_a_lost_answer_is_not_a_failure_if_the_channel_was_set(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12")
-    plan = back()
+    plan = roll_back()
     lost = {"op": "ssm:PutParameter", "do": "drop", "when": "after"}
     aws.faults.add(lost)
     try:
@@ -195,12 +198,12 @@ def test_an_interrupt_between_regions_lists_the_finished_ones(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    plan, point = back(), parameters.set_channel
+    plan, set_channel = roll_back(), parameters.set_channel
 
     def interrupted(ssm: Any, *words: Any, **more: Any) -> Any:
         if ssm.meta.region_name == EUROPE:
             raise KeyboardInterrupt
-        return point(ssm, *words, **more)
+        return set_channel(ssm, *words, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(parameters, "set_channel", interrupted)
@@ -210,13 +213,13 @@ def test_an_interrupt_between_regions_lists_the_finished_ones(
     tables = open_tables(load())
     assert list(tables.read("steps", where=[("run_id", "==", plan.run.run_id)])["region"]) == [HOME]
     assert "cancelled" in set(tables.read("runs")["status"])
-    assert outcomes(back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
+    assert outcomes(roll_back().apply()) == {HOME: ["set channel unchanged"], EUROPE: ["set channel changed"]}
     assert channel_value(aws, HOME) == old
 
 
 def test_a_channel_is_not_set_to_an_ami_disabled_after_the_plan(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12")
-    plan = back()
+    plan = roll_back()
     disabled(aws.client("ec2"), old)
     writes = len(aws.calls.matching("ssm:PutParameter"))
     assert "is disabled" in plan.apply().rows[0].why
@@ -227,7 +230,7 @@ def test_a_channel_is_not_set_to_an_ami_disabled_after_the_plan(aws: Sandbox) ->
 def test_a_region_without_the_channel_is_skipped_unless_it_is_given(aws: Sandbox) -> None:
     promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     aws.client("ssm", EUROPE).delete_parameter(Name="/vmsnix/ecs-node/stable")
-    plan = back()
+    plan = roll_back()
     assert "Skipped eu-west-1: it has no such channel" in str(plan)
     assert outcomes(plan.apply()) == {HOME: ["set channel changed"]}
 
@@ -237,7 +240,7 @@ def test_a_rollback_does_not_need_permission_to_count_instances(aws: Sandbox) ->
     denied = {"op": "ec2:DescribeInstances", "do": "error", "code": "UnauthorizedOperation", "http": 403}
     aws.faults.add(denied)
     try:
-        plan = back()
+        plan = roll_back()
         assert plan.history()["instances"].isna().all()
         assert "unknown" in str(history.show(plan.history()))
         assert plan.apply().status == "done"
@@ -251,21 +254,21 @@ def test_a_topic_gets_the_amis_of_the_channel(aws: Sandbox) -> None:
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     for ami_id in (old, new):
         promote.plan(ami=ami_id, **options).apply()
-    assert outcomes(back(topic=topic, dry_run=True).apply())[HOME] == [
+    assert outcomes(roll_back(topic=topic, dry_run=True).apply())[HOME] == [
         "set channel planned",
         "announce planned",
     ]
-    assert outcomes(back(topic=topic).apply())[HOME] == ["set channel changed", "announce created"]
-    assert outcomes(back(topic=topic).apply())[HOME] == ["set channel unchanged", "announce unchanged"]
+    assert outcomes(roll_back(topic=topic).apply())[HOME] == ["set channel changed", "announce created"]
+    assert outcomes(roll_back(topic=topic).apply())[HOME] == ["set channel unchanged", "announce unchanged"]
     messages = aws.state.tables.table(aws.account, HOME, "topics")[topic].messages
     assert [json.loads(one.text)["amis"][HOME] for one in messages] == [old, new, old]
     with pytest.raises(errors.ParameterError, match="No SNS topic"):
-        back(topic=f"{topic}s")
+        roll_back(topic=f"{topic}s")
 
 
 def test_a_channel_changed_after_the_plan_is_not_rolled_back(aws: Sandbox) -> None:
     promoted(aws, "26.11", "26.12")
-    plan = back()
+    plan = roll_back()
     (newest,) = promoted(aws, "27.01")
     assert "after the plan was made" in plan.apply().rows[0].why
     assert channel_value(aws, HOME) == newest
@@ -273,7 +276,7 @@ def test_a_channel_changed_after_the_plan_is_not_rolled_back(aws: Sandbox) -> No
 
 def test_a_given_region_without_the_channel_fails_and_the_others_roll_back(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
-    found = back(regions=[HOME, WEST]).apply()
+    found = roll_back(regions=[HOME, WEST]).apply()
     assert outcomes(found) == {HOME: ["set channel changed"], WEST: ["set channel failed"]}
     error = found.error
     assert isinstance(error, errors.PartialError)
@@ -283,7 +286,7 @@ def test_a_given_region_without_the_channel_fails_and_the_others_roll_back(aws: 
 
 def test_all_means_every_region_with_the_channel(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    found = back(regions=["all"])  # read from AWS, because the tables may be lost
+    found = roll_back(regions=["all"])  # read from AWS, because the tables may be lost
     assert {target.region for target in found.targets} == {HOME, EUROPE}
     assert found.apply().status == "done"
     assert channel_value(aws, HOME) == old
@@ -291,7 +294,7 @@ def test_all_means_every_region_with_the_channel(aws: Sandbox) -> None:
 
 def test_a_region_given_twice_is_rolled_back_once(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12")
-    assert outcomes(back(regions=[HOME, HOME]).apply()) == {HOME: ["set channel changed"]}
+    assert outcomes(roll_back(regions=[HOME, HOME]).apply()) == {HOME: ["set channel changed"]}
     assert channel_value(aws, HOME) == old
 
 
@@ -308,13 +311,13 @@ def test_an_unrecorded_rollback_is_recorded_by_the_next_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "append", full)
-        found = back().apply()
+        found = roll_back().apply()
     assert outcomes(found) == {HOME: ["set channel changed", "record failed"]}
     error = found.error
     assert isinstance(error, errors.PartialError)
     name = found.fix.removeprefix("Run it again with --to ").split(":")[0]
     assert name in error.fix
-    again = back(to=name).apply()
+    again = roll_back(to=name).apply()
     assert outcomes(again) == {HOME: ["set channel unchanged"]}
     row = open_tables(load()).read("promotions").sort_values("promoted_at").iloc[-1]
     assert (row["how"], row["ami_id"], row["previous_ami_id"]) == ("roll back", old, new)
@@ -332,9 +335,9 @@ def test_an_unrecorded_rollback_is_recorded_by_the_next_run(
 )
 def test_invalid_parameters_are_refused(aws: Sandbox, wrong: dict[str, Any], kind: type, text: str) -> None:
     with pytest.raises(kind, match=text):
-        back(**wrong)
+        roll_back(**wrong)
 
 
 def test_a_channel_with_one_value_cannot_be_rolled_back(aws: Sandbox) -> None:
     promoted(aws, "26.11")
-    assert "has only ever been" in str(back().targets[0].problem)
+    assert "has only ever been" in str(roll_back().targets[0].problem)

@@ -86,7 +86,7 @@ def unshare_snapshot(aws: Sandbox, ami: str) -> None:
     aws.client("ec2").reset_snapshot_attribute(SnapshotId=snapshot, Attribute="createVolumePermission")
 
 
-def publicise_snapshot(aws: Sandbox, ami: str) -> None:
+def make_snapshot_public(aws: Sandbox, ami: str) -> None:
     (snapshot,) = state(aws, ami).snapshot_ids()
     permission = {"Add": [{"Group": "all"}]}
     request = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
@@ -118,7 +118,7 @@ def protect(aws: Sandbox, ami: str) -> None:
     aws.client("ec2").enable_image_deregistration_protection(ImageId=ami)
 
 
-def publicise(aws: Sandbox, ami: str) -> None:
+def make_public(aws: Sandbox, ami: str) -> None:
     aws.client("ec2").modify_image_attribute(ImageId=ami, LaunchPermission={"Add": [{"Group": "all"}]})
 
 
@@ -169,7 +169,7 @@ def untype(aws: Sandbox, ami: str) -> None:
     ssm.put_parameter(**put)
 
 
-def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
+def registered_with(**changes: Any) -> Callable[[Sandbox, str], None]:
     """Change fields of the AMI that only another registration could change in AWS."""
 
     def change(aws: Sandbox, ami: str) -> None:
@@ -188,10 +188,10 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
             (retag, {"tag Name": ("altf4llc-ecs-node-26.11", "mine")}),
             (share, {"shared_with": (OTHER, f"109876543210, {OTHER}")}),
             (unshare_snapshot, {"snapshots_shared_with": (OTHER, "")}),
-            (publicise_snapshot, {"snapshots_shared_with": (OTHER, f"{OTHER}, public")}),
+            (make_snapshot_public, {"snapshots_shared_with": (OTHER, f"{OTHER}, public")}),
             (untag_snapshot, {DIGEST: None}),
             (describe, {"description": ("", "mine")}),
-            (publicise, {"public": ("False", "True")}),
+            (make_public, {"public": ("False", "True")}),
             (unprotect, {"protected": ("True", "False")}),
             (replace_channel, {"channel": None}),
             (delete_channel, {"channel": None}),
@@ -201,13 +201,13 @@ def as_if(**changes: Any) -> Callable[[Sandbox, str], None]:
             (disable, {"state": ("available", "disabled"), "shared_with": (OTHER, "")}),
             (deregister, {"ami": ("available", "gone")}),
             (drop_snapshot, {"snapshot_state": ("completed", "gone")}),
-            (as_if(boot_mode="uefi"), {"boot_mode": ("legacy-bios", "uefi")}),
-            (as_if(architecture="arm64"), {"architecture": ("x86_64", "arm64")}),
-            (as_if(root_device="/dev/xvda"), {"root_device": ("/dev/sda1", "/dev/xvda")}),
-            (as_if(imds=""), {"imds_support": ("v2.0", "")}),
-            (as_if(ena=False), {"ena_support": ("True", "False")}),
-            (as_if(tpm="v2.0"), {"tpm_support": ("", "v2.0")}),
-            (as_if(name="mine"), {"name": ("altf4llc-ecs-node-26.11", "mine")}),
+            (registered_with(boot_mode="uefi"), {"boot_mode": ("legacy-bios", "uefi")}),
+            (registered_with(architecture="arm64"), {"architecture": ("x86_64", "arm64")}),
+            (registered_with(root_device="/dev/xvda"), {"root_device": ("/dev/sda1", "/dev/xvda")}),
+            (registered_with(imds=""), {"imds_support": ("v2.0", "")}),
+            (registered_with(ena=False), {"ena_support": ("True", "False")}),
+            (registered_with(tpm="v2.0"), {"tpm_support": ("", "v2.0")}),
+            (registered_with(name="mine"), {"name": ("altf4llc-ecs-node-26.11", "mine")}),
         ],
         8,
         seconds=1,
@@ -246,9 +246,9 @@ YOUNG = ("deprecated_at", "protected", "description")
         (share, {"shared_with": ("", "109876543210")}),
         (share_with_organization, {"shared_with": ("", ORGANIZATION)}),
         (share_snapshot, {"snapshots_shared_with": ("", "109876543210")}),
-        (publicise_snapshot, {"snapshots_shared_with": ("", "public")}),
+        (make_snapshot_public, {"snapshots_shared_with": ("", "public")}),
         (untag_snapshot, {DIGEST: None}),
-        (publicise, {"public": ("False", "True")}),
+        (make_public, {"public": ("False", "True")}),
         (postpone, {"deprecated_at": None}),
         (protect, {"protected": ("False", "True")}),
         (drop_snapshot, {"snapshot_state": ("completed", "gone")}),
@@ -268,7 +268,7 @@ def test_an_ami_of_an_older_version_must_be_private_too(aws: Sandbox) -> None:
     made = make_ami(aws)
     record(aws, made, without=YOUNG)
     assert drift() == {}
-    for change in (share, publicise, publicise_snapshot, postpone, protect):
+    for change in (share, make_public, make_snapshot_public, postpone, protect):
         change(aws, made)
     assert set(drift()) == {"shared_with", "public", "snapshots_shared_with", "deprecated_at", "protected"}
 
@@ -278,7 +278,7 @@ def test_a_sync_does_not_record_unrecorded_grants(aws: Sandbox, session: boto3.S
     record(aws, published)
     record(aws, found, source="sync")
     for made in (published, found):
-        for change in (share, publicise, postpone, protect):
+        for change in (share, make_public, postpone, protect):
             change(aws, made)
     sync(regions=[HOME], session=session)
     drifted = verify.check().drift.groupby("ami_id")["field"].agg(set)
@@ -287,14 +287,14 @@ def test_a_sync_does_not_record_unrecorded_grants(aws: Sandbox, session: boto3.S
 
 
 def test_a_later_publish_overrides_a_promotion(aws: Sandbox, ami: str) -> None:
-    publicise(aws, ami)
+    make_public(aws, ami)
     record(aws, ami)
     assert drift() == {}
 
 
 def test_the_state_that_a_publish_found_is_the_recorded_one(aws: Sandbox) -> None:
     made = make_ami(aws)
-    for change in (publicise, postpone, protect, describe):
+    for change in (make_public, postpone, protect, describe):
         change(aws, made)
     record(aws, made)
     assert drift() == {}
@@ -306,14 +306,14 @@ def test_the_state_that_a_publish_found_is_the_recorded_one(aws: Sandbox) -> Non
 @pytest.mark.parametrize(("days", "fields"), [(730, set()), (500, {"deprecated_at"})])
 def test_the_automatic_date_of_a_public_ami_is_not_drift(aws: Sandbox, days: int, fields: set[str]) -> None:
     made = make_ami(aws)
-    publicise(aws, made)
+    make_public(aws, made)
     record(aws, made)
     created = images.describe_ami(aws.client("ec2"), made).created_at
     state(aws, made).deprecate_at = created + timedelta(days=days)
     assert set(drift()) == fields
 
 
-@pytest.mark.parametrize("change", few([share, publicise_snapshot, postpone, unprotect], 2, seconds=1))
+@pytest.mark.parametrize("change", few([share, make_snapshot_public, postpone, unprotect], 2, seconds=1))
 def test_a_promotion_without_changes_records_the_current_state(
     aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
 ) -> None:
@@ -324,11 +324,11 @@ def test_a_promotion_without_changes_records_the_current_state(
     assert "history sync" not in caught.value.fix
     sync(regions=[HOME], session=session)  # a sync does not record the promoted fields
     assert len(drift()) == 1
-    as_it_is(aws, ami, HOME)
+    promote_without_changes(aws, ami, HOME)
     assert drift() == {}
 
 
-def as_it_is(aws: Sandbox, ami: str, region: str) -> None:
+def promote_without_changes(aws: Sandbox, ami: str, region: str) -> None:
     """Promote an AMI without changes."""
     seen = images.describe_ami(aws.client("ec2", region), ami)
     kept = "unprotect" if seen.protection == "disabled" else "protect"
@@ -343,7 +343,7 @@ def test_a_copy_can_be_promoted_in_its_own_region(aws: Sandbox, ami: str) -> Non
     permission = {"Add": [{"UserId": "109876543210"}]}
     aws.client("ec2", EUROPE).modify_image_attribute(ImageId=copy["ImageId"], LaunchPermission=permission)
     assert list(verify.check().drift["field"]) == ["shared_with"]
-    as_it_is(aws, copy["ImageId"], EUROPE)
+    promote_without_changes(aws, copy["ImageId"], EUROPE)
     assert verify.check().drift.empty
 
 

@@ -21,7 +21,7 @@ import botocore.session
 import pytest
 from botocore import xform_name
 
-from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
+from tests.audit.retirement.fleet import OTHER_ACCOUNT, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.account import BUCKET
 from tests.faults.publishers import Kill
 from tests.support import few, finish
@@ -159,9 +159,9 @@ def test_an_incomplete_line_does_not_damage_the_next_one(tmp_path: Path) -> None
 def test_every_irreversible_call_of_our_clients_is_announced(fleet: Fleet, tmp_path: Path) -> None:
     ami, snapshot = fleet.ami(), fleet.snapshot()
     ec2 = client(fleet.aws.session(REGION), "ec2")
-    removed = {"Remove": [{"UserId": FRIEND}]}
+    removed = {"Remove": [{"UserId": OTHER_ACCOUNT}]}
     with acts.recording(tmp_path, "run-1"):
-        ec2.modify_image_attribute(ImageId=ami, LaunchPermission={"Add": [{"UserId": FRIEND}]})
+        ec2.modify_image_attribute(ImageId=ami, LaunchPermission={"Add": [{"UserId": OTHER_ACCOUNT}]})
         assert lines(tmp_path) == []  # can be undone
         ec2.modify_image_attribute(ImageId=ami, LaunchPermission=removed)
         ec2.modify_snapshot_attribute(
@@ -171,7 +171,7 @@ def test_every_irreversible_call_of_our_clients_is_announced(fleet: Fleet, tmp_p
             SnapshotId=snapshot,
             Attribute="createVolumePermission",
             OperationType="remove",
-            UserIds=[FRIEND],
+            UserIds=[OTHER_ACCOUNT],
         )
         ec2.disable_image(ImageId=ami)
         ec2.deregister_image(ImageId=ami)
@@ -329,7 +329,7 @@ def test_a_retirement_that_stops_in_the_middle_of_an_ami_lists_its_changes(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, at: str, before: list[str]
 ) -> None:
     first, second = fleet.ami(days=90, devices=2), fleet.ami(days=80)
-    fleet.share(first, FRIEND)
+    fleet.share(first, OTHER_ACCOUNT)
     for snapshot in fleet.snapshots_of(first):
         fleet.share_snapshot(snapshot)
     plan = fleet.plan(allow_shared=True)
@@ -348,18 +348,18 @@ def test_a_retirement_that_stops_in_the_middle_of_an_ami_lists_its_changes(
     assert tagging.RETIRED not in fleet.tags(second)
     assert [one.outcome for one in fleet.apply(allow_shared=True).outcomes] == ["changed", "changed"]
     fleet.apply(action="restore")
-    assert fleet.permissions(first) == [{"UserId": FRIEND}]
+    assert fleet.permissions(first) == [{"UserId": OTHER_ACCOUNT}]
 
 
 def test_a_promotion_that_stops_in_the_middle_of_a_revocation_lists_what_it_revoked(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami = fleet.ami()
-    fleet.share(ami, FRIEND)
+    fleet.share(ami, OTHER_ACCOUNT)
     fleet.share_snapshot(*fleet.snapshots_of(ami))
     plan = promote.plan(
         ami=ami,
-        revoke_from=[FRIEND],
+        revoke_from=[OTHER_ACCOUNT],
         region=REGION,
         dry_run=False,
         progress=silent(),
@@ -377,11 +377,11 @@ def test_a_promotion_that_cannot_announce_a_revocation_changes_nothing_more(
     fleet: Fleet, breaks: Callable[[Path], None]
 ) -> None:
     ami = fleet.ami()
-    fleet.share(ami, FRIEND)
+    fleet.share(ami, OTHER_ACCOUNT)
     plan = promote.plan(
         ami=ami,
         channel="stable",
-        revoke_from=[FRIEND],
+        revoke_from=[OTHER_ACCOUNT],
         region=REGION,
         dry_run=False,
         progress=silent(),
@@ -397,7 +397,7 @@ def test_a_promotion_that_cannot_announce_a_revocation_changes_nothing_more(
         finish(found)
     assert caught.value.exit_code == 3
     assert "Could not announce it in" in str(caught.value)
-    assert fleet.permissions(ami) == [{"UserId": FRIEND}]
+    assert fleet.permissions(ami) == [{"UserId": OTHER_ACCOUNT}]
 
 
 KILLED = """
@@ -442,7 +442,7 @@ def test_a_run_killed_after_the_line_is_completed_by_the_same_command(
     fleet: Fleet, tmp_path: Path, act: str, days: int
 ) -> None:
     ami = fleet.ami()
-    fleet.share(ami, FRIEND)
+    fleet.share(ami, OTHER_ACCOUNT)
     if days:
         fleet.apply(allow_shared=True)
     before = irreversible_calls(fleet)
@@ -463,7 +463,7 @@ def test_a_run_killed_after_the_line_is_completed_by_the_same_command(
     else:
         assert fleet.amis() == {ami: "disabled"}
         fleet.apply(action="restore")
-        assert fleet.permissions(ami) == [{"UserId": FRIEND}]
+        assert fleet.permissions(ami) == [{"UserId": OTHER_ACCOUNT}]
 
 
 def test_a_publish_that_cannot_announce_its_clean_up_keeps_the_object(

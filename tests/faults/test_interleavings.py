@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.retirement.fleet import FRIEND, REGION, Fleet, fleet, fleet_sandbox
+from tests.audit.retirement.fleet import OTHER_ACCOUNT, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.interleaving import Actor, every_order
 from tests.support import few
 from vmsnix_ops import errors
@@ -41,7 +41,7 @@ class UseRace:
     def __init__(self, fleet: Fleet, user: str) -> None:
         self.fleet, self.user = fleet, user
         self.before, self.ami = fleet.ami(days=80), fleet.ami(days=60)
-        fleet.share(self.ami, FRIEND)
+        fleet.share(self.ami, OTHER_ACCOUNT)
         if user == "roll back":
             fleet.set_parameter(CHANNEL, self.ami)
         if user != "promote the first":
@@ -123,7 +123,7 @@ class UseRace:
         assert self.fleet.amis()[self.ami] == ("disabled" if retired else "available")
         if not retired:
             assert not any(retiring.is_retirement_tag(key) for key in self.fleet.tags(self.ami))
-            assert self.fleet.permissions(self.ami) == [{"UserId": FRIEND}]
+            assert self.fleet.permissions(self.ami) == [{"UserId": OTHER_ACCOUNT}]
         if self.user == "smoke test":
             assert self._alive() == []
         else:
@@ -199,7 +199,7 @@ class RestoreRace:
     def __init__(self, fleet: Fleet, *, deletes: bool) -> None:
         self.fleet, self.deletes = fleet, deletes
         self.ami = fleet.ami()
-        fleet.share(self.ami, FRIEND)
+        fleet.share(self.ami, OTHER_ACCOUNT)
         fleet.apply(allow_shared=True)
         if not deletes:
             fleet.ec2.enable_image(ImageId=self.ami)  # by hand: it has the mark and can be launched
@@ -242,7 +242,7 @@ class RestoreRace:
             # A retirement that marks it after the restoration and gives up restores the mark that it found.
             marked = any(retiring.is_retirement_tag(key) for key in self.fleet.tags(self.ami))
             assert not marked or won[0] == "skipped"
-            assert self.fleet.permissions(self.ami) == [{"UserId": FRIEND}]
+            assert self.fleet.permissions(self.ami) == [{"UserId": OTHER_ACCOUNT}]
         elif won[0] == "changed":
             assert (state, self.fleet.permissions(self.ami)) == ("disabled", [])
         return retired, restored

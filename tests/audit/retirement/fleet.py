@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import boto3
 
 REGION, OTHER = "us-east-1", "eu-west-1"
-FRIEND = "210987654321"
+OTHER_ACCOUNT = "210987654321"
 
 
 @dataclass
@@ -157,12 +157,12 @@ class Fleet:
         )
 
     def share_snapshot(self, snapshot_id: str, *accounts: str) -> None:
-        """Share a snapshot, by default with FRIEND."""
+        """Share a snapshot, by default with OTHER_ACCOUNT."""
         self.ec2.modify_snapshot_attribute(
             SnapshotId=snapshot_id,
             Attribute="createVolumePermission",
             OperationType="add",
-            UserIds=list(accounts or [FRIEND]),
+            UserIds=list(accounts or [OTHER_ACCOUNT]),
         )
 
     def tags(self, ami_id: str) -> dict[str, str]:

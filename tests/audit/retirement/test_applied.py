@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.audit.retirement.fleet import FRIEND, Fleet, why
+from tests.audit.retirement.fleet import OTHER_ACCOUNT, Fleet, why
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement.decisions import ELSEWHERE
@@ -33,7 +33,7 @@ def recorded() -> pd.DataFrame:
 
 def test_a_retired_ami_is_private_deprecated_disabled_and_tagged(fleet: Fleet) -> None:
     ami = fleet.ami()
-    fleet.share(ami, FRIEND)
+    fleet.share(ami, OTHER_ACCOUNT)
     (snapshot,) = fleet.snapshots_of(ami)
     fleet.share_snapshot(snapshot)
     result = fleet.apply(allow_shared=True)
@@ -42,7 +42,7 @@ def test_a_retired_ami_is_private_deprecated_disabled_and_tagged(fleet: Fleet) -
     assert (image["State"], image["Public"], fleet.permissions(ami)) == ("disabled", False, [])
     assert image["DeprecationTime"]
     tags = tagging.to_dict(image["Tags"])
-    assert tags[tagging.SHARED_WITH] == FRIEND
+    assert tags[tagging.SHARED_WITH] == OTHER_ACCOUNT
     assert tags[tagging.RETIRED_BY] == result.plan.run.run_id
     assert fleet.snapshot_permissions(snapshot) == []
     assert snapshot in fleet.snapshots()
@@ -91,7 +91,7 @@ def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet)
     assert fleet.snapshots() == {foreign}
     row = fleet.row("snapshots", foreign)
     assert row.tags == {"Name": "payroll"}
-    assert fleet.snapshot_permissions(foreign) == [{"UserId": FRIEND}]
+    assert fleet.snapshot_permissions(foreign) == [{"UserId": OTHER_ACCOUNT}]
 
 
 def test_a_snapshot_that_another_ami_needs_is_kept(fleet: Fleet) -> None:
@@ -167,7 +167,7 @@ def test_deregistration_protection_after_the_plan_skips_the_ami(fleet: Fleet) ->
 
 def test_restoring_restores_permissions_and_deprecation_date(fleet: Fleet) -> None:
     ami = fleet.ami()
-    fleet.share(ami, FRIEND, "111122223333")
+    fleet.share(ami, OTHER_ACCOUNT, "111122223333")
     (snapshot,) = fleet.snapshots_of(ami)
     fleet.share_snapshot(snapshot)
     date = (datetime.now(UTC) + timedelta(days=100)).replace(second=0, microsecond=0)
@@ -178,8 +178,8 @@ def test_restoring_restores_permissions_and_deprecation_date(fleet: Fleet) -> No
     assert [one.outcome for one in result.outcomes] == ["changed"]
     after = fleet.image(ami)
     assert after == before
-    assert fleet.permissions(ami) == [{"UserId": "111122223333"}, {"UserId": FRIEND}]
-    assert fleet.snapshot_permissions(snapshot) == [{"UserId": FRIEND}]
+    assert fleet.permissions(ami) == [{"UserId": "111122223333"}, {"UserId": OTHER_ACCOUNT}]
+    assert fleet.snapshot_permissions(snapshot) == [{"UserId": OTHER_ACCOUNT}]
     assert fleet.plan(action="restore").planned == ()
 
 
@@ -208,7 +208,7 @@ def test_restoring_an_ami_that_was_disabled_before_keeps_it_disabled(fleet: Flee
     ]
     after = fleet.image(ami)
     assert after == before
-    assert fleet.snapshot_permissions(snapshot) == [{"UserId": FRIEND}]
+    assert fleet.snapshot_permissions(snapshot) == [{"UserId": OTHER_ACCOUNT}]
 
 
 def test_restoring_reports_a_missing_snapshot(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.audit.retirement.fleet import FRIEND, REGION, Fleet
+from tests.audit.retirement.fleet import OTHER_ACCOUNT, REGION, Fleet
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
@@ -15,7 +15,7 @@ RETIRING, RESTORING, DELETING = 7, 8, 4
 """How many calls of each job change something, for an AMI with two snapshots that others may use."""
 
 
-def points(last: int, *chosen: int) -> list[Any]:
+def kill_points(last: int, *chosen: int) -> list[Any]:
     """Return before which calls a job is killed, most of them as long tests; 0 is a complete job."""
     quick = (0, *chosen)
     return [
@@ -23,8 +23,8 @@ def points(last: int, *chosen: int) -> list[Any]:
     ]
 
 
-class DeathError(BaseException):
-    """Not caught by the code under test, like kill -9."""
+class KilledError(BaseException):
+    """Ends a job like kill -9: the code under test does not catch it."""
 
 
 class Killer:
@@ -38,66 +38,66 @@ class Killer:
             return
         self.count += 1
         if self.count == self.at:
-            raise DeathError
+            raise KilledError
 
 
-def die(fleet: Fleet, at: int, **changes: Any) -> int:
+def run_until_killed(fleet: Fleet, at: int, **changes: Any) -> int:
     """Run a job until the call number `at`; return how many calls it made before."""
     killer = Killer(at)
-    doomed = Fleet(fleet.aws, fleet.aws.session(REGION), {})
-    doomed.session.events.register("before-send.ec2", killer)
+    killed = Fleet(fleet.aws, fleet.aws.session(REGION), {})
+    killed.session.events.register("before-send.ec2", killer)
     if at:
-        with pytest.raises(DeathError):
-            doomed.apply(**changes)
+        with pytest.raises(KilledError):
+            killed.apply(**changes)
     else:
-        doomed.apply(**changes)
+        killed.apply(**changes)
     return killer.count
 
 
 def shared(fleet: Fleet) -> str:
     ami = fleet.ami(devices=2)
-    fleet.share(ami, FRIEND)
+    fleet.share(ami, OTHER_ACCOUNT)
     fleet.share_snapshot(fleet.snapshots_of(ami)[0])
     return ami
 
 
-def as_it_is(fleet: Fleet, ami: str) -> list[Any]:
+def current_state(fleet: Fleet, ami: str) -> list[Any]:
     """Return everything of an AMI and its snapshots that a restoration restores."""
     permissions = [fleet.snapshot_permissions(one) for one in fleet.snapshots_of(ami)]
     return [fleet.image(ami), permissions, fleet.permissions(ami)]
 
 
-@pytest.mark.parametrize("at", points(RETIRING, 2, 5, 7))
+@pytest.mark.parametrize("at", kill_points(RETIRING, 2, 5, 7))
 def test_a_killed_retirement_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
-    before = as_it_is(fleet, ami)
-    count = die(fleet, at, allow_shared=True)
+    before = current_state(fleet, ami)
+    count = run_until_killed(fleet, at, allow_shared=True)
     assert at or count == RETIRING, "the numbers above no longer cover every call"
     if at:
         fleet.apply(allow_shared=True)
     assert fleet.amis() == {ami: "disabled"}
     assert fleet.permissions(ami) == []
     fleet.apply(action="restore")
-    assert as_it_is(fleet, ami) == before
+    assert current_state(fleet, ami) == before
 
 
-@pytest.mark.parametrize("at", points(RESTORING, 1, 2, 8))
+@pytest.mark.parametrize("at", kill_points(RESTORING, 1, 2, 8))
 def test_a_killed_restoration_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
-    before = as_it_is(fleet, ami)
+    before = current_state(fleet, ami)
     fleet.apply(allow_shared=True)
-    count = die(fleet, at, action="restore")
+    count = run_until_killed(fleet, at, action="restore")
     assert at or count == RESTORING, "the numbers above no longer cover every call"
     if at:
         fleet.apply(action="restore")
-    assert as_it_is(fleet, ami) == before
+    assert current_state(fleet, ami) == before
 
 
-@pytest.mark.parametrize("at", points(DELETING, 1, 2, 3, 4))
+@pytest.mark.parametrize("at", kill_points(DELETING, 1, 2, 3, 4))
 def test_a_killed_deletion_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     fleet.apply(allow_shared=True)
-    count = die(fleet, at, now=fleet.later(), allow_shared=True)
+    count = run_until_killed(fleet, at, now=fleet.later(), allow_shared=True)
     assert at or count == DELETING, "the numbers above no longer cover every call"
     if at:
         fleet.apply(now=fleet.later(), allow_shared=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.audit.retirement.fleet import FRIEND, OTHER, REGION, Fleet, why
+from tests.audit.retirement.fleet import OTHER, OTHER_ACCOUNT, REGION, Fleet, why
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -118,9 +118,9 @@ def test_an_ami_is_kept_while_its_copy_elsewhere_is_in_use(fleet: Fleet) -> None
 
 def test_a_shared_ami_is_kept_unless_allow_shared(fleet: Fleet) -> None:
     ami = fleet.ami()
-    fleet.share(ami, FRIEND)
-    assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), ami)
-    assert f"shared with {FRIEND}, who will lose access" in why(fleet.plan(allow_shared=True), ami)
+    fleet.share(ami, OTHER_ACCOUNT)
+    assert f"shared with {OTHER_ACCOUNT}, who may use it" in why(fleet.plan(), ami)
+    assert f"shared with {OTHER_ACCOUNT}, who will lose access" in why(fleet.plan(allow_shared=True), ami)
 
 
 @pytest.mark.parametrize("days", [0, 20])
@@ -172,7 +172,7 @@ def test_the_oldest_amis_are_retired_up_to_the_limit(fleet: Fleet) -> None:
 def test_amis_are_read_one_by_one_only_up_to_the_limit(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmsnix_ops.audit.retirement.decisions.MIN_BATCH", 2)
     made = [fleet.ami(days=90 - n) for n in range(6)]
-    fleet.share(made[0], FRIEND)
+    fleet.share(made[0], OTHER_ACCOUNT)
     fleet.aws.calls.clear()
     plan = fleet.plan(max_count=2)
     assert [one.resource_id for one in plan.planned] == made[1:3]
@@ -190,7 +190,7 @@ def test_amis_that_are_always_kept_do_not_use_up_the_limit(
         copy = fleet.ami(digest=f"same{number}", region=OTHER)
         there.run_instances(ImageId=copy, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     lent, newer = fleet.ami(days=60), fleet.ami(days=50)
-    fleet.share(lent, FRIEND)
+    fleet.share(lent, OTHER_ACCOUNT)
     plan = fleet.plan(regions=[REGION, OTHER], max_count=1, launched_days=0)
     assert [one.resource_id for one in plan.planned] == [newer]
     assert [one.outcome for one in plan.apply().outcomes] == ["changed"]
@@ -212,7 +212,7 @@ def test_orphans_are_read_one_by_one_only_up_to_the_limit(
     plan = fleet.plan(max_count=1)
     assert [one.resource_id for one in plan.planned] == [old]
     assert len(fleet.aws.calls.matching("ec2:DescribeSnapshotAttribute")) == 1
-    assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), lent)
+    assert f"shared with {OTHER_ACCOUNT}, who may use it" in why(fleet.plan(), lent)
     assert why(fleet.plan(), young).startswith("keep")
 
 
@@ -220,12 +220,12 @@ def test_an_ami_whose_snapshot_is_shared_is_kept(fleet: Fleet) -> None:
     ami = fleet.ami(devices=2)
     data = fleet.snapshots_of(ami)[1]
     fleet.share_snapshot(data)
-    assert f"shared with {FRIEND} ({data} only), who may use it" in why(fleet.plan(), ami)
-    assert f"shared with {FRIEND} ({data} only), who will lose access" in why(
+    assert f"shared with {OTHER_ACCOUNT} ({data} only), who may use it" in why(fleet.plan(), ami)
+    assert f"shared with {OTHER_ACCOUNT} ({data} only), who will lose access" in why(
         fleet.plan(allow_shared=True), ami
     )
-    fleet.share(ami, FRIEND)
-    assert f"shared with {FRIEND}, who may use it" in why(fleet.plan(), ami)
+    fleet.share(ami, OTHER_ACCOUNT)
+    assert f"shared with {OTHER_ACCOUNT}, who may use it" in why(fleet.plan(), ami)
 
 
 def test_an_ami_that_is_being_copied_is_kept(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,8 +251,8 @@ def test_only_selected_amis_are_retired(fleet: Fleet) -> None:
 def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
     ami = fleet.ami()
     image = fleet.row("images", ami)
-    image.owner, image.permissions = FRIEND, [{"UserId": fleet.aws.account}]
-    with pytest.raises(errors.ParameterError, match=f"belongs to account {FRIEND}"):
+    image.owner, image.permissions = OTHER_ACCOUNT, [{"UserId": fleet.aws.account}]
+    with pytest.raises(errors.ParameterError, match=f"belongs to account {OTHER_ACCOUNT}"):
         fleet.plan(amis=[ami])
     with pytest.raises(errors.ParameterError, match="no AMI with this ID"):
         fleet.plan(amis=["ami-0123456789abcdef0"])
@@ -273,7 +273,7 @@ def test_invalid_parameters_are_refused(fleet: Fleet, wrong: dict[str, Any], mes
         fleet.plan(**wrong)
 
 
-@pytest.mark.parametrize("confirm", ["", "2", "yes", FRIEND])
+@pytest.mark.parametrize("confirm", ["", "2", "yes", OTHER_ACCOUNT])
 def test_nothing_happens_without_the_right_confirmation(fleet: Fleet, confirm: str) -> None:
     ami = fleet.ami()
     with pytest.raises(
@@ -290,7 +290,7 @@ def test_a_fingerprint_confirms_only_the_plan_that_was_checked(fleet: Fleet) -> 
     looked_at = fleet.plan(dry_run=True)
     assert looked_at.fingerprint in str(looked_at)
     assert fleet.plan(now=fleet.later(2)).fingerprint == looked_at.fingerprint
-    fleet.share(ami, FRIEND)
+    fleet.share(ami, OTHER_ACCOUNT)
     other = fleet.ami("other", days=50)
     late = fleet.plan(confirm=looked_at.fingerprint)
     assert [one.resource_id for one in late.planned] == [
@@ -315,8 +315,8 @@ def test_a_dry_run_changes_nothing(fleet: Fleet) -> None:
 
 
 def test_an_account_that_is_not_allowed_is_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", FRIEND)
-    with pytest.raises(errors.CredentialsError, match=FRIEND):
+    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", OTHER_ACCOUNT)
+    with pytest.raises(errors.CredentialsError, match=OTHER_ACCOUNT):
         fleet.plan()
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.audit.retirement.fleet import FRIEND, OTHER, REGION, Fleet
+from tests.audit.retirement.fleet import OTHER, OTHER_ACCOUNT, REGION, Fleet
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement import _plan
@@ -22,7 +22,7 @@ def changed(fleet: Fleet, ami: str, how: str) -> None:
     if how == "an instance was launched":
         fleet.ec2.run_instances(ImageId=ami, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     elif how == "it was shared":
-        fleet.share(ami, FRIEND)
+        fleet.share(ami, OTHER_ACCOUNT)
     elif how == "it was tagged":
         fleet.ec2.create_tags(Resources=[ami], Tags=[{"Key": "keep", "Value": "please"}])
     elif how == "it was disabled":
@@ -41,7 +41,7 @@ def changed(fleet: Fleet, ami: str, how: str) -> None:
     ("how", "message"),
     [
         ("an instance was launched", "in use: instance"),
-        ("it was shared", FRIEND),
+        ("it was shared", OTHER_ACCOUNT),
         ("it was tagged", "please"),
         ("it was disabled", "state: available before, disabled now"),
         ("it is gone", "it no longer exists"),
@@ -114,7 +114,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
         ("launch configuration", "launch-configuration late"),
         ("launch template", "launch-template lt-"),
         ("parameter", "parameter /theirs"),
-        ("shared", f"snapshot-shared-with {FRIEND}"),
+        ("shared", f"snapshot-shared-with {OTHER_ACCOUNT}"),
         ("locked", "snapshot-lock snap-"),
     ],
 )
@@ -137,7 +137,7 @@ def test_the_usage_of_an_ami_is_read_again_right_before_it_is_changed(
     [
         ("launch configuration", "launch-configuration late"),
         ("launch template", "launch-template lt-"),
-        ("shared", f"shared-with {FRIEND}"),
+        ("shared", f"shared-with {OTHER_ACCOUNT}"),
         ("locked", "snapshot-lock snap-"),
         ("ami", "needs it"),
         ("import", "import of its image: nothing before, running now"),
