@@ -176,20 +176,37 @@ BACKUPS = ("aws:backup:source-resource", "aws:dlm:lifecycle-policy-id")
 """Tags of snapshots that AWS Backup and Data Lifecycle Manager created."""
 
 
+NEW_INSTANCES = (
+    "instance/*",
+    "network-interface/${*}",  # only new ones: an existing interface belongs to another resource
+    "security-group/*",
+    "spot-instances-request/*",
+    "subnet/*",
+    "volume/*",
+)
+"""Resources that a launch creates or uses."""
+
+
 def _grants(target: Target, scope: PolicyScope) -> list[Grant]:
     """Return the statements for one target."""
     iam = f"arn:{scope.partition}:iam::{scope.account}"
+    account, channels = scope.account, f"parameter{scope.channel_prefix}"
     images, snapshots = _ec2(scope, "image/*"), _ec2(scope, "snapshot/*")
     here = {"StringEquals": {"aws:RequestedRegion": list(scope.regions)}} if scope.regions else {}
+    to_vm_import = {"StringEquals": {"iam:PassedToService": service_role.SERVICE}}
+    of_spot = {"StringEquals": {"iam:AWSServiceName": SPOT}}
+    of_smoke_tests = {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}}
+    except_digest = {
+        "ForAllValues:StringNotEqualsIgnoreCase": {"aws:TagKeys": [tagging.DIGEST]},
+        "Null": {"aws:TagKeys": "false"},  # DeleteTags without keys removes every tag
+    }
     known: dict[Target, list[Grant]] = {
         "everything": [("InTheseRegions", ["*"], here)],
         "global": [("Global", ["*"], {})],
         "bucket": [("Bucket", [scope.bucket_arn], {})],
         "objects": [("Objects", [f"{scope.bucket_arn}/{scope.key_prefix}*"], {})],
         "role": [("Role", [scope.role_arn], {})],
-        "passed role": [
-            ("PassRole", [scope.role_arn], {"StringEquals": {"iam:PassedToService": service_role.SERVICE}})
-        ],
+        "passed role": [("PassRole", [scope.role_arn], to_vm_import)],
         "principals": [("Principals", [f"{iam}:role/*", f"{iam}:user/*"], {})],
         "policies": [("Policies", [f"{iam}:policy/vmsnix*"], {})],
         "imported snapshots": [("TagImportedSnapshots", snapshots, _made_by_vm_import(scope))],
@@ -201,106 +218,46 @@ def _grants(target: Target, scope: PolicyScope) -> list[Grant]:
             ("NewCopies", _ec2(scope, "image/${*}", "snapshot/${*}"), {}),
             ("OfOurImages", _ec2(scope, "image/ami-*", "snapshot/snap-*"), OURS),
         ],
-        "snapshots without a parent": [
-            ("NewSnapshots", snapshots, {"Null": {"ebs:ParentSnapshot": "true"}}),
-        ],
+        "snapshots without a parent": [("NewSnapshots", snapshots, {"Null": {"ebs:ParentSnapshot": "true"}})],
         # AWS compares only the ARN of the parent, not its tags.
         "snapshots of any parent": [
             ("NewSnapshotsOfAnyParent", snapshots, {"Null": {"ebs:ParentSnapshot": "false"}})
         ],
         "our snapshots": [("OurSnapshots", snapshots, OURS)],
         "our images": [("OurImages", images, OUR_IMAGES)],
-        "our tags": [
-            (
-                "TagOurResources",
-                images + snapshots,
-                OURS
-                | {
-                    "ForAllValues:StringNotEqualsIgnoreCase": {"aws:TagKeys": [tagging.DIGEST]},
-                    "Null": {"aws:TagKeys": "false"},  # DeleteTags without keys removes every tag
-                },
-            )
-        ],
+        "our tags": [("TagOurResources", images + snapshots, OURS | except_digest)],
         "our imports": [("OurImports", _ec2(scope, "import-snapshot-task/*"), OURS)],
         "parameters": [
-            (
-                "Parameters",
-                [
-                    f"arn:{scope.partition}:ssm:{region}:{owned}"
-                    for region in scope.regions or ("*",)
-                    for owned in dict.fromkeys((f"{scope.account}:parameter/*", ":parameter/aws/service/*"))
-                ],
-                {},
-            )
+            ("Parameters", _arns(scope, "ssm", f"{account}:parameter/*", ":parameter/aws/service/*"), {})
         ],
         "launches": [
-            (
-                "NewInstances",
-                # Only new network interfaces: an existing one belongs to another resource.
-                _ec2(
-                    scope,
-                    "instance/*",
-                    "network-interface/${*}",
-                    "security-group/*",
-                    "spot-instances-request/*",
-                    "subnet/*",
-                    "volume/*",
-                ),
-                {},
-            ),
+            ("NewInstances", _ec2(scope, *NEW_INSTANCES), {}),
             ("OfOurImages", _ec2(scope, "image/ami-*"), OUR_IMAGES),
             ("WithOurSnapshots", _ec2(scope, "snapshot/snap-*"), OURS),
         ],
-        "our instances": [
-            (
-                "OurInstances",
-                _ec2(scope, "instance/*"),
-                {"StringLike": {f"aws:ResourceTag/{tagging.SMOKE}": "?*"}},
-            )
-        ],
+        "our instances": [("OurInstances", _ec2(scope, "instance/*"), of_smoke_tests)],
         "spot role": [
-            (
-                "SpotRole",
-                [f"{iam}:role/aws-service-role/{SPOT}/AWSServiceRoleForEC2Spot"],
-                {"StringEquals": {"iam:AWSServiceName": SPOT}},
-            )
+            ("SpotRole", [f"{iam}:role/aws-service-role/{SPOT}/AWSServiceRoleForEC2Spot"], of_spot)
         ],
         "channels": [
-            (
-                "Channels",
-                [
-                    f"arn:{scope.partition}:ssm:{region}:{scope.account}:parameter{scope.channel_prefix}{end}"
-                    for region in scope.regions or ("*",)
-                    for end in ("", "/*")
-                ],
-                {},
-            )
+            ("Channels", _arns(scope, "ssm", f"{account}:{channels}", f"{account}:{channels}/*"), {})
         ],
-        "topics": [
-            (
-                "Topics",
-                [scope.topic]
-                if scope.topic
-                else [
-                    f"arn:{scope.partition}:sns:{region}:{scope.account}:*"
-                    for region in scope.regions or ("*",)
-                ],
-                {},
-            )
-        ],
+        "topics": [("Topics", [scope.topic] if scope.topic else _arns(scope, "sns", f"{account}:*"), {})],
         "audit roles": [("AuditRoles", [f"arn:{scope.partition}:iam::*:role/{scope.audit_role}"], {})],
     }
     return known[target]
 
 
+def _arns(scope: PolicyScope, service: str, *resources: str) -> list[str]:
+    """Return the ARNs of resources, each after its account and a colon, in the regions of the scope."""
+    regions = scope.regions or ("*",)
+    return [f"arn:{scope.partition}:{service}:{region}:{one}" for region in regions for one in resources]
+
+
 def _ec2(scope: PolicyScope, *kinds: str) -> list[str]:
     """Return EC2 ARNs in the regions of the scope; ARNs of images and snapshots have no account."""
-    return [
-        f"arn:{scope.partition}:ec2:{region}:{owner}:{kind}"
-        for region in scope.regions or ("*",)
-        for kind in kinds
-        for owner in ["" if kind.partition("/")[0] in ("image", "snapshot") else scope.account]
-    ]
+    owned = [f"{'' if one.startswith(('image/', 'snapshot/')) else scope.account}:{one}" for one in kinds]
+    return _arns(scope, "ec2", *owned)
 
 
 def _new_resources(names: tuple[str, ...], scope: PolicyScope) -> list[Grant]:
@@ -325,7 +282,7 @@ def _made_by_vm_import(scope: PolicyScope) -> dict[str, Any]:
     VM Import tags its task but not its snapshot, so AWS cannot distinguish the two. Both have the parent
     volume ``vol-ffffffff``, which does not exist (DescribeSnapshots in the EC2 API Reference).
     """
-    absent = [tagging.NAME, *(key for key in tagging.OWN if key != tagging.NAME), *BACKUPS]
+    absent = [*tagging.OWN, *BACKUPS]
     return {
         "ArnLike": {"ec2:ParentVolume": f"arn:{scope.partition}:ec2:*:*:volume/vol-ffffffff"},
         "Null": {"aws:TagKeys": "false"} | {f"aws:ResourceTag/{key}": "true" for key in absent},
@@ -563,6 +520,7 @@ def github_trust_policy(
         )
     if scope.account == "*":
         raise errors.ParameterError("No account given.", fix="Add --account with the account of the role.")
+    audience = "sts.amazonaws.com.cn" if scope.partition == "aws-cn" else "sts.amazonaws.com"
     return {
         "Version": VERSION,
         "Statement": [
@@ -574,7 +532,7 @@ def github_trust_policy(
                 },
                 "Action": "sts:AssumeRoleWithWebIdentity",
                 "Condition": {
-                    "StringEquals": {f"{GITHUB}:aud": _sts_audience(scope.partition)},
+                    "StringEquals": {f"{GITHUB}:aud": audience},
                     "StringLike": {f"{GITHUB}:sub": f"repo:{repository}:{subject}"},
                 },
             }
@@ -597,7 +555,3 @@ def _too_broad(subject: str) -> str:
     if not any(fixed.startswith(kind) and fixed != kind for kind in _SUBJECTS):
         return "does not fix a branch, tag or environment"
     return "" if fixed.endswith(("/", ":")) else f"matches every name that starts with {fixed!r}"
-
-
-def _sts_audience(partition: str) -> str:
-    return "sts.amazonaws.com.cn" if partition == "aws-cn" else "sts.amazonaws.com"
