@@ -15,6 +15,7 @@ from vmsnix_ops.aws import images
 from vmsnix_ops.aws.regions import home_region
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.display import missing
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -91,10 +92,8 @@ def sync(
 
 def _latest(tables: Tables) -> Iterator[dict[str, Any]]:
     """Yield the latest row of each AMI, without empty values."""
-    import pandas as pd
-
     for row in history.amis(tables).to_dict("records"):
-        yield {str(name): value for name, value in row.items() if not pd.isna(value)}
+        yield {str(name): value for name, value in row.items() if not missing(value)}
 
 
 def _differs(before: dict[str, Any], row: dict[str, Any]) -> bool:

@@ -39,31 +39,16 @@ CHANGED = "a channel was changed between plan and write; the remaining steps wer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelPlan(display.Displayed):
-    """The base of the plans.
+    """The base of the plans."""
 
-    Attributes
-    ----------
-    account
-        AWS account ID.
-    image, channel
-        The image, and the channel to set; empty for none.
-    parameter
-        Name of the channel's parameter in Parameter Store; empty without a channel.
-    topic
-        ARN of the SNS topic to notify; empty for none.
-    checks
-        Results of the checks of credentials, account, region and topic.
-    dry_run
-        Whether `apply` changes nothing.
-    """
-
-    account: str
+    account: str  # AWS account ID
+    # The image, and the channel to set; empty for none.
     image: str
     channel: str
-    parameter: str
-    topic: str
-    checks: tuple[Check, ...]
-    dry_run: bool
+    parameter: str  # name of the channel's parameter in Parameter Store; empty without a channel
+    topic: str  # ARN of the SNS topic to notify; empty for none
+    checks: tuple[Check, ...]  # results of the checks of credentials, account, region and topic
+    dry_run: bool  # whether `apply` changes nothing
     session: boto3.Session = field(repr=False, compare=False)
     run: RunContext = field(repr=False, compare=False)
     tables: RunTables = field(repr=False, compare=False)

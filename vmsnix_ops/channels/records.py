@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import outcomes
 from vmsnix_ops.aws import images, sharing, snapshots
+from vmsnix_ops.display import missing
 from vmsnix_ops.publish.outcomes import ANNOUNCE
 
 if TYPE_CHECKING:
@@ -135,9 +136,7 @@ def is_recorded(row: dict[str, Any], latest: dict[str, Any], columns: Iterable[s
 
 def _plain(value: Any) -> Any:
     """Return a value without pandas' types and its several missing values."""
-    import pandas as pd
-
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
+    if missing(value):
         return None
     if isinstance(value, datetime):
         return value.astimezone(UTC)

@@ -42,23 +42,16 @@ MAX_LISTED = 3
 class RetirementRules(RetirementPolicy):
     """The retirement policy, and the AMIs and snapshots that it applies to.
 
-    Attributes
-    ----------
-    allow_shared
-        Whether to retire AMIs that other accounts may launch. Whether they use them is unknown.
-    orphans
-        Whether to retire snapshots without an AMI.
-    images, amis
-        Apply only to AMIs of these images, only to these AMIs; empty for all.
-
     Raises
     ------
     vmsnix_ops.errors.ParameterError
         A number or an ID is invalid.
     """
 
+    # Whether to retire AMIs that other accounts may launch. Whether they use them is unknown.
     allow_shared: bool = False
-    orphans: bool = True
+    orphans: bool = True  # whether to retire snapshots without an AMI
+    # Apply only to AMIs of these images, only to these AMIs; empty for all.
     images: tuple[str, ...] = ()
     amis: tuple[str, ...] = ()
 
