@@ -29,7 +29,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.accounts import open_accounts
 from vmsnix_ops.aws.buckets import bucket_errors
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import TimeLimit, with_time_limit
+from vmsnix_ops.aws.paging import TimeLimit, batches, with_time_limit
 from vmsnix_ops.aws.references import Reference, References
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
@@ -140,7 +140,6 @@ class ScanPart:
 
 OneByOne = Literal["auto", "yes", "no"]
 
-REGIONS_AT_ONCE = 8
 DEADLINE_MINUTES = 180.0
 MAX_DEADLINE_MINUTES = 7 * 24 * 60
 MAX_ONE_BY_ONE = 500
@@ -191,10 +190,10 @@ def scan(
         return RegionContext.of(sessions[account], region, account, channel_prefix=prefix, limit=limit)
 
     progress = current().step("scan", total=len(jobs), unit="items")
-    pool = ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="scan")
+    pool = ThreadPoolExecutor(reading.REGIONS_AT_ONCE, thread_name_prefix="scan")
     # `_interruptible` stops the limit before the pool waits for its threads, so that they end.
     with progress as step, _rare_garbage_collection(), pool, _interruptible(limit, pool):
-        slots = BoundedSemaphore(REGIONS_AT_ONCE + 1)
+        slots = BoundedSemaphore(reading.REGIONS_AT_ONCE + 1)
 
         def read(context: RegionContext) -> tuple[ScanPart, pa.Table]:
             try:
@@ -374,8 +373,8 @@ def scan_region(
 def _owners(ec2: EC2Client, ami_ids: list[str]) -> dict[str, str]:
     """Return the owner of each AMI; empty for those that do not exist or are not visible."""
     owners = dict.fromkeys(ami_ids, "")
-    for start in range(0, len(ami_ids), 200):  # AWS: 200 values in a filter, which may name missing AMIs
-        chosen: list[FilterTypeDef] = [{"Name": "image-id", "Values": ami_ids[start : start + 200]}]
+    for batch in batches(ami_ids):  # a filter may contain missing AMIs
+        chosen: list[FilterTypeDef] = [{"Name": "image-id", "Values": batch}]
         owners |= {one["ImageId"]: one.get("OwnerId", "?") for one in images.read_images(ec2, Filters=chosen)}
     return owners
 

@@ -13,13 +13,13 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import read_pages
+from vmsnix_ops.aws.paging import batches, read_pages
 from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, code_of, retry
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ec2.literals import ArchitectureValuesType, BootModeValuesType
@@ -50,7 +50,6 @@ _VOLUME_DEFAULTS: dict[str, dict[str, int]] = {"gp3": {"Iops": 3000, "Throughput
 ENCRYPTION = "encryption of disk "
 """Prefix of the facts about the encryption of disks without a snapshot."""
 
-FILTER_VALUES = 200  # AWS: values of one filter
 PAGE = 1000
 UNKNOWN_TIME = datetime.max.replace(tzinfo=UTC)
 """Creation time of an AMI for which AWS reports none: it is never old enough to be retired."""
@@ -303,7 +302,7 @@ def find_all_by_name(ec2: EC2Client, name: str) -> list[Ami]:
     """
     with calling(f"find the AMI {name}"):
         # Brackets in a name are wildcards in a filter, so the name is compared too.
-        found = [image for image in _own_images(ec2, "name", name) if image["Name"] == name]
+        found = [image for image in _find_images(ec2, "name", name) if image["Name"] == name]
     order = ("available", "pending", "transient", "disabled")
     ranks = {state: rank for rank, state in enumerate(order)}
     amis = [parse_ami(image, ec2.meta.region_name) for image in found]
@@ -314,15 +313,17 @@ def find_all_by_name(ec2: EC2Client, name: str) -> list[Ami]:
 def find_amis_of_snapshot(ec2: EC2Client, snapshot_id: str) -> list[str]:
     """Return the IDs of the account's AMIs that contain a snapshot, in any state."""
     with calling(f"find AMIs of {snapshot_id}"):
-        images = _own_images(ec2, "block-device-mapping.snapshot-id", snapshot_id)
+        images = _find_images(ec2, "block-device-mapping.snapshot-id", snapshot_id)
         return [image["ImageId"] for image in images]
 
 
-def _own_images(ec2: EC2Client, name: str, value: str) -> Iterator[ImageTypeDef]:
-    """Yield the account's images in any state that match a filter."""
+def _find_images(
+    ec2: EC2Client, name: str, *values: str, owners: Sequence[str] = ("self",)
+) -> Iterator[ImageTypeDef]:
+    """Yield the images in any state that match a filter, by default of the account."""
     pages = ec2.get_paginator("describe_images").paginate(
-        Owners=["self"],
-        Filters=[{"Name": name, "Values": [value]}],
+        Owners=owners,
+        Filters=[{"Name": name, "Values": values}],
         IncludeDeprecated=True,
         IncludeDisabled=True,
         PaginationConfig={"PageSize": 500},
@@ -336,13 +337,8 @@ def find_amis(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, Ami]:
     """Return the AMIs that exist and are visible to the caller, by ID."""
     wanted, found = list(dict.fromkeys(ami_ids)), {}
     with calling(f"read {', '.join(wanted[:3])}{' ...' if len(wanted) > 3 else ''}"):
-        for start in range(0, len(wanted), FILTER_VALUES):
-            pages = ec2.get_paginator("describe_images").paginate(
-                Filters=[{"Name": "image-id", "Values": wanted[start : start + FILTER_VALUES]}],
-                IncludeDeprecated=True,
-                IncludeDisabled=True,
-            )
-            for image in (image for page in pages for image in page["Images"]):
+        for batch in batches(wanted):
+            for image in _find_images(ec2, "image-id", *batch, owners=()):
                 found[image["ImageId"]] = parse_ami(image, ec2.meta.region_name)
     return found
 
@@ -373,7 +369,7 @@ def describe_ami(ec2: EC2Client, ami_id: str) -> Ami:
 def list_published_amis(ec2: EC2Client) -> list[Ami]:
     """Return the AMIs of this account and region that vmsnix published, oldest first."""
     with calling("list our AMIs"):
-        images = _own_images(ec2, "tag-key", tagging.DIGEST)
+        images = _find_images(ec2, "tag-key", tagging.DIGEST)
         found = [parse_ami(image, ec2.meta.region_name) for image in images]
     return sorted(found, key=lambda ami: (ami.created_at, ami.ami_id))
 

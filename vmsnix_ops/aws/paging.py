@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ from vmsnix_ops.aws.error_codes import RETRYABLE
 from vmsnix_ops.aws.session import code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from botocore.client import BaseClient
 
@@ -146,6 +147,17 @@ def call_with_retries(
     """
     client = getattr(operation, "__self__", operation)
     return retry_read(lambda: operation(*args, **request), _RETRY_STATES.get(client))
+
+
+def batches(values: Iterable[str], size: int = 200) -> Iterator[list[str]]:
+    """Yield the values in lists for one call each; by default as many as AWS accepts in a filter.
+
+    >>> list(batches("abc", 2))
+    [['a', 'b'], ['c']]
+    """
+    remaining = iter(values)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def read_pages(

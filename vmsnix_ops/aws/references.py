@@ -26,6 +26,7 @@ from vmsnix_ops.aws.images import find_amis
 from vmsnix_ops.aws.instances import ALIVE, list_instances
 from vmsnix_ops.aws.paging import (
     TimeLimit,
+    batches,
     call_with_retries,
     read_pages,
     use_fast_time_parser,
@@ -563,8 +564,7 @@ def read_parameters(
     AWS refuses a batch of ten if it refuses one of its parameters (a shared one, one that the policy
     excludes, an invalid name). So the others are read one by one.
     """
-    for start in range(0, len(names), 10):
-        batch = names[start : start + 10]
+    for batch in batches(names, 10):
         try:
             answer = call_with_retries(ssm.get_parameters, Names=batch)
         except ssm.exceptions.ClientError as error:
@@ -660,8 +660,6 @@ def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences
         {"ResourceType": "imagebuilder:ImageRecipe"},
         {"ResourceType": "imagebuilder:ContainerRecipe"},
     ]
-    ids = list(images)
-    batches = [ids[start : start + 10] for start in range(0, len(ids), 10)]  # AWS: AMIs of one call
 
     def search(batch: list[str]) -> list[ImageReferenceTypeDef]:
         try:
@@ -673,7 +671,7 @@ def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences
             return [] if len(batch) == 1 else [found for one in batch for found in search([one])]
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="references") as pool:
-        for answers in pool.map(search, batches):
+        for answers in pool.map(search, batches(images, 10)):  # AWS accepts ten AMIs in a call
             for found in answers:
                 kind, _, name = found["Arn"].split(":", 5)[5].partition("/")
                 if kind == "parameter" and "/" in name:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.paging import read_pages
+from vmsnix_ops.aws.paging import batches, read_pages
 from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.images import Ami
 
-AT_ONCE = 200  # values of one filter
 PAGE = 1000
 NO_VOLUME = "vol-ffffffff"  # of snapshots that were copied, imported or uploaded
 _MADE_BY_AWS = ("Copied for ", "[Copied ", "Created by AWS-VMImport", "imported from")
@@ -82,10 +81,9 @@ def find_snapshots(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Sna
     """Return the snapshots that exist, by ID."""
     wanted, found = list(dict.fromkeys(snapshot_ids)), {}
     with calling("read snapshots"):
-        for start in range(0, len(wanted), AT_ONCE):
-            values = wanted[start : start + AT_ONCE]
+        for batch in batches(wanted):
             pages = ec2.get_paginator("describe_snapshots").paginate(
-                Filters=[{"Name": "snapshot-id", "Values": values}]
+                Filters=[{"Name": "snapshot-id", "Values": batch}]
             )
             for one in (parse_snapshot(one) for page in pages for one in page["Snapshots"]):
                 found[one.snapshot_id] = one
@@ -95,8 +93,9 @@ def find_snapshots(ec2: EC2Client, snapshot_ids: Iterable[str]) -> dict[str, Sna
 @needs("ec2:DescribeSnapshots")
 def list_snapshots(ec2: EC2Client, snapshot_ids: Sequence[str] = ()) -> dict[str, Snapshot]:
     """Return the account's snapshots by ID, in any state: all, or those of the given IDs that exist."""
-    parts = [snapshot_ids[start : start + AT_ONCE] for start in range(0, len(snapshot_ids), AT_ONCE)]
-    chosen: list[list[FilterTypeDef]] = [[{"Name": "snapshot-id", "Values": part}] for part in parts]
+    chosen: list[list[FilterTypeDef]] = [
+        [{"Name": "snapshot-id", "Values": batch}] for batch in batches(snapshot_ids)
+    ]
     with calling(f"list the snapshots of {ec2.meta.region_name}"):
         return {
             one["SnapshotId"]: parse_snapshot(one)

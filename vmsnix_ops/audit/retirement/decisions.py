@@ -232,7 +232,6 @@ def _joined(references: References, resource_id: str) -> str:
 
 # Read all regions of one account, and decide.
 
-REGIONS_AT_ONCE = 8
 MIN_BATCH = 50
 """How many AMIs and orphans are at least read one by one before the rules are applied again."""
 
@@ -285,7 +284,7 @@ def decide(
     """
     read, unread = _split_by_readable(regions)
     account = AccountDecider(read.values(), rules, now)
-    with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="retire") as pool:
+    with ThreadPoolExecutor(reading.REGIONS_AT_ONCE, thread_name_prefix="retire") as pool:
         while batch := account.next_to_read(only):
             jobs = [(context_of(name), account.regions[name].state, ids) for name, ids in batch.items()]
             account.update(pool.map(lambda job: reading.with_references_one_by_one(*job), jobs))
