@@ -174,7 +174,7 @@ class ChannelResult(Outcomes):
 
 def check_topic(topic: str) -> None:
     """Refuse a text that is not an SNS topic ARN."""
-    if topic and (topic.count(":") != 5 or not topic.startswith("arn:") or ":sns:" not in topic):
+    if topic and not topics.TOPIC_ARN.fullmatch(topic):
         raise errors.ParameterError(
             f"{topic!r} is not an SNS topic ARN.",
             fix="Use an ARN such as arn:aws:sns:eu-central-1:012345678901:images.",

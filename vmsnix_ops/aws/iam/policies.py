@@ -19,6 +19,7 @@ from vmsnix_ops.aws import buckets, identity, images, imports, keys, quotas, ser
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
+from vmsnix_ops.aws.topics import TOPIC_ARN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,8 +35,6 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|\*")
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-[0-9]+")
 _PARTITION = re.compile(r"aws(-[a-z]+)*")
 _KMS_KEY = re.compile(r"(arn:aws(-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)?")
-_TOPIC = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
-_NO_TOPIC = "arn:aws:sns:us-east-1:000000000000:none"
 _ROLE = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 _KEYS = re.compile(r"(?!.*\.\.)[\w!.'()/ -]{0,512}", re.ASCII)  # S3's safe characters, without wildcards
 _PARAMETERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # names in Parameter Store
@@ -84,10 +83,13 @@ class PolicyScope:
             ("key prefix", self.key_prefix, _KEYS, "use a plain path without wildcards"),
             ("parameter prefix", self.channel_prefix, _PARAMETERS, "use a name such as /vmsnix"),
             ("KMS key", self.kms_key, _KMS_KEY, "use an ARN such as arn:aws:kms:REGION:ACCOUNT:key/ID"),
-            ("topic", self.topic or _NO_TOPIC, _TOPIC, "use an ARN such as arn:aws:sns:REGION:ACCOUNT:NAME"),
             ("partition", self.partition, _PARTITION, f"use one of {', '.join(region_names.partitions())}"),
             *(("region", name, _REGION, "use a region such as eu-central-1") for name in self.regions),
         ]
+        if self.topic:
+            shapes.append(
+                ("topic", self.topic, TOPIC_ARN, "use an ARN such as arn:aws:sns:REGION:ACCOUNT:NAME")
+            )
         for name, value, shape, rule in shapes:
             if not shape.fullmatch(value):
                 raise errors.ParameterError(f"Invalid {name} {value!r}: {rule}.")
