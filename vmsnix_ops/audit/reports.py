@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display, errors, files
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import changes as audit_changes
-from vmsnix_ops.audit import page, views
+from vmsnix_ops.audit import views
 from vmsnix_ops.audit.findings import SEVERITIES, AuditCriteria, as_text, newest_proofs
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, OneByOne, scan
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
@@ -350,7 +350,7 @@ def write(audit: AuditResult, folder: Path) -> dict[str, Path]:
     paths["audit.json"] = folder / "audit.json"
     files.write(paths["audit.json"], "".join(_json(audit, frames)))
     paths["audit.html"] = folder / "audit.html"
-    files.write(paths["audit.html"], page.render(audit.inventory, audit.findings, audit.changes))
+    files.write(paths["audit.html"], views.page(audit.inventory, audit.findings, audit.changes))
     return paths
 
 
