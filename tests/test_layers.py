@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
         "display",
         "templates",
         "arguments",
+        "interrupts",
         "outcomes",
     },
     {"disk"},

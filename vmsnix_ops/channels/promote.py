@@ -26,10 +26,10 @@ from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, s
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import plans, records, steps
 from vmsnix_ops.channels.history import Note, entries, frame
+from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish._plan import check_public
 from vmsnix_ops.publish.home import ONE_OF_MANY, checked_home
-from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, recorded
 from vmsnix_ops.records import acts

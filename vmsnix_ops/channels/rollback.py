@@ -24,9 +24,9 @@ from vmsnix_ops.aws.regions import ALL, check_regions, enabled_regions
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import plans, records
 from vmsnix_ops.channels.history import Entry, Note, entries, frame
+from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import ONE_OF_MANY, checked_home
-from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, recorded
 from vmsnix_ops.records.run_context import current_run

@@ -20,7 +20,7 @@ import click
 
 from vmsnix_ops import __version__, files
 from vmsnix_ops.errors import RunError, ToolMissingError
-from vmsnix_ops.publish.interrupts import stop_signals
+from vmsnix_ops.interrupts import stop_signals
 from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:

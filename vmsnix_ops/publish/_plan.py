@@ -26,11 +26,11 @@ from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.run import check_options as check_boot
 from vmsnix_ops.display import Displayed, DisplayTable, frame_table
+from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
-from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.preflight import check_image, checks_in_aws
 from vmsnix_ops.publish.wanted import Via, Wanted

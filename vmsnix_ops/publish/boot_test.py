@@ -18,8 +18,8 @@ from vmsnix_ops.arguments import check_arguments, check_range
 from vmsnix_ops.boot import run as boot
 from vmsnix_ops.disk.survey import unchanged
 from vmsnix_ops.display import Displayed
+from vmsnix_ops.interrupts import interruptible
 from vmsnix_ops.progress import Progress, current
-from vmsnix_ops.publish.interrupts import interruptible
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.settings import Settings, load

@@ -32,11 +32,11 @@ from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
+from vmsnix_ops.interrupts import interruptible
 from vmsnix_ops.nix.closure import closure
 from vmsnix_ops.nix.command import nar_hash
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity
-from vmsnix_ops.publish.interrupts import interruptible
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 from vmsnix_ops.records import history
 

@@ -39,8 +39,8 @@ from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.disk.digests import NONE, Digests
 from vmsnix_ops.disk.identity import ZERO, identity_of
 from vmsnix_ops.disk.image import BLOCK_BYTES
+from vmsnix_ops.interrupts import interruptible, stopping
 from vmsnix_ops.progress import Progress, counted, current, human_bytes, human_seconds
-from vmsnix_ops.publish.interrupts import interruptible, stopping
 from vmsnix_ops.publish.journal import record_run
 from vmsnix_ops.records import history
 from vmsnix_ops.records.result import FILE_NAME, Result, parse, saving

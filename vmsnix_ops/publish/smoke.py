@@ -22,9 +22,9 @@ from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
 from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds
+from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import checked_home
-from vmsnix_ops.publish.interrupts import stopping
 from vmsnix_ops.publish.journal import Entry, Journal, record_run
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.run_context import current_run

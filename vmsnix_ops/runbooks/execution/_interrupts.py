@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.publish.interrupts import announce, stop_signals
+from vmsnix_ops.interrupts import announce, stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
