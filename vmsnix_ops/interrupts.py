@@ -1,9 +1,9 @@
-"""How a program that publishes is stopped: asked once it ends cleanly, asked twice it ends at once.
+"""Stop a program on Ctrl-C, SIGTERM or SIGHUP: the first signal lets it clean up, the second ends it at once.
 
-Python turns Ctrl-C into `KeyboardInterrupt` and lets SIGTERM and SIGHUP kill without a word; while it cleans
-up, a second Ctrl-C can wait for a hanging connection. Here each signal asks first, and the second one is
-obeyed by the operating system. Notebooks have their runner for that (`vmsnix_ops.runbooks`) or Jupyter's stop
-button, so their handlers are left alone.
+Python raises `KeyboardInterrupt` for Ctrl-C, but SIGTERM and SIGHUP end it without cleanup. During a cleanup,
+a second Ctrl-C can wait for a hanging connection. With `stopping`, all three signals interrupt the program,
+and the operating system handles the second one. In notebooks, the runner (`vmsnix_ops.runbooks`) or Jupyter's
+stop button does this.
 """
 
 from __future__ import annotations
@@ -12,68 +12,83 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import InterruptedRunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
-UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
+UNCHANGED = (signal.SIG_DFL, signal.default_int_handler)
+Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a process to stop: SIGINT, SIGTERM, and SIGHUP unless it is ignored.
+    """Return the signals that stop a process: SIGINT, SIGTERM, and SIGHUP unless the process ignores it.
 
-    A terminal that closes and an SSH connection that drops send SIGHUP; ``nohup`` makes a process ignore it.
+    A closed terminal and a lost SSH connection send SIGHUP; a process started with ``nohup`` ignores it.
     """
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGINT, signal.SIGTERM, *hangup)
 
 
 def announce(text: str) -> None:
-    """Write a line to standard error from a signal handler, also when the terminal is gone."""
-    # os.write, because a handler may come in the middle of a buffered write.
+    """Write a line to standard error from a signal handler, also if the terminal was closed."""
+    # os.write, because the signal can arrive during a buffered write.
     with suppress(OSError):
         os.write(2, f"\n{text}\n".encode())
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP interrupt the block as Ctrl-C does; the second ends the process.
+def handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    """Use these signal handlers in the block, and restore the earlier ones after it."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    Does nothing outside the main thread, in a Jupyter kernel, and where somebody else handles a signal.
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP raise `KeyboardInterrupt`; a second signal ends the process.
+
+    Does nothing outside of the main thread, in a Jupyter kernel, and for a signal that has another handler.
     """
     if threading.current_thread() is not threading.main_thread() or "ipykernel.kernelapp" in sys.modules:
         yield
         return
-    asked = False
+    interrupted = False
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal interrupted
+        if interrupted:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        asked = True
+        interrupted = True
         announce(f"{signal.Signals(number).name}: stopping after cleanup; repeat it to stop immediately.")
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in stop_signals()}
-    ours = [number for number, handler in before.items() if handler in UNTOUCHED]
-    for number in ours:
-        signal.signal(number, on_signal)
-    try:
+    ours = [number for number in stop_signals() if signal.getsignal(number) in UNCHANGED]
+    with handling(dict.fromkeys(ours, on_signal)):
         yield
-    finally:
-        for number in ours:
-            signal.signal(number, before[number])
 
 
 @contextmanager
 def interruptible(what: str, kept: str) -> Iterator[None]:
-    """Say how to go on when the operator stops a step."""
+    """Turn a `KeyboardInterrupt` of the block into an error that contains the command to continue.
+
+    Parameters
+    ----------
+    what
+        The step, such as ``"upload"``.
+    kept
+        What is kept for the next attempt, as a sentence.
+    """
     try:
         yield
     except KeyboardInterrupt as error:

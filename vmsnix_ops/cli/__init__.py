@@ -21,6 +21,7 @@ import click
 
 from vmsnix_ops import __version__
 from vmsnix_ops.errors import VmsnixError, nearest
+from vmsnix_ops.interrupts import handling
 from vmsnix_ops.text import echo, lines, write
 
 if TYPE_CHECKING:
@@ -159,13 +160,8 @@ def _interrupted_by_signals() -> Iterator[None]:
 
     main_thread = threading.current_thread() is threading.main_thread()
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers if main_thread else []:
-        signal.signal(number, interrupt)
-    try:
+    with handling(dict.fromkeys(numbers if main_thread else (), interrupt)):
         yield
-    finally:
-        for number in numbers if main_thread else []:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _open_missing_streams() -> None:

@@ -20,7 +20,7 @@ import click
 
 from vmsnix_ops import __version__, files
 from vmsnix_ops.errors import RunError, ToolMissingError
-from vmsnix_ops.interrupts import stop_signals
+from vmsnix_ops.interrupts import handling, stop_signals
 from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
@@ -172,13 +172,6 @@ def _serve(command: list[str], environment: Mapping[str, str]) -> int:
         timer.daemon = True
         timer.start()
 
-    before = {
-        number: signal.signal(number, signal.SIG_IGN if number is signal.SIGINT else stop)
-        for number in stop_signals()
-    }
-    try:
+    with handling(dict.fromkeys(stop_signals(), stop) | {signal.SIGINT: signal.SIG_IGN}):
         code = server.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return 0 if code in (0, -signal.SIGTERM, -signal.SIGKILL) else 1

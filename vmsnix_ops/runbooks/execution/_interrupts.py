@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.interrupts import announce, stop_signals
+from vmsnix_ops.interrupts import announce, handling, stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,9 +99,5 @@ def signals(interrupter: Interrupter | None = None) -> Iterator[Interrupter]:
         announce(f"{signal.Signals(number).name}: the notebook cleans up; {hint}.")
         stopper.interrupt()
 
-    before = {number: signal.signal(number, on_signal) for number in stop_signals()}
-    try:
+    with handling(dict.fromkeys(stop_signals(), on_signal)):
         yield stopper
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
