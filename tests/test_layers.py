@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
         "display",
         "templates",
         "arguments",
+        "import_hooks",
         "interrupts",
         "outcomes",
     },

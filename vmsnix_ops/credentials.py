@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import configparser
 import functools
-import importlib.abc
-import importlib.machinery
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.import_hooks import after_import
 from vmsnix_ops.redaction import remember
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from types import ModuleType
 
     import boto3
     from botocore.session import Session
 
-HOOKED = ("botocore.credentials", "botocore.client", "botocore.tokens")
 SECRET_KEYS = frozenset(
     {
         "accesstoken",
@@ -48,17 +45,10 @@ ANSWERS_WITH_SECRETS = frozenset(
 LARGEST_FILE = 1_000_000  # bytes; an SSO cache file has 2,000
 
 
+@functools.cache  # so that botocore is hooked once
 def watch_botocore() -> None:
-    """Remember every secret key and token that botocore gets in this process from now on.
-
-    botocore is slow to import and not always needed, so this only prepares for its import. Safe to repeat.
-    """
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        return
-    sys.meta_path.insert(0, _Finder())
-    for name in HOOKED:
-        if name in sys.modules:
-            _hook(sys.modules[name])
+    """Remember every secret key and token that botocore gets in this process from now on."""
+    after_import({"botocore.credentials": _hook_credentials, "botocore.client": _hook_answers})
 
 
 def session_keys(session: boto3.Session | Session) -> tuple[str, str, str] | None:
@@ -132,14 +122,11 @@ def _secrets(value: Any, depth: int = 6) -> Iterator[str]:
             yield from _secrets(item, depth - 1)
 
 
-def _hook(module: ModuleType) -> None:
-    if module.__name__ == "botocore.credentials":
-        for kind in (module.Credentials, module.RefreshableCredentials):
-            for name in ("__init__", "_set_from_data"):
-                if name in vars(kind):
-                    _remember_after(kind, name)
-    elif module.__name__ == "botocore.client":
-        _hook_answers(module)
+def _hook_credentials(module: ModuleType) -> None:
+    for kind in (module.Credentials, module.RefreshableCredentials):
+        for name in ("__init__", "_set_from_data"):
+            if name in vars(kind):
+                _remember_after(kind, name)
 
 
 def _remember_after(kind: Any, name: str) -> None:
@@ -181,40 +168,3 @@ def _secure_strings(answer: Any) -> Iterator[str]:
     for parameter in parameters:
         if isinstance(parameter, dict) and parameter.get("Type") == "SecureString":
             yield str(parameter.get("Value", ""))
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Hooks botocore's modules after their import."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in HOOKED:
-            return None
-        for finder in sys.meta_path:  # another finder may also hook the module
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)
-                return spec
-        return None
-
-
-class _Loader(importlib.abc.Loader):
-    """Loads a module with another loader, and hooks it."""
-
-    def __init__(self, original: Any) -> None:
-        self._original = original
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._original.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._original.exec_module(module)
-        _hook(module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)

@@ -14,12 +14,10 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.redaction import LineRedactor, Redactor, find_secret, listen, remember, secret_values
+from vmsnix_ops.redaction import listen, remember
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-__all__ = ["LineRedactor", "Redactor", "SecretReceiver", "find_secret", "secret_values", "send_secrets"]
 
 SEND_SECONDS = 10.0  # then the notebook continues, because the runner has ended or hangs
 MAX_MESSAGE_BYTES = 60_000

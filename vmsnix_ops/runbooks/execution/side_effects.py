@@ -19,11 +19,8 @@ of each job.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import json
 import re
-import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,10 +28,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import files
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.errors import SideEffectsError
+from vmsnix_ops.import_hooks import after_import
 from vmsnix_ops.runbooks.execution import lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -254,13 +252,10 @@ def _values(tree: Any, path: list[str]) -> Iterator[str]:
 
 
 REFUSALS = ".side-effects.jsonl"
-HOOKED_MODULES = "botocore.client", "botocore.signers"
 
 
 def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = None) -> None:
     """Check every call that botocore makes in this process, and record refusals in the run's folder.
-
-    botocore is hooked when a cell imports it, because its import is slow.
 
     Parameters
     ----------
@@ -272,10 +267,12 @@ def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = 
         As `Guard.lease`.
     """
     guard = Guard(level, runbook, functools.partial(_append_refusal, folder / REFUSALS), lease_file)
-    for name in HOOKED_MODULES:
-        if name in sys.modules:
-            _hook(sys.modules[name], guard)
-    sys.meta_path.insert(0, _Finder(guard))
+    after_import(
+        {
+            "botocore.client": functools.partial(_hook_calls, guard=guard),
+            "botocore.signers": functools.partial(_hook_presigned_urls, guard=guard),
+        }
+    )
 
 
 def refusals(folder: Path) -> list[dict[str, str]]:
@@ -296,13 +293,6 @@ def refusals(folder: Path) -> list[dict[str, str]]:
 
 def _append_refusal(path: Path, error: SideEffectsError) -> None:
     files.append_line(path, json.dumps({"what": error.what, "why": error.why, "fix": error.fix}))
-
-
-def _hook(module: ModuleType, guard: Guard) -> None:
-    if module.__name__ == "botocore.client":
-        _hook_calls(module, guard)
-    else:
-        _hook_presigned_urls(module, guard)
 
 
 def _hook_calls(module: ModuleType, guard: Guard) -> None:
@@ -329,38 +319,3 @@ def _hook_presigned_urls(module: ModuleType, guard: Guard) -> None:
         return original(self, request_dict, operation_name, *more, **options)
 
     module.RequestSigner.generate_presigned_url = sign
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Lets `_Loader` load botocore's modules."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in HOOKED_MODULES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._guard)
-        return spec
-
-
-class _Loader(importlib.abc.Loader):
-    """Loads a module with another loader, and hooks it."""
-
-    def __init__(self, original: Any, guard: Guard) -> None:
-        self._original, self._guard = original, guard
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._original.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._original.exec_module(module)
-        _hook(module, self._guard)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
