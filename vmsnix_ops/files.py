@@ -139,8 +139,8 @@ def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None)
         raise
 
 
-def append_line(path: Path, line: str, *, durable: bool = False) -> None:
-    """Append a line of JSON without its secrets.
+def append_line(path: Path, line: str, *, durable: bool = False, clean: bool = False) -> None:
+    """Append a line of JSON without its secrets, in one write, so that threads do not mix lines.
 
     Parameters
     ----------
@@ -149,13 +149,34 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
     line
         The line without its line end.
     durable
-        Whether to wait until the line is on the disk.
+        Whether to wait until the line, and a new file's entry in its folder, are on the disk.
+    clean
+        Whether the line is known to contain no secrets.
+
+    Raises
+    ------
+    OSError
+        The line was not written, or only a part of it.
     """
-    with open_text(path, append=True) as file:
-        file.write(Redactor(secret_values()).json(line) + "\n")
-        file.flush()
+    data = (line if clean else Redactor(secret_values()).json(line)).encode() + b"\n"
+    new = not path.exists()
+    descriptor = create(path, os.O_RDWR | os.O_APPEND)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data  # a full disk or a power failure left an incomplete line
+        if os.write(descriptor, data) != len(data):  # a full disk writes only a part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durable:
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if durable and new:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from tests.audit.retirement.fleet import OTHER_ACCOUNT, REGION, Fleet, fleet, fl
 from tests.faults.account import BUCKET
 from tests.faults.publishers import Kill
 from tests.support import few, finish
-from vmsnix_ops import errors, publish
+from vmsnix_ops import errors, files, publish
 from vmsnix_ops.aws import session
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
@@ -303,14 +303,14 @@ def test_a_retirement_stops_when_the_disk_is_full_and_lists_what_was_done(
 
 def full_at(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     """Let the disk be full when this act is announced."""
-    append = acts._append
+    append = files.append_line
 
-    def full(path: Path, text: str) -> None:
-        if json.loads(text)["act"] == at:
+    def full(path: Path, line: str, **options: bool) -> None:
+        if json.loads(line).get("act") == at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(path, text)
+        append(path, line, **options)
 
-    monkeypatch.setattr(acts, "_append", full)
+    monkeypatch.setattr(files, "append_line", full)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ shows what a killed process did, without AWS. If the line cannot be written, the
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import UnrecordedActError, VmsnixError
-from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +87,7 @@ def announce(act: str, resource: str, region: str = "") -> None:
     try:
         if new_folder:
             files.make_folder(place.folder)
-        _append(path, Redactor(secret_values()).json(json.dumps(line)) + "\n")
+        files.append_line(path, json.dumps(line), durable=True)
     except OSError as error:
         why = f"Could not announce it in {path}: {error.strerror or error}."
         if isinstance(error.__context__, VmsnixError):  # the failure whose results are being deleted
@@ -108,25 +105,3 @@ def announce(act: str, resource: str, region: str = "") -> None:
             "continues with what is left.",
         ) from error
     place.announced.append(f"{act} of {resource}")
-
-
-def _append(path: Path, text: str) -> None:
-    """Append a line and synchronize the file, and the folder of a new file."""
-    new = not path.exists()
-    descriptor = files.create(path, os.O_RDWR | os.O_APPEND)
-    try:
-        data = text.encode()
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            data = b"\n" + data  # a full disk or a power failure left an incomplete line
-        if os.write(descriptor, data) != len(data):  # a full disk writes only a part
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    if new:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

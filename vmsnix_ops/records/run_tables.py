@@ -10,7 +10,6 @@ repair`` later. The file is archived with the run, and ``vmsnix history rebuild`
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -208,18 +207,10 @@ def _plain(data: pa.Table) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, line: Mapping[str, Any]) -> bool:
-    """Append a line with one write, so that threads do not mix lines; return whether it was written.
-
-    The rows must not contain secrets.
-    """
-    text = json.dumps(line, ensure_ascii=False).encode()
+    """Append a line, which must not contain secrets; return whether it was written."""
     try:
         files.make_folder(path.parent)
-        descriptor = files.create(path, os.O_WRONLY | os.O_APPEND)
-        try:
-            # The first line end separates it from an incomplete line that a full disk left.
-            return os.write(descriptor, b"\n" + text + b"\n") == len(text) + 2
-        finally:
-            os.close(descriptor)
+        files.append_line(path, json.dumps(line, ensure_ascii=False), clean=True)
     except OSError:
         return False
+    return True
