@@ -104,7 +104,7 @@ def test_a_step_can_use_a_forecast() -> None:
     events: list[Event] = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
         step.update(3)
-        step.use_forecast(lambda elapsed: 30.0 if elapsed < 60 else None)
+        step.forecast = lambda elapsed: 30.0 if elapsed < 60 else None
         step.refresh("active")
         step.started -= 60
         step.refresh()

@@ -96,12 +96,17 @@ class Event:
 
 Reporter = Callable[[Event], None]
 MESSAGE = "application/vnd.vmsnix.progress+json"
-"""MIME type of the display messages that carry the events of a run's kernel to the runner."""
+"""MIME type of the display messages with which the kernel of a run sends its events to the runner."""
+MESSAGE_EVERY = 0.1
+"""Seconds between two updates of a step; each is a message to the runner, or to the browser."""
 
 
 @dataclass
 class Step:
-    """A running step. Parallel uploads may call `advance` from several threads."""
+    """A running step. Parallel uploads may call `advance` from several threads.
+
+    With a `forecast`, the remaining time is estimated from earlier steps instead of the rate.
+    """
 
     name: str
     report: Reporter
@@ -121,10 +126,6 @@ class Step:
         self.done = done
         self.total = self.total if total is None else total
         self._emit("advanced", message)
-
-    def use_forecast(self, forecast: Forecast) -> None:
-        """Estimate the remaining time from earlier steps instead of the rate."""
-        self.forecast = forecast
 
     def refresh(self, message: str = "") -> None:
         """Show the elapsed time of a step whose finished amount is unchanged."""
@@ -361,10 +362,6 @@ class EventFile(Throttle):
             files.append_line(self.path, json.dumps({**asdict(event), "at": time.time()}))
 
 
-MESSAGE_EVERY = 0.1
-"""Seconds between two updates of a step; each is a message to the runner, or to the browser."""
-
-
 def _kernel_messages() -> Throttle:
     """Return the reporter of a run's kernel, which sends the events to the runner."""
 
@@ -385,7 +382,7 @@ def _outcome(event: Event) -> str:
     return ", ".join(parts)
 
 
-class NotebookBars:
+class NotebookBars(Throttle):
     """Shows a bar for each step below the running cell: blue while it runs, then green or red.
 
     Attributes
@@ -397,29 +394,19 @@ class NotebookBars:
     def __init__(self) -> None:
         import ipywidgets
 
+        super().__init__(self._show, MESSAGE_EVERY)
         self.box: Any = ipywidgets.VBox([])
         self._rows: dict[str, tuple[Any, Any]] = {}
-        self._moved: dict[str, float] = {}
         self._shown = False
-        self._lock = threading.Lock()
 
-    def __call__(self, event: Event) -> None:
+    def _show(self, event: Event) -> None:
         """Update the bar of the event's step."""
-        with self._lock:
-            if event.kind == "started" or event.step not in self._rows:
-                self._add(event)
-            if event.kind == "started":
-                self._moved.pop(event.step, None)
-                return
-            bar, text = self._rows[event.step]
-            if event.kind in {"finished", "failed"}:
-                self._end(event, bar, text)
-                return
-            now = time.monotonic()
-            moving = event.kind == "advanced" and not event.message
-            if moving and now - self._moved.get(event.step, 0.0) < MESSAGE_EVERY:
-                return
-            self._moved[event.step] = now
+        if event.kind == "started" or event.step not in self._rows:
+            self._add(event)
+        bar, text = self._rows[event.step]
+        if event.kind in {"finished", "failed"}:
+            self._end(event, bar, text)
+        elif event.kind != "started":
             if event.total and event.fraction is not None:
                 bar.max, bar.value = event.total, event.fraction * event.total
             text.value = html(event.message if event.kind == "message" else describe(event))
@@ -484,7 +471,7 @@ class TerminalBars:
             if event.kind == "started" or event.step not in self._running:
                 self._begin(event)
             bars, task = self._bars, self._tasks[event.step]
-            if bars is None:  # for mypy: _begin set it
+            if bars is None:  # for mypy: _begin has set it
                 return
             if event.kind == "message":
                 bars.console.print(Text(lines(f"{event.step}: {event.message}", indent="  | ")))

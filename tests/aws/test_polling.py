@@ -86,7 +86,7 @@ def test_a_step_with_a_forecast_is_updated_between_two_reads(monkeypatch):
     monkeypatch.setattr("vmsnix_ops.aws.polling.TICK_SECONDS", 0.01)
     events = []
     with Progress(events.append).step("import", total=100, unit="percent") as step:
-        step.use_forecast(lambda elapsed: 60.0 - elapsed)
+        step.forecast = lambda elapsed: 60.0 - elapsed
         poll_results(
             PollResult("waiting", None, 32.0, "active", "validated"),
             PollResult("done", None, 100.0),

@@ -533,7 +533,7 @@ def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
     )
     if known is not None:
         entry.step.message(f"an image of this size usually takes {human_seconds(known.usual)}")
-        entry.step.use_forecast(known.remaining)
+        entry.step.forecast = known.remaining
 
 
 def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
