@@ -86,22 +86,7 @@ def steps(
     since: datetime | timedelta | None = None,
     last: int | None = None,
 ) -> pd.DataFrame:
-    """Return steps, the latest start first.
-
-    Parameters
-    ----------
-    tables
-        The tables; by default those of the settings.
-    run_id, step, status, image, region, via
-        Only steps with this value.
-    since, last
-        As for `runs`.
-
-    Raises
-    ------
-    UsageError, RecordsError
-        As for `runs`.
-    """
+    """Return steps, the latest start first; the arguments are as for `runs`."""
     equal = {"run_id": run_id, "step": step, "status": status, "image": image, "region": region, "via": via}
     return _select(tables, "steps", "started_at", since, last, **equal)
 
@@ -119,28 +104,13 @@ def amis(
     last: int | None = None,
     all_rows: bool = False,
 ) -> pd.DataFrame:
-    """Return the latest record of each AMI, newest first.
+    """Return the latest record of each AMI, newest first; the arguments are as for `runs`.
 
-    Parameters
-    ----------
-    tables
-        The tables; by default those of the settings.
-    ami_id, name, image, region, run_id, digest
-        Only AMIs with this value in their latest record.
-    since, last
-        As for `runs`, by the time of the record.
-    all_rows
-        Return all records, not only the latest of each AMI and region.
-
-    Raises
-    ------
-    UsageError, RecordsError
-        As for `runs`.
+    The filters apply to the latest record. With `all_rows`, earlier records are returned too.
     """
     frame = _select(tables, "amis", "recorded_at", None, None, ami_id=ami_id, region=region)
-    if (
-        not all_rows
-    ):  # before the other filters: an earlier row of an AMI may match them when its latest does not
+    # Before the other filters: an earlier row of an AMI may match them when its latest does not.
+    if not all_rows:
         frame = frame.drop_duplicates(["ami_id", "region"], keep="first")
     for column, value in {"name": name, "image": image, "run_id": run_id, "digest": digest}.items():
         if value is not None:
@@ -162,22 +132,7 @@ def retirements(
     since: datetime | timedelta | None = None,
     last: int | None = None,
 ) -> pd.DataFrame:
-    """Return retirements, restorations and deletions, the latest first.
-
-    Parameters
-    ----------
-    tables
-        The tables; by default those of the settings.
-    resource_id, action, kind, image, region, run_id
-        Only rows with this value.
-    since, last
-        As for `runs`, by the time of the change.
-
-    Raises
-    ------
-    UsageError, RecordsError
-        As for `runs`.
-    """
+    """Return retirements, restorations and deletions, the latest first; the arguments are as for `runs`."""
     equal = {"action": action, "kind": kind, "image": image, "region": region, "run_id": run_id}
     return _select(tables, "retirements", "done_at", since, last, resource_id=resource_id, **equal)
 
@@ -193,22 +148,7 @@ def promotions(
     since: datetime | timedelta | None = None,
     last: int | None = None,
 ) -> pd.DataFrame:
-    """Return promotions and rollbacks, the latest first.
-
-    Parameters
-    ----------
-    tables
-        The tables; by default those of the settings.
-    ami_id, channel, image, region, run_id
-        Only rows with this value.
-    since, last
-        As for `runs`, by the time of the change.
-
-    Raises
-    ------
-    UsageError, RecordsError
-        As for `runs`.
-    """
+    """Return promotions and rollbacks, the latest first; the arguments are as for `runs`."""
     equal = {"ami_id": ami_id, "channel": channel, "image": image, "region": region, "run_id": run_id}
     return _select(tables, "promotions", "promoted_at", since, last, **equal)
 
@@ -223,22 +163,7 @@ def proofs(
     since: datetime | timedelta | None = None,
     last: int | None = None,
 ) -> pd.DataFrame:
-    """Return the verdicts of proofs, the latest first.
-
-    Parameters
-    ----------
-    tables
-        The tables; by default those of the settings.
-    ami_id, verdict, region, run_id
-        Only rows with this value.
-    since, last
-        As for `runs`, by the time of the proof.
-
-    Raises
-    ------
-    UsageError, RecordsError
-        As for `runs`.
-    """
+    """Return the verdicts of proofs, the latest first; the arguments are as for `runs`."""
     equal = {"ami_id": ami_id, "verdict": verdict, "region": region, "run_id": run_id}
     return _select(tables, "proofs", "proved_at", since, last, **equal)
 
@@ -256,9 +181,7 @@ def _select(
     **equal: str | None,
 ) -> pd.DataFrame:
     """Return the rows with these values, the newest in the column `time` first."""
-    where: list[tuple[str, str, object]] = [
-        (k, "==", value) for k, value in equal.items() if value is not None
-    ]
+    where: list[tuple[str, str, object]] = [(k, "==", v) for k, v in equal.items() if v is not None]
     if (earliest := _earliest(since)) is not None:
         where.append((time, ">=", earliest))
     return _newest(_open(tables).read(table, where=where), time, last)
@@ -385,8 +308,12 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
     vmsnix_ops.errors.RecordsError
         The table cannot be read.
     """
-    if region:
-        _check_region(region)
+    if region and region not in known_regions():
+        raise errors.ParameterError(
+            f"Unknown AWS region {region!r}.",
+            why=errors.nearest(region, known_regions()) or "It is not in botocore's list of regions.",
+            fix="Check the name; if the region is new, update botocore.",
+        )
     if via and via not in METHODS:
         raise errors.ParameterError(
             f"Invalid method {via!r}.",
@@ -417,14 +344,3 @@ def _of(wanted: dict[str, str]) -> str:
 
 def _label(name: str) -> str:
     return "method" if name == "via" else name
-
-
-def _check_region(region: str) -> None:
-    """Refuse a region that botocore does not know; no call is made to AWS."""
-    known = known_regions()
-    if region not in known:
-        raise errors.ParameterError(
-            f"Unknown AWS region {region!r}.",
-            why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
-            fix="Check the name; if the region is brand new, update botocore.",
-        )
