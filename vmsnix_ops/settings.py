@@ -19,7 +19,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.arguments import MOST_DAYS
@@ -34,9 +34,6 @@ __all__ = ["Settings", "load"]
 def __dir__() -> list[str]:
     return __all__
 
-
-Value = TypeVar("Value")
-Default = TypeVar("Default")
 
 FILE_NAME = "vmsnix.toml"
 
@@ -182,6 +179,15 @@ LISTS = frozenset({"allowed_accounts", "audit_accounts", "channels"})
 VARIABLES: dict[str, str] = {f"VMSNIX_{name.upper()}": name for name in FIELDS}
 
 
+_TYPES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "list": "a list",
+    "dict": "a table",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Given:
     """A value from the file or a variable, and its description for errors."""
@@ -193,6 +199,10 @@ class _Given:
 
     def refuse(self, why: str, fix: str) -> SettingsError:
         return SettingsError(f"Cannot use {self.place}.", why=why, fix=fix)
+
+    def refuse_type(self, expected: str, fix: str) -> SettingsError:
+        name = type(self.value).__name__
+        return self.refuse(f"It is {_TYPES.get(name, f'a {name}')}, but {expected} is expected.", fix)
 
 
 def load(start: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -215,36 +225,17 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         A name is unknown, a value is invalid, or the file is not valid TOML.
     """
     given = _read(start, environment)
-    state = _take(given, "state", _path, None) or _default_state()
-    shared = _take(given, "shared", _flag, default=False)
-    files.set_shared(shared)
-    return Settings(
-        region=_take(given, "region", _text, None),
-        bucket=_take(given, "bucket", _text, None),
-        role_name=_take(given, "role_name", _text, "vmimport"),
-        prefix=_take(given, "prefix", _text, "altf4llc"),
-        key_prefix=_take(given, "key_prefix", _key_prefix, "vmsnix/"),
-        kms_key=_take(given, "kms_key", _text, ""),
-        allowed_accounts=_take(given, "allowed_accounts", _accounts, ()),
-        history=_take(given, "history", _location, str(state / "history")),
-        archive=_take(given, "archive", _location, str(state / "archive")),
-        state=state,
-        shared=shared,
-        flake=_take(given, "flake", _flake, "./nix"),
-        channels=_take(given, "channels", _channels, ("candidate", "stable")),
-        channel_prefix=_take(given, "channel_prefix", _channel_prefix, "/vmsnix"),
-        put_ceiling=_take(given, "put_ceiling", _whole(1, 100_000), 1000),
-        audit_accounts=_take(given, "audit_accounts", _accounts, ()),
-        audit_role=_take(given, "audit_role", _text, "vmsnix-auditor"),
-        audit_external_id=_take(given, "audit_external_id", _text, ""),
-        snapshot_prices=_take(given, "snapshot_prices", _prices, {}),
-        retire_keep_last=_take(given, "retire_keep_last", _whole(0, MOST_DAYS), _POLICY.keep_last),
-        retire_min_age_days=_take(given, "retire_min_age_days", _days, _POLICY.min_age_days),
-        retire_launched_days=_take(given, "retire_launched_days", _days, _POLICY.launched_days),
-        retire_retention_days=_take(given, "retire_retention_days", _days, _POLICY.retention_days),
-        retire_orphan_days=_take(given, "retire_orphan_days", _days, _POLICY.orphan_days),
-        retire_max_count=_take(given, "retire_max_count", _whole(0, MOST_DAYS), _POLICY.max_count),
-    )
+    values: dict[str, Any] = {
+        name: check(given[name]) if name in given else default for name, (check, default) in _CHECKS.items()
+    }
+    if values["state"] is None:
+        from platformdirs import user_state_path
+
+        values["state"] = user_state_path("vmsnix_ops", appauthor=False)
+    for name in ("history", "archive"):
+        values[name] = values[name] or str(values["state"] / name)
+    files.set_shared(values["shared"])
+    return Settings(**values)
 
 
 def sources(start: Path | None = None, environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -258,7 +249,7 @@ def sources(start: Path | None = None, environment: Mapping[str, str] | None = N
     Raises
     ------
     SettingsError
-        For an unknown key or variable, and a file that cannot be read as TOML.
+        A name is unknown, or the file is not valid TOML.
     """
     return {name: given.source for name, given in _read(start, environment).items()}
 
@@ -277,12 +268,6 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
-
-
-def _default_state() -> Path:
-    from platformdirs import user_state_path
-
-    return user_state_path("vmsnix_ops", appauthor=False)
 
 
 def _find(start: Path, environment: Mapping[str, str]) -> Path | None:
@@ -357,33 +342,20 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _take(
-    given: Mapping[str, _Given], name: str, check: Callable[[_Given], Value], default: Default
-) -> Value | Default:
-    return check(given[name]) if name in given else default
-
-
 def _flag(given: _Given) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False}
     value = words.get(given.value.lower()) if isinstance(given.value, str) else given.value
     if not isinstance(value, bool):
-        raise given.refuse(
-            f"It is {_kind(given.value)}, but true or false is expected.", "Use true or false."
-        )
+        raise given.refuse_type("true or false", "Use true or false.")
     return value
 
 
 def _text(given: _Given) -> str:
     if not isinstance(given.value, str):
-        raise given.refuse(f"It is {_kind(given.value)}, but text is expected.", "Put it in quotes.")
+        raise given.refuse_type("text", "Put it in quotes.")
     if not given.value.strip():
         raise given.refuse("It is empty.", "Set a value, or remove the setting to use the default.")
     return given.value
-
-
-def _kind(value: object) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _key_prefix(given: _Given) -> str:
@@ -399,9 +371,7 @@ def _key_prefix(given: _Given) -> str:
 
 def _accounts(given: _Given) -> tuple[str, ...]:
     if not isinstance(given.value, list):
-        raise given.refuse(
-            f"It is {_kind(given.value)}, but a list is expected.", 'Use a list such as ["012345678901"].'
-        )
+        raise given.refuse_type("a list", 'Use a list such as ["012345678901"].')
     for account in given.value:
         if isinstance(account, int) and not isinstance(account, bool):
             raise given.refuse(
@@ -415,9 +385,7 @@ def _accounts(given: _Given) -> tuple[str, ...]:
 
 def _channels(given: _Given) -> tuple[str, ...]:
     if not isinstance(given.value, list):
-        raise given.refuse(
-            f"It is {_kind(given.value)}, but a list is expected.", 'Use a list such as ["stable"].'
-        )
+        raise given.refuse_type("a list", 'Use a list such as ["stable"].')
     for channel in given.value:
         if not isinstance(channel, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,63}", channel):
             raise given.refuse(
@@ -482,9 +450,8 @@ def _days(given: _Given) -> float:
 
 def _prices(given: _Given) -> dict[str, tuple[float, float]]:
     if not isinstance(given.value, dict):
-        raise given.refuse(
-            f"It is {_kind(given.value)}, but a table is expected.",
-            "Add [snapshot_prices], and below it eu-central-1 = [0.054, 0.0135].",
+        raise given.refuse_type(
+            "a table", "Add [snapshot_prices], and below it eu-central-1 = [0.054, 0.0135]."
         )
     found = {}
     for place, pair in given.value.items():
@@ -506,3 +473,33 @@ def _flake(given: _Given) -> str:
     text = _text(given)
     # "github:owner/repository" and "nixpkgs" are not paths.
     return os.path.normpath(given.folder / text) if text.startswith(".") else text
+
+
+_CHECKS: dict[str, tuple[Callable[[_Given], object], object]] = {
+    "region": (_text, None),
+    "bucket": (_text, None),
+    "role_name": (_text, "vmimport"),
+    "prefix": (_text, "altf4llc"),
+    "key_prefix": (_key_prefix, "vmsnix/"),
+    "kms_key": (_text, ""),
+    "allowed_accounts": (_accounts, ()),
+    "history": (_location, None),  # below the state folder, like `archive`
+    "archive": (_location, None),
+    "state": (_path, None),
+    "shared": (_flag, False),
+    "flake": (_flake, "./nix"),
+    "channels": (_channels, ("candidate", "stable")),
+    "channel_prefix": (_channel_prefix, "/vmsnix"),
+    "put_ceiling": (_whole(1, 100_000), 1000),
+    "audit_accounts": (_accounts, ()),
+    "audit_role": (_text, "vmsnix-auditor"),
+    "audit_external_id": (_text, ""),
+    "snapshot_prices": (_prices, {}),
+    "retire_keep_last": (_whole(0, MOST_DAYS), _POLICY.keep_last),
+    "retire_min_age_days": (_days, _POLICY.min_age_days),
+    "retire_launched_days": (_days, _POLICY.launched_days),
+    "retire_retention_days": (_days, _POLICY.retention_days),
+    "retire_orphan_days": (_days, _POLICY.orphan_days),
+    "retire_max_count": (_whole(0, MOST_DAYS), _POLICY.max_count),
+}
+"""The check and the default of each setting."""
