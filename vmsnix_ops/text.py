@@ -3,7 +3,7 @@ r"""Write text from outside safely: one function for each kind of output.
 Tags, names, labels, log lines of Nix, messages of AWS, file names and parameters can contain anything. This
 module is the only one that writes them to a terminal, a CI log, a log file, HTML, Markdown, CSV, JSON or the
 files of GitHub Actions. Characters that move the cursor, reverse the reading order or are invisible become
-visible escapes, so that the reader sees what is really there.
+visible escapes.
 
 ====================================  ==================================================
 output                                function
@@ -45,8 +45,8 @@ TERMINAL_SEQUENCES = re.compile(
     r"|\x1b(?:[ -/]+[0-~]|[0-OQ-WYZ\\`-~])"
 )
 
-# GitHub's runner takes a line for a command when it begins with "::" after white space, or has "##["
-# anywhere; Azure Pipelines and TeamCity when it has "##vso[" or "##teamcity[".
+# GitHub's runner executes a line that begins with "::" after white space, or contains "##["; Azure Pipelines
+# and TeamCity one that contains "##vso[" or "##teamcity[".
 _COMMAND = re.compile(r"^(\s*)(?=::)|(?<=##)(?=\w*\[)", re.MULTILINE)
 
 
@@ -64,9 +64,9 @@ def lines(value: object, *, indent: str = "") -> str:
     Parameters
     ----------
     value
-        Text of one or more lines. A carriage return ends a line, too.
+        Text of one or more lines. A carriage return also ends a line.
     indent
-        What the second and later lines begin with.
+        Text before the second and each later line.
     """
     text = str(value)
     if text.isprintable():
@@ -85,12 +85,12 @@ def plain(text: str) -> str:
 
 
 def echo(value: object = "", *, err: bool = False) -> None:
-    """Write a value to standard output or standard error, as `lines`, and end the line."""
+    """Write a value and a line end to standard output or standard error, as `lines`."""
     write(sys.stderr if err else sys.stdout, f"{value}\n")
 
 
 def write(stream: TextIO, text: str, *, indent: str = "") -> None:
-    """Write text to a terminal, a pipe or a log file, as `lines`, at once."""
+    """Write text to a terminal, a pipe or a log file, as `lines`, and flush it."""
     end = "\n" if text.endswith("\n") else ""
     stream.write(lines(text.removesuffix("\n"), indent=indent) + end)
     stream.flush()
@@ -103,14 +103,14 @@ def write_command(stream: TextIO, command: str, message: object = "", **properti
 
 
 class CommandFree(io.TextIOBase):
-    """A stream for a library that draws, such as rich: no line that it makes is a workflow command.
+    """A stream for a library that wraps lines, such as rich: none of them is a workflow command.
 
-    rich wraps a long cell, so that a new line can begin in the middle of a value.
+    Such a library can begin a new line in the middle of a value.
 
     Parameters
     ----------
     stream
-        Where the text goes; ``None`` for standard output as it is at every moment.
+        Stream to write to; ``None`` for the current standard output.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -118,35 +118,35 @@ class CommandFree(io.TextIOBase):
 
     @property
     def stream(self) -> TextIO:
-        """The stream below."""
+        """The stream to write to."""
         return sys.stdout if self._stream is None else self._stream
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # read-only here
-        """The encoding of the stream below."""
+        """The encoding of the stream."""
         return self.stream.encoding
 
     def write(self, text: str) -> int:
-        """Write text whose values went through `line` already."""
+        """Write text whose values `line` has made safe."""
         return self.stream.write(_no_command(text))
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write the buffered text."""
         self.stream.flush()
 
     def isatty(self) -> bool:
-        """Return whether the stream below is a terminal."""
+        """Return whether the stream is a terminal."""
         return self.stream.isatty()
 
     def fileno(self) -> int:
-        """Return the file descriptor of the stream below."""
+        """Return the file descriptor of the stream."""
         return self.stream.fileno()
 
 
 def github_command(command: str, message: object = "", **properties: object) -> str:
     """Return a workflow command of GitHub Actions, such as ``::group::upload``.
 
-    The runner decodes ``%0A`` and the like in a command, so ``%`` is encoded as well.
+    The runner decodes sequences such as ``%0A`` in a command, so ``%`` is encoded too.
 
     >>> github_command("warning", "50%0A::error::x", title="a,b")
     '::warning title=a%2Cb::50%250A::error::x'
@@ -160,9 +160,9 @@ def github_command(command: str, message: object = "", **properties: object) -> 
 
 
 def github_value(name: str, value: object) -> str:
-    r"""Return an entry of ``$GITHUB_OUTPUT`` or ``$GITHUB_ENV``; empty for a name that they cannot have.
+    r"""Return an entry of ``$GITHUB_OUTPUT`` or ``$GITHUB_ENV``; empty for a name that GitHub does not allow.
 
-    A value of several lines stands between two lines with a random word, which the value cannot contain.
+    A random word, which the value cannot contain, marks the end of a value with several lines.
 
     >>> github_value("ami_id", "ami-1")
     'ami_id=ami-1\n'
@@ -189,24 +189,24 @@ def visible(text: str) -> str:
 
 
 def markdown(value: object) -> str:
-    """Return a value as one line of Markdown text; it can stand in a table and at the start of a line.
+    """Return a value as one line of Markdown text, which can also be in a table and at the start of a line.
 
-    Mostly entities, which are text at every place; a backslash before ``|`` is what a table needs.
+    Special characters become entities, which are text everywhere. Only ``|`` gets a backslash, for tables.
     """
     text = " ".join(line(" ".join(str(value).split())).split())
     return _MARKDOWN.sub(_entities, text)
 
 
 def markdown_code(value: object) -> str:
-    """Return a value as one line of Markdown code; it can stand in a table."""
+    """Return a value as one line of Markdown code, which can also be in a table."""
     text = line(value)
     if re.fullmatch(r"[\w./:=,+@()%-]+( [\w./:=,+@()%-]+)*", text):
         return f"`{text}`"
-    # Entities mean nothing between backquotes, so a value with special characters becomes HTML.
+    # Between backquotes, entities are not decoded. So a value with special characters becomes HTML.
     return f"<code>{_MARKDOWN.sub(_entities, text)}</code>"
 
 
-# What makes markup anywhere; then links without brackets; then what makes a block at the start of a line.
+# Markup anywhere in a line; then links without brackets; then markup at the start of a line.
 _MARKDOWN = re.compile(
     r"[\\`*\[\]<|~&!#$@]|(?<!\w)_|_(?!\w)|:(?=//|\w+:)|(?<=[wW]{3})\."
     r"|^(?:[-+=>]|\d+(?=[.)](?:\s|$)))"
@@ -222,7 +222,7 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"
 
 
 def link_target(target: object) -> str:
-    r"""Return the target of a link for a template; empty when following it could run a script.
+    r"""Return the target of a link for a template; empty if the link could run a script.
 
     >>> link_target("../a&b/report.html"), link_target("java\tscript:alert(1)")
     ('../a&b/report.html', '')
@@ -233,9 +233,9 @@ def link_target(target: object) -> str:
 
 
 def write_csv(frame: pd.DataFrame, target: Path | TextIO, *, date_format: str | None = None) -> None:
-    """Write a frame as CSV in which a spreadsheet finds no formula, one row a line.
+    """Write a frame as CSV that contains no formulas for a spreadsheet, with one line for each row.
 
-    A text that begins like a formula gets an apostrophe before it. Numbers stay numbers.
+    A text that begins like a formula gets an apostrophe before it. Numbers are not changed.
 
     Parameters
     ----------
@@ -249,27 +249,27 @@ def write_csv(frame: pd.DataFrame, target: Path | TextIO, *, date_format: str | 
     safe = frame.copy(deep=False)
     for name, kind in frame.dtypes.items():
         if not hasattr(kind, "tz") and kind.kind in "OUT":
-            # As objects: pandas would make numbers with a decimal point of whole ones.
+            # As objects, because pandas would add a decimal point to whole numbers.
             safe[name] = type(frame[name])([_cell(value) for value in frame[name]], frame.index, dtype=object)
     safe.rename(columns=_cell).to_csv(target, index=False, date_format=date_format)
 
 
 def json(value: object, *, indent: int | None = None) -> str:
-    """Return a value as JSON; what is not JSON becomes its text."""
+    """Return a value as JSON; objects that JSON does not support become text."""
     return json_text(_json.dumps(value, indent=indent, default=str, ensure_ascii=False))
 
 
 def json_text(text: str) -> str:
-    """Return JSON without invisible characters and workflow commands; a program reads the same from it."""
+    """Return JSON without invisible characters and workflow commands; its values do not change."""
     text = re.sub(r"##(?=\w*\[)", r"#\\u0023", text)
     if not text.isascii() or "\x7f" in text:
-        # Outside of its texts JSON has none of these characters.
+        # These characters can only be in texts of the JSON.
         text = "".join(map(_visible_in_json, text))
     return text
 
 
 def plot_label(value: object) -> str:
-    """Return a value as one line for a plot, in which ``$`` begins no formula."""
+    """Return a value as one line for a plot, in which ``$`` does not begin a formula."""
     return line(value).replace("$", r"\$")
 
 
@@ -277,7 +277,7 @@ def _visible(letter: str) -> str:
     if letter.isprintable():
         return letter
     if letter.isspace() and letter >= "\xa0" and letter not in "\u2028\u2029":
-        return " "  # the spaces of typography, which people put into names
+        return " "  # a typographic space, which names can contain
     return letter.encode("unicode_escape").decode("ascii")
 
 
@@ -302,7 +302,7 @@ def _percent(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-# Full-width signs are computed, too. Where a spreadsheet separates by semicolons, a cell begins after each.
+# Full-width signs begin a formula too. In some countries a semicolon separates cells.
 _RISKY = re.compile(r"[^\x20-\x7e]|^[\s'\"]*[=+\-@]|;")
 _FORMULA = re.compile(r"(^|;)(?=[\s'\"]*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
@@ -320,9 +320,9 @@ def _cell(value: Any) -> Any:
 
 
 def _no_text(value: Any) -> Any:
-    """Return a list, a mapping or a moment as it is, unless its text would be computed or break the line."""
+    """Return a list, a mapping or a time unchanged, unless its text contains a formula or a line end."""
     with suppress(TypeError, ValueError):
-        if value != value:  # missing, as pandas marks it
+        if value != value:  # NaN or NaT
             return value
     text = str(value)
     safe = _cell(text)
