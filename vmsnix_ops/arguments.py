@@ -1,7 +1,7 @@
 """Check the arguments of functions by their annotations.
 
-papermill may pass the text ``false``, which counts as true in Python, or the text ``xz`` for a list, which
-Python reads as two letters. A function with `check_arguments` refuses both; the error has the argument's name
+papermill may pass the text ``false``, which is true in Python, or the text ``xz`` for a list, which is then
+read as two letters. A function with `check_arguments` refuses both; the error contains the argument's name
 and a fix.
 
 >>> @check_arguments
@@ -28,17 +28,23 @@ R = TypeVar("R")
 
 LISTS = frozenset({"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Collection", "Set"})
 MAPPINGS = frozenset({"dict", "Mapping"})
-NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+SCALARS: dict[str, type | tuple[type, ...]] = {"bool": bool, "str": str, "int": int, "float": (int, float)}
+TEXT, FLAG = "a text", "true or false"
+NAMES = {
+    "bool": FLAG,
+    "str": TEXT,
+    "int": "a whole number",
+    "float": "a number",
+    **dict.fromkeys(LISTS, "a list"),
+    **dict.fromkeys(MAPPINGS, "a mapping"),
+}
 
 MOST_DAYS = 36_500
 """A hundred years. A larger number is a mistake, and may exceed the range of dates."""
 
 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse arguments whose types do not match the function's annotations.
-
-    It checks texts, booleans, numbers, and lists and mappings of these.
-    """
+    """Refuse texts, booleans, numbers, lists and mappings that do not match the function's annotations."""
     signature = inspect.signature(function)
     kinds = {
         name: ast.parse(parameter.annotation, mode="eval").body
@@ -84,14 +90,8 @@ def _fits(kind: ast.expr, value: object) -> bool:
 
 
 def _fits_name(name: str, value: object) -> bool:
-    if name == "str":
-        return isinstance(value, str)
-    if name == "bool":
-        return isinstance(value, bool)
-    if name == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    if name == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if name in SCALARS:
+        return isinstance(value, SCALARS[name]) and (name == "bool" or not isinstance(value, bool))
     if name == "Path":
         return hasattr(value, "__fspath__")
     if name in LISTS:
@@ -104,7 +104,7 @@ def _is_list(value: object) -> bool:
 
 
 def _items(value: object) -> list[object]:
-    """Return the items of a list; none of an iterator, which only the function may read."""
+    """Return the items of a list. An iterator is not read, because it can be read only once."""
     return list(value) if isinstance(value, Sequence | Set) else []
 
 
@@ -113,9 +113,9 @@ def _refusal(name: str, kind: ast.expr, value: object) -> ParameterError:
     if isinstance(value, str):
         if "list of" in _described(kind):
             fix = f"Write {[value]!r}."
-        elif _described(kind) == NAMES[bool]:
+        elif _described(kind) == FLAG:
             fix = "Write True or False without quotes."
-    elif _described(kind) == NAMES[str]:
+    elif _described(kind) == TEXT:
         fix = f"Write it in quotes: {str(value)!r}."
     what = f"It is {_named(value)}."
     return ParameterError(f"{name}: {value!r} is not {_described(kind)}.", why=what, fix=fix)
@@ -126,9 +126,7 @@ def _described(kind: ast.expr) -> str:
         parts = [side for side in (kind.left, kind.right) if not isinstance(side, ast.Constant)]
         return " or ".join(_described(side) for side in parts)
     if isinstance(kind, ast.Name):
-        known = {one.__name__: words for one, words in NAMES.items()}
-        known |= dict.fromkeys(LISTS, "a list") | dict.fromkeys(MAPPINGS, "a mapping")
-        return known.get(kind.id, kind.id)
+        return NAMES.get(kind.id, kind.id)
     if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name):
         inner = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
         one = _described(inner[0 if kind.value.id in LISTS else -1]).partition(" ")[2]
@@ -139,7 +137,7 @@ def _described(kind: ast.expr) -> str:
 def _named(value: object) -> str:
     if value is None:
         return "None"
-    for kind in (bool, str, int, float):
-        if isinstance(value, kind):
-            return NAMES[kind]
-    return "a mapping" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    name = next((name for name, kind in SCALARS.items() if isinstance(value, kind)), "")
+    return NAMES.get(name, f"a {type(value).__name__}")
