@@ -1,4 +1,4 @@
-"""The AWS regions and partitions that botocore knows. No call is made to AWS."""
+"""The AWS regions and partitions in botocore's data. No call is made to AWS."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _partitions() -> dict[str, str]:
 
 @cache
 def known_regions() -> frozenset[str]:
-    """Return every region that botocore knows, in all partitions."""
+    """Return every region in botocore's data, of all partitions."""
     return frozenset(_partitions())
 
 
 @cache
 def partitions() -> tuple[str, ...]:
-    """Return every partition that botocore knows: ``aws``, ``aws-cn``, ``aws-us-gov``, ``aws-eusc``, ..."""
+    """Return every partition in botocore's data: ``aws``, ``aws-cn``, ``aws-us-gov``, ``aws-eusc``, ..."""
     import botocore.session
 
     return tuple(botocore.session.Session().get_available_partitions())
@@ -41,7 +41,7 @@ def partitions() -> tuple[str, ...]:
 
 @cache
 def partition_of(region: str) -> str:
-    """Return the partition of a region. For a region that botocore does not know, the name decides.
+    """Return the partition of a region; of a region that is not in botocore's data, by its name.
 
     Examples
     --------
