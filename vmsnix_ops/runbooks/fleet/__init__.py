@@ -6,8 +6,8 @@
 >>> result.status, result.counts  # doctest: +SKIP
 ('partial', {'done': 7, 'failed': 1})
 
-To continue a fleet that was killed, or in which targets failed, start it again: it runs what is not done.
-With ``fresh`` it runs everything again.
+To continue a fleet that was killed, or in which targets failed, start it again: it runs the targets that are
+not done. With ``fresh`` it runs all targets again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def __dir__() -> list[str]:
 
 MOST_WORKERS = 1000
 LEASE_SECONDS = 60.0
-"""After how long without a sign of life a run on another machine counts as dead."""
+"""Seconds after which another machine may take over a target whose run no longer updates the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +62,10 @@ class FleetPlan(Displayed):
     ----------
     file
         The content of the plan file.
-    ledger
-        Location of the ledger: a folder, or ``s3://bucket/prefix``.
-    archive
-        Location of the evidence.
-    dry_run
-        Whether `apply` runs nothing.
-    fresh
-        Whether `apply` runs also the targets that are done.
-    lease_seconds
-        As `LEASE_SECONDS`.
+    ledger, archive, dry_run, fresh, lease_seconds, environment
+        As for `plan`.
     states
         The state of each target in the ledger, by name; ``planned`` for a target that must run.
-    environment
-        Variables for the workers of this machine; never shown.
     """
 
     file: PlanFile
@@ -103,16 +93,16 @@ class FleetPlan(Displayed):
         return f"Fleet {self.file.name}: {counted(len(self.file.targets), 'target')} on {where}"
 
     def table(self) -> DisplayTable:
-        """Return the targets for people."""
+        """Return the targets with their states."""
         rows = [(self.states[one.name], one.name, str(one)) for one in self.file.targets]
         return make_table(("state", "target", "what"), rows)
 
     def notes(self) -> list[str]:
-        """Return what will not run."""
+        """Return the number of targets that will not run, and why."""
         counts = Counter(self.states.values())
         texts = {
             "done": "done already: skipped. --fresh runs all targets again.",
-            "running": "running in another process: this fleet waits for its result.",
+            "running": "running in another process: this fleet will wait for the result.",
         }
         notes = [f"{counted(counts[one], 'target')} {text}" for one, text in texts.items() if counts[one]]
         return [*notes, "Dry run: nothing will be run."] if self.dry_run else notes
@@ -120,27 +110,27 @@ class FleetPlan(Displayed):
     def apply(
         self, *, confirmed: bool = False, progress: Progress | None = None, stop: Stop | None = None
     ) -> FleetResult:
-        """Run the targets that are not done, and write the report; in a dry run do nothing.
+        """Run the targets that are not done, and write the report; do nothing in a dry run.
 
-        Safe to run again, also while another client runs the same plan: a target that is done is skipped,
-        and a target that runs is waited for. Ctrl-C and SIGTERM ask the runs to stop and clean up.
+        Safe to run twice, also at the same time: a target that is done is skipped, and the second fleet waits
+        for a target that is running. Ctrl-C and SIGTERM interrupt the runs, which then clean up.
 
         Parameters
         ----------
         confirmed
-            Whether somebody confirmed the targets that delete.
+            Whether the targets that destroy are confirmed.
         progress
-            Shows the progress; by default as everywhere else (`vmsnix_ops.progress.current`).
+            Shows the progress; `vmsnix_ops.progress.current` by default.
         stop
             Stops the fleet from another thread.
 
         Raises
         ------
         ConfirmationError
-            Targets would delete, and nobody confirmed it; nothing has run.
+            Targets would destroy, and they are not confirmed; nothing has run.
         FleetError
-            Dask is missing, no scheduler answers, or no worker fits. Or the connection to the scheduler was
-            lost, after a report of what was done until then.
+            Dask, the scheduler or a suitable worker is missing. Or the connection to the scheduler was lost;
+            the report was written before.
         ArchiveError
             The ledger cannot be written.
         """
@@ -185,7 +175,7 @@ class FleetPlan(Displayed):
 
 
 def _forgotten(document: Document | None) -> Document | None:
-    """Return a document whose result counts for no plan any more; a run in another process is kept."""
+    """Return a document whose result is no longer valid for any plan; a running target is not changed."""
     if document is None or document["state"] == "running":
         return None
     return document | {"fingerprint": ""}
@@ -214,24 +204,24 @@ def plan(
         Override ``[dask]`` of the plan.
     ledger
         Location of the ledger: a folder, or ``s3://bucket/prefix``; ``<state>/fleets`` by default. Workers of
-        other machines must reach it, too.
+        other machines need access to it too.
     archive
         Location of the evidence of the fleet and of its runs; the setting ``archive`` by default.
     fresh
-        Run also the targets that are done.
+        Also run the targets that are done.
     dry_run
         Run nothing.
     lease_seconds
-        As `LEASE_SECONDS`.
+        See `LEASE_SECONDS`.
     environment
-        Variables for the workers of this machine, besides those of this process.
+        Variables for the workers of this machine, in addition to those of this process; never shown.
 
     Raises
     ------
     PlanError
-        The plan is wrong; the error lists every fault.
+        The plan is invalid; the error lists all problems.
     SettingsError
-        ``vmsnix.toml`` or a variable is wrong.
+        A setting is invalid.
     """
     from vmsnix_ops.runbooks.fleet.plan_file import read_plan  # imports pydantic
 

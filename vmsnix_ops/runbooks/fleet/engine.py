@@ -1,7 +1,7 @@
-"""Runs the targets of a plan on Dask: on workers of this machine, or of a scheduler elsewhere.
+"""Run the targets of a plan with Dask, on workers of this machine or of a scheduler.
 
-Anyone who reaches a Dask cluster can run code on it. So a cluster of this machine listens on 127.0.0.1 only,
-has no dashboard, and uses TLS with a temporary key. A connection to another machine must use TLS, too.
+Anyone who can connect to a Dask cluster can run code on it. So a cluster of this machine listens on 127.0.0.1
+only, has no dashboard, and uses TLS with a temporary key. A connection to another machine must use TLS too.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30
 WORKERS_SECONDS = 60
-STOP_SECONDS = 45.0  # a run has 30 to clean up
+STOP_SECONDS = 45.0  # a run has 30 s for its cleanup
 STOP_NOW_SECONDS = 10.0
 OPEN = ("running", "waiting", "retrying")  # the states of a target that is not finished
 LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio")
 CONFIG = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
-    # Workers would write to our terminal. Dask's own values here would tune the libraries of our runs.
+    # Otherwise workers would write to the terminal. This also replaces Dask's own variables, which limit the
+    # threads of the libraries that the runs use.
     "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},
 }
 
@@ -53,7 +54,7 @@ CONFIG = {
 def need_dask() -> None:
     """Raise `ToolMissingError` if Dask is not installed."""
     try:
-        import cryptography  # noqa: F401 - Dask makes the certificate of a local cluster with it
+        import cryptography  # noqa: F401 - Dask needs it for the certificate of a local cluster
         import distributed  # noqa: F401
     except ImportError as error:
         raise ToolMissingError(
@@ -64,7 +65,7 @@ def need_dask() -> None:
 
 
 def check_address(dask: Dask) -> None:
-    """Raise `PlanError` if the scheduler's address is invalid, or that of another machine without TLS."""
+    """Raise `PlanError` if the scheduler's address is invalid, or is on another machine without TLS."""
     if not dask.scheduler:
         return
     parts = urlsplit(dask.scheduler)
@@ -88,7 +89,7 @@ def check_address(dask: Dask) -> None:
 
 @contextmanager
 def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Any]:
-    """Yield a client of the plan's scheduler, or of a cluster of this machine that ends with the block.
+    """Yield a client of the plan's scheduler, or of a cluster of this machine that exists during the block.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
     log
         File for Dask's own log.
     environment
-        Variables of the workers of this machine, besides those of this process.
+        Variables of the workers of this machine, in addition to those of this process.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
                 host="127.0.0.1",
                 protocol="tls://",
                 security=security,
-                # Without a dashboard a server for pages remains; CONFIG removes the pages.
+                # Without a dashboard, the scheduler still has an HTTP server; CONFIG removes its pages.
                 scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 silence_logs=False,
                 memory_limit=0,
@@ -154,7 +155,7 @@ def check_workers(client: Any, targets: Sequence[Target]) -> None:
     Raises
     ------
     FleetError
-        No worker connected, or no worker has the resources of a target, which would wait for ever.
+        No worker connected, or no worker has the resources of a target, which would then never run.
     """
     try:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)
@@ -178,12 +179,12 @@ def check_workers(client: Any, targets: Sequence[Target]) -> None:
 
 
 class Stop(Interrupter):
-    """Asks a fleet to stop: the runs clean up; asked again, they kill their kernels."""
+    """Stops a fleet: the first interrupt lets the runs clean up, the second kills their kernels."""
 
     times = 0
 
     def interrupt(self) -> None:
-        """Ask the fleet to stop."""
+        """Interrupt all runs of the fleet."""
         self.requested = True
         self.times += 1
 
@@ -204,11 +205,11 @@ class Runner:
 
     @property
     def step(self) -> str:
-        """Name of the whole fleet in the display."""
+        """Name of the fleet in the display."""
         return f"fleet {self.plan.name}"
 
     def run(self, log: Path) -> FleetError | None:
-        """Run everything, and return the error of the fleet as a whole."""
+        """Run the targets that are not done. Return the error of the fleet itself, not of a target."""
         targets, ledger = self.plan.targets, open_ledger(self.session.ledger)
         results: dict[str, Document] = {}
         self._started[self.step] = time.monotonic()
@@ -281,7 +282,7 @@ class Runner:
         return trouble
 
     def _on_state(self, target: str, state: str, error: str | None = None) -> None:
-        """Show the new state of a target: a worker reports it, and later the result contains it again."""
+        """Show the new state of a target once: a worker reports it, and the result contains it again."""
         with self._lock:  # workers report in a thread of Dask
             if self._states.get(target) == state or self._states.get(target, OPEN[0]) not in OPEN:
                 return
@@ -297,7 +298,7 @@ class Runner:
                 self._show(self.step, "advanced")
 
     def _show(self, step: str, kind: Kind, message: str = "") -> None:
-        """Report an event of a target, or of the whole fleet, to the display."""
+        """Show an event of a target, or of the fleet."""
         done, total = 0, None
         if step == self.step:
             done = sum(state not in OPEN for state in self._states.values())
@@ -306,8 +307,8 @@ class Runner:
         self.progress.report(Event(step, kind, done, total, "items", message, seconds))
 
 
-class _Safe(logging.Formatter):
-    """Removes secrets from a record, and keeps text from outside inside of it."""
+class _SafeFormatter(logging.Formatter):
+    """Removes secrets from a record, and indents the later lines of its text."""
 
     def format(self, record: logging.LogRecord) -> str:
         return lines(Redactor(secret_values()).text(super().format(record)), indent="  | ")
@@ -315,13 +316,13 @@ class _Safe(logging.Formatter):
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Send Dask's log to a file, and restore its loggers at the end."""
+    """Write Dask's log to a file during the block."""
     import distributed  # noqa: F401 - its first import sets up the loggers
 
     files.make_folder(path.parent)
     with files.open_text(path, append=True) as stream:
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(_Safe("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        handler.setFormatter(_SafeFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in LOGGERS]
         before = [(logger.handlers[:], logger.propagate) for logger in loggers]
         for logger in loggers:

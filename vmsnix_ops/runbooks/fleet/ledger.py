@@ -1,9 +1,10 @@
 """The ledger of a fleet: one JSON document for each target, in a local folder or on S3.
 
-A document is the claim of the process that runs the target, and later the result. It is replaced only by a
-process that read its last version (a lock in a folder, ``If-Match`` on S3): one of two processes gets a
-target. The owner of a claim increases its ``beat``. A claim of this machine can be taken over when its owner
-has ended, one of another machine when its beat stood still by the clock of the process that waits.
+A document is first the claim of the process that runs the target, and later the result. A process can
+replace a document only if it has read the latest version (with a lock in a folder, with ``If-Match`` on S3):
+one of two processes gets the target. The owner of a claim increases its number ``beat`` regularly. Another
+process may take over a claim of the same machine when its owner has ended. It may take over a claim of
+another machine when the beat did not change for a while, by the clock of the waiting process.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 IDENTITY = "ledger.json"
-"""Contains the ID of a ledger, by which a worker sees that it has the ledger of the client."""
+"""Contains the ID of a ledger. A worker compares it with the ID of the client's ledger."""
 
 
 class StaleError(Exception):
@@ -45,12 +46,12 @@ class StaleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FolderLedger:
-    """Documents in a local folder, or in one that all machines mount and can lock."""
+    """Documents in a folder of this machine, or of a shared file system with locks."""
 
     folder: Path
 
     def read(self, name: str) -> tuple[Document | None, str | None]:
-        """Return a document and its version; twice ``None`` if it does not exist."""
+        """Return a document and its version; ``None, None`` if it does not exist."""
         try:
             text = files.read(self.folder / name)
         except FileNotFoundError:
@@ -62,7 +63,7 @@ class FolderLedger:
     def write(self, name: str, value: Document, last: str | None) -> str:
         """Replace the version `last` of a document (``None``: create it), and return the new version.
 
-        Raises `StaleError` if `last` is not the last version.
+        Raises `StaleError` if the document has another version.
         """
         text = _as_text(value)
         try:
@@ -135,12 +136,13 @@ class S3Ledger:
             request["IfMatch"] = last
         with calling(f"write s3://{self.bucket}/{self.prefix}{name}"):
             try:
-                # S3 rejects one of two writes at the same moment; that one may be repeated.
+                # S3 rejects one of two simultaneous writes, which may be repeated.
                 written = retry(lambda: self._s3.put_object(**request), "ConditionalRequestConflict")
             except Exception as error:
                 if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                     raise
-                # A lost answer makes our own write look like that of another process; the mark shows it.
+                # If S3's answer was lost, the repeated write fails because of the first one. The mark shows
+                # that this process wrote it.
                 answer, _ = self._get(name)
                 if answer is None or answer["Metadata"].get("write") != mark:
                     raise StaleError(name) from error
@@ -171,10 +173,10 @@ def open_ledger(location: str) -> Ledger:
 def change(
     ledger: Ledger, name: str, decide: Callable[[Document | None], Document | None]
 ) -> Document | None:
-    """Replace a document by what `decide` returns for the current one, and return the new document.
+    """Replace a document by the result of `decide` for the current one, and return the new document.
 
     `decide` gets ``None`` if there is no document, and returns ``None`` to change nothing. It is called again
-    if another process was faster.
+    if another process replaced the document meanwhile.
     """
     while True:
         current, version = ledger.read(name)
@@ -204,15 +206,12 @@ def _parsed(text: bytes, place: str) -> Document:
         raise ArchiveError(
             f"The ledger contains a file that is not JSON: {place}.",
             why=f"{error}.",
-            fix="Move the file away. The target runs again, which creates nothing twice.",
+            fix="Move the file to another folder. The target then runs again and creates nothing twice.",
         ) from error
 
 
-# The process that owns a claim.
-
-
 def this_process() -> Document:
-    """Return this process as the owner of a new claim."""
+    """Return the description of this process as the owner of a new claim."""
     pid, host = os.getpid(), socket.gethostname()
     return {"id": uuid.uuid4().hex, "machine": _machine(), "pid": pid, "born": _start_of(pid), "host": host}
 
@@ -226,13 +225,13 @@ def has_ended(owner: Mapping[str, Any]) -> bool:
 class Watch:
     """Watches the claim of another process."""
 
-    seconds: float  # how long the beat of another machine may stand still
+    seconds: float  # after this time without a new beat, a claim of another machine is abandoned
     _beat: tuple[str, int] | None = None
     _since: float = field(default_factory=time.monotonic)
 
     def is_abandoned(self, claim: Mapping[str, Any]) -> bool:
-        """Return whether the claim, as read now, can be taken over."""
-        if claim["owner"]["machine"] == _machine():  # its beat does not count: a stopped process may continue
+        """Return whether the claim, as it was just read, can be taken over."""
+        if claim["owner"]["machine"] == _machine():  # without the beat: a suspended process can continue
             return has_ended(claim["owner"])
         beat = (claim["owner"]["id"], claim["beat"])
         if beat != self._beat:
@@ -241,20 +240,22 @@ class Watch:
 
 
 class Claim:
-    """The claim of this process on a target, in a ``with`` block. A thread increases its beat.
+    """The claim of this process on a target, for a ``with`` block. A thread increases the beat.
 
-    Entering the block raises `StaleError` if another process was faster.
+    Entering the block raises `StaleError` if another process has the claim.
 
     Parameters
     ----------
-    ledger, name, document, last
-        Which document; what the claim contains; the version that it replaces.
+    ledger, name
+        The ledger, and the name of the document.
+    document, last
+        Content of the claim, and the version of the document that it replaces.
     seconds
-        After how long without a beat another machine may take over.
+        Seconds without a beat after which another machine may take over.
     lease_file
-        Gets the time until which the run may change something (`vmsnix_ops.runbooks.execution.lease`).
+        File for the time until which the run may change something (`vmsnix_ops.runbooks.execution.lease`).
     on_loss
-        Called when the claim is lost; `lost` is then the reason.
+        Called when the claim is lost. The reason is then in `lost`.
     """
 
     def __init__(
@@ -289,14 +290,14 @@ class Claim:
         """Replace the claim by the result, after the block; raise `StaleError` if another process has it."""
         try:
             self._version = self._ledger.write(self._name, document, self._version)
-        except StaleError:  # or an earlier write arrived, although it ended with an error
+        except StaleError:  # also raised if an earlier write ended with an error but was stored
             current, version = self._ledger.read(self._name)
             if (current or {}).get("owner") != self.document["owner"]:
                 raise
             self._version = self._ledger.write(self._name, document, version)
 
     def _renew(self, document: Document) -> None:
-        # The time before the request: the beat may be in the ledger long before the answer arrives.
+        # The time before the request, because the answer can arrive long after the ledger stored the beat.
         sent = lease.now()
         self.finish(document)
         self.document, self._renewed = document, sent
@@ -308,7 +309,7 @@ class Claim:
                 self._renew(self.document | {"beat": self.document["beat"] + 1})
             except StaleError:
                 self.lost = "Another process took over the target."
-            except VmsnixError as error:  # it may pass until another machine may take over
+            except VmsnixError as error:  # no loss until another machine could take over
                 self.lost = str(error) if lease.now() - self._renewed > self._seconds * 2 / 3 else ""
         if self.lost:
             lease.extend(self._lease_file, 0.0)
@@ -316,7 +317,7 @@ class Claim:
 
 
 def _machine() -> str:
-    """Return the host, its boot and its process namespace: in these a process ID has a meaning."""
+    """Return host name, boot ID and process namespace; a process ID is unique only within these."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -325,9 +326,9 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Return the start of a process, because IDs are used again; empty if it has ended.
+    """Return the start time of a process, because its ID can be reused; empty if the process has ended.
 
-    ``unknown`` stands for a process that /proc does not show, such as that of another user.
+    The result is ``unknown`` if /proc does not show the process, such as one of another user.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

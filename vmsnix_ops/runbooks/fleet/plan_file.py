@@ -1,4 +1,4 @@
-"""A plan file: which runbooks run, on which images, regions and accounts, and in which order.
+"""Read a plan file: runbooks with their images, regions and accounts, and the order in which they run.
 
 ::
 
@@ -18,7 +18,7 @@
     after = ["publish"]
 
 An entry becomes one target for each combination of its lists. The whole file is checked before anything
-starts, and the error lists every fault.
+starts, and the error lists all problems.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ENTRY_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 AXES = ("image", "region", "account")
 
 
-# The tables of the file. Editors show a field's description; its title completes "... is not ...".
+# The tables of the file. Editors show the description of a field. In an error, its title follows "is not".
 
 
 def _as_list(value: object) -> object:
@@ -155,12 +155,12 @@ class AccountTable(Table):
 
 
 class RunTable(Table):
-    """What `defaults`, an entry and an override can set."""
+    """The keys of `defaults`, of an entry and of an override."""
 
     parameters: dict[str, Any] = Field({}, description="May contain {region}, {image} and {account}.")
-    environment: Variables = Field({}, description="Environment variables; never credentials.")
-    resources: Amounts = Field({}, description="What a worker must offer: { kvm = 1 }.")
-    retries: Retries = Field(0, description="How often a failed target is tried again.")
+    environment: Variables = Field({}, description="Environment variables, without credentials.")
+    resources: Amounts = Field({}, description="Resources that a worker must have: { kvm = 1 }.")
+    retries: Retries = Field(0, description="Maximum number of retries of a failed target.")
     retry_wait: Seconds = Field(5, description="Seconds before the first retry; doubled each time.")
 
 
@@ -172,11 +172,11 @@ class OverrideTable(RunTable):
 
 
 class EntryTable(RunTable):
-    """A runbook, and what it is run for: one target for each combination of the lists."""
+    """A runbook with its lists: one target for each combination of their values."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["runbook"]})
 
-    # The pattern of a name is checked later: an entry with a wrong name can still be named in `after`.
+    # The pattern of a name is checked later, so that `after` of another entry can contain an invalid name.
     name: str = Field("", description="Name of the targets; by default the runbook's.")
     runbook: str = Field("", description="Name of the runbook.")
     images: Texts = Field([], description="Each becomes the parameter image.")
@@ -187,22 +187,22 @@ class EntryTable(RunTable):
     override: list[OverrideTable] = Field([], description="Other values for some of the targets.")
 
     def lists(self) -> dict[str, list[Any]]:
-        """Return what the entry lists, by the names that the values have in a target."""
+        """Return the lists of the entry, by the name of their values in a target."""
         lists = dict(zip(AXES, (self.images, self.regions, self.accounts), strict=True))
         return {axis: values for axis, values in lists.items() if values} | self.matrix
 
 
 class Dask(Table):
-    """Where the runs are run."""
+    """The workers of the fleet."""
 
     scheduler: str = Field("", description="Address of a scheduler; by default a cluster of this machine.")
     workers: Annotated[int, Field(ge=0, title="0 or more")] = Field(
         0, description="Worker processes of this machine; 0: one for each core."
     )
-    resources: Amounts = Field({}, description="What each of them offers: { kvm = 1 }.")
-    ca_file: File = Field("", description="Certificate authority, for TLS; by default Dask's configuration.")
-    cert: File = Field("", description="Our certificate.")
-    key: File = Field("", description="Our key.")
+    resources: Amounts = Field({}, description="Resources of each of these workers: { kvm = 1 }.")
+    ca_file: File = Field("", description="Certificate authority for TLS; by default Dask's configuration.")
+    cert: File = Field("", description="Certificate of this client.")
+    key: File = Field("", description="Key of this client.")
 
 
 class PlanTable(Table):
@@ -214,12 +214,12 @@ class PlanTable(Table):
     folder: str = Field("", description="Working directory of the runs; by default the folder of the plan.")
     notebooks: str = Field("", description="Folder of your own runbooks.")
     defaults: RunTable = Field(
-        RunTable.model_validate({}), description="For every entry whose runbook has the parameter."
+        RunTable.model_validate({}), description="Values for all entries; parameters if the runbook has them."
     )
     accounts: dict[str, AccountTable] = Field({}, description="AWS accounts, each by a name of your choice.")
     nix: NixSettings = Field({}, description="Settings of Nix, for all runs.")
-    dask: Dask = Field(Dask.model_validate({}), description="Where the runs are run.")
-    entry: list[EntryTable] = Field([], description="What to run.")
+    dask: Dask = Field(Dask.model_validate({}), description="Workers of the fleet.")
+    entry: list[EntryTable] = Field([], description="Runbooks to run.")
 
 
 EXPECTED = {
@@ -232,11 +232,11 @@ EXPECTED = {
     "dict_type": "a table",
     "model_type": "a table",
 }
-"""What pydantic expected, by its types of errors; for other types, the title of the field."""
+"""The expected value for each type of error of pydantic; for other types, see the title of the field."""
 
 
 def _validate(values: Mapping[str, Any], folder: Path, faults: list[str]) -> PlanTable:
-    """Return the tables of a plan file; wrong values are added to the faults and left out."""
+    """Return the tables of a plan file without the invalid values, which are added to the faults."""
     while True:
         try:
             return PlanTable.model_validate(values, context=folder)
@@ -247,7 +247,7 @@ def _validate(values: Mapping[str, Any], folder: Path, faults: list[str]) -> Pla
 
 
 def _fault(error: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, tuple[int | str, ...]]:
-    """Return an error of pydantic as a sentence, and the location of the value to leave out."""
+    """Return an error of pydantic as a sentence, and the location of the invalid value."""
     table: type[Table]
     match error["loc"]:
         case ("entry", int(number), "override", int(), *rest):
@@ -270,7 +270,7 @@ def _fault(error: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, tu
     field = known[first]
     if field.is_required() and kind in ("missing", "too_short"):
         return f"{place} does not set {field.title}.", outer
-    of_key = rest[-1] == "[key]"  # the name is wrong; its value may be a secret
+    of_key = rest[-1] == "[key]"  # the name is invalid; the value is not shown, because it can be a secret
     key = ".".join(str(part + 1 if isinstance(part, int) else part) for part in rest if part != "[key]")
     if kind == "too_short":
         return f"{place}: {key} is empty; remove it, or add a value.", (*outer, first)
@@ -292,9 +292,6 @@ def _without(value: Any, places: set[tuple[int | str, ...]], here: tuple[int | s
         parts = [((*here, number), part) for number, part in enumerate(value)]
         return [_without(part, places, place) for place, part in parts if place not in places]
     return value
-
-
-# From entries to targets.
 
 
 def _accounts(faults: list[str], plan: PlanTable) -> dict[str, Account]:
@@ -327,7 +324,7 @@ def _entries(faults: list[str], plan: PlanTable) -> dict[str, EntryTable]:
 
 @dataclass
 class _Reader:
-    """Makes the targets of one entry, and adds what is wrong with it to the faults."""
+    """Creates the targets of one entry, and adds its problems to the faults."""
 
     faults: list[str]
     name: str
@@ -387,7 +384,7 @@ class _Reader:
         if region := axes.get("region", ""):
             environment |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION", "VMSNIX_REGION"), region)
         if account.id:
-            environment["VMSNIX_ALLOWED_ACCOUNTS"] = account.id  # a wrong credential changes nothing
+            environment["VMSNIX_ALLOWED_ACCOUNTS"] = account.id  # the run refuses to change another account
         whole = {parameter.name: parameter.default for parameter in runbook.parameters} | given
         several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
         last = {key: getattr(layer, key) for layer in layers for key in layer.model_fields_set}
@@ -406,8 +403,8 @@ class _Reader:
         )
 
     def _given(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable], account: str) -> Any:
-        """Return the parameters of a target, as the runbook declares them."""
-        # A default is for the runbooks that have the parameter; an entry must know the parameters of its own.
+        """Return the parameters of a target with their declared types."""
+        # A default applies only if the runbook has the parameter; the parameters of an entry must exist.
         wanted = {k: v for k, v in self.defaults.parameters.items() if _declares(runbook, k)}
         wanted |= _merged(layers[1:], "parameters")
         known = {axis for axis in ("image", "region") if _declares(runbook, axis)}
@@ -440,7 +437,7 @@ def _declares(runbook: Runbook, name: str) -> bool:
 
 
 def _fill(value: object, words: Mapping[str, Any]) -> object:
-    """Return a text with ``{region}``, ``{image}`` and ``{account}`` replaced, where the target has them."""
+    """Return a text with ``{region}``, ``{image}`` and ``{account}`` replaced by the target's values."""
     for name in AXES if isinstance(value, str) else ():
         if words.get(name):
             value = str(value).replace(f"{{{name}}}", str(words[name]))
@@ -448,7 +445,7 @@ def _fill(value: object, words: Mapping[str, Any]) -> object:
 
 
 def _name_part(axis: str, value: object, others: list[Any]) -> str:
-    """Return a value as a part of a target's name: of an image the last part, if no other has the same."""
+    """Return a value as a part of a target's name: the last part of an image's path if it is unique."""
     if axis == "image":
         last, *rest = (re.split(r"[#/]", str(one).rstrip("/"))[-1] for one in (value, *others))
         value = last if rest.count(last) == 1 else value
@@ -459,10 +456,10 @@ def _name_part(axis: str, value: object, others: list[Any]) -> str:
 def _ordered(
     faults: list[str], plan: str, entries: Mapping[str, EntryTable], targets: Mapping[str, Sequence[Target]]
 ) -> tuple[Target, ...]:
-    """Return all targets, each after those that it waits for.
+    """Return all targets, each after the targets that it waits for.
 
-    A target waits for the targets of the entries in ``after`` that have the same value of everything that
-    both entries list: the promotion in a region waits for the publish there.
+    A target waits for the targets of the entries in ``after`` that have the same value in each list that both
+    entries have: the promotion in a region waits for the publish in this region.
     """
     for name, entry in entries.items():
         unknown = [other for other in entry.after if other not in entries]
@@ -471,7 +468,7 @@ def _ordered(
     try:
         names = list(TopologicalSorter(before).static_order())
     except CycleError as error:
-        # graphlib begins with the entry that the others wait for; the plan file has the opposite order.
+        # graphlib lists the first entry first; `after` in the plan file has the opposite direction.
         faults.append(f"The entries form a cycle: {' → '.join(reversed(error.args[1]))}.")
         return ()
     ordered: dict[str, Target] = {}
@@ -518,17 +515,17 @@ class PlanFile:
     name
         Name of the fleet.
     folder
-        Working directory of the runs: relative paths in parameters start there.
+        Working directory of the runs; relative paths in parameters start there.
     notebooks
-        Folder of the notebooks; ``None``: those of the package.
+        Folder of the notebooks; ``None`` for those of the package.
     targets
-        In an order in which each comes after those that it waits for.
+        Targets, each after those that it waits for.
     accounts
-        By their names in the file.
+        Accounts by their names in the file.
     nix
         Settings for Nix, such as ``builders``.
     dask
-        Where the targets run.
+        The workers.
     """
 
     name: str
@@ -546,13 +543,13 @@ def read_plan(path: Path) -> PlanFile:
     Raises
     ------
     PlanError
-        The plan is wrong. The error lists every fault, such as an unknown key, runbook, region or parameter,
-        a value of another type, two equal targets, entries that wait for each other, or a secret.
+        The plan is invalid. The error lists all problems, such as an unknown key, runbook, region or
+        parameter, a value of another type, two equal targets, entries that wait for each other, or a secret.
     """
     text, values = files.read_toml(path, "The plan", PlanError)
     secret = find_secret(text)
     if secret:
-        # Its value is not shown, because errors are logged.
+        # The error does not contain the secret, because errors are logged.
         raise PlanError(
             f"The plan {path} contains a secret ({secret}).",
             why="Plans are kept in repositories, archives and reports.",

@@ -1,6 +1,6 @@
 """The evidence of a fleet: a page, the targets as JSON, and ``result.json``.
 
-The page has no scripts and loads nothing, as those of `vmsnix_ops.runbooks.evidence.report`.
+The page has no scripts and loads nothing, like the pages of `vmsnix_ops.runbooks.evidence.report`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FleetResult(Result):
     dry_run
         Whether nothing was run.
     documents
-        What the ledger says about each target.
+        The document of each target in the ledger.
     seconds
         Duration of this start.
     values
@@ -75,7 +75,7 @@ class FleetResult(Result):
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 failed or cancelled, 3 partial, or done and not fully in the archive."""
+        """0 done, 1 failed or cancelled, 3 partial, or done but not fully archived."""
         return self.values.get("exit_code") or {"done": 0, "partial": PARTIAL}.get(self.status, 1)
 
     def frame(self) -> pd.DataFrame:
@@ -87,7 +87,7 @@ class FleetResult(Result):
 
     @property
     def error(self) -> PartialError | RunFailedError | InterruptedRunError | None:
-        """What is not done, as an error; ``None`` when everything is done."""
+        """An error with the number of targets that are not done; ``None`` if all are done."""
         if self.status == "done":
             return None
         left = [document for document in self.documents if document["state"] != "done"]
@@ -97,7 +97,7 @@ class FleetResult(Result):
         )
         first = next((document for document in left if document["state"] in ("failed", "partial")), left[0])
         why = f"{first['target']}: {first['error'] or first['state']}"
-        fix = "Run it again: it continues with what is left. The report lists every target."
+        fix = "Run it again to continue with these. The report lists all targets."
         kinds: dict[str, type[PartialError | RunFailedError | InterruptedRunError]]
         kinds = {"partial": PartialError, "cancelled": InterruptedRunError}
         return kinds.get(self.status, RunFailedError)(what, why=why, fix=fix)
@@ -120,7 +120,7 @@ class FleetResult(Result):
         return f"Fleet {self.name}: {counted_states(self.counts)}"
 
     def table(self) -> display.DisplayTable:
-        """Return one row per target, for people."""
+        """Return one row per target."""
         columns = ("target", "state", "tries", "took", "ami_id", "error")
         found = [{**one, "took": display.seconds(one["seconds"] or None)} for one in rows(self.documents)]
         return display.make_table(
@@ -132,7 +132,7 @@ COLOURS = {"done": "done", "failed": "failed", "lost": "failed", "partial": "par
 
 
 def counted_states(counts: Mapping[str, int]) -> str:
-    """Return the number of targets in each state, for people."""
+    """Return the number of targets in each state as text: ``1 done, 2 failed``."""
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
@@ -160,8 +160,8 @@ def write(
 ) -> dict[str, Any]:
     """Write the evidence of a fleet and the outputs of its CI job, and return the content of ``result.json``.
 
-    `trouble` is the error of the fleet as a whole. Files that S3 refuses stay in the local folder and are
-    among the ``problems``. ``result.json`` is written last, because it names the other files.
+    `trouble` is the error of the fleet itself. Files that S3 refuses are kept in the local folder, and listed
+    in ``problems``. ``result.json`` is written last, because it lists the other files.
     """
     error = result.error
     values: dict[str, Any] = {
@@ -200,13 +200,13 @@ def write(
 
 
 def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], folder: str) -> str:
-    """Return the page: facts about the fleet, and every target with its tries over time."""
+    """Return the page: facts about the fleet, and each target with its tries on a time axis."""
     tries = [[_span(one) for one in document["attempts"] if one.get("started_at")] for document in documents]
     first = min((begin for spans in tries for begin, _, _ in spans), default=0.0)
     whole = max((end for spans in tries for _, end, _ in spans), default=first) - first or 1.0
     targets = []
     for row, spans in zip(rows(documents), tries, strict=True):
-        # Relative, because the folder may be moved. Browsers cannot open s3://.
+        # Relative, because the archive can be moved. Browsers cannot open s3://.
         local = row["report"] and not row["report"].startswith("s3://")
         link = link_target(os.path.relpath(row["report"], folder)) if local else ""
         bars = [(100 * (begin - first) / whole, 100 * (end - begin) / whole, c) for begin, end, c in spans]
@@ -229,7 +229,7 @@ def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], fold
 
 
 def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str]:
-    """Return the start and the end of a try, and its colour."""
+    """Return the start and end of a try in seconds since the epoch, and its colour."""
     begin = datetime.fromisoformat(attempt["started_at"]).timestamp()
     colour = f"--{COLOURS.get(attempt['verdict'], 'soft')}"
     return begin, begin + (attempt.get("seconds") or 0.0), colour

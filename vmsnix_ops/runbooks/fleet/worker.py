@@ -1,9 +1,9 @@
-"""The targets of a fleet, and what a Dask worker does with one: start a process, and wait for the result.
+"""The targets of a fleet, and the Dask task that runs one in a process of its own.
 
-Dask may start a task more than once, on several workers. So a task first reads the claim of its target: it
-returns the result if the target is done, and waits while another process runs it. The process that runs a
-target is papermill, with the notebook's kernel as its child. It owns the claim, and continues when its worker
-or the client ends. What workers receive contains no secret: they have their own credentials.
+Dask can start a task more than once, on several workers. So a task first reads the claim of its target: it
+returns the result if the target is done, and waits while another process runs it. The process of a target
+runs papermill, and the notebook's kernel is its child. It owns the claim, and continues when its worker or
+the client ends. Workers have their own credentials: the client sends them no secrets.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 NOT_OURS = 75  # exit code of a process that did not get the claim, or lost it
-MOST_LOSSES = 3
+MOST_LOSSES = 3  # after so many processes without a result, a target is failed
 RESULT_KEYS = ("ami_id", "snapshot_id", "image_name", "region", "account", "digest", "report", "notebook")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 JOB_FILES = ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")
@@ -50,7 +50,7 @@ COMMAND = "from vmsnix_ops.runbooks.fleet.worker import main; raise SystemExit(m
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An AWS account of a plan file; `plan_file.AccountTable` explains the fields."""
+    """An AWS account of a plan file; `plan_file.AccountTable` describes the fields."""
 
     name: str = ""
     id: str = ""
@@ -62,31 +62,31 @@ class Account:
 class Target:
     """One run of one runbook."""
 
-    name: str  # of its entry, and the values that distinguish it: publish/ecs-node/eu-central-1
+    name: str  # the entry, and the values that distinguish the target: publish/ecs-node/eu-central-1
     runbook: str
-    axes: Mapping[str, object]  # its values of what the entry lists
-    given: Mapping[str, object]  # the parameters, as the runbook declares them
+    axes: Mapping[str, object]  # one value from each list of the entry
+    given: Mapping[str, object]  # the parameters, with their declared types
     key: str  # hash of the content: runbook, parameters, environment, account
     account: Account = field(default_factory=Account)
     environment: Mapping[str, str] = field(default_factory=dict)  # never credentials
-    resources: Mapping[str, float] = field(default_factory=dict)  # what a worker must offer
+    resources: Mapping[str, float] = field(default_factory=dict)  # that a worker must have
     retries: int = 0
     retry_wait: float = 5.0  # seconds before the first retry; doubled each time
-    effects: str = "read_only"  # what the run may do: read_only (also in a dry run), creates or destroys
+    effects: str = "read_only"  # read_only (also in a dry run), creates or destroys
     after: tuple[str, ...] = ()  # names of the targets that must be done first
     fingerprint: str = ""  # hash of the plan's name, the key, and the fingerprints of the targets in `after`
 
     @property
     def claim(self) -> str:
-        """Name of its document in the ledger; the same for equal targets of two plans."""
+        """Name of its document in the ledger; equal targets of two plans share it."""
         return f"targets/{self.key}.json"
 
     def is_done(self, document: Document) -> bool:
-        """Return whether the document says that the target is done."""
+        """Return whether a document of the ledger is the result of this target, and the target is done."""
         return (document["state"], document.get("fingerprint")) == ("done", self.fingerprint)
 
     def document(self, state: str, error: str | None = None) -> Document:
-        """Return a document of the target without attempts."""
+        """Return a new document of the target, without attempts."""
         return {
             "target": self.name,
             "runbook": self.runbook,
@@ -99,7 +99,7 @@ class Target:
         }
 
     def described(self) -> dict[str, Any]:
-        """Return what it is, for tables: ``parameters``, ``after``, ``needs``, ``retries``."""
+        """Return ``parameters``, ``after``, ``needs`` and ``retries`` for tables."""
         return {
             "parameters": ", ".join(f"{name}={value}" for name, value in self.given.items()),
             "after": ", ".join(self.after),
@@ -118,7 +118,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One client, and what a worker must know to run its targets."""
+    """One start of a fleet: the values that a worker needs to run its targets."""
 
     id: str
     ledger: str
@@ -127,7 +127,7 @@ class Session:
     folder: str  # working directory
     notebooks: str  # empty: those of the package
     environment: Mapping[str, str]  # of all runs, such as NIX_CONFIG
-    lease_seconds: float  # after how long without a beat a claim of another machine is taken over
+    lease_seconds: float  # without a beat, until a claim of another machine is taken over
     version: str = __version__
 
 
@@ -137,13 +137,13 @@ _running: dict[str, list[subprocess.Popen[bytes]]] = defaultdict(list)  # by ID 
 
 
 def dask_setup(_worker: object) -> None:
-    """Ignore the signals of the client's terminal: the client calls `stop`. Dask calls this at the start."""
+    """Ignore the signals of the client's terminal, because the client calls `stop`. Dask calls this."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the runs would inherit
 
 
 def stop(session: str) -> None:
-    """Ask the runs of a client to stop; asked again, they kill their kernels. Runs in every worker."""
+    """Interrupt the runs of a client; the second time, they kill their kernels. Runs in every worker."""
     with _lock:
         _stopped.add(session)
         for process in _running[session]:
@@ -151,14 +151,14 @@ def stop(session: str) -> None:
 
 
 def run_target(session: Session, target: Target, *before: Document) -> Document:
-    """Bring a target to its end, and return its document. An error of the target raises nothing.
+    """Run a target, with its retries, and return its document. An error of the target is not raised.
 
     Safe to run twice, also at the same time: only the process with the claim runs the target.
 
     Parameters
     ----------
     session, target
-        The client that wants the target, and the target.
+        The client, and the target.
     before
         Documents of the targets that must be done first.
     """
@@ -170,11 +170,11 @@ def run_target(session: Session, target: Target, *before: Document) -> Document:
         problem = f"The worker cannot see the ledger {session.ledger}: {fix}"
     missing = [document["target"] for document in before if document["state"] != "done"]
     return (
-        target.document("failed", problem) if problem else _bring_to_an_end(session, target, ledger, missing)
+        target.document("failed", problem) if problem else _run_with_retries(session, target, ledger, missing)
     )
 
 
-def _bring_to_an_end(session: Session, target: Target, ledger: Ledger, missing: list[str]) -> Document:
+def _run_with_retries(session: Session, target: Target, ledger: Ledger, missing: list[str]) -> Document:
     watch, tries = Watch(session.lease_seconds), 0
     report = partial(_report, session.id, target.name)
     while True:
@@ -199,12 +199,12 @@ def _bring_to_an_end(session: Session, target: Target, ledger: Ledger, missing: 
             return target.document("failed", problem)
         document, _ = ledger.read(target.claim)
         if document is None or document["state"] == "running" or document["session"] != session.id:
-            continue  # its process was killed, or another process was faster
+            continue  # its process was killed, or another process has the claim
         tries += 1
         useless = document["attempts"][-1]["exit_code"] == USAGE_ERROR
         if document["state"] in ("done", "cancelled") or useless or tries > target.retries:
             return document
-        # Not Dask's own retries: these do not pause, and also repeat what cannot succeed.
+        # Not Dask's own retries, which do not pause and also repeat usage errors.
         report("retrying", document["error"])
         until = time.monotonic() + target.retry_wait * 2 ** (tries - 1)
         while time.monotonic() < until and session.id not in _stopped:
@@ -216,7 +216,7 @@ def _bring_to_an_end(session: Session, target: Target, ledger: Ledger, missing: 
 def _next(session: Session, target: Target, current: Document | None, missing: list[str]) -> Document:
     """Return the next document of a target that no process runs.
 
-    Its state is ``planned`` if a process may claim it, else ``skipped`` or ``failed``.
+    Its state is ``planned`` if a process may claim the target, otherwise ``skipped`` or ``failed``.
     """
     wanted = target.document("planned") | {"session": session.id}
     if current and current.get("fingerprint") == target.fingerprint:
@@ -236,14 +236,14 @@ def _next(session: Session, target: Target, current: Document | None, missing: l
 
 
 def _run_process(session: Session, target: Target, wanted: Document, version: str | None) -> str:
-    """Run a target in a process of its own, and wait for its end; return its error outside of the run."""
+    """Run a target in a process of its own, and wait for its end; return an error outside of the run."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            start_new_session=True,  # a Ctrl-C in the terminal of the client reaches it once, by `stop`
+            start_new_session=True,  # so that Ctrl-C in the client's terminal interrupts it only by `stop`
             env={**os.environ, **python_path(os.environ)},
         )
         with _lock:
@@ -259,7 +259,7 @@ def _run_process(session: Session, target: Target, wanted: Document, version: st
 
 
 def main() -> int:
-    """Run the target that a worker wrote to standard input."""
+    """Run the target that a worker has written to standard input."""
     session, target, wanted, version = json.load(sys.stdin.buffer)
     target |= {"account": Account(**target["account"]), "after": tuple(target["after"])}
     return run_claimed(Session(**session), Target(**target), wanted, version)
@@ -321,15 +321,15 @@ def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_f
 
 
 def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the variables of a target's run on top of the worker's; ``None`` removes one.
+    """Return the changes to the worker's variables for a target's run; ``None`` removes a variable.
 
-    The worker assumes the role of the account again for each try, with its own credentials. The temporary
-    keys are only in the environment of the run. The fleet writes the files of a CI job, not its runs.
+    For each try, the worker assumes the role of the account with its own credentials. Only the environment of
+    the run contains the temporary keys. The fleet writes the files of the CI job, so its runs do not.
     """
     made: dict[str, str | None] = {**dict.fromkeys(JOB_FILES), **common, **target.environment}
     account = target.account
     if account.profile:
-        # Keys in the environment would be used instead of the profile.
+        # AWS would use keys in the environment instead of the profile.
         made |= {**dict.fromkeys(CREDENTIALS), "AWS_PROFILE": account.profile}
     if account.role:
         from vmsnix_ops.aws.accounts import assume_role
@@ -343,12 +343,12 @@ def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str |
 
 
 def nix_config(settings: Mapping[str, str]) -> str:
-    """Return settings as the lines of ``NIX_CONFIG``, which Nix reads after its files."""
+    """Return settings as the value of ``NIX_CONFIG``, which Nix reads after its files."""
     return "\n".join(f"{name} = {value}" for name, value in settings.items())
 
 
 def state_of(target: Target, ledger: Ledger) -> Document:
-    """Return what the ledger says about a target: its document, or a new one with the state ``planned``."""
+    """Return the document of a target in the ledger, or a new one with the state ``planned``."""
     document, _ = ledger.read(target.claim)
     if document and document["state"] == "running":
         state = "lost" if has_ended(document["owner"]) else "running"
@@ -359,13 +359,13 @@ def state_of(target: Target, ledger: Ledger) -> Document:
 
 
 def topic(session: str) -> str:
-    """Return the name of the Dask topic by which the workers report to a client."""
+    """Return the name of the Dask topic in which the workers report to a client."""
     return f"vmsnix-fleet-{session}"
 
 
 def _report(session: str, target: str, state: str, error: str | None = None) -> None:
-    """Report the state of a target to the client's display; only the ledger counts."""
-    with suppress(Exception):
+    """Report the state of a target to the client's display."""
+    with suppress(Exception):  # the result is in the ledger
         from distributed import get_worker
 
         get_worker().log_event(topic(session), {"report": (target, state, error)})
