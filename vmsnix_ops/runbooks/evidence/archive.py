@@ -5,9 +5,9 @@ local archive, these files are in the same folder. In a bucket their keys derive
 (``objects/<sha256>/report.html``): a repeated upload sends nothing, and a changed file no longer matches its
 key. See ``docs/decisions/0007-evidence-by-content.md``.
 
-A run writes into a local folder from the start, so that a killed run leaves its files. A bucket gets the
-entry at the start, with the status ``running``, which proves that the bucket can be written. It gets each
-file once, at the end.
+A run writes into a local folder from the start, so that the files of a killed run exist. In a bucket, the
+entry is written at the start, with the status ``running``, to check that the bucket can be written. The other
+files are uploaded once, at the end.
 """
 
 from __future__ import annotations
@@ -355,7 +355,7 @@ class RunFolder:
                 path.unlink()
             try:
                 files.write(path, clean, redactor=self.redactor)
-            except OSError:  # the disk is full: delete the file first, because its secrets must not stay
+            except OSError:  # the disk is full: delete the file first, because it contains secrets
                 path.unlink()
                 files.write(path, clean, redactor=self.redactor)
             status = path.stat()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import credentials, files
 from vmsnix_ops.errors import ArchiveError, RecordsError, UnknownRunError, nearest
-from vmsnix_ops.records import run_tables
+from vmsnix_ops.records import run_tables, schemas
 from vmsnix_ops.records.result import parse, runs_row
 from vmsnix_ops.records.run_context import NEW_RUN_ID
 from vmsnix_ops.records.tables import open_tables
@@ -344,18 +344,13 @@ def _read_local(path: Path) -> bytes | None:
         ) from error
 
 
-# ``vmsnix runs repair``: complete the evidence of runs that could not save all of it.
-
 DAMAGED = "result.json.damaged"
-RUN_COLUMNS = {
-    name: name
-    for names in (
-        "runbook status started_at finished_at seconds region account image ami_id image_name",
-        "notebook report parameters error user host",
-    )
-    for name in names.split()
-} | {"version": "package_version"}
-"""Columns of the table ``runs``, and the key of ``result.json`` for each."""
+RESULT_KEYS: dict[str, dict[str, str]] = {
+    "runs": {name: name for name in schemas.RUNS.names} | {"version": "package_version"},
+    "amis": {"ami_id": "ami_id", "name": "image_name"}
+    | {name: name for name in ("image", "region", "account", "snapshot_id", "digest")},
+}
+"""For each table, its columns with values of ``result.json``, and the key of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +362,7 @@ class RepairedRun:
     run_id, status
         The run and its status; ``"lost"`` if its process ended without a result.
     problems
-        What still cannot be saved.
+        Rows and files that still could not be saved, and why.
     """
 
     run_id: str
@@ -376,12 +371,12 @@ class RepairedRun:
 
 
 def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterator[RepairedRun]:
-    """Save what the runs on this machine could not save, and yield the result for each of them.
+    """Save the rows and files that runs on this machine could not save; yield the result for each of them.
 
-    Missing rows are appended to the tables, and missing evidence is uploaded to S3. A run whose entry is
-    damaged or has no result is completed from the tables: a full disk can prevent the entry, but not the row.
-    A run that the tables do not contain either becomes ``lost``, with the AMI that it created. Safe to run
-    twice; running runs are not changed.
+    Missing rows are appended to the tables, and missing evidence is uploaded to S3. The tables complete a run
+    whose entry is damaged or has no result: on a full disk, the row can be saved although the entry is not. A
+    run without a row becomes ``lost``, with the AMI that it created. Safe to run twice; running runs are not
+    changed.
 
     Parameters
     ----------
@@ -460,17 +455,16 @@ def _read_tables(tables: Tables, run_id: str) -> dict[str, Any]:
     Only a row of ``runs`` contains the status. A row of ``amis`` shows that a run created its AMI.
     """
     found: dict[str, Any] = {}
-    names = {"runs": RUN_COLUMNS, "amis": {"ami_id": "ami_id", "name": "image_name", "image": "image"}}
-    names["amis"] |= {name: name for name in ("region", "account", "snapshot_id", "digest")}
-    for table, keys in names.items():
+    for table, keys in RESULT_KEYS.items():
         try:
             frame = tables.read(table, columns=list(keys), where=[("run_id", "==", run_id)])
         except RecordsError:
             continue  # opening the tables reports this error
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        for name, value in {str(key): value for key, value in rows[-1].items()}.items() if rows else ():
-            if value is not None and not found.get(keys[name]):
-                found[keys[name]] = (
+        for name, value in rows[-1].items() if rows else ():
+            key = keys[str(name)]
+            if value is not None and not found.get(key):
+                found[key] = (
                     value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
                 )
     if isinstance(found.get("parameters"), str):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
+from vmsnix_ops.records import run_tables
 from vmsnix_ops.records.result import KEYS, parse, runs_row
+from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.execution.verdict import PARTIAL, Failure
@@ -123,7 +125,8 @@ def save(
 
         folder.write(archive.REPORT, report.render(clean_notebook, values))
     if record:
-        problems += [text for text in _save_rows(run) if text not in problems]
+        unsaved = run_tables.append_unsaved(folder.local, open_tables(run.settings))
+        problems += [text for text in unsaved if text not in problems]
     others: list[str] = []
     with _collecting(problems, "The files of the run could not be searched for secrets"):
         problems += folder.redact()
@@ -135,7 +138,7 @@ def save(
     values["secrets_removed"] = found
     if record:
         with _collecting(problems, "The run could not be recorded in the history"):
-            _record(run, values)
+            open_tables(run.settings).append("runs", [runs_row(values)], once=folder.run_id)
     problems += live.problems
     for problem in problems:
         live.note(problem, screen=False)
@@ -232,17 +235,3 @@ def _exit_code(status: RunStatus, failure: Failure | None, problems: list[str]) 
     if failure is not None:
         return failure.exit_code
     return PARTIAL if status == "partial" or problems else 0
-
-
-def _save_rows(run: PreparedRun) -> list[str]:
-    """Append the rows of the run that are not in the tables yet; return the problems."""
-    from vmsnix_ops.records import run_tables, tables
-
-    return run_tables.append_unsaved(run.folder.local, tables.open_tables(run.settings))
-
-
-def _record(run: PreparedRun, values: Mapping[str, Any]) -> None:
-    """Append the run to the history."""
-    from vmsnix_ops.records import tables
-
-    tables.open_tables(run.settings).append("runs", [runs_row(values)], once=run.folder.run_id)

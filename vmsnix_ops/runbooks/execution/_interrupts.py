@@ -1,7 +1,7 @@
 """Stop a run on Ctrl-C, SIGTERM or SIGHUP, or from another thread.
 
-SIGTERM and SIGHUP would kill papermill at once, so that no ``finally`` of the notebook runs. Here every
-signal interrupts the kernel, and this process continues to save the evidence.
+By default, SIGTERM and SIGHUP kill papermill at once, and no ``finally`` of the notebook runs. Here each
+signal interrupts the kernel, and this process continues, to save the evidence.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Interrupter:
     cleanup_seconds
         Seconds that the notebook has to clean up.
     requested
-        Whether the run was asked to stop.
+        Whether the run was interrupted.
     """
 
     cleanup_seconds: float = CLEANUP_SECONDS
@@ -59,7 +59,7 @@ class Interrupter:
                 self._start_timer()
 
     def detach(self) -> None:
-        """Forget the process group when the kernel has ended: the system can give its number away."""
+        """Forget the process group of a kernel that has ended, because its number can be reused."""
         with self._lock:
             self._group = None
             if self._timer is not None:

@@ -51,7 +51,7 @@ class Limits:
 
 
 class HeadAndTail:
-    """The beginning and the end of the text of a stream.
+    """Keeps the beginning and the end of the text of a stream.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class LiveOutput:
     limit
         Characters of the log.
     on_event
-        Shows the progress of steps. Then the screen gets no lines about it.
+        Shows the progress of steps; then the screen gets no lines about progress.
     folds
         Whether each step is a group in the log of GitHub Actions.
 
@@ -170,7 +170,7 @@ class LiveOutput:
             self._show(as_lines(plain(self._redactor.text(text))) + "\n")
 
     def note(self, text: str, *, screen: bool = True) -> None:
-        """Show a line of the runner itself."""
+        """Show a line from the runner."""
         self.flush()
         self._show(as_lines(plain(self._redactor.text(text))) + "\n", screen=screen)
 
@@ -190,10 +190,10 @@ class LiveOutput:
             self._log.close()
 
     def _show(self, text: str, *, screen: bool = True) -> None:
-        """Write lines that are safe; a workflow command in them is the runner's own."""
+        """Write safe lines; workflow commands in them come from the runner."""
         if not text:
             return
-        # The log first, so that it contains what somebody has seen, even if this process is killed now.
+        # First to the log, so that it contains everything that was shown, even if this process is killed now.
         if self._log_left > 0:
             with self._collecting("The log is incomplete"):
                 self._log.write(text[: self._log_left])

@@ -75,10 +75,10 @@ def preload(*, record: bool) -> None:
 
 @contextmanager
 def without_rfc3987() -> Iterator[None]:
-    """Let jsonschema be imported in this block without its check of internationalized addresses.
+    """Import jsonschema in this block without its check of internationalized addresses.
 
-    The library for this check, a dependency of JupyterLab, needs more than a second to import. No notebook
-    needs the check.
+    The import of the library for this check, a dependency of JupyterLab, takes more than a second. Notebooks
+    do not need the check.
     """
     if "jsonschema" in sys.modules or RFC3987_LIBRARY in sys.modules:
         yield
@@ -104,7 +104,7 @@ class _HiddenModule(importlib.abc.MetaPathFinder):
         target: ModuleType | None = None,  # noqa: ARG002 - importlib's signature
     ) -> ModuleSpec | None:
         if fullname == RFC3987_LIBRARY and threading.get_ident() == self._thread:
-            raise ModuleNotFoundError(f"{RFC3987_LIBRARY} is left out", name=RFC3987_LIBRARY)
+            raise ModuleNotFoundError(f"{RFC3987_LIBRARY} is not needed", name=RFC3987_LIBRARY)
         return None
 
 
@@ -132,8 +132,8 @@ class RunOutcome:
     values
         Content of ``result.json``.
     problems
-        What could not be saved after the last cell, such as a row of the history, or files on S3. The files
-        are on this machine then.
+        What could not be saved after the last cell, such as a row of the history, or files on S3, which are
+        then on this machine.
     """
 
     run_id: str
@@ -189,8 +189,8 @@ def run(
     screen
         Stream that shows the output of the notebook while it runs; nothing by default.
     on_event
-        Called in this thread with every `vmsnix_ops.progress.Event` of the notebook's steps. Then the screen
-        gets no lines about progress; the log and the notebook do.
+        Called in this thread with every `vmsnix_ops.progress.Event` of the notebook's steps. Then only the
+        log and the notebook contain lines about progress, not the screen.
     limits
         Limits of the saved output.
     interrupter

@@ -74,11 +74,11 @@ def judge(
     notebook
         Executed ``NotebookNode``, or ``None`` if it never started.
     interrupted
-        Whether the run was asked to stop.
+        Whether a signal or another thread interrupted the run.
     crash
         Error outside of the cells, such as a dead kernel.
     described
-        The error that the kernel saved (`_kernel.describe`), with more parts than the notebook's text.
+        The error that the kernel saved (`_kernel.describe`); it has more parts than the text in the notebook.
     """
     failure = _first_failure(notebook, described or {}) if notebook is not None else None
     if failure is None and crash is not None:
@@ -175,7 +175,7 @@ def _interrupt_failure(failure: Failure | None, notebook: Any) -> Failure:
     return Failure(
         "InterruptedRunError",
         f"The run was interrupted {where}.",
-        why="Ctrl-C was pressed, or the machine asked the process to end.",
+        why="Ctrl-C was pressed, or the process received SIGTERM or SIGHUP.",
         fix="Run it again with the same parameters: it continues where it stopped.",
         cell=number,
         detail=failure.detail if failure is not None else {},
