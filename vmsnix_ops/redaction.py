@@ -1,8 +1,8 @@
 """Find secrets, and remove them from texts, notebooks, pictures and files.
 
 A secret is recognized by its form (an access key, a private key), by its variable (``*_TOKEN``,
-``*_PASSWORD``), or because this process signs AWS calls with it (`remember`). Text is searched as it is, and
-as a reader sees it: without colours and markup, with escapes decoded.
+``*_PASSWORD``), or because this process signs AWS calls with it (`remember`). Text is searched unchanged,
+and as it is displayed: without colours and markup, with decoded escapes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import threading
 import zipfile
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -34,7 +36,7 @@ from urllib.parse import quote, unquote
 from vmsnix_ops.region_names import looks_like_region
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _BETWEEN = r"[\s\\\"'|:=,>)\]}]{1,40}"  # between a name and its value: in code, JSON, a table, markup
 _PATTERNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -138,7 +140,7 @@ _WORD, _TOKEN = re.compile(r"[A-Za-z0-9-]*"), re.compile(r"[\w./:@+~=-]*")
 _NAME = re.compile(r"[a-z0-9]+([-_./][a-z0-9]+)*|[A-Za-z]+([-_/][A-Za-z]+)*")  # of a resource or a folder
 _NOTE = "[secret removed: "
 
-# Text that a reader does not see, or sees decoded. All alternatives begin with one class of characters, so
+# Text that is not displayed, or is displayed decoded. All alternatives begin with one class of characters, so
 # that the search is fast in long texts.
 _HIDDEN = re.compile(
     rf"""(?x)
@@ -210,10 +212,8 @@ def find_secret(text: str) -> str:
     >>> find_secret("ami-0123456789abcdef0")
     ''
     """
-    found = next(_shaped(text), None) or next(
-        (span for view in _views(text) for span in _shaped(view.text)), None
-    )
-    return found[2] if found else ""
+    texts = chain([text], (view.text for view in _views(text)))
+    return next((label for one in texts for _, _, label in _shaped(one)), "")
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -303,13 +303,8 @@ def _forms(value: str, label: str) -> tuple[_KnownForm, ...]:
     for _ in range(2):
         for form in tuple(written):
             written |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1], repr(form)[1:-1]}
-            written |= {html.escape(form), html.escape(form, quote=False)}
-            written |= {
-                quote(form),
-                quote(form, safe=""),
-                quote(form, safe="").lower(),
-                form.replace("/", r"\/"),
-            }
+            written |= {html.escape(form), html.escape(form, quote=False), form.replace("/", r"\/")}
+            written |= {quote(form), quote(form, safe=""), quote(form, safe="").lower()}
     like_an_id = _WORD.fullmatch(value) is not None
     found = [_KnownForm(form, label, plain, len(value) < LONG, like_an_id) for form in written]
     raw = value.encode("utf-8", "surrogatepass")
@@ -318,20 +313,12 @@ def _forms(value: str, label: str) -> tuple[_KnownForm, ...]:
     for offset in range(3):
         text = base64.b64encode(bytes(offset) + raw).decode("ascii")
         first = (0, 2, 3)[offset]
-        last = (
-            len(text) - (0, 3, 2)[(offset + len(raw)) % 3]
-        )  # without the characters that depend on neighbouring bytes
+        # Without the characters that depend on neighbouring bytes.
+        last = len(text) - (0, 3, 2)[(offset + len(raw)) % 3]
         if last - first >= SHORTEST:
             core = text[first:last]
             encoded |= {core, core.replace("+", "-").replace("/", "_"), quote(core, safe="")}
     return (*found, *(_KnownForm(form, label, whole_words=False, short=False) for form in encoded))
-
-
-@dataclass(frozen=True, slots=True)
-class _Removed:
-    """Replaces a picture."""
-
-    note: str
 
 
 @dataclass
@@ -346,7 +333,7 @@ class Redactor:
     """
 
     values: tuple[str, ...] = ()
-    found: dict[str, int] = field(default_factory=dict)
+    found: Counter[str] = field(default_factory=Counter)
     _all_forms: list[_KnownForm] = field(default_factory=list, repr=False)
     _prefixes: dict[str, list[_KnownForm]] = field(default_factory=dict, repr=False)
     _long: dict[str, str] = field(default_factory=dict, repr=False)
@@ -363,8 +350,7 @@ class Redactor:
             spans = self._spans("".join(clean) if len(clean) > 1 else clean[0]) if clean else []
             if not spans:
                 break
-            for _start, _end, label in spans:
-                self.found[label] = self.found.get(label, 0) + 1
+            self.found.update(label for _, _, label in spans)
             clean = _cut(clean, spans)
         return clean
 
@@ -436,7 +422,7 @@ class Redactor:
         """Return the kind of the first secret in binary content, or an empty string."""
         label = self._label(content, 0)
         if label:
-            self.found[label] = self.found.get(label, 0) + 1
+            self.found[label] += 1
         return label
 
     def _label(self, content: bytes, depth: int) -> str:
@@ -502,11 +488,13 @@ class Redactor:
             while wanted in clean and wanted != key:
                 wanted, number = f"{self.text(str(key))} {number}", number + 1
             if isinstance(key, str) and _is_binary_type(key):
-                kept = self._picture(item)
-                if isinstance(kept, _Removed):
-                    notes.append(f"{kept.note}: a picture ({wanted}) is left out")
+                payload = "".join(map(str, item)) if isinstance(item, list) else item
+                content = _from_base64(payload) if isinstance(payload, str) else None
+                if content and (label := self.binary(content)):
+                    notes.append(f"{_note(label)}: a picture ({wanted}) is left out")
                 else:
-                    clean[wanted] = kept
+                    redacted = self.value(payload)
+                    clean[wanted] = item if redacted == payload else redacted
             else:
                 clean[wanted] = self._member(named if key in ("Value", "value") else str(key), _joined(item))
         if notes:
@@ -520,21 +508,9 @@ class Redactor:
             before = f"{name}="
             spans = [span for span in self._spans(before + item) if span[0] >= len(before)]
             if spans:
-                for _start, _end, label in spans:
-                    self.found[label] = self.found.get(label, 0) + 1
+                self.found.update(label for _, _, label in spans)
                 return _cut([before + item], spans)[0][len(before) :]
         return redacted
-
-    def _picture(self, item: Any) -> Any:
-        payload = item if isinstance(item, str) else "".join(map(str, item)) if isinstance(item, list) else ""
-        if not payload:
-            return self.value(item)
-        content = _from_base64(payload)
-        label = self.binary(content) if content is not None else ""
-        if label:
-            return _Removed(_note(label))
-        clean = self.text(payload)
-        return item if clean == payload else clean
 
     def _known_forms(self) -> list[_KnownForm]:
         known = remembered()
@@ -557,24 +533,21 @@ class Redactor:
         """Return the places of secrets, in order and without overlaps."""
         if len(text) < SHORTEST:
             return []
-        found = [*self._known_in(text), *_shaped(text), *self._abbreviated(text), *self._encoded(text, depth)]
+        found = [*self._found_in(text), *self._encoded(text, depth)]
         for view in _views(text):
-            found += [
-                (*view.original(start, end), label)
-                for start, end, label in (
-                    *self._known_in(view.text),
-                    *_shaped(view.text),
-                    *self._abbreviated(view.text),
-                )
-            ]
+            found += view.in_original(self._found_in(view.text))
         if "\n" in text and self._known_forms():
             # Only known values: a pattern could match the end of one line with the start of an unrelated one.
-            whole = _view(text, _WRAPPED, None)
-            if whole is not None:
-                found += [
-                    (*whole.original(start, end), label) for start, end, label in self._known_in(whole.text)
-                ]
+            unwrapped = _view(text, _WRAPPED, None)
+            if unwrapped is not None:
+                found += unwrapped.in_original(self._known_in(unwrapped.text))
         return _merged([span for span in found if not text.startswith(_NOTE, span[0])])
+
+    def _found_in(self, text: str) -> Iterator[Span]:
+        """Yield the places of secrets in a text as it is; they can overlap."""
+        yield from self._known_in(text)
+        yield from _shaped(text)
+        yield from self._abbreviated(text)
 
     def _encoded(self, text: str, depth: int) -> Iterator[Span]:
         """Yield base64 that contains a secret: user data, a picture, a document, nested base64."""
@@ -695,7 +668,7 @@ class LineRedactor:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A text as a reader sees it, with the place of each part in the original."""
+    """A text as it is displayed, with the place of each part in the original."""
 
     text: str
     starts: list[int]  # start of each part in the view
@@ -710,6 +683,10 @@ class _View:
         after, finish, same = self.places[last]
         finish = after + end - self.starts[last] if same else finish
         return self.above.original(begin, finish) if self.above is not None else (begin, finish)
+
+    def in_original(self, spans: Iterable[Span]) -> Iterator[Span]:
+        """Yield places in the view as places in the original."""
+        return ((*self.original(start, end), label) for start, end, label in spans)
 
 
 def _views(text: str) -> Iterator[_View]:
@@ -876,25 +853,6 @@ def _is_binary_type(key: str) -> bool:
     )
 
 
-_PACKED = (
-    b"\x89PNG\r\n\x1a\n",
-    b"PK\x03\x04",
-    b"\x1f\x8b",
-    b"BZh",
-    b"\xfd7zXZ\0",
-    b"\x5d\0\0",
-    b"\x28\xb5\x2f\xfd",
-    b"\x04\x22\x4d\x18",
-    b"%PDF",
-    b"PAR1",
-    b"ARROW1",
-    b"x\x01",
-    b"x\x5e",
-    b"x\x9c",
-    b"x\xda",
-)
-
-
 def _unpacked(content: bytes, depth: int = 0, budget: list[int] | None = None) -> Iterator[bytes]:
     """Yield content and its unpacked parts: texts of a PNG, members of a ZIP, decompressed data."""
     budget = [_UNPACKED_IN_ALL] if budget is None else budget
@@ -907,45 +865,15 @@ def _unpacked(content: bytes, depth: int = 0, budget: list[int] | None = None) -
             if budget[0] <= 0:
                 return
             yield from _unpacked(part, depth + 1, budget)
-    except (
-        ImportError,
-        ValueError,
-        OSError,
-        RuntimeError,
-        NotImplementedError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-    ):
+    except _UNPACK_ERRORS:
         return  # only the first bytes were those of an archive
 
 
 def _parts_of(content: bytes) -> Iterator[bytes]:
     """Yield the unpacked parts of content of a known type."""
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        yield from _png_texts(content)
-    elif content.startswith(b"\x1f\x8b"):
-        yield from _streams(content, lambda: zlib.decompressobj(31))
-    elif content.startswith(b"BZh"):
-        yield from _streams(content, bz2.BZ2Decompressor)
-    elif content.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
-        yield from _streams(content, lzma.LZMADecompressor)
-    elif content.startswith((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")):
-        yield from _streams(content, zlib.decompressobj)
-    elif content.startswith((b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")):
-        import pyarrow as pa
-
-        name = "zstd" if content[0] == 0x28 else "lz4"
-        yield pa.CompressedInputStream(pa.BufferReader(content), name).read(_UNPACKED_BYTES)
-    elif content.startswith((b"PAR1", b"ARROW1")):
-        yield from _table_texts(content)
-    elif content.startswith(b"%PDF"):
-        for found in re.finditer(rb"stream\r?\n", content):
-            with suppress(zlib.error):
-                yield zlib.decompressobj().decompress(memoryview(content)[found.end() :], _UNPACKED_BYTES)
+    unpack = next((unpack for starts, unpack in _UNPACKERS if content.startswith(starts)), None)
+    if unpack is not None:
+        yield from unpack(content)
     elif content[257:262] == b"ustar":
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             for entry in archive:
@@ -959,6 +887,19 @@ def _parts_of(content: bytes) -> Iterator[bytes]:
                 yield info.filename.encode("utf-8", "replace") + b"\n" + info.comment
                 with packed.open(info) as inner:
                     yield from iter(partial(inner.read, _UNPACKED_BYTES), b"")
+
+
+def _arrow_stream(content: bytes) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    name = "zstd" if content[0] == 0x28 else "lz4"
+    yield pa.CompressedInputStream(pa.BufferReader(content), name).read(_UNPACKED_BYTES)
+
+
+def _pdf_streams(content: bytes) -> Iterator[bytes]:
+    for found in re.finditer(rb"stream\r?\n", content):
+        with suppress(zlib.error):
+            yield zlib.decompressobj().decompress(memoryview(content)[found.end() :], _UNPACKED_BYTES)
 
 
 def _streams(content: bytes, make: Callable[[], Any]) -> Iterator[bytes]:
@@ -1017,6 +958,23 @@ def _png_texts(content: bytes) -> Iterator[bytes]:
                         continue
                     break
         offset += 12 + size
+
+
+_UNPACKERS: tuple[tuple[tuple[bytes, ...], Callable[[bytes], Iterator[bytes]]], ...] = (
+    ((b"\x89PNG\r\n\x1a\n",), _png_texts),
+    ((b"\x1f\x8b",), partial(_streams, make=lambda: zlib.decompressobj(31))),
+    ((b"BZh",), partial(_streams, make=bz2.BZ2Decompressor)),
+    ((b"\xfd7zXZ\0", b"\x5d\0\0"), partial(_streams, make=lzma.LZMADecompressor)),
+    ((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda"), partial(_streams, make=zlib.decompressobj)),
+    ((b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"), _arrow_stream),
+    ((b"PAR1", b"ARROW1"), _table_texts),
+    ((b"%PDF",), _pdf_streams),
+)
+"""The first bytes of packed content, and the function that unpacks it."""
+
+_PACKED = (b"PK\x03\x04", *(start for starts, _ in _UNPACKERS for start in starts))
+_UNPACK_ERRORS: tuple[type[Exception], ...] = (ImportError, ValueError, OSError, RuntimeError, EOFError)
+_UNPACK_ERRORS += (struct.error, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
 
 def _joined(value: Any) -> Any:
