@@ -29,9 +29,9 @@ def open_console(*, runbook: str = "", sandbox: bool = False) -> Any:
     Parameters
     ----------
     runbook
-        Runbook that is selected first; by default the first one.
+        Selected runbook; by default the first one.
     sandbox
-        Start on a local sandbox instead of AWS. If JupyterLab was started with ``--sandbox``, the console
+        Start with a local sandbox instead of AWS. If JupyterLab was started with ``--sandbox``, the console
         always uses that sandbox.
 
     Raises

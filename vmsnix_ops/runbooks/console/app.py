@@ -22,20 +22,7 @@ RUN = "Run"
 
 
 class Console:
-    """The console in JupyterLab.
-
-    Parameters
-    ----------
-    runbook
-        Runbook that is selected first; by default the first one.
-    sandbox
-        Start on a sandbox.
-
-    Attributes
-    ----------
-    widget
-        The widget.
-    """
+    """The console in JupyterLab; `open_console` describes the arguments."""
 
     def __init__(self, *, runbook: str = "", sandbox: bool = False) -> None:
         self._runs_ended = 0
@@ -77,7 +64,7 @@ class Console:
         self._refresh_tab()
 
     def _refresh_tab(self) -> None:
-        """Let the open tab read its tables, in a thread."""
+        """Read the tables of the open tab, in a thread."""
         tab = self.tabs.get(self.strip.value)
         if tab is not None:
             arguments = (self.bar.backend, self._runs_ended)

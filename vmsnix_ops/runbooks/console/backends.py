@@ -1,8 +1,8 @@
 """The backend of the console: AWS, or a sandbox on this machine; and the bar that shows and switches it.
 
-A backend is a change of this process's environment variables. The process of a run, the settings, the tables
-and the boto3 session get the changed variables. The variables of this process never change, so that a request
-for AWS cannot reach the sandbox, or the other way round.
+A backend is a set of changes to this process's environment variables. The process of a run, the settings, the
+tables and the boto3 session get the changed variables. The variables of this process never change, so that a
+request to AWS cannot reach the sandbox, and a request to the sandbox cannot reach AWS.
 """
 
 from __future__ import annotations
@@ -103,22 +103,12 @@ def _session(environment: Mapping[str, str]) -> boto3.Session:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The identity that a backend's requests have.
-
-    Attributes
-    ----------
-    account, arn
-        Account ID and ARN; empty if they could not be read.
-    region
-        Default region; empty if none is set.
-    problem
-        Why account and ARN are unknown, or why nothing may be changed in this account.
-    """
+    """The identity of a backend's requests; unknown values are empty."""
 
     account: str = ""
     arn: str = ""
-    region: str = ""
-    problem: str = ""
+    region: str = ""  # the default region
+    problem: str = ""  # why account and ARN are unknown, or why this account may not be changed
 
 
 def read_caller(backend: Backend) -> Caller:
@@ -226,15 +216,7 @@ _NOTE = '{% if text %}<p class="vmsnix-quiet">{{ text }}</p>{% endif %}'
 
 
 def banner(backend: Backend, caller: Caller | None) -> Markup:
-    """Return the banner that names the backend and its account.
-
-    Parameters
-    ----------
-    backend
-        The backend.
-    caller
-        Its caller identity; ``None`` while it is being read.
-    """
+    """Return the banner with the backend and its account; `caller` is ``None`` while it is being read."""
     if backend.sandbox:
         kind, title = "vmsnix-sandbox", "SANDBOX"
         words = "A local AWS on this machine. No request reaches AWS."
@@ -252,21 +234,12 @@ class BackendBar:
     ----------
     changed
         Called when the backend changes, and when its caller identity is known.
-
-    Attributes
-    ----------
-    backend
-        The current backend.
-    caller
-        Its caller identity; ``None`` while it is being read.
-    widget
-        The widget.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._initial = self.backend = Backend(url=os.environ.get("VMSNIX_SANDBOX", ""))
-        self.caller: Caller | None = None
+        self.caller: Caller | None = None  # while it is being read
         self._banner = ipywidgets.HTML("")
         self.switch = ipywidgets.ToggleButtons(
             options=[AWS, SANDBOX],

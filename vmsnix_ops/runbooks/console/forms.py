@@ -1,4 +1,4 @@
-"""The form of a runbook, made from its parameters cell, and checked while somebody fills it in."""
+"""The form of a runbook, made from its parameters cell. Each input is checked at once."""
 
 from __future__ import annotations
 
@@ -52,13 +52,6 @@ class Field:
     """Base class of the fields: a widget for a parameter, its help, and its problem.
 
     A field returns the input; `parameters.check`, which the command line also uses, converts it.
-
-    Attributes
-    ----------
-    parameter
-        The parameter.
-    widget
-        The widget.
     """
 
     def __init__(self, parameter: Parameter, changed: Callable[[], None]) -> None:
@@ -314,27 +307,12 @@ def _small_button(text: str, tooltip: str, pressed: Callable[[Any], None]) -> An
 
 
 class Form:
-    """The fields of a runbook.
-
-    Parameters
-    ----------
-    runbook
-        The runbook.
-    changed
-        Called after every change.
-
-    Attributes
-    ----------
-    widget
-        The widget.
-    problems
-        Problems of the last check, by parameter.
-    """
+    """The fields of a runbook; `changed` is called after every change."""
 
     def __init__(self, runbook: Runbook, changed: Callable[[], None]) -> None:
         self.runbook = runbook
         self._changed = changed
-        self.problems: dict[str, str] = {}
+        self.problems: dict[str, str] = {}  # of the last check, by parameter
         self._values: dict[str, object] = {}
         self._regions: frozenset[str] = frozenset()
         self.fields = {
@@ -357,7 +335,7 @@ class Form:
             else:
                 is_region = source_of(field.parameter) == "regions"
                 field.show_problem(self._unknown_region(values[name]) if is_region else "", warning=True)
-        # In one step, because the thread that brings suggestions checks too.
+        # In one step, because a thread with new suggestions also calls this method.
         self.problems, self._values = problems, values
 
     def values(self) -> dict[str, object]:
@@ -447,17 +425,7 @@ def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: boo
 
 
 def plan_html(form: Form, *, backend: str, command: str) -> Markup:
-    """Return the effect and the parameters of a run.
-
-    Parameters
-    ----------
-    form
-        The checked form.
-    backend
-        The backend in words.
-    command
-        The shell command for the same run.
-    """
+    """Return the effect and the parameters of a run, the backend (in words) and the shell command."""
     return fill(
         _PLAN,
         runbook=form.runbook,

@@ -57,33 +57,15 @@ SHELL = '"$@" &'
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run that the console started.
-
-    Attributes
-    ----------
-    run_id
-        ID of the run.
-    runbook
-        Name of the runbook.
-    title
-        Title of the runbook.
-    given
-        The given parameters.
-    folder
-        Folder of the job.
-    run_folder
-        Folder in which the run works.
-    started_at
-        Start, in seconds since the epoch.
-    """
+    """A run that the console started."""
 
     run_id: str
     runbook: str
-    title: str
-    given: Mapping[str, object]
-    folder: Path
-    run_folder: Path
-    started_at: float
+    title: str  # of the runbook
+    given: Mapping[str, object]  # the given parameters
+    folder: Path  # of the job
+    run_folder: Path  # in which the run works
+    started_at: float  # seconds since the epoch
 
     @property
     def running(self) -> bool:
@@ -92,7 +74,7 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was asked to stop."""
+        """Whether it was cancelled."""
         return (self.folder / CANCEL).exists()
 
     def cancel(self, *, kill: bool = False) -> None:
@@ -195,7 +177,7 @@ def _start_process(folder: Path, backend: Backend, cwd: Path) -> None:
     environment = backend.environment
     environment |= kernels.python_path(environment)
     environment["VMSNIX_EVENTS"] = str(folder / EVENTS)
-    # With these variables of JupyterLab, the kernel of the run would be taken for one of JupyterLab's.
+    # These variables mark the kernels of JupyterLab.
     environment.pop("JPY_SESSION_NAME", None)
     environment.pop("JPY_PARENT_PID", None)
     program = [sys.executable, "-m", "vmsnix_ops.runbooks.console.jobs", str(folder)]
@@ -230,21 +212,11 @@ def _is_locked(folder: Path) -> bool:
 
 @dataclass
 class StepState:
-    """The state of a step.
+    """The state of a step."""
 
-    Attributes
-    ----------
-    event
-        Its last event.
-    notes
-        Its messages, oldest first.
-    updated_at
-        Time of the last event, in seconds since the epoch.
-    """
-
-    event: Event
-    notes: list[str] = field(default_factory=list)
-    updated_at: float = 0.0
+    event: Event  # the last one
+    notes: list[str] = field(default_factory=list)  # its messages, oldest first
+    updated_at: float = 0.0  # time of the last event, in seconds since the epoch
 
     @property
     def ended(self) -> bool:
@@ -254,42 +226,26 @@ class StepState:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """The state of a job.
+    """The state of a job."""
 
-    Attributes
-    ----------
-    steps
-        Its steps, in the order of their starts.
-    log
-        The last lines of the notebook's output.
-    cells_done, cells
-        Number of code cells that have run, and of all; 0 if unknown.
-    seconds
-        Time since the start.
-    cancelled
-        Whether it was asked to stop.
-    outcome
-        The outcome, as in `execute.RunOutcome`; ``None`` while it runs.
-    """
-
-    steps: tuple[StepState, ...]
-    log: tuple[str, ...]
-    cells_done: int
-    cells: int
-    seconds: float
+    steps: tuple[StepState, ...]  # in the order of their starts
+    log: tuple[str, ...]  # the last lines of the notebook's output
+    cells_done: int  # number of code cells that have run; 0 if unknown
+    cells: int  # number of all code cells; 0 if unknown
+    seconds: float  # since the start
     cancelled: bool
-    outcome: Mapping[str, Any] | None
+    outcome: Mapping[str, Any] | None  # as in `execute.RunOutcome`; ``None`` while it runs
 
 
 class JobReader:
-    """Reads the state of a job from its files; each call of `read` reads only what is new.
+    """Reads the state of a job from its files; each call of `read` reads only new lines.
 
     Parameters
     ----------
     job
         The job.
     environment
-        Its environment variables, whose secrets are removed from what is shown.
+        Its environment variables; their secrets are removed from the state.
     """
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
@@ -303,7 +259,7 @@ class JobReader:
 
     def read(self) -> JobState:
         """Return the current state."""
-        running = self.job.running  # read first: then the files below are complete if the job has ended
+        running = self.job.running  # first, so that the files below are complete if the job has ended
         for line in self._new_lines(EVENTS):
             values = json.loads(line)
             self._apply(values.pop("at"), Event(**values))
@@ -374,21 +330,17 @@ class JobReader:
         return outcome
 
 
-# The process of a job
-
-
 def main(folder: Path) -> None:
     """Run the runbook of a job's request, and write the outcome.
 
-    A cancelled publish is undone, because after an interrupt alone its resources would be kept for the next
-    attempt.
+    A cancelled publish is undone; an interrupt alone would keep its resources for the next attempt.
     """
     from vmsnix_ops.runbooks import catalog
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
     from vmsnix_ops.runbooks.execution._kernel import describe
     from vmsnix_ops.runbooks.execution.execute import run
 
-    # The shell lets this process ignore Ctrl-C. Without this line, the notebook's kernel would inherit that.
+    # The shell starts this process with SIGINT ignored, and the kernel would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     interrupter, ended = Interrupter(), threading.Event()
@@ -416,7 +368,7 @@ def main(folder: Path) -> None:
 
 
 def _watch_cancel(path: Path, interrupter: Interrupter, ended: threading.Event) -> None:
-    """Interrupt the run as often as the file says."""
+    """Interrupt the run; the file contains the number of interrupts."""
     interrupts = 0
     while not ended.wait(POLL_SECONDS):
         try:
@@ -429,7 +381,7 @@ def _watch_cancel(path: Path, interrupter: Interrupter, ended: threading.Event) 
 
 
 def _undo(run_id: str, run_folder: Path) -> dict[str, object]:
-    """Undo a cancelled publish; other runbooks write no journal, and have nothing to undo."""
+    """Undo a cancelled publish; for other runbooks, which have no journal, do nothing."""
     if not (run_folder / archive.JOURNAL).is_file():
         return {}
     from vmsnix_ops.publish.undo import plan_undo

@@ -1,4 +1,4 @@
-"""The page Run: select a runbook, fill in its form, check the plan, run it, and see the result."""
+"""The page Run: the list of runbooks, the form, the plan, the progress of a run, and its result."""
 
 from __future__ import annotations
 
@@ -44,33 +44,19 @@ if TYPE_CHECKING:
 
 COPIES_FOLDER = "runs"
 MAX_COPIES = 30
-"""Runs whose copies are kept. Older ones are copied again when somebody opens them."""
+"""Maximum number of runs whose copies are kept; older runs are copied again when they are opened."""
 COPIED_FILES = (archive.NOTEBOOK, archive.REPORT, archive.LOG)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Copies of the files of a run.
+    """Copies of the files of a run."""
 
-    Attributes
-    ----------
-    location
-        Folder or ``s3://`` location in the archive.
-    links
-        Paths of the copies, relative to the open notebook, by file name.
-    report
-        The report as HTML; empty if there is none.
-    values
-        Content of ``result.json``.
-    problem
-        What is missing, and why.
-    """
-
-    location: str = ""
-    links: Mapping[str, str] = field(default_factory=dict)
-    report: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""
+    location: str = ""  # in the archive: a folder, or an s3:// location
+    links: Mapping[str, str] = field(default_factory=dict)  # file name: path relative to the open notebook
+    report: str = ""  # the report as HTML; empty if there is none
+    values: Mapping[str, Any] = field(default_factory=dict)  # content of result.json
+    problem: str = ""  # which files are missing, and why
 
 
 def copy_evidence(run_id: str, backend: Backend) -> Evidence:
@@ -115,8 +101,6 @@ def _copy_files(opened: Archive, run: ArchivedRun, folder: Path) -> str:
     return " ".join(problems)
 
 
-# The progress of a run. jinja2 escapes all values.
-
 MARKS = {"finished": "✓", "failed": "✗"}
 STOPPING = "stopping: the notebook cleans up, and an unfinished publish is undone"
 KILL_DELAY_SECONDS = 3.0
@@ -130,11 +114,6 @@ class LiveView:
     ----------
     cancel
         Called with False to cancel the run, and with True to kill its kernel.
-
-    Attributes
-    ----------
-    widget
-        The widget.
     """
 
     def __init__(self, cancel: Callable[[bool], None]) -> None:
@@ -279,8 +258,6 @@ _LOG = """\
 """
 
 
-# The outcome of a run: the verdict, the AMI, links to the files of its evidence, and its report.
-
 EFFECTS = {
     "read_only": ("vmsnix-good", "read-only"),
     "creates": ("vmsnix-mixed", "creates"),
@@ -337,13 +314,7 @@ _REPORT = """\
 
 
 class ResultView:
-    """Shows the outcome of a run.
-
-    Attributes
-    ----------
-    widget
-        The widget.
-    """
+    """Shows the outcome of a run."""
 
     def __init__(self) -> None:
         self._summary = ipywidgets.HTML("")
@@ -384,9 +355,9 @@ class ResultView:
         evidence
             Its files.
         state
-            Its last state, for a run that the console started.
+            Its last state, if the console started it.
         open_report
-            Open its report.
+            Whether to open its report.
         """
         self._summary.value = summary_html(values)
         notes = "undone" not in values  # after an undo, a note about continuing is no longer true
@@ -472,14 +443,7 @@ class RunPage:
     bar
         The bar with the backend.
     ended
-        Called when a run has ended, from the thread that watched it.
-
-    Attributes
-    ----------
-    widget
-        The widget.
-    job
-        The current run; ``None`` if there is none.
+        Called when a run has ended, in the thread that watched it.
     """
 
     def __init__(self, bar: BackendBar, ended: Callable[[], None]) -> None:
@@ -489,7 +453,7 @@ class RunPage:
         self._defaults: Mapping[str, str] = {}
         self._lock = threading.RLock()
         self._suggestions = SuggestionCache()
-        self.job: Job | None = None
+        self.job: Job | None = None  # the current run
         self._new_token()
         books = catalog.runbooks()
         self.pick = ipywidgets.Select(
@@ -538,8 +502,6 @@ class RunPage:
         self.widget.add_class("vmsnix-run")
         self._show_page(self._form_page)
 
-    # For the other parts of the console
-
     def open(self, runbook: str, values: Mapping[str, object]) -> None:
         """Show the form of a runbook, filled in; values for parameters that no longer exist are ignored."""
         name = catalog.full_name(runbook)
@@ -577,8 +539,6 @@ class RunPage:
         self.confirm.value = ""
         self._refresh()
 
-    # The form
-
     @property
     def _form(self) -> Form:
         """The form of the selected runbook, created when it is first needed.
@@ -600,7 +560,7 @@ class RunPage:
         self._suggest()
 
     def _on_form(self) -> None:
-        self.confirm.value = ""  # a confirmation is for the values that somebody saw
+        self.confirm.value = ""  # a confirmation is for the values that were shown
         self._refresh()
 
     def _refresh(self, _change: object = None) -> None:
@@ -663,13 +623,11 @@ class RunPage:
 
         return callback
 
-    # The run
-
     def _new_token(self) -> None:
         self._token = secrets.token_hex(8)
 
     def _start(self, *, dry: bool) -> None:
-        """Start a run. It uses up the token, so that the second click of a double click starts nothing."""
+        """Start a run. This uses the token, so that the second click of a double click starts nothing."""
         token, self._token = self._token, ""
         if not token:
             return
@@ -713,10 +671,10 @@ class RunPage:
                 time.sleep(POLL_SECONDS)
                 state = reader.read()
             self._end(job, state)
-        except Exception as error:  # noqa: BLE001 - in a thread, an error would be shown nowhere
+        except Exception as error:  # noqa: BLE001 - an error in a thread would not be shown
             self._allow_next_run()
             self._show_page(self._form_page)
-            lost = f"The console lost the run {job.run_id} ({type(error).__name__}: {error})."
+            lost = f"Could not read the progress of the run {job.run_id} ({type(error).__name__}: {error})."
             self._show_message(f"{lost} The run continues; to check it, use `vmsnix runs`.", error=True)
 
     def _end(self, job: Job, state: JobState) -> None:

@@ -1,7 +1,6 @@
 """Suggestions for fields: images of the flake, regions, buckets, AMIs. Fetched on request, and cached.
 
-Without Nix or without permission, there are no suggestions, but the field can still be filled in. The console
-shows the reason beside the field.
+Without Nix or a permission, there are no suggestions, and the console shows the reason beside the field.
 """
 
 from __future__ import annotations
@@ -29,18 +28,10 @@ BUILDABLE = ("flake", "publish-ami")
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A suggested value.
-
-    Attributes
-    ----------
-    value
-        The value to fill in.
-    label
-        Its text in the list; by default the value.
-    """
+    """A suggested value."""
 
     value: str
-    label: str = ""
+    label: str = ""  # text in the list; by default the value
 
 
 def source_of(parameter: Parameter) -> str:

@@ -50,22 +50,11 @@ THEME = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a grid.
+    """A column of a grid."""
 
-    Attributes
-    ----------
-    name
-        Name in the frame.
-    title
-        Heading; the name by default.
-    kind
-        Format of the values: ``text``, ``code``, ``badge``, ``time``, ``seconds``, ``bytes``, ``number``,
-        ``usd``, ``long`` (text with several lines), ``command``.
-    """
-
-    name: str
-    title: str = ""
-    kind: str = "text"
+    name: str  # in the frame
+    title: str = ""  # heading; by default the name
+    kind: str = "text"  # text, code, badge, time, seconds, bytes, number, usd, long (several lines), command
 
 
 class Grid:
@@ -82,14 +71,7 @@ class Grid:
     empty
         Text for a frame without rows.
     changed
-        Called after every change with the rows that are shown.
-
-    Attributes
-    ----------
-    empty
-        Text for a frame without rows.
-    widget
-        The widget.
+        Called after every change with the displayed rows.
     """
 
     def __init__(
@@ -163,7 +145,7 @@ class Grid:
         return found
 
     def _draw(self, _change: object = None) -> None:
-        with self._lock:  # a thread can show a new frame while somebody types a search
+        with self._lock:  # a thread can show a new frame during a search
             rows = self.rows()
             if rows is None or self._frame is None:
                 return
@@ -266,13 +248,6 @@ class Tab:
         Opens the form of a runbook, filled in with values.
     show_run
         Shows a past run: a row of the table ``runs``.
-
-    Attributes
-    ----------
-    title
-        Title of the tab.
-    widget
-        The widget.
     """
 
     title = ""
