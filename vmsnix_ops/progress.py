@@ -245,18 +245,24 @@ def counted(number: int, word: str, plural: str = "") -> str:
     return f"{number:,} {word if number == 1 else plural or word + 's'}"
 
 
-def describe(event: Event) -> str:
-    """Return the finished amount, percentage, rate and remaining time of a step as one line."""
-    amount = human_bytes(event.done) if event.unit == "bytes" else f"{event.done:g}"
-    one = event.unit.removesuffix("s")
+def amount(event: Event) -> str:
+    """Return the finished and the total amount of a step, such as ``3 of 12 items`` or ``75 %``."""
     if event.unit == "percent":
         fraction = event.fraction
-        parts = [f"{event.done if fraction is None else 100 * fraction:.0f} %"]
-    elif event.total:
-        whole = human_bytes(event.total) if event.unit == "bytes" else counted(int(event.total), one)
-        parts = [f"{amount} of {whole}", f"{100 * event.done / event.total:.0f} %"]
-    else:
-        parts = [amount if event.unit == "bytes" else counted(int(event.done), one)]
+        return f"{event.done if fraction is None else 100 * fraction:.0f} %"
+    if event.unit == "bytes":
+        return human_bytes(event.done) + (f" of {human_bytes(event.total)}" if event.total else "")
+    one = event.unit.removesuffix("s")
+    if event.total:
+        return f"{event.done:g} of {counted(int(event.total), one)}"
+    return counted(int(event.done), one)
+
+
+def describe(event: Event) -> str:
+    """Return the finished amount, percentage, rate and remaining time of a step as one line."""
+    parts = [amount(event)]
+    if event.total and event.unit != "percent":
+        parts.append(f"{100 * event.done / event.total:.0f} %")
     if event.unit == "bytes" and event.rate:
         parts.append(f"{human_bytes(event.rate)}/s")
     if event.kind == "advanced" and event.eta:

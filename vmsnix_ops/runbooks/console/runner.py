@@ -16,7 +16,7 @@ import ipywidgets
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
-from vmsnix_ops.progress import counted, human_bytes, human_seconds
+from vmsnix_ops.progress import amount, human_bytes, human_seconds
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_html
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from vmsnix_ops.progress import Event
     from vmsnix_ops.runbooks.console.backends import Backend, BackendBar
     from vmsnix_ops.runbooks.console.jobs import Job, JobState, StepState
     from vmsnix_ops.runbooks.console.suggestions import Suggestion
@@ -186,39 +185,21 @@ def _step(step: StepState, *, notes: bool) -> dict[str, object]:
     event = step.event
     seconds = event.seconds if step.ended else event.seconds + max(time.time() - step.updated_at, 0.0)
     eta = event.eta if event.kind in ("advanced", "message") else None
-    share = _share(event)
+    share = 1.0 if event.kind == "finished" else event.fraction
+    if share is None and event.kind == "failed":
+        share = 0.05  # an empty bar would show no colour
     return {
         "name": event.step,
         "mark": MARKS.get(event.kind, ""),
         "state": event.kind if step.ended else "running",
         "percent": None if share is None else f"{100 * share:.0f}",
         "colour": {"finished": "vmsnix-good", "failed": "vmsnix-bad"}.get(event.kind, ""),
-        "amount": _amount(event),
+        "amount": amount(event) if event.done or event.total else "",
         "rate": f"{human_bytes(event.rate)}/s" if event.unit == "bytes" and event.rate else "",
         "took": human_seconds(seconds),
         "remaining": human_seconds(eta) if eta else "",
         "note": step.notes[-1] if notes and step.notes and event.kind != "finished" else "",
     }
-
-
-def _share(event: Event) -> float | None:
-    """Return the share that is done, from 0 to 1; ``None`` if unknown."""
-    if event.kind == "finished":
-        return 1.0
-    if event.total:
-        return min(max(event.done / event.total, 0.0), 1.0)
-    return 0.05 if event.kind == "failed" else None
-
-
-def _amount(event: Event) -> str:
-    if event.unit == "percent":
-        return f"{event.done:.0f} %"
-    if event.unit == "bytes":
-        done = human_bytes(event.done)
-        return f"{done} of {human_bytes(event.total)}" if event.total else (done if event.done else "")
-    if event.total:
-        return f"{event.done:g} of {counted(int(event.total), event.unit.removesuffix('s'))}"
-    return f"{event.done:g} {event.unit}" if event.done else ""
 
 
 _HEAD = """\
