@@ -1,7 +1,7 @@
-"""Announce irreversible actions on the disk before AWS carries them out.
+"""Announce irreversible actions on the disk before they are done in AWS.
 
-A run that deletes, deregisters or stops sharing something first writes a line to ``acts.jsonl``. The file
-shows what a killed process did, without AWS. If the line cannot be written, the action is not done.
+Before a run deletes, deregisters or stops sharing something, it writes a line to ``acts.jsonl``. After a
+crash, the file lists these actions. If the line cannot be written, the action is not done.
 
 >>> from pathlib import Path
 >>> with recording(Path("runs/one"), "one"):  # doctest: +SKIP
@@ -90,7 +90,7 @@ def announce(act: str, resource: str, region: str = "") -> None:
         files.append_line(path, json.dumps(line), durable=True)
     except OSError as error:
         why = f"Could not announce it in {path}: {error.strerror or error}."
-        if isinstance(error.__context__, VmsnixError):  # the failure whose results are being deleted
+        if isinstance(error.__context__, VmsnixError):  # the error after which this action cleans up
             why += f" It was part of undoing a failed run: {error.__context__}"
         if place.announced:
             done = list(place.announced)

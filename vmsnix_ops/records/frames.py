@@ -31,7 +31,7 @@ EXPECTED: dict[Kind, str] = {
 
 
 class _Misfit(Exception):  # noqa: N818 - never leaves this module
-    """A value does not fit its column."""
+    """A value is invalid for its column."""
 
 
 def to_arrow(schema: Schema, rows: Rows) -> pa.Table:

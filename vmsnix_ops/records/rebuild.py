@@ -38,25 +38,13 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """The result of rebuilding one table.
-
-    Attributes
-    ----------
-    table
-        Name of the table.
-    read, added
-        Number of rows from the table's own files, and from the copies of runs.
-    unreadable
-        Number of unreadable data files.
-    kept_as
-        Name of the folder with the old table; empty if there was none.
-    """
+    """The result of rebuilding one table."""
 
     table: str
-    read: int
-    added: int
-    unreadable: int
-    kept_as: str
+    read: int  # number of rows from the table's own files
+    added: int  # number of rows from the copies of runs
+    unreadable: int  # number of data files
+    kept_as: str  # folder with the old table; empty if there was none
 
 
 def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Rebuilt:
@@ -67,12 +55,10 @@ def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Re
 
     Parameters
     ----------
-    tables
-        The tables.
-    table
-        Name of the table.
+    tables, table
+        The tables, and the name of one.
     rows
-        Rows from the copies of runs; rows that the table has are not added again.
+        Rows from the copies of runs; rows that the table contains are not added again.
 
     Raises
     ------
@@ -153,9 +139,9 @@ def _new(data: pa.Table) -> list[bool]:
 
 
 def _missing(kept: pa.Table, own: pa.Table, key: tuple[str, ...]) -> list[bool]:
-    """Return for each kept row whether the table lacks it.
+    """Return for each kept row whether the table does not contain it.
 
-    Several rows can have the same key. The table then lacks the difference of the two numbers of rows.
+    Several rows can have the same key. Then the number of missing rows is the difference.
     """
 
     def key_of(row: Mapping[str, Any]) -> str:

@@ -11,9 +11,9 @@ table                               values
 none of them                        a publish shares with nobody, or makes the AMI public
 ==================================  =====================================================================
 
-A sync copies the state in AWS to the tables. It must not record permissions, because a nightly sync would
-turn a permission that somebody added into the recorded one. Only if no run has recorded an AMI, its first
-sync counts.
+A sync copies the state in AWS to the tables. It must not record permissions: otherwise, a permission that was
+added in AWS would become the expected one with the next sync. Only if no run has recorded an AMI, the values
+of its first sync are used.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.settings import Settings
 
-# A run ID is used as a folder, a tag value and part of a key. It must not leave a folder or look like an
-# option.
+# A run ID is used as a folder name, a tag value and a part of a key: it must not contain "/".
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NEW_RUN_ID = re.compile(r"(?P<started>\d{8}T\d{9}Z)-(?P<runbook>[A-Za-z0-9-]+)-[0-9a-f]{6}")
 """Run IDs of `new_run_id`; they sort by the start of the run."""
@@ -36,9 +35,9 @@ class RunContext:
     runbook
         Name of the runbook, or ``"interactive"``.
     folder
-        Existing folder for ``result.json`` and logs.
+        Folder for ``result.json`` and logs; it exists.
     managed
-        Whether a runner started the run. The runner archives the folder and writes the row in `runs`.
+        Whether the runner started the run. It archives the folder and writes the row of the table `runs`.
     entry
         URL of ``result.json`` in an archive on S3, ``s3://...``; empty for a local archive.
     """

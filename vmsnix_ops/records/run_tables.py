@@ -1,7 +1,7 @@
 """The tables of one run, with a copy of each row in the folder of the run.
 
-A damaged, full or unreachable table must not stop a publish or lose rows. So `RunTables.append` writes the
-rows to ``rows.jsonl`` in the folder of the run, then to the table, then a mark that they are saved.
+A damaged or unreachable table must not stop a publish, and no row may be lost. So `RunTables.append` writes
+the rows to ``rows.jsonl`` in the folder of the run, then to the table, then a mark that they are saved.
 `append_unsaved` appends rows without a mark; the runner calls it at the end of a run, and ``vmsnix runs
 repair`` later. The file is archived with the run, and ``vmsnix history rebuild`` restores tables from it
 (`vmsnix_ops.records.rebuild`).
@@ -63,7 +63,7 @@ class RunTables(Tables):
     def append(self, table: str, rows: Rows, *, once: str | None = None, clean: bool = False) -> None:
         """Append rows to a table as `Tables.append` does, after a copy to the run's folder.
 
-        Rows of tables not in `KEPT` only save later work, so their errors are collected in `problems`.
+        Errors of tables that are not in `KEPT` are collected in `problems`: their rows only save later work.
         """
         data = to_arrow(schemas.schema(table), rows)
         data = data if clean else without_secrets(data)
@@ -91,9 +91,9 @@ class RunTables(Tables):
     def read_or_empty(
         self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
     ) -> pd.DataFrame:
-        """Return rows as `read` does, but none if the table cannot be read.
+        """Return rows as `read` does; no rows if the table cannot be read.
 
-        Use it only for information or to save work. A decision about a resource needs `read`.
+        Use it only for information or to save work. For a decision about a resource, use `read`.
         """
         try:
             return self.read(table, columns=columns, where=where)
@@ -175,7 +175,7 @@ def has_unsaved(folder: Path) -> bool:
 
 
 def rows_from(line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a line with parsed times, and without columns that the schema lacks."""
+    """Return the rows of a line with parsed times, and without columns that are not in the schema."""
     schema = schemas.schema(line["table"])
 
     def moment(value: Any) -> Any:

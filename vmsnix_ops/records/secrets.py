@@ -18,7 +18,7 @@ LITERALS = 500  # maximum in one regular expression: more would exceed RE2's mem
 def without_secrets(data: pa.Table) -> pa.Table:
     """Return rows with a note instead of each secret.
 
-    In large tables Arrow first finds the rows that may contain a secret; a million digests take milliseconds.
+    In a large table, Arrow first finds the rows that may contain a secret. This takes milliseconds.
     """
     import pyarrow as pa
 

@@ -155,22 +155,12 @@ _CHECKPOINT = re.compile(r"\d{20}\.checkpoint(\.\d+\.\d+)?\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """The result of compacting one table.
-
-    Attributes
-    ----------
-    table
-        Name of the table.
-    files_before, files_after
-        Number of data files of the current version.
-    deleted
-        Number of deleted unused files.
-    """
+    """The result of compacting one table."""
 
     table: str
-    files_before: int
+    files_before: int  # number of data files of the current version
     files_after: int
-    deleted: int
+    deleted: int  # number of unused files
 
 
 class Tables:
@@ -291,14 +281,14 @@ class Tables:
             return to_frame(dataset.to_table(columns=wanted, filter=condition))
 
     def write_object(self, name: str, content: bytes) -> None:
-        """Write a file beside the tables, whole or not at all; on S3 with one request.
+        """Write a file beside the tables atomically; on S3 with one request.
 
         Parameters
         ----------
         name
-            Relative to the tables, such as ``"manifests/snap-0123456789abcdef0"``.
+            Path relative to the tables, such as ``"manifests/snap-0123456789abcdef0"``.
         content
-            Replaces the file.
+            New content of the file.
 
         Raises
         ------
@@ -323,7 +313,7 @@ class Tables:
                 temporary.unlink(missing_ok=True)
 
     def read_object(self, name: str) -> bytes | None:
-        """Return a file beside the tables, read with one request on S3; ``None`` when there is none.
+        """Return a file beside the tables; on S3 with one request. ``None`` if it does not exist.
 
         Raises
         ------
@@ -365,7 +355,7 @@ class Tables:
 
     @contextmanager
     def _object_errors(self, name: str, done: str) -> Iterator[None]:
-        """Turn what boto3 and the file system raise into errors that name the file."""
+        """Turn errors of boto3 and the file system into a `RecordsError` with the name of the file."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -374,8 +364,7 @@ class Tables:
             raise RecordsError(
                 f"The file {name} beside the tables in {self.location} cannot be {done}.",
                 why=f"{_first_line(error)}.",
-                fix="Check the location of the tables (the setting history), and that you may read and write "
-                "in it.",
+                fix="Check the setting history, and your permissions to read and write there.",
             ) from error
 
     @contextmanager

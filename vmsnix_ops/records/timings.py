@@ -48,23 +48,13 @@ COLUMNS = ("run_id", *GROUP, "status", "started_at", "seconds", "bytes", "items"
 
 @dataclass(frozen=True, slots=True)
 class SlowStep:
-    """A step that was slower than its history.
-
-    Attributes
-    ----------
-    step
-        Name of the step.
-    seconds, usual_seconds, limit_seconds
-        Its duration, the median of its history, and the limit.
-    earlier
-        Number of earlier steps in its history.
-    """
+    """A step that was slower than its history."""
 
     step: str
     seconds: float
-    usual_seconds: float
+    usual_seconds: float  # median of the history
     limit_seconds: float
-    earlier: int
+    earlier: int  # number of steps in the history
 
     def __str__(self) -> str:
         usual = f"usual: {display.seconds(self.usual_seconds)} (median of {self.earlier} earlier steps)"
@@ -82,10 +72,8 @@ def slow_steps(tables: Tables, run_id: str, *, image: str, region: str, via: str
     ----------
     tables
         The tables, with the steps of the run.
-    run_id
-        ID of the run.
-    image, region, via
-        Image, region and method of the run.
+    run_id, image, region, via
+        The run, and its image, region and method.
 
     Raises
     ------
