@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-COMPLETING = "_VMSNIX_COMPLETE"  # set by the shell's completion, as click wants it
+COMPLETING = "_VMSNIX_COMPLETE"  # set by the completion script of click
 COMMANDS: dict[str, tuple[str, str]] = {
     "help": ("vmsnix_ops.cli.about:show_help", "Show the help of a runbook or a command."),
     "list": ("vmsnix_ops.cli.about:list_runbooks", "List the runbooks with purpose and effect."),
@@ -74,7 +74,7 @@ class Commands(click.Group):
         return list(dict.fromkeys([*books, *(name for name in COMMANDS if name != "run")]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import and return a command; ``None`` when there is none of that name."""
+        """Import and return a command; ``None`` if there is no command of this name."""
         known = OTHER_NAMES.get(cmd_name, cmd_name)
         if known in COMMANDS:
             module, _, attribute = COMMANDS[known][0].partition(":")
@@ -98,7 +98,7 @@ class Commands(click.Group):
             for name in [*self.list_commands(ctx), "run"]
             if name.startswith(incomplete)
         ]
-        if not found:  # somebody is typing a full name
+        if not found:  # the word can be the start of a full name
             from vmsnix_ops.runbooks import catalog
 
             full = catalog.names() if incomplete else ()
@@ -167,8 +167,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 def _open_missing_streams() -> None:
     """Open standard streams that the caller has closed, as a shell's ``>&-`` does.
 
-    Otherwise the next file that is opened would get a standard stream's number, and programs would write
-    into it.
+    Otherwise the next opened file would get the number of a standard stream, and programs would write to it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -198,7 +197,7 @@ def _ensure_home() -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError:
-        return  # a program that needs a home folder reports its own error
+        return  # programs that need a home folder report their own errors
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         return  # another user created it, and could read or change its content
     os.environ["HOME"] = str(folder)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-RECENT_RUNS = 50  # runs whose images are offered
+RECENT_RUNS = 50  # number of runs whose images are completed
 FILES = {
     "bash": "~/.bashrc",
     "zsh": "~/.zshrc",
@@ -75,9 +75,9 @@ def runbooks(incomplete: str) -> list[CompletionItem]:
 
 
 def images(incomplete: str) -> list[CompletionItem]:
-    """Return images of the flake and of past runs that start with `incomplete`; without any, files.
+    """Return images of the flake and of past runs that start with `incomplete`; if there are none, files.
 
-    Nix could list all images of any flake, but takes seconds for it.
+    Nix could list the images of any flake, but that takes seconds.
     """
     from click.shell_completion import CompletionItem
 
@@ -86,7 +86,7 @@ def images(incomplete: str) -> list[CompletionItem]:
 
 
 def _flake_images() -> list[str]:
-    """Return the images of a flake that contains them as ours does: ``images/NAME.nix``."""
+    """Return the images of a local flake with the files ``images/NAME.nix``."""
     from vmsnix_ops.settings import load
 
     with suppress(VmsnixError, OSError):

@@ -75,7 +75,7 @@ def _sample(folder: Path) -> Path:
 
 
 def _wait(served: RunSandbox) -> None:
-    """Print how to use the sandbox, and wait for Ctrl-C."""
+    """Print the variables of the sandbox, and wait for Ctrl-C."""
     import shlex
 
     exports = [
@@ -83,6 +83,6 @@ def _wait(served: RunSandbox) -> None:
         for name, value in served.environment.items()
         if name.startswith("AWS_") or name.upper() == "NO_PROXY"
     ]
-    lines = ["", "The sandbox keeps running. To use it in another shell (Ctrl-C stops it):", *exports, ""]
-    write(sys.stderr, "\n".join(lines))
+    head = "The sandbox is still running. Press Ctrl-C to stop it. To use it in another shell:"
+    write(sys.stderr, "\n".join(["", head, *exports, ""]))
     threading.Event().wait()

@@ -32,8 +32,8 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
 
     settings, session = load(), default_session()
     region = regions.home_region(session, region, settings.region)
-    face = progress.silent() if as_json else progress.current()
-    with face.step("download", unit="bytes") as step:
+    shown = progress.silent() if as_json else progress.current()
+    with shown.step("download", unit="bytes") as step:
         done = reading.download(
             session,
             region=region,

@@ -28,7 +28,7 @@ DEFAULT_PLAN = "fleet.toml"
     help="Plan file; the same as PLAN.  [default: fleet.toml]",
 )
 @click.option(
-    "--dry-run/--no-dry-run", default=True, show_default=True, help="Show what would run, and run nothing."
+    "--dry-run/--no-dry-run", default=True, show_default=True, help="Show the targets, and run nothing."
 )
 @click.option(
     "--scheduler",
@@ -55,9 +55,9 @@ DEFAULT_PLAN = "fleet.toml"
     metavar="PLACE",
     help="Location of the evidence: a folder, or s3://bucket/prefix.  [default: the setting archive]",
 )
-@click.option("--fresh", is_flag=True, help="Run also the targets that are done.")
+@click.option("--fresh", is_flag=True, help="Also run the targets that are done.")
 @click.option("--yes", is_flag=True, help="Confirm targets that destroy, with --no-dry-run.")
-@click.option("--sandbox", is_flag=True, help="Run against a local sandbox instead of AWS.")
+@click.option("--sandbox", is_flag=True, help="Use a local sandbox instead of AWS.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json; in a dry run, the plan.")
 def fleet(
     plan_file: Path | None,
@@ -74,8 +74,8 @@ def fleet(
 ) -> int:
     """Run many runbooks from a plan file, and write one report of all runs.
 
-    PLAN is a TOML file with images, regions, accounts, parameters, order and retries. vmsnix checks the whole
-    plan and shows it; with --no-dry-run it runs the targets that are not done. Run it again to continue.
+    PLAN is a TOML file with runbooks, images, regions, accounts, parameters, order and retries. vmsnix checks
+    and shows the plan. With --no-dry-run, it runs the targets that are not done. Run it again to continue.
     """
     import sys
 

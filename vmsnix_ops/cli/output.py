@@ -1,4 +1,4 @@
-"""What commands print: errors, tables, JSON, and the outcome of a run."""
+"""Print the results of commands: errors, tables, JSON, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def cell(value: object, style: str = "") -> Text:
 
 @contextmanager
 def open_display(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
-    """Yield the stream for the lines of a run, and what shows the progress of its steps.
+    """Yield the stream for the lines of a run, and the reporter of its progress.
 
-    A terminal gets progress bars. Without one, the second value is ``None``, and the runner writes progress
-    as lines. With `as_json`, standard output contains only the JSON.
+    A terminal gets progress bars; otherwise the reporter is ``None``, and the runner writes lines.
+    With `as_json`, standard output contains only the JSON.
     """
     if as_json:
         yield sys.stderr, None
@@ -75,11 +75,11 @@ def open_display(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
         return
     from vmsnix_ops.progress import TerminalBars
 
-    face = TerminalBars()
+    bars = TerminalBars()
     try:
-        yield cast("TextIO", CommandFree()), face
+        yield cast("TextIO", CommandFree()), bars
     finally:
-        face.close()
+        bars.close()
 
 
 def discard_output() -> None:
@@ -131,7 +131,7 @@ def show_outcome(outcome: RunOutcome) -> None:
 
 
 def show_slow(values: Mapping[str, Any]) -> None:
-    """Write which steps of a run took longer than usual."""
+    """Write the steps of a run that took longer than usual."""
     from rich.text import Text
 
     for step in values.get("slow") or ():
@@ -139,7 +139,7 @@ def show_slow(values: Mapping[str, Any]) -> None:
 
 
 def show_failure(outcome: RunOutcome) -> None:
-    """Write to standard error why a run failed, and which evidence could not be saved."""
+    """Write the error and the problems of a run to standard error."""
     if outcome.error is not None:
         show_error(outcome.error.what, outcome.error.why, outcome.error.fix)
         request = outcome.error.detail.get("request_id")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     ParamType = click.ParamType  # generic since click 8.4 only
 
-PREFIX = "parameter_"  # of a runbook's parameters, so that they differ from the options of every runbook
+PREFIX = "parameter_"  # distinguishes a runbook's parameters from the options of every runbook
 RESERVED = ("json", "archive", "sandbox", "param", "help", "yes")
 
 
@@ -253,7 +253,7 @@ def _common_options(runbook: catalog.Runbook) -> list[click.Option]:
             metavar="NAME=VALUE",
             help="Set a parameter; the same as --name value.",
         ),
-        click.Option(["--sandbox"], is_flag=True, help="Run against a local sandbox instead of AWS."),
+        click.Option(["--sandbox"], is_flag=True, help="Use a local sandbox instead of AWS."),
         click.Option(
             ["--archive"],
             metavar="FOLDER",
@@ -349,7 +349,7 @@ def execute(
     as_json
         Print ``result.json``; the output of the notebook, and an error, go to standard error.
     yes
-        Confirm that the runbook may destroy. Without it, vmsnix asks if there is a terminal.
+        Confirm that the runbook may destroy. Without it, vmsnix prompts on a terminal.
     cwd
         Folder for relative paths; the working directory by default.
     """
@@ -380,14 +380,14 @@ def execute(
         else:
             show_outcome(outcome)
         sys.stdout.flush()
-    except (OSError, SystemExit):  # the reader closed the pipe (rich exits then), or the disk is full
+    except (OSError, SystemExit):  # the pipe was closed (then rich exits), or the disk is full
         discard_output()
         return outcome.exit_code or 3
     return outcome.exit_code
 
 
 def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:
-    """Ask on a terminal whether a runbook may destroy; without a terminal, the runner refuses."""
+    """Prompt on a terminal before a runbook destroys; without a terminal, the runner refuses to run it."""
     if runbook.side_effects != "destroys" or given.get("dry_run", True) is True:
         return False
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

@@ -170,7 +170,7 @@ def repair(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--sandbox", is_flag=True, help="Run on a local sandbox instead of AWS.")
+@click.option("--sandbox", is_flag=True, help="Use a local sandbox instead of AWS.")
 @click.option(
     "--from",
     "archive",
@@ -290,7 +290,7 @@ def _show(entry: ArchivedRun) -> None:
 
 
 def _show_failure(entry: ArchivedRun) -> None:
-    """Write why a run failed, if it did."""
+    """Write the error of a failed or lost run."""
     from vmsnix_ops.cli.output import cell, console
 
     failure: Mapping[str, Any] = entry.values.get("failure") or {}

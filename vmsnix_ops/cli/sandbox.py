@@ -2,8 +2,7 @@
 
 A run on a sandbox cannot reach the real AWS, and has its own history and archive.
 ``python -m vmsnix_ops.cli.sandbox`` serves a sandbox for another process, such as the console: it prints the
-environment variables as one line of JSON and ends when its standard input is closed, so that it never
-outlives the process that started it.
+environment variables as one line of JSON, and ends when that process closes its standard input or ends.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 BUCKET = "vmsnix-images"
-SPEED = 60.0  # sandbox seconds in one real second: an import of minutes takes seconds
+SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds instead of minutes
 
 
 @click.command("sandbox")
@@ -63,14 +62,14 @@ def sandbox_command(port: int, speed: float, state: Path | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunSandbox:
-    """A running sandbox, and what a run needs to use it.
+    """A running sandbox, with the variables and the folder for its runs.
 
     Attributes
     ----------
     url
         Its address.
     environment
-        Variables to add to those of this process, whose own ``AWS_*`` variables are removed meanwhile.
+        Variables to add to those of this process, whose own ``AWS_*`` variables are removed during the block.
     state
         Folder of the history and the archive of its runs.
     """
