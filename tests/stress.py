@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TIMING = """
 tests/runbooks/console/test_jobs.py::test_a_running_job_is_found_by_another_console_and_cleans_up_when_cancelled
-tests/runbooks/execution/test_signals.py::test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence[2]
+tests/runbooks/execution/test_signals.py::test_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence[2]
 tests/runbooks/execution/test_signals.py::test_a_second_signal_stops_at_once_and_keeps_the_evidence
 tests/runbooks/execution/test_signals.py::test_a_killed_run_leaves_its_files
 tests/runbooks/execution/test_execute.py::test_an_interrupt_lets_the_notebook_clean_up
@@ -23,9 +23,9 @@ tests/runbooks/execution/test_execute.py::test_a_notebook_that_ignores_an_interr
 tests/runbooks/fleet/test_fleet.py::test_a_target_whose_process_is_killed_runs_again
 tests/runbooks/fleet/test_fleet.py::test_a_stopped_fleet_lets_its_runs_clean_up
 tests/runbooks/fleet/test_worker.py::test_a_worker_waits_for_a_run_on_another_machine
-tests/runbooks/fleet/test_worker.py::test_one_of_two_workers_runs_a_target
-tests/runbooks/fleet/test_worker.py::test_a_run_on_another_machine_is_taken_over_when_its_beat_stands_still
-tests/runbooks/fleet/test_ledger.py::test_the_claim_of_another_machine_ends_when_its_beat_stands_still
+tests/runbooks/fleet/test_worker.py::test_only_one_of_two_workers_runs_a_target
+tests/runbooks/fleet/test_worker.py::test_a_run_on_another_machine_is_taken_over_when_its_beat_does_not_change
+tests/runbooks/fleet/test_ledger.py::test_the_claim_of_another_machine_is_abandoned_when_its_beat_does_not_change
 tests/publish/test_interrupts.py::test_ctrl_c_says_how_to_go_on_and_the_next_run_does
 tests/faults/test_stopping.py::test_one_signal_ends_the_run_with_the_command_that_continues_it[sighup]
 tests/faults/test_stopping.py::test_two_signals_end_the_run_at_once

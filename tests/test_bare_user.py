@@ -74,9 +74,7 @@ def test_a_user_without_a_name_is_recorded_by_number(monkeypatch: pytest.MonkeyP
     assert user_name() == f"uid {os.getuid()}"
 
 
-def test_a_home_that_somebody_else_prepared_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = tmp_path / f"vmsnix-home-{os.getuid()}"
     prepared.mkdir(mode=0o777)
     prepared.chmod(0o777)

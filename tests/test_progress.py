@@ -288,7 +288,7 @@ def test_terminal_bars_show_simultaneous_steps_and_stop_after_the_last() -> None
     assert face._bars is None  # type: ignore[attr-defined]
 
 
-def test_terminal_bars_obey_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_bars_have_no_colours_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     shown, stream = terminal()
     with shown.step("upload", total=1) as step:

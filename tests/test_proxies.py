@@ -73,7 +73,7 @@ def test_a_run_on_a_sandbox_works_behind_a_proxy(tmp_path: Path) -> None:
         ({"NO_PROXY": "*"}, "*"),
     ],
 )
-def test_what_the_user_excepted_stays_excepted(given: dict[str, str], wanted: str) -> None:
+def test_exceptions_of_the_user_are_kept(given: dict[str, str], wanted: str) -> None:
     assert no_proxy_variables(given) == {"NO_PROXY": wanted, "no_proxy": wanted}
 
 
@@ -96,7 +96,7 @@ def test_clients_of_aws_itself_keep_the_proxy(monkeypatch: pytest.MonkeyPatch) -
     assert made.meta.config.proxies is None
 
 
-def test_the_sandbox_exports_what_keeps_it_out_of_a_proxy(tmp_path: Path) -> None:
+def test_the_sandbox_exports_the_variables_that_bypass_a_proxy(tmp_path: Path) -> None:
     environment = {**os.environ, "NO_PROXY": "corp.example", "VMSNIX_STATE": str(tmp_path)}
     served = subprocess.Popen(
         [sys.executable, "-m", "vmsnix_ops", "sandbox"], env=environment, stdout=subprocess.PIPE, text=True

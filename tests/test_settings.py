@@ -32,7 +32,7 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert settings.retirement == RetirementPolicy(3, 30, 30, 14, 7, 25)
 
 
-def test_the_file_is_found_in_a_parent_and_the_nearest_wins(tmp_path: Path) -> None:
+def test_the_nearest_file_in_the_folder_and_its_parents_is_read(tmp_path: Path) -> None:
     write(tmp_path, 'region = "far"\n')
     near = tmp_path / "near"
     deep = near / "below"
@@ -112,7 +112,7 @@ def test_an_unquoted_account_id_is_refused_with_the_fix(tmp_path: Path) -> None:
         load(tmp_path, {})
 
 
-def test_account_ids_stay_text(tmp_path: Path) -> None:
+def test_account_ids_are_text(tmp_path: Path) -> None:
     write(tmp_path, 'allowed_accounts = ["012345678901"]\n')
     assert load(tmp_path, {}).allowed_accounts == ("012345678901",)
     given_two = {"VMSNIX_ALLOWED_ACCOUNTS": "012345678901, 123456789012"}

@@ -21,7 +21,7 @@ PACKAGE = Path(text.__file__).parent
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_a_value_stays_one_line_without_commands_and_control_characters(word: str) -> None:
+def test_a_value_becomes_one_line_without_commands_and_control_characters(word: str) -> None:
     shown = text.line(word)
     assert shown.isprintable()
     assert_safe_lines(shown)

@@ -80,7 +80,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(wheel, python, home / "bin" / "vmsnix", folder)
 
 
-def test_the_wheel_carries_every_notebook(installed: Installed) -> None:
+def test_the_wheel_contains_every_notebook(installed: Installed) -> None:
     names = set(zipfile.ZipFile(installed.wheel).namelist())
     notebooks = [path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").rglob("*.ipynb")]
     wanted = {f"vmsnix_ops/_notebooks/{path}" for path in notebooks if ".ipynb_checkpoints" not in path.parts}
@@ -88,7 +88,7 @@ def test_the_wheel_carries_every_notebook(installed: Installed) -> None:
     assert wanted <= names
 
 
-def test_the_wheel_carries_code_and_licence_and_nothing_else(installed: Installed) -> None:
+def test_the_wheel_contains_only_code_and_licence(installed: Installed) -> None:
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert {name.split("/")[0].rpartition(".")[2] for name in names} == {"vmsnix_ops", "dist-info"}
     assert [

@@ -214,7 +214,7 @@ def test_a_double_click_publishes_once_to_the_ami_id(published: Published) -> No
     assert published.archived == 1
 
 
-def test_a_wrong_parameter_is_refused_in_the_form(console: Opened, published: Published) -> None:
+def test_an_invalid_parameter_is_refused_in_the_form(console: Opened, published: Published) -> None:
     console.pick("publish-ami")
     before = len(list(console.archive.iterdir()))
     console.type_in("prefix", "AKIAIOSFODNN7EXAMPLE")

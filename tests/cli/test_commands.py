@@ -94,7 +94,7 @@ def test_results_of_a_short_name_have_the_full_name(shelf: Shelf, say: Say) -> N
     assert say("runs", "--json", "--runbook", "promote") == (0, "[]\n", "")
 
 
-def test_a_runbook_called_like_a_short_name_is_that_runbook(shelf: Shelf, say: Say) -> None:
+def test_a_runbook_has_priority_over_a_short_name(shelf: Shelf, say: Say) -> None:
     shelf.put("20-publish-ami.ipynb")
     shelf.put("21-publish.ipynb", "print('mine')")
     assert "mine" in say("publish")[1]
@@ -139,7 +139,7 @@ def test_both_print_the_same(say: Say, words: str, other: str) -> None:
     assert one[1].replace(" run fleet ", " fleet ") == same[1].replace(" run fleet ", " fleet ")
 
 
-def test_version_lists_what_a_report_of_a_problem_needs(say: Say) -> None:
+def test_version_lists_the_versions_for_a_problem_report(say: Say) -> None:
     import platform
     from importlib.metadata import version
 
@@ -172,7 +172,7 @@ def test_version_shows_nix_where_it_is(
     assert f"nix       {found}\n" in printed
 
 
-def test_the_help_of_rollback_and_undo_starts_with_what_they_change(say: Say) -> None:
+def test_the_help_of_rollback_and_undo_starts_with_their_effect(say: Say) -> None:
     first = {name: " ".join(say("help", name)[1].split("\n\n")[1].split()) for name in ("rollback", "undo")}
     assert first["rollback"].startswith("Move a channel back to an earlier AMI")
     assert first["undo"].startswith("Undo an unfinished publish")
@@ -248,7 +248,7 @@ def test_every_command_has_help(say: Say, name: str) -> None:
         ("history rnus", "runs"),
     ],
 )
-def test_an_unknown_command_is_answered_with_the_nearest(say: Say, words: str, nearest: str) -> None:
+def test_the_error_for_an_unknown_command_suggests_the_nearest(say: Say, words: str, nearest: str) -> None:
     code, printed, complaint = say(*words.split())
     assert (code, printed) == (2, "")
     assert words.split()[-1] in complaint
@@ -262,7 +262,7 @@ def test_help_of_something_without_subcommands_is_refused(say: Say) -> None:
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("publsh-ami", "publish-ami"), ("promte", "promote")])
-def test_an_unknown_runbook_is_answered_with_the_nearest(say: Say, name: str, nearest: str) -> None:
+def test_the_error_for_an_unknown_runbook_suggests_the_nearest(say: Say, name: str, nearest: str) -> None:
     code, printed, complaint = say("run", name)
     assert (code, printed) == (2, "")
     assert complaint.startswith(f"Error: Unknown runbook {name!r}.\n")
@@ -493,7 +493,7 @@ def test_a_failed_run_ends_with_its_code_and_one_clear_text(
     assert "Traceback" not in printed
 
 
-def test_a_failed_run_says_why_beside_its_json(shelf: Shelf, say: Say) -> None:
+def test_a_failed_run_prints_its_error_in_addition_to_the_json(shelf: Shelf, say: Say) -> None:
     shelf.put("10-try-this.ipynb", "from vmsnix_ops.errors import RoleError\nraise RoleError('It broke.')")
     code, printed, complaint = say("run", "try-this", "--json")
     assert code == 1
@@ -501,7 +501,9 @@ def test_a_failed_run_says_why_beside_its_json(shelf: Shelf, say: Say) -> None:
     assert complaint == "Error: It broke.\n"
 
 
-def test_an_archive_that_cannot_be_written_is_one_clear_text(shelf: Shelf, say: Say, tmp_path: Path) -> None:
+def test_an_archive_that_cannot_be_written_is_an_error_without_a_traceback(
+    shelf: Shelf, say: Say, tmp_path: Path
+) -> None:
     shelf.put("10-try-this.ipynb")
     (tmp_path / "taken").touch()
     code, printed, complaint = say("run", "try-this", "--archive", str(tmp_path / "taken"))
@@ -509,7 +511,7 @@ def test_an_archive_that_cannot_be_written_is_one_clear_text(shelf: Shelf, say: 
     assert complaint.startswith("Error: Could not write to the archive")
 
 
-def test_runs_are_remembered(shelf: Shelf, say: Say) -> None:
+def test_runs_can_be_listed_and_shown(shelf: Shelf, say: Say) -> None:
     assert say("history", "runs") == (0, "No runs yet.\n", "")
     assert say("history", "amis", "--image", "ecs-node")[1] == "No matching AMIs.\n"
     shelf.put("10-try-this.ipynb")
@@ -569,7 +571,7 @@ def test_a_closed_pipe_causes_no_traceback() -> None:
     assert "BrokenPipe" not in done.stderr
 
 
-def test_a_taken_port_is_one_clear_text(say: Say) -> None:
+def test_a_port_in_use_is_an_error_without_a_traceback(say: Say) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -579,7 +581,7 @@ def test_a_taken_port_is_one_clear_text(say: Say) -> None:
     assert "port" in complaint
 
 
-def test_the_sandbox_prints_what_a_shell_needs_and_serves(tmp_path: Path) -> None:
+def test_the_sandbox_prints_the_exports_for_a_shell_and_serves(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vmsnix_ops", "sandbox", "--state", str(tmp_path / "kept")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

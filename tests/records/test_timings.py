@@ -107,7 +107,7 @@ def test_no_steps_give_an_empty_summary_with_its_columns() -> None:
 USUAL = [10.0, 10.4, 9.8, 10.1, 9.9, 10.2, 10.0, 9.7]
 
 
-def test_a_step_is_slow_against_its_own_history() -> None:
+def test_a_step_is_slow_by_comparison_with_its_history() -> None:
     usual = [{"seconds": seconds} for seconds in USUAL]
     assert timings.summary(steps(*usual, {"seconds": 16})).loc[0, "last_slow"]
     assert not timings.summary(steps(*usual, {"seconds": 14})).loc[0, "last_slow"]
@@ -139,7 +139,7 @@ def test_a_frequent_long_duration_is_not_slow() -> None:
     assert timings.slow(steps(*rows)).empty
 
 
-def test_only_the_latest_fifty_are_a_history() -> None:
+def test_only_the_latest_fifty_steps_are_the_history() -> None:
     became_faster = [{"seconds": 100.0}] * 60 + [{"seconds": 10.0}] * timings.WINDOW
     late = timings.slow(steps(*became_faster, {"seconds": 40.0}))
     assert list(late["run_id"]) == [f"r{60 + timings.WINDOW}"]
@@ -456,7 +456,7 @@ def test_the_usual_duration_is_shown_for_each_image_and_region(team: pd.DataFram
     ]
 
 
-def test_the_plots_name_what_they_omit(team: pd.DataFrame) -> None:
+def test_the_plots_name_omitted_images_and_regions(team: pd.DataFrame) -> None:
     many = pd.concat(
         [
             team.assign(region=f"{n}-east", image=team["image"] + f"-{n}", run_id=team["run_id"] + f"-{n}")
@@ -506,7 +506,7 @@ def test_the_plots_work_with_few_or_no_steps(plot: Callable[[pd.DataFrame], Figu
     assert drawn(plot(steps(*rows[:count]))) > 500
 
 
-def test_the_pictures_leave_no_global_state() -> None:
+def test_the_plots_change_no_global_state() -> None:
     import subprocess
     import sys
 

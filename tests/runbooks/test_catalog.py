@@ -40,7 +40,7 @@ def test_a_runbook_is_found_by_its_short_name_and_with_and_without_its_number(
     assert catalog.find(name, shelf.folder).path == path
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(shelf: Shelf) -> None:
+def test_the_error_for_an_unknown_name_suggests_the_nearest(shelf: Shelf) -> None:
     shelf.put("20-publish-ami.ipynb")
     with pytest.raises(UnknownRunbookError, match=r"'publsh-ami'.*Did you mean 'publish-ami'"):
         catalog.find("publsh-ami", shelf.folder)

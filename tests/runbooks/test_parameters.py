@@ -61,7 +61,7 @@ def convert(declaration: str, value: object) -> object:
         ("a: Literal[1, 2] = 1", "2", 2),
     ],
 )
-def test_text_becomes_what_the_cell_declares(declaration: str, given: object, value: object) -> None:
+def test_text_is_converted_to_the_declared_type(declaration: str, given: object, value: object) -> None:
     converted = convert(declaration, given)
     assert converted == value
     assert type(converted) is type(value)
@@ -99,7 +99,7 @@ def test_an_error_names_parameter_type_and_value(declaration: str, given: object
     assert kind in refused.value.fix
 
 
-def test_trap_2_a_mistyped_name_is_refused_with_the_nearest(shelf: Shelf) -> None:
+def test_the_error_for_a_mistyped_name_suggests_the_nearest(shelf: Shelf) -> None:
     shelf.put("10-try-this.ipynb")
     book = catalog.find("try-this", shelf.folder)
     with pytest.raises(ParameterError, match=r"no parameter 'acount'\. Did you mean 'account'"):
@@ -113,7 +113,7 @@ def test_names_may_contain_dashes(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize("value", ["AKIA" + "Q" * 16, "ghp_" + "a" * 36, "https://me:" + "hunter22@host/"])
-def test_trap_8_a_secret_is_refused_as_a_parameter_and_not_repeated(value: str) -> None:
+def test_a_secret_is_refused_as_a_parameter_and_not_repeated(value: str) -> None:
     with pytest.raises(ParameterError, match="secret") as refused:
         convert("token: str = ''", value)
     assert value not in str(refused.value)
@@ -163,7 +163,7 @@ def test_a_value_is_the_same_from_papermill_and_from_the_command_line(kind: str,
 
 
 @pytest.mark.parametrize("given", [2, -1, 1.0, 0.0, [], {}, [True], "2", "1.0", ""])
-def test_a_value_that_is_no_bool_is_refused(given: object) -> None:
+def test_a_value_that_is_not_a_bool_is_refused(given: object) -> None:
     with pytest.raises(ParameterError, match="also yes, no, on, off, 1, 0"):
         convert("a: bool = True", given)
 

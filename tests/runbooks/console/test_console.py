@@ -52,7 +52,7 @@ def shown(widget: Any) -> bool:
     return widget.layout.display != "none"
 
 
-def test_a_run_goes_from_the_form_to_its_evidence_below_the_open_notebook(
+def test_a_run_is_started_from_its_form_and_its_evidence_is_copied_below_the_open_notebook(
     opened: Console, wait: Wait, tmp_path: Path
 ) -> None:
     page = opened.run
@@ -95,7 +95,7 @@ def test_a_failed_run_shows_its_error(opened: Console, wait: Wait) -> None:
     assert "ZeroDivisionError" in opened.run.result._summary.value
 
 
-def test_a_wrong_parameter_is_refused_in_the_form(opened: Console, started: list[Any]) -> None:
+def test_an_invalid_parameter_is_refused_in_the_form(opened: Console, started: list[Any]) -> None:
     opened.run._form.fields["name"]._input.value = "AKIAIOSFODNN7EXAMPLE"
     assert opened.run.run_button.disabled
     opened.run._start(dry=False)  # without the button

@@ -37,7 +37,7 @@ def type_in(form: Form, name: str, text: Any) -> None:
     form.fields[name]._input.value = text
 
 
-def test_only_what_differs_from_the_defaults_is_given(shelf: Shelf) -> None:
+def test_only_values_that_differ_from_the_defaults_are_given(shelf: Shelf) -> None:
     form, calls = make(shelf)
     assert form.values() == {}
     type_in(form, "image", "gc-fwd")

@@ -47,7 +47,7 @@ def puts(aws: Any) -> Counter[str]:
     return Counter(str(call.params["Key"]).rpartition("/")[2] for call in calls)
 
 
-def test_trap_11_each_file_is_uploaded_once(shelf: Shelf, aws: Any) -> None:
+def test_each_file_is_uploaded_once(shelf: Shelf, aws: Any) -> None:
     cells = [f"print({number})" for number in range(5)]
     outcome = shelf.run(*cells, archive=f"s3://{BUCKET}/runs/", environment=aws.environment)
     assert (outcome.verdict, outcome.problems) == ("done", ())
@@ -123,7 +123,9 @@ def test_a_missing_bucket_is_refused_before_anything_runs(shelf: Shelf, aws: Any
     assert list((shelf.archive.parent / "state").rglob("*.*")) == []
 
 
-def test_if_the_archive_fails_the_result_and_the_files_stay_on_this_machine(shelf: Shelf, aws: Any) -> None:
+def test_if_the_archive_fails_the_result_and_the_files_are_kept_on_this_machine(
+    shelf: Shelf, aws: Any
+) -> None:
     aws.faults.add(
         {"op": "s3:PutObject", "do": "error", "nth": 2, "code": "AccessDenied", "message": "No.", "http": 403}
     )

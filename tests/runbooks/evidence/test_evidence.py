@@ -91,7 +91,7 @@ def test_a_run_id_can_be_shortened_while_it_is_unique(shelf: Archive) -> None:
         shelf.find("2026")
 
 
-def test_an_unknown_id_is_answered_with_the_nearest(shelf: Archive) -> None:
+def test_the_error_for_an_unknown_id_suggests_the_nearest(shelf: Archive) -> None:
     newest = shelf.ids()[0]
     mistyped = newest.replace("publish", "publsh")
     with pytest.raises(UnknownRunError, match=f"No run '{mistyped}'.*Did you mean '{newest}'"):
@@ -99,7 +99,7 @@ def test_an_unknown_id_is_answered_with_the_nearest(shelf: Archive) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "..", "objects", "/", "../work"])
-def test_a_word_that_is_no_run_id_finds_no_run(shelf: Archive, word: str) -> None:
+def test_a_word_that_is_not_a_run_id_finds_no_run(shelf: Archive, word: str) -> None:
     with pytest.raises(UnknownRunError):
         shelf.find(word)
 

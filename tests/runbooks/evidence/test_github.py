@@ -72,7 +72,7 @@ def test_the_summary_shows_result_and_steps() -> None:
     assert "| report | `/r/report.html` |" in text
 
 
-def test_the_summary_shows_what_was_slow() -> None:
+def test_the_summary_shows_slow_steps() -> None:
     slow = [{"step": "import", "text": "import took 41 min 0 s; usual is 11 min 2 s, by the 50 before it"}]
     assert "\n> Slow: import took 41 min 0 s; usual is 11 min 2 s" in summary(VALUES | {"slow": slow})
     assert "Slow" not in summary(VALUES | {"slow": []})

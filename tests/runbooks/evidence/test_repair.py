@@ -216,7 +216,7 @@ def test_a_run_with_a_damaged_entry_and_no_rows_is_lost(shelf: Shelf, history: P
     assert (listed["status"], listed["runbook"]) == ("lost", "try-this")
 
 
-def test_a_lost_run_shows_the_ami_that_it_made(shelf: Shelf, history: Path, say: Say) -> None:
+def test_a_lost_run_shows_the_ami_that_it_created(shelf: Shelf, history: Path, say: Say) -> None:
     running = Running(shelf, WAITS)
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)
@@ -295,7 +295,7 @@ entry.unlink()
         seconds=1,
     ),
 )
-def test_a_notebook_that_spoils_its_entry_ends_with_its_verdict(shelf: Shelf, how: str) -> None:
+def test_a_notebook_that_damages_its_entry_still_gets_its_verdict(shelf: Shelf, how: str) -> None:
     outcome = shelf.run(SPOILS + how)
     assert outcome.verdict == ("failed" if "raise" in how else "done")
     if "mkfifo(entry)" not in how:

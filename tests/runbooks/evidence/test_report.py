@@ -219,13 +219,13 @@ def test_the_page_forbids_the_browser_to_load_or_run_anything() -> None:
     assert "default-src 'none'" in page(code("x"))
 
 
-def test_plain_links_stay() -> None:
+def test_plain_links_are_kept() -> None:
     assert '<a href="https://example.org/docs">docs</a>' in clean(
         '<a href="https://example.org/docs">docs</a>'
     )
 
 
-def test_it_shows_the_verdict_and_the_facts() -> None:
+def test_a_report_shows_the_verdict_and_the_facts() -> None:
     text = page(code("x"))
     for fact in ("publish-ami", "done", "ami-0123456789abcdef0", "12 s"):
         assert fact in text
@@ -236,7 +236,7 @@ def test_only_a_run_on_the_sandbox_is_marked_as_such() -> None:
     assert '<span class="sandbox">' not in page(code("x"), sandbox=None)
 
 
-def test_it_shows_the_error_once_and_links_the_cell() -> None:
+def test_a_report_shows_the_error_once_and_links_the_cell() -> None:
     failure = {"what": "It broke.", "why": "It was <old>.", "fix": "Mend it.", "cell": 3}
     error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["\x1b[31mE\x1b[0m: v"])
     text = page(code("boom()", error, number=3), status="failed", failure=failure)

@@ -163,7 +163,7 @@ sys.exit(main(["run", "try-this"]))
 
 
 @pytest.mark.parametrize("output", few(["| head -1", "> /dev/full"], 1, seconds=3))
-def test_a_run_whose_results_nobody_could_read_ends_partial(
+def test_a_run_whose_output_could_not_be_written_ends_partial(
     shelf: Shelf, worked: Path, output: str, tmp_path: Path
 ) -> None:
     shelf.put("10-try-this.ipynb", WORK, GOES_ON)

@@ -72,7 +72,7 @@ def test_values_that_the_notebook_wrote_to_result_json_are_kept(shelf: Shelf) ->
     assert outcome.values["runbook"] == "try-this"
 
 
-def test_trap_1_cells_that_never_ran_do_not_count_as_completed(shelf: Shelf) -> None:
+def test_cells_that_never_ran_do_not_count_as_completed(shelf: Shelf) -> None:
     # papermill saves this run as completed, without an exception.
     outcome = shelf.run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "print('never')")
     assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
@@ -83,7 +83,7 @@ def test_trap_1_cells_that_never_ran_do_not_count_as_completed(shelf: Shelf) -> 
     assert shelf.executed(outcome)["cells"][-1]["execution_count"] is None
 
 
-def test_trap_3_parameters_arrive_with_their_declared_types(shelf: Shelf) -> None:
+def test_parameters_arrive_with_their_declared_types(shelf: Shelf) -> None:
     outcome = shelf.run(
         "print([loud, account, count])", given={"loud": "false", "account": "012345678901", "count": "3"}
     )
@@ -91,7 +91,7 @@ def test_trap_3_parameters_arrive_with_their_declared_types(shelf: Shelf) -> Non
     assert outcome.values["parameters"]["account"] == "012345678901"
 
 
-def test_trap_5_and_6_the_kernel_ends_quickly_and_says_nothing_about_encryption(
+def test_the_kernel_ends_quickly_and_prints_no_warning_about_encryption(
     shelf: Shelf, capfd: pytest.CaptureFixture[str]
 ) -> None:
     outcome = shelf.run("print('x')")
@@ -101,14 +101,14 @@ def test_trap_5_and_6_the_kernel_ends_quickly_and_says_nothing_about_encryption(
     assert _engine.SHUTDOWN_SECONDS == 1.0
 
 
-def test_trap_9_relative_paths_count_from_the_given_folder(shelf: Shelf, tmp_path: Path) -> None:
+def test_relative_paths_start_at_the_given_folder(shelf: Shelf, tmp_path: Path) -> None:
     before = Path.cwd()
     shelf.run("import os\nprint(os.getcwd())", cwd=tmp_path)
     assert shelf.screen.getvalue().strip() == str(tmp_path)
     assert Path.cwd() == before
 
 
-def test_trap_9_without_a_folder_they_count_from_this_one(
+def test_without_a_folder_relative_paths_start_at_the_working_directory(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_trap_9_without_a_folder_they_count_from_this_one(
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_trap_10_a_notebook_that_exits_has_not_done_its_job(shelf: Shelf, code: int) -> None:
+def test_a_notebook_that_exits_has_not_done_its_job(shelf: Shelf, code: int) -> None:
     outcome = shelf.run(f"import sys\nsys.exit({code})", "print('never')")
     assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
     assert outcome.error is not None
@@ -125,14 +125,14 @@ def test_trap_10_a_notebook_that_exits_has_not_done_its_job(shelf: Shelf, code: 
     assert "never\n" not in shelf.screen.getvalue()
 
 
-def test_trap_10_a_question_fails_instead_of_waiting(shelf: Shelf) -> None:
+def test_a_notebook_that_reads_input_fails_instead_of_waiting(shelf: Shelf) -> None:
     outcome = shelf.run("input('Sure?')")
     assert outcome.verdict == "failed"
     assert outcome.error is not None
     assert outcome.error.type == "StdinNotImplementedError"
 
 
-def test_trap_12_progress_is_plain_lines(shelf: Shelf) -> None:
+def test_progress_is_shown_as_plain_lines(shelf: Shelf) -> None:
     shelf.run(
         "from vmsnix_ops.progress import current\n"
         "with current().step('upload', total=2, unit='bytes') as step:\n    step.advance(2)"
@@ -140,7 +140,7 @@ def test_trap_12_progress_is_plain_lines(shelf: Shelf) -> None:
     assert "upload ...\nupload finished in " in shelf.screen.getvalue()
 
 
-def test_events_go_to_the_callback_and_lines_to_the_evidence(shelf: Shelf) -> None:
+def test_the_callback_gets_events_and_the_evidence_gets_lines(shelf: Shelf) -> None:
     seen: list[Event] = []
     outcome = shelf.run(
         "from vmsnix_ops.progress import current\n"
@@ -184,7 +184,7 @@ def test_progress_from_other_threads_and_processes_is_kept(shelf: Shelf) -> None
     assert "child finished" in log
 
 
-def test_trap_12_output_is_capped_and_keeps_beginning_and_end(shelf: Shelf) -> None:
+def test_output_is_limited_to_its_beginning_and_end(shelf: Shelf) -> None:
     limits = Limits(cell=1000, notebook=5000, display=2000, log=3000)
     outcome = shelf.run(
         "for number in range(20_000):\n    print(f'line {number}')",
@@ -205,7 +205,7 @@ def test_trap_12_output_is_capped_and_keeps_beginning_and_end(shelf: Shelf) -> N
     assert "line 19999" in shelf.screen.getvalue()  # the screen shows everything
 
 
-def test_trap_13_parallel_runs_do_not_disturb_each_other(shelf: Shelf) -> None:
+def test_parallel_runs_do_not_disturb_each_other(shelf: Shelf) -> None:
     shelf.put("10-try-this.ipynb", "import os\nprint(name, os.environ['VMSNIX_RUN_ID'])")
 
     def one(number: int) -> tuple[str, str]:
@@ -221,7 +221,7 @@ def test_trap_13_parallel_runs_do_not_disturb_each_other(shelf: Shelf) -> None:
         assert expected in (shelf.archive / expected.split()[1] / "log.txt").read_text()
 
 
-def test_trap_13_error_markers_do_not_shift_the_cells(shelf: Shelf) -> None:
+def test_error_markers_do_not_shift_the_cells(shelf: Shelf) -> None:
     path = shelf.put("10-try-this.ipynb", "1 / 0", "print('never')")
     outcome = run("try-this", folder=shelf.folder, archive=shelf.archive, record=False)
     before = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
@@ -448,7 +448,7 @@ def test_secrets_reach_neither_notebook_nor_report_nor_result_nor_log_nor_screen
     assert outcome.values["secrets_removed"]
 
 
-def test_a_notebook_that_spoils_its_result_file_still_gets_a_result(shelf: Shelf) -> None:
+def test_a_notebook_that_damages_its_result_file_still_gets_a_result(shelf: Shelf) -> None:
     outcome = shelf.run(
         "import os, pathlib\npathlib.Path(os.environ['VMSNIX_RUN_DIR'], 'result.json').write_text('{')"
     )

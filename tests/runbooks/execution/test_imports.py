@@ -32,7 +32,7 @@ def test_the_slow_library_is_hidden_in_one_thread_only(monkeypatch: pytest.Monke
     assert importlib.util.find_spec(RFC3987_LIBRARY) == found[0]
 
 
-def test_a_library_that_is_already_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_already_imported_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", object())
     before = list(sys.meta_path)
     with without_rfc3987():

@@ -111,7 +111,7 @@ def test_a_notebook_is_cleaned_everywhere_and_in_its_pictures() -> None:
     nbformat.validate(notebook)
 
 
-def test_lists_stay_lists() -> None:
+def test_lists_are_returned_as_lists() -> None:
     values = {"regions": ["eu-west-1"], "none": [], "two": ["a", "b"], "deep": [{"x": ["y"]}]}
     assert Redactor().value(values) == values
 

@@ -260,7 +260,7 @@ def test_a_read_only_notebook_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any
     ),
     ids=["presigned", "client", "transfer"],
 )
-def test_every_way_to_call_boto3_is_checked(
+def test_all_kinds_of_boto3_calls_are_checked(
     shelf: Shelf, aws: Any, cells: tuple[str, ...], kept_from: str
 ) -> None:
     outcome = shelf.run(*cells, environment=aws.environment)

@@ -77,7 +77,7 @@ class Running:
 
 
 @pytest.mark.parametrize("number", few([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], 2, seconds=3))
-def test_trap_4_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
+def test_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
     shelf: Shelf, number: signal.Signals
 ) -> None:
     running = Running(shelf, WAITS)

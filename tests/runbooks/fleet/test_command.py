@@ -57,7 +57,7 @@ def test_two_plan_files_are_refused(plan: Path, capsys: pytest.CaptureFixture[st
     assert "use PLAN or --plan, not both." in capsys.readouterr().err
 
 
-def test_a_wrong_plan_is_a_usage_error(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_plan_is_a_usage_error(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan.write_text(plan.read_text().replace('"greet"', '"gret"'))
     assert main(["fleet", str(plan), "--no-dry-run"]) == 2
     assert "Did you mean 'greet'?" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def states(outcome: FleetResult) -> dict[str, str]:
     return {document["target"]: document["state"] for document in outcome.documents}
 
 
-def test_a_fleet_runs_what_it_can_and_the_next_start_runs_the_rest(
+def test_a_fleet_runs_all_possible_targets_and_the_next_start_runs_the_others(
     workspace: Workspace, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_OUTPUT", str(workspace.folder / "outputs"))
@@ -197,7 +197,7 @@ def test_a_fleet_runs_what_it_can_and_the_next_start_runs_the_rest(
     assert (idle.status, idle.counts, len(workspace.trace())) == ("done", {"done": 3}, before)
 
 
-def test_a_fresh_fleet_runs_everything_again_and_so_does_a_changed_target_with_its_dependents(
+def test_a_fresh_fleet_runs_all_targets_again_and_a_changed_target_runs_with_its_dependents(
     workspace: Workspace, on_the_cluster: None
 ) -> None:
     text = """
@@ -308,7 +308,7 @@ def test_ctrl_c_in_a_terminal_lets_the_runs_clean_up(workspace: Workspace) -> No
     assert document["state"] == "cancelled"
 
 
-def test_the_fleet_reports_a_worker_that_cannot_see_the_ledger(
+def test_the_fleet_reports_a_worker_without_access_to_the_ledger(
     workspace: Workspace, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -50,7 +50,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     return open_ledger(f"s3://acme-fleets/{tmp_path.name}")
 
 
-def test_a_document_is_read_as_it_was_written_last(ledger: Ledger) -> None:
+def test_the_last_version_of_a_document_is_read(ledger: Ledger) -> None:
     assert ledger.read(NAME) == (None, None)
     version = ledger.write(NAME, {"state": "running"}, None)
     assert ledger.read(NAME) == ({"state": "running"}, version)
@@ -95,7 +95,7 @@ def test_a_change_may_leave_a_document_unchanged(ledger: Ledger) -> None:
     assert change(ledger, NAME, lambda now: None) == {"n": 1}
 
 
-def test_a_write_whose_answer_is_lost_is_not_taken_for_that_of_another_process(aws: Sandbox) -> None:
+def test_a_write_with_a_lost_answer_is_recognized_as_our_own(aws: Sandbox) -> None:
     ledger = open_ledger("s3://acme-fleets/lost")
     rule = aws.faults.add({"op": "s3:PutObject", "do": "drop", "when": "after", "nth": 1})
     version = ledger.write(NAME, {"beat": 1}, None)
@@ -143,7 +143,7 @@ def test_the_claim_of_a_process_of_this_machine_ends_with_the_process() -> None:
     assert not has_ended(claim["owner"] | {"machine": "elsewhere"})
 
 
-def test_the_claim_of_another_machine_ends_when_its_beat_stands_still() -> None:
+def test_the_claim_of_another_machine_is_abandoned_when_its_beat_does_not_change() -> None:
     elsewhere = {"id": "id", "machine": "elsewhere", "pid": 1, "born": "1", "host": "elsewhere"}
     watch = Watch(0.2)
     for beat in range(4):

@@ -347,7 +347,7 @@ def test_a_dependency_without_a_match_is_an_error(plans: Plans) -> None:
     )
 
 
-def test_an_error_lists_all_faults(plans: Plans) -> None:
+def test_an_error_lists_all_problems(plans: Plans) -> None:
     said = plans.fault(
         'nmae = "x"\n[[entry]]\nrunbook = "greet"\nretries = "two"\nparameters = { lud = true }'
     )
@@ -377,7 +377,7 @@ def test_an_error_names_the_place_and_the_value(plans: Plans, text: str, sentenc
     assert f" {sentence}" in plans.fault(text)
 
 
-def test_an_entry_with_a_fault_can_be_named_in_after(plans: Plans) -> None:
+def test_an_invalid_entry_can_be_named_in_after(plans: Plans) -> None:
     said = plans.fault(
         ENTRY + 'name = "First"\nretries = "x"\n[[entry]]\nrunbook = "list"\nafter = ["First"]'
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("refused", ["*/objects/*/report.html", "*/result.json"])
-def test_files_that_s3_refuses_stay_and_do_not_hide_the_result(
+def test_files_that_s3_refuses_are_kept_and_do_not_hide_the_result(
     refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GITHUB_OUTPUT", raising=False)

@@ -200,7 +200,7 @@ def test_a_worker_waits_for_a_run_on_another_machine(worker: Worker) -> None:
     assert worker.ran == []
 
 
-def test_a_run_on_another_machine_is_taken_over_when_its_beat_stands_still(worker: Worker) -> None:
+def test_a_run_on_another_machine_is_taken_over_when_its_beat_does_not_change(worker: Worker) -> None:
     worker.found(beat=7)
     began = time.monotonic()
     document = worker.start()
@@ -208,7 +208,7 @@ def test_a_run_on_another_machine_is_taken_over_when_its_beat_stands_still(worke
     assert [attempt["verdict"] for attempt in document["attempts"]] == ["lost", "done"]
 
 
-def test_one_of_two_workers_runs_a_target(worker: Worker) -> None:
+def test_only_one_of_two_workers_runs_a_target(worker: Worker) -> None:
     worker.outcomes = [lambda options: time.sleep(1.5) or "done"]
     documents: list[Document] = []
     threads = [
@@ -284,7 +284,7 @@ def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_t
     assert worker.document()["state"] == "running"
 
 
-def test_a_beat_that_arrives_although_its_write_failed_is_not_taken_for_another_process(
+def test_a_beat_that_was_stored_although_its_write_failed_is_recognized_as_our_own(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, beats = FolderLedger.write, []
@@ -349,7 +349,7 @@ def test_a_worker_with_another_ledger_runs_nothing(worker: Worker, tmp_path: Pat
 # Account and environment
 
 
-def test_a_profile_wins_over_keys_in_the_environment(worker: Worker) -> None:
+def test_a_profile_has_priority_over_keys_in_the_environment(worker: Worker) -> None:
     made = environment_of(replace(worker.target, account=Account("p", profile="production")), {"A": "b"})
     assert made["AWS_PROFILE"] == "production"
     assert [made[name] for name in CREDENTIALS] == [None, None, None]
