@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
     from vmsnix_ops.runbooks.fleet.report import FleetResult
 
-SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx"  # the shape of one; nobody's
-TOOK = r"(\d+ min )?[\d.]+ s"  # how long something took, as progress lines say it
+SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx"  # has the form of a secret key
+TOOK = r"(\d+ min )?[\d.]+ s"  # a duration in a line of progress
 
 TRACE = """\
 import os, time
@@ -316,7 +316,7 @@ def test_the_fleet_reports_a_worker_without_access_to_the_ledger(
     )
     outcome = workspace.plan('[[entry]]\nrunbook = "work"').apply(progress=silent())
     assert outcome.status == "failed"
-    assert "cannot see the ledger" in str(outcome.error)
+    assert "has no access to the ledger" in str(outcome.error)
     assert workspace.trace() == []
 
 

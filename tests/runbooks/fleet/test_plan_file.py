@@ -1,4 +1,4 @@
-"""Plan files: the targets that they make, and errors that list every fault."""
+"""Plan files: their targets, and errors that list all problems."""
 
 from __future__ import annotations
 

@@ -342,7 +342,7 @@ def test_a_worker_with_another_version_runs_nothing(worker: Worker) -> None:
 
 def test_a_worker_with_another_ledger_runs_nothing(worker: Worker, tmp_path: Path) -> None:
     document = run_target(replace(worker.session, ledger=str(tmp_path / "elsewhere")), worker.target)
-    assert "cannot see the ledger" in document["error"]
+    assert "has no access to the ledger" in document["error"]
     assert worker.ran == []
 
 

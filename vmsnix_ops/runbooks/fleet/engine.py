@@ -253,11 +253,11 @@ class Runner:
                 pure=False,
             )
         names = {future: name for name, future in futures.items()}
-        asked, deadline, trouble = 0, float("inf"), None
+        interrupts, deadline, trouble = 0, float("inf"), None
         while names and time.monotonic() < deadline:
-            if self.stop.times > asked:
-                asked = self.stop.times
-                deadline = time.monotonic() + (STOP_SECONDS if asked == 1 else STOP_NOW_SECONDS)
+            if self.stop.times > interrupts:
+                interrupts = self.stop.times
+                deadline = time.monotonic() + (STOP_SECONDS if interrupts == 1 else STOP_NOW_SECONDS)
                 client.run(worker.stop, self.session.id, on_error="ignore")
             with suppress(TimeoutError):
                 done = wait(list(names), timeout=0.2, return_when="FIRST_COMPLETED").done  # type: ignore[no-untyped-call]

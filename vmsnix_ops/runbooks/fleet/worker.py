@@ -167,7 +167,7 @@ def run_target(session: Session, target: Target, *before: Document) -> Document:
         problem = f"The worker has vmsnix_ops {__version__}, but the client has {session.version}."
     elif ledger.read(IDENTITY)[0] != {"id": session.ledger_id}:
         fix = "use a folder that all machines mount, or s3://."
-        problem = f"The worker cannot see the ledger {session.ledger}: {fix}"
+        problem = f"The worker has no access to the ledger {session.ledger}: {fix}"
     missing = [document["target"] for document in before if document["state"] != "done"]
     return (
         target.document("failed", problem) if problem else _run_with_retries(session, target, ledger, missing)
