@@ -1,4 +1,4 @@
-"""The console in JupyterLab: choose a runbook, fill in its form, check the plan, run it, see the result.
+"""The console in JupyterLab: select a runbook, fill in its form, check the plan, run it, open the result.
 
 >>> from vmsnix_ops import console
 >>> console.open_console()  # doctest: +SKIP

@@ -193,7 +193,7 @@ def _result(run: PreparedRun, status: RunStatus, failure: Failure | None, second
 
 
 def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -> None:
-    """Store files in the archive, and enter their locations; a file that S3 refuses stays on this machine."""
+    """Store files in the archive, and enter their locations; keep a file that S3 refuses on this machine."""
     for name in names:
         path = str(folder.path(name))
         try:
@@ -214,7 +214,7 @@ def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -
 
 
 def _close(run: PreparedRun, values: dict[str, Any], status: RunStatus, failure: Failure | None) -> None:
-    """Write the entry to the archive; if S3 refuses it, it stays on this machine."""
+    """Write the entry to the archive; if S3 refuses it, keep it on this machine."""
     problems = values["problems"]
 
     def write() -> None:

@@ -148,13 +148,13 @@ def _cell_failure(output: Any, number: int, described: Mapping[str, Any]) -> Fai
             fix="Raise an error of vmsnix_ops.errors instead.",
             cell=number,
         )
-    ours = getattr(errors, name, None)
+    own_class = getattr(errors, name, None)
     return Failure(
         name,
         f"Cell {number} failed: {name}: {text}".rstrip(": ") if text else f"Cell {number} failed: {name}.",
         why=_origin(output),
         fix="The executed notebook contains the whole traceback.",
-        exit_code=int(getattr(ours, "exit_code", 1)),
+        exit_code=int(getattr(own_class, "exit_code", 1)),
         cell=number,
     )
 
