@@ -437,7 +437,7 @@ class DriftError(VmsnixError):
 
 
 class InterruptedRunError(VmsnixError):
-    """The operator, or the machine, asked the run to stop."""
+    """The run was interrupted by Ctrl-C or a signal."""
 
 
 class PartialError(VmsnixError):

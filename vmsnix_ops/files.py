@@ -118,7 +118,7 @@ def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None)
     Parameters
     ----------
     path
-        The file; the suffix decides whether the content must stay valid JSON.
+        The file; the suffix decides whether the redacted content must be valid JSON.
     content
         Text or bytes.
     redactor

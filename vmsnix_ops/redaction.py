@@ -111,7 +111,7 @@ NO_SECRET_NAME = re.compile(
     r"((FILE|PATH|DIR|DIRECTORY|HOME|ROOT|SOCK|URL|URI|ARN|NAME|ENDPOINT|REGION|EXPIRATION)$|PUBLIC)"
 )
 ALWAYS_SECRET_NAME = re.compile(r"WEBHOOK")
-SHORTEST = 8  # a shorter value could be an ordinary word, which must stay in reports
+SHORTEST = 8  # a shorter value could be an ordinary word, which reports must keep
 LONG = 16  # a value of this length is not an ordinary word; it is also removed inside other words
 
 ENVIRONMENT, IN_USE = "secret of the environment", "credentials in use"
@@ -379,7 +379,7 @@ class Redactor:
         return value
 
     def json(self, text: str) -> str:
-        """Redact all texts in JSON, which stays valid; redact other text as `text` does."""
+        """Redact all texts in JSON and keep it valid; redact other text as `text` does."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -402,7 +402,7 @@ class Redactor:
         content
             The bytes.
         name
-            Name of the file; the suffix decides whether it must stay valid JSON.
+            Name of the file; the suffix decides whether the result must be valid JSON.
         """
         text = _as_text(content)
         if text is None:
@@ -624,7 +624,7 @@ class LineRedactor:
     """
 
     LONGEST = 1_000_000  # maximum number of buffered characters of an unfinished line
-    OVERLAP = 20_000  # the last characters stay buffered: a secret may have begun in them
+    OVERLAP = 20_000  # the last characters are kept: a secret may have begun in them
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor

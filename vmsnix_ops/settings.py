@@ -41,10 +41,10 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_CONFIG",  # which file to read
     "VMSNIX_RUN_ID",  # set by the runner for every kernel: the run
     "VMSNIX_RUNBOOK",  # its runbook
-    "VMSNIX_RUN_DIR",  # its folder, where result.json goes
+    "VMSNIX_RUN_DIR",  # its folder, for result.json
     "VMSNIX_RUN_ENTRY",  # the URL of its result.json, for an archive on S3
     "VMSNIX_SIDE_EFFECTS",  # what it may do to AWS
-    "VMSNIX_LEASE",  # for a fleet: the file with the time until which it may do that
+    "VMSNIX_LEASE",  # of a fleet: the file with the time until which it may change something
     "VMSNIX_PROGRESS",  # "silent" shows no progress; "messages", set by the runner, sends it to the runner
     "VMSNIX_EVENTS",  # set by the console: the file for progress events
     "VMSNIX_LAB_FOLDER",  # set by `vmsnix lab` for its kernels: the folder in which it was started

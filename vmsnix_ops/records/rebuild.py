@@ -1,6 +1,6 @@
 """Rebuild a damaged table from its readable files and from the rows that runs have kept.
 
-Tables are append-only, so every readable data file contains valid rows, whatever the commits say. Lost rows
+Tables are append-only, so every readable data file contains valid rows, also without valid commits. Lost rows
 come from the copies in the runs' folders (`vmsnix_ops.records.run_tables`) and from the results of runs. The
 damaged table is kept beside the new one.
 """

@@ -8,7 +8,7 @@ table                               values
 ``promotions``, the newest row      the same, and the accounts that may use the AMI and its snapshots, the
                                     KMS key and the channel
 ``retirements``, if it is newer     the accounts that may use it: none, or again those before
-none of them                        a publish shares with nobody, or makes the AMI public
+none of them                        a publish shares with no account, or makes the AMI public
 ==================================  =====================================================================
 
 A sync copies the state in AWS to the tables. It must not record permissions: otherwise, a permission that was

@@ -226,7 +226,7 @@ class Tables:
         data = data if clean else without_secrets(data)
         if data.num_rows == 0:
             return
-        # After a lost answer, our own commit looks like a conflict. The name identifies it.
+        # After a lost answer, the repeated commit conflicts with the first one. The name identifies it.
         name = once or uuid.uuid4().hex
 
         def work(_table: str, attempt: int) -> int | None:
