@@ -23,7 +23,7 @@ UNNAMED = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
 
 
 def as_unnamed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run ``vmsnix`` as a user that the system does not know, without HOME."""
+    """Run ``vmsnix`` as a user without a name and without HOME."""
     gone = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "VMSNIX_STATE", "XDG_STATE_HOME")
     kept: Mapping[str, str] = {name: value for name, value in os.environ.items() if name not in gone}
     return subprocess.run(

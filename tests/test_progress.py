@@ -115,9 +115,9 @@ def test_a_step_can_use_a_forecast() -> None:
 
 
 def test_all_reporters_show_the_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
-    face, stream = lines(monkeypatch)
-    face(Event("import", "started"))
-    face(forecast())
+    reporter, stream = lines(monkeypatch)
+    reporter(Event("import", "started"))
+    reporter(forecast())
     assert stream.getvalue().splitlines()[1] == "import: 75 %, 30 s left"
 
     widget = NotebookBars()
@@ -138,11 +138,11 @@ def test_all_reporters_show_the_forecast(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_log_lines_show_start_end_and_some_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    face, stream = lines(monkeypatch)
-    face(Event("upload", "started"))
+    reporter, stream = lines(monkeypatch)
+    reporter(Event("upload", "started"))
     for second in range(1, 26):
-        face(Event("upload", "advanced", done=second, total=25, seconds=second))
-    face(Event("upload", "finished", done=25, total=25, seconds=25))
+        reporter(Event("upload", "advanced", done=second, total=25, seconds=second))
+    reporter(Event("upload", "finished", done=25, total=25, seconds=25))
     assert stream.getvalue().splitlines() == [
         "upload ...",
         "upload: 10 of 25 items, 40 %, 15 s left",
@@ -152,8 +152,8 @@ def test_log_lines_show_start_end_and_some_progress(monkeypatch: pytest.MonkeyPa
 
 
 def test_log_lines_group_every_step_in_github_actions(monkeypatch: pytest.MonkeyPatch) -> None:
-    face, stream = lines(monkeypatch, github=True)
-    with Progress(face).step("build") as step:
+    reporter, stream = lines(monkeypatch, github=True)
+    with Progress(reporter).step("build") as step:
         step.message("evaluating")
     written = stream.getvalue().splitlines()
     assert written[:2] == ["::group::build", "build: evaluating"]
@@ -162,15 +162,15 @@ def test_log_lines_group_every_step_in_github_actions(monkeypatch: pytest.Monkey
 
 
 def test_log_lines_end_the_group_of_a_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    face, stream = lines(monkeypatch, github=True)
-    face(Event("build", "started"))
-    face(Event("build", "failed", message="no space", seconds=3))
+    reporter, stream = lines(monkeypatch, github=True)
+    reporter(Event("build", "started"))
+    reporter(Event("build", "failed", message="no space", seconds=3))
     assert stream.getvalue().splitlines()[1:] == ["build failed in 3.0 s: no space", "::endgroup::"]
 
 
 def test_a_message_cannot_contain_a_workflow_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    face, stream = lines(monkeypatch, github=True)
-    face(Event("import", "message", message="oh\n::set-env name=PATH::/tmp\r\n::stop-commands::x"))
+    reporter, stream = lines(monkeypatch, github=True)
+    reporter(Event("import", "message", message="oh\n::set-env name=PATH::/tmp\r\n::stop-commands::x"))
     assert all(not line.lstrip().startswith("::") for line in stream.getvalue().splitlines())
 
 
@@ -203,18 +203,18 @@ def test_current_shows_widgets_in_jupyterlab_but_not_in_a_run(
     assert isinstance(progress.current().report, LogLines)
 
 
-def row(face: object, number: int = 0) -> tuple[str, object, str]:
-    name, bar, text = face.box.children[number].children  # type: ignore[attr-defined]
+def row(reporter: object, number: int = 0) -> tuple[str, object, str]:
+    name, bar, text = reporter.box.children[number].children  # type: ignore[attr-defined]
     return name.value, bar, text.value
 
 
 def test_notebook_bars_have_one_bar_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
-    face = NotebookBars()
+    reporter = NotebookBars()
     for name in ("upload", "import"):
-        with Progress(face).step(name, total=8, unit="bytes") as step:
+        with Progress(reporter).step(name, total=8, unit="bytes") as step:
             step.advance(8)
-    assert [row(face, number)[0] for number in (0, 1)] == ["<b>upload</b>", "<b>import</b>"]
-    name, bar, text = row(face)
+    assert [row(reporter, number)[0] for number in (0, 1)] == ["<b>upload</b>", "<b>import</b>"]
+    name, bar, text = row(reporter)
     assert (bar.value, bar.max, bar.bar_style) == (8, 8, "success")
     assert text.startswith("finished in ")
     assert "8 B of 8 B" in text
@@ -222,39 +222,39 @@ def test_notebook_bars_have_one_bar_for_each_step(capsys: pytest.CaptureFixture[
 
 
 def test_a_failed_bar_is_red_and_shows_the_error_as_text() -> None:
-    face = NotebookBars()
-    face(Event("import", "started", total=100, unit="percent"))
-    face(Event("import", "failed", done=32, total=100, unit="percent", message="<script>$x$</script>"))
-    _, bar, text = row(face)
+    reporter = NotebookBars()
+    reporter(Event("import", "started", total=100, unit="percent"))
+    reporter(Event("import", "failed", done=32, total=100, unit="percent", message="<script>$x$</script>"))
+    _, bar, text = row(reporter)
     assert (bar.value, bar.bar_style) == (32, "danger")
     assert "&lt;script&gt;" in text
 
 
 def test_a_bar_never_exceeds_its_range() -> None:
-    face = NotebookBars()
-    face(Event("upload", "started", total=10))
-    face(Event("upload", "advanced", done=15, total=10, seconds=1))
-    assert row(face)[1].value == 10  # type: ignore[attr-defined]
-    face(Event("upload", "failed", done=-3, total=10, seconds=1))
-    assert 0 < row(face)[1].value <= 10  # type: ignore[attr-defined]
+    reporter = NotebookBars()
+    reporter(Event("upload", "started", total=10))
+    reporter(Event("upload", "advanced", done=15, total=10, seconds=1))
+    assert row(reporter)[1].value == 10  # type: ignore[attr-defined]
+    reporter(Event("upload", "failed", done=-3, total=10, seconds=1))
+    assert 0 < row(reporter)[1].value <= 10  # type: ignore[attr-defined]
 
 
 def test_a_repeated_step_gets_its_own_bar() -> None:
-    face = NotebookBars()
+    reporter = NotebookBars()
     for _ in range(2):
-        with Progress(face).step("upload"):
+        with Progress(reporter).step("upload"):
             pass
-    assert len(face.box.children) == 2
+    assert len(reporter.box.children) == 2
 
 
 def test_notebook_bars_accept_many_threads() -> None:
-    face = NotebookBars()
-    with Progress(face).step("upload", total=400) as step:
+    reporter = NotebookBars()
+    with Progress(reporter).step("upload", total=400) as step:
         threads = [threading.Thread(target=lambda: [step.advance(1) for _ in range(100)]) for _ in range(4)]
         for thread in threads:
             thread.start()
         join(*threads)
-    assert row(face)[1].value == 400  # type: ignore[attr-defined]
+    assert row(reporter)[1].value == 400  # type: ignore[attr-defined]
 
 
 def terminal(**options: object) -> tuple[Progress, io.StringIO]:
@@ -279,13 +279,13 @@ def test_terminal_bars_keep_the_outcome_of_each_step() -> None:
 
 def test_terminal_bars_show_simultaneous_steps_and_stop_after_the_last() -> None:
     shown, _ = terminal()
-    face = shown.report
+    reporter = shown.report
     with shown.step("eu-west-1"):
         with shown.step("eu-north-1"):
             pass
-        assert face._bars is not None  # type: ignore[attr-defined]
-        assert face._running == {"eu-west-1"}  # type: ignore[attr-defined]
-    assert face._bars is None  # type: ignore[attr-defined]
+        assert reporter._bars is not None  # type: ignore[attr-defined]
+        assert reporter._running == {"eu-west-1"}  # type: ignore[attr-defined]
+    assert reporter._bars is None  # type: ignore[attr-defined]
 
 
 def test_terminal_bars_have_no_colours_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,22 +299,22 @@ def test_terminal_bars_have_no_colours_with_no_color(monkeypatch: pytest.MonkeyP
 
 def test_the_terminal_is_usable_after_a_step_without_an_end() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    face, before = TerminalBars(console), set(threading.enumerate())
-    face(Event("upload", "started", total=10))
+    reporter, before = TerminalBars(console), set(threading.enumerate())
+    reporter(Event("upload", "started", total=10))
     (drawing,) = set(threading.enumerate()) - before
-    face.close()
+    reporter.close()
     drawing.join(10)
     assert not drawing.is_alive()
-    face.close()
+    reporter.close()
     assert "upload" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_terminal_bars_never_hide_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
-    face = TerminalBars()
+    reporter = TerminalBars()
     stream = io.StringIO()
-    face._console.file = stream
-    face._console._force_terminal = True
-    with Progress(face).step("upload"):
+    reporter._console.file = stream
+    reporter._console._force_terminal = True
+    with Progress(reporter).step("upload"):
         pass
     assert "✓ upload" in stream.getvalue()
     assert "\x1b[?25l" not in stream.getvalue()

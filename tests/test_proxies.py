@@ -1,4 +1,4 @@
-"""Nothing of this machine goes through a proxy, and what the user excepted stays excepted."""
+"""No request to this machine uses a proxy, and exceptions of the user are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmsnix_ops.sandbox.access import no_proxy_variables
 if TYPE_CHECKING:
     from pathlib import Path
 
-PROXY = "http://127.0.0.1:9"  # nobody answers there
+PROXY = "http://127.0.0.1:9"  # nothing listens there
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 

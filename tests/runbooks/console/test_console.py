@@ -1,4 +1,4 @@
-"""The whole console without a browser: select, fill in, confirm, run once, see the result."""
+"""The whole console without a browser: select, fill in, confirm, run once, show the result."""
 
 from __future__ import annotations
 

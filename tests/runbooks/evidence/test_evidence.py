@@ -140,7 +140,7 @@ def test_a_run_is_running_while_its_process_is_alive_and_lost_afterwards(shelf: 
         import fcntl
 
         # The lock of `open_folder` went away with its folder object only when this process ends, so that a
-        # second one on the same file shows what another process would see.
+        # second one on the same file has the same result as another process.
         with pytest.raises(BlockingIOError):
             fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert shelf.find(run_id).status == "running"

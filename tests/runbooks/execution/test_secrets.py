@@ -15,7 +15,7 @@ from tests.support import wait_until
 from vmsnix_ops.redaction import LineRedactor, Redactor, find_secret, remembered, secret_values
 from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
 
-# Put together here, so that nobody's scanner takes this file for a leak.
+# Built from parts, so that a scanner for secrets does not report this file.
 KEY = "A" * 40
 HEX = "0123456789abcdef" * 4
 PRIVATE = "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEow\nIBAAK\n-----END RSA " + "PRIVATE KEY-----"
