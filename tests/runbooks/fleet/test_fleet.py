@@ -28,7 +28,8 @@ from tests.support import DEADLINE, finish, join, wait_until
 from vmsnix_ops.errors import FleetError, PartialError, ToolMissingError
 from vmsnix_ops.progress import Event, LogLines, Progress, silent
 from vmsnix_ops.runbooks import fleet
-from vmsnix_ops.runbooks.fleet.engine import Runner, Stop, check_workers, connected
+from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+from vmsnix_ops.runbooks.fleet.engine import Runner, check_workers, connected
 from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
 from vmsnix_ops.runbooks.fleet.plan_file import Dask
 from vmsnix_ops.runbooks.fleet.worker import Session
@@ -280,7 +281,7 @@ def test_a_stopped_fleet_lets_its_runs_clean_up(workspace: Workspace, on_the_clu
         parameters = { name = "b" }
         after = ["work"]
     """
-    planned, stop = workspace.plan(text), Stop()
+    planned, stop = workspace.plan(text), Interrupter()
 
     def ask() -> None:
         workspace.running(planned, "work")
@@ -323,7 +324,7 @@ def test_the_fleet_reports_a_worker_without_access_to_the_ledger(
 def test_the_display_shows_each_state_of_a_target_once(workspace: Workspace) -> None:
     events: list[Event] = []
     session = Session("session", "ledger", "id", "archive", "folder", "", {}, 60.0)
-    runner = Runner(workspace.plan(TWO).file, session, {}, Progress(events.append), Stop())
+    runner = Runner(workspace.plan(TWO).file, session, {}, Progress(events.append), Interrupter())
     runner._started[runner.step] = 0.0
     for state in ("running", "retrying", "running", "done", "done", "running"):  # reports may be late
         runner._on_state("work/name=a", state, "It broke." if state == "retrying" else None)

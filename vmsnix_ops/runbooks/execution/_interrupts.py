@@ -33,22 +33,27 @@ class Interrupter:
     ----------
     cleanup_seconds
         Seconds that the notebook has to clean up.
-    requested
-        Whether the run was interrupted.
+    times
+        Number of interrupts.
     """
 
     cleanup_seconds: float = CLEANUP_SECONDS
-    requested: bool = False
+    times: int = 0
     _group: int | None = None
     _timer: threading.Timer | None = None
     # Reentrant, because a second signal can arrive while the handler of the first has the lock.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
+    @property
+    def requested(self) -> bool:
+        """Whether the run was interrupted."""
+        return self.times > 0
+
     def interrupt(self) -> None:
         """Interrupt the run; the second time, kill its kernel."""
         with self._lock:
-            again, self.requested = self.requested, True
-            self._signal(signal.SIGKILL if again else signal.SIGINT)
+            self.times += 1
+            self._signal(signal.SIGINT if self.times == 1 else signal.SIGKILL)
             self._start_timer()
 
     def attach(self, group: int) -> None:

@@ -27,7 +27,8 @@ from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted, current
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks.evidence import archive as archives
-from vmsnix_ops.runbooks.fleet.engine import Runner, Stop, check_address, need_dask
+from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+from vmsnix_ops.runbooks.fleet.engine import Runner, check_address, need_dask
 from vmsnix_ops.runbooks.fleet.ledger import change, ledger_id, open_ledger
 from vmsnix_ops.runbooks.fleet.report import FleetResult, write
 from vmsnix_ops.runbooks.fleet.worker import Session, nix_config, state_of
@@ -108,7 +109,7 @@ class FleetPlan(Displayed):
         return [*notes, "Dry run: nothing will be run."] if self.dry_run else notes
 
     def apply(
-        self, *, confirmed: bool = False, progress: Progress | None = None, stop: Stop | None = None
+        self, *, confirmed: bool = False, progress: Progress | None = None, stop: Interrupter | None = None
     ) -> FleetResult:
         """Run the targets that are not done, and write the report; do nothing in a dry run.
 
@@ -163,7 +164,7 @@ class FleetPlan(Displayed):
             environment={"NIX_CONFIG": config} if config else {},
             lease_seconds=self.lease_seconds,
         )
-        runner = Runner(self.file, session, self.environment, progress or current(), stop or Stop())
+        runner = Runner(self.file, session, self.environment, progress or current(), stop or Interrupter())
         clock, started = time.monotonic(), datetime.now(UTC)
         trouble = runner.run(folder.path(archives.LOG))
         seconds = round(time.monotonic() - clock, 3)

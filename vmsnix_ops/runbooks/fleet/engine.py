@@ -178,17 +178,6 @@ def check_workers(client: Any, targets: Sequence[Target]) -> None:
             )
 
 
-class Stop(Interrupter):
-    """Stops a fleet: the first interrupt lets the runs clean up, the second kills their kernels."""
-
-    times = 0
-
-    def interrupt(self) -> None:
-        """Interrupt all runs of the fleet."""
-        self.requested = True
-        self.times += 1
-
-
 @dataclass
 class Runner:
     """Submits the targets of a plan to Dask, and collects their documents."""
@@ -197,7 +186,7 @@ class Runner:
     session: worker.Session
     environment: Mapping[str, str]  # for the workers of this machine
     progress: Progress
-    stop: Stop
+    interrupter: Interrupter  # the first interrupt lets the runs clean up, the second kills their kernels
     documents: list[Document] = field(default_factory=list)
     _states: dict[str, str] = field(default_factory=dict)
     _started: dict[str, float] = field(default_factory=dict)
@@ -221,7 +210,7 @@ class Runner:
             if len(results) == len(targets):
                 return None
             with (
-                signals(self.stop),
+                signals(self.interrupter),
                 connected(self.plan.dask, log=log, environment=self.environment) as client,
             ):
                 check_workers(client, [one for one in targets if one.name not in results])
@@ -255,8 +244,8 @@ class Runner:
         names = {future: name for name, future in futures.items()}
         interrupts, deadline, trouble = 0, float("inf"), None
         while names and time.monotonic() < deadline:
-            if self.stop.times > interrupts:
-                interrupts = self.stop.times
+            if self.interrupter.times > interrupts:
+                interrupts = self.interrupter.times
                 deadline = time.monotonic() + (STOP_SECONDS if interrupts == 1 else STOP_NOW_SECONDS)
                 client.run(worker.stop, self.session.id, on_error="ignore")
             with suppress(TimeoutError):

@@ -389,17 +389,17 @@ class _Reader:
         several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
         last = {key: getattr(layer, key) for layer in layers for key in layer.model_fields_set}
         return Target(
-            "/".join([self.name, *(_name_part(axis, axes[axis], lists[axis]) for axis in several)]),
-            runbook.name,
-            axes,
-            given,
-            _hash([runbook.name, whole, environment, account.id, account.role, account.profile]),
-            account,
-            environment,
-            _merged(layers, "resources"),
-            last.get("retries", 0),
-            float(last.get("retry_wait", 5)),
-            level(runbook.side_effects, whole),
+            name="/".join([self.name, *(_name_part(axis, axes[axis], lists[axis]) for axis in several)]),
+            runbook=runbook.name,
+            axes=axes,
+            given=given,
+            key=_hash([runbook.name, whole, environment, account.id, account.role, account.profile]),
+            account=account,
+            environment=environment,
+            resources=_merged(layers, "resources"),
+            retries=last.get("retries", 0),
+            retry_wait=float(last.get("retry_wait", 5)),
+            effects=level(runbook.side_effects, whole),
         )
 
     def _given(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable], account: str) -> Any:
