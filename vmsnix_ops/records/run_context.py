@@ -27,27 +27,13 @@ NEW_RUN_ID = re.compile(r"(?P<started>\d{8}T\d{9}Z)-(?P<runbook>[A-Za-z0-9-]+)-[
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """One run of one runbook.
-
-    Attributes
-    ----------
-    run_id
-        ID of the run; IDs sort by time.
-    runbook
-        Name of the runbook, or ``"interactive"``.
-    folder
-        Folder for ``result.json`` and logs; it exists.
-    managed
-        Whether the runner started the run. It archives the folder and writes the row of the table `runs`.
-    entry
-        URL of ``result.json`` in an archive on S3, ``s3://...``; empty for a local archive.
-    """
+    """One run of one runbook."""
 
     run_id: str
-    runbook: str
-    folder: Path
-    managed: bool
-    entry: str = ""
+    runbook: str  # its name, or "interactive"
+    folder: Path  # for result.json and logs; it exists
+    managed: bool  # whether the runner started it; it then archives the folder and records the run
+    entry: str = ""  # URL of result.json in an archive on S3; empty for a local archive
 
 
 def new_run_id(runbook: str, *, now: datetime | None = None) -> str:

@@ -33,48 +33,22 @@ Kind = Literal["text", "json", "time", "count", "number", "flag"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table.
+    """One column of a table."""
 
-    Attributes
-    ----------
-    name
-        Name; it ends with the unit, if there is one.
-    kind
-        Kind of the values; see the table in `vmsnix_ops.records.schemas`.
-    description
-        Meaning of the values.
-    unit
-        Unit of the values; empty for none.
-    required
-        Whether every row must have a value. In other columns an unknown value is empty.
-    values
-        The allowed texts; empty for any text.
-    """
-
-    name: str
+    name: str  # ends with the unit, if there is one
     kind: Kind
-    description: str
+    description: str  # meaning of the values
     unit: str = ""
-    required: bool = False
-    values: tuple[str, ...] = ()
+    required: bool = False  # whether every row must have a value; in other columns an unknown value is empty
+    values: tuple[str, ...] = ()  # the only allowed texts; empty for any text
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One table.
+    """One table."""
 
-    Attributes
-    ----------
-    name
-        Name of the table and of its folder.
-    description
-        Meaning of a row.
-    columns
-        The columns in their order.
-    """
-
-    name: str
-    description: str
+    name: str  # also the name of its folder
+    description: str  # meaning of a row
     columns: tuple[Column, ...]
 
     @property
