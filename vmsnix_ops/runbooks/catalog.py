@@ -39,37 +39,17 @@ FILE_NAME = re.compile(r"^(?P<number>\d\d)-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\.i
 
 @dataclass(frozen=True, slots=True)
 class Runbook:
-    """A notebook that does a job.
+    """A notebook that does a job."""
 
-    Attributes
-    ----------
-    name
-        Full name, as in results and tables: ``publish-ami``.
-    short_name
-        Name for typing: ``publish`` for ``publish-ami``, ``rollback`` for ``rollback``.
-    number
-        Number at the start of the file name; runbooks are sorted by it.
-    path
-        The notebook.
-    title, description
-        Its purpose, in a few words and in a sentence.
-    side_effects
-        Its effect.
-    parameters
-        Its parameters, in the order of the parameters cell.
-    arguments
-        Name of the list parameter that can be given without ``--name``: ``vmsnix prove AMI AMI``. Empty for
-        most runbooks.
-    """
-
-    name: str
-    short_name: str
-    number: int
-    path: Path
-    title: str
-    description: str
+    name: str  # full name, as in results and tables: publish-ami
+    short_name: str  # for typing: publish for publish-ami, rollback for rollback
+    number: int  # at the start of the file name; runbooks are sorted by it
+    path: Path  # of the notebook
+    title: str  # its purpose in a few words
+    description: str  # its purpose in a sentence
     side_effects: SideEffects
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[Parameter, ...]  # in the order of the parameters cell
+    # The list parameter that can be given without --name: `vmsnix prove AMI AMI`. Empty for most runbooks.
     arguments: str = ""
 
     @property

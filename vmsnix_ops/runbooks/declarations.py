@@ -23,24 +23,12 @@ SCALARS: dict[str, Kind] = {"str": "str", "bool": "bool", "int": "int", "float":
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A declared type.
-
-    Attributes
-    ----------
-    kind
-        The type without its members.
-    item
-        Type of a list's items or of a dict's values.
-    optional
-        Whether ``None`` is allowed.
-    choices
-        The only allowed values; empty if every value of the type is allowed.
-    """
+    """A declared type."""
 
     kind: Kind
-    item: Type | None = None
-    optional: bool = False
-    choices: tuple[str | int, ...] = ()
+    item: Type | None = None  # type of a list's items or of a dict's values
+    optional: bool = False  # whether None is allowed
+    choices: tuple[str | int, ...] = ()  # the only allowed values; empty for any value of the type
 
     def __str__(self) -> str:
         """Return the type as it is written in Python."""
@@ -57,24 +45,12 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a runbook.
-
-    Attributes
-    ----------
-    name
-        Name of the variable in the cell.
-    type
-        The declared type, or else the type of the default.
-    default
-        Value in the committed notebook.
-    help
-        The comment after the declaration, or the comment lines above it.
-    """
+    """One parameter of a runbook."""
 
     name: str
-    type: Type
-    default: object
-    help: str
+    type: Type  # the declared type, or else the type of the default
+    default: object  # in the committed notebook
+    help: str  # the comment after the declaration, or the comment lines above it
 
     @property
     def choices(self) -> tuple[str | int, ...]:

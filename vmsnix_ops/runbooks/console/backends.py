@@ -38,17 +38,10 @@ AWS, SANDBOX = "AWS", "Sandbox"
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """AWS, or a sandbox.
+    """AWS, or a sandbox."""
 
-    Attributes
-    ----------
-    url
-        URL of the sandbox; empty for AWS.
-    changes
-        Changes to the environment variables of this process; ``None`` removes a variable.
-    """
-
-    url: str = ""
+    url: str = ""  # of the sandbox; empty for AWS
+    # Changes to the environment variables of this process; None removes a variable.
     changes: Mapping[str, str | None] = field(default_factory=dict)
 
     @property

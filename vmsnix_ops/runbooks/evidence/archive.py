@@ -172,20 +172,10 @@ def _client(
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of a run, as its entry lists it.
+    """A file of a run, as its entry lists it."""
 
-    Attributes
-    ----------
-    place
-        Path, or ``s3://`` location.
-    sha256
-        SHA-256 of its content, in hexadecimal.
-    bytes
-        Its size.
-    """
-
-    place: str
-    sha256: str
+    place: str  # path, or s3:// location
+    sha256: str  # of its content, in hexadecimal
     bytes: int
 
     def to_json(self) -> dict[str, object]:
@@ -195,26 +185,12 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of a run.
-
-    Attributes
-    ----------
-    run_id
-        ID of the run.
-    local
-        Folder in which the run works.
-    remote
-        ``s3://bucket/prefix`` if the archive is on S3; otherwise empty.
-    environment
-        Environment variables for S3.
-    redactor
-        Removes secrets from everything that is written or sent.
-    """
+    """The folder of a run."""
 
     run_id: str
-    local: Path
-    remote: str
-    environment: Mapping[str, str]
+    local: Path  # folder in which the run works
+    remote: str  # s3://bucket/prefix if the archive is on S3; otherwise empty
+    environment: Mapping[str, str]  # for S3
     redactor: Redactor = field(default_factory=Redactor, repr=False)
     _locks: list[int] = field(default_factory=list)
     _redacted: dict[Path, tuple[int, int, int]] = field(default_factory=dict)

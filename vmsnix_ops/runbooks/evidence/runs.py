@@ -46,21 +46,11 @@ def _runbook_of(run_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedRun:
-    """A run in the archive.
-
-    Attributes
-    ----------
-    run_id
-        ID of the run.
-    values
-        Content of its entry, ``result.json``.
-    status
-        ``done``, ``failed``, ``partial``, ``cancelled``, ``running``; ``lost`` if its process ended without a
-        result; ``unreadable`` if its entry cannot be read.
-    """
+    """A run in the archive."""
 
     run_id: str
-    values: Mapping[str, Any]
+    values: Mapping[str, Any]  # content of its entry, result.json
+    # One of `outcomes.RUN_STATUSES`, or "unreadable" if its entry cannot be read.
     status: str
 
     @property
@@ -91,21 +81,11 @@ class ArchivedRun:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """An archive of runs.
+    """An archive of runs."""
 
-    Attributes
-    ----------
-    location
-        Local folder, or ``s3://bucket/prefix``.
-    work
-        Local folder of runs whose archive is on S3.
-    environment
-        Environment variables for S3.
-    """
-
-    location: str
-    work: Path
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    location: str  # local folder, or s3://bucket/prefix
+    work: Path  # local folder of runs whose archive is on S3
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)  # for S3
 
     @property
     def remote(self) -> bool:
@@ -355,19 +335,11 @@ RESULT_KEYS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class RepairedRun:
-    """The result of repairing a run.
-
-    Attributes
-    ----------
-    run_id, status
-        The run and its status; ``"lost"`` if its process ended without a result.
-    problems
-        Rows and files that still could not be saved, and why.
-    """
+    """The result of repairing a run."""
 
     run_id: str
-    status: str
-    problems: tuple[str, ...]
+    status: str  # "lost" if its process ended without a result
+    problems: tuple[str, ...]  # rows and files that still could not be saved, and why
 
 
 def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterator[RepairedRun]:

@@ -52,42 +52,18 @@ class KernelStartError(Exception):
 
 @dataclass
 class Session:
-    """Input and result of one execution.
+    """Input and result of one execution."""
 
-    Attributes
-    ----------
-    environment
-        All environment variables of the kernel.
-    cwd
-        Working directory of the kernel.
-    live
-        Shows and logs the output.
-    limits
-        Limits of the saved output.
-    interrupter
-        Interrupts the kernel, and stops the run between two cells.
-    kernel_log
-        File for what the kernel process itself prints, such as a crash.
-    save
-        Called with the notebook after every cell, so that the evidence of a killed run exists.
-    receiver
-        Receives the credentials of the kernel.
-    on_kernel_start
-        Called while the kernel starts.
-    notebook
-        The executed notebook; ``None`` before the execution starts.
-    """
-
-    environment: Mapping[str, str]
-    cwd: Path
-    live: LiveOutput
-    limits: Limits
-    interrupter: Interrupter
-    kernel_log: Path
-    save: Callable[[Any], None]
-    on_kernel_start: Callable[[], None]
-    receiver: SecretReceiver
-    notebook: Any = None
+    environment: Mapping[str, str]  # all variables of the kernel
+    cwd: Path  # of the kernel
+    live: LiveOutput  # shows and logs the output
+    limits: Limits  # of the saved output
+    interrupter: Interrupter  # interrupts the kernel, and stops the run between two cells
+    kernel_log: Path  # output of the kernel process itself, such as a crash
+    save: Callable[[Any], None]  # called with the notebook after every cell
+    on_kernel_start: Callable[[], None]  # called while the kernel starts
+    receiver: SecretReceiver  # receives the credentials of the kernel
+    notebook: Any = None  # the executed one; None before the execution starts
 
 
 def execute(notebook: Any, parameters: dict[str, object], session: Session) -> None:

@@ -28,17 +28,10 @@ class Interrupter:
 
     The first interrupt lets the ``finally`` blocks of the running cell clean up. A second interrupt kills the
     kernel; so does the end of `cleanup_seconds`.
-
-    Attributes
-    ----------
-    cleanup_seconds
-        Seconds that the notebook has to clean up.
-    times
-        Number of interrupts.
     """
 
-    cleanup_seconds: float = CLEANUP_SECONDS
-    times: int = 0
+    cleanup_seconds: float = CLEANUP_SECONDS  # seconds that the notebook has to clean up
+    times: int = 0  # number of interrupts
     _group: int | None = None
     _timer: threading.Timer | None = None
     # Reentrant, because a second signal can arrive while the handler of the first has the lock.

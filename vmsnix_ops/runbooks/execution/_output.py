@@ -30,24 +30,12 @@ WIDGET_TEXT = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgre
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of the saved output, in characters.
+    """Limits of the saved output, in characters."""
 
-    Attributes
-    ----------
-    cell
-        Printed text of one cell; half of it from the beginning, half from the end.
-    notebook
-        Printed text and display data of all cells.
-    display
-        One display output (a table, a picture).
-    log
-        ``log.txt``.
-    """
-
-    cell: int = 500_000
-    notebook: int = 10_000_000
-    display: int = 5_000_000
-    log: int = 20_000_000
+    cell: int = 500_000  # printed text of one cell; half of it from the beginning, half from the end
+    notebook: int = 10_000_000  # printed text and display data of all cells
+    display: int = 5_000_000  # one display output (a table, a picture)
+    log: int = 20_000_000  # log.txt
 
 
 class HeadAndTail:

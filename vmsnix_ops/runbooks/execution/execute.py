@@ -110,43 +110,22 @@ class _HiddenModule(importlib.abc.MetaPathFinder):
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """The outcome of a run.
+    """The outcome of a run."""
 
-    Attributes
-    ----------
-    run_id
-        ID of the run, and name of its folder in the archive. IDs sort by time.
-    runbook
-        Name of the runbook.
-    verdict
-        ``done``, ``failed``, ``partial`` (some targets done) or ``cancelled``.
-    exit_code
-        0 done, 1 failed or cancelled, 2 usage error, 3 partial, or done but not fully saved.
-    notebook, report, result, log
-        Locations of the evidence: local paths, or ``s3://`` locations. `report` is empty if it could not be
-        created.
-    seconds
-        Time from the start of the run to its last cell.
-    error
-        The error that ended the run; ``None`` if it is done.
-    values
-        Content of ``result.json``.
-    problems
-        What could not be saved after the last cell, such as a row of the history, or files on S3, which are
-        then on this machine.
-    """
-
-    run_id: str
+    run_id: str  # also the name of its folder in the archive
     runbook: str
-    verdict: RunStatus
-    exit_code: int
+    verdict: RunStatus  # done, failed, partial (some targets done) or cancelled
+    exit_code: int  # 0 done, 1 failed or cancelled, 2 usage error, 3 partial, or done but not fully saved
+    # Locations of the evidence: paths, or s3:// locations. `report` is empty if it could not be created.
     notebook: str
     report: str
     result: str
     log: str
-    seconds: float
-    error: Failure | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float  # time from the start of the run to its last cell
+    error: Failure | None = None  # None if the run is done
+    values: Mapping[str, Any] = field(default_factory=dict)  # content of result.json
+    # What could not be saved after the last cell, such as a row of the history, or files on S3, which are
+    # then on this machine.
     problems: tuple[str, ...] = ()
 
 

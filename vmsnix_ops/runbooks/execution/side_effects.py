@@ -161,24 +161,13 @@ def level(side_effects: Level, parameters: Mapping[str, object]) -> Level:
 
 @dataclass
 class Guard:
-    """Checks every call of a run.
-
-    Parameters
-    ----------
-    level
-        What the run may do.
-    runbook
-        Name of the runbook, for the error.
-    report
-        Called with every refusal, so that the run fails even if the notebook suppresses the error.
-    lease
-        File of the lease that the run needs to change something; ``None`` if it needs none.
-    """
+    """Checks every call of a run."""
 
     level: Level
-    runbook: str
+    runbook: str  # its name, for the error
+    # Called with every refusal, so that the run fails even if the notebook suppresses the error.
     report: Callable[[SideEffectsError], None] = lambda _error: None
-    lease: Path | None = None
+    lease: Path | None = None  # file of the lease that the run needs to change something, if any
     _created: set[str] = field(default_factory=set)
 
     def before(self, client: Any, service: str, operation: str, request: Mapping[str, Any]) -> None:

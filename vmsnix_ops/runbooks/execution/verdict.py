@@ -27,28 +27,16 @@ PARTIAL = 3
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The error that ended a run.
+    """The error that ended a run."""
 
-    Attributes
-    ----------
-    type
-        Class of the error.
-    what, why, fix
-        What happened, why, and what to do.
-    exit_code
-        Exit code of the error's class; 1 for other errors.
-    cell
-        Number of the cell as JupyterLab shows it (``In [3]``); 0 for an error outside of the cells.
-    detail
-        Other attributes of the error: AWS code, operation, request ID, ...
-    """
-
-    type: str
+    type: str  # class of the error
     what: str
     why: str = ""
     fix: str = ""
     exit_code: int = 1
+    # Number of the cell as JupyterLab shows it (`In [3]`); 0 for an error outside of the cells.
     cell: int = 0
+    # Other attributes of the error: AWS code, operation, request ID, ...
     detail: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -508,32 +508,14 @@ def _check_doubles(faults: list[str], targets: Iterable[Target]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """The checked content of a plan file.
+    """The checked content of a plan file."""
 
-    Attributes
-    ----------
-    name
-        Name of the fleet.
-    folder
-        Working directory of the runs; relative paths in parameters start there.
-    notebooks
-        Folder of the notebooks; ``None`` for those of the package.
-    targets
-        Targets, each after those that it waits for.
-    accounts
-        Accounts by their names in the file.
-    nix
-        Settings for Nix, such as ``builders``.
-    dask
-        The workers.
-    """
-
-    name: str
-    folder: Path
-    notebooks: Path | None
-    targets: tuple[Target, ...]
-    accounts: Mapping[str, Account]
-    nix: Mapping[str, str]
+    name: str  # of the fleet
+    folder: Path  # working directory of the runs; relative paths in parameters start there
+    notebooks: Path | None  # folder of the notebooks; None for those of the package
+    targets: tuple[Target, ...]  # each after those that it waits for
+    accounts: Mapping[str, Account]  # by their names in the file
+    nix: Mapping[str, str]  # settings for Nix, such as builders
     dask: Dask
 
 
