@@ -117,27 +117,13 @@ class Displayed:
 
 @dataclass(frozen=True, slots=True)
 class DisplayTable(Displayed):
-    """A table for display.
-
-    Attributes
-    ----------
-    columns
-        Headings.
-    rows
-        Rows of cell texts.
-    right
-        Headings of the columns with numbers, which are aligned to the right.
-    title
-        Shown above the table; may be empty.
-    nothing
-        Shown instead of a table without rows.
-    """
+    """A table for display."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    right: frozenset[str] = frozenset()
-    title: str = ""
-    nothing: str = "No rows."
+    right: frozenset[str] = frozenset()  # headings of the columns that are aligned to the right
+    title: str = ""  # shown above the table
+    nothing: str = "No rows."  # shown instead of a table without rows
 
     def __len__(self) -> int:
         return len(self.rows)

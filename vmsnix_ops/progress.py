@@ -44,32 +44,16 @@ Unit = Literal["bytes", "percent", "derivations", "items"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change in a step.
+    """A change in a step."""
 
-    Attributes
-    ----------
-    step
-        Name of the step, such as ``"upload"``.
-    kind
-        The kind of change.
-    done, total
-        The finished and the total amount in `unit`; `total` is ``None`` while it is unknown.
-    message
-        A line for the operator; may be empty.
-    seconds
-        Time since the step started.
-    remaining
-        Remaining seconds, estimated from earlier steps; ``None`` without an estimate.
-    """
-
-    step: str
+    step: str  # name of the step
     kind: Kind
-    done: float = 0.0
-    total: float | None = None
+    done: float = 0.0  # the finished amount
+    total: float | None = None  # None while it is unknown
     unit: Unit = "items"
-    message: str = ""
-    seconds: float = 0.0
-    remaining: float | None = None
+    message: str = ""  # a line for the operator
+    seconds: float = 0.0  # since the step started
+    remaining: float | None = None  # seconds, estimated from earlier steps
 
     @property
     def rate(self) -> float:

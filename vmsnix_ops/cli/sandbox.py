@@ -62,21 +62,12 @@ def sandbox_command(port: int, speed: float, state: Path | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunSandbox:
-    """A running sandbox, with the variables and the folder for its runs.
-
-    Attributes
-    ----------
-    url
-        Its address.
-    environment
-        Variables to add to those of this process, whose own ``AWS_*`` variables are removed during the block.
-    state
-        Folder of the history and the archive of its runs.
-    """
+    """A running sandbox, with the variables and the folder for its runs."""
 
     url: str
+    # Variables to add to those of this process, whose own AWS_* variables are removed during the block.
     environment: dict[str, str]
-    state: Path
+    state: Path  # folder of the history and the archive of its runs
 
 
 def record_folders(folder: Path) -> dict[str, str]:
