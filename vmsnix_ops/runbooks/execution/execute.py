@@ -104,7 +104,7 @@ class _HiddenModule(importlib.abc.MetaPathFinder):
         target: ModuleType | None = None,  # noqa: ARG002 - importlib's signature
     ) -> ModuleSpec | None:
         if fullname == RFC3987_LIBRARY and threading.get_ident() == self._thread:
-            raise ModuleNotFoundError(f"{RFC3987_LIBRARY} is not needed", name=RFC3987_LIBRARY)
+            raise ModuleNotFoundError(f"{RFC3987_LIBRARY} is left out", name=RFC3987_LIBRARY)
         return None
 
 
