@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 # A run ID is used as a folder name, a tag value and a part of a key: it must not contain "/".
-# A run ID is used as a folder name, a tag value and a part of a key: it must not contain "/".
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NEW_RUN_ID = re.compile(r"(?P<started>\d{8}T\d{9}Z)-(?P<runbook>[A-Za-z0-9-]+)-[0-9a-f]{6}")
 """Run IDs of `new_run_id`; they sort by the start of the run."""
