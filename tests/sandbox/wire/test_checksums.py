@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnix_ops.sandbox.wire.checksums import (
     CRC_POLYNOMIALS,
+    FOLD_DEGREES,
     Digests,
+    _folding_crc,
+    _table_crc,
     combine_crc,
     decode_base64,
     new_checksum,
@@ -39,6 +44,13 @@ def test_the_check_value_of_each_algorithm(algorithm: str, check: str) -> None:
 def test_the_crc_of_joined_parts_is_that_of_all_bytes(algorithm: str, first: bytes, second: bytes) -> None:
     joined = combine_crc(algorithm, compute(algorithm, first), compute(algorithm, second), len(second))
     assert joined == compute(algorithm, first + second)
+
+
+@pytest.mark.parametrize("algorithm", sorted(FOLD_DEGREES))
+@pytest.mark.parametrize("length", [0, 1, 173, 174, 323, 4097, 70_001, 262_144])
+def test_the_fast_crc_is_that_of_the_table(algorithm: str, length: int) -> None:
+    data = random.Random(length).randbytes(length)
+    assert _folding_crc(algorithm)(data, 77) == _table_crc(algorithm)(data, 77)
 
 
 def test_several_at_once() -> None:

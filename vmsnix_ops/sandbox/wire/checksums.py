@@ -1,7 +1,7 @@
 """The checksums of AWS clients: MD5, SHA-1, SHA-256, SHA-512 and three CRCs.
 
-zlib computes CRC-32. ``awscrt``, if it is installed, computes CRC-32C and CRC-64/NVME; otherwise plain
-Python does, at about 10 MB/s. Without ``awscrt``, botocore sends CRC-32 by default.
+zlib computes CRC-32. ``awscrt``, if it is installed, computes CRC-32C and CRC-64/NVME; otherwise Python does,
+at about 100 MB/s (`_folding_crc`). Without ``awscrt``, botocore sends CRC-32 by default.
 """
 
 from __future__ import annotations
@@ -60,6 +60,48 @@ def _table_crc(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
     return crc
 
 
+# For these degrees a, x^a modulo the polynomial has few terms. Each is about half of the next one.
+FOLD_DEGREES = {
+    "crc32c": (615, 1182, 2313, 4370, 8633, 17100, 33997, 67286, 134376, 266986, 529091, 1048800),
+    "crc64nvme": (693, 1290, 2498, 4751, 9396, 18608, 36670, 72688, 142613, 280113, 528453, 1054538),
+}
+
+
+def _folding_crc(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
+    """Return a CRC that first replaces long data by shorter data with the same CRC.
+
+    Data are a polynomial M = H x^a + L. It has the same remainder as H r + L, where r = x^a modulo the CRC's
+    polynomial. H r is a sum of shifted copies of H, and Python shifts and adds long integers quickly. The
+    integers are reflected, as the CRCs are: the first bit has the highest degree.
+    """
+    width, polynomial = CRC_POLYNOMIALS[algorithm]
+    table_crc, mask = _table_crc(algorithm), (1 << width) - 1
+    folds = []
+    for degree in FOLD_DEGREES[algorithm]:
+        remainder = _power_of_x(degree, width, polynomial)
+        folds.append((degree, [term for term in range(width) if remainder >> (width - 1 - term) & 1]))
+
+    def crc(data: bytes | memoryview, previous: int) -> int:
+        bits = 8 * len(data)
+        if bits < 2 * FOLD_DEGREES[algorithm][0]:
+            return table_crc(data, previous)
+        value = int.from_bytes(data, "little") ^ previous ^ mask
+        while True:
+            fold = next((one for one in folds if bits + width <= 2 * one[0] < 2 * bits), None)
+            if fold is None:
+                break
+            degree, terms = fold
+            high = value & ((1 << (bits - degree)) - 1)
+            value >>= bits - degree
+            for term in terms:
+                value ^= high << (2 * degree - bits - term)
+            bits = degree
+        padding = -bits % 8  # zeros of higher degrees change nothing, because the initial value is in the data
+        return table_crc((value << padding).to_bytes((bits + padding) // 8, "little"), mask)
+
+    return crc
+
+
 @lru_cache
 def _crc_function(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
     if algorithm == "crc32":
@@ -67,7 +109,7 @@ def _crc_function(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
     try:
         from awscrt import checksums  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
-        return _table_crc(algorithm)
+        return _folding_crc(algorithm)
     function = getattr(checksums, algorithm)
     return lambda data, previous: function(bytes(data), previous)
 
@@ -159,19 +201,25 @@ def _multiply(left: int, right: int, width: int, polynomial: int) -> int:
     return product
 
 
+def _power_of_x(exponent: int, width: int, polynomial: int) -> int:
+    """Return a power of x modulo a reflected polynomial."""
+    one = 1 << (width - 1)
+    power, base = one, one >> 1
+    while exponent:
+        if exponent & 1:
+            power = _multiply(power, base, width, polynomial)
+        base = _multiply(base, base, width, polynomial)
+        exponent >>= 1
+    return power
+
+
 def combine_crc(algorithm: str, first: bytes, second: bytes, second_length: int) -> bytes:
     """Return the CRC of two concatenated byte strings from their CRCs and the length of the second.
 
     With this, the ``FULL_OBJECT`` checksum of a multipart object does not need its bytes again.
     """
     width, polynomial = CRC_POLYNOMIALS[algorithm]
-    one = 1 << (width - 1)
-    factor, base, exponent = one, one >> 1, second_length * 8
-    while exponent:
-        if exponent & 1:
-            factor = _multiply(factor, base, width, polynomial)
-        base = _multiply(base, base, width, polynomial)
-        exponent >>= 1
+    factor = _power_of_x(second_length * 8, width, polynomial)
     joined = _multiply(int.from_bytes(first, "big"), factor, width, polynomial) ^ int.from_bytes(
         second, "big"
     )
