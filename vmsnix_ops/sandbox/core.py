@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.regions import partition_of
@@ -39,13 +40,24 @@ class AwsError(Exception):
         AWS's code and text.
     status
         HTTP status. EC2 answers 400 to nearly every error.
+    headers
+        HTTP headers of the answer.
     extra
         Further members of the error, such as ``Reason`` of an EBS ``ValidationException``.
     """
 
-    def __init__(self, code: str, message: str, *, status: int = 400, **extra: Any) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int = 400,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        **extra: Any,
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code, self.message, self.status, self.extra = code, message, status, extra
+        self.headers = dict(headers)
 
 
 NOT_EMULATED = "NotImplemented"
@@ -135,6 +147,11 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Make everything older by this many sandbox seconds."""
         self._steps.append((self.now(), _check_seconds("advance", seconds)))
+
+    @property
+    def steps(self) -> int:
+        """The number of calls of `advance`."""
+        return len(self._steps)
 
     def forget_steps(self) -> None:
         """Undo every `advance`.

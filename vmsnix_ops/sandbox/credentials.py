@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Clock, Tables
 from vmsnix_ops.sandbox.regions import region_exists
@@ -121,7 +121,7 @@ AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {  # by prot
 }
 
 
-def authentication_error(service: Service, kind: str, **extra: str) -> AwsError:
+def authentication_error(service: Service, kind: str, **extra: Any) -> AwsError:
     """Return the service's error of a kind: ``unknown``, ``signature``, ``expired`` or ``unsigned``."""
     code, status, text = AUTHENTICATION_ERRORS[service.protocol][kind]
     return AwsError(code, text, status=status, **extra)
@@ -139,19 +139,16 @@ def authenticate(
         or an unknown region.
     """
     xml = service.protocol == "rest-xml"
+    key: dict[str, Any] = {"AWSAccessKeyId": authorization.access_key} if xml else {}
     credential = credentials_table(tables).get(authorization.access_key)
     if credential is None or not credential.active:
-        raise authentication_error(
-            service, "unknown", **({"AWSAccessKeyId": authorization.access_key} if xml else {})
-        )
+        raise authentication_error(service, "unknown", **key)
     _check_time(authorization, service, clock)
     _check_scope(authorization, service)
     if not signature_matches(
         request, authorization, credential.secret, _payload_hashes(request, authorization)
     ):
-        raise authentication_error(
-            service, "signature", **({"AWSAccessKeyId": authorization.access_key} if xml else {})
-        )
+        raise authentication_error(service, "signature", **key)
     if credential.token is not None:
         if authorization.token != credential.token:
             if xml:

@@ -98,7 +98,7 @@ class Dispatcher:
         except MalformedAuthorizationError as error:
             service = service_model("s3")
             refused = AwsError(error.code, str(error))
-            return write_error(service, refused, _request_id(service), resource=path)
+            return write_error(service, refused, _request_id(service))
         except AwsError as error:
             return _text_response(error.status, error.message)
         if host["bucket"] is not None and service.name == "s3":
@@ -109,13 +109,12 @@ class Dispatcher:
 
     def refuse(self, error: BadRequestError) -> Response:
         """Return the answer to an invalid request, in the protocol of the service that it is probably for."""
-        service, path = service_model("s3"), ""
+        service = service_model("s3")
         if error.request is not None:
-            path = error.request.raw_path
             with suppress(MalformedAuthorizationError, AwsError):
                 service = self._service_of(error.request, read_authorization(error.request))
         refused = AwsError(error.code, str(error), status=error.status)
-        return write_error(service, refused, _request_id(service), resource=path)
+        return write_error(service, refused, _request_id(service))
 
     @staticmethod
     def _service_of(request: Request, authorization: Authorization | None) -> Service:
@@ -141,9 +140,7 @@ class Dispatcher:
             response = self._run(exchange)
         except AwsError as error:
             outcome = error.code
-            response = write_error(
-                exchange.service, error, exchange.request_id, resource=exchange.request.path
-            )
+            response = write_error(exchange.service, error, exchange.request_id)
         except DisconnectedError:
             self._log(exchange, "Disconnected", 0)
             raise

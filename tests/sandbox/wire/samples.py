@@ -60,4 +60,4 @@ def _scalar(shape: Shape, *, plain: bool) -> Any:
         return MOMENT
     if kind == "blob":
         return b"\x00bytes\xff"
-    return "plain-text" if plain else TEXT
+    return next(iter(getattr(shape, "enum", ())), "plain-text" if plain else TEXT)

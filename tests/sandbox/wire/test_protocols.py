@@ -114,7 +114,7 @@ def _content(body: Any) -> bytes:
 def test_botocore_reads_its_errors(name: str) -> None:
     service = service_model(name)
     error = AwsError("SomethingWrong", 'A <text> & more "than" that.', status=409)
-    response = write_error(service, error, "the-request-id", resource="/a&b")
+    response = write_error(service, error, "the-request-id")
     raw = {"status_code": response.status, "headers": HeadersDict(response.headers), "body": response.body}
     parsed = parsers.create_parser(service.protocol).parse(raw, None)
     assert parsed["Error"]["Code"] == "SomethingWrong"

@@ -96,7 +96,7 @@ def _folding_crc(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
             for term in terms:
                 value ^= high << (2 * degree - bits - term)
             bits = degree
-        padding = -bits % 8  # zeros of higher degrees change nothing, because the initial value is in the data
+        padding = -bits % 8  # zeros of higher degrees change nothing: the initial value is in the data
         return table_crc((value << padding).to_bytes((bits + padding) // 8, "little"), mask)
 
     return crc

@@ -421,7 +421,13 @@ def _xml_value(shape: Shape, node: ET.Element) -> Any:
         return _xml_structure(shape, node)
     if isinstance(shape, ListShape):
         return [_xml_value(shape.member, child) for child in node]
-    return parse_value(shape, (node.text or "").strip() if shape.type_name != "string" else node.text or "")
+    text = node.text or ""
+    if shape.type_name != "string":
+        return parse_value(shape, text.strip())
+    # S3 checks enumerations with its schema. It checks the region of a bucket later, with another error.
+    if getattr(shape, "enum", None) and text not in shape.enum and shape.name != "BucketLocationConstraint":  # type: ignore[attr-defined]
+        raise malformed_xml()
+    return text
 
 
 def _xml_structure(shape: StructureShape, node: ET.Element) -> dict[str, Any]:
