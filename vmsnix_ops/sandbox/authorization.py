@@ -43,13 +43,15 @@ from vmsnix_ops.sandbox.policies import (
     evaluate_resource_policy,
 )
 from vmsnix_ops.sandbox.s3.buckets import s3_denial_reason
+from vmsnix_ops.sandbox.s3.versions import versions_of
 from vmsnix_ops.sandbox.ssm import SSM_KEY_ALIAS, kms_key_arn, parameter_name, parameters, ssm_managed_key
-from vmsnix_ops.sandbox.storage import find_bucket
+from vmsnix_ops.sandbox.storage import StoredObject, find_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from vmsnix_ops.sandbox.core import Context, Params
+    from vmsnix_ops.sandbox.storage import Bucket
 
 
 S3_ACTIONS: dict[str, str] = {
@@ -70,6 +72,7 @@ S3_ACTIONS: dict[str, str] = {
     "HeadObject": "GetObject",
     "ListBuckets": "ListAllMyBuckets",
     "ListMultipartUploads": "ListBucketMultipartUploads",
+    "ListObjectVersions": "ListBucketVersions",
     "ListObjects": "ListBucket",
     "ListObjectsV2": "ListBucket",
     "ListParts": "ListMultipartUploadParts",
@@ -80,6 +83,19 @@ S3_ACTIONS: dict[str, str] = {
     "UploadPartCopy": "PutObject",
 }
 """S3 actions whose name is not that of their operation."""
+
+VERSION_ACTIONS: dict[str, str] = {
+    f"s3:{action}": f"s3:{with_version}"
+    for action, with_version in {
+        "DeleteObject": "DeleteObjectVersion",
+        "DeleteObjectTagging": "DeleteObjectVersionTagging",
+        "GetObject": "GetObjectVersion",
+        "GetObjectAttributes": "GetObjectVersionAttributes",
+        "GetObjectTagging": "GetObjectVersionTagging",
+        "PutObjectTagging": "PutObjectVersionTagging",
+    }.items()
+}
+"""The actions of requests that name a version."""
 
 CREATED_RESOURCES: dict[str, tuple[str, ...]] = {
     "CopyImage": ("image", "snapshot"),
@@ -203,6 +219,7 @@ S3_CONDITION_KEYS: dict[str, str] = {
     "SSEKMSKeyId": "s3:x-amz-server-side-encryption-aws-kms-key-id",
     "ServerSideEncryption": "s3:x-amz-server-side-encryption",
     "StorageClass": "s3:x-amz-storage-class",
+    "VersionId": "s3:versionid",
 }
 """Request parameters that are condition keys ("Policy keys in Amazon S3")."""
 
@@ -225,26 +242,39 @@ def _s3_permissions(context: Context, params: Params) -> Iterator[RequiredPermis
     bucket_arn = f"arn:{context.partition}:s3:::{params['Bucket']}"
     if name == "DeleteObjects":
         for item in params["Delete"]["Objects"]:
-            yield RequiredPermission(action, f"{bucket_arn}/{item['Key']}", keys)
+            needed = VERSION_ACTIONS[action] if "VersionId" in item else action
+            yield RequiredPermission(needed, f"{bucket_arn}/{item['Key']}", keys)
         return
     if "Key" not in params:
         yield RequiredPermission(action, bucket_arn, keys)
         return
     object_arn = f"{bucket_arn}/{params['Key']}"
-    stored = bucket.objects.get(params["Key"]) if bucket is not None else None
+    stored = _stored_object(bucket, params)
     if stored is not None:
         keys |= {f"s3:existingobjecttag/{key.lower()}": [value] for key, value in stored.tags.items()}
-    yield RequiredPermission(action, object_arn, keys)
+    versioned = VERSION_ACTIONS if "VersionId" in params else {}
+    yield RequiredPermission(versioned.get(action, action), object_arn, keys)
     if name == "GetObjectAttributes":
-        yield RequiredPermission("s3:GetObject", object_arn, keys)
+        yield RequiredPermission(versioned.get("s3:GetObject", "s3:GetObject"), object_arn, keys)
     if params.get("Tagging") and name != "PutObjectTagging":
         yield RequiredPermission("s3:PutObjectTagging", object_arn, keys)
     if params.get("CopySource"):
-        source = unquote(str(params["CopySource"]).partition("?versionId=")[0]).lstrip("/")
-        yield RequiredPermission("s3:GetObject", f"arn:{context.partition}:s3:::{source}")
-    if name in {"GetObject", "HeadObject"} and stored is None:
+        path, _, version = str(params["CopySource"]).partition("?versionId=")
+        source = unquote(path).lstrip("/")
+        read = "s3:GetObjectVersion" if version else "s3:GetObject"
+        yield RequiredPermission(read, f"arn:{context.partition}:s3:::{source}")
+    if name in {"GetObject", "HeadObject"} and stored is None and "VersionId" not in params:
         # Without s3:ListBucket, S3 does not reveal that the key is missing: 403 instead of 404.
         yield RequiredPermission("s3:ListBucket", bucket_arn)
+
+
+def _stored_object(bucket: Bucket | None, params: Params) -> StoredObject | None:
+    """Return the object that a call names, for the condition keys of its tags."""
+    if bucket is None:
+        return None
+    versions = versions_of(bucket, params["Key"])
+    found = [one for one in versions if params.get("VersionId") in {None, one.version_id}]
+    return found[0] if found and isinstance(found[0], StoredObject) else None
 
 
 def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:

@@ -108,11 +108,21 @@ class StoredObject:
     checksum_type: str = "FULL_OBJECT"
     multipart: bool = False
     tags: dict[str, str] = field(default_factory=dict)
+    version_id: str = "null"
 
     @property
     def size(self) -> int:
         """Bytes."""
         return sum(part.size for part in self.parts)
+
+
+@dataclass(slots=True)
+class DeleteMarker:
+    """The version of a key that a deletion makes in a versioned bucket."""
+
+    key: str
+    modified: datetime
+    version_id: str
 
 
 @dataclass(slots=True)
@@ -133,7 +143,11 @@ class Upload:
 
 @dataclass(slots=True)
 class Bucket:
-    """A bucket with its objects."""
+    """A bucket with its objects.
+
+    `objects` has the current objects. `history` has the other versions and the delete markers of each key,
+    newest first; a key whose newest version is a delete marker is only there.
+    """
 
     name: str
     account: str
@@ -143,6 +157,8 @@ class Bucket:
     uploads: dict[str, Upload] = field(default_factory=dict)
     completed: dict[str, tuple[str, str]] = field(default_factory=dict)  # key and ETag by upload ID
     settings: dict[str, Any] = field(default_factory=dict)  # policy, tagging, encryption, ... by name
+    history: dict[str, list[StoredObject | DeleteMarker]] = field(default_factory=dict)
+    expired_on: str = ""  # when lifecycle rules were last applied
 
 
 def object_path(folder: Path, file: str) -> Path:

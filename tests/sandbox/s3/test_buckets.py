@@ -1,7 +1,8 @@
 """Buckets and their settings.
 
 Sources: the operations' pages and "Error Responses" in the Amazon S3 API Reference; "Bucket naming rules"
-and "Default settings for new S3 buckets FAQ" in the Amazon S3 User Guide.
+and "Default settings for new S3 buckets FAQ" in the Amazon S3 User Guide; AWS's answers of February 2026 in
+LocalStack's ``test_s3.snapshot.json``, ``test_s3_api...`` and ``test_s3_list_operations...``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def test_a_bucket_is_in_the_region_of_the_request(aws: SandboxClients) -> None:
     aws.client("s3", "eu-west-1").create_bucket(Bucket="there", **located("eu-west-1"))
     assert aws.s3.get_bucket_location(Bucket="here")["LocationConstraint"] is None
     assert aws.s3.get_bucket_location(Bucket="there")["LocationConstraint"] == "eu-west-1"
-    assert aws.s3.head_bucket(Bucket="here")["BucketRegion"] == "us-east-1"
+    found = aws.s3.head_bucket(Bucket="here")
+    assert (found["BucketRegion"], found["BucketArn"]) == ("us-east-1", "arn:aws:s3:::here")
 
 
 def test_only_us_east_1_creates_buckets_of_other_regions(aws: SandboxClients) -> None:
@@ -45,7 +47,10 @@ def test_invalid_bucket_names_are_refused(aws: SandboxClients, name: str) -> Non
 
 def test_creating_a_bucket_twice_succeeds_in_us_east_1_only(aws: SandboxClients) -> None:
     aws.bucket("twice")
-    aws.bucket("twice")
+    assert aws.s3.create_bucket(Bucket="twice")["BucketArn"] == "arn:aws:s3:::twice"
+    with refused("BucketAlreadyOwnedByYou"):
+        tags = {"Tags": [{"Key": "a", "Value": "b"}]}
+        aws.s3.create_bucket(Bucket="twice", CreateBucketConfiguration=tags)
     west = aws.client("s3", "us-west-2")
     west.create_bucket(Bucket="once", **located("us-west-2"))
     with refused("BucketAlreadyOwnedByYou"):
@@ -74,6 +79,10 @@ def test_an_unexpected_owner_is_refused(aws: SandboxClients) -> None:
     aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner=aws.sandbox.account)
     with refused("AccessDenied"):
         aws.s3.list_objects_v2(Bucket="images", ExpectedBucketOwner="999999999999")
+    for owner in ("0000", "0000000000020", "abcd", "aa000000000$"):
+        for call in (aws.s3.get_bucket_policy, aws.s3.get_bucket_location, aws.s3.list_objects_v2):
+            with refused("InvalidBucketOwnerAWSAccountID", f"must be an AWS Account ID... [{owner}]"):
+                call(Bucket="images", ExpectedBucketOwner=owner)
 
 
 def test_lists_buckets_of_all_regions_in_pages(aws: SandboxClients) -> None:
@@ -89,6 +98,9 @@ def test_lists_buckets_of_all_regions_in_pages(aws: SandboxClients) -> None:
     ]
     found = aws.s3.list_buckets(BucketRegion="eu-west-1")["Buckets"]
     assert [(b["Name"], b["BucketRegion"]) for b in found] == [("bucket-9", "eu-west-1")]
+    assert found[0]["BucketArn"] == "arn:aws:s3:::bucket-9"
+    with refused("InvalidArgument", "Argument value eu-east-1 is not a valid AWS Region"):
+        aws.s3.list_buckets(BucketRegion="eu-east-1")
 
 
 def test_only_an_empty_bucket_is_deleted(aws: SandboxClients) -> None:
@@ -145,6 +157,14 @@ def test_keeps_lifecycle_rules(aws: SandboxClients) -> None:
         aws.s3.get_bucket_lifecycle_configuration(Bucket="images")
     aws.s3.put_bucket_lifecycle_configuration(Bucket="images", LifecycleConfiguration=LIFECYCLE)
     assert aws.s3.get_bucket_lifecycle_configuration(Bucket="images")["Rules"] == LIFECYCLE["Rules"]
+    size = aws.s3.get_bucket_lifecycle_configuration(Bucket="images")["TransitionDefaultMinimumObjectSize"]
+    assert size == "all_storage_classes_128K"
+    own = {"LifecycleConfiguration": LIFECYCLE, "Bucket": "images"}
+    with refused("InvalidRequest", "Invalid TransitionDefaultMinimumObjectSize found: none"):
+        aws.s3.put_bucket_lifecycle_configuration(**own, TransitionDefaultMinimumObjectSize="none")
+    chosen = {"TransitionDefaultMinimumObjectSize": "varies_by_storage_class"}
+    assert chosen.items() <= aws.s3.put_bucket_lifecycle_configuration(**own, **chosen).items()
+    assert chosen.items() <= aws.s3.get_bucket_lifecycle_configuration(Bucket="images").items()
     aws.s3.delete_bucket_lifecycle(Bucket="images")
     with refused("NoSuchLifecycleConfiguration"):
         aws.s3.get_bucket_lifecycle_configuration(Bucket="images")
@@ -198,6 +218,11 @@ def test_keeps_tags(aws: SandboxClients) -> None:
     tags = [{"Key": "vmsnix:bucket", "Value": "yes"}]
     aws.s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": tags})
     assert aws.s3.get_bucket_tagging(Bucket="images")["TagSet"] == tags
+    aws.s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": []})
+    with refused("NoSuchTagSet"):
+        aws.s3.get_bucket_tagging(Bucket="images")
+    with refused("InvalidTag", "System tags cannot be added/updated by requester"):
+        aws.s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": [{"Key": "aws:a", "Value": ""}]})
     twice = [{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}]
     with refused("InvalidTag", "multiple Tags with the same key"):
         aws.s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": twice})
@@ -209,3 +234,55 @@ def test_a_damaged_document_is_refused(aws: SandboxClients) -> None:
     headers = {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}
     status, answer = aws.send("PUT", "/images?tagging", body, headers=headers)
     assert (status, b"BadDigest" in answer) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/images/nothing", "/images?policy", "/images?colour=red"])
+def test_errors_have_no_resource(aws: SandboxClients, path: str) -> None:
+    aws.bucket()
+    status, body = aws.send("GET", path)
+    assert (status >= 400, b"<Code>" in body, b"Resource" in body) == (True, True, False)
+    assert b"<RequestId>" in body
+    assert b"<HostId>" in body
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("versioning", "<VersioningConfiguration><Status>enabled</Status></VersioningConfiguration>"),
+        ("requestPayment", "<RequestPaymentConfiguration><Payer>Me</Payer></RequestPaymentConfiguration>"),
+        (
+            "ownershipControls",
+            "<OwnershipControls><Rule><ObjectOwnership>Nobody</ObjectOwnership></Rule></OwnershipControls>",
+        ),
+        ("encryption", "<ServerSideEncryptionConfiguration></ServerSideEncryptionConfiguration>"),
+    ],
+)
+def test_a_document_with_an_unknown_word_is_malformed(aws: SandboxClients, path: str, body: str) -> None:
+    aws.bucket()
+    status, answer = aws.send("PUT", f"/images?{path}", body.encode())
+    assert (status, b"<Code>MalformedXML</Code>" in answer) == (400, True)
+
+
+def test_a_requester_pays_only_if_it_says_so(aws: SandboxClients) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
+    assert aws.s3.get_bucket_request_payment(Bucket="images")["Payer"] == "BucketOwner"
+    requester = {"Payer": "Requester"}
+    aws.s3.put_bucket_request_payment(Bucket="images", RequestPaymentConfiguration=requester)
+    assert aws.s3.get_bucket_request_payment(Bucket="images")["Payer"] == "Requester"
+    other = aws.sandbox.other_account("111122223333").client("s3")
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": "111122223333"},
+        "Action": "s3:*",
+        "Resource": ["arn:aws:s3:::images", "arn:aws:s3:::images/*"],
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
+    for call in (
+        lambda **more: other.get_object(Bucket="images", Key="k", **more),
+        lambda **more: other.list_objects_v2(Bucket="images", **more),
+    ):
+        with refused("AccessDenied"):
+            call()
+        assert call(RequestPayer="requester")["RequestCharged"] == "requester"
+    assert "RequestCharged" not in aws.s3.get_object(Bucket="images", Key="k", RequestPayer="requester")

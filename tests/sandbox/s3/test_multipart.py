@@ -1,7 +1,8 @@
 """Multipart uploads.
 
 Sources: the operations' pages in the Amazon S3 API Reference; "Checking object integrity" and "Amazon S3
-multipart upload limits" in the Amazon S3 User Guide.
+multipart upload limits" in the Amazon S3 User Guide; AWS's answers of February 2026 in LocalStack's
+``test_s3.snapshot.json`` and ``test_s3_list_operations.snapshot.json``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def send(
     answer = aws.s3.upload_part(
         Bucket="images", Key=key, UploadId=upload, PartNumber=number, Body=data, **more
     )
-    shown = {name: value for name, value in answer.items() if name.startswith("Checksum")}
+    # S3 refuses checksums of parts when the upload has no algorithm; boto3 always sends one.
+    chosen = any(name.startswith("Checksum") for name in more)
+    shown = {name: value for name, value in answer.items() if chosen and name.startswith("Checksum")}
     return {"PartNumber": number, "ETag": answer["ETag"]} | shown
 
 
@@ -83,6 +86,49 @@ def test_a_crc_can_cover_the_full_object(aws: SandboxClients, bucket: str, algor
         complete(aws, upload, parts, **{member: "AAAAAA=="})
     answer = complete(aws, upload, parts, **{member: right}, MpuObjectSize=len(small))
     assert (answer[member], answer["ChecksumType"]) == (right, "FULL_OBJECT")
+
+
+def test_an_upload_without_an_algorithm_gets_a_crc64nvme(aws: SandboxClients, bucket: str) -> None:
+    upload = begin(aws)
+    parts = [send(aws, upload, n, data) for n, data in ((1, FIRST), (2, LAST))]
+    listed = aws.s3.list_parts(Bucket=bucket, Key="k", UploadId=upload)
+    assert "ChecksumAlgorithm" not in listed
+    assert not any(name.startswith("Checksum") for part in listed["Parts"] for name in part)
+    wrong = aws.s3.upload_part(Bucket=bucket, Key="k", UploadId=upload, PartNumber=2, Body=LAST)
+    with refused("InvalidPart"):
+        complete(aws, upload, [parts[0], parts[1] | {"ChecksumCRC32": wrong["ChecksumCRC32"]}])
+    for kind in ("FULL_OBJECT", "COMPOSITE"):
+        with refused("InvalidRequest", "created using the null checksum mode"):
+            complete(aws, upload, parts, ChecksumType=kind)
+    whole = new_checksum("crc64nvme")
+    whole.update(FIRST + LAST)
+    expected = {"ChecksumCRC64NVME": encode_base64(whole.digest()), "ChecksumType": "FULL_OBJECT"}
+    assert expected.items() <= complete(aws, upload, parts).items()
+    assert expected.items() <= aws.s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED").items()
+    asked = ["Checksum", "ObjectParts"]
+    found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=asked)
+    assert (found["Checksum"], found["ObjectParts"]) == (expected, {"TotalPartsCount": 2})
+
+
+@pytest.mark.parametrize("kind", ["COMPOSITE", "FULL_OBJECT"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_checksum_of_a_part_has_its_type(aws: SandboxClients, bucket: str, kind: str, count: int) -> None:
+    upload = begin(aws, ChecksumAlgorithm="CRC32", ChecksumType=kind)
+    data = [FIRST, LAST][-count:]
+    parts = [send(aws, upload, n, one, ChecksumAlgorithm="CRC32") for n, one in enumerate(data, 1)]
+    complete(aws, upload, parts)
+    found = aws.s3.get_object(Bucket=bucket, Key="k", PartNumber=count, ChecksumMode="ENABLED")
+    if kind == "COMPOSITE" or count == 1:
+        assert (found["ChecksumCRC32"], found["ChecksumType"]) == (parts[-1]["ChecksumCRC32"], kind)
+    else:  # S3 has no checksums of the parts of a full object
+        assert {"ChecksumCRC32", "ChecksumType"}.isdisjoint(found)
+
+
+def test_only_parts_with_checksums_are_attributes(aws: SandboxClients, bucket: str) -> None:
+    upload = begin(aws, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT")
+    complete(aws, upload, [send(aws, upload, 1, LAST, ChecksumAlgorithm="CRC32")])
+    found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=["ObjectParts"])
+    assert found["ObjectParts"] == {"TotalPartsCount": 1}
 
 
 def test_the_crc_of_all_parts_is_that_of_all_bytes(aws: SandboxClients, bucket: str) -> None:
@@ -208,6 +254,11 @@ def test_lists_parts_and_uploads_in_pages(aws: SandboxClients, bucket: str) -> N
     assert [[one["Key"] for one in page["Uploads"]] for page in pages] == [["a/1", "a/2"], ["b/1"]]
     grouped = aws.s3.list_multipart_uploads(Bucket=bucket, Delimiter="/")
     assert [one["Prefix"] for one in grouped["CommonPrefixes"]] == ["a/", "b/"]
+    assert (grouped["NextKeyMarker"], grouped["NextUploadIdMarker"]) == ("", "")
+    everything = aws.s3.list_multipart_uploads(Bucket=bucket)
+    assert (everything["NextKeyMarker"], everything["NextUploadIdMarker"]) == ("b/1", uploads["b/1"])
+    with refused("InvalidArgument", "Invalid uploadId marker"):
+        aws.s3.list_multipart_uploads(Bucket=bucket, KeyMarker="a/1", UploadIdMarker=uploads["b/1"])
     below = aws.s3.list_multipart_uploads(Bucket=bucket, Prefix="a/")["Uploads"]
     assert [one["UploadId"] for one in below] == [uploads["a/1"], uploads["a/2"]]
 
@@ -221,8 +272,14 @@ def test_parts_copied_from_another_object(aws: SandboxClients, bucket: str) -> N
     for number, one in enumerate(ranges, 1):
         answer = aws.s3.upload_part_copy(**where, PartNumber=number, CopySourceRange=one)
         parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
-    with refused("InvalidArgument"):
-        aws.s3.upload_part_copy(**where, PartNumber=3, CopySourceRange="bytes=0-99999999")
+    for asked, code, text in (
+        ("bytes=0-99999999", "InvalidArgument", "Range specified is not valid"),
+        ("bytes=99999998-99999999", "InvalidRequest", "The specified copy range is invalid"),
+        ("bytes=2-1", "InvalidArgument", "must be of the form bytes=first-last"),
+        ("bytes=1-", "InvalidArgument", "must be of the form bytes=first-last"),
+    ):
+        with refused(code, text):
+            aws.s3.upload_part_copy(**where, PartNumber=3, CopySourceRange=asked)
     complete(aws, upload, parts, "copy")
     assert aws.s3.get_object(Bucket=bucket, Key="copy")["Body"].read() == FIRST + LAST
 

@@ -1,7 +1,8 @@
 """Objects: write, read, copy, delete, tags, attributes.
 
 Sources: the operations' pages in the Amazon S3 API Reference; "Checking object integrity" and
-"Conditional requests" in the Amazon S3 User Guide; RFC 9110 for ranges.
+"Conditional requests" in the Amazon S3 User Guide; RFC 9110 for ranges; AWS's answers of February 2026 in
+LocalStack's ``test_s3.snapshot.json`` and ``test_s3_api.snapshot.json``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
-from tests.sandbox.clients import SandboxClients, refused, sha256
+from tests.sandbox.clients import ONCE, SandboxClients, refused, sha256
 from vmsnix_ops.sandbox.storage import ObjectReader, open_object
 from vmsnix_ops.sandbox.wire.checksums import encode_base64, new_checksum
 
@@ -149,6 +152,33 @@ def test_compares_content_md5(aws: SandboxClients, bucket: str) -> None:
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ContentMD5="short")
 
 
+def crc64nvme(data: bytes) -> str:
+    computed = new_checksum("crc64nvme")
+    computed.update(data)
+    return encode_base64(computed.digest())
+
+
+def test_an_upload_without_a_checksum_gets_a_crc64nvme(aws: SandboxClients, bucket: str) -> None:
+    status, _ = aws.send("PUT", f"/{bucket}/k", DATA)
+    assert status == 200
+    expected = {"ChecksumCRC64NVME": crc64nvme(DATA), "ChecksumType": "FULL_OBJECT"}
+    assert expected.items() <= aws.s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED").items()
+    asked = ["Checksum", "ObjectParts"]
+    assert (
+        aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=asked)["Checksum"] == expected
+    )
+    assert aws.s3.list_objects_v2(Bucket=bucket)["Contents"][0]["ChecksumAlgorithm"] == ["CRC64NVME"]
+    copied = aws.s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")["CopyObjectResult"]
+    assert copied["ChecksumCRC64NVME"] == crc64nvme(DATA)
+
+
+def test_the_checksum_of_an_upload_without_one_is_in_its_answer(aws: SandboxClients, bucket: str) -> None:
+    config = ONCE.merge(Config(request_checksum_calculation="when_required"))
+    answer = aws.other_client("s3", config=config).put_object(Bucket=bucket, Key="k", Body=b"123456789")
+    assert answer["ChecksumCRC64NVME"] == "rosUhgp5mIg="  # the check value of the CRC catalogue
+    assert answer["ChecksumType"] == "FULL_OBJECT"
+
+
 def test_an_invalid_checksum_is_refused(aws: SandboxClients, bucket: str) -> None:
     with refused("InvalidRequest", "x-amz-checksum-sha256"):
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256="short")
@@ -188,12 +218,13 @@ def test_a_write_can_require_a_known_etag(aws: SandboxClients, bucket: str) -> N
         ({"IfMatch": '"other"'}, "PreconditionFailed"),
         ({"IfNoneMatch": "right"}, "304"),
         ({"IfNoneMatch": '"other"'}, "ok"),
-        ({"IfModifiedSince": timedelta(minutes=1)}, "304"),
+        ({"IfModifiedSince": timedelta(0)}, "304"),
+        ({"IfModifiedSince": timedelta(minutes=1)}, "ok"),  # S3 ignores a time in the future
         ({"IfModifiedSince": timedelta(minutes=-1)}, "ok"),
         ({"IfUnmodifiedSince": timedelta(minutes=-1)}, "PreconditionFailed"),
         ({"IfUnmodifiedSince": timedelta(minutes=1)}, "ok"),
         ({"IfMatch": "right", "IfUnmodifiedSince": timedelta(minutes=-1)}, "ok"),
-        ({"IfNoneMatch": '"other"', "IfModifiedSince": timedelta(minutes=1)}, "ok"),
+        ({"IfNoneMatch": '"other"', "IfModifiedSince": timedelta(0)}, "ok"),
     ],
 )
 def test_reads_have_conditions(
@@ -219,6 +250,19 @@ def test_deleting_an_unknown_key_succeeds(aws: SandboxClients, bucket: str) -> N
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     aws.s3.delete_object(Bucket=bucket, Key="k")
     aws.s3.delete_object(Bucket=bucket, Key="k")
+    assert aws.s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_a_conditional_delete_needs_the_object(aws: SandboxClients, bucket: str) -> None:
+    for condition in ("*", '"d41d8cd98f00b204e9800998ecf8427e"'):
+        with refused("NoSuchKey"):
+            aws.s3.delete_object(Bucket=bucket, Key="none", IfMatch=condition)
+    wanted = {"Objects": [{"Key": "none", "ETag": '"other"'}]}
+    assert aws.s3.delete_objects(Bucket=bucket, Delete=wanted)["Errors"][0]["Code"] == "NoSuchKey"
+    etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)["ETag"]
+    with refused("PreconditionFailed"):
+        aws.s3.delete_object(Bucket=bucket, Key="k", IfMatch='"other"')
+    aws.s3.delete_object(Bucket=bucket, Key="k", IfMatch=etag)
     assert aws.s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
 
 
@@ -257,6 +301,71 @@ def test_a_copy_can_replace_metadata(aws: SandboxClients, bucket: str) -> None:
     assert (found["Body"].read(), found["Metadata"]) == (DATA, {"b": "2"})
 
 
+@pytest.mark.parametrize("directive", ["COPY", "REPLACE"])
+def test_a_copy_has_redirect_class_and_encryption_of_its_request(
+    aws: SandboxClients, bucket: str, directive: str
+) -> None:
+    own = {
+        "WebsiteRedirectLocation": "/old",
+        "StorageClass": "STANDARD_IA",
+        "ServerSideEncryption": "aws:kms",
+    }
+    aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA, CacheControl="no-store", **own)
+    asked = {"Bucket": bucket, "CopySource": f"{bucket}/from", "MetadataDirective": directive}
+    aws.s3.copy_object(**asked, Key="plain")
+    found = aws.s3.head_object(Bucket=bucket, Key="plain")
+    assert {"WebsiteRedirectLocation", "StorageClass"}.isdisjoint(found)
+    assert found["ServerSideEncryption"] == "AES256"
+    assert found.get("CacheControl") == ("no-store" if directive == "COPY" else None)
+    aws.s3.copy_object(**asked, Key="other", **own | {"WebsiteRedirectLocation": "/new"})
+    found = aws.s3.head_object(Bucket=bucket, Key="other")
+    assert (found["WebsiteRedirectLocation"], found["StorageClass"]) == ("/new", "STANDARD_IA")
+    assert found["ServerSideEncryption"] == "aws:kms"
+
+
+def test_a_copy_to_itself_may_change_only_the_encryption(aws: SandboxClients, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ServerSideEncryption="aws:kms")
+    itself = {"Bucket": bucket, "Key": "k", "CopySource": f"{bucket}/k"}
+    assert aws.s3.copy_object(**itself)["ServerSideEncryption"] == "AES256"
+    with refused("InvalidRequest", "copy an object to itself"):
+        aws.s3.copy_object(**itself)
+    aws.s3.copy_object(**itself, ServerSideEncryption="AES256")
+    default = {"Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]}
+    aws.s3.put_bucket_encryption(Bucket=bucket, ServerSideEncryptionConfiguration=default)
+    aws.s3.copy_object(**itself)
+
+
+@pytest.mark.parametrize(
+    ("condition", "failed"),
+    [
+        ({"CopySourceIfUnmodifiedSince": timedelta(minutes=-1)}, "If-Unmodified-Since"),
+        ({"CopySourceIfModifiedSince": timedelta(0)}, "If-Modified-Since"),
+        ({"CopySourceIfModifiedSince": timedelta(minutes=1)}, ""),
+        ({"CopySourceIfUnmodifiedSince": timedelta(0)}, ""),
+    ],
+)
+def test_a_copy_has_conditions_on_the_time_of_its_source(
+    aws: SandboxClients, bucket: str, condition: dict[str, timedelta], failed: str
+) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA)
+    modified = aws.s3.head_object(Bucket=bucket, Key="from")["LastModified"]
+    asked = {name: modified + step for name, step in condition.items()}
+    if not failed:
+        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", **asked)
+        return
+    with pytest.raises(ClientError) as caught:
+        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", **asked)
+    assert caught.value.response["Error"]["Condition"] == f"x-amz-copy-source-{failed}"
+
+
+def test_a_copy_checks_the_owner_of_its_source(aws: SandboxClients, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA)
+    asked = {"Bucket": bucket, "Key": "to", "CopySource": f"{bucket}/from"}
+    aws.s3.copy_object(**asked, ExpectedSourceBucketOwner=aws.account)
+    with refused("AccessDenied"):
+        aws.s3.copy_object(**asked, ExpectedSourceBucketOwner="999999999999")
+
+
 def test_a_copy_checks_its_source(aws: SandboxClients, bucket: str) -> None:
     with refused("NoSuchKey"):
         aws.s3.copy_object(Bucket=bucket, Key="to", CopySource={"Bucket": bucket, "Key": "from"})
@@ -275,6 +384,19 @@ def test_tags_of_objects(aws: SandboxClients, bucket: str) -> None:
     many = [{"Key": str(n), "Value": ""} for n in range(11)]
     with refused("BadRequest", "cannot be greater than 10"):
         aws.s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": many})
+
+
+@pytest.mark.parametrize("tagging", ["a&b", "a&&b", "&a=&b="])
+def test_a_tag_in_a_header_needs_no_value(aws: SandboxClients, bucket: str, tagging: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, Tagging=tagging)
+    tags = aws.s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"]
+    assert tags == [{"Key": "a", "Value": ""}, {"Key": "b", "Value": ""}]
+
+
+@pytest.mark.parametrize("tagging", ["a=1&a=2", "a=1,b=2"])
+def test_tags_in_another_form_are_refused(aws: SandboxClients, bucket: str, tagging: str) -> None:
+    with refused("InvalidArgument", "without tag name duplicates"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, Tagging=tagging)
 
 
 def test_public_acls_are_refused(aws: SandboxClients, bucket: str) -> None:

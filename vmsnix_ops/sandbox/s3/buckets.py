@@ -1,7 +1,8 @@
 """Buckets: create, list, delete, location, settings, and the evaluation of bucket policies.
 
 Sources: CreateBucket, HeadBucket, ListBuckets, DeleteBucket, GetBucketLocation in the Amazon S3 API
-Reference; "Bucket naming rules" in the Amazon S3 User Guide.
+Reference; "Bucket naming rules" in the Amazon S3 User Guide; AWS's answers of February 2026 in LocalStack's
+``test_s3.snapshot.json``, ``test_s3_api...`` and ``test_s3_list_operations...``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from vmsnix_ops.sandbox.policies import (
     wildcard_match,
 )
 from vmsnix_ops.sandbox.regions import region_exists
-from vmsnix_ops.sandbox.s3.common import canonical_user_id, check_tags, invalid_request, requested_bucket
+from vmsnix_ops.sandbox.s3.common import canonical_user_id, check_tags, invalid_request, no_such_setting
+from vmsnix_ops.sandbox.s3.requests import check_owner, existing_bucket, requested_bucket
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 BUCKETS_PER_PAGE = 10_000
+OWNERSHIPS = ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter")
 
 
 def _check_name(name: str) -> None:
@@ -61,17 +64,29 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
         )
     region = _new_region(context, params)
     existing = find_bucket(context.tables, name)
+    tags = (params.get("CreateBucketConfiguration") or {}).get("Tags")
+    answer = {"BucketArn": _bucket_arn(context, name)}
     if existing is not None:
-        _refuse_existing(context, existing)
-        return {"Location": f"/{name}"}
+        _refuse_existing(context, existing, tagged=bool(tags))
+        return {"Location": f"/{name}", **answer}
     bucket = Bucket(name, context.account, region, context.clock.now(), settings=_default_settings())
     if "ObjectOwnership" in params:
+        if params["ObjectOwnership"] not in OWNERSHIPS:
+            raise AwsError(
+                "InvalidArgument",
+                f"Invalid x-amz-object-ownership header: {params['ObjectOwnership']}",
+                ArgumentName="x-amz-object-ownership",
+            )
         bucket.settings["ownership"] = {"Rules": [{"ObjectOwnership": params["ObjectOwnership"]}]}
-    tags = (params.get("CreateBucketConfiguration") or {}).get("Tags")
     if tags:
+        check_tags(tags, limit=50)
         bucket.settings["tagging"] = {"TagSet": tags}
     context.table("buckets", region="")[name] = bucket
-    return {"Location": f"/{name}" if region == "us-east-1" else f"http://{name}.s3.amazonaws.com/"}
+    return {"Location": f"/{name}" if region == "us-east-1" else f"http://{name}.s3.amazonaws.com/", **answer}
+
+
+def _bucket_arn(context: Context, name: str) -> str:
+    return f"arn:{context.partition}:s3:::{name}"
 
 
 def _new_region(context: Context, params: Params) -> str:
@@ -102,7 +117,8 @@ def _new_region(context: Context, params: Params) -> str:
     return context.region
 
 
-def _refuse_existing(context: Context, existing: Bucket) -> None:
+def _refuse_existing(context: Context, existing: Bucket, *, tagged: bool) -> None:
+    """Refuse to create a bucket again. In us-east-1, a repeated call without tags succeeds."""
     if existing.account != context.account:
         raise AwsError(
             "BucketAlreadyExists",
@@ -111,9 +127,7 @@ def _refuse_existing(context: Context, existing: Bucket) -> None:
             status=409,
             BucketName=existing.name,
         )
-    if not (
-        existing.region == "us-east-1" and context.region == "us-east-1"
-    ):  # a repeated call succeeds in us-east-1
+    if tagged or not existing.region == context.region == "us-east-1":
         raise AwsError(
             "BucketAlreadyOwnedByYou",
             "Your previous request to create the named bucket succeeded and you already own it.",
@@ -126,17 +140,19 @@ def _refuse_existing(context: Context, existing: Bucket) -> None:
 def head_bucket(context: Context, params: Params) -> dict[str, Any]:
     """Return the region of a bucket that the caller may use."""
     bucket = requested_bucket(context, params)
-    return {"BucketRegion": bucket.region, "AccessPointAlias": False}
+    return {
+        "BucketRegion": bucket.region,
+        "BucketArn": _bucket_arn(context, bucket.name),
+        "AccessPointAlias": False,
+    }
 
 
 @operation("s3", "GetBucketLocation", "Bucket ExpectedBucketOwner")
 def get_bucket_location(context: Context, params: Params) -> dict[str, Any]:
     """Return the region of a bucket, "" for us-east-1. Every region answers."""
-    bucket = find_bucket(context.tables, params["Bucket"])
-    if bucket is not None and params.get("ExpectedBucketOwner") in {None, bucket.account}:
-        return {"LocationConstraint": "" if bucket.region == "us-east-1" else bucket.region}
-    requested_bucket(context, params)
-    raise AwsError("AccessDenied", "Access Denied", status=403)
+    bucket = existing_bucket(context, params["Bucket"])
+    check_owner(bucket, params.get("ExpectedBucketOwner"))
+    return {"LocationConstraint": "" if bucket.region == "us-east-1" else bucket.region}
 
 
 @operation("s3", "ListBuckets", "MaxBuckets ContinuationToken Prefix BucketRegion")
@@ -145,6 +161,9 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
     prefix, region = params.get("Prefix", ""), params.get("BucketRegion")
     start = params.get("ContinuationToken", "")
     limit = params.get("MaxBuckets", BUCKETS_PER_PAGE)
+    if region is not None and not region_exists(region):
+        text = f"Argument value {region} is not a valid AWS Region"
+        raise AwsError("InvalidArgument", text, ArgumentName="bucket-region")
     found = [
         bucket
         for name, bucket in sorted(context.table("buckets", region="").items())
@@ -152,7 +171,13 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
     ]
     answer: dict[str, Any] = {
         "Buckets": [
-            {"Name": b.name, "CreationDate": b.created, "BucketRegion": b.region} for b in found[:limit]
+            {
+                "Name": bucket.name,
+                "CreationDate": bucket.created,
+                "BucketRegion": bucket.region,
+                "BucketArn": _bucket_arn(context, bucket.name),
+            }
+            for bucket in found[:limit]
         ],
         "Owner": {"ID": canonical_user_id(context.account)},
     }
@@ -167,10 +192,11 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
 def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
     """Delete an empty bucket."""
     bucket = requested_bucket(context, params)
-    if bucket.objects:
+    if bucket.objects or bucket.history:
+        versioned = ". You must delete all versions in the bucket." if "versioning" in bucket.settings else ""
         raise AwsError(
             "BucketNotEmpty",
-            "The bucket you tried to delete is not empty",
+            f"The bucket you tried to delete is not empty{versioned}",
             status=409,
             BucketName=bucket.name,
         )
@@ -183,8 +209,9 @@ def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
 
 # Settings
 #
-# Bucket policies are evaluated, and public ones are blocked. The other settings have no effect. Source:
-# "Default settings for new S3 buckets FAQ" in the Amazon S3 User Guide.
+# Bucket policies are evaluated, and public ones are blocked. Versioning, lifecycle rules and Requester Pays
+# work. The other settings have no effect. Source: "Default settings for new S3 buckets FAQ" in the Amazon S3
+# User Guide.
 
 
 GET = ("Bucket", "ExpectedBucketOwner")
@@ -198,10 +225,9 @@ PUBLIC_ACCESS_BLOCK = {
 
 
 def _default_settings() -> dict[str, Any]:
-    """Return the settings of a new bucket, since 2023: private, encrypted, without ACLs."""
+    """Return the settings of a new bucket, since 2023: private and without ACLs."""
     return {
         "public_access_block": dict(PUBLIC_ACCESS_BLOCK),
-        "encryption": _default_encryption(),
         "ownership": _default_ownership(),
     }
 
@@ -213,10 +239,6 @@ def _default_encryption() -> dict[str, Any]:
 
 def _default_ownership() -> dict[str, Any]:
     return {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
-
-
-def _no_such_setting(bucket: Bucket, code: str, text: str) -> AwsError:
-    return AwsError(code, text, status=404, BucketName=bucket.name)
 
 
 DocumentCheck = Callable[[Any], Any]
@@ -234,7 +256,6 @@ def _register_setting(
     default: Callable[[], Any] | None = None,
     is_answer: bool = False,
     put_status: int = 200,
-    checksums: str = "ContentMD5 ChecksumAlgorithm",
 ) -> None:
     """Register the operations that get, put and delete a document of a bucket.
 
@@ -249,41 +270,40 @@ def _register_setting(
     missing
         Code and text of the error when there is no document.
     check
-        Checks a new document and returns it.
+        Checks a new document and returns it; None deletes the document.
     default
-        Returns the document after a deletion; None: there is no document then.
+        Returns the document that a bucket has without its own one.
     is_answer
         Whether the document is the answer, not a member of it.
     put_status
         HTTP status of the answer to `put`.
-    checksums
-        Further parameters of `put`.
     """
 
     def get_setting(context: Context, params: Params) -> dict[str, Any]:
         bucket = requested_bucket(context, params)
-        document = bucket.settings.get(setting)
+        document = bucket.settings.get(setting) or (default() if default is not None else None)
         if document is None:
-            raise _no_such_setting(bucket, *missing)
+            raise no_such_setting(bucket, *missing)
         return dict(document) if is_answer else {member: document}
 
     def put_setting(context: Context, params: Params) -> dict[str, Any]:
         bucket = requested_bucket(context, params)
         if member not in params:
             raise AwsError("MissingRequestBodyError", "Request Body is empty")
-        document = params[member]
-        bucket.settings[setting] = document if check is None else check(document)
+        document = params[member] if check is None else check(params[member])
+        if document is None:
+            bucket.settings.pop(setting, None)
+        else:
+            bucket.settings[setting] = document
         return {} if put_status == 200 else {"__status__": put_status}
 
     def delete_setting(context: Context, params: Params) -> dict[str, Any]:
         bucket = requested_bucket(context, params)
         bucket.settings.pop(setting, None)
-        if default is not None:
-            bucket.settings[setting] = default()
         return {"__status__": 204}
 
     operation("s3", get, *GET)(get_setting)
-    operation("s3", put, *GET, member, checksums)(put_setting)
+    operation("s3", put, *PUT, member)(put_setting)
     operation("s3", delete, *GET)(delete_setting)
 
 
@@ -291,32 +311,33 @@ def _check_block(document: dict[str, Any]) -> dict[str, Any]:
     return {name: bool(document.get(name, False)) for name in PUBLIC_ACCESS_BLOCK}
 
 
-def _check_lifecycle(document: dict[str, Any]) -> dict[str, Any]:
-    rules = document.get("Rules", [])
-    actions = {
-        "Expiration",
-        "Transitions",
-        "NoncurrentVersionTransitions",
-        "NoncurrentVersionExpiration",
-        "AbortIncompleteMultipartUpload",
-    }
-    if not rules or any(rule.get("Status") not in {"Enabled", "Disabled"} for rule in rules):
-        raise malformed_xml()
-    for number, rule in enumerate(rules):
-        if not actions & set(rule):
-            raise invalid_request("At least one action needs to be specified in a rule")
-        expiration = rule.get("Expiration", {})
-        if expiration.get("ExpiredObjectDeleteMarker") and {"Days", "Date"} & set(expiration):
-            raise malformed_xml()
-        rule.setdefault("ID", f"rule-{number}")
-    if len({rule["ID"] for rule in rules}) != len(rules):
-        raise AwsError("InvalidArgument", "Rule ID must be unique. Found same ID for more than one rule")
-    return document
-
-
-def _check_tagging(document: dict[str, Any]) -> dict[str, Any]:
+def _check_tagging(document: dict[str, Any]) -> dict[str, Any] | None:
+    """Check the tags of a bucket. An empty list removes all tags: then S3 answers ``NoSuchTagSet``."""
     check_tags(document["TagSet"], limit=50)
+    return document if document["TagSet"] else None
+
+
+def _check_encryption(document: dict[str, Any]) -> dict[str, Any]:
+    default = _only_rule(document).get("ApplyServerSideEncryptionByDefault", {})
+    if "KMSMasterKeyID" in default and not str(default.get("SSEAlgorithm")).startswith("aws:kms"):
+        raise AwsError(
+            "InvalidArgument",
+            "a KMSMasterKeyID is not applicable if the default sse algorithm is not aws:kms or aws:kms:dsse",
+            ArgumentName="ApplyServerSideEncryptionByDefault",
+        )
     return document
+
+
+def _check_ownership(document: dict[str, Any]) -> dict[str, Any]:
+    _only_rule(document)
+    return document
+
+
+def _only_rule(document: dict[str, Any]) -> dict[str, Any]:
+    rules: list[dict[str, Any]] = document["Rules"]
+    if len(rules) != 1:
+        raise malformed_xml()
+    return rules[0]
 
 
 _register_setting(
@@ -334,6 +355,7 @@ _register_setting(
     get="GetBucketEncryption",
     put="PutBucketEncryption",
     delete="DeleteBucketEncryption",
+    check=_check_encryption,
     default=_default_encryption,
 )
 _register_setting(
@@ -343,9 +365,8 @@ _register_setting(
     put="PutBucketOwnershipControls",
     delete="DeleteBucketOwnershipControls",
     missing=("OwnershipControlsNotFoundError", "The bucket ownership controls were not found"),
+    check=_check_ownership,
 )
-
-
 _register_setting(
     "tagging",
     member="Tagging",
@@ -357,17 +378,87 @@ _register_setting(
     is_answer=True,
     put_status=204,
 )
-_register_setting(
-    "lifecycle",
-    member="LifecycleConfiguration",
-    get="GetBucketLifecycleConfiguration",
-    put="PutBucketLifecycleConfiguration",
-    delete="DeleteBucketLifecycle",
-    missing=("NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"),
-    check=_check_lifecycle,
-    is_answer=True,
-    checksums="ChecksumAlgorithm",
+
+
+# Lifecycle rules; `lifecycle` applies them
+
+LIFECYCLE_ACTIONS = {
+    "Expiration",
+    "Transitions",
+    "NoncurrentVersionTransitions",
+    "NoncurrentVersionExpiration",
+    "AbortIncompleteMultipartUpload",
+}
+MINIMUM_SIZES = ("all_storage_classes_128K", "varies_by_storage_class")  # the default first
+
+
+@operation("s3", "GetBucketLifecycleConfiguration", *GET)
+def get_lifecycle(context: Context, params: Params) -> dict[str, Any]:
+    """Return the lifecycle rules of a bucket."""
+    bucket = requested_bucket(context, params)
+    if "lifecycle" not in bucket.settings:
+        text = "The lifecycle configuration does not exist"
+        raise no_such_setting(bucket, "NoSuchLifecycleConfiguration", text)
+    return dict(bucket.settings["lifecycle"])
+
+
+@operation(
+    "s3",
+    "PutBucketLifecycleConfiguration",
+    *GET,
+    "ChecksumAlgorithm LifecycleConfiguration TransitionDefaultMinimumObjectSize",
 )
+def put_lifecycle(context: Context, params: Params) -> dict[str, Any]:
+    """Replace the lifecycle rules of a bucket."""
+    bucket = requested_bucket(context, params)
+    if "LifecycleConfiguration" not in params:
+        raise AwsError("MissingRequestBodyError", "Request Body is empty")
+    size = params.get("TransitionDefaultMinimumObjectSize", MINIMUM_SIZES[0])
+    if size not in MINIMUM_SIZES:
+        raise invalid_request(f"Invalid TransitionDefaultMinimumObjectSize found: {size}")
+    rules = _check_rules(params["LifecycleConfiguration"].get("Rules", []))
+    bucket.settings["lifecycle"] = {"Rules": rules, "TransitionDefaultMinimumObjectSize": size}
+    bucket.expired_on = ""
+    return {"TransitionDefaultMinimumObjectSize": size}
+
+
+@operation("s3", "DeleteBucketLifecycle", *GET)
+def delete_lifecycle(context: Context, params: Params) -> dict[str, Any]:
+    """Remove the lifecycle rules of a bucket."""
+    requested_bucket(context, params).settings.pop("lifecycle", None)
+    return {"__status__": 204}
+
+
+def _check_rules(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not rules or any(rule.get("Status") not in {"Enabled", "Disabled"} for rule in rules):
+        raise malformed_xml()
+    for number, rule in enumerate(rules):
+        if not LIFECYCLE_ACTIONS & set(rule):
+            raise invalid_request("At least one action needs to be specified in a rule")
+        expiration = rule.get("Expiration", {})
+        if expiration.get("ExpiredObjectDeleteMarker") and {"Days", "Date"} & set(expiration):
+            raise malformed_xml()
+        rule.setdefault("ID", f"rule-{number}")
+    if len({rule["ID"] for rule in rules}) != len(rules):
+        raise AwsError("InvalidArgument", "Rule ID must be unique. Found same ID for more than one rule")
+    return rules
+
+
+# Requester Pays, versioning
+
+
+@operation("s3", "GetBucketRequestPayment", *GET)
+def get_request_payment(context: Context, params: Params) -> dict[str, Any]:
+    """Return who pays for requests."""
+    return {"Payer": requested_bucket(context, params).settings.get("payer", "BucketOwner")}
+
+
+@operation("s3", "PutBucketRequestPayment", *PUT, "RequestPaymentConfiguration")
+def put_request_payment(context: Context, params: Params) -> dict[str, Any]:
+    """Set who pays for requests."""
+    bucket = requested_bucket(context, params)
+    bucket.settings["payer"] = params["RequestPaymentConfiguration"]["Payer"]
+    return {}
 
 
 @operation("s3", "GetBucketVersioning", *GET)
@@ -379,12 +470,15 @@ def get_versioning(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("s3", "PutBucketVersioning", *PUT, "VersioningConfiguration")
 def put_versioning(context: Context, params: Params) -> dict[str, Any]:
-    """Suspend versioning. Versions are not emulated, so nothing else can be set."""
+    """Enable or suspend versioning. MFA Delete is not emulated."""
     bucket = requested_bucket(context, params)
-    status = params.get("VersioningConfiguration", {}).get("Status")
-    if status != "Suspended":
-        raise not_emulated("versions of objects")
-    bucket.settings["versioning"] = status
+    configuration = params.get("VersioningConfiguration", {})
+    if configuration.get("MFADelete") == "Enabled":
+        raise not_emulated("MFADelete of s3:PutBucketVersioning")
+    if "Status" not in configuration:
+        text = "The Versioning element must be specified"
+        raise AwsError("IllegalVersioningConfigurationException", text)
+    bucket.settings["versioning"] = configuration["Status"]
     return {}
 
 
@@ -403,7 +497,7 @@ def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return the bucket policy as it was sent."""
     bucket = _own_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+        raise no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"Policy": bucket.settings["policy"]}
 
 
@@ -438,7 +532,7 @@ def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
     """Return whether the bucket policy makes the bucket public."""
     bucket = requested_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+        raise no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"PolicyStatus": {"IsPublic": _is_public_policy(json.loads(bucket.settings["policy"]))}}
 
 

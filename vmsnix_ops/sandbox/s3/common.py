@@ -10,10 +10,10 @@ import re
 import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote_plus
 
 from vmsnix_ops.sandbox.core import AwsError, not_emulated
-from vmsnix_ops.sandbox.storage import Bucket, Part, StoredObject, find_bucket, object_path
+from vmsnix_ops.sandbox.storage import Bucket, Part, StoredObject, Upload, object_path
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Digests, decode_base64, digest_size
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import Body
 
 
+DEFAULT_CHECKSUM = "crc64nvme"  # of an upload without a checksum ("Checking object integrity in Amazon S3")
 CHECKSUM_MEMBERS = {name: f"Checksum{name.upper()}" for name in ALGORITHMS}
 
 # Parameters that are stored with an object and returned with it.
@@ -40,6 +41,14 @@ STORED_HEADERS = (
     "StorageClass",
     "WebsiteRedirectLocation",
 )
+# Those that a copy takes from its request, never from its source.
+REQUEST_HEADERS = (
+    "BucketKeyEnabled",
+    "ServerSideEncryption",
+    "SSEKMSKeyId",
+    "StorageClass",
+    "WebsiteRedirectLocation",
+)
 TRASH_AGE = timedelta(minutes=1)
 MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 
@@ -47,35 +56,6 @@ MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 def invalid_request(text: str) -> AwsError:
     """Return ``InvalidRequest``."""
     return AwsError("InvalidRequest", text)
-
-
-def requested_bucket(context: Context, params: Params) -> Bucket:
-    """Return the bucket of a call.
-
-    Raises
-    ------
-    AwsError
-        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for an unexpected owner. The
-        permissions of the caller were checked before.
-    """
-    name = params["Bucket"]
-    bucket = find_bucket(context.tables, name)
-    if bucket is None:
-        raise AwsError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
-    if bucket.region != context.region:
-        raise AwsError(
-            "PermanentRedirect",
-            "The bucket you are attempting to access must be addressed using the specified endpoint. "
-            "Please send all future requests to this endpoint.",
-            status=301,
-            Endpoint=f"{name}.s3.{bucket.region}.amazonaws.com",
-            Bucket=name,
-            BucketRegion=bucket.region,
-        )
-    expected = params.get("ExpectedBucketOwner")
-    if expected is not None and expected != bucket.account:
-        raise AwsError("AccessDenied", "Access Denied", status=403)
-    return bucket
 
 
 def canonical_user_id(account: str) -> str:
@@ -89,14 +69,6 @@ def new_part_file(context: Context) -> tuple[str, Path]:
     path = object_path(context.folder, file)
     path.parent.mkdir(exist_ok=True)
     return file, path
-
-
-def find_object(bucket: Bucket, key: str) -> StoredObject:
-    """Return an object, or raise ``NoSuchKey``."""
-    stored = bucket.objects.get(key)
-    if stored is None:
-        raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
-    return stored
 
 
 def check_key(key: str) -> None:
@@ -192,7 +164,7 @@ def receive_upload(
     number
         Part number.
     algorithm
-        A checksum to compute even when the client sent none.
+        A checksum to compute even when the client sent another or none.
 
     Raises
     ------
@@ -215,7 +187,7 @@ def receive_upload(
         )
     if params.get("ContentLength", 0) > MAX_OBJECT_BYTES:
         raise AwsError("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
-    wanted = set(expected) | ({trailer} if trailer else set()) | ({algorithm} if algorithm else set())
+    wanted = {name for name in (*expected, trailer, algorithm) if name} or {DEFAULT_CHECKSUM}
     digests = Digests({"md5", *wanted})
     file, path = new_part_file(context)
     length = body.save(path, digests)
@@ -269,57 +241,65 @@ def remove_parts(context: Context, parts: tuple[Part, ...] | list[Part]) -> None
         object_path(context.folder, file).unlink(missing_ok=True)
 
 
-def store_object(context: Context, bucket: Bucket, stored: StoredObject) -> None:
-    """Store an object, and remove the former one with this key."""
-    before = bucket.objects.get(stored.key)
-    bucket.objects[stored.key] = stored
-    if before is not None:
-        remove_parts(context, before.parts)
-
-
-def parse_tags(text: str) -> dict[str, str]:
-    """Return the tags of an ``x-amz-tagging`` header, which has the form of a query.
-
-    Raises
-    ------
-    AwsError
-        ``InvalidArgument`` for another form, ``InvalidTag``, ``BadRequest`` beyond ten tags.
-    """
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
-    except ValueError:
-        raise AwsError(
-            "InvalidArgument",
-            "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters "
-            "without tag name duplicates.",
-            ArgumentName="x-amz-tagging",
-            ArgumentValue=text,
-        ) from None
-    return check_tags([{"Key": key, "Value": value} for key, value in pairs], limit=10)
+def abort_upload(context: Context, bucket: Bucket, upload: Upload) -> None:
+    """Delete an unfinished upload and its parts."""
+    del bucket.uploads[upload.upload_id]
+    remove_parts(context, list(upload.parts.values()))
 
 
 _NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")
 """Tags have letters, digits, spaces and ``+ - = . _ : / @`` ("Object tagging" of the S3 User Guide)."""
 
 
-def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
-    """Return a list of tags as a dictionary, after S3's checks."""
+def parse_tags(text: str) -> dict[str, str]:
+    """Return the tags of an ``x-amz-tagging`` header, which has the form of a query.
+
+    A key without a value is a tag with an empty value.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidArgument`` for another form, ``InvalidTag``, ``BadRequest`` beyond ten tags.
+    """
+    pairs = [pair.partition("=") for pair in text.split("&") if pair]
+    tags = [{"Key": unquote_plus(key), "Value": unquote_plus(value)} for key, _, value in pairs]
     keys = [tag["Key"] for tag in tags]
-    if len(set(keys)) != len(keys):
-        raise AwsError("InvalidTag", "Cannot provide multiple Tags with the same key")
-    if len(keys) > limit:
-        what = (
-            "Object tags cannot be greater than 10"
-            if limit == 10
-            else "Bucket tag count cannot be greater than 50"
+    if len(set(keys)) != len(keys) or any(_NOT_IN_TAGS.search(tag["Key"] + tag["Value"]) for tag in tags):
+        raise AwsError(
+            "InvalidArgument",
+            "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters "
+            "without tag name duplicates.",
+            ArgumentName="x-amz-tagging",
+            ArgumentValue=text,
         )
-        raise AwsError("BadRequest" if limit == 10 else "InvalidTag", what)
+    return check_tags(tags, limit=10)
+
+
+def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
+    """Return a list of tags as a dictionary, after S3's checks. An object has at most 10 tags, a bucket 50.
+
+    Texts: AWS's answers of February 2026 in LocalStack's ``test_s3_api.snapshot.json``.
+    """
+    of_object = limit == 10
+    if len(tags) > limit:
+        what = f"{'Object tags' if of_object else 'Bucket tag count'} cannot be greater than {limit}"
+        raise AwsError("BadRequest" if of_object else "InvalidTag", what)
+    found: dict[str, str] = {}
     for tag in tags:
-        if not 1 <= len(tag["Key"]) <= 128 or tag["Key"].lower().startswith("aws:"):
-            raise AwsError("InvalidTag", "The TagKey you have provided is invalid", TagKey=tag["Key"])
-        if len(tag["Value"]) > 256 or _NOT_IN_TAGS.search(tag["Value"]):
-            raise AwsError("InvalidTag", "The TagValue you have provided is invalid", TagValue=tag["Value"])
-    return {tag["Key"]: tag["Value"] for tag in tags}
+        key, value = tag["Key"], tag["Value"]
+        if key in found:
+            raise AwsError("InvalidTag", "Cannot provide multiple Tags with the same key", TagKey=key)
+        if key.lower().startswith("aws:"):
+            system = "System tags cannot be added/updated by requester"
+            text = "Your TagKey cannot be prefixed with aws:" if of_object else system
+            raise AwsError("InvalidTag", text, TagKey=key)
+        if not 1 <= len(key) <= 128 or _NOT_IN_TAGS.search(key):
+            raise AwsError("InvalidTag", "The TagKey you have provided is invalid", TagKey=key)
+        if len(value) > 256 or _NOT_IN_TAGS.search(value):
+            text = "The TagValue you have provided is invalid"
+            raise AwsError("InvalidTag", text, TagKey=key, TagValue=value)
+        found[key] = value
+    return found
 
 
 def check_acl(params: Params) -> None:
@@ -348,35 +328,11 @@ def quote_etag(etag: str) -> str:
     return f'"{etag}"'
 
 
+def no_such_setting(bucket: Bucket, code: str, text: str) -> AwsError:
+    """Return the error for a document that a bucket does not have."""
+    return AwsError(code, text, status=404, BucketName=bucket.name)
+
+
 def checksum_members(checksums: dict[str, str]) -> dict[str, str]:
     """Return checksums by the names of their parameters."""
     return {CHECKSUM_MEMBERS[name]: value for name, value in checksums.items()}
-
-
-def find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]:
-    """Return the object of ``x-amz-copy-source``, after the check of its conditions.
-
-    Raises
-    ------
-    AwsError
-        ``InvalidArgument``, ``NoSuchBucket``, ``NoSuchKey``, ``PreconditionFailed``.
-    """
-    text, _, query = params["CopySource"].partition("?versionId=")
-    name, _, key = unquote(text).lstrip("/").partition("/")
-    if not name or not key or query not in {"", "null"}:
-        raise AwsError(
-            "InvalidArgument",
-            "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
-            ArgumentName="x-amz-copy-source",
-            ArgumentValue=params["CopySource"],
-        )
-    bucket = find_bucket(context.tables, name)
-    if bucket is None:
-        raise AwsError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
-    stored = find_object(bucket, key)
-    match, none_match = params.get("CopySourceIfMatch"), params.get("CopySourceIfNoneMatch")
-    if match is not None and match.strip('"') not in {"*", stored.etag}:
-        raise precondition_failed("x-amz-copy-source-If-Match")
-    if none_match is not None and none_match.strip('"') in {"*", stored.etag}:
-        raise precondition_failed("x-amz-copy-source-If-None-Match")
-    return bucket, stored

@@ -1,7 +1,8 @@
 """Multipart uploads, and copies of objects and parts.
 
 Sources: the reference pages of the operations in the Amazon S3 API Reference; "Checking object integrity"
-in the Amazon S3 User Guide.
+in the Amazon S3 User Guide; AWS's answers of February 2026 in LocalStack's ``test_s3.snapshot.json``,
+``test_s3_api...`` and ``test_s3_list_operations...``.
 """
 
 from __future__ import annotations
@@ -12,29 +13,39 @@ import secrets
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
+    DEFAULT_CHECKSUM,
     MAX_OBJECT_BYTES,
+    REQUEST_HEADERS,
+    abort_upload,
     canonical_user_id,
     check_acl,
     check_key,
     check_user_metadata,
     check_write_conditions,
     checksum_members,
-    find_copy_source,
     invalid_request,
     new_part_file,
     parse_tags,
+    precondition_failed,
     quote_etag,
     receive_upload,
     remove_parts,
-    requested_bucket,
-    store_object,
     stored_headers,
 )
-from vmsnix_ops.sandbox.s3.objects import WRITE_PARAMETERS, key_encoder, page_limit
+from vmsnix_ops.sandbox.s3.lifecycle import expiration_member
+from vmsnix_ops.sandbox.s3.objects import WRITE_PARAMETERS, is_not_modified, key_encoder, page_limit
+from vmsnix_ops.sandbox.s3.requests import (
+    check_owner,
+    existing_bucket,
+    object_operation,
+    requested_bucket,
+)
+from vmsnix_ops.sandbox.s3.versions import NULL, find_object, store_object, version_member
 from vmsnix_ops.sandbox.storage import ObjectReader, Part, StoredObject, Upload
 from vmsnix_ops.sandbox.wire.checksums import (
     Digests,
@@ -52,7 +63,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.storage import Bucket
 
 
-@operation("s3", "ListParts", "Bucket Key UploadId MaxParts PartNumberMarker ExpectedBucketOwner")
+@object_operation("ListParts", "Bucket Key UploadId MaxParts PartNumberMarker")
 def list_parts(context: Context, params: Params) -> dict[str, Any]:
     """List the parts of an upload, sorted by number."""
     bucket = requested_bucket(context, params)
@@ -74,7 +85,7 @@ def list_parts(context: Context, params: Params) -> dict[str, Any]:
                 "LastModified": part.modified,
                 "ETag": quote_etag(part.md5),
                 "Size": part.size,
-                **checksum_members(part.checksums),
+                **_part_checksums(upload, part),
             }
             for part in shown
         ],
@@ -85,6 +96,11 @@ def list_parts(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
+def _part_checksums(upload: Upload, part: Part) -> dict[str, str]:
+    """Return the checksums of a part in an answer: none when the upload was created without an algorithm."""
+    return checksum_members(part.checksums) if upload.algorithm is not None else {}
+
+
 def _upload_owner(bucket: Bucket, upload: Upload) -> dict[str, Any]:
     return {
         "Initiator": {"ID": upload.principal, "DisplayName": upload.principal.rpartition("/")[2]},
@@ -93,10 +109,8 @@ def _upload_owner(bucket: Bucket, upload: Upload) -> dict[str, Any]:
     }
 
 
-@operation(
-    "s3",
-    "ListMultipartUploads",
-    "Bucket Delimiter EncodingType KeyMarker MaxUploads Prefix UploadIdMarker ExpectedBucketOwner",
+@object_operation(
+    "ListMultipartUploads", "Bucket Delimiter EncodingType KeyMarker MaxUploads Prefix UploadIdMarker"
 )
 def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
     """List unfinished uploads, sorted by key and time."""
@@ -120,12 +134,14 @@ def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
             last = (upload.key, upload.upload_id)
         else:
             prefixes.append(common)
-            last = (common, "")
+            last = ("", "")  # AWS gives no marker after a common prefix, also when there is another page
     answer: dict[str, Any] = {
         "Bucket": bucket.name,
         "KeyMarker": encode(key_marker),
         "UploadIdMarker": id_marker,
         "MaxUploads": limit,
+        "NextKeyMarker": encode(last[0]),
+        "NextUploadIdMarker": last[1],
         "IsTruncated": truncated,
         "Uploads": [_upload_entry(bucket, upload, encode) for upload in shown],
         "CommonPrefixes": [{"Prefix": encode(common)} for common in prefixes],
@@ -135,8 +151,6 @@ def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
         answer["Delimiter"] = encode(delimiter)
     if "EncodingType" in params:
         answer["EncodingType"] = "url"
-    if truncated:
-        answer |= {"NextKeyMarker": encode(last[0]), "NextUploadIdMarker": last[1]}
     return answer
 
 
@@ -151,7 +165,16 @@ def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str)
     later = [upload for upload in matching if upload.key > key_marker]
     same = [upload for upload in matching if upload.key == key_marker]
     ids = [upload.upload_id for upload in same]
-    return (same[ids.index(id_marker) + 1 :] if id_marker in ids else []) + later
+    if not id_marker:
+        return later
+    if id_marker not in ids:
+        raise AwsError(
+            "InvalidArgument",
+            "Invalid uploadId marker",
+            ArgumentName="upload-id-marker",
+            ArgumentValue=id_marker,
+        )
+    return same[ids.index(id_marker) + 1 :] + later
 
 
 def _upload_entry(bucket: Bucket, upload: Upload, encode: Any) -> dict[str, Any]:
@@ -195,7 +218,7 @@ def _find_upload(bucket: Bucket, params: Params) -> Upload:
     return upload
 
 
-@operation("s3", "CreateMultipartUpload", *WRITE_PARAMETERS, "ChecksumAlgorithm ChecksumType")
+@object_operation("CreateMultipartUpload", *WRITE_PARAMETERS, "ChecksumAlgorithm ChecksumType")
 def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     """Start an upload. It exists until it is completed or aborted."""
     check_key(params["Key"])
@@ -259,33 +282,43 @@ def _check_part_number(number: int) -> None:
         )
 
 
-@operation(
-    "s3",
+@object_operation(
     "UploadPart",
     *CHECKSUM_MEMBERS.values(),
-    "Body Bucket Key UploadId PartNumber ContentLength ContentMD5 ChecksumAlgorithm ExpectedBucketOwner",
+    "Body Bucket Key UploadId PartNumber ContentLength ContentMD5 ChecksumAlgorithm",
     locks=False,
 )
 def upload_part(context: Context, params: Params) -> dict[str, Any]:
-    """Store a part. It replaces an earlier part with this number."""
+    """Store a part. It replaces an earlier part with this number.
+
+    An upload that was created without an algorithm has CRC64NVME checksums, which no answer about its parts
+    shows.
+    """
     _check_part_number(params["PartNumber"])
     with context.lock:
         upload = _find_upload(requested_bucket(context, params), params)
     _check_part_algorithm(context, upload, params)
-    part = receive_upload(context, params["Body"], params, params["PartNumber"], upload.algorithm)
-    _store_part(context, params, part)
+    own = upload.algorithm or DEFAULT_CHECKSUM
+    part = receive_upload(context, params["Body"], params, params["PartNumber"], own)
+    sent = {k: v for k, v in part.checksums.items() if k == upload.algorithm or k in _sent(context, params)}
+    _store_part(context, params, replace(part, checksums={own: part.checksums[own]}))
     return {
         "ETag": quote_etag(part.md5),
         "ServerSideEncryption": upload.headers["ServerSideEncryption"],
-        **checksum_members(part.checksums),
+        **checksum_members(sent),
     }
+
+
+def _sent(context: Context, params: Params) -> list[str]:
+    """Return the algorithms of the checksums in a request, as headers or as a trailer."""
+    trailer = context.headers.get("x-amz-trailer", "").lower().removeprefix("x-amz-checksum-")
+    sent = [name for name, member in CHECKSUM_MEMBERS.items() if member in params]
+    return [*sent, *([trailer] if trailer else [])]
 
 
 def _check_part_algorithm(context: Context, upload: Upload, params: Params) -> None:
     """Check that the checksum of a part has the algorithm of the upload."""
-    sent = [name for name, member in CHECKSUM_MEMBERS.items() if member in params]
-    trailer = context.headers.get("x-amz-trailer", "").lower().removeprefix("x-amz-checksum-")
-    actual = sent[0] if sent else trailer or None
+    actual = next(iter(_sent(context, params)), None)
     if upload.algorithm is None or actual == upload.algorithm:
         return
     if actual is None and upload.checksum_type == FULL_OBJECT:
@@ -310,12 +343,10 @@ def _store_part(context: Context, params: Params, part: Part) -> None:
             remove_parts(context, [before])
 
 
-@operation(
-    "s3",
+@object_operation(
     "CompleteMultipartUpload",
     *CHECKSUM_MEMBERS.values(),
     "Bucket Key UploadId MultipartUpload ChecksumType MpuObjectSize IfMatch IfNoneMatch",
-    "ExpectedBucketOwner",
 )
 def complete_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     """Create an object of the uploaded parts, whose files it keeps.
@@ -348,8 +379,10 @@ def _complete_answer(context: Context, bucket: Bucket, stored: StoredObject) -> 
         "Key": stored.key,
         "ETag": quote_etag(stored.etag),
         "ServerSideEncryption": stored.headers["ServerSideEncryption"],
-        "ChecksumType": stored.checksum_type if stored.checksums else None,
+        "ChecksumType": stored.checksum_type,
         **checksum_members(stored.checksums),
+        **expiration_member(bucket, stored),
+        **({"VersionId": stored.version_id} if stored.version_id != NULL else {}),
     }
 
 
@@ -419,9 +452,7 @@ def _assemble(context: Context, upload: Upload, chosen: list[Part]) -> StoredObj
 
 def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
     """Return the checksum of an object: of its parts' checksums, or of all its bytes."""
-    algorithm = upload.algorithm
-    if algorithm is None:
-        return {}
+    algorithm = upload.algorithm or DEFAULT_CHECKSUM
     width = digest_size(algorithm)
     digests = [decode_base64(part.checksums[algorithm], width) or b"" for part in chosen]
     if upload.checksum_type == COMPOSITE:
@@ -436,9 +467,10 @@ def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
 
 def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
     """Check size and checksums of the object in the request."""
-    if params.get("ChecksumType") not in {None, upload.checksum_type}:
+    kind = upload.checksum_type if upload.algorithm is not None else "null"
+    if params.get("ChecksumType") not in {None, kind}:
         raise invalid_request(
-            f"The upload was created using the {upload.checksum_type} checksum mode. The complete request "
+            f"The upload was created using the {kind} checksum mode. The complete request "
             "must use the same checksum mode."
         )
     size = params.get("MpuObjectSize")
@@ -452,40 +484,82 @@ def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
             raise AwsError("BadDigest", f"The {name} you specified did not match the calculated checksum.")
 
 
-@operation("s3", "AbortMultipartUpload", "Bucket Key UploadId ExpectedBucketOwner")
+@object_operation("AbortMultipartUpload", "Bucket Key UploadId")
 def abort_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     """Delete an upload and its parts."""
     bucket = requested_bucket(context, params)
-    upload = _find_upload(bucket, params)
-    del bucket.uploads[upload.upload_id]
-    remove_parts(context, list(upload.parts.values()))
+    abort_upload(context, bucket, _find_upload(bucket, params))
     return {"__status__": 204}
 
 
 # Copies
 
 
-COPY_SOURCE = ("CopySource", "CopySourceIfMatch", "CopySourceIfNoneMatch")
+COPY_SOURCE = (
+    "CopySource",
+    "CopySourceIfMatch",
+    "CopySourceIfModifiedSince",
+    "CopySourceIfNoneMatch",
+    "CopySourceIfUnmodifiedSince",
+    "ExpectedSourceBucketOwner",
+)
 COPY_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
-@operation(
-    "s3",
+def _find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]:
+    """Return the object of ``x-amz-copy-source``, after the check of its conditions.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidArgument``, ``NoSuchBucket``, ``NoSuchKey``, ``NoSuchVersion``, ``PreconditionFailed``,
+        ``AccessDenied`` for an unexpected owner.
+    """
+    text, _, version_id = params["CopySource"].partition("?versionId=")
+    name, _, key = unquote(text).lstrip("/").partition("/")
+    if not name or not key:
+        raise AwsError(
+            "InvalidArgument",
+            "Invalid copy source object key",
+            ArgumentName="x-amz-copy-source",
+            ArgumentValue="x-amz-copy-source",
+        )
+    bucket = existing_bucket(context, name)
+    check_owner(bucket, params.get("ExpectedSourceBucketOwner"))
+    stored = find_object(bucket, key, unquote(version_id) or None)
+    header = "x-amz-copy-source-"
+    if is_not_modified(stored, params, context.clock.now(), names="CopySource", header=header):
+        failed = "If-None-Match" if "CopySourceIfNoneMatch" in params else "If-Modified-Since"
+        raise precondition_failed(f"{header}{failed}")
+    return bucket, stored
+
+
+@object_operation(
     "CopyObject",
     *WRITE_PARAMETERS,
     *COPY_SOURCE,
-    "MetadataDirective TaggingDirective ChecksumAlgorithm IfMatch IfNoneMatch ExpectedSourceBucketOwner",
+    "MetadataDirective TaggingDirective ChecksumAlgorithm IfMatch IfNoneMatch",
 )
 def copy_object(context: Context, params: Params) -> dict[str, Any]:
-    """Copy an object, by default with its metadata and tags."""
+    """Copy an object, by default with its metadata and tags.
+
+    Encryption, storage class and website redirect location are those of the request, not of the source.
+    """
     check_key(params["Key"])
     check_acl(params)
     bucket = requested_bucket(context, params)
-    source_bucket, source = find_copy_source(context, params)
+    source_bucket, source = _find_copy_source(context, params)
     check_write_conditions(bucket, params["Key"], params)
     replaces = params.get("MetadataDirective", "COPY") == "REPLACE"
-    changes = replaces or "StorageClass" in params or "WebsiteRedirectLocation" in params
-    if source_bucket is bucket and source.key == params["Key"] and not changes:
+    changes = (
+        replaces
+        or any(name in params for name in REQUEST_HEADERS)
+        or source is not bucket.objects.get(params["Key"])
+        # AWS accepts these too, because the copy gets the default encryption.
+        or source.headers["ServerSideEncryption"] != "AES256"
+        or "encryption" in bucket.settings
+    )
+    if not changes:
         raise invalid_request(
             "This copy request is illegal because it is trying to copy an object to itself without changing "
             "the object's metadata, storage class, website redirect location or encryption attributes."
@@ -500,26 +574,33 @@ def copy_object(context: Context, params: Params) -> dict[str, Any]:
         if params.get("TaggingDirective") == "REPLACE"
         else dict(source.tags)
     )
+    headers = stored_headers(params, bucket)
+    if not replaces:
+        kept = {name: value for name, value in source.headers.items() if name not in REQUEST_HEADERS}
+        headers = kept | {name: headers[name] for name in REQUEST_HEADERS if name in headers}
     etag, checksums = _copy_digests(context, source, params.get("ChecksumAlgorithm"))
     stored = StoredObject(
         key=params["Key"],
         parts=tuple(_link_part(context, part) for part in source.parts),
         etag=etag,
         modified=context.clock.now(),
-        headers=stored_headers(params, bucket) if replaces else dict(source.headers),
+        headers=headers,
         metadata=check_user_metadata(params.get("Metadata", {})) if replaces else dict(source.metadata),
         checksums=checksums,
         tags=tags,
     )
-    store_object(context, bucket, stored)
+    version = store_object(context, bucket, stored)
     return {
         "CopyObjectResult": {
             "ETag": quote_etag(etag),
             "LastModified": stored.modified,
-            "ChecksumType": "FULL_OBJECT" if checksums else None,
+            "ChecksumType": "FULL_OBJECT",
             **checksum_members(checksums),
         },
         "ServerSideEncryption": stored.headers["ServerSideEncryption"],
+        "CopySourceVersionId": version_member(source_bucket, source).get("VersionId"),
+        **expiration_member(bucket, stored),
+        **version,
     }
 
 
@@ -534,7 +615,7 @@ def _copy_digests(
     context: Context, source: StoredObject, algorithm: str | None
 ) -> tuple[str, dict[str, str]]:
     """Return ETag and checksums of a copy, which are those of a single PUT also for a multipart source."""
-    wanted = {algorithm.lower()} if algorithm else set(source.checksums)
+    wanted = {algorithm.lower()} if algorithm else set(source.checksums) or {DEFAULT_CHECKSUM}
     if not source.multipart and wanted == set(source.checksums):
         return source.etag, source.checksums
     digests = Digests({"md5", *wanted})
@@ -549,11 +630,10 @@ def _object_reader(context: Context, source: StoredObject) -> ObjectReader:
     return ObjectReader([(part.path(context.folder), part.size) for part in source.parts])
 
 
-@operation(
-    "s3",
+@object_operation(
     "UploadPartCopy",
     *COPY_SOURCE,
-    "Bucket Key UploadId PartNumber CopySourceRange ExpectedBucketOwner ExpectedSourceBucketOwner",
+    "Bucket Key UploadId PartNumber CopySourceRange",
     locks=False,
 )
 def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
@@ -561,9 +641,9 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
     _check_part_number(params["PartNumber"])
     with context.lock:
         upload = _find_upload(requested_bucket(context, params), params)
-        _, source = find_copy_source(context, params)
+        source_bucket, source = _find_copy_source(context, params)
     start, end = _copied_range(source, params)
-    algorithms = {upload.algorithm} if upload.algorithm else set()
+    algorithms = {upload.algorithm or DEFAULT_CHECKSUM}
     digests = Digests({"md5", *algorithms})
     file, path = new_part_file(context)
     with _object_reader(context, source) as reader, path.open("wb", buffering=0) as target:
@@ -582,8 +662,12 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
         modified=context.clock.now(),
     )
     _store_part(context, params, part)
-    result = {"ETag": quote_etag(part.md5), "LastModified": part.modified, **checksum_members(part.checksums)}
-    return {"CopyPartResult": result, "ServerSideEncryption": upload.headers["ServerSideEncryption"]}
+    result = {"ETag": quote_etag(part.md5), "LastModified": part.modified, **_part_checksums(upload, part)}
+    return {
+        "CopyPartResult": result,
+        "CopySourceVersionId": version_member(source_bucket, source).get("VersionId"),
+        "ServerSideEncryption": upload.headers["ServerSideEncryption"],
+    }
 
 
 def _copied_range(source: StoredObject, params: Params) -> tuple[int, int]:
@@ -591,11 +675,15 @@ def _copied_range(source: StoredObject, params: Params) -> tuple[int, int]:
     if text is None:
         return 0, source.size
     match = COPY_RANGE.fullmatch(text)
-    if match is None or int(match[1]) > int(match[2]) or int(match[2]) >= source.size:
-        raise AwsError(
-            "InvalidArgument",
-            f"Range specified is not valid for source object of size: {source.size}",
-            ArgumentName="x-amz-copy-source-range",
-            ArgumentValue=text,
+    if match is not None and source.size <= int(match[1]) <= int(match[2]):
+        raise invalid_request("The specified copy range is invalid for the source object size")
+    if match is None or int(match[1]) > int(match[2]):
+        reason = (
+            "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are "
+            "the zero-based offsets of the first and last bytes to copy"
         )
-    return int(match[1]), int(match[2]) + 1
+    elif int(match[2]) >= source.size:
+        reason = f"Range specified is not valid for source object of size: {source.size}"
+    else:
+        return int(match[1]), int(match[2]) + 1
+    raise AwsError("InvalidArgument", reason, ArgumentName="x-amz-copy-source-range", ArgumentValue=text)

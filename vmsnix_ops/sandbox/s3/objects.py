@@ -1,7 +1,8 @@
 """Objects: put, get, head, attributes, tags, delete, list.
 
 Sources: the reference pages of the operations in the Amazon S3 API Reference; RFC 9110 for ranges and
-conditions.
+conditions; AWS's answers of February 2026 in LocalStack's ``test_s3.snapshot.json``, ``test_s3_api...`` and
+``test_s3_list_operations...``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import AwsError, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
     STORED_HEADERS,
@@ -26,17 +27,25 @@ from vmsnix_ops.sandbox.s3.common import (
     check_user_metadata,
     check_write_conditions,
     checksum_members,
-    find_object,
     invalid_request,
     parse_tags,
     precondition_failed,
     quote_etag,
     receive_upload,
-    remove_parts,
-    requested_bucket,
     shown_headers,
-    store_object,
     stored_headers,
+)
+from vmsnix_ops.sandbox.s3.lifecycle import expiration_member
+from vmsnix_ops.sandbox.s3.requests import object_operation, requested_bucket
+from vmsnix_ops.sandbox.s3.versions import (
+    delete_object,
+    delete_version,
+    find_object,
+    no_such_version,
+    store_object,
+    version_member,
+    versions_after,
+    versions_of,
 )
 from vmsnix_ops.sandbox.storage import StoredObject, file_ranges
 from vmsnix_ops.sandbox.wire.codecs import malformed_xml
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vmsnix_ops.sandbox.core import Context, Params
+    from vmsnix_ops.sandbox.s3.versions import Version
     from vmsnix_ops.sandbox.storage import Bucket
     from vmsnix_ops.sandbox.wire.http import FileRange
 
@@ -63,18 +73,17 @@ CONDITIONS = ("IfMatch", "IfNoneMatch", "IfModifiedSince", "IfUnmodifiedSince")
 READ_PARAMETERS = (
     "Bucket",
     "Key",
+    "VersionId",
     "Range",
     "PartNumber",
     "ChecksumMode",
-    "ExpectedBucketOwner",
     *CONDITIONS,
     *RESPONSE_OVERRIDES,
 )
-WRITE_PARAMETERS = ("Bucket", "Key", "ACL", "Metadata", "Tagging", "ExpectedBucketOwner", *STORED_HEADERS)
+WRITE_PARAMETERS = ("Bucket", "Key", "ACL", "Metadata", "Tagging", *STORED_HEADERS)
 
 
-@operation(
-    "s3",
+@object_operation(
     "PutObject",
     *WRITE_PARAMETERS,
     *CHECKSUM_MEMBERS.values(),
@@ -108,21 +117,21 @@ def put_object(context: Context, params: Params) -> dict[str, Any]:
         except AwsError:
             part.path(context.folder).unlink()
             raise
-        store_object(context, bucket, stored)
+        version = store_object(context, bucket, stored)
     return {
         "ETag": quote_etag(stored.etag),
         "ServerSideEncryption": headers["ServerSideEncryption"],
-        "ChecksumType": "FULL_OBJECT" if part.checksums else None,
+        "ChecksumType": "FULL_OBJECT",
         **checksum_members(part.checksums),
+        **expiration_member(bucket, stored),
+        **version,
     }
 
 
-@operation("s3", "GetObject", *READ_PARAMETERS)
+@object_operation("GetObject", *READ_PARAMETERS)
 def get_object(context: Context, params: Params) -> dict[str, Any]:
     """Return an object's bytes, or a range of them."""
-    bucket = requested_bucket(context, params)
-    stored = find_object(bucket, params["Key"])
-    answer = _object_answer(stored, params)
+    stored, answer = _read_object(context, params, "GET")
     if answer.get("__status__") == 304:
         return answer
     start, length = answer.pop("__range__")
@@ -130,12 +139,22 @@ def get_object(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-@operation("s3", "HeadObject", *READ_PARAMETERS)
+@object_operation("HeadObject", *READ_PARAMETERS)
 def head_object(context: Context, params: Params) -> dict[str, Any]:
     """Return the headers of GetObject."""
-    answer = _object_answer(find_object(requested_bucket(context, params), params["Key"]), params)
+    _, answer = _read_object(context, params, "HEAD")
     answer.pop("__range__", None)
     return answer
+
+
+def _read_object(context: Context, params: Params, method: str) -> tuple[StoredObject, dict[str, Any]]:
+    """Return the requested version of an object, and its headers."""
+    bucket, version_id = requested_bucket(context, params), params.get("VersionId")
+    stored = find_object(bucket, params["Key"], version_id, method=method)
+    answer = _object_answer(stored, params, context.clock.now()) | version_member(bucket, stored)
+    if answer.get("__status__") != 304 and version_id is None:
+        answer |= expiration_member(bucket, stored)
+    return stored, answer
 
 
 def _content(context: Context, stored: StoredObject, start: int, length: int) -> bytes | list[FileRange]:
@@ -150,10 +169,10 @@ def _content(context: Context, stored: StoredObject, start: int, length: int) ->
     return b"".join(pieces)
 
 
-def _object_answer(stored: StoredObject, params: Params) -> dict[str, Any]:
+def _object_answer(stored: StoredObject, params: Params, now: datetime) -> dict[str, Any]:
     """Return the headers of an object; ``__range__`` is (start, length) of its body."""
     facts: dict[str, Any] = {"ETag": quote_etag(stored.etag), "LastModified": stored.modified}
-    if _is_not_modified(stored, params):
+    if is_not_modified(stored, params, now):
         return {**facts, "__status__": 304}
     start, length, partial = _requested_range(stored, params)
     answer = {
@@ -180,28 +199,53 @@ def _object_answer(stored: StoredObject, params: Params) -> dict[str, Any]:
 
 
 def _checksums(stored: StoredObject, params: Params, *, partial: bool) -> dict[str, Any]:
-    """Return the checksums of the object or of the requested part; none for other ranges."""
+    """Return the checksums of the object or of the requested part; none for other ranges.
+
+    A part has a checksum in a ``COMPOSITE`` object, and when it is the whole object.
+    """
+    checksums = stored.checksums
     if "PartNumber" in params and stored.multipart:
-        return checksum_members(stored.parts[params["PartNumber"] - 1].checksums)
-    if partial and "PartNumber" not in params:
+        if stored.checksum_type == "COMPOSITE":
+            checksums = stored.parts[params["PartNumber"] - 1].checksums
+        elif len(stored.parts) > 1:
+            return {}
+    elif partial and "PartNumber" not in params:
         return {}
-    return {
-        **checksum_members(stored.checksums),
-        "ChecksumType": stored.checksum_type if stored.checksums else None,
-    }
+    return {**checksum_members(checksums), "ChecksumType": stored.checksum_type if checksums else None}
 
 
-def _is_not_modified(stored: StoredObject, params: Params) -> bool:
-    """Check the conditions in the order of RFC 9110, and return whether the answer is 304."""
-    match, none_match = params.get("IfMatch"), params.get("IfNoneMatch")
+def is_not_modified(
+    stored: StoredObject, params: Params, now: datetime, *, names: str = "", header: str = ""
+) -> bool:
+    """Check the conditions of a read in the order of RFC 9110, and return whether the answer is 304.
+
+    Times are compared in whole seconds, as HTTP dates have them. A time in the future is ignored: no client
+    can have read the object then.
+
+    Parameters
+    ----------
+    names, header
+        Prefixes of the parameters and of the headers, such as ``CopySource`` and ``x-amz-copy-source-``.
+
+    Raises
+    ------
+    AwsError
+        ``PreconditionFailed``.
+    """
+
+    def asked(name: str) -> Any:
+        return params.get(f"{names}{name}")
+
+    match, none_match = asked("IfMatch"), asked("IfNoneMatch")
+    unmodified, modified = asked("IfUnmodifiedSince"), asked("IfModifiedSince")
     if match is not None:
         if match != "*" and stored.etag not in _etags(match):
-            raise precondition_failed("If-Match")
-    elif "IfUnmodifiedSince" in params and _is_newer(stored.modified, params["IfUnmodifiedSince"]):
-        raise precondition_failed("If-Unmodified-Since")
+            raise precondition_failed(f"{header}If-Match")
+    elif unmodified is not None and _is_newer(stored.modified, unmodified):
+        raise precondition_failed(f"{header}If-Unmodified-Since")
     if none_match is not None:
         return none_match == "*" or stored.etag in _etags(none_match)
-    return "IfModifiedSince" in params and not _is_newer(stored.modified, params["IfModifiedSince"])
+    return modified is not None and modified <= now and not _is_newer(stored.modified, modified)
 
 
 def _etags(header: str) -> list[str]:
@@ -262,18 +306,17 @@ def _part_range(stored: StoredObject, number: int) -> tuple[int, int, bool]:
 OBJECT_ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 
 
-@operation(
-    "s3", "GetObjectAttributes", "Bucket Key ObjectAttributes MaxParts PartNumberMarker ExpectedBucketOwner"
-)
+@object_operation("GetObjectAttributes", "Bucket Key VersionId ObjectAttributes MaxParts PartNumberMarker")
 def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
     """Return the requested attributes. Composite checksums have no "-N" here."""
-    stored = find_object(requested_bucket(context, params), params["Key"])
+    bucket = requested_bucket(context, params)
+    stored = find_object(bucket, params["Key"], params.get("VersionId"))
     wanted = set(params["ObjectAttributes"])
     if not wanted <= OBJECT_ATTRIBUTES:
         raise AwsError(
             "InvalidArgument", "Invalid attribute name specified.", ArgumentName="x-amz-object-attributes"
         )
-    answer: dict[str, Any] = {"LastModified": stored.modified}
+    answer: dict[str, Any] = {"LastModified": stored.modified, **version_member(bucket, stored)}
     if "ETag" in wanted:
         answer["ETag"] = stored.etag
     if "ObjectSize" in wanted:
@@ -289,7 +332,7 @@ def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _parts_view(stored: StoredObject, params: Params) -> dict[str, Any]:
-    if not stored.checksums:  # only parts with checksums are listed
+    if stored.checksum_type != "COMPOSITE" or not stored.checksums:  # only parts with checksums are listed
         return {"TotalPartsCount": len(stored.parts)}
     marker, limit = params.get("PartNumberMarker", 0), page_limit(params, "MaxParts")
     waiting = [part for part in stored.parts if part.number > marker]
@@ -309,28 +352,33 @@ def _parts_view(stored: StoredObject, params: Params) -> dict[str, Any]:
 
 # Tags
 
-TAGGING_PARAMETERS = ("Bucket", "Key", "ExpectedBucketOwner")
 
-
-@operation("s3", "GetObjectTagging", *TAGGING_PARAMETERS)
+@object_operation("GetObjectTagging", "Bucket Key VersionId")
 def get_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of an object."""
-    return {"TagSet": tag_list(find_object(requested_bucket(context, params), params["Key"]).tags)}
+    bucket, stored = _tagged_object(context, params, "GET")
+    return {"TagSet": tag_list(stored.tags), **version_member(bucket, stored)}
 
 
-@operation("s3", "PutObjectTagging", *TAGGING_PARAMETERS, "Tagging ContentMD5 ChecksumAlgorithm")
+@object_operation("PutObjectTagging", "Bucket Key VersionId Tagging ContentMD5 ChecksumAlgorithm")
 def put_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Replace the tags of an object."""
-    stored = find_object(requested_bucket(context, params), params["Key"])
+    bucket, stored = _tagged_object(context, params, "PUT")
     stored.tags = check_tags(params["Tagging"]["TagSet"], limit=10)
-    return {}
+    return version_member(bucket, stored)
 
 
-@operation("s3", "DeleteObjectTagging", *TAGGING_PARAMETERS)
+@operation("s3", "DeleteObjectTagging", "Bucket Key VersionId ExpectedBucketOwner")
 def delete_object_tagging(context: Context, params: Params) -> dict[str, Any]:
     """Remove the tags of an object."""
-    find_object(requested_bucket(context, params), params["Key"]).tags = {}
-    return {"__status__": 204}
+    bucket, stored = _tagged_object(context, params, "DELETE")
+    stored.tags = {}
+    return {"__status__": 204, **version_member(bucket, stored)}
+
+
+def _tagged_object(context: Context, params: Params, method: str) -> tuple[Bucket, StoredObject]:
+    bucket = requested_bucket(context, params)
+    return bucket, find_object(bucket, params["Key"], params.get("VersionId"), method=method, tags=True)
 
 
 # Delete
@@ -338,25 +386,20 @@ def delete_object_tagging(context: Context, params: Params) -> dict[str, Any]:
 MAX_DELETED = 1000
 
 
-def _delete(context: Context, bucket: Bucket, key: str, etag: str | None) -> None:
-    stored = bucket.objects.get(key)
-    if etag is not None and stored is not None and etag.strip('"') not in {"*", stored.etag}:
-        raise precondition_failed("If-Match")
-    if stored is not None:
-        del bucket.objects[key]
-        remove_parts(context, stored.parts)
+@object_operation("DeleteObject", "Bucket Key VersionId IfMatch")
+def delete_one(context: Context, params: Params) -> dict[str, Any]:
+    """Delete an object or one of its versions. An unknown key is no error."""
+    bucket, key, etag = requested_bucket(context, params), params["Key"], params.get("IfMatch")
+    if "VersionId" not in params:
+        return {"__status__": 204, **delete_object(context, bucket, key, etag)}
+    if etag is not None:
+        raise not_emulated("IfMatch with VersionId of s3:DeleteObject")
+    return {"__status__": 204, **delete_version(context, bucket, key, params["VersionId"])}
 
 
-@operation("s3", "DeleteObject", "Bucket Key IfMatch ExpectedBucketOwner")
-def delete_object(context: Context, params: Params) -> dict[str, Any]:
-    """Delete an object. An unknown key is no error."""
-    _delete(context, requested_bucket(context, params), params["Key"], params.get("IfMatch"))
-    return {"__status__": 204}
-
-
-@operation("s3", "DeleteObjects", "Bucket Delete ChecksumAlgorithm ExpectedBucketOwner")
+@object_operation("DeleteObjects", "Bucket Delete ChecksumAlgorithm")
 def delete_objects(context: Context, params: Params) -> dict[str, Any]:
-    """Delete up to 1,000 objects, and return the outcome of each."""
+    """Delete up to 1,000 objects or versions, and return the outcome of each."""
     bucket = requested_bucket(context, params)
     if not any(name == "content-md5" or name.startswith("x-amz-checksum-") for name in context.headers):
         raise invalid_request("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
@@ -365,12 +408,32 @@ def delete_objects(context: Context, params: Params) -> dict[str, Any]:
         raise malformed_xml()
     deleted, errors = [], []
     for entry in listed:
+        named = {name: entry[name] for name in ("Key", "VersionId") if name in entry}
         try:
-            _delete(context, bucket, entry["Key"], entry.get("ETag"))
-            deleted.append({"Key": entry["Key"]})
+            deleted.append({**named, **_delete_entry(context, bucket, entry)})
         except AwsError as error:
-            errors.append({"Key": entry["Key"], "Code": error.code, "Message": error.message})
+            errors.append({**named, "Code": error.code, "Message": error.message})
     return {"Deleted": [] if quiet else deleted, "Errors": errors}
+
+
+def _delete_entry(context: Context, bucket: Bucket, entry: dict[str, Any]) -> dict[str, Any]:
+    """Delete an object or version in the list of a request, and return its outcome without its name."""
+    key, version_id, etag = entry["Key"], entry.get("VersionId"), entry.get("ETag")
+    for member in entry:
+        if member not in {"Key", "VersionId", "ETag"}:
+            raise not_emulated(f"{member} of s3:DeleteObjects")
+    if version_id is None:
+        done = delete_object(context, bucket, key, etag)
+    elif etag is not None:
+        raise not_emulated("ETag with VersionId of s3:DeleteObjects")
+    else:
+        try:
+            done = delete_version(context, bucket, key, version_id)
+        except AwsError:  # here the error for an ID that S3 never made is another one
+            raise no_such_version(key, version_id) from None
+    if not done.get("DeleteMarker"):
+        return {}
+    return {"DeleteMarker": True, "DeleteMarkerVersionId": done["VersionId"]}
 
 
 MAX_KEYS = 1000
@@ -435,7 +498,10 @@ def key_encoder(params: Params) -> Any:
     kind = params.get("EncodingType")
     if kind not in {None, "url"}:
         raise AwsError(
-            "InvalidArgument", "Invalid Encoding Method specified in Request", ArgumentName="encoding-type"
+            "InvalidArgument",
+            "Invalid Encoding Method specified in Request",
+            ArgumentName="encoding-type",
+            ArgumentValue=kind,
         )
     return (lambda text: quote(text, safe="/-_.~*")) if kind == "url" else (lambda text: text)
 
@@ -464,11 +530,9 @@ def _object_entry(stored: StoredObject, encode: Any, bucket: Bucket, *, owner: b
     return entry
 
 
-@operation(
-    "s3",
+@object_operation(
     "ListObjectsV2",
     "Bucket Delimiter EncodingType MaxKeys Prefix ContinuationToken FetchOwner StartAfter",
-    "ExpectedBucketOwner",
 )
 def list_objects_v2(context: Context, params: Params) -> dict[str, Any]:
     """List objects, with continuation tokens."""
@@ -514,7 +578,7 @@ def _read_token(token: str) -> str:
         ) from None
 
 
-@operation("s3", "ListObjects", "Bucket Delimiter EncodingType Marker MaxKeys Prefix ExpectedBucketOwner")
+@object_operation("ListObjects", "Bucket Delimiter EncodingType Marker MaxKeys Prefix")
 def list_objects(context: Context, params: Params) -> dict[str, Any]:
     """List objects in the form of 2006: the next page begins after a key."""
     bucket, encode = requested_bucket(context, params), key_encoder(params)
@@ -541,3 +605,72 @@ def list_objects(context: Context, params: Params) -> dict[str, Any]:
     if "EncodingType" in params:
         answer["EncodingType"] = "url"
     return answer
+
+
+@object_operation(
+    "ListObjectVersions", "Bucket Delimiter EncodingType KeyMarker MaxKeys Prefix VersionIdMarker"
+)
+def list_object_versions(context: Context, params: Params) -> dict[str, Any]:
+    """List versions and delete markers, sorted by key, newest first."""
+    bucket, encode = requested_bucket(context, params), key_encoder(params)
+    prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
+    key_marker, id_marker = params.get("KeyMarker", ""), params.get("VersionIdMarker", "")
+    if id_marker and not key_marker:
+        raise AwsError(
+            "InvalidArgument",
+            "A version-id marker cannot be specified without a key marker.",
+            ArgumentName="version-id-marker",
+            ArgumentValue=id_marker,
+        )
+    limit = page_limit(params, "MaxKeys")
+    shown: list[Version] = []
+    prefixes: list[str] = []
+    last, truncated = ("", ""), False
+    for version in versions_after(bucket, prefix, key_marker, id_marker):
+        cut = version.key.find(delimiter, len(prefix)) if delimiter else -1
+        common = version.key[: cut + len(delimiter)] if cut >= 0 else None
+        if common is not None and (common in prefixes or key_marker.startswith(common)):
+            continue
+        if len(shown) + len(prefixes) >= limit:
+            truncated = limit > 0
+            break
+        if common is None:
+            shown.append(version)
+            last = (version.key, version.version_id)
+        else:
+            prefixes.append(common)
+            last = (common, "")
+
+    def entry(version: Version) -> dict[str, Any]:
+        return _version_entry(bucket, version, encode)
+
+    answer: dict[str, Any] = {
+        "Name": bucket.name,
+        "Prefix": encode(prefix),
+        "KeyMarker": encode(key_marker),
+        "VersionIdMarker": id_marker,
+        "MaxKeys": limit,
+        "IsTruncated": truncated,
+        "Versions": [entry(one) for one in shown if isinstance(one, StoredObject)],
+        "DeleteMarkers": [entry(one) for one in shown if not isinstance(one, StoredObject)],
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in prefixes],
+    }
+    if delimiter:
+        answer["Delimiter"] = encode(delimiter)
+    if "EncodingType" in params:
+        answer["EncodingType"] = "url"
+    if truncated:
+        answer |= {"NextKeyMarker": encode(last[0]), "NextVersionIdMarker": last[1] or None}
+    return answer
+
+
+def _version_entry(bucket: Bucket, version: Version, encode: Any) -> dict[str, Any]:
+    entry = {
+        "Key": encode(version.key),
+        "LastModified": version.modified,
+        "Owner": {"ID": canonical_user_id(bucket.account)},
+    }
+    if isinstance(version, StoredObject):
+        entry = _object_entry(version, encode, bucket, owner=True)
+    latest = versions_of(bucket, version.key)[0] is version
+    return {**entry, "VersionId": version.version_id, "IsLatest": latest}
