@@ -18,7 +18,9 @@ from vmsnix_ops.aws import buckets, imports
 from vmsnix_ops.boot import run
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.disk.survey import identify, survey
 from vmsnix_ops.progress import Event, Progress
+from vmsnix_ops.publish import pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +122,40 @@ CHANGES = [
     ("raw", renamed_over),
     ("vhd", in_place),
 ]
+
+
+def links(path: Path) -> None:
+    """Give the file another name, as an optimisation of the Nix store does."""
+    path.with_name("linked").hardlink_to(path)
+
+
+@pytest.mark.parametrize("change", [in_place, renamed_over, links])
+def test_a_file_that_changes_while_it_is_identified_is_refused_whatever_its_times(
+    plan: Callable[..., publish.PublishPlan],
+    raw: Path,
+    via: str,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+) -> None:
+    read: list[int] = []
+
+    def during(disk: Any, *, parts: bool, on_progress: Callable[[int], None]) -> Any:
+        def progress(count: int) -> None:
+            on_progress(count)
+            read.append(count)
+            if sum(read) == disk.size:  # the last bytes were read
+                change(raw)
+
+        return survey(disk, parts=parts, on_progress=progress)
+
+    monkeypatch.setattr(pipeline, "survey", during)
+    wanted = plan(image=str(raw), via=via, dry_run=True)
+    if change is links:  # it contains the same bytes
+        assert wanted.build().digest == identify(raw).identity
+    else:
+        with pytest.raises(errors.ImageChangedError):
+            wanted.build()
+    assert sum(read) >= raw.stat().st_size
 
 
 @pytest.mark.parametrize(("kind", "change"), few(CHANGES, 3, seconds=2))

@@ -12,6 +12,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import manifests
 from vmsnix_ops.disk.identity import identity_of
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.progress import Progress
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.records.tables import open_tables
@@ -98,6 +99,44 @@ def test_a_second_publish_of_an_image_in_the_nix_store_reads_nothing(
     again = plan(image=str(image), via="direct").apply()
     assert (again.ami_id, again.outcome) == (first.ami_id, "reused")
     assert {step.step: (step.status, step.bytes) for step in again.steps}["digest"] == ("reused", 0)
+
+
+def test_an_image_that_an_output_links_to_is_remembered_by_its_own_store_path(
+    plan: Callable[..., publish.PublishPlan], raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The NAR hash of the output covers the link, not the bytes behind it."""
+    store = raw.parents[1] / "nix" / "store"
+    image, output = store / f"{'1' * 32}-disk" / "disk.img", store / f"{'0' * 32}-linked"
+    image.parent.mkdir(parents=True)
+    output.mkdir()
+    raw.rename(image)
+    (output / "disk.img").symlink_to(image)
+    hashes = {str(image.parent): "sha256:one", str(output): "sha256:link"}
+    monkeypatch.setattr(pipeline, "nar_hash", hashes.__getitem__)
+    first = plan(image=str(output), via="direct", dry_run=True).build().digest
+    with image.open("r+b") as file:
+        file.seek(4 * 2**20)
+        file.write(b"another build")
+    assert plan(image=str(output), via="direct", dry_run=True).build().digest == first
+    hashes[str(image.parent)] = "sha256:other"
+    assert plan(image=str(output), via="direct", dry_run=True).build().digest != first
+
+
+def test_an_identity_that_was_remembered_wrongly_is_forgotten(
+    plan: Callable[..., publish.PublishPlan], raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the file in the store had been damaged when it was read, and then repaired."""
+    store = raw.parents[1] / "nix" / "store" / f"{'0' * 32}-image"
+    store.mkdir(parents=True)
+    image = raw.rename(store / "disk.img")
+    monkeypatch.setattr(pipeline, "nar_hash", lambda _path: "sha256:one")
+    plan(image=str(image), via="direct", dry_run=True).build()
+    with image.open("r+b") as file:
+        file.seek(4 * 2**20)
+        file.write(b"repaired")
+    with pytest.raises(errors.ImageChangedError):
+        plan(image=str(image), via="direct").apply()
+    assert plan(image=str(image), via="direct").apply().digest == identify(image).identity
 
 
 def test_an_identity_that_is_remembered_wrongly_publishes_nothing(

@@ -65,7 +65,7 @@ class IdentityCache:
             return None
         return Survey(
             identity=manifest.identity,
-            stamp=stamp_of(path),
+            stamp=(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns),
             blocks=manifest.blocks,
             file_bytes=known["file_bytes"],
             disk_bytes=manifest.disk_bytes,
@@ -107,6 +107,11 @@ class IdentityCache:
             finally:
                 temporary.unlink(missing_ok=True)
             self._delete_oldest()
+
+    def forget(self, path: Path, *, store: str = "") -> None:
+        """Forget the identity of a file; `path` and `store` as for `find`."""
+        with suppress(OSError):
+            self._place(store or _key(path.stat())).unlink(missing_ok=True)
 
     def _place(self, key: str) -> Path:
         return self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -30,11 +30,12 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity_cache import IdentityCache
 from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.manifest import Manifest
-from vmsnix_ops.disk.survey import still_identified, survey
+from vmsnix_ops.disk.survey import changed, still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
 from vmsnix_ops.interrupts import interruptible
 from vmsnix_ops.nix.closure import closure
 from vmsnix_ops.nix.command import nar_hash
+from vmsnix_ops.nix.image import store_object
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
@@ -42,6 +43,7 @@ from vmsnix_ops.records import history
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.disk.image import DiskImage
@@ -294,10 +296,7 @@ def build(plan: Wanted) -> Built:
 
 def _survey(plan: Wanted, image: BuiltImage, disk: DiskImage, step: Step) -> tuple[Survey, int]:
     """Return the identity of an image, and how many bytes were read: none when it is remembered."""
-    parts, store = plan.via == "import", ""
-    if image.store_path and (content := nar_hash(image.store_path)):
-        store = f"store {image.store_path} {content} {image.path.relative_to(image.store_path)}"
-    cache = IdentityCache(plan.settings.state / "identities")
+    parts, store, cache = plan.via == "import", _in_store(image.path), _identities(plan)
     known = cache.find(image.path, parts=parts, store=store)
     if known is not None:
         step.message("the identity is remembered from an earlier run; the image is not read")
@@ -306,8 +305,22 @@ def _survey(plan: Wanted, image: BuiltImage, disk: DiskImage, step: Step) -> tup
     if not parts:
         step.update(0, disk.size)
     seen = survey(disk, parts=parts, on_progress=step.advance)
+    if not still_identified(image.path, seen):  # it was written, and its time was set back
+        raise changed(str(image.path))
     cache.save(image.path, seen, started=started, store=store)
     return seen, seen.file_bytes
+
+
+def _identities(plan: Wanted) -> IdentityCache:
+    return IdentityCache(plan.settings.state / "identities")
+
+
+def _in_store(path: Path) -> str:
+    """Return store path, NAR hash and place in it of an image in the Nix store; empty for any other."""
+    # An output can link to an image in another one, whose NAR hash is the one that covers the image's bytes.
+    store_path = store_object(path)
+    content = nar_hash(store_path) if store_path else ""
+    return f"store {store_path} {content} {path.relative_to(store_path)}" if store_path and content else ""
 
 
 def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
@@ -358,6 +371,17 @@ def _image(plan: Wanted) -> BuiltImage | None:
         return image
 
 
+@contextmanager
+def _forgotten_when_changed(plan: Wanted, built: Built) -> Iterator[None]:
+    """Forget a remembered identity that is not that of the file, so that the next run reads the file."""
+    try:
+        yield
+    except errors.ImageChangedError:
+        if built.path is not None:
+            _identities(plan).forget(built.path, store=_in_store(built.path))
+        raise
+
+
 def upload(plan: Wanted, built: Built) -> UploadStep:
     """Put the image's bytes where VM Import reads them, or (direct) straight into a snapshot.
 
@@ -376,6 +400,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
     with (
         plan.journal.step("upload", total=built.file_bytes or None, unit="bytes") as entry,
         interruptible("upload", "The uploaded parts are kept, and the next run sends only the missing ones."),
+        _forgotten_when_changed(plan, built),
     ):
         if not built.digest or (plan.dry_run and not _held(plan, built)):
             entry.outcome = "planned"
