@@ -334,6 +334,8 @@ def test_amis_with_unwanted_packages_are_reported(own: Owner, audit: Any, tmp_pa
 def test_an_ami_whose_newest_proof_differs_is_critical(own: Owner, audit: Any, tmp_path: Path) -> None:
     changed, restored, disabled = (own.ami(tags=TAGS) for _ in range(3))
     own.template(disabled)
+    own.template(changed, "deprecated")
+    own.table("images")[changed].deprecate_at = datetime.now(UTC) - timedelta(days=3)
     own.client("ec2").disable_image(ImageId=disabled)
     days = [datetime(2026, 11, day, tzinfo=UTC) for day in (1, 2, 3)]
     rows = [
@@ -342,19 +344,21 @@ def test_an_ami_whose_newest_proof_differs_is_critical(own: Owner, audit: Any, t
     ]
     for number, (ami, verdict, moment) in enumerate(rows):
         row = {"run_id": f"run-{number}", "proved_at": moment, "region": REGION, "ami_id": ami}
-        row |= {"verdict": verdict, "extent": "whole", "digest": "b" * 64}
+        row |= {"verdict": verdict, "extent": "whole", "digest": "b" * 64, "reason": "content"}
         Tables(tmp_path / "history").append("proofs", [row])
     found = audit().by("proof-differs")
     assert {one["severity"] for one in found.values()} == {"critical"}
     assert set(found) == {changed, disabled}
     assert "on 2026-11-02, found other content" in found[changed]["reason"]
-    assert "b" * 64 in found[changed]["evidence"]
+    assert found[changed]["evidence"] == f"table proofs: content, expected identity {'b' * 64}"
     assert found[changed]["remediation"] == Command.of(
         "aws ec2 disable-image --region {region} --image-id {resource_id}", region=REGION, resource_id=changed
     )
     assert found[disabled]["remediation"] is None  # disabled already
-    in_use = audit().by("disabled-in-use")[disabled]
-    assert (in_use["severity"], in_use["remediation"]) == ("critical", None)  # it must not be enabled
+    for rule, ami in (("disabled-in-use", disabled), ("deprecated-in-use", changed)):
+        in_use = audit().by(rule)[ami]
+        assert in_use["remediation"] is None  # it must not be used again
+        assert "its content was changed" in in_use["reason"]
 
 
 def test_a_source_that_cannot_be_read_is_a_finding_with_a_fix(own: Owner, audit: Any) -> None:

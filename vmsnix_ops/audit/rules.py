@@ -291,12 +291,17 @@ def proof_differs(data: AuditData) -> pd.DataFrame:
         amis,
         "Its newest proof, on {day}, found other content than that of the published image. {advice} Change "
         f"its references to another AMI, find out who changed it, and delete it. {UNTIL_THEN}",
-        evidence="table proofs: the expected identity is {expected}",
+        evidence="table proofs: {difference}, expected identity {expected}",
         remediation=commands_for(command, amis).mask(disabled, None),
         day=amis["resource_id"].map(proofs["proved_at"].dt.strftime("%Y-%m-%d")),
+        difference=amis["resource_id"].map(proofs["reason"]),
         expected=amis["resource_id"].map(proofs["digest"]),
         advice=disabled.map({True: "Do not enable it.", False: "The command disables it."}),
     )
+
+
+CHANGED = ": a proof found that its content was changed"
+"""Why a finding offers no command that lets an AMI be used again."""
 
 
 def _differing(data: AuditData) -> pd.DataFrame:
@@ -454,12 +459,15 @@ def deprecated_in_use(data: AuditData) -> pd.DataFrame:
     """Find deprecated AMIs that are still used."""
     amis = data.amis
     some = amis[(amis["deprecated_at"] < data.now) & _is_used(amis)]
+    changed = some["resource_id"].isin(_differing(data).index)
+    end = commands_for("aws ec2 disable-image-deprecation --region {region} --image-id {resource_id}", some)
     return findings_for(
         some,
-        "It has been deprecated since {since} and is still used. Change its references to a newer AMI, or "
-        "end the deprecation with the command.",
+        "It has been deprecated since {since} and is still used. Change its references to a newer "
+        "AMI{choice}.",
         evidence=_reference_texts(some),
-        remediation="aws ec2 disable-image-deprecation --region {region} --image-id {resource_id}",
+        remediation=end.mask(changed, None),
+        choice=changed.map({True: CHANGED, False: ", or end the deprecation with the command"}),
         since=some["deprecated_at"].dt.strftime("%Y-%m-%d"),
     )
 
@@ -471,15 +479,15 @@ def disabled_in_use(data: AuditData) -> pd.DataFrame:
     some = amis[(amis["state"] == "disabled") & _is_used(amis)]
     launches = some["references"].map(lambda text: any(one.launches for one in load_references(text)))
     result = {True: "the next launch will fail", False: "it cannot be launched again"}
-    differs = some["resource_id"].isin(_differing(data).index)
+    changed = some["resource_id"].isin(_differing(data).index)
     enable = commands_for("aws ec2 enable-image --region {region} --image-id {resource_id}", some)
     return findings_for(
         some,
         "It is disabled and still referenced: {result}. Change its references to another AMI{choice}.",
         evidence=_reference_texts(some),
-        remediation=enable.mask(differs, None),
+        remediation=enable.mask(changed, None),
         result=launches.map(result),
-        choice=differs.map({True: ": a proof found that its content was changed", False: ", or enable it"}),
+        choice=changed.map({True: CHANGED, False: ", or enable it"}),
     ).assign(severity=launches.map({True: "critical", False: "low"}))
 
 
