@@ -109,7 +109,7 @@ def test_a_date_that_aws_would_refuse_is_refused_first(
     ami = images.describe_ami(ec2, make_ami(aws))
     moment = datetime.now(UTC) + timedelta(days=days)
     with pytest.raises(errors.ParameterError, match=text):
-        deprecation.check_date(ami, moment, public=public)
+        deprecation.check_deprecation_date(ami, moment, public=public)
 
 
 def test_a_protected_ami_cannot_be_deregistered_until_protection_is_off(aws: Sandbox, ec2: Any) -> None:

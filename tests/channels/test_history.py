@@ -11,7 +11,7 @@ from vmsnix_ops.channels.history import Note
 BACK = Note("roll back", "web-1", "run-1", before='web-2, rolled back from x by the run y"')
 
 
-@pytest.mark.parametrize("note", [BACK, Note("promote", "web-1", "r"), Note("take back", "web-1", "r")])
+@pytest.mark.parametrize("note", [BACK, Note("promote", "web-1", "r"), Note("restore", "web-1", "r")])
 def test_a_note_is_read_back_as_it_was_written(note: Note) -> None:
     assert Note.read(note.text()) == note
 

@@ -35,7 +35,7 @@ def to_the_minute(moment: datetime) -> datetime:
     return later.replace(second=0, microsecond=0)
 
 
-def check_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None = None) -> None:
+def check_deprecation_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None = None) -> None:
     """Refuse a date that AWS would refuse.
 
     Raises

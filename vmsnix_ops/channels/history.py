@@ -33,15 +33,15 @@ COLUMNS = {
 }
 """Columns of `frame`, and their meaning."""
 
-How = Literal["promote", "roll back", "take back"]
+How = Literal["promote", "roll back", "restore"]
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
     """Why a run set a channel. Parameter Store keeps the note as the parameter's description, as JSON."""
 
-    how: How  # the kind of change; "take back" restores the value before a promotion or rollback that failed
-    name: str  # name of the AMI; with "take back", of the AMI that the run removed from the channel
+    how: How  # the kind of change; "restore" restores the value before a promotion or rollback that failed
+    name: str  # name of the AMI; with "restore", of the AMI that the run removed from the channel
     run_id: str
     before: str = ""  # with "roll back": name or ID of the AMI before the rollback
 
@@ -65,8 +65,8 @@ class Note:
     def __str__(self) -> str:
         if self.how == "roll back":
             return f"{self.name}, rolled back from {self.before} by the run {self.run_id}"
-        if self.how == "take back":
-            return f"set back by the run {self.run_id}: {self.name} could not be kept"
+        if self.how == "restore":
+            return f"restored by the run {self.run_id}, because {self.name} cannot be used"
         return f"{self.name}, promoted by the run {self.run_id}"
 
 

@@ -231,7 +231,7 @@ def check_after_write(
         elif written.outcome == "reused":
             result = f"{name} in {region} contained it before."
         else:
-            description = replace(note, how="take back", before="").text()
+            description = replace(note, how="restore", before="").text()
             try:
                 result = parameters.restore_channel(ssm, name, written, expected, description=description)
             except errors.VmsnixError as second:

@@ -258,7 +258,7 @@ def plan(
     image = steps.check_image(source, image)
     date = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None
     if date is not None:
-        deprecation.check_date(source, date, public=public or source.public)
+        deprecation.check_deprecation_date(source, date, public=public or source.public)
     topic_checks = plans.check_topic_exists(topic, home.session)
     run = current_run("promote-ami", settings=settings)
     request = steps.PromotionRequest(
