@@ -23,6 +23,7 @@ from vmsnix_ops.sandbox.core import AwsError
 from vmsnix_ops.sandbox.credentials import credentials_table
 from vmsnix_ops.sandbox.ec2.common import PARAMETER_PREFIX, RESOURCE_KINDS, find_image_id
 from vmsnix_ops.sandbox.ec2.imports import VM_IMPORT_SERVICE
+from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE
 from vmsnix_ops.sandbox.ec2.instances import (
     CREATE_ROLE_ACTION,
     SPOT_SERVICE,
@@ -368,7 +369,7 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     metadata = launch.get("MetadataOptions") or {}
     instance = {
         "ec2:availabilityzone": [zone],
-        "ec2:instancetype": [launch.get("InstanceType", "m1.small")],
+        "ec2:instancetype": [launch.get("InstanceType", DEFAULT_INSTANCE_TYPE)],
         "ec2:rootdevicetype": ["ebs"],
         "ec2:tenancy": ["default"],
     }

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmsnix_ops.sandbox.core import AwsError, operation
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
-from vmsnix_ops.sandbox.ec2.instances import find_instance_type, run_instances
+from vmsnix_ops.sandbox.ec2.instance_types import find_instance_type
+from vmsnix_ops.sandbox.ec2.instances import run_instances
 from vmsnix_ops.sandbox.ec2.templates import find_template, find_template_version
 from vmsnix_ops.sandbox.ec2.zones import check_zone
 

@@ -147,3 +147,35 @@ def test_block_devices_are_refused_as_attribute(aws: SandboxClients) -> None:
 def test_attributes_of_unknown_images_are_refused(aws: SandboxClients) -> None:
     with refused("InvalidAMIID.NotFound"):
         aws.ec2.describe_image_attribute(ImageId="ami-0123456789abcdef0", Attribute="launchPermission")
+
+
+def test_attributes_are_accepted_with_a_capital_letter_too(aws: SandboxClients) -> None:
+    """As NixOS's upload-ami and others send them to AWS."""
+    snapshot = aws.snapshot()
+    image = aws.image(snapshot)
+    asked = {"ImageId": image, "OperationType": "add", "UserIds": [FRIEND]}
+    aws.ec2.modify_image_attribute(Attribute="LaunchPermission", **asked)
+    assert permissions(aws, image) == [{"UserId": FRIEND}]
+    aws.ec2.modify_image_attribute(ImageId=image, Attribute="Description", Value="shared")
+    assert aws.describe(image)["Description"] == "shared"
+    shared = {"SnapshotId": snapshot, "Attribute": "CreateVolumePermission"}
+    aws.ec2.modify_snapshot_attribute(OperationType="add", UserIds=[FRIEND], **shared)
+    answer = aws.ec2.describe_snapshot_attribute(**shared)
+    assert answer["CreateVolumePermissions"] == [{"UserId": FRIEND}]
+    aws.ec2.reset_snapshot_attribute(**shared)
+    aws.ec2.reset_image_attribute(ImageId=image, Attribute="LaunchPermission")
+    assert aws.ec2.describe_image_attribute(ImageId=image, Attribute="Description")["Description"] == {
+        "Value": "shared"
+    }
+
+
+def test_a_value_of_aws_that_is_not_emulated_is_not_refused_as_invalid(aws: SandboxClients) -> None:
+    image = aws.image()
+    with refused("NotImplemented", "the value 'kernel' of the parameter 'attribute'"):
+        aws.ec2.modify_image_attribute(ImageId=image, Attribute="kernel", Value="aki-1")
+    with refused("InvalidParameterValue", "Value (color) for parameter attribute is invalid"):
+        aws.ec2.modify_image_attribute(ImageId=image, Attribute="color", Value="red")
+    with refused("NotImplemented", "the value 'capacity-block' of the parameter 'marketType'"):
+        market = {"MarketType": "capacity-block"}
+        asked = {"MinCount": 1, "MaxCount": 1, "InstanceType": "t3.micro"}
+        aws.ec2.run_instances(ImageId=image, InstanceMarketOptions=market, **asked)

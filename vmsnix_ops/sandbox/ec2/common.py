@@ -13,11 +13,13 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation
 from vmsnix_ops.sandbox.ec2.filters import describe
 from vmsnix_ops.sandbox.ssm import parameters
+from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -164,11 +166,67 @@ def check_image_name(name: str) -> None:
         )
 
 
-def check_one_of(parameter: str, value: str | None, allowed: Collection[str]) -> None:
-    """Check that a value is None or one of the allowed values."""
-    if value is not None and value not in allowed:
-        text = f"Value ({value}) for parameter {parameter} is invalid. Expected one of: {', '.join(allowed)}."
-        raise AwsError("InvalidParameterValue", text)
+@lru_cache
+def _documented_values(parameter: str) -> frozenset[str]:
+    """Return the values that botocore's model of EC2 lists for members with this name."""
+    model = service_model("ec2").model
+    found: set[str] = set()
+    for shape in map(model.shape_for, model.shape_names):
+        for name, member in getattr(shape, "members", {}).items():
+            if name.lower() == parameter.lower():
+                found.update(getattr(member, "enum", ()))
+    return frozenset(found)
+
+
+def check_one_of(
+    parameter: str, value: str | None, allowed: Collection[str], *, known: Collection[str] = ()
+) -> None:
+    """Check that a value is None or one of the allowed values.
+
+    Parameters
+    ----------
+    parameter
+        The name of the parameter, such as ``volumeType``.
+    allowed
+        The values that the sandbox emulates.
+    known
+        Further values that AWS has, apart from those that botocore's model lists for this parameter.
+
+    Raises
+    ------
+    AwsError
+        ``NotImplemented`` for another value of AWS; ``InvalidParameterValue`` for a value that AWS refuses.
+    """
+    if value is None or value in allowed:
+        return
+    if value in known or value in _documented_values(parameter):
+        raise not_emulated(f"the value {value!r} of the parameter {parameter!r}")
+    text = f"Value ({value}) for parameter {parameter} is invalid. Expected one of: {', '.join(allowed)}."
+    raise AwsError("InvalidParameterValue", text)
+
+
+def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> str:
+    """Return the name of an attribute of a request as EC2's lists have it; "" for None.
+
+    EC2 accepts the name of an attribute with a capital letter too, such as ``LaunchPermission``, as public
+    tools send it.
+
+    Parameters
+    ----------
+    allowed
+        The attributes that the sandbox emulates.
+    shape
+        The shape in botocore's model with all attributes of the kind of resource.
+
+    Raises
+    ------
+    AwsError
+        As for `check_one_of`.
+    """
+    name = name[:1].lower() + name[1:] if name else ""
+    known: Collection[str] = service_model("ec2").model.shape_for(shape).enum  # type: ignore[attr-defined]
+    check_one_of("attribute", name or None, allowed, known=known)
+    return name
 
 
 def check_description(text: str | None) -> None:

@@ -13,6 +13,7 @@ from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, t
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     SNAPSHOT,
+    attribute_name,
     check_description,
     check_image_name,
     check_one_of,
@@ -551,8 +552,8 @@ GRANTEE_MEMBERS = {
 def modify_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Change the description, the IMDS requirement or the launch permissions of an image."""
     image = find_own_image(context, params["ImageId"])
-    attribute = params.get("Attribute")
-    check_one_of("attribute", attribute, ("description", "imdsSupport", "launchPermission"))
+    changeable = ("description", "imdsSupport", "launchPermission")
+    attribute = attribute_name(params.get("Attribute"), changeable, "ImageAttributeName")
     description = params.get("Description", {}).get("Value")
     imds = params.get("ImdsSupport", {}).get("Value")
     if attribute == "description":
@@ -606,7 +607,7 @@ def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) 
 @operation("ec2", "ResetImageAttribute", "Attribute ImageId")
 def reset_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Remove all launch permissions."""
-    check_one_of("attribute", params["Attribute"], ("launchPermission",))
+    attribute_name(params["Attribute"], ("launchPermission",), "ResetImageAttributeName")
     find_own_image(context, params["ImageId"]).permissions.clear()
     return {}
 
@@ -615,7 +616,7 @@ def reset_image_attribute(context: Context, params: Params) -> dict[str, Any]:
 def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an image of this account."""
     image = find_own_image(context, params["ImageId"])
-    attribute = params["Attribute"]
+    attribute = params["Attribute"][:1].lower() + params["Attribute"][1:]
     if attribute == "blockDeviceMapping":
         # Documented: this attribute is deprecated and answers AuthFailure. DescribeImages has the devices.
         raise AwsError("AuthFailure", "Unauthorized attempt to access restricted resource")
@@ -637,7 +638,7 @@ def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]
         "imdsSupport": ("ImdsSupport", image.imds),
         "deregistrationProtection": ("DeregistrationProtection", view["DeregistrationProtection"]),
     }
-    check_one_of("attribute", attribute, (*values, "blockDeviceMapping", "launchPermission", "productCodes"))
+    attribute_name(attribute, values, "ImageAttributeName")
     name, value = values[attribute]
     return answer | {name: {"Value": value} if value else {}}
 

@@ -1,4 +1,4 @@
-"""Instances: types, launch, states, attributes, status checks, console output.
+"""Instances: launch, states, attributes, status checks, console output.
 
 An instance does not run: it only has the states of a running instance, and its volumes have the blocks of the
 image. Networks are not emulated. Sources: the reference pages of the operations; "Amazon EC2 instance types";
@@ -12,7 +12,6 @@ import base64
 import copy
 import json
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2.common import (
     INSTANCE,
+    attribute_name,
     check_one_of,
     find_own,
     find_own_or_all,
@@ -31,6 +31,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 )
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
+from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE, find_instance_type
 from vmsnix_ops.sandbox.ec2.resources import Instance
 from vmsnix_ops.sandbox.ec2.templates import merge_launch
 from vmsnix_ops.sandbox.ec2.volumes import add_volume
@@ -39,105 +40,8 @@ from vmsnix_ops.sandbox.iam import Role
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context, Params
+    from vmsnix_ops.sandbox.ec2.instance_types import InstanceType
     from vmsnix_ops.sandbox.ec2.resources import Image
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceType:
-    """An instance type: its architectures, boot modes, virtual processors and memory in MiB."""
-
-    name: str
-    architectures: tuple[str, ...]
-    boot_modes: tuple[str, ...]
-    processors: int
-    memory_mib: int
-    nitro: bool = True
-    burstable: bool = False
-
-
-_BOTH = ("legacy-bios", "uefi")
-_TYPES = (
-    InstanceType("t2.micro", ("i386", "x86_64"), ("legacy-bios",), 1, 1024, nitro=False, burstable=True),
-    InstanceType("t3.nano", ("x86_64",), _BOTH, 2, 512, burstable=True),
-    InstanceType("t3.micro", ("x86_64",), _BOTH, 2, 1024, burstable=True),
-    InstanceType("t3.small", ("x86_64",), _BOTH, 2, 2048, burstable=True),
-    InstanceType("t3.medium", ("x86_64",), _BOTH, 2, 4096, burstable=True),
-    InstanceType("t3a.micro", ("x86_64",), _BOTH, 2, 1024, burstable=True),
-    InstanceType("t3a.small", ("x86_64",), _BOTH, 2, 2048, burstable=True),
-    InstanceType("t4g.nano", ("arm64",), ("uefi",), 2, 512, burstable=True),
-    InstanceType("t4g.micro", ("arm64",), ("uefi",), 2, 1024, burstable=True),
-    InstanceType("t4g.small", ("arm64",), ("uefi",), 2, 2048, burstable=True),
-    InstanceType("t4g.medium", ("arm64",), ("uefi",), 2, 4096, burstable=True),
-    InstanceType("m5.large", ("x86_64",), _BOTH, 2, 8192),
-    InstanceType("m6g.large", ("arm64",), ("uefi",), 2, 8192),
-    InstanceType("m6i.large", ("x86_64",), _BOTH, 2, 8192),
-    InstanceType("m7g.large", ("arm64",), ("uefi",), 2, 8192),
-    InstanceType("m7i.large", ("x86_64",), _BOTH, 2, 8192),
-    InstanceType("c7g.large", ("arm64",), ("uefi",), 2, 4096),
-    InstanceType("c7i.large", ("x86_64",), _BOTH, 2, 4096),
-)
-INSTANCE_TYPES = {kind.name: kind for kind in _TYPES}
-
-INSTANCE_TYPE_FILTERS: Filters = {
-    "bare-metal": "BareMetal",
-    "burstable-performance-supported": "BurstablePerformanceSupported",
-    "current-generation": "CurrentGeneration",
-    "hypervisor": "Hypervisor",
-    "instance-type": "InstanceType",
-    "memory-info.size-in-mib": "MemoryInfo.SizeInMiB",
-    "nitro-tpm-support": "NitroTpmSupport",
-    "processor-info.supported-architecture": "ProcessorInfo.SupportedArchitectures",
-    "supported-boot-mode": "SupportedBootModes",
-    "supported-root-device-type": "SupportedRootDeviceTypes",
-    "supported-usage-class": "SupportedUsageClasses",
-    "supported-virtualization-type": "SupportedVirtualizationTypes",
-    "vcpu-info.default-vcpus": "VCpuInfo.DefaultVCpus",
-}
-
-
-def find_instance_type(name: str) -> InstanceType:
-    """Return an instance type, or raise ``InvalidInstanceType``."""
-    if name not in INSTANCE_TYPES:
-        raise AwsError("InvalidInstanceType", f"The following supplied instance types do not exist: [{name}]")
-    return INSTANCE_TYPES[name]
-
-
-def _instance_type_view(kind: InstanceType) -> dict[str, Any]:
-    tpm = kind.nitro and "uefi" in kind.boot_modes
-    return {
-        "InstanceType": kind.name,
-        "CurrentGeneration": kind.name != "t2.micro",
-        "BareMetal": False,
-        "BurstablePerformanceSupported": kind.burstable,
-        "Hypervisor": "nitro" if kind.nitro else "xen",
-        "MemoryInfo": {"SizeInMiB": kind.memory_mib},
-        "NitroTpmSupport": "supported" if tpm else "unsupported",
-        "ProcessorInfo": {"SupportedArchitectures": list(kind.architectures)},
-        "SupportedBootModes": list(kind.boot_modes),
-        "SupportedRootDeviceTypes": ["ebs"],
-        "SupportedUsageClasses": ["on-demand", "spot"],
-        "SupportedVirtualizationTypes": ["hvm"],
-        "VCpuInfo": {"DefaultVCpus": kind.processors},
-    }
-
-
-@operation("ec2", "DescribeInstanceTypes", "Filters InstanceTypes MaxResults NextToken")
-def describe_instance_types(context: Context, params: Params) -> dict[str, Any]:
-    """Return the instance types of the sandbox, with some of their attributes."""
-    return describe(
-        context,
-        params,
-        "InstanceTypes",
-        [find_instance_type(name) for name in params.get("InstanceTypes") or INSTANCE_TYPES],
-        _instance_type_view,
-        filters=INSTANCE_TYPE_FILTERS,
-        key=lambda kind: kind.name,
-        tags=None,
-        min_results=5,
-        max_results=100,
-        default_results=100,
-        not_with="InstanceTypes",
-    )
 
 
 # Checks and details of a launch
@@ -170,13 +74,13 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
         # The code is documented, the text is from memory.
         text = f"The boot mode '{image.boot_mode}' of the AMI is not one of the instance type '{kind.name}'."
         raise AwsError("InvalidParameterValue", text)
-    if kind.nitro and not image.ena:
+    if kind.ena == "required" and not image.ena:
         raise AwsError(
             "InvalidParameterCombination",
             "Enhanced networking with the Elastic Network Adapter (ENA) is required for the "
             f"'{kind.name}' instance type. Ensure that you are using an AMI that is enabled for ENA.",
         )
-    if image.tpm and not kind.nitro:
+    if image.tpm and not kind.nitro_tpm:
         text = f"The instance type '{kind.name}' does not support NitroTPM."  # text from memory
         raise AwsError("InvalidParameterCombination", text)
     market = launch.get("InstanceMarketOptions") or {}
@@ -379,7 +283,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     image = find_launchable_image(context, image_id)
     if image.location:
         raise not_emulated("an image with an instance store of ec2:RunInstances")
-    kind = find_instance_type(launch.get("InstanceType", "m1.small"))
+    kind = find_instance_type(launch.get("InstanceType", DEFAULT_INSTANCE_TYPE))
     _check_launch(context, image, kind, launch)
     profile = _instance_profile(context, launch)
     if lacks_spot_role(context, launch):
@@ -545,8 +449,7 @@ def describe_instance_attribute(context: Context, params: Params) -> dict[str, A
         "rootDeviceName": ("RootDeviceName", instance.root_device),
         "userData": ("UserData", instance.user_data),
     }
-    check_one_of("attribute", params["Attribute"], values)
-    name, value = values[params["Attribute"]]
+    name, value = values[attribute_name(params["Attribute"], values, "InstanceAttributeName")]
     return {"InstanceId": instance.instance_id, name: {} if value == "" else {"Value": value}}
 
 
@@ -638,7 +541,7 @@ def get_console_output(context: Context, params: Params) -> dict[str, Any]:
     """
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     clock, latest = context.clock, bool(params.get("Latest"))
-    if latest and not find_instance_type(instance.instance_type).nitro:
+    if latest and find_instance_type(instance.instance_type).hypervisor != "nitro":
         text = "This instance type does not support retrieving the latest console logs."
         raise AwsError("UnsupportedOperation", text)
     answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": clock.now()}

@@ -12,6 +12,7 @@ from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     SNAPSHOT,
     VOLUME,
+    attribute_name,
     check_one_of,
     find_of_any_account,
     find_own,
@@ -315,7 +316,7 @@ SNAPSHOT_ATTRIBUTES = ("createVolumePermission", "productCodes")
 def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Share a snapshot with accounts or with everybody, or stop sharing it."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
-    check_one_of("attribute", params.get("Attribute"), SNAPSHOT_ATTRIBUTES[:1])
+    attribute_name(params.get("Attribute"), SNAPSHOT_ATTRIBUTES[:1], "SnapshotAttributeName")
     added, removed = permission_changes(
         params, "CreateVolumePermission", {"UserIds": "UserId", "GroupNames": "Group"}
     )
@@ -353,7 +354,7 @@ def _check_public(context: Context, snapshot: Snapshot) -> None:
 @operation("ec2", "ResetSnapshotAttribute", "Attribute SnapshotId")
 def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Make a snapshot private again."""
-    check_one_of("attribute", params["Attribute"], SNAPSHOT_ATTRIBUTES[:1])
+    attribute_name(params["Attribute"], SNAPSHOT_ATTRIBUTES[:1], "SnapshotAttributeName")
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     snapshot.users.clear()
     snapshot.public = False
@@ -363,10 +364,10 @@ def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]
 @operation("ec2", "DescribeSnapshotAttribute", "Attribute SnapshotId")
 def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return the accounts with which a snapshot of this account is shared."""
-    check_one_of("attribute", params["Attribute"], SNAPSHOT_ATTRIBUTES)
+    attribute = attribute_name(params["Attribute"], SNAPSHOT_ATTRIBUTES, "SnapshotAttributeName")
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     answer: dict[str, Any] = {"SnapshotId": snapshot.snapshot_id}
-    if params["Attribute"] == "productCodes":
+    if attribute == "productCodes":
         return answer | {"ProductCodes": []}
     permissions = [{"UserId": user} for user in snapshot.users]
     return answer | {"CreateVolumePermissions": permissions + ([{"Group": "all"}] if snapshot.public else [])}

@@ -70,6 +70,11 @@ def zones_of(region: str) -> list[str]:
     return [region + letter for letter in ZONE_LETTERS]
 
 
+def zone_ids(region: str) -> list[str]:
+    """Return the IDs of the availability zones of a region."""
+    return [_zone_id(zone) for zone in zones_of(region)]
+
+
 def check_zone(context: Context, zone: str) -> None:
     """Check that this region has a zone."""
     if zone not in zones_of(context.region):
