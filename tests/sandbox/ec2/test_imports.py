@@ -439,3 +439,17 @@ def test_an_encrypted_import_makes_an_encrypted_snapshot(ready: SandboxClients) 
     snapshot = ready.describe_snapshot(shown["SnapshotId"])
     assert snapshot["Encrypted"] is True
     assert snapshot["KmsKeyId"] == shown["KmsKeyId"]
+
+
+def test_tasks_are_filtered_by_state_and_tags(ready: SandboxClients) -> None:
+    """The filters of DescribeImportImageTasks and those for tags, which public tools use."""
+    upload(ready, fixed_vhd(bytes(MIB)))
+    tags = [{"ResourceType": "import-snapshot-task", "Tags": [{"Key": "a", "Value": "1"}]}]
+    tagged, other = start(ready, TagSpecifications=tags), start(ready)
+
+    def found(name: str, value: str) -> list[str]:
+        answer = ready.ec2.describe_import_snapshot_tasks(Filters=[{"Name": name, "Values": [value]}])
+        return [task["ImportTaskId"] for task in answer["ImportSnapshotTasks"]]
+
+    assert (found("tag:a", "1"), found("tag-key", "a")) == ([tagged], [tagged])
+    assert (found("task-state", "active"), found("task-state", "completed")) == (sorted([tagged, other]), [])

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, load_json, not_emulated
@@ -128,7 +129,8 @@ def _filter_reader(
         key = name.removeprefix("tag:")
         return lambda item: [tags(item)[key]] if key in tags(item) else []
     if name not in filters:
-        if name in documented_filters(operation):
+        if name.startswith("tag") or name in documented_filters(operation) | _filters_of_any_operation():
+            # AWS knows more filters than it documents for an operation.
             raise not_emulated(f"the filter {name!r} of ec2:{operation}")
         raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
     reader = filters[name]
@@ -176,6 +178,13 @@ def documented_filters(operation: str) -> frozenset[str]:
     text = members["Filters"].documentation if "Filters" in members else ""
     found = re.findall(r"<li> ?<p> ?<code>([^<]+)</code>", text)
     return frozenset(name for name in found if not name.startswith("tag"))
+
+
+@lru_cache
+def _filters_of_any_operation() -> frozenset[str]:
+    """Return the filters of all EC2 operations in botocore's documentation of them."""
+    names = service_model("ec2").model.operation_names
+    return frozenset().union(*(documented_filters(name) for name in names if name.startswith("Describe")))
 
 
 def paginate(

@@ -42,7 +42,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import KEY_NOT_ACCESSIBLE, choose_encryption
-from vmsnix_ops.sandbox.ec2.filters import paginate
+from vmsnix_ops.sandbox.ec2.filters import describe
 from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, ImportTask, Snapshot
 from vmsnix_ops.sandbox.iam import policies_of_identity
 from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate, trust_policy_allows
@@ -505,21 +505,26 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("ec2", "DescribeImportSnapshotTasks", "Filters ImportTaskIds MaxResults NextToken", locks=False)
 def describe_import_snapshot_tasks(context: Context, params: Params) -> dict[str, Any]:
-    """Return import tasks. Finished tasks are listed for seven days."""
+    """Return import tasks. Finished tasks are listed for seven days.
+
+    The reference of this operation lists no filters. AWS takes those of DescribeImportImageTasks
+    (``task-state``) and those for tags.
+    """
     advance_import_tasks(context)
-    if params.get("Filters"):
-        # The reference has the parameter but no filter.
-        name = params["Filters"][0].get("Name", "")
-        raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
     with context.lock:
         table = context.table("import_tasks")
         for task in list(table.values()):
             if task.ended and context.clock.age(task.ended) > LISTED_SECONDS:
                 del table[task.task_id]
-        found = find_own_or_all(context, IMPORT_TASK, params.get("ImportTaskIds"))
-        shown, token = paginate(found, params, lambda task: task.task_id)
-        answer: dict[str, Any] = {"ImportSnapshotTasks": [task_view(context, task) for task in shown]}
-    return answer | ({"NextToken": token} if token else {})
+        return describe(
+            context,
+            params,
+            "ImportSnapshotTasks",
+            find_own_or_all(context, IMPORT_TASK, params.get("ImportTaskIds")),
+            lambda task: task_view(context, task),
+            filters={"task-state": "SnapshotTaskDetail.Status"},
+            key=lambda task: task.task_id,
+        )
 
 
 @operation("ec2", "CancelImportTask", "CancelReason ImportTaskId")
