@@ -29,6 +29,7 @@ from vmsnix_ops.sandbox.ec2.instances import (
     SPOT_SERVICE,
     lacks_spot_role,
     launch_devices,
+    launch_network,
     spot_role_arn,
 )
 from vmsnix_ops.sandbox.ec2.templates import find_template, merge_launch
@@ -342,9 +343,8 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     """Yield the permissions of RunInstances ("Example policies to control access the Amazon EC2 API").
 
     A snapshot is checked when the call or its launch template names it. The snapshots of the AMI belong to
-    the AMI and appear as ``ec2:ParentSnapshot`` of the new volumes. Networks are not emulated: their ARNs
-    end with an asterisk. Assumption: an instance profile has the role of the same name, as the console
-    creates it.
+    the AMI and appear as ``ec2:ParentSnapshot`` of the new volumes. Assumption: an instance profile has the
+    role of the same name, as the console creates it.
     """
     action, template = "ec2:RunInstances", None
     launch = params
@@ -365,6 +365,8 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         role_name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
         yield pass_role_permission(context, role_name, "ec2.amazonaws.com")
     zone = (launch.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
+    with suppress(AwsError):
+        zone = launch_network(context, launch).subnet.zone
     market = (launch.get("InstanceMarketOptions") or {}).get("MarketType")
     metadata = launch.get("MetadataOptions") or {}
     instance = {
@@ -378,9 +380,10 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     for kind, keys in (("instance", instance), ("network-interface", {"ec2:availabilityzone": [zone]})):
         tags = _request_tags(launch, kind)
         yield RequiredPermission(action, ec2_arn(context, kind, "*"), tags | keys | template_keys)
-    for kind in ("security-group", "subnet"):
-        yield RequiredPermission(action, ec2_arn(context, kind, "*"), template_keys)
     named = [image_id] if _resource_type(image_id) == "image" else []
+    with suppress(AwsError):  # the operation itself refuses an unknown subnet or security group
+        network = launch_network(context, launch)
+        named += [network.subnet.subnet_id, *network.group_ids]
     named += [template.template_id] if template is not None else []
     named += _named_resources(context, {"BlockDeviceMappings": launch.get("BlockDeviceMappings")})
     for resource_id in named:
@@ -491,6 +494,10 @@ def _existing_resource_keys(context: Context, resource_id: str, region: str = ""
             "ec2:volumesize": [str(found.size_gib)],
             "ec2:volumetype": [found.volume_type],
         }
+    elif kind in ("security-group", "subnet"):
+        keys["ec2:vpc"] = [ec2_arn(context, "vpc", found.vpc_id)]
+        if kind == "subnet":
+            keys |= {"ec2:availabilityzone": [found.zone], "ec2:subnetid": [resource_id]}
     elif kind == "instance":
         keys |= {
             "ec2:availabilityzone": [found.zone],

@@ -18,6 +18,7 @@ from vmsnix_ops.sandbox.core import AwsError, operation
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import find_instance_type
 from vmsnix_ops.sandbox.ec2.instances import run_instances
+from vmsnix_ops.sandbox.ec2.networks import find_subnet
 from vmsnix_ops.sandbox.ec2.templates import find_template, find_template_version
 from vmsnix_ops.sandbox.ec2.zones import check_zone
 
@@ -62,6 +63,7 @@ class AutoScalingGroup:
     desired: int
     tags: list[dict[str, Any]] = field(default_factory=list)
     origins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    subnets: list[str] = field(default_factory=list)
 
 
 def _validation_error(text: str) -> AwsError:
@@ -210,7 +212,10 @@ LIFECYCLE = {
     "running": "InService",
     "shutting-down": "Terminating",
     "terminated": "Terminated",
+    "stopping": "Terminating",  # on AWS, the group replaces an instance that stops
+    "stopped": "Terminated",
 }
+SERVICE_ROLE = "role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling"
 FIXED = {"DefaultCooldown": 300, "HealthCheckType": "EC2", "HealthCheckGracePeriod": 0}
 
 
@@ -287,13 +292,24 @@ def _scale_to_desired(context: Context, group: AutoScalingGroup) -> None:
     members = sorted(_members(context, group), key=lambda i: i.launched)
     as_ec2 = replace(context, service="ec2", operation="RunInstances")
     for number in range(len(members), group.desired):
-        placed = {"AvailabilityZone": group.zones[number % len(group.zones)]}
-        launch = _launch_request(context, group.source) | {"MinCount": 1, "MaxCount": 1, "Placement": placed}
+        zone = group.zones[number % len(group.zones)]
+        placed = {"Placement": {"AvailabilityZone": zone}}
+        launch = _launch_request(context, group.source) | placed | {"MinCount": 1, "MaxCount": 1}
         started = run_instances(as_ec2, launch)["Instances"][0]["InstanceId"]
-        context.table("instances")[started].tags[NAME_TAG] = group.name
+        own = {tag["Key"]: tag.get("Value", "") for tag in group.tags if tag.get("PropagateAtLaunch", True)}
+        context.table("instances")[started].tags |= own | {NAME_TAG: group.name}
         group.origins[started] = {k: v for k, v in group.source.items() if k != "MixedInstancesPolicy"}
     for instance in members[: max(0, len(members) - group.desired)]:
         instance.terminating = context.clock.now()
+
+
+def _zones_of_subnets(context: Context, subnet_ids: list[str]) -> list[str]:
+    """Return the zones of subnets, without repetition."""
+    try:
+        return list(dict.fromkeys(find_subnet(context, subnet_id).zone for subnet_id in subnet_ids))
+    except AwsError as error:
+        text = f"The subnet ID '{', '.join(subnet_ids)}' does not exist"  # text from memory
+        raise _validation_error(text) from error
 
 
 def _group_sizes(params: Params, group: AutoScalingGroup | None = None) -> tuple[int, int, int]:
@@ -320,26 +336,33 @@ def _group_sizes(params: Params, group: AutoScalingGroup | None = None) -> tuple
     "autoscaling",
     "CreateAutoScalingGroup",
     *SOURCES,
-    "AutoScalingGroupName AvailabilityZones DesiredCapacity MaxSize MinSize Tags",
+    "AutoScalingGroupName AvailabilityZones DesiredCapacity MaxSize MinSize Tags VPCZoneIdentifier",
 )
 def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any]:
-    """Create a group and launch its instances. Networks are not emulated; only zones can be given."""
+    """Create a group and launch its instances."""
     name, table = _check_name(params["AutoScalingGroupName"], "group"), context.table("auto_scaling_groups")
     if name in table:
         text = "AutoScalingGroup by this name already exists - A group with the name "
         raise AwsError("AlreadyExists", f"{text}{name} already exists")
     source, zones = _launch_source(context, params), params.get("AvailabilityZones") or []
-    if not zones:
+    subnets = [word.strip() for word in params.get("VPCZoneIdentifier", "").split(",") if word.strip()]
+    if not zones and not subnets:
         raise _validation_error("At least one Availability Zone or VPC Subnet is required.")
     for zone in zones:
         check_zone(context, zone)
+    subnet_zones = _zones_of_subnets(context, subnets)
+    if zones and subnets and set(zones) != set(subnet_zones):
+        # Text from memory.
+        raise _validation_error("The availability zones of the specified subnets and the group don't match")
     min_size, max_size, desired = _group_sizes(params)
     arn, now = _new_arn(context, "autoScalingGroup", name), context.clock.now()
     tags = [
         {"ResourceId": name, "ResourceType": "auto-scaling-group", "PropagateAtLaunch": True, **tag}
         for tag in params.get("Tags", [])
     ]
-    group = AutoScalingGroup(name, arn, now, source, zones, min_size, max_size, desired, tags)
+    group = AutoScalingGroup(
+        name, arn, now, source, zones or subnet_zones, min_size, max_size, desired, tags, subnets=subnets
+    )
     table[name] = group
     _scale_to_desired(context, group)
     return {}
@@ -368,9 +391,11 @@ def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, 
             "TargetGroupARNs": [],
             "SuspendedProcesses": [],
             "EnabledMetrics": [],
+            "ServiceLinkedRoleARN": context.arn("iam", SERVICE_ROLE, region=""),
+            "TrafficSources": [],
             "TerminationPolicies": ["Default"],
             "NewInstancesProtectedFromScaleIn": False,
-            "VPCZoneIdentifier": "",
+            "VPCZoneIdentifier": ",".join(group.subnets),
             "Tags": group.tags,
         }
         instances = [_instance_view(context, i, group) for i in _members(context, group)]

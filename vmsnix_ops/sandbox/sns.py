@@ -7,6 +7,7 @@ FIFO topics" in the Developer Guide.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -144,6 +145,41 @@ def list_topics(context: Context, params: Params) -> dict[str, Any]:
     return answer | ({"NextToken": arns[start + PAGE_SIZE]} if start + PAGE_SIZE < len(arns) else {})
 
 
+DELIVERY_POLICY = {
+    "http": {
+        "defaultHealthyRetryPolicy": {
+            "minDelayTarget": 20,
+            "maxDelayTarget": 20,
+            "numRetries": 3,
+            "numMaxDelayRetries": 0,
+            "numNoDelayRetries": 0,
+            "numMinDelayRetries": 0,
+            "backoffFunction": "linear",
+        },
+        "disableSubscriptionOverrides": False,
+    }
+}
+"""The delivery policy of a topic without one of its own (example of the AWS CLI)."""
+
+TOPIC_ACTIONS = (
+    "Subscribe ListSubscriptionsByTopic DeleteTopic GetTopicAttributes Publish RemovePermission "
+    "AddPermission SetTopicAttributes"
+)
+
+
+def _default_policy(context: Context, topic: Topic) -> dict[str, Any]:
+    """Return the access policy of a new topic (example of the AWS CLI)."""
+    statement = {
+        "Sid": "__default_statement_ID",
+        "Effect": "Allow",
+        "Principal": {"AWS": "*"},
+        "Action": [f"SNS:{action}" for action in TOPIC_ACTIONS.split()],
+        "Resource": topic.arn,
+        "Condition": {"StringEquals": {"AWS:SourceOwner": context.account}},
+    }
+    return {"Version": "2008-10-17", "Id": "__default_policy_ID", "Statement": [statement]}
+
+
 @operation("sns", "GetTopicAttributes", "TopicArn")
 def get_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
     """Return the attributes of a topic."""
@@ -152,6 +188,8 @@ def get_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
         "TopicArn": topic.arn,
         "Owner": context.account,
         "DisplayName": "",
+        "EffectiveDeliveryPolicy": json.dumps(DELIVERY_POLICY, separators=(",", ":")),
+        "Policy": json.dumps(_default_policy(context, topic), separators=(",", ":")),
         "SubscriptionsConfirmed": "0",
         "SubscriptionsPending": "0",
         "SubscriptionsDeleted": "0",

@@ -192,13 +192,74 @@ def test_instances_are_filtered_and_paged(aws: SandboxClients) -> None:
     ):
         pages = aws.ec2.describe_instances(Filters=[{"Name": name, "Values": [value]}])["Reservations"]
         assert {i["InstanceId"] for r in pages for i in r["Instances"]} == expected, name
-    with refused("NotImplemented", "vpc-id"):
-        aws.ec2.describe_instances(Filters=[{"Name": "vpc-id", "Values": ["x"]}])
+    with refused("NotImplemented", "outpost-arn"):
+        aws.ec2.describe_instances(Filters=[{"Name": "outpost-arn", "Values": ["x"]}])
 
 
-@pytest.mark.parametrize("parameter", [{"SubnetId": "subnet-0123456789abcdef0"}, {"KeyName": "mine"}])
-def test_networks_and_keys_are_refused_as_not_emulated(
+@pytest.mark.parametrize("parameter", [{"PrivateIpAddress": "172.31.0.9"}, {"KeyName": "mine"}])
+def test_fixed_addresses_and_keys_are_refused_as_not_emulated(
     aws: SandboxClients, parameter: dict[str, str]
 ) -> None:
     with refused("NotImplemented", next(iter(parameter))):
         run(aws, aws.image(), **parameter)
+
+
+def test_an_instance_of_a_template_or_group_has_the_tags_of_aws(aws: SandboxClients) -> None:
+    """Sources: "Launch an instance from a launch template"; "Tag Auto Scaling groups and instances"."""
+    data = {"ImageId": aws.image(), "InstanceType": "t3.micro"}
+    template = aws.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=data)
+    template_id = template["LaunchTemplate"]["LaunchTemplateId"]
+    named = {"LaunchTemplateId": template_id, "Version": "$Latest"}
+    launched = aws.ec2.run_instances(LaunchTemplate=named, MinCount=1, MaxCount=1)["Instances"][0]
+    tags = {tag["Key"]: tag["Value"] for tag in launched["Tags"]}
+    of_template = {"aws:ec2launchtemplate:id": template_id, "aws:ec2launchtemplate:version": "1"}
+    assert tags == of_template
+    aws.ec2.create_tags(Resources=[launched["InstanceId"]], Tags=[{"Key": "a", "Value": "b"}])
+    aws.ec2.delete_tags(Resources=[launched["InstanceId"]])
+    assert {tag["Key"]: tag["Value"] for tag in shown(aws, launched["InstanceId"])["Tags"]} == of_template
+    propagated = {"Key": "role", "Value": "web", "PropagateAtLaunch": True}
+    kept = {"Key": "owner", "Value": "ops", "PropagateAtLaunch": False}
+    aws.autoscaling.create_auto_scaling_group(
+        AutoScalingGroupName="web",
+        LaunchTemplate=named,
+        MinSize=1,
+        MaxSize=1,
+        AvailabilityZones=["us-east-1a"],
+        Tags=[propagated, kept],
+    )
+    (group,) = aws.autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    instance = shown(aws, group["Instances"][0]["InstanceId"])
+    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+    assert tags == of_template | {"aws:autoscaling:groupName": "web", "role": "web"}
+
+
+def test_an_instance_stops_and_starts_again(aws: SandboxClients) -> None:
+    """Source: "Amazon EC2 instance state changes"."""
+    instance = run(aws, aws.image())
+    aws.pass_time(20)
+    before = shown(aws, instance)
+    aws.ec2.reboot_instances(InstanceIds=[instance])
+    (change,) = aws.ec2.stop_instances(InstanceIds=[instance])["StoppingInstances"]
+    assert (change["PreviousState"]["Name"], change["CurrentState"]["Name"]) == ("running", "stopping")
+    with refused("IncorrectInstanceState", "is not in a state from which it can be started"):
+        aws.ec2.start_instances(InstanceIds=[instance])
+    aws.pass_time(60)
+    stopped = shown(aws, instance)
+    assert (stopped["State"]["Name"], stopped["State"]["Code"]) == ("stopped", 80)
+    assert stopped["PrivateIpAddress"] == before["PrivateIpAddress"]
+    assert "PublicIpAddress" not in stopped
+    assert stopped["BlockDeviceMappings"] == before["BlockDeviceMappings"]
+    aws.ec2.start_instances(InstanceIds=[instance])
+    assert shown(aws, instance)["State"]["Name"] == "pending"
+    aws.pass_time(20)
+    assert shown(aws, instance)["State"]["Name"] == "running"
+    aws.ec2.terminate_instances(InstanceIds=[instance])
+    with refused("IncorrectInstanceState", "is not in a state from which it can be stopped"):
+        aws.ec2.stop_instances(InstanceIds=[instance])
+
+
+def test_a_member_of_a_template_that_is_not_emulated_is_refused_at_the_launch(aws: SandboxClients) -> None:
+    data = {"ImageId": aws.image(), "InstanceType": "t3.micro", "KeyName": "mine"}
+    aws.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=data)
+    with refused("NotImplemented", "the member 'KeyName' of a launch template"):
+        aws.ec2.run_instances(LaunchTemplate={"LaunchTemplateName": "web"}, MinCount=1, MaxCount=1)

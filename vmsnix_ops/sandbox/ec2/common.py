@@ -96,7 +96,44 @@ LAUNCH_TEMPLATE = ResourceKind(
     "InvalidLaunchTemplateId.NotFound",
     "The specified launch template, with template ID {id}, does not exist.",
 )
-RESOURCE_KINDS = (IMAGE, SNAPSHOT, VOLUME, INSTANCE, IMPORT_TASK, LAUNCH_TEMPLATE)
+VPC = ResourceKind(
+    "vpc",
+    "vpcs",
+    "vpc",
+    "InvalidVpcID.Malformed",
+    'Invalid id: "{id}" (expecting "vpc-...")',  # text from memory
+    "InvalidVpcID.NotFound",
+    "The vpc ID '{id}' does not exist",
+)
+SUBNET = ResourceKind(
+    "subnet",
+    "subnets",
+    "subnet",
+    "InvalidSubnetID.Malformed",
+    'Invalid id: "{id}" (expecting "subnet-...")',  # text from memory
+    "InvalidSubnetID.NotFound",
+    "The subnet ID '{id}' does not exist",
+)
+SECURITY_GROUP = ResourceKind(
+    "sg",
+    "security_groups",
+    "security-group",
+    "InvalidGroupId.Malformed",
+    'Invalid id: "{id}"',
+    "InvalidGroup.NotFound",
+    "The security group '{id}' does not exist",
+)
+RESOURCE_KINDS = (
+    IMAGE,
+    SNAPSHOT,
+    VOLUME,
+    INSTANCE,
+    IMPORT_TASK,
+    LAUNCH_TEMPLATE,
+    VPC,
+    SUBNET,
+    SECURITY_GROUP,
+)
 
 
 def new_id(prefix: str) -> str:
@@ -380,6 +417,9 @@ def record_token_result(context: Context, params: Params, resource_id: str) -> N
 
 # Tags
 
+AWS_PREFIX = "aws:"
+"""The prefix of the tags that only AWS sets and deletes."""
+
 MAX_TAGS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_EBS_TAG_VALUE = 50, 127, 256, 255
 
 
@@ -390,7 +430,7 @@ def check_tags(tags: Iterable[dict[str, Any]], *, longest: int = MAX_TAG_VALUE) 
         key, value = tag.get("Key", ""), tag.get("Value") or ""
         if not key:
             raise AwsError("InvalidParameterValue", "Tag key cannot be null or empty")
-        if key.lower().startswith("aws:"):
+        if key.lower().startswith(AWS_PREFIX):
             raise AwsError(
                 "InvalidParameterValue", "Tag keys starting with 'aws:' are reserved for internal use"
             )
@@ -408,8 +448,8 @@ def check_tags(tags: Iterable[dict[str, Any]], *, longest: int = MAX_TAG_VALUE) 
 
 
 def _check_tag_count(tags: dict[str, str]) -> dict[str, str]:
-    """Return the tags of a resource, after the check of their number."""
-    if len(tags) > MAX_TAGS:
+    """Return the tags of a resource, after the check of their number. Those of AWS do not count."""
+    if sum(not key.startswith(AWS_PREFIX) for key in tags) > MAX_TAGS:
         raise AwsError("TagLimitExceeded", f"The maximum number of tags per resource is {MAX_TAGS}")
     return tags
 
@@ -464,11 +504,13 @@ def create_tags(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("ec2", "DeleteTags", "Resources Tags")
 def delete_tags(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags by key, by key and value, or all tags."""
+    """Remove tags by key, by key and value, or all but those of AWS."""
     resources = [_find_tagged(context, resource_id) for resource_id in params["Resources"]]
     for resource in resources:
         if "Tags" not in params:
+            kept = {key: value for key, value in resource.tags.items() if key.startswith(AWS_PREFIX)}
             resource.tags.clear()
+            resource.tags.update(kept)
         for tag in params.get("Tags") or []:
             key = tag.get("Key", "")
             if key in resource.tags and ("Value" not in tag or resource.tags[key] == tag["Value"]):

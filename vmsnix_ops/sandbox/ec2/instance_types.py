@@ -47,9 +47,12 @@ class InstanceType:
     threads_per_core: int
     manufacturer: str
     usage_classes: tuple[str, ...]
+    strategies: tuple[str, ...]
     current: bool
     storage: bool
     recovery: bool
+    hibernation: bool
+    dedicated_hosts: bool
     processors: int
     memory_mib: int
 
@@ -82,9 +85,12 @@ def instance_types() -> dict[str, InstanceType]:
                 threads_per_core=int(facts["threads_per_core"]),
                 manufacturer=facts["manufacturer"],
                 usage_classes=tuple(facts["usage_classes"].split(",")),
+                strategies=tuple(facts["strategies"].split(",")),
                 current=facts["current"] == "yes",
                 storage=facts["storage"] == "yes",
                 recovery=facts["recovery"] == "yes",
+                hibernation=facts["hibernation"] == "yes",
+                dedicated_hosts=facts["dedicated_hosts"] == "yes",
                 processors=int(processors),
                 memory_mib=int(memory),
             )
@@ -138,6 +144,9 @@ def instance_type_view(kind: InstanceType) -> dict[str, Any]:
             "NvmeSupport": kind.nvme,
         },
         "NetworkInfo": {"EnaSupport": kind.ena},
+        "PlacementGroupInfo": {"SupportedStrategies": list(kind.strategies)},
+        "HibernationSupported": kind.hibernation,
+        "DedicatedHostsSupported": kind.dedicated_hosts,
         "BurstablePerformanceSupported": kind.name.startswith("t"),
         "AutoRecoverySupported": kind.recovery,
         "SupportedBootModes": list(kind.boot_modes),
@@ -155,10 +164,12 @@ INSTANCE_TYPE_FILTERS: Filters = {
     "bare-metal": "BareMetal",
     "burstable-performance-supported": "BurstablePerformanceSupported",
     "current-generation": "CurrentGeneration",
+    "dedicated-hosts-supported": "DedicatedHostsSupported",
     "ebs-info.ebs-optimized-support": "EbsInfo.EbsOptimizedSupport",
     "ebs-info.encryption-support": "EbsInfo.EncryptionSupport",
     "ebs-info.nvme-support": "EbsInfo.NvmeSupport",
     "free-tier-eligible": "FreeTierEligible",
+    "hibernation-supported": "HibernationSupported",
     "hypervisor": "Hypervisor",
     "instance-storage-supported": "InstanceStorageSupported",
     "instance-type": "InstanceType",
@@ -166,6 +177,7 @@ INSTANCE_TYPE_FILTERS: Filters = {
     "network-info.ena-support": "NetworkInfo.EnaSupport",
     "nitro-tpm-info.supported-versions": "NitroTpmInfo.SupportedVersions",
     "nitro-tpm-support": "NitroTpmSupport",
+    "placement-group-info.supported-strategies": "PlacementGroupInfo.SupportedStrategies",
     "processor-info.supported-architecture": "ProcessorInfo.SupportedArchitectures",
     "supported-boot-mode": "SupportedBootModes",
     "supported-root-device-type": "SupportedRootDeviceTypes",

@@ -1,7 +1,7 @@
 """Instances: launch, states, attributes, status checks, console output.
 
 An instance does not run: it only has the states of a running instance, and its volumes have the blocks of the
-image. Networks are not emulated. Sources: the reference pages of the operations; "Amazon EC2 instance types";
+image. Sources: the reference pages of the operations; "Amazon EC2 instance types";
 "Instance launch behavior with boot modes", "Configure the AMI" (IMDSv2), "EBS volume lifecycle". Error texts
 are from public transcripts, or marked as from memory.
 """
@@ -12,6 +12,7 @@ import base64
 import copy
 import json
 import re
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +33,26 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE, find_instance_type
+from vmsnix_ops.sandbox.ec2.networks import (
+    find_groups,
+    find_subnet,
+    free_private_address,
+    free_public_address,
+    network_view,
+    subnet_of_zone,
+)
 from vmsnix_ops.sandbox.ec2.resources import Instance
-from vmsnix_ops.sandbox.ec2.templates import merge_launch
+from vmsnix_ops.sandbox.ec2.templates import merge_launch, template_tags
 from vmsnix_ops.sandbox.ec2.volumes import add_volume
-from vmsnix_ops.sandbox.ec2.zones import check_zone, zones_of
+from vmsnix_ops.sandbox.ec2.zones import check_zone, zone_id, zones_of
 from vmsnix_ops.sandbox.iam import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmsnix_ops.sandbox.core import Clock, Context, Params
     from vmsnix_ops.sandbox.ec2.instance_types import InstanceType
+    from vmsnix_ops.sandbox.ec2.networks import Subnet
     from vmsnix_ops.sandbox.ec2.resources import Image
 
 
@@ -125,12 +137,15 @@ def _instance_details(image: Image, kind: InstanceType, launch: Params) -> dict[
     required = image.imds == "v2.0"
     metadata = {name: allowed[0] for name, allowed in METADATA_OPTIONS.items()}
     metadata["HttpTokens"] = "required" if required else "optional"
-    options = {"State": "applied", "HttpPutResponseHopLimit": 2 if required else 1} | metadata
+    options = {"HttpPutResponseHopLimit": 2 if required else 1} | metadata
+    cores = {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
     shown: dict[str, Any] = {
         "MetadataOptions": options | (launch.get("MetadataOptions") or {}),
         "EnaSupport": image.ena,
-        "EbsOptimized": False,
+        "EbsOptimized": bool(launch.get("EbsOptimized")),
         "CurrentInstanceBootMode": _boot_mode(image, kind),
+        "Monitoring": {"State": "enabled" if (launch.get("Monitoring") or {}).get("Enabled") else "disabled"},
+        "CpuOptions": cores | (launch.get("CpuOptions") or {}),
     }
     if image.boot_mode:
         shown["BootMode"] = image.boot_mode
@@ -158,7 +173,14 @@ def launch_devices(image: Image, wanted: list[Params]) -> list[Params]:
 
 # Launch, describe, terminate
 
-STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48}
+STATE_CODES = {
+    "pending": 0,
+    "running": 16,
+    "shutting-down": 32,
+    "terminated": 48,
+    "stopping": 64,
+    "stopped": 80,
+}
 TERMINATED_SECONDS = 3600.0
 """A terminated instance is listed for about an hour (documented)."""
 
@@ -183,45 +205,76 @@ def remove_terminated(context: Context) -> None:
             del table[instance.instance_id]
 
 
+FIXED_MEMBERS: dict[str, Any] = {
+    "CapacityReservationSpecification": {"CapacityReservationPreference": "open"},
+    "EnclaveOptions": {"Enabled": False},
+    "HibernationOptions": {"Configured": False},
+    "Hypervisor": "xen",
+    "MaintenanceOptions": {"AutoRecovery": "default", "RebootMigration": "default"},
+    "NetworkPerformanceOptions": {"BandwidthWeighting": "default"},
+    "Operator": {"Managed": False},
+    "PlatformDetails": "Linux/UNIX",
+    "PrivateDnsNameOptions": {
+        "HostnameType": "ip-name",
+        "EnableResourceNameDnsARecord": False,
+        "EnableResourceNameDnsAAAARecord": False,
+    },
+    "ProductCodes": [],
+    "RootDeviceType": "ebs",
+    "UsageOperation": "RunInstances",
+    "VirtualizationType": "hvm",
+}
+"""Members of DescribeInstances that all instances of the sandbox have (examples of the AWS CLI)."""
+
+
 def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
     """Return an instance as DescribeInstances shows it."""
     state = instance.state(context.clock)
     attached = [v for v in context.table("volumes").values() if v.instance_id == instance.instance_id]
     shown = {
+        **FIXED_MEMBERS,
         "InstanceId": instance.instance_id,
         "ImageId": instance.image_id,
         "InstanceType": instance.instance_type,
         "State": _state_view(state),
+        "StateTransitionReason": "",
         "LaunchTime": instance.launched,
+        "UsageOperationUpdateTime": instance.launched,
         "AmiLaunchIndex": instance.launch_index,
-        "Placement": {"AvailabilityZone": instance.zone, "Tenancy": "default"},
+        "Placement": {
+            "AvailabilityZone": instance.zone,
+            "AvailabilityZoneId": zone_id(instance.zone),
+            "GroupName": "",
+            "Tenancy": "default",
+        },
         "Architecture": instance.architecture,
-        "Hypervisor": "xen",
-        "VirtualizationType": "hvm",
-        "PlatformDetails": "Linux/UNIX",
-        "UsageOperation": "RunInstances",
         "RootDeviceName": instance.root_device,
-        "RootDeviceType": "ebs",
-        "Monitoring": {"State": "disabled"},
+        "ClientToken": instance.token,
         "BlockDeviceMappings": [
             {
                 "DeviceName": volume.device,
                 "Ebs": {
                     "VolumeId": volume.volume_id,
-                    "Status": "attached" if state == "running" else "attaching",
+                    "Status": "attaching" if state == "pending" else "attached",
                     "AttachTime": volume.attached,
                     "DeleteOnTermination": volume.delete_on_termination,
                 },
             }
             for volume in attached
         ],
-    } | instance.details
-    if instance.token:
-        shown["ClientToken"] = instance.token
+        **instance.details,
+        **network_view(context, instance, state),
+    }
+    if "MetadataOptions" in shown:
+        applied = "pending" if state == "pending" else "applied"
+        shown["MetadataOptions"] = shown["MetadataOptions"] | {"State": applied}
     if instance.tags:
         shown["Tags"] = tag_list(instance.tags)
-    if instance.terminating is not None:
-        shown["StateTransitionReason"] = f"User initiated ({instance.terminating:%Y-%m-%d %H:%M:%S} GMT)"
+    if state == "pending":
+        shown["StateReason"] = {"Code": "pending", "Message": "pending"}
+    ended = instance.terminating or instance.stopping
+    if ended is not None:
+        shown["StateTransitionReason"] = f"User initiated ({ended:%Y-%m-%d %H:%M:%S} GMT)"
         shown["StateReason"] = {
             "Code": "Client.UserInitiatedShutdown",
             "Message": "Client.UserInitiatedShutdown: User initiated shutdown",
@@ -230,40 +283,79 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
 
 
 INSTANCE_FILTERS: Filters = {
+    "affinity": None,
     "architecture": "Architecture",
     "availability-zone": "Placement.AvailabilityZone",
+    "availability-zone-id": "Placement.AvailabilityZoneId",
+    "block-device-mapping.attach-time": "BlockDeviceMappings.Ebs.AttachTime",
+    "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
+    "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
+    "block-device-mapping.status": "BlockDeviceMappings.Ebs.Status",
+    "block-device-mapping.volume-id": "BlockDeviceMappings.Ebs.VolumeId",
     "boot-mode": "BootMode",
     "client-token": "ClientToken",
     "current-instance-boot-mode": "CurrentInstanceBootMode",
+    "dns-name": "PublicDnsName",
     "ena-support": "EnaSupport",
+    "enclave-options.enabled": "EnclaveOptions.Enabled",
+    "hibernation-options.configured": "HibernationOptions.Configured",
     "hypervisor": "Hypervisor",
+    "iam-instance-profile.arn": "IamInstanceProfile.Arn",
+    "iam-instance-profile.id": "IamInstanceProfile.Id",
     "image-id": "ImageId",
+    "instance.group-id": "SecurityGroups.GroupId",
+    "instance.group-name": "SecurityGroups.GroupName",
     "instance-id": "InstanceId",
     "instance-lifecycle": "InstanceLifecycle",
     "instance-state-code": "State.Code",
     "instance-state-name": "State.Name",
     "instance-type": "InstanceType",
+    "ip-address": "PublicIpAddress",
+    "kernel-id": None,
     "launch-index": "AmiLaunchIndex",
     "launch-time": "LaunchTime",
+    "metadata-options.http-endpoint": "MetadataOptions.HttpEndpoint",
     "metadata-options.http-tokens": "MetadataOptions.HttpTokens",
+    "monitoring-state": "Monitoring.State",
+    "network-interface.addresses.private-ip-address": "PrivateIpAddress",
+    "network-interface.group-id": "SecurityGroups.GroupId",
+    "network-interface.group-name": "SecurityGroups.GroupName",
+    "network-interface.network-interface-id": "NetworkInterfaces.NetworkInterfaceId",
+    "network-interface.private-dns-name": "PrivateDnsName",
+    "network-interface.subnet-id": "SubnetId",
+    "network-interface.vpc-id": "VpcId",
     "owner-id": lambda instance: [instance.owner],
+    "placement-group-name": None,
+    "platform": None,  # only Windows has one
     "platform-details": "PlatformDetails",
+    "private-dns-name": "PrivateDnsName",
+    "private-ip-address": "PrivateIpAddress",
+    "product-code": None,
+    "ramdisk-id": None,
     "reservation-id": lambda instance: [instance.reservation_id],
     "root-device-name": "RootDeviceName",
     "root-device-type": "RootDeviceType",
+    "source-dest-check": "SourceDestCheck",
     "spot-instance-request-id": "SpotInstanceRequestId",
+    "state-reason-code": "StateReason.Code",
+    "subnet-id": "SubnetId",
+    "tenancy": "Placement.Tenancy",
     "tpm-support": "TpmSupport",
+    "usage-operation": "UsageOperation",
     "virtualization-type": "VirtualizationType",
+    "vpc-id": "VpcId",
 }
 
 
-@operation(
-    "ec2",
-    "RunInstances",
-    "BlockDeviceMappings ClientToken DisableApiTermination IamInstanceProfile ImageId",
-    "InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType LaunchTemplate MaxCount",
-    "MetadataOptions MinCount Placement TagSpecifications UserData",
+LAUNCH_MEMBERS = (
+    "BlockDeviceMappings CpuOptions DisableApiTermination EbsOptimized IamInstanceProfile ImageId "
+    "InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType MetadataOptions Monitoring "
+    "NetworkInterfaces Placement SecurityGroupIds SecurityGroups SubnetId TagSpecifications UserData"
 )
+"""The parameters of RunInstances that a launch template can have too."""
+
+
+@operation("ec2", "RunInstances", LAUNCH_MEMBERS, "ClientToken LaunchTemplate MaxCount MinCount")
 def run_instances(context: Context, params: Params) -> dict[str, Any]:
     """Launch instances of an image.
 
@@ -275,6 +367,8 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     if earlier is not None:
         return _earlier_launch(context, earlier)
     launch = merge_launch(context, params)
+    for member in launch.keys() - params.keys() - set(LAUNCH_MEMBERS.split()):
+        raise not_emulated(f"the member {member!r} of a launch template of ec2:RunInstances")
     if "ImageId" in launch:
         launch = launch | {"ImageId": resolve_image_id(context, launch["ImageId"])}
     image_id = launch.get("ImageId")
@@ -288,11 +382,10 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     profile = _instance_profile(context, launch)
     if lacks_spot_role(context, launch):
         _create_spot_role(context)
-    zone = (launch.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
-    check_zone(context, zone)
+    network = launch_network(context, launch)
     devices = launch_devices(image, launch.get("BlockDeviceMappings") or [])
     count = _launch_count(context, kind, params)
-    given = tags_at_creation(launch, "instance", "volume", "spot-instances-request")
+    given = tags_at_creation(launch, "instance", "volume", "network-interface", "spot-instances-request")
     reservation = new_id("r")
     started = []
     for index in range(count):
@@ -302,18 +395,22 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             owner=context.account,
             image_id=image.image_id,
             instance_type=kind.name,
-            zone=zone,
+            zone=network.subnet.zone,
             launched=context.clock.now(),
             architecture=image.architecture,
             root_device=image.root_device,
             details=_instance_details(image, kind, launch) | profile,
-            tags=dict(given["instance"]),
+            tags=given["instance"] | template_tags(context, params),
             token=params.get("ClientToken", ""),
             launch_index=index,
             user_data=launch.get("UserData", ""),
             shutdown=launch.get("InstanceInitiatedShutdownBehavior", "stop"),
             protected=bool(launch.get("DisableApiTermination")),
             impaired=bool(context.outcome.get("impaired")),
+            subnet_id=network.subnet.subnet_id,
+            private_ip=free_private_address(context, network.subnet),
+            public_ip=free_public_address(context) if network.public else "",
+            group_ids=network.group_ids,
         )
         _attach_volumes(context, instance, devices, given["volume"])
         instance.console = str(context.outcome.get("console", _boot_sector_text(context, instance)))
@@ -321,7 +418,64 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
         started.append(instance)
     image.last_launched = context.clock.now()
     record_token_result(context, params, reservation)
-    return _reservation_view(context, reservation, [instance_view(context, i) for i in started])
+    # The answer does not list the volumes yet (examples of the AWS CLI).
+    views = [instance_view(context, instance) | {"BlockDeviceMappings": []} for instance in started]
+    return _reservation_view(context, reservation, views)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchNetwork:
+    """Where an instance is launched, and whether it has a public address."""
+
+    subnet: Subnet
+    group_ids: list[str]
+    public: bool
+
+
+INTERFACE_MEMBERS = {
+    "AssociatePublicIpAddress",
+    "DeleteOnTermination",
+    "DeviceIndex",
+    "Groups",
+    "SubnetId",
+}
+
+
+def launch_network(context: Context, launch: Params) -> LaunchNetwork:
+    """Return the network of a launch: by default the default subnet of the first zone."""
+    interfaces = launch.get("NetworkInterfaces") or []
+    if len(interfaces) > 1:
+        raise not_emulated("several network interfaces of ec2:RunInstances")
+    interface = interfaces[0] if interfaces else {}
+    for member in interface.keys() - INTERFACE_MEMBERS:
+        raise not_emulated(f"the member {member!r} of NetworkInterfaces of ec2:RunInstances")
+    if interface.get("DeviceIndex", 0) != 0 or interface.get("DeleteOnTermination") is False:
+        raise not_emulated("a network interface that is not the first or is kept, of ec2:RunInstances")
+    for member, what in (("SubnetId", "subnet ID"), ("SecurityGroupIds", "security groups")):
+        if interface and launch.get(member):
+            text = f"Network interfaces and an instance-level {what} may not be specified on the same request"
+            raise AwsError("InvalidParameterCombination", text)
+    placement = launch.get("Placement") or {}
+    for member in placement.keys() - {"AvailabilityZone", "Tenancy"}:
+        raise not_emulated(f"the member {member!r} of Placement of ec2:RunInstances")
+    check_one_of("tenancy", placement.get("Tenancy"), ("default",))
+    zone = placement.get("AvailabilityZone")
+    if zone is not None:
+        check_zone(context, zone)
+    subnet_id = launch.get("SubnetId") or interface.get("SubnetId")
+    subnet = (
+        find_subnet(context, subnet_id)
+        if subnet_id
+        else subnet_of_zone(context, zone or zones_of(context.region)[0])
+    )
+    if zone not in (None, subnet.zone):
+        # The code is documented, the text is from memory.
+        text = f"The subnet '{subnet.subnet_id}' is not in the availability zone '{zone}'."
+        raise AwsError("InvalidParameterValue", text)
+    wanted = launch.get("SecurityGroupIds") or interface.get("Groups") or []
+    groups = find_groups(context, wanted, launch.get("SecurityGroups") or [])
+    public = bool(interface.get("AssociatePublicIpAddress", True))
+    return LaunchNetwork(subnet, [group.group_id for group in groups], public)
 
 
 def _earlier_launch(context: Context, reservation: str) -> dict[str, Any]:
@@ -384,7 +538,7 @@ def _boot_sector_text(context: Context, instance: Instance) -> str:
 
 
 def _reservation_view(context: Context, reservation: str, views: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"ReservationId": reservation, "OwnerId": context.account, "Instances": views}
+    return {"ReservationId": reservation, "OwnerId": context.account, "Groups": [], "Instances": views}
 
 
 @operation("ec2", "DescribeInstances", "Filters InstanceIds MaxResults NextToken")
@@ -421,10 +575,77 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
                 f"The instance '{instance.instance_id}' may not be terminated. "
                 "Modify its 'disableApiTermination' instance attribute and try again.",
             )
-    changes = []
-    for instance in found:
-        before = instance.state(context.clock)
+
+    def terminate(instance: Instance) -> None:
         instance.terminating = instance.terminating or context.clock.now()
+
+    return {"TerminatingInstances": _change_states(context, found, terminate)}
+
+
+# Stop, start, reboot
+#
+# Source: "Amazon EC2 instance state changes" of the EC2 User Guide. A stopped instance keeps its private
+# address and its volumes, and gets another public address when it starts.
+
+
+@operation("ec2", "StopInstances", "Force InstanceIds")
+def stop_instances(context: Context, params: Params) -> dict[str, Any]:
+    """Start to stop instances. A stopped one does not change."""
+    found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
+    _check_state(context, found, ("pending", "running", "stopping", "stopped"), "stopped")
+    for instance in found:
+        if instance.details.get("InstanceLifecycle") == "spot":
+            text = (
+                f"You can't stop the Spot Instance '{instance.instance_id}' because it is associated with a "
+                "one-time Spot Instance request. You can only stop Spot Instances associated with persistent "
+                "Spot Instance requests."
+            )
+            raise AwsError("UnsupportedOperation", text)
+
+    def stop(instance: Instance) -> None:
+        instance.stopping = instance.stopping or context.clock.now()
+        instance.public_ip = ""
+
+    return {"StoppingInstances": _change_states(context, found, stop)}
+
+
+@operation("ec2", "StartInstances", "InstanceIds")
+def start_instances(context: Context, params: Params) -> dict[str, Any]:
+    """Start stopped instances. A running one does not change."""
+    found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
+    _check_state(context, found, ("pending", "running", "stopped"), "started")
+
+    def start(instance: Instance) -> None:
+        if instance.stopping is not None:
+            instance.stopping, instance.launched = None, context.clock.now()
+            instance.public_ip = free_public_address(context)
+
+    return {"StartingInstances": _change_states(context, found, start)}
+
+
+@operation("ec2", "RebootInstances", "InstanceIds")
+def reboot_instances(context: Context, params: Params) -> dict[str, Any]:
+    """Accept a reboot. The state and the status checks of the instances do not change."""
+    found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
+    _check_state(context, found, ("pending", "running"), "rebooted")
+    return {}
+
+
+def _check_state(context: Context, instances: list[Instance], allowed: tuple[str, ...], done: str) -> None:
+    for instance in instances:
+        if instance.state(context.clock) not in allowed:
+            text = f"The instance '{instance.instance_id}' is not in a state from which it can be {done}."
+            raise AwsError("IncorrectInstanceState", text)
+
+
+def _change_states(
+    context: Context, instances: list[Instance], change: Callable[[Instance], None]
+) -> list[dict[str, Any]]:
+    """Change instances, and return their states before and after."""
+    changes = []
+    for instance in instances:
+        before = instance.state(context.clock)
+        change(instance)
         changes.append(
             {
                 "InstanceId": instance.instance_id,
@@ -432,7 +653,7 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
                 "CurrentState": _state_view(instance.state(context.clock)),
             }
         )
-    return {"TerminatingInstances": changes}
+    return changes
 
 
 # Attributes

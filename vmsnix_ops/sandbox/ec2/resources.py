@@ -210,7 +210,10 @@ class Volume:
 
 @dataclass(slots=True)
 class Instance:
-    """An EC2 instance. `details` are further members of DescribeInstances."""
+    """An EC2 instance. `details` are further members of DescribeInstances.
+
+    `launched` is the time of its launch or last start, `stopping` that of its stop.
+    """
 
     instance_id: str
     reservation_id: str
@@ -231,11 +234,19 @@ class Instance:
     terminating: datetime | None = None
     protected: bool = False
     impaired: bool = False
+    subnet_id: str = ""
+    private_ip: str = ""
+    public_ip: str = ""
+    group_ids: list[str] = field(default_factory=list)
+    source_dest_check: bool = True
+    stopping: datetime | None = None
 
     def state(self, clock: Clock) -> str:
-        """Return ``pending``, ``running``, ``shutting-down`` or ``terminated``."""
+        """Return its state, such as ``running`` or ``shutting-down``."""
         if self.terminating is not None:
             return "shutting-down" if clock.age(self.terminating) < 30.0 else "terminated"
+        if self.stopping is not None:
+            return "stopping" if clock.age(self.stopping) < 30.0 else "stopped"
         return "pending" if clock.age(self.launched) < 10.0 else "running"
 
 

@@ -125,6 +125,21 @@ def merge_launch(context: Context, params: Params) -> Params:
     return copy.deepcopy(version.data) | params
 
 
+def template_tags(context: Context, params: Params) -> dict[str, str]:
+    """Return the tags that AWS adds to instances of a launch template.
+
+    Source: "Launch an instance from a launch template" of the EC2 User Guide.
+    """
+    if "LaunchTemplate" not in params:
+        return {}
+    template = find_template(context, params["LaunchTemplate"])
+    version = find_template_version(template, params["LaunchTemplate"].get("Version"))
+    return {
+        "aws:ec2launchtemplate:id": template.template_id,
+        "aws:ec2launchtemplate:version": str(version.number),
+    }
+
+
 @operation(
     "ec2",
     "CreateLaunchTemplate",

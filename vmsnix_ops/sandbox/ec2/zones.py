@@ -72,7 +72,7 @@ def zones_of(region: str) -> list[str]:
 
 def zone_ids(region: str) -> list[str]:
     """Return the IDs of the availability zones of a region."""
-    return [_zone_id(zone) for zone in zones_of(region)]
+    return [zone_id(zone) for zone in zones_of(region)]
 
 
 def check_zone(context: Context, zone: str) -> None:
@@ -81,7 +81,8 @@ def check_zone(context: Context, zone: str) -> None:
         raise AwsError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
 
 
-def _zone_id(zone: str) -> str:
+def zone_id(zone: str) -> str:
+    """Return the ID of an availability zone."""
     region, letter = zone[:-1], zone[-1]
     area, direction, number = region.rsplit("-", 2)
     short = area.replace("-", "")[:3] + DIRECTION_CODES.get(direction, direction[0]) + number
@@ -91,10 +92,11 @@ def _zone_id(zone: str) -> str:
 def _zone_view(context: Context, zone: str) -> dict[str, Any]:
     return {
         "ZoneName": zone,
-        "ZoneId": _zone_id(zone),
+        "ZoneId": zone_id(zone),
         "ZoneType": "availability-zone",
         "RegionName": context.region,
         "State": "available",
+        "Messages": [],
         "OptInStatus": "opt-in-not-required",
         "GroupName": context.region,
         "NetworkBorderGroup": context.region,
@@ -123,12 +125,12 @@ def describe_availability_zones(context: Context, params: Params) -> dict[str, A
     for name in params.get("ZoneNames") or []:
         check_zone(context, name)
     for zone_id in params.get("ZoneIds") or []:
-        if zone_id not in [_zone_id(zone) for zone in zones]:
+        if zone_id not in [zone_id(zone) for zone in zones]:
             raise AwsError("InvalidParameterValue", f"Invalid availability zone-id: [{zone_id}]")
     if params.get("ZoneNames"):
         zones = [zone for zone in zones if zone in params["ZoneNames"]]
     if params.get("ZoneIds"):
-        zones = [zone for zone in zones if _zone_id(zone) in params["ZoneIds"]]
+        zones = [zone for zone in zones if zone_id(zone) in params["ZoneIds"]]
     views = [_zone_view(context, zone) for zone in zones]
     return describe(
         context,

@@ -1,0 +1,522 @@
+"""Networks: the default VPC of each account and region, its subnets, and security groups.
+
+Each region has a default VPC with one subnet for each zone and a default security group, as in a new account.
+Other VPCs and subnets cannot be created, and no traffic flows. Sources: "Default VPCs" and "Default security
+groups for your VPCs" of the VPC User Guide; the reference pages of the operations; the examples of the AWS
+CLI. Error texts are from public transcripts, or marked as from memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.ec2.common import (
+    SECURITY_GROUP,
+    SUBNET,
+    VPC,
+    find_own,
+    find_own_or_all,
+    new_id,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.zones import zone_id, zones_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.ec2.resources import Instance
+
+VPC_CIDR = "172.31.0.0/16"
+SUBNET_ADDRESSES = 4096 - 5
+"""Addresses of a /20 subnet without the five that AWS keeps."""
+
+
+@dataclass(slots=True)
+class Vpc:
+    """The default VPC of a region."""
+
+    vpc_id: str
+    owner: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Subnet:
+    """The default subnet of a zone. `number` counts the /20 networks of the VPC."""
+
+    subnet_id: str
+    owner: str
+    vpc_id: str
+    zone: str
+    number: int
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cidr(self) -> str:
+        """Its network, such as ``172.31.16.0/20``."""
+        return f"172.31.{16 * self.number}.0/20"
+
+
+@dataclass(slots=True)
+class SecurityGroup:
+    """A security group. `ingress` and `egress` are lists of IpPermission structures."""
+
+    group_id: str
+    owner: str
+    vpc_id: str
+    name: str
+    description: str
+    ingress: list[dict[str, Any]] = field(default_factory=list)
+    egress: list[dict[str, Any]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+EVERYWHERE = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+
+
+def default_vpc(context: Context) -> Vpc:
+    """Return the default VPC of the region, after creating it with its subnets and its security group.
+
+    The IDs are those of the account and region in every sandbox.
+    """
+    vpcs = context.table(VPC.table)
+    vpc_id = _fixed_id(context, VPC.prefix, "")
+    if vpc_id not in vpcs:
+        vpcs[vpc_id] = Vpc(vpc_id, context.account)
+        for number, zone in enumerate(zones_of(context.region)):
+            subnet = Subnet(_fixed_id(context, SUBNET.prefix, zone), context.account, vpc_id, zone, number)
+            context.table(SUBNET.table)[subnet.subnet_id] = subnet
+        group_id = _fixed_id(context, SECURITY_GROUP.prefix, "default")
+        itself = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group_id, "UserId": context.account}]}
+        context.table(SECURITY_GROUP.table)[group_id] = SecurityGroup(
+            group_id,
+            context.account,
+            vpc_id,
+            "default",
+            "default VPC security group",
+            [itself],
+            [copy.deepcopy(EVERYWHERE)],
+        )
+    found: Vpc = vpcs[vpc_id]
+    return found
+
+
+def _fixed_id(context: Context, prefix: str, name: str) -> str:
+    text = f"{context.account} {context.region} {prefix} {name}"
+    return f"{prefix}-0{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def find_subnet(context: Context, subnet_id: str) -> Subnet:
+    """Return a subnet of the caller, or raise the ``Malformed`` or ``NotFound`` error."""
+    default_vpc(context)
+    found: Subnet = find_own(context, SUBNET, subnet_id)
+    return found
+
+
+def subnet_of_zone(context: Context, zone: str) -> Subnet:
+    """Return the default subnet of a zone."""
+    default_vpc(context)
+    found: Subnet = context.table(SUBNET.table)[_fixed_id(context, SUBNET.prefix, zone)]
+    return found
+
+
+def find_groups(context: Context, group_ids: Iterable[str], names: Iterable[str] = ()) -> list[SecurityGroup]:
+    """Return security groups of the caller by ID and name; the default group when both are empty."""
+    default_vpc(context)
+    groups = {group.name: group for group in context.table(SECURITY_GROUP.table).values()}
+    found = [find_own(context, SECURITY_GROUP, group_id) for group_id in group_ids]
+    for name in names:
+        if name not in groups:
+            text = (
+                f"The security group '{name}' does not exist in default VPC '{default_vpc(context).vpc_id}'"
+            )
+            raise AwsError("InvalidGroup.NotFound", text)
+        found.append(groups[name])
+    return found or [groups["default"]]
+
+
+def _vpc_view(vpc: Vpc) -> dict[str, Any]:
+    association = {
+        "AssociationId": f"vpc-cidr-assoc-{vpc.vpc_id.removeprefix('vpc-')}",
+        "CidrBlock": VPC_CIDR,
+        "CidrBlockState": {"State": "associated"},
+    }
+    view: dict[str, Any] = {
+        "VpcId": vpc.vpc_id,
+        "OwnerId": vpc.owner,
+        "State": "available",
+        "CidrBlock": VPC_CIDR,
+        "CidrBlockAssociationSet": [association],
+        "DhcpOptionsId": f"dopt-{vpc.vpc_id.removeprefix('vpc-')}",
+        "InstanceTenancy": "default",
+        "IsDefault": True,
+    }
+    return view | ({"Tags": tag_list(vpc.tags)} if vpc.tags else {})
+
+
+# AWS accepts some names in camel case too: they are in its documentation, or public tools send them.
+VPC_FILTERS: Filters = {
+    "cidr": "CidrBlock",
+    "cidr-block-association.association-id": "CidrBlockAssociationSet.AssociationId",
+    "cidr-block-association.cidr-block": "CidrBlockAssociationSet.CidrBlock",
+    "cidr-block-association.state": "CidrBlockAssociationSet.CidrBlockState.State",
+    "dhcp-options-id": "DhcpOptionsId",
+    "ipv6-cidr-block-association.association-id": None,
+    "ipv6-cidr-block-association.ipv6-cidr-block": None,
+    "ipv6-cidr-block-association.ipv6-pool": None,
+    "ipv6-cidr-block-association.state": None,
+    "is-default": "IsDefault",
+    "isDefault": "IsDefault",
+    "owner-id": "OwnerId",
+    "state": "State",
+    "vpc-id": "VpcId",
+}
+
+
+@operation("ec2", "DescribeVpcs", "Filters MaxResults NextToken VpcIds")
+def describe_vpcs(context: Context, params: Params) -> dict[str, Any]:
+    """Return the default VPC of the region."""
+    default_vpc(context)
+    return describe(
+        context,
+        params,
+        "Vpcs",
+        find_own_or_all(context, VPC, params.get("VpcIds")),
+        _vpc_view,
+        filters=VPC_FILTERS,
+        key=lambda vpc: vpc.vpc_id,
+        min_results=5,
+    )
+
+
+def _subnet_view(context: Context, subnet: Subnet) -> dict[str, Any]:
+    used = sum(
+        1 for i in context.table("instances").values() if i.subnet_id == subnet.subnet_id and i.private_ip
+    )
+    view: dict[str, Any] = {
+        "SubnetId": subnet.subnet_id,
+        "SubnetArn": context.arn("ec2", f"subnet/{subnet.subnet_id}"),
+        "OwnerId": subnet.owner,
+        "VpcId": subnet.vpc_id,
+        "State": "available",
+        "AvailabilityZone": subnet.zone,
+        "AvailabilityZoneId": zone_id(subnet.zone),
+        "CidrBlock": subnet.cidr,
+        "AvailableIpAddressCount": SUBNET_ADDRESSES - used,
+        "DefaultForAz": True,
+        "MapPublicIpOnLaunch": True,
+        "MapCustomerOwnedIpOnLaunch": False,
+        "AssignIpv6AddressOnCreation": False,
+        "Ipv6CidrBlockAssociationSet": [],
+        "EnableDns64": False,
+        "Ipv6Native": False,
+        "PrivateDnsNameOptionsOnLaunch": {
+            "HostnameType": "ip-name",
+            "EnableResourceNameDnsARecord": False,
+            "EnableResourceNameDnsAAAARecord": False,
+        },
+    }
+    return view | ({"Tags": tag_list(subnet.tags)} if subnet.tags else {})
+
+
+SUBNET_FILTERS: Filters = {
+    "availability-zone": "AvailabilityZone",
+    "availabilityZone": "AvailabilityZone",
+    "availability-zone-id": "AvailabilityZoneId",
+    "availabilityZoneId": "AvailabilityZoneId",
+    "available-ip-address-count": "AvailableIpAddressCount",
+    "cidr": "CidrBlock",
+    "cidr-block": "CidrBlock",
+    "cidrBlock": "CidrBlock",
+    "customer-owned-ipv4-pool": None,
+    "default-for-az": "DefaultForAz",
+    "defaultForAz": "DefaultForAz",
+    "enable-dns64": "EnableDns64",
+    "ipv6-cidr-block-association.association-id": None,
+    "ipv6-cidr-block-association.ipv6-cidr-block": None,
+    "ipv6-cidr-block-association.state": None,
+    "ipv6-native": "Ipv6Native",
+    "map-customer-owned-ip-on-launch": "MapCustomerOwnedIpOnLaunch",
+    "map-public-ip-on-launch": "MapPublicIpOnLaunch",
+    "outpost-arn": None,
+    "owner-id": "OwnerId",
+    "private-dns-name-options-on-launch.hostname-type": "PrivateDnsNameOptionsOnLaunch.HostnameType",
+    "state": "State",
+    "subnet-arn": "SubnetArn",
+    "subnet-id": "SubnetId",
+    "vpc-id": "VpcId",
+}
+
+
+@operation("ec2", "DescribeSubnets", "Filters MaxResults NextToken SubnetIds")
+def describe_subnets(context: Context, params: Params) -> dict[str, Any]:
+    """Return the default subnets of the region."""
+    default_vpc(context)
+    return describe(
+        context,
+        params,
+        "Subnets",
+        find_own_or_all(context, SUBNET, params.get("SubnetIds")),
+        lambda subnet: _subnet_view(context, subnet),
+        filters=SUBNET_FILTERS,
+        key=lambda subnet: subnet.subnet_id,
+        min_results=5,
+    )
+
+
+# Network interfaces
+#
+# An instance has one interface. Its ID and its MAC address follow from the instance's ID. Public addresses
+# are of the networks that RFC 5737 reserves for documentation.
+
+PUBLIC_NETWORKS = ("203.0.113", "198.51.100", "192.0.2")
+
+
+def free_private_address(context: Context, subnet: Subnet) -> str:
+    """Return an address of a subnet that no instance has."""
+    used = {instance.private_ip for instance in context.table("instances").values()}
+    start = ip_network(subnet.cidr).network_address
+    return next(str(start + number) for number in range(4, 4095) if str(start + number) not in used)
+
+
+def free_public_address(context: Context) -> str:
+    """Return a public address that no instance of the account has in this region."""
+    used = {instance.public_ip for instance in context.table("instances").values()}
+    addresses = (f"{network}.{number}" for network in PUBLIC_NETWORKS for number in range(1, 255))
+    return next((address for address in addresses if address not in used), "")
+
+
+def network_view(context: Context, instance: Instance, state: str) -> dict[str, Any]:
+    """Return the members of DescribeInstances about the network of an instance.
+
+    A terminated instance has none. The public address belongs to a running instance only.
+    """
+    nothing: dict[str, Any] = {"PrivateDnsName": "", "PublicDnsName": "", "SecurityGroups": []}
+    if state == "terminated":
+        return nothing | {"NetworkInterfaces": []}
+    subnet = (
+        find_subnet(context, instance.subnet_id)
+        if instance.subnet_id
+        else subnet_of_zone(context, instance.zone)
+    )
+    region = context.region
+    address = instance.private_ip or str(ip_network(subnet.cidr).network_address + 4)
+    domain = "ec2.internal" if region == "us-east-1" else f"{region}.compute.internal"
+    name = f"ip-{address.replace('.', '-')}.{domain}"
+    public = _public_address_view(region, instance.public_ip) if state == "running" else {}
+    groups = [
+        {"GroupName": group.name, "GroupId": group.group_id}
+        for group in find_groups(context, instance.group_ids)
+    ]
+    association = {"Association": {"IpOwnerId": "amazon", **public}} if public else {}
+    number = instance.instance_id.removeprefix("i-")
+    digest = hashlib.sha256(number.encode()).hexdigest()
+    interface = {
+        **association,
+        "Attachment": {
+            "AttachTime": instance.launched,
+            "AttachmentId": f"eni-attach-{number}",
+            "DeleteOnTermination": True,
+            "DeviceIndex": 0,
+            "Status": "attaching" if state == "pending" else "attached",
+            "NetworkCardIndex": 0,
+        },
+        "Description": "",
+        "Groups": groups,
+        "Ipv6Addresses": [],
+        "MacAddress": ":".join(["0a", *(digest[i : i + 2] for i in range(0, 10, 2))]),
+        "NetworkInterfaceId": f"eni-{number}",
+        "OwnerId": context.account,
+        "PrivateDnsName": name,
+        "PrivateIpAddress": address,
+        "PrivateIpAddresses": [
+            {**association, "Primary": True, "PrivateDnsName": name, "PrivateIpAddress": address}
+        ],
+        "SourceDestCheck": instance.source_dest_check,
+        "Status": "in-use",
+        "SubnetId": subnet.subnet_id,
+        "VpcId": subnet.vpc_id,
+        "InterfaceType": "interface",
+    }
+    return {
+        "PrivateDnsName": name,
+        "PrivateIpAddress": address,
+        "PublicDnsName": public.get("PublicDnsName", ""),
+        **({"PublicIpAddress": public["PublicIp"]} if public else {}),
+        "SubnetId": subnet.subnet_id,
+        "VpcId": subnet.vpc_id,
+        "SecurityGroups": groups,
+        "SourceDestCheck": instance.source_dest_check,
+        "NetworkInterfaces": [interface],
+    }
+
+
+def _public_address_view(region: str, address: str) -> dict[str, str]:
+    if not address:
+        return {}
+    domain = "compute-1" if region == "us-east-1" else f"{region}.compute"
+    return {
+        "PublicIp": address,
+        "PublicDnsName": f"ec2-{address.replace('.', '-')}.{domain}.amazonaws.com",
+    }
+
+
+# Security groups
+
+RULE_LISTS = ("IpRanges", "Ipv6Ranges", "PrefixListIds", "UserIdGroupPairs")
+
+
+def _rule_view(rule: dict[str, Any]) -> dict[str, Any]:
+    return {name: [] for name in RULE_LISTS} | rule
+
+
+def _group_view(context: Context, group: SecurityGroup) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "GroupId": group.group_id,
+        "GroupName": group.name,
+        "Description": group.description,
+        "OwnerId": group.owner,
+        "VpcId": group.vpc_id,
+        "SecurityGroupArn": context.arn("ec2", f"security-group/{group.group_id}"),
+        "IpPermissions": [_rule_view(rule) for rule in group.ingress],
+        "IpPermissionsEgress": [_rule_view(rule) for rule in group.egress],
+    }
+    return view | ({"Tags": tag_list(group.tags)} if group.tags else {})
+
+
+_RULE_FILTERS = {
+    "cidr": "IpRanges.CidrIp",
+    "from-port": "FromPort",
+    "group-id": "UserIdGroupPairs.GroupId",
+    "group-name": "UserIdGroupPairs.GroupName",
+    "ipv6-cidr": "Ipv6Ranges.CidrIpv6",
+    "prefix-list-id": "PrefixListIds.PrefixListId",
+    "protocol": "IpProtocol",
+    "to-port": "ToPort",
+    "user-id": "UserIdGroupPairs.UserId",
+}
+GROUP_FILTERS: Filters = {
+    "description": "Description",
+    "group-id": "GroupId",
+    "group-name": "GroupName",
+    "owner-id": "OwnerId",
+    "vpc-id": "VpcId",
+    **{f"ip-permission.{name}": f"IpPermissions.{path}" for name, path in _RULE_FILTERS.items()},
+    **{f"egress.ip-permission.{name}": f"IpPermissionsEgress.{path}" for name, path in _RULE_FILTERS.items()},
+}
+
+
+@operation("ec2", "DescribeSecurityGroups", "Filters GroupIds GroupNames MaxResults NextToken")
+def describe_security_groups(context: Context, params: Params) -> dict[str, Any]:
+    """Return security groups by ID or name, or all of the region."""
+    default_vpc(context)
+    wanted = find_own_or_all(context, SECURITY_GROUP, None)
+    if params.get("GroupIds") or params.get("GroupNames"):
+        wanted = find_groups(context, params.get("GroupIds") or (), params.get("GroupNames") or ())
+    return describe(
+        context,
+        params,
+        "SecurityGroups",
+        wanted,
+        lambda group: _group_view(context, group),
+        filters=GROUP_FILTERS,
+        key=lambda group: group.group_id,
+        min_results=5,
+    )
+
+
+@operation("ec2", "CreateSecurityGroup", "Description GroupName TagSpecifications VpcId")
+def create_security_group(context: Context, params: Params) -> dict[str, Any]:
+    """Create a security group that allows all outbound traffic."""
+    vpc_id = params.get("VpcId") or default_vpc(context).vpc_id
+    default_vpc(context)
+    find_own(context, VPC, vpc_id)
+    table = context.table(SECURITY_GROUP.table)
+    if any(group.name == params["GroupName"] for group in table.values()):
+        text = f"The security group '{params['GroupName']}' already exists for VPC '{vpc_id}'"
+        raise AwsError("InvalidGroup.Duplicate", text)
+    group = SecurityGroup(
+        new_id(SECURITY_GROUP.prefix),
+        context.account,
+        vpc_id,
+        params["GroupName"],
+        params["Description"],
+        egress=[copy.deepcopy(EVERYWHERE)],
+        tags=tags_at_creation(params, SECURITY_GROUP.resource_type)[SECURITY_GROUP.resource_type],
+    )
+    table[group.group_id] = group
+    answer: dict[str, Any] = {"GroupId": group.group_id}
+    answer["SecurityGroupArn"] = context.arn("ec2", f"security-group/{group.group_id}")
+    return answer | ({"Tags": tag_list(group.tags)} if group.tags else {})
+
+
+@operation("ec2", "DeleteSecurityGroup", "GroupId GroupName")
+def delete_security_group(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a security group that no instance uses."""
+    names = [params["GroupName"]] if params.get("GroupName") else []
+    ids = [params["GroupId"]] if params.get("GroupId") else []
+    if not names and not ids:
+        raise AwsError("MissingParameter", "The request must contain the parameter GroupName or GroupId")
+    (group,) = find_groups(context, ids, names)
+    if group.name == "default":
+        text = f'the specified group: "{group.group_id}" name: "default" cannot be deleted by a user'
+        raise AwsError("CannotDelete", text)
+    clock = context.clock
+    for instance in context.table("instances").values():
+        if group.group_id in instance.group_ids and instance.state(clock) != "terminated":
+            raise AwsError("DependencyViolation", f"resource {group.group_id} has a dependent object")
+    del context.table(SECURITY_GROUP.table)[group.group_id]
+    return {"Return": True, "GroupId": group.group_id}
+
+
+@operation(
+    "ec2",
+    "AuthorizeSecurityGroupIngress",
+    "GroupId GroupName IpPermissions CidrIp FromPort IpProtocol ToPort",
+)
+def authorize_security_group_ingress(context: Context, params: Params) -> dict[str, Any]:
+    """Allow inbound traffic."""
+    names = [params["GroupName"]] if params.get("GroupName") else []
+    (group,) = find_groups(context, [params["GroupId"]] if params.get("GroupId") else [], names)
+    rules = copy.deepcopy(params.get("IpPermissions") or [])
+    if params.get("CidrIp"):
+        flat = {name: params[name] for name in ("FromPort", "IpProtocol", "ToPort") if name in params}
+        rules.append(flat | {"IpRanges": [{"CidrIp": params["CidrIp"]}]})
+    if not rules:
+        raise not_emulated("a call of ec2:AuthorizeSecurityGroupIngress without rules")
+    for rule in rules:
+        if rule in group.ingress:
+            text = "the specified rule already exists"
+            raise AwsError("InvalidPermission.Duplicate", text)
+    group.ingress += rules
+    return {"Return": True, "SecurityGroupRules": list(_rule_entries(group, rules))}
+
+
+def _rule_entries(group: SecurityGroup, rules: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the security group rules of inbound permissions: one for each source."""
+    for rule in rules:
+        common: dict[str, Any] = {
+            name: rule[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in rule
+        }
+        sources = [{"CidrIpv4": item["CidrIp"]} for item in rule.get("IpRanges", ())]
+        sources += [{"CidrIpv6": item["CidrIpv6"]} for item in rule.get("Ipv6Ranges", ())]
+        sources += [{"PrefixListId": item["PrefixListId"]} for item in rule.get("PrefixListIds", ())]
+        for pair in rule.get("UserIdGroupPairs", ()):
+            sources.append({"ReferencedGroupInfo": {"UserId": group.owner} | pair})
+        for source in sources:
+            digest = hashlib.sha256(f"{group.group_id} {common} {source}".encode()).hexdigest()
+            yield {
+                "SecurityGroupRuleId": f"sgr-0{digest[:16]}",
+                "GroupId": group.group_id,
+                "GroupOwnerId": group.owner,
+                "IsEgress": False,
+                **common,
+                **source,
+            }
