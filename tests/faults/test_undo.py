@@ -105,6 +105,18 @@ def test_what_another_run_made_of_the_same_image_is_kept(sweep):
     assert sweep.account().empty
 
 
+def test_an_object_that_another_tool_imports_is_kept(sweep):
+    run_id = killed(sweep, "import", "s3:CompleteMultipartUpload")
+    (key,) = sweep.account().objects
+    sweep.aws.clock.speed = 0.001
+    sweep.aws.client("ec2", REGION).import_snapshot(
+        DiskContainer={"Format": "VHD", "UserBucket": {"S3Bucket": BUCKET, "S3Key": key}},
+        RoleName="vmimport",
+    )
+    plan = plan_undo(run_id)
+    assert [leftover.kind for leftover in plan.leftovers] == []
+
+
 def test_unknown_runs_and_invalid_names_are_refused(sweep):
     for name in ("no-such-run", "../../etc", ""):
         with pytest.raises(errors.ParameterError, match="No journal"):

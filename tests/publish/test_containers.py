@@ -157,7 +157,9 @@ def test_an_identity_that_is_remembered_wrongly_publishes_nothing(
     assert left().nothing
 
 
+@pytest.mark.parametrize("tagged", [True, False], ids=["tagged", "of another tool"])
 def test_an_object_that_a_running_import_may_read_is_not_replaced(
+    tagged: bool,
     aws: Sandbox,
     plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
@@ -178,13 +180,18 @@ def test_an_object_that_a_running_import_may_read_is_not_replaced(
     ]
     aws.clock.speed = 0.001
     aws.client("ec2", REGION).import_snapshot(
-        DiskContainer=container, RoleName="vmimport", TagSpecifications=tags, Encrypted=False
+        DiskContainer=container,
+        RoleName="vmimport",
+        TagSpecifications=tags if tagged else [],
+        Encrypted=False,
     )
     monkeypatch.setattr(pipeline, "_held", lambda *_words: False)
     with pytest.raises(errors.UploadError, match="A running import may be reading it"):
         wanted.upload(built)
     assert left().objects == [key]
     assert s3.head_object(Bucket=BUCKET, Key=key)["ContentLength"] == built.file_bytes
+    pipeline.clean_bucket(wanted, built)
+    assert left().objects == [key]
 
 
 def test_another_encryption_of_the_same_file_is_another_object(

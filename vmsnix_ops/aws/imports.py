@@ -201,6 +201,25 @@ def find_tasks(ec2: EC2Client, digest: str) -> list[ImportTask]:
     return [task for task in map(_parse_task, answers) if task.tags.get(tagging.DIGEST) == digest]
 
 
+@needs("ec2:DescribeImportSnapshotTasks")
+def find_readers(ec2: EC2Client, url: str, *, digest: str) -> list[ImportTask]:
+    """Return the running imports that may be reading an object, also those of other tools.
+
+    Parameters
+    ----------
+    url
+        The object, as ``s3://bucket/key``.
+    digest
+        Identity of the image in it: it decides if AWS does not say what an import reads.
+    """
+    return [
+        task
+        for task in list_tasks(ec2)
+        if task.running
+        and (task.source == url or (not task.source and task.tags.get(tagging.DIGEST) == digest))
+    ]
+
+
 @needs("ec2:DescribeSnapshots", "ec2:DescribeImportSnapshotTasks")
 def find_usable_task(ec2: EC2Client, digest: str, *, kms_key: str = "") -> tuple[ImportTask | None, int]:
     """Return the task of an image that is running or has a usable snapshot, and the number of other tasks.

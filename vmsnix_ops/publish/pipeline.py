@@ -231,18 +231,12 @@ def drop_snapshot(
 
 def clean_bucket(plan: Wanted, built: Built) -> None:
     """Delete the uploaded object, unless an import is still reading it."""
-    if not _imports_of(plan, built):
+    if not _readers(plan, built):
         buckets.delete_object(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
 
 
-def _imports_of(plan: Wanted, built: Built) -> list[imports.ImportTask]:
-    """Return the running imports that may be reading the object of this image."""
-    url = identity.url(plan, built)
-    return [
-        task
-        for task in imports.find_tasks(plan.ec2, built.digest)
-        if task.running and task.source in ("", url)
-    ]
+def _readers(plan: Wanted, built: Built) -> list[imports.ImportTask]:
+    return imports.find_readers(plan.ec2, identity.url(plan, built), digest=built.digest)
 
 
 def build(plan: Wanted) -> Built:
@@ -437,7 +431,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
                 kms_key=plan.kms_key,
-                in_use=lambda: _imports_of(plan, built) != [],
+                in_use=lambda: _readers(plan, built) != [],
                 step=entry.step,
             )
         entry.outcome, entry.bytes = stored.outcome, stored.sent_bytes

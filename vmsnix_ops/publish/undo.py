@@ -256,9 +256,10 @@ def _leftovers(
         run = tags.get(tagging.RUN, "")
         if snapshot_id not in used and (run == run_id or (not run and (direct or snapshot_id in made))):
             yield Leftover("snapshot", snapshot_id)
-    # An import of another run would fail without the object.
-    if known.get("url") and all(task in ours for task in running):
-        yield Leftover("upload", str(known["url"]))
+    # An import of another run or tool would fail without the object.
+    url = str(known.get("url") or "")
+    if url and all(task in ours for task in (*running, *imports.find_readers(ec2, url, digest=digest))):
+        yield Leftover("upload", url)
     if direct:
         # With a key, the name has a suffix; lock files are empty and stay.
         for blocks in sorted((settings.state / "blocks").glob(f"{known['account']}-{region}-{digest}*")):

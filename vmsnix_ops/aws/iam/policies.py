@@ -378,7 +378,7 @@ def publisher_actions(
         functions += [
             buckets.upload_file,
             buckets.delete_object,
-            imports.find_tasks,
+            imports.find_readers,
             imports.import_snapshot,
             imports.cancel_imports,
         ]
