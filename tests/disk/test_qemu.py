@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -194,6 +195,23 @@ def test_not_even_the_last_byte_may_be_missing(tmp_path: Path, driver: str, lost
     path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver, options)
     with pytest.raises(ImageFormatError):
         open_image(io.BytesIO(path.read_bytes()[:-lost]))
+
+
+@pytest.mark.parametrize(
+    ("driver", "order", "field"), [("qcow2", "big", "size"), ("vhdx", "little", "VirtualDiskSize")]
+)
+def test_a_disk_that_is_not_whole_sectors_is_refused(
+    tmp_path: Path, driver: str, order: Literal["big", "little"], field: str
+) -> None:
+    """qemu-img would leave out the bytes behind the last whole sector."""
+    size = 3 * MIB
+    path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", b"\xeb" * size), driver)
+    content = path.read_bytes()
+    at = 24 if driver == "qcow2" else content.rindex(size.to_bytes(8, order))
+    path.write_bytes(content[:at] + (size - 300).to_bytes(8, order) + content[at + 8 :])
+    with pytest.raises(ImageFormatError, match=f"It is {size - 300} bytes, not a multiple of 512") as caught:
+        open_image(path)
+    assert (caught.value.field, caught.value.offset) == (field, at)
 
 
 def test_a_size_field_that_lies_is_refused(tmp_path: Path) -> None:

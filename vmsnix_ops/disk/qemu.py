@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from array import array
 from bisect import bisect_right
 from contextlib import ExitStack, suppress
@@ -260,6 +261,8 @@ def _check_qcow2(source: ByteSource, head: bytes) -> None:
             8,
             "The image contains only the differences from another file, its backing file.",
         )
+    if number(24, 8) % SECTOR:
+        raise wrong("size", 24, _not_whole_sectors(number(24, 8)))
     if number(32, 4):
         raise wrong("crypt_method", 32, "The image is encrypted.", "Decrypt it first with qemu-img convert.")
     if number(4, 4) == 3 and number(72, 8) & 4:
@@ -298,6 +301,35 @@ def _check_vhdx(source: ByteSource) -> None:
     if source.size % SECTOR:
         why = "A VHDX has a whole number of megabytes, but this one ends within a sector: it is incomplete."
         raise damaged(source.name, "VHDX", "end of file", source.size, why)
+    at = _vhdx_size_at(source)
+    if at is not None and (size := int.from_bytes(source.read(at, 8), "little")) % SECTOR:
+        raise damaged(source.name, "VHDX", "VirtualDiskSize", at, _not_whole_sectors(size))
+
+
+# Names of a region and of an item in it, from the VHDX format specification, sections 2.2.3 and 2.6.2.
+_METADATA_REGION = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e").bytes_le
+_DISK_SIZE_ITEM = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8").bytes_le
+_REGIONS, _TABLE_BYTES = 192 << 10, 64 << 10
+
+
+def _vhdx_size_at(source: ByteSource) -> int | None:
+    """Return the position of a VHDX's disk size; ``None`` if the tables do not name it."""
+
+    def number_behind(name: bytes, table: int, length: int) -> int | None:
+        found = source.read(table, _TABLE_BYTES).find(name) if table + _TABLE_BYTES <= source.size else -1
+        at = table + found + len(name)
+        return int.from_bytes(source.read(at, length), "little") if found >= 0 else None
+
+    region = number_behind(_METADATA_REGION, _REGIONS, 8)
+    item = None if region is None else number_behind(_DISK_SIZE_ITEM, region, 4)
+    if region is None or item is None or region + item + 8 > source.size:
+        return None  # `qemu-img` says what is wrong
+    return region + item
+
+
+def _not_whole_sectors(size: int) -> str:
+    # `qemu-img` would leave out the part of a sector at the end.
+    return f"It is {size} bytes, not a multiple of {SECTOR}."
 
 
 def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
