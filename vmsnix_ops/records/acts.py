@@ -55,21 +55,8 @@ def recording(folder: Path, run_id: str) -> Iterator[None]:
 def announce(act: str, resource: str, region: str = "") -> None:
     """Write a line about the next irreversible action, and return when it is on the disk.
 
-    Outside of `recording` the line is written to the state folder.
-
-    Parameters
-    ----------
-    act
-        The call, such as ``"ec2:DeregisterImage"``.
-    resource
-        Its resource.
-    region
-        AWS region.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UnrecordedActError
-        The line could not be written; the action must not be done.
+    Outside of `recording` the line is written to the state folder. If the line cannot be written,
+    `UnrecordedActError` is raised, and the action must not be done.
     """
     place, new_folder = _PLACE.get(), False
     if place is None:

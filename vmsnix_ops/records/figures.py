@@ -94,17 +94,7 @@ LEAST_RANGE = 4.0
 
 
 def duration_scale(axes: Axes, seconds: Iterable[float], *, most: int = 5) -> None:
-    """Make the y axis logarithmic, with round durations and their units as labels.
-
-    Parameters
-    ----------
-    axes
-        The axes.
-    seconds
-        The durations of the plot.
-    most
-        Maximum number of labels.
-    """
+    """Make the y axis logarithmic, with at most `most` round durations and their units as labels."""
     import math
 
     values = [max(value, DURATIONS[0]) for value in seconds] or [1.0]

@@ -48,22 +48,11 @@ class Rebuilt:
 
 
 def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Rebuilt:
-    """Rebuild a table and replace the old one.
+    """Rebuild a table from its readable files and the copies of runs, and replace the old one.
 
-    Safe to run twice, and after a crash: the old table is moved only when the new one is complete. On S3 no
-    run should write to the table during the rebuild.
-
-    Parameters
-    ----------
-    tables, table
-        The tables, and the name of one.
-    rows
-        Rows from the copies of runs; rows that the table contains are not added again.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RecordsError
-        The location cannot be read or written.
+    `rows` are the copies of runs; rows that the table contains are not added again. Safe to run twice, and
+    after a crash: the old table is moved only when the new one is complete. On S3 no run should write to the
+    table during the rebuild.
     """
     import pyarrow as pa
 

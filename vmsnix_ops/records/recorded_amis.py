@@ -37,14 +37,7 @@ _Key = tuple[str, str]
 def expected_amis(tables: Tables, *, regions: tuple[str, ...] = (), image: str = "") -> list[dict[str, Any]]:
     """Return the state that each AMI should have in AWS, without deregistered AMIs.
 
-    Parameters
-    ----------
-    tables
-        The tables.
-    regions
-        Only AMIs in these regions; empty for all.
-    image
-        Only AMIs of this image; empty for all.
+    Only AMIs in these regions and of this image are returned; by default all.
 
     Returns
     -------

@@ -92,14 +92,8 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
 def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
     """Write ``result.json`` into the folder of a run, and return its path.
 
-    Safe to run twice: the file is replaced atomically. Times become ISO 8601 text, paths become text.
-
-    Parameters
-    ----------
-    run
-        The run; its `run_id` and `runbook` are added.
-    result
-        Documented keys (`KEYS`) and others.
+    `result` contains documented keys (`KEYS`) and others; run ID and runbook are added. Times become ISO 8601
+    text, paths become text. Safe to run twice: the file is replaced atomically.
 
     Raises
     ------

@@ -38,15 +38,6 @@ class RunContext:
 def new_run_id(runbook: str, *, now: datetime | None = None) -> str:
     """Return a new run ID: start time in milliseconds, runbook, and six random hexadecimal digits.
 
-    Parameters
-    ----------
-    runbook
-        The runbook; characters other than letters and digits become ``-``.
-    now
-        Start of the run; by default now.
-
-    Examples
-    --------
     >>> new_run_id("publish-ami", now=datetime(2026, 11, 22, 21, 30, tzinfo=UTC))[:-6]
     '20261122T213000000Z-publish-ami-'
     """

@@ -40,19 +40,9 @@ KEPT = ("runs", "steps", "amis", "promotions", "proofs", "retirements")
 
 
 class RunTables(Tables):
-    """The tables of one run.
+    """The tables of one run, whose folder gets the copies.
 
-    Parameters
-    ----------
-    settings
-        Settings with the place of the tables.
-    run
-        The run whose folder gets the copies.
-
-    Attributes
-    ----------
-    problems
-        Errors of writes that were not raised, as sentences.
+    `problems` contains the errors of writes that were not raised, as sentences.
     """
 
     def __init__(self, settings: Settings, run: RunContext) -> None:
@@ -135,13 +125,6 @@ def append_unsaved(folder: Path, tables: Tables) -> list[str]:
     """Append the rows of a run that are not saved, and return the remaining problems as sentences.
 
     Safe to run twice: a table accepts each append once, by its name.
-
-    Parameters
-    ----------
-    folder
-        Folder of the run.
-    tables
-        The tables of the rows.
     """
     path, problems = folder / FILE_NAME, {}
     try:

@@ -53,18 +53,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def storage_options(
     environment: Mapping[str, str] | None = None, *, region: str | None = None
 ) -> dict[str, str]:
-    """Return the options of ``deltalake`` for S3.
+    """Return the options of ``deltalake`` for S3, from ``AWS_*`` variables (by default ``os.environ``).
 
     The S3 client of ``deltalake`` does not support all sources of credentials (SSO, ``credential_process``),
     so botocore finds those that are not in the environment. Commits are conditional PUTs (``If-None-Match``),
     which S3 supports since November 2024, so no lock table is needed.
-
-    Parameters
-    ----------
-    environment
-        The ``AWS_*`` variables; by default ``os.environ``.
-    region
-        Region, if the environment has none.
 
     Raises
     ------
@@ -283,17 +276,7 @@ class Tables:
     def write_object(self, name: str, content: bytes) -> None:
         """Write a file beside the tables atomically; on S3 with one request.
 
-        Parameters
-        ----------
-        name
-            Path relative to the tables, such as ``"manifests/snap-0123456789abcdef0"``.
-        content
-            New content of the file.
-
-        Raises
-        ------
-        RecordsError
-            The file cannot be written.
+        `name` is its path relative to the tables, such as ``manifests/snap-0123456789abcdef0``.
         """
         with self._object_errors(name, "written"):
             if self.remote:
@@ -313,13 +296,7 @@ class Tables:
                 temporary.unlink(missing_ok=True)
 
     def read_object(self, name: str) -> bytes | None:
-        """Return a file beside the tables; on S3 with one request. ``None`` if it does not exist.
-
-        Raises
-        ------
-        RecordsError
-            The file cannot be read.
-        """
+        """Return a file beside the tables; on S3 with one request. ``None`` if it does not exist."""
         with self._object_errors(name, "read"):
             if self.remote:
                 client, bucket, key = self._object(name)
@@ -388,12 +365,8 @@ class Tables:
     def compact(self, table: str | None = None) -> list[Compaction]:
         """Merge small files into large ones, and delete files that were not used for seven days.
 
-        Safe at any time, also beside readers and writers, and safe to repeat. No row changes.
-
-        Parameters
-        ----------
-        table
-            Name of the table; by default all existing tables.
+        By default, all existing tables are compacted. Safe at any time, also beside readers and writers, and
+        safe to repeat. No row changes.
         """
         names = list(schemas.SCHEMAS) if table is None else [schemas.schema(table).name]
         compactions = []

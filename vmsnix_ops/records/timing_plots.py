@@ -58,10 +58,7 @@ NOTHING = "No finished steps of this kind."
 def plot_usual(steps: pd.DataFrame) -> Figure:
     """Draw each step's median as a bar and its 90th percentile as a line, by method.
 
-    Parameters
-    ----------
-    steps
-        Rows of the table `steps`, in any order. Each image and region has its own panel.
+    Each image and region has its own panel. `steps` are rows of the table `steps`, in any order.
     """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -95,11 +92,8 @@ def plot_usual(steps: pd.DataFrame) -> Figure:
 def plot_trend(steps: pd.DataFrame) -> Figure:
     """Draw each run as a dot, the running median as a line, and a ring around slow runs.
 
-    Parameters
-    ----------
-    steps
-        Rows of the table `steps`, in any order. Each of the longest steps has a row of panels, and each image
-        a column.
+    Each of the longest steps has a row of panels, and each image a column. `steps` are rows of the table
+    `steps`, in any order.
     """
     finished, left_out = _select_drawn(steps)
     if finished.empty:
@@ -134,10 +128,7 @@ def plot_trend(steps: pd.DataFrame) -> Figure:
 def plot_compare(steps: pd.DataFrame) -> Figure:
     """Draw the median time from image file to snapshot of direct upload and import.
 
-    Parameters
-    ----------
-    steps
-        Rows of the table `steps`, in any order. Each image and region has its own bars.
+    Each image and region has its own bars. `steps` are rows of the table `steps`, in any order.
     """
     made = snapshots(steps).dropna(subset=["image", "via"])
     if made.empty:

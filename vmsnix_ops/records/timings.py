@@ -66,20 +66,7 @@ class SlowStep:
 
 
 def slow_steps(tables: Tables, run_id: str, *, image: str, region: str, via: str) -> tuple[SlowStep, ...]:
-    """Return the slow steps of a run in their order; none without a history.
-
-    Parameters
-    ----------
-    tables
-        The tables, with the steps of the run.
-    run_id, image, region, via
-        The run, and its image, region and method.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RecordsError
-        The table cannot be read.
-    """
+    """Return the slow steps of a run in their order; none without a history."""
     same = {"image": image, "region": region, "via": via}
     where = [*((name, "==", value) for name, value in same.items()), ("status", "in", outcomes.WORKED)]
     found = finished_steps(tables.read("steps", columns=COLUMNS, where=where))
@@ -271,13 +258,7 @@ def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
 
 
 def slow(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the slow steps, newest first, with the columns of `finished_steps`.
-
-    Parameters
-    ----------
-    steps
-        Rows of the table `steps`, in any order.
-    """
+    """Return the slow steps, newest first, with the columns of `finished_steps`."""
     finished = finished_steps(steps)
     return finished[finished["is_slow"]].sort_values("started_at", ascending=False, ignore_index=True)
 
