@@ -206,13 +206,7 @@ def _ensure_home() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code. Errors are written to standard error.
-
-    Parameters
-    ----------
-    arguments
-        Arguments of the command; ``sys.argv`` by default.
-    """
+    """Run a command line, by default ``sys.argv``, and return its exit code. Errors go to standard error."""
     if arguments is None:
         sys.excepthook = _write_traceback
     _open_missing_streams()

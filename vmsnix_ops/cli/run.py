@@ -175,20 +175,7 @@ def run() -> None:
 
 
 def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command:
-    """Return the command of one runbook, made from its parameters cell.
-
-    Parameters
-    ----------
-    name
-        Name of the runbook.
-    past
-        Run to repeat: its parameters replace the notebook's defaults.
-
-    Raises
-    ------
-    UnknownRunbookError
-        There is no such runbook.
-    """
+    """Return the command of one runbook; with `past`, its parameters replace the notebook's defaults."""
     runbook = catalog.find(name)
     effects = {
         "read_only": "Effect: read-only.",
@@ -338,20 +325,8 @@ def execute(
 ) -> int:
     """Run a runbook, show its outcome, and return the exit code.
 
-    Parameters
-    ----------
-    runbook, given
-        The runbook and its parameters.
-    sandbox
-        Use a local sandbox instead of AWS.
-    archive
-        Location of the evidence; the setting ``archive`` by default.
-    as_json
-        Print ``result.json``; the output of the notebook, and an error, go to standard error.
-    yes
-        Confirm that the runbook may destroy. Without it, vmsnix prompts on a terminal.
-    cwd
-        Folder for relative paths; the working directory by default.
+    With `as_json`, only ``result.json`` is written to standard output; the output of the notebook, and an
+    error, are written to standard error. Without `yes`, a terminal gets a prompt before a runbook destroys.
     """
     from vmsnix_ops.cli.output import discard_output, open_display, show_failure, show_json, show_outcome
     from vmsnix_ops.cli.sandbox import run_sandbox

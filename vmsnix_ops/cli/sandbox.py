@@ -101,16 +101,8 @@ def run_sandbox(
 ) -> Iterator[RunSandbox]:
     """Serve a sandbox in this process until the block ends.
 
-    Parameters
-    ----------
-    name
-        Name of its folder below the setting ``state``.
-    speed
-        Sandbox seconds per real second.
-    keep
-        Keep its resources for the next sandbox of this name.
-    port
-        TCP port; 0 chooses a free one.
+    `name` is the name of its folder below the setting ``state``. With `keep`, its resources are kept for the
+    next sandbox of this name.
 
     Raises
     ------
