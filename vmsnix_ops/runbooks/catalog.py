@@ -70,11 +70,7 @@ def default_folder() -> Path:
 def runbooks(folder: Path | None = None) -> tuple[Runbook, ...]:
     """Return all valid runbooks, sorted by their numbers.
 
-    Parameters
-    ----------
-    folder
-        Folder of the notebooks; `default_folder` by default. Files without a number (``console.ipynb``) are
-        not runbooks.
+    Files without a number (``console.ipynb``) are not runbooks.
     """
     return read_all(folder)[0]
 

@@ -59,14 +59,7 @@ class Parameter:
 
 
 def read_parameters(source: str, *, notebook: str = "the notebook") -> tuple[Parameter, ...]:
-    """Return the parameters that a cell declares, in its order.
-
-    Parameters
-    ----------
-    source
-        Python source of the cell.
-    notebook
-        Name of the notebook, for errors.
+    """Return the parameters that the source of a cell declares, in its order; errors name the notebook.
 
     Raises
     ------

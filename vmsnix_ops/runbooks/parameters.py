@@ -123,12 +123,7 @@ def defaults_in_use(
     """Return the value and the origin of each setting, as help shows them: ``us-east-1, from vmsnix.toml``.
 
     Settings without a value are left out. If the settings are invalid, the result is empty, because help must
-    work then too.
-
-    Parameters
-    ----------
-    environment
-        The variables; ``os.environ`` by default.
+    work then too. The variables are by default those of ``os.environ``.
     """
     from vmsnix_ops import settings as settings_module
 
@@ -151,12 +146,7 @@ def defaults_in_use(
 def with_default(name: str, text: str, defaults: Mapping[str, str]) -> str:
     """Return the help of a parameter with the default in use, if its default is a setting.
 
-    Parameters
-    ----------
-    name, text
-        Name and help of the parameter.
-    defaults
-        From `defaults_in_use`.
+    `defaults` are those of `defaults_in_use`.
     """
     setting = SETTINGS.get(name, name)
     value = defaults.get(setting) or defaults.get(f"retire_{setting}")

@@ -223,10 +223,7 @@ def banner(backend: Backend, caller: Caller | None) -> Markup:
 class BackendBar:
     """The bar at the top, which shows and switches the backend.
 
-    Parameters
-    ----------
-    changed
-        Called when the backend changes, and when its caller identity is known.
+    `changed` is called when the backend changes, and when its caller identity is known.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:

@@ -92,16 +92,8 @@ def start(
 ) -> Job:
     """Start a run, and return at once.
 
-    Parameters
-    ----------
-    runbook, given
-        The runbook and its parameters.
-    backend
-        AWS or a sandbox.
-    confirmed
-        Confirms that the runbook may destroy.
-    cwd
-        Folder for relative paths in parameters; the working directory by default.
+    `confirmed` confirms that the runbook may destroy. Relative paths in parameters start at `cwd`, by default
+    the working directory.
 
     Raises
     ------
@@ -240,12 +232,7 @@ class JobState:
 class JobReader:
     """Reads the state of a job from its files; each call of `read` reads only new lines.
 
-    Parameters
-    ----------
-    job
-        The job.
-    environment
-        Its environment variables; their secrets are removed from the state.
+    The secrets of `environment`, the variables of the job, are removed from the state.
     """
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:

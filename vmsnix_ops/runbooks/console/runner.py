@@ -109,10 +109,7 @@ KILL_DELAY_SECONDS = 3.0
 class LiveView:
     """Shows the progress of a run: its steps, the last lines of its log, and a button to cancel it.
 
-    Parameters
-    ----------
-    cancel
-        Called with False to cancel the run, and with True to kill its kernel.
+    `cancel` is called with False to cancel the run, and with True to kill its kernel.
     """
 
     def __init__(self, cancel: Callable[[bool], None]) -> None:
@@ -327,18 +324,9 @@ class ResultView:
         *,
         open_report: bool = False,
     ) -> None:
-        """Show a run.
+        """Show a run: the content of ``result.json``, or a row of the history.
 
-        Parameters
-        ----------
-        values
-            Content of ``result.json``, or a row of the history.
-        evidence
-            Its files.
-        state
-            Its last state, if the console started it.
-        open_report
-            Whether to open its report.
+        `state` is the last state of a run that the console started.
         """
         self._summary.value = summary_html(values)
         notes = "undone" not in values  # after an undo, a note about continuing is no longer true
@@ -419,12 +407,7 @@ _MESSAGE = '<span class="{{ kind }}" role="status">{{ text }}</span>'
 class RunPage:
     """Shows the form of a runbook, the progress of its run, and the result.
 
-    Parameters
-    ----------
-    bar
-        The bar with the backend.
-    ended
-        Called when a run has ended, in the thread that watched it.
+    `ended` is called when a run has ended, in the thread that watched it.
     """
 
     def __init__(self, bar: BackendBar, ended: Callable[[], None]) -> None:

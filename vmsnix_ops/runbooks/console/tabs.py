@@ -495,14 +495,7 @@ class FindingsTab(AuditTab):
 
 
 def last_audit(backend: Backend, name: str) -> tuple[pd.DataFrame, ArchivedRun | None]:
-    """Return a table of the newest audit that has it, and the run; an empty frame if there is none.
-
-    Parameters
-    ----------
-    backend
-        Backend of the archive.
-    name
-        Name of the file without ``.csv``.
+    """Return the table ``NAME.csv`` of the newest audit with this table, and its run; else an empty frame.
 
     Raises
     ------

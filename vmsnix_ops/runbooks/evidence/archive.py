@@ -249,11 +249,8 @@ class RunFolder:
     def close(self, *, done: bool) -> None:
         """Release the lock. If the archive is on S3, store the entry there and delete the local copies.
 
-        Parameters
-        ----------
-        done
-            Whether the run is done and completely stored. Otherwise its journal, which is needed to undo it,
-            and files that the entry does not list are kept.
+        If the run is not `done` (or not completely stored), its journal, which is needed to undo it, and
+        files that the entry does not list are kept.
 
         Raises
         ------

@@ -38,13 +38,6 @@ SUMMARY_BYTES = 900_000  # GitHub drops a step's summary of more than 1 MiB
 def write(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """Append a run's result to the job's outputs and summary; do nothing outside of GitHub Actions.
 
-    Parameters
-    ----------
-    values
-        Content of ``result.json``.
-    environment
-        Environment variables of the run.
-
     Raises
     ------
     RunError

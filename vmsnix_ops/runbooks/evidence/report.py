@@ -94,15 +94,7 @@ NOT_SHOWN = "This output is shown as source: it has more than 1,000 tags that ar
 
 
 def render(notebook: Any, values: Mapping[str, Any]) -> str:
-    """Return the page of a run.
-
-    Parameters
-    ----------
-    notebook
-        Executed ``NotebookNode`` without secrets.
-    values
-        Content of ``result.json``.
-    """
+    """Return the page of a run: an executed notebook without secrets, and the content of ``result.json``."""
     facts = [(key.replace("_", " "), values[key]) for key in FACTS if values.get(key) not in (None, "")]
     if isinstance(values.get("seconds"), int | float):
         facts.append(("took", human_seconds(values["seconds"])))

@@ -295,17 +295,7 @@ class Archive:
 def open_archive(
     settings: Settings, *, location: str = "", environment: Mapping[str, str] | None = None
 ) -> Archive:
-    """Return the archive of the settings.
-
-    Parameters
-    ----------
-    settings
-        Contain the location.
-    location
-        Another archive: a local folder, or ``s3://bucket/prefix``.
-    environment
-        Environment variables for S3; ``os.environ`` by default.
-    """
+    """Return the archive of the settings, or the one at `location`: a folder, or ``s3://bucket/prefix``."""
     return Archive(
         location or settings.archive,
         settings.state / "runs",
@@ -347,17 +337,8 @@ def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterato
 
     Missing rows are appended to the tables, and missing evidence is uploaded to S3. The tables complete a run
     whose entry is damaged or has no result: on a full disk, the row can be saved although the entry is not. A
-    run without a row becomes ``lost``, with the AMI that it created. Safe to run twice; running runs are not
-    changed.
-
-    Parameters
-    ----------
-    archive
-        Archive of the runs.
-    settings
-        Contain the location of the tables.
-    run_id
-        Repair only this run.
+    run without a row becomes ``lost``, with the AMI that it created. With `run_id`, only this run is
+    repaired. Safe to run twice; running runs are not changed.
     """
     tables = open_tables(settings)
     folders = [archive.work if archive.remote else Path(archive.location), settings.state / "runs"]

@@ -69,13 +69,6 @@ class Session:
 def execute(notebook: Any, parameters: dict[str, object], session: Session) -> None:
     """Execute a notebook with papermill. The result is in `session.notebook`, also after an error.
 
-    Parameters
-    ----------
-    notebook
-        ``NotebookNode`` of format 4, which is changed.
-    parameters
-        Values of the declared types.
-
     Raises
     ------
     KernelStartError

@@ -78,14 +78,9 @@ class Interrupter:
 
 @contextlib.contextmanager
 def signals(interrupter: Interrupter | None = None) -> Iterator[Interrupter]:
-    """Let SIGINT, SIGTERM and SIGHUP interrupt the run in this block.
+    """Let SIGINT, SIGTERM and SIGHUP interrupt the run in this block; yield its interrupter.
 
     Python handles signals in the main thread only; in another thread, only `interrupter` can stop the run.
-
-    Parameters
-    ----------
-    interrupter
-        Interrupter of the run; a new one by default.
     """
     stopper = Interrupter() if interrupter is None else interrupter
     if threading.current_thread() is not threading.main_thread():

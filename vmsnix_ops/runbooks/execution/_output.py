@@ -39,13 +39,7 @@ class Limits:
 
 
 class HeadAndTail:
-    """Keeps the beginning and the end of the text of a stream.
-
-    Parameters
-    ----------
-    limit
-        Characters to keep; half of them from the beginning.
-    """
+    """Keeps a number of characters of a stream: half from its beginning, half from its end."""
 
     def __init__(self, limit: int) -> None:
         self.head_left = limit // 2

@@ -24,13 +24,7 @@ MAX_MESSAGE_BYTES = 60_000
 
 
 class SecretReceiver:
-    """The runner's end of the socket.
-
-    Attributes
-    ----------
-    descriptor
-        File descriptor of the kernel's end.
-    """
+    """The runner's end of the socket; `descriptor` is the file descriptor of the kernel's end."""
 
     def __init__(self) -> None:
         self._runner_socket, self._kernel_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

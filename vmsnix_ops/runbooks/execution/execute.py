@@ -55,13 +55,7 @@ KERNEL_LOG_CHARACTERS = 10_000  # of the output of a dead kernel that the log ke
 
 
 def preload(*, record: bool) -> None:
-    """Import, in another thread, the libraries that a run needs after its last cell.
-
-    Parameters
-    ----------
-    record
-        Whether the run gets a row in the history.
-    """
+    """Import the libraries that a run needs after its last cell, in another thread."""
     names = REPORT_LIBRARIES + (HISTORY_LIBRARIES if record else ())
 
     def load() -> None:

@@ -35,13 +35,7 @@ def argv(*more: str) -> list[str]:
 
 
 def python_path(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which a kernel finds this package; none if the package is installed.
-
-    Parameters
-    ----------
-    environment
-        Environment variables of the kernel.
-    """
+    """Return the variables with which a kernel finds this package; none if the package is installed."""
     package = Path(__file__).resolve().parents[3]
     if package in {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}:
         return {}

@@ -177,10 +177,8 @@ class Guard:
         ----------
         client
             The caller's client, which may be used to read the resource; ``None`` for a presigned URL.
-        service, operation
-            botocore's names: ``"ec2"``, ``"DeregisterImage"``.
-        request
-            Parameters of the call.
+        service, operation, request
+            botocore's names (``"ec2"``, ``"DeregisterImage"``), and the parameters of the call.
 
         Raises
         ------
@@ -246,14 +244,7 @@ REFUSALS = ".side-effects.jsonl"
 def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = None) -> None:
     """Check every call that botocore makes in this process, and record refusals in the run's folder.
 
-    Parameters
-    ----------
-    level, runbook
-        As for `Guard`.
-    folder
-        Folder of the run.
-    lease_file
-        As `Guard.lease`.
+    The arguments are as for `Guard`.
     """
     guard = Guard(level, runbook, functools.partial(_append_refusal, folder / REFUSALS), lease_file)
     after_import(

@@ -91,14 +91,8 @@ def check_address(dask: Dask) -> None:
 def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Any]:
     """Yield a client of the plan's scheduler, or of a cluster of this machine that exists during the block.
 
-    Parameters
-    ----------
-    dask
-        The scheduler, or the workers of this machine.
-    log
-        File for Dask's own log.
-    environment
-        Variables of the workers of this machine, in addition to those of this process.
+    Dask's own log is written to `log`. The workers of this machine get the variables of this process and
+    those of `environment`.
 
     Raises
     ------

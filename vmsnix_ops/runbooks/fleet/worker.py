@@ -153,14 +153,8 @@ def stop(session: str) -> None:
 def run_target(session: Session, target: Target, *before: Document) -> Document:
     """Run a target, with its retries, and return its document. An error of the target is not raised.
 
-    Safe to run twice, also at the same time: only the process with the claim runs the target.
-
-    Parameters
-    ----------
-    session, target
-        The client, and the target.
-    before
-        Documents of the targets that must be done first.
+    `before` are the documents of the targets that must be done first. Safe to run twice, also at the same
+    time: only the process with the claim runs the target.
     """
     ledger, problem = open_ledger(session.ledger), ""
     if session.version != __version__:
