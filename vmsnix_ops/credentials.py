@@ -66,10 +66,7 @@ def session_keys(session: boto3.Session | Session) -> tuple[str, str, str] | Non
 def read_files(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the secrets in AWS's own files: profiles, and the caches of SSO and assumed roles.
 
-    Parameters
-    ----------
-    environment
-        Variables with the files' paths; by default ``os.environ``.
+    The variables of `environment`, by default ``os.environ``, contain the files' paths.
     """
     given = os.environ if environment is None else environment
     home = Path(given.get("HOME") or "~").expanduser()

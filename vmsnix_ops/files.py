@@ -37,17 +37,7 @@ def set_shared(shared: bool) -> None:
 def make_folder(folder: Path, *, new: bool = False) -> None:
     """Create a folder and its missing parents; existing folders keep their modes.
 
-    Parameters
-    ----------
-    folder
-        The folder.
-    new
-        Whether it must not exist.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be created.
+    With `new`, an existing folder is an `OSError`.
     """
     missing = [folder]
     while not missing[-1].parent.exists():
@@ -87,16 +77,9 @@ def read(path: Path) -> bytes:
 
 
 def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dict[str, Any]]:
-    """Return the text of a TOML file and its values.
+    """Return the text of a TOML file in UTF-8 and its values; a byte order mark is skipped.
 
-    Parameters
-    ----------
-    path
-        The file, in UTF-8; a byte order mark is skipped.
-    noun
-        Noun for errors, such as ``"The plan"``.
-    error
-        Class of the error for an unreadable file.
+    For an invalid file, an error of the given class is raised, whose text begins with `noun`: ``The plan``.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -115,14 +98,8 @@ def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dic
 def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None) -> None:
     """Replace a file atomically, without the secrets of the content.
 
-    Parameters
-    ----------
-    path
-        The file; the suffix decides whether the redacted content must be valid JSON.
-    content
-        Text or bytes.
-    redactor
-        By default one for the secrets of this process.
+    The suffix of the path decides whether the redacted content must be valid JSON. By default, the secrets of
+    this process are removed.
     """
     redactor = redactor or Redactor(secret_values())
     raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content

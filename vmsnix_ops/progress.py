@@ -126,13 +126,7 @@ class Step:
 
 
 class Progress:
-    """Reports steps to a reporter.
-
-    Parameters
-    ----------
-    report
-        Called with every event, in the thread of the event.
-    """
+    """Reports steps to a reporter, which is called with every event, in the thread of the event."""
 
     def __init__(self, report: Reporter) -> None:
         self.report = report
@@ -257,18 +251,9 @@ def describe(event: Event) -> str:
 
 
 class LogLines:
-    """Writes progress as lines: at the start and the end of a step, and every ten seconds in between.
+    """Writes progress as lines: at the start and the end of a step, and at an interval in seconds between.
 
-    In GitHub Actions every step is a group (``::group::``).
-
-    Parameters
-    ----------
-    stream
-        Stream to write to.
-    every
-        Seconds between two lines of the same step.
-    folds
-        Whether to write groups; by default in GitHub Actions.
+    With `folds`, by default in GitHub Actions, every step is a group (``::group::``).
     """
 
     def __init__(self, stream: TextIO, *, every: float = 10.0, folds: bool | None = None) -> None:
@@ -302,14 +287,9 @@ class LogLines:
 
 
 class Throttle:
-    """Passes events on to a reporter, but ``advanced`` events of a step only at an interval.
+    """Passes events on to a reporter, but ``advanced`` events of a step only at an interval in seconds.
 
-    Parameters
-    ----------
-    report
-        The reporter.
-    every
-        Seconds between two ``advanced`` events of a step without a message.
+    An ``advanced`` event with a message is always passed on.
     """
 
     def __init__(self, report: Reporter, every: float) -> None:
@@ -333,13 +313,6 @@ class EventFile(Throttle):
     """Appends events to a file, one JSON object per line, for another process.
 
     Each object has the fields of `Event`, and ``at``: the time in seconds since the epoch.
-
-    Parameters
-    ----------
-    path
-        The file; created if missing.
-    every
-        As for `Throttle`.
     """
 
     def __init__(self, path: Path, *, every: float = 0.2) -> None:
@@ -375,10 +348,7 @@ def _outcome(event: Event) -> str:
 class NotebookBars(Throttle):
     """Shows a bar for each step below the running cell: blue while it runs, then green or red.
 
-    Attributes
-    ----------
-    box
-        The widget with a row for each step: its name, its bar and a line of text.
+    The widget `box` has a row for each step: its name, its bar and a line of text.
     """
 
     def __init__(self) -> None:
@@ -435,15 +405,10 @@ class NotebookBars(Throttle):
 
 
 class TerminalBars:
-    """Shows a bar for each step at the bottom of a terminal, with rich.
+    """Shows a bar for each step at the bottom of a terminal, by default standard output, with rich.
 
     When the last step ends, the bars become text. The cursor is never hidden, so that a process killed by
     SIGKILL leaves a usable terminal. ``NO_COLOR`` works.
-
-    Parameters
-    ----------
-    console
-        Console to write to; standard output by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -219,10 +219,7 @@ def find_secret(text: str) -> str:
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the values of variables whose names mark them as secret, longest first.
 
-    Parameters
-    ----------
-    environment
-        Variables; by default ``os.environ``.
+    The variables are by default those of ``os.environ``.
     """
     environment = os.environ if environment is None else environment
     found: set[str] = set()
@@ -393,16 +390,9 @@ class Redactor:
         return self.text(text)
 
     def content(self, content: bytes, name: str = "") -> bytes:
-        """Return the content of a file without secrets.
+        """Return the content of a file without secrets; a file named ``*.json`` is still valid JSON.
 
         A picture, an archive or another binary file with a secret is replaced by a note.
-
-        Parameters
-        ----------
-        content
-            The bytes.
-        name
-            Name of the file; the suffix decides whether the result must be valid JSON.
         """
         text = _as_text(content)
         if text is None:
@@ -442,12 +432,9 @@ class Redactor:
         return ""
 
     def notebook(self, notebook: Any) -> None:
-        """Redact a notebook in place: sources, outputs, attachments and all metadata.
+        """Redact a notebook (``nbformat.NotebookNode`` of format 4) in place.
 
-        Parameters
-        ----------
-        notebook
-            ``nbformat.NotebookNode`` of format 4.
+        Sources, outputs, attachments and all metadata are searched.
         """
         for cell in notebook.cells:
             outputs = cell.get("outputs", [])
@@ -615,13 +602,7 @@ def _common_length(one: str, other: str) -> int:
 
 
 class LineRedactor:
-    """Redacts a stream line by line, and removes private keys of several lines.
-
-    Parameters
-    ----------
-    redactor
-        Redactor for the lines.
-    """
+    """Redacts a stream line by line, and removes private keys of several lines."""
 
     LONGEST = 1_000_000  # maximum number of buffered characters of an unfinished line
     OVERLAP = 20_000  # the last characters are kept: a secret may have begun in them

@@ -241,15 +241,7 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
 def sources(start: Path | None = None, environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the settings that are set, with the name of the file or the variable that sets each.
 
-    Parameters
-    ----------
-    start, environment
-        As for `load`.
-
-    Raises
-    ------
-    SettingsError
-        A name is unknown, or the file is not valid TOML.
+    The arguments and errors are as for `load`.
     """
     return {name: given.source for name, given in _read(start, environment).items()}
 

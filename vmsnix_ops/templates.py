@@ -21,15 +21,7 @@ if TYPE_CHECKING:
 
 
 def fill(source: str, /, **values: object) -> Markup:
-    """Return a part of a page.
-
-    Parameters
-    ----------
-    source
-        The template.
-    **values
-        Its values. A result of `fill` is HTML; every other value is text.
-    """
+    """Return a part of a page. A value that is a result of `fill` is HTML; every other value is text."""
     from markupsafe import Markup
 
     part, names = _part(source)
@@ -39,15 +31,7 @@ def fill(source: str, /, **values: object) -> Markup:
 
 
 def page(name: str, /, **values: object) -> str:
-    """Return a whole page.
-
-    Parameters
-    ----------
-    name
-        The template's file below this package, such as ``"audit/page.html"``.
-    **values
-        Its values.
-    """
+    """Return a whole page; the name is the template's path in this package, such as ``audit/page.html``."""
     return visible(_environment().get_template(name).render(values))
 
 

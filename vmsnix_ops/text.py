@@ -61,12 +61,7 @@ def line(value: object) -> str:
 def lines(value: object, *, indent: str = "") -> str:
     """Return a value as lines for a terminal, a CI log or a log file.
 
-    Parameters
-    ----------
-    value
-        Text of one or more lines. A carriage return also ends a line.
-    indent
-        Text before the second and each later line.
+    A carriage return also ends a line. The second and each later line begins with `indent`.
     """
     text = str(value)
     if text.isprintable():
@@ -105,12 +100,8 @@ def write_command(stream: TextIO, command: str, message: object = "", **properti
 class CommandFree(io.TextIOBase):
     """A stream for a library that wraps lines, such as rich: none of them is a workflow command.
 
-    Such a library can begin a new line in the middle of a value.
-
-    Parameters
-    ----------
-    stream
-        Stream to write to; ``None`` for the current standard output.
+    Such a library can begin a new line in the middle of a value. Without a stream, the current standard
+    output is used.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -233,18 +224,10 @@ def link_target(target: object) -> str:
 
 
 def write_csv(frame: pd.DataFrame, target: Path | TextIO, *, date_format: str | None = None) -> None:
-    """Write a frame as CSV that contains no formulas for a spreadsheet, with one line for each row.
+    """Write a frame, without its index, as CSV that contains no formulas for a spreadsheet.
 
-    A text that begins like a formula gets an apostrophe before it. Numbers are not changed.
-
-    Parameters
-    ----------
-    frame
-        Any frame; its index is left out.
-    target
-        A file or a text stream.
-    date_format
-        As for ``DataFrame.to_csv``.
+    Each row is one line. A text that begins like a formula gets an apostrophe before it. Numbers are not
+    changed. `date_format` is as for ``DataFrame.to_csv``.
     """
     safe = frame.copy(deep=False)
     for name, kind in frame.dtypes.items():
