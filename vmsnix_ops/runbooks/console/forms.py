@@ -1,4 +1,4 @@
-"""The form of a runbook, made from its parameters cell. Each input is checked at once."""
+"""The form of a runbook, made from its parameters cell. Each input is checked while it is typed."""
 
 from __future__ import annotations
 

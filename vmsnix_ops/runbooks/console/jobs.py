@@ -52,7 +52,7 @@ POLL_SECONDS = 0.1
 LOG_LINES = 200
 """Lines of the log that the console shows."""
 SHELL = '"$@" &'
-"""Starts a program in the background, so that the program's parent ends at once."""
+"""Starts a program in the background, so that the shell ends immediately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def start(
     confirmed: bool = False,
     cwd: Path | None = None,
 ) -> Job:
-    """Start a run, and return at once.
+    """Start a run, and return without waiting for its end.
 
     `confirmed` confirms that the runbook may destroy. Relative paths in parameters start at `cwd`, by default
     the working directory.

@@ -167,7 +167,7 @@ class SuggestionCache:
     ) -> None:
         """Call `callback` with the suggestions and, after an error, the reason.
 
-        Cached suggestions are passed at once, others from the thread that fetches them.
+        Cached suggestions are passed before this returns, others by the thread that fetches them.
         """
         key = (backend.url, source)
         with self._lock:

@@ -280,7 +280,7 @@ class RunFolder:
         Returns
         -------
         list of str
-            What could not be searched; everything else has no secrets.
+            Files that could not be searched, as sentences; all others contain no secrets.
         """
         problems = []
 

@@ -403,7 +403,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
 
 
 def _read_tables(tables: Tables, run_id: str) -> dict[str, Any]:
-    """Return what the tables contain about a run, with the keys of ``result.json``.
+    """Return the values of a run in the tables, with the keys of ``result.json``.
 
     Only a row of ``runs`` contains the status. A row of ``amis`` shows that a run created its AMI.
     """

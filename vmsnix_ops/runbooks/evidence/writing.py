@@ -100,7 +100,7 @@ def save(
     *,
     record: bool,
 ) -> dict[str, Any]:
-    """Save all evidence of a run that has ended. What could not be saved is listed in its ``problems``.
+    """Save all evidence of a run that has ended. Errors of this are listed in its ``problems``.
 
     An error here does not change the status, and does not stop the next steps. The entry, ``result.json``, is
     written last, because it lists only files that exist.

@@ -1,6 +1,6 @@
 """Stop a run on Ctrl-C, SIGTERM or SIGHUP, or from another thread.
 
-By default, SIGTERM and SIGHUP kill papermill at once, and no ``finally`` of the notebook runs. Here each
+By default, SIGTERM and SIGHUP kill papermill immediately, and no ``finally`` of the notebook runs. Here each
 signal interrupts the kernel, and this process continues, to save the evidence.
 """
 

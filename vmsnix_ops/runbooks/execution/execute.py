@@ -142,7 +142,7 @@ def run(
     """Run a runbook with papermill, and save the evidence, also of a failed run.
 
     In the main thread, Ctrl-C and SIGTERM interrupt the running cell, so that its ``finally`` blocks clean
-    up; a second signal stops the run at once.
+    up; a second signal stops the run immediately.
 
     Parameters
     ----------
@@ -373,7 +373,7 @@ def same_parameters(
     Parameters
     ----------
     runbook
-        The runbook as it is now.
+        The current runbook.
     recorded
         All parameters of the past run, from its ``result.json``.
     given

@@ -155,7 +155,7 @@ def is_read(service: str, operation: str, request: Mapping[str, Any] | None = No
 
 
 def level(side_effects: Level, parameters: Mapping[str, object]) -> Level:
-    """Return what a run may do: what its runbook declares, or only reading in a dry run."""
+    """Return the allowed side effects of a run: those of its runbook, or ``read_only`` in a dry run."""
     return "read_only" if parameters.get("dry_run") is True else side_effects
 
 
