@@ -89,6 +89,6 @@ def announce(act: str, resource: str, region: str = "") -> None:
             why=why,
             announced=place.announced,
             fix="Free disk space or correct the folder's permissions, then run the same command again: it "
-            "continues with what is left.",
+            "continues with the other actions.",
         ) from error
     place.announced.append(f"{act} of {resource}")

@@ -254,13 +254,13 @@ def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
         raise SchemaError(
             f"Invalid {key!r} in the result: {value!r}.",
             why=f"It is a {type(value).__name__}, but {expected} is expected ({KEYS[key][1]})",
-            fix="Correct what the runbook returns.",
+            fix="Correct the values that the runbook returns.",
         )
     if key == "status" and value is not None and value not in outcomes.VERDICTS:
         raise SchemaError(
             f"Invalid status in the result: {value!r}.",
             why=f"The statuses are {', '.join(outcomes.VERDICTS)}.",
-            fix="Correct what the runbook returns.",
+            fix="Correct the values that the runbook returns.",
         )
 
 
