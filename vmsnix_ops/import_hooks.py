@@ -42,7 +42,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in self._hooks:
             return None
-        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:  # one of them may be a `_Finder`, too
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:  # one of them can be another `_Finder`
             spec = finder.find_spec(fullname, path, target) if hasattr(finder, "find_spec") else None
             if spec is not None:
                 if spec.loader is not None:

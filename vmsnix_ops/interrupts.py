@@ -1,4 +1,4 @@
-"""Stop a program on Ctrl-C, SIGTERM or SIGHUP: the first signal lets it clean up, the second ends it at once.
+"""Stop a program on Ctrl-C, SIGTERM or SIGHUP: the first lets it clean up, the second ends it immediately.
 
 Python raises `KeyboardInterrupt` for Ctrl-C, but SIGTERM and SIGHUP end it without cleanup. During a cleanup,
 a second Ctrl-C can wait for a hanging connection. With `stopping`, all three signals interrupt the program,
@@ -87,7 +87,7 @@ def interruptible(what: str, kept: str) -> Iterator[None]:
     what
         The step, such as ``"upload"``.
     kept
-        What is kept for the next attempt, as a sentence.
+        The results that are kept for the next attempt, as a sentence.
     """
     try:
         yield

@@ -175,7 +175,7 @@ _PRINTABLE = re.compile(rb"[\x08-\x0d\x1b\x20-\x7e]{8,}")
 _DEPTH = 3  # nested escapes: JSON in JSON in HTML
 _OVERLAP = 64 * 1024
 _NESTED = 4  # archives in archives, base64 in base64
-_UNPACKED_BYTES = 64 * 1024 * 1024  # at once; larger content is searched in pieces
+_UNPACKED_BYTES = 64 * 1024 * 1024  # in one piece; larger content is searched in pieces
 _UNPACKED_IN_ALL = 4 * 1024**3
 
 _known: dict[str, None] = {}
@@ -531,7 +531,7 @@ class Redactor:
         return _merged([span for span in found if not text.startswith(_NOTE, span[0])])
 
     def _found_in(self, text: str) -> Iterator[Span]:
-        """Yield the places of secrets in a text as it is; they can overlap."""
+        """Yield the places of secrets in an unchanged text; they can overlap."""
         yield from self._known_in(text)
         yield from _shaped(text)
         yield from self._abbreviated(text)

@@ -43,7 +43,7 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_RUNBOOK",  # its runbook
     "VMSNIX_RUN_DIR",  # its folder, for result.json
     "VMSNIX_RUN_ENTRY",  # the URL of its result.json, for an archive on S3
-    "VMSNIX_SIDE_EFFECTS",  # what it may do to AWS
+    "VMSNIX_SIDE_EFFECTS",  # its allowed side effects
     "VMSNIX_LEASE",  # of a fleet: the file with the time until which it may change something
     "VMSNIX_PROGRESS",  # "silent" shows no progress; "messages", set by the runner, sends it to the runner
     "VMSNIX_EVENTS",  # set by the console: the file for progress events
