@@ -57,13 +57,7 @@ class Schema:
         return tuple(column.name for column in self.columns)
 
     def column(self, name: str) -> Column:
-        """Return a column by its name.
-
-        Raises
-        ------
-        SchemaError
-            There is no such column.
-        """
+        """Return a column by its name."""
         for column in self.columns:
             if column.name == name:
                 return column
@@ -107,13 +101,7 @@ def arrow_type(kind: Kind) -> pa.DataType:
 
 
 def schema(table: str) -> Schema:
-    """Return the schema of a table.
-
-    Raises
-    ------
-    SchemaError
-        There is no such table.
-    """
+    """Return the schema of a table."""
     if table not in SCHEMAS:
         raise SchemaError(
             f"There is no table {table!r}.",

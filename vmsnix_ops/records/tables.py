@@ -647,13 +647,7 @@ def open_tables(settings: Settings) -> Tables:
 
 
 def expression(schema: Schema, where: Where) -> pa_dataset.Expression | None:
-    """Return conditions as an arrow expression; ``None`` without conditions.
-
-    Raises
-    ------
-    SchemaError
-        A column or operator is unknown.
-    """
+    """Return conditions as an arrow expression; ``None`` without conditions."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
