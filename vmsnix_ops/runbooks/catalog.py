@@ -138,13 +138,7 @@ def names(folder: Path | None = None) -> tuple[str, ...]:
 
 
 def read(path: Path) -> Runbook:
-    """Return the runbook in a notebook.
-
-    Raises
-    ------
-    RunError
-        The notebook cannot be read, or is not a valid runbook.
-    """
+    """Return the runbook in a notebook."""
     try:
         return _read(path)
     except RunError:

@@ -124,13 +124,7 @@ def read_caller(backend: Backend) -> Caller:
 
 
 class SandboxProcess:
-    """A sandbox in a process of its own, which ends with this process.
-
-    Raises
-    ------
-    RunError
-        The sandbox could not start.
-    """
+    """A sandbox in a process of its own, which ends with this process."""
 
     def __init__(self) -> None:
         environment = {**os.environ, **kernels.python_path(os.environ)}
@@ -174,13 +168,7 @@ _PROCESSES: list[SandboxProcess] = []
 
 
 def sandbox_process() -> SandboxProcess:
-    """Return the sandbox of this process, or start it. All consoles share it, because it has one folder.
-
-    Raises
-    ------
-    RunError
-        The sandbox could not start.
-    """
+    """Return the sandbox of this process, or start it. All consoles share it, because it has one folder."""
     running = [sandbox for sandbox in _PROCESSES if sandbox.process.poll() is None]
     if not running:
         running = [SandboxProcess()]

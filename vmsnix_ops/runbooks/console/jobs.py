@@ -132,13 +132,7 @@ def start(
 
 
 def running_jobs(backend: Backend) -> list[Job]:
-    """Return the running jobs of a backend, oldest first, and delete the folders of old jobs.
-
-    Raises
-    ------
-    SettingsError
-        The settings for the backend are invalid.
-    """
+    """Return the running jobs of a backend, oldest first, and delete the folders of old jobs."""
     running = []
     for folder in sorted(_jobs_folder(backend.settings().state).glob("*/")):
         if _is_locked(folder):

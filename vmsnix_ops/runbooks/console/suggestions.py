@@ -62,13 +62,7 @@ def immediate(backend: Backend, source: str) -> list[Suggestion]:
 
 
 def images(backend: Backend) -> list[Suggestion]:
-    """Return the images of the flake in the settings.
-
-    Raises
-    ------
-    VmsnixError
-        Nix is missing, or the flake cannot be evaluated.
-    """
+    """Return the images of the flake in the settings."""
     from vmsnix_ops.nix import flake
 
     known = flake.list_images(backend.settings().flake, system=flake.host_system())
@@ -79,13 +73,7 @@ def images(backend: Backend) -> list[Suggestion]:
 
 
 def published(backend: Backend) -> list[Suggestion]:
-    """Return the short names of published images.
-
-    Raises
-    ------
-    RecordsError
-        The tables cannot be read.
-    """
+    """Return the short names of published images."""
     from vmsnix_ops.records import history
 
     names = history.amis(backend.tables())["image"].dropna()
@@ -93,13 +81,7 @@ def published(backend: Backend) -> list[Suggestion]:
 
 
 def regions(backend: Backend) -> list[Suggestion]:
-    """Return the regions that are enabled for the account.
-
-    Raises
-    ------
-    AwsError
-        The request failed.
-    """
+    """Return the regions that are enabled for the account."""
     from vmsnix_ops.aws.regions import enabled_regions
     from vmsnix_ops.aws.session import client
 
@@ -107,13 +89,7 @@ def regions(backend: Backend) -> list[Suggestion]:
 
 
 def buckets(backend: Backend) -> list[Suggestion]:
-    """Return the buckets of the account (s3:ListAllMyBuckets, which is in no job's policy).
-
-    Raises
-    ------
-    AwsError
-        The request failed or was denied.
-    """
+    """Return the buckets of the account (s3:ListAllMyBuckets, which is in no job's policy)."""
     from vmsnix_ops.aws.session import calling, client
 
     with calling("list the buckets"):
@@ -123,13 +99,7 @@ def buckets(backend: Backend) -> list[Suggestion]:
 
 @needs("ec2:DescribeImages")
 def amis(backend: Backend) -> list[Suggestion]:
-    """Return the AMIs that the account owns in the default region, newest first.
-
-    Raises
-    ------
-    AwsError
-        The request failed.
-    """
+    """Return the AMIs that the account owns in the default region, newest first."""
     from vmsnix_ops.aws.session import calling, client
 
     with calling("list the AMIs"):

@@ -495,13 +495,7 @@ class FindingsTab(AuditTab):
 
 
 def last_audit(backend: Backend, name: str) -> tuple[pd.DataFrame, ArchivedRun | None]:
-    """Return the table ``NAME.csv`` of the newest audit with this table, and its run; else an empty frame.
-
-    Raises
-    ------
-    ArchiveError
-        The archive cannot be read, or the file was changed.
-    """
+    """Return the table ``NAME.csv`` of the newest audit with this table, and its run; else an empty frame."""
     import pandas as pd
 
     from vmsnix_ops.runbooks.evidence.runs import open_archive

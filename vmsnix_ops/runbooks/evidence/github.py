@@ -36,13 +36,7 @@ SUMMARY_BYTES = 900_000  # GitHub drops a step's summary of more than 1 MiB
 
 
 def write(values: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Append a run's result to the job's outputs and summary; do nothing outside of GitHub Actions.
-
-    Raises
-    ------
-    RunError
-        A file of the job cannot be written.
-    """
+    """Append a run's result to the job's outputs and summary; do nothing outside of GitHub Actions."""
     for variable, text in (("GITHUB_OUTPUT", outputs(values)), ("GITHUB_STEP_SUMMARY", summary(values))):
         path = environment.get(variable)
         if not path:

@@ -93,13 +93,7 @@ class Archive:
         return archives.is_remote(self.location)
 
     def ids(self) -> list[str]:
-        """Return the IDs of all runs, newest first; empty if there is no archive yet.
-
-        Raises
-        ------
-        ArchiveError
-            The archive cannot be read.
-        """
+        """Return the IDs of all runs, newest first; empty if there is no archive yet."""
         if self.remote:
             with self._archive_errors():
                 names = archives.folders(self.environment, self.location)
@@ -127,26 +121,13 @@ class Archive:
             Return only runs of this runbook, for this image, with this status, or with this AMI.
         last
             Return only the newest N runs.
-
-        Raises
-        ------
-        ArchiveError
-            The archive cannot be read.
         """
         found = self._read_all([name for name in self.ids() if f"-{runbook}" in name])
         matching = (run for run in found if run.matches(runbook=runbook, image=image, status=status, ami=ami))
         return list(islice(matching, last))
 
     def find(self, word: str) -> ArchivedRun:
-        """Return the run whose ID is `word`, or the only one whose ID starts or ends with it.
-
-        Raises
-        ------
-        UnknownRunError
-            There is none, or there are several.
-        ArchiveError
-            The archive cannot be read.
-        """
+        """Return the run whose ID is `word`, or the only one whose ID starts or ends with it."""
         found = self._read(self.full_id(word))
         if found is None:
             raise self._unknown(word, self.ids())
@@ -211,11 +192,6 @@ class Archive:
         """Yield the rows of tables that the runs have saved, each with the name of its table.
 
         A run whose files cannot be read is skipped.
-
-        Raises
-        ------
-        ArchiveError
-            The archive cannot be read.
         """
         for run in self._read_all(self.ids()):
             with suppress(KeyError, TypeError, ValueError):
@@ -247,13 +223,7 @@ class Archive:
             return ArchivedRun(run_id, values, UNREADABLE)
 
     def _read(self, run_id: str) -> ArchivedRun | None:
-        """Return a run; ``None`` if it has no entry.
-
-        Raises
-        ------
-        ArchiveError
-            Its entry cannot be read, or is not a complete ``result.json``.
-        """
+        """Return a run; ``None`` if it has no entry."""
         local = self._local_folder(run_id)
         location = str(local / archives.RESULT)
         content = _read_local(local / archives.RESULT)
