@@ -250,7 +250,7 @@ class Runner:
                         return FleetError(
                             f"Lost the scheduler {self.plan.dask.scheduler or 'of this machine'}.",
                             why="The connection closed.",
-                            fix="Start the scheduler and the fleet again: the fleet runs the other targets.",
+                            fix="Start it and the fleet again: the fleet runs the targets that are not done.",
                         )
                     if future.status == "error":
                         trouble = trouble or FleetError(
