@@ -127,6 +127,6 @@ crash-sweep *OPTIONS:
 soak *OPTIONS:
     {{ python }} -m benchmarks.soak {{ OPTIONS }}
 
-# Take the picture of the console for README and docs (needs chromium)
+# Take the pictures of the console and of an audit report for the docs (needs chromium)
 screenshots:
     {{ python }} -m tests.browser.screenshots

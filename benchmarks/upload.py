@@ -254,7 +254,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(found) + 1), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 0.45 * len(found) + 1), layout="constrained")
     colors = ["tab:gray" if row["case"] in BASELINES else "tab:blue" for row in found]
     rates = [row["image_mib_per_second"] for row in found]
     bars = axes.barh([row["case"] for row in found], rates, color=colors)
@@ -262,7 +262,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(10, 2 * max(rates))
-    axes.set_xlabel("MiB of the image per second (blue: vmsnix; gray: other tools and limits of the machine)")
+    axes.set_xlabel("image MiB per second (blue: vmsnix; gray: for comparison)")
     figure.savefig(path, dpi=150)
 
 
