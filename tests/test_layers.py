@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,8 +78,13 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Yield line and dotted name of every import of a module, in every form."""
+@cache
+def imported(path: Path, name: str) -> tuple[tuple[int, str], ...]:
+    """Return line and dotted name of every import of a module, in every form."""
+    return tuple(_imported(path, name))
+
+
+def _imported(path: Path, name: str) -> Iterator[tuple[int, str]]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -31,7 +31,7 @@ BIOS = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
 def fat(files, *, bits=32, size=0, long=False):
     """Make a FAT file system with these files (paths with slashes, upper or lower case)."""
     per_cluster = 1
-    size = size or {12: 1, 16: 8, 32: 40}[bits] * MIB
+    size = size or {12: 1, 16: 8, 32: 34}[bits] * MIB
     sectors = size // SECTOR
     reserved = 32 if bits == 32 else 1
     roots = 0 if bits == 32 else 64
@@ -115,7 +115,7 @@ def fat(files, *, bits=32, size=0, long=False):
             disk[at : at + 2] = value.to_bytes(2, "little")
         else:
             disk[at : at + bits // 8] = following.to_bytes(bits // 8, "little")
-    return bytes(disk)
+    return disk
 
 
 def gpt(*partitions, code=b"", sector=SECTOR):
@@ -124,7 +124,8 @@ def gpt(*partitions, code=b"", sector=SECTOR):
     entries = bytearray(128 * 128)
     for number, (kind, content) in enumerate(partitions):
         first = len(disk) // sector
-        disk += content.ljust(-(-len(content) // MIB) * MIB or MIB, b"\0")
+        disk += content
+        disk += bytes(-len(content) % MIB)
         entries[number * 128 : number * 128 + 16] = kind.bytes_le
         entries[number * 128 + 16 : number * 128 + 32] = uuid.uuid5(EFI, str(number)).bytes_le
         struct.pack_into("<QQQ", entries, number * 128 + 32, first, len(disk) // sector - 1, 0)
@@ -137,7 +138,7 @@ def gpt(*partitions, code=b"", sector=SECTOR):
     disk[: len(code)] = code
     disk[446:462] = struct.pack("<B3xB3xII", 0, 0xEE, 1, min(last, 0xFFFFFFFF))
     disk[510:512] = b"\x55\xaa"
-    return bytes(disk)
+    return disk
 
 
 def mbr(*partitions, code=b""):
@@ -145,13 +146,14 @@ def mbr(*partitions, code=b""):
     disk = bytearray(MIB)
     for number, (kind, active, content) in enumerate(partitions):
         first = len(disk) // SECTOR
-        disk += content.ljust(-(-len(content) // MIB) * MIB or MIB, b"\0")
+        disk += content
+        disk += bytes(-len(content) % MIB)
         at = 446 + 16 * number
         count = len(disk) // SECTOR - first
         disk[at : at + 16] = struct.pack("<B3xB3xII", 0x80 if active else 0, kind, first, count)
     disk[: len(code)] = code
     disk[510:512] = b"\x55\xaa"
-    return bytes(disk)
+    return disk
 
 
 def pe(machine):

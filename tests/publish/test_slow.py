@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vmsnix_ops import errors
+from vmsnix_ops import display, errors
 from vmsnix_ops.nix import build as nix
 from vmsnix_ops.nix.image import read_image
 from vmsnix_ops.records import history, timings
@@ -46,7 +46,8 @@ def test_a_step_slower_than_its_history_is_told_at_the_end(plan, hair_trigger):
     assert slow.seconds == pytest.approx(
         next(t.seconds for t in result.steps if t.step == "import"), abs=0.001
     )
-    assert f"import took {slow.seconds:.2f} s; usual: 0 s (median of 12 earlier steps)" in str(result)
+    took = f"import took {display.seconds(slow.seconds)}; usual: 0 s (median of 12 earlier steps)"
+    assert took in str(result)
     written = json.loads((wanted.journal.run.folder / "result.json").read_text())
     assert written["slow"] == [slow.as_dict()]
     assert written["status"] == "done"
