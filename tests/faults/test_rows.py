@@ -66,18 +66,18 @@ def test_row_05_an_image_that_aws_refuses_leaves_no_object_for_the_next_run(swee
 
 def test_row_06_the_object_is_kept_while_an_import_reads_it(sweep):
     from tests.faults.publishers import Kill
-    from vmsnix_ops.publish.pipeline import clean_bucket
+    from vmsnix_ops.publish.pipeline import delete_upload
 
     sweep.aws.clock.speed = 10  # the import outlives the publisher that started it
     sweep.publishers.run(sweep.job(sweep.state, "import", Kill("ec2:ImportSnapshot", 1, "after")))
     plan = publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent())
     built = plan.build()
-    clean_bucket(plan, built)
+    delete_upload(plan, built)
     account = sweep.account()
     assert account.running
     assert account.objects
     sweep.aws.clock.advance(3600)
-    clean_bucket(plan, built)
+    delete_upload(plan, built)
     assert sweep.account().objects == ()
 
 

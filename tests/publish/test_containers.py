@@ -185,7 +185,7 @@ def test_an_object_that_a_running_import_may_read_is_not_replaced(
         TagSpecifications=tags if tagged else [],
         Encrypted=False,
     )
-    monkeypatch.setattr(pipeline, "_held", lambda *_words: False)
+    monkeypatch.setattr(pipeline, "_is_in_aws", lambda *_words: False)
     with pytest.raises(errors.UploadError, match="A running import may be reading it"):
         wanted.upload(built)
     assert left().objects == [key]

@@ -82,7 +82,7 @@ def test_contents_that_cannot_be_listed_stop_no_publish(
     told, planned = Told(), plan()
     built = planned.build()
     step: Any = told
-    assert pipeline.record(planned.journal.tables, built, run_id="r", step=step) == 0
+    assert pipeline.record_packages(planned.journal.tables, built, run_id="r", step=step) == 0
     assert told.texts == [
         "its packages are not recorded: What is inside cannot be told. No NixOS system went into it."
     ]

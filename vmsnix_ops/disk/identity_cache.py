@@ -108,8 +108,8 @@ class IdentityCache:
                 temporary.unlink(missing_ok=True)
             self._delete_oldest()
 
-    def forget(self, path: Path, *, store: str = "") -> None:
-        """Forget the identity of a file; `path` and `store` as for `find`."""
+    def delete(self, path: Path, *, store: str = "") -> None:
+        """Delete the identity of a file; `path` and `store` as for `find`."""
         with suppress(OSError):
             self._place(store or _key(path.stat())).unlink(missing_ok=True)
 

@@ -1,13 +1,13 @@
-"""What will happen: everything that a publish was asked for, checked, before anything is changed.
+"""The plan of a publish: its checked parameters, and its steps as methods.
 
-A plan is made once and printed; the steps take nothing else. The notebook reads as the sentence that it is::
+::
 
-    plan = publish.plan(image=image, region=region, bucket=bucket)
-    built = plan.build()
-    source = plan.upload(built)
-    snapshot = plan.import_snapshot(source)
-    ami = plan.register(snapshot)
-    plan.finish(ami)
+plan = publish.plan(image=image, region=region, bucket=bucket)
+built = plan.build()
+source = plan.upload(built)
+snapshot = plan.import_snapshot(source)
+ami = plan.register(snapshot)
+plan.finish(ami)
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.run import check_options as check_boot
 from vmsnix_ops.display import Displayed, DisplayTable, frame_table
 from vmsnix_ops.interrupts import stopping
+from vmsnix_ops.nix.image import BOOT_MODES, SYSTEMS
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
 from vmsnix_ops.publish.journal import Journal
+from vmsnix_ops.publish.parameters import PublishParameters, Via
 from vmsnix_ops.publish.preflight import check_image, checks_in_aws
-from vmsnix_ops.publish.wanted import Via, Wanted
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -48,23 +49,21 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 VIAS: tuple[Via, ...] = ("import", "direct")
-SYSTEMS = ("x86_64-linux", "aarch64-linux")
-BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # S3's rules for names, without the rare exclusions
-_ROLE = re.compile(r"[\w+=,.@-]{1,64}")  # IAM's
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # without S3's rare exclusions
+_ROLE = re.compile(r"[\w+=,.@-]{1,64}")
 _PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True)
-class PublishPlan(Displayed, Wanted):
+class PublishPlan(Displayed, PublishParameters):
     """A checked publish that has not started. Make it with `plan`.
 
-    Its attributes are those of `vmsnix_ops.publish.wanted.Wanted`.
+    Its attributes are those of `vmsnix_ops.publish.parameters.PublishParameters`.
     """
 
     def build(self) -> Built:
-        """Build the image, or find the one that was built; see `vmsnix_ops.publish.pipeline.build`."""
+        """Build the image, or find the built image; see `vmsnix_ops.publish.pipeline.build`."""
         return pipeline.build(self)
 
     def boot(self, built: Built) -> BootStep:
@@ -72,11 +71,11 @@ class PublishPlan(Displayed, Wanted):
         return run_boot_test(self, built)
 
     def upload(self, built: Built) -> UploadStep:
-        """Put the image where the snapshot is made of it; see `vmsnix_ops.publish.pipeline.upload`."""
+        """Upload the image; see `vmsnix_ops.publish.pipeline.upload`."""
         return pipeline.upload(self, built)
 
     def import_snapshot(self, source: UploadStep) -> SnapshotStep:
-        """Make a snapshot of it; see `vmsnix_ops.publish.pipeline.import_snapshot`."""
+        """Create the snapshot; see `vmsnix_ops.publish.pipeline.import_snapshot`."""
         return pipeline.import_snapshot(self, source)
 
     def register(self, snapshot: SnapshotStep) -> RegisteredAmi:
@@ -88,9 +87,9 @@ class PublishPlan(Displayed, Wanted):
         return pipeline.finish(self, ami)
 
     def apply(self) -> PublishResult:
-        """Take all steps of the notebook, from `build` to `finish`.
+        """Run all steps, from `build` to `finish`. Safe to run twice, as each step.
 
-        Safe to run twice, as every step is. SIGINT and SIGTERM end it cleanly; the second one at once.
+        The first SIGINT or SIGTERM ends the run after its clean-up, the second one ends it at once.
         """
         with stopping():
             built = self.build()
@@ -98,7 +97,7 @@ class PublishPlan(Displayed, Wanted):
             return self.finish(self.register(self.import_snapshot(self.upload(built))))
 
     def history(self, last: int = 10) -> pd.DataFrame:
-        """Return the newest AMIs in the tables, of any image."""
+        """Return the newest AMIs of all images in the tables."""
         from vmsnix_ops.records import history
 
         columns = ["created_at", "image", "name", "ami_id", "region", "snapshot_id", "size_gib", "state"]
@@ -114,13 +113,14 @@ class PublishPlan(Displayed, Wanted):
         return f"Publish {self.image} to {self.region}, account {self.account}"
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return what will happen, step by step, and what was checked."""
-        image = "IMAGE" if Path(self.image).exists() else self.image.split("#")[-1]  # a path does not say it
+        """Return what each step will do, and the results of the checks."""
+        # The name of the image is not known from its path.
+        image = "IMAGE" if Path(self.image).exists() else self.image.split("#")[-1]
         name = f"{self.prefix}-{image}-VERSION-SYSTEM-DIGEST"
         who = "everybody" if self.public else f"account {self.account}"
         lines = [("build", f"build {self.image}; use it unchanged if it is a file, a directory or a result")]
         if self.boot_test:
-            lines.append(("boot", "boot it in QEMU; continue only if it comes up"))
+            lines.append(("boot", "boot it in QEMU, and stop if the boot fails"))
         if self.via == "direct":
             what = (
                 ("the blocks that differ from the image's last snapshot")
@@ -177,51 +177,47 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> PublishPlan:
-    """Check parameters, image and account, and return what will happen. Nothing is changed.
+    """Check parameters, image and account, and return the plan. Nothing is changed.
 
     Parameters
     ----------
     image
-        What to publish: a flake attribute (``ecs-node``, ``./nix#ecs-node``), a ``result`` link, a Nix output
-        directory, or an image file (VHD, raw or stream-optimized VMDK; with ``via="direct"`` also qcow2, VHDX
-        and any VMDK).
+        A flake attribute (``ecs-node``, ``./nix#ecs-node``), a ``result`` link, a Nix output directory, or an
+        image file (VHD, raw or stream-optimized VMDK; with ``via="direct"`` also qcow2, VHDX and any VMDK).
     region
-        Where to; by default the settings' region, else AWS's own (``AWS_REGION``, the profile).
+        Region of the AMI; by default that of the settings, else of AWS (``AWS_REGION``, the profile).
     bucket
-        S3 bucket in that region; by default the settings'. Not needed with ``via="direct"``.
+        S3 bucket in that region; by default that of the settings. Not used with ``via="direct"``.
     prefix
-        First part of the AMI's name; by default the settings' (``altf4llc``).
+        First part of the AMI's name; by default that of the settings (``altf4llc``).
     via
-        ``"import"``: S3 and VM Import. ``"direct"``: blocks straight into a snapshot, without a
-        bucket or a role.
+        Method: ``"import"`` uses S3 and VM Import, ``"direct"`` the EBS direct APIs.
     incremental
-        With ``via="direct"``: send only what differs from the last snapshot of this image.
+        With ``via="direct"``: send only the blocks that differ from the image's last snapshot.
     verify
-        Read the snapshot back and compare it with the image: ``"none"``, a ``"sample"``, or the ``"whole"``.
+        Compare the snapshot with the image: ``"none"``, a ``"sample"``, or the ``"whole"`` snapshot.
     boot_test
-        Boot the image in QEMU before a byte is uploaded, and go on only when it comes up.
+        Boot the image in QEMU before the upload, and stop if the boot fails.
     boot_expect
-        With `boot_test`: regular expression for the line of the console to wait for; by default the one of a
-        NixOS that is up.
+        With `boot_test`: regular expression for the expected line on the console; by default that of NixOS.
     system
-        ``x86_64-linux`` or ``aarch64-linux``, for a flake's image (by default this machine's) and for an
-        image file that does not tell it. An image that says it differently is refused.
+        ``x86_64-linux`` or ``aarch64-linux``; by default that of the image file, or of this machine for an
+        image of a flake. A contradicting image is refused.
     boot_mode
-        ``legacy-bios``, ``uefi`` or ``uefi-preferred``; by default the image's own.
+        ``legacy-bios``, ``uefi`` or ``uefi-preferred``; by default that of the image.
     root_device
-        Root device name of the AMI; by default the image's own, else ``/dev/sda1``.
+        Root device name of the AMI; by default that of the image, else ``/dev/sda1``.
     role_name
-        Service role of VM Import; by default the settings' (``vmimport``).
+        Service role of VM Import; by default that of the settings (``vmimport``).
     kms_key
-        ARN of the KMS key that encrypts uploaded object, snapshot and AMI; by default the settings', else the
+        ARN of the KMS key for uploaded object, snapshot and AMI; by default that of the settings, else the
         defaults of bucket and account.
     public
         Whether everybody may launch the AMI.
     confirm_public
-        With `public`: the id of the account, once more. What is public cannot be taken back from who copied
-        it, so one parameter that slipped in must not be enough.
+        With `public`: the account ID. A public AMI can be copied by others, so one parameter is not enough.
     tags
-        More tags for everything that is created.
+        Additional tags for all created resources.
     dry_run
         Check and report; change nothing.
     settings, progress, session
@@ -232,8 +228,7 @@ def plan(
     vmsnix_ops.errors.UsageError
         A parameter is missing or invalid.
     vmsnix_ops.errors.ImageError, vmsnix_ops.errors.NixError
-        The image does not exist, cannot be read, or has a format that the method
-        cannot use. AWS was not queried.
+        The image does not exist, cannot be read, or has a format that the method does not support.
     vmsnix_ops.errors.AwsError
         Credentials, account, region, bucket or role are unusable.
     """
@@ -258,7 +253,7 @@ def plan(
             fix="Use only one of them.",
         )
 
-    # First, because it needs no call to AWS.
+    # First, because it does not call AWS.
     readable, _ = check_image(
         image,
         flake=settings.flake,
@@ -314,12 +309,12 @@ def plan(
 
 
 def check_public(public: bool, confirmed: str, account: str = "") -> None:
-    """Refuse unless both parameters of a public AMI agree, and name the account that it will be in.
+    """Check that both parameters of a public AMI are given, and that `confirmed` is the account.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        They do not.
+        They contradict each other.
     """
     if public and not confirmed:
         raise errors.ParameterError(
@@ -357,22 +352,17 @@ def _check_parameters(
             "No image given.",
             fix="Add --image with a flake attribute, a result, a directory or an image file.",
         )
-    if via not in VIAS:
-        raise errors.ParameterError(
-            f"Invalid method {via!r}.",
-            why=errors.nearest(via, VIAS),
-            fix=f"Use {' or '.join(map(repr, VIAS))}.",
-        )
-    if verify not in VERIFIES:
-        raise errors.ParameterError(
-            f"Invalid verification {verify!r}.",
-            why=errors.nearest(verify, VERIFIES),
-            fix=f"Use {', '.join(map(repr, VERIFIES))}.",
-        )
-    for name, value, known in (("system", system, SYSTEMS), ("boot_mode", boot_mode, BOOT_MODES)):
-        if value and value not in known:
+    choices = [
+        ("method", via, VIAS),
+        ("verification", verify, VERIFIES),
+        ("system", system, ("", *SYSTEMS)),
+        ("boot_mode", boot_mode, ("", *BOOT_MODES)),
+    ]
+    for name, value, known in choices:
+        if value not in known:
+            allowed = [choice for choice in known if choice]
             raise errors.ParameterError(
-                f"Invalid {name} {value!r}: use {', '.join(known)}.", why=errors.nearest(value, known)
+                f"Invalid {name} {value!r}: use {', '.join(allowed)}.", why=errors.nearest(value, allowed)
             )
     if via == "import" and not bucket:
         raise errors.ParameterError(
@@ -380,22 +370,12 @@ def _check_parameters(
             why="VM Import reads the image from one of your buckets.",
             fix="Add --bucket NAME, set bucket in vmsnix.toml, or use --via direct, which needs no bucket.",
         )
-    shapes: list[tuple[str, str, re.Pattern[str], str]] = [
+    rules = [
         ("bucket", bucket, _BUCKET, "use 3 to 63 lower-case letters, digits, dots or dashes"),
-        (
-            "role_name",
-            role_name,
-            _ROLE,
-            "use the name, not the ARN: up to 64 letters, digits or +=,.@-_",
-        ),
+        ("role_name", role_name, _ROLE, "use the name, not the ARN: up to 64 letters, digits or +=,.@-_"),
         ("root_device", root_device, DEVICE, "use a device name such as /dev/sda1 or /dev/xvda"),
-        (
-            "prefix",
-            prefix,
-            _PREFIX,
-            "use up to 40 letters, digits, spaces or ()[]./'@_-",
-        ),
+        ("prefix", prefix, _PREFIX, "use up to 40 letters, digits, spaces or ()[]./'@_-"),
     ]
-    for name, value, shape, rule in shapes[2:] if via == "direct" else shapes:
-        if not shape.fullmatch(value):
+    for name, value, pattern, rule in rules[2:] if via == "direct" else rules:
+        if not pattern.fullmatch(value):
             raise errors.ParameterError(f"Invalid {name} {value!r}: {rule}.")

@@ -1,4 +1,4 @@
-"""Boot an image in QEMU: as the runbook ``boot-image``, or as a step of a publish before the upload.
+"""Boot an image in QEMU, as the runbook ``boot-image`` or as a step of a publish.
 
 >>> from vmsnix_ops import boot_image
 >>> plan = boot_image.plan("result")  # doctest: +SKIP
@@ -25,16 +25,13 @@ from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
     from vmsnix_ops.boot.run import SuccessfulBoot
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.outcomes import StepOutcome
-    from vmsnix_ops.progress import Step
+    from vmsnix_ops.publish.parameters import PublishParameters
     from vmsnix_ops.publish.values import Built
-    from vmsnix_ops.publish.wanted import Wanted
 
 __all__ = ["BootPlan", "BootResult", "plan"]
 
@@ -44,29 +41,28 @@ def __dir__() -> list[str]:
 
 
 CONSOLE = "console.log"
-LONGEST_BOOT = 7 * 86_400
-"""Seconds after which nobody waits for a machine any more."""
+MAX_DEADLINE = 7 * 86_400  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class BootStep(Displayed):
-    """What came of the boot test.
+    """The result of a boot test.
 
     Attributes
     ----------
     outcome
-        ``"created"``: it booted; ``"reused"``: an AMI of these bytes is published already; ``"planned"``: a
-        dry run; ``"skipped"``: it was not asked for.
+        ``"created"``: the image booted; ``"reused"``: it is published already; ``"planned"``: a dry run;
+        ``"skipped"``: no boot test was requested.
     line
-        What the machine said when it was up.
+        The expected line of the console.
     seconds
-        How long that took.
+        Duration of the boot.
     accelerator
         ``"kvm"`` or ``"tcg"`` (emulated).
     console
-        The whole console.
+        File with the console.
     requests
-        How many requests the metadata service answered.
+        Number of requests to the metadata service.
     """
 
     outcome: StepOutcome
@@ -115,14 +111,12 @@ class BootPlan(Displayed):
     run: RunContext
 
     def apply(self) -> BootResult:
-        """Build the image unless it exists, and boot it.
-
-        Safe to run twice: nothing but this run's own folder is written.
+        """Build or read the image, and boot it. Safe to run twice: only the run's folder is written.
 
         Raises
         ------
         vmsnix_ops.errors.BootFailedError
-            It did not come up; the error ends with the console's last lines.
+            The image did not boot; has the last lines of the console.
         """
         from vmsnix_ops.nix import build as nix
 
@@ -162,17 +156,7 @@ class BootPlan(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BootResult(Result):
-    """The result of a boot test: the image started.
-
-    Attributes
-    ----------
-    plan
-        What was planned.
-    image
-        What booted.
-    step
-        What came of it.
-    """
+    """A successful boot test: its plan, the image, and the result."""
 
     plan: BootPlan
     image: BuiltImage
@@ -220,36 +204,36 @@ def plan(
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> BootPlan:
-    """Check the parameters of a boot test, and return what will happen. Nothing is started.
+    """Check the parameters of a boot test, and return its plan. Nothing is started.
 
     Parameters
     ----------
     image
         A flake attribute, a ``result`` link, a Nix output directory, or an image file.
     system, boot_mode
-        What it is for and how it boots, for an image file that does not tell it.
+        System and boot mode of an image file that does not contain them.
     expect
-        Regular expression for the line of the console to wait for; by default the one of a NixOS that is up.
+        Regular expression for the expected line on the console; by default that of NixOS.
     user_data, public_key
-        What the metadata service serves; none when empty.
+        Data for the metadata service; empty for none.
     deadline
-        Seconds; 0: five minutes with KVM, thirty without.
+        Maximum duration in seconds; 0 for five minutes with KVM and thirty without.
     accelerator
         ``"auto"``, ``"kvm"`` or ``"tcg"``.
     settings, progress
-        Where they do not come from the surroundings.
+        Override the defaults from vmsnix.toml and the environment.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        A parameter cannot be right.
+        A parameter is invalid.
     """
     if not image:
         raise errors.ParameterError(
             "No image given.",
             fix="Add --image with a flake attribute, a result, a directory or an image file.",
         )
-    check_range("deadline", deadline, 0, LONGEST_BOOT, "seconds")
+    check_range("deadline", deadline, 0, MAX_DEADLINE, "seconds")
     expect = expect or boot.EXPECT
     boot.check_options(expect, accelerator)
     settings = settings or load()
@@ -268,18 +252,17 @@ def plan(
     )
 
 
-def boot_test(plan: Wanted, built: Built) -> BootStep:
-    """Boot the image that is about to be published, when the plan wants it.
+def boot_test(plan: PublishParameters, built: Built) -> BootStep:
+    """Boot the image of a publish, if requested, before the upload.
 
-    Safe to run twice: the machine writes to an overlay, and bytes that an AMI holds already are not booted.
+    Safe to run twice: the machine writes to an overlay. An image that is published already is not booted.
 
     Raises
     ------
     vmsnix_ops.errors.ImageChangedError
-        The file holds other bytes than those that were identified: the ones that booted are not the ones that
-        would be published. Nothing has been uploaded.
+        The file does not contain the identified image, so another image was booted.
     vmsnix_ops.errors.BootFailedError
-        It did not come up. Nothing has been uploaded.
+        The image did not boot.
     """
     if not plan.boot_test:
         return BootStep("skipped")
@@ -291,20 +274,17 @@ def boot_test(plan: Wanted, built: Built) -> BootStep:
             entry.outcome = "reused"
             return BootStep("reused")
         with nullcontext() if built.seen is None else unchanged(built.path, built.seen):
-            done = _step(_boot(plan, built, built.path, entry.step))
+            booted = boot.boot(
+                built.path,
+                expect=plan.boot_expect or boot.EXPECT,
+                system=built.system,
+                boot_mode=built.boot_mode,
+                console=plan.journal.run.folder / CONSOLE,
+                on_message=entry.step.message,
+            )
+        done = _step(booted)
         entry.detail.update(line=done.line, accelerator=done.accelerator, console=done.console)
         return done
-
-
-def _boot(plan: Wanted, built: Built, path: Path, step: Step) -> SuccessfulBoot:
-    return boot.boot(
-        path,
-        expect=plan.boot_expect or boot.EXPECT,
-        system=built.system,
-        boot_mode=built.boot_mode,
-        console=plan.journal.run.folder / CONSOLE,
-        on_message=step.message,
-    )
 
 
 def _step(booted: SuccessfulBoot) -> BootStep:

@@ -39,7 +39,7 @@ _SHOWN = {"create": "will be created", "change": "will be corrected", "keep": "e
 
 
 class _Parts(Displayed):
-    """Shows the parts of an account, and what there is to do about each."""
+    """Shows the parts of an account, and what the bootstrap does with each."""
 
     __slots__ = ()
     place: policies.PolicyScope
@@ -63,23 +63,23 @@ class _Parts(Displayed):
         return f"Bootstrap {self.place.account} in {self.place.regions[0]}"
 
     def table(self) -> DisplayTable:
-        """Return the parts for people."""
+        """Return one row for each part."""
         rows = [(part.name, _SHOWN[part.verdict], part.what) for part in self.parts]
         return make_table(("part", "plan", "what"), rows)
 
 
 @dataclass(frozen=True, slots=True)
 class BootstrapPlan(_Parts):
-    """What a bootstrap will create and change. Nothing has been changed.
+    """The plan of a bootstrap.
 
     Attributes
     ----------
     place
-        Account, region, bucket, role.
+        Account, region, bucket and role.
     parts
-        Every part and what there is to do about it.
+        All parts, with the planned change.
     dry_run
-        `apply` changes nothing.
+        Whether `apply` changes nothing.
     """
 
     place: policies.PolicyScope
@@ -88,13 +88,13 @@ class BootstrapPlan(_Parts):
     session: boto3.Session = field(repr=False, compare=False)
 
     def notes(self) -> list[str]:
-        """Return that it is a dry run."""
+        """Return a note about a dry run."""
         return ["Dry run: nothing will be changed."] if self.dry_run and self.todo else []
 
     def apply(self) -> BootstrapResult:
-        """Create what is missing, change what is wrong, and return what exists then. A dry run does nothing.
+        """Create missing parts, correct wrong ones, and return the new state. A dry run changes nothing.
 
-        Safe to run twice: the second time, everything is there.
+        Safe to run twice: parts that exist are kept.
         """
         if self.dry_run:
             return BootstrapResult(self, self.place, self.parts)
@@ -103,22 +103,17 @@ class BootstrapPlan(_Parts):
         return BootstrapResult(self, self.place, tuple(bootstrap.plan_parts(self.session, self.place)))
 
     def cloudformation(self) -> str:
-        """Return the same as a CloudFormation template, in JSON."""
+        """Return a CloudFormation template of all parts, in JSON."""
         return json.dumps(bootstrap.cloudformation_template(self.place), indent=2)
 
     @check_arguments
     def template(self, place: str) -> str:
-        """Show the same as a CloudFormation template, or write it into a file, when that is asked for.
+        """Return the CloudFormation template, or write it to a file and return the command to deploy it.
 
         Parameters
         ----------
         place
-            A file; ``"-"`` shows the template; empty does neither.
-
-        Returns
-        -------
-        str
-            The template, or what became of it.
+            A file, ``"-"`` for the template itself, or empty for neither.
 
         Raises
         ------
@@ -145,15 +140,7 @@ class BootstrapPlan(_Parts):
 
 @dataclass(frozen=True, slots=True)
 class BootstrapResult(_Parts, Result):
-    """What the account has after a bootstrap.
-
-    Attributes
-    ----------
-    plan
-        What there was to do.
-    place, parts
-        As in the plan.
-    """
+    """The state of an account after a bootstrap; `place` and `parts` as in the plan."""
 
     runbook = "bootstrap"
     plan: BootstrapPlan
@@ -161,7 +148,7 @@ class BootstrapResult(_Parts, Result):
     parts: tuple[bootstrap.BootstrapPart, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as ``result.json`` contains it: what there was to do, and what is left."""
+        """Return the result as ``result.json`` contains it: the planned parts, and the remaining ones."""
         return {
             "status": "done",
             "dry_run": self.plan.dry_run,
@@ -181,23 +168,23 @@ def plan(
     dry_run: bool = True,
     session: boto3.Session | None = None,
 ) -> BootstrapPlan:
-    """Read what the account has, and return what a bootstrap will create and change. Nothing is changed.
+    """Read the parts of an account, and return the plan of a bootstrap. Nothing is changed.
 
     Parameters
     ----------
     region, bucket, role_name
-        As for `vmsnix_ops.publish.plan`; empty takes the settings'.
+        As for `vmsnix_ops.publish.plan`; by default those of the settings.
     dry_run
         Change nothing.
     session
-        Whose account it is.
+        Session of the account.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        Region or bucket is not known, or cannot be right.
+        Region or bucket is missing or invalid.
     vmsnix_ops.errors.AwsError
-        Credentials, account or region would not do, or the bucket's name is taken by others.
+        Credentials, account or region are unusable, or the bucket belongs to another account.
     """
     settings, session = load(), session or default_session()
     region = region or settings.region or session.region_name or ""
@@ -220,7 +207,7 @@ def plan(
         kms_key=keys.key_arn(settings.kms_key, region=region, who=who),
         partition=who.partition,
     )
-    # The lifecycle rule that a bootstrap makes would delete them.
+    # The lifecycle rule of a bootstrap would delete their objects.
     kept = {"archive": settings.archive, "history": settings.history}
     buckets.check_prefixes(kept, bucket, settings.key_prefix)
     return BootstrapPlan(place, tuple(bootstrap.plan_parts(session, place)), dry_run, session)

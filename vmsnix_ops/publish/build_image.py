@@ -1,4 +1,4 @@
-"""The build-image runbook: build a machine image with Nix, and list the packages inside.
+"""Build a machine image with Nix, and list its packages: the runbook ``build-image``.
 
 >>> from vmsnix_ops import build_image
 >>> plan = build_image.plan("ecs-node")  # doctest: +SKIP
@@ -33,10 +33,10 @@ def __dir__() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan(nix.BuildPlan):
-    """What a build will do. Nothing has been built."""
+    """The plan of a build."""
 
     def apply(self, *, progress: Progress | None = None) -> BuildResult:
-        """Build the image, or find it built; see `vmsnix_ops.nix.build.BuildPlan.build`.
+        """Build or find the image; see `vmsnix_ops.nix.build.BuildPlan.build`.
 
         Safe to run twice: Nix builds nothing that its store already contains.
         """
@@ -45,13 +45,7 @@ class BuildPlan(nix.BuildPlan):
 
 @dataclass(frozen=True, slots=True)
 class BuildResult(Result):
-    """A machine image that was built.
-
-    Attributes
-    ----------
-    image
-        The image, and where it comes from.
-    """
+    """A built machine image."""
 
     runbook = "build-image"
     image: BuiltImage
@@ -65,45 +59,24 @@ class BuildResult(Result):
         return {"status": "done", **self.image.result()}
 
     def frame(self) -> pd.DataFrame:
-        """Return the packages inside, the largest first: ``name``, ``version``, ``store_path``, ``bytes``.
+        """Return the packages of the image, the largest first: see `vmsnix_ops.nix.closure.closure`.
 
         Raises
         ------
         vmsnix_ops.errors.NixError
-            Nix cannot list what went into the image.
+            Nix cannot list the packages.
         """
         from vmsnix_ops.nix.closure import closure
 
         return closure(self.image)
 
     def show_packages(self, *, most: int = 10) -> display.DisplayTable:
-        """Return the largest packages for people, in bytes without what they refer to."""
+        """Return the largest packages; their sizes do not include their dependencies."""
         return display.frame_table(self.frame().head(most))
 
 
 @check_arguments
 def plan(image: str, *, system: str | None = None, flake: str | Path | None = None) -> BuildPlan:
-    """Return what building an image would do. Nothing is built.
-
-    Parameters
-    ----------
-    image
-        ``"ecs-node"``, ``"./nix#ecs-node"`` or ``"./nix#packages.aarch64-linux.ecs-node"``.
-    system
-        ``"x86_64-linux"`` or ``"aarch64-linux"``; that of this machine when empty.
-    flake
-        Where `image` is looked up when it names no flake; the setting ``flake`` when empty.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UnknownImageError
-        There is no such image.
-    vmsnix_ops.errors.ParameterError
-        The flake or the system is invalid.
-    vmsnix_ops.errors.ToolMissingError
-        Nix is not installed.
-    vmsnix_ops.errors.NixError
-        The flake cannot be evaluated.
-    """
+    """Return the plan of a build; parameters and errors are those of `vmsnix_ops.nix.build.plan_build`."""
     found = nix.plan_build(image, system=system, flake=flake)
     return BuildPlan(found.image, found.source, found.provenance, found.keep)

@@ -1,4 +1,4 @@
-"""Where a job on a published AMI begins: the region it is in, and the account whose credentials are used."""
+"""The checked home region and account of a job."""
 
 from __future__ import annotations
 
@@ -21,20 +21,12 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.session import Options
 
 ONE_OF_MANY: Options = {"attempts": 4, "read_seconds": 15}
-"""Options for clients of one region of many, which may block for one minute and not for six."""
+"""Options for clients of many regions: an unreachable region blocks for one minute instead of six."""
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A region whose credentials, account and name were checked. Make it with `checked_home`.
-
-    Attributes
-    ----------
-    region, account
-        Where, and whose it is.
-    checks
-        What was checked; none of them failed.
-    """
+    """A region and account that were checked. Make it with `checked_home`; none of its `checks` failed."""
 
     region: str
     account: str
@@ -44,33 +36,33 @@ class Home:
 
     @property
     def ec2(self) -> EC2Client:
-        """A client of the region."""
+        """Client of the region."""
         return client(self.session, "ec2", self.region)
 
     @property
     def ssm(self) -> SSMClient:
-        """A client of the region."""
+        """Client of the region."""
         return client(self.session, "ssm", self.region)
 
 
 def checked_home(
     region: str = "", *, settings: Settings | None = None, session: boto3.Session | None = None
 ) -> Home:
-    """Check credentials, account and region before anything is asked that needs them.
+    """Check credentials, account and region.
 
     Parameters
     ----------
     region
-        By default the settings' region, else AWS's own.
+        By default the region of the settings, else of AWS.
     settings, session
-        Where they do not come from the surroundings.
+        Override the defaults from vmsnix.toml and the AWS environment.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        No region is known.
+        No region is given.
     vmsnix_ops.errors.AwsError
-        There are no credentials, they are of an account that may not be used, or the region is not enabled.
+        There are no credentials, the account is not allowed, or the region is not enabled.
     """
     settings, session = settings or load(), session or default_session()
     region = regions.home_region(session, region, settings.region)

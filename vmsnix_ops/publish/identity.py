@@ -1,4 +1,4 @@
-"""What an image is called in AWS (name, key, tags) and how its AMI is registered."""
+"""The names, keys and tags of an image in AWS, and the registration of its AMI."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.nix.image import BuiltImage
-    from vmsnix_ops.publish.wanted import Wanted
+    from vmsnix_ops.publish.parameters import PublishParameters
 
 
-# How an AMI is registered: as its image requests (``registerImage``), unless the operator requests otherwise.
-#
-# What an image requests is followed or refused by name, and refused before anything is uploaded.
+# The registration of an AMI, by the image's ``registerImage`` and the operator's parameters, which take
+# precedence. An unsupported value is refused before the upload.
 #
 # Sources: "RegisterImage" and "EbsBlockDevice" in the Amazon EC2 API Reference; "Instance type requirements
 # for NitroTPM" and "UEFI variables" in the Amazon EC2 User Guide.
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 DEVICE = re.compile(r"/dev/(sd[a-z][1-9]?[0-9]?|xvd[a-z]{1,2})")
 """EC2's device names for HVM."""
 
-ROOT_DEVICE = "/dev/sda1"  # RegisterImage's default, too
+ROOT_DEVICE = "/dev/sda1"  # as the default of RegisterImage
 GIB = 2**30
 UEFI_DATA_BYTES = 64 * 1024  # EC2's limit
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -66,7 +65,7 @@ _SIZES = {
 }
 _IOPS = {"gp3": (3_000, 80_000), "io1": (100, 64_000), "io2": (100, 256_000)}
 _THROUGHPUT = {"gp3": (125, 2_000)}
-# Of each number: the unit, and the smallest and largest value by volume type (EbsBlockDevice).
+# Unit, and minimum and maximum by volume type (EbsBlockDevice).
 _RANGES = {"VolumeSize": (" GiB", _SIZES), "Iops": ("", _IOPS), "Throughput": (" MiB/s", _THROUGHPUT)}
 _NO_ROOT_TYPES = ("sc1", "st1")
 _INSTANCE_STORE = re.compile(r"ephemeral(1?[0-9]|2[0-3])")
@@ -83,23 +82,23 @@ _EBS = {
 def registration_of(
     image: BuiltImage, *, name: str, disk_bytes: int, root_device: str = "", boot_mode: str = ""
 ) -> images.Registration:
-    """Return how the AMI of an image is to be registered, without snapshot and tags.
+    """Return the registration of an image's AMI, without snapshot and tags.
 
     Parameters
     ----------
     image
-        With its requests (``registerImage``).
+        The image, with its ``registerImage``.
     name
-        Of the AMI.
+        Name of the AMI.
     disk_bytes
         Size of its disk.
     root_device, boot_mode
-        The operator's; empty: the image's own, or its default.
+        The operator's parameters; by default the values of the image.
 
     Raises
     ------
     vmsnix_ops.errors.ImageFormatError
-        The image requests something that EC2 or vmsnix does not support; names the field.
+        EC2 or vmsnix does not support a value of ``registerImage``; has the field.
     """
     asked = _checked({k: v for k, v in image.register_image.items() if v is not None}, image)
     architecture = images.ARCHITECTURES.get(image.system)
@@ -133,7 +132,7 @@ def registration_of(
 
 
 def _checked(asked: Mapping[str, Any], image: BuiltImage) -> Mapping[str, Any]:
-    """Return ``registerImage``, every key known and every value one that EC2 takes."""
+    """Return ``registerImage`` after checking its keys and values."""
     for key, value in asked.items():
         if key in _OURS:
             _refuse(image, key, f"An image cannot set it: {_OURS[key]}.")
@@ -142,9 +141,8 @@ def _checked(asked: Mapping[str, Any], image: BuiltImage) -> Mapping[str, Any]:
             if value not in choices or type(value) is not type(choices[0]):
                 _refuse(image, key, f"It is {value!r} and must be {' or '.join(map(repr, choices))}.")
         elif key in _TEXTS:
-            if not isinstance(value, str) or len(value) > (
-                255 if key == "Description" else UEFI_DATA_BYTES * 2
-            ):
+            longest = 255 if key == "Description" else UEFI_DATA_BYTES * 2
+            if not isinstance(value, str) or len(value) > longest:
                 _refuse(image, key, "It is too long, or not text.")
         elif key != "BlockDeviceMappings":
             _refuse(image, key, "vmsnix does not support this parameter of RegisterImage.")
@@ -228,7 +226,7 @@ def _devices(
 
 
 def _mappings(image: BuiltImage, given: Any) -> dict[str, BlockDeviceMappingTypeDef]:
-    """Return the block device mappings by device name, every member checked."""
+    """Return the block device mappings by device name, after checking them."""
 
     def refuse(why: str) -> NoReturn:
         _refuse(image, "BlockDeviceMappings", why)
@@ -286,7 +284,7 @@ def _ebs(device: str, given: Any, refuse: Callable[[str], NoReturn]) -> EbsBlock
         low, high = ranges[kind]
         if not low <= ebs[key] <= high:
             refuse(f"{key} of {device} is {ebs[key]}{unit}, but {kind} allows {low} to {high}{unit}.")
-    # Sent, not left to a default of AWS: an AMI can then be compared with the request.
+    # Explicit values instead of AWS's defaults, so that an AMI can be compared with the request.
     checked: EbsBlockDeviceTypeDef = {"VolumeType": kind, "DeleteOnTermination": True}
     return checked | cast("EbsBlockDeviceTypeDef", ebs)
 
@@ -300,8 +298,8 @@ def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
     )
 
 
-def describe(plan: Wanted, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
-    """Return what is known of an image before AWS is queried; refuse a format that the method cannot use."""
+def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
+    """Return an image with the name and registration of its AMI; refuse an unsupported format."""
     if plan.via == "import":
         imports.check_format(image.path.name, disk)
     name = images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.identity[:8]}")
@@ -332,35 +330,35 @@ def describe(plan: Wanted, image: BuiltImage, disk: DiskImage, seen: Survey) -> 
     )
 
 
-def registration(plan: Wanted, built: Built, snapshot_id: str = "") -> images.Registration:
-    """Return how the AMI is registered: as the image requests, with the operator's choices."""
+def registration(plan: PublishParameters, built: Built, snapshot_id: str = "") -> images.Registration:
+    """Return the registration of the AMI with snapshot and tags."""
     if built.registration is None:
-        raise RuntimeError("a built image with a digest has a registration")
+        raise RuntimeError("the image has no registration")
     return replace(built.registration, snapshot_id=snapshot_id, tags=tags(plan, built) | _evidence(plan))
 
 
-def _evidence(plan: Wanted) -> dict[str, str]:
-    """Return the tag that leads from an AMI to the evidence of its run; none without an archive for all."""
+def _evidence(plan: PublishParameters) -> dict[str, str]:
+    """Return the tag with the URL of the run's evidence; none without an archive on S3."""
     entry = plan.journal.run.entry
-    # A tag that is cut leads nowhere.
+    # A shortened URL is useless.
     return {tagging.EVIDENCE: entry} if 0 < len(entry) <= tagging.LONGEST_VALUE else {}
 
 
-def key(plan: Wanted, built: Built) -> str:
-    """Return the key of the object in S3: the same for the same file and encryption on every machine."""
+def key(plan: PublishParameters, built: Built) -> str:
+    """Return the key of the object in S3, which depends only on the file and the encryption."""
     if built.seen is None:
-        raise RuntimeError("an image that is uploaded was identified")
+        raise RuntimeError("the uploaded image has no digests")
     file = f"{built.digest}-{built.seen.file_digest[:32]}{keys.key_suffix(plan.kms_key)}"
     return f"{plan.key_prefix}{file}.{built.format}"
 
 
-def url(plan: Wanted, built: Built) -> str:
-    """Return the object's address, as the AWS CLI writes it."""
+def url(plan: PublishParameters, built: Built) -> str:
+    """Return the URL of the object in S3."""
     return f"s3://{plan.bucket}/{key(plan, built)}"
 
 
-def tags(plan: Wanted, built: Built) -> dict[str, str]:
-    """Return the tags of everything that this publish creates."""
+def tags(plan: PublishParameters, built: Built) -> dict[str, str]:
+    """Return the tags of all resources that this publish creates."""
     return {
         tagging.NAME: built.ami_name,
         tagging.IMAGE: built.name,
@@ -373,10 +371,10 @@ def tags(plan: Wanted, built: Built) -> dict[str, str]:
     }
 
 
-def block_upload(plan: Wanted, built: Built) -> writing.Upload:
-    """Return what a direct upload sends, and which file lists the blocks that arrived."""
+def block_upload(plan: PublishParameters, built: Built) -> writing.Upload:
+    """Return the parameters of a direct upload."""
     if built.path is None:
-        raise RuntimeError("a built image with a digest has a path")
+        raise RuntimeError("the uploaded image has no path")
     name = f"{plan.account}-{plan.region}-{built.digest}{keys.key_suffix(plan.kms_key)}"
     return writing.Upload(
         path=built.path,

@@ -1,8 +1,7 @@
-"""What happened, written down three times: for the operator, for the next run, for the tables.
+"""Record the steps of a run: in its journal file, in the tables, and as progress for the operator.
 
-A step is announced before it starts and closed when it ends, however it ends. The journal file is appended
-line by line and flushed, so that it tells the truth about a process that was killed; the ``steps`` table gets
-one row a step.
+The journal file gets a line when a step starts and when it ends, so that it is complete also after the
+process was killed. The table ``steps`` gets one row for each step.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Entry:
-    """What a step adds to its own record while it runs."""
+    """The values that a step adds to its record."""
 
     step: Step
     bytes: int = 0
@@ -54,13 +53,13 @@ class Journal:
     Parameters
     ----------
     run
-        The run; ``journal.jsonl`` goes into its folder.
+        The run; its folder gets ``journal.jsonl``.
     tables
-        Where the ``steps`` rows go.
+        Tables for the rows of ``steps`` and ``runs``.
     progress
-        The face that the operator sees.
+        Progress for the operator.
     region, account, via
-        Where and how; columns of every row.
+        Columns of each row.
     """
 
     def __init__(
@@ -68,10 +67,10 @@ class Journal:
     ) -> None:
         self.run, self.tables, self.progress = run, tables, progress
         self.region, self.account, self.via = region, account, via
-        self.image, self.digest = "", ""  # its name may be known before it is built, its digest is not
+        self.image, self.digest = "", ""  # set when they are known
         self.timings: list[StepTiming] = []
-        self._unsaved: dict[str, None] = {}  # in the tables; the run's folder has the rows
-        self._unwritten: dict[str, None] = {}  # in the run's folder
+        self._unsaved: dict[str, None] = {}  # problems with the tables; the run's folder has the rows
+        self._unwritten: dict[str, None] = {}  # problems with the run's folder
         self.started_at = datetime.now(UTC)
         self._path = run.folder / "journal.jsonl"
 
@@ -79,23 +78,23 @@ class Journal:
     def step(
         self, name: str, *, total: float | None = None, unit: Unit = "items", shown: bool = True
     ) -> Iterator[Entry]:
-        """Run the block as one step: announced, timed, and recorded also when it fails.
+        """Run the block as a step, and record it, also if it fails.
 
         Parameters
         ----------
         name
-            Of the step.
+            Name of the step.
         total, unit
-            Its size, for the operator.
+            Its size, for the progress.
         shown
-            False when what runs inside shows its own progress.
+            Whether to show the progress; false if the block shows its own.
         """
         started = datetime.now(UTC)
-        face = self.progress if shown else silent()
+        progress = self.progress if shown else silent()
         with (
-            self._at_work(),
+            self._locked(),
             acts.recording(self.run.folder, self.run.run_id),
-            face.step(name, total=total, unit=unit) as step,
+            progress.step(name, total=total, unit=unit) as step,
         ):
             self._write(name, "started", region=self.region, account=self.account, via=self.via)
             entry = Entry(step)
@@ -109,19 +108,19 @@ class Journal:
                     self._record_run(
                         "cancelled" if interrupted else "failed", error=str(entry.detail["error"])
                     )
-                except (OSError, RecordsError) as unsaved:  # it must not hide why the step failed
+                except (OSError, RecordsError) as unsaved:  # must not replace the error of the step
                     error.add_note(f"The failure could not be recorded: {unsaved}")
                 raise
             self._close(name, entry.outcome, started, entry)
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Hold the journal's lock, so that nobody undoes what is under way; death releases it too."""
+    def _locked(self) -> Iterator[None]:
+        """Lock the journal, so that `vmsnix undo` refuses a running run. The lock ends with the process."""
         descriptor = -1
         with self.saving():
             files.make_folder(self.run.folder)
             descriptor = files.create(self._path, os.O_RDWR)
-            with suppress(OSError):  # a file system without locks
+            with suppress(OSError):  # on a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         try:
             yield
@@ -130,16 +129,13 @@ class Journal:
                 os.close(descriptor)
 
     def save_again(self) -> tuple[str, ...]:
-        """Save once more what could not be saved; return what still cannot be, as sentences."""
+        """Save the unsaved records again; return the remaining problems, as sentences."""
         if self._unsaved:
             self._unsaved = dict.fromkeys(append_unsaved(self.run.folder, self.tables))
         return self.problems
 
     def slow(self) -> tuple[SlowStep, ...] | None:
-        """Return the steps so far that were slow by their own history; ``None`` when it cannot be read.
-
-        By then the work is done, so that a table which cannot be read must not end the run as failed.
-        """
+        """Return the steps that were slow compared with their history; ``None`` if it cannot be read."""
         try:
             return timings.slow_steps(
                 self.tables, self.run.run_id, image=self.image, region=self.region, via=self.via
@@ -148,7 +144,7 @@ class Journal:
             return None
 
     def finish(self, result: PublishResult) -> None:
-        """Write ``result.json``, and the row in ``runs`` unless a runner will do that."""
+        """Write ``result.json``, and the row in ``runs`` unless a runner writes it."""
         if not result.dry_run:
             self._record_run("done", image_name=result.image_name, ami_id=result.ami_id)
         with self.saving():
@@ -156,7 +152,7 @@ class Journal:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Collect the block's error in `problems`: a record that cannot be saved must not stop the work."""
+        """Collect the block's error in `problems`, so that an unsaved record does not stop the run."""
         try:
             yield
         except RecordsError as error:
@@ -166,7 +162,7 @@ class Journal:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What could not be saved, as sentences."""
+        """The records that could not be saved, as sentences."""
         return (*self._unwritten, *self._unsaved, *self.tables.problems)
 
     def _record_run(self, status: str, **more: str) -> None:
@@ -182,7 +178,7 @@ class Journal:
             StepTiming(name, "failed" if status == "failed" else entry.outcome, seconds, entry.bytes)
         )
         if entry.outcome == "planned":
-            return  # a dry run leaves no trace in the tables
+            return  # a dry run is not recorded in the tables
         row = {
             "run_id": self.run.run_id,
             "step": name,
@@ -213,11 +209,11 @@ class Journal:
             files.append_line(self._path, json.dumps(line, default=str), durable=True)
 
 
-Some = TypeVar("Some", bound="Outcomes")
+AnyOutcomes = TypeVar("AnyOutcomes", bound="Outcomes")
 
 
 def record_run(run: RunContext, tables: Tables, status: str, started_at: datetime, **more: Any) -> None:
-    """Write the row in ``runs`` of a run that no runner looks after; the first one of a run counts."""
+    """Write the row in ``runs``, unless a runner writes it; of several rows of a run the first one counts."""
     if run.managed:
         return
     finished = datetime.now(UTC)
@@ -237,12 +233,9 @@ def record_run(run: RunContext, tables: Tables, status: str, started_at: datetim
 
 
 def record_outcomes(
-    run: RunContext, tables: Tables, outcomes: Some, started_at: datetime, **more: Any
-) -> Some:
-    """Write the row in ``runs`` of a job on several regions, as `record_run` does.
-
-    Where that fails, what was done is done: the outcomes say so in a row of their own.
-    """
+    run: RunContext, tables: Tables, outcomes: AnyOutcomes, started_at: datetime, **more: Any
+) -> AnyOutcomes:
+    """Write the row in ``runs`` of a job on several regions; return the outcomes as `recorded` does."""
     error = outcomes.error
     failure = {"error": str(error)} if error else {}
 

@@ -1,8 +1,8 @@
-"""What became of work on many regions: one outcome a region and step, and one verdict for all of it."""
+"""The results of jobs on several regions: one row for each region and step, and one status for the job."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vmsnix_ops import display, errors
@@ -29,23 +29,17 @@ COLUMNS = {
     "seconds": "duration",
     "best_effort": "whether a failure in this region does not fail the run",
 }
-"""Columns of `Outcomes.frame`, and their meaning."""
+"""Columns of `Outcomes.frame`."""
 
 ANNOUNCE = "announce"
 CONFLICT = "conflict"
-"""Step of the row that says that a channel was changed between plan and write."""
+"""Step of a row for a channel that was changed between plan and write."""
 MARKED = {**{name: f"✓ {name}" for name in SUCCEEDED}, "failed": "✗ failed"}
 
 
 @dataclass(frozen=True, slots=True)
 class RegionStep:
-    """What became of one step in one region; the fields are `COLUMNS`.
-
-    Attributes
-    ----------
-    error
-        Behind a failure.
-    """
+    """The result of a step in a region: the fields of `COLUMNS`, and the error of a failure."""
 
     region: str
     step: str
@@ -68,16 +62,16 @@ class _Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcomes(Result):
-    """All of it; shows itself as one line a region. The base of such results.
+    """The base class of results of jobs on several regions.
 
     Attributes
     ----------
     job
-        What was done, as the beginning of a sentence: ``"The promotion"``.
+        Name of the job, as the beginning of a sentence: ``"The promotion"``.
     rows
-        In the order of the regions and steps.
+        The results, in the order of regions and steps.
     plan
-        What was planned.
+        The plan of the job.
     """
 
     rows: tuple[RegionStep, ...]
@@ -91,22 +85,22 @@ class Outcomes(Result):
 
     @property
     def dry_run(self) -> bool:
-        """Whether nothing was done: what failed would be refused."""
+        """Whether nothing was changed; then failed steps would fail."""
         return self.plan.dry_run
 
     @property
     def fix(self) -> str:
-        """How to go on when it is done in part."""
+        """What to do after a partial run."""
         return "Run the same command again: it does what is left and repeats nothing."
 
     @property
     def failed(self) -> tuple[RegionStep, ...]:
-        """What failed where a failure counts."""
+        """The failed steps, without those of best-effort regions."""
         return tuple(row for row in self.rows if row.outcome == "failed" and not row.best_effort)
 
     @property
     def status(self) -> RunStatus:
-        """``"partial"`` when something counts as failed and something else is as it should be."""
+        """``"partial"`` if some steps failed and others succeeded."""
         if not self.failed:
             return "done"
         fine = any(row.outcome in ("planned", *SUCCEEDED) for row in self.rows)
@@ -115,36 +109,36 @@ class Outcomes(Result):
 
     @property
     def conflicts(self) -> tuple[errors.OverwrittenValueError, ...]:
-        """Changes of a channel that were overwritten without having been planned for."""
+        """The unplanned changes of a channel that were overwritten."""
         found = (row.error for row in self.rows)
         return tuple(error for error in found if isinstance(error, errors.OverwrittenValueError))
 
     @property
     def error(self) -> errors.VmsnixError | None:
-        """What the run ends with; ``None`` when nothing failed that counts."""
+        """The error of the run; ``None`` if no step failed outside of best-effort regions."""
         if self.status == "done":
             return None
         if self.status == "failed":
             return self.failed[0].error or errors.VmsnixError(f"{self.job} failed.", why=self.failed[0].why)
-        of_regions = [row for row in self.rows if row.step != ANNOUNCE]  # the topic's is none of the AMI's
+        of_regions = [row for row in self.rows if row.step != ANNOUNCE]  # that row is about the topic
         regions = list(dict.fromkeys(row.region for row in of_regions))
         bad = {row.region for row in of_regions if row.outcome == "failed"}
-        told = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
-        sound = f"{len(regions) - len(bad)} of {counted(len(regions), 'region')}"
+        why = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
+        good = f"{len(regions) - len(bad)} of {counted(len(regions), 'region')}"
         if self.dry_run:
             return errors.PartialError(
-                f"{self.job} would be partial: {sound} would succeed.",
-                why=told,
+                f"{self.job} would be partial: {good} would succeed.",
+                why=why,
                 fix="Correct the cause, or leave those regions out, then make the plan again.",
             )
         unrecorded = [row.error for row in self.failed if isinstance(row.error, errors.UnrecordedActError)]
         kind = errors.UnrecordedActError if unrecorded else errors.PartialError
-        # Running it again is no answer to a conflict: a person decides which value is right.
+        # Another run does not resolve a conflict: a person must decide which value is right.
         fix = " ".join(error.fix for error in self.conflicts) or self.fix
-        return kind(f"{self.job} is partial: {sound} succeeded.", why=told, fix=fix)
+        return kind(f"{self.job} is partial: {good} succeeded.", why=why, fix=fix)
 
     def frame(self) -> pd.DataFrame:
-        """Return one row a region and step, with the columns `COLUMNS`."""
+        """Return one row for each region and step, with the columns `COLUMNS`."""
         import pandas as pd
 
         frame = pd.DataFrame([self.plain(row) for row in self.rows], columns=list(COLUMNS))
@@ -152,18 +146,18 @@ class Outcomes(Result):
 
     @staticmethod
     def plain(row: RegionStep) -> dict[str, Any]:
-        """Return a row as plain values, as ``result.json`` holds it."""
+        """Return a row as ``result.json`` contains it."""
         return {name: getattr(row, name) for name in COLUMNS}
 
     def regions(self) -> pd.DataFrame:
-        """Return one row a region: ``region``, ``ami_id``, the outcome of each step, ``why``."""
+        """Return one row for each region: ``region``, ``ami_id``, the outcome of each step, ``why``."""
         import pandas as pd
 
         header, lines = self._table()
         return pd.DataFrame(lines, columns=header)
 
     def show_steps(self) -> display.DisplayTable:
-        """Return one row a region and step for people: what was done, how long it took, and why not."""
+        """Return one row for each region and step: what was done, its duration, and why it failed."""
         rows = [
             (_region(row), row.step, row.outcome, display.seconds(row.seconds or None), row.why or row.what)
             for row in self.rows
@@ -176,7 +170,7 @@ class Outcomes(Result):
         by_region: dict[str, list[RegionStep]] = {}
         for row in self.rows:
             by_region.setdefault(row.region, []).append(row)
-        # The region with most steps has them in their order; the AMI's own has no copy.
+        # The region with the most steps has them all in order; the AMI's own region has no copy.
         longest = sorted(by_region.values(), key=len, reverse=True)
         steps = list(dict.fromkeys(row.step for rows in longest for row in rows))
         lines = []
@@ -193,7 +187,7 @@ class Outcomes(Result):
         return f"{self.job} (dry run)" if self.dry_run else self.job
 
     def table(self) -> display.DisplayTable:
-        """Return one row a region, for people."""
+        """Return one row for each region."""
         header, lines = self._table()
         return display.make_table(header, [[MARKED.get(cell, cell) for cell in line] for line in lines])
 
@@ -203,14 +197,14 @@ def _region(row: RegionStep) -> str:
 
 
 def recorded(rows: Sequence[RegionStep], region: str, *records: Callable[[], None]) -> list[RegionStep]:
-    """Return outcomes, and one more where writing them down fails: what was done is done, and told.
+    """Record the results of a region; return them with a failed row ``record`` if that fails.
 
     Parameters
     ----------
     rows, region
-        What became of which region.
+        The results, and their region.
     records
-        Each writes something down; after one that fails the next is still tried.
+        Functions that write records; all are called, also after a failure.
     """
     failures = []
     for record in records:
@@ -218,11 +212,12 @@ def recorded(rows: Sequence[RegionStep], region: str, *records: Callable[[], Non
             record()
         except (errors.AwsError, errors.RecordsError) as error:
             failures.append(error)
-    told = list(rows)
-    known = any(one.step == "record" and one.region == region for one in rows)
-    if failures and not known:
-        first = failures[0]
-        row = RegionStep(region, "record", "failed", why=str(first), error=first)
-        ami_id = next((one.ami_id for one in rows if one.ami_id), "")
-        told.append(replace(row, ami_id=ami_id, best_effort=any(one.best_effort for one in rows)))
-    return told
+    if not failures or any(one.step == "record" and one.region == region for one in rows):
+        return list(rows)
+    first = failures[0]
+    ami_id = next((one.ami_id for one in rows if one.ami_id), "")
+    best_effort = any(one.best_effort for one in rows)
+    row = RegionStep(
+        region, "record", "failed", why=str(first), ami_id=ami_id, best_effort=best_effort, error=first
+    )
+    return [*rows, row]

@@ -1,12 +1,10 @@
 """The steps of a publish.
 
-Each step finds what it would create, and creates it only when it does not exist. Identity is content: the S3
-key, the snapshot's and the AMI's tags and every ClientToken derive from the identity of the disk, so a run
-that died is continued by running it again, on any machine.
+Each step finds its result, or creates it. S3 key, tags and ClientTokens derive from the identity of the disk,
+so that an interrupted run is continued by running it again, on any machine.
 
-What an error leaves behind depends on what fixes it. When the same call would fail again, the uploaded object
-is removed with it. When another try may go through (credentials expired, a quota, a deadline, the network)
-the work is kept, and the next run continues.
+After an error that another run may not have (expired credentials, a quota, a deadline, the network), the
+uploaded object is kept, and the next run continues. After other errors it is deleted.
 """
 
 from __future__ import annotations
@@ -52,27 +50,20 @@ if TYPE_CHECKING:
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.journal import Entry
-    from vmsnix_ops.publish.wanted import Wanted
+    from vmsnix_ops.publish.parameters import PublishParameters
     from vmsnix_ops.records.run_tables import RunTables
     from vmsnix_ops.records.tables import Tables
 
 
-# How long a step will take, by the records of earlier runs with images of about the same size.
+# The expected duration of a step, from earlier runs with images of similar size.
 
-ALIKE = 1.5  # sizes that differ by no more than this factor are about the same
-FEWEST = 3  # earlier steps that an expectation needs
-LATEST = 50
+SIMILAR_FACTOR = 1.5  # maximum ratio of similar sizes
+MIN_STEPS, MAX_STEPS = 3, 50  # earlier steps for a forecast
 
 
 @dataclass(frozen=True, slots=True)
-class Expectation:
-    """Durations of earlier steps of the same kind and size.
-
-    Attributes
-    ----------
-    seconds
-        Of each, in ascending order.
-    """
+class Forecast:
+    """The durations of earlier steps of the same kind and size, ascending, in seconds."""
 
     seconds: tuple[float, ...]
 
@@ -82,35 +73,25 @@ class Expectation:
         return median(self.seconds)
 
     def remaining(self, elapsed: float) -> float | None:
-        """Return how many seconds are to go after so many.
+        """Return the remaining seconds of a step, from the median of the earlier steps that took longer.
 
-        The median of those earlier steps that had not ended by then either; ``None`` when this one is slower
-        than all of them, so that nothing is known.
+        ``None`` if all earlier steps were faster.
 
         Examples
         --------
-        >>> Expectation((60.0, 100.0, 300.0)).remaining(20)
+        >>> Forecast((60.0, 100.0, 300.0)).remaining(20)
         80.0
-        >>> Expectation((60.0, 100.0, 300.0)).remaining(150)
+        >>> Forecast((60.0, 100.0, 300.0)).remaining(150)
         150.0
         """
         slower = self.seconds[bisect_right(self.seconds, elapsed) :]
         return median(slower) - elapsed if slower else None
 
 
-def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> Expectation | None:
-    """Return what the latest finished steps of this kind and size took.
+def forecast(tables: Tables, *, step: str, via: str, region: str, size: int) -> Forecast | None:
+    """Return the durations of the latest steps of this kind and similar size (bytes of the image's file).
 
-    ``None`` when there are too few, or the table cannot be read.
-
-    Parameters
-    ----------
-    tables
-        Where the steps are recorded.
-    step, via, region
-        Which steps count.
-    size
-        Bytes of the image's file.
+    ``None`` if there are too few, or the table cannot be read.
     """
     kinds = [
         ("step", "==", step),
@@ -118,25 +99,22 @@ def expected(tables: Tables, *, step: str, via: str, region: str, size: int) -> 
         ("region", "==", region),
         ("status", "in", outcomes.WORKED),
     ]
-    sizes = [("bytes", ">=", int(size / ALIKE)), ("bytes", "<=", int(size * ALIKE))]
+    sizes = [("bytes", ">=", int(size / SIMILAR_FACTOR)), ("bytes", "<=", int(size * SIMILAR_FACTOR))]
     try:
         found = tables.read("steps", columns=["started_at", "seconds"], where=[*kinds, *sizes])
     except RecordsError:
         return None
-    if len(found) < FEWEST:
+    if len(found) < MIN_STEPS:
         return None
-    latest = found.sort_values("started_at")["seconds"].tail(LATEST)
-    return Expectation(tuple(sorted(float(seconds) for seconds in latest)))
+    latest = found.sort_values("started_at")["seconds"].tail(MAX_STEPS)
+    return Forecast(tuple(sorted(float(seconds) for seconds in latest)))
 
 
-# What is inside a published image, for questions such as "which AMIs contain openssl older than 3.0.15".
+def record_packages(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
+    """Write the packages of an image to the table ``packages``, and return their number.
 
-
-def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
-    """Write the packages of an image to the table ``packages``, and return how many.
-
-    Safe to run twice: the packages of a digest are written once. A file that Nix did not build here has
-    none to tell, and an image whose contents Nix cannot list is published all the same: the step says why.
+    Safe to run twice: the packages of a digest are written once. Nothing is written for an image that Nix did
+    not build on this machine. If Nix cannot list the packages, the step shows the reason.
     """
     if not built.derivation:
         return 0
@@ -159,25 +137,25 @@ def record(tables: RunTables, built: Built, *, run_id: str, step: Step) -> int:
     return len(inside)
 
 
-# Clean-up after a failure: only what another try can use is kept.
+# Clean-up after a failure.
 
 
 @contextmanager
-def clean_failure(plan: Wanted, built: Built) -> Iterator[None]:
-    """Leave nothing in the bucket when the same call would fail again, except what an import is reading."""
+def delete_upload_on_failure(plan: PublishParameters, built: Built) -> Iterator[None]:
+    """Delete the uploaded object after an error that another run would also have."""
     try:
         yield
     except errors.VmsnixError as error:
-        if not may_pass_later(error):
+        if not is_retryable(error):
             try:
-                clean_bucket(plan, built)
+                delete_upload(plan, built)
             except errors.AwsError as second:
                 error.add_note(f"The uploaded object could not be deleted either. {second}")
         raise
 
 
-def may_pass_later(error: errors.VmsnixError) -> bool:
-    """Whether another try of the same call may go through, so that what was done is worth keeping."""
+def is_retryable(error: errors.VmsnixError) -> bool:
+    """Return whether another run may succeed, so that the finished work is kept."""
     if isinstance(
         error, errors.CredentialsError | errors.DeadlineError | errors.QuotaError | errors.InterruptedRunError
     ):
@@ -188,19 +166,19 @@ def may_pass_later(error: errors.VmsnixError) -> bool:
     return False
 
 
-def drop_snapshot(
-    plan: Wanted, snapshot: SnapshotStep, step: Step, error: errors.VmsnixError | None = None
+def delete_unused_snapshot(
+    plan: PublishParameters, snapshot: SnapshotStep, step: Step, error: errors.VmsnixError | None = None
 ) -> None:
-    """Delete the snapshot of this run that no AMI will use; name it where it may be another's.
+    """Delete a snapshot that no AMI will use, or show the command that deletes it.
 
-    It is dropped after another publisher's AMI won, and after a comparison that found other bytes in it.
+    It is called if another publisher has registered the AMI, and if the snapshot does not match the image.
 
-    A snapshot is this run's own when this run made it and it carries this run's tag. AWS refuses to delete
-    one that an AMI uses. Two publishers of different AMIs may share an import: the other one finds the
-    winner's snapshot when it is run again.
+    Only a snapshot that this run created and tagged is deleted. AWS refuses to delete a snapshot of an AMI.
+    Two publishers of different AMIs may share an import; then the other one finds the AMI's snapshot in its
+    next run.
 
-    A publisher via import may not delete snapshots (`vmsnix_ops.aws.iam.policies.publisher_actions`): the
-    message, and a note on `error`, the reason for which the snapshot is dropped, then name the policy.
+    A publisher via import may not delete snapshots (`vmsnix_ops.aws.iam.policies.publisher_actions`). Then
+    the message and a note on `error`, the reason for the deletion, contain the policy that allows it.
     """
     ec2 = plan.ec2
     found = snapshots.find_snapshots(ec2, [snapshot.snapshot_id]).get(snapshot.snapshot_id)
@@ -229,28 +207,28 @@ def drop_snapshot(
     )
 
 
-def clean_bucket(plan: Wanted, built: Built) -> None:
-    """Delete the uploaded object, unless an import is still reading it."""
-    if not _readers(plan, built):
+def delete_upload(plan: PublishParameters, built: Built) -> None:
+    """Delete the uploaded object, unless a running import may read it."""
+    if not _imports_of(plan, built):
         buckets.delete_object(plan.s3, bucket=plan.bucket, key=identity.key(plan, built))
 
 
-def _readers(plan: Wanted, built: Built) -> list[imports.ImportTask]:
+def _imports_of(plan: PublishParameters, built: Built) -> list[imports.ImportTask]:
     return imports.find_readers(plan.ec2, identity.url(plan, built), digest=built.digest)
 
 
-def build(plan: Wanted) -> Built:
-    """Build the image or find it, read it, and find out what AWS already has of it.
+def build(plan: PublishParameters) -> Built:
+    """Build or find the image, compute its identity, and search for an AMI of it.
 
-    Safe to run twice: Nix builds nothing twice, and reading changes nothing. A damaged image ends here,
-    before a byte moves.
+    Safe to run twice: Nix does not build store paths again, and everything else only reads. A damaged image
+    is refused here, before the upload.
 
     Raises
     ------
     vmsnix_ops.errors.ImageError
-        The image is missing, damaged, or of a format that VM Import does not take.
+        The image is missing or damaged, or the method does not support its format.
     vmsnix_ops.errors.NameTakenError
-        The name that the AMI would get belongs to other bytes.
+        An AMI with other bytes has the name.
     """
     image = _image(plan)
     if image is None:
@@ -268,32 +246,32 @@ def build(plan: Wanted) -> Built:
         entry.outcome, entry.bytes = "planned" if plan.dry_run else outcome, read
         entry.detail.update(digest=built.digest, path=str(built.path), ami_name=built.ami_name)
         if plan.bucket:
-            entry.detail["url"] = identity.url(plan, built)  # a rollback finds it by this
+            entry.detail["url"] = identity.url(plan, built)  # for `vmsnix undo`
         ec2 = plan.ec2
-        there = images.find_all_by_name(ec2, built.ami_name)
-        for ami in there:
+        amis = images.find_all_by_name(ec2, built.ami_name)
+        for ami in amis:
             if ami.state in images.FAILED_STATES:
                 entry.step.message(
                     f"{ami.ami_id} has this name but is {ami.state}; it is not used. To deregister it: "
                     f"{images.deregister_command(ami)}"
                 )
-        existing = images.usable_ami(there)
+        existing = images.usable_ami(amis)
         if existing is None:
             return built
         _check_existing(plan, built, existing)
-        if existing.state != "disabled":  # a retired one is refused with its own words when it is registered
+        if existing.state != "disabled":  # `register` refuses a retired AMI with a more specific error
             retiring.check_not_retired(existing)
         if existing.deprecated:
             entry.step.message(images.deprecation_note(existing))
         return replace(built, ami_id=existing.ami_id, snapshot_id=next(iter(existing.snapshot_ids), ""))
 
 
-def _survey(plan: Wanted, image: BuiltImage, disk: DiskImage, step: Step) -> tuple[Survey, int]:
-    """Return the identity of an image, and how many bytes were read: none when it is remembered."""
-    parts, store, cache = plan.via == "import", _in_store(image.path), _identities(plan)
+def _survey(plan: PublishParameters, image: BuiltImage, disk: DiskImage, step: Step) -> tuple[Survey, int]:
+    """Return the digests of an image, and the number of bytes that were read; 0 for a cached identity."""
+    parts, store, cache = plan.via == "import", _store_key(image.path), _identity_cache(plan)
     known = cache.find(image.path, parts=parts, store=store)
     if known is not None:
-        step.message("the identity is remembered from an earlier run; the image is not read")
+        step.message("the identity is known from an earlier run; the image is not read")
         return known, 0
     started = time.time()
     if not parts:
@@ -305,20 +283,20 @@ def _survey(plan: Wanted, image: BuiltImage, disk: DiskImage, step: Step) -> tup
     return seen, seen.file_bytes
 
 
-def _identities(plan: Wanted) -> IdentityCache:
+def _identity_cache(plan: PublishParameters) -> IdentityCache:
     return IdentityCache(plan.settings.state / "identities")
 
 
-def _in_store(path: Path) -> str:
-    """Return store path, NAR hash and place in it of an image in the Nix store; empty for any other."""
-    # An output can link to an image in another one, whose NAR hash is the one that covers the image's bytes.
+def _store_key(path: Path) -> str:
+    """Return the key in the cache of an image in the Nix store; empty for any other image."""
+    # An output may link to an image in another one, whose NAR hash covers the image's bytes.
     store_path = store_object(path)
     content = nar_hash(store_path) if store_path else ""
     return f"store {store_path} {content} {path.relative_to(store_path)}" if store_path and content else ""
 
 
-def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
-    """Refuse an AMI of our name that is not what this publish would make, or cannot be launched."""
+def _check_existing(plan: PublishParameters, built: Built, existing: Ami) -> None:
+    """Refuse an existing AMI that differs from the one that this publish would create, or is unusable."""
     wanted, ec2 = identity.registration(plan, built), plan.ec2
     images.check_same_registration(existing, digest=built.digest, facts=wanted.facts())
     if existing.state != "available":
@@ -336,72 +314,64 @@ def _check_existing(plan: Wanted, built: Built, existing: Ami) -> None:
         )
 
 
-def _image(plan: Wanted) -> BuiltImage | None:
-    """Return the image, built; in a dry run ``None`` for one that a build would have to make."""
+def _image(plan: PublishParameters) -> BuiltImage | None:
+    """Read or build the image; ``None`` in a dry run that would build it."""
     from vmsnix_ops.nix import build as nix
 
     with plan.journal.step("build", shown=False) as entry, interruptible("build", "Nothing was changed."):
+        entry.outcome = "planned" if plan.dry_run else "reused" if nix.is_path(plan.image) else "created"
         if not nix.is_path(plan.image):
-            plan.journal.image = nix.split_image(plan.image)[
-                1
-            ]  # also a build that fails is one of this image
-        if nix.is_path(plan.image):
-            entry.outcome = "planned" if plan.dry_run else "reused"
-            image = nix.resolve_image(
-                plan.image, system=plan.system or None, boot_mode=plan.boot_mode or None
-            )
-        elif plan.dry_run:
-            entry.outcome = "planned"  # that there is such an image, the plan has seen
-            return None
-        else:
-            image = nix.resolve_image(
-                plan.image,
-                system=plan.system or None,
-                flake=plan.settings.flake,
-                progress=plan.journal.progress,
-            )
+            plan.journal.image = nix.split_image(plan.image)[1]  # for the record of a failed build
+            if plan.dry_run:
+                return None
+        image = nix.resolve_image(
+            plan.image,
+            system=plan.system or None,
+            boot_mode=plan.boot_mode or None,
+            flake=plan.settings.flake,
+            progress=plan.journal.progress,
+        )
         plan.journal.image, entry.items = image.name, image.items
         entry.detail.update(path=str(image.path), derivation=image.derivation)
         return image
 
 
 @contextmanager
-def _forgotten_when_changed(plan: Wanted, built: Built) -> Iterator[None]:
-    """Forget a remembered identity that is not that of the file, so that the next run reads the file."""
+def _deleted_from_cache_when_changed(plan: PublishParameters, built: Built) -> Iterator[None]:
+    """Delete a cached identity that is not that of the file, so that the next run reads the file."""
     try:
         yield
     except errors.ImageChangedError:
         if built.path is not None:
-            _identities(plan).forget(built.path, store=_in_store(built.path))
+            _identity_cache(plan).delete(built.path, store=_store_key(built.path))
         raise
 
 
-def upload(plan: Wanted, built: Built) -> UploadStep:
-    """Put the image's bytes where VM Import reads them, or (direct) straight into a snapshot.
+def upload(plan: PublishParameters, built: Built) -> UploadStep:
+    """Upload the image to the bucket, or (direct) to a snapshot.
 
-    Safe to run twice: nothing is sent when an AMI, a snapshot or a running import already has these bytes; an
-    object is used again only when its checksum is the image's; an upload that was cut off is continued. For
-    blocks see `vmsnix_ops.aws.ebs_direct.writing.upload`. What is sent are the bytes that `build` identified,
-    however long ago: the buffer that is sent is compared with their digests.
+    Safe to run twice: nothing is sent if an AMI, a snapshot or a running import has the image, or if the
+    object exists with the image's checksum. An interrupted upload is continued; for the direct method see
+    `vmsnix_ops.aws.ebs_direct.writing.upload`. All sent bytes are compared with the digests from `build`.
 
     Raises
     ------
     vmsnix_ops.errors.ImageChangedError
-        The image file contains other bytes than those that `build` identified. The upload is deleted.
+        The file does not contain the identified image. The upload is deleted.
     vmsnix_ops.errors.BucketError, vmsnix_ops.errors.UploadError
-        And nothing is left in the bucket.
+        The upload failed. The object is deleted.
     """
     with (
         plan.journal.step("upload", total=built.file_bytes or None, unit="bytes") as entry,
         interruptible("upload", "The uploaded parts are kept, and the next run sends only the missing ones."),
-        _forgotten_when_changed(plan, built),
+        _deleted_from_cache_when_changed(plan, built),
     ):
-        if not built.digest or (plan.dry_run and not _held(plan, built)):
+        exists = bool(built.digest) and _is_in_aws(plan, built)
+        if not exists and (plan.dry_run or not built.digest):
             entry.outcome = "planned"
-            return UploadStep(
-                "planned", built, identity.url(plan, built) if built.digest and plan.bucket else ""
-            )
-        if _held(plan, built):
+            url = identity.url(plan, built) if built.digest and plan.bucket else ""
+            return UploadStep("planned", built, url)
+        if exists:
             entry.outcome = "reused"
             return UploadStep("reused", built)
         if plan.via == "direct":
@@ -422,7 +392,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
                 throttled=made.throttled,
             )
             return UploadStep(made.outcome, built, "", made.sent_bytes, made)
-        with clean_failure(plan, built):
+        with delete_upload_on_failure(plan, built):
             stored = buckets.upload_file(
                 client(plan.session, "s3", plan.region, connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
@@ -431,7 +401,7 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
                 kms_key=plan.kms_key,
-                in_use=lambda: _readers(plan, built) != [],
+                in_use=lambda: _imports_of(plan, built) != [],
                 step=entry.step,
             )
         entry.outcome, entry.bytes = stored.outcome, stored.sent_bytes
@@ -439,19 +409,18 @@ def upload(plan: Wanted, built: Built) -> UploadStep:
         return UploadStep(stored.outcome, built, stored.url, stored.sent_bytes)
 
 
-def import_snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
-    """Make a snapshot of the uploaded image with VM Import, or (direct) wait for the one that was uploaded.
+def import_snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep:
+    """Import the uploaded image as a snapshot, or (direct) wait for its snapshot; compare it if requested.
 
     Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot` and
-    `vmsnix_ops.aws.ebs_direct.writing.finish`. An interrupt cancels an import. When the plan wants it, the
-    snapshot is then read back and compared.
+    `vmsnix_ops.aws.ebs_direct.writing.finish`. Ctrl-C cancels the import.
 
     Raises
     ------
     vmsnix_ops.errors.ImportFailedError, vmsnix_ops.errors.RoleError
-        And nothing is left in the bucket.
+        The import failed. The object is deleted.
     vmsnix_ops.errors.SnapshotFailedError
-        The snapshot failed, or does not contain the image; one that this run created is deleted.
+        The snapshot failed, or does not match the image; a snapshot that this run created is deleted.
     """
     snapshot = _snapshot(plan, source)
     if plan.verify == "none" or snapshot.outcome == "planned":
@@ -459,7 +428,7 @@ def import_snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
     return _verify(plan, snapshot)
 
 
-def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
+def _snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep:
     built = source.built
     with plan.journal.step("import", total=100, unit="percent") as entry:
         if source.outcome == "planned":
@@ -468,7 +437,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
         ec2 = plan.ec2
         snapshot_id = built.snapshot_id
         if built.ami_id and not snapshot_id:
-            # AWS still makes it, for a promotion or another publisher, and does not show its snapshot yet.
+            # The AMI is pending, and AWS does not report its snapshot yet.
             existing = images.wait_available(ec2, built.ami_id, step=entry.step)
             _check_existing(plan, built, existing)
             snapshot_id = existing.snapshot_ids[0]
@@ -479,7 +448,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
             return SnapshotStep("reused", built, snapshot_id, size)
         _expect(plan, built, entry)
         if source.direct is not None:
-            kept = "The snapshot is complete or will be; the next run uses it."
+            kept = "AWS completes the snapshot, and the next run uses it."
             with interruptible("wait for the snapshot", kept):
                 done = writing.finish(
                     plan.session,
@@ -502,7 +471,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
         )
         with (
             interruptible("import", "Its import was cancelled; the uploaded image is kept for the next run."),
-            clean_failure(plan, built),
+            delete_upload_on_failure(plan, built),
         ):
             try:
                 made = imports.import_snapshot(
@@ -514,7 +483,7 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
                     step=entry.step,
                 )
             except KeyboardInterrupt:
-                # One that another publisher started is that publisher's to cancel.
+                # An import of another run is not cancelled.
                 imports.cancel_imports(ec2, built.digest, run_id=plan.run_id)
                 raise
         if built.seen is not None and made.outcome == "created":
@@ -529,25 +498,25 @@ def _snapshot(plan: Wanted, source: UploadStep) -> SnapshotStep:
 
 
 def _report_size(built: Built, snapshot_id: str, size_gib: int, step: Step) -> None:
-    """Report that a snapshot of the same disk has another size than this file's disk."""
+    """Show a message if an existing snapshot of the disk has another size."""
     own = -(-built.disk_bytes // identity.GIB)
     if size_gib != own:
         step.message(
             f"{snapshot_id} has {size_gib} GiB and the disk in {built.path} has {own} GiB; the content is "
-            "the same, because one of their containers rounds the size up"
+            "the same, because one of their formats rounds the size up"
         )
 
 
-def _check_stored(plan: Wanted, source: UploadStep) -> None:
-    """Refuse an uploaded object that was replaced: hours may lie between two cells of a notebook."""
+def _check_stored(plan: PublishParameters, source: UploadStep) -> None:
+    """Refuse an uploaded object that was replaced, for example between two cells of a notebook."""
     built = source.built
     if source.url and built.seen is not None:
         buckets.check_object(plan.s3, survey=built.seen, bucket=plan.bucket, key=identity.key(plan, built))
 
 
-def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
-    """Show how long the step usually takes, and the remaining time."""
-    known = expected(
+def _expect(plan: PublishParameters, built: Built, entry: Entry) -> None:
+    """Show the usual duration of the step, and the remaining time."""
+    known = forecast(
         plan.journal.tables, step="import", via=plan.via, region=plan.region, size=built.file_bytes
     )
     if known is not None:
@@ -555,16 +524,16 @@ def _expect(plan: Wanted, built: Built, entry: Entry) -> None:
         entry.step.forecast = known.remaining
 
 
-def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
-    """Register the AMI as the image requests it, and wait until it is available.
+def register(plan: PublishParameters, snapshot: SnapshotStep) -> RegisteredAmi:
+    """Register the AMI, and wait until it is available.
 
     Safe to run twice: see `vmsnix_ops.aws.images.register_ami`.
 
     Raises
     ------
     vmsnix_ops.errors.NameTakenError
-        Another publisher took the name for other bytes, or registered these ones otherwise, in the meantime;
-        the snapshot of this run is removed again.
+        Another publisher has registered an AMI of this name with other bytes or parameters; the snapshot of
+        this run is deleted.
     """
     built = snapshot.built
     with (
@@ -582,15 +551,15 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
                 ec2, wanted, digest=built.digest, snapshot_gib=snapshot.size_gib, step=entry.step
             )
         except errors.NameTakenError as error:
-            drop_snapshot(plan, snapshot, entry.step, error)
+            delete_unused_snapshot(plan, snapshot, entry.step, error)
             if plan.via == "import":
-                clean_bucket(plan, built)
+                delete_upload(plan, built)
             raise
         retiring.check_not_retired(ami)
         if ami.snapshot_ids and snapshot.snapshot_id not in ami.snapshot_ids:
-            # Another publisher of these bytes was faster: its snapshot is the AMI's, and what is reported.
+            # Another publisher of the image has registered the AMI, with its own snapshot.
             _check_existing(plan, built, ami)
-            drop_snapshot(plan, snapshot, entry.step)
+            delete_unused_snapshot(plan, snapshot, entry.step)
             size = imports.wait_for_snapshot(ec2, ami.snapshot_ids[0])
             _report_size(built, ami.snapshot_ids[0], size, entry.step)
             snapshot = SnapshotStep("reused", built, ami.snapshot_ids[0], size)
@@ -611,23 +580,22 @@ def register(plan: Wanted, snapshot: SnapshotStep) -> RegisteredAmi:
             f"{ami.deprecated_at:%Y-%m-%dT%H:%M:%SZ}" if ami.deprecated and ami.deprecated_at else "",
         )
     if plan.verify != "none" and not snapshot.verified and outcome == "reused" and not plan.dry_run:
-        # The snapshot that was compared is not the AMI's.
+        # The AMI has another snapshot than the one that was compared.
         registered = replace(registered, snapshot=_verify(plan, snapshot))
     return registered
 
 
-def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
-    """Remove the uploaded object, record the AMI, write ``result.json``.
+def finish(plan: PublishParameters, ami: RegisteredAmi) -> PublishResult:
+    """Delete the uploaded object, record the AMI, and write ``result.json``.
 
-    Safe to run twice: what is gone is no error, and an AMI that the tables know is recorded again only where
-    they lack what was asked for. The object stays while an import of these bytes still runs, since it would
-    fail without it.
+    Safe to run twice: a missing object is no error, and an AMI is recorded again only if its row lacks
+    something that this run set. The object is kept while an import of it is running.
 
     Raises
     ------
     vmsnix_ops.errors.UnrecordedActError
-        The AMI is registered and recorded; the object was not deleted, because that could not be announced on
-        the disk.
+        The AMI is registered and recorded, but the object was not deleted, because the deletion could not be
+        recorded first.
     """
     built = ami.built
     planned = plan.dry_run or not ami.ami_id
@@ -639,13 +607,13 @@ def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
             entry.outcome = ami.outcome
             if plan.via == "import":
                 try:
-                    clean_bucket(plan, built)
+                    delete_upload(plan, built)
                 except errors.UnrecordedActError as error:
                     unrecorded = error
             with plan.journal.saving():
-                _record(plan, ami)
+                _record_ami(plan, ami)
             with plan.journal.saving():
-                record(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
+                record_packages(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
     result = PublishResult(
         dry_run=plan.dry_run,
         ami_id=ami.ami_id,
@@ -677,12 +645,12 @@ def finish(plan: Wanted, ami: RegisteredAmi) -> PublishResult:
     return replace(result, problems=plan.journal.problems)
 
 
-def _held(plan: Wanted, built: Built) -> bool:
-    """Whether an AMI, a snapshot or a running import already has these bytes, so that no upload is needed."""
+def _is_in_aws(plan: PublishParameters, built: Built) -> bool:
+    """Return whether an AMI, a snapshot or a running import has the image, so that no upload is needed."""
     if built.ami_id:
         return True
     if plan.via == "direct":
-        # The upload itself searches for a snapshot, because it may have to write its manifest.
+        # A direct upload searches for the snapshot itself, because it may have to write its manifest.
         return plan.dry_run and bool(
             writing.find(plan.session, plan.region, built.digest, kms_key=plan.kms_key)
         )
@@ -692,8 +660,8 @@ def _held(plan: Wanted, built: Built) -> bool:
     return imports.find_usable_task(ec2, built.digest, kms_key=plan.kms_key)[0] is not None
 
 
-def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
-    """Make the AMI public. A publisher via import may not; the error then names who may."""
+def _share_with_everybody(plan: PublishParameters, ami_id: str) -> None:
+    """Make the AMI public. A publisher via import may not; then the error contains the required policy."""
     try:
         images.make_public(plan.ec2, ami_id)
     except errors.AccessDeniedError as error:
@@ -706,15 +674,15 @@ def _share_with_everybody(plan: Wanted, ami_id: str) -> None:
         ) from error
 
 
-def _transfer_config(plan: Wanted) -> TransferConfig:
+def _transfer_config(plan: PublishParameters) -> TransferConfig:
     return TransferConfig(ceiling=plan.settings.put_ceiling)
 
 
-def _verify(plan: Wanted, snapshot: SnapshotStep) -> SnapshotStep:
-    """Read the snapshot back and compare it with the image as it was identified."""
+def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
+    """Compare the snapshot with the digests of the image."""
     built = snapshot.built
     if built.path is None or built.seen is None:
-        raise RuntimeError("a snapshot is made of an image that was identified")
+        raise RuntimeError("the image of a snapshot has digests")
     with (
         plan.journal.step("verify", unit="bytes") as entry,
         interruptible("comparison", "The snapshot is kept, and the next run uses it."),
@@ -731,7 +699,7 @@ def _verify(plan: Wanted, snapshot: SnapshotStep) -> SnapshotStep:
             )
         except errors.SnapshotFailedError as error:
             if snapshot.outcome == "created":
-                drop_snapshot(plan, snapshot, entry.step, error)
+                delete_unused_snapshot(plan, snapshot, entry.step, error)
             raise
         except errors.AccessDeniedError as error:
             if plan.via != "import":
@@ -753,27 +721,27 @@ def _verify(plan: Wanted, snapshot: SnapshotStep) -> SnapshotStep:
     return replace(snapshot, verified=text)
 
 
-def _role_wait_seconds(plan: Wanted) -> float:
+def _role_wait_seconds(plan: PublishParameters) -> float:
     """Return how long to retry with the role, which EC2 may not find if it is new."""
     return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
 
 
-def _record(plan: Wanted, ami: RegisteredAmi) -> None:
-    """Record the AMI, unless the tables have it with all that this run was told to give it.
+def _record_ami(plan: PublishParameters, ami: RegisteredAmi) -> None:
+    """Record the AMI, unless its row has all tags of this run and its public access.
 
-    A run that was told nothing new takes nothing over that somebody else changed: a verification finds it.
+    Changes by others are not recorded here, so that `vmsnix verify` reports them.
     """
     tags = tagging.to_dict(tagging.to_list(plan.tags))
     try:
         known = history.amis(plan.journal.tables, ami_id=ami.ami_id, region=plan.region)
     except errors.RecordsError:
-        known = None  # recorded once more: the newest row counts
+        known = None  # a second row does no harm: the newest one counts
     if known is not None and len(known):
         newest = known.fillna({"public": False, "tags": "{}"}).iloc[0]
         if tags.items() <= json.loads(newest["tags"]).items() and (newest["public"] or not plan.public):
             return
     described = images.describe_ami(plan.ec2, ami.ami_id)
     row = images.ami_row(described, recorded_at=datetime.now(UTC), source="publish", via=plan.via)
-    # What this run changed a moment ago, AWS may not show yet.
+    # AWS may not show the changes of this run yet.
     row |= {"public": described.public or plan.public, "tags": {**described.tags, **tags}}
     plan.journal.tables.append("amis", [row])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments
@@ -46,7 +46,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# Whether what we need is there: the checks before a byte moves.
+# Checks in AWS.
 
 
 def checks_in_aws(
@@ -62,33 +62,33 @@ def checks_in_aws(
     kms_key: str = "",
     thorough: bool = False,
 ) -> list[Check]:
-    """Check credentials, account, region, bucket and service role; `thorough` looks at much more.
+    """Check credentials, account, region, bucket and service role. Nothing is changed.
 
-    Nothing is changed. Later checks are left out when the credentials or the region already fail, since they
-    could only repeat it. A check that the caller may not make is a warning.
+    If the region's name or the credentials are invalid, the other checks are omitted. A check that the caller
+    is not allowed to do is a warning.
 
     Parameters
     ----------
     session
-        Whose credentials are checked.
+        Session with the credentials.
     region
-        Where the AMI shall be.
+        Region of the AMI.
     bucket
-        Bucket of the upload; empty to leave its checks out.
+        Bucket of the upload; empty to omit its checks.
     role_name
-        Service role of VM Import; empty to leave its checks out.
+        Service role of VM Import; empty to omit its checks.
     allowed_accounts
-        When given, any other account fails.
+        Allowed accounts; by default all.
     key_prefix
         First part of the keys in the bucket.
     via
         ``"import"``, or ``"direct"``, which needs neither bucket nor role.
     public
-        Whether the AMI shall be public.
+        Whether the AMI will be public.
     kms_key
-        KMS key that is to encrypt upload, snapshot and AMI; empty for the defaults.
+        KMS key for upload, snapshot and AMI; empty for the defaults.
     thorough
-        Look also at what does not stop a publish, and at every right that the caller needs.
+        Check also quotas, the settings of the bucket, and all permissions of the caller.
     """
     named = run_check("region name", lambda: identity.check_region_name(region))
     if named.outcome == "fail":
@@ -151,7 +151,7 @@ def checks_in_aws(
         checks += [
             run_check("quotas", lambda: check_quotas(ec2, quotas, public=public)),
             run_check("pending snapshots", lambda: check_pending_snapshots(ec2)),
-            *_rights(session, who, place, via=via, public=public),
+            *_permissions(session, who, place, via=via, public=public),
         ]
     return checks
 
@@ -171,49 +171,45 @@ def _bucket(session: boto3.Session, place: policies.PolicyScope, *, thorough: bo
     return checks
 
 
-def _rights(
+def _permissions(
     session: boto3.Session, who: Caller, place: policies.PolicyScope, *, via: str, public: bool
 ) -> list[Check]:
-    """Check the caller's rights for the way that is asked for; for the other one, a lack is no failure."""
+    """Check the caller's permissions for the method; those for ``direct`` are only a warning."""
     iam = client(session, "iam", place.regions[0])
 
-    def check(name: str, actions: Iterable[str], printed: str) -> Check:
+    def check(name: str, actions: Iterable[str], command: str) -> Check:
         return run_check(
             name,
-            lambda: check_rights(iam, who, place, name=name, actions=actions, printed=printed),
+            lambda: check_permissions(iam, who, place, name=name, actions=actions, command=command),
         )
 
     may_share = public and via == "direct"
-    asked = policies.publisher_actions(via=via, public=may_share)
-    printed = f"vmsnix iam-policy publisher --via {via}{' --public' if may_share else ''}"
-    checks = [check(f"permissions to publish via {via}", asked, printed)]
-    if public and not may_share:  # with the publisher's own policy, nobody may
+    actions = policies.publisher_actions(via=via, public=may_share)
+    command = f"vmsnix iam-policy publisher --via {via}{' --public' if may_share else ''}"
+    checks = [check(f"permissions to publish via {via}", actions, command)]
+    if public and not may_share:  # the policy of a publisher via import does not allow it
         name, sharing = "permissions to make AMIs public", needs_of(images.make_public)
         checks.append(check(name, sharing, "vmsnix iam-policy promoter --public"))
     if via == "direct":
         return checks
     direct = tuple(action for action in policies.publisher_actions(via="direct") if action.startswith("ebs:"))
-    name = "EBS direct"
-    lacking = check(name, direct, "vmsnix iam-policy publisher --via direct")
-    if lacking.outcome == "fail":
-        lacking = Check(name, "warn", lacking.found, "Needed only for via=direct. " + lacking.fix)
-    return [*checks, lacking]
-
-
-# The check of the caller's rights: every action of a publish, asked of IAM's simulator.
+    found = check("EBS direct", direct, "vmsnix iam-policy publisher --via direct")
+    if found.outcome == "fail":
+        found = Check(found.name, "warn", found.found, "Needed only for via=direct. " + found.fix)
+    return [*checks, found]
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_rights(
+def check_permissions(
     iam: IAMClient,
     who: Caller,
     place: policies.PolicyScope,
     *,
     name: str,
     actions: Iterable[str],
-    printed: str,
+    command: str,
 ) -> Check:
-    """Check whether the caller may do all of this.
+    """Check with IAM's policy simulator whether the caller may use all of these actions.
 
     Parameters
     ----------
@@ -222,42 +218,42 @@ def check_rights(
     who
         The caller.
     place
-        With account, bucket and one region.
+        Account, bucket and region.
     name
-        Of the check.
+        Name of the check.
     actions
         Keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`.
-    printed
+    command
         The command that prints the policy with these permissions.
     """
     if who.is_root:
         return Check(name, "pass", "the root user may do everything")
-    lacks: dict[str, None] = {}
+    missing: dict[str, None] = {}
     try:
         for statement in policies.statements(actions, place):
-            # iam:PassRole and iam:SimulatePrincipalPolicy have checks of their own.
-            asked = [
+            # iam:PassRole and iam:SimulatePrincipalPolicy have their own checks.
+            checked = [
                 action for action in statement["Action"] if not action.startswith(("iam:Pass", "iam:Sim"))
             ]
-            if statement["Effect"] == "Allow" and asked:
-                resources = [_one(arn) for arn in statement["Resource"]]
+            if statement["Effect"] == "Allow" and checked:
+                resources = [_example(arn) for arn in statement["Resource"]]
                 context = {"aws:RequestedRegion": place.regions[0], **_keys(statement.get("Condition", {}))}
-                lacks |= dict.fromkeys(missing_actions(iam, who.policy_source, asked, resources, context))
+                missing |= dict.fromkeys(missing_actions(iam, who.policy_source, checked, resources, context))
     except errors.AwsError as error:
         if code_of(error) != "NoSuchEntity":
             raise
         return unknown_caller_check(name, who)
-    if lacks:
+    if missing:
         raise errors.VmsnixError(
-            f"The caller lacks {', '.join(sorted(lacks))}.",
+            f"The caller lacks {', '.join(sorted(missing))}.",
             why=f"The policies of {who.policy_source} do not allow it.",
-            fix=f"Attach the policy from {printed}.",
+            fix=f"Attach the policy from {command}.",
         )
     return Check(name, "pass", f"{who.policy_source.rpartition('/')[2]} has all permissions")
 
 
 def _keys(condition: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return condition keys of a call that this condition allows."""
+    """Return condition keys of a request that this condition allows."""
     found = {key: "x" for key, absent in condition.get("Null", {}).items() if absent == "false"}
     for operator, conditions in condition.items():
         if operator == "Null" or "Not" in operator:
@@ -268,15 +264,15 @@ def _keys(condition: dict[str, dict[str, Any]]) -> dict[str, str]:
     return found
 
 
-def _one(arn: str) -> str:
-    """Return one resource that an ARN with a wildcard at its end stands for."""
+def _example(arn: str) -> str:
+    """Return a resource that matches an ARN with a wildcard at its end."""
     return f"{arn[:-1]}0123456789abcdef0" if len(arn) > 1 and arn.endswith("*") else arn
 
 
-# Checks of this machine and of the image: readable, its name free, room on the disk, the tools there.
+# Checks of this machine and of the image.
 
 GIB = 2**30
-LITTLE_SPACE_GIB = 10.0  # a NixOS image and its build need about this much
+LITTLE_SPACE_GIB = 10.0  # about the size of a NixOS image and its build
 NO_SPACE_GIB = 0.5
 NEED_QEMU_IMG = frozenset({"qcow2", "vhdx", "vmdk"})
 
@@ -284,14 +280,12 @@ NEED_QEMU_IMG = frozenset({"qcow2", "vhdx", "vmdk"})
 def check_image(
     given: str, *, flake: str, via: str, system: str = "", boot_mode: str = "", root_device: str = ""
 ) -> tuple[Check, BuiltImage | None]:
-    """Check whether the image is readable and of a format that this way takes.
-
-    A flake attribute is evaluated and not built.
+    """Check that the image is readable and has a format that the method supports.
 
     Returns
     -------
     tuple
-        The check, and the image where there are bytes of it.
+        The check, and the built image; ``None`` for an image of a flake, which is evaluated but not built.
     """
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.nix import build as nix
@@ -314,7 +308,7 @@ def check_image(
 def check_name_free(
     ec2: EC2Client, built: BuiltImage, *, prefix: str, root_device: str = "", boot_mode: str = ""
 ) -> Check:
-    """Check whether the AMI's name is free, or belongs to the same bytes; reads the whole image."""
+    """Check that no AMI has the name, or that it has the same bytes. This reads the whole image."""
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.disk.survey import survey
 
@@ -333,26 +327,22 @@ def check_name_free(
 
 
 def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> Check:
-    """Check how much room there is where runs are kept.
+    """Check the free disk space of a folder.
 
     Parameters
     ----------
     folder
-        It may not exist yet; then its nearest parent counts.
+        The folder; if it does not exist, its nearest parent counts.
     enough_gib
-        What is enough, in GiB.
+        Sufficient space, in GiB.
     """
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free / GIB
-    text, fix = (
-        f"{free:.1f} GiB free in {there}",
-        "Free disk space: nix-collect-garbage, or delete old runs.",
-    )
-    if free < min(NO_SPACE_GIB, enough_gib):
-        return Check("disk space", "fail", text, fix)
-    return Check(
-        "disk space", "warn" if free < enough_gib else "pass", text, "" if free >= enough_gib else fix
-    )
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    text = f"{free:.1f} GiB free in {existing}"
+    if free >= enough_gib:
+        return Check("disk space", "pass", text)
+    outcome: Literal["fail", "warn"] = "fail" if free < NO_SPACE_GIB else "warn"
+    return Check("disk space", outcome, text, "Free disk space: nix-collect-garbage, or delete old runs.")
 
 
 def check_tool(name: str, *, needed: str, for_what: str) -> Check:
@@ -363,9 +353,9 @@ def check_tool(name: str, *, needed: str, for_what: str) -> Check:
     name
         The program.
     needed
-        Why this very job cannot do without; empty when it can.
+        Why this job needs it; empty if it does not.
     for_what
-        What it is for, otherwise.
+        Jobs that need it.
     """
     path = shutil.which(name)
     if path is not None:
@@ -382,7 +372,7 @@ MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
 
 @dataclass(frozen=True, slots=True)
 class PreflightResult(Result):
-    """The checks of a preflight: each passed, failed, or is a warning."""
+    """The results of all checks."""
 
     runbook = "preflight"
 
@@ -391,12 +381,12 @@ class PreflightResult(Result):
 
     @property
     def failed(self) -> int:
-        """How many checks failed."""
+        """Number of failed checks."""
         return sum(check.outcome == "fail" for check in self.checks)
 
     @property
     def error(self) -> errors.VmsnixError | None:
-        """The error of the first check that failed."""
+        """The error of the first failed check."""
         try:
             raise_for_failure(self.checks)
         except errors.VmsnixError as error:
@@ -421,7 +411,7 @@ class PreflightResult(Result):
         return f"Preflight in {self.region}"
 
     def table(self) -> DisplayTable:
-        """Return the checks for people."""
+        """Return one row for each check."""
         rows = [(MARKS[one.outcome], one.name, one.found, one.fix) for one in self.checks]
         return make_table(("", "check", "found", "fix"), rows)
 
@@ -447,16 +437,16 @@ def check(
     Parameters
     ----------
     region, bucket, role_name, prefix, via, system, boot_mode, root_device, kms_key, public
-        As for `vmsnix_ops.publish.plan`; empty takes the settings'.
+        As for `vmsnix_ops.publish.plan`; by default those of the settings.
     image
-        As there; empty leaves out the checks of the image and of its AMI's name.
+        As there; empty to omit the checks of the image and of its AMI's name.
     session
-        Whose credentials are checked.
+        Session with the credentials.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        No region is known.
+        No region is given.
     """
     settings, session = load(), session or default_session()
     region = regions.home_region(session, region, settings.region)
@@ -491,7 +481,7 @@ def check(
         image=image,
         prefix=prefix or settings.prefix,
         via=via,
-        asked={"boot_mode": boot_mode, "root_device": root_device},
+        options={"boot_mode": boot_mode, "root_device": root_device},
         system=system,
     )
     return PreflightResult(region, tuple(checks))
@@ -505,25 +495,25 @@ def _machine(
     image: str,
     prefix: str,
     via: str,
-    asked: dict[str, str],
+    options: dict[str, str],
     system: str,
 ) -> list[Check]:
-    """Check the image and this machine; without a session (the credentials failed) no name is looked for."""
+    """Check the image and this machine; without a session (invalid credentials) not the AMI's name."""
     from vmsnix_ops.nix import build as nix
 
     checks: list[Check] = []
     found: list[BuiltImage] = []
 
-    def look_at_image() -> Check:
-        outcome, built = check_image(image, flake=settings.flake, via=via, system=system, **asked)
+    def read_image() -> Check:
+        check, built = check_image(image, flake=settings.flake, via=via, system=system, **options)
         found.extend([built] if built is not None else [])
-        return outcome
+        return check
 
     if image:
-        checks.append(run_check("image", look_at_image))
+        checks.append(run_check("image", read_image))
     if found and session is not None:
         ec2 = client(session, "ec2", region)
-        checks.append(run_check("name", lambda: check_name_free(ec2, found[0], prefix=prefix, **asked)))
+        checks.append(run_check("name", lambda: check_name_free(ec2, found[0], prefix=prefix, **options)))
     builds = bool(image) and not nix.is_path(image)
     reads = bool(found) and found[0].format in NEED_QEMU_IMG
     return [

@@ -99,14 +99,14 @@ CONFIRM_USD = 1.0
 
 SAMPLE = 1000
 FIRST = 10
-"""How many of the blocks that differ are named."""
+"""Number of differing blocks in a result."""
 
 MOST_COPIES = 10
-"""How many times an AMI can be the copy of a copy."""
+"""Maximum length of a chain of copies."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 _KEY = ("DEPENDENCY_", "INVALID_CUSTOMER_KEY", "kms:", "KMS")
-"""What a refusal contains that is about the key of an encrypted snapshot."""
+"""Texts in errors about the key of an encrypted snapshot."""
 
 COLUMNS = {
     "region": "AWS region",
@@ -130,7 +130,7 @@ COLUMNS = {
     "undetected": "sample: probability that a change of one block is not detected",
     "notes": "tags and tables that have another identity",
 }
-"""Columns of `ProofResult.frame`, one row an AMI."""
+"""Columns of `ProofResult.frame`, which has one row for each AMI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One AMI, and what is known before its blocks are read.
+    """An AMI, and the facts that are known before its blocks are read.
 
     Attributes
     ----------
@@ -165,9 +165,9 @@ class Target:
     expected
         The identity that it should have.
     listed
-        How many blocks the snapshot contains.
+        Number of blocks in the snapshot.
     gets
-        How many of them will be read in this run.
+        Number of blocks that this run will read.
     only
         Indices to read; ``None`` for all.
     blocks
@@ -200,7 +200,7 @@ class Target:
     notes: tuple[str, ...] = ()
 
     def ended(self, verdict: Verdict, reason: Reason, why: str, fix: str = "") -> Target:
-        """Return it with a verdict, and nothing left to read."""
+        """Return the target with a verdict, so that no blocks are read."""
         return replace(self, verdict=verdict, reason=reason, why=why, fix=fix, gets=0)
 
 
@@ -239,7 +239,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class ProofPlan(display.Displayed):
-    """What a proof will read, and what that costs. Make it with `plan`.
+    """The plan of a proof, with its price. Make it with `plan`.
 
     Attributes
     ----------
@@ -248,7 +248,7 @@ class ProofPlan(display.Displayed):
     extent
         ``"whole"`` reads all blocks of a snapshot, ``"sample"`` some at random.
     region
-        Where this machine is assumed to be: traffic from other regions is cross-region traffic.
+        Assumed region of this machine: traffic from other regions is cross-region traffic.
     confirmed
         Whether a price above 1 USD is accepted.
     """
@@ -270,7 +270,7 @@ class ProofPlan(display.Displayed):
 
     @property
     def lists(self) -> int:
-        """Requests that list blocks: once for the plan, once for the proof."""
+        """Requests that list blocks, for the plan and for the proof."""
         return sum(2 * -(-target.listed // manifests.PAGE) for target in self.targets)
 
     @property
@@ -303,7 +303,7 @@ class ProofPlan(display.Displayed):
         ]
 
     def table(self) -> display.DisplayTable:
-        """Return one row an AMI."""
+        """Return one row for each AMI."""
         rows = [
             (
                 one.region,
@@ -330,7 +330,7 @@ class ProofPlan(display.Displayed):
         return display.make_table(columns, rows, right=("to read", "blocks"))
 
     def notes(self) -> list[str]:
-        """Return which tags and tables differ, and what a sample can miss."""
+        """Return the tags and tables that differ, and the probability that a sample misses a change."""
         lines = [f"{one.ami_id}: {note}" for one in self.targets for note in one.notes]
         lines += [f"{one.ami_id}: {_chance(one)}" for one in self.targets if one.only is not None]
         if self.usd > CONFIRM_USD and not self.confirmed:
@@ -340,12 +340,12 @@ class ProofPlan(display.Displayed):
     def apply(self) -> ProofResult:
         """Read the blocks and return the verdicts. Nothing in AWS is changed.
 
-        Safe to run twice: what an interrupted proof has read is not read again.
+        Safe to run twice: blocks that an interrupted proof has read are not read again.
 
         Raises
         ------
         vmsnix_ops.errors.ConfirmationError
-            It costs more than 1 USD, and the plan was made without ``yes``.
+            The proof costs more than 1 USD, and ``yes`` was not set.
         vmsnix_ops.errors.CredentialsError
             The credentials expired.
         vmsnix_ops.errors.InterruptedRunError
@@ -361,13 +361,13 @@ class ProofResult(Result):
     Attributes
     ----------
     plan
-        What was to be read.
+        The plan of the proof.
     proofs
         One for each AMI.
     seconds
         Duration of the reading.
     problems
-        What could not be recorded, as sentences.
+        Records that could not be saved, as sentences.
     """
 
     plan: ProofPlan
@@ -392,7 +392,7 @@ class ProofResult(Result):
         return f"Proof of {counted(len(self.proofs), 'AMI')}: {self.verdict}"
 
     def table(self) -> display.DisplayTable:
-        """Return one row an AMI, for people."""
+        """Return one row for each AMI."""
         rows = [
             (
                 proof.target.region,
@@ -409,13 +409,13 @@ class ProofResult(Result):
         return display.make_table(columns, rows, right=("compared", "blocks"))
 
     def notes(self) -> list[str]:
-        """Return which tags and tables differ, what a sample can miss, and what was not recorded."""
+        """Return the tags and tables that differ, what a sample can miss, and unsaved records."""
         lines = [f"{one.target.ami_id}: {note}" for one in self.proofs for note in one.target.notes]
         sampled = (one.target for one in self.proofs if one.undetected)
         return [*lines, *(f"{target.ami_id}: {_chance(target)}" for target in sampled), *self.problems]
 
     def frame(self) -> pd.DataFrame:
-        """Return one row an AMI, with the columns `COLUMNS`."""
+        """Return one row for each AMI, with the columns `COLUMNS`."""
         import pandas as pd
 
         rows = [proof.as_dict(self.plan.extent) for proof in self.proofs]
@@ -495,28 +495,28 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> ProofPlan:
-    """Find the AMIs, list the blocks of their snapshots, and return what a proof reads and costs.
+    """Find the AMIs, list the blocks of their snapshots, and return the plan with its price.
 
     Parameters
     ----------
     amis
         AMI IDs or names.
     identity
-        Identity that they should have; by default that of `result`.
+        Expected identity; by default that of `result`.
     result
-        ``result.json`` of the publish: a run ID, a path or an ``s3://`` URL. By default that of the run
-        that published the AMI, or the AMI that it is a copy of, if the tables name it and the archive has it.
+        ``result.json`` of the publish: a run ID, a path or an ``s3://`` URL. By default that of the run that
+        published the AMI or its source, if it is in the tables and the archive.
     extent
         ``"whole"`` reads all blocks and recomputes the identity; ``"sample"`` compares some blocks with the
         manifest of the image, which must have the expected identity.
     sample_blocks
-        How many blocks a sample compares.
+        Number of blocks of a sample.
     regions
-        Where to search for the AMIs; by default where the tables know them, else the home region.
+        Regions in which the AMIs are searched; by default those in the tables, else the home region.
     yes
-        Read also if it costs more than 1 USD.
+        Accept a price above 1 USD.
     settings, progress, session
-        Override the settings, the progress display and the AWS session.
+        Override the defaults from vmsnix.toml and the AWS environment.
 
     Raises
     ------
@@ -568,7 +568,7 @@ def prover_actions(*, archive: bool = False) -> tuple[str, ...]:
 
 
 def _given(identity: str, result: str, records: _Records) -> Expected:
-    """Return the identity that the operator gave; empty when it is to be found for each AMI."""
+    """Return the operator's identity; empty if it must be found for each AMI."""
     if identity:
         if not _IDENTITY.fullmatch(identity):
             raise errors.ParameterError(
@@ -610,7 +610,7 @@ def _is_publish(values: Mapping[str, Any]) -> bool:
 
 @needs("s3:GetObject", "s3:ListBucket")
 def _object(session: boto3.Session, region: str, place: str) -> bytes | None:
-    """Return an object, or ``None`` when there is none."""
+    """Return an object on S3, or ``None`` if it does not exist."""
     bucket, _, key = place.removeprefix("s3://").partition("/")
     with calling(f"read {place}"):
         try:
@@ -622,7 +622,7 @@ def _object(session: boto3.Session, region: str, place: str) -> bytes | None:
 
 
 class _Records:
-    """What the tables and the archive have of AMIs. What cannot be read is a problem, and not an error."""
+    """The records of AMIs in the tables and the archive. Tables that cannot be read are only a `problem`."""
 
     def __init__(self, settings: Settings, session: boto3.Session, tables: RunTables) -> None:
         self.settings, self.session, self.tables = settings, session, tables
@@ -641,19 +641,19 @@ class _Records:
         }
 
     def places(self, run_id: str) -> tuple[str, str]:
-        """Return where the ``result.json`` of a run can be: in the archive, or with the run itself."""
+        """Return the possible locations of a run's ``result.json``: the archive, and the run's folder."""
         return (
             f"{self.settings.archive}/{run_id}/{FILE_NAME}",
             str(self.settings.state / "runs" / run_id / FILE_NAME),
         )
 
     def read(self, place: str) -> Mapping[str, Any]:
-        """Return a ``result.json``; empty when there is none, or it is damaged.
+        """Return a ``result.json``; empty if it does not exist or is damaged.
 
         Raises
         ------
         vmsnix_ops.errors.AwsError
-            It is on S3, and cannot be read.
+            S3 refused to read it.
         """
         if place not in self._read:
             content: bytes | None = None
@@ -666,7 +666,7 @@ class _Records:
         return self._read[place]
 
     def regions(self, word: str) -> tuple[str, ...]:
-        """Return the regions that have an AMI of this ID or name, by the tables."""
+        """Return the regions with an AMI of this ID or name in the tables."""
         return tuple(
             dict.fromkeys(row["region"] for row in self.amis if word in (row["ami_id"], row["name"]))
         )
@@ -677,7 +677,7 @@ class _Records:
         return list(dict.fromkeys(digest for digest in found if isinstance(digest, str) and digest))
 
     def published(self, ami: Ami) -> tuple[Expected, str]:
-        """Return the identity in the ``result.json`` of the publish, or why it is not known."""
+        """Return the identity in the ``result.json`` of the publish, or the reason why it is unknown."""
         why = self.problem or "The tables name no publish of this AMI."
         for ami_id, region in self._origins(ami):
             rows = (row for row in self._rows(ami_id, region) if row["source"] == "publish")
@@ -706,7 +706,7 @@ class _Records:
         return [row for row in self.amis if row["ami_id"] == ami_id and row["region"] == region]
 
     def _origins(self, ami: Ami) -> Iterator[tuple[str, str]]:
-        """Yield the AMI, then those that it is a copy of, the nearest first."""
+        """Yield ID and region of the AMI, of its source, of that one's source, and so on."""
         where = (ami.ami_id, ami.region)
         next_one = (ami.source_ami_id, ami.source_region or ami.region)
         for _ in range(MOST_COPIES):
@@ -722,7 +722,7 @@ class _Records:
 
 @dataclass(frozen=True, slots=True)
 class _Planning:
-    """What is the same for every AMI of a plan."""
+    """Finds the targets of a plan."""
 
     settings: Settings
     session: boto3.Session
@@ -752,7 +752,7 @@ class _Planning:
         return [missing.ended("not provable", "no AMI", why, "Check its name, or add --regions NAME.")]
 
     def target(self, ec2: EC2Client, ami: Ami) -> Target:
-        """Return what is known of an AMI without reading a block."""
+        """Return the target for an AMI. No block is read."""
         expected, why = self._expected(ami)
         root, others = _disks(ami)
         target = Target(ami.region, ami.ami_id, ami.name, ami.account, root, expected=expected)
@@ -805,13 +805,13 @@ class _Planning:
         return Expected(), why
 
     def _notes(self, ami: Ami, expected: Expected) -> tuple[str, ...]:
-        """Return which of tag and tables have another identity than the expected one."""
+        """Return sentences about a tag or a table with another identity than the expected one."""
         found = [(f"Its tag {tagging.DIGEST}", ami.digest)]
         found += [("Its row in the tables", recorded) for recorded in self.records.identities(ami)]
         return tuple(_note(what, value, expected) for what, value in found if _other(value, expected))
 
     def _blocks(self, target: Target) -> tuple[Digests | None, str]:
-        """Return the blocks of the expected identity from a manifest, or why there is none."""
+        """Return the blocks of the expected identity from a manifest, or the reason why there is none."""
         problem = ""
         identity = target.expected.identity
         for snapshot_id in dict.fromkeys((target.snapshot_id, *self.records.snapshots_of(identity))):
@@ -827,7 +827,7 @@ class _Planning:
         return None, problem
 
     def _sampled(self, target: Target, listed: Iterable[int], problem: str) -> Target:
-        """Return the target with the blocks of a sample."""
+        """Return the target with the indices of a sample."""
         if target.blocks is None:
             fix = "Read the whole snapshot: --extent whole."
             if problem:
@@ -842,9 +842,9 @@ class _Planning:
                 first_differing=missing,
             )
         known = frozenset(content)
-        # The choice must not be predictable: who changes a block must not know which ones are compared.
+        # The choice must not be predictable, so that nobody can change only blocks that are not compared.
         some = random.SystemRandom().sample(content, min(self.sample_blocks, len(content)))
-        # Blocks that the image does not have must be zeros. All are read: one of them can be an added file.
+        # Blocks that the image does not have must be zeros. All are read, because they may be an added file.
         only = there - known | frozenset(some)
         return replace(target, only=only, gets=len(only))
 
@@ -861,7 +861,7 @@ def _find(ec2: EC2Client, word: str) -> Ami | None:
 
 
 def _disks(ami: Ami) -> tuple[str, list[tuple[str, str]]]:
-    """Return the snapshot of the root device, and device and snapshot of every other disk that has one."""
+    """Return the snapshot of the root device, and device and snapshot of the other disks with a snapshot."""
     found = {
         mapping["DeviceName"]: mapping["Ebs"]["SnapshotId"]
         for mapping in ami.mappings
@@ -872,7 +872,7 @@ def _disks(ami: Ami) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _not_readable(ec2: EC2Client, target: Target, snapshot: Snapshot) -> Target | None:
-    """Return the target with the verdict when the EBS direct APIs cannot read such a snapshot."""
+    """Return the target with its verdict if the EBS direct APIs cannot read the snapshot, else ``None``."""
     name, region = snapshot.snapshot_id, target.region
     if snapshot.archived:
         return target.ended(
@@ -897,7 +897,7 @@ def _not_readable(ec2: EC2Client, target: Target, snapshot: Snapshot) -> Target 
 
 
 def _unreadable(target: Target, error: errors.AwsError) -> Target:
-    """Return the target with the verdict when AWS refuses to read."""
+    """Return the target with its verdict if AWS refuses to read it."""
     answer = getattr(error.__cause__, "response", None) or {}
     words = f"{error.why} {answer.get('Reason', '')}"
     if target.encrypted and any(word in words for word in _KEY):
@@ -917,12 +917,12 @@ def _note(what: str, value: str, expected: Expected) -> str:
 
 
 def _of(expected: Expected) -> str:
-    """Return the origin of an identity, for people."""
+    """Return the origin of an identity, for tables."""
     return {"argument": "the operator", "result": expected.place, "tag": "its tag", "": ""}[expected.source]
 
 
 def _chance(target: Target) -> str:
-    """Return what a sample can miss, as a sentence."""
+    """Return a sentence about the probability that a sample misses a change."""
     if target.blocks is None or target.only is None:
         return ""
     one, some = _undetected(target, 1), _undetected(target, 0.01)
@@ -938,7 +938,7 @@ def _undetected(target: Target, changed: float) -> float:
     Parameters
     ----------
     changed
-        How many blocks were changed; below 1 a share of them.
+        Number of changed blocks, or below 1 their share.
     """
     content = [index for index, digest in (target.blocks or Digests()).raw() if digest not in (ZERO, NONE)]
     if not content:  # every block of the snapshot is read
@@ -1015,7 +1015,7 @@ def _proof(plan: ProofPlan, target: Target, step: Step) -> Proof:
 
 
 def _proof_without_reading(target: Target) -> Proof:
-    """Return the proof of an AMI whose verdict is known without its blocks."""
+    """Return the proof of an AMI whose verdict needs no blocks."""
     verdict = target.verdict or "not provable"
     return Proof(
         target, verdict, target.reason, target.why, target.fix, first_differing=target.first_differing
@@ -1023,7 +1023,7 @@ def _proof_without_reading(target: Target) -> Proof:
 
 
 def _read(plan: ProofPlan, target: Target, step: Step) -> Digests:
-    """Return the digests of the blocks that are to be compared."""
+    """Return the digests of the compared blocks of the snapshot."""
     journal = None if target.only is not None else _journal(plan.settings, target)
 
     with (
@@ -1043,7 +1043,7 @@ def _read(plan: ProofPlan, target: Target, step: Step) -> Digests:
 
 
 def _differing(found: Iterable[tuple[int, bytes]], expected: Iterable[tuple[int, bytes]]) -> Iterator[int]:
-    """Yield the indices of the blocks that differ. Blocks that are left out are zeros."""
+    """Yield the indices of the differing blocks. Missing blocks are zeros."""
     both = merge(
         ((index, digest, True) for index, digest in found),
         ((index, digest, False) for index, digest in expected),
@@ -1062,7 +1062,7 @@ def _some(bad: list[Proof], result: ProofResult) -> str:
 
 
 def _record(result: ProofResult, started: datetime) -> tuple[str, ...]:
-    """Write the proofs to the tables; return what could not be written, as sentences."""
+    """Write the proofs to the tables; return problems as sentences."""
     plan, now = result.plan, datetime.now(UTC)
     rows = []
     for proof in result.proofs:

@@ -4,8 +4,8 @@
 >>> tested = smoke_test.plan(image="ecs-node", region="eu-central-1").apply()  # doctest: +SKIP
 >>> tested.raise_for_status()  # doctest: +SKIP
 
-One call does it all, because an instance that was launched must be terminated whatever happens: after a
-failure, after Ctrl-C, and, by the next test, after the machine that tested it died.
+A test is one call, so that its instance is always terminated: after a failure, after Ctrl-C, and by the next
+test if the process was killed.
 """
 
 from __future__ import annotations
@@ -52,133 +52,131 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# How a smoke test ends: its instance goes before anything is written down, and one that runs on is told.
-#
-# Between a failure and the call that terminates the instance stands only one look at its console. A journal,
-# a table or a face of the progress may hang or fail (a full disk, an unreachable bucket): they come after.
+# The end of a smoke test. Its instance is terminated before anything is recorded, because records may fail or
+# hang (a full disk, an unreachable bucket). Before that, only the console is read.
 
 
 @dataclass
-class Seen:
-    """What a test saw so far; kept also when it fails.
+class SmokeTestState:
+    """The progress of a test.
 
     Attributes
     ----------
-    asked
-        Whether AWS was asked for an instance: from then on there may be one whose id is not known.
+    requested
+        Whether an instance was requested. From then on there may be one with an unknown ID.
     instance_id
-        The instance; empty before AWS told it.
+        The instance; empty until AWS has returned its ID.
     console
-        What it said, without secrets.
+        The console, without secrets.
     passed
-        Whether all that was tested was as it should be.
+        Whether all checks passed.
     ended
-        Whether AWS was asked to terminate what there is.
+        Whether AWS was requested to terminate the instances.
     others
-        Instances of this AMI's tests that were terminated because the id of ours was not known.
+        Instances of this AMI's tests that were terminated because the ID of the own one is unknown.
     refused
-        By id, or an empty one for the look for it: why an instance may run on.
-    gone
-        Whether nothing is known to run.
+        AWS's errors by instance ID (empty for the search for instances); such an instance may still run.
+    terminated
+        Whether no instance is known to run.
     """
 
-    asked: bool = False
+    requested: bool = False
     instance_id: str = ""
     console: str = ""
     passed: bool = False
     ended: bool = False
     others: list[str] = field(default_factory=list)
     refused: dict[str, errors.AwsError] = field(default_factory=dict)
-    gone: bool = False
+    terminated: bool = False
 
     def read(self, ec2: EC2Client) -> None:
-        """Read the console once more, if there is an instance; what it said before is kept."""
+        """Read the console of the instance; an empty answer does not replace an earlier one."""
         if self.instance_id:
             text = instances.read_console(ec2, self.instance_id).replace("\r\n", "\n")
             self.console = Redactor(secret_values()).text(text) or self.console
 
 
-def end(ec2: EC2Client, ami_id: str, seen: Seen) -> None:
-    """Ask AWS to terminate the instance of a test, once; what AWS refuses is kept in `Seen.refused`.
+def _end(plan: SmokeTestPlan, state: SmokeTestState) -> None:
+    """Terminate the instance of a test, once; AWS's errors are in `SmokeTestState.refused`.
 
-    Where AWS was asked for an instance and its answer was lost, every instance of the AMI's tests goes.
+    If the ID of the instance is unknown, all instances of this AMI's tests are terminated.
 
     Raises
     ------
     KeyboardInterrupt
-        It came meanwhile; AWS was asked nevertheless.
+        Ctrl-C; the instances are terminated nevertheless.
     """
-    if seen.ended:
+    if state.ended:
         return
     try:
-        if not seen.passed:
+        if not state.passed:
             with suppress(errors.AwsError):
-                seen.read(ec2)  # what it said tells most about why
+                state.read(plan.ec2)  # for the reason of the failure
     finally:
         try:
-            _terminate(ec2, ami_id, seen)
-        except KeyboardInterrupt:  # maybe before AWS was asked; one more ends the process, see `stopping`
-            _terminate(ec2, ami_id, seen)
+            _terminate(plan.ec2, plan.ami.ami_id, state)
+        except KeyboardInterrupt:  # perhaps before the request; a second one ends the process, see `stopping`
+            _terminate(plan.ec2, plan.ami.ami_id, state)
             raise
         finally:
-            seen.ended = True
+            state.ended = True
 
 
-def _terminate(ec2: EC2Client, ami_id: str, seen: Seen) -> None:
-    seen.refused.clear()
-    ids = [seen.instance_id] if seen.instance_id else []
-    if seen.asked and not ids:
+def _terminate(ec2: EC2Client, ami_id: str, state: SmokeTestState) -> None:
+    state.refused.clear()
+    ids = [state.instance_id] if state.instance_id else []
+    if state.requested and not ids:
         try:
-            seen.others = ids = [one.instance_id for one in instances.find_leftover_instances(ec2, ami_id)]
+            state.others = ids = [one.instance_id for one in instances.find_leftover_instances(ec2, ami_id)]
         except errors.AwsError as error:
-            seen.refused[""] = error
+            state.refused[""] = error
     for instance_id in ids:
         try:
             instances.terminate_instances(ec2, [instance_id])
         except errors.AwsError as error:
-            seen.refused[instance_id] = error
+            state.refused[instance_id] = error
 
 
-def outcome(caught: BaseException | None, seen: Seen, *, region: str) -> BaseException | None:
-    """Return what a test that ended so is told as; ``None`` when it passed.
+def _final_error(caught: BaseException | None, state: SmokeTestState, *, region: str) -> BaseException | None:
+    """Return the error of a test, including any instance that may still run; ``None`` if it passed.
 
     Parameters
     ----------
     caught
-        What ended it; ``None`` when nothing did.
-    seen
-        What it saw: an instance that may run on is told whatever else failed, with the command that ends it.
+        The first exception of the test, if any.
+    state
+        The state of the test.
     region
-        Where.
+        Region of the test.
     """
-    told, runs_on = caught, _runs_on(seen, region)
+    error, running = caught, _still_running(state, region)
     if isinstance(caught, KeyboardInterrupt):
-        told = errors.InterruptedRunError(
-            "The smoke test was interrupted.", why=_fate(seen), fix="Run the same command again."
+        error = errors.InterruptedRunError(
+            "The smoke test was interrupted.", why=_instances_text(state), fix="Run the same command again."
         )
     elif isinstance(caught, OSError):
-        told = errors.RecordsError(
+        error = errors.RecordsError(
             "The record of the smoke test could not be written.",
-            why=f"{caught}. {_fate(seen)}".strip(),
+            why=f"{caught}. {_instances_text(state)}".strip(),
             fix="Free disk space in vmsnix's state folder, then run the same command again.",
         )
-    if runs_on is not None:
-        if told is None or told in seen.refused.values():
-            told = runs_on
-        elif isinstance(told, errors.VmsnixError):
-            told = _both(told, runs_on)
-        else:  # a mistake of ours, which is shown with its traceback
-            told.add_note(str(runs_on))
-    if told is not None and told is not caught:
-        told.__cause__ = caught
-    return told
+    if running is not None:
+        if error is None or error in state.refused.values():
+            error = running
+        elif isinstance(error, errors.VmsnixError):
+            error = _both(error, running)
+        else:  # a bug, which is shown with its traceback
+            error.add_note(str(running))
+    if error is not None and error is not caught:
+        error.__cause__ = caught
+    return error
 
 
-def _runs_on(seen: Seen, region: str) -> errors.SmokeTestError | None:
-    """Return which instance AWS refused to terminate, why, and the command that does it."""
-    if not seen.refused:
+def _still_running(state: SmokeTestState, region: str) -> errors.SmokeTestError | None:
+    """Return the error for instances that AWS refused to terminate, with the command to terminate them."""
+    if not state.refused:
         return None
-    ids = [name for name in seen.refused if name]
+    ids = [name for name in state.refused if name]
     what, fix = (
         f"An instance of the test may still run in {region}.",
         f"Check for one: aws ec2 describe-instances --region {region} --filters "
@@ -187,7 +185,7 @@ def _runs_on(seen: Seen, region: str) -> errors.SmokeTestError | None:
     if ids:
         what = f"{', '.join(ids)} still runs in {region}."
         fix = f"Terminate it: aws ec2 terminate-instances --region {region} --instance-ids {' '.join(ids)}"
-    refused = list(seen.refused.values())
+    refused = list(state.refused.values())
     why = " ".join(f"{error.what} {error.why}".strip() for error in refused)
     first = refused[0]
     return errors.SmokeTestError(
@@ -195,21 +193,21 @@ def _runs_on(seen: Seen, region: str) -> errors.SmokeTestError | None:
     )
 
 
-def _both(told: errors.VmsnixError, runs_on: errors.SmokeTestError) -> errors.VmsnixError:
-    """Return one error that says both; an interrupt stays one."""
-    kind = type(told) if isinstance(told, errors.InterruptedRunError) else errors.SmokeTestError
-    what = " ".join(part for part in (told.what, told.why, runs_on.what) if part)
-    return kind(what, why=runs_on.why, fix=f"{runs_on.fix} {told.fix}".strip())
+def _both(error: errors.VmsnixError, running: errors.SmokeTestError) -> errors.VmsnixError:
+    """Return one error for both; the error of an interrupt keeps its class."""
+    kind = type(error) if isinstance(error, errors.InterruptedRunError) else errors.SmokeTestError
+    what = " ".join(part for part in (error.what, error.why, running.what) if part)
+    return kind(what, why=running.why, fix=f"{running.fix} {error.fix}".strip())
 
 
-def _fate(seen: Seen) -> str:
-    """Return what became of the instance; one that AWS refused to terminate is told by `_runs_on`."""
-    if seen.refused:
+def _instances_text(state: SmokeTestState) -> str:
+    """Return a sentence about the instances of the test; empty if AWS refused to terminate one."""
+    if state.refused:
         return ""
-    names = [seen.instance_id] if seen.instance_id else seen.others
+    names = [state.instance_id] if state.instance_id else state.others
     if not names:
         return "No test instance is running."
-    return f"{', '.join(names)} {'was terminated' if seen.gone else 'is being terminated'}."
+    return f"{', '.join(names)} {'was terminated' if state.terminated else 'is being terminated'}."
 
 
 CONSOLE_SECONDS = 10 * 60.0
@@ -223,15 +221,15 @@ class SmokeTestPlan(Displayed):
     Attributes
     ----------
     ami
-        What is tested.
+        The AMI.
     wanted
-        The instance that will be launched.
+        The parameters of the instance.
     pattern
-        Regular expression that its console must hold; empty: it is only read.
+        Regular expression that the console must match; empty to only read it.
     checks
-        What was checked of credentials, account and region.
+        The checks of credentials, account and region.
     dry_run
-        `run` launches nothing.
+        Whether `apply` launches nothing.
     """
 
     ami: Ami
@@ -243,15 +241,15 @@ class SmokeTestPlan(Displayed):
     journal: Journal = field(repr=False, compare=False)
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return what will happen, step by step."""
+        """Return what each step will do."""
         wanted = self.wanted
         how = f"{wanted.instance_type}{', spot' if wanted.spot else ''}, IMDSv2 only, no key"
-        said = f"wait until the console matches {self.pattern!r}" if self.pattern else "read the console"
+        console = f"wait until the console matches {self.pattern!r}" if self.pattern else "read the console"
         lines = [
             ("clear", "terminate instances of earlier tests"),
             ("launch", f"an instance of {self.ami.ami_id} ({self.ami.name}): {how}"),
             ("checks", "wait until both status checks are ok"),
-            ("console", said),
+            ("console", console),
             ("terminate", "also after a failure"),
         ]
         lines += [(one.name, f"{one.found} {one.fix}") for one in self.checks if one.outcome == "warn"]
@@ -263,16 +261,16 @@ class SmokeTestPlan(Displayed):
         return f"Smoke test of {self.ami.name} in {self.ami.region}, account {self.ami.account}"
 
     def apply(self) -> SmokeTestResult:
-        """Launch, check, read and terminate an instance; the result of a test that failed has an `error`.
+        """Launch, check, read and terminate an instance; the result of a failed test has an `error`.
 
-        Safe to run twice, and after a crash at any point: instances are found again by their tag and
-        terminated, and the token of a launch carries the attempt. SIGINT and SIGTERM terminate the instance
-        first; the second one ends the process at once, and the next test terminates it.
+        Safe to run twice, also after a crash: the next test finds the instances by their tag and terminates
+        them. After SIGINT or SIGTERM the instance is terminated first; a second signal ends the process at
+        once.
 
         Raises
         ------
         vmsnix_ops.errors.InterruptedRunError
-            The operator asked to stop; it says what became of the instance.
+            The test was interrupted; has the state of the instance.
         """
         return _apply(self)
 
@@ -284,17 +282,17 @@ class SmokeTestResult(Result):
     Attributes
     ----------
     plan
-        What was tested, and how.
+        The plan of the test.
     instance_id
-        The instance, which is gone; empty in a dry run.
+        The instance; empty in a dry run.
     console
-        What it said, without secrets.
+        Its console, without secrets.
     terminated
         Whether it is known to be terminated.
     steps
-        Each step's timing.
+        Timing of each step.
     error
-        Why the test failed; ``None`` when it passed.
+        The error of a failed test.
     """
 
     plan: SmokeTestPlan
@@ -311,7 +309,7 @@ class SmokeTestResult(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether everything went as it should."""
+        """Whether the test passed."""
         return self.error is None
 
     def frame(self) -> pd.DataFrame:
@@ -323,13 +321,13 @@ class SmokeTestResult(Result):
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        said = plain(self.console).splitlines()[-SHOWN_LINES:]
+        lines = plain(self.console).splitlines()[-SHOWN_LINES:]
         rows = [("outcome", "passed" if self.passed else "failed"), ("instance_id", self.instance_id)]
         rows += [("why", str(self.error))] if self.error else []
-        return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(said) or "(nothing)")]
+        return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(lines) or "(nothing)")]
 
     def table(self) -> DisplayTable:
-        """Return how long each step took, for people."""
+        """Return the duration of each step."""
         rows = [(one.step, one.status, seconds(one.seconds)) for one in self.steps]
         return make_table(("step", "status", "took"), rows, right=("took",))
 
@@ -370,33 +368,33 @@ def plan(
     progress: Progress | None = None,
     session: boto3.Session | None = None,
 ) -> SmokeTestPlan:
-    """Check the AMI, and return what will happen. Nothing is launched.
+    """Check the AMI, and return the plan of a test. Nothing is launched.
 
     Parameters
     ----------
     ami, image
-        What to test: as for `vmsnix_ops.channels.promote.plan`.
+        The AMI: as for `vmsnix_ops.channels.promote.plan`.
     region
-        Where; by default the settings' region, else AWS's own.
+        By default the region of the settings, else of AWS.
     instance_type
-        By default the smallest that does for the AMI's architecture.
+        By default a small type with the AMI's architecture.
     spot
-        Run it on spare capacity.
+        Launch a spot instance.
     subnet
-        Where the account has no default one.
+        Subnet, if the account has no default one.
     pattern
-        Regular expression that the console must hold; empty reads it and judges nothing.
+        Regular expression that the console must match; empty to only read it.
     dry_run
-        `run` launches nothing.
+        Launch nothing.
     settings, progress, session
-        Where they do not come from the surroundings.
+        Override the defaults from vmsnix.toml and the AWS environment.
 
     Raises
     ------
     vmsnix_ops.errors.UsageError
-        A parameter is missing or cannot be right.
+        A parameter is missing or invalid.
     vmsnix_ops.errors.AwsError
-        Credentials, account or region would not do, or nothing can be launched from the AMI.
+        Credentials, account, region or AMI are unusable.
     """
     _check_pattern(pattern)
     if not ami and not image:
@@ -434,15 +432,15 @@ def plan(
 def _apply(plan: SmokeTestPlan) -> SmokeTestResult:
     if plan.dry_run:
         return SmokeTestResult(plan, "", "", terminated=True, steps=())
-    journal, seen = plan.journal, Seen()
+    journal, state = plan.journal, SmokeTestState()
     caught: BaseException | None = None
     with stopping():
-        for part in (_test, _end, _wait_for_the_end):  # each whatever became of those before
+        for part in (_test, _end, _wait_until_terminated):  # all of them, also after a failure
             try:
-                part(plan, seen)
-            except BaseException as failure:  # noqa: BLE001 (it is told below, once nothing runs any more)
+                part(plan, state)
+            except BaseException as failure:  # noqa: BLE001 (raised after the instance is terminated)
                 caught = caught or failure
-    error = outcome(caught, seen, region=plan.ami.region)
+    error = _final_error(caught, state, region=plan.ami.region)
     if error is not None and not isinstance(error, errors.VmsnixError):
         raise error
     if isinstance(error, errors.InterruptedRunError):
@@ -452,80 +450,74 @@ def _apply(plan: SmokeTestPlan) -> SmokeTestResult:
             journal.run, journal.tables, "done", journal.started_at,
             region=plan.ami.region, account=plan.ami.account, image=journal.image, ami_id=plan.ami.ami_id,
         )  # fmt: skip
-    return SmokeTestResult(plan, seen.instance_id, seen.console, seen.gone, tuple(journal.timings), error)
+    return SmokeTestResult(
+        plan, state.instance_id, state.console, state.terminated, tuple(journal.timings), error
+    )
 
 
 @contextmanager
-def _step(plan: SmokeTestPlan, seen: Seen, name: str) -> Iterator[Entry]:
-    """Run the block as a step of the journal; one that fails ends the instance before it is written down."""
+def _step(plan: SmokeTestPlan, state: SmokeTestState, name: str) -> Iterator[Entry]:
+    """Run the block as a step of the journal; terminate the instance before a failure is recorded."""
     with plan.journal.step(name) as entry:
         try:
             yield entry
         except BaseException:
-            _end(plan, seen)
+            _end(plan, state)
             raise
 
 
-def _test(plan: SmokeTestPlan, seen: Seen) -> None:
+def _test(plan: SmokeTestPlan, state: SmokeTestState) -> None:
     ec2 = plan.ec2
     with plan.journal.step("clear") as entry:
         left = instances.find_leftover_instances(ec2, plan.ami.ami_id)
         instances.terminate_instances(ec2, [one.instance_id for one in left])
         entry.outcome = "created" if left else "reused"
         entry.detail.update(terminated=[one.instance_id for one in left])
-    with _step(plan, seen, "launch") as entry:
-        # A notebook's plan may be hours old.
+    with _step(plan, state, "launch") as entry:
+        # In a notebook the plan may be hours old.
         channels.check_still_usable(ec2, plan.ami.ami_id, owner=plan.ami.account)
-        seen.asked = True
-        seen.instance_id = instances.launch_instance(ec2, plan.wanted)
-        entry.detail.update(instance_id=seen.instance_id, instance_type=plan.wanted.instance_type)
-        # A retirement that marked the AMI in between may not have seen the instance; see aws.retiring.
+        state.requested = True
+        state.instance_id = instances.launch_instance(ec2, plan.wanted)
+        entry.detail.update(instance_id=state.instance_id, instance_type=plan.wanted.instance_type)
+        # A concurrent retirement may not have found the new instance; see `vmsnix_ops.aws.retiring`.
         channels.check_repeatedly(ec2, plan.ami.ami_id, owner=plan.ami.account)
-        instances.wait_running(ec2, seen.instance_id, step=entry.step)
-    with _step(plan, seen, "checks") as entry:
-        instances.wait_checks(ec2, seen.instance_id, step=entry.step)
-    with _step(plan, seen, "console") as entry:
-        _read_console(plan, seen)
-        entry.detail.update(pattern=plan.pattern, characters=len(seen.console))
-    seen.passed = True
+        instances.wait_running(ec2, state.instance_id, step=entry.step)
+    with _step(plan, state, "checks") as entry:
+        instances.wait_checks(ec2, state.instance_id, step=entry.step)
+    with _step(plan, state, "console") as entry:
+        _read_console(plan, state)
+        entry.detail.update(pattern=plan.pattern, characters=len(state.console))
+    state.passed = True
 
 
-def _end(plan: SmokeTestPlan, seen: Seen) -> None:
-    end(plan.ec2, plan.ami.ami_id, seen)
-
-
-def _wait_for_the_end(plan: SmokeTestPlan, seen: Seen) -> None:
-    """Wait until the instance is terminated, and write down when that was, or why it is not."""
+def _wait_until_terminated(plan: SmokeTestPlan, state: SmokeTestState) -> None:
+    """Wait until the instance is terminated, and record this as a step."""
     with plan.journal.step("terminate") as entry:
-        entry.detail.update(instance_id=seen.instance_id or None, others=seen.others)
-        if seen.refused:
-            raise next(iter(seen.refused.values()))
-        if seen.instance_id:
-            instances.wait_terminated(plan.ec2, seen.instance_id, step=entry.step)
-        seen.gone = True
+        entry.detail.update(instance_id=state.instance_id or None, others=state.others)
+        if state.refused:
+            raise next(iter(state.refused.values()))
+        if state.instance_id:
+            instances.wait_terminated(plan.ec2, state.instance_id, step=entry.step)
+        state.terminated = True
 
 
-def _read_console(plan: SmokeTestPlan, seen: Seen) -> None:
-    """Wait until the console holds the pattern; without one, until it holds anything."""
+def _read_console(plan: SmokeTestPlan, state: SmokeTestState) -> None:
+    """Wait until the console matches the pattern; without a pattern, until it is not empty."""
     pattern = re.compile(plan.pattern or r"\S", re.MULTILINE)
 
     def read() -> PollResult[str]:
-        seen.read(plan.ec2)
-        return PollResult("done" if pattern.search(seen.console) else "waiting", seen.console)
+        state.read(plan.ec2)
+        return PollResult("done" if pattern.search(state.console) else "waiting", state.console)
 
     try:
         poll(read, what="the console", deadline=CONSOLE_SECONDS, interval=PollInterval(longest=10.0))
     except errors.DeadlineError as error:
         if not plan.pattern:
-            return  # it was only to be read, and an image may be silent
-        said = (
-            f"Its last line is {seen.console.splitlines()[-1]!r}."
-            if seen.console.strip()
-            else "The console is empty."
-        )
+            return  # an image may print nothing
+        last = state.console.splitlines()[-1:]
         raise errors.SmokeTestError(
-            f"The console of {seen.instance_id} never matched {plan.pattern!r}.",
-            why=said,
+            f"The console of {state.instance_id} never matched {plan.pattern!r}.",
+            why=f"Its last line is {last[0]!r}." if state.console.strip() else "The console is empty.",
             fix="Check the console output. If it is empty, add console=ttyS0 to the image's kernel "
             "parameters.",
         ) from error

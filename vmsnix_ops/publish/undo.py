@@ -1,10 +1,10 @@
-"""Undo an unfinished publish: what it left in AWS is found by its journal and its tags, shown, and removed.
+"""Undo an unfinished publish: find its resources by its journal and its tags, and delete them.
 
-Going on is cheaper: the same command, run again, continues where a run stopped. This is for a publish that
-nobody wants any more. A run that registered its AMI is not undone here, since somebody may use it already.
+An unfinished publish can also be continued: run the same command again. A run that has registered its AMI
+cannot be undone, because the AMI may be in use.
 
-What other runs made of the same image is kept: a resource goes only when its tag ``vmsnix:run`` names this
-run, or when it has none yet and nothing but this image's work can have made it.
+Resources of other runs of the same image are kept. A resource is deleted only if its tag ``vmsnix:run`` is
+this run, or if it has no such tag yet and belongs to an import or a direct upload of this run's image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """One thing that a run left.
+    """A resource that a run left.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Leftover:
         ``"import"``, ``"snapshot"``, ``"upload"`` (the object and unfinished uploads of its key) or
         ``"journal"``.
     name
-        Its id, address or path.
+        Its ID, URL or path.
     """
 
     kind: str
@@ -60,16 +60,16 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """What will be removed; printed, it shows it. `apply` removes it.
+    """The plan of an undo; `str` lists the leftovers, `apply` deletes them.
 
     Attributes
     ----------
     run_id, region, account, digest
-        Of the run.
+        The run, and its image.
     leftovers
-        What it left, in the order in which it goes.
+        The resources, in the order of their deletion.
     find
-        Finds it again, as it is this moment.
+        Returns the current leftovers.
     """
 
     run_id: str
@@ -89,33 +89,33 @@ class Undo:
         )
 
     def apply(self) -> tuple[Leftover, ...]:
-        """Remove it all and return what was removed. Safe to run twice: what is gone is no error.
+        """Delete the leftovers and return them. Safe to run twice: a missing resource is no error.
 
-        Everything is found once more before anything is removed: what another run has begun to use since is
-        kept. Each removal is announced on the disk first (`vmsnix_ops.records.acts`).
+        The leftovers are searched again first, so that resources which another run uses meanwhile are kept.
+        Each deletion is recorded on the disk before it is done (`vmsnix_ops.records.acts`).
 
-        What the caller may not remove is kept and the rest is removed: of a publish via import, the bucket
-        is the publisher's and the snapshot the retirer's. What was removed stands in the journal, so that
-        the next caller need not be allowed to remove it once more.
+        Leftovers that the caller may not delete are kept, and the others deleted: after a publish via import,
+        a publisher may delete the object, and a retirer the snapshot. The journal lists the deleted ones, so
+        that the next caller needs no permission for them.
 
         Raises
         ------
         vmsnix_ops.errors.RunError
-            The run is under way, or registered its AMI in the meantime.
+            The run is running, or has registered its AMI.
         vmsnix_ops.errors.UnrecordedActError
-            A removal could not be announced; it says what was removed before.
+            A deletion could not be recorded first; lists the earlier deletions.
         vmsnix_ops.errors.AccessDeniedError
-            The caller may not remove some of it; the error names the policy for each.
+            The caller may not delete some leftovers; has the required policies.
         vmsnix_ops.errors.AwsError
-            AWS refused; what was not reached stays for the next try.
+            AWS refused a deletion.
         """
         removed: list[Leftover] = []
         refused: list[tuple[Leftover, errors.AccessDeniedError]] = []
-        with _nobody_at_work(self.path, self.run_id), acts.recording(self.path.parent, self.run_id):
-            still = self.find()
+        with _locked_journal(self.path, self.run_id), acts.recording(self.path.parent, self.run_id):
+            current = self.find()
             try:
                 for leftover in self.leftovers:
-                    if leftover not in still:
+                    if leftover not in current:
                         continue
                     try:
                         _remove(self, leftover)
@@ -131,17 +131,17 @@ class Undo:
                     else:
                         removed.append(leftover)
             finally:
-                unnoted = self._note(removed)
+                unsaved = self._record(removed)
         if refused:
             raise _not_allowed(self.run_id, refused)
-        if unnoted is not None:
-            raise unnoted
+        if unsaved is not None:
+            raise unsaved
         return tuple(removed)
 
-    def _note(self, removed: list[Leftover]) -> errors.PartialError | None:
-        """Write into the journal what was removed; return what to say where that fails: it hides nothing."""
-        told = [str(leftover) for leftover in removed]
-        line = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": told}
+    def _record(self, removed: list[Leftover]) -> errors.PartialError | None:
+        """Add the deleted leftovers to the journal; return the error if that fails."""
+        texts = [str(leftover) for leftover in removed]
+        line = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": texts}
         try:
             files.append_line(self.path, json.dumps(line))
         except OSError as error:
@@ -155,27 +155,27 @@ class Undo:
 
 @check_arguments
 def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.Session | None = None) -> Undo:
-    """Find what an unfinished publish left. Nothing is changed.
+    """Find the leftovers of an unfinished publish. Nothing is changed.
 
     Parameters
     ----------
     run_id
-        The run, as ``vmsnix history steps`` shows it.
+        ID of the run, from ``vmsnix history steps``.
     settings, session
-        Where they do not come from the surroundings.
+        Override the defaults from vmsnix.toml and the AWS environment.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        No run of that name has a journal on this machine.
+        There is no journal of this run on this machine.
     vmsnix_ops.errors.RunError
-        The run finished, registered its AMI, or is under way.
+        The run is finished or running, or has registered its AMI.
     vmsnix_ops.errors.CredentialsError
-        The credentials belong to another account than the run's.
+        The credentials are of another account.
     """
     settings = settings or load()
     path = _journal(settings, run_id)
-    with _nobody_at_work(path, run_id):
+    with _locked_journal(path, run_id):
         lines = _read(path)
     known: dict[str, Any] = {}
     removed: set[str] = set()
@@ -190,7 +190,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
             )
     session = session or default_session()
     digest, region = str(known.get("digest", "")), str(known.get("region", ""))
-    if not digest:  # it died before it knew its image, so it made nothing
+    if not digest:  # it was killed before it created anything
         return Undo(run_id, region, str(known.get("account", "")), "", (), path, session)
     found = read_caller(session, region)
     if found.account != known["account"]:
@@ -212,7 +212,7 @@ _POLICIES = {
     "snapshot": "vmsnix iam-policy retirer",
     "upload": "vmsnix iam-policy publisher",
 }
-"""The command that prints the policy with which each kind of leftover is removed."""
+"""The commands that print the policies for deleting each kind of leftover."""
 
 
 def _not_allowed(
@@ -256,19 +256,19 @@ def _leftovers(
         run = tags.get(tagging.RUN, "")
         if snapshot_id not in used and (run == run_id or (not run and (direct or snapshot_id in made))):
             yield Leftover("snapshot", snapshot_id)
-    # An import of another run or tool would fail without the object.
+    # Another run or tool may be importing the object.
     url = str(known.get("url") or "")
     if url and all(task in ours for task in (*running, *imports.find_readers(ec2, url, digest=digest))):
         yield Leftover("upload", url)
     if direct:
-        # With a key, the name has a suffix; lock files are empty and stay.
+        # With a KMS key, the name has a suffix. Lock files are empty and kept.
         for blocks in sorted((settings.state / "blocks").glob(f"{known['account']}-{region}-{digest}*")):
             if blocks.suffix != ".lock":
                 yield Leftover("journal", str(blocks))
 
 
 def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[str, str]]:
-    """Return the tags of every snapshot of this image, in any state, also of those not yet tagged."""
+    """Return the tags of the snapshots of this image, and of `made`, which may have no tags yet."""
     wanted: list[FilterTypeDef] = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
     if made:
         wanted.append({"Name": "snapshot-id", "Values": sorted(made)})
@@ -283,7 +283,7 @@ def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[st
 def _remove(undo: Undo, leftover: Leftover) -> None:
     if leftover.kind == "journal":
         acts.announce("delete file", leftover.name)
-        os.unlink(leftover.name)  # noqa: PTH108 (a plain path, as it was shown)
+        os.unlink(leftover.name)  # noqa: PTH108 (the path as it was shown)
         return
     if leftover.kind == "upload":
         bucket, _, key = leftover.name.removeprefix("s3://").partition("/")
@@ -297,8 +297,8 @@ def _remove(undo: Undo, leftover: Leftover) -> None:
 
 
 def _journal(settings: Settings, run_id: str) -> Path:
-    """Return the run's journal: in the archive when a runner ran it, else with the interactive runs."""
-    # A run whose archive is on S3 works, and leaves its journal, below the state folder.
+    """Return the run's journal: in the archive, or in the state folder for interactive runs."""
+    # With an archive on S3, all runs have their journals in the state folder.
     folders = [settings.state / "runs"]
     if not settings.archive.startswith("s3://"):
         folders.append(Path(settings.archive))
@@ -315,7 +315,7 @@ def _journal(settings: Settings, run_id: str) -> Path:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the journal's lines; a last one that a crash tore is left out."""
+    """Return the journal's lines, without incomplete ones."""
     lines = []
     for text in files.read(path).split(b"\n"):
         with suppress(ValueError, RecursionError):
@@ -324,8 +324,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _nobody_at_work(path: Path, run_id: str) -> Iterator[None]:
-    """Refuse to touch a run that is under way: its process holds the journal's lock."""
+def _locked_journal(path: Path, run_id: str) -> Iterator[None]:
+    """Lock the journal; refuse a running run, whose process has locked it."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

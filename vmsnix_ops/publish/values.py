@@ -1,4 +1,4 @@
-"""What each step of a publish hands to the next one."""
+"""The results of the steps of a publish."""
 
 from __future__ import annotations
 
@@ -22,39 +22,35 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.records.timings import SlowStep
 
-"""Made in this run, found from an earlier one, or (in a dry run) not made."""
-
 
 @dataclass(frozen=True, slots=True)
 class Built(Displayed):
-    """A disk image that is ready to be published.
+    """A disk image that can be published.
 
     Attributes
     ----------
     outcome
-        ``"planned"``: a dry run of an image that is not built yet; then only `name` and `system` are known.
+        ``"planned"``: a dry run of an image that is not built; then only `name` and `flake` are known.
     name, version, system
-        Of the image, such as ``ecs-node``, its NixOS label, and ``x86_64-linux``.
+        Name (such as ``ecs-node``), NixOS label and system of the image.
     path
         The disk image.
     format
-        Read from its bytes.
+        Format, from the bytes.
     digest
         Identity of the disk, in hexadecimal.
     file_bytes, disk_bytes
-        Size of the file, and of the disk in it.
-    boot_mode, tpm_support, imds_support, ena_support
-        What the AMI will be registered with.
-    root_device
-        Name of the AMI's root device.
+        Size of the file, and of the disk.
+    boot_mode, tpm_support, imds_support, ena_support, root_device
+        Values for the registration of the AMI.
     registration
-        How the AMI will be registered, all of it; without snapshot and tags.
+        The whole registration, without snapshot and tags.
     flake, derivation, store_path
-        Where it came from, as far as it is known.
+        Source of the image, as far as it is known.
     ami_name
-        What the AMI will be called.
+        Name of the AMI.
     ami_id, snapshot_id
-        Of the AMI that already contains this disk, when there is one.
+        The existing AMI of this disk; empty if there is none.
     seen
         The digests of the image.
     """
@@ -90,21 +86,20 @@ class Built(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class UploadStep(Displayed):
-    """The image's bytes, where the next step can read them.
+    """The uploaded image.
 
     Attributes
     ----------
     outcome
-        ``"reused"`` also when nothing had to be uploaded because a snapshot or an AMI already contains the
-        disk.
+        ``"reused"`` also if no upload is needed, because a snapshot or an AMI already contains the disk.
     built
-        What was uploaded.
+        The image.
     url
-        ``s3://bucket/key``; empty when nothing is there.
+        The uploaded object, as ``s3://bucket/key``; empty if there is none.
     sent_bytes
-        What went over the wire in this run.
+        Bytes that this run sent.
     direct
-        The snapshot into which the blocks went, when they went there directly.
+        The snapshot of a direct upload.
     """
 
     outcome: StepOutcome
@@ -126,22 +121,22 @@ class UploadStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStep(Displayed):
-    """The snapshot that contains the image.
+    """The snapshot of the image.
 
     Attributes
     ----------
     outcome
-        As everywhere.
+        Outcome of the step.
     built
-        What it contains.
+        The image.
     snapshot_id
-        Such as ``snap-0123456789abcdef0``; empty in a dry run.
+        ID of the snapshot; empty in a dry run.
     size_gib
-        Size of a volume made from it.
+        Volume size of the snapshot.
     task_id
-        The import that made it; empty when it was found.
+        The import that created it; empty if it was found.
     verified
-        What was read back and compared; empty when that was not requested.
+        Result of the comparison, as a sentence; empty if none was requested.
     """
 
     outcome: StepOutcome
@@ -160,22 +155,22 @@ class SnapshotStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class RegisteredAmi(Displayed):
-    """The AMI.
+    """The registered AMI.
 
     Attributes
     ----------
     outcome
-        As everywhere.
+        Outcome of the step.
     built, snapshot
-        What it contains.
+        The image and its snapshot.
     ami_id
-        Such as ``ami-0123456789abcdef0``; empty in a dry run.
+        ID of the AMI; empty in a dry run.
     state
         ``"available"``.
     public
         Whether everybody may launch it.
     deprecated_at
-        When it was deprecated, as ISO 8601 in UTC; empty for one that is not.
+        Time of its deprecation (ISO 8601, UTC); empty if it is not deprecated.
     """
 
     outcome: StepOutcome
@@ -195,7 +190,7 @@ class RegisteredAmi(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class StepTiming:
-    """How one step went: ``created``, ``reused``, ``planned`` or ``failed``, seconds, and bytes moved."""
+    """Outcome, duration and transferred bytes of a step."""
 
     step: str
     status: str
@@ -210,31 +205,31 @@ class PublishResult(Result):
     Attributes
     ----------
     dry_run
-        Whether nothing was done.
+        Whether nothing was changed.
     ami_id, snapshot_id, image_name, region, account
-        The AMI, its snapshot, its name, and where it is.
+        The AMI, its snapshot, its name and its location.
     image, version, system, digest, via
-        What it contains, and the method.
+        The image and the method.
     outcome
-        ``"created"`` when this run registered the AMI, ``"reused"`` when it was there.
+        ``"created"`` if this run registered the AMI, ``"reused"`` if it existed.
     public
-        Whether everybody may launch it.
+        Whether everybody may launch the AMI.
     size_gib
-        Of the root volume.
+        Size of the root volume.
     disk_bytes
-        Of the disk in this image file; the root volume can be smaller when the container rounds it up.
+        Size of the disk in the image file; the root volume can be smaller if the format rounds it up.
     seconds
-        Of all steps.
+        Duration of all steps.
     steps
-        Each step's timing.
+        Timing of each step.
     run
-        The run that published it.
+        The run.
     slow
-        The steps that were slow by their own history; ``None`` when that is not known.
+        Steps that were slow compared with their history; ``None`` if the history cannot be read.
     deprecated_at
-        When the AMI was deprecated, as ISO 8601 in UTC; empty for one that is not.
+        Time of the AMI's deprecation (ISO 8601, UTC); empty if it is not deprecated.
     problems
-        What could not be recorded, as sentences; `vmsnix runs repair` saves it later.
+        Records that could not be saved, as sentences; ``vmsnix runs repair`` saves them later.
     """
 
     dry_run: bool
@@ -271,7 +266,7 @@ class PublishResult(Result):
         return [*((name, value) for name, value in rows if value), *slow, *problems]
 
     def table(self) -> DisplayTable:
-        """Return how long each step took, for people."""
+        """Return the duration of each step."""
         rows = [(one.step, one.status, seconds(one.seconds), size(one.bytes or None)) for one in self.steps]
         return make_table(("step", "status", "took", "bytes"), rows, right=("took", "bytes"))
 
@@ -283,7 +278,7 @@ class PublishResult(Result):
 
     @property
     def error(self) -> UnsavedError | None:
-        """What could not be recorded, as an error; the AMI is published all the same."""
+        """The error for records that could not be saved; the AMI is published."""
         if not self.problems:
             return None
         return UnsavedError(
@@ -293,7 +288,7 @@ class PublishResult(Result):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as plain values, as ``result.json`` holds them."""
+        """Return the result as ``result.json`` contains it."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "run"}
         return {
             "status": "partial" if self.problems else "done",

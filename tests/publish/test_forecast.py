@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from vmsnix_ops.progress import LogLines, Progress
-from vmsnix_ops.publish.pipeline import Expectation, expected
+from vmsnix_ops.publish.pipeline import Forecast, forecast
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
@@ -24,14 +24,14 @@ def test_earlier_steps_of_the_same_size_count(tmp_path):
     tables = Tables(tmp_path)
     tables.append("steps", [row(10), row(20, 1100), row(600, 900)])
     tables.append("steps", [row(9000, 10_000), row(1, status="failed"), row(2, region="eu-west-1")])
-    assert expected(tables, **KIND, size=1000).seconds == (10, 20, 600)
+    assert forecast(tables, **KIND, size=1000).seconds == (10, 20, 600)
 
 
 def test_nothing_is_told_from_too_few(tmp_path):
     tables = Tables(tmp_path)
-    assert expected(tables, **KIND, size=1000) is None
+    assert forecast(tables, **KIND, size=1000) is None
     tables.append("steps", [row(10), row(20)])
-    assert expected(tables, **KIND, size=1000) is None
+    assert forecast(tables, **KIND, size=1000) is None
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def test_nothing_is_told_from_too_few(tmp_path):
     [(0, 100), (20, 80), (100, 200), (150, 150), (299, 1), (300, None), (4000, None)],
 )
 def test_what_is_to_go_is_the_median_of_those_that_took_longer(elapsed, remaining):
-    assert Expectation((60.0, 100.0, 300.0)).remaining(elapsed) == remaining
+    assert Forecast((60.0, 100.0, 300.0)).remaining(elapsed) == remaining
 
 
 def test_what_is_to_go_never_turns_negative_and_ends_with_the_slowest():
-    known = Expectation((1.0, 1.5, 2.0, 8.0))
+    known = Forecast((1.0, 1.5, 2.0, 8.0))
     seen = [known.remaining(tenths / 10) for tenths in range(90)]
     assert all(left > 0 for left in seen[:80])
     assert set(seen[80:]) == {None}

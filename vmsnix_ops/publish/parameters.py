@@ -1,4 +1,4 @@
-"""The checked parameters of a publish, which its steps use."""
+"""The checked parameters of a publish, for its steps."""
 
 from __future__ import annotations
 
@@ -23,29 +23,17 @@ Via = Literal["import", "direct"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """The data of a `vmsnix_ops.publish._plan.PublishPlan`.
+class PublishParameters:
+    """The data of a `vmsnix_ops.publish.PublishPlan`: mostly the parameters of `vmsnix_ops.publish.plan`.
 
     Attributes
     ----------
-    image
-        Flake attribute, ``result``, directory or file, as it was given.
-    region, account
-        Where the AMI will be.
-    bucket, key_prefix
-        Where an import uploads the image.
-    prefix
-        First part of the AMI's name.
-    via
-        ``"import"``: S3 and VM Import; ``"direct"``: straight into a snapshot.
-    incremental, verify, boot_test, boot_expect
-        As for `plan`.
-    system, boot_mode, root_device, role_name, kms_key, public, tags
-        As for `plan`.
-    dry_run
-        Every step only checks, and reports what it would do.
+    account
+        Account of the AMI.
+    key_prefix
+        First part of the keys of uploaded objects.
     checks
-        What the preflight found.
+        The results of the preflight checks.
     """
 
     image: str
@@ -74,7 +62,7 @@ class Wanted:
 
     @property
     def run_id(self) -> str:
-        """Key of this run in the tables."""
+        """ID of the run."""
         return self.journal.run.run_id
 
     @property
