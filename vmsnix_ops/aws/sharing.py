@@ -92,7 +92,7 @@ def parse_audience(names: Iterable[str]) -> Audience:
     """
     names = tuple(names)
     for name in names:
-        if name != PUBLIC and _field(name) is None:
+        if name != PUBLIC and not any(shape.fullmatch(name) for shape in _SHAPES.values()):
             raise errors.ParameterError(
                 f"{name!r} is not an account or an organization.",
                 why="Use an account ID of 12 digits, or the ARN of an organization or organizational unit.",
@@ -101,20 +101,10 @@ def parse_audience(names: Iterable[str]) -> Audience:
     return _audience(names)
 
 
-def _field(name: str) -> str | None:
-    return next((field for field, shape in _SHAPES.items() if shape.fullmatch(name)), None)
-
-
 def _audience(names: Iterable[str]) -> Audience:
-    sorted_names: dict[str, list[str]] = {"accounts": [], "organizations": [], "units": []}
-    known = list(dict.fromkeys(names))
-    for name in known:
-        field = _field(name)
-        if field is not None:
-            sorted_names[field].append(name)
-    return Audience(
-        **{field: tuple(sorted(found)) for field, found in sorted_names.items()}, public=PUBLIC in known
-    )
+    known = set(names)
+    members = {kind: tuple(sorted(filter(shape.fullmatch, known))) for kind, shape in _SHAPES.items()}
+    return Audience(**members, public=PUBLIC in known)
 
 
 def _read(entries: Iterable[Mapping[str, Any]]) -> Audience:
