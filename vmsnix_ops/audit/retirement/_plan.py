@@ -422,11 +422,10 @@ class RetirementResult(Result):
 
     def show_each(self) -> display.DisplayTable:
         """Return the outcome of each AMI and snapshot, for people."""
-        rows = [
-            [one.resource_id, one.name, one.region, one.action, each.outcome, each.text]
-            for each in self.outcomes
-            for one in (each.decision,)
-        ]
+        rows = []
+        for each in self.outcomes:
+            one = each.decision
+            rows.append([one.resource_id, one.name, one.region, one.action, each.outcome, each.text])
         columns = ("AMI or snapshot", "name", "region", "action", "outcome", "detail")
         return display.make_table(columns, rows, nothing="There was nothing to do.")
 
