@@ -340,7 +340,7 @@ def finish_proof(result: prove.ProofResult, *, expected: str) -> None:
 
 def put_result(account: Account, ami: str, identity: str) -> str:
     """Archive the result of a publish; return its URL."""
-    values = {"runbook": "publish-ami", "status": "done", "ami_id": ami, "digest": identity}
+    values = {"runbook": "publish-ami", "status": "done", "ami_id": ami, "digest": identity, "via": "direct"}
     key = "vmsnix/archive/result.json"
     account.aws.client("s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps(values).encode())
     return f"s3://{BUCKET}/{key}"
