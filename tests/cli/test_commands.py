@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
-from tests.command_line import say, shelf
+from tests.command_line import run_vmsnix, shelf
 from tests.support import few
 from vmsnix_ops import __version__
 from vmsnix_ops.cli import COMMANDS, lab, sandbox
@@ -27,7 +27,7 @@ from vmsnix_ops.runbooks import catalog
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
 
-__all__ = ["say", "shelf"]
+__all__ = ["run_vmsnix", "shelf"]
 ROOT = Path(__file__).parents[2]
 HEAVY = {"boto3", "botocore", "pandas", "papermill", "nbformat", "rich", "deltalake", "matplotlib"}
 
@@ -39,15 +39,15 @@ def vmsnix(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-Say = Any
+RunVmsnix = Any
 
 
-def test_the_version_is_the_package_s(say: Say) -> None:
-    assert say("--version") == (0, f"vmsnix, version {__version__}\n", "")
+def test_the_version_is_the_package_s(run_vmsnix: RunVmsnix) -> None:
+    assert run_vmsnix("--version") == (0, f"vmsnix, version {__version__}\n", "")
 
 
-def test_help_lists_every_runbook_and_every_command_once(say: Say) -> None:
-    code, printed, _ = say("--help")
+def test_help_lists_every_runbook_and_every_command_once(run_vmsnix: RunVmsnix) -> None:
+    code, printed, _ = run_vmsnix("--help")
     assert code == 0
     listed = [
         name
@@ -75,30 +75,32 @@ def test_help_lists_every_runbook_and_every_command_once(say: Say) -> None:
         ("rollback", "90-rollback"),
     ],
 )
-def test_a_short_name_is_the_same_runbook(say: Say, short: str, full: str, words: tuple[str, ...]) -> None:
+def test_a_short_name_is_the_same_runbook(
+    run_vmsnix: RunVmsnix, short: str, full: str, words: tuple[str, ...]
+) -> None:
     more = () if "help" in words else ("--help",)
-    one, other = say(*words, short, *more), say(*words, full, *more)
+    one, other = run_vmsnix(*words, short, *more), run_vmsnix(*words, full, *more)
     assert one[0] == other[0] == 0
     assert one[1].replace(f" {short} ", f" {full} ", 1) == other[1]
 
 
-def test_results_of_a_short_name_have_the_full_name(shelf: Shelf, say: Say) -> None:
+def test_results_of_a_short_name_have_the_full_name(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     shelf.put("20-publish-ami.ipynb")
-    (result,) = [json.loads(say("publish", "--json")[1])]
+    (result,) = [json.loads(run_vmsnix("publish", "--json")[1])]
     assert result["runbook"] == "publish-ami"
     assert "-publish-ami-" in result["run_id"]
-    assert say("rerun", result["run_id"], "--json")[0] == 0
+    assert run_vmsnix("rerun", result["run_id"], "--json")[0] == 0
     for name in ("publish", "publish-ami", "20-publish-ami"):
         for command in (("runs",), ("history", "runs")):
-            assert len(json.loads(say(*command, "--json", "--runbook", name)[1])) == 2, (command, name)
-    assert say("runs", "--json", "--runbook", "promote") == (0, "[]\n", "")
+            assert len(json.loads(run_vmsnix(*command, "--json", "--runbook", name)[1])) == 2, (command, name)
+    assert run_vmsnix("runs", "--json", "--runbook", "promote") == (0, "[]\n", "")
 
 
-def test_a_runbook_has_priority_over_a_short_name(shelf: Shelf, say: Say) -> None:
+def test_a_runbook_has_priority_over_a_short_name(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     shelf.put("20-publish-ami.ipynb")
     shelf.put("21-publish.ipynb", "print('mine')")
-    assert "mine" in say("publish")[1]
-    assert "  publish-ami " in say("--help")[1]
+    assert "mine" in run_vmsnix("publish")[1]
+    assert "  publish-ami " in run_vmsnix("--help")[1]
 
 
 @pytest.mark.parametrize("command", ["publish-ami", "publish", "run publish-ami", "20-publish-ami"])
@@ -111,9 +113,9 @@ def test_a_runbook_has_priority_over_a_short_name(shelf: Shelf, say: Say) -> Non
     ],
 )
 def test_a_rollback_of_a_publish_is_refused_and_names_the_commands(
-    say: Say, command: str, option: tuple[str, ...], run_id: str
+    run_vmsnix: RunVmsnix, command: str, option: tuple[str, ...], run_id: str
 ) -> None:
-    code, printed, complaint = say(*command.split(), *option)
+    code, printed, complaint = run_vmsnix(*command.split(), *option)
     assert (code, printed) == (2, "")
     said = " ".join(complaint.split())
     assert f"To undo an unfinished publish: vmsnix undo {run_id}." in said
@@ -133,22 +135,22 @@ def test_a_rollback_of_a_publish_is_refused_and_names_the_commands(
         ("runbooks", "list"),
     ],
 )
-def test_both_print_the_same(say: Say, words: str, other: str) -> None:
-    one, same = say(*words.split()), say(*other.split())
+def test_both_print_the_same(run_vmsnix: RunVmsnix, words: str, other: str) -> None:
+    one, same = run_vmsnix(*words.split()), run_vmsnix(*other.split())
     assert one[0] == same[0] == 0
     assert one[1].replace(" run fleet ", " fleet ") == same[1].replace(" run fleet ", " fleet ")
 
 
-def test_version_lists_the_versions_for_a_problem_report(say: Say) -> None:
+def test_version_lists_the_versions_for_a_problem_report(run_vmsnix: RunVmsnix) -> None:
     import platform
     from importlib.metadata import version
 
-    code, printed, _ = say("version")
+    code, printed, _ = run_vmsnix("version")
     assert code == 0
     facts = dict(line.split(maxsplit=1) for line in printed.splitlines())
     assert facts["vmsnix"] == __version__
     assert (facts["python"], facts["boto3"]) == (platform.python_version(), version("boto3"))
-    assert json.loads(say("version", "--json")[1])["botocore"] == version("botocore")
+    assert json.loads(run_vmsnix("version", "--json")[1])["botocore"] == version("botocore")
 
 
 @pytest.mark.parametrize(
@@ -161,41 +163,45 @@ def test_version_lists_the_versions_for_a_problem_report(say: Say) -> None:
     ],
 )
 def test_version_shows_nix_where_it_is(
-    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: str
+    run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: str
 ) -> None:
     if script:
         (tmp_path / "nix").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "nix").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, printed, _ = say("version")
+    code, printed, _ = run_vmsnix("version")
     assert code == 0
     assert f"nix       {found}\n" in printed
 
 
-def test_the_help_of_rollback_and_undo_starts_with_their_effect(say: Say) -> None:
-    first = {name: " ".join(say("help", name)[1].split("\n\n")[1].split()) for name in ("rollback", "undo")}
+def test_the_help_of_rollback_and_undo_starts_with_their_effect(run_vmsnix: RunVmsnix) -> None:
+    first = {
+        name: " ".join(run_vmsnix("help", name)[1].split("\n\n")[1].split()) for name in ("rollback", "undo")
+    }
     assert first["rollback"].startswith("Move a channel back to an earlier AMI")
     assert first["undo"].startswith("Undo an unfinished publish")
 
 
-def test_the_amis_of_a_proof_need_no_name(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_amis_of_a_proof_need_no_name(run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch) -> None:
     given = dict[str, object]()
     monkeypatch.setattr(
         "vmsnix_ops.cli.run.execute", lambda _book, values, **_more: given.update(values) or 0
     )
     for words in (("ami-1", "ami-2"), ("--amis", "ami-1", "ami-2"), ("-p", "amis=ami-1,ami-2")):
         given.clear()
-        assert say("prove", *words, "--yes")[0] == 0
+        assert run_vmsnix("prove", *words, "--yes")[0] == 0
         assert given == {"amis": ["ami-1", "ami-2"], "yes": True}
-    assert "Usage: vmsnix prove [OPTIONS] [AMIS]..." in say("help", "prove")[1]
-    assert "To list the options: vmsnix prove --help" in say("prove", "help")[2]
+    assert "Usage: vmsnix prove [OPTIONS] [AMIS]..." in run_vmsnix("help", "prove")[1]
+    assert "To list the options: vmsnix prove --help" in run_vmsnix("prove", "help")[2]
 
 
-def test_an_argument_that_is_not_an_option_is_refused_and_a_run_id_suggests_undo(say: Say) -> None:
-    code, _, said = say("rollback", "stable")
+def test_an_argument_that_is_not_an_option_is_refused_and_a_run_id_suggests_undo(
+    run_vmsnix: RunVmsnix,
+) -> None:
+    code, _, said = run_vmsnix("rollback", "stable")
     assert code == 2
     assert "'stable' is not an option. Use --name value for a parameter.\n" in said
-    code, _, said = say("rollback", "20261125T193321433Z-publish-ami-aca377")
+    code, _, said = run_vmsnix("rollback", "20261125T193321433Z-publish-ami-aca377")
     assert code == 2
     assert "vmsnix undo 20261125T193321433Z-publish-ami-aca377" in said
 
@@ -226,8 +232,8 @@ def test_help_imports_nothing_heavy(line: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(say: Say, name: str) -> None:
-    code, printed, _ = say(name, "--help")
+def test_every_command_has_help(run_vmsnix: RunVmsnix, name: str) -> None:
+    code, printed, _ = run_vmsnix(name, "--help")
     assert code == 0
     assert printed.startswith(f"Usage: vmsnix {name}")
 
@@ -248,38 +254,42 @@ def test_every_command_has_help(say: Say, name: str) -> None:
         ("history rnus", "runs"),
     ],
 )
-def test_the_error_for_an_unknown_command_suggests_the_nearest(say: Say, words: str, nearest: str) -> None:
-    code, printed, complaint = say(*words.split())
+def test_the_error_for_an_unknown_command_suggests_the_nearest(
+    run_vmsnix: RunVmsnix, words: str, nearest: str
+) -> None:
+    code, printed, complaint = run_vmsnix(*words.split())
     assert (code, printed) == (2, "")
     assert words.split()[-1] in complaint
     assert f"Did you mean '{nearest}'?" in complaint
 
 
-def test_help_of_something_without_subcommands_is_refused(say: Say) -> None:
-    code, _, complaint = say("help", "publish", "now")
+def test_help_of_something_without_subcommands_is_refused(run_vmsnix: RunVmsnix) -> None:
+    code, _, complaint = run_vmsnix("help", "publish", "now")
     assert code == 2
     assert "`vmsnix publish` has no subcommand 'now'." in complaint
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("publsh-ami", "publish-ami"), ("promte", "promote")])
-def test_the_error_for_an_unknown_runbook_suggests_the_nearest(say: Say, name: str, nearest: str) -> None:
-    code, printed, complaint = say("run", name)
+def test_the_error_for_an_unknown_runbook_suggests_the_nearest(
+    run_vmsnix: RunVmsnix, name: str, nearest: str
+) -> None:
+    code, printed, complaint = run_vmsnix("run", name)
     assert (code, printed) == (2, "")
     assert complaint.startswith(f"Error: Unknown runbook {name!r}.\n")
     assert f"Did you mean {nearest!r}?" in complaint
     assert "Run vmsnix list" in complaint
 
 
-def test_runbooks_are_listed_with_their_effects(say: Say) -> None:
-    code, printed, _ = say("list")
+def test_runbooks_are_listed_with_their_effects(run_vmsnix: RunVmsnix) -> None:
+    code, printed, _ = run_vmsnix("list")
     assert code == 0
     line = next(line for line in printed.splitlines() if line.startswith("publish "))
     assert line.split()[1] == "20-publish-ami"
     assert line.split()[-1] == "creates"
 
 
-def test_runbooks_as_json_contain_every_parameter(say: Say) -> None:
-    books = {book["name"]: book for book in json.loads(say("list", "--json")[1])}
+def test_runbooks_as_json_contain_every_parameter(run_vmsnix: RunVmsnix) -> None:
+    books = {book["name"]: book for book in json.loads(run_vmsnix("list", "--json")[1])}
     assert books["publish-ami"]["short_name"] == "publish"
     parameters = {parameter["name"]: parameter for parameter in books["publish-ami"]["parameters"]}
     assert parameters["dry_run"] == {
@@ -304,9 +314,9 @@ json: str = ""  # clashes with an option of every run
 SHOW = "print([name, account, loud, via, regions, tags])"
 
 
-def test_options_come_from_the_parameters_cell(shelf: Shelf, say: Say) -> None:
+def test_options_come_from_the_parameters_cell(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     shelf.put("10-try-this.ipynb", parameters=PARAMETERS, side_effects="creates")
-    code, printed, _ = say("run", "try-this", "--help")
+    code, printed, _ = run_vmsnix("run", "try-this", "--help")
     assert code == 0
     for words in (
         "What it is for.",
@@ -333,14 +343,14 @@ image: str = ""  # image  [default: all]
 
 
 def test_help_shows_the_defaults_in_use_and_where_they_come_from(
-    shelf: Shelf, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf.put("10-try-this.ipynb", parameters=FROM_SETTINGS)
     (tmp_path / "vmsnix.toml").write_text('region = "eu-central-1"\nretire_keep_last = 5\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VMSNIX_BUCKET", "acme-images")
     monkeypatch.setenv("AWS_REGION", "us-west-2")
-    shown = " ".join(say("help", "try-this")[1].split())
+    shown = " ".join(run_vmsnix("help", "try-this")[1].split())
     assert "AWS region [default: eu-central-1, from vmsnix.toml]" in shown
     assert "buckets [default: acme-images, from VMSNIX_BUCKET]" in shown
     assert "service role [default: vmimport]" in shown
@@ -348,16 +358,16 @@ def test_help_shows_the_defaults_in_use_and_where_they_come_from(
     assert "KMS key [default: from vmsnix.toml]" in shown  # not set
     assert "image [default: all]" in shown
     (tmp_path / "vmsnix.toml").unlink()
-    assert "[default: us-west-2, from AWS_REGION]" in say("help", "try-this")[1]
+    assert "[default: us-west-2, from AWS_REGION]" in run_vmsnix("help", "try-this")[1]
     (tmp_path / "vmsnix.toml").write_text("unknown = 1\n")
-    code, printed, _ = say("help", "try-this")  # help works with invalid settings
+    code, printed, _ = run_vmsnix("help", "try-this")  # help works with invalid settings
     assert code == 0
     assert "[default: us-west-2, from AWS_REGION]" in printed
 
 
-def test_options_arrive_typed(shelf: Shelf, say: Say) -> None:
+def test_options_arrive_typed(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     shelf.put("10-try-this.ipynb", SHOW, parameters=PARAMETERS)
-    code, printed, _ = say(
+    code, printed, _ = run_vmsnix(
         *("run", "try-this", "--account", "012345678901", "--loud", "--via", "direct"),
         *("--regions", "a,b", "--regions", "c", "--tags", "x=1", "--tags", "y=2", "-p", "name=Ada"),
     )
@@ -366,10 +376,10 @@ def test_options_arrive_typed(shelf: Shelf, say: Say) -> None:
     assert expected in printed
 
 
-def test_a_runbook_is_a_command_of_its_own(shelf: Shelf, say: Say) -> None:
+def test_a_runbook_is_a_command_of_its_own(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     shelf.put("10-try-this.ipynb", "print('hello', name)")
     for words in (("try-this", "--name", "Ada"), ("10-try-this", "-p", "name=Ada")):
-        code, printed, _ = say(*words)
+        code, printed, _ = run_vmsnix(*words)
         assert code == 0
         assert "hello Ada" in printed
         assert "try-this done in" in printed
@@ -389,10 +399,10 @@ def test_a_runbook_is_a_command_of_its_own(shelf: Shelf, say: Say) -> None:
     ],
 )
 def test_invalid_arguments_end_with_exit_code_2_before_anything_runs(
-    shelf: Shelf, say: Say, words: tuple[str, ...], reason: str
+    shelf: Shelf, run_vmsnix: RunVmsnix, words: tuple[str, ...], reason: str
 ) -> None:
     shelf.put("10-try-this.ipynb", parameters=PARAMETERS)
-    code, printed, complaint = say("run", "try-this", *words)
+    code, printed, complaint = run_vmsnix("run", "try-this", *words)
     assert (code, printed) == (2, "")
     assert reason in " ".join(complaint.split())
     assert not shelf.archive.exists()
@@ -413,20 +423,20 @@ def test_invalid_arguments_end_with_exit_code_2_before_anything_runs(
     ),
 )
 def test_one_region_is_accepted_as_region_and_as_regions_with_a_hint(
-    shelf: Shelf, say: Say, declared: str, words: tuple[str, ...], shown: str
+    shelf: Shelf, run_vmsnix: RunVmsnix, declared: str, words: tuple[str, ...], shown: str
 ) -> None:
     name = declared.partition(":")[0]
     other = {"region": "regions", "regions": "region"}[name]
     shelf.put("10-try-this.ipynb", f"print('got', repr({name}))", parameters=declared)
     for command in (("try-this",), ("run", "try-this")):
-        code, printed, hint = say(*command, *words)
+        code, printed, hint = run_vmsnix(*command, *words)
         assert code == 0
         assert f"got {shown}\n" in printed
         assert hint.startswith("Hint: try-this takes ")
         assert hint.endswith(f"{other} is read as {name}.\n")
-    run_id = json.loads(say("runs", "--json", "--last", "1")[1])[0]["run_id"]
-    assert f"got {shown}\n" in say("rerun", run_id)[1]
-    assert "got 'b'" in say("rerun", run_id, f"--{other}", "b")[1].replace("['b']", "'b'")
+    run_id = json.loads(run_vmsnix("runs", "--json", "--last", "1")[1])[0]["run_id"]
+    assert f"got {shown}\n" in run_vmsnix("rerun", run_id)[1]
+    assert "got 'b'" in run_vmsnix("rerun", run_id, f"--{other}", "b")[1].replace("['b']", "'b'")
 
 
 @pytest.mark.parametrize(
@@ -437,12 +447,14 @@ def test_one_region_is_accepted_as_region_and_as_regions_with_a_hint(
         "--region eu-west-1,eu-central-1 --regions eu-west-1",
     ],
 )
-def test_a_command_takes_regions_one_by_one_and_with_commas(say: Say, words: str) -> None:
-    code, printed, _ = say("iam-policy", "auditor", *words.split())
+def test_a_command_takes_regions_one_by_one_and_with_commas(run_vmsnix: RunVmsnix, words: str) -> None:
+    code, printed, _ = run_vmsnix("iam-policy", "auditor", *words.split())
     assert code == 0
     assert '"eu-west-1",' in printed
     assert '"eu-central-1"' in printed
-    assert printed == say("iam-policy", "auditor", "--region", "eu-west-1", "--region", "eu-central-1")[1]
+    assert (
+        printed == run_vmsnix("iam-policy", "auditor", "--region", "eu-west-1", "--region", "eu-central-1")[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -458,18 +470,18 @@ def test_a_command_takes_regions_one_by_one_and_with_commas(say: Say, words: str
     ],
 )
 def test_several_regions_for_one_are_refused_before_anything_runs(
-    shelf: Shelf, say: Say, declared: str, words: tuple[str, ...]
+    shelf: Shelf, run_vmsnix: RunVmsnix, declared: str, words: tuple[str, ...]
 ) -> None:
     shelf.put("10-try-this.ipynb", parameters=declared)
-    code, printed, complaint = say("try-this", *words)
+    code, printed, complaint = run_vmsnix("try-this", *words)
     assert (code, printed) == (2, "")
     assert " takes one region.\n       2 values given: a, b.\n" in complaint
     assert not shelf.archive.exists()
 
 
-def test_json_is_the_only_thing_on_standard_output(shelf: Shelf, say: Say) -> None:
+def test_json_is_the_only_thing_on_standard_output(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     shelf.put("10-try-this.ipynb", "print('a line')")
-    code, printed, watched = say("run", "try-this", "--json")
+    code, printed, watched = run_vmsnix("run", "try-this", "--json")
     result = json.loads(printed)
     assert code == 0
     assert result["status"] == "done"
@@ -479,65 +491,65 @@ def test_json_is_the_only_thing_on_standard_output(shelf: Shelf, say: Say) -> No
 
 @pytest.mark.parametrize(("error", "code"), [("RoleError", 1), ("ParameterError", 2), ("PartialError", 3)])
 def test_a_failed_run_ends_with_its_code_and_one_clear_text(
-    shelf: Shelf, say: Say, error: str, code: int
+    shelf: Shelf, run_vmsnix: RunVmsnix, error: str, code: int
 ) -> None:
     shelf.put(
         "10-try-this.ipynb",
         f"from vmsnix_ops.errors import {error}\n"
         f"raise {error}('It broke.', why='It was old.', fix='Mend it.')",
     )
-    ended, printed, complaint = say("run", "try-this")
+    ended, printed, complaint = run_vmsnix("run", "try-this")
     assert ended == code
     assert complaint == "Error: It broke.\n       It was old.\n       Mend it.\n"
     assert "report.html" in printed
     assert "Traceback" not in printed
 
 
-def test_a_failed_run_prints_its_error_in_addition_to_the_json(shelf: Shelf, say: Say) -> None:
+def test_a_failed_run_prints_its_error_in_addition_to_the_json(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     shelf.put("10-try-this.ipynb", "from vmsnix_ops.errors import RoleError\nraise RoleError('It broke.')")
-    code, printed, complaint = say("run", "try-this", "--json")
+    code, printed, complaint = run_vmsnix("run", "try-this", "--json")
     assert code == 1
     assert json.loads(printed)["error"] == "It broke."
     assert complaint == "Error: It broke.\n"
 
 
 def test_an_archive_that_cannot_be_written_is_an_error_without_a_traceback(
-    shelf: Shelf, say: Say, tmp_path: Path
+    shelf: Shelf, run_vmsnix: RunVmsnix, tmp_path: Path
 ) -> None:
     shelf.put("10-try-this.ipynb")
     (tmp_path / "taken").touch()
-    code, printed, complaint = say("run", "try-this", "--archive", str(tmp_path / "taken"))
+    code, printed, complaint = run_vmsnix("run", "try-this", "--archive", str(tmp_path / "taken"))
     assert (code, printed) == (1, "")
     assert complaint.startswith("Error: Could not write to the archive")
 
 
-def test_runs_can_be_listed_and_shown(shelf: Shelf, say: Say) -> None:
-    assert say("history", "runs") == (0, "No runs yet.\n", "")
-    assert say("history", "amis", "--image", "ecs-node")[1] == "No matching AMIs.\n"
+def test_runs_can_be_listed_and_shown(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
+    assert run_vmsnix("history", "runs") == (0, "No runs yet.\n", "")
+    assert run_vmsnix("history", "amis", "--image", "ecs-node")[1] == "No matching AMIs.\n"
     shelf.put("10-try-this.ipynb")
     shelf.put("20-fail-well.ipynb", "1 / 0")
-    say("run", "try-this", "--name", "Ada")
-    say("run", "fail-well")
-    listed = say("history", "runs")[1].splitlines()
+    run_vmsnix("run", "try-this", "--name", "Ada")
+    run_vmsnix("run", "fail-well")
+    listed = run_vmsnix("history", "runs")[1].splitlines()
     assert [line.split()[2:4] for line in listed[1:]] == [["fail-well", "failed"], ["try-this", "done"]]
-    rows = json.loads(say("history", "runs", "--json")[1])
+    rows = json.loads(run_vmsnix("history", "runs", "--json")[1])
     assert [row["status"] for row in rows] == ["failed", "done"]
     assert "division by zero" in rows[0]["error"]
     assert json.loads(rows[1]["parameters"])["name"] == "Ada"
-    assert len(say("history", "runs", "--csv", "--last", "1")[1].splitlines()) == 2
-    assert len(json.loads(say("history", "runs", "--json", "--status", "done")[1])) == 1
-    assert say("history", "runs", "--sandbox")[1] == "No runs yet.\n"
-    assert say("history", "runs", "--json", "--csv")[0] == 2
+    assert len(run_vmsnix("history", "runs", "--csv", "--last", "1")[1].splitlines()) == 2
+    assert len(json.loads(run_vmsnix("history", "runs", "--json", "--status", "done")[1])) == 1
+    assert run_vmsnix("history", "runs", "--sandbox")[1] == "No runs yet.\n"
+    assert run_vmsnix("history", "runs", "--json", "--csv")[0] == 2
 
 
 def test_colours_are_used_only_on_terminals_that_allow_them(
-    shelf: Shelf, say: Say, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "\x1b[" not in say("run", "nothing")[2]
+    assert "\x1b[" not in run_vmsnix("run", "nothing")[2]
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert "\x1b[" in say("run", "nothing")[2]
+    assert "\x1b[" in run_vmsnix("run", "nothing")[2]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[3" not in say("run", "nothing")[2]  # bold is no colour
+    assert "\x1b[3" not in run_vmsnix("run", "nothing")[2]  # bold is no colour
 
 
 @pytest.mark.parametrize(
@@ -571,11 +583,11 @@ def test_a_closed_pipe_causes_no_traceback() -> None:
     assert "BrokenPipe" not in done.stderr
 
 
-def test_a_port_in_use_is_an_error_without_a_traceback(say: Say) -> None:
+def test_a_port_in_use_is_an_error_without_a_traceback(run_vmsnix: RunVmsnix) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, printed, complaint = say("sandbox", "--port", str(taken.getsockname()[1]))
+        code, printed, complaint = run_vmsnix("sandbox", "--port", str(taken.getsockname()[1]))
     assert (code, printed) == (1, "")
     assert complaint.startswith("Error: The sandbox could not start.")
     assert "port" in complaint
@@ -645,19 +657,21 @@ def test_the_demo_publishes_an_image_and_prints_one_json_object(tmp_path: Path) 
 
 
 def test_a_demo_without_a_writable_folder_reports_it(
-    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "taken").touch()
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "taken"))
-    code, printed, complaint = say("demo")
+    code, printed, complaint = run_vmsnix("demo")
     assert (code, printed) == (1, "")
     assert complaint.startswith("Error: Could not write the sample image to ")
     assert "VMSNIX_STATE" in complaint
 
 
-def test_lab_without_jupyterlab_reports_how_to_install_it(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lab_without_jupyterlab_reports_how_to_install_it(
+    run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lab, "find_spec", lambda _name: None)
-    code, _, complaint = say("lab")
+    code, _, complaint = run_vmsnix("lab")
     assert code == ToolMissingError.exit_code
     assert "pip install 'vmsnix-ops[lab]'" in complaint
 
@@ -695,7 +709,7 @@ def test_jupyterlab_is_optional() -> None:
 
 
 def test_a_second_lab_leaves_the_kernel_of_the_first(
-    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[str] = []
     started: list[bool] = []
@@ -706,7 +720,7 @@ def test_a_second_lab_leaves_the_kernel_of_the_first(
         started.append(str(Path.cwd()) in environment.values())
         if len(served) == 1:
             monkeypatch.chdir(tmp_path / "second")
-            assert say("lab", "--no-browser")[0] == 0
+            assert run_vmsnix("lab", "--no-browser")[0] == 0
             assert spec.read_text() == served[0]
         return 0
 
@@ -715,7 +729,7 @@ def test_a_second_lab_leaves_the_kernel_of_the_first(
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path / "first")
     monkeypatch.setattr(lab, "_serve", serve)
-    assert say("lab", "--no-browser")[0] == 0
+    assert run_vmsnix("lab", "--no-browser")[0] == 0
     assert started == [True, True]
 
 
@@ -723,11 +737,16 @@ def test_a_second_lab_leaves_the_kernel_of_the_first(
     ("user", "options", "hint"), [(0, (), True), (0, ("--", "--allow-root"), False), (1000, (), False)]
 )
 def test_lab_as_root_reports_how_to_allow_it(
-    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, options: tuple[str, ...], hint: bool
+    run_vmsnix: RunVmsnix,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    user: int,
+    options: tuple[str, ...],
+    hint: bool,
 ) -> None:
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(lab, "_serve", lambda _command, _environment: 1)
-    code, _, complaint = say("lab", "--no-browser", *options)
+    code, _, complaint = run_vmsnix("lab", "--no-browser", *options)
     assert code == 1
     assert ("vmsnix lab -- --allow-root" in complaint) is hint

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.command_line import say, shelf
+from tests.command_line import run_vmsnix, shelf
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.runbooks.shelf import Shelf
 
-__all__ = ["say", "shelf"]
+__all__ = ["run_vmsnix", "shelf"]
 PARAMETERS = """\
 name: str = "world"  # whom to greet
 regions: list[str] = []  # where
@@ -24,38 +24,42 @@ FAIL = """\
 from vmsnix_ops.errors import RoleError
 raise RoleError("It broke.", why="It was old.", fix="Mend it.")
 """
-Say = Any
+RunVmsnix = Any
 
 
-def result(say: Say, *words: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(say(*words, "--json")[1])
+def result(run_vmsnix: RunVmsnix, *words: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(run_vmsnix(*words, "--json")[1])
     return values
 
 
 def test_past_runs_are_listed_opened_and_repeated(
-    shelf: Shelf, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert say("runs") == (0, "No runs yet.\n", "")
-    assert say("runs", "--image", "ecs-node") == (0, "No matching runs.\n", "")
+    assert run_vmsnix("runs") == (0, "No runs yet.\n", "")
+    assert run_vmsnix("runs", "--image", "ecs-node") == (0, "No matching runs.\n", "")
     shelf.put("10-try-this.ipynb", "import os\nprint(name, regions, os.getcwd())", parameters=PARAMETERS)
     shelf.put("20-fail-well.ipynb", FAIL)
     there = tmp_path / "there"
     there.mkdir()
     monkeypatch.chdir(there)
-    first = result(say, "run", "try-this", "--name", "Ada", "--regions", "eu-west-1", "--image", "x#gc-fwd")
+    first = result(
+        run_vmsnix, "run", "try-this", "--name", "Ada", "--regions", "eu-west-1", "--image", "x#gc-fwd"
+    )
     monkeypatch.chdir(tmp_path)
-    failed = result(say, "run", "fail-well")
+    failed = result(run_vmsnix, "run", "fail-well")
 
-    lines = say("runs")[1].splitlines()[1:]
+    lines = run_vmsnix("runs")[1].splitlines()[1:]
     assert [line.split()[2:4] for line in lines] == [["fail-well", "failed"], ["try-this", "done"]]
     assert "It broke." in lines[0]
     assert lines[1].split()[-1] == first["run_id"]
-    assert [row["run_id"] for row in json.loads(say("runs", "--json", "--image", "gc-fwd")[1])] == [
+    assert [row["run_id"] for row in json.loads(run_vmsnix("runs", "--json", "--image", "gc-fwd")[1])] == [
         first["run_id"]
     ]
-    assert [row["status"] for row in json.loads(say("runs", "--json", "--status", "failed")[1])] == ["failed"]
+    assert [row["status"] for row in json.loads(run_vmsnix("runs", "--json", "--status", "failed")[1])] == [
+        "failed"
+    ]
 
-    code, shown, _ = say("runs", "show", failed["run_id"][-6:])
+    code, shown, _ = run_vmsnix("runs", "show", failed["run_id"][-6:])
     assert code == 0
     for words in (
         "fail-well failed in",
@@ -66,22 +70,22 @@ def test_past_runs_are_listed_opened_and_repeated(
         "vmsnix rerun",
     ):
         assert words in shown
-    shown = say("runs", "show", first["run_id"])[1]
+    shown = run_vmsnix("runs", "show", first["run_id"])[1]
     assert 'parameters name Ada regions ["eu-west-1"] image x#gc-fwd' in " ".join(shown.split())
-    assert json.loads(say("runs", "show", first["run_id"], "--json")[1]) == first
+    assert json.loads(run_vmsnix("runs", "show", first["run_id"], "--json")[1]) == first
 
-    code, printed, complaint = say("rerun", first["run_id"], "--name", "Bob")
+    code, printed, complaint = run_vmsnix("rerun", first["run_id"], "--name", "Bob")
     assert (code, complaint) == (0, "")
     assert f"Bob ['eu-west-1'] {there}" in printed  # the rest as it was, in the folder where it was
 
     shelf.put("10-try-this.ipynb", "1", parameters="name: str = ''  # whom\nplace: str = ''  # where\n")
-    code, printed, complaint = say("rerun", first["run_id"])
+    code, printed, complaint = run_vmsnix("rerun", first["run_id"])
     assert (code, printed) == (2, "")
     assert "Removed since then: regions, image; added since then: place." in complaint
 
 
 def test_a_report_is_opened_in_the_browser(
-    shelf: Shelf, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/opened\n')
@@ -92,26 +96,26 @@ def test_a_report_is_opened_in_the_browser(
         aws.client("s3").create_bucket(Bucket="evidence")
         for name, value in aws.environment.items():
             monkeypatch.setenv(name, value)
-        made = result(say, "run", "try-this", "--archive", "s3://evidence/runs")
-        assert say("runs", "--archive", "s3://evidence/runs")[1].rstrip().endswith(made["run_id"])
+        made = result(run_vmsnix, "run", "try-this", "--archive", "s3://evidence/runs")
+        assert run_vmsnix("runs", "--archive", "s3://evidence/runs")[1].rstrip().endswith(made["run_id"])
         words = ("runs", "show", made["run_id"], "--archive", "s3://evidence/runs", "--open")
-        assert say(*words)[0] == 0
+        assert run_vmsnix(*words)[0] == 0
         opened = Path((tmp_path / "opened").read_text().removeprefix("file://"))
         assert "hello" in opened.read_text()
-        assert say("runs", "--archive", "s3://nowhere")[0] == 1
-        code, _, complaint = say("runs", "show", "2025", "--archive", "s3://evidence/runs")
+        assert run_vmsnix("runs", "--archive", "s3://nowhere")[0] == 1
+        code, _, complaint = run_vmsnix("runs", "show", "2025", "--archive", "s3://evidence/runs")
     assert code == 2
     assert complaint.startswith("Error: No run '2025' in s3://evidence/runs.\n")
 
 
-def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(shelf: Shelf, say: Say) -> None:
+def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     ran = shelf.folder.parent / "ran"
     shelf.put("10-try-this.ipynb", f"open({str(ran)!r}, 'w').close()")
     folder = shelf.archive / "20261120T080000366Z-try-this-0a0b0c"
     folder.mkdir(parents=True)
     entry = {"runbook": "try-this", "status": "done", "sandbox": "http://127.0.0.1:1", "parameters": {}}
     (folder / "result.json").write_text(json.dumps(entry))
-    code, _, complaint = say("rerun", "0a0b0c")
+    code, _, complaint = run_vmsnix("rerun", "0a0b0c")
     assert code == 2
     assert "ran on a sandbox" in complaint
     assert "--sandbox" in complaint

@@ -17,7 +17,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tests.audit.conftest import own, served
-from tests.command_line import say, shelf
+from tests.command_line import run_vmsnix, shelf
 from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
 from tests.support import few, finish
 from vmsnix_ops import display, progress
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tests.audit.account import Owner
     from tests.runbooks.shelf import Shelf
 
-__all__ = ["own", "say", "served", "shelf"]
-Say = Any
+__all__ = ["own", "run_vmsnix", "served", "shelf"]
+RunVmsnix = Any
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 EVIL = [word for word in HOSTILE if word != "\ud800"]  # no file and no service takes half a character
 HARMLESS_TAGS = set(
@@ -181,24 +181,24 @@ def test_a_run_shows_hostile_text_as_text(shelf: Shelf, tmp_path: Path, ends: st
 
 @pytest.mark.parametrize("table", ["runs", "steps", "amis", "retirements"])
 def test_the_history_shows_hostile_text_as_text(
-    shelf: Shelf, say: Say, monkeypatch: pytest.MonkeyPatch, table: str
+    shelf: Shelf, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     store = tables(shelf)
     monkeypatch.setenv("VMSNIX_HISTORY", store.location)
     frame = pd.DataFrame([row(table, word, number) for number, word in enumerate(EVIL, 1)])
     monkeypatch.setattr(histories, table, lambda _tables, **_wanted: frame)
-    code, shown_text, _ = say("history", table)
+    code, shown_text, _ = run_vmsnix("history", table)
     assert code == 0
     assert_safe_lines(shown_text)
-    code, written, _ = say("history", table, "--csv")
+    code, written, _ = run_vmsnix("history", table, "--csv")
     assert code == 0
     assert_safe_csv(written)
-    code, written, _ = say("history", table, "--json")
+    code, written, _ = run_vmsnix("history", table, "--json")
     assert_safe_lines(written)
     assert len(json.loads(written)) == len(EVIL)
 
 
-def test_past_runs_are_shown_with_hostile_text_as_text(shelf: Shelf, say: Say) -> None:
+def test_past_runs_are_shown_with_hostile_text_as_text(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     for number, word in enumerate(EVIL):
         folder = shelf.archive / f"20261125T0000{number:02}000Z-try-this-abcdef"
         folder.mkdir(parents=True)
@@ -218,18 +218,18 @@ def test_past_runs_are_shown_with_hostile_text_as_text(shelf: Shelf, say: Say) -
             "steps": [{"step": word, "status": word, "seconds": 1}],
         }
         (folder / "result.json").write_text(json.dumps(values))
-        code, out, err = say("runs", "show", folder.name)
+        code, out, err = run_vmsnix("runs", "show", folder.name)
         assert code == 0
         assert_safe_lines(out)
         assert_safe_lines(err)
     for words in ((), ("--json",)):
-        code, out, _ = say("runs", "--all", *words)
+        code, out, _ = run_vmsnix("runs", "--all", *words)
         assert code == 0
         assert_safe_lines(out)
 
 
 @pytest.mark.parametrize("word", EVIL)
-def test_an_error_names_a_hostile_word_as_text(shelf: Shelf, say: Say, word: str) -> None:
+def test_an_error_names_a_hostile_word_as_text(shelf: Shelf, run_vmsnix: RunVmsnix, word: str) -> None:
     shelf.put("10-try-this.ipynb", "pass")
     for command in (
         ("run", word),
@@ -244,13 +244,13 @@ def test_an_error_names_a_hostile_word_as_text(shelf: Shelf, say: Say, word: str
     ):
         if any("\0" in one for one in command):
             continue
-        code, out, err = say(*command)
+        code, out, err = run_vmsnix(*command)
         assert code in (1, 2), command
         assert_safe_lines(out)
         assert_safe_lines(err)
 
 
-def test_runbooks_are_listed_with_hostile_titles_as_text(shelf: Shelf, say: Say) -> None:
+def test_runbooks_are_listed_with_hostile_titles_as_text(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     for number, word in enumerate(EVIL, 10):
         path = shelf.put(
             f"{number}-book-{number}.ipynb", "pass", parameters=f"x: str = {word!r}  # {line(word)}"
@@ -259,13 +259,13 @@ def test_runbooks_are_listed_with_hostile_titles_as_text(shelf: Shelf, say: Say)
         book["metadata"]["vmsnix"] |= {"title": word, "description": word}
         path.write_text(json.dumps(book))
     for words in (("runbooks",), ("runbooks", "--json"), ("--help",), ("run", "book-10", "--help")):
-        code, out, err = say(*words)
+        code, out, err = run_vmsnix(*words)
         assert code == 0, err
         assert_safe_lines(out)
 
 
 def test_two_amis_with_hostile_packages_differ_as_text(
-    shelf: Shelf, say: Say, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vmsnix_ops.audit import diff as diffs
 
@@ -280,14 +280,16 @@ def test_two_amis_with_hostile_packages_differ_as_text(
     )
     monkeypatch.setattr(diffs, "diff", lambda before, after: diffs.PackageDifferences(before, after, frame))
     for words in ((), ("--json",)):
-        code, out, _ = say("diff", "a\n::error::b", "c", *words)
+        code, out, _ = run_vmsnix("diff", "a\n::error::b", "c", *words)
         assert code == 0
         assert_safe_lines(out)
-    code, out, _ = say("diff", "a", "b", "--csv")
+    code, out, _ = run_vmsnix("diff", "a", "b", "--csv")
     assert_safe_csv(out)
 
 
-def test_an_audit_and_a_retirement_write_hostile_names_as_text(own: Owner, tmp_path: Path, say: Say) -> None:
+def test_an_audit_and_a_retirement_write_hostile_names_as_text(
+    own: Owner, tmp_path: Path, run_vmsnix: RunVmsnix
+) -> None:
     from botocore.exceptions import ClientError
 
     from vmsnix_ops.audit import reports

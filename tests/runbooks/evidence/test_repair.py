@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.command_line import say
+from tests.command_line import run_vmsnix
 from tests.runbooks.execution.test_signals import WAITS, Running
 from tests.runbooks.shelf import make_shelf
 from tests.support import few
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from tests.runbooks.shelf import Shelf
 
-    Say = Callable[..., tuple[int, str, str]]
+    RunVmsnix = Callable[..., tuple[int, str, str]]
 
-__all__ = ["say"]
+__all__ = ["run_vmsnix"]
 RECORDS = """
 from datetime import UTC, datetime
 from vmsnix_ops.records.run_context import current_run
@@ -87,28 +87,30 @@ def past(two_runs: Past, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pas
     return two_runs
 
 
-def test_rows_that_a_run_could_not_save_are_saved_by_repair(shelf: Shelf, history: Path, say: Say) -> None:
+def test_rows_that_a_run_could_not_save_are_saved_by_repair(
+    shelf: Shelf, history: Path, run_vmsnix: RunVmsnix
+) -> None:
     for name in ("steps", "runs"):
         (history / name).write_text("in the way")
     outcome = shelf.run(RECORDS, record=True)
     assert outcome.exit_code == 3
     assert "kept for later" in shelf.screen.getvalue()
-    code, said, _ = say("runs", "repair")
+    code, said, _ = run_vmsnix("runs", "repair")
     assert code == 3
     assert "vmsnix history rebuild steps" in said
     for name in ("steps", "runs"):
         (history / name).unlink()
-    assert say("runs", "repair")[0] == 0
+    assert run_vmsnix("runs", "repair")[0] == 0
     tables = Tables(history)
     assert list(tables.read("steps")["run_id"]) == [outcome.run_id]
     assert list(tables.read("runs")["run_id"]) == [outcome.run_id]
     entry = json.loads((shelf.archive / outcome.run_id / "result.json").read_text())
     assert (entry["problems"], entry["exit_code"]) == ([], 0)
-    assert "No runs to" in say("runs", "repair")[1]
+    assert "No runs to" in run_vmsnix("runs", "repair")[1]
     assert len(Tables(history).read("steps")) == 1
 
 
-def test_tables_are_rebuilt_from_the_archive(shelf: Shelf, history: Path, say: Say) -> None:
+def test_tables_are_rebuilt_from_the_archive(shelf: Shelf, history: Path, run_vmsnix: RunVmsnix) -> None:
     shelf.run(RECORDS, record=True)
     tables = Tables(history)
     before = {name: tables.read(name) for name in ("runs", "steps")}
@@ -116,20 +118,20 @@ def test_tables_are_rebuilt_from_the_archive(shelf: Shelf, history: Path, say: S
         for path in (history / name).rglob("*"):
             if path.is_file():
                 path.write_bytes(b"overwritten")
-    code, said, complained = say("history", "rebuild", "runs", "steps")
+    code, said, complained = run_vmsnix("history", "rebuild", "runs", "steps")
     assert code == 0, complained
     for name, frame in before.items():
         assert tables.read(name).equals(frame)
         assert f"{name}: 0 rows kept, 1 restored" in said
 
 
-def test_a_killed_run_is_marked_lost_by_repair(shelf: Shelf, history: Path, say: Say) -> None:
+def test_a_killed_run_is_marked_lost_by_repair(shelf: Shelf, history: Path, run_vmsnix: RunVmsnix) -> None:
     running = Running(shelf, WAITS)
-    assert "No runs to" in say("runs", "repair")[1]  # it is running
+    assert "No runs to" in run_vmsnix("runs", "repair")[1]  # it is running
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)
     running.end()
-    assert "lost" in say("runs", "repair")[1]
+    assert "lost" in run_vmsnix("runs", "repair")[1]
     (folder,) = shelf.archive.iterdir()
     assert json.loads((folder / "result.json").read_text())["status"] == "lost"
 
@@ -175,48 +177,54 @@ WRONG = {
 
 
 @pytest.mark.parametrize("damage", [deeply, as_pipe, as_folder, as_loop, cut, *WRONG.values()])
-def test_a_damaged_entry_hides_no_other_run(past: Past, say: Say, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_entry_hides_no_other_run(
+    past: Past, run_vmsnix: RunVmsnix, damage: Callable[[Path], None]
+) -> None:
     damage(past.archive / past.second / "result.json")
     for words in (("runs",), ("runs", "--json"), ("runs", "--runbook", "try-this")):
-        code, said, complained = say(*words)
+        code, said, complained = run_vmsnix(*words)
         assert code == 0, complained
         assert past.first in said
         assert past.second in said
-    assert say("runs", "--ami", "ami-1")[0] == 0
-    assert say("runs", "show", past.second)[0] in (0, 1, 2)
-    assert say("runs", "repair")[0] in (0, 3)
+    assert run_vmsnix("runs", "--ami", "ami-1")[0] == 0
+    assert run_vmsnix("runs", "show", past.second)[0] in (0, 1, 2)
+    assert run_vmsnix("runs", "repair")[0] in (0, 3)
     (past.history / "runs" / "_delta_log" / "00000000000000000000.json").write_text("{")
-    assert say("history", "rebuild", "runs")[0] == 0
+    assert run_vmsnix("history", "rebuild", "runs")[0] == 0
     assert set(Tables(past.history).read("runs")["run_id"]) == {past.first, past.second}
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"run_id": "x", "sta', "[]", "{}", "null", "\0" * 300])
-def test_a_damaged_entry_is_listed_and_restored_from_the_tables(past: Past, say: Say, content: str) -> None:
+def test_a_damaged_entry_is_listed_and_restored_from_the_tables(
+    past: Past, run_vmsnix: RunVmsnix, content: str
+) -> None:
     entry = past.archive / past.second / "result.json"
     whole = json.loads(entry.read_text())
     entry.write_text(content)
-    listed = {one["run_id"]: one["status"] for one in json.loads(say("runs", "--json")[1])}
+    listed = {one["run_id"]: one["status"] for one in json.loads(run_vmsnix("runs", "--json")[1])}
     assert listed == {past.first: "done", past.second: "unreadable"}
-    code, _, complained = say("runs", "show", past.second)
+    code, _, complained = run_vmsnix("runs", "show", past.second)
     assert code == 1
     assert f"vmsnix runs repair {past.second}" in " ".join(complained.split())
-    assert say("runs", "repair", past.second)[0] == 0
+    assert run_vmsnix("runs", "repair", past.second)[0] == 0
     restored = json.loads(entry.read_text())
     for key in ("run_id", "runbook", "status", "exit_code", "started_at", "parameters", "user", "host"):
         assert restored[key] == whole[key], key
     assert {"notebook.ipynb", "report.html"} <= set(restored["files"])
-    assert "No runs to" in say("runs", "repair")[1]
+    assert "No runs to" in run_vmsnix("runs", "repair")[1]
 
 
-def test_a_run_with_a_damaged_entry_and_no_rows_is_lost(shelf: Shelf, history: Path, say: Say) -> None:
+def test_a_run_with_a_damaged_entry_and_no_rows_is_lost(
+    shelf: Shelf, history: Path, run_vmsnix: RunVmsnix
+) -> None:
     outcome = shelf.run("print(1)")
     (shelf.archive / outcome.run_id / "result.json").write_text("{")
-    assert f"{outcome.run_id}  lost" in say("runs", "repair")[1]
-    (listed,) = json.loads(say("runs", "--json")[1])
+    assert f"{outcome.run_id}  lost" in run_vmsnix("runs", "repair")[1]
+    (listed,) = json.loads(run_vmsnix("runs", "--json")[1])
     assert (listed["status"], listed["runbook"]) == ("lost", "try-this")
 
 
-def test_a_lost_run_shows_the_ami_that_it_created(shelf: Shelf, history: Path, say: Say) -> None:
+def test_a_lost_run_shows_the_ami_that_it_created(shelf: Shelf, history: Path, run_vmsnix: RunVmsnix) -> None:
     running = Running(shelf, WAITS)
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)
@@ -225,21 +233,21 @@ def test_a_lost_run_shows_the_ami_that_it_created(shelf: Shelf, history: Path, s
     made = {"ami_id": "ami-0123456789abcdef0", "name": "acme", "region": "eu-west-1", "source": "publish"}
     made |= {"run_id": folder.name, "recorded_at": datetime.now(UTC)}
     Tables(history).append("amis", [made])
-    assert "lost" in say("runs", "repair")[1]
+    assert "lost" in run_vmsnix("runs", "repair")[1]
     entry = json.loads((folder / "result.json").read_text())
     assert (entry["status"], entry["ami_id"]) == ("lost", "ami-0123456789abcdef0")
     assert entry["image_name"] == "acme"
 
 
 def test_a_run_whose_entry_did_not_fit_on_the_disk_gets_its_status_from_the_history(
-    shelf: Shelf, history: Path, say: Say
+    shelf: Shelf, history: Path, run_vmsnix: RunVmsnix
 ) -> None:
     """The first entry is complete, and has the status running."""
     outcome = shelf.run("print(1)", record=True)
     entry = shelf.archive / outcome.run_id / "result.json"
     first = {key: value for key, value in json.loads(entry.read_text()).items() if key in BEGUN}
     entry.write_text(json.dumps(first | {"status": "running"}))
-    assert f"{outcome.run_id}  done" in say("runs", "repair")[1]
+    assert f"{outcome.run_id}  done" in run_vmsnix("runs", "repair")[1]
     restored = json.loads(entry.read_text())
     assert (restored["status"], restored["exit_code"]) == ("done", 0)
     assert restored["finished_at"]
@@ -259,18 +267,20 @@ LINES = (
 )
 
 
-def test_a_line_that_is_not_a_row_hides_no_other_line(shelf: Shelf, history: Path, say: Say) -> None:
+def test_a_line_that_is_not_a_row_hides_no_other_line(
+    shelf: Shelf, history: Path, run_vmsnix: RunVmsnix
+) -> None:
     (history / "steps").write_text("in the way")
     outcome = shelf.run(RECORDS, record=True)
     kept = shelf.archive / outcome.run_id / "rows.jsonl"
     kept.write_text("\n".join((*LINES, kept.read_text())))
     (history / "steps").unlink()
-    say("runs", "repair")
+    run_vmsnix("runs", "repair")
     assert list(Tables(history).read("steps")["run_id"]) == [outcome.run_id]
     (history / "steps" / "_delta_log" / "00000000000000000000.json").write_text("{")
     for path in (history / "steps").glob("*.parquet"):
         path.unlink()
-    assert say("history", "rebuild", "steps")[0] == 0
+    assert run_vmsnix("history", "rebuild", "steps")[0] == 0
     assert list(Tables(history).read("steps")["run_id"]) == [outcome.run_id]
 
 
@@ -303,7 +313,7 @@ def test_a_notebook_that_damages_its_entry_still_gets_its_verdict(shelf: Shelf, 
 
 
 def test_repair_searches_a_killed_run_for_secrets(
-    shelf: Shelf, history: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, history: Path, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", "Zq7/hunter+Xk29=pL0")
     running = Running(
@@ -314,6 +324,6 @@ def test_repair_searches_a_killed_run_for_secrets(
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)
     running.end()
-    assert "lost" in say("runs", "repair")[1]
+    assert "lost" in run_vmsnix("runs", "repair")[1]
     (kept,) = shelf.archive.glob("*/kept")
     assert kept.read_text() == "[secret removed: secret of the environment]"
