@@ -21,7 +21,7 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity import identity_of
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.disk.survey import survey
+from vmsnix_ops.disk.survey import identify, survey
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
@@ -340,6 +340,16 @@ def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, dir
     changed(raw, block=3, fill=7)
     wanted = direct(image=str(raw))
     assert f"{first.snapshot_id} contains other blocks" in why_full(wanted)
+    assert holds(aws, wanted.apply().snapshot_id, raw)
+
+
+def test_a_forged_manifest_with_the_digests_of_the_new_image_is_not_trusted(aws, direct, raw):
+    """Whoever may write the tables could else keep old blocks in an AMI of another identity."""
+    first = direct(image=str(raw)).apply()
+    changed(raw, block=4, fill=7)
+    with_blocks(first.snapshot_id, lambda blocks: blocks | {4: identify(raw).blocks[4]})
+    wanted = direct(image=str(raw))
+    assert f"{first.snapshot_id} has another identity in its tag" in why_full(wanted)
     assert holds(aws, wanted.apply().snapshot_id, raw)
 
 

@@ -20,6 +20,7 @@ from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws.ebs_direct import manifests, writing
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader
+from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import identify
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox import sandbox
@@ -212,6 +213,24 @@ def test_without_the_parents_manifest_a_killed_upload_is_not_continued(aws, imag
     made = later.run()
     assert made.parent_id == ""
     assert set(snapshots(aws)) == {first.snapshot_id, made.snapshot_id}
+    assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
+
+
+def test_with_a_forged_manifest_of_the_parent_a_killed_upload_is_not_continued(aws, image, tmp_path):
+    upload = Upload(image, tmp_path / "records")
+    first = upload.run()
+    with image.open("r+b") as file:
+        for number in (0, 1, 2, 4):
+            file.seek(number * BLOCK)
+            file.write(b"new" * 1000)
+    later = Upload(image, tmp_path / "records")
+    kill_after_some_blocks(later, aws, 1)
+    new = identify(image)
+    manifests.save(
+        later.tables, Manifest(new.identity, new.disk_bytes, first.snapshot_id, REGION, new.blocks)
+    )
+    made = later.run()
+    assert made.parent_id == ""
     assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
 
 

@@ -45,11 +45,14 @@ class JournalHeader:
         Number of snapshots that were started for the image before.
     parent_id
         Parent of the snapshot; empty for a full upload.
+    parent_identity
+        Identity of the parent's disk, which its manifest must still have when the upload continues.
     """
 
     snapshot_id: str
     attempt: int = 0
     parent_id: str = ""
+    parent_identity: str = ""
 
 
 class BlockJournal:

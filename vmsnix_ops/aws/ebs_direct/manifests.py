@@ -16,6 +16,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
 from vmsnix_ops.aws.session import calling
 from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.disk.identity import identity_of
 from vmsnix_ops.disk.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Parent:
         ID of the snapshot; empty for a full upload.
     blocks
         All blocks of the snapshot.
+    identity
+        Identity of its disk.
     why
         Reason for a full upload.
     """
@@ -53,6 +56,7 @@ class Parent:
     snapshot_id: str = ""
     blocks: Digests = field(default_factory=Digests, repr=False)
     why: str = ""
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +96,21 @@ def read(tables: Tables, snapshot_id: str) -> Manifest | None:
     return found
 
 
-def load(tables: Tables, snapshot_id: str) -> Digests:
-    """Return the blocks in the manifest of a snapshot; none if there is no manifest or it is invalid."""
+def load(tables: Tables, snapshot_id: str, *, identity: str | None = None) -> Digests:
+    """Return the blocks in the manifest of a snapshot; none if there is no manifest or it is invalid.
+
+    Parameters
+    ----------
+    identity
+        Identity that the manifest must have; by default any.
+    """
     try:
         found = read(tables, snapshot_id)
     except errors.RecordsError:
         return _NOTHING
-    return found.blocks if found is not None else _NOTHING
+    if found is None or identity not in (None, found.identity):
+        return _NOTHING
+    return found.blocks
 
 
 def _name(snapshot_id: str) -> str:
@@ -118,7 +130,8 @@ def choose_parent(
     """Return the parent for a new snapshot of an image, or the reason for a full upload.
 
     A parent is a completed snapshot of this account and region. It is not larger than the new snapshot, has
-    the same encryption (a child gets its parent's key), and contains exactly the blocks of its manifest.
+    the same encryption (a child gets its parent's key), and contains exactly the blocks of its manifest. The
+    manifest must have the identity in the snapshot's tag: who may write tables may not set this tag.
 
     Parameters
     ----------
@@ -148,7 +161,7 @@ def choose_parent(
     for snapshot in found[:CANDIDATES]:
         blocks, reason = _usable(ebs, tables, snapshot, size_gib=size_gib, key=key)
         if blocks:
-            return Parent(snapshot["SnapshotId"], blocks)
+            return Parent(snapshot["SnapshotId"], blocks, identity=_tagged_identity(snapshot))
         why = why or f"{snapshot['SnapshotId']} {reason}"
     return Parent(why=why)
 
@@ -229,7 +242,13 @@ def _usable(
         return _NOTHING, f"cannot be listed ({reason})"
     if len(there) != len(blocks) or any(index not in blocks for index in there):
         return _NOTHING, f"contains other blocks ({len(there)}) than its manifest ({len(blocks)})"
+    if identity_of(blocks.raw()) != _tagged_identity(snapshot):
+        return _NOTHING, "has another identity in its tag than in its manifest"
     return blocks, ""
+
+
+def _tagged_identity(snapshot: SnapshotTypeDef) -> str:
+    return tagging.to_dict(snapshot.get("Tags")).get(tagging.DIGEST, "")
 
 
 def _key_id(arn: str) -> str:

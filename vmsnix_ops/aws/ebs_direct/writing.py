@@ -313,7 +313,7 @@ class PendingUpload:
             if parent.snapshot_id
             else f"uploading all blocks: {parent.why}"
         )
-        self.journal.begin(JournalHeader(self.snapshot_id, self.attempt, parent.snapshot_id))
+        self.journal.begin(JournalHeader(self.snapshot_id, self.attempt, parent.snapshot_id, parent.identity))
         return parent, set()
 
     def _continue(self) -> tuple[manifests.Parent, set[int]] | None:
@@ -324,7 +324,8 @@ class PendingUpload:
         header, done = known
         parent = manifests.Parent(header.parent_id, why="it continues an upload of all blocks")
         if header.parent_id:
-            parent = replace(parent, blocks=manifests.load(self.task.tables, header.parent_id))
+            blocks = manifests.load(self.task.tables, header.parent_id, identity=header.parent_identity)
+            parent = replace(parent, blocks=blocks)
         self.snapshot_id, self.attempt = header.snapshot_id, header.attempt
         state = self._state(self.snapshot_id)
         self._stop_when_completed(state)
@@ -664,8 +665,8 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
     known = BlockJournal(task.upload.journal).read()
     if known is None or known[0].snapshot_id != snapshot_id:
         return DirectSnapshot(snapshot_id, size, "reused")
-    parent_id = known[0].parent_id
-    parent = manifests.load(task.tables, parent_id) if parent_id else Digests()
+    parent_id, identity = known[0].parent_id, known[0].parent_identity
+    parent = manifests.load(task.tables, parent_id, identity=identity) if parent_id else Digests()
     contained = snapshot_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
     return DirectSnapshot(
         snapshot_id, size, "reused", parent_id, blocks=contained, disk_bytes=task.seen.disk_bytes
