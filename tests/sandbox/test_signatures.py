@@ -1,21 +1,28 @@
-"""Signatures: every form of Signature Version 4, and the errors of each service.
+"""Signatures: every form of Signature Version 4, URLs of Version 2, and the errors of each service.
 
 Sources: "AWS Signature Version 4 for API requests" (IAM User Guide); "Signature calculations for the
 Authorization header" and "Authenticating Requests: Using Query Parameters" (Amazon S3 API Reference); "Common
-Errors" of each service's API Reference; "Error codes for the Amazon EC2 API".
+Errors" of each service's API Reference; "Error codes for the Amazon EC2 API"; AWS's answers of February 2026
+in LocalStack's ``test_s3.snapshot.json``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import urllib.error
 import urllib.request
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+from xml.etree import ElementTree as ET
 
 import pytest
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 
 from tests.sandbox.clients import SandboxClients, refused, sha256
 
@@ -129,6 +136,7 @@ def test_refuses_an_unknown_region(aws: SandboxClients, service: str, code: str)
 
 
 def test_refuses_unsigned_requests(aws: SandboxClients) -> None:
+    aws.bucket()
     form = "application/x-www-form-urlencoded"
     with aws.connection() as connection:
         connection.request("GET", "/images/k")
@@ -289,13 +297,15 @@ def test_verifies_the_signature_of_trailers(aws: SandboxClients, *, tampered: bo
 
 
 def fetch(url: str, method: str = "GET", data: bytes | None = None) -> tuple[int, bytes]:
-    request = urllib.request.Request(url, data=data, method=method)
+    """Send a request without any header that could change its signature, such as Content-Type."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.netloc, timeout=30)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
+        connection.request(method, f"{place.path}?{place.query}", data)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def test_presigned_urls_read_and_write(aws: SandboxClients) -> None:
@@ -323,6 +333,133 @@ def test_presigned_urls_expire(aws: SandboxClients) -> None:
     aws.sandbox.clock.advance(61)
     status, body = fetch(url)
     assert (status, b"Request has expired" in body) == (403, True)
+
+
+def default_client(aws: SandboxClients, region: str = "us-east-1") -> Any:
+    """Return a client with the default configuration, which signs URLs with Version 2 in us-east-1."""
+    return aws.other_client("s3", region_name=region, config=Config(s3={"addressing_style": "path"}))
+
+
+def error_of(body: bytes) -> dict[str, str]:
+    return {child.tag: child.text or "" for child in ET.fromstring(body)}
+
+
+def test_urls_of_boto3s_default_configuration_are_served_in_us_east_1(aws: SandboxClients) -> None:
+    aws.bucket()
+    client = default_client(aws)
+    metadata = {"Metadata": {"foo": "bar"}, "Bucket": "images", "Key": "a b+ü"}
+    put = client.generate_presigned_url("put_object", metadata)
+    assert "AWSAccessKeyId=" in put
+    assert fetch(put, "PUT", b"by hand")[0] == 200
+    assert aws.s3.head_object(Bucket="images", Key="a b+ü")["Metadata"] == {"foo": "bar"}
+    read = {"Bucket": "images", "Key": "a b+ü", "ResponseContentType": "text/plain"}
+    get = client.generate_presigned_url("get_object", read)
+    assert fetch(get) == (200, b"by hand")
+    for changed in (get.replace("plain", "html"), get.replace("images", "others"), get.replace("ü", "u")):
+        if changed != get:
+            status, body = fetch(changed)
+            assert (status, error_of(body)["Code"]) == (403, "SignatureDoesNotMatch")
+
+
+def test_a_version_2_url_of_a_session_is_served(aws: SandboxClients) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
+    session = aws.sts.get_session_token()["Credentials"]
+    keys = {
+        "aws_access_key_id": session["AccessKeyId"],
+        "aws_secret_access_key": session["SecretAccessKey"],
+        "aws_session_token": session["SessionToken"],
+    }
+    client = aws.other_client("s3", config=Config(signature_version="s3"), **keys)
+    url = client.generate_presigned_url("get_object", {"Bucket": "images", "Key": "k"})
+    assert fetch(url) == (200, b"x")
+    assert fetch(url.replace("x-amz-security-token=", "x-amz-security-token=A"))[0] == 403
+
+
+def test_a_version_2_url_expires_and_needs_its_parameters(aws: SandboxClients) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
+    client = aws.other_client("s3", config=Config(signature_version="s3"))
+    asked = ("get_object", {"Bucket": "images", "Key": "k"})
+    error = error_of(fetch(client.generate_presigned_url(*asked, ExpiresIn=-1))[1])
+    assert (error["Code"], error["Message"]) == ("AccessDenied", "Request has expired")
+    assert {"Expires", "ServerTime"} <= error.keys()
+    url = client.generate_presigned_url(*asked)
+    for parameter in ("Signature", "Expires", "AWSAccessKeyId"):
+        status, body = fetch(url.replace(f"{parameter}=", "other="))
+        text = "Query-string authentication requires the Signature, Expires and AWSAccessKeyId parameters"
+        assert (status, error_of(body)["Message"]) == (403, text)
+
+
+def test_version_2_in_another_region_is_not_emulated(aws: SandboxClients) -> None:
+    place = {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}}
+    aws.client("s3", "eu-west-1").create_bucket(Bucket="west", **place)
+    asked = ("get_object", {"Bucket": "west", "Key": "k"})
+    client = aws.other_client("s3", config=Config(signature_version="s3"))
+    status, body = fetch(client.generate_presigned_url(*asked))
+    assert (status, b"does not emulate Signature Version 2 in eu-west-1" in body) == (501, True)
+
+
+def test_a_presigned_url_may_have_its_headers_in_the_query(aws: SandboxClients) -> None:
+    """As the JavaScript SDK makes it. S3 ignores the checksum of an empty body that it puts there."""
+    aws.bucket()
+    query = {
+        "x-amz-meta-foo": "bar baz",
+        "x-amz-storage-class": "STANDARD_IA",
+        "x-amz-checksum-crc32": "AAAAAA==",
+        "x-amz-sdk-checksum-algorithm": "CRC32",
+        "x-id": "PutObject",
+    }
+    assert fetch(presigned(aws, "PUT", "/images/k", query), "PUT", b"123456")[0] == 200
+    found = aws.s3.head_object(Bucket="images", Key="k", ChecksumMode="ENABLED")
+    assert (found["Metadata"], found["StorageClass"]) == ({"foo": "bar baz"}, "STANDARD_IA")
+    assert found["ChecksumCRC64NVME"] == "CVmbZh4IWzA="
+    url = presigned(aws, "GET", "/images/k", {"x-amz-checksum-mode": "ENABLED"})
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        assert answer.headers["x-amz-checksum-crc64nvme"] == "CVmbZh4IWzA="
+
+
+def presigned(aws: SandboxClients, method: str, path: str, query: dict[str, str]) -> str:
+    request = AWSRequest(method, f"{aws.sandbox.url}{path}?{urlencode(query)}")
+    credentials = Credentials(aws.sandbox.access_key, aws.sandbox.secret_key)
+    S3SigV4QueryAuth(credentials, "s3", "us-east-1").add_auth(request)
+    return str(request.url)
+
+
+def test_a_presigned_url_covers_all_headers_of_amazon(aws: SandboxClients) -> None:
+    aws.bucket()
+    url = presigned(aws, "PUT", "/images/k", {})
+    request = urllib.request.Request(url, b"x", {"x-amz-meta-wrong": "1"}, method="PUT")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    with caught.value as answer:
+        error = error_of(answer.read())
+    assert (error["Code"], error["HeadersNotSigned"]) == ("AccessDenied", "x-amz-meta-wrong")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("X-Amz-Signature=", "other=", "Query-string authentication version 4 requires the X-Amz-Algorithm"),
+        ("%2Faws4_request", "", "the Credential is mal-formed"),
+        ("X-Amz-Expires=3600", "X-Amz-Expires=604801", "less than 604800 seconds"),
+        ("X-Amz-Expires=3600", "X-Amz-Expires=many", "X-Amz-Expires should be a number"),
+    ],
+)
+def test_wrong_parameters_of_a_presigned_url(aws: SandboxClients, old: str, new: str, text: str) -> None:
+    url = presigned(aws, "GET", "/images/k", {})
+    assert old in url
+    status, body = fetch(url.replace(old, new))
+    error = error_of(body)
+    assert (status, error["Code"]) == (400, "AuthorizationQueryParametersError")
+    assert text in error["Message"]
+
+
+def test_a_wrong_signature_shows_what_was_signed(aws: SandboxClients) -> None:
+    error = error_of(fetch(presigned(aws, "GET", "/images/k", {}) + "&x-id=GetObject")[1])
+    assert error["Code"] == "SignatureDoesNotMatch"
+    assert error["CanonicalRequest"].startswith("GET\n/images/k\n")
+    assert error["StringToSign"].startswith("AWS4-HMAC-SHA256\n")
+    assert bytes.fromhex(error["StringToSignBytes"]).decode() == error["StringToSign"]
+    assert bytes.fromhex(error["CanonicalRequestBytes"]).decode() == error["CanonicalRequest"]
 
 
 @pytest.mark.parametrize("key", ["plain", "a b", "a+b", "ü/ö", "a//b", "../up", "100%", "a:b@c,d;e=f&g"])

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Clock, Tables
 from vmsnix_ops.sandbox.regions import region_exists
-from vmsnix_ops.sandbox.wire.signature import UNSIGNED_PAYLOAD, signature_matches
+from vmsnix_ops.sandbox.wire.signature import (
+    UNSIGNED_PAYLOAD,
+    possible_texts,
+    signature_is_right,
+    unsigned_headers,
+)
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import Request
@@ -40,6 +45,12 @@ class Credential:
     issued: datetime | None = None
     expires: datetime | None = None
     active: bool = True
+    tags: dict[str, str] = field(default_factory=dict)  # of a session
+    transitive: tuple[str, ...] = ()  # keys of the tags that sessions of this session inherit
+
+
+ANONYMOUS = Credential(access_key="", secret="", account="", principal="", user_id="")
+"""The caller of an unsigned request."""
 
 
 def credentials_table(tables: Tables) -> dict[str, Credential]:
@@ -48,7 +59,15 @@ def credentials_table(tables: Tables) -> dict[str, Credential]:
 
 
 def create_session(
-    tables: Tables, account: str, principal: str, user_id: str, issued: datetime, seconds: int
+    tables: Tables,
+    account: str,
+    principal: str,
+    user_id: str,
+    issued: datetime,
+    seconds: int,
+    *,
+    tags: dict[str, str] | None = None,
+    transitive: tuple[str, ...] = (),
 ) -> Credential:
     """Create the credentials of a session."""
     credential = Credential(
@@ -60,6 +79,8 @@ def create_session(
         token=secrets.token_urlsafe(180),
         issued=issued,
         expires=issued.replace(microsecond=0) + timedelta(seconds=seconds),
+        tags=tags or {},
+        transitive=transitive,
     )
     credentials_table(tables)[credential.access_key] = credential
     return credential
@@ -128,9 +149,19 @@ def authentication_error(service: Service, kind: str, **extra: Any) -> AwsError:
 
 
 def authenticate(
-    request: Request, authorization: Authorization, service: Service, tables: Tables, clock: Clock
+    request: Request,
+    authorization: Authorization,
+    service: Service,
+    path: str,
+    tables: Tables,
+    clock: Clock,
 ) -> Credential:
     """Return the credential that signed a request.
+
+    Parameters
+    ----------
+    path
+        The path with the bucket, percent-encoded.
 
     Raises
     ------
@@ -139,16 +170,20 @@ def authenticate(
         or an unknown region.
     """
     xml = service.protocol == "rest-xml"
-    key: dict[str, Any] = {"AWSAccessKeyId": authorization.access_key} if xml else {}
     credential = credentials_table(tables).get(authorization.access_key)
     if credential is None or not credential.active:
+        key: dict[str, Any] = {"AWSAccessKeyId": authorization.access_key} if xml else {}
         raise authentication_error(service, "unknown", **key)
     _check_time(authorization, service, clock)
     _check_scope(authorization, service)
-    if not signature_matches(
-        request, authorization, credential.secret, _payload_hashes(request, authorization)
-    ):
-        raise authentication_error(service, "signature", **key)
+    texts = list(possible_texts(request, authorization, path, _payload_hashes(request, authorization)))
+    if not any(signature_is_right(text, authorization, credential.secret) for text in texts):
+        details: dict[str, Any] = texts[0].details(authorization) if xml else {}
+        raise authentication_error(service, "signature", **details)
+    unsigned = unsigned_headers(request, authorization) if xml else []
+    if unsigned:
+        text = "There were headers present in the request which were not signed"
+        raise AwsError("AccessDenied", text, status=403, HeadersNotSigned=", ".join(unsigned))
     if credential.token is not None:
         if authorization.token != credential.token:
             if xml:
@@ -162,24 +197,28 @@ def authenticate(
 
 def _payload_hashes(request: Request, authorization: Authorization) -> tuple[str, ...]:
     header = request.headers.get("x-amz-content-sha256")
+    if authorization.presigned and authorization.service == "s3":
+        return (UNSIGNED_PAYLOAD, *([header] if header is not None else []))
     if header is not None:
         return (header,)
-    if authorization.presigned and authorization.service == "s3":
-        return (UNSIGNED_PAYLOAD,)
     return (hashlib.sha256(request.body.read()).hexdigest(), UNSIGNED_PAYLOAD)
 
 
 def _check_time(authorization: Authorization, service: Service, clock: Clock) -> None:
     now, stamp = clock.now() + clock.skew, authorization.timestamp
+    if authorization.policy is not None:  # the policy of a form has its own time
+        return
+    if authorization.version == 2:
+        # Such a URL does not say when it was made, so `advance` does not make it expire.
+        if now >= stamp:
+            raise _expired(Expires=_iso(stamp), ServerTime=_iso(now))
+        return
     if authorization.presigned and authorization.expires is not None:
-        if clock.is_past(stamp + authorization.expires, since=stamp):
+        end = stamp + authorization.expires
+        if clock.is_past(end, since=stamp):
             if service.protocol == "rest-xml":
-                raise AwsError(
-                    "AccessDenied",
-                    "Request has expired",
-                    status=403,
-                    Expires=_iso(stamp + authorization.expires),
-                )
+                seconds = str(int(authorization.expires.total_seconds()))
+                raise _expired(**{"X-Amz-Expires": seconds}, Expires=_iso(end), ServerTime=_iso(now))
             raise authentication_error(service, "signature")
         return
     allowed = timedelta(minutes=15 if service.protocol == "rest-xml" else 5)
@@ -206,6 +245,10 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
     sign = "-" if stamp < now else "+"
     text = relation.format(authorization.stamp, limit) + f" ({now:%Y%m%dT%H%M%SZ} {sign} 5 min.)"
     raise AwsError(code, text, status=status)
+
+
+def _expired(**extra: Any) -> AwsError:
+    return AwsError("AccessDenied", "Request has expired", status=403, **extra)
 
 
 def _check_scope(authorization: Authorization, service: Service) -> None:

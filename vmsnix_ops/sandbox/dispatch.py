@@ -16,17 +16,27 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.admin import PREFIX, answer_admin_request
 from vmsnix_ops.sandbox.calls import summarize_params
 from vmsnix_ops.sandbox.core import NOT_EMULATED, OPERATIONS, AwsError, Context, not_emulated
-from vmsnix_ops.sandbox.credentials import authenticate, authentication_error, credentials_table
+from vmsnix_ops.sandbox.credentials import (
+    ANONYMOUS,
+    authenticate,
+    authentication_error,
+    credentials_table,
+)
 from vmsnix_ops.sandbox.ec2.zones import is_region_enabled
 from vmsnix_ops.sandbox.faults import edit_answer, flatten_params
 from vmsnix_ops.sandbox.regions import in_partition
+from vmsnix_ops.sandbox.s3.forms import is_form_upload, read_form_upload
+from vmsnix_ops.sandbox.storage import find_bucket
 from vmsnix_ops.sandbox.wire.http import ChunkSigner, DisconnectedError, Request, Response
 from vmsnix_ops.sandbox.wire.models import SERVICES, find_service_name, service_model
 from vmsnix_ops.sandbox.wire.protocols import identify_operation, parse_params, write_answer, write_error
 from vmsnix_ops.sandbox.wire.signature import (
     UNSIGNED_PAYLOAD,
+    VERSION_2_REGION,
     Authorization,
     MalformedAuthorizationError,
+    authorization_of_form,
+    hoist_query,
     read_authorization,
     signing_key,
 )
@@ -36,6 +46,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox.credentials import Credential
     from vmsnix_ops.sandbox.faults import Fault
+    from vmsnix_ops.sandbox.s3.forms import FormUpload
     from vmsnix_ops.sandbox.state import SandboxState
     from vmsnix_ops.sandbox.wire.http import BadRequestError
     from vmsnix_ops.sandbox.wire.models import Service
@@ -97,8 +108,7 @@ class Dispatcher:
             service = self._service_of(request, authorization)
         except MalformedAuthorizationError as error:
             service = service_model("s3")
-            refused = AwsError(error.code, str(error))
-            return write_error(service, refused, _request_id(service))
+            return write_error(service, _as_aws_error(error), _request_id(service))
         except AwsError as error:
             return _text_response(error.status, error.message)
         if host["bucket"] is not None and service.name == "s3":
@@ -177,14 +187,34 @@ class Dispatcher:
         )
 
     def _run(self, exchange: Exchange) -> Response:
-        request, service = exchange.request, exchange.service
+        if exchange.service.name == "s3" and is_form_upload(exchange.request, exchange.path):
+            return self._run_form(exchange)
+        return self._run_request(exchange)
+
+    def _run_form(self, exchange: Exchange) -> Response:
+        """Run the upload of a form as the PutObject that it describes."""
+        host = exchange.request.headers["host"]
+        form = read_form_upload(exchange.request, exchange.path)
+        try:
+            exchange.authorization = authorization_of_form(form.fields)
+        except MalformedAuthorizationError as error:
+            raise _as_aws_error(error) from None
+        exchange.request = form.as_put_request()
+        exchange.path = exchange.request.raw_path
+        return form.answer(self._run_request(exchange, form), host)
+
+    def _run_request(self, exchange: Exchange, form: FormUpload | None = None) -> Response:
         self._prepare_body(exchange)
-        target = identify_operation(request, service, exchange.path)
+        target = identify_operation(exchange.request, exchange.service, exchange.path)
         exchange.operation = target.operation
         caller = self._caller(exchange)
-        exchange.region = exchange.authorization.region if exchange.authorization else "us-east-1"
         exchange.principal = caller.principal
-        params = parse_params(request, target)
+        if form is not None and exchange.authorization is not None:
+            form.check_policy(exchange.authorization, self.state.clock)
+        exchange.request = hoist_query(exchange.request, exchange.authorization)
+        service = exchange.service
+        params = parse_params(exchange.request, target)
+        exchange.region = self._region(exchange, params)
         dry_run = service.name == "ec2" and bool(params.pop("DryRun", False))
         exchange.params = params
         operation = OPERATIONS.get((service.name, target.operation))
@@ -232,13 +262,34 @@ class Dispatcher:
     def _caller(self, exchange: Exchange) -> Credential:
         service, state = exchange.service, self.state
         if exchange.authorization is None:
+            # botocore's model marks the operations of STS that need no signature. S3 asks the bucket policy.
+            unsigned = service.operation(exchange.operation).auth_type == "none"
+            if unsigned or service.name == "s3":
+                return ANONYMOUS
             raise authentication_error(service, "unsigned")
-        caller = authenticate(exchange.request, exchange.authorization, service, state.tables, state.clock)
+        caller = authenticate(
+            exchange.request, exchange.authorization, service, exchange.path, state.tables, state.clock
+        )
         if not is_region_enabled(state.tables, caller.account, exchange.authorization.region):
             # IAM does not send the keys of an account to regions that it has not opted in to ("Enable or
             # disable AWS Regions in your account"), so valid keys are unknown there.
             raise authentication_error(service, "unknown")
         return caller
+
+    def _region(self, exchange: Exchange, params: dict[str, Any]) -> str:
+        """Return the region of a call.
+
+        Requests to S3 with Signature Version 2, or without a signature, name no region: it is that of the
+        bucket. Whether S3 accepts Version 2 in other regions than us-east-1 is not known.
+        """
+        authorization = exchange.authorization
+        if authorization is not None and authorization.version != 2:
+            return authorization.region
+        bucket = find_bucket(self.state.tables, str(params.get("Bucket", "")))
+        region = bucket.region if bucket is not None else VERSION_2_REGION
+        if authorization is not None and region != VERSION_2_REGION:
+            raise not_emulated(f"Signature Version 2 in {region}")
+        return region
 
     def _context(self, exchange: Exchange, caller: Credential) -> Context:
         state = self.state
@@ -307,6 +358,10 @@ class _DropConnectionError(Exception):
     def __init__(self, *, reset: bool) -> None:
         super().__init__()
         self.reset = reset
+
+
+def _as_aws_error(error: MalformedAuthorizationError) -> AwsError:
+    return AwsError(error.code, str(error), status=error.status, **error.extra)
 
 
 def _request_id(service: Service) -> str:

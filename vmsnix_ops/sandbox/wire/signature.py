@@ -1,24 +1,31 @@
-"""AWS Signature Version 4: read and verify signatures.
+"""AWS signatures: read and verify them.
 
-All forms of AWS are accepted: a signature in the Authorization header or in the query (presigned URLs); a
-hash of the payload in ``x-amz-content-sha256``, or only in the signature (all services but S3; boto3 with
-``awscrt`` does so for EBS blocks); unsigned and ``aws-chunked`` payloads.
+Signature Version 4 is accepted in all forms of AWS: in the Authorization header, in the query (presigned
+URLs) or in a form (presigned POST); with a hash of the payload in ``x-amz-content-sha256``, or only in the
+signature (all services but S3; boto3 with ``awscrt`` does so for EBS blocks); with unsigned and
+``aws-chunked`` payloads. Signature Version 2 is accepted in the query and in a form, as S3 accepts it in
+us-east-1, where boto3 uses it by default.
 
-Source: "AWS Signature Version 4 for API requests" in the IAM User Guide; "Authenticating Requests (AWS
-Signature Version 4)" in the Amazon S3 API Reference.
+Sources: "AWS Signature Version 4 for API requests" in the IAM User Guide; "Authenticating Requests (AWS
+Signature Version 4)" in the Amazon S3 API Reference; "Signing and authenticating REST requests (AWS signature
+version 2)" in the Amazon S3 User Guide; errors: AWS's answers of February 2026 in LocalStack's
+``test_s3.snapshot.json``.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from vmsnix_ops.sandbox.wire.http import Request
 
 
@@ -27,23 +34,67 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 VERSION_2_TEXT = (
     "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
 )
+VERSION_2_REGION = "us-east-1"
+MAX_EXPIRES = 604_800  # seconds
+SUB_RESOURCES = frozenset(
+    {
+        "accelerate",
+        "acl",
+        "analytics",
+        "cors",
+        "delete",
+        "inventory",
+        "lifecycle",
+        "location",
+        "logging",
+        "metrics",
+        "notification",
+        "object-lock",
+        "partNumber",
+        "policy",
+        "replication",
+        "requestPayment",
+        "response-cache-control",
+        "response-content-disposition",
+        "response-content-encoding",
+        "response-content-language",
+        "response-content-type",
+        "response-expires",
+        "restore",
+        "select",
+        "select-type",
+        "tagging",
+        "torrent",
+        "uploadId",
+        "uploads",
+        "versionId",
+        "versioning",
+        "versions",
+        "website",
+    }
+)
+"""The query keys that Signature Version 2 covers."""
 
 
 class MalformedAuthorizationError(Exception):
-    """A request has credentials, but not those of Signature Version 4.
+    """A request has credentials in a form that AWS refuses.
 
     Parameters
     ----------
     text
         The problem.
-    code
-        S3's error code.
+    code, status
+        S3's error code and HTTP status.
+    extra
+        Further members of the error.
     """
 
-    def __init__(self, text: str, code: str = "AuthorizationHeaderMalformed") -> None:
+    def __init__(
+        self, text: str, code: str = "AuthorizationHeaderMalformed", *, status: int = 400, **extra: str
+    ) -> None:
         malformed = code == "AuthorizationHeaderMalformed"
         super().__init__(f"The authorization header is malformed; {text}" if malformed else text)
-        self.code = code
+        self.code, self.status, self.extra = code, status, extra
 
 
 @dataclass(frozen=True)
@@ -56,10 +107,12 @@ class Authorization:
     service: str  # the signing name, such as "servicequotas"
     signed_headers: tuple[str, ...]
     signature: str
-    timestamp: datetime
+    timestamp: datetime  # of Version 2: when the URL expires
     token: str | None
-    presigned: bool
+    presigned: bool = False
     expires: timedelta | None = None  # of a presigned URL
+    version: int = 4
+    policy: str | None = None  # of a form: its policy in base64, which is all that is signed
 
     @property
     def scope(self) -> str:
@@ -78,13 +131,15 @@ def read_authorization(request: Request) -> Authorization | None:
     Raises
     ------
     MalformedAuthorizationError
-        They are not those of Signature Version 4.
+        They are not complete, or not those of a version that is accepted here.
     """
-    if "X-Amz-Signature" in request.query:
-        return _from_query(request)
+    if request.query.keys() & set(QUERY_FIELDS):
+        return _from_query(request.query)
+    if {"AWSAccessKeyId", "Signature"} & request.query.keys():
+        return _from_version_2_query(request.query)
     header = request.headers.get("authorization", "")
     algorithm, _, rest = header.partition(" ")
-    if algorithm == "AWS" or "AWSAccessKeyId" in request.query:
+    if algorithm == "AWS":
         raise MalformedAuthorizationError(VERSION_2_TEXT, "InvalidRequest")
     if not header:
         return None
@@ -97,59 +152,173 @@ def read_authorization(request: Request) -> Authorization | None:
             fields["Credential"],
             fields["SignedHeaders"],
             fields["Signature"],
-            stamp,
+            _parse_stamp(stamp),
             token=request.headers.get("x-amz-security-token"),
-            presigned=False,
         )
     except KeyError as missing:
         raise MalformedAuthorizationError(f"the Authorization header lacks {missing}") from None
 
 
-def _from_query(request: Request) -> Authorization:
-    query = request.query
-    try:
-        if query["X-Amz-Algorithm"] != ALGORITHM:
-            raise MalformedAuthorizationError(f"X-Amz-Algorithm only supports {ALGORITHM}")
-        expires = timedelta(seconds=int(query.get("X-Amz-Expires", "3600")))
-        return _build(
-            query["X-Amz-Credential"],
-            query["X-Amz-SignedHeaders"],
-            query["X-Amz-Signature"],
-            query["X-Amz-Date"],
-            token=query.get("X-Amz-Security-Token"),
-            presigned=True,
-            expires=expires,
+QUERY_FIELDS = (
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Signature",
+    "X-Amz-Date",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Expires",
+)
+
+
+def _query_error(text: str) -> MalformedAuthorizationError:
+    return MalformedAuthorizationError(text, "AuthorizationQueryParametersError")
+
+
+def _from_query(query: Mapping[str, str]) -> Authorization:
+    missing = set(QUERY_FIELDS) - query.keys()
+    if missing and (missing != {"X-Amz-Expires"} or "/s3/" in query["X-Amz-Credential"]):
+        raise _query_error(
+            "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, "
+            "X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters."
         )
-    except KeyError as missing:
-        raise MalformedAuthorizationError(f"the query lacks {missing}") from None
-    except (ValueError, OverflowError):
-        raise MalformedAuthorizationError("X-Amz-Expires is not a number") from None
+    if query["X-Amz-Algorithm"] != ALGORITHM:
+        raise _query_error(f'X-Amz-Algorithm only supports "{ALGORITHM}"')
+    expires = query.get("X-Amz-Expires", "3600")
+    if not expires.removeprefix("-").isdecimal():
+        raise _query_error("X-Amz-Expires should be a number")
+    if expires.startswith("-"):
+        raise _query_error("X-Amz-Expires must be non-negative")
+    if len(expires) > 10 or int(expires) > MAX_EXPIRES:
+        raise _query_error(
+            "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be "
+            f"less than {MAX_EXPIRES} seconds"
+        )
+    if not _is_credential(query["X-Amz-Credential"]):
+        raise _query_error(
+            "Error parsing the X-Amz-Credential parameter; the Credential is mal-formed; expecting "
+            '"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".'
+        )
+    return _build(
+        query["X-Amz-Credential"],
+        query["X-Amz-SignedHeaders"],
+        query["X-Amz-Signature"],
+        _parse_stamp(query["X-Amz-Date"]),
+        token=query.get("X-Amz-Security-Token"),
+        expires=timedelta(seconds=int(expires)),
+    )
+
+
+def _from_version_2_query(query: Mapping[str, str]) -> Authorization:
+    """Return the credential of a URL with Signature Version 2, which names no region."""
+    if not {"AWSAccessKeyId", "Signature", "Expires"} <= query.keys():
+        raise MalformedAuthorizationError(
+            "Query-string authentication requires the Signature, Expires and AWSAccessKeyId parameters",
+            "AccessDenied",
+            status=403,
+        )
+    expires = query["Expires"]
+    if not expires.isdecimal() or len(expires) > 11:
+        raise MalformedAuthorizationError(
+            f"Invalid date (should be seconds since epoch): {expires}", "AccessDenied", status=403
+        )
+    return _version_2(
+        query["AWSAccessKeyId"],
+        query["Signature"],
+        query.get("x-amz-security-token"),
+        expires=datetime.fromtimestamp(int(expires), UTC),
+    )
+
+
+def _version_2(
+    access_key: str, signature: str, token: str | None, *, expires: datetime, policy: str | None = None
+) -> Authorization:
+    return Authorization(
+        access_key=access_key,
+        date="",
+        region=VERSION_2_REGION,
+        service="s3",
+        signed_headers=(),
+        signature=signature,
+        timestamp=expires,
+        token=token,
+        presigned=True,
+        version=2,
+        policy=policy,
+    )
+
+
+def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
+    """Return the credential and the signature in a form; None when it has neither.
+
+    Parameters
+    ----------
+    fields
+        The fields of the form by lower-case name.
+
+    Raises
+    ------
+    MalformedAuthorizationError
+        A field is missing.
+    """
+    version_4 = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Signature", "policy")
+    version_2 = ("AWSAccessKeyId", "Signature", "policy")
+    for names in (version_4, version_2):
+        if not any(name.lower() in fields for name in names[:-1]):
+            continue
+        for name in names:
+            if name.lower() not in fields:
+                raise MalformedAuthorizationError(
+                    f"Bucket POST must contain a field named '{name}'.  If it is specified, please check the "
+                    "order of the fields.",
+                    "InvalidArgument",
+                    ArgumentName=name,
+                    ArgumentValue="",
+                )
+        token, policy = fields.get("x-amz-security-token"), fields["policy"]
+        if names is version_2:
+            never = datetime.max.replace(tzinfo=UTC)
+            return _version_2(
+                fields["awsaccesskeyid"], fields["signature"], token, expires=never, policy=policy
+            )
+        return _build(
+            fields["x-amz-credential"],
+            "",
+            fields["x-amz-signature"],
+            _parse_stamp(fields["x-amz-date"]),
+            token=token,
+            policy=policy,
+        )
+    return None
+
+
+def _is_credential(credential: str) -> bool:
+    return credential.count("/") >= 4 and credential.endswith("/aws4_request")
 
 
 def _build(
     credential: str,
     signed_headers: str,
     signature: str,
-    stamp: str,
+    timestamp: datetime,
     *,
     token: str | None,
-    presigned: bool,
     expires: timedelta | None = None,
+    policy: str | None = None,
 ) -> Authorization:
-    parts = credential.rsplit("/", 4)
-    if len(parts) != 5 or parts[4] != "aws4_request":
+    if not _is_credential(credential):
         raise MalformedAuthorizationError("the credential is not KEY/DATE/REGION/SERVICE/aws4_request")
+    access_key, date, region, service, _ = credential.rsplit("/", 4)
     return Authorization(
-        access_key=parts[0],
-        date=parts[1],
-        region=parts[2],
-        service=parts[3],
+        access_key=access_key,
+        date=date,
+        region=region,
+        service=service,
         signed_headers=tuple(signed_headers.split(";")),
         signature=signature,
-        timestamp=_parse_stamp(stamp),
+        timestamp=timestamp,
         token=token,
-        presigned=presigned,
+        presigned=expires is not None or policy is not None,
         expires=expires,
+        policy=policy,
     )
 
 
@@ -171,36 +340,131 @@ def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
     return key
 
 
-def signature_matches(
-    request: Request, authorization: Authorization, secret: str, payload_hashes: tuple[str, ...]
-) -> bool:
-    """Return whether the signature is valid for one of the possible payload hashes and paths.
+@dataclass(frozen=True)
+class Signed:
+    """What a client signs: the text, and for Version 4 the canonical request in it."""
+
+    text: str
+    canonical: str = ""
+
+    def details(self, authorization: Authorization) -> dict[str, str]:
+        """Return the members of a ``SignatureDoesNotMatch`` of S3, which show what the server signed."""
+        found = {
+            "AWSAccessKeyId": authorization.access_key,
+            "StringToSign": self.text,
+            "SignatureProvided": authorization.signature,
+            "StringToSignBytes": _bytes_as_text(self.text),
+        }
+        if self.canonical:
+            found |= {
+                "CanonicalRequest": self.canonical,
+                "CanonicalRequestBytes": _bytes_as_text(self.canonical),
+            }
+        return found
+
+
+def _bytes_as_text(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").hex(" ")
+
+
+def possible_texts(
+    request: Request, authorization: Authorization, path: str, payload_hashes: tuple[str, ...]
+) -> Iterator[Signed]:
+    """Yield what a client may have signed, the usual form first.
 
     Parameters
     ----------
     request, authorization
         The request, with its credential and signature.
-    secret
-        The secret key of the credential.
+    path
+        The path with the bucket, percent-encoded.
     payload_hashes
         Possible values for the payload in the canonical request.
     """
-    key = signing_key(secret, authorization.date, authorization.region, authorization.service)
+    if authorization.policy is not None:
+        yield Signed(authorization.policy)
+        return
+    if authorization.version == 2:
+        yield Signed(_version_2_text(request, authorization, path))
+        return
     query = _canonical_query(request, authorization)
     headers = "".join(
         f"{name}:{' '.join(request.headers.get(name, '').split())}\n" for name in authorization.signed_headers
     )
-    for path in _canonical_paths(request.raw_path, authorization.service):
+    for raw in _canonical_paths(request.raw_path, authorization.service):
         for payload in payload_hashes:
             canonical = "\n".join(
-                [request.method, path, query, headers, ";".join(authorization.signed_headers), payload]
+                [request.method, raw, query, headers, ";".join(authorization.signed_headers), payload]
             )
             digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
             text = f"{ALGORITHM}\n{authorization.stamp}\n{authorization.scope}\n{digest}"
-            expected = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
-            if hmac.compare_digest(expected.encode(), authorization.signature.encode()):
-                return True
-    return False
+            yield Signed(text, canonical)
+
+
+def signature_is_right(signed: Signed, authorization: Authorization, secret: str) -> bool:
+    """Return whether the signature is that of a text."""
+    text = signed.text.encode("utf-8", "surrogateescape")
+    if authorization.version == 2:
+        expected = base64.b64encode(hmac.new(secret.encode(), text, hashlib.sha1).digest())
+    else:
+        key = signing_key(secret, authorization.date, authorization.region, authorization.service)
+        expected = hmac.new(key, text, hashlib.sha256).hexdigest().encode()
+    return hmac.compare_digest(expected, authorization.signature.encode())
+
+
+def _version_2_text(request: Request, authorization: Authorization, path: str) -> str:
+    """Return the text that Signature Version 2 signs. Its ``x-amz-`` headers may be in the query."""
+    headers = {name: value for name, value in request.headers.items() if name.startswith("x-amz-")}
+    headers |= {name.lower(): value for name, value in request.query.items() if name.startswith("x-amz-")}
+    covered = []
+    for name, raw in sorted(request.raw_query):
+        if name in SUB_RESOURCES:
+            covered.append(f"{name}={unquote(raw)}" if raw else name)
+    return "\n".join(
+        [
+            request.method,
+            request.headers.get("content-md5", ""),
+            request.headers.get("content-type", ""),
+            str(int(authorization.timestamp.timestamp())),
+            *(f"{name}:{headers[name].strip()}" for name in sorted(headers)),
+            path + ("?" + "&".join(covered) if covered else ""),
+        ]
+    )
+
+
+def hoist_query(request: Request, authorization: Authorization | None) -> Request:
+    """Return the request of a presigned URL with the ``x-amz-`` headers in its query as headers.
+
+    The JavaScript SDK puts all headers there, boto3 with Signature Version 2 too. S3 ignores the checksums
+    there: a client cannot know them when it makes the URL.
+    """
+    if authorization is None or not authorization.presigned or authorization.policy is not None:
+        return request
+    signing = {name.lower() for name in QUERY_FIELDS} | {"x-amz-security-token", "x-amz-content-sha256"}
+    version_2 = {"AWSAccessKeyId", "Signature", "Expires", "content-type", "content-md5"}
+    hoisted, rest = {}, []
+    for name, value in request.raw_query:
+        lower = name.lower()
+        if lower.startswith("x-amz-") and lower not in signing:
+            if not lower.startswith("x-amz-checksum-") or lower == "x-amz-checksum-mode":
+                hoisted[lower] = unquote(value)
+        elif authorization.version != 2 or name not in version_2 | {"x-amz-security-token"}:
+            rest.append(f"{name}={value}" if value else name)
+    target = request.raw_path + ("?" + "&".join(rest) if rest else "")
+    return replace(request, target=target, headers=hoisted | request.headers)
+
+
+def unsigned_headers(request: Request, authorization: Authorization) -> list[str]:
+    """Return the ``x-amz-`` headers that the signature of a presigned URL does not cover."""
+    if not authorization.presigned or authorization.version == 2 or authorization.policy is not None:
+        return []
+    return sorted(
+        name
+        for name in request.headers
+        if name.startswith("x-amz-")
+        and name != "x-amz-content-sha256"
+        and name not in authorization.signed_headers
+    )
 
 
 def _canonical_query(request: Request, authorization: Authorization) -> str:
