@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.regions import partition_of
+from vmsnix_ops.sandbox.web_identity import STS_AUDIENCE, make_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +94,18 @@ class Access:
     def client(self, service: str, region: str = DEFAULT_REGION, **options: Any) -> Any:
         """Return a boto3 client of one service; `options` are those of ``Session.client``."""
         return self.session(region).client(service, **options)
+
+    def web_identity_token(self, subject: str, *, audience: str = STS_AUDIENCE) -> str:
+        """Return a token that GitHub would give a workflow, for AssumeRoleWithWebIdentity.
+
+        Parameters
+        ----------
+        subject
+            The workflow, such as ``repo:acme/images:ref:refs/heads/main``.
+        audience
+            For whom the token is.
+        """
+        return make_token(subject, audience=audience)
 
     def prepare(
         self,

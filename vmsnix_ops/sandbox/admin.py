@@ -6,6 +6,7 @@
 ``faults``   GET, POST, DELETE       the fault rules; POST adds one
 ``clock``    GET, POST               ``{"speed": ..., "advance": seconds, "skew": seconds}``
 ``state``    GET                     the number of resources of each kind
+``oidc``     GET                     a token of GitHub for ``?subject=...&audience=...``
 ===========  ======================  ==============================================================
 
 These requests need no signature: the server listens on 127.0.0.1 and has no secrets. Requests with an Origin
@@ -21,6 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, load_json
+from vmsnix_ops.sandbox.web_identity import STS_AUDIENCE, make_token
 from vmsnix_ops.sandbox.wire.http import Request, Response
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ def _route(state: SandboxState, request: Request, name: str, value: Any) -> Any:
         return _clock(state, value)
     if name == "state" and method == "GET":
         return _count_resources(state)
+    if name == "oidc" and method == "GET" and "subject" in request.query:
+        # The form of ACTIONS_ID_TOKEN_REQUEST_URL, from which a workflow takes its token.
+        audience = request.query.get("audience", STS_AUDIENCE)
+        return {"value": make_token(request.query["subject"], audience=audience)}
     return None
 
 

@@ -48,6 +48,7 @@ from vmsnix_ops.sandbox.s3.buckets import s3_denial_reason
 from vmsnix_ops.sandbox.s3.versions import versions_of
 from vmsnix_ops.sandbox.ssm import SSM_KEY_ALIAS, kms_key_arn, parameter_name, parameters, ssm_managed_key
 from vmsnix_ops.sandbox.storage import StoredObject, find_bucket
+from vmsnix_ops.sandbox.sts import tag_condition_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -141,7 +142,9 @@ MEMBERS_WITHOUT_IDS = frozenset(
 """Members of EC2 requests that name no resource of the call: free text, and the data of a template."""
 
 TYPES_WITHOUT_ACCOUNT = frozenset({"image", "snapshot"})  # their ARNs leave the account empty
-ALWAYS_ALLOWED = frozenset({("sts", "GetCallerIdentity"), ("sts", "GetSessionToken")})
+ALWAYS_ALLOWED = frozenset(
+    {("sts", "GetCallerIdentity"), ("sts", "GetSessionToken"), ("sts", "AssumeRoleWithWebIdentity")}
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def global_condition_keys(context: Context) -> dict[str, list[str]]:
     AWS use TLS.
     """
     principal, name = context.principal, context.principal.rpartition("/")[2]
-    principal_type = "Account" if principal.endswith(":root") else "User"
+    principal_type = "Account" if principal.endswith(":root") else "User" if principal else "Anonymous"
     if ":assumed-role/" in principal:
         principal_type, principal = "AssumedRole", _role_arn(context, principal.split("/")[1])
     credential = credentials_table(context.tables).get(context.access_key)
@@ -200,7 +203,18 @@ def global_condition_keys(context: Context) -> dict[str, list[str]]:
     }
     if credential is not None:
         keys["aws:userid"] = [credential.user_id]
+        tags = _principal_tags(context) | credential.tags
+        keys |= {f"aws:principaltag/{key.lower()}": [value] for key, value in tags.items()}
+    if not principal:  # "AWS global condition context keys": an anonymous request has none of these
+        del keys["aws:principalaccount"], keys["aws:principalarn"]
     return keys | ({"aws:username": [name]} if principal_type == "User" else {})
+
+
+def _principal_tags(context: Context) -> dict[str, str]:
+    """Return the tags of the calling user, or of the role of the calling session."""
+    with suppress(AwsError):  # an administrator, or a deleted user
+        return find_identity(context, context.principal).tags
+    return {}
 
 
 def _role_arn(context: Context, role_name: str) -> str:
@@ -632,14 +646,17 @@ def _sts_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     role = context.table("roles", region="").get(arn.rpartition("/")[2])
     granted = False
     if role is not None and arn.split(":")[4:5] == [context.account]:
-        keys = global_condition_keys(context)
+        keys = global_condition_keys(context) | tag_condition_keys(params)
         keys |= {"sts:externalid": [params["ExternalId"]]} if "ExternalId" in params else {}
         request = AccessRequest("sts:AssumeRole", arn, keys)
         decision = evaluate_resource_policy(role.trust_policy, context.principal, context.account, request)
         # A trust policy that names the caller is enough. One that names its account delegates to the
         # policies of the caller.
         granted = decision != DELEGATED
-    yield RequiredPermission(action, arn, granted=granted)
+    tags = tag_condition_keys(params) if params.get("Tags") else {}
+    yield RequiredPermission(action, arn, tags, granted=granted)
+    if tags:
+        yield RequiredPermission("sts:TagSession", arn, tags, granted=granted)
 
 
 def _ssm_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
@@ -745,6 +762,8 @@ class Authorizer:
             the text says that the role lacks permissions, as on AWS.
         """
         with context.lock:
+            if not context.principal and context.operation in {"CreateBucket", "ListBuckets"}:
+                raise AwsError("AccessDenied", "Access Denied", status=403)
             documents = self._documents(context)
             if documents is None and context.service != "s3":
                 return
@@ -760,8 +779,8 @@ class Authorizer:
                 _check_pass_role(context, documents, params.get("RoleName") or "vmimport")
 
     def _documents(self, context: Context) -> list[str] | None:
-        """Return the caller's policies; None when none are enforced."""
-        if is_administrator(context, context.principal):
+        """Return the caller's policies; None when none are enforced, or when the caller is anonymous."""
+        if not context.principal or is_administrator(context, context.principal):
             return None
         try:
             documents = policies_of_identity(context, find_identity(context, context.principal))

@@ -1,9 +1,10 @@
-"""AWS IAM: users, access keys, roles, policies, and the simulation of policies. `policies` evaluates them.
+"""AWS IAM: users, access keys, roles, policies, identity providers, and the simulation of policies.
 
-Roles, users and policies are global: ``context.table("roles", region="")`` has the roles by name.
+Roles, users and policies are global: ``context.table("roles", region="")`` has the roles by name. `policies`
+evaluates policies.
 
 Sources: the reference pages of the operations and "Common Errors" in the IAM API Reference; "IAM
-identifiers" in the IAM User Guide; the AWS Managed Policy Reference.
+identifiers" in the IAM User Guide; AWS's answers of 2024 to 2026 in LocalStack's ``test_iam.snapshot.json``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, Credential, credentials_table, unique_id
+from vmsnix_ops.sandbox.managed_policies import MANAGED_POLICIES, ManagedPolicy
 from vmsnix_ops.sandbox.policies import AccessRequest, check_policy, evaluate
 
 if TYPE_CHECKING:
@@ -125,6 +127,9 @@ def _find_user(context: Context, name: str) -> User:
 
 
 def _find_policy(context: Context, arn: str) -> Policy:
+    """Return a policy of the account. A change of a policy of AWS is not emulated."""
+    if _managed_policy(context, arn) is not None:
+        raise not_emulated(f"iam:{context.operation} of AWS's managed policies")
     policy: Policy = _find_entity(context, "policies", arn, f"Policy {arn} was not found.")
     return policy
 
@@ -222,7 +227,7 @@ def create_user(context: Context, params: Params) -> dict[str, Any]:
         created=now,
         tags=_read_tags(params.get("Tags")),
     )
-    return {"User": _user_view(users[name])}
+    return {"User": _user_view(users[name]) | _tags_view(users[name].tags)}
 
 
 @operation("iam", "GetUser", "UserName")
@@ -230,7 +235,7 @@ def get_user(context: Context, params: Params) -> dict[str, Any]:
     """Return a user; without a name, the caller."""
     name = params.get("UserName") or context.principal.rpartition("/")[2]
     user = _find_user(context, name)
-    return {"User": _user_view(user) | ({"Tags": tag_list(user.tags)} if user.tags else {})}
+    return {"User": _user_view(user) | _tags_view(user.tags)}
 
 
 @operation("iam", "ListUsers", *PAGING, "PathPrefix")
@@ -338,7 +343,7 @@ def delete_access_key(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _role_view(role: Role) -> dict[str, Any]:
-    """Return a role as the answers show it."""
+    """Return a role as the answers show it. That of CreateRole has no maximum session duration."""
     shown: dict[str, Any] = {
         "Path": role.path,
         "RoleName": role.name,
@@ -379,7 +384,14 @@ def create_role(context: Context, params: Params) -> dict[str, Any]:
         tags=_read_tags(params.get("Tags")),
     )
     roles[name] = role
-    return {"Role": _role_view(role) | ({"Tags": tag_list(role.tags)} if role.tags else {})}
+    shown = _role_view(role) | _tags_view(role.tags)
+    del shown["MaxSessionDuration"]
+    return {"Role": shown}
+
+
+def _tags_view(tags: dict[str, str]) -> dict[str, Any]:
+    """Return the ``Tags`` of an answer that has none when there are no tags."""
+    return {"Tags": tag_list(tags)} if tags else {}
 
 
 def _session_seconds(params: Params) -> int:
@@ -398,7 +410,7 @@ def _session_seconds(params: Params) -> int:
 def get_role(context: Context, params: Params) -> dict[str, Any]:
     """Return one role with its tags."""
     role = _find_role(context, params["RoleName"])
-    return {"Role": _role_view(role) | {"Tags": tag_list(role.tags), "RoleLastUsed": {}}}
+    return {"Role": _role_view(role) | _tags_view(role.tags) | {"RoleLastUsed": {}}}
 
 
 @operation("iam", "ListRoles", *PAGING, "PathPrefix")
@@ -464,26 +476,29 @@ def list_role_tags(context: Context, params: Params) -> dict[str, Any]:
 
 # Managed policies of roles and users: the account's own, and some of AWS's
 
-AWS_MANAGED = {
-    "AdministratorAccess": ["*"],
-    "AmazonEC2FullAccess": ["ec2:*", "elasticloadbalancing:*", "cloudwatch:*", "autoscaling:*"],
-    "AmazonEC2ReadOnlyAccess": ["ec2:Describe*", "ec2:GetSecurityGroupsForVpc"],
-    "AmazonS3FullAccess": ["s3:*", "s3-object-lambda:*"],
-    "AmazonS3ReadOnlyAccess": ["s3:Get*", "s3:List*", "s3:Describe*"],
-    "AmazonSSMReadOnlyAccess": ["ssm:Describe*", "ssm:Get*", "ssm:List*"],
-}
+POLICY_ARN = re.compile(r"arn:[^:]+:iam::(\d{12}|aws):policy/.+")
 
 
-def _managed_document(context: Context, arn: str) -> str:
-    """Return the JSON of a managed policy, of the account or of AWS, or raise ``NoSuchEntity``."""
+def _managed_policy(context: Context, arn: str) -> ManagedPolicy | None:
+    """Return a policy of AWS by its ARN; None when the ARN is of an account's own policy."""
+    if not POLICY_ARN.fullmatch(arn):
+        raise AwsError("ValidationError", "Invalid ARN:  Could not be parsed!")
     prefix = f"arn:{context.partition}:iam::aws:policy/"
     if not arn.startswith(prefix):
-        return _find_policy(context, arn).document
-    actions = AWS_MANAGED.get(arn.removeprefix(prefix))
-    if actions is None:
+        return None
+    found = MANAGED_POLICIES.get(arn.removeprefix(prefix))
+    if found is None:
+        raise not_emulated(f"the managed policy {arn}")
+    return found
+
+
+def _policy_document(context: Context, arn: str) -> str:
+    """Return the JSON of a managed policy, of the account or of AWS, or raise ``NoSuchEntity``."""
+    found = _managed_policy(context, arn) or context.table("policies", region="").get(arn)
+    if found is None:
         raise _no_such_entity(f"Policy {arn} does not exist or is not attachable.")
-    statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    document: str = found.document
+    return document
 
 
 def _register_attachments(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
@@ -501,7 +516,7 @@ def _register_attachments(kind: str, member: str, find: Callable[[Context, str],
 
     def attach(context: Context, params: Params) -> dict[str, Any]:
         owner, arn = find(context, params[member]), params["PolicyArn"]
-        _managed_document(context, arn)
+        _policy_document(context, arn)
         if arn not in owner.attached_policies:
             owner.attached_policies.append(arn)
         return {}
@@ -620,28 +635,53 @@ def create_policy(context: Context, params: Params) -> dict[str, Any]:
         tags=_read_tags(params.get("Tags")),
     )
     policies[arn] = policy
-    return {"Policy": _policy_view(context, policy)}
+    return {"Policy": _policy_view(context, policy) | _tags_view(policy.tags)}
+
+
+def _aws_policy_view(context: Context, policy: ManagedPolicy) -> dict[str, Any]:
+    """Return a policy of AWS as the answers show it."""
+    arn = f"arn:{context.partition}:iam::aws:policy/{policy.name}"
+    created, updated = policy.dates
+    return {
+        "PolicyName": policy.name,
+        "PolicyId": policy.policy_id,
+        "Arn": arn,
+        "Path": "/",
+        "DefaultVersionId": policy.version,
+        "AttachmentCount": _attachment_count(context, arn),
+        "PermissionsBoundaryUsageCount": 0,
+        "IsAttachable": True,
+        "CreateDate": created,
+        "UpdateDate": updated,
+    }
 
 
 @operation("iam", "GetPolicy", "PolicyArn")
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return a policy without its document."""
+    of_aws = _managed_policy(context, params["PolicyArn"])
+    if of_aws is not None:
+        more = {"Tags": [], "Description": of_aws.description}
+        return {"Policy": _aws_policy_view(context, of_aws) | more}
     policy = _find_policy(context, params["PolicyArn"])
-    more: dict[str, Any] = {"Tags": tag_list(policy.tags)}
+    own: dict[str, Any] = {"Tags": tag_list(policy.tags)}
     if policy.description:
-        more["Description"] = policy.description
-    return {"Policy": _policy_view(context, policy) | more}
+        own["Description"] = policy.description
+    return {"Policy": _policy_view(context, policy) | own}
 
 
 @operation("iam", "ListPolicies", *PAGING, "Scope OnlyAttached PathPrefix")
 def list_policies(context: Context, params: Params) -> dict[str, Any]:
-    """List the policies of the account. Those of AWS are not emulated, because a part would mislead."""
-    if params.get("Scope") != "Local":
-        raise not_emulated("iam:ListPolicies without Scope=Local")
+    """List the policies of the account and, unless the scope is ``Local``, those of AWS that it may attach.
+
+    Those of AWS are only the ones that the sandbox has (`managed_policies`).
+    """
     prefix, attached = params.get("PathPrefix", "/"), params.get("OnlyAttached", False)
-    found = [
-        _policy_view(context, policy) for _, policy in sorted(context.table("policies", region="").items())
-    ]
+    scope = params.get("Scope", "All")
+    own = sorted(context.table("policies", region="").items()) if scope != "AWS" else []
+    of_aws = MANAGED_POLICIES.values() if scope != "Local" else ()
+    found = [_policy_view(context, policy) for _, policy in own]
+    found += [_aws_policy_view(context, policy) for policy in of_aws]
     found = [p for p in found if p["Path"].startswith(prefix) and (p["AttachmentCount"] or not attached)]
     return _page(found, params, "Policies")
 
@@ -701,14 +741,22 @@ def create_policy_version(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("iam", "GetPolicyVersion", "PolicyArn VersionId")
 def get_policy_version(context: Context, params: Params) -> dict[str, Any]:
-    """Return one version with its document."""
+    """Return one version with its document. Of AWS's policies, only the default version is emulated."""
+    of_aws, version = _managed_policy(context, params["PolicyArn"]), params["VersionId"]
+    if of_aws is not None:
+        if version != of_aws.version:
+            raise not_emulated(f"the version {version} of the managed policy {params['PolicyArn']}")
+        shown = {"VersionId": version, "IsDefaultVersion": True, "CreateDate": of_aws.dates[1]}
+        return {"PolicyVersion": shown | {"Document": _percent_encoded(of_aws.document)}}
     policy = _find_policy(context, params["PolicyArn"])
-    return {"PolicyVersion": _version_view(policy, _find_version(policy, params["VersionId"]), document=True)}
+    return {"PolicyVersion": _version_view(policy, _find_version(policy, version), document=True)}
 
 
 @operation("iam", "ListPolicyVersions", *PAGING, "PolicyArn")
 def list_policy_versions(context: Context, params: Params) -> dict[str, Any]:
     """List versions, newest first."""
+    if _managed_policy(context, params["PolicyArn"]) is not None:
+        raise not_emulated("the versions of AWS's managed policies")
     policy = _find_policy(context, params["PolicyArn"])
     newest_first = sorted(policy.versions, key=lambda version: -int(version[1:]))
     return _page(
@@ -753,7 +801,7 @@ def find_identity(context: Context, arn: str) -> Role | User:
 
 def policies_of_identity(context: Context, owner: Role | User) -> list[str]:
     """Return the JSON of all policies of a role or user."""
-    attached = [_managed_document(context, arn) for arn in owner.attached_policies]
+    attached = [_policy_document(context, arn) for arn in owner.attached_policies]
     return [*owner.inline_policies.values(), *attached]
 
 
@@ -780,7 +828,10 @@ def _policies_of_arn(context: Context, arn: str) -> list[str]:
     "iam", "SimulatePrincipalPolicy", *PAGING, "PolicySourceArn ActionNames ResourceArns ContextEntries"
 )
 def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Return the decision of the policies of a role or user for each action and resource."""
+    """Return the decision of the policies of a role or user for each action and resource.
+
+    The answer lacks the matched statements.
+    """
     documents = _policies_of_arn(context, params["PolicySourceArn"])
     keys = {
         entry["ContextKeyName"].lower(): entry["ContextKeyValues"]
@@ -794,10 +845,94 @@ def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any
             "EvalActionName": action,
             "EvalResourceName": resource,
             "EvalDecision": evaluate(documents, AccessRequest(action, resource, keys)),
-            "MatchedStatements": [],
             "MissingContextValues": [],
         }
         for action in params["ActionNames"]
         for resource in params.get("ResourceArns") or ["*"]
     ]
     return _page(results, params, "EvaluationResults")
+
+
+# Identity providers of OpenID Connect
+#
+# Sources: CreateOpenIDConnectProvider and GetOpenIDConnectProvider in the IAM API Reference.
+
+GITHUB_THUMBPRINT = "6938fd4d98bab03faadb97b34396831e3780aea1"
+"""The thumbprint that IAM retrieves for GitHub ("OpenID Connect in Amazon Web Services" of GitHub's docs)."""
+GITHUB_URL = "https://token.actions.githubusercontent.com"
+
+
+@dataclass(slots=True)
+class IdentityProvider:
+    """A provider of OpenID Connect tokens; in the table ``oidc_providers`` by ARN."""
+
+    arn: str
+    url: str  # without https://
+    client_ids: list[str]
+    thumbprints: list[str]
+    created: datetime
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def _find_provider(context: Context, arn: str) -> IdentityProvider:
+    text = f"OpenIDConnect Provider not found for arn {arn}"
+    provider: IdentityProvider = _find_entity(context, "oidc_providers", arn, text)
+    return provider
+
+
+@operation("iam", "CreateOpenIDConnectProvider", "Url ClientIDList ThumbprintList Tags")
+def create_provider(context: Context, params: Params) -> dict[str, Any]:
+    """Create an identity provider. Without thumbprints, IAM retrieves one; the sandbox has that of GitHub."""
+    url = params["Url"]
+    if not url.startswith("https://"):
+        raise AwsError("ValidationError", "Invalid Open ID Connect Provider URL")
+    thumbprints = params.get("ThumbprintList") or []
+    if not thumbprints:
+        if url != GITHUB_URL:
+            raise not_emulated(f"the retrieval of a thumbprint of {url}")
+        thumbprints = [GITHUB_THUMBPRINT]
+    name = url.removeprefix("https://")
+    arn = context.arn("iam", f"oidc-provider/{name}", region="")
+    providers: dict[str, IdentityProvider] = context.table("oidc_providers", region="")
+    if arn in providers:
+        raise _already_exists(f"Provider with url {url} already exists.")
+    tags = _read_tags(params.get("Tags"))
+    clients = list(params.get("ClientIDList") or [])
+    providers[arn] = IdentityProvider(arn, name, clients, thumbprints, _now(context), tags)
+    return {"OpenIDConnectProviderArn": arn, **_tags_view(tags)}
+
+
+@operation("iam", "GetOpenIDConnectProvider", "OpenIDConnectProviderArn")
+def get_provider(context: Context, params: Params) -> dict[str, Any]:
+    """Return an identity provider."""
+    provider = _find_provider(context, params["OpenIDConnectProviderArn"])
+    return {
+        "Url": provider.url,
+        "ClientIDList": provider.client_ids,
+        "ThumbprintList": provider.thumbprints,
+        "CreateDate": provider.created,
+        "Tags": tag_list(provider.tags),
+    }
+
+
+@operation("iam", "ListOpenIDConnectProviders")
+def list_providers(context: Context, _params: Params) -> dict[str, Any]:
+    """List the ARNs of the identity providers."""
+    arns = sorted(context.table("oidc_providers", region=""))
+    return {"OpenIDConnectProviderList": [{"Arn": arn} for arn in arns]}
+
+
+@operation("iam", "AddClientIDToOpenIDConnectProvider", "OpenIDConnectProviderArn ClientID")
+def add_client(context: Context, params: Params) -> dict[str, Any]:
+    """Add an audience to an identity provider. Adding it again is no error."""
+    provider = _find_provider(context, params["OpenIDConnectProviderArn"])
+    if params["ClientID"] not in provider.client_ids:
+        provider.client_ids.append(params["ClientID"])
+    return {}
+
+
+@operation("iam", "DeleteOpenIDConnectProvider", "OpenIDConnectProviderArn")
+def delete_provider(context: Context, params: Params) -> dict[str, Any]:
+    """Delete an identity provider. An unknown one is no error."""
+    context.table("oidc_providers", region="").pop(params["OpenIDConnectProviderArn"], None)
+    return {}

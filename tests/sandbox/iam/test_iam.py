@@ -1,6 +1,7 @@
 """Roles, users, policies and keys.
 
-Source: the operations' pages in the IAM API Reference.
+Sources: the operations' pages in the IAM API Reference; AWS's answers of 2025 in LocalStack's
+``test_iam.snapshot.json``.
 """
 
 from __future__ import annotations
@@ -32,11 +33,27 @@ def test_a_role_has_its_attributes(aws: SandboxClients) -> None:
         Tags=[{"Key": "a", "Value": "1"}],
     )["Role"]
     assert answer["Arn"] == f"arn:aws:iam::{aws.sandbox.account}:role/service/vmimport"
+    assert "MaxSessionDuration" not in answer
+    assert answer["Tags"] == [{"Key": "a", "Value": "1"}]
     role = aws.iam.get_role(RoleName="vmimport")["Role"]
     assert role["AssumeRolePolicyDocument"] == vm_import_trust_policy()
     assert (role["Description"], role["MaxSessionDuration"]) == ("for VM Import", 7200)
     assert role["Tags"] == [{"Key": "a", "Value": "1"}]
     assert role["RoleId"].startswith("AROA")
+
+
+def test_a_role_without_tags_has_no_list_of_tags(aws: SandboxClients) -> None:
+    make_role(aws)
+    role = aws.iam.get_role(RoleName="vmimport")["Role"]
+    assert ("Tags" in role, role["RoleLastUsed"], role["MaxSessionDuration"]) == (False, {}, 3600)
+    assert "Tags" not in aws.iam.list_roles()["Roles"][0]
+
+
+def test_created_policies_and_users_show_their_tags(aws: SandboxClients) -> None:
+    tags = [{"Key": "a", "Value": "1"}]
+    assert aws.iam.create_policy(PolicyName="p", PolicyDocument=READ, Tags=tags)["Policy"]["Tags"] == tags
+    assert "Tags" not in aws.iam.create_policy(PolicyName="q", PolicyDocument=READ)["Policy"]
+    assert aws.iam.create_user(UserName="u", Tags=tags)["User"]["Tags"] == tags
 
 
 def test_roles_are_global(aws: SandboxClients) -> None:
@@ -116,6 +133,75 @@ def test_managed_policies_and_their_versions(aws: SandboxClients) -> None:
     assert (version["Document"], version["IsDefaultVersion"]) == (vm_import_role_policy("images"), False)
     with refused("DeleteConflict"):
         aws.iam.delete_policy_version(PolicyArn=arn, VersionId="v5")
+
+
+AWS_POLICY = "arn:aws:iam::aws:policy/{}"
+
+
+def test_policies_of_aws_are_listed_and_read(aws: SandboxClients) -> None:
+    make_role(aws)
+    own = aws.iam.create_policy(PolicyName="own", PolicyDocument=READ)["Policy"]["Arn"]
+    administrator, reader = (
+        AWS_POLICY.format("AdministratorAccess"),
+        AWS_POLICY.format("AmazonS3ReadOnlyAccess"),
+    )
+    listed = {policy["Arn"] for policy in aws.iam.list_policies()["Policies"]}
+    assert {own, administrator} < listed
+    assert own not in {policy["Arn"] for policy in aws.iam.list_policies(Scope="AWS")["Policies"]}
+    assert [policy["Arn"] for policy in aws.iam.list_policies(Scope="Local")["Policies"]] == [own]
+    aws.iam.attach_role_policy(RoleName="vmimport", PolicyArn=reader)
+    attached = aws.iam.list_policies(OnlyAttached=True)["Policies"]
+    assert [(policy["Arn"], policy["AttachmentCount"]) for policy in attached] == [(reader, 1)]
+    policy = aws.iam.get_policy(PolicyArn=reader)["Policy"]
+    assert (policy["PolicyId"], policy["DefaultVersionId"]) == ("ANPAIZTJ4DXE7G6AGAE6M", "v3")
+    version = aws.iam.get_policy_version(PolicyArn=reader, VersionId="v3")["PolicyVersion"]
+    assert version["Document"]["Statement"][0]["Action"][0] == "s3:Get*"
+
+
+def test_what_is_unknown_of_aws_policies_is_not_emulated(aws: SandboxClients) -> None:
+    make_role(aws)
+    other, reader = AWS_POLICY.format("ReadOnlyAccess"), AWS_POLICY.format("AmazonS3ReadOnlyAccess")
+    for call in (
+        lambda: aws.iam.attach_role_policy(RoleName="vmimport", PolicyArn=other),
+        lambda: aws.iam.get_policy(PolicyArn=other),
+        lambda: aws.iam.get_policy_version(PolicyArn=reader, VersionId="v1"),
+        lambda: aws.iam.list_policy_versions(PolicyArn=reader),
+        lambda: aws.iam.create_policy_version(PolicyArn=reader, PolicyDocument=READ),
+        lambda: aws.iam.delete_policy(PolicyArn=reader),
+    ):
+        with refused("NotImplemented"):
+            call()
+
+
+def test_a_policy_that_does_not_exist_is_not_attached(aws: SandboxClients) -> None:
+    make_role(aws)
+    for arn in ("longpolicynamebutnoarn", "arn:aws:iam::012345678901:role/x"):
+        with refused("ValidationError", "Invalid ARN:  Could not be parsed!"):
+            aws.iam.attach_role_policy(RoleName="vmimport", PolicyArn=arn)
+    arn = f"arn:aws:iam::{aws.account}:policy/none"
+    with refused("NoSuchEntity", f"Policy {arn} does not exist or is not attachable."):
+        aws.iam.attach_role_policy(RoleName="vmimport", PolicyArn=arn)
+    with refused("NoSuchEntity", f"Policy {arn} was not found."):
+        aws.iam.delete_policy(PolicyArn=arn)
+
+
+def test_identity_providers(aws: SandboxClients) -> None:
+    url = "https://token.actions.githubusercontent.com"
+    arn = aws.iam.create_open_id_connect_provider(Url=url)["OpenIDConnectProviderArn"]
+    assert arn == f"arn:aws:iam::{aws.account}:oidc-provider/token.actions.githubusercontent.com"
+    with refused("EntityAlreadyExists", f"Provider with url {url} already exists."):
+        aws.iam.create_open_id_connect_provider(Url=url)
+    with refused("NotImplemented", "thumbprint"):
+        aws.iam.create_open_id_connect_provider(Url="https://example.com")
+    for _ in range(2):
+        aws.iam.add_client_id_to_open_id_connect_provider(
+            OpenIDConnectProviderArn=arn, ClientID="sts.amazonaws.com"
+        )
+    found = aws.iam.get_open_id_connect_provider(OpenIDConnectProviderArn=arn)
+    assert (found["Url"], found["ClientIDList"]) == (url.removeprefix("https://"), ["sts.amazonaws.com"])
+    for _ in range(2):
+        aws.iam.delete_open_id_connect_provider(OpenIDConnectProviderArn=arn)
+    assert aws.iam.list_open_id_connect_providers()["OpenIDConnectProviderList"] == []
 
 
 def test_an_access_key_works_until_it_is_deactivated(aws: SandboxClients) -> None:

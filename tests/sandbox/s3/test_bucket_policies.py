@@ -11,6 +11,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore import UNSIGNED
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from tests.sandbox.clients import ONCE, refused, user_access
@@ -321,3 +323,34 @@ def test_an_import_from_outside_the_network_of_a_company_is_denied(aws: Sandbox)
     inside = {"StringNotEquals": {"aws:SourceVpce": "vpce-1"}}
     put_policy(aws, statement("Deny", "*", "s3:GetObject", Condition=inside))
     assert "403 Forbidden" in import_of(aws)["StatusMessage"]
+
+
+def test_anybody_reads_a_public_object_without_a_signature(aws: Sandbox) -> None:
+    anonymous = aws.client("s3", config=ONCE.merge(Config(signature_version=UNSIGNED)))
+    assert not may_read(anonymous)
+    open_to_public_policies(aws)
+    put_policy(aws, statement("Allow", "*", "s3:GetObject"))
+    assert may_read(anonymous)
+    for call in (
+        lambda: anonymous.put_object(Bucket=BUCKET, Key="b", Body=b""),
+        lambda: anonymous.list_objects_v2(Bucket=BUCKET),
+        lambda: anonymous.create_bucket(Bucket="new"),
+        lambda: anonymous.list_buckets(),
+    ):
+        with refused("AccessDenied", "Access Denied"):
+            call()
+    with refused("NoSuchBucket"):
+        anonymous.list_objects_v2(Bucket="nowhere")
+    open_to_public_policies(aws, RestrictPublicBuckets=True)
+    assert not may_read(anonymous)
+
+
+def test_an_anonymous_caller_has_no_account(aws: Sandbox) -> None:
+    anonymous = aws.client("s3", config=ONCE.merge(Config(signature_version=UNSIGNED)))
+    open_to_public_policies(aws)
+    own = {"StringEquals": {"aws:PrincipalAccount": aws.account}}
+    put_policy(aws, statement("Allow", "*", "s3:GetObject", Condition=own))
+    assert not may_read(anonymous)
+    kind = {"StringEquals": {"aws:PrincipalType": "Anonymous"}}
+    put_policy(aws, statement("Allow", "*", "s3:GetObject", Condition=kind))
+    assert may_read(anonymous)

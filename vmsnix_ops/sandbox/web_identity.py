@@ -1,0 +1,105 @@
+"""Tokens of identity providers, such as that of GitHub's workflows.
+
+The sandbox plays every identity provider: it makes tokens with its own key, and accepts no others. On AWS,
+STS checks a token with the public key of its provider.
+
+Sources: AssumeRoleWithWebIdentity in the AWS STS API Reference; the texts of its errors in public issues of
+aws-actions/configure-aws-credentials; "OpenID Connect reference" of GitHub's docs for the claims.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from vmsnix_ops.sandbox.core import AwsError, load_json, not_emulated
+
+GITHUB = "https://token.actions.githubusercontent.com"
+STS_AUDIENCE = "sts.amazonaws.com"
+KEY = b"vmsnix sandbox: the key of every identity provider"
+HEADER = {"typ": "JWT", "alg": "HS256", "kid": "vmsnix-sandbox"}
+TOKEN_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class WebIdentity:
+    """The claims of a token that STS reads."""
+
+    issuer: str  # without https://
+    subject: str
+    audiences: tuple[str, ...]
+    expires: float  # seconds since 1970
+
+
+def make_token(
+    subject: str, *, issuer: str = GITHUB, audience: str = STS_AUDIENCE, seconds: float = TOKEN_SECONDS
+) -> str:
+    """Return a token (JWT) of an identity provider.
+
+    Parameters
+    ----------
+    subject
+        Such as ``repo:acme/images:ref:refs/heads/main``.
+    issuer
+        URL of the provider.
+    audience
+        For whom the token is; ``sts.amazonaws.com`` in GitHub's workflows.
+    seconds
+        How long it is valid.
+    """
+    now = int(time.time())
+    claims = {"iss": issuer, "sub": subject, "aud": audience, "iat": now, "nbf": now, "exp": now + seconds}
+    signed = f"{_encode(json.dumps(HEADER).encode())}.{_encode(json.dumps(claims).encode())}"
+    return f"{signed}.{_encode(_signature(signed))}"
+
+
+def read_token(token: str) -> WebIdentity:
+    """Return the claims of a token of this sandbox.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidIdentityToken`` for something else than a token; *not emulated* for a token of another
+        provider, which the sandbox cannot check.
+    """
+    try:
+        header, payload, signature = token.split(".")
+        kid, claims = _decode_object(header).get("kid"), _decode_object(payload)
+    except (ValueError, AttributeError):
+        raise invalid_token(
+            "The ID Token provided is not a valid JWT. (You may see this error if you sent an Access Token)"
+        ) from None
+    if kid != HEADER["kid"]:
+        raise not_emulated("the check of tokens that a real identity provider signed")
+    if not hmac.compare_digest(_encode(_signature(f"{header}.{payload}")), signature):
+        raise invalid_token("Couldn't verify the signature of the token")  # no source has the text
+    audience = claims["aud"]
+    return WebIdentity(
+        issuer=str(claims["iss"]).removeprefix("https://"),
+        subject=str(claims["sub"]),
+        audiences=tuple(audience) if isinstance(audience, list) else (str(audience),),
+        expires=float(claims["exp"]),
+    )
+
+
+def invalid_token(text: str) -> AwsError:
+    """Return ``InvalidIdentityToken``."""
+    return AwsError("InvalidIdentityToken", text)
+
+
+def _signature(signed: str) -> bytes:
+    return hmac.new(KEY, signed.encode(), hashlib.sha256).digest()
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode_object(text: str) -> dict[str, Any]:
+    """Return the JSON object of a part of a token; ValueError or AttributeError when it is none."""
+    return dict(load_json(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)).items())
