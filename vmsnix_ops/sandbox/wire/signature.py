@@ -20,7 +20,7 @@ import hmac
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
@@ -90,11 +90,12 @@ class MalformedAuthorizationError(Exception):
     """
 
     def __init__(
-        self, text: str, code: str = "AuthorizationHeaderMalformed", *, status: int = 400, **extra: str
+        self, text: str, code: str = "AuthorizationHeaderMalformed", *, status: int = 400, **extra: Any
     ) -> None:
         malformed = code == "AuthorizationHeaderMalformed"
         super().__init__(f"The authorization header is malformed; {text}" if malformed else text)
-        self.code, self.status, self.extra = code, status, extra
+        self.code, self.status = code, status
+        self.extra: dict[str, Any] = extra
 
 
 @dataclass(frozen=True)
