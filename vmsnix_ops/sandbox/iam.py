@@ -447,6 +447,8 @@ def delete_role(context: Context, params: Params) -> dict[str, Any]:
         raise _delete_conflict("Cannot delete entity, must detach all policies first.")
     if role.inline_policies:
         raise _delete_conflict("Cannot delete entity, must delete policies first.")
+    if _profiles_of(context, role.name):
+        raise _delete_conflict(ROLE_IN_PROFILE)
     del context.table("roles", region="")[role.name]
     return {}
 
@@ -851,6 +853,120 @@ def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any
         for resource in params.get("ResourceArns") or ["*"]
     ]
     return _page(results, params, "EvaluationResults")
+
+
+# Instance profiles
+#
+# Sources: CreateInstanceProfile, GetInstanceProfile, AddRoleToInstanceProfile in the IAM API Reference.
+# RunInstances takes any profile, and assumes that its role has the same name.
+
+ROLE_IN_PROFILE = "Cannot delete entity, must remove roles from instance profile first."
+
+
+@dataclass(slots=True)
+class InstanceProfile:
+    """An instance profile; in the table ``instance_profiles`` by name."""
+
+    name: str
+    arn: str
+    profile_id: str
+    path: str
+    created: datetime
+    role: str = ""  # name; a profile has at most one
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def _find_profile(context: Context, name: str) -> InstanceProfile:
+    text = f"Instance Profile {name} cannot be found."
+    profile: InstanceProfile = _find_entity(context, "instance_profiles", name, text)
+    return profile
+
+
+def _profiles_of(context: Context, role: str) -> list[InstanceProfile]:
+    profiles: dict[str, InstanceProfile] = context.table("instance_profiles", region="")
+    return [profile for _, profile in sorted(profiles.items()) if profile.role == role]
+
+
+def _profile_view(context: Context, profile: InstanceProfile) -> dict[str, Any]:
+    role = context.table("roles", region="").get(profile.role)
+    shown = _role_view(role) if role is not None else {}
+    shown.pop("MaxSessionDuration", None)
+    return {
+        "Path": profile.path,
+        "InstanceProfileName": profile.name,
+        "InstanceProfileId": profile.profile_id,
+        "Arn": profile.arn,
+        "CreateDate": profile.created,
+        "Roles": [shown] if shown else [],
+    }
+
+
+@operation("iam", "CreateInstanceProfile", "InstanceProfileName Path Tags")
+def create_profile(context: Context, params: Params) -> dict[str, Any]:
+    """Create an instance profile without a role."""
+    name, path = params["InstanceProfileName"], params.get("Path", "/")
+    _check_name(name, "instanceProfileName", 128)
+    _check_path(path)
+    profiles: dict[str, InstanceProfile] = context.table("instance_profiles", region="")
+    if name in profiles:
+        raise _already_exists(f"Instance Profile {name} already exists.")
+    arn, now = context.arn("iam", f"instance-profile{path}{name}", region=""), _now(context)
+    profile_id, tags = unique_id("AIPA", arn, now.isoformat()), _read_tags(params.get("Tags"))
+    profiles[name] = InstanceProfile(name, arn, profile_id, path, now, tags=tags)
+    return {"InstanceProfile": _profile_view(context, profiles[name]) | _tags_view(tags)}
+
+
+@operation("iam", "GetInstanceProfile", "InstanceProfileName")
+def get_profile(context: Context, params: Params) -> dict[str, Any]:
+    """Return an instance profile with its role."""
+    profile = _find_profile(context, params["InstanceProfileName"])
+    return {"InstanceProfile": _profile_view(context, profile) | _tags_view(profile.tags)}
+
+
+@operation("iam", "ListInstanceProfiles", *PAGING, "PathPrefix")
+def list_profiles(context: Context, params: Params) -> dict[str, Any]:
+    """List instance profiles by name."""
+    profiles = _below_path(context, "instance_profiles", params)
+    return _page([_profile_view(context, profile) for profile in profiles], params, "InstanceProfiles")
+
+
+@operation("iam", "ListInstanceProfilesForRole", *PAGING, "RoleName")
+def list_profiles_of_role(context: Context, params: Params) -> dict[str, Any]:
+    """List the instance profiles with a role."""
+    profiles = _profiles_of(context, _find_role(context, params["RoleName"]).name)
+    return _page([_profile_view(context, profile) for profile in profiles], params, "InstanceProfiles")
+
+
+@operation("iam", "AddRoleToInstanceProfile", "InstanceProfileName RoleName")
+def add_role_to_profile(context: Context, params: Params) -> dict[str, Any]:
+    """Give an instance profile its role."""
+    profile = _find_profile(context, params["InstanceProfileName"])
+    role = _find_role(context, params["RoleName"])
+    if profile.role:
+        text = "Cannot exceed quota for InstanceSessionsPerInstanceProfile: 1"
+        raise AwsError("LimitExceeded", text, status=409)
+    profile.role = role.name
+    return {}
+
+
+@operation("iam", "RemoveRoleFromInstanceProfile", "InstanceProfileName RoleName")
+def remove_role_from_profile(context: Context, params: Params) -> dict[str, Any]:
+    """Take the role from an instance profile."""
+    profile = _find_profile(context, params["InstanceProfileName"])
+    if profile.role != params["RoleName"]:
+        raise _no_such_entity(f"The role with name {params['RoleName']} cannot be found.")
+    profile.role = ""
+    return {}
+
+
+@operation("iam", "DeleteInstanceProfile", "InstanceProfileName")
+def delete_profile(context: Context, params: Params) -> dict[str, Any]:
+    """Delete an instance profile without a role."""
+    profile = _find_profile(context, params["InstanceProfileName"])
+    if profile.role:
+        raise _delete_conflict(ROLE_IN_PROFILE)
+    del context.table("instance_profiles", region="")[profile.name]
+    return {}
 
 
 # Identity providers of OpenID Connect

@@ -185,6 +185,35 @@ def test_a_policy_that_does_not_exist_is_not_attached(aws: SandboxClients) -> No
         aws.iam.delete_policy(PolicyArn=arn)
 
 
+def test_an_instance_profile_has_one_role(aws: SandboxClients) -> None:
+    for name in ("one", "two"):
+        make_role(aws, name)
+    created = aws.iam.create_instance_profile(InstanceProfileName="p", Path="/x/")["InstanceProfile"]
+    assert created["Arn"] == f"arn:aws:iam::{aws.account}:instance-profile/x/p"
+    assert created["Roles"] == []
+    with refused("EntityAlreadyExists", "Instance Profile p already exists."):
+        aws.iam.create_instance_profile(InstanceProfileName="p")
+    aws.iam.add_role_to_instance_profile(InstanceProfileName="p", RoleName="one")
+    with refused("LimitExceeded"):
+        aws.iam.add_role_to_instance_profile(InstanceProfileName="p", RoleName="two")
+    found = aws.iam.list_instance_profiles_for_role(RoleName="one")["InstanceProfiles"]
+    assert [profile["InstanceProfileName"] for profile in found] == ["p"]
+    role = aws.iam.get_instance_profile(InstanceProfileName="p")["InstanceProfile"]["Roles"][0]
+    assert role["RoleName"] == "one"
+    for call in (
+        lambda: aws.iam.delete_role(RoleName="one"),
+        lambda: aws.iam.delete_instance_profile(InstanceProfileName="p"),
+    ):
+        with refused("DeleteConflict", "must remove roles from instance profile first"):
+            call()
+    aws.iam.remove_role_from_instance_profile(InstanceProfileName="p", RoleName="one")
+    aws.iam.delete_role(RoleName="one")
+    aws.iam.delete_instance_profile(InstanceProfileName="p")
+    with refused("NoSuchEntity", "Instance Profile p cannot be found."):
+        aws.iam.get_instance_profile(InstanceProfileName="p")
+    assert aws.iam.list_instance_profiles()["InstanceProfiles"] == []
+
+
 def test_identity_providers(aws: SandboxClients) -> None:
     url = "https://token.actions.githubusercontent.com"
     arn = aws.iam.create_open_id_connect_provider(Url=url)["OpenIDConnectProviderArn"]
