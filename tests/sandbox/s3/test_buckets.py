@@ -286,3 +286,24 @@ def test_a_requester_pays_only_if_it_says_so(aws: SandboxClients) -> None:
             call()
         assert call(RequestPayer="requester")["RequestCharged"] == "requester"
     assert "RequestCharged" not in aws.s3.get_object(Bucket="images", Key="k", RequestPayer="requester")
+
+
+@pytest.mark.parametrize(
+    ("operation", "code"),
+    [
+        ("get_bucket_cors", "NoSuchCORSConfiguration"),
+        ("get_bucket_replication", "ReplicationConfigurationNotFoundError"),
+        ("get_bucket_website", "NoSuchWebsiteConfiguration"),
+        ("get_object_lock_configuration", "ObjectLockConfigurationNotFoundError"),
+        ("get_bucket_accelerate_configuration", ""),
+        ("get_bucket_logging", ""),
+        ("get_bucket_notification_configuration", ""),
+    ],
+)
+def test_a_new_bucket_has_no_other_documents(aws: SandboxClients, operation: str, code: str) -> None:
+    aws.bucket()
+    if code:
+        with refused(code):
+            getattr(aws.s3, operation)(Bucket="images")
+    else:
+        assert set(getattr(aws.s3, operation)(Bucket="images")) == {"ResponseMetadata"}

@@ -405,6 +405,31 @@ def test_public_acls_are_refused(aws: SandboxClients, bucket: str) -> None:
         aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ACL="public-read")
 
 
+@pytest.mark.parametrize("storage_class", ["GLACIER", "DEEP_ARCHIVE"])
+def test_an_archived_object_is_not_read(aws: SandboxClients, bucket: str, storage_class: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, StorageClass=storage_class)
+    assert aws.s3.head_object(Bucket=bucket, Key="k")["StorageClass"] == storage_class
+    for call in (
+        lambda: aws.s3.get_object(Bucket=bucket, Key="k"),
+        lambda: aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/k"),
+    ):
+        with refused("InvalidObjectState", "not valid for the object's storage class"):
+            call()
+
+
+def test_an_unknown_storage_class_is_refused(aws: SandboxClients, bucket: str) -> None:
+    with refused("InvalidStorageClass", "The storage class you specified is not valid"):
+        aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, StorageClass="FakeClass")
+
+
+def test_objects_have_the_acl_of_their_owner(aws: SandboxClients, bucket: str) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    grants = aws.s3.get_object_acl(Bucket=bucket, Key="k")["Grants"]
+    assert [grant["Permission"] for grant in grants] == ["FULL_CONTROL"]
+    with refused("NoSuchKey"):
+        aws.s3.get_object_acl(Bucket=bucket, Key="none")
+
+
 def test_attributes(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256=sha256(DATA))
     asked = ["ETag", "Checksum", "ObjectSize", "StorageClass", "ObjectParts"]

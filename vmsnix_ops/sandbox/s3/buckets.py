@@ -27,7 +27,13 @@ from vmsnix_ops.sandbox.policies import (
     wildcard_match,
 )
 from vmsnix_ops.sandbox.regions import region_exists
-from vmsnix_ops.sandbox.s3.common import canonical_user_id, check_tags, invalid_request, no_such_setting
+from vmsnix_ops.sandbox.s3.common import (
+    canonical_user_id,
+    check_tags,
+    invalid_request,
+    no_such_setting,
+    owner_acl,
+)
 from vmsnix_ops.sandbox.s3.requests import check_owner, existing_bucket, requested_bucket
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 from vmsnix_ops.sandbox.wire.codecs import malformed_xml
@@ -380,6 +386,46 @@ _register_setting(
 )
 
 
+# Documents that the sandbox has no operation to put: what a bucket without them answers
+
+UNSET_DOCUMENTS = {
+    "GetBucketCors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
+    "GetBucketReplication": (
+        "ReplicationConfigurationNotFoundError",
+        "The replication configuration was not found",
+    ),
+    "GetBucketWebsite": (
+        "NoSuchWebsiteConfiguration",
+        "The specified bucket does not have a website configuration",
+    ),
+    "GetObjectLockConfiguration": (
+        "ObjectLockConfigurationNotFoundError",
+        "Object Lock configuration does not exist for this bucket",
+    ),
+}
+EMPTY_DOCUMENTS = (
+    "GetBucketAccelerateConfiguration",
+    "GetBucketLogging",
+    "GetBucketNotificationConfiguration",
+)
+
+
+def _register_unset(name: str, error: tuple[str, str] | None) -> None:
+    """Register an operation that reads a document which no bucket of the sandbox has."""
+
+    def get_unset(context: Context, params: Params) -> dict[str, Any]:
+        bucket = requested_bucket(context, params)
+        if error is None:
+            return {}
+        raise no_such_setting(bucket, *error)
+
+    operation("s3", name, *GET)(get_unset)
+
+
+for _name, _error in {**UNSET_DOCUMENTS, **dict.fromkeys(EMPTY_DOCUMENTS)}.items():
+    _register_unset(_name, _error)
+
+
 # Lifecycle rules; `lifecycle` applies them
 
 LIFECYCLE_ACTIONS = {
@@ -539,11 +585,7 @@ def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "GetBucketAcl", *GET)
 def get_acl(context: Context, params: Params) -> dict[str, Any]:
     """Return the ACL of every bucket with BucketOwnerEnforced: full control for the owner."""
-    owner = {"ID": canonical_user_id(requested_bucket(context, params).account)}
-    return {
-        "Owner": owner,
-        "Grants": [{"Grantee": {**owner, "Type": "CanonicalUser"}, "Permission": "FULL_CONTROL"}],
-    }
+    return owner_acl(requested_bucket(context, params))
 
 
 # Bucket policies

@@ -49,6 +49,19 @@ REQUEST_HEADERS = (
     "StorageClass",
     "WebsiteRedirectLocation",
 )
+STORAGE_CLASSES = frozenset(
+    {
+        "DEEP_ARCHIVE",
+        "GLACIER",
+        "GLACIER_IR",
+        "INTELLIGENT_TIERING",
+        "ONEZONE_IA",
+        "REDUCED_REDUNDANCY",
+        "STANDARD",
+        "STANDARD_IA",
+    }
+)
+ARCHIVED = frozenset({"DEEP_ARCHIVE", "GLACIER"})
 TRASH_AGE = timedelta(minutes=1)
 MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 
@@ -61,6 +74,13 @@ def invalid_request(text: str) -> AwsError:
 def canonical_user_id(account: str) -> str:
     """Return the canonical user ID of an account: 64 hexadecimal digits."""
     return hashlib.sha256(account.encode()).hexdigest()
+
+
+def owner_acl(bucket: Bucket) -> dict[str, Any]:
+    """Return the ACL of a bucket without ACLs, and of its objects: full control for the owner."""
+    owner = {"ID": canonical_user_id(bucket.account)}
+    grantee = {**owner, "Type": "CanonicalUser"}
+    return {"Owner": owner, "Grants": [{"Grantee": grantee, "Permission": "FULL_CONTROL"}]}
 
 
 def new_part_file(context: Context) -> tuple[str, Path]:
@@ -85,6 +105,12 @@ def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, An
     """
     kept = {name: params[name] for name in STORED_HEADERS if name in params}
     kept.setdefault("ContentType", "binary/octet-stream")
+    if kept.get("StorageClass", "STANDARD") not in STORAGE_CLASSES:
+        raise AwsError(
+            "InvalidStorageClass",
+            "The storage class you specified is not valid",
+            StorageClassRequested=kept["StorageClass"],
+        )
     if "ServerSideEncryption" not in kept:
         kept |= default_encryption(bucket)
     if kept["ServerSideEncryption"] not in ("AES256", "aws:kms"):
@@ -300,6 +326,14 @@ def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
             raise AwsError("InvalidTag", text, TagKey=key, TagValue=value)
         found[key] = value
     return found
+
+
+def check_readable(stored: StoredObject) -> None:
+    """Check that an object is not archived. S3 must restore an archived object first."""
+    storage_class = stored.headers.get("StorageClass")
+    if storage_class in ARCHIVED:
+        text = "The operation is not valid for the object's storage class"
+        raise AwsError("InvalidObjectState", text, status=403, StorageClass=storage_class)
 
 
 def check_acl(params: Params) -> None:

@@ -25,6 +25,7 @@ from vmsnix_ops.sandbox.s3.common import (
     canonical_user_id,
     check_acl,
     check_key,
+    check_readable,
     check_user_metadata,
     check_write_conditions,
     checksum_members,
@@ -531,6 +532,7 @@ def _find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredO
     if is_not_modified(stored, params, context.clock.now(), names="CopySource", header=header):
         failed = "If-None-Match" if "CopySourceIfNoneMatch" in params else "If-Modified-Since"
         raise precondition_failed(f"{header}{failed}")
+    check_readable(stored)
     return bucket, stored
 
 

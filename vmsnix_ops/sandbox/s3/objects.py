@@ -23,11 +23,13 @@ from vmsnix_ops.sandbox.s3.common import (
     canonical_user_id,
     check_acl,
     check_key,
+    check_readable,
     check_tags,
     check_user_metadata,
     check_write_conditions,
     checksum_members,
     invalid_request,
+    owner_acl,
     parse_tags,
     precondition_failed,
     quote_etag,
@@ -134,6 +136,7 @@ def get_object(context: Context, params: Params) -> dict[str, Any]:
     stored, answer = _read_object(context, params, "GET")
     if answer.get("__status__") == 304:
         return answer
+    check_readable(stored)
     start, length = answer.pop("__range__")
     answer["Body"] = _content(context, stored, start, length)
     return answer
@@ -299,6 +302,14 @@ def _part_range(stored: StoredObject, number: int) -> tuple[int, int, bool]:
     if not parts:
         return 0, stored.size, True
     return sum(part.size for part in parts[: number - 1]), parts[number - 1].size, True
+
+
+@object_operation("GetObjectAcl", "Bucket Key VersionId")
+def get_object_acl(context: Context, params: Params) -> dict[str, Any]:
+    """Return the ACL of every object with BucketOwnerEnforced: full control for the owner."""
+    bucket = requested_bucket(context, params)
+    find_object(bucket, params["Key"], params.get("VersionId"))
+    return owner_acl(bucket)
 
 
 # Attributes
