@@ -58,28 +58,14 @@ THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object in S3 with the verified bytes of an image.
-
-    Attributes
-    ----------
-    bucket, key
-        Its location.
-    bytes
-        Size.
-    checksum
-        S3's SHA-256 of the object: the composite form of a multipart object, base64.
-    outcome
-        ``"created"`` or ``"reused"``.
-    sent_bytes
-        Bytes that this run sent; fewer than `bytes` after a resume.
-    """
+    """An object in S3 with the verified bytes of an image."""
 
     bucket: str
     key: str
     bytes: int
-    checksum: str
-    outcome: StepOutcome
-    sent_bytes: int
+    checksum: str  # S3's SHA-256 of the object: the composite form of a multipart object, base64
+    outcome: StepOutcome  # "created" or "reused"
+    sent_bytes: int  # bytes that this run sent; fewer than `bytes` after a resume
 
     @property
     def url(self) -> str:
@@ -442,27 +428,13 @@ def missing_bucket(bucket: str) -> errors.BucketError:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """An object or unfinished upload that costs money.
+    """An object or unfinished upload that costs money."""
 
-    Attributes
-    ----------
-    kind
-        ``"object"`` or ``"multipart-upload"``.
-    id
-        Its key, or the upload's ID.
-    key
-        Its key.
-    since
-        When it was written or started.
-    bytes
-        Billed size.
-    """
-
-    kind: str
-    id: str
+    kind: str  # "object" or "multipart-upload"
+    id: str  # its key, or the upload's ID
     key: str
-    since: datetime
-    bytes: int
+    since: datetime  # when it was written or started
+    bytes: int  # billed size
 
 
 @needs("s3:ListBucket")

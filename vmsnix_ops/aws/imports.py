@@ -51,36 +51,16 @@ VISIBLE_SECONDS = 5.0  # until EC2 shows a snapshot that an import has completed
 
 @dataclass(frozen=True, slots=True)
 class ImportTask:
-    """An import as AWS last described it.
+    """An import as AWS last described it."""
 
-    Attributes
-    ----------
-    task_id
-        Such as ``import-snap-0123456789abcdef0``.
-    status
-        ``active``, ``completed``, ``deleting``, ``deleted``, ...
-    message
-        AWS's ``StatusMessage``; empty when there is none.
-    percent
-        Progress; ``None`` while AWS does not report it.
-    snapshot_id
-        Empty unless the task is completed: the field of other tasks may be wrong.
-    tags
-        Of the task.
-    kms_key
-        ARN of the key that encrypts the snapshot; empty for none.
-    source
-        The object that is imported, as ``s3://bucket/key``; empty if AWS does not report it.
-    """
-
-    task_id: str
-    status: str
-    message: str
-    percent: float | None
-    snapshot_id: str
+    task_id: str  # such as `import-snap-0123456789abcdef0`
+    status: str  # `active`, `completed`, `deleting`, `deleted`, ...
+    message: str  # AWS's `StatusMessage`; empty when there is none
+    percent: float | None  # progress; None while AWS does not report it
+    snapshot_id: str  # empty unless the task is completed: the field of other tasks may be wrong
     tags: Mapping[str, str]
-    kms_key: str = ""
-    source: str = ""
+    kms_key: str = ""  # ARN of the key that encrypts the snapshot; empty for none
+    source: str = ""  # the object that is imported, as `s3://bucket/key`; empty if AWS does not report it
 
     @property
     def running(self) -> bool:
@@ -90,50 +70,25 @@ class ImportTask:
 
 @dataclass(frozen=True, slots=True)
 class ImportedSnapshot:
-    """A completed snapshot of an image.
+    """A completed snapshot of an image."""
 
-    Attributes
-    ----------
-    snapshot_id
-        Such as ``snap-0123456789abcdef0``.
-    size_gib
-        Size of a volume made from it, in GiB.
-    task_id
-        The import that created it; empty if an existing snapshot was found.
-    outcome
-        ``"created"`` or ``"reused"``.
-    """
-
-    snapshot_id: str
-    size_gib: int
-    task_id: str
-    outcome: StepOutcome
+    snapshot_id: str  # such as `snap-0123456789abcdef0`
+    size_gib: int  # size of a volume made from it, in GiB
+    task_id: str  # the import that created it; empty if an existing snapshot was found
+    outcome: StepOutcome  # "created" or "reused"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What to import.
-
-    Attributes
-    ----------
-    bucket, key
-        The object.
-    format
-        A key of `FORMATS`.
-    role_name
-        The service role that may read it.
-    role_wait_seconds
-        How long to retry with a role that was just created: for EC2 it is missing at first.
-    kms_key
-        ARN of the key for the snapshot; empty for the account's default encryption.
-    """
+    """What to import."""
 
     bucket: str
     key: str
-    format: str
-    role_name: str
+    format: str  # a key of `FORMATS`
+    role_name: str  # the service role that may read it
+    # How long to retry with a role that was just created: for EC2 it is missing at first.
     role_wait_seconds: float = 0.0
-    kms_key: str = ""
+    kms_key: str = ""  # ARN of the key for the snapshot; empty for the account's default encryption
 
     @property
     def url(self) -> str:

@@ -49,27 +49,13 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A virtual machine that can run on this host.
-
-    Attributes
-    ----------
-    program
-        Path of QEMU.
-    architecture
-        Architecture of the machine.
-    accelerator
-        ``"kvm"``, or ``"tcg"`` for emulation, which is five to twenty times slower.
-    why
-        Reason for emulation; empty with KVM.
-    firmware
-        Code and variables template of a UEFI firmware; ``None`` for a BIOS.
-    """
+    """A virtual machine that can run on this host."""
 
     program: str
     architecture: Architecture
-    accelerator: Accelerator
-    why: str
-    firmware: tuple[Path, Path] | None
+    accelerator: Accelerator  # "kvm", or "tcg" for emulation, which is five to twenty times slower
+    why: str  # reason for emulation; empty with KVM
+    firmware: tuple[Path, Path] | None  # code and variables template of a UEFI firmware; None for a BIOS
 
 
 def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:

@@ -51,28 +51,15 @@ FIX = "Check the whole console, correct the image, and build it again."
 
 @dataclass(frozen=True, slots=True)
 class SuccessfulBoot:
-    """A successful boot.
-
-    Attributes
-    ----------
-    line
-        The expected line.
-    seconds
-        Duration from QEMU's start to that line.
-    accelerator, why
-        ``"kvm"``, or ``"tcg"`` and the reason for emulation.
-    console
-        File with the console.
-    requests
-        Requests to the metadata service: method, path, status.
-    """
+    """A successful boot."""
 
     line: str
-    seconds: float
+    seconds: float  # duration from QEMU's start to that line
+    # "kvm", or "tcg" and the reason for emulation.
     accelerator: Accelerator
     why: str
-    console: Path
-    requests: tuple[tuple[str, str, int], ...]
+    console: Path  # file with the console
+    requests: tuple[tuple[str, str, int], ...]  # requests to the metadata service: method, path, status
 
 
 def boot(

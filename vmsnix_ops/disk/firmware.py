@@ -39,21 +39,11 @@ _MACHINES = {0x8664: "x86_64-linux", 0xAA64: "aarch64-linux"}
 
 @dataclass(frozen=True, slots=True)
 class Firmware:
-    """The boot loaders of a disk.
+    """The boot loaders of a disk."""
 
-    Attributes
-    ----------
-    table
-        Partition table: ``"gpt"``, ``"mbr"`` or ``"none"``.
-    uefi
-        Systems for which the disk has a UEFI boot loader.
-    bios
-        Whether the disk has BIOS boot code.
-    """
-
-    table: str
-    uefi: frozenset[str]
-    bios: bool
+    table: str  # partition table: "gpt", "mbr" or "none"
+    uefi: frozenset[str]  # systems for which the disk has a UEFI boot loader
+    bios: bool  # whether the disk has BIOS boot code
 
     @property
     def systems(self) -> frozenset[str]:

@@ -76,37 +76,19 @@ READ_LIMIT = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the disk that contains a byte other than zero.
+    """A block of the disk that contains a byte other than zero."""
 
-    Attributes
-    ----------
-    index
-        Number of the block; it starts at byte ``index * len(data)`` of the disk.
-    data
-        Its bytes; the last block of a disk is padded with zeros.
-    """
-
-    index: int
-    data: bytes
+    index: int  # number of the block; it starts at byte `index * len(data)` of the disk
+    data: bytes  # its bytes; the last block of a disk is padded with zeros
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A range of the disk that is stored in a file; all numbers are bytes.
+    """A range of the disk that is stored in a file; all numbers are bytes."""
 
-    Attributes
-    ----------
-    offset
-        Position on the disk.
-    length
-        Length.
-    stored
-        Position in the file.
-    """
-
-    offset: int
+    offset: int  # position on the disk
     length: int
-    stored: int
+    stored: int  # position in the file
 
     @property
     def end(self) -> int:

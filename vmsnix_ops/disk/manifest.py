@@ -37,28 +37,15 @@ _HEADER: dict[str, type[int] | type[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The blocks of a snapshot.
+    """The blocks of a snapshot."""
 
-    Attributes
-    ----------
-    identity
-        Identity of the disk, in hexadecimal.
-    disk_bytes
-        Size of the disk in the snapshot; blocks after it are zeros.
-    snapshot_id, region
-        The snapshot.
-    blocks
-        SHA-256 of all blocks in the snapshot by index; they may include blocks of zeros.
-    scheme
-        Name of the definition of `identity`.
-    """
-
-    identity: str
-    disk_bytes: int
+    identity: str  # identity of the disk, in hexadecimal
+    disk_bytes: int  # size of the disk in the snapshot; blocks after it are zeros
     snapshot_id: str
     region: str
+    # SHA-256 of all blocks in the snapshot by index; they may include blocks of zeros.
     blocks: Digests = field(repr=False)
-    scheme: str = SCHEME
+    scheme: str = SCHEME  # name of the definition of `identity`
 
     def dump(self) -> bytes:
         """Return the manifest as an object: a header of about 300 bytes, and 36 bytes for each block."""

@@ -61,30 +61,17 @@ def part_bytes(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The identity and the digests of an image.
+    """The identity and the digests of an image."""
 
-    Attributes
-    ----------
-    identity
-        Identity of the disk, in hexadecimal (`vmsnix_ops.disk.identity`).
-    stamp
-        Stamp of the file; ``None`` for a reader.
-    blocks
-        SHA-256 (hex) by index of all blocks of 524288 bytes that contain a byte other than zero.
-    file_bytes, disk_bytes
-        Size of the file, and of the disk.
-    parts
-        Concatenated SHA-256 of all ranges of `part_bytes` bytes of the file; empty if they were not computed.
-    changed_ns
-        Change time of the inode (ctime), which no program can set; ``None`` for a reader.
-    """
-
-    identity: str
-    stamp: Stamp | None
+    identity: str  # identity of the disk, in hexadecimal (`vmsnix_ops.disk.identity`)
+    stamp: Stamp | None  # stamp of the file; None for a reader
+    # SHA-256 (hex) by index of all blocks of 524288 bytes that contain a byte other than zero.
     blocks: Digests = field(repr=False)
     file_bytes: int = 0
     disk_bytes: int = 0
+    # Concatenated SHA-256 of all ranges of `part_bytes` bytes of the file; empty if they were not computed.
     parts: bytes = field(default=b"", repr=False)
+    # Change time of the inode (ctime), which no program can set; None for a reader.
     changed_ns: int | None = None
 
     def part(self, number: int) -> bytes:

@@ -72,29 +72,17 @@ _FAILED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BuildStatus:
-    """The progress of a build.
+    """The progress of a build."""
 
-    Attributes
-    ----------
-    built, expected
-        Number of derivations; `built` never exceeds `expected`.
-    fetched
-        Number of store paths from a cache.
-    fetched_bytes, fetch_bytes
-        Downloaded bytes, and known bytes to download.
-    building
-        Name of the derivation that started last and still runs; empty for none.
-    phase
-        Its phase, such as ``"buildPhase"``.
-    """
-
+    # Number of derivations; `built` never exceeds `expected`.
     built: int = 0
     expected: int = 0
-    fetched: int = 0
+    fetched: int = 0  # number of store paths from a cache
+    # Downloaded bytes, and known bytes to download.
     fetched_bytes: int = 0
     fetch_bytes: int = 0
-    building: str = ""
-    phase: str = ""
+    building: str = ""  # name of the derivation that started last and still runs; empty for none
+    phase: str = ""  # its phase, such as "buildPhase"
 
 
 @dataclass(slots=True)
@@ -105,17 +93,11 @@ class _Build:
 
 @dataclass(slots=True)
 class BuildLog:
-    """The log of a build.
+    """The log of a build."""
 
-    Attributes
-    ----------
-    messages
-        Nix's last 200 messages, without colours.
-    errors
-        The last 200 error messages.
-    """
-
+    # Nix's last 200 messages, without colours.
     messages: deque[str] = field(default_factory=lambda: deque(maxlen=_MOST_MESSAGES))
+    # The last 200 error messages.
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=_MOST_MESSAGES))
     _all_builds: int | None = None
     _built: int = 0
@@ -237,24 +219,13 @@ _FILE_LIKE = re.compile(r"result(-.*)?|.*\.(vhd|img|raw|qcow2|vmdk|vhdx)", re.IG
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan(Displayed):
-    """A build that has not started. Make it with `plan_build`.
-
-    Attributes
-    ----------
-    image
-        The image to build.
-    source
-        Its flake.
-    provenance
-        Revision and hash of the flake.
-    keep
-        Link that protects the built image from garbage collection. There is one for each image and system;
-        the next build replaces it. Delete it to let Nix delete the image.
-    """
+    """A build that has not started. Make it with `plan_build`."""
 
     image: FlakeImage
     source: Flake
-    provenance: Provenance
+    provenance: Provenance  # revision and hash of the flake
+    # Link that protects the built image from garbage collection. There is one for each image and system; the
+    # next build replaces it. Delete it to let Nix delete the image.
     keep: Path
 
     def facts(self) -> list[tuple[str, str]]:

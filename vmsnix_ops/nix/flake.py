@@ -68,21 +68,11 @@ in
 
 @dataclass(frozen=True, slots=True)
 class Flake:
-    """A flake.
+    """A flake."""
 
-    Attributes
-    ----------
-    reference
-        Flake reference, such as ``"path:/src/vmsnix/nix"`` or ``"github:altf4llc/vmsnix"``.
-    folder
-        Folder of a flake on this machine.
-    overrides
-        Names of inputs, and the flake references that replace them.
-    """
-
-    reference: str
-    folder: Path | None = None
-    overrides: tuple[tuple[str, str], ...] = ()
+    reference: str  # flake reference, such as "path:/src/vmsnix/nix" or "github:altf4llc/vmsnix"
+    folder: Path | None = None  # folder of a flake on this machine
+    overrides: tuple[tuple[str, str], ...] = ()  # names of inputs, and the flake references that replace them
 
     def options(self) -> list[str]:
         """Return the arguments for each command on this flake; the lock file is never written."""
@@ -92,50 +82,25 @@ class Flake:
 
 @dataclass(frozen=True, slots=True)
 class FlakeImage:
-    """An image that a flake can build.
+    """An image that a flake can build."""
 
-    Attributes
-    ----------
-    name
-        Name, such as ``"ecs-node"``.
-    system
-        ``"x86_64-linux"`` or ``"aarch64-linux"``.
-    disk_bytes
-        Size of its disk in bytes; ``None`` if only the build determines it (``"auto"``).
-    description
-        One sentence; may be empty.
-    installable
-        Argument for ``nix build``, such as ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
-    """
-
-    name: str
-    system: str
-    disk_bytes: int | None
+    name: str  # name, such as "ecs-node"
+    system: str  # "x86_64-linux" or "aarch64-linux"
+    disk_bytes: int | None  # size of its disk in bytes; None if only the build determines it ("auto")
     description: str
-    installable: str
+    installable: str  # argument for `nix build`, such as "path:/src/nix#packages.x86_64-linux.ecs-node"
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The source of a flake.
+    """The source of a flake."""
 
-    Attributes
-    ----------
-    url
-        URL that Nix resolved, without the lock.
-    revision
-        Git revision, 40 hexadecimal digits; for a folder that of its repository. ``None`` without git.
-    nar_hash
-        SRI hash of the source tree with its uncommitted changes; ``None`` if Nix does not report it (lazy
-        trees).
-    dirty
-        Whether there are uncommitted changes.
-    """
-
-    url: str
+    url: str  # URL that Nix resolved, without the lock
+    # Git revision, 40 hexadecimal digits; for a folder that of its repository. None without git.
     revision: str | None
+    # SRI hash of the source tree with uncommitted changes; None if Nix does not report it (lazy trees).
     nar_hash: str | None
-    dirty: bool
+    dirty: bool  # whether there are uncommitted changes
 
 
 def host_system() -> str:

@@ -58,58 +58,27 @@ _STORE_OBJECT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BuiltImage(Displayed):
-    """A disk image on this machine, with its source, if known.
+    """A disk image on this machine, with its source, if known."""
 
-    Attributes
-    ----------
-    path
-        Path of the image file, without symbolic links.
-    name
-        Name of the image, such as ``"ecs-node"``.
-    version
-        NixOS label of the image, such as ``"26.11.20260717.fc4cbc5"``; or ``"unknown"``.
-    system
-        ``"x86_64-linux"`` or ``"aarch64-linux"``.
-    boot_mode
-        ``"legacy-bios"``, ``"uefi"`` or ``"uefi-preferred"``, as in ``ec2 register-image``.
-    format
-        ``"vhd"``, ``"raw"``, ``"qcow2"``, ..., from the bytes.
-    logical_bytes
-        Size of the virtual disk in bytes.
-    store_path
-        Nix store object of the image; ``None`` outside a store.
-    derivation
-        Store path of its derivation, if known.
-    flake
-        Argument for ``nix build`` to build it again, such as
-        ``"path:/src/nix#packages.x86_64-linux.ecs-node"``.
-    revision
-        Git revision of the flake, 40 hexadecimal digits, if any. With `dirty`, the revision before the
-        uncommitted changes.
-    nar_hash
-        SRI hash of the flake's source tree, with uncommitted changes.
-    dirty
-        Whether the flake had uncommitted changes.
-    register_image
-        Options for the registration (``registerImage`` in its description); may be empty.
-    items
-        Number of built derivations and fetched store paths; ``None`` without a build.
-    """
-
-    path: Path
-    name: str
-    version: str
-    system: str
-    boot_mode: str
-    format: str
-    logical_bytes: int
-    store_path: str | None = None
-    derivation: str | None = None
+    path: Path  # path of the image file, without symbolic links
+    name: str  # name of the image, such as "ecs-node"
+    version: str  # NixOS label of the image, such as "26.11.20260717.fc4cbc5"; or "unknown"
+    system: str  # "x86_64-linux" or "aarch64-linux"
+    boot_mode: str  # "legacy-bios", "uefi" or "uefi-preferred", as in `ec2 register-image`
+    format: str  # "vhd", "raw", "qcow2", ..., from the bytes
+    logical_bytes: int  # size of the virtual disk in bytes
+    store_path: str | None = None  # Nix store object of the image; None outside a store
+    derivation: str | None = None  # store path of its derivation, if known
+    # Argument for `nix build`, such as "path:/src/nix#packages.x86_64-linux.ecs-node".
     flake: str | None = None
+    # Git revision of the flake, 40 hexadecimal digits, if any. With `dirty`, the revision before the
+    # uncommitted changes.
     revision: str | None = None
-    nar_hash: str | None = None
-    dirty: bool = False
+    nar_hash: str | None = None  # SRI hash of the flake's source tree, with uncommitted changes
+    dirty: bool = False  # whether the flake had uncommitted changes
+    # Options for the registration (`registerImage` in its description); may be empty.
     register_image: Mapping[str, object] = field(default_factory=dict)
+    # Number of built derivations and fetched store paths; None without a build.
     items: int | None = field(default=None, compare=False)  # of the build, not of the image
 
     def facts(self) -> list[tuple[str, str]]:

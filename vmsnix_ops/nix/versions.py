@@ -66,18 +66,10 @@ def _before(one: str, other: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PackageCondition:
-    """A package name with optional bounds of its version.
+    """A package name with optional bounds of its version."""
 
-    Attributes
-    ----------
-    name
-        Name of the package without its version.
-    bounds
-        Pairs of ``<``, ``<=``, ``=``, ``>=`` or ``>`` and a version, combined with *and*; empty for any
-        version.
-    """
-
-    name: str
+    name: str  # name of the package without its version
+    # Pairs of a sign and a version, which must all be true; empty for any version.
     bounds: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:

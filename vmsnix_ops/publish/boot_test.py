@@ -46,31 +46,16 @@ MAX_DEADLINE = 7 * 86_400  # seconds
 
 @dataclass(frozen=True, slots=True)
 class BootStep(Displayed):
-    """The result of a boot test.
+    """The result of a boot test."""
 
-    Attributes
-    ----------
-    outcome
-        ``"created"``: the image booted; ``"reused"``: it is published already; ``"planned"``: a dry run;
-        ``"skipped"``: no boot test was requested.
-    line
-        The expected line of the console.
-    seconds
-        Duration of the boot.
-    accelerator
-        ``"kvm"`` or ``"tcg"`` (emulated).
-    console
-        File with the console.
-    requests
-        Number of requests to the metadata service.
-    """
-
+    # "created": the image booted; "reused": it is published already; "planned": a dry run;
+    # "skipped": no boot test was requested.
     outcome: StepOutcome
-    line: str = ""
-    seconds: float = 0.0
-    accelerator: str = ""
-    console: str = ""
-    requests: int = 0
+    line: str = ""  # the expected line of the console
+    seconds: float = 0.0  # duration of the boot
+    accelerator: str = ""  # "kvm" or "tcg" (emulated)
+    console: str = ""  # file with the console
+    requests: int = 0  # number of requests to the metadata service
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
@@ -88,15 +73,7 @@ class BootStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BootPlan(Displayed):
-    """A checked boot test that has not started. Make it with `plan`.
-
-    Attributes
-    ----------
-    image, system, boot_mode
-        As for `plan`.
-    expect, user_data, public_key, deadline, accelerator
-        As for `vmsnix_ops.boot.run.boot`.
-    """
+    """A checked boot test that has not started. Make it with `plan`."""
 
     image: str
     system: str

@@ -70,21 +70,11 @@ class _Parts(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class BootstrapPlan(_Parts):
-    """The plan of a bootstrap.
-
-    Attributes
-    ----------
-    place
-        Account, region, bucket and role.
-    parts
-        All parts, with the planned change.
-    dry_run
-        Whether `apply` changes nothing.
-    """
+    """The plan of a bootstrap."""
 
     place: policies.PolicyScope
-    parts: tuple[bootstrap.BootstrapPart, ...]
-    dry_run: bool
+    parts: tuple[bootstrap.BootstrapPart, ...]  # all parts, with the planned change
+    dry_run: bool  # whether `apply` changes nothing
     session: boto3.Session = field(repr=False, compare=False)
 
     def notes(self) -> list[str]:

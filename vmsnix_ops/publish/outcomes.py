@@ -62,21 +62,11 @@ class _Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcomes(Result):
-    """The base class of results of jobs on several regions.
-
-    Attributes
-    ----------
-    job
-        Name of the job, as the beginning of a sentence: ``"The promotion"``.
-    rows
-        The results, in the order of regions and steps.
-    plan
-        The plan of the job.
-    """
+    """The base class of results of jobs on several regions."""
 
     rows: tuple[RegionStep, ...]
     plan: _Plan
-    job: ClassVar[str] = ""
+    job: ClassVar[str] = ""  # name of the job, as the beginning of a sentence: "The promotion"
 
     @property
     def run(self) -> RunContext:

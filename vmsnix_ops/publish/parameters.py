@@ -24,23 +24,13 @@ Via = Literal["import", "direct"]
 
 @dataclass(frozen=True, slots=True)
 class PublishParameters:
-    """The data of a `vmsnix_ops.publish.PublishPlan`: mostly the parameters of `vmsnix_ops.publish.plan`.
-
-    Attributes
-    ----------
-    account
-        Account of the AMI.
-    key_prefix
-        First part of the keys of uploaded objects.
-    checks
-        The results of the preflight checks.
-    """
+    """The data of a `vmsnix_ops.publish.PublishPlan`: mostly the parameters of `vmsnix_ops.publish.plan`."""
 
     image: str
     region: str
     account: str
     bucket: str
-    key_prefix: str
+    key_prefix: str  # first part of the keys of uploaded objects
     prefix: str
     via: Via
     incremental: bool
@@ -55,7 +45,7 @@ class PublishParameters:
     public: bool
     tags: Mapping[str, str]
     dry_run: bool
-    checks: tuple[Check, ...]
+    checks: tuple[Check, ...]  # the results of the preflight checks
     settings: Settings = field(repr=False, compare=False)
     session: boto3.Session = field(repr=False, compare=False)
     journal: Journal = field(repr=False, compare=False)

@@ -135,69 +135,38 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The identity that an AMI should have.
+    """The identity that an AMI should have."""
 
-    Attributes
-    ----------
-    identity
-        64 hexadecimal digits; empty when it is not known.
-    source
-        Its origin.
-    place
-        Which ``result.json``.
-    """
-
-    identity: str = ""
+    identity: str = ""  # 64 hexadecimal digits; empty when it is not known
     source: Source = ""
-    place: str = ""
+    place: str = ""  # location of the `result.json`
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An AMI, and the facts that are known before its blocks are read.
-
-    Attributes
-    ----------
-    region, ami_id, name, account
-        The AMI.
-    snapshot_id, size_gib, encrypted
-        The snapshot of its root device.
-    expected
-        The identity that it should have.
-    listed
-        Number of blocks in the snapshot.
-    gets
-        Number of blocks that this run will read.
-    only
-        Indices to read; ``None`` for all.
-    blocks
-        The blocks of the expected identity, from a manifest; ``None`` without one.
-    verdict, reason, why, fix
-        The verdict, when it does not need the blocks.
-    first_differing
-        Blocks that are missing.
-    notes
-        Tags and tables that have another identity.
-    """
+    """An AMI, and the facts that are known before its blocks are read."""
 
     region: str
     ami_id: str
     name: str = ""
     account: str = ""
+    # The snapshot of its root device.
     snapshot_id: str = ""
     size_gib: int = 0
     encrypted: bool = False
-    expected: Expected = Expected()
+    expected: Expected = Expected()  # the identity that it should have
     listed: int = 0
-    gets: int = 0
-    only: frozenset[int] | None = field(default=None, repr=False)
+    gets: int = 0  # number of blocks that this run will read
+    only: frozenset[int] | None = field(default=None, repr=False)  # indices to read; None for all
+    # The blocks of the expected identity, from a manifest; None without one.
     blocks: Digests | None = field(default=None, repr=False)
+    # The verdict, when it does not need the blocks.
     verdict: Verdict | None = None
     reason: Reason = ""
     why: str = ""
     fix: str = ""
-    first_differing: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
+    first_differing: tuple[int, ...] = ()  # blocks that are missing
+    notes: tuple[str, ...] = ()  # tags and tables that have another identity
 
     def ended(self, verdict: Verdict, reason: Reason, why: str, fix: str = "") -> Target:
         """Return the target with a verdict, so that no blocks are read."""
@@ -239,24 +208,12 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class ProofPlan(display.Displayed):
-    """The plan of a proof, with its price. Make it with `plan`.
-
-    Attributes
-    ----------
-    targets
-        The AMIs.
-    extent
-        ``"whole"`` reads all blocks of a snapshot, ``"sample"`` some at random.
-    region
-        Assumed region of this machine: traffic from other regions is cross-region traffic.
-    confirmed
-        Whether a price above 1 USD is accepted.
-    """
+    """The plan of a proof, with its price. Make it with `plan`."""
 
     targets: tuple[Target, ...]
-    extent: Extent
-    region: str
-    confirmed: bool
+    extent: Extent  # "whole" reads all blocks of a snapshot, "sample" some at random
+    region: str  # assumed region of this machine: traffic from other regions is cross-region traffic
+    confirmed: bool  # whether a price above 1 USD is accepted
     settings: Settings = field(repr=False, compare=False)
     tables: RunTables = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
@@ -356,24 +313,12 @@ class ProofPlan(display.Displayed):
 
 @dataclass(frozen=True, slots=True)
 class ProofResult(Result):
-    """The verdicts of a proof.
-
-    Attributes
-    ----------
-    plan
-        The plan of the proof.
-    proofs
-        One for each AMI.
-    seconds
-        Duration of the reading.
-    problems
-        Records that could not be saved, as sentences.
-    """
+    """The verdicts of a proof."""
 
     plan: ProofPlan
     proofs: tuple[Proof, ...]
-    seconds: float = 0.0
-    problems: tuple[str, ...] = ()
+    seconds: float = 0.0  # duration of the reading
+    problems: tuple[str, ...] = ()  # records that could not be saved, as sentences
 
     @property
     def run(self) -> RunContext:

@@ -58,36 +58,19 @@ def __dir__() -> list[str]:
 
 @dataclass
 class SmokeTestState:
-    """The progress of a test.
+    """The progress of a test."""
 
-    Attributes
-    ----------
-    requested
-        Whether an instance was requested. From then on there may be one with an unknown ID.
-    instance_id
-        The instance; empty until AWS has returned its ID.
-    console
-        The console, without secrets.
-    passed
-        Whether all checks passed.
-    ended
-        Whether AWS was requested to terminate the instances.
-    others
-        Instances of this AMI's tests that were terminated because the ID of the own one is unknown.
-    refused
-        AWS's errors by instance ID (empty for the search for instances); such an instance may still run.
-    terminated
-        Whether no instance is known to run.
-    """
-
+    # Whether an instance was requested. From then on there may be one with an unknown ID.
     requested: bool = False
-    instance_id: str = ""
-    console: str = ""
-    passed: bool = False
-    ended: bool = False
+    instance_id: str = ""  # the instance; empty until AWS has returned its ID
+    console: str = ""  # the console, without secrets
+    passed: bool = False  # whether all checks passed
+    ended: bool = False  # whether AWS was requested to terminate the instances
+    # Instances of this AMI's tests that were terminated because the ID of the own one is unknown.
     others: list[str] = field(default_factory=list)
+    # AWS's errors by instance ID (empty for the search for instances); such an instance may still run.
     refused: dict[str, errors.AwsError] = field(default_factory=dict)
-    terminated: bool = False
+    terminated: bool = False  # whether no instance is known to run
 
     def read(self, ec2: EC2Client) -> None:
         """Read the console of the instance; an empty answer does not replace an earlier one."""
@@ -216,27 +199,13 @@ SHOWN_LINES = 40
 
 @dataclass(frozen=True, slots=True)
 class SmokeTestPlan(Displayed):
-    """A checked smoke test that has not started. Make it with `plan`.
-
-    Attributes
-    ----------
-    ami
-        The AMI.
-    wanted
-        The parameters of the instance.
-    pattern
-        Regular expression that the console must match; empty to only read it.
-    checks
-        The checks of credentials, account and region.
-    dry_run
-        Whether `apply` launches nothing.
-    """
+    """A checked smoke test that has not started. Make it with `plan`."""
 
     ami: Ami
-    wanted: instances.InstanceLaunch
-    pattern: str
-    checks: tuple[Check, ...]
-    dry_run: bool
+    wanted: instances.InstanceLaunch  # the parameters of the instance
+    pattern: str  # regular expression that the console must match; empty to only read it
+    checks: tuple[Check, ...]  # the checks of credentials, account and region
+    dry_run: bool  # whether `apply` launches nothing
     ec2: EC2Client = field(repr=False, compare=False)
     journal: Journal = field(repr=False, compare=False)
 
@@ -277,30 +246,14 @@ class SmokeTestPlan(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class SmokeTestResult(Result):
-    """The result of a smoke test.
-
-    Attributes
-    ----------
-    plan
-        The plan of the test.
-    instance_id
-        The instance; empty in a dry run.
-    console
-        Its console, without secrets.
-    terminated
-        Whether it is known to be terminated.
-    steps
-        Timing of each step.
-    error
-        The error of a failed test.
-    """
+    """The result of a smoke test."""
 
     plan: SmokeTestPlan
     instance_id: str
-    console: str
-    terminated: bool
+    console: str  # its console, without secrets
+    terminated: bool  # whether it is known to be terminated
     steps: tuple[StepTiming, ...]
-    error: errors.VmsnixError | None = None
+    error: errors.VmsnixError | None = None  # the error of a failed test
 
     @property
     def run(self) -> RunContext:

@@ -40,19 +40,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A resource that a run left.
+    """A resource that a run left."""
 
-    Attributes
-    ----------
-    kind
-        ``"import"``, ``"snapshot"``, ``"upload"`` (the object and unfinished uploads of its key) or
-        ``"journal"``.
-    name
-        Its ID, URL or path.
-    """
-
+    # "import", "snapshot", "upload" (the object and unfinished uploads of its key) or "journal".
     kind: str
-    name: str
+    name: str  # its ID, URL or path
 
     def __str__(self) -> str:
         return f"{self.kind:<8} {line(self.name)}"
@@ -60,25 +52,16 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """The plan of an undo; `str` lists the leftovers, `apply` deletes them.
-
-    Attributes
-    ----------
-    run_id, region, account, digest
-        The run, and its image.
-    leftovers
-        The resources, in the order of their deletion.
-    find
-        Returns the current leftovers.
-    """
+    """The plan of an undo; `str` lists the leftovers, `apply` deletes them."""
 
     run_id: str
     region: str
     account: str
     digest: str
-    leftovers: tuple[Leftover, ...]
+    leftovers: tuple[Leftover, ...]  # the resources, in the order of their deletion
     path: Path = field(repr=False)
     session: boto3.Session = field(repr=False, compare=False)
+    # Searches the leftovers again.
     find: Callable[[], tuple[Leftover, ...]] = field(default=tuple, repr=False, compare=False)
 
     def __str__(self) -> str:

@@ -25,57 +25,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Built(Displayed):
-    """A disk image that can be published.
+    """A disk image that can be published."""
 
-    Attributes
-    ----------
-    outcome
-        ``"planned"``: a dry run of an image that is not built; then only `name` and `flake` are known.
-    name, version, system
-        Name (such as ``ecs-node``), NixOS label and system of the image.
-    path
-        The disk image.
-    format
-        Format, from the bytes.
-    digest
-        Identity of the disk, in hexadecimal.
-    file_bytes, disk_bytes
-        Size of the file, and of the disk.
-    boot_mode, tpm_support, imds_support, ena_support, root_device
-        Values for the registration of the AMI.
-    registration
-        The whole registration, without snapshot and tags.
-    flake, derivation, store_path
-        Source of the image, as far as it is known.
-    ami_name
-        Name of the AMI.
-    ami_id, snapshot_id
-        The existing AMI of this disk; empty if there is none.
-    seen
-        The digests of the image.
-    """
-
+    # "planned": a dry run of an image that is not built; then only `name` and `flake` are known.
     outcome: StepOutcome
+    # Name (such as `ecs-node`), NixOS label and system of the image.
     name: str
     version: str = ""
     system: str = ""
     path: Path | None = None
     format: str = ""
-    digest: str = ""
+    digest: str = ""  # identity of the disk, in hexadecimal
     file_bytes: int = 0
     disk_bytes: int = 0
+    # Values for the registration of the AMI.
     boot_mode: str = ""
     tpm_support: str = ""
     imds_support: str = "v2.0"
     ena_support: bool = True
     root_device: str = ""
+    # Source of the image, as far as it is known.
     flake: str = ""
     derivation: str = ""
     store_path: str = ""
     ami_name: str = ""
+    # The existing AMI of this disk; empty if there is none.
     ami_id: str = ""
     snapshot_id: str = ""
-    seen: Survey | None = field(default=None, repr=False)
+    seen: Survey | None = field(default=None, repr=False)  # the digests of the image
+    # The whole registration, without snapshot and tags.
     registration: Registration | None = field(default=None, repr=False)
 
     def facts(self) -> list[tuple[str, str]]:
@@ -86,27 +64,14 @@ class Built(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class UploadStep(Displayed):
-    """The uploaded image.
+    """The uploaded image."""
 
-    Attributes
-    ----------
-    outcome
-        ``"reused"`` also if no upload is needed, because a snapshot or an AMI already contains the disk.
-    built
-        The image.
-    url
-        The uploaded object, as ``s3://bucket/key``; empty if there is none.
-    sent_bytes
-        Bytes that this run sent.
-    direct
-        The snapshot of a direct upload.
-    """
-
+    # "reused" also if no upload is needed, because a snapshot or an AMI already contains the disk.
     outcome: StepOutcome
     built: Built
-    url: str = ""
-    sent_bytes: int = 0
-    direct: DirectSnapshot | None = None
+    url: str = ""  # the uploaded object, as `s3://bucket/key`; empty if there is none
+    sent_bytes: int = 0  # bytes that this run sent
+    direct: DirectSnapshot | None = None  # the snapshot of a direct upload
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
@@ -121,30 +86,14 @@ class UploadStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStep(Displayed):
-    """The snapshot of the image.
-
-    Attributes
-    ----------
-    outcome
-        Outcome of the step.
-    built
-        The image.
-    snapshot_id
-        ID of the snapshot; empty in a dry run.
-    size_gib
-        Volume size of the snapshot.
-    task_id
-        The import that created it; empty if it was found.
-    verified
-        Result of the comparison, as a sentence; empty if none was requested.
-    """
+    """The snapshot of the image."""
 
     outcome: StepOutcome
     built: Built
-    snapshot_id: str = ""
-    size_gib: int = 0
-    task_id: str = ""
-    verified: str = ""
+    snapshot_id: str = ""  # ID of the snapshot; empty in a dry run
+    size_gib: int = 0  # volume size of the snapshot
+    task_id: str = ""  # the import that created it; empty if it was found
+    verified: str = ""  # result of the comparison, as a sentence; empty if none was requested
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
@@ -155,31 +104,15 @@ class SnapshotStep(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class RegisteredAmi(Displayed):
-    """The registered AMI.
-
-    Attributes
-    ----------
-    outcome
-        Outcome of the step.
-    built, snapshot
-        The image and its snapshot.
-    ami_id
-        ID of the AMI; empty in a dry run.
-    state
-        ``"available"``.
-    public
-        Whether everybody may launch it.
-    deprecated_at
-        Time of its deprecation (ISO 8601, UTC); empty if it is not deprecated.
-    """
+    """The registered AMI."""
 
     outcome: StepOutcome
     built: Built
     snapshot: SnapshotStep
-    ami_id: str = ""
-    state: str = ""
-    public: bool = False
-    deprecated_at: str = ""
+    ami_id: str = ""  # ID of the AMI; empty in a dry run
+    state: str = ""  # "available"
+    public: bool = False  # whether everybody may launch it
+    deprecated_at: str = ""  # time of its deprecation (ISO 8601, UTC); empty if it is not deprecated
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
@@ -200,39 +133,9 @@ class StepTiming:
 
 @dataclass(frozen=True, slots=True)
 class PublishResult(Result):
-    """The result of a publish.
+    """The result of a publish."""
 
-    Attributes
-    ----------
-    dry_run
-        Whether nothing was changed.
-    ami_id, snapshot_id, image_name, region, account
-        The AMI, its snapshot, its name and its location.
-    image, version, system, digest, via
-        The image and the method.
-    outcome
-        ``"created"`` if this run registered the AMI, ``"reused"`` if it existed.
-    public
-        Whether everybody may launch the AMI.
-    size_gib
-        Size of the root volume.
-    disk_bytes
-        Size of the disk in the image file; the root volume can be smaller if the format rounds it up.
-    seconds
-        Duration of all steps.
-    steps
-        Timing of each step.
-    run
-        The run.
-    slow
-        Steps that were slow compared with their history; ``None`` if the history cannot be read.
-    deprecated_at
-        Time of the AMI's deprecation (ISO 8601, UTC); empty if it is not deprecated.
-    problems
-        Records that could not be saved, as sentences; ``vmsnix runs repair`` saves them later.
-    """
-
-    dry_run: bool
+    dry_run: bool  # whether nothing was changed
     ami_id: str
     snapshot_id: str
     image_name: str
@@ -243,15 +146,18 @@ class PublishResult(Result):
     system: str
     digest: str
     via: str
-    outcome: StepOutcome
-    public: bool
+    outcome: StepOutcome  # "created" if this run registered the AMI, "reused" if it existed
+    public: bool  # whether everybody may launch the AMI
     size_gib: int
+    # Size of the disk in the image file; the root volume can be smaller if the format rounds it up.
     disk_bytes: int
     seconds: float
     steps: tuple[StepTiming, ...]
     run: RunContext = field(repr=False)
+    # Steps that were slow compared with their history; None if the history cannot be read.
     slow: tuple[SlowStep, ...] | None = None
-    deprecated_at: str = ""
+    deprecated_at: str = ""  # time of the AMI's deprecation (ISO 8601, UTC); empty if it is not deprecated
+    # Records that could not be saved, as sentences; `vmsnix runs repair` saves them later.
     problems: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:

@@ -42,30 +42,15 @@ Item = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class TransferConfig:
-    """Limits of a transfer.
+    """Limits of a transfer."""
 
-    Attributes
-    ----------
-    processes
-        Worker processes; by default as many as there are cores, at most four.
-    connections
-        Number of concurrent requests of all workers.
-    ceiling
-        Maximum number of requests a second of all workers. After throttled responses a worker is slower.
-    budget_seconds
-        How many seconds a block is retried.
-    read_seconds
-        Timeout of the first request for a block; it doubles with each retry.
-    total_seconds
-        Maximum duration of the transfer.
-    """
-
-    processes: int = 0
-    connections: int = CONNECTIONS
+    processes: int = 0  # worker processes; by default as many as there are cores, at most four
+    connections: int = CONNECTIONS  # number of concurrent requests of all workers
+    # Maximum number of requests a second of all workers. After throttled responses a worker is slower.
     ceiling: float = CEILING
-    budget_seconds: float = BUDGET_SECONDS
-    read_seconds: float = 20.0
-    total_seconds: float = TOTAL_SECONDS
+    budget_seconds: float = BUDGET_SECONDS  # how many seconds a block is retried
+    read_seconds: float = 20.0  # timeout of the first request for a block; it doubles with each retry
+    total_seconds: float = TOTAL_SECONDS  # maximum duration of the transfer
 
     def workers(self) -> int:
         """Return the number of processes."""

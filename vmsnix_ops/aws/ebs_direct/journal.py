@@ -35,23 +35,12 @@ OWNER_SECONDS = 2.0  # in which a process that has just locked a file writes its
 
 @dataclass(frozen=True, slots=True)
 class JournalHeader:
-    """The first line of a journal.
+    """The first line of a journal."""
 
-    Attributes
-    ----------
-    snapshot_id
-        The pending snapshot of an upload, or the snapshot that is downloaded.
-    attempt
-        Number of snapshots that were started for the image before.
-    parent_id
-        Parent of the snapshot; empty for a full upload.
-    parent_identity
-        Identity of the parent's disk, which its manifest must still have when the upload continues.
-    """
-
-    snapshot_id: str
-    attempt: int = 0
-    parent_id: str = ""
+    snapshot_id: str  # the pending snapshot of an upload, or the snapshot that is downloaded
+    attempt: int = 0  # number of snapshots that were started for the image before
+    parent_id: str = ""  # parent of the snapshot; empty for a full upload
+    # Identity of the parent's disk; its manifest must still have it when the upload continues.
     parent_identity: str = ""
 
 

@@ -39,40 +39,20 @@ _NOTHING = Digests()
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The parent of an incremental upload.
+    """The parent of an incremental upload."""
 
-    Attributes
-    ----------
-    snapshot_id
-        ID of the snapshot; empty for a full upload.
-    blocks
-        All blocks of the snapshot.
-    identity
-        Identity of its disk.
-    why
-        Reason for a full upload.
-    """
-
-    snapshot_id: str = ""
-    blocks: Digests = field(default_factory=Digests, repr=False)
+    snapshot_id: str = ""  # ID of the snapshot; empty for a full upload
+    blocks: Digests = field(default_factory=Digests, repr=False)  # all blocks of the snapshot
     why: str = ""
-    identity: str = ""
+    identity: str = ""  # identity of its disk
 
 
 @dataclass(frozen=True, slots=True)
 class BlockList:
-    """AWS's list of the blocks of a snapshot.
+    """AWS's list of the blocks of a snapshot."""
 
-    Attributes
-    ----------
-    size_gib
-        Volume size of the snapshot.
-    tokens
-        Block tokens by index; valid for seven days.
-    """
-
-    size_gib: int
-    tokens: Mapping[int, str]
+    size_gib: int  # volume size of the snapshot
+    tokens: Mapping[int, str]  # block tokens by index; valid for seven days
 
 
 def save(tables: Tables, manifest: Manifest) -> None:

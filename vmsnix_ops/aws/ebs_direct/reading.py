@@ -44,43 +44,21 @@ VERIFIES: tuple[Verify, ...] = ("none", "sample", "whole")
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The result of a comparison.
-
-    Attributes
-    ----------
-    snapshot_id
-        The snapshot.
-    blocks
-        Number of compared blocks.
-    of
-        Number of blocks in the snapshot.
-    """
+    """The result of a comparison."""
 
     snapshot_id: str
-    blocks: int
+    blocks: int  # number of compared blocks
     of: int
 
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """A downloaded snapshot.
-
-    Attributes
-    ----------
-    snapshot_id
-        The snapshot.
-    path
-        The raw disk, with holes for missing blocks.
-    bytes
-        Size of the disk.
-    fetched
-        Number of blocks that this run downloaded.
-    """
+    """A downloaded snapshot."""
 
     snapshot_id: str
-    path: Path
+    path: Path  # the raw disk, with holes for missing blocks
     bytes: int
-    fetched: int
+    fetched: int  # number of blocks that this run downloaded
 
 
 @needs("ebs:ListSnapshotBlocks", "ebs:GetSnapshotBlock")

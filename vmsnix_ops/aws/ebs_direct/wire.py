@@ -53,23 +53,13 @@ class CertificateRefused(Exception):  # noqa: N818 (becomes an answer)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A server, and the proxy for it.
-
-    Attributes
-    ----------
-    scheme, host, port
-        The server.
-    proxy
-        URL of an ``http`` proxy, with user and password if it needs them; empty for none.
-    context
-        Settings of TLS; ``None`` without TLS.
-    """
+    """A server, and the proxy for it."""
 
     scheme: str
     host: str
     port: int
-    proxy: str = ""
-    context: ssl.SSLContext | None = None
+    proxy: str = ""  # URL of an `http` proxy, with user and password if it needs them; empty for none
+    context: ssl.SSLContext | None = None  # settings of TLS; None without TLS
 
     @property
     def tunnels(self) -> bool:
@@ -302,27 +292,13 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The endpoint for blocks, as plain values that can be sent to a worker process.
+    """The endpoint for blocks, as plain values that can be sent to a worker process."""
 
-    Attributes
-    ----------
-    endpoint
-        URL of the EBS direct APIs, without a trailing slash.
-    region
-        Region in the signature.
-    proxy
-        URL of the proxy, or empty.
-    certificates
-        Path of the bundle of trusted certificates.
-    read_seconds
-        Timeout of a request, after which it is sent again.
-    """
-
-    endpoint: str
+    endpoint: str  # URL of the EBS direct APIs, without a trailing slash
     region: str
     proxy: str = ""
-    certificates: str = ""
-    read_seconds: float = 20.0
+    certificates: str = ""  # path of the bundle of trusted certificates
+    read_seconds: float = 20.0  # timeout of a request, after which it is sent again
 
 
 @dataclass(frozen=True, slots=True)

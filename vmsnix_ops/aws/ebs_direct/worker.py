@@ -52,34 +52,17 @@ MAX_TIMEOUT_FACTOR = 8  # on a slow network a block takes longer than the read t
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The task of a worker.
+    """The task of a worker."""
 
-    Attributes
-    ----------
-    verb
-        ``"put"`` uploads blocks of an image, ``"get"`` downloads blocks into a file, ``"digest"`` downloads
-        blocks and returns their SHA-256.
-    snapshot_id
-        ID of the snapshot.
-    path
-        The image to read, or the file to write; empty for digests.
-    raw
-        Whether the image is read as a raw disk without detecting its format.
-    threads
-        Number of concurrent requests.
-    rate
-        Maximum number of requests a second.
-    budget
-        How many seconds a block is retried.
-    """
-
+    # "put" uploads blocks of an image, "get" downloads blocks into a file, "digest" downloads blocks and
+    # returns their SHA-256.
     verb: Literal["put", "get", "digest"]
     snapshot_id: str
-    path: str
-    raw: bool
-    threads: int
-    rate: float
-    budget: float
+    path: str  # the image to read, or the file to write; empty for digests
+    raw: bool  # whether the image is read as a raw disk without detecting its format
+    threads: int  # number of concurrent requests
+    rate: float  # maximum number of requests a second
+    budget: float  # how many seconds a block is retried
 
 
 Inbox = queue.SimpleQueue["list[list[Any]] | Exception | None"]

@@ -51,77 +51,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The parameters of an upload.
+    """The parameters of an upload."""
 
-    Attributes
-    ----------
-    path
-        The disk image, in any format of `vmsnix_ops.disk.formats.open_image`.
-    digest
-        Identity of the disk. A file with another identity is refused.
-    image
-        Name of the image; its earlier snapshots are candidates for the parent.
-    region
-        Region of the snapshot.
-    tags
-        Tags of the snapshot.
-    journal
-        File for the acknowledged blocks.
-    incremental
-        Whether to start from an earlier snapshot.
-    kms_key
-        ARN of the key for the snapshot; empty for the account's default encryption.
-    seen
-        The digests of the image; by default the upload reads the image to compute them.
-    """
-
-    path: Path
-    digest: str
-    image: str
+    path: Path  # the disk image, in any format of `vmsnix_ops.disk.formats.open_image`
+    digest: str  # Identity of the disk. A file with another identity is refused.
+    image: str  # name of the image; its earlier snapshots are candidates for the parent
     region: str
     tags: Mapping[str, str]
-    journal: Path
-    incremental: bool = True
-    kms_key: str = ""
+    journal: Path  # file for the acknowledged blocks
+    incremental: bool = True  # whether to start from an earlier snapshot
+    kms_key: str = ""  # ARN of the key for the snapshot; empty for the account's default encryption
+    # The digests of the image; by default the upload reads the image to compute them.
     seen: Survey | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DirectSnapshot:
-    """A snapshot with all its blocks, and the statistics of its upload.
-
-    Attributes
-    ----------
-    snapshot_id, size_gib
-        ID and size of the snapshot.
-    outcome
-        ``"created"`` or ``"reused"``.
-    parent_id
-        Parent of the snapshot; empty for a full upload.
-    why_full
-        Reason for a full upload; empty for an incremental one.
-    compared
-        Number of blocks in the image or the parent.
-    sent
-        Number of blocks that this run sent.
-    throttled
-        Number of throttled responses.
-    blocks
-        All blocks of the snapshot; empty if they are unknown.
-    disk_bytes
-        Size of the uploaded disk.
-    """
+    """A snapshot with all its blocks, and the statistics of its upload."""
 
     snapshot_id: str
     size_gib: int
-    outcome: StepOutcome
-    parent_id: str = ""
-    why_full: str = ""
-    compared: int = 0
-    sent: int = 0
+    outcome: StepOutcome  # "created" or "reused"
+    parent_id: str = ""  # parent of the snapshot; empty for a full upload
+    why_full: str = ""  # reason for a full upload; empty for an incremental one
+    compared: int = 0  # number of blocks in the image or the parent
+    sent: int = 0  # number of blocks that this run sent
     throttled: int = 0
+    # All blocks of the snapshot; empty if they are unknown.
     blocks: Digests = field(default_factory=Digests, repr=False)
-    disk_bytes: int = 0
+    disk_bytes: int = 0  # size of the uploaded disk
 
     @property
     def sent_bytes(self) -> int:
@@ -145,23 +103,11 @@ INCREMENTAL_POLICY = f"{DIRECT_POLICY} --incremental"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """An upload and its context.
-
-    Attributes
-    ----------
-    upload
-        Its parameters.
-    seen
-        The digests of the image. Blocks are compared with them when they are sent.
-    descriptor
-        The converted disk as an open raw file; -1 if the format needs no conversion.
-    session, ec2, ebs, tables, step, config
-        Its context.
-    """
+    """An upload and its context."""
 
     upload: Upload
-    seen: Survey
-    descriptor: int
+    seen: Survey  # The digests of the image. Blocks are compared with them when they are sent.
+    descriptor: int  # the converted disk as an open raw file; -1 if the format needs no conversion
     session: boto3.Session
     ec2: EC2Client
     ebs: EBSClient
