@@ -26,7 +26,7 @@ tests/runbooks/fleet/test_worker.py::test_a_worker_waits_for_a_run_on_another_ma
 tests/runbooks/fleet/test_worker.py::test_only_one_of_two_workers_runs_a_target
 tests/runbooks/fleet/test_worker.py::test_a_run_on_another_machine_is_taken_over_when_its_beat_does_not_change
 tests/runbooks/fleet/test_ledger.py::test_the_claim_of_another_machine_is_abandoned_when_its_beat_does_not_change
-tests/publish/test_interrupts.py::test_ctrl_c_says_how_to_go_on_and_the_next_run_does
+tests/publish/test_interrupts.py::test_after_ctrl_c_the_next_run_continues
 tests/faults/test_stopping.py::test_one_signal_ends_the_run_with_the_command_that_continues_it[sighup]
 tests/faults/test_stopping.py::test_two_signals_end_the_run_at_once
 tests/aws/ebs_direct/test_resume.py::test_killed_at_random_points_and_resumed[4]
@@ -34,9 +34,9 @@ tests/aws/ebs_direct/test_resume.py::test_workers_end_with_their_parent
 tests/aws/ebs_direct/test_resume.py::test_no_worker_outlives_an_upload_that_is_killed
 tests/aws/ebs_direct/test_resume.py::test_a_killed_upload_sends_only_what_was_not_acknowledged
 tests/aws/ebs_direct/test_faults.py::test_the_ceiling_bounds_the_rate
-tests/aws/ebs_direct/test_faults.py::test_a_put_that_hangs_is_given_up_and_sent_again
-tests/aws/ebs_direct/test_faults.py::test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work
-tests/aws/ebs_direct/test_reading.py::test_a_killed_download_goes_on
+tests/aws/ebs_direct/test_faults.py::test_a_hanging_put_is_sent_again
+tests/aws/ebs_direct/test_faults.py::test_all_threads_are_active_when_they_wait_and_few_when_they_work
+tests/aws/ebs_direct/test_reading.py::test_a_killed_download_is_continued
 tests/aws/test_paging.py::test_stopping_a_time_limit_ends_a_wait_at_once
 tests/records/test_tables.py::test_readers_never_fail_during_the_first_commit
 tests/records/test_tables.py::test_simultaneous_writers_lose_and_duplicate_nothing[3-10]

@@ -26,7 +26,7 @@ def sums_of(found: dict[int, str]) -> bytearray:
 
 
 @given(MAPS, st.integers(0, 2**32 - 1))
-def test_it_is_what_a_dict_would_be(found: dict[int, str], other: int) -> None:
+def test_digests_equal_a_dict(found: dict[int, str], other: int) -> None:
     digests = Digests(found.items())
     assert digests == found
     assert list(digests) == list(found)
@@ -38,7 +38,9 @@ def test_it_is_what_a_dict_would_be(found: dict[int, str], other: int) -> None:
 
 
 @given(MAPS, st.lists(st.integers(0, 20), max_size=4), st.randoms())
-def test_runs_in_any_order_make_the_same(found: dict[int, str], cuts: list[int], chance: object) -> None:
+def test_runs_in_any_order_give_the_same_digests(
+    found: dict[int, str], cuts: list[int], chance: object
+) -> None:
     bounds = [0, *sorted(min(cut, len(found)) for cut in cuts), len(found)]
     items = list(found.items())
     parts = [dict(items[a:b]) for a, b in pairwise(bounds) if a < b]
@@ -48,9 +50,7 @@ def test_runs_in_any_order_make_the_same(found: dict[int, str], cuts: list[int],
 
 
 @given(MAPS, MAPS)
-def test_a_block_that_became_zero_is_held_as_one_of_zeros(
-    image: dict[int, str], parent: dict[int, str]
-) -> None:
+def test_a_block_that_became_zero_is_a_block_of_zeros(image: dict[int, str], parent: dict[int, str]) -> None:
     image = {index: digest for index, digest in image.items() if digest}
     zero = hashlib.sha256(ZEROS).hexdigest()
     expected = dict.fromkeys(parent, zero) | image
@@ -67,7 +67,7 @@ def test_a_block_that_became_zero_is_held_as_one_of_zeros(
         ([(1, "abcd")], "not a SHA-256"),
     ],
 )
-def test_what_is_no_digest_is_refused(pairs: list[tuple[int, str]], text: str) -> None:
+def test_invalid_digests_are_refused(pairs: list[tuple[int, str]], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Digests(pairs)
 

@@ -193,7 +193,7 @@ def test_the_boot_loader_is_read_from_every_kind_of_fat(bits, long, files, syste
     assert firmware(mbr((0xEF, True, volume), (0x83, False, b"x"))) == (systems, False)
 
 
-def test_a_file_system_that_real_tools_made(tmp_path):
+def test_a_file_system_of_real_tools_is_read(tmp_path):
     if not all(map(shutil.which, ("mkfs.vfat", "mcopy", "mmd"))):
         pytest.skip("mkfs.vfat and mtools are not on this machine")
     for bits in (12, 16, 32):
@@ -225,11 +225,11 @@ def test_a_file_system_that_real_tools_made(tmp_path):
         (lambda: bytes(MIB), False),
     ],
 )
-def test_bios_boot_code_is_told_from_what_partitioning_tools_write(disk, bios):
+def test_bios_boot_code_is_distinguished_from_that_of_partitioning_tools(disk, bios):
     assert firmware(disk()) == ([], bios)
 
 
-def test_a_disk_for_both_is_uefi_preferred():
+def test_a_disk_with_both_boot_loaders_is_uefi_preferred():
     with open_image(io.BytesIO(gpt((BIOS, b"x"), (EFI, fat(X86)), code=CODE))) as image:
         found = read_firmware(image)
     assert found.boot_mode("x86_64-linux") == "uefi-preferred"
@@ -247,7 +247,7 @@ def test_a_gpt_for_sectors_of_4096_bytes_is_refused(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_damaged_table_or_file_system_never_ends_in_anything_but_an_answer(data):
+def test_a_damaged_table_or_file_system_is_no_error(data):
     disk = bytearray(gpt((EFI, fat(ARM, bits=data.draw(st.sampled_from([12, 16]))))))
     for _ in range(data.draw(st.integers(1, 12))):
         at = data.draw(
@@ -306,7 +306,7 @@ def as_file(tmp_path, disk, kind):
         (lambda: mbr((0x83, True, b"x"), code=CODE), "x86_64-linux", "legacy-bios"),
     ],
 )
-def test_an_image_file_tells_what_it_is_for(tmp_path, kind, disk, system, boot_mode):
+def test_system_and_boot_mode_come_from_the_image_file(tmp_path, kind, disk, system, boot_mode):
     found = read_image(as_file(tmp_path, disk(), kind))
     assert (found.system, found.boot_mode) == (system, boot_mode)
 
@@ -321,7 +321,7 @@ def test_an_image_file_tells_what_it_is_for(tmp_path, kind, disk, system, boot_m
         (lambda: gpt((EFI, fat(X86))), {"boot_mode": "legacy-bios"}, ("x86_64-linux", "legacy-bios")),
     ],
 )
-def test_what_is_given_counts_where_the_disk_does_not_contradict_it(tmp_path, disk, given, expected):
+def test_given_values_count_unless_the_disk_contradicts_them(tmp_path, disk, given, expected):
     found = read_image(as_file(tmp_path, disk(), "raw"), **given)
     assert (found.system, found.boot_mode) == expected
 
@@ -337,7 +337,7 @@ def test_what_is_given_counts_where_the_disk_does_not_contradict_it(tmp_path, di
         (lambda: gpt((EFI, fat(ARM))), {"boot_mode": "legacy-bios"}, "system", "--system"),
     ],
 )
-def test_what_nothing_tells_or_contradicts_is_refused_with_the_option(tmp_path, disk, given, field, option):
+def test_unknown_or_contradicting_values_are_refused_with_the_option(tmp_path, disk, given, field, option):
     with pytest.raises(errors.ImageFormatError) as caught:
         read_image(as_file(tmp_path, disk(), "raw"), **given)
     assert caught.value.field == field
@@ -402,7 +402,7 @@ def test_several_images_of_a_folder_are_named(tmp_path):
         read_image(folder)
 
 
-def test_a_packed_image_is_named_as_packed(tmp_path):
+def test_a_compressed_image_is_refused_as_compressed(tmp_path):
     packed = b"\x28\xb5\x2f\xfd" + bytes(1020)
     folder = output(tmp_path, {"sd-image/nixos.img.zst": packed})
     with pytest.raises(errors.ImageFormatError, match=r"(?i)zst"):

@@ -20,25 +20,25 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageError, ImageFormatError, ImageNotFoundError, ToolMissingError
 
 
-def test_a_vhd_called_raw_is_opened_as_the_vhd_that_it_is(tmp_path: Path) -> None:
+def test_a_vhd_with_the_suffix_raw_is_opened_as_a_vhd(tmp_path: Path) -> None:
     for kind in ("dynamic", "fixed"):
         with open_image(write_ours(tmp_path / f"{kind}.raw", scattered(3 * MIB), kind)) as image:
             assert (image.format, image.subformat, image.size) == ("vhd", kind, 3 * MIB)
 
 
-def test_a_raw_disk_called_vhd_is_opened_as_the_raw_disk_that_it_is(tmp_path: Path) -> None:
+def test_a_raw_disk_with_the_suffix_vhd_is_opened_as_a_raw_disk(tmp_path: Path) -> None:
     with open_image(write_raw(tmp_path / "disk.vhd", scattered(3 * MIB))) as image:
         assert (image.format, image.subformat, image.size, image.file_bytes) == ("raw", "", 3 * MIB, 3 * MIB)
 
 
 @pytest.mark.parametrize("kind", ["qcow2", "vhdx", "vmdk"])
-def test_the_formats_of_qemu_are_told_from_their_bytes(tmp_path: Path, kind: str) -> None:
+def test_the_formats_of_qemu_are_detected_from_their_bytes(tmp_path: Path, kind: str) -> None:
     raw = write_raw(tmp_path / "raw", scattered(3 * MIB))
     with open_image(qemu_make(tmp_path / "disk.vhd", raw, kind)) as image:
         assert (image.format, image.size) == (kind, 3 * MIB)
 
 
-def test_a_string_and_a_reader_do_as_well_as_a_path(tmp_path: Path) -> None:
+def test_strings_and_readers_are_accepted(tmp_path: Path) -> None:
     path = write_ours(tmp_path / "disk.vhd", scattered(3 * MIB), "dynamic")
     readers = [str(path), io.BytesIO(path.read_bytes()), path.open("rb")]
     for source in readers:
@@ -48,18 +48,18 @@ def test_a_string_and_a_reader_do_as_well_as_a_path(tmp_path: Path) -> None:
     readers[2].close()  # type: ignore[union-attr]
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageNotFoundError, match="No image at"):
         open_image(tmp_path / "absent.vhd")
 
 
-def test_a_dangling_result_link_says_to_build_again(tmp_path: Path) -> None:
+def test_the_fix_for_a_broken_result_link_is_a_build(tmp_path: Path) -> None:
     (tmp_path / "result").symlink_to(tmp_path / "collected")
     with pytest.raises(ImageNotFoundError, match="build the image again"):
         open_image(tmp_path / "result")
 
 
-def test_a_folder_says_to_name_the_file_in_it(tmp_path: Path) -> None:
+def test_the_fix_for_a_folder_is_the_file_in_it(tmp_path: Path) -> None:
     with pytest.raises(ImageNotFoundError, match=r"is a folder.*image-info\.json"):
         open_image(tmp_path)
 
@@ -70,13 +70,13 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         open_image(tmp_path / "empty.vhd")
 
 
-def test_a_file_that_the_system_will_not_open_keeps_the_systems_reason(tmp_path: Path) -> None:
+def test_an_error_of_the_system_is_the_reason(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ImageError, match=r"Could not open .*Too many levels of symbolic links"):
         open_image(tmp_path / "loop")
 
 
-def test_a_path_that_cannot_be_is_an_image_error() -> None:
+def test_an_impossible_path_is_an_image_error() -> None:
     with pytest.raises(ImageError, match="Could not open"):
         open_image("a\0b")
 
@@ -94,7 +94,7 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
         os.seteuid(user)
 
 
-def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="neither a file nor a block device"):
         open_image(tmp_path / "pipe")
@@ -133,7 +133,7 @@ def archives(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_what_is_no_disk_is_called_what_it_is(tmp_path: Path) -> None:
+def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
     for what, data in archives(tmp_path).items():
         path = tmp_path / "disk.raw"
         path.write_bytes(data.ljust(-(-len(data) // 512) * 512, b"\0") if what != "text" else data)
@@ -143,7 +143,7 @@ def test_what_is_no_disk_is_called_what_it_is(tmp_path: Path) -> None:
         assert caught.value.fix
 
 
-def test_a_partition_table_outweighs_the_mark_of_another_format(tmp_path: Path) -> None:
+def test_a_partition_table_takes_precedence_over_another_signature(tmp_path: Path) -> None:
     sector = bytearray(MIB)
     sector[:2], sector[510:512] = b"\x1f\x8b", b"\x55\xaa"
     with open_image(write_raw(tmp_path / "disk", bytes(sector))) as image:
@@ -157,30 +157,28 @@ def test_a_blank_disk_and_a_disk_of_noise_are_raw_disks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 511, 513, MIB + 1])
-def test_a_raw_file_that_is_not_whole_sectors_says_where_it_ends(length: int) -> None:
+def test_a_raw_file_with_a_partial_sector_is_refused_with_its_size(length: int) -> None:
     with pytest.raises(ImageFormatError) as caught:
         open_image(io.BytesIO(b"\xeb" + bytes(length - 1)))
     assert caught.value.offset == length
     assert caught.value.field == "end of file"
 
 
-def test_the_old_footer_of_511_bytes_is_named(tmp_path: Path) -> None:
+def test_a_footer_of_511_bytes_is_refused(tmp_path: Path) -> None:
     image = write_ours(tmp_path / "disk.vhd", scattered(MIB), "fixed").read_bytes()
     with pytest.raises(ImageFormatError, match="511 bytes instead of 512") as caught:
         open_image(io.BytesIO(image[:-1]))
     assert caught.value.offset == MIB
 
 
-def test_without_qemu_img_its_formats_name_the_missing_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_qemu_img_its_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", scattered(MIB)), "qcow2")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolMissingError, match="qemu-img is not installed on this machine"):
         open_image(image)
 
 
-def test_every_refusal_says_what_why_and_what_to_do(tmp_path: Path) -> None:
+def test_every_error_has_what_why_and_fix(tmp_path: Path) -> None:
     image = write_ours(tmp_path / "disk.vhd", scattered(3 * MIB), "dynamic").read_bytes()
     with pytest.raises(ImageFormatError) as caught:
         open_image(io.BytesIO(edited(image, {"bat.0": 0x7FFFFFFF})))

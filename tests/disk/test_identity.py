@@ -62,7 +62,7 @@ def test_the_vectors_of_the_documentation_are_those_of_the_second_implementation
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_every_container_of_a_disk_has_its_identity(tmp_path: Path, container: str) -> None:
+def test_every_format_of_a_disk_has_its_identity(tmp_path: Path, container: str) -> None:
     raw = write_raw(tmp_path / "raw", example())
     driver, options = CONTAINERS[container]
     if driver == "ours":
@@ -107,6 +107,6 @@ def test_an_index_or_a_digest_that_changes_is_another_identity(blocks: dict[int,
         ([(1, b"short")], "has 5 bytes instead of 32"),
     ],
 )
-def test_blocks_without_order_or_digest_are_refused(blocks: list[tuple[int, bytes]], text: str) -> None:
+def test_blocks_with_invalid_order_or_digest_are_refused(blocks: list[tuple[int, bytes]], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         identity_of(blocks)

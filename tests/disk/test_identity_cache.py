@@ -39,7 +39,7 @@ def remember(cache: IdentityCache, image: Path, *, parts: bool = False, store: s
 
 
 @pytest.mark.parametrize("parts", [False, True])
-def test_an_identity_is_remembered_with_its_digests(cache: IdentityCache, image: Path, parts: bool) -> None:
+def test_an_identity_is_cached_with_its_digests(cache: IdentityCache, image: Path, parts: bool) -> None:
     assert cache.find(image, parts=parts) is None
     seen = remember(cache, image, parts=parts)
     assert cache.find(image, parts=parts) == seen
@@ -73,7 +73,7 @@ def test_a_file_that_changed_is_read_again(cache: IdentityCache, image: Path, ch
     assert cache.find(image, parts=False) is None
 
 
-def test_a_file_that_changed_within_the_resolution_of_the_clock_is_not_remembered(
+def test_a_file_that_changed_within_the_resolution_of_the_clock_is_not_cached(
     cache: IdentityCache, image: Path
 ) -> None:
     """Another change in the same tick of the clock would leave the same times."""
@@ -85,16 +85,14 @@ def test_a_file_that_changed_within_the_resolution_of_the_clock_is_not_remembere
     assert cache.find(image, parts=False) == seen
 
 
-def test_a_file_that_changed_while_it_was_read_is_not_remembered(cache: IdentityCache, image: Path) -> None:
+def test_a_file_that_changed_while_it_was_read_is_not_cached(cache: IdentityCache, image: Path) -> None:
     seen = identify(image)
     image.chmod(0o400)
     cache.save(image, seen, started=time.time() + 60)
     assert cache.find(image, parts=False) is None
 
 
-def test_an_image_in_the_nix_store_is_remembered_whatever_its_inode(
-    cache: IdentityCache, image: Path
-) -> None:
+def test_an_image_in_the_nix_store_is_cached_by_its_path(cache: IdentityCache, image: Path) -> None:
     seen = identify(image)
     cache.save(image, seen, started=0, store=STORE)
     copy = write_raw(image.with_name("copy"), image.read_bytes())
@@ -130,7 +128,7 @@ def test_only_the_latest_identities_are_kept(
     assert kept == [3, 4, 5]
 
 
-def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, image: Path) -> None:
+def test_an_unwritable_folder_is_no_error(tmp_path: Path, image: Path) -> None:
     (tmp_path / "file").touch()
     cache = IdentityCache(tmp_path / "file")
     remember(cache, image)

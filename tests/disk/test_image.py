@@ -82,7 +82,7 @@ def test_blocks_and_ranges_are_those_of_the_disk(
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.binary(max_size=3000), st.binary(max_size=600))
-def test_any_bytes_at_all_are_a_disk_or_refused(head: bytes, tail: bytes) -> None:
+def test_any_bytes_are_a_disk_or_refused(head: bytes, tail: bytes) -> None:
     from vmsnix_ops.errors import ImageError
 
     for data in (head, head + tail, b"conectix" + head, head + b"conectix" + tail.ljust(504, b"\0")):
@@ -94,7 +94,7 @@ def test_any_bytes_at_all_are_a_disk_or_refused(head: bytes, tail: bytes) -> Non
             assert error.fix  # noqa: PT017
 
 
-def test_the_digest_is_that_of_the_file_and_tells_its_progress(tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_file_and_has_progress(tmp_path: Path) -> None:
     path = write_ours(tmp_path / "disk", scattered(7 * MIB, pieces=30), "dynamic")
     done: list[int] = []
     with open_image(path) as image:
@@ -138,12 +138,12 @@ def test_processes_share_an_image(tmp_path: Path) -> None:
         assert halves[0] + halves[1] == read_half(image, 0) + read_half(image, 1)
 
 
-def test_an_image_from_a_reader_cannot_be_sent_away() -> None:
+def test_an_image_from_a_reader_cannot_be_pickled() -> None:
     with open_image(io.BytesIO(bytes(512))) as image, pytest.raises(TypeError, match="another process"):
         pickle.dumps(image)
 
 
-def test_a_block_is_read_straight_into_the_bytes_that_are_handed_out(tmp_path: Path) -> None:
+def test_a_block_is_read_without_a_copy(tmp_path: Path) -> None:
     disk = b"\xeb" * (16 * BLOCK)
     for kind in ("dynamic", "fixed"):
         with open_image(write_ours(tmp_path / kind, disk, kind)) as image:
@@ -190,7 +190,7 @@ def test_a_hundred_gib_are_opened_in_milliseconds(tmp_path: Path) -> None:
         assert time.process_time() - before < 0.1
 
 
-def test_a_block_of_no_size_is_a_mistake_of_the_caller() -> None:
+def test_a_block_size_of_zero_is_refused() -> None:
     with (
         open_image(io.BytesIO(bytes(512))) as image,
         pytest.raises(ValueError, match="a block cannot have 0 bytes"),
@@ -198,13 +198,13 @@ def test_a_block_of_no_size_is_a_mistake_of_the_caller() -> None:
         next(image.blocks(0))
 
 
-def test_closing_twice_does_no_harm(tmp_path: Path) -> None:
+def test_closing_twice_is_no_error(tmp_path: Path) -> None:
     image = open_image(write_raw(tmp_path / "disk", scattered(MIB)))
     image.close()
     image.close()
 
 
-def test_an_image_tells_what_it_is(tmp_path: Path) -> None:
+def test_an_image_is_shown_with_its_format_and_size(tmp_path: Path) -> None:
     path = write_ours(tmp_path / "disk", scattered(MIB), "fixed")
     with open_image(path) as image:
         assert repr(image) == f"<fixed vhd image {path}: 1048576 bytes>"

@@ -44,7 +44,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("driver", "options"), VARIANTS)
-def test_images_of_qemu_read_as_qemu_reads_them(
+def test_images_of_qemu_are_read_as_by_qemu(
     tmp_path: Path, temporary: Path, driver: str, options: str
 ) -> None:
     disk = scattered(SIZE, seed=3)
@@ -60,14 +60,14 @@ def test_images_of_qemu_read_as_qemu_reads_them(
 @pytest.mark.parametrize(
     ("driver", "kind"), [("qcow2", MappedImage), ("vmdk", MappedImage), ("compressed", ConvertedImage)]
 )
-def test_only_what_cannot_be_read_in_place_is_converted(tmp_path: Path, driver: str, kind: type) -> None:
+def test_only_compressed_images_are_converted(tmp_path: Path, driver: str, kind: type) -> None:
     raw = write_raw(tmp_path / "raw", scattered(SIZE))
     with open_image(qemu_make(tmp_path / "disk", raw, driver)) as image:
         assert type(image) is kind
 
 
 @pytest.mark.parametrize("driver", ["qcow2", "compressed"])
-def test_a_reader_does_as_well_as_a_path(tmp_path: Path, temporary: Path, driver: str) -> None:
+def test_a_reader_is_accepted(tmp_path: Path, temporary: Path, driver: str) -> None:
     disk = scattered(SIZE)
     path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver)
     with open_image(io.BytesIO(path.read_bytes())) as image:
@@ -163,9 +163,7 @@ def test_a_vmdk_with_a_parent_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("driver", ["qcow2", "compressed", "vmdk", "vhdx"])
 @pytest.mark.parametrize("keep", [8, 600, 70_000, -70_000])
-def test_an_image_that_was_cut_short_is_refused(
-    tmp_path: Path, temporary: Path, driver: str, keep: int
-) -> None:
+def test_an_incomplete_image_is_refused(tmp_path: Path, temporary: Path, driver: str, keep: int) -> None:
     disk = scattered(SIZE, pieces=20)
     image = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver).read_bytes()
     if driver == "vhdx" and keep < 0:
@@ -176,7 +174,7 @@ def test_an_image_that_was_cut_short_is_refused(
     assert list(temporary.iterdir()) == []
 
 
-def test_an_image_that_shows_the_same_bytes_in_two_places_is_refused(tmp_path: Path) -> None:
+def test_an_image_with_overlapping_ranges_is_refused(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", b"\xeb\xfe" * MIB)
     image = bytearray(qemu_make(tmp_path / "disk", raw, "vmdk").read_bytes())
     for directory_at in (48, 56):  # the grain directory and its copy
@@ -189,7 +187,7 @@ def test_an_image_that_shows_the_same_bytes_in_two_places_is_refused(tmp_path: P
 
 @pytest.mark.parametrize("driver", ["qcow2", "vmdk", "vhdx"])
 @pytest.mark.parametrize("lost", [1, 511, 512, 4096])
-def test_not_even_the_last_byte_may_be_missing(tmp_path: Path, driver: str, lost: int) -> None:
+def test_an_image_without_its_last_byte_is_refused(tmp_path: Path, driver: str, lost: int) -> None:
     disk = b"\xeb\xfe" * (4 * MIB)  # whole blocks of each format, so that the file ends with data
     options = "block_size=1M" if driver == "vhdx" else ""
     path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver, options)
@@ -214,7 +212,7 @@ def test_a_disk_that_is_not_whole_sectors_is_refused(
     assert (caught.value.field, caught.value.offset) == (field, at)
 
 
-def test_a_size_field_that_lies_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_size_field_is_refused(tmp_path: Path) -> None:
     image = bytearray(
         qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", scattered(MIB)), "qcow2").read_bytes()
     )
@@ -247,7 +245,7 @@ def test_a_full_temporary_disk_names_the_fix(tmp_path: Path) -> None:
     assert "set TMPDIR" in done.stderr
 
 
-def test_an_image_that_a_machine_runs_from_says_so(tmp_path: Path) -> None:
+def test_an_image_in_use_by_a_machine_is_refused(tmp_path: Path) -> None:
     path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", scattered(MIB)), "qcow2")
     # QEMU's own marks of a writer: byte 101 (who writes) and byte 201 (nobody else may) of the file, locked.
     with path.open("r+b") as file:

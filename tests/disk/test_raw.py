@@ -25,12 +25,12 @@ def partitioned(size: int, *, start: int, sectors: int, kind: int = 0x83) -> byt
     return bytes(disk)
 
 
-def test_a_raw_disk_reads_as_its_file(tmp_path: Path) -> None:
+def test_a_raw_disk_has_the_bytes_of_its_file(tmp_path: Path) -> None:
     disk = scattered(5 * MIB + 512)
     assert whole(write_raw(tmp_path / "disk", disk)) == disk
 
 
-def test_a_hundred_gib_of_hole_are_never_read(tmp_path: Path) -> None:
+def test_a_hole_of_100_gib_is_not_read(tmp_path: Path) -> None:
     size = 100 << 30
     with (tmp_path / "disk").open("wb") as file:
         file.seek(size // 2)
@@ -48,7 +48,7 @@ def test_a_stored_zero_block_is_not_yielded(tmp_path: Path) -> None:
         assert list(image.allocated()) == [0, 1, 2, 3]
 
 
-def test_a_disk_that_ends_before_its_partition_was_cut_short(tmp_path: Path) -> None:
+def test_a_disk_that_ends_within_a_partition_is_refused(tmp_path: Path) -> None:
     disk = partitioned(4 * MIB, start=2048, sectors=6144)
     with open_image(io.BytesIO(disk)) as image:
         assert image.size == 4 * MIB
@@ -57,14 +57,14 @@ def test_a_disk_that_ends_before_its_partition_was_cut_short(tmp_path: Path) -> 
     assert (caught.value.offset, caught.value.field) == (458, "partition 1 size")
 
 
-def test_a_fixed_vhd_that_lost_its_footer_and_more_is_found_out_too(tmp_path: Path) -> None:
+def test_a_fixed_vhd_without_its_end_is_refused(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", partitioned(4 * MIB, start=2048, sectors=6144))
     image = qemu_make(tmp_path / "disk.vhd", raw, "vpc", "subformat=fixed,force_size=on").read_bytes()
     with pytest.raises(ImageFormatError, match="incomplete"):
         open_image(io.BytesIO(image[:-1024]))
 
 
-def test_a_disk_that_ends_before_its_second_partition_table_was_cut_short() -> None:
+def test_a_disk_without_its_second_partition_table_is_refused() -> None:
     disk = bytearray(partitioned(4 * MIB, start=1, sectors=0xFFFFFFFF, kind=0xEE))
     disk[512:520] = b"EFI PART"
     struct.pack_into("<Q", disk, 512 + 32, 4 * MIB // 512 - 1)

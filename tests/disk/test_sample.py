@@ -45,7 +45,7 @@ def serial_output(image: Path, driver: str, wanted: str) -> str:
 
 
 @pytest.mark.parametrize(("format_", "file", "_kind"), FORMATS)
-def test_the_sample_boots_and_says_its_line(tmp_path: Path, format_: str, file: str, _kind: str) -> None:
+def test_the_sample_boots_and_prints_its_line(tmp_path: Path, format_: str, file: str, _kind: str) -> None:
     make_sample_image(tmp_path, format=format_, message="hello from the sample")  # type: ignore[arg-type]
     driver = "raw" if format_ == "raw" else "vpc"
     assert serial_output(tmp_path / file, driver, "the sample") == "hello from the sample\r\n"
@@ -88,7 +88,7 @@ def test_the_same_arguments_give_the_same_bytes_and_others_give_others(tmp_path:
     assert digest("d", message="other") != first
 
 
-def test_a_sample_has_as_much_data_as_asked_for(tmp_path: Path) -> None:
+def test_a_sample_has_the_requested_amount_of_data(tmp_path: Path) -> None:
     make_sample_image(tmp_path, format="raw", size=64 * MIB, data_bytes=6 * MIB)
     disk = (tmp_path / "sample.img").read_bytes()
     assert 6 * MIB * 0.99 < len(disk) - disk.count(0) < 6 * MIB * 1.01
@@ -105,7 +105,7 @@ def test_a_message_that_does_not_fit_is_refused(message: str) -> None:
         boot_sector(message, partition_start=1, partition_sectors=1)
 
 
-def test_the_longest_message_leaves_the_partition_table_whole() -> None:
+def test_the_longest_message_does_not_reach_the_partition_table() -> None:
     sector = boot_sector("x" * TEXT_LIMIT, partition_start=2048, partition_sectors=99)
     assert len(sector) == 512
     assert sector[510:] == b"\x55\xaa"

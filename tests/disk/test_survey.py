@@ -94,7 +94,7 @@ def test_holes_and_zeros_are_not_hashed(tmp_path: Path, monkeypatch: pytest.Monk
     assert hashed == [BLOCK]
 
 
-def test_all_cores_find_the_same_and_tell_their_progress(tmp_path: Path) -> None:
+def test_all_cores_find_the_same_and_report_progress(tmp_path: Path) -> None:
     disk = scattered(80 * MIB, pieces=200)
     done: list[int] = []
     with open_image(write_raw(tmp_path / "disk", disk)) as image:
@@ -105,7 +105,7 @@ def test_all_cores_find_the_same_and_tell_their_progress(tmp_path: Path) -> None
     assert min(done) >= 0
 
 
-def test_a_reader_can_be_looked_at_too() -> None:
+def test_a_reader_is_identified_too() -> None:
     disk = scattered(3 * MIB, pieces=9)
     with open_image(io.BytesIO(disk)) as image:
         assert survey(image).stamp is None
@@ -147,7 +147,7 @@ def test_a_file_that_grows_or_shrinks_meanwhile_is_refused(tmp_path: Path, size:
         survey(image, parts=parts, on_progress=resize)
 
 
-def test_a_file_that_is_cut_short_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_truncated_meanwhile_is_refused(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (4 * MIB))
     with open_image(path) as image:
         os.truncate(path, 3 * MIB + 512)
@@ -158,7 +158,7 @@ def test_a_file_that_is_cut_short_meanwhile_is_refused(tmp_path: Path) -> None:
     assert (caught.value.offset, caught.value.field) == (3 * MIB + 512, "end of file")
 
 
-def test_an_interrupt_ends_it_at_once(tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_survey_at_once(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     with path.open("wb") as file:
         file.truncate(8 << 30)
@@ -218,7 +218,7 @@ def test_headers_and_tables_that_change_before_they_are_hashed_are_found(tmp_pat
     assert caught.value.offset is not None
 
 
-def test_blocks_that_lie_scattered_in_the_file_are_found_too(tmp_path: Path) -> None:
+def test_scattered_blocks_are_found_too(tmp_path: Path) -> None:
     """A VHD with blocks of 64 KiB, in the file in any order, so that no block of EBS is in one place."""
     size, block = 16 * MIB, 64 * 1024
     disk = bytes(random.Random(1).randbytes(size))
@@ -266,7 +266,7 @@ def test_only_identified_bytes_of_an_image_are_read(tmp_path: Path, change: str)
     assert caught.value.offset == {"behind": 8 * MIB, "cut": 20 * MIB - 512, "longer": 20 * MIB}[change]
 
 
-def test_a_hole_that_was_made_later_is_no_evidence_of_zeros(tmp_path: Path) -> None:
+def test_a_later_hole_in_the_file_is_not_taken_as_zeros(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (20 * MIB))
     with open_image(path) as image:
         seen = survey(image, parts=True)
@@ -285,7 +285,7 @@ def read_identified(path: Path, seen: Survey) -> None:
 
 
 @pytest.mark.parametrize("parts", [False, True])
-def test_a_file_is_still_the_identified_one_by_its_bytes_alone(tmp_path: Path, parts: bool) -> None:
+def test_a_file_with_the_same_bytes_is_still_identified(tmp_path: Path, parts: bool) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (2 * MIB))
     seen = identify(path, parts=parts)
     assert still_identified(path, seen)

@@ -36,9 +36,7 @@ SIZE = 5 * MIB  # three blocks of 2 MiB, the last one half
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("subformat", ["dynamic", "fixed"])
 @pytest.mark.parametrize("force_size", ["on", "off"])
-def test_vhds_of_qemu_read_as_qemu_reads_them(
-    tmp_path: Path, size: int, subformat: str, force_size: str
-) -> None:
+def test_vhds_of_qemu_are_read_as_by_qemu(tmp_path: Path, size: int, subformat: str, force_size: str) -> None:
     disk = scattered(size, seed=size)
     options = f"subformat={subformat},force_size={force_size}"
     path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), "vpc", options)
@@ -110,14 +108,14 @@ def test_blocks_of_every_size_are_read(tmp_path: Path, block_size: int) -> None:
     assert whole(tmp_path / "disk") == data + bytes(4 * MIB - block_size)
 
 
-def test_the_last_block_need_only_be_there_as_far_as_the_disk_goes(tmp_path: Path) -> None:
+def test_the_last_block_may_end_with_the_disk(tmp_path: Path) -> None:
     image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
     cut = image[: -512 - MIB] + image[-512:]
     (tmp_path / "cut").write_bytes(cut)
     assert whole(tmp_path / "cut") == scattered(SIZE)
 
 
-def test_a_range_is_read_wherever_it_lies(tmp_path: Path) -> None:
+def test_any_range_is_read(tmp_path: Path) -> None:
     disk = scattered(SIZE)
     with open_image(write_ours(tmp_path / "disk", disk, "dynamic")) as image:
         for offset, length in (
@@ -133,7 +131,7 @@ def test_a_range_is_read_wherever_it_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1), (0, 2**40)])
-def test_a_range_that_cannot_be_is_a_mistake_of_the_caller(tmp_path: Path, offset: int, length: int) -> None:
+def test_an_invalid_range_is_refused(tmp_path: Path, offset: int, length: int) -> None:
     with (
         open_image(write_ours(tmp_path / "disk", scattered(MIB), "fixed")) as image,
         pytest.raises(ValueError, match="cannot read"),
@@ -186,7 +184,7 @@ def place(field: str, footer: int, header: int) -> int:
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_field_that_lies_is_named_with_its_offset(tmp_path: Path, lie: str) -> None:
+def test_a_wrong_field_is_named_with_its_offset(tmp_path: Path, lie: str) -> None:
     changes, field = LIES[lie]
     disk = scattered(SIZE, pieces=40)
     image = write_ours(tmp_path / "disk", disk, "dynamic").read_bytes()
@@ -212,7 +210,7 @@ def test_a_field_that_lies_is_named_with_its_offset(tmp_path: Path, lie: str) ->
         (0, "footer copy cookie"),
     ],
 )
-def test_a_wrong_checksum_is_named(tmp_path: Path, at: int, field: str) -> None:
+def test_a_wrong_checksum_is_refused(tmp_path: Path, at: int, field: str) -> None:
     image = bytearray(write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes())
     image[at] ^= 1
     with pytest.raises(ImageFormatError) as caught:
@@ -220,14 +218,14 @@ def test_a_wrong_checksum_is_named(tmp_path: Path, at: int, field: str) -> None:
     assert caught.value.field == field
 
 
-def test_a_sound_copy_does_not_stand_in_for_a_damaged_footer(tmp_path: Path) -> None:
+def test_a_damaged_footer_is_refused_even_if_its_copy_is_valid(tmp_path: Path) -> None:
     image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
     with pytest.raises(ImageFormatError, match="incomplete or damaged") as caught:
         open_image(io.BytesIO(image[:-512] + bytes(512)))
     assert (caught.value.field, caught.value.offset) == ("footer cookie", len(image) - 512)
 
 
-def test_a_differencing_disk_says_to_merge_it(tmp_path: Path) -> None:
+def test_the_fix_for_a_differencing_disk_is_a_merge(tmp_path: Path) -> None:
     image = write_ours(tmp_path / "disk", scattered(SIZE), "dynamic").read_bytes()
     with pytest.raises(ImageFormatError, match=r"differences from a parent.*Merge-VHD"):
         open_image(io.BytesIO(edited(image, {"footers.disk_type": 4})))
@@ -235,9 +233,7 @@ def test_a_differencing_disk_says_to_merge_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["dynamic", "fixed"])
 @pytest.mark.parametrize("keep", [100, 512, 1000, 1536, 2 * MIB, -513, -512, -1])
-def test_a_vhd_that_was_cut_short_is_never_read_as_something_else(
-    tmp_path: Path, kind: str, keep: int
-) -> None:
+def test_an_incomplete_vhd_is_never_read_as_another_format(tmp_path: Path, kind: str, keep: int) -> None:
     disk = bytearray(scattered(SIZE))
     struct.pack_into("<B3xB3xII", disk, 446, 0x80, 0x83, 2048, SIZE // 512 - 2048)
     disk[462:512] = bytes(48) + b"\x55\xaa"
@@ -252,7 +248,7 @@ def test_a_vhd_that_was_cut_short_is_never_read_as_something_else(
 
 
 @pytest.mark.parametrize(("change", "word"), [(512, "larger"), (-512, "smaller")])
-def test_a_fixed_vhd_that_is_longer_or_shorter_than_its_size_field(
+def test_a_fixed_vhd_of_another_size_than_its_size_field_is_refused(
     tmp_path: Path, change: int, word: str
 ) -> None:
     image = write_ours(tmp_path / "disk", scattered(SIZE), "fixed").read_bytes()
@@ -263,7 +259,7 @@ def test_a_fixed_vhd_that_is_longer_or_shorter_than_its_size_field(
     assert caught.value.offset == SIZE + change + 48
 
 
-def test_a_file_that_shrinks_while_it_is_read_says_so(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = write_ours(tmp_path / "disk", scattered(SIZE, pieces=40), "dynamic")
     with open_image(path) as image:
         with path.open("r+b") as file:

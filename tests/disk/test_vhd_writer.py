@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("kind", ["dynamic", "fixed"])
 @pytest.mark.parametrize("size", [512, 2 * MIB, 2 * MIB + 512, 9 * MIB + 1024])
-def test_what_is_written_reads_back_here_and_in_qemu(tmp_path: Path, kind: str, size: int) -> None:
+def test_a_written_vhd_is_read_here_and_by_qemu(tmp_path: Path, kind: str, size: int) -> None:
     disk = scattered(size, seed=size)
     path = write_ours(tmp_path / "disk", disk, kind)
     assert whole(path) == disk
@@ -29,7 +29,7 @@ def test_what_is_written_reads_back_here_and_in_qemu(tmp_path: Path, kind: str, 
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "fixed"])
-def test_qemu_sees_the_exact_size_without_being_told(tmp_path: Path, kind: str) -> None:
+def test_qemu_detects_the_exact_size(tmp_path: Path, kind: str) -> None:
     path = write_ours(tmp_path / "disk", scattered(3 * MIB), kind)
     text = subprocess.run(
         [require("qemu-img"), "info", "--output=json", "-f", "vpc", str(path)],
@@ -51,13 +51,13 @@ def test_the_same_disk_gives_the_same_file_and_another_disk_another_identifier(t
     assert first[68:84] != other[68:84]
 
 
-def test_a_block_without_data_takes_no_room(tmp_path: Path) -> None:
+def test_a_block_without_data_takes_no_space(tmp_path: Path) -> None:
     write_vhd(tmp_path / "disk", [], size=100 * MIB)
     assert (tmp_path / "disk").stat().st_size < 4096
 
 
 @pytest.mark.parametrize("size", [0, 511, 2**41])
-def test_a_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+def test_an_invalid_size_is_refused(tmp_path: Path, size: int) -> None:
     with pytest.raises(ValueError, match="must be a multiple of 512"):
         write_vhd(tmp_path / "disk", [], size=size)
 

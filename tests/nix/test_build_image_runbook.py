@@ -46,7 +46,7 @@ def test_builds_shows_and_leaves_a_result(nix: Path, tmp_path: Path) -> None:
         seconds=2,
     ),
 )
-def test_a_failure_is_told_in_the_report(
+def test_a_failure_is_in_the_report(
     nix: Path, tmp_path: Path, parameters: dict[str, str], exit_code: int, words: str
 ) -> None:
     outcome, report = run_build_image(tmp_path, **parameters)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Plan = publish.PublishPlan
 
 
-def test_an_image_boots_before_it_is_uploaded_and_once(plan: Callable[..., Plan]) -> None:
+def test_an_image_is_booted_once_before_its_upload(plan: Callable[..., Plan]) -> None:
     require("qemu-system")
     first, again = (plan(boot_test=True, boot_expect=MESSAGE) for _ in range(2))
     assert "boot it in QEMU" in str(first)
@@ -48,17 +48,17 @@ def test_a_dry_run_boots_nothing(plan: Callable[..., Plan]) -> None:
     assert wanted.boot(wanted.build()).outcome == "planned"
 
 
-def test_without_the_word_nothing_is_booted(plan: Callable[..., Plan]) -> None:
+def test_without_the_parameter_nothing_is_booted(plan: Callable[..., Plan]) -> None:
     wanted = plan()
     assert wanted.boot(wanted.build()).outcome == "skipped"
 
 
-def test_an_expression_that_cannot_be_is_refused_with_the_plan(plan: Callable[..., Plan]) -> None:
+def test_an_invalid_expression_is_refused_by_the_plan(plan: Callable[..., Plan]) -> None:
     with pytest.raises(ParameterError, match="Invalid regular expression"):
         plan(boot_test=True, boot_expect="(")
 
 
-def test_a_boot_by_itself_is_planned_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_boot_image_has_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
     shown = str(boot_image.plan("result", user_data="x", deadline=7))
     assert "at most 7 s" in shown

@@ -38,7 +38,7 @@ def versioned(aws, state="Enabled"):
 
 
 @pytest.mark.parametrize("state", ["Enabled", "Suspended"])
-def test_a_versioned_bucket_that_keeps_removed_images_is_reported(aws, state):
+def test_a_versioned_bucket_without_expiry_of_old_versions_is_reported(aws, state):
     assert outcome("bucket versions").outcome == "pass"
     versioned(aws, state)
     check = outcome("bucket versions")
@@ -103,7 +103,7 @@ def test_an_archive_among_the_images_is_refused(aws, monkeypatch, setting, place
     ],
 )
 @pytest.mark.parametrize("kind", ["publisher", "vmimport-role", "promoter"])
-def test_a_policy_is_of_the_regions_partition(capsys, region, partition, kind):
+def test_a_policy_has_the_partition_of_its_region(capsys, region, partition, kind):
     asked = ["iam-policy", kind, "--region", region, "--bucket", "images-x", "--account", "012345678901"]
     assert main(asked) == 0
     arns = [
@@ -133,7 +133,7 @@ def test_an_import_works_in_every_partition_after_a_bootstrap(aws, plan, region)
 
 
 @pytest.mark.parametrize("region", ["cn-north-1", "us-gov-east-1", "eusc-de-east-1"])
-def test_nobody_is_told_to_enable_a_region_of_another_partition(aws, plan, region):
+def test_a_region_of_another_partition_is_not_called_disabled(aws, plan, region):
     refused = {"do": "error", "code": "InvalidClientTokenId", "http": 403, "where": {"region": region}}
     aws.faults.add({"op": "ec2:*", **refused, "code": "AuthFailure"})
     with pytest.raises(errors.AwsError) as caught:
@@ -171,7 +171,7 @@ def test_a_stream_optimized_vmdk_is_imported(aws, plan, raw, tmp_path):
     assert plan(image=str(path), verify="whole").apply().outcome == "created"
 
 
-def test_what_vm_import_does_not_take_is_refused_with_a_command_that_works(plan, raw, tmp_path, monkeypatch):
+def test_an_unsupported_format_is_refused_with_a_working_conversion(plan, raw, tmp_path, monkeypatch):
     for kind in ("vmdk", "qcow2", "vhdx"):
         path = converted(raw, kind, tmp_path / f"sample.{kind}")
         with pytest.raises(errors.ImageFormatError, match="VM Import does not support") as caught:
@@ -182,7 +182,7 @@ def test_what_vm_import_does_not_take_is_refused_with_a_command_that_works(plan,
         assert plan(image=command[-1]).apply().outcome in ("created", "reused")
 
 
-def test_a_disk_beyond_the_largest_vhd_is_not_to_be_converted_to_one(plan, tmp_path):
+def test_a_disk_larger_than_a_vhd_is_converted_to_raw(plan, tmp_path):
     path = tmp_path / "large.qcow2"
     subprocess.run(
         [require("qemu-img"), "create", "-q", "-f", "qcow2", str(path), "2041G"], check=True, timeout=120
@@ -193,7 +193,7 @@ def test_a_disk_beyond_the_largest_vhd_is_not_to_be_converted_to_one(plan, tmp_p
     assert "-O raw" in str(caught.value)
 
 
-def test_a_disk_larger_than_a_file_can_be_is_reported_as_that(tmp_path):
+def test_a_disk_larger_than_the_largest_file_is_refused(tmp_path):
     path = tmp_path / "large.vhdx"
     subprocess.run(
         [require("qemu-img"), "create", "-q", "-f", "vhdx", str(path), "17T"], check=True, timeout=120

@@ -159,7 +159,7 @@ def test_a_file_that_changes_while_it_is_identified_is_refused_whatever_its_time
 
 
 @pytest.mark.parametrize(("kind", "change"), few(CHANGES, 3, seconds=2))
-def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_is_left(
+def test_bytes_that_changed_before_the_upload_are_refused_and_nothing_is_left(
     plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
     request: pytest.FixtureRequest,
@@ -183,7 +183,7 @@ def test_bytes_that_changed_between_identity_and_upload_are_refused_and_nothing_
 
 
 @pytest.mark.parametrize("change", [in_place, same_crc64])
-def test_one_byte_is_found_in_the_block_that_is_sent(
+def test_one_changed_byte_of_a_sent_block_is_found(
     plan: Callable[..., publish.PublishPlan], raw: Path, change: Callable[[Path], None]
 ) -> None:
     wanted = plan(image=str(raw), via="direct")
@@ -194,7 +194,7 @@ def test_one_byte_is_found_in_the_block_that_is_sent(
     assert caught.value.offset == (17 * MIB if change is in_place else 2 * MIB)
 
 
-def test_bytes_that_change_between_two_parts_delete_the_upload(
+def test_a_change_between_two_parts_deletes_the_upload(
     aws: Sandbox,
     plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
@@ -219,7 +219,7 @@ def test_bytes_that_change_between_two_parts_delete_the_upload(
     assert left().nothing
 
 
-def test_a_file_that_was_cut_short_or_grew_is_refused_before_an_upload_begins(
+def test_a_file_of_another_size_is_refused_before_the_upload(
     plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path
 ) -> None:
     wanted = plan(image=str(raw))
@@ -234,7 +234,7 @@ def test_a_file_that_was_cut_short_or_grew_is_refused_before_an_upload_begins(
 
 
 @pytest.mark.parametrize("name", few(["raw", "vhd"], 1, seconds=2))
-def test_what_changes_between_upload_and_import_does_not_matter(
+def test_a_change_of_the_file_after_the_upload_has_no_effect(
     aws: Sandbox,
     plan: Callable[..., publish.PublishPlan],
     request: pytest.FixtureRequest,
@@ -255,16 +255,14 @@ def test_what_changes_between_upload_and_import_does_not_matter(
     assert wanted.register(snapshot).ami_id
 
 
-def test_verify_does_not_need_the_file_any_more(
-    plan: Callable[..., publish.PublishPlan], raw: Path, via: str
-) -> None:
+def test_verify_does_not_read_the_file(plan: Callable[..., publish.PublishPlan], raw: Path, via: str) -> None:
     wanted = plan(image=str(raw), via=via, verify="sample")
     source = wanted.upload(wanted.build())
     raw.unlink()
     assert "changed after it was identified" in wanted.import_snapshot(source).verified
 
 
-def test_verify_is_silent_about_a_file_that_was_only_touched(
+def test_verify_does_not_report_a_file_with_only_a_new_time(
     plan: Callable[..., publish.PublishPlan], raw: Path
 ) -> None:
     wanted = plan(image=str(raw), verify="sample")
@@ -302,7 +300,7 @@ def foreign_snapshot(aws: Sandbox, digest: str, blocks: dict[int, bytes], size_g
     return str(snapshot_id)
 
 
-def test_a_snapshot_is_compared_with_what_was_identified_and_not_with_the_file_of_now(
+def test_a_snapshot_is_compared_with_the_identified_bytes_and_not_with_the_file(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, via: str
 ) -> None:
     """The snapshot holds what the file holds now, and the digest names other bytes."""
@@ -317,7 +315,7 @@ def test_a_snapshot_is_compared_with_what_was_identified_and_not_with_the_file_o
         wanted.import_snapshot(source)
 
 
-def test_a_snapshot_that_differs_and_cannot_be_deleted_is_not_said_to_contain_the_image(
+def test_a_wrong_snapshot_that_cannot_be_deleted_is_reported_as_wrong(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -338,7 +336,7 @@ def test_a_snapshot_that_differs_and_cannot_be_deleted_is_not_said_to_contain_th
     assert "same bytes" not in told
 
 
-def test_an_object_that_is_there_is_used_by_its_digest_and_the_file_is_not_read_again(
+def test_an_existing_object_is_reused_without_reading_the_file(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path
 ) -> None:
     content = raw.read_bytes()
@@ -390,7 +388,7 @@ def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_objec
     assert (left().snapshots, left().amis) == ([], [])
 
 
-def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
+def test_an_object_replaced_during_its_import_becomes_no_ami(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path
 ) -> None:
     content = raw.read_bytes()
@@ -416,7 +414,7 @@ def test_an_object_that_is_replaced_while_it_is_imported_becomes_no_ami(
     assert bytes_of(aws, again.snapshot_id, len(content)) == content
 
 
-def test_an_upload_that_is_continued_sends_identified_bytes_only(
+def test_a_continued_upload_sends_only_identified_bytes(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, via: str
 ) -> None:
     operation = "s3:UploadPart" if via == "import" else "ebs:PutSnapshotBlock"
@@ -452,7 +450,7 @@ def test_an_incremental_upload_of_a_file_that_changed_is_refused(
 
 
 @pytest.mark.long(seconds=2)
-def test_an_incremental_upload_goes_by_bytes_and_not_by_times(
+def test_an_incremental_upload_compares_bytes_and_not_times(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path
 ) -> None:
     plan(image=str(raw), via="direct").apply()
@@ -496,7 +494,7 @@ def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
 
 
 @pytest.mark.parametrize("writes", [in_place, renamed_over], ids=["in place", "renamed over"])
-def test_a_boot_test_of_other_bytes_is_refused_also_when_the_image_is_put_back(
+def test_a_boot_test_of_other_bytes_is_refused_even_if_the_image_is_restored(
     plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
     raw: Path,

@@ -45,7 +45,7 @@ def rounded(raw: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("first", ["raw", "rounded"])
-def test_a_container_that_rounds_the_size_up_finds_the_same_ami_and_reports_both_sizes(
+def test_a_format_that_rounds_the_size_up_finds_the_same_ami_and_reports_both_sizes(
     plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path, left: Callable[[], Left], first: str
 ) -> None:
     said: list[str] = []
@@ -74,7 +74,7 @@ def test_a_snapshot_of_another_size_is_registered_when_its_ami_is_gone(
     assert (again.snapshot_id, again.outcome, again.size_gib) == (first.snapshot_id, "created", 2)
 
 
-def test_an_import_keeps_the_manifest_of_its_snapshot(
+def test_an_import_writes_the_manifest_of_its_snapshot(
     plan: Callable[..., publish.PublishPlan], rounded: Path
 ) -> None:
     result = plan(image=str(rounded)).apply()
@@ -139,7 +139,7 @@ def test_an_identity_that_was_remembered_wrongly_is_forgotten(
     assert plan(image=str(image), via="direct").apply().digest == identify(image).identity
 
 
-def test_an_identity_that_is_remembered_wrongly_publishes_nothing(
+def test_a_wrong_cached_identity_publishes_nothing(
     plan: Callable[..., publish.PublishPlan],
     raw: Path,
     left: Callable[[], Left],

@@ -83,7 +83,7 @@ def puts(aws) -> int:
 @pytest.mark.parametrize(
     "kind", few(["vhd", "raw", "qcow2-compressed", "vhd-fixed", "qcow2", "vhdx", "vmdk"], 1, seconds=3)
 )
-def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes_whatever_the_network_does(
+def test_an_image_of_every_format_becomes_an_ami_with_its_bytes_despite_network_errors(
     aws, direct, raw, tmp_path, left, kind
 ):
     path, plain = tmp_path / "converted", raw
@@ -108,7 +108,7 @@ def test_an_image_of_every_format_becomes_an_ami_that_holds_its_bytes_whatever_t
     assert (there.objects, there.uploads, there.running) == ([], [], [])
 
 
-def test_neither_bucket_nor_role_are_looked_at(aws, direct):
+def test_neither_bucket_nor_role_are_checked(aws, direct):
     before = len(list(aws.calls))
     direct().apply()
     services = {(call.service, call.operation) for call in list(aws.calls)[before:]}
@@ -123,7 +123,7 @@ def test_zero_blocks_are_not_sent(aws, direct, raw):
         assert puts(aws) < disk.size // BLOCK
 
 
-def test_what_the_digest_step_hashed_is_not_hashed_again(direct, monkeypatch):
+def test_the_upload_does_not_hash_the_image_again(direct, monkeypatch):
     monkeypatch.setattr(writing, "identify", None)
     assert direct().apply().outcome == "created"
 
@@ -165,7 +165,7 @@ def test_a_dry_run_changes_nothing(direct, changes, left):
     assert "s3://" not in str(wanted)
 
 
-def test_result_and_tables_say_how_it_went(direct):
+def test_result_and_tables_have_the_statistics_of_the_upload(direct):
     wanted = direct()
     result = wanted.apply()
     written = json.loads((wanted.journal.run.folder / "result.json").read_text())
@@ -184,7 +184,7 @@ def test_result_and_tables_say_how_it_went(direct):
     assert len(manifest.blocks) == detail["sent_blocks"]
 
 
-def test_nothing_is_left_of_the_journal(direct):
+def test_the_journal_is_deleted(direct):
     direct().apply()
     left = [path for path in (load().state / "blocks").iterdir() if path.suffix != ".lock"]
     assert left == []  # the empty lock file stays: removing it would let two publishers hold it
@@ -193,7 +193,7 @@ def test_nothing_is_left_of_the_journal(direct):
 # ---------------------------------------------------------------- incremental
 
 
-def test_only_changed_blocks_are_sent_and_vanished_ones_become_zero(aws, direct, raw):
+def test_only_changed_blocks_are_sent_and_removed_ones_become_zero(aws, direct, raw):
     first = direct(image=str(raw)).apply()
     sent = puts(aws)
     changed(raw, block=3, fill=7)
@@ -212,7 +212,7 @@ def test_only_changed_blocks_are_sent_and_vanished_ones_become_zero(aws, direct,
 
 
 @pytest.mark.long(seconds=2)
-def test_a_smaller_image_of_the_same_volume_size_leaves_nothing_behind_its_end(aws, direct, raw):
+def test_the_snapshot_of_a_smaller_image_has_zeros_after_its_end(aws, direct, raw):
     size = raw.stat().st_size
     with raw.open("r+b") as file:  # no partition, which would have to end before the disk does
         file.seek(446)
@@ -239,7 +239,7 @@ def test_a_full_upload_on_request(direct, raw):
     assert "incremental is off" in why_full(direct(image=str(raw), incremental=False))
 
 
-def test_a_parent_that_is_gone(aws, direct, raw):
+def test_a_deleted_parent_means_a_full_upload(aws, direct, raw):
     first = direct(image=str(raw)).apply()
     ec2 = aws.client("ec2", REGION)
     ec2.deregister_image(ImageId=first.ami_id)
@@ -250,7 +250,7 @@ def test_a_parent_that_is_gone(aws, direct, raw):
 
 
 @pytest.mark.long(seconds=2)
-def test_a_parent_without_manifest(direct, raw):
+def test_a_parent_without_a_manifest_means_a_full_upload(direct, raw):
     direct(image=str(raw)).apply()
     shutil.rmtree(load().state / "history" / "manifests")
     changed(raw, block=3, fill=7)
@@ -276,7 +276,7 @@ def test_a_parent_that_is_deleted_between_choice_and_start_means_a_full_upload(a
     assert holds(aws, wanted.apply().snapshot_id, raw)
 
 
-def test_a_parent_that_is_encrypted_otherwise(aws, direct, raw):
+def test_a_parent_with_another_encryption_is_not_used(aws, direct, raw):
     direct(image=str(raw)).apply()
     aws.client("ec2", REGION).enable_ebs_encryption_by_default()
     changed(raw, block=3, fill=7)
@@ -285,13 +285,13 @@ def test_a_parent_that_is_encrypted_otherwise(aws, direct, raw):
 
 
 @pytest.mark.long(seconds=2)
-def test_a_parent_in_another_region(aws, direct, raw):
+def test_a_snapshot_in_another_region_is_no_parent(aws, direct, raw):
     direct(image=str(raw)).apply()
     assert "in this region" in why_full(direct(image=str(raw), region="eu-west-1"))
 
 
 @pytest.mark.long(seconds=2)
-def test_a_parent_in_another_account(aws, direct, raw, monkeypatch):
+def test_a_snapshot_of_another_account_is_no_parent(aws, direct, raw, monkeypatch):
     direct(image=str(raw)).apply()
     for name, value in aws.other_account("111122223333").environment.items():
         monkeypatch.setenv(name, value)
@@ -327,14 +327,14 @@ def test_a_manifest_that_cannot_be_used_means_a_full_upload(direct, raw, damage)
     assert "has no manifest beside the tables, or it cannot be used" in why_full(plan)
 
 
-def test_a_manifest_that_does_not_match_what_aws_lists(direct, raw):
+def test_a_manifest_that_contradicts_the_list_of_aws_is_not_used(direct, raw):
     first = direct(image=str(raw)).apply()
     with_blocks(first.snapshot_id, lambda blocks: blocks | {900: blocks[0]})
     changed(raw, block=3, fill=7)
     assert f"{first.snapshot_id} contains other blocks" in why_full(direct(image=str(raw)))
 
 
-def test_a_manifest_with_as_many_blocks_at_other_indices_is_not_trusted(aws, direct, raw):
+def test_a_manifest_with_other_indices_is_not_used(aws, direct, raw):
     first = direct(image=str(raw)).apply()
     with_blocks(first.snapshot_id, lambda blocks: dict([*list(blocks.items())[:-1], (900, blocks[0])]))
     changed(raw, block=3, fill=7)
@@ -377,7 +377,7 @@ def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
 
 @pytest.mark.parametrize("via", ["direct", "import"])
 @pytest.mark.parametrize("verify", few(["whole", "sample"], 1, seconds=2))
-def test_a_snapshot_is_read_back_and_compared(aws, plan, raw, via, verify):
+def test_verify_compares_the_snapshot(aws, plan, raw, via, verify):
     result = plan(image=str(raw), via=via, verify=verify).apply()
     assert "verify" in {step.step for step in result.steps}
     gets = [call for call in aws.calls if call.operation == "GetSnapshotBlock"]
@@ -390,7 +390,9 @@ def gets(aws) -> int:
 
 
 @pytest.mark.parametrize(("verify", "compared"), [("none", 0), ("sample", 5), ("whole", None)])
-def test_a_sample_reads_some_blocks_back_and_whole_reads_all(aws, direct, raw, monkeypatch, verify, compared):
+def test_a_sample_compares_some_blocks_and_whole_compares_all(
+    aws, direct, raw, monkeypatch, verify, compared
+):
     monkeypatch.setattr(reading, "SAMPLE", 5)
     direct(image=str(raw), verify=verify).apply()
     assert puts(aws) > 5
@@ -404,7 +406,7 @@ def but_identified(source, raw, **change):
         return replace(source, built=replace(source.built, seen=survey(disk)))
 
 
-def test_a_snapshot_with_other_bytes_is_found_out_and_removed(aws, direct, raw, left):
+def test_a_snapshot_with_other_bytes_is_found_and_deleted(aws, direct, raw, left):
     wanted = direct(image=str(raw), verify="whole")
     source = but_identified(wanted.upload(wanted.build()), raw, block=4, fill=3)
     with pytest.raises(errors.SnapshotFailedError, match="Block 4 differs"):
@@ -412,7 +414,7 @@ def test_a_snapshot_with_other_bytes_is_found_out_and_removed(aws, direct, raw, 
     assert left().nothing
 
 
-def test_a_block_that_a_snapshot_lacks_is_found_out(direct, raw):
+def test_a_missing_block_of_a_snapshot_is_found(direct, raw):
     wanted = direct(image=str(raw), verify="sample")
     source = but_identified(wanted.upload(wanted.build()), raw, block=60, fill=3)
     with pytest.raises(errors.SnapshotFailedError, match="does not contain block 60"):
@@ -420,6 +422,6 @@ def test_a_block_that_a_snapshot_lacks_is_found_out(direct, raw):
 
 
 @pytest.mark.parametrize(("name", "value"), [("verify", "some"), ("via", "driect")])
-def test_a_parameter_that_cannot_be_right(plan, name, value):
+def test_an_invalid_parameter_is_refused(plan, name, value):
     with pytest.raises(errors.ParameterError):
         plan(**{name: value})

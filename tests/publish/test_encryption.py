@@ -65,7 +65,7 @@ def test_a_key_encrypts_object_snapshot_and_ami(aws, plan, allowed, given):
 
 
 @pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=3))
-def test_a_snapshot_under_another_key_is_neither_reused_nor_registered(aws, plan, allowed, via):
+def test_a_snapshot_with_another_key_is_neither_reused_nor_registered(aws, plan, allowed, via):
     make = direct if via == "direct" else lambda plan, **changes: plan(**changes)
     plain = make(plan).apply()
     for key in (KEY, OTHER):
@@ -90,7 +90,7 @@ def test_the_key_of_the_settings_is_used(aws, plan, monkeypatch):
         ("my-key", "not a KMS key ARN"),
     ],
 )
-def test_a_key_that_cannot_be_used_is_refused(plan, left, given, says):
+def test_an_unusable_key_is_refused(plan, left, given, says):
     with pytest.raises(errors.ParameterError, match=says):
         direct(plan, kms_key=given)
     assert left().nothing
@@ -130,7 +130,7 @@ def why_full(plan):
     return source.direct.why_full, made.snapshot_id
 
 
-def test_a_parent_is_one_under_the_wanted_key(aws, plan, raw):  # noqa: F811
+def test_a_parent_has_the_requested_key(aws, plan, raw):  # noqa: F811
     direct(plan, image=str(raw)).apply()
     changed(raw, block=3, fill=7)
     why, snapshot = why_full(direct(plan, image=str(raw), kms_key=KEY))
@@ -145,7 +145,7 @@ def test_a_parent_is_one_under_the_wanted_key(aws, plan, raw):  # noqa: F811
 
 
 @pytest.mark.long(seconds=3)
-def test_a_snapshot_under_a_customers_key_is_no_parent_where_the_default_is_an_alias(aws, plan, raw):  # noqa: F811
+def test_a_snapshot_with_a_customer_key_is_no_parent_if_the_default_is_an_alias(aws, plan, raw):  # noqa: F811
     ec2 = aws.client("ec2", REGION)
     ec2.enable_ebs_encryption_by_default()
     direct(plan, image=str(raw), kms_key=KEY).apply()

@@ -28,7 +28,7 @@ def calls(aws, operation: str) -> int:
 
 
 @pytest.mark.parametrize("named", ["not-there.vhd", "a-directory", "empty.vhd"])
-def test_what_is_no_image_is_refused_before_aws_is_asked(aws, plan, tmp_path, named):
+def test_a_file_that_is_no_image_is_refused_before_any_call_of_aws(aws, plan, tmp_path, named):
     (tmp_path / "a-directory").mkdir()
     (tmp_path / "empty.vhd").touch()
     asked = len(aws.calls)
@@ -37,14 +37,14 @@ def test_what_is_no_image_is_refused_before_aws_is_asked(aws, plan, tmp_path, na
     assert len(aws.calls) == asked
 
 
-def test_a_flake_without_that_image_is_refused_before_aws_is_asked(aws, plan, tmp_path):
+def test_an_unknown_image_of_a_flake_is_refused_before_any_call_of_aws(aws, plan, tmp_path):
     asked = len(aws.calls)
     with pytest.raises(errors.VmsnixError):
         plan(image=f"{tmp_path}#no-such-image", dry_run=True)
     assert len(aws.calls) == asked
 
 
-def test_a_truncated_vhd(plan, image, tmp_path, left):
+def test_a_truncated_vhd_is_refused(plan, image, tmp_path, left):
     broken = tmp_path / "broken.vhd"
     data = next(image.glob("*.vhd")).read_bytes()
     broken.write_bytes(data[: len(data) // 2])
@@ -74,7 +74,7 @@ def test_row_23_a_wrong_name_does_not_mislead(aws, plan, tmp_path, made, named):
     assert task["SnapshotTaskDetail"]["Format"] == made.upper()
 
 
-def test_a_missing_bucket(plan, left):
+def test_a_missing_bucket_is_reported(plan, left):
     with pytest.raises(errors.BucketError, match="does not exist") as caught:
         plan(bucket="no-such-bucket-of-ours")
     assert "aws s3 mb" in caught.value.fix
@@ -89,7 +89,7 @@ def test_row_03_a_bucket_in_another_region(aws, plan):
         plan(bucket="in-ireland")
 
 
-def test_a_bucket_in_another_region_that_only_the_import_notices(aws):
+def test_a_bucket_in_another_region_is_reported_by_the_import(aws):
     aws.prepare(bucket="in-ireland", region="eu-west-1")
     aws.client("s3", "eu-west-1").put_object(Bucket="in-ireland", Key="disk.vhd", Body=b"")
     source = imports.Source("in-ireland", "disk.vhd", "vhd", "vmimport")
@@ -114,12 +114,12 @@ def test_row_02_a_role_that_does_not_trust_vm_import(aws, plan):
         plan(role_name="wrong-trust")
 
 
-def test_an_unknown_region_names_the_nearest(plan):
+def test_an_unknown_region_is_refused_with_the_nearest_name(plan):
     with pytest.raises(errors.RegionError, match="eu-west-1"):
         plan(region="eu-wset-1")
 
 
-def test_a_region_that_is_not_enabled(aws, plan):
+def test_a_region_that_is_not_enabled_is_reported(aws, plan):
     with pytest.raises(errors.RegionError, match="not enabled"):
         plan(region="ap-east-1")
 
@@ -159,7 +159,7 @@ def test_an_account_that_is_not_allowed(plan, monkeypatch):
         ("tags", {"k" * 129: "x"}),
     ],
 )
-def test_a_parameter_that_cannot_be_right(plan, parameter, value):
+def test_an_invalid_parameter_is_refused(plan, parameter, value):
     with pytest.raises(errors.ParameterError) as caught:
         plan(**{parameter: value})
     assert caught.value.exit_code == 2
@@ -179,7 +179,7 @@ def test_row_11_a_name_that_belongs_to_other_bytes(aws, plan, left):
 # ---------------------------------------------------------------- while it uploads
 
 
-def test_an_upload_that_was_cut_off_is_continued(aws, plan, image, left):
+def test_an_interrupted_upload_is_continued(aws, plan, image, left):
     aws.faults.add(
         {
             "op": "s3:UploadPart",
@@ -231,7 +231,7 @@ def test_a_denied_upload_names_the_action_and_leaves_nothing(aws, plan, left):
     assert left().nothing
 
 
-def test_throttling_is_waited_out(aws, plan):
+def test_throttled_requests_are_retried(aws, plan):
     aws.faults.add({"op": "s3:UploadPart", "nth": [1, 2], "do": "error", "code": "SlowDown", "http": 503})
     aws.faults.add(
         {"op": "ec2:DescribeSnapshots", "nth": 1, "do": "error", "code": "RequestLimitExceeded", "http": 503}
@@ -327,7 +327,7 @@ def test_row_09_a_crash_before_the_snapshot_was_tagged_finds_it_through_the_task
     assert len(left().snapshots) == 1
 
 
-def test_a_lost_answer_to_the_import_starts_no_second_one(aws, plan, left):
+def test_a_lost_response_to_the_import_starts_no_second_import(aws, plan, left):
     aws.faults.add({"op": "ec2:ImportSnapshot", "nth": 1, "do": "drop", "when": "after"})
     plan().apply()
     assert len(left().snapshots) == 1
@@ -394,7 +394,7 @@ def test_a_failed_run_is_recorded(aws, plan, image):
     assert image.name in run["error"]
 
 
-def test_the_image_may_lie_about_its_own_place(plan, image):
+def test_a_wrong_path_in_the_description_of_an_image_is_corrected(plan, image):
     described = image / "nix-support" / "image-info.json"
     described.write_text(described.read_text().replace(".vhd", ".gone"))
     with pytest.raises(errors.ImageError):
@@ -441,7 +441,7 @@ def start_import(aws, run: str) -> str:
     [((), {"upload"}), ((RUN,), {"import", "upload"}), ((OTHER,), set()), ((RUN, OTHER), {"import"})],
     ids=["no import", "its own", "of another run", "both"],
 )
-def test_an_undo_keeps_what_the_import_of_another_run_reads(aws, died, left, importing, kinds):
+def test_an_undo_keeps_the_object_of_another_runs_import(aws, died, left, importing, kinds):
     tasks = {run: start_import(aws, run) for run in importing}
     plan = plan_undo(RUN)
     assert {leftover.kind for leftover in plan.leftovers} == kinds

@@ -27,7 +27,7 @@ def test_earlier_steps_of_the_same_size_count(tmp_path):
     assert forecast(tables, **KIND, size=1000).seconds == (10, 20, 600)
 
 
-def test_nothing_is_told_from_too_few(tmp_path):
+def test_too_few_earlier_steps_give_no_forecast(tmp_path):
     tables = Tables(tmp_path)
     assert forecast(tables, **KIND, size=1000) is None
     tables.append("steps", [row(10), row(20)])
@@ -38,11 +38,11 @@ def test_nothing_is_told_from_too_few(tmp_path):
     ("elapsed", "remaining"),
     [(0, 100), (20, 80), (100, 200), (150, 150), (299, 1), (300, None), (4000, None)],
 )
-def test_what_is_to_go_is_the_median_of_those_that_took_longer(elapsed, remaining):
+def test_the_remaining_time_is_the_median_of_longer_steps(elapsed, remaining):
     assert Forecast((60.0, 100.0, 300.0)).remaining(elapsed) == remaining
 
 
-def test_what_is_to_go_never_turns_negative_and_ends_with_the_slowest():
+def test_the_remaining_time_is_never_negative_and_ends_with_the_slowest_step():
     known = Forecast((1.0, 1.5, 2.0, 8.0))
     seen = [known.remaining(tenths / 10) for tenths in range(90)]
     assert all(left > 0 for left in seen[:80])
@@ -50,7 +50,7 @@ def test_what_is_to_go_never_turns_negative_and_ends_with_the_slowest():
 
 
 @pytest.mark.parametrize("via", ["import", "direct"])
-def test_a_publish_tells_the_time_to_go_by_earlier_ones(aws, plan, image, via):
+def test_a_publish_shows_the_remaining_time_from_earlier_ones(aws, plan, image, via):
     size = next(image.glob("*.vhd")).stat().st_size
     tables = open_tables(load())
     tables.append("steps", [row(seconds, size, via=via) for seconds in (400, 500, 600)])
@@ -63,7 +63,7 @@ def test_a_publish_tells_the_time_to_go_by_earlier_ones(aws, plan, image, via):
     assert any(" 8 min 1" in line or " 8 min 2" in line for line in told), told
 
 
-def test_a_publish_without_a_history_tells_what_aws_does(aws, plan):
+def test_a_publish_without_a_history_shows_the_progress_of_aws(aws, plan):
     stream = io.StringIO()
     aws.clock.speed = 100
     plan(progress=Progress(LogLines(stream, every=0.0))).apply()

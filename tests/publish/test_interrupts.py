@@ -56,7 +56,7 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
         seconds=9,
     ),
 )
-def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(aws, plan, image, left, slow, says):
+def test_after_ctrl_c_the_next_run_continues(aws, plan, image, left, slow, says):
     fast = aws.clock.speed
     if slow["op"] == "ec2:ImportSnapshot":
         aws.clock.speed = 1.0  # then an import takes minutes, and still runs when it is stopped

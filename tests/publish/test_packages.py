@@ -54,7 +54,7 @@ def rows() -> pd.DataFrame:
     return open_tables(load()).read("packages")
 
 
-def test_a_publish_records_what_is_inside(
+def test_a_publish_records_the_packages_of_its_image(
     plan: Callable[..., publish.PublishPlan], built_by_nix: None
 ) -> None:
     result = plan().apply()
@@ -67,12 +67,12 @@ def test_a_publish_records_what_is_inside(
     assert len(diff(result.ami_id, result.image_name).frame) == 0
 
 
-def test_a_file_that_nix_did_not_build_has_none(plan: Callable[..., publish.PublishPlan]) -> None:
+def test_an_image_that_nix_did_not_build_has_no_packages(plan: Callable[..., publish.PublishPlan]) -> None:
     assert plan().apply().ami_id
     assert len(rows()) == 0
 
 
-def test_contents_that_cannot_be_listed_stop_no_publish(
+def test_packages_that_cannot_be_listed_do_not_stop_a_publish(
     plan: Callable[..., publish.PublishPlan], built_by_nix: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_image: object) -> pd.DataFrame:

@@ -72,7 +72,7 @@ def test_nothing_is_changed(aws: Sandbox, look: Any, tmp_path: Path) -> None:
     assert all(name.startswith(("Describe", "Get", "Head", "List", "Simulate")) for name in asked), asked
 
 
-def test_the_table_has_evidence_and_a_fix_for_everything_that_did_not_pass(look: Any) -> None:
+def test_the_table_has_a_finding_and_a_fix_for_each_check_that_did_not_pass(look: Any) -> None:
     frame = checks.checks_frame(look(role_name="no-such-role").values())
     assert list(frame.columns) == ["check", "outcome", "found", "fix"]
     troubled = frame[frame["outcome"] != "pass"]
@@ -80,7 +80,7 @@ def test_the_table_has_evidence_and_a_fix_for_everything_that_did_not_pass(look:
     assert troubled["fix"].str.len().min() > 10
 
 
-def test_a_region_that_does_not_exist_ends_it(look: Any) -> None:
+def test_an_unknown_region_omits_all_other_checks(look: Any) -> None:
     checks = look(region="us-esat-1")
     assert next(iter(checks)) == "region name"
     assert checks["region name"].outcome == "fail"
@@ -88,7 +88,7 @@ def test_a_region_that_does_not_exist_ends_it(look: Any) -> None:
     assert "credentials" not in checks
 
 
-def test_a_region_that_is_not_enabled(look: Any) -> None:
+def test_a_region_that_is_not_enabled_is_reported(look: Any) -> None:
     # It does not even know the caller, as on AWS; so nothing else is asked there.
     check = look(region="ap-east-1")["credentials"]
     assert (check.outcome, "ap-east-1 is not enabled" in check.found) == ("fail", True)
@@ -112,7 +112,7 @@ def test_credentials_that_expire_soon(aws: Sandbox, look: Any, monkeypatch: pyte
     assert look()["credentials"].outcome == "pass"
 
 
-def test_a_clock_that_is_off(aws: Sandbox, look: Any) -> None:
+def test_a_wrong_clock(aws: Sandbox, look: Any) -> None:
     aws.clock.skew = timedelta(minutes=2)
     behind = look()["clock"]
     assert (behind.outcome, "behind AWS" in behind.found) == ("warn", True)
@@ -140,7 +140,7 @@ def test_a_bucket_in_another_region(aws: Sandbox, look: Any) -> None:
     assert "eu-west-1" in look(bucket="far-away")["bucket"].found
 
 
-def test_a_bucket_of_somebody_else(aws: Sandbox, look: Any) -> None:
+def test_a_bucket_of_another_account(aws: Sandbox, look: Any) -> None:
     from vmsnix_ops.sandbox.credentials import Credential, credentials_table
 
     known = credentials_table(aws.state.tables)
@@ -179,12 +179,12 @@ def test_a_bucket_without_tls_policy_or_lifecycle_is_warned_of(look: Any) -> Non
 # The four causes of "The service role vmimport provided does not exist or does not have sufficient ..."
 
 
-def test_role_trouble_1_there_is_no_such_role(look: Any) -> None:
+def test_role_trouble_1_the_role_does_not_exist(look: Any) -> None:
     check = look(role_name="no-such-role")["vmimport role"]
     assert (check.outcome, "does not exist" in check.found) == ("fail", True)
 
 
-def test_role_trouble_2_the_role_is_too_young_to_be_known_everywhere(aws: Sandbox, look: Any) -> None:
+def test_role_trouble_2_the_role_is_new(aws: Sandbox, look: Any) -> None:
     aws.client("iam").create_role(
         RoleName="young", AssumeRolePolicyDocument=json.dumps(policies.import_role_trust_policy())
     )
@@ -261,7 +261,7 @@ def test_a_role_with_a_policy_of_aws_is_warned_of(aws: Sandbox, look: Any) -> No
     assert look()["vmimport role's permissions"].outcome == "warn"
 
 
-def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look: Any) -> None:
+def test_a_role_that_is_denied_more_than_the_images_passes(aws: Sandbox, look: Any) -> None:
     document = _reads("*")
     images = [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/vmsnix/*"]
     document["Statement"].append({"Effect": "Deny", "Action": "s3:*", "NotResource": images})
@@ -271,7 +271,7 @@ def test_a_role_that_is_kept_from_more_than_the_images_passes(aws: Sandbox, look
 
 
 @pytest.mark.parametrize("prefix", ["", "a/b/", "images-"])
-def test_objects_beside_any_prefix_are_found(prefix: str) -> None:
+def test_readable_objects_beside_any_prefix_are_found(prefix: str) -> None:
     found = service_role.objects_beyond_images(BUCKET, prefix)
     assert not [one for one in found if one.startswith(f"arn:aws:s3:::{BUCKET}/{prefix}")]
     for folder in ("", "a/") if prefix == "a/b/" else ("",) if prefix else ():
@@ -293,7 +293,7 @@ def test_a_bucket_policy_that_lets_the_role_read_more_is_warned_of(aws: Sandbox,
     assert look()["vmimport role's permissions"].outcome == "warn"
 
 
-def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, look: Any) -> None:
+def test_a_role_in_the_bucket_policy_is_only_a_warning(aws: Sandbox, look: Any) -> None:
     aws.client("iam").delete_role_policy(RoleName="vmimport", PolicyName="vmimport")
     arn = f"arn:aws:iam::{aws.account}:role/vmimport"
     statement = {
@@ -330,7 +330,7 @@ def test_a_role_that_the_bucket_policy_names_is_warned_of_only(aws: Sandbox, loo
         ),
     ],
 )
-def test_what_a_trust_policy_is_to_vm_import(trust: dict[str, Any], verdict: str) -> None:
+def test_trust_policies_are_evaluated_as_vm_import_does(trust: dict[str, Any], verdict: str) -> None:
     document = trust if "Statement" in trust else {"Statement": [trust]}
     assert service_role.classify_trust(document) == verdict
     assert service_role.classify_trust(json.dumps(document)) == verdict
@@ -386,7 +386,7 @@ def test_a_bucket_without_encryption(aws: Sandbox, look: Any) -> None:
     assert (check.outcome, "vmsnix bootstrap" in check.fix) == ("warn", True)
 
 
-def test_a_role_that_vm_import_may_not_take(aws: Sandbox, look: Any) -> None:
+def test_a_role_that_vm_import_may_not_assume(aws: Sandbox, look: Any) -> None:
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     aws.client("iam").update_assume_role_policy(
         RoleName="vmimport", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
@@ -395,9 +395,7 @@ def test_a_role_that_vm_import_may_not_take(aws: Sandbox, look: Any) -> None:
     assert (check.outcome, "vmie.amazonaws.com" in f"{check.found} {check.fix}") == ("fail", True)
 
 
-def test_a_caller_without_rights_fails_for_its_way_and_is_warned_of_the_other(
-    aws: Sandbox, look: Any
-) -> None:
+def test_missing_permissions_fail_for_the_method_and_warn_for_the_other_one(aws: Sandbox, look: Any) -> None:
     allowed = set(policies.publisher_actions()) - {"ec2:RegisterImage"}
     checks = look(session=_user(aws, "dave", sorted(allowed)))
     lacking = checks["permissions to publish via import"]
@@ -432,11 +430,11 @@ def _snapshot(aws: Sandbox) -> str:
     return made
 
 
-def test_an_image_that_is_not_there(look: Any, tmp_path: Path) -> None:
+def test_a_missing_image(look: Any, tmp_path: Path) -> None:
     assert look(image=str(tmp_path / "nothing.vhd"))["image"].outcome == "fail"
 
 
-def test_an_image_of_a_format_that_vm_import_does_not_take(look: Any, tmp_path: Path) -> None:
+def test_an_image_of_an_unsupported_format(look: Any, tmp_path: Path) -> None:
     damaged = tmp_path / "image.vhd"
     damaged.write_bytes(b"conectix" + b"\0" * 1000)
     assert look(image=str(damaged))["image"].outcome == "fail"
@@ -472,7 +470,7 @@ def test_a_tool_that_is_missing_fails_only_the_job_that_needs_it() -> None:
 @pytest.mark.parametrize(
     ("tool", "image", "outcome"), [("nix", ".#node", "fail"), ("nix", "", "warn"), ("qemu-img", "", "warn")]
 )
-def test_nix_and_qemu_are_needed_by_those_that_need_them(
+def test_nix_and_qemu_fail_only_jobs_that_need_them(
     look: Any, monkeypatch: pytest.MonkeyPatch, tool: str, image: str, outcome: str
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -512,11 +510,11 @@ NAMED = {
 """Every check; the tests above show each of them not passing."""
 
 
-def test_every_check_is_one_of_those_that_are_tested(look: Any, tmp_path: Path) -> None:
+def test_every_check_is_tested(look: Any, tmp_path: Path) -> None:
     assert set(look(image=str(make_sample_image(tmp_path / "image")))) == NAMED
 
 
-def test_a_caller_with_a_session_is_looked_up_by_its_role() -> None:
+def test_a_caller_with_a_session_is_checked_by_its_role() -> None:
     session = identity.Caller("012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci")
     assert session.policy_source == "arn:aws-cn:iam::012345678901:role/publisher"
     assert session.partition == "aws-cn"

@@ -70,7 +70,7 @@ def test_an_ami_is_proven_by_the_archived_result_of_its_publish(account: Account
     assert Path(told["origin"]).name == "result.json"
 
 
-def test_an_ami_is_proven_by_the_identity_that_the_operator_gives(account: Account) -> None:
+def test_an_ami_is_proven_by_the_operators_identity(account: Account) -> None:
     ami = account.ami(account.snapshot(disk()))
     result = proof(ami, identity=identity(disk()))
     result.raise_for_status()
@@ -102,7 +102,7 @@ def test_an_ami_is_proven_by_a_result_in_an_archive_on_s3(
     assert row(result)["origin"].startswith("s3://vmsnix-archive/evidence/")
 
 
-def test_an_ami_is_found_by_id_and_name_where_the_tables_know_it(account: Account) -> None:
+def test_an_ami_is_found_by_id_and_name_in_the_regions_of_the_tables(account: Account) -> None:
     ami = account.ami(account.snapshot(disk(), region=WEST), region=WEST)
     account.record(ami, identity(disk()), region=WEST)
     for word in (ami, "image-1"):
@@ -111,9 +111,7 @@ def test_an_ami_is_found_by_id_and_name_where_the_tables_know_it(account: Accoun
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_copy_is_proven_by_the_result_of_the_ami_that_it_is_a_copy_of(
-    account: Account, encrypted: bool
-) -> None:
+def test_a_copy_is_proven_by_the_result_of_its_source(account: Account, encrypted: bool) -> None:
     copy = account.copied(account.published(), **({"Encrypted": True} if encrypted else {}))
     result = proof(copy, regions=[WEST])
     result.raise_for_status()
@@ -496,7 +494,7 @@ def test_the_price_is_that_of_the_requests(account: Account, gets: int, usd: flo
     assert larger.usd == pytest.approx(usd, rel=0.01)
 
 
-def test_a_proof_that_was_cut_continues(account: Account) -> None:
+def test_an_interrupted_proof_continues(account: Account) -> None:
     ami = account.published()
     account.aws.faults.add(
         {"op": GET, "do": "error", "code": "ExpiredTokenException", "http": 403, "nth": list(range(6, 99))}
@@ -546,7 +544,7 @@ def test_every_proof_is_recorded(account: Account) -> None:
     assert [(run["runbook"], run["status"]) for run in runs] == [("prove-ami", "done")]
 
 
-def test_a_proof_that_cannot_be_recorded_is_told(
+def test_a_proof_that_cannot_be_recorded_is_reported(
     account: Account, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ami = account.published()
@@ -584,7 +582,7 @@ def test_the_result_is_saved_as_json_and_csv(account: Account) -> None:
         ({"extent": "half"}, "Invalid extent"),
     ],
 )
-def test_parameters_that_cannot_work_are_refused(account: Account, asked: dict[str, Any], said: str) -> None:
+def test_invalid_parameters_are_refused(account: Account, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.ParameterError, match=said):
         prove.plan(**{"amis": ["ami-0123456789abcdef0"], **asked})
     assert account.gets() == 0

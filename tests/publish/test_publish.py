@@ -36,7 +36,7 @@ def bytes_of(aws, snapshot_id: str, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["vhd", "raw"])
-def test_an_image_becomes_an_ami_that_holds_its_bytes(aws, plan, tmp_path, left, kind):
+def test_an_image_becomes_an_ami_with_its_bytes(aws, plan, tmp_path, left, kind):
     output = make_sample_image(tmp_path / kind, name="sample", format=kind, data_bytes=9 * 2**20)
     result = plan(image=str(output), tags={"team": "ops"}).apply()
 
@@ -88,7 +88,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(plan, changes, left):
     assert len(history.steps(open_tables(load()))) == 0
 
 
-def test_a_dry_run_of_a_published_image_names_its_ami(plan, changes):
+def test_a_dry_run_of_a_published_image_shows_its_ami(plan, changes):
     first = plan().apply()
     changes()
     assert plan(dry_run=True).apply().ami_id == first.ami_id
@@ -115,7 +115,7 @@ def test_every_step_is_journaled_and_in_the_tables(plan):
     assert (run["status"], run["ami_id"], run["image"]) == ("done", result.ami_id, "sample")
 
 
-def test_the_result_is_written_for_machines(plan):
+def test_the_result_is_written_as_json(plan):
     wanted = plan()
     result = wanted.apply()
     written = json.loads((wanted.journal.run.folder / "result.json").read_text())
@@ -130,7 +130,7 @@ def test_a_public_ami_can_be_launched_by_everybody(aws, plan):
     assert aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]["Public"]
 
 
-def test_what_a_second_publish_adds_is_recorded_and_nothing_drifts(aws, plan):
+def test_additions_of_a_second_publish_are_recorded_without_drift(aws, plan):
     plan().apply()
     assert verify.check().drift.empty
     asked = {"public": True, "confirm_public": aws.account, "tags": {"team": "images"}}
@@ -140,7 +140,7 @@ def test_what_a_second_publish_adds_is_recorded_and_nothing_drifts(aws, plan):
     assert len(history.amis(open_tables(load()), all_rows=True)) == 2
 
 
-def test_what_somebody_else_changed_is_not_recorded_by_a_second_publish(aws, plan):
+def test_changes_by_others_are_not_recorded_by_a_second_publish(aws, plan):
     made = plan().apply()
     aws.client("ec2", REGION).modify_image_attribute(
         ImageId=made.ami_id, LaunchPermission={"Add": [{"Group": "all"}]}
@@ -178,7 +178,7 @@ def test_a_public_ami_needs_two_parameters_that_agree(aws, plan, left, public, c
     assert left().nothing
 
 
-def test_another_root_device_is_registered_and_not_mixed_up(plan):
+def test_an_ami_with_another_root_device_is_refused_and_not_reused(plan):
     plan().apply()
     with pytest.raises(errors.NameTakenError, match="/dev/xvda"):
         plan(root_device="/dev/xvda").apply()

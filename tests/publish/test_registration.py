@@ -77,7 +77,7 @@ def both_snapshots(aws, first, second):
 
 
 @pytest.mark.parametrize("winner", few(["import", "direct"], 1, seconds=4))
-def test_import_and_direct_at_once_leave_one_snapshot_and_report_it(aws, plan, left, winner):
+def test_concurrent_import_and_direct_leave_one_snapshot_and_report_it(aws, plan, left, winner):
     plans = {"import": plan(verify="sample"), "direct": direct(plan, verify="sample")}
     snapshots = dict(zip(plans, both_snapshots(aws, *plans.values()), strict=True))
     order = [winner, *({*plans} - {winner})]
@@ -91,7 +91,7 @@ def test_import_and_direct_at_once_leave_one_snapshot_and_report_it(aws, plan, l
     assert there.objects == []
 
 
-def test_a_loser_names_a_snapshot_that_it_may_not_delete(aws, plan, left):
+def test_the_second_publisher_reports_a_snapshot_that_it_may_not_delete(aws, plan, left):
     said = Said()
     plans = plan(), direct(plan, progress=said.progress)
     first, second = both_snapshots(aws, *plans)
@@ -105,7 +105,7 @@ def test_a_loser_names_a_snapshot_that_it_may_not_delete(aws, plan, left):
     assert f"aws ec2 delete-snapshot --snapshot-id {second.snapshot_id} --region {REGION}" in str(said)
 
 
-def test_a_loser_keeps_a_snapshot_that_another_ami_uses(aws, plan, left):
+def test_the_second_publisher_keeps_the_snapshot_of_another_ami(aws, plan, left):
     plans = plan(), direct(plan)
     first, second = both_snapshots(aws, *plans)
     aws.client("ec2", REGION).register_image(
@@ -141,7 +141,7 @@ def test_two_publishers_with_other_prefixes_share_one_import(aws, plan, left):
 
 
 @pytest.mark.long(seconds=2)
-def test_two_regions_at_once_do_not_meet(aws, plan):
+def test_publishes_in_two_regions_do_not_affect_each_other(aws, plan):
     plans = [direct(plan), direct(plan, region=EUROPE)]
     results = []
     working = threading.Thread(target=lambda: results.append(finished(plans[0])), daemon=True)
@@ -227,9 +227,7 @@ def test_an_ami_that_is_pending_for_days_is_refused_before_the_upload(aws, plan,
 
 @pytest.mark.parametrize("shown", [[], [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3"}}]])
 @pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=3))
-def test_an_ami_that_aws_still_makes_is_waited_for_and_compared_when_it_is_available(
-    aws, plan, left, changes, via, shown
-):
+def test_a_pending_ami_is_waited_for_and_compared_when_it_is_available(aws, plan, left, changes, via, shown):
     """A promotion copies it into this region. It shows neither its snapshot nor, at first, its disks."""
     made = direct(plan).apply()
     ec2 = aws.client("ec2", EUROPE)
@@ -260,7 +258,7 @@ def test_an_ami_that_aws_still_makes_is_waited_for_and_compared_when_it_is_avail
     assert not {"ImportSnapshot", "StartSnapshot", "RegisterImage"} & set(changes())
 
 
-def test_an_ami_that_turns_out_to_have_other_disks_is_refused_when_it_is_available(aws, plan, image, changes):
+def test_a_pending_ami_with_other_disks_is_refused_when_it_is_available(aws, plan, image, changes):
     ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp2"}}])
     plan().apply()
     ask(image, BlockDeviceMappings=[])
@@ -361,7 +359,7 @@ OTHERWISE = [
 ]
 
 
-def test_the_same_bytes_registered_otherwise_are_refused_by_name(plan, image, changes):
+def test_an_ami_of_the_same_bytes_with_other_parameters_is_refused(plan, image, changes):
     plan().apply()
     plain = (image / "nix-support" / "image-info.json").read_text()
     changes()
@@ -390,7 +388,7 @@ def test_only_a_requested_size_that_is_larger_makes_another_ami(plan, image):
         plan().apply()
 
 
-def test_what_becomes_of_a_further_disk_on_termination_is_always_said(aws, plan, image):
+def test_delete_on_termination_is_always_set_for_additional_disks(aws, plan, image):
     """AWS's default is not ours to guess, and the next publish compares what the AMI has."""
     ask(
         image,
@@ -405,7 +403,7 @@ def test_what_becomes_of_a_further_disk_on_termination_is_always_said(aws, plan,
 
 
 @pytest.mark.parametrize("encrypted", few([True, False], 1, seconds=2))
-def test_a_further_disk_that_is_encrypted_otherwise_is_refused(plan, image, encrypted):
+def test_an_additional_disk_with_another_encryption_is_refused(plan, image, encrypted):
     def mappings(**more):
         return [{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8, **more}}]
 
@@ -459,7 +457,7 @@ def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
 # What an image asks for
 
 
-def test_what_an_image_asks_for_is_registered(aws, plan, image):
+def test_the_options_of_an_image_are_registered(aws, plan, image):
     ask(
         image,
         Architecture="x86_64",
@@ -498,7 +496,7 @@ def test_what_an_image_asks_for_is_registered(aws, plan, image):
     assert plan().apply().outcome == "reused"
 
 
-def test_a_parameter_wins_only_when_it_is_given(aws, plan, image):
+def test_a_given_parameter_takes_precedence(aws, plan, image):
     ask(
         image,
         RootDeviceName="/dev/xvda",
@@ -575,7 +573,7 @@ REFUSED = [
 ]
 
 
-def test_what_cannot_be_registered_is_refused_by_name_before_the_upload(plan, image, changes):
+def test_unsupported_options_are_refused_by_name_before_the_upload(plan, image, changes):
     plain = (image / "nix-support" / "image-info.json").read_text()
     changes()
     for field, wanted in REFUSED:
@@ -626,14 +624,14 @@ def test_an_empty_tag_and_the_longest_ones_are_set_once_for_all(aws, plan, via):
 
 
 @pytest.mark.parametrize("tags", [{"k" * 128: ""}, {"k": "v" * 256}, {"vmsnix:digest": "x"}, {"": "x"}])
-def test_tags_that_cannot_be_set_are_refused_before_aws_is_asked(aws, plan, tags):
+def test_invalid_tags_are_refused_before_any_call_of_aws(aws, plan, tags):
     before = len(list(aws.calls))
     with pytest.raises(errors.ParameterError):
         plan(tags=tags)
     assert len(list(aws.calls)) == before
 
 
-def test_a_file_name_that_s3_takes_in_no_tag_is_published(plan, image):
+def test_a_file_name_that_is_invalid_in_tags_of_s3_is_published(plan, image):
     file = next(image.glob("*.vhd"))
     odd = file.rename(file.with_name("nixos~1, (copy) & more.vhd"))
     assert plan(image=str(odd)).apply().outcome == "created"

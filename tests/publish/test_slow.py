@@ -34,7 +34,7 @@ def hair_trigger(monkeypatch):
     monkeypatch.setattr(timings, "SECONDS", 0.0)
 
 
-def test_a_step_slower_than_its_history_is_told_at_the_end(plan, hair_trigger):
+def test_a_step_slower_than_its_history_is_reported_at_the_end(plan, hair_trigger):
     tables = open_tables(load())
     tables.append("steps", earlier("import", 0.001))
     tables.append("steps", earlier("register", 3600.0))
@@ -53,7 +53,7 @@ def test_a_step_slower_than_its_history_is_told_at_the_end(plan, hair_trigger):
     assert written["status"] == "done"
 
 
-def test_the_history_of_other_images_regions_and_paths_is_not_its_own(plan, hair_trigger):
+def test_the_history_of_other_images_regions_and_methods_does_not_count(plan, hair_trigger):
     tables = open_tables(load())
     for other in ({"image": "other"}, {"region": "eu-west-1"}, {"via": "direct"}):
         tables.append("steps", earlier("import", 0.001, **other))
@@ -62,7 +62,7 @@ def test_the_history_of_other_images_regions_and_paths_is_not_its_own(plan, hair
     assert "slow" not in str(result)
 
 
-def test_a_history_that_cannot_be_read_ends_no_publish(plan, monkeypatch):
+def test_a_history_that_cannot_be_read_does_not_fail_a_publish(plan, monkeypatch):
     def broken(*_given, **_more):
         raise errors.RecordsError("The table 'steps' is damaged.")
 
@@ -86,7 +86,7 @@ def test_the_row_of_a_build_has_the_image_that_was_built(plan, image, monkeypatc
     assert (row["image"], row["status"], row["items"]) == (built.name, "created", 12)
 
 
-def test_the_row_of_a_build_that_failed_has_the_image_that_was_asked_for(plan, monkeypatch):
+def test_the_row_of_a_failed_build_has_the_requested_image(plan, monkeypatch):
     def fails(*_given, **_more):
         raise errors.BuildFailedError("The image ecs-node was not built.", derivation="x", log=())
 

@@ -57,7 +57,7 @@ def launched(aws: Sandbox) -> list[dict[str, Any]]:
     return [one for reservation in found for one in reservation["Instances"]]
 
 
-def test_an_ami_that_boots_passes_and_nothing_is_left(aws: Sandbox) -> None:
+def test_an_ami_that_boots_passes_and_no_instance_is_left(aws: Sandbox) -> None:
     ami = make_ami(aws)
     says(aws)
     result = plan(ami).apply()
@@ -116,7 +116,7 @@ def test_a_dry_run_launches_nothing(aws: Sandbox) -> None:
     assert "nothing will be launched" in str(made)
 
 
-def test_a_published_image_runs_the_whole_way(
+def test_a_published_image_passes_all_steps(
     aws: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     image = make_sample_image(tmp_path / "image", data_bytes=2**20)
@@ -142,7 +142,7 @@ def fail(aws: Sandbox, **asked: Any) -> errors.VmsnixError:
     return result.error
 
 
-def test_failed_checks_are_told_with_the_console(aws: Sandbox) -> None:
+def test_failed_checks_are_reported_with_the_console(aws: Sandbox) -> None:
     says(aws, "Kernel panic - not syncing: VFS: Unable to mount root fs", impaired=True)
     error = fail(aws)
     assert "failed its status checks" in error.what
@@ -158,14 +158,14 @@ def test_a_console_without_the_pattern_shows_its_last_line(
     assert "'error: no such device'" in error.why
 
 
-def test_a_silent_console_is_told(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_console_is_reported(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke, "CONSOLE_SECONDS", 0.5)
     assert "The console is empty." in fail(aws).why
     result = plan(make_ami(aws, version="other"), pattern="").apply()
     assert result.passed  # it was only to be read
 
 
-def test_no_capacity_is_told_with_a_way_out(aws: Sandbox) -> None:
+def test_missing_capacity_is_reported_with_a_fix(aws: Sandbox) -> None:
     full = {"op": "ec2:RunInstances", "do": "error", "code": "InsufficientInstanceCapacity", "http": 400}
     aws.faults.add(full)
     error = fail(aws, spot=True)
@@ -173,7 +173,7 @@ def test_no_capacity_is_told_with_a_way_out(aws: Sandbox) -> None:
     assert "without spot" in error.fix
 
 
-def test_the_first_spot_instance_of_an_account_says_who_may_make_its_role(aws: Sandbox) -> None:
+def test_the_first_spot_instance_of_an_account_needs_its_service_role(aws: Sandbox) -> None:
     code = "AuthFailure.ServiceLinkedRoleCreationNotPermitted"
     aws.faults.add({"op": "ec2:RunInstances", "do": "error", "code": code, "http": 403})
     error = fail(aws, spot=True)
@@ -181,7 +181,7 @@ def test_the_first_spot_instance_of_an_account_says_who_may_make_its_role(aws: S
     assert "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com" in error.fix
 
 
-def test_an_instance_that_is_taken_away_is_told_with_aws_s_reason(
+def test_a_reclaimed_instance_is_reported_with_the_reason_of_aws(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says(aws)
@@ -196,7 +196,7 @@ def test_an_instance_that_is_taken_away_is_told_with_aws_s_reason(
     assert "Client.UserInitiatedShutdown" in fail(aws).why
 
 
-def test_an_empty_answer_of_the_checks_is_waited_out(aws: Sandbox) -> None:
+def test_an_empty_response_of_the_checks_is_retried(aws: Sandbox) -> None:
     says(aws)
     empty = {"op": "ec2:DescribeInstanceStatus", "nth": [1, 2], "do": "set"}
     aws.faults.add({**empty, "values": {"InstanceStatuses": []}})
@@ -217,13 +217,15 @@ def test_ctrl_c_terminates_the_instance(aws: Sandbox, monkeypatch: pytest.Monkey
     assert alive(aws) == []
 
 
-def test_ctrl_c_before_a_launch_says_that_nothing_runs(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_the_launch_reports_that_no_instance_runs(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(instances, "find_leftover_instances", interrupted)
     with pytest.raises(errors.InterruptedRunError, match="No test instance is running"):
         plan(make_ami(aws)).apply()
 
 
-def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
+def test_ctrl_c_during_the_termination_requests_it_again(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says(aws)
@@ -242,7 +244,7 @@ def test_ctrl_c_while_the_instance_is_terminated_asks_aws_once_more(
 
 
 @pytest.mark.parametrize("second", ["read_console", "terminate_instances", "both"])
-def test_a_second_ctrl_c_while_the_test_cleans_up_terminates_the_instance(
+def test_a_second_ctrl_c_during_the_clean_up_terminates_the_instance(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
     """The first one came in the wait for the checks; the second one before AWS is asked to terminate."""
@@ -281,7 +283,7 @@ def told_to_terminate(aws: Sandbox, error: errors.VmsnixError) -> str:
     return instance_id
 
 
-def test_ctrl_c_while_aws_refuses_to_terminate_names_the_instance_and_the_command(
+def test_ctrl_c_and_a_refused_termination_report_the_instance_and_the_command(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instances, "wait_checks", interrupted)
@@ -294,7 +296,7 @@ def test_ctrl_c_while_aws_refuses_to_terminate_names_the_instance_and_the_comman
 
 
 @pytest.mark.parametrize(("outcome", "words"), [({}, ""), ({"impaired": True}, "failed its status checks")])
-def test_an_instance_that_runs_on_is_told_whatever_else_failed(
+def test_an_instance_that_still_runs_is_reported_after_any_failure(
     aws: Sandbox, outcome: dict[str, Any], words: str
 ) -> None:
     says(aws, **outcome)
@@ -307,7 +309,7 @@ def test_an_instance_that_runs_on_is_told_whatever_else_failed(
     assert words in result.error.what
 
 
-def test_a_mistake_of_ours_is_raised_and_carries_the_instance_that_runs_on(
+def test_a_bug_is_raised_with_a_note_about_the_running_instance(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mistaken(*_given: Any, **_more: Any) -> None:
@@ -321,7 +323,7 @@ def test_a_mistake_of_ours_is_raised_and_carries_the_instance_that_runs_on(
     assert f"--instance-ids {alive(aws)[0]}" in caught.value.__notes__[0]
 
 
-def test_a_launch_whose_answer_never_comes_leaves_nothing(aws: Sandbox) -> None:
+def test_a_launch_without_a_response_leaves_no_instance(aws: Sandbox) -> None:
     made = plan(make_ami(aws))
     aws.faults.add({"op": "ec2:RunInstances", "do": "error", "when": "after", "http": 400, "code": "Odd"})
     result = made.apply()
@@ -330,7 +332,7 @@ def test_a_launch_whose_answer_never_comes_leaves_nothing(aws: Sandbox) -> None:
     assert alive(aws) == []
 
 
-def test_an_instance_that_cannot_be_looked_for_is_told(aws: Sandbox) -> None:
+def test_a_failed_search_for_instances_is_reported(aws: Sandbox) -> None:
     made = plan(make_ami(aws))
     aws.faults.add({"op": "ec2:RunInstances", "do": "error", "when": "after", "http": 400, "code": "Odd"})
     aws.faults.add({"op": "ec2:DescribeInstances", "do": "error", "nth": 2, "http": 400, "code": "Other"})
@@ -366,7 +368,7 @@ def test_a_full_disk_does_not_keep_the_instance_running(
         finish(result)
 
 
-def test_nothing_is_written_down_before_the_instance_goes(
+def test_the_instance_is_terminated_before_anything_is_recorded(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says(aws, impaired=True)
@@ -382,7 +384,7 @@ def test_nothing_is_written_down_before_the_instance_goes(
     assert running == {"checks": []}
 
 
-def test_the_next_test_terminates_what_a_killed_one_left(
+def test_the_next_test_terminates_the_instance_of_a_killed_one(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami, other = make_ami(aws), make_ami(aws, version="26.12")
@@ -399,7 +401,7 @@ def test_the_next_test_terminates_what_a_killed_one_left(
     assert alive(aws) == []
 
 
-def test_a_lost_answer_launches_no_second_instance(aws: Sandbox) -> None:
+def test_a_lost_response_launches_no_second_instance(aws: Sandbox) -> None:
     ami = make_ami(aws)
     says(aws)
     aws.faults.add({"op": "ec2:RunInstances", "nth": 1, "do": "drop", "when": "after"})
@@ -420,7 +422,7 @@ def test_a_lost_answer_launches_no_second_instance(aws: Sandbox) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_tested_is_refused(aws: Sandbox, asked: dict[str, Any], kind: type, text: str) -> None:
+def test_an_unusable_ami_is_refused(aws: Sandbox, asked: dict[str, Any], kind: type, text: str) -> None:
     with pytest.raises(kind, match=text):
         plan(**({"ami": make_ami(aws)} | asked))
 

@@ -63,7 +63,7 @@ IMPORTED = ("raw", "rounded vhd", "vhd", "fixed vhd", "vmdk")
         seconds=10,
     ),
 )
-def test_an_image_is_proven_from_every_container_by_every_method_and_so_are_its_copies(
+def test_an_image_of_every_format_and_method_is_proven_and_so_are_its_copies(
     aws: Sandbox,
     plan: Callable[..., publish.PublishPlan],
     raw: Path,
@@ -164,7 +164,7 @@ def test_blocks_that_were_moved_removed_or_added_are_found(
     changed(account, good, blocks)
 
 
-def test_another_snapshot_below_the_same_name_tag_and_record_is_found(account: Account) -> None:
+def test_another_snapshot_with_the_same_name_tag_and_record_is_found(account: Account) -> None:
     """An AMI that was deregistered and registered again with other bytes."""
     mine = identity(disk())
     ami = account.published()

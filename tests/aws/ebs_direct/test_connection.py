@@ -109,7 +109,7 @@ def ask(server):
         pytest.param("HTTP/1.0 200 OK\nContent-Length: 5\n\nhello", id="of 1.0"),
     ],
 )
-def test_an_answer_is_read_however_it_is_framed(answer):
+def test_responses_of_every_framing_are_read(answer):
     with served([reply(answer)]) as server:
         found = ask(server)
     assert (found.status, bytes(found.body)) == (200, b"hello")
@@ -127,12 +127,12 @@ def test_an_answer_is_read_however_it_is_framed(answer):
         pytest.param("SSH-2.0-OpenSSH\n\n", id="another protocol"),
     ],
 )
-def test_half_an_answer_and_nonsense_are_no_answer(answer):
+def test_incomplete_and_invalid_responses_are_errors(answer):
     with served([reply(answer)]) as server, pytest.raises(ConnectionFailed):
         ask(server)
 
 
-def test_nobody_there():
+def test_a_closed_port_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionFailed, match="could not connect"):
@@ -158,7 +158,7 @@ def put(wire, index=0):
     return wire.put("snap-0123456789abcdef0", index, BLOCK, bytes(32))
 
 
-def test_a_connection_is_used_again(wire):
+def test_a_connection_is_reused(wire):
     with served([OK, OK, OK]) as server:
         client = wire(server)
         assert all(put(client, index).ok for index in range(3))
@@ -172,7 +172,7 @@ def test_a_connection_that_the_server_closed_while_idle_is_no_failure(wire):
         assert put(client).ok
 
 
-def test_a_server_that_says_close_is_believed(wire):
+def test_a_connection_is_closed_at_the_servers_request(wire):
     last = reply("HTTP/1.1 201 Created\nConnection: close\nContent-Length: 0\n\n")
     with served([last], [OK]) as server:
         client = wire(server)
@@ -191,7 +191,7 @@ def test_an_error_keeps_awss_code_message_and_reason(wire):
 
 
 @pytest.mark.parametrize("page", ["<html>no!", "[" * 99_999], ids=["html", "nested"])
-def test_the_first_words_of_a_page_that_is_not_an_error_of_aws_are_kept(wire, page):
+def test_the_beginning_of_a_foreign_error_page_is_shown(wire, page):
     with served([reply(f"HTTP/1.1 502 Bad Gateway\nContent-Length: {len(page)}\n\n{page}")]) as server:
         found = put(wire(server))
     assert (found.status, found.code, found.message) == (502, "HTTP 502", page[:200])
@@ -227,7 +227,7 @@ def test_tls_with_a_trusted_certificate(certificate, wire):
         assert put(client, 1).ok
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(certificate, wire):
+def test_an_untrusted_certificate_is_refused_at_once(certificate, wire):
     context, _path = certificate
     other = str(where())
     with served([OK], context=context) as server:
@@ -242,7 +242,7 @@ def test_a_certificate_of_another_name_is_refused(certificate):
         Connection(Route("https", "127.0.0.1", server.port, context=ssl.create_default_context(cafile=path)))
 
 
-def test_a_proxy_that_does_not_connect():
+def test_a_proxy_that_refuses_to_connect_is_an_error():
     with served([reply("HTTP/1.1 407 Proxy Authentication Required\nContent-Length: 0\n\n")]) as server:
         route = Route(
             "https", "ebs.example", 443, f"http://127.0.0.1:{server.port}", ssl.create_default_context()
@@ -266,7 +266,7 @@ def session(monkeypatch):
     return boto3.Session
 
 
-def test_the_endpoint_is_botocores(session, monkeypatch):
+def test_the_endpoint_comes_from_botocore(session, monkeypatch):
     assert target(session(), "eu-west-1").endpoint == "https://ebs.eu-west-1.amazonaws.com"
     assert target(session(), "cn-north-1").endpoint == "https://ebs.cn-north-1.amazonaws.com.cn"
     monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "true")
@@ -276,7 +276,7 @@ def test_the_endpoint_is_botocores(session, monkeypatch):
     assert target(session(), "us-east-1").endpoint == "https://ebs.us-east-1.api.aws"
 
 
-def test_proxy_and_certificates_are_those_of_the_environment(session, monkeypatch, tmp_path):
+def test_proxy_and_certificates_come_from_the_environment(session, monkeypatch, tmp_path):
     assert target(session(), "us-east-1").proxy == ""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "bundle.pem"))
@@ -300,5 +300,5 @@ def test_a_profile_with_empty_keys_is_no_credentials(monkeypatch, tmp_path):
         keys(boto3.Session(profile_name="empty"))
 
 
-def test_a_block_is_as_long_as_it_must_be():
+def test_a_block_of_another_size_is_refused():
     assert len(BLOCK) == BLOCK_BYTES

@@ -59,7 +59,7 @@ def test_only_some_blocks_are_read(aws, snapshot, image):
     assert list(digests(snapshot, only={3, 4, 999})) == [one for one in expected(image) if one[0] in (3, 4)]
 
 
-def test_reading_continues_where_it_was_cut(aws, snapshot, image, tmp_path):
+def test_interrupted_reading_continues(aws, snapshot, image, tmp_path):
     journal = DigestJournal(tmp_path / "proof", snapshot_id=snapshot, region=REGION)
     aws.faults.add({"op": GET, "do": "error", "code": "InternalServerException", "nth": list(range(21, 999))})
     with pytest.raises(errors.AwsError):
@@ -106,7 +106,7 @@ def test_a_journal_of_another_snapshot_is_not_used(written, other):
 
 
 @pytest.mark.parametrize("lost", range(1, 41))
-def test_a_torn_entry_is_read_again(written, lost):
+def test_the_block_of_an_incomplete_entry_is_read_again(written, lost):
     written.write_bytes(written.read_bytes()[:-lost])
     assert known(written) == {3: BLOCKS[3], 7: BLOCKS[7]}
     one = journal(written)
@@ -117,20 +117,20 @@ def test_a_torn_entry_is_read_again(written, lost):
 
 
 @pytest.mark.parametrize("at", [-80, -60, -41])
-def test_nothing_after_a_damaged_entry_counts(written, at):
+def test_entries_after_a_damaged_one_are_ignored(written, at):
     data = bytearray(written.read_bytes())
     data[at] ^= 1
     written.write_bytes(data)
     assert known(written) == {7: BLOCKS[7]}
 
 
-def test_zeros_that_a_power_cut_leaves_do_not_count(written):
+def test_zeros_after_a_power_cut_are_ignored(written):
     with written.open("ab") as file:
         file.write(bytes(400))
     assert known(written) == BLOCKS
 
 
-def test_reading_goes_on_without_a_journal(tmp_path):
+def test_reading_continues_without_a_journal(tmp_path):
     (tmp_path / "file").write_text("")
     one = journal(tmp_path / "file" / "proof")
     assert dict(one.open()) == {}

@@ -57,7 +57,7 @@ def arrived(aws, made, image) -> bool:
         seconds=1,
     ),
 )
-def test_what_passes_is_waited_out(aws, image, upload, fault):
+def test_temporary_errors_are_retried(aws, image, upload, fault):
     rule = aws.faults.add({"op": PUT, **fault})
     made = upload.run()
     assert rule.applied > 0
@@ -65,13 +65,13 @@ def test_what_passes_is_waited_out(aws, image, upload, fault):
     assert snapshots(aws) == {made.snapshot_id: "completed"}
 
 
-def test_a_put_that_hangs_is_given_up_and_sent_again(aws, image, upload):
+def test_a_hanging_put_is_sent_again(aws, image, upload):
     aws.faults.add({"op": PUT, "do": "hang", "nth": [1, 4], "seconds": 10_000})
     made = upload.run(TransferConfig(2, 8, read_seconds=1))
     assert arrived(aws, made, image)
 
 
-def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, upload):
+def test_a_snapshot_that_expires_during_the_upload_is_replaced(aws, image, upload):
     aws.faults.add({"op": PUT, "do": "delay", "seconds": 0.2})
 
     def let_it_expire() -> None:
@@ -86,7 +86,7 @@ def test_a_snapshot_that_expires_under_the_upload_is_begun_anew(aws, image, uplo
     assert snapshots(aws) == {made.snapshot_id: "completed"}
 
 
-def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload, monkeypatch):
+def test_a_refused_block_leaves_no_snapshot(aws, upload, monkeypatch):
     monkeypatch.setattr(writing, "COMPLETION_SECONDS", 1)  # for another machine, of which there is none
     aws.faults.add({"op": PUT, "do": "error", "nth": 9, "http": 400, "code": "ValidationException"})
     with pytest.raises(BlockRefusedError, match="ValidationException"):
@@ -95,7 +95,7 @@ def test_a_block_that_is_refused_for_good_leaves_nothing(aws, upload, monkeypatc
     assert not upload.journal.exists()
 
 
-def test_an_image_that_changes_under_the_upload_is_refused_and_leaves_nothing(aws, image, upload):
+def test_an_image_that_changes_during_the_upload_is_refused_and_leaves_nothing(aws, image, upload):
     """AWS takes no block whose bytes are not those that were hashed."""
     aws.faults.add({"op": PUT, "do": "delay", "seconds": 0.3})
 
@@ -130,7 +130,7 @@ def test_an_image_that_changes_where_nothing_is_sent_is_refused_too(aws, image, 
     assert snapshots(aws) == {first: "completed"}
 
 
-def test_throttling_beyond_the_budget_names_the_ceiling_and_keeps_the_blocks(aws, image, upload):
+def test_throttling_beyond_the_budget_reports_the_ceiling_and_keeps_the_blocks(aws, image, upload):
     aws.faults.add({"op": PUT, "do": "error", "nth": list(range(20, 2000)), **THROTTLED})
     with pytest.raises(BlockRefusedError) as caught:
         upload.run(TransferConfig(2, 8, budget_seconds=1))
@@ -159,14 +159,14 @@ def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, say
     assert "put_ceiling" in caught.value.fix
 
 
-def test_the_whole_has_a_budget_too(aws, upload):
+def test_a_transfer_has_a_time_limit(aws, upload):
     aws.faults.add({"op": PUT, "do": "hang", "seconds": 60})
     with pytest.raises(errors.DeadlineError):
         upload.run(TransferConfig(2, 8, total_seconds=2))
     assert set(snapshots(aws).values()) == {"pending"}
 
 
-def test_who_may_not_put_is_told_the_action(aws, upload):
+def test_a_denied_put_reports_the_action(aws, upload):
     denied = {"code": "AccessDeniedException", "http": 403, "message": "no"}
     aws.faults.add({"op": PUT, "do": "error", **denied})
     with pytest.raises(errors.AccessDeniedError) as caught:
@@ -175,7 +175,7 @@ def test_who_may_not_put_is_told_the_action(aws, upload):
     assert snapshots(aws) == {}
 
 
-def test_credentials_that_expire_are_refreshed_on_the_way(aws, image, upload):
+def test_expiring_credentials_are_refreshed_during_the_upload(aws, image, upload):
     from botocore.credentials import RefreshableCredentials
 
     good = {
@@ -214,12 +214,12 @@ def test_credentials_that_stay_expired_end_the_run_and_keep_the_blocks(aws, uplo
     assert set(snapshots(aws).values()) == {"pending"}
 
 
-def test_a_lost_answer_to_complete_is_no_failure(aws, image, upload):
+def test_a_lost_response_to_the_completion_is_no_failure(aws, image, upload):
     aws.faults.add({"op": "ebs:CompleteSnapshot", "do": "drop", "when": "after", "nth": 1})
     assert arrived(aws, upload.run(), image)
 
 
-def test_a_snapshot_that_fails_after_the_seal_is_removed(aws, upload):
+def test_a_snapshot_that_fails_after_its_completion_is_deleted(aws, upload):
     aws.faults.add(
         {"op": "ebs:CompleteSnapshot", "do": "outcome", "outcome": {"status_message": "Internal failure"}}
     )
@@ -260,7 +260,7 @@ def test_throttled_blocks_are_sent_more_slowly(monkeypatch, image) -> None:
     assert gaps[22:] == pytest.approx([1 / 5] * 9, rel=0.1)
 
 
-def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() -> None:
+def test_all_threads_are_active_when_they_wait_and_few_when_they_work() -> None:
     waiting, working = RampUp(20), RampUp(20)
     seen = []
     for _ in range(3):
@@ -279,7 +279,7 @@ def test_a_worker_lets_all_threads_in_when_they_wait_and_few_when_they_work() ->
     assert RampUp(2).open == 2
 
 
-def test_the_rate_halves_once_a_burst_and_climbs_back() -> None:
+def test_the_rate_halves_once_for_a_burst_and_rises_again() -> None:
     pace = RateLimiter(1_000_000)
     pace._cut -= 1
     pace.slower()

@@ -75,14 +75,14 @@ def test_a_block_of_zeros_stays_a_hole(aws, image, tmp_path):
         seconds=2,
     ),
 )
-def test_what_passes_is_waited_out(aws, snapshot, image, tmp_path, fault):
+def test_temporary_errors_are_retried(aws, snapshot, image, tmp_path, fault):
     aws.faults.add({"op": GET, **fault})
     done = download(snapshot, tmp_path / "copy.raw")
     with done.path.open("rb") as file:
         assert file.read(40 * BLOCK) == image.read_bytes()
 
 
-def test_a_killed_download_goes_on(aws, snapshot, image, tmp_path):
+def test_a_killed_download_is_continued(aws, snapshot, image, tmp_path):
     # The sandbox holds the blocks after the tenth, so that the download cannot end before it is killed.
     aws.faults.add({"op": GET, "do": "hang", "seconds": 60, "nth": list(range(11, 1000))})
     path = tmp_path / "copy.raw"
@@ -106,7 +106,7 @@ def test_a_file_is_never_overwritten(snapshot, tmp_path):
         download(snapshot, tmp_path / "mine")
 
 
-def test_a_link_that_leads_nowhere_is_refused_before_anything_is_fetched(aws, snapshot, tmp_path):
+def test_a_broken_link_is_refused_before_the_download(aws, snapshot, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "missing.raw")
     with pytest.raises(errors.UsageError, match="already exists"):
         download(snapshot, tmp_path / "link")
@@ -115,7 +115,7 @@ def test_a_link_that_leads_nowhere_is_refused_before_anything_is_fetched(aws, sn
 
 
 @pytest.mark.parametrize("name", ["x" * 250, "x" * 243, "file/disk.raw"])
-def test_a_file_that_cannot_be_made_is_refused_before_anything_is_fetched(aws, snapshot, tmp_path, name):
+def test_a_file_that_cannot_be_created_is_refused_before_the_download(aws, snapshot, tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UsageError, match="Could not download to"):
         download(snapshot, tmp_path / name)
@@ -145,7 +145,7 @@ def test_the_command(snapshot, tmp_path, capsys):
     assert said == {"snapshot_id": snapshot, "path": str(path), "bytes": GIB, "fetched_blocks": 30}
 
 
-def test_the_command_goes_by_the_settings_region(snapshot, tmp_path, monkeypatch, capsys):
+def test_the_command_uses_the_region_of_the_settings(snapshot, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VMSNIX_REGION", REGION)
     assert main(["download", snapshot, str(tmp_path / "copy.raw")]) == 0
     assert "30 blocks downloaded" in capsys.readouterr().out
@@ -165,7 +165,7 @@ def begun(path):
 
 
 @pytest.mark.parametrize("same", few([True, False], 1, seconds=2), ids=["same snapshot", "another snapshot"])
-def test_the_second_download_to_a_file_is_refused_and_told_who_writes_it(
+def test_a_second_download_to_a_file_is_refused_with_the_name_of_the_first(
     aws, snapshot, image, tmp_path, same
 ):
     content, other = image.read_bytes(), snapshot
@@ -242,7 +242,7 @@ def test_a_file_that_appears_during_the_download_is_not_overwritten(aws, snapsho
     assert download(snapshot, path).fetched == 0
 
 
-def test_a_lock_file_that_its_holder_deleted_meanwhile_locks_nothing(tmp_path, monkeypatch):
+def test_a_lock_file_that_its_owner_deleted_locks_nothing(tmp_path, monkeypatch):
     path, create, opened = tmp_path / "disk.raw.part.lock", files.create, []
 
     def opened_before_it_was_deleted(place, flags):

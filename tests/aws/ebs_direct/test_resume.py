@@ -158,7 +158,7 @@ def test_workers_end_with_their_parent(aws, image, tmp_path):
     wait_until(quiet, "the end of the workers", deadline=20)
 
 
-def test_a_snapshot_that_expired_meanwhile_is_begun_anew(aws, image, tmp_path):
+def test_an_expired_snapshot_is_replaced(aws, image, tmp_path):
     upload = Upload(image, tmp_path / "records")
     kill_after_some_blocks(upload, aws, 5)
     (old,) = snapshots(aws)
@@ -170,7 +170,7 @@ def test_a_snapshot_that_expired_meanwhile_is_begun_anew(aws, image, tmp_path):
     assert bytes_of(aws, made.snapshot_id, image.stat().st_size) == image.read_bytes()
 
 
-def test_a_machine_without_the_journal_goes_on_in_the_same_snapshot(aws, image, tmp_path):
+def test_a_machine_without_the_journal_continues_in_the_same_snapshot(aws, image, tmp_path):
     upload = Upload(image, tmp_path / "records")
     kill_after_some_blocks(upload, aws, 5)
     (pending,) = snapshots(aws)
@@ -179,7 +179,7 @@ def test_a_machine_without_the_journal_goes_on_in_the_same_snapshot(aws, image, 
     assert snapshots(aws) == {pending: "completed"}
 
 
-def test_a_run_that_died_after_the_seal_keeps_its_manifest_later(aws, image, tmp_path):
+def test_the_manifest_of_a_run_killed_after_the_completion_is_written_later(aws, image, tmp_path):
     upload = Upload(image, tmp_path / "records")
     session = boto3.Session(region_name=REGION)
     sealed = writing.upload(session, upload.wanted, tables=upload.tables, config=TransferConfig(2, 8))
@@ -235,12 +235,12 @@ def test_with_a_forged_manifest_of_the_parent_a_killed_upload_is_not_continued(a
 
 
 @pytest.mark.parametrize("line", ["", "{", "[1]", "[" * 99_999, '{"x": 1}'])
-def test_a_journal_whose_first_line_is_damaged_is_begun_again(tmp_path, line):
+def test_a_journal_with_a_damaged_first_line_is_started_again(tmp_path, line):
     (tmp_path / "journal").write_text(f"{line}\n")
     assert BlockJournal(tmp_path / "journal").read() is None
 
 
-def test_a_block_whose_line_was_cut_off_is_sent_again(tmp_path):
+def test_a_block_with_an_incomplete_line_is_sent_again(tmp_path):
     journal = BlockJournal(tmp_path / "journal")
     journal.begin(JournalHeader("snap-0123456789abcdef0"))
     journal.add([7, 123])
@@ -255,7 +255,7 @@ def test_a_block_whose_line_was_cut_off_is_sent_again(tmp_path):
         journal.close()
 
 
-def test_a_disk_that_takes_no_journal_stops_no_upload(aws, image, tmp_path, monkeypatch):
+def test_an_upload_continues_without_a_journal(aws, image, tmp_path, monkeypatch):
     upload = Upload(image, tmp_path / "full")
     original = os.open
 
@@ -270,7 +270,7 @@ def test_a_disk_that_takes_no_journal_stops_no_upload(aws, image, tmp_path, monk
     assert snapshots(aws) == {made.snapshot_id: "completed"}
 
 
-def test_a_journal_that_a_full_disk_has_torn_gets_no_more_lines(tmp_path, monkeypatch):
+def test_nothing_is_added_to_an_incomplete_line_of_a_journal(tmp_path, monkeypatch):
     journal = BlockJournal(tmp_path / "journal")
     journal.begin(JournalHeader("snap-1"))
     journal.add([1, 2])
@@ -295,7 +295,7 @@ def test_a_journal_that_a_full_disk_has_torn_gets_no_more_lines(tmp_path, monkey
     assert BlockJournal(journal.path).read() == (JournalHeader("snap-1"), {1, 2, 3})
 
 
-def test_a_download_does_not_go_on_without_its_journal(tmp_path):
+def test_a_download_stops_without_its_journal(tmp_path):
     journal = BlockJournal(tmp_path / "in-the-way" / "journal", required=True)
     (tmp_path / "in-the-way").touch()
     with pytest.raises(OSError, match="exists"):
