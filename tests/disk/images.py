@@ -1,4 +1,4 @@
-"""Disks to try things on, and what QEMU makes of them."""
+"""Test disks, and their conversion by QEMU."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def qemu_make(path: Path, raw: Path, driver: str, options: str = "") -> Path:
 
 
 def qemu_bytes(path: Path, kind: str) -> bytes | None:
-    """Return the disk as ``qemu-img convert -O raw`` sees it, or ``None`` when it refuses the image."""
+    """Return the disk as ``qemu-img convert -O raw`` reads it, or ``None`` if it refuses the image."""
     output = path.with_suffix(".converted")
     options = f"driver={QEMU_DRIVERS[kind]},file.driver=file,file.filename={path}"
     done = subprocess.run(
@@ -88,7 +88,7 @@ def qemu_bytes(path: Path, kind: str) -> bytes | None:
 
 
 def whole(path: Path) -> bytes:
-    """Return the disk as we see it, put together from the blocks of EBS's size."""
+    """Return the disk as the package reads it, from its blocks."""
     with open_image(path) as image:
         disk = bytearray(-(-image.size // BLOCK) * BLOCK)
         previous = -1

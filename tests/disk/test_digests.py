@@ -1,4 +1,4 @@
-"""Digests of many blocks: as a dict has them, in a fraction of its memory."""
+"""Digests of many blocks: as in a dict, in a fraction of its memory."""
 
 from __future__ import annotations
 

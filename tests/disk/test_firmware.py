@@ -1,4 +1,4 @@
-"""What a disk boots on, told from its bytes: of real file systems, in every container."""
+"""The boot loaders of a disk, in real file systems and every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file is what its bytes say, and what is no disk is refused by name."""
+"""The format comes from the bytes; other files are refused by name."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_reader_that_cannot_seek_is_refused() -> None:
 
 
 def archives(folder: Path) -> dict[str, bytes]:
-    """Return files that people name by mistake, made by the real programs of the standard library."""
+    """Return files of other formats, created with the standard library."""
     disk = write_raw(folder / "disk.img", scattered(MIB))
     with zipfile.ZipFile(folder / "zip", "w") as archive:
         archive.write(disk)

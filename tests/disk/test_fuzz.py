@@ -1,4 +1,4 @@
-"""Images that ``qemu-img`` made, damaged at random: refused, or read as QEMU reads them; nothing else.
+"""Images that ``qemu-img`` made, damaged at random: refused, or read as by QEMU.
 
 ``VMSNIX_FUZZ_EXAMPLES`` sets how many damaged images of each kind are tried; with it, every run tries others.
 """

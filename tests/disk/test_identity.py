@@ -1,4 +1,4 @@
-"""The identity of a disk: the same in every container, and as docs/reference/identity.md defines it."""
+"""The identity of a disk: the same in every format, and as docs/reference/identity.md defines it."""
 
 from __future__ import annotations
 

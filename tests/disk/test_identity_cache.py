@@ -1,4 +1,4 @@
-"""Remembered identities: found for the same file only, never for one that may have changed."""
+"""Cached identities: found only for an unchanged file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cache(tmp_path: Path) -> IdentityCache:
 
 
 def remember(cache: IdentityCache, image: Path, *, parts: bool = False, store: str = "") -> Survey:
-    """Remember a file as if it had been written long ago."""
+    """Cache a file as if it had been written long ago."""
     seen = identify(image, parts=parts)
     cache.save(image, seen, started=time.time() + 60, store=store)
     return seen

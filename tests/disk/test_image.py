@@ -1,4 +1,4 @@
-"""Blocks and ranges of any disk: right, lean, and readable by many at once."""
+"""Blocks and ranges of a disk: bytes, memory, and concurrent reads."""
 
 from __future__ import annotations
 

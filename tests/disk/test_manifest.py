@@ -1,4 +1,4 @@
-"""Manifests: they survive a round trip, are small, and refuse what they were not written as."""
+"""Manifests: they are read as written, are small, and other objects are refused."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ FORMATS = [("vhd", "sample.vhd", "dynamic"), ("vhd-fixed", "sample.vhd", "fixed"
 
 
 def serial_output(image: Path, driver: str, wanted: str) -> str:
-    """Boot an image in QEMU, without network or display, until its serial port said what is wanted."""
+    """Boot an image in QEMU, without network or display, until its serial port has printed a text."""
     command = [
         require("qemu-system"), "-M", "pc", "-accel", "tcg", "-m", "32", "-display", "none", "-net", "none",
         "-serial", "stdio", "-monitor", "none", "-drive", f"file={image},format={driver},snapshot=on",

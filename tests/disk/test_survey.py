@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def expected(disk: bytes) -> dict[int, str]:
-    """Return the digests of the blocks that hold something."""
+    """Return the digests of the blocks with data."""
     blocks = {at // BLOCK: disk[at : at + BLOCK].ljust(BLOCK, b"\0") for at in range(0, len(disk), BLOCK)}
     return {index: hashlib.sha256(block).hexdigest() for index, block in blocks.items() if block.strip(b"\0")}
 
@@ -279,7 +279,7 @@ def test_a_later_hole_in_the_file_is_not_taken_as_zeros(tmp_path: Path) -> None:
 
 
 def read_identified(path: Path, seen: Survey) -> None:
-    """Read a whole image through what binds it to its digests."""
+    """Read a whole image, compared with its digests."""
     with closing(PathSource(path)) as file, open_image(IdentifiedSource(file, seen)) as image:
         list(image.blocks())
 

@@ -1,4 +1,4 @@
-"""VHDs: the same bytes as QEMU reads, and every field that lies is named with its place."""
+"""VHDs: the same bytes as QEMU reads, and wrong fields are named with their offset."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ LIES = {
 
 
 def place(field: str, footer: int, header: int) -> int:
-    """Return where a field stands in a dynamic VHD whose table follows its header."""
+    """Return the offset of a field in a dynamic VHD whose table follows its header."""
     part, _, name = field.rpartition(" ")
     if part == "BAT entry":
         return 1536 + 4 * int(name)

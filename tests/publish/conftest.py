@@ -1,4 +1,4 @@
-"""A sandbox, a published sample, and what a publisher left behind."""
+"""A sandbox, a published sample, and the resources that a publish leaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ READS = ("Describe", "Get", "Head", "List", "Simulate")
 
 @dataclass(frozen=True)
 class Left:
-    """What stands in the account: ids of AMIs and snapshots, S3 keys, uploads, and imports that run."""
+    """The resources of the account: IDs of AMIs and snapshots, S3 keys, uploads, and running imports."""
 
     amis: list[str]
     snapshots: list[str]
@@ -55,7 +55,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(aws: Sandbox, image: Path) -> Callable[..., publish.PublishPlan]:
-    """Make plans for the sample image; keywords change what is asked for."""
+    """Make plans for the sample image; keywords change the parameters."""
 
     def make(**changes: Any) -> publish.PublishPlan:
         asked: dict[str, Any] = {
@@ -74,7 +74,7 @@ def plan(aws: Sandbox, image: Path) -> Callable[..., publish.PublishPlan]:
 
 @pytest.fixture
 def left(aws: Sandbox) -> Callable[[], Left]:
-    """Look at the account."""
+    """Return the resources of the account."""
 
     def look() -> Left:
         ec2, s3 = aws.client("ec2", REGION), aws.client("s3", REGION)
@@ -93,7 +93,7 @@ def left(aws: Sandbox) -> Callable[[], Left]:
 
 @pytest.fixture
 def changes(aws: Sandbox) -> Callable[[], list[str]]:
-    """Name the calls that changed something since the last look."""
+    """Return the changing calls since the last use."""
     seen = 0
 
     def look() -> list[str]:

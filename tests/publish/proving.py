@@ -1,4 +1,4 @@
-"""AMIs made block by block, their records, and proofs of them. It shares no code with what is tested."""
+"""AMIs made block by block, their records, and proofs of them. It shares no code with the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Disk = dict[int, bytes]
 
 
 def block(number: int) -> bytes:
-    """Return a block that is like no other."""
+    """Return a unique block."""
     return hashlib.shake_128(f"block {number}".encode()).digest(BLOCK)
 
 

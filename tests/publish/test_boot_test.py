@@ -1,4 +1,4 @@
-"""The boot gate of a publish: what does not come up is not uploaded."""
+"""The boot test of a publish: an image that does not boot is not uploaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versioned buckets, archives beside images, other partitions, and formats that VM Import takes."""
+"""Versioned buckets, archives beside images, other partitions, and formats that VM Import supports."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def block_table(path: Path) -> None:
 
 
 def crc64(data: bytes, state: int = 2**64 - 1) -> int:
-    """Return the register of CRC-64/NVME, which S3 uses, behind some bytes."""
+    """Return the register of CRC-64/NVME, which S3 uses, after some bytes."""
     for byte in data:
         state ^= byte
         for _ in range(8):
@@ -273,7 +273,7 @@ def test_verify_does_not_report_a_file_with_only_a_new_time(
 
 
 def foreign_snapshot(aws: Sandbox, digest: str, blocks: dict[int, bytes], size_gib: int = 1) -> str:
-    """Make a completed snapshot that says that it holds the image of this digest."""
+    """Create a completed snapshot with the tag of this digest."""
     import base64
     import hashlib
 
@@ -303,7 +303,7 @@ def foreign_snapshot(aws: Sandbox, digest: str, blocks: dict[int, bytes], size_g
 def test_a_snapshot_is_compared_with_the_identified_bytes_and_not_with_the_file(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, via: str
 ) -> None:
-    """The snapshot holds what the file holds now, and the digest names other bytes."""
+    """The snapshot contains the current bytes of the file, but the digest is that of others."""
     wanted = plan(image=str(raw), via=via, verify="whole")
     built = wanted.build()
     in_place(raw)

@@ -1,4 +1,4 @@
-"""One disk in several containers is one image: its AMI is found again, whatever the method and the size."""
+"""One disk in several formats is one image: its AMI is found by every method and size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing directly: from an image to a snapshot without a bucket, block by block."""
+"""Publish with the direct method: blocks of an image are written to a snapshot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REGION, BLOCK = "us-east-1", 524_288
 
 @pytest.fixture
 def direct(plan):
-    """Make plans that go directly, with neither bucket nor role."""
+    """Make plans of the direct method, without bucket and role."""
 
     def make(**changes):
         return plan(**{"via": "direct", "bucket": "", "role_name": "", **changes})
@@ -53,7 +53,7 @@ def raw(tmp_path):
 
 @pytest.fixture
 def rates(monkeypatch):
-    """Collect the rate that each set of workers is started with, a worker."""
+    """Collect the rate of the workers of each upload."""
     found, job = [], engine.Job
 
     def collect(*arguments):

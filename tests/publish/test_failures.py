@@ -1,4 +1,4 @@
-"""What goes wrong for real: one clear error, nothing left behind, and the next run goes on."""
+"""Real failures: one clear error, no leftovers, and the next run continues."""
 
 from __future__ import annotations
 
@@ -418,7 +418,7 @@ KEY = f"vmsnix/{DIGEST}-{'f' * 32}.vhd"
 
 @pytest.fixture
 def died(aws):
-    """A run of the import method that uploaded its image and left no more than its journal."""
+    """A run of the import method that has uploaded its image, and its journal."""
     folder = load().state / "runs" / RUN
     folder.mkdir(parents=True)
     row = {"step": "upload", "status": "done", "region": REGION, "account": aws.account, "via": "import"}

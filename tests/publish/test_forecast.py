@@ -1,4 +1,4 @@
-"""How long a step will take is told from earlier ones of the same kind and size, and only from those."""
+"""The forecast of a step comes from earlier steps of the same kind and size."""
 
 from __future__ import annotations
 

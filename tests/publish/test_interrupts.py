@@ -1,4 +1,4 @@
-"""Ctrl-C in each step: the process ends with one clear text, and the next run ends with one AMI."""
+"""Ctrl-C in each step: the process ends with one clear error, and the next run with one AMI."""
 
 from __future__ import annotations
 

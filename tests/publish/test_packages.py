@@ -1,4 +1,4 @@
-"""What is inside a published image is recorded once."""
+"""The packages of a published image are recorded once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INSIDE = pd.DataFrame(
 
 
 class Told:
-    """A step that remembers what it is told."""
+    """A step that collects its messages."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -40,7 +40,7 @@ class Told:
 
 @pytest.fixture
 def built_by_nix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every image count as one that Nix built here, with these packages inside."""
+    """Let every image count as built by Nix, with these packages."""
     real = publish.PublishPlan.build
 
     def build(plan: publish.PublishPlan) -> Any:

@@ -1,4 +1,4 @@
-"""The preflight: one table; every trouble told apart, with its found and its fix."""
+"""The preflight: a table in which each problem has a finding and a fix."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def aws(served: tuple[Sandbox, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.fixture
 def look(aws: Sandbox) -> Callable[..., dict[str, Any]]:
-    """Run the preflight; keywords change what is asked."""
+    """Run the preflight; keywords change its parameters."""
 
     def run(**changes: Any) -> dict[str, Any]:
         asked = {"region": REGION, "bucket": BUCKET, **changes}
@@ -412,7 +412,7 @@ def test_missing_permissions_fail_for_the_method_and_warn_for_the_other_one(aws:
 
 
 def _user(aws: Sandbox, name: str, actions: list[str]) -> Any:
-    """Return a session of a new user who may do just this."""
+    """Return a session of a new user with only these permissions."""
     iam = aws.client("iam")
     iam.create_user(UserName=name)
     document = policies.policy_document(actions, policies.PolicyScope(account=aws.account, bucket=BUCKET))

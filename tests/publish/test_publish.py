@@ -1,4 +1,4 @@
-"""Publishing an image: what is there afterwards, and what a second run does."""
+"""Publish an image: the created resources, and a second run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One AMI for one image: what is reused, what is refused, and what two publishers at once leave behind."""
+"""One AMI for one image: reuse, refusals, and two concurrent publishers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def describe(aws, ami_id):
 
 
 def ask(image, **wanted):
-    """Let the image ask for something at its registration."""
+    """Give the image options for its registration."""
     path = image / "nix-support" / "image-info.json"
     info = json.loads(path.read_text())
     info["registerImage"] = {**info.get("registerImage", {}), **wanted}
@@ -60,7 +60,7 @@ def wait_for_import(aws):
 
 
 def both_snapshots(aws, first, second):
-    """Let an import and a direct upload make a snapshot each, none having seen the other's."""
+    """Let an import and a direct upload create a snapshot each, concurrently."""
     aws.clock.speed = 1.0  # the import stays under way
     builts = [first.build(), second.build()]
     found = []
@@ -228,7 +228,7 @@ def test_an_ami_that_is_pending_for_days_is_refused_before_the_upload(aws, plan,
 @pytest.mark.parametrize("shown", [[], [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3"}}]])
 @pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=3))
 def test_a_pending_ami_is_waited_for_and_compared_when_it_is_available(aws, plan, left, changes, via, shown):
-    """A promotion copies it into this region. It shows neither its snapshot nor, at first, its disks."""
+    """A promotion copies it into this region. AWS reports neither its snapshot nor, at first, its disks."""
     made = direct(plan).apply()
     ec2 = aws.client("ec2", EUROPE)
     aws.prepare(bucket="vmsnix-images-europe", region=EUROPE)
@@ -389,7 +389,7 @@ def test_only_a_requested_size_that_is_larger_makes_another_ami(plan, image):
 
 
 def test_delete_on_termination_is_always_set_for_additional_disks(aws, plan, image):
-    """AWS's default is not ours to guess, and the next publish compares what the AMI has."""
+    """The default of AWS may change, and the next publish compares the value."""
     ask(
         image,
         RootDeviceName="/dev/sda1",

@@ -1,4 +1,4 @@
-"""What a publish says of its own speed: steps carry the image's name, and a slow one is told at the end."""
+"""Slow steps: each step is recorded with the image's name, and a slow one is reported at the end."""
 
 from __future__ import annotations
 

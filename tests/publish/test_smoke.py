@@ -1,4 +1,4 @@
-"""The smoke test: it launches, waits, reads, judges, and leaves nothing running, however it ends."""
+"""The smoke test: it launches, waits, reads, checks, and always terminates its instance."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def refuse_to_terminate(aws: Sandbox) -> None:
 
 
 def told_to_terminate(aws: Sandbox, error: errors.VmsnixError) -> str:
-    """Return the instance that runs on: the error names it, says why, and how to end it."""
+    """Return the instance that still runs, after checking that the error names it with reason and fix."""
     (instance_id,) = alive(aws)
     assert f"{instance_id} still runs in {HOME}." in error.what
     assert "ec2:TerminateInstances" in error.why

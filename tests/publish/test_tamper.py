@@ -1,4 +1,4 @@
-"""Whatever is changed, a proof finds it; and nothing that is the same is reported as changed."""
+"""A proof finds every change, and reports nothing else."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_incremental_snapshot_is_proven(account: Account) -> None:
 
 
 def caught(result: ProofResult) -> str:
-    """Check that a proof did not end well; return its verdict."""
+    """Check that a proof failed; return its verdict."""
     assert result.error is not None
     assert result.as_dict()["status"] != "done"
     return result.verdict
@@ -113,7 +113,7 @@ def good(account: Account) -> str:
 
 
 def changed(account: Account, good: str, blocks: dict[int, bytes]) -> None:
-    """Check that an AMI with these blocks instead is found, whatever it says of itself."""
+    """Check that an AMI with these blocks is found, whatever its tags are."""
     forged = identity(disk())
     ami = account.ami(account.snapshot(blocks, ParentSnapshotId=good, tag=forged), tag=forged)
     account.record(ami, forged, good)

@@ -1,4 +1,4 @@
-"""The bare connection: what servers, proxies and certificates do to it."""
+"""The HTTP connection: servers, proxies and certificates."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_closed_port_is_an_error():
 
 @pytest.fixture
 def wire():
-    """Make wires to a server, and close what they opened."""
+    """Make clients of a server, and close their connections."""
     made = []
 
     def make(server, *, endpoint="", **more) -> BlockWire:

@@ -1,4 +1,4 @@
-"""What the network and AWS do to blocks: the bytes that arrive are the image's, or one clear error."""
+"""Faults of the network and AWS: the snapshot has the image's bytes, or there is one clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A snapshot becomes a file again."""
+"""Download a snapshot to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An upload that is killed at any moment goes on: the same bytes, one snapshot, nothing pending."""
+"""A killed upload is continued: the same bytes, one snapshot, nothing pending."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def put_some_blocks(upload: Upload, aws, blocks_put: int) -> subprocess.Popen[by
 
 
 def kill_after_some_blocks(upload: Upload, aws, blocks_put: int) -> None:
-    """Kill an upload once so many blocks were put; the sandbox holds the others, so that it cannot end."""
+    """Kill an upload once so many blocks were put; the sandbox delays the others."""
     others = list(range(blocks_put + 1, 1000))
     held = aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "hang", "seconds": 60, "nth": others})
     kill(put_some_blocks(upload, aws, blocks_put))
