@@ -147,7 +147,7 @@ def test_a_wrong_cached_identity_publishes_nothing(
 ) -> None:
     """As if the file had changed within the resolution of its file system's clock."""
     wanted = plan(image=str(raw), via="direct")
-    seen = wanted.build().seen
+    seen = wanted.build().survey
     with raw.open("r+b") as file:
         file.seek(4 * 2**20)
         file.write(b"other")

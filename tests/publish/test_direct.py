@@ -403,7 +403,7 @@ def but_identified(source, raw, **change):
     """Return the upload of an image that has another block in its identity than in the snapshot."""
     changed(raw, **change)
     with open_image(raw) as disk:
-        return replace(source, built=replace(source.built, seen=survey(disk)))
+        return replace(source, built=replace(source.built, survey=survey(disk)))
 
 
 def test_a_snapshot_with_other_bytes_is_found_and_deleted(aws, direct, raw, left):

@@ -250,7 +250,7 @@ def boot_test(plan: PublishParameters, built: Built) -> BootStep:
         if built.ami_id:
             entry.outcome = "reused"
             return BootStep("reused")
-        with nullcontext() if built.seen is None else unchanged(built.path, built.seen):
+        with nullcontext() if built.survey is None else unchanged(built.path, built.survey):
             booted = boot.boot(
                 built.path,
                 expect=plan.boot_expect or boot.EXPECT,

@@ -325,7 +325,7 @@ def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, seen: 
         derivation=image.derivation or "",
         store_path=image.store_path or "",
         ami_name=name,
-        seen=seen,
+        survey=seen,
         registration=wanted,
     )
 
@@ -346,9 +346,9 @@ def _evidence(plan: PublishParameters) -> dict[str, str]:
 
 def key(plan: PublishParameters, built: Built) -> str:
     """Return the key of the object in S3, which depends only on the file and the encryption."""
-    if built.seen is None:
+    if built.survey is None:
         raise RuntimeError("the uploaded image has no digests")
-    file = f"{built.digest}-{built.seen.file_digest[:32]}{keys.key_suffix(plan.kms_key)}"
+    file = f"{built.digest}-{built.survey.file_digest[:32]}{keys.key_suffix(plan.kms_key)}"
     return f"{plan.key_prefix}{file}.{built.format}"
 
 
@@ -385,5 +385,5 @@ def block_upload(plan: PublishParameters, built: Built) -> writing.Upload:
         journal=plan.settings.state / "blocks" / name,
         incremental=plan.incremental,
         kms_key=plan.kms_key,
-        seen=built.seen,
+        survey=built.survey,
     )

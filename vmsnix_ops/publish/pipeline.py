@@ -396,7 +396,7 @@ def upload(plan: PublishParameters, built: Built) -> UploadStep:
             stored = buckets.upload_file(
                 client(plan.session, "s3", plan.region, connections=buckets.THREADS + 2),
                 built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
-                survey=built.seen,  # type: ignore[arg-type]  # and an identity
+                survey=built.survey,  # type: ignore[arg-type]  # and an identity
                 bucket=plan.bucket,
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
@@ -486,9 +486,9 @@ def _snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep:
                 # An import of another run is not cancelled.
                 imports.cancel_imports(ec2, built.digest, run_id=plan.run_id)
                 raise
-        if built.seen is not None and made.outcome == "created":
+        if built.survey is not None and made.outcome == "created":
             manifest = Manifest(
-                built.digest, built.disk_bytes, made.snapshot_id, plan.region, built.seen.blocks
+                built.digest, built.disk_bytes, made.snapshot_id, plan.region, built.survey.blocks
             )
             manifests.save(plan.journal.tables, manifest)
         entry.outcome, entry.bytes = made.outcome, built.file_bytes
@@ -510,8 +510,8 @@ def _report_size(built: Built, snapshot_id: str, size_gib: int, step: Step) -> N
 def _check_stored(plan: PublishParameters, source: UploadStep) -> None:
     """Refuse an uploaded object that was replaced, for example between two cells of a notebook."""
     built = source.built
-    if source.url and built.seen is not None:
-        buckets.check_object(plan.s3, survey=built.seen, bucket=plan.bucket, key=identity.key(plan, built))
+    if source.url and built.survey is not None:
+        buckets.check_object(plan.s3, survey=built.survey, bucket=plan.bucket, key=identity.key(plan, built))
 
 
 def _expect(plan: PublishParameters, built: Built, entry: Entry) -> None:
@@ -681,7 +681,7 @@ def _transfer_config(plan: PublishParameters) -> TransferConfig:
 def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
     """Compare the snapshot with the digests of the image."""
     built = snapshot.built
-    if built.path is None or built.seen is None:
+    if built.path is None or built.survey is None:
         raise RuntimeError("the image of a snapshot has digests")
     with (
         plan.journal.step("verify", unit="bytes") as entry,
@@ -692,7 +692,7 @@ def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
                 plan.session,
                 region=plan.region,
                 snapshot_id=snapshot.snapshot_id,
-                blocks=built.seen.blocks,
+                blocks=built.survey.blocks,
                 how=plan.verify,
                 step=entry.step,
                 config=_transfer_config(plan),
@@ -711,7 +711,7 @@ def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
             ) from error
         entry.bytes = compared.blocks * BLOCK_BYTES
         text = f"{compared.blocks} of {compared.of} blocks were read back and match the image"
-        if not still_identified(built.path, built.seen):
+        if not still_identified(built.path, built.survey):
             text += (
                 f"; {built.path.name} changed after it was identified, and its current content was not "
                 "compared"

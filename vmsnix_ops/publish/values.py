@@ -52,7 +52,7 @@ class Built(Displayed):
     # The existing AMI of this disk; empty if there is none.
     ami_id: str = ""
     snapshot_id: str = ""
-    seen: Survey | None = field(default=None, repr=False)  # the digests of the image
+    survey: Survey | None = field(default=None, repr=False)  # the digests of the image
     # The whole registration, without snapshot and tags.
     registration: Registration | None = field(default=None, repr=False)
 

@@ -62,7 +62,7 @@ class Upload:
     incremental: bool = True  # whether to start from an earlier snapshot
     kms_key: str = ""  # ARN of the key for the snapshot; empty for the account's default encryption
     # The digests of the image; by default the upload reads the image to compute them.
-    seen: Survey | None = None
+    survey: Survey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Task:
     """An upload and its context."""
 
     upload: Upload
-    seen: Survey  # The digests of the image. Blocks are compared with them when they are sent.
+    survey: Survey  # The digests of the image. Blocks are compared with them when they are sent.
     descriptor: int  # the converted disk as an open raw file; -1 if the format needs no conversion
     session: boto3.Session
     ec2: EC2Client
@@ -178,10 +178,10 @@ class PendingUpload:
 
     def carry_out(self) -> DirectSnapshot:
         """Start or continue the snapshot, send the missing blocks, and complete it."""
-        size_gib = -(-self.task.seen.disk_bytes // GIB)
+        size_gib = -(-self.task.survey.disk_bytes // GIB)
         parent, done = self._begin(size_gib)
         known = parent.blocks
-        contained = snapshot_blocks(self.task.seen.blocks, known)
+        contained = snapshot_blocks(self.task.survey.blocks, known)
         changed = Digests(
             (index, digest) for index, digest in contained.pairs() if known.get(index) != digest
         )
@@ -198,7 +198,7 @@ class PendingUpload:
             len(left),
             throttled,
             contained,
-            self.task.seen.disk_bytes,
+            self.task.survey.disk_bytes,
         )
 
     def expired(self, error: errors.AwsError) -> bool:
@@ -409,7 +409,7 @@ class PendingUpload:
         return throttled
 
     def _check_file(self) -> None:
-        if not still_identified(self.task.upload.path, self.task.seen):
+        if not still_identified(self.task.upload.path, self.task.survey):
             raise changed(str(self.task.upload.path))
 
     def _state(self, snapshot_id: str) -> str:
@@ -588,7 +588,7 @@ def finish(
 @contextmanager
 def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int]]:
     """Yield the image's digests, and its converted disk as an open raw file; -1 without a conversion."""
-    seen = wanted.seen or identify(wanted.path)
+    seen = wanted.survey or identify(wanted.path)
     if seen.identity != wanted.digest:
         raise changed(str(wanted.path))
     try:
@@ -613,9 +613,9 @@ def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
         return DirectSnapshot(snapshot_id, size, "reused")
     parent_id, identity = known[0].parent_id, known[0].parent_identity
     parent = manifests.load(task.tables, parent_id, identity=identity) if parent_id else Digests()
-    contained = snapshot_blocks(task.seen.blocks, parent) if parent or not parent_id else Digests()
+    contained = snapshot_blocks(task.survey.blocks, parent) if parent or not parent_id else Digests()
     return DirectSnapshot(
-        snapshot_id, size, "reused", parent_id, blocks=contained, disk_bytes=task.seen.disk_bytes
+        snapshot_id, size, "reused", parent_id, blocks=contained, disk_bytes=task.survey.disk_bytes
     )
 
 
