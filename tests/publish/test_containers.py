@@ -190,7 +190,7 @@ def test_an_object_that_a_running_import_may_read_is_not_replaced(
         wanted.upload(built)
     assert left().objects == [key]
     assert s3.head_object(Bucket=BUCKET, Key=key)["ContentLength"] == built.file_bytes
-    pipeline.clean_bucket(wanted, built)
+    pipeline.delete_upload(wanted, built)
     assert left().objects == [key]
 
 
