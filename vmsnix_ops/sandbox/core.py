@@ -144,6 +144,15 @@ class Clock:
         """Return the sandbox seconds from a time until now."""
         return (self.now() - since).total_seconds() * self.speed + self._advanced(since)
 
+    def is_listed(self, ended: datetime, seconds: float) -> bool:
+        """Return whether something that has ended is still listed, as AWS does for a while.
+
+        It is listed for `seconds` sandbox seconds, and at a high speed for `LISTED_REAL_SECONDS`: a client
+        that polls every minute must see the end. `advance` counts for both.
+        """
+        real = (self.now() - ended).total_seconds() + self._advanced(ended)
+        return self.age(ended) <= seconds or real <= min(seconds, LISTED_REAL_SECONDS)
+
     def advance(self, seconds: float) -> None:
         """Make everything older by this many sandbox seconds."""
         self._steps.append((self.now(), _check_seconds("advance", seconds)))
@@ -180,6 +189,7 @@ class Clock:
         return sum(seconds for at, seconds in self._steps if since is None or at >= since)
 
 
+LISTED_REAL_SECONDS = 600.0
 MAX_SECONDS = 100 * 365 * 86400.0
 
 

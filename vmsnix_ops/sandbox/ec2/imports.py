@@ -514,7 +514,7 @@ def describe_import_snapshot_tasks(context: Context, params: Params) -> dict[str
     with context.lock:
         table = context.table("import_tasks")
         for task in list(table.values()):
-            if task.ended and context.clock.age(task.ended) > LISTED_SECONDS:
+            if task.ended and not context.clock.is_listed(task.ended, LISTED_SECONDS):
                 del table[task.task_id]
         return describe(
             context,

@@ -201,7 +201,8 @@ def remove_terminated(context: Context) -> None:
             volume.instance_id = ""
             if volume.delete_on_termination:
                 del disks[volume.volume_id]
-        if instance.terminating is not None and context.clock.age(instance.terminating) > TERMINATED_SECONDS:
+        ended = instance.terminating
+        if ended is not None and not context.clock.is_listed(ended, TERMINATED_SECONDS):
             del table[instance.instance_id]
 
 
