@@ -13,8 +13,10 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
 from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.kms import find_key, managed_key
 
@@ -94,6 +96,25 @@ def parameters(context: Context) -> dict[str, Parameter]:
     return known
 
 
+@lru_cache
+def public_parameters(region: str, partition: str) -> dict[str, Parameter]:
+    """Return the parameters of AWS in a region by name. Their ARNs have no account."""
+    found = {}
+    for image in PUBLIC_IMAGES:
+        for word in image.parameters:
+            name = PARAMETER_PATH + word
+            version = ParameterVersion(
+                1, image.image_id(region), "String", "text", PUBLISHED, "", "", "", "Standard"
+            )
+            found[name] = Parameter(name, f"arn:{partition}:ssm:{region}::parameter{name}", [version])
+    return found
+
+
+def readable_parameters(context: Context) -> dict[str, Parameter]:
+    """Return the parameters of the region and those of AWS by name."""
+    return parameters(context) | public_parameters(context.region, context.partition)
+
+
 def _image_exists(context: Context, image_id: str) -> bool:
     return context.tables.find("images", context.region, image_id) is not None
 
@@ -141,7 +162,9 @@ def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVers
     name, selector = parameter_name(text), ""
     if ":" in name:
         name, _, selector = name.rpartition(":")
-    parameter = _find_parameter(context, name)
+    parameter = readable_parameters(context).get(parameter_name(name))
+    if parameter is None:
+        raise _parameter_not_found()
     if not selector:
         return parameter, parameter.newest, ""
     for version in parameter.versions:
@@ -462,7 +485,7 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
     prefix = path if path.endswith("/") else f"{path}/"
     found = [
         _parameter_view(parameter, parameter.newest, "", params)
-        for name, parameter in sorted(parameters(context).items())
+        for name, parameter in sorted(readable_parameters(context).items())
         if name.startswith(prefix) and (params.get("Recursive") or "/" not in name[len(prefix) :])
     ]
     return _page(found, params, "Parameters", 10)

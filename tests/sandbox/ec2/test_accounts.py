@@ -39,7 +39,9 @@ def friend(still_sandbox: SandboxClients) -> Callable[[str], Any]:
 
 
 def seen(client: Any, **asked: Any) -> list[str]:
-    return [image["ImageId"] for image in client.describe_images(**asked)["Images"]]
+    """Return the IDs of the listed images, apart from those of Amazon, which every account sees."""
+    images = client.describe_images(**asked)["Images"]
+    return [image["ImageId"] for image in images if image.get("ImageOwnerAlias") != "amazon"]
 
 
 def share(aws: SandboxClients, image: str, **entry: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation
 from vmsnix_ops.sandbox.ec2.filters import describe
-from vmsnix_ops.sandbox.ssm import parameters
+from vmsnix_ops.sandbox.ssm import parameters, readable_parameters
 from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def find_image_id(context: Context, reference: str) -> str | None:
     if not reference.startswith(PARAMETER_PREFIX):
         return reference
     name, _, selector = reference.removeprefix(PARAMETER_PREFIX).partition(":")
-    parameter = parameters(context).get(name)
+    parameter = readable_parameters(context).get(name)
     if parameter is None or parameter.newest.parameter_type == "SecureString":  # documented: not supported
         return None
     for version in reversed(parameter.versions):

@@ -6,9 +6,11 @@ Sources: the reference pages of the operations; "Image" and "EbsBlockDevice" of 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.sandbox.catalogue import AMAZON_ACCOUNT, DISK_GIB, PUBLIC_IMAGES, PUBLISHED
 from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
@@ -30,7 +32,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, is_managed_key
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
-from vmsnix_ops.sandbox.ec2.resources import Image
+from vmsnix_ops.sandbox.ec2.resources import Image, Snapshot
 from vmsnix_ops.sandbox.ec2.snapshots import (
     add_snapshot_copy,
     check_completion_minutes,
@@ -50,11 +52,14 @@ LAUNCH_REPORT_SECONDS = 24 * 3600.0
 """LastLaunchedTime appears 24 hours after a launch (documented)."""
 
 
+OWNER_ALIASES = {AMAZON_ACCOUNT: "amazon"}
+
+
 def image_view(image: Image, clock: Clock) -> dict[str, Any]:
     """Return an image as DescribeImages shows it."""
     view: dict[str, Any] = {
         "ImageId": image.image_id,
-        "ImageLocation": image.location or f"{image.owner}/{image.name}",
+        "ImageLocation": image.location or f"{OWNER_ALIASES.get(image.owner, image.owner)}/{image.name}",
         "ImageType": "machine",
         "Name": image.name,
         "OwnerId": image.owner,
@@ -73,6 +78,7 @@ def image_view(image: Image, clock: Clock) -> dict[str, Any]:
         "DeregistrationProtection": deregistration_protection(image, clock),
     }
     optional = {
+        "ImageOwnerAlias": OWNER_ALIASES.get(image.owner, ""),
         "Description": image.description,
         "SriovNetSupport": image.sriov,
         "BootMode": image.boot_mode,
@@ -101,6 +107,48 @@ def _last_launched(image: Image, clock: Clock) -> str:
     return format_time(image.last_launched)
 
 
+def add_public_images(context: Context) -> None:
+    """Add Amazon's public images to the region, unless it has them."""
+    images = context.tables.table(AMAZON_ACCOUNT, context.region, IMAGE.table)
+    snapshots = context.tables.table(AMAZON_ACCOUNT, context.region, SNAPSHOT.table)
+    for public in PUBLIC_IMAGES:
+        image_id, snapshot_id = public.image_id(context.region), public.snapshot_id(context.region)
+        if image_id in images:
+            continue
+        snapshots[snapshot_id] = Snapshot(
+            snapshot_id,
+            AMAZON_ACCOUNT,
+            context.region,
+            DISK_GIB,
+            PUBLISHED,
+            lineage=snapshot_id,
+            public=True,
+        )
+        root = {
+            "DeleteOnTermination": True,
+            "SnapshotId": snapshot_id,
+            "VolumeSize": DISK_GIB,
+            "VolumeType": public.volume_type,
+            "Encrypted": False,
+        }
+        images[image_id] = Image(
+            image_id=image_id,
+            owner=AMAZON_ACCOUNT,
+            region=context.region,
+            name=public.name,
+            created=PUBLISHED,
+            architecture=public.architecture,
+            root_device="/dev/xvda",
+            mappings=[{"DeviceName": "/dev/xvda", "Ebs": root}],
+            description=public.description,
+            boot_mode=public.boot_mode,
+            ena=True,
+            sriov="simple",
+            imds=public.imds,
+            permissions=[{"Group": "all"}],
+        )
+
+
 IMAGE_FILTERS: Filters = {
     "architecture": "Architecture",
     "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
@@ -122,7 +170,7 @@ IMAGE_FILTERS: Filters = {
     "kernel-id": None,
     "manifest-location": "ImageLocation",
     "name": "Name",
-    "owner-alias": None,  # only AWS's own images have one
+    "owner-alias": "ImageOwnerAlias",
     "owner-id": "OwnerId",
     "platform": None,  # only Windows has one
     "product-code": None,
@@ -150,6 +198,7 @@ IMAGE_FILTERS: Filters = {
 def describe_images(context: Context, params: Params) -> dict[str, Any]:
     """Return images that this account owns or may launch."""
     clock = context.clock
+    add_public_images(context)
     images = [i for i in context.tables.in_region("images", context.region) if may_launch(i, context)]
     if params.get("ImageIds"):
         images = select_visible(IMAGE, {i.image_id: i for i in images}, params["ImageIds"])
@@ -159,8 +208,11 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
         # Documented: the owner always sees deprecated images.
         images = [i for i in images if i.owner == context.account or not i.deprecated(clock)]
     if params.get("Owners"):
-        accounts = [context.account if owner == "self" else owner for owner in params["Owners"]]
-        images = [i for i in images if i.owner in accounts]
+        for owner in params["Owners"]:
+            if owner in ("aws-backup-vault", "aws-marketplace"):
+                raise not_emulated(f"the owner {owner!r} of ec2:DescribeImages")
+        owners = {context.account if owner == "self" else owner for owner in params["Owners"]}
+        images = [i for i in images if owners & {i.owner, OWNER_ALIASES.get(i.owner)}]
     if params.get("ExecutableUsers"):
         users = params["ExecutableUsers"]
         images = [i for i in images if any(executable_by(i, user, context) for user in users)]
@@ -234,6 +286,7 @@ def find_launchable_image(context: Context, image_id: str, *, region: str | None
     AwsError
         The ID is malformed or unknown in the region, or the image is not shared with this account.
     """
+    add_public_images(context if region is None else replace(context, region=region))
     image: Image | None = find_of_any_account(context, IMAGE, image_id, region=region)
     if image is None or not may_launch(image, context):
         raise resource_not_found(IMAGE, image_id)
