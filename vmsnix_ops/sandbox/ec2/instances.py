@@ -658,31 +658,112 @@ def _change_states(
 
 
 # Attributes
+#
+# A type, user data and EBS optimization change only while the instance is stopped (ModifyInstanceAttribute).
+
+CHANGEABLE = (
+    "disableApiTermination",
+    "ebsOptimized",
+    "instanceInitiatedShutdownBehavior",
+    "instanceType",
+    "sourceDestCheck",
+)
+STOPPED_ONLY = ("EbsOptimized", "InstanceType", "UserData")
 
 
 @operation("ec2", "DescribeInstanceAttribute", "Attribute InstanceId")
 def describe_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an instance."""
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
-    values: dict[str, tuple[str, object]] = {
-        "disableApiTermination": ("DisableApiTermination", instance.protected),
-        "instanceInitiatedShutdownBehavior": ("InstanceInitiatedShutdownBehavior", instance.shutdown),
-        "instanceType": ("InstanceType", instance.instance_type),
-        "rootDeviceName": ("RootDeviceName", instance.root_device),
-        "userData": ("UserData", instance.user_data),
+    values: dict[str, object] = {
+        "disableApiTermination": instance.protected,
+        "ebsOptimized": bool(instance.details.get("EbsOptimized")),
+        "enaSupport": bool(instance.details.get("EnaSupport")),
+        "groupSet": None,
+        "instanceInitiatedShutdownBehavior": instance.shutdown,
+        "instanceType": instance.instance_type,
+        "kernel": "",
+        "productCodes": None,
+        "ramdisk": "",
+        "rootDeviceName": instance.root_device,
+        "sourceDestCheck": instance.source_dest_check,
+        "userData": instance.user_data,
     }
-    name, value = values[attribute_name(params["Attribute"], values, "InstanceAttributeName")]
-    return {"InstanceId": instance.instance_id, name: {} if value == "" else {"Value": value}}
+    name = attribute_name(params["Attribute"], values, "InstanceAttributeName")
+    answer: dict[str, Any] = {"InstanceId": instance.instance_id}
+    if name == "groupSet":
+        groups = find_groups(context, instance.group_ids)
+        return answer | {"Groups": [{"GroupId": g.group_id, "GroupName": g.name} for g in groups]}
+    if name == "productCodes":
+        return answer | {"ProductCodes": []}
+    member = {"kernel": "KernelId", "ramdisk": "RamdiskId"}.get(name, name[0].upper() + name[1:])
+    return answer | {member: {} if values[name] == "" else {"Value": values[name]}}
 
 
-@operation("ec2", "ModifyInstanceAttribute", "DisableApiTermination InstanceId")
+@operation(
+    "ec2",
+    "ModifyInstanceAttribute",
+    "Attribute DisableApiTermination EbsOptimized Groups InstanceId InstanceInitiatedShutdownBehavior",
+    "InstanceType SourceDestCheck UserData Value",
+)
 def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
-    """Protect an instance from termination, or end the protection."""
+    """Change one attribute of an instance, in either of the two forms of the request."""
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
-    if "DisableApiTermination" not in params:
+    changes = {
+        name: value for name, value in params.items() if name not in ("InstanceId", "Attribute", "Value")
+    }
+    if "Attribute" in params:
+        name = attribute_name(params["Attribute"], CHANGEABLE, "InstanceAttributeName")
+        value = params.get("Value", "")
+        text_only = name in ("instanceInitiatedShutdownBehavior", "instanceType")
+        changes[name[0].upper() + name[1:]] = {"Value": value if text_only else value.lower() == "true"}
+    if not changes:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
-    instance.protected = bool(params["DisableApiTermination"].get("Value"))
+    if len(changes) > 1:
+        text = "Fields for multiple attribute types specified"  # text from memory
+        raise AwsError("InvalidParameterCombination", text)
+    ((name, change),) = changes.items()
+    if name in STOPPED_ONLY and instance.state(context.clock) != "stopped":
+        text = f"The instance '{instance.instance_id}' is not in the 'stopped' state."
+        raise AwsError("IncorrectInstanceState", text)
+    if name == "Groups":
+        instance.group_ids = [group.group_id for group in find_groups(context, change)]
+        return {}
+    value = change.get("Value")
+    if name == "DisableApiTermination":
+        instance.protected = bool(value)
+    elif name == "SourceDestCheck":
+        instance.source_dest_check = bool(value)
+    elif name == "EbsOptimized":
+        instance.details = instance.details | {"EbsOptimized": bool(value)}
+    elif name == "InstanceInitiatedShutdownBehavior":
+        check_one_of("instanceInitiatedShutdownBehavior", value, ("stop", "terminate"))
+        instance.shutdown = value
+    elif name == "UserData":
+        instance.user_data = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+    else:
+        kind = find_instance_type(value)
+        if instance.architecture not in kind.architectures:
+            text = f"The architecture '{instance.architecture}' is not one of the instance type '{value}'."
+            raise AwsError("InvalidParameterValue", text)  # text from memory
+        instance.instance_type = kind.name
+        cores = {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
+        instance.details = instance.details | {"CpuOptions": cores}
     return {}
+
+
+@operation(
+    "ec2", "ModifyInstanceMetadataOptions", "HttpPutResponseHopLimit InstanceId", " ".join(METADATA_OPTIONS)
+)
+def modify_instance_metadata_options(context: Context, params: Params) -> dict[str, Any]:
+    """Change the metadata options of an instance; they are applied at once."""
+    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
+    for member, allowed in METADATA_OPTIONS.items():
+        check_one_of(member, params.get(member), allowed)
+    changed = {name: value for name, value in params.items() if name != "InstanceId"}
+    options = instance.details.get("MetadataOptions", {}) | changed
+    instance.details = instance.details | {"MetadataOptions": options}
+    return {"InstanceId": instance.instance_id, "InstanceMetadataOptions": options | {"State": "pending"}}
 
 
 # Status checks and console output

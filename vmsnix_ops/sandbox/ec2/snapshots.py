@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Clock, Context
+    from vmsnix_ops.sandbox.ec2.resources import Volume
 
 
 CREATE_SECONDS, COPY_SECONDS, SECONDS_PER_STORED_GIB = 20.0, 40.0, 15.0
@@ -175,7 +176,13 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
             "The maximum per volume CreateSnapshot request rate has been exceeded. "
             "Use an increasing or variable sleep interval between requests.",
         )
-    now = clock.now()
+    tags = tags_at_creation(params, "snapshot")["snapshot"]
+    return snapshot_view(add_volume_snapshot(context, volume, params.get("Description", ""), tags), clock)
+
+
+def add_volume_snapshot(context: Context, volume: Volume, description: str, tags: dict[str, str]) -> Snapshot:
+    """Add a pending snapshot of the present blocks of a volume."""
+    now = context.clock.now()
     snapshot = Snapshot(
         snapshot_id=new_id("snap"),
         owner=context.account,
@@ -184,16 +191,16 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
         started=now,
         since=now,
         seconds=_pending_seconds(CREATE_SECONDS, len(volume.blocks)),
-        description=params.get("Description", ""),
+        description=description,
         volume_id=volume.volume_id,
         lineage=volume.lineage,
         encrypted=volume.encrypted,
         kms_key=volume.kms_key,
-        tags=tags_at_creation(params, "snapshot")["snapshot"],
+        tags=tags,
         blocks=volume.blocks,
     )
-    table[snapshot.snapshot_id] = snapshot
-    return snapshot_view(snapshot, clock)
+    context.table("snapshots")[snapshot.snapshot_id] = snapshot
+    return snapshot
 
 
 def check_copy_limit(context: Context, wanted: int = 1) -> None:

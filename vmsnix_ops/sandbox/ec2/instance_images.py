@@ -1,0 +1,150 @@
+"""Images and instances: CreateImage, DescribeInstanceImageMetadata.
+
+Sources: the reference pages of the operations; "Create an Amazon EBS-backed AMI" of the EC2 User Guide.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.ec2.common import (
+    IMAGE,
+    INSTANCE,
+    check_description,
+    find_own,
+    find_own_or_all,
+    new_id,
+    tags_at_creation,
+)
+from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.images import add_public_images, check_free_name, image_view
+from vmsnix_ops.sandbox.ec2.instances import remove_terminated
+from vmsnix_ops.sandbox.ec2.resources import Image
+from vmsnix_ops.sandbox.ec2.snapshots import add_volume_snapshot
+from vmsnix_ops.sandbox.ec2.zones import zone_id
+
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.ec2.resources import Instance, Volume
+
+REGISTER_SECONDS = 5.0
+"""Seconds from the completion of its last snapshot until an image is available. A guess."""
+
+
+@operation("ec2", "CreateImage", "Description InstanceId Name NoReboot TagSpecifications")
+def create_image(context: Context, params: Params) -> dict[str, Any]:
+    """Create an image with snapshots of all volumes of an instance.
+
+    AWS reboots the instance unless ``NoReboot`` is set; its state does not change.
+    """
+    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
+    name = check_free_name(context, params.get("Name"))
+    check_description(params.get("Description"))
+    tags = tags_at_creation(params, "image", "snapshot")
+    state = instance.state(context.clock)
+    if state not in ("running", "stopping", "stopped"):
+        # Text from memory.
+        text = f"The instance '{instance.instance_id}' is {state}: an image cannot be created of it."
+        raise AwsError("IncorrectState", text)
+    source = context.tables.find(IMAGE.table, context.region, instance.image_id)
+    volumes = [v for v in context.table("volumes").values() if v.instance_id == instance.instance_id]
+    image = Image(
+        image_id=new_id(IMAGE.prefix),
+        owner=context.account,
+        region=context.region,
+        name=name,
+        created=context.clock.now(),
+        architecture=instance.architecture,
+        root_device=instance.root_device,
+        mappings=[],
+        description=params.get("Description", ""),
+        boot_mode=instance.details.get("BootMode", ""),
+        tpm=instance.details.get("TpmSupport", ""),
+        ena=bool(instance.details.get("EnaSupport")),
+        sriov=source.sriov if source is not None else "",
+        imds=source.imds if source is not None else "",
+        tags=tags["image"],
+        source_instance=instance.instance_id,
+        source_image=instance.image_id,
+        source_region=context.region,
+    )
+    for volume in volumes:
+        snapshot = add_volume_snapshot(
+            context,
+            volume,
+            f"Created by CreateImage({instance.instance_id}) for {image.image_id}",
+            dict(tags["snapshot"]),
+        )
+        image.seconds = max(image.seconds, snapshot.seconds + REGISTER_SECONDS)
+        image.mappings.append(_device(volume, snapshot.snapshot_id))
+    context.table(IMAGE.table)[image.image_id] = image
+    return {"ImageId": image.image_id}
+
+
+def _device(volume: Volume, snapshot_id: str) -> dict[str, Any]:
+    shown = {
+        "DeleteOnTermination": volume.delete_on_termination,
+        "SnapshotId": snapshot_id,
+        "VolumeSize": volume.size_gib,
+        "VolumeType": volume.volume_type,
+        "Encrypted": volume.encrypted,
+    }
+    if volume.volume_type != "gp2" and volume.iops:
+        shown["Iops"] = volume.iops
+    if volume.throughput:
+        shown["Throughput"] = volume.throughput
+    return {"DeviceName": volume.device, "Ebs": shown}
+
+
+def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
+    image = context.tables.find(IMAGE.table, context.region, instance.image_id)
+    state = instance.state(context.clock)
+    shown: dict[str, Any] = {"ImageId": instance.image_id}
+    if image is not None:  # assumption: of an image that no longer exists, only the ID is shown
+        view = image_view(image, context.clock)
+        names = ("Name", "OwnerId", "State", "ImageOwnerAlias", "CreationDate", "DeprecationTime")
+        shown |= {name: view[name] for name in names if name in view}
+        shown |= {"ImageAllowed": True, "IsPublic": image.public()}
+    view = {
+        "InstanceId": instance.instance_id,
+        "InstanceType": instance.instance_type,
+        "LaunchTime": instance.launched,
+        "AvailabilityZone": instance.zone,
+        "ZoneId": zone_id(instance.zone),
+        "State": {"Name": state},
+        "OwnerId": instance.owner,
+        "ImageMetadata": shown,
+        "Operator": {"Managed": False},
+    }
+    return view | ({"Tags": tag_list(instance.tags)} if instance.tags else {})
+
+
+METADATA_FILTERS: Filters = {
+    "availability-zone": "AvailabilityZone",
+    "image-allowed": "ImageMetadata.ImageAllowed",
+    "instance-id": "InstanceId",
+    "instance-state-name": "State.Name",
+    "instance-type": "InstanceType",
+    "launch-time": "LaunchTime",
+    "owner-alias": "ImageMetadata.ImageOwnerAlias",
+    "owner-id": "OwnerId",
+    "zone-id": "ZoneId",
+}
+
+
+@operation("ec2", "DescribeInstanceImageMetadata", "Filters InstanceIds MaxResults NextToken")
+def describe_instance_image_metadata(context: Context, params: Params) -> dict[str, Any]:
+    """Return the images of instances: their owner, age and whether they are public."""
+    add_public_images(context)
+    remove_terminated(context)
+    return describe(
+        context,
+        params,
+        "InstanceImageMetadata",
+        find_own_or_all(context, INSTANCE, params.get("InstanceIds")),
+        lambda instance: _metadata_view(context, instance),
+        filters=METADATA_FILTERS,
+        key=lambda instance: instance.instance_id,
+        not_with="InstanceIds",
+    )
