@@ -229,6 +229,9 @@ def _find_group(context: Context, name: str) -> AutoScalingGroup:
 
 def _template_reference(context: Context, reference: dict[str, Any]) -> dict[str, Any]:
     """Return a reference to an existing launch template by ID and name, as groups show it."""
+    if not reference.get("LaunchTemplateId") and not reference.get("LaunchTemplateName"):
+        text = "Valid requests must contain either launchTemplateId or LaunchTemplateName"
+        raise _validation_error(text)
     named = {key: reference[key] for key in ("LaunchTemplateId", "LaunchTemplateName") if reference.get(key)}
     try:
         template = find_template(context, named)
@@ -352,8 +355,8 @@ def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
         check_zone(context, zone)
     subnet_zones = _zones_of_subnets(context, subnets)
     if zones and subnets and set(zones) != set(subnet_zones):
-        # Text from memory.
-        raise _validation_error("The availability zones of the specified subnets and the group don't match")
+        text = "The availability zones of the specified subnets and the Auto Scaling group do not match"
+        raise _validation_error(text)
     min_size, max_size, desired = _group_sizes(params)
     arn, now = _new_arn(context, "autoScalingGroup", name), context.clock.now()
     tags = [

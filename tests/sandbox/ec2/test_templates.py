@@ -58,7 +58,7 @@ def test_versions_of_all_templates_are_filtered_by_image(aws: SandboxClients) ->
     answer = aws.ec2.describe_launch_template_versions(Versions=["$Latest", "$Default"], Filters=filters)
     found = [(v["LaunchTemplateName"], v["VersionNumber"]) for v in answer["LaunchTemplateVersions"]]
     assert sorted(found) == [("nodes", 1), ("others", 1)]
-    with refused("InvalidParameterCombination"):
+    with refused("InvalidParameterValue"):
         aws.ec2.describe_launch_template_versions(Versions=["1"])
 
 
@@ -152,3 +152,32 @@ def test_a_call_without_resource_types_is_refused(
 ) -> None:
     with refused(code):
         aws.ec2.describe_image_references(ImageIds=list(images))
+
+
+def test_a_template_is_named_by_id_or_name(aws: SandboxClients) -> None:
+    """Codes and texts: public transcripts."""
+    data = {"ImageId": "ami-0123456789abcdef0"}
+    created = aws.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=data)
+    both = {"LaunchTemplateId": created["LaunchTemplate"]["LaunchTemplateId"], "LaunchTemplateName": "web"}
+    text = "Either provide launch template ID or launch template name to modify the template."
+    with refused("InvalidParameterCombination", text):
+        aws.ec2.modify_launch_template(DefaultVersion="1", **both)
+    with refused("MissingParameter", "launch template ID or launch template name"):
+        aws.ec2.modify_launch_template(DefaultVersion="1")
+    with refused("MissingParameter", "To describe the launch template data for all your launch templates"):
+        aws.ec2.describe_launch_template_versions()
+    with refused("InvalidParameterValue", "To describe the launch template data"):
+        aws.ec2.describe_launch_template_versions(Versions=["1"])
+    with refused("InvalidLaunchTemplateName.NotFoundException", "with template name other, does not exist."):
+        aws.ec2.describe_launch_template_versions(LaunchTemplateName="other")
+    with refused("InvalidLaunchTemplateId.VersionNotFound", "Could not find the specified version 7"):
+        aws.ec2.describe_launch_template_versions(LaunchTemplateName="web", Versions=["7"])
+
+
+def test_all_missing_ids_are_in_the_text(aws: SandboxClients) -> None:
+    images = ["ami-0123456789abcdef0", "ami-0123456789abcdef1"]
+    with refused("InvalidAMIID.NotFound", f"The image ids '[{', '.join(images)}]' do not exist"):
+        aws.ec2.describe_images(ImageIds=images)
+    instances = ["i-0123456789abcdef0", "i-0123456789abcdef1"]
+    with refused("InvalidInstanceID.NotFound", f"The instance IDs '{', '.join(instances)}' do not exist"):
+        aws.ec2.describe_instances(InstanceIds=instances)

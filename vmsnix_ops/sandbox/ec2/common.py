@@ -40,6 +40,7 @@ class ResourceKind:
     malformed_text: str
     not_found: str
     not_found_text: str
+    several_not_found_text: str = ""
 
 
 IMAGE = ResourceKind(
@@ -50,6 +51,7 @@ IMAGE = ResourceKind(
     'Invalid id: "{id}" (expecting "ami-...")',
     "InvalidAMIID.NotFound",
     "The image id '[{id}]' does not exist",
+    "The image ids '[{id}]' do not exist",
 )
 SNAPSHOT = ResourceKind(
     "snap",
@@ -77,6 +79,7 @@ INSTANCE = ResourceKind(
     'Invalid id: "{id}"',
     "InvalidInstanceID.NotFound",
     "The instance ID '{id}' does not exist",
+    "The instance IDs '{id}' do not exist",
 )
 IMPORT_TASK = ResourceKind(
     "import-snap",
@@ -163,9 +166,8 @@ def find_own(context: Context, kind: ResourceKind, resource_id: str) -> Any:
 
 def find_own_or_all(context: Context, kind: ResourceKind, resource_ids: list[str] | None) -> list[Any]:
     """Return the caller's resources of a kind with these IDs; without IDs all of this region."""
-    if not resource_ids:
-        return list(context.table(kind.table).values())
-    return [find_own(context, kind, resource_id) for resource_id in dict.fromkeys(resource_ids)]
+    table = context.table(kind.table)
+    return select_visible(kind, table, resource_ids) if resource_ids else list(table.values())
 
 
 def find_of_any_account(
@@ -180,8 +182,11 @@ def select_visible(kind: ResourceKind, visible: Mapping[str, Any], resource_ids:
     """Return the resources with these IDs, or raise the ``Malformed`` or ``NotFound`` error."""
     for resource_id in resource_ids:
         check_id(kind, resource_id)
-        if resource_id not in visible:
-            raise resource_not_found(kind, resource_id)
+    missing = [resource_id for resource_id in dict.fromkeys(resource_ids) if resource_id not in visible]
+    if len(missing) > 1 and kind.several_not_found_text:
+        raise AwsError(kind.not_found, kind.several_not_found_text.format(id=", ".join(missing)))
+    if missing:
+        raise resource_not_found(kind, missing[0])
     return [visible[resource_id] for resource_id in dict.fromkeys(resource_ids)]
 
 

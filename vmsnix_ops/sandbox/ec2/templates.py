@@ -1,6 +1,6 @@
 """Launch templates and their versions. The data of a version is kept as it was sent.
 
-Source: the reference pages of the operations.
+Source: the reference pages of the operations; error texts are from public transcripts.
 """
 
 from __future__ import annotations
@@ -89,8 +89,13 @@ def _version_view(
 def find_template(context: Context, params: Params) -> LaunchTemplate:
     """Return the launch template that a request names by id or by name."""
     template_id, name = params.get("LaunchTemplateId"), params.get("LaunchTemplateName")
-    if bool(template_id) == bool(name):
-        text = "You must specify either a launch template ID or a launch template name, but not both."
+    if not template_id and not name:
+        text = "The request must contain the parameter launch template ID or launch template name"
+        raise AwsError("MissingParameter", text)
+    if template_id and name:
+        text = "Either provide launch template ID or launch template name to modify the template."
+        if context.operation != "ModifyLaunchTemplate":  # text from memory
+            text = "You must specify either a launch template ID or a launch template name, but not both."
         raise AwsError("InvalidParameterCombination", text)
     if template_id:
         found: LaunchTemplate = find_own(context, LAUNCH_TEMPLATE, template_id)
@@ -98,7 +103,9 @@ def find_template(context: Context, params: Params) -> LaunchTemplate:
     for template in context.table("launch_templates").values():
         if template.name == name:
             return template  # type: ignore[no-any-return]
-    text = "At least one of the launch templates specified in the request does not exist."
+    text = f"The specified launch template, with template name {name}, does not exist."
+    if context.operation == "DescribeLaunchTemplates":
+        text = "At least one of the launch templates specified in the request does not exist."
     raise AwsError("InvalidLaunchTemplateName.NotFoundException", text)
 
 
@@ -111,7 +118,10 @@ def find_template_version(template: LaunchTemplate, wanted: str | None) -> Templ
             raise AwsError("InvalidLaunchTemplateId.VersionMalformed", text)
         number = int(str(wanted))
     if number not in template.versions:
-        text = f"Could not find launch template version {wanted} for launch template {template.template_id}"
+        text = (
+            f"Could not find the specified version {wanted} for the launch template with ID "
+            f"{template.template_id}."
+        )
         raise AwsError("InvalidLaunchTemplateId.VersionNotFound", text)
     return template.versions[number]
 
@@ -238,6 +248,15 @@ VERSION_FILTERS: Filters = {
 }
 
 
+WRONG_VERSIONS = (
+    "To describe the launch template data for all your launch templates, for '--versions' specify '$Latest', "
+    "'$Default', or both, and omit '--launch-template-id', '--launch-template-name', and version numbers. To "
+    "describe the launch template data for a specific launch template, specify '--launch-template-id' or "
+    "'--launch-template-name', and for '--versions' specify one or more of the following values: '$Latest', "
+    "'$Default', or one or more version numbers."
+)
+
+
 @operation(
     "ec2",
     "DescribeLaunchTemplateVersions",
@@ -251,11 +270,10 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
         chosen = [find_template(context, params)]
     else:
         chosen = list(context.table("launch_templates").values())
-        if not wanted or not set(wanted) <= {"$Latest", "$Default"}:
-            text = (
-                "Without a launch template, Versions must be $Latest, $Default, or both."  # text from memory
-            )
-            raise AwsError("InvalidParameterCombination", text)
+        if not wanted:
+            raise AwsError("MissingParameter", WRONG_VERSIONS)
+        if not set(wanted) <= {"$Latest", "$Default"}:
+            raise AwsError("InvalidParameterValue", WRONG_VERSIONS)
     least, most = int(params.get("MinVersion", 1)), int(params.get("MaxVersion", 2**31))
     found = []
     for template in chosen:
