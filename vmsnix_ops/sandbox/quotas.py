@@ -1,15 +1,16 @@
-"""Service Quotas: those that preflight reads.
+"""Service Quotas: a few quotas of EC2 and EBS.
 
 The table ``quotas`` of an account and region overrides the defaults; its keys are "service/code". Sources:
-GetServiceQuota, ListServiceQuotas, GetAWSDefaultServiceQuota in the Service Quotas API Reference; "Amazon EC2
-endpoints and quotas" and "Amazon EBS endpoints and quotas" in the AWS General Reference.
+the operations in the Service Quotas API Reference; "Amazon EC2 endpoints and quotas" and "Amazon EBS
+endpoints and quotas" in the AWS General Reference.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
@@ -24,6 +25,10 @@ DEFAULTS = {
     ("ec2", "L-0E3CBAB9"): ("Public AMIs", 5.0),
     ("ebs", "L-309BACF6"): ("Snapshots per Region", 100_000.0),
 }
+
+
+QUOTA_CODE = re.compile(r"L-[0-9A-F]{8}")
+MAX_PAGE = 100
 
 
 def quota_value(context: Context, service: str, code: str) -> float:
@@ -47,12 +52,13 @@ def _quota_view(context: Context, service: str, code: str, number: float) -> dic
 
 
 def _quota_key(params: Params) -> tuple[str, str]:
-    key = (params["ServiceCode"], params["QuotaCode"])
-    if key not in DEFAULTS:
-        raise AwsError(
-            "NoSuchResourceException", "The request failed because the specified quota does not exist."
-        )
-    return key
+    service, code = params["ServiceCode"], params["QuotaCode"]
+    if (service, code) in DEFAULTS:
+        return service, code
+    if QUOTA_CODE.fullmatch(code):
+        raise not_emulated(f"the quota {service}/{code}")
+    text = "The request failed because the specified quota does not exist."
+    raise AwsError("NoSuchResourceException", text)
 
 
 @operation("service-quotas", "GetServiceQuota", "ServiceCode QuotaCode")
@@ -67,3 +73,39 @@ def get_default_quota(context: Context, params: Params) -> dict[str, Any]:
     """Return the default of a quota."""
     service, code = _quota_key(params)
     return {"Quota": _quota_view(context, service, code, DEFAULTS[service, code][1])}
+
+
+@operation("service-quotas", "ListServiceQuotas", "ServiceCode MaxResults NextToken")
+def list_service_quotas(context: Context, params: Params) -> dict[str, Any]:
+    """Return the quotas of the account for a service: those that the sandbox has."""
+    values = {code: quota_value(context, service, code) for service, code in _codes_of(params["ServiceCode"])}
+    return _page(context, params, values)
+
+
+@operation("service-quotas", "ListAWSDefaultServiceQuotas", "ServiceCode MaxResults NextToken")
+def list_default_quotas(context: Context, params: Params) -> dict[str, Any]:
+    """Return the defaults of the quotas of a service: those that the sandbox has."""
+    values = {code: DEFAULTS[service, code][1] for service, code in _codes_of(params["ServiceCode"])}
+    return _page(context, params, values)
+
+
+def _codes_of(service: str) -> list[tuple[str, str]]:
+    if service not in SERVICE_NAMES:
+        raise not_emulated(f"the quotas of the service {service!r}")
+    return sorted(key for key in DEFAULTS if key[0] == service)
+
+
+def _page(context: Context, params: Params, values: dict[str, float]) -> dict[str, Any]:
+    """Return one page of quotas. The token is the code of the first quota of the next page."""
+    codes, token, size = list(values), params.get("NextToken"), params.get("MaxResults", MAX_PAGE)
+    if token and token not in codes:
+        raise AwsError("InvalidPaginationTokenException", "Invalid input was provided.")  # text from memory
+    if not 1 <= size <= MAX_PAGE:
+        text = f"maxResults must be between 1 and {MAX_PAGE}."  # text from memory
+        raise AwsError("IllegalArgumentException", text)
+    start = codes.index(token) if token else 0
+    shown = codes[start : start + size]
+    answer: dict[str, Any] = {
+        "Quotas": [_quota_view(context, params["ServiceCode"], code, values[code]) for code in shown]
+    }
+    return answer | ({"NextToken": codes[start + size]} if start + size < len(codes) else {})

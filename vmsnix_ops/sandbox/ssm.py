@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
 from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_identity
 from vmsnix_ops.sandbox.kms import find_key, managed_key
+from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -116,7 +118,8 @@ def readable_parameters(context: Context) -> dict[str, Parameter]:
 
 
 def _image_exists(context: Context, image_id: str) -> bool:
-    return context.tables.find("images", context.region, image_id) is not None
+    public = any(image.image_id(context.region) == image_id for image in PUBLIC_IMAGES)
+    return public or context.tables.find("images", context.region, image_id) is not None
 
 
 def _add_version(parameter: Parameter, version: ParameterVersion) -> None:
@@ -335,6 +338,8 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
     tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
     if version.data_type == "aws:ec2:image":
         # AWS accepts the request, checks the AMI later, and drops the value when the AMI does not exist.
+        if not _sees_images(context):
+            return {"Version": version.number, "Tier": version.tier}
         waiting = context.table("unchecked_parameters")
         ahead = [value for value in waiting.values() if value.name == name]
         version.number += len(ahead)
@@ -344,6 +349,22 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
     else:
         _add_version(existing, version)
     return {"Version": version.number, "Tier": version.tier}
+
+
+def _sees_images(context: Context) -> bool:
+    """Return whether the caller may describe images. Otherwise AWS drops a value of the type aws:ec2:image.
+
+    Source: "Using native parameter support in Parameter Store for Amazon Machine Image IDs".
+    """
+    if is_administrator(context, context.principal):
+        return True
+    try:
+        documents = policies_of_identity(context, find_identity(context, context.principal))
+    except AwsError:  # a deleted user or role whose keys still work
+        documents = []
+    keys = {"aws:principalaccount": [context.account], "aws:requestedregion": [context.region]}
+    allowed = evaluate(documents, AccessRequest("ec2:DescribeImages", "*", keys)) == ALLOWED
+    return allowed or not documents  # without any policy, everything is allowed
 
 
 def _new_version(context: Context, params: Params, existing: Parameter | None) -> ParameterVersion:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.clients import SandboxClients, refused
+from tests.sandbox.clients import SandboxClients, refused, user_access
 from vmsnix_ops.sandbox.ssm import IMAGE_CHECK_SECONDS
 
 
@@ -155,3 +155,18 @@ def test_descriptions_and_tags(aws: SandboxClients) -> None:
     ]
     with refused("NotImplemented", "the filter Tier"):
         aws.ssm.describe_parameters(ParameterFilters=[{"Key": "Tier", "Values": ["Standard"]}])
+
+
+@pytest.mark.parametrize("may_describe", [True, False])
+def test_an_image_is_written_only_for_callers_that_may_describe_images(
+    aws: SandboxClients, may_describe: bool
+) -> None:
+    """Source: "Using native parameter support in Parameter Store for Amazon Machine Image IDs"."""
+    image = make_image(aws)
+    actions = ["ssm:PutParameter", "ec2:DescribeImages"] if may_describe else ["ssm:PutParameter"]
+    user = user_access(aws.sandbox, {"Effect": "Allow", "Action": actions, "Resource": "*"})
+    asked = {"Name": "/nixos/web", "Value": image, "Type": "String", "DataType": "aws:ec2:image"}
+    assert user.client("ssm", "us-east-1").put_parameter(**asked)["Version"] == 1
+    aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS + 1)
+    found = aws.ssm.get_parameters(Names=["/nixos/web"])["Parameters"]
+    assert [one["Value"] for one in found] == ([image] if may_describe else [])
