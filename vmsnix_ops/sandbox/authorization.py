@@ -35,6 +35,7 @@ from vmsnix_ops.sandbox.ec2.instances import (
 from vmsnix_ops.sandbox.ec2.templates import find_template, merge_launch
 from vmsnix_ops.sandbox.ec2.zones import zones_of
 from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_identity
+from vmsnix_ops.sandbox.kms import find_stored_key
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
@@ -644,6 +645,9 @@ def _iam_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 def _default_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
     service = {"service-quotas": "servicequotas"}.get(context.service, context.service)
     resource = params["TopicArn"] if context.service == "sns" and "TopicArn" in params else "*"
+    if context.service == "kms" and (name := params.get("KeyId") or params.get("TargetKeyId")):
+        with suppress(AwsError):  # the operation itself refuses an unknown key
+            resource = find_stored_key(context, name).arn
     yield RequiredPermission(f"{service}:{context.operation}", resource)
 
 
@@ -740,6 +744,7 @@ ACCESS_DENIED_ERRORS: dict[str, tuple[str, int]] = {
     "ebs": ("AccessDeniedException", 403),
     "ssm": ("AccessDeniedException", 400),
     "service-quotas": ("AccessDeniedException", 400),
+    "kms": ("AccessDeniedException", 400),
     "sns": ("AuthorizationError", 403),
     "autoscaling": ("AccessDenied", 403),
 }

@@ -1,20 +1,66 @@
-"""KMS keys. The sandbox has no KMS: a request can name keys, but nothing is encrypted.
+"""AWS Key Management Service: symmetric keys, aliases, grants, encryption of short texts.
 
-Every customer key of the caller's account in the region of the call exists. A key of another region or
-account, and any alias but that of the service's own managed key, is not accessible: these are the mistakes
-that people make when they copy images between regions.
+Other services only name keys: nothing that they store is encrypted. For them, a key ID of the caller's
+account and region that KMS did not create is a key that exists, so that a rehearsal can use the IDs of real
+keys. A key of another region or account, an unknown alias, and a key that is disabled or will be deleted are
+not accessible. Key policies and grants are stored and not evaluated: every key has the default policy, which
+leaves the decision to the policies of the account.
+
+Sources: the reference pages of the operations in the AWS KMS API Reference; "Key states of AWS KMS keys",
+"Default key policy" and "Aliases in AWS KMS" in the Developer Guide. Error texts are from public transcripts,
+or marked as from memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import re
+import secrets
 import uuid
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.core import Context
+    from collections.abc import Sequence
+
+    from vmsnix_ops.sandbox.core import Context, Params
 
 KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
+ALIAS_NAME = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}")
+MANAGED_ALIASES = ("alias/aws/ebs", "alias/aws/ssm")
+MAX_PLAINTEXT = 4096
+KEY_BYTES = {"AES_128": 16, "AES_256": 32}
+
+
+@dataclass(slots=True)
+class Key:
+    """A symmetric key. `secret` is its key material; `deletion` is when it will be deleted."""
+
+    key_id: str
+    arn: str
+    created: datetime
+    secret: bytes
+    description: str = ""
+    enabled: bool = True
+    deletion: datetime | None = None
+    manager: str = "CUSTOMER"
+    tags: dict[str, str] = field(default_factory=dict)
+    grants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """``Enabled``, ``Disabled`` or ``PendingDeletion``."""
+        if self.deletion is not None:
+            return "PendingDeletion"
+        return "Enabled" if self.enabled else "Disabled"
+
+
+# Keys as other services name them
 
 
 def managed_key(context: Context, alias: str) -> str:
@@ -38,4 +84,396 @@ def find_key(context: Context, key: str, alias: str) -> str | None:
     if name == alias:
         return managed_key(context, alias)
     key_id = name.removeprefix("key/") if name != key else name
+    if not name.startswith("alias/aws/"):  # a managed key is for its own service
+        key_id = context.table("kms_aliases").get(name, key_id)
+    known: Key | None = context.table("kms_keys").get(key_id)
+    if known is not None and known.state != "Enabled":
+        return None
     return f"{prefix}key/{key_id}" if KEY_ID.fullmatch(key_id) else None
+
+
+# Keys
+
+
+def _not_found(text: str) -> AwsError:
+    return AwsError("NotFoundException", text)
+
+
+def _add_managed_keys(context: Context) -> None:
+    """Create the AWS managed keys of the region, unless it has them."""
+    for alias in MANAGED_ALIASES:
+        arn = managed_key(context, alias)
+        key_id = arn.rpartition("/")[2]
+        if key_id not in context.table("kms_keys"):
+            service = alias.rpartition("/")[2].upper()
+            text = f"Default key that protects my {service} data when no other key is defined"
+            secret = hashlib.sha256(arn.encode()).digest()
+            key = Key(key_id, arn, context.clock.now(), secret, text, manager="AWS")
+            context.table("kms_keys")[key_id] = key
+            context.table("kms_aliases")[alias] = key_id
+
+
+def find_stored_key(context: Context, name: str) -> Key:
+    """Return a key of KMS by the ID or ARN of a key or an alias, or raise ``NotFoundException``."""
+    _add_managed_keys(context)
+    prefix = context.arn("kms", "")
+    short = name.removeprefix(prefix)
+    if short.startswith("alias/"):
+        key_id = context.table("kms_aliases").get(short, "")
+        text = f"Alias {prefix}{short} is not found."
+    else:
+        key_id = short.removeprefix("key/")
+        text = f"Key '{prefix}key/{key_id}' does not exist"
+        if not KEY_ID.fullmatch(key_id):
+            text = f"Invalid keyId '{name}'"
+    found: Key | None = context.table("kms_keys").get(key_id)
+    if found is None or (found.deletion is not None and context.clock.is_past(found.deletion)):
+        raise _not_found(text)
+    return found
+
+
+def _find_enabled(context: Context, name: str) -> Key:
+    """Return a key that can be used, or raise the error of its state."""
+    key = find_stored_key(context, name)
+    if key.deletion is not None:
+        raise AwsError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+    if not key.enabled:
+        raise AwsError("DisabledException", f"{key.arn} is disabled.")
+    return key
+
+
+def _key_view(context: Context, key: Key) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "AWSAccountId": context.account,
+        "KeyId": key.key_id,
+        "Arn": key.arn,
+        "CreationDate": key.created,
+        "Enabled": key.state == "Enabled",
+        "Description": key.description,
+        "KeyUsage": "ENCRYPT_DECRYPT",
+        "KeyState": key.state,
+        "Origin": "AWS_KMS",
+        "KeyManager": key.manager,
+        "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
+        "KeySpec": "SYMMETRIC_DEFAULT",
+        "EncryptionAlgorithms": ["SYMMETRIC_DEFAULT"],
+        "MultiRegion": False,
+    }
+    return view | ({"DeletionDate": key.deletion} if key.deletion else {})
+
+
+def _page(items: Sequence[dict[str, Any]], params: Params, member: str) -> dict[str, Any]:
+    """Return one page of a list. The marker is the number of its first item."""
+    limit, marker = params.get("Limit", 100), params.get("Marker", "0")
+    if not marker.isdecimal():
+        raise AwsError("InvalidMarkerException", "Could not deserialize marker")  # text from memory
+    start = int(marker)
+    answer: dict[str, Any] = {member: list(items[start : start + limit]), "Truncated": False}
+    if start + limit < len(items):
+        answer |= {"Truncated": True, "NextMarker": str(start + limit)}
+    return answer
+
+
+DEFAULTS_OF_KEYS = {
+    "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
+    "KeySpec": "SYMMETRIC_DEFAULT",
+    "KeyUsage": "ENCRYPT_DECRYPT",
+    "MultiRegion": False,
+    "Origin": "AWS_KMS",
+}
+
+
+@operation("kms", "CreateKey", "Description Tags", " ".join(DEFAULTS_OF_KEYS))
+def create_key(context: Context, params: Params) -> dict[str, Any]:
+    """Create a symmetric key with the default policy."""
+    for name, value in DEFAULTS_OF_KEYS.items():
+        if params.get(name, value) != value:
+            raise not_emulated(f"the value {params[name]!r} of {name} of kms:CreateKey")
+    key_id = str(uuid.uuid4())
+    tags = {tag["TagKey"]: tag["TagValue"] for tag in params.get("Tags") or ()}
+    key = Key(
+        key_id,
+        context.arn("kms", f"key/{key_id}"),
+        context.clock.now(),
+        secrets.token_bytes(32),
+        params.get("Description", ""),
+        tags=tags,
+    )
+    context.table("kms_keys")[key_id] = key
+    return {"KeyMetadata": _key_view(context, key)}
+
+
+@operation("kms", "DescribeKey", "GrantTokens KeyId")
+def describe_key(context: Context, params: Params) -> dict[str, Any]:
+    """Return a key by the ID or ARN of a key or an alias."""
+    return {"KeyMetadata": _key_view(context, find_stored_key(context, params["KeyId"]))}
+
+
+@operation("kms", "ListKeys", "Limit Marker")
+def list_keys(context: Context, params: Params) -> dict[str, Any]:
+    """Return the IDs and ARNs of all keys, including those of AWS."""
+    _add_managed_keys(context)
+    keys = [{"KeyId": key.key_id, "KeyArn": key.arn} for key in context.table("kms_keys").values()]
+    return _page(sorted(keys, key=lambda key: key["KeyId"]), params, "Keys")
+
+
+@operation("kms", "EnableKey", "KeyId")
+def enable_key(context: Context, params: Params) -> dict[str, Any]:
+    """Enable a key."""
+    _find_own_key(context, params["KeyId"]).enabled = True
+    return {}
+
+
+@operation("kms", "DisableKey", "KeyId")
+def disable_key(context: Context, params: Params) -> dict[str, Any]:
+    """Disable a key: it cannot be used."""
+    _find_own_key(context, params["KeyId"]).enabled = False
+    return {}
+
+
+def _find_own_key(context: Context, name: str) -> Key:
+    """Return a customer key that is not pending deletion."""
+    key = find_stored_key(context, name)
+    if key.manager == "AWS":
+        raise AwsError("AccessDeniedException", f"{key.arn} is managed by AWS.")  # text from memory
+    if key.deletion is not None:
+        raise AwsError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+    return key
+
+
+@operation("kms", "ScheduleKeyDeletion", "KeyId PendingWindowInDays")
+def schedule_key_deletion(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a key after 7 to 30 days."""
+    key, days = _find_own_key(context, params["KeyId"]), params.get("PendingWindowInDays", 30)
+    if not 7 <= days <= 30:
+        text = "PendingWindowInDays must be between 7 and 30"  # text from memory
+        raise AwsError("ValidationException", text)
+    key.deletion = context.clock.now() + timedelta(days=days)
+    return {
+        "KeyId": key.arn,
+        "DeletionDate": key.deletion,
+        "KeyState": key.state,
+        "PendingWindowInDays": days,
+    }
+
+
+@operation("kms", "CancelKeyDeletion", "KeyId")
+def cancel_key_deletion(context: Context, params: Params) -> dict[str, Any]:
+    """Keep a key that would be deleted. It is disabled then."""
+    key = find_stored_key(context, params["KeyId"])
+    if key.deletion is None:
+        raise AwsError("KMSInvalidStateException", f"{key.arn} is not pending deletion.")
+    key.deletion, key.enabled = None, False
+    return {"KeyId": key.arn}
+
+
+@operation("kms", "GetKeyPolicy", "KeyId PolicyName")
+def get_key_policy(context: Context, params: Params) -> dict[str, Any]:
+    """Return the default key policy."""
+    find_stored_key(context, params["KeyId"])
+    statement = {
+        "Sid": "Enable IAM User Permissions",
+        "Effect": "Allow",
+        "Principal": {"AWS": context.arn("iam", "root", region="")},
+        "Action": "kms:*",
+        "Resource": "*",
+    }
+    policy = {"Version": "2012-10-17", "Id": "key-default-1", "Statement": [statement]}
+    return {"Policy": json.dumps(policy), "PolicyName": "default"}
+
+
+@operation("kms", "ListResourceTags", "KeyId Limit Marker")
+def list_resource_tags(context: Context, params: Params) -> dict[str, Any]:
+    """Return the tags of a key."""
+    tags = find_stored_key(context, params["KeyId"]).tags
+    return _page([{"TagKey": key, "TagValue": value} for key, value in tags.items()], params, "Tags")
+
+
+@operation("kms", "TagResource", "KeyId Tags")
+def tag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Add tags to a key."""
+    _find_own_key(context, params["KeyId"]).tags |= {t["TagKey"]: t["TagValue"] for t in params["Tags"]}
+    return {}
+
+
+@operation("kms", "UntagResource", "KeyId TagKeys")
+def untag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags from a key."""
+    tags = _find_own_key(context, params["KeyId"]).tags
+    for name in params["TagKeys"]:
+        tags.pop(name, None)
+    return {}
+
+
+# Aliases
+
+
+@operation("kms", "CreateAlias", "AliasName TargetKeyId")
+def create_alias(context: Context, params: Params) -> dict[str, Any]:
+    """Give a key a name."""
+    name = params["AliasName"]
+    if name.startswith("alias/aws/"):
+        raise AwsError("NotAuthorizedException", "")
+    if not ALIAS_NAME.fullmatch(name):
+        text = 'Alias must start with the prefix "alias/". Please see the API documentation.'  # memory
+        raise AwsError("ValidationException", text)
+    key, aliases = _find_own_key(context, params["TargetKeyId"]), context.table("kms_aliases")
+    if name in aliases:
+        text = f"An alias with the name {context.arn('kms', name)} already exists"
+        raise AwsError("AlreadyExistsException", text)
+    aliases[name] = key.key_id
+    return {}
+
+
+@operation("kms", "UpdateAlias", "AliasName TargetKeyId")
+def update_alias(context: Context, params: Params) -> dict[str, Any]:
+    """Give the name of a key to another key."""
+    _check_alias(context, params["AliasName"])
+    key = _find_own_key(context, params["TargetKeyId"])
+    context.table("kms_aliases")[params["AliasName"]] = key.key_id
+    return {}
+
+
+@operation("kms", "DeleteAlias", "AliasName")
+def delete_alias(context: Context, params: Params) -> dict[str, Any]:
+    """Delete an alias. Its key does not change."""
+    _check_alias(context, params["AliasName"])
+    del context.table("kms_aliases")[params["AliasName"]]
+    return {}
+
+
+def _check_alias(context: Context, name: str) -> None:
+    if name.startswith("alias/aws/"):
+        raise AwsError("NotAuthorizedException", "")
+    if name not in context.table("kms_aliases"):
+        raise _not_found(f"Alias {context.arn('kms', name)} is not found.")
+
+
+@operation("kms", "ListAliases", "KeyId Limit Marker")
+def list_aliases(context: Context, params: Params) -> dict[str, Any]:
+    """Return all aliases, or those of a key."""
+    _add_managed_keys(context)
+    wanted = find_stored_key(context, params["KeyId"]).key_id if params.get("KeyId") else ""
+    aliases = [
+        {"AliasName": name, "AliasArn": context.arn("kms", name), "TargetKeyId": key_id}
+        for name, key_id in sorted(context.table("kms_aliases").items())
+        if wanted in ("", key_id)
+    ]
+    return _page(aliases, params, "Aliases")
+
+
+# Grants
+
+
+@operation("kms", "CreateGrant", "Constraints GranteePrincipal KeyId Name Operations RetiringPrincipal")
+def create_grant(context: Context, params: Params) -> dict[str, Any]:
+    """Add a grant to a key. It is not evaluated."""
+    key, number = _find_enabled(context, params["KeyId"]), secrets.token_hex(32)
+    members = ("Constraints", "GranteePrincipal", "Name", "Operations", "RetiringPrincipal")
+    key.grants[number] = {
+        "GrantId": number,
+        "KeyId": key.arn,
+        "CreationDate": context.clock.now(),
+        "IssuingAccount": context.arn("iam", "root", region=""),
+        **{name: params[name] for name in members if name in params},
+    }
+    return {"GrantId": number, "GrantToken": secrets.token_urlsafe(96)}
+
+
+@operation("kms", "ListGrants", "GrantId GranteePrincipal KeyId Limit Marker")
+def list_grants(context: Context, params: Params) -> dict[str, Any]:
+    """Return the grants of a key."""
+    grants = find_stored_key(context, params["KeyId"]).grants.values()
+    wanted = {name: params[name] for name in ("GrantId", "GranteePrincipal") if params.get(name)}
+    return _page([g for g in grants if wanted.items() <= g.items()], params, "Grants")
+
+
+@operation("kms", "RevokeGrant", "GrantId KeyId")
+def revoke_grant(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a grant."""
+    grants = find_stored_key(context, params["KeyId"]).grants
+    if params["GrantId"] not in grants:
+        raise _not_found(f"Grant ID {params['GrantId']} not found")
+    del grants[params["GrantId"]]
+    return {}
+
+
+# Encryption
+#
+# A ciphertext has the ID of its key, a random number, a message authentication code and the text, combined
+# with a key stream. This is for rehearsals only.
+
+
+def _seal(key: Key, context_of_text: dict[str, str], text: bytes) -> bytes:
+    nonce = secrets.token_bytes(16)
+    stream = hashlib.shake_256(key.secret + nonce).digest(len(text))
+    hidden = bytes(a ^ b for a, b in zip(text, stream, strict=True))
+    bound = json.dumps(context_of_text, sort_keys=True).encode()
+    code = hmac.digest(key.secret, nonce + bound + hidden, "sha256")
+    return b"\x01\x02" + key.key_id.encode().ljust(36) + nonce + code + hidden
+
+
+def _open(context: Context, sealed: bytes, context_of_text: dict[str, str]) -> tuple[Key, bytes]:
+    """Return the key and the text of a ciphertext, or raise ``InvalidCiphertextException``."""
+    invalid = AwsError("InvalidCiphertextException", "")
+    key: Key | None = context.table("kms_keys").get(sealed[2:38].decode("latin-1").strip())
+    if sealed[:2] != b"\x01\x02" or key is None:
+        raise invalid
+    _find_enabled(context, key.arn)
+    nonce, code, hidden = sealed[38:54], sealed[54:86], sealed[86:]
+    bound = json.dumps(context_of_text, sort_keys=True).encode()
+    if not hmac.compare_digest(code, hmac.digest(key.secret, nonce + bound + hidden, "sha256")):
+        raise invalid
+    stream = hashlib.shake_256(key.secret + nonce).digest(len(hidden))
+    return key, bytes(a ^ b for a, b in zip(hidden, stream, strict=True))
+
+
+@operation("kms", "Encrypt", "EncryptionAlgorithm EncryptionContext GrantTokens KeyId Plaintext")
+def encrypt(context: Context, params: Params) -> dict[str, Any]:
+    """Encrypt up to 4096 bytes."""
+    key, text = _find_enabled(context, params["KeyId"]), params["Plaintext"]
+    _check_algorithm(params)
+    if not 1 <= len(text) <= MAX_PLAINTEXT:
+        raise AwsError("ValidationException", f"plaintext must have 1 to {MAX_PLAINTEXT} bytes")  # memory
+    sealed = _seal(key, params.get("EncryptionContext") or {}, text)
+    return {"CiphertextBlob": sealed, "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}
+
+
+@operation("kms", "Decrypt", "CiphertextBlob EncryptionAlgorithm EncryptionContext GrantTokens KeyId")
+def decrypt(context: Context, params: Params) -> dict[str, Any]:
+    """Decrypt a ciphertext with the key that encrypted it."""
+    _check_algorithm(params)
+    key, text = _open(context, params["CiphertextBlob"], params.get("EncryptionContext") or {})
+    if params.get("KeyId") and find_stored_key(context, params["KeyId"]) is not key:
+        text_of_error = "The key ID in the request does not identify a CMK that can perform this operation."
+        raise AwsError("IncorrectKeyException", text_of_error)
+    return {"Plaintext": text, "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}
+
+
+def _check_algorithm(params: Params) -> None:
+    algorithm = params.get("EncryptionAlgorithm", "SYMMETRIC_DEFAULT")
+    if algorithm != "SYMMETRIC_DEFAULT":
+        raise not_emulated(f"the encryption algorithm {algorithm!r} of kms")
+
+
+DATA_KEY = "EncryptionContext GrantTokens KeyId KeySpec NumberOfBytes"
+
+
+@operation("kms", "GenerateDataKey", DATA_KEY)
+def generate_data_key(context: Context, params: Params) -> dict[str, Any]:
+    """Return a new data key, in plain and encrypted."""
+    key = _find_enabled(context, params["KeyId"])
+    if ("KeySpec" in params) == ("NumberOfBytes" in params):
+        text = "Please specify either number of bytes or key spec."
+        raise AwsError("ValidationException", text)
+    plain = secrets.token_bytes(params.get("NumberOfBytes") or KEY_BYTES[params["KeySpec"]])
+    sealed = _seal(key, params.get("EncryptionContext") or {}, plain)
+    return {"CiphertextBlob": sealed, "Plaintext": plain, "KeyId": key.arn}
+
+
+@operation("kms", "GenerateDataKeyWithoutPlaintext", DATA_KEY)
+def generate_data_key_without_plaintext(context: Context, params: Params) -> dict[str, Any]:
+    """Return a new data key, encrypted only."""
+    answer = generate_data_key(context, params)
+    del answer["Plaintext"]
+    return answer
