@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from tests.sandbox.clients import allow_public_images
 from vmsnix_ops.audit import inventory
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.settings import RetirementPolicy, load
@@ -118,6 +119,8 @@ class Owner:
 
     def share(self, ami: str, *accounts: str, region: str = REGION) -> None:
         """Share an AMI with accounts; ``all`` is everybody."""
+        if "all" in accounts:
+            allow_public_images(self.aws, region)
         add = [{"Group": "all"} if one == "all" else {"UserId": one} for one in accounts]
         self.client("ec2", region).modify_image_attribute(ImageId=ami, LaunchPermission={"Add": add})
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami, thrifty
+from tests.sandbox.clients import allow_public_images
 from vmsnix_ops.aws import parameters
 from vmsnix_ops.channels import promote, verify
 from vmsnix_ops.progress import silent
@@ -41,6 +42,7 @@ def session(served: Sandbox) -> boto3.Session:
 @pytest.fixture
 def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     served.reset()
+    allow_public_images(served, HOME, WEST, EUROPE)
     for module in (home, verify):
         monkeypatch.setattr(module, "default_session", lambda: session)
     monkeypatch.setattr(served, "client", lambda name, region=HOME: session.client(name, region_name=region))

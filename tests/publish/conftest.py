@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.sandbox.clients import allow_public_images
 from vmsnix_ops import publish
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
@@ -44,6 +45,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
         monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
         monkeypatch.chdir(tmp_path)
         aws.prepare(bucket=BUCKET, region=REGION)
+        allow_public_images(aws, REGION)
         yield aws
 
 

@@ -162,6 +162,12 @@ class SandboxClients:
         return snapshot
 
 
+def allow_public_images(aws: Sandbox, *regions: str) -> None:
+    """End block public access for AMIs, which is on in a new account."""
+    for region in regions:
+        aws.state.tables.table(aws.account, region, "ec2_settings")["image_block"] = "unblocked"
+
+
 def user_access(aws: Access, *statements: dict[str, Any], name: str = "") -> Access:
     """Create a user whose policy has these statements, and return access as this user."""
     iam = aws.client("iam")

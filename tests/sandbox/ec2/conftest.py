@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.sandbox.clients import SandboxClients
+from tests.sandbox.clients import SandboxClients, allow_public_images
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -22,4 +22,6 @@ def still_sandbox() -> Iterator[SandboxClients]:
 @pytest.fixture
 def aws(still_sandbox: SandboxClients) -> SandboxClients:
     still_sandbox.clear()
+    # A new account blocks public AMIs. Many tests share some.
+    allow_public_images(still_sandbox.sandbox, "us-east-1")
     return still_sandbox

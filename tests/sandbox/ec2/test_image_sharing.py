@@ -98,8 +98,11 @@ def test_block_public_access_refuses_new_sharing(aws: SandboxClients) -> None:
 
 def test_block_public_access_applies_to_one_region(aws: SandboxClients) -> None:
     aws.ec2.enable_image_block_public_access(ImageBlockPublicAccessState="block-new-sharing")
-    elsewhere = aws.client("ec2", "eu-west-1").get_image_block_public_access_state()
-    assert elsewhere["ImageBlockPublicAccessState"] == "unblocked"
+    elsewhere = aws.client("ec2", "eu-west-1")
+    elsewhere.disable_image_block_public_access()
+    assert elsewhere.get_image_block_public_access_state()["ImageBlockPublicAccessState"] == "unblocked"
+    here = aws.ec2.get_image_block_public_access_state()
+    assert here["ImageBlockPublicAccessState"] == "block-new-sharing"
 
 
 def test_a_region_has_five_public_images(aws: SandboxClients) -> None:
@@ -179,3 +182,11 @@ def test_a_value_of_aws_that_is_not_emulated_is_not_refused_as_invalid(aws: Sand
         market = {"MarketType": "capacity-block"}
         asked = {"MinCount": 1, "MaxCount": 1, "InstanceType": "t3.micro"}
         aws.ec2.run_instances(ImageId=image, InstanceMarketOptions=market, **asked)
+
+
+def test_a_new_account_blocks_public_images_and_does_not_encrypt(aws: SandboxClients) -> None:
+    """Sources: "Block public access to your AMIs" and "Amazon EBS encryption": the defaults of an account."""
+    ec2 = aws.client("ec2", "us-west-2")
+    assert ec2.get_image_block_public_access_state()["ImageBlockPublicAccessState"] == "block-new-sharing"
+    assert ec2.get_snapshot_block_public_access_state()["State"] == "unblocked"
+    assert ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"] is False

@@ -293,7 +293,7 @@ def find_launchable_image(context: Context, image_id: str, *, region: str | None
     return image
 
 
-def _check_free_name(context: Context, name: str | None) -> str:
+def check_free_name(context: Context, name: str | None) -> str:
     """Return a name, after the check that it is valid and not in use."""
     if not name:
         raise AwsError("MissingParameter", "The request must contain the parameter Name")
@@ -322,7 +322,7 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
     with context.lock:
         check_registration(params)
         tags = tags_at_creation(params, "image")["image"]
-        name = _check_free_name(context, params.get("Name"))
+        name = check_free_name(context, params.get("Name"))
         devices = _image_devices(context, params)
         _check_manifest(context, params.get("ImageLocation", ""))
         image = Image(
@@ -697,7 +697,7 @@ def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]
 
 
 def _public_access_block(context: Context) -> str:
-    return str(context.table("ec2_settings").get("image_block", "unblocked"))
+    return str(context.table("ec2_settings").get("image_block", "block-new-sharing"))
 
 
 @operation("ec2", "EnableImageBlockPublicAccess", "ImageBlockPublicAccessState")
