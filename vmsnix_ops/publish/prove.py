@@ -557,6 +557,8 @@ def _is_publish(values: Mapping[str, Any]) -> bool:
 def _object(session: boto3.Session, region: str, place: str) -> bytes | None:
     """Return an object on S3, or ``None`` if it does not exist."""
     bucket, _, key = place.removeprefix("s3://").partition("/")
+    if not bucket or not key:
+        return None
     with calling(f"read {place}"):
         try:
             return client(session, "s3", region).get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -605,7 +607,7 @@ class _Records:
             if place.startswith("s3://"):
                 content = _object(self.session, home_region(self.session, self.settings.region), place)
             else:
-                with suppress(OSError):
+                with suppress(OSError, ValueError, RuntimeError):  # a NUL in it, or the home of nobody
                     content = files.read(Path(place).expanduser())
             self._read[place] = parse(content)
         return self._read[place]
