@@ -195,6 +195,21 @@ def test_invalid_checksum_types_are_refused(
         begin(aws, ChecksumAlgorithm=algorithm, ChecksumType=kind)
 
 
+@pytest.mark.parametrize("name", ["XXHASH64", "SHA512", "MD5"])
+def test_other_algorithms_of_s3_are_not_emulated(aws: SandboxClients, bucket: str, name: str) -> None:
+    with refused("NotImplemented", f"the checksum algorithm {name}"):
+        begin(aws, ChecksumAlgorithm=name)
+
+
+def test_an_unknown_algorithm_is_refused(aws: SandboxClients, bucket: str) -> None:
+    with refused("InvalidRequest", "Checksum algorithm provided is unsupported"):
+        begin(aws, ChecksumAlgorithm="TEST")
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    for name, code in (("TEST", "InvalidRequest"), ("XXHASH3", "NotImplemented")):
+        with refused(code):
+            aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/k", ChecksumAlgorithm=name)
+
+
 def test_order_and_size_of_parts(aws: SandboxClients, bucket: str) -> None:
     upload = begin(aws)
     small = [send(aws, upload, n, LAST) for n in (1, 2)]

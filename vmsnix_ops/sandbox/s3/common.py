@@ -17,6 +17,7 @@ from vmsnix_ops.sandbox.storage import Bucket, Part, StoredObject, Upload, objec
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Digests, decode_base64, digest_size
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from datetime import datetime
     from pathlib import Path
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CHECKSUM = "crc64nvme"  # of an upload without a checksum ("Checking object integrity in Amazon S3")
 CHECKSUM_MEMBERS = {name: f"Checksum{name.upper()}" for name in ALGORITHMS}
+
+OTHER_ALGORITHMS = frozenset({"XXHASH3", "XXHASH64", "XXHASH128"})  # of S3, and not of the sandbox
 
 # Parameters that are stored with an object and returned with it.
 STORED_HEADERS = (
@@ -233,11 +236,33 @@ def _trailing_algorithm(context: Context) -> str | None:
     match = re.fullmatch(r"x-amz-checksum-(\w+)", announced)
     if match is None:
         return None
+    if match[1].upper() in OTHER_ALGORITHMS:
+        raise not_emulated(f"the checksum algorithm {match[1].upper()}")
     if match[1] not in ALGORITHMS:
         raise invalid_request(
             f"The value specified in the x-amz-trailer header is not supported: {announced}"
         )
     return match[1]
+
+
+def check_algorithm(name: str, known: Container[str]) -> None:
+    """Check the name of a checksum algorithm.
+
+    Parameters
+    ----------
+    name
+        As in ``ChecksumAlgorithm``.
+    known
+        The algorithms that are emulated here, in lower case.
+    """
+    if name.lower() in known:
+        return
+    if name.lower() in ALGORITHMS or name in OTHER_ALGORITHMS:
+        raise not_emulated(f"the checksum algorithm {name} here")
+    raise invalid_request(
+        "Checksum algorithm provided is unsupported. Please try again with any of the valid types: "
+        "[CRC32, CRC32C, CRC64NVME, SHA1, SHA256]"
+    )
 
 
 def _compare_digests(digests: Digests, expected: dict[str, str], content_md5: str | None) -> None:

@@ -24,6 +24,7 @@ from vmsnix_ops.sandbox.s3.common import (
     abort_upload,
     canonical_user_id,
     check_acl,
+    check_algorithm,
     check_key,
     check_readable,
     check_user_metadata,
@@ -259,12 +260,8 @@ def _chosen_checksum(params: Params) -> tuple[str | None, str]:
                 "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header."
             )
         return None, FULL_OBJECT
-    types = CHECKSUM_TYPES.get(name.lower())
-    if types is None:
-        raise invalid_request(
-            "Checksum algorithm provided is unsupported. Please try again with any of the valid types: "
-            "[CRC32, CRC32C, CRC64NVME, SHA1, SHA256]"
-        )
+    check_algorithm(name, CHECKSUM_TYPES)
+    types = CHECKSUM_TYPES[name.lower()]
     if kind is not None and kind not in types:
         raise invalid_request(
             f"The {kind} checksum type cannot be used with the {name.lower()} checksum algorithm."
@@ -617,6 +614,8 @@ def _copy_digests(
     context: Context, source: StoredObject, algorithm: str | None
 ) -> tuple[str, dict[str, str]]:
     """Return ETag and checksums of a copy, which are those of a single PUT also for a multipart source."""
+    if algorithm is not None:
+        check_algorithm(algorithm, CHECKSUM_MEMBERS)
     wanted = {algorithm.lower()} if algorithm else set(source.checksums) or {DEFAULT_CHECKSUM}
     if not source.multipart and wanted == set(source.checksums):
         return source.etag, source.checksums
