@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
 import yaml
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from tests.nix.conftest import nix, nix_folders  # noqa: F401 - fixtures
 from tests.workflows.job import WORKFLOWS, Job, clean_environment, workflow
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.sandbox import sandbox
+from vmsnix_ops.sandbox.web_identity import GITHUB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,6 +214,75 @@ def test_audit_looks_and_reports(checkout: Path, aws: Any) -> None:
     assert job.run() == 0, job.printed
     assert "audit-inventory: done" in job.summary
     assert len(list((checkout / "evidence").glob("*/report.html"))) == 1
+
+
+# Their roles, taken with the OIDC token of the job as aws-actions/configure-aws-credentials takes it
+
+
+def policy_of(*arguments: str) -> str:
+    done = tool("vmsnix", "iam-policy", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def create_role(aws: Any, name: str, environment: str, policy: str) -> str:
+    """Create a role as the documentation of the workflows says, and return its ARN."""
+    iam = aws.client("iam")
+    with suppress(iam.exceptions.EntityAlreadyExistsException):
+        iam.create_open_id_connect_provider(Url=GITHUB, ClientIDList=["sts.amazonaws.com"])
+    chosen = ("--repository", "acme/images", "--subject", f"environment:{environment}")
+    trust = policy_of("github-oidc-trust", "--account", aws.account, *chosen)
+    role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]
+    if policy:
+        iam.put_role_policy(RoleName=name, PolicyName="p", PolicyDocument=policy)
+    arn: str = role["Arn"]
+    return arn
+
+
+def take_role(aws: Any, arn: str, workflow_name: str, repository: str = "acme/images") -> dict[str, str]:
+    """Return the environment variables that a job of a workflow has after the step "Take the role"."""
+    (job,) = workflow(workflow_name)["jobs"].values()
+    assert job["permissions"]["id-token"] == "write"
+    subject = f"repo:{repository}:environment:{job['environment']}"
+    asked = urlencode({"subject": subject, "audience": "sts.amazonaws.com"})
+    with urlopen(f"{aws.url}/_vmsnix/oidc?{asked}", timeout=30) as answer:
+        token = json.load(answer)["value"]
+    sts = aws.client("sts", config=Config(signature_version=UNSIGNED))
+    session = sts.assume_role_with_web_identity(
+        RoleArn=arn, RoleSessionName="GitHubActions", WebIdentityToken=token
+    )["Credentials"]
+    return {
+        "AWS_ACCESS_KEY_ID": session["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": session["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": session["SessionToken"],
+    }
+
+
+def test_each_workflow_takes_only_its_own_role() -> None:
+    with sandbox() as aws:
+        publisher = create_role(aws, "publisher", "production", "")
+        auditor = create_role(aws, "auditor", "audit", "")
+        take_role(aws, publisher, "publish.yml")
+        take_role(aws, auditor, "audit.yml")
+        for arn, name, repository in (
+            (publisher, "audit.yml", "acme/images"),
+            (auditor, "publish.yml", "acme/images"),
+            (publisher, "publish.yml", "evil/images"),
+        ):
+            with pytest.raises(ClientError, match="Not authorized to perform sts:AssumeRoleWithWebIdentity"):
+                take_role(aws, arn, name, repository)
+
+
+@pytest.mark.long(seconds=20)
+def test_audit_needs_no_more_than_the_role_of_its_token(checkout: Path) -> None:
+    with sandbox(speed=1000, enforce_iam=True) as aws:
+        role = create_role(aws, "auditor", "audit", policy_of("auditor"))
+        job = job_of("audit.yml", checkout, aws)
+        job.environment.update(take_role(aws, role, "audit.yml"))
+        assert job.run() == 0, job.printed
+        assert "audit-inventory: done" in job.summary
+        callers = {call.principal for call in aws.calls.matching("ec2:*")}
+        assert callers == {f"arn:aws:sts::{aws.account}:assumed-role/auditor/GitHubActions"}
 
 
 def test_a_step_that_fails_fails_the_job_and_leaves_its_reason(checkout: Path, aws: Any) -> None:
