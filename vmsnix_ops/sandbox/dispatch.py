@@ -262,7 +262,8 @@ class Dispatcher:
     def _caller(self, exchange: Exchange) -> Credential:
         service, state = exchange.service, self.state
         if exchange.authorization is None:
-            # botocore's model marks the operations of STS that need no signature. S3 asks the bucket policy.
+            # botocore's model marks the operations of STS that need no signature. For S3, the bucket policy
+            # decides.
             unsigned = service.operation(exchange.operation).auth_type == "none"
             if unsigned or service.name == "s3":
                 return ANONYMOUS

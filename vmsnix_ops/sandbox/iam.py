@@ -939,7 +939,7 @@ def list_profiles_of_role(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("iam", "AddRoleToInstanceProfile", "InstanceProfileName RoleName")
 def add_role_to_profile(context: Context, params: Params) -> dict[str, Any]:
-    """Give an instance profile its role."""
+    """Add a role to an instance profile that has none."""
     profile = _find_profile(context, params["InstanceProfileName"])
     role = _find_role(context, params["RoleName"])
     if profile.role:
@@ -951,7 +951,7 @@ def add_role_to_profile(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("iam", "RemoveRoleFromInstanceProfile", "InstanceProfileName RoleName")
 def remove_role_from_profile(context: Context, params: Params) -> dict[str, Any]:
-    """Take the role from an instance profile."""
+    """Remove the role of an instance profile."""
     profile = _find_profile(context, params["InstanceProfileName"])
     if profile.role != params["RoleName"]:
         raise _no_such_entity(f"The role with name {params['RoleName']} cannot be found.")

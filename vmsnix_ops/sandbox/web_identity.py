@@ -1,7 +1,7 @@
 """Tokens of identity providers, such as that of GitHub's workflows.
 
-The sandbox plays every identity provider: it makes tokens with its own key, and accepts no others. On AWS,
-STS checks a token with the public key of its provider.
+The sandbox is every identity provider: it signs tokens with its own key, and accepts no others. On AWS, STS
+checks a token with the public key of its provider.
 
 Sources: AssumeRoleWithWebIdentity in the AWS STS API Reference; the texts of its errors in public issues of
 aws-actions/configure-aws-credentials; "OpenID Connect reference" of GitHub's docs for the claims.

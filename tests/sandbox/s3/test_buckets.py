@@ -33,6 +33,8 @@ def test_only_us_east_1_creates_buckets_of_other_regions(aws: SandboxClients) ->
     assert aws.client("s3", "ap-south-1").head_bucket(Bucket="far")["BucketRegion"] == "ap-south-1"
     with refused("IllegalLocationConstraintException", "eu-west-1 location constraint is incompatible"):
         aws.client("s3", "ap-south-1").create_bucket(Bucket="wrong", **located("eu-west-1"))
+    with refused("IllegalLocationConstraintException", "The EU location constraint is incompatible"):
+        aws.client("s3", "ap-south-1").create_bucket(Bucket="wrong", **located("EU"))
     with refused("IllegalLocationConstraintException", "unspecified"):
         aws.client("s3", "ap-south-1").create_bucket(Bucket="wrong")
     with refused("InvalidLocationConstraint"):

@@ -169,6 +169,8 @@ def test_wrong_parts_are_refused(aws: SandboxClients, bucket: str) -> None:
         aws.s3.complete_multipart_upload(
             Bucket=bucket, Key="k", UploadId=upload, MultipartUpload={"Parts": []}
         )
+    with refused("InvalidRequest", "You must specify at least one part"):
+        aws.s3.complete_multipart_upload(Bucket=bucket, Key="k", UploadId=upload)
     complete(aws, upload, [part])
 
 

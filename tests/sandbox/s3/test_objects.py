@@ -212,6 +212,28 @@ def test_a_write_can_require_a_known_etag(aws: SandboxClients, bucket: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("condition", "header"),
+    [
+        ({"IfMatch": "*"}, "If-Match"),
+        ({"IfNoneMatch": '"etag"'}, "If-None-Match"),
+        ({"IfMatch": '"etag"', "IfNoneMatch": "*"}, "If-Match,If-None-Match"),
+    ],
+)
+def test_s3_does_not_implement_other_conditions_of_writes(
+    aws: SandboxClients, bucket: str, condition: dict[str, str], header: str
+) -> None:
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    for call in (
+        lambda: aws.s3.put_object(Bucket=bucket, Key="k", Body=b"x", **condition),
+        lambda: aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/k", **condition),
+    ):
+        with pytest.raises(ClientError) as caught:
+            call()
+        error = caught.value.response["Error"]
+        assert (error["Code"], error["Header"]) == ("NotImplemented", header)
+
+
+@pytest.mark.parametrize(
     ("condition", "outcome"),
     [
         ({"IfMatch": "right"}, "ok"),

@@ -101,8 +101,8 @@ def _new_region(context: Context, params: Params) -> str:
     for member in configuration:
         if member not in {"LocationConstraint", "Tags"}:
             raise not_emulated(f"{member} of CreateBucket")
-    constraint = configuration.get("LocationConstraint")
-    constraint = "eu-west-1" if constraint == "EU" else constraint
+    given = configuration.get("LocationConstraint")
+    constraint = "eu-west-1" if given == "EU" else given
     if context.region == "us-east-1":
         if constraint is None:
             return "us-east-1"
@@ -114,7 +114,7 @@ def _new_region(context: Context, params: Params) -> str:
             )
         return str(constraint)
     if constraint != context.region:
-        shown = constraint or "unspecified"
+        shown = given or "unspecified"
         raise AwsError(
             "IllegalLocationConstraintException",
             f"The {shown} location constraint is incompatible for the region specific endpoint this request "

@@ -150,25 +150,30 @@ def shown_headers(stored: StoredObject) -> dict[str, Any]:
 def check_write_conditions(bucket: Bucket, key: str, params: Params) -> None:
     """Check ``If-Match`` and ``If-None-Match`` of a write.
 
-    Source: "How to prevent object overwrites with conditional writes" in the Amazon S3 User Guide.
+    Sources: "How to prevent object overwrites with conditional writes" in the Amazon S3 User Guide; AWS's
+    answers of February 2026 in LocalStack's ``test_s3_api.snapshot.json``.
     """
     stored = bucket.objects.get(key)
     none_match, match = params.get("IfNoneMatch"), params.get("IfMatch")
-    if none_match is not None:
-        if none_match != "*":
-            raise AwsError(
-                "NotImplemented",
-                "A header you provided implies functionality that is not implemented",
-                status=501,
-                Header="If-None-Match",
-            )
-        if stored is not None:
-            raise precondition_failed("If-None-Match")
+    if none_match is not None and match is not None:
+        text = "Multiple conditional request headers present in the request"
+        raise _not_implemented("If-Match,If-None-Match", text)
+    if none_match not in {None, "*"} or match == "*":
+        header = "If-Match" if match is not None else "If-None-Match"
+        raise _not_implemented(header, f"We don't accept the provided value of {header} header for this API")
+    if none_match is not None and stored is not None:
+        raise precondition_failed("If-None-Match")
     if match is not None:
         if stored is None:
             raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
-        if match != "*" and match.strip('"') != stored.etag:
+        if match.strip('"') != stored.etag:
             raise precondition_failed("If-Match")
+
+
+def _not_implemented(header: str, more: str) -> AwsError:
+    """Return S3's own ``NotImplemented``."""
+    text = "A header you provided implies functionality that is not implemented"
+    return AwsError("NotImplemented", text, status=501, Header=header, additionalMessage=more)
 
 
 def precondition_failed(condition: str) -> AwsError:

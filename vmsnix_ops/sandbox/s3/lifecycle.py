@@ -1,4 +1,4 @@
-"""Lifecycle rules: show when an object expires, and delete what has expired.
+"""Lifecycle rules: return when an object expires, and delete expired objects.
 
 Deletions and expiry dates happen at midnight UTC, in real time; `Clock.advance` brings them nearer. AWS may
 delete up to some days later. Transitions have no effect, because the sandbox has no storage classes.
@@ -83,7 +83,7 @@ def expiration_member(bucket: Bucket, stored: StoredObject) -> dict[str, str]:
 
 
 def expire_objects(context: Context, bucket: Bucket) -> None:
-    """Delete what the rules of a bucket expire, at most once a day and after each `Clock.advance`."""
+    """Delete what has expired in a bucket. It is done once a day, and after each `Clock.advance`."""
     if "lifecycle" not in bucket.settings:
         return
     today = f"{context.clock.now():%Y-%m-%d} {context.clock.steps}"

@@ -386,7 +386,9 @@ def _complete_answer(context: Context, bucket: Bucket, stored: StoredObject) -> 
 
 def _choose_parts(upload: Upload, params: Params) -> list[Part]:
     """Return the listed parts, after all checks."""
-    listed = (params.get("MultipartUpload") or {}).get("Parts") or []
+    if "MultipartUpload" not in params:
+        raise invalid_request("You must specify at least one part")
+    listed = params["MultipartUpload"].get("Parts") or []
     if not listed:
         raise malformed_xml()
     numbers = [entry.get("PartNumber", 0) for entry in listed]

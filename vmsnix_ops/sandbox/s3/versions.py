@@ -44,8 +44,8 @@ def versions_of(bucket: Bucket, key: str) -> list[Version]:
 
 # Version IDs
 #
-# S3 refuses an ID that it never made, with another error than one that no longer exists. So an ID contains a
-# check value. It also contains its time, so that a page can begin after a version that was deleted meanwhile.
+# S3 answers InvalidArgument for an ID that it never made, and NoSuchVersion for that of a deleted version. So
+# an ID contains a check value. It also contains its time: a page can begin after a version that was deleted.
 
 
 def _new_version_id(moment: datetime) -> str:
@@ -160,7 +160,7 @@ def store_object(context: Context, bucket: Bucket, stored: StoredObject) -> dict
 
 
 def _push(context: Context, bucket: Bucket, key: str) -> None:
-    """Make room for a new version of a key: the current one becomes noncurrent, or is replaced."""
+    """Prepare a key for a new version: the current one becomes noncurrent, or is deleted."""
     older = versions_of(bucket, key)
     if versioning(bucket) != "Enabled":
         for version in older:
@@ -208,7 +208,7 @@ def delete_object(context: Context, bucket: Bucket, key: str, etag: str | None =
 
 
 def delete_version(context: Context, bucket: Bucket, key: str, version_id: str) -> dict[str, Any]:
-    """Delete one version for ever, and return the answer. The next older one may become the current one."""
+    """Delete one version permanently, and return the answer. An older one may become the current one."""
     _check_version_id(version_id)
     found = [version for version in versions_of(bucket, key) if version.version_id == version_id]
     for version in found:
@@ -220,7 +220,7 @@ def delete_version(context: Context, bucket: Bucket, key: str, version_id: str) 
 
 
 def remove_version(context: Context, bucket: Bucket, version: Version) -> None:
-    """Delete one version for ever."""
+    """Delete one version permanently."""
     left = [one for one in versions_of(bucket, version.key) if one is not version]
     _remove_files(context, version)
     bucket.objects.pop(version.key, None)
