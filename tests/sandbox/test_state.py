@@ -24,11 +24,18 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
         aws.prepare(bucket="images")
         aws.client("s3").put_object(Bucket="images", Key="k", Body=b"kept" * 100_000, Metadata={"a": "1"})
         aws.client("ssm").put_parameter(Name="/pointer", Value="v", Type="String")
+        versioned = {"Bucket": "images", "VersioningConfiguration": {"Status": "Enabled"}}
+        aws.client("s3").put_bucket_versioning(**versioned)
+        version = aws.client("s3").put_object(Bucket="images", Key="v", Body=b"old")["VersionId"]
+        aws.client("s3").delete_object(Bucket="images", Key="v")
         snapshot = aws.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
         session = aws.client("sts").get_session_token()["Credentials"]
     with sandbox(state=tmp_path, speed=20) as aws:
         found = aws.client("s3").get_object(Bucket="images", Key="k")
         assert (found["Body"].read(), found["Metadata"]) == (b"kept" * 100_000, {"a": "1"})
+        old = aws.client("s3").get_object(Bucket="images", Key="v", VersionId=version)
+        assert old["Body"].read() == b"old"
+        assert aws.client("s3").list_object_versions(Bucket="images")["DeleteMarkers"][0]["Key"] == "v"
         assert aws.client("ssm").get_parameter(Name="/pointer")["Parameter"]["Value"] == "v"
         assert aws.client("iam").get_role(RoleName="vmimport")["Role"]["RoleName"] == "vmimport"
         found = aws.client("ec2").describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]

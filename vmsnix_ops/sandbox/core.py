@@ -140,6 +140,10 @@ class Clock:
         """Return the real time, in UTC."""
         return datetime.now(UTC)
 
+    def shown(self) -> datetime:
+        """Return the time that clients know: that of the Date header, which includes the skew."""
+        return self.now() + self.skew
+
     def age(self, since: datetime) -> float:
         """Return the sandbox seconds from a time until now."""
         return (self.now() - since).total_seconds() * self.speed + self._advanced(since)

@@ -205,7 +205,7 @@ def _payload_hashes(request: Request, authorization: Authorization) -> tuple[str
 
 
 def _check_time(authorization: Authorization, service: Service, clock: Clock) -> None:
-    now, stamp = clock.now() + clock.skew, authorization.timestamp
+    now, stamp = clock.shown(), authorization.timestamp
     if authorization.policy is not None:  # the policy of a form has its own time
         return
     if authorization.version == 2:

@@ -163,8 +163,7 @@ class Dispatcher:
             broken = AwsError(outcome, f"The sandbox failed: {type(error).__name__}: {error}", status=500)
             response = write_error(exchange.service, broken, exchange.request_id)
         if self.state.clock.skew:  # clients correct their clocks by this header
-            now = self.state.clock.now() + self.state.clock.skew
-            response.headers["Date"] = format_datetime(now, usegmt=True)
+            response.headers["Date"] = format_datetime(self.state.clock.shown(), usegmt=True)
         if exchange.operation_started and not exchange.operation.startswith(READ_ONLY):
             self.state.mark_changed()
         self._log(exchange, outcome, 0 if dropped else response.status)

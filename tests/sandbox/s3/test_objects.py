@@ -265,6 +265,20 @@ def test_reads_have_conditions(
         aws.s3.get_object(Bucket=bucket, Key="k", **asked)
 
 
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_an_object_is_unmodified_since_the_date_of_its_answer(
+    aws: SandboxClients, bucket: str, minutes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that got a Date in the future, because its own clock is wrong, agrees with the sandbox."""
+    aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
+    monkeypatch.setattr(aws.sandbox.clock, "skew", timedelta(minutes=minutes))
+    headers = aws.s3.head_object(Bucket=bucket, Key="k")["ResponseMetadata"]["HTTPHeaders"]
+    with refused("304"):
+        aws.s3.get_object(Bucket=bucket, Key="k", IfModifiedSince=headers["date"])
+    with refused("304"):
+        aws.s3.get_object(Bucket=bucket, Key="k", IfModifiedSince=headers["last-modified"])
+
+
 # Delete, copy, tags, attributes
 
 

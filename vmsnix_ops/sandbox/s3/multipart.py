@@ -528,7 +528,7 @@ def _find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredO
     check_owner(bucket, params.get("ExpectedSourceBucketOwner"))
     stored = find_object(bucket, key, unquote(version_id) or None)
     header = "x-amz-copy-source-"
-    if is_not_modified(stored, params, context.clock.now(), names="CopySource", header=header):
+    if is_not_modified(stored, params, context.clock.shown(), names="CopySource", header=header):
         failed = "If-None-Match" if "CopySourceIfNoneMatch" in params else "If-Modified-Since"
         raise precondition_failed(f"{header}{failed}")
     check_readable(stored)

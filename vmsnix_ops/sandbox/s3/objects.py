@@ -154,7 +154,7 @@ def _read_object(context: Context, params: Params, method: str) -> tuple[StoredO
     """Return the requested version of an object, and its headers."""
     bucket, version_id = requested_bucket(context, params), params.get("VersionId")
     stored = find_object(bucket, params["Key"], version_id, method=method)
-    answer = _object_answer(stored, params, context.clock.now()) | version_member(bucket, stored)
+    answer = _object_answer(stored, params, context.clock.shown()) | version_member(bucket, stored)
     if answer.get("__status__") != 304 and version_id is None:
         answer |= expiration_member(bucket, stored)
     return stored, answer
