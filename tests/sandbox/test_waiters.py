@@ -110,6 +110,10 @@ class Resources:
         made = self.iam.create_policy(PolicyName="p", PolicyDocument=json.dumps(document))
         return {"PolicyArn": made["Policy"]["Arn"]}
 
+    def profile(self) -> dict[str, Any]:
+        self.iam.create_instance_profile(InstanceProfileName="i")
+        return {"InstanceProfileName": "i"}
+
     def role(self) -> dict[str, Any]:
         return {"RoleName": "vmimport"}
 
@@ -139,6 +143,7 @@ class Resources:
             ("ec2", "VolumeInUse"): self.root_volume,
             ("ec2", "VpcAvailable"): self.vpcs,
             ("ec2", "VpcExists"): self.vpcs,
+            ("iam", "InstanceProfileExists"): self.profile,
             ("iam", "PolicyExists"): self.policy,
             ("iam", "RoleExists"): self.role,
             ("iam", "UserExists"): self.user,

@@ -364,8 +364,8 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     """Yield the permissions of RunInstances ("Example policies to control access the Amazon EC2 API").
 
     A snapshot is checked when the call or its launch template names it. The snapshots of the AMI belong to
-    the AMI and appear as ``ec2:ParentSnapshot`` of the new volumes. Assumption: an instance profile has the
-    role of the same name, as the console creates it.
+    the AMI and appear as ``ec2:ParentSnapshot`` of the new volumes. Assumption: without an instance
+    profile of this name, the role of the same name is meant, as the console creates it.
     """
     action, template = "ec2:RunInstances", None
     launch = params
@@ -384,6 +384,8 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     profile = launch.get("IamInstanceProfile") or {}
     if profile:
         role_name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
+        known = context.table("instance_profiles", region="").get(role_name)
+        role_name = known.role if known is not None else role_name
         yield pass_role_permission(context, role_name, "ec2.amazonaws.com")
     zone = (launch.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
     with suppress(AwsError):

@@ -263,3 +263,12 @@ def test_a_member_of_a_template_that_is_not_emulated_is_refused_at_the_launch(aw
     aws.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=data)
     with refused("NotImplemented", "the member 'KeyName' of a launch template"):
         aws.ec2.run_instances(LaunchTemplate={"LaunchTemplateName": "web"}, MinCount=1, MaxCount=1)
+
+
+def test_an_instance_has_the_profile_of_its_launch(aws: SandboxClients) -> None:
+    made = aws.iam.create_instance_profile(InstanceProfileName="web")["InstanceProfile"]
+    instance = shown(aws, run(aws, aws.image(), IamInstanceProfile={"Name": "web"}))
+    expected = {"Arn": made["Arn"], "Id": made["InstanceProfileId"]}
+    assert instance["IamInstanceProfile"] == expected
+    with refused("InvalidParameterValue", "Invalid IAM Instance Profile name"):
+        run(aws, aws.image(), IamInstanceProfile={"Name": "none"})

@@ -109,12 +109,15 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
 def _instance_profile(context: Context, launch: Params) -> dict[str, Any]:
     """Return the instance profile of a launch as DescribeInstances shows it; empty without one.
 
-    Instance profiles are not emulated. Each role has one with its name, as the console creates it.
+    A role without an instance profile has one with its name too, as the console creates it.
     """
     profile = launch.get("IamInstanceProfile") or {}
     if not profile:
         return {}
     name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
+    known = context.table("instance_profiles", region="").get(name)
+    if known is not None:
+        return {"IamInstanceProfile": {"Arn": known.arn, "Id": known.profile_id}}
     if name not in context.table("roles", region=""):
         text = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
         raise AwsError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
