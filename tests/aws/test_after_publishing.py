@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.aws.account import make_ami
+from tests.sandbox.clients import allow_public_images
 from vmsnix_ops import errors
 from vmsnix_ops.aws import deprecation, images, parameters, sharing
 from vmsnix_ops.sandbox import Sandbox, sandbox
@@ -28,6 +29,7 @@ def served() -> Iterator[Sandbox]:
 @pytest.fixture
 def aws(served: Sandbox) -> Sandbox:
     served.reset()
+    allow_public_images(served, "us-east-1")
     return served
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.privileges.account import BUCKET, REGION, Account, new_user
+from tests.sandbox.clients import allow_public_images
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox import Sandbox, sandbox
 
@@ -24,6 +25,7 @@ def enforcing() -> Iterator[tuple[Sandbox, list[boto3.Session], bytes]]:
     """A sandbox that enforces IAM, with bucket, role and users; the users' sessions; its saved state."""
     with sandbox(speed=SPEED, enforce_iam=True) as aws:
         aws.prepare(bucket=BUCKET, region=REGION)
+        allow_public_images(aws, REGION, "eu-west-1")
         users = [new_user(aws, number) for number in range(4)]
         yield aws, users, aws.save_tables()
 
