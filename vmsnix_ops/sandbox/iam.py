@@ -858,7 +858,6 @@ def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any
 # Instance profiles
 #
 # Sources: CreateInstanceProfile, GetInstanceProfile, AddRoleToInstanceProfile in the IAM API Reference.
-# RunInstances takes any profile, and assumes that its role has the same name.
 
 ROLE_IN_PROFILE = "Cannot delete entity, must remove roles from instance profile first."
 
