@@ -183,9 +183,9 @@ DEFAULTS_OF_KEYS = {
 }
 
 
-@operation("kms", "CreateKey", "Description Tags", " ".join(DEFAULTS_OF_KEYS))
+@operation("kms", "CreateKey", "BypassPolicyLockoutSafetyCheck Description Tags", " ".join(DEFAULTS_OF_KEYS))
 def create_key(context: Context, params: Params) -> dict[str, Any]:
-    """Create a symmetric key with the default policy."""
+    """Create a symmetric key with the default policy, which locks nobody out."""
     for name, value in DEFAULTS_OF_KEYS.items():
         if params.get(name, value) != value:
             raise not_emulated(f"the value {params[name]!r} of {name} of kms:CreateKey")
