@@ -34,6 +34,8 @@ QUICK = (
     "security",
     "workflows",
 )
+SLOW = ("notebooks", "faults", "publish", "channels", "audit", "cli", "runbooks", "records")
+"""Folders whose tests take longest. They begin first, so that no process works alone at the end."""
 SEPARATE = ("browser",)
 PARTS = ("quick", *SEPARATE, "long")
 LONG_SECONDS = 60  # duration of a long test whose marker has none
@@ -122,5 +124,6 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
         if seconds_of(item):
             item.add_marker(pytest.mark.timeout(max(300.0, 10 * seconds_of(item))))
     kept = set(keep)
+    keep.sort(key=lambda item: SLOW.index(folder) if (folder := folder_of(item.path)) in SLOW else len(SLOW))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = keep
