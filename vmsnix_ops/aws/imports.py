@@ -301,15 +301,20 @@ def cancel_imports(ec2: EC2Client, digest: str, *, run_id: str = "") -> list[str
 def import_error(task: ImportTask, source: Source) -> errors.ImportFailedError:
     """Return the error for a failed import, with AWS's message and a fix."""
     message = task.message or f"the task is {task.status}"
-    if "Disk validation failed" in message:
+    if "404 Not Found" in message:
         fix = (
-            f"Check that the image is a valid {source.format} disk (vmsnix checks it before uploading; "
-            "qemu-img check does too)."
+            f"Run the same command again: s3://{source.bucket}/{source.key} was deleted before AWS read "
+            "it, for example by another publish of the same image."
         )
     elif "403" in message or "access" in message.lower():
         fix = (
             f"Let the role {source.role_name} read s3://{source.bucket}/{source.key} (s3:GetObject, "
             "s3:GetBucketLocation)."
+        )
+    elif "Disk validation failed" in message:
+        fix = (
+            f"Check that the image is a valid {source.format} disk (vmsnix checks it before uploading; "
+            "qemu-img check does too)."
         )
     elif CANCELLED_BY_AWS in message:
         fix = f"AWS cancelled it {MAX_ATTEMPTS} times. Run the same command again later."
