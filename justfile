@@ -80,7 +80,7 @@ bench-overhead *OPTIONS:
 bench-fleet *OPTIONS:
     {{ python }} -m benchmarks.fleet {{ OPTIONS }}
 
-# Run every test (quick, browser and long ones) with many more random examples; takes hours
+# Run every test (quick, browser, foreign and long ones) with many more random examples; takes hours
 nightly *OPTIONS:
     pytest --parts=all --hypothesis-profile=nightly {{ OPTIONS }}
 
@@ -116,7 +116,7 @@ nix-eval *OPTIONS:
 lock *OPTIONS:
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --all-extras --group build pyproject.toml --output-file requirements-test.txt
     env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} --extra lab --extra fleet --group build --constraint requirements-test.txt pyproject.toml --output-file requirements.txt
-    env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} requirements-awscli.in --output-file requirements-awscli.txt
+    for tool in tests/foreign/*.in; do env -u PIP_FIND_LINKS -u UV_FIND_LINKS uv pip compile {{ lock_options }} {{ OPTIONS }} "$tool" --output-file "${tool%.in}.txt"; done
     {{ python }} .ci/environment.py
 
 # Kill a publish at every AWS call, run it again, and check the account

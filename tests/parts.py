@@ -1,7 +1,8 @@
 """The parts of the tests: the README's command runs the quick ones, CI more, ``just nightly`` all.
 
-A test in the folder ``browser`` belongs to that part, one with the marker ``long`` to ``long``, any other to
-``quick``. ``--parts`` chooses parts; a folder or test that the command line names runs too.
+A test in the folder ``browser`` or ``foreign`` belongs to that part, one with the marker ``long`` to
+``long``, any other to ``quick``. ``--parts`` chooses parts; a folder or test that the command line names
+runs too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ QUICK = (
 )
 SLOW = ("notebooks", "faults", "publish", "channels", "audit", "cli", "runbooks", "records")
 """Folders whose tests take longest. They begin first, so that no process works alone at the end."""
-SEPARATE = ("browser",)
+SEPARATE = ("browser", "foreign")
 PARTS = ("quick", *SEPARATE, "long")
 LONG_SECONDS = 60  # duration of a long test whose marker has none
 

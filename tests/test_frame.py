@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ["requirements.txt", "requirements-test.txt", "requirements-awscli.txt"]
+LOCKS = ["requirements.txt", "requirements-test.txt"]
+LOCKS += [f"tests/foreign/{path.name}" for path in sorted((ROOT / "tests/foreign").glob("*.txt"))]
 
 
 def text(name: str) -> str:
