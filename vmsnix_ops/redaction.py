@@ -113,6 +113,7 @@ NO_SECRET_NAME = re.compile(
 ALWAYS_SECRET_NAME = re.compile(r"WEBHOOK")
 SHORTEST = 8  # a shorter value could be an ordinary word, which reports must keep
 LONG = 16  # a value of this length is not an ordinary word; it is also removed inside other words
+MOST_CLEAN = 8_000_000  # characters of the texts that are remembered to be clean
 
 ENVIRONMENT, IN_USE = "secret of the environment", "credentials in use"
 
@@ -335,6 +336,9 @@ class Redactor:
     _prefixes: dict[str, list[_KnownForm]] = field(default_factory=dict, repr=False)
     _long: dict[str, str] = field(default_factory=dict, repr=False)
     _seen: int = field(default=-1, repr=False)
+    # Texts without a secret. A notebook is saved after each cell, with the same texts of all earlier cells.
+    _clean: set[str] = field(default_factory=set, repr=False)
+    _clean_characters: int = field(default=0, repr=False)
 
     def text(self, text: str) -> str:
         """Return a text with a note instead of each secret."""
@@ -514,12 +518,29 @@ class Redactor:
                 self._prefixes.setdefault(form.text[:SHORTEST], []).append(form)
             self._long = {value: label for value, label in labelled.items() if len(value) >= LONG}
             self._seen = len(known)
+            self._forget_clean()
         return self._all_forms
+
+    def _forget_clean(self) -> None:
+        self._clean.clear()
+        self._clean_characters = 0
 
     def _spans(self, text: str, depth: int = 0) -> list[Span]:
         """Return the places of secrets, in order and without overlaps."""
         if len(text) < SHORTEST:
             return []
+        self._known_forms()  # forgets the clean texts when there are more known secrets
+        if text in self._clean:
+            return []
+        spans = self._search(text, depth)
+        if not spans and not depth:  # encoded content is searched less deeply
+            if self._clean_characters > MOST_CLEAN:
+                self._forget_clean()
+            self._clean.add(text)
+            self._clean_characters += len(text)
+        return spans
+
+    def _search(self, text: str, depth: int) -> list[Span]:
         found = [*self._found_in(text), *self._encoded(text, depth)]
         for view in _views(text):
             found += view.in_original(self._found_in(view.text))

@@ -489,3 +489,19 @@ def test_a_line_without_an_end_has_limited_memory_and_is_redacted() -> None:
     shown.append(lines.flush())
     assert VALUE not in "".join(shown)
     assert sum(1 for text in shown if text) > 2
+
+
+def test_a_text_is_searched_again_when_a_secret_becomes_known() -> None:
+    redactor, secret = Redactor(), "correct-Horse-7-battery"
+    text = f"the value is {secret}"
+    assert redactor.text(text) == text
+    redaction.remember(secret)
+    assert secret not in redactor.text(text)
+
+
+def test_few_clean_texts_are_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmsnix_ops.redaction.MOST_CLEAN", 1000)
+    redactor = Redactor()
+    for number in range(1000):
+        redactor.text(f"an ordinary line of a log, number {number}")
+    assert sum(map(len, redactor._clean)) < 1100
