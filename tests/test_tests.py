@@ -81,6 +81,7 @@ def test_long(number): pass
 """
 
 
+@pytest.mark.long(seconds=10)
 def test_parts_are_chosen_and_a_sample_can_be_repeated(project: Path) -> None:
     (project / "checks" / "test_some.py").write_text(PARTS)
     (project / "checks" / "browser").mkdir()

@@ -434,8 +434,8 @@ plan.apply()
             ("ec2:ModifyImageAttribute", 0),
             ("ec2:DeregisterImage", 20),
         ],
-        3,
-        seconds=3,
+        1,
+        seconds=5,
     ),
 )
 def test_a_run_killed_after_the_line_is_completed_by_the_same_command(

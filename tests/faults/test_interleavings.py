@@ -147,7 +147,7 @@ def ended_before_the_mark(user: str, order: str) -> bool:
     return user == "smoke test" and "u" not in order.split("r", 2)[-1] and order.count("r") > 1
 
 
-@pytest.mark.parametrize("user", few(USERS, 2, seconds=15))
+@pytest.mark.parametrize("user", few(USERS, 1, seconds=15))
 def test_in_every_order_a_retired_ami_is_not_used(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:

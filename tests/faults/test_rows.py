@@ -109,7 +109,9 @@ def test_row_10_a_snapshot_that_aws_does_not_list_yet_is_tagged_later(sweep):
     assert rule.applied == 2
 
 
-@pytest.mark.parametrize("code", ["SnapshotCreationPerVolumeRateExceeded", "ResourceCountLimitExceeded"])
+@pytest.mark.parametrize(
+    "code", few(["ResourceCountLimitExceeded", "SnapshotCreationPerVolumeRateExceeded"], 1, seconds=4)
+)
 def test_row_13_a_limit_is_reported_and_finished_work_is_kept(sweep, code):
     fault(sweep, "ec2:ImportSnapshot", do="error", code=code, http=400)
     with pytest.raises(errors.AwsError, match=code):

@@ -158,7 +158,7 @@ def test_a_file_that_changes_while_it_is_identified_is_refused_whatever_its_time
     assert sum(read) >= raw.stat().st_size
 
 
-@pytest.mark.parametrize(("kind", "change"), few(CHANGES, 3, seconds=2))
+@pytest.mark.parametrize(("kind", "change"), few(CHANGES, 2, seconds=3))
 def test_bytes_that_changed_before_the_upload_are_refused_and_nothing_is_left(
     plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
@@ -467,7 +467,9 @@ def test_an_incremental_upload_compares_bytes_and_not_times(
     assert bytes_of(aws, snapshot.snapshot_id, len(content)) == content
 
 
-@pytest.mark.parametrize("options", [["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-O", "vhdx"]])
+@pytest.mark.parametrize(
+    "options", few([["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-O", "vhdx"]], 1, seconds=3)
+)
 @pytest.mark.parametrize("change", few(["in place", "renamed over"], 1, seconds=3))
 def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
     plan: Callable[..., publish.PublishPlan],

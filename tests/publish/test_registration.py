@@ -282,7 +282,7 @@ def test_a_disabled_ami_is_refused_before_the_upload(aws, plan, changes):
     assert changes() == []
 
 
-@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=4))
 @pytest.mark.parametrize("days", few([None, 3], 1, seconds=3))
 def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, days):
     asked = {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}

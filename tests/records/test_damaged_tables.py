@@ -95,7 +95,7 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize("damage", few(DAMAGES, 2, seconds=2))
+@pytest.mark.parametrize("damage", few(DAMAGES, 1, seconds=4))
 def test_a_publish_with_damaged_tables_registers_the_ami_and_lists_what_is_not_recorded(
     aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:
@@ -122,7 +122,7 @@ def row_of(table: str) -> dict[str, object]:
     return rows[table]
 
 
-@pytest.mark.parametrize("damage", few(DAMAGES, 2, seconds=2))
+@pytest.mark.parametrize("damage", few(DAMAGES, 1, seconds=4))
 def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
     aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:

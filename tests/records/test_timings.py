@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from tests.records.synthetic import history
+from tests.support import few
 from vmsnix_ops import display, errors
 from vmsnix_ops.records import figures, timing_plots, timings
 from vmsnix_ops.records import history as recorded
@@ -358,7 +359,7 @@ def words(figure: Figure) -> str:
     return " ".join(text.get_text() for text in figure.findobj(Text))
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", few(PLOTS, 1, seconds=4))
 def test_the_pictures_have_axes_with_units_and_no_warning(
     plot: Callable[[pd.DataFrame], Figure], team: pd.DataFrame
 ) -> None:

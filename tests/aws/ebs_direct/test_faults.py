@@ -53,8 +53,8 @@ def arrived(aws, made, image) -> bool:
             pytest.param({"do": "drop", "when": "body", "keep": 10, "nth": [1, 7]}, id="answer cut"),
             pytest.param({"do": "error", "nth": [1, 2, 3, 4, 5, 6], **GONE}, id="not yet visible"),
         ],
-        5,
-        seconds=1,
+        3,
+        seconds=2,
     ),
 )
 def test_temporary_errors_are_retried(aws, image, upload, fault):
