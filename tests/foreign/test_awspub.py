@@ -37,6 +37,7 @@ awspub:
       tags: {{kind: server}}
       ssm_parameter:
         - name: /acme/server/latest
+          description: The newest server
           allow_overwrite: true
       sns:
         - "acme-images":
