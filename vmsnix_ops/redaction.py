@@ -113,7 +113,8 @@ NO_SECRET_NAME = re.compile(
 ALWAYS_SECRET_NAME = re.compile(r"WEBHOOK")
 SHORTEST = 8  # a shorter value could be an ordinary word, which reports must keep
 LONG = 16  # a value of this length is not an ordinary word; it is also removed inside other words
-MOST_CLEAN = 8_000_000  # characters of the texts that are remembered to be clean
+MOST_CLEAN = 2_000_000  # characters of the texts that are remembered to be clean
+LONGEST_CLEAN = 100_000  # a longer text, such as a part of a stream, is not remembered
 
 ENVIRONMENT, IN_USE = "secret of the environment", "credentials in use"
 
@@ -533,7 +534,7 @@ class Redactor:
         if text in self._clean:
             return []
         spans = self._search(text, depth)
-        if not spans and not depth:  # encoded content is searched less deeply
+        if not spans and not depth and len(text) <= LONGEST_CLEAN:  # encoded content is searched less deeply
             if self._clean_characters > MOST_CLEAN:
                 self._forget_clean()
             self._clean.add(text)
