@@ -607,7 +607,7 @@ class _Records:
             if place.startswith("s3://"):
                 content = _object(self.session, home_region(self.session, self.settings.region), place)
             else:
-                with suppress(OSError, ValueError, RuntimeError):  # a NUL in it, or the home of nobody
+                with suppress(OSError, ValueError, RuntimeError):  # a NUL in it, or an unknown user
                     content = files.read(Path(place).expanduser())
             self._read[place] = parse(content)
         return self._read[place]
@@ -789,7 +789,7 @@ class _Planning:
                 first_differing=missing,
             )
         known = frozenset(content)
-        # The choice must not be predictable, so that nobody can change only blocks that are not compared.
+        # The choice must not be predictable, or a forger could change only blocks that are not compared.
         some = random.SystemRandom().sample(content, min(self.sample_blocks, len(content)))
         # Blocks that the image does not have must be zeros. All are read, because they may be an added file.
         only = there - known | frozenset(some)

@@ -44,7 +44,7 @@ class Built(Displayed):
     imds_support: str = "v2.0"
     ena_support: bool = True
     root_device: str = ""
-    # Source of the image, as far as it is known.
+    # Source of the image; empty where it is unknown.
     flake: str = ""
     derivation: str = ""
     store_path: str = ""

@@ -185,7 +185,7 @@ DEFAULTS_OF_KEYS = {
 
 @operation("kms", "CreateKey", "BypassPolicyLockoutSafetyCheck Description Tags", " ".join(DEFAULTS_OF_KEYS))
 def create_key(context: Context, params: Params) -> dict[str, Any]:
-    """Create a symmetric key with the default policy, which locks nobody out."""
+    """Create a symmetric key with the default policy, with which the account can always manage it."""
     for name, value in DEFAULTS_OF_KEYS.items():
         if params.get(name, value) != value:
             raise not_emulated(f"the value {params[name]!r} of {name} of kms:CreateKey")

@@ -284,7 +284,8 @@ def locked(
         with suppress(OSError):
             os.truncate(file, 0)
             if remove:
-                path.unlink(missing_ok=True)  # before the lock is released, so that nobody locks it now
+                # Before the lock is released, or another process could lock the file that is being deleted.
+                path.unlink(missing_ok=True)
         os.close(file)
 
 
