@@ -8,6 +8,7 @@ in LocalStack's ``test_s3.snapshot.json``.
 from __future__ import annotations
 
 import re
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, operation
@@ -81,6 +82,7 @@ def object_operation(name: str, *parameters: str, locks: bool = True) -> Callabl
     """
 
     def register(handler: Handler) -> Handler:
+        @wraps(handler)
         def handle(context: Context, params: Params) -> dict[str, Any]:
             answer = handler(context, params)
             bucket = find_bucket(context.tables, params["Bucket"])

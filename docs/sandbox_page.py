@@ -1,0 +1,253 @@
+"""Write docs/reference/sandbox.md from the sandbox's operations, botocore's models and the tests.
+
+Run ``python -m docs.sandbox_page`` after a change.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vmsnix_ops.sandbox
+from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
+from vmsnix_ops.sandbox.ec2.filters import documented_filters
+from vmsnix_ops.sandbox.wire.models import SERVICES, Service, service_model
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/reference/sandbox.md"
+SANDBOX = Path(vmsnix_ops.sandbox.__file__).parent
+
+IMAGE_OPERATION = re.compile(
+    r"Image|Snapshot|Import(?!Client|Key)|BundleTask|BundleInstance|ConversionTask|ExportTask"
+)
+"""The operations of EC2 of which each that is not emulated has a row."""
+
+FOLDED = 5  # longer lists of names are folded
+TOOL_TESTS = ("tests/foreign/test_*.py", "tests/test_other_tools.py", "tests/sandbox/s3/test_other_tools.py")
+
+HEAD = """# What the sandbox emulates
+
+<!-- Written by `python -m docs.sandbox_page`: change it and vmsnix_ops/sandbox. -->
+
+**Use the sandbox** to try the runbooks, to test programs that publish and copy AMIs, and to test how they
+handle failures. It checks signatures, policies, parameters and checksums; its states take time; it answers
+with AWS's error codes. It is one process on 127.0.0.1 and needs no account.
+
+**It cannot show** whether an image boots (its instances run nothing: use the
+[boot test](../how-to/boot-an-image.md)), whether VM Import accepts an operating system, how long AWS takes,
+and what AWS changed since the documentation that the sandbox follows. Before you rely on a new job, run it
+once in an AWS account ([compare both](../how-to/record-aws.md)).
+
+Start it with `vmsnix sandbox`, which prints the variables for a shell, with the option `--sandbox` of a
+runbook, or in [Python](python.md#sandbox).
+
+The sandbox refuses what it does not emulate with the error `NotImplemented` (HTTP status 501), which names
+the operation, parameter or value. It never ignores a parameter.
+
+## Tools that run unchanged
+
+| tests | what they run |
+|---|---|
+TOOLS
+
+How these tools compare: [](other-tools.md).
+
+## Operations
+
+*yes*: with every parameter in the models of botocore BOTOCORE. *partly*: all but the listed parameters and
+values.
+
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    import botocore
+
+    load_operations()
+    head = HEAD.replace("TOOLS", "\n".join(_tool_rows())).replace("BOTOCORE", botocore.__version__)
+    return head + "\n\n".join(_service_section(service_model(name)) for name in SERVICES) + "\n"
+
+
+def _tool_rows() -> list[str]:
+    """Return a row for each file of tests that run other people's tools, with its docstring's first line."""
+    rows = []
+    for path in [path for pattern in TOOL_TESTS for path in sorted(ROOT.glob(pattern))]:
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = " ".join(text.partition("\n\n")[0].split())
+        rows.append(f"| `{path.relative_to(ROOT)}` | {first} |")
+    return rows
+
+
+def _service_section(service: Service) -> str:
+    names = sorted(service.model.operation_names)
+    emulated = [name for name in names if (service.name, name) in OPERATIONS]
+    others = [name for name in names if name not in emulated]
+    shown = [name for name in others if service.name == "ec2" and IMAGE_OPERATION.search(name)]
+    rest = [name for name in others if name not in shown]
+    lines = [f"### {service.model.metadata['serviceId']}", ""]
+    lines += [
+        f"{len(emulated)} of {len(names)} operations.",
+        "",
+        "| operation | emulated | not emulated |",
+        "|---|---|---|",
+    ]
+    for name in sorted(emulated + shown):
+        if name in shown:
+            lines.append(f"| {name} | no | |")
+        else:
+            refused = _refused(service, OPERATIONS[service.name, name])
+            lines.append(f"| {name} | {'partly' if refused else 'yes'} | {refused} |")
+    if service.name == "ec2":
+        text = f"The other {len(rest)} operations are not emulated; none is on AMIs, snapshots or imports."
+        lines += ["", text]
+    elif rest:
+        lines += ["", f"Not emulated: {_names(rest, 'operations')}"]
+    return "\n".join(lines)
+
+
+def _refused(service: Service, operation: Operation) -> str:
+    """Return the parameters and values of an operation that are refused."""
+    shape = service.operation(operation.name).input_shape
+    members = set(shape.members) if shape is not None else set()
+    handled = operation.parameters | ({"DryRun"} if service.name == "ec2" else set())
+    found = [_names(sorted(members - handled), "parameters")] if members - handled else []
+    for text in refused_values(operation):
+        text = re.sub(rf",? of ({service.name}:)?({operation.name}|{service.name})$", "", text)
+        text = re.sub(r"^the ((?:(?! of )[\w ])+) …(/…)?( …)?", r"some \1s", text)
+        text = re.sub(r"^(?:…|some values of …)$", "some values", text.removeprefix("iam:… of "))
+        text = text.replace("policys", "policies")
+        if text not in found:
+            found.append(text)
+    return "; ".join(found)
+
+
+def _names(names: Collection[str], kind: str) -> str:
+    """Return names as code; a long list is folded."""
+    if len(names) <= FOLDED:
+        return ", ".join(f"`{name}`" for name in names)
+    return f"<details><summary>{len(names)} {kind}</summary>{', '.join(names)}</details>"
+
+
+# What the code of an operation refuses: found in its source, so that no list has to be kept beside it.
+
+Function = tuple[str, str]  # module and name
+CHECKS = {("vmsnix_ops.sandbox.ec2.common", name) for name in ("attribute_name", "check_one_of")} | {
+    ("vmsnix_ops.sandbox.ec2.filters", "describe")
+}
+"""General checks; their arguments say what they refuse."""
+
+
+def refused_values(operation: Operation) -> list[str]:
+    """Return what the handler of an operation, and the functions that it uses, refuse as not emulated."""
+    functions = _functions()
+    texts: list[str] = []
+    handler = inspect.unwrap(operation.handler)
+    queue = [(handler.__module__, handler.__name__)]
+    service = ".".join(queue[0][0].split(".")[:3])
+    seen = set(CHECKS)
+    while queue:
+        name = queue.pop(0)
+        if name not in seen and name in functions and name[0].startswith(service):
+            seen.add(name)
+            calls, used, local = functions[name]
+            known = {**vars(sys.modules[name[0]]), **local}
+            texts += [text for call in calls if (text := _refused_by(call, known, operation))]
+            queue += used
+    return list(dict.fromkeys(texts))
+
+
+@cache
+def _functions() -> dict[Function, tuple[list[ast.Call], list[Function], dict[str, ast.expr]]]:
+    """Return the calls of each function and class of the sandbox, the functions it names, its variables."""
+    found = {}
+    for path in sorted(SANDBOX.rglob("*.py")):
+        module = ".".join(("vmsnix_ops.sandbox", *path.relative_to(SANDBOX).with_suffix("").parts))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        known = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        names = {node.name: (module, node.name) for node in known}
+        for statement in tree.body:
+            if isinstance(statement, ast.ImportFrom) and statement.module:
+                names |= {one.name: (statement.module, one.name) for one in statement.names}
+        for node in known:
+            inner = list(ast.walk(node))
+            calls = [one for one in inner if isinstance(one, ast.Call) and isinstance(one.func, ast.Name)]
+            used = [names[one.id] for one in inner if isinstance(one, ast.Name) and one.id in names]
+            local = {
+                one.targets[0].id: one.value
+                for one in inner
+                if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
+            }
+            found[module, node.name] = calls, used, local
+    return found
+
+
+def _refused_by(call: ast.Call, known: dict[str, Any], operation: Operation) -> str:
+    """Return what a call refuses; empty for a call that refuses nothing."""
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    filters = next((one.value for one in call.keywords if one.arg == "filters"), None)
+    if name == "describe" and filters is not None:
+        others = documented_filters(operation.name) - set(_value(filters, known) or ())
+        return f"filters: {_names(sorted(others), 'filters')}" if others else ""
+    if name == "check_one_of":
+        parameter, allowed = _value(call.args[0], known), _value(call.args[2], known)
+        if not isinstance(parameter, str) or allowed is None:
+            return "some values of members"
+        missing = _listed_values(service_model("ec2").operation(operation.name).input_shape, parameter)
+        missing -= set(allowed)
+        return f"{_names(sorted(missing), 'values')} of `{parameter}`" if missing else ""
+    if name == "attribute_name":
+        allowed, shape = _value(call.args[1], known), _value(call.args[2], known)
+        if allowed is None:
+            return "some attributes"
+        enumeration: Any = service_model("ec2").model.shape_for(shape)
+        listed = set(enumeration.enum)
+        return _names(sorted(listed - set(allowed)), "attributes")
+    return _text(call.args[0]) if name == "not_emulated" else ""
+
+
+def _listed_values(shape: Any, parameter: str) -> set[str]:
+    """Return the values that botocore's model lists for a parameter, or a member of one, of this name."""
+    found: set[str] = set()
+    for name, member in getattr(shape, "members", {}).items():
+        inner = getattr(member, "member", member)
+        if name.lower() == parameter.lower():
+            found.update(getattr(inner, "enum", ()))
+        found |= _listed_values(inner, parameter)
+    return found
+
+
+def _value(node: Any, known: dict[str, Any]) -> Any:
+    """Return a constant, the keys of a dictionary, or a known value; None for anything else."""
+    if isinstance(node, ast.Name):
+        return _value(known.get(node.id), known)
+    if isinstance(node, ast.Dict):
+        return [_value(key, known) for key in node.keys if key is not None]
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
+        whole, last = _value(node.value, known), node.slice.upper
+        return whole[: _value(last, known)] if whole is not None and node.slice.lower is None else None
+    if not isinstance(node, ast.AST):
+        return node
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _text(node: ast.expr) -> str:
+    """Return a text, with … in the place of values."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(one.value) if isinstance(one, ast.Constant) else "…" for one in node.values)
+    return str(ast.literal_eval(node))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

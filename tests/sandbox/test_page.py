@@ -1,0 +1,49 @@
+"""The page docs/reference/sandbox.md is up to date, and lists what the code refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs.sandbox_page import IMAGE_OPERATION, PAGE, page, refused_values
+from vmsnix_ops.sandbox.core import OPERATIONS, load_operations
+from vmsnix_ops.sandbox.wire.models import service_model
+
+load_operations()
+
+
+def row(operation: str) -> str:
+    return next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if f"| {operation} |" in line)
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m docs.sandbox_page"
+
+
+@pytest.mark.parametrize(
+    ("operation", "texts"),
+    [
+        ("DeregisterImage", ["yes"]),
+        ("ImportImage", ["no"]),
+        ("ExportImage", ["no"]),
+        ("CreateSnapshots", ["no"]),
+        ("RunInstances", ["partly", "KeyName", "several network interfaces", "`host` of `tenancy`"]),
+        ("DescribeVolumes", ["partly", "`IncludeManagedResources`", "filters: ", "`operator.managed`"]),
+        ("DescribeImageAttribute", ["partly", "`launchPermission`"]),
+        ("DeleteObject", ["partly", "`MFA`", "IfMatch with VersionId"]),
+        ("ListSnapshotBlocks", ["yes"]),
+    ],
+)
+def test_a_row_lists_what_is_refused(operation: str, texts: list[str]) -> None:
+    assert [text for text in texts if text not in row(operation)] == []
+
+
+def test_every_operation_on_images_and_snapshots_has_a_row() -> None:
+    names = [name for name in service_model("ec2").model.operation_names if IMAGE_OPERATION.search(name)]
+    assert {"ImportImage", "ImportSnapshot", "CancelConversionTask", "CreateStoreImageTask"} < set(names)
+    assert [name for name in names if not row(name)] == []
+
+
+def test_what_shared_functions_refuse_is_found_too() -> None:
+    assert "the member … of Placement of ec2:RunInstances" in refused_values(
+        OPERATIONS["ec2", "RunInstances"]
+    )
