@@ -127,10 +127,10 @@ def no_interrupt_is_lost() -> None:
 
 
 @pytest.fixture(autouse=True)
-def connections_end_with_their_test() -> Iterator[None]:
-    """Close connections of shared clients: the next test has another sandbox at the same address."""
+def clients_keep_nothing_of_earlier_tests() -> Iterator[None]:
+    """The next test has another sandbox at the same address, and buckets of the same names."""
     yield
-    quick.close_connections()
+    quick.separate_clients()
 
 
 @pytest.fixture(autouse=True)

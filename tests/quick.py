@@ -11,6 +11,7 @@ import socket
 from contextlib import suppress
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,7 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
     import boto3
     from botocore.credentials import Credentials
     from botocore.retries.quota import RetryQuota
+    from botocore.utils import S3RegionRedirectorv2
 
     from vmsnix_ops.aws import session as sessions
     from vmsnix_ops.sandbox import Access, server
@@ -90,6 +92,13 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
             quotas.append(self)
 
     patch.setattr("botocore.retries.quota.RetryQuota", Quota)
+
+    class Redirector(S3RegionRedirectorv2):  # type: ignore[misc]
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            _redirectors.add(self)
+
+    patch.setattr("botocore.client.S3RegionRedirectorv2", Redirector)
 
     def of_session(session: Any, *asked: Any) -> Any:
         keys = session.get_credentials()
@@ -121,6 +130,8 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
 
 
 _clients: dict[Any, Any] = {}
+_redirectors: WeakSet[Any] = WeakSet()
+"""What S3 clients remember: the regions of buckets, whose names other tests use in other regions."""
 
 
 def _shared(key: Any, make: Callable[[], Any]) -> Any:
@@ -131,10 +142,12 @@ def _shared(key: Any, make: Callable[[], Any]) -> Any:
     return _clients[key]
 
 
-def close_connections() -> None:
-    """Close the connections of all shared clients, which then open new ones."""
+def separate_clients() -> None:
+    """Close the connections of all shared clients, and let S3 clients forget the regions of buckets."""
     for client in tuple(_clients.values()):
         client.close()
+    for redirector in tuple(_redirectors):
+        redirector._cache.clear()
 
 
 def share_data_of_images(patch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Sources: its reference page, whose list botocore carries; "List and filter using
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ def image(aws: SandboxClients) -> dict[str, Any]:
         SriovNetSupport="simple",
         TagSpecifications=[{"ResourceType": "image", "Tags": tags}],
     )
+    time.sleep(0.002)  # the copy's creation date, in milliseconds, differs
     copy = aws.ec2.copy_image(Name="other-1", SourceImageId=image, SourceRegion="us-east-1")["ImageId"]
     aws.pass_time(600)
     aws.ec2.modify_image_attribute(ImageId=copy, LaunchPermission={"Add": [{"Group": "all"}]})
