@@ -269,6 +269,15 @@ def call_everything(aws: Recorder) -> None:
     aws.sns.publish(TopicArn=topic, Message="m")
     aws.sns.list_topics()
     aws.sns.get_topic_attributes(TopicArn=topic)
+    queue = "arn:aws:sqs:us-east-1:012345678901:amis"
+    subscribed = aws.sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=queue)["SubscriptionArn"]
+    aws.sns.list_subscriptions()
+    aws.sns.list_subscriptions_by_topic(TopicArn=topic)
+    aws.sns.get_subscription_attributes(SubscriptionArn=subscribed)
+    aws.sns.subscribe(TopicArn=topic, Protocol="email", Endpoint="a@example.org")
+    (table,) = started.state.tables.of_kind("subscriptions").values()
+    token = next(one.token for one in table.values() if one.token)
+    aws.sns.confirm_subscription(TopicArn=topic, Token=token)
 
 
 @pytest.mark.parametrize("operation", sorted(RECORDED))

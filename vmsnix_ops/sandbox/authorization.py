@@ -176,6 +176,7 @@ def required_permissions(context: Context, params: Params) -> list[RequiredPermi
         "ec2": _ec2_permissions,
         "ebs": _ebs_permissions,
         "iam": _iam_permissions,
+        "sns": _sns_permissions,
         "ssm": _ssm_permissions,
         "sts": _sts_permissions,
     }
@@ -646,11 +647,27 @@ def _iam_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 
 def _default_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
     service = {"service-quotas": "servicequotas"}.get(context.service, context.service)
-    resource = params["TopicArn"] if context.service == "sns" and "TopicArn" in params else "*"
+    resource = "*"
     if context.service == "kms" and (name := params.get("KeyId") or params.get("TargetKeyId")):
         with suppress(AwsError):  # the operation itself refuses an unknown key
             resource = find_stored_key(context, name).arn
     yield RequiredPermission(f"{service}:{context.operation}", resource)
+
+
+def _sns_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
+    """Yield the permission of a call of SNS: on its topic, which is the only resource type of SNS.
+
+    The actions on one subscription have none ("Actions defined by Amazon SNS").
+    """
+    resource = params.get("TopicArn") or params.get("ResourceArn") or params.get("TargetArn") or "*"
+    if "Name" in params:
+        resource = context.arn("sns", params["Name"])
+    tags = _tag_keys(params.get("Tags") or ())
+    if "TagKeys" in params:
+        tags["aws:tagkeys"] = list(params["TagKeys"])
+    yield RequiredPermission(f"sns:{context.operation}", resource, tags)
+    if tags and context.operation == "CreateTopic":
+        yield RequiredPermission("sns:TagResource", resource, tags)
 
 
 def _sts_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
@@ -831,9 +848,11 @@ def access_denied(context: Context, permission: RequiredPermission, reason: str)
         if bucket is not None and bucket.account != context.account:
             return AwsError(code, "Access Denied", status=status)
         resource = f'"{resource}"'
-    text = (
-        f"User: {context.principal} is not authorized to perform: {permission.action} on resource: {resource}"
-    )
+    action = permission.action
+    if context.service == "sns":  # which writes its name in capitals, also in the policy of a topic
+        action = action.replace("sns:", "SNS:")
+        reason = reason.replace("sns:", "SNS:")
+    text = f"User: {context.principal} is not authorized to perform: {action} on resource: {resource}"
     if context.service == "ec2":
         # AWS adds an encoded message that only sts:DecodeAuthorizationMessage can read.
         text = f"You are not authorized to perform this operation. {text}"

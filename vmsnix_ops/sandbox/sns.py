@@ -1,7 +1,12 @@
-"""Amazon SNS: topics and the messages published to them. The sandbox has no subscriptions.
+"""Amazon SNS: topics, their subscriptions, and the messages published to them. Nothing is delivered.
+
+A subscription of an endpoint that has to confirm it (e-mail, HTTP) stays pending: the token that AWS sends
+to the endpoint is only in the table ``subscriptions``. ConfirmSubscription without a signature is not
+emulated, nor are the policies of topics.
 
 Sources: the reference pages of the operations in the Amazon SNS API Reference; "Message deduplication for
-FIFO topics" in the Developer Guide.
+FIFO topics" and "Amazon SNS message attributes" in the Developer Guide; the examples of the AWS CLI; answers
+of AWS recorded by the tests of LocalStack.
 """
 
 from __future__ import annotations
@@ -9,13 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
+from vmsnix_ops.sandbox.core import AwsError, load_json, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Context, Params
@@ -23,15 +31,20 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 256 * 1024
 DEDUPLICATION_SECONDS = 300.0
+CONFIRMATION_SECONDS = 2 * 86400.0
+"""How long the token of a pending subscription is valid, and the subscription exists (documented)."""
+
 TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
 FIFO_TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,251}\.fifo")
-EMULATED_ATTRIBUTES = {"DisplayName", "FifoTopic", "ContentBasedDeduplication"}
 PAGE_SIZE = 100
+MAX_TAGS = 50
+FIRST_SEQUENCE_NUMBER = 10**19
+"""AWS documents only that the numbers have 128 bits and grow."""
 
 
 @dataclass(slots=True)
 class Message:
-    """A published message."""
+    """A published message. With ``MessageStructure=json``, `texts` has a text for each protocol."""
 
     message_id: str
     subject: str
@@ -39,16 +52,24 @@ class Message:
     at: datetime
     group: str = ""
     deduplication: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sequence: str = ""
+
+    def text_for(self, protocol: str) -> str:
+        """Return the text that the endpoints of a protocol would receive."""
+        return self.texts.get(protocol, self.text)
 
 
 @dataclass(slots=True)
 class Topic:
-    """A topic; in the table ``topics`` of its region by ARN."""
+    """A topic; in the table ``topics`` of its region by ARN. `deleted` counts its former subscriptions."""
 
     arn: str
     attributes: dict[str, str]
     tags: dict[str, str]
     messages: list[Message] = field(default_factory=list)
+    deleted: int = 0
 
     @property
     def fifo(self) -> bool:
@@ -56,44 +77,187 @@ class Topic:
         return self.arn.endswith(".fifo")
 
 
+@dataclass(slots=True)
+class Subscription:
+    """A subscription; in the table ``subscriptions`` of the region by ARN, also while it is pending."""
+
+    arn: str
+    topic_arn: str
+    protocol: str
+    endpoint: str
+    owner: str
+    principal: str
+    at: datetime
+    raw: bool = False
+    confirmed: bool = False
+    authenticated: bool = False
+    token: str = ""
+
+
 def _invalid_parameter(text: str) -> AwsError:
     return AwsError("InvalidParameter", f"Invalid parameter: {text}")
 
 
-def _find_topic(context: Context, arn: str) -> Topic:
-    """Return a topic of the region of the call, or raise ``InvalidParameter`` or ``NotFound``."""
-    if not re.fullmatch(rf"arn:{context.partition}:sns:{context.region}:\d{{12}}:[A-Za-z0-9_.-]+", arn):
-        raise _invalid_parameter("TopicArn")
+def _check_arn(parameter: str, arn: str) -> None:
+    parts = arn.split(":")
+    if len(parts) < 6:
+        text = f"{parameter} Reason: An ARN must have at least 6 elements, not {len(parts)}"
+        raise _invalid_parameter(text)
+
+
+def _topic_in_region(context: Context, arn: str) -> bool:
+    return bool(re.fullmatch(rf"arn:{context.partition}:sns:{context.region}:\d{{12}}:[A-Za-z0-9_.-]+", arn))
+
+
+def find_topic(context: Context, arn: str, parameter: str = "TopicArn") -> Topic:
+    """Return a topic of the region of the call.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidParameter``, ``NotFound``; ``AuthorizationError`` for the topic of another account, whose
+        default policy allows only its owner.
+    """
+    _check_arn(parameter, arn)
+    if not _topic_in_region(context, arn):
+        raise _invalid_parameter(parameter)
     found: Topic | None = context.table("topics").get(arn)
-    if found is None:
+    if found is not None:
+        return found
+    if context.tables.find("topics", context.region, arn) is None:
         raise AwsError("NotFound", "Topic does not exist", status=404)
-    return found
+    action = f"SNS:{context.operation}"
+    raise AwsError(
+        "AuthorizationError",
+        f"User: {context.principal} is not authorized to perform: {action} on resource: {arn} because no "
+        f"resource-based policy allows the {action} action",
+        status=403,
+    )
 
 
-@operation("sns", "Publish", "TopicArn Subject Message MessageGroupId MessageDeduplicationId")
+def _page(params: Params, member: str, items: Mapping[str, dict[str, str]]) -> Params:
+    """Return one page of 100 items, in the order of their ARNs."""
+    arns = sorted(items)
+    token = params.get("NextToken", "")
+    if token and token not in arns:
+        raise _invalid_parameter("NextToken")
+    start = arns.index(token) if token else 0
+    answer: dict[str, Any] = {member: [items[arn] for arn in arns[start : start + PAGE_SIZE]]}
+    return answer | ({"NextToken": arns[start + PAGE_SIZE]} if start + PAGE_SIZE < len(arns) else {})
+
+
+# Messages
+
+
+@operation(
+    "sns",
+    "Publish",
+    "TopicArn TargetArn Subject Message MessageStructure MessageAttributes MessageGroupId",
+    "MessageDeduplicationId",
+)
 def publish(context: Context, params: Params) -> dict[str, Any]:
     """Publish a message. A FIFO topic drops a repetition within five minutes."""
-    topic = _find_topic(context, params.get("TopicArn", ""))
+    parameter = "TopicArn" if "TopicArn" in params else "TargetArn"
+    if ":endpoint/" in params.get("TargetArn", ""):
+        raise not_emulated("mobile endpoints of sns:Publish")
+    topic = find_topic(context, params.get(parameter, ""), parameter)
     text, subject = params["Message"], params.get("Subject", "")
     if not text:
         raise _invalid_parameter("Empty message")
-    if len(text.encode()) > MAX_MESSAGE_BYTES:
+    attributes = params.get("MessageAttributes") or {}
+    if len(text.encode()) + sum(map(_attribute_bytes, attributes.items())) > MAX_MESSAGE_BYTES:
         raise _invalid_parameter("Message too long")
     if "Subject" in params and (not 1 <= len(subject) <= 100 or not subject.isprintable()):
         raise _invalid_parameter("Subject")
-    message = Message(str(uuid.uuid4()), subject, text, context.clock.now())
+    texts = _texts_by_protocol(text) if _is_json(params) else {}
+    for name, attribute in attributes.items():
+        _check_attribute(name, attribute)
+    default = texts["default"] if texts else text
+    message = Message(
+        str(uuid.uuid4()), subject, default, context.clock.now(), texts=texts, attributes=attributes
+    )
     if topic.fifo:
         message.group, message.deduplication = _fifo_ids(topic, params)
         for earlier in topic.messages:
             recent = context.clock.age(earlier.at) < DEDUPLICATION_SECONDS
             if recent and earlier.deduplication == message.deduplication:
-                return {"MessageId": earlier.message_id}
+                return {"MessageId": earlier.message_id, "SequenceNumber": earlier.sequence}
+        message.sequence = str(FIRST_SEQUENCE_NUMBER + 1000 * len(topic.messages))
     elif "MessageDeduplicationId" in params:
         raise _invalid_parameter(
-            "The request includes MessageDeduplicationId parameter that is not valid for this topic type"
+            "MessageDeduplicationId Reason: The request includes MessageDeduplicationId parameter that is "
+            "not valid for this topic type"
         )
     topic.messages.append(message)
-    return {"MessageId": message.message_id}
+    return {"MessageId": message.message_id} | ({"SequenceNumber": message.sequence} if topic.fifo else {})
+
+
+def _is_json(params: Params) -> bool:
+    structure = params.get("MessageStructure")
+    if structure not in {None, "json"}:
+        raise _invalid_parameter("MessageStructure")  # text from memory; documented: only json is valid
+    return structure == "json"
+
+
+def _texts_by_protocol(text: str) -> dict[str, str]:
+    """Return the texts of a message with ``MessageStructure=json`` by protocol, without other values."""
+    try:
+        content = load_json(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise _invalid_parameter("Message Structure - JSON message body failed to parse")
+    texts = {key: value for key, value in content.items() if isinstance(value, str)}
+    if "default" not in texts:
+        raise _invalid_parameter("Message Structure - No default entry in JSON message body")
+    return texts
+
+
+def _attribute_bytes(item: tuple[str, dict[str, Any]]) -> int:
+    name, attribute = item
+    value = attribute.get("BinaryValue") or attribute.get("StringValue", "").encode()
+    return len(name.encode()) + len(attribute.get("DataType", "").encode()) + len(value)
+
+
+def _check_attribute(name: str, attribute: dict[str, Any]) -> None:
+    """Check a message attribute. All texts but that for numbers are recorded."""
+    text = ""
+    kind = attribute["DataType"]
+    base = kind.partition(".")[0]
+    member = "BinaryValue" if base == "Binary" else "StringValue"
+    wrong = re.search(r"[^A-Za-z0-9_.-]", name)
+    if len(name) > 256:
+        text = "Length of message attribute name must be less than 256 bytes."
+    elif wrong:
+        text = (
+            f"Invalid non-alphanumeric character '#x{ord(wrong[0]):X}' was found in the message attribute "
+            "name. Can only include alphanumeric characters, hyphens, underscores, or dots."
+        )
+    elif name.startswith("."):
+        text = "Invalid message attribute name starting with character '.' was found."
+    elif name.endswith("."):
+        text = "Invalid message attribute name ending with character '.' was found."
+    elif ".." in name:
+        text = "Message attribute name can not have successive '.' character."
+    elif base not in {"Binary", "Number", "String"}:
+        text = (
+            f"The message attribute '{name}' has an invalid message attribute type, the set of supported "
+            "type prefixes is Binary, Number, and String."
+        )
+    elif {"BinaryValue", "StringValue"} & set(attribute) - {member}:
+        text = (
+            f"The message attribute '{name}' with type '{kind}' must use field "
+            f"'{member.removesuffix('Value')}'."
+        )
+    elif not attribute.get(member):
+        text = (
+            f"The message attribute '{name}' must contain non-empty message attribute value for message "
+            f"attribute type '{kind}'."
+        )
+    elif base == "Number" and not re.fullmatch(r"[+-]?\d*\.?\d+([eE][+-]?\d+)?", attribute[member]):
+        text = f"Could not cast message attribute '{name}' value to number."  # text from memory
+    if text:
+        raise AwsError("ParameterValueInvalid", text)
 
 
 def _fifo_ids(topic: Topic, params: Params) -> tuple[str, str]:
@@ -111,24 +275,59 @@ def _fifo_ids(topic: Topic, params: Params) -> tuple[str, str]:
     return group, deduplication_id or hashlib.sha256(params["Message"].encode()).hexdigest()
 
 
+# Topics
+
+TOPIC_ATTRIBUTES: dict[str, re.Pattern[str]] = {
+    "ContentBasedDeduplication": re.compile("(?i:true|false)"),
+    "DisplayName": re.compile(r".{0,100}"),
+    "FifoTopic": re.compile("(?i:true|false)"),
+    "SignatureVersion": re.compile("[12]"),
+}
+"""The emulated attributes, and the values that they may have."""
+
+FIFO_ATTRIBUTES = {"ContentBasedDeduplication", "FifoTopic"}
+
+
+def _check_topic_attribute(name: str, value: str, operation_name: str, prefix: str) -> None:
+    """Check an attribute of a topic.
+
+    Raises
+    ------
+    AwsError
+        ``NotImplemented`` for an attribute that only AWS has.
+    """
+    model = service_model("sns").operation(operation_name).input_shape
+    documented = "" if model is None else " ".join(m.documentation for m in model.members.values())
+    if name not in TOPIC_ATTRIBUTES:
+        if f"<code>{name}</code>" in documented:
+            raise not_emulated(f"the attribute {name} of sns:{operation_name}")
+        raise _invalid_parameter("AttributeName" if not prefix else f"{prefix}{name}")
+    if not TOPIC_ATTRIBUTES[name].fullmatch(value):
+        raise _invalid_parameter(f"{prefix}{name}")  # text from memory
+
+
+def _tags(params: Params) -> dict[str, str]:
+    tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()}
+    if len(tags) < len(params.get("Tags") or ()):
+        raise _invalid_parameter("Duplicated keys are not allowed.")
+    return tags
+
+
 @operation("sns", "CreateTopic", "Name Attributes Tags")
 def create_topic(context: Context, params: Params) -> dict[str, Any]:
     """Create a topic, or return an existing one with the same attributes and tags."""
     name, attributes = params["Name"], dict(params.get("Attributes") or {})
+    for attribute, value in attributes.items():
+        _check_topic_attribute(attribute, value, "CreateTopic", "Attributes Reason: ")
     fifo = attributes.get("FifoTopic", "false").lower() == "true"
-    for attribute in attributes:
-        if attribute not in EMULATED_ATTRIBUTES:
-            raise not_emulated(f"the attribute {attribute}")
     if not (FIFO_TOPIC_NAME if fifo else TOPIC_NAME).fullmatch(name):
-        text = "Fifo Topic names must end with .fifo and" if fifo else "Topic Name: names"
-        raise _invalid_parameter(f"{text} must be made up of valid characters.")
-    arn = context.arn("sns", name)
-    tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()}
+        raise _invalid_parameter("Topic Name")
+    arn, tags = context.arn("sns", name), _tags(params)
     known: Topic | None = context.table("topics").get(arn)
     if known is None:
         context.table("topics")[arn] = Topic(arn, attributes, tags)
     elif (attributes and known.attributes != attributes) or (tags and known.tags != tags):
-        what = "Tags" if known.attributes == attributes else "Attributes"
+        what = "Attributes" if attributes and known.attributes != attributes else "Tags"
         raise _invalid_parameter(f"{what} Reason: Topic already exists with different {what.lower()}")
     return {"TopicArn": arn}
 
@@ -136,13 +335,7 @@ def create_topic(context: Context, params: Params) -> dict[str, Any]:
 @operation("sns", "ListTopics", "NextToken")
 def list_topics(context: Context, params: Params) -> dict[str, Any]:
     """List the topics of the region, 100 per page."""
-    arns = sorted(context.table("topics"))
-    token = params.get("NextToken", "")
-    if token and token not in arns:
-        raise _invalid_parameter("NextToken")
-    start = arns.index(token) if token else 0
-    answer: dict[str, Any] = {"Topics": [{"TopicArn": arn} for arn in arns[start : start + PAGE_SIZE]]}
-    return answer | ({"NextToken": arns[start + PAGE_SIZE]} if start + PAGE_SIZE < len(arns) else {})
+    return _page(params, "Topics", {arn: {"TopicArn": arn} for arn in context.table("topics")})
 
 
 DELIVERY_POLICY = {
@@ -157,18 +350,19 @@ DELIVERY_POLICY = {
             "backoffFunction": "linear",
         },
         "disableSubscriptionOverrides": False,
+        "defaultRequestPolicy": {"headerContentType": "text/plain; charset=UTF-8"},
     }
 }
-"""The delivery policy of a topic without one of its own (example of the AWS CLI)."""
+"""The delivery policy of a topic without one of its own (recorded)."""
 
 TOPIC_ACTIONS = (
-    "Subscribe ListSubscriptionsByTopic DeleteTopic GetTopicAttributes Publish RemovePermission "
-    "AddPermission SetTopicAttributes"
+    "GetTopicAttributes SetTopicAttributes AddPermission RemovePermission DeleteTopic Subscribe "
+    "ListSubscriptionsByTopic Publish"
 )
 
 
 def _default_policy(context: Context, topic: Topic) -> dict[str, Any]:
-    """Return the access policy of a new topic (example of the AWS CLI)."""
+    """Return the access policy of a new topic (recorded)."""
     statement = {
         "Sid": "__default_statement_ID",
         "Effect": "Allow",
@@ -182,23 +376,303 @@ def _default_policy(context: Context, topic: Topic) -> dict[str, Any]:
 
 @operation("sns", "GetTopicAttributes", "TopicArn")
 def get_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
-    """Return the attributes of a topic."""
-    topic = _find_topic(context, params["TopicArn"])
+    """Return the attributes of a topic. FifoTopic is shown only when it is true."""
+    topic = find_topic(context, params["TopicArn"])
+    subscriptions = _subscriptions(context, topic.arn)
+    confirmed = sum(one.confirmed for one in subscriptions)
     shown = {
         "TopicArn": topic.arn,
         "Owner": context.account,
         "DisplayName": "",
         "EffectiveDeliveryPolicy": json.dumps(DELIVERY_POLICY, separators=(",", ":")),
         "Policy": json.dumps(_default_policy(context, topic), separators=(",", ":")),
-        "SubscriptionsConfirmed": "0",
-        "SubscriptionsPending": "0",
-        "SubscriptionsDeleted": "0",
+        "SubscriptionsConfirmed": str(confirmed),
+        "SubscriptionsPending": str(len(subscriptions) - confirmed),
+        "SubscriptionsDeleted": str(topic.deleted),
     }
-    return {"Attributes": shown | topic.attributes}
+    own = {name: value for name, value in topic.attributes.items() if name not in FIFO_ATTRIBUTES}
+    if topic.fifo:
+        deduplicated = topic.attributes.get("ContentBasedDeduplication", "false").lower()
+        own |= {"FifoTopic": "true", "ContentBasedDeduplication": deduplicated}
+    return {"Attributes": shown | own}
+
+
+@operation("sns", "SetTopicAttributes", "TopicArn AttributeName AttributeValue")
+def set_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
+    """Set an attribute of a topic. FifoTopic cannot be changed."""
+    topic = find_topic(context, params["TopicArn"])
+    name, value = params["AttributeName"], params.get("AttributeValue", "")
+    if name == "FifoTopic" or (name in FIFO_ATTRIBUTES and not topic.fifo):
+        raise _invalid_parameter("AttributeName")
+    _check_topic_attribute(name, value, "SetTopicAttributes", "")
+    topic.attributes[name] = value
+    return {}
 
 
 @operation("sns", "DeleteTopic", "TopicArn")
 def delete_topic(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a topic. An unknown topic is no error."""
+    """Delete a topic with its subscriptions. An unknown topic is no error."""
+    _check_arn("TopicArn", params["TopicArn"])
     context.table("topics").pop(params["TopicArn"], None)
+    for subscription in _subscriptions(context, params["TopicArn"]):
+        del context.table("subscriptions")[subscription.arn]
+    return {}
+
+
+# Tags
+
+
+def _find_tagged(context: Context, params: Params) -> Topic:
+    found: Topic | None = context.table("topics").get(params["ResourceArn"])
+    if found is None:
+        raise AwsError("ResourceNotFound", "Resource does not exist", status=404)
+    return found
+
+
+@operation("sns", "TagResource", "ResourceArn Tags")
+def tag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Add tags to a topic, or replace them."""
+    topic = _find_tagged(context, params)
+    tags = topic.tags | _tags(params)
+    if len(tags) > MAX_TAGS:
+        raise AwsError("TagLimitExceeded", "Could not complete request: tag quota of per resource exceeded")
+    topic.tags = tags
+    return {}
+
+
+@operation("sns", "UntagResource", "ResourceArn TagKeys")
+def untag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags from a topic. Unknown keys are ignored."""
+    topic = _find_tagged(context, params)
+    for key in params["TagKeys"]:
+        topic.tags.pop(key, None)
+    return {}
+
+
+@operation("sns", "ListTagsForResource", "ResourceArn")
+def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Return the tags of a topic."""
+    return {"Tags": tag_list(_find_tagged(context, params).tags)}
+
+
+# Subscriptions
+
+PENDING = "pending confirmation"  # of Subscribe
+LISTED_AS_PENDING = "PendingConfirmation"  # of the lists
+ENDPOINTS: dict[str, tuple[str, str]] = {
+    "email": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "Email address"),
+    "email-json": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "Email address"),
+    "http": (r"http://[^/\s]+\S*", "Endpoint must match the specified protocol"),
+    "https": (r"https://[^/\s]+\S*", "Endpoint must match the specified protocol"),
+    "lambda": (
+        r"arn:aws[a-z-]*:lambda:[a-z0-9-]+:\d{12}:function:[A-Za-z0-9_-]+(:[A-Za-z0-9_$-]+)?",
+        "Lambda endpoint ARN",
+    ),
+    "sqs": (r"arn:aws[a-z-]*:sqs:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]+(\.fifo)?", "SQS endpoint ARN"),
+}
+"""The emulated protocols: the form of their endpoints, and the text for others.
+
+The text for SQS is recorded, that for HTTP is in other emulators, and the others are from memory.
+"""
+
+CONFIRMED_BY_ACCOUNT = {"lambda", "sqs"}
+"""Protocols whose endpoints need no confirmation when they are of the same account."""
+
+SUBSCRIPTION_ATTRIBUTES = {
+    "DeliveryPolicy",
+    "FilterPolicy",
+    "FilterPolicyScope",
+    "RedrivePolicy",
+    "ReplayPolicy",
+    "SubscriptionRoleArn",
+}
+"""Attributes that AWS has and the sandbox does not emulate."""
+
+
+def _subscriptions(context: Context, topic_arn: str = "") -> list[Subscription]:
+    """Return the subscriptions of a topic, or all, without those whose confirmation came too late."""
+    table = context.table("subscriptions")
+    for arn, one in list(table.items()):
+        if not one.confirmed and not context.clock.is_listed(one.at, CONFIRMATION_SECONDS):
+            del table[arn]
+    return [one for one in table.values() if topic_arn in {"", one.topic_arn}]
+
+
+def _find_subscription(context: Context, arn: str) -> Subscription:
+    _check_arn("SubscriptionArn", arn)
+    for one in _subscriptions(context):
+        if one.arn == arn:
+            return one
+    raise AwsError("NotFound", "Subscription does not exist", status=404)
+
+
+def _raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -> bool:
+    """Return the value of the attribute RawMessageDelivery, after its checks.
+
+    Raises
+    ------
+    AwsError
+        ``InvalidParameter``; ``NotImplemented`` for another attribute of AWS.
+    """
+    if name in SUBSCRIPTION_ATTRIBUTES:
+        raise not_emulated(f"the attribute {name} of subscriptions")
+    if name != "RawMessageDelivery":
+        raise _invalid_parameter(f"{prefix}{name}" if prefix else "AttributeName")
+    if value.lower() not in {"true", "false"}:
+        text = f"{prefix}RawMessageDelivery: Invalid value [{value}]. Must be true or false."
+        raise _invalid_parameter(text)
+    if value.lower() == "true" and protocol not in {"http", "https", "sqs"}:
+        # Documented for SQS and HTTP only; text from memory.
+        text = f"{prefix}Delivery protocol [{protocol}] does not support raw message delivery."
+        raise _invalid_parameter(text)
+    return value.lower() == "true"
+
+
+def _check_endpoint(topic: Topic, protocol: str, endpoint: str) -> None:
+    if protocol in {"application", "firehose", "sms"}:
+        raise not_emulated(f"subscriptions with the protocol {protocol}")
+    if protocol not in ENDPOINTS:
+        raise _invalid_parameter(f"Amazon SNS does not support this protocol string: {protocol}")
+    if topic.fifo and protocol != "sqs":
+        raise _invalid_parameter(f"Invalid protocol type: {protocol}")
+    form, text = ENDPOINTS[protocol]
+    if not re.fullmatch(form, endpoint):
+        raise _invalid_parameter(text)
+    if protocol == "sqs" and endpoint.endswith(".fifo") and not topic.fifo:
+        raise _invalid_parameter(
+            "Invalid parameter: Endpoint Reason: FIFO SQS Queues can not be subscribed to standard SNS topics"
+        )
+
+
+@operation("sns", "Subscribe", "TopicArn Protocol Endpoint Attributes ReturnSubscriptionArn")
+def subscribe(context: Context, params: Params) -> dict[str, Any]:
+    """Subscribe an endpoint to a topic, or return its subscription with the same attributes.
+
+    Whether an SQS queue or a Lambda function exists is not checked, as on AWS (recorded for SQS).
+    """
+    topic = find_topic(context, params["TopicArn"])
+    protocol, endpoint = params["Protocol"], params.get("Endpoint", "")
+    _check_endpoint(topic, protocol, endpoint)
+    attributes = params.get("Attributes") or {}
+    raw = None
+    for name, value in attributes.items():
+        raw = _raw_delivery(name, value, protocol, "Attributes Reason: ")
+    for known in _subscriptions(context, topic.arn):
+        if (known.protocol, known.endpoint) == (protocol, endpoint):
+            if raw is not None and raw != known.raw:
+                text = "Attributes Reason: Subscription already exists with different attributes"
+                raise _invalid_parameter(text)
+            return _subscribe_answer(known, params)
+    own = protocol in CONFIRMED_BY_ACCOUNT and endpoint.split(":")[4] == context.account
+    subscription = Subscription(
+        arn=f"{topic.arn}:{uuid.uuid4()}",
+        topic_arn=topic.arn,
+        protocol=protocol,
+        endpoint=endpoint,
+        owner=context.account,
+        principal=context.principal,
+        at=context.clock.now(),
+        raw=bool(raw),
+        confirmed=own,
+        authenticated=own,
+        token="" if own else secrets.token_hex(144),
+    )
+    context.table("subscriptions")[subscription.arn] = subscription
+    return _subscribe_answer(subscription, params)
+
+
+def _subscribe_answer(subscription: Subscription, params: Params) -> dict[str, str]:
+    shown = subscription.confirmed or params.get("ReturnSubscriptionArn")
+    return {"SubscriptionArn": subscription.arn if shown else PENDING}
+
+
+@operation("sns", "ConfirmSubscription", "TopicArn Token AuthenticateOnUnsubscribe")
+def confirm_subscription(context: Context, params: Params) -> dict[str, Any]:
+    """Confirm a subscription with its token. A repetition returns the same ARN.
+
+    Assumption: ConfirmationWasAuthenticated is true only with AuthenticateOnUnsubscribe.
+    """
+    if not _topic_in_region(context, params["TopicArn"]):
+        raise _invalid_parameter("Topic")
+    token = params["Token"]
+    if not re.fullmatch(r"[0-9a-f]{200,300}", token):
+        raise AwsError("InvalidParameter", "Invalid token")
+    for one in _subscriptions(context, params["TopicArn"]):
+        if one.token == token:
+            one.authenticated = one.authenticated or params.get("AuthenticateOnUnsubscribe") == "true"
+            one.confirmed = True
+            return {"SubscriptionArn": one.arn}
+    raise _invalid_parameter("Token")
+
+
+@operation("sns", "Unsubscribe", "SubscriptionArn")
+def unsubscribe(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a subscription. An unknown one is no error."""
+    arn = params["SubscriptionArn"]
+    _check_arn("SubscriptionArn", arn)
+    if len(arn.split(":")) < 7:
+        raise _invalid_parameter("SubscriptionId")
+    found: Subscription | None = context.table("subscriptions").get(arn)
+    if found is None:
+        return {}
+    if not found.confirmed:
+        # Documented: a pending subscription cannot be deleted; text from memory.
+        raise _invalid_parameter("This subscription is pending confirmation")
+    del context.table("subscriptions")[arn]
+    topic: Topic | None = context.table("topics").get(found.topic_arn)
+    if topic is not None:
+        topic.deleted += 1
+    return {}
+
+
+def _listed(subscriptions: list[Subscription]) -> dict[str, dict[str, str]]:
+    return {
+        one.arn: {
+            "SubscriptionArn": one.arn if one.confirmed else LISTED_AS_PENDING,
+            "Owner": one.owner,
+            "Protocol": one.protocol,
+            "Endpoint": one.endpoint,
+            "TopicArn": one.topic_arn,
+        }
+        for one in subscriptions
+    }
+
+
+@operation("sns", "ListSubscriptions", "NextToken")
+def list_subscriptions(context: Context, params: Params) -> dict[str, Any]:
+    """List the subscriptions of the region, 100 per page."""
+    return _page(params, "Subscriptions", _listed(_subscriptions(context)))
+
+
+@operation("sns", "ListSubscriptionsByTopic", "TopicArn NextToken")
+def list_subscriptions_by_topic(context: Context, params: Params) -> dict[str, Any]:
+    """List the subscriptions of a topic, 100 per page."""
+    topic = find_topic(context, params["TopicArn"])
+    return _page(params, "Subscriptions", _listed(_subscriptions(context, topic.arn)))
+
+
+@operation("sns", "GetSubscriptionAttributes", "SubscriptionArn")
+def get_subscription_attributes(context: Context, params: Params) -> dict[str, Any]:
+    """Return the attributes of a subscription."""
+    one = _find_subscription(context, params["SubscriptionArn"])
+    return {
+        "Attributes": {
+            "SubscriptionArn": one.arn,
+            "TopicArn": one.topic_arn,
+            "Owner": one.owner,
+            "Protocol": one.protocol,
+            "Endpoint": one.endpoint,
+            "SubscriptionPrincipal": one.principal,
+            "ConfirmationWasAuthenticated": str(one.authenticated).lower(),
+            "PendingConfirmation": str(not one.confirmed).lower(),
+            "RawMessageDelivery": str(one.raw).lower(),
+        }
+    }
+
+
+@operation("sns", "SetSubscriptionAttributes", "SubscriptionArn AttributeName AttributeValue")
+def set_subscription_attributes(context: Context, params: Params) -> dict[str, Any]:
+    """Set the attribute RawMessageDelivery of a subscription."""
+    one = _find_subscription(context, params["SubscriptionArn"])
+    one.raw = _raw_delivery(params["AttributeName"], params.get("AttributeValue", ""), one.protocol)
     return {}
