@@ -33,7 +33,20 @@ class Program:
 
     def run(self, *arguments: str, minutes: float = 4, **more: str) -> str:
         """Run the program; return its standard output, or fail the test with all that it wrote."""
-        done = subprocess.run(
+        done = self._run(arguments, minutes, more)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def fail(self, *arguments: str, minutes: float = 4, **more: str) -> str:
+        """Run the program, which must fail; return all that it wrote."""
+        done = self._run(arguments, minutes, more)
+        assert done.returncode != 0, f"{done.stdout}\n{done.stderr}"
+        return f"{done.stdout}\n{done.stderr}"
+
+    def _run(
+        self, arguments: tuple[str, ...], minutes: float, more: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [str(self.path), *arguments],
             cwd=self.folder,
             env={**self.environment, **more},
@@ -41,9 +54,8 @@ class Program:
             capture_output=True,
             text=True,
             timeout=minutes * MINUTES,
+            check=False,
         )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done.stdout
 
 
 @pytest.fixture
