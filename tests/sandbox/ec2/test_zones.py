@@ -55,3 +55,12 @@ def test_zones_have_names_and_ids(aws: SandboxClients) -> None:
     assert zones[0]["ZoneName"] == "ap-southeast-2a"
     assert zones[0]["ZoneId"] == "apse2-az1"
     assert {zone["State"] for zone in zones} == {"available"}
+
+
+def test_zones_are_described_by_name_and_id(aws: SandboxClients) -> None:
+    by_id = aws.ec2.describe_availability_zones(ZoneIds=["use1-az2"])["AvailabilityZones"]
+    by_name = aws.ec2.describe_availability_zones(ZoneNames=["us-east-1b"])["AvailabilityZones"]
+    assert [zone["ZoneName"] for zone in by_id] == ["us-east-1b"]
+    assert by_name == by_id
+    with refused("InvalidParameterValue", "Invalid availability zone-id: [use1-az9]"):
+        aws.ec2.describe_availability_zones(ZoneIds=["use1-az9"])

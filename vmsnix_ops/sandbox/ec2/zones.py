@@ -122,15 +122,13 @@ ZONE_FILTERS: Filters = {
 def describe_availability_zones(context: Context, params: Params) -> dict[str, Any]:
     """Return the zones of the region. The sandbox has no local or wavelength zones."""
     zones = zones_of(context.region)
-    for name in params.get("ZoneNames") or []:
+    names, ids = params.get("ZoneNames") or [], params.get("ZoneIds") or []
+    for name in names:
         check_zone(context, name)
-    for zone_id in params.get("ZoneIds") or []:
-        if zone_id not in [zone_id(zone) for zone in zones]:
-            raise AwsError("InvalidParameterValue", f"Invalid availability zone-id: [{zone_id}]")
-    if params.get("ZoneNames"):
-        zones = [zone for zone in zones if zone in params["ZoneNames"]]
-    if params.get("ZoneIds"):
-        zones = [zone for zone in zones if zone_id(zone) in params["ZoneIds"]]
+    for unknown in [one for one in ids if one not in zone_ids(context.region)]:
+        raise AwsError("InvalidParameterValue", f"Invalid availability zone-id: [{unknown}]")
+    zones = [zone for zone in zones if not names or zone in names]
+    zones = [zone for zone in zones if not ids or zone_id(zone) in ids]
     views = [_zone_view(context, zone) for zone in zones]
     return describe(
         context,
