@@ -148,7 +148,7 @@ def no_proxy_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
     Both spellings are set, because a program reads only one of them.
 
-    >>> unproxied({"no_proxy": "corp.example"})["NO_PROXY"]
+    >>> no_proxy_variables({"no_proxy": "corp.example"})["NO_PROXY"]
     'corp.example,127.0.0.1,localhost,::1'
     """
     words = [

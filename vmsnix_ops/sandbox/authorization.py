@@ -34,7 +34,7 @@ from vmsnix_ops.sandbox.ec2.instances import (
 )
 from vmsnix_ops.sandbox.ec2.templates import find_template, merge_launch
 from vmsnix_ops.sandbox.ec2.zones import zones_of
-from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_identity
+from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_principal
 from vmsnix_ops.sandbox.kms import find_stored_key
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
@@ -316,7 +316,7 @@ def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 
     Assumptions, because no page documents it: the source of CopyImage has its tags as ``aws:ResourceTag``;
     the ARN of a source in another region contains that region; a source is checked with the request's tags
-    for its resource type, so a condition on these alone is no condition on the source.
+    for its resource type, so a condition on these tags alone does not restrict the source.
     """
     name, action = context.operation, f"ec2:{context.operation}"
     if name == "DescribeImageReferences":
@@ -810,12 +810,7 @@ class Authorizer:
 
     def _documents(self, context: Context) -> list[str] | None:
         """Return the caller's policies; None when none are enforced, or when the caller is anonymous."""
-        if not context.principal or is_administrator(context, context.principal):
-            return None
-        try:
-            documents = policies_of_identity(context, find_identity(context, context.principal))
-        except AwsError:  # a deleted user or role whose keys still work
-            documents = []
+        documents = policies_of_principal(context, context.principal)
         return documents if documents or self.enforce else None
 
 

@@ -100,9 +100,20 @@ def load_json(text: bytes | str) -> Any:
     return value
 
 
+def constraint_text(value: object, member: str, constraint: str) -> str:
+    """Return AWS's text for a value that breaks a rule, such as ``have length less than or equal to 10``."""
+    where = f"Value '{value}' at '{member}'"
+    return f"1 validation error detected: {where} failed to satisfy constraint: Member must {constraint}"
+
+
 def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
     """Return tags as most services list them."""
     return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def tags_member(tags: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
+    """Return the ``Tags`` of an answer that lacks this member when there are no tags."""
+    return {"Tags": tag_list(tags)} if tags else {}
 
 
 class Clock:

@@ -12,13 +12,19 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import (
+    AwsError,
+    constraint_text,
+    not_emulated,
+    operation,
+    tag_list,
+    tags_member,
+)
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, Credential, credentials_table, unique_id
 from vmsnix_ops.sandbox.managed_policies import MANAGED_POLICIES, ManagedPolicy
 from vmsnix_ops.sandbox.policies import AccessRequest, check_policy, evaluate
@@ -144,9 +150,9 @@ def _below_path(context: Context, table: str, params: Params) -> list[Any]:
 def _check_name(name: str, member: str, longest: int) -> None:
     r"""Check that a name has only the characters ``\w+=,.@-`` and is not too long."""
     if not NAME.fullmatch(name):
-        raise _validation_error(name, member, "Member must satisfy regular expression pattern: [\\w+=,.@-]+")
+        raise _validation_error(name, member, "satisfy regular expression pattern: [\\w+=,.@-]+")
     if len(name) > longest:
-        raise _validation_error(name, member, f"Member must have length less than or equal to {longest}")
+        raise _validation_error(name, member, f"have length less than or equal to {longest}")
 
 
 def _check_path(path: str) -> None:
@@ -157,16 +163,26 @@ def _check_path(path: str) -> None:
         )
 
 
-def _validation_error(value: str, member: str, constraint: str) -> AwsError:
-    where = f"Value '{value}' at '{member}'"
-    text = f"1 validation error detected: {where} failed to satisfy constraint: {constraint}"
-    return AwsError("ValidationError", text)
+def _validation_error(value: object, member: str, constraint: str) -> AwsError:
+    return AwsError("ValidationError", constraint_text(value, member, constraint))
 
 
-def _new_arn(context: Context, params: Params, kind: str, max_length: int = 64) -> tuple[str, str, str]:
-    """Return name, path and ARN of a new ``user``, ``role`` or ``policy``, after the checks."""
-    name, path = params[f"{kind.capitalize()}Name"], params.get("Path", "/")
-    _check_name(name, f"{kind}Name", max_length)
+def _new_arn(
+    context: Context, params: Params, kind: str, member: str, longest: int = 64
+) -> tuple[str, str, str]:
+    """Return name, path and ARN of a new resource, after the checks.
+
+    Parameters
+    ----------
+    kind
+        As in ARNs, such as ``user``.
+    member
+        The parameter with the name.
+    longest
+        Maximum length of the name.
+    """
+    name, path = params[member], params.get("Path", "/")
+    _check_name(name, member[0].lower() + member[1:], longest)
     _check_path(path)
     return name, path, context.arn("iam", f"{kind}{path}{name}", region="")
 
@@ -201,6 +217,14 @@ def _read_tags(tags: list[dict[str, str]] | None) -> dict[str, str]:
     return found
 
 
+def _check_without_policies(owner: Role | User) -> None:
+    """Check that a role or user that will be deleted has no policies."""
+    if owner.attached_policies:
+        raise _delete_conflict("Cannot delete entity, must detach all policies first.")
+    if owner.inline_policies:
+        raise _delete_conflict("Cannot delete entity, must delete policies first.")
+
+
 def _user_view(user: User) -> dict[str, Any]:
     return {
         "Path": user.path,
@@ -214,7 +238,7 @@ def _user_view(user: User) -> dict[str, Any]:
 @operation("iam", "CreateUser", "Path UserName Tags")
 def create_user(context: Context, params: Params) -> dict[str, Any]:
     """Create a user without keys and permissions."""
-    name, path, arn = _new_arn(context, params, "user")
+    name, path, arn = _new_arn(context, params, "user", "UserName")
     users: dict[str, User] = context.table("users", region="")
     if name in users:
         raise _already_exists(f"User with name {name} already exists.")
@@ -227,15 +251,14 @@ def create_user(context: Context, params: Params) -> dict[str, Any]:
         created=now,
         tags=_read_tags(params.get("Tags")),
     )
-    return {"User": _user_view(users[name]) | _tags_view(users[name].tags)}
+    return {"User": _user_view(users[name]) | tags_member(users[name].tags)}
 
 
 @operation("iam", "GetUser", "UserName")
 def get_user(context: Context, params: Params) -> dict[str, Any]:
     """Return a user; without a name, the caller."""
-    name = params.get("UserName") or context.principal.rpartition("/")[2]
-    user = _find_user(context, name)
-    return {"User": _user_view(user) | _tags_view(user.tags)}
+    user = _named_user(context, params)
+    return {"User": _user_view(user) | tags_member(user.tags)}
 
 
 @operation("iam", "ListUsers", *PAGING, "PathPrefix")
@@ -249,10 +272,7 @@ def list_users(context: Context, params: Params) -> dict[str, Any]:
 def delete_user(context: Context, params: Params) -> dict[str, Any]:
     """Delete a user without policies and keys."""
     user = _find_user(context, params["UserName"])
-    if user.attached_policies:
-        raise _delete_conflict("Cannot delete entity, must detach all policies first.")
-    if user.inline_policies:
-        raise _delete_conflict("Cannot delete entity, must delete policies first.")
+    _check_without_policies(user)
     if user.keys:
         raise _delete_conflict("Cannot delete entity, must delete access keys first.")
     del context.table("users", region="")[user.name]
@@ -265,6 +285,7 @@ MAX_KEYS = 2
 
 
 def _named_user(context: Context, params: Params) -> User:
+    """Return the user that a request names; without a name, the caller."""
     return _find_user(context, params.get("UserName") or context.principal.rpartition("/")[2])
 
 
@@ -366,7 +387,7 @@ def _role_view(role: Role) -> dict[str, Any]:
 @operation("iam", "CreateRole", "Path RoleName AssumeRolePolicyDocument Description MaxSessionDuration Tags")
 def create_role(context: Context, params: Params) -> dict[str, Any]:
     """Create a role."""
-    name, path, arn = _new_arn(context, params, "role")
+    name, path, arn = _new_arn(context, params, "role", "RoleName")
     trust = check_policy(params["AssumeRolePolicyDocument"], trust=True)
     roles: dict[str, Role] = context.table("roles", region="")
     if name in roles:
@@ -384,25 +405,16 @@ def create_role(context: Context, params: Params) -> dict[str, Any]:
         tags=_read_tags(params.get("Tags")),
     )
     roles[name] = role
-    shown = _role_view(role) | _tags_view(role.tags)
+    shown = _role_view(role) | tags_member(role.tags)
     del shown["MaxSessionDuration"]
     return {"Role": shown}
-
-
-def _tags_view(tags: dict[str, str]) -> dict[str, Any]:
-    """Return the ``Tags`` of an answer that has none when there are no tags."""
-    return {"Tags": tag_list(tags)} if tags else {}
 
 
 def _session_seconds(params: Params) -> int:
     seconds = int(params.get("MaxSessionDuration", 3600))
     if not 3600 <= seconds <= 43200:
         bound = "greater than or equal to 3600" if seconds < 3600 else "less than or equal to 43200"
-        raise AwsError(
-            "ValidationError",
-            f"1 validation error detected: Value '{seconds}' at 'maxSessionDuration' failed to satisfy "
-            f"constraint: Member must have value {bound}",
-        )
+        raise _validation_error(seconds, "maxSessionDuration", f"have value {bound}")
     return seconds
 
 
@@ -410,7 +422,7 @@ def _session_seconds(params: Params) -> int:
 def get_role(context: Context, params: Params) -> dict[str, Any]:
     """Return one role with its tags."""
     role = _find_role(context, params["RoleName"])
-    return {"Role": _role_view(role) | _tags_view(role.tags) | {"RoleLastUsed": {}}}
+    return {"Role": _role_view(role) | tags_member(role.tags) | {"RoleLastUsed": {}}}
 
 
 @operation("iam", "ListRoles", *PAGING, "PathPrefix")
@@ -443,10 +455,7 @@ def update_assume_role_policy(context: Context, params: Params) -> dict[str, Any
 def delete_role(context: Context, params: Params) -> dict[str, Any]:
     """Delete a role without policies."""
     role = _find_role(context, params["RoleName"])
-    if role.attached_policies:
-        raise _delete_conflict("Cannot delete entity, must detach all policies first.")
-    if role.inline_policies:
-        raise _delete_conflict("Cannot delete entity, must delete policies first.")
+    _check_without_policies(role)
     if _profiles_of(context, role.name):
         raise _delete_conflict(ROLE_IN_PROFILE)
     del context.table("roles", region="")[role.name]
@@ -587,7 +596,7 @@ _register_inline("User", "UserName", _find_user)
 
 
 def _percent_encoded(text: str) -> str:
-    """Return a document as IAM's answers carry it: percent-encoded, as RFC 3986 says."""
+    """Return a document as in IAM's answers: percent-encoded (RFC 3986)."""
     return quote(text, safe="-_.~")
 
 
@@ -602,14 +611,16 @@ def _attachment_count(context: Context, arn: str) -> int:
     return sum(arn in owner.attached_policies for owner in owners)
 
 
-def _policy_view(context: Context, policy: Policy) -> dict[str, Any]:
+def _policy_view(context: Context, policy: Policy | ManagedPolicy) -> dict[str, Any]:
+    managed_arn = f"arn:{context.partition}:iam::aws:policy/{policy.name}"
+    arn = policy.arn if isinstance(policy, Policy) else managed_arn
     return {
         "PolicyName": policy.name,
         "PolicyId": policy.policy_id,
-        "Arn": policy.arn,
+        "Arn": arn,
         "Path": policy.path,
         "DefaultVersionId": policy.default_version,
-        "AttachmentCount": _attachment_count(context, policy.arn),
+        "AttachmentCount": _attachment_count(context, arn),
         "PermissionsBoundaryUsageCount": 0,
         "IsAttachable": True,
         "CreateDate": policy.created,
@@ -620,7 +631,7 @@ def _policy_view(context: Context, policy: Policy) -> dict[str, Any]:
 @operation("iam", "CreatePolicy", "PolicyName Path PolicyDocument Description Tags")
 def create_policy(context: Context, params: Params) -> dict[str, Any]:
     """Create a managed policy."""
-    name, path, arn = _new_arn(context, params, "policy", 128)
+    name, path, arn = _new_arn(context, params, "policy", "PolicyName", 128)
     policies: dict[str, Policy] = context.table("policies", region="")
     if arn in policies:
         raise _already_exists(f"A policy called {name} already exists. Duplicate names are not allowed.")
@@ -637,39 +648,17 @@ def create_policy(context: Context, params: Params) -> dict[str, Any]:
         tags=_read_tags(params.get("Tags")),
     )
     policies[arn] = policy
-    return {"Policy": _policy_view(context, policy) | _tags_view(policy.tags)}
-
-
-def _aws_policy_view(context: Context, policy: ManagedPolicy) -> dict[str, Any]:
-    """Return a policy of AWS as the answers show it."""
-    arn = f"arn:{context.partition}:iam::aws:policy/{policy.name}"
-    created, updated = policy.dates
-    return {
-        "PolicyName": policy.name,
-        "PolicyId": policy.policy_id,
-        "Arn": arn,
-        "Path": "/",
-        "DefaultVersionId": policy.version,
-        "AttachmentCount": _attachment_count(context, arn),
-        "PermissionsBoundaryUsageCount": 0,
-        "IsAttachable": True,
-        "CreateDate": created,
-        "UpdateDate": updated,
-    }
+    return {"Policy": _policy_view(context, policy) | tags_member(policy.tags)}
 
 
 @operation("iam", "GetPolicy", "PolicyArn")
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return a policy without its document."""
-    of_aws = _managed_policy(context, params["PolicyArn"])
-    if of_aws is not None:
-        more = {"Tags": [], "Description": of_aws.description}
-        return {"Policy": _aws_policy_view(context, of_aws) | more}
-    policy = _find_policy(context, params["PolicyArn"])
-    own: dict[str, Any] = {"Tags": tag_list(policy.tags)}
+    policy = _managed_policy(context, params["PolicyArn"]) or _find_policy(context, params["PolicyArn"])
+    more: dict[str, Any] = {"Tags": tag_list(policy.tags)}
     if policy.description:
-        own["Description"] = policy.description
-    return {"Policy": _policy_view(context, policy) | own}
+        more["Description"] = policy.description
+    return {"Policy": _policy_view(context, policy) | more}
 
 
 @operation("iam", "ListPolicies", *PAGING, "Scope OnlyAttached PathPrefix")
@@ -680,10 +669,12 @@ def list_policies(context: Context, params: Params) -> dict[str, Any]:
     """
     prefix, attached = params.get("PathPrefix", "/"), params.get("OnlyAttached", False)
     scope = params.get("Scope", "All")
-    own = sorted(context.table("policies", region="").items()) if scope != "AWS" else []
-    of_aws = MANAGED_POLICIES.values() if scope != "Local" else ()
-    found = [_policy_view(context, policy) for _, policy in own]
-    found += [_aws_policy_view(context, policy) for policy in of_aws]
+    policies: list[Policy | ManagedPolicy] = []
+    if scope != "AWS":
+        policies += [policy for _, policy in sorted(context.table("policies", region="").items())]
+    if scope != "Local":
+        policies += MANAGED_POLICIES.values()
+    found = [_policy_view(context, policy) for policy in policies]
     found = [p for p in found if p["Path"].startswith(prefix) and (p["AttachmentCount"] or not attached)]
     return _page(found, params, "Policies")
 
@@ -746,9 +737,9 @@ def get_policy_version(context: Context, params: Params) -> dict[str, Any]:
     """Return one version with its document. Of AWS's policies, only the default version is emulated."""
     of_aws, version = _managed_policy(context, params["PolicyArn"]), params["VersionId"]
     if of_aws is not None:
-        if version != of_aws.version:
+        if version != of_aws.default_version:
             raise not_emulated(f"the version {version} of the managed policy {params['PolicyArn']}")
-        shown = {"VersionId": version, "IsDefaultVersion": True, "CreateDate": of_aws.dates[1]}
+        shown = {"VersionId": version, "IsDefaultVersion": True, "CreateDate": of_aws.updated}
         return {"PolicyVersion": shown | {"Document": _percent_encoded(of_aws.document)}}
     policy = _find_policy(context, params["PolicyArn"])
     return {"PolicyVersion": _version_view(policy, _find_version(policy, version), document=True)}
@@ -819,6 +810,18 @@ def is_administrator(context: Context, principal: str) -> bool:
     )
 
 
+def policies_of_principal(context: Context, arn: str) -> list[str] | None:
+    """Return the JSON of all policies of a principal; None for an anonymous caller or an administrator.
+
+    A deleted user or role, whose keys still work, has no policies.
+    """
+    if not arn or is_administrator(context, arn):
+        return None
+    with suppress(AwsError):
+        return policies_of_identity(context, find_identity(context, arn))
+    return []
+
+
 def _policies_of_arn(context: Context, arn: str) -> list[str]:
     """Return the JSON of all policies of a role, a user or an administrator, by ARN."""
     if is_administrator(context, arn):
@@ -841,7 +844,7 @@ def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any
     }
     for action in params["ActionNames"]:
         if ":" not in action:
-            raise AwsError("InvalidInput", f"Invalid Entity Arn: {action} is no action.")
+            raise AwsError("InvalidInput", f"Invalid Entity Arn: {action} is not an action.")
     results = [
         {
             "EvalActionName": action,
@@ -903,23 +906,21 @@ def _profile_view(context: Context, profile: InstanceProfile) -> dict[str, Any]:
 @operation("iam", "CreateInstanceProfile", "InstanceProfileName Path Tags")
 def create_profile(context: Context, params: Params) -> dict[str, Any]:
     """Create an instance profile without a role."""
-    name, path = params["InstanceProfileName"], params.get("Path", "/")
-    _check_name(name, "instanceProfileName", 128)
-    _check_path(path)
+    name, path, arn = _new_arn(context, params, "instance-profile", "InstanceProfileName", 128)
     profiles: dict[str, InstanceProfile] = context.table("instance_profiles", region="")
     if name in profiles:
         raise _already_exists(f"Instance Profile {name} already exists.")
-    arn, now = context.arn("iam", f"instance-profile{path}{name}", region=""), _now(context)
-    profile_id, tags = unique_id("AIPA", arn, now.isoformat()), _read_tags(params.get("Tags"))
+    now, tags = _now(context), _read_tags(params.get("Tags"))
+    profile_id = unique_id("AIPA", arn, now.isoformat())
     profiles[name] = InstanceProfile(name, arn, profile_id, path, now, tags=tags)
-    return {"InstanceProfile": _profile_view(context, profiles[name]) | _tags_view(tags)}
+    return {"InstanceProfile": _profile_view(context, profiles[name]) | tags_member(tags)}
 
 
 @operation("iam", "GetInstanceProfile", "InstanceProfileName")
 def get_profile(context: Context, params: Params) -> dict[str, Any]:
     """Return an instance profile with its role."""
     profile = _find_profile(context, params["InstanceProfileName"])
-    return {"InstanceProfile": _profile_view(context, profile) | _tags_view(profile.tags)}
+    return {"InstanceProfile": _profile_view(context, profile) | tags_member(profile.tags)}
 
 
 @operation("iam", "ListInstanceProfiles", *PAGING, "PathPrefix")
@@ -1014,7 +1015,7 @@ def create_provider(context: Context, params: Params) -> dict[str, Any]:
     tags = _read_tags(params.get("Tags"))
     clients = list(params.get("ClientIDList") or [])
     providers[arn] = IdentityProvider(arn, name, clients, thumbprints, _now(context), tags)
-    return {"OpenIDConnectProviderArn": arn, **_tags_view(tags)}
+    return {"OpenIDConnectProviderArn": arn, **tags_member(tags)}
 
 
 @operation("iam", "GetOpenIDConnectProvider", "OpenIDConnectProviderArn")
@@ -1039,7 +1040,7 @@ def list_providers(context: Context, _params: Params) -> dict[str, Any]:
 
 @operation("iam", "AddClientIDToOpenIDConnectProvider", "OpenIDConnectProviderArn ClientID")
 def add_client(context: Context, params: Params) -> dict[str, Any]:
-    """Add an audience to an identity provider. Adding it again is no error."""
+    """Add an audience to an identity provider. Adding it again is not an error."""
     provider = _find_provider(context, params["OpenIDConnectProviderArn"])
     if params["ClientID"] not in provider.client_ids:
         provider.client_ids.append(params["ClientID"])
@@ -1048,6 +1049,6 @@ def add_client(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("iam", "DeleteOpenIDConnectProvider", "OpenIDConnectProviderArn")
 def delete_provider(context: Context, params: Params) -> dict[str, Any]:
-    """Delete an identity provider. An unknown one is no error."""
+    """Delete an identity provider. An unknown one is not an error."""
     context.table("oidc_providers", region="").pop(params["OpenIDConnectProviderArn"], None)
     return {}

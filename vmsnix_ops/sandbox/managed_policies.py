@@ -6,7 +6,7 @@ Source: the AWS Managed Policy Reference; identifiers and dates as ``aws iam lis
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,28 +15,28 @@ def _allow(*actions: str, **more: Any) -> dict[str, Any]:
     return {"Effect": "Allow", "Action": list(actions), "Resource": "*", **more}
 
 
+def _utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
 @dataclass(frozen=True)
 class ManagedPolicy:
     """A managed policy of AWS."""
 
     name: str
     policy_id: str
-    version: str  # the default version
-    created: str  # ISO 8601
-    updated: str
+    default_version: str
+    created: datetime
+    updated: datetime  # creation time of the default version
     description: str
     statements: tuple[dict[str, Any], ...]
+    path: str = "/"
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def document(self) -> str:
         """The JSON of the default version."""
         return json.dumps({"Version": "2012-10-17", "Statement": list(self.statements)})
-
-    @property
-    def dates(self) -> tuple[datetime, datetime]:
-        """Time of its creation, and of its default version."""
-        created, updated = (datetime.fromisoformat(text) for text in (self.created, self.updated))
-        return created.replace(tzinfo=UTC), updated.replace(tzinfo=UTC)
 
 
 LINKED_ROLES = [
@@ -57,8 +57,8 @@ MANAGED_POLICIES = {
             "AdministratorAccess",
             "ANPAIWMBCKSKIEE64ZLYK",
             "v1",
-            "2015-02-06T18:39:46",
-            "2015-02-06T18:39:46",
+            _utc("2015-02-06T18:39:46"),
+            _utc("2015-02-06T18:39:46"),
             "Provides full access to AWS services and resources.",
             (_allow("*"),),
         ),
@@ -66,8 +66,8 @@ MANAGED_POLICIES = {
             "AmazonEC2FullAccess",
             "ANPAI3VAJF5ZCRZ7MCQE6",
             "v5",
-            "2015-02-06T18:40:15",
-            "2018-11-27T02:16:56",
+            _utc("2015-02-06T18:40:15"),
+            _utc("2018-11-27T02:16:56"),
             "Provides full access to Amazon EC2 via the AWS Management Console.",
             (
                 _allow("ec2:*"),
@@ -84,8 +84,8 @@ MANAGED_POLICIES = {
             "AmazonEC2ReadOnlyAccess",
             "ANPAIGDT4SV4GSETWTBZK",
             "v5",
-            "2015-02-06T18:40:17",
-            "2026-02-12T18:03:17",
+            _utc("2015-02-06T18:40:17"),
+            _utc("2026-02-12T18:03:17"),
             "Provides read only access to Amazon EC2 via the AWS Management Console.",
             (
                 _allow("ec2:Describe*", "ec2:GetSecurityGroupsForVpc"),
@@ -98,8 +98,8 @@ MANAGED_POLICIES = {
             "AmazonS3FullAccess",
             "ANPAIFIR6V6BVTRAHWINE",
             "v2",
-            "2015-02-06T18:40:58",
-            "2021-09-27T20:16:37",
+            _utc("2015-02-06T18:40:58"),
+            _utc("2021-09-27T20:16:37"),
             "Provides full access to all buckets via the AWS Management Console.",
             (_allow("s3:*", "s3-object-lambda:*"),),
         ),
@@ -107,8 +107,8 @@ MANAGED_POLICIES = {
             "AmazonS3ReadOnlyAccess",
             "ANPAIZTJ4DXE7G6AGAE6M",
             "v3",
-            "2015-02-06T18:40:59",
-            "2023-08-10T21:31:39",
+            _utc("2015-02-06T18:40:59"),
+            _utc("2023-08-10T21:31:39"),
             "Provides read only access to all buckets via the AWS Management Console.",
             (
                 _allow(
@@ -124,8 +124,8 @@ MANAGED_POLICIES = {
             "AmazonSSMReadOnlyAccess",
             "ANPAJODSKQGGJTHRYZ5FC",
             "v1",
-            "2015-05-29T17:44:19",
-            "2015-05-29T17:44:19",
+            _utc("2015-05-29T17:44:19"),
+            _utc("2015-05-29T17:44:19"),
             "Provides read only access to Amazon SSM.",
             (_allow("ssm:Describe*", "ssm:Get*", "ssm:List*"),),
         ),

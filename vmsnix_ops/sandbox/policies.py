@@ -200,23 +200,21 @@ def _principal_match(principal: Any, arn: str, account: str, request: AccessRequ
 
 
 def _statement_applies(statement: dict[str, Any], request: AccessRequest, variables: bool) -> bool:
-    action = request.action.lower()
-    if "Action" in statement:
-        if not any(wildcard_match(pattern.lower(), action) for pattern in as_list(statement["Action"])):
-            return False
-    elif any(wildcard_match(pattern.lower(), action) for pattern in as_list(statement.get("NotAction"))):
-        return False
-    keys = request.keys if variables else None
-    if "Resource" in statement:
-        if not any(
-            wildcard_match(pattern, request.resource, keys) for pattern in as_list(statement["Resource"])
-        ):
-            return False
-    elif "NotResource" in statement and any(
-        wildcard_match(pattern, request.resource, keys) for pattern in as_list(statement["NotResource"])
-    ):
-        return False
-    return _conditions_hold(statement.get("Condition", {}), request, keys)
+    action, keys = request.action.lower(), request.keys if variables else None
+    return (
+        _element_applies(statement, "Action", lambda pattern: wildcard_match(pattern.lower(), action))
+        and _element_applies(
+            statement, "Resource", lambda pattern: wildcard_match(pattern, request.resource, keys)
+        )
+        and _conditions_hold(statement.get("Condition", {}), request, keys)
+    )
+
+
+def _element_applies(statement: dict[str, Any], name: str, matches: Callable[[str], bool]) -> bool:
+    """Return whether an element or its negation, such as ``NotAction``, applies; a missing one does."""
+    if name in statement:
+        return any(map(matches, as_list(statement[name])))
+    return not any(map(matches, as_list(statement.get(f"Not{name}"))))
 
 
 ConditionKeys = Mapping[str, list[str]]

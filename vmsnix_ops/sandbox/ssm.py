@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
-from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_identity
+from vmsnix_ops.sandbox.core import AwsError, constraint_text, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.iam import policies_of_principal
 from vmsnix_ops.sandbox.kms import find_key, managed_key
 from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate
 
@@ -173,11 +173,12 @@ def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVers
     for version in parameter.versions:
         if selector in {str(version.number), *version.labels}:
             return parameter, version, f":{selector}"
-    what = f"version {selector}" if selector.isdecimal() else f"label {selector}"
-    raise AwsError(
-        "ParameterVersionNotFound",
-        f"Systems Manager could not find {what} of {name}. Verify the version and try again.",
-    )
+    raise _version_not_found(name, f"version {selector}" if selector.isdecimal() else f"label {selector}")
+
+
+def _version_not_found(name: str, version: str) -> AwsError:
+    text = f"Systems Manager could not find {version} of {name}. Verify the version and try again."
+    return AwsError("ParameterVersionNotFound", text)
 
 
 def _parameter_view(
@@ -227,11 +228,8 @@ def _page(items: list[Any], params: Params, member: str, most: int) -> dict[str,
     """
     limit = params.get("MaxResults", most)
     if not 1 <= limit <= most:
-        bound = "less than or equal to" if limit > most else "greater than or equal to"
-        raise _validation_error(
-            f"1 validation error detected: Value '{limit}' at 'maxResults' failed to satisfy constraint: "
-            f"Member must have value {bound} {most if limit > most else 1}"
-        )
+        bound = f"less than or equal to {most}" if limit > most else "greater than or equal to 1"
+        raise _validation_error(constraint_text(limit, "maxResults", f"have value {bound}"))
     start = _read_token(params["NextToken"]) if "NextToken" in params else 0
     answer: dict[str, Any] = {member: items[start : start + limit]}
     if start + limit < len(items):
@@ -356,15 +354,11 @@ def _sees_images(context: Context) -> bool:
 
     Source: "Using native parameter support in Parameter Store for Amazon Machine Image IDs".
     """
-    if is_administrator(context, context.principal):
+    documents = policies_of_principal(context, context.principal)
+    if not documents:  # an administrator; or a caller without any policy, which may do everything
         return True
-    try:
-        documents = policies_of_identity(context, find_identity(context, context.principal))
-    except AwsError:  # a deleted user or role whose keys still work
-        documents = []
     keys = {"aws:principalaccount": [context.account], "aws:requestedregion": [context.region]}
-    allowed = evaluate(documents, AccessRequest("ec2:DescribeImages", "*", keys)) == ALLOWED
-    return allowed or not documents  # without any policy, everything is allowed
+    return evaluate(documents, AccessRequest("ec2:DescribeImages", "*", keys)) == ALLOWED
 
 
 def _new_version(context: Context, params: Params, existing: Parameter | None) -> ParameterVersion:
@@ -409,10 +403,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
 def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
     value = params["Value"]
     if not value:
-        raise _validation_error(
-            "1 validation error detected: Value '' at 'value' failed to satisfy constraint: Member must have "
-            "length greater than or equal to 1."
-        )
+        raise _validation_error(constraint_text("", "value", "have length greater than or equal to 1."))
     if tier not in MAX_VALUE_BYTES or len(value.encode()) > MAX_VALUE_BYTES[tier]:
         raise _validation_error(
             f"{tier} tier parameters support a maximum parameter value of {MAX_VALUE_BYTES.get(tier, 4096)} "
@@ -458,10 +449,8 @@ def get_parameter(context: Context, params: Params) -> dict[str, Any]:
 def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     """Return up to ten parameters, and the unknown names."""
     if not 1 <= len(params["Names"]) <= 10:
-        raise _validation_error(
-            f"1 validation error detected: Value '{params['Names']}' at 'names' failed to satisfy "
-            "constraint: Member must have length less than or equal to 10"
-        )
+        text = constraint_text(params["Names"], "names", "have length less than or equal to 10")
+        raise _validation_error(text)
     found, invalid = [], []
     for name in params["Names"]:
         try:
@@ -500,14 +489,13 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
     if not path.startswith("/"):
         raise _validation_error(
             "The parameter doesn't meet the parameter name requirements. The parameter name must begin "
-            "with a forward "
-            'slash "/".'
+            'with a forward slash "/".'
         )
-    prefix = path if path.endswith("/") else f"{path}/"
+    recursive = params.get("Recursive", False)
     found = [
         _parameter_view(parameter, parameter.newest, "", params)
         for name, parameter in sorted(readable_parameters(context).items())
-        if name.startswith(prefix) and (params.get("Recursive") or "/" not in name[len(prefix) :])
+        if _is_below(name, path, recursive=recursive)
     ]
     return _page(found, params, "Parameters", 10)
 
@@ -572,11 +560,7 @@ def _find_version_number(parameter: Parameter, number: int | None) -> ParameterV
     for version in parameter.versions:
         if version.number == number:
             return version
-    raise AwsError(
-        "ParameterVersionNotFound",
-        f"Systems Manager could not find version {number} of {parameter.name}. Verify the version and try "
-        "again.",
-    )
+    raise _version_not_found(parameter.name, f"version {number}")
 
 
 @operation("ssm", "LabelParameterVersion", "Name ParameterVersion Labels")

@@ -11,7 +11,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, constraint_text, operation
 from vmsnix_ops.sandbox.credentials import create_session, credentials_table
 from vmsnix_ops.sandbox.policies import AccessRequest, trust_policy_allows
 from vmsnix_ops.sandbox.web_identity import invalid_token, read_token
@@ -49,9 +49,9 @@ def assume_role(context: Context, params: Params) -> dict[str, Any]:
         actions.append("sts:TagSession")
         keys |= tag_condition_keys(params)
     for action in actions:
-        question = AccessRequest(action, params["RoleArn"], keys)
+        request = AccessRequest(action, params["RoleArn"], keys)
         if role is None or not trust_policy_allows(
-            role.trust_policy, context.principal, context.account, question
+            role.trust_policy, context.principal, context.account, request
         ):
             raise AwsError(
                 "AccessDenied",
@@ -74,11 +74,8 @@ def _requested_role(context: Context, params: Params) -> tuple[str, Role | None]
     """Return account and role of a call, after the check of the names."""
     name = params["RoleSessionName"]
     if not SESSION_NAME.fullmatch(name):
-        raise AwsError(
-            "ValidationError",
-            f"1 validation error detected: Value '{name}' at 'roleSessionName' failed to satisfy constraint: "
-            "Member must satisfy regular expression pattern: [\\w+=,.@-]*",
-        )
+        text = constraint_text(name, "roleSessionName", "satisfy regular expression pattern: [\\w+=,.@-]*")
+        raise AwsError("ValidationError", text)
     match = ROLE_ARN.fullmatch(params["RoleArn"])
     if match is None:
         raise AwsError("ValidationError", f"{params['RoleArn']} is invalid")
@@ -110,11 +107,11 @@ def _start_session(
 def _session_tags(params: Params, caller: Credential) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the tags of a new session, with those that it inherits, and the keys of the transitive ones."""
     tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()}
-    asked = tuple(params.get("TransitiveTagKeys") or ())
+    transitive = tuple(params.get("TransitiveTagKeys") or ())
     lower = [tag["Key"].lower() for tag in params.get("Tags") or ()]
     if len(set(lower)) != len(lower):
         raise _invalid("Duplicate tag keys found. Please note that Tag keys are case insensitive.")
-    if not set(asked) <= set(tags):
+    if not set(transitive) <= set(tags):
         raise _invalid("The specified transitive tag key must be included in the requested tags.")
     if {key.lower() for key in caller.transitive} & set(lower):
         raise _invalid(
@@ -122,7 +119,7 @@ def _session_tags(params: Params, caller: Credential) -> tuple[dict[str, str], t
             "tag key from the calling session."
         )
     inherited = {key: caller.tags[key] for key in caller.transitive}
-    return inherited | tags, (*caller.transitive, *asked)
+    return inherited | tags, (*caller.transitive, *transitive)
 
 
 def _invalid(text: str) -> AwsError:
@@ -163,8 +160,8 @@ def assume_role_with_web_identity(context: Context, params: Params) -> dict[str,
         f"{identity.issuer}:aud".lower(): list(identity.audiences),
         f"{identity.issuer}:sub".lower(): [identity.subject],
     }
-    question = AccessRequest("sts:AssumeRoleWithWebIdentity", params["RoleArn"], keys)
-    if role is None or not trust_policy_allows(role.trust_policy, arn, "", question):
+    request = AccessRequest("sts:AssumeRoleWithWebIdentity", params["RoleArn"], keys)
+    if role is None or not trust_policy_allows(role.trust_policy, arn, "", request):
         text = "Not authorized to perform sts:AssumeRoleWithWebIdentity"
         raise AwsError("AccessDenied", text, status=403)
     seconds = _session_seconds(params, role.max_session_seconds)
@@ -179,11 +176,8 @@ def assume_role_with_web_identity(context: Context, params: Params) -> dict[str,
 def _session_seconds(params: Params, longest: int) -> int:
     seconds = int(params.get("DurationSeconds", 3600))
     if seconds < 900:
-        raise AwsError(
-            "ValidationError",
-            f"1 validation error detected: Value '{seconds}' at 'durationSeconds' failed to satisfy "
-            "constraint: Member must have value greater than or equal to 900",
-        )
+        text = constraint_text(seconds, "durationSeconds", "have value greater than or equal to 900")
+        raise AwsError("ValidationError", text)
     if seconds > longest:
         raise AwsError(
             "ValidationError",
