@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Clock, Tables
 from vmsnix_ops.sandbox.regions import region_exists
+from vmsnix_ops.sandbox.wire.http import SIGNATURE_TEXT
 from vmsnix_ops.sandbox.wire.signature import (
     UNSIGNED_PAYLOAD,
     possible_texts,
@@ -130,12 +131,7 @@ AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {  # by prot
             403,
             "The AWS Access Key Id you provided does not exist in our records.",
         ),
-        "signature": (
-            "SignatureDoesNotMatch",
-            403,
-            "The request signature we calculated does not match the signature you provided. "
-            "Check your key and signing method.",
-        ),
+        "signature": ("SignatureDoesNotMatch", 403, SIGNATURE_TEXT),
         "expired": ("ExpiredToken", 400, "The provided token has expired."),
         "unsigned": ("AccessDenied", 403, "Access Denied"),
     },
@@ -209,7 +205,7 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
     if authorization.policy is not None:  # the policy of a form has its own time
         return
     if authorization.version == 2:
-        # Such a URL does not say when it was made, so `advance` does not make it expire.
+        # Such a URL does not contain its creation time, so `advance` does not make it expire.
         if now >= stamp:
             raise _expired(Expires=_iso(stamp), ServerTime=_iso(now))
         return

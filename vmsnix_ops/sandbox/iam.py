@@ -470,21 +470,6 @@ def tag_role(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("iam", "UntagRole", "RoleName TagKeys")
-def untag_role(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags. Unknown keys are ignored."""
-    role = _find_role(context, params["RoleName"])
-    for key in params["TagKeys"]:
-        role.tags.pop(key, None)
-    return {}
-
-
-@operation("iam", "ListRoleTags", *PAGING, "RoleName")
-def list_role_tags(context: Context, params: Params) -> dict[str, Any]:
-    """List the tags of a role."""
-    return _page(tag_list(_find_role(context, params["RoleName"]).tags), params, "Tags")
-
-
 # Managed policies of roles and users: the account's own, and some of AWS's
 
 POLICY_ARN = re.compile(r"arn:[^:]+:iam::(\d{12}|aws):policy/.+")

@@ -1,10 +1,10 @@
 """AWS Key Management Service: symmetric keys, aliases, grants, encryption of short texts.
 
-Other services only name keys: nothing that they store is encrypted. For them, a key ID of the caller's
-account and region that KMS did not create is a key that exists, so that a rehearsal can use the IDs of real
-keys. A key of another region or account, an unknown alias, and a key that is disabled or will be deleted are
-not accessible. Key policies and grants are stored and not evaluated: every key has the default policy, which
-leaves the decision to the policies of the account.
+Other services only name keys: nothing that they store is encrypted. They accept every well-formed key ID of
+the caller's account and region, also one that KMS did not create, so that tests can use the IDs of real keys.
+A key of another region or account, an unknown alias, and a key that is disabled or will be deleted are not
+accessible. Grants are stored and not evaluated. Every key has the default policy, which leaves the decision
+to the policies of the account.
 
 Sources: the reference pages of the operations in the AWS KMS API Reference; "Key states of AWS KMS keys",
 "Default key policy" and "Aliases in AWS KMS" in the Developer Guide. Error texts are from public transcripts,
@@ -174,7 +174,7 @@ def _page(items: Sequence[dict[str, Any]], params: Params, member: str) -> dict[
     return answer
 
 
-DEFAULTS_OF_KEYS = {
+KEY_DEFAULTS = {
     "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
     "KeySpec": "SYMMETRIC_DEFAULT",
     "KeyUsage": "ENCRYPT_DECRYPT",
@@ -183,10 +183,10 @@ DEFAULTS_OF_KEYS = {
 }
 
 
-@operation("kms", "CreateKey", "BypassPolicyLockoutSafetyCheck Description Tags", " ".join(DEFAULTS_OF_KEYS))
+@operation("kms", "CreateKey", "BypassPolicyLockoutSafetyCheck Description Tags", " ".join(KEY_DEFAULTS))
 def create_key(context: Context, params: Params) -> dict[str, Any]:
     """Create a symmetric key with the default policy, with which the account can always manage it."""
-    for name, value in DEFAULTS_OF_KEYS.items():
+    for name, value in KEY_DEFAULTS.items():
         if params.get(name, value) != value:
             raise not_emulated(f"the value {params[name]!r} of {name} of kms:CreateKey")
     key_id = str(uuid.uuid4())
@@ -259,27 +259,12 @@ def schedule_key_deletion(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("kms", "CancelKeyDeletion", "KeyId")
 def cancel_key_deletion(context: Context, params: Params) -> dict[str, Any]:
-    """Keep a key that would be deleted. It is disabled then."""
+    """Cancel the deletion of a key, which is disabled then."""
     key = find_stored_key(context, params["KeyId"])
     if key.deletion is None:
         raise AwsError("KMSInvalidStateException", f"{key.arn} is not pending deletion.")
     key.deletion, key.enabled = None, False
     return {"KeyId": key.arn}
-
-
-@operation("kms", "GetKeyPolicy", "KeyId PolicyName")
-def get_key_policy(context: Context, params: Params) -> dict[str, Any]:
-    """Return the default key policy."""
-    find_stored_key(context, params["KeyId"])
-    statement = {
-        "Sid": "Enable IAM User Permissions",
-        "Effect": "Allow",
-        "Principal": {"AWS": context.arn("iam", "root", region="")},
-        "Action": "kms:*",
-        "Resource": "*",
-    }
-    policy = {"Version": "2012-10-17", "Id": "key-default-1", "Statement": [statement]}
-    return {"Policy": json.dumps(policy), "PolicyName": "default"}
 
 
 @operation("kms", "ListResourceTags", "KeyId Limit Marker")
@@ -289,28 +274,12 @@ def list_resource_tags(context: Context, params: Params) -> dict[str, Any]:
     return _page([{"TagKey": key, "TagValue": value} for key, value in tags.items()], params, "Tags")
 
 
-@operation("kms", "TagResource", "KeyId Tags")
-def tag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Add tags to a key."""
-    _find_own_key(context, params["KeyId"]).tags |= {t["TagKey"]: t["TagValue"] for t in params["Tags"]}
-    return {}
-
-
-@operation("kms", "UntagResource", "KeyId TagKeys")
-def untag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags from a key."""
-    tags = _find_own_key(context, params["KeyId"]).tags
-    for name in params["TagKeys"]:
-        tags.pop(name, None)
-    return {}
-
-
 # Aliases
 
 
 @operation("kms", "CreateAlias", "AliasName TargetKeyId")
 def create_alias(context: Context, params: Params) -> dict[str, Any]:
-    """Give a key a name."""
+    """Create an alias of a key."""
     name = params["AliasName"]
     if name.startswith("alias/aws/"):
         raise AwsError("NotAuthorizedException", "")
@@ -327,7 +296,7 @@ def create_alias(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("kms", "UpdateAlias", "AliasName TargetKeyId")
 def update_alias(context: Context, params: Params) -> dict[str, Any]:
-    """Give the name of a key to another key."""
+    """Change the key of an alias."""
     _check_alias(context, params["AliasName"])
     key = _find_own_key(context, params["TargetKeyId"])
     context.table("kms_aliases")[params["AliasName"]] = key.key_id
@@ -401,31 +370,41 @@ def revoke_grant(context: Context, params: Params) -> dict[str, Any]:
 # Encryption
 #
 # A ciphertext has the ID of its key, a random number, a message authentication code and the text, combined
-# with a key stream. This is for rehearsals only.
+# with a key stream. It protects nothing: it only makes a wrong key or a changed text fail.
 
 
-def _seal(key: Key, context_of_text: dict[str, str], text: bytes) -> bytes:
+CIPHERTEXT_START = b"\x01\x02"
+
+
+def _seal(key: Key, encryption_context: dict[str, str], text: bytes) -> bytes:
     nonce = secrets.token_bytes(16)
+    hidden = _combine(key, nonce, text)
+    code = _authenticate(key, encryption_context, nonce + hidden)
+    return CIPHERTEXT_START + key.key_id.encode().ljust(36) + nonce + code + hidden
+
+
+def _combine(key: Key, nonce: bytes, text: bytes) -> bytes:
+    """Return a text combined with the key stream; twice is the text itself."""
     stream = hashlib.shake_256(key.secret + nonce).digest(len(text))
-    hidden = bytes(a ^ b for a, b in zip(text, stream, strict=True))
-    bound = json.dumps(context_of_text, sort_keys=True).encode()
-    code = hmac.digest(key.secret, nonce + bound + hidden, "sha256")
-    return b"\x01\x02" + key.key_id.encode().ljust(36) + nonce + code + hidden
+    return bytes(a ^ b for a, b in zip(text, stream, strict=True))
 
 
-def _open(context: Context, sealed: bytes, context_of_text: dict[str, str]) -> tuple[Key, bytes]:
+def _authenticate(key: Key, encryption_context: dict[str, str], content: bytes) -> bytes:
+    bound = json.dumps(encryption_context, sort_keys=True).encode()
+    return hmac.digest(key.secret, bound + content, "sha256")
+
+
+def _open(context: Context, sealed: bytes, encryption_context: dict[str, str]) -> tuple[Key, bytes]:
     """Return the key and the text of a ciphertext, or raise ``InvalidCiphertextException``."""
     invalid = AwsError("InvalidCiphertextException", "")
     key: Key | None = context.table("kms_keys").get(sealed[2:38].decode("latin-1").strip())
-    if sealed[:2] != b"\x01\x02" or key is None:
+    if sealed[:2] != CIPHERTEXT_START or key is None:
         raise invalid
     _find_enabled(context, key.arn)
     nonce, code, hidden = sealed[38:54], sealed[54:86], sealed[86:]
-    bound = json.dumps(context_of_text, sort_keys=True).encode()
-    if not hmac.compare_digest(code, hmac.digest(key.secret, nonce + bound + hidden, "sha256")):
+    if not hmac.compare_digest(code, _authenticate(key, encryption_context, nonce + hidden)):
         raise invalid
-    stream = hashlib.shake_256(key.secret + nonce).digest(len(hidden))
-    return key, bytes(a ^ b for a, b in zip(hidden, stream, strict=True))
+    return key, _combine(key, nonce, hidden)
 
 
 @operation("kms", "Encrypt", "EncryptionAlgorithm EncryptionContext GrantTokens KeyId Plaintext")
@@ -445,8 +424,8 @@ def decrypt(context: Context, params: Params) -> dict[str, Any]:
     _check_algorithm(params)
     key, text = _open(context, params["CiphertextBlob"], params.get("EncryptionContext") or {})
     if params.get("KeyId") and find_stored_key(context, params["KeyId"]) is not key:
-        text_of_error = "The key ID in the request does not identify a CMK that can perform this operation."
-        raise AwsError("IncorrectKeyException", text_of_error)
+        problem = "The key ID in the request does not identify a CMK that can perform this operation."
+        raise AwsError("IncorrectKeyException", problem)
     return {"Plaintext": text, "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}
 
 

@@ -93,13 +93,8 @@ class _RegionSeeder:
     def __init__(
         self, tables: Tables, account: str, region: str, generator: random.Random, now: datetime
     ) -> None:
-        self.tables, self.account, self.region, self.random, self.now = (
-            tables,
-            account,
-            region,
-            generator,
-            now,
-        )
+        self.tables, self.account, self.region = tables, account, region
+        self.random, self.now = generator, now
         self.partition = partition_of(region)
         # Snapshots share a few block maps, because nothing reads their content.
         block = bytes(32)
@@ -204,13 +199,13 @@ class _RegionSeeder:
 
     def configuration(self, ami_id: str, number: int) -> None:
         name = f"old-{number}"
-        home = f"arn:{self.partition}:autoscaling:{self.region}:{self.account}"
-        arn = f"{home}:launchConfiguration:{number}:launchConfigurationName/{name}"
+        prefix = f"arn:{self.partition}:autoscaling:{self.region}:{self.account}"
+        arn = f"{prefix}:launchConfiguration:{number}:launchConfigurationName/{name}"
         data = {"ImageId": ami_id, "InstanceType": "t3.micro"}
         self.table("launch_configurations")[name] = LaunchConfiguration(name, arn, self.now, data)
         self.table("auto_scaling_groups")[name] = AutoScalingGroup(
             name,
-            f"{home}:autoScalingGroup:{number}:autoScalingGroupName/{name}",
+            f"{prefix}:autoScalingGroup:{number}:autoScalingGroupName/{name}",
             self.now,
             {"LaunchConfigurationName": name},
             [f"{self.region}a"],

@@ -17,17 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-EXPORTED_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_DEFAULT_REGION",
-    "AWS_REGION",
-    "AWS_EC2_METADATA_DISABLED",
-    "AWS_ALLOW_HTTP",
-    "NO_PROXY",
-    "no_proxy",
-)
+NOT_EXPORTED = {"AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}  # a person's shell keeps its own files
 
 
 def serve(
@@ -100,8 +90,8 @@ def _as_json(sandbox: Sandbox) -> str:
 
 
 def _as_exports(sandbox: Sandbox, state: Path | str | None) -> str:
-    environment = sandbox.environment
-    lines = [f"export {name}={shlex.quote(environment[name])}" for name in EXPORTED_VARIABLES]
+    exported = {name: value for name, value in sandbox.environment.items() if name not in NOT_EXPORTED}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]
     kept = f"state is kept in {state}" if state is not None else "nothing is kept"
     return "\n".join(
         [

@@ -6,7 +6,6 @@ import errno
 import io
 import logging
 import socket
-import struct
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,14 +21,13 @@ from vmsnix_ops.sandbox.wire.http import (
     TooSlowError,
     abort,
     close,
+    limit_time,
     linger,
     read_request,
     write_response,
 )
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmsnix_ops.sandbox.state import SandboxState
 
 
@@ -99,15 +97,6 @@ class Server:
             close(connection)
             thread.join(timeout=5)
 
-    def __enter__(self) -> Server:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def _accept(self) -> None:
         while True:
             try:
@@ -133,8 +122,7 @@ class Server:
     def _serve(self, connection: socket.socket) -> None:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            limit = struct.pack("ll", int(TIMEOUTS.silence), int(TIMEOUTS.silence % 1 * 1e6))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            limit_time(connection, socket.SO_SNDTIMEO, TIMEOUTS.silence)
             incoming = TimedSocketReader(connection)
             source: Any = io.BufferedReader(incoming, 64 * 1024)
             while self._serve_one(connection, source, incoming):
@@ -191,7 +179,7 @@ class Server:
     def _read_rest(request: Request) -> bool:
         """Read the rest of a request, and return whether the next one can follow on the connection."""
         if request.expects_continue and request.body.http.untouched:
-            return False  # the client may still send its body or not
+            return False  # whether the client sends its body now is unknown
         return request.body.drain(DRAIN_LIMIT)
 
 

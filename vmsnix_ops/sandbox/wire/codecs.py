@@ -33,7 +33,7 @@ def unknown_action(action: str) -> AwsError:
     return AwsError("InvalidAction", f"The action {action} is not valid for this web service.")
 
 
-def _missing_parameter(name: str, protocol: str) -> AwsError:
+def missing_parameter(name: str, protocol: str) -> AwsError:
     """Return the error for a missing parameter, with the text of the protocol."""
     if protocol == "ec2":
         return AwsError("MissingParameter", f"The request must contain the parameter {name}")
@@ -54,14 +54,12 @@ def _unknown_parameter(name: str, protocol: str) -> AwsError:
 def bad_value(name: str, text: str, expected: str, protocol: str) -> AwsError:
     """Return the error for a value of the wrong type."""
     if protocol == "ec2":
-        return AwsError(
-            "InvalidParameterValue", f"Value ({text}) for parameter {name} is invalid. It is no {expected}."
-        )
+        problem = f"Value ({text}) for parameter {name} is invalid. Its type is not {expected}."
+        return AwsError("InvalidParameterValue", problem)
+    problem = f"The type of {name} is not {expected}"
     if protocol == "rest-xml":
-        return AwsError("InvalidArgument", f"{name} is no {expected}", ArgumentName=name, ArgumentValue=text)
-    if protocol == "query":
-        return AwsError("MalformedInput", f"{text} is no {expected} ({name})")
-    return AwsError("SerializationException", f"{name} is no {expected}")
+        return AwsError("InvalidArgument", problem, ArgumentName=name, ArgumentValue=text)
+    return AwsError("MalformedInput" if protocol == "query" else "SerializationException", problem)
 
 
 def _validation_code(protocol: str) -> str:
@@ -103,7 +101,7 @@ class FormParser:
         Raises
         ------
         AwsError
-            A key is no parameter, or a value has another type.
+            A key is not a parameter, or a value has another type.
         """
         tree: Tree = {}
         for key, value in form.items():
@@ -162,7 +160,7 @@ class FormParser:
         for name in shape.required_members:
             if name not in result:
                 key = self._key(name, shape.members[name])
-                raise _missing_parameter(_join(path, key), self._protocol)
+                raise missing_parameter(_join(path, key), self._protocol)
         return result
 
     def _key(self, name: str, member: Shape) -> str:
@@ -227,7 +225,7 @@ def read_json(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]
         value = load_json(body) if body else {}
         return {} if shape is None else _parse_json(shape, value, "", protocol)
     except (ValueError, RecursionError):
-        raise AwsError("SerializationException", "The request body is no JSON") from None
+        raise AwsError("SerializationException", "The request body is not JSON") from None
 
 
 def _parse_json(shape: Shape, value: Any, path: str, protocol: str) -> Any:
@@ -280,12 +278,12 @@ def _json_structure(shape: StructureShape, value: dict[str, Any], path: str, pro
             )
     for name in shape.required_members:
         if name not in result and "location" not in shape.members[name].serialization:
-            raise _missing_parameter(f"{path}.{name}".lstrip("."), protocol)
+            raise missing_parameter(f"{path}.{name}".lstrip("."), protocol)
     return result
 
 
 def write_json(shape: StructureShape, value: dict[str, Any]) -> bytes:
-    """Return the body of an answer, without members that belong into headers."""
+    """Return the body of an answer, without the members that are headers."""
     return json.dumps(_json_value(shape, value)).encode()
 
 
@@ -330,7 +328,7 @@ class XmlWriter:
     """Writes values as XML by their shapes."""
 
     def members(self, shape: StructureShape, value: dict[str, Any]) -> str:
-        """Return the elements of a structure, without members that belong into headers."""
+        """Return the elements of a structure, without the members that are headers."""
         parts = []
         for name, member in shape.members.items():
             if value.get(name) is None or "location" in member.serialization or _is_attribute(member):
@@ -373,11 +371,8 @@ class XmlWriter:
         result = ""
         for name, member in shape.members.items():
             if _is_attribute(member) and name in value:
-                key, content = (
-                    member.serialization["name"],
-                    quoteattr(XML_FORBIDDEN.sub("\ufffd", value[name])),
-                )
-                result += f' xmlns:xsi="{SCHEMA_INSTANCE}" {key}={content}'
+                content = quoteattr(XML_FORBIDDEN.sub("\ufffd", value[name]))
+                result += f' xmlns:xsi="{SCHEMA_INSTANCE}" {member.serialization["name"]}={content}'
         return result
 
 

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 BUFFER = 256 * 1024  # bytes; fits the processor's cache, so several hashes read memory once
 MAX_MEMORY = 16 * 2**20
 MAX_LINE = 16 * 1024
-
-
 MAX_TRAILERS = 100
+SIGNATURE_TEXT = (
+    "The request signature we calculated does not match the signature you provided. Check your key and "
+    "signing method."
+)
 
 
 class DisconnectedError(ConnectionError):
@@ -168,12 +170,7 @@ class ChunkSigner:
         text = f"{algorithm}\n{self._timestamp}\n{self._scope}\n{self._previous}\n{rest}"
         expected = hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(expected.encode(), signature.encode()):
-            raise AwsError(
-                "SignatureDoesNotMatch",
-                "The request signature we calculated does not match the signature you provided. "
-                "Check your key and signing method.",
-                status=403,
-            )
+            raise AwsError("SignatureDoesNotMatch", SIGNATURE_TEXT, status=403)
         self._previous = expected
 
 
@@ -431,6 +428,20 @@ class BadRequestError(Exception):
         self.status, self.code, self.request = status, code, request
 
 
+def limit_time(connection: socket.socket, option: int, seconds: float) -> None:
+    """Limit the time of a receive or send in the kernel: with Python's limit, each costs a system call more.
+
+    Parameters
+    ----------
+    option
+        ``SO_RCVTIMEO`` or ``SO_SNDTIMEO``.
+    seconds
+        0: no limit.
+    """
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    connection.setsockopt(socket.SOL_SOCKET, option, limit)
+
+
 class TimedSocketReader(io.RawIOBase):
     """Reads a client's socket, with timeouts.
 
@@ -455,9 +466,7 @@ class TimedSocketReader(io.RawIOBase):
             Additional seconds for each received byte.
         """
         self._started, self._seconds, self._per_byte, self._received = monotonic(), seconds, per_byte, 0
-        # The kernel's own limit: with Python's, each read would cost another system call.
-        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        limit_time(self._connection, socket.SO_RCVTIMEO, seconds)
 
     def readable(self) -> bool:
         """Return True."""

@@ -35,7 +35,7 @@ class BadValueError(Exception):
     """
 
     def __init__(self, text: str, expected: str) -> None:
-        super().__init__(f"{text!r} is no {expected}")
+        super().__init__(f"{text!r} is not of the type {expected}")
         self.text, self.expected = text, expected
 
 
@@ -117,10 +117,10 @@ def unix_time(value: datetime) -> float:
 SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas", "autoscaling", "sns", "kms")
 SIGNING_NAMES = {"servicequotas": "service-quotas"}
 
-# Query keys that are no parameters.
+# Query keys that are not parameters.
 TRANSPORT_KEYS = frozenset({"x-id"})
 
-# Operations of directory buckets. They have another endpoint on AWS, and the same requests as others.
+# Operations of directory buckets. On AWS they have their own endpoint, and requests like those of others.
 DIRECTORY_BUCKET_OPERATIONS = frozenset({"ListDirectoryBuckets"})
 
 _lock = threading.Lock()
@@ -136,7 +136,7 @@ class Route:
     literals: tuple[tuple[str, str], ...]  # query keys that select the operation, and their values
     needs_query: frozenset[str]
     needs_headers: frozenset[str]
-    knows_query: frozenset[str]
+    query_keys: frozenset[str]
     greedy: bool
 
     @property
@@ -228,7 +228,7 @@ def _route(operation: OperationModel) -> Route:
         literals=literals,
         needs_query=names("querystring", required),
         needs_headers=frozenset(n.lower() for n in names("header", required) if n == "x-amz-copy-source"),
-        knows_query=names("querystring", set(members)) | {name for name, _ in literals},
+        query_keys=names("querystring", set(members)) | {name for name, _ in literals},
         greedy="+}" in path,
     )
 

@@ -14,8 +14,8 @@ from vmsnix_ops.sandbox.wire.codecs import (
     XML_HEADER,
     FormParser,
     XmlWriter,
-    _missing_parameter,
     bad_value,
+    missing_parameter,
     read_form,
     read_json,
     read_xml,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.wire.http import Request
 
 
-MAX_DOCUMENT_BYTES = 2**20  # of a document, whose Python objects are many times larger
+MAX_DOCUMENT_BYTES = 2**20  # its Python objects are many times larger
 SIGNATURE_KEYS = frozenset(
     {
         "X-Amz-Algorithm",
@@ -116,7 +116,7 @@ def _identify_form(request: Request, service: Service) -> RequestTarget:
     if action not in service:
         raise unknown_action(action)
     if version != service.version:
-        raise AwsError("NoSuchVersion", f"The sandbox speaks version {service.version}, not {version!r}.")
+        raise AwsError("NoSuchVersion", f"The sandbox has version {service.version}, not {version!r}.")
     return RequestTarget(service, action, form=form)
 
 
@@ -128,7 +128,7 @@ def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
     Raises
     ------
     AwsError
-        A part of the request is no parameter, or has another type.
+        A part of the request is not a parameter, or has another type.
     """
     shape = target.model.input_shape
     protocol = target.service.protocol
@@ -137,7 +137,7 @@ def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
     if target.route is None:
         return read_json(shape, request.body.read(MAX_DOCUMENT_BYTES), protocol)
     params = _parse_rest(request, target, shape, protocol) if shape is not None else {}
-    known = target.route.knows_query | SIGNATURE_KEYS | TRANSPORT_KEYS
+    known = target.route.query_keys | SIGNATURE_KEYS | TRANSPORT_KEYS
     for key in request.query:
         if key not in known:
             raise not_emulated(f"the query key {key!r} of {target.service.name}:{target.operation}")
@@ -176,7 +176,7 @@ def _parse_rest(
     params |= _parse_payload(request, shape, protocol)
     for name in shape.required_members:
         if name not in params:
-            raise _missing_parameter(name, protocol)
+            raise missing_parameter(name, protocol)
     return params
 
 

@@ -145,7 +145,7 @@ def read_authorization(request: Request) -> Authorization | None:
     if not header:
         return None
     if algorithm != ALGORITHM:
-        raise MalformedAuthorizationError(f"there is no scheme {algorithm!r}.")
+        raise MalformedAuthorizationError(f"the scheme {algorithm!r} is unknown.")
     fields = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in rest.split(","))}
     stamp = request.headers.get("x-amz-date") or request.headers.get("date", "")
     try:
@@ -329,7 +329,7 @@ def _parse_stamp(stamp: str) -> datetime:
             return datetime.strptime(stamp, form).replace(tzinfo=UTC)
         except ValueError:
             continue
-    raise MalformedAuthorizationError("there is no valid X-Amz-Date or Date")
+    raise MalformedAuthorizationError("X-Amz-Date or Date is missing or invalid")
 
 
 @lru_cache(maxsize=256)
@@ -343,7 +343,7 @@ def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
 
 @dataclass(frozen=True)
 class Signed:
-    """What a client signs: the text, and for Version 4 the canonical request in it."""
+    """The text that a client signs, and for Version 4 the canonical request in it."""
 
     text: str
     canonical: str = ""
@@ -371,7 +371,7 @@ def _bytes_as_text(text: str) -> str:
 def possible_texts(
     request: Request, authorization: Authorization, path: str, payload_hashes: tuple[str, ...]
 ) -> Iterator[Signed]:
-    """Yield what a client may have signed, the usual form first.
+    """Yield the texts that a client may have signed, the usual form first.
 
     Parameters
     ----------
