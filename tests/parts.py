@@ -1,7 +1,7 @@
 """The parts of the tests: the README's command runs the quick ones, CI more, ``just nightly`` all.
 
-A test in the folder ``browser`` or ``foreign`` belongs to that part, one with the marker ``long`` to
-``long``, any other to ``quick``. ``--parts`` chooses parts; a folder or test that the command line names
+A test with the marker ``long`` belongs to ``long``, another one in the folder ``browser`` or ``foreign`` to
+that part, any other to ``quick``. ``--parts`` chooses parts; a folder or test that the command line names
 runs too.
 """
 
@@ -83,9 +83,10 @@ def folder_of(path: Path) -> str:
 
 def part_of(item: pytest.Item) -> str:
     """Return the part that a test belongs to."""
-    if (folder := folder_of(item.path)) in SEPARATE:
-        return folder
-    return "long" if item.get_closest_marker("long") else "quick"
+    if item.get_closest_marker("long"):
+        return "long"
+    folder = folder_of(item.path)
+    return folder if folder in SEPARATE else "quick"
 
 
 def seconds_of(item: pytest.Item) -> float:

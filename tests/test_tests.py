@@ -79,20 +79,33 @@ def test_quick(): pass
 @pytest.mark.parametrize("number", range(9))
 def test_long(number): pass
 """
+BROWSER_PART = """
+import pytest
+
+def test_browser(): pass
+
+@pytest.mark.long(seconds=100)
+def test_long_browser(): pass
+"""
 
 
 @pytest.mark.long(seconds=10)
 def test_parts_are_chosen_and_a_sample_can_be_repeated(project: Path) -> None:
     (project / "checks" / "test_some.py").write_text(PARTS)
     (project / "checks" / "browser").mkdir()
-    (project / "checks" / "browser" / "test_browser.py").write_text("def test_browser(): pass")
+    (project / "checks" / "browser" / "test_browser.py").write_text(BROWSER_PART)
 
     def ran(*options: str) -> list[str]:
         return re.findall(r"::(\S+) PASSED", run(project, "-n0", "-v", *options))
 
     assert ran() == ["test_quick"]
-    assert ran("checks/browser", "checks/test_some.py::test_long[3]") == ["test_browser", "test_long[3]"]
-    assert len(ran("--parts=all")) == 11
+    assert ran("--parts=browser") == ["test_browser"]
+    assert ran("checks/browser") == ["test_browser"]
+    assert ran("checks/test_some.py::test_long[3]", "checks/test_some.py::test_quick") == [
+        "test_long[3]",
+        "test_quick",
+    ]
+    assert len(ran("--parts=all")) == 12
     sampled = ran("--parts=long", "--long-sample=seed/40")
     assert len(sampled) == 4
     assert ran("--parts=long", "--long-sample=seed/40") == sampled
