@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Sandbox
 
 NAME = "nixos/26.11-x86_64-linux.1"
+DAY = 86400
 CONSOLE = "<<< Welcome to NixOS 26.11 >>>\r\n"
 
 
@@ -104,16 +105,25 @@ def test_upload_ami_works_at_the_speed_of_aws(python: Program, aws: Sandbox, spe
     check_upload_ami(python, aws, "--ebs-direct", container="raw")
 
 
-def test_upload_ami_deletes_deprecated_images_and_their_snapshots(python: Program, aws: Sandbox) -> None:
+def test_upload_ami_deletes_deprecated_images_and_orphaned_snapshots(python: Program, aws: Sandbox) -> None:
     python.run(
         *("-m", "upload_ami.upload_ami", "--image-info", image_info(python.folder, "raw")),
         *("--prefix", "nixos/", "--run-id", "1", "--ebs-direct"),
     )
-    ec2 = aws.client("ec2", REGION)
+    ec2, ebs = aws.client("ec2", REGION), aws.client("ebs", REGION)
+    orphan = ebs.start_snapshot(VolumeSize=1, Tags=[{"Key": "ManagedBy", "Value": "NixOS/amis"}])
+    ebs.complete_snapshot(SnapshotId=orphan["SnapshotId"], ChangedBlocksCount=0)
     [image] = ec2.describe_images(Owners=["self"])["Images"]
-    assert json.loads(python.run("-m", "upload_ami.describe_images"))
-    aws.clock.advance(3 * 366 * 86400)
+    image_snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+
+    def snapshots() -> set[str]:
+        return {one["SnapshotId"] for one in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
+
+    python.run("-c", "from upload_ami.delete_orphaned_snapshots import main; main()")
+    assert snapshots() == {image_snapshot}
+    aws.clock.advance(91 * DAY)
     python.run("-m", "upload_ami.delete_deprecated_images")
-    assert ec2.describe_images(Owners=["self"], IncludeDeprecated=True)["Images"] == [], image
-    python.run("-m", "upload_ami.delete_orphaned_snapshots")
-    assert ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+    assert snapshots() == {image_snapshot}  # by the tool's clock, the image is not yet deprecated
+    python.run("-m", "upload_ami.delete_deprecated_images", "--grace-period", "-91")
+    assert ec2.describe_images(Owners=["self"])["Images"] == []
+    assert snapshots() == set()
