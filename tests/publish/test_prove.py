@@ -365,7 +365,7 @@ def test_a_sample_is_compared_with_the_manifest(account: Account, sampled: str) 
     plan = prove.plan(amis=[sampled], extent="sample", sample_blocks=5, progress=silent())
     (target,) = plan.targets
     # Block 8 is listed and contains zeros: it is read besides the five.
-    assert (plan.gets, target.only is not None and 8 in target.only) == (6, True)
+    assert (plan.gets, target.added) == (6, {8})
     result = plan.apply()
     result.raise_for_status()
     told = row(result)
@@ -437,6 +437,128 @@ def test_a_sample_always_finds_an_added_block(account: Account, sampled: str) ->
     account.record(ami, identity(disk()), root_of(account, sampled))
     told = row(proof(ami, extent="sample", sample_blocks=1))
     assert (told["verdict"], told["first_differing"]) == ("differs", [2047])
+
+
+# A sample that was interrupted
+
+
+def requested(account: Account, since: int = 0) -> list[int]:
+    """Return the blocks that were requested after the first `since` calls."""
+    calls = list(account.aws.calls)[since:]
+    return sorted(int(call.params["BlockIndex"]) for call in calls if call.operation == "GetSnapshotBlock")
+
+
+def cut(ami: str, account: Account, block: str = "*", **asked: Any) -> None:
+    """Start a proof whose credentials expire at a block."""
+    expired = {"do": "error", "code": "ExpiredTokenException", "http": 403}
+    account.aws.faults.add({"op": GET, **expired, "where": {"BlockIndex": block}})
+    with pytest.raises(errors.CredentialsError):
+        proof(ami, extent="sample", **asked)
+    account.aws.faults.clear()
+
+
+def kept() -> list[str]:
+    return [path.name for path in (load().state / "proofs").iterdir()]
+
+
+def read_all_but(account: Account, ami: str, block: int, **asked: Any) -> None:
+    """Interrupt a sample at a block until all others have been read."""
+    left = 12
+    while left > 1:
+        cut(ami, account, str(block), **asked)
+        left = prove.plan(amis=[ami], extent="sample", progress=silent()).gets
+
+
+def test_an_interrupted_sample_continues_with_the_same_blocks(account: Account, sampled: str) -> None:
+    asked = {"extent": "sample", "sample_blocks": 7}
+    account.aws.faults.add(
+        {"op": GET, "do": "error", "code": "ExpiredTokenException", "http": 403, "nth": list(range(4, 99))}
+    )
+    with pytest.raises(errors.CredentialsError):
+        proof(sampled, **asked)
+    account.aws.faults.clear()
+    before, since = account.gets(), len(account.aws.calls)
+    plan = prove.plan(amis=[sampled], progress=silent(), **asked)
+    assert 0 < plan.gets < 8
+    result = plan.apply()
+    result.raise_for_status()
+    assert account.gets() - before == plan.gets == len(requested(account, since))
+    assert len(set(requested(account))) == 8
+    assert (row(result)["compared"], row(result)["undetected"]) == (8, pytest.approx(1 - 7 / 11))
+    assert kept() == []
+
+
+def test_an_interrupted_sample_does_not_choose_again(account: Account, sampled: str) -> None:
+    for _ in range(4):
+        cut(sampled, account, sample_blocks=1)
+    assert len(set(requested(account)) - {8}) == 1
+    proof(sampled, extent="sample", sample_blocks=1).raise_for_status()
+    assert len(set(requested(account)) - {8}) == 1
+
+
+def test_each_finished_sample_chooses_again(account: Account, sampled: str) -> None:
+    choices = set()
+    for _ in range(4):
+        since = len(account.aws.calls)
+        proof(sampled, extent="sample", sample_blocks=5).raise_for_status()
+        choices.add(tuple(requested(account, since)))
+    assert len(choices) > 1
+
+
+def test_a_larger_sample_continues_a_smaller_one(account: Account, sampled: str) -> None:
+    cut(sampled, account, sample_blocks=3)
+    smaller = set(requested(account))
+    result = proof(sampled, extent="sample", sample_blocks=9)
+    assert smaller < set(requested(account))
+    assert (row(result)["compared"], row(result)["undetected"]) == (10, pytest.approx(1 - 9 / 11))
+
+
+def test_an_interrupted_sample_finds_a_change_in_a_block_that_was_not_read(
+    account: Account, sampled: str
+) -> None:
+    ami = account.ami(account.snapshot({**disk(), 1002: block(99)}))
+    account.record(ami, identity(disk()), root_of(account, sampled))
+    read_all_but(account, ami, 1002)
+    before = account.gets()
+    assert row(proof(ami, extent="sample"))["first_differing"] == [1002]
+    assert account.gets() - before == 1
+
+
+def test_an_interrupted_sample_finds_a_change_in_a_block_that_was_read(
+    account: Account, sampled: str
+) -> None:
+    """The journal has the digest that was read. AWS does not change a completed snapshot."""
+    ami = account.ami(account.snapshot({**disk(), 0: block(99)}))
+    account.record(ami, identity(disk()), root_of(account, sampled))
+    read_all_but(account, ami, 1002)
+    before = account.gets()
+    # Also a sample that would not choose this block compares it.
+    assert row(proof(ami, extent="sample", sample_blocks=1))["first_differing"] == [0]
+    assert account.gets() - before <= 1
+
+
+def test_a_sample_that_found_a_change_is_not_repeated_with_other_blocks(
+    account: Account, sampled: str
+) -> None:
+    ami = account.ami(account.snapshot({**disk(), 0: block(99)}))
+    account.record(ami, identity(disk()), root_of(account, sampled))
+    assert verdict(ami, extent="sample") == "differs"
+    before = account.gets()
+    for _ in range(3):
+        assert row(proof(ami, extent="sample", sample_blocks=1))["first_differing"] == [0]
+    assert account.gets() == before
+    assert verdict(ami) == "differs"
+
+
+def test_a_sample_of_another_identity_does_not_use_the_journal(account: Account, sampled: str) -> None:
+    blocks = {index: data for index, data in disk().items() if index != 5}
+    other = account.published(blocks)
+    keep_manifest(blocks, root_of(account, other))
+    cut(sampled, account, sample_blocks=11)
+    before = account.gets()
+    told = row(proof(sampled, extent="sample", identity=identity(blocks)))
+    assert (told["verdict"], told["first_differing"], told["compared"]) == ("differs", [5], 12)
+    assert account.gets() - before == 12
 
 
 # What differs

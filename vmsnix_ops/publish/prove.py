@@ -12,13 +12,15 @@ with the identity and never prove anything.
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 import re
-from contextlib import nullcontext, suppress
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from heapq import merge
+from functools import partial
+from heapq import merge, nsmallest
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -157,7 +159,8 @@ class Target:
     expected: Expected = Expected()  # the identity that it should have
     listed: int = 0
     gets: int = 0  # number of blocks that this run will read
-    only: frozenset[int] | None = field(default=None, repr=False)  # indices to read; None for all
+    sample: int | None = None  # number of blocks of the image to choose at random; None to read all
+    added: frozenset[int] = field(default=frozenset(), repr=False)  # blocks that the image does not have
     # The blocks of the expected identity, from a manifest; None without one.
     blocks: Digests | None = field(default=None, repr=False)
     # The verdict, when it does not need the blocks.
@@ -289,7 +292,7 @@ class ProofPlan(display.Displayed):
     def notes(self) -> list[str]:
         """Return the tags and tables that differ, and the probability that a sample misses a change."""
         lines = [f"{one.ami_id}: {note}" for one in self.targets for note in one.notes]
-        lines += [f"{one.ami_id}: {_chance(one)}" for one in self.targets if one.only is not None]
+        lines += [f"{one.ami_id}: {_chance(one)}" for one in self.targets if one.sample is not None]
         if self.usd > CONFIRM_USD and not self.confirmed:
             lines.append(f"This costs more than {CONFIRM_USD:.0f} USD: add --yes (yes=True) to start it.")
         return lines
@@ -780,20 +783,20 @@ class _Planning:
             if problem:
                 return target.ended("not provable", "bad manifest", problem, fix)
             return target.ended("not provable", "no manifest", "A sample needs the image's manifest.", fix)
-        there = frozenset(listed)
-        content = [index for index, digest in target.blocks.raw() if digest not in (ZERO, NONE)]
+        there, content = frozenset(listed), _content(target.blocks)
         missing = tuple(islice((index for index in content if index not in there), FIRST))
         if missing:
             return replace(
                 target.ended("differs", "content", f"It has no block {missing[0]} of the image.", _REPLACE),
                 first_differing=missing,
             )
-        known = frozenset(content)
-        # The choice must not be predictable, or a forger could change only blocks that are not compared.
-        some = random.SystemRandom().sample(content, min(self.sample_blocks, len(content)))
         # Blocks that the image does not have must be zeros. All are read, because they may be an added file.
-        only = there - known | frozenset(some)
-        return replace(target, only=only, gets=len(only))
+        added = there.difference(content)
+        target = replace(target, sample=min(self.sample_blocks, len(content)), added=added)
+        journal = _journal(self.settings, target)
+        known = journal.read()
+        only = _chosen(target, journal.seed, known)
+        return replace(target, gets=sum(index not in known for index in only))
 
 
 _REPLACE = "Do not launch it. Find out who changed it, then publish or promote the image again."
@@ -870,7 +873,7 @@ def _of(expected: Expected) -> str:
 
 def _chance(target: Target) -> str:
     """Return a sentence about the probability that a sample misses a change."""
-    if target.blocks is None or target.only is None:
+    if target.sample is None:
         return ""
     one, some = _undetected(target, 1), _undetected(target, 0.01)
     return (
@@ -887,12 +890,33 @@ def _undetected(target: Target, changed: float) -> float:
     changed
         Number of changed blocks, or below 1 their share.
     """
-    content = [index for index, digest in (target.blocks or Digests()).raw() if digest not in (ZERO, NONE)]
+    content, compared = len(_content(target.blocks or Digests())), target.sample or 0
     if not content:  # every block of the snapshot is read
         return 0.0
-    compared = sum(index in (target.only or ()) for index in content)
-    bad = min(len(content), max(1, math.ceil(len(content) * changed) if changed < 1 else int(changed)))
-    return math.prod(max(len(content) - compared - at, 0) / (len(content) - at) for at in range(bad))
+    bad = min(content, max(1, math.ceil(content * changed) if changed < 1 else int(changed)))
+    return math.prod(max(content - compared - at, 0) / (content - at) for at in range(bad))
+
+
+def _content(blocks: Digests) -> list[int]:
+    """Return the indices of the blocks that are not all zeros."""
+    return [index for index, digest in blocks.raw() if digest not in (ZERO, NONE)]
+
+
+def _chosen(target: Target, seed: bytes, known: Digests) -> frozenset[int]:
+    """Return the indices of a sample.
+
+    The choice must not be predictable, or a forger could change only blocks that are not compared. Nor may it
+    be repeated until it misses a change: the seed decides it, which is in the journal before the first block
+    is read. A larger sample of the same seed contains the smaller one. What an interrupted sample has read is
+    always compared, and not counted by `_undetected`, because the interruption may have chosen it.
+    """
+    content = _content(target.blocks or Digests())
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(seed + index.to_bytes(8, "big")).digest()
+
+    some = nsmallest(target.sample or 0, content, key=rank)
+    return target.added.union(some, (index for index in content if index in known))
 
 
 # Reading
@@ -900,7 +924,12 @@ def _undetected(target: Target, changed: float) -> float:
 
 def _journal(settings: Settings, target: Target) -> DigestJournal:
     path = settings.state / "proofs" / f"{target.region}-{target.snapshot_id}"
-    return DigestJournal(path, snapshot_id=target.snapshot_id, region=target.region)
+    journal = partial(DigestJournal, snapshot_id=target.snapshot_id, region=target.region)
+    if target.sample is None:
+        return journal(path)
+    # The identity determines the blocks of the image, and so the choice. The seed is for a new journal.
+    mine, seed = target.expected.identity, secrets.token_bytes(32)
+    return journal(path.with_name(f"{path.name}-{mine}"), identity=mine, seed=seed)
 
 
 def _apply(plan: ProofPlan) -> ProofResult:
@@ -919,9 +948,11 @@ def _apply(plan: ProofPlan) -> ProofResult:
             ) as step:
                 proofs.append(_proof(plan, target, step))
     result = ProofResult(plan, tuple(proofs), (datetime.now(UTC) - started).total_seconds())
-    # Only now, and only of snapshots that were read whole: a run that is cut reads nothing twice.
-    for proof in (proof for proof in proofs if proof.found):
-        _journal(plan.settings, proof.target).remove()
+    # Only now: a run that is cut reads nothing twice. A sample that found a difference keeps its journal, so
+    # that the next one does not choose other blocks and miss it.
+    for proof in proofs:
+        if proof.found or proof.verdict in ("proven", "matches its tag"):
+            _journal(plan.settings, proof.target).remove()
     return replace(result, problems=_record(result, started))
 
 
@@ -929,7 +960,7 @@ def _proof(plan: ProofPlan, target: Target, step: Step) -> Proof:
     if target.verdict is not None:
         return _proof_without_reading(target)
     try:
-        found = _read(plan, target, step)
+        found, only = _read(plan, target, step)
     except errors.CredentialsError:
         raise
     except errors.AwsError as error:
@@ -937,17 +968,17 @@ def _proof(plan: ProofPlan, target: Target, step: Step) -> Proof:
     expected = target.blocks
     differing: tuple[int, ...] = ()
     if expected is not None:
-        chosen = (one for one in expected.raw() if target.only is None or one[0] in target.only)
+        chosen = (one for one in expected.raw() if only is None or one[0] in only)
         differing = tuple(islice(_differing(found.raw(), chosen), FIRST))
-    identity = identity_of(found.raw()) if target.only is None else ""
-    same = identity == target.expected.identity if target.only is None else not differing
+    identity = identity_of(found.raw()) if only is None else ""
+    same = identity == target.expected.identity if only is None else not differing
     proof = Proof(
         target,
         "differs",
         found=identity,
         compared=len(found),
         first_differing=differing,
-        undetected=None if target.only is None else _undetected(target, 1),
+        undetected=None if only is None else _undetected(target, 1),
     )
     if not same:
         parts = [f"Its identity is {identity}, expected {target.expected.identity}."] if identity else []
@@ -969,24 +1000,22 @@ def _proof_without_reading(target: Target) -> Proof:
     )
 
 
-def _read(plan: ProofPlan, target: Target, step: Step) -> Digests:
-    """Return the digests of the compared blocks of the snapshot."""
-    journal = None if target.only is not None else _journal(plan.settings, target)
-
-    with (
-        nullcontext()
-        if journal is None
-        else lock_journal(journal.path, f"proves {target.snapshot_id}", step, remove=True)
-    ):
+def _read(plan: ProofPlan, target: Target, step: Step) -> tuple[Digests, frozenset[int] | None]:
+    """Return the digests of the compared blocks of the snapshot, and their indices; ``None`` for all."""
+    journal, only = _journal(plan.settings, target), None
+    with lock_journal(journal.path, f"proves {target.snapshot_id}", step, remove=True):
+        if target.sample is not None:
+            known = journal.open()
+            only = _chosen(target, journal.seed, known)
         pairs = reading.digests(
             plan.session,
             region=target.region,
             snapshot_id=target.snapshot_id,
-            only=target.only,
+            only=only,
             journal=journal,
             step=step,
         )
-        return Digests((index, digest.hex()) for index, digest in pairs)
+        return Digests((index, digest.hex()) for index, digest in pairs), only
 
 
 def _differing(found: Iterable[tuple[int, bytes]], expected: Iterable[tuple[int, bytes]]) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -74,8 +74,8 @@ def test_interrupted_reading_continues(aws, snapshot, image, tmp_path):
 BLOCKS = {7: "ab" * 32, 3: "cd" * 32, 900_000: "ef" * 32}
 
 
-def journal(path: Path, snapshot_id: str = SNAPSHOT, region: str = REGION) -> DigestJournal:
-    return DigestJournal(path, snapshot_id=snapshot_id, region=region)
+def journal(path: Path, snapshot_id: str = SNAPSHOT, region: str = REGION, **sample: Any) -> DigestJournal:
+    return DigestJournal(path, snapshot_id=snapshot_id, region=region, **sample)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def written(tmp_path: Path) -> Path:
     return one.path
 
 
-def known(path: Path, **other: str) -> dict[int, str]:
+def known(path: Path, **other: Any) -> dict[int, str]:
     one = journal(path, **other)
     try:
         return dict(one.open())
@@ -103,6 +103,70 @@ def test_a_journal_contains_what_was_read(written):
 def test_a_journal_of_another_snapshot_is_not_used(written, other):
     assert known(written, **other) == {}
     assert known(written) == {}  # it was begun anew
+
+
+def test_the_entry_of_another_snapshot_is_not_used(written, tmp_path):
+    other = journal(tmp_path / "other", snapshot_id="snap-0fedcba9876543210")
+    other.open()
+    other.add([(5, "12" * 32)])
+    other.close()
+    with written.open("ab") as file:
+        file.write(other.path.read_bytes()[-40:])
+    assert known(written) == BLOCKS
+
+
+OLD = {"identity": "1" * 64, "seed": bytes(range(32))}
+NEW = {"identity": "1" * 64, "seed": bytes(32)}
+
+
+@pytest.fixture
+def sampled(tmp_path: Path) -> Path:
+    """The journal of a sample with the seed `OLD`."""
+    one = journal(tmp_path / "sample", **OLD)
+    one.open()
+    one.add(list(BLOCKS.items()))
+    one.close()
+    return one.path
+
+
+def test_the_seed_of_a_sample_is_written_before_the_first_block(tmp_path):
+    journal(tmp_path / "sample", **OLD).open()
+    again = journal(tmp_path / "sample", **NEW)
+    assert (dict(again.read()), again.seed) == ({}, OLD["seed"])
+
+
+def test_a_sample_continues_with_the_seed_of_its_journal(sampled):
+    one = journal(sampled, **NEW)
+    assert (dict(one.open()), one.seed) == (BLOCKS, OLD["seed"])
+
+
+def head_changed(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"000102", b"000103"),
+        (b"000102", b"zz0102"),
+        (b"000102", b"0102"),
+        (b'"seed"', b'"salt"'),
+        (SNAPSHOT.encode(), b"snap-0fedcba9876543210"),
+        (b"1111", b"1112"),
+        (b"{", b"["),
+    ],
+)
+def test_the_journal_of_a_sample_with_another_first_line_is_not_used(sampled, old, new):
+    head_changed(sampled, old, new)
+    one = journal(sampled, **NEW)
+    assert (dict(one.read()), one.seed) == ({}, NEW["seed"])
+
+
+def test_the_journals_of_a_sample_and_of_a_whole_snapshot_are_not_confused(sampled, written):
+    assert known(sampled) == {}
+    assert known(written, **NEW) == {}
 
 
 @pytest.mark.parametrize("lost", range(1, 41))

@@ -140,8 +140,10 @@ class BlockJournal:
 class DigestJournal:
     """The journal of a proof: the SHA-256 of the blocks that were read.
 
-    A line of JSON names the snapshot. Then each block has 40 bytes: index, SHA-256 and CRC-32 of both.
-    Entries after the first damaged one are ignored, and their blocks read again.
+    A line of JSON names the snapshot and, for a sample, the identity that is proven and the seed of the
+    choice of blocks. Then each block has 40 bytes: index, SHA-256, and a CRC-32 of both and of the line. A
+    file with another line is not used. Entries after the first damaged one are ignored, and their blocks read
+    again.
 
     Parameters
     ----------
@@ -149,13 +151,26 @@ class DigestJournal:
         The file.
     snapshot_id, region
         The snapshot.
+    identity
+        Sample: the identity that is proven.
+    seed
+        Sample: random bytes for a new file.
+
+    Attributes
+    ----------
+    seed
+        The seed: that of the file once a valid one was read.
     """
 
     _ENTRY = struct.Struct(">I32s")
 
-    def __init__(self, path: Path, *, snapshot_id: str, region: str) -> None:
-        self.path = path
-        self._head = json.dumps({"snapshot_id": snapshot_id, "region": region}).encode() + b"\n"
+    def __init__(
+        self, path: Path, *, snapshot_id: str, region: str, identity: str = "", seed: bytes = b""
+    ) -> None:
+        self.path, self.seed = path, seed
+        self._facts = {"snapshot_id": snapshot_id, "region": region}
+        if identity:
+            self._facts["identity"] = identity
         self._file = -1
 
     def read(self) -> Digests:
@@ -163,27 +178,42 @@ class DigestJournal:
         return self._read()[0]
 
     def open(self) -> Digests:
-        """Return the finished blocks, and open the file for more."""
+        """Return the finished blocks, and open the file for more. Then the seed is on the disk."""
+        self.close()
         known, end = self._read()
         with suppress(OSError):
             files.make_folder(self.path.parent)
             self._file = files.create(self.path, os.O_WRONLY | os.O_APPEND)
             os.ftruncate(self._file, end)
-        self._write(b"" if end else self._head)
+        if not end:
+            self._write(self._head())
+            if self.seed and self._file >= 0:
+                with suppress(OSError):
+                    os.fsync(self._file)
         return known
 
+    def _head(self) -> bytes:
+        facts = {**self._facts, "seed": self.seed.hex()} if self.seed else self._facts
+        checked = {**facts, "checksum": zlib.crc32(json.dumps(facts).encode())}
+        return json.dumps(checked).encode() + b"\n"
+
     def _read(self) -> tuple[Digests, int]:
-        """Return the finished blocks, and the position after the last valid entry."""
+        """Return the finished blocks, and the position after the last valid entry; 0 without a valid line."""
         try:
             content = files.read(self.path)
         except OSError:
             content = b""
-        if not content.startswith(self._head):
+        new = self.seed
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            found = bytes.fromhex(json.loads(content.partition(b"\n")[0])["seed"])
+            self.seed = found if len(found) == len(new) else new
+        if not content.startswith(self._head()):
+            self.seed = new
             return Digests(), 0
-        size, at = self._ENTRY.size, len(self._head)
-        indices, sums = array("I"), bytearray()
+        size, at = self._ENTRY.size, len(self._head())
+        of_line, indices, sums = zlib.crc32(self._head()), array("I"), bytearray()
         while entry := content[at : at + size + 4]:
-            if entry[size:] != self._checksum(entry[:size]):
+            if entry[size:] != zlib.crc32(entry[:size], of_line).to_bytes(4, "big"):
                 break
             index, digest = self._ENTRY.unpack_from(entry)
             indices.append(index)
@@ -193,8 +223,9 @@ class DigestJournal:
 
     def add(self, done: Sequence[tuple[int, str]]) -> None:
         """Add finished blocks: index and SHA-256 in hexadecimal."""
+        of_line = zlib.crc32(self._head())
         entries = (self._ENTRY.pack(index, bytes.fromhex(digest)) for index, digest in done)
-        self._write(b"".join(entry + self._checksum(entry) for entry in entries))
+        self._write(b"".join(entry + zlib.crc32(entry, of_line).to_bytes(4, "big") for entry in entries))
 
     def close(self) -> None:
         """Close the file and keep it."""
@@ -207,10 +238,6 @@ class DigestJournal:
         self.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _checksum(entry: bytes) -> bytes:
-        return zlib.crc32(entry).to_bytes(4, "big")
 
     def _write(self, data: bytes) -> None:
         if self._file < 0:

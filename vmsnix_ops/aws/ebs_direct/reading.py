@@ -150,6 +150,8 @@ def digests(
         Indices to read; by default all blocks of the snapshot.
     journal
         Journal for the blocks that were read; the caller deletes it.
+    step
+        Shows the bytes that this run reads.
 
     Raises
     ------
@@ -169,8 +171,6 @@ def digests(
                 if step is not None:
                     step.advance(len(batch) * BLOCK_BYTES)
 
-            if step is not None:
-                step.advance(len(found) * BLOCK_BYTES)
             engine.run(
                 "digest",
                 [(index, token) for index, token in tokens.items() if index not in found],
