@@ -148,7 +148,16 @@ def call_everything(aws: Recorder) -> None:
     ec2.unlock_snapshot(SnapshotId=copied)
     ec2.modify_snapshot_tier(SnapshotId=copied, StorageTier="archive")
     ec2.restore_snapshot_tier(SnapshotId=copied, TemporaryRestoreDays=5)
+    rules = [
+        aws.aws.rbin.create_rule(
+            ResourceType=kind, RetentionPeriod={"RetentionPeriodValue": 1, "RetentionPeriodUnit": "DAYS"}
+        )["Identifier"]
+        for kind in ("EBS_SNAPSHOT", "EC2_IMAGE")
+    ]
+    later(3)
     ec2.delete_snapshot(SnapshotId=copied)
+    ec2.list_snapshots_in_recycle_bin()
+    ec2.restore_snapshot_from_recycle_bin(SnapshotId=copied)
     root = {"SnapshotId": plain, "VolumeType": "gp3"}
     image = ec2.register_image(
         Name="web", Architecture="x86_64", RootDeviceName="/dev/sda1", VirtualizationType="hvm",
@@ -174,6 +183,10 @@ def call_everything(aws: Recorder) -> None:
     ec2.disable_image(ImageId=other)
     ec2.enable_image(ImageId=other)
     ec2.deregister_image(ImageId=other)
+    ec2.list_images_in_recycle_bin()
+    ec2.restore_image_from_recycle_bin(ImageId=other)
+    for rule in rules:
+        aws.aws.rbin.delete_rule(Identifier=rule)
     ec2.enable_ebs_encryption_by_default()
     ec2.get_ebs_encryption_by_default()
     ec2.disable_ebs_encryption_by_default()

@@ -176,6 +176,7 @@ def required_permissions(context: Context, params: Params) -> list[RequiredPermi
         "ec2": _ec2_permissions,
         "ebs": _ebs_permissions,
         "iam": _iam_permissions,
+        "rbin": _rbin_permissions,
         "sns": _sns_permissions,
         "ssm": _ssm_permissions,
         "sts": _sts_permissions,
@@ -470,7 +471,10 @@ def _find_resource(context: Context, resource_id: str, region: str) -> Any | Non
     """Return the resource of an ID, whichever account owns it."""
     for prefix, (_, table) in RESOURCE_TYPES.items():
         if resource_id.startswith(prefix):
-            return context.tables.find(table, region, resource_id)
+            found = context.tables.find(table, region, resource_id)
+            if found is None and (one := context.tables.find(f"recycled_{table}", region, resource_id)):
+                return one.resource
+            return found
     return None
 
 
@@ -654,6 +658,22 @@ def _default_permissions(context: Context, params: Params) -> Iterator[RequiredP
     yield RequiredPermission(f"{service}:{context.operation}", resource)
 
 
+def _rbin_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
+    """Yield the permission of a call of Recycle Bin, with the keys of the rule and of the request."""
+    arn = params.get("ResourceArn") or context.arn("rbin", f"rule/{params.get('Identifier', '*')}")
+    keys = _tag_keys(params.get("Tags") or ())
+    if "TagKeys" in params:
+        keys["aws:tagkeys"] = list(params["TagKeys"])
+    rule = context.table("retention_rules").get(arn.rpartition("/")[2])
+    if rule is not None:
+        keys |= {f"aws:resourcetag/{key.lower()}": [value] for key, value in rule.tags.items()}
+        keys["rbin:attribute/resourcetype"] = [rule.resource_type]
+    elif "ResourceType" in params:
+        keys["rbin:request/resourcetype"] = [params["ResourceType"]]
+    resource = "*" if context.operation == "ListRules" else arn
+    yield RequiredPermission(f"rbin:{context.operation}", resource, keys)
+
+
 def _sns_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
     """Yield the permission of a call of SNS: on its topic, which is the only resource type of SNS.
 
@@ -764,6 +784,7 @@ ACCESS_DENIED_ERRORS: dict[str, tuple[str, int]] = {
     "ssm": ("AccessDeniedException", 400),
     "service-quotas": ("AccessDeniedException", 400),
     "kms": ("AccessDeniedException", 400),
+    "rbin": ("AccessDeniedException", 403),
     "sns": ("AuthorizationError", 403),
     "autoscaling": ("AccessDenied", 403),
 }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation
 from vmsnix_ops.sandbox.ec2.filters import describe
+from vmsnix_ops.sandbox.rbin import TABLES, recycled
 from vmsnix_ops.sandbox.ssm import parameters, readable_parameters
 from vmsnix_ops.sandbox.wire.models import service_model
 
@@ -487,10 +488,20 @@ def tags_at_creation(params: Params, *resource_types: str) -> dict[str, dict[str
 
 
 def _find_tagged(context: Context, resource_id: str) -> Any:
+    """Return a resource of the caller, also from the Recycle Bin, where its tags can be changed."""
     for kind in RESOURCE_KINDS:
         if resource_id.startswith(kind.prefix + "-"):
-            return find_own(context, kind, resource_id)
+            known = tagged_resources(context, kind)
+            return known[resource_id] if resource_id in known else find_own(context, kind, resource_id)
     raise AwsError("InvalidID", f"The ID '{resource_id}' is not valid")
+
+
+def tagged_resources(context: Context, kind: ResourceKind) -> dict[str, Any]:
+    """Return the resources of a kind by ID, and those in the Recycle Bin."""
+    found = dict(context.table(kind.table))
+    if kind.table in TABLES.values():
+        found |= {one_id: one.resource for one_id, one in recycled(context, kind.table).items()}
+    return found
 
 
 @operation("ec2", "CreateTags", "Resources Tags")
@@ -511,6 +522,9 @@ def create_tags(context: Context, params: Params) -> dict[str, Any]:
 def delete_tags(context: Context, params: Params) -> dict[str, Any]:
     """Remove tags by key, by key and value, or all but those of AWS."""
     resources = [_find_tagged(context, resource_id) for resource_id in params["Resources"]]
+    if any(tag.get("Key", "").lower().startswith(AWS_PREFIX) for tag in params.get("Tags") or ()):
+        text = "Tag keys starting with 'aws:' are reserved for internal use"
+        raise AwsError("InvalidParameterValue", text)
     for resource in resources:
         if "Tags" not in params:
             kept = {key: value for key, value in resource.tags.items() if key.startswith(AWS_PREFIX)}
@@ -529,7 +543,7 @@ def describe_tags(context: Context, params: Params) -> dict[str, Any]:
     found = [
         {"ResourceId": resource_id, "ResourceType": kind.resource_type, "Key": key, "Value": value}
         for kind in RESOURCE_KINDS
-        for resource_id, resource in context.table(kind.table).items()
+        for resource_id, resource in tagged_resources(context, kind).items()
         for key, value in resource.tags.items()
     ]
     return describe(

@@ -41,6 +41,7 @@ from vmsnix_ops.sandbox.ec2.snapshots import (
     images_of_snapshot,
     is_locked,
 )
+from vmsnix_ops.sandbox.rbin import delete_or_recycle
 from vmsnix_ops.sandbox.storage import find_bucket
 from vmsnix_ops.sandbox.wire.models import format_time
 
@@ -548,14 +549,18 @@ def disable_image_deregistration_protection(context: Context, params: Params) ->
 
 @operation("ec2", "DeregisterImage", "DeleteAssociatedSnapshots ImageId")
 def deregister_image(context: Context, params: Params) -> dict[str, Any]:
-    """Deregister an image; on request, delete those of its snapshots that no other image uses."""
+    """Deregister an image; on request, delete those of its snapshots that no other image uses.
+
+    Only images with EBS snapshots can enter the Recycle Bin (documented); assumption: and only complete ones.
+    """
     image = find_own_image(context, params["ImageId"])
     protection = deregistration_protection(image, context.clock)
     if protection != "disabled":
         # The code is documented; the text is from memory.
         text = f"The image {image.image_id} cannot be deregistered: its protection is {protection}."
         raise AwsError("OperationNotPermitted", text)
-    del context.table("images")[image.image_id]
+    retainable = not image.location and image.state(context.clock) in {"available", "disabled"}
+    delete_or_recycle(context, "images", image.image_id, retainable=retainable)
     _mark_released(context, image)
     if not params.get("DeleteAssociatedSnapshots"):
         return {"Return": True}
@@ -567,7 +572,7 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
         elif snapshot_id in table and is_locked(table[snapshot_id], context.clock):
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "client-error"})  # a guess
         elif snapshot_id in table:
-            del table[snapshot_id]
+            delete_or_recycle(context, "snapshots", snapshot_id)
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "success"})
         else:  # it belongs to another account that shared it
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "missing-permissions"})

@@ -27,6 +27,7 @@ from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
 from vmsnix_ops.sandbox.ec2.resources import Snapshot, SnapshotLock
+from vmsnix_ops.sandbox.rbin import delete_or_recycle
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -295,7 +296,10 @@ def images_of_snapshot(context: Context, snapshot_id: str) -> list[str]:
 
 @operation("ec2", "DeleteSnapshot", "SnapshotId")
 def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a snapshot that no image uses, also during its upload."""
+    """Delete a snapshot that no image uses, also during its upload.
+
+    Assumption: only a completed snapshot can enter the Recycle Bin.
+    """
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     users = images_of_snapshot(context, snapshot.snapshot_id)
     fresh = snapshot.released is not None and context.clock.age(snapshot.released) < RELEASE_SECONDS
@@ -304,7 +308,8 @@ def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
         text = f"The snapshot {snapshot.snapshot_id} is currently in use{by}"
         raise AwsError("InvalidSnapshot.InUse", text)
     _check_unlocked(snapshot, context.clock)
-    del context.table("snapshots")[snapshot.snapshot_id]
+    completed = snapshot.state(context.clock) == "completed"
+    delete_or_recycle(context, "snapshots", snapshot.snapshot_id, retainable=completed)
     return {}
 
 

@@ -114,7 +114,7 @@ def unix_time(value: datetime) -> float:
     return round(value.timestamp(), 3)
 
 
-SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas", "autoscaling", "sns", "kms")
+SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas", "autoscaling", "sns", "kms", "rbin")
 SIGNING_NAMES = {"servicequotas": "service-quotas"}
 
 # Query keys that are not parameters.

@@ -1,0 +1,404 @@
+"""Recycle Bin: the retention rules, and what EC2 keeps of deleted images and snapshots.
+
+`ec2.recycle_bin` lists and restores them. Sources: the operations in the Recycle Bin API Reference; "Recycle
+Bin", "Considerations for Recycle Bin", "Control access to Recycle Bin with IAM" in the Amazon EBS User Guide;
+the actions in the Service Authorization Reference. Texts of errors are from memory, their codes and reasons
+are documented. Rules for volumes are not emulated.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+import string
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
+
+if TYPE_CHECKING:
+    from vmsnix_ops.sandbox.core import Clock, Context, Params
+
+
+IN_BIN_TAG = "aws:recycle-bin:resource-in-bin"
+"""The tag of a resource in the Recycle Bin. Its value is ``true``."""
+
+ACTIVATION_SECONDS = 2.0
+"""How long a new rule is pending and retains nothing. AWS documents only that it may take a moment."""
+
+RETENTION_DAYS, UNLOCK_DAYS = range(1, 366), range(7, 31)
+MAX_EXCLUSIONS, MAX_RESOURCE_TAGS, PAGE_SIZE = 5, 50, 1000
+TABLES = {"EBS_SNAPSHOT": "snapshots", "EC2_IMAGE": "images"}
+"""The emulated resource types, and the tables of their resources."""
+
+
+@dataclass(slots=True)
+class Rule:
+    """A retention rule; in the table ``retention_rules`` of its region by ID.
+
+    `matching` are the tags of a tag-level rule, `excluded` those that a region-level rule excludes; a value
+    is None when the rule has only a key. The rule is locked when `unlock_days` is set and `unlocked` is not.
+    """
+
+    rule_id: str
+    arn: str
+    resource_type: str
+    days: int
+    created: datetime
+    description: str = ""
+    matching: list[tuple[str, str | None]] = field(default_factory=list)
+    excluded: list[tuple[str, str | None]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    unlock_days: int = 0
+    unlocked: datetime | None = None
+
+    def lock_end(self) -> datetime | None:
+        """Return when the unlock delay ends, or None when the rule was not unlocked."""
+        return None if self.unlocked is None else self.unlocked + timedelta(days=self.unlock_days)
+
+    def lock_state(self, clock: Clock) -> str:
+        """Return ``locked``, ``pending_unlock`` or ``unlocked``; "" when it never was locked."""
+        end = self.lock_end()
+        if end is None:
+            return "locked" if self.unlock_days else ""
+        return "unlocked" if clock.is_past(end, since=self.unlocked) else "pending_unlock"
+
+    def status(self, clock: Clock) -> str:
+        """Return ``pending`` or ``available``."""
+        return "pending" if clock.age(self.created) < ACTIVATION_SECONDS else "available"
+
+    def retains(self, tags: dict[str, str]) -> bool:
+        """Return whether it retains a resource with these tags."""
+        if self.matching:
+            return any(_has_tag(tags, key, value) for key, value in self.matching)
+        return not any(_has_tag(tags, key, value) for key, value in self.excluded)
+
+
+def _has_tag(tags: dict[str, str], key: str, value: str | None) -> bool:
+    """Return whether a resource has a tag of a rule. Assumption: one without a value matches all values."""
+    return key in tags and value in {None, tags[key]}
+
+
+# What the bin contains
+
+
+@dataclass(slots=True)
+class Recycled:
+    """An image or a snapshot in the bin, in the table ``recycled_images`` or ``recycled_snapshots`` by ID."""
+
+    resource: Any
+    entered: datetime
+    days: int
+
+    @property
+    def exits(self) -> datetime:
+        """When the retention period ends."""
+        return self.entered + timedelta(days=self.days)
+
+
+def recycled(context: Context, table: str) -> dict[str, Recycled]:
+    """Return what the bin contains of a table, without what was retained long enough.
+
+    The period passes on the sandbox's clock, but takes at least the minutes of `Clock.is_listed`.
+    """
+    found: dict[str, Recycled] = context.table(f"recycled_{table}")
+    for resource_id, one in list(found.items()):
+        if not context.clock.is_listed(one.entered, one.days * 86400.0):
+            del found[resource_id]
+    return found
+
+
+def delete_or_recycle(context: Context, table: str, resource_id: str, *, retainable: bool = True) -> None:
+    """Delete a resource; when a rule retains it, move it to the bin for the longest period of all rules."""
+    resource = context.table(table).pop(resource_id)
+    days = [
+        rule.days
+        for rule in context.table("retention_rules").values()
+        if TABLES[rule.resource_type] == table
+        and rule.status(context.clock) == "available"
+        and rule.retains(resource.tags)
+    ]
+    if days and retainable:
+        resource.tags[IN_BIN_TAG] = "true"
+        recycled(context, table)[resource_id] = Recycled(resource, context.clock.now(), max(days))
+
+
+def restore(context: Context, table: str, resource_id: str) -> Any:
+    """Move a resource from the bin back to its table, and return it."""
+    resource = recycled(context, table).pop(resource_id).resource
+    del resource.tags[IN_BIN_TAG]
+    context.table(table)[resource_id] = resource
+    return resource
+
+
+# Rules
+
+
+def _validation_error(text: str, reason: str = "INVALID_PARAMETER_VALUE") -> AwsError:
+    return AwsError("ValidationException", text, Reason=reason)
+
+
+def _rule_view(rule: Rule, clock: Clock) -> dict[str, Any]:
+    """Return a rule as GetRule shows it."""
+    view: dict[str, Any] = {
+        "Identifier": rule.rule_id,
+        "RuleArn": rule.arn,
+        "Description": rule.description,
+        "ResourceType": rule.resource_type,
+        "RetentionPeriod": {"RetentionPeriodValue": rule.days, "RetentionPeriodUnit": "DAYS"},
+        "ResourceTags": _tag_view(rule.matching),
+        "ExcludeResourceTags": _tag_view(rule.excluded),
+        "Status": rule.status(clock),
+    }
+    state = rule.lock_state(clock)
+    if state:
+        view["LockState"] = state
+        delay = {"UnlockDelayValue": rule.unlock_days, "UnlockDelayUnit": "DAYS"}
+        view["LockConfiguration"] = {"UnlockDelay": delay}
+    if state == "pending_unlock":
+        view["LockEndTime"] = rule.lock_end()
+    return view
+
+
+def _tag_view(tags: list[tuple[str, str | None]]) -> list[dict[str, str]]:
+    return [
+        {"ResourceTagKey": key} | ({} if value is None else {"ResourceTagValue": value})
+        for key, value in tags
+    ]
+
+
+def _read_tags(params: Params, member: str, most: int) -> list[tuple[str, str | None]]:
+    tags = [(tag["ResourceTagKey"], tag.get("ResourceTagValue")) for tag in params.get(member) or ()]
+    if len(tags) > most:
+        raise _validation_error(f"{member} can have at most {most} tags.")
+    for key, value in tags:
+        if not 1 <= len(key) <= 128 or len(value or "") > 256:
+            raise _validation_error(f"{member} has a tag with an invalid key or value.")
+    return tags
+
+
+def _read_days(params: Params) -> int:
+    period = params["RetentionPeriod"]
+    days: int = period["RetentionPeriodValue"]
+    if period["RetentionPeriodUnit"] != "DAYS" or days not in RETENTION_DAYS:
+        raise _validation_error("The retention period must be between 1 and 365 days.")
+    return days
+
+
+def _read_unlock_days(params: Params) -> int:
+    delay = params["LockConfiguration"]["UnlockDelay"]
+    days: int = delay["UnlockDelayValue"]
+    if delay["UnlockDelayUnit"] != "DAYS" or days not in UNLOCK_DAYS:
+        raise _validation_error("The unlock delay must be between 7 and 30 days.")
+    return days
+
+
+def _read_description(params: Params) -> str:
+    text: str = params.get("Description", "")
+    if not re.fullmatch(r"[\S ]{0,255}", text):
+        raise _validation_error("The description is invalid.")
+    return text
+
+
+def _check_rule(rule: Rule) -> None:
+    """Check that only a region-level rule has exclusion tags, and only one without them has a lock."""
+    if rule.matching and rule.excluded:
+        raise _validation_error("Exclusion tags can't be specified for a tag-level retention rule.")
+    if rule.unlock_days and (rule.matching or rule.excluded):
+        raise _validation_error("Only Region-level retention rules without exclusion tags can be locked.")
+
+
+def _check_resource_type(resource_type: str) -> str:
+    if resource_type == "EBS_VOLUME":
+        raise not_emulated("the resource type EBS_VOLUME of Recycle Bin")
+    if resource_type not in TABLES:
+        raise _validation_error(f"The resource type {resource_type} is invalid.")
+    return resource_type
+
+
+def _find_rule(context: Context, params: Params) -> Rule:
+    rule_id = params["Identifier"]
+    if not re.fullmatch("[0-9a-zA-Z]{11}", rule_id):
+        raise _validation_error(f"The rule identifier {rule_id} is invalid.")
+    return _known_rule(context, rule_id)
+
+
+def _known_rule(context: Context, rule_id: str) -> Rule:
+    found: Rule | None = context.table("retention_rules").get(rule_id)
+    if found is None:
+        text = f"The rule {rule_id} was not found."
+        raise AwsError("ResourceNotFoundException", text, status=404, Reason="RULE_NOT_FOUND")
+    return found
+
+
+def _check_state(rule: Rule, clock: Clock, *allowed: str) -> None:
+    state = rule.lock_state(clock)
+    if state not in allowed:
+        text = f"The rule {rule.rule_id} is in the lock state {state or 'null'}."
+        raise AwsError("ConflictException", text, status=409, Reason="INVALID_RULE_STATE")
+
+
+@operation(
+    "rbin",
+    "CreateRule",
+    "RetentionPeriod Description Tags ResourceType ResourceTags LockConfiguration ExcludeResourceTags",
+)
+def create_rule(context: Context, params: Params) -> dict[str, Any]:
+    """Create a rule: tag-level with ResourceTags, region-level without."""
+    rule_id = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(11))
+    rule = Rule(
+        rule_id=rule_id,
+        arn=context.arn("rbin", f"rule/{rule_id}"),
+        resource_type=_check_resource_type(params["ResourceType"]),
+        days=_read_days(params),
+        created=context.clock.now(),
+        description=_read_description(params),
+        matching=_read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS),
+        excluded=_read_tags(params, "ExcludeResourceTags", MAX_EXCLUSIONS),
+        tags={tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()},
+        unlock_days=_read_unlock_days(params) if "LockConfiguration" in params else 0,
+    )
+    _check_rule(rule)
+    context.table("retention_rules")[rule_id] = rule
+    return _rule_view(rule, context.clock) | {"Tags": tag_list(rule.tags)}
+
+
+@operation("rbin", "GetRule", "Identifier")
+def get_rule(context: Context, params: Params) -> dict[str, Any]:
+    """Return a rule."""
+    return _rule_view(_find_rule(context, params), context.clock)
+
+
+@operation("rbin", "UpdateRule", "Identifier RetentionPeriod Description ResourceTags ExcludeResourceTags")
+def update_rule(context: Context, params: Params) -> dict[str, Any]:
+    """Change the members of a rule that the request has, unless the rule is locked."""
+    rule = _find_rule(context, params)
+    _check_state(rule, context.clock, "", "unlocked")
+    changed = Rule(
+        rule_id=rule.rule_id,
+        arn=rule.arn,
+        resource_type=rule.resource_type,
+        days=_read_days(params) if "RetentionPeriod" in params else rule.days,
+        created=rule.created,
+        description=_read_description(params) if "Description" in params else rule.description,
+        matching=rule.matching,
+        excluded=rule.excluded,
+        tags=rule.tags,
+        unlock_days=rule.unlock_days,
+        unlocked=rule.unlocked,
+    )
+    if "ResourceTags" in params:
+        changed.matching = _read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS)
+    if "ExcludeResourceTags" in params:
+        changed.excluded = _read_tags(params, "ExcludeResourceTags", MAX_EXCLUSIONS)
+    _check_rule(changed)
+    context.table("retention_rules")[rule.rule_id] = changed
+    return _rule_view(changed, context.clock)
+
+
+@operation("rbin", "DeleteRule", "Identifier")
+def delete_rule(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a rule, unless it is locked. What it retained stays in the bin."""
+    rule = _find_rule(context, params)
+    _check_state(rule, context.clock, "", "unlocked")
+    del context.table("retention_rules")[rule.rule_id]
+    return {}
+
+
+@operation(
+    "rbin", "ListRules", "MaxResults NextToken ResourceType ResourceTags LockState ExcludeResourceTags"
+)
+def list_rules(context: Context, params: Params) -> dict[str, Any]:
+    """Return the rules for a resource type. Assumption: a rule must have all the tags of the request."""
+    kind = _check_resource_type(params["ResourceType"])
+    matching = set(_read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS))
+    excluded = set(_read_tags(params, "ExcludeResourceTags", MAX_EXCLUSIONS))
+    rules = [
+        rule
+        for _, rule in sorted(context.table("retention_rules").items())
+        if rule.resource_type == kind
+        and matching <= set(rule.matching)
+        and excluded <= set(rule.excluded)
+        and params.get("LockState") in {None, rule.lock_state(context.clock)}
+    ]
+    size = params.get("MaxResults", PAGE_SIZE)
+    if not 1 <= size <= PAGE_SIZE:
+        raise _validation_error(f"MaxResults must be between 1 and {PAGE_SIZE}.")
+    if params.get("NextToken"):
+        after = _read_token(params["NextToken"])
+        rules = [rule for rule in rules if rule.rule_id > after]
+    members = ("Identifier", "Description", "RetentionPeriod", "LockState", "RuleArn")
+    views = (_rule_view(rule, context.clock) for rule in rules[:size])
+    answer: dict[str, Any] = {
+        "Rules": [{name: view[name] for name in members if name in view} for view in views]
+    }
+    if len(rules) > size:
+        answer["NextToken"] = base64.b64encode(rules[size - 1].rule_id.encode()).decode()
+    return answer
+
+
+def _read_token(token: str) -> str:
+    try:
+        return base64.b64decode(token, validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN") from None
+
+
+# Locks
+
+
+@operation("rbin", "LockRule", "Identifier LockConfiguration")
+def lock_rule(context: Context, params: Params) -> dict[str, Any]:
+    """Lock a region-level rule, or lock it again while its unlock delay runs."""
+    rule, days = _find_rule(context, params), _read_unlock_days(params)
+    _check_state(rule, context.clock, "", "unlocked", "pending_unlock")
+    if rule.matching or rule.excluded:
+        raise _validation_error("Only Region-level retention rules without exclusion tags can be locked.")
+    rule.unlock_days, rule.unlocked = days, None
+    return _rule_view(rule, context.clock)
+
+
+@operation("rbin", "UnlockRule", "Identifier")
+def unlock_rule(context: Context, params: Params) -> dict[str, Any]:
+    """Unlock a rule. It can be changed when the unlock delay has passed."""
+    rule = _find_rule(context, params)
+    _check_state(rule, context.clock, "locked")
+    rule.unlocked = context.clock.now()
+    return _rule_view(rule, context.clock)
+
+
+# Tags of rules
+
+
+def _tagged_rule(context: Context, params: Params) -> Rule:
+    arn = params["ResourceArn"]
+    prefix = context.arn("rbin", "rule/")
+    if not re.fullmatch(r"arn:\S+:rbin:[a-z\-0-9]{0,63}:[0-9]{12}:rule/[0-9a-zA-Z]{11}", arn):
+        raise _validation_error(f"The resource ARN {arn} is invalid.")
+    return _known_rule(context, arn.removeprefix(prefix))
+
+
+@operation("rbin", "TagResource", "ResourceArn Tags")
+def tag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Add tags to a rule, or replace them."""
+    rule = _tagged_rule(context, params)
+    rule.tags |= {tag["Key"]: tag["Value"] for tag in params["Tags"]}
+    return {}
+
+
+@operation("rbin", "UntagResource", "ResourceArn TagKeys")
+def untag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags from a rule. Unknown keys are ignored."""
+    rule = _tagged_rule(context, params)
+    for key in params["TagKeys"]:
+        rule.tags.pop(key, None)
+    return {}
+
+
+@operation("rbin", "ListTagsForResource", "ResourceArn")
+def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Return the tags of a rule."""
+    return {"Tags": tag_list(_tagged_rule(context, params).tags)}
