@@ -6,15 +6,13 @@ Reference. Texts are from public transcripts, or marked as from memory.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import copy
 import re
 import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import AwsError, operation, page_start, page_token
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import find_instance_type
 from vmsnix_ops.sandbox.ec2.instances import run_instances
@@ -100,12 +98,12 @@ def _page(
     start = 0
     if params.get("NextToken"):
         try:
-            start = int(base64.b64decode(params["NextToken"], validate=True).decode().removeprefix("after "))
-        except (binascii.Error, ValueError):
+            start = page_start(params["NextToken"])
+        except ValueError:
             raise AwsError("InvalidNextToken", "The token is not valid.") from None
     answer: dict[str, Any] = {member: [view(item) for item in items[start : start + size]]}
     if start + size < len(items):
-        answer["NextToken"] = base64.b64encode(f"after {start + size}".encode()).decode()
+        answer["NextToken"] = page_token(start + size)
     return answer
 
 
@@ -163,10 +161,11 @@ def create_launch_configuration(context: Context, params: Params) -> dict[str, A
             f"with the name {name}"
         )
         raise AwsError("AlreadyExists", text)
-    for member in ("ImageId", "InstanceType"):
-        if not params.get(member):
-            text = "Valid requests must contain either the InstanceID parameter or both the ImageId and "
-            raise _validation_error(f"{text}InstanceType parameters.")
+    if not params.get("ImageId") or not params.get("InstanceType"):
+        raise _validation_error(
+            "Valid requests must contain either the InstanceID parameter or both the ImageId and "
+            "InstanceType parameters."
+        )
     try:
         find_launchable_image(context, params["ImageId"])
         find_instance_type(params["InstanceType"])
@@ -193,8 +192,11 @@ def delete_launch_configuration(context: Context, params: Params) -> dict[str, A
     configuration = _find_configuration(context, params["LaunchConfigurationName"])
     for group in context.table("auto_scaling_groups").values():
         if group.source.get("LaunchConfigurationName") == configuration.name:
-            text = f"Cannot delete launch configuration {configuration.name} because it is attached to "
-            raise AwsError("ResourceInUse", f"{text}AutoScalingGroup {group.name}")
+            text = (
+                f"Cannot delete launch configuration {configuration.name} because it is attached to "
+                f"AutoScalingGroup {group.name}"
+            )
+            raise AwsError("ResourceInUse", text)
     del context.table("launch_configurations")[configuration.name]
     return {}
 
@@ -248,8 +250,10 @@ def _launch_source(context: Context, params: Params) -> dict[str, Any]:
     """Return the member that defines what a group launches, after the checks."""
     given = [name for name in SOURCES if params.get(name)]
     if len(given) != 1:
-        text = "Valid requests must contain either LaunchTemplate, LaunchConfigurationName, InstanceId or "
-        raise _validation_error(f"{text}MixedInstancesPolicy parameter.")
+        raise _validation_error(
+            "Valid requests must contain either LaunchTemplate, LaunchConfigurationName, InstanceId or "
+            "MixedInstancesPolicy parameter."
+        )
     if given == ["LaunchConfigurationName"]:
         return {given[0]: _find_configuration(context, params[given[0]]).name}
     if given == ["LaunchTemplate"]:
@@ -345,8 +349,8 @@ def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
     """Create a group and launch its instances."""
     name, table = _check_name(params["AutoScalingGroupName"], "group"), context.table("auto_scaling_groups")
     if name in table:
-        text = "AutoScalingGroup by this name already exists - A group with the name "
-        raise AwsError("AlreadyExists", f"{text}{name} already exists")
+        text = f"AutoScalingGroup by this name already exists - A group with the name {name} already exists"
+        raise AwsError("AlreadyExists", text)
     source, zones = _launch_source(context, params), params.get("AvailabilityZones") or []
     subnets = [word.strip() for word in params.get("VPCZoneIdentifier", "").split(",") if word.strip()]
     if not zones and not subnets:
@@ -440,8 +444,11 @@ def delete_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
     group = _find_group(context, params["AutoScalingGroupName"])
     members = _members(context, group)
     if members and not params.get("ForceDelete"):
-        text = "You cannot delete an AutoScalingGroup while there are instances or pending Spot instance "
-        raise AwsError("ResourceInUse", f"{text}request(s) still in the group.")
+        raise AwsError(
+            "ResourceInUse",
+            "You cannot delete an AutoScalingGroup while there are instances or pending Spot instance "
+            "request(s) still in the group.",
+        )
     for instance in members:
         instance.terminating = context.clock.now()
     del context.table("auto_scaling_groups")[group.name]

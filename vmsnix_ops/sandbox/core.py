@@ -11,6 +11,7 @@ bytes, or a list of `wire.http.FileRange`, which the server sends without copyin
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import math
@@ -104,6 +105,16 @@ def constraint_text(value: object, member: str, constraint: str) -> str:
     """Return AWS's text for a value that breaks a rule, such as ``have length less than or equal to 10``."""
     where = f"Value '{value}' at '{member}'"
     return f"1 validation error detected: {where} failed to satisfy constraint: Member must {constraint}"
+
+
+def page_token(start: int) -> str:
+    """Return the token of a page that begins with the item of this number."""
+    return base64.b64encode(f"after {start}".encode()).decode()
+
+
+def page_start(token: str) -> int:
+    """Return the number in a token of `page_token`, or raise ValueError."""
+    return int(base64.b64decode(token, validate=True).decode().removeprefix("after "))
 
 
 def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:

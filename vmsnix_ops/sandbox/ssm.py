@@ -9,7 +9,6 @@ SecureString parameter values" in the User Guide. For KMS keys see `kms`.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from dataclasses import dataclass, field
@@ -17,7 +16,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
-from vmsnix_ops.sandbox.core import AwsError, constraint_text, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import (
+    AwsError,
+    constraint_text,
+    not_emulated,
+    operation,
+    page_start,
+    page_token,
+    tag_list,
+)
 from vmsnix_ops.sandbox.iam import policies_of_principal
 from vmsnix_ops.sandbox.kms import find_key, managed_key
 from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate
@@ -230,18 +237,14 @@ def _page(items: list[Any], params: Params, member: str, most: int) -> dict[str,
     if not 1 <= limit <= most:
         bound = f"less than or equal to {most}" if limit > most else "greater than or equal to 1"
         raise _validation_error(constraint_text(limit, "maxResults", f"have value {bound}"))
-    start = _read_token(params["NextToken"]) if "NextToken" in params else 0
+    try:
+        start = page_start(params["NextToken"]) if "NextToken" in params else 0
+    except ValueError:
+        raise AwsError("InvalidNextToken", "The specified token is not valid.") from None
     answer: dict[str, Any] = {member: items[start : start + limit]}
     if start + limit < len(items):
-        answer["NextToken"] = base64.b64encode(f"after {start + limit}".encode()).decode()
+        answer["NextToken"] = page_token(start + limit)
     return answer
-
-
-def _read_token(token: str) -> int:
-    try:
-        return int(base64.b64decode(token, validate=True).decode().removeprefix("after "))
-    except (binascii.Error, ValueError):
-        raise AwsError("InvalidNextToken", "The specified token is not valid.") from None
 
 
 def _check_name(name: str) -> None:

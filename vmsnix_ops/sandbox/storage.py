@@ -178,7 +178,7 @@ def find_bucket(tables: Tables, name: str) -> Bucket | None:
 
 
 def open_object(tables: Tables, folder: Path, bucket: str, key: str) -> ObjectReader:
-    """Return an object's content as one seekable binary file.
+    """Return the content of the current object of a key as one seekable binary file.
 
     Raises
     ------
@@ -188,7 +188,12 @@ def open_object(tables: Tables, folder: Path, bucket: str, key: str) -> ObjectRe
     found = find_bucket(tables, bucket)
     if found is None or key not in found.objects:
         raise FileNotFoundError(f"s3://{bucket}/{key}")
-    return ObjectReader([(part.path(folder), part.size) for part in found.objects[key].parts])
+    return object_reader(found.objects[key], folder)
+
+
+def object_reader(stored: StoredObject, folder: Path) -> ObjectReader:
+    """Return an object's content as one seekable binary file."""
+    return ObjectReader([(part.path(folder), part.size) for part in stored.parts])
 
 
 def file_ranges(stored: StoredObject, folder: Path, start: int, length: int) -> list[FileRange]:

@@ -85,7 +85,7 @@ def test_pages_show_every_key_once(keys: set[str], prefix: str, delimiter: str, 
     after = ""
     while True:
         page = list_keys(keys, prefix, delimiter, after, limit)
-        shown += page.keys + page.prefixes
+        shown += page.items + page.prefixes
         if not page.truncated:
             break
         after = page.last

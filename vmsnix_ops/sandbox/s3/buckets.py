@@ -31,7 +31,6 @@ from vmsnix_ops.sandbox.s3.common import (
     canonical_user_id,
     check_tags,
     invalid_request,
-    no_such_setting,
     owner_acl,
 )
 from vmsnix_ops.sandbox.s3.requests import check_owner, existing_bucket, requested_bucket
@@ -247,6 +246,11 @@ def _default_ownership() -> dict[str, Any]:
     return {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
 
 
+def _no_such_setting(bucket: Bucket, code: str, text: str) -> AwsError:
+    """Return the error for a document that a bucket does not have."""
+    return AwsError(code, text, status=404, BucketName=bucket.name)
+
+
 DocumentCheck = Callable[[Any], Any]
 
 
@@ -289,7 +293,7 @@ def _register_setting(
         bucket = requested_bucket(context, params)
         document = bucket.settings.get(setting) or (default() if default is not None else None)
         if document is None:
-            raise no_such_setting(bucket, *missing)
+            raise _no_such_setting(bucket, *missing)
         return dict(document) if is_answer else {member: document}
 
     def put_setting(context: Context, params: Params) -> dict[str, Any]:
@@ -386,7 +390,7 @@ _register_setting(
 )
 
 
-# Documents that the sandbox has no operation to put: what a bucket without them answers
+# Documents that no operation of the sandbox can put: the errors for a bucket without them
 
 UNSET_DOCUMENTS = {
     "GetBucketCors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
@@ -417,7 +421,7 @@ def _register_unset(name: str, error: tuple[str, str] | None) -> None:
         bucket = requested_bucket(context, params)
         if error is None:
             return {}
-        raise no_such_setting(bucket, *error)
+        raise _no_such_setting(bucket, *error)
 
     operation("s3", name, *GET)(get_unset)
 
@@ -444,7 +448,7 @@ def get_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     bucket = requested_bucket(context, params)
     if "lifecycle" not in bucket.settings:
         text = "The lifecycle configuration does not exist"
-        raise no_such_setting(bucket, "NoSuchLifecycleConfiguration", text)
+        raise _no_such_setting(bucket, "NoSuchLifecycleConfiguration", text)
     return dict(bucket.settings["lifecycle"])
 
 
@@ -543,7 +547,7 @@ def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return the bucket policy as it was sent."""
     bucket = _own_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"Policy": bucket.settings["policy"]}
 
 
@@ -557,9 +561,8 @@ def put_policy(context: Context, params: Params) -> dict[str, Any]:
         raise AwsError(
             "AccessDenied",
             f"User: {context.principal} is not authorized to perform: s3:PutBucketPolicy on resource: "
-            f'"arn:aws:s3:::{bucket.name}" because public policies are prevented by the BlockPublicPolicy '
-            "setting in "
-            "S3 Block Public Access.",
+            f'"{_bucket_arn(context, bucket.name)}" because public policies are prevented by the '
+            "BlockPublicPolicy setting in S3 Block Public Access.",
             status=403,
         )
     bucket.settings["policy"] = params["Policy"]
@@ -578,7 +581,7 @@ def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
     """Return whether the bucket policy makes the bucket public."""
     bucket = requested_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
     return {"PolicyStatus": {"IsPublic": _is_public_policy(json.loads(bucket.settings["policy"]))}}
 
 

@@ -392,11 +392,6 @@ def quote_etag(etag: str) -> str:
     return f'"{etag}"'
 
 
-def no_such_setting(bucket: Bucket, code: str, text: str) -> AwsError:
-    """Return the error for a document that a bucket does not have."""
-    return AwsError(code, text, status=404, BucketName=bucket.name)
-
-
 def checksum_members(checksums: dict[str, str]) -> dict[str, str]:
     """Return checksums by the names of their parameters."""
     return {CHECKSUM_MEMBERS[name]: value for name, value in checksums.items()}

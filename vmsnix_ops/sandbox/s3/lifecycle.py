@@ -1,7 +1,7 @@
-"""Lifecycle rules: return when an object expires, and delete expired objects.
+"""Lifecycle rules: when an object expires, and the deletion of expired objects.
 
 Deletions and expiry dates happen at midnight UTC, in real time; `Clock.advance` brings them nearer. AWS may
-delete up to some days later. Transitions have no effect, because the sandbox has no storage classes.
+delete up to some days later. Transitions have no effect: an object keeps its storage class.
 
 Sources: "Lifecycle configuration elements", "Expiring objects" and "Examples of S3 Lifecycle configurations"
 (of overlapping rules the earlier expiry wins) in the Amazon S3 User Guide; AWS's answers of February 2026 in
@@ -83,7 +83,7 @@ def expiration_member(bucket: Bucket, stored: StoredObject) -> dict[str, str]:
 
 
 def expire_objects(context: Context, bucket: Bucket) -> None:
-    """Delete what has expired in a bucket. It is done once a day, and after each `Clock.advance`."""
+    """Delete the expired objects and uploads of a bucket, once a day and after each `Clock.advance`."""
     if "lifecycle" not in bucket.settings:
         return
     today = f"{context.clock.now():%Y-%m-%d} {context.clock.steps}"

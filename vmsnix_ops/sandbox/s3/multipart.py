@@ -40,7 +40,14 @@ from vmsnix_ops.sandbox.s3.common import (
     stored_headers,
 )
 from vmsnix_ops.sandbox.s3.lifecycle import expiration_member
-from vmsnix_ops.sandbox.s3.objects import WRITE_PARAMETERS, is_not_modified, key_encoder, page_limit
+from vmsnix_ops.sandbox.s3.objects import (
+    WRITE_PARAMETERS,
+    is_not_modified,
+    key_encoder,
+    list_members,
+    list_page,
+    page_limit,
+)
 from vmsnix_ops.sandbox.s3.requests import (
     check_owner,
     existing_bucket,
@@ -48,7 +55,7 @@ from vmsnix_ops.sandbox.s3.requests import (
     requested_bucket,
 )
 from vmsnix_ops.sandbox.s3.versions import NULL, find_object, store_object, version_member
-from vmsnix_ops.sandbox.storage import ObjectReader, Part, StoredObject, Upload
+from vmsnix_ops.sandbox.storage import Part, StoredObject, Upload, object_reader
 from vmsnix_ops.sandbox.wire.checksums import (
     Digests,
     combine_crc,
@@ -120,40 +127,19 @@ def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
     prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
     key_marker, id_marker = params.get("KeyMarker", ""), params.get("UploadIdMarker", "")
     limit = page_limit(params, "MaxUploads")
-    shown: list[Upload] = []
-    prefixes: list[str] = []
-    last, truncated = ("", ""), False
-    for upload in _uploads_after(bucket, prefix, key_marker, id_marker):
-        cut = upload.key.find(delimiter, len(prefix)) if delimiter else -1
-        common = upload.key[: cut + len(delimiter)] if cut >= 0 else None
-        if common is not None and (common in prefixes or key_marker.startswith(common)):
-            continue
-        if len(shown) + len(prefixes) >= limit:
-            truncated = True
-            break
-        if common is None:
-            shown.append(upload)
-            last = (upload.key, upload.upload_id)
-        else:
-            prefixes.append(common)
-            last = ("", "")  # AWS gives no marker after a common prefix, also when there is another page
-    answer: dict[str, Any] = {
+    uploads = _uploads_after(bucket, prefix, key_marker, id_marker)
+    page = list_page(uploads, lambda upload: upload.key, prefix, delimiter, key_marker, limit)
+    # AWS gives no marker after a common prefix, also when there is another page.
+    last = None if isinstance(page.last, str) else page.last
+    return list_members(params, page, encode) | {
         "Bucket": bucket.name,
         "KeyMarker": encode(key_marker),
         "UploadIdMarker": id_marker,
         "MaxUploads": limit,
-        "NextKeyMarker": encode(last[0]),
-        "NextUploadIdMarker": last[1],
-        "IsTruncated": truncated,
-        "Uploads": [_upload_entry(bucket, upload, encode) for upload in shown],
-        "CommonPrefixes": [{"Prefix": encode(common)} for common in prefixes],
-        "Prefix": encode(prefix),
+        "NextKeyMarker": encode(last.key) if last is not None else "",
+        "NextUploadIdMarker": last.upload_id if last is not None else "",
+        "Uploads": [_upload_entry(bucket, upload, encode) for upload in page.items],
     }
-    if delimiter:
-        answer["Delimiter"] = encode(delimiter)
-    if "EncodingType" in params:
-        answer["EncodingType"] = "url"
-    return answer
 
 
 def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> list[Upload]:
@@ -622,15 +608,11 @@ def _copy_digests(
     if not source.multipart and wanted == set(source.checksums):
         return source.etag, source.checksums
     digests = Digests({"md5", *wanted})
-    with _object_reader(context, source) as reader:
+    with object_reader(source, context.folder) as reader:
         buffer = memoryview(bytearray(BUFFER))
         while count := reader.readinto(buffer):
             digests.update(buffer[:count])
     return digests.hex("md5"), {name: digests.base64(name) for name in wanted}
-
-
-def _object_reader(context: Context, source: StoredObject) -> ObjectReader:
-    return ObjectReader([(part.path(context.folder), part.size) for part in source.parts])
 
 
 @object_operation(
@@ -646,10 +628,10 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
         upload = _find_upload(requested_bucket(context, params), params)
         source_bucket, source = _find_copy_source(context, params)
     start, end = _copied_range(source, params)
-    algorithms = {upload.algorithm or DEFAULT_CHECKSUM}
-    digests = Digests({"md5", *algorithms})
+    algorithm = upload.algorithm or DEFAULT_CHECKSUM
+    digests = Digests({"md5", algorithm})
     file, path = new_part_file(context)
-    with _object_reader(context, source) as reader, path.open("wb", buffering=0) as target:
+    with object_reader(source, context.folder) as reader, path.open("wb", buffering=0) as target:
         reader.seek(start)
         while start < end:
             piece = memoryview(reader.read(min(BUFFER, end - start)) or b"")
@@ -661,7 +643,7 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
         file=file,
         size=path.stat().st_size,
         md5=digests.hex("md5"),
-        checksums={name: digests.base64(name) for name in algorithms},
+        checksums={algorithm: digests.base64(algorithm)},
         modified=context.clock.now(),
     )
     _store_part(context, params, part)

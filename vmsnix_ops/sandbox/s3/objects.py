@@ -10,10 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
@@ -53,7 +52,7 @@ from vmsnix_ops.sandbox.storage import StoredObject, file_ranges
 from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.s3.versions import Version
@@ -235,12 +234,10 @@ def is_not_modified(
     AwsError
         ``PreconditionFailed``.
     """
-
-    def asked(name: str) -> Any:
-        return params.get(f"{names}{name}")
-
-    match, none_match = asked("IfMatch"), asked("IfNoneMatch")
-    unmodified, modified = asked("IfUnmodifiedSince"), asked("IfModifiedSince")
+    match, none_match, unmodified, modified = (
+        params.get(f"{names}{name}")
+        for name in ("IfMatch", "IfNoneMatch", "IfUnmodifiedSince", "IfModifiedSince")
+    )
     if match is not None:
         if match != "*" and stored.etag not in _etags(match):
             raise precondition_failed(f"{header}If-Match")
@@ -399,7 +396,7 @@ MAX_DELETED = 1000
 
 @object_operation("DeleteObject", "Bucket Key VersionId IfMatch")
 def delete_one(context: Context, params: Params) -> dict[str, Any]:
-    """Delete an object or one of its versions. An unknown key is no error."""
+    """Delete an object or one of its versions. An unknown key is not an error."""
     bucket, key, etag = requested_bucket(context, params), params["Key"], params.get("IfMatch")
     if "VersionId" not in params:
         return {"__status__": 204, **delete_object(context, bucket, key, etag)}
@@ -448,60 +445,82 @@ def _delete_entry(context: Context, bucket: Bucket, entry: dict[str, Any]) -> di
 
 
 MAX_KEYS = 1000
-AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
+Item = TypeVar("Item")
 
 
 @dataclass
-class KeyPage:
-    """The keys and common prefixes of one page."""
+class ListPage(Generic[Item]):
+    """One page of a list: its items and common prefixes."""
 
-    keys: list[str] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
-    last: str = ""  # the last key or prefix of the page
+    last: Item | str = ""  # the last item or common prefix of the page
     truncated: bool = False
 
     def __len__(self) -> int:
-        return len(self.keys) + len(self.prefixes)
+        return len(self.items) + len(self.prefixes)
 
 
-def list_keys(keys: Iterable[str], prefix: str, delimiter: str, after: str, limit: int) -> KeyPage:
-    """Return one page of keys.
+def list_page(
+    items: Iterable[Item],
+    key: Callable[[Item], str],
+    prefix: str,
+    delimiter: str,
+    marker: str,
+    limit: int,
+) -> ListPage[Item]:
+    """Return one page of items.
 
     Parameters
     ----------
-    keys
-        All keys, in any order. S3 sorts by UTF-8 bytes, as Python sorts texts.
-    prefix
-        Only keys with this prefix.
+    items
+        The items with the prefix after the marker, sorted by key.
+    key
+        Returns the key of an item.
     delimiter
-        Keys that are equal up to the delimiter after the prefix become one common prefix.
-    after
+        Items whose keys are equal up to the delimiter after the prefix become one common prefix.
+    marker
         The last key or common prefix of the previous page.
     limit
-        Maximum number of keys and common prefixes.
+        Maximum number of items and common prefixes.
     """
-    ordered = sorted(keys)
-    position = bisect_left(ordered, prefix) if prefix > after else bisect_right(ordered, after)
-    page = KeyPage()
-    while position < len(ordered) and ordered[position].startswith(prefix):
-        key = ordered[position]
-        cut = key.find(delimiter, len(prefix)) if delimiter else -1
-        common = key[: cut + len(delimiter)] if cut >= 0 else None
-        if common is not None and after.startswith(common):  # on the previous page
-            position = bisect_left(ordered, common + AFTER_ALL)
-            continue
+    page: ListPage[Item] = ListPage()
+    for item in items:
+        name = key(item)
+        cut = name.find(delimiter, len(prefix)) if delimiter else -1
+        common = name[: cut + len(delimiter)] if cut >= 0 else None
+        if common is not None and (page.prefixes[-1:] == [common] or marker.startswith(common)):
+            continue  # on this page, or on the previous one
         if len(page) >= limit:
             page.truncated = limit > 0
             break
         if common is None:
-            page.keys.append(key)
-            page.last = key
-            position += 1
+            page.items.append(item)
+            page.last = item
         else:
             page.prefixes.append(common)
             page.last = common
-            position = bisect_left(ordered, common + AFTER_ALL)
     return page
+
+
+def list_keys(keys: Iterable[str], prefix: str, delimiter: str, after: str, limit: int) -> ListPage[str]:
+    """Return one page of keys, given in any order. S3 sorts by UTF-8 bytes, as Python sorts texts."""
+    later = [key for key in sorted(keys) if key > after and key.startswith(prefix)]
+    return list_page(later, str, prefix, delimiter, after, limit)
+
+
+def list_members(params: Params, page: ListPage[Any], encode: Any) -> dict[str, Any]:
+    """Return the members that the answers of all lists have."""
+    answer: dict[str, Any] = {
+        "Prefix": encode(params.get("Prefix", "")),
+        "IsTruncated": page.truncated,
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+    }
+    if params.get("Delimiter"):
+        answer["Delimiter"] = encode(params["Delimiter"])
+    if "EncodingType" in params:
+        answer["EncodingType"] = "url"
+    return answer
 
 
 def key_encoder(params: Params) -> Any:
@@ -548,29 +567,18 @@ def _object_entry(stored: StoredObject, encode: Any, bucket: Bucket, *, owner: b
 def list_objects_v2(context: Context, params: Params) -> dict[str, Any]:
     """List objects, with continuation tokens."""
     bucket, encode = requested_bucket(context, params), key_encoder(params)
-    limit = page_limit(params, "MaxKeys")
-    after = params.get("StartAfter", "")
-    token = params.get("ContinuationToken")
-    if token is not None:
-        after = _read_token(token)
-    prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
-    page = list_keys(bucket.objects, prefix, delimiter, after, limit)
+    limit, token = page_limit(params, "MaxKeys"), params.get("ContinuationToken")
+    after = params.get("StartAfter", "") if token is None else _read_token(token)
+    page = list_keys(bucket.objects, params.get("Prefix", ""), params.get("Delimiter", ""), after, limit)
     owner = bool(params.get("FetchOwner"))
-    answer: dict[str, Any] = {
+    answer = list_members(params, page, encode) | {
         "Name": bucket.name,
-        "Prefix": encode(prefix),
         "MaxKeys": limit,
         "KeyCount": len(page),
-        "IsTruncated": page.truncated,
-        "Contents": [_object_entry(bucket.objects[key], encode, bucket, owner=owner) for key in page.keys],
-        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+        "Contents": [_object_entry(bucket.objects[key], encode, bucket, owner=owner) for key in page.items],
     }
-    if delimiter:
-        answer["Delimiter"] = encode(delimiter)
     if "StartAfter" in params:
         answer["StartAfter"] = encode(params["StartAfter"])
-    if "EncodingType" in params:
-        answer["EncodingType"] = "url"
     if token is not None:
         answer["ContinuationToken"] = token
     if page.truncated:
@@ -593,28 +601,16 @@ def _read_token(token: str) -> str:
 def list_objects(context: Context, params: Params) -> dict[str, Any]:
     """List objects in the form of 2006: the next page begins after a key."""
     bucket, encode = requested_bucket(context, params), key_encoder(params)
-    limit = page_limit(params, "MaxKeys")
-    prefix, delimiter, marker = (
-        params.get("Prefix", ""),
-        params.get("Delimiter", ""),
-        params.get("Marker", ""),
-    )
-    page = list_keys(bucket.objects, prefix, delimiter, marker, limit)
-    answer: dict[str, Any] = {
+    limit, marker = page_limit(params, "MaxKeys"), params.get("Marker", "")
+    page = list_keys(bucket.objects, params.get("Prefix", ""), params.get("Delimiter", ""), marker, limit)
+    answer = list_members(params, page, encode) | {
         "Name": bucket.name,
-        "Prefix": encode(prefix),
         "Marker": encode(marker),
         "MaxKeys": limit,
-        "IsTruncated": page.truncated,
-        "Contents": [_object_entry(bucket.objects[key], encode, bucket, owner=True) for key in page.keys],
-        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+        "Contents": [_object_entry(bucket.objects[key], encode, bucket, owner=True) for key in page.items],
     }
-    if delimiter:
-        answer["Delimiter"] = encode(delimiter)
-        if page.truncated:
-            answer["NextMarker"] = encode(page.last)
-    if "EncodingType" in params:
-        answer["EncodingType"] = "url"
+    if page.truncated and params.get("Delimiter"):
+        answer["NextMarker"] = encode(page.last)
     return answer
 
 
@@ -634,45 +630,23 @@ def list_object_versions(context: Context, params: Params) -> dict[str, Any]:
             ArgumentValue=id_marker,
         )
     limit = page_limit(params, "MaxKeys")
-    shown: list[Version] = []
-    prefixes: list[str] = []
-    last, truncated = ("", ""), False
-    for version in versions_after(bucket, prefix, key_marker, id_marker):
-        cut = version.key.find(delimiter, len(prefix)) if delimiter else -1
-        common = version.key[: cut + len(delimiter)] if cut >= 0 else None
-        if common is not None and (common in prefixes or key_marker.startswith(common)):
-            continue
-        if len(shown) + len(prefixes) >= limit:
-            truncated = limit > 0
-            break
-        if common is None:
-            shown.append(version)
-            last = (version.key, version.version_id)
-        else:
-            prefixes.append(common)
-            last = (common, "")
-
-    def entry(version: Version) -> dict[str, Any]:
-        return _version_entry(bucket, version, encode)
-
-    answer: dict[str, Any] = {
+    versions = versions_after(bucket, prefix, key_marker, id_marker)
+    page = list_page(versions, lambda version: version.key, prefix, delimiter, key_marker, limit)
+    objects = [version for version in page.items if isinstance(version, StoredObject)]
+    markers = [version for version in page.items if not isinstance(version, StoredObject)]
+    answer = list_members(params, page, encode) | {
         "Name": bucket.name,
-        "Prefix": encode(prefix),
         "KeyMarker": encode(key_marker),
         "VersionIdMarker": id_marker,
         "MaxKeys": limit,
-        "IsTruncated": truncated,
-        "Versions": [entry(one) for one in shown if isinstance(one, StoredObject)],
-        "DeleteMarkers": [entry(one) for one in shown if not isinstance(one, StoredObject)],
-        "CommonPrefixes": [{"Prefix": encode(common)} for common in prefixes],
+        "Versions": [_version_entry(bucket, version, encode) for version in objects],
+        "DeleteMarkers": [_version_entry(bucket, version, encode) for version in markers],
     }
-    if delimiter:
-        answer["Delimiter"] = encode(delimiter)
-    if "EncodingType" in params:
-        answer["EncodingType"] = "url"
-    if truncated:
-        answer |= {"NextKeyMarker": encode(last[0]), "NextVersionIdMarker": last[1] or None}
-    return answer
+    if not page.truncated:
+        return answer
+    if isinstance(page.last, str):
+        return answer | {"NextKeyMarker": encode(page.last)}
+    return answer | {"NextKeyMarker": encode(page.last.key), "NextVersionIdMarker": page.last.version_id}
 
 
 def _version_entry(bucket: Bucket, version: Version, encode: Any) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def _remove_files(context: Context, version: Version) -> None:
 def delete_object(context: Context, bucket: Bucket, key: str, etag: str | None = None) -> dict[str, Any]:
     """Delete the current version of a key; with versioning, add a delete marker. Return the answer.
 
-    An unknown key is no error, unless the caller expects an ETag (DeleteObject in the Amazon S3 API
+    An unknown key is not an error, unless the caller expects an ETag (DeleteObject in the Amazon S3 API
     Reference: a conditional delete of a missing object fails with 404).
     """
     current = bucket.objects.get(key)
@@ -251,5 +251,5 @@ def _older_versions(bucket: Bucket, key: str, id_marker: str) -> list[Version]:
         return versions[ids.index(id_marker) + 1 :]
     marked = _time_in_id(id_marker)
     if marked is None:
-        raise not_emulated("a version-id-marker that is no version of its key")
+        raise not_emulated("a version-id-marker of another key")
     return [version for version in versions if _microseconds(version.modified) < marked]
