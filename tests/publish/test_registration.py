@@ -14,6 +14,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import Progress
+from vmsnix_ops.sandbox.ec2.snapshots import ARCHIVE_SECONDS, RESTORE_SECONDS
 
 REGION, EUROPE = "us-east-1", "eu-west-1"
 
@@ -290,8 +291,10 @@ def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, day
     ec2 = aws.client("ec2", REGION)
     ec2.deregister_image(ImageId=first.ami_id)
     ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id, StorageTier="archive")
+    aws.clock.advance(ARCHIVE_SECONDS)
     if days:
         ec2.restore_snapshot_tier(SnapshotId=first.snapshot_id, TemporaryRestoreDays=days)
+        aws.clock.advance(RESTORE_SECONDS)
     second = plan(**asked).apply()
     assert second.outcome == "created"
     assert second.snapshot_id != first.snapshot_id
@@ -302,6 +305,7 @@ def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, day
         with pytest.raises(ec2.exceptions.ClientError, match="is archived"):
             ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id)
     ec2.restore_snapshot_tier(SnapshotId=first.snapshot_id, PermanentRestore=True)
+    aws.clock.advance(RESTORE_SECONDS)
     assert plan(**asked).apply().snapshot_id == first.snapshot_id
 
 
@@ -323,6 +327,7 @@ def test_an_ami_whose_snapshot_is_archived_is_not_reused(aws, plan):
     ec2 = aws.client("ec2", REGION)
     ec2.disable_image(ImageId=made.ami_id)
     ec2.modify_snapshot_tier(SnapshotId=made.snapshot_id, StorageTier="archive")
+    aws.clock.advance(ARCHIVE_SECONDS)
     ec2.enable_image(ImageId=made.ami_id)
     with pytest.raises(
         errors.RegistrationError, match=f"restore-snapshot-tier --snapshot-id {made.snapshot_id}"

@@ -147,6 +147,8 @@ def call_everything(aws: Recorder) -> None:
     ec2.describe_locked_snapshots()
     ec2.unlock_snapshot(SnapshotId=copied)
     ec2.modify_snapshot_tier(SnapshotId=copied, StorageTier="archive")
+    later(3600)
+    ec2.describe_snapshot_tier_status()
     ec2.restore_snapshot_tier(SnapshotId=copied, TemporaryRestoreDays=5)
     rules = [
         aws.aws.rbin.create_rule(

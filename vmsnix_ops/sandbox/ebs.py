@@ -67,7 +67,7 @@ def _find_readable_snapshot(context: Context, snapshot_id: str) -> Snapshot:
     found: Snapshot | None = context.tables.find("snapshots", context.region, snapshot_id)
     if found is None:
         raise _snapshot_not_found(snapshot_id)
-    if not found.readable_by(context.account):
+    if not found.readable_by(context.account, context.clock):
         text = f"You are not allowed to read the snapshot '{snapshot_id}'."
         raise AwsError("AccessDeniedException", text, status=403, Reason="UNAUTHORIZED_ACCOUNT")
     state = found.state(context.clock)
@@ -75,10 +75,10 @@ def _find_readable_snapshot(context: Context, snapshot_id: str) -> Snapshot:
         text = f"The snapshot '{snapshot_id}' is not completed: it is {state}."
         raise _validation_error("INVALID_SNAPSHOT_ID", text)
     # Sources: "EBS direct APIs concepts" and "Read snapshots" in the EBS User Guide. The texts are guesses.
+    if found.tier(context.clock) == "archive":
+        raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is archived.")
     if found.public:
         raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is public.")
-    if found.archived and found.restored_until is None:
-        raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot '{snapshot_id}' is archived.")
     return found
 
 

@@ -272,10 +272,16 @@ def get_rule(context: Context, params: Params) -> dict[str, Any]:
     return _rule_view(_find_rule(context, params), context.clock)
 
 
-@operation("rbin", "UpdateRule", "Identifier RetentionPeriod Description ResourceTags ExcludeResourceTags")
+@operation(
+    "rbin",
+    "UpdateRule",
+    "Identifier RetentionPeriod Description ResourceType ResourceTags ExcludeResourceTags",
+)
 def update_rule(context: Context, params: Params) -> dict[str, Any]:
     """Change the members of a rule that the request has, unless the rule is locked."""
     rule = _find_rule(context, params)
+    if "ResourceType" in params:  # documented as not supported
+        raise _validation_error("The resource type of a rule can't be changed.")
     _check_state(rule, context.clock, "", "unlocked")
     changed = Rule(
         rule_id=rule.rule_id,

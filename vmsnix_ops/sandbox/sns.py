@@ -300,7 +300,7 @@ def _check_topic_attribute(name: str, value: str, operation_name: str, prefix: s
     documented = "" if model is None else " ".join(m.documentation for m in model.members.values())
     if name not in TOPIC_ATTRIBUTES:
         if f"<code>{name}</code>" in documented:
-            raise not_emulated(f"the attribute {name} of sns:{operation_name}")
+            raise not_emulated(f"the attribute {name} of topics")
         raise _invalid_parameter("AttributeName" if not prefix else f"{prefix}{name}")
     if not TOPIC_ATTRIBUTES[name].fullmatch(value):
         raise _invalid_parameter(f"{prefix}{name}")  # text from memory
@@ -530,7 +530,7 @@ def _raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -> boo
 
 def _check_endpoint(topic: Topic, protocol: str, endpoint: str) -> None:
     if protocol in {"application", "firehose", "sms"}:
-        raise not_emulated(f"subscriptions with the protocol {protocol}")
+        raise not_emulated(f"the protocol {protocol} of subscriptions")
     if protocol not in ENDPOINTS:
         raise _invalid_parameter(f"Amazon SNS does not support this protocol string: {protocol}")
     if topic.fifo and protocol != "sqs":

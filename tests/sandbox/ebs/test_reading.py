@@ -163,6 +163,8 @@ def test_a_public_snapshot_is_not_read(aws: SandboxClients) -> None:
 def test_an_archived_snapshot_is_not_read(aws: SandboxClients) -> None:
     snapshot = write(aws, {0: b"x"})
     aws.ec2.modify_snapshot_tier(SnapshotId=snapshot)
+    assert read(aws, snapshot) == {0: b"x"}
+    aws.pass_time(3600)
     with refused("ValidationException", "is archived"):
         aws.ebs.list_snapshot_blocks(SnapshotId=snapshot)
 

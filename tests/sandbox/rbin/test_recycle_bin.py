@@ -234,6 +234,8 @@ def test_a_rule_is_described_updated_and_deleted(aws: SandboxClients) -> None:
     assert shown["RetentionPeriod"] == days(9)
     assert (shown["Description"], shown["ResourceTags"]) == ("Golden images", [pair("kind", "")])
     assert "LockState" not in shown
+    with refused("ValidationException"):
+        aws.rbin.update_rule(Identifier=rule_id, ResourceType="EBS_SNAPSHOT")
     arn = made["RuleArn"]
     aws.rbin.tag_resource(ResourceArn=arn, Tags=[{"Key": "a", "Value": "b"}])
     aws.rbin.untag_resource(ResourceArn=arn, TagKeys=["team"])

@@ -838,7 +838,7 @@ def _copy_snapshots(
 def _source_snapshot(context: Context, source: Image, snapshot_id: str) -> Any:
     """Return a snapshot of the source image. It must be shared too, or the image cannot be copied."""
     original = find_of_any_account(context, SNAPSHOT, snapshot_id, region=source.region)
-    if original is None or not original.readable_by(context.account):
+    if original is None or not original.readable_by(context.account, context.clock):
         text = "You do not have permission to access the storage of this ami"
         raise AwsError("InvalidRequest", text)
     return original

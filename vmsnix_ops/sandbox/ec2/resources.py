@@ -49,14 +49,52 @@ class SnapshotLock:
 
 
 @dataclass(slots=True)
+class Tiering:
+    """The last archival or restore of a snapshot.
+
+    `operation` is ``archival``, ``temporary-restore`` (for `days`) or ``permanent-restore``. It takes
+    `seconds` sandbox seconds, none for a change of an earlier restore. `archived` is the end of the archival.
+    """
+
+    operation: str
+    started: datetime
+    seconds: float
+    days: int = 0
+    archived: datetime | None = None
+
+    def completed(self, clock: Clock) -> bool:
+        """Return whether it is completed."""
+        return clock.age(self.started) >= self.seconds
+
+    def completed_at(self, clock: Clock) -> datetime:
+        """Return the real time of its completion."""
+        return min(clock.now(), self.started + timedelta(seconds=self.seconds / clock.speed))
+
+    def restored(self, clock: Clock) -> bool:
+        """Return whether a temporary restore is completed and has not expired.
+
+        The days pass on the sandbox's clock, but take at least the minutes of `Clock.is_listed`.
+        """
+        period = self.seconds + self.days * 86400.0
+        return self.completed(clock) and clock.is_listed(self.started, period)
+
+    def tier(self, clock: Clock) -> str:
+        """Return the tier of its snapshot, ``standard`` or ``archive``."""
+        if self.operation == "archival":
+            return "archive" if self.completed(clock) else "standard"
+        if self.operation == "permanent-restore":
+            return "standard" if self.completed(clock) else "archive"
+        return "standard" if self.restored(clock) else "archive"
+
+
+@dataclass(slots=True)
 class Snapshot:
     """An EBS snapshot. `blocks` has the SHA-256 of each block (32 raw bytes) by index.
 
     The snapshot is pending from `since` for `seconds` sandbox seconds. Then it is completed, or ``error``
-    with the StateMessage `failure`. `archived` means that it is in the archive tier, from which it is
-    restored until `restored_until`. `direct` means that it was uploaded through the EBS direct APIs;
-    `upload` is set until that is complete. `released` is the time when its last image was deregistered: it
-    is in use a moment longer.
+    with the StateMessage `failure`. `tiering` is set when it was ever archived. `direct` means that it was
+    uploaded through the EBS direct APIs; `upload` is set until that is complete. `released` is the time when
+    its last image was deregistered: it is in use a moment longer.
     """
 
     snapshot_id: str
@@ -82,8 +120,11 @@ class Snapshot:
     upload: DirectUpload | None = None
     released: datetime | None = None
     lock: SnapshotLock | None = None
-    archived: bool = False
-    restored_until: datetime | None = None
+    tiering: Tiering | None = None
+
+    def tier(self, clock: Clock) -> str:
+        """Return ``standard`` or ``archive``."""
+        return "standard" if self.tiering is None else self.tiering.tier(clock)
 
     def state(self, clock: Clock) -> str:
         """Return ``pending``, ``completed`` or ``error``."""
@@ -108,9 +149,14 @@ class Snapshot:
         """Return the size of all its blocks."""
         return len(self.blocks) * BLOCK_BYTES
 
-    def readable_by(self, account: str) -> bool:
+    def shared_with(self, clock: Clock) -> list[str]:
+        """Return the accounts that it is shared with, and ``all``. Nobody else uses an archived snapshot."""
+        shared = self.users + (["all"] if self.public else [])
+        return shared if self.tier(clock) == "standard" else []
+
+    def readable_by(self, account: str, clock: Clock) -> bool:
         """Return whether an account may create volumes of it."""
-        return account == self.owner or self.public or account in self.users
+        return account == self.owner or bool({account, "all"} & set(self.shared_with(clock)))
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_managed_key
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
-from vmsnix_ops.sandbox.ec2.resources import Snapshot, SnapshotLock
+from vmsnix_ops.sandbox.ec2.resources import Snapshot, SnapshotLock, Tiering
 from vmsnix_ops.sandbox.rbin import delete_or_recycle
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
         "Description": snapshot.description,
         "VolumeSize": snapshot.size_gib,
         "Encrypted": snapshot.encrypted,
-        **_tier_view(snapshot),
+        **_tier_view(snapshot, clock),
     }
     if state == "completed":
         view["CompletionTime"] = snapshot.completed_at(clock)
@@ -100,12 +100,13 @@ def _is_selected(snapshot: Snapshot, context: Context, owners: list[str], restor
     if owners and snapshot.owner not in [context.account if o == "self" else o for o in owners]:
         return False
     for who in restorable:
-        if who == "all" and snapshot.public:
+        shared = snapshot.shared_with(context.clock)
+        if who == "all" and "all" in shared:
             return True
         account = context.account if who == "self" else who
-        if account in snapshot.users or account == snapshot.owner:
-            return snapshot.readable_by(context.account)
-    return not restorable and snapshot.readable_by(context.account)
+        if account in shared or account == snapshot.owner:
+            return snapshot.readable_by(context.account, context.clock)
+    return not restorable and snapshot.readable_by(context.account, context.clock)
 
 
 @operation(
@@ -120,7 +121,7 @@ def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
     with context.lock:
         snapshots = list(context.tables.in_region("snapshots", context.region))
         if params.get("SnapshotIds"):
-            visible = {s.snapshot_id: s for s in snapshots if s.readable_by(context.account)}
+            visible = {s.snapshot_id: s for s in snapshots if s.readable_by(context.account, context.clock)}
             snapshots = select_visible(SNAPSHOT, visible, params["SnapshotIds"])
         owners, restorable = params.get("OwnerIds") or [], params.get("RestorableByUserIds") or []
         return describe(
@@ -149,12 +150,12 @@ def find_usable_snapshot(
         The snapshot is unknown in the region, not shared, not completed or archived.
     """
     snapshot: Snapshot | None = find_of_any_account(context, SNAPSHOT, snapshot_id, region=region)
-    if snapshot is None or not (shared or snapshot.readable_by(context.account)):
+    if snapshot is None or not (shared or snapshot.readable_by(context.account, context.clock)):
         raise resource_not_found(SNAPSHOT, snapshot_id)
     state = snapshot.state(context.clock)
     if state != "completed":
         raise AwsError("IncorrectState", f"Snapshot is in invalid state - {state}")
-    _check_not_archived(snapshot)
+    _check_not_archived(snapshot, context.clock)
     return snapshot
 
 
@@ -334,6 +335,8 @@ def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any
     )
     if not added and not removed:
         raise AwsError("InvalidParameterCombination", "No attributes specified.")
+    if added:
+        _check_not_archived(snapshot, context.clock)
     if {"Group": "all"} in added and not snapshot.public:
         _check_public(context, snapshot)
     if added and snapshot.encrypted and is_managed_key(context, snapshot.kms_key):
@@ -381,8 +384,9 @@ def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, A
     answer: dict[str, Any] = {"SnapshotId": snapshot.snapshot_id}
     if attribute == "productCodes":
         return answer | {"ProductCodes": []}
-    permissions = [{"UserId": user} for user in snapshot.users]
-    return answer | {"CreateVolumePermissions": permissions + ([{"Group": "all"}] if snapshot.public else [])}
+    shared = snapshot.shared_with(context.clock)
+    permissions = [{"Group": "all"} if one == "all" else {"UserId": one} for one in shared]
+    return answer | {"CreateVolumePermissions": permissions}
 
 
 def _public_access_block(context: Context) -> str:
@@ -529,56 +533,118 @@ def describe_locked_snapshots(context: Context, params: Params) -> dict[str, Any
 
 # The archive tier
 #
-# Source: "Archive Amazon EBS snapshots" of the EBS user guide: only a completed snapshot that no enabled
-# AMI uses can be archived. On AWS a restore takes up to 72 hours; here both happen at once. Texts are from
-# memory.
+# Source: "Archive Amazon EBS snapshots" of the EBS user guide. Only a completed snapshot that no enabled AMI
+# uses can be archived. It can be used until it is archived, and again when it is restored; a temporary
+# restore expires. Its sharing ends. Codes and texts are from memory.
+
+ARCHIVE_SECONDS, RESTORE_SECONDS = 3600.0, 4 * 3600.0
+"""How long both take: guesses. An example of the AWS CLI took 49 minutes; a restore takes up to 72 hours."""
 
 RESTORE_DAYS = range(1, 181)
 
 
 @operation("ec2", "ModifySnapshotTier", "SnapshotId StorageTier")
 def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
-    """Archive a snapshot."""
+    """Start to archive a snapshot."""
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     check_one_of("storageTier", params.get("StorageTier", "archive"), ("archive",))
-    state = snapshot.state(context.clock)
-    if state != "completed" or snapshot.archived:
-        state = "archived" if snapshot.archived else state
+    state, last, clock = snapshot.state(context.clock), snapshot.tiering, context.clock
+    if last is not None and not last.completed(clock):
+        state = f"in the tiering operation {last.operation}-in-progress"
+    elif last is not None and last.operation != "permanent-restore":
+        state = "archived"  # also while it is temporarily restored
+    if state != "completed":
         raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is {state}.")
     for image in context.table("images").values():
         if snapshot.snapshot_id in image.snapshot_ids() and not image.disabled:
             text = f"The snapshot {snapshot.snapshot_id} is currently in use by {image.image_id}"
             raise AwsError("InvalidSnapshot.InUse", text)
-    snapshot.archived, snapshot.restored_until = True, None
-    return {"SnapshotId": snapshot.snapshot_id, "TieringStartTime": context.clock.now()}
+    now = clock.now()
+    snapshot.tiering = Tiering("archival", now, ARCHIVE_SECONDS)
+    return {"SnapshotId": snapshot.snapshot_id, "TieringStartTime": now}
 
 
 @operation("ec2", "RestoreSnapshotTier", "PermanentRestore SnapshotId TemporaryRestoreDays")
 def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
-    """Restore a snapshot from the archive tier, permanently or for some days."""
+    """Restore a snapshot from the archive tier, permanently or for some days, by default one.
+
+    A snapshot that is restored temporarily is restored for another period from now, or permanently.
+    """
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
-    days, permanent = params.get("TemporaryRestoreDays"), bool(params.get("PermanentRestore"))
-    if permanent == (days is not None) or (days is not None and days not in RESTORE_DAYS):
-        text = "Exactly one of permanentRestore and temporaryRestoreDays (1 to 180) must be given."
+    permanent = bool(params.get("PermanentRestore"))
+    if permanent and "TemporaryRestoreDays" in params:
+        text = "The parameters permanentRestore and temporaryRestoreDays cannot be used together."
         raise AwsError("InvalidParameterCombination", text)
-    if not snapshot.archived:
+    days = params.get("TemporaryRestoreDays", 1)
+    if days not in RESTORE_DAYS:
+        text = f"Value ({days}) for parameter temporaryRestoreDays is invalid."
+        raise AwsError("InvalidParameterValue", text)
+    clock, last = context.clock, snapshot.tiering
+    if last is None or not last.completed(clock) or last.operation == "permanent-restore":
         raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is not archived.")
-    now = context.clock.now()
-    snapshot.archived = not permanent
-    snapshot.restored_until = None if permanent else now + timedelta(days=days or 0)
+    archived = last.completed_at(clock) if last.operation == "archival" else last.archived
+    seconds = 0.0 if last.tier(clock) == "standard" else RESTORE_SECONDS
+    operation_name = "permanent-restore" if permanent else "temporary-restore"
+    snapshot.users.clear()  # archiving ended its sharing
+    snapshot.public = False
+    now = clock.now()
+    snapshot.tiering = Tiering(operation_name, now, seconds, 0 if permanent else days, archived)
     answer = {"SnapshotId": snapshot.snapshot_id, "RestoreStartTime": now, "IsPermanentRestore": permanent}
     return answer if permanent else {**answer, "RestoreDuration": days}
 
 
-def _tier_view(snapshot: Snapshot) -> dict[str, Any]:
+@operation("ec2", "DescribeSnapshotTierStatus", "Filters MaxResults NextToken")
+def describe_snapshot_tier_status(context: Context, params: Params) -> dict[str, Any]:
+    """Return the tiers of this account's snapshots, with the last archival or restore of each."""
+    return describe(
+        context,
+        params,
+        "SnapshotTierStatuses",
+        context.table("snapshots").values(),
+        lambda snapshot: _tier_status(snapshot, context.clock),
+        filters={
+            "last-tiering-operation": "LastTieringOperationStatus",
+            "snapshot-id": "SnapshotId",
+            "volume-id": "VolumeId",
+        },
+        key=lambda snapshot: snapshot.snapshot_id,
+        tags=None,
+    )
+
+
+def _tier_status(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "SnapshotId": snapshot.snapshot_id,
+        "VolumeId": snapshot.volume_id,
+        "Status": snapshot.state(clock),
+        "OwnerId": snapshot.owner,
+        "Tags": tag_list(snapshot.tags),
+        **_tier_view(snapshot, clock),
+    }
+    last = snapshot.tiering
+    if last is None:
+        return view
+    done = last.completed(clock)
+    progress = 100 if done else int(99 * clock.age(last.started) / last.seconds)
+    archived = last.completed_at(clock) if last.operation == "archival" and done else last.archived
+    return view | {
+        "LastTieringStartTime": last.started,
+        "LastTieringProgress": progress,
+        "LastTieringOperationStatus": f"{last.operation}-{'completed' if done else 'in-progress'}",
+        **({"ArchivalCompleteTime": archived} if archived is not None else {}),
+    }
+
+
+def _tier_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     """Return the tier for DescribeSnapshots. A temporarily restored snapshot is ``standard``."""
-    if snapshot.archived and snapshot.restored_until is None:
-        return {"StorageTier": "archive"}
-    shown: dict[str, Any] = {"StorageTier": "standard"}
-    return shown | ({"RestoreExpiryTime": snapshot.restored_until} if snapshot.restored_until else {})
+    last = snapshot.tiering
+    shown: dict[str, Any] = {"StorageTier": snapshot.tier(clock)}
+    if last is not None and last.operation == "temporary-restore" and last.restored(clock):
+        shown["RestoreExpiryTime"] = last.completed_at(clock) + timedelta(days=last.days)
+    return shown
 
 
-def _check_not_archived(snapshot: Snapshot) -> None:
+def _check_not_archived(snapshot: Snapshot, clock: Clock) -> None:
     """Check that a snapshot is not archived."""
-    if snapshot.archived and snapshot.restored_until is None:
+    if snapshot.tier(clock) == "archive":
         raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")
