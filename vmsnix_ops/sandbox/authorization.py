@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote
 from vmsnix_ops.sandbox.core import AwsError
 from vmsnix_ops.sandbox.credentials import credentials_table
 from vmsnix_ops.sandbox.ec2.common import PARAMETER_PREFIX, RESOURCE_KINDS, find_image_id
-from vmsnix_ops.sandbox.ec2.imports import VM_IMPORT_SERVICE
+from vmsnix_ops.sandbox.ec2.imports import VM_IMPORT_SERVICE, unusable_role
 from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE
 from vmsnix_ops.sandbox.ec2.instances import (
     CREATE_ROLE_ACTION,
@@ -889,7 +889,4 @@ def _check_spot_role(context: Context, documents: list[str], params: Params) -> 
 
 def _check_pass_role(context: Context, documents: list[str], role_name: str) -> None:
     if denial_reason(context, documents, pass_role_permission(context, role_name, VM_IMPORT_SERVICE)):
-        raise AwsError(
-            "InvalidParameter",
-            f"The service role {role_name} provided does not exist or does not have sufficient permissions",
-        )
+        raise unusable_role(role_name)

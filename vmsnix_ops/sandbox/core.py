@@ -12,6 +12,7 @@ bytes, or a list of `wire.http.FileRange`, which the server sends without copyin
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib
 import json
 import math
@@ -115,6 +116,12 @@ def page_token(start: int) -> str:
 def page_start(token: str) -> int:
     """Return the number in a token of `page_token`, or raise ValueError."""
     return int(base64.b64decode(token, validate=True).decode().removeprefix("after "))
+
+
+def params_digest(params: Params, *without: str) -> str:
+    """Return the hexadecimal SHA-256 of the parameters of a request, apart from some."""
+    content = {name: value for name, value in params.items() if name not in without}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:

@@ -8,15 +8,13 @@ the EBS direct APIs (127 and 255). Texts are from public transcripts, or marked 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation
+from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, params_digest
 from vmsnix_ops.sandbox.ec2.filters import describe
 from vmsnix_ops.sandbox.rbin import TABLES, recycled
 from vmsnix_ops.sandbox.ssm import parameters, readable_parameters
@@ -193,20 +191,29 @@ def select_visible(kind: ResourceKind, visible: Mapping[str, Any], resource_ids:
 
 # Checks of parameters
 
+
+def missing_parameter(name: str) -> AwsError:
+    """Return ``MissingParameter``."""
+    return AwsError("MissingParameter", f"The request must contain the parameter {name}")
+
+
 IMAGE_NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
 ARCHITECTURES = ("i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac")
 BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
 MAX_DESCRIPTION = 255
 
 
-def check_image_name(name: str) -> None:
-    """Check that a name has 3 to 128 of the documented characters."""
+def check_image_name(name: str | None) -> str:
+    """Return a name, after the check that it has 3 to 128 of the documented characters."""
+    if not name:
+        raise missing_parameter("Name")
     if not IMAGE_NAME.fullmatch(name):
         raise AwsError(
             "InvalidAMIName.Malformed",
             "AMI names must be between 3 and 128 characters long, and may contain letters, numbers, "
             "'(', ')', '.', '-', '/' and '_'",
         )
+    return name
 
 
 @lru_cache
@@ -388,11 +395,6 @@ def image_parameters(context: Context) -> Iterator[tuple[str, str]]:
 # Client tokens: a repeated call returns the first result; with other parameters it is refused
 
 
-def _request_digest(params: Params) -> str:
-    content = {k: v for k, v in params.items() if k not in ("ClientToken", "DryRun")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def find_token_result(context: Context, params: Params) -> str | None:
     """Return the ID that an earlier call with the same client token created, or None.
 
@@ -405,7 +407,7 @@ def find_token_result(context: Context, params: Params) -> str | None:
     if not params.get("ClientToken") or known is None:
         return None
     digest, resource_id = known
-    if digest != _request_digest(params):
+    if digest != params_digest(params, "ClientToken"):
         raise AwsError(
             "IdempotentParameterMismatch",
             "Arguments on this idempotent request are inconsistent with arguments used in "
@@ -418,7 +420,7 @@ def record_token_result(context: Context, params: Params, resource_id: str) -> N
     """Record the ID that this call created, if it has a client token."""
     if params.get("ClientToken"):
         key = f"{context.operation} {params['ClientToken']}"
-        context.table("ec2_tokens")[key] = (_request_digest(params), resource_id)
+        context.table("ec2_tokens")[key] = (params_digest(params, "ClientToken"), resource_id)
 
 
 # Tags
@@ -509,7 +511,7 @@ def create_tags(context: Context, params: Params) -> dict[str, Any]:
     """Add tags to resources of this account. When one of them does not exist, none is tagged."""
     tags = check_tags(params.get("Tags") or [])
     if not tags:
-        raise AwsError("MissingParameter", "The request must contain the parameter Tags")
+        raise missing_parameter("Tags")
     resources = [_find_tagged(context, resource_id) for resource_id in params["Resources"]]
     for resource in resources:
         _check_tag_count(resource.tags | tags)

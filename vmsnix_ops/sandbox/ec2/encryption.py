@@ -17,9 +17,14 @@ KEY_NOT_ACCESSIBLE = "Given key ID is not accessible"
 EBS_KEY_ALIAS = "alias/aws/ebs"
 
 
+def key_not_accessible(key: str) -> AwsError:
+    """Return the error for a key that cannot be used."""
+    return AwsError("InvalidKmsKey.InvalidState", f"The key ID '{key}' is not accessible")  # text from memory
+
+
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """Whether a new resource is encrypted, its key (an ARN), and why that cannot be used; "" if it can."""
+    """Whether a new resource is encrypted, its key (an ARN), and why the key cannot be used; "" if it can."""
 
     encrypted: bool
     key: str
@@ -97,8 +102,7 @@ def modify_ebs_default_kms_key_id(context: Context, params: Params) -> dict[str,
     """Set the default key for EBS encryption."""
     arn = find_key(context, params["KmsKeyId"], EBS_KEY_ALIAS)
     if arn is None:
-        text = f"The key ID '{params['KmsKeyId']}' is not accessible"  # text from memory
-        raise AwsError("InvalidKmsKey.InvalidState", text)
+        raise key_not_accessible(params["KmsKeyId"])
     context.table("ec2_settings")["ebs_key"] = arn
     return {"KmsKeyId": arn}
 

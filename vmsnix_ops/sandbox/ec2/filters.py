@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, load_json, not_emulated
+from vmsnix_ops.sandbox.core import AwsError, Params, load_json, not_emulated, params_digest
 from vmsnix_ops.sandbox.wire.models import format_time, service_model
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _filter_reader(
         return lambda item: [tags(item)[key]] if key in tags(item) else []
     if name not in filters:
         if name.startswith("tag") or name in documented_filters(operation) | _filters_of_any_operation():
-            # AWS knows more filters than it documents for an operation.
+            # AWS accepts more filters than it documents for an operation.
             raise not_emulated(f"the filter {name!r} of ec2:{operation}")
         raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
     reader = filters[name]
@@ -252,5 +251,4 @@ def _read_token(params: Params, token: str) -> str:
 
 
 def _request_digest(params: Params) -> str:
-    content = {k: v for k, v in params.items() if k not in ("NextToken", "MaxResults", "DryRun")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return params_digest(params, "NextToken", "MaxResults")[:16]

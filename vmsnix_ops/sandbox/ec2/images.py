@@ -296,9 +296,7 @@ def find_launchable_image(context: Context, image_id: str, *, region: str | None
 
 def check_free_name(context: Context, name: str | None) -> str:
     """Return a name, after the check that it is valid and not in use."""
-    if not name:
-        raise AwsError("MissingParameter", "The request must contain the parameter Name")
-    check_image_name(name)
+    name = check_image_name(name)
     for image in context.table("images").values():
         if image.name == name and image.state(context.clock) != "failed":
             text = f"AMI name {name} is already in use by AMI {image.image_id}"
@@ -759,10 +757,7 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
         raise AwsError("InvalidAMIID.Unavailable", text)
     if source.location:
         raise not_emulated("an image with an instance store of ec2:CopyImage")
-    name = params.get("Name")
-    if not name:
-        raise AwsError("MissingParameter", "The request must contain the parameter Name")
-    check_image_name(name)
+    name = check_image_name(params.get("Name"))
     check_description(params.get("Description"))
     minutes = params.get("SnapshotCopyCompletionDurationMinutes")
     check_completion_minutes(minutes)

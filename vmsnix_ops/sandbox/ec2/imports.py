@@ -26,17 +26,17 @@ import logging
 import math
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     IMPORT_TASK,
     find_own,
     find_own_or_all,
     find_token_result,
+    missing_parameter,
     new_id,
     record_token_result,
     tags_at_creation,
@@ -72,10 +72,13 @@ def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None
     """
     resources = {"s3:GetObject": f"{bucket}/{key}", "s3:GetBucketLocation": bucket, "s3:ListBucket": bucket}
     if not any(_role_allows(context, role_name, action, arn) for action, arn in resources.items()):
-        raise AwsError(
-            "InvalidParameter",
-            f"The service role {role_name} provided does not exist or does not have sufficient permissions",
-        )
+        raise unusable_role(role_name)
+
+
+def unusable_role(role_name: str) -> AwsError:
+    """Return the error for a role that VM Import cannot use."""
+    text = f"The service role {role_name} provided does not exist or does not have sufficient permissions"
+    return AwsError("InvalidParameter", text)
 
 
 def _role_allows(context: Context, role_name: str, action: str, resource: str) -> bool:
@@ -125,15 +128,6 @@ VALIDATION_FAILED = "ClientError: Disk validation failed"
 
 class SourceError(Exception):
     """The source cannot be imported. The text is the StatusMessage of the task."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFormat:
-    """The format of a source, and the bytes of the file and of the disk in it."""
-
-    image_format: str
-    file_bytes: int
-    disk_bytes: int
 
 
 def _source_location(container: Params) -> tuple[str, str, str]:
@@ -217,9 +211,11 @@ def _image(reader: ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
     unsupported = SourceError(f"{VALIDATION_FAILED} [{text}]")
     try:
         with open_image(reader) as image:
-            _require(image.format == task.image_format.lower(), unsupported)
-            _require(not vmdk or image.subformat == "streamOptimized", unsupported)
-            yield image
+            if image.format == task.image_format.lower() and (
+                not vmdk or image.subformat == "streamOptimized"
+            ):
+                yield image
+                return
     except (SourceError, OSError):
         raise
     except Exception as error:
@@ -229,15 +225,11 @@ def _image(reader: ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
             raise
         logger.info("%s: %s", task.task_id, error)
         raise unsupported from error
+    raise unsupported
 
 
-def _require(condition: bool, error: SourceError) -> None:
-    if not condition:
-        raise error
-
-
-def _detect_format(context: Context, task: ImportTask) -> SourceFormat:
-    """Open the source and check its format. RAW accepts any bytes, also those of a VHD.
+def _detect_format(context: Context, task: ImportTask) -> None:
+    """Open the source, and record its format and sizes. RAW accepts any bytes, also those of a VHD.
 
     Raises
     ------
@@ -250,10 +242,12 @@ def _detect_format(context: Context, task: ImportTask) -> SourceFormat:
         task.etag = stored.etag if stored is not None else ""
         if reader.size == 0:
             raise SourceError(f"{VALIDATION_FAILED} [Unsupported specified file format]")
-        if task.image_format == "RAW":
-            return SourceFormat("raw", reader.size, reader.size)
-        with _image(reader, task) as image:
-            return SourceFormat(image.format, reader.size, image.size)
+        detected, disk_bytes = "raw", reader.size
+        if task.image_format != "RAW":
+            with _image(reader, task) as image:
+                detected, disk_bytes = image.format, image.size
+    task.size_bytes, task.disk_gib = reader.size, max(1, math.ceil(disk_bytes / GIB))
+    task.detected = detected
 
 
 def _read_blocks(context: Context, task: ImportTask) -> None:
@@ -359,9 +353,7 @@ def _advance_source(context: Context, task: ImportTask, age: float) -> None:
     if task.message:  # the outcome was set when the task was created
         raise SourceError(task.message)
     if not task.detected:
-        found = _detect_format(context, task)
-        task.size_bytes, task.disk_gib = found.file_bytes, max(1, math.ceil(found.disk_bytes / GIB))
-        task.detected = found.image_format
+        _detect_format(context, task)
     if age >= CONVERT_SECONDS and not task.read:
         _read_blocks(context, task)
     _check_source(context, task)
@@ -404,10 +396,8 @@ def _task_state(context: Context, task: ImportTask) -> dict[str, Any]:
         }
     if task.outcome:
         fresh = task.ended is not None and context.clock.age(task.ended) < DELETING_SECONDS
-        status = "deleting" if fresh else "deleted"
-        return {"Status": status, "DiskImageSize": 0.0} | (
-            {"StatusMessage": task.message} if task.message else {}
-        )
+        ended = {"Status": "deleting" if fresh else "deleted", "DiskImageSize": 0.0}
+        return ended | ({"StatusMessage": task.message} if task.message else {})
     age = context.clock.age(task.created)
     if not task.detected:
         step, progress = "pending", 0 if age < VALIDATION_SECONDS / 2 else 3
@@ -440,9 +430,7 @@ def task_view(context: Context, task: ImportTask) -> dict[str, Any]:
     view: dict[str, Any] = {"ImportTaskId": task.task_id, "SnapshotTaskDetail": detail}
     if task.description:
         view["Description"] = task.description
-    if task.tags:
-        view["Tags"] = tag_list(task.tags)
-    return view
+    return view | tags_member(task.tags)
 
 
 @operation(
@@ -532,7 +520,7 @@ def cancel_import_task(context: Context, params: Params) -> dict[str, Any]:
     """Cancel a running task and drop what it read."""
     task_id = params.get("ImportTaskId")
     if not task_id:
-        raise AwsError("MissingParameter", "The request must contain the parameter ImportTaskId")
+        raise missing_parameter("ImportTaskId")
     task: ImportTask = find_own(context, IMPORT_TASK, task_id)
     if task.outcome:
         status = _task_state(context, task)["Status"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     INSTANCE,
@@ -22,6 +22,7 @@ from vmsnix_ops.sandbox.ec2.images import add_public_images, check_free_name, im
 from vmsnix_ops.sandbox.ec2.instances import remove_terminated
 from vmsnix_ops.sandbox.ec2.resources import Image
 from vmsnix_ops.sandbox.ec2.snapshots import add_volume_snapshot
+from vmsnix_ops.sandbox.ec2.volumes import volumes_of
 from vmsnix_ops.sandbox.ec2.zones import zone_id
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def create_image(context: Context, params: Params) -> dict[str, Any]:
         text = f"The instance '{instance.instance_id}' is {state}: an image cannot be created of it."
         raise AwsError("IncorrectState", text)
     source = context.tables.find(IMAGE.table, context.region, instance.image_id)
-    volumes = [v for v in context.table("volumes").values() if v.instance_id == instance.instance_id]
     image = Image(
         image_id=new_id(IMAGE.prefix),
         owner=context.account,
@@ -69,7 +69,7 @@ def create_image(context: Context, params: Params) -> dict[str, Any]:
         source_image=instance.image_id,
         source_region=context.region,
     )
-    for volume in volumes:
+    for volume in volumes_of(context, instance):
         snapshot = add_volume_snapshot(
             context,
             volume,
@@ -99,7 +99,6 @@ def _device(volume: Volume, snapshot_id: str) -> dict[str, Any]:
 
 def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
     image = context.tables.find(IMAGE.table, context.region, instance.image_id)
-    state = instance.state(context.clock)
     shown: dict[str, Any] = {"ImageId": instance.image_id}
     if image is not None:  # assumption: of an image that no longer exists, only the ID is shown
         view = image_view(image, context.clock)
@@ -112,12 +111,12 @@ def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
         "LaunchTime": instance.launched,
         "AvailabilityZone": instance.zone,
         "ZoneId": zone_id(instance.zone),
-        "State": {"Name": state},
+        "State": {"Name": instance.state(context.clock)},
         "OwnerId": instance.owner,
         "ImageMetadata": shown,
         "Operator": {"Managed": False},
     }
-    return view | ({"Tags": tag_list(instance.tags)} if instance.tags else {})
+    return view | tags_member(instance.tags)
 
 
 METADATA_FILTERS: Filters = {
@@ -135,7 +134,7 @@ METADATA_FILTERS: Filters = {
 
 @operation("ec2", "DescribeInstanceImageMetadata", "Filters InstanceIds MaxResults NextToken")
 def describe_instance_image_metadata(context: Context, params: Params) -> dict[str, Any]:
-    """Return the images of instances: their owner, age and whether they are public."""
+    """Return instances with their images: owner, age, and whether they are public."""
     add_public_images(context)
     remove_terminated(context)
     return describe(

@@ -1,9 +1,9 @@
 """Instances: launch, states, attributes, status checks, console output.
 
 An instance does not run: it only has the states of a running instance, and its volumes have the blocks of the
-image. Sources: the reference pages of the operations; "Amazon EC2 instance types";
-"Instance launch behavior with boot modes", "Configure the AMI" (IMDSv2), "EBS volume lifecycle". Error texts
-are from public transcripts, or marked as from memory.
+image. Sources: the reference pages of the operations; "Amazon EC2 instance types", "Instance launch behavior
+with boot modes", "Configure the AMI" (IMDSv2), "EBS volume lifecycle". Error texts are from public
+transcripts, or marked as from memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tags_member
 from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2.common import (
     INSTANCE,
@@ -25,6 +25,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     find_own,
     find_own_or_all,
     find_token_result,
+    missing_parameter,
     new_id,
     record_token_result,
     resolve_image_id,
@@ -43,7 +44,7 @@ from vmsnix_ops.sandbox.ec2.networks import (
 )
 from vmsnix_ops.sandbox.ec2.resources import Instance
 from vmsnix_ops.sandbox.ec2.templates import merge_launch, template_tags
-from vmsnix_ops.sandbox.ec2.volumes import add_volume
+from vmsnix_ops.sandbox.ec2.volumes import add_volume, volumes_of
 from vmsnix_ops.sandbox.ec2.zones import check_zone, zone_id, zones_of
 from vmsnix_ops.sandbox.iam import Role
 
@@ -78,9 +79,9 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
             "InvalidParameterValue",
             f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not "
             f"match the architecture '{image.architecture}' of the specified AMI. Specify an instance type "
-            "and an AMI "
-            "that have matching architectures, and try again. You can use 'describe-instance-types' or "
-            "'describe-images' to discover the architecture of the instance type or AMI.",
+            "and an AMI that have matching architectures, and try again. You can use "
+            "'describe-instance-types' or 'describe-images' to discover the architecture of the instance "
+            "type or AMI.",
         )
     if image.boot_mode and _boot_mode(image, kind) not in kind.boot_modes:
         # The code is documented, the text is from memory.
@@ -200,7 +201,7 @@ def remove_terminated(context: Context) -> None:
     """Delete the volumes of terminated instances; an hour later also the instances."""
     table, disks = context.table("instances"), context.table("volumes")
     for instance in [i for i in table.values() if i.state(context.clock) == "terminated"]:
-        for volume in [v for v in disks.values() if v.instance_id == instance.instance_id]:
+        for volume in volumes_of(context, instance):
             volume.instance_id = ""
             if volume.delete_on_termination:
                 del disks[volume.volume_id]
@@ -234,7 +235,6 @@ FIXED_MEMBERS: dict[str, Any] = {
 def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
     """Return an instance as DescribeInstances shows it."""
     state = instance.state(context.clock)
-    attached = [v for v in context.table("volumes").values() if v.instance_id == instance.instance_id]
     shown = {
         **FIXED_MEMBERS,
         "InstanceId": instance.instance_id,
@@ -264,16 +264,15 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
                     "DeleteOnTermination": volume.delete_on_termination,
                 },
             }
-            for volume in attached
+            for volume in volumes_of(context, instance)
         ],
         **instance.details,
         **network_view(context, instance, state),
+        **tags_member(instance.tags),
     }
     if "MetadataOptions" in shown:
         applied = "pending" if state == "pending" else "applied"
         shown["MetadataOptions"] = shown["MetadataOptions"] | {"State": applied}
-    if instance.tags:
-        shown["Tags"] = tag_list(instance.tags)
     if state == "pending":
         shown["StateReason"] = {"Code": "pending", "Message": "pending"}
     ended = instance.terminating or instance.stopping
@@ -377,7 +376,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
         launch = launch | {"ImageId": resolve_image_id(context, launch["ImageId"])}
     image_id = launch.get("ImageId")
     if not image_id:
-        raise AwsError("MissingParameter", "The request must contain the parameter ImageId")
+        raise missing_parameter("ImageId")
     image = find_launchable_image(context, image_id)
     if image.location:
         raise not_emulated("an image with an instance store of ec2:RunInstances")
@@ -503,14 +502,14 @@ def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
         raise AwsError("InvalidParameterValue", text)
     alive = [i for i in context.table("instances").values() if i.terminating is None]
     used = sum(find_instance_type(i.instance_type).processors for i in alive)
-    room = (MAX_VCPUS - used) // kind.processors
-    if room < least:
+    possible = (MAX_VCPUS - used) // kind.processors
+    if possible < least:
         raise AwsError(
             "VcpuLimitExceeded",
             f"You have requested more vCPU capacity than your current vCPU limit of {MAX_VCPUS} allows "
             "for the instance bucket that the specified instance type belongs to.",
         )
-    return int(min(most, room))
+    return int(min(most, possible))
 
 
 def _attach_volumes(
@@ -529,12 +528,8 @@ def _boot_sector_text(context: Context, instance: Instance) -> str:
     The sandbox does not boot the machine. A boot sector that only prints a message, such as that of a sample
     image, contains it as plain text. Other disks have no console output.
     """
-    for volume in context.table("volumes").values():
-        if (
-            volume.instance_id == instance.instance_id
-            and volume.device == instance.root_device
-            and 0 in volume.blocks
-        ):
+    for volume in volumes_of(context, instance):
+        if volume.device == instance.root_device and 0 in volume.blocks:
             sector = context.blocks.get(volume.blocks[0].hex())[:446]
             found = re.findall(rb"[\x20-\x7e]{12,}\r\n", sector)
             return b"".join(found).decode("ascii")
@@ -629,7 +624,7 @@ def start_instances(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("ec2", "RebootInstances", "InstanceIds")
 def reboot_instances(context: Context, params: Params) -> dict[str, Any]:
-    """Accept a reboot. The state and the status checks of the instances do not change."""
+    """Accept a reboot, which changes neither the state nor the status checks of an instance."""
     found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
     _check_state(context, found, ("pending", "running"), "rebooted")
     return {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     SECURITY_GROUP,
     SUBNET,
@@ -22,6 +22,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     attribute_name,
     find_own,
     find_own_or_all,
+    missing_parameter,
     new_id,
     tags_at_creation,
 )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 VPC_CIDR = "172.31.0.0/16"
 SUBNET_ADDRESSES = 4096 - 5
-"""Addresses of a /20 subnet without the five that AWS keeps."""
+"""Addresses of a /20 subnet, apart from the five that AWS reserves."""
 
 
 @dataclass(slots=True)
@@ -83,9 +84,9 @@ EVERYWHERE = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
 
 
 def default_vpc(context: Context) -> Vpc:
-    """Return the default VPC of the region, after creating it with its subnets and its security group.
+    """Return the default VPC of the region; creates it with its subnets and its security group.
 
-    The IDs are those of the account and region in every sandbox.
+    The IDs are the same in every sandbox for an account and region.
     """
     vpcs = context.table(VPC.table)
     vpc_id = _fixed_id(context, VPC.prefix, "")
@@ -159,7 +160,7 @@ def _vpc_view(vpc: Vpc) -> dict[str, Any]:
         "InstanceTenancy": "default",
         "IsDefault": True,
     }
-    return view | ({"Tags": tag_list(vpc.tags)} if vpc.tags else {})
+    return view | tags_member(vpc.tags)
 
 
 # AWS accepts some names in camel case too: they are in its documentation, or public tools send them.
@@ -241,7 +242,7 @@ def _subnet_view(context: Context, subnet: Subnet) -> dict[str, Any]:
             "EnableResourceNameDnsAAAARecord": False,
         },
     }
-    return view | ({"Tags": tag_list(subnet.tags)} if subnet.tags else {})
+    return view | tags_member(subnet.tags)
 
 
 SUBNET_FILTERS: Filters = {
@@ -406,7 +407,7 @@ def _group_view(context: Context, group: SecurityGroup) -> dict[str, Any]:
         "IpPermissions": [_rule_view(rule) for rule in group.ingress],
         "IpPermissionsEgress": [_rule_view(rule) for rule in group.egress],
     }
-    return view | ({"Tags": tag_list(group.tags)} if group.tags else {})
+    return view | tags_member(group.tags)
 
 
 _RULE_FILTERS = {
@@ -472,17 +473,22 @@ def create_security_group(context: Context, params: Params) -> dict[str, Any]:
     table[group.group_id] = group
     answer: dict[str, Any] = {"GroupId": group.group_id}
     answer["SecurityGroupArn"] = context.arn("ec2", f"security-group/{group.group_id}")
-    return answer | ({"Tags": tag_list(group.tags)} if group.tags else {})
+    return answer | tags_member(group.tags)
+
+
+def _requested_group(context: Context, params: Params) -> SecurityGroup:
+    """Return the security group that a request names by ID or name."""
+    ids, names = ([params[name]] if params.get(name) else [] for name in ("GroupId", "GroupName"))
+    if not ids and not names:
+        raise missing_parameter("GroupName or GroupId")
+    (group,) = find_groups(context, ids, names)
+    return group
 
 
 @operation("ec2", "DeleteSecurityGroup", "GroupId GroupName")
 def delete_security_group(context: Context, params: Params) -> dict[str, Any]:
     """Delete a security group that no instance uses."""
-    names = [params["GroupName"]] if params.get("GroupName") else []
-    ids = [params["GroupId"]] if params.get("GroupId") else []
-    if not names and not ids:
-        raise AwsError("MissingParameter", "The request must contain the parameter GroupName or GroupId")
-    (group,) = find_groups(context, ids, names)
+    group = _requested_group(context, params)
     if group.name == "default":
         text = f'the specified group: "{group.group_id}" name: "default" cannot be deleted by a user'
         raise AwsError("CannotDelete", text)
@@ -501,8 +507,7 @@ def delete_security_group(context: Context, params: Params) -> dict[str, Any]:
 )
 def authorize_security_group_ingress(context: Context, params: Params) -> dict[str, Any]:
     """Allow inbound traffic."""
-    names = [params["GroupName"]] if params.get("GroupName") else []
-    (group,) = find_groups(context, [params["GroupId"]] if params.get("GroupId") else [], names)
+    group = _requested_group(context, params)
     rules = copy.deepcopy(params.get("IpPermissions") or [])
     if params.get("CidrIp"):
         flat = {name: params[name] for name in ("FromPort", "IpProtocol", "ToPort") if name in params}

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     LAUNCH_TEMPLATE,
     find_own,
@@ -65,7 +65,7 @@ def _template_view(template: LaunchTemplate) -> dict[str, Any]:
         "DefaultVersionNumber": template.default,
         "LatestVersionNumber": template.latest,
     }
-    return view | ({"Tags": tag_list(template.tags)} if template.tags else {})
+    return view | tags_member(template.tags)
 
 
 def _version_view(
@@ -87,7 +87,7 @@ def _version_view(
 
 
 def find_template(context: Context, params: Params) -> LaunchTemplate:
-    """Return the launch template that a request names by id or by name."""
+    """Return the launch template that a request names by ID or name."""
     template_id, name = params.get("LaunchTemplateId"), params.get("LaunchTemplateName")
     if not template_id and not name:
         text = "The request must contain the parameter launch template ID or launch template name"
@@ -130,9 +130,13 @@ def merge_launch(context: Context, params: Params) -> Params:
     """Return the parameters of a launch, with those of its launch template as defaults."""
     if "LaunchTemplate" not in params:
         return params
+    return copy.deepcopy(_launch_version(context, params)[1].data) | params
+
+
+def _launch_version(context: Context, params: Params) -> tuple[LaunchTemplate, TemplateVersion]:
+    """Return the launch template of a launch, and its version."""
     template = find_template(context, params["LaunchTemplate"])
-    version = find_template_version(template, params["LaunchTemplate"].get("Version"))
-    return copy.deepcopy(version.data) | params
+    return template, find_template_version(template, params["LaunchTemplate"].get("Version"))
 
 
 def template_tags(context: Context, params: Params) -> dict[str, str]:
@@ -142,8 +146,7 @@ def template_tags(context: Context, params: Params) -> dict[str, str]:
     """
     if "LaunchTemplate" not in params:
         return {}
-    template = find_template(context, params["LaunchTemplate"])
-    version = find_template_version(template, params["LaunchTemplate"].get("Version"))
+    template, version = _launch_version(context, params)
     return {
         "aws:ec2launchtemplate:id": template.template_id,
         "aws:ec2launchtemplate:version": str(version.number),

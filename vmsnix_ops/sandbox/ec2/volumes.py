@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     VOLUME,
     find_own,
     find_own_or_all,
     find_token_result,
+    missing_parameter,
     new_id,
     record_token_result,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
+from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, key_not_accessible
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.images import check_volume_size, check_volume_type
 from vmsnix_ops.sandbox.ec2.resources import Volume
@@ -23,6 +24,7 @@ from vmsnix_ops.sandbox.ec2.zones import check_zone
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
+    from vmsnix_ops.sandbox.ec2.resources import Instance
 
 
 def volume_view(volume: Volume, clock: Clock) -> dict[str, Any]:
@@ -40,10 +42,13 @@ def volume_view(volume: Volume, clock: Clock) -> dict[str, Any]:
         "Attachments": [_attachment(volume)] if volume.instance_id else [],
     }
     optional = {"Iops": volume.iops, "Throughput": volume.throughput, "KmsKeyId": volume.kms_key}
-    view.update({name: value for name, value in optional.items() if value})
-    if volume.tags:
-        view["Tags"] = tag_list(volume.tags)
-    return view
+    return view | {name: value for name, value in optional.items() if value} | tags_member(volume.tags)
+
+
+def volumes_of(context: Context, instance: Instance) -> list[Volume]:
+    """Return the attached volumes of an instance."""
+    volumes = context.table("volumes").values()
+    return [volume for volume in volumes if volume.instance_id == instance.instance_id]
 
 
 def _attachment(volume: Volume) -> dict[str, Any]:
@@ -98,22 +103,22 @@ def add_volume(
         size = snapshot.size_gib if size is None else size
         check_volume_size(size, snapshot.snapshot_id, snapshot.size_gib)
     if size is None:
-        raise AwsError("MissingParameter", "The request must contain the parameter size/snapshot")
+        raise missing_parameter("size/snapshot")
     kind = ebs.get("VolumeType", "gp2")
     check_volume_type(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
+    encrypted = snapshot is not None and snapshot.encrypted
     chosen = choose_encryption(
         context,
-        wanted=True if snapshot is not None and snapshot.encrypted else ebs.get("Encrypted"),
+        wanted=encrypted or ebs.get("Encrypted"),
         key=ebs.get("KmsKeyId"),
-        source=snapshot is not None and snapshot.encrypted,
+        source=encrypted,
         source_key=snapshot.kms_key if snapshot is not None else "",
     )
     if chosen.failure:
-        text = f"The key ID '{chosen.key}' is not accessible"  # text from memory
-        raise AwsError("InvalidKmsKey.InvalidState", text)
-    number = new_id("vol")
+        raise key_not_accessible(chosen.key)
+    volume_id = new_id("vol")
     volume = Volume(
-        volume_id=number,
+        volume_id=volume_id,
         size_gib=size,
         zone=zone,
         created=context.clock.now(),
@@ -121,13 +126,13 @@ def add_volume(
         iops=ebs.get("Iops") or _default_iops(kind, size),
         throughput=ebs.get("Throughput") or (125 if kind == "gp3" else None),
         snapshot_id=snapshot.snapshot_id if snapshot is not None else "",
-        lineage=snapshot.lineage if snapshot is not None else number,
+        lineage=snapshot.lineage if snapshot is not None else volume_id,
         encrypted=chosen.encrypted,
         kms_key=chosen.key,
         tags=tags,
         blocks=snapshot.blocks if snapshot is not None else {},
     )
-    context.table("volumes")[number] = volume
+    context.table("volumes")[volume_id] = volume
     return volume
 
 
@@ -150,7 +155,7 @@ def create_volume(context: Context, params: Params) -> dict[str, Any]:
         return volume_view(context.table("volumes")[earlier], context.clock)
     zone = params.get("AvailabilityZone")
     if not zone:
-        raise AwsError("MissingParameter", "The request must contain the parameter AvailabilityZone")
+        raise missing_parameter("AvailabilityZone")
     check_zone(context, zone)
     tags = tags_at_creation(params, "volume")["volume"]
     ebs = dict(params) | ({"VolumeSize": params["Size"]} if "Size" in params else {})
