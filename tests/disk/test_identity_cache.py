@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from typing import TYPE_CHECKING
@@ -83,6 +84,48 @@ def test_a_file_that_changed_within_the_resolution_of_the_clock_is_not_cached(
         assert cache.find(image, parts=False) is None
     cache.save(image, seen, started=image.stat().st_ctime + identity_cache.RESOLUTION_SECONDS + 1)
     assert cache.find(image, parts=False) == seen
+
+
+def test_a_file_that_is_open_for_writing_is_not_cached(cache: IdentityCache, image: Path) -> None:
+    with image.open("r+b"):
+        remember(cache, image)
+        assert cache.find(image, parts=False) is None
+    remember(cache, image)
+    assert cache.find(image, parts=False) is not None
+
+
+def test_a_write_to_a_mapped_file_that_changes_no_times_is_read(cache: IdentityCache, image: Path) -> None:
+    with image.open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0)
+    with mapped:
+        mapped[0] ^= 1
+        before = remember(cache, image)
+        mapped[0] ^= 1  # the page is written already, so the times stay
+        assert cache.find(image, parts=False) is None
+        assert identify(image).identity != before.identity
+
+
+def test_a_mapping_after_the_identity_was_cached_changes_the_times(cache: IdentityCache, image: Path) -> None:
+    with image.open("r+b") as file:
+        file.write(b"x")  # the page is in memory and not yet on the disk
+    remember(cache, image)
+    assert cache.find(image, parts=False) is not None
+    with image.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] ^= 1
+    assert cache.find(image, parts=False) is None
+
+
+def test_a_file_without_leases_is_cached(
+    cache: IdentityCache, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a file of another user."""
+
+    def refuse(*_words: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(identity_cache.fcntl, "fcntl", refuse)
+    remember(cache, image)
+    assert cache.find(image, parts=False) is not None
 
 
 def test_a_file_that_changed_while_it_was_read_is_not_cached(cache: IdentityCache, image: Path) -> None:

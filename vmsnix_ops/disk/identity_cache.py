@@ -3,16 +3,19 @@
 The key of a path in the Nix store, which never changes, is store path and NAR hash. The key of another file
 is device, inode, size, modification time and change time (ctime), which no program can set. Two changes
 within the resolution of the clock have the same times. So a file that changed shortly before it was read is
-not cached.
+not cached. Nor is a file that a program has open for writing: if it has mapped the file into memory, only the
+first write to a page changes the times.
 
 A wrong identity in the cache cannot publish other bytes: all sent bytes are compared with its digests.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -91,6 +94,7 @@ class IdentityCache:
                 stamp_of(path) != seen.stamp
                 or state.st_ctime_ns != seen.changed_ns
                 or max(state.st_ctime, state.st_mtime) > started - RESOLUTION_SECONDS
+                or _is_open_for_writing(path)
             ):
                 return
             key = store or _key(state)
@@ -125,3 +129,26 @@ class IdentityCache:
 def _key(state: os.stat_result) -> str:
     numbers = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     return "file " + " ".join(map(str, numbers))
+
+
+def _is_open_for_writing(path: Path) -> bool:
+    """Return whether a process on this machine has a file open for writing, or mapped.
+
+    Then Linux refuses a read lease (fcntl_locking(2), ``F_SETLEASE``). Without leases (another system, a file
+    of another user), the result is false.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        # A process that opens the file meanwhile causes a signal. SIGIO, the default, would end this process.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
