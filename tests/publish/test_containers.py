@@ -27,19 +27,20 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Sandbox
 
 GIB = 2**30
+BLOCK = 524_288
 BUCKET, REGION = "vmsnix-images", "us-east-1"
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """A sparse raw disk of exactly 1 GiB."""
-    output = make_sample_image(tmp_path / "raw", name="disk", format="raw", size=GIB, data_bytes=8 * 2**20)
+    """A sparse raw disk of exactly 4 GiB."""
+    output = make_sample_image(tmp_path / "raw", name="disk", format="raw", size=4 * GIB, data_bytes=2**23)
     return next(output.glob("*.img"))
 
 
 @pytest.fixture
 def rounded(raw: Path, tmp_path: Path) -> Path:
-    """A VHD of the same disk whose size ``qemu-img`` rounded up, to more than 1 GiB."""
+    """A VHD of the same disk whose size ``qemu-img`` rounded up, to more than 4 GiB."""
     (tmp_path / "vhd").mkdir()
     return qemu_make(tmp_path / "vhd" / "disk.vhd", raw, "vpc")
 
@@ -49,7 +50,7 @@ def test_a_format_that_rounds_the_size_up_finds_the_same_ami_and_reports_both_si
     plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path, left: Callable[[], Left], first: str
 ) -> None:
     said: list[str] = []
-    order = [(raw, "direct", 1), (rounded, "import", 2)]
+    order = [(raw, "direct", 4), (rounded, "import", 5)]
     (one, via, gib), (other, others_via, others_gib) = order if first == "raw" else order[::-1]
     made = plan(image=str(one), via=via).apply()
     assert made.size_gib == gib
@@ -57,12 +58,23 @@ def test_a_format_that_rounds_the_size_up_finds_the_same_ami_and_reports_both_si
         image=str(other), via=others_via, progress=Progress(lambda e: said.append(e.message))
     ).apply()
     assert (again.ami_id, again.outcome, again.size_gib) == (made.ami_id, "reused", gib)
-    assert -(-again.disk_bytes // GIB) == others_gib
+    assert {-(-size // BLOCK) for size in (made.disk_bytes, again.disk_bytes)} == {8192, 8193}
     (message,) = [text for text in said if "rounds the size up" in text]
     assert f"has {gib} GiB" in message
     assert f"has {others_gib} GiB" in message
     assert left().snapshots == [made.snapshot_id]
     assert left().objects == []
+
+
+def test_other_formats_of_the_same_disk_find_its_ami(
+    plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path, tmp_path: Path
+) -> None:
+    made = plan(image=str(rounded)).apply()
+    assert made.size_gib == 5
+    vmdk = qemu_make(tmp_path / "disk.vmdk", raw, "vmdk", "subformat=streamOptimized")
+    for image, via in ((qemu_make(tmp_path / "disk.qcow2", raw, "qcow2"), "direct"), (vmdk, "import")):
+        built = plan(image=str(image), via=via, dry_run=True).build()
+        assert (built.ami_id, built.disk_bytes) == (made.ami_id, 4 * GIB)
 
 
 def test_a_snapshot_of_another_size_is_registered_when_its_ami_is_gone(
@@ -71,7 +83,7 @@ def test_a_snapshot_of_another_size_is_registered_when_its_ami_is_gone(
     first = plan(image=str(rounded), via="direct").apply()
     aws.client("ec2", REGION).deregister_image(ImageId=first.ami_id)
     again = plan(image=str(raw), via="direct").apply()
-    assert (again.snapshot_id, again.outcome, again.size_gib) == (first.snapshot_id, "created", 2)
+    assert (again.snapshot_id, again.outcome, again.size_gib) == (first.snapshot_id, "created", 5)
 
 
 def test_an_import_writes_the_manifest_of_its_snapshot(
