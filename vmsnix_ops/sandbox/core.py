@@ -177,6 +177,10 @@ class Clock:
         """Return the sandbox seconds from a time until now."""
         return (self.now() - since).total_seconds() * self.speed + self._advanced(since)
 
+    def real_seconds(self, seconds: float) -> float:
+        """Return the real seconds in which sandbox seconds pass without `advance`, at most `MAX_SECONDS`."""
+        return min(seconds / self.speed, MAX_SECONDS) if self.speed else MAX_SECONDS
+
     def is_listed(self, ended: datetime, seconds: float) -> bool:
         """Return whether something that has ended is still listed, as AWS does for a while.
 

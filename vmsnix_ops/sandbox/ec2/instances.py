@@ -853,7 +853,7 @@ def get_console_output(context: Context, params: Params) -> dict[str, Any]:
     if lines:
         kept = "".join(lines).encode()[-CONSOLE_BYTES:]
         answer["Output"] = base64.b64encode(kept).decode("ascii")
-        posted = instance.launched + timedelta(seconds=CONSOLE_SECONDS / clock.speed)
+        posted = instance.launched + timedelta(seconds=clock.real_seconds(CONSOLE_SECONDS))
         answer["Timestamp"] = clock.now() if latest else min(clock.now(), posted)
     return answer
 

@@ -143,7 +143,7 @@ class Snapshot:
 
     def completed_at(self, clock: Clock) -> datetime:
         """Return the real time of the completion of a completed snapshot."""
-        return min(clock.now(), self.since + timedelta(seconds=self.seconds / clock.speed))
+        return min(clock.now(), self.since + timedelta(seconds=clock.real_seconds(self.seconds)))
 
     def stored_bytes(self) -> int:
         """Return the size of all its blocks."""
