@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vmsnix_ops.sandbox
+from vmsnix_ops.sandbox import ebs, limits
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
+from vmsnix_ops.sandbox.ec2 import imports, snapshots
 from vmsnix_ops.sandbox.ec2.filters import documented_filters
+from vmsnix_ops.sandbox.quotas import DEFAULTS
 from vmsnix_ops.sandbox.wire.models import SERVICES, Service, service_model
 
 if TYPE_CHECKING:
@@ -60,6 +63,37 @@ TOOLS
 
 How these tools compare: [](other-tools.md).
 
+## Limits and durations
+
+`vmsnix sandbox --limits aws`, or `sandbox(limits="aws")` in Python, refuses requests above the rates of AWS.
+They are off by default. They follow the sandbox's clock: at `--speed 60`, sixty times as many requests a
+second are answered. Each limit is a bucket of tokens: a request takes one, and each second adds some.
+
+| operation | bucket | tokens a second | error |
+|---|---:|---:|---|
+LIMITS
+
+The quotas of accounts are those of Service Quotas. The limits of EC2 are those of each account, region and
+operation (*Request throttling for the Amazon EC2 API*).
+
+These quotas are always on:
+
+| quota | error |
+|---|---|
+| PENDING pending snapshots of the EBS direct APIs | `ServiceQuotaExceededException` (HTTP status 402) |
+| COPIES copies of snapshots to a region at once | `ResourceLimitExceeded` |
+| TASKS imports of snapshots at once | `ResourceCountLimitExceeded` |
+
+AWS publishes no durations, except that a time-based copy takes at most the given time. The sandbox takes, in
+sandbox time:
+
+| what | seconds | public reports |
+|---|---|---|
+| import of a snapshot | IMPORT for each GiB of the disk | 2 to 15 minutes |
+| copy of a snapshot or AMI | COPY for each GiB that the snapshot stores | |
+| with `--limits aws` | LIMITED for each GiB; a time-based copy takes its time | over 3 minutes for 2 GiB |
+| snapshot after CompleteSnapshot | COMPLETE for each GiB that was written | |
+
 ## Operations
 
 *yes*: with every parameter in the models of botocore BOTOCORE. *partly*: all but the listed parameters and
@@ -73,7 +107,20 @@ def page() -> str:
     import botocore
 
     load_operations()
-    head = HEAD.replace("TOOLS", "\n".join(_tool_rows())).replace("BOTOCORE", botocore.__version__)
+    head = HEAD
+    for name, text in {
+        "TOOLS": "\n".join(_tool_rows()),
+        "BOTOCORE": botocore.__version__,
+        "LIMITS": "\n".join(_limit_rows()),
+        "PENDING": f"{ebs.MAX_PENDING_SNAPSHOTS}",
+        "COPIES": f"{snapshots.MAX_COPIES_IN_PROGRESS}",
+        "TASKS": f"{imports.MAX_ACTIVE_TASKS}",
+        "IMPORT": f"{imports.BASE_SECONDS:g} + {imports.SECONDS_PER_GIB:g}",
+        "COPY": f"{snapshots.COPY_SECONDS:g} + {snapshots.SECONDS_PER_STORED_GIB:g}",
+        "LIMITED": f"{limits.COPY_SECONDS:g} + {limits.COPY_SECONDS_PER_GIB:g}",
+        "COMPLETE": f"{ebs.COMPLETE_SECONDS:g} + {ebs.SECONDS_PER_WRITTEN_GIB:g}",
+    }.items():
+        head = re.sub(rf"\b{name}\b", lambda _, text=text: text, head)
     return head + "\n\n".join(_service_section(service_model(name)) for name in SERVICES) + "\n"
 
 
@@ -85,6 +132,34 @@ def _tool_rows() -> list[str]:
         first = " ".join(text.partition("\n\n")[0].split())
         rows.append(f"| `{path.relative_to(ROOT)}` | {first} |")
     return rows
+
+
+def _limit_rows() -> list[str]:
+    """Return a row for each limit on requests."""
+    rows = []
+    for codes, where, reason in (
+        (limits.PER_SNAPSHOT, "one snapshot", "RESOURCE_LEVEL_THROTTLE"),
+        (limits.PER_ACCOUNT, "an account", "ACCOUNT_THROTTLED"),
+    ):
+        for operation, code in codes.items():
+            rate = f"{DEFAULTS['ebs', code][1]:,.0f}"
+            error = f"`RequestThrottledException`, `{reason}`"
+            rows.append(f"| {operation}, {where} | {rate} | {rate} | {error} |")
+    own: dict[limits.Bucket, list[str]] = {}
+    for operation, bucket in limits.EC2_OPERATIONS.items():
+        own.setdefault(bucket, []).append(operation)
+    unfiltered = ", ".join(sorted(limits.UNFILTERED_OPERATIONS))
+    texts = [
+        ("EC2: reading", limits.NON_MUTATING),
+        (f"{unfiltered}: without filters and pages", limits.UNFILTERED),
+        ("EC2: changing", limits.MUTATING),
+        *((", ".join(operations), bucket) for bucket, operations in own.items()),
+        *((f"{operation}: for each instance", bucket) for operation, bucket in limits.INSTANCES.items()),
+    ]
+    return rows + [
+        f"| {text} | {bucket.capacity:,} | {bucket.refill:g} | `RequestLimitExceeded` |"
+        for text, bucket in texts
+    ]
 
 
 def _service_section(service: Service) -> str:

@@ -10,14 +10,17 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, KEY, OTHER, WEST, channel_value, copies, outcomes, plan
-from vmsnix_ops import errors
+from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import images
 from vmsnix_ops.channels import promote
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.progress import silent
 from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.sandbox import Sandbox, limits, sandbox
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox import Sandbox
+    from pathlib import Path
 
 
 def test_a_failed_copy_reports_the_snapshot_s_message_and_is_copied_again(aws: Sandbox, ami: str) -> None:
@@ -55,6 +58,37 @@ def test_a_failed_copy_is_retried_with_another_token(aws: Sandbox, ami: str) -> 
     assert outcomes(plan(regions=[EUROPE]).apply())[EUROPE] == ["copy created"]
     tokens = [call.params["ClientToken"] for call in aws.calls.matching("ec2:CopyImage", ran=True)]
     assert len(set(tokens)) == 2  # the failed copy has used the first one
+
+
+def test_a_promotion_is_slower_at_the_limits_of_requests(
+    aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = limits.Bucket(1, 0.0005)  # ten requests in a real second
+    monkeypatch.setattr(limits, "NON_MUTATING", few)
+    monkeypatch.setattr(limits, "EC2_OPERATIONS", {"CreateTags": few})
+    monkeypatch.setattr(aws.state, "limits", limits.Limits())
+    found = plan(regions=[WEST, EUROPE], channel="stable").apply()
+    assert not found.failed
+    assert [channel_value(aws, region) != "" for region in (HOME, WEST, EUROPE)] == [True] * 3
+    assert "RequestLimitExceeded" in {call.outcome for call in aws.calls}
+
+
+@pytest.mark.long(seconds=30)
+def test_publishing_and_promoting_work_within_the_limits_of_aws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sandbox(speed=20, limits="aws") as aws:
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
+        monkeypatch.chdir(tmp_path)
+        aws.prepare(bucket="vmsnix-images", region=HOME)
+        image = make_sample_image(tmp_path / "image", name="ecs-node")
+        asked: dict[str, Any] = {"image": str(image), "region": HOME, "progress": silent()}
+        imported = publish.plan(**asked, bucket="vmsnix-images").apply()
+        found = plan(ami=imported.ami_id, regions=[WEST, EUROPE], channel="stable").apply()
+        assert not found.failed
+        assert channel_value(aws, EUROPE)
 
 
 def test_a_promotion_waits_at_the_copy_limit(aws: Sandbox, ami: str) -> None:

@@ -24,6 +24,7 @@ from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.disk.survey import identify, survey
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.sandbox.limits import PER_ACCOUNT, Limits
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -78,6 +79,17 @@ def holds(aws, snapshot_id: str, path: Path) -> bool:
 
 def puts(aws) -> int:
     return sum(call.operation == "PutSnapshotBlock" and call.outcome == "ok" for call in aws.calls)
+
+
+def test_an_upload_at_the_limit_of_the_account_is_slower_and_complete(aws, direct, raw, monkeypatch):
+    monkeypatch.setattr(aws.state, "limits", Limits())
+    aws.state.tables.table(aws.account, REGION, "quotas")[f"ebs/{PER_ACCOUNT['PutSnapshotBlock']}"] = 4
+    plan = direct(image=str(raw))
+    aws.clock.speed = 20
+    result = plan.apply()
+    assert holds(aws, result.snapshot_id, raw)
+    refused = [call for call in aws.calls if call.outcome == "RequestThrottledException"]
+    assert {call.operation for call in refused} == {"PutSnapshotBlock"}
 
 
 @pytest.mark.parametrize(

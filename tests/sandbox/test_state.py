@@ -91,7 +91,7 @@ def test_a_damaged_state_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_child_process_can_be_inspected_and_restarted(tmp_path: Path) -> None:
-    with sandbox_process(speed=1000, state=tmp_path) as aws:
+    with sandbox_process(speed=1000, state=tmp_path, limits="aws") as aws:
         aws.prepare(bucket="images")
         aws.add_fault(op="s3:HeadBucket", nth=1, do="error", code="SlowDown", http=503)
         aws.client("s3").head_bucket(Bucket="images")  # boto3 tries again

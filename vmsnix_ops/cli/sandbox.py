@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -47,7 +47,12 @@ SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds
     metavar="FOLDER",
     help="Folder that keeps the sandbox's state across restarts.",
 )
-def sandbox_command(port: int, speed: float, state: Path | None) -> None:
+@click.option(
+    "--limits",
+    type=click.Choice(["aws"]),
+    help="Limit requests as AWS does, and let copies take as long, in sandbox time. Default: no limits.",
+)
+def sandbox_command(port: int, speed: float, state: Path | None, limits: Literal["aws"] | None) -> None:
     """Run a local AWS in the foreground, and print the export lines for a shell.
 
     boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C.
@@ -55,7 +60,7 @@ def sandbox_command(port: int, speed: float, state: Path | None) -> None:
     from vmsnix_ops.sandbox.serve import serve
 
     try:
-        serve(port, speed, state)
+        serve(port, speed, state, limits=limits)
     except OSError as error:
         raise _start_error(error) from error
 

@@ -12,7 +12,7 @@ the variables. It needs only botocore. `sandbox_process` starts a sandbox in ano
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox.access import Access
@@ -66,9 +66,14 @@ class Sandbox(Access):
     enforce_iam
         Whether users and roles without any policy are refused everything, as on AWS. By default they may do
         everything. The sandbox's administrator always may.
+    limits
+        ``"aws"``: limit requests, and let copies take as long, as AWS does, in sandbox time: at a speed of 2,
+        twice as many requests a second are answered. None: do not limit requests.
 
     Raises
     ------
+    ValueError
+        There are no such limits.
     OSError
         The port is in use, or the folder cannot be used. The text has the fix.
     """
@@ -81,12 +86,14 @@ class Sandbox(Access):
         port: int = 0,
         account: str = DEFAULT_ACCOUNT,
         enforce_iam: bool = False,
+        limits: Literal["aws"] | None = None,
     ) -> None:
         self.state = SandboxState(
             speed=speed,
             folder=None if state is None else Path(state),
             account=account,
             enforce_iam=enforce_iam,
+            limits=limits,
         )
         try:
             self._server = Server(self.state, port)

@@ -18,13 +18,21 @@ def main() -> int:
     parser.add_argument(
         "--state", type=Path, default=None, help="folder that keeps the state across restarts"
     )
+    parser.add_argument("--limits", choices=["aws"], default=None, help="limit requests as AWS does")
     parser.add_argument(
         "--prepare", metavar="BUCKET", default=None, help="create this bucket and the vmimport role"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of export lines")
     options = parser.parse_args()
     try:
-        serve(options.port, options.speed, options.state, as_json=options.json, prepare=options.prepare)
+        serve(
+            options.port,
+            options.speed,
+            options.state,
+            as_json=options.json,
+            prepare=options.prepare,
+            limits=options.limits,
+        )
     except OSError as error:
         if options.json:
             sys.stdout.write(json.dumps({"error": error.strerror or str(error)}) + "\n")

@@ -278,6 +278,7 @@ class Context:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None  # wire.http.Body; also the value of a streaming parameter
     outcome: Mapping[str, Any] = field(default_factory=dict)  # of the started work, set by a fault rule
+    limits: Any = None  # limits.Limits; None: requests are not limited
 
     @property
     def partition(self) -> str:

@@ -224,6 +224,8 @@ class Dispatcher:
                 raise not_emulated(f"the parameter {name!r} of {service.name}:{target.operation}")
         self._apply_rules_before(exchange)
         context = self._context(exchange, caller)
+        if context.limits is not None:
+            context.limits.check(context, params)
         self.state.authorize(context, params)
         if dry_run:
             raise AwsError(
@@ -315,6 +317,7 @@ class Dispatcher:
             headers=exchange.request.headers,
             body=exchange.request.body,
             outcome=outcome,
+            limits=state.limits,
         )
 
     def _apply_rules_before(self, exchange: Exchange) -> None:

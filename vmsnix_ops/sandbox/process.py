@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib import request
 
 from vmsnix_ops.sandbox.access import Access
@@ -80,12 +80,18 @@ class SandboxProcess(Access):
         self.stop()
 
 
-def sandbox_process(*, speed: float = 1.0, state: Path | str | None = None, port: int = 0) -> SandboxProcess:
+def sandbox_process(
+    *,
+    speed: float = 1.0,
+    state: Path | str | None = None,
+    port: int = 0,
+    limits: Literal["aws"] | None = None,
+) -> SandboxProcess:
     """Start a sandbox in a child process, and return when it serves.
 
     Parameters
     ----------
-    speed, state, port
+    speed, state, port, limits
         As for `Sandbox`.
 
     Raises
@@ -97,6 +103,8 @@ def sandbox_process(*, speed: float = 1.0, state: Path | str | None = None, port
     command = [sys.executable, *module, "--port", str(port), "--speed", str(speed)]
     if state is not None:
         command += ["--state", str(state)]
+    if limits is not None:
+        command += ["--limits", limits]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     line = process.stdout.readline() if process.stdout is not None else ""
     ready = json.loads(line) if line else {"error": "The sandbox ended before it served."}

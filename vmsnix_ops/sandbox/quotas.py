@@ -21,10 +21,20 @@ SERVICE_NAMES = {
     "ebs": "Amazon Elastic Block Store (Amazon EBS)",
 }
 DEFAULTS = {
-    ("ec2", "L-B665C33B"): ("AMIs", 50_000.0),
-    ("ec2", "L-0E3CBAB9"): ("Public AMIs", 5.0),
-    ("ebs", "L-309BACF6"): ("Snapshots per Region", 100_000.0),
+    ("ec2", "L-B665C33B"): ("AMIs", 50_000.0, True),
+    ("ec2", "L-0E3CBAB9"): ("Public AMIs", 5.0, True),
+    ("ebs", "L-309BACF6"): ("Snapshots per Region", 100_000.0, True),
+    ("ebs", "L-94D7AB7D"): ("Pending snapshots per account", 100.0, False),
+    ("ebs", "L-AFEBDF7A"): ("StartSnapshot requests per account", 10.0, False),
+    ("ebs", "L-1774F84A"): ("PutSnapshotBlock requests per snapshot", 1000.0, False),
+    ("ebs", "L-AFAE1BE8"): ("PutSnapshotBlock requests per account", 1000.0, True),
+    ("ebs", "L-1D4D9345"): ("CompleteSnapshot requests per account", 10.0, False),
+    ("ebs", "L-18E976AB"): ("ListSnapshotBlocks requests per account", 50.0, False),
+    ("ebs", "L-DB2FBAA1"): ("ListChangedBlocks requests per account", 50.0, False),
+    ("ebs", "L-028ACFB9"): ("GetSnapshotBlock requests per snapshot", 1000.0, False),
+    ("ebs", "L-C125AE42"): ("GetSnapshotBlock requests per account", 1000.0, True),
 }
+"""Name, default and whether AWS raises it on request. The rates are requests a second."""
 
 
 QUOTA_CODE = re.compile(r"L-[0-9A-F]{8}")
@@ -46,7 +56,7 @@ def _quota_view(context: Context, service: str, code: str, number: float) -> dic
         "QuotaName": DEFAULTS[service, code][0],
         "Value": number,
         "Unit": "None",
-        "Adjustable": True,
+        "Adjustable": DEFAULTS[service, code][2],
         "GlobalQuota": False,
     }
 

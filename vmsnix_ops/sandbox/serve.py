@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from vmsnix_ops.sandbox import Sandbox
 
@@ -27,6 +27,7 @@ def serve(
     *,
     as_json: bool = False,
     prepare: str | None = None,
+    limits: Literal["aws"] | None = None,
     output: TextIO | None = None,
     ready: Callable[[Sandbox], None] | None = None,
 ) -> None:
@@ -44,6 +45,8 @@ def serve(
         Print one line of JSON for a program instead of ``export`` lines for a shell.
     prepare
         Name of a bucket to create at the start, with a role for VM Import.
+    limits
+        ``"aws"``: limit requests as AWS does.
     output
         Where to print. Default: standard output.
     ready
@@ -65,7 +68,7 @@ def serve(
     numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
     before = {number: signal.signal(number, finish) for number in numbers}
     try:
-        with Sandbox(port=port, speed=speed, state=state) as sandbox:
+        with Sandbox(port=port, speed=speed, state=state, limits=limits) as sandbox:
             if prepare is not None:
                 sandbox.prepare(prepare)
             output.write(_as_json(sandbox) if as_json else _as_exports(sandbox, state))

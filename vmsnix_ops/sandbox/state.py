@@ -23,6 +23,7 @@ from vmsnix_ops.sandbox.credentials import (
     unique_id,
 )
 from vmsnix_ops.sandbox.faults import Fault, Faults
+from vmsnix_ops.sandbox.limits import Limits
 from vmsnix_ops.sandbox.state_file import StateError, dump_tables, load_tables
 from vmsnix_ops.sandbox.storage import BlockStore
 
@@ -45,9 +46,13 @@ class SandboxState:
         The account of the first access key, twelve digits.
     enforce_iam
         Whether users and roles without any policy are refused everything, as on AWS.
+    limits
+        ``"aws"``: limit requests as AWS does; see `limits`. None: do not limit them.
 
     Raises
     ------
+    ValueError
+        There are no such limits.
     OSError
         When the folder cannot be written.
     """
@@ -59,7 +64,11 @@ class SandboxState:
         folder: Path | None = None,
         account: str = DEFAULT_ACCOUNT,
         enforce_iam: bool = False,
+        limits: str | None = None,
     ) -> None:
+        if limits not in (None, "aws"):
+            raise ValueError(f"limits={limits!r}: use 'aws', or None for no limits")
+        self.limits = Limits() if limits else None
         self.clock = Clock(speed)
         self.lock = threading.RLock()
         self.faults = Faults()
@@ -116,6 +125,8 @@ class SandboxState:
         self.faults.clear()
         self._changes.clear()
         self.clock.forget_steps()
+        if self.limits is not None:
+            self.limits.clear()
         self.mark_changed()
 
     def save_tables(self) -> bytes:

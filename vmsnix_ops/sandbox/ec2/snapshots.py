@@ -26,7 +26,8 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_managed_key
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
-from vmsnix_ops.sandbox.ec2.resources import Snapshot, SnapshotLock, Tiering
+from vmsnix_ops.sandbox.ec2.resources import GIB, Snapshot, SnapshotLock, Tiering
+from vmsnix_ops.sandbox.limits import copy_seconds
 from vmsnix_ops.sandbox.rbin import delete_or_recycle
 
 if TYPE_CHECKING:
@@ -228,7 +229,9 @@ def add_snapshot_copy(
     minutes: int | None = None,
 ) -> Snapshot:
     """Add a pending copy of a snapshot, with the same blocks, to the region of the call."""
-    now = context.clock.now()
+    now, seconds = context.clock.now(), _pending_seconds(COPY_SECONDS, len(source.blocks))
+    if context.limits is not None:
+        seconds = copy_seconds(minutes, source.stored_bytes() / GIB)
     snapshot = Snapshot(
         snapshot_id=new_id("snap"),
         owner=context.account,
@@ -236,7 +239,7 @@ def add_snapshot_copy(
         size_gib=source.size_gib,
         started=now,
         since=now,
-        seconds=_pending_seconds(COPY_SECONDS, len(source.blocks)),
+        seconds=seconds,
         failure=chosen.failure,
         description=description,
         lineage=source.lineage,
