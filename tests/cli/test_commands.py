@@ -597,8 +597,9 @@ def test_the_sandbox_prints_the_exports_for_a_shell_and_serves(tmp_path: Path) -
     command = [sys.executable, "-m", "vmsnix_ops", "sandbox", "--state", str(tmp_path / "kept")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        exports = {}
+        exports, comments = {}, ""
         for line in server.stdout:
+            comments += line if line.startswith("#") else ""
             if line.startswith("export "):
                 name, _, value = line.removeprefix("export ").strip().partition("=")
                 exports[name] = value
@@ -617,6 +618,9 @@ def test_the_sandbox_prints_the_exports_for_a_shell_and_serves(tmp_path: Path) -
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
     assert len(account) == 12
+    # Older versions of the AWS CLI do not read AWS_ENDPOINT_URL, and call AWS itself.
+    assert [text for text in ("2.13.0", "1.29.0", "AWS_ENDPOINT_URL") if text not in comments] == []
+    assert f"--endpoint-url {exports['AWS_ENDPOINT_URL']} " in comments
 
 
 def test_a_run_on_the_sandbox_cannot_reach_the_real_aws(

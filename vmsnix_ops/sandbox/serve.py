@@ -99,6 +99,9 @@ def _as_exports(sandbox: Sandbox, state: Path | str | None) -> str:
     return "\n".join(
         [
             f"# The sandbox serves on {sandbox.url} as account {sandbox.account}; {kept}. Ctrl-C stops it.",
+            # Source: the changelogs of both versions of the AWS CLI.
+            "# The AWS CLI before 2.13.0 (version 1: 1.29.0) ignores AWS_ENDPOINT_URL and calls AWS itself.",
+            f"# Check `aws --version`. With an older one, add --endpoint-url {sandbox.url} to every command.",
             "# In another shell:",
             *lines,
             "",
