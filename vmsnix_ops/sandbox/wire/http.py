@@ -512,6 +512,10 @@ class Request:
         """The query's pairs, decoded."""
         return {unquote_plus(name): unquote_plus(value) for name, value in self.raw_query}
 
+    def query_values(self, key: str) -> list[str]:
+        """Return all values of a repeated key of the query."""
+        return [unquote_plus(value) for name, value in self.raw_query if unquote_plus(name) == key]
+
     @cached_property
     def path(self) -> str:
         """The decoded path."""

@@ -168,7 +168,9 @@ def _parse_rest(
         form = "rfc822" if location == "header" else "iso8601"
         try:
             if isinstance(member, ListShape):
-                params[name] = [parse_value(member.member, part.strip()) for part in raw.split(",")]
+                query = location == "querystring"
+                parts = request.query_values(key) if query else [part.strip() for part in raw.split(",")]
+                params[name] = [parse_value(member.member, part) for part in parts]
             else:
                 params[name] = parse_value(member, raw, timestamp_format=form)
         except BadValueError as error:
