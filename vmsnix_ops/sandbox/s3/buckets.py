@@ -412,22 +412,32 @@ EMPTY_DOCUMENTS = (
     "GetBucketLogging",
     "GetBucketNotificationConfiguration",
 )
+EMPTY_LISTS = (
+    "ListBucketAnalyticsConfigurations",
+    "ListBucketIntelligentTieringConfigurations",
+    "ListBucketInventoryConfigurations",
+    "ListBucketMetricsConfigurations",
+)
 
 
-def _register_unset(name: str, error: tuple[str, str] | None) -> None:
+def _register_unset(name: str, answer: dict[str, Any] | tuple[str, str], *more: str) -> None:
     """Register an operation that reads a document which no bucket of the sandbox has."""
 
     def get_unset(context: Context, params: Params) -> dict[str, Any]:
         bucket = requested_bucket(context, params)
-        if error is None:
-            return {}
-        raise _no_such_setting(bucket, *error)
+        if isinstance(answer, dict):
+            return dict(answer)
+        raise _no_such_setting(bucket, *answer)
 
-    operation("s3", name, *GET)(get_unset)
+    operation("s3", name, *GET, *more)(get_unset)
 
 
-for _name, _error in {**UNSET_DOCUMENTS, **dict.fromkeys(EMPTY_DOCUMENTS)}.items():
+for _name, _error in UNSET_DOCUMENTS.items():
     _register_unset(_name, _error)
+for _name in EMPTY_DOCUMENTS:
+    _register_unset(_name, {})
+for _name in EMPTY_LISTS:
+    _register_unset(_name, {"IsTruncated": False}, "ContinuationToken")
 
 
 # Lifecycle rules; `lifecycle` applies them
