@@ -99,7 +99,7 @@ def test_upload_ami_makes_copies_and_tests_an_ami(
     check_upload_ami(python, aws, *method, container=container)
 
 
-@pytest.mark.long(seconds=900)
+@pytest.mark.long(seconds=400)
 @pytest.mark.parametrize("speed", [1.0])
 def test_upload_ami_works_at_the_speed_of_aws(python: Program, aws: Sandbox, speed: float) -> None:
     check_upload_ami(python, aws, "--ebs-direct", container="raw")
