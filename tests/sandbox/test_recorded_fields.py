@@ -281,6 +281,12 @@ def call_everything(aws: Recorder) -> None:
     quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-B665C33B")
     quotas.get_aws_default_service_quota(ServiceCode="ec2", QuotaCode="L-B665C33B")
     topic = aws.sns.create_topic(Name="amis")["TopicArn"]
+    tagging, arn = aws.resourcegroupstaggingapi, {"ResourceARNList": [topic]}
+    tagging.tag_resources(Tags={"a": "b"}, **arn)
+    tagging.get_resources()
+    tagging.get_tag_keys()
+    tagging.get_tag_values(Key="a")
+    tagging.untag_resources(TagKeys=["a"], **arn)
     aws.sns.publish(TopicArn=topic, Message="m")
     aws.sns.list_topics()
     aws.sns.get_topic_attributes(TopicArn=topic)

@@ -650,7 +650,8 @@ def _iam_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 
 
 def _default_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    service = {"service-quotas": "servicequotas"}.get(context.service, context.service)
+    prefixes = {"resourcegroupstaggingapi": "tag", "service-quotas": "servicequotas"}
+    service = prefixes.get(context.service, context.service)
     resource = "*"
     if context.service == "kms" and (name := params.get("KeyId") or params.get("TargetKeyId")):
         with suppress(AwsError):  # the operation itself refuses an unknown key
@@ -711,7 +712,7 @@ def _sts_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 def _ssm_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
     action, names = (
         f"ssm:{context.operation}",
-        params.get("Names") or params.get("Name") or params.get("Path"),
+        params.get("Names") or params.get("Name") or params.get("Path") or params.get("ResourceId"),
     )
     if not names:
         yield RequiredPermission(action, "*")
@@ -785,6 +786,7 @@ ACCESS_DENIED_ERRORS: dict[str, tuple[str, int]] = {
     "service-quotas": ("AccessDeniedException", 400),
     "kms": ("AccessDeniedException", 400),
     "rbin": ("AccessDeniedException", 403),
+    "resourcegroupstaggingapi": ("AccessDeniedException", 400),
     "sns": ("AuthorizationError", 403),
     "autoscaling": ("AccessDenied", 403),
 }

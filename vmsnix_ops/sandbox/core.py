@@ -334,7 +334,20 @@ def operation(service: str, name: str, *parameters: str, locks: bool = True) -> 
     return register
 
 
-SERVICE_MODULES = ("autoscaling", "ebs", "ec2", "iam", "kms", "quotas", "rbin", "s3", "sns", "ssm", "sts")
+SERVICE_MODULES = (
+    "autoscaling",
+    "ebs",
+    "ec2",
+    "iam",
+    "kms",
+    "quotas",
+    "rbin",
+    "s3",
+    "sns",
+    "ssm",
+    "sts",
+    "tagging",
+)
 
 
 def load_operations() -> None:

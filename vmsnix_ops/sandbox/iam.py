@@ -470,6 +470,15 @@ def tag_role(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
+@operation("iam", "UntagRole", "RoleName TagKeys")
+def untag_role(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags. Unknown keys are ignored."""
+    role = _find_role(context, params["RoleName"])
+    for key in params["TagKeys"]:
+        role.tags.pop(key, None)
+    return {}
+
+
 # Managed policies of roles and users: the account's own, and some of AWS's
 
 POLICY_ARN = re.compile(r"arn:[^:]+:iam::(\d{12}|aws):policy/.+")

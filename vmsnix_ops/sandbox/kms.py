@@ -267,6 +267,22 @@ def cancel_key_deletion(context: Context, params: Params) -> dict[str, Any]:
     return {"KeyId": key.arn}
 
 
+@operation("kms", "TagResource", "KeyId Tags")
+def tag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Add tags to a key, or replace them."""
+    _find_own_key(context, params["KeyId"]).tags |= {t["TagKey"]: t["TagValue"] for t in params["Tags"]}
+    return {}
+
+
+@operation("kms", "UntagResource", "KeyId TagKeys")
+def untag_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags from a key. Unknown keys are ignored."""
+    tags = _find_own_key(context, params["KeyId"]).tags
+    for name in params["TagKeys"]:
+        tags.pop(name, None)
+    return {}
+
+
 @operation("kms", "ListResourceTags", "KeyId Limit Marker")
 def list_resource_tags(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of a key."""

@@ -617,6 +617,15 @@ def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
+@operation("ssm", "RemoveTagsFromResource", *RESOURCE, "TagKeys")
+def remove_tags_from_resource(context: Context, params: Params) -> dict[str, Any]:
+    """Remove tags. Unknown keys are ignored."""
+    parameter = _tagged_parameter(context, params)
+    for key in params["TagKeys"]:
+        parameter.tags.pop(key, None)
+    return {}
+
+
 @operation("ssm", "ListTagsForResource", *RESOURCE)
 def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of a parameter."""

@@ -114,8 +114,22 @@ def unix_time(value: datetime) -> float:
     return round(value.timestamp(), 3)
 
 
-SERVICES = ("ec2", "s3", "ebs", "iam", "sts", "ssm", "service-quotas", "autoscaling", "sns", "kms", "rbin")
-SIGNING_NAMES = {"servicequotas": "service-quotas"}
+SERVICES = (
+    "ec2",
+    "s3",
+    "ebs",
+    "iam",
+    "sts",
+    "ssm",
+    "service-quotas",
+    "autoscaling",
+    "sns",
+    "kms",
+    "rbin",
+    "resourcegroupstaggingapi",
+)
+SIGNING_NAMES = {"servicequotas": "service-quotas", "tagging": "resourcegroupstaggingapi"}
+PROTOCOLS = ("ec2", "query", "json", "rest-json", "rest-xml")
 
 # Query keys that are not parameters.
 TRANSPORT_KEYS = frozenset({"x-id"})
@@ -157,7 +171,10 @@ class Service:
     def __init__(self, name: str) -> None:
         self.name = name
         self.model = ServiceModel(Loader().load_service_model(name, "service-2"), name)
-        self.protocol: str = self.model.metadata["protocol"]
+        metadata = self.model.metadata
+        offered = metadata.get("protocols") or [metadata["protocol"]]
+        # Of several protocols, clients choose one of those that they have. The sandbox has no CBOR.
+        self.protocol: str = next(protocol for protocol in PROTOCOLS if protocol in offered)
         self.namespace: str = self.model.metadata.get("xmlNamespace", "")
         self.version: str = self.model.metadata["apiVersion"]
         self._operations: dict[str, OperationModel] = {}
