@@ -14,6 +14,7 @@ import pytest
 
 from tests.disk.images import MIB, qemu_bytes, qemu_make, scattered, whole, write_raw
 from tests.support import require
+from vmsnix_ops.disk import qemu
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.qemu import ConvertedImage, MappedImage
 from vmsnix_ops.errors import ImageError, ImageFormatError
@@ -253,3 +254,33 @@ def test_an_image_in_use_by_a_machine_is_refused(tmp_path: Path) -> None:
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, at, 1, 0))
         with pytest.raises(ImageError, match=r"in use by another program.*Stop the machine"):
             open_image(path)
+
+
+@pytest.fixture
+def compressed(tmp_path: Path) -> Path:
+    return qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", b"x" * MIB), "compressed")
+
+
+def test_the_converted_copy_is_used_until_it_is_deleted(
+    compressed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_image(compressed) as first, open_image(compressed) as second:
+        assert first.read(0, 512) == b"x" * 512
+        monkeypatch.setattr(qemu, "_convert", None)
+        assert second.read(0, 512) == b"x" * 512
+        qemu.delete_copy()
+        assert first.read(512, 512) == second.read(512, 512) == b"x" * 512
+    with open_image(compressed) as third, pytest.raises(TypeError):
+        third.read(0, 512)
+
+
+def test_the_copy_of_another_or_of_a_changed_image_is_not_used(compressed: Path, tmp_path: Path) -> None:
+    with open_image(compressed) as image:
+        assert image.read(0, 1) == b"x"
+    other = qemu_make(tmp_path / "other", write_raw(tmp_path / "raw", b"y" * MIB), "compressed")
+    with open_image(other) as image:
+        assert image.read(0, 1) == b"y"
+    compressed.write_bytes(other.read_bytes())
+    with open_image(compressed) as image:
+        assert image.read(0, 1) == b"y"
+    qemu.delete_copy()

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.disk.images import qemu_make
 from tests.publish.test_publish import bytes_of
 from tests.support import few, require
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, manifests, reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.cli import main
+from vmsnix_ops.disk import qemu
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity import identity_of
@@ -118,6 +120,42 @@ def test_an_image_of_every_format_becomes_an_ami_with_its_bytes_despite_network_
     there = left()
     assert (there.amis, there.snapshots) == ([result.ami_id], [result.snapshot_id])
     assert (there.objects, there.uploads, there.running) == ([], [], [])
+
+
+@pytest.fixture
+def compressed(raw, tmp_path):
+    return qemu_make(tmp_path / "disk.qcow2", raw, "compressed")
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """Collect the raw files that images were converted to."""
+    made, convert = [], qemu._convert
+
+    def counted(*words):
+        made.append(convert(*words))
+        return made[-1]
+
+    monkeypatch.setattr(qemu, "_convert", counted)
+    return made
+
+
+def test_a_compressed_image_is_converted_once_and_the_copy_deleted(direct, compressed, conversions):
+    assert direct(image=str(compressed)).apply().outcome == "created"
+    (copy,) = conversions
+    assert copy.descriptor == -1
+
+
+def test_an_upload_that_fails_deletes_the_converted_copy(aws, direct, compressed, conversions):
+    plan = direct(image=str(compressed))
+    built = plan.build()
+    assert [copy.descriptor >= 0 for copy in conversions] == [True]
+    aws.faults.add({"op": "ebs:StartSnapshot", "do": "error", "code": "AccessDeniedException", "http": 403})
+    with pytest.raises(errors.AccessDeniedError):
+        plan.upload(built)
+    assert [copy.descriptor for copy in conversions] == [-1]
+    aws.faults.clear()
+    assert plan.upload(built).outcome == "created"  # converted again
 
 
 def test_neither_bucket_nor_role_are_checked(aws, direct):

@@ -173,7 +173,7 @@ class MappedImage(DiskImage):
 
 
 class ConvertedImage(DiskImage):
-    """An image that the first read converts to a sparse raw file."""
+    """An image that the first read converts to a sparse raw file, which other images of the file use too."""
 
     converts = True
     own_layout = False
@@ -191,11 +191,11 @@ class ConvertedImage(DiskImage):
     def _stored(self) -> PathSource:
         with self._lock:
             if self._raw is None:
-                self._raw = _convert(self._file, self.source.name, self.format, self.size)
+                self._raw = _converted(self._file, self.source, self.format, self.size)
             return self._raw
 
     def close(self) -> None:
-        """Close the file, and delete the raw file."""
+        """Close both files."""
         super().close()
         self._resources.close()
         if self._raw is not None:
@@ -413,6 +413,46 @@ def _check_file_size(output: Path, name: str, size: int) -> None:
             "the limit of ext4 is 16 TiB).",
             fix="Set TMPDIR to a folder on a file system with larger files, such as XFS, or use a raw image.",
         ) from error
+
+
+_copy: list[tuple[tuple[int, ...], PathSource]] = []  # at most one: stamp of the image, and its raw file
+_copy_lock = threading.Lock()
+
+
+def _converted(file: Path, source: ByteSource, kind: str, size: int) -> PathSource:
+    """Return the disk as a raw file, which the caller closes.
+
+    A publish opens an image several times: to find its boot mode, to identify it and to upload it. So the
+    last raw file of this process is kept until `delete_copy`, or until another image is converted.
+    """
+    if source.path is None:
+        return _convert(file, source.name, kind, size)
+    with _copy_lock:
+        before = _stamp(file)
+        if not _copy or _copy[0][0] != before:
+            _delete_copy()
+            raw = _convert(file, source.name, kind, size)
+            if _stamp(file) != before:  # it was written meanwhile
+                return raw
+            _copy.append((before, raw))
+        return PathSource(Path(f"/dev/fd/{_copy[0][1].descriptor}"))
+
+
+def delete_copy() -> None:
+    """Delete the raw file of the last image that was converted, as soon as no image reads it."""
+    with _copy_lock:
+        _delete_copy()
+
+
+def _delete_copy() -> None:
+    for _stamped, raw in _copy:
+        raw.close()
+    _copy.clear()
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _convert(file: Path, name: str, kind: str, size: int) -> PathSource:

@@ -28,6 +28,7 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity_cache import IdentityCache
 from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.manifest import Manifest
+from vmsnix_ops.disk.qemu import delete_copy
 from vmsnix_ops.disk.survey import changed, still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
 from vmsnix_ops.interrupts import interruptible
@@ -347,6 +348,14 @@ def _deleted_from_cache_when_changed(plan: PublishParameters, built: Built) -> I
         raise
 
 
+@contextmanager
+def _converted_copy_deleted() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        delete_copy()
+
+
 def upload(plan: PublishParameters, built: Built) -> UploadStep:
     """Upload the image to the bucket, or (direct) to a snapshot.
 
@@ -365,6 +374,7 @@ def upload(plan: PublishParameters, built: Built) -> UploadStep:
         plan.journal.step("upload", total=built.file_bytes or None, unit="bytes") as entry,
         interruptible("upload", "The uploaded parts are kept, and the next run sends only the missing ones."),
         _deleted_from_cache_when_changed(plan, built),
+        _converted_copy_deleted(),
     ):
         exists = bool(built.digest) and _is_in_aws(plan, built)
         if not exists and (plan.dry_run or not built.digest):
