@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from docs.records_pages import result_page
 from vmsnix_ops.errors import RecordsError, SchemaError, SettingsError
-from vmsnix_ops.records.result import KEYS, parse, reference_page, write_result
+from vmsnix_ops.records.result import KEYS, parse, write_result
 from vmsnix_ops.records.run_context import RunContext, current_run, new_run_id
 from vmsnix_ops.settings import load
 
@@ -89,7 +90,7 @@ def test_the_result_has_every_documented_key(run: RunContext) -> None:
 
 def test_the_page_of_keys_is_up_to_date() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "result.md").read_text()
-    assert page == reference_page(), "run python -m vmsnix_ops.records.result > docs/reference/result.md"
+    assert page == result_page(), "run python -m docs.records_pages"
 
 
 def test_a_runbook_may_add_keys_and_the_runner_may_add_more_later(run: RunContext) -> None:

@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from docs.records_pages import tables_page
 from tests.support import DEADLINE, wait_until
 from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
 from vmsnix_ops.records import tables as tables_module
 from vmsnix_ops.records.frames import to_arrow, to_frame
-from vmsnix_ops.records.schemas import SCHEMAS, Schema, reference_page, schema
+from vmsnix_ops.records.schemas import SCHEMAS, Schema, schema
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
 
@@ -418,7 +419,7 @@ def test_the_setting_history_is_the_location_of_the_tables(tmp_path: Path) -> No
 
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "reference" / "tables.md").read_text()
-    assert page == reference_page(), "run python -m vmsnix_ops.records.schemas > docs/reference/tables.md"
+    assert page == tables_page(), "run python -m docs.records_pages"
 
 
 def test_a_file_instead_of_the_folder_is_an_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import RecordsError, SchemaError, UnsavedError, VmsnixError
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.redaction import Redactor, secret_values
-from vmsnix_ops.text import echo, json_text
+from vmsnix_ops.text import json_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -279,28 +279,3 @@ def _plain(value: object) -> object:
         return item()
     message = f"{value!r} is a {type(value).__name__}"
     raise TypeError(message)
-
-
-def reference_page() -> str:
-    """Return the text of ``docs/reference/result.md``."""
-    words = {str: "text", int: "whole number", (int, float): "number", dict: "object", list: "list"}
-    lines = [
-        "# result.json",
-        "",
-        "<!-- Written by `python -m vmsnix_ops.records.result`: change vmsnix_ops/records/result.py. -->",
-        "",
-        "The result of a run for programs. Every key is always present, `null` where it does not apply;",
-        "a runbook can add keys. To print it, use `vmsnix NAME --json` or `vmsnix runs show ID --json`. Its",
-        "[JSON schema](result.schema.json) describes it for programs.",
-        "",
-        "In GitHub Actions every plain value is an output of the step.",
-        "",
-        "| key | value | meaning |",
-        "|---|---|---|",
-        *(f"| `{key}` | {words[kind]} | {meaning} |" for key, (kind, meaning) in KEYS.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    echo(reference_page().removesuffix("\n"))

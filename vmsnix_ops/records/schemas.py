@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import outcomes
 from vmsnix_ops.errors import SchemaError, nearest
-from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -422,38 +421,3 @@ SCHEMAS: dict[str, Schema] = {
     table.name: table for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, PROOFS, RETIREMENTS)
 }
 """The tables by name."""
-
-
-def reference_page() -> str:
-    """Return the text of ``docs/reference/tables.md``."""
-    lines = [
-        "# Tables",
-        "",
-        "<!-- Written by `python -m vmsnix_ops.records.schemas`: change vmsnix_ops/records/schemas.py. -->",
-        "",
-        "Delta Lake tables, append-only, in the folder or S3 prefix that the setting `history` names.",
-        "Times are UTC. Read them with `vmsnix_ops.records.history` or any Delta Lake reader.",
-        "",
-        "| kind | in the table | in pandas | note |",
-        "|---|---|---|---|",
-        "| text | string | `str` | |",
-        "| json | string | `str` | JSON text |",
-        "| time | timestamp (µs, UTC) | `datetime64[us, UTC]` | |",
-        "| count | int64 | `Int64` | |",
-        "| number | double | `float64` | finite |",
-        "| flag | boolean | `boolean` | |",
-    ]
-    for table in SCHEMAS.values():
-        lines += ["", f"## {table.name}", "", table.description, ""]
-        lines += ["| column | kind | unit | required | meaning |", "|---|---|---|---|---|"]
-        for column in table.columns:
-            meaning = column.description
-            if column.values:
-                meaning += f" One of {', '.join(f'`{value}`' for value in column.values)}."
-            required = "yes" if column.required else ""
-            lines.append(f"| `{column.name}` | {column.kind} | {column.unit} | {required} | {meaning} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    echo(reference_page().removesuffix("\n"))
