@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vmsnix_ops.audit.inventory import DEFAULT, GIB, OBJECT_USD, monthly_usd, total_usd
+from vmsnix_ops.audit.inventory import DEFAULT, OBJECT_USD, monthly_usd, total_usd
+from vmsnix_ops.disk.image import GIB
 from vmsnix_ops.errors import SettingsError
 from vmsnix_ops.settings import load
 

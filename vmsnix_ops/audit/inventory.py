@@ -33,6 +33,7 @@ from vmsnix_ops.aws.paging import TimeLimit, batches, with_time_limit
 from vmsnix_ops.aws.references import Reference, References
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.disk.image import GIB
 from vmsnix_ops.progress import current
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.run_context import current_run
@@ -563,7 +564,6 @@ def _usage(
 # limit. If the size is unknown, the size of the volume is used and the row is marked as estimated; this
 # includes pending snapshots. A failed snapshot stores nothing and costs nothing.
 
-GIB = 2**30
 DEFAULT = (0.05, 0.0125)
 """USD per GiB and month, standard and archive tier: AWS's list price in us-east-1."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import templates
 from vmsnix_ops.audit.findings import RULES, as_text
 from vmsnix_ops.audit.inventory import total_usd
+from vmsnix_ops.disk.image import GIB
 from vmsnix_ops.display import missing
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import figures
@@ -47,7 +48,7 @@ def totals(inventory: Inventory) -> dict[str, float]:
         "snapshots": int(snapshots.sum()),
         "snapshots_unreferenced": int((snapshots & ~used.fillna(value=True)).sum()),
         "size_gib": int(frame.loc[snapshots, "size_gib"].sum()),
-        "stored_gib": round(float(stored) / 2**30, 1),
+        "stored_gib": round(float(stored) / GIB, 1),
         "estimated": int((snapshots & frame["estimated"].fillna(value=False)).sum()),
         "monthly_usd": round(total_usd(frame), 2),
         "unread": len(inventory.unread),
@@ -60,7 +61,7 @@ def summary(inventory: Inventory) -> pd.DataFrame:
     marked = frame.assign(
         unused=~frame["referenced"].fillna(value=True),
         unknown=frame["referenced"].isna(),
-        stored_gib=frame["stored_bytes"].astype("Float64") / 2**30,
+        stored_gib=frame["stored_bytes"].astype("Float64") / GIB,
         age_days=(inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400,
     )
     groups = marked.groupby(["account", "region", "kind"], as_index=False)
@@ -82,7 +83,7 @@ def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
     age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
     shown = frame.assign(
         age_days=age.round(1),
-        stored_gib=(frame["stored_bytes"].astype("Float64") / 2**30).round(2),
+        stored_gib=(frame["stored_bytes"].astype("Float64") / GIB).round(2),
         use=frame["referenced"].astype("object").map(lambda used: USES.get(used, "unknown")),
     )
     columns = SHOWN.get(kind, (*_FIRST, "message"))

@@ -151,10 +151,10 @@ def compare_promotion(
 def compare_channels(ssm: SSMClient, row: Mapping[str, Any]) -> Iterator[Difference]:
     """Compare the values of the channels that were last set to the AMI."""
     for name in row["channel_parameters"]:
-        seen = parameters.find_parameter(ssm, name)
-        found = seen.value if seen else "nothing"
-        if seen and seen.data_type != parameters.IMAGE_TYPE:
-            found += f" ({seen.data_type})"
+        parameter = parameters.find_parameter(ssm, name)
+        found = parameter.value if parameter else "nothing"
+        if parameter and parameter.data_type != parameters.IMAGE_TYPE:
+            found += f" ({parameter.data_type})"
         if found != row["ami_id"]:
             yield Difference("channel", f"{name} is {row['ami_id']}", found)
 

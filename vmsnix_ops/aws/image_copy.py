@@ -254,10 +254,10 @@ def _wait_available(ec2: EC2Client, ami_id: str, step: Step | None, still_wanted
         return PollResult("waiting", ami, min(percent, 99.0), ami.state)
 
     what = f"the copy {ami_id} in {ec2.meta.region_name}"
-    seen = poll(read, what=what, deadline=COPY_SECONDS, step=step)
-    if seen.outcome == "failed":
-        raise _copy_failed(seen.value, seen.message)
-    return seen.value
+    result = poll(read, what=what, deadline=COPY_SECONDS, step=step)
+    if result.outcome == "failed":
+        raise _copy_failed(result.value, result.message)
+    return result.value
 
 
 def _copy_failed(ami: Ami, message: str) -> errors.CopyFailedError:

@@ -660,7 +660,7 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None) -> 
         return PollResult(outcome, ami, None, ami.state)
 
     try:
-        seen = poll(read, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step)
+        result = poll(read, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step)
     except errors.DeadlineError as error:
         command = f"aws ec2 deregister-image --image-id {ami_id} --region {ec2.meta.region_name}"
         raise errors.DeadlineError(
@@ -669,13 +669,13 @@ def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None) -> 
             fix=f"Run the same command again. If it is then still pending, deregister it ({command}) and "
             "publish again.",
         ) from error
-    if seen.state == "disabled":
-        raise disabled_error(seen.value)
-    if seen.outcome == "failed":
+    if result.state == "disabled":
+        raise disabled_error(result.value)
+    if result.outcome == "failed":
         raise errors.RegistrationError(
-            f"The AMI {ami_id} is {seen.state}.",
+            f"The AMI {ami_id} is {result.state}.",
             why="The StateMessage of its snapshot can have the reason.",
-            fix=f"Check {', '.join(seen.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
-            f"({deregister_command(seen.value)}), and publish again.",
+            fix=f"Check {', '.join(result.value.snapshot_ids) or 'its snapshot'}, deregister the AMI "
+            f"({deregister_command(result.value)}), and publish again.",
         )
-    return seen.value
+    return result.value

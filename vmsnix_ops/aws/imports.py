@@ -503,7 +503,7 @@ def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = N
         return PollResult(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
 
     try:
-        seen = poll(
+        result = poll(
             read,
             what=f"the snapshot {snapshot_id}",
             deadline=DEADLINE_SECONDS,
@@ -518,14 +518,14 @@ def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = N
             fix="Run the same command again.",
             code=error.code,
         ) from error
-    if seen.outcome == "failed":
+    if result.outcome == "failed":
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} failed.",
-            why=f"AWS reported {seen.state}: {seen.message or 'no message'}.",
+            why=f"AWS reported {result.state}: {result.message or 'no message'}.",
             fix="Run the same command again: it creates a new snapshot.",
-            status_message=seen.message,
+            status_message=result.message,
         )
-    return seen.value["VolumeSize"]
+    return result.value["VolumeSize"]
 
 
 @needs("ec2:DeleteSnapshot")

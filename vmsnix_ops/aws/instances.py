@@ -208,10 +208,10 @@ def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) 
             outcome = "done" if one.state == "running" else "waiting"
         return PollResult(outcome, one, None, one.state)
 
-    seen = poll(read, what=f"the instance {instance_id}", deadline=RUNNING_SECONDS, step=step)
-    if seen.outcome == "failed":
-        raise _not_running_error(seen.value)
-    return seen.value
+    result = poll(read, what=f"the instance {instance_id}", deadline=RUNNING_SECONDS, step=step)
+    if result.outcome == "failed":
+        raise _not_running_error(result.value)
+    return result.value
 
 
 @needs("ec2:DescribeInstances", "ec2:DescribeInstanceStatus")
@@ -230,10 +230,10 @@ def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -
                 lambda: ec2.describe_instance_status(InstanceIds=[instance_id]), INSTANCE_NOT_FOUND
             )
         if not answer["InstanceStatuses"]:  # AWS lists only running instances, with a delay
-            seen = describe_instance(ec2, instance_id)
-            if seen.state in STARTING:
-                return PollResult("waiting", {}, None, seen.state)
-            raise _not_running_error(seen)
+            instance = describe_instance(ec2, instance_id)
+            if instance.state in STARTING:
+                return PollResult("waiting", {}, None, instance.state)
+            raise _not_running_error(instance)
         one = answer["InstanceStatuses"][0]
         checks = {name: one[name]["Status"] for name in ("SystemStatus", "InstanceStatus")}
         state = ", ".join(
@@ -243,16 +243,16 @@ def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -
             return PollResult("failed", checks, None, state)
         return PollResult("done" if set(checks.values()) == {"ok"} else "waiting", checks, None, state)
 
-    seen = poll(
+    result = poll(
         read,
         what=f"the status checks of {instance_id}",
         deadline=CHECKS_SECONDS,
         step=step,
     )
-    if seen.outcome == "failed":
+    if result.outcome == "failed":
         raise errors.SmokeTestError(
             f"The instance {instance_id} failed its status checks.",
-            why=f"AWS reported: {seen.state}. The instance check tests whether its network answers (ARP).",
+            why=f"AWS reported: {result.state}. The instance check tests whether its network answers (ARP).",
             fix="Check its console below for a wrong boot mode, root device or network driver.",
         )
 

@@ -374,9 +374,9 @@ def _wait_until_visible(ssm: SSMClient, name: str, ami_id: str, version: int) ->
     """Wait until a read returns the value, or a later one that replaced it."""
 
     def read() -> PollResult[ChannelParameter | None]:
-        seen = find_parameter(ssm, name)
-        visible = seen is not None and (seen.version > version or seen.value == ami_id)
-        return PollResult("done" if visible else "waiting", seen)
+        parameter = find_parameter(ssm, name)
+        visible = parameter is not None and (parameter.version > version or parameter.value == ami_id)
+        return PollResult("done" if visible else "waiting", parameter)
 
     try:
         poll(read, what=f"the parameter {name}", deadline=VISIBLE_SECONDS, interval=INTERVAL)
@@ -475,8 +475,10 @@ def _read_at_least(ssm: SSMClient, name: str, version: int) -> ChannelParameter 
     """
 
     def read() -> PollResult[ChannelParameter | None]:
-        seen = find_parameter(ssm, name)
-        return PollResult("done" if seen is None or seen.version >= version else "waiting", seen)
+        parameter = find_parameter(ssm, name)
+        return PollResult(
+            "done" if parameter is None or parameter.version >= version else "waiting", parameter
+        )
 
     try:
         return poll(read, what=f"the parameter {name}", deadline=LOST_SECONDS, interval=INTERVAL).value

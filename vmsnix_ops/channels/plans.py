@@ -14,7 +14,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import raise_for_failure, run_check
 from vmsnix_ops.channels import records
 from vmsnix_ops.channels.history import show
-from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, recorded
+from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, record_region
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,7 +138,7 @@ class ChannelPlan(display.Displayed):
             return [replace(row, outcome="failed", why=str(error), error=error)]
         row = replace(row, outcome="created", seconds=round(time.monotonic() - started, 3))
         detail = {"topic": self.topic, "channel": self.channel, "message": message, "message_id": sent}
-        return recorded([row], row.region, lambda: self.record_steps([row], detail))
+        return record_region([row], row.region, lambda: self.record_steps([row], detail))
 
     def _announcement(self) -> RegionStep:
         return RegionStep(self.topic.split(":")[3], ANNOUNCE, "skipped", f"to {self.topic}")

@@ -29,9 +29,9 @@ from vmsnix_ops.channels.history import Note, entries, frame
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish._plan import check_public
-from vmsnix_ops.publish.home import ONE_OF_MANY, checked_home
+from vmsnix_ops.publish.home import ONE_OF_MANY, check_home
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, recorded
+from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, record_region
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
@@ -243,7 +243,7 @@ def plan(
     if channel:
         channels.check_channel(channel, settings)
     protected = steps.chosen_protection(protect=protect, unprotect=unprotect)
-    home = checked_home(region, settings=settings, session=session)
+    home = check_home(region, settings=settings, session=session)
     check_public(public, confirm_public, home.account)
     plans.check_topic(topic)
     others, optional = steps.other_regions(home, tuple(regions), tuple(best_effort))
@@ -503,7 +503,7 @@ def _record(
         if context.ami is not None:
             _record_ami(plan, context, channel_set=not failed)
 
-    return recorded(rows, context.region, record_ami, lambda: plan.record_steps(rows))
+    return record_region(rows, context.region, record_ami, lambda: plan.record_steps(rows))
 
 
 def _run_columns(plan: PromotionPlan) -> dict[str, Any]:

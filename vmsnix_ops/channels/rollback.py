@@ -26,9 +26,9 @@ from vmsnix_ops.channels import plans, records
 from vmsnix_ops.channels.history import Entry, Note, entries, frame
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, counted, current
-from vmsnix_ops.publish.home import ONE_OF_MANY, checked_home
+from vmsnix_ops.publish.home import ONE_OF_MANY, check_home
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, recorded
+from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, record_region
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -315,7 +315,7 @@ def plan(
     channels.check_channel(channel, settings)
     parameter = parameters.parameter_name(settings.channel_prefix, image, channel)
     plans.check_topic(topic)
-    home = checked_home(region, settings=settings, session=session)
+    home = check_home(region, settings=settings, session=session)
     run = current_run("rollback", settings=settings)
     tables = RunTables(settings, run)
     if given == (ALL,):
@@ -445,7 +445,7 @@ def _roll_back(plan: RollbackPlan, target: RollbackTarget) -> list[RegionStep]:
             previous = recorded_ami if target.done else before
             plan.tables.append("promotions", [plan.promotion_row("roll back", ami, previous)])
 
-    return recorded(rows, target.region, record, lambda: plan.record_steps(rows))
+    return record_region(rows, target.region, record, lambda: plan.record_steps(rows))
 
 
 def _set_channel(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.channels.history import Note
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step as ProgressStep
-    from vmsnix_ops.publish.home import Home
+    from vmsnix_ops.publish.home import HomeRegion
 
 
 def check_audiences(
@@ -52,7 +52,7 @@ def check_audiences(
 
 
 def other_regions(
-    home: Home, regions: tuple[str, ...], best_effort: tuple[str, ...]
+    home: HomeRegion, regions: tuple[str, ...], best_effort: tuple[str, ...]
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the regions other than the home region, and the best-effort regions among them."""
     if ALL in regions or ALL in best_effort:

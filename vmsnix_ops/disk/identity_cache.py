@@ -76,14 +76,14 @@ class IdentityCache:
             changed_ns=state.st_ctime_ns,
         )
 
-    def save(self, path: Path, seen: Survey, *, started: float, store: str = "") -> None:
+    def save(self, path: Path, surveyed: Survey, *, started: float, store: str = "") -> None:
         """Save the identity of a file.
 
         Parameters
         ----------
         path, store
             As for `find`.
-        seen
+        surveyed
             The identity.
         started
             Time before the file was read, from `time.time`.
@@ -91,16 +91,16 @@ class IdentityCache:
         with suppress(OSError):
             state = path.stat()
             if not store and (
-                stamp_of(path) != seen.stamp
-                or state.st_ctime_ns != seen.changed_ns
+                stamp_of(path) != surveyed.stamp
+                or state.st_ctime_ns != surveyed.changed_ns
                 or max(state.st_ctime, state.st_mtime) > started - RESOLUTION_SECONDS
                 or _is_open_for_writing(path)
             ):
                 return
             key = store or _key(state)
-            manifest = Manifest(seen.identity, seen.disk_bytes, "", "", seen.blocks)
-            known = {"key": key, "file_bytes": seen.file_bytes, "parts": len(seen.parts) // SUM}
-            header, content = json.dumps(known).encode(), seen.parts + manifest.dump()
+            manifest = Manifest(surveyed.identity, surveyed.disk_bytes, "", "", surveyed.blocks)
+            known = {"key": key, "file_bytes": surveyed.file_bytes, "parts": len(surveyed.parts) // SUM}
+            header, content = json.dumps(known).encode(), surveyed.parts + manifest.dump()
             files.make_folder(self._folder)
             place = self._place(key)
             temporary = place.with_name(f".{place.name}.{os.getpid()}.part")

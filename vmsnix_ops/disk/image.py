@@ -49,6 +49,11 @@ def damaged(
     )
 
 
+def volume_gib(disk_bytes: int) -> int:
+    """Return the GiB of the smallest EBS volume for a disk."""
+    return max(1, -(-disk_bytes // GIB))
+
+
 def check_disk_size(name: str, size: int) -> None:
     """Refuse a disk of more than 64 TiB with an `ImageFormatError`: no EBS volume is larger."""
     if size > MAX_DISK:
@@ -60,17 +65,17 @@ def check_disk_size(name: str, size: int) -> None:
         )
 
 
-MAX_DISK = 64 << 40
+SECTOR, MIB, GIB = 512, 2**20, 2**30
+MAX_DISK = 64 * 1024 * GIB
 """Bytes of the largest EBS volume."""
 
-SECTOR = 512
 BLOCK_BYTES = 512 * 1024
 """Bytes of a block of an EBS snapshot (EBS direct APIs: ``BlockSize`` is always 524288)."""
 
 ZEROS = bytes(BLOCK_BYTES)
 """The bytes of a block of zeros."""
 
-READ_LIMIT = 1 << 30
+READ_LIMIT = GIB
 """Maximum length of a `DiskImage.read`, so that a wrong length cannot use all memory."""
 
 
@@ -241,11 +246,6 @@ class DiskImage:
             data = self._assemble(index * size, (index + 1) * size, pieces)
             if data != zeros:  # one memcmp, which stops at the first difference
                 yield Block(index, data)
-
-    def allocated(self, size: int = BLOCK_BYTES) -> Iterator[int]:
-        """Yield the indices of the stored blocks without reading them. A stored block may be zero."""
-        for index, _pieces in self._pieces(size, 0, self.size):
-            yield index
 
     def digest(self, on_progress: Callable[[int], None] | None = None) -> str:
         """Return the SHA-256 of the file (not of the disk), in hexadecimal; see `ByteSource.digest`."""

@@ -138,7 +138,7 @@ def block_digests(image: DiskImage, *, on_progress: Callable[[int], None] | None
         return hashing.result(on_progress)
 
 
-def still_identified(path: Path, seen: Survey) -> bool:
+def still_identified(path: Path, expected: Survey) -> bool:
     """Return whether a file contains the identified image.
 
     The file is read only if its stamp or the change time of its inode differ.
@@ -146,19 +146,19 @@ def still_identified(path: Path, seen: Survey) -> bool:
     stamp = stamp_of(path)
     if stamp is None:
         return False
-    if stamp == seen.stamp and path.stat().st_ctime_ns == seen.changed_ns:
+    if stamp == expected.stamp and path.stat().st_ctime_ns == expected.changed_ns:
         return True
     try:
         with open_image(path) as image:
-            if seen.parts:
-                return image.source.size == seen.file_bytes and _parts(image) == seen.parts
-            return survey(image).identity == seen.identity
+            if expected.parts:
+                return image.source.size == expected.file_bytes and _parts(image) == expected.parts
+            return survey(image).identity == expected.identity
     except ImageError:
         return False
 
 
 @contextmanager
-def unchanged(path: Path, seen: Survey) -> Iterator[None]:
+def unchanged(path: Path, expected: Survey) -> Iterator[None]:
     """Check that a file contains the identified image before, during and after the block.
 
     A file that was changed and restored has the same bytes, but another change time.
@@ -172,11 +172,11 @@ def unchanged(path: Path, seen: Survey) -> Iterator[None]:
     def state() -> tuple[Stamp | None, int]:
         return stamp_of(path), path.stat().st_ctime_ns
 
-    if not still_identified(path, seen):
+    if not still_identified(path, expected):
         raise changed(str(path))
     before = state()
     yield
-    if not still_identified(path, seen) or state() != before:
+    if not still_identified(path, expected) or state() != before:
         raise changed(str(path))
 
 
@@ -207,20 +207,20 @@ class IdentifiedSource(ByteSource):
     ----------
     file
         The file, which the caller closes.
-    seen
+    expected
         Its identity.
     """
 
     KEPT = MOST_THREADS + 2  # checked ranges in memory
 
-    def __init__(self, file: ByteSource, seen: Survey) -> None:
-        self.path, self.name, self.size = None, file.name, seen.file_bytes
-        self._file, self._seen, self._length = file, seen, part_bytes(seen.file_bytes)
+    def __init__(self, file: ByteSource, expected: Survey) -> None:
+        self.path, self.name, self.size = None, file.name, expected.file_bytes
+        self._file, self._expected, self._length = file, expected, part_bytes(expected.file_bytes)
         self._checked: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
-        if file.size != seen.file_bytes:
-            at = min(file.size, seen.file_bytes)
-            raise changed(self.name, at, max(file.size, seen.file_bytes) - at)
+        if file.size != expected.file_bytes:
+            at = min(file.size, expected.file_bytes)
+            raise changed(self.name, at, max(file.size, expected.file_bytes) - at)
 
     def _read_some(self, offset: int, length: int) -> bytes:
         number, at = divmod(offset, self._length)
@@ -239,7 +239,7 @@ class IdentifiedSource(ByteSource):
                 return self._checked[number]
         offset = number * self._length
         data = self._file.read(offset, min(self._length, self.size - offset))
-        if hashlib.sha256(data).digest() != self._seen.part(number):
+        if hashlib.sha256(data).digest() != self._expected.part(number):
             raise changed(self.name, offset, len(data))
         with self._lock:
             self._checked[number] = data

@@ -25,8 +25,8 @@ ONE_OF_MANY: Options = {"attempts": 4, "read_seconds": 15}
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """A region and account that were checked. Make it with `checked_home`; none of its `checks` failed."""
+class HomeRegion:
+    """A region and account that were checked. Make it with `check_home`; none of its `checks` failed."""
 
     region: str
     account: str
@@ -45,9 +45,9 @@ class Home:
         return client(self.session, "ssm", self.region)
 
 
-def checked_home(
+def check_home(
     region: str = "", *, settings: Settings | None = None, session: boto3.Session | None = None
-) -> Home:
+) -> HomeRegion:
     """Check credentials, account and region.
 
     Parameters
@@ -69,4 +69,4 @@ def checked_home(
     checks = checks_in_aws(session, region=region, allowed_accounts=settings.allowed_accounts)
     raise_for_failure(checks)
     number = next(str(check.facts["account"]) for check in checks if "account" in check.facts)
-    return Home(region, number, tuple(checks), settings, session)
+    return HomeRegion(region, number, tuple(checks), settings, session)

@@ -11,6 +11,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import writing
+from vmsnix_ops.disk.image import volume_gib
 from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ DEVICE = re.compile(r"/dev/(sd[a-z][1-9]?[0-9]?|xvd[a-z]{1,2})")
 """EC2's device names for HVM."""
 
 ROOT_DEVICE = "/dev/sda1"  # as the default of RegisterImage
-GIB = 2**30
 UEFI_DATA_BYTES = 64 * 1024  # EC2's limit
 _CHOICES: dict[str, tuple[object, ...]] = {
     "Architecture": tuple(images.ARCHITECTURES.values()),
@@ -199,7 +199,7 @@ def _devices(
             "BlockDeviceMappings",
             f"{device} is an additional disk of the image and cannot be the root device.",
         )
-    size, smallest = root.get("VolumeSize"), max(1, -(-disk_bytes // GIB))
+    size, smallest = root.get("VolumeSize"), volume_gib(disk_bytes)
     if size is not None and int(size) < smallest:
         _refuse(
             image,
@@ -298,11 +298,13 @@ def _refuse(image: BuiltImage, field: str, why: str) -> NoReturn:
     )
 
 
-def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, seen: Survey) -> Built:
+def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, survey: Survey) -> Built:
     """Return an image with the name and registration of its AMI; refuse an unsupported format."""
     if plan.via == "import":
         imports.check_format(image.path.name, disk)
-    name = images.clean_name(f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{seen.identity[:8]}")
+    name = images.clean_name(
+        f"{plan.prefix}-{image.name}-{image.version}-{image.system}-{survey.identity[:8]}"
+    )
     wanted = registration_of(
         image, name=name, disk_bytes=disk.size, root_device=plan.root_device, boot_mode=plan.boot_mode
     )
@@ -313,7 +315,7 @@ def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, seen: 
         system=image.system,
         path=image.path,
         format=disk.format,
-        digest=seen.identity,
+        digest=survey.identity,
         file_bytes=disk.file_bytes,
         disk_bytes=disk.size,
         boot_mode=wanted.boot_mode,
@@ -325,7 +327,7 @@ def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, seen: 
         derivation=image.derivation or "",
         store_path=image.store_path or "",
         ami_name=name,
-        survey=seen,
+        survey=survey,
         registration=wanted,
     )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vmsnix_ops import __version__, files
 from vmsnix_ops.errors import InterruptedRunError, RecordsError
 from vmsnix_ops.progress import silent
-from vmsnix_ops.publish.outcomes import recorded
+from vmsnix_ops.publish.outcomes import record_region
 from vmsnix_ops.publish.values import PublishResult, StepTiming
 from vmsnix_ops.records import acts, timings
 from vmsnix_ops.records.result import write_result
@@ -242,4 +242,4 @@ def record_outcomes(
     def record() -> None:
         record_run(run, tables, outcomes.status, started_at, **more, **failure)
 
-    return replace(outcomes, rows=tuple(recorded(outcomes.rows, str(more["region"]), record)))
+    return replace(outcomes, rows=tuple(record_region(outcomes.rows, str(more["region"]), record)))

@@ -186,7 +186,7 @@ def _region(row: RegionStep) -> str:
     return f"{row.region} (best effort)" if row.best_effort else row.region
 
 
-def recorded(rows: Sequence[RegionStep], region: str, *records: Callable[[], None]) -> list[RegionStep]:
+def record_region(rows: Sequence[RegionStep], region: str, *records: Callable[[], None]) -> list[RegionStep]:
     """Record the results of a region; return them with a failed row ``record`` if that fails.
 
     Parameters

@@ -26,7 +26,7 @@ from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity_cache import IdentityCache
-from vmsnix_ops.disk.image import BLOCK_BYTES
+from vmsnix_ops.disk.image import BLOCK_BYTES, volume_gib
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.qemu import delete_copy
 from vmsnix_ops.disk.survey import changed, still_identified, survey
@@ -240,8 +240,8 @@ def build(plan: PublishParameters) -> Built:
         interruptible("digest", "Nothing was changed."),
     ):
         with open_image(image.path) as disk:
-            seen, read = _survey(plan, image, disk, entry.step)
-            built = identity.describe(plan, image, disk, seen)
+            surveyed, read = _survey(plan, image, disk, entry.step)
+            built = identity.describe(plan, image, disk, surveyed)
         plan.journal.image, plan.journal.digest = built.name, built.digest
         outcome: StepOutcome = "created" if read else "reused"
         entry.outcome, entry.bytes = "planned" if plan.dry_run else outcome, read
@@ -277,11 +277,11 @@ def _survey(plan: PublishParameters, image: BuiltImage, disk: DiskImage, step: S
     started = time.time()
     if not parts:
         step.update(0, disk.size)
-    seen = survey(disk, parts=parts, on_progress=step.advance)
-    if not still_identified(image.path, seen):  # it was written, and its time was set back
+    surveyed = survey(disk, parts=parts, on_progress=step.advance)
+    if not still_identified(image.path, surveyed):  # it was written, and its time was set back
         raise changed(str(image.path))
-    cache.save(image.path, seen, started=started, store=store)
-    return seen, seen.file_bytes
+    cache.save(image.path, surveyed, started=started, store=store)
+    return surveyed, surveyed.file_bytes
 
 
 def _identity_cache(plan: PublishParameters) -> IdentityCache:
@@ -509,7 +509,7 @@ def _snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep:
 
 def _report_size(built: Built, snapshot_id: str, size_gib: int, step: Step) -> None:
     """Show a message if an existing snapshot of the disk has another size."""
-    own = -(-built.disk_bytes // identity.GIB)
+    own = volume_gib(built.disk_bytes)
     if size_gib != own:
         step.message(
             f"{snapshot_id} has {size_gib} GiB and the disk in {built.path} has {own} GiB; the content is "

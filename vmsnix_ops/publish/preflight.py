@@ -22,6 +22,7 @@ from vmsnix_ops.aws.quotas import check_pending_snapshots, check_public_sharing,
 from vmsnix_ops.aws.service_role import unknown_caller_check
 from vmsnix_ops.aws.session import client, code_of
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.disk.image import GIB
 from vmsnix_ops.display import DisplayTable, make_table
 from vmsnix_ops.publish.identity import registration_of
 from vmsnix_ops.records.result import Result
@@ -271,7 +272,6 @@ def _example(arn: str) -> str:
 
 # Checks of this machine and of the image.
 
-GIB = 2**30
 LITTLE_SPACE_GIB = 10.0  # about the size of a NixOS image and its build
 NO_SPACE_GIB = 0.5
 NEED_QEMU_IMG = frozenset({"qcow2", "vhdx", "vmdk"})

@@ -24,7 +24,7 @@ from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
 from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, current
-from vmsnix_ops.publish.home import checked_home
+from vmsnix_ops.publish.home import check_home
 from vmsnix_ops.publish.journal import Entry, Journal, record_run
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.run_context import current_run
@@ -352,7 +352,7 @@ def plan(
     _check_pattern(pattern)
     if not ami and not image:
         raise errors.ParameterError("No AMI given.", fix="Add --ami, or --image for the image's newest AMI.")
-    home = checked_home(region, settings=settings, session=session)
+    home = check_home(region, settings=settings, session=session)
     ec2 = home.ec2
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=home.settings)
     tested = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))

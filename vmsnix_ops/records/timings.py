@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
+from vmsnix_ops.disk.image import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,8 +172,6 @@ NEWEST = 10
 
 SNAPSHOT_STEPS = ("upload", "import")
 """The steps from an image file to its snapshot, of both methods."""
-
-GIB, MIB = 2**30, 2**20
 
 
 def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:

@@ -15,7 +15,7 @@ from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.identity import ZERO
-from vmsnix_ops.disk.image import BLOCK_BYTES
+from vmsnix_ops.disk.image import BLOCK_BYTES, GIB
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.ebs_direct.manifests import BlockList
     from vmsnix_ops.progress import Step
 
-GIB = 2**30
 SAMPLE = 256
 """Blocks of a sample: 128 MiB. If 2 % of a snapshot are wrong, a sample contains a wrong block at 99 %."""
 

@@ -28,7 +28,7 @@ from vmsnix_ops.aws.session import calling, client, client_token, retry
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity import ZERO
-from vmsnix_ops.disk.image import BLOCK_BYTES
+from vmsnix_ops.disk.image import BLOCK_BYTES, volume_gib
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import changed, identify, still_identified
 from vmsnix_ops.progress import counted
@@ -89,7 +89,6 @@ class DirectSnapshot:
 
 # An upload to one pending snapshot.
 
-GIB = 2**30
 TIMEOUT_MINUTES = 60
 COMPLETION_SECONDS = 20.0  # until AWS shows that a snapshot was completed
 MAX_TOKENS = 50
@@ -178,7 +177,7 @@ class PendingUpload:
 
     def carry_out(self) -> DirectSnapshot:
         """Start or continue the snapshot, send the missing blocks, and complete it."""
-        size_gib = -(-self.task.survey.disk_bytes // GIB)
+        size_gib = volume_gib(self.task.survey.disk_bytes)
         parent, done = self._begin(size_gib)
         known = parent.blocks
         contained = snapshot_blocks(self.task.survey.blocks, known)
@@ -454,10 +453,10 @@ class PendingUpload:
             return PollResult(ended.get(state, "waiting"), None)
 
         try:
-            seen = poll(read, what=f"the snapshot {self.snapshot_id}", deadline=COMPLETION_SECONDS)
+            result = poll(read, what=f"the snapshot {self.snapshot_id}", deadline=COMPLETION_SECONDS)
         except errors.DeadlineError:
             return False
-        return seen.outcome == "done"
+        return result.outcome == "done"
 
 
 # The steps of a publish.
@@ -509,9 +508,9 @@ def upload(
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
     with (
         lock_journal(wanted.journal, "uploads this image", step),
-        _identified(wanted, step) as (seen, descriptor),
+        _identified(wanted, step) as (survey, descriptor),
     ):
-        task = Task(wanted, seen, descriptor, session, ec2, ebs, tables, step, config or TransferConfig())
+        task = Task(wanted, survey, descriptor, session, ec2, ebs, tables, step, config or TransferConfig())
         return _upload(task)
 
 
@@ -588,8 +587,8 @@ def finish(
 @contextmanager
 def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int]]:
     """Yield the image's digests, and its converted disk as an open raw file; -1 without a conversion."""
-    seen = wanted.survey or identify(wanted.path)
-    if seen.identity != wanted.digest:
+    survey = wanted.survey or identify(wanted.path)
+    if survey.identity != wanted.digest:
         raise changed(str(wanted.path))
     try:
         image = open_image(wanted.path)
@@ -602,7 +601,7 @@ def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int
             descriptor = image.plain_descriptor()
         except errors.ImageFormatError as error:
             raise changed(str(wanted.path)) from error
-        yield seen, descriptor
+        yield survey, descriptor
 
 
 def _reused(found: tuple[str, int], task: Task) -> DirectSnapshot:
