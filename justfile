@@ -80,6 +80,10 @@ bench-overhead *OPTIONS:
 bench-fleet *OPTIONS:
     {{ python }} -m benchmarks.fleet {{ OPTIONS }}
 
+# Compare the sandbox with moto's server (`.ci/foreign moto` installs it), such as `just bench-sandbox --amis 1000`
+bench-sandbox *OPTIONS:
+    {{ python }} -m benchmarks.sandbox {{ OPTIONS }}
+
 # Run every test (quick, browser, foreign and long ones) with many more random examples; takes hours
 nightly *OPTIONS:
     pytest --parts=all --hypothesis-profile=nightly {{ OPTIONS }}
