@@ -10,6 +10,7 @@ import base64
 import json
 import re
 from datetime import datetime
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
 from xml.etree import ElementTree as ET
@@ -311,11 +312,14 @@ XML_HEADER = '<?xml version="1.0" encoding="UTF-8"?>\n'
 SCHEMA_INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 # XML 1.0 cannot carry these characters, escaped or not.
 XML_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+XML_SPECIAL = re.compile("[&<>\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 MAX_TAGS = 300_000  # 10,000 parts of an upload have about 120,000
 
 
 def xml_text(value: str) -> str:
     """Return a text as content of an element."""
+    if XML_SPECIAL.search(value) is None:  # nearly every text of a long list
+        return value
     return escape(XML_FORBIDDEN.sub("�", value), {"\r": "&#13;"})
 
 
@@ -329,12 +333,13 @@ class XmlWriter:
 
     def members(self, shape: StructureShape, value: dict[str, Any]) -> str:
         """Return the elements of a structure, without the members that are headers."""
-        parts = []
-        for name, member in shape.members.items():
-            if value.get(name) is None or "location" in member.serialization or _is_attribute(member):
-                continue
-            parts.append(self.named(str(member.serialization.get("name", name)), member, value[name]))
-        return "".join(parts)
+        return "".join(
+            [
+                self.named(element, member, inner)
+                for name, element, member in _elements(shape)
+                if (inner := value.get(name)) is not None
+            ]
+        )
 
     def named(self, name: str, shape: Shape, value: Any) -> str:
         """Return a value as an element with this name; a flattened list as several elements."""
@@ -344,7 +349,8 @@ class XmlWriter:
             return self._list(name, shape, value)
         if isinstance(shape, MapShape):
             return self._map(name, shape, value)
-        return xml_element(name, xml_text(format_value(shape, value)))
+        content = xml_text(value if isinstance(value, str) else format_value(shape, value))
+        return f"<{name}>{content}</{name}>"
 
     def _list(self, name: str, shape: ListShape, values: list[Any]) -> str:
         if shape.serialization.get("flattened"):
@@ -369,11 +375,30 @@ class XmlWriter:
     @staticmethod
     def _attributes(shape: StructureShape, value: dict[str, Any]) -> str:
         result = ""
-        for name, member in shape.members.items():
-            if _is_attribute(member) and name in value:
+        for name, member in _attribute_members(shape):
+            if name in value:
                 content = quoteattr(XML_FORBIDDEN.sub("\ufffd", value[name]))
                 result += f' xmlns:xsi="{SCHEMA_INSTANCE}" {member.serialization["name"]}={content}'
         return result
+
+
+@cache
+def _elements(shape: StructureShape) -> tuple[tuple[str, str, Shape], ...]:
+    """Return the members of a structure that are elements, with the names of the elements.
+
+    It is kept because an answer can have thousands of values of a shape.
+    """
+    return tuple(
+        (name, str(member.serialization.get("name", name)), member)
+        for name, member in shape.members.items()
+        if "location" not in member.serialization and not _is_attribute(member)
+    )
+
+
+@cache
+def _attribute_members(shape: StructureShape) -> tuple[tuple[str, Shape], ...]:
+    """Return the members of a structure that are attributes."""
+    return tuple((name, member) for name, member in shape.members.items() if _is_attribute(member))
 
 
 def _is_attribute(shape: Shape) -> bool:
