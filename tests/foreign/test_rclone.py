@@ -25,7 +25,8 @@ def rclone(aws: Sandbox, tmp_path: Path) -> Program:
         "CONFIG": str(tmp_path / "rclone.conf"),
         "S3_ENDPOINT": aws.url,
         "S3_PROVIDER": "Other",
-        "S3_ENV_AUTH": "true",
+        "S3_ACCESS_KEY_ID": aws.access_key,
+        "S3_SECRET_ACCESS_KEY": aws.secret_key,
         "S3_REGION": REGION,
         "S3_CHUNK_SIZE": "5M",
         "S3_UPLOAD_CUTOFF": "5M",
@@ -78,3 +79,9 @@ def test_rclone_copies_syncs_and_deletes(rclone: Program, aws: Sandbox, tree: Pa
     rclone.run("purge", remote)
     assert rclone.run("lsd", ":s3:").split()[-1] == "acme-images"
     assert {call.outcome for call in aws.calls if call.status >= 400} == {"NoSuchKey"}
+
+
+def test_rclone_may_sign_with_version_2(rclone: Program, tree: Path) -> None:
+    remote = ":s3:acme-images/tree"
+    for command in (["copy"], ["check", "--download"]):
+        rclone.run(*command, "--s3-v2-auth", str(tree), remote)

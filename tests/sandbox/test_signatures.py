@@ -1,4 +1,4 @@
-"""Signatures: every form of Signature Version 4, URLs of Version 2, and the errors of each service.
+"""Signatures: every form of Signature Version 4, Version 2 in us-east-1, and the errors of each service.
 
 Sources: "AWS Signature Version 4 for API requests" (IAM User Guide); "Signature calculations for the
 Authorization header" and "Authenticating Requests: Using Query Parameters" (Amazon S3 API Reference); "Common
@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.client
+import json
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from datetime import timedelta
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 from xml.etree import ElementTree as ET
@@ -23,6 +26,7 @@ from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
 
 from tests.sandbox.clients import SandboxClients, refused, sha256
 
@@ -148,11 +152,97 @@ def test_refuses_unsigned_requests(aws: SandboxClients) -> None:
         assert (answer.status, b"<Code>MissingAuthenticationToken</Code>" in answer.read()) == (403, True)
 
 
-def test_refuses_signature_version_2(aws: SandboxClients) -> None:
+def test_version_2_in_the_header_is_served_in_us_east_1(aws: SandboxClients) -> None:
     aws.bucket()
     client = aws.other_client("s3", config=Config(signature_version="s3", retries={"total_max_attempts": 1}))
-    with refused("InvalidRequest", "Please use AWS4-HMAC-SHA256"):
-        client.list_buckets()
+    client.put_object(Bucket="images", Key="a b+ü", Body=b"by hand", Metadata={"foo": "bar"})
+    found = client.get_object(Bucket="images", Key="a b+ü", ResponseContentType="text/x-disk")
+    assert (found["Body"].read(), found["ContentType"]) == (b"by hand", "text/x-disk")
+    assert found["Metadata"] == {"foo": "bar"}
+    assert [one["Key"] for one in client.list_objects_v2(Bucket="images")["Contents"]] == ["a b+ü"]
+    upload = client.create_multipart_upload(Bucket="images", Key="parts")["UploadId"]
+    part = client.upload_part(Bucket="images", Key="parts", UploadId=upload, PartNumber=1, Body=b"x")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    client.complete_multipart_upload(Bucket="images", Key="parts", UploadId=upload, MultipartUpload=parts)
+    keys = {"Objects": [{"Key": "parts"}, {"Key": "a b+ü"}]}
+    assert len(client.delete_objects(Bucket="images", Delete=keys)["Deleted"]) == 2
+    wrong = aws.other_client("s3", aws_secret_access_key="wrong", config=Config(signature_version="s3"))
+    with refused("SignatureDoesNotMatch"):
+        wrong.list_buckets()
+    aws.client("s3", "eu-west-1").create_bucket(
+        Bucket="west", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+    )
+    with refused("NotImplemented", "does not emulate Signature Version 2 in eu-west-1"):
+        client.list_objects_v2(Bucket="west")
+
+
+def test_version_2_in_the_header_needs_a_date_of_now(aws: SandboxClients) -> None:
+    aws.bucket()
+    header = {"Authorization": f"AWS {aws.sandbox.access_key}:c2lnbmF0dXJl"}
+    old = "Tue, 27 Mar 2007 19:36:42 +0000"
+
+    def code(headers: dict[str, str]) -> str:
+        with aws.connection() as connection:
+            connection.request("GET", "/images", headers=headers)
+            return error_of(connection.getresponse().read())["Code"]
+
+    assert code(header) == "AccessDenied"
+    assert code({**header, "Date": "yesterday"}) == "AccessDenied"
+    assert code({**header, "Date": old}) == "RequestTimeTooSkewed"
+    assert code({**header, "x-amz-date": old, "Date": formatdate(usegmt=True)}) == "RequestTimeTooSkewed"
+    assert code({**header, "Date": formatdate(usegmt=True)}) == "SignatureDoesNotMatch"
+    assert code({"Authorization": "AWS key", "Date": old}) == "InvalidArgument"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("s3:signatureversion", "AWS", {"header 2", "url 2"}),
+        ("s3:signatureversion", "AWS4-HMAC-SHA256", {"header 4", "url 4"}),
+        ("s3:authType", "REST-HEADER", {"header 2", "header 4"}),
+        ("s3:authType", "REST-QUERY-STRING", {"url 2", "url 4"}),
+    ],
+)
+def test_policies_can_require_a_form_of_signature(
+    aws: SandboxClients, key: str, value: str, allowed: set[str]
+) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
+    deny = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::images/*",
+        "Condition": {"StringNotEquals": {key: value}},
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
+    aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
+    asked, served = {"Bucket": "images", "Key": "k"}, set()
+    for version, name in (("2", "s3"), ("4", "s3v4")):
+        client = aws.other_client("s3", config=Config(signature_version=name))
+        with suppress(ClientError):
+            client.get_object(**asked)
+            served.add(f"header {version}")
+        if fetch(client.generate_presigned_url("get_object", asked))[0] == 200:
+            served.add(f"url {version}")
+    assert served == allowed
+
+
+def test_a_policy_can_limit_the_age_of_urls(aws: SandboxClients) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
+    deny = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::images/*",
+        "Condition": {"NumericGreaterThan": {"s3:signatureAge": "600000"}},
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
+    aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
+    client = aws.other_client("s3", config=Config(signature_version="s3v4"))
+    url = client.generate_presigned_url("get_object", {"Bucket": "images", "Key": "k"}, ExpiresIn=3600)
+    assert fetch(url)[0] == 200
+    aws.sandbox.clock.advance(601)
+    assert fetch(url)[0] == 403
 
 
 def test_refuses_services_that_it_does_not_have(aws: SandboxClients) -> None:
@@ -355,6 +445,8 @@ def test_urls_of_boto3s_default_configuration_are_served_in_us_east_1(aws: Sandb
     read = {"Bucket": "images", "Key": "a b+ü", "ResponseContentType": "text/plain"}
     get = client.generate_presigned_url("get_object", read)
     assert fetch(get) == (200, b"by hand")
+    listed = fetch(client.generate_presigned_url("list_objects_v2", {"Bucket": "images"}))
+    assert (listed[0], b"<KeyCount>1</KeyCount>" in listed[1]) == (200, True)
     for changed in (get.replace("plain", "html"), get.replace("images", "others"), get.replace("ü", "u")):
         if changed != get:
             status, body = fetch(changed)

@@ -256,7 +256,7 @@ def _s3_permissions(context: Context, params: Params) -> Iterator[RequiredPermis
         yield RequiredPermission(action, "*")
         return
     keys = {key: [str(params[member])] for member, key in S3_CONDITION_KEYS.items() if member in params}
-    keys["s3:signatureversion"] = ["AWS4-HMAC-SHA256"]
+    keys |= context.signature_keys
     bucket = find_bucket(context.tables, params["Bucket"])
     if bucket is not None:
         keys |= {"aws:resourceaccount": [bucket.account], "s3:resourceaccount": [bucket.account]}

@@ -177,6 +177,10 @@ class Clock:
         """Return the sandbox seconds from a time until now."""
         return (self.now() - since).total_seconds() * self.speed + self._advanced(since)
 
+    def elapsed(self, since: datetime) -> float:
+        """Return the real seconds from a time until now, and those of `advance`."""
+        return (self.now() - since).total_seconds() + self._advanced(since)
+
     def real_seconds(self, seconds: float) -> float:
         """Return the real seconds in which sandbox seconds pass without `advance`, at most `MAX_SECONDS`."""
         return min(seconds / self.speed, MAX_SECONDS) if self.speed else MAX_SECONDS
@@ -187,8 +191,7 @@ class Clock:
         It is listed for `seconds` sandbox seconds, and at a high speed for `LISTED_REAL_SECONDS`: a client
         that polls every minute must see the end. `advance` counts for both.
         """
-        real = (self.now() - ended).total_seconds() + self._advanced(ended)
-        return self.age(ended) <= seconds or real <= min(seconds, LISTED_REAL_SECONDS)
+        return self.age(ended) <= seconds or self.elapsed(ended) <= min(seconds, LISTED_REAL_SECONDS)
 
     def advance(self, seconds: float) -> None:
         """Make everything older by this many sandbox seconds."""
@@ -276,6 +279,7 @@ class Context:
     folder: Path  # of the files of objects
     lock: threading.RLock
     headers: Mapping[str, str] = field(default_factory=dict)
+    signature_keys: Mapping[str, list[str]] = field(default_factory=dict)  # S3's condition keys
     body: Any = None  # wire.http.Body; also the value of a streaming parameter
     outcome: Mapping[str, Any] = field(default_factory=dict)  # of the started work, set by a fault rule
     limits: Any = None  # limits.Limits; None: requests are not limited

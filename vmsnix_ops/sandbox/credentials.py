@@ -192,6 +192,8 @@ def authenticate(
 
 
 def _payload_hashes(request: Request, authorization: Authorization) -> tuple[str, ...]:
+    if authorization.version == 2:  # it does not cover the payload
+        return ()
     header = request.headers.get("x-amz-content-sha256")
     if authorization.presigned and authorization.service == "s3":
         return (UNSIGNED_PAYLOAD, *([header] if header is not None else []))
@@ -204,7 +206,7 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
     now, stamp = clock.shown(), authorization.timestamp
     if authorization.policy is not None:  # the policy of a form has its own time
         return
-    if authorization.version == 2:
+    if authorization.version == 2 and authorization.presigned:
         # Such a URL does not contain its creation time, so `advance` does not make it expire.
         if now >= stamp:
             raise _expired(Expires=_iso(stamp), ServerTime=_iso(now))

@@ -294,7 +294,7 @@ class Dispatcher:
         return region
 
     def _context(self, exchange: Exchange, caller: Credential) -> Context:
-        state = self.state
+        state, signed = self.state, exchange.authorization
         outcome: dict[str, Any] = {}
         tables = state.tables
         for rule in exchange.rules:
@@ -315,6 +315,7 @@ class Dispatcher:
             folder=state.folder,
             lock=state.lock,
             headers=exchange.request.headers,
+            signature_keys=signed.condition_keys(state.clock.elapsed(signed.timestamp)) if signed else {},
             body=exchange.request.body,
             outcome=outcome,
             limits=state.limits,

@@ -3,13 +3,14 @@
 Signature Version 4 is accepted in all forms of AWS: in the Authorization header, in the query (presigned
 URLs) or in a form (presigned POST); with a hash of the payload in ``x-amz-content-sha256``, or only in the
 signature (all services but S3; boto3 with ``awscrt`` does so for EBS blocks); with unsigned and
-``aws-chunked`` payloads. Signature Version 2 is accepted in the query and in a form, as S3 accepts it in
-us-east-1, where boto3 uses it by default.
+``aws-chunked`` payloads. Signature Version 2 is accepted in the same three places, as S3 accepts it in
+us-east-1, where boto3 signs URLs with it by default.
 
 Sources: "AWS Signature Version 4 for API requests" in the IAM User Guide; "Authenticating Requests (AWS
 Signature Version 4)" in the Amazon S3 API Reference; "Signing and authenticating REST requests (AWS signature
-version 2)" in the Amazon S3 User Guide; errors: AWS's answers of February 2026 in LocalStack's
-``test_s3.snapshot.json``.
+version 2)" and "Amazon S3 Signature Version 4 Authentication Specific Policy Keys" in the Amazon S3
+documentation; the text about a missing date: public error reports; other errors: AWS's answers of February
+2026 in LocalStack's ``test_s3.snapshot.json``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
 
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 ALGORITHM = "AWS4-HMAC-SHA256"
-VERSION_2_TEXT = (
-    "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
-)
 VERSION_2_REGION = "us-east-1"
 MAX_EXPIRES = 604_800  # seconds
 SUB_RESOURCES = frozenset(
@@ -108,7 +107,7 @@ class Authorization:
     service: str  # the signing name, such as "servicequotas"
     signed_headers: tuple[str, ...]
     signature: str
-    timestamp: datetime  # of Version 2: when the URL expires
+    timestamp: datetime  # of a URL with Version 2: when it expires
     token: str | None
     presigned: bool = False
     expires: timedelta | None = None  # of a presigned URL
@@ -124,6 +123,17 @@ class Authorization:
     def stamp(self) -> str:
         """The timestamp in the form of signatures."""
         return self.timestamp.strftime("%Y%m%dT%H%M%SZ")
+
+    def condition_keys(self, age: float) -> dict[str, list[str]]:
+        """Return the condition keys of S3 about the signature. `age` is in seconds; only a URL has one."""
+        place = "REST-QUERY-STRING" if self.presigned else "REST-HEADER"
+        keys = {
+            "s3:authtype": ["POST" if self.policy is not None else place],
+            "s3:signatureversion": ["AWS" if self.version == 2 else ALGORITHM],
+        }
+        if self.expires is not None:
+            keys["s3:signatureage"] = [str(int(age * 1000))]
+        return keys
 
 
 def read_authorization(request: Request) -> Authorization | None:
@@ -141,7 +151,7 @@ def read_authorization(request: Request) -> Authorization | None:
     header = request.headers.get("authorization", "")
     algorithm, _, rest = header.partition(" ")
     if algorithm == "AWS":
-        raise MalformedAuthorizationError(VERSION_2_TEXT, "InvalidRequest")
+        return _from_version_2_header(rest, request.headers)
     if not header:
         return None
     if algorithm != ALGORITHM:
@@ -227,6 +237,22 @@ def _from_version_2_query(query: Mapping[str, str]) -> Authorization:
         query.get("x-amz-security-token"),
         expires=datetime.fromtimestamp(int(expires), UTC),
     )
+
+
+def _from_version_2_header(credential: str, headers: Mapping[str, str]) -> Authorization:
+    access_key, colon, signature = credential.strip().rpartition(":")
+    if not colon:
+        text = "AWS authorization header is invalid.  Expected AwsAccessKeyId:signature"  # text from memory
+        raise MalformedAuthorizationError(text, "InvalidArgument")
+    try:
+        date = parsedate_to_datetime(headers.get("x-amz-date") or headers["date"])
+    except (KeyError, ValueError):
+        raise MalformedAuthorizationError(
+            "AWS authentication requires a valid Date or x-amz-date header", "AccessDenied", status=403
+        ) from None
+    signed = _version_2(access_key, signature, headers.get("x-amz-security-token"), expires=date)
+    utc = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+    return replace(signed, timestamp=utc, presigned=False)
 
 
 def _version_2(
@@ -387,6 +413,10 @@ def possible_texts(
         return
     if authorization.version == 2:
         yield Signed(_version_2_text(request, authorization, path))
+        if (
+            path.count("/") == 1
+        ):  # boto3 signs the path of a bucket with a slash at the end, without sending it
+            yield Signed(_version_2_text(request, authorization, f"{path}/"))
         return
     query = _canonical_query(request, authorization)
     headers = "".join(
@@ -417,6 +447,9 @@ def _version_2_text(request: Request, authorization: Authorization, path: str) -
     """Return the text that Signature Version 2 signs. Its ``x-amz-`` headers may be in the query."""
     headers = {name: value for name, value in request.headers.items() if name.startswith("x-amz-")}
     headers |= {name.lower(): value for name, value in request.query.items() if name.startswith("x-amz-")}
+    date = "" if "x-amz-date" in headers else request.headers.get("date", "")
+    if authorization.presigned:
+        date = str(int(authorization.timestamp.timestamp()))
     covered = []
     for name, raw in sorted(request.raw_query):
         if name in SUB_RESOURCES:
@@ -426,7 +459,7 @@ def _version_2_text(request: Request, authorization: Authorization, path: str) -
             request.method,
             request.headers.get("content-md5", ""),
             request.headers.get("content-type", ""),
-            str(int(authorization.timestamp.timestamp())),
+            date,
             *(f"{name}:{headers[name].strip()}" for name in sorted(headers)),
             path + ("?" + "&".join(covered) if covered else ""),
         ]
