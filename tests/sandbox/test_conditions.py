@@ -14,10 +14,9 @@ from botocore.exceptions import ClientError
 
 from tests.aws.account import make_ami
 from tests.sandbox.clients import ONCE, user_access
-from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from vmsnix_ops.sandbox import Sandbox
 
 REGION, DIGEST = "us-east-1", "vmsnix:digest"
 IMAGES, SNAPSHOTS = "arn:aws:ec2:*::image/*", "arn:aws:ec2:*::snapshot/*"
@@ -27,18 +26,9 @@ REFUSALS = {"UnauthorizedOperation", "AccessDeniedException", "AccessDenied"}
 OUR_TAG = {"Key": DIGEST, "Value": "ab"}
 
 
-@pytest.fixture(scope="module")
-def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
-    with sandbox(speed=5000, enforce_iam=True) as aws:
-        aws.prepare()
-        yield aws, aws.save_tables()
-
-
 @pytest.fixture
-def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
-    started, saved = enforcing
-    started.restore_tables(saved)
-    return started
+def aws(enforcing_sandbox: Sandbox) -> Sandbox:
+    return enforcing_sandbox
 
 
 def allow(*actions: str, resource: Any = "*", **condition: Any) -> dict[str, Any]:

@@ -43,62 +43,34 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("service", "code"),
-    [
-        ("ec2", "AuthFailure"),
-        ("s3", "InvalidAccessKeyId"),
-        ("iam", "InvalidClientTokenId"),
-        ("sts", "InvalidClientTokenId"),
-        ("ssm", "UnrecognizedClientException"),
-        ("ebs", "UnrecognizedClientException"),
-    ],
-)
-def test_refuses_an_unknown_access_key(aws: SandboxClients, service: str, code: str) -> None:
-    client = aws.other_client(service, aws_access_key_id="AKIANOBODYKNOWSTHIS0")
-    with refused(code):
-        CALLS[service](client)
+CODES = {  # for an unknown access key, a wrong secret key, and an expired session
+    "ec2": ("AuthFailure", "AuthFailure", "RequestExpired"),
+    "s3": ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"),
+    "iam": ("InvalidClientTokenId", "SignatureDoesNotMatch", "ExpiredToken"),
+    "sts": ("InvalidClientTokenId", "SignatureDoesNotMatch", "ExpiredToken"),
+    "ssm": ("UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException"),
+    "ebs": ("UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException"),
+}
 
 
-@pytest.mark.parametrize(
-    ("service", "code"),
-    [
-        ("ec2", "AuthFailure"),
-        ("s3", "SignatureDoesNotMatch"),
-        ("iam", "SignatureDoesNotMatch"),
-        ("sts", "SignatureDoesNotMatch"),
-        ("ssm", "InvalidSignatureException"),
-        ("ebs", "InvalidSignatureException"),
-    ],
-)
-def test_refuses_a_wrong_secret(aws: SandboxClients, service: str, code: str) -> None:
-    client = aws.other_client(service, aws_secret_access_key="not-the-secret")
-    with refused(code):
-        CALLS[service](client)
-
-
-@pytest.mark.parametrize(
-    ("service", "code"),
-    [
-        ("ec2", "RequestExpired"),
-        ("s3", "ExpiredToken"),
-        ("iam", "ExpiredToken"),
-        ("sts", "ExpiredToken"),
-        ("ssm", "ExpiredTokenException"),
-        ("ebs", "ExpiredTokenException"),
-    ],
-)
-def test_a_session_ends(aws: SandboxClients, service: str, code: str) -> None:
+@pytest.mark.parametrize("service", CODES)
+def test_an_unknown_key_a_wrong_secret_and_an_expired_session_are_refused(
+    aws: SandboxClients, service: str
+) -> None:
     session = aws.sts.get_session_token(DurationSeconds=900)["Credentials"]
-    client = aws.other_client(
-        service,
-        aws_access_key_id=session["AccessKeyId"],
-        aws_secret_access_key=session["SecretAccessKey"],
-        aws_session_token=session["SessionToken"],
+    keys = (
+        {"aws_access_key_id": "AKIANOBODYKNOWSTHIS0"},
+        {"aws_secret_access_key": "not-the-secret"},
+        {
+            "aws_access_key_id": session["AccessKeyId"],
+            "aws_secret_access_key": session["SecretAccessKey"],
+            "aws_session_token": session["SessionToken"],
+        },
     )
     aws.sandbox.clock.advance(901)
-    with refused(code):
-        CALLS[service](client)
+    for key, code in zip(keys, CODES[service], strict=True):
+        with refused(code):
+            CALLS[service](aws.other_client(service, **key))
 
 
 def test_a_session_needs_its_token(aws: SandboxClients) -> None:

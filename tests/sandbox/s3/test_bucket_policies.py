@@ -8,7 +8,7 @@ your Amazon S3 storage" in the Amazon S3 User Guide.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from botocore import UNSIGNED
@@ -18,26 +18,13 @@ from botocore.exceptions import ClientError
 from tests.sandbox.clients import ONCE, refused, user_access
 from vmsnix_ops.sandbox import Access, Sandbox, sandbox
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 BUCKET, OTHER = "vmsnix-images", "111122223333"
 HOME = f"arn:aws:s3:::{BUCKET}"
 
 
-@pytest.fixture(scope="module")
-def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
-    with sandbox(speed=5000, enforce_iam=True) as aws:
-        aws.prepare()
-        aws.client("s3").put_object(Bucket=BUCKET, Key="vmsnix/a", Body=b"a")
-        yield aws, aws.save_tables()
-
-
 @pytest.fixture
-def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
-    started, saved = enforcing
-    started.restore_tables(saved)
-    return started
+def aws(enforcing_sandbox: Sandbox) -> Sandbox:
+    return enforcing_sandbox
 
 
 def statement(effect: str, principal: Any, *actions: str, **more: Any) -> dict[str, Any]:

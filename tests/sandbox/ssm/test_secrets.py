@@ -11,26 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.sandbox.clients import ONCE, refused, user_access
-from vmsnix_ops.sandbox import Sandbox, sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from vmsnix_ops.sandbox import Sandbox
 
 SECRET, OPEN, NAME = "hunter2 and more", "ami-0123", "/app/password"
 KEY = "arn:aws:kms:us-east-1:012345678901:key/01234567-89ab-cdef-0123-456789abcdef"
 
 
-@pytest.fixture(scope="module")
-def enforcing() -> Iterator[tuple[Sandbox, bytes]]:
-    with sandbox(speed=5000, enforce_iam=True) as aws:
-        yield aws, aws.save_tables()
-
-
 @pytest.fixture
-def aws(enforcing: tuple[Sandbox, bytes]) -> Sandbox:
-    started, saved = enforcing
-    started.restore_tables(saved)
-    return started
+def aws(enforcing_sandbox: Sandbox) -> Sandbox:
+    return enforcing_sandbox
 
 
 def reader(aws: Sandbox, *more: dict[str, Any]) -> Any:
