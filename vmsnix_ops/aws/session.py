@@ -105,6 +105,32 @@ def session(region: str | None = None, profile: str | None = None) -> boto3.Sess
         ) from error
 
 
+def session_of(environment: Mapping[str, str]) -> boto3.Session:
+    """Return a session that uses the given variables; botocore itself reads those of this process.
+
+    Access keys take precedence over a profile, as in the AWS CLI.
+    """
+    import boto3
+
+    credentials.watch_botocore()
+    key, everywhere = environment.get("AWS_ACCESS_KEY_ID") or None, environment.get("AWS_ENDPOINT_URL")
+
+    class Session(boto3.Session):
+        def client(self, *arguments: Any, **options: Any) -> Any:
+            service = str(arguments[0] if arguments else options["service_name"])
+            endpoint = environment.get(f"AWS_ENDPOINT_URL_{service.upper()}") or everywhere or None
+            return super().client(*arguments, **{"endpoint_url": endpoint, **options})
+
+    session: boto3.Session = Session(
+        aws_access_key_id=key,
+        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY") or None,
+        aws_session_token=environment.get("AWS_SESSION_TOKEN") or None,
+        profile_name=None if key else environment.get("AWS_PROFILE") or None,
+        region_name=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or None,
+    )
+    return session
+
+
 class Options(TypedDict, total=False):
     """The keyword arguments of `client`."""
 

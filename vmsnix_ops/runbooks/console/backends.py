@@ -72,26 +72,7 @@ class Backend:
 
         if not self.changes:
             return sessions.session(self.settings().region)
-        return _session(self.environment)
-
-
-def _session(environment: Mapping[str, str]) -> boto3.Session:
-    """Return a session that uses the given variables; botocore itself reads those of this process."""
-    import boto3
-
-    endpoint = environment.get("AWS_ENDPOINT_URL")
-
-    class Session(boto3.Session):
-        def client(self, *arguments: Any, **options: Any) -> Any:
-            return super().client(*arguments, **{"endpoint_url": endpoint, **options})
-
-    session: boto3.Session = Session(
-        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
-        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
-        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
-        region_name=environment.get("AWS_REGION"),
-    )
-    return session
+        return sessions.session_of(self.environment)
 
 
 @dataclass(frozen=True, slots=True)

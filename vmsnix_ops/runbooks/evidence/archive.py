@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import credentials, files
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
+from vmsnix_ops.aws.session import session_of
 from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.text import json as as_json
@@ -135,38 +136,17 @@ def archive_errors(what: str, fix: str) -> Iterator[None]:
 
 def client(environment: Mapping[str, str]) -> S3Client:
     """Return an S3 client that uses the environment variables of a run, such as those of a sandbox."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
-    key, secret, token, profile = (environment.get(name) or None for name in names)
-    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    # Access keys in the environment take precedence over a profile, as in the AWS CLI.
-    return _client(key, secret, token, None if key else profile, region or None, endpoint or None)
+    return _client(tuple(sorted((k, v) for k, v in environment.items() if k.startswith("AWS_"))))
 
 
 @lru_cache(maxsize=8)
-def _client(
-    key: str | None,
-    secret: str | None,
-    token: str | None,
-    profile: str | None,
-    region: str | None,
-    endpoint: str | None,
-) -> S3Client:
-    import boto3
+def _client(variables: tuple[tuple[str, str], ...]) -> S3Client:
     from botocore.config import Config
 
-    credentials.watch_botocore()
-    session = boto3.session.Session(
-        aws_access_key_id=key,
-        aws_secret_access_key=secret,
-        aws_session_token=token,
-        profile_name=profile,
-        region_name=region,
-    )
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=10, max_pool_connections=16
     )
-    made: S3Client = session.client("s3", endpoint_url=endpoint, config=config)
+    made: S3Client = session_of(dict(variables)).client("s3", config=config)
     return made
 
 
