@@ -12,7 +12,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import re
 import secrets
 import struct
@@ -20,7 +19,7 @@ from bisect import bisect_left
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.core import AwsError, Params, operation, params_digest, tag_list
 from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, new_id
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
 from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, Snapshot
@@ -146,20 +145,18 @@ def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
     )
     table[snapshot_id] = snapshot
     if params.get("ClientToken"):
-        context.table("ebs_tokens")[params["ClientToken"]] = (_fingerprint(params), snapshot_id)
+        context.table("ebs_tokens")[params["ClientToken"]] = (
+            params_digest(params, "ClientToken"),
+            snapshot_id,
+        )
     return _start_answer(context, snapshot)
-
-
-def _fingerprint(params: Params) -> str:
-    asked = {k: v for k, v in params.items() if k != "ClientToken"}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _snapshot_of_token(context: Context, params: Params) -> Snapshot | None:
     """Return the snapshot that an earlier call with this client token started, if it exists."""
     digest, snapshot_id = context.table("ebs_tokens").get(params.get("ClientToken", ""), ("", ""))
     found: Snapshot | None = context.table("snapshots").get(snapshot_id)
-    if found is not None and digest != _fingerprint(params):
+    if found is not None and digest != params_digest(params, "ClientToken"):
         text = "The client token was already used in a request with other parameters."
         raise AwsError("ConflictException", text, status=409)
     return found
@@ -235,7 +232,7 @@ def _open_upload(context: Context, snapshot: Snapshot) -> DirectUpload:
     locks=False,
 )
 def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
-    """Write one block. The state lock is held only to record its digest."""
+    """Write one block. Only the record of its digest needs the state lock."""
     snapshot = _find_own_snapshot(context, params["SnapshotId"])
     upload = _open_upload(context, snapshot)
     index = params["BlockIndex"]

@@ -1,4 +1,4 @@
-"""Recycle Bin: the retention rules, and what EC2 keeps of deleted images and snapshots.
+"""Recycle Bin: the retention rules, and the deleted images and snapshots that EC2 keeps.
 
 `ec2.recycle_bin` lists and restores them. Sources: the operations in the Recycle Bin API Reference; "Recycle
 Bin", "Considerations for Recycle Bin", "Control access to Recycle Bin with IAM" in the Amazon EBS User Guide;
@@ -82,7 +82,7 @@ def _has_tag(tags: dict[str, str], key: str, value: str | None) -> bool:
     return key in tags and value in {None, tags[key]}
 
 
-# What the bin contains
+# Resources in the bin
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class Recycled:
 
 
 def recycled(context: Context, table: str) -> dict[str, Recycled]:
-    """Return what the bin contains of a table, without what was retained long enough.
+    """Return the resources of a table in the bin; deletes those whose retention period has ended.
 
     The period passes on the sandbox's clock, but takes at least the minutes of `Clock.is_listed`.
     """

@@ -411,7 +411,7 @@ def set_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("sns", "DeleteTopic", "TopicArn")
 def delete_topic(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a topic with its subscriptions. An unknown topic is no error."""
+    """Delete a topic with its subscriptions. An unknown topic is not an error."""
     _check_arn("TopicArn", params["TopicArn"])
     context.table("topics").pop(params["TopicArn"], None)
     for subscription in _subscriptions(context, params["TopicArn"]):
@@ -607,7 +607,7 @@ def confirm_subscription(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("sns", "Unsubscribe", "SubscriptionArn")
 def unsubscribe(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a subscription. An unknown one is no error."""
+    """Delete a subscription. An unknown one is not an error."""
     arn = params["SubscriptionArn"]
     _check_arn("SubscriptionArn", arn)
     if len(arn.split(":")) < 7:

@@ -188,8 +188,8 @@ def _change(context: Context, params: Params, tags: dict[str, str], keys: tuple[
     failed = {}
     for arn, calls_of_arn in calls.items():
         try:
-            for service, name, asked in calls_of_arn():
-                _call(context, service, name, asked)
+            for service, name, request in calls_of_arn():
+                _call(context, service, name, request)
         except AwsError as error:
             failed[arn] = {
                 "StatusCode": error.status,
@@ -199,17 +199,17 @@ def _change(context: Context, params: Params, tags: dict[str, str], keys: tuple[
     return {"FailedResourcesMap": failed}
 
 
-def _call(context: Context, service: str, name: str, asked: Params) -> None:
+def _call(context: Context, service: str, name: str, request: Params) -> None:
     """Run an operation of another service, with the permissions of the caller."""
     called = replace(context, service=service, operation=name)
     documents = policies_of_principal(context, context.principal)
     # The sandbox refuses a caller without any policy before it comes here, or allows it everything.
-    for permission in required_permissions(called, asked) if documents or service == "s3" else ():
+    for permission in required_permissions(called, request) if documents or service == "s3" else ():
         reason = denial_reason(called, documents or None, permission)
         if reason:
             raise access_denied(called, permission, reason)
     if name != "GetBucketTagging":  # of which only the permission counts here
-        OPERATIONS[service, name].handler(called, asked)
+        OPERATIONS[service, name].handler(called, request)
 
 
 Calls = list[tuple[str, str, "Params"]]
@@ -258,12 +258,12 @@ def _bucket_calls(context: Context, name: str, tags: dict[str, str], keys: tuple
 
     Documented: s3:GetBucketTagging is needed too.
     """
-    asked = {"Bucket": name}
+    request = {"Bucket": name}
     bucket = find_bucket(context.tables, name)
     known = [] if bucket is None else bucket.settings.get("tagging", {"TagSet": []})["TagSet"]
     changed = {tag["Key"]: tag["Value"] for tag in known} | tags
     left = {key: value for key, value in changed.items() if key not in keys}
-    read = ("s3", "GetBucketTagging", asked)
+    read = ("s3", "GetBucketTagging", request)
     if not left:
-        return [read, ("s3", "DeleteBucketTagging", asked)]
-    return [read, ("s3", "PutBucketTagging", {**asked, "Tagging": {"TagSet": tag_list(left)}})]
+        return [read, ("s3", "DeleteBucketTagging", request)]
+    return [read, ("s3", "PutBucketTagging", {**request, "Tagging": {"TagSet": tag_list(left)}})]
