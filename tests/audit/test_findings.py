@@ -361,6 +361,25 @@ def test_an_ami_whose_newest_proof_differs_is_critical(own: Owner, audit: Any, t
         assert "its content was changed" in in_use["reason"]
 
 
+def test_a_sample_that_missed_a_change_does_not_end_the_finding(
+    own: Owner, audit: Any, tmp_path: Path
+) -> None:
+    changed, mistaken, restored = (own.ami(tags=TAGS) for _ in range(3))
+    rows = [
+        *((changed, "differs", "whole", "b"), (changed, "proven", "sample", "b")),
+        # The operator gave the identity of another image at first.
+        *((mistaken, "differs", "sample", "c"), (mistaken, "proven", "sample", "b")),
+        *((restored, "differs", "sample", "b"), (restored, "proven", "whole", "b")),
+        (restored, "proven", "sample", "b"),
+    ]
+    for day, (ami, verdict, extent, digit) in enumerate(rows, 1):
+        moment = datetime(2026, 11, day, tzinfo=UTC)
+        row = {"run_id": f"run-{day}", "proved_at": moment, "region": REGION, "ami_id": ami}
+        row |= {"verdict": verdict, "extent": extent, "digest": digit * 64, "reason": "content"}
+        Tables(tmp_path / "history").append("proofs", [row])
+    assert set(audit().by("proof-differs")) == {changed}
+
+
 def test_a_source_that_cannot_be_read_is_a_finding_with_a_fix(own: Owner, audit: Any) -> None:
     own.ami(tags=TAGS)
     message = "User: x is not authorized to perform: ssm:DescribeParameters on resource: *"

@@ -227,10 +227,16 @@ class AuditData:
 def newest_proofs(tables: Tables) -> pd.DataFrame:
     """Return the newest proof of each AMI with the verdict ``proven`` or ``differs``.
 
-    A later proof with another verdict does not replace it: it could not compare the AMI with an image.
+    A later proof with another verdict does not replace it: it could not compare the AMI with an image. Nor
+    does a sample without a difference replace a difference from the same image: it missed the changed blocks.
     """
+    import pandas as pd
+
     proofs = history.proofs(tables)
-    return proofs[proofs["verdict"].isin(["proven", "differs"])].drop_duplicates("ami_id")
+    proofs = proofs[proofs["verdict"].isin(["proven", "differs"])]
+    differs, compared = proofs["verdict"] == "differs", pd.MultiIndex.from_frame(proofs[["ami_id", "digest"]])
+    missed = ~differs & (proofs["extent"] == "sample") & compared.isin(compared[differs])
+    return proofs[~missed].drop_duplicates("ami_id")
 
 
 # Rules and what they return.
