@@ -298,12 +298,9 @@ def findings_for(
     """
     import pandas as pd
 
-    # A frame without rows would take the index, and so the rows, of what is assigned to it.
-    fitting = {
-        name: value.reindex(rows.index) if isinstance(value, pd.Series) else value
-        for name, value in more.items()
-    }
-    rows = rows.assign(**fitting)
+    if not len(rows):
+        return rows.reindex(columns=list(COLUMNS))
+    rows = rows.assign(**more)
     texts = {
         "reason": fill_template(reason, rows),
         "evidence": evidence if isinstance(evidence, pd.Series) else fill_template(evidence, rows),
