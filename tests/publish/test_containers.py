@@ -9,6 +9,7 @@ import pytest
 
 from tests.disk.images import qemu_make
 from vmsnix_ops import errors
+from vmsnix_ops.aws import imports
 from vmsnix_ops.aws.ebs_direct import manifests
 from vmsnix_ops.disk.identity import identity_of
 from vmsnix_ops.disk.sample import make_sample_image
@@ -213,3 +214,25 @@ def test_another_encryption_of_the_same_file_is_another_object(
     encrypted = replace(plain, kms_key=f"arn:aws:kms:{REGION}:012345678901:key/{'1' * 8}")
     built = plain.build()
     assert pipeline.identity.key(plain, built) != pipeline.identity.key(encrypted, built)
+
+
+def test_the_token_of_an_import_depends_on_everything_that_must_be_equal() -> None:
+    source = imports.Source("bucket", "key", "vhd", "vmimport")
+    others = {"bucket": "other", "key": "other", "format": "raw", "role_name": "other", "kms_key": "other"}
+    sources = [source, *(replace(source, **{name: value}) for name, value in others.items())]
+    tokens = [one.token("0" * 64, 0) for one in sources]
+    tokens += [source.token("1" * 64, 0), source.token("0" * 64, 1)]
+    assert len(set(tokens)) == len(tokens) == 8
+    assert replace(source, role_wait_seconds=9.0).token("0" * 64, 0) == tokens[0]
+
+
+def test_two_files_with_the_same_disk_are_two_objects(
+    plan: Callable[..., publish.PublishPlan], raw: Path, tmp_path: Path
+) -> None:
+    """They have the same format and the same identity, but other bytes."""
+    dynamic = qemu_make(tmp_path / "dynamic.vhd", raw, "vpc", "force_size=on")
+    rounded = qemu_make(tmp_path / "rounded.vhd", raw, "vpc")
+    plans = [plan(image=str(image), dry_run=True) for image in (dynamic, rounded)]
+    built = [one.build() for one in plans]
+    assert len({one.digest for one in built}) == 1
+    assert len({pipeline.identity.key(*one) for one in zip(plans, built, strict=True)}) == 2
