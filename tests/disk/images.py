@@ -71,6 +71,15 @@ def qemu_make(path: Path, raw: Path, driver: str, options: str = "") -> Path:
     return path
 
 
+def qemu_create(path: Path, driver: str, *arguments: str) -> Path:
+    """Let qemu-img create an image; the arguments are options, and the size unless a parent has it."""
+    size = arguments[-1:] if arguments and arguments[-1][0].isdigit() else ()
+    options = arguments[: len(arguments) - len(size)]
+    command = [require("qemu-img"), "create", "-q", "-f", driver, *options, str(path), *size]
+    subprocess.run(command, check=True, timeout=120)
+    return path
+
+
 def qemu_bytes(path: Path, kind: str) -> bytes | None:
     """Return the disk as ``qemu-img convert -O raw`` reads it, or ``None`` if it refuses the image."""
     output = path.with_suffix(".converted")

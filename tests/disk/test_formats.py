@@ -7,15 +7,13 @@ import gzip
 import io
 import lzma
 import os
-import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.disk.images import MIB, edited, qemu_make, scattered, write_ours, write_raw
-from tests.support import require
+from tests.disk.images import MIB, edited, qemu_create, qemu_make, scattered, write_ours, write_raw
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageError, ImageFormatError, ImageNotFoundError, ToolMissingError
 
@@ -209,9 +207,7 @@ def test_a_disk_of_more_than_64_tib_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageFormatError, match="larger than 64 TiB") as caught:
         open_image(Zeros(limit + 512))
     assert f"It has {limit + 512} bytes" in str(caught.value)
-    large = tmp_path / "large.qcow2"
-    command = [require("qemu-img"), "create", "-q", "-f", "qcow2", str(large), "65T"]
-    subprocess.run(command, check=True, timeout=60)
+    large = qemu_create(tmp_path / "large.qcow2", "qcow2", "65T")
     with pytest.raises(ImageFormatError, match="larger than 64 TiB"):
         open_image(large)
 

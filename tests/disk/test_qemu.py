@@ -12,8 +12,7 @@ from typing import Literal
 
 import pytest
 
-from tests.disk.images import MIB, qemu_bytes, qemu_make, scattered, whole, write_raw
-from tests.support import require
+from tests.disk.images import MIB, qemu_bytes, qemu_create, qemu_make, scattered, whole, write_raw
 from vmsnix_ops.disk import qemu
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.qemu import ConvertedImage, MappedImage
@@ -79,22 +78,7 @@ def test_a_reader_is_accepted(tmp_path: Path, temporary: Path, driver: str) -> N
 
 def test_an_image_with_a_backing_file_is_refused_before_the_other_file_is_opened(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "secret", scattered(MIB))
-    subprocess.run(
-        [
-            require("qemu-img"),
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-b",
-            str(raw),
-            "-F",
-            "raw",
-            str(tmp_path / "disk"),
-        ],
-        check=True,
-        timeout=120,
-    )
+    qemu_create(tmp_path / "disk", "qcow2", "-b", str(raw), "-F", "raw")
     with pytest.raises(ImageFormatError, match="its backing file") as caught:
         open_image(tmp_path / "disk")
     assert (caught.value.field, caught.value.offset) == ("backing_file_offset", 8)
@@ -102,11 +86,7 @@ def test_an_image_with_a_backing_file_is_refused_before_the_other_file_is_opened
 
 def test_an_image_whose_data_lie_in_another_file_is_refused(tmp_path: Path) -> None:
     options = f"data_file={tmp_path / 'data'},data_file_raw=on"
-    subprocess.run(
-        [require("qemu-img"), "create", "-q", "-f", "qcow2", "-o", options, str(tmp_path / "disk"), "1M"],
-        check=True,
-        timeout=120,
-    )
+    qemu_create(tmp_path / "disk", "qcow2", "-o", options, "1M")
     with pytest.raises(ImageFormatError, match="in another file") as caught:
         open_image(tmp_path / "disk")
     assert (caught.value.field, caught.value.offset) == ("incompatible_features", 72)
@@ -115,16 +95,9 @@ def test_an_image_whose_data_lie_in_another_file_is_refused(tmp_path: Path) -> N
 def test_an_encrypted_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("key")
     secret = f"secret,id=key,file={tmp_path / 'key'}"
-    subprocess.run(
-        [
-            require("qemu-img"), "create", "-q", "-f", "qcow2", "--object", secret,
-            # Not luks: making that measures the processor, which fails on a busy machine.
-            "-o", "encrypt.format=aes,encrypt.key-secret=key",
-            str(tmp_path / "disk"), "1M",
-        ],
-        check=True,
-        timeout=120,
-    )  # fmt: skip
+    # Not luks: making that measures the processor, which fails on a busy machine.
+    encryption = "encrypt.format=aes,encrypt.key-secret=key"
+    qemu_create(tmp_path / "disk", "qcow2", "--object", secret, "-o", encryption, "1M")
     with pytest.raises(ImageFormatError, match="is encrypted"):
         open_image(tmp_path / "disk")
 
@@ -141,22 +114,7 @@ def test_a_vmdk_that_only_describes_other_files_is_refused(tmp_path: Path) -> No
 def test_a_vmdk_with_a_parent_is_refused(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", scattered(MIB))
     parent = qemu_make(tmp_path / "parent.vmdk", raw, "vmdk")
-    subprocess.run(
-        [
-            require("qemu-img"),
-            "create",
-            "-q",
-            "-f",
-            "vmdk",
-            "-b",
-            str(parent),
-            "-F",
-            "vmdk",
-            str(tmp_path / "disk"),
-        ],
-        check=True,
-        timeout=120,
-    )
+    qemu_create(tmp_path / "disk", "vmdk", "-b", str(parent), "-F", "vmdk")
     with pytest.raises(ImageFormatError, match="its parent") as caught:
         open_image(tmp_path / "disk")
     assert caught.value.field == "parentFileNameHint"

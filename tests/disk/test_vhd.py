@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,13 +14,13 @@ from tests.disk.images import (
     MIB,
     edited,
     qemu_bytes,
+    qemu_create,
     qemu_make,
     scattered,
     whole,
     write_ours,
     write_raw,
 )
-from tests.support import require
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.vhd import DEFAULT_BLOCK
 from vmsnix_ops.errors import ImageFormatError
@@ -48,11 +47,7 @@ def test_vhds_of_qemu_are_read_as_by_qemu(tmp_path: Path, size: int, subformat: 
 
 
 def test_a_disk_of_4096_mib_has_the_size_that_ec2_will_see(tmp_path: Path) -> None:
-    path = tmp_path / "disk.vhd"
-    subprocess.run(
-        [require("qemu-img"), "create", "-q", "-f", "vpc", str(path), "4096M"], check=True, timeout=120
-    )
-    with open_image(path) as image:
+    with open_image(qemu_create(tmp_path / "disk.vhd", "vpc", "4096M")) as image:
         assert image.size == 4295467008
 
 

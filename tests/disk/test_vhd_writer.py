@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.disk.images import MIB, qemu_bytes, scattered, whole, write_ours
+from tests.disk.images import MIB, qemu_bytes, qemu_create, scattered, whole, write_ours
 from tests.support import require
 from vmsnix_ops.disk.image import Block
 from vmsnix_ops.disk.vhd import DEFAULT_BLOCK, geometry, geometry_size, write_vhd
@@ -81,13 +81,7 @@ def test_blocks_out_of_order_or_place_are_refused(tmp_path: Path, indices: list[
 @example(65535 * 16 * 255)
 @example(65535 * 16 * 255 + 1)
 def test_sizes_are_rounded_as_qemu_rounds_them(tmp_path: Path, sectors: int) -> None:
-    path = tmp_path / "disk"
-    subprocess.run(
-        [require("qemu-img"), "create", "-q", "-f", "vpc", str(path), str(sectors * 512)],
-        check=True,
-        timeout=120,
-    )
-    footer = path.read_bytes()[:512]
+    footer = qemu_create(tmp_path / "disk", "vpc", str(sectors * 512)).read_bytes()[:512]
     size = int.from_bytes(footer[48:56], "big")
     assert geometry_size(sectors * 512) == size
     cylinders, heads, per_track = geometry(size // 512)

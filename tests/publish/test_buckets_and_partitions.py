@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.disk.images import qemu_create
 from tests.support import few, require
 from vmsnix_ops import errors
 from vmsnix_ops.aws import identity, regions
@@ -183,10 +184,7 @@ def test_an_unsupported_format_is_refused_with_a_working_conversion(plan, raw, t
 
 
 def test_a_disk_larger_than_a_vhd_is_converted_to_raw(plan, tmp_path):
-    path = tmp_path / "large.qcow2"
-    subprocess.run(
-        [require("qemu-img"), "create", "-q", "-f", "qcow2", str(path), "2041G"], check=True, timeout=120
-    )
+    path = qemu_create(tmp_path / "large.qcow2", "qcow2", "2041G")
     with pytest.raises(errors.ImageFormatError) as caught:
         plan(image=str(path), system="x86_64-linux", boot_mode="uefi")
     assert "-O vpc" not in str(caught.value)
@@ -194,10 +192,7 @@ def test_a_disk_larger_than_a_vhd_is_converted_to_raw(plan, tmp_path):
 
 
 def test_a_disk_larger_than_the_largest_file_is_refused(tmp_path):
-    path = tmp_path / "large.vhdx"
-    subprocess.run(
-        [require("qemu-img"), "create", "-q", "-f", "vhdx", str(path), "17T"], check=True, timeout=120
-    )
+    path = qemu_create(tmp_path / "large.vhdx", "vhdx", "17T")
     with open_image(path) as disk:
         try:
             disk.read(0, 512)
