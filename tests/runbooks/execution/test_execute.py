@@ -342,9 +342,8 @@ def test_another_error_is_reported_in_one_line_with_file_and_line(shelf: Shelf) 
     assert "decoder.py" in outcome.error.why
 
 
-def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -> None:
-    started, cleaned = tmp_path / "started", tmp_path / "cleaned"
-    stopper = Interrupter()
+def interrupt_at(started: Path, stopper: Interrupter) -> threading.Thread:
+    """Interrupt a run when a cell has made a file; return the thread that waits for it."""
 
     def stop() -> None:
         wait_until(started.exists, "the start of the cell")
@@ -352,6 +351,13 @@ def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -
 
     thread = threading.Thread(target=stop)
     thread.start()
+    return thread
+
+
+def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -> None:
+    started, cleaned = tmp_path / "started", tmp_path / "cleaned"
+    stopper = Interrupter()
+    thread = interrupt_at(started, stopper)
     outcome = shelf.run(
         "import pathlib, time\n"
         f"try:\n    pathlib.Path({str(started)!r}).touch()\n    time.sleep(60)\n"
@@ -379,13 +385,7 @@ def test_an_interrupt_before_the_first_cell_runs_nothing(shelf: Shelf) -> None:
 def test_a_notebook_that_ignores_an_interrupt_is_killed(shelf: Shelf, tmp_path: Path) -> None:
     started = tmp_path / "started"
     stopper = Interrupter(cleanup_seconds=0.5)
-
-    def stop() -> None:
-        wait_until(started.exists, "the start of the cell")
-        stopper.interrupt()
-
-    thread = threading.Thread(target=stop)
-    thread.start()
+    thread = interrupt_at(started, stopper)
     outcome = shelf.run(
         f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\n"
         "while True:\n    try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        pass",
