@@ -26,7 +26,7 @@ from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, Sna
 from vmsnix_ops.sandbox.wire.http import FileRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from vmsnix_ops.sandbox.core import Context
 
@@ -249,7 +249,7 @@ def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
         raise _validation_error(
             "INVALID_PARAMETER_VALUE", f"The progress {progress} is not between 0 and 100."
         )
-    digest = bytes.fromhex(context.blocks.put(_read_block(context)))
+    digest = bytes.fromhex(context.blocks.receive(_block_pieces(context)))
     if digest != _decode_checksum(params["Checksum"]):
         raise _validation_error("INVALID_BLOCK", "The checksum does not match the data of the block.")
     with context.lock:
@@ -261,17 +261,16 @@ def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
     return {"Checksum": params["Checksum"], "ChecksumAlgorithm": "SHA256"}
 
 
-def _read_block(context: Context) -> bytearray:
-    """Return the body, which must be one block."""
-    block, filled = bytearray(BLOCK_BYTES), 0
+def _block_pieces(context: Context) -> Iterator[memoryview]:
+    """Yield the body in pieces. It must be one block."""
+    total = 0
     for piece in context.body.chunks():
-        if filled + len(piece) > BLOCK_BYTES:
+        total += len(piece)
+        if total > BLOCK_BYTES:
             raise _validation_error("INVALID_BLOCK", f"The block has more than {BLOCK_BYTES} bytes.")
-        block[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    if filled != BLOCK_BYTES:
-        raise _validation_error("INVALID_BLOCK", f"The block has {filled} bytes, not {BLOCK_BYTES}.")
-    return block
+        yield piece
+    if total != BLOCK_BYTES:
+        raise _validation_error("INVALID_BLOCK", f"The block has {total} bytes, not {BLOCK_BYTES}.")
 
 
 def _decode_checksum(checksum: str) -> bytes:

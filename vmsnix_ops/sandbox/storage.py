@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.wire.http import FileRange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -52,6 +52,30 @@ class BlockStore:
             temporary = path.with_name(f"{digest}.{os.urandom(4).hex()}")
             temporary.write_bytes(data)
             temporary.replace(path)  # two writers of the same block both succeed
+        return digest
+
+    def receive(self, pieces: Iterable[memoryview]) -> str:
+        """Store a block from its pieces, and return its digest as `put`.
+
+        A block that is being received is not in memory: with 64 connections, that would be 32 MiB.
+        """
+        temporary = self._folder / f"incoming.{os.urandom(8).hex()}"
+        computed = hashlib.sha256()
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                for piece in pieces:
+                    computed.update(piece)
+                    file.write(piece)
+            digest = computed.hexdigest()
+            path = self.path(digest)
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         return digest
 
     def get(self, digest: str) -> bytes:
