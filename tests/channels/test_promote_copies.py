@@ -16,11 +16,13 @@ from vmsnix_ops.channels import promote
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.records.tables import open_tables
-from vmsnix_ops.sandbox import Sandbox, limits, sandbox
+from vmsnix_ops.sandbox import AwsError, Sandbox, limits, sandbox
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vmsnix_ops.sandbox.core import Context, Params
 
 
 def test_a_failed_copy_reports_the_snapshot_s_message_and_is_copied_again(aws: Sandbox, ami: str) -> None:
@@ -60,13 +62,23 @@ def test_a_failed_copy_is_retried_with_another_token(aws: Sandbox, ami: str) -> 
     assert len(set(tokens)) == 2  # the failed copy has used the first one
 
 
-def test_a_promotion_is_slower_at_the_limits_of_requests(
+class Refilled(limits.Limits):
+    """Limits whose buckets are full after a refused request, as if the client had waited long enough."""
+
+    def check(self, context: Context, params: Params) -> None:
+        try:
+            super().check(context, params)
+        except AwsError:
+            self.clear()
+            raise
+
+
+def test_a_promotion_repeats_requests_above_the_limits(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = limits.Bucket(1, 0.0005)  # ten requests in a real second
-    monkeypatch.setattr(limits, "NON_MUTATING", few)
-    monkeypatch.setattr(limits, "EC2_OPERATIONS", {"CreateTags": few})
-    monkeypatch.setattr(aws.state, "limits", limits.Limits())
+    monkeypatch.setattr(limits, "NON_MUTATING", limits.Bucket(2, 0))
+    monkeypatch.setattr(limits, "EC2_OPERATIONS", {"CreateTags": limits.Bucket(1, 0)})
+    monkeypatch.setattr(aws.state, "limits", Refilled())
     found = plan(regions=[WEST, EUROPE], channel="stable").apply()
     assert not found.failed
     assert [channel_value(aws, region) != "" for region in (HOME, WEST, EUROPE)] == [True] * 3
