@@ -73,8 +73,8 @@ second are answered. Each limit is a bucket of tokens: a request takes one, and 
 |---|---:|---:|---|
 LIMITS
 
-The quotas of accounts are those of Service Quotas. The limits of EC2 are those of each account, region and
-operation (*Request throttling for the Amazon EC2 API*).
+Other services are not limited. The quotas of accounts are those of Service Quotas. The limits of EC2 are
+those of each account, region and operation (*Request throttling for the Amazon EC2 API*).
 
 These quotas are always on:
 
@@ -108,7 +108,7 @@ run. On two cores that also ran other programs:
 
 Two runs gave these ratios of requests a second to moto's: PutObject 0.75 and 1.6, RegisterImage 2.6 and
 2.8, DescribeImages 17 and 28; both servers started in 0.7 to 1.8 seconds. After 1 GiB to S3 and 1 GiB of
-blocks the sandbox had used 99 MiB of memory at most, and moto 638 MiB after the same 1 GiB to S3.
+blocks the sandbox had used 65 MiB of memory at most, and moto 638 MiB after the same 1 GiB to S3.
 
 **As the receiver of a benchmark** the sandbox is the bottleneck above 0.23 to 0.37 of the blocks a second
 that nginx accepts and discards, here 340 to 440 a second. `just bench-upload` therefore sends to nginx.
