@@ -217,6 +217,18 @@ def test_a_policy_can_limit_the_age_of_urls(aws: SandboxClients) -> None:
     assert fetch(url)[0] == 403
 
 
+def test_version_4a_is_not_emulated(aws: SandboxClients) -> None:
+    algorithm = "AWS4-ECDSA-P256-SHA256"
+    url = presigned(aws, "GET", "/images/k", {}).replace("AWS4-HMAC-SHA256", algorithm)
+    header = f"{algorithm} Credential=k/20261130/s3/aws4_request, SignedHeaders=host, Signature=00"
+    with aws.connection() as connection:
+        connection.request("GET", "/images", headers={"Authorization": header})
+        body = connection.getresponse().read()
+    for error in (error_of(fetch(url)[1]), error_of(body)):
+        assert error["Code"] == "NotImplemented"
+        assert error["Message"] == "The sandbox does not emulate Signature Version 4A."
+
+
 def test_refuses_services_that_it_does_not_have(aws: SandboxClients) -> None:
     status, body = aws.send("POST", "/", b"{}", service="dynamodb")
     assert status == 501

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 ALGORITHM = "AWS4-HMAC-SHA256"
+ASYMMETRIC_ALGORITHM = "AWS4-ECDSA-P256-SHA256"
 VERSION_2_REGION = "us-east-1"
 MAX_EXPIRES = 604_800  # seconds
 SUB_RESOURCES = frozenset(
@@ -154,6 +155,7 @@ def read_authorization(request: Request) -> Authorization | None:
         return _from_version_2_header(rest, request.headers)
     if not header:
         return None
+    _check_emulated(algorithm)
     if algorithm != ALGORITHM:
         raise MalformedAuthorizationError(f"the scheme {algorithm!r} is unknown.")
     fields = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in rest.split(","))}
@@ -168,6 +170,13 @@ def read_authorization(request: Request) -> Authorization | None:
         )
     except KeyError as missing:
         raise MalformedAuthorizationError(f"the Authorization header lacks {missing}") from None
+
+
+def _check_emulated(algorithm: str) -> None:
+    """Refuse Signature Version 4A, which AWS accepts: it signs for several regions."""
+    if algorithm == ASYMMETRIC_ALGORITHM:
+        text = "The sandbox does not emulate Signature Version 4A."
+        raise MalformedAuthorizationError(text, "NotImplemented", status=501)
 
 
 QUERY_FIELDS = (
@@ -191,6 +200,7 @@ def _from_query(query: Mapping[str, str]) -> Authorization:
             "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, "
             "X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters."
         )
+    _check_emulated(query["X-Amz-Algorithm"])
     if query["X-Amz-Algorithm"] != ALGORITHM:
         raise _query_error(f'X-Amz-Algorithm only supports "{ALGORITHM}"')
     expires = query.get("X-Amz-Expires", "3600")
