@@ -42,10 +42,10 @@ client = create_s3_crt_client(
 )
 options = {"region_name": REGION, "endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
 with CRTTransferManager(client, BotocoreCRTRequestSerializer(session, options)) as manager:
-    manager.upload(DISK, BUCKET, "crt").result()
-    manager.download(BUCKET, "crt", f"{DISK}.crt").result()
+    manager.upload(DISK, BUCKET, "crt").result(60)
+    manager.download(BUCKET, "crt", f"{DISK}.crt").result(60)
     found["crt"] = checksums("crt")
-    manager.delete(BUCKET, "crt").result()
+    manager.delete(BUCKET, "crt").result(60)
 
 found["v4a"] = {}
 v4a = boto3.client("s3", config=Config(signature_version="s3v4a", retries={"total_max_attempts": 1}))
