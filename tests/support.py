@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterable, Iterator
 
     from vmsnix_ops.records.result import Result
@@ -33,7 +35,17 @@ def require(tool: str) -> str:
     path = shutil.which(PROGRAMS.get(tool, tool))
     if path is None:
         unavailable(tool, f"{tool} is not on PATH")
+    if tool == "aws" and not _reads_endpoint_url(path):
+        unavailable(tool, f"{path} does not read AWS_ENDPOINT_URL: it would reach AWS")
     return path
+
+
+@lru_cache
+def _reads_endpoint_url(path: str) -> bool:
+    """Return whether an AWS CLI uses the sandbox without an option: since 1.29 and 2.13."""
+    printed = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=DEADLINE).stdout
+    found = re.match(r"aws-cli/(\d+)\.(\d+)", printed)
+    return found is not None and int(found[2]) >= {"1": 29, "2": 13}.get(found[1], 0)
 
 
 def unavailable(tool: str, why: str) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import parts, stress
-from tests.support import few
+from tests.support import few, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +110,22 @@ def test_parts_are_chosen_and_a_sample_can_be_repeated(project: Path) -> None:
     assert len(sampled) == 4
     assert ran("--parts=long", "--long-sample=seed/40") == sampled
     assert "no part slow" in run(project, "--parts=slow")
+
+
+@pytest.mark.parametrize(("version", "used"), [("1.45.0", True), ("2.9.19", False), ("2.13.0", True)])
+def test_an_aws_cli_that_would_reach_aws_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, used: bool
+) -> None:
+    program = tmp_path / "aws"
+    program.write_text(f"#!/bin/sh\necho aws-cli/{version} Python/3.11.2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("VMSNIX_REQUIRE", raising=False)
+    if used:
+        assert require("aws") == str(program)
+    else:
+        with pytest.raises(pytest.skip.Exception, match="it would reach AWS"):
+            require("aws")
 
 
 HANGS = """
