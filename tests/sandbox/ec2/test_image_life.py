@@ -123,6 +123,21 @@ def test_a_snapshot_of_two_images_is_skipped(aws: SandboxClients) -> None:
     assert aws.describe_snapshot(snapshot)["State"] == "completed"
 
 
+def test_a_deregistered_image_is_not_found_after_its_instances_are_terminated(aws: SandboxClients) -> None:
+    """Source: DescribeImages in the Amazon EC2 API Reference."""
+    image, other = aws.image(), aws.image()
+    asked = {"ImageId": image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1}
+    instance = aws.ec2.run_instances(**asked)["Instances"][0]["InstanceId"]
+    aws.ec2.deregister_image(ImageId=image)
+    assert aws.ec2.describe_images(ImageIds=[image])["Images"] == []
+    found = aws.ec2.describe_images(ImageIds=[image, other])["Images"]
+    assert [one["ImageId"] for one in found] == [other]
+    aws.ec2.terminate_instances(InstanceIds=[instance])
+    aws.sandbox.clock.advance(60)
+    with refused("InvalidAMIID.NotFound"):
+        aws.ec2.describe_images(ImageIds=[image])
+
+
 def test_a_snapshot_is_in_use_for_a_moment_after_deregistration(aws: SandboxClients) -> None:
     """Seen by public tools: InvalidSnapshot.InUse right after DeregisterImage."""
     snapshot = aws.snapshot()

@@ -202,7 +202,9 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
     add_public_images(context)
     images = [i for i in context.tables.in_region("images", context.region) if may_launch(i, context)]
     if params.get("ImageIds"):
-        images = select_visible(IMAGE, {i.image_id: i for i in images}, params["ImageIds"])
+        visible = {image.image_id: image for image in images}
+        wanted = [i for i in params["ImageIds"] if i in visible or not _was_launched_from(context, i)]
+        images = select_visible(IMAGE, visible, wanted)
     if not params.get("IncludeDisabled"):
         images = [i for i in images if not i.disabled or i.state(clock) != "disabled"]
     if not params.get("IncludeDeprecated"):
@@ -225,6 +227,17 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
         lambda image: image_view(image, clock),
         filters=IMAGE_FILTERS,
         key=lambda image: image.image_id,
+    )
+
+
+def _was_launched_from(context: Context, image_id: str) -> bool:
+    """Return whether an image is deregistered and the caller has an instance of it that is not terminated.
+
+    Documented: to describe it gives no image and no error until all such instances are terminated.
+    """
+    instances = context.table("instances").values()
+    return context.tables.find("images", context.region, image_id) is None and any(
+        one.image_id == image_id and one.state(context.clock) != "terminated" for one in instances
     )
 
 
