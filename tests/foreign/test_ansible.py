@@ -33,7 +33,7 @@ CHANGED = {
     "new image": [True],
     "image": [False, True, False],
     "image of the instance": [True],
-    "no images": [True, True],
+    "no images": [True, True, True, False],
     "no snapshot": [False],
     "stopped instance": [True, False],
     "no instance": [True, False],
