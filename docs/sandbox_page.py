@@ -99,19 +99,18 @@ sandbox time:
 `just bench-sandbox` measures the sandbox, moto's server (`.ci/foreign moto` installs it) and nginx in one
 run. On two cores that also ran other programs:
 
-| | CPU time, sandbox | CPU time, moto 5.2.5 | ratio |
-|---|---:|---:|---:|
-| PutObject of 8 MiB, with CRC-32 | 24 ms | 38 ms | 0.64 |
-| RegisterImage | 0.48 ms | 2.5 ms | 0.19 |
-| DescribeImages of 10,000 AMIs in one answer | 0.25 s | 4.3 s | 0.06 |
-| PutSnapshotBlock, 64 connections | 2.3 ms | not emulated | |
+| | CPU time, sandbox | CPU time, moto 5.2.5 | ratio | ratio of requests a second |
+|---|---:|---:|---:|---:|
+| PutObject of 8 MiB, with CRC-32 | 17 ms | 39 ms | 0.42 | 2.2 |
+| RegisterImage | 0.52 ms | 2.8 ms | 0.18 | 3.1 |
+| DescribeImages of 10,000 AMIs in one answer | 0.25 s | 4.2 s | 0.06 | 13 |
+| PutSnapshotBlock, 64 connections | 1.0 ms | not emulated | | |
 
-Two runs gave these ratios of requests a second to moto's: PutObject 0.75 and 1.6, RegisterImage 2.6 and
-2.8, DescribeImages 17 and 28; both servers started in 0.7 to 1.8 seconds. After 1 GiB to S3 and 1 GiB of
-blocks the sandbox had used 65 MiB of memory at most, and moto 638 MiB after the same 1 GiB to S3.
+The sandbox started in 0.4 s (moto: 1.3 s). After 1 GiB to S3 and 1 GiB of blocks it had used at most 67 MiB
+of memory (moto after the same 1 GiB to S3: 629 MiB).
 
-**As the receiver of a benchmark** the sandbox is the bottleneck above 0.23 to 0.37 of the blocks a second
-that nginx accepts and discards, here 340 to 440 a second. `just bench-upload` therefore sends to nginx.
+**As the receiver of a benchmark** the sandbox is the bottleneck above 0.39 of the blocks a second that nginx
+accepts and discards, here 610 a second. `just bench-upload` therefore sends to nginx.
 
 ## Operations
 
