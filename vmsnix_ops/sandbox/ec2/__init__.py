@@ -2,9 +2,9 @@
 
 from vmsnix_ops.sandbox.ec2 import (
     encryption,
+    image_usage,
     images,
     imports,
-    instance_images,
     instance_types,
     instances,
     networks,
@@ -18,9 +18,9 @@ from vmsnix_ops.sandbox.ec2 import (
 
 __all__ = [
     "encryption",
+    "image_usage",
     "images",
     "imports",
-    "instance_images",
     "instance_types",
     "instances",
     "networks",
