@@ -6,6 +6,7 @@ parameters of its notebook. Exit codes: 0 done, 1 failed, 2 usage error, 3 parti
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "version": ("vmsnix_ops.cli.about:version", "Print the versions of vmsnix, Python, boto3 and Nix."),
 }
 """Name of each command, ``module:function``, and help. A module is imported when its command is called."""
+
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of writing to a closed pipe, a full disk or a terminal that has gone."""
 
 OTHER_NAMES = {"runbooks": "list"}
 """Earlier names of commands, which still work and are not listed."""
@@ -233,10 +237,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         echo("\nInterrupted.", err=True)
         return 1
-    except BrokenPipeError:
-        from vmsnix_ops.cli.output import discard_output
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        from vmsnix_ops.cli.output import discard_output, show_error, unwritten
 
         discard_output()
+        if error.errno != errno.EPIPE:  # `| head` has read what it wanted
+            with suppress(OSError):
+                show_error(unwritten(error))
         return 1
     return result if isinstance(result, int) else 0
 

@@ -32,7 +32,7 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
 
     Needs no AWS account and no Nix, and does not use the network.
     """
-    from vmsnix_ops.cli.output import open_display, show_failure, show_json, show_outcome
+    from vmsnix_ops.cli.output import open_display, show_end
     from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.runbooks.execution.execute import run
 
@@ -50,15 +50,11 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
                 screen=screen,
                 on_event=on_event,
             )
-        if as_json:
-            show_json({**outcome.values, "state": str(served.state)})
-            show_failure(outcome)
-            sys.stdout.flush()
-        else:
-            show_outcome(outcome)
+        values = {**outcome.values, "state": str(served.state)}
+        code = show_end(outcome, as_json=values if as_json else None)
         if keep and outcome.verdict == "done":
             _wait(served)
-    return outcome.exit_code
+    return code
 
 
 def _sample(folder: Path) -> Path:

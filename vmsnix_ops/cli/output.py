@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import contextmanager
@@ -82,9 +83,12 @@ def open_display(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
         bars.close()
 
 
-def discard_output() -> None:
-    """Discard standard output from now on; otherwise Python would fail again when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def discard_output(number: int = 1) -> None:
+    """Discard standard output from now on; otherwise Python would fail again when it flushes at exit.
+
+    `number` is 2 for standard error.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def show_error(what: str, why: str = "", fix: str = "") -> None:
@@ -108,11 +112,40 @@ def show_json_text(text: str) -> None:
     echo(json_text(text))
 
 
-def show_outcome(outcome: RunOutcome) -> None:
+def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None) -> int:
+    """Write the end of a run to standard output, as JSON if `as_json` is given, and return the exit code.
+
+    If standard output cannot be written (a closed pipe, a full disk), standard error gets the outcome.
+    """
+    try:
+        if as_json is None:
+            show_outcome(outcome)
+        else:
+            show_json(as_json)
+            show_failure(outcome)
+        sys.stdout.flush()
+    except (OSError, SystemExit) as error:  # rich exits when a pipe was closed
+        discard_output()
+        try:
+            show_outcome(outcome, sys.stderr)
+            show_error(unwritten(error))
+        except (OSError, SystemExit):
+            discard_output(2)
+        return outcome.exit_code or 3
+    return outcome.exit_code
+
+
+def unwritten(error: BaseException) -> str:
+    """Return the sentence for an error of writing the output."""
+    why = error.strerror if isinstance(error, OSError) else os.strerror(errno.EPIPE)
+    return f"The output could not be written completely: {why}."
+
+
+def show_outcome(outcome: RunOutcome, stream: TextIO | None = None) -> None:
     """Write the outcome of a run: its AMI, the time of its steps, and the location of its evidence."""
     from rich.text import Text
 
-    screen = console()
+    screen = console(stream)
     values = outcome.values
     if values.get("ami_id"):
         name = values.get("image_name") or ""
@@ -120,22 +153,22 @@ def show_outcome(outcome: RunOutcome) -> None:
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
         screen.print(steps_table(steps))
-    show_slow(values)
+    show_slow(values, stream)
     took = f" in {human_seconds(outcome.seconds)}"
     screen.print(Text.assemble(outcome.runbook, " ", (outcome.verdict, COLOURS[outcome.verdict]), took))
     for name in EVIDENCE:
         if getattr(outcome, name):
             screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
-    sys.stdout.flush()
+    screen.file.flush()
     show_failure(outcome)
 
 
-def show_slow(values: Mapping[str, Any]) -> None:
+def show_slow(values: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Write the steps of a run that took longer than usual."""
     from rich.text import Text
 
     for step in values.get("slow") or ():
-        console().print(Text.assemble(("slow      ", "yellow"), line(step["text"])), soft_wrap=True)
+        console(stream).print(Text.assemble(("slow      ", "yellow"), line(step["text"])), soft_wrap=True)
 
 
 def show_failure(outcome: RunOutcome) -> None:

@@ -328,7 +328,7 @@ def execute(
     With `as_json`, only ``result.json`` is written to standard output; the output of the notebook, and an
     error, are written to standard error. Without `yes`, a terminal gets a prompt before a runbook destroys.
     """
-    from vmsnix_ops.cli.output import discard_output, open_display, show_failure, show_json, show_outcome
+    from vmsnix_ops.cli.output import open_display, show_end
     from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.runbooks.execution.execute import run as run_runbook
 
@@ -348,17 +348,7 @@ def execute(
             screen=screen,
             on_event=on_event,
         )
-    try:
-        if as_json:
-            show_json(outcome.values)
-            show_failure(outcome)
-        else:
-            show_outcome(outcome)
-        sys.stdout.flush()
-    except (OSError, SystemExit):  # the pipe was closed (then rich exits), or the disk is full
-        discard_output()
-        return outcome.exit_code or 3
-    return outcome.exit_code
+    return show_end(outcome, as_json=outcome.values if as_json else None)
 
 
 def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:

@@ -187,6 +187,10 @@ sys.exit(main(["run", "try-this"]))
     assert code.read_text().strip() == "3"
     assert worked.read_text() == "second"
     assert b"Traceback" not in done.stderr
+    # Standard error gets what standard output could not.
+    assert b"try-this done in" in done.stderr
+    assert b"result.json" in done.stderr
+    assert b"The output display stopped early: " in done.stderr
 
 
 def wait_for_words(terminal: int, words: bytes, *, seconds: float = 60.0) -> None:
