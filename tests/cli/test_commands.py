@@ -588,9 +588,7 @@ def test_output_on_a_full_disk_is_an_error_without_a_traceback(words: str) -> No
     command = f"{sys.executable} -m vmsnix_ops {words} > /dev/full"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == (
-        "Error: The output could not be written completely: No space left on device.\n"
-    )
+    assert done.stderr == ("Error: The output could not be written completely: No space left on device.\n")
 
 
 def test_a_port_in_use_is_an_error_without_a_traceback(run_vmsnix: RunVmsnix) -> None:
