@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmsnix_ops.text import echo, line
+from vmsnix_ops.runbooks.execution.verdict import PARTIAL
+from vmsnix_ops.text import echo, json, line
 
 if TYPE_CHECKING:
     from vmsnix_ops.runbooks.fleet import FleetPlan
@@ -81,7 +82,7 @@ def fleet(
 
     if plan_file is not None and named is not None:
         raise click.UsageError("Two plan files given: use PLAN or --plan, not both.")
-    from vmsnix_ops.cli.output import show_error, show_json
+    from vmsnix_ops.cli.output import echo_or_discard, show_error
     from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.progress import LogLines, Progress
     from vmsnix_ops.runbooks import fleet as fleets
@@ -97,22 +98,23 @@ def fleet(
             dry_run=dry_run,
             environment=served.environment if served else None,
         )
-        echo(ready, err=as_json)
+        written = echo_or_discard(ready, err=as_json)
         if dry_run:
             if as_json:
-                show_json({"fleet": ready.file.name, "dry_run": True, "targets": _rows(ready)})
-            return 0
+                plan = {"fleet": ready.file.name, "dry_run": True, "targets": _rows(ready)}
+                written = echo_or_discard(json(plan, indent=2))
+            return 0 if written else 1
         outcome = ready.apply(confirmed=yes, progress=Progress(LogLines(sys.stderr)) if as_json else None)
-    if as_json:
-        show_json(outcome.values)
-    else:
-        echo(f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}")
+    where = f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}"
+    written = echo_or_discard(json(outcome.values, indent=2) if as_json else where) and written
+    if not written:
+        echo(where, err=True)
     for problem in outcome.values["problems"]:
         echo(line(problem), err=True)
     error = outcome.error
     if error is not None:
         show_error(error.what, error.why, error.fix)
-    return outcome.exit_code
+    return outcome.exit_code or (0 if written else PARTIAL)
 
 
 def _rows(ready: FleetPlan) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from vmsnix_ops.progress import human_bytes, human_seconds
@@ -133,6 +133,21 @@ def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None) -
             discard_output(2)
         return outcome.exit_code or 3
     return outcome.exit_code
+
+
+def echo_or_discard(value: object, *, err: bool = False) -> bool:
+    """Write a value as `echo`, and return whether that worked.
+
+    If it did not, standard output is discarded from now on, so that the work that follows is not stopped.
+    """
+    try:
+        echo(value, err=err)
+    except OSError as error:
+        discard_output()
+        with suppress(OSError):
+            show_error(unwritten(error))
+        return False
+    return True
 
 
 def unwritten(error: BaseException) -> str:

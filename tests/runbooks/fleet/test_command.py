@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from vmsnix_ops.cli import main
+from vmsnix_ops.cli import main, output
 from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.fleet.report import FleetResult
 
@@ -70,6 +71,25 @@ def test_targets_that_destroy_need_a_confirmation(plan: Path, capsys: pytest.Cap
     printed = capsys.readouterr()
     assert "end dry_run=False; destroys" in printed.out
     assert "1 target would destroy resources. Pass --yes to confirm." in printed.err
+
+
+def test_a_fleet_whose_output_cannot_be_written_runs(
+    plan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"report": "R", "result": "S", "problems": []}
+    done = FleetResult("try", "run", False, ({"target": "greet", "state": "done"},), 1.0, values)
+    monkeypatch.setattr(fleet.FleetPlan, "apply", lambda *_, **__: done)
+    monkeypatch.setattr(output, "discard_output", lambda *_: None)  # not that of the tests
+    with open("/dev/full", "w", encoding="utf-8", buffering=1) as full:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["fleet", str(plan), "--no-dry-run"]) == 3
+        assert main(["fleet", str(plan)]) == 1
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    shown = capsys.readouterr().err
+    assert "The output could not be written completely: No space left on device." in shown
+    assert "report    R" in shown
 
 
 @pytest.mark.parametrize(("states", "code"), [(["done"], 0), (["done", "failed"], 3), (["failed"], 1)])
