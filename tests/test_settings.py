@@ -152,6 +152,7 @@ def test_channels_are_words_and_their_parameters_have_a_prefix(tmp_path: Path) -
         ('[region]\nname = "x"', r"line 1: region = .*a table, but text"),
         ('region = "a"\nregion = "b"\n', r"not valid TOML.*line 2"),
         ("region = eu-west-1", r"not valid TOML.*line 1"),
+        (f"region = {'[' * 5000}{']' * 5000}", r"not valid TOML.*nested too deeply"),
     ],
 )
 def test_an_invalid_value_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:

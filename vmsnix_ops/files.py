@@ -93,6 +93,9 @@ def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dic
     except tomllib.TOMLDecodeError as cause:
         fix = "Correct that line."
         raise error(f"{noun} {path} is not valid TOML.", why=f"{cause}.", fix=fix) from cause
+    except RecursionError as cause:
+        why = "A value is nested too deeply."
+        raise error(f"{noun} {path} is not valid TOML.", why=why, fix="Correct that value.") from cause
 
 
 def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None) -> None:
