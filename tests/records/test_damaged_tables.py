@@ -103,8 +103,12 @@ def test_a_publish_with_damaged_tables_registers_the_ami_and_lists_what_is_not_r
     for name in ("runs", "steps", "amis"):
         Tables(history).append(name, [row_of(name)])
         damage(history / name)
-    result = plan().apply()
+    one = plan()
+    result = one.apply()
     assert result.ami_id
+    shown = str(one.show_history())  # the last cell of the notebook
+    if damage is not need_newer_writer:  # it does not prevent a read
+        assert "The table 'amis'" in shown
     if damage is not lose_data_files:  # it does not prevent an append
         assert result.as_dict()["status"] == "partial"
         assert any("vmsnix history rebuild steps" in problem for problem in result.problems)

@@ -25,7 +25,7 @@ from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.ebs_direct.reading import VERIFIES
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.run import check_options as check_boot
-from vmsnix_ops.display import Displayed, DisplayTable, frame_table
+from vmsnix_ops.display import Displayed, DisplayTable, frame_table, make_table
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.nix.image import BOOT_MODES, SYSTEMS
 from vmsnix_ops.progress import Progress, current
@@ -104,8 +104,11 @@ class PublishPlan(Displayed, PublishParameters):
         return history.amis(self.journal.tables).head(last)[columns]
 
     def show_history(self) -> DisplayTable:
-        """Return `history` for people."""
-        return frame_table(self.history())
+        """Return `history` for people. A table that cannot be read does not fail a publish that is done."""
+        try:
+            return frame_table(self.history())
+        except errors.RecordsError as error:
+            return make_table((), (), nothing=str(error))
 
     @property
     def title(self) -> str:
