@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.sandbox import sandbox
 
@@ -63,6 +64,30 @@ def test_each_file_is_uploaded_once(shelf: Shelf, aws: Any) -> None:
     assert outcome.report == outcome.values["files"]["report.html"]["place"]
     report = s3.get_object(Bucket=BUCKET, Key=outcome.report.removeprefix(f"s3://{BUCKET}/"))
     assert report["ContentType"].startswith("text/html")
+
+
+def test_the_entry_of_a_run_is_never_without_its_lock(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise another process could take a run that has just started for a lost one."""
+    write, locked = archive.RunFolder.write_json, []
+
+    def observed(self: archive.RunFolder, name: str, value: Any) -> None:
+        locked.append(archive.is_running(self.local))
+        write(self, name, value)
+
+    monkeypatch.setattr(archive.RunFolder, "write_json", observed)
+    shelf.run("print(1)")
+    assert locked == [True, True]
+
+
+def test_a_secret_in_a_linked_file_is_removed_from_the_evidence_only(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.txt"
+    outside.write_text("Zq7/hunter+Xk29=pL0")
+    folder = archive.RunFolder("one", tmp_path / "run", "", {}, Redactor(("Zq7/hunter+Xk29=pL0",)))
+    folder.local.mkdir()
+    folder.path("link.txt").symlink_to(outside)
+    assert folder.redact() == []
+    assert folder.path("link.txt").read_text() == "[secret removed: secret of the environment]"
+    assert outside.read_text() == "Zq7/hunter+Xk29=pL0"
 
 
 def test_the_same_evidence_is_not_uploaded_twice(tmp_path: Path, aws: Any) -> None:

@@ -12,19 +12,27 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.command_line import run_vmsnix
 from tests.runbooks.execution.test_signals import PROGRAM, ROOT, WAITS
 from tests.support import few
+from vmsnix_ops.redaction import Redactor
+from vmsnix_ops.runbooks.evidence import archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import Any
 
     from tests.runbooks.shelf import Shelf
 
+    RunVmsnix = Any
+
+__all__ = ["run_vmsnix"]
 WORK = """
 from pathlib import Path
 import os
@@ -92,6 +100,47 @@ def test_a_run_on_a_full_disk_continues_and_ends_partial(
     # The first entry is complete: the full disk has damaged nothing.
     entry = json.loads((shelf.archive / outcome.run_id / "result.json").read_text())
     assert entry["run_id"] == outcome.run_id
+
+
+OBSTACLE = """
+import os
+with suppress(FileNotFoundError):
+    os.remove(f"{os.environ['VMSNIX_RUN_DIR']}/{name}")
+os.mkdir(f"{os.environ['VMSNIX_RUN_DIR']}/{name}")
+"""
+
+
+@pytest.mark.parametrize("name", ["report.html", "notebook.ipynb"])
+def test_repair_creates_a_missing_report_and_reports_a_lost_notebook_once(
+    shelf: Shelf, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("VMSNIX_ARCHIVE", str(shelf.archive))
+    outcome = shelf.run(
+        "from contextlib import suppress\nprint('first line')", OBSTACLE, given={"name": name}
+    )
+    assert outcome.exit_code == 3
+    folder = shelf.archive / outcome.run_id
+    (folder / name).rmdir()
+    lost = name == "notebook.ipynb"
+    code, shown, _ = run_vmsnix("runs", "repair")
+    assert (code, "notebook is incomplete" in shown) == ((3, True) if lost else (0, False))
+    entry = json.loads((folder / "result.json").read_text())
+    assert (entry["exit_code"], bool(entry["problems"])) == ((3, True) if lost else (0, False))
+    assert "first line" in (folder / "report.html").read_text()
+    assert entry["report"] == str(folder / "report.html")
+    assert "No runs to" in run_vmsnix("runs", "repair")[1]
+
+
+def test_a_file_with_a_secret_that_cannot_be_rewritten_on_a_full_disk_is_deleted(small_disk: Path) -> None:
+    secret = "Zq7/hunter+Xk29=pL0"
+    folder = archive.RunFolder("one", small_disk / "run", "", {}, Redactor((secret,)))
+    folder.local.mkdir()
+    folder.path("large.txt").write_text(f"{secret}\n" * 20_000)  # no room for a second file
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):  # ends: the disk is full
+            pass
+    assert folder.redact() == []
+    assert folder.path("large.txt").read_text() == "[secret removed: secret of the environment]\n" * 20_000
 
 
 def start(shelf: Shelf, *, stdout: int | None) -> subprocess.Popen[bytes]:

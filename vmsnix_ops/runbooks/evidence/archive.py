@@ -304,9 +304,8 @@ class RunFolder:
             return content
         clean = self.redactor.content(content, path.name)
         if clean != content:
-            if path.is_symlink():  # do not change the link's target, which is outside of the folder
-                path.unlink()
             try:
+                # This replaces a link, and does not change its target, which is outside of the folder.
                 files.write(path, clean, redactor=self.redactor)
             except OSError:  # the disk is full: delete the file first, because it contains secrets
                 path.unlink()

@@ -305,10 +305,14 @@ class RepairedRun:
 def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterator[RepairedRun]:
     """Save the rows and files that runs on this machine could not save; yield the result for each of them.
 
-    Missing rows are appended to the tables, and missing evidence is uploaded to S3. The tables complete a run
-    whose entry is damaged or has no result: on a full disk, the row can be saved although the entry is not. A
-    run without a row becomes ``lost``, with the AMI that it created. With `run_id`, only this run is
-    repaired. Safe to run twice; running runs are not changed.
+    Missing rows are appended to the tables, a missing report is created, and missing evidence is uploaded to
+    S3. The tables complete a run whose entry is damaged or has no result: on a full disk, the row can be
+    saved although the entry is not. A run without a row becomes ``lost``, with the AMI that it created.
+
+    A notebook or a log that could not be saved is lost, because only the run's process had it. Its entry
+    keeps this as a problem, which later repairs do not report again.
+
+    With `run_id`, only this run is repaired. Safe to run twice; running runs are not changed.
     """
     tables = open_tables(settings)
     folders = [archive.work if archive.remote else Path(archive.location), settings.state / "runs"]
@@ -330,10 +334,11 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
     values = parse(content)
     named = NEW_RUN_ID.fullmatch(path.name)
     damaged = content is not None and not values and named is not None
-    before = values.get("status") or LOST, values.get("problems") or []
+    status, problems_before = values.get("status") or LOST, values.get("problems") or []
     unsaved = run_tables.has_unsaved(path)
     remote = archive is not None and archive.remote  # completely stored runs have no local folder
-    if not (unsaved or damaged or before[1] or before[0] == RUNNING or remote):
+    solvable = [problem for problem in problems_before if problem not in _LOST_FILES.values()]
+    if not (unsaved or damaged or solvable or status == RUNNING or remote):
         return None
     problems = run_tables.append_unsaved(path, tables)
     if damaged and named:
@@ -403,9 +408,46 @@ def _store_run(path: Path, archive: Archive, values: dict[str, Any]) -> None:
     redactor = Redactor(secret_values(archive.environment))
     folder = archives.RunFolder(path.name, path, remote, archive.environment, redactor)
     values["problems"] += folder.redact()  # a killed run has not searched the files of its last cell
+    if values.get("finished_at"):
+        values["problems"] += _complete(folder, values)
     values["files"] = dict(values.get("files") or {})
     writing.store(folder, values, folder.names())
     if not values["problems"] and values["status"] == "done":
         values["exit_code"] = 0
     folder.write_json(archives.RESULT, values)
     folder.close(done=values["status"] == "done" and not values["problems"])
+
+
+_LOST_FILES = {
+    archives.NOTEBOOK: "The executed notebook is incomplete: its last state could not be saved.",
+    archives.LOG: "The log is lost: it was deleted while the run wrote it.",
+}
+
+
+def _complete(folder: archives.RunFolder, values: Mapping[str, Any]) -> list[str]:
+    """Create a missing report from the notebook; return the problems of files that are lost."""
+    import nbformat
+
+    problems = []
+    stored = values["files"]
+    try:
+        notebook = nbformat.reads(_content(folder, stored, archives.NOTEBOOK), as_version=4)  # type: ignore[no-untyped-call]
+    except (ArchiveError, OSError, ValueError):
+        notebook = None
+    if notebook is None or "vmsnix_run" not in notebook.metadata:  # written when the run has ended
+        problems.append(_LOST_FILES[archives.NOTEBOOK])
+    if notebook is not None and archives.REPORT not in stored and not folder.path(archives.REPORT).is_file():
+        from vmsnix_ops.runbooks.evidence import report
+
+        folder.write(archives.REPORT, report.render(notebook, values))
+    if archives.LOG not in stored and not folder.path(archives.LOG).is_file():
+        problems.append(_LOST_FILES[archives.LOG])
+    return problems
+
+
+def _content(folder: archives.RunFolder, stored: Mapping[str, Any], name: str) -> str:
+    """Return a file of a run from its folder or from S3; empty if there is none."""
+    path = folder.path(name)
+    if path.is_file() or name not in stored:
+        return files.read(path).decode()
+    return (archives.get(folder.environment, stored[name]["place"]) or b"").decode()
