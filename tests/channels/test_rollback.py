@@ -173,6 +173,16 @@ def test_regions_with_different_images_are_refused(aws: Sandbox) -> None:
     }
 
 
+def test_regions_with_different_images_are_refused_although_their_earlier_image_is_the_same(
+    aws: Sandbox,
+) -> None:
+    promoted(aws, "26.10", "26.11", regions=(EUROPE,))
+    roll_back(regions=[HOME]).apply()
+    promoted(aws, "26.12")
+    with pytest.raises(errors.ParameterError, match="contain different images"):
+        roll_back()
+
+
 def test_a_deregistered_current_ami_does_not_prevent_a_rollback(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
     gone(aws.client("ec2", EUROPE), channel_value(aws, EUROPE))

@@ -261,6 +261,28 @@ def test_only_changed_blocks_are_sent_and_removed_ones_become_zero(aws, direct, 
     assert holds(aws, third.snapshot_id, raw)
 
 
+def test_a_larger_snapshot_is_no_parent(aws, direct, raw, tmp_path):
+    larger = tmp_path / "larger" / raw.name
+    larger.parent.mkdir()
+    shutil.copy(raw, larger)
+    with larger.open("r+b") as file:
+        file.truncate(2**30 + BLOCK)
+    first = direct(image=str(larger), boot_mode="legacy-bios").apply()
+    changed(raw, block=3, fill=7)
+    assert why_full(direct(image=str(raw))) == (
+        f"{first.snapshot_id} is larger (2 GiB) than the new image (1 GiB)"
+    )
+
+
+def test_an_archived_snapshot_is_no_parent(aws, direct, raw):
+    first = direct(image=str(raw)).apply()
+    ec2 = aws.client("ec2", REGION)
+    ec2.deregister_image(ImageId=first.ami_id)
+    ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id, StorageTier="archive")
+    changed(raw, block=3, fill=7)
+    assert why_full(direct(image=str(raw))) == f"{first.snapshot_id} is in the archive tier"
+
+
 @pytest.mark.long(seconds=2)
 def test_the_snapshot_of_a_smaller_image_has_zeros_after_its_end(aws, direct, raw):
     size = raw.stat().st_size
