@@ -65,7 +65,10 @@ def summary(values: Mapping[str, Any]) -> str:
     """Return a run's result as Markdown for the job's summary page."""
     status = str(values["status"])
     note = " (sandbox)" if values.get("sandbox") else ""
-    lines = [f"## {SYMBOLS.get(status, '')} {markdown(values['runbook'])}: {markdown(status)}{note}", ""]
+    symbol = SYMBOLS.get(status, "")
+    if status == "done" and values.get("problems"):
+        symbol, note = SYMBOLS["partial"], f", evidence incomplete{note}"
+    lines = [f"## {symbol} {markdown(values['runbook'])}: {markdown(status)}{note}", ""]
     error = values.get("failure")
     if error:
         lines += [f"**{markdown(error['what'])}**", ""]
