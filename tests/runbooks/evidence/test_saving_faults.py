@@ -135,12 +135,14 @@ def test_a_file_with_a_secret_that_cannot_be_rewritten_on_a_full_disk_is_deleted
     secret = "Zq7/hunter+Xk29=pL0"
     folder = archive.RunFolder("one", small_disk / "run", "", {}, Redactor((secret,)))
     folder.local.mkdir()
-    folder.path("large.txt").write_text(f"{secret}\n" * 20_000)  # no room for a second file
+    folder.path("large.txt").write_text(secret + "x" * 600_000)  # no room for a second file
     with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
         while filler.write(bytes(4096)):  # ends: the disk is full
             pass
     assert folder.redact() == []
-    assert folder.path("large.txt").read_text() == "[secret removed: secret of the environment]\n" * 20_000
+    assert folder.path("large.txt").read_text() == (
+        "[secret removed: secret of the environment]" + "x" * 600_000
+    )
 
 
 def start(shelf: Shelf, *, stdout: int | None) -> subprocess.Popen[bytes]:

@@ -408,9 +408,9 @@ def _store_run(path: Path, archive: Archive, values: dict[str, Any]) -> None:
     redactor = Redactor(secret_values(archive.environment))
     folder = archives.RunFolder(path.name, path, remote, archive.environment, redactor)
     values["problems"] += folder.redact()  # a killed run has not searched the files of its last cell
+    values["files"] = dict(values.get("files") or {})
     if values.get("finished_at"):
         values["problems"] += _complete(folder, values)
-    values["files"] = dict(values.get("files") or {})
     writing.store(folder, values, folder.names())
     if not values["problems"] and values["status"] == "done":
         values["exit_code"] = 0
