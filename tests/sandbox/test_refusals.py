@@ -79,7 +79,7 @@ def test_a_missing_parameter(aws: SandboxClients) -> None:
         ("GET", "/images?colour=red"),
         ("GET", "/images/k?colour=red"),
         ("PUT", "/images?replication"),
-        ("GET", "/images?inventory"),
+        ("GET", "/images?metadataTable"),
         ("PUT", "/images/k?legal-hold"),
         ("GET", "/images/k?torrent"),
         ("DELETE", "/images/k?versionId=1"),
