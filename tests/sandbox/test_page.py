@@ -26,7 +26,7 @@ def test_the_page_is_up_to_date() -> None:
         ("ImportImage", ["no"]),
         ("ExportImage", ["no"]),
         ("CreateSnapshots", ["no"]),
-        ("RunInstances", ["partly", "KeyName", "several network interfaces", "`host` of `tenancy`"]),
+        ("RunInstances", ["partly", "several network interfaces", "`host` of `tenancy`"]),
         ("DescribeVolumes", ["partly", "`IncludeManagedResources`", "filters: ", "`operator.managed`"]),
         ("DescribeImageAttribute", ["partly", "`launchPermission`"]),
         ("DeleteObject", ["partly", "`MFA`", "IfMatch with VersionId"]),

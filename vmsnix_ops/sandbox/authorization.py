@@ -32,10 +32,11 @@ from vmsnix_ops.sandbox.ec2.instances import (
     launch_network,
     spot_role_arn,
 )
+from vmsnix_ops.sandbox.ec2.key_pairs import find_key_pair
 from vmsnix_ops.sandbox.ec2.templates import find_template, merge_launch
 from vmsnix_ops.sandbox.ec2.zones import zones_of
 from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_principal
-from vmsnix_ops.sandbox.kms import find_stored_key
+from vmsnix_ops.sandbox.kms import find_stored_key, key_of_ciphertext
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
@@ -139,6 +140,8 @@ MEMBERS_WITHOUT_IDS = frozenset(
         "ClientToken",
         "Description",
         "DiskContainer",
+        "KeyName",
+        "KeyNames",
         "LaunchTemplateData",
         "Name",
         "TagSpecifications",
@@ -176,6 +179,7 @@ def required_permissions(context: Context, params: Params) -> list[RequiredPermi
         "ec2": _ec2_permissions,
         "ebs": _ebs_permissions,
         "iam": _iam_permissions,
+        "kms": _key_permissions,
         "rbin": _rbin_permissions,
         "sns": _sns_permissions,
         "ssm": _ssm_permissions,
@@ -340,6 +344,9 @@ def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
             keys = tags[_resource_type(resource_id)] | _existing_resource_keys(context, resource_id, region)
             arn = _resource_arn(context, resource_id, region)
             permissions.append(RequiredPermission(action, arn, keys | _change_keys(params)))
+        if params.get("KeyName"):
+            named = _key_pair_permission(context, action, params["KeyName"])
+            permissions.append(replace(named, keys=tags["key-pair"] | dict(named.keys)))
         yield from permissions or [RequiredPermission(action, "*")]
     if name == "DeregisterImage" and params.get("DeleteAssociatedSnapshots"):
         # AWS would deregister the image and report ``missing-permissions`` for each snapshot. The sandbox
@@ -414,6 +421,9 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     for resource_id in named:
         keys = _existing_resource_keys(context, resource_id) | template_keys
         yield RequiredPermission(action, _resource_arn(context, resource_id), keys)
+    if launch.get("KeyName"):
+        pair = _key_pair_permission(context, action, launch["KeyName"])
+        yield replace(pair, keys=dict(pair.keys) | template_keys)
     image = _find_resource(context, image_id, context.region)
     devices = list(launch.get("BlockDeviceMappings") or ())
     with suppress(AwsError):  # the operation itself refuses invalid devices
@@ -479,7 +489,21 @@ def _find_resource(context: Context, resource_id: str, region: str) -> Any | Non
 
 
 def _resource_arn(context: Context, resource_id: str, region: str = "") -> str:
-    return ec2_arn(context, _resource_type(resource_id), resource_id, region=region)
+    """Return the ARN of a resource. That of a key pair has its name."""
+    kind, name = _resource_type(resource_id), resource_id
+    if kind == "key-pair" and (pair := _find_resource(context, resource_id, context.region)) is not None:
+        name = pair.name
+    return ec2_arn(context, kind, name, region=region)
+
+
+def _key_pair_permission(context: Context, action: str, name: str) -> RequiredPermission:
+    """Return the permission on a key pair that a call names, which need not exist."""
+    arn = ec2_arn(context, "key-pair", name)
+    try:
+        pair = find_key_pair(context, name)
+    except AwsError:
+        return RequiredPermission(action, arn, {"ec2:region": [context.region], "ec2:keypairname": [name]})
+    return RequiredPermission(action, arn, _existing_resource_keys(context, pair.key_pair_id))
 
 
 def _existing_resource_keys(context: Context, resource_id: str, region: str = "") -> dict[str, list[str]]:
@@ -522,6 +546,8 @@ def _existing_resource_keys(context: Context, resource_id: str, region: str = ""
             "ec2:volumesize": [str(found.size_gib)],
             "ec2:volumetype": [found.volume_type],
         }
+    elif kind == "key-pair":
+        keys |= {"ec2:keypairname": [found.name], "ec2:keypairtype": [found.key_type]}
     elif kind in ("security-group", "subnet"):
         keys["ec2:vpc"] = [ec2_arn(context, "vpc", found.vpc_id)]
         if kind == "subnet":
@@ -649,14 +675,35 @@ def _iam_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     yield RequiredPermission(f"iam:{context.operation}", resource)
 
 
-def _default_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
+def _default_permissions(context: Context, _params: Params) -> Iterator[RequiredPermission]:
     prefixes = {"resourcegroupstaggingapi": "tag", "service-quotas": "servicequotas"}
-    service = prefixes.get(context.service, context.service)
-    resource = "*"
-    if context.service == "kms" and (name := params.get("KeyId") or params.get("TargetKeyId")):
-        with suppress(AwsError):  # the operation itself refuses an unknown key
-            resource = find_stored_key(context, name).arn
-    yield RequiredPermission(f"{service}:{context.operation}", resource)
+    yield RequiredPermission(f"{prefixes.get(context.service, context.service)}:{context.operation}", "*")
+
+
+def _key_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
+    """Yield the permissions of a call of KMS: on its key, and on its alias ("Actions defined by AWS KMS").
+
+    Decrypt finds its key in the ciphertext.
+    """
+    action, alias = f"kms:{context.operation}", params.get("AliasName", "")
+    key = None
+    with suppress(AwsError):  # the operation itself refuses an unknown key
+        if "CiphertextBlob" in params:
+            key = key_of_ciphertext(context, params["CiphertextBlob"])
+        elif name := params.get("KeyId") or params.get("TargetKeyId") or alias:
+            key = find_stored_key(context, name)
+    keys = _tag_keys({"Key": one["TagKey"], "Value": one["TagValue"]} for one in params.get("Tags") or ())
+    if isinstance(params.get("TagKeys"), list):
+        keys["aws:tagkeys"] = params["TagKeys"]
+    bound = params.get("EncryptionContext") or {}
+    keys |= {f"kms:encryptioncontext:{name.lower()}": [value] for name, value in bound.items()}
+    keys |= {"kms:encryptioncontextkeys": list(bound)} if bound else {}
+    keys["kms:calleraccount"] = [context.account]
+    if key is not None:
+        keys |= {f"aws:resourcetag/{name.lower()}": [value] for name, value in key.tags.items()}
+    yield RequiredPermission(action, "*" if key is None else key.arn, keys)
+    if alias and context.operation in {"CreateAlias", "DeleteAlias", "UpdateAlias"}:
+        yield RequiredPermission(action, context.arn("kms", alias), keys)
 
 
 def _rbin_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
 ALIAS_NAME = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}")
 MANAGED_ALIASES = ("alias/aws/ebs", "alias/aws/ssm")
-MAX_PLAINTEXT = 4096
+MAX_PLAINTEXT, MAX_DATA_KEY = 4096, 1024
 KEY_BYTES = {"AES_128": 16, "AES_256": 32}
 
 
@@ -410,11 +410,17 @@ def _authenticate(key: Key, encryption_context: dict[str, str], content: bytes) 
     return hmac.digest(key.secret, bound + content, "sha256")
 
 
+def key_of_ciphertext(context: Context, sealed: bytes) -> Key | None:
+    """Return the key that encrypted a text; None for another text."""
+    key: Key | None = context.table("kms_keys").get(sealed[2:38].decode("latin-1").strip())
+    return key if sealed.startswith(CIPHERTEXT_START) else None
+
+
 def _open(context: Context, sealed: bytes, encryption_context: dict[str, str]) -> tuple[Key, bytes]:
     """Return the key and the text of a ciphertext, or raise ``InvalidCiphertextException``."""
     invalid = AwsError("InvalidCiphertextException", "")
-    key: Key | None = context.table("kms_keys").get(sealed[2:38].decode("latin-1").strip())
-    if sealed[:2] != CIPHERTEXT_START or key is None:
+    key = key_of_ciphertext(context, sealed)
+    if key is None:
         raise invalid
     _find_enabled(context, key.arn)
     nonce, code, hidden = sealed[38:54], sealed[54:86], sealed[86:]
@@ -461,7 +467,10 @@ def generate_data_key(context: Context, params: Params) -> dict[str, Any]:
     if ("KeySpec" in params) == ("NumberOfBytes" in params):
         text = "Please specify either number of bytes or key spec."
         raise AwsError("ValidationException", text)
-    plain = secrets.token_bytes(params.get("NumberOfBytes") or KEY_BYTES[params["KeySpec"]])
+    size = params["NumberOfBytes"] if "NumberOfBytes" in params else KEY_BYTES.get(params["KeySpec"], 0)
+    if not 1 <= size <= MAX_DATA_KEY:
+        raise AwsError("ValidationException", f"numberOfBytes must be between 1 and {MAX_DATA_KEY}")  # memory
+    plain = secrets.token_bytes(size)
     sealed = _seal(key, params.get("EncryptionContext") or {}, plain)
     return {"CiphertextBlob": sealed, "Plaintext": plain, "KeyId": key.arn}
 

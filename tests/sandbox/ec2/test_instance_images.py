@@ -47,6 +47,19 @@ def test_the_images_of_instances_are_listed(aws: SandboxClients) -> None:
     assert aws.ec2.describe_instance_image_metadata(Filters=asked)["InstanceImageMetadata"] == []
 
 
+def test_the_image_of_an_instance_is_listed_after_it_was_deregistered(aws: SandboxClients) -> None:
+    instance = launch(aws)
+
+    def shown() -> dict[str, Any]:
+        (found,) = aws.ec2.describe_instance_image_metadata(InstanceIds=[instance])["InstanceImageMetadata"]
+        assert set(found["State"]) == {"Name", "Code"}
+        return dict(found["ImageMetadata"])
+
+    before = shown()
+    aws.ec2.deregister_image(ImageId=before["ImageId"])
+    assert shown() == before | {"State": "deregistered"}
+
+
 @pytest.mark.parametrize("name", ["instanceType", "userData"])
 def test_a_type_and_user_data_change_only_while_the_instance_is_stopped(
     aws: SandboxClients, name: str

@@ -137,3 +137,36 @@ def test_policies_name_the_key(aws: SandboxClients) -> None:
     kms.encrypt(KeyId=allowed, Plaintext=b"x")
     with refused("AccessDeniedException", f"kms:Encrypt on resource: {other}"):
         kms.encrypt(KeyId=other, Plaintext=b"x")
+
+
+def test_decrypt_needs_permission_for_the_key_of_the_text(aws: SandboxClients) -> None:
+    allowed, other = make_key(aws), make_key(aws)
+    bound = {"EncryptionContext": {"purpose": "images"}}
+    condition = {"StringEquals": {"kms:EncryptionContext:purpose": "images"}}
+    statement = {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": allowed, "Condition": condition}
+    kms = user_access(aws.sandbox, statement).client("kms", "us-east-1")
+    sealed = {
+        key: aws.kms.encrypt(KeyId=key, Plaintext=b"x", **bound)["CiphertextBlob"] for key in (allowed, other)
+    }
+    assert kms.decrypt(CiphertextBlob=sealed[allowed], **bound)["Plaintext"] == b"x"
+    with refused("AccessDeniedException", f"kms:Decrypt on resource: {other}"):
+        kms.decrypt(CiphertextBlob=sealed[other], **bound)
+    with refused("AccessDeniedException", f"kms:Decrypt on resource: {allowed}"):
+        kms.decrypt(CiphertextBlob=sealed[allowed])
+
+
+def test_an_alias_needs_permission_on_itself_and_on_its_key(aws: SandboxClients) -> None:
+    key = make_key(aws)
+    arn = key.partition("key/")[0] + "alias/"
+    statement = {"Effect": "Allow", "Action": "kms:*Alias", "Resource": [key, f"{arn}mine"]}
+    kms = user_access(aws.sandbox, statement).client("kms", "us-east-1")
+    kms.create_alias(AliasName="alias/mine", TargetKeyId=key)
+    with refused("AccessDeniedException", f"kms:CreateAlias on resource: {arn}other"):
+        kms.create_alias(AliasName="alias/other", TargetKeyId=key)
+    kms.delete_alias(AliasName="alias/mine")
+
+
+@pytest.mark.parametrize("wrong", [{"NumberOfBytes": 1025}, {"KeySpec": "AES_512"}], ids=str)
+def test_data_keys_have_up_to_1024_bytes(aws: SandboxClients, wrong: dict[str, Any]) -> None:
+    with refused("ValidationException"):
+        aws.kms.generate_data_key(KeyId=make_key(aws), **wrong)

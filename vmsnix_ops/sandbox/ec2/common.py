@@ -125,6 +125,15 @@ SECURITY_GROUP = ResourceKind(
     "InvalidGroup.NotFound",
     "The security group '{id}' does not exist",
 )
+KEY_PAIR = ResourceKind(
+    "key",
+    "key_pairs",
+    "key-pair",
+    "InvalidKeyPair.Format",
+    'Invalid id: "{id}" (expecting "key-...")',  # text from memory
+    "InvalidKeyPair.NotFound",
+    "The key pair '{id}' does not exist",
+)
 RESOURCE_KINDS = (
     IMAGE,
     SNAPSHOT,
@@ -135,6 +144,7 @@ RESOURCE_KINDS = (
     VPC,
     SUBNET,
     SECURITY_GROUP,
+    KEY_PAIR,
 )
 
 

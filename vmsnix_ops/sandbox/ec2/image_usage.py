@@ -23,8 +23,8 @@ from vmsnix_ops.sandbox.ec2.common import (
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe, paginate
-from vmsnix_ops.sandbox.ec2.images import add_public_images, check_free_name, image_view
-from vmsnix_ops.sandbox.ec2.instances import remove_terminated
+from vmsnix_ops.sandbox.ec2.images import FORMER_IMAGES, add_public_images, check_free_name, image_view
+from vmsnix_ops.sandbox.ec2.instances import remove_terminated, state_view
 from vmsnix_ops.sandbox.ec2.resources import Image
 from vmsnix_ops.sandbox.ec2.snapshots import add_volume_snapshot
 from vmsnix_ops.sandbox.ec2.volumes import volumes_of
@@ -105,10 +105,14 @@ def _device(volume: Volume, snapshot_id: str) -> dict[str, Any]:
 
 
 def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
-    image = context.tables.find(IMAGE.table, context.region, instance.image_id)
-    shown: dict[str, Any] = {"ImageId": instance.image_id}
-    if image is not None:  # assumption: of an image that no longer exists, only the ID is shown
+    """Return an instance with its image, also when that was deregistered or is no longer shared."""
+    find, image_id = context.tables.find, instance.image_id
+    present = find(IMAGE.table, context.region, image_id)
+    image = present or find(FORMER_IMAGES, context.region, image_id)
+    shown: dict[str, Any] = {"ImageId": image_id}
+    if image is not None:  # of the images of a populated account, only the ID is known
         view = image_view(image, context.clock)
+        view["State"] = view["State"] if present is not None else "deregistered"
         names = ("Name", "OwnerId", "State", "ImageOwnerAlias", "CreationDate", "DeprecationTime")
         shown |= {name: view[name] for name in names if name in view}
         shown |= {"ImageAllowed": True, "IsPublic": image.public()}
@@ -118,7 +122,7 @@ def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
         "LaunchTime": instance.launched,
         "AvailabilityZone": instance.zone,
         "ZoneId": zone_id(instance.zone),
-        "State": {"Name": instance.state(context.clock)},
+        "State": state_view(instance.state(context.clock)),
         "OwnerId": instance.owner,
         "ImageMetadata": shown,
         "Operator": {"Managed": False},

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context
 
 
+FORMER_IMAGES = "former_images"
+"""The table of deregistered images with instances, which DescribeInstanceImageMetadata still shows."""
+
 LAUNCH_REPORT_SECONDS = 24 * 3600.0
 """LastLaunchedTime appears 24 hours after a launch (documented)."""
 
@@ -571,6 +574,8 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
         text = f"The image {image.image_id} cannot be deregistered: its protection is {protection}."
         raise AwsError("OperationNotPermitted", text)
     retainable = not image.location and image.state(context.clock) in {"available", "disabled"}
+    if any(one.image_id == image.image_id for one in context.tables.in_region("instances", image.region)):
+        context.table(FORMER_IMAGES)[image.image_id] = image
     delete_or_recycle(context, "images", image.image_id, retainable=retainable)
     _mark_released(context, image)
     if not params.get("DeleteAssociatedSnapshots"):

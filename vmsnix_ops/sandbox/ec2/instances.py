@@ -34,6 +34,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.filters import Filters, describe
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE, find_instance_type
+from vmsnix_ops.sandbox.ec2.key_pairs import find_key_pair
 from vmsnix_ops.sandbox.ec2.networks import (
     find_groups,
     find_subnet,
@@ -151,6 +152,8 @@ def _instance_details(image: Image, kind: InstanceType, launch: Params) -> dict[
         "Monitoring": {"State": "enabled" if (launch.get("Monitoring") or {}).get("Enabled") else "disabled"},
         "CpuOptions": cores | (launch.get("CpuOptions") or {}),
     }
+    if launch.get("KeyName"):
+        shown["KeyName"] = launch["KeyName"]
     if image.boot_mode:
         shown["BootMode"] = image.boot_mode
     if image.tpm:
@@ -192,7 +195,7 @@ MAX_VCPUS = 64
 """Quota of running on-demand virtual processors of an account and region; new accounts have less."""
 
 
-def _state_view(name: str) -> dict[str, Any]:
+def state_view(name: str) -> dict[str, Any]:
     """Return a state with its code."""
     return {"Name": name, "Code": STATE_CODES[name]}
 
@@ -240,7 +243,7 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
         "InstanceId": instance.instance_id,
         "ImageId": instance.image_id,
         "InstanceType": instance.instance_type,
-        "State": _state_view(state),
+        "State": state_view(state),
         "StateTransitionReason": "",
         "LaunchTime": instance.launched,
         "UsageOperationUpdateTime": instance.launched,
@@ -327,6 +330,7 @@ INSTANCE_FILTERS: Filters = {
     "network-interface.private-dns-name": "PrivateDnsName",
     "network-interface.subnet-id": "SubnetId",
     "network-interface.vpc-id": "VpcId",
+    "key-name": "KeyName",
     "owner-id": lambda instance: [instance.owner],
     "placement-group-name": None,
     "platform": None,  # only Windows has one
@@ -352,8 +356,9 @@ INSTANCE_FILTERS: Filters = {
 
 LAUNCH_MEMBERS = (
     "BlockDeviceMappings CpuOptions DisableApiTermination EbsOptimized IamInstanceProfile ImageId "
-    "InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType MetadataOptions Monitoring "
-    "NetworkInterfaces Placement SecurityGroupIds SecurityGroups SubnetId TagSpecifications UserData"
+    "InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType KeyName MetadataOptions "
+    "Monitoring NetworkInterfaces Placement SecurityGroupIds SecurityGroups SubnetId TagSpecifications "
+    "UserData"
 )
 """The parameters of RunInstances that a launch template can have too."""
 
@@ -382,6 +387,8 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
         raise not_emulated("an image with an instance store of ec2:RunInstances")
     kind = find_instance_type(launch.get("InstanceType", DEFAULT_INSTANCE_TYPE))
     _check_launch(context, image, kind, launch)
+    if launch.get("KeyName"):
+        find_key_pair(context, launch["KeyName"])
     profile = _instance_profile(context, launch)
     if lacks_spot_role(context, launch):
         _create_spot_role(context)
@@ -648,8 +655,8 @@ def _change_states(
         changes.append(
             {
                 "InstanceId": instance.instance_id,
-                "PreviousState": _state_view(before),
-                "CurrentState": _state_view(instance.state(context.clock)),
+                "PreviousState": state_view(before),
+                "CurrentState": state_view(instance.state(context.clock)),
             }
         )
     return changes
@@ -804,7 +811,7 @@ def describe_instance_status(context: Context, params: Params) -> dict[str, Any]
         return {
             "InstanceId": instance.instance_id,
             "AvailabilityZone": instance.zone,
-            "InstanceState": _state_view(instance.state(clock)),
+            "InstanceState": state_view(instance.state(clock)),
             "InstanceStatus": check,
             "SystemStatus": check,
         }
