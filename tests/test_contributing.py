@@ -67,9 +67,9 @@ def test_an_operation_and_a_function_that_calls_it(monkeypatch: pytest.MonkeyPat
     from vmsnix_ops.aws.iam.permissions import needs, needs_of
 
     monkeypatch.setattr(core, "OPERATIONS", core.OPERATIONS)
-    monkeypatch.setitem(core.OPERATIONS, ("ec2", "DescribeKeyPairs"), None)  # removed after the test
-    recipe("describe_key_pairs", **vars(core))
-    key_pairs = recipe("key_pairs", needs=needs, **vars(session))
-    assert needs_of(key_pairs) == ("ec2:DescribeRegions",)
+    monkeypatch.setitem(core.OPERATIONS, ("ec2", "DescribePlacementGroups"), None)  # removed after the test
+    recipe("describe_placement_groups", **vars(core))
+    groups = recipe("placement_groups", needs=needs, **vars(session))
+    assert needs_of(groups) == ("ec2:DescribeRegions",)
     with sandbox(speed=1000) as aws:
-        assert key_pairs(aws.client("ec2", "us-east-1")) == ["operator"]
+        assert groups(aws.client("ec2", "us-east-1")) == ["builders"]
