@@ -103,7 +103,11 @@ def test_the_sandbox_exports_the_variables_that_bypass_a_proxy(tmp_path: Path) -
     )
     assert served.stdout is not None
     try:
-        lines = [served.stdout.readline().strip() for _ in range(11)]
+        lines = []
+        for line in served.stdout:
+            lines.append(line.strip())
+            if line.startswith("export no_proxy="):
+                break
     finally:
         served.terminate()
         served.communicate(timeout=60)

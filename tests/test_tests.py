@@ -164,6 +164,11 @@ def test_a_test_that_hangs_fails_with_all_stacks_and_its_programs_are_killed(
 STUCK = """
 import ctypes, threading
 
+import pytest
+
+@pytest.mark.timeout(200)
+def test_that_sets_up_what_all_tests_share(): pass
+
 def waits_below():
     threading.Event().wait()
 
