@@ -26,6 +26,7 @@ from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.disk.survey import identify, survey
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.sandbox.ec2.snapshots import ARCHIVE_SECONDS
 from vmsnix_ops.sandbox.limits import PER_ACCOUNT, Limits
 from vmsnix_ops.settings import load
 
@@ -85,9 +86,9 @@ def puts(aws) -> int:
 
 def test_an_upload_at_the_limit_of_the_account_is_slower_and_complete(aws, direct, raw, monkeypatch):
     monkeypatch.setattr(aws.state, "limits", Limits())
-    aws.state.tables.table(aws.account, REGION, "quotas")[f"ebs/{PER_ACCOUNT['PutSnapshotBlock']}"] = 4
+    aws.state.tables.table(aws.account, REGION, "quotas")[f"ebs/{PER_ACCOUNT['PutSnapshotBlock']}"] = 1
     plan = direct(image=str(raw))
-    aws.clock.speed = 20
+    aws.clock.speed = 200  # one block at a time, 200 in a real second
     result = plan.apply()
     assert holds(aws, result.snapshot_id, raw)
     refused = [call for call in aws.calls if call.outcome == "RequestThrottledException"]
@@ -279,6 +280,7 @@ def test_an_archived_snapshot_is_no_parent(aws, direct, raw):
     ec2 = aws.client("ec2", REGION)
     ec2.deregister_image(ImageId=first.ami_id)
     ec2.modify_snapshot_tier(SnapshotId=first.snapshot_id, StorageTier="archive")
+    aws.clock.advance(ARCHIVE_SECONDS)
     changed(raw, block=3, fill=7)
     assert why_full(direct(image=str(raw))) == f"{first.snapshot_id} is in the archive tier"
 

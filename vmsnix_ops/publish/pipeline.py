@@ -361,7 +361,7 @@ def upload(plan: PublishParameters, built: Built) -> UploadStep:
 
     Safe to run twice: nothing is sent if an AMI, a snapshot or a running import has the image, or if the
     object exists with the image's checksum. An interrupted upload is continued; for the direct method see
-    `vmsnix_ops.aws.ebs_direct.writing.upload`. All sent bytes are compared with the digests from `build`.
+    `vmsnix_ops.aws.ebs_direct.writing.upload`. Only bytes with the digests from `build` are accepted.
 
     Raises
     ------

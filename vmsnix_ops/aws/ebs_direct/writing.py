@@ -105,7 +105,7 @@ class Task:
     """An upload and its context."""
 
     upload: Upload
-    survey: Survey  # The digests of the image. Blocks are compared with them when they are sent.
+    survey: Survey  # The digests of the image. AWS compares the blocks with them.
     descriptor: int  # the converted disk as an open raw file; -1 if the format needs no conversion
     session: boto3.Session
     ec2: EC2Client
