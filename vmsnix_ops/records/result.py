@@ -30,7 +30,7 @@ FILE_NAME = "result.json"
 KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "Run ID."),
     "runbook": (str, "Name of the runbook."),
-    "status": (str, "done, failed, partial or cancelled; running until the run ends."),
+    "status": (str, "done, failed, cancelled, partial (work or evidence is missing); running until the end."),
     "exit_code": (int, "0 done, 1 failed, 2 usage error, 3 partial or evidence incomplete."),
     "ami_id": (str, "AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),

@@ -66,8 +66,8 @@ def test_a_value_with_several_lines_cannot_add_outputs() -> None:
 def test_the_summary_shows_result_and_steps() -> None:
     text = summary(VALUES)
     assert text.startswith("## ✅ publish-ami: done\n")
-    incomplete = summary({**VALUES, "problems": ["The report could not be created."]})
-    assert incomplete.startswith("## ⚠️ publish-ami: done, evidence incomplete\n")
+    incomplete = summary({**VALUES, "status": "partial", "problems": ["The report could not be created."]})
+    assert incomplete.startswith("## ⚠️ publish-ami: partial, evidence incomplete\n")
     assert "| ami_id | `ami-1` |" in text
     assert "| seconds | 1 min 15 s |" in text
     assert "| upload | created | 3.0 s | 2.0 KiB |" in text

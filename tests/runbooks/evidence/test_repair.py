@@ -93,7 +93,7 @@ def test_rows_that_a_run_could_not_save_are_saved_by_repair(
     for name in ("steps", "runs"):
         (history / name).write_text("in the way")
     outcome = shelf.run(RECORDS, record=True)
-    assert outcome.exit_code == 3
+    assert (outcome.verdict, outcome.exit_code) == ("partial", 3)
     assert "kept for later" in shelf.screen.getvalue()
     code, said, _ = run_vmsnix("runs", "repair")
     assert code == 3
@@ -103,9 +103,10 @@ def test_rows_that_a_run_could_not_save_are_saved_by_repair(
     assert run_vmsnix("runs", "repair")[0] == 0
     tables = Tables(history)
     assert list(tables.read("steps")["run_id"]) == [outcome.run_id]
-    assert list(tables.read("runs")["run_id"]) == [outcome.run_id]
+    (row,) = tables.read("runs").to_dict("records")
+    assert (row["run_id"], row["status"]) == (outcome.run_id, "done")
     entry = json.loads((shelf.archive / outcome.run_id / "result.json").read_text())
-    assert (entry["problems"], entry["exit_code"]) == ([], 0)
+    assert (entry["status"], entry["problems"], entry["exit_code"]) == ("done", [], 0)
     assert "No runs to" in run_vmsnix("runs", "repair")[1]
     assert len(Tables(history).read("steps")) == 1
 

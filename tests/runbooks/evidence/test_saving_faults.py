@@ -168,7 +168,7 @@ def test_a_reader_that_closes_the_output_stops_no_run(shelf: Shelf, worked: Path
     assert b"Traceback" not in complained
     (folder,) = shelf.archive.iterdir()
     entry = json.loads((folder / "result.json").read_text())
-    assert entry["status"] == "done"
+    assert entry["status"] == "partial"
     assert any(os.strerror(errno.EPIPE) in problem for problem in entry["problems"])
     assert "x" * 1000 in (folder / "log.txt").read_text()
 
@@ -239,7 +239,7 @@ sys.exit(main(["run", "try-this"]))
     assert worked.read_text() == "second"
     assert b"Traceback" not in done.stderr
     # Standard error gets what standard output could not.
-    assert b"try-this done in" in done.stderr
+    assert b"try-this partial in" in done.stderr
     assert b"result.json" in done.stderr
     assert b"The output display stopped early: " in done.stderr
 

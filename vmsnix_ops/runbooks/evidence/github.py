@@ -66,8 +66,8 @@ def summary(values: Mapping[str, Any]) -> str:
     status = str(values["status"])
     note = " (sandbox)" if values.get("sandbox") else ""
     symbol = SYMBOLS.get(status, "")
-    if status == "done" and values.get("problems"):
-        symbol, note = SYMBOLS["partial"], f", evidence incomplete{note}"
+    if status == "partial" and not values.get("failure"):
+        note = f", evidence incomplete{note}"
     lines = [f"## {symbol} {markdown(values['runbook'])}: {markdown(status)}{note}", ""]
     error = values.get("failure")
     if error:

@@ -27,6 +27,7 @@ from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import writing
+from vmsnix_ops.runbooks.execution.verdict import PARTIAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -362,6 +363,8 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
         if values["status"] == RUNNING:
             values["status"] = LOST
     elif values.get("finished_at"):
+        if not problems and _lacks_evidence(values):
+            values["status"] = "done"
         try:
             tables.append("runs", [runs_row(values)], once=path.name)
         except RecordsError as error:
@@ -375,6 +378,11 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
         except (ArchiveError, OSError) as error:
             problems.append(str(error))
     return RepairedRun(path.name, values["status"], tuple(problems))
+
+
+def _lacks_evidence(values: Mapping[str, Any]) -> bool:
+    """Return whether a run is partial only because evidence is missing."""
+    return values.get("status") == "partial" and not values.get("failure")
 
 
 def _read_tables(tables: Tables, run_id: str) -> dict[str, Any]:
@@ -412,10 +420,11 @@ def _store_run(path: Path, archive: Archive, values: dict[str, Any]) -> None:
     if values.get("finished_at"):
         values["problems"] += _complete(folder, values)
     writing.store(folder, values, folder.names())
-    if not values["problems"] and values["status"] == "done":
-        values["exit_code"] = 0
+    if values["status"] == "done" or _lacks_evidence(values):
+        complete = not values["problems"]
+        values["status"], values["exit_code"] = ("done", 0) if complete else ("partial", PARTIAL)
     folder.write_json(archives.RESULT, values)
-    folder.close(done=values["status"] == "done" and not values["problems"])
+    folder.close(done=values["status"] == "done")
 
 
 _LOST_FILES = {

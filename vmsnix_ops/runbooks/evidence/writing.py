@@ -102,8 +102,8 @@ def save(
 ) -> dict[str, Any]:
     """Save all evidence of a run that has ended. Errors of this are listed in its ``problems``.
 
-    An error here does not change the status, and does not stop the next steps. The entry, ``result.json``, is
-    written last, because it lists only files that exist.
+    An error here does not stop the next steps, and a run that is otherwise done ends ``partial``. The entry,
+    ``result.json``, is written last, because it lists only files that exist.
 
     Returns
     -------
@@ -137,6 +137,7 @@ def save(
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
     if record:
+        _set_status(values)
         with _collecting(problems, "The run could not be recorded in the history"):
             open_tables(run.settings).append("runs", [runs_row(values)], once=folder.run_id)
     problems += live.problems
@@ -148,12 +149,12 @@ def save(
         problems.append(f"The log is lost: {folder.path(archive.LOG)} was deleted while the run wrote it.")
     store(folder, values, [archive.LOG])
     clean: dict[str, Any] = redactor.value(values)
-    _close(run, clean, status, failure)
+    _close(run, clean)
     with _collecting(clean["problems"], "The summary of the CI job could not be written"):
         from vmsnix_ops.runbooks.evidence import github
 
         github.write(clean, run.environment)
-    clean["exit_code"] = _exit_code(status, failure, clean["problems"])
+    _set_status(clean)
     return clean
 
 
@@ -213,25 +214,27 @@ def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -
                 values[key] = location
 
 
-def _close(run: PreparedRun, values: dict[str, Any], status: RunStatus, failure: Failure | None) -> None:
+def _close(run: PreparedRun, values: dict[str, Any]) -> None:
     """Write the entry to the archive; if S3 refuses it, keep it on this machine."""
     problems = values["problems"]
 
     def write() -> None:
-        values["exit_code"] = _exit_code(status, failure, problems)
+        _set_status(values)
         with _collecting(problems, "The entry of the run could not be written"):
             run.folder.write_json(archive.RESULT, values)
 
     write()
     before = len(problems)
     with _collecting(problems, "The entry of the run is not in the archive"):
-        run.folder.close(done=status == "done" and not problems)
+        run.folder.close(done=values["status"] == "done")
     if len(problems) > before:
         values["result"] = str(run.folder.path(archive.RESULT))
         write()
 
 
-def _exit_code(status: RunStatus, failure: Failure | None, problems: list[str]) -> int:
-    if failure is not None:
-        return failure.exit_code
-    return PARTIAL if status == "partial" or problems else 0
+def _set_status(values: dict[str, Any]) -> None:
+    """Set status and exit code: without all its evidence, a run that did not fail is ``partial``."""
+    if values["failure"] is not None:
+        values["exit_code"] = values["failure"]["exit_code"]
+    else:
+        values["status"], values["exit_code"] = ("partial", PARTIAL) if values["problems"] else ("done", 0)

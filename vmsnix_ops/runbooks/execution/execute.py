@@ -108,7 +108,7 @@ class RunOutcome:
 
     run_id: str  # also the name of its folder in the archive
     runbook: str
-    verdict: RunStatus  # done, failed, partial (some targets done) or cancelled
+    verdict: RunStatus  # done, failed, partial (some targets done, or evidence missing) or cancelled
     exit_code: int  # 0 done, 1 failed or cancelled, 2 usage error, 3 partial, or done but not fully saved
     # Locations of the evidence: paths, or s3:// locations. `report` is empty if it could not be created.
     notebook: str
@@ -266,7 +266,7 @@ def _run(
     return RunOutcome(
         run_id=prepared.folder.run_id,
         runbook=prepared.runbook.name,
-        verdict=status,
+        verdict=values["status"],
         exit_code=values["exit_code"],
         notebook=values["notebook"],
         report=values["report"],

