@@ -185,6 +185,25 @@ class Clock:
         """Return the real seconds in which sandbox seconds pass without `advance`, at most `MAX_SECONDS`."""
         return min(seconds / self.speed, MAX_SECONDS) if self.speed else MAX_SECONDS
 
+    def reached(self, since: datetime, seconds: float) -> datetime:
+        """Return when something reached an age in sandbox seconds: constant until `speed` changes.
+
+        A step of `advance` that brought it to this age or above ended it at the time of the step.
+        """
+        left = seconds
+        for at, step in self._steps:
+            if at < since:
+                continue
+            if self._passed(since, left) <= at:
+                break
+            left -= step
+            if self._passed(since, left) <= at:
+                return at
+        return self._passed(since, left)
+
+    def _passed(self, since: datetime, seconds: float) -> datetime:
+        return since + timedelta(seconds=self.real_seconds(max(seconds, 0.0)))
+
     def is_listed(self, ended: datetime, seconds: float) -> bool:
         """Return whether something that has ended is still listed, as AWS does for a while.
 

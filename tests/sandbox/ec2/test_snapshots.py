@@ -33,6 +33,18 @@ def test_a_snapshot_is_pending_first_and_completed_later(aws: SandboxClients) ->
     assert done["CompletionTime"] >= done["StartTime"]
 
 
+def test_the_completion_time_is_constant(aws: SandboxClients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws.sandbox.clock, "speed", 1.0)
+    volume = aws.ec2.create_volume(Size=2, AvailabilityZone="us-east-1a")["VolumeId"]
+    aws.pass_time(60)
+    snapshot = aws.ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    shown = set()
+    for seconds in (15, 15, 0, 1000):
+        aws.pass_time(seconds)
+        shown.add(aws.describe_snapshot(snapshot).get("CompletionTime"))
+    assert len(shown - {None}) == 1
+
+
 def test_a_volume_has_one_snapshot_in_fifteen_seconds(aws: SandboxClients) -> None:
     volume = aws.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]
     aws.ec2.create_snapshot(VolumeId=volume)

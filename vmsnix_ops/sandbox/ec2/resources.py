@@ -7,7 +7,7 @@ to change them. A snapshot contains only the digests of its blocks; the block st
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Tiering:
 
     def completed_at(self, clock: Clock) -> datetime:
         """Return the real time of its completion."""
-        return min(clock.now(), self.started + timedelta(seconds=self.seconds / clock.speed))
+        return clock.reached(self.started, self.seconds)
 
     def restored(self, clock: Clock) -> bool:
         """Return whether a temporary restore is completed and has not expired.
@@ -143,7 +143,7 @@ class Snapshot:
 
     def completed_at(self, clock: Clock) -> datetime:
         """Return the real time of the completion of a completed snapshot."""
-        return min(clock.now(), self.since + timedelta(seconds=clock.real_seconds(self.seconds)))
+        return clock.reached(self.since, self.seconds)
 
     def stored_bytes(self) -> int:
         """Return the size of all its blocks."""
