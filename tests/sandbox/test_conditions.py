@@ -215,13 +215,19 @@ def test_a_snapshot_of_a_volume_needs_permission_for_both(aws: Sandbox) -> None:
     assert may(user_access(aws, *both).client("ec2", config=ONCE), "create_snapshot", VolumeId=volume)
 
 
-def test_deregistering_with_snapshots_needs_permission_to_delete_them(aws: Sandbox) -> None:
-    foreign = image(aws, snapshot(aws), "foreign")
+def test_deregistering_reports_the_snapshots_that_the_caller_may_not_delete(aws: Sandbox) -> None:
+    """Source: DeleteSnapshotReturnCode in the Amazon EC2 API Reference."""
+    root, ours = snapshot(aws), snapshot(aws, OUR_TAG)
     ec2 = user_access(
         aws, allow("ec2:DeregisterImage"), allow("ec2:DeleteSnapshot", resource=SNAPSHOTS, **OURS)
     ).client("ec2", config=ONCE)
-    assert not may(ec2, "deregister_image", ImageId=foreign, DeleteAssociatedSnapshots=True)
-    assert may(ec2, "deregister_image", ImageId=foreign)
+    for owned, code in ((root, "missing-permissions"), (ours, "success")):
+        made = image(aws, owned, owned)
+        answer = ec2.deregister_image(ImageId=made, DeleteAssociatedSnapshots=True)
+        assert answer["DeleteSnapshotResults"] == [{"SnapshotId": owned, "ReturnCode": code}]
+        assert aws.client("ec2").describe_images(Owners=["self"])["Images"] == []
+    (kept,) = aws.client("ec2").describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    assert kept["SnapshotId"] == root
 
 
 # The parent of a snapshot

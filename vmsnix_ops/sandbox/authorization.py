@@ -348,13 +348,6 @@ def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
             named = _key_pair_permission(context, action, params["KeyName"])
             permissions.append(replace(named, keys=tags["key-pair"] | dict(named.keys)))
         yield from permissions or [RequiredPermission(action, "*")]
-    if name == "DeregisterImage" and params.get("DeleteAssociatedSnapshots"):
-        # AWS would deregister the image and report ``missing-permissions`` for each snapshot. The sandbox
-        # refuses the whole call.
-        image = _find_resource(context, params["ImageId"], context.region)
-        for snapshot_id in image.snapshot_ids() if image is not None else ():
-            keys = _existing_resource_keys(context, snapshot_id)
-            yield RequiredPermission("ec2:DeleteSnapshot", _resource_arn(context, snapshot_id), keys)
     for specification in params.get("TagSpecifications") or ():
         if specification.get("Tags"):
             kind = specification.get("ResourceType", "*")
@@ -877,6 +870,17 @@ class Authorizer:
                 _check_spot_role(context, documents, params)
             if (context.service, context.operation) == ("ec2", "ImportSnapshot"):
                 _check_pass_role(context, documents, params.get("RoleName") or "vmimport")
+
+    def allows(self, context: Context, name: str, params: Params) -> bool:
+        """Return whether the caller may also call another operation of the same service.
+
+        An operation that acts on several resources reports this for each instead of failing.
+        """
+        try:
+            self(replace(context, operation=name), params)
+        except AwsError:
+            return False
+        return True
 
     def _documents(self, context: Context) -> list[str] | None:
         """Return the caller's policies; None when none are enforced, or when the caller is anonymous."""

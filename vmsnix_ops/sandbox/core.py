@@ -302,6 +302,7 @@ class Context:
     body: Any = None  # wire.http.Body; also the value of a streaming parameter
     outcome: Mapping[str, Any] = field(default_factory=dict)  # of the started work, set by a fault rule
     limits: Any = None  # limits.Limits; None: requests are not limited
+    authorizer: Any = None  # authorization.Authorizer
 
     @property
     def partition(self) -> str:

@@ -319,6 +319,7 @@ class Dispatcher:
             body=exchange.request.body,
             outcome=outcome,
             limits=state.limits,
+            authorizer=state.authorize,
         )
 
     def _apply_rules_before(self, exchange: Exchange) -> None:

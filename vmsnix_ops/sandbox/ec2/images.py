@@ -565,6 +565,8 @@ def disable_image_deregistration_protection(context: Context, params: Params) ->
 def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     """Deregister an image; on request, delete those of its snapshots that no other image uses.
 
+    A snapshot that the caller may not delete is reported as ``missing-permissions``, and the image is
+    deregistered (DeleteSnapshotReturnCode in the Amazon EC2 API Reference).
     Only images with EBS snapshots can enter the Recycle Bin (documented); assumption: and only complete ones.
     """
     image = find_own_image(context, params["ImageId"])
@@ -585,6 +587,8 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     for snapshot_id in image.snapshot_ids():
         if images_of_snapshot(context, snapshot_id):
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "skipped"})
+        elif not context.authorizer.allows(context, "DeleteSnapshot", {"SnapshotId": snapshot_id}):
+            results.append({"SnapshotId": snapshot_id, "ReturnCode": "missing-permissions"})
         elif snapshot_id in table and is_locked(table[snapshot_id], context.clock):
             results.append({"SnapshotId": snapshot_id, "ReturnCode": "client-error"})  # a guess
         elif snapshot_id in table:
