@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
 from vmsnix_ops.sandbox.core import (
+    NOT_EMULATED,
     AwsError,
     constraint_text,
     not_emulated,
@@ -80,6 +81,9 @@ class UncheckedParameter:
     version: ParameterVersion
     tags: dict[str, str]
 
+
+OWN_PATH = "/aws/"
+"""Only names of AWS's own parameters begin with it."""
 
 NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
 IMAGE_CHECK_SECONDS = 1.0
@@ -161,6 +165,12 @@ def _find_parameter(context: Context, text: str) -> Parameter:
     return found
 
 
+def check_catalogue(name: str) -> None:
+    """Refuse names of AWS: no other parameter begins with "aws" (PutParameter), and AWS has many more."""
+    if name.startswith(OWN_PATH):
+        raise not_emulated(f"the parameter {name!r}")
+
+
 def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVersion, str]:
     """Return parameter, version and selector of ``name``, ``name:version`` or ``name:label``.
 
@@ -174,6 +184,7 @@ def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVers
         name, _, selector = name.rpartition(":")
     parameter = readable_parameters(context).get(parameter_name(name))
     if parameter is None:
+        check_catalogue(name)
         raise _parameter_not_found()
     if not selector:
         return parameter, parameter.newest, ""
@@ -458,7 +469,9 @@ def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     for name in params["Names"]:
         try:
             found.append(_parameter_view(*_find_version(context, name), params))
-        except AwsError:
+        except AwsError as error:
+            if error.code == NOT_EMULATED:
+                raise
             invalid.append(name)
     return {"Parameters": found, "InvalidParameters": invalid}
 
@@ -487,7 +500,10 @@ def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("ssm", "GetParametersByPath", "Path Recursive WithDecryption MaxResults NextToken")
 def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
-    """Return the parameters directly below a path; with ``Recursive``, at any depth."""
+    """Return the parameters directly below a path; with ``Recursive``, at any depth.
+
+    Those of AWS are found by their own paths only. Assumption: not below ``/``, which no page says.
+    """
     path = params["Path"]
     if not path.startswith("/"):
         raise _validation_error(
@@ -495,9 +511,13 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
             'with a forward slash "/".'
         )
     recursive = params.get("Recursive", False)
+    public = f"{path}/".startswith(PARAMETER_PATH)
+    if not public:
+        check_catalogue(f"{path}/")
+    known = public_parameters(context.region, context.partition) if public else parameters(context)
     found = [
         _parameter_view(parameter, parameter.newest, "", params)
-        for name, parameter in sorted(readable_parameters(context).items())
+        for name, parameter in sorted(known.items())
         if _is_below(name, path, recursive=recursive)
     ]
     return _page(found, params, "Parameters", 10)
@@ -543,7 +563,7 @@ def _matches_filter(parameter: Parameter, condition: dict[str, Any]) -> bool:
     if key.startswith("tag:") and option in {None, "Equals"}:
         value = parameter.tags.get(key.removeprefix("tag:"))
         return value is not None and (not values or value in values)
-    raise not_emulated(f"the filter {key} {option or ''}")
+    raise not_emulated(f"the filter {key} {option or 'Equals'}")
 
 
 def _is_below(name: str, path: str, *, recursive: bool) -> bool:

@@ -55,6 +55,26 @@ def test_the_newest_image_of_amazon_is_found_by_name(aws: SandboxClients) -> Non
         aws.ec2.describe_images(Owners=["aws-marketplace"])
 
 
+@pytest.mark.parametrize("name", ["/aws/service/ecs/optimized-ami/amazon-linux-2/recommended", f"{LATEST}/x"])
+def test_other_parameters_of_aws_are_not_emulated(aws: SandboxClients, name: str) -> None:
+    """Source: "Discovering public parameters in Parameter Store" lists many more."""
+    with refused("NotImplemented", name):
+        aws.ssm.get_parameter(Name=name)
+    with refused("NotImplemented", name):
+        aws.ssm.get_parameters(Names=["/none", f"arn:aws:ssm:us-east-1::parameter{name}"])
+    with refused("NotImplemented", name):
+        aws.ec2.run_instances(ImageId=f"resolve:ssm:{name}", MinCount=1, MaxCount=1)
+
+
+def test_the_parameters_of_aws_are_found_by_their_own_paths_only(aws: SandboxClients) -> None:
+    aws.ssm.put_parameter(Name="/own/a", Value="x", Type="String")
+    (found,) = aws.ssm.get_parameters_by_path(Path="/", Recursive=True)["Parameters"]
+    assert found["Name"] == "/own/a"
+    for path in ("/aws", "/aws/service", "/aws/service/canonical/ubuntu"):
+        with refused("NotImplemented", path):
+            aws.ssm.get_parameters_by_path(Path=path, Recursive=True)
+
+
 def test_public_parameters_are_read_by_path_and_not_changed(aws: SandboxClients) -> None:
     found = aws.ssm.get_parameters_by_path(Path=LATEST)["Parameters"]
     assert len(found) == 10
