@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import vmsnix_ops.sandbox
 from vmsnix_ops.sandbox import ebs, limits
+from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
 from vmsnix_ops.sandbox.ec2 import imports, snapshots
 from vmsnix_ops.sandbox.ec2.filters import documented_filters
+from vmsnix_ops.sandbox.ec2.instance_types import instance_types
+from vmsnix_ops.sandbox.managed_policies import MANAGED_POLICIES
 from vmsnix_ops.sandbox.quotas import DEFAULTS
 from vmsnix_ops.sandbox.wire.models import SERVICES, Service, service_model
 
@@ -54,6 +57,13 @@ runbook, or in [Python](python.md#sandbox).
 
 The sandbox refuses what it does not emulate with the error `NotImplemented` (HTTP status 501), which names
 the operation, parameter or value. It never ignores a parameter.
+
+**Lists of what AWS provides are shorter than on AWS.** They contain only what the sandbox has; an unknown
+name in a request is refused as not emulated:
+
+| operation | only these are listed |
+|---|---|
+CATALOGUE
 
 ## Tools that run unchanged
 
@@ -130,6 +140,7 @@ def page() -> str:
         "TOOLS": "\n".join(_tool_rows()),
         "BOTOCORE": botocore.__version__,
         "LIMITS": "\n".join(_limit_rows()),
+        "CATALOGUE": "\n".join(_catalogue_rows()),
         "PENDING": f"{ebs.MAX_PENDING_SNAPSHOTS}",
         "COPIES": f"{snapshots.MAX_COPIES_IN_PROGRESS}",
         "TASKS": f"{imports.MAX_ACTIVE_TASKS}",
@@ -150,6 +161,29 @@ def _tool_rows() -> list[str]:
         first = " ".join(text.partition("\n\n")[0].split())
         rows.append(f"| `{path.relative_to(ROOT)}` | {first} |")
     return rows
+
+
+def _catalogue_rows() -> list[str]:
+    """Return a row for each list of what AWS provides, of which the sandbox has a part."""
+    quotas = [f"`{code}` {quota[0]}" for (_, code), quota in DEFAULTS.items()]
+    families = sorted({name.partition(".")[0] for name in instance_types()})
+    rows = [
+        (
+            "ListServiceQuotas, ListAWSDefaultServiceQuotas",
+            _folded([", ".join(quotas)], f"{len(quotas)} quotas"),
+        ),
+        (
+            "DescribeInstanceTypes, DescribeInstanceTypeOfferings",
+            _folded(families, f"{len(families)} families"),
+        ),
+        (
+            "DescribeImages of `amazon`",
+            _folded([image.name for image in PUBLIC_IMAGES], f"{len(PUBLIC_IMAGES)} AMIs"),
+        ),
+        ("GetParametersByPath", f"parameters of these AMIs below `{PARAMETER_PATH}`"),
+        ("ListPolicies", _folded(sorted(MANAGED_POLICIES), f"{len(MANAGED_POLICIES)} policies of AWS")),
+    ]
+    return [f"| {name} | {text} |" for name, text in rows]
 
 
 def _limit_rows() -> list[str]:
@@ -227,7 +261,11 @@ def _names(names: Collection[str], kind: str) -> str:
     """Return names as code; a long list is folded."""
     if len(names) <= FOLDED:
         return ", ".join(f"`{name}`" for name in names)
-    return f"<details><summary>{len(names)} {kind}</summary>{', '.join(names)}</details>"
+    return _folded(names, f"{len(names)} {kind}")
+
+
+def _folded(names: Collection[str], summary: str) -> str:
+    return f"<details><summary>{summary}</summary>{', '.join(names)}</details>"
 
 
 # What the code of an operation refuses: found in its source, so that no list has to be kept beside it.

@@ -6,6 +6,7 @@ import pytest
 
 from docs.sandbox_page import IMAGE_OPERATION, PAGE, page, refused_values
 from vmsnix_ops.sandbox.core import OPERATIONS, load_operations
+from vmsnix_ops.sandbox.quotas import DEFAULTS
 from vmsnix_ops.sandbox.wire.models import service_model
 
 load_operations()
@@ -35,6 +36,19 @@ def test_the_page_is_up_to_date() -> None:
 )
 def test_a_row_lists_what_is_refused(operation: str, texts: list[str]) -> None:
     assert [text for text in texts if text not in row(operation)] == []
+
+
+def test_the_page_says_which_lists_are_shorter_than_on_aws() -> None:
+    shorter = PAGE.read_text(encoding="utf-8").partition("shorter than on AWS")[2].partition("## ")[0]
+    names = [
+        "ListServiceQuotas",
+        "DescribeInstanceTypes",
+        "DescribeImages",
+        "GetParametersByPath",
+        "ListPolicies",
+    ]
+    assert [name for name in names if name not in shorter] == []
+    assert [code for _, code in DEFAULTS if code not in shorter] == []
 
 
 def test_every_operation_on_images_and_snapshots_has_a_row() -> None:

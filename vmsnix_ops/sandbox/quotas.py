@@ -87,14 +87,14 @@ def get_default_quota(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("service-quotas", "ListServiceQuotas", "ServiceCode MaxResults NextToken")
 def list_service_quotas(context: Context, params: Params) -> dict[str, Any]:
-    """Return the quotas of the account for a service: those that the sandbox has."""
+    """Return the quotas of the account for a service: only those of the sandbox. AWS lists many more."""
     values = {code: quota_value(context, service, code) for service, code in _codes_of(params["ServiceCode"])}
     return _page(context, params, values)
 
 
 @operation("service-quotas", "ListAWSDefaultServiceQuotas", "ServiceCode MaxResults NextToken")
 def list_default_quotas(context: Context, params: Params) -> dict[str, Any]:
-    """Return the defaults of the quotas of a service: those that the sandbox has."""
+    """Return the defaults of the quotas of a service: only those of the sandbox. AWS lists many more."""
     values = {code: DEFAULTS[service, code][1] for service, code in _codes_of(params["ServiceCode"])}
     return _page(context, params, values)
 
