@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import quick
 from tests.publish.proving import BLOCK, HOME, WEST, Account, block, disk, identity, proof, row, verdict
+from tests.support import wait_until
 from vmsnix_ops import errors, prove
 from vmsnix_ops.aws.ebs_direct import manifests
 from vmsnix_ops.disk.digests import Digests
@@ -454,6 +456,14 @@ def cut(ami: str, account: Account, block: str = "*", **asked: Any) -> None:
     account.aws.faults.add({"op": GET, **expired, "where": {"BlockIndex": block}})
     with pytest.raises(errors.CredentialsError):
         proof(ami, extent="sample", **asked)
+    end_rule(account)
+
+
+def end_rule(account: Account) -> None:
+    """End the fault rule when the sandbox has answered the requests of the workers, which were killed."""
+    quick.separate_clients()
+    connections = account.aws._server._connections
+    wait_until(lambda: not connections, "an open connection to the sandbox")
     account.aws.faults.clear()
 
 
@@ -476,7 +486,7 @@ def test_an_interrupted_sample_continues_with_the_same_blocks(account: Account, 
     )
     with pytest.raises(errors.CredentialsError):
         proof(sampled, **asked)
-    account.aws.faults.clear()
+    end_rule(account)
     before, since = account.gets(), len(account.aws.calls)
     plan = prove.plan(amis=[sampled], progress=silent(), **asked)
     assert 0 < plan.gets < 8
@@ -623,7 +633,7 @@ def test_an_interrupted_proof_continues(account: Account) -> None:
     )
     with pytest.raises(errors.CredentialsError):
         proof(ami)
-    account.aws.faults.clear()
+    end_rule(account)
     before = account.gets()
     plan = prove.plan(amis=[ami], progress=silent())
     assert 0 < plan.gets < 12
@@ -640,7 +650,7 @@ def test_a_proof_that_was_cut_continues_whatever_was_tried_between(account: Acco
     account.aws.faults.add({**fault, "code": "ExpiredTokenException", "nth": list(range(6, 99))})
     with pytest.raises(errors.CredentialsError):
         proof(ami)
-    account.aws.faults.clear()
+    end_rule(account)
     if between == "refused":
         account.aws.faults.add({**fault, "code": "AccessDeniedException"})
         assert verdict(ami) == "not provable"
