@@ -75,6 +75,13 @@ def test_the_parameters_of_aws_are_found_by_their_own_paths_only(aws: SandboxCli
             aws.ssm.get_parameters_by_path(Path=path, Recursive=True)
 
 
+@pytest.mark.parametrize("name", ["free-tier-eligible", "image-allowed", "public-ssm-parameter-name"])
+def test_a_filter_by_what_the_images_do_not_show_is_not_emulated(aws: SandboxClients, name: str) -> None:
+    """Source: DescribeImages; on AWS the images of Amazon have a value of each."""
+    with refused("NotImplemented", f"the filter '{name}'"):
+        aws.ec2.describe_images(Filters=[{"Name": name, "Values": ["true"]}])
+
+
 def test_public_parameters_are_read_by_path_and_not_changed(aws: SandboxClients) -> None:
     found = aws.ssm.get_parameters_by_path(Path=LATEST)["Parameters"]
     assert len(found) == 10

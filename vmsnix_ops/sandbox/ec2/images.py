@@ -165,9 +165,7 @@ IMAGE_FILTERS: Filters = {
     "creation-date": "CreationDate",
     "description": "Description",
     "ena-support": "EnaSupport",
-    "free-tier-eligible": None,
     "hypervisor": "Hypervisor",
-    "image-allowed": None,  # Allowed AMIs is not in use
     "image-id": "ImageId",
     "image-type": "ImageType",
     "is-public": "Public",
@@ -179,7 +177,6 @@ IMAGE_FILTERS: Filters = {
     "platform": None,  # only Windows has one
     "product-code": None,
     "product-code.type": None,
-    "public-ssm-parameter-name": None,
     "ramdisk-id": None,
     "root-device-name": "RootDeviceName",
     "root-device-type": "RootDeviceType",
