@@ -285,8 +285,21 @@ MAX_KEYS = 2
 
 
 def _named_user(context: Context, params: Params) -> User:
-    """Return the user that a request names; without a name, the caller."""
-    return _find_user(context, params.get("UserName") or context.principal.rpartition("/")[2])
+    """Return the user that a request names; without a name, the caller.
+
+    The root user and the first user, which no request created, have no record.
+    """
+    name = params.get("UserName")
+    if name:
+        return _find_user(context, name)
+    kind, _, path = context.principal.split(":", 5)[5].partition("/")
+    if kind not in {"user", "root"}:  # text as reported by others
+        raise AwsError("ValidationError", "Must specify userName when calling with non-User credentials")
+    users: dict[str, User] = context.table("users", region="")
+    own = users.get(path.rpartition("/")[2])
+    if own is None:
+        raise not_emulated(f"iam:{context.operation} of {context.principal} without UserName")
+    return own
 
 
 def _find_key(user: User, access_key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.clients import SandboxClients, refused
+from tests.sandbox.clients import SandboxClients, refused, user_access
 from vmsnix_ops.sandbox.access import vm_import_role_policy, vm_import_trust_policy
 
 TRUST = json.dumps(vm_import_trust_policy())
@@ -267,3 +267,24 @@ def test_simulates_what_policies_allow(aws: SandboxClients) -> None:
     assert decide("s3:GetObject", "arn:aws:s3:::images/k") == "allowed"
     assert decide("s3:GetObject", "arn:aws:s3:::others/k") == "implicitDeny"
     assert decide("s3:PutObject", "arn:aws:s3:::images/k") == "implicitDeny"
+
+
+def test_get_user_without_a_name_returns_the_caller(aws: SandboxClients) -> None:
+    """Sources: GetUser; the error of a role in public reports of GetUser and ListAccessKeys."""
+    own = user_access(aws.sandbox, name="eve").client("iam")
+    assert own.get_user()["User"]["UserName"] == "eve"
+    with refused("NotImplemented", "iam:GetUser of arn:aws:iam::"):  # the sandbox has no record of this user
+        aws.iam.get_user()
+    trust = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    role = aws.iam.create_role(RoleName="r", AssumeRolePolicyDocument=document)["Role"]["Arn"]
+    given = aws.client("sts").assume_role(RoleArn=role, RoleSessionName="eve")["Credentials"]
+    session = aws.other_client(
+        "iam",
+        aws_access_key_id=given["AccessKeyId"],
+        aws_secret_access_key=given["SecretAccessKey"],
+        aws_session_token=given["SessionToken"],
+    )
+    for call in (session.get_user, session.list_access_keys):
+        with refused("ValidationError", "Must specify userName when calling with non-User credentials"):
+            call()
