@@ -399,6 +399,9 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
             )
         tier = "Advanced"
     _check_value(params, tier, kind, data_type)
+    if tier == "Intelligent-Tiering":  # "Tier" of PutParameter
+        size = len(params["Value"].encode())
+        tier = "Standard" if size <= MAX_VALUE_BYTES["Standard"] else "Advanced"
     return ParameterVersion(
         number=1 if existing is None else existing.newest.number + 1,
         value=params["Value"],
@@ -408,7 +411,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         principal=context.principal,
         description=params.get("Description", existing.newest.description if existing is not None else ""),
         allowed_pattern=params.get("AllowedPattern", ""),
-        tier="Standard" if tier == "Intelligent-Tiering" else tier,
+        tier=tier,
         key=key,
         alias=params.get("KeyId", SSM_KEY_ALIAS) if key else "",
     )

@@ -170,3 +170,12 @@ def test_an_image_is_written_only_for_callers_that_may_describe_images(
     aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS + 1)
     found = aws.ssm.get_parameters(Names=["/nixos/web"])["Parameters"]
     assert [one["Value"] for one in found] == ([image] if may_describe else [])
+
+
+def test_intelligent_tiering_chooses_the_tier_by_the_size(aws: SandboxClients) -> None:
+    """Source: "Tier" of PutParameter in the Systems Manager API Reference."""
+    for size, tier in ((4096, "Standard"), (4097, "Advanced"), (1, "Advanced")):
+        answer = aws.ssm.put_parameter(
+            Name="p", Value="v" * size, Type="String", Tier="Intelligent-Tiering", Overwrite=True
+        )
+        assert answer["Tier"] == aws.ssm.describe_parameters()["Parameters"][0]["Tier"] == tier
