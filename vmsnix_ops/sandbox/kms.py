@@ -120,6 +120,9 @@ def find_stored_key(context: Context, name: str) -> Key:
     short = name.removeprefix(prefix)
     if short.startswith("alias/"):
         key_id = context.table("kms_aliases").get(short, "")
+        if not key_id and short.startswith("alias/aws/"):
+            # KMS creates the managed key of a service when its alias is read ("KeyId" of DescribeKey).
+            raise not_emulated(f"the key {short}")
         text = f"Alias {prefix}{short} is not found."
     else:
         key_id = short.removeprefix("key/")

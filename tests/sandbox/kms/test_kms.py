@@ -170,3 +170,9 @@ def test_an_alias_needs_permission_on_itself_and_on_its_key(aws: SandboxClients)
 def test_data_keys_have_up_to_1024_bytes(aws: SandboxClients, wrong: dict[str, Any]) -> None:
     with refused("ValidationException"):
         aws.kms.generate_data_key(KeyId=make_key(aws), **wrong)
+
+
+def test_managed_keys_of_other_services_are_not_emulated(aws: SandboxClients) -> None:
+    """Source: "KeyId" of DescribeKey: KMS creates the key of such an alias."""
+    with refused("NotImplemented", "the key alias/aws/lambda"):
+        aws.kms.describe_key(KeyId="alias/aws/lambda")
