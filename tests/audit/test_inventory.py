@@ -351,7 +351,9 @@ def test_the_usage_of_an_ami_shared_only_with_scanned_accounts_is_known(own: Own
 def test_an_audited_account_allows_reading_public_parameters(own: Owner, member: Owner) -> None:
     ami = member.ami()
     member.template(ami)
-    member.template("resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023", "aws")
+    member.template(
+        "resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64", "aws"
+    )
     found = own.scan(regions=[REGION], accounts=[OTHER_ACCOUNT])
     assert (found.unread, row(found, ami)["referenced"]) == ((), True)
 
