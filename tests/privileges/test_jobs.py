@@ -37,10 +37,10 @@ def test_a_special_case_runs_with_the_policy_of_its_job(account: Account, job: s
 @pytest.mark.parametrize(("job", "action"), removals())
 def test_a_job_names_a_missing_action(account: Account, job: str, action: str) -> None:
     known, lacking = job_run(job), without(JOBS[job].actions(), action)
-    named = PERMISSIONS[action].action
+    named = PERMISSIONS[action].action.lower()  # some services write their own name in capitals: SNS:Publish
     if action in known.reported:
-        assert named in known.reported[action](account, lacking)
+        assert named in known.reported[action](account, lacking).lower()
         return
     with pytest.raises(errors.VmsnixError) as caught:
         known.only_when.get(action, known.run)(account, lacking)
-    assert named in f"{caught.value} {getattr(caught.value, '__notes__', '')}"
+    assert named in f"{caught.value} {getattr(caught.value, '__notes__', '')}".lower()
