@@ -541,13 +541,14 @@ class RunPage:
         command = command_line(book, form.values(), sandbox=self._bar.backend.sandbox)
         self._plan.value = plan_html(form, backend=self._bar.words, command=command)
         dry = form.value(DRY_RUN) is True
-        self.run_button.description = f"{'Dry run' if dry else 'Run'} {self._bar.words}"
-        self.run_button.button_style = "danger" if form.destroys else "primary"
+        busy, invalid = self.job is not None, bool(form.problems)
+        with self.run_button.hold_sync():  # in one message: a run that needs a confirmation is never enabled
+            self.run_button.description = f"{'Dry run' if dry else 'Run'} {self._bar.words}"
+            self.run_button.button_style = "danger" if form.destroys else "primary"
+            self.run_button.disabled = busy or invalid or not self._confirmed
         self.dry_button.layout.display = "none" if dry or not form.has_dry_run else ""
         self._confirmation.layout.display = "" if form.destroys else "none"
         self._confirm_text.value = fill(_CONFIRM, backend=self._bar.words, phrase=self._phrase)
-        busy, invalid = self.job is not None, bool(form.problems)
-        self.run_button.disabled = busy or invalid or not self._confirmed
         self.dry_button.disabled = busy or invalid
         self._show_message("Correct the marked values." if invalid else "", error=invalid)
 
