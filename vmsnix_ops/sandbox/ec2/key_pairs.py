@@ -1,4 +1,4 @@
-"""Key pairs: create, import, describe, delete. Instances only show their name: nobody can log in to them.
+"""Key pairs: create, import, describe, delete. Instances only show the name of their key pair.
 
 Keys are made and read by the package ``cryptography``, which the rest of the sandbox does not need.
 

@@ -150,7 +150,7 @@ class Snapshot:
         return len(self.blocks) * BLOCK_BYTES
 
     def shared_with(self, clock: Clock) -> list[str]:
-        """Return the accounts that it is shared with, and ``all``. Nobody else uses an archived snapshot."""
+        """Return the accounts that it is shared with, and ``all``; none while it is archived."""
         shared = self.users + (["all"] if self.public else [])
         return shared if self.tier(clock) == "standard" else []
 

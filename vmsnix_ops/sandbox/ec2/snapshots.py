@@ -442,7 +442,7 @@ def is_locked(snapshot: Snapshot, clock: Clock) -> bool:
 def _check_unlocked(snapshot: Snapshot, clock: Clock) -> None:
     """Check that no lock keeps a snapshot from being deleted."""
     if is_locked(snapshot, clock):
-        # Documented: nobody can delete it; code and text are from memory.
+        # Documented: it cannot be deleted; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
         raise AwsError("OperationNotPermitted", text)
 
