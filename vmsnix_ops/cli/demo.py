@@ -52,7 +52,7 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
             )
         values = {**outcome.values, "state": str(served.state)}
         code = show_end(outcome, as_json=values if as_json else None)
-        if keep and outcome.verdict == "done":
+        if keep and outcome.error is None:
             _wait(served)
     return code
 

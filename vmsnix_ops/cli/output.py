@@ -117,6 +117,8 @@ def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None) -
 
     If standard output cannot be written (a closed pipe, a full disk), standard error gets the outcome.
     """
+    from vmsnix_ops.runbooks.execution.verdict import PARTIAL
+
     try:
         if as_json is None:
             show_outcome(outcome)
@@ -131,7 +133,7 @@ def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None) -
             show_error(unwritten(error))
         except (OSError, SystemExit):
             discard_output(2)
-        return outcome.exit_code or 3
+        return outcome.exit_code or PARTIAL
     return outcome.exit_code
 
 

@@ -31,7 +31,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "Run ID."),
     "runbook": (str, "Name of the runbook."),
     "status": (str, "done, failed, cancelled, partial (work or evidence is missing); running until the end."),
-    "exit_code": (int, "0 done, 1 failed, 2 usage error, 3 partial or evidence incomplete."),
+    "exit_code": (int, "0 done, 1 failed, 2 usage error, 3 partial."),
     "ami_id": (str, "AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),
     "image_name": (str, "Name of the AMI."),

@@ -109,7 +109,7 @@ class RunOutcome:
     run_id: str  # also the name of its folder in the archive
     runbook: str
     verdict: RunStatus  # done, failed, partial (some targets done, or evidence missing) or cancelled
-    exit_code: int  # 0 done, 1 failed or cancelled, 2 usage error, 3 partial, or done but not fully saved
+    exit_code: int  # 0 done, 1 failed or cancelled, 2 usage error, 3 partial
     # Locations of the evidence: paths, or s3:// locations. `report` is empty if it could not be created.
     notebook: str
     report: str
