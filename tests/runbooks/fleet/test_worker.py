@@ -65,8 +65,11 @@ class Worker:
         if isinstance(outcome, BaseException):
             raise outcome
         code = {"done": 0, "partial": 3, "wrong": 2}.get(outcome, 1)
-        error = None if outcome == "done" else Failure("SomeError", f"It {outcome}.", exit_code=code)
-        verdict = "failed" if outcome == "wrong" else outcome
+        if outcome == "unsaved":
+            verdict, code, error = "partial", 3, None
+        else:
+            error = None if outcome == "done" else Failure("SomeError", f"It {outcome}.", exit_code=code)
+            verdict = "failed" if outcome == "wrong" else outcome
         values = {"ami_id": "ami-1", "parameters": {"secret": "no"}}
         number = len(self.ran)
         return RunOutcome(f"run-{number}", runbook, verdict, code, "n", "r", "j", "l", 1.5, error, values)
@@ -115,6 +118,15 @@ def test_a_target_that_is_done_is_not_run_again(worker: Worker) -> None:
     again = worker.start(later=True)
     assert len(worker.ran) == 1
     assert again == first
+
+
+def test_a_target_that_lacks_only_evidence_is_done(worker: Worker) -> None:
+    worker.outcomes = ["unsaved"]
+    document = worker.start(retries=1)
+    (attempt,) = document["attempts"]
+    assert (document["state"], attempt["verdict"], attempt["exit_code"]) == ("done", "done", 3)
+    worker.start(later=True)
+    assert len(worker.ran) == 1
 
 
 def test_a_result_for_another_fingerprint_does_not_count(worker: Worker) -> None:

@@ -129,6 +129,8 @@ def test_security_groups_are_created_changed_and_deleted(aws: SandboxClients) ->
     assert answer["SecurityGroupRules"][0]["CidrIpv4"] == "192.0.2.0/24"
     with refused("InvalidPermission.Duplicate"):
         aws.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+    with refused("MissingParameter"):  # not that of the default group
+        aws.ec2.authorize_security_group_ingress(IpPermissions=[rule])
     asked = [{"Name": "ip-permission.from-port", "Values": ["22"]}]
     (found,) = aws.ec2.describe_security_groups(Filters=asked)["SecurityGroups"]
     assert found["GroupId"] == group
