@@ -166,6 +166,20 @@ def test_version_2_in_the_header_needs_a_date_of_now(aws: SandboxClients) -> Non
     assert code({"Authorization": "AWS key", "Date": old}) == "InvalidArgument"
 
 
+def put_refused(aws: SandboxClients, condition: dict[str, dict[str, str]]) -> None:
+    """Put an object into a bucket whose policy denies reading under a condition."""
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
+    deny = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::images/*",
+        "Condition": condition,
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
+    aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
@@ -178,16 +192,7 @@ def test_version_2_in_the_header_needs_a_date_of_now(aws: SandboxClients) -> Non
 def test_policies_can_require_a_form_of_signature(
     aws: SandboxClients, key: str, value: str, allowed: set[str]
 ) -> None:
-    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
-    deny = {
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:GetObject",
-        "Resource": "arn:aws:s3:::images/*",
-        "Condition": {"StringNotEquals": {key: value}},
-    }
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
-    aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
+    put_refused(aws, {"StringNotEquals": {key: value}})
     asked, served = {"Bucket": "images", "Key": "k"}, set()
     for version, name in (("2", "s3"), ("4", "s3v4")):
         client = aws.other_client("s3", config=Config(signature_version=name))
@@ -200,16 +205,7 @@ def test_policies_can_require_a_form_of_signature(
 
 
 def test_a_policy_can_limit_the_age_of_urls(aws: SandboxClients) -> None:
-    aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
-    deny = {
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:GetObject",
-        "Resource": "arn:aws:s3:::images/*",
-        "Condition": {"NumericGreaterThan": {"s3:signatureAge": "600000"}},
-    }
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
-    aws.s3.put_bucket_policy(Bucket="images", Policy=policy)
+    put_refused(aws, {"NumericGreaterThan": {"s3:signatureAge": "600000"}})
     client = aws.other_client("s3", config=Config(signature_version="s3v4"))
     url = client.generate_presigned_url("get_object", {"Bucket": "images", "Key": "k"}, ExpiresIn=3600)
     assert fetch(url)[0] == 200
