@@ -25,3 +25,9 @@ WORKED = ("created", "changed", "deleted")
 """Outcomes of steps that changed something; only these have comparable timings."""
 SUCCEEDED = (*WORKED, "reused", "unchanged")
 """Outcomes of successful steps."""
+
+Severity = Literal["critical", "high", "medium", "low", "info"]
+"""The severity of a finding."""
+
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""The severities, the worst first."""

@@ -21,6 +21,7 @@ from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import verify
 from vmsnix_ops.nix.versions import parse_condition
+from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -401,7 +402,7 @@ def test_a_region_that_was_not_read_one_by_one_is_reported(own: Owner, tmp_path:
 def test_findings_are_sorted_by_severity_and_rules_chosen_by_name(own: Owner, audit: Any) -> None:
     own.share(own.ami(), "all")
     found = audit()
-    order = [findings.SEVERITIES.index(one) for one in found.frame["severity"]]
+    order = [SEVERITIES.index(one) for one in found.frame["severity"]]
     assert order == sorted(order)
     assert set(evaluate(found.inventory, rules=["public"])["rule"]) == {"public"}
     with pytest.raises(errors.ParameterError, match="Did you mean 'public'"):
@@ -417,7 +418,7 @@ def test_names_are_quoted_for_the_shell(own: Owner, audit: Any) -> None:
 
 def test_every_rule_has_severities_and_a_description() -> None:
     for name, rule in RULES.items():
-        assert set(rule.severities) <= set(findings.SEVERITIES), name
+        assert set(rule.severities) <= set(SEVERITIES), name
         assert rule.severities, name
         assert rule.description.startswith("Find "), name
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import signal
 import threading
@@ -24,11 +26,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OTHER_REGION = "eu-west-1"
+BLOCK_BYTES = 512 * 1024
 
 
 def row(found: inventory.Inventory, resource_id: str) -> dict[str, Any]:
     (one,) = found.frame[found.frame["resource_id"] == resource_id].to_dict("records")
     return one
+
+
+def written_snapshot(own: Owner, blocks: int) -> str:
+    """Return a completed snapshot that stores this number of blocks."""
+    ebs, data = own.client("ebs"), bytes(BLOCK_BYTES)
+    made: str = ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
+    checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    sent = {"DataLength": BLOCK_BYTES, "Checksum": checksum, "ChecksumAlgorithm": "SHA256"}
+    for index in range(blocks):
+        ebs.put_snapshot_block(SnapshotId=made, BlockIndex=index, BlockData=data, **sent)
+    ebs.complete_snapshot(SnapshotId=made, ChangedBlocksCount=blocks)
+    own.aws.clock.advance(60)
+    return made
 
 
 def test_an_empty_account_gives_an_empty_frame_with_all_columns(own: Owner) -> None:
@@ -59,6 +75,24 @@ def test_amis_and_snapshots_have_size_state_and_references(own: Owner) -> None:
         False,
         True,
     )
+
+
+def test_a_sum_without_the_amis_counts_each_stored_byte_once(own: Owner) -> None:
+    shared, alone = written_snapshot(own, 3), written_snapshot(own, 5)
+    disks = [{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": shared}}]
+    second = {"DeviceName": "/dev/sdb", "Ebs": {"SnapshotId": alone}}
+    one, both = own.ami(BlockDeviceMappings=disks), own.ami(BlockDeviceMappings=[*disks, second])
+    written_snapshot(own, 1)
+    ec2 = own.client("ec2")
+    stored = sum(
+        one["FullSnapshotSizeInBytes"] for one in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    )
+    frame = own.scan(regions=[REGION]).frame
+    assert stored == 9 * BLOCK_BYTES
+    assert frame["stored_bytes"].sum() > stored  # with the AMIs, shared snapshots count several times
+    counted = frame[frame["cost_basis"] != "snapshots"]
+    assert counted["stored_bytes"].sum() == stored
+    assert set(frame[frame["cost_basis"] == "snapshots"]["resource_id"]) == {one, both}
 
 
 def test_an_ami_is_used_unused_or_unknown(own: Owner) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.arguments import MOST_DAYS, check_range
 from vmsnix_ops.aws import tags as tagging
@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.nix.versions import PackageCondition
+    from vmsnix_ops.outcomes import Severity
     from vmsnix_ops.records.tables import Tables
-
-Severity = Literal["critical", "high", "medium", "low", "info"]
-SEVERITIES: tuple[Severity, ...] = ("critical", "high", "medium", "low", "info")
 
 COLUMNS: dict[str, str] = {
     "severity": "critical (production may fail), high (fix today), medium, low, or info",

@@ -465,6 +465,7 @@ def _join(
     table = table.take(pc.sort_indices(table, sort_keys=order))
     frame = to_frame(table)
     frame["monthly_usd"] = monthly_usd(frame, prices)
+    frame["cost_basis"] = cost_basis(frame)
     regions: dict[tuple[str, str], int] = {}
     for part in parts:
         if not part.bucket and not part.closed:
@@ -589,6 +590,23 @@ def monthly_usd(frame: pd.DataFrame, prices: Mapping[str, tuple[float, float]]) 
     price = price.where(~archive, regions.map({name: archived for name, (_, archived) in known.items()}))
     price = price.where(~frame["kind"].isin(["object", "multipart-upload"]), OBJECT_USD)
     return pd.Series(size.to_numpy("float64") * price.to_numpy("float64"), index=frame.index).round(4)
+
+
+def cost_basis(frame: pd.DataFrame) -> pd.Series[str]:
+    """Return what the cost of each row of an inventory is computed from; empty if it costs nothing.
+
+    ``snapshots``: an AMI, whose snapshots have rows of their own, so that a sum must leave it out.
+    ``stored``: the bytes that the row stores. ``volume``: the size of its volume, because AWS does not report
+    the bytes.
+    """
+    import pandas as pd
+
+    basis = pd.Series(None, index=frame.index, dtype=pd.StringDtype(na_value=float("nan")))
+    failed = (frame["state"] == "error").fillna(value=False)
+    basis[frame["size_gib"].notna() & ~failed] = "volume"
+    basis[frame["stored_bytes"].notna() & ~failed] = "stored"
+    basis[frame["kind"] == "ami"] = "snapshots"
+    return basis
 
 
 def total_usd(frame: pd.DataFrame) -> float:

@@ -11,10 +11,11 @@ from vmsnix_ops import display, errors, files
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import changes as audit_changes
 from vmsnix_ops.audit import views
-from vmsnix_ops.audit.findings import SEVERITIES, AuditCriteria, as_text, newest_proofs
+from vmsnix_ops.audit.findings import AuditCriteria, as_text, newest_proofs
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, OneByOne, scan
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.audit.rules import evaluate
+from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.secrets import frame_without_secrets

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.audit.findings import (
     COLUMNS,
     RULES,
-    SEVERITIES,
     AuditCriteria,
     AuditData,
     Command,
@@ -33,6 +32,7 @@ from vmsnix_ops.aws.references import ALIAS, LAUNCH_REPORT_DELAY, PERMISSION_MEM
 from vmsnix_ops.aws.references import references_from_json as load_references
 from vmsnix_ops.aws.snapshots import Snapshot
 from vmsnix_ops.errors import ParameterError, nearest
+from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import history
 from vmsnix_ops.records.recorded_amis import expected_amis

@@ -101,7 +101,8 @@ class ChannelPlan(display.Displayed):
     def record_steps(self, rows: list[RegionStep], detail: dict[str, Any] | None = None) -> None:
         """Record steps in the table ``steps``."""
         digest = self.ami.digest if self.ami else ""
-        records.write_steps(self.tables, self.run, rows, image=self.image, digest=digest, detail=detail)
+        where = {"image": self.image, "account": self.account}
+        records.write_steps(self.tables, self.run, rows, **where, digest=digest, detail=detail)
 
     def planned_announcement(self) -> list[RegionStep]:
         """Return the row of a dry run for the topic."""

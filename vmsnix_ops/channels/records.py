@@ -95,6 +95,7 @@ def write_steps(
     rows: Iterable[RegionStep],
     *,
     image: str,
+    account: str,
     digest: str = "",
     detail: dict[str, Any] | None = None,
 ) -> None:
@@ -111,6 +112,7 @@ def write_steps(
             "image": image,
             "digest": digest or None,
             "region": row.region,
+            "account": account or None,
             "detail": detail or {"ami_id": row.ami_id, "what": row.what, "error": row.why or None},
         }
         for row in rows

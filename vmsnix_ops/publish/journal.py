@@ -191,6 +191,7 @@ class Journal:
             "image": self.image or None,
             "digest": self.digest or None,
             "region": self.region,
+            "account": self.account or None,
             "via": self.via or None,
             "detail": entry.detail,
         }

@@ -115,6 +115,20 @@ _IMAGE = Column("image", "text", "Short name of the image, such as `ecs-node`.")
 _DIGEST = Column("digest", "text", "Identity of the disk, in hexadecimal.")
 _REGION = Column("region", "text", "AWS region.")
 _ACCOUNT = Column("account", "text", "AWS account ID, 12 digits.")
+_ENDPOINT = Column(
+    "endpoint",
+    "text",
+    "Where the requests were sent: `aws`; `sandbox`, a local AWS on this machine; `custom`, another "
+    "endpoint. Empty in rows of older versions.",
+    values=("aws", "sandbox", "custom"),
+)
+_COST_BASIS = Column(
+    "cost_basis",
+    "text",
+    "What the cost is computed from: `stored`, the bytes that it stores; `volume`, the size of its volume; "
+    "`snapshots`, the snapshots of an AMI, which have rows of their own. Leave out `snapshots` from a sum.",
+    values=("stored", "volume", "snapshots"),
+)
 _VIA = Column(
     "via",
     "text",
@@ -140,6 +154,7 @@ RUNS = Schema(
         Column("seconds", "number", "Duration of the run.", "s"),
         _REGION,
         _ACCOUNT,
+        _ENDPOINT,
         _IMAGE,
         Column("image_name", "text", "Name of the published AMI."),
         Column("ami_id", "text", "ID of the published AMI."),
@@ -179,6 +194,8 @@ STEPS = Schema(
         _IMAGE,
         _DIGEST,
         _REGION,
+        _ACCOUNT,
+        _ENDPOINT,
         _VIA,
         Column("detail", "json", "Details of the step: identifiers, attempts, messages."),
     ),
@@ -196,6 +213,7 @@ AMIS = Schema(
         _DIGEST,
         Column("region", "text", "AWS region.", required=True),
         _ACCOUNT,
+        _ENDPOINT,
         Column("snapshot_id", "text", "Snapshot of the root device."),
         Column("run_id", "text", "Run that published or copied the AMI."),
         Column("created_at", "time", "Creation time in AWS.", "UTC"),
@@ -242,6 +260,7 @@ PROMOTIONS = Schema(
         Column("ami_id", "text", "AMI ID; joins `amis`.", required=True),
         Column("region", "text", "AWS region.", required=True),
         _ACCOUNT,
+        _ENDPOINT,
         Column("name", "text", "Name of the AMI."),
         _IMAGE,
         Column("version", "text", "Version of the image."),
@@ -289,6 +308,7 @@ INVENTORY = Schema(
         Column("scanned_at", "time", "Start of the scan; equal in all its rows.", "UTC", required=True),
         Column("account", "text", "AWS account ID, 12 digits.", required=True),
         Column("region", "text", "AWS region.", required=True),
+        _ENDPOINT,
         Column(
             "kind",
             "text",
@@ -318,6 +338,7 @@ INVENTORY = Schema(
             "Monthly cost; the cost of an AMI is that of its snapshots.",
             "USD per month",
         ),
+        _COST_BASIS,
         Column("tier", "text", "Storage tier of a snapshot.", values=("standard", "archive")),
         Column("referenced", "flag", "Whether the resource is referenced; empty if unknown."),
         Column(
@@ -346,6 +367,40 @@ INVENTORY = Schema(
     ),
 )
 
+FINDINGS = Schema(
+    "findings",
+    "One row per finding of an audit.",
+    (
+        Column("run_id", "text", "Run that scanned; joins `runs` and `inventory`.", required=True),
+        Column("scanned_at", "time", "Start of the scan; equal in all its rows.", "UTC", required=True),
+        Column(
+            "severity",
+            "text",
+            "How urgent it is: `critical`, production may fail; `high`, fix it today.",
+            required=True,
+            values=outcomes.SEVERITIES,
+        ),
+        Column("rule", "text", "Name of the rule that found it.", required=True),
+        _ACCOUNT,
+        Column("region", "text", "AWS region; empty for a whole account."),
+        _ENDPOINT,
+        Column("kind", "text", "Kind of the resource, as in `inventory`."),
+        Column("resource_id", "text", "Identifier of the resource; joins `inventory`."),
+        Column("name", "text", "Name of the resource."),
+        Column("image", "text", "Short name of the image, if vmsnix published it."),
+        Column("reason", "text", "What is wrong."),
+        Column("evidence", "text", "Facts that show it."),
+        Column("remediation", "text", "Command that fixes it; empty if a person has to decide."),
+        Column(
+            "monthly_usd",
+            "number",
+            "Monthly cost of the resource. A resource can have several findings.",
+            "USD per month",
+        ),
+        _COST_BASIS,
+    ),
+)
+
 PROOFS = Schema(
     "proofs",
     "One row per AMI of a run of `prove-ami`.",
@@ -356,6 +411,7 @@ PROOFS = Schema(
         Column("ami_id", "text", "AMI ID; joins `amis`.", required=True),
         Column("name", "text", "Name of the AMI."),
         Column("account", "text", "AWS account ID of the owner, 12 digits."),
+        _ENDPOINT,
         Column("snapshot_id", "text", "Snapshot of the root device."),
         Column(
             "verdict",
@@ -386,6 +442,7 @@ RETIREMENTS = Schema(
         Column("done_at", "time", "Time of the change.", "UTC", required=True),
         Column("account", "text", "AWS account ID, 12 digits.", required=True),
         Column("region", "text", "AWS region.", required=True),
+        _ENDPOINT,
         Column("kind", "text", "Kind of resource.", required=True, values=("ami", "snapshot")),
         Column("resource_id", "text", "Identifier of the resource.", required=True),
         Column(
@@ -418,6 +475,7 @@ RETIREMENTS = Schema(
 )
 
 SCHEMAS: dict[str, Schema] = {
-    table.name: table for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, PROOFS, RETIREMENTS)
+    table.name: table
+    for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, FINDINGS, PROOFS, RETIREMENTS)
 }
 """The tables by name."""
