@@ -96,6 +96,11 @@ stress *OPTIONS:
 test-linux:
     .ci/test_linux .cache/test-linux
 
+# Write the manifest of the runbooks, and their table in README.md, after a change of a notebook
+runbooks:
+    {{ python }} -m docs.manifest
+    {{ python }} docs/runbook_table.py
+
 # Write the JSON schemas of plan files, settings and results from the code
 schemas:
     {{ python }} -m docs.schemas

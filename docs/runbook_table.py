@@ -20,8 +20,8 @@ WORDS = {"read_only": "read-only", "creates": "creates", "destroys": "destroys"}
 
 
 def runbooks() -> tuple[Runbook, ...]:
-    """Return the runbooks of this checkout."""
-    return read_all(ROOT / "notebooks")
+    """Return the runbooks of this checkout, from the manifest."""
+    return tuple(book for book in read_all() if not book.own)
 
 
 def table() -> str:

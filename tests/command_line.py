@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.runbooks.shelf import Shelf, make_shelf
+from tests.runbooks.shelf import Shelf, make_shelf, replace_package
 from vmsnix_ops.cli import main
-from vmsnix_ops.runbooks import catalog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """Return a folder of test runbooks, with its own state folder."""
     made = make_shelf(tmp_path, tmp_path / "state" / "archive", monkeypatch)
-    monkeypatch.setattr(catalog, "default_folder", lambda: made.folder)
+    replace_package(made.folder, monkeypatch)
     return made
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docs import manifest
 from tests.aws.account import make_ami
 from vmsnix_ops.audit import findings, inventory, rules
 from vmsnix_ops.aws import session
@@ -36,13 +37,22 @@ def recipe(name: str, **known: Any) -> Callable[..., Any]:
 
 
 def test_a_copied_notebook_is_a_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     (block,) = re.findall(r"```sh\n(cp .*?)```", PAGE, re.DOTALL)
-    copy, command = block.strip().splitlines()
+    copy, write, command = block.strip().splitlines()
+    assert write == f"python -m {manifest.__name__}"
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     subprocess.run(copy.split(), cwd=tmp_path, check=True, timeout=60)
     monkeypatch.setattr(catalog, "default_folder", lambda: tmp_path / "notebooks")
+    monkeypatch.setattr(catalog, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(manifest, "FOLDER", tmp_path / "notebooks")
+    assert manifest.main() == 0
+    request.addfinalizer(catalog.load_manifest.cache_clear)
+    catalog.load_manifest.cache_clear()
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))
     assert main(command.split()[1:]) == 0
     assert "--fail-on-drift" in capsys.readouterr().out

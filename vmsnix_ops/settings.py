@@ -41,6 +41,7 @@ NOT_SETTINGS: tuple[str, ...] = (
     "VMSNIX_CONFIG",  # which file to read
     "VMSNIX_RUN_ID",  # set by the runner for every kernel: the run
     "VMSNIX_RUNBOOK",  # its runbook
+    "VMSNIX_NOTEBOOK",  # its notebook
     "VMSNIX_RUN_DIR",  # its folder, for result.json
     "VMSNIX_RUN_ENTRY",  # the URL of its result.json, for an archive on S3
     "VMSNIX_SIDE_EFFECTS",  # its allowed side effects
@@ -105,6 +106,8 @@ class Settings:
     shared
         Whether other users of this machine may read the files below `state`, `archive` and `history`, as far
         as the umask allows. By default only the user who runs vmsnix may (modes 0700 and 0600).
+    runbooks
+        Folders of your own runbooks, which `vmsnix`, the console and fleets then list too.
     flake
         Flake of image names without a ``#``.
     channels
@@ -151,6 +154,7 @@ class Settings:
     archive: str
     state: Path
     shared: bool
+    runbooks: tuple[Path, ...]
     flake: str
     channels: tuple[str, ...]
     channel_prefix: str
@@ -175,7 +179,7 @@ class Settings:
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Settings))
-LISTS = frozenset({"allowed_accounts", "audit_accounts", "channels"})
+LISTS = frozenset({"allowed_accounts", "audit_accounts", "channels", "runbooks"})
 VARIABLES: dict[str, str] = {f"VMSNIX_{name.upper()}": name for name in FIELDS}
 
 
@@ -244,6 +248,17 @@ def sources(start: Path | None = None, environment: Mapping[str, str] | None = N
     The arguments and errors are as for `load`.
     """
     return {name: given.source for name, given in _read(start, environment).items()}
+
+
+def runbook_folders(
+    start: Path | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[Path, ...]:
+    """Return the setting ``runbooks``, without checking the values of the other settings.
+
+    The arguments and errors are as for `load`.
+    """
+    given = _read(start, environment)
+    return _folders(given["runbooks"]) if "runbooks" in given else ()
 
 
 def _read(start: Path | None, environment: Mapping[str, str] | None) -> dict[str, _Given]:
@@ -408,6 +423,13 @@ def _path(given: _Given) -> Path:
     return given.folder / Path(text).expanduser()
 
 
+def _folders(given: _Given) -> tuple[Path, ...]:
+    if not isinstance(given.value, list):
+        raise given.refuse_type("a list", 'Use a list such as ["runbooks"].')
+    parts = [_Given(one, given.place, given.folder, given.source) for one in given.value]
+    return tuple(dict.fromkeys(_path(part) for part in parts))
+
+
 def _location(given: _Given) -> str:
     text = _text(given)
     if not text.startswith("s3://"):
@@ -479,6 +501,7 @@ _CHECKS: dict[str, tuple[Callable[[_Given], object], object]] = {
     "archive": (_location, None),
     "state": (_path, None),
     "shared": (_flag, False),
+    "runbooks": (_folders, ()),
     "flake": (_flake, "./nix"),
     "channels": (_channels, ("candidate", "stable")),
     "channel_prefix": (_channel_prefix, "/vmsnix"),

@@ -27,8 +27,8 @@ PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
 from vmsnix_ops.cli import main, sandbox
-from vmsnix_ops.runbooks import catalog
-catalog.default_folder = lambda: Path(sys.argv[1])
+from tests.runbooks.shelf import replace_package
+replace_package(Path(sys.argv[1]))
 begin = sandbox.run_sandbox
 @contextlib.contextmanager
 def print_environment():

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.execution.execute import RunOutcome, run
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ class Shelf:
         """Return all outputs of the executed notebook as text."""
         cells = self.executed(outcome)["cells"]
         return json.dumps([cell.get("outputs", []) for cell in cells])
+
+
+def replace_package(folder: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Let the notebooks of a folder replace those of the package; their manifest is always up to date.
+
+    Without `monkeypatch`, for the rest of the process.
+    """
+    change = setattr if monkeypatch is None else monkeypatch.setattr
+    change(catalog, "default_folder", lambda: folder)
+    change(catalog, "load_manifest", lambda: catalog.make_manifest(folder))
 
 
 def make_shelf(folder: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:

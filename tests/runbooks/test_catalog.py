@@ -113,12 +113,12 @@ HOWS = (
 def test_an_invalid_notebook_disables_no_other_one(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
+    monkeypatch.setenv("VMSNIX_RUNBOOKS", str(shelf.folder))
     shelf.put("10-good.ipynb", "print(name)")
-    spoil(shelf.folder / "20-publish-ami.ipynb", how)
+    spoil(shelf.folder / "20-bad.ipynb", how)
     assert [book.name for book in catalog.runbooks(shelf.folder)] == ["good"]
     _books, (error,) = catalog.read_all(shelf.folder)
-    assert "20-publish-ami.ipynb" in error.what
+    assert "20-bad.ipynb" in error.what
     assert error.why
     assert error.fix
     for words in (["--help"], ["runbooks"], ["run", "--help"], ["run", "good", "--help"]):
@@ -126,9 +126,9 @@ def test_an_invalid_notebook_disables_no_other_one(
         shown = capsys.readouterr()
         assert "good" in shown.out
         if words in (["--help"], ["runbooks"]):
-            assert "20-publish-ami.ipynb" in shown.out + shown.err
-    assert main(["run", "publish-ami"]) == 1
-    assert "20-publish-ami.ipynb" in capsys.readouterr().err
+            assert "20-bad.ipynb" in shown.out + shown.err
+    assert main(["run", "bad"]) == 1
+    assert "20-bad.ipynb" in capsys.readouterr().err
 
 
 def test_an_error_names_a_missing_folder(shelf: Shelf) -> None:

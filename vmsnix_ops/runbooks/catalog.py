@@ -2,23 +2,33 @@
 
 A runbook is a notebook with a name such as ``20-publish-ami.ipynb``. Its metadata contain its purpose and
 effect. Its cell tagged ``parameters`` declares its parameters; the command line, the forms and the docs are
-made from this cell. This module imports nothing of Jupyter, so that ``vmsnix --help`` is fast.
+made from this cell.
+
+For the notebooks of the package, all of this is read from ``manifest.json``, which is committed and generated
+from them (``just runbooks``), and never from the notebooks themselves: in a checkout, an editor saves every
+change, and an edited parameters cell must not change a command. The manifest also contains a digest of the
+cells of each notebook, which shows whether they were modified. Own runbooks, in the folders of the setting
+``runbooks``, are read from their notebooks.
+
+This module imports nothing of Jupyter, so that ``vmsnix --help`` is fast.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from vmsnix_ops import files
-from vmsnix_ops.errors import RunError, UnknownRunbookError, nearest
-from vmsnix_ops.runbooks.declarations import Parameter, read_parameters
+from vmsnix_ops.errors import RunError, SettingsError, UnknownRunbookError, nearest
+from vmsnix_ops.runbooks.declarations import Parameter, parse_type, read_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SideEffects = Literal["read_only", "creates", "destroys"]
 """What a runbook does to AWS: ``destroys`` means that it deletes or disables resources."""
@@ -34,6 +44,15 @@ SHORT_NAMES: Mapping[str, str] = {
 }
 """Short names of runbooks, for typing. Results, tables and reports contain the full name."""
 
+COMMAND_NAMES = frozenset(
+    {
+        *("completion", "demo", "diff", "download", "fleet", "help", "history", "iam-policy", "lab", "list"),
+        *("rerun", "run", "runbooks", "runs", "sandbox", "undo", "version"),
+    }
+)
+"""Names of the commands of ``vmsnix``, which an own runbook cannot have."""
+
+MANIFEST = Path(__file__).with_name("manifest.json")
 FILE_NAME = re.compile(r"^(?P<number>\d\d)-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\.ipynb$")
 
 
@@ -51,11 +70,17 @@ class Runbook:
     parameters: tuple[Parameter, ...]  # in the order of the parameters cell
     # The list parameter that can be given without --name: `vmsnix prove AMI AMI`. Empty for most runbooks.
     arguments: str = ""
+    digest: str = ""  # of the cells of a notebook of the package, from the manifest; empty for an own runbook
 
     @property
     def slug(self) -> str:
         """Name of the file: ``20-publish-ami``."""
         return self.path.stem
+
+    @property
+    def own(self) -> bool:
+        """Whether it is not a runbook of the package."""
+        return not self.digest
 
 
 def default_folder() -> Path:
@@ -67,28 +92,75 @@ def default_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "notebooks"
 
 
-def runbooks(folder: Path | None = None) -> tuple[Runbook, ...]:
-    """Return all valid runbooks, sorted by their numbers.
+def is_installed() -> bool:
+    """Whether the notebooks of the package belong to an installation, and not to a checkout."""
+    return default_folder().name == "_notebooks"
 
-    Files without a number (``console.ipynb``) are not runbooks.
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A runbook that is listed: its file, and its entry in the manifest or why it cannot be used."""
+
+    path: Path
+    entry: Mapping[str, Any] | None = None  # None for an own runbook
+    refused: RunError | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.entry["name"]) if self.entry is not None else _name(self.path)
+
+    def read(self) -> Runbook:
+        if self.refused is not None:
+            raise self.refused
+        return read(self.path) if self.entry is None else _from_manifest(self.entry)
+
+
+def runbooks(
+    folder: Path | None = None,
+    *,
+    start: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Runbook, ...]:
+    """Return all valid runbooks: those of the package by their numbers, then own ones.
+
+    Parameters
+    ----------
+    folder
+        A folder of notebooks; then only these are listed, and the manifest is not used. Files without a
+        number (``console.ipynb``) are not runbooks.
+    start, environment
+        As for `vmsnix_ops.settings.load`, to find the folders of own runbooks.
     """
-    return read_all(folder)[0]
+    return read_all(folder, start=start, environment=environment)[0]
 
 
-def read_all(folder: Path | None = None) -> tuple[tuple[Runbook, ...], tuple[RunError, ...]]:
-    """Return all valid runbooks, sorted by their numbers, and an error for each invalid notebook."""
+def read_all(
+    folder: Path | None = None,
+    *,
+    start: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[tuple[Runbook, ...], tuple[RunError | SettingsError, ...]]:
+    """Return all valid runbooks as `runbooks`, and an error for each notebook that cannot be used."""
     books: list[Runbook] = []
-    errors: list[RunError] = []
-    for path in _files(folder):
+    found, errors = _list(folder, start, environment)
+    for one in found:
         try:
-            books.append(read(path))
+            books.append(one.read())
         except RunError as error:
             errors.append(error)
     return tuple(books), tuple(errors)
 
 
-def find(name: str, folder: Path | None = None) -> Runbook:
+def find(
+    name: str,
+    folder: Path | None = None,
+    *,
+    start: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Runbook:
     """Return a runbook by its name: ``publish-ami``, ``20-publish-ami`` or its short name ``publish``.
+
+    The other arguments are as for `runbooks`.
 
     Raises
     ------
@@ -97,17 +169,22 @@ def find(name: str, folder: Path | None = None) -> Runbook:
     RunError
         Its notebook is invalid.
     """
-    files = _files(folder)
-    wanted = full_name(name, folder)
-    for path in files:
-        if wanted == _name(path):
-            return read(path)
-    names = [_name(path) for path in files]
+    found, errors = _list(folder, start, environment)
+    wanted, known = _full_name(name, found), _names(found)
+    for one in sorted(found, key=lambda one: one.refused is not None):
+        if wanted == one.name:
+            return one.read()
+    why = nearest(wanted, [*known, *_short_names(known).values(), *(one.path.stem for one in found)])
+    fix = "Run vmsnix list to list them."
+    if folder is None and (new := _new_notebook(wanted)) is not None:
+        why = f"{new} is not in the manifest."
+        fix = "In a checkout, run `just runbooks`. Put runbooks of your own into a folder of your own."
+    elif not why and errors:  # perhaps it is in a folder that cannot be read
+        why, fix = str(errors[0].what), errors[0].fix
     raise UnknownRunbookError(
         f"Unknown runbook {name!r}.",
-        why=nearest(wanted, [*names, *short_names(folder).values(), *(path.stem for path in files)])
-        or (f"The runbooks are {', '.join(names)}." if names else "No notebooks found."),
-        fix="Run vmsnix list to list them.",
+        why=why or (f"The runbooks are {', '.join(known)}." if known else "No notebooks found."),
+        fix=fix,
     )
 
 
@@ -116,11 +193,7 @@ def full_name(name: str, folder: Path | None = None) -> str:
 
     An unknown name is returned unchanged: the archive can contain runs of a runbook that no longer exists.
     """
-    wanted = name.removesuffix(".ipynb")
-    for path in _files(folder):
-        if wanted in (path.stem, _name(path)):
-            return _name(path)
-    return SHORT_NAMES[wanted] if wanted in short_names(folder).values() else name
+    return _full_name(name, _list(folder)[0])
 
 
 def short_names(folder: Path | None = None) -> dict[str, str]:
@@ -128,17 +201,24 @@ def short_names(folder: Path | None = None) -> dict[str, str]:
 
     A runbook whose full name is a short name takes precedence over it.
     """
-    known = names(folder)
-    return {full: short for short, full in SHORT_NAMES.items() if full in known and short not in known}
+    return _short_names(names(folder))
 
 
 def names(folder: Path | None = None) -> tuple[str, ...]:
     """Return the names of all runbooks without reading them."""
-    return tuple(_name(path) for path in _files(folder))
+    return tuple(_names(_list(folder)[0]))
+
+
+def of_notebook(path: Path) -> Runbook:
+    """Return the runbook of a notebook: from the manifest for a notebook of the package."""
+    for one in _package() if path.parent == default_folder() else ():
+        if one.path == path:
+            return one.read()
+    return read(path)
 
 
 def read(path: Path) -> Runbook:
-    """Return the runbook in a notebook."""
+    """Return the runbook in a notebook, without the manifest."""
     try:
         return _read(path)
     except RunError:
@@ -148,15 +228,216 @@ def read(path: Path) -> Runbook:
         raise _invalid(path, why, "Restore it from version control, or move it to another folder.") from error
 
 
+def content(runbook: Runbook) -> tuple[str, bool | None]:
+    """Return the content of a notebook, and whether its cells differ from those in the manifest.
+
+    An own runbook has no manifest, and so the second value is ``None``.
+
+    Raises
+    ------
+    RunError
+        The notebook is missing or damaged; the error says how to restore it.
+    """
+    text, notebook = load(runbook.path, restore(runbook))
+    return text, None if runbook.own else digest(notebook) != runbook.digest
+
+
+def restore(runbook: Runbook) -> str:
+    """Return the sentence that says how to restore the notebook of a runbook."""
+    if runbook.own:
+        return "Restore it from version control, or move it to another folder."
+    if is_installed():
+        return "Install the package again: pip install --force-reinstall --no-deps vmsnix-ops"
+    return f"Restore it: git -C {runbook.path.parent} restore {runbook.path.name}"
+
+
+def digest(notebook: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the cells of a notebook: their types, sources and tags.
+
+    What an editor or a run changes is not part of it: outputs, execution counts, ids and other metadata.
+    """
+    cells = []
+    for cell in notebook["cells"]:
+        text, metadata = cell.get("source", ""), cell.get("metadata")
+        tags = metadata.get("tags", []) if isinstance(metadata, dict) else []
+        text = "".join(text) if isinstance(text, list) else text
+        cells.append([cell.get("cell_type"), text, sorted(map(str, tags))])
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+
+
+def make_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder of notebooks.
+
+    Raises
+    ------
+    RunError
+        A notebook is invalid.
+    """
+    entries = []
+    for path in _files(folder):
+        book = read(path)
+        entries.append(
+            {
+                "name": book.name,
+                "file": path.name,
+                "number": book.number,
+                "title": book.title,
+                "description": book.description,
+                "side_effects": book.side_effects,
+                "arguments": book.arguments,
+                "cells_sha256": digest(_load(path)),
+                "parameters": [
+                    {
+                        "name": one.name,
+                        "type": str(one.type),
+                        "default": one.default,
+                        "choices": list(one.choices),
+                        "help": one.help,
+                    }
+                    for one in book.parameters
+                ],
+            }
+        )
+    return {"runbooks": entries}
+
+
+@cache
+def load_manifest() -> Mapping[str, Any]:
+    """Return the manifest of the package's notebooks.
+
+    Raises
+    ------
+    RunError
+        It is missing or damaged.
+    """
+    try:
+        manifest: Mapping[str, Any] = json.loads(files.read(MANIFEST).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"Could not read the manifest of the runbooks: {MANIFEST}.",
+            why=f"{type(error).__name__}: {error}.",
+            fix="Install the package again, or run `just runbooks` in a checkout.",
+        ) from error
+    return manifest
+
+
+def _from_manifest(entry: Mapping[str, Any]) -> Runbook:
+    name = entry["name"]
+    return Runbook(
+        name=name,
+        short_name=_short_names([one.name for one in _package()]).get(name, name),
+        number=entry["number"],
+        path=default_folder() / entry["file"],
+        title=entry["title"],
+        description=entry["description"],
+        side_effects=entry["side_effects"],
+        parameters=tuple(
+            Parameter(one["name"], parse_type(one["type"]), _copy(one["default"]), one["help"])
+            for one in entry["parameters"]
+        ),
+        arguments=entry["arguments"],
+        digest=entry["cells_sha256"],
+    )
+
+
+def _copy(default: Any) -> Any:
+    """Return a default that its user may change."""
+    return default.copy() if isinstance(default, list | dict) else default
+
+
+def _package() -> list[_Found]:
+    """Return the runbooks of the package, sorted by their numbers."""
+    folder = default_folder()
+    return [_Found(folder / entry["file"], entry) for entry in load_manifest()["runbooks"]]
+
+
+def _list(
+    folder: Path | None, start: Path | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[list[_Found], list[RunError | SettingsError]]:
+    """Return the runbooks of a folder; by default, those of the package and own ones, and errors of these."""
+    if folder is not None:
+        return [_Found(path) for path in _files(folder)], []
+    from vmsnix_ops import settings
+
+    found, errors = _package(), list[RunError | SettingsError]()
+    try:
+        folders = settings.runbook_folders(start, environment)
+    except SettingsError as error:  # commands that need the settings report it too
+        return found, [error]
+    for own in folders:
+        try:
+            paths = _files(own)
+        except RunError as error:
+            error.fix = "Create it, or correct the setting runbooks in vmsnix.toml."
+            errors.append(error)
+            continue
+        if not paths:
+            errors.append(
+                RunError(
+                    f"The folder of own runbooks has none: {own}.",
+                    why="The names of runbooks have a number, such as 10-weekly-report.ipynb.",
+                    fix="Rename the notebooks, or correct the setting runbooks in vmsnix.toml.",
+                )
+            )
+        for path in paths:
+            found.append(_Found(path, refused=_clash(path, found)))
+    return found, errors
+
+
+def _clash(path: Path, found: Sequence[_Found]) -> RunError | None:
+    """Return the error for an own notebook whose name is in use, or ``None``."""
+    name, package = _name(path), [one.name for one in found if one.entry is not None]
+    other = next((one.path for one in found if one.name == name), None)
+    if other is not None:
+        why = f"{name} is {'a runbook of the package' if name in package else f'the name of {other}'}."
+    elif name in SHORT_NAMES:
+        why = f"{name} is the short name of the runbook {SHORT_NAMES[name]}."
+    elif name in COMMAND_NAMES:
+        why = f"{name} is a command of vmsnix."
+    else:
+        return None
+    return RunError(
+        f"The own runbook {path} cannot be used.",
+        why=why,
+        fix=f"Rename it, for example to {path.name[:2]}-own-{name}.ipynb.",
+    )
+
+
+def _names(found: Sequence[_Found]) -> list[str]:
+    return [one.name for one in found if one.refused is None]
+
+
+def _full_name(name: str, found: Sequence[_Found]) -> str:
+    wanted = name.removesuffix(".ipynb")
+    for one in found:
+        if wanted in (one.path.stem, one.name) and one.refused is None:
+            return one.name
+    short = _short_names(_names(found))
+    return SHORT_NAMES[wanted] if wanted in short.values() else name
+
+
+def _short_names(known: Sequence[str]) -> dict[str, str]:
+    return {full: short for short, full in SHORT_NAMES.items() if full in known and short not in known}
+
+
+def _new_notebook(name: str) -> str | None:
+    """Return the file of a notebook that is in the folder of the package, but not in the manifest."""
+    try:
+        return next((path.name for path in _files(default_folder()) if name == _name(path)), None)
+    except RunError:
+        return None
+
+
 def _read(path: Path) -> Runbook:
     notebook = _load(path)
     match = FILE_NAME.match(path.name)
     if match is None:
         raise _invalid(path, "Its file name is not of the form 20-publish-ami.ipynb.", "Rename it.")
     metadata = _metadata(notebook, path)
+    beside = [_name(other) for other in _files(path.parent)]
     runbook = Runbook(
         name=match["name"],
-        short_name=short_names(path.parent).get(match["name"], match["name"]),
+        short_name=_short_names(beside).get(match["name"], match["name"]),
         number=int(match["number"]),
         path=path,
         title=str(metadata.get("title", "")) or match["name"],
@@ -170,8 +451,7 @@ def _read(path: Path) -> Runbook:
     return runbook
 
 
-def _files(folder: Path | None) -> list[Path]:
-    folder = default_folder() if folder is None else folder
+def _files(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if FILE_NAME.match(path.name))
     except OSError as error:
@@ -190,22 +470,29 @@ def _invalid(path: Path, why: str, fix: str) -> RunError:
     return RunError(f"{path.name} is not a runbook.", why=why, fix=fix)
 
 
-def _load(path: Path) -> Mapping[str, object]:
+def load(path: Path, fix: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the content of a notebook as text and as JSON.
+
+    Raises
+    ------
+    RunError
+        It is missing or damaged; the error contains `fix`.
+    """
     try:
-        notebook = json.loads(files.read(path).decode("utf-8"))
+        text = files.read(path).decode("utf-8")
+        notebook = json.loads(text)
     except OSError as error:
-        raise _invalid(
-            path, f"It could not be read: {error.strerror}.", "Correct it or delete it."
-        ) from error
+        raise _invalid(path, f"It could not be read: {error.strerror}.", fix) from error
     except (ValueError, RecursionError) as error:
-        raise _invalid(
-            path,
-            f"It is not JSON: {error}.",
-            "Restore it from version control, or move it to another folder.",
-        ) from error
-    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
-        raise _invalid(path, "It is not a notebook of format 4.", "Save it again in JupyterLab.")
-    return notebook
+        raise _invalid(path, f"It is not JSON: {error}.", fix) from error
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise _invalid(path, "It is not a notebook of format 4.", fix)
+    return text, notebook
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    return load(path, "Restore it from version control, or move it to another folder.")[1]
 
 
 def _metadata(notebook: Mapping[str, object], path: Path) -> Mapping[str, object]:

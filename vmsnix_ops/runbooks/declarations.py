@@ -13,6 +13,7 @@ import ast
 import io
 import tokenize
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from vmsnix_ops.errors import RunError
@@ -85,6 +86,21 @@ def read_parameters(source: str, *, notebook: str = "the notebook") -> tuple[Par
         for statement in tree.body
         if not isinstance(statement, ast.Import | ast.ImportFrom)
     )
+
+
+@cache
+def parse_type(text: str) -> Type:
+    """Return a type as it is written in Python, such as ``list[str]``.
+
+    Raises
+    ------
+    ValueError
+        It is not a supported type.
+    """
+    found = _annotated_type(ast.parse(text, mode="eval").body)
+    if found is None:
+        raise ValueError(f"{text} is not a supported type")
+    return found
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.runbooks.shelf import replace_package
 from tests.support import wait_until
-from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console import backends
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ACCOUNT = "012345678901"
 @pytest.fixture
 def console_shelf(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A shelf that replaces the package's own notebooks."""
-    monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
+    replace_package(shelf.folder, monkeypatch)
     monkeypatch.setattr(backends, "read_caller", lambda backend: backends.Caller(ACCOUNT, "arn", "us-east-1"))
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "open" / "console.ipynb"))
     monkeypatch.delenv("VMSNIX_SANDBOX", raising=False)

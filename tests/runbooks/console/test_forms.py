@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from tests.runbooks.shelf import replace_package
 from vmsnix_ops.cli import run as run_command
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.console.forms import Form, command_line, plan_html
@@ -120,7 +121,7 @@ def test_the_command_line_gives_the_run_the_same_parameters(
     }
     form.fill(values)
     given: dict[str, object] = {}
-    monkeypatch.setattr(catalog, "default_folder", lambda: shelf.folder)
+    replace_package(shelf.folder, monkeypatch)
     monkeypatch.setattr(
         run_command, "execute", lambda _book, values, **options: given.update(values, **options) or 0
     )

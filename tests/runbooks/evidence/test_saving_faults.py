@@ -198,8 +198,8 @@ def test_a_command_works_with_closed_standard_streams(shelf: Shelf, worked: Path
 import sys
 from pathlib import Path
 from vmsnix_ops.cli import main
-from vmsnix_ops.runbooks import catalog
-catalog.default_folder = lambda: Path({str(shelf.folder)!r})
+from tests.runbooks.shelf import replace_package
+replace_package(Path({str(shelf.folder)!r}))
 sys.exit(main(["run", "try-this"]))
 """
     done = subprocess.run(
@@ -222,8 +222,8 @@ def test_a_run_whose_output_could_not_be_written_ends_partial(
 import sys
 from pathlib import Path
 from vmsnix_ops.cli import main
-from vmsnix_ops.runbooks import catalog
-catalog.default_folder = lambda: Path({str(shelf.folder)!r})
+from tests.runbooks.shelf import replace_package
+replace_package(Path({str(shelf.folder)!r}))
 sys.exit(main(["run", "try-this"]))
 """
     code = tmp_path / "code"

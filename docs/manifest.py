@@ -1,0 +1,34 @@
+"""Write the manifest of the runbooks from the notebooks; see `vmsnix_ops.runbooks.catalog`.
+
+Usage: python -m docs.manifest; ``just runbooks`` does this and writes the table in README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from vmsnix_ops.errors import RunError
+from vmsnix_ops.runbooks import catalog
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+
+
+def text() -> str:
+    """Return the content of the manifest."""
+    return json.dumps(catalog.make_manifest(FOLDER), indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> int:
+    """Write the manifest."""
+    try:
+        catalog.MANIFEST.write_text(text(), encoding="utf-8")
+    except RunError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
