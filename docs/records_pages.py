@@ -46,7 +46,8 @@ def tables_page() -> str:
 
 def result_page() -> str:
     """Return the text of ``docs/reference/result.md``."""
-    words = {str: "text", int: "whole number", (int, float): "number", dict: "object", list: "list"}
+    words = {str: "text", bool: "true or false", int: "whole number", (int, float): "number"}
+    words |= {dict: "object", list: "list"}
     lines = [
         "# result.json",
         "",

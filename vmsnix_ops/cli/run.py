@@ -26,7 +26,7 @@ else:
     ParamType = click.ParamType  # generic since click 8.4 only
 
 PREFIX = "parameter_"  # distinguishes a runbook's parameters from the options of every runbook
-RESERVED = ("json", "archive", "sandbox", "param", "help", "yes")
+RESERVED = ("json", "archive", "sandbox", "param", "help", "yes", "modified")
 
 
 class DeclaredType(ParamType):
@@ -248,6 +248,14 @@ def _common_options(runbook: catalog.Runbook) -> list[click.Option]:
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print result.json."),
     ]
+    if not runbook.own and runbook.side_effects != "read_only":
+        options.append(
+            click.Option(
+                ["--modified"],
+                is_flag=True,
+                help="Run the notebook although its cells differ from those of the package.",
+            )
+        )
     if runbook.side_effects == "destroys":
         options.append(
             click.Option(["--yes"], is_flag=True, help="Confirm that the run may destroy, with --no-dry-run.")
@@ -262,6 +270,7 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
         archive: str | None,
         as_json: bool,
         yes: bool = False,
+        modified: bool = False,
         **options: object,
     ) -> int:
         given, cwd = _given(runbook, options, pairs), None
@@ -271,7 +280,16 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
             given = same_parameters(runbook, past.parameters, given)
             folder = str(past.values.get("cwd") or "")
             cwd = Path(folder) if folder and Path(folder).is_dir() else None
-        return execute(runbook, given, sandbox=sandbox, archive=archive, as_json=as_json, yes=yes, cwd=cwd)
+        return execute(
+            runbook,
+            given,
+            sandbox=sandbox,
+            archive=archive,
+            as_json=as_json,
+            yes=yes,
+            modified=modified,
+            cwd=cwd,
+        )
 
     return run_it
 
@@ -321,6 +339,7 @@ def execute(
     archive: str | None,
     as_json: bool,
     yes: bool = False,
+    modified: bool = False,
     cwd: Path | None = None,
 ) -> int:
     """Run a runbook, show its outcome, and return the exit code.
@@ -330,9 +349,12 @@ def execute(
     """
     from vmsnix_ops.cli.output import open_display, show_end
     from vmsnix_ops.cli.sandbox import run_sandbox
+    from vmsnix_ops.runbooks.evidence.writing import all_parameters
+    from vmsnix_ops.runbooks.execution.execute import read_notebook
     from vmsnix_ops.runbooks.execution.execute import run as run_runbook
 
     checked = parameters.check(runbook, given)  # first, so that an error starts no sandbox
+    read_notebook(runbook, all_parameters(runbook, checked), modified=modified)  # and no prompt is answered
     confirmed = yes or _confirmed(runbook, checked)
     with (
         run_sandbox() if sandbox else nullcontext() as served,
@@ -345,6 +367,7 @@ def execute(
             environment=served.environment if served is not None else None,
             cwd=cwd,
             confirmed=confirmed,
+            modified=modified,
             screen=screen,
             on_event=on_event,
         )

@@ -33,6 +33,7 @@ FACTS = (
     ("snapshot_id", "snapshot"),
     ("sandbox", "sandbox"),
 )
+MODIFIED = "modified  The cells of the notebook differed from those of the package."
 sandbox_option = click.option("--sandbox", is_flag=True, help="Use the archive of runs with --sandbox.")
 
 
@@ -236,7 +237,7 @@ def _list(entries: list[ArchivedRun]) -> None:
         table.add_row(
             cell(str(one.values.get("started_at") or "")[:19].replace("T", " ")),
             cell(one.runbook),
-            cell(one.status, COLOURS.get(one.status, "")),
+            cell(_status(one), COLOURS.get(one.status, "")),
             human_seconds(seconds) if isinstance(seconds, int | float) else "",
             cell(one.image),
             cell(one.values.get("ami_id") or (failure or {}).get("what") or ""),
@@ -256,7 +257,7 @@ def _show(entry: ArchivedRun) -> None:
     seconds = values.get("seconds")
     took = f" in {human_seconds(seconds)}" if isinstance(seconds, int | float) else ""
     screen.print(
-        Text.assemble(f"{line(entry.runbook)} ", (line(entry.status), COLOURS.get(entry.status, "")), took)
+        Text.assemble(f"{line(entry.runbook)} ", (line(_status(entry)), COLOURS.get(entry.status, "")), took)
     )
     _show_failure(entry)
     facts: list[tuple[str, object]] = [(name, values[key]) for key, name in FACTS if values.get(key)]
@@ -284,9 +285,16 @@ def _show(entry: ArchivedRun) -> None:
         if values.get(name):
             screen.print(cell(f"{name:<9} {values[name]}"), soft_wrap=True)
     where = " --sandbox" if values.get("sandbox") else ""
+    if values.get("modified"):
+        screen.print(cell(MODIFIED, "yellow"), soft_wrap=True)
     screen.print(
         Text.assemble(("again     ", "dim"), f"vmsnix rerun{where} {line(entry.run_id)}"), soft_wrap=True
     )
+
+
+def _status(entry: ArchivedRun) -> str:
+    """Return the status, marked for a run of a modified notebook."""
+    return f"{entry.status}, modified" if entry.values.get("modified") else entry.status
 
 
 def _show_failure(entry: ArchivedRun) -> None:

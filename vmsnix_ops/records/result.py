@@ -40,6 +40,10 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "account": (str, "AWS account ID, 12 digits."),
     "digest": (str, "Identity of the disk, in hexadecimal."),
     "parameters": (dict, "Every parameter with its value."),
+    "modified": (
+        bool,
+        "Whether the cells of the notebook differed from those of the package; null for an own runbook.",
+    ),
     "side_effects": (str, "Effect that the runbook declares: read_only, creates or destroys."),
     "sandbox": (str, "Address of the sandbox; null for a run in AWS."),
     "started_at": (str, "Start of the run, ISO 8601, UTC."),
@@ -76,6 +80,7 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
     names = ("run_id", "runbook", "status", "account", "image_name", "ami_id", "notebook", "report")
     return {
         **{name: result.get(name) or None for name in names},
+        "modified": result.get("modified"),
         "seconds": result.get("seconds"),
         "started_at": datetime.fromisoformat(result["started_at"]),
         "finished_at": datetime.fromisoformat(result["finished_at"]),
@@ -227,7 +232,9 @@ def parse(content: bytes | None) -> dict[str, Any]:
 
 def _as_documented(key: str, value: Any) -> Any:
     kind: Any = KEYS[key][0] if key in KEYS else object
-    if value is None or not isinstance(value, kind) or (isinstance(value, bool) and key in KEYS):
+    if value is None or not isinstance(value, kind):
+        return None
+    if isinstance(value, bool) and key in KEYS and kind is not bool:
         return None
     if isinstance(value, float) and not isfinite(value):
         return None
@@ -246,7 +253,7 @@ def _as_documented(key: str, value: Any) -> Any:
 
 
 def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
-    valid = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+    valid = value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
     if key in {"report", "notebook", "log", "result", "cwd"} and isinstance(value, Path):
         valid = True
     if not valid:

@@ -161,6 +161,7 @@ RUNS = Schema(
         Column("notebook", "text", "Path of the executed notebook."),
         Column("report", "text", "Path of the HTML report."),
         Column("parameters", "json", "Parameters of the run."),
+        Column("modified", "flag", "Whether the notebook's cells differed from those of the package."),
         Column("error", "text", "Error that ended the run; empty when the run is done."),
         Column("user", "text", "Operating system user that ran it."),
         Column("host", "text", "Host name of the machine that ran it."),

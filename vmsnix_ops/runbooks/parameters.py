@@ -12,6 +12,7 @@ import math
 import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.errors import ParameterError, SettingsError, nearest
@@ -226,7 +227,9 @@ def validate(runbook: str, namespace: dict[str, Any]) -> None:
     """
     from vmsnix_ops.runbooks import catalog
 
-    declared = catalog.find(runbook)
+    running = os.environ.get("VMSNIX_NOTEBOOK", "")
+    own = os.environ.get("VMSNIX_RUNBOOK") == runbook and running != ""
+    declared = catalog.of_notebook(Path(running)) if own else catalog.find(runbook)
     defaults = {parameter.name: parameter.default for parameter in declared.parameters}
     given = {name: namespace[name] for name in defaults if name in namespace}
     others = other_names(declared)

@@ -332,7 +332,7 @@ def main(folder: Path) -> None:
         with files.open_text(folder / SCREEN) as screen:
             outcome |= asdict(
                 run(
-                    catalog.read(Path(request["notebook"])),
+                    catalog.of_notebook(Path(request["notebook"])),
                     request["given"],
                     screen=screen,
                     interrupter=interrupter,

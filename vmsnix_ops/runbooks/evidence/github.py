@@ -65,6 +65,7 @@ def summary(values: Mapping[str, Any]) -> str:
     """Return a run's result as Markdown for the job's summary page."""
     status = str(values["status"])
     note = " (sandbox)" if values.get("sandbox") else ""
+    note += " (modified notebook)" if values.get("modified") else ""
     symbol = SYMBOLS.get(status, "")
     if status == "partial" and not values.get("failure"):
         note = f", evidence incomplete{note}"

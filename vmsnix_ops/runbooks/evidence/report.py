@@ -104,6 +104,7 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
         facts=facts,
         error=values.get("failure"),
         sandbox=values.get("sandbox"),
+        modified=values.get("modified"),
         runbook=values["runbook"],
         status=values["status"],
         cells=_body(notebook),

@@ -36,6 +36,7 @@ class PreparedRun:
     """A run before its first cell; `entry` is the part of ``result.json`` that is known then."""
 
     runbook: catalog.Runbook
+    content: str  # of its notebook
     parameters: Mapping[str, object]
     settings: Settings
     environment: Mapping[str, str]

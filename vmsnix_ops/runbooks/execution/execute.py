@@ -137,6 +137,7 @@ def run(
     interrupter: Interrupter | None = None,
     run_id: str | None = None,
     confirmed: bool = False,
+    modified: bool = False,
     record: bool = True,
 ) -> RunOutcome:
     """Run a runbook with papermill, and save the evidence, also of a failed run.
@@ -172,6 +173,10 @@ def run(
         ID of the run, from `new_run_id`; a new one by default.
     confirmed
         Confirms that the runbook may destroy. A dry run needs no confirmation.
+    modified
+        Confirms that a notebook of the package whose cells were modified may run, although it creates or
+        destroys. A dry run needs no confirmation. A modified notebook has the parameters and defaults of the
+        unmodified one.
     record
         Whether the run gets a row in the history.
 
@@ -185,30 +190,33 @@ def run(
     UnknownRunbookError, ParameterError, SettingsError
         Usage error; nothing has run.
     ConfirmationError
-        The runbook would destroy, and this is not confirmed; nothing has run.
+        The runbook would destroy, or its notebook was modified, and this is not confirmed; nothing has run.
     ArchiveError
         The archive cannot be written; nothing has run.
     RunError
         The notebook cannot be read, or no kernel can be started.
     """
-    wanted = catalog.find(runbook, folder) if isinstance(runbook, str) else runbook
+    cwd = (Path.cwd() if cwd is None else cwd).absolute()
+    if not cwd.is_dir():
+        raise RunError(f"The working directory does not exist: {cwd}.", fix="Use an existing folder.")
+    merged = {**os.environ, **(environment or {})}
+    variables = {name: value for name, value in merged.items() if value is not None}
+    wanted = runbook
+    if isinstance(wanted, str):
+        wanted = catalog.find(wanted, folder, start=cwd, environment=variables)
     checked = parameters.check(wanted, given or {})
     values = writing.all_parameters(wanted, checked)
+    content, differs = read_notebook(wanted, values, modified=modified)
     if not confirmed and side_effects.level(wanted.side_effects, values) == "destroys":
         raise ConfirmationError(
             f"{wanted.name} would destroy resources. Pass --yes to confirm.",
             why="dry_run is off, and the run is not confirmed.",
             fix="Check a dry run first, then confirm with --yes (in Python: run(..., confirmed=True)).",
         )
-    cwd = (Path.cwd() if cwd is None else cwd).absolute()
-    if not cwd.is_dir():
-        raise RunError(f"The working directory does not exist: {cwd}.", fix="Use an existing folder.")
-    merged = {**os.environ, **(environment or {})}
-    variables = {name: value for name, value in merged.items() if value is not None}
     settings = settings_module.load(cwd, variables)
     started = datetime.now(UTC)
     run_id = run_id or new_run_id(wanted.name, now=started)
-    entry = writing.first_entry(wanted, run_id, values, variables, cwd, started)
+    entry = writing.first_entry(wanted, run_id, values, variables, cwd, started) | {"modified": differs}
     opened = archives.open_folder(
         archive or settings.archive,
         run_id,
@@ -216,11 +224,37 @@ def run(
         work=settings.state / "runs",
         environment=variables,
     )
-    prepared = writing.PreparedRun(wanted, checked, settings, variables, cwd, opened, entry)
+    # An edited parameters cell must not change a default.
+    passed = values if differs else checked
+    prepared = writing.PreparedRun(wanted, content, passed, settings, variables, cwd, opened, entry)
     try:
         return _run(prepared, screen, on_event, limits or Limits(), interrupter, record=record)
     finally:
         opened.release()
+
+
+def read_notebook(
+    runbook: Runbook, values: Mapping[str, object], *, modified: bool = False
+) -> tuple[str, bool | None]:
+    """Return the content of a notebook, and whether it was modified, as `catalog.content`.
+
+    Raises
+    ------
+    ConfirmationError
+        It was modified and would create or destroy with these parameters, and `modified` is not set.
+    RunError
+        It is missing or damaged.
+    """
+    content, differs = catalog.content(runbook)
+    effect = side_effects.level(runbook.side_effects, values)
+    if differs and not modified and effect != "read_only":
+        raise ConfirmationError(
+            f"{runbook.path.name} was modified: its cells differ from those of the package.",
+            why=f"{runbook.name} {effect} resources, so a modified notebook needs a confirmation.",
+            fix=f"Compare it: vmsnix runbooks diff {runbook.short_name}. {catalog.restore(runbook)}. "
+            "To run it as it is, add --modified (in Python: run(..., modified=True)).",
+        )
+    return content, differs
 
 
 def _run(
@@ -245,7 +279,11 @@ def _run(
             folds=prepared.environment.get("GITHUB_ACTIONS") == "true",
         )
         stack.callback(live.close)
-        live.note(f"{prepared.runbook.slug}, run {prepared.folder.run_id}", screen=False)
+        title = f"{prepared.runbook.slug}, run {prepared.folder.run_id}"
+        if prepared.entry["modified"]:
+            live.note(f"{title}, MODIFIED: its cells differ from those of the package")
+        else:
+            live.note(title, screen=False)
         notebook, crash = _execute(prepared, live, limits, stopper, record=record)
         seconds = round(time.monotonic() - clock, 3)
         status, failure = judge(
@@ -293,7 +331,7 @@ def _execute(
 
         from vmsnix_ops.runbooks.execution import _engine
 
-    notebook = nbformat.read(prepared.runbook.path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.reads(prepared.content, as_version=4)  # type: ignore[no-untyped-call]
 
     def save(executed: Any) -> None:
         with suppress(OSError):  # the notebook is saved again at the end, where an error is reported
@@ -353,6 +391,7 @@ def _kernel_environment(prepared: writing.PreparedRun, ipython: str) -> dict[str
         "VMSNIX_SHARED": "true" if prepared.settings.shared else "false",
         "VMSNIX_RUN_ID": prepared.folder.run_id,
         "VMSNIX_RUNBOOK": prepared.runbook.name,
+        "VMSNIX_NOTEBOOK": str(prepared.runbook.path),
         "VMSNIX_RUN_DIR": str(prepared.folder.local),
         "VMSNIX_PROGRESS": prepared.environment.get("VMSNIX_PROGRESS") or "messages",
         "VMSNIX_SIDE_EFFECTS": side_effects.level(
