@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
         "redaction",
         "files",
         "credentials",
+        "endpoints",
         "region_names",
         "text",
         "display",

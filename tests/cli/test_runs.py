@@ -108,7 +108,10 @@ def test_a_report_is_opened_in_the_browser(
     assert complaint.startswith("Error: No run '2025' in s3://evidence/runs.\n")
 
 
-def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
+def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(
+    shelf: Shelf, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://aws.invalid")  # no sandbox
     ran = shelf.folder.parent / "ran"
     shelf.put("10-try-this.ipynb", f"open({str(ran)!r}, 'w').close()")
     folder = shelf.archive / "20261120T080000366Z-try-this-0a0b0c"

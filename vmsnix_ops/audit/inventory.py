@@ -34,6 +34,7 @@ from vmsnix_ops.aws.references import Reference, References
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.disk.image import GIB
+from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.progress import current
 from vmsnix_ops.records import schemas
 from vmsnix_ops.records.run_context import current_run
@@ -627,6 +628,7 @@ class InventoryColumns:
 
     def __init__(self, run_id: str, scanned_at: datetime, account: str, region: str) -> None:
         self.run_id, self.scanned_at, self.account, self.region = run_id, scanned_at, account, region
+        self.endpoint = endpoint_kind()
         self._values: dict[str, list[Any]] = {
             name: [] for name in schemas.INVENTORY.names if name not in self._constants()
         }
@@ -634,7 +636,8 @@ class InventoryColumns:
         self._length = 0
 
     def _constants(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("run_id", "scanned_at", "account", "region")}
+        names = ("run_id", "scanned_at", "account", "region", "endpoint")
+        return {name: getattr(self, name) for name in names}
 
     def add(self, **row: Any) -> None:
         """Add a row; columns that are not given are empty."""

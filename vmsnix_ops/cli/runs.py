@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmsnix_ops.cli.options import archive_option, json_option
+from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.outcomes import RUN_STATUSES
 from vmsnix_ops.text import echo, json, line
 
@@ -208,7 +208,7 @@ def _past_run(run_id: str, archive: str, *, sandbox: bool) -> ArchivedRun:
         if archive or not sandbox:
             raise
         found = open_archive("", sandbox=False).find(run_id)  # repeat a run in AWS on the sandbox
-    if found.values.get("sandbox") and not sandbox and not os.environ.get("VMSNIX_SANDBOX"):
+    if found.values.get("sandbox") and not sandbox and endpoint_kind() != "sandbox":
         raise UsageError(
             f"The run {found.run_id} ran on a sandbox.",
             why="Repeated without --sandbox, it would run in AWS.",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmsnix_ops import files, outcomes
 from vmsnix_ops.display import Displayed
+from vmsnix_ops.endpoints import endpoint_kind, sandbox_url
 from vmsnix_ops.errors import RecordsError, SchemaError, UnsavedError, VmsnixError
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.redaction import Redactor, secret_values
@@ -45,6 +46,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
         "Whether the cells of the notebook differed from those of the package; null for an own runbook.",
     ),
     "side_effects": (str, "Effect that the runbook declares: read_only, creates or destroys."),
+    "endpoint": (str, "Where the requests were sent: aws, sandbox or custom."),
     "sandbox": (str, "Address of the sandbox; null for a run in AWS."),
     "started_at": (str, "Start of the run, ISO 8601, UTC."),
     "finished_at": (str, "End of the run, ISO 8601, UTC."),
@@ -87,6 +89,7 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
         "region": result.get("region") or given.get("region") or None,
         "image": result.get("image") or given.get("image") or None,
         "parameters": given,
+        "endpoint": result.get("endpoint") or ("sandbox" if result.get("sandbox") else None),
         "error": result.get("error"),
         "user": result.get("user"),
         "host": result.get("host"),
@@ -107,7 +110,8 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
     UnsavedError
         The file cannot be written.
     """
-    values = {**dict.fromkeys(KEYS), "run_id": run.run_id, "runbook": run.runbook, **result}
+    where = {"endpoint": endpoint_kind(), "sandbox": sandbox_url() or None}
+    values = {**dict.fromkeys(KEYS), **where, "run_id": run.run_id, "runbook": run.runbook, **result}
     values = Redactor(secret_values()).value(values)
     for key, (kind, _) in KEYS.items():
         _check(key, kind, values[key])

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import files
 from vmsnix_ops.errors import RecordsError, SchemaError
 from vmsnix_ops.records import schemas
-from vmsnix_ops.records.frames import to_arrow, to_frame
-from vmsnix_ops.records.secrets import without_secrets
+from vmsnix_ops.records.frames import to_frame
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -55,8 +54,7 @@ class RunTables(Tables):
 
         Errors of tables that are not in `KEPT` are collected in `problems`: their rows only save later work.
         """
-        data = to_arrow(schemas.schema(table), rows)
-        data = data if clean else without_secrets(data)
+        data = self._checked(table, rows, clean=clean)
         if data.num_rows == 0:
             return
         once = once or f"{self.run.run_id}/{uuid.uuid4().hex}"

@@ -22,6 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops import outcomes
+from vmsnix_ops.endpoints import ENDPOINT_KINDS
 from vmsnix_ops.errors import SchemaError, nearest
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ _ENDPOINT = Column(
     "text",
     "Where the requests were sent: `aws`; `sandbox`, a local AWS on this machine; `custom`, another "
     "endpoint. Empty in rows of older versions.",
-    values=("aws", "sandbox", "custom"),
+    values=ENDPOINT_KINDS,
 )
 _COST_BASIS = Column(
     "cost_basis",

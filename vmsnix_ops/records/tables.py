@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from vmsnix_ops import credentials as credentials_module
+from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
 from vmsnix_ops.files import create, make_folder, private_umask
 from vmsnix_ops.records import schemas
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from types_boto3_s3.client import S3Client
 
+    from vmsnix_ops.endpoints import EndpointKind
     from vmsnix_ops.records.frames import Rows
     from vmsnix_ops.records.schemas import Schema
     from vmsnix_ops.settings import Settings
@@ -143,6 +145,8 @@ CONFIGURATION = {
 }
 
 
+ENDPOINT, ALL_ENDPOINTS = "endpoint", "all"
+
 _CHECKPOINT = re.compile(r"\d{20}\.checkpoint(\.\d+\.\d+)?\.parquet")
 
 
@@ -214,9 +218,7 @@ class Tables:
         RecordsError
             The table cannot be written, or is damaged.
         """
-        schema = schemas.schema(table)
-        data = to_arrow(schema, rows)
-        data = data if clean else without_secrets(data)
+        schema, data = schemas.schema(table), self._checked(table, rows, clean=clean)
         if data.num_rows == 0:
             return
         # After a lost answer, the repeated commit conflicts with the first one. The name identifies it.
@@ -230,10 +232,33 @@ class Tables:
         if version and version % COMPACT_EVERY == 0:
             self._with_retries(table, self._compact)
 
+    @property
+    def endpoint(self) -> EndpointKind:
+        """Where requests are sent: the endpoint of new rows, and by default of those that are read."""
+        return endpoint_kind(self._environment)
+
+    def _checked(self, table: str, rows: Rows, *, clean: bool) -> pa.Table:
+        """Return rows as an arrow table without secrets; rows without an endpoint get this one."""
+        schema = schemas.schema(table)
+        data = to_arrow(schema, rows)
+        data = data if clean else without_secrets(data)
+        if ENDPOINT in schema.names:
+            number = data.schema.get_field_index(ENDPOINT)
+            filled = data.column(number).fill_null(self.endpoint)
+            data = data.set_column(number, data.schema.field(number), filled)
+        return data
+
     def read(
-        self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
+        self,
+        table: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: Where | None = None,
+        endpoint: str = "",
     ) -> pd.DataFrame:
         """Return a table as a frame, in no particular order.
+
+        Rows of a sandbox never mix with those of AWS: only the rows of one endpoint are returned.
 
         Only the requested columns are read, and only the files and row groups that may contain a matching
         row.
@@ -247,6 +272,9 @@ class Tables:
         where
             Conditions that are combined with *and*: ``[("region", "==", "eu-central-1"), ("seconds", ">",
             60)]``. The operators are ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` and ``not in``.
+        endpoint
+            ``aws``, ``sandbox``, ``custom`` or ``all``; by default that of this process. Rows of older
+            versions have no endpoint, and count as those of AWS, or of the sandbox of ``--sandbox``.
 
         Returns
         -------
@@ -261,17 +289,34 @@ class Tables:
             The table is damaged or cannot be read.
         """
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         schema = schemas.schema(table)
         wanted = list(schema.names if columns is None else columns)
         arrow = schema.arrow()
         kept = pa.schema([arrow.field(schema.column(name).name) for name in wanted])
         condition = expression(schema, where or ())
+        kinds = self._kinds(endpoint) if ENDPOINT in schema.names else None
         with self.reading(table) as found:
             if found is None:
                 return to_frame(kept.empty_table())
             _, dataset = found
-            return to_frame(dataset.to_table(columns=wanted, filter=condition))
+            if kinds is None:
+                return to_frame(dataset.to_table(columns=wanted, filter=condition))
+            # Not a part of the condition: for files of older versions, deltalake 1.6 reports that a missing
+            # column is greater than null, so arrow would skip their rows.
+            rows = dataset.to_table(columns=list(dict.fromkeys([*wanted, ENDPOINT])), filter=condition)
+            return to_frame(rows.filter(pc.is_in(rows[ENDPOINT], pa.array(kinds))).select(wanted))
+
+    def _kinds(self, endpoint: str) -> list[str | None] | None:
+        """Return the values of rows of an endpoint; ``None`` for all rows."""
+        kind = endpoint or self.endpoint
+        if kind == ALL_ENDPOINTS:
+            return None
+        environment = os.environ if self._environment is None else self._environment
+        # A command with --sandbox has tables of its own.
+        of_older = "sandbox" if environment.get("VMSNIX_SANDBOX") else "aws"
+        return [kind, None] if kind == of_older else [kind]
 
     def write_object(self, name: str, content: bytes) -> None:
         """Write a file beside the tables atomically; on S3 with one request.

@@ -393,7 +393,7 @@ def _read_tables(tables: Tables, run_id: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for table, keys in RESULT_KEYS.items():
         try:
-            frame = tables.read(table, columns=list(keys), where=[("run_id", "==", run_id)])
+            frame = tables.read(table, columns=list(keys), where=[("run_id", "==", run_id)], endpoint="all")
         except RecordsError:
             continue  # opening the tables reports this error
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
+from vmsnix_ops.endpoints import endpoint_kind, sandbox_url
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.records import run_tables
 from vmsnix_ops.records.result import KEYS, parse, runs_row
@@ -67,7 +68,8 @@ def first_entry(
         "side_effects": runbook.side_effects,
         "started_at": started.isoformat(timespec="milliseconds"),
         "parameters": dict(parameters),
-        "sandbox": environment.get("VMSNIX_SANDBOX") or None,
+        "endpoint": endpoint_kind(environment),
+        "sandbox": sandbox_url(environment) or None,
         "user": user_name(),
         "host": platform.node(),
         "cwd": str(cwd),
