@@ -697,21 +697,6 @@ def test_lab_listens_on_127_0_0_1_and_checks_for_no_updates(tmp_path: Path) -> N
     assert json.loads(settings.read_text()) == {"fetchNews": "false", "checkForUpdates": False}
 
 
-def test_lab_opens_a_checkout_s_own_notebooks_and_a_copy_of_installed_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert lab._notebooks(tmp_path) == ROOT / "notebooks"
-    installed = tmp_path / "_notebooks"
-    installed.mkdir()
-    (installed / "20-publish-ami.ipynb").write_text("new")
-    monkeypatch.setattr(catalog, "default_folder", lambda: installed)
-    copy = lab._notebooks(tmp_path / "state")
-    assert (copy / "20-publish-ami.ipynb").read_text() == "new"
-    (copy / "20-publish-ami.ipynb").write_text("edited")
-    assert lab._notebooks(tmp_path / "state") == copy
-    assert (copy / "20-publish-ami.ipynb").read_text() == "edited"
-
-
 def test_jupyterlab_is_optional() -> None:
     program = "import sys; sys.modules['jupyterlab'] = None; import vmsnix_ops.runbooks.execution._engine"
     assert (

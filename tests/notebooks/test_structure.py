@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from vmsnix_ops.runbooks import catalog
@@ -70,6 +71,12 @@ def test_outputs_and_execution_counts_are_not_committed(path: Path) -> None:
     for cell in code_cells(path):
         assert cell["outputs"] == []
         assert cell["execution_count"] is None
+
+
+@each(NOTEBOOKS)
+def test_it_is_written_as_jupyterlab_writes_it_so_that_saving_it_changes_nothing(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert nbformat.writes(nbformat.reads(text, as_version=4)) + "\n" == text
 
 
 @each(NOTEBOOKS)

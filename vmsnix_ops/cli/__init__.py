@@ -35,6 +35,7 @@ COMPLETING = "_VMSNIX_COMPLETE"  # set by the completion script of click
 COMMANDS: dict[str, tuple[str, str]] = {
     "help": ("vmsnix_ops.cli.about:show_help", "Show the help of a runbook or a command."),
     "list": ("vmsnix_ops.cli.about:list_runbooks", "List the runbooks with purpose and effect."),
+    "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "Compare or reset your copies of the notebooks."),
     "run": ("vmsnix_ops.cli.run:run", "Run a runbook; `vmsnix run NAME` is the same as `vmsnix NAME`."),
     "demo": ("vmsnix_ops.cli.demo:demo", "Publish a small image to a local sandbox."),
     "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks from a plan file."),
@@ -54,9 +55,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of writing to a closed pipe, a full disk or a terminal that has gone."""
-
-OTHER_NAMES = {"runbooks": "list"}
-"""Earlier names of commands, which still work and are not listed."""
 
 
 class Commands(click.Group):
@@ -79,9 +77,8 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import and return a command; ``None`` if there is no command of this name."""
-        known = OTHER_NAMES.get(cmd_name, cmd_name)
-        if known in COMMANDS:
-            module, _, attribute = COMMANDS[known][0].partition(":")
+        if cmd_name in COMMANDS:
+            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
             command = getattr(importlib.import_module(module), attribute)
             return command if isinstance(command, click.Command) else None
         from vmsnix_ops.runbooks import catalog

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmsnix_ops import __version__, files
+from vmsnix_ops import files
+from vmsnix_ops.cli.output import show_error
+from vmsnix_ops.cli.runbooks import folder_of, folder_option, preparing
 from vmsnix_ops.errors import RunError, ToolMissingError
 from vmsnix_ops.interrupts import handling, stop_signals
 from vmsnix_ops.text import echo
@@ -26,26 +29,46 @@ from vmsnix_ops.text import echo
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmsnix_ops.runbooks.copies import Copy
+
 # By default, JupyterLab fetches news and checks for updates on the network.
 NOTIFICATIONS = {"fetchNews": "false", "checkForUpdates": False}
 STOP_SECONDS = 15
 LAB_FOLDER = "VMSNIX_LAB_FOLDER"  # environment variable of kernels: the folder in which the lab was started
 CONSOLE = "console.ipynb"
 """Notebook that is opened first."""
+BANNER = """\
+body::after {
+    content: "Shared originals in git, saved without outputs";
+    position: fixed; top: 2px; right: 12px; z-index: 10000; padding: 3px 10px; border-radius: 3px;
+    background: #8a4b00; color: #fff; font: 600 12px/1.5 sans-serif; pointer-events: none;
+}
+"""
+"""Style of JupyterLab with the shared notebooks: a banner at the right end of the menu bar."""
 
 
 @click.command()
 @click.option("--sandbox", is_flag=True, help="Use a local sandbox instead of AWS.")
+@click.option(
+    "--edit", is_flag=True, help="Open the shared notebooks of a checkout, and save them without outputs."
+)
+@folder_option
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 chooses a free one.")
 @click.option("--no-browser", is_flag=True, help="Print the address, and do not open a browser.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTERLAB_OPTIONS]")
-def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
-    """Open the console and the runbooks in JupyterLab, on 127.0.0.1 only.
+def lab(
+    sandbox: bool, edit: bool, folder: Path | None, port: int, no_browser: bool, options: tuple[str, ...]
+) -> int:
+    """Open the console and copies of the runbooks in JupyterLab, on 127.0.0.1 only.
 
+    Changes of the copies do not change `vmsnix NAME`. `vmsnix runbooks diff` compares them with the package.
     Relative paths in parameters start at the current folder, as for `vmsnix NAME`.
     """
     from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.settings import load
+
+    if edit and folder is not None:
+        raise click.UsageError("Use --edit or --folder, not both: --edit opens no copies.")
 
     if find_spec("jupyterlab") is None:
         raise ToolMissingError(
@@ -54,6 +77,7 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
             fix="Run pip install 'vmsnix-ops[lab]'",
         )
     state = load().state
+    notebooks = _shared() if edit else _copies(folder_of(folder))
     with (
         run_sandbox() if sandbox else nullcontext() as served,
         # Each lab has its own kernel folder, because a second lab can run another interpreter.
@@ -62,16 +86,12 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
         environment = {**os.environ, **(served.environment if served is not None else {})}
         if served is not None:
             echo(f"SANDBOX: these notebooks use {served.url}, not AWS.", err=True)
-        try:
+        with preparing():
             environment |= _jupyter_environment(state / "lab", environment, Path(kernel))
-            notebooks = _notebooks(state)
-        except OSError as error:
-            raise RunError(
-                "Could not prepare JupyterLab.",
-                why=f"{error.strerror}: {error.filename}.",
-                fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
-            ) from error
         command = _command(notebooks, port or _free_port(), no_browser=no_browser)
+        if edit:
+            with preparing():
+                command += _edit_options(Path(kernel))
         code = _serve([*command, *options], environment)
     if code and os.geteuid() == 0 and not re.search(r"allow.root", " ".join(options)):
         raise RunError(
@@ -82,19 +102,68 @@ def lab(sandbox: bool, port: int, no_browser: bool, options: tuple[str, ...]) ->
     return code
 
 
-def _notebooks(state: Path) -> Path:
-    """Return a folder of notebooks that may be edited: the checkout's, or a copy of the installed ones."""
+def _shared() -> Path:
+    """Return the folder of the notebooks of a checkout, which people maintain in git."""
     from vmsnix_ops.runbooks import catalog
 
     folder = catalog.default_folder()
-    if folder.name != "_notebooks":
-        return folder
-    copy = state / "notebooks" / __version__
-    files.make_folder(copy)
-    for source in folder.glob("*.ipynb"):
-        if not (copy / source.name).exists():  # never overwrite an edited notebook
-            files.write(copy / source.name, source.read_bytes())
-    return copy
+    if catalog.is_installed():
+        raise RunError(
+            "vmsnix lab --edit needs a checkout.",
+            why=f"The notebooks in {folder} belong to an installed package: the next installation replaces "
+            "them, and no version control has them.",
+            fix="Edit copies with vmsnix lab, write an own runbook, or install a checkout: pip install "
+            "--editable .",
+        )
+    echo(f"SHARED ORIGINALS: {folder} is the checkout. Notebooks are saved without outputs.", err=True)
+    return folder
+
+
+def _copies(folder: Path) -> Path:
+    """Make the missing copies of the notebooks; offer to replace those that are older than the package's."""
+    from vmsnix_ops.runbooks import copies
+
+    with preparing():
+        made, problems = copies.make(folder)
+        for problem in problems:
+            show_error(problem.what, problem.why, problem.fix)
+        echo(f"Copies of the runbooks: {folder}. Changes here do not change `vmsnix NAME`.", err=True)
+        outdated = [one for one in made if one.outdated]
+        if outdated:
+            _offer(folder, outdated)
+    return folder
+
+
+def _offer(folder: Path, outdated: list[Copy]) -> None:
+    """Let the user compare, keep or reset copies that are older than the package's notebooks."""
+    from vmsnix_ops.runbooks import copies
+
+    names = [one.name for one in outdated]
+    listed = ", ".join(f"{one.name} (edited)" if one.edited else one.name for one in outdated)
+    echo(f"The package has newer notebooks than your copies of: {listed}.", err=True)
+    place = "" if folder == folder_of(None) else f" --folder {shlex.quote(str(folder))}"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        echo(f"  To compare them: vmsnix runbooks diff{place} {' '.join(names)}", err=True)
+        echo(f"  To replace them: vmsnix runbooks reset{place} {' '.join(names)}", err=True)
+        return
+    while True:
+        answer = click.prompt(
+            "Compare them, keep your copies, or reset them (your copies are kept under other names)?",
+            type=click.Choice(("compare", "keep", "reset")),
+            default="keep",
+            err=True,
+        )
+        if answer != "compare":
+            break
+        for one in outdated:
+            for line in copies.compare(one.name, folder):
+                echo(line, err=True)
+    if answer == "keep":
+        copies.keep(folder, outdated)
+        return
+    for name in names:
+        if old := copies.reset(folder, name):
+            echo(f"The old copy of {name} is {old.name}.", err=True)
 
 
 def _jupyter_environment(folder: Path, environment: Mapping[str, str], share: Path) -> dict[str, str]:
@@ -134,6 +203,16 @@ def _write_workspace(workspaces: Path) -> None:
         WorkspacesManager(str(workspaces)).save(
             "default", json.dumps({"data": {"layout-restorer:data": layout}, "metadata": {"id": "default"}})
         )
+
+
+def _edit_options(folder: Path) -> list[str]:
+    """Write a style sheet with a banner; return the options of JupyterLab for the shared notebooks."""
+    files.write(folder / "custom.css", BANNER)
+    return [
+        "--ContentsManager.pre_save_hook=vmsnix_ops.runbooks.copies.strip_outputs",
+        f"--ServerApp.static_custom_path=['{folder}']",
+        "--LabApp.custom_css=True",
+    ]
 
 
 def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:

@@ -1,0 +1,95 @@
+"""``vmsnix runbooks``: list the runbooks; compare and reset the copies that `vmsnix lab` opens."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmsnix_ops.cli.about import list_runbooks
+from vmsnix_ops.errors import RunError
+from vmsnix_ops.text import echo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click.shell_completion import CompletionItem
+
+
+def _names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from vmsnix_ops.cli import completion
+
+    return completion.runbooks(incomplete)
+
+
+folder_option = click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the copies.  [default: <state>/notebooks]",
+)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
+@click.pass_context
+def runbooks(ctx: click.Context, as_json: bool) -> None:
+    """List the runbooks; compare or reset the copies that `vmsnix lab` opens."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_runbooks, as_json=as_json)
+
+
+@runbooks.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_names)
+@folder_option
+def diff(names: tuple[str, ...], folder: Path | None) -> None:
+    """Show which cells of notebooks were changed. Without NAME, compare all notebooks.
+
+    The notebook of the package is compared with its last commit in git, or with the manifest of the package.
+    Your copy is compared with the notebook of the package.
+    """
+    from vmsnix_ops.runbooks import copies
+
+    place = folder_of(folder)
+    found = [line for name in names or copies.originals() for line in copies.compare(name, place)]
+    for line in found or ["No differences."]:
+        echo(line)
+
+
+@runbooks.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_names)
+@folder_option
+def reset(names: tuple[str, ...], folder: Path | None) -> None:
+    """Replace your copies by the notebooks of the package. The old copies are kept under other names."""
+    from vmsnix_ops.runbooks import copies
+
+    place = folder_of(folder)
+    for full, source in [copies.original(name) for name in names]:
+        with preparing():
+            old = copies.reset(place, full)
+        if old is None:
+            echo(f"{place / source.name} has the cells of the package.")
+        else:
+            echo(f"Reset {place / source.name}. The old copy is {old.name}.")
+
+
+@contextmanager
+def preparing() -> Iterator[None]:
+    """Turn an `OSError` of the block, which writes files for JupyterLab, into a `RunError`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            "Could not prepare JupyterLab.",
+            why=f"{error.strerror}: {error.filename}.",
+            fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
+        ) from error
+
+
+def folder_of(folder: Path | None) -> Path:
+    """Return the folder of the copies."""
+    from vmsnix_ops.runbooks import copies
+    from vmsnix_ops.settings import load
+
+    return copies.work_folder(load().state) if folder is None else folder.absolute()
