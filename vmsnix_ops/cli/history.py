@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = {
-    "runs": ("started_at", "runbook", "status", "seconds", "image_name", "ami_id", "run_id"),
+    "runs": ("started_at", "runbook", "status", "dry_run", "seconds", "image_name", "ami_id", "run_id"),
     "steps": ("started_at", "step", "status", "seconds", "bytes", "image", "region", "run_id"),
     "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
     "proofs": ("proved_at", "verdict", "reason", "ami_id", "name", "region", "extent", "run_id"),
@@ -207,4 +207,6 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M:%S}"
+    if pd.api.types.is_bool(value):
+        return "yes" if value else ""
     return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.execution.execute import RunOutcome
 
 COLOURS = {"done": "green", "failed": "red", "partial": "yellow", "cancelled": "yellow"}
+DRY_RUN = "dry run: nothing was changed"
 EVIDENCE = ("notebook", "report", "result", "log")
 
 
@@ -162,17 +163,23 @@ def show_outcome(outcome: RunOutcome, stream: TextIO | None = None) -> None:
     """Write the outcome of a run: its AMI, the time of its steps, and the location of its evidence."""
     from rich.text import Text
 
+    from vmsnix_ops.records.result import is_dry_run
+
     screen = console(stream)
     values = outcome.values
+    dry_run = is_dry_run(values)
     if values.get("ami_id"):
         name = values.get("image_name") or ""
-        screen.print(Text.assemble((line(values["ami_id"]), "bold green"), f"  {line(name)}"))
+        style = "" if dry_run else "bold green"  # a dry run has only found it
+        screen.print(Text.assemble((line(values["ami_id"]), style), f"  {line(name)}"))
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
         screen.print(steps_table(steps))
     show_slow(values, stream)
     took = f" in {human_seconds(outcome.seconds)}"
-    screen.print(Text.assemble(outcome.runbook, " ", (outcome.verdict, COLOURS[outcome.verdict]), took))
+    verdict = (outcome.verdict, COLOURS[outcome.verdict])
+    after = (f" ({DRY_RUN})", "yellow") if dry_run else ""
+    screen.print(Text.assemble(outcome.runbook, " ", verdict, took, after))
     for name in EVIDENCE:
         if getattr(outcome, name):
             screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)

@@ -256,9 +256,8 @@ def _show(entry: ArchivedRun) -> None:
     values, screen = entry.values, console()
     seconds = values.get("seconds")
     took = f" in {human_seconds(seconds)}" if isinstance(seconds, int | float) else ""
-    screen.print(
-        Text.assemble(f"{line(entry.runbook)} ", (line(_status(entry)), COLOURS.get(entry.status, "")), took)
-    )
+    status = (line(_status(entry)), COLOURS.get(entry.status, ""))
+    screen.print(Text.assemble(f"{line(entry.runbook)} ", status, took))
     _show_failure(entry)
     facts: list[tuple[str, object]] = [(name, values[key]) for key, name in FACTS if values.get(key)]
     for title, rows in (("", facts), ("parameters", list(entry.parameters.items()))):
@@ -293,8 +292,11 @@ def _show(entry: ArchivedRun) -> None:
 
 
 def _status(entry: ArchivedRun) -> str:
-    """Return the status, marked for a run of a modified notebook."""
-    return f"{entry.status}, modified" if entry.values.get("modified") else entry.status
+    """Return the status, marked for a dry run and for a run of a modified notebook."""
+    from vmsnix_ops.records.result import is_dry_run
+
+    status = f"{entry.status}, modified" if entry.values.get("modified") else entry.status
+    return f"{status} (dry run)" if is_dry_run(entry.values) else status
 
 
 def _show_failure(entry: ArchivedRun) -> None:

@@ -25,11 +25,18 @@ def undo(run_id: str, dry_run: bool, as_json: bool) -> int:
     plan = plan_undo(run_id)
     if not as_json:
         echo(plan)
-    if not dry_run:
-        plan.apply()
-        if not as_json and plan.leftovers:
-            echo("All of it was deleted.")
+    removed = () if dry_run else plan.apply()
     if as_json:
-        leftovers = [asdict(leftover) for leftover in plan.leftovers]
-        show_json({"run_id": plan.run_id, "dry_run": dry_run, "removed": leftovers})
+        found = [asdict(leftover) for leftover in plan.leftovers]
+        deleted = [asdict(leftover) for leftover in removed]
+        show_json({"run_id": plan.run_id, "dry_run": dry_run, "found": found, "removed": deleted})
+    elif dry_run:
+        echo("Dry run: nothing was deleted.")
+    elif removed:
+        all_of_them = len(removed) == len(plan.leftovers)
+        echo(
+            "All of it was deleted."
+            if all_of_them
+            else f"Deleted: {len(removed)}. Another run uses the rest."
+        )
     return 0

@@ -284,6 +284,8 @@ def plan(
 
     run = current_run("publish-ami")
     tables = RunTables(settings, run)
+    journal = Journal(run, tables, progress or current(), region=region, account=facts["account"], via=via)
+    journal.dry_run = dry_run
     return PublishPlan(
         image=image,
         region=region,
@@ -307,7 +309,7 @@ def plan(
         checks=tuple(checks),
         settings=settings,
         session=session,
-        journal=Journal(run, tables, progress or current(), region=region, account=facts["account"], via=via),
+        journal=journal,
     )
 
 

@@ -137,6 +137,12 @@ class BootstrapResult(_Parts, Result):
     place: policies.PolicyScope
     parts: tuple[bootstrap.BootstrapPart, ...]
 
+    @property
+    def title(self) -> str:
+        """One line."""
+        title = f"Bootstrap {self.place.account} in {self.place.regions[0]}"
+        return f"{title} (dry run)" if self.plan.dry_run else title
+
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it: the planned parts, and the remaining ones."""
         return {

@@ -68,6 +68,7 @@ class Journal:
         self.run, self.tables, self.progress = run, tables, progress
         self.region, self.account, self.via = region, account, via
         self.image, self.digest = "", ""  # set when they are known
+        self.dry_run = False
         self.timings: list[StepTiming] = []
         self._unsaved: dict[str, None] = {}  # problems with the tables; the run's folder has the rows
         self._unwritten: dict[str, None] = {}  # problems with the run's folder
@@ -166,9 +167,9 @@ class Journal:
         return (*self._unwritten, *self._unsaved, *self.tables.problems)
 
     def _record_run(self, status: str, **more: str) -> None:
-        where = {"region": self.region, "account": self.account, "image": self.image or None}
+        known = {"region": self.region, "account": self.account, "image": self.image or None}
         with self.saving():
-            record_run(self.run, self.tables, status, self.started_at, **where, **more)
+            record_run(self.run, self.tables, status, self.started_at, dry_run=self.dry_run, **known, **more)
 
     def _close(self, name: str, status: str, started: datetime, entry: Entry) -> None:
         finished = datetime.now(UTC)
@@ -228,6 +229,7 @@ def record_run(run: RunContext, tables: Tables, status: str, started_at: datetim
         "user": user_name(),
         "host": socket.gethostname(),
         "version": __version__,
+        "dry_run": False,
         **more,
     }
     tables.append("runs", [row], once=run.run_id)

@@ -251,7 +251,7 @@ class SmokeTestResult(Result):
     plan: SmokeTestPlan
     instance_id: str
     console: str  # its console, without secrets
-    terminated: bool  # whether it is known to be terminated
+    terminated: bool  # whether it is known to be terminated; true also if none was launched
     steps: tuple[StepTiming, ...]
     error: errors.VmsnixError | None = None  # the error of a failed test
 
@@ -274,13 +274,22 @@ class SmokeTestResult(Result):
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
+        if self.plan.dry_run:
+            return self.plan.facts()
         lines = plain(self.console).splitlines()[-SHOWN_LINES:]
         rows = [("outcome", "passed" if self.passed else "failed"), ("instance_id", self.instance_id)]
         rows += [("why", str(self.error))] if self.error else []
         return [*rows, ("terminated", str(self.terminated)), ("console", "\n".join(lines) or "(nothing)")]
 
-    def table(self) -> DisplayTable:
-        """Return the duration of each step."""
+    @property
+    def title(self) -> str:
+        """The title of the plan."""
+        return f"{self.plan.title} (dry run)" if self.plan.dry_run else ""
+
+    def table(self) -> DisplayTable | None:
+        """Return the duration of each step; no table after a dry run."""
+        if self.plan.dry_run:
+            return None
         rows = [(one.step, one.status, seconds(one.seconds)) for one in self.steps]
         return make_table(("step", "status", "took"), rows, right=("took",))
 
@@ -299,7 +308,7 @@ class SmokeTestResult(Result):
             "instance_id": self.instance_id or None,
             "instance_type": plan.wanted.instance_type,
             "spot": plan.wanted.spot,
-            "terminated": self.terminated,
+            "terminated": None if plan.dry_run else self.terminated,
             "console": self.console[-10_000:],
             "seconds": round(sum(one.seconds for one in self.steps), 3),
             "steps": [asdict(one) for one in self.steps],
@@ -378,6 +387,7 @@ def plan(
         via="",
     )
     journal.image, journal.digest = tested.tags[tagging.IMAGE], tested.digest
+    journal.dry_run = dry_run
     wanted = instances.InstanceLaunch(tested.ami_id, kind, spot, subnet, tags)
     return SmokeTestPlan(tested, wanted, pattern, home.checks, dry_run, ec2, journal)
 

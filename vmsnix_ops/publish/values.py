@@ -160,6 +160,11 @@ class PublishResult(Result):
     # Records that could not be saved, as sentences; `vmsnix runs repair` saves them later.
     problems: tuple[str, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """One line after a dry run."""
+        return f"Publish {self.image} to {self.region} (dry run)" if self.dry_run else ""
+
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
         hidden = ("steps", "seconds", "run", "slow", "problems")
@@ -187,8 +192,9 @@ class PublishResult(Result):
         """The error for records that could not be saved; the AMI is published."""
         if not self.problems:
             return None
+        done = "The dry run is done" if self.dry_run else f"{self.ami_id} is published"
         return UnsavedError(
-            f"{self.ami_id} is published, but {counted(len(self.problems), 'record')} could not be saved.",
+            f"{done}, but {counted(len(self.problems), 'record')} could not be saved.",
             why=self.problems[0],
             fix="Save them later: vmsnix runs repair",
         )

@@ -45,6 +45,12 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
         bool,
         "Whether the cells of the notebook differed from those of the package; null for an own runbook.",
     ),
+    "dry_run": (bool, "Whether the run only planned and changed nothing."),
+    "plan_fingerprint": (
+        str,
+        "Fingerprint of the plan, which `expect_plan` takes; null for a runbook without a plan, and for a "
+        "plan that is not complete or changes nothing.",
+    ),
     "side_effects": (str, "Effect that the runbook declares: read_only, creates or destroys."),
     "endpoint": (str, "Where the requests were sent: aws, sandbox or custom."),
     "sandbox": (str, "Address of the sandbox; null for a run in AWS."),
@@ -90,11 +96,25 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
         "image": result.get("image") or given.get("image") or None,
         "parameters": given,
         "endpoint": result.get("endpoint") or ("sandbox" if result.get("sandbox") else None),
+        "dry_run": is_dry_run(result),
         "error": result.get("error"),
         "user": result.get("user"),
         "host": result.get("host"),
         "version": result.get("package_version"),
     }
+
+
+def is_dry_run(values: Mapping[str, Any]) -> bool:
+    """Return whether a run was a dry run, by its ``result.json`` or its row of the table ``runs``.
+
+    >>> is_dry_run({"dry_run": True}), is_dry_run({"parameters": {"dry_run": True}}), is_dry_run({})
+    (True, True, False)
+    """
+    known = values.get("dry_run")
+    if isinstance(known, bool):
+        return known
+    given = values.get("parameters")  # runs of earlier versions have only the parameter
+    return isinstance(given, Mapping) and given.get("dry_run") is True
 
 
 def write_result(run: RunContext, result: Mapping[str, object]) -> Path:

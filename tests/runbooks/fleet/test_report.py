@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.runbooks.evidence.archive import RunFolder
-from vmsnix_ops.runbooks.fleet.report import FleetResult, write
+from vmsnix_ops.runbooks.fleet.report import FleetResult, page, write
 from vmsnix_ops.runbooks.fleet.worker import Target
 from vmsnix_ops.sandbox import sandbox
 
@@ -38,3 +39,12 @@ def test_files_that_s3_refuses_are_kept_and_do_not_hide_the_result(
     assert (tmp_path / "run" / name).is_file()
     if name == "result.json":
         assert json.loads((tmp_path / "run" / name).read_text())["exit_code"] == 3
+
+
+def test_a_target_that_was_a_dry_run_is_marked() -> None:
+    document = {"target": "a", "runbook": "retire-amis", "state": "done", "attempts": [], "error": None}
+    marked, plain = ({**document, "result": {"dry_run": dry_run}} for dry_run in (True, False))
+    result = FleetResult("nightly", "", False, (marked, plain), 0.0)
+    assert str(result.table()).count("done (dry run)") == 1
+    values = {**dict.fromkeys(KEYS), **result.as_dict(), "run_id": "f", "started_at": "", "seconds": 1.0}
+    assert page(values, result.documents, "/").count('<span class="dry-run">') == 1

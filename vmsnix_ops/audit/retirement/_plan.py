@@ -411,8 +411,10 @@ class RetirementResult(Result):
         return pd.DataFrame(rows, columns=["region", "planned", *OUTCOMES, "kept", "why"])
 
     def table(self) -> display.DisplayTable:
-        """Return the outcome by region, for people."""
+        """Return the outcome by region, for people; of a dry run only what is planned."""
         frame = self.frame()
+        if self.plan.dry_run:
+            frame = frame.drop(columns=list(OUTCOMES))
         rows = [
             [value or "" if name not in ("region", "planned") else value for name, value in row.items()]
             for row in frame.to_dict("records")

@@ -17,6 +17,7 @@ import ipywidgets
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.progress import amount, human_bytes, human_seconds
+from vmsnix_ops.records.result import is_dry_run
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_html
@@ -364,13 +365,11 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
         error = {"what": error}
     # Reason and fix of an error can mention kept resources; after an undo, there are none.
     texts = [] if "undone" in values else [error[part] for part in ("why", "fix") if error.get(part)]
-    given = values.get("parameters")
-    dry_run = isinstance(given, dict) and given.get(DRY_RUN) is True and values.get("status") == "done"
     return fill(
         _SUMMARY,
         style=style,
         about=f"{mark} {values.get('runbook', '')}: {word}{time}",
-        dry=dry_run,
+        dry=is_dry_run(values),
         error=error.get("what") or error.get("type"),
         texts=[*texts, *(values.get("problems") or ())],
         slow=values.get("slow") or (),

@@ -35,6 +35,7 @@ MAX_RUNS = 2000
 """Newest runs that the history reads."""
 MAX_STEPS = 5000
 
+DRY_RUN = "dry run"
 GOOD = frozenset({"done", "available", "completed", *outcomes.SUCCEEDED})
 BAD = frozenset({"failed", "error", "high", "critical"})
 
@@ -293,6 +294,7 @@ class HistoryTab(Tab):
         Column("started_at", "started (UTC)", "time"),
         Column("runbook"),
         Column("status", "", "badge"),
+        Column("dry_run", "", "badge"),
         Column("image"),
         Column("region"),
         Column("ami_id", "AMI", "code"),
@@ -324,13 +326,16 @@ class HistoryTab(Tab):
         return [self._grid.widget, self._actions]
 
     def _read(self, backend: Backend) -> None:
-        self._grid.show(history.runs(backend.tables(), last=MAX_RUNS))
+        frame = history.runs(backend.tables(), last=MAX_RUNS)
+        # As words, which the badge shows and the search finds.
+        words = [DRY_RUN if dry_run else "" for dry_run in frame["dry_run"].fillna(value=False)]
+        self._grid.show(frame.assign(dry_run=words))
 
     def _on_rows(self, rows: pd.DataFrame) -> None:
         records: list[Any] = rows.to_dict("records")
         self._rows = {str(row["run_id"]): row for row in records}
         self._choice.options = [
-            (f"{row['started_at']:%Y-%m-%d %H:%M} {row['runbook']}, {row['status']}", run_id)
+            (f"{row['started_at']:%Y-%m-%d %H:%M} {row['runbook']}, {_words(row)}", run_id)
             for run_id, row in self._rows.items()
         ]
         if self._rows:
@@ -342,7 +347,8 @@ class HistoryTab(Tab):
         import pandas as pd
 
         row = self._rows[self._choice.value]
-        return {name: value for name, value in row.items() if not pd.isna(value)}
+        known = {name: value for name, value in row.items() if not pd.isna(value)}
+        return {**known, "dry_run": row["dry_run"] == DRY_RUN}
 
     def _on_show(self, _button: object) -> None:
         self._show_run(self._chosen_row())
@@ -350,6 +356,11 @@ class HistoryTab(Tab):
     def _on_form(self, _button: object) -> None:
         row = self._chosen_row()
         self._open_runbook(str(row["runbook"]), json.loads(str(row.get("parameters") or "{}")))
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """Return the status of a run; that of a dry run says so."""
+    return f"{row['status']} ({DRY_RUN})" if row["dry_run"] == DRY_RUN else str(row["status"])
 
 
 class TimingsTab(Tab):

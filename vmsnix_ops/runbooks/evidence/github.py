@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.display import make_table
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.records.result import is_dry_run
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import github_value, markdown, markdown_code
 
@@ -28,6 +29,7 @@ FACTS = (
     "snapshot_id",
     "digest",
     "seconds",
+    "plan_fingerprint",
     "run_id",
     "notebook",
     "report",
@@ -64,7 +66,8 @@ def outputs(values: Mapping[str, Any]) -> str:
 def summary(values: Mapping[str, Any]) -> str:
     """Return a run's result as Markdown for the job's summary page."""
     status = str(values["status"])
-    note = " (sandbox)" if values.get("sandbox") else ""
+    note = " (dry run: nothing was changed)" if is_dry_run(values) else ""
+    note += " (sandbox)" if values.get("sandbox") else ""
     note += " (modified notebook)" if values.get("modified") else ""
     symbol = SYMBOLS.get(status, "")
     if status == "partial" and not values.get("failure"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import templates
 from vmsnix_ops.progress import human_seconds
+from vmsnix_ops.records.result import is_dry_run
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
         error=values.get("failure"),
         sandbox=values.get("sandbox"),
         modified=values.get("modified"),
+        dry_run=is_dry_run(values),
         runbook=values["runbook"],
         status=values["status"],
         cells=_body(notebook),

@@ -68,6 +68,7 @@ def first_entry(
         "side_effects": runbook.side_effects,
         "started_at": started.isoformat(timespec="milliseconds"),
         "parameters": dict(parameters),
+        "dry_run": parameters.get("dry_run") is True,
         "endpoint": endpoint_kind(environment),
         "sandbox": sandbox_url(environment) or None,
         "user": user_name(),

@@ -117,12 +117,20 @@ class FleetResult(Result):
     @property
     def title(self) -> str:
         """One line."""
-        return f"Fleet {self.name}: {counted_states(self.counts)}"
+        title = f"Fleet {self.name}: {counted_states(self.counts)}"
+        return f"{title} (dry run)" if self.dry_run else title
 
     def table(self) -> display.DisplayTable:
         """Return one row per target."""
         columns = ("target", "state", "tries", "took", "ami_id", "error")
-        found = [{**one, "took": display.seconds(one["seconds"] or None)} for one in rows(self.documents)]
+        found = [
+            {
+                **one,
+                "state": f"{one['state']} (dry run)" if one["dry_run"] else one["state"],
+                "took": display.seconds(one["seconds"] or None),
+            }
+            for one in rows(self.documents)
+        ]
         return display.make_table(
             columns, [[one[c] for c in columns] for one in found], right=("tries", "took")
         )
@@ -149,6 +157,7 @@ def rows(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "error": document["error"],
             "ami_id": None,
             "report": None,
+            "dry_run": False,
             **document["result"],
         }
         for document in documents
@@ -170,6 +179,7 @@ def write(
         "runbook": "fleet",
         "status": result.status,
         "exit_code": result.exit_code,
+        "dry_run": False,  # a dry run of a fleet writes no report
         "fleet": result.name,
         "targets": result.counts,
         "started_at": started.isoformat(timespec="milliseconds"),

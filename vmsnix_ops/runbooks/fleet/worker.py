@@ -42,7 +42,17 @@ if TYPE_CHECKING:
 USAGE_ERROR = 2
 NOT_OURS = 75  # exit code of a process that did not get the claim, or lost it
 MOST_LOSSES = 3  # after so many processes without a result, a target is failed
-RESULT_KEYS = ("ami_id", "snapshot_id", "image_name", "region", "account", "digest", "report", "notebook")
+RESULT_KEYS = (
+    "ami_id",
+    "snapshot_id",
+    "image_name",
+    "region",
+    "account",
+    "digest",
+    "report",
+    "notebook",
+    "dry_run",
+)
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 JOB_FILES = ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")
 COMMAND = "from vmsnix_ops.runbooks.fleet.worker import main; raise SystemExit(main())"
