@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
-# JupyterLab gets copies of the notebooks, so that it cannot change those of the checkout.
+# These notebooks replace those of the package, so that JupyterLab cannot change the ones of the checkout.
 PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
@@ -37,7 +37,7 @@ def print_environment():
         yield served
 sandbox.run_sandbox = print_environment
 options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
-sys.exit(main(["lab", "--sandbox", "--no-browser", "--", *options]))
+sys.exit(main(["lab", "--sandbox", "--no-browser", *sys.argv[3:], "--", *options]))
 """
 READY = """() => {
     const app = window.jupyterapp;
@@ -125,6 +125,10 @@ class Browser:
         local = re.compile(r"(?:http|ws)://127\.0\.0\.1:\d+/|(?:data|blob):|about:")
         return [url for url in self.requests if not local.match(url)]
 
+    def save(self) -> None:
+        """Save the open notebook, and wait until it is saved."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
+
     def run_all_cells(self) -> None:
         self.page.wait_for_function(READY)
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
@@ -148,7 +152,12 @@ class Browser:
 
 @contextmanager
 def serve(
-    folder: Path, changes: Mapping[str, Mapping[str, str]], *, speed: float = 60.0, cwd: Path = ROOT
+    folder: Path,
+    changes: Mapping[str, Mapping[str, str]],
+    *,
+    speed: float = 60.0,
+    cwd: Path = ROOT,
+    edit: bool = False,
 ) -> Iterator[Lab]:
     """Serve copies of the notebooks.
 
@@ -162,8 +171,10 @@ def serve(
         Speed of the sandbox's clock.
     cwd
         Folder in which ``vmsnix lab`` runs.
+    edit
+        Open the notebooks with ``--edit``, as those of a checkout.
     """
-    notebooks = folder / "_notebooks"
+    notebooks = folder / ("notebooks" if edit else "_notebooks")
     notebooks.mkdir()
     for source in (ROOT / "notebooks").glob("*.ipynb"):
         text = source.read_text(encoding="utf-8")
@@ -174,7 +185,7 @@ def serve(
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     private = {name: str(folder / name.lower()) for name in names}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(notebooks), str(speed)],
+        [sys.executable, "-c", PROGRAM, str(notebooks), str(speed), *(["--edit"] if edit else [])],
         cwd=cwd,
         env={**os.environ, **private, "PYTHONPATH": str(ROOT), "VMSNIX_STATE": str(folder / "state")},
         stdout=subprocess.DEVNULL,

@@ -194,7 +194,7 @@ def audited(console: Opened, published: Published) -> None:
 @pytest.fixture
 def production(console: Opened) -> Iterator[Opened]:
     """The console as in production: it has credentials and no sandbox, but its calls reach the sandbox."""
-    (source,) = (console.lab.folder / "state" / "notebooks").glob("*/console.ipynb")
+    source = console.lab.folder / "state" / "notebooks" / "console.ipynb"
     notebook = json.loads(source.read_text())
     notebook["cells"][-1]["source"] = AS_ON_AWS + "".join(notebook["cells"][-1]["source"])
     source.with_name("production.ipynb").write_text(json.dumps(notebook))

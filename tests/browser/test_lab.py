@@ -62,3 +62,58 @@ def test_publish_ami_runs_cell_by_cell_with_live_bars(lab: Lab, browser: Browser
     assert browser.errors == []
     assert any("SANDBOX: these notebooks use http://127.0.0.1:" in line for line in lab.output)
     assert not any("without encryption" in line for line in lab.output)
+
+
+WITH_OUTPUT = (
+    "() => { const notebook = window.jupyterapp.shell.currentWidget;"
+    "return notebook.sessionContext.session.kernel.status === 'idle'"
+    " && notebook.content.model.toJSON().cells.some(cell => cell.outputs && cell.outputs.length) }"
+)
+NAMES = ("console.ipynb", "35-verify-amis.ipynb")
+
+
+def run_and_save(lab: Lab, browser: Browser, name: str) -> None:
+    browser.page.goto(lab.page(name, alone=True))
+    browser.run_all_cells()
+    browser.page.wait_for_function(WITH_OUTPUT)
+    browser.save()
+
+
+def test_the_console_and_edited_copies_do_not_change_the_notebooks_of_the_package(
+    lab: Lab, browser: Browser
+) -> None:
+    package, copies = lab.folder / "_notebooks", lab.folder / "state" / "notebooks"
+    before = {path.name: path.read_bytes() for path in package.iterdir()}
+    for name in NAMES:
+        run_and_save(lab, browser, name)
+        cells = json.loads((copies / name).read_text())["cells"]
+        assert any(cell.get("outputs") for cell in cells)
+    assert {path.name: path.read_bytes() for path in package.iterdir()} == before
+
+
+def test_shared_notebooks_have_a_banner_and_are_saved_without_outputs(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("jupyterlab")
+    with serve(tmp_path, {}, edit=True) as lab, browse() as browser:
+        page = browser.page
+        shared = tmp_path / "notebooks"
+        before = {name: (shared / name).read_text(encoding="utf-8") for name in NAMES}
+        for name in NAMES:
+            run_and_save(lab, browser, name)
+            assert (shared / name).read_text(encoding="utf-8") == before[name]
+        page.wait_for_function(WITH_OUTPUT)  # the open notebook keeps them
+        banner = page.evaluate("() => getComputedStyle(document.body, '::after').content")
+        assert banner == '"Shared originals in git, saved without outputs"'
+        for width in (1440, 1024):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=tmp_path / f"shared-{width}.png")
+        page.evaluate(
+            "() => { window.jupyterapp.shell.currentWidget.content.model.sharedModel.getCell(0)"
+            ".setSource('# Changed') }"
+        )
+        browser.save()
+        notebook = json.loads((shared / NAMES[-1]).read_text())
+        assert notebook["cells"][0]["source"] == ["# Changed"]
+    assert any("SHARED ORIGINALS" in line for line in lab.output)
+    assert browser.errors == []

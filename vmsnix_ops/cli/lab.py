@@ -210,7 +210,7 @@ def _edit_options(folder: Path) -> list[str]:
     files.write(folder / "custom.css", BANNER)
     return [
         "--ContentsManager.pre_save_hook=vmsnix_ops.runbooks.copies.strip_outputs",
-        f"--ServerApp.static_custom_path=['{folder}']",
+        f"--ServerApp.tornado_settings={{'static_custom_path': [{str(folder)!r}]}}",
         "--LabApp.custom_css=True",
     ]
 
