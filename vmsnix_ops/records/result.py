@@ -32,6 +32,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "Run ID."),
     "runbook": (str, "Name of the runbook."),
     "status": (str, "done, failed, cancelled, partial (work or evidence is missing); running until the end."),
+    "interactive": (bool, "Whether a kernel that vmsnix did not start ran the cells; null otherwise."),
     "exit_code": (int, "0 done, 1 failed, 2 usage error, 3 partial."),
     "ami_id": (str, "AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),
@@ -73,6 +74,8 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "log": (str, "Location of the log."),
     "result": (str, "Location of this file."),
     "files": (dict, "Files of the run by name: place, sha256, bytes."),
+    "journal_entries": (int, "Number of entries of journal `evidence.jsonl`."),
+    "journal_sha256": (str, "SHA-256 of its last entry, in hexadecimal."),
     "secrets_removed": (dict, "Number of secrets removed from the evidence, by kind."),
     "user": (str, "Operating system user that ran it."),
     "host": (str, "Host name of the machine that ran it."),
@@ -101,6 +104,7 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
         "user": result.get("user"),
         "host": result.get("host"),
         "version": result.get("package_version"),
+        **{name: result.get(name) for name in ("interactive", "journal_entries", "journal_sha256")},
     }
 
 
@@ -132,6 +136,7 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
     """
     where = {"endpoint": endpoint_kind(), "sandbox": sandbox_url() or None}
     values = {**dict.fromkeys(KEYS), **where, "run_id": run.run_id, "runbook": run.runbook, **result}
+    values |= run.known
     values = Redactor(secret_values()).value(values)
     for key, (kind, _) in KEYS.items():
         _check(key, kind, values[key])

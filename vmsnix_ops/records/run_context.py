@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import RecordsError, SettingsError
@@ -31,8 +31,19 @@ class RunContext:
     run_id: str
     runbook: str  # its name, or "interactive"
     folder: Path  # for result.json and logs; it exists
-    managed: bool  # whether the runner started it; it then archives the folder and records the run
+    managed: bool  # whether the runner or the kernel's recorder archives the folder and records the run
     entry: str = ""  # URL of result.json in an archive on S3; empty for a local archive
+    # Values of result.json that those of a job do not replace, such as the status before the end.
+    known: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+_kernel_run: RunContext | None = None
+
+
+def set_kernel_run(run: RunContext | None) -> None:
+    """Set the run of this kernel, which the runner did not start; `current_run` returns it from now on."""
+    global _kernel_run
+    _kernel_run = run
 
 
 def new_run_id(runbook: str, *, now: datetime | None = None) -> str:
@@ -52,11 +63,12 @@ def current_run(
     settings: Settings | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> RunContext:
-    """Return the run that the runner started, or a new one.
+    """Return the run of this kernel, or a new one.
 
     The runner passes its run to the kernel with ``VMSNIX_RUN_ID``, ``VMSNIX_RUNBOOK``, ``VMSNIX_RUN_DIR``
-    and, with an archive on S3, ``VMSNIX_RUN_ENTRY``. Without them (in JupyterLab or a program) every call
-    creates a new run with its own folder below ``<state>/runs``.
+    and, with an archive on S3, ``VMSNIX_RUN_ENTRY``. In a kernel that the runner did not start, the first
+    call of a runbook starts a run (`vmsnix_ops.runbooks.execution.interactive`). Otherwise, such as in a
+    program, every call creates a new run with its own folder below ``<state>/runs``.
 
     Parameters
     ----------
@@ -83,6 +95,8 @@ def current_run(
             fix="Run unset VMSNIX_RUN_ID; vmsnix sets it where it is needed.",
         )
     managed = bool(run_id)
+    if not managed and _kernel_run is not None and environment is os.environ:
+        return _kernel_run
     if managed:
         runbook = environment.get("VMSNIX_RUNBOOK") or runbook
     else:

@@ -168,6 +168,13 @@ RUNS = Schema(
         Column("user", "text", "Operating system user that ran it."),
         Column("host", "text", "Host name of the machine that ran it."),
         Column("version", "text", "Version of vmsnix_ops."),
+        Column("interactive", "flag", "Whether a kernel that vmsnix did not start ran the cells."),
+        Column("journal_entries", "count", "Number of entries of the run's journal `evidence.jsonl`."),
+        Column(
+            "journal_sha256",
+            "text",
+            "SHA-256 of the last of these entries, in hexadecimal; `vmsnix runs verify` compares it.",
+        ),
     ),
 )
 

@@ -29,6 +29,7 @@ from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.session import session_of
 from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.redaction import Redactor, remember, secret_values
+from vmsnix_ops.runbooks.evidence import chain
 from vmsnix_ops.text import json as as_json
 
 if TYPE_CHECKING:
@@ -226,8 +227,10 @@ class RunFolder:
             put_once(self.environment, location, content)
         return StoredFile(location, digest, len(content))
 
-    def close(self, *, done: bool) -> None:
+    def close(self, *, done: bool, keep: bool = False) -> None:
         """Release the lock. If the archive is on S3, store the entry there and delete the local copies.
+
+        With `keep`, only the entry is stored: the process of the run may continue to write into the folder.
 
         If the run is not `done` (or not completely stored), its journal, which is needed to undo it, and
         files that the entry does not list are kept.
@@ -237,12 +240,15 @@ class RunFolder:
         ArchiveError
             S3 refused the entry. The local files are kept, and the error contains their folder.
         """
-        self.release()
+        if not keep:
+            self.release()
         if not self.remote:
             return
         entry = self._redact_file(self.path(RESULT))
         with self._archive_errors(self.entry):
             put(self.environment, self.entry, entry)
+        if keep:
+            return
         if done:
             shutil.rmtree(self.local)
             return
@@ -302,18 +308,25 @@ class RunFolder:
         content = path.read_bytes()
         if self._redacted.get(path) == state:
             return content
-        clean = self.redactor.content(content, path.name)
+        if path.name == chain.FILE_NAME:
+            clean = chain.redacted(content, self.redactor)
+        else:
+            clean = self.redactor.content(content, path.name)
         if clean != content:
             try:
                 # This replaces a link, and does not change its target, which is outside of the folder.
-                files.write(path, clean, redactor=self.redactor)
+                self._replace(path, clean)
             except OSError:  # the disk is full: delete the file first, because it contains secrets
                 path.unlink()
-                files.write(path, clean, redactor=self.redactor)
+                self._replace(path, clean)
             status = path.stat()
             state = (status.st_mtime_ns, status.st_size, self.redactor.version())
         self._redacted[path] = state
         return clean
+
+    def _replace(self, path: Path, clean: bytes) -> None:
+        """Replace a file by its redacted content; another redaction would break the chain of a journal."""
+        files.write(path, clean, redactor=Redactor() if path.name == chain.FILE_NAME else self.redactor)
 
     def lock(self) -> None:
         """Mark the run as running, until `release` or the end of this process."""

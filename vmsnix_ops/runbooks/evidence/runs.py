@@ -26,7 +26,7 @@ from vmsnix_ops.records.run_context import NEW_RUN_ID
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.runbooks.evidence import archive as archives
-from vmsnix_ops.runbooks.evidence import writing
+from vmsnix_ops.runbooks.evidence import chain, writing
 from vmsnix_ops.runbooks.execution.verdict import PARTIAL
 
 if TYPE_CHECKING:
@@ -417,6 +417,7 @@ def _store_run(path: Path, archive: Archive, values: dict[str, Any]) -> None:
     folder = archives.RunFolder(path.name, path, remote, archive.environment, redactor)
     values["problems"] += folder.redact()  # a killed run has not searched the files of its last cell
     values["files"] = dict(values.get("files") or {})
+    _write_from_journal(folder, values)
     if values.get("finished_at"):
         values["problems"] += _complete(folder, values)
     writing.store(folder, values, folder.names())
@@ -431,6 +432,20 @@ _LOST_FILES = {
     archives.NOTEBOOK: "The executed notebook is incomplete: its last state could not be saved.",
     archives.LOG: "The log is lost: it was deleted while the run wrote it.",
 }
+
+
+def _write_from_journal(folder: archives.RunFolder, values: Mapping[str, Any]) -> None:
+    """Write notebook and report of an interactive run whose kernel was killed, from its journal."""
+    entries = chain.read(folder.local)
+    executed = any(entry.get("kind") == "run" for entry in entries)
+    if not executed or folder.path(archives.NOTEBOOK).is_file() or archives.NOTEBOOK in values["files"]:
+        return
+    from vmsnix_ops.runbooks.evidence import cells, report
+
+    notebook = cells.notebook(entries)
+    notebook.metadata["vmsnix_run"] = {key: values.get(key) for key in ("run_id", "runbook", "status")}
+    writing.write_notebook(folder, notebook)
+    folder.write(archives.REPORT, report.render(notebook, values))
 
 
 def _complete(folder: archives.RunFolder, values: Mapping[str, Any]) -> list[str]:

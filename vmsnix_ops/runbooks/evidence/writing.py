@@ -16,7 +16,7 @@ from vmsnix_ops.records import run_tables
 from vmsnix_ops.records.result import KEYS, parse, runs_row
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor
-from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.runbooks.evidence import archive, chain
 from vmsnix_ops.runbooks.execution.verdict import PARTIAL, Failure
 from vmsnix_ops.settings import user_name
 
@@ -30,6 +30,27 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 LOCATION_KEYS = {archive.NOTEBOOK: "notebook", archive.REPORT: "report", archive.LOG: "log"}
+
+INCOMPLETE = "The evidence of the run was not completely saved."
+"""The problem of a run that has ended, until all its evidence is saved."""
+RUNNER_KEYS = (
+    "status",
+    "exit_code",
+    "finished_at",
+    "seconds",
+    "error",
+    "failure",
+    "notebook",
+    "report",
+    "log",
+    "result",
+    "files",
+    "problems",
+    "secrets_removed",
+    "journal_entries",
+    "journal_sha256",
+)
+"""Keys of ``result.json`` whose values are known when the evidence is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +79,8 @@ def first_entry(
     environment: Mapping[str, str],
     cwd: Path,
     started: datetime,
+    *,
+    interactive: bool = False,
 ) -> dict[str, object]:
     """Return the part of ``result.json`` that is known before the first cell."""
     from vmsnix_ops import __version__
@@ -65,6 +88,7 @@ def first_entry(
     return {
         "run_id": run_id,
         "runbook": runbook.name,
+        "interactive": interactive,
         "side_effects": runbook.side_effects,
         "started_at": started.isoformat(timespec="milliseconds"),
         "parameters": dict(parameters),
@@ -103,11 +127,15 @@ def save(
     seconds: float,
     *,
     record: bool,
+    keep: bool = False,
+    finished: str = "",
 ) -> dict[str, Any]:
     """Save all evidence of a run that has ended. Errors of this are listed in its ``problems``.
 
     An error here does not stop the next steps, and a run that is otherwise done ends ``partial``. The entry,
-    ``result.json``, is written last, because it lists only files that exist.
+    ``result.json``, is written last, because it lists only files that exist. With `keep`, the run's process
+    may continue to write into the folder, and save the evidence again. `finished` is the end of the run, by
+    default now.
 
     Returns
     -------
@@ -116,6 +144,7 @@ def save(
     """
     folder = run.folder
     values = redactor.value(_result(run, status, failure, seconds))
+    values["finished_at"] = finished or values["finished_at"]
     problems: list[str] = values["problems"]
     notebook.metadata["vmsnix_run"] = {key: values[key] for key in ("run_id", "runbook", "status", "failure")}
     clean_notebook, found = without_secrets(notebook, redactor)
@@ -134,9 +163,13 @@ def save(
     others: list[str] = []
     with _collecting(problems, "The files of the run could not be searched for secrets"):
         problems += folder.redact()
-        others = [name for name in folder.names() if name not in LOCATION_KEYS]
+        others = [name for name in folder.names() if name not in (*LOCATION_KEYS, chain.FILE_NAME)]
     found |= redactor.found
     store(folder, values, [archive.NOTEBOOK, archive.REPORT, *others])
+    with _collecting(problems, "The journal could not be completed"):
+        chain.append_end(folder.local, values)
+        values |= chain.last(folder.local)
+    store(folder, values, [chain.FILE_NAME])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
@@ -153,7 +186,7 @@ def save(
         problems.append(f"The log is lost: {folder.path(archive.LOG)} was deleted while the run wrote it.")
     store(folder, values, [archive.LOG])
     clean: dict[str, Any] = redactor.value(values)
-    _close(run, clean)
+    _close(run, clean, keep=keep)
     with _collecting(clean["problems"], "The summary of the CI job could not be written"):
         from vmsnix_ops.runbooks.evidence import github
 
@@ -175,9 +208,7 @@ def _collecting(problems: list[str], what: str) -> Iterator[None]:
 
 def _result(run: PreparedRun, status: RunStatus, failure: Failure | None, seconds: float) -> dict[str, Any]:
     """Return the content of ``result.json``: the notebook's values, and then the runner's own."""
-    written: dict[str, Any] = {}
-    with suppress(OSError):  # the notebook has deleted it
-        written = parse(files.read(run.folder.path(archive.RESULT)))
+    written = written_values(run.folder.path(archive.RESULT))
     return {
         **dict.fromkeys(KEYS),
         **written,
@@ -193,8 +224,15 @@ def _result(run: PreparedRun, status: RunStatus, failure: Failure | None, second
         "log": "",
         "result": run.folder.entry,
         "files": {},
-        "problems": written.get("problems") or [],
+        "problems": [text for text in written.get("problems") or [] if text != INCOMPLETE],
     }
+
+
+def written_values(path: Path) -> dict[str, Any]:
+    """Return the values of the job in ``result.json``; empty if it has none."""
+    with suppress(OSError):  # the notebook has deleted it
+        return parse(files.read(path))
+    return {}
 
 
 def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -> None:
@@ -218,7 +256,7 @@ def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -
                 values[key] = location
 
 
-def _close(run: PreparedRun, values: dict[str, Any]) -> None:
+def _close(run: PreparedRun, values: dict[str, Any], *, keep: bool) -> None:
     """Write the entry to the archive; if S3 refuses it, keep it on this machine."""
     problems = values["problems"]
 
@@ -230,7 +268,7 @@ def _close(run: PreparedRun, values: dict[str, Any]) -> None:
     write()
     before = len(problems)
     with _collecting(problems, "The entry of the run is not in the archive"):
-        run.folder.close(done=values["status"] == "done")
+        run.folder.close(done=values["status"] == "done", keep=keep)
     if len(problems) > before:
         values["result"] = str(run.folder.path(archive.RESULT))
         write()
