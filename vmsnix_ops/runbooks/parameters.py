@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,11 +249,41 @@ def validate(runbook: str, namespace: dict[str, Any]) -> None:
     for other, name in others.items():
         if other in given and given.get(name) == defaults[name]:
             given.pop(name, None)  # only the parameters cell has set it
-    namespace.update(check(declared, given))
+    try:
+        checked = check(declared, given)
+    except ParameterError:
+        _record_refusal(declared, given)
+        raise
+    namespace.update(checked)
+    _start_run(declared, {name: namespace.get(name, default) for name, default in defaults.items()})
     for hint in hints(declared, given):
         echo(hint, err=True)
     for other in others.keys() & given.keys():
         del namespace[other]
+
+
+def _start_run(declared: Runbook, values: Mapping[str, object]) -> None:
+    """Start or continue the run of a kernel that the runner did not start."""
+    if "IPython" not in sys.modules:
+        return
+    from vmsnix_ops.runbooks.execution import interactive
+
+    run_id = interactive.begin(declared, values)
+    if run_id:
+        echo(f"Run {run_id}. vmsnix runs show {run_id[-6:]} shows it.")
+
+
+def _record_refusal(declared: Runbook, given: Mapping[str, object]) -> None:
+    """Start the run of a program such as papermill, so that its result.json has the usage error.
+
+    In JupyterLab, a person corrects the value, and nothing is archived.
+    """
+    if "IPython" not in sys.modules:
+        return
+    from vmsnix_ops.runbooks.execution import interactive
+
+    if interactive.is_unattended():
+        interactive.begin(declared, json.loads(json.dumps(dict(given), default=str)))
 
 
 # IPython's empty first entry, the parameters, papermill's parameters, and the cell that calls `validate`.

@@ -170,6 +170,12 @@ class Guard:
     lease: Path | None = None  # file of the lease that the run needs to change something, if any
     _created: set[str] = field(default_factory=set)
 
+    def restart(self, level: Level, runbook: str, folder: Path) -> None:
+        """Check the calls of another run from now on; the arguments are as for `install`."""
+        self.level, self.runbook = level, runbook
+        self.report = functools.partial(_append_refusal, folder / REFUSALS)
+        self._created.clear()
+
     def before(self, client: Any, service: str, operation: str, request: Mapping[str, Any]) -> None:
         """Check a call before it is sent.
 
@@ -241,7 +247,7 @@ def _values(tree: Any, path: list[str]) -> Iterator[str]:
 REFUSALS = ".side-effects.jsonl"
 
 
-def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = None) -> None:
+def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = None) -> Guard:
     """Check every call that botocore makes in this process, and record refusals in the run's folder.
 
     The arguments are as for `Guard`.
@@ -253,6 +259,7 @@ def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = 
             "botocore.signers": functools.partial(_hook_presigned_urls, guard=guard),
         }
     )
+    return guard
 
 
 def refusals(folder: Path) -> list[dict[str, str]]:

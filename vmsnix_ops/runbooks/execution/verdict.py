@@ -112,11 +112,12 @@ def _first_failure(notebook: Any, described: Mapping[str, Any]) -> Failure | Non
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error":
-                return _cell_failure(output, cell.execution_count or 0, described)
+                return cell_failure(output, cell.execution_count or 0, described)
     return None
 
 
-def _cell_failure(output: Any, number: int, described: Mapping[str, Any]) -> Failure:
+def cell_failure(output: Any, number: int, described: Mapping[str, Any]) -> Failure:
+    """Return the error of a cell from its output and from the parts that the kernel saved, if any."""
     name, text = output.ename, plain(output.evalue)
     if described.get("type") == name and "what" in described:
         return Failure(
