@@ -32,7 +32,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "Run ID."),
     "runbook": (str, "Name of the runbook."),
     "status": (str, "done, failed, cancelled, partial (work or evidence is missing); running until the end."),
-    "interactive": (bool, "Whether a kernel that vmsnix did not start ran the cells; null otherwise."),
+    "interactive": (bool, "Whether another program than vmsnix executed the cells, such as JupyterLab."),
     "exit_code": (int, "0 done, 1 failed, 2 usage error, 3 partial."),
     "ami_id": (str, "AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),

@@ -66,6 +66,7 @@ class Execution:
     seconds: float | None = None
     error: Mapping[str, Any] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
+    modified: bool = False  # whether the runbook has no such cell
     note: str = ""  # why its output may not be that of the whole notebook
 
 
@@ -102,9 +103,11 @@ def _add_notes(executed: list[Execution], known: list[Place]) -> None:
         notes = [NOT_ENDED] if one.outcome == STARTED else []
         if one.place is None:
             if one.outcome != EARLIER and known:
+                one.modified = True
                 notes.append("This cell is not in the runbook.")
         else:
             if source_digest(one.source) != known[one.place].sha256 and not known[one.place].parameters:
+                one.modified = True
                 notes.append("Its source differs from the runbook.")
             skipped = one.place - len([place for place in seen if place < one.place])
             if before is not None and before.place is not None and one.place < before.place:

@@ -24,6 +24,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -164,7 +165,8 @@ class KernelRun:
         except ArchiveError as error:
             problem = str(error)
             folder = archives.open_folder(work, self.run_id, self._known, work=work, environment=environment)
-        return writing.PreparedRun(runbook, values, settings, environment, cwd, folder, entry), problem
+        prepared = writing.PreparedRun(runbook, "", values, settings, environment, cwd, folder, entry)
+        return prepared, problem
 
     def _guard_side_effects(self) -> None:
         global _guard
@@ -302,15 +304,7 @@ class KernelRun:
         folder, prepared = self.prepared.folder, self.prepared
         if again:
             environment = {k: v for k, v in prepared.environment.items() if k not in AFTER_THE_END}
-            prepared = writing.PreparedRun(
-                prepared.runbook,
-                prepared.parameters,
-                prepared.settings,
-                environment,
-                prepared.cwd,
-                folder,
-                prepared.entry,
-            )
+            prepared = replace(prepared, environment=environment)
         else:
             self._decide(final=final)
             # First, because a kernel that is shut down may be killed while the rest is saved: then
@@ -318,10 +312,12 @@ class KernelRun:
             self._write_status()
         failure = Failure(**self._values["failure"]) if self._values["failure"] else None
         entries = chain.read(folder.local)
+        executed = cells.executions(entries)
+        cast("dict[str, Any]", prepared.entry)["modified"] = any(one.modified for one in executed)
         notebook = cells.notebook(entries, self._outputs)
         live = LiveOutput(folder.path(archives.LOG), None, folder.redactor, LOG_CHARACTERS)
         live.problems |= self.journal.problems
-        for one in cells.executions(entries):
+        for one in executed:
             live.note(f"[{one.number}] {one.at} {one.outcome} {one.note}".rstrip(), screen=False)
             for output in one.outputs:
                 live.note("".join(output.get("text", "")).rstrip(), screen=False)
