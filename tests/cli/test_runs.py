@@ -123,3 +123,15 @@ def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(
     assert "ran on a sandbox" in complaint
     assert "--sandbox" in complaint
     assert not ran.exists()
+
+
+def test_verify_finds_a_changed_report(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
+    shelf.put("10-try-this.ipynb", "print(name)", parameters=PARAMETERS)
+    run = result(run_vmsnix, "run", "try-this")
+    code, shown, _ = run_vmsnix("runs", "verify", run["run_id"])
+    assert code == 0, shown
+    assert "intact. Anchored in the history (table runs)." in shown
+    Path(run["report"]).write_text("All is well.")
+    code, shown, _ = run_vmsnix("runs", "verify", run["run_id"], "--json")
+    assert code == 1
+    assert json.loads(shown)["finding"] == "changed"

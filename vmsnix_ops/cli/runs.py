@@ -137,6 +137,42 @@ def show(
 
 
 @runs.command()
+@click.argument("run_id", metavar="ID", shell_complete=_ids)
+@json_option
+@sandbox_option
+@archive_option
+@click.pass_obj
+def verify(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
+    """Check that the evidence of a run was not changed, removed or cut off.
+
+    Compares the run's journal with the copies of its last SHA-256 (in the history, in an archive on S3, and
+    on this machine), and every file of the run with its SHA-256.
+
+    Exit codes: 0 intact, 1 changed, removed, cut off or unreadable, 3 consistent but not anchored.
+    """
+    from vmsnix_ops.cli.output import COLOURS, cell, console, new_table, show_json
+    from vmsnix_ops.cli.sandbox import load_settings
+    from vmsnix_ops.runbooks.evidence import verification
+
+    opened = open_archive(archive or parent[0], sandbox=sandbox or parent[1])
+    found = verification.verify(opened, load_settings(sandbox=sandbox or parent[1]), opened.find(run_id))
+    if as_json:
+        show_json(found.to_json())
+        return found.exit_code
+    colours = {"intact": COLOURS["done"], "not anchored": COLOURS["partial"]}
+    table = new_table("evidence", "finding", "detail", unbroken=("evidence", "finding"))
+    for one in found.checks:
+        colour = colours.get(one.finding, COLOURS["failed"])
+        table.add_row(cell(one.name), cell(one.finding, colour), cell(one.detail))
+    console().print(table)
+    for text in found.problems:
+        console().print(cell(text, "yellow"), soft_wrap=True)
+    anchored = f"Anchored in {', '.join(found.anchors)}." if found.anchors else "Not anchored."
+    console().print(cell(f"{found.run_id}: {found.finding}. {anchored}"), soft_wrap=True)
+    return found.exit_code
+
+
+@runs.command()
 @click.argument("run_id", metavar="[ID]", default="", shell_complete=_ids)
 @json_option
 @sandbox_option

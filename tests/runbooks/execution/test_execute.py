@@ -30,6 +30,7 @@ def test_a_run_leaves_notebook_report_result_and_log(shelf: Shelf) -> None:
     assert (outcome.verdict, outcome.exit_code, outcome.error) == ("done", 0, None)
     folder = shelf.archive / outcome.run_id
     assert sorted(path.name for path in folder.iterdir()) == [
+        "evidence.jsonl",
         "log.txt",
         "notebook.ipynb",
         "report.html",
@@ -48,7 +49,7 @@ def test_a_run_leaves_notebook_report_result_and_log(shelf: Shelf) -> None:
     assert [
         key for key, value in result.items() if value is not None and not isinstance(value, KEYS[key][0])
     ] == []
-    assert set(result["files"]) == {"log.txt", "notebook.ipynb", "report.html"}
+    assert set(result["files"]) == {"evidence.jsonl", "log.txt", "notebook.ipynb", "report.html"}
     for kept in result["files"].values():
         assert hashlib.sha256(Path(kept["place"]).read_bytes()).hexdigest() == kept["sha256"]
 

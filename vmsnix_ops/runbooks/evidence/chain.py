@@ -167,8 +167,8 @@ def last(folder: Path) -> dict[str, Any]:
     return {"journal_entries": len(entries), "journal_sha256": entries[-1].get("sha256")}
 
 
-def append_end(folder: Path, values: Mapping[str, Any]) -> None:
-    """Append the entry with status and SHA-256 of all files that ``result.json`` lists.
+def append_end(folder: Path, values: Mapping[str, Any], result: str) -> None:
+    """Append the entry with the SHA-256 of all files that ``result.json`` lists, and of that file's content.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def append_end(folder: Path, values: Mapping[str, Any]) -> None:
     entry = {
         "kind": END,
         "run_id": values["run_id"],
-        "status": values["status"],
+        "result": result,
         "files": {name: stored["sha256"] for name, stored in values["files"].items() if name != FILE_NAME},
     }
     previous = str(before[-1].get("sha256")) if before else ""

@@ -174,7 +174,7 @@ class Archive:
                 fix="Use its other files.",
             )
         location = str(stored["place"])
-        content = self._content(location)
+        content = self.content(location)
         if content is None:
             raise ArchiveError(
                 f"The evidence no longer exists: {location}.",
@@ -199,12 +199,13 @@ class Archive:
                 if run.values.get("finished_at"):
                     yield "runs", runs_row(run.values)
             with suppress(ArchiveError, OSError):
-                local = self._local_folder(run.run_id) / run_tables.FILE_NAME
+                local = self.local_folder(run.run_id) / run_tables.FILE_NAME
                 content = files.read(local) if local.is_file() else self.read_file(run, run_tables.FILE_NAME)
                 for line in run_tables.lines_of(content):
                     yield from ((line["table"], row) for row in run_tables.rows_from(line))
 
-    def _local_folder(self, run_id: str) -> Path:
+    def local_folder(self, run_id: str) -> Path:
+        """Return the folder of a run on this machine, which may not exist."""
         return (self.work if self.remote else Path(self.location)) / run_id
 
     def _read_all(self, ids: list[str]) -> Iterator[ArchivedRun]:
@@ -225,13 +226,13 @@ class Archive:
 
     def _read(self, run_id: str) -> ArchivedRun | None:
         """Return a run; ``None`` if it has no entry."""
-        local = self._local_folder(run_id)
+        local = self.local_folder(run_id)
         location = str(local / archives.RESULT)
         content = _read_local(local / archives.RESULT)
         values = parse(content)
         if values.get("status") in (None, RUNNING) and self.remote:
             location = f"{self.location.rstrip('/')}/{run_id}/{archives.RESULT}"
-            remote = self._content(location)
+            remote = self.content(location)
             content, values = (content, values) if remote is None and not values else (remote, parse(remote))
         if not values:
             if content is None:
@@ -250,7 +251,8 @@ class Archive:
         here = not self.remote or local.exists() or values.get("host") == socket.gethostname()
         return here and not archives.is_running(local)
 
-    def _content(self, location: str) -> bytes | None:
+    def content(self, location: str) -> bytes | None:
+        """Return the content at a path or an S3 location; ``None`` if it does not exist."""
         if not archives.is_remote(location):
             return _read_local(Path(location))
         with self._archive_errors():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import platform
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -132,6 +134,8 @@ def save(
 ) -> dict[str, Any]:
     """Save all evidence of a run that has ended. Errors of this are listed in its ``problems``.
 
+    The order: files, log, the journal with their SHA-256, the row with the SHA-256 of the journal, the entry.
+
     An error here does not stop the next steps, and a run that is otherwise done ends ``partial``. The entry,
     ``result.json``, is written last, because it lists only files that exist. With `keep`, the run's process
     may continue to write into the folder, and save the evidence again. `finished` is the end of the run, by
@@ -166,17 +170,9 @@ def save(
         others = [name for name in folder.names() if name not in (*LOCATION_KEYS, chain.FILE_NAME)]
     found |= redactor.found
     store(folder, values, [archive.NOTEBOOK, archive.REPORT, *others])
-    with _collecting(problems, "The journal could not be completed"):
-        chain.append_end(folder.local, values)
-        values |= chain.last(folder.local)
-    store(folder, values, [chain.FILE_NAME])
     if found:
         live.note(f"Secrets were removed from the evidence: {', '.join(sorted(found))}")
     values["secrets_removed"] = found
-    if record:
-        _set_status(values)
-        with _collecting(problems, "The run could not be recorded in the history"):
-            open_tables(run.settings).append("runs", [runs_row(values)], once=folder.run_id)
     problems += live.problems
     for problem in problems:
         live.note(problem, screen=False)
@@ -185,6 +181,14 @@ def save(
     if not folder.path(archive.LOG).is_file():
         problems.append(f"The log is lost: {folder.path(archive.LOG)} was deleted while the run wrote it.")
     store(folder, values, [archive.LOG])
+    with _collecting(problems, "The journal could not be completed"):  # it contains the SHA-256 of all files
+        chain.append_end(folder.local, redactor.value(values), result_digest(redactor.value(values)))
+        values |= chain.last(folder.local)
+    store(folder, values, [chain.FILE_NAME])
+    if record:
+        _set_status(values)
+        with _collecting(problems, "The run could not be recorded in the history"):
+            open_tables(run.settings).append("runs", [runs_row(values)], once=folder.run_id)
     clean: dict[str, Any] = redactor.value(values)
     _close(run, clean, keep=keep)
     with _collecting(clean["problems"], "The summary of the CI job could not be written"):
@@ -226,6 +230,13 @@ def _result(run: PreparedRun, status: RunStatus, failure: Failure | None, second
         "files": {},
         "problems": [text for text in written.get("problems") or [] if text != INCOMPLETE],
     }
+
+
+def result_digest(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the content of ``result.json``, without the keys that a repair may change."""
+    lasting = {"error", "failure", "finished_at", "seconds"}
+    kept = {key: value for key, value in values.items() if key not in RUNNER_KEYS or key in lasting}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def written_values(path: Path) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""Verify the evidence of a run: its journal against its anchors, and its files against their SHA-256.
+
+What is guaranteed: an entry or a file that was changed, removed or cut off after its SHA-256 was copied to an
+anchor is found, also if the chain was computed again, as long as one anchor is unchanged. To hide a change, a
+person has to change all anchors: the row in the table ``runs``, the entry in the bucket, and the file of the
+anchors on the machine of the run. The anchors prove nothing about what the kernel wrote at first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vmsnix_ops import files
+from vmsnix_ops.errors import ArchiveError, RecordsError
+from vmsnix_ops.progress import counted
+from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.evidence import chain, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vmsnix_ops.runbooks.evidence.runs import Archive, ArchivedRun
+    from vmsnix_ops.settings import Settings
+
+Finding = Literal["intact", "not anchored", "cut off", "removed", "changed", "unreadable"]
+"""The result of a check, from the best to the worst."""
+ORDER: tuple[Finding, ...] = ("intact", "not anchored", "cut off", "removed", "changed", "unreadable")
+JOURNAL = "journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One checked part of the evidence."""
+
+    name: str  # "journal", or the name of a file
+    finding: Finding
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The evidence of a run."""
+
+    run_id: str
+    checks: tuple[Check, ...]
+    anchors: tuple[str, ...]  # where the journal is anchored
+    problems: tuple[str, ...]  # anchors that could not be read
+
+    @property
+    def finding(self) -> Finding:
+        """The worst finding."""
+        return max((check.finding for check in self.checks), key=ORDER.index, default="not anchored")
+
+    @property
+    def exit_code(self) -> int:
+        """0 if the evidence is intact, 3 if it is consistent but not anchored, otherwise 1."""
+        return {"intact": 0, "not anchored": 3}.get(self.finding, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verification for programs."""
+        return {
+            "run_id": self.run_id,
+            "finding": self.finding,
+            "exit_code": self.exit_code,
+            "checks": [
+                {"name": one.name, "finding": one.finding, "detail": one.detail} for one in self.checks
+            ],
+            "anchors": list(self.anchors),
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    place: str  # as a person reads it
+    anchors: list[chain.Anchor]
+
+
+def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verification:
+    """Verify the evidence of a run in an archive."""
+    content, problem = _journal(archive, run)
+    known, problems = _anchors(archive, settings, run)
+    entries = chain.parse(content or b"")
+    journal = _check_journal(run, content, entries, known)
+    if problem:
+        journal = Check(JOURNAL, "unreadable", problem)
+    valid = journal is not None and journal.finding in ("intact", "not anchored")
+    seal = _seal(entries) if valid else {}
+    sealed = seal.get("files") or {}
+    stored = run.values.get("files") or {}
+    checks = [
+        *([journal] if journal is not None else []),
+        *([_check_result(run, seal)] if run.values.get("finished_at") else []),
+        *(
+            _check_file(archive, name, stored.get(name), sealed.get(name))
+            for name in sorted({*stored, *sealed} - {chain.FILE_NAME})
+        ),
+    ]
+    if archives.is_running(archive.local_folder(run.run_id)):
+        problems.append("The kernel of the run is still open, and may add to its evidence.")
+    return Verification(
+        run.run_id, tuple(checks), tuple(one.place for one in known if one.anchors), tuple(problems)
+    )
+
+
+def _journal(archive: Archive, run: ArchivedRun) -> tuple[bytes | None, str]:
+    """Return the content of the journal, and why it could not be read."""
+    stored = (run.values.get("files") or {}).get(chain.FILE_NAME)
+    local = archive.local_folder(run.run_id) / chain.FILE_NAME
+    try:
+        if local.is_file() or stored is None:
+            return _local(local), ""
+        return archive.content(str(stored["place"])), ""
+    except (ArchiveError, OSError) as error:
+        return None, str(error)
+
+
+def _local(path: Path) -> bytes | None:
+    try:
+        return files.read(path)
+    except FileNotFoundError:
+        return None
+
+
+def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[list[_Anchored], list[str]]:
+    """Return the anchors of a journal outside of its folder, and why places could not be read."""
+    found = [_Anchored(f"this machine ({settings.state})", chain.read_anchors(settings.state, run.run_id))]
+    problems = []
+    columns = ["journal_entries", "journal_sha256"]
+    try:
+        rows = open_tables(settings).read(
+            "runs", columns=columns, where=[("run_id", "==", run.run_id)], endpoint="all"
+        )
+    except RecordsError as error:
+        problems.append(f"The history could not be read: {error}")
+    else:
+        pairs = [(row["journal_entries"], row["journal_sha256"]) for row in rows.dropna().to_dict("records")]
+        found.append(_Anchored("the history (table runs)", [chain.Anchor(int(n), str(s)) for n, s in pairs]))
+    entries, sha256 = (run.values.get(name) for name in columns)
+    if archive.remote and isinstance(entries, int) and isinstance(sha256, str):
+        found.append(_Anchored(f"the archive ({archive.location})", [chain.Anchor(entries, sha256)]))
+    return found, problems
+
+
+def _check_journal(
+    run: ArchivedRun,
+    content: bytes | None,
+    entries: Sequence[Mapping[str, Any] | None],
+    known: Sequence[_Anchored],
+) -> Check | None:
+    """Check the journal; ``None`` for a run without one, which an earlier version made."""
+    anchors = sorted({anchor for one in known for anchor in one.anchors}, key=lambda one: one.entries)
+    claimed = run.values.get("journal_entries")
+    if content is None:
+        if anchors or claimed:
+            return Check(JOURNAL, "removed", f"{chain.FILE_NAME} is missing.")
+        return None
+    defect = chain.first_defect(entries)
+    if defect is not None:
+        finding, number = defect
+        text = {
+            "changed": f"Entry {number} was changed: its SHA-256 is that of other content.",
+            "removed": f"An entry before line {number} was removed, added or moved.",
+        }
+        return Check(JOURNAL, "changed" if finding == "changed" else "removed", text[finding])
+    return _compare_with_anchors(entries, anchors)
+
+
+def _compare_with_anchors(
+    entries: Sequence[Mapping[str, Any] | None], anchors: Sequence[chain.Anchor]
+) -> Check:
+    hashes = [str(entry.get("sha256")) for entry in entries if entry is not None]
+    count = counted(len(hashes), "entry", "entries")
+    for anchor in anchors:
+        if anchor.entries <= len(hashes) and hashes[anchor.entries - 1] != anchor.sha256:
+            return Check(
+                JOURNAL,
+                "changed",
+                f"Entry {anchor.entries} is not the anchored one: it, or one before it, was changed or "
+                "removed, and the chain was computed again.",
+            )
+    if anchors and anchors[-1].entries > len(hashes):
+        missing = anchors[-1].entries - len(hashes)
+        return Check(
+            JOURNAL, "cut off", f"The last {counted(missing, 'entry', 'entries')} of it are missing."
+        )
+    if not anchors:
+        return Check(
+            JOURNAL, "not anchored", f"{count}, consistent, not anchored: no copy of its last SHA-256."
+        )
+    later = len(hashes) - anchors[-1].entries
+    if later:
+        more = f"{count}, of which the last {counted(later, 'is', 'are')} not anchored."
+        return Check(JOURNAL, "not anchored", more)
+    return Check(JOURNAL, "intact", f"{count}.")
+
+
+def _seal(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
+    """Return the last entry with the SHA-256 of the files; empty if there is none."""
+    ends = [entry for entry in entries if entry is not None and entry.get("kind") == chain.END]
+    return ends[-1] if ends else {}
+
+
+def _check_result(run: ArchivedRun, seal: Mapping[str, Any]) -> Check:
+    if not seal:
+        return Check(archives.RESULT, "not anchored", "The journal does not contain its SHA-256.")
+    if writing.result_digest(run.values) != seal.get("result"):
+        return Check(
+            archives.RESULT, "changed", "Its values are not those whose SHA-256 the journal contains."
+        )
+    return Check(archives.RESULT, "intact")
+
+
+def _check_file(archive: Archive, name: str, stored: Mapping[str, Any] | None, sealed: str | None) -> Check:
+    if stored is None:
+        return Check(name, "changed", f"The journal contains its SHA-256, but {archives.RESULT} does not.")
+    try:
+        content = archive.content(str(stored["place"]))
+    except ArchiveError as error:
+        return Check(name, "unreadable", str(error))
+    if content is None:
+        return Check(name, "removed", f"{stored['place']} is missing.")
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != stored["sha256"]:
+        return Check(name, "changed", f"Its SHA-256 is not the one in {archives.RESULT}.")
+    if sealed is None:
+        text = f"It matches {archives.RESULT}; the journal does not contain its SHA-256."
+        return Check(name, "not anchored", text)
+    if sha256 != sealed:
+        return Check(
+            name, "changed", f"It and {archives.RESULT} were changed: the journal has another SHA-256."
+        )
+    return Check(name, "intact")
