@@ -7,7 +7,7 @@ missing values.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -124,6 +124,17 @@ class DisplayTable(Displayed):
     right: frozenset[str] = frozenset()  # headings of the columns that are aligned to the right
     title: str = ""  # shown above the table
     nothing: str = "No rows."  # shown instead of a table without rows
+    # The values of the table, if they are those of a frame.
+    values: pd.DataFrame | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table as a frame: with the values, or if there are only texts, with these."""
+        import pandas as pd
+
+        if self.values is not None:
+            return self.values
+        return pd.DataFrame(list(self.rows), columns=list(self.columns), dtype="str")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -186,7 +197,7 @@ def frame_table(frame: pd.DataFrame, *, title: str = "", nothing: str = "No rows
     ]
     rows = [[_readable(value) for value in row] for row in frame.itertuples(index=False)]
     right = [name for name, number in zip(columns, numbers, strict=True) if number]
-    return make_table(columns, rows, right=right, title=title, nothing=nothing)
+    return replace(make_table(columns, rows, right=right, title=title, nothing=nothing), values=frame)
 
 
 def _readable(value: object) -> object:

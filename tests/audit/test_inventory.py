@@ -51,7 +51,7 @@ def test_an_empty_account_gives_an_empty_frame_with_all_columns(own: Owner) -> N
     found = own.scan(regions=[REGION])
     assert tuple(found.frame.columns) == schemas.INVENTORY.names
     assert (len(found.frame), found.unread, dict(found.regions)) == (0, (), {(own.account, REGION): 0})
-    assert len(views.summary(found)) == 0
+    assert len(found.summary()) == 0
 
 
 def test_amis_and_snapshots_have_size_state_and_references(own: Owner) -> None:

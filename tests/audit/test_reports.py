@@ -146,6 +146,7 @@ def test_invalid_parameters_are_refused_before_the_scan(parameters: dict[str, An
 
 
 def test_the_second_audit_lists_what_changed(own: Owner, audit: AuditResult) -> None:
+    audit.save()
     fresh = own.ami(tags=DIGEST)
     again = AuditResult.of(own.scan(regions=[REGION]))
     assert fresh in set(again.changes.frame["resource_id"])
@@ -185,6 +186,7 @@ def test_the_inventory_has_the_time_of_the_last_proof_of_each_ami(own: Owner) ->
         row = {"run_id": f"run-{number}", "proved_at": moment, "region": REGION, "ami_id": ami}
         tables.append("proofs", [{**row, "verdict": verdict, "extent": "whole"}])
     audit = AuditResult.of(own.scan(regions=[REGION]))
+    audit.save()
     proven_at = audit.inventory.amis.set_index("resource_id")["proven_at"]
     assert proven_at[proven] == second
     assert proven_at[[changed, never]].isna().all()

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from vmsnix_ops.audit.findings import as_text
 from vmsnix_ops.display import missing
+from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.records import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
+    import pyarrow as pa
 
     from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.records.tables import Tables
@@ -78,8 +81,10 @@ class Changes:
         return f"Since {oldest:%Y-%m-%d %H:%M} UTC: {counts}."
 
 
-def store(inventory: Inventory, tables: Tables) -> None:
-    """Store a scan in the table ``inventory``. Safe to run twice: a scan is stored once.
+def store(inventory: Inventory, tables: Tables, findings: pd.DataFrame | None = None) -> None:
+    """Store a scan in the table ``inventory``, and its findings in ``findings``.
+
+    Safe to run twice: a run stores its first scan only.
 
     There is also a row for every account and region and every bucket that was read. So the next scan can
     distinguish one without resources from one that was not read.
@@ -104,7 +109,27 @@ def store(inventory: Inventory, tables: Tables) -> None:
         for account, region, kind, name in read
     ]
     whole = pa.concat_tables([whole, pa.Table.from_pylist(places, schema=schema)])
-    tables.append("inventory", whole, once=f"{inventory.run.run_id}/inventory")
+    run_id = inventory.run.run_id
+    tables.append("inventory", whole, once=f"{run_id}/inventory")
+    if findings is not None:
+        tables.append("findings", _findings_table(inventory, findings), once=f"{run_id}/findings")
+
+
+def _findings_table(inventory: Inventory, findings: pd.DataFrame) -> pa.Table:
+    """Return findings as rows of the table ``findings``, each with the cost basis of its resource."""
+    import pyarrow as pa
+
+    basis = inventory.frame.set_index(IDENTITY)["cost_basis"]
+    basis = basis[~basis.index.duplicated()]
+    rows = as_text(findings).assign(
+        run_id=inventory.run.run_id,
+        scanned_at=inventory.scanned_at,
+        endpoint=endpoint_kind(),
+        cost_basis=findings[IDENTITY].join(basis, on=IDENTITY)["cost_basis"],
+    )
+    schema = schemas.FINDINGS.arrow()
+    rows = rows.reindex(columns=schema.names)
+    return pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
 
 
 def _place(kind: str, name: str) -> str:
@@ -164,6 +189,7 @@ def _before(
         ("state", "==", "read"),
         ("account", "in", sorted({account for account, _ in places})),
         ("scanned_at", "<", inventory.scanned_at),
+        ("run_id", "!=", inventory.run.run_id),  # a cell that is executed again finds the same changes
     ]
     columns = ["account", "kind", "resource_id", "scanned_at"]
     earlier = tables.read("inventory", columns=columns, where=where)

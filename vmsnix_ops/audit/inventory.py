@@ -18,7 +18,7 @@ from functools import partial
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vmsnix_ops import errors
+from vmsnix_ops import display, errors
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, Verdict, decide
@@ -82,9 +82,16 @@ class ForeignReference:
     unshared: str = ""  # the scanned account that owns the AMI and does not share it with this account
 
 
+USER_COLUMNS = (*("region", "ami_id", "name", "image", "kind", "id", "detail", "source", "uses", "account"),)
+
+
 @dataclass(frozen=True, slots=True)
-class Inventory:
-    """The result of a scan."""
+class Inventory(display.Displayed):
+    """The result of a scan: AMIs, snapshots, imports and uploads with their users and costs.
+
+    A notebook shows numbers and costs by account, region and kind. The columns of `frame` are those of the
+    table ``inventory``.
+    """
 
     # Columns as in `vmsnix_ops.records.schemas.INVENTORY`; AMIs first, oldest first.
     frame: pd.DataFrame = field(repr=False)
@@ -107,8 +114,86 @@ class Inventory:
 
     @property
     def amis(self) -> pd.DataFrame:
-        """The AMIs: the first rows of the frame, so not a copy."""
-        return self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
+        """The AMIs, oldest first, with two more columns: ``ami_id``, and ``age_days`` at the scan."""
+        rows = self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
+        return rows.assign(ami_id=rows["resource_id"], age_days=self._age_days(rows))
+
+    @property
+    def snapshots(self) -> pd.DataFrame:
+        """The snapshots, oldest first, with two more columns: ``snapshot_id`` and ``age_days``.
+
+        A snapshot with ``referenced`` false belongs to no AMI.
+        """
+        rows = self.frame[self.frame["kind"] == "snapshot"]
+        return rows.assign(snapshot_id=rows["resource_id"], age_days=self._age_days(rows))
+
+    def users(self) -> pd.DataFrame:
+        """Return one row for each AMI and each of its users; join `amis` on ``region`` and ``ami_id``.
+
+        ``kind`` and ``id`` are those of the user: ``instance``, ``launch-template``, ``auto-scaling-group``,
+        ``launch-configuration``, ``parameter`` (such as that of a channel), ``image-recipe``,
+        ``container-recipe`` or ``shared-with``. ``detail`` has versions, the capacity of a group and the
+        resources between, ``source`` the part of AWS that reported the user. ``uses`` is false for an account
+        that may launch the AMI: its resources were not read. ``account`` is set for a user in another
+        account.
+        """
+        import pandas as pd
+
+        rows = []
+        amis = self.amis[["region", "resource_id", "name", "image", "references"]]
+        for region, ami_id, name, image, texts in amis.itertuples(index=False):
+            for one in references.references_from_json(texts):
+                if one.kind == "launched":
+                    continue
+                source = one.source or references.SOURCES.get(one.kind, "")
+                uses = one.kind in references.USE_KINDS
+                rows.append(
+                    (region, ami_id, name, image, one.kind, one.id, one.detail, source, uses, one.account)
+                )
+        return pd.DataFrame(rows, columns=list(USER_COLUMNS)).astype(
+            {name: "bool" if name == "uses" else "str" for name in USER_COLUMNS}
+        )
+
+    def _age_days(self, rows: pd.DataFrame) -> pd.Series[float]:
+        days: pd.Series[float] = (self.scanned_at - rows["created_at"]).dt.total_seconds() / 86400
+        return days
+
+    def summary(self) -> pd.DataFrame:
+        """Return numbers, sizes and costs by account, region and kind."""
+        frame = self.frame
+        marked = frame.assign(
+            unused=~frame["referenced"].fillna(value=True),
+            unknown=frame["referenced"].isna(),
+            stored_gib=frame["stored_bytes"].astype("Float64") / GIB,
+            age_days=self._age_days(frame),
+        )
+        groups = marked.groupby(["account", "region", "kind"], as_index=False)
+        table = groups.agg(
+            count=("resource_id", "size"),
+            unused=("unused", "sum"),
+            unknown=("unknown", "sum"),
+            size_gib=("size_gib", "sum"),
+            stored_gib=("stored_gib", "sum"),
+            monthly_usd=("monthly_usd", "sum"),
+            oldest_days=("age_days", "max"),
+        )
+        return table.round({"stored_gib": 2, "monthly_usd": 2, "oldest_days": 1})
+
+    @property
+    def title(self) -> str:
+        """The title."""
+        return "Inventory"
+
+    def table(self) -> display.DisplayTable:
+        """Return `summary` for people."""
+        return display.frame_table(self.summary(), nothing="No resources.")
+
+    def notes(self) -> list[str]:
+        """Return what could not be read."""
+        return [
+            f"Not read: {' '.join(filter(None, (one.source, one.account, one.region)))}. {one.error}"
+            for one in self.unread
+        ]
 
     def unreadable(self, source: str) -> set[tuple[str, str]]:
         """Return the accounts and regions in which a source could not be read."""
@@ -173,7 +258,7 @@ def scan(
     rules = rules or RetirementRules.of(settings.retirement, {})
     limit = _check_limit(settings, one_by_one, deadline_minutes)
     wanted = aws_regions.requested_regions(session, regions, home=settings.region)
-    run, now = current_run("audit-inventory"), datetime.now(UTC)
+    run, now = current_run("audit-inventory", make_folder=False), datetime.now(UTC)
     with _interruptible(limit):
         members = open_accounts(
             tuple(accounts) or settings.audit_accounts,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, files
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import changes as audit_changes
+from vmsnix_ops.audit import inventory as inventories
 from vmsnix_ops.audit import views
 from vmsnix_ops.audit.findings import AuditCriteria, as_text, newest_proofs
-from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, OneByOne, scan
+from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Inventory, OneByOne
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.outcomes import SEVERITIES
@@ -32,10 +33,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vmsnix_ops.audit.changes import Changes
-    from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.records.run_context import RunContext
 
 NEVER = "never"
+
+
+@check_arguments
+def scan(
+    regions: str | Iterable[str] = (),
+    *,
+    accounts: Iterable[str] = (),
+    buckets: Iterable[str] = (),
+    one_by_one: OneByOne = "auto",
+    deadline_minutes: float = DEADLINE_MINUTES,
+    session: boto3.Session | None = None,
+) -> Inventory:
+    """Read every AMI and snapshot with its usage and cost. Nothing is written, neither in AWS nor here.
+
+    Parameters
+    ----------
+    regions
+        ``"all"``, a region, or a list of regions; by default the region of the settings or of AWS.
+    accounts, buckets, one_by_one, deadline_minutes, session
+        As for `check`.
+
+    Raises
+    ------
+    vmsnix_ops.errors.VmsnixError
+        As for `check`.
+    """
+    return inventories.scan(
+        regions=[regions] if isinstance(regions, str) and regions else regions,
+        accounts=accounts,
+        buckets=buckets,
+        one_by_one=one_by_one,
+        deadline_minutes=deadline_minutes,
+        session=session,
+    )
 
 
 @check_arguments
@@ -59,6 +93,8 @@ def check(
     session: boto3.Session | None = None,
 ) -> AuditResult:
     """List every AMI and snapshot with its usage, cost, findings and fixes. Nothing is changed.
+
+    `AuditResult.save` stores the scan and its findings in the tables, once for each run.
 
     Parameters
     ----------
@@ -112,7 +148,7 @@ def check(
             "max_count": max_count,
         },
     )
-    inventory = scan(
+    inventory = inventories.scan(
         rules,
         regions=regions,
         accounts=accounts,
@@ -133,7 +169,7 @@ class AuditResult(Result):
     inventory, findings, changes
         The result of the scan, the problems in it, and what changed since the last audit.
     problems
-        Failures to read or write the tables, as sentences.
+        Failures to read or write the tables, as sentences. `save` adds to them.
     fail_on
         Lowest severity that fails the audit; see `check`.
     """
@@ -141,8 +177,10 @@ class AuditResult(Result):
     inventory: Inventory
     findings: pd.DataFrame
     changes: Changes
-    problems: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
     fail_on: str = NEVER
+    # The tables of the history; by default those of the settings.
+    tables: Tables | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -153,21 +191,17 @@ class AuditResult(Result):
         fail_on: str = NEVER,
         tables: Tables | None = None,
     ) -> AuditResult:
-        """Find the problems in an inventory, compare it with the last one, and store it in the history."""
-        tables = tables or open_tables(load())
+        """Find the problems in an inventory, and compare it with the last one of another run."""
+        history = tables or open_tables(load())
         problems = []
         try:
-            changed = audit_changes.since_last(inventory, tables)
+            changed = audit_changes.since_last(inventory, history)
         except errors.RecordsError as error:
             changed = audit_changes.Changes.none()
             problems.append(f"Could not compare with the last audit. {error}")
-        inventory = replace(inventory, frame=_with_proofs(inventory.frame, tables))
-        findings = evaluate(inventory, criteria=criteria, tables=tables)
-        try:
-            audit_changes.store(inventory, tables)
-        except errors.RecordsError as error:
-            problems.append(f"Could not store this audit, so the next one cannot compare with it. {error}")
-        return cls(inventory, findings, changed, tuple(problems), fail_on)
+        inventory = replace(inventory, frame=_with_proofs(inventory.frame, history))
+        findings = evaluate(inventory, criteria=criteria, tables=history)
+        return cls(inventory, findings, changed, problems, fail_on, tables)
 
     @property
     def run(self) -> RunContext:
@@ -185,11 +219,11 @@ class AuditResult(Result):
 
     def table(self) -> display.DisplayTable:
         """Return numbers and costs by account, region and kind, for people."""
-        return display.frame_table(views.summary(self.inventory))
+        return self.inventory.table()
 
     def notes(self) -> tuple[str, ...]:
         """Return the failures to read or write the tables."""
-        return self.problems
+        return tuple(self.problems)
 
     def frame(self) -> pd.DataFrame:
         """Return the findings."""
@@ -277,7 +311,14 @@ class AuditResult(Result):
         }
 
     def _write_files(self, folder: Path) -> None:
+        try:
+            audit_changes.store(self.inventory, self.tables or open_tables(load()), self.findings)
+        except errors.RecordsError as error:
+            text = f"Could not store this audit, so the next one cannot compare with it. {error}"
+            if text not in self.problems:
+                self.problems.append(text)
         with saving(folder):
+            files.make_folder(folder)
             write(self, folder)
 
 

@@ -55,28 +55,6 @@ def totals(inventory: Inventory) -> dict[str, float]:
     }
 
 
-def summary(inventory: Inventory) -> pd.DataFrame:
-    """Return numbers, sizes and costs by account, region and kind."""
-    frame = inventory.frame
-    marked = frame.assign(
-        unused=~frame["referenced"].fillna(value=True),
-        unknown=frame["referenced"].isna(),
-        stored_gib=frame["stored_bytes"].astype("Float64") / GIB,
-        age_days=(inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400,
-    )
-    groups = marked.groupby(["account", "region", "kind"], as_index=False)
-    table = groups.agg(
-        count=("resource_id", "size"),
-        unused=("unused", "sum"),
-        unknown=("unknown", "sum"),
-        size_gib=("size_gib", "sum"),
-        stored_gib=("stored_gib", "sum"),
-        monthly_usd=("monthly_usd", "sum"),
-        oldest_days=("age_days", "max"),
-    )
-    return table.round({"stored_gib": 2, "monthly_usd": 2, "oldest_days": 1})
-
-
 def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
     """Return the rows of one kind with the most important columns, oldest first."""
     frame = inventory.frame[inventory.frame["kind"] == kind].head(most)
@@ -180,7 +158,7 @@ def _findings(findings: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _regions(inventory: Inventory) -> Iterator[dict[str, Any]]:
-    table = summary(inventory)
+    table = inventory.summary()
     most = max([*table.loc[table["kind"] != "ami", "monthly_usd"], 0.01])
     for row in _rows(table):
         names = ("count", "unused", "unknown", "size_gib", "stored_gib", "monthly_usd")

@@ -91,6 +91,16 @@ USE_KINDS = frozenset(
 )
 """Kinds of references to an AMI in use."""
 
+SOURCES: dict[str, str] = {
+    "instance": "instances",
+    "launch-template": "launch templates",
+    "launch-configuration": "Auto Scaling groups",
+    "auto-scaling-group": "Auto Scaling groups",
+    "parameter": "parameters",
+    "shared-with": "launch permissions",
+}
+"""The source of each kind of user, by the name that `References.unread` has for it."""
+
 HINT_KINDS = frozenset({"shared-with", "snapshot-shared-with", "snapshot-lock", "launched"})
 """Kinds of hints: the AMI may be in use where these credentials cannot read, or must be kept."""
 
@@ -171,6 +181,13 @@ class Reference:
     account: str = ""  # account of the user, if it is not the owner of the AMI
 
     def __str__(self) -> str:
+        account = f"account {self.account}" if self.account else ""
+        text = ", ".join(filter(None, [self.detail, self.source, account]))
+        return f"{self.kind} {self.id}" + (f" ({text})" if text else "")
+
+    @property
+    def detail(self) -> str:
+        """Name, type, versions, resources between, and capacity as text; empty if there are none."""
         plural = "s" if len(self.versions) > 1 else ""
         details = [
             self.name,
@@ -179,11 +196,8 @@ class Reference:
             *map(str, self.through),
             f"{self.capacity} wanted" if self.capacity is not None else "",
             "last launch" if self.kind == "launched" else "",
-            self.source,
-            f"account {self.account}" if self.account else "",
         ]
-        text = ", ".join(filter(None, details))
-        return f"{self.kind} {self.id}" + (f" ({text})" if text else "")
+        return ", ".join(filter(None, details))
 
     @property
     def launches(self) -> bool:

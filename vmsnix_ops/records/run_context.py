@@ -30,7 +30,7 @@ class RunContext:
 
     run_id: str
     runbook: str  # its name, or "interactive"
-    folder: Path  # for result.json and logs; it exists
+    folder: Path  # for result.json and logs
     managed: bool  # whether the runner or the kernel's recorder archives the folder and records the run
     entry: str = ""  # URL of result.json in an archive on S3; empty for a local archive
     # Values of result.json that those of a job do not replace, such as the status before the end.
@@ -62,6 +62,7 @@ def current_run(
     *,
     settings: Settings | None = None,
     environment: Mapping[str, str] | None = None,
+    make_folder: bool = True,
 ) -> RunContext:
     """Return the run of this kernel, or a new one.
 
@@ -78,6 +79,8 @@ def current_run(
         Settings with the state folder; loaded by default.
     environment
         The variables; by default ``os.environ``.
+    make_folder
+        Whether to create the run's folder. A job that only reads creates it when its result is saved.
 
     Raises
     ------
@@ -104,7 +107,8 @@ def current_run(
     path = environment.get("VMSNIX_RUN_DIR", "") if managed else ""
     folder = Path(path).absolute() if path else _state(settings, environment) / "runs" / run_id
     try:
-        files.make_folder(folder)
+        if make_folder:
+            files.make_folder(folder)
     except OSError as error:
         raise RecordsError(
             f"Could not create the folder of the run: {folder}.",
