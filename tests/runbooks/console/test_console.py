@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmsnix_ops.runbooks import console
+from vmsnix_ops.runbooks import catalog, console
 from vmsnix_ops.runbooks.console import backends, jobs
 from vmsnix_ops.runbooks.console.app import Console
 from vmsnix_ops.runbooks.console.jobs import JobReader, JobState
@@ -38,7 +38,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], 
     """Calls of `jobs.start`, which is replaced: every run ends at once."""
     calls: list[tuple[str, dict[str, Any], bool]] = []
 
-    def start(runbook: Any, given: dict[str, Any], backend: Any, *, confirmed: bool) -> jobs.Job:
+    def start(
+        runbook: Any, given: dict[str, Any], backend: Any, *, confirmed: bool, modified: bool
+    ) -> jobs.Job:
         calls.append((runbook.name, given, confirmed))
         return jobs.Job("id", runbook.name, runbook.title, given, Path("/none"), Path("/none"), 0.0)
 
@@ -126,6 +128,37 @@ def test_a_runbook_that_destroys_must_be_confirmed_with_its_name_and_the_account
     page.run_button.click()
     wait(lambda: page.job is None)
     assert started == [("retire", {"image": "another", "dry_run": False}, True)]
+
+
+def test_a_modified_notebook_must_be_confirmed_unless_it_only_reads(
+    console_shelf: Shelf, monkeypatch: pytest.MonkeyPatch, wait: Wait
+) -> None:
+    console_shelf.put("10-greet.ipynb", "1", parameters=DESTROYS, side_effects="creates")
+    console_shelf.put("20-look.ipynb", "1")
+    frozen = catalog.make_manifest(console_shelf.folder)
+    monkeypatch.setattr(catalog, "load_manifest", lambda: frozen)
+    path = console_shelf.put("10-greet.ipynb", "2", parameters=DESTROYS, side_effects="creates")
+    path.with_name("20-look.ipynb").unlink()
+    page = Console().run
+    wait(lambda: "unknown" not in page.run_button.description)
+    assert "10-greet.ipynb was modified: its cells differ" in page._modified_text.value
+    assert not page.run_button.disabled  # a dry run
+    assert not shown(page.modified)
+    page._form.fields["dry_run"]._input.value = False
+    assert shown(page.modified)
+    assert page.run_button.disabled
+    assert not page.dry_button.disabled
+    page._start(dry=False)  # without the button
+    assert "10-greet.ipynb was modified" in page._message.value
+    page.modified.value = True
+    assert not page.run_button.disabled
+    page.run_button.click()
+    wait(lambda: page.job is None)
+    assert "greet: done" in page.result._summary.value
+    page.open("look", {})
+    assert "It could not be read" in page._modified_text.value
+    assert page.run_button.disabled
+    assert page.modified.value is False
 
 
 def test_a_dry_run_needs_no_confirmation_and_is_marked(

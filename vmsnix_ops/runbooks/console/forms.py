@@ -10,6 +10,7 @@ import ipywidgets
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks import parameters
 from vmsnix_ops.runbooks.console.suggestions import source_of
+from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.console.suggestions import Suggestion
     from vmsnix_ops.runbooks.declarations import Parameter
+    from vmsnix_ops.runbooks.execution.side_effects import Level
 
 PICK = "▾"
 DRY_RUN = "dry_run"
@@ -390,6 +392,11 @@ class Form:
     def has_dry_run(self) -> bool:
         """Whether the runbook has a dry run."""
         return DRY_RUN in self.fields
+
+    @property
+    def effect(self) -> Level:
+        """What a run with these values may do."""
+        return level(self.runbook.side_effects, self._values)
 
     @property
     def destroys(self) -> bool:

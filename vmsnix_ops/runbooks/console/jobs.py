@@ -29,7 +29,9 @@ from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks import parameters
 from vmsnix_ops.runbooks.evidence import archive
+from vmsnix_ops.runbooks.evidence.writing import all_parameters
 from vmsnix_ops.runbooks.execution import kernels
+from vmsnix_ops.runbooks.execution.execute import read_notebook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,21 +90,25 @@ def start(
     backend: Backend,
     *,
     confirmed: bool = False,
+    modified: bool = False,
     cwd: Path | None = None,
 ) -> Job:
     """Start a run, and return without waiting for its end.
 
-    `confirmed` confirms that the runbook may destroy. Relative paths in parameters start at `cwd`, by default
-    the working directory.
+    `confirmed` confirms that the runbook may destroy, and `modified` that its modified notebook may run.
+    Relative paths in parameters start at `cwd`, by default the working directory.
 
     Raises
     ------
     ParameterError
         A parameter is invalid; nothing was started.
+    ConfirmationError
+        The notebook was modified, and this is not confirmed; nothing was started.
     RunError
-        The process could not be started.
+        The notebook is missing or damaged; or the process could not be started.
     """
     checked = parameters.check(runbook, given)
+    read_notebook(runbook, all_parameters(runbook, checked), modified=modified)
     settings = backend.settings()
     run_id = new_run_id(runbook.name)
     folder = _jobs_folder(settings.state) / run_id
@@ -115,6 +121,7 @@ def start(
         "notebook": str(runbook.path),
         "given": checked,
         "confirmed": confirmed,
+        "modified": modified,
         "run_folder": str(run_folder),
         "started_at": time.time(),
     }
@@ -338,6 +345,7 @@ def main(folder: Path) -> None:
                     interrupter=interrupter,
                     run_id=request["run_id"],
                     confirmed=request["confirmed"],
+                    modified=request["modified"],
                 )
             )
     except VmsnixError as error:

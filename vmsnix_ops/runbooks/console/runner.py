@@ -400,6 +400,9 @@ _ABOUT = """\
 _CONFIRM = """\
 <p>This deletes or disables resources {{ backend }}. Type <code>{{ phrase }}</code> to confirm.</p>
 """
+_MODIFIED = """\
+<p>{{ text }} {{ fix }}</p>
+"""
 _MESSAGE = '<span class="{{ kind }}" role="status">{{ text }}</span>'
 
 
@@ -420,7 +423,9 @@ class RunPage:
         self._new_token()
         books = catalog.runbooks()
         self.pick = ipywidgets.Select(
-            options=[(f"{book.number:02d}  {book.name}", book.name) for book in books],
+            options=[
+                (f"{book.number:02d}  {book.name}{' (own)' if book.own else ''}", book.name) for book in books
+            ],
             rows=max(len(books), 8),
             tooltip="Runbooks, in the order of use",
         )
@@ -438,6 +443,11 @@ class RunPage:
         self.confirm.observe(self._refresh, "value")
         self._confirmation = ipywidgets.VBox([self._confirm_text, self.confirm])
         self._confirmation.add_class("vmsnix-confirm")
+        self._modified_text = ipywidgets.HTML("")
+        self.modified = ipywidgets.Checkbox(description="Run it as it is", indent=False)
+        self.modified.observe(self._refresh, "value")
+        self._modified_notebook = ipywidgets.VBox([self._modified_text, self.modified])
+        self._modified_notebook.add_class("vmsnix-confirm")
         self.run_button = ipywidgets.Button(description="Run", button_style="primary")
         self.run_button.on_click(lambda _button: self._start(dry=False))
         self.dry_button = ipywidgets.Button(description="Dry run")
@@ -448,7 +458,8 @@ class RunPage:
         self._message = ipywidgets.HTML("")
         buttons = ipywidgets.HBox([self.run_button, self.dry_button, self.default_button, self._message])
         buttons.add_class("vmsnix-buttons")
-        foot = ipywidgets.VBox([self._confirmation, buttons])  # always visible, also below a long form
+        # Always visible, also below a long form.
+        foot = ipywidgets.VBox([self._modified_notebook, self._confirmation, buttons])
         foot.add_class("vmsnix-foot")
         self._form_page = ipywidgets.VBox([self._fields, self._plan, foot])
         self.live = LiveView(self._cancel)
@@ -516,6 +527,7 @@ class RunPage:
             return self._forms[name]
 
     def _on_pick(self, _change: object = None) -> None:
+        self.modified.value = False
         self._fields.children = [self._form.widget]
         self._on_form()
         if self.job is None:
@@ -541,15 +553,31 @@ class RunPage:
         self._plan.value = plan_html(form, backend=self._bar.words, command=command)
         dry = form.value(DRY_RUN) is True
         busy, invalid = self.job is not None, bool(form.problems)
+        refused = self._draw_modified(form)
         with self.run_button.hold_sync():  # in one message: a run that needs a confirmation is never enabled
             self.run_button.description = f"{'Dry run' if dry else 'Run'} {self._bar.words}"
             self.run_button.button_style = "danger" if form.destroys else "primary"
-            self.run_button.disabled = busy or invalid or not self._confirmed
+            self.run_button.disabled = busy or invalid or refused or not self._confirmed
         self.dry_button.layout.display = "none" if dry or not form.has_dry_run else ""
         self._confirmation.layout.display = "" if form.destroys else "none"
         self._confirm_text.value = fill(_CONFIRM, backend=self._bar.words, phrase=self._phrase)
         self.dry_button.disabled = busy or invalid
         self._show_message("Correct the marked values." if invalid else "", error=invalid)
+
+    def _draw_modified(self, form: Form) -> bool:
+        """Show whether the notebook was modified; return whether it may therefore not run."""
+        book, text, refused = form.runbook, "", False
+        try:
+            _, modified = catalog.content(book)
+            if modified:
+                text = f"{book.path.name} was modified: its cells differ from those of the package."
+                refused = form.effect != "read_only" and not self.modified.value
+        except VmsnixError as error:
+            modified, text, refused = False, f"{error.what} {error.why}", True
+        self._modified_notebook.layout.display = "" if text else "none"
+        self._modified_text.value = fill(_MODIFIED, text=text, fix=catalog.restore(book)) if text else ""
+        self.modified.layout.display = "" if modified and form.effect != "read_only" else "none"
+        return refused
 
     @property
     def _account(self) -> str:
@@ -604,7 +632,14 @@ class RunPage:
                 self._new_token()
             elif dry or self._confirmed:
                 confirmed = form.destroys and not dry
-                self._watch(jobs.start(form.runbook, values, self._bar.backend, confirmed=confirmed))
+                job = jobs.start(
+                    form.runbook,
+                    values,
+                    self._bar.backend,
+                    confirmed=confirmed,
+                    modified=self.modified.value,
+                )
+                self._watch(job)
             else:
                 self.confirm.focus()
                 self._new_token()
