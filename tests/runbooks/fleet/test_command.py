@@ -69,7 +69,7 @@ def test_targets_that_destroy_need_a_confirmation(plan: Path, capsys: pytest.Cap
         file.write('[[entry]]\nrunbook = "end"\nparameters = { dry_run = false }\n')
     assert main(["fleet", str(plan), "--no-dry-run"]) == 2
     printed = capsys.readouterr()
-    assert "end dry_run=False; destroys" in printed.out
+    assert "end (own) dry_run=False; destroys" in printed.out
     assert "1 target would destroy resources. Pass --yes to confirm." in printed.err
 
 

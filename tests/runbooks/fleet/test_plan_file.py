@@ -245,7 +245,7 @@ def test_a_plan_without_a_name_is_named_after_its_path(plans: Plans, tmp_path: P
 def test_a_plan_shows_its_targets(plans: Plans) -> None:
     plans.read('[[entry]]\nrunbook = "greet"\nimages = ["<b>"]\nresources = { kvm = 1 }\nretries = 1')
     planned = fleet.plan(plans.path)
-    assert "greet image=<b>; needs kvm=1; 1 retry" in str(planned)
+    assert "greet (own) image=<b>; needs kvm=1; 1 retry" in str(planned)
     assert "&lt;b&gt;" in planned._repr_html_()
     assert list(planned.frame()["needs"]) == ["kvm=1"]
 

@@ -43,11 +43,19 @@ from pydantic import (
 )
 
 from vmsnix_ops import files
-from vmsnix_ops.errors import ParameterError, PlanError, RunError, UnknownRunbookError, nearest
+from vmsnix_ops.errors import (
+    ConfirmationError,
+    ParameterError,
+    PlanError,
+    RunError,
+    UnknownRunbookError,
+    nearest,
+)
 from vmsnix_ops.progress import counted
 from vmsnix_ops.redaction import find_secret
 from vmsnix_ops.region_names import known_regions
 from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks.execution.execute import read_notebook
 from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.runbooks.fleet.worker import CREDENTIALS, Account, Target
 
@@ -162,6 +170,7 @@ class RunTable(Table):
     resources: Amounts = Field({}, description="Resources that a worker must have: { kvm = 1 }.")
     retries: Retries = Field(0, description="Maximum number of retries of a failed target.")
     retry_wait: Seconds = Field(5, description="Seconds before the first retry; doubled each time.")
+    modified: bool = Field(False, description="Run a notebook of the package whose cells were modified.")
 
 
 class OverrideTable(RunTable):
@@ -332,15 +341,21 @@ class _Reader:
     defaults: RunTable
     accounts: Mapping[str, Account]
     notebooks: Path | None
+    folder: Path  # working directory of the runs
 
     def _add(self, fault: str) -> None:
         self.faults.append(f"{self.name}{fault}".rstrip())
+
+    def _add_once(self, fault: str) -> None:
+        if f"{self.name}{fault}" not in self.faults:
+            self._add(fault)
 
     def targets(self) -> Iterator[Target]:
         """Yield a target for each combination of the entry's lists."""
         runbook, lists = None, self.entry.lists()
         try:
-            runbook = catalog.find(self.entry.runbook, self.notebooks) if self.entry.runbook else None
+            if self.entry.runbook:
+                runbook = catalog.find(self.entry.runbook, self.notebooks, start=self.folder)
         except (UnknownRunbookError, RunError) as error:
             self._add(f": {error.what} {error.why}")
         self._check(runbook, lists)
@@ -388,6 +403,14 @@ class _Reader:
         whole = {parameter.name: parameter.default for parameter in runbook.parameters} | given
         several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
         last = {key: getattr(layer, key) for layer in layers for key in layer.model_fields_set}
+        modified = last.get("modified", False)
+        try:
+            read_notebook(runbook, whole, modified=modified)
+        except RunError as error:
+            self._add_once(f": {error.what} {error.why} {error.fix}")
+        except ConfirmationError as error:
+            fix = f"{catalog.restore(runbook)}. To run it as it is, set modified = true for these targets."
+            self._add_once(f": {error.what} {fix}")
         return Target(
             name="/".join([self.name, *(_name_part(axis, axes[axis], lists[axis]) for axis in several)]),
             runbook=runbook.name,
@@ -400,6 +423,8 @@ class _Reader:
             retries=last.get("retries", 0),
             retry_wait=float(last.get("retry_wait", 5)),
             effects=level(runbook.side_effects, whole),
+            own=runbook.own,
+            modified=modified,
         )
 
     def _given(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable], account: str) -> Any:
@@ -542,8 +567,9 @@ def read_plan(path: Path) -> PlanFile:
     plan = _validate(values, folder, faults)
     accounts, entries = _accounts(faults, plan), _entries(faults, plan)
     notebooks = folder / plan.notebooks if plan.notebooks else None
+    work = folder / plan.folder
     targets = {
-        name: tuple(_Reader(faults, name, entry, plan.defaults, accounts, notebooks).targets())
+        name: tuple(_Reader(faults, name, entry, plan.defaults, accounts, notebooks, work).targets())
         for name, entry in entries.items()
     }
     # Without a name, the path distinguishes fleets of the same file name.

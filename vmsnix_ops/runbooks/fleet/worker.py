@@ -83,6 +83,8 @@ class Target:
     retries: int = 0
     retry_wait: float = 5.0  # seconds before the first retry; doubled each time
     effects: str = "read_only"  # read_only (also in a dry run), creates or destroys
+    own: bool = False  # a runbook that is not one of the package
+    modified: bool = False  # may run although its notebook was modified
     after: tuple[str, ...] = ()  # names of the targets that must be done first
     fingerprint: str = ""  # hash of the plan's name, the key, and the fingerprints of the targets in `after`
 
@@ -119,7 +121,7 @@ class Target:
 
     def __str__(self) -> str:
         given = " ".join(f"{name}={value}" for name, value in self.given.items())
-        parts = [f"{self.runbook} {given}".strip()]
+        parts = [f"{self.runbook}{' (own)' if self.own else ''} {given}".strip()]
         parts += [f"{word} {found}" for word in ("after", "needs") if (found := self.described()[word])]
         parts += ["destroys"] if self.effects == "destroys" else []
         parts += [counted(self.retries, "retry", "retries")] if self.retries else []
@@ -311,6 +313,7 @@ def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_f
             cwd=Path(session.folder),
             interrupter=interrupter,
             confirmed=True,  # `FleetPlan.apply` checked it
+            modified=target.modified,
         )
     except VmsnixError as error:
         attempt |= {"exit_code": error.exit_code, "error": str(error)}
