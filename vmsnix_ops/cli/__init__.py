@@ -35,7 +35,7 @@ COMPLETING = "_VMSNIX_COMPLETE"  # set by the completion script of click
 COMMANDS: dict[str, tuple[str, str]] = {
     "help": ("vmsnix_ops.cli.about:show_help", "Show the help of a runbook or a command."),
     "list": ("vmsnix_ops.cli.about:list_runbooks", "List the runbooks with purpose and effect."),
-    "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "Compare or reset your copies of the notebooks."),
+    "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "Create own runbooks; compare or reset your copies."),
     "run": ("vmsnix_ops.cli.run:run", "Run a runbook; `vmsnix run NAME` is the same as `vmsnix NAME`."),
     "demo": ("vmsnix_ops.cli.demo:demo", "Publish a small image to a local sandbox."),
     "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks from a plan file."),
@@ -126,10 +126,7 @@ class Commands(click.Group):
         books, unusable = catalog.read_all()
         with formatter.section("Runbooks"):
             formatter.write_dl(
-                [
-                    (", ".join(dict.fromkeys([book.short_name, book.name])), book.description or book.title)
-                    for book in books
-                ]
+                [(", ".join(dict.fromkeys([book.short_name, book.name])), book.purpose) for book in books]
             )
         listed = {book.name for book in books} | {"run"}
         with formatter.section("Commands"):

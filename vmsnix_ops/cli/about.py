@@ -101,6 +101,7 @@ def list_runbooks(as_json: bool) -> None:
                     "description": book.description,
                     "side_effects": book.side_effects,
                     "notebook": str(book.path),
+                    "own": book.own,
                     "parameters": [
                         {
                             "name": parameter.name,
@@ -118,6 +119,6 @@ def list_runbooks(as_json: bool) -> None:
         return
     table = new_table("runbook", "notebook", "purpose", "effect", unbroken=("runbook", "notebook"))
     for book in books:
-        purpose, effect = book.description or book.title, book.side_effects.replace("_", " ")
-        table.add_row(*map(cell, (book.short_name, book.slug, purpose, effect)))
+        effect = book.side_effects.replace("_", " ")
+        table.add_row(*map(cell, (book.short_name, book.slug, book.purpose, effect)))
     console().print(table)

@@ -65,7 +65,7 @@ def runbooks(incomplete: str) -> list[CompletionItem]:
     books = catalog.runbooks()
     for names in ([book.short_name for book in books], [book.name for book in books]):
         found = [
-            CompletionItem(name, help=book.description or book.title)
+            CompletionItem(name, help=book.purpose)
             for name, book in zip(names, books, strict=True)
             if name.startswith(incomplete)
         ]

@@ -176,7 +176,7 @@ def run() -> None:
 
 def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command:
     """Return the command of one runbook; with `past`, its parameters replace the notebook's defaults."""
-    runbook = catalog.find(name)
+    runbook = catalog.find(name, start=_past_folder(past))
     effects = {
         "read_only": "Effect: read-only.",
         "creates": "Effect: creates resources.",
@@ -184,8 +184,8 @@ def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command
     }
     return RunbookCommand(
         name=runbook.name,
-        help=f"{runbook.description or runbook.title}\n\n{effects[runbook.side_effects]}",
-        short_help=runbook.description or runbook.title,
+        help=f"{runbook.purpose}\n\n{effects[runbook.side_effects]}",
+        short_help=runbook.purpose,
         callback=_callback(runbook, past),
         arguments=runbook.arguments,
         params=[
@@ -195,6 +195,12 @@ def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command
         ],
         context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
     )
+
+
+def _past_folder(past: ArchivedRun | None) -> Path | None:
+    """Return the working directory of a past run, if it still exists."""
+    folder = str(past.values.get("cwd") or "") if past is not None else ""
+    return Path(folder) if folder and Path(folder).is_dir() else None
 
 
 def _option(runbook: catalog.Runbook, parameter: Parameter) -> click.Option:
@@ -273,13 +279,11 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
         modified: bool = False,
         **options: object,
     ) -> int:
-        given, cwd = _given(runbook, options, pairs), None
+        given, cwd = _given(runbook, options, pairs), _past_folder(past)
         if past is not None:
             from vmsnix_ops.runbooks.execution.execute import same_parameters
 
             given = same_parameters(runbook, past.parameters, given)
-            folder = str(past.values.get("cwd") or "")
-            cwd = Path(folder) if folder and Path(folder).is_dir() else None
         return execute(
             runbook,
             given,

@@ -1,4 +1,4 @@
-"""``vmsnix runbooks``: list the runbooks; compare and reset the copies that `vmsnix lab` opens."""
+"""``vmsnix runbooks``: list runbooks, create own ones, compare and reset the copies of `vmsnix lab`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
+PARAMETERS = """\
+name: str = ""  # show only AMIs whose name contains this text
+"""
+QUERY = """\
+from vmsnix_ops import history
+
+amis = history.amis()
+amis[amis["name"].str.contains(name, regex=False)]
+"""
+
+
 def _names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from vmsnix_ops.cli import completion
 
@@ -35,7 +46,7 @@ folder_option = click.option(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
 @click.pass_context
 def runbooks(ctx: click.Context, as_json: bool) -> None:
-    """List the runbooks; compare or reset the copies that `vmsnix lab` opens."""
+    """List the runbooks; create your own; compare or reset the copies that `vmsnix lab` opens."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_runbooks, as_json=as_json)
 
@@ -72,6 +83,71 @@ def reset(names: tuple[str, ...], folder: Path | None) -> None:
             echo(f"{place / source.name} has the cells of the package.")
         else:
             echo(f"Reset {place / source.name}. The old copy is {old.name}.")
+
+
+@runbooks.command()
+@click.argument("name", metavar="NAME")
+def new(name: str) -> None:
+    """Create an own runbook, in the first folder of the setting `runbooks`. It lists the recorded AMIs.
+
+    NAME is the name of the command, such as weekly-report.
+    """
+    from vmsnix_ops import files, settings
+    from vmsnix_ops.errors import UsageError
+    from vmsnix_ops.runbooks import catalog
+    from vmsnix_ops.text import json
+
+    folders, file = settings.runbook_folders(), f"10-{name}.ipynb"
+    if not catalog.FILE_NAME.match(file):
+        raise UsageError(
+            f"{name!r} is not a name of a runbook.",
+            fix="Use lower-case words with dashes, such as weekly-report.",
+        )
+    if not folders:
+        raise UsageError(
+            "No folder for own runbooks.",
+            why="The setting runbooks is not set.",
+            fix='Add this line at the top of vmsnix.toml: runbooks = ["runbooks"]',
+        )
+    path = folders[0] / file
+    if name in (*catalog.COMMAND_NAMES, *catalog.SHORT_NAMES, *catalog.names()):
+        raise UsageError(f"{name} is already a command of vmsnix.", fix="Use another name.")
+    with preparing():
+        files.make_folder(path.parent)
+        files.write(path, json(_template(name), indent=1) + "\n")
+    echo(f"Created {path}. To run it: vmsnix {name}")
+
+
+def _template(name: str) -> dict[str, object]:
+    title = name.replace("-", " ").capitalize()
+
+    def cell(kind: str, place: str, source: str, **metadata: object) -> dict[str, object]:
+        code: dict[str, object] = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        text = source.strip().splitlines(keepends=True)
+        return {"cell_type": kind, "id": place, "metadata": metadata, "source": text, **code}
+
+    validate = f'from vmsnix_ops import parameters\n\nparameters.validate("{name}", globals())'
+    return {
+        "cells": [
+            cell("markdown", "title", f"# {title}\n\nLists the recorded AMIs. Describe here what it is for."),
+            cell("code", "parameters", PARAMETERS, tags=["parameters"]),
+            cell("code", "parameter-types", validate),
+            cell("markdown", "amis-text", "## AMIs"),
+            cell("code", "amis", QUERY),
+        ],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            "vmsnix": {
+                "description": "List the recorded AMIs.",
+                "name": name,
+                "side_effects": "read_only",
+                "title": title,
+            },
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 @contextmanager

@@ -82,6 +82,12 @@ class Runbook:
         """Whether it is not a runbook of the package."""
         return not self.digest
 
+    @property
+    def purpose(self) -> str:
+        """Its description for lists; that of an own runbook ends with its folder."""
+        text = self.description or self.title
+        return f"{text} (own, in {self.path.parent.name})" if self.own else text
+
 
 def default_folder() -> Path:
     """Return the folder of the notebooks: in the installed package, or beside the package in a checkout."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import files
+from vmsnix_ops import files, settings
 from vmsnix_ops.errors import RunError, UnknownRunbookError, UsageError, nearest
 from vmsnix_ops.runbooks import catalog
 
@@ -99,7 +99,13 @@ def make(folder: Path) -> tuple[list[Copy], list[RunError]]:
     OSError
         The folder cannot be written.
     """
-    package = catalog.default_folder()
+    package, own = catalog.default_folder(), [path.resolve() for path in settings.runbook_folders()]
+    if folder.resolve() in own:
+        raise UsageError(
+            f"{folder} is a folder of own runbooks.",
+            why="The copies would have the same names as the runbooks of the package.",
+            fix="Use another folder; it contains links to your folders of own runbooks.",
+        )
     if folder.resolve() == package.resolve():
         raise UsageError(
             f"{folder} is the folder of the shared notebooks.",
@@ -130,7 +136,17 @@ def make(folder: Path) -> tuple[list[Copy], list[RunError]]:
             )
         )
     _write_record(folder, record)
+    for path in own:
+        _link(folder / f"own-{path.name}", path)
     return copies, problems
+
+
+def _link(link: Path, folder: Path) -> None:
+    """Show a folder of own runbooks in the work folder; what a user has put there is not replaced."""
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists() and folder.is_dir():
+        link.symlink_to(folder)
 
 
 def keep(folder: Path, copies: Iterable[Copy]) -> None:
