@@ -39,15 +39,10 @@ CLAIM = re.compile(
     r"(?<!will be )(?<!would be )(?<!is not )(?<!nothing was )\b(published|promoted|retired|launched|"
     r"terminated|uploaded|imported|copied|shared|set|moved|rolled back|registered|created|deleted|made)\b"
 )
-# Texts that are no claim: the outcomes in the head of a table, and a state that exists.
-NO_CLAIMS = (
-    "set channel",
-    "not shared",
-    "is deleted",
-    "are deleted",
-    "created_at",
-    "set /vmsnix",
-    "created 2",
+# Texts that are no claim: columns, steps, and states of what exists.
+NO_CLAIM = re.compile(
+    r"set channel|set /vmsnix|not shared|(is|are) deleted|created_at|created \d+ \w+ ago"
+    r"|(\| |  |>)created( \||  |<)"
 )
 DRY = "dry run"
 
@@ -138,9 +133,8 @@ def test_a_dry_run_is_marked_and_claims_nothing_wherever_it_is_shown(
 
 def claims(text: str) -> list[str]:
     text = text.partition("</style>")[2] or text
-    for words in NO_CLAIMS:
-        text = text.replace(words, "")
-    return [match[0] for match in CLAIM.finditer(text)]
+    text = NO_CLAIM.sub("", text)
+    return [text[max(match.start() - 40, 0) : match.end() + 20] for match in CLAIM.finditer(text)]
 
 
 def _archived(values: dict[str, Any]) -> ArchivedRun:

@@ -132,7 +132,7 @@ def test_the_functions_behind_it_refuse_a_value_of_another_type(
     monkeypatch.chdir(tmp_path)
     late = {  # used by a later call, which gets the result of an earlier one
         ("bootstrap", "cloudformation"): (
-            "from vmsnix_ops import bootstrap\nplan = bootstrap.BootstrapPlan(*[None] * 4)",
+            "from vmsnix_ops import bootstrap\nplan = bootstrap.BootstrapPlan(*[None] * 5)",
             "plan.template(cloudformation)",
         ),
     }
@@ -291,7 +291,7 @@ def test_the_papermill_command_has_the_same_safeguards_as_vmsnix(tmp_path: Path)
     code, shown = run_papermill(tmp_path, "retire-amis", *words)
     assert code == 0, shown
     assert (
-        "['retire', [], ['ecs-node'], [], None, None, None, None, None, True, False, None, False, '']"
+        "['retire', [], ['ecs-node'], [], None, None, None, None, None, True, False, None, False, '', '']"
         in shown
     )
 

@@ -15,6 +15,7 @@ from vmsnix_ops.aws.checks import raise_for_failure, run_check
 from vmsnix_ops.channels import records
 from vmsnix_ops.channels.history import show
 from vmsnix_ops.publish.outcomes import ANNOUNCE, CONFLICT, Outcomes, RegionStep, record_region
+from vmsnix_ops.records.fingerprints import FingerprintedPlan, check_plan, record_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,7 @@ CHANGED = "a channel was changed between plan and write; the remaining steps wer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelPlan(display.Displayed):
+class ChannelPlan(FingerprintedPlan):
     """The base of the plans."""
 
     account: str  # AWS account ID
@@ -49,6 +50,7 @@ class ChannelPlan(display.Displayed):
     topic: str  # ARN of the SNS topic to notify; empty for none
     checks: tuple[Check, ...]  # results of the checks of credentials, account, region and topic
     dry_run: bool  # whether `apply` changes nothing
+    expect_plan: str  # fingerprint of the plan that `apply` may carry out; empty for any
     session: boto3.Session = field(repr=False, compare=False)
     run: RunContext = field(repr=False, compare=False)
     tables: RunTables = field(repr=False, compare=False)
@@ -78,7 +80,30 @@ class ChannelPlan(display.Displayed):
         found = [
             f"{check.name}: {check.found} {check.fix}" for check in self.checks if check.outcome == "warn"
         ]
-        return [*found, *(["Dry run: nothing will be changed."] if self.dry_run else [])]
+        return [*found, *(["Dry run: nothing will be changed.", self.how_to_apply] if self.dry_run else [])]
+
+    def common_content(self) -> dict[str, str]:
+        """Return the facts that promotions and rollbacks have."""
+        return {
+            "account": self.account,
+            "image": self.image,
+            "channel": self.channel,
+            "parameter": self.parameter,
+            "topic": self.topic,
+        }
+
+    def check_expected(self) -> None:
+        """Check that this is the expected plan, and record the plan of a dry run.
+
+        Raises
+        ------
+        vmsnix_ops.errors.StalePlanError
+            It is another plan.
+        """
+        facts = self.content()
+        check_plan(facts, self.expect_plan, self.tables, done=self.done_facts())
+        if self.dry_run:
+            record_plan(facts, self.tables, runbook=self.run.runbook, run_id=self.run.run_id)
 
     def promotion_row(self, how: How, ami: Ami, previous_ami_id: str) -> dict[str, Any]:
         """Return a row of the table ``promotions``."""
@@ -158,6 +183,7 @@ class ChannelResult(Outcomes):
         return {
             "status": self.status,
             "dry_run": plan.dry_run,
+            "plan_fingerprint": plan.fingerprint,
             "ami_id": ami.ami_id if ami else None,
             "image_name": ami.name if ami else None,
             "region": plan.home_region,

@@ -75,6 +75,8 @@ class PromotionTarget:
     kms_key: str  # of the copy
     ami_id: str  # the AMI in the region; empty if it is not copied yet
     steps: tuple[PlannedStep, ...]
+    # What was read: for each step, the state that it would change, and the other accounts with access.
+    found: tuple[tuple[str, str], ...] = ()
     # Accounts that may use the AMI or its snapshots although neither a record nor this promotion says so.
     unrecorded: sharing.Audience = field(default_factory=sharing.Audience)
 
@@ -115,6 +117,38 @@ class PromotionPlan(plans.ChannelPlan):
         """The AMI's own region."""
         return self.ami.region
 
+    def content(self) -> dict[str, str]:
+        """Return the facts of the plan by their names."""
+        request, ami = self.request, self.ami
+        protection = {None: "", True: "on", False: "off"}[request.protected]
+        facts = self.common_content() | {
+            "AMI": f"{ami.ami_id} ({ami.name})",
+            "identity": ami.digest,
+            "snapshots": " ".join(ami.snapshot_ids),
+            "share with": ", ".join(request.share.names()),
+            "revoke from": ", ".join(request.revoke.names()),
+            "deprecate at": f"{request.deprecate_at:%Y-%m-%d %H:%M}" if request.deprecate_at else "",
+            "protection": protection,
+        }
+        for target in self.targets:
+            found = dict(target.found)
+            for step in target.steps:
+                state = found.pop(step.step, "")
+                facts[f"{target.region}, {step.step}"] = f"{step.outcome}, now {state or 'nothing'}"
+            facts |= {f"{target.region}, {name}": value for name, value in found.items()}
+            facts[f"{target.region}, KMS key"] = target.kms_key
+            facts[f"{target.region}, best effort"] = "yes" if target.best_effort else ""
+        return facts
+
+    def done_facts(self) -> frozenset[str]:
+        """Return the names of the facts of steps for which nothing will be done."""
+        return frozenset(
+            f"{target.region}, {step.step}"
+            for target in self.targets
+            for step in target.steps
+            if step.outcome in outcomes.SUCCEEDED
+        )
+
     def apply(self) -> PromotionResult:
         """Carry out the plan and return the outcome. A dry run changes nothing.
 
@@ -124,9 +158,12 @@ class PromotionPlan(plans.ChannelPlan):
 
         Raises
         ------
+        vmsnix_ops.errors.StalePlanError
+            It is not the expected plan; nothing was done.
         vmsnix_ops.errors.InterruptedRunError
             The operator asked to stop.
         """
+        self.check_expected()
         return _apply(self)
 
     def history(self) -> pd.DataFrame:
@@ -191,6 +228,7 @@ def plan(
     unprotect: bool = False,
     topic: str = "",
     dry_run: bool = True,
+    expect_plan: str = "",
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
@@ -225,6 +263,8 @@ def plan(
         ARN of an SNS topic to notify.
     dry_run
         Whether `apply` changes nothing.
+    expect_plan
+        Fingerprint of the dry run that was checked: `apply` refuses another plan.
     settings, progress, session
         Override the settings, the progress display and the AWS session.
 
@@ -313,6 +353,7 @@ def plan(
         topic=topic,
         checks=(*home.checks, *topic_checks),
         dry_run=dry_run,
+        expect_plan=expect_plan,
         session=home.session,
         run=run,
         tables=tables,
@@ -340,13 +381,23 @@ def _plan_region(context: steps.PromotionContext, tables: RunTables, *, best_eff
         except errors.VmsnixError as error:
             planned.append(PlannedStep(step.name, "failed", str(error), error))
             refused = step.name
-    unrecorded = sharing.Audience()
+    unrecorded, found = sharing.Audience(), context.found()
     if context.ami is not None and not refused:
         requested = context.request.share.names() + context.request.revoke.names()
-        grants = records.unrecorded_grants(tables, context.ec2, context.ami)
-        unrecorded = sharing.parse_audience([name for name in grants.names() if name not in requested])
+        grants = records.read_grants(context.ec2, context.ami)
+        others = [name for name in grants.names() if name not in requested]
+        unrecorded = sharing.parse_audience(records.without_recorded(tables, context.ami, others))
+        found["other accounts with access"] = ", ".join(sorted(others))
+        for name, audience in (("share", context.request.share), ("revoke", context.request.revoke)):
+            found[name] = ", ".join(sorted({*grants.names()} & {*audience.names()}))
     return PromotionTarget(
-        context.region, best_effort, context.kms_key, context.ami_id, tuple(planned), unrecorded
+        context.region,
+        best_effort,
+        context.kms_key,
+        context.ami_id,
+        tuple(planned),
+        tuple(found.items()),
+        unrecorded,
     )
 
 

@@ -73,15 +73,20 @@ def _newest(frame: pd.DataFrame) -> dict[str, Any]:
     return {str(name): value for name, value in frame.sort_values("promoted_at").iloc[-1].items()}
 
 
-def unrecorded_grants(tables: RunTables, ec2: EC2Client, ami: Ami) -> sharing.Audience:
+def read_grants(ec2: EC2Client, ami: Ami) -> sharing.Audience:
+    """Return the accounts that may use an AMI or its snapshots."""
+    found = [sharing.read_launch_permissions(ec2, ami.ami_id)]
+    found += [sharing.read_snapshot_permissions(ec2, snapshot_id) for snapshot_id in ami.snapshot_ids]
+    return sharing.parse_audience([name for one in found for name in one.names()])
+
+
+def without_recorded(tables: RunTables, ami: Ami, names: Iterable[str]) -> list[str]:
     """Return the accounts that may use an AMI or its snapshots although no row says so."""
     row = latest_of_ami(tables, ami)
     recorded = {name for column in SHARED for name in json.loads(row.get(column) or "[]")}
     if row.get("public") or _published_as_public(tables, ami):
         recorded.add(sharing.PUBLIC)
-    found = [sharing.read_launch_permissions(ec2, ami.ami_id)]
-    found += [sharing.read_snapshot_permissions(ec2, snapshot_id) for snapshot_id in ami.snapshot_ids]
-    return sharing.parse_audience([name for one in found for name in one.names() if name not in recorded])
+    return [name for name in names if name not in recorded]
 
 
 def _published_as_public(tables: RunTables, ami: Ami) -> bool:

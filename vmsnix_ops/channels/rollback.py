@@ -215,6 +215,22 @@ class RollbackPlan(plans.ChannelPlan):
         """Return the values of the channel in each region, newest first; columns as in `history.COLUMNS`."""
         return frame(target.entries for target in self.targets)
 
+    def content(self) -> dict[str, str]:
+        """Return the facts of the plan by their names."""
+        facts = self.common_content() | {"regions without the channel": ", ".join(self.skipped)}
+        for target in self.targets:
+            current, new = target.current, target.target
+            facts[f"{target.region}, channel"] = (
+                f"{current.ami_id} (version {current.version})" if current else ""
+            )
+            facts[f"{target.region}, new AMI"] = f"{new.ami_id} ({new.name}), {new.digest}" if new else ""
+            facts[f"{target.region}, problem"] = type(target.problem).__name__ if target.problem else ""
+        return facts
+
+    def done_facts(self) -> frozenset[str]:
+        """Return the names of the facts of the regions that are already rolled back."""
+        return frozenset(f"{target.region}, channel" for target in self.targets if target.done)
+
     def apply(self) -> RollbackResult:
         """Set the channel in each region, and return the outcome. A dry run changes nothing.
 
@@ -223,9 +239,12 @@ class RollbackPlan(plans.ChannelPlan):
 
         Raises
         ------
+        vmsnix_ops.errors.StalePlanError
+            It is not the expected plan; nothing was done.
         vmsnix_ops.errors.InterruptedRunError
             The operator asked to stop.
         """
+        self.check_expected()
         return _apply(self)
 
     def table(self) -> display.DisplayTable:
@@ -280,6 +299,7 @@ def plan(
     regions: Iterable[str] = (),
     topic: str = "",
     dry_run: bool = True,
+    expect_plan: str = "",
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
@@ -301,6 +321,8 @@ def plan(
         ARN of an SNS topic to notify.
     dry_run
         Whether `apply` changes nothing.
+    expect_plan
+        Fingerprint of the dry run that was checked: `apply` refuses another plan.
     settings, progress, session
         Override the settings, the progress display and the AWS session.
 
@@ -354,6 +376,7 @@ def plan(
         topic=topic,
         checks=(*home.checks, *plans.check_topic_exists(topic, home.session)),
         dry_run=dry_run,
+        expect_plan=expect_plan,
         session=home.session,
         run=run,
         tables=tables,

@@ -150,6 +150,19 @@ class PromotionContext:
         """ID of the AMI in the region; empty until it is copied."""
         return self.ami.ami_id if self.ami else ""
 
+    def found(self) -> dict[str, str]:
+        """Return the state that the steps read, by the names of the steps."""
+        ami, expected = self.ami, self.expected
+        found = {SET_CHANNEL: f"{expected.value} (version {expected.version})" if expected else ""}
+        if ami is not None:
+            date = ami.deprecated_at
+            found[Deprecate.name] = f"{date:%Y-%m-%d %H:%M}" if date else ""
+            if not self.is_home:
+                found[Copy.name] = ami.ami_id
+            if self.request.protected is not None:
+                found[Protect(on=self.request.protected).name] = ami.protection
+        return {name: value for name, value in found.items() if value}
+
     def check_region(self) -> None:
         """Refuse a region that is not enabled: AWS would only report unknown credentials."""
         if not self.is_home:
@@ -352,7 +365,7 @@ class SetChannel(Step):
         current = parameters.ExpectedValue.of(found)
         context.previous_ami_id = current.value
         if found is not None and context.ami is not None and found.value == context.ami_id:
-            context.previous_ami_id = ""
+            context.previous_ami_id, context.expected = "", current
             return StepState(True, f"{name} already contains it")
         if context.expected not in (None, current):
             raise parameters.changed_since_plan(name, context.region, found)

@@ -32,6 +32,12 @@ DEFAULT_PLAN = "fleet.toml"
     "--dry-run/--no-dry-run", default=True, show_default=True, help="Show the targets, and run nothing."
 )
 @click.option(
+    "--expect-plan",
+    default="",
+    metavar="FINGERPRINT",
+    help="Run only the plan with this fingerprint, which the dry run prints.",
+)
+@click.option(
     "--scheduler",
     default="",
     metavar="ADDRESS",
@@ -64,6 +70,7 @@ def fleet(
     plan_file: Path | None,
     named: Path | None,
     dry_run: bool,
+    expect_plan: str,
     scheduler: str,
     workers: int,
     ledger: str,
@@ -96,12 +103,15 @@ def fleet(
             archive=archive or (served.environment["VMSNIX_ARCHIVE"] if served else ""),
             fresh=fresh,
             dry_run=dry_run,
+            expect_plan=expect_plan,
             environment=served.environment if served else None,
         )
         written = echo_or_discard(ready, err=as_json)
         if dry_run:
+            ready.apply()  # records the plan
             if as_json:
-                plan = {"fleet": ready.file.name, "dry_run": True, "targets": _rows(ready)}
+                plan = {"fleet": ready.file.name, "dry_run": True, "plan_fingerprint": ready.fingerprint}
+                plan |= {"targets": _rows(ready)}
                 written = echo_or_discard(json(plan, indent=2))
             return 0 if written else 1
         outcome = ready.apply(confirmed=yes, progress=Progress(LogLines(sys.stderr)) if as_json else None)

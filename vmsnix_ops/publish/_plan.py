@@ -35,6 +35,7 @@ from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
 from vmsnix_ops.publish.journal import Journal
 from vmsnix_ops.publish.parameters import PublishParameters, Via
 from vmsnix_ops.publish.preflight import check_image, checks_in_aws
+from vmsnix_ops.records.fingerprints import check_plan, record_plan
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -71,7 +72,17 @@ class PublishPlan(Displayed, PublishParameters):
         return run_boot_test(self, built)
 
     def upload(self, built: Built) -> UploadStep:
-        """Upload the image; see `vmsnix_ops.publish.pipeline.upload`."""
+        """Upload the image; see `vmsnix_ops.publish.pipeline.upload`.
+
+        Raises
+        ------
+        vmsnix_ops.errors.StalePlanError
+            It is not the expected plan; nothing was uploaded.
+        """
+        facts, journal = pipeline.content(self, built), self.journal
+        check_plan(facts, self.expect_plan, journal.tables)
+        if self.dry_run and built.digest:
+            record_plan(facts, journal.tables, runbook=journal.run.runbook, run_id=self.run_id)
         return pipeline.upload(self, built)
 
     def import_snapshot(self, source: UploadStep) -> SnapshotStep:
@@ -84,7 +95,7 @@ class PublishPlan(Displayed, PublishParameters):
 
     def finish(self, ami: RegisteredAmi) -> PublishResult:
         """Clean up and write ``result.json``; see `vmsnix_ops.publish.pipeline.finish`."""
-        return pipeline.finish(self, ami)
+        return pipeline.finish(self, ami, planned=tuple(self.facts()))
 
     def apply(self) -> PublishResult:
         """Run all steps, from `build` to `finish`. Safe to run twice, as each step.
@@ -176,6 +187,7 @@ def plan(
     confirm_public: str = "",
     tags: Mapping[str, str] | None = None,
     dry_run: bool = False,
+    expect_plan: str = "",
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
@@ -223,6 +235,8 @@ def plan(
         Additional tags for all created resources.
     dry_run
         Check and report; change nothing.
+    expect_plan
+        Fingerprint of the dry run that was checked: `PublishPlan.upload` refuses another plan.
     settings, progress, session
         Override the defaults from vmsnix.toml and the AWS environment.
 
@@ -306,6 +320,7 @@ def plan(
         public=public,
         tags=own_tags,
         dry_run=dry_run,
+        expect_plan=expect_plan,
         checks=tuple(checks),
         settings=settings,
         session=session,

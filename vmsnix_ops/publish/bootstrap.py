@@ -21,7 +21,9 @@ from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.display import Displayed, DisplayTable, make_table
 from vmsnix_ops.publish.preflight import checks_in_aws
+from vmsnix_ops.records.fingerprints import FingerprintedPlan, check_plan, record_plan
 from vmsnix_ops.records.result import Result
+from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -69,23 +71,44 @@ class _Parts(Displayed):
 
 
 @dataclass(frozen=True, slots=True)
-class BootstrapPlan(_Parts):
+class BootstrapPlan(_Parts, FingerprintedPlan):
     """The plan of a bootstrap."""
 
     place: policies.PolicyScope
     parts: tuple[bootstrap.BootstrapPart, ...]  # all parts, with the planned change
     dry_run: bool  # whether `apply` changes nothing
+    expect_plan: str  # fingerprint of the plan that `apply` may carry out; empty for any
     session: boto3.Session = field(repr=False, compare=False)
 
     def notes(self) -> list[str]:
         """Return a note about a dry run."""
-        return ["Dry run: nothing will be changed."] if self.dry_run and self.todo else []
+        return ["Dry run: nothing will be changed.", self.how_to_apply] if self.dry_run and self.todo else []
+
+    def content(self) -> dict[str, str]:
+        """Return the facts of the plan by their names."""
+        place = self.place
+        facts = {"account": place.account, "region": place.regions[0], "KMS key": place.kms_key}
+        return facts | {part.name: f"{part.verdict}, {part.what}" for part in self.parts}
+
+    def done_facts(self) -> frozenset[str]:
+        """Return the names of the parts for which nothing will be done."""
+        return frozenset(part.name for part in self.parts if part.verdict == "keep")
 
     def apply(self) -> BootstrapResult:
         """Create missing parts, correct wrong ones, and return the new state. A dry run changes nothing.
 
         Safe to run twice: parts that exist are kept.
+
+        Raises
+        ------
+        vmsnix_ops.errors.StalePlanError
+            It is not the expected plan; nothing was done.
         """
+        if self.expect_plan or self.dry_run:
+            facts, tables = self.content(), open_tables(load())
+            check_plan(facts, self.expect_plan, tables, done=self.done_facts())
+            if self.dry_run:
+                record_plan(facts, tables, runbook="bootstrap")
         if self.dry_run:
             return BootstrapResult(self, self.place, self.parts)
         for part in self.todo:
@@ -148,6 +171,7 @@ class BootstrapResult(_Parts, Result):
         return {
             "status": "done",
             "dry_run": self.plan.dry_run,
+            "plan_fingerprint": self.plan.fingerprint if self.plan.todo else None,
             "region": self.place.regions[0],
             "account": self.place.account,
             "todo": [part.name for part in self.plan.todo],
@@ -162,6 +186,7 @@ def plan(
     bucket: str = "",
     role_name: str = "",
     dry_run: bool = True,
+    expect_plan: str = "",
     session: boto3.Session | None = None,
 ) -> BootstrapPlan:
     """Read the parts of an account, and return the plan of a bootstrap. Nothing is changed.
@@ -172,6 +197,8 @@ def plan(
         As for `vmsnix_ops.publish.plan`; by default those of the settings.
     dry_run
         Change nothing.
+    expect_plan
+        Fingerprint of the dry run that was checked: `apply` refuses another plan.
     session
         Session of the account.
 
@@ -206,4 +233,4 @@ def plan(
     # The lifecycle rule of a bootstrap would delete their objects.
     kept = {"archive": settings.archive, "history": settings.history}
     buckets.check_prefixes(kept, bucket, settings.key_prefix)
-    return BootstrapPlan(place, tuple(bootstrap.plan_parts(session, place)), dry_run, session)
+    return BootstrapPlan(place, tuple(bootstrap.plan_parts(session, place)), dry_run, expect_plan, session)

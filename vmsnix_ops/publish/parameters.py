@@ -45,6 +45,7 @@ class PublishParameters:
     public: bool
     tags: Mapping[str, str]
     dry_run: bool
+    expect_plan: str
     checks: tuple[Check, ...]  # the results of the preflight checks
     settings: Settings = field(repr=False, compare=False)
     session: boto3.Session = field(repr=False, compare=False)

@@ -39,6 +39,7 @@ from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 from vmsnix_ops.records import history
+from vmsnix_ops.records.fingerprints import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -356,6 +357,19 @@ def _converted_copy_deleted() -> Iterator[None]:
         delete_copy()
 
 
+def content(plan: PublishParameters, built: Built) -> dict[str, str]:
+    """Return the facts of a plan by their names: the disk, where it will be published, and how.
+
+    They are the same after a crash in any step, because every step finds what exists.
+    """
+    how = {name: getattr(plan, name) for name in ("via", "incremental", "verify", "boot_test", "public")}
+    where = {name: getattr(plan, name) for name in ("account", "region", "bucket", "role_name", "kms_key")}
+    image = {name: getattr(built, name) for name in ("name", "version", "system", "digest", "ami_name")}
+    image |= {name: getattr(built, name) for name in ("boot_mode", "root_device", "tpm_support")}
+    tags = {f"tag {key}": value for key, value in plan.tags.items()}
+    return {name: str(value) for name, value in {**where, **how, **image, **tags}.items()}
+
+
 def upload(plan: PublishParameters, built: Built) -> UploadStep:
     """Upload the image to the bucket, or (direct) to a snapshot.
 
@@ -595,8 +609,12 @@ def register(plan: PublishParameters, snapshot: SnapshotStep) -> RegisteredAmi:
     return registered
 
 
-def finish(plan: PublishParameters, ami: RegisteredAmi) -> PublishResult:
+def finish(
+    plan: PublishParameters, ami: RegisteredAmi, *, planned: tuple[tuple[str, str], ...] = ()
+) -> PublishResult:
     """Delete the uploaded object, record the AMI, and write ``result.json``.
+
+    `planned` are the lines of the plan, which the result of a dry run contains.
 
     Safe to run twice: a missing object is no error, and an AMI is recorded again only if its row lacks
     something that this run set. The object is kept while an import of it is running.
@@ -608,12 +626,12 @@ def finish(plan: PublishParameters, ami: RegisteredAmi) -> PublishResult:
         recorded first.
     """
     built = ami.built
-    planned = plan.dry_run or not ami.ami_id
+    only_planned = plan.dry_run or not ami.ami_id
     unrecorded: errors.UnrecordedActError | None = None
     kept = "The AMI is registered; the next run deletes the uploaded object and records the AMI."
     with plan.journal.step("finish") as entry, interruptible("last step", kept):
         entry.outcome = "planned"
-        if not planned:
+        if not only_planned:
             entry.outcome = ami.outcome
             if plan.via == "import":
                 try:
@@ -626,6 +644,7 @@ def finish(plan: PublishParameters, ami: RegisteredAmi) -> PublishResult:
                 record_packages(plan.journal.tables, built, run_id=plan.run_id, step=entry.step)
     result = PublishResult(
         dry_run=plan.dry_run,
+        plan_fingerprint=fingerprint(content(plan, built)) if built.digest else None,
         ami_id=ami.ami_id,
         snapshot_id=ami.snapshot.snapshot_id,
         image_name=built.ami_name,
@@ -643,6 +662,7 @@ def finish(plan: PublishParameters, ami: RegisteredAmi) -> PublishResult:
         seconds=round(sum(timing.seconds for timing in plan.journal.timings), 3),
         steps=tuple(plan.journal.timings),
         run=plan.journal.run,
+        planned=planned if plan.dry_run else (),
         slow=None if plan.dry_run else plan.journal.slow(),
         deprecated_at=ami.deprecated_at,
         problems=plan.journal.save_again(),

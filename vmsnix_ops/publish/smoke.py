@@ -21,11 +21,12 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
-from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds
+from vmsnix_ops.display import DisplayTable, make_table, seconds
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import check_home
 from vmsnix_ops.publish.journal import Entry, Journal, record_run
+from vmsnix_ops.records.fingerprints import FingerprintedPlan, check_plan, record_plan
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
@@ -198,7 +199,7 @@ SHOWN_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
-class SmokeTestPlan(Displayed):
+class SmokeTestPlan(FingerprintedPlan):
     """A checked smoke test that has not started. Make it with `plan`."""
 
     ami: Ami
@@ -206,6 +207,7 @@ class SmokeTestPlan(Displayed):
     pattern: str  # regular expression that the console must match; empty to only read it
     checks: tuple[Check, ...]  # the checks of credentials, account and region
     dry_run: bool  # whether `apply` launches nothing
+    expect_plan: str  # fingerprint of the plan that `apply` may carry out; empty for any
     ec2: EC2Client = field(repr=False, compare=False)
     journal: Journal = field(repr=False, compare=False)
 
@@ -222,7 +224,23 @@ class SmokeTestPlan(Displayed):
             ("terminate", "also after a failure"),
         ]
         lines += [(one.name, f"{one.found} {one.fix}") for one in self.checks if one.outcome == "warn"]
-        return [*lines, *([("dry run", "nothing will be launched")] if self.dry_run else [])]
+        return [
+            *lines,
+            *([("dry run", f"nothing will be launched. {self.how_to_apply}")] if self.dry_run else []),
+        ]
+
+    def content(self) -> dict[str, str]:
+        """Return the facts of the plan by their names."""
+        ami, wanted = self.ami, self.wanted
+        return {
+            "account": ami.account,
+            "region": ami.region,
+            "AMI": f"{ami.ami_id} ({ami.name}), {ami.digest}",
+            "instance type": wanted.instance_type,
+            "spot": "yes" if wanted.spot else "",
+            "subnet": wanted.subnet,
+            "pattern": self.pattern,
+        }
 
     @property
     def title(self) -> str:
@@ -238,9 +256,15 @@ class SmokeTestPlan(Displayed):
 
         Raises
         ------
+        vmsnix_ops.errors.StalePlanError
+            It is not the expected plan; nothing was done.
         vmsnix_ops.errors.InterruptedRunError
             The test was interrupted; has the state of the instance.
         """
+        facts, journal = self.content(), self.journal
+        check_plan(facts, self.expect_plan, journal.tables)
+        if self.dry_run:
+            record_plan(facts, journal.tables, runbook=journal.run.runbook, run_id=journal.run.run_id)
         return _apply(self)
 
 
@@ -299,6 +323,7 @@ class SmokeTestResult(Result):
         return {
             "status": "done" if self.passed else "failed",
             "dry_run": plan.dry_run,
+            "plan_fingerprint": plan.fingerprint,
             "ami_id": plan.ami.ami_id,
             "image_name": plan.ami.name,
             "region": plan.ami.region,
@@ -326,6 +351,7 @@ def plan(
     subnet: str = "",
     pattern: str = "NixOS",
     dry_run: bool = False,
+    expect_plan: str = "",
     settings: Settings | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
@@ -348,6 +374,8 @@ def plan(
         Regular expression that the console must match; empty to only read it.
     dry_run
         Launch nothing.
+    expect_plan
+        Fingerprint of the dry run that was checked: `apply` refuses another plan.
     settings, progress, session
         Override the defaults from vmsnix.toml and the AWS environment.
 
@@ -389,7 +417,7 @@ def plan(
     journal.image, journal.digest = tested.tags[tagging.IMAGE], tested.digest
     journal.dry_run = dry_run
     wanted = instances.InstanceLaunch(tested.ami_id, kind, spot, subnet, tags)
-    return SmokeTestPlan(tested, wanted, pattern, home.checks, dry_run, ec2, journal)
+    return SmokeTestPlan(tested, wanted, pattern, home.checks, dry_run, expect_plan, ec2, journal)
 
 
 def _apply(plan: SmokeTestPlan) -> SmokeTestResult:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds, size
 from vmsnix_ops.errors import UnsavedError
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records.result import Result
+from vmsnix_ops.records.result import Result, plain_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,6 +136,7 @@ class PublishResult(Result):
     """The result of a publish."""
 
     dry_run: bool  # whether nothing was changed
+    plan_fingerprint: str | None  # None if the image is not built
     ami_id: str
     snapshot_id: str
     image_name: str
@@ -154,6 +155,7 @@ class PublishResult(Result):
     seconds: float
     steps: tuple[StepTiming, ...]
     run: RunContext = field(repr=False)
+    planned: tuple[tuple[str, str], ...] = ()  # after a dry run, the lines of the plan
     # Steps that were slow compared with their history; None if the history cannot be read.
     slow: tuple[SlowStep, ...] | None = None
     deprecated_at: str = ""  # time of the AMI's deprecation (ISO 8601, UTC); empty if it is not deprecated
@@ -167,7 +169,7 @@ class PublishResult(Result):
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        hidden = ("steps", "seconds", "run", "slow", "problems")
+        hidden = ("steps", "seconds", "run", "planned", "slow", "problems")
         rows = [
             (field.name, str(getattr(self, field.name))) for field in fields(self) if field.name not in hidden
         ]
@@ -201,10 +203,13 @@ class PublishResult(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "run"}
+        hidden = ("run", "planned")
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in hidden}
+        planned = plain_table(make_table(("step", "what"), self.planned), title=self.title)
         return {
             "status": "partial" if self.problems else "done",
             **values,
+            **({"tables": [planned]} if self.planned else {}),
             "steps": [asdict(timing) for timing in self.steps],
             "slow": None if self.slow is None else [step.as_dict() for step in self.slow],
             "problems": list(self.problems),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmsnix_ops import files, outcomes
-from vmsnix_ops.display import Displayed
+from vmsnix_ops.display import Displayed, make_table
 from vmsnix_ops.endpoints import endpoint_kind, sandbox_url
 from vmsnix_ops.errors import RecordsError, SchemaError, UnsavedError, VmsnixError
 from vmsnix_ops.records.run_context import current_run
@@ -24,6 +24,7 @@ from vmsnix_ops.text import json_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vmsnix_ops.display import DisplayTable
     from vmsnix_ops.records.run_context import RunContext
 
 FILE_NAME = "result.json"
@@ -174,6 +175,12 @@ MOST_ROWS = 200
 """Maximum number of rows of the table in the summary of a CI job."""
 
 
+def plain_table(table: DisplayTable, *, title: str) -> dict[str, Any]:
+    """Return the first `MOST_ROWS` rows of a table as ``result.json`` contains them."""
+    rows = [list(row) for row in table.rows[:MOST_ROWS]]
+    return {"title": title, "columns": list(table.columns), "rows": rows}
+
+
 class Result(Displayed):
     """The base of the results of all jobs.
 
@@ -234,11 +241,18 @@ class Result(Displayed):
         return path
 
     def _values(self) -> dict[str, Any]:
-        """Return `as_dict`, with the table for the summary of a CI job if it has no other table."""
-        values, table = self.as_dict(), self.table()
-        if table is not None and not {"steps", "tables"} & values.keys():
-            rows = [list(row) for row in table.rows[:MOST_ROWS]]
-            values["tables"] = [{"title": self.title, "columns": list(table.columns), "rows": rows}]
+        """Return `as_dict`, with the table for the summary of a CI job if it has no other table.
+
+        That of a dry run is the plan.
+        """
+        values, table, title = self.as_dict(), self.table(), self.title
+        plan = getattr(self, "plan", None) if values.get("dry_run") else None
+        if isinstance(plan, Displayed):
+            table, title = plan.table() or make_table(("step", "what"), plan.facts()), plan.title
+        elif {"steps", "tables"} & values.keys():
+            return values
+        if table is not None:
+            values["tables"] = [plain_table(table, title=title)]
         return values
 
     def _write_files(self, folder: Path) -> None:

@@ -484,8 +484,21 @@ RETIREMENTS = Schema(
     ),
 )
 
+PLANS = Schema(
+    "plans",
+    "One row per plan of a dry run, so that a later run can list what differs from it.",
+    (
+        Column("run_id", "text", "Run ID of the dry run; empty without a run."),
+        Column("runbook", "text", "Name of the runbook.", required=True),
+        Column("planned_at", "time", "When the plan was made.", "UTC", required=True),
+        _ENDPOINT,
+        Column("fingerprint", "text", "Fingerprint of the plan, 16 hexadecimal digits.", required=True),
+        Column("facts", "json", "What will be done, and what was read to decide it, by name.", required=True),
+    ),
+)
+
 SCHEMAS: dict[str, Schema] = {
     table.name: table
-    for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, FINDINGS, PROOFS, RETIREMENTS)
+    for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, FINDINGS, PROOFS, RETIREMENTS, PLANS)
 }
 """The tables by name."""

@@ -442,4 +442,4 @@ def test_a_dry_run_needs_no_dask_and_starts_nothing(plans: Plans, tmp_path: Path
     assert "Dry run: nothing will be run." in str(planned)
     outcome = planned.apply()
     assert (outcome.status, outcome.counts) == ("done", {"planned": 1})
-    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "state" / "fleets").exists()

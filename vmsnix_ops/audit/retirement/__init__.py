@@ -62,6 +62,7 @@ def plan(
     amis: Iterable[str] = (),
     dry_run: bool = True,
     confirm: str = "",
+    expect_plan: str = "",
     now: datetime | None = None,
     progress: Progress | None = None,
     session: boto3.Session | None = None,
@@ -87,6 +88,8 @@ def plan(
     confirm
         Without a dry run: the fingerprint of the plan that was checked, the number of AMIs and snapshots in
         it, or the account ID.
+    expect_plan
+        Fingerprint of the dry run that was checked: `apply` refuses another plan. It also confirms the plan.
     now
         The time from which ages count; by default the present.
     progress, session
@@ -137,6 +140,7 @@ def plan(
         now=moment,
         dry_run=dry_run,
         confirm=confirm,
+        expect_plan=expect_plan,
         run=current_run("retire-amis"),
         contexts=contexts,
         progress=progress or current(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +13,6 @@ from vmsnix_ops.audit.retirement.decisions import (
     Decision,
     PlanAction,
     ami_facts,
-    differences,
     read_and_decide,
     snapshot_facts,
     tags_as_text,
@@ -27,6 +24,13 @@ from vmsnix_ops.aws.retiring import RetirementTags
 from vmsnix_ops.outcomes import WORKED
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import acts, history
+from vmsnix_ops.records.fingerprints import (
+    FINGERPRINT,
+    FingerprintedPlan,
+    check_plan,
+    differences,
+    record_plan,
+)
 from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -48,13 +52,12 @@ if TYPE_CHECKING:
 
 
 DONE_WORDS = {"retire": "retired", "delete": "deleted", "restore": "restored"}
-FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 OUTCOMES: tuple[StepOutcome, ...] = ("changed", "deleted", "skipped", "failed")
 """Outcomes of an AMI or a snapshot when a plan is applied. Retired and restored ones are ``changed``."""
 
 
 @dataclass(frozen=True, slots=True)
-class RetirementPlan(display.Displayed):
+class RetirementPlan(FingerprintedPlan):
     """What to retire, delete, restore or keep, and why. Nothing has been changed.
 
     Attributes
@@ -73,6 +76,8 @@ class RetirementPlan(display.Displayed):
         The time of the plan; ages count from here.
     dry_run, confirm
         `apply` does nothing in a dry run, and requires a confirmation otherwise.
+    expect_plan
+        Fingerprint of the plan that `apply` may carry out, which also confirms it; empty for any.
     """
 
     account: str
@@ -84,6 +89,7 @@ class RetirementPlan(display.Displayed):
     now: datetime
     dry_run: bool
     confirm: str
+    expect_plan: str
     run: RunContext = field(repr=False)
     contexts: Mapping[str, RegionContext] = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
@@ -93,11 +99,16 @@ class RetirementPlan(display.Displayed):
         """What to retire, delete or restore, the oldest first within a region."""
         return tuple(one for one in self.decisions if not one.kept)
 
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with what is planned, its state and its references."""
-        whole = "\n".join(sorted(one.fingerprint for one in self.planned))
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+    def content(self) -> dict[str, str]:
+        """Return what is planned, its state and its references by name; the reasons change with the time."""
+        facts = {"account": self.account, "action": self.action}
+        if self.action == "retire":
+            facts["retention_days"] = f"{self.rules.retention_days:g}"
+        for one in self.planned:
+            facts |= {
+                f"{one.resource_id} in {one.region}, {name}": text for name, text in one.content().items()
+            }
+        return facts
 
     def apply(self) -> RetirementResult:
         """Retire, delete and restore as planned, and return the outcomes. A dry run changes nothing.
@@ -113,7 +124,10 @@ class RetirementPlan(display.Displayed):
         vmsnix_ops.errors.InterruptedRunError
             Ctrl-C; ``result.json`` lists the outcomes.
         """
+        facts, tables = self.content(), open_tables(load())
+        check_plan(facts, self.expect_plan, tables)
         if self.dry_run:
+            record_plan(facts, tables, runbook=self.run.runbook, run_id=self.run.run_id)
             return RetirementResult(self, tuple(ResourceOutcome(one, "planned") for one in self.planned))
         if not self.planned:
             return RetirementResult(self, ())
@@ -143,14 +157,11 @@ class RetirementPlan(display.Displayed):
 
     def _check_confirmed(self) -> None:
         count, confirm = len(self.planned), self.confirm.strip()
-        if confirm in (self.account, str(count), self.fingerprint):
+        if self.expect_plan or confirm in (self.account, str(count)):
             return
         if FINGERPRINT.fullmatch(confirm):
-            raise errors.StalePlanError(
-                f"The confirmed plan {confirm} is out of date. Nothing was done.",
-                why=f"The account has changed: the plan is now {self.fingerprint}.",
-                fix=f"Check the new plan, then pass --confirm {self.fingerprint}.",
-            )
+            check_plan(self.content(), confirm, open_tables(load()), option="--confirm")
+            return
         words = [DONE_WORDS[action] for action in dict.fromkeys(one.action for one in self.planned)]
         raise errors.ParameterError(
             f"{_counts(self.planned)} would be {' or '.join(words)}, but the plan is not confirmed.",
@@ -208,7 +219,7 @@ class RetirementPlan(display.Displayed):
         if self.planned:
             lines.append(("fingerprint", self.fingerprint))
         if self.dry_run and self.planned:
-            lines.append(("dry run", "nothing will be changed"))
+            lines.append(("dry run", f"nothing will be changed. {self.how_to_apply}"))
         return lines
 
     def table(self) -> display.DisplayTable | None:
@@ -372,7 +383,7 @@ class RetirementResult(Result):
             "account": plan.account,
             "regions": list(plan.regions),
             "plan": path if (path := plan.run.folder / "plan.csv").is_file() else None,
-            "fingerprint": plan.fingerprint,
+            "plan_fingerprint": plan.fingerprint if plan.planned else None,
             "planned": len(plan.planned),
             "kept": len(plan.decisions) - len(plan.planned),
             "incomplete": wrong,

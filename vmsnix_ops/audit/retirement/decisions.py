@@ -5,7 +5,6 @@ An AMI is retired only if every rule allows it. One reason is enough to keep it;
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from vmsnix_ops.aws.images import Ami
 from vmsnix_ops.aws.references import AMI_ID, SEARCH
 from vmsnix_ops.aws.retiring import RetirementTags, fits_into_tags
 from vmsnix_ops.progress import counted
+from vmsnix_ops.records.fingerprints import differences, fingerprint
 from vmsnix_ops.settings import RetirementPolicy
 
 if TYPE_CHECKING:
@@ -162,17 +162,16 @@ class Decision:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with the action, the state and the references."""
-        whole = json.dumps(
-            [self.kind, self.resource_id, self.region, self.action, self.snapshots, self.facts]
-        )
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return fingerprint({"id": self.resource_id, "region": self.region, **self.content()})
+
+    def content(self) -> dict[str, str]:
+        """Return the action, the state and the references by name."""
+        return {"action": self.action, "with it": ", ".join(self.snapshots), **dict(self.facts)}
 
     def changes(self, now: Decision | None) -> tuple[str, ...]:
         """Return the differences from a later decision as texts; empty if there are none."""
         if now is None:
             return ("it no longer exists",)
-        if self.fingerprint == now.fingerprint:
-            return ()
         found = differences(dict(self.facts), dict(now.facts))
         if self.action != now.action:
             found.append(f"action: {self.action} before, {now.action} now ({'; '.join(now.reasons)})")
@@ -183,15 +182,6 @@ class Decision:
 
 def _id_of(one: Ami | Snapshot) -> str:
     return one.ami_id if isinstance(one, Ami) else one.snapshot_id
-
-
-def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the facts that differ, as texts."""
-    return [
-        f"{name}: {before.get(name) or 'nothing'} before, {now.get(name) or 'nothing'} now"
-        for name in dict.fromkeys((*before, *now))
-        if before.get(name, "") != now.get(name, "")
-    ]
 
 
 def ami_facts(ami: Ami, references: References) -> tuple[tuple[str, str], ...]:

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.arguments import check_arguments, check_range
-from vmsnix_ops.display import Displayed, DisplayTable, make_table
+from vmsnix_ops.display import DisplayTable, make_table
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted, current
+from vmsnix_ops.records.fingerprints import FingerprintedPlan, check_plan, record_plan
 from vmsnix_ops.records.run_context import new_run_id
+from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 from vmsnix_ops.runbooks.fleet.engine import Runner, check_address, need_dask
@@ -56,14 +58,14 @@ LEASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class FleetPlan(Displayed):
+class FleetPlan(FingerprintedPlan):
     """The targets that a fleet will run. Nothing has started.
 
     Attributes
     ----------
     file
         The content of the plan file.
-    ledger, archive, dry_run, fresh, lease_seconds, environment
+    ledger, archive, dry_run, expect_plan, fresh, lease_seconds, environment
         As for `plan`.
     states
         The state of each target in the ledger, by name; ``planned`` for a target that must run.
@@ -73,6 +75,7 @@ class FleetPlan(Displayed):
     ledger: str
     archive: str
     dry_run: bool
+    expect_plan: str
     fresh: bool
     lease_seconds: float
     states: Mapping[str, str]
@@ -106,7 +109,15 @@ class FleetPlan(Displayed):
             "running": "running in another process: this fleet will wait for the result.",
         }
         notes = [f"{counted(counts[one], 'target')} {text}" for one, text in texts.items() if counts[one]]
-        return [*notes, "Dry run: nothing will be run."] if self.dry_run else notes
+        return [*notes, "Dry run: nothing will be run.", self.how_to_apply] if self.dry_run else notes
+
+    def content(self) -> dict[str, str]:
+        """Return what each target is. Its state in the ledger may change: what is done is not run again."""
+        facts = {"run targets that are done": "yes" if self.fresh else ""}
+        for one in self.file.targets:
+            account = one.account.id or one.account.role or one.account.profile
+            facts[one.name] = f"{one}; {account or 'default account'}; content {one.key}"
+        return facts
 
     def apply(
         self, *, confirmed: bool = False, progress: Progress | None = None, stop: Interrupter | None = None
@@ -127,6 +138,8 @@ class FleetPlan(Displayed):
 
         Raises
         ------
+        StalePlanError
+            It is not the expected plan; nothing has run.
         ConfirmationError
             Targets would destroy, and they are not confirmed; nothing has run.
         FleetError
@@ -135,10 +148,13 @@ class FleetPlan(Displayed):
         ArchiveError
             The ledger cannot be written.
         """
-        targets = self.file.targets
+        targets, facts = self.file.targets, self.content()
+        tables = open_tables(load(environment={**os.environ, **self.environment}))
+        check_plan(facts, self.expect_plan, tables)
         if self.dry_run:
+            record_plan(facts, tables, runbook="fleet")
             documents = tuple(one.document(self.states[one.name]) for one in targets)
-            return FleetResult(self.file.name, "", True, documents, 0.0)
+            return FleetResult(self.file.name, "", True, documents, 0.0, plan=self)
         destroying = [one.name for one in targets if one.effects == "destroys"]
         if destroying and not confirmed:
             raise ConfirmationError(
@@ -168,7 +184,7 @@ class FleetPlan(Displayed):
         clock, started = time.monotonic(), datetime.now(UTC)
         trouble = runner.run(folder.path(archives.LOG))
         seconds = round(time.monotonic() - clock, 3)
-        result = FleetResult(self.file.name, run_id, False, tuple(runner.documents), seconds)
+        result = FleetResult(self.file.name, run_id, False, tuple(runner.documents), seconds, plan=self)
         result = replace(result, values=write(result, folder, started, str(trouble) if trouble else None))
         if trouble is not None:
             raise trouble
@@ -192,6 +208,7 @@ def plan(
     archive: str = "",
     fresh: bool = False,
     dry_run: bool = True,
+    expect_plan: str = "",
     lease_seconds: float = LEASE_SECONDS,
     environment: Mapping[str, str] | None = None,
 ) -> FleetPlan:
@@ -212,6 +229,8 @@ def plan(
         Also run the targets that are done.
     dry_run
         Run nothing.
+    expect_plan
+        Fingerprint of the dry run that was checked: `apply` refuses another plan.
     lease_seconds
         See `LEASE_SECONDS`.
     environment
@@ -256,6 +275,7 @@ def plan(
         ledger=place,
         archive=archive or str(settings.archive),
         dry_run=dry_run,
+        expect_plan=expect_plan,
         fresh=fresh,
         lease_seconds=lease_seconds,
         states=states,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from vmsnix_ops.records.fingerprints import FingerprintedPlan
     from vmsnix_ops.runbooks.fleet.ledger import Document
 
 
@@ -48,6 +49,8 @@ class FleetResult(Result):
         Duration of this start.
     values
         Content of ``result.json``; empty after a dry run.
+    plan
+        The plan.
     """
 
     runbook = "fleet"
@@ -57,6 +60,7 @@ class FleetResult(Result):
     documents: tuple[Document, ...]
     seconds: float
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    plan: FingerprintedPlan | None = field(default=None, repr=False, compare=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -110,6 +114,7 @@ class FleetResult(Result):
             "fleet_run": self.fleet_run,
             "fleet_report": self.values.get("report"),
             "dry_run": self.dry_run,
+            "plan_fingerprint": self.plan.fingerprint if self.plan else None,
             "targets": self.counts,
             "error": str(self.error) if self.error else None,
         }
@@ -180,6 +185,7 @@ def write(
         "status": result.status,
         "exit_code": result.exit_code,
         "dry_run": False,  # a dry run of a fleet writes no report
+        "plan_fingerprint": result.plan.fingerprint if result.plan else None,
         "fleet": result.name,
         "targets": result.counts,
         "started_at": started.isoformat(timespec="milliseconds"),
