@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish import boot_test as boot_image
     from vmsnix_ops.publish import bootstrap, build_image, preflight, prove
     from vmsnix_ops.publish import smoke as smoke_test
-    from vmsnix_ops.records import history
+    from vmsnix_ops.records import history, run
     from vmsnix_ops.runbooks import console, fleet, parameters
 
 __version__ = "0.1.0"
@@ -46,6 +46,7 @@ __all__ = [
     "publish",
     "retire",
     "rollback",
+    "run",
     "sandbox",
     "settings",
     "smoke_test",
@@ -65,6 +66,7 @@ _MODULES = {
     "prove": "publish.prove",
     "retire": "audit.retirement",
     "rollback": "channels.rollback",
+    "run": "records.run",
     "smoke_test": "publish.smoke",
     "verify": "channels.verify",
 }

@@ -115,7 +115,7 @@ def test_times_paths_and_numpy_numbers_become_plain_json(run: RunContext) -> Non
         ({"ami_id": 5}, "'ami_id' in the result: 5.*It is a int, but str is expected"),
         ({"seconds": "5"}, "'seconds' in the result: '5'.*int or float"),
         ({"seconds": True}, "'seconds' in the result: True"),
-        ({"status": "ok"}, "The statuses are done, partial, failed, cancelled"),
+        ({"status": "ok"}, "The statuses are running, done, partial, failed, cancelled"),
         ({"steps": {}}, "'steps'.*list"),
         ({"ratio": float("nan")}, "Could not write the result of the run as JSON"),
         ({"at": datetime(2026, 1, 2)}, "has no time zone"),  # noqa: DTZ001

@@ -66,7 +66,11 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
         "earlier (number of earlier steps compared) and text (the same as a sentence). Empty if none was "
         "slow; null if the history was not or could not be read.",
     ),
-    "tables": (list, "Tables of the CI job summary: objects with title, columns, rows."),
+    "tables": (
+        list,
+        "Tables of the CI job summary: objects with title, columns, rows. Those of `run.keep` also have name "
+        "and file, the CSV file with all rows.",
+    ),
     "error": (str, "Error that ended the run, as text."),
     "failure": (dict, "The same error as an object: type, what, why, fix, exit_code, cell, detail."),
     "problems": (list, "Problems after the last cell, such as a history that could not be written."),
@@ -138,6 +142,10 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
     where = {"endpoint": endpoint_kind(), "sandbox": sandbox_url() or None}
     values = {**dict.fromkeys(KEYS), **where, "run_id": run.run_id, "runbook": run.runbook, **result}
     values |= run.known
+    given: Any = values["tables"] or []
+    named = {one.get("name") for one in given if isinstance(one, Mapping)}
+    if kept := [table for name, table in kept_tables(run).items() if name not in named]:
+        values["tables"] = [*given, *kept]
     values = Redactor(secret_values()).value(values)
     for key, (kind, _) in KEYS.items():
         _check(key, kind, values[key])
@@ -155,6 +163,25 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
         files.make_folder(run.folder)
         files.write(path, text)
     return path
+
+
+def keep_table(run: RunContext, table: Mapping[str, Any]) -> None:
+    """Add a table with a name to ``result.json``, or replace the one of this name."""
+    written = _written(run)
+    others = [one for one in written.get("tables") or [] if one.get("name") != table["name"]]
+    write_result(run, {**written, "tables": [*others, table]})
+
+
+def kept_tables(run: RunContext) -> dict[str, dict[str, Any]]:
+    """Return the tables in ``result.json`` that have a name."""
+    return {one["name"]: one for one in _written(run).get("tables") or [] if one.get("name")}
+
+
+def _written(run: RunContext) -> dict[str, Any]:
+    try:
+        return parse(files.read(run.folder / FILE_NAME))
+    except OSError:
+        return {}
 
 
 @contextmanager
@@ -306,10 +333,11 @@ def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
             why=f"It is a {type(value).__name__}, but {expected} is expected ({KEYS[key][1]})",
             fix="Correct the values that the runbook returns.",
         )
-    if key == "status" and value is not None and value not in outcomes.VERDICTS:
+    statuses = ("running", *outcomes.VERDICTS)
+    if key == "status" and value is not None and value not in statuses:
         raise SchemaError(
             f"Invalid status in the result: {value!r}.",
-            why=f"The statuses are {', '.join(outcomes.VERDICTS)}.",
+            why=f"The statuses are {', '.join(statuses)}.",
             fix="Correct the values that the runbook returns.",
         )
 
