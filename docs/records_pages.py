@@ -21,7 +21,7 @@ def tables_page() -> str:
         "<!-- Written by `python -m docs.records_pages`: change vmsnix_ops/records/schemas.py. -->",
         "",
         "Delta Lake tables, append-only, in the folder or S3 prefix that the setting `history` names.",
-        "Times are UTC. Read them with `vmsnix_ops.records.history` or any Delta Lake reader.",
+        "Times are UTC. Read them with `from vmsnix_ops import history` or any Delta Lake reader.",
         "",
         "| kind | in the table | in pandas | note |",
         "|---|---|---|---|",

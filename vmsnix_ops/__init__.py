@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish import boot_test as boot_image
     from vmsnix_ops.publish import bootstrap, build_image, preflight, prove
     from vmsnix_ops.publish import smoke as smoke_test
-    from vmsnix_ops.records import history, run
-    from vmsnix_ops.runbooks import console, fleet, parameters
+    from vmsnix_ops.records import run
+    from vmsnix_ops.runbooks import console, fleet, history, parameters
 
 __version__ = "0.1.0"
 
@@ -59,7 +59,7 @@ _MODULES = {
     "build_image": "publish.build_image",
     "console": "runbooks.console",
     "fleet": "runbooks.fleet",
-    "history": "records.history",
+    "history": "runbooks.history",
     "parameters": "runbooks.parameters",
     "preflight": "publish.preflight",
     "promote": "channels.promote",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -18,10 +19,11 @@ import pytest
 
 from tests.command_line import run_vmsnix, shelf
 from tests.support import few
-from vmsnix_ops import __version__
+from vmsnix_ops import __version__, history
 from vmsnix_ops.cli import COMMANDS, lab, sandbox
 from vmsnix_ops.cli.output import open_display
 from vmsnix_ops.errors import ToolMissingError
+from vmsnix_ops.records.schemas import SCHEMAS
 from vmsnix_ops.runbooks import catalog
 
 if TYPE_CHECKING:
@@ -538,8 +540,37 @@ def test_runs_can_be_listed_and_shown(shelf: Shelf, run_vmsnix: RunVmsnix) -> No
     assert json.loads(rows[1]["parameters"])["name"] == "Ada"
     assert len(run_vmsnix("history", "runs", "--csv", "--last", "1")[1].splitlines()) == 2
     assert len(json.loads(run_vmsnix("history", "runs", "--json", "--status", "done")[1])) == 1
-    assert run_vmsnix("history", "runs", "--sandbox")[1] == "No runs yet.\n"
     assert run_vmsnix("history", "runs", "--json", "--csv")[0] == 2
+
+
+def test_the_history_is_filtered_as_in_python(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
+    shelf.put("10-try-this.ipynb")
+    run_vmsnix("run", "try-this")
+    # The tests use an endpoint on this machine, which counts as a sandbox.
+    for words in (
+        [],
+        ["--sandbox"],
+        ["--endpoint", "all"],
+        ["--since", "1h", "--status", "done", "--status", "failed"],
+    ):
+        assert len(json.loads(run_vmsnix("history", "runs", "--json", *words)[1])) == 1, words
+    for words in (["--older-than", "1h"], ["--until", "2026-01-01"], ["--status", "failed"]):
+        assert run_vmsnix("history", "runs", *words)[1] == "No matching runs.\n", words
+    assert run_vmsnix("history", "runs", "--endpoint", "aws")[1] == "No runs yet.\n"
+    code, _, complaint = run_vmsnix("history", "runs", "--status", "faild")
+    assert (code, "Did you mean 'failed'?" in complaint) == (2, True)
+    code, _, complaint = run_vmsnix("history", "runs", "--runbook", "try-thsi")
+    assert (code, "Did you mean 'try-this'?" in complaint) == (2, True)
+    assert run_vmsnix("history", "inventory", "--no-public", "--kind", "ami")[1] == "No matching resources.\n"
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_the_filters_of_the_command_line_are_those_of_python(table: str) -> None:
+    from vmsnix_ops.cli.history import history as group
+
+    options = {str(option.name) for option in group.commands[table].params}
+    names = inspect.signature(getattr(history, table)).parameters.keys() - {"tables", "columns"}
+    assert options == names | {"sandbox", "as_json", "as_csv"}
 
 
 def test_colours_are_used_only_on_terminals_that_allow_them(

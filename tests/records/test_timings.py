@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tests.records.synthetic import history
@@ -22,8 +23,6 @@ from vmsnix_ops.records.tables import Tables
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from matplotlib.figure import Figure
 
     from vmsnix_ops.display import DisplayTable
 
@@ -296,9 +295,36 @@ def test_direct_and_import_are_compared(team: pd.DataFrame) -> None:
         rows = some[some["via"] == via]
         assert row[f"{via}_count"] == len(rows) > 0
         assert row[f"{via}_p50_seconds"] == pytest.approx(rows["seconds"].median())
-    assert row["times_as_fast"] == pytest.approx(row["import_p50_seconds"] / row["direct_p50_seconds"])
+        assert row[f"{via}_seconds_per_gib"] == pytest.approx(rows["seconds_per_gib"].median())
+    rates = row["import_seconds_per_gib"], row["direct_seconds_per_gib"]
+    assert row["times_as_fast"] == pytest.approx(rates[0] / rates[1])
     assert (table["times_as_fast"] > 5).all()
     assert (table["direct_sent_bytes"] < table["import_sent_bytes"] / 5).all()
+
+
+def test_the_methods_are_compared_by_the_seconds_for_a_gib_although_images_grew() -> None:
+    kinds = [("a", "import", 2**30, 100.0), ("b", "direct", 10 * 2**30, 200.0)]
+    frame = steps(
+        *(
+            {"run_id": run, "step": step, "seconds": seconds / 2, "bytes": size, "via": via, "image": "x"}
+            for run, via, size, seconds in kinds
+            for step in ("upload", "import")
+        )
+    )
+    (row,) = timings.compare(frame).to_dict("records")
+    assert (row["import_seconds_per_gib"], row["direct_seconds_per_gib"]) == (100, 20)
+    assert row["times_as_fast"] == 5  # although the larger image took twice as long
+    assert (row["import_image_bytes"], row["direct_image_bytes"]) == (2**30, 10 * 2**30)
+    assert "20 s/GiB (3 min 20 s for an image)" in words(timing_plots.plot_compare(frame))
+
+
+def test_any_percentiles_and_columns_can_be_chosen() -> None:
+    frame = steps(*({"seconds": float(n), "region": "eu-west-1"} for n in range(101)))
+    (row,) = timings.summary(frame, by="region", percentiles=[0.5, 0.95]).to_dict("records")
+    assert (row["region"], row["p50_seconds"], row["p95_seconds"]) == ("eu-west-1", 50, 95)
+    assert "p90_seconds" not in row
+    with pytest.raises(errors.ParameterError, match=r"Use 0\.95 for the percentile 95"):
+        timings.summary(frame, percentiles=[95])
 
 
 def test_a_run_that_reused_its_upload_is_not_compared() -> None:
@@ -370,6 +396,26 @@ def test_the_pictures_have_axes_with_units_and_no_warning(
         assert "time" in " ".join(told)
         assert re.search(r"\b(s|min)\b", " ".join(told))
     assert {"import", "direct"} <= set(words(figure).split())
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_a_plot_is_drawn_into_given_axes(plot: Callable[..., Figure], team: pd.DataFrame) -> None:
+    one = team[(team["image"] == "gc-fwd") & (team["region"] == "us-east-1") & (team["step"] == "import")]
+    one = pd.concat([one, team[team["run_id"].isin(one["run_id"]) & (team["step"] == "upload")]])
+    for frame in (one, team, team.head(0)):
+        figure = Figure(layout="constrained", figsize=(16, 6))
+        left, right = figure.subplots(1, 2)
+        left.set_title("ours")
+        assert plot(frame, ax=right) is figure
+        figure.draw_without_rendering()
+        assert left.get_title() == "ours"
+        assert not left.has_data()
+        inside = [axes for axes in figure.axes if axes is not left]
+        assert frame.empty or any(axes.has_data() for axes in inside)
+        assert all(axes.get_position().x0 > left.get_position().x1 - 0.01 for axes in inside)
+    alone = Figure()
+    assert plot(team, ax=alone.add_axes((0.2, 0.2, 0.6, 0.6))) is alone
+    alone.draw_without_rendering()
 
 
 def test_slow_steps_have_a_ring(team: pd.DataFrame) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import boto3
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from vmsnix_ops.audit.changes import Changes
@@ -257,9 +258,9 @@ class AuditResult(Result):
         """Return resources of a kind (``"ami"``, ``"snapshot"``, ...) for people, oldest first."""
         return display.frame_table(views.show(self.inventory, kind, most=most))
 
-    def plot(self) -> Figure:
-        """Plot the cost of snapshots by age."""
-        return views.plot(self.inventory)
+    def plot(self, *, ax: Axes | None = None) -> Figure:
+        """Plot the cost of snapshots by age, by default into a new figure."""
+        return views.plot(self.inventory, ax=ax)
 
     @property
     def error(self) -> errors.VmsnixError | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from vmsnix_ops.audit.changes import Changes
@@ -68,16 +69,15 @@ def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
     return shown[list(columns)].reset_index(drop=True)
 
 
-def plot(inventory: Inventory) -> Figure:
-    """Plot the cost of snapshots by age, with and without an AMI."""
+def plot(inventory: Inventory, *, ax: Axes | None = None) -> Figure:
+    """Plot the cost of snapshots by age, with and without an AMI, by default into a new figure."""
     frame = inventory.frame[inventory.frame["kind"] == "snapshot"]
     if frame.empty:
-        return figures.message_figure("No snapshots.")
+        return figures.message_figure("No snapshots.", ax)
     age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
     labels = [label for _, _, label in AGES] + ["older"]
     edges = [low for low, _, _ in AGES] + [AGES[-1][1], float("inf")]
-    figure = figures.new_figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = figures.panels(ax, options={"figsize": (7, 3), "layout": "constrained"})
     bottom = [0.0] * len(labels)
     used = frame["referenced"]
     parts = [

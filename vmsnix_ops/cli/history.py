@@ -1,4 +1,4 @@
-"""``vmsnix history``: query the tables of runs, steps, AMIs, proofs and retirements."""
+"""``vmsnix history``: query the tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from vmsnix_ops.cli.options import archive_option, json_option, region_option
-from vmsnix_ops.outcomes import StepOutcome
+from vmsnix_ops.endpoints import ENDPOINT_KINDS
+from vmsnix_ops.outcomes import SEVERITIES, StepOutcome
 from vmsnix_ops.text import echo, write_csv
 
 if TYPE_CHECKING:
@@ -21,87 +22,174 @@ COLUMNS = {
     "runs": ("started_at", "runbook", "status", "dry_run", "seconds", "image_name", "ami_id", "run_id"),
     "steps": ("started_at", "step", "status", "seconds", "bytes", "image", "region", "run_id"),
     "amis": ("created_at", "ami_id", "name", "region", "state", "size_gib", "public"),
+    "promotions": ("promoted_at", "how", "channel", "ami_id", "name", "region", "run_id"),
+    "inventory": ("scanned_at", "kind", "resource_id", "name", "region", "monthly_usd", "cost_basis"),
+    "findings": ("scanned_at", "severity", "rule", "resource_id", "name", "region", "run_id"),
+    "packages": ("recorded_at", "image", "image_version", "name", "version", "bytes"),
     "proofs": ("proved_at", "verdict", "reason", "ami_id", "name", "region", "extent", "run_id"),
     "retirements": ("done_at", "action", "resource_id", "name", "region", "retained_until", "run_id"),
 }
 """Columns that a terminal shows. ``--json`` and ``--csv`` print all columns."""
 
-NOUNS = {"amis": "AMIs"}
+NOUNS = {"amis": "AMIs", "inventory": "resources"}
 
-FILTERS: dict[str, tuple[tuple[str, str], ...]] = {
-    "runs": (
-        ("runbook", "Show only runs of this runbook."),
-        ("status", "Show only runs with this status: done, failed, partial, cancelled."),
-        ("image", "Show only runs for this image."),
-        ("region", "Show only runs in this region."),
-        ("run-id", "Show only this run."),
-    ),
-    "steps": (
-        ("step", "Show only this step."),
-        ("status", f"Show only steps with this status: {', '.join(get_args(StepOutcome))}."),
-        ("image", "Show only steps for this image."),
-        ("region", "Show only steps in this region."),
-        ("via", "Show only steps of this method: import or direct."),
-        ("run-id", "Show only steps of this run."),
-    ),
-    "amis": (
-        ("ami-id", "Show only this AMI."),
-        ("name", "Show only AMIs with this name."),
-        ("image", "Show only AMIs of this image."),
-        ("region", "Show only AMIs in this region."),
-        ("digest", "Show only AMIs with this image digest."),
-        ("run-id", "Show only AMIs of this run."),
-    ),
-    "proofs": (
-        ("ami-id", "Show only this AMI."),
-        ("verdict", "Show only this verdict: proven, 'matches its tag', differs, 'not provable'."),
-        ("region", "Show only AMIs in this region."),
-        ("run-id", "Show only proofs of this run."),
-    ),
-    "retirements": (
-        ("resource-id", "Show only this AMI or snapshot."),
-        ("action", "Show only this change: retired, restored, deleted."),
-        ("kind", "Show only this kind: ami, snapshot."),
-        ("image", "Show only resources of this image."),
-        ("region", "Show only resources in this region."),
-        ("run-id", "Show only changes by this run."),
-    ),
+FLAGS = ("referenced", "public")
+
+FILTERS: dict[str, dict[str, str]] = {
+    "runs": {
+        "run_id": "Show only this run.",
+        "runbook": "Show only runs of this runbook.",
+        "status": "Show only runs with this status: done, failed, partial, cancelled.",
+        "image": "Show only runs for this image.",
+        "region": "Show only runs in this region.",
+        "account": "Show only runs in this account.",
+    },
+    "steps": {
+        "run_id": "Show only steps of this run.",
+        "step": "Show only this step.",
+        "status": f"Show only steps with this status: {', '.join(get_args(StepOutcome))}.",
+        "image": "Show only steps for this image.",
+        "region": "Show only steps in this region.",
+        "account": "Show only steps in this account.",
+        "via": "Show only steps of this method: import or direct.",
+    },
+    "amis": {
+        "ami_id": "Show only this AMI.",
+        "name": "Show only AMIs with this name.",
+        "image": "Show only AMIs of this image.",
+        "region": "Show only AMIs in this region.",
+        "account": "Show only AMIs of this account.",
+        "run_id": "Show only AMIs of this run.",
+        "digest": "Show only AMIs with this image digest.",
+        "state": "Show only AMIs in this state, such as available.",
+    },
+    "promotions": {
+        "run_id": "Show only promotions by this run.",
+        "ami_id": "Show only promotions of this AMI.",
+        "channel": "Show only changes of this channel.",
+        "image": "Show only promotions of this image.",
+        "region": "Show only promotions in this region.",
+        "account": "Show only promotions in this account.",
+        "how": "Show only this kind of change: promote, 'roll back'.",
+    },
+    "inventory": {
+        "run_id": "Show only the scan of this run.",
+        "kind": "Show only this kind, such as ami or snapshot.",
+        "resource_id": "Show only this resource.",
+        "name": "Show only resources with this name.",
+        "state": "Show only resources in this state.",
+        "image": "Show only resources of this image.",
+        "region": "Show only resources in this region.",
+        "account": "Show only resources of this account.",
+        "cost_basis": "Show only costs of this basis: stored, volume, snapshots.",
+        "referenced": "Show only resources that are referenced, or are not.",
+        "public": "Show only resources that are public, or are not.",
+    },
+    "findings": {
+        "run_id": "Show only findings of this run.",
+        "severity": f"Show only this severity: {', '.join(SEVERITIES)}.",
+        "rule": "Show only findings of this rule.",
+        "kind": "Show only findings about this kind of resource.",
+        "resource_id": "Show only findings about this resource.",
+        "image": "Show only findings about this image.",
+        "region": "Show only findings in this region.",
+        "account": "Show only findings in this account.",
+    },
+    "packages": {
+        "digest": "Show only packages of this image digest.",
+        "image": "Show only packages of this image.",
+        "name": "Show only packages with this name.",
+        "version": "Show only packages of this version.",
+        "system": "Show only packages for this system, such as x86_64-linux.",
+        "run_id": "Show only packages that this run recorded.",
+    },
+    "proofs": {
+        "run_id": "Show only proofs of this run.",
+        "ami_id": "Show only this AMI.",
+        "verdict": "Show only this verdict: proven, 'matches its tag', differs, 'not provable'.",
+        "region": "Show only AMIs in this region.",
+        "account": "Show only AMIs of this account.",
+    },
+    "retirements": {
+        "run_id": "Show only changes by this run.",
+        "resource_id": "Show only this AMI or snapshot.",
+        "action": "Show only this change: retired, restored, deleted.",
+        "kind": "Show only this kind: ami, snapshot.",
+        "image": "Show only resources of this image.",
+        "region": "Show only resources in this region.",
+        "account": "Show only resources of this account.",
+    },
+}
+"""The filters of each table, as in `vmsnix_ops.history`."""
+
+TIMES = {
+    "since": "Show only rows of this time or later: 30D, 12h, 2W, or a date.",
+    "until": "Show only rows of this time or earlier.",
+    "older_than": "Show only rows from before this time.",
 }
 
 
 @click.group()
 def history() -> None:
-    """Query the tables of runs, steps, AMIs, proofs and retirements.
+    """Query the tables of runs, steps, AMIs, promotions, audits, packages, proofs and retirements.
 
-    The tables contain one row for each, of everyone who shares the history. To open or repeat a run, use
-    `vmsnix runs`, which lists the archive.
+    The tables contain one row for each, of everyone who shares the history. Every filter can be repeated. To
+    open or repeat a run, use `vmsnix runs`, which lists the archive.
     """
 
 
 def _table_command(table: str, text: str) -> None:
-    filters = [click.Option([f"--{name}"], help=about) for name, about in FILTERS[table]]
-    output = [
+    options: list[click.Parameter] = [_filter_option(name, about) for name, about in FILTERS[table].items()]
+    options += [
+        click.Option([f"--{name.replace('_', '-')}"], metavar="TIME", help=about)
+        for name, about in TIMES.items()
+    ]
+    if table == "amis":
+        options.append(
+            click.Option(["--all-rows"], is_flag=True, help="Show earlier records of each AMI too.")
+        )
+    options += [
         click.Option(
             ["--last"], type=click.IntRange(min=1), metavar="N", help="Show only the newest N rows."
         ),
-        click.Option(["--sandbox"], is_flag=True, help="Use the history of runs with --sandbox."),
+        click.Option(
+            ["--endpoint"],
+            type=click.Choice([*ENDPOINT_KINDS, "all"]),
+            help="Show rows of AWS, of sandboxes, of other endpoints, or all.  "
+            "[default: aws, unless AWS_ENDPOINT_URL selects another]",
+        ),
+        click.Option(["--sandbox"], is_flag=True, help="Short for --endpoint sandbox."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON with all columns."),
         click.Option(["--csv", "as_csv"], is_flag=True, help="Print CSV with all columns."),
     ]
-    history.add_command(click.Command(table, callback=_reader(table), params=[*filters, *output], help=text))
+    history.add_command(click.Command(table, callback=_reader(table), params=options, help=text))
+
+
+def _filter_option(name: str, about: str) -> click.Option:
+    option = name.replace("_", "-")
+    if name in FLAGS:
+        return click.Option([f"--{option}/--no-{option}"], default=None, help=about)
+    return click.Option([f"--{option}"], multiple=True, help=about)
 
 
 def _reader(table: str) -> Callable[..., None]:
-    def read(sandbox: bool, as_json: bool, as_csv: bool, **wanted: Any) -> None:
+    def read(
+        sandbox: bool, endpoint: str | None, last: int | None, as_json: bool, as_csv: bool, **given: Any
+    ) -> None:
         if as_json and as_csv:
             raise click.UsageError("Use either --json or --csv, not both.")
+        if sandbox and endpoint:
+            raise click.UsageError("Use either --sandbox or --endpoint, not both.")
         from vmsnix_ops.cli.output import show_json_text
 
-        if wanted.get("runbook"):
+        wanted = {name: value for name, value in given.items() if value not in (None, (), False)}
+        wanted |= {name: given[name] for name in FLAGS if given.get(name) is not None}
+        if "runbook" in wanted:
             from vmsnix_ops.runbooks import catalog
 
-            wanted["runbook"] = catalog.full_name(wanted["runbook"])
-        frame = _read(table, wanted, sandbox=sandbox)
+            wanted["runbook"] = [catalog.full_name(name) for name in wanted["runbook"]]
+        endpoint = "sandbox" if sandbox else endpoint
+        frame = _read(table, **wanted, last=last, endpoint=endpoint)
         if as_json:
             rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
             show_json_text(rows)
@@ -109,16 +197,30 @@ def _reader(table: str) -> Callable[..., None]:
             write_csv(frame, sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         elif frame.empty:
             noun = NOUNS.get(table, table)
-            echo(f"No matching {noun}." if any(wanted.values()) else f"No {noun} yet.")
+            echo(f"No matching {noun}." if wanted else f"No {noun} yet.")
+            if not endpoint and len(others := _read(table, **wanted, endpoint="all")):
+                kinds = sorted(set(others["endpoint"].fillna("aws"))) if "endpoint" in others else []
+                echo(f"{len(others)} elsewhere: add --endpoint {kinds[0] if len(kinds) == 1 else 'all'}.")
         else:
             _show(frame[[column for column in COLUMNS[table] if column in frame]])
 
     return read
 
 
+def _read(table: str, **wanted: Any) -> pd.DataFrame:
+    from vmsnix_ops.records import history as records
+
+    frame: pd.DataFrame = getattr(records, table)(**wanted)
+    return frame
+
+
 _table_command("runs", "List runs of runbooks, newest first.")
 _table_command("steps", "List steps of runs, newest first.")
 _table_command("amis", "List AMIs that were published or found, newest first.")
+_table_command("promotions", "List promotions and rollbacks, newest first.")
+_table_command("inventory", "List the resources that audits found, newest scan first.")
+_table_command("findings", "List the findings of audits, newest scan first.")
+_table_command("packages", "List the packages of published images, newest first.")
 _table_command("proofs", "List the verdicts of vmsnix prove, newest first.")
 _table_command("retirements", "List AMIs and snapshots that were retired, restored or deleted, newest first.")
 
@@ -178,21 +280,12 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
         echo(f"amis: {result.added} added from AWS in {', '.join(result.regions)}.")
 
 
-def _read(table: str, wanted: dict[str, Any], *, sandbox: bool) -> pd.DataFrame:
-    from vmsnix_ops.cli.sandbox import load_settings
-    from vmsnix_ops.records import history as records
-    from vmsnix_ops.records.tables import open_tables
-
-    frame: pd.DataFrame = getattr(records, table)(open_tables(load_settings(sandbox=sandbox)), **wanted)
-    return frame
-
-
 def _show(frame: pd.DataFrame) -> None:
     from vmsnix_ops.cli.output import cell, console, new_table
 
     table = new_table(
         *frame.columns,
-        right=("seconds", "bytes", "size_gib"),
+        right=("seconds", "bytes", "size_gib", "monthly_usd"),
         unbroken=[column for column in frame.columns if column.endswith("_id")],
     )
     for row in frame.itertuples(index=False):

@@ -10,10 +10,11 @@ import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 DOTS_PER_INCH = 144
 INK, SOFT, GRID, GROUND = "#333a45", "#5b6470", "#e3e6eb", "#ffffff"
@@ -38,10 +39,41 @@ def new_figure(**options: Any) -> Figure:
     return ShownFigure(**({"facecolor": GROUND} | options))
 
 
-def message_figure(text: str) -> Figure:
-    """Return a figure with a text instead of a plot."""
-    figure = new_figure(figsize=(7, 1.2), layout="constrained")
-    axes = figure.subplots()
+def panels(
+    ax: Axes | None, rows: int = 1, columns: int = 1, *, options: Mapping[str, Any], **shared: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure and its panels, as an array of rows.
+
+    Parameters
+    ----------
+    ax
+        Axes of a caller. A single panel is drawn into them; several panels take their place, and the axes
+        keep their title. By default a new figure.
+    options
+        Options of a new figure.
+    shared
+        ``sharex`` and ``sharey`` of several panels.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    if ax is None:
+        figure = new_figure(**options)
+        return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+    figure = ax.get_figure(root=True) or Figure()
+    if rows == columns == 1:
+        return figure, np.array([[ax]])
+    ax.set_axis_off()
+    place = ax.get_subplotspec()
+    if place is None:  # not a part of a grid
+        box = ax.get_position()
+        place = figure.add_gridspec(1, 1, left=box.x0, right=box.x1, bottom=box.y0, top=box.y1)[0]
+    return figure, place.subgridspec(rows, columns).subplots(squeeze=False, **shared)
+
+
+def message_figure(text: str, ax: Axes | None = None) -> Figure:
+    """Return a figure with a text instead of a plot; `ax` are axes of a caller."""
+    figure, ((axes,),) = panels(ax, options={"figsize": (7, 1.2), "layout": "constrained"})
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=12, color=SOFT)
     return figure
@@ -69,11 +101,14 @@ def format_dates(axes: Axes, *, most: int = 8) -> None:
     axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
 
 
-def legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """Draw a legend above all panels."""
-    figure.legend(
+def legend(figure: Figure, handles: Sequence[Any], ax: Axes | None = None) -> None:
+    """Draw a legend above all panels; above `ax` if they are the axes of a caller."""
+    above: Any = {"loc": "outside upper left"}
+    if ax is not None:
+        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
+    (figure if ax is None else ax).legend(
         handles=list(handles),
-        loc="outside upper left",
+        **above,
         ncols=len(handles),
         frameon=False,
         fontsize=9,

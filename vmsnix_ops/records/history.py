@@ -1,211 +1,474 @@
-"""Read what the tables recorded: runs, steps, AMIs, promotions, proofs, retirements, and durations of steps.
+"""Read the tables as frames, and the durations of steps; `vmsnix_ops.runbooks.history` documents the filters.
 
->>> from vmsnix_ops import history
->>> history.amis(image="ecs-node", last=3)  # doctest: +SKIP
->>> history.read(image="ecs-node").summary()  # doctest: +SKIP
-
-A frame has the newest row first, and the columns of the page *Tables*. Without filters it has all rows.
+Rows come newest first. `runbooks.history` is the public module, which also reads the archive.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, outcomes
 from vmsnix_ops.arguments import check_arguments
-from vmsnix_ops.errors import UsageError
+from vmsnix_ops.endpoints import ENDPOINT_KINDS
 from vmsnix_ops.progress import counted
-from vmsnix_ops.records import timing_plots, timings
+from vmsnix_ops.records import filters, schemas, timing_plots
+from vmsnix_ops.records import timings as step_timings
+from vmsnix_ops.records.filters import Filter, When, door
 from vmsnix_ops.records.result import Result
-from vmsnix_ops.records.tables import Tables, open_tables
+from vmsnix_ops.records.tables import ALL_ENDPOINTS, ENDPOINT, Tables, open_tables
 from vmsnix_ops.region_names import known_regions
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from vmsnix_ops.display import DisplayTable
 
-__all__ = ["Timings", "amis", "promotions", "proofs", "read", "retirements", "runs", "steps"]
+__all__ = [
+    "Timings",
+    "amis",
+    "findings",
+    "inventory",
+    "packages",
+    "promotions",
+    "proofs",
+    "read",
+    "retirements",
+    "runs",
+    "steps",
+    "timings",
+    "unpack",
+]
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
+@door
 def runs(
     tables: Tables | None = None,
     *,
-    run_id: str | None = None,
-    runbook: str | None = None,
-    status: str | None = None,
-    image: str | None = None,
-    region: str | None = None,
-    since: datetime | timedelta | None = None,
+    run_id: Filter = None,
+    runbook: Filter = None,
+    status: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
     last: int | None = None,
+    **columns: Filter,
 ) -> pd.DataFrame:
-    """Return runs, the latest start first.
-
-    Parameters
-    ----------
-    tables
-        The tables; by default those of the settings.
-    run_id, runbook, status, image, region
-        Only runs with this value.
-    since
-        Only runs that started at this time (with a time zone) or later, or within this duration.
-    last
-        Maximum number of rows.
-
-    Raises
-    ------
-    UsageError
-        `since` has no time zone, or `last` is negative.
-    RecordsError
-        The table cannot be read.
-    """
-    equal = {"run_id": run_id, "runbook": runbook, "status": status, "image": image, "region": region}
-    return _select(tables, "runs", "started_at", since, last, **equal)
+    """Return runs, the latest start first. ``older_than`` and the other times compare ``started_at``."""
+    return _select("runs", locals())
 
 
+@door
 def steps(
     tables: Tables | None = None,
     *,
-    run_id: str | None = None,
-    step: str | None = None,
-    status: str | None = None,
-    image: str | None = None,
-    region: str | None = None,
-    via: str | None = None,
-    since: datetime | timedelta | None = None,
+    run_id: Filter = None,
+    step: Filter = None,
+    status: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    via: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
     last: int | None = None,
+    **columns: Filter,
 ) -> pd.DataFrame:
-    """Return steps, the latest start first; the arguments are as for `runs`."""
-    equal = {"run_id": run_id, "step": step, "status": status, "image": image, "region": region, "via": via}
-    return _select(tables, "steps", "started_at", since, last, **equal)
+    """Return steps, the latest start first; the times compare ``started_at``."""
+    return _select("steps", locals())
 
 
+@door
 def amis(
     tables: Tables | None = None,
     *,
-    ami_id: str | None = None,
-    name: str | None = None,
-    image: str | None = None,
-    region: str | None = None,
-    run_id: str | None = None,
-    digest: str | None = None,
-    since: datetime | timedelta | None = None,
+    ami_id: Filter = None,
+    name: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    run_id: Filter = None,
+    digest: Filter = None,
+    state: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
     last: int | None = None,
     all_rows: bool = False,
+    **columns: Filter,
 ) -> pd.DataFrame:
-    """Return the latest record of each AMI, newest first; the arguments are as for `runs`.
+    """Return the latest record of each AMI, newest first.
 
-    The filters apply to the latest record. With `all_rows`, earlier records are returned too.
+    The filters apply to the latest record. The times compare ``created_at``, the age of the AMI; if AWS does
+    not report it, ``recorded_at``. With `all_rows`, earlier records are returned too.
     """
-    frame = _select(tables, "amis", "recorded_at", None, None, ami_id=ami_id, region=region)
-    # Before the other filters: an earlier row of an AMI may match them when its latest does not.
-    if not all_rows:
-        frame = frame.drop_duplicates(["ami_id", "region"], keep="first")
-    for column, value in {"name": name, "image": image, "run_id": run_id, "digest": digest}.items():
-        if value is not None:
-            frame = frame[frame[column] == value]
-    if (earliest := _earliest(since)) is not None:
-        frame = frame[frame["recorded_at"] >= earliest]
-    return _newest(frame, "recorded_at", last)
+    return _select("amis", locals())
 
 
-def retirements(
-    tables: Tables | None = None,
-    *,
-    resource_id: str | None = None,
-    action: str | None = None,
-    kind: str | None = None,
-    image: str | None = None,
-    region: str | None = None,
-    run_id: str | None = None,
-    since: datetime | timedelta | None = None,
-    last: int | None = None,
-) -> pd.DataFrame:
-    """Return retirements, restorations and deletions, the latest first; the arguments are as for `runs`."""
-    equal = {"action": action, "kind": kind, "image": image, "region": region, "run_id": run_id}
-    return _select(tables, "retirements", "done_at", since, last, resource_id=resource_id, **equal)
-
-
+@door
 def promotions(
     tables: Tables | None = None,
     *,
-    ami_id: str | None = None,
-    channel: str | None = None,
-    image: str | None = None,
-    region: str | None = None,
-    run_id: str | None = None,
-    since: datetime | timedelta | None = None,
+    run_id: Filter = None,
+    ami_id: Filter = None,
+    channel: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    how: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
     last: int | None = None,
+    **columns: Filter,
 ) -> pd.DataFrame:
-    """Return promotions and rollbacks, the latest first; the arguments are as for `runs`."""
-    equal = {"ami_id": ami_id, "channel": channel, "image": image, "region": region, "run_id": run_id}
-    return _select(tables, "promotions", "promoted_at", since, last, **equal)
+    """Return promotions and rollbacks, the latest first; the times compare ``promoted_at``."""
+    return _select("promotions", locals())
 
 
+@door
+def inventory(
+    tables: Tables | None = None,
+    *,
+    run_id: Filter = None,
+    kind: Filter = None,
+    resource_id: Filter = None,
+    name: Filter = None,
+    state: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    cost_basis: Filter = None,
+    referenced: Filter = None,
+    public: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
+    last: int | None = None,
+    **columns: Filter,
+) -> pd.DataFrame:
+    """Return the resources of every audit, the latest scan first; the times compare ``scanned_at``.
+
+    To sum costs, leave out the rows whose ``cost_basis`` is ``snapshots``: the snapshots of an AMI have rows
+    of their own.
+    """
+    return _select("inventory", locals())
+
+
+@door
+def findings(
+    tables: Tables | None = None,
+    *,
+    run_id: Filter = None,
+    severity: Filter = None,
+    rule: Filter = None,
+    kind: Filter = None,
+    resource_id: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
+    last: int | None = None,
+    **columns: Filter,
+) -> pd.DataFrame:
+    """Return the findings of every audit, the latest scan first; the times compare ``scanned_at``."""
+    return _select("findings", locals())
+
+
+@door
+def packages(
+    tables: Tables | None = None,
+    *,
+    digest: Filter = None,
+    image: Filter = None,
+    name: Filter = None,
+    version: Filter = None,
+    system: Filter = None,
+    run_id: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
+    last: int | None = None,
+    **columns: Filter,
+) -> pd.DataFrame:
+    """Return the packages of published images, the latest first; the times compare ``recorded_at``."""
+    return _select("packages", locals())
+
+
+@door
 def proofs(
     tables: Tables | None = None,
     *,
-    ami_id: str | None = None,
-    verdict: str | None = None,
-    region: str | None = None,
-    run_id: str | None = None,
-    since: datetime | timedelta | None = None,
+    run_id: Filter = None,
+    ami_id: Filter = None,
+    verdict: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
     last: int | None = None,
+    **columns: Filter,
 ) -> pd.DataFrame:
-    """Return the verdicts of proofs, the latest first; the arguments are as for `runs`."""
-    equal = {"ami_id": ami_id, "verdict": verdict, "region": region, "run_id": run_id}
-    return _select(tables, "proofs", "proved_at", since, last, **equal)
+    """Return the verdicts of proofs, the latest first; the times compare ``proved_at``."""
+    return _select("proofs", locals())
 
 
-def _open(tables: Tables | None) -> Tables:
-    return open_tables(load()) if tables is None else tables
-
-
-def _select(
-    tables: Tables | None,
-    table: str,
-    time: str,
-    since: datetime | timedelta | None,
-    last: int | None,
-    **equal: str | None,
+@door
+def retirements(
+    tables: Tables | None = None,
+    *,
+    run_id: Filter = None,
+    resource_id: Filter = None,
+    action: Filter = None,
+    kind: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    since: When = None,
+    until: When = None,
+    older_than: When = None,
+    endpoint: str | None = None,
+    last: int | None = None,
+    **columns: Filter,
 ) -> pd.DataFrame:
-    """Return the rows with these values, the newest in the column `time` first."""
-    where: list[tuple[str, str, object]] = [(k, "==", v) for k, v in equal.items() if v is not None]
-    if (earliest := _earliest(since)) is not None:
-        where.append((time, ">=", earliest))
-    return _newest(_open(tables).read(table, where=where), time, last)
+    """Return retirements, restorations and deletions, the latest first; the times compare ``done_at``."""
+    return _select("retirements", locals())
 
 
-def _earliest(since: datetime | timedelta | None) -> datetime | None:
-    if isinstance(since, timedelta):
-        from datetime import UTC, datetime
+_TIMES = {
+    "runs": "started_at",
+    "steps": "started_at",
+    "amis": "recorded_at",
+    "promotions": "promoted_at",
+    "inventory": "scanned_at",
+    "findings": "scanned_at",
+    "packages": "recorded_at",
+    "proofs": "proved_at",
+    "retirements": "done_at",
+}
+"""The column by which the rows of each table are ordered, and which the times compare."""
 
-        return datetime.now(UTC) - since
-    if since is not None and since.utcoffset() is None:
-        raise UsageError(
-            f"The time {since.isoformat()} has no time zone.",
-            why="The tables are in UTC. A local time would be wrong by hours.",
-            fix=f"Use {since.isoformat()}+00:00 for UTC.",
-        )
-    return since
+_ORDERS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("runs", "status"): outcomes.RUN_STATUSES,
+    ("steps", "status"): get_args(outcomes.StepOutcome),
+    ("findings", "severity"): outcomes.SEVERITIES[::-1],
+}
+"""Columns with an order of their values, from the best to the worst."""
+
+_COMMON = ("since", "until", "older_than", "endpoint", "last")
 
 
-def _newest(frame: pd.DataFrame, column: str, last: int | None) -> pd.DataFrame:
-    if last is not None and last < 0:
-        raise UsageError(f"last={last} is not a number of rows.", why="It is negative.", fix="Use 0 or more.")
-    frame = frame.sort_values(column, ascending=False, kind="stable", ignore_index=True)
+def _select(table: str, arguments: Mapping[str, Any], *, strict: bool = True) -> pd.DataFrame:
+    """Return the rows that match the arguments of one of the functions above, newest first.
+
+    With `strict`, a value that is not recorded, but similar to a recorded one, is refused.
+    """
+    schema, given = schemas.schema(table), dict(arguments)
+    tables, all_rows = given.pop("tables"), given.pop("all_rows", None)
+    common = {name: given.pop(name) for name in _COMMON}
+    endpoint, last = checked_endpoint(common["endpoint"]), checked_last(common["last"])
+    bounds = time_bounds(common)
+    more = (*_COMMON, *(["all_rows"] if table == "amis" else []))
+    wanted: dict[str, list[Any]] = {}
+    for name, value in {**given.pop("columns", {}), **given}.items():
+        values = filters.wanted_values(filters.column_of(schema, name, more), value)
+        if values is not None:
+            wanted[name] = values
+    # An earlier row of an AMI may match when its latest does not, so only its key is a condition.
+    early = [name for name in wanted if table != "amis" or all_rows or name in ("ami_id", "region")]
+    where: list[tuple[str, str, object]] = [(name, "in", wanted[name]) for name in early]
+    time = _TIMES[table]
+    if table != "amis":
+        where += [(time, operator, edge) for operator, edge in bounds]
+    sources = _sources(tables, endpoint)
+    frame = _read(sources, table, where).sort_values(time, ascending=False, kind="stable", ignore_index=True)
+    if table == "amis":
+        frame = frame if all_rows else frame.drop_duplicates(["ami_id", "region"], keep="first")
+        for name in set(wanted) - set(early):
+            frame = frame[frame[name].isin(wanted[name])]
+        age = frame["created_at"].fillna(frame["recorded_at"])
+        for operator, edge in bounds:
+            frame = frame[{">=": age.ge, "<=": age.le, "<": age.lt}[operator](edge).reindex(frame.index)]
+        frame = frame.reset_index(drop=True)
+    if strict:
+        _refuse_typos(sources, table, wanted, frame)
+    for (owner, name), order in _ORDERS.items():
+        if owner == table:
+            frame[name] = ordered(frame[name], order)
     return frame if last is None else frame.head(last)
+
+
+def _sources(tables: Tables | None, endpoint: str) -> list[tuple[Tables, str]]:
+    """Return the tables to read, each with the endpoint of the rows."""
+    if tables is not None:
+        return [(tables, endpoint)]
+    settings = load()
+    found = [(open_tables(settings), endpoint)]
+    own = Path(settings.state, "sandbox", "history")  # of runs with --sandbox
+    if endpoint in ("sandbox", ALL_ENDPOINTS) and str(own) != found[0][0].location and own.is_dir():
+        found.append((Tables(own), ALL_ENDPOINTS))
+    return found
+
+
+def _read(
+    sources: list[tuple[Tables, str]],
+    table: str,
+    where: Sequence[tuple[str, str, object]] = (),
+    columns: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    import pandas as pd
+
+    frames = [
+        tables.read(table, columns=columns, where=where, endpoint=endpoint) for tables, endpoint in sources
+    ]
+    for number, frame in enumerate(frames):
+        if number and ENDPOINT in frame:
+            frames[number] = frame.assign(endpoint=frame[ENDPOINT].fillna("sandbox"))
+    full = [frame for frame in frames if len(frame)]
+    return pd.concat(full, ignore_index=True) if len(full) > 1 else (full or frames)[0]
+
+
+def _refuse_typos(
+    sources: list[tuple[Tables, str]], table: str, wanted: Mapping[str, list[Any]], frame: pd.DataFrame
+) -> None:
+    for name in (*filters.OPEN_COLUMNS, "region"):
+        missing = [value for value in wanted.get(name, ()) if value not in set(frame[name])]
+        if missing:
+            anywhere = [(tables, ALL_ENDPOINTS) for tables, _ in sources]
+            recorded = _read(anywhere, table, columns=[name])[name].dropna()
+            filters.refuse_typos(name, missing, recorded)
+
+
+def ordered(values: pd.Series[Any], order: Iterable[str]) -> pd.Series[Any]:
+    """Return texts with an order; values of newer versions come last."""
+    import pandas as pd
+
+    known = [*order]
+    known += sorted(set(values.dropna()) - set(known))
+    return values.astype(pd.CategoricalDtype(known, ordered=True))
+
+
+def time_bounds(common: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the limits of times as operators and points in time, from since, until and older_than."""
+    since, until = (
+        filters.moment("since", common["since"]),
+        filters.moment("until", common["until"], end=True),
+    )
+    if since is not None and until is not None and since > until:
+        raise errors.ParameterError(
+            f"since {common['since']!r} is after until {common['until']!r}.",
+            fix="Swap them, or leave one of them out.",
+        )
+    older_than = filters.moment("older_than", common["older_than"])
+    edges = ((">=", since), ("<=", until), ("<", older_than))
+    return [(operator, edge) for operator, edge in edges if edge is not None]
+
+
+def checked_endpoint(endpoint: object) -> str:
+    """Return an endpoint or ``all``; an empty text for that of the tables."""
+    known = (*ENDPOINT_KINDS, ALL_ENDPOINTS)
+    if endpoint is None or endpoint == "":
+        return ""
+    if not isinstance(endpoint, str) or endpoint not in known:
+        raise errors.ParameterError(
+            f"Invalid endpoint {endpoint!r}.",
+            why=errors.nearest(str(endpoint), known),
+            fix=f"Use {', '.join(known)}, or leave endpoint out.",
+        )
+    return endpoint
+
+
+def checked_last(last: object) -> int | None:
+    """Return a number of rows; ``None`` for all."""
+    if last is None or (isinstance(last, int) and not isinstance(last, bool) and last >= 0):
+        return last
+    why = "It is negative." if isinstance(last, int) else f"It is a {type(last).__name__}."
+    raise errors.ParameterError(f"last={last!r} is not a number of rows.", why=why, fix="Use 0 or more.")
+
+
+@door
+def unpack(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return a frame with a JSON column as columns or rows.
+
+    An object becomes a column for each key: ``parameters`` becomes ``parameters.image``,
+    ``parameters.region`` and so on. A list becomes a row for each item, as `pandas.DataFrame.explode` does;
+    an empty list keeps its row. Objects in a list become both.
+
+    Parameters
+    ----------
+    frame
+        A frame of the history, or of an inventory.
+    column
+        A column that contains JSON, such as ``parameters``, ``detail``, ``tags``, ``references``.
+
+    Raises
+    ------
+    ParameterError
+        The frame has no such column, or it does not contain JSON.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"run_id": ["a", "b"], "parameters": ['{"image": "web"}', None]})
+    >>> unpack(frame, "parameters")["parameters.image"].dropna().tolist()
+    ['web']
+    """
+    if column not in frame:
+        raise errors.ParameterError(
+            f"The frame has no column {column!r}.",
+            why=errors.nearest(str(column), map(str, frame.columns)),
+            fix=f"Its columns are {', '.join(map(str, frame.columns))}.",
+        )
+    try:
+        values = [json.loads(one) if isinstance(one, str) else one for one in frame[column]]
+    except ValueError as error:
+        raise errors.ParameterError(
+            f"The column {column!r} does not contain JSON.",
+            why=f"{error}.",
+            fix="Columns with JSON have the kind json on the page Tables.",
+        ) from error
+    rows = [one if isinstance(one, list) and one else [one] for one in values]
+    places = [place for place, items in enumerate(rows) for _ in items]
+    # An empty list is a row without a value, like a missing one.
+    items = [None if one == [] or one != one else one for some in rows for one in some]
+    keys = dict.fromkeys(key for one in items if isinstance(one, dict) for key in one)
+    rest = [None if isinstance(one, dict) else one for one in items]
+    found = {
+        f"{column}.{key}": [one.get(key) if isinstance(one, dict) else None for one in items] for key in keys
+    }
+    if not keys or any(one is not None for one in rest):
+        found[column] = rest
+    at = int(frame.columns.get_loc(column))  # type: ignore[arg-type]
+    wide = frame.iloc[places].drop(columns=column)
+    for number, (name, content) in enumerate(found.items()):
+        wide.insert(at + number, name, content)
+    return wide
 
 
 METHODS = ("import", "direct")
@@ -242,54 +505,104 @@ class Timings(Result):
         """Return the content of ``result.json``."""
         return {"status": "done", "recorded_steps": len(self.steps), "slow_steps": len(self.slow())}
 
-    def summary(self, *, by: Sequence[str] = timings.GROUP) -> pd.DataFrame:
+    def summary(
+        self,
+        *,
+        by: str | Sequence[str] = step_timings.GROUP,
+        percentiles: Sequence[float] = step_timings.PERCENTILES,
+    ) -> pd.DataFrame:
         """Return percentiles, trends and rates, one row for each step, method, image and region (or `by`)."""
-        return timings.summary(self.steps, by=by)
+        return step_timings.summary(self.steps, by=by, percentiles=percentiles)
 
     def slow(self) -> pd.DataFrame:
         """Return the steps that were slower than their history, newest first."""
-        return timings.slow(self.steps)
+        return step_timings.slow(self.steps)
 
-    def trend(self, *, every: str = "W-MON", by: Sequence[str] = timings.GROUP) -> pd.DataFrame:
+    def trend(self, *, every: str = "W-MON", by: str | Sequence[str] = step_timings.GROUP) -> pd.DataFrame:
         """Return the medians of each week, or of another pandas period."""
-        return timings.trend(self.steps, every=every, by=by)
+        return step_timings.trend(self.steps, every=every, by=by)
 
     def compare(self) -> pd.DataFrame:
         """Compare direct upload with import, from the image file to the snapshot."""
-        return timings.compare(self.steps)
+        return step_timings.compare(self.steps)
 
     def show_summary(self) -> DisplayTable:
         """Return `summary` as a table for display."""
-        return timings.show_summary(self.summary())
+        return step_timings.show_summary(self.summary())
 
     def show_slow(self) -> DisplayTable:
         """Return `slow` as a table for display."""
-        return timings.show_slow(self.slow())
+        return step_timings.show_slow(self.slow())
 
     def show_compare(self) -> DisplayTable:
         """Return `compare` as a table for display."""
-        return timings.show_compare(self.compare())
+        return step_timings.show_compare(self.compare())
 
     def show_steps(self, *, last: int = 20) -> DisplayTable:
         """Return the newest steps as a table for display."""
-        return timings.show_steps(self.steps, last=last)
+        return step_timings.show_steps(self.steps, last=last)
 
-    def plot_usual(self) -> Figure:
-        """Draw the median and the 90th percentile of each step."""
-        return timing_plots.plot_usual(self.steps)
+    def plot_usual(self, *, ax: Axes | None = None) -> Figure:
+        """Draw the median and the 90th percentile of each step, by default into a new figure."""
+        return timing_plots.plot_usual(self.steps, ax=ax)
 
-    def plot_trend(self) -> Figure:
-        """Draw a dot for each run, and the running median."""
-        return timing_plots.plot_trend(self.steps)
+    def plot_trend(self, *, ax: Axes | None = None) -> Figure:
+        """Draw a dot for each run and the running median, by default into a new figure."""
+        return timing_plots.plot_trend(self.steps, ax=ax)
 
-    def plot_compare(self) -> Figure:
-        """Draw direct upload and import side by side."""
-        return timing_plots.plot_compare(self.steps)
+    def plot_compare(self, *, ax: Axes | None = None) -> Figure:
+        """Draw direct upload and import side by side, by default into a new figure."""
+        return timing_plots.plot_compare(self.steps, ax=ax)
 
 
+@door
+def timings(
+    tables: Tables | None = None,
+    *,
+    by: str | Sequence[str] = step_timings.GROUP,
+    percentiles: Sequence[float] = step_timings.PERCENTILES,
+    step: Filter = None,
+    image: Filter = None,
+    region: Filter = None,
+    account: Filter = None,
+    via: Filter = None,
+    since: When = None,
+    until: When = None,
+    endpoint: str | None = None,
+) -> pd.DataFrame:
+    """Return the usual durations of steps, one row for each step, method, image and region (or `by`).
+
+    Parameters
+    ----------
+    by
+        Columns of the table `steps` to group by, such as ``["step", "via"]``.
+    percentiles
+        Numbers from 0 to 1: 0.95 is the column ``p95_seconds``.
+
+    Returns
+    -------
+    DataFrame
+        Columns as in `vmsnix_ops.records.timings.summary`.
+    """
+    given = {"step": step, "image": image, "region": region, "account": account, "via": via}
+    times = {"since": since, "until": until, "older_than": None}
+    found = _select("steps", {"tables": tables, **given, **times, "endpoint": endpoint, "last": None})
+    return step_timings.summary(found, by=by, percentiles=percentiles)
+
+
+@door
 @check_arguments
-def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | None = None) -> Timings:
-    """Return the timings of an image, a region and a method; by default of all.
+def read(
+    *,
+    image: str = "",
+    region: str = "",
+    via: str = "",
+    since: When = None,
+    until: When = None,
+    endpoint: str = "",
+    tables: Tables | None = None,
+) -> Timings:
+    """Return the timings of an image, a region and a method with their plots; by default of all.
 
     An image or a region without steps is not an error: it may not be published yet. The result's `text` then
     suggests the most similar recorded name.
@@ -298,13 +611,11 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
     ----------
     image, region, via
         Only steps with this value.
-    tables
-        The tables; by default those of the settings.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        The region or the method does not exist.
+        The region or the method does not exist, or a time is invalid.
     vmsnix_ops.errors.RecordsError
         The table cannot be read.
     """
@@ -320,13 +631,13 @@ def read(*, image: str = "", region: str = "", via: str = "", tables: Tables | N
             why=errors.nearest(via, METHODS),
             fix=f"Use {' or '.join(map(repr, METHODS))}, or leave via out.",
         )
-    tables = _open(tables)
     wanted = {"image": image, "region": region, "via": via}
-    found = steps(tables, image=image or None, region=region or None, via=via or None)
+    common = {"since": since, "until": until, "older_than": None, "endpoint": endpoint, "last": None}
+    found = _select("steps", {"tables": tables, **wanted, **common}, strict=False)
     if len(found):
         runs = counted(found["run_id"].nunique(), "run")
         return Timings(found, f"{counted(len(found), 'step')} of {runs}{_of(wanted)}.")
-    recorded = tables.read("steps", columns=list(wanted)).drop_duplicates()
+    recorded = _read(_sources(tables, endpoint), "steps", columns=list(wanted)).drop_duplicates()
     if recorded.empty:
         return Timings(found, "No steps yet. Publish an image first.")
     parts = [f"No steps{_of(wanted)}."]

@@ -22,7 +22,7 @@ from vmsnix_ops.records.figures import (
     format_dates,
     legend,
     message_figure,
-    new_figure,
+    panels,
     style_axes,
 )
 from vmsnix_ops.records.timings import FEWEST, SNAPSHOT_STEPS, finished_steps, snapshots
@@ -55,27 +55,24 @@ NO_METHOD, UNKNOWN = "any method", "unknown"
 NOTHING = "No finished steps of this kind."
 
 
-def plot_usual(steps: pd.DataFrame) -> Figure:
+def plot_usual(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     """Draw each step's median as a bar and its 90th percentile as a line, by method.
 
-    Each image and region has its own panel. `steps` are rows of the table `steps`, in any order.
+    Each image and region has its own panel. `steps` are rows of the table `steps`, in any order. `ax` are
+    axes of a caller (see `vmsnix_ops.records.figures.panels`); by default, a new figure is drawn.
     """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     finished, left_out = _select_drawn(steps)
     if finished.empty:
-        return message_figure(NOTHING)
+        return message_figure(NOTHING, ax)
     names, methods = _in_order(finished), _methods(finished)
     images, regions = _busiest(finished, "image"), _busiest(finished, "region")
-    figure = new_figure(
-        figsize=(
-            max(8.0, 5.4 * len(regions)),
-            (1.1 + 0.2 * len(names) * max(len(methods), 1.6)) * len(images),
-        ),
-        layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06),
-    )
-    panels = figure.subplots(len(images), len(regions), sharex="row", sharey=True, squeeze=False)
-    for row, image in zip(panels, images, strict=True):
+    width = max(8.0, 5.4 * len(regions))
+    height = (1.1 + 0.2 * len(names) * max(len(methods), 1.6)) * len(images)
+    options = {"figsize": (width, height), "layout": ConstrainedLayoutEngine(wspace=0.06, hspace=0.06)}
+    figure, grid = panels(ax, len(images), len(regions), options=options, sharex="row", sharey=True)
+    for row, image in zip(grid, images, strict=True):
         of_image = finished[finished["image"] == image]
         unit, one = duration_unit(float(of_image.groupby(_LINE)["seconds"].quantile(0.9).max()))
         for axes, region in zip(row, regions, strict=True):
@@ -83,56 +80,63 @@ def plot_usual(steps: pd.DataFrame) -> Figure:
             axes.set_xlabel(f"time ({unit})")
             _title(axes, image, region)
         row[0].set_xlim(left=0)
-    panels[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    figure.supxlabel(f"bar: median, line: to the 90th percentile (p90){left_out}", fontsize=9, color=SOFT)
-    legend(figure, [_patch(method) for method in methods])
+    grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    note = f"bar: median, line: to the 90th percentile (p90){left_out}"
+    if ax is None:
+        figure.supxlabel(note, fontsize=9, color=SOFT)
+    else:
+        grid[-1, 0].set_xlabel(f"{grid[-1, 0].get_xlabel()}\n{note}")
+    legend(figure, [_patch(method) for method in methods], ax)
     return figure
 
 
-def plot_trend(steps: pd.DataFrame) -> Figure:
+def plot_trend(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     """Draw each run as a dot, the running median as a line, and a ring around slow runs.
 
     Each of the longest steps has a row of panels, and each image a column. `steps` are rows of the table
-    `steps`, in any order.
+    `steps`, in any order. `ax` is as for `plot_usual`.
     """
     finished, left_out = _select_drawn(steps)
     if finished.empty:
-        return message_figure(NOTHING)
+        return message_figure(NOTHING, ax)
     share = finished.groupby("step")["seconds"].sum().nlargest(MOST_STEPS)
     names = [n for n in _in_order(finished) if share.get(n, 0.0) >= LEAST_SHARE * share.sum()]
     methods, images, regions = _methods(finished), _busiest(finished, "image"), _busiest(finished, "region")
-    figure = new_figure(
-        figsize=(max(8.0, 1.2 + 3.4 * len(images)), 1.0 + 1.9 * len(names)), layout="constrained"
-    )
-    panels = figure.subplots(len(names), len(images), sharex=True, sharey="row", squeeze=False)
-    for row, name in zip(panels, names, strict=True):
+    size = (max(8.0, 1.2 + 3.4 * len(images)), 1.0 + 1.9 * len(names))
+    options = {"figsize": size, "layout": "constrained"}
+    figure, grid = panels(ax, len(names), len(images), options=options, sharex=True, sharey="row")
+    for row, name in zip(grid, names, strict=True):
         of_step = finished[finished["step"] == name]
         for axes, image in zip(row, images, strict=True):
             _trend(axes, of_step[of_step["image"] == image], methods, regions)
-            if axes in panels[0]:
+            if axes in grid[0]:
                 _title(axes, image)
         duration_scale(row[0], of_step["seconds"])
         row[0].set_ylabel(f"{name} time, log scale")
-    for axes in panels[:-1].flat:
+    for axes in grid[:-1].flat:
         axes.spines["bottom"].set_visible(False)  # the line would be at an unlabelled value
-    _least_span(panels[-1, 0], finished["started_at"])
-    for axes in panels[-1]:
+    _least_span(grid[-1, 0], finished["started_at"])
+    for axes in grid[-1]:
         format_dates(axes, most=8 if len(images) == 1 else 5)
-    figure.supxlabel(f"started (UTC){left_out}", fontsize=9, color=SOFT)
-    _trend_legend(
-        figure, methods, regions, slow=bool(finished[finished["step"].isin(names)]["is_slow"].any())
-    )
+    note = f"started (UTC){left_out}"
+    if ax is None:
+        figure.supxlabel(note, fontsize=9, color=SOFT)
+    else:
+        grid[-1, 0].set_xlabel(note)
+    late = bool(finished[finished["step"].isin(names)]["is_slow"].any())
+    legend(figure, _trend_handles(methods, regions, slow=late), ax)
     return figure
 
 
-def plot_compare(steps: pd.DataFrame) -> Figure:
-    """Draw the median time from image file to snapshot of direct upload and import.
+def plot_compare(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Draw the median time for a GiB, from image file to snapshot, of direct upload and import.
 
-    Each image and region has its own bars. `steps` are rows of the table `steps`, in any order.
+    Each image and region has its own bars. `steps` are rows of the table `steps`, in any order. `ax` is as
+    for `plot_usual`.
     """
-    made = snapshots(steps).dropna(subset=["image", "via"])
+    made = snapshots(steps).dropna(subset=["image", "via", "seconds_per_gib"])
     if made.empty:
-        return message_figure("No finished snapshots of this kind.")
+        return message_figure("No finished snapshots of this kind.", ax)
     made = made.assign(
         region=made["region"].fillna(UNKNOWN).map(plot_label),
         **{n: made[n].map(plot_label) for n in ("image", "via")},
@@ -140,11 +144,11 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
     counts = made.groupby(["image", "region"]).size()
     places = sorted(counts.nlargest(MOST_BARS).index)
     methods, regions = _methods(made), made["region"].nunique()
-    figures = [*(f"{name}_seconds" for name in SNAPSHOT_STEPS), "seconds_per_gib"]
-    parts = made.groupby(["image", "region", "via"])[figures].median()
-    unit, one = duration_unit(float(parts[figures[:2]].sum(axis=1).max()))
-    figure = new_figure(figsize=(8, 1.2 + 0.4 * len(places) * max(len(methods), 1.3)), layout="constrained")
-    axes = figure.subplots()
+    rates = [f"{name}_seconds_per_gib" for name in SNAPSHOT_STEPS]
+    parts = made.groupby(["image", "region", "via"])[[*rates, "seconds"]].median()
+    unit, one = duration_unit(float(parts[rates].sum(axis=1).max()))
+    size = (8, 1.2 + 0.4 * len(places) * max(len(methods), 1.3))
+    figure, ((axes,),) = panels(ax, options={"figsize": size, "layout": "constrained"})
     height = 0.8 / len(methods)
     for part in parts.reset_index().to_dict("records"):
         image, region, method = (str(part[name]) for name in ("image", "region", "via"))
@@ -152,13 +156,12 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
             continue
         row = places.index((image, region)) + (methods.index(method) - (len(methods) - 1) / 2) * height
         begin = 0.0
-        for name, strength in zip(SNAPSHOT_STEPS, _STRENGTHS, strict=True):
-            length = float(part[f"{name}_seconds"]) / one
+        for name, strength in zip(rates, _STRENGTHS, strict=True):
+            length = float(part[name]) / one
             axes.barh(row, length, height * 0.86, left=begin, color=_colour(method), alpha=strength)
             begin += length
-        rate = part["seconds_per_gib"]
-        per_gib = "" if rate != rate else f" ({display.quantity(rate, 's/GiB')})"
-        _write(axes, begin, row, display.seconds(begin * one) + per_gib)
+        rate = display.quantity(begin * one, "s/GiB")
+        _write(axes, begin, row, f"{rate} ({display.seconds(part['seconds'])} for an image)")
     named = [image if regions == 1 else f"{image}\n{region}" for image, region in places]
     axes.set_yticks(range(len(places)), named)
     axes.set_ylim(len(places) - 0.5, -0.5)
@@ -166,11 +169,11 @@ def plot_compare(steps: pd.DataFrame) -> Figure:
     axes.margins(x=0.3)  # space for the texts
     more = len(counts) - len(places)
     left_out = f"; not shown: {counted(more, 'image and region', 'images and regions')}" if more else ""
-    axes.set_xlabel(f"median time from image file to snapshot ({unit}){left_out}")
+    axes.set_xlabel(f"median time for a GiB, from image file to snapshot ({unit}){left_out}")
     style_axes(axes, grid="x")
     handles = [_patch(method) for method in methods]
     what = ("upload", "until the snapshot is complete")
-    legend(figure, handles + [_patch(w, INK, alpha=s) for w, s in zip(what, _STRENGTHS, strict=True)])
+    legend(figure, handles + [_patch(w, INK, alpha=s) for w, s in zip(what, _STRENGTHS, strict=True)], ax)
     return figure
 
 
@@ -272,7 +275,7 @@ def _least_span(axes: Axes, when: pd.Series[Any]) -> None:
         axes.set_xlim(date2num(when.min() - short / 2), date2num(when.max() + short / 2))  # type: ignore[no-untyped-call]
 
 
-def _trend_legend(figure: Figure, methods: list[str], regions: list[str], *, slow: bool) -> None:
+def _trend_handles(methods: list[str], regions: list[str], *, slow: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles: list[Any] = [_patch(method) for method in methods]
@@ -283,7 +286,7 @@ def _trend_legend(figure: Figure, methods: list[str], regions: list[str], *, slo
         ]
     if slow:
         handles.append(Line2D([], [], linestyle="", label="slower than usual", **_RING))
-    legend(figure, handles)
+    return handles
 
 
 def _title(axes: Axes, *parts: str) -> None:

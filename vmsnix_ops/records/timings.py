@@ -6,6 +6,7 @@ Only steps that changed something are timed; reused and failed steps are only co
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,11 @@ FACTOR, DEVIATIONS, ABOVE_P90, SECONDS = 1.5, 4.0, 1.25, 1.0
 
 GROUP = ("step", "via", "image", "region")
 """Columns that group steps."""
+
+BY = (*GROUP, "account", "endpoint", "digest", "run_id")
+"""All columns by which steps can be grouped."""
+
+PERCENTILES = (0.5, 0.9, 0.99)
 
 COLUMNS = ("run_id", *GROUP, "status", "started_at", "seconds", "bytes", "items")
 """Columns of the table `steps` that are needed to find slow steps."""
@@ -174,9 +180,10 @@ SNAPSHOT_STEPS = ("upload", "import")
 """The steps from an image file to its snapshot, of both methods."""
 
 
-def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:
+def _checked(by: str | Sequence[str], known: Sequence[str] = BY) -> list[str]:
     """Return the columns to group by; refuse an empty list and unknown columns."""
     keys = [by] if isinstance(by, str) else list(dict.fromkeys(by))
+    keys = ["via" if name == "method" else name for name in keys]
     for name in keys:
         if name not in known:
             raise errors.ParameterError(
@@ -192,7 +199,30 @@ def _checked(by: Sequence[str], known: Sequence[str] = GROUP) -> list[str]:
     return keys
 
 
-def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
+def _percentile_columns(percentiles: float | Sequence[float]) -> dict[str, float]:
+    """Return the column of each percentile: 0.95 is ``p95_seconds``."""
+    given = [percentiles] if isinstance(percentiles, int | float) else list(percentiles)
+    for one in given:
+        if not isinstance(one, int | float) or isinstance(one, bool) or not 0 <= one <= 1:
+            hint = f"Use {one / 100:g} for the percentile {one:g}." if _is_percent(one) else ""
+            raise errors.ParameterError(
+                f"Invalid percentile {one!r}.",
+                why="A percentile is a number from 0 to 1.",
+                fix=hint or "Use numbers such as 0.5 and 0.95.",
+            )
+    return {f"p{100 * one:g}_seconds": float(one) for one in given}
+
+
+def _is_percent(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 < value <= 100
+
+
+def summary(
+    steps: pd.DataFrame,
+    *,
+    by: str | Sequence[str] = GROUP,
+    percentiles: float | Sequence[float] = PERCENTILES,
+) -> pd.DataFrame:
     """Return one row per step, method, image and region.
 
     Parameters
@@ -200,26 +230,29 @@ def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
     steps
         Rows of the table `steps`, in any order.
     by
-        Columns of `GROUP` to group by; ``["step", "via"]`` combines images and regions. Slow steps are always
+        Columns of `BY` to group by; ``["step", "via"]`` combines images and regions. Slow steps are always
         found by comparison with the same image and region.
+    percentiles
+        Numbers from 0 to 1.
 
     Returns
     -------
     DataFrame
         In the order of the steps in a run: the columns of `by`; the numbers ``count`` (finished), ``failed``
-        and ``reused``; ``p50_seconds``, ``p90_seconds``, ``p99_seconds``, ``max_seconds``, ``last_seconds``;
-        ``change`` (median of the latest `NEWEST` divided by that of the earlier ones, minus one); ``bytes``
-        (of the last step), ``mib_per_second`` and ``seconds_per_gib`` (of all steps with bytes); ``slow``
-        (number of slow steps), ``last_slow`` (whether the last step is slow). Unknown values are empty.
+        and ``reused``; a column for each percentile, such as ``p50_seconds``; ``max_seconds``;
+        ``last_seconds``; ``change`` (median of the latest `NEWEST` divided by that of the earlier ones, minus
+        one); ``bytes`` (of the last step), ``mib_per_second`` and ``seconds_per_gib`` (of all steps with
+        bytes); ``slow`` (number of slow steps), ``last_slow`` (whether the last step is slow). Unknown values
+        are empty.
 
     Raises
     ------
     vmsnix_ops.errors.ParameterError
-        `by` is empty or contains an unknown column.
+        `by` is empty or contains an unknown column, or a percentile is not from 0 to 1.
     """
     import pandas as pd
 
-    keys = _checked(by)
+    keys, columns = _checked(by), _percentile_columns(percentiles)
     ordered = steps.sort_values("started_at", kind="stable")
     groups = ordered.groupby(keys, dropna=False, sort=False)
     counts = (
@@ -235,9 +268,7 @@ def summary(steps: pd.DataFrame, *, by: Sequence[str] = GROUP) -> pd.DataFrame:
     totals = moved.groupby(keys, dropna=False, sort=False)[["bytes", "seconds"]].sum().astype("float64")
     figures = pd.DataFrame(
         {
-            "p50_seconds": seconds.quantile(0.5),
-            "p90_seconds": seconds.quantile(0.9),
-            "p99_seconds": seconds.quantile(0.99),
+            **{name: seconds.quantile(value) for name, value in columns.items()},
             "max_seconds": seconds.max(),
             "last_seconds": seconds.last(),
             "change": seconds.agg(_change),
@@ -269,7 +300,7 @@ def _change(seconds: pd.Series[Any]) -> float:
     return float(latest.median() / before.median() - 1)
 
 
-def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = GROUP) -> pd.DataFrame:
+def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: str | Sequence[str] = GROUP) -> pd.DataFrame:
     """Return the medians over time.
 
     Parameters
@@ -279,7 +310,7 @@ def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: Sequence[str] = GROU
     every
         Length of a period as a pandas frequency: ``"D"``, ``"W-MON"`` (weeks that start on Monday), ``"MS"``.
     by
-        Columns of `GROUP` to group by.
+        Columns of `BY` to group by.
 
     Returns
     -------
@@ -322,8 +353,9 @@ def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         ``run_id``, ``image``, ``region``, ``via``, ``started_at``, ``upload_seconds``, ``import_seconds``,
-        ``seconds`` (their sum), ``sent_bytes``, ``image_bytes``, ``seconds_per_gib`` (of the image), without
-        runs that reused the upload or the snapshot.
+        ``seconds`` (their sum), ``sent_bytes``, ``image_bytes``, and for each GiB of the image
+        ``upload_seconds_per_gib``, ``import_seconds_per_gib`` and ``seconds_per_gib``, without runs that
+        reused the upload or the snapshot.
     """
     import pandas as pd
 
@@ -332,6 +364,7 @@ def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
     upload, making = (done[done["step"] == name].set_index("run_id") for name in SNAPSHOT_STEPS)
     both = upload.add_suffix("_upload").join(making.add_suffix("_import"), how="inner")
     image = both["bytes_import"].astype("Float64").astype("float64")
+    gib = image.where(image > 0) / GIB
     seconds = both["seconds_upload"] + both["seconds_import"]
     table = pd.DataFrame(
         {
@@ -344,22 +377,26 @@ def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
             "seconds": seconds,
             "sent_bytes": both["bytes_upload"],
             "image_bytes": both["bytes_import"],
-            "seconds_per_gib": seconds / (image.where(image > 0) / GIB),
+            "upload_seconds_per_gib": both["seconds_upload"] / gib,
+            "import_seconds_per_gib": both["seconds_import"] / gib,
+            "seconds_per_gib": seconds / gib,
         }
     )
     return table.reset_index().sort_values("started_at", ignore_index=True)
 
 
 def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> pd.DataFrame:
-    """Compare direct upload and import.
+    """Compare direct upload and import by the seconds for each GiB of the image.
+
+    The time for a whole image does not compare the methods: images grow, and teams change the method later.
 
     Returns
     -------
     DataFrame
-        One row per image and region: ``image_bytes`` (median); with the prefixes ``import_`` and ``direct_``
-        ``count``, ``p50_seconds``, ``p90_seconds`` (from the image file to the finished snapshot),
-        ``seconds_per_gib``, ``sent_bytes`` (medians); and ``times_as_fast``, the median of import divided by
-        that of direct. Values of a method without runs are empty.
+        One row per image and region; with the prefixes ``import_`` and ``direct_``: ``count``,
+        ``seconds_per_gib``, ``p50_seconds`` and ``p90_seconds`` (from the image file to the finished
+        snapshot), ``image_bytes`` and ``sent_bytes`` (medians); and ``times_as_fast``, the seconds for a GiB
+        of import divided by those of direct. Values of a method without runs are empty.
 
     Raises
     ------
@@ -375,30 +412,30 @@ def compare(steps: pd.DataFrame, *, by: Sequence[str] = ("image", "region")) -> 
         part = pd.DataFrame(
             {
                 "count": groups.size(),
+                "seconds_per_gib": groups["seconds_per_gib"].median(),
                 "p50_seconds": groups["seconds"].quantile(0.5),
                 "p90_seconds": groups["seconds"].quantile(0.9),
-                "seconds_per_gib": groups["seconds_per_gib"].median(),
+                "image_bytes": groups["image_bytes"].median(),
                 "sent_bytes": groups["sent_bytes"].median(),
             }
         )
         parts.append(part.add_prefix(f"{via}_"))
     table = parts[0].join(parts[1], how="outer")
-    image = made.groupby(keys, dropna=False)["image_bytes"].median()
-    table.insert(0, "image_bytes", image.reindex(table.index))
     for column in ("import_count", "direct_count"):
         table[column] = table[column].fillna(0).astype("int64")
-    table["times_as_fast"] = table["import_p50_seconds"] / table["direct_p50_seconds"]
+    table["times_as_fast"] = table["import_seconds_per_gib"] / table["direct_seconds_per_gib"]
     return table.reset_index()
 
 
 def show_summary(table: pd.DataFrame) -> display.DisplayTable:
     """Return a `summary` as a table for display."""
-    keys = [name for name in GROUP if name in table]
+    keys = [name for name in BY if name in table]
+    percentiles = [name for name in map(str, table) if re.fullmatch(r"p[\d.]+_seconds", name)]
     rows = [
         [
             *(row[name] for name in keys),
             row["count"],
-            *(display.seconds(row[f"{name}_seconds"]) for name in ("p50", "p90", "p99", "max", "last")),
+            *(display.seconds(row[name]) for name in (*percentiles, "max_seconds", "last_seconds")),
             display.change(row["change"]),
             display.quantity(row["seconds_per_gib"], "s/GiB"),
             display.quantity(row["mib_per_second"], "MiB/s"),
@@ -408,7 +445,8 @@ def show_summary(table: pd.DataFrame) -> display.DisplayTable:
         ]
         for row in table.to_dict("records")
     ]
-    figures = ("n", "p50", "p90", "p99", "longest", "last", "trend", "per GiB", "rate")
+    shown = [name.removesuffix("_seconds") for name in percentiles]
+    figures = ("n", *shown, "longest", "last", "trend", "per GiB", "rate")
     columns = [*(_HEADINGS.get(name, name) for name in keys), *figures, "failed", "reused", "slow"]
     return display.make_table(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING)
 
@@ -436,14 +474,14 @@ def show_compare(table: pd.DataFrame) -> display.DisplayTable:
         [
             row["image"],
             row["region"],
-            display.size(row["image_bytes"]),
             *(
                 cell
                 for via in ("import", "direct")
                 for cell in (
                     row[f"{via}_count"],
-                    display.seconds(row[f"{via}_p50_seconds"]),
                     display.quantity(row[f"{via}_seconds_per_gib"], "s/GiB"),
+                    display.seconds(row[f"{via}_p50_seconds"]),
+                    display.size(row[f"{via}_image_bytes"]),
                     display.size(row[f"{via}_sent_bytes"]),
                 )
             ),
@@ -451,8 +489,10 @@ def show_compare(table: pd.DataFrame) -> display.DisplayTable:
         ]
         for row in table.to_dict("records")
     ]
-    parts = [f"{via}: {name}" for via in ("import", "direct") for name in ("n", "p50", "per GiB", "sent")]
-    columns = ("image", "region", "size", *parts, "speed-up")
+    parts = [
+        f"{via}: {name}" for via in ("import", "direct") for name in ("n", "per GiB", "p50", "size", "sent")
+    ]
+    columns = ("image", "region", *parts, "speed-up per GiB")
     nothing = "No finished snapshots of this kind."
     return display.make_table(columns, rows, right=columns[2:], nothing=nothing)
 
