@@ -186,7 +186,7 @@ def test_the_history_shows_hostile_text_as_text(
     store = tables(shelf)
     monkeypatch.setenv("VMSNIX_HISTORY", store.location)
     frame = pd.DataFrame([row(table, word, number) for number, word in enumerate(EVIL, 1)])
-    monkeypatch.setattr(histories, table, lambda _tables, **_wanted: frame)
+    monkeypatch.setattr(histories, table, lambda **_wanted: frame)
     code, shown_text, _ = run_vmsnix("history", table)
     assert code == 0
     assert_safe_lines(shown_text)
