@@ -21,9 +21,10 @@ from tests.command_line import run_vmsnix, shelf
 from tests.support import few
 from vmsnix_ops import __version__, history
 from vmsnix_ops.cli import COMMANDS, lab, sandbox
+from vmsnix_ops.cli.history import FILTERS
+from vmsnix_ops.cli.history import history as history_commands
 from vmsnix_ops.cli.output import open_display
 from vmsnix_ops.errors import ToolMissingError
-from vmsnix_ops.records.schemas import SCHEMAS
 from vmsnix_ops.runbooks import catalog
 
 if TYPE_CHECKING:
@@ -564,11 +565,9 @@ def test_the_history_is_filtered_as_in_python(shelf: Shelf, run_vmsnix: RunVmsni
     assert run_vmsnix("history", "inventory", "--no-public", "--kind", "ami")[1] == "No matching resources.\n"
 
 
-@pytest.mark.parametrize("table", SCHEMAS)
+@pytest.mark.parametrize("table", FILTERS)
 def test_the_filters_of_the_command_line_are_those_of_python(table: str) -> None:
-    from vmsnix_ops.cli.history import history as group
-
-    options = {str(option.name) for option in group.commands[table].params}
+    options = {str(option.name) for option in history_commands.commands[table].params}
     names = inspect.signature(getattr(history, table)).parameters.keys() - {"tables", "columns"}
     assert options == names | {"sandbox", "as_json", "as_csv"}
 

@@ -33,7 +33,7 @@ COLUMNS = {
 
 NOUNS = {"amis": "AMIs", "inventory": "resources"}
 
-FLAGS = ("referenced", "public")
+FLAGS = ("dry_run", "referenced", "public")
 
 FILTERS: dict[str, dict[str, str]] = {
     "runs": {
@@ -43,6 +43,7 @@ FILTERS: dict[str, dict[str, str]] = {
         "image": "Show only runs for this image.",
         "region": "Show only runs in this region.",
         "account": "Show only runs in this account.",
+        "dry_run": "Show only dry runs, or no dry runs.",
     },
     "steps": {
         "run_id": "Show only steps of this run.",

@@ -62,6 +62,7 @@ def runs(
     image: Filter = None,
     region: Filter = None,
     account: Filter = None,
+    dry_run: Filter = None,
     since: When = None,
     until: When = None,
     older_than: When = None,
