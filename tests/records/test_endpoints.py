@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import botocore.session
 import deltalake
 import pyarrow as pa
 import pytest
@@ -42,7 +43,7 @@ def ids(tables: Tables, endpoint: str = "") -> set[str]:
             "custom",
         ),
         ({"AWS_ENDPOINT_URL_EC2": "https://vpce-1.ec2.eu-west-1.vpce.amazonaws.com"}, "aws"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1.example.com"}, "sandbox"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1.example.com"}, "custom"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, "aws"),
         ({"AWS_ENDPOINT_URL": "http://[broken"}, "custom"),
     ],
@@ -50,6 +51,64 @@ def ids(tables: Tables, endpoint: str = "") -> set[str]:
 def test_the_variables_of_the_aws_tools_decide(environment: dict[str, str], kind: str) -> None:
     assert endpoint_kind(environment) == kind
     assert sandbox_url(environment) == (endpoint_url(environment) if kind == "sandbox" else "")
+
+
+PROFILES = """\
+[default]
+region = eu-west-1
+[profile local]
+endpoint_url = http://127.0.0.1:4566
+[profile "night shift"]
+services = here
+endpoint_url = https://aws.example.com
+[profile ignored]
+endpoint_url = http://127.0.0.1:4566
+ignore_configured_endpoint_urls = true
+[services here]
+s3 =
+  endpoint_url = https://s3.example.com
+ec2 =
+  endpoint_url = http://[::1]:4566
+  retries = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({}, ""),
+        ({"AWS_PROFILE": "local"}, "http://127.0.0.1:4566"),
+        ({"AWS_DEFAULT_PROFILE": "local"}, "http://127.0.0.1:4566"),
+        ({"AWS_PROFILE": "night shift"}, "http://[::1]:4566"),
+        ({"AWS_PROFILE": "ignored"}, ""),
+        ({"AWS_PROFILE": "missing"}, ""),
+        ({"AWS_PROFILE": "local", "AWS_ENDPOINT_URL": "https://x.example.com"}, "https://x.example.com"),
+        ({"AWS_PROFILE": "local", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, ""),
+    ],
+)
+def test_the_endpoint_of_a_profile_is_the_one_of_botocore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str
+) -> None:
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text(PROFILES)
+    assert endpoint_url({"HOME": str(tmp_path), **environment}) == url
+    assert endpoint_kind({"HOME": str(tmp_path), **environment}) == (
+        "aws" if not url else "custom" if "example" in url else "sandbox"
+    )
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **environment}.items():
+        monkeypatch.setenv(name, value)
+    if environment.get("AWS_PROFILE") != "missing":
+        made = botocore.session.Session().create_client("ec2", "eu-west-1")
+        assert made.meta.endpoint_url == (url or "https://ec2.eu-west-1.amazonaws.com")
+
+
+@pytest.mark.parametrize("content", ["no section", "[default\n", "\0", "[profile x]\nservices"])
+def test_a_damaged_configuration_is_left_to_botocore(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config").write_text(content)
+    environment = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "x"}
+    assert endpoint_kind(environment) == "aws"
 
 
 def test_a_rehearsal_with_exported_variables_stays_out_of_the_history_of_aws(tmp_path: Path) -> None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
-from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from vmsnix_ops import __version__, credentials, errors
 from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.iam.permissions import denied_action
+from vmsnix_ops.endpoints import endpoint_url, is_loopback
 from vmsnix_ops.records import acts
 
 if TYPE_CHECKING:
@@ -231,7 +230,7 @@ def _make(
     from botocore.exceptions import NoRegionError
 
     # A proxy cannot reach the sandbox on this machine's loopback address.
-    proxies: dict[str, str] | None = {} if _is_loopback(os.environ.get("AWS_ENDPOINT_URL", "")) else None
+    proxies: dict[str, str] | None = {} if is_loopback(endpoint_url()) else None
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=10,
@@ -251,20 +250,12 @@ def _make(
             "No AWS region given.",
             fix="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION.",
         ) from error
-    local = _is_loopback(made.meta.endpoint_url)
+    local = is_loopback(made.meta.endpoint_url)
     if local != (proxies is not None):  # the endpoint is not that of AWS_ENDPOINT_URL
         config = config.merge(Config(proxies={} if local else None))
         made = session.client(service, region_name=region or None, config=config)
     _record_irreversible_calls(made)
     return made
-
-
-def _is_loopback(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-    except ValueError:  # not a URL: botocore refuses it
-        return False
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def if_found(call: Callable[[], Answer], *missing: str) -> Answer | None:
