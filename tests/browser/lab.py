@@ -184,10 +184,21 @@ def serve(
         (notebooks / source.name).write_text(text, encoding="utf-8")
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     private = {name: str(folder / name.lower()) for name in names}
+    command = [sys.executable, "-c", PROGRAM, str(notebooks), str(speed), *(["--edit"] if edit else [])]
+    more = {"PYTHONPATH": str(ROOT), "VMSNIX_STATE": str(folder / "state")}
+    with started(command, folder, {**os.environ, **private, **more}, cwd) as lab:
+        yield lab
+
+
+@contextmanager
+def started(
+    command: list[str], folder: Path, environment: Mapping[str, str], cwd: Path | None = None
+) -> Iterator[Lab]:
+    """Start a program that serves JupyterLab, and wait until it prints its address."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(notebooks), str(speed), *(["--edit"] if edit else [])],
-        cwd=cwd,
-        env={**os.environ, **private, "PYTHONPATH": str(ROOT), "VMSNIX_STATE": str(folder / "state")},
+        command,
+        cwd=folder if cwd is None else cwd,
+        env=dict(environment),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

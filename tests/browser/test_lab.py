@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.lab import Browser, Lab, browse, serve
+from tests.browser.lab import ROOT, Browser, Lab, browse, serve, started
+from tests.installation import Installed, installed
 from vmsnix_ops.disk.sample import make_sample_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+__all__ = ["installed"]
 BARS = ".jp-OutputArea .widget-hprogress .progress-bar, .jp-OutputArea .widget-hprogress .progress > div"
 
 
@@ -117,3 +121,41 @@ def test_shared_notebooks_have_a_banner_and_are_saved_without_outputs(
         assert notebook["cells"][0]["source"] == ["# Changed"]
     assert any("SHARED ORIGINALS" in line for line in lab.output)
     assert browser.errors == []
+
+
+@pytest.mark.parametrize("how", ["editable", "wheel"])
+def test_plain_jupyterlab_runs_the_notebooks_and_the_first_call_checks_the_types(
+    installed: Installed, tmp_path: Path, how: str
+) -> None:
+    pytest.importorskip("jupyterlab")
+    python = installed.python if how == "wheel" else Path(sys.executable)
+    (source,) = (installed.python.parent.parent if how == "wheel" else ROOT).rglob("50-import-timings.ipynb")
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    shutil.copy(source, notebooks)
+    options = [
+        "--no-browser",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.port=0",
+        "--ServerApp.allow_root=True",
+    ]
+    options += ["--LabApp.expose_app_in_browser=True", str(notebooks)]
+    environment = {**installed.environment, "HOME": str(tmp_path), "VMSNIX_STATE": str(tmp_path / "state")}
+    with (
+        started([str(python), "-m", "jupyterlab", *options], tmp_path, environment) as lab,
+        browse() as browser,
+    ):
+        page = browser.page
+        page.goto(lab.page(source.name, alone=True))
+        browser.run_all_cells()
+        page.wait_for_function(WITH_OUTPUT)
+        cells = page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells")
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert [output for output in outputs if output["output_type"] == "error"] == []
+        page.evaluate(
+            "() => { const cells = window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells;"
+            "const cell = cells.find(one => one.source.includes('region: str'));"
+            """cell.setSource(cell.source.replace('region: str = ""', 'region: str = 5')) }"""
+        )
+        browser.run_all_cells()
+        page.locator(".jp-OutputArea", has_text="region: 5 is not text").first.wait_for()
