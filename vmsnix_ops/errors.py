@@ -467,10 +467,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     --------
     >>> nearest("regoin", ["region", "bucket"])
     "Did you mean 'region'?"
+    >>> nearest("us-esat-1", ["us-west-1", "us-east-1"])  # two letters are swapped
+    "Did you mean 'us-east-1'?"
     >>> nearest("zzz", ["region", "bucket"])
     ''
     """
     choices = list(known)
-    match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    swapped = [choice for choice in choices if sorted(choice) == sorted(word)]
+    match = swapped[:1] or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     match = match or difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
     return f"Did you mean {match[0]!r}?" if match else ""

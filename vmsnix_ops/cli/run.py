@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +14,12 @@ from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.text import echo, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from click.shell_completion import CompletionItem
 
+    from vmsnix_ops.errors import VmsnixError
     from vmsnix_ops.runbooks.declarations import Parameter
     from vmsnix_ops.runbooks.evidence.runs import ArchivedRun
 
@@ -26,6 +28,7 @@ else:
     ParamType = click.ParamType  # generic since click 8.4 only
 
 PREFIX = "parameter_"  # distinguishes a runbook's parameters from the options of every runbook
+MISTAKES = "vmsnix.mistakes"  # key of the unknown options of a command line in ``click.Context.meta``
 RESERVED = ("json", "archive", "sandbox", "param", "help", "yes", "modified")
 
 
@@ -45,8 +48,8 @@ class DeclaredType(ParamType):
         return words.get(kind.kind, "TEXT")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002 - click's signature
-        """Return the value as declared, or raise `ParameterError`."""
-        return parameters.convert(self.parameter, value)
+        """Return the text: all values are converted together, so that one error lists all mistakes."""
+        return value
 
     def shell_complete(
         self,
@@ -79,14 +82,30 @@ class RunbookCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), *words]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse an argument that is not an option, and suggest the command that was probably meant."""
-        given = list(args)
-        try:
-            words = super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            if self.name == "publish-ami" and error.option_name == "--rollback":
-                raise click.UsageError(_no_rollback(given), ctx) from error
-            raise
+        """Refuse an argument that is not an option, and suggest the command that was probably meant.
+
+        Unknown options are kept in ``ctx.meta``, so that one error lists them with all other mistakes.
+        """
+        from vmsnix_ops.errors import ParameterError
+
+        given, unknown = list(args), ctx.meta.setdefault(MISTAKES, [])
+        while True:
+            try:
+                words = super().parse_args(ctx, list(given))
+            except click.NoSuchOption as error:
+                if self.name == "publish-ami" and error.option_name == "--rollback":
+                    raise click.UsageError(_no_rollback(given), ctx) from error
+                place = next(
+                    (i for i, word in enumerate(given) if word.split("=")[0] == error.option_name), None
+                )
+                if place is None:
+                    raise
+                fix = f"To list the options: {ctx.command_path} --help"
+                unknown.append(ParameterError(error.format_message(), fix=fix))
+                takes_value = "=" not in given[place] and not "".join(given[place + 1 :][:1]).startswith("-")
+                del given[place : place + 1 + takes_value]
+            else:
+                break
         if not words or ctx.resilient_parsing:
             return words
         hint = ""
@@ -279,10 +298,14 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
         modified: bool = False,
         **options: object,
     ) -> int:
-        given, cwd = _given(runbook, options, pairs), _past_folder(past)
+        given, mistakes = _given(runbook, options, pairs)
+        mistakes = [*click.get_current_context().meta.get(MISTAKES, ()), *mistakes]
+        cwd = _past_folder(past)
         if past is not None:
             from vmsnix_ops.runbooks.execution.execute import same_parameters
 
+            if mistakes:
+                raise parameters.all_in_one(runbook, mistakes)
             given = same_parameters(runbook, past.parameters, given)
         return execute(
             runbook,
@@ -293,6 +316,7 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
             yes=yes,
             modified=modified,
             cwd=cwd,
+            mistakes=mistakes,
         )
 
     return run_it
@@ -300,39 +324,50 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
 
 def _given(
     runbook: catalog.Runbook, options: Mapping[str, object], pairs: tuple[str, ...]
-) -> dict[str, object]:
-    """Return the parameters of a command line; repeated lists and mappings are merged."""
+) -> tuple[dict[str, object], list[VmsnixError]]:
+    """Return the parameters of a command line with repeated lists and mappings merged, and the mistakes."""
     from vmsnix_ops.errors import ParameterError
 
+    declared = {parameter.name: parameter for parameter in runbook.parameters}
     given: dict[str, object] = {}
+    mistakes: list[VmsnixError] = []
     for option, value in options.items():
+        name = option.removeprefix(PREFIX)
         if value is None or value == ():
             continue
-        merged = _merged(value) if isinstance(value, tuple) else value
-        given[option.removeprefix(PREFIX)] = merged
-    by_pair = parameters.split(pairs)
-    checked = parameters.check(runbook, by_pair)
-    for name in checked:
-        if name in given:
-            raise ParameterError(
-                f"The parameter {name!r} is given twice.",
-                why="Its option and -p both set it.",
-                fix="Use one of them.",
+        try:
+            given[name] = _merged(declared.get(name), value) if isinstance(value, tuple) else value
+        except ParameterError as error:
+            mistakes.append(error)
+    try:
+        by_pair = parameters.split(pairs)
+    except ParameterError as error:
+        return given, [*mistakes, error]
+    for name, value in by_pair.items():
+        known = name if name in declared else name.replace("-", "_")
+        if known in given:
+            mistakes.append(
+                ParameterError(
+                    f"The parameter {known!r} is given twice.",
+                    why="Its option and -p both set it.",
+                    fix="Use one of them.",
+                )
             )
-    names = [*given, *by_pair]
-    given = parameters.check(runbook, given | checked)
-    for hint in parameters.hints(runbook, names):
+        else:
+            given[name] = value
+    for hint in parameters.hints(runbook, given):
         echo(hint, err=True)
-    return given
+    return given, mistakes
 
 
-def _merged(values: tuple[Any, ...]) -> object:
+def _merged(parameter: Parameter | None, values: tuple[Any, ...]) -> object:
     """Return the values of a repeated option as one list, mapping or value."""
-    if isinstance(values[0], dict):
-        return {key: value for part in values for key, value in part.items()}
-    if isinstance(values[0], list):
-        return [item for part in values for item in part]
-    return values[0] if len(set(values)) == 1 else list(values)
+    if parameter is None or parameter.type.kind not in ("list", "dict"):
+        return values[0] if len(set(values)) == 1 else list(values)
+    parts: list[Any] = [parameters.convert(parameter, value) for value in values]
+    if parameter.type.kind == "dict":
+        return {key: item for part in parts for key, item in part.items()}
+    return [item for part in parts for item in part]
 
 
 def execute(
@@ -345,20 +380,24 @@ def execute(
     yes: bool = False,
     modified: bool = False,
     cwd: Path | None = None,
+    mistakes: Sequence[VmsnixError] = (),
 ) -> int:
     """Run a runbook, show its outcome, and return the exit code.
 
     With `as_json`, only ``result.json`` is written to standard output; the output of the notebook, and an
     error, are written to standard error. Without `yes`, a terminal gets a prompt before a runbook destroys.
+    `mistakes` of the command line are listed in one error with those of the values.
     """
     from vmsnix_ops.cli.output import open_display, show_end
-    from vmsnix_ops.cli.sandbox import run_sandbox
+    from vmsnix_ops.cli.sandbox import run_sandbox, sandbox_defaults
     from vmsnix_ops.runbooks.evidence.writing import all_parameters
     from vmsnix_ops.runbooks.execution.execute import read_notebook
     from vmsnix_ops.runbooks.execution.execute import run as run_runbook
 
-    checked = parameters.check(runbook, given)  # first, so that an error starts no sandbox
-    read_notebook(runbook, all_parameters(runbook, checked), modified=modified)  # and no prompt is answered
+    # First, so that an error starts no sandbox, and no prompt is answered.
+    environment = {**os.environ, **sandbox_defaults()} if sandbox else None
+    checked = parameters.check_call(runbook, given, environment=environment, cwd=cwd, before=mistakes)
+    read_notebook(runbook, all_parameters(runbook, checked), modified=modified)
     confirmed = yes or _confirmed(runbook, checked)
     with (
         run_sandbox() if sandbox else nullcontext() as served,

@@ -90,6 +90,17 @@ def load_settings(*, sandbox: bool) -> Settings:
     return load(environment={**os.environ, **folders})
 
 
+def sandbox_defaults() -> dict[str, str]:
+    """Return the variables with the region and the bucket of every run with ``--sandbox``."""
+    region = load().region or "us-east-1"
+    return {
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        "VMSNIX_REGION": region,
+        "VMSNIX_BUCKET": BUCKET,
+    }
+
+
 @contextmanager
 def _without_aws_variables() -> Iterator[None]:
     """Remove the caller's AWS variables: a profile or an endpoint among them would override the sandbox."""
@@ -118,7 +129,7 @@ def run_sandbox(
 
     settings = load()
     folder = settings.state / name
-    region = settings.region or "us-east-1"
+    defaults = sandbox_defaults()
     try:
         served = sandbox(speed=speed, port=port, state=folder / "aws" if keep else None)
     except OSError as error:
@@ -127,19 +138,13 @@ def run_sandbox(
         # Tables that outlive their sandbox would list AMIs that no longer exist.
         shutil.rmtree(folder / "history", ignore_errors=True)
     with _without_aws_variables(), served as aws:
-        aws.prepare(bucket=BUCKET, region=region, role=settings.role_name)
+        aws.prepare(bucket=BUCKET, region=defaults["VMSNIX_REGION"], role=settings.role_name)
         yield RunSandbox(
             url=aws.url,
             environment=aws.environment
             | record_folders(folder)
-            | {
-                "AWS_REGION": region,
-                "AWS_DEFAULT_REGION": region,
-                "VMSNIX_SANDBOX": aws.url,
-                "VMSNIX_BUCKET": BUCKET,
-                "VMSNIX_REGION": region,
-                "VMSNIX_ALLOWED_ACCOUNTS": aws.account,
-            },
+            | defaults
+            | {"VMSNIX_SANDBOX": aws.url, "VMSNIX_ALLOWED_ACCOUNTS": aws.account},
             state=folder,
         )
 

@@ -392,12 +392,16 @@ def resolve_image(
     return build(text, system=system, flake=flake, progress=progress)
 
 
-def is_path(image: str | Path) -> bool:
-    """Return whether `resolve_image` reads a file or a directory, and does not build an image of a flake."""
+def is_path(image: str | Path, start: Path | None = None) -> bool:
+    """Return whether `resolve_image` reads a file or a directory, and does not build an image of a flake.
+
+    Relative paths start at `start`, by default the working directory.
+    """
     text = str(image)
     if "\0" in text:
         return False
-    return isinstance(image, Path) or os.path.lexists(Path(text).expanduser()) or _looks_like_a_path(text)
+    path = (start or Path()) / Path(text).expanduser()
+    return isinstance(image, Path) or os.path.lexists(path) or _looks_like_a_path(text)
 
 
 def split_image(image: str) -> tuple[str | None, str, str | None]:

@@ -119,7 +119,12 @@ def check_system(system: str) -> str:
     return system
 
 
-def find_flake(flake: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> Flake:
+def find_flake(
+    flake: str | Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    start: Path | None = None,
+) -> Flake:
     """Return the flake in a folder or of a reference.
 
     A folder becomes a ``path:`` reference, so that Nix copies only this folder, with untracked files. For the
@@ -132,6 +137,8 @@ def find_flake(flake: str | Path | None = None, overrides: Mapping[str, str] | N
         the parents of the working directory, because JupyterLab starts notebooks in their own folder.
     overrides
         Flake references that replace inputs, by name, as with ``nix build --override-input``.
+    start
+        Folder where relative folders start; by default the working directory.
 
     Raises
     ------
@@ -147,7 +154,7 @@ def find_flake(flake: str | Path | None = None, overrides: Mapping[str, str] | N
                 f"{name!r} is not a valid flake input name.", fix="Check the inputs of the flake."
             )
     inputs = tuple(sorted(overrides.items()))
-    folder = _folder(given)
+    folder = _folder(given, Path.cwd() if start is None else start)
     if folder is None:
         _check_reference(given)
         return Flake(given, None, inputs)
@@ -295,11 +302,11 @@ def _flake_image(source: Flake, name: str, system: str, facts: object) -> FlakeI
     )
 
 
-def _folder(given: str) -> Path | None:
+def _folder(given: str, start: Path) -> Path | None:
     """Return the folder of a flake on this machine, or ``None`` for another reference."""
     text = given.removeprefix("path:")
     path = Path(text).expanduser()
-    places: Sequence[Path] = [Path.cwd()] if path.is_absolute() else [Path.cwd(), *Path.cwd().parents]
+    places: Sequence[Path] = [start] if path.is_absolute() else [start, *start.parents]
     if "?" not in text and "\0" not in text:
         for place in places:
             if os.path.isfile(place / path / "flake.nix"):  # noqa: PTH113 - Path.is_file raises in forbidden parents
@@ -307,7 +314,7 @@ def _folder(given: str) -> Path | None:
     if (
         not given
         or given.startswith(("/", ".", "~", "path:"))
-        or ("\0" not in given and Path(given).is_dir())
+        or ("\0" not in given and (start / given).is_dir())
     ):
         raise ParameterError(
             f"No flake in {given!r}.",

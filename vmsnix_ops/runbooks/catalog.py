@@ -71,6 +71,8 @@ class Runbook:
     # The list parameter that can be given without --name: `vmsnix prove AMI AMI`. Empty for most runbooks.
     arguments: str = ""
     digest: str = ""  # of the cells of a notebook of the package, from the manifest; empty for an own runbook
+    # What a call must have, from itself or from the settings: "ami or image", "bucket or via=direct".
+    required: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -291,6 +293,7 @@ def make_manifest(folder: Path) -> dict[str, Any]:
                 "description": book.description,
                 "side_effects": book.side_effects,
                 "arguments": book.arguments,
+                "required": list(book.required),
                 "cells_sha256": digest(_load(path)),
                 "parameters": [
                     {
@@ -342,6 +345,7 @@ def _from_manifest(entry: Mapping[str, Any]) -> Runbook:
             for one in entry["parameters"]
         ),
         arguments=entry["arguments"],
+        required=tuple(entry["required"]),
         digest=entry["cells_sha256"],
     )
 
@@ -451,6 +455,7 @@ def _read(path: Path) -> Runbook:
         side_effects=cast("SideEffects", metadata["side_effects"]),
         parameters=read_parameters(_parameters_source(notebook, path), notebook=path.name),
         arguments=str(metadata.get("arguments", "")),
+        required=_required(metadata, path),
     )
     _check_dry_run(runbook)
     _check_arguments(runbook)
@@ -515,6 +520,17 @@ def _metadata(notebook: Mapping[str, object], path: Path) -> Mapping[str, object
             f"Declare one of {', '.join(get_args(SideEffects))} in the notebook's metadata.",
         )
     return metadata
+
+
+def _required(metadata: Mapping[str, object], path: Path) -> tuple[str, ...]:
+    required = metadata.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+        raise _invalid(
+            path,
+            f'Its "required" is {required!r}, not a list of texts.',
+            'Write ["ami or image"] in the notebook\'s metadata.',
+        )
+    return tuple(required)
 
 
 def _parameters_source(notebook: Mapping[str, object], path: Path) -> str:

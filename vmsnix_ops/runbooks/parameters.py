@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.errors import ParameterError, SettingsError, nearest
+from vmsnix_ops.errors import ParameterError, SettingsError, UsageError, nearest
 from vmsnix_ops.redaction import find_secret
+from vmsnix_ops.runbooks import value_checks
 from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from vmsnix_ops.errors import VmsnixError
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter, Type
 
@@ -39,10 +40,6 @@ NONE = frozenset({"", "none", "null"})
 
 PLURALS = {"account": "accounts", "ami": "amis", "bucket": "buckets", "image": "images", "region": "regions"}
 """The name of a parameter for one value, and the name of the parameter for several."""
-
-DEFAULT_FROM_SETTINGS = re.compile(r"\[default: from vmsnix\.toml[^\]]*\]")
-SETTINGS = {"accounts": "audit_accounts", "buckets": "bucket", "regions": "region"}
-"""The setting that is the default of a parameter, if its name is another one."""
 
 
 class _InvalidValueError(ValueError):
@@ -66,31 +63,102 @@ def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
     ------
     ParameterError
         An unknown name, an invalid value, several values for a parameter that takes one, a parameter that is
-        given twice, or a secret (parameters are saved in the executed notebook).
+        given twice, or a secret (parameters are saved in the executed notebook). One error lists all of them.
     """
+    checked, wrong = collect(runbook, given)
+    if wrong:
+        raise all_in_one(runbook, list(wrong.values()))
+    return checked
+
+
+def collect(
+    runbook: Runbook, given: Mapping[str, object]
+) -> tuple[dict[str, object], dict[str, ParameterError]]:
+    """Return the converted parameters, and the error of each other one, as `check` would raise it."""
     declared = {parameter.name: parameter for parameter in runbook.parameters}
     others = other_names(runbook)
     checked: dict[str, object] = {}
+    wrong: dict[str, ParameterError] = {}
     names: dict[str, str] = {}
     for name, value in given.items():
         known = name if name in declared else name.replace("-", "_")
         target = others.get(known, known)
         if target not in declared:
-            raise ParameterError(
+            wrong[name] = ParameterError(
                 f"{runbook.name} has no parameter {name!r}.",
                 why=nearest(known, declared) or f"It has {', '.join(declared)}.",
                 fix=f"Run vmsnix help {runbook.short_name} to list them.",
             )
-        if target in checked:
-            raise ParameterError(
+            continue
+        if target in names:
+            wrong[target] = ParameterError(
                 f"The parameter {target!r} is given twice.",
                 why=f"Once as {names[target]} and once as {name}.",
                 fix="Use one of them.",
             )
-        _refuse_secret(declared[target], value)
-        checked[target] = convert(declared[target], _one_or_many(runbook, declared[target], known, value))
+            continue
         names[target] = name
+        try:
+            _refuse_secret(declared[target], value)
+            checked[target] = convert(declared[target], _one_or_many(runbook, declared[target], known, value))
+        except ParameterError as error:
+            wrong[target] = error
+    return checked, wrong
+
+
+def check_call(
+    runbook: Runbook,
+    given: Mapping[str, object],
+    *,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    paths: bool = True,
+    before: Sequence[VmsnixError] = (),
+) -> dict[str, object]:
+    """Return the given parameters as `check` does, after all checks that need neither kernel nor network.
+
+    Parameters
+    ----------
+    runbook, given
+        As for `check`.
+    environment
+        Variables for the settings; by default ``os.environ``.
+    cwd
+        Folder where the run starts; by default the working directory.
+    paths
+        Whether the run is on this machine, so that its paths can be checked.
+    before
+        Mistakes that the caller has already found; the error lists them first.
+
+    Raises
+    ------
+    ParameterError
+        The call is wrong: as for `check`, a value that its kind does not allow (an unknown region, a path
+        that does not exist), or a missing one. With several mistakes, one error lists all of them.
+    SettingsError
+        The only mistake is in ``vmsnix.toml`` or a variable.
+    """
+    variables = dict(os.environ if environment is None else environment)
+    place = value_checks.Place(Path.cwd() if cwd is None else cwd, variables, paths)
+    checked, wrong = collect(runbook, given)
+    unset = {one.name for one in runbook.parameters} - wrong.keys()
+    mistakes = [*before, *wrong.values()]
+    mistakes += value_checks.call_errors(runbook, checked, unset, place)
+    if mistakes:
+        raise all_in_one(runbook, mistakes)
     return checked
+
+
+def all_in_one(runbook: Runbook, errors: Sequence[VmsnixError]) -> VmsnixError:
+    """Return the only error, or one error that lists all of them."""
+    listed = list(dict.fromkeys(" ".join(part for part in (one.what, one.why) if part) for one in errors))
+    if len(listed) == 1:
+        return errors[0]
+    return ParameterError(
+        f"The call of {runbook.name} has {len(listed)} mistakes; nothing was started.",
+        why="\n" + "\n".join(f"- {text}" for text in listed) + "\n",
+        fix=f"Correct them. To list the parameters, run vmsnix help {runbook.short_name}",
+    )
 
 
 def other_names(runbook: Runbook) -> dict[str, str]:
@@ -150,9 +218,11 @@ def with_default(name: str, text: str, defaults: Mapping[str, str]) -> str:
 
     `defaults` are those of `defaults_in_use`.
     """
-    setting = SETTINGS.get(name, name)
+    setting = value_checks.setting_name(name)
     value = defaults.get(setting) or defaults.get(f"retire_{setting}")
-    return DEFAULT_FROM_SETTINGS.sub(lambda _match: f"[default: {value}]", text) if value else text
+    return (
+        value_checks.DEFAULT_FROM_SETTINGS.sub(lambda _match: f"[default: {value}]", text) if value else text
+    )
 
 
 def _one_or_many(runbook: Runbook, parameter: Parameter, name: str, value: object) -> object:
@@ -250,8 +320,8 @@ def validate(runbook: str, namespace: dict[str, Any]) -> None:
         if other in given and given.get(name) == defaults[name]:
             given.pop(name, None)  # only the parameters cell has set it
     try:
-        checked = check(declared, given)
-    except ParameterError:
+        checked = check_call(declared, given)
+    except UsageError:
         _record_refusal(declared, given)
         raise
     namespace.update(checked)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from vmsnix_ops.errors import ParameterError, nearest
-from vmsnix_ops.runbooks import parameters
+from vmsnix_ops.runbooks import parameters, value_checks
 from vmsnix_ops.runbooks.console.suggestions import source_of
 from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.templates import fill
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
+    from vmsnix_ops.errors import VmsnixError
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.console.suggestions import Suggestion
     from vmsnix_ops.runbooks.declarations import Parameter
@@ -326,17 +327,24 @@ class Form:
 
     def check(self) -> None:
         """Check every field as the command line would, and show the problems."""
-        problems: dict[str, str] = {}
         values: dict[str, object] = {}
+        errors: dict[str, VmsnixError] = {}
         for name, field in self.fields.items():
             try:
                 values |= parameters.check(self.runbook, {name: field.value()})
             except ParameterError as error:
-                problems[name] = _without_name(error, name)
-                field.show_problem(problems[name])
-            else:
-                is_region = source_of(field.parameter) == "regions"
-                field.show_problem(self._unknown_region(values[name]) if is_region else "", warning=True)
+                errors[name] = error
+        changed = {
+            name: value for name, value in values.items() if value != self.fields[name].parameter.default
+        }
+        errors |= value_checks.value_errors(self.runbook, changed)
+        problems = {name: _without_name(error, name) for name, error in errors.items()}
+        for name in problems:
+            values.pop(name, None)
+        for name, field in self.fields.items():
+            is_region = name in values and source_of(field.parameter) == "regions"
+            warning = self._unknown_region(values[name]) if is_region else ""
+            field.show_problem(problems.get(name) or warning, warning=name not in problems)
         # In one step, because a thread with new suggestions also calls this method.
         self.problems, self._values = problems, values
 
@@ -478,7 +486,7 @@ def _value_text(value: object) -> str:
     return str(value) if value not in ("", None) else "(none)"
 
 
-def _without_name(error: ParameterError, name: str) -> str:
+def _without_name(error: VmsnixError, name: str) -> str:
     """Return the text of an error without the name and the declaration, which the form shows anyway."""
     what = error.what.removeprefix(f"{name}: ")
     return " ".join(part for part in (what[:1].upper() + what[1:], error.why) if part)

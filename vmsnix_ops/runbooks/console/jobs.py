@@ -107,7 +107,7 @@ def start(
     RunError
         The notebook is missing or damaged; or the process could not be started.
     """
-    checked = parameters.check(runbook, given)
+    checked = parameters.check_call(runbook, given, environment=backend.environment, cwd=cwd)
     read_notebook(runbook, all_parameters(runbook, checked), modified=modified)
     settings = backend.settings()
     run_id = new_run_id(runbook.name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.errors import VmsnixError
+from vmsnix_ops.runbooks.value_checks import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 CACHE_SECONDS = 300.0
 MAX_AMIS = 200
 SAMPLE = "sample-image"
-BUILDABLE = ("flake", "publish-ami")
-"""Words in the help of an image that is built or read. Other images are names of published ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,11 @@ def source_of(parameter: Parameter) -> str:
     word = parameter.name.removesuffix("s").rpartition("_")[2]
     if parameter.type.kind not in ("str", "list"):
         return ""
-    if parameter.name == "ami_id":
-        return "amis"
-    if word == "image" and not any(known in parameter.help for known in BUILDABLE):
+    if word == "image" and not kind_of(parameter):
         return "published"
-    return {"image": "images", "region": "regions", "bucket": "buckets", "ami": "amis"}.get(word, "")
+    return {"image": "images", "region": "regions", "bucket": "buckets", "ami": "amis"}.get(
+        kind_of(parameter), ""
+    )
 
 
 def immediate(backend: Backend, source: str) -> list[Suggestion]:

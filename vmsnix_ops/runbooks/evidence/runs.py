@@ -66,6 +66,12 @@ class ArchivedRun:
         return given if isinstance(given, dict) else {}
 
     @property
+    def cwd(self) -> Path | None:
+        """Working directory of the run; ``None`` if it no longer exists."""
+        folder = str(self.values.get("cwd") or "")
+        return Path(folder) if folder and Path(folder).is_dir() else None
+
+    @property
     def image(self) -> str:
         """The image of the run; empty if it had none."""
         return str(self.values.get("image") or self.parameters.get("image") or "")

@@ -204,7 +204,7 @@ def run(
     wanted = runbook
     if isinstance(wanted, str):
         wanted = catalog.find(wanted, folder, start=cwd, environment=variables)
-    checked = parameters.check(wanted, given or {})
+    checked = parameters.check_call(wanted, given or {}, environment=variables, cwd=cwd)
     values = writing.all_parameters(wanted, checked)
     content, differs = read_notebook(wanted, values, modified=modified)
     if not confirmed and side_effects.level(wanted.side_effects, values) == "destroys":

@@ -26,8 +26,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,10 +46,10 @@ from pydantic import (
 from vmsnix_ops import files
 from vmsnix_ops.errors import (
     ConfirmationError,
-    ParameterError,
     PlanError,
     RunError,
     UnknownRunbookError,
+    VmsnixError,
     nearest,
 )
 from vmsnix_ops.progress import counted
@@ -58,6 +59,7 @@ from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.execution.execute import read_notebook
 from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.runbooks.fleet.worker import CREDENTIALS, Account, Target
+from vmsnix_ops.runbooks.value_checks import Place, call_errors, value_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 ACCOUNT_ID = r"^[0-9]{12}$"
 ENTRY_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 AXES = ("image", "region", "account")
+MOST_NAMES = 4  # of targets with the same mistake, in an error
 
 
 # The tables of the file. Editors show the description of a field. In an error, its title follows "is not".
@@ -342,6 +345,8 @@ class _Reader:
     accounts: Mapping[str, Account]
     notebooks: Path | None
     folder: Path  # working directory of the runs
+    local: bool  # whether the runs are on this machine
+    mistakes: dict[str, list[str]] = field(default_factory=dict)  # each with the names of its targets
 
     def _add(self, fault: str) -> None:
         self.faults.append(f"{self.name}{fault}".rstrip())
@@ -366,13 +371,18 @@ class _Reader:
             fitting = [one for one in self.entry.override if one.where.items() <= axes.items()]
             if not any(one.skip for one in fitting):
                 yield self._target(runbook, axes, [self.defaults, self.entry, *fitting])
+        for text, targets in self.mistakes.items():  # the same mistake of several targets is one line
+            self.faults.append(f"{_listed(targets)}: {text}")
 
     def _check(self, runbook: Runbook | None, lists: Mapping[str, list[Any]]) -> None:
         """Check the values of the lists, and that each override matches a target."""
         entry = self.entry
         if not entry.runbook:
             self._add(" has no runbook.")
-        for region in entry.regions:
+        takes_regions = runbook is not None and (
+            _declares(runbook, "region") or _declares(runbook, "regions")
+        )
+        for region in () if takes_regions else entry.regions:  # otherwise the check of its target reports it
             if region not in known_regions():
                 self._add(f": unknown AWS region {region!r}. {nearest(region, known_regions())}")
         for account in entry.accounts:
@@ -392,16 +402,18 @@ class _Reader:
                 self._add(f".override: {axis} = {value!r} is not in the entry. {hint}")
 
     def _target(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable]) -> Target:
+        """Return a target, and add its mistakes to the faults with its name."""
         lists, named = self.entry.lists(), str(axes.get("account", ""))
         account = self.accounts.get(named) or Account(named, named if re.fullmatch(ACCOUNT_ID, named) else "")
-        given = self._given(runbook, axes, layers, account.id or account.name)
+        several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
+        target = "/".join([self.name, *(_name_part(axis, axes[axis], lists[axis]) for axis in several)])
         environment = _merged(layers, "environment")
         if region := axes.get("region", ""):
             environment |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION", "VMSNIX_REGION"), region)
         if account.id:
             environment["VMSNIX_ALLOWED_ACCOUNTS"] = account.id  # the run refuses to change another account
+        given = self._given(target, runbook, axes, layers, account.id or account.name, environment)
         whole = {parameter.name: parameter.default for parameter in runbook.parameters} | given
-        several = [axis for axis in axes if len(lists[axis]) > 1 or axis in AXES]
         last = {key: getattr(layer, key) for layer in layers for key in layer.model_fields_set}
         modified = last.get("modified", False)
         try:
@@ -412,7 +424,7 @@ class _Reader:
             fix = f"{catalog.restore(runbook)}. To run it as it is, set modified = true for these targets."
             self._add_once(f": {error.what} {fix}")
         return Target(
-            name="/".join([self.name, *(_name_part(axis, axes[axis], lists[axis]) for axis in several)]),
+            name=target,
             runbook=runbook.name,
             axes=axes,
             given=given,
@@ -427,8 +439,16 @@ class _Reader:
             modified=modified,
         )
 
-    def _given(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable], account: str) -> Any:
-        """Return the parameters of a target with their declared types."""
+    def _given(
+        self,
+        target: str,
+        runbook: Runbook,
+        axes: dict[str, Any],
+        layers: list[RunTable],
+        account: str,
+        environment: Mapping[str, str],
+    ) -> dict[str, object]:
+        """Return the parameters of a target with their declared types, checked as a call of its runbook."""
         # A default applies only if the runbook has the parameter; the parameters of an entry must exist.
         wanted = {k: v for k, v in self.defaults.parameters.items() if _declares(runbook, k)}
         wanted |= _merged(layers[1:], "parameters")
@@ -436,21 +456,31 @@ class _Reader:
         wanted |= {axis: value for axis, value in axes.items() if axis not in AXES or axis in known}
         if "region" in axes and not _declares(runbook, "region") and _declares(runbook, "regions"):
             wanted["regions"] = [axes["region"]]
-        checked: dict[str, object] = {}
-        for name, value in wanted.items():
-            try:
-                found = parameters.check(runbook, {name: _fill(value, axes | {"account": account})})
-            except ParameterError as error:
-                self._add(f": {error.what} {error.why}")
-                continue
-            for twice in found.keys() & checked.keys():
-                self._add(f": the parameter {twice!r} is given twice, once as {name}.")
-            checked |= found
+        filled = {name: _fill(value, axes | {"account": account}) for name, value in wanted.items()}
+        checked, wrong = parameters.collect(runbook, filled)
+        mistakes: list[VmsnixError] = list(wrong.values())
+        if self.local:
+            place = Place(self.folder, {**os.environ, **environment})
+            unset = {parameter.name for parameter in runbook.parameters} - wrong.keys()
+            mistakes += call_errors(runbook, checked, unset, place)
+        else:  # files and settings are on the machines of the workers
+            place = Place(self.folder, {}, paths=False)
+            mistakes += value_errors(runbook, checked, place).values()
+        for error in mistakes:
+            self.mistakes.setdefault(" ".join(part for part in (error.what, error.why) if part), []).append(
+                target
+            )
         return checked
 
 
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _listed(targets: Sequence[str]) -> str:
+    """Return the names of targets; of more than `MOST_NAMES`, the first ones and the number of the others."""
+    names = ", ".join(targets[:MOST_NAMES])
+    return names if len(targets) <= MOST_NAMES else f"{names} and {len(targets) - MOST_NAMES} more"
 
 
 def _merged(layers: list[RunTable], key: str) -> dict[str, Any]:
@@ -569,7 +599,18 @@ def read_plan(path: Path) -> PlanFile:
     notebooks = folder / plan.notebooks if plan.notebooks else None
     work = folder / plan.folder
     targets = {
-        name: tuple(_Reader(faults, name, entry, plan.defaults, accounts, notebooks, work).targets())
+        name: tuple(
+            _Reader(
+                faults,
+                name,
+                entry,
+                plan.defaults,
+                accounts,
+                notebooks,
+                work,
+                local=not plan.dask.scheduler,
+            ).targets()
+        )
         for name, entry in entries.items()
     }
     # Without a name, the path distinguishes fleets of the same file name.
