@@ -88,11 +88,13 @@ def test_publish_ami_makes_one_ami_however_often_it_runs(stage: Stage) -> None:
     assert first.values["ami_id"] in Path(first.report).read_text()
 
 
-def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(stage: Stage) -> None:
-    outcome = run("publish-ami", {"image": "/nowhere/image.vhd"}, environment=stage.environment)
+def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(stage: Stage, tmp_path: Path) -> None:
+    image = tmp_path / "image.vhd"
+    image.write_text("no disk image")
+    outcome = run("publish-ami", {"image": str(image)}, environment=stage.environment)
     assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
     assert outcome.error is not None
-    assert "/nowhere/image.vhd" in outcome.error.what
+    assert str(image) in str(outcome.error)
     assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
 
 

@@ -90,7 +90,7 @@ def test_running_a_missing_or_damaged_notebook_says_how_to_restore_it(
 ) -> None:
     path = folder / "20-publish-ami.ipynb"
     path.write_text("{")
-    assert main(["publish"]) == 1
+    assert main(["publish", "--region", "eu-west-1", "--via", "direct"]) == 1
     shown = " ".join(capsys.readouterr().err.split())
     assert "20-publish-ami.ipynb is not a runbook. It is not JSON" in shown
     assert f"git -C {folder} restore 20-publish-ami.ipynb" in shown
