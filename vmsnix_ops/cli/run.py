@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.errors import VmsnixError
     from vmsnix_ops.runbooks.declarations import Parameter
     from vmsnix_ops.runbooks.evidence.runs import ArchivedRun
+    from vmsnix_ops.runbooks.execution.resume import Resumed
 
     ParamType = click.ParamType[Any]
 else:
@@ -381,6 +382,7 @@ def execute(
     modified: bool = False,
     cwd: Path | None = None,
     mistakes: Sequence[VmsnixError] = (),
+    resumed: Resumed | None = None,
 ) -> int:
     """Run a runbook, show its outcome, and return the exit code.
 
@@ -411,6 +413,7 @@ def execute(
             cwd=cwd,
             confirmed=confirmed,
             modified=modified,
+            resumed=resumed,
             screen=screen,
             on_event=on_event,
         )

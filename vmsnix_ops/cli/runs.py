@@ -32,6 +32,7 @@ FACTS = (
     ("ami_id", "AMI"),
     ("snapshot_id", "snapshot"),
     ("sandbox", "sandbox"),
+    ("attempt", "attempt"),
 )
 MODIFIED = "modified  The cells of the notebook differed from those of the package."
 sandbox_option = click.option("--sandbox", is_flag=True, help="Use the archive of runs with --sandbox.")
@@ -173,6 +174,72 @@ def verify(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
 
 
 @runs.command()
+@click.argument("run_id", metavar="ID", shell_complete=_ids)
+@click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Set a removed secret.")
+@click.option("--anyway", is_flag=True, help="Resume although version, account or plan are different now.")
+@click.option("--yes", is_flag=True, help="Confirm that the run may destroy, if it was not a dry run.")
+@json_option
+@sandbox_option
+@archive_option
+@click.pass_obj
+def resume(
+    parent: tuple[str, bool],
+    run_id: str,
+    pairs: tuple[str, ...],
+    anyway: bool,
+    yes: bool,
+    as_json: bool,
+    archive: str,
+    sandbox: bool,
+) -> int:
+    """Run the notebook of a failed run again, as the next attempt of the same run.
+
+    The archived notebook runs from its first cell with the run's parameters; steps that are done are reused.
+    The evidence of earlier attempts is kept. To start a new run with the same parameters, use `vmsnix rerun`.
+    """
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from vmsnix_ops.cli.run import execute
+    from vmsnix_ops.runbooks import parameters
+    from vmsnix_ops.runbooks.execution import resume as resuming
+    from vmsnix_ops.runbooks.execution.execute import same_parameters
+
+    in_sandbox = sandbox or parent[1]
+    found = _past_run(run_id, archive or parent[0], sandbox=in_sandbox, elsewhere=False)
+    resuming.check_resumable(found, anyway=anyway)
+    opened = open_archive(archive or parent[0], sandbox=in_sandbox)
+    secrets = _ask_for_secrets(resuming.secret_parameters(found), parameters.split(pairs))
+    with TemporaryDirectory(prefix="vmsnix-resume-") as folder:
+        runbook = resuming.archived_runbook(opened, found, Path(folder))
+        secrets |= resuming.expected_plan(found, runbook, anyway=anyway)
+        return execute(
+            runbook,
+            same_parameters(runbook, found.parameters, secrets),
+            sandbox=in_sandbox,
+            archive=opened.location,
+            as_json=as_json,
+            yes=yes,
+            cwd=found.cwd,
+            resumed=resuming.Resumed(opened, found, anyway),
+        )
+
+
+def _ask_for_secrets(names: list[str], given: Mapping[str, str]) -> dict[str, object]:
+    """Return the values of parameters whose secrets were removed; prompt on a terminal."""
+    from vmsnix_ops.errors import UsageError
+
+    missing = [name for name in names if name not in given]
+    if missing and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            f"The run needs a value for {', '.join(missing)}.",
+            why="Its secret was removed from the evidence.",
+            fix=f"Add -p {missing[0]}=VALUE, or run this on a terminal, which prompts for it.",
+        )
+    return {**given, **{name: click.prompt(name, hide_input=True, err=True) for name in missing}}
+
+
+@runs.command()
 @click.argument("run_id", metavar="[ID]", default="", shell_complete=_ids)
 @json_option
 @sandbox_option
@@ -234,14 +301,14 @@ def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], archive: str,
     return code
 
 
-def _past_run(run_id: str, archive: str, *, sandbox: bool) -> ArchivedRun:
+def _past_run(run_id: str, archive: str, *, sandbox: bool, elsewhere: bool = True) -> ArchivedRun:
     """Return the run to repeat; refuse to repeat a run on a sandbox in AWS."""
     from vmsnix_ops.errors import UnknownRunError, UsageError
 
     try:
         found = open_archive(archive, sandbox=sandbox).find(run_id)
     except UnknownRunError:
-        if archive or not sandbox:
+        if archive or not sandbox or not elsewhere:
             raise
         found = open_archive("", sandbox=False).find(run_id)  # repeat a run in AWS on the sandbox
     if found.values.get("sandbox") and not sandbox and endpoint_kind() != "sandbox":
@@ -319,6 +386,9 @@ def _show(entry: ArchivedRun) -> None:
     for name in EVIDENCE:
         if values.get(name):
             screen.print(cell(f"{name:<9} {values[name]}"), soft_wrap=True)
+    for number in range(1, entry.attempt):
+        earlier = (values.get("files") or {}).get(f"attempt-{number}/report.html") or {}
+        screen.print(cell(f"attempt {number} {earlier.get('place', '')}"), soft_wrap=True)
     where = " --sandbox" if values.get("sandbox") else ""
     if values.get("modified"):
         screen.print(cell(MODIFIED, "yellow"), soft_wrap=True)
@@ -344,7 +414,7 @@ def _show_failure(entry: ArchivedRun) -> None:
         failure = {
             "what": "Its process ended without a result.",
             "why": "It was killed, or its machine stopped.",
-            "fix": "Run it again with the same parameters: it continues where it stopped.",
+            "fix": f"Continue it: vmsnix runs resume {entry.run_id}",
         }
     for part, style in (("what", "bold"), ("why", ""), ("fix", "")):
         if failure.get(part):

@@ -59,6 +59,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "started_at": (str, "Start of the run, ISO 8601, UTC."),
     "finished_at": (str, "End of the run, ISO 8601, UTC."),
     "seconds": ((int, float), "Duration of the run."),
+    "attempt": (int, "Number of the attempt: 1, and one more each time the run was resumed."),
     "steps": (list, "One object per step: step, status, seconds, bytes."),
     "slow": (
         list,
@@ -109,6 +110,7 @@ def runs_row(result: Mapping[str, Any]) -> dict[str, Any]:
         "user": result.get("user"),
         "host": result.get("host"),
         "version": result.get("package_version"),
+        "attempt": result.get("attempt") or 1,
         **{name: result.get(name) for name in ("interactive", "journal_entries", "journal_sha256")},
     }
 
@@ -124,6 +126,12 @@ def is_dry_run(values: Mapping[str, Any]) -> bool:
         return known
     given = values.get("parameters")  # runs of earlier versions have only the parameter
     return isinstance(given, Mapping) and given.get("dry_run") is True
+
+
+def once_of(result: Mapping[str, Any]) -> str:
+    """Return the name under which the row of a run is appended once: each attempt has its own row."""
+    attempt = result.get("attempt") or 1
+    return str(result["run_id"]) if attempt == 1 else f"{result['run_id']}/attempt-{attempt}"
 
 
 def write_result(run: RunContext, result: Mapping[str, object]) -> Path:

@@ -168,6 +168,7 @@ RUNS = Schema(
         Column("user", "text", "Operating system user that ran it."),
         Column("host", "text", "Host name of the machine that ran it."),
         Column("version", "text", "Version of vmsnix_ops."),
+        Column("attempt", "count", "Number of the attempt; each attempt of a resumed run has a row."),
         Column("interactive", "flag", "Whether another program than vmsnix executed the cells."),
         Column("journal_entries", "count", "Number of entries of the run's journal `evidence.jsonl`."),
         Column(

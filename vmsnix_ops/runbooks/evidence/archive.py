@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import credentials, files
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.session import session_of
-from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.errors import ArchiveError, UsageError
 from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.runbooks.evidence import chain
 from vmsnix_ops.text import json as as_json
@@ -42,6 +43,9 @@ JOURNAL = "journal.jsonl"  # of a publish, to undo it
 FLEET = "fleet.json"  # the targets of a fleet
 LOCK = ".running"  # locked while the run's process is alive
 MAX_NAME_BYTES = 255
+LOCK_SECONDS = 0.05  # between two attempts: `is_running` locks the file for a moment
+CONTINUED = (JOURNAL, chain.FILE_NAME, "rows.jsonl", "acts.jsonl")
+"""Files to which each attempt of a run appends."""
 
 CONTENT_TYPES = {
     "ipynb": "application/x-ipynb+json",
@@ -328,17 +332,29 @@ class RunFolder:
         """Replace a file by its redacted content; another redaction would break the chain of a journal."""
         files.write(path, clean, redactor=Redactor() if path.name == chain.FILE_NAME else self.redactor)
 
-    def lock(self) -> None:
-        """Mark the run as running, until `release` or the end of this process."""
+    def lock(self) -> bool:
+        """Mark the run as running, until `release` or the end of this process.
+
+        Return false if another process has marked it.
+        """
         descriptor = files.create(self.path(LOCK), os.O_RDWR)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._locks.append(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+        return True
+
+    def abandon(self) -> None:
+        """Close the lock file, which belongs to another process."""
+        while self._locks:
+            os.close(self._locks.pop())
 
     def release(self) -> None:
         """Mark the run as no longer running."""
-        while self._locks:
-            os.close(self._locks.pop())
+        self.abandon()
         with suppress(OSError):  # deleted, or replaced by a folder
             self.path(LOCK).unlink()
 
@@ -419,6 +435,107 @@ def open_folder(
             shutil.rmtree(local)
             raise
     return folder
+
+
+def reopen_folder(
+    archive: str | Path,
+    run_id: str,
+    started: Mapping[str, object],
+    *,
+    evidence: Mapping[str, bytes],
+    before: Mapping[str, Any],
+    work: Path,
+    environment: Mapping[str, str],
+) -> RunFolder:
+    """Open the folder of a run again for its next attempt.
+
+    The evidence of the attempt before is moved to a folder such as ``attempt-1``, which the archive then
+    contains too. Safe to run twice: a file that was moved is not moved again.
+
+    Parameters
+    ----------
+    archive, run_id, started, work, environment
+        As for `open_folder`.
+    evidence
+        For an archive on S3, the stored files of the run by name; its folder may be on another machine.
+    before
+        ``result.json`` of the attempt before.
+
+    Raises
+    ------
+    UsageError
+        Another process has just resumed the run.
+    ArchiveError
+        The archive cannot be written.
+    """
+    remote = str(archive).rstrip("/") if is_remote(archive) else ""
+    local = (work if remote else Path(archive)).absolute() / run_id
+    credentials.watch_botocore()
+    remember(*credentials.read_files(environment))
+    folder = RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
+    earlier = f"attempt-{before.get('attempt') or 1}"
+    try:
+        files.make_folder(local)
+        if not _lock_soon(folder):
+            raise UsageError(
+                f"The run {run_id} is running.",
+                why="Another process has just resumed it.",
+                fix=f"Wait for its end: vmsnix runs show {run_id}",
+            )
+        files.make_folder(local / earlier)
+        for name, content in evidence.items():
+            target = local / name if _is_kept(name) else local / earlier / name
+            if not target.exists():
+                files.make_folder(target.parent)
+                files.write(target, content)
+        _write_earlier(folder, earlier, before)
+        for path in sorted(local.iterdir()):
+            if path.name not in (RESULT, LOCK) and not _is_kept(path.name):
+                path.rename(local / earlier / path.name)
+        folder.write_json(RESULT, started)
+    except OSError as error:
+        folder.release()
+        raise ArchiveError(
+            f"Could not write to the archive: {archive}.",
+            why=f"{error.strerror}: {error.filename or local}.",
+            fix="Correct its permissions. Nothing was run.",
+        ) from error
+    if remote:
+        with archive_errors(f"Could not write to the archive: {archive}.", "Nothing was run."):
+            put(environment, folder.entry, folder.path(RESULT).read_bytes())
+    return folder
+
+
+def _lock_soon(folder: RunFolder) -> bool:
+    """Lock a folder; wait for `is_running` of another process, which locks the file for a moment."""
+    for _ in range(5):
+        if folder.lock():
+            return True
+        folder.abandon()
+        time.sleep(LOCK_SECONDS)
+    return False
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a file stays where it is when a run is resumed: it is continued, or of an earlier attempt."""
+    return name in CONTINUED or name.startswith("attempt-")
+
+
+def _write_earlier(folder: RunFolder, earlier: str, before: Mapping[str, Any]) -> None:
+    """Write ``result.json`` of an earlier attempt, with the new places of its files."""
+    if folder.path(f"{earlier}/{RESULT}").exists():
+        return
+    stored = before.get("files") or {}
+    moved = {
+        str(folder.path(name)): str(folder.path(f"{earlier}/{name}"))
+        for name in stored
+        if not folder.remote and not _is_kept(name)
+    }
+    values = {
+        key: moved.get(value, value) if isinstance(value, str) else value for key, value in before.items()
+    }
+    places = {name: {**one, "place": moved.get(one["place"], one["place"])} for name, one in stored.items()}
+    folder.write_json(f"{earlier}/{RESULT}", {**values, "files": places})
 
 
 def is_running(folder: Path) -> bool:

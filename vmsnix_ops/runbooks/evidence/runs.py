@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import credentials, files
 from vmsnix_ops.errors import ArchiveError, RecordsError, UnknownRunError, nearest
 from vmsnix_ops.records import run_tables, schemas
-from vmsnix_ops.records.result import parse, runs_row
+from vmsnix_ops.records.result import once_of, parse, runs_row
 from vmsnix_ops.records.run_context import NEW_RUN_ID
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, remember, secret_values
@@ -64,6 +64,11 @@ class ArchivedRun:
         """Every parameter with its value."""
         given = self.values.get("parameters")
         return given if isinstance(given, dict) else {}
+
+    @property
+    def attempt(self) -> int:
+        """Number of its attempt: 1, and one more each time it was resumed."""
+        return int(self.values.get("attempt") or 1)
 
     @property
     def cwd(self) -> Path | None:
@@ -195,15 +200,36 @@ class Archive:
             )
         return content
 
+    def earlier_attempts(self, run: ArchivedRun) -> list[dict[str, Any]]:
+        """Return the ``result.json`` of each earlier attempt that can be read, the first one first."""
+        found = []
+        for number in range(1, run.attempt):
+            name = f"attempt-{number}/{archives.RESULT}"
+            with suppress(ArchiveError, OSError):
+                local = self.local_folder(run.run_id) / name
+                content = files.read(local) if local.is_file() else self.read_file(run, name)
+                found.append(parse(content))
+        return found
+
+    def notebook(self, run: ArchivedRun) -> bytes | None:
+        """Return the notebook of a run, also of a lost one; ``None`` if it has none.
+
+        Errors are as for `read_file`.
+        """
+        if archives.NOTEBOOK in (run.values.get("files") or {}):
+            return self.read_file(run, archives.NOTEBOOK)
+        return _read_local(self.local_folder(run.run_id) / archives.NOTEBOOK)
+
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows of tables that the runs have saved, each with the name of its table.
 
         A run whose files cannot be read is skipped.
         """
         for run in self._read_all(self.ids()):
-            with suppress(KeyError, TypeError, ValueError):
-                if run.values.get("finished_at"):
-                    yield "runs", runs_row(run.values)
+            for values in (*self.earlier_attempts(run), run.values):
+                with suppress(KeyError, TypeError, ValueError):
+                    if values.get("finished_at"):
+                        yield "runs", runs_row(values)
             with suppress(ArchiveError, OSError):
                 local = self.local_folder(run.run_id) / run_tables.FILE_NAME
                 content = files.read(local) if local.is_file() else self.read_file(run, run_tables.FILE_NAME)
@@ -361,7 +387,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
     if not values:
         return RepairedRun(path.name, LOST, tuple(problems))
     if values.get("status") in (None, RUNNING, LOST):
-        recorded = _read_tables(tables, path.name)
+        recorded = _read_tables(tables, path.name, values.get("attempt") or 1)
         values |= {
             key: value
             for key, value in recorded.items()
@@ -374,7 +400,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
         if not problems and _lacks_evidence(values):
             values["status"] = "done"
         try:
-            tables.append("runs", [runs_row(values)], once=path.name)
+            tables.append("runs", [runs_row(values)], once=once_of(values))
         except RecordsError as error:
             problems.append(str(error))
         except (KeyError, TypeError, ValueError) as error:
@@ -393,7 +419,7 @@ def _lacks_evidence(values: Mapping[str, Any]) -> bool:
     return values.get("status") == "partial" and not values.get("failure")
 
 
-def _read_tables(tables: Tables, run_id: str) -> dict[str, Any]:
+def _read_tables(tables: Tables, run_id: str, attempt: int) -> dict[str, Any]:
     """Return the values of a run in the tables, with the keys of ``result.json``.
 
     Only a row of ``runs`` contains the status. A row of ``amis`` shows that a run created its AMI.
@@ -404,6 +430,8 @@ def _read_tables(tables: Tables, run_id: str) -> dict[str, Any]:
             frame = tables.read(table, columns=list(keys), where=[("run_id", "==", run_id)], endpoint="all")
         except RecordsError:
             continue  # opening the tables reports this error
+        if "attempt" in frame:  # rows of earlier versions have no number
+            frame = frame[frame["attempt"].fillna(1) == attempt]
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         for name, value in rows[-1].items() if rows else ():
             key = keys[str(name)]

@@ -15,7 +15,7 @@ from vmsnix_ops import files
 from vmsnix_ops.endpoints import endpoint_kind, sandbox_url
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.records import run_tables
-from vmsnix_ops.records.result import KEYS, parse, runs_row
+from vmsnix_ops.records.result import KEYS, once_of, parse, runs_row
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks.evidence import archive, chain
@@ -83,6 +83,7 @@ def first_entry(
     started: datetime,
     *,
     interactive: bool = False,
+    attempt: int = 1,
 ) -> dict[str, object]:
     """Return the part of ``result.json`` that is known before the first cell."""
     from vmsnix_ops import __version__
@@ -101,6 +102,7 @@ def first_entry(
         "host": platform.node(),
         "cwd": str(cwd),
         "package_version": __version__,  # `version` is the version of the image
+        "attempt": attempt,
     }
 
 
@@ -188,7 +190,7 @@ def save(
     if record:
         _set_status(values)
         with _collecting(problems, "The run could not be recorded in the history"):
-            open_tables(run.settings).append("runs", [runs_row(values)], once=folder.run_id)
+            open_tables(run.settings).append("runs", [runs_row(values)], once=once_of(values))
     clean: dict[str, Any] = redactor.value(values)
     _close(run, clean, keep=keep)
     with _collecting(clean["problems"], "The summary of the CI job could not be written"):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
+    from vmsnix_ops.runbooks.execution.resume import Resumed
 
 
 # Slow libraries are imported late, while the kernel starts (measured by ``python -m benchmarks.overhead``).
@@ -139,6 +140,7 @@ def run(
     confirmed: bool = False,
     modified: bool = False,
     record: bool = True,
+    resumed: Resumed | None = None,
 ) -> RunOutcome:
     """Run a runbook with papermill, and save the evidence, also of a failed run.
 
@@ -179,6 +181,8 @@ def run(
         unmodified one.
     record
         Whether the run gets a row in the history.
+    resumed
+        The past run of which this is the next attempt; then `archive` and `run_id` are not used.
 
     Returns
     -------
@@ -215,15 +219,22 @@ def run(
         )
     settings = settings_module.load(cwd, variables)
     started = datetime.now(UTC)
-    run_id = run_id or new_run_id(wanted.name, now=started)
-    entry = writing.first_entry(wanted, run_id, values, variables, cwd, started) | {"modified": differs}
-    opened = archives.open_folder(
-        archive or settings.archive,
-        run_id,
-        {**entry, "status": "running"},
-        work=settings.state / "runs",
-        environment=variables,
-    )
+    past = resumed.past if resumed is not None else None
+    run_id = past.run_id if past is not None else run_id or new_run_id(wanted.name, now=started)
+    attempt = past.attempt + 1 if past is not None else 1
+    entry = writing.first_entry(wanted, run_id, values, variables, cwd, started, attempt=attempt)
+    entry["modified"] = differs if past is None else past.values.get("modified")
+    work = settings.state / "runs"
+    if resumed is not None:
+        opened = resumed.reopen(entry, variables, work)
+    else:
+        opened = archives.open_folder(
+            archive or settings.archive,
+            run_id,
+            {**entry, "status": "running"},
+            work=work,
+            environment=variables,
+        )
     # An edited parameters cell must not change a default.
     passed = values if differs else checked
     prepared = writing.PreparedRun(wanted, content, passed, settings, variables, cwd, opened, entry)
