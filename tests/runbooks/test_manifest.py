@@ -88,9 +88,11 @@ def test_every_command_is_the_same_when_all_notebooks_are(
 def test_running_a_missing_or_damaged_notebook_says_how_to_restore_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("VMSNIX_BUCKET", "acme-images")
     path = folder / "20-publish-ami.ipynb"
     path.write_text("{")
-    assert main(["publish", "--region", "eu-west-1", "--via", "direct"]) == 1
+    assert main(["publish"]) == 1
     shown = " ".join(capsys.readouterr().err.split())
     assert "20-publish-ami.ipynb is not a runbook. It is not JSON" in shown
     assert f"git -C {folder} restore 20-publish-ami.ipynb" in shown

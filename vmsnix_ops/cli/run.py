@@ -196,7 +196,7 @@ def run() -> None:
 
 def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command:
     """Return the command of one runbook; with `past`, its parameters replace the notebook's defaults."""
-    runbook = catalog.find(name, start=_past_folder(past))
+    runbook = catalog.find(name, start=past.cwd if past is not None else None)
     effects = {
         "read_only": "Effect: read-only.",
         "creates": "Effect: creates resources.",
@@ -215,12 +215,6 @@ def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command
         ],
         context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
     )
-
-
-def _past_folder(past: ArchivedRun | None) -> Path | None:
-    """Return the working directory of a past run, if it still exists."""
-    folder = str(past.values.get("cwd") or "") if past is not None else ""
-    return Path(folder) if folder and Path(folder).is_dir() else None
 
 
 def _option(runbook: catalog.Runbook, parameter: Parameter) -> click.Option:
@@ -301,7 +295,7 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
     ) -> int:
         given, mistakes = _given(runbook, options, pairs)
         mistakes = [*click.get_current_context().meta.get(MISTAKES, ()), *mistakes]
-        cwd = _past_folder(past)
+        cwd = past.cwd if past is not None else None
         if past is not None:
             from vmsnix_ops.runbooks.execution.execute import same_parameters
 
