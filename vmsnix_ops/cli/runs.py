@@ -398,10 +398,11 @@ def _show(entry: ArchivedRun) -> None:
 
 
 def _status(entry: ArchivedRun) -> str:
-    """Return the status, marked for a dry run and for a run of a modified notebook."""
+    """Return the status, marked for a dry run, an interactive run and a run of a modified notebook."""
     from vmsnix_ops.records.result import is_dry_run
 
-    status = f"{entry.status}, modified" if entry.values.get("modified") else entry.status
+    marks = [name for name in ("interactive", "modified") if entry.values.get(name)]
+    status = ", ".join([entry.status, *marks])
     return f"{status} (dry run)" if is_dry_run(entry.values) else status
 
 

@@ -15,7 +15,10 @@ from tests.runbooks.execution.kernel import RunFiles, code_cells, kernel, runs_i
 from tests.support import DEADLINE
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.evidence import chain
+from vmsnix_ops.runbooks.evidence import chain, verification
+from vmsnix_ops.runbooks.evidence.runs import open_archive
+from vmsnix_ops.sandbox import sandbox
+from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,3 +166,52 @@ def test_jupyter_execute_makes_a_run_also_of_a_changed_copy(tmp_path: Path) -> N
     assert code == 1, output
     assert (run.values["status"], run.values["exit_code"]) == ("failed", 1)
     assert "a mistake" in run.values["error"]
+
+
+def test_a_new_first_call_after_the_end_starts_a_new_run(tmp_path: Path) -> None:
+    wrong = TIMINGS["parameters"].replace('via: Literal["", "import", "direct"] = ""', 'via: str = "neither"')
+    with kernel(tmp_path) as lab:
+        lab.execute(wrong, "parameters")
+        assert lab.execute(TIMINGS["parameter-types"], "parameter-types") == "ParameterError"
+        assert not (tmp_path / "archive").exists()  # a mistake that a person corrects is no run
+        lab.execute_cells("import-timings")
+        lab.execute_cells("import-timings", "parameters", "parameter-types", "choose")
+        first, second = runs_in(tmp_path)
+        lab.shut_down()
+    assert first.folder != second.folder
+    assert (first.values["status"], first.values["problems"]) == ("done", [])
+    assert second.values["status"] == "cancelled"
+    assert second.values["failure"]["what"] == "The kernel was shut down before its last cell."
+    assert [entry["source"] for entry in second.entries if entry["kind"] == "earlier"] == [
+        TIMINGS["parameters"]
+    ]
+    assert first.notes() == {}
+
+
+def test_a_kernel_that_dies_under_papermill_leaves_a_lost_run(tmp_path: Path) -> None:
+    book = with_cell("import-timings", "import os\nos._exit(1)", tmp_path)
+    code, output, run = program(["papermill", str(book), "out.ipynb"], tmp_path / "state")
+    assert code != 0, output
+    archive = open_archive(load(tmp_path, {"VMSNIX_STATE": str(tmp_path / "state")}))
+    assert [found.status for found in archive.runs()] == ["lost"]
+    assert run.entries[-1]["source"].endswith("os._exit(1)")
+
+
+def test_an_archive_on_s3_gets_the_evidence_of_papermill(tmp_path: Path) -> None:
+    book = catalog.find("import-timings").path
+    state = tmp_path / "state"
+    state.mkdir()
+    with sandbox() as aws:
+        aws.prepare(bucket="evidence", region="us-east-1")
+        variables = {**aws.environment, "VMSNIX_ARCHIVE": "s3://evidence/runs", "VMSNIX_STATE": str(state)}
+        words = [sys.executable, "-m", "papermill", str(book), "out.ipynb"]
+        subprocess.run(
+            words, env={**os.environ, **variables}, cwd=state, check=True, stderr=-1, timeout=DEADLINE
+        )
+        settings = load(tmp_path, variables)
+        archive = open_archive(settings, environment={**os.environ, **variables})
+        (run,) = archive.runs()
+        found = verification.verify(archive, settings, run)
+    assert (run.values["problems"], run.status, found.finding) == ([], "done", "intact")
+    assert "the archive (s3://evidence/runs)" in found.anchors
+    assert not list((state / "runs").iterdir())

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OK, ERROR, STARTED, EARLIER = "ok", "error", "started", "earlier"
+NEXT = "next"  # kind of the entry with the first cell of the next run in the same kernel
 NOT_ENDED = "This cell did not end: the kernel was shut down or killed while it ran."
 
 
@@ -84,6 +85,8 @@ def executions(entries: Iterable[Mapping[str, Any]]) -> list[Execution]:
             found[number] = Execution(
                 number, source, kind, place_of(known, identifier, source), identifier, entry.get("at") or ""
             )
+        elif kind == NEXT:
+            found = {key: one for key, one in found.items() if key < number}
         elif kind == "cell" and number in found:
             one = found[number]
             one.id = one.id or entry.get("id")
@@ -98,7 +101,8 @@ def executions(entries: Iterable[Mapping[str, Any]]) -> list[Execution]:
 def _add_notes(executed: list[Execution], known: list[Place]) -> None:
     """Note which executions were out of the runbook's order, are out of date, or are of changed cells."""
     before: Execution | None = None  # the last executed cell of the runbook
-    seen: set[int] = set()
+    # The parameters cell was executed before the first call, which started the run.
+    seen = {number for number, place in enumerate(known) if place.parameters}
     for at, one in enumerate(executed):
         notes = [NOT_ENDED] if one.outcome == STARTED else []
         if one.place is None:

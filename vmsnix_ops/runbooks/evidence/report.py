@@ -106,6 +106,7 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
         error=values.get("failure"),
         sandbox=values.get("sandbox"),
         modified=values.get("modified"),
+        interactive=values.get("interactive"),
         dry_run=is_dry_run(values),
         runbook=values["runbook"],
         status=values["status"],

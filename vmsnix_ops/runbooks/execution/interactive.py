@@ -81,10 +81,10 @@ def begin(runbook: Runbook, values: Mapping[str, object]) -> str:
         _run.change(values)
         return _run.run_id
     first = 1
-    if _run is not None:
-        first = _run.newest + 1
-        _run.finish()
-    _run = KernelRun(shell, runbook, values, first)
+    with side_effects.saving_evidence():
+        if _run is not None:
+            first = _run.hand_over()
+        _run = KernelRun(shell, runbook, values, first)
     return _run.run_id
 
 
@@ -116,6 +116,8 @@ class KernelRun:
         self.ended = False
         self.newest = len(shell.history_manager.input_hist_raw) - 1  # number of the newest cell
         self._current: int | None = None  # number of the running cell
+        self._last_cell = 0  # number of the cell that ended the run
+        self._parameters_cell = 0  # number of the newest execution of the parameters cell
         self._cell_started = time.monotonic()
         self._failure: tuple[RunStatus, Failure] | None = None  # of the newest cell
         self._outputs: dict[int, list[Any]] = {}  # of cells, if they are too long for the journal
@@ -187,7 +189,9 @@ class KernelRun:
             ],
         )
         sources = self._shell.history_manager.input_hist_raw
-        for number in range(first, self.newest):
+        # A first call that refused the parameters started no run.
+        calls = [n for n in range(first, self.newest) if sources[n] == sources[self.newest]]
+        for number in range(calls[-1] + 1 if calls else first, self.newest):
             self.journal.append(cells.EARLIER, cell=number, source=sources[number])
         self._start_cell(self.newest, sources[self.newest], None)
 
@@ -198,7 +202,10 @@ class KernelRun:
         changed = {name: value for name, value in values.items() if before.get(name) != value}
         if not changed:
             return
-        entry["parameters"] = self._known["parameters"] = dict(values)
+        # A run that was no dry run for a while may have changed something.
+        dry_run = entry["dry_run"] and values.get("dry_run") is True
+        for known in (entry, self._known):
+            known |= {"parameters": dict(values), "dry_run": dry_run}
         level = side_effects.level(self.prepared.runbook.side_effects, values)
         if _guard is not None:
             _guard.level = level
@@ -216,6 +223,9 @@ class KernelRun:
 
     def _start_cell(self, number: int, source: str, identifier: str | None) -> None:
         self.newest = self._current = number
+        place = cells.place_of(self._places, identifier, source)
+        if place is not None and self._places[place].parameters:
+            self._parameters_cell = number
         self.journal.append(cells.STARTED, cell=number, id=identifier, at=_now(), source=source)
         self._shown.clear()
         self._cell_started = time.monotonic()
@@ -258,7 +268,8 @@ class KernelRun:
             return
         unattended = identifier is None and "JPY_SESSION_NAME" not in os.environ
         if place == len(self._places) - 1 or (unattended and error is not None):
-            self.end()
+            with side_effects.saving_evidence():
+                self.end()
 
     def _describe(self, number: int, error: BaseException) -> dict[str, Any]:
         """Return an error as in ``result.json``, and remember it as the failure of the run."""
@@ -301,6 +312,7 @@ class KernelRun:
         from vmsnix_ops.runbooks.execution._output import LiveOutput
 
         again, self.ended = self.ended, True
+        self._last_cell = self._last_cell or self.newest
         folder, prepared = self.prepared.folder, self.prepared
         if again:
             environment = {k: v for k, v in prepared.environment.items() if k not in AFTER_THE_END}
@@ -388,6 +400,16 @@ class KernelRun:
                 },
             )
 
+    def hand_over(self) -> int:
+        """Finish this run for the next one in this kernel; return the number of its first cell.
+
+        The next run begins with the parameters cell that was executed after the end of this run, if any.
+        """
+        first = self._parameters_cell if self._parameters_cell > self._last_cell else self.newest
+        self.journal.append(cells.NEXT, cell=first)
+        self.finish()
+        return first
+
     def finish(self) -> None:
         """End the run if it has not ended, or save what was executed after its end; then forget it."""
         if self._shell is None:
@@ -400,10 +422,11 @@ class KernelRun:
                 self._shell.events.unregister(event, hook)
         atexit.unregister(self.finish)
         try:
-            if not self.ended or self.journal.entries != self._saved_entries:
-                self.end(final=True)
-            else:
-                self.prepared.folder.close(done=self._values["status"] == "done")
+            with side_effects.saving_evidence():
+                if not self.ended or self.journal.entries != self._saved_entries:
+                    self.end(final=True)
+                else:
+                    self.prepared.folder.close(done=self._values["status"] == "done")
         except Exception as error:  # noqa: BLE001 - the next run starts anyway
             sys.stderr.write(f"The evidence of the run {self.run_id} is incomplete: {error}\n")
         finally:
