@@ -37,7 +37,7 @@ class Kernel:
             "store_history": True,
             "user_expressions": {},
             "allow_stdin": False,
-            "stop_on_error": True,
+            "stop_on_error": False,  # otherwise the next cell can be aborted
         }
         message = self.client.session.msg("execute_request", content)
         message["metadata"] = {"cellId": cell} if cell else {}
@@ -45,6 +45,7 @@ class Kernel:
         while True:  # ends: after DEADLINE without an answer
             reply = self.client.get_shell_msg(timeout=DEADLINE)
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                assert reply["content"]["status"] in ("ok", "error")
                 return str(reply["content"].get("ename", ""))
 
     def execute_cells(self, runbook: str, *names: str) -> None:
