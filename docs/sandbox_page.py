@@ -55,6 +55,12 @@ once in an AWS account ([compare both](../how-to/record-aws.md)).
 Start it with `vmsnix sandbox`, which prints the variables for a shell, with the option `--sandbox` of a
 runbook, or in [Python](python.md#sandbox).
 
+`vmsnix sandbox --seed demo`, or `sandbox(seed="demo")` in Python, fills an empty account with two years of
+published images: some dozens of AMIs in three regions with channels, instances, launch templates, Auto
+Scaling groups, shared and public AMIs, drift and leftovers. The command also fills tables with the matching
+runs, steps, AMIs, promotions and retirements, and prints their variables; in Python, `records` has the rows.
+The content is the same each time, and its ages too.
+
 The sandbox refuses what it does not emulate with the error `NotImplemented` (HTTP status 501), which names
 the operation, parameter or value. It never ignores a parameter.
 

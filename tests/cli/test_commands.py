@@ -25,6 +25,7 @@ from vmsnix_ops.cli.history import FILTERS
 from vmsnix_ops.cli.history import history as history_commands
 from vmsnix_ops.cli.output import open_display
 from vmsnix_ops.errors import ToolMissingError
+from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks import catalog, parameters
 
 if TYPE_CHECKING:
@@ -673,6 +674,33 @@ def test_the_sandbox_prints_the_exports_for_a_shell_and_serves(tmp_path: Path) -
     # Older versions of the AWS CLI do not read AWS_ENDPOINT_URL, and call AWS itself.
     assert [text for text in ("2.13.0", "1.29.0", "AWS_ENDPOINT_URL") if text not in comments] == []
     assert f"--endpoint-url {exports['AWS_ENDPOINT_URL']} " in comments
+
+
+def test_a_seeded_sandbox_exports_the_tables_about_its_account(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vmsnix_ops", "sandbox", "--seed", "demo"]
+    environment = {**os.environ, "VMSNIX_STATE": str(tmp_path)}
+    exports: dict[str, str] = {}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if line.startswith("export "):
+                name, _, value = line.removeprefix("export ").strip().partition("=")
+                exports[name] = value
+            if "VMSNIX_BUCKET" in exports:
+                break
+        ec2 = boto3.client(
+            "ec2",
+            endpoint_url=exports["AWS_ENDPOINT_URL"],
+            region_name=exports["AWS_REGION"],
+            aws_access_key_id=exports["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=exports["AWS_SECRET_ACCESS_KEY"],
+        )
+        present = {one["ImageId"] for one in ec2.describe_images(Owners=["self"])["Images"]}
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    recorded = Tables(exports["VMSNIX_HISTORY"]).read("amis", endpoint="sandbox")
+    here = recorded[recorded["region"] == exports["AWS_REGION"]]
+    assert len(present & set(here["ami_id"])) > 40
 
 
 def test_a_run_on_the_sandbox_cannot_reach_the_real_aws(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from vmsnix_ops.sandbox import Sandbox
+
 BUCKET = "vmsnix-images"
 SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds instead of minutes
 
@@ -52,15 +54,33 @@ SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds
     type=click.Choice(["aws"]),
     help="Limit requests as AWS does, and let copies take as long, in sandbox time. Default: no limits.",
 )
-def sandbox_command(port: int, speed: float, state: Path | None, limits: Literal["aws"] | None) -> None:
+@click.option(
+    "--seed",
+    type=click.Choice(["demo"]),
+    help="Fill an empty account, and the tables, with two years of published images. Default: empty.",
+)
+def sandbox_command(
+    port: int,
+    speed: float,
+    state: Path | None,
+    limits: Literal["aws"] | None,
+    seed: Literal["demo"] | None,
+) -> None:
     """Run a local AWS in the foreground, and print the export lines for a shell.
 
     boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C.
     """
     from vmsnix_ops.sandbox.serve import serve
 
+    def more(aws: Sandbox) -> dict[str, str]:
+        folder = (load().state / "seeded" if state is None else state / "records").absolute()
+        return write_records(aws, folder)
+
     try:
-        serve(port, speed, state, limits=limits)
+        if seed is None:
+            serve(port, speed, state, limits=limits)
+        else:
+            serve(port, speed, state, limits=limits, seed=seed, prepare=BUCKET, more=more)
     except OSError as error:
         raise _start_error(error) from error
 
@@ -99,6 +119,22 @@ def sandbox_defaults() -> dict[str, str]:
         "VMSNIX_REGION": region,
         "VMSNIX_BUCKET": BUCKET,
     }
+
+
+def write_records(aws: Sandbox, folder: Path) -> dict[str, str]:
+    """Write the rows about a seeded account to the tables in a folder, and return its variables.
+
+    Rows of an earlier account are deleted, since its AMIs no longer exist.
+    """
+    from vmsnix_ops.records.tables import open_tables
+
+    variables = record_folders(folder)
+    if aws.records:
+        shutil.rmtree(folder / "history", ignore_errors=True)
+        tables = open_tables(load(environment={**os.environ, **variables}))
+        for table, rows in aws.records.items():
+            tables.append(table, rows)
+    return variables | {"VMSNIX_BUCKET": BUCKET}
 
 
 @contextmanager

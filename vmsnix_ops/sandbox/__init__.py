@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.sandbox.access import Access
+from vmsnix_ops.sandbox.access import DEFAULT_REGION, Access
 from vmsnix_ops.sandbox.calls import Call, CallLog
 from vmsnix_ops.sandbox.core import AwsError, Clock
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCOUNT, Credential, credentials_table
+from vmsnix_ops.sandbox.demo import Rows, fill
 from vmsnix_ops.sandbox.faults import Fault, Faults
 from vmsnix_ops.sandbox.process import SandboxProcess, sandbox_process
 from vmsnix_ops.sandbox.seeding import REGIONS, SeededAccount, populate
@@ -70,11 +71,19 @@ class Sandbox(Access):
     limits
         ``"aws"``: limit requests, and let copies take as long, as AWS does, in sandbox time: at a speed of 2,
         twice as many requests a second are answered. None: do not limit requests.
+    seed
+        ``"demo"``: fill the account with two years of published images (`Sandbox.add_demo`), unless it has
+        AMIs. None: an empty account.
+
+    Attributes
+    ----------
+    records
+        The rows of vmsnix's tables about the demo, by the names of the tables; empty without a seed.
 
     Raises
     ------
     ValueError
-        There are no such limits.
+        There are no such limits, or there is no such seed.
     OSError
         The port is in use, or the folder cannot be used. The text has the fix.
     """
@@ -88,7 +97,11 @@ class Sandbox(Access):
         account: str = DEFAULT_ACCOUNT,
         enforce_iam: bool = False,
         limits: Literal["aws"] | None = None,
+        seed: Literal["demo"] | None = None,
     ) -> None:
+        if seed not in (None, "demo"):
+            raise ValueError(f"seed={seed!r}: use 'demo', or None for an empty account")
+        self.records: Rows = {}
         self.state = SandboxState(
             speed=speed,
             folder=None if state is None else Path(state),
@@ -103,6 +116,29 @@ class Sandbox(Access):
             raise
         key = self.state.first_credential
         super().__init__(self._server.url, key.access_key, key.secret, key.account)
+        if seed == "demo":
+            self.add_demo()
+
+    def add_demo(self, home: str = DEFAULT_REGION) -> Rows:
+        """Fill the account with two years of published images, unless it has AMIs.
+
+        They have users, drift and leftovers; see `vmsnix_ops.sandbox.demo`. `home` is the region of the
+        publishes.
+
+        Returns
+        -------
+        dict
+            The rows of vmsnix's tables about them, by the names of the tables; also in `records`. Empty if
+            the account has AMIs already.
+        """
+        state = self.state
+        with state.lock:
+            if not any(
+                table for (owner, _), table in state.tables.of_kind("images").items() if owner == self.account
+            ):
+                self.records = fill(state.tables, self.account, state.folder, home=home)
+        state.mark_changed()
+        return self.records
 
     @property
     def calls(self) -> CallLog:

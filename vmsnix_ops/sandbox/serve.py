@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from vmsnix_ops.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import FrameType
 
@@ -28,6 +28,8 @@ def serve(
     as_json: bool = False,
     prepare: str | None = None,
     limits: Literal["aws"] | None = None,
+    seed: Literal["demo"] | None = None,
+    more: Callable[[Sandbox], Mapping[str, str]] | None = None,
     output: TextIO | None = None,
     ready: Callable[[Sandbox], None] | None = None,
 ) -> None:
@@ -47,6 +49,10 @@ def serve(
         Name of a bucket to create at the start, with a role for VM Import.
     limits
         ``"aws"``: limit requests as AWS does.
+    seed
+        ``"demo"``: fill the account; see `vmsnix_ops.sandbox.Sandbox`.
+    more
+        Returns further variables to export; called before anything is printed.
     output
         Where to print. Default: standard output.
     ready
@@ -68,10 +74,11 @@ def serve(
     numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
     before = {number: signal.signal(number, finish) for number in numbers}
     try:
-        with Sandbox(port=port, speed=speed, state=state, limits=limits) as sandbox:
+        with Sandbox(port=port, speed=speed, state=state, limits=limits, seed=seed) as sandbox:
             if prepare is not None:
                 sandbox.prepare(prepare)
-            output.write(_as_json(sandbox) if as_json else _as_exports(sandbox, state))
+            variables = sandbox.environment | dict(more(sandbox) if more is not None else {})
+            output.write(_as_json(sandbox, variables) if as_json else _as_exports(sandbox, state, variables))
             output.flush()
             if ready is not None:
                 ready(sandbox)
@@ -81,19 +88,19 @@ def serve(
             signal.signal(number, handler)
 
 
-def _as_json(sandbox: Sandbox) -> str:
+def _as_json(sandbox: Sandbox, variables: Mapping[str, str]) -> str:
     facts = {
         "url": sandbox.url,
         "access_key": sandbox.access_key,
         "secret_key": sandbox.secret_key,
         "account": sandbox.account,
-        "environment": sandbox.environment,
+        "environment": variables,
     }
     return json.dumps(facts) + "\n"
 
 
-def _as_exports(sandbox: Sandbox, state: Path | str | None) -> str:
-    exported = {name: value for name, value in sandbox.environment.items() if name not in NOT_EXPORTED}
+def _as_exports(sandbox: Sandbox, state: Path | str | None, variables: Mapping[str, str]) -> str:
+    exported = {name: value for name, value in variables.items() if name not in NOT_EXPORTED}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]
     kept = f"state is kept in {state}" if state is not None else "nothing is kept"
     return "\n".join(
