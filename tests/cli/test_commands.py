@@ -552,6 +552,7 @@ def test_runs_can_be_listed_and_shown(shelf: Shelf, run_vmsnix: RunVmsnix) -> No
     assert [line.split()[2:4] for line in listed[1:]] == [["fail-well", "failed"], ["try-this", "done"]]
     rows = json.loads(run_vmsnix("history", "runs", "--json")[1])
     assert [row["status"] for row in rows] == ["failed", "done"]
+    assert [row["endpoint"] for row in rows] == ["sandbox", "sandbox"]  # the tests use 127.0.0.1
     assert "division by zero" in rows[0]["error"]
     assert json.loads(rows[1]["parameters"])["name"] == "Ada"
     assert len(run_vmsnix("history", "runs", "--csv", "--last", "1")[1].splitlines()) == 2

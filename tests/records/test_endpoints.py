@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import botocore.session
@@ -11,7 +11,10 @@ import pyarrow as pa
 import pytest
 
 from vmsnix_ops.endpoints import endpoint_kind, endpoint_url, sandbox_url
+from vmsnix_ops.records.rebuild import rebuild
+from vmsnix_ops.records.result import runs_row
 from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.records.timings import slow_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,3 +138,40 @@ def test_rows_of_older_versions_count_as_aws(tmp_path: Path) -> None:
     assert ids(Tables(tmp_path, storage_options=own)) == {"old"}
     Tables(tmp_path, storage_options={}).append("runs", [run("new")])
     assert ids(Tables(tmp_path, storage_options={})) == {"old", "new"}
+
+
+def test_a_rebuild_gives_rows_of_older_versions_the_endpoint_of_their_run(tmp_path: Path) -> None:
+    steps = [{"run_id": name, "step": "upload", "status": "created"} for name in ("old", "rehearsal", "lost")]
+    deltalake.write_deltalake(str(tmp_path / "steps"), pa.Table.from_pylist(steps))
+    entry = {"status": "done", "runbook": "publish-ami"}
+    entry |= dict.fromkeys(("started_at", "finished_at"), NOON.isoformat())
+    runs = [
+        runs_row(entry | {"run_id": "old", "sandbox": None, "account": "012345678901"}),
+        runs_row(entry | {"run_id": "rehearsal", "sandbox": "http://127.0.0.1:1"}),
+    ]
+    tables = Tables(tmp_path, storage_options={})
+    assert rebuild(tables, "steps", [], runs=runs).filled == 2
+    assert rebuild(tables, "steps", [], runs=runs).filled == 0
+    assert set(tables.read("steps")["run_id"]) == {"old", "lost"}
+    assert set(tables.read("steps", endpoint="sandbox")["run_id"]) == {"rehearsal"}
+    assert list(tables.read("steps", where=[("run_id", "==", "old")])["account"]) == ["012345678901"]
+    assert rebuild(tables, "steps", [], endpoint="sandbox").filled == 2  # the history of --sandbox
+    assert len(tables.read("steps", endpoint="sandbox")) == 3
+
+
+def test_the_steps_of_a_sandbox_do_not_make_a_step_of_aws_slow(tmp_path: Path) -> None:
+    aws, rehearsal = Tables(tmp_path, storage_options={}), Tables(tmp_path, storage_options=SANDBOX)
+    alike = {"step": "import", "status": "created", "image": "web", "region": "eu-west-1", "via": "import"}
+
+    def rows(name: str, count: int, seconds: float) -> list[dict[str, object]]:
+        return [
+            alike | {"run_id": f"{name}{n}", "seconds": seconds, "started_at": NOON + timedelta(minutes=n)}
+            for n in range(count)
+        ]
+
+    rehearsal.append("steps", rows("fast", 20, 1.0))
+    aws.append("steps", [row | {"started_at": NOON + timedelta(days=1)} for row in rows("real", 1, 300.0)])
+    where = {"image": "web", "region": "eu-west-1", "via": "import"}
+    assert slow_steps(aws, "real0", **where) == ()
+    aws.append("steps", rows("usual", 20, 1.0))
+    assert [one.step for one in slow_steps(aws, "real0", **where)] == ["import"]

@@ -257,8 +257,9 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
     """Rebuild damaged tables from their own files, the archive of runs, and AWS.
 
     Without TABLE: runs, steps, amis, promotions, proofs and retirements. Readable rows are kept. Lost rows
-    come from the runs in the archive and, for amis, from the tags in AWS. The old table is kept beside the
-    new one. On S3, make sure that no run writes in the meantime.
+    come from the runs in the archive and, for amis, from the tags in AWS. Rows of older versions get the
+    endpoint of their run: AWS or a sandbox. The old table is kept beside the new one. On S3, make sure that
+    no run writes in the meantime.
     """
     from vmsnix_ops.audit.sync import sync as sync_amis
     from vmsnix_ops.cli.runs import open_archive
@@ -272,10 +273,15 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
     for table, row in open_archive(archive, sandbox=sandbox).rows():
         found[table].append(row)
     for table in chosen:
-        done = records.rebuild(store, table, records.valid_rows(table, found[table]))
+        rows = records.valid_rows(table, found[table])
+        where = "sandbox" if sandbox else ""
+        done = records.rebuild(store, table, rows, runs=found["runs"], endpoint=where)
         kept = f" The old table was renamed to {done.kept_as}." if done.kept_as else ""
         lost = f" {done.unreadable} of its files could not be read." if done.unreadable else ""
-        echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{lost}{kept}")
+        filled = (
+            f" {done.filled} rows of older versions got the endpoint of their run." if done.filled else ""
+        )
+        echo(f"{table}: {done.read} rows kept, {done.added} restored from runs.{filled}{lost}{kept}")
     if "amis" in chosen and not sandbox:
         result = sync_amis(regions=regions, tables=store)
         echo(f"amis: {result.added} added from AWS in {', '.join(result.regions)}.")

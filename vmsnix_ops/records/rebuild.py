@@ -43,16 +43,32 @@ class Rebuilt:
     table: str
     read: int  # number of rows from the table's own files
     added: int  # number of rows from the copies of runs
+    filled: int  # number of rows of older versions that got an endpoint or an account
     unreadable: int  # number of data files
     kept_as: str  # folder with the old table; empty if there was none
 
 
-def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Rebuilt:
+def rebuild(
+    tables: Tables,
+    table: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    runs: Iterable[Mapping[str, Any]] = (),
+    endpoint: str = "",
+) -> Rebuilt:
     """Rebuild a table from its readable files and the copies of runs, and replace the old one.
 
-    `rows` are the copies of runs; rows that the table contains are not added again. Safe to run twice, and
-    after a crash: the old table is moved only when the new one is complete. On S3 no run should write to the
-    table during the rebuild.
+    Safe to run twice, and after a crash: the old table is moved only when the new one is complete. On S3 no
+    run should write to the table during the rebuild.
+
+    Parameters
+    ----------
+    rows
+        The copies of runs; rows that the table contains are not added again.
+    runs
+        Rows of the table ``runs``: rows of older versions get the endpoint and the account of their run.
+    endpoint
+        The endpoint of rows whose run is unknown; by default they stay without one.
     """
     import pyarrow as pa
 
@@ -65,11 +81,35 @@ def rebuild(tables: Tables, table: str, rows: Iterable[Mapping[str, Any]]) -> Re
         unreadable = sum(number for _, number in salvaged)
         own = pa.concat_tables([*found, schema.arrow().empty_table()])
         own = own.filter(pa.array(_new(own), pa.bool_()))
-        kept = to_arrow(schema, list(rows))
+        origins = {row["run_id"]: row for row in runs}
+        own, filled = _filled(own, origins, endpoint)
+        kept, _ = _filled(to_arrow(schema, list(rows)), origins, endpoint)
         more = kept.filter(pa.array(_missing(kept, own, key), pa.bool_()))
         moment = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         tables.replace(files, table, pa.concat_tables([own, more]), moment)
-    return Rebuilt(table, own.num_rows, more.num_rows, unreadable, f"{table}.damaged-{moment}" if old else "")
+    return Rebuilt(
+        table, own.num_rows, more.num_rows, filled, unreadable, f"{table}.damaged-{moment}" if old else ""
+    )
+
+
+def _filled(data: pa.Table, origins: Mapping[str, Mapping[str, Any]], endpoint: str) -> tuple[pa.Table, int]:
+    """Return rows with the endpoint and the account of their run, and the number of changed rows."""
+    import pyarrow as pa
+
+    changed: set[int] = set()
+    unknown = {"endpoint": endpoint or None}
+    for name in ("endpoint", "account"):
+        if name not in data.column_names or "run_id" not in data.column_names:
+            continue
+        values = data.column(name).to_pylist()
+        for place, run_id in enumerate(data.column("run_id").to_pylist()):
+            known = origins.get(run_id, {}).get(name) or unknown.get(name)
+            if values[place] is None and known:
+                values[place] = known
+                changed.add(place)
+        number = data.schema.get_field_index(name)
+        data = data.set_column(number, data.schema.field(number), pa.array(values, pa.string()))
+    return data, len(changed)
 
 
 def _moved(files: pa_fs.FileSystem, table: str) -> list[str]:
