@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from vmsnix_ops import credentials as credentials_module
-from vmsnix_ops.endpoints import endpoint_kind
+from vmsnix_ops.endpoints import endpoint_kind, is_loopback
 from vmsnix_ops.errors import CommitConflictError, RecordsError, SchemaError
 from vmsnix_ops.files import create, make_folder, private_umask
 from vmsnix_ops.records import schemas
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 # Access to S3, with the same environment, profile and endpoint as boto3.
 
 _SIGN_IN = "Sign in (aws sso login), or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def storage_options(
@@ -74,9 +72,8 @@ def storage_options(
     endpoint = given.get("AWS_ENDPOINT_URL_S3") or given.get("AWS_ENDPOINT_URL")
     if endpoint:
         options["AWS_ENDPOINT_URL"] = endpoint
-        parts = urlsplit(endpoint)
         # Plain HTTP is allowed only on this machine, or with AWS_ALLOW_HTTP.
-        if parts.scheme == "http" and (parts.hostname in LOOPBACK or given.get("AWS_ALLOW_HTTP") == "true"):
+        if endpoint.startswith("http:") and (is_loopback(endpoint) or given.get("AWS_ALLOW_HTTP") == "true"):
             options["AWS_ALLOW_HTTP"] = "true"
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     if given.get("AWS_ACCESS_KEY_ID") and given.get("AWS_SECRET_ACCESS_KEY"):
@@ -362,7 +359,7 @@ class Tables:
 
         options = self._options() or {}
         endpoint = options.get("AWS_ENDPOINT_URL")
-        local = urlsplit(endpoint or "").hostname in LOOPBACK
+        local = is_loopback(endpoint or "")
         client = boto3.client(
             "s3",
             region_name=options["AWS_REGION"],
