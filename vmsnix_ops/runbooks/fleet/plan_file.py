@@ -224,7 +224,7 @@ class PlanTable(Table):
 
     name: FleetName = Field("", description="Name of the fleet in the ledger.")
     folder: str = Field("", description="Working directory of the runs; by default the folder of the plan.")
-    notebooks: str = Field("", description="Folder of your own runbooks.")
+    notebooks: str = Field("", description="Folder whose notebooks replace the runbooks.")
     defaults: RunTable = Field(
         RunTable.model_validate({}), description="Values for all entries; parameters if the runbook has them."
     )
