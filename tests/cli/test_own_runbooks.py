@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
 from tests.command_line import run_vmsnix
 from tests.runbooks.shelf import notebook
 from vmsnix_ops import history
-from vmsnix_ops.cli import COMMANDS, lab
+from vmsnix_ops.cli import COMMANDS, cli, completion, lab
 from vmsnix_ops.errors import PlanError
 from vmsnix_ops.runbooks import catalog, copies
 from vmsnix_ops.runbooks.console.runner import RunPage
@@ -84,6 +85,10 @@ def test_an_own_runbook_is_marked_in_every_list(project: Path, run_vmsnix: RunVm
     assert marked in " ".join(run_vmsnix("--help")[1].split())
     assert marked in " ".join(run_vmsnix("greet", "--help")[1].split())
     assert marked in run_vmsnix("list")[1]
+    (item,) = cli.shell_complete(click.Context(cli), "gre")
+    assert (item.value, item.help) == ("greet", "own runbook")
+    (item,) = completion.runbooks("gre")
+    assert item.help == marked
     listed = {one["name"]: one["own"] for one in json.loads(run_vmsnix("list", "--json")[1])}
     assert listed["greet"] is True
     assert listed["publish-ami"] is False

@@ -15,7 +15,8 @@ from tests.runbooks.shelf import replace_package
 from vmsnix_ops import history
 from vmsnix_ops.cli import main
 from vmsnix_ops.errors import ConfirmationError, RunError
-from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks.execution import execute
 from vmsnix_ops.runbooks.execution.execute import read_notebook, run
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ def test_every_command_is_the_same_when_all_notebooks_are(
         else:
             path.unlink()
     assert shown() == before
+    promote = {"channel": "stable", "dry_run": "true"}
+    parameters.validate("promote-ami", promote)
+    assert promote == {"channel": "stable", "dry_run": True}
 
 
 def test_running_a_missing_or_damaged_notebook_says_how_to_restore_it(
@@ -178,7 +182,7 @@ def test_a_run_of_a_modified_notebook_has_the_defaults_of_the_manifest_and_says_
 
 
 def test_a_modified_notebook_changes_nothing_unless_that_is_confirmed(
-    edited: Shelf, capsys: pytest.CaptureFixture[str]
+    edited: Shelf, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["try-this", "--no-dry-run"]) == 2
     shown = " ".join(capsys.readouterr().err.split())
@@ -191,6 +195,14 @@ def test_a_modified_notebook_changes_nothing_unless_that_is_confirmed(
     assert not edited.archive.exists()
     assert main(["try-this", "--no-dry-run", "--modified"]) == 0
     assert "Edited world False" in capsys.readouterr().out
+    (folder,) = edited.archive.iterdir()
+    assert main(["rerun", folder.name]) == 2
+    assert "add --modified" in capsys.readouterr().err
+    book = catalog.find("try-this")
+    monkeypatch.setenv("VMSNIX_SANDBOX", "http://127.0.0.1:9")
+    monkeypatch.setattr(execute, "_run", lambda prepared, *_others, **_options: prepared)
+    on_sandbox: Any = run(book, {"dry_run": False}, archive=edited.archive)
+    assert on_sandbox.entry["modified"] is True
 
 
 def test_a_read_only_runbook_runs_modified_and_an_own_one_is_never_modified(shelf: Shelf) -> None:

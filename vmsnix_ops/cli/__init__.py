@@ -93,15 +93,16 @@ class Commands(click.Group):
         """Return the runbooks and commands that start with `incomplete`, without importing any."""
         from click.shell_completion import CompletionItem
 
-        texts = {name: text for name, (_, text) in COMMANDS.items()}
+        from vmsnix_ops.runbooks import catalog
+
+        texts = dict.fromkeys(catalog.own_names(), "own runbook")
+        texts |= {name: text for name, (_, text) in COMMANDS.items()}
         found = [
             CompletionItem(name, help=texts.get(name, "runbook"))
             for name in [*self.list_commands(ctx), "run"]
             if name.startswith(incomplete)
         ]
         if not found:  # the word can be the start of a full name
-            from vmsnix_ops.runbooks import catalog
-
             full = catalog.names() if incomplete else ()
             found = [CompletionItem(name, help="runbook") for name in full if name.startswith(incomplete)]
         return found or click.Command.shell_complete(self, ctx, incomplete)  # options

@@ -393,7 +393,8 @@ def execute(
     # First, so that an error starts no sandbox, and no prompt is answered.
     environment = {**os.environ, **sandbox_defaults()} if sandbox else None
     checked = parameters.check_call(runbook, given, environment=environment, cwd=cwd, before=mistakes)
-    read_notebook(runbook, all_parameters(runbook, checked), modified=modified)
+    allowed = modified or sandbox or bool(os.environ.get("VMSNIX_SANDBOX"))
+    read_notebook(runbook, all_parameters(runbook, checked), modified=allowed)
     confirmed = yes or _confirmed(runbook, checked)
     with (
         run_sandbox() if sandbox else nullcontext() as served,

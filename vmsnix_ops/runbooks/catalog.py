@@ -217,6 +217,11 @@ def names(folder: Path | None = None) -> tuple[str, ...]:
     return tuple(_names(_list(folder)[0]))
 
 
+def own_names() -> tuple[str, ...]:
+    """Return the names of own runbooks without reading them."""
+    return tuple(one.name for one in _list(None)[0] if one.entry is None and one.refused is None)
+
+
 def of_notebook(path: Path) -> Runbook:
     """Return the runbook of a notebook: from the manifest for a notebook of the package."""
     for one in _package() if path.parent == default_folder() else ():

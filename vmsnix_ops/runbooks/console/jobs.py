@@ -108,7 +108,7 @@ def start(
         The notebook is missing or damaged; or the process could not be started.
     """
     checked = parameters.check_call(runbook, given, environment=backend.environment, cwd=cwd)
-    read_notebook(runbook, all_parameters(runbook, checked), modified=modified)
+    read_notebook(runbook, all_parameters(runbook, checked), modified=modified or backend.sandbox)
     settings = backend.settings()
     run_id = new_run_id(runbook.name)
     folder = _jobs_folder(settings.state) / run_id

@@ -566,17 +566,18 @@ class RunPage:
 
     def _draw_modified(self, form: Form) -> bool:
         """Show whether the notebook was modified; return whether it may therefore not run."""
-        book, text, refused = form.runbook, "", False
+        book, text, needed, refused = form.runbook, "", False, False
         try:
             _, modified = catalog.content(book)
             if modified:
                 text = f"{book.path.name} was modified: its cells differ from those of the package."
-                refused = form.effect != "read_only" and not self.modified.value
+                needed = form.effect != "read_only" and not self._bar.backend.sandbox
+                refused = needed and not self.modified.value
         except VmsnixError as error:
-            modified, text, refused = False, f"{error.what} {error.why}", True
+            text, refused = f"{error.what} {error.why}", True
         self._modified_notebook.layout.display = "" if text else "none"
         self._modified_text.value = fill(_MODIFIED, text=text, fix=catalog.restore(book)) if text else ""
-        self.modified.layout.display = "" if modified and form.effect != "read_only" else "none"
+        self.modified.layout.display = "" if needed else "none"
         return refused
 
     @property
