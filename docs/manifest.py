@@ -1,5 +1,7 @@
 """Write the manifest of the runbooks from the notebooks; see `vmsnix_ops.runbooks.catalog`.
 
+The notebooks are written as JupyterLab writes them too, so that saving one there changes nothing else.
+
 Usage: python -m docs.manifest; ``just runbooks`` does this and writes the table in README.md.
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+
+import nbformat
 
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.runbooks import catalog
@@ -20,8 +24,18 @@ def text() -> str:
     return json.dumps(catalog.make_manifest(FOLDER), indent=1, ensure_ascii=False) + "\n"
 
 
+def formatted_as_saved(content: str) -> str:
+    """Return a notebook as JupyterLab writes it."""
+    written: str = nbformat.writes(nbformat.reads(content, as_version=4))
+    return f"{written}\n"
+
+
 def main() -> int:
-    """Write the manifest."""
+    """Write the notebooks and the manifest."""
+    for path in FOLDER.glob("*.ipynb"):
+        content = path.read_text(encoding="utf-8")
+        if (formatted := formatted_as_saved(content)) != content:
+            path.write_text(formatted, encoding="utf-8")
     try:
         catalog.MANIFEST.write_text(text(), encoding="utf-8")
     except RunError as error:

@@ -202,12 +202,12 @@ def test_a_plan_runs_an_own_runbook_and_refuses_a_modified_one(
     path = copy / "30-promote-ami.ipynb"
     path.write_text(path.read_text().replace("# Promote an AMI", "# Changed"))
     entry = '[[entry]]\nrunbook = "promote-ami"\nregions = ["us-east-1", "eu-west-1"]\n'
-    off = "parameters = { dry_run = false }\n"
+    on, off = (f'parameters = {{ image = "ecs-node", dry_run = {one} }}\n' for one in ("true", "false"))
     plan.write_text(entry + off)
     with pytest.raises(PlanError, match=r"30-promote-ami.ipynb was modified.*set modified = true") as caught:
         read_plan(plan)
     assert str(caught.value).count("was modified") == 1
-    plan.write_text(entry)  # a dry run
+    plan.write_text(entry + on)
     assert not any(target.modified for target in read_plan(plan).targets)
     plan.write_text(f"{entry}{off}modified = true\n")
     assert all(target.modified for target in read_plan(plan).targets)

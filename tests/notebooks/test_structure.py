@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
+from docs import manifest
 from vmsnix_ops.runbooks import catalog
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -76,7 +76,7 @@ def test_outputs_and_execution_counts_are_not_committed(path: Path) -> None:
 @each(NOTEBOOKS)
 def test_it_is_written_as_jupyterlab_writes_it_so_that_saving_it_changes_nothing(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert nbformat.writes(nbformat.reads(text, as_version=4)) + "\n" == text
+    assert manifest.formatted_as_saved(text) == text, "run `just runbooks`"
 
 
 @each(NOTEBOOKS)

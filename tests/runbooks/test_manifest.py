@@ -84,9 +84,9 @@ def test_every_command_is_the_same_when_all_notebooks_are(
         else:
             path.unlink()
     assert shown() == before
-    promote = {"channel": "stable", "dry_run": "true"}
+    promote = {"image": "ecs-node", "region": "us-east-1", "dry_run": "true"}
     parameters.validate("promote-ami", promote)
-    assert promote == {"channel": "stable", "dry_run": True}
+    assert promote["dry_run"] is True
 
 
 def test_running_a_missing_or_damaged_notebook_says_how_to_restore_it(
