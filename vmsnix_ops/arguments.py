@@ -21,7 +21,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import ParamSpec, TypeVar
 
-from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.errors import ParameterError, nearest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,12 +54,39 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise _unknown_argument(function.__name__, signature, args, kwargs, error) from None
+        for name, value in given.items():
             if name in kinds and not _fits(kinds[name], value):
                 raise _refusal(name, kinds[name], value)
         return function(*args, **kwargs)
 
     return call
+
+
+def _unknown_argument(
+    function: str,
+    signature: inspect.Signature,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    error: TypeError,
+) -> ParameterError:
+    """Return the error for a call whose arguments do not fit the function's names."""
+    names = list(signature.parameters)
+    by_position = [
+        name for name, one in signature.parameters.items() if one.kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
+    if unknown := next((name for name in kwargs if name not in names), ""):
+        why = nearest(unknown, names)
+        return ParameterError(
+            f"{function} has no argument {unknown!r}.", why=why, fix=f"Its arguments are {', '.join(names)}."
+        )
+    if len(args) > len(by_position):
+        fix = f"Its arguments are {', '.join(names)}. Give them by name, and several values as a list."
+        return ParameterError(f"{function}: {len(args)} arguments without a name.", why=f"{error}.", fix=fix)
+    return ParameterError(f"{function}: {error}.", fix=f"Its arguments are {', '.join(names)}.")
 
 
 def check_range(name: str, value: float, low: float, high: float, unit: str = "") -> None:

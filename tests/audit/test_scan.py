@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -44,8 +45,9 @@ def test_users_are_one_row_for_each_ami_and_user(own: Owner) -> None:
     }
     details = users.set_index("kind")["detail"]
     assert details["launch-template"] == "nodes, version 1 (default and latest)"
-    joined = found.amis.merge(users, on=["region", "ami_id"], how="left", suffixes=("", "_of_user"))
+    joined = found.amis.merge(users, how="left")
     assert set(joined.loc[joined["id"].isna(), "ami_id"]) == {unused}
+    assert set(found.amis.columns) & set(users.columns) == {"ami_id", "region"}
 
 
 def test_an_account_without_amis_has_empty_frames_with_columns(own: Owner) -> None:
@@ -73,6 +75,20 @@ def test_an_unknown_region_is_refused_with_the_nearest(own: Owner) -> None:
     with pytest.raises(errors.RegionError, match="eu-west-1"):
         audit.scan("eu-wset-1")
     assert own.account
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((), {"region": REGION}, "scan has no argument 'region'. Did you mean 'regions'?"),
+        ((REGION, "eu-west-1"), {}, "scan: 2 arguments without a name."),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_the_right_one(
+    args: tuple[str, ...], kwargs: dict[str, str], message: str
+) -> None:
+    with pytest.raises(errors.ParameterError, match=re.escape(message)):
+        audit.scan(*args, **kwargs)  # type: ignore[arg-type,misc]
 
 
 def test_reading_writes_nothing(own: Owner, tmp_path: Path) -> None:

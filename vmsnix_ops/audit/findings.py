@@ -196,7 +196,7 @@ class AuditData:
     @cached_property
     def amis(self) -> pd.DataFrame:
         """The AMIs; cached, because most rules read them."""
-        return self.inventory.amis
+        return self.inventory.ami_rows
 
     @property
     def now(self) -> datetime:

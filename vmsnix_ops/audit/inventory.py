@@ -82,7 +82,7 @@ class ForeignReference:
     unshared: str = ""  # the scanned account that owns the AMI and does not share it with this account
 
 
-USER_COLUMNS = (*("region", "ami_id", "name", "image", "kind", "id", "detail", "source", "uses", "account"),)
+USER_COLUMNS = ("ami_id", "region", "kind", "id", "detail", "source", "uses", "user_account")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,42 +114,49 @@ class Inventory(display.Displayed):
 
     @property
     def amis(self) -> pd.DataFrame:
-        """The AMIs, oldest first, with two more columns: ``ami_id``, and ``age_days`` at the scan."""
-        rows = self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
+        """The AMIs, oldest first.
+
+        The columns are those of `frame` without ``kind``, with ``source`` as ``source_ami_id``, and with
+        ``ami_id``, and ``age_days`` at the scan.
+        """
+        rows = self.ami_rows.drop(columns="kind").rename(columns={"source": "source_ami_id"})
         return rows.assign(ami_id=rows["resource_id"], age_days=self._age_days(rows))
 
     @property
+    def ami_rows(self) -> pd.DataFrame:
+        """The rows of the AMIs: the first of the frame, so not a copy."""
+        return self.frame.iloc[: int((self.frame["kind"] == "ami").sum())]
+
+    @property
     def snapshots(self) -> pd.DataFrame:
-        """The snapshots, oldest first, with two more columns: ``snapshot_id`` and ``age_days``.
+        """The snapshots, oldest first, without ``kind`` and with ``snapshot_id`` and ``age_days``.
 
         A snapshot with ``referenced`` false belongs to no AMI.
         """
-        rows = self.frame[self.frame["kind"] == "snapshot"]
+        rows = self.frame[self.frame["kind"] == "snapshot"].drop(columns="kind")
         return rows.assign(snapshot_id=rows["resource_id"], age_days=self._age_days(rows))
 
     def users(self) -> pd.DataFrame:
-        """Return one row for each AMI and each of its users; join `amis` on ``region`` and ``ami_id``.
+        """Return one row for each AMI and each of its users, which ``amis.merge(users)`` joins to the AMIs.
 
         ``kind`` and ``id`` are those of the user: ``instance``, ``launch-template``, ``auto-scaling-group``,
         ``launch-configuration``, ``parameter`` (such as that of a channel), ``image-recipe``,
         ``container-recipe`` or ``shared-with``. ``detail`` has versions, the capacity of a group and the
         resources between, ``source`` the part of AWS that reported the user. ``uses`` is false for an account
-        that may launch the AMI: its resources were not read. ``account`` is set for a user in another
+        that may launch the AMI: its resources were not read. ``user_account`` is set for a user in another
         account.
         """
         import pandas as pd
 
         rows = []
-        amis = self.amis[["region", "resource_id", "name", "image", "references"]]
-        for region, ami_id, name, image, texts in amis.itertuples(index=False):
+        amis = self.ami_rows[["resource_id", "region", "references"]]
+        for ami_id, region, texts in amis.itertuples(index=False):
             for one in references.references_from_json(texts):
                 if one.kind == "launched":
                     continue
                 source = one.source or references.SOURCES.get(one.kind, "")
                 uses = one.kind in references.USE_KINDS
-                rows.append(
-                    (region, ami_id, name, image, one.kind, one.id, one.detail, source, uses, one.account)
-                )
+                rows.append((ami_id, region, one.kind, one.id, one.detail, source, uses, one.account))
         return pd.DataFrame(rows, columns=list(USER_COLUMNS)).astype(
             {name: "bool" if name == "uses" else "str" for name in USER_COLUMNS}
         )

@@ -7,7 +7,7 @@ Only steps that changed something are timed; reused and failed steps are only co
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
@@ -448,7 +448,9 @@ def show_summary(table: pd.DataFrame) -> display.DisplayTable:
     shown = [name.removesuffix("_seconds") for name in percentiles]
     figures = ("n", *shown, "longest", "last", "trend", "per GiB", "rate")
     columns = [*(_HEADINGS.get(name, name) for name in keys), *figures, "failed", "reused", "slow"]
-    return display.make_table(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING)
+    return replace(
+        display.make_table(columns, rows, right=columns[len(keys) : -1], nothing=_NOTHING), values=table
+    )
 
 
 def show_slow(table: pd.DataFrame) -> display.DisplayTable:
@@ -465,7 +467,10 @@ def show_slow(table: pd.DataFrame) -> display.DisplayTable:
         for row in table.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "method", "image", "region", "took", "usual", "limit", "run")
-    return display.make_table(columns, rows, right=("took", "usual", "limit"), nothing="No slow steps.")
+    return replace(
+        display.make_table(columns, rows, right=("took", "usual", "limit"), nothing="No slow steps."),
+        values=table,
+    )
 
 
 def show_compare(table: pd.DataFrame) -> display.DisplayTable:
@@ -494,7 +499,7 @@ def show_compare(table: pd.DataFrame) -> display.DisplayTable:
     ]
     columns = ("image", "region", *parts, "speed-up per GiB")
     nothing = "No finished snapshots of this kind."
-    return display.make_table(columns, rows, right=columns[2:], nothing=nothing)
+    return replace(display.make_table(columns, rows, right=columns[2:], nothing=nothing), values=table)
 
 
 def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.DisplayTable:
@@ -515,7 +520,7 @@ def show_steps(steps: pd.DataFrame, *, last: int = 20) -> display.DisplayTable:
         for row in newest.to_dict("records")
     ]
     columns = ("started (UTC)", "step", "status", "method", "image", "region", "took", "bytes", "run")
-    return display.make_table(columns, rows, right=("took", "bytes"), nothing=_NOTHING)
+    return replace(display.make_table(columns, rows, right=("took", "bytes"), nothing=_NOTHING), values=steps)
 
 
 _COUNTED: dict[str, tuple[str, ...]] = {
