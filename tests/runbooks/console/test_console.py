@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], 
     calls: list[tuple[str, dict[str, Any], bool]] = []
 
     def start(
-        runbook: Any, given: dict[str, Any], backend: Any, *, confirmed: bool, modified: bool
+        runbook: Any, given: dict[str, Any], backend: Any, *, confirmed: bool, **more: object
     ) -> jobs.Job:
         calls.append((runbook.name, given, confirmed))
         return jobs.Job("id", runbook.name, runbook.title, given, Path("/none"), Path("/none"), 0.0)
@@ -168,6 +168,123 @@ def test_a_dry_run_needs_no_confirmation_and_is_marked(
     opened.run.dry_button.click()
     wait(lambda: opened.run.job is None)
     assert started == [("retire", {"dry_run": True}, False)]
+
+
+PLANNED = 'image: str = ""\ndry_run: bool = True\nexpect_plan: str = ""\nconfirm: str = ""\n'
+FINGERPRINT = "8f1d0c52a6b7e943"
+TABLE = {"title": "Retire <2>", "columns": ["action", "AMI"], "rows": [["retire", "ami-1 <b>"]]}
+
+
+@pytest.fixture
+def planned(console_shelf: Shelf, wait: Wait, tmp_path: Path) -> tuple[Console, dict[str, Any]]:
+    """A console with two runbooks that have a plan, and the result of a dry run."""
+    console_shelf.put("60-retire.ipynb", "dry_run", parameters=PLANNED, side_effects="destroys")
+    console_shelf.put("70-promote.ipynb", "dry_run", parameters=PLANNED, side_effects="creates")
+    made = Console()
+    wait(lambda: made.bar.caller and "unknown" not in made.run.run_button.description)
+    given = {"image": "a", "dry_run": True, "expect_plan": "", "confirm": ""}
+    values = {"run_id": "id", "status": "done", "dry_run": True, "plan_fingerprint": FINGERPRINT}
+    return made, {**values, "parameters": given, "tables": [TABLE], "cwd": str(tmp_path)}
+
+
+def test_the_plan_of_a_dry_run_is_shown_and_applied_once_with_its_fingerprint(
+    planned: tuple[Console, dict[str, Any]], started: list[Any], wait: Wait
+) -> None:
+    opened, values = planned
+    page, result = opened.run, opened.run.result
+    page.show_run({**values, "runbook": "promote"})
+    assert "Plan: Retire &lt;2&gt;" in result._summary.value
+    assert "ami-1 &lt;b&gt;" in result._summary.value
+    assert FINGERPRINT in result._summary.value
+    assert not shown(result._confirmation)  # it does not destroy
+    assert result.apply_button.description == "Apply exactly this plan in AWS account 012345678901"
+    result.apply_button.click()
+    result.apply_button.click()  # like a double click
+    wait(lambda: page.job is None)
+    given = {"image": "a", "dry_run": False, "expect_plan": FINGERPRINT, "confirm": ""}
+    assert started == [("promote", given, False)]
+    assert not shown(result._apply_box)  # the result of that run is no plan
+
+
+def test_a_plan_that_destroys_is_confirmed_by_the_typed_words(
+    planned: tuple[Console, dict[str, Any]], started: list[Any], wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, values = planned
+    page, result = opened.run, opened.run.result
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(result.apply_button, "send_state", lambda key=None: sent.append(state(result, key)))
+    page.show_run({**values, "runbook": "retire"})
+    assert "Type <code>retire 012345678901</code>" in result._confirm_text.value
+    for words in ("", "retire", "promote 012345678901"):
+        result.confirm.value = words
+        assert result.apply_button.disabled
+        page._apply_plan()  # without the button
+    assert not any(message.get("disabled") is False for message in sent)
+    result.confirm.value = "retire 012345678901"
+    assert not result.apply_button.disabled
+    page.show_run({**values, "runbook": "retire"})  # another plan: the words are asked for again
+    assert result.apply_button.disabled
+    assert started == []
+    result.confirm.value = "retire 012345678901"
+    result.apply_button.click()
+    wait(lambda: page.job is None)
+    assert started == [("retire", {**started[0][1], "expect_plan": FINGERPRINT, "dry_run": False}, True)]
+
+
+def state(result: Any, key: Any) -> dict[str, Any]:
+    found: dict[str, Any] = result.apply_button.get_state(key)
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dry_run": False},
+        {"plan_fingerprint": None},
+        {"status": "failed"},
+        {"runbook": "unknown"},
+        {"parameters": {"dry_run": True}},
+    ],
+)
+def test_only_the_plan_of_a_dry_run_that_is_done_can_be_applied(
+    planned: tuple[Console, dict[str, Any]], changes: dict[str, Any]
+) -> None:
+    opened, values = planned
+    opened.run.show_run({**values, "runbook": "promote", **changes})
+    assert opened.run.result.planned is None
+    assert not shown(opened.run.result._apply_box)
+
+
+def test_a_plan_of_the_other_backend_cannot_be_applied(planned: tuple[Console, dict[str, Any]]) -> None:
+    opened, values = planned
+    opened.run.show_run({**values, "runbook": "promote"})
+    assert shown(opened.run.result._apply_box)
+    opened.bar.switch.value = "Sandbox"
+    assert not shown(opened.run.result._apply_box)
+
+
+def test_a_plan_whose_parameters_have_changed_cannot_be_applied(
+    planned: tuple[Console, dict[str, Any]],
+) -> None:
+    opened, values = planned
+    given = {**values["parameters"], "removed": 1}
+    opened.run.show_run({**values, "runbook": "promote", "parameters": given})
+    result = opened.run.result
+    assert "removed since then: removed" in result._message.value.lower()
+    assert not shown(result.apply_button)
+
+
+def test_the_typed_words_confirm_the_runbook_too(
+    planned: tuple[Console, dict[str, Any]], started: list[Any], wait: Wait
+) -> None:
+    page = planned[0].run
+    page.open("retire", {"dry_run": False, "image": "a", "confirm": "1", "expect_plan": FINGERPRINT})
+    assert {"confirm", "expect_plan"} & set(page._form.fields) == set()
+    assert "--no-dry-run --confirm=012345678901 --yes" in page._plan.value
+    page.confirm.value = "retire 012345678901"
+    page.run_button.click()
+    wait(lambda: page.job is None)
+    assert started == [("retire", {"image": "a", "dry_run": False, "confirm": "012345678901"}, True)]
 
 
 def test_production_is_marked_with_its_account(opened: Console) -> None:

@@ -131,7 +131,7 @@ def test_values_in_links_and_reports_are_escaped() -> None:
 
 
 def test_the_view_shows_nothing_of_an_earlier_run() -> None:
-    view = ResultView()
+    view = ResultView(lambda: None, lambda: ("on the sandbox", ""))
     view.show(
         {"verdict": "done", "runbook": "a"},
         Evidence(report="<p>one</p>"),

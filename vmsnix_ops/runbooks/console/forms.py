@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PICK = "▾"
 DRY_RUN = "dry_run"
+EXPECT_PLAN, CONFIRM = "expect_plan", "confirm"
+"""Parameters that have no field: a button applies a plan, and the typed confirmation confirms a run."""
 
 _HELP = """\
 <span class="vmsnix-help">{{ text }}</span>
@@ -319,7 +321,10 @@ class Form:
         self._values: dict[str, object] = {}
         self._regions: frozenset[str] = frozenset()
         self.fields = {
-            parameter.name: make_field(parameter, self._on_change) for parameter in runbook.parameters
+            parameter.name: make_field(parameter, self._on_change)
+            for parameter in runbook.parameters
+            if parameter.name != EXPECT_PLAN
+            and (parameter.name != CONFIRM or runbook.side_effects != "destroys")
         }
         self.widget = ipywidgets.Box([field.widget for field in self.fields.values()])
         self.widget.add_class("vmsnix-form")
@@ -355,6 +360,11 @@ class Form:
             for name, value in self._values.items()
             if value != self.fields[name].parameter.default
         }
+
+    def confirmed_values(self, account: str) -> dict[str, object]:
+        """Return `values` for a run that was confirmed with the account, which a runbook may also take."""
+        asks = any(parameter.name == CONFIRM for parameter in self.runbook.parameters)
+        return self.values() | ({CONFIRM: account} if self.destroys and asks else {})
 
     def value(self, name: str) -> object:
         """Return the value of a parameter; ``None`` if it is invalid, or there is no such parameter."""
@@ -423,8 +433,8 @@ class Form:
         return ""
 
 
-def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool) -> str:
-    """Return the shell command for the same run."""
+def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool, yes: bool = False) -> str:
+    """Return the shell command for the same run; with `yes`, it confirms that the run may destroy."""
     words = ["vmsnix", runbook.short_name]
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
@@ -436,6 +446,7 @@ def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: boo
             words += [f"{option}={key}={item}" for key, item in value.items()] or [f"{option}={{}}"]
         else:
             words.append(f"{option}={'none' if value is None else value}")
+    words += ["--yes"] if yes else []
     return shlex.join([*words, "--sandbox"] if sandbox else words)
 
 

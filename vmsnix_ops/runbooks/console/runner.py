@@ -20,11 +20,13 @@ from vmsnix_ops.progress import amount, human_bytes, human_seconds
 from vmsnix_ops.records.result import is_dry_run
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
-from vmsnix_ops.runbooks.console.forms import DRY_RUN, Form, command_line, plan_html
+from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, command_line, plan_html
 from vmsnix_ops.runbooks.console.jobs import JobReader
 from vmsnix_ops.runbooks.console.suggestions import SuggestionCache, immediate, source_of
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.runs import open_archive
+from vmsnix_ops.runbooks.execution.execute import same_parameters
+from vmsnix_ops.runbooks.execution.side_effects import level
 from vmsnix_ops.templates import fill
 from vmsnix_ops.text import link_target
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
+    from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.console.backends import Backend, BackendBar
     from vmsnix_ops.runbooks.console.jobs import Job, JobState, StepState
     from vmsnix_ops.runbooks.console.suggestions import Suggestion
@@ -119,6 +122,9 @@ class LiveView:
         self._head = ipywidgets.HTML("")
         self._steps = ipywidgets.HTML("")
         self._log = ipywidgets.HTML("")
+        # The box scrolls and has the focus. It stays when its content is replaced, and with it its place.
+        self._log_box = ipywidgets.VBox([self._log], tabbable=True)
+        self._log_box.add_class("vmsnix-log")
         self.cancel_button = ipywidgets.Button(description="Cancel", button_style="warning")
         self.cancel_button.tooltip = "Interrupt the notebook and undo an unfinished publish"
         self.cancel_button.on_click(self._on_cancel)
@@ -127,14 +133,15 @@ class LiveView:
         self.kill_button.on_click(self._on_kill)
         top = ipywidgets.HBox([self._head, self.cancel_button, self.kill_button])
         top.add_class("vmsnix-live-head")
-        self.widget = ipywidgets.VBox([top, self._steps, self._log])
+        self.widget = ipywidgets.VBox([top, self._steps, self._log_box])
         self.widget.add_class("vmsnix-live")
         self.start("")
 
     def start(self, title: str, backend: str = "") -> None:
         """Show a run that has just started."""
         self._title, self._backend, self._cancelled_at = title, backend, 0.0
-        self._steps.value = self._log.value = ""
+        self._steps.value = ""
+        self._show_log(())
         self._show_head("starting", "", None)
         self.cancel_button.disabled = False
         self.kill_button.layout.display = "none"
@@ -151,7 +158,11 @@ class LiveView:
         status = STOPPING if state.cancelled else "running"
         self._show_head(status, human_seconds(state.seconds) + cells, share)
         self._steps.value = steps_html(state.steps)
-        self._log.value = log_html(state.log)
+        self._show_log(state.log)
+
+    def _show_log(self, lines: tuple[str, ...]) -> None:
+        self._log.value = log_html(lines)
+        self._log_box.layout.display = "" if lines else "none"
 
     def _show_head(self, status: str, more: str, share: float | None) -> None:
         self._head.value = fill(
@@ -175,7 +186,7 @@ def steps_html(steps: tuple[StepState, ...], *, notes: bool = True) -> Markup | 
 
 
 def log_html(lines: tuple[str, ...]) -> Markup | str:
-    """Return the last lines of a log in a box that shows its end."""
+    """Return the last lines of a log."""
     return fill(_LOG, text="\n".join(lines)) if lines else ""
 
 
@@ -233,7 +244,7 @@ _STEPS = """\
 """
 
 _LOG = """\
-<div class="vmsnix-log" tabindex="0" role="log" aria-label="Log"><pre>{{ text }}</pre></div>
+<pre role="log" aria-label="Log">{{ text }}</pre>
 """
 
 
@@ -249,6 +260,8 @@ VERDICTS = {
     "cancelled": ("■", "vmsnix-mixed", "cancelled"),
 }
 SHOWN_VALUES = ("ami_id", "image_name", "snapshot_id", "region", "account")
+APPLICABLE = ("done", "partial")
+"""Verdicts of dry runs whose plan can be applied."""
 LINK_TEXTS = {
     archive.NOTEBOOK: "Executed notebook",
     archive.REPORT: "HTML report",
@@ -275,9 +288,29 @@ _SUMMARY = """\
 {% for name, value in facts %}<tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>{% endfor %}
 </table>
 {% endif %}
-<p class="vmsnix-quiet">run {{ run_id }}</p>
+<p class="vmsnix-quiet">run {{ run_id }}{% if fingerprint %}, plan {{ fingerprint }}{% endif %}</p>
 </div>
+{% for plan in plans %}
+<section class="vmsnix-part">
+<h4>Plan: {{ plan.title }}</h4>
+<div class="vmsnix-scroll" tabindex="0" role="region" aria-label="Plan">
+<table class="vmsnix-table">
+<thead><tr>{% for name in plan.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in plan.rows %}
+<tr>{% for cell in row %}<td class="vmsnix-is-long">{{ cell }}</td>{% endfor %}</tr>
+{% else %}
+<tr><td colspan="{{ plan.columns | length }}">Nothing to do.</td></tr>
+{% endfor %}
+</tbody></table></div></section>
+{% endfor %}
 """
+
+APPLY = "Apply exactly this plan"
+_CONFIRM = """\
+<p>This deletes or disables resources {{ backend }}. Type <code>{{ phrase }}</code> to confirm.</p>
+"""
+_MESSAGE = '<span class="{{ kind }}" role="status">{{ text }}</span>'
 
 _LINKS = """\
 <div class="vmsnix-files">
@@ -292,11 +325,63 @@ _REPORT = """\
 """
 
 
-class ResultView:
-    """Shows the outcome of a run."""
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A dry run whose plan can be applied."""
 
-    def __init__(self) -> None:
+    runbook: Runbook
+    given: Mapping[str, object]  # the parameters of the run that applies exactly this plan
+    cwd: Path | None  # its working directory: that of the dry run, if it exists
+
+    @property
+    def destroys(self) -> bool:
+        """Whether the run deletes or disables resources, so that it must be confirmed."""
+        return level(self.runbook.side_effects, self.given) == "destroys"
+
+
+def planned_run(values: Mapping[str, Any]) -> PlannedRun | None:
+    """Return the run that applies the plan of a dry run; ``None`` if its plan cannot be applied.
+
+    Raises
+    ------
+    ParameterError
+        The parameters of the runbook have changed since the dry run.
+    """
+    fingerprint, name = values.get("plan_fingerprint"), str(values.get("runbook"))
+    verdict = values.get("verdict") or values.get("status")
+    if not (is_dry_run(values) and fingerprint and verdict in APPLICABLE and name in catalog.names()):
+        return None
+    runbook, recorded = catalog.find(name), values.get("parameters")
+    if not isinstance(recorded, dict) or EXPECT_PLAN not in recorded:
+        return None
+    given = same_parameters(runbook, recorded, {DRY_RUN: False, EXPECT_PLAN: fingerprint})
+    cwd = Path(str(values.get("cwd") or ""))
+    return PlannedRun(runbook, given, cwd if cwd.is_absolute() and cwd.is_dir() else None)
+
+
+class ResultView:
+    """Shows the outcome of a run, and of a dry run its plan with a button that applies it.
+
+    `apply` is called when the button is pressed. `target` returns the backend in words, and the account.
+    """
+
+    def __init__(self, apply: Callable[[], None], target: Callable[[], tuple[str, str]]) -> None:
+        self._target = target
+        self.planned: PlannedRun | None = None
         self._summary = ipywidgets.HTML("")
+        self._confirm_text = ipywidgets.HTML("")
+        self.confirm = ipywidgets.Text(continuous_update=True, description="Confirm")
+        self.confirm.observe(lambda _change: self.draw(), "value")
+        self._confirmation = ipywidgets.VBox([self._confirm_text, self.confirm])
+        self._confirmation.add_class("vmsnix-confirm")
+        self.apply_button = ipywidgets.Button(description=APPLY, disabled=True)
+        self.apply_button.tooltip = "Run it without dry_run; refuse it if the plan has changed since"
+        self.apply_button.on_click(lambda _button: apply())
+        self._message = ipywidgets.HTML("")
+        buttons = ipywidgets.HBox([self.apply_button, self._message])
+        buttons.add_class("vmsnix-buttons")
+        self._apply_box = ipywidgets.VBox([self._confirmation, buttons])
+        self._apply_box.add_class("vmsnix-apply")
         # An output, because JupyterLab opens only the links in outputs, not those in HTML widgets.
         self._links = ipywidgets.Output()
         self._links.add_class("vmsnix-links")
@@ -306,7 +391,7 @@ class ResultView:
         self._text = ""
         self._steps = ipywidgets.HTML("")
         self.widget = ipywidgets.VBox(
-            [self._summary, self._links, self._steps, self.report_button, self._report]
+            [self._summary, self._apply_box, self._links, self._steps, self.report_button, self._report]
         )
         self.widget.add_class("vmsnix-result")
         self.clear()
@@ -314,6 +399,7 @@ class ResultView:
     def clear(self) -> None:
         """Show nothing."""
         self._summary.value = ""
+        self.offer({})
         self._links.outputs = ()
         self._set_report("", opened=False)
 
@@ -330,6 +416,7 @@ class ResultView:
         `state` is the last state of a run that the console started.
         """
         self._summary.value = summary_html(values)
+        self.offer(values)
         notes = "undone" not in values  # after an undo, a note about continuing is no longer true
         self._steps.value = steps_html(state.steps, notes=notes) if state else ""
         self._links.outputs = (
@@ -340,6 +427,46 @@ class ResultView:
             },
         )
         self._set_report(evidence.report, opened=open_report)
+
+    def offer(self, values: Mapping[str, Any]) -> None:
+        """Offer to apply the plan of a run; of no run if `values` is empty."""
+        problem = ""
+        try:
+            self.planned = planned_run(values)
+        except VmsnixError as error:
+            self.planned, problem = None, f"This plan can no longer be applied. {error}"
+        self.confirm.value = ""
+        self.draw()
+        self.show_message(problem)
+
+    def draw(self) -> None:
+        """Update the button and the confirmation, for the current account."""
+        planned, (words, account) = self.planned, self._target()
+        destroys = planned is not None and planned.destroys
+        with self.apply_button.hold_sync():  # in one message: it is never enabled without a confirmation
+            self.apply_button.description = f"{APPLY} {words}"
+            self.apply_button.button_style = "danger" if destroys else "primary"
+            self.apply_button.disabled = planned is None or not self.confirmed
+        phrase = self._phrase(account)
+        self._confirm_text.value = fill(_CONFIRM, backend=words, phrase=phrase) if destroys else ""
+        self._confirmation.layout.display = "" if destroys else "none"
+        self.apply_button.layout.display = "" if planned is not None else "none"
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the plan may be applied: a plan that destroys needs the typed words."""
+        if self.planned is None or not self.planned.destroys:
+            return self.planned is not None
+        _words, account = self._target()
+        return bool(account) and self.confirm.value.strip() == self._phrase(account)
+
+    def _phrase(self, account: str) -> str:
+        return f"{self.planned.runbook.name} {account}".strip() if self.planned is not None else ""
+
+    def show_message(self, text: str) -> None:
+        """Show why the plan cannot be applied."""
+        self._message.value = fill(_MESSAGE, kind="vmsnix-error", text=text) if text else ""
+        self._apply_box.layout.display = "" if text or self.planned is not None else "none"
 
     def _set_report(self, text: str, *, opened: bool) -> None:
         self._text = text
@@ -375,6 +502,8 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
         slow=values.get("slow") or (),
         undone=(values["undone"] or ()) if "undone" in values else None,
         undo_problem=values.get("undo_problem"),
+        plans=(values.get("tables") or ()) if is_dry_run(values) else (),
+        fingerprint=values.get("plan_fingerprint") if is_dry_run(values) else "",
         facts=[(key.replace("_", " "), values[key]) for key in SHOWN_VALUES if values.get(key)],
         run_id=values.get("run_id", ""),
     )
@@ -397,13 +526,9 @@ _ABOUT = """\
 <h3>{{ book.title }} <span class="vmsnix-badge {{ kind }}">{{ effect }}</span></h3>
 <p>{{ book.description }}</p>
 """
-_CONFIRM = """\
-<p>This deletes or disables resources {{ backend }}. Type <code>{{ phrase }}</code> to confirm.</p>
-"""
 _MODIFIED = """\
 <p>{{ text }} {{ fix }}</p>
 """
-_MESSAGE = '<span class="{{ kind }}" role="status">{{ text }}</span>'
 
 
 class RunPage:
@@ -463,7 +588,7 @@ class RunPage:
         foot.add_class("vmsnix-foot")
         self._form_page = ipywidgets.VBox([self._fields, self._plan, foot])
         self.live = LiveView(self._cancel)
-        self.result = ResultView()
+        self.result = ResultView(self._apply_plan, lambda: (self._bar.words, self._account))
         self.back_button = ipywidgets.Button(description="Back to the form", icon="arrow-left")
         self.back_button.on_click(lambda _button: self._show_page(self._form_page))
         self._result_page = ipywidgets.VBox([self.back_button, self.result.widget])
@@ -498,6 +623,7 @@ class RunPage:
     def backend_changed(self) -> None:
         """Show the new backend, and the newest run that is running there, if any."""
         self._backend_known = True
+        self.result.offer({})  # the plan of a run on the other backend
         self._defaults = parameters.defaults_in_use(self._bar.backend.environment)
         with self._lock:
             for form in self._forms.values():
@@ -510,7 +636,8 @@ class RunPage:
 
     def account_changed(self) -> None:
         """Show the account of the backend."""
-        self.confirm.value = ""
+        self.confirm.value = self.result.confirm.value = ""
+        self.result.draw()
         self._refresh()
 
     @property
@@ -549,7 +676,8 @@ class RunPage:
         if self.job is None:
             kind, effect = EFFECTS[book.side_effects]
             self._about.value = fill(_ABOUT, book=book, kind=kind, effect=effect)
-        command = command_line(book, form.values(), sandbox=self._bar.backend.sandbox)
+        values = form.confirmed_values(self._account or "ACCOUNT")
+        command = command_line(book, values, sandbox=self._bar.backend.sandbox, yes=form.destroys)
         self._plan.value = plan_html(form, backend=self._bar.words, command=command)
         dry = form.value(DRY_RUN) is True
         busy, invalid = self.job is not None, bool(form.problems)
@@ -626,7 +754,7 @@ class RunPage:
             return
         form = self._form
         form.check()
-        values = form.values() | ({DRY_RUN: True} if dry else {})
+        values = form.values() | {DRY_RUN: True} if dry else form.confirmed_values(self._account)
         try:
             if form.problems:
                 form.focus_problem()
@@ -647,6 +775,23 @@ class RunPage:
         except VmsnixError as error:
             self._new_token()
             self._show_message(str(error), error=True)
+
+    def _apply_plan(self) -> None:
+        """Start the run that applies the plan of the shown dry run; a second click starts nothing."""
+        token, self._token = self._token, ""
+        planned = self.result.planned
+        if not token or planned is None or not self.result.confirmed:
+            self._token = token
+            return
+        try:
+            job = jobs.start(
+                planned.runbook, planned.given, self._bar.backend, confirmed=planned.destroys, cwd=planned.cwd
+            )
+        except VmsnixError as error:
+            self._new_token()
+            self.result.show_message(str(error))
+        else:
+            self._watch(job)
 
     def _watch(self, job: Job) -> None:
         """Show the progress of a job until it ends."""
@@ -682,7 +827,8 @@ class RunPage:
         evidence = copy_evidence(job.run_id, self._bar.backend)
         values = {"seconds": state.seconds, **evidence.values, **outcome}
         dry = job.given.get(DRY_RUN) is True
-        self.result.show(values, evidence, state, open_report=dry and outcome.get("verdict") == "done")
+        shown = dry and outcome.get("verdict") == "done" and not values.get("tables")
+        self.result.show(values, evidence, state, open_report=shown)
         self._allow_next_run()
         self._show_page(self._result_page)
         self.back_button.focus()
