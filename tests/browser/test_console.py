@@ -17,6 +17,7 @@ import pytest
 
 from tests.browser.lab import ROOT, Browser, Lab, browse, serve
 from tests.faults.account import Account, read_account
+from tests.runbooks.shelf import notebook
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
 
@@ -34,6 +35,23 @@ FITS = """() => {
     return notebook.scrollWidth <= notebook.clientWidth;
 }"""
 AMI = re.compile(r"ami-[0-9a-f]{17}")
+COUNT = """\
+import time
+for number in range(lines):
+    print(f"line {number}", flush=True)
+    time.sleep(0.1)
+"""
+LOG = """() => {
+    const box = document.querySelector('.vmsnix-log');
+    const text = box.querySelector('[role=log]');
+    const [outer, inner] = [box.getBoundingClientRect(), text.getBoundingClientRect()];
+    return {
+        last: Number(text.textContent.trim().split(' ').at(-1)),
+        below: Math.round(inner.bottom - outer.bottom),
+        above: Math.round(outer.top - inner.top),
+        focused: document.activeElement === box,
+    };
+}"""
 AS_ON_AWS = "import os\ndel os.environ['VMSNIX_SANDBOX']\n"
 
 
@@ -86,6 +104,18 @@ class Opened:
     def wait_for_text(self, text: str) -> None:
         self.page.locator(".vmsnix-console").get_by_text(text).locator("visible=true").first.wait_for()
 
+    def shoot_wide(self, name: str) -> None:
+        """Save pictures in both themes for a wide and a narrow screen."""
+        for width in (1440, 1024):
+            self.page.set_viewport_size({"width": width, "height": 1000})
+            self.shoot(f"{name}-{width}")
+        self.page.set_viewport_size({"width": 1280, "height": 800})
+
+    def log(self) -> dict[str, Any]:
+        """Return the last line of the live log, how much of it is hidden, and whether it has the focus."""
+        found: dict[str, Any] = self.page.evaluate(LOG)
+        return found
+
     def shoot(self, name: str) -> None:
         """Save a picture of the console in both themes."""
         for theme in ("Dark", "Light"):
@@ -95,11 +125,23 @@ class Opened:
             self.page.screenshot(path=SHOTS / f"console-{name}-{theme.lower()}.png")
 
 
+def serve_with(patch: pytest.MonkeyPatch, own: Path, folder: Path) -> Any:
+    """Serve the notebooks, and a folder of own runbooks."""
+    patch.setenv("VMSNIX_RUNBOOKS", str(own))
+    return serve(folder, {}, speed=SPEED)
+
+
 @pytest.fixture(scope="module")
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     pytest.importorskip("jupyterlab")
     SHOTS.mkdir(parents=True, exist_ok=True)
-    with serve(tmp_path_factory.mktemp("lab"), {}, speed=SPEED) as lab, browse(height=800) as browser:
+    own = tmp_path_factory.mktemp("own")
+    (own / "80-count.ipynb").write_text(json.dumps(notebook(COUNT, parameters="lines: int = 150")))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serve_with(patch, own, tmp_path_factory.mktemp("lab")) as lab,
+        browse(height=800) as browser,
+    ):
         opened = Opened(lab, browser)
         opened.open("console.ipynb")
         opened.wait_for_text("A local AWS on this machine")
@@ -280,6 +322,63 @@ def test_the_timings_show_pictures_and_tables(console: Opened, published: Publis
     console.shoot("timings")
 
 
+def test_the_log_shows_its_end_unless_the_user_scrolled_up(console: Opened) -> None:
+    console.pick("count")
+    console.button("Run on the sandbox").click()
+    newest = "() => document.querySelector('.vmsnix-log')?.textContent.includes('line {}')"
+    console.page.wait_for_function(newest.format(20))
+    console.page.locator(".vmsnix-log").focus()
+    seen = console.log()
+    assert seen["above"] > 0  # there is more text than the box shows
+    console.page.wait_for_function(newest.format(30))
+    later = console.log()
+    assert later["last"] > seen["last"]
+    assert (later["below"] <= 0, later["focused"]) == (True, True)
+    console.shoot_wide("log")
+    console.page.locator(".vmsnix-log").focus()
+    console.page.locator(".vmsnix-log").evaluate("box => box.scrollBy(0, -100)")
+    before = console.log()
+    assert before["below"] > 50
+    console.page.wait_for_function(newest.format(before["last"] + 8))
+    after = console.log()
+    assert (after["below"] > 50, after["focused"]) == (True, True)
+    console.wait_for_text("count: done")
+
+
+def test_the_plan_of_a_dry_run_is_applied_exactly_or_refused(console: Opened, published: Published) -> None:
+    name = "/vmsnix/sample/stable"
+    ssm, ec2 = console.lab.aws.client("ssm"), console.lab.aws.client("ec2")
+
+    def plan() -> None:
+        console.pick("promote-ami")
+        console.type_in("ami", published.ami)
+        console.type_in("channel", "stable")
+        console.wait_for_text("shows the plan and changes nothing")
+        console.button("Dry run on the sandbox").click()
+        console.wait_for_text("dry run: nothing was changed")
+        console.page.wait_for_selector(".vmsnix-result .vmsnix-table td:has-text('set channel')")
+
+    plan()
+    console.shoot_wide("plan")
+    access = {"LaunchPermission": {"Add": [{"UserId": "109876543210"}]}}
+    ec2.modify_image_attribute(ImageId=published.ami, **access)
+    console.button("Apply exactly this plan on the sandbox").click()
+    console.wait_for_text("promote-ami: failed")
+    console.wait_for_text("other accounts with access: nothing before, 109876543210 now")
+    console.shoot_wide("plan-refused")
+    ec2.reset_image_attribute(ImageId=published.ami, Attribute="launchPermission")
+    plan()
+    console.button("Apply exactly this plan on the sandbox").dblclick()
+    console.wait_for_text("promote-ami: done")
+    console.page.wait_for_selector(".vmsnix-chip", state="detached")
+    assert ssm.get_parameter(Name=name)["Parameter"]["Value"] == published.ami
+    assert list(console.runs()["runbook"]).count("promote-ami") == 4
+    console.tab("History")
+    console.wait_for_text("dry run")
+    console.shoot_wide("history-dry")
+    ssm.delete_parameter(Name=name)  # so that the AMI can be retired
+
+
 def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published) -> None:
     console.tab("History")
     console.button("Show it").click()
@@ -300,7 +399,7 @@ def test_a_destroying_runbook_in_production_requires_its_name_and_the_account(
     production.wait_for_text(account)
     production.pick("retire-amis")
     production.page.click(".vmsnix-field-amis button:has-text('Add')")
-    for name, value in {"amis": published.ami, "keep_last": "0", "min_age_days": "0", "confirm": "1"}.items():
+    for name, value in {"amis": published.ami, "keep_last": "0", "min_age_days": "0"}.items():
         production.type_in(name, value)
     assert not production.page.locator(".vmsnix-confirm").is_visible()  # in a dry run
     production.page.locator(".vmsnix-field-dry_run input").uncheck()
@@ -320,6 +419,7 @@ def test_a_destroying_runbook_in_production_requires_its_name_and_the_account(
     run.click()
     production.wait_for_text("retire-amis: done")
     production.shoot("retired")
+    assert not production.page.locator(".vmsnix-apply").is_visible()
     ec2 = production.lab.aws.client("ec2")
     (image,) = ec2.describe_images(ImageIds=[published.ami], IncludeDisabled=True)["Images"]
     assert image["State"] == "disabled"

@@ -291,14 +291,14 @@ _SUMMARY = """\
 <p class="vmsnix-quiet">run {{ run_id }}{% if fingerprint %}, plan {{ fingerprint }}{% endif %}</p>
 </div>
 {% for plan in plans %}
-<section class="vmsnix-part">
+<section class="vmsnix-planned">
 <h4>Plan: {{ plan.title }}</h4>
 <div class="vmsnix-scroll" tabindex="0" role="region" aria-label="Plan">
 <table class="vmsnix-table">
 <thead><tr>{% for name in plan.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in plan.rows %}
-<tr>{% for cell in row %}<td class="vmsnix-is-long">{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% else %}
 <tr><td colspan="{{ plan.columns | length }}">Nothing to do.</td></tr>
 {% endfor %}
