@@ -401,11 +401,22 @@ def test_a_destroying_runbook_in_production_requires_its_name_and_the_account(
     production.page.click(".vmsnix-field-amis button:has-text('Add')")
     for name, value in {"amis": published.ami, "keep_last": "0", "min_age_days": "0"}.items():
         production.type_in(name, value)
-    assert not production.page.locator(".vmsnix-confirm").is_visible()  # in a dry run
+    assert not production.page.locator(
+        ".vmsnix-foot .vmsnix-confirm [type=text]"
+    ).is_visible()  # in a dry run
+    production.button("Dry run in AWS account").click()
+    production.wait_for_text("dry run: nothing was changed")
+    apply = production.button(f"Apply exactly this plan in AWS account {account}")
+    apply.wait_for()
+    assert apply.is_disabled()
+    production.page.locator(".vmsnix-apply .vmsnix-confirm input").fill(f"retire-amis {account}")
+    production.page.wait_for_selector("button:enabled:has-text('Apply exactly this plan')")
+    production.shoot_wide("plan-destroys")
+    production.button("Back to the form").click()
     production.page.locator(".vmsnix-field-dry_run input").uncheck()
     production.wait_for_text(f"This deletes or disables resources in AWS account {account}.")
     run = production.button(f"Run in AWS account {account}")
-    confirm = production.page.locator(".vmsnix-confirm input")
+    confirm = production.page.locator(".vmsnix-foot .vmsnix-confirm [type=text]")
     for words in ("", "retire-amis", f"retire-amis {account[:-1]}", f"retire-ami {account}"):
         confirm.fill(words)
         assert run.is_disabled(), words

@@ -294,7 +294,7 @@ class HistoryTab(Tab):
         Column("started_at", "started (UTC)", "time"),
         Column("runbook"),
         Column("status", "", "badge"),
-        Column("dry_run", "", "badge"),
+        Column("dry_run", "dry run", "badge"),
         Column("image"),
         Column("region"),
         Column("ami_id", "AMI", "code"),
