@@ -403,6 +403,8 @@ def test_findings_are_sorted_by_severity_and_rules_chosen_by_name(own: Owner, au
     own.share(own.ami(), "all")
     found = audit()
     order = [SEVERITIES.index(one) for one in found.frame["severity"]]
+    urgent = found.frame[found.frame["severity"] >= "high"]
+    assert set(urgent["severity"]) == set(found.frame["severity"]) & {"high", "critical"} != set()
     assert order == sorted(order)
     assert set(evaluate(found.inventory, rules=["public"])["rule"]) == {"public"}
     with pytest.raises(errors.ParameterError, match="Did you mean 'public'"):

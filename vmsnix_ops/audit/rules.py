@@ -58,8 +58,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Return the findings of all rules, or of some by name, most severe first.
 
-    Columns are those in `COLUMNS`; `remediation` contains a `Command` or nothing. `tables` is the history:
-    without it, rules that need it find nothing.
+    Columns are those in `COLUMNS`; `remediation` contains a `Command` or nothing, and `severity` is ordered.
+    `tables` is the history: without it, rules that need it find nothing.
     """
     import pandas as pd
 
@@ -94,9 +94,9 @@ def evaluate(
         part = part.sort_values(["account", "region", "resource_id"])
         for one in part["severity"].unique():
             parts[SEVERITIES.index(one), name] = part[part["severity"] == one]
-    if not parts:
-        return _with_types(pd.DataFrame(columns=list(COLUMNS)))
-    return pd.concat([parts.pop(key) for key in sorted(parts)], ignore_index=True)
+    found = [parts.pop(key) for key in sorted(parts)] or [_with_types(pd.DataFrame(columns=list(COLUMNS)))]
+    whole = pd.concat(found, ignore_index=True)
+    return whole.assign(severity=history.ordered(whole["severity"], SEVERITIES[::-1]))
 
 
 def _with_types(frame: pd.DataFrame) -> pd.DataFrame:

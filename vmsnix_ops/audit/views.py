@@ -77,7 +77,7 @@ def plot(inventory: Inventory, *, ax: Axes | None = None) -> Figure:
     age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
     labels = [label for _, _, label in AGES] + ["older"]
     edges = [low for low, _, _ in AGES] + [AGES[-1][1], float("inf")]
-    figure, ((axes,),) = figures.panels(ax, options={"figsize": (7, 3), "layout": "constrained"})
+    figure, ((axes,),), _ = figures.panels(ax, options={"figsize": (7, 3), "layout": "constrained"})
     bottom = [0.0] * len(labels)
     used = frame["referenced"]
     parts = [

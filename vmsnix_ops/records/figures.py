@@ -41,8 +41,8 @@ def new_figure(**options: Any) -> Figure:
 
 def panels(
     ax: Axes | None, rows: int = 1, columns: int = 1, *, options: Mapping[str, Any], **shared: Any
-) -> tuple[Figure, NDArray[Any]]:
-    """Return a figure and its panels, as an array of rows.
+) -> tuple[Figure, NDArray[Any], Axes | None]:
+    """Return a figure, its panels as an array of rows, and the axes for `legend`.
 
     Parameters
     ----------
@@ -59,21 +59,24 @@ def panels(
 
     if ax is None:
         figure = new_figure(**options)
-        return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+        return figure, figure.subplots(rows, columns, squeeze=False, **shared), None
     figure = ax.get_figure(root=True) or Figure()
     if rows == columns == 1:
-        return figure, np.array([[ax]])
+        return figure, np.array([[ax]]), ax
     ax.set_axis_off()
     place = ax.get_subplotspec()
     if place is None:  # not a part of a grid
         box = ax.get_position()
         place = figure.add_gridspec(1, 1, left=box.x0, right=box.x1, bottom=box.y0, top=box.y1)[0]
-    return figure, place.subgridspec(rows, columns).subplots(squeeze=False, **shared)
+    both = place.subgridspec(2, 1, height_ratios=(0.06, 1))
+    row = figure.add_subplot(both[0])
+    row.set_axis_off()
+    return figure, both[1].subgridspec(rows, columns).subplots(squeeze=False, **shared), row
 
 
 def message_figure(text: str, ax: Axes | None = None) -> Figure:
     """Return a figure with a text instead of a plot; `ax` are axes of a caller."""
-    figure, ((axes,),) = panels(ax, options={"figsize": (7, 1.2), "layout": "constrained"})
+    figure, ((axes,),), _ = panels(ax, options={"figsize": (7, 1.2), "layout": "constrained"})
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=12, color=SOFT)
     return figure
@@ -102,14 +105,16 @@ def format_dates(axes: Axes, *, most: int = 8) -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Any], ax: Axes | None = None) -> None:
-    """Draw a legend above all panels; above `ax` if they are the axes of a caller."""
+    """Draw a legend above all panels: with `ax`, above the title of its panel, or in its empty row."""
     above: Any = {"loc": "outside upper left"}
-    if ax is not None:
-        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
+    if ax is not None and ax.axison:
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 2.2}
+    elif ax is not None:
+        above = {"loc": "lower left", "borderaxespad": 0}
     (figure if ax is None else ax).legend(
         handles=list(handles),
         **above,
-        ncols=len(handles),
+        ncols=len(handles) if ax is None or not ax.axison else min(3, len(handles)),
         frameon=False,
         fontsize=9,
         labelcolor=SOFT,

@@ -71,7 +71,7 @@ def plot_usual(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     width = max(8.0, 5.4 * len(regions))
     height = (1.1 + 0.2 * len(names) * max(len(methods), 1.6)) * len(images)
     options = {"figsize": (width, height), "layout": ConstrainedLayoutEngine(wspace=0.06, hspace=0.06)}
-    figure, grid = panels(ax, len(images), len(regions), options=options, sharex="row", sharey=True)
+    figure, grid, above = panels(ax, len(images), len(regions), options=options, sharex="row", sharey=True)
     for row, image in zip(grid, images, strict=True):
         of_image = finished[finished["image"] == image]
         unit, one = duration_unit(float(of_image.groupby(_LINE)["seconds"].quantile(0.9).max()))
@@ -86,7 +86,7 @@ def plot_usual(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
         figure.supxlabel(note, fontsize=9, color=SOFT)
     else:
         grid[-1, 0].set_xlabel(f"{grid[-1, 0].get_xlabel()}\n{note}")
-    legend(figure, [_patch(method) for method in methods], ax)
+    legend(figure, [_patch(method) for method in methods], above)
     return figure
 
 
@@ -104,7 +104,7 @@ def plot_trend(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     methods, images, regions = _methods(finished), _busiest(finished, "image"), _busiest(finished, "region")
     size = (max(8.0, 1.2 + 3.4 * len(images)), 1.0 + 1.9 * len(names))
     options = {"figsize": size, "layout": "constrained"}
-    figure, grid = panels(ax, len(names), len(images), options=options, sharex=True, sharey="row")
+    figure, grid, above = panels(ax, len(names), len(images), options=options, sharex=True, sharey="row")
     for row, name in zip(grid, names, strict=True):
         of_step = finished[finished["step"] == name]
         for axes, image in zip(row, images, strict=True):
@@ -124,7 +124,7 @@ def plot_trend(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     else:
         grid[-1, 0].set_xlabel(note)
     late = bool(finished[finished["step"].isin(names)]["is_slow"].any())
-    legend(figure, _trend_handles(methods, regions, slow=late), ax)
+    legend(figure, _trend_handles(methods, regions, slow=late), above)
     return figure
 
 
@@ -148,7 +148,7 @@ def plot_compare(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     parts = made.groupby(["image", "region", "via"])[[*rates, "seconds"]].median()
     unit, one = duration_unit(float(parts[rates].sum(axis=1).max()))
     size = (8, 1.2 + 0.4 * len(places) * max(len(methods), 1.3))
-    figure, ((axes,),) = panels(ax, options={"figsize": size, "layout": "constrained"})
+    figure, ((axes,),), above = panels(ax, options={"figsize": size, "layout": "constrained"})
     height = 0.8 / len(methods)
     for part in parts.reset_index().to_dict("records"):
         image, region, method = (str(part[name]) for name in ("image", "region", "via"))
@@ -173,7 +173,7 @@ def plot_compare(steps: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     style_axes(axes, grid="x")
     handles = [_patch(method) for method in methods]
     what = ("upload", "until the snapshot is complete")
-    legend(figure, handles + [_patch(w, INK, alpha=s) for w, s in zip(what, _STRENGTHS, strict=True)], ax)
+    legend(figure, handles + [_patch(w, INK, alpha=s) for w, s in zip(what, _STRENGTHS, strict=True)], above)
     return figure
 
 
