@@ -13,7 +13,9 @@ import pytest
 
 from tests.browser.lab import ROOT, Browser, Lab, browse, serve, started
 from tests.installation import Installed, installed
+from tests.support import wait_until
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.runbooks.evidence import cells, chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,10 +64,28 @@ def test_publish_ami_runs_cell_by_cell_with_live_bars(lab: Lab, browser: Browser
     text = json.dumps(outputs)
     assert re.search(r"ami-[0-9a-f]{17}", text)
     assert "application/vnd.jupyter.widget-view+json" in text
+    assert_run_is_recorded(lab.folder)
     assert browser.external_requests() == []
     assert browser.errors == []
     assert any("SANDBOX: these notebooks use http://127.0.0.1:" in line for line in lab.output)
     assert not any("without encryption" in line for line in lab.output)
+
+
+def assert_run_is_recorded(folder: Path) -> None:
+    """Check that the cells are a finished run with a consistent journal, which has the IDs of the cells."""
+
+    def finished() -> Path | None:
+        found = [path.parent for path in folder.rglob("*-publish-ami-*/result.json")]
+        return next((one for one in found if json.loads((one / "result.json").read_text())["files"]), None)
+
+    run = wait_until(finished, "the end of the run")
+    values = json.loads((run / "result.json").read_text())
+    assert (values["status"], values["interactive"], values["modified"]) == ("done", True, False)
+    assert values["problems"] == []
+    entries = chain.read(run)
+    assert chain.first_defect(entries) is None
+    assert [one.note for one in cells.executions(entries) if one.note] == []
+    assert [entry["id"] for entry in entries if entry["kind"] == "cell"][-1] == "history"
 
 
 WITH_OUTPUT = (

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # By default, JupyterLab fetches news and checks for updates on the network.
 NOTIFICATIONS = {"fetchNews": "false", "checkForUpdates": False}
 STOP_SECONDS = 15
+SHUTDOWN_SECONDS = 5.0  # for a kernel to save the evidence of a run that was not completed
 LAB_FOLDER = "VMSNIX_LAB_FOLDER"  # environment variable of kernels: the folder in which the lab was started
 CONSOLE = "console.ipynb"
 """Notebook that is opened first."""
@@ -227,7 +228,7 @@ def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
         "--KernelManager.transport_encryption=auto",
-        "--KernelManager.shutdown_wait_time=1.0",
+        f"--KernelManager.shutdown_wait_time={SHUTDOWN_SECONDS}",
     ]
     return [*command, "--no-browser"] if no_browser else command
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vmsnix_ops.records.result import runs_row
+from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import remember
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
@@ -140,6 +142,12 @@ def test_unchanged_evidence_is_intact(evidence: Evidence) -> None:
         "notebook.ipynb",
         "report.html",
     }
+
+
+def test_the_row_of_another_attempt_is_no_anchor(evidence: Evidence) -> None:
+    values = {**evidence.result(), "attempt": 2, "journal_entries": 1, "journal_sha256": "0" * 64}
+    open_tables(evidence.settings).append("runs", [runs_row(values)])
+    assert evidence.verify().finding == "intact"
 
 
 @pytest.mark.parametrize(

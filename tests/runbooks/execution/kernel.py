@@ -30,7 +30,7 @@ class Kernel:
     state: Path
 
     def execute(self, source: str, cell: str | None = None) -> str:
-        """Run a cell; return the name of its error, or an empty string."""
+        """Run a cell; return its error, or an empty string."""
         content = {
             "code": source,
             "silent": False,
@@ -46,13 +46,15 @@ class Kernel:
             reply = self.client.get_shell_msg(timeout=DEADLINE)
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                 assert reply["content"]["status"] in ("ok", "error")
-                return str(reply["content"].get("ename", ""))
+                error = reply["content"].get("ename", "")
+                return f"{error}: {reply['content']['evalue']}" if error else ""
 
     def execute_cells(self, runbook: str, *names: str) -> None:
         """Run cells of a runbook, which must not fail; all by default."""
         for name, source in code_cells(runbook).items():
             if not names or name in names:
-                assert self.execute(source, name) == ""
+                error = self.execute(source, name)
+                assert error == "", f"{error} in the cell {name}"
 
     def shut_down(self) -> None:
         self.client.stop_channels()

@@ -77,7 +77,7 @@ def test_a_session_in_jupyterlab_is_one_run(tmp_path: Path) -> None:
         )
         lab.execute_cells("import-timings", "parameter-types")
         assert run.values["parameters"]["region"] == "eu-west-1"
-        assert lab.execute("unknown_name", "scratch") == "NameError"
+        assert lab.execute("unknown_name", "scratch").startswith("NameError")
         assert run.values["status"] == "running"
         lab.execute_cells("import-timings", "choose", "usual", "plot")
         lab.execute_cells("import-timings", "choose", "newest")
@@ -105,16 +105,16 @@ def test_a_session_in_jupyterlab_is_one_run(tmp_path: Path) -> None:
 
 def test_the_guard_follows_dry_run_and_a_killed_kernel_leaves_its_journal(tmp_path: Path) -> None:
     first = code_cells("retire-amis")
-    with kernel(tmp_path) as lab:
+    with kernel(tmp_path, AWS_REGION="eu-central-1") as lab:
         lab.execute_cells("retire-amis", "parameters", "parameter-types")
-        assert lab.execute(DELETE) == "SideEffectsError"
+        assert lab.execute(DELETE).startswith("SideEffectsError")
         lab.execute(
             first["parameters"].replace("dry_run: bool = True", "dry_run: bool = False"), "parameters"
         )
         lab.execute_cells("retire-amis", "parameter-types")
-        assert lab.execute(DELETE) == "EndpointConnectionError"
+        assert lab.execute(DELETE).startswith("EndpointConnectionError")
         lab.execute_cells("retire-amis", "parameters", "parameter-types")
-        assert lab.execute(DELETE) == "SideEffectsError"
+        assert lab.execute(DELETE).startswith("SideEffectsError")
         lab.kill()
         run = lab.run()
     assert run.values["status"] == "running"
@@ -160,9 +160,12 @@ def test_the_exit_code_that_papermill_does_not_have_is_in_the_result(
     assert [row["status"] for row in rows(tmp_path / "state")] == [status]
 
 
-def test_jupyter_execute_makes_a_run_also_of_a_changed_copy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["jupyter", "execute"], ["nbconvert", "--execute", "--to", "notebook"]])
+def test_jupyter_execute_and_nbconvert_make_a_run_also_of_a_changed_copy(
+    tmp_path: Path, words: list[str]
+) -> None:
     book = with_cell("import-timings", "raise ValueError('a mistake')", tmp_path)
-    code, output, run = program(["jupyter", "execute", str(book)], tmp_path / "state")
+    code, output, run = program([*words, str(book)], tmp_path / "state")
     assert code == 1, output
     assert (run.values["status"], run.values["exit_code"]) == ("failed", 1)
     assert "a mistake" in run.values["error"]
@@ -172,7 +175,7 @@ def test_a_new_first_call_after_the_end_starts_a_new_run(tmp_path: Path) -> None
     wrong = TIMINGS["parameters"].replace('via: Literal["", "import", "direct"] = ""', 'via: str = "neither"')
     with kernel(tmp_path) as lab:
         lab.execute(wrong, "parameters")
-        assert lab.execute(TIMINGS["parameter-types"], "parameter-types") == "ParameterError"
+        assert lab.execute(TIMINGS["parameter-types"], "parameter-types").startswith("ParameterError")
         assert not (tmp_path / "archive").exists()  # a mistake that a person corrects is no run
         lab.execute_cells("import-timings")
         lab.execute_cells("import-timings", "parameters", "parameter-types", "choose")

@@ -133,12 +133,13 @@ def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[li
     columns = ["journal_entries", "journal_sha256"]
     try:
         rows = open_tables(settings).read(
-            "runs", columns=columns, where=[("run_id", "==", run.run_id)], endpoint="all"
+            "runs", columns=[*columns, "attempt"], where=[("run_id", "==", run.run_id)], endpoint="all"
         )
     except RecordsError as error:
         problems.append(f"The history could not be read: {error}")
     else:
-        pairs = [(row["journal_entries"], row["journal_sha256"]) for row in rows.dropna().to_dict("records")]
+        rows = rows[rows["attempt"].fillna(1) == run.attempt].dropna(subset=columns)  # each has a journal
+        pairs = zip(rows["journal_entries"], rows["journal_sha256"], strict=True)
         found.append(_Anchored("the history (table runs)", [chain.Anchor(int(n), str(s)) for n, s in pairs]))
     entries, sha256 = (run.values.get(name) for name in columns)
     if archive.remote and isinstance(entries, int) and isinstance(sha256, str):

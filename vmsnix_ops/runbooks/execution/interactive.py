@@ -20,7 +20,6 @@ import base64
 import os
 import signal
 import sys
-import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -148,7 +147,7 @@ class KernelRun:
         self._write_first_entries(first)
         shell.events.register("pre_run_cell", self._before_cell)
         shell.events.register("post_run_cell", self._after_cell)
-        atexit.register(self.finish)
+        atexit.register(self._finish_at_exit)
 
     def _prepare(self, runbook: Runbook, values: Mapping[str, object]) -> tuple[writing.PreparedRun, str]:
         """Create the folder of the run; if the archive cannot be written, on this machine."""
@@ -410,17 +409,19 @@ class KernelRun:
         self.finish()
         return first
 
+    def _finish_at_exit(self) -> None:
+        with suppress(ValueError, OSError):  # the program that shuts the kernel down sends it soon
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.finish()
+
     def finish(self) -> None:
         """End the run if it has not ended, or save what was executed after its end; then forget it."""
         if self._shell is None:
             return
-        if threading.current_thread() is threading.main_thread():
-            with suppress(ValueError, OSError):  # the program that shuts the kernel down sends it soon
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for event, hook in (("pre_run_cell", self._before_cell), ("post_run_cell", self._after_cell)):
             with suppress(ValueError):
                 self._shell.events.unregister(event, hook)
-        atexit.unregister(self.finish)
+        atexit.unregister(self._finish_at_exit)
         try:
             with side_effects.saving_evidence():
                 if not self.ended or self.journal.entries != self._saved_entries:
