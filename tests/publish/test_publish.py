@@ -114,6 +114,15 @@ def test_every_step_is_journaled_and_in_the_tables(plan):
     assert (ami["ami_id"], ami["source"], ami["via"]) == (result.ami_id, "publish", "import")
     run = history.runs(tables).iloc[0]
     assert (run["status"], run["ami_id"], run["image"]) == ("done", result.ami_id, "sample")
+    for frame in (history.runs(tables), steps, history.amis(tables)):  # a rehearsal by exported variables
+        assert set(frame["endpoint"]) == {"sandbox"}
+        assert set(frame["account"]) == {wanted.account}
+    assert history.amis(tables, endpoint="aws").empty
+    assert written_endpoint(wanted) == "sandbox"
+
+
+def written_endpoint(wanted):
+    return json.loads((wanted.journal.run.folder / "result.json").read_text())["endpoint"]
 
 
 def test_the_result_is_written_as_json(plan):

@@ -359,11 +359,11 @@ def _refuse_typos(
     sources: list[tuple[Tables, str]], table: str, wanted: Mapping[str, list[Any]], frame: pd.DataFrame
 ) -> None:
     for name in (*filters.OPEN_COLUMNS, "region"):
-        missing = [value for value in wanted.get(name, ()) if value not in set(frame[name])]
-        if missing:
+        missing = set(wanted[name]) - set(frame[name]) if name in wanted else set()
+        if missing - (set(known_regions()) if name == "region" else set()):
             anywhere = [(tables, ALL_ENDPOINTS) for tables, _ in sources]
             recorded = _read(anywhere, table, columns=[name])[name].dropna()
-            filters.refuse_typos(name, missing, recorded)
+            filters.refuse_typos(name, sorted(missing), recorded)
 
 
 def ordered(values: pd.Series[Any], order: Iterable[str]) -> pd.Series[Any]:
