@@ -52,11 +52,11 @@ def test_a_failed_step_reports_the_error_and_raises_it() -> None:
     assert (events[-1].kind, events[-1].message) == ("failed", "bad disk")
 
 
-def test_an_interrupted_step_is_reported_as_failed() -> None:
+def test_an_interrupted_step_is_reported_as_stopped() -> None:
     events: list[Event] = []
     with pytest.raises(KeyboardInterrupt), Progress(events.append).step("import"):
         raise KeyboardInterrupt
-    assert (events[-1].kind, events[-1].message) == ("failed", "KeyboardInterrupt")
+    assert (events[-1].kind, events[-1].message) == ("stopped", "KeyboardInterrupt")
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
+from weakref import WeakSet
 
 from vmsnix_ops import files
+from vmsnix_ops.errors import InterruptedRunError
 from vmsnix_ops.templates import fill
 from vmsnix_ops.text import html, line, lines, write, write_command
 
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
 Forecast = Callable[[float], float | None]
 """Estimates the remaining seconds from the elapsed ones; ``None`` once the estimate is exceeded."""
 
-Kind = Literal["started", "advanced", "message", "finished", "failed"]
+Kind = Literal["started", "advanced", "message", "finished", "failed", "stopped"]
+ENDS = frozenset({"finished", "failed", "stopped"})
+"""The kinds of the last event of a step; an interrupt stops it."""
+
 Unit = Literal["bytes", "percent", "derivations", "items"]
 
 
@@ -72,7 +77,7 @@ class Event:
     @property
     def fraction(self) -> float | None:
         """The finished part, from 0 to 1: of the estimated time, or else of the total."""
-        if self.remaining is not None and self.kind not in ("finished", "failed"):
+        if self.remaining is not None and self.kind not in ENDS:
             whole = self.seconds + self.remaining
             return self.seconds / whole if whole > 0 else 0.0
         return min(max(self.done / self.total, 0.0), 1.0) if self.total else None
@@ -139,7 +144,8 @@ class Progress:
         try:
             yield step
         except BaseException as error:
-            step._emit("failed", str(error) or type(error).__name__)
+            stopped = isinstance(error, KeyboardInterrupt | InterruptedRunError)
+            step._emit("stopped" if stopped else "failed", str(error) or type(error).__name__)
             raise
         step._emit("finished")
 
@@ -156,6 +162,8 @@ def current() -> Progress:
     run sends its events to the runner. With ``VMSNIX_EVENTS`` the events are also written to that file.
     """
     reporter = _default_reporter()
+    if getattr(_shell(), "kernel", None) is not None:
+        reporter = _both(_remember, reporter)
     path = os.environ.get("VMSNIX_EVENTS")
     return Progress(_both(reporter, EventFile(Path(path))) if path else reporter)
 
@@ -175,6 +183,31 @@ def _default_reporter() -> Reporter:
     if sys.stdout.isatty():
         return TerminalBars()
     return LogLines(sys.stdout)
+
+
+_steps: dict[str, Event] = {}
+_bars_in_notebook: WeakSet[NotebookBars] = WeakSet()
+
+
+def _remember(event: Event) -> None:
+    if event.kind != "message":
+        _steps[event.step] = event
+
+
+def begin_cell() -> None:
+    """Forget the steps of the cell before."""
+    _steps.clear()
+
+
+def steps_of_cell() -> list[Event]:
+    """Return the newest event of each step that the running cell has shown."""
+    return list(_steps.values())
+
+
+def end_cell() -> None:
+    """Show the unfinished steps of a failed cell as stopped, such as those of threads that it left behind."""
+    for shown in list(_bars_in_notebook):
+        shown.stop()
 
 
 def _both(first: Reporter, second: Reporter) -> Reporter:
@@ -272,9 +305,9 @@ class LogLines:
             self._last[event.step] = event.seconds
             text = event.message if event.kind == "message" else describe(event)
             self._write(f"{event.step}: {text}")
-        elif event.kind in ("finished", "failed"):
+        elif event.kind in ENDS:
             shown = event.message or (describe(event) if event.done else "")
-            outcome = f"{event.step} {event.kind} in {human_seconds(event.seconds)}"
+            outcome = f"{event.step} {_end(event)}"
             self._write(f"{outcome}: {shown}" if shown else outcome)
             self._write("", "endgroup")
 
@@ -336,19 +369,25 @@ def _kernel_messages() -> Throttle:
     return Throttle(publish, every=MESSAGE_EVERY)
 
 
+def _end(event: Event) -> str:
+    return f"{event.kind} {'after' if event.kind == 'stopped' else 'in'} {human_seconds(event.seconds)}"
+
+
 def _outcome(event: Event) -> str:
-    parts = [f"{event.kind} in {human_seconds(event.seconds)}"]
+    parts = [_end(event)]
     if event.kind == "failed" and event.message:
         parts.append(event.message)
     elif event.done:
-        parts.append(describe(event))
+        parts.append(describe(replace(event, message="")) if event.kind == "stopped" else describe(event))
     return ", ".join(parts)
 
 
 class NotebookBars(Throttle):
-    """Shows a bar for each step below the running cell: blue while it runs, then green or red.
+    """Shows a bar for each step below the cell that starts it: blue, then green, red, or orange if stopped.
 
-    The widget `box` has a row for each step: its name, its bar and a line of text.
+    Each cell that starts a step has its own `box`, a widget with a row for each step: its name, its bar and a
+    line of text. A step that continues in another cell keeps its row. A cell that is executed again has a new
+    box, because JupyterLab removes its outputs.
     """
 
     def __init__(self) -> None:
@@ -357,16 +396,27 @@ class NotebookBars(Throttle):
         super().__init__(self._show, MESSAGE_EVERY)
         self.box: Any = ipywidgets.VBox([])
         self._rows: dict[str, tuple[Any, Any]] = {}
-        self._shown = False
+        self._running: dict[str, Event] = {}
+        self._cell: str | None = None  # of the box
+        _bars_in_notebook.add(self)
+
+    def stop(self) -> None:
+        """Show all running steps as stopped."""
+        for event in list(self._running.values()):
+            self(replace(event, kind="stopped"))
 
     def _show(self, event: Event) -> None:
         """Update the bar of the event's step."""
         if event.kind == "started" or event.step not in self._rows:
             self._add(event)
         bar, text = self._rows[event.step]
-        if event.kind in {"finished", "failed"}:
-            self._end(event, bar, text)
-        elif event.kind != "started":
+        if event.kind in ENDS:
+            self._running.pop(event.step, None)
+            self._finish(event, bar, text)
+            return
+        self._running[event.step] = event
+        bar.bar_style = "info"
+        if event.kind != "started":
             if event.total and event.fraction is not None:
                 bar.max, bar.value = event.total, event.fraction * event.total
             text.value = html(event.message if event.kind == "message" else describe(event))
@@ -387,21 +437,39 @@ class NotebookBars(Throttle):
         # HTML with escaped text: a Label shows text between two dollar signs as a formula.
         text = ipywidgets.HTML("started")
         self._rows[event.step] = (bar, text)
-        self.box.children = (*self.box.children, ipywidgets.HBox([name, bar, text]))
-        if not self._shown:
+        row = ipywidgets.HBox([name, bar, text])
+        cell = _running_cell()
+        if self._cell is None or cell not in (None, self._cell):
             from IPython.display import display
 
-            self._shown = True
+            self._cell, self.box = cell or "", ipywidgets.VBox([row])
             display(self.box)  # type: ignore[no-untyped-call]
+        else:
+            self.box.children = (*self.box.children, row)
 
-    def _end(self, event: Event, bar: Any, text: Any) -> None:
+    def _finish(self, event: Event, bar: Any, text: Any) -> None:
         if event.kind == "finished":
             bar.value, bar.bar_style = bar.max, "success"
         else:
-            bar.bar_style = "danger"
+            bar.bar_style = "danger" if event.kind == "failed" else "warning"
             # An empty bar would show no colour.
             bar.value = min(max(event.done, 0.05 * bar.max), bar.max)
         text.value = html(_outcome(event))
+
+
+def _shell() -> Any:
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+
+def _running_cell() -> str | None:
+    """Return the ID of the newest request to execute a cell; ``None`` if the kernel answers another request.
+
+    Jupyter shows outputs below the cell whose request is the parent of the message, also for threads.
+    """
+    shell = _shell()
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    header = (parent or {}).get("header", {})
+    return header.get("msg_id") if header.get("msg_type") == "execute_request" else None
 
 
 class TerminalBars:
@@ -434,7 +502,7 @@ class TerminalBars:
                 fraction = event.fraction
                 done = event.done if fraction is None or not event.total else fraction * event.total
                 bars.update(task, completed=done, total=event.total, detail=line(describe(event)))
-            elif event.kind in {"finished", "failed"}:
+            elif event.kind in ENDS:
                 self._end(event, bars, task)
 
     def close(self) -> None:
@@ -458,7 +526,8 @@ class TerminalBars:
     def _end(self, event: Event, bars: Bars, task: TaskID) -> None:
         whole = event.total or 1.0
         done = whole if event.kind == "finished" else event.done
-        mark, style = ("✓", "green") if event.kind == "finished" else ("✗", "bold red")
+        marks = {"finished": ("✓", "green"), "stopped": ("■", "bold yellow")}
+        mark, style = marks.get(event.kind, ("✗", "bold red"))
         bars.update(task, total=whole, completed=done, detail=line(_outcome(event)), mark=mark, style=style)
         bars.stop_task(task)
         self._running.discard(event.step)

@@ -298,6 +298,10 @@ def validate(runbook: str, namespace: dict[str, Any]) -> None:
     """
     from vmsnix_ops.runbooks import catalog
 
+    if "IPython" in sys.modules:
+        from vmsnix_ops.runbooks.execution import cards
+
+        cards.attach()
     running = os.environ.get("VMSNIX_NOTEBOOK", "")
     own = os.environ.get("VMSNIX_RUNBOOK") == runbook and running != ""
     declared = catalog.of_notebook(Path(running)) if own else catalog.find(runbook)
@@ -336,8 +340,9 @@ def _start_run(declared: Runbook, values: Mapping[str, object]) -> None:
     """Start or continue the run of a kernel that the runner did not start."""
     if "IPython" not in sys.modules:
         return
-    from vmsnix_ops.runbooks.execution import interactive
+    from vmsnix_ops.runbooks.execution import cards, interactive
 
+    cards.show_head(values)
     run_id = interactive.begin(declared, values)
     if run_id:
         echo(f"Run {run_id}. vmsnix runs show {run_id[-6:]} shows it.")

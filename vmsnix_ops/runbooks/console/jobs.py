@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import RunError, VmsnixError
-from vmsnix_ops.progress import Event
+from vmsnix_ops.progress import ENDS, Event
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks import parameters
@@ -214,7 +214,7 @@ class StepState:
     @property
     def ended(self) -> bool:
         """Whether the step has ended."""
-        return self.event.kind in ("finished", "failed")
+        return self.event.kind in ENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +325,8 @@ def main(folder: Path) -> None:
     """
     from vmsnix_ops.runbooks import catalog
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
-    from vmsnix_ops.runbooks.execution._kernel import describe
     from vmsnix_ops.runbooks.execution.execute import run
+    from vmsnix_ops.runbooks.execution.verdict import describe
 
     # The shell starts this process with SIGINT ignored, and the kernel would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

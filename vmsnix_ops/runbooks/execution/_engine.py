@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.execute import ERROR_MARKER_TAG, execute_notebook
 
 from vmsnix_ops.progress import MESSAGE
-from vmsnix_ops.runbooks.execution import kernels
+from vmsnix_ops.runbooks.execution import cards, kernels
 from vmsnix_ops.runbooks.execution import translator as _translator  # noqa: F401 - registers itself
 from vmsnix_ops.runbooks.execution._output import HeadAndTail, Limits, LiveOutput
 
@@ -183,7 +183,9 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
             if not content["text"]:
                 return None
         elif kind in ("display_data", "execute_result", "update_display_data"):
-            if kind != "update_display_data":
+            if cards.ERROR in content["data"] or cards.HEAD in content["data"]:
+                self.session.live.note(content["data"]["text/plain"], screen=False)
+            elif kind != "update_display_data":
                 self.session.live.display(content["data"])
             content["data"] = self._display_within_limits(content["data"])
         elif kind == "error":

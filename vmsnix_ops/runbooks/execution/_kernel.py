@@ -1,8 +1,8 @@
 """IPython extension of the kernels that vmsnix starts.
 
-It saves the parts of an error (why, fix, exit code, AWS request ID), because a kernel sends only its text.
-It also guards the side effects of the notebook, and sends the kernel's credentials to the runner, which
-removes them from the output.
+It shows errors as cards, and saves their parts (why, fix, exit code, AWS request ID), because a kernel sends
+only their text. It also guards the side effects of the notebook, and sends the kernel's credentials to the
+runner, which removes them from the output.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vmsnix_ops import credentials, files
 from vmsnix_ops.redaction import remember
+from vmsnix_ops.runbooks.execution import cards, verdict
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.execution.side_effects import Level
 
 ERROR_FILE = ".error.json"
-PARTS = ("code", "operation", "request_id", "status_message", "offset", "field", "derivation", "log")
 
 
 def load_ipython_extension(shell: Any) -> None:
     """Install the extension; IPython calls this."""
     shell.events.register("post_run_cell", _save_error)
     _show_whole_frames(shell)
+    cards.attach()
     level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
     if level and folder:
         from vmsnix_ops.runbooks.execution import lease, side_effects
@@ -100,15 +101,4 @@ def _save_error(result: Any) -> None:
     if error is None or folder is None:
         return
     with suppress(OSError):  # the notebook also shows the error
-        files.write(Path(folder) / ERROR_FILE, json.dumps(describe(error), default=str))
-
-
-def describe(error: BaseException) -> dict[str, object]:
-    """Return the parts of an error: those of `VmsnixError`, or its class and text."""
-    from vmsnix_ops.errors import VmsnixError
-
-    described: dict[str, object] = {"type": type(error).__name__}
-    if isinstance(error, VmsnixError):
-        described |= {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
-        described["detail"] = {part: getattr(error, part) for part in PARTS if getattr(error, part, None)}
-    return described
+        files.write(Path(folder) / ERROR_FILE, json.dumps(verdict.describe(error), default=str))

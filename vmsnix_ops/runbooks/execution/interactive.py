@@ -34,7 +34,7 @@ from vmsnix_ops.records.run_context import RunContext, new_run_id, set_kernel_ru
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import cells, chain, writing
 from vmsnix_ops.runbooks.execution import side_effects
-from vmsnix_ops.runbooks.execution.verdict import INTERRUPTS, PARTIAL, Failure, cell_failure
+from vmsnix_ops.runbooks.execution.verdict import INTERRUPTS, PARTIAL, Failure, cell_failure, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -273,8 +273,6 @@ class KernelRun:
     def _describe(self, number: int, error: BaseException) -> dict[str, Any]:
         """Return an error as in ``result.json``, and remember it as the failure of the run."""
         from nbformat.v4 import new_output
-
-        from vmsnix_ops.runbooks.execution._kernel import describe
 
         output = new_output(  # type: ignore[no-untyped-call]
             "error", ename=type(error).__name__, evalue=str(error), traceback=_traceback(self._shell, number)

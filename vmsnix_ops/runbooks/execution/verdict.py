@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 INTERRUPTS = frozenset({"KeyboardInterrupt", "InterruptedRunError"})
 PARTIAL = 3
+PARTS = ("code", "operation", "request_id", "status_message", "offset", "field", "derivation", "log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def judge(
     crash
         Error outside of the cells, such as a dead kernel.
     described
-        The error that the kernel saved (`_kernel.describe`); it has more parts than the text in the notebook.
+        The error that the kernel saved (`describe`); it has more parts than the text in the notebook.
     """
     failure = _first_failure(notebook, described or {}) if notebook is not None else None
     if failure is None and crash is not None:
@@ -83,6 +84,15 @@ def judge(
             fix="The executed notebook shows the last cell that ran.",
         )
     return ("partial" if failure.exit_code == PARTIAL else "failed"), failure
+
+
+def describe(error: BaseException) -> dict[str, object]:
+    """Return the parts of an error: those of `VmsnixError`, or its class and text."""
+    described: dict[str, object] = {"type": type(error).__name__}
+    if isinstance(error, errors.VmsnixError):
+        described |= {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
+        described["detail"] = {part: getattr(error, part) for part in PARTS if getattr(error, part, None)}
+    return described
 
 
 def read_error(path: Path) -> dict[str, Any]:
