@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.runbooks.execution.kernel import RunFiles, code_cells, kernel, runs_in
-from tests.support import DEADLINE
+from tests.support import DEADLINE, few
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import chain, verification
@@ -160,7 +160,9 @@ def test_the_exit_code_that_papermill_does_not_have_is_in_the_result(
     assert [row["status"] for row in rows(tmp_path / "state")] == [status]
 
 
-@pytest.mark.parametrize("words", [["jupyter", "execute"], ["nbconvert", "--execute", "--to", "notebook"]])
+@pytest.mark.parametrize(
+    "words", few([["jupyter", "execute"], ["nbconvert", "--execute", "--to", "notebook"]], 1, seconds=6)
+)
 def test_jupyter_execute_and_nbconvert_make_a_run_also_of_a_changed_copy(
     tmp_path: Path, words: list[str]
 ) -> None:
@@ -180,14 +182,17 @@ def test_a_new_first_call_after_the_end_starts_a_new_run(tmp_path: Path) -> None
         lab.execute_cells("import-timings")
         lab.execute_cells("import-timings", "parameters", "parameter-types", "choose")
         first, second = runs_in(tmp_path)
+        entries = second.entries
+        second.journal.unlink()
+        second.journal.mkdir()  # an error of the journal stops no cell
+        lab.execute_cells("import-timings", "usual")
         lab.shut_down()
+    assert any("The journal of the run could not be written" in text for text in second.values["problems"])
     assert first.folder != second.folder
     assert (first.values["status"], first.values["problems"]) == ("done", [])
     assert second.values["status"] == "cancelled"
     assert second.values["failure"]["what"] == "The kernel was shut down before its last cell."
-    assert [entry["source"] for entry in second.entries if entry["kind"] == "earlier"] == [
-        TIMINGS["parameters"]
-    ]
+    assert [entry["source"] for entry in entries if entry["kind"] == "earlier"] == [TIMINGS["parameters"]]
     assert first.notes() == {}
 
 

@@ -128,7 +128,7 @@ def _local(path: Path) -> bytes | None:
 
 def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[list[_Anchored], list[str]]:
     """Return the anchors of a journal outside of its folder, and why places could not be read."""
-    found = [_Anchored(f"this machine ({settings.state})", chain.read_anchors(settings.state, run.run_id))]
+    found = [_Anchored(f"the state folder {settings.state}", chain.read_anchors(settings.state, run.run_id))]
     problems = []
     columns = ["journal_entries", "journal_sha256"]
     try:
