@@ -126,6 +126,7 @@ class DisplayTable(Displayed):
     nothing: str = "No rows."  # shown instead of a table without rows
     # The values of the table, if they are those of a frame.
     values: pd.DataFrame | None = field(default=None, compare=False, repr=False)
+    brief: str = ""  # shown as text (terminal, log) instead of the rows; a notebook shows the rows
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -143,6 +144,8 @@ class DisplayTable(Displayed):
         head = [line(self.title)] if self.title else []
         if not self.rows:
             return "\n".join([*head, line(self.nothing)])
+        if self.brief:
+            return "\n".join([*head, lines(self.brief)])
         table = [[line(cell) for cell in row] for row in (self.columns, *self.rows)]
         widths = [max(len(row[place]) for row in table) for place in range(len(self.columns))]
         for row in table:
@@ -179,6 +182,21 @@ def make_table(
     """Return a table of values as text; a missing value becomes a dash."""
     texts = tuple(tuple(text(value) for value in row) for row in rows)
     return DisplayTable(tuple(columns), texts, frozenset(right), title, nothing)
+
+
+def shortened(table: DisplayTable, most: int, where: str) -> DisplayTable:
+    """Return a table whose text has at most so many rows, and says where the others are.
+
+    >>> print(shortened(make_table(["name"], [["a"], ["b"], ["c"]]), 1, "names.csv"))
+    name
+    a
+    2 more rows in names.csv.
+    """
+    left = len(table) - most
+    if left <= 0:
+        return table
+    first = str(replace(table, title="", rows=table.rows[:most]))
+    return replace(table, brief=f"{first}\n{left:,} more {'row' if left == 1 else 'rows'} in {where}.")
 
 
 def frame_table(frame: pd.DataFrame, *, title: str = "", nothing: str = "No rows.") -> DisplayTable:

@@ -220,7 +220,7 @@ class AuditResult(Result):
 
     def table(self) -> display.DisplayTable:
         """Return numbers and costs by account, region and kind, for people."""
-        return self.inventory.table()
+        return display.shortened(self.inventory.table(), BRIEF, "inventory.csv and audit.html")
 
     def notes(self) -> tuple[str, ...]:
         """Return the failures to read or write the tables."""
@@ -248,15 +248,18 @@ class AuditResult(Result):
 
     def show_summary(self) -> display.DisplayTable:
         """Return `summary` for people."""
-        return display.frame_table(self.summary(), title="Findings by rule")
+        table = display.frame_table(self.summary(), title="Findings by rule")
+        return display.shortened(table, BRIEF, "findings.csv and audit.html")
 
     def show_changes(self, *, most: int = 200) -> display.DisplayTable:
         """Return what changed since the last audit, for people."""
-        return display.frame_table(self.changes.frame.head(most), title=str(self.changes))
+        table = display.frame_table(self.changes.frame.head(most), title=str(self.changes))
+        return display.shortened(table, BRIEF, "changes.csv and audit.html")
 
     def show_inventory(self, kind: str, *, most: int = 200) -> display.DisplayTable:
         """Return resources of a kind (``"ami"``, ``"snapshot"``, ...) for people, oldest first."""
-        return display.frame_table(views.show(self.inventory, kind, most=most))
+        table = display.frame_table(views.show(self.inventory, kind, most=most))
+        return display.shortened(table, BRIEF // 2, "inventory.csv and audit.html")
 
     def plot(self, *, ax: Axes | None = None) -> Figure:
         """Plot the cost of snapshots by age, by default into a new figure."""
@@ -323,6 +326,10 @@ class AuditResult(Result):
             write(self, folder)
 
 
+BRIEF = 10
+"""Most rows of a table, and most findings, as text on a terminal and in a log; the files have all."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShownFindings(display.Displayed):
     """Findings for people: a table in a notebook, lines in a log."""
@@ -342,11 +349,13 @@ class ShownFindings(display.Displayed):
 
     def __str__(self) -> str:
         lines = []
-        for row in as_text(self.frame).to_dict("records"):
+        for row in as_text(self.frame.head(BRIEF)).to_dict("records"):
             texts = (row["severity"], row["rule"], row["region"], row["resource_id"])
             lines += [line(" ".join(str(text) for text in texts if text)), f"    {line(row['reason'])}"]
             lines += [f"    {line(row['remediation'])}"] if row["remediation"] else []
-        return "\n".join([*lines, *self.notes()]) or self.nothing
+        left = self.total - min(len(self.frame), BRIEF)
+        more = [f"{left:,} more in findings.csv and audit.html."] if left else []
+        return "\n".join([*lines, *more]) or self.nothing
 
     def table(self) -> display.DisplayTable:
         """Return the findings."""

@@ -113,8 +113,10 @@ def show_json_text(text: str) -> None:
     echo(json_text(text))
 
 
-def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None) -> int:
+def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None, following: str = "") -> int:
     """Write the end of a run to standard output, as JSON if `as_json` is given, and return the exit code.
+
+    `following` is the command that usually comes next; JSON does not contain it.
 
     If standard output cannot be written (a closed pipe, a full disk), standard error gets the outcome.
     """
@@ -122,7 +124,7 @@ def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None) -
 
     try:
         if as_json is None:
-            show_outcome(outcome)
+            show_outcome(outcome, following=following)
         else:
             show_json(as_json)
             show_failure(outcome)
@@ -159,7 +161,7 @@ def unwritten(error: BaseException) -> str:
     return f"The output could not be written completely: {why}."
 
 
-def show_outcome(outcome: RunOutcome, stream: TextIO | None = None) -> None:
+def show_outcome(outcome: RunOutcome, stream: TextIO | None = None, *, following: str = "") -> None:
     """Write the outcome of a run: its AMI, the time of its steps, and the location of its evidence."""
     from rich.text import Text
 
@@ -183,8 +185,13 @@ def show_outcome(outcome: RunOutcome, stream: TextIO | None = None) -> None:
     for name in EVIDENCE:
         if getattr(outcome, name):
             screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
+    if values.get("page"):  # of an audit
+        screen.print(cell(f"{'page':<9} {values['page']}"), soft_wrap=True)
     screen.file.flush()
     show_failure(outcome)
+    if following:
+        screen.print(cell(f"{'next':<9} {following}"), soft_wrap=True)
+        screen.file.flush()
 
 
 def show_slow(values: Mapping[str, Any], stream: TextIO | None = None) -> None:

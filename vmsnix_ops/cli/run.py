@@ -384,6 +384,7 @@ def execute(
     error, are written to standard error. Without `yes`, a terminal gets a prompt before a runbook destroys.
     `mistakes` of the command line are listed in one error with those of the values.
     """
+    from vmsnix_ops.cli.next_steps import next_command
     from vmsnix_ops.cli.output import open_display, show_end
     from vmsnix_ops.cli.sandbox import run_sandbox, sandbox_defaults
     from vmsnix_ops.runbooks.evidence.writing import all_parameters
@@ -412,7 +413,8 @@ def execute(
             screen=screen,
             on_event=on_event,
         )
-    return show_end(outcome, as_json=outcome.values if as_json else None)
+    following = next_command(runbook, outcome.values, sandbox=sandbox)
+    return show_end(outcome, as_json=outcome.values if as_json else None, following=following)
 
 
 def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:

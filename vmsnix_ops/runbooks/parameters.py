@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -363,6 +364,28 @@ def _record_refusal(declared: Runbook, given: Mapping[str, object]) -> None:
 
 # IPython's empty first entry, the parameters, papermill's parameters, and the cell that calls `validate`.
 _CELLS_BEFORE = 4
+
+
+def command_words(values: Mapping[str, object]) -> list[str]:
+    """Return the options of a command line for these parameters."""
+    words = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            words += [f"{option}={item}" for item in value] or [f"{option}=[]"]
+        elif isinstance(value, dict):
+            words += [f"{option}={key}={item}" for key, item in value.items()] or [f"{option}={{}}"]
+        else:
+            words.append(f"{option}={'none' if value is None else value}")
+    return words
+
+
+def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool, yes: bool = False) -> str:
+    """Return the shell command for a run; with `yes`, it confirms that the run may destroy."""
+    words = ["vmsnix", runbook.short_name, *command_words(values), *(["--yes"] if yes else [])]
+    return shlex.join([*words, "--sandbox"] if sandbox else words)
 
 
 def split(pairs: Iterable[str]) -> dict[str, str]:

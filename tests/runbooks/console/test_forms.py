@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from tests.runbooks.shelf import replace_package
 from vmsnix_ops.cli import run as run_command
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.console.forms import Form, command_line, plan_html
+from vmsnix_ops.runbooks.console.forms import Form, plan_html
 from vmsnix_ops.runbooks.console.suggestions import Suggestion
+from vmsnix_ops.runbooks.parameters import command_line
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -202,9 +203,10 @@ class RetirementPlan(FingerprintedPlan):
         kept = [one for one in self.decisions if one.kept]
         title = _title(len(kept), "kept", most)
         rows = [_row(one) for one in kept[:most]]
-        return display.make_table(
+        table = display.make_table(
             _COLUMNS_SHOWN, rows, right=("stored",), title=title, nothing="No AMIs or snapshots are kept."
         )
+        return replace(table, brief=_by_reason(kept)) if len(kept) > BRIEF else table
 
     def facts(self) -> list[tuple[str, str]]:
         """Return the numbers of AMIs and snapshots by action, the policy and the fingerprint."""
@@ -250,6 +252,29 @@ COLUMNS = {
 """Columns of `RetirementPlan.frame` and their meaning."""
 
 _COLUMNS_SHOWN = ("AMI or snapshot", "name", "region", "created", "stored", "why")
+
+
+BRIEF = 10
+"""Most AMIs and snapshots that a terminal and a log list; of more, they show the reasons."""
+EXAMPLES = 3  # of each reason
+_FIGURES = re.compile(r"[0-9][0-9.,:-]*|(?<=: ).*|'[^']*'")
+
+
+def _by_reason(kept: Sequence[Decision]) -> str:
+    """Return the number of kept AMIs and snapshots for each kind of reason, with some examples."""
+    groups: dict[str, list[Decision]] = {}
+    for one in kept:
+        # Reasons of one kind differ by numbers and names only.
+        groups.setdefault(_FIGURES.sub("", one.reasons[0]) if one.reasons else "", []).append(one)
+    lines = []
+    for found in sorted(groups.values(), key=len, reverse=True):
+        names = ", ".join(" ".join(filter(None, (one.resource_id, one.name))) for one in found[:EXAMPLES])
+        more = f" and {len(found) - EXAMPLES:,} more" if len(found) > EXAMPLES else ""
+        lines += [
+            f"{len(found):>6,}  such as: {'; '.join(found[0].reasons) or '-'}",
+            f"        {names}{more}",
+        ]
+    return "\n".join([*lines, "plan.csv and the report list all with their reasons."])
 
 
 def _row(one: Decision) -> list[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -431,23 +430,6 @@ class Form:
             if self._regions and region not in self._regions and region not in ("", "all"):
                 return f"Unknown or disabled region {region!r}. {nearest(region, self._regions)}".strip()
         return ""
-
-
-def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool, yes: bool = False) -> str:
-    """Return the shell command for the same run; with `yes`, it confirms that the run may destroy."""
-    words = ["vmsnix", runbook.short_name]
-    for name, value in values.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-        elif isinstance(value, list):
-            words += [f"{option}={item}" for item in value] or [f"{option}=[]"]
-        elif isinstance(value, dict):
-            words += [f"{option}={key}={item}" for key, item in value.items()] or [f"{option}={{}}"]
-        else:
-            words.append(f"{option}={'none' if value is None else value}")
-    words += ["--yes"] if yes else []
-    return shlex.join([*words, "--sandbox"] if sandbox else words)
 
 
 def plan_html(form: Form, *, backend: str, command: str) -> Markup:

@@ -20,7 +20,7 @@ from vmsnix_ops.progress import amount, human_bytes, human_seconds
 from vmsnix_ops.records.result import is_dry_run
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
-from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, command_line, plan_html
+from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html
 from vmsnix_ops.runbooks.console.jobs import JobReader
 from vmsnix_ops.runbooks.console.suggestions import SuggestionCache, immediate, source_of
 from vmsnix_ops.runbooks.evidence import archive
@@ -677,7 +677,7 @@ class RunPage:
             kind, effect = EFFECTS[book.side_effects]
             self._about.value = fill(_ABOUT, book=book, kind=kind, effect=effect)
         values = form.confirmed_values(self._account or "ACCOUNT")
-        command = command_line(book, values, sandbox=self._bar.backend.sandbox, yes=form.destroys)
+        command = parameters.command_line(book, values, sandbox=self._bar.backend.sandbox, yes=form.destroys)
         self._plan.value = plan_html(form, backend=self._bar.words, command=command)
         dry = form.value(DRY_RUN) is True
         busy, invalid = self.job is not None, bool(form.problems)

@@ -1,0 +1,88 @@
+"""After a run, the terminal shows the command that usually comes next, and short tables."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+from vmsnix_ops.cli.next_steps import next_command
+from vmsnix_ops.display import make_table, shortened
+from vmsnix_ops.runbooks import catalog, parameters
+
+RUN = "20261130T081743599Z-x-28aa5e"
+FAILURE = {"type": "RoleError", "what": "x", "exit_code": 1}
+
+
+@pytest.mark.parametrize(
+    ("book", "values", "command"),
+    [
+        (
+            "publish-ami",
+            {"ami_id": "ami-1", "region": "eu-west-1", "parameters": {}},
+            "vmsnix smoke-test --ami ami-1 --region eu-west-1",
+        ),
+        (
+            "smoke-test",
+            {"ami_id": "ami-1", "region": "eu-west-1", "parameters": {}},
+            "vmsnix promote --ami ami-1 --region eu-west-1 --channel candidate",
+        ),
+        ("promote-ami", {"image": "web", "parameters": {}}, "vmsnix verify --image web"),
+        (
+            "promote-ami",
+            {
+                "dry_run": True,
+                "plan_fingerprint": "f1",
+                "parameters": {"ami": "ami-1", "regions": ["us-east-1"], "dry_run": True, "public": False},
+            },
+            "vmsnix promote --ami=ami-1 --regions=us-east-1 --expect-plan=f1 --no-dry-run",
+        ),
+        ("promote-ami", {"dry_run": True, "plan_fingerprint": None, "parameters": {"dry_run": True}}, ""),
+        (
+            "retire-amis",
+            {"dry_run": True, "plan_fingerprint": "f1", "parameters": {"dry_run": True}},
+            "vmsnix retire --expect-plan=f1 --confirm=f1 --no-dry-run --yes",
+        ),
+        ("audit-inventory", {"parameters": {"regions": ["all"]}}, "vmsnix retire --dry-run --regions all"),
+        ("publish-ami", {"status": "failed", "failure": FAILURE}, f"vmsnix runs resume {RUN}"),
+        ("audit-inventory", {"status": "failed", "failure": FAILURE}, f"vmsnix rerun {RUN}"),
+        ("retire-amis", {"status": "failed", "failure": FAILURE, "dry_run": True}, f"vmsnix rerun {RUN}"),
+        (
+            "publish-ami",
+            {"status": "failed", "failure": FAILURE, "exit_code": 2},
+            "vmsnix help publish",
+        ),
+        ("audit-inventory", {"status": "partial"}, f"vmsnix runs repair {RUN}"),
+        ("import-timings", {"parameters": {}}, ""),
+    ],
+)
+def test_the_next_command_fits_the_outcome_and_is_valid(
+    book: str, values: dict[str, Any], command: str
+) -> None:
+    runbook = catalog.find(book)
+    outcome = {"run_id": RUN, "status": "done", "exit_code": 0, "failure": None, **values}
+    assert next_command(runbook, outcome, sandbox=False) == command
+    words = shlex.split(command)
+    if len(words) > 3 and words[1] in catalog.short_names().values():
+        names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
+        declared = {one.name.replace("_", "-") for one in catalog.find(words[1]).parameters}
+        assert names <= {*declared, "no-dry-run", "yes"}
+    if command:
+        assert next_command(runbook, outcome, sandbox=True) == f"{command} --sandbox"
+
+
+def test_the_command_of_a_run_sets_its_parameters() -> None:
+    book = catalog.find("publish")
+    given = {"tags": {"Team": "a"}, "public": False, "kms_key": "x y"}
+    line = parameters.command_line(book, given, sandbox=True)
+    assert line == "vmsnix publish --tags=Team=a --no-public '--kms-key=x y' --sandbox"
+
+
+def test_a_long_table_is_short_as_text_and_complete_in_a_notebook() -> None:
+    table = shortened(make_table(["name"], [[f"row-{number}"] for number in range(30)]), 10, "all.csv")
+    assert str(table).splitlines()[-2:] == ["row-9", "20 more rows in all.csv."]
+    assert "row-29" in table._repr_html_()
+    assert len(table.frame) == 30
+    short = make_table(["name"], [["a"]])
+    assert shortened(short, 1, "all.csv") is short
