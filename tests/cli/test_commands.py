@@ -713,7 +713,7 @@ def test_a_run_on_the_sandbox_cannot_reach_the_real_aws(
     mine = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
     for variable in mine:
         monkeypatch.setenv(variable, "production")
-    with sandbox.run_sandbox(keep=False) as served:
+    with sandbox.run_sandbox() as served:
         environment = {**os.environ, **served.environment}
     assert set(mine) & set(environment) == set()
     assert {os.environ[variable] for variable in mine} == {"production"}
@@ -737,7 +737,7 @@ def test_the_demo_publishes_an_image_and_prints_one_json_object(tmp_path: Path) 
     assert result["version"] != result["package_version"]
     assert {step["step"] for step in result["steps"]} >= {"upload", "import", "register"}
     for kept in ("notebook", "report", "result"):
-        assert Path(result[kept]).is_relative_to(tmp_path / "vmsnix-demo")
+        assert Path(result[kept]).is_relative_to(tmp_path / "sandbox")
     assert not (tmp_path / "history").exists()
 
 
@@ -748,7 +748,7 @@ def test_a_demo_without_a_writable_folder_reports_it(
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "taken"))
     code, printed, complaint = run_vmsnix("demo")
     assert (code, printed) == (1, "")
-    assert complaint.startswith("Error: Could not write the sample image to ")
+    assert complaint.startswith("Error: The sandbox could not start.")
     assert "VMSNIX_STATE" in complaint
 
 

@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def test_time_that_was_moved_forward_survives_a_restart(tmp_path: Path) -> None:
+    with sandbox(state=tmp_path, speed=1e-6) as aws:
+        snapshot = aws.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
+        started = aws.clock.now()
+        aws.client("ebs").complete_snapshot(SnapshotId=snapshot, ChangedBlocksCount=0)
+        aws.clock.advance(3600)
+    with sandbox(state=tmp_path, speed=1e-6) as aws:
+        assert aws.clock.age(started) >= 3600
+        assert aws.clock.steps == 1
+        (found,) = aws.client("ec2").describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
+        assert found["State"] == "completed"
+        aws.reset()
+    with sandbox(state=tmp_path) as aws:
+        assert aws.clock.steps == 0
+
+
 def test_everything_survives_a_restart(tmp_path: Path) -> None:
     with sandbox(state=tmp_path, speed=20) as aws:
         aws.prepare(bucket="images")

@@ -14,10 +14,6 @@ from vmsnix_ops.text import line, write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.cli.sandbox import RunSandbox
-
-NAME = "vmsnix-demo"
-
 
 @click.command()
 @click.option(
@@ -27,16 +23,22 @@ NAME = "vmsnix-demo"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--keep", is_flag=True, help="Keep the sandbox running afterwards, for other tools.")
-def demo(image: str | None, as_json: bool, keep: bool) -> int:
+@click.option("--fresh", is_flag=True, help="Start with an empty account; the old one is kept in a folder.")
+def demo(image: str | None, as_json: bool, keep: bool, fresh: bool) -> int:
     """Publish an image to a local sandbox with the notebook 20-publish-ami, and show the result.
 
-    Needs no AWS account and no Nix, and does not use the network.
+    Needs no AWS account and no Nix, and does not use the network. The account is that of `--sandbox` of other
+    commands: `vmsnix runs --sandbox` shows the run.
     """
+    from vmsnix_ops.cli.next_steps import next_command
     from vmsnix_ops.cli.output import open_display, show_end
-    from vmsnix_ops.cli.sandbox import run_sandbox
+    from vmsnix_ops.cli.sandbox import print_exports, reset_account, run_sandbox
+    from vmsnix_ops.runbooks import catalog
     from vmsnix_ops.runbooks.execution.execute import run
 
-    with run_sandbox(name=NAME, keep=False) as served:
+    if fresh:
+        reset_account()
+    with run_sandbox() as served:
         chosen = image or str(_sample(served.state / "image"))
         with open_display(as_json=as_json) as (screen, on_event):
             write(
@@ -51,9 +53,11 @@ def demo(image: str | None, as_json: bool, keep: bool) -> int:
                 on_event=on_event,
             )
         values = {**outcome.values, "state": str(served.state)}
-        code = show_end(outcome, as_json=values if as_json else None)
+        following = next_command(catalog.find("publish-ami"), outcome.values, sandbox=True)
+        code = show_end(outcome, as_json=values if as_json else None, following=following)
         if keep and outcome.error is None:
-            _wait(served)
+            print_exports(served, sys.stderr)
+            threading.Event().wait()
     return code
 
 
@@ -68,17 +72,3 @@ def _sample(folder: Path) -> Path:
             why=f"{error.strerror}.",
             fix="Correct the folder's permissions, or set VMSNIX_STATE to another folder.",
         ) from error
-
-
-def _wait(served: RunSandbox) -> None:
-    """Print the variables of the sandbox, and wait for Ctrl-C."""
-    import shlex
-
-    exports = [
-        f"export {name}={shlex.quote(value)}"
-        for name, value in served.environment.items()
-        if name.startswith("AWS_") or name.upper() == "NO_PROXY"
-    ]
-    head = "The sandbox is still running. Press Ctrl-C to stop it. To use it in another shell:"
-    write(sys.stderr, "\n".join(["", head, *exports, ""]))
-    threading.Event().wait()

@@ -14,34 +14,35 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
 from vmsnix_ops.errors import RunError, VmsnixError
 from vmsnix_ops.settings import Settings, load
-from vmsnix_ops.text import json, write
+from vmsnix_ops.text import echo, json, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
     from vmsnix_ops.sandbox import Sandbox
+    from vmsnix_ops.sandbox.access import Access
 
 BUCKET = "vmsnix-images"
-SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds instead of minutes
+NOTHING_GIVEN = (None, None, None, None, None)
 
 
 @click.command("sandbox")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="TCP port on 127.0.0.1; 0 chooses a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="TCP port on 127.0.0.1 of a sandbox of its own; 0: a free one.",
 )
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Sandbox seconds per real second.",
+    help="Sandbox seconds per real second of a sandbox of its own.  [default: 1]",
 )
 @click.option(
     "--state",
@@ -59,18 +60,32 @@ SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds
     type=click.Choice(["demo"]),
     help="Fill an empty account, and the tables, with two years of published images. Default: empty.",
 )
+@click.option(
+    "--reset", is_flag=True, help="Empty the account of --sandbox; the old one is kept in a folder."
+)
 def sandbox_command(
-    port: int,
-    speed: float,
+    port: int | None,
+    speed: float | None,
     state: Path | None,
     limits: Literal["aws"] | None,
     seed: Literal["demo"] | None,
+    reset: bool,
 ) -> None:
     """Run a local AWS in the foreground, and print the export lines for a shell.
 
-    boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C.
+    boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C. Without options, it is the account of
+    `vmsnix demo` and of `--sandbox`, and its resources are kept; with any other option than --reset, it is a
+    sandbox of its own.
     """
     from vmsnix_ops.sandbox.serve import serve
+
+    if reset:
+        reset_account()
+        return
+    if (port, speed, state, limits, seed) == NOTHING_GIVEN:
+        _serve_shared()
+        return
+    port, speed = port or 0, speed or 1.0
 
     def more(aws: Sandbox) -> dict[str, str]:
         folder = (load().state / "seeded" if state is None else state / "records").absolute()
@@ -93,6 +108,7 @@ class RunSandbox:
     # Variables to add to those of this process, whose own AWS_* variables are removed during the block.
     environment: dict[str, str]
     state: Path  # folder of the history and the archive of its runs
+    aws: Access
 
 
 def record_folders(folder: Path) -> dict[str, str]:
@@ -148,32 +164,20 @@ def _without_aws_variables() -> Iterator[None]:
 
 
 @contextmanager
-def run_sandbox(
-    *, name: str = "sandbox", speed: float = SPEED, keep: bool = True, port: int = 0
-) -> Iterator[RunSandbox]:
-    """Serve a sandbox in this process until the block ends.
-
-    `name` is the name of its folder below the setting ``state``. With `keep`, its resources are kept for the
-    next sandbox of this name.
+def run_sandbox() -> Iterator[RunSandbox]:
+    """Join the sandbox that all commands of the user share, until the block ends; start it if necessary.
 
     Raises
     ------
     RunError
-        The port or the folder is in use.
+        It could not be started.
     """
-    from vmsnix_ops.sandbox import sandbox
+    from vmsnix_ops.cli.shared_sandbox import FOLDER, shared
 
     settings = load()
-    folder = settings.state / name
+    folder = settings.state / FOLDER
     defaults = sandbox_defaults()
-    try:
-        served = sandbox(speed=speed, port=port, state=folder / "aws" if keep else None)
-    except OSError as error:
-        raise _start_error(error) from error
-    if not keep:
-        # Tables that outlive their sandbox would list AMIs that no longer exist.
-        shutil.rmtree(folder / "history", ignore_errors=True)
-    with _without_aws_variables(), served as aws:
+    with _without_aws_variables(), shared(settings.state) as aws:
         aws.prepare(bucket=BUCKET, region=defaults["VMSNIX_REGION"], role=settings.role_name)
         yield RunSandbox(
             url=aws.url,
@@ -182,7 +186,35 @@ def run_sandbox(
             | defaults
             | {"VMSNIX_SANDBOX": aws.url, "VMSNIX_ALLOWED_ACCOUNTS": aws.account},
             state=folder,
+            aws=aws,
         )
+
+
+def reset_account() -> None:
+    """Let the shared sandbox start with an empty account, and print where the old one is kept."""
+    from vmsnix_ops.cli.shared_sandbox import start_anew
+
+    kept = start_anew(load().state)
+    text = f"The account is empty now. The old one is kept in {kept}." if kept else "The account is empty."
+    echo(text, err=True)
+
+
+def _serve_shared() -> None:
+    """Print the export lines of the shared sandbox, and wait for Ctrl-C."""
+    from vmsnix_ops.sandbox.serve import stop_signal
+
+    with stop_signal() as finished, run_sandbox() as served:
+        print_exports(served, sys.stdout)
+        finished.wait()
+
+
+def print_exports(served: RunSandbox, stream: TextIO) -> None:
+    """Write the lines with which another shell uses the shared sandbox."""
+    from vmsnix_ops.sandbox.serve import export_lines
+
+    variables = {name: value for name, value in served.environment.items() if not name.startswith("VMSNIX_")}
+    write(stream, export_lines(served.aws, served.state, variables))
+    stream.flush()
 
 
 def _start_error(error: OSError) -> RunError:

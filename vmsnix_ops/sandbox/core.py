@@ -27,6 +27,7 @@ from vmsnix_ops.sandbox.regions import partition_of
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterable
     from pathlib import Path
 
 Params = dict[str, Any]
@@ -154,6 +155,7 @@ class Clock:
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
         self.skew = timedelta(0)  # added to the time in answers; simulates clients whose clock is wrong
+        self.changed: Callable[[], None] = lambda: None  # called after each `advance`
         self._steps: list[tuple[datetime, float]] = []  # time of each call of `advance`, and its seconds
 
     @property
@@ -215,6 +217,15 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Make everything older by this many sandbox seconds."""
         self._steps.append((self.now(), _check_seconds("advance", seconds)))
+        self.changed()
+
+    def saved_steps(self) -> list[tuple[str, float]]:
+        """Return the calls of `advance`, for `restore_steps`."""
+        return [(at.isoformat(), seconds) for at, seconds in self._steps]
+
+    def restore_steps(self, saved: Iterable[tuple[str, float]]) -> None:
+        """Replace the calls of `advance` by saved ones."""
+        self._steps = [(datetime.fromisoformat(at), float(seconds)) for at, seconds in saved]
 
     @property
     def steps(self) -> int:

@@ -7,14 +7,17 @@ import shlex
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from vmsnix_ops.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from types import FrameType
+
+    from vmsnix_ops.sandbox.access import Access
 
 
 NOT_EXPORTED = {"AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}  # a person's shell keeps its own files
@@ -64,6 +67,23 @@ def serve(
         The port is in use, or the folder cannot be used. The text has the fix.
     """
     output = output or sys.stdout
+    with (
+        stop_signal() as finished,
+        Sandbox(port=port, speed=speed, state=state, limits=limits, seed=seed) as sandbox,
+    ):
+        if prepare is not None:
+            sandbox.prepare(prepare)
+        variables = sandbox.environment | dict(more(sandbox) if more is not None else {})
+        output.write(_as_json(sandbox, variables) if as_json else export_lines(sandbox, state, variables))
+        output.flush()
+        if ready is not None:
+            ready(sandbox)
+        finished.wait()
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT (Ctrl-C), SIGTERM and SIGHUP set, instead of ending the process."""
     finished = threading.Event()
 
     def finish(_number: int, _frame: FrameType | None) -> None:
@@ -74,15 +94,7 @@ def serve(
     numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
     before = {number: signal.signal(number, finish) for number in numbers}
     try:
-        with Sandbox(port=port, speed=speed, state=state, limits=limits, seed=seed) as sandbox:
-            if prepare is not None:
-                sandbox.prepare(prepare)
-            variables = sandbox.environment | dict(more(sandbox) if more is not None else {})
-            output.write(_as_json(sandbox, variables) if as_json else _as_exports(sandbox, state, variables))
-            output.flush()
-            if ready is not None:
-                ready(sandbox)
-            finished.wait()
+        yield finished
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -99,7 +111,8 @@ def _as_json(sandbox: Sandbox, variables: Mapping[str, str]) -> str:
     return json.dumps(facts) + "\n"
 
 
-def _as_exports(sandbox: Sandbox, state: Path | str | None, variables: Mapping[str, str]) -> str:
+def export_lines(sandbox: Access, state: Path | str | None, variables: Mapping[str, str]) -> str:
+    """Return the lines with which a shell uses a sandbox, whose state is kept in a folder."""
     exported = {name: value for name, value in variables.items() if name not in NOT_EXPORTED}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]
     kept = f"state is kept in {state}" if state is not None else "nothing is kept"

@@ -24,7 +24,7 @@ from vmsnix_ops.sandbox.credentials import (
 )
 from vmsnix_ops.sandbox.faults import Fault, Faults
 from vmsnix_ops.sandbox.limits import Limits
-from vmsnix_ops.sandbox.state_file import StateError, dump_tables, load_tables
+from vmsnix_ops.sandbox.state_file import StateError, dump_tables, load_steps, load_tables
 from vmsnix_ops.sandbox.storage import BlockStore
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
@@ -90,6 +90,7 @@ class SandboxState:
         (self.folder / "objects").mkdir(mode=0o700, exist_ok=True)
         self._add_first_key()
         self._dirty, self._stopped = threading.Event(), threading.Event()
+        self.clock.changed = self.mark_changed
         self._saver: threading.Thread | None = None
         if not self._temporary:
             self._saver = threading.Thread(target=self._save_changes, name="sandbox-saver", daemon=True)
@@ -170,11 +171,14 @@ class SandboxState:
                 )
             return Tables()
         try:
-            return Tables(load_tables(path.read_bytes()))
+            content = path.read_bytes()
+            tables = Tables(load_tables(content))
+            self.clock.restore_steps(load_steps(content))
         except StateError as error:
             raise OSError(
                 f"{path} is not a state file of this version of the sandbox: {error}. Choose another folder."
             ) from error
+        return tables
 
     def mark_changed(self) -> None:
         """Have the state saved soon."""
@@ -184,7 +188,7 @@ class SandboxState:
         """Write the state file, atomically."""
         with self.lock:
             self._dirty.clear()
-            content = dump_tables(self.tables)
+            content = dump_tables(self.tables, self.clock.saved_steps())
         temporary = self.folder / f"{STATE_FILE}.new"
         # Only the owner may read it: it contains the secret keys of the sandbox's users.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -35,8 +35,12 @@ class StateError(ValueError):
     """The bytes are not a state file of this version."""
 
 
-def dump_tables(tables: Tables) -> bytes:
-    """Return the bytes of a state file with these tables.
+Steps = list[tuple[str, float]]
+"""The calls of `Clock.advance`: time and seconds."""
+
+
+def dump_tables(tables: Tables, steps: Steps | None = None) -> bytes:
+    """Return the bytes of a state file with these tables and calls of `Clock.advance`.
 
     Raises
     ------
@@ -47,12 +51,13 @@ def dump_tables(tables: Tables) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "tables": [[*key, _encode(table)] for key, table in tables.items()],
+        "steps": steps or [],
     }
     return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
 def load_tables(content: bytes) -> Tables:
-    """Return the tables of a state file.
+    """Return the tables of a state file; see `load_steps` for its other content.
 
     Raises
     ------
@@ -77,6 +82,24 @@ def load_tables(content: bytes) -> Tables:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
         raise StateError(f"its content is not as expected ({type(error).__name__}: {error})") from error
+
+
+def load_steps(content: bytes) -> Steps:
+    """Return the calls of `Clock.advance` in a state file that `load_tables` has read.
+
+    Raises
+    ------
+    StateError
+        They are not as expected.
+    """
+    try:
+        found = [
+            (datetime.fromisoformat(at), float(seconds))
+            for at, seconds in json.loads(content).get("steps", [])
+        ]
+    except (TypeError, ValueError) as error:
+        raise StateError(f"its steps are not as expected ({error})") from error
+    return [(at.isoformat(), seconds) for at, seconds in found]
 
 
 def _encode(value: Any) -> Any:

@@ -1,0 +1,260 @@
+"""The sandbox that all commands of a user share: one process serves it while a command uses it.
+
+``vmsnix demo``, ``vmsnix sandbox`` and ``--sandbox`` of other commands use the same account, whose resources
+are kept below the setting ``state``. The first command starts ``python -m vmsnix_ops.cli.shared_sandbox``;
+later ones join it. Each command locks the file ``users`` (shared) while it uses the sandbox; the process ends
+when it gets this lock alone. So a killed command keeps nothing running.
+
+The address is in a file that only the user can read. It is used only while a process holds the lock of the
+sandbox's folder, which is the user's own: the address of a killed sandbox, or of another program that has its
+port now, is not used.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import files
+from vmsnix_ops.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmsnix_ops.sandbox.access import Access
+
+FOLDER, SERVER = "sandbox", "sandbox-server"  # below the setting `state`: the account, and its server
+USERS, STARTING, ADDRESS, LOG = "users", "starting", "address.json", "log.txt"
+SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds instead of minutes
+START_SECONDS = 60.0
+BUSY = 75  # exit code of a process that finds the folder in use
+POLL_SECONDS = 0.1
+IDLE_SECONDS = 0.5  # between two checks whether a command uses the sandbox
+URL = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
+
+
+@contextmanager
+def shared(state: Path) -> Iterator[Access]:
+    """Join the user's sandbox until the block ends, or start it if it does not run.
+
+    Parameters
+    ----------
+    state
+        The setting ``state``.
+
+    Raises
+    ------
+    RunError
+        It could not be started.
+    """
+    server = state / SERVER
+    try:
+        files.make_folder(server)
+        users = files.create(server / USERS, os.O_RDWR)
+    except OSError as error:
+        raise RunError(
+            "The sandbox could not start.",
+            why=f"{error.strerror}: {error.filename}.",
+            fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
+        ) from error
+    try:
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits while a sandbox that nobody uses saves its state
+        yield _join_or_start(state)
+    finally:
+        os.close(users)
+        _STARTED[:] = [process for process in _STARTED if process.poll() is None]
+
+
+_STARTED: list[subprocess.Popen[bytes]] = []
+"""Processes that this one has started and that may still run."""
+
+
+def start_anew(state: Path) -> Path | None:
+    """Let the user's sandbox start with an empty account, and return the folder of the old one, if any.
+
+    Raises
+    ------
+    UsageError
+        Commands use the sandbox.
+    """
+    server = state / SERVER
+    files.make_folder(server)
+    users = files.create(server / USERS, os.O_RDWR)
+    try:
+        deadline = time.monotonic() + 10 * IDLE_SECONDS
+        while not _locked(users):
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    "The sandbox is in use.",
+                    why="Another command uses it, such as vmsnix lab --sandbox.",
+                    fix="Stop that command, then try again.",
+                )
+            time.sleep(POLL_SECONDS)
+        folder = state / FOLDER
+        if not folder.is_dir():
+            return None
+        kept = state / f"{FOLDER}-until-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
+        folder.rename(kept)
+        return kept
+    finally:
+        os.close(users)
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file for this process alone; return false if other processes use it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _join_or_start(state: Path) -> Access:
+    """Return the access to the running sandbox, or start it; one command at a time."""
+    server = state / SERVER
+    with files.locked(server / STARTING):
+        found = _read_address(server / ADDRESS)
+        if found is not None and _is_served(state):
+            return found
+        with suppress(FileNotFoundError):  # of a sandbox that was killed
+            (server / ADDRESS).unlink()
+        process = _start(state)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            found = _read_address(server / ADDRESS)
+            if found is not None:
+                return found
+            code = process.poll()
+            if code == BUSY:  # a sandbox whose first command was killed starts or ends
+                process = _start(state)
+            elif code is not None:
+                raise RunError("The sandbox could not start.", why=_last_line(server / LOG), fix=_FIX)
+    raise RunError(f"The sandbox did not start within {START_SECONDS:.0f} s.", fix=_FIX)
+
+
+_FIX = "To start with an empty account and keep the old one: vmsnix sandbox --reset"
+
+
+def _is_served(state: Path) -> bool:
+    """Whether a process holds the lock of the account's folder."""
+    try:
+        descriptor = os.open(state / FOLDER / "aws" / "in-use", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_address(path: Path) -> Access | None:
+    """Return the access in a file of the user that nobody else can read; otherwise ``None``."""
+    from vmsnix_ops.sandbox.access import Access
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            return None
+        try:
+            values = json.loads(file.read())
+            url, key, secret, account = (
+                str(values[name]) for name in ("url", "access_key", "secret_key", "account")
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+    return Access(url, key, secret, account) if URL.fullmatch(url) else None
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file for its owner only, atomically, with the keys that `files.write` would remove."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _start(state: Path) -> subprocess.Popen[bytes]:
+    """Start the process that serves the sandbox; it ends when no command uses it."""
+    from vmsnix_ops.runbooks.execution import kernels
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    log = files.create(state / SERVER / LOG, os.O_WRONLY | os.O_TRUNC)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vmsnix_ops.cli.shared_sandbox", str(state)],
+            cwd=state / SERVER,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment | kernels.python_path(os.environ),
+            start_new_session=True,  # Ctrl-C of one command must not end it for the others
+        )
+        _STARTED.append(process)
+        return process
+    finally:
+        os.close(log)
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = files.read(path).decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((text for text in reversed(lines) if text.strip()), "Its process ended at the start.")
+
+
+def serve(state: Path) -> int:
+    """Serve the sandbox until no command uses it, and return the exit code."""
+    from vmsnix_ops.sandbox import Sandbox
+
+    def end(_number: int, _frame: object) -> None:
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # the state is saved
+        signal.signal(number, end)
+    address = state / SERVER / ADDRESS
+    users = files.create(state / SERVER / USERS, os.O_RDWR)
+    try:
+        sandbox = Sandbox(speed=SPEED, state=state / FOLDER / "aws")
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        return BUSY if error.errno == errno.EBUSY else 1
+    with sandbox as aws:
+        facts = {
+            "url": aws.url,
+            "access_key": aws.access_key,
+            "secret_key": aws.secret_key,
+            "account": aws.account,
+            "pid": os.getpid(),
+        }
+        try:
+            _write_private(address, json.dumps(facts))
+            while not _locked(users):
+                time.sleep(IDLE_SECONDS)
+        finally:
+            with suppress(OSError):
+                address.unlink()
+    return 0  # the lock of `users` is held until the state is saved
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Path(sys.argv[1])))
