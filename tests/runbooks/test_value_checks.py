@@ -223,6 +223,10 @@ def test_a_fleet_names_the_targets_of_each_mistake(tmp_path: Path) -> None:
     assert any(
         line.startswith("publish/web.vhd/eu-west-1, publish/web.vhd/us-east-1: image: ") for line in lines
     )
+    assert "No bucket given." in str(refused.value)
+    with pytest.raises(PlanError) as refused:  # as for a fleet on a sandbox, whose variables have a bucket
+        read_plan(plan, environment={"VMSNIX_BUCKET": "images"})
+    assert "No bucket given." not in str(refused.value)
     plan.write_text(plan.read_text() + '\n[dask]\nscheduler = "tls://10.0.0.1:8786"\n')
     with pytest.raises(PlanError) as refused:
         read_plan(plan)

@@ -246,7 +246,7 @@ def plan(
     from vmsnix_ops.runbooks.fleet.plan_file import read_plan  # imports pydantic
 
     check_range("workers", workers, 0, MOST_WORKERS)
-    read = read_plan(Path(file))
+    read = read_plan(Path(file), scheduler=scheduler, environment=environment)
     given = {"scheduler": scheduler or read.dask.scheduler, "workers": workers or read.dask.workers}
     read = replace(read, dask=read.dask.model_copy(update=given))
     check_address(read.dask)

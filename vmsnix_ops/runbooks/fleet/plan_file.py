@@ -346,6 +346,7 @@ class _Reader:
     notebooks: Path | None
     folder: Path  # working directory of the runs
     local: bool  # whether the runs are on this machine
+    outside: Mapping[str, str]  # variables of the fleet, which those of a target replace
     mistakes: dict[str, list[str]] = field(default_factory=dict)  # each with the names of its targets
 
     def _add(self, fault: str) -> None:
@@ -460,7 +461,7 @@ class _Reader:
         checked, wrong = parameters.collect(runbook, filled)
         mistakes: list[VmsnixError] = list(wrong.values())
         if self.local:
-            place = Place(self.folder, {**os.environ, **environment})
+            place = Place(self.folder, {**self.outside, **environment})
             unset = {parameter.name for parameter in runbook.parameters} - wrong.keys()
             mistakes += call_errors(runbook, checked, unset, place)
         else:  # files and settings are on the machines of the workers
@@ -574,8 +575,20 @@ class PlanFile:
     dask: Dask
 
 
-def read_plan(path: Path) -> PlanFile:
+def read_plan(
+    path: Path, *, scheduler: str = "", environment: Mapping[str, str | None] | None = None
+) -> PlanFile:
     """Read a plan file, and check everything that can be checked before anything starts.
+
+    Parameters
+    ----------
+    path
+        The plan file.
+    scheduler
+        Dask scheduler that replaces the one in the plan. With one, the files and settings of the runs are on
+        the machines of its workers, and are not checked here.
+    environment
+        Changes to the variables of this process for all runs; ``None`` removes a variable.
 
     Raises
     ------
@@ -592,6 +605,8 @@ def read_plan(path: Path) -> PlanFile:
             why="Plans are kept in repositories, archives and reports.",
             fix="Put credentials in the environment of the workers, or use a role or a profile.",
         )
+    merged = {**os.environ, **(environment or {})}
+    outside = {name: value for name, value in merged.items() if value is not None}
     faults: list[str] = []
     folder = path.parent.absolute()
     plan = _validate(values, folder, faults)
@@ -608,7 +623,8 @@ def read_plan(path: Path) -> PlanFile:
                 accounts,
                 notebooks,
                 work,
-                local=not plan.dask.scheduler,
+                local=not (scheduler or plan.dask.scheduler),
+                outside=outside,
             ).targets()
         )
         for name, entry in entries.items()
