@@ -572,7 +572,7 @@ class RunPage:
         self.modified = ipywidgets.Checkbox(description="Run it as it is", indent=False)
         self.modified.observe(self._refresh, "value")
         self._modified_notebook = ipywidgets.VBox([self._modified_text, self.modified])
-        self._modified_notebook.add_class("vmsnix-confirm")
+        self._modified_notebook.add_class("vmsnix-modified")
         self.run_button = ipywidgets.Button(description="Run", button_style="primary")
         self.run_button.on_click(lambda _button: self._start(dry=False))
         self.dry_button = ipywidgets.Button(description="Dry run")
