@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from vmsnix_ops.audit.retirement._plan import _by_reason
 from vmsnix_ops.cli.next_steps import next_command
 from vmsnix_ops.display import make_table, shortened
 from vmsnix_ops.runbooks import catalog, parameters
@@ -86,3 +88,23 @@ def test_a_long_table_is_short_as_text_and_complete_in_a_notebook() -> None:
     assert len(table.frame) == 30
     short = make_table(["name"], [["a"]])
     assert shortened(short, 1, "all.csv") is short
+
+
+def test_kept_amis_are_grouped_by_the_kind_of_their_reason() -> None:
+    kept = [
+        SimpleNamespace(resource_id=f"ami-{number}", reasons=(reason,))
+        for number, reason in enumerate(
+            [f"created {days} days ago, less than 30 days" for days in range(12)]
+            + [f"one of the last 3 of /vmsnix/{name}/stable" for name in ("web", "db")]
+            + ["in use: launch-template lt-1"]
+        )
+    ]
+    lines = _by_reason(cast("Any", kept)).splitlines()
+    assert lines[0] == "    12  such as: created 0 days ago, less than 30 days"
+    assert lines[1] == "        ami-0, ami-1, ami-2 and 9 more"
+    assert lines[2:4] == [
+        "     2  such as: one of the last 3 of /vmsnix/web/stable",
+        "        ami-12, ami-13",
+    ]
+    assert lines[-1] == "plan.csv and the report list all with their reasons."
+    assert len(lines) == 7

@@ -12,6 +12,7 @@ port now, is not used.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import json
@@ -46,13 +47,15 @@ URL = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
 
 
 @contextmanager
-def shared(state: Path) -> Iterator[Access]:
+def shared(state: Path, speed: float = SPEED) -> Iterator[Access]:
     """Join the user's sandbox until the block ends, or start it if it does not run.
 
     Parameters
     ----------
     state
         The setting ``state``.
+    speed
+        Sandbox seconds per real second of a sandbox that this starts.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def shared(state: Path) -> Iterator[Access]:
         ) from error
     try:
         fcntl.flock(users, fcntl.LOCK_SH)  # waits while a sandbox that nobody uses saves its state
-        yield _join_or_start(state)
+        yield _join_or_start(state, speed)
     finally:
         os.close(users)
         _STARTED[:] = [process for process in _STARTED if process.poll() is None]
@@ -79,6 +82,13 @@ def shared(state: Path) -> Iterator[Access]:
 
 _STARTED: list[subprocess.Popen[bytes]] = []
 """Processes that this one has started and that may still run."""
+
+
+@atexit.register
+def _forget_started() -> None:
+    """Let the processes go on without a warning; they end when no command uses the sandbox."""
+    for process in _STARTED:
+        process.returncode = 0
 
 
 def start_anew(state: Path) -> Path | None:
@@ -121,7 +131,7 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _join_or_start(state: Path) -> Access:
+def _join_or_start(state: Path, speed: float) -> Access:
     """Return the access to the running sandbox, or start it; one command at a time."""
     server = state / SERVER
     with files.locked(server / STARTING):
@@ -130,7 +140,7 @@ def _join_or_start(state: Path) -> Access:
             return found
         with suppress(FileNotFoundError):  # of a sandbox that was killed
             (server / ADDRESS).unlink()
-        process = _start(state)
+        process = _start(state, speed)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -139,7 +149,7 @@ def _join_or_start(state: Path) -> Access:
                 return found
             code = process.poll()
             if code == BUSY:  # a sandbox whose first command was killed starts or ends
-                process = _start(state)
+                process = _start(state, speed)
             elif code is not None:
                 raise RunError("The sandbox could not start.", why=_last_line(server / LOG), fix=_FIX)
     raise RunError(f"The sandbox did not start within {START_SECONDS:.0f} s.", fix=_FIX)
@@ -192,7 +202,7 @@ def _write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _start(state: Path) -> subprocess.Popen[bytes]:
+def _start(state: Path, speed: float) -> subprocess.Popen[bytes]:
     """Start the process that serves the sandbox; it ends when no command uses it."""
     from vmsnix_ops.runbooks.execution import kernels
 
@@ -200,7 +210,7 @@ def _start(state: Path) -> subprocess.Popen[bytes]:
     log = files.create(state / SERVER / LOG, os.O_WRONLY | os.O_TRUNC)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vmsnix_ops.cli.shared_sandbox", str(state)],
+            [sys.executable, "-m", "vmsnix_ops.cli.shared_sandbox", str(state), str(speed)],
             cwd=state / SERVER,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -222,7 +232,7 @@ def _last_line(path: Path) -> str:
     return next((text for text in reversed(lines) if text.strip()), "Its process ended at the start.")
 
 
-def serve(state: Path) -> int:
+def serve(state: Path, speed: float) -> int:
     """Serve the sandbox until no command uses it, and return the exit code."""
     from vmsnix_ops.sandbox import Sandbox
 
@@ -234,7 +244,7 @@ def serve(state: Path) -> int:
     address = state / SERVER / ADDRESS
     users = files.create(state / SERVER / USERS, os.O_RDWR)
     try:
-        sandbox = Sandbox(speed=SPEED, state=state / FOLDER / "aws")
+        sandbox = Sandbox(speed=speed, state=state / FOLDER / "aws")
     except OSError as error:
         sys.stderr.write(f"{error}\n")
         return BUSY if error.errno == errno.EBUSY else 1
@@ -257,4 +267,4 @@ def serve(state: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(Path(sys.argv[1])))
+    sys.exit(serve(Path(sys.argv[1]), float(sys.argv[2])))

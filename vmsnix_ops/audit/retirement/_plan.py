@@ -257,7 +257,7 @@ _COLUMNS_SHOWN = ("AMI or snapshot", "name", "region", "created", "stored", "why
 BRIEF = 10
 """Most AMIs and snapshots that a terminal and a log list; of more, they show the reasons."""
 EXAMPLES = 3  # of each reason
-_FIGURES = re.compile(r"[0-9][0-9.,:-]*|(?<=: ).*|'[^']*'")
+_FIGURES = re.compile(r"[0-9][0-9.,:-]*|/\S+|(?<= of )\S+|(?<=: ).*|'[^']*'")
 
 
 def _by_reason(kept: Sequence[Decision]) -> str:
@@ -268,7 +268,7 @@ def _by_reason(kept: Sequence[Decision]) -> str:
         groups.setdefault(_FIGURES.sub("", one.reasons[0]) if one.reasons else "", []).append(one)
     lines = []
     for found in sorted(groups.values(), key=len, reverse=True):
-        names = ", ".join(" ".join(filter(None, (one.resource_id, one.name))) for one in found[:EXAMPLES])
+        names = ", ".join(one.resource_id for one in found[:EXAMPLES])
         more = f" and {len(found) - EXAMPLES:,} more" if len(found) > EXAMPLES else ""
         lines += [
             f"{len(found):>6,}  such as: {'; '.join(found[0].reasons) or '-'}",
