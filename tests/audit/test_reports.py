@@ -6,7 +6,8 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,14 +15,13 @@ import pytest
 from tests.audit.account import DIGEST, REGION, Owner
 from vmsnix_ops import errors
 from vmsnix_ops.audit import check, reports, views
+from vmsnix_ops.audit.findings import AuditCriteria
 from vmsnix_ops.audit.reports import AuditResult
+from vmsnix_ops.audit.rules import evaluate
+from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks.evidence.github import summary
 from vmsnix_ops.settings import load
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 NASTY = "<script>alert(1)</script>"
 
@@ -119,6 +119,31 @@ def test_an_audit_with_unread_sources_is_partial(own: Owner) -> None:
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
     assert result["status"] == "partial"
     with pytest.raises(errors.PartialError, match=r"The audit is partial.*Auto Scaling groups of"):
+        audit.raise_for_status()
+
+
+@pytest.mark.parametrize("table", ["amis", "promotions", "retirements", "packages", "proofs", "inventory"])
+def test_an_audit_with_a_damaged_table_is_partial(own: Owner, table: str) -> None:
+    """The resources are listed, and a rule that needs the table finds nothing instead of something wrong."""
+    ami = own.ami(tags=DIGEST)
+    tables = open_tables(load())
+    sync(regions=[REGION], tables=tables, session=own.aws.session())
+    own.share(ami, "all")
+    scanned = own.scan(regions=[REGION])
+    assert "drifted" in set(evaluate(scanned, tables=tables)["rule"])
+    log = Path(tables.location, table, "_delta_log")
+    log.mkdir(parents=True, exist_ok=True)
+    (log / f"{len([*log.glob('*.json')]):020}.json").write_text("{")
+    audit = AuditResult.of(scanned, AuditCriteria.of(old_days=365, known_accounts=[], packages=["openssl<3"]))
+    audit.save()
+    result = json.loads((audit.inventory.run.folder / "result.json").read_text())
+    assert result["status"] == "partial"
+    (problem, *_) = result["problems"]
+    assert str(log.parent) in problem
+    assert ami in set(audit.findings.query("rule == 'public'")["resource_id"])
+    assert ("drifted" in set(audit.findings["rule"])) is (table not in ("amis", "promotions", "retirements"))
+    assert ("contents-unknown" in set(audit.findings["rule"])) is (table != "packages")
+    with pytest.raises(errors.PartialError, match="with the tables"):
         audit.raise_for_status()
 
 

@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.arguments import MOST_DAYS, check_range
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.errors import ParameterError
+from vmsnix_ops.errors import ParameterError, RecordsError, SchemaError
 from vmsnix_ops.nix.versions import parse_conditions
 from vmsnix_ops.records import history
+from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
 
     from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.nix.versions import PackageCondition
     from vmsnix_ops.outcomes import Severity
-    from vmsnix_ops.records.tables import Tables
+    from vmsnix_ops.records.tables import Where
 
 COLUMNS: dict[str, str] = {
     "severity": "critical (production may fail), high (fix today), medium, low, or info",
@@ -50,6 +51,9 @@ COLUMNS: dict[str, str] = {
 _FIELD = re.compile(r"\{(\w+)\}")
 _PARTS = re.compile(r"(\{\w+\}|<[A-Z]+>)")
 
+
+NO_TABLES = Tables("/nonexistent")
+"""A history without tables."""
 
 # Commands that fix a finding.
 
@@ -220,6 +224,26 @@ class AuditData:
         """Return the rows that are older than `AuditCriteria.unfinished_hours`, or have no time."""
         edge = self.now - timedelta(hours=self.criteria.unfinished_hours)
         return frame[~(frame["created_at"] > edge)]
+
+
+class ReadableTables(Tables):
+    """Tables for an audit: a table that cannot be read is empty, and `unread` contains its error."""
+
+    def __init__(self, tables: Tables) -> None:
+        super().__init__(tables.location, region=tables.region)
+        self.unread: dict[str, RecordsError] = {}
+
+    def read(
+        self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
+    ) -> pd.DataFrame:
+        """Return a table as `Tables.read` does; an empty frame if it cannot be read."""
+        try:
+            return super().read(table, columns=columns, where=where)
+        except SchemaError:
+            raise
+        except RecordsError as error:
+            self.unread[table] = error
+            return NO_TABLES.read(table, columns=columns)
 
 
 def newest_proofs(tables: Tables) -> pd.DataFrame:

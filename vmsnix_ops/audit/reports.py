@@ -12,7 +12,7 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import changes as audit_changes
 from vmsnix_ops.audit import inventory as inventories
 from vmsnix_ops.audit import views
-from vmsnix_ops.audit.findings import AuditCriteria, as_text, newest_proofs
+from vmsnix_ops.audit.findings import AuditCriteria, ReadableTables, as_text, newest_proofs
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Inventory, OneByOne
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.audit.rules import evaluate
@@ -200,8 +200,11 @@ class AuditResult(Result):
         except errors.RecordsError as error:
             changed = audit_changes.Changes.none()
             problems.append(f"Could not compare with the last audit. {error}")
-        inventory = replace(inventory, frame=_with_proofs(inventory.frame, history))
-        findings = evaluate(inventory, criteria=criteria, tables=history)
+        readable = ReadableTables(history)
+        inventory = replace(inventory, frame=_with_proofs(inventory.frame, readable))
+        findings = evaluate(inventory, criteria=criteria, tables=readable)
+        for name, unread in readable.unread.items():
+            problems.append(f"Rules that need the table {name} found nothing. {unread}")
         return cls(inventory, findings, changed, problems, fail_on, tables)
 
     @property
@@ -267,7 +270,7 @@ class AuditResult(Result):
 
     @property
     def error(self) -> errors.VmsnixError | None:
-        """`AuditError` for findings as severe as `fail_on`; else `PartialError` if something was not read."""
+        """`AuditError` for findings as severe as `fail_on`; else `PartialError` if something is missing."""
         severities = _severities_from(self.fail_on)
         # The rule `unread` does not count: it is not about a problem of a resource.
         found = self.findings[
@@ -281,6 +284,12 @@ class AuditResult(Result):
                 fix="findings.csv and audit.html in the folder of the run have the fix of each finding.",
             )
         unread = self.inventory.unread
+        if not unread and self.problems:
+            return errors.PartialError(
+                f"The audit is partial: {counted(len(self.problems), 'problem')} with the tables.",
+                why=f"The first: {self.problems[0]}",
+                fix="All resources were read. Repair the tables, then run the audit again.",
+            )
         if not unread:
             return None
         first_unread = unread[0]

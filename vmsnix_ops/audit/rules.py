@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.audit.findings import (
     COLUMNS,
+    NO_TABLES,
     RULES,
     AuditCriteria,
     AuditData,
     Command,
+    ReadableTables,
     commands_for,
     concat,
     fill_template,
@@ -36,7 +38,6 @@ from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import history
 from vmsnix_ops.records.recorded_amis import expected_amis
-from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.inventory import ForeignReference, Inventory
     from vmsnix_ops.aws.references import Reference
+    from vmsnix_ops.records.tables import Tables
     from vmsnix_ops.settings import Settings
 
 
@@ -59,7 +61,8 @@ def evaluate(
     """Return the findings of all rules, or of some by name, most severe first.
 
     Columns are those in `COLUMNS`; `remediation` contains a `Command` or nothing, and `severity` is ordered.
-    `tables` is the history: without it, rules that need it find nothing.
+    `tables` is the history: without it, and for tables in `ReadableTables.unread`, rules that need it find
+    nothing.
     """
     import pandas as pd
 
@@ -68,17 +71,23 @@ def evaluate(
         if name not in RULES:
             raise ParameterError(f"Unknown rule {name!r}.", why=nearest(name, RULES))
     criteria = criteria or AuditCriteria()
-    tables = tables or Tables("/nonexistent")
+    tables = tables or NO_TABLES
     packages, digests = pd.DataFrame(columns=["digest", "name", "version"]), frozenset[str]()
     if criteria.packages:  # else do not read a table that may have millions of rows
         names = [wanted.name for wanted in criteria.packages]
         packages = tables.read("packages", columns=list(packages.columns), where=[("name", "in", names)])
         digests = frozenset(tables.read("packages", columns=["digest"])["digest"])
+    recorded, expected = history.amis(tables), expected_amis(tables)
+    if isinstance(tables, ReadableTables):
+        if tables.unread.keys() & {"amis", "promotions", "retirements"}:
+            expected = []  # the tables together say what AWS should report
+        if "packages" in tables.unread:
+            criteria = replace(criteria, packages=())
     data = AuditData(
         inventory,
         criteria,
-        history.amis(tables),
-        expected_amis(tables),
+        recorded,
+        expected,
         packages,
         digests,
         newest_proofs(tables),

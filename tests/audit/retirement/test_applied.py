@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.audit.retirement.fleet import OTHER_ACCOUNT, Fleet, why
+from tests.audit.retirement.fleet import OTHER_ACCOUNT, REGION, Fleet, why
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement.decisions import ELSEWHERE
@@ -92,6 +92,29 @@ def test_a_snapshot_without_our_tag_is_neither_changed_nor_deleted(fleet: Fleet)
     row = fleet.row("snapshots", foreign)
     assert row.tags == {"Name": "payroll"}
     assert fleet.snapshot_permissions(foreign) == [{"UserId": OTHER_ACCOUNT}]
+
+
+def test_an_ami_with_a_snapshot_of_another_account_is_retired_and_deleted(fleet: Fleet) -> None:
+    """Only its owner may read the permissions of a snapshot."""
+    theirs = fleet.aws.other_account(OTHER_ACCOUNT).client("ec2", REGION)
+    volume = theirs.create_volume(AvailabilityZone=f"{REGION}a", Size=1, VolumeType="gp3")["VolumeId"]
+    fleet.aws.clock.advance(60)
+    foreign = theirs.create_snapshot(VolumeId=volume)["SnapshotId"]
+    fleet.aws.clock.advance(3600)
+    theirs.modify_snapshot_attribute(
+        SnapshotId=foreign,
+        Attribute="createVolumePermission",
+        OperationType="add",
+        UserIds=[fleet.aws.account],
+    )
+    ami = fleet.ami(snapshots=(fleet.snapshot(tags={tagging.DIGEST: "x"}), foreign), days=60)
+    (one,) = fleet.apply().outcomes
+    assert (one.outcome, one.problem) == ("changed", "")
+    assert fleet.amis() == {ami: "disabled"}
+    (one,) = fleet.apply(now=fleet.later(), min_age_days=30).outcomes
+    assert (one.outcome, one.problem) == ("deleted", "")
+    (kept,) = theirs.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    assert kept["SnapshotId"] == foreign
 
 
 def test_a_snapshot_that_another_ami_needs_is_kept(fleet: Fleet) -> None:
