@@ -23,14 +23,13 @@ from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     import pandas as pd
 
     from vmsnix_ops.audit.inventory import Inventory
     from vmsnix_ops.nix.versions import PackageCondition
     from vmsnix_ops.outcomes import Severity
-    from vmsnix_ops.records.tables import Where
 
 COLUMNS: dict[str, str] = {
     "severity": "critical (production may fail), high (fix today), medium, low, or info",
@@ -233,17 +232,15 @@ class ReadableTables(Tables):
         super().__init__(tables.location, region=tables.region)
         self.unread: dict[str, RecordsError] = {}
 
-    def read(
-        self, table: str, *, columns: Sequence[str] | None = None, where: Where | None = None
-    ) -> pd.DataFrame:
+    def read(self, table: str, **options: Any) -> pd.DataFrame:
         """Return a table as `Tables.read` does; an empty frame if it cannot be read."""
         try:
-            return super().read(table, columns=columns, where=where)
+            return super().read(table, **options)
         except SchemaError:
             raise
         except RecordsError as error:
             self.unread[table] = error
-            return NO_TABLES.read(table, columns=columns)
+            return NO_TABLES.read(table, **options)
 
 
 def newest_proofs(tables: Tables) -> pd.DataFrame:
