@@ -94,7 +94,7 @@ def test_a_wrong_argument_is_refused_with_the_right_one(
 def test_reading_writes_nothing(own: Owner, tmp_path: Path) -> None:
     own.ami(tags=DIGEST)
     audit.scan(REGION)
-    found = audit.check(regions=[REGION])
+    found = audit.check(regions=REGION)
     _ = (str(found), found._repr_html_(), found.show_findings()._repr_html_())
     assert list(tmp_path.iterdir()) == []
 

@@ -18,8 +18,9 @@ from tests.runbooks.execution.kernel import runs_in
 from tests.runbooks.execution.test_interactive import with_cell
 from tests.support import DEADLINE
 from vmsnix_ops import errors, run
+from vmsnix_ops.audit.reports import ShownFindings
 from vmsnix_ops.display import frame_table
-from vmsnix_ops.records.result import write_result
+from vmsnix_ops.records.result import Result, write_result
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.runbooks.evidence.github import summary
 
@@ -37,6 +38,15 @@ FRAME = pd.DataFrame(
         "oldest": pd.to_datetime(["2026-01-02T03:04:05Z", None]),
     }
 )
+
+
+class Counted(Result):
+    """A result."""
+
+    def frame(self) -> pd.DataFrame:
+        return FRAME[["amis"]]
+
+
 KEEP = """
 import pandas as pd
 from vmsnix_ops import run
@@ -143,6 +153,8 @@ def test_without_a_runner_all_tables_of_a_process_are_in_one_folder(
         (FRAME.groupby("image").size(), ["image", "value"]),
         (FRAME.groupby("image").agg({"amis": ["min", "max"]}), ["image", "amis min", "amis max"]),
         (frame_table(FRAME[["amis"]]), ["amis"]),
+        (ShownFindings(FRAME[["amis"]], 2), ["amis"]),
+        (Counted(), ["amis"]),
         ([{"image": "a", "amis": 1}], ["image", "amis"]),
         (FRAME.set_axis([1, 2, 3, 4], axis="columns"), ["1", "2", "3", "4"]),
         (FRAME.head(0), list(FRAME.columns)),

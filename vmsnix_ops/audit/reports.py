@@ -64,7 +64,7 @@ def scan(
         As for `check`.
     """
     return inventories.scan(
-        regions=[regions] if isinstance(regions, str) and regions else regions,
+        regions=_as_list(regions),
         accounts=accounts,
         buckets=buckets,
         one_by_one=one_by_one,
@@ -76,7 +76,7 @@ def scan(
 @check_arguments
 def check(
     *,
-    regions: Iterable[str] = (),
+    regions: str | Iterable[str] = (),
     accounts: Iterable[str] = (),
     buckets: Iterable[str] = (),
     one_by_one: OneByOne = "auto",
@@ -100,8 +100,8 @@ def check(
     Parameters
     ----------
     regions
-        Regions to scan; by default the region of the settings or of AWS. ``["all"]``: every region that is
-        enabled, in each account.
+        A region or a list of regions; by default the region of the settings or of AWS. ``"all"``: every
+        region that is enabled, in each account.
     accounts
         Account IDs or role ARNs (see `vmsnix_ops.aws.accounts.open_accounts`); by default the setting
         ``audit_accounts``, or the caller's account.
@@ -151,7 +151,7 @@ def check(
     )
     inventory = inventories.scan(
         rules,
-        regions=regions,
+        regions=_as_list(regions),
         accounts=accounts,
         buckets=buckets,
         one_by_one=one_by_one,
@@ -159,6 +159,10 @@ def check(
         session=session,
     )
     return AuditResult.of(inventory, criteria, fail_on=fail_on)
+
+
+def _as_list(regions: str | Iterable[str]) -> Iterable[str]:
+    return [regions] if isinstance(regions, str) and regions else regions
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ OTHER_NAMES = {
     "after": "since",
     "end": "until",
     "before": "until",
+    "min_age": "older_than",
 }
 """Names that people try, with the filter that they mean."""
 

@@ -49,7 +49,7 @@ def __dir__() -> list[str]:
 
 
 def keep(
-    table: pd.DataFrame | pd.Series[Any] | display.DisplayTable | Iterable[Mapping[str, object]],
+    table: pd.DataFrame | pd.Series[Any] | display.Displayed | Iterable[Mapping[str, object]],
     name: str,
     *,
     title: str = "",
@@ -61,8 +61,8 @@ def keep(
     Parameters
     ----------
     table
-        A frame, a series, a table that a result shows, or a list of dictionaries. A named index becomes
-        columns.
+        A frame, a series, a result or a table that it shows, or a list of dictionaries. A named index
+        becomes columns.
     name
         Name of the file without ``.csv``, and of the scrap: letters, digits, dots, dashes and underscores.
     title
@@ -103,9 +103,9 @@ def _as_frame(table: Any) -> pd.DataFrame:
     """Return a table as a frame whose columns are unique texts."""
     import pandas as pd
 
-    if isinstance(table, display.DisplayTable):
-        table = table.frame
-    elif isinstance(table, pd.Series):
+    if isinstance(table, display.Displayed) and hasattr(table, "frame"):
+        table = table.frame() if callable(table.frame) else table.frame
+    if isinstance(table, pd.Series):
         table = table.to_frame(name=table.name if table.name is not None else "value")
     elif not isinstance(table, pd.DataFrame):
         try:

@@ -211,7 +211,9 @@ class _Demo:
         self.promote(ami, "candidate", created + timedelta(hours=2), (self.home,))
         if number % 2 == 0:
             regions = (self.home, *(self.abroad if age <= PROMOTED_ABROAD_DAYS else ()))
-            self.promote(ami, "stable", created + timedelta(days=min(6, age / 2)), regions)
+            self.promote(
+                ami, "stable", created + timedelta(days=min(self.chance.uniform(3, 9), age / 2)), regions
+            )
         if age > RETIRED_FROM_DAYS and number % 3:
             self.retire(ami)
         else:
