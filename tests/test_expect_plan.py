@@ -172,8 +172,22 @@ def test_a_retirement_is_confirmed_by_its_plan_and_refused_when_an_ami_was_launc
     aws.client("ec2", REGION).terminate_instances(InstanceIds=[instance])
     aws.clock.advance(3600)
     checked = dry_run(plan())
-    result = plan(dry_run=False, expect_plan=checked).apply()
-    assert [one.outcome for one in result.outcomes] == ["changed", "changed"]
+    # A run that was killed after the first AMI: the same command does the rest.
+    plan(dry_run=False, amis=[ami], confirm="1").apply().raise_for_status()
+    for option, changed in (("expect_plan", 1), ("confirm", 0), ("expect_plan", 0)):
+        result = plan(dry_run=False, **{option: checked}).apply()
+        assert [one.outcome for one in result.outcomes] == ["changed"] * changed
+
+
+def test_a_partial_promotion_is_continued_by_its_own_fingerprint(aws: Sandbox) -> None:
+    make_ami(aws)
+    denied = {"op": "ec2:CopyImage", "do": "error", "code": "UnauthorizedOperation", "http": 403, "nth": 1}
+    aws.faults.add(denied)
+    first = promotion(dry_run=False)
+    assert first.apply().status == "partial"
+    again = promotion(dry_run=False, expect_plan=first.fingerprint)  # as `vmsnix runs resume` does
+    assert again.fingerprint != first.fingerprint
+    assert again.apply().status == "done"
 
 
 def test_a_fleet_is_refused_when_its_file_was_edited(aws: Sandbox, tmp_path: Path) -> None:
@@ -251,7 +265,7 @@ def test_an_edited_row_of_a_plan_does_not_make_another_plan_acceptable(tmp_path:
     row = {"runbook": "promote-ami", "planned_at": datetime.now(UTC), "fingerprint": "0" * 16}
     tables.append("plans", [{**row, "facts": json.dumps(FACTS)}])
     with pytest.raises(errors.StalePlanError, match="is not in the table plans"):
-        check_plan(FACTS, "0" * 16, tables, done=FACTS)
+        check_plan(FACTS, "0" * 16, tables, is_done=lambda name, before: True)
 
 
 def test_an_unwritable_history_does_not_stop_a_dry_run(tmp_path: Path) -> None:

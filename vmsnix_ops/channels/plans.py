@@ -93,7 +93,7 @@ class ChannelPlan(FingerprintedPlan):
         }
 
     def check_expected(self) -> None:
-        """Check that this is the expected plan, and record the plan of a dry run.
+        """Check that this is the expected plan, and record it.
 
         Raises
         ------
@@ -101,8 +101,8 @@ class ChannelPlan(FingerprintedPlan):
             It is another plan.
         """
         facts = self.content()
-        check_plan(facts, self.expect_plan, self.tables, done=self.done_facts())
-        if self.dry_run:
+        check_plan(facts, self.expect_plan, self.tables, is_done=self.is_done)
+        if self.expect_plan != self.fingerprint:
             record_plan(facts, self.tables, runbook=self.run.runbook, run_id=self.run.run_id)
 
     def promotion_row(self, how: How, ami: Ami, previous_ami_id: str) -> dict[str, Any]:

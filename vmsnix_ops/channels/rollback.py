@@ -34,7 +34,7 @@ from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import boto3
     import pandas as pd
@@ -227,9 +227,9 @@ class RollbackPlan(plans.ChannelPlan):
             facts[f"{target.region}, problem"] = type(target.problem).__name__ if target.problem else ""
         return facts
 
-    def done_facts(self) -> frozenset[str]:
-        """Return the names of the facts of the regions that are already rolled back."""
-        return frozenset(f"{target.region}, channel" for target in self.targets if target.done)
+    def is_done(self, name: str, before: Mapping[str, str]) -> bool:  # noqa: ARG002 - as in the base class
+        """Return whether a fact is about the channel of a region that is already rolled back."""
+        return any(name == f"{target.region}, channel" and target.done for target in self.targets)
 
     def apply(self) -> RollbackResult:
         """Set the channel in each region, and return the outcome. A dry run changes nothing.

@@ -27,6 +27,8 @@ from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import boto3
     import pandas as pd
 
@@ -90,9 +92,9 @@ class BootstrapPlan(_Parts, FingerprintedPlan):
         facts = {"account": place.account, "region": place.regions[0], "KMS key": place.kms_key}
         return facts | {part.name: f"{part.verdict}, {part.what}" for part in self.parts}
 
-    def done_facts(self) -> frozenset[str]:
-        """Return the names of the parts for which nothing will be done."""
-        return frozenset(part.name for part in self.parts if part.verdict == "keep")
+    def is_done(self, name: str, before: Mapping[str, str]) -> bool:  # noqa: ARG002 - as in the base class
+        """Return whether a fact is about a part for which nothing will be done."""
+        return any(part.name == name and part.verdict == "keep" for part in self.parts)
 
     def apply(self) -> BootstrapResult:
         """Create missing parts, correct wrong ones, and return the new state. A dry run changes nothing.
@@ -104,11 +106,10 @@ class BootstrapPlan(_Parts, FingerprintedPlan):
         vmsnix_ops.errors.StalePlanError
             It is not the expected plan; nothing was done.
         """
-        if self.expect_plan or self.dry_run:
-            facts, tables = self.content(), open_tables(load())
-            check_plan(facts, self.expect_plan, tables, done=self.done_facts())
-            if self.dry_run:
-                record_plan(facts, tables, runbook="bootstrap")
+        facts, tables = self.content(), open_tables(load())
+        check_plan(facts, self.expect_plan, tables, is_done=self.is_done)
+        if self.expect_plan != self.fingerprint:
+            record_plan(facts, tables, runbook="bootstrap")
         if self.dry_run:
             return BootstrapResult(self, self.place, self.parts)
         for part in self.todo:

@@ -3,9 +3,9 @@
 A fingerprint is made from facts: what will be done, and what was read to decide it. Facts contain no time of
 the run, no run ID and no path, so that equal plans have equal fingerprints on every machine and on every day.
 
-A dry run also writes its facts to the table ``plans``. If the plan of the later run is another one, the error
-lists the facts that differ. Facts of steps that are done meanwhile may differ, because nothing will be done
-for them: the same command continues a run that was killed.
+The facts are also written to the table ``plans``. If the plan of the later run is another one, the error
+lists the facts that differ. Facts of what is done meanwhile may differ, because nothing will be done for it:
+the same command continues a run that was killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import ParameterError, RecordsError, StalePlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Mapping
 
     from vmsnix_ops.records.tables import Tables
 
@@ -39,8 +39,8 @@ def fingerprint(facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(before: Mapping[str, str], now: Mapping[str, str], done: Collection[str] = ()) -> list[str]:
-    """Return the facts that differ, as texts, without those of `done`.
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the facts that differ, as texts.
 
     >>> differences({"state": "available"}, {"state": "disabled"})
     ['state: available before, disabled now']
@@ -48,12 +48,12 @@ def differences(before: Mapping[str, str], now: Mapping[str, str], done: Collect
     return [
         f"{name}: {before.get(name) or 'nothing'} before, {now.get(name) or 'nothing'} now"
         for name in dict.fromkeys((*before, *now))
-        if before.get(name, "") != now.get(name, "") and name not in done
+        if before.get(name, "") != now.get(name, "")
     ]
 
 
 def record_plan(facts: Mapping[str, str], tables: Tables, *, runbook: str, run_id: str = "") -> None:
-    """Write the facts of a dry run to the table ``plans``; ignore an error, which loses only details."""
+    """Write the facts of a plan to the table ``plans``; ignore an error, which loses only details."""
     found = fingerprint(facts)
     row = {
         "run_id": run_id or None,
@@ -71,7 +71,7 @@ def check_plan(
     expected: str,
     tables: Tables,
     *,
-    done: Collection[str] = (),
+    is_done: Callable[[str, Mapping[str, str]], bool] | None = None,
     option: str = "--expect-plan",
 ) -> None:
     """Check that a plan is the expected one.
@@ -83,9 +83,10 @@ def check_plan(
     expected
         The expected fingerprint; empty for any plan.
     tables
-        The tables with the facts of earlier dry runs.
-    done
-        Names of facts that may differ, because nothing will be done for them.
+        The tables with the facts of earlier plans.
+    is_done
+        Returns whether a fact may differ, because nothing will be done for it; gets its name, and the facts
+        of the earlier plan.
     option
         The option of the command line that takes the fingerprint.
 
@@ -108,7 +109,10 @@ def check_plan(
     if expected == now:
         return
     before = _recorded(expected, tables)
-    changed = differences(before or {}, facts, done)
+    if before is not None and is_done is not None:
+        same = [name for name in {*before, *facts} if is_done(name, before)]
+        before = {**before, **{name: facts.get(name, "") for name in same}}
+    changed = differences(before or {}, facts)
     if before is not None and not changed:
         return
     shown = ". ".join(changed[:MOST_LISTED]) + "."
@@ -146,9 +150,9 @@ class FingerprintedPlan(Displayed):
         """Return the facts of the plan by their names: what will be done, and what was read to decide it."""
         raise NotImplementedError
 
-    def done_facts(self) -> frozenset[str]:
-        """Return the names of the facts for which nothing will be done."""
-        return frozenset()
+    def is_done(self, name: str, before: Mapping[str, str]) -> bool:  # noqa: ARG002 - for subclasses
+        """Return whether nothing will be done for a fact of an earlier plan, so that it may differ."""
+        return False
 
     @property
     def fingerprint(self) -> str:

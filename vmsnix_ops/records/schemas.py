@@ -487,9 +487,9 @@ RETIREMENTS = Schema(
 
 PLANS = Schema(
     "plans",
-    "One row per plan of a dry run, so that a later run can list what differs from it.",
+    "One row per plan of a run, so that a later run can list what differs from it.",
     (
-        Column("run_id", "text", "Run ID of the dry run; empty without a run."),
+        Column("run_id", "text", "Run ID; empty without a run."),
         Column("runbook", "text", "Name of the runbook.", required=True),
         Column("planned_at", "time", "When the plan was made.", "UTC", required=True),
         _ENDPOINT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -111,6 +112,16 @@ class RetirementPlan(FingerprintedPlan):
             }
         return facts
 
+    def is_done(self, name: str, before: Mapping[str, str]) -> bool:
+        """Return whether a fact is about an AMI or a snapshot that was retired, deleted or restored since."""
+        resource = name.rpartition(", ")[0]
+        action = before.get(f"{resource}, action")
+        one = next((one for one in self.decisions if f"{one.resource_id} in {one.region}" == resource), None)
+        if action is None or one is None or not one.kept:
+            return action == "delete" and one is None and not self.unread
+        retired = any(map(retiring.is_retirement_tag, json.loads(dict(one.facts)["tags"])))
+        return action == ("retire" if retired else "restore")
+
     def apply(self) -> RetirementResult:
         """Retire, delete and restore as planned, and return the outcomes. A dry run changes nothing.
 
@@ -126,9 +137,10 @@ class RetirementPlan(FingerprintedPlan):
             Ctrl-C; ``result.json`` lists the outcomes.
         """
         facts, tables = self.content(), open_tables(load())
-        check_plan(facts, self.expect_plan, tables)
-        if self.dry_run:
+        check_plan(facts, self.expect_plan, tables, is_done=self.is_done)
+        if self.expect_plan != self.fingerprint:
             record_plan(facts, tables, runbook=self.run.runbook, run_id=self.run.run_id)
+        if self.dry_run:
             return RetirementResult(self, tuple(ResourceOutcome(one, "planned") for one in self.planned))
         if not self.planned:
             return RetirementResult(self, ())
@@ -161,7 +173,8 @@ class RetirementPlan(FingerprintedPlan):
         if self.expect_plan or confirm in (self.account, str(count)):
             return
         if FINGERPRINT.fullmatch(confirm):
-            check_plan(self.content(), confirm, open_tables(load()), option="--confirm")
+            tables = open_tables(load())
+            check_plan(self.content(), confirm, tables, is_done=self.is_done, option="--confirm")
             return
         words = [DONE_WORDS[action] for action in dict.fromkeys(one.action for one in self.planned)]
         raise errors.ParameterError(
