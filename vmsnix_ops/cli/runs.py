@@ -353,7 +353,15 @@ def _show(entry: ArchivedRun) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vmsnix_ops.cli.output import COLOURS, EVIDENCE, cell, console, show_slow, steps_table
+    from vmsnix_ops.cli.output import (
+        COLOURS,
+        EVIDENCE,
+        cell,
+        console,
+        show_how_to_apply,
+        show_slow,
+        steps_table,
+    )
     from vmsnix_ops.progress import human_seconds
 
     values, screen = entry.values, console()
@@ -389,6 +397,7 @@ def _show(entry: ArchivedRun) -> None:
     for number in range(1, entry.attempt):
         earlier = (values.get("files") or {}).get(f"attempt-{number}/report.html") or {}
         screen.print(cell(f"attempt {number} {earlier.get('place', '')}"), soft_wrap=True)
+    show_how_to_apply(values)
     where = " --sandbox" if values.get("sandbox") else ""
     if values.get("modified"):
         screen.print(cell(MODIFIED, "yellow"), soft_wrap=True)
