@@ -187,25 +187,11 @@ def show_outcome(outcome: RunOutcome, stream: TextIO | None = None, *, following
             screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)
     if values.get("page"):  # of an audit
         screen.print(cell(f"{'page':<9} {values['page']}"), soft_wrap=True)
-    show_how_to_apply(values, stream)
     screen.file.flush()
     show_failure(outcome)
     if following:
         screen.print(cell(f"{'next':<9} {following}"), soft_wrap=True)
         screen.file.flush()
-
-
-def show_how_to_apply(values: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Write the command that applies exactly the plan of a dry run."""
-    from vmsnix_ops.records.result import is_dry_run
-
-    fingerprint = values.get("plan_fingerprint")
-    if not fingerprint or not is_dry_run(values):
-        return
-    words = ["vmsnix", "rerun", *(["--sandbox"] if values.get("sandbox") else []), values["run_id"]]
-    words += ["--no-dry-run", f"--expect-plan {fingerprint}"]
-    words += ["--yes"] if values.get("side_effects") == "destroys" else []
-    console(stream).print(cell(f"{'apply':<9} {' '.join(words)}"), soft_wrap=True)
 
 
 def show_slow(values: Mapping[str, Any], stream: TextIO | None = None) -> None:

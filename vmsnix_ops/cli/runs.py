@@ -358,7 +358,6 @@ def _show(entry: ArchivedRun) -> None:
         EVIDENCE,
         cell,
         console,
-        show_how_to_apply,
         show_slow,
         steps_table,
     )
@@ -397,7 +396,7 @@ def _show(entry: ArchivedRun) -> None:
     for number in range(1, entry.attempt):
         earlier = (values.get("files") or {}).get(f"attempt-{number}/report.html") or {}
         screen.print(cell(f"attempt {number} {earlier.get('place', '')}"), soft_wrap=True)
-    show_how_to_apply(values)
+    _show_how_to_apply(values)
     where = " --sandbox" if values.get("sandbox") else ""
     if values.get("modified"):
         screen.print(cell(MODIFIED, "yellow"), soft_wrap=True)
@@ -413,6 +412,20 @@ def _status(entry: ArchivedRun) -> str:
     marks = [name for name in ("interactive", "modified") if entry.values.get(name)]
     status = ", ".join([entry.status, *marks])
     return f"{status} (dry run)" if is_dry_run(entry.values) else status
+
+
+def _show_how_to_apply(values: Mapping[str, Any]) -> None:
+    """Write the command that applies exactly the plan of a dry run."""
+    from vmsnix_ops.cli.output import cell, console
+    from vmsnix_ops.records.result import is_dry_run
+
+    fingerprint = values.get("plan_fingerprint")
+    if not fingerprint or not is_dry_run(values):
+        return
+    words = ["vmsnix", "rerun", *(["--sandbox"] if values.get("sandbox") else []), values["run_id"]]
+    words += ["--no-dry-run", "--expect-plan", fingerprint]
+    words += ["--yes"] if values.get("side_effects") == "destroys" else []
+    console().print(cell(f"{'apply':<9} {' '.join(words)}"), soft_wrap=True)
 
 
 def _show_failure(entry: ArchivedRun) -> None:
