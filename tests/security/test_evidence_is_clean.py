@@ -79,6 +79,7 @@ FAILS = "raise ValueError(f'it was {known} and \\x1b[1m{short}\\x1b[0m')"
 PACKAGE = ROOT / "vmsnix_ops"
 WRITES_BESIDE = {
     "cli/__init__.py": "the home folder of a user without one",
+    "cli/shared_sandbox.py": "the keys of the user's sandbox, for its commands, which redaction would remove",
     "files.py": "what all others call",
     "records/tables.py": "manifests: binary digests of blocks, which redaction could damage",
     "publish/bootstrap.py": "the template that the operator asks for, at a path of theirs",

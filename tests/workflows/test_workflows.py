@@ -286,12 +286,14 @@ def test_audit_needs_no_more_than_the_role_of_its_token(checkout: Path) -> None:
 
 
 def test_a_step_that_fails_fails_the_job_and_leaves_its_reason(checkout: Path, aws: Any) -> None:
-    job = job_of("publish.yml", checkout, aws, matrix={"image": "/no/such/image.vhd"})
+    image = checkout / "image.vhd"
+    image.write_text("no disk image")
+    job = job_of("publish.yml", checkout, aws, matrix={"image": str(image)})
     job.skip += ("Build", "Check the account")
     assert job.run() == 1
     assert job.ran == ["Publish"]
     assert "❌ publish-ami: failed" in job.summary
-    assert "/no/such/image.vhd" in job.summary
+    assert "image.vhd" in job.summary
     assert list((checkout / "evidence").glob("*/report.html"))
 
 

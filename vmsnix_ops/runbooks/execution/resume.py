@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import __version__
+from vmsnix_ops import __version__, files
 from vmsnix_ops.errors import ArchiveError, UnknownRunbookError, UsageError, VmsnixError
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
@@ -130,7 +130,7 @@ def archived_runbook(archive: Archive, run: ArchivedRun, folder: Path) -> Runboo
             fix=f"Repeat the run: vmsnix rerun {run.run_id}",
         ) from error
     path = folder / f"{known.slug if known is not None else f'10-{run.runbook}'}.ipynb"
-    path.write_text(json.dumps(notebook), encoding="utf-8")
+    files.write(path, json.dumps(notebook))
     return catalog.read(path)
 
 
