@@ -52,7 +52,12 @@ LOG = """() => {
         focused: document.activeElement === box,
     };
 }"""
-AS_ON_AWS = "import os\ndel os.environ['VMSNIX_SANDBOX']\n"
+AS_ON_AWS = """
+import os
+del os.environ['VMSNIX_SANDBOX']
+from vmsnix_ops import endpoints
+endpoints.endpoint_kind = lambda *_: "aws"
+"""
 
 
 @dataclass

@@ -24,7 +24,13 @@ DESTROYS = 'image: str = ""  # which image\ndry_run: bool = True  # show the pla
 
 
 @pytest.fixture
-def opened(console_shelf: Shelf, wait: Wait) -> Console:
+def on_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mark the endpoint of the tests, which is on this machine, as that of AWS."""
+    monkeypatch.setattr(backends.endpoints, "endpoint_kind", lambda environment: "aws")
+
+
+@pytest.fixture
+def opened(console_shelf: Shelf, wait: Wait, on_aws: None) -> Console:
     console_shelf.put("10-greet.ipynb", "print('hello', name)")
     console_shelf.put("20-fail.ipynb", "1 / 0")
     console_shelf.put("60-retire.ipynb", "dry_run", parameters=DESTROYS, side_effects="destroys")
@@ -176,7 +182,7 @@ TABLE = {"title": "Retire <2>", "columns": ["action", "AMI"], "rows": [["retire"
 
 
 @pytest.fixture
-def planned(console_shelf: Shelf, wait: Wait, tmp_path: Path) -> tuple[Console, dict[str, Any]]:
+def planned(console_shelf: Shelf, wait: Wait, tmp_path: Path, on_aws: None) -> tuple[Console, dict[str, Any]]:
     """A console with two runbooks that have a plan, and the result of a dry run."""
     console_shelf.put("60-retire.ipynb", "dry_run", parameters=PLANNED, side_effects="destroys")
     console_shelf.put("70-promote.ipynb", "dry_run", parameters=PLANNED, side_effects="creates")
@@ -307,6 +313,26 @@ def test_the_sandbox_is_marked_and_cannot_be_switched_to_production(
     assert "vmsnix-on-sandbox" in made.widget._dom_classes
     assert made.run.run_button.description == "Run on the sandbox"
     assert not shown(made.bar.switch)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url", "title", "words"),
+    [
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "SANDBOX", "Run on the sandbox"),
+        ("AWS_ENDPOINT_URL_EC2", "http://localhost:9", "SANDBOX", "Run on the sandbox"),
+        ("AWS_ENDPOINT_URL_EC2", "https://x.invalid", "CUSTOM ENDPOINT", "Run at the custom endpoint, acc"),
+    ],
+)
+def test_an_endpoint_of_this_machine_is_never_called_production(
+    console_shelf: Shelf, monkeypatch: pytest.MonkeyPatch, variable: str, url: str, title: str, words: str
+) -> None:
+    console_shelf.put("10-greet.ipynb", "1")
+    monkeypatch.setenv(variable, url)
+    made = Console()
+    assert title in made.bar._banner.value
+    assert "PRODUCTION" not in made.bar._banner.value
+    assert "vmsnix-on-production" not in made.widget._dom_classes
+    assert made.run.run_button.description.startswith(words)
 
 
 def test_the_backend_can_be_switched_to_a_sandbox_and_back(opened: Console, wait: Wait) -> None:

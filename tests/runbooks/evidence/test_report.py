@@ -231,9 +231,12 @@ def test_a_report_shows_the_verdict_and_the_facts() -> None:
         assert fact in text
 
 
-def test_only_a_run_on_the_sandbox_is_marked_as_such() -> None:
-    assert '<span class="sandbox">' in page(code("x"), sandbox="http://127.0.0.1:1")
-    assert '<span class="sandbox">' not in page(code("x"), sandbox=None)
+def test_a_run_is_marked_with_its_endpoint() -> None:
+    badges = {"aws": "AWS", "sandbox": "sandbox", "custom": "custom endpoint"}
+    for endpoint, text in badges.items():
+        assert f'<span class="endpoint {endpoint}">{text}</span>' in page(code("x"), endpoint=endpoint)
+    assert '<span class="endpoint sandbox">' in page(code("x"), sandbox="http://127.0.0.1:1")
+    assert '<span class="endpoint' not in page(code("x"), sandbox=None)
 
 
 def test_a_report_shows_the_error_once_and_links_the_cell() -> None:

@@ -45,9 +45,10 @@ class Console:
         self.bar.start(sandbox=sandbox)
 
     def _on_backend(self) -> None:
-        kind = "sandbox" if self.bar.backend.sandbox else "production"
-        self.widget.remove_class("vmsnix-on-production").remove_class("vmsnix-on-sandbox")
-        self.widget.add_class(f"vmsnix-on-{kind}")
+        names = {"aws": "vmsnix-on-production", "sandbox": "vmsnix-on-sandbox", "custom": "vmsnix-on-custom"}
+        for name in names.values():
+            self.widget.remove_class(name)
+        self.widget.add_class(names[self.bar.backend.kind])
         if self.bar.caller is None:
             self.run.backend_changed()
             self._refresh_tab()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
+from vmsnix_ops import endpoints
 from vmsnix_ops import settings as settings_module
 from vmsnix_ops.errors import RunError, VmsnixError
 from vmsnix_ops.runbooks.execution import kernels
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import boto3
     from markupsafe import Markup
 
+    from vmsnix_ops.endpoints import EndpointKind
     from vmsnix_ops.records.tables import Tables
     from vmsnix_ops.settings import Settings
 
@@ -46,8 +48,18 @@ class Backend:
 
     @property
     def sandbox(self) -> bool:
-        """Whether this is a sandbox."""
+        """Whether this is a sandbox that vmsnix started."""
         return bool(self.url)
+
+    @property
+    def kind(self) -> EndpointKind:
+        """Where the requests are sent."""
+        return "sandbox" if self.url else endpoints.endpoint_kind(self.environment)
+
+    @property
+    def endpoint(self) -> str:
+        """The address to which the requests are sent; empty for AWS."""
+        return self.url or endpoints.endpoint_url(self.environment)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -179,13 +191,13 @@ _NOTE = '{% if text %}<p class="vmsnix-quiet">{{ text }}</p>{% endif %}'
 
 def banner(backend: Backend, caller: Caller | None) -> Markup:
     """Return the banner with the backend and its account; `caller` is ``None`` while it is being read."""
-    if backend.sandbox:
-        kind, title = "vmsnix-sandbox", "SANDBOX"
-        words = "A local AWS on this machine. No request reaches AWS."
-    else:
-        kind, title = "vmsnix-production", "PRODUCTION AWS"
-        words = "Runs here change real resources and cost money."
-    more = " ".join(filter(None, (caller.arn if caller else "", backend.url)))
+    kind, title, words = {
+        "sandbox": ("vmsnix-sandbox", "SANDBOX", "A local AWS on this machine. No request reaches AWS."),
+        "custom": ("vmsnix-custom", "CUSTOM ENDPOINT", f"Requests are sent to {backend.endpoint}."),
+        "aws": ("vmsnix-production", "PRODUCTION AWS", "Runs here change real resources and cost money."),
+    }[backend.kind]
+    address = "" if backend.kind == "aws" else backend.endpoint
+    more = " ".join(filter(None, (caller.arn if caller else "", address)))
     return fill(_BANNER, kind=kind, title=title, words=words, caller=caller, more=more)
 
 
@@ -232,9 +244,11 @@ class BackendBar:
     @property
     def words(self) -> str:
         """The backend in words, as the end of "Run ..."."""
-        if self.backend.sandbox:
+        if self.backend.kind == "sandbox":
             return "on the sandbox"
         account = self.caller.account if self.caller else ""
+        if self.backend.kind == "custom":
+            return f"at the custom endpoint, account {account or 'unknown'}"
         return f"in AWS account {account}" if account else "on AWS, account unknown"
 
     def _on_switch(self, _change: object) -> None:
