@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import vmsnix_ops.sandbox
 from vmsnix_ops.sandbox import ebs, limits
-from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
 from vmsnix_ops.sandbox.ec2 import imports, snapshots
 from vmsnix_ops.sandbox.ec2.filters import documented_filters
 from vmsnix_ops.sandbox.ec2.instance_types import instance_types
 from vmsnix_ops.sandbox.managed_policies import MANAGED_POLICIES
+from vmsnix_ops.sandbox.public_amis import PARAMETER_PATH, PUBLIC_IMAGES
 from vmsnix_ops.sandbox.quotas import DEFAULTS
 from vmsnix_ops.sandbox.wire.models import SERVICES, Service, service_model
 
@@ -34,7 +34,7 @@ SANDBOX = Path(vmsnix_ops.sandbox.__file__).parent
 IMAGE_OPERATION = re.compile(
     r"Image|Snapshot|Import(?!Client|Key)|BundleTask|BundleInstance|ConversionTask|ExportTask"
 )
-"""The operations of EC2 of which each that is not emulated has a row."""
+"""The operations of EC2 that have a row of their own even when they are not emulated."""
 
 FOLDED = 5  # longer lists of names are folded
 TOOL_TESTS = ("tests/foreign/test_*.py", "tests/test_other_tools.py", "tests/sandbox/s3/test_other_tools.py")
@@ -49,27 +49,26 @@ with AWS's error codes. It is one process on 127.0.0.1 and needs no account.
 
 **It cannot show** whether an image boots (its instances run nothing: use the
 [boot test](../how-to/boot-an-image.md)), whether VM Import accepts an operating system, how long AWS takes,
-and what AWS changed since the documentation that the sandbox follows. Before you rely on a new job, run it
-once in an AWS account ([compare both](../how-to/record-aws.md)).
+or recent changes of AWS. Before you rely on a new job, run it once in an AWS account
+([compare AWS and the sandbox](../how-to/record-aws.md)).
 
-Start it with `vmsnix sandbox`, which prints the variables for a shell, with the option `--sandbox` of a
-runbook, or in [Python](python.md#sandbox).
+**Start it** with `vmsnix sandbox` (it prints the environment variables for a shell), with the option
+`--sandbox` of a runbook, or in [Python](python.md#sandbox).
 
-`vmsnix sandbox --seed demo`, or `sandbox(seed="demo")` in Python, fills an empty account with two years of
-published images: some dozens of AMIs in three regions with channels, instances, launch templates, Auto
-Scaling groups, shared and public AMIs, drift and leftovers. The command also fills tables with the matching
-runs, steps, AMIs, promotions and retirements, and prints their variables; in Python, `records` has the rows.
-The content is the same each time, and its ages too.
+**Start it with content**: `vmsnix sandbox --seed demo`, or `sandbox(seed="demo")` in Python, fills an empty
+account with two years of published images: some dozens of AMIs in three regions with channels, instances,
+launch templates, Auto Scaling groups, shared and public AMIs, drift and leftovers. The command also fills
+tables with the matching runs, steps, AMIs, promotions and retirements, and prints the variables with their
+locations; in Python, the attribute `records` has the rows. The content and its ages are always the same.
 
-The sandbox refuses what it does not emulate with the error `NotImplemented` (HTTP status 501), which names
-the operation, parameter or value. It never ignores a parameter.
+**What is not emulated is refused** with the error `NotImplemented` (HTTP status 501), which names the
+operation, parameter or value. The sandbox never ignores a parameter.
 
-**Lists of what AWS provides are shorter than on AWS.** They contain only what the sandbox has; an unknown
-name in a request is refused as not emulated:
+**Some lists are shorter than on AWS.** A request for another name is refused as not emulated:
 
 | operation | only these are listed |
 |---|---|
-CATALOGUE
+SHORTER
 
 ## Tools that run unchanged
 
@@ -83,14 +82,15 @@ How these tools compare: [](other-tools.md).
 
 `vmsnix sandbox --limits aws`, or `sandbox(limits="aws")` in Python, refuses requests above the rates of AWS.
 They are off by default. They follow the sandbox's clock: at `--speed 60`, sixty times as many requests a
-second are answered. Each limit is a bucket of tokens: a request takes one, and each second adds some.
+second are answered. Each limit is a token bucket: a request takes a token, and tokens are added at a constant
+rate.
 
 | operation | bucket | tokens a second | error |
 |---|---:|---:|---|
 LIMITS
 
-Other services are not limited. The quotas of accounts are those of Service Quotas. The limits of EC2 are
-those of each account, region and operation (*Request throttling for the Amazon EC2 API*).
+Other services are not limited. Each account has its own buckets in each region. Service Quotas returns the
+quotas of the EBS direct APIs; the limits of EC2 are in *Request throttling for the Amazon EC2 API*.
 
 These quotas are always on:
 
@@ -107,7 +107,7 @@ sandbox time:
 |---|---|---|
 | import of a snapshot | IMPORT for each GiB of the disk | 2 to 15 minutes |
 | copy of a snapshot or AMI | COPY for each GiB that the snapshot stores | |
-| with `--limits aws` | LIMITED for each GiB; a time-based copy takes its time | over 3 minutes for 2 GiB |
+| the same, `--limits aws` | LIMITED for each GiB; a time-based copy: as given | over 3 minutes for 2 GiB |
 | snapshot after CompleteSnapshot | COMPLETE for each GiB that was written | |
 
 ## Speed and memory
@@ -125,8 +125,8 @@ run. On two cores that also ran other programs:
 The sandbox started in 0.4 s (moto: 1.3 s). After 1 GiB to S3 and 1 GiB of blocks it had used at most 67 MiB
 of memory (moto after the same 1 GiB to S3: 629 MiB).
 
-**As the receiver of a benchmark** the sandbox is the bottleneck above 0.39 of the blocks a second that nginx
-accepts and discards, here 610 a second. `just bench-upload` therefore sends to nginx.
+**Do not measure uploads with it**: the sandbox accepted 610 blocks a second, 0.39 times as many as nginx,
+which discards them. `just bench-upload` therefore sends to nginx.
 
 ## Operations
 
@@ -146,7 +146,7 @@ def page() -> str:
         "TOOLS": "\n".join(_tool_rows()),
         "BOTOCORE": botocore.__version__,
         "LIMITS": "\n".join(_limit_rows()),
-        "CATALOGUE": "\n".join(_catalogue_rows()),
+        "SHORTER": "\n".join(_shorter_list_rows()),
         "PENDING": f"{ebs.MAX_PENDING_SNAPSHOTS}",
         "COPIES": f"{snapshots.MAX_COPIES_IN_PROGRESS}",
         "TASKS": f"{imports.MAX_ACTIVE_TASKS}",
@@ -169,8 +169,8 @@ def _tool_rows() -> list[str]:
     return rows
 
 
-def _catalogue_rows() -> list[str]:
-    """Return a row for each list of what AWS provides, of which the sandbox has a part."""
+def _shorter_list_rows() -> list[str]:
+    """Return a row for each operation that lists less than on AWS, with what it lists."""
     quotas = [f"`{code}` {quota[0]}" for (_, code), quota in DEFAULTS.items()]
     families = sorted({name.partition(".")[0] for name in instance_types()})
     rows = [
@@ -203,16 +203,16 @@ def _limit_rows() -> list[str]:
             rate = f"{DEFAULTS['ebs', code][1]:,.0f}"
             error = f"`RequestThrottledException`, `{reason}`"
             rows.append(f"| {operation}, {where} | {rate} | {rate} | {error} |")
-    own: dict[limits.Bucket, list[str]] = {}
+    own: dict[limits.TokenBucket, list[str]] = {}
     for operation, bucket in limits.EC2_OPERATIONS.items():
         own.setdefault(bucket, []).append(operation)
     unfiltered = ", ".join(sorted(limits.UNFILTERED_OPERATIONS))
     texts = [
-        ("EC2: reading", limits.NON_MUTATING),
-        (f"{unfiltered}: without filters and pages", limits.UNFILTERED),
-        ("EC2: changing", limits.MUTATING),
+        ("EC2, other operations that read", limits.NON_MUTATING),
+        (f"without filters and page size: {unfiltered}", limits.UNFILTERED),
+        ("EC2, other operations that change", limits.MUTATING),
         *((", ".join(operations), bucket) for bucket, operations in own.items()),
-        *((f"{operation}: for each instance", bucket) for operation, bucket in limits.INSTANCES.items()),
+        *((f"{operation}, each instance", bucket) for operation, bucket in limits.INSTANCES.items()),
     ]
     return rows + [
         f"| {text} | {bucket.capacity:,} | {bucket.refill:g} | `RequestLimitExceeded` |"
@@ -280,7 +280,7 @@ Function = tuple[str, str]  # module and name
 CHECKS = {("vmsnix_ops.sandbox.ec2.common", name) for name in ("attribute_name", "check_one_of")} | {
     ("vmsnix_ops.sandbox.ec2.filters", "describe")
 }
-"""General checks; their arguments say what they refuse."""
+"""General checks. What they refuse is in their arguments."""
 
 
 def refused_values(operation: Operation) -> list[str]:

@@ -76,8 +76,8 @@ class Refilled(limits.Limits):
 def test_a_promotion_repeats_requests_above_the_limits(
     aws: Sandbox, ami: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "NON_MUTATING", limits.Bucket(2, 0))
-    monkeypatch.setattr(limits, "EC2_OPERATIONS", {"CreateTags": limits.Bucket(1, 0)})
+    monkeypatch.setattr(limits, "NON_MUTATING", limits.TokenBucket(2, 0))
+    monkeypatch.setattr(limits, "EC2_OPERATIONS", {"CreateTags": limits.TokenBucket(1, 0)})
     monkeypatch.setattr(aws.state, "limits", Refilled())
     found = plan(regions=[WEST, EUROPE], channel="stable").apply()
     assert not found.failed

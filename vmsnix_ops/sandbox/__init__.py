@@ -66,11 +66,11 @@ class Sandbox(Access):
     account
         Account ID of the caller, twelve digits. The default begins with a zero, which a number would lose.
     enforce_iam
-        Whether users and roles without any policy are refused everything, as on AWS. By default they may do
-        everything. The sandbox's administrator always may.
+        Whether users and roles without any policy are denied everything, as on AWS. By default they are
+        allowed everything. The sandbox's administrator is always allowed everything.
     limits
-        ``"aws"``: limit requests, and let copies take as long, as AWS does, in sandbox time: at a speed of 2,
-        twice as many requests a second are answered. None: do not limit requests.
+        ``"aws"``: use the request limits and copy durations of AWS, in sandbox time: at a speed of 2, twice
+        as many requests a second are answered. None: do not limit requests.
     seed
         ``"demo"``: fill the account with two years of published images (`Sandbox.add_demo`), unless it has
         AMIs. None: an empty account.
@@ -83,9 +83,9 @@ class Sandbox(Access):
     Raises
     ------
     ValueError
-        There are no such limits, or there is no such seed.
+        `limits` or `seed` has another value.
     OSError
-        The port is in use, or the folder cannot be used. The text has the fix.
+        The port is in use, or the folder cannot be used. The text contains the fix.
     """
 
     def __init__(
@@ -122,14 +122,14 @@ class Sandbox(Access):
     def add_demo(self, home: str = DEFAULT_REGION) -> Rows:
         """Fill the account with two years of published images, unless it has AMIs.
 
-        They have users, drift and leftovers; see `vmsnix_ops.sandbox.demo`. `home` is the region of the
-        publishes.
+        It also gets references to AMIs, drift and leftovers; see `vmsnix_ops.sandbox.demo`. `home` is the
+        region of the publishes.
 
         Returns
         -------
         dict
-            The rows of vmsnix's tables about them, by the names of the tables; also in `records`. Empty if
-            the account has AMIs already.
+            The rows of vmsnix's tables about the images, by the names of the tables; also in `records`.
+            Empty if the account had AMIs.
         """
         state = self.state
         with state.lock:
@@ -193,7 +193,7 @@ class Sandbox(Access):
         return made
 
     def save_tables(self) -> bytes:
-        """Return the resources of the sandbox, for `restore_tables`, as the start of several tests."""
+        """Return the resources of the sandbox, for `restore_tables`; several tests can start with them."""
         return self.state.save_tables()
 
     def restore_tables(self, saved: bytes) -> None:

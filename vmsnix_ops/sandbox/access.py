@@ -103,7 +103,7 @@ class Access:
         subject
             The workflow, such as ``repo:acme/images:ref:refs/heads/main``.
         audience
-            For whom the token is.
+            The recipient of the token.
         """
         return make_token(subject, audience=audience)
 

@@ -37,10 +37,10 @@ class Call:
     status
         HTTP status; 0 when the connection was dropped.
     ran
-        Whether the operation completed. False: it was refused or failed. True also when a fault rule then
-        dropped the answer.
+        Whether the operation completed, even if a fault rule then dropped the answer. False: it was refused
+        or it failed.
     fault
-        The effect of a fault rule, or empty.
+        What the fault rule did, or empty.
     seconds
         Real seconds until the answer was ready.
     request_id

@@ -67,7 +67,7 @@ NOT_EMULATED = "NotImplemented"
 
 
 def not_emulated(what: str) -> AwsError:
-    """Return the error for something that AWS has and the sandbox does not.
+    """Return the error for a request that AWS accepts and the sandbox does not emulate.
 
     Parameters
     ----------
@@ -172,15 +172,15 @@ class Clock:
         return datetime.now(UTC)
 
     def shown(self) -> datetime:
-        """Return the time that clients know: that of the Date header, which includes the skew."""
+        """Return the time that answers show in the Date header, which includes the skew."""
         return self.now() + self.skew
 
     def age(self, since: datetime) -> float:
-        """Return the sandbox seconds from a time until now."""
+        """Return the sandbox seconds since a time."""
         return (self.now() - since).total_seconds() * self.speed + self._advanced(since)
 
     def elapsed(self, since: datetime) -> float:
-        """Return the real seconds from a time until now, and those of `advance`."""
+        """Return the real seconds since a time, plus the seconds of `advance`."""
         return (self.now() - since).total_seconds() + self._advanced(since)
 
     def real_seconds(self, seconds: float) -> float:
@@ -188,9 +188,10 @@ class Clock:
         return min(seconds / self.speed, MAX_SECONDS) if self.speed else MAX_SECONDS
 
     def reached(self, since: datetime, seconds: float) -> datetime:
-        """Return when something reached an age in sandbox seconds: constant until `speed` changes.
+        """Return the real time at which something reached an age in sandbox seconds.
 
-        A step of `advance` that brought it to this age or above ended it at the time of the step.
+        If a call of `advance` made it reach the age, this is the time of that call. The result is constant
+        until `speed` changes.
         """
         left = seconds
         for at, step in self._steps:
@@ -207,15 +208,16 @@ class Clock:
         return since + timedelta(seconds=self.real_seconds(max(seconds, 0.0)))
 
     def is_listed(self, ended: datetime, seconds: float) -> bool:
-        """Return whether something that has ended is still listed, as AWS does for a while.
+        """Return whether AWS still lists something that has ended, such as a terminated instance.
 
-        It is listed for `seconds` sandbox seconds, and at a high speed for `LISTED_REAL_SECONDS`: a client
-        that polls every minute must see the end. `advance` counts for both.
+        It is listed for `seconds` of sandbox time, and for at least as many seconds of real time, up to
+        `LISTED_REAL_SECONDS`, so that a client that polls every minute sees the end. `advance` counts for
+        both.
         """
         return self.age(ended) <= seconds or self.elapsed(ended) <= min(seconds, LISTED_REAL_SECONDS)
 
     def advance(self, seconds: float) -> None:
-        """Make everything older by this many sandbox seconds."""
+        """Make all resources older by this many sandbox seconds."""
         self._steps.append((self.now(), _check_seconds("advance", seconds)))
         self.changed()
 
@@ -235,23 +237,23 @@ class Clock:
     def forget_steps(self) -> None:
         """Undo every `advance`.
 
-        A reset needs this: a presigned URL has a time in whole seconds, so a step shortly before would
-        count for a URL that was made after it.
+        A reset needs this: the time in a presigned URL has whole seconds, so an `advance` in the same second
+        would also age a URL that was made after it.
         """
         self._steps.clear()
 
     def is_past(self, moment: datetime, *, since: datetime | None = None) -> bool:
         """Return whether a time in an answer, such as an expiry, has passed.
 
-        Such times pass in real time, because clients compare them with their own clocks; `advance` brings
-        them nearer.
+        Such times pass in real time, because clients compare them with their own clocks; `advance` moves
+        the present towards them.
 
         Parameters
         ----------
         moment
             The time in the answer.
         since
-            When the answer was given; earlier steps of `advance` do not count. None: all steps count.
+            The time of the answer; earlier calls of `advance` do not count. None: all calls count.
         """
         return self.now() + timedelta(seconds=self._advanced(since)) >= moment
 
@@ -311,7 +313,7 @@ class Context:
     headers: Mapping[str, str] = field(default_factory=dict)
     signature_keys: Mapping[str, list[str]] = field(default_factory=dict)  # S3's condition keys
     body: Any = None  # wire.http.Body; also the value of a streaming parameter
-    outcome: Mapping[str, Any] = field(default_factory=dict)  # of the started work, set by a fault rule
+    outcome: Mapping[str, Any] = field(default_factory=dict)  # of a fault rule: how the started work will end
     limits: Any = None  # limits.Limits; None: requests are not limited
     authorizer: Any = None  # authorization.Authorizer
 

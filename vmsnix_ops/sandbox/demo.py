@@ -1,12 +1,12 @@
 """Fill an account with two years of published images, for tutorials, notebooks and screenshots.
 
-Three images were published to a home region, promoted to two more, used by instances, launch templates and
-Auto Scaling groups, and partly retired. Some things went wrong: failed imports, snapshots without an AMI,
-unfinished uploads, an AMI that was shared by hand. `fill` also returns the rows that vmsnix would have
-written to its tables about it, so that the history and the account match.
+Versions of three images were published in a home region, promoted to two other regions, used by instances,
+launch templates and Auto Scaling groups, and partly retired. Some things went wrong: there are failed
+imports, snapshots without an AMI, unfinished uploads, and an AMI that was shared by hand. `fill` also returns
+the rows that vmsnix would have written to its tables, so that the history matches the account.
 
-Everything follows from the time of the call and a fixed seed: IDs, digests and durations are the same each
-time, and ages too.
+The content depends only on the time of the call and on a fixed seed: IDs, digests, durations and ages are
+always the same.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ BLOCK = 524_288
 REGIONS = ("us-east-1", "eu-west-1", "eu-central-1")
 BUCKET = "vmsnix-images"
 WORKLOADS = "111122223333"
-"""Account that the stable AMIs are shared with."""
+"""The account that stable AMIs are shared with."""
 UNKNOWN_ACCOUNT = "999988887777"
-"""Account that an AMI was shared with by hand."""
+"""The account that one AMI was shared with by hand."""
 
 IMAGES = {
-    # Days between publishes, age of the first in days, size of the disk in GiB then and now.
+    # Days between publishes, age of the first version in days, GiB of its disk and of the newest one's.
     "ecs-node": (14, 728, 2.2, 3.4),
     "gc-fwd": (42, 700, 1.6, 2.1),
     "actions-runner": (28, 392, 5.8, 7.4),
 }
 DIRECT_SINCE_DAYS = 300
-PROMOTED_ABROAD_DAYS = 120
+OTHER_REGIONS_SINCE_DAYS = 120
 RETIRED_FROM_DAYS = 365
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -53,7 +53,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 @dataclass
 class Ami:
-    """A published AMI, and what the tables know about it."""
+    """A published AMI, with the values of its row in the table ``amis``."""
 
     image: str
     version: str
@@ -75,7 +75,7 @@ def fill(
     home: str = REGIONS[0],
     now: datetime | None = None,
 ) -> Rows:
-    """Fill an account, and return the rows of vmsnix's tables about it by the names of the tables.
+    """Fill an account, and return the matching rows of vmsnix's tables by the names of the tables.
 
     Parameters
     ----------
@@ -86,15 +86,15 @@ def fill(
     folder
         The folder of the sandbox, for the objects in its bucket.
     home
-        The region of publishes and of the bucket. AMIs are promoted to two others.
+        The region of the publishes and of the bucket. AMIs are promoted to two other regions.
     now
-        The present. Default: now.
+        The time from which ages are counted back; None: the present.
     """
     now = (now or datetime.now(UTC)).replace(second=0, microsecond=0)
     demo = _Demo(tables, account, folder, home, now)
     demo.publish_all()
-    demo.use()
-    demo.leave_behind()
+    demo.add_references()
+    demo.add_leftovers()
     demo.rows["runs"].sort(key=lambda row: row["started_at"])
     return demo.rows
 
@@ -106,7 +106,7 @@ class _Demo:
     folder: Path
     home: str
     now: datetime
-    chance: random.Random = field(default_factory=lambda: random.Random("demo"))  # noqa: S311 - no secrets
+    random: random.Random = field(default_factory=lambda: random.Random("demo"))  # noqa: S311 - no secrets
     rows: Rows = field(
         default_factory=lambda: {
             name: [] for name in ("runs", "steps", "amis", "promotions", "retirements", "packages")
@@ -122,17 +122,17 @@ class _Demo:
         return f"arn:{partition_of(self.home)}:iam::{self.account}:root"
 
     @property
-    def abroad(self) -> tuple[str, ...]:
+    def other_regions(self) -> tuple[str, ...]:
         return tuple(name for name in REGIONS if name != self.home)[:2]
 
     def table(self, kind: str, region: str | None = None) -> dict[str, Any]:
         return self.tables.table(self.account, self.home if region is None else region, kind)
 
     def new_id(self, prefix: str) -> str:
-        return f"{prefix}-0{self.chance.getrandbits(64):016x}"
+        return f"{prefix}-0{self.random.getrandbits(64):016x}"
 
     def run_id(self, runbook: str, started: datetime) -> str:
-        return f"{started:%Y%m%dT%H%M%S}000Z-{runbook}-{self.chance.getrandbits(24):06x}"
+        return f"{started:%Y%m%dT%H%M%S}000Z-{runbook}-{self.random.getrandbits(24):06x}"
 
     def add_run(
         self, runbook: str, started: datetime, seconds: float, *, status: str = "done", **more: Any
@@ -160,16 +160,16 @@ class _Demo:
     # Publish, promote, retire
 
     def publish_all(self) -> None:
-        """Publish every image in the order of time, with some failures between."""
+        """Publish all versions in the order of time, with some failures between them."""
         planned = []
         for image, (every, first, small, large) in IMAGES.items():
             for number, age in enumerate(range(first, 0, -every)):
                 size = small + (large - small) * (first - age) / first
                 planned.append((age, image, number, size))
         for count, (age, image, number, size) in enumerate(sorted(planned, reverse=True)):
-            moment = self.now - timedelta(days=age, hours=self.chance.uniform(0, 6))
+            moment = self.now - timedelta(days=age, hours=self.random.uniform(0, 6))
             via = "import"
-            if age < DIRECT_SINCE_DAYS and self.chance.random() < 0.7:
+            if age < DIRECT_SINCE_DAYS and self.random.random() < 0.7:
                 via = "direct"
             if count % 17 == 9:
                 self.fail(image, moment - timedelta(hours=2), size, number)
@@ -188,7 +188,7 @@ class _Demo:
         self.set_channels()
 
     def publish(self, image: str, number: int, moment: datetime, size: float, via: str, age: int) -> None:
-        """Publish one AMI, promote it, and retire it if it is old and not one of the kept ones."""
+        """Publish one AMI and promote it. Retire it if it is old, except every third one."""
         version = f"{moment:%y.%m}.{number}"
         digest = hashlib.sha256(f"{image} {version}".encode()).hexdigest()
         seconds, steps = self.steps(image, moment, size, via, digest)
@@ -210,9 +210,9 @@ class _Demo:
         self.record_packages(ami, number)
         self.promote(ami, "candidate", created + timedelta(hours=2), (self.home,))
         if number % 2 == 0:
-            regions = (self.home, *(self.abroad if age <= PROMOTED_ABROAD_DAYS else ()))
+            regions = (self.home, *(self.other_regions if age <= OTHER_REGIONS_SINCE_DAYS else ()))
             self.promote(
-                ami, "stable", created + timedelta(days=min(self.chance.uniform(3, 9), age / 2)), regions
+                ami, "stable", created + timedelta(days=min(self.random.uniform(3, 9), age / 2)), regions
             )
         if age > RETIRED_FROM_DAYS and number % 3:
             self.retire(ami)
@@ -222,11 +222,11 @@ class _Demo:
     def steps(
         self, image: str, moment: datetime, size: float, via: str, digest: str
     ) -> tuple[float, list[dict[str, Any]]]:
-        """Return the duration of a publish and its rows of the table ``steps``."""
+        """Return the duration of a publish in seconds, and its rows of the table ``steps``."""
         whole = int(size * GIB) // BLOCK * BLOCK
-        sent = whole if via == "import" else int(whole * self.chance.uniform(0.05, 0.2))
-        cold = self.chance.random() < 0.15
-        slow = 3.0 if self.chance.random() < 0.03 else 1.0
+        sent = whole if via == "import" else int(whole * self.random.uniform(0.05, 0.2))
+        cold = self.random.random() < 0.15
+        slow = 3.0 if self.random.random() < 0.03 else 1.0
         means = {
             "build": (size * (70 if cold else 15), None, int(size * (160 if cold else 7))),
             "digest": (size * 1.5, whole, None),
@@ -237,7 +237,7 @@ class _Demo:
         }
         rows, at = [], moment
         for step, (mean, moved, items) in means.items():
-            seconds = mean * self.chance.lognormvariate(0, 0.12)
+            seconds = mean * self.random.lognormvariate(0, 0.12)
             rows.append(
                 {
                     "step": step,
@@ -259,7 +259,7 @@ class _Demo:
         return (at - moment).total_seconds(), rows
 
     def fail(self, image: str, moment: datetime, size: float, number: int) -> None:
-        """Record a publish whose import failed, and that was repeated later."""
+        """Record a publish whose import failed."""
         digest = hashlib.sha256(f"{image} failed {number}".encode()).hexdigest()
         _, steps = self.steps(image, moment, size, "import", digest)
         steps = steps[:4]
@@ -301,7 +301,7 @@ class _Demo:
         size: float,
         source: Ami | None = None,
     ) -> Ami:
-        """Create snapshot and AMI."""
+        """Create a snapshot and its AMI; with `source`, as copies of another AMI."""
         created = created.replace(microsecond=0)
         name = f"acme-{image}-{version}-x86_64-linux-{digest[:8]}"
         tags = {
@@ -393,7 +393,7 @@ class _Demo:
         }
 
     def record_packages(self, ami: Ami, number: int) -> None:
-        """Record some packages of the newest images, with versions that change."""
+        """Record some packages of an image, whose versions increase from image to image."""
         versions = {
             "openssl": f"3.0.{8 + number // 4}",
             "curl": f"8.{5 + number // 5}.0",
@@ -418,7 +418,7 @@ class _Demo:
             )
 
     def promote(self, ami: Ami, channel: str, moment: datetime, regions: tuple[str, ...]) -> None:
-        """Set a channel to an AMI, and to copies of it in other regions; stable AMIs are shared."""
+        """Set a channel to an AMI, in other regions to copies of it. Share stable AMIs."""
         stable = channel == "stable"
         run_id = self.add_run(
             "promote-ami",
@@ -519,7 +519,7 @@ class _Demo:
             arn = f"arn:{partition_of(region)}:ssm:{region}:{self.account}:parameter{name}"
             self.table("parameters", region)[name] = Parameter(name, arn, versions)
 
-    # Users
+    # References to AMIs
 
     def newest(self, image: str, region: str | None = None, *, age: int = 0, shared: bool = False) -> Ami:
         """Return the newest AMI of an image that is at least this many days old."""
@@ -532,34 +532,34 @@ class _Demo:
         ]
         return max(found, key=lambda one: one.created)
 
-    def use(self) -> None:
-        """Create users: instances, launch templates, Auto Scaling groups; and public and shared AMIs."""
-        old, older = self.newest("ecs-node", age=420), self.newest("gc-fwd", age=500)
+    def add_references(self) -> None:
+        """Create instances, launch templates and Auto Scaling groups; make AMIs public, and share one."""
+        ecs_node, gc_fwd = self.newest("ecs-node", age=420), self.newest("gc-fwd", age=500)
         stable = self.newest("ecs-node", shared=True)
         for ami, name, days in (
             (stable, "ecs-1", 2),
             (stable, "ecs-2", 2),
             (self.newest("ecs-node", age=40), "ecs-staging", 30),
-            (old, "billing-legacy", 400),
-            (older, "forwarder-1", 480),
-            (self.newest("ecs-node", self.abroad[0]), "ecs-eu-1", 3),
-            (self.newest("gc-fwd", self.abroad[1]), "forwarder-eu-1", 20),
+            (ecs_node, "billing-legacy", 400),
+            (gc_fwd, "forwarder-1", 480),
+            (self.newest("ecs-node", self.other_regions[0]), "ecs-eu-1", 3),
+            (self.newest("gc-fwd", self.other_regions[1]), "forwarder-eu-1", 20),
         ):
             self.launch(ami.resource.image_id, name, ami.region, days)
             ami.resource.last_launched = self.now - timedelta(days=days)
-        gone = next(row["resource_id"] for row in reversed(self.rows["retirements"]) if row["kind"] == "ami")
-        self.launch(gone, "forgotten", self.home, 500)
+        retired = [row["resource_id"] for row in self.rows["retirements"] if row["kind"] == "ami"]
+        self.launch(retired[-1], "forgotten", self.home, 500)
 
         recent = [self.newest("ecs-node", age=age) for age in (200, 60, 0)]
         nodes = self.template("ecs-nodes", self.home, [one.resource.image_id for one in recent], default=2)
         runner = "resolve:ssm:/vmsnix/actions-runner/stable"
         runners = self.template("actions-runners", self.home, [runner])
-        self.template("gc-fwd-old", self.home, [older.resource.image_id])
-        abroad = self.newest("ecs-node", self.abroad[0])
-        nodes_eu = self.template("ecs-nodes", self.abroad[0], [abroad.resource.image_id])
+        self.template("gc-fwd-old", self.home, [gc_fwd.resource.image_id])
+        copy = self.newest("ecs-node", self.other_regions[0])
+        nodes_eu = self.template("ecs-nodes", self.other_regions[0], [copy.resource.image_id])
         self.group("ecs-cluster", self.home, nodes, "$Default", 3)
         self.group("actions-runners", self.home, runners, "$Latest", 2)
-        self.group("ecs-cluster", self.abroad[0], nodes_eu, "$Latest", 2)
+        self.group("ecs-cluster", self.other_regions[0], nodes_eu, "$Latest", 2)
         self.configuration("nightly-batch", self.newest("ecs-node", age=600).resource.image_id)
 
         public = self.newest("gc-fwd", shared=True)
@@ -568,7 +568,7 @@ class _Demo:
         row = [one for one in self.rows["promotions"] if one["ami_id"] == public.resource.image_id][-1]
         row["public"] = True
 
-        # Shared by hand: no promotion has recorded it.
+        # Shared by hand: no row of the table ``promotions`` has it.
         self.newest("actions-runner", age=60).resource.permissions.append({"UserId": UNKNOWN_ACCOUNT})
 
     def launch(self, ami_id: str, name: str, region: str, days: int) -> None:
@@ -627,8 +627,8 @@ class _Demo:
 
     # Leftovers
 
-    def leave_behind(self) -> None:
-        """Create what failures leave: orphaned snapshots, uploads, a failed import; and a foreign AMI."""
+    def add_leftovers(self) -> None:
+        """Create snapshots without AMIs, unfinished uploads, a failed import, and an AMI without tags."""
         for number, days in enumerate((210, 95, 33)):
             digest = hashlib.sha256(f"orphan {number}".encode()).hexdigest()
             moment = self.now - timedelta(days=days)
@@ -648,12 +648,12 @@ class _Demo:
         copy.resource.imds, copy.resource.tags, copy.snapshot.tags = "", {"Name": "jenkins"}, {}
         copy.resource.description = copy.snapshot.description = ""
         self.table("images")[by_hand] = copy.resource
-        self.leave_direct_upload()
-        self.leave_failed_import()
-        self.leave_in_bucket()
+        self.add_unfinished_upload()
+        self.add_failed_import()
+        self.add_bucket_leftovers()
 
-    def leave_direct_upload(self) -> None:
-        """Create a snapshot whose direct upload was not completed; it is minutes old, since it expires."""
+    def add_unfinished_upload(self) -> None:
+        """Create a snapshot whose direct upload is unfinished. It began minutes ago, because it expires."""
         digest = hashlib.sha256(b"direct").hexdigest()
         started = self.now - timedelta(minutes=20)
         snapshot = Snapshot(
@@ -674,7 +674,7 @@ class _Demo:
         )
         self.table("snapshots")[snapshot.snapshot_id] = snapshot
 
-    def leave_failed_import(self) -> None:
+    def add_failed_import(self) -> None:
         created = self.now - timedelta(minutes=25)
         task_id = self.new_id("import-snap")
         self.table("import_tasks")[task_id] = ImportTask(
@@ -697,8 +697,8 @@ class _Demo:
             ended=self.now - timedelta(minutes=5),
         )
 
-    def leave_in_bucket(self) -> None:
-        """Create the bucket with an object of a publish that ended early, and an unfinished upload."""
+    def add_bucket_leftovers(self) -> None:
+        """Create the bucket, an object whose publish did not finish, and an unfinished multipart upload."""
         buckets = self.tables.table(self.account, "", "buckets")
         bucket = buckets.setdefault(
             BUCKET, Bucket(BUCKET, self.account, self.home, self.now - timedelta(days=730))
@@ -725,7 +725,7 @@ class _Demo:
         )
 
     def part(self, name: str, number: int, size: int, moment: datetime) -> Part:
-        """Write a sparse file of zeros as a part of an object."""
+        """Write a sparse file of zeros, and return it as a part of an object."""
         file = hashlib.sha256(name.encode()).hexdigest()[:32]
         part = Part(number, file, size, _md5_of_zeros(size), {}, moment)
         path = part.path(self.folder)

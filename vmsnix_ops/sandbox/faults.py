@@ -1,4 +1,4 @@
-"""Fault rules: what happens to which calls.
+"""Fault rules: the calls that fail, and how.
 
 ::
 
@@ -35,7 +35,7 @@ TYPES: dict[type, tuple[str, ...]] = {
 
 
 def _as_items(value: Any) -> Iterable[Any]:
-    """Return the members of a list, or a single number as a list."""
+    """Return a list unchanged, a number as a list, and None as an empty one."""
     if value is None:
         return ()
     return [value] if isinstance(value, int) else value
@@ -53,23 +53,22 @@ class Fault:
         ``error`` answers with `code`, `message`, `http` and the further members `extra`. ``delay`` waits
         `seconds`. ``hang`` does not answer, and keeps the connection open for `seconds` (default: an hour).
         ``drop`` closes the connection without an answer; ``reset`` closes it with a TCP reset. ``outcome``
-        sets the outcome of the work that an operation starts; the operation documents the possible members.
-        ``blank`` removes `fields` from the answer at any depth; ``set`` sets `values` in it at any depth.
-        ``stale`` answers the next `reads` reads after a change with the state before it.
+        decides how the work ends that an operation starts, such as an import; the operation documents the
+        possible members. ``blank`` removes `fields` from the answer, ``set`` sets `values` in it, both at any
+        depth. ``stale`` answers the next `reads` reads after a change with the state before the change.
     when
-        ``before``: the operation does not run. ``after``: it runs first. ``body``, for ``drop`` and
-        ``reset``: after `keep` bytes.
+        ``before``: the operation does not run. ``after``: the operation runs, then the fault happens.
+        ``body``, for ``drop`` and ``reset``: after `keep` bytes.
     of
-        With ``body``: whether the ``answer`` or the ``request`` (the upload) is cut.
+        With ``body``: whether the ``answer`` or the body of the ``request`` is cut.
     nth
-        The matching calls to which the rule applies, counted from 1 since it was added: a number, a list, or
-        None for all.
+        Which of the matching calls the rule applies to, counted from 1: a number, a list, or None for all.
     probability
         The probability with which the rule applies to a matching call, 0 to 1.
     where
         Further conditions: ``region``, ``principal``, or the dotted name of a parameter, each with a pattern.
     matched, applied
-        How many calls matched, apart from `nth` and `probability`, and to how many the rule applied.
+        How many calls matched `op` and `where`, and to how many of them the rule applied.
     """
 
     op: str
@@ -92,8 +91,8 @@ class Fault:
     number: int = 0
     matched: int = 0
     applied: int = 0
-    _change: int = 0  # for ``stale``: the number of the last change, and the reads since
-    _reads_since: int = 0
+    _change: int = 0  # for ``stale``: the number of the last change
+    _reads_since: int = 0  # for ``stale``: the reads since this change
 
     def __post_init__(self) -> None:
         for kind, names in TYPES.items():
@@ -124,20 +123,20 @@ class Fault:
             self.when = "after"
 
     def matches(self, name: str, facts: Mapping[str, str]) -> bool:
-        """Return whether a call matches, apart from `nth` and `probability`."""
+        """Return whether a call matches `op` and `where`."""
         return fnmatch.fnmatchcase(name, self.op) and all(
             fnmatch.fnmatchcase(facts.get(key, ""), pattern) for key, pattern in self.where.items()
         )
 
     def is_stale(self, change: int) -> bool:
-        """Count a read, and return whether to hide the change with this number; 0 is none."""
+        """Count a read, and return whether it must not show the change with this number (0: no change)."""
         if change != self._change:
             self._change, self._reads_since = change, 0
         self._reads_since += 1
         return change > 0 and self._reads_since <= self.reads
 
     def is_nth(self) -> bool:
-        """Return whether the last matching call is one of `nth`."""
+        """Return whether the rule applies to the last matching call by its number."""
         if self.nth is None:
             return True
         return self.matched in ([self.nth] if isinstance(self.nth, int) else self.nth)

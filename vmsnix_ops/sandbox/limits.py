@@ -1,17 +1,17 @@
-"""AWS's limits on requests, which are on with ``limits="aws"``, in sandbox time.
+"""The request limits of AWS, which ``limits="aws"`` enables. All rates are per second of sandbox time.
 
-Each limit is a token bucket: every request takes a token, and tokens are added at a constant rate. Sources:
+Each limit is a token bucket: a request takes tokens, and tokens are added at a constant rate. Sources:
 
-- EBS direct APIs: the quotas of Amazon EBS in Service Quotas, requests a second; the documentation of
-  RequestThrottledException in botocore's model has its reasons and its text. A bucket contains the tokens of
-  one second: AWS documents no other burst.
+- EBS direct APIs: the quotas of Amazon EBS in Service Quotas, in requests a second; the reasons and the text
+  of RequestThrottledException in botocore's model. AWS documents no bursts, so a bucket contains the tokens
+  of one second.
 - EC2: "Request throttling for the Amazon EC2 API" in the Amazon EC2 Developer Guide has the sizes and refill
   rates of all buckets. The code and its HTTP status are those of "Error codes for the Amazon EC2 API".
-- Copies of snapshots and AMIs: AWS publishes no duration, except that of a time-based copy. The figures agree
-  with public reports: AMIs of 2 GiB whose copies take longer than 3 minutes in some regions (pull request
-  603 of bottlerocket-os/twoliter).
+- Copies of snapshots and AMIs: AWS publishes durations only for time-based copies. The durations here agree
+  with public reports, such as copies of 2 GiB that took over 3 minutes in some regions (pull request 603 of
+  bottlerocket-os/twoliter).
 
-Two quotas count resources and are always on: 100 pending snapshots, and 20 copies of snapshots to a region.
+Two quotas on resources are always on: 100 pending snapshots, and 20 copies of snapshots to a region.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
 
 
-class Bucket(NamedTuple):
+class TokenBucket(NamedTuple):
     """The size of a token bucket, and the tokens that are added in a second."""
 
     capacity: float
     refill: float
 
 
-class Claim(NamedTuple):
-    """The tokens that a request takes from one bucket, and the error when it has fewer."""
+class Charge(NamedTuple):
+    """The tokens that a request takes from one bucket, and the error if the bucket contains fewer."""
 
     name: tuple[str, ...]
-    bucket: Bucket
+    bucket: TokenBucket
     tokens: float
     error: AwsError
 
@@ -55,7 +55,7 @@ PER_ACCOUNT = {
 }
 """The codes of the quotas of the EBS direct APIs, in requests a second."""
 
-NON_MUTATING, UNFILTERED, MUTATING = Bucket(100, 20), Bucket(50, 10), Bucket(50, 5)
+NON_MUTATING, UNFILTERED, MUTATING = TokenBucket(100, 20), TokenBucket(50, 10), TokenBucket(50, 5)
 UNFILTERED_OPERATIONS = frozenset(
     {
         "DescribeInstanceStatus",
@@ -67,39 +67,39 @@ UNFILTERED_OPERATIONS = frozenset(
         "DescribeVolumes",
     }
 )
-"""Operations with a smaller bucket for requests without filters and without pages."""
+"""Operations with a smaller bucket for requests without filters and page size."""
 
 EC2_OPERATIONS = {
-    "CopyImage": Bucket(100, 1),
-    "CreateLaunchTemplateVersion": Bucket(100, 5),
-    "CreateSnapshot": Bucket(100, 5),
-    "CreateTags": Bucket(100, 10),
-    "CreateVolume": Bucket(100, 5),
-    "DeleteSnapshot": Bucket(100, 5),
-    "DeleteTags": Bucket(100, 10),
-    "DeleteVolume": Bucket(100, 5),
-    "DeregisterImage": Bucket(100, 5),
-    "DisableImageBlockPublicAccess": Bucket(1, 0.1),
-    "DisableSnapshotBlockPublicAccess": Bucket(1, 0.1),
-    "EnableImageBlockPublicAccess": Bucket(1, 0.1),
-    "EnableSnapshotBlockPublicAccess": Bucket(1, 0.1),
-    "ModifyImageAttribute": Bucket(100, 5),
-    "ModifyInstanceMetadataOptions": Bucket(100, 5),
-    "ModifyLaunchTemplate": Bucket(100, 5),
-    "ModifySnapshotAttribute": Bucket(100, 5),
-    "RunInstances": Bucket(5, 2),
-    "StartInstances": Bucket(5, 2),
-    "TerminateInstances": Bucket(100, 5),
+    "CopyImage": TokenBucket(100, 1),
+    "CreateLaunchTemplateVersion": TokenBucket(100, 5),
+    "CreateSnapshot": TokenBucket(100, 5),
+    "CreateTags": TokenBucket(100, 10),
+    "CreateVolume": TokenBucket(100, 5),
+    "DeleteSnapshot": TokenBucket(100, 5),
+    "DeleteTags": TokenBucket(100, 10),
+    "DeleteVolume": TokenBucket(100, 5),
+    "DeregisterImage": TokenBucket(100, 5),
+    "DisableImageBlockPublicAccess": TokenBucket(1, 0.1),
+    "DisableSnapshotBlockPublicAccess": TokenBucket(1, 0.1),
+    "EnableImageBlockPublicAccess": TokenBucket(1, 0.1),
+    "EnableSnapshotBlockPublicAccess": TokenBucket(1, 0.1),
+    "ModifyImageAttribute": TokenBucket(100, 5),
+    "ModifyInstanceMetadataOptions": TokenBucket(100, 5),
+    "ModifyLaunchTemplate": TokenBucket(100, 5),
+    "ModifySnapshotAttribute": TokenBucket(100, 5),
+    "RunInstances": TokenBucket(5, 2),
+    "StartInstances": TokenBucket(5, 2),
+    "TerminateInstances": TokenBucket(100, 5),
 }
-"""Operations with a bucket of their own; every other one has that of its category."""
+"""Operations with other buckets than those of reading and changing operations."""
 
 INSTANCES = {
-    "RunInstances": Bucket(1000, 2),
-    "StartInstances": Bucket(1000, 2),
-    "StopInstances": Bucket(1000, 20),
-    "TerminateInstances": Bucket(1000, 20),
+    "RunInstances": TokenBucket(1000, 2),
+    "StartInstances": TokenBucket(1000, 2),
+    "StopInstances": TokenBucket(1000, 20),
+    "TerminateInstances": TokenBucket(1000, 20),
 }
-"""A second bucket of these operations, from which each instance takes a token."""
+"""The second bucket of these operations, from which a request takes one token for each instance."""
 
 COPY_SECONDS, COPY_SECONDS_PER_GIB = 240.0, 30.0
 
@@ -124,64 +124,64 @@ class Limits:
         AwsError
             ``RequestThrottledException`` or ``RequestLimitExceeded``. The request took no tokens.
         """
-        if context.service not in CLAIMS:
+        if context.service not in CHARGES:
             return
-        claims = CLAIMS[context.service](context, params)
+        charges = CHARGES[context.service](context, params)
         now = context.clock.now()
         with self._lock:
             left = {}
-            for claim in claims:
-                tokens, at = self._levels.get(claim.name, (claim.bucket.capacity, now))
-                tokens = min(claim.bucket.capacity, tokens + context.clock.age(at) * claim.bucket.refill)
-                if tokens < claim.tokens:
-                    raise claim.error
-                left[claim.name] = (tokens - claim.tokens, now)
+            for charge in charges:
+                tokens, at = self._levels.get(charge.name, (charge.bucket.capacity, now))
+                tokens = min(charge.bucket.capacity, tokens + context.clock.age(at) * charge.bucket.refill)
+                if tokens < charge.tokens:
+                    raise charge.error
+                left[charge.name] = (tokens - charge.tokens, now)
             self._levels |= left
 
 
-def _ebs_claims(context: Context, params: Params) -> list[Claim]:
+def _ebs_charges(context: Context, params: Params) -> list[Charge]:
     name, text = context.operation, "The number of API requests has exceeded the maximum allowed limit"
 
-    def claim(code: str, reason: str, where: str, *owner: str) -> Claim:
-        a_second = quota_value(context, "ebs", code)
-        error = AwsError("RequestThrottledException", f"{text} for the {where}.", Reason=reason)
-        return Claim(("ebs", name, *owner), Bucket(a_second, a_second), 1, error)
+    def charge(code: str, reason: str, scope: str, *scope_ids: str) -> Charge:
+        rate = quota_value(context, "ebs", code)
+        error = AwsError("RequestThrottledException", f"{text} for the {scope}.", Reason=reason)
+        return Charge(("ebs", name, *scope_ids), TokenBucket(rate, rate), 1, error)
 
-    of_account = claim(PER_ACCOUNT[name], "ACCOUNT_THROTTLED", "account", context.account, context.region)
-    if name not in PER_SNAPSHOT:
-        return [of_account]
-    of_snapshot = claim(PER_SNAPSHOT[name], "RESOURCE_LEVEL_THROTTLE", "snapshot", params["SnapshotId"])
-    return [of_snapshot, of_account]
+    charges = [charge(PER_ACCOUNT[name], "ACCOUNT_THROTTLED", "account", context.account, context.region)]
+    if name in PER_SNAPSHOT:
+        code, snapshot_id = PER_SNAPSHOT[name], params["SnapshotId"]
+        charges.insert(0, charge(code, "RESOURCE_LEVEL_THROTTLE", "snapshot", snapshot_id))
+    return charges
 
 
-def _ec2_claims(context: Context, params: Params) -> list[Claim]:
+def _ec2_charges(context: Context, params: Params) -> list[Charge]:
     name = context.operation
     error = AwsError("RequestLimitExceeded", "Request limit exceeded.", status=503)
     bucket = EC2_OPERATIONS.get(name)
     if bucket is None:
         reads = name.startswith(("Describe", "Get", "List", "Search"))
-        whole = not (params.get("Filters") or params.get("MaxResults") or params.get("NextToken"))
-        bucket = MUTATING if not reads else NON_MUTATING
-        bucket = UNFILTERED if whole and name in UNFILTERED_OPERATIONS else bucket
-    of = (context.account, context.region)
-    claims = [Claim(("ec2", name, *map(str, bucket), *of), bucket, 1, error)]
+        unfiltered = not (params.get("Filters") or params.get("MaxResults") or params.get("NextToken"))
+        bucket = NON_MUTATING if reads else MUTATING
+        bucket = UNFILTERED if unfiltered and name in UNFILTERED_OPERATIONS else bucket
+    scope_ids = (context.account, context.region)
+    charges = [Charge(("ec2", name, *map(str, bucket), *scope_ids), bucket, 1, error)]
     if name in INSTANCES:
         instances = float(params.get("MaxCount") or len(params.get("InstanceIds") or ()))
-        claims.append(Claim(("instances", name, *of), INSTANCES[name], instances, error))
-    return claims
+        charges.append(Charge(("instances", name, *scope_ids), INSTANCES[name], instances, error))
+    return charges
 
 
-CLAIMS = {"ebs": _ebs_claims, "ec2": _ec2_claims}
+CHARGES = {"ebs": _ebs_charges, "ec2": _ec2_charges}
 
 
 def copy_seconds(minutes: int | None, gib: float) -> float:
-    """Return how long a snapshot is copied.
+    """Return how long the copy of a snapshot takes, in seconds.
 
     Parameters
     ----------
     minutes
-        The completion duration of a time-based copy; None for another copy.
+        The completion duration of a time-based copy; None for any other copy.
     gib
-        GiB that the snapshot stores.
+        The size of the stored blocks of the snapshot, in GiB.
     """
     return minutes * 60.0 if minutes else COPY_SECONDS + COPY_SECONDS_PER_GIB * gib

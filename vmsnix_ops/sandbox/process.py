@@ -56,7 +56,7 @@ class SandboxProcess(Access):
         self.admin("faults", "DELETE")
 
     def advance(self, seconds: float) -> None:
-        """Make everything older by this many sandbox seconds."""
+        """Make all resources older by this many sandbox seconds."""
         self.admin("clock", "POST", {"advance": seconds})
 
     def stop(self) -> None:
@@ -87,7 +87,7 @@ def sandbox_process(
     port: int = 0,
     limits: Literal["aws"] | None = None,
 ) -> SandboxProcess:
-    """Start a sandbox in a child process, and return when it serves.
+    """Start a sandbox in a child process, and return once it answers requests.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def sandbox_process(
     Raises
     ------
     OSError
-        It cannot serve. The text is that of the child.
+        The sandbox could not start; the text is from the child.
     """
     module = ["-m", "vmsnix_ops.sandbox", "--json"]
     command = [sys.executable, *module, "--port", str(port), "--speed", str(speed)]

@@ -34,8 +34,7 @@ DEFAULTS = {
     ("ebs", "L-028ACFB9"): ("GetSnapshotBlock requests per snapshot", 1000.0, False),
     ("ebs", "L-C125AE42"): ("GetSnapshotBlock requests per account", 1000.0, True),
 }
-"""Name, default and whether AWS raises it on request. The rates are requests a second."""
-
+"""Name, default, and whether AWS raises the quota on request. The rates are requests a second."""
 
 QUOTA_CODE = re.compile(r"L-[0-9A-F]{8}")
 MAX_PAGE = 100
@@ -43,8 +42,8 @@ MAX_PAGE = 100
 
 def quota_value(context: Context, service: str, code: str) -> float:
     """Return the value of a quota for the account in the region."""
-    own: float = context.table("quotas").get(f"{service}/{code}", DEFAULTS[service, code][1])
-    return own
+    value: float = context.table("quotas").get(f"{service}/{code}", DEFAULTS[service, code][1])
+    return value
 
 
 def _quota_view(context: Context, service: str, code: str, number: float) -> dict[str, Any]:
@@ -87,14 +86,14 @@ def get_default_quota(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("service-quotas", "ListServiceQuotas", "ServiceCode MaxResults NextToken")
 def list_service_quotas(context: Context, params: Params) -> dict[str, Any]:
-    """Return the quotas of the account for a service: only those of the sandbox. AWS lists many more."""
+    """Return the account's quotas of a service. AWS lists many more."""
     values = {code: quota_value(context, service, code) for service, code in _codes_of(params["ServiceCode"])}
     return _page(context, params, values)
 
 
 @operation("service-quotas", "ListAWSDefaultServiceQuotas", "ServiceCode MaxResults NextToken")
 def list_default_quotas(context: Context, params: Params) -> dict[str, Any]:
-    """Return the defaults of the quotas of a service: only those of the sandbox. AWS lists many more."""
+    """Return the default quotas of a service. AWS lists many more."""
     values = {code: DEFAULTS[service, code][1] for service, code in _codes_of(params["ServiceCode"])}
     return _page(context, params, values)
 

@@ -13,7 +13,7 @@ import binascii
 import re
 import secrets
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,9 @@ TABLES = {"EBS_SNAPSHOT": "snapshots", "EC2_IMAGE": "images"}
 class Rule:
     """A retention rule; in the table ``retention_rules`` of its region by ID.
 
-    `matching` are the tags of a tag-level rule, `excluded` those that a region-level rule excludes; a value
-    is None when the rule has only a key. The rule is locked when `unlock_days` is set and `unlocked` is not.
+    `matching` are the tags of a tag-level rule, `excluded` the exclusion tags of a region-level rule; a tag
+    without a value has the value None. A rule was locked if `unlock_days` is set; `unlocked` is the time of
+    its last UnlockRule.
     """
 
     rule_id: str
@@ -56,11 +57,11 @@ class Rule:
     unlocked: datetime | None = None
 
     def lock_end(self) -> datetime | None:
-        """Return when the unlock delay ends, or None when the rule was not unlocked."""
+        """Return when the unlock delay ends; None if the rule was not unlocked."""
         return None if self.unlocked is None else self.unlocked + timedelta(days=self.unlock_days)
 
     def lock_state(self, clock: Clock) -> str:
-        """Return ``locked``, ``pending_unlock`` or ``unlocked``; "" when it never was locked."""
+        """Return ``locked``, ``pending_unlock`` or ``unlocked``; "" if the rule was never locked."""
         end = self.lock_end()
         if end is None:
             return "locked" if self.unlock_days else ""
@@ -71,14 +72,14 @@ class Rule:
         return "pending" if clock.age(self.created) < ACTIVATION_SECONDS else "available"
 
     def retains(self, tags: dict[str, str]) -> bool:
-        """Return whether it retains a resource with these tags."""
+        """Return whether the rule retains a resource with these tags."""
         if self.matching:
             return any(_has_tag(tags, key, value) for key, value in self.matching)
         return not any(_has_tag(tags, key, value) for key, value in self.excluded)
 
 
 def _has_tag(tags: dict[str, str], key: str, value: str | None) -> bool:
-    """Return whether a resource has a tag of a rule. Assumption: one without a value matches all values."""
+    """Return whether a resource has a tag of a rule. Assumption: without a value, any value matches."""
     return key in tags and value in {None, tags[key]}
 
 
@@ -100,9 +101,9 @@ class Recycled:
 
 
 def recycled(context: Context, table: str) -> dict[str, Recycled]:
-    """Return the resources of a table in the bin; deletes those whose retention period has ended.
+    """Return the recycled resources of a table by ID, after deleting those whose retention period is over.
 
-    The period passes on the sandbox's clock, but takes at least the minutes of `Clock.is_listed`.
+    The period is sandbox time, and lasts at least the real minutes of `Clock.is_listed`.
     """
     found: dict[str, Recycled] = context.table(f"recycled_{table}")
     for resource_id, one in list(found.items()):
@@ -112,7 +113,7 @@ def recycled(context: Context, table: str) -> dict[str, Recycled]:
 
 
 def delete_or_recycle(context: Context, table: str, resource_id: str, *, retainable: bool = True) -> None:
-    """Delete a resource; when a rule retains it, move it to the bin for the longest period of all rules."""
+    """Delete a resource. If rules retain it, move it to the bin, for the longest of their periods."""
     resource = context.table(table).pop(resource_id)
     days = [
         rule.days
@@ -204,7 +205,7 @@ def _read_description(params: Params) -> str:
 
 
 def _check_rule(rule: Rule) -> None:
-    """Check that only a region-level rule has exclusion tags, and only one without them has a lock."""
+    """Refuse exclusion tags in a tag-level rule, and a lock of a rule that has tags of either kind."""
     if rule.matching and rule.excluded:
         raise _validation_error("Exclusion tags can't be specified for a tag-level retention rule.")
     if rule.unlock_days and (rule.matching or rule.excluded):
@@ -223,10 +224,10 @@ def _find_rule(context: Context, params: Params) -> Rule:
     rule_id = params["Identifier"]
     if not re.fullmatch("[0-9a-zA-Z]{11}", rule_id):
         raise _validation_error(f"The rule identifier {rule_id} is invalid.")
-    return _known_rule(context, rule_id)
+    return _existing_rule(context, rule_id)
 
 
-def _known_rule(context: Context, rule_id: str) -> Rule:
+def _existing_rule(context: Context, rule_id: str) -> Rule:
     found: Rule | None = context.table("retention_rules").get(rule_id)
     if found is None:
         text = f"The rule {rule_id} was not found."
@@ -278,24 +279,16 @@ def get_rule(context: Context, params: Params) -> dict[str, Any]:
     "Identifier RetentionPeriod Description ResourceType ResourceTags ExcludeResourceTags",
 )
 def update_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Change the members of a rule that the request has, unless the rule is locked."""
+    """Change the given members of a rule, unless the rule is locked."""
     rule = _find_rule(context, params)
     if "ResourceType" in params:  # documented as not supported
         raise _validation_error("The resource type of a rule can't be changed.")
     _check_state(rule, context.clock, "", "unlocked")
-    changed = Rule(
-        rule_id=rule.rule_id,
-        arn=rule.arn,
-        resource_type=rule.resource_type,
-        days=_read_days(params) if "RetentionPeriod" in params else rule.days,
-        created=rule.created,
-        description=_read_description(params) if "Description" in params else rule.description,
-        matching=rule.matching,
-        excluded=rule.excluded,
-        tags=rule.tags,
-        unlock_days=rule.unlock_days,
-        unlocked=rule.unlocked,
-    )
+    changed = replace(rule)
+    if "RetentionPeriod" in params:
+        changed.days = _read_days(params)
+    if "Description" in params:
+        changed.description = _read_description(params)
     if "ResourceTags" in params:
         changed.matching = _read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS)
     if "ExcludeResourceTags" in params:
@@ -307,7 +300,7 @@ def update_rule(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("rbin", "DeleteRule", "Identifier")
 def delete_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a rule, unless it is locked. What it retained stays in the bin."""
+    """Delete a rule, unless it is locked. The resources that it retained stay in the bin."""
     rule = _find_rule(context, params)
     _check_state(rule, context.clock, "", "unlocked")
     del context.table("retention_rules")[rule.rule_id]
@@ -358,18 +351,18 @@ def _read_token(token: str) -> str:
 
 @operation("rbin", "LockRule", "Identifier LockConfiguration")
 def lock_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Lock a region-level rule, or lock it again while its unlock delay runs."""
+    """Lock a region-level rule, also while its unlock delay runs."""
     rule, days = _find_rule(context, params), _read_unlock_days(params)
     _check_state(rule, context.clock, "", "unlocked", "pending_unlock")
-    if rule.matching or rule.excluded:
-        raise _validation_error("Only Region-level retention rules without exclusion tags can be locked.")
-    rule.unlock_days, rule.unlocked = days, None
-    return _rule_view(rule, context.clock)
+    locked = replace(rule, unlock_days=days, unlocked=None)
+    _check_rule(locked)
+    context.table("retention_rules")[rule.rule_id] = locked
+    return _rule_view(locked, context.clock)
 
 
 @operation("rbin", "UnlockRule", "Identifier")
 def unlock_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Unlock a rule. It can be changed when the unlock delay has passed."""
+    """Unlock a rule. It can be changed once the unlock delay is over."""
     rule = _find_rule(context, params)
     _check_state(rule, context.clock, "locked")
     rule.unlocked = context.clock.now()
@@ -384,7 +377,7 @@ def _tagged_rule(context: Context, params: Params) -> Rule:
     prefix = context.arn("rbin", "rule/")
     if not re.fullmatch(r"arn:\S+:rbin:[a-z\-0-9]{0,63}:[0-9]{12}:rule/[0-9a-zA-Z]{11}", arn):
         raise _validation_error(f"The resource ARN {arn} is invalid.")
-    return _known_rule(context, arn.removeprefix(prefix))
+    return _existing_rule(context, arn.removeprefix(prefix))
 
 
 @operation("rbin", "TagResource", "ResourceArn Tags")

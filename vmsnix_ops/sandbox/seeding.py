@@ -1,8 +1,8 @@
-"""Fill an account with thousands of AMIs at once, without thousands of calls.
+"""Fill an account with thousands of AMIs, without thousands of calls.
 
-Each AMI has its own snapshot, and most have the tags of vmsnix. Instances, launch templates, launch
-configurations, Auto Scaling groups and parameters refer to one AMI in twenty, or to another share. The same
-seed creates the same account.
+Each AMI has a snapshot of its own, and most have the tags of vmsnix. By default, one AMI in twenty has a
+reference: an instance, a launch template, an Auto Scaling group with a launch configuration, or a parameter.
+The same seed creates the same account.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEMPLATE_VERSIONS = 3
 
 @dataclass(frozen=True)
 class SeededAccount:
-    """The numbers of created resources.
+    """How many resources were created.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class _RegionSeeder:
         self.tables, self.account, self.region = tables, account, region
         self.random, self.now = generator, now
         self.partition = partition_of(region)
-        # Snapshots share a few block maps, because nothing reads their content.
+        # Snapshots share a few block maps, because their content is never read.
         block = bytes(32)
         self.contents = [dict.fromkeys(range(size), block) for size in (300, 1500, 4000, 9000)]
 

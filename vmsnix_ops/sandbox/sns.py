@@ -1,12 +1,12 @@
-"""Amazon SNS: topics, their subscriptions, and the messages published to them. Nothing is delivered.
+"""Amazon SNS: topics, subscriptions, published messages. The sandbox stores messages and delivers none.
 
-A subscription of an endpoint that has to confirm it (e-mail, HTTP) stays pending: the token that AWS sends
-to the endpoint is only in the table ``subscriptions``. ConfirmSubscription without a signature is not
-emulated, nor are the policies of topics.
+A subscription that its endpoint has to confirm (e-mail, HTTP) stays pending: its token, which AWS sends to
+the endpoint, is only in the table ``subscriptions``. ConfirmSubscription without a signature and policies of
+topics are not emulated.
 
-Sources: the reference pages of the operations in the Amazon SNS API Reference; "Message deduplication for
-FIFO topics" and "Amazon SNS message attributes" in the Developer Guide; the examples of the AWS CLI; answers
-of AWS recorded by the tests of LocalStack.
+Sources: the operations in the Amazon SNS API Reference; "Message deduplication for FIFO topics" and "Amazon
+SNS message attributes" in the Developer Guide; the examples of the AWS CLI. *Recorded* means: in the answers
+of AWS that the tests of LocalStack recorded.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES = 256 * 1024
 DEDUPLICATION_SECONDS = 300.0
 CONFIRMATION_SECONDS = 2 * 86400.0
-"""How long the token of a pending subscription is valid, and the subscription exists (documented)."""
+"""A subscription that was not confirmed for so long is deleted (documented)."""
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
 FIFO_TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,251}\.fifo")
 PAGE_SIZE = 100
 MAX_TAGS = 50
 FIRST_SEQUENCE_NUMBER = 10**19
-"""AWS documents only that the numbers have 128 bits and grow."""
+"""A guess: AWS documents only that sequence numbers have 128 bits and increase."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Message:
 
 @dataclass(slots=True)
 class Topic:
-    """A topic; in the table ``topics`` of its region by ARN. `deleted` counts its former subscriptions."""
+    """A topic; in the table ``topics`` of its region by ARN. `deleted` counts its deleted subscriptions."""
 
     arn: str
     attributes: dict[str, str]
@@ -115,8 +115,8 @@ def find_topic(context: Context, arn: str, parameter: str = "TopicArn") -> Topic
     Raises
     ------
     AwsError
-        ``InvalidParameter``, ``NotFound``; ``AuthorizationError`` for the topic of another account, whose
-        default policy allows only its owner.
+        ``InvalidParameter``, ``NotFound``; ``AuthorizationError`` for a topic of another account, because the
+        default policy of a topic allows only its owner.
     """
     _check_arn(parameter, arn)
     if not _topic_in_region(context, arn):
@@ -136,7 +136,7 @@ def find_topic(context: Context, arn: str, parameter: str = "TopicArn") -> Topic
 
 
 def _page(params: Params, member: str, items: Mapping[str, dict[str, str]]) -> Params:
-    """Return one page of 100 items, in the order of their ARNs."""
+    """Return one page of items, sorted by ARN."""
     arns = sorted(items)
     token = params.get("NextToken", "")
     if token and token not in arns:
@@ -156,7 +156,7 @@ def _page(params: Params, member: str, items: Mapping[str, dict[str, str]]) -> P
     "MessageDeduplicationId",
 )
 def publish(context: Context, params: Params) -> dict[str, Any]:
-    """Publish a message. A FIFO topic drops a repetition within five minutes."""
+    """Publish a message. A FIFO topic ignores a message that is repeated within five minutes."""
     parameter = "TopicArn" if "TopicArn" in params else "TargetArn"
     if ":endpoint/" in params.get("TargetArn", ""):
         raise not_emulated("mobile endpoints of sns:Publish")
@@ -200,7 +200,7 @@ def _is_json(params: Params) -> bool:
 
 
 def _texts_by_protocol(text: str) -> dict[str, str]:
-    """Return the texts of a message with ``MessageStructure=json`` by protocol, without other values."""
+    """Return the texts of a JSON message by protocol. Values that are not texts are ignored."""
     try:
         content = load_json(text)
     except ValueError:
@@ -220,7 +220,7 @@ def _attribute_bytes(item: tuple[str, dict[str, Any]]) -> int:
 
 
 def _check_attribute(name: str, attribute: dict[str, Any]) -> None:
-    """Check a message attribute. All texts but that for numbers are recorded."""
+    """Check a message attribute. The error texts are recorded, except that for numbers."""
     text = ""
     kind = attribute["DataType"]
     base = kind.partition(".")[0]
@@ -261,7 +261,7 @@ def _check_attribute(name: str, attribute: dict[str, Any]) -> None:
 
 
 def _fifo_ids(topic: Topic, params: Params) -> tuple[str, str]:
-    """Return group and deduplication ID of a message for a FIFO topic."""
+    """Return the group ID and the deduplication ID of a message for a FIFO topic."""
     group = params.get("MessageGroupId", "")
     if not group:
         raise _invalid_parameter("The MessageGroupId parameter is required for FIFO topics")
@@ -283,7 +283,7 @@ TOPIC_ATTRIBUTES: dict[str, re.Pattern[str]] = {
     "FifoTopic": re.compile("(?i:true|false)"),
     "SignatureVersion": re.compile("[12]"),
 }
-"""The emulated attributes, and the values that they may have."""
+"""The emulated attributes, each with the pattern of its values."""
 
 FIFO_ATTRIBUTES = {"ContentBasedDeduplication", "FifoTopic"}
 
@@ -294,7 +294,7 @@ def _check_topic_attribute(name: str, value: str, operation_name: str, prefix: s
     Raises
     ------
     AwsError
-        ``NotImplemented`` for an attribute that only AWS has.
+        ``InvalidParameter``; ``NotImplemented`` for an attribute that AWS has and the sandbox does not.
     """
     model = service_model("sns").operation(operation_name).input_shape
     documented = "" if model is None else " ".join(m.documentation for m in model.members.values())
@@ -390,16 +390,16 @@ def get_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
         "SubscriptionsPending": str(len(subscriptions) - confirmed),
         "SubscriptionsDeleted": str(topic.deleted),
     }
-    own = {name: value for name, value in topic.attributes.items() if name not in FIFO_ATTRIBUTES}
+    shown |= {name: value for name, value in topic.attributes.items() if name not in FIFO_ATTRIBUTES}
     if topic.fifo:
         deduplicated = topic.attributes.get("ContentBasedDeduplication", "false").lower()
-        own |= {"FifoTopic": "true", "ContentBasedDeduplication": deduplicated}
-    return {"Attributes": shown | own}
+        shown |= {"FifoTopic": "true", "ContentBasedDeduplication": deduplicated}
+    return {"Attributes": shown}
 
 
 @operation("sns", "SetTopicAttributes", "TopicArn AttributeName AttributeValue")
 def set_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
-    """Set an attribute of a topic. FifoTopic cannot be changed."""
+    """Set an attribute of a topic, except FifoTopic."""
     topic = find_topic(context, params["TopicArn"])
     name, value = params["AttributeName"], params.get("AttributeValue", "")
     if name == "FifoTopic" or (name in FIFO_ATTRIBUTES and not topic.fifo):
@@ -457,8 +457,8 @@ def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
 
 # Subscriptions
 
-PENDING = "pending confirmation"  # of Subscribe
-LISTED_AS_PENDING = "PendingConfirmation"  # of the lists
+PENDING = "pending confirmation"  # in the answer of Subscribe
+LISTED_AS_PENDING = "PendingConfirmation"  # in lists
 ENDPOINTS: dict[str, tuple[str, str]] = {
     "email": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "Email address"),
     "email-json": (r"[^@\s]+@[^@\s]+\.[^@\s]+", "Email address"),
@@ -470,15 +470,15 @@ ENDPOINTS: dict[str, tuple[str, str]] = {
     ),
     "sqs": (r"arn:aws[a-z-]*:sqs:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]+(\.fifo)?", "SQS endpoint ARN"),
 }
-"""The emulated protocols: the form of their endpoints, and the text for others.
+"""The emulated protocols, each with the pattern of its endpoints and the error text for other endpoints.
 
-The text for SQS is recorded, that for HTTP is in other emulators, and the others are from memory.
+The text for SQS is recorded, those for HTTP are in other emulators, and the others are from memory.
 """
 
 CONFIRMED_BY_ACCOUNT = {"lambda", "sqs"}
-"""Protocols whose endpoints need no confirmation when they are of the same account."""
+"""Protocols whose endpoints need no confirmation in the account of the topic."""
 
-SUBSCRIPTION_ATTRIBUTES = {
+NOT_EMULATED_ATTRIBUTES = {
     "DeliveryPolicy",
     "FilterPolicy",
     "FilterPolicyScope",
@@ -486,11 +486,11 @@ SUBSCRIPTION_ATTRIBUTES = {
     "ReplayPolicy",
     "SubscriptionRoleArn",
 }
-"""Attributes that AWS has and the sandbox does not emulate."""
+"""Attributes of subscriptions that AWS has and the sandbox does not."""
 
 
 def _subscriptions(context: Context, topic_arn: str = "") -> list[Subscription]:
-    """Return the subscriptions of a topic, or all, without those whose confirmation came too late."""
+    """Return the subscriptions of a topic, or of all topics, after deleting those never confirmed in time."""
     table = context.table("subscriptions")
     for arn, one in list(table.items()):
         if not one.confirmed and not context.clock.is_listed(one.at, CONFIRMATION_SECONDS):
@@ -506,15 +506,15 @@ def _find_subscription(context: Context, arn: str) -> Subscription:
     raise AwsError("NotFound", "Subscription does not exist", status=404)
 
 
-def _raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -> bool:
-    """Return the value of the attribute RawMessageDelivery, after its checks.
+def _read_raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -> bool:
+    """Return the value of RawMessageDelivery, the only emulated attribute of subscriptions.
 
     Raises
     ------
     AwsError
         ``InvalidParameter``; ``NotImplemented`` for another attribute of AWS.
     """
-    if name in SUBSCRIPTION_ATTRIBUTES:
+    if name in NOT_EMULATED_ATTRIBUTES:
         raise not_emulated(f"the attribute {name} of subscriptions")
     if name != "RawMessageDelivery":
         raise _invalid_parameter(f"{prefix}{name}" if prefix else "AttributeName")
@@ -546,9 +546,9 @@ def _check_endpoint(topic: Topic, protocol: str, endpoint: str) -> None:
 
 @operation("sns", "Subscribe", "TopicArn Protocol Endpoint Attributes ReturnSubscriptionArn")
 def subscribe(context: Context, params: Params) -> dict[str, Any]:
-    """Subscribe an endpoint to a topic, or return its subscription with the same attributes.
+    """Subscribe an endpoint to a topic, or return its existing subscription with the same attributes.
 
-    Whether an SQS queue or a Lambda function exists is not checked, as on AWS (recorded for SQS).
+    As on AWS, the SQS queue or Lambda function need not exist (recorded for SQS).
     """
     topic = find_topic(context, params["TopicArn"])
     protocol, endpoint = params["Protocol"], params.get("Endpoint", "")
@@ -556,14 +556,14 @@ def subscribe(context: Context, params: Params) -> dict[str, Any]:
     attributes = params.get("Attributes") or {}
     raw = None
     for name, value in attributes.items():
-        raw = _raw_delivery(name, value, protocol, "Attributes Reason: ")
+        raw = _read_raw_delivery(name, value, protocol, "Attributes Reason: ")
     for known in _subscriptions(context, topic.arn):
         if (known.protocol, known.endpoint) == (protocol, endpoint):
             if raw is not None and raw != known.raw:
                 text = "Attributes Reason: Subscription already exists with different attributes"
                 raise _invalid_parameter(text)
             return _subscribe_answer(known, params)
-    own = protocol in CONFIRMED_BY_ACCOUNT and endpoint.split(":")[4] == context.account
+    confirmed = protocol in CONFIRMED_BY_ACCOUNT and endpoint.split(":")[4] == context.account
     subscription = Subscription(
         arn=f"{topic.arn}:{uuid.uuid4()}",
         topic_arn=topic.arn,
@@ -573,9 +573,9 @@ def subscribe(context: Context, params: Params) -> dict[str, Any]:
         principal=context.principal,
         at=context.clock.now(),
         raw=bool(raw),
-        confirmed=own,
-        authenticated=own,
-        token="" if own else secrets.token_hex(144),
+        confirmed=confirmed,
+        authenticated=confirmed,
+        token="" if confirmed else secrets.token_hex(144),
     )
     context.table("subscriptions")[subscription.arn] = subscription
     return _subscribe_answer(subscription, params)
@@ -588,7 +588,7 @@ def _subscribe_answer(subscription: Subscription, params: Params) -> dict[str, s
 
 @operation("sns", "ConfirmSubscription", "TopicArn Token AuthenticateOnUnsubscribe")
 def confirm_subscription(context: Context, params: Params) -> dict[str, Any]:
-    """Confirm a subscription with its token. A repetition returns the same ARN.
+    """Confirm a subscription with its token. Confirming it again returns the same ARN.
 
     Assumption: ConfirmationWasAuthenticated is true only with AuthenticateOnUnsubscribe.
     """
@@ -674,5 +674,5 @@ def get_subscription_attributes(context: Context, params: Params) -> dict[str, A
 def set_subscription_attributes(context: Context, params: Params) -> dict[str, Any]:
     """Set the attribute RawMessageDelivery of a subscription."""
     one = _find_subscription(context, params["SubscriptionArn"])
-    one.raw = _raw_delivery(params["AttributeName"], params.get("AttributeValue", ""), one.protocol)
+    one.raw = _read_raw_delivery(params["AttributeName"], params.get("AttributeValue", ""), one.protocol)
     return {}

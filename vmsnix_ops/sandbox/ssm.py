@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.catalogue import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
 from vmsnix_ops.sandbox.core import (
     NOT_EMULATED,
     AwsError,
@@ -29,6 +28,7 @@ from vmsnix_ops.sandbox.core import (
 from vmsnix_ops.sandbox.iam import policies_of_principal
 from vmsnix_ops.sandbox.kms import find_key, managed_key
 from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate
+from vmsnix_ops.sandbox.public_amis import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -165,8 +165,8 @@ def _find_parameter(context: Context, text: str) -> Parameter:
     return found
 
 
-def check_catalogue(name: str) -> None:
-    """Refuse names of AWS: no other parameter begins with "aws" (PutParameter), and AWS has many more."""
+def refuse_unknown_aws_name(name: str) -> None:
+    """Refuse a name of AWS's own parameters, of which the sandbox has few, as not emulated."""
     if name.startswith(OWN_PATH):
         raise not_emulated(f"the parameter {name!r}")
 
@@ -184,7 +184,7 @@ def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVers
         name, _, selector = name.rpartition(":")
     parameter = readable_parameters(context).get(parameter_name(name))
     if parameter is None:
-        check_catalogue(name)
+        refuse_unknown_aws_name(name)
         raise _parameter_not_found()
     if not selector:
         return parameter, parameter.newest, ""
@@ -505,7 +505,7 @@ def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
 def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
     """Return the parameters directly below a path; with ``Recursive``, at any depth.
 
-    Those of AWS are found by their own paths only. Assumption: not below ``/``, which no page says.
+    AWS's own parameters are listed only below their own paths. Assumption: not below ``/``.
     """
     path = params["Path"]
     if not path.startswith("/"):
@@ -516,7 +516,7 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
     recursive = params.get("Recursive", False)
     public = f"{path}/".startswith(PARAMETER_PATH)
     if not public:
-        check_catalogue(f"{path}/")
+        refuse_unknown_aws_name(f"{path}/")
     known = public_parameters(context.region, context.partition) if public else parameters(context)
     found = [
         _parameter_view(parameter, parameter.newest, "", params)

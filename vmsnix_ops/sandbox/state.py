@@ -29,7 +29,7 @@ from vmsnix_ops.sandbox.storage import BlockStore
 
 logger = logging.getLogger("vmsnix_ops.sandbox")
 STATE_FILE = "tables.json"
-FORMER_STATE_FILE = "tables.pickle"  # of earlier versions; to read it would run the code in it
+FORMER_STATE_FILE = "tables.pickle"  # of earlier versions; reading it would run code in it
 SAVE_EVERY = 0.5  # seconds between a change and its save, at most
 
 
@@ -52,9 +52,9 @@ class SandboxState:
     Raises
     ------
     ValueError
-        There are no such limits.
+        `limits` has another value.
     OSError
-        When the folder cannot be written.
+        The folder cannot be written, another sandbox uses it, or its state file cannot be read.
     """
 
     def __init__(
@@ -138,8 +138,7 @@ class SandboxState:
     def restore_tables(self, saved: bytes) -> None:
         """Replace the tables by those of `save_tables`, and delete calls and fault rules.
 
-        The bytes do not contain blocks and files of objects, so no object of the saved state may have been
-        deleted since.
+        The bytes contain no blocks and no files of objects: restore only if no object was deleted since.
         """
         with self.lock:
             self.tables.clear()
@@ -181,7 +180,7 @@ class SandboxState:
         return tables
 
     def mark_changed(self) -> None:
-        """Have the state saved soon."""
+        """Mark the state as changed, so that it is saved soon."""
         self._dirty.set()
 
     def save(self) -> None:

@@ -1,11 +1,12 @@
-"""The Resource Groups Tagging API: tags of the resources of all services.
+"""The Resource Groups Tagging API: list and change the tags of resources of all services.
 
-TagResources and UntagResources call the service of each resource with the permissions of their caller. The
-others list the resources that have tags now; those that had tags once, which AWS lists too, are not listed.
+TagResources and UntagResources call the service of each resource with the permissions of the caller. The
+other operations list resources that have tags. AWS also lists resources whose tags were all removed; the
+sandbox does not.
 
 Sources: the operations in the Resource Groups Tagging API Reference, and its "Services that support the
-Resource Groups Tagging API": the lists have no IAM users and roles, and no Auto Scaling groups. The texts of
-errors are from memory, apart from that for an invalid ARN.
+Resource Groups Tagging API", which has no IAM users and roles, and no Auto Scaling groups. The texts of
+errors are from memory, except for an invalid ARN.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
 
 SERVICE = "resourcegroupstaggingapi"
 GLOBAL_REGION = "us-east-1"
-"""The region whose endpoint has the resources of IAM."""
+"""The region whose endpoint lists the resources of IAM."""
 
-PAGE_SIZE, MAX_RESOURCES, TAGS_PER_PAGE = 50, 100, range(100, 501)
-"""The default page size is a guess."""
+PAGE_SIZE = 50  # a guess: AWS documents no default
+MAX_RESOURCES, TAGS_PER_PAGE = 100, range(100, 501)
 
 ARN = re.compile(r"arn:aws[a-z-]*:[a-z0-9-]+:[a-z0-9-]*:(\d{12})?:.+")
 
@@ -50,10 +51,10 @@ def _invalid_parameter(text: str) -> AwsError:
 
 
 def _tagged(context: Context) -> dict[str, dict[str, str]]:
-    """Return the tags of all resources of the account in the region of the call, by ARN.
+    """Return the tags of all tagged resources of the account in the region of the call, by ARN.
 
-    The ARNs of AMIs and snapshots have the account here, other than in policies: as in the Cost and Usage
-    Report and the public answers of License Manager.
+    Unlike in policies, the ARNs of AMIs and snapshots contain the account, as in the Cost and Usage Report
+    and in public answers of License Manager.
     """
     return {arn: tags for arn, tags in sorted(_resources(context)) if tags}
 
@@ -78,14 +79,14 @@ def _resources(context: Context) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _resource_types(arn: str) -> set[str]:
-    """Return the filters that select a resource: ``ec2`` and ``ec2:instance``, ``s3`` and ``s3:bucket``."""
+    """Return the type filters that match an ARN, such as ``ec2`` and ``ec2:instance``."""
     service, resource = arn.split(":", 5)[2::3]
     kind = {"s3": "bucket", "sns": "topic"}.get(service) or re.split("[/:]", resource)[0]
     return {service, f"{service}:{kind}"}
 
 
 def _matches(tags: dict[str, str], filters: list[Params]) -> bool:
-    """Return whether tags match all filters: the key, and one of the values if there are any."""
+    """Return whether tags match all filters: by key, and by value if the filter has values."""
     return all(
         entry.get("Key") in tags and (not entry.get("Values") or tags[entry["Key"]] in entry["Values"])
         for entry in filters
@@ -98,7 +99,7 @@ def _matches(tags: dict[str, str], filters: list[Params]) -> bool:
     "PaginationToken TagFilters ResourcesPerPage TagsPerPage ResourceTypeFilters ResourceARNList",
 )
 def get_resources(context: Context, params: Params) -> dict[str, Any]:
-    """Return the resources that have tags, by tags and type, or by ARN."""
+    """Return the tagged resources that match tags and types, or those with the given ARNs."""
     found = _tagged(context)
     if "ResourceARNList" in params:
         for other in (
@@ -153,7 +154,7 @@ def get_tag_keys(context: Context, params: Params) -> dict[str, Any]:
 
 @operation(SERVICE, "GetTagValues", "PaginationToken Key")
 def get_tag_values(context: Context, params: Params) -> dict[str, Any]:
-    """Return all values in use of a tag key, on one page."""
+    """Return all values of a tag key that are in use, on one page."""
     values = sorted({tags[params["Key"]] for tags in _tagged(context).values() if params["Key"] in tags})
     return {"TagValues": values[_read_token(params) :], "PaginationToken": ""}
 
@@ -183,7 +184,7 @@ def _change(context: Context, params: Params, tags: dict[str, str], keys: tuple[
         _check_arn(arn)
     if any(key.lower().startswith("aws:") for key in (*tags, *keys)):
         raise _invalid_parameter("aws: prefixed tag key names are not allowed for external use.")
-    # Calls of all resources are known before the first one runs: none is changed when one is not emulated.
+    # Find all calls before the first one runs, so that a resource that is not emulated leaves all unchanged.
     calls = {arn: _calls_of(context, arn, tags, keys) for arn in params["ResourceARNList"]}
     failed = {}
     for arn, calls_of_arn in calls.items():
@@ -203,12 +204,12 @@ def _call(context: Context, service: str, name: str, request: Params) -> None:
     """Run an operation of another service, with the permissions of the caller."""
     called = replace(context, service=service, operation=name)
     documents = policies_of_principal(context, context.principal)
-    # The sandbox refuses a caller without any policy before it comes here, or allows it everything.
+    # For a caller without policies the decision was made before: everything is allowed, or nothing.
     for permission in required_permissions(called, request) if documents or service == "s3" else ():
         reason = denial_reason(called, documents or None, permission)
         if reason:
             raise access_denied(called, permission, reason)
-    if name != "GetBucketTagging":  # of which only the permission counts here
+    if name != "GetBucketTagging":  # called only to check its permission
         OPERATIONS[service, name].handler(called, request)
 
 

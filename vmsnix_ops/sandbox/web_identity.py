@@ -1,7 +1,7 @@
-"""Tokens of identity providers, such as that of GitHub's workflows.
+"""Tokens of identity providers, such as those of GitHub's workflows.
 
-The sandbox is every identity provider: it signs tokens with its own key, and accepts no others. On AWS, STS
-checks a token with the public key of its provider.
+The sandbox signs the tokens of all identity providers with one key of its own, and accepts no other tokens.
+On AWS, STS checks a token with the public key of its provider.
 
 Sources: AssumeRoleWithWebIdentity in the AWS STS API Reference; the texts of its errors in public issues of
 aws-actions/configure-aws-credentials; "OpenID Connect reference" of GitHub's docs for the claims.
@@ -28,7 +28,7 @@ TOKEN_SECONDS = 300
 
 @dataclass(frozen=True)
 class WebIdentity:
-    """The claims of a token that STS reads."""
+    """The claims of a token, as far as STS reads them."""
 
     issuer: str  # without https://
     subject: str
@@ -44,13 +44,13 @@ def make_token(
     Parameters
     ----------
     subject
-        Such as ``repo:acme/images:ref:refs/heads/main``.
+        The workflow, such as ``repo:acme/images:ref:refs/heads/main``.
     issuer
         URL of the provider.
     audience
-        For whom the token is; ``sts.amazonaws.com`` in GitHub's workflows.
+        The recipient of the token; ``sts.amazonaws.com`` in GitHub's workflows.
     seconds
-        How long it is valid.
+        How long the token is valid.
     """
     now = int(time.time())
     claims = {"iss": issuer, "sub": subject, "aud": audience, "iat": now, "nbf": now, "exp": now + seconds}
@@ -64,8 +64,8 @@ def read_token(token: str) -> WebIdentity:
     Raises
     ------
     AwsError
-        ``InvalidIdentityToken`` for something else than a token; *not emulated* for a token of another
-        provider, which the sandbox cannot check.
+        ``InvalidIdentityToken`` for a text that is not a token; ``NotImplemented`` for a token that a real
+        provider signed, which the sandbox cannot check.
     """
     try:
         header, payload, signature = token.split(".")
@@ -101,5 +101,5 @@ def _encode(data: bytes) -> str:
 
 
 def _decode_object(text: str) -> dict[str, Any]:
-    """Return the JSON object of a part of a token; ValueError or AttributeError when it is none."""
+    """Return the JSON object in a part of a token, or raise ValueError or AttributeError."""
     return dict(load_json(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)).items())

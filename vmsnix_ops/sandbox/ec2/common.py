@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, params_digest
 from vmsnix_ops.sandbox.ec2.filters import describe
 from vmsnix_ops.sandbox.rbin import TABLES, recycled
-from vmsnix_ops.sandbox.ssm import check_catalogue, parameters, readable_parameters
+from vmsnix_ops.sandbox.ssm import parameters, readable_parameters, refuse_unknown_aws_name
 from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def resolve_image_id(context: Context, reference: str) -> str:
     """
     found = find_image_id(context, reference)
     if found is None:
-        check_catalogue(reference.removeprefix(PARAMETER_PREFIX))
+        refuse_unknown_aws_name(reference.removeprefix(PARAMETER_PREFIX))
         # Text from memory.
         text = f"The systems manager parameter '{reference}' could not be resolved to an image."
         raise AwsError("InvalidAMIID.Malformed", text)

@@ -1,7 +1,7 @@
-"""Images and what uses them: CreateImage, DescribeInstanceImageMetadata, DescribeImageReferences.
+"""The instances, templates and parameters that use images, and the creation of an image from an instance.
 
 Sources: the reference pages of the operations; in the EC2 User Guide, "Create an Amazon EBS-backed AMI" and
-"How AMI reference checks work" (by default all instance states and the ten newest versions of a template).
+"How AMI reference checks work" (defaults: all instance states, the ten newest versions of a template).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.ec2.resources import Instance, Volume
 
 REGISTER_SECONDS = 5.0
-"""Seconds from the completion of its last snapshot until an image is available. A guess."""
+"""A guess: seconds from the completion of the last snapshot until the image is available."""
 
 
 @operation("ec2", "CreateImage", "Description InstanceId Name NoReboot TagSpecifications")
 def create_image(context: Context, params: Params) -> dict[str, Any]:
     """Create an image with snapshots of all volumes of an instance.
 
-    AWS reboots the instance unless ``NoReboot`` is set; its state does not change.
+    Unless ``NoReboot`` is set, AWS reboots the instance, which does not change its state.
     """
     instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
     name = check_free_name(context, params.get("Name"))
@@ -105,12 +105,12 @@ def _device(volume: Volume, snapshot_id: str) -> dict[str, Any]:
 
 
 def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
-    """Return an instance with its image, also when that was deregistered or is no longer shared."""
+    """Return an instance with its image, even if that was deregistered or is no longer shared."""
     find, image_id = context.tables.find, instance.image_id
     present = find(IMAGE.table, context.region, image_id)
     image = present or find(FORMER_IMAGES, context.region, image_id)
     shown: dict[str, Any] = {"ImageId": image_id}
-    if image is not None:  # of the images of a populated account, only the ID is known
+    if image is not None:  # `demo` creates an instance of an image that no longer exists
         view = image_view(image, context.clock)
         view["State"] = view["State"] if present is not None else "deregistered"
         names = ("Name", "OwnerId", "State", "ImageOwnerAlias", "CreationDate", "DeprecationTime")
@@ -145,7 +145,7 @@ METADATA_FILTERS: Filters = {
 
 @operation("ec2", "DescribeInstanceImageMetadata", "Filters InstanceIds MaxResults NextToken")
 def describe_instance_image_metadata(context: Context, params: Params) -> dict[str, Any]:
-    """Return instances with their images: owner, age, and whether they are public."""
+    """Return instances, each with its image: owner, creation date, whether it is public."""
     add_public_images(context)
     remove_terminated(context)
     return describe(

@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.catalogue import AMAZON_ACCOUNT, DISK_GIB, PUBLIC_IMAGES, PUBLISHED
 from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
@@ -41,6 +40,7 @@ from vmsnix_ops.sandbox.ec2.snapshots import (
     images_of_snapshot,
     is_locked,
 )
+from vmsnix_ops.sandbox.public_amis import AMAZON_ACCOUNT, DISK_GIB, PUBLIC_IMAGES, PUBLISHED
 from vmsnix_ops.sandbox.rbin import delete_or_recycle
 from vmsnix_ops.sandbox.storage import find_bucket
 from vmsnix_ops.sandbox.wire.models import format_time

@@ -1,6 +1,6 @@
-"""Key pairs: create, import, describe, delete. Instances only show the name of their key pair.
+"""Key pairs: create, import, describe, delete. An instance only shows the name of its key pair.
 
-Keys are made and read by the package ``cryptography``, which the rest of the sandbox does not need.
+Only this module of the sandbox needs the Python package ``cryptography``.
 
 Sources: the reference pages of the operations; "Amazon EC2 key pairs and Amazon EC2 instances" and "Verify
 the fingerprint of your key pair" in the EC2 User Guide; "Error codes for the Amazon EC2 API".
@@ -78,7 +78,7 @@ def find_key_pair(context: Context, name: str) -> KeyPair:
 
 
 def _add_key_pair(context: Context, params: Params, pair: KeyPair) -> dict[str, Any]:
-    """Add a key pair, and return it as the answers show a new one."""
+    """Add a key pair, and return it as the answers to CreateKeyPair and ImportKeyPair show it."""
     if any(known.name == pair.name for known in context.table("key_pairs").values()):
         raise AwsError("InvalidKeyPair.Duplicate", f"The keypair '{pair.name}' already exists.")
     pair.tags = tags_at_creation(params, "key-pair")["key-pair"]
@@ -110,7 +110,7 @@ def create_key_pair(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _make_key(kind: str) -> tuple[str, str, str]:
-    """Return a new private key in PEM, its public key in OpenSSH's format, and its fingerprint.
+    """Return a new private key in PEM, its public key in OpenSSH format, and its fingerprint.
 
     The fingerprint of an RSA key is the SHA-1 digest of the private key in DER (PKCS #8).
     """
@@ -125,15 +125,15 @@ def _make_key(kind: str) -> tuple[str, str, str]:
         text = key.private_bytes(pem, serialization.PrivateFormat.TraditionalOpenSSL, none).decode()
         public_key = key.public_key().public_bytes(*openssh).decode()
         return text, public_key, _hexadecimal(hashlib.sha1(der, usedforsecurity=False).digest())
-    small = ed25519.Ed25519PrivateKey.generate()
-    text = small.private_bytes(pem, serialization.PrivateFormat.OpenSSH, none).decode()
-    public_key = small.public_key().public_bytes(*openssh).decode()
+    ed25519_key = ed25519.Ed25519PrivateKey.generate()
+    text = ed25519_key.private_bytes(pem, serialization.PrivateFormat.OpenSSH, none).decode()
+    public_key = ed25519_key.public_key().public_bytes(*openssh).decode()
     return text, public_key, _openssh_fingerprint(public_key)
 
 
 @operation("ec2", "ImportKeyPair", "KeyName PublicKeyMaterial TagSpecifications")
 def import_key_pair(context: Context, params: Params) -> dict[str, Any]:
-    """Import a public key in the format of OpenSSH. The two other formats of AWS are not emulated."""
+    """Import a public key in OpenSSH format. The two other formats of AWS are not emulated."""
     name = _check_key_name(params["KeyName"])
     kind, public_key, fingerprint = _read_key(params["PublicKeyMaterial"])
     pair = KeyPair(new_id("key"), name, kind, fingerprint, public_key, context.clock.now())
@@ -141,7 +141,7 @@ def import_key_pair(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _read_key(content: bytes) -> tuple[str, str, str]:
-    """Return type, text and fingerprint of a public key.
+    """Return the type, the text and the fingerprint of a public key.
 
     The fingerprint of an RSA key is the MD5 digest of the public key in DER.
     """
@@ -168,7 +168,7 @@ def _read_key(content: bytes) -> tuple[str, str, str]:
 
 
 def _is_der(text: str) -> bool:
-    """Return whether a text is a key in DER and Base64."""
+    """Return whether a text is a DER key in Base64."""
     try:
         return base64.b64decode(text, validate=True).startswith(b"\x30\x82")
     except (ValueError, binascii.Error):
@@ -177,7 +177,7 @@ def _is_der(text: str) -> bool:
 
 @operation("ec2", "DescribeKeyPairs", "Filters IncludePublicKey KeyNames KeyPairIds")
 def describe_key_pairs(context: Context, params: Params) -> dict[str, Any]:
-    """Return key pairs of this account, on request with their public keys."""
+    """Return key pairs of this account, with their public keys on request."""
     found = [find_key_pair(context, name) for name in params.get("KeyNames") or ()]
     found += [find_own(context, KEY_PAIR, key_id) for key_id in params.get("KeyPairIds") or ()]
     pairs = {pair.key_pair_id: pair for pair in found} if found else context.table("key_pairs")

@@ -1,4 +1,4 @@
-"""The images and snapshots in the Recycle Bin: list, restore. `rbin` has the rules.
+"""List and restore the images and snapshots in the Recycle Bin. The retention rules are in `rbin`.
 
 Sources: the reference pages of the operations; "Considerations for Recycle Bin" in the Amazon EBS User Guide;
 the examples of the AWS CLI.
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def _page(
-    context: Context, params: Params, kind: ResourceKind, resource_ids: list[str] | None, least: int
+    context: Context, params: Params, kind: ResourceKind, resource_ids: list[str] | None, min_results: int
 ) -> tuple[list[tuple[str, Recycled]], dict[str, str]]:
-    """Return one page of the bin by ID, and the members of the answer for the next one."""
+    """Return one page of recycled resources with their IDs, and the ``NextToken`` member of the answer."""
     found = recycled(context, kind.table)
     wanted = dict.fromkeys(resource_ids) if resource_ids else dict.fromkeys(found)
     select_visible(kind, found, list(wanted))
-    shown, token = paginate(wanted, params, str, min_results=least)
+    shown, token = paginate(wanted, params, str, min_results=min_results)
     return [(one, found[one]) for one in shown], {"NextToken": token} if token else {}
 
 
@@ -66,10 +66,9 @@ def _find_recycled(context: Context, kind: ResourceKind, resource_id: str) -> An
 
 @operation("ec2", "RestoreSnapshotFromRecycleBin", "SnapshotId")
 def restore_snapshot_from_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
-    """Restore a snapshot with its permissions. It can be used at once.
+    """Restore a snapshot with its permissions.
 
-    AWS documents that the snapshot "is immediately available for use", and shows the state ``recovering`` in
-    the answer.
+    The answer has the state ``recovering``, but the snapshot "is immediately available for use" (documented).
     """
     _find_recycled(context, SNAPSHOT, params["SnapshotId"])
     snapshot: Snapshot = restore(context, SNAPSHOT.table, params["SnapshotId"])
@@ -90,8 +89,7 @@ def restore_snapshot_from_recycle_bin(context: Context, params: Params) -> dict[
 def restore_image_from_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
     """Restore an image with its permissions. All its snapshots must be restored first.
 
-    Documented is that the snapshots must be available, but no error for others. Assumption: it is that of
-    an unknown snapshot.
+    AWS documents this condition, but not the error. Assumption: it is that of an unknown snapshot.
     """
     image: Image = _find_recycled(context, IMAGE, params["ImageId"])
     for snapshot_id in image.snapshot_ids():

@@ -34,7 +34,7 @@ class DirectUpload:
     progress: int = 0
 
     def expired(self, clock: Clock) -> bool:
-        """Return whether the last write is longer ago than the snapshot's ``Timeout``."""
+        """Return whether no block was written for longer than the snapshot's ``Timeout``."""
         return clock.age(self.last_write) > self.timeout_minutes * 60
 
 
@@ -53,7 +53,7 @@ class Tiering:
     """The last archival or restore of a snapshot.
 
     `operation` is ``archival``, ``temporary-restore`` (for `days`) or ``permanent-restore``. It takes
-    `seconds` sandbox seconds, none for a change of an earlier restore. `archived` is the end of the archival.
+    `seconds` sandbox seconds: 0 if it changes an earlier restore. `archived` is the end of the archival.
     """
 
     operation: str
@@ -73,7 +73,7 @@ class Tiering:
     def restored(self, clock: Clock) -> bool:
         """Return whether a temporary restore is completed and has not expired.
 
-        The days pass on the sandbox's clock, but take at least the minutes of `Clock.is_listed`.
+        The days are sandbox time, and last at least the real minutes of `Clock.is_listed`.
         """
         period = self.seconds + self.days * 86400.0
         return self.completed(clock) and clock.is_listed(self.started, period)
@@ -91,10 +91,10 @@ class Tiering:
 class Snapshot:
     """An EBS snapshot. `blocks` has the SHA-256 of each block (32 raw bytes) by index.
 
-    The snapshot is pending from `since` for `seconds` sandbox seconds. Then it is completed, or ``error``
-    with the StateMessage `failure`. `tiering` is set when it was ever archived. `direct` means that it was
-    uploaded through the EBS direct APIs; `upload` is set until that is complete. `released` is the time when
-    its last image was deregistered: it is in use a moment longer.
+    The snapshot is pending from `since` for `seconds` sandbox seconds. Then it is ``completed``, or ``error``
+    with the StateMessage `failure`. `tiering` is set once it was archived. `direct` means that it is uploaded
+    through the EBS direct APIs; `upload` is set until the upload is complete. `released` is the time when its
+    last image was deregistered; the snapshot remains in use for a moment after that.
     """
 
     snapshot_id: str
@@ -150,12 +150,12 @@ class Snapshot:
         return len(self.blocks) * BLOCK_BYTES
 
     def shared_with(self, clock: Clock) -> list[str]:
-        """Return the accounts that it is shared with, and ``all``; none while it is archived."""
+        """Return the accounts that it is shared with, or ``all``; none while it is archived."""
         shared = self.users + (["all"] if self.public else [])
         return shared if self.tier(clock) == "standard" else []
 
     def readable_by(self, account: str, clock: Clock) -> bool:
-        """Return whether an account may create volumes of it."""
+        """Return whether an account may create volumes from it."""
         return account == self.owner or bool({account, "all"} & set(self.shared_with(clock)))
 
 
@@ -300,9 +300,9 @@ class Instance:
 class ImportTask:
     """An ImportSnapshot task. `imports` computes its state.
 
-    After the check of the format, `detected` is the format, `size_bytes` the size of the file, `disk_gib`
-    that of the disk in it, and `etag` that of the object. `blocks` were read so far, up to `next_block`;
-    `read` means that all were read. `outcome` is "" until the task ends, then ``completed``, ``deleted`` or
+    Once the file was checked, `detected` is its format, `size_bytes` its size, `disk_gib` the size of the
+    disk in it, and `etag` the ETag of the object. `blocks` are those read so far, up to `next_block`; `read`
+    means that all were read. `outcome` is "" until the task ends, then ``completed``, ``deleted`` or
     ``cancelled``; `message` is the reason of a failure.
     """
 

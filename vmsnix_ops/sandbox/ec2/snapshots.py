@@ -1,6 +1,6 @@
-"""Snapshots: describe, create, copy, delete, attributes, locks, the archive tier.
+"""Snapshots: describe, create, copy, delete, share, lock, archive.
 
-Sources: the reference pages of the four operations; quotas of "Amazon EBS quotas".
+Sources: the reference pages of the operations; "Amazon EBS quotas".
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 CREATE_SECONDS, COPY_SECONDS, SECONDS_PER_STORED_GIB = 20.0, 40.0, 15.0
-"""How long a snapshot is pending. Realistic guesses: AWS documents no times."""
+"""How long a snapshot is pending. Guesses: AWS documents no durations."""
 
 MAX_COPIES_IN_PROGRESS = 20
 """Concurrent snapshot copies to one destination region (documented quota)."""
@@ -47,7 +47,7 @@ SECONDS_BETWEEN_SNAPSHOTS = 15.0
 """Seconds between two snapshots of a volume (documented for SnapshotCreationPerVolumeRateExceeded)."""
 
 RELEASE_SECONDS = 1.0
-"""How long a snapshot is still in use after its image was deregistered (seen by public tools)."""
+"""How long a snapshot remains in use after its image was deregistered (public tools wait for this)."""
 
 
 def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def find_usable_snapshot(
 ) -> Snapshot:
     """Return a completed snapshot that this account may read.
 
-    With `shared`, its image is shared with the account; the snapshot need not be.
+    With `shared`, the image of the snapshot is shared with this account, and the snapshot itself need not be.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def find_usable_snapshot(
 
 
 def _pending_seconds(base: float, block_count: int) -> float:
-    """Return how long a snapshot with this many stored blocks is pending."""
+    """Return how many seconds a snapshot with this many stored blocks is pending."""
     return base + block_count / 2048 * SECONDS_PER_STORED_GIB
 
 
@@ -207,7 +207,7 @@ def add_volume_snapshot(context: Context, volume: Volume, description: str, tags
 
 
 def check_copy_limit(context: Context, wanted: int = 1) -> None:
-    """Check how many snapshots are being copied to this region."""
+    """Check that this region may receive more snapshot copies at once."""
     copies = [
         s for s in context.table("snapshots").values() if s.copied and s.state(context.clock) == "pending"
     ]
@@ -300,7 +300,7 @@ def images_of_snapshot(context: Context, snapshot_id: str) -> list[str]:
 
 @operation("ec2", "DeleteSnapshot", "SnapshotId")
 def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a snapshot that no image uses, also during its upload.
+    """Delete a snapshot that no image uses, even before it is completed.
 
     Assumption: only a completed snapshot can enter the Recycle Bin.
     """
@@ -381,7 +381,7 @@ def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]
 
 @operation("ec2", "DescribeSnapshotAttribute", "Attribute SnapshotId")
 def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
-    """Return the accounts with which a snapshot of this account is shared."""
+    """Return the accounts that a snapshot of this account is shared with."""
     attribute = attribute_name(params["Attribute"], SNAPSHOT_ATTRIBUTES, "SnapshotAttributeName")
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     answer: dict[str, Any] = {"SnapshotId": snapshot.snapshot_id}
@@ -398,7 +398,7 @@ def _public_access_block(context: Context) -> str:
 
 @operation("ec2", "EnableSnapshotBlockPublicAccess", "State")
 def enable_snapshot_block_public_access(context: Context, params: Params) -> dict[str, Any]:
-    """Refuse to make snapshots public; with ``block-all-sharing``, public ones are private too."""
+    """Refuse to make snapshots public; ``block-all-sharing`` also hides public ones from other accounts."""
     check_one_of("state", params["State"], ("block-all-sharing", "block-new-sharing"))
     context.table("ec2_settings")["snapshot_block"] = params["State"]
     return {"State": params["State"]}
@@ -435,12 +435,12 @@ def _lock_state(lock: SnapshotLock, clock: Clock) -> str:
 
 
 def is_locked(snapshot: Snapshot, clock: Clock) -> bool:
-    """Return whether a lock keeps a snapshot from being deleted."""
+    """Return whether a lock prevents the deletion of a snapshot."""
     return snapshot.lock is not None and _lock_state(snapshot.lock, clock) != "expired"
 
 
 def _check_unlocked(snapshot: Snapshot, clock: Clock) -> None:
-    """Check that no lock keeps a snapshot from being deleted."""
+    """Check that no lock prevents the deletion of a snapshot."""
     if is_locked(snapshot, clock):
         # Documented: it cannot be deleted; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
@@ -537,11 +537,11 @@ def describe_locked_snapshots(context: Context, params: Params) -> dict[str, Any
 # The archive tier
 #
 # Source: "Archive Amazon EBS snapshots" of the EBS user guide. Only a completed snapshot that no enabled AMI
-# uses can be archived. It can be used until it is archived, and again when it is restored; a temporary
-# restore expires. Its sharing ends. Codes and texts are from memory.
+# uses can be archived. It cannot be used from the end of the archival until it is restored; a temporary
+# restore expires. An archived snapshot is no longer shared. Error codes and texts are from memory.
 
 ARCHIVE_SECONDS, RESTORE_SECONDS = 3600.0, 4 * 3600.0
-"""How long both take: guesses. An example of the AWS CLI took 49 minutes; a restore takes up to 72 hours."""
+"""Guesses. The archival in an example of the AWS CLI took 49 minutes; a restore takes up to 72 hours."""
 
 RESTORE_DAYS = range(1, 181)
 
@@ -555,7 +555,7 @@ def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     if last is not None and not last.completed(clock):
         state = f"in the tiering operation {last.operation}-in-progress"
     elif last is not None and last.operation != "permanent-restore":
-        state = "archived"  # also while it is temporarily restored
+        state = "archived"  # even while it is temporarily restored
     if state != "completed":
         raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is {state}.")
     for image in context.table("images").values():
@@ -571,7 +571,7 @@ def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
 def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     """Restore a snapshot from the archive tier, permanently or for some days, by default one.
 
-    A snapshot that is restored temporarily is restored for another period from now, or permanently.
+    For a temporarily restored snapshot, this sets a new period, from now, or makes the restore permanent.
     """
     snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     permanent = bool(params.get("PermanentRestore"))

@@ -1,9 +1,8 @@
-"""The public AMIs of Amazon and the public parameters that name them: a small part of those of AWS.
+"""Some public AMIs of Amazon, and the public parameters that name them.
 
-Every region has the same images, as of 30 September 2026. Their disks are empty, and their snapshots
-are public. Sources: "Calling AMI public
-parameters in Parameter Store" of the Systems Manager User Guide; recorded answers of DescribeImages and
-GetParametersByPath. The IDs are those of the sandbox only.
+Every region has the same AMIs, as of 30 September 2026. Their disks are empty, their snapshots are public,
+and their IDs differ from those on AWS. Sources: "Calling AMI public parameters in Parameter Store" of the
+Systems Manager User Guide; recorded answers of DescribeImages and GetParametersByPath.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 AMAZON_ACCOUNT = "137112412989"
-"""The account that publishes Amazon Linux; the owner alias ``amazon``."""
+"""The account that publishes Amazon Linux. Its owner alias is ``amazon``."""
 
 PUBLISHED = datetime(2026, 9, 30, 12, tzinfo=UTC)
 PARAMETER_PATH = "/aws/service/ami-amazon-linux-latest/"
