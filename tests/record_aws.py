@@ -1,15 +1,15 @@
 """Record responses of AWS without secrets, and compare the sandbox with them.
 
 Some texts and fields of the sandbox can be checked only with AWS itself. Record a command in a real account,
-record the same on a sandbox, and compare the two folders:
+run the same command on a sandbox, and compare the two folders:
 
-    python -m tests.record_aws run real vmsnix publish --image ./result
-    python -m tests.record_aws run ours vmsnix publish --image ./result --sandbox
-    python -m tests.record_aws compare real ours
+    python -m tests.record_aws run recording-aws vmsnix publish --image ./result
+    python -m tests.record_aws run recording-sandbox vmsnix publish --image ./result --sandbox
+    python -m tests.record_aws compare recording-aws recording-sandbox
 
 Every response that botocore parses becomes a file; equal responses share one. `run` registers this module as
-a client plugin of botocore (BOTOCORE_EXPERIMENTAL__PLUGINS). So it works in every process, without code in
-the package.
+a client plugin of botocore (BOTOCORE_EXPERIMENTAL__PLUGINS), so it records every process without code in the
+package.
 
 Secrets that `vmsnix_ops.redaction` finds, tokens, request IDs, and IDs of users and of S3's owners are
 removed; account IDs are replaced. Names of buckets, users and tags are kept: read a recording before you
