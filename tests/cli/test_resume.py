@@ -92,12 +92,12 @@ def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason(
     assert "A kernel of JupyterLab" in refusal(interactive=True)
     assert "The run needs a value for name." in refusal(parameters={"name": "[secret removed: a token]"})
     path.write_text(json.dumps(values))
-    lock = archives.RunFolder(outcome.run_id, path.parent, "", {})
+    other = archives.RunFolder(outcome.run_id, path.parent, "", {})
     path.write_text(json.dumps({**values, "status": "running"}))
-    lock.lock()
+    other.mark_running()
     assert "It is running on" in refusal(status="running")
     assert "Another process has just resumed it" in refusal()
-    lock.release()
+    other.release()
     assert json.loads(path.read_text()) == values
     with sandbox() as aws:
         for name, value in aws.environment.items():

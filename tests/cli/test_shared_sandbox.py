@@ -46,13 +46,13 @@ def buckets(aws: Access) -> list[str]:
 
 
 def test_two_commands_that_start_at_the_same_moment_share_one_sandbox(state: Path) -> None:
-    both, found = threading.Barrier(2, timeout=60), list[str]()
+    both, found = threading.Barrier(2), list[str]()
 
     def use() -> None:
         with shared_sandbox.shared(state) as aws:
-            both.wait()
+            both.wait(60)
             found.append(aws.url)
-            both.wait()
+            both.wait(60)
 
     threads = [threading.Thread(target=use, daemon=True) for _ in range(2)]
     for thread in threads:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import RunError, UsageError
+from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,7 +247,7 @@ def serve(state: Path, speed: float) -> int:
     try:
         sandbox = Sandbox(speed=speed, state=state / FOLDER / "aws")
     except OSError as error:
-        sys.stderr.write(f"{error}\n")
+        echo(str(error), err=True)
         return BUSY if error.errno == errno.EBUSY else 1
     with sandbox as aws:
         facts = {

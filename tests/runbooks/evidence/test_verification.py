@@ -51,12 +51,12 @@ class Evidence:
                 entries[number - 1] = chain.chained({**entry, "sha256": ""}, number, previous)
                 previous = entries[number - 1]["sha256"]
         self.journal.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
-        values = self.result()
+        values = self.values()
         values |= {"journal_entries": len(entries), "journal_sha256": entries[-1]["sha256"]}
         values["files"][chain.FILE_NAME]["sha256"] = hashlib.sha256(self.journal.read_bytes()).hexdigest()
         self.write_result(values)
 
-    def result(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         return json.loads((self.folder / "result.json").read_text())
 
     def write_result(self, values: dict[str, Any]) -> None:
@@ -91,13 +91,13 @@ def edit_file(evidence: Evidence, *, compute: bool = False) -> None:
     report = evidence.folder / "report.html"
     report.write_text("all is well")
     if compute:
-        values = evidence.result()
+        values = evidence.values()
         values["files"]["report.html"]["sha256"] = hashlib.sha256(report.read_bytes()).hexdigest()
         evidence.write_result(values)
 
 
 def edit_result(evidence: Evidence) -> None:
-    evidence.write_result({**evidence.result(), "ami_id": "ami-0123456789abcdef0"})
+    evidence.write_result({**evidence.values(), "ami_id": "ami-0123456789abcdef0"})
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_unchanged_evidence_is_intact(evidence: Evidence) -> None:
 
 
 def test_the_row_of_another_attempt_is_no_anchor(evidence: Evidence) -> None:
-    values = {**evidence.result(), "attempt": 2, "journal_entries": 1, "journal_sha256": "0" * 64}
+    values = {**evidence.values(), "attempt": 2, "journal_entries": 1, "journal_sha256": "0" * 64}
     open_tables(evidence.settings).append("runs", [runs_row(values)])
     assert evidence.verify().finding == "intact"
 

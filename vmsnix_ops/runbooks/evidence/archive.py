@@ -332,7 +332,7 @@ class RunFolder:
         """Replace a file by its redacted content; another redaction would break the chain of a journal."""
         files.write(path, clean, redactor=Redactor() if path.name == chain.FILE_NAME else self.redactor)
 
-    def lock(self) -> bool:
+    def mark_running(self) -> bool:
         """Mark the run as running, until `release` or the end of this process.
 
         Return false if another process has marked it.
@@ -415,7 +415,7 @@ def open_folder(
     folder = RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
     try:
         files.make_folder(local, new=True)
-        folder.lock()  # first: a run with an entry "running" and without a lock is lost
+        folder.mark_running()  # first: a run with an entry "running" and without a lock is lost
         folder.write_json(RESULT, started)
     except OSError as error:
         raise ArchiveError(
@@ -509,7 +509,7 @@ def reopen_folder(
 def _lock_soon(folder: RunFolder) -> bool:
     """Lock a folder; wait for `is_running` of another process, which locks the file for a moment."""
     for _ in range(5):
-        if folder.lock():
+        if folder.mark_running():
             return True
         folder.abandon()
         time.sleep(LOCK_SECONDS)

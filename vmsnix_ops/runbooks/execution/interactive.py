@@ -35,6 +35,7 @@ from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import cells, chain, writing
 from vmsnix_ops.runbooks.execution import side_effects
 from vmsnix_ops.runbooks.execution.verdict import INTERRUPTS, PARTIAL, Failure, cell_failure, describe
+from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -427,7 +428,7 @@ class KernelRun:
                 else:
                     self.prepared.folder.close(done=self._values["status"] == "done")
         except Exception as error:  # noqa: BLE001 - the next run starts anyway
-            sys.stderr.write(f"The evidence of the run {self.run_id} is incomplete: {error}\n")
+            echo(f"The evidence of the run {self.run_id} is incomplete: {error}", err=True)
         finally:
             self.prepared.folder.release()
             set_kernel_run(None)
