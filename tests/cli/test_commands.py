@@ -403,6 +403,23 @@ def test_a_runbook_is_a_command_of_its_own(shelf: Shelf, run_vmsnix: RunVmsnix) 
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("promote", "--ami=web", "--no-dry-run", "--expect-plan", ""),
+        ("promote", "--ami=web", "--no-dry-run", "-p", "expect-plan= "),
+        ("fleet", "plan.toml", "--no-dry-run", "--expect-plan", ""),
+    ],
+)
+def test_an_empty_fingerprint_never_means_any_plan(
+    run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    code, _, complaint = run_vmsnix(*words)  # as with a variable of a shell that is not set
+    assert code == 2
+    assert "No fingerprint given with --expect-plan." in complaint
+
+
+@pytest.mark.parametrize(
     ("words", "reason"),
     [
         (("--nmae", "x"), "Did you mean '--name'"),

@@ -33,7 +33,6 @@ DEFAULT_PLAN = "fleet.toml"
 )
 @click.option(
     "--expect-plan",
-    default="",
     metavar="FINGERPRINT",
     help="Run only the plan with this fingerprint, which the dry run prints.",
 )
@@ -70,7 +69,7 @@ def fleet(
     plan_file: Path | None,
     named: Path | None,
     dry_run: bool,
-    expect_plan: str,
+    expect_plan: str | None,
     scheduler: str,
     workers: int,
     ledger: str,
@@ -89,6 +88,10 @@ def fleet(
 
     if plan_file is not None and named is not None:
         raise click.UsageError("Two plan files given: use PLAN or --plan, not both.")
+    if expect_plan is not None and not expect_plan.strip():
+        from vmsnix_ops.cli.run import no_fingerprint
+
+        raise no_fingerprint()
     from vmsnix_ops.cli.output import echo_or_discard, show_error
     from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.progress import LogLines, Progress
@@ -103,7 +106,7 @@ def fleet(
             archive=archive or (served.environment["VMSNIX_ARCHIVE"] if served else ""),
             fresh=fresh,
             dry_run=dry_run,
-            expect_plan=expect_plan,
+            expect_plan=expect_plan or "",
             environment=served.environment if served else None,
         )
         written = echo_or_discard(ready, err=as_json)

@@ -350,9 +350,23 @@ def _given(
             )
         else:
             given[name] = value
+    fingerprints = [given[name] for name in ("expect_plan", "expect-plan") if name in given]
+    if not all(str(one).strip() for one in fingerprints):
+        mistakes.append(no_fingerprint())
     for hint in parameters.hints(runbook, given):
         echo(hint, err=True)
     return given, mistakes
+
+
+def no_fingerprint() -> VmsnixError:
+    """Return the error for an empty fingerprint, which would let the run apply any plan."""
+    from vmsnix_ops.errors import ParameterError
+
+    return ParameterError(
+        "No fingerprint given with --expect-plan.",
+        why="Its value is empty, perhaps because a variable of the shell is not set.",
+        fix="Use the fingerprint that the dry run printed, or leave --expect-plan out to apply any plan.",
+    )
 
 
 def _merged(parameter: Parameter | None, values: tuple[Any, ...]) -> object:

@@ -35,6 +35,7 @@ EXACT = {
     "boot_expect": "pattern",
     "confirm_public": "account",
     "expect": "pattern",
+    "expect_plan": "plan",
     "flake": "flake",
     "identity": "identity",
     "kms_key": "key",
@@ -70,6 +71,7 @@ FORMS = {
         r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[\w/-]+|alias/[\w/-]+|(mrk-)?[0-9a-fA-F-]{32,36}",
         "a KMS key: an ARN, an ID, or alias/NAME",
     ),
+    "plan": (r"[0-9a-f]{16}", "the fingerprint of a plan, which has 16 hexadecimal digits"),
     "role": (r"[\w+=,.@-]{1,64}", "the name of a role (not its ARN), which has up to 64 letters or digits"),
     "subnet": (r"subnet-([0-9a-f]{8}|[0-9a-f]{17})", "a subnet ID such as subnet-0123456789abcdef0"),
     "topic": (
