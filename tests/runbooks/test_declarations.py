@@ -83,6 +83,10 @@ def test_imports_are_not_parameters() -> None:
         "for a in 'x': pass",
         "a, b = 1, 2",
         "a: str = 'x",
+        "a: str = 'x\0y'",
+        "a: str = 'x'\na: int = 1",
+        "a: bool = True\nno_a: str = ''",
+        "no_a: str = ''\na: bool = True",
     ],
 )
 def test_anything_else_in_the_cell_is_refused(source: str) -> None:

@@ -57,6 +57,7 @@ def refusal(book: str, given: Mapping[str, object], cwd: Path, **environment: st
         ("smoke-test", "subnet", "subnet-x", "is not a subnet ID such as"),
         ("smoke-test", "pattern", "(", "is not a regular expression."),
         ("prove", "identity", "abc", "64 hexadecimal digits"),
+        ("promote", "expect_plan", "6d2bfb73", "expect_plan: '6d2bfb73' is not the fingerprint of a plan"),
         ("prove", "result", "./result.jsn", "Did you mean 'result.json'?"),
         (
             "publish",
@@ -166,6 +167,15 @@ def test_an_own_runbook_declares_what_it_requires(tmp_path: Path) -> None:
     assert check(book, {"name": "a", "image": "web"}, tmp_path)
     with pytest.raises(ParameterError, match="target_region: 'mars' is not an AWS region"):
         check(book, {"name": "a", "image": "web", "target_region": "mars"}, tmp_path)
+
+
+@pytest.mark.parametrize("declaration", ["n: float = 1e999", "n: list[int] = ['x']", "n: int = 'x'"])
+def test_a_default_of_an_own_runbook_has_the_declared_type(tmp_path: Path, declaration: str) -> None:
+    declared = read_parameters(declaration)
+    book = catalog.Runbook("own", "own", 10, tmp_path, "", "", "read_only", declared)
+    with pytest.raises(ParameterError, match=r"^n: .* is not "):
+        check(book, {}, tmp_path)
+    assert check(book, {"n": ["1"] if "list" in declaration else "1"}, tmp_path)
 
 
 def test_values_of_different_partitions_are_refused(tmp_path: Path) -> None:

@@ -77,15 +77,31 @@ def read_parameters(source: str, *, notebook: str = "the notebook") -> tuple[Par
     except SyntaxError as error:
         raise RunError(
             f"The parameters cell of {notebook} is not Python.",
-            why=f"Line {error.lineno}: {error.msg}.",
+            why=f"Line {error.lineno or 1}: {error.msg.rstrip('.')}.",
             fix="Correct that line.",
         ) from error
     comments = _comments(source)
-    return tuple(
+    found = tuple(
         _parameter(statement, comments, notebook)
         for statement in tree.body
         if not isinstance(statement, ast.Import | ast.ImportFrom)
     )
+    _check_names(found, notebook)
+    return found
+
+
+def _check_names(found: tuple[Parameter, ...], notebook: str) -> None:
+    """Refuse a name that is declared twice, and one whose option also turns another parameter off."""
+    names = [one.name for one in found]
+    off = [f"no_{one.name}" for one in found if one.type.kind == "bool"]
+    for name in names:
+        if names.count(name) > 1 or name in off:
+            used = "declared twice" if name not in off else f"also the option that turns {name[3:]} off"
+            raise RunError(
+                f"The parameters cell of {notebook} cannot be used: {name}",
+                why=f"{name} is {used}.",
+                fix="Rename it, or remove it.",
+            )
 
 
 @cache

@@ -144,6 +144,14 @@ def check_call(
     checked, wrong = collect(runbook, given)
     unset = {one.name for one in runbook.parameters} - wrong.keys()
     mistakes = [*before, *wrong.values()]
+    if runbook.own:  # nothing has checked its defaults
+        for one in runbook.parameters:
+            if one.name not in {*checked, *wrong} and one.default is not None:
+                try:
+                    convert(one, one.default)
+                except ParameterError as error:
+                    unset.discard(one.name)
+                    mistakes.append(error)
     mistakes += value_checks.call_errors(runbook, checked, unset, place)
     if mistakes:
         raise all_in_one(runbook, mistakes)
