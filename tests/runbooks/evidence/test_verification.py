@@ -18,6 +18,7 @@ from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import cells, chain, runs, verification, writing
 from vmsnix_ops.runbooks.execution._output import LiveOutput
+from vmsnix_ops.runbooks.execution.verdict import Failure
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -96,8 +97,17 @@ def edit_file(evidence: Evidence, *, compute: bool = False) -> None:
         evidence.write_result(values)
 
 
-def edit_result(evidence: Evidence) -> None:
-    evidence.write_result({**evidence.values(), "ami_id": "ami-0123456789abcdef0"})
+def edit_result(evidence: Evidence, **changed: object) -> None:
+    evidence.write_result({**evidence.values(), **(changed or {"ami_id": "ami-0123456789abcdef0"})})
+
+
+def pretend_another_attempt(evidence: Evidence) -> None:
+    """Forge an entry, and hide the row of the run by another number of the attempt."""
+    entries, values = evidence.entries(), {**evidence.values(), "attempt": 2}
+    entries[2]["outcome"] = "ok, really"
+    entries[-1]["result"] = writing.result_digest(values)
+    evidence.write_result(values)
+    evidence.write(entries, compute=True)
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +154,21 @@ def test_unchanged_evidence_is_intact(evidence: Evidence) -> None:
     }
 
 
-def test_the_row_of_another_attempt_is_no_anchor(evidence: Evidence) -> None:
-    values = {**evidence.values(), "attempt": 2, "journal_entries": 1, "journal_sha256": "0" * 64}
+def test_an_older_copy_of_a_resumed_run_is_found(evidence: Evidence) -> None:
+    """Each attempt appends to the journal, so the rows of all attempts are anchors."""
+    entries = len(evidence.entries()) + 9
+    values = {**evidence.values(), "attempt": 2, "journal_entries": entries, "journal_sha256": "0" * 64}
     open_tables(evidence.settings).append("runs", [runs_row(values)])
-    assert evidence.verify().finding == "intact"
+    found = evidence.verify()
+    assert (found.exit_code, found.finding) == (1, "cut off")
+
+
+def test_another_number_of_the_attempt_does_not_hide_the_row(evidence: Evidence) -> None:
+    pretend_another_attempt(evidence)
+    shutil.rmtree(evidence.settings.state / chain.ANCHORS)
+    found = evidence.verify()
+    assert found.exit_code == 1
+    assert {check.name: check.finding for check in found.checks}["journal"] == "changed"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +187,10 @@ def test_the_row_of_another_attempt_is_no_anchor(evidence: Evidence) -> None:
         (lambda evidence: edit_file(evidence, compute=True), "report.html", "changed"),
         (lambda evidence: (evidence.folder / "log.txt").unlink(), "log.txt", "removed"),
         (edit_result, "result.json", "changed"),
+        (lambda evidence: edit_result(evidence, finished_at=None, ami_id="ami-0"), "result.json", "changed"),
+        (lambda evidence: edit_result(evidence, status="failed", exit_code=1), "result.json", "changed"),
+        (lambda evidence: edit_result(evidence, exit_code=1), "result.json", "changed"),
+        (lambda evidence: edit_result(evidence, report="/tmp/another.html"), "report.html", "changed"),
     ],
 )
 @pytest.mark.parametrize("anchor", ["history", "machine"])
@@ -183,6 +208,21 @@ def test_changed_evidence_is_found_with_one_anchor(
     # With the anchor of the last entry only, an entry that is missing cannot be located.
     assert checks[name] in finding.split("|")
     assert found.exit_code == 1
+
+
+def test_the_status_of_a_failed_run_is_sealed(evidence: Evidence) -> None:
+    failure = Failure("ValueError", "Cell 2 failed.").to_json()
+    values = {**evidence.values(), "status": "failed", "exit_code": failure["exit_code"], "failure": failure}
+    chain.append_end(evidence.folder, values, writing.result_digest(values))
+    evidence.write_result(values)
+
+    def finding() -> str:
+        return {check.name: check.finding for check in evidence.verify().checks}["result.json"]
+
+    assert finding() == "intact"
+    for status in ("done", "partial", "cancelled"):
+        evidence.write_result({**values, "status": status})
+        assert finding() == "changed"
 
 
 def test_without_an_anchor_evidence_is_only_consistent(evidence: Evidence) -> None:

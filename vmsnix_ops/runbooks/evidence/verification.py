@@ -18,6 +18,7 @@ from vmsnix_ops.progress import counted
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import chain, writing
+from vmsnix_ops.runbooks.execution.verdict import PARTIAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,9 +95,9 @@ def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verificati
     stored = run.values.get("files") or {}
     checks = [
         *([journal] if journal is not None else []),
-        *([_check_result(run, seal)] if run.values.get("finished_at") else []),
+        *([_check_result(run, seal)] if seal or run.values.get("finished_at") else []),
         *(
-            _check_file(archive, name, stored.get(name), sealed.get(name))
+            _check_file(archive, run, name, sealed.get(name))
             for name in sorted({*stored, *sealed} - {chain.FILE_NAME})
         ),
     ]
@@ -127,18 +128,21 @@ def _local(path: Path) -> bytes | None:
 
 
 def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[list[_Anchored], list[str]]:
-    """Return the anchors of a journal outside of its folder, and why places could not be read."""
+    """Return the anchors of a journal outside of its folder, and why places could not be read.
+
+    Each attempt of a run appends to its journal, so the rows of all attempts are anchors.
+    """
     found = [_Anchored(f"the state folder {settings.state}", chain.read_anchors(settings.state, run.run_id))]
     problems = []
     columns = ["journal_entries", "journal_sha256"]
     try:
         rows = open_tables(settings).read(
-            "runs", columns=[*columns, "attempt"], where=[("run_id", "==", run.run_id)], endpoint="all"
+            "runs", columns=columns, where=[("run_id", "==", run.run_id)], endpoint="all"
         )
     except RecordsError as error:
         problems.append(f"The history could not be read: {error}")
     else:
-        rows = rows[rows["attempt"].fillna(1) == run.attempt].dropna(subset=columns)  # each has a journal
+        rows = rows.dropna(subset=columns)  # a row of an earlier version has no journal
         pairs = zip(rows["journal_entries"], rows["journal_sha256"], strict=True)
         found.append(_Anchored("the history (table runs)", [chain.Anchor(int(n), str(s)) for n, s in pairs]))
     entries, sha256 = (run.values.get(name) for name in columns)
@@ -209,14 +213,27 @@ def _seal(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
 def _check_result(run: ArchivedRun, seal: Mapping[str, Any]) -> Check:
     if not seal:
         return Check(archives.RESULT, "not anchored", "The journal does not contain its SHA-256.")
-    if writing.result_digest(run.values) != seal.get("result"):
-        return Check(
-            archives.RESULT, "changed", "Its values are not those whose SHA-256 the journal contains."
-        )
+    values = run.values
+    if writing.result_digest(values) != seal.get("result"):
+        text = "Its values are not those whose SHA-256 the journal contains."
+        if not values.get("finished_at"):
+            text += " Or the run was killed while it wrote them: see vmsnix runs repair."
+        return Check(archives.RESULT, "changed", text)
+    failure, status = values.get("failure"), values.get("status")
+    if failure:  # its status is final
+        expected = (seal.get("status") or status, failure.get("exit_code"))
+        valid = status != "done"
+    else:  # a repair changes it with the problems
+        expected = ("partial", PARTIAL) if values.get("problems") else ("done", 0)
+        valid = True
+    if not valid or (status, values.get("exit_code")) != expected:
+        text = "Its status or exit code does not fit its failure and its problems."
+        return Check(archives.RESULT, "changed", text)
     return Check(archives.RESULT, "intact")
 
 
-def _check_file(archive: Archive, name: str, stored: Mapping[str, Any] | None, sealed: str | None) -> Check:
+def _check_file(archive: Archive, run: ArchivedRun, name: str, sealed: str | None) -> Check:
+    stored = (run.values.get("files") or {}).get(name)
     if stored is None:
         return Check(name, "changed", f"The journal contains its SHA-256, but {archives.RESULT} does not.")
     try:
@@ -228,6 +245,9 @@ def _check_file(archive: Archive, name: str, stored: Mapping[str, Any] | None, s
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != stored["sha256"]:
         return Check(name, "changed", f"Its SHA-256 is not the one in {archives.RESULT}.")
+    key = writing.LOCATION_KEYS.get(name, "")
+    if key and run.values.get(key) != stored["place"]:
+        return Check(name, "changed", f"In {archives.RESULT}, {key} is another file.")
     if sealed is None:
         text = f"It matches {archives.RESULT}; the journal does not contain its SHA-256."
         return Check(name, "not anchored", text)
