@@ -100,16 +100,16 @@ def share_clients(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr("botocore.client.S3RegionRedirectorv2", Redirector)
 
-    def of_session(session: Any, *asked: Any) -> Any:
+    def of_session(session: Any, *params: Any) -> Any:
         keys = session.get_credentials()
         plain = type(session) is boto3.Session and type(keys) is Credentials
         if not plain or "RECORD_AWS_FOLDER" in os.environ:
-            return make(session, *asked)
+            return make(session, *params)
         about = sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or "proxy" in k.lower())
         quotas.clear()
         client = _shared(
-            (session.profile_name, keys.get_frozen_credentials(), *about, *asked),
-            lambda: make(session, *asked),
+            (session.profile_name, keys.get_frozen_credentials(), *about, *params),
+            lambda: make(session, *params),
         )
         if quotas:
             client.quotas = tuple(quotas)

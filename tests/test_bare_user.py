@@ -24,8 +24,8 @@ UNNAMED = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
 
 def as_unnamed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run ``vmsnix`` as a user without a name and without HOME."""
-    gone = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "VMSNIX_STATE", "XDG_STATE_HOME")
-    kept: Mapping[str, str] = {name: value for name, value in os.environ.items() if name not in gone}
+    unset = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "VMSNIX_STATE", "XDG_STATE_HOME")
+    kept: Mapping[str, str] = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(
         [*UNNAMED, sys.executable, "-m", "vmsnix_ops", *words],
         env={**kept, **variables, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},

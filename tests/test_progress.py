@@ -327,10 +327,10 @@ def test_another_process_can_read_the_events(tmp_path: Path, monkeypatch: pytest
         for _ in range(1000):
             step.advance(1)
         step.update(1000, message="verified")
-    told = [json.loads(line) for line in path.read_text().splitlines()]
-    times = [line.pop("at") for line in told]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    times = [line.pop("at") for line in lines]
     assert times == sorted(times)
-    events = [Event(**line) for line in told]
+    events = [Event(**line) for line in lines]
     assert (events[0].kind, events[-1].kind, events[-1].done) == ("started", "finished", 1000)
     assert "verified" in [event.message for event in events]
     # A thousand quick updates are one line.

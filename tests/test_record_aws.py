@@ -52,7 +52,7 @@ def kept(folder, name="*"):
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}.json"))]
 
 
-def ask(aws):
+def call_services(aws):
     """Make calls of every protocol, whose responses have secrets and account IDs, and refused calls."""
     session = aws.session()
     client(session, "sts").get_caller_identity()
@@ -71,7 +71,7 @@ def ask(aws):
 
 
 def test_each_response_is_recorded_with_status_headers_and_body(aws, folder):
-    ask(aws)
+    call_services(aws)
     (refused,) = kept(folder, "ec2.DescribeImages.400.*")
     assert (refused["service"], refused["operation"], refused["status"]) == ("ec2", "DescribeImages", 400)
     assert "<Code>InvalidAMIID.NotFound</Code>" in refused["body"]
@@ -83,7 +83,7 @@ def test_each_response_is_recorded_with_status_headers_and_body(aws, folder):
 
 
 def test_no_secret_is_recorded(aws, folder):
-    ask(aws)
+    call_services(aws)
     ids = {call.request_id for call in aws.calls}
     keys = [
         k["AccessKeyId"] for k in aws.client("iam").list_access_keys(UserName="carol")["AccessKeyMetadata"]
@@ -150,7 +150,7 @@ def test_two_recordings_of_the_same_calls_have_no_differences(aws, served, tmp_p
     for name in ("one", "two"):
         record_into(tmp_path / name, monkeypatch)
         aws.restore_tables(served[1])
-        ask(aws)
+        call_services(aws)
     assert record_aws.main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     assert capsys.readouterr().out == "No differences in the responses that both have.\n"
 

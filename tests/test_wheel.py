@@ -42,20 +42,20 @@ def test_the_wheel_contains_the_manifest(installed: Installed) -> None:
 
 def test_an_edited_notebook_of_an_installation_changes_no_command(installed: Installed) -> None:
     (path,) = installed.python.parent.parent.rglob("35-verify-amis.ipynb")
-    before, told = path.read_text(encoding="utf-8"), {}
+    before, printed = path.read_text(encoding="utf-8"), {}
     try:
         for name, text in (("before", before), ("edited", before.replace("bool = True", "bool = False"))):
             path.write_text(text, encoding="utf-8")
             words = ("verify", "--help"), ("runbooks", "diff")
-            told[name] = [
+            printed[name] = [
                 run(installed.vmsnix, *one, cwd=installed.folder, environment=installed.environment)
                 for one in words
             ]
     finally:
         path.write_text(before, encoding="utf-8")
-    assert told["edited"][0] == told["before"][0]
-    assert told["before"][1] == "No differences.\n"
-    assert "pip install --force-reinstall --no-deps vmsnix-ops" in told["edited"][1]
+    assert printed["edited"][0] == printed["before"][0]
+    assert printed["before"][1] == "No differences.\n"
+    assert "pip install --force-reinstall --no-deps vmsnix-ops" in printed["edited"][1]
 
 
 def test_the_notebooks_of_an_installation_cannot_be_edited_in_place(installed: Installed) -> None:

@@ -239,12 +239,12 @@ def test_failed_and_running_imports_are_reported(own: Owner, audit: Any) -> None
 
 def test_references_to_missing_and_foreign_amis_are_reported(own: Owner, audit: Any) -> None:
     other = Owner(own.aws, own.aws.other_account(FOREIGN_ACCOUNT))
-    gone, theirs = own.ami(), other.ami()
+    deregistered, theirs = own.ami(), other.ami()
     other.share(theirs, own.account)
-    own.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=gone)
-    template, foreign = own.template(gone, "old"), own.template(theirs, "foreign")
-    instance = own.launch(gone)
-    own.client("ec2").deregister_image(ImageId=gone)
+    own.client("ssm").put_parameter(Name="/app/ami", Type="String", Value=deregistered)
+    template, foreign = own.template(deregistered, "old"), own.template(theirs, "foreign")
+    instance = own.launch(deregistered)
+    own.client("ec2").deregister_image(ImageId=deregistered)
     found = audit()
     missing = found.by("reference-to-missing")
     assert {one: row["severity"] for one, row in missing.items()} == {

@@ -341,8 +341,8 @@ def member(own: Owner) -> Owner:
     iam, place = other.client("iam"), PolicyScope(account=own.account)
     trust = json.dumps(policies.member_trust(place))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=trust)
-    look = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=OTHER_ACCOUNT)))
-    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=look)
+    document = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=OTHER_ACCOUNT)))
+    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="read", PolicyDocument=document)
     return other
 
 
@@ -411,14 +411,14 @@ def test_an_invalid_account_is_refused(own: Owner) -> None:
 
 def test_references_to_foreign_and_missing_amis_are_listed(own: Owner) -> None:
     other = Owner(own.aws, own.aws.other_account(FOREIGN_ACCOUNT))
-    theirs, gone = other.ami(), own.ami()
+    theirs, deregistered = other.ami(), own.ami()
     other.share(theirs, own.account)
     own.template(theirs, "theirs")
-    own.template(gone, "gone")
-    own.client("ec2").deregister_image(ImageId=gone)
+    own.template(deregistered, "gone")
+    own.client("ec2").deregister_image(ImageId=deregistered)
     references = {one.ami_id: one for one in own.scan(regions=[REGION]).foreign_references}
-    assert {ami: one.owner for ami, one in references.items()} == {theirs: FOREIGN_ACCOUNT, gone: ""}
-    assert references[gone].reference.kind == "launch-template"
+    assert {ami: one.owner for ami, one in references.items()} == {theirs: FOREIGN_ACCOUNT, deregistered: ""}
+    assert references[deregistered].reference.kind == "launch-template"
 
 
 def test_a_reference_to_an_unshared_ami_is_listed_with_its_owner(own: Owner, member: Owner) -> None:
@@ -433,12 +433,12 @@ def test_a_reference_to_an_unshared_ami_is_listed_with_its_owner(own: Owner, mem
 
 
 def test_a_missing_ami_is_listed_although_another_account_cannot_be_read(own: Owner, member: Owner) -> None:
-    gone = own.ami()
-    own.template(gone), member.template(gone)
-    own.client("ec2").deregister_image(ImageId=gone)
+    deregistered = own.ami()
+    own.template(deregistered), member.template(deregistered)
+    own.client("ec2").deregister_image(ImageId=deregistered)
     own.fail("ec2:DescribeImages", where={"principal": f"*{OTHER_ACCOUNT}*"})
     found = own.scan(regions=[REGION], accounts=[own.account, OTHER_ACCOUNT])
-    assert [(one.account, one.ami_id) for one in found.foreign_references] == [(own.account, gone)]
+    assert [(one.account, one.ami_id) for one in found.foreign_references] == [(own.account, deregistered)]
 
 
 # Compared with boto3

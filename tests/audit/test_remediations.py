@@ -253,7 +253,7 @@ class Scenario:
         """Create every kind of reference to an AMI, and deregister it."""
         own, ids = self.own, self.ids
         ec2, ssm, scaling = own.client("ec2"), own.client("ssm"), own.client("autoscaling")
-        gone = own.ami()
+        deregistered = own.ami()
         image = {"Type": "String", "DataType": "aws:ec2:image"}
         for number in (1, 2):
             ours = {"Name": f"altf4llc-api-{number}-x86_64-linux-cccccccc"}
@@ -262,14 +262,14 @@ class Scenario:
         ssm.put_parameter(Name="/vmsnix/api/stable", Value=published, **image)
         own.aws.clock.advance(300)
         for name in ("/app/ami", "/app/alias", "/app/lost", "/vmsnix/api/stable", "/vmsnix/api/candidate"):
-            ssm.put_parameter(Name=name, Value=gone, Overwrite=name == "/vmsnix/api/stable", **image)
+            ssm.put_parameter(Name=name, Value=deregistered, Overwrite=name == "/vmsnix/api/stable", **image)
         own.aws.clock.advance(300)  # a parameter with an image is checked before it is valid
-        ssm.put_parameter(Name="/app/note", Type="StringList", Value=f"region={REGION},ami={gone}")
+        ssm.put_parameter(Name="/app/note", Type="StringList", Value=f"region={REGION},ami={deregistered}")
         ids["parameter"], ids["note"] = "/app/ami", "/app/note"
-        ids["template"] = own.template(gone, "by-default")
-        ids["newest of a template"] = own.versions("newest", self.good, gone)
-        ids["old version"] = own.versions("old-version", gone, self.good, default=2)
-        ids["template of a group"] = own.versions("pinned", gone, self.good, default=2)
+        ids["template"] = own.template(deregistered, "by-default")
+        ids["newest of a template"] = own.versions("newest", self.good, deregistered)
+        ids["old version"] = own.versions("old-version", deregistered, self.good, default=2)
+        ids["template of a group"] = own.versions("pinned", deregistered, self.good, default=2)
         ids["no id"] = own.template("AMI", "no-id")
         ids["channel"] = "/vmsnix/api/stable"
         ids["channel that is gone"] = own.template("resolve:ssm:/vmsnix/api/candidate", "channel")
@@ -278,7 +278,7 @@ class Scenario:
         for name in ("launch configuration", "configuration of a group"):
             ids[name] = f"the {name}"
             scaling.create_launch_configuration(
-                LaunchConfigurationName=ids[name], ImageId=gone, InstanceType="t3.micro"
+                LaunchConfigurationName=ids[name], ImageId=deregistered, InstanceType="t3.micro"
             )
         ways: dict[str, dict[str, Any]] = {
             "group by configuration": {"LaunchConfigurationName": "the configuration of a group"},
@@ -290,8 +290,8 @@ class Scenario:
             scaling.create_auto_scaling_group(
                 AutoScalingGroupName=ids[name], MinSize=0, MaxSize=1, AvailabilityZones=[f"{REGION}a"], **way
             )
-        ids["instance"] = own.launch(gone)
-        ec2.deregister_image(ImageId=gone)
+        ids["instance"] = own.launch(deregistered)
+        ec2.deregister_image(ImageId=deregistered)
         ssm.delete_parameters(Names=["/app/lost", "/vmsnix/api/candidate"])
         ids["not shared"] = self.member.template(self.good, "not-shared")
         other = Owner(own.aws, own.aws.other_account(FOREIGN_ACCOUNT))
@@ -316,8 +316,8 @@ def trust(other: Owner, account: str) -> None:
     iam = other.client("iam")
     policy = json.dumps(policies.member_trust(PolicyScope(account=account)))
     iam.create_role(RoleName="vmsnix-auditor", AssumeRolePolicyDocument=policy)
-    look = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=other.account)))
-    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="look", PolicyDocument=look)
+    document = json.dumps(policy_document(policies.member_actions(), PolicyScope(account=other.account)))
+    iam.put_role_policy(RoleName="vmsnix-auditor", PolicyName="read", PolicyDocument=document)
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:

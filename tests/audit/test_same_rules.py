@@ -35,9 +35,9 @@ POLICIES: list[dict[str, Any]] = [
 ]
 
 
-def mark(days_ago: float, grace: float) -> dict[str, str]:
+def mark(days_ago: float, retention_days: float) -> dict[str, str]:
     at = datetime.now(UTC) - timedelta(days=days_ago)
-    return retiring.RetirementTags(at, at + timedelta(days=grace), "run").tags()
+    return retiring.RetirementTags(at, at + timedelta(days=retention_days), "run").tags()
 
 
 def fill(fleet: Fleet) -> None:

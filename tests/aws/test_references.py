@@ -294,11 +294,11 @@ def test_the_use_is_unknown_if_a_source_cannot_be_read(aws: SandboxClients) -> N
 
 
 def test_an_ami_that_was_deregistered_in_the_meantime_is_skipped(aws: SandboxClients) -> None:
-    kept, gone = aws.image(), aws.image()
+    kept, deregistered = aws.image(), aws.image()
     template(aws, "nodes", kept)
-    aws.ec2.deregister_image(ImageId=gone)
-    found = read(aws, kept, gone)
-    assert (found.complete, found.use(kept), found.of(gone)) == (True, True, ())
+    aws.ec2.deregister_image(ImageId=deregistered)
+    found = read(aws, kept, deregistered)
+    assert (found.complete, found.use(kept), found.of(deregistered)) == (True, True, ())
 
 
 def test_throttled_reads_are_retried(aws: SandboxClients, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,11 +70,11 @@ def test_linux_fetches_its_instance_id_key_and_user_data(linux: Path) -> None:
     before = digest(linux)
     data = "echo the answer is $((6 * 7)) >/dev/console\n"
     booted = boot(linux, expect=UP, user_data=data, public_key=KEY, deadline=120)
-    said = booted.console.read_text(errors="replace")
-    assert "instance i-00000000000000000" in said
-    assert f"key {KEY}" in said
-    assert "the answer is 42" in said
-    assert "an answer without a token" not in said
+    console = booted.console.read_text(errors="replace")
+    assert "instance i-00000000000000000" in console
+    assert f"key {KEY}" in console
+    assert "the answer is 42" in console
+    assert "an answer without a token" not in console
     assert ("PUT", "/latest/api/token", 200) in booted.requests
     assert ("GET", "/latest/meta-data/instance-id", 401) in booted.requests
     assert ("GET", "/latest/user-data", 200) in booted.requests
@@ -178,12 +178,12 @@ def test_a_kvm_that_fails_is_replaced_by_emulation(tmp_path: Path, monkeypatch: 
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(machine, "_why_no_kvm", lambda _: "")
-    image, told = sample(tmp_path / "sample"), list[str]()
-    booted = boot(image, expect=re.escape(MESSAGE), on_message=told.append)
+    image, messages = sample(tmp_path / "sample"), list[str]()
+    booted = boot(image, expect=re.escape(MESSAGE), on_message=messages.append)
     assert booted.accelerator == "tcg"
     assert "no vmx" in booted.why
-    assert told[0] == "QEMU with kvm"
-    assert "no vmx" in told[1]
+    assert messages[0] == "QEMU with kvm"
+    assert "no vmx" in messages[1]
     with pytest.raises(BootFailedError, match="no vmx"):
         boot(image, expect=re.escape(MESSAGE), accelerator="kvm")
 

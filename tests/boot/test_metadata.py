@@ -86,11 +86,11 @@ def test_writes_are_refused(method: str, path: str) -> None:
 
 
 def test_the_program_answers_several_requests_and_logs_them(tmp_path: Path) -> None:
-    told, log = tmp_path / "told", tmp_path / "log"
-    told.write_text(json.dumps({"pages": PAGES, "secret": SECRET.hex(), "log": str(log)}))
-    asked = f"PUT /latest/api/token HTTP/1.1\r\n{TTL}: 60\r\n\r\nGET /latest/user-data HTTP/1.1\r\n\r\n"
-    command = [sys.executable, "-I", "-S", metadata.__file__, str(told)]
-    done = subprocess.run(command, input=asked.encode(), capture_output=True, check=True, timeout=30)
+    config, log = tmp_path / "config", tmp_path / "log"
+    config.write_text(json.dumps({"pages": PAGES, "secret": SECRET.hex(), "log": str(log)}))
+    requests = f"PUT /latest/api/token HTTP/1.1\r\n{TTL}: 60\r\n\r\nGET /latest/user-data HTTP/1.1\r\n\r\n"
+    command = [sys.executable, "-I", "-S", metadata.__file__, str(config)]
+    done = subprocess.run(command, input=requests.encode(), capture_output=True, check=True, timeout=30)
     assert done.stdout.count(b"HTTP/1.1 ") == 2
     assert b"HTTP/1.1 401 Unauthorized" in done.stdout
     assert [json.loads(line) for line in log.read_text().splitlines()] == [

@@ -96,8 +96,8 @@ def test_publishing_and_promoting_work_within_the_limits_of_aws(
         monkeypatch.chdir(tmp_path)
         aws.prepare(bucket="vmsnix-images", region=HOME)
         image = make_sample_image(tmp_path / "image", name="ecs-node")
-        asked: dict[str, Any] = {"image": str(image), "region": HOME, "progress": silent()}
-        imported = publish.plan(**asked, bucket="vmsnix-images").apply()
+        params: dict[str, Any] = {"image": str(image), "region": HOME, "progress": silent()}
+        imported = publish.plan(**params, bucket="vmsnix-images").apply()
         found = plan(ami=imported.ami_id, regions=[WEST, EUROPE], channel="stable").apply()
         assert not found.failed
         assert channel_value(aws, EUROPE)

@@ -101,8 +101,8 @@ def test_the_history_shows_times_writers_and_instances(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12")
     ec2 = aws.client("ec2")
     ec2.run_instances(ImageId=old, InstanceType="t3.micro", MinCount=2, MaxCount=2)
-    gone = ec2.run_instances(ImageId=new, InstanceType="t3.micro", MinCount=1, MaxCount=1)
-    ec2.terminate_instances(InstanceIds=[gone["Instances"][0]["InstanceId"]])
+    terminated = ec2.run_instances(ImageId=new, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    ec2.terminate_instances(InstanceIds=[terminated["Instances"][0]["InstanceId"]])
     table = roll_back().history()
     assert list(table.columns) == list(COLUMNS)
     assert list(table["ami_id"]) == [new, old]
@@ -113,15 +113,15 @@ def test_the_history_shows_times_writers_and_instances(aws: Sandbox) -> None:
     assert "promoted by the run" in table["note"][0]
 
 
-def gone(ec2: Any, ami: str) -> None:
+def deregister(ec2: Any, ami: str) -> None:
     ec2.deregister_image(ImageId=ami)
 
 
-def disabled(ec2: Any, ami: str) -> None:
+def disable(ec2: Any, ami: str) -> None:
     ec2.disable_image(ImageId=ami)
 
 
-@pytest.mark.parametrize(("spoil", "text"), [(gone, "no longer exists"), (disabled, "is disabled")])
+@pytest.mark.parametrize(("spoil", "text"), [(deregister, "no longer exists"), (disable, "is disabled")])
 def test_an_unusable_ami_is_refused_and_older_ones_are_suggested(
     aws: Sandbox, spoil: Callable[[Any, str], None], text: str
 ) -> None:
@@ -185,7 +185,7 @@ def test_regions_with_different_images_are_refused_although_their_earlier_image_
 
 def test_a_deregistered_current_ami_does_not_prevent_a_rollback(aws: Sandbox) -> None:
     old, _ = promoted(aws, "26.11", "26.12", regions=(EUROPE,))
-    gone(aws.client("ec2", EUROPE), channel_value(aws, EUROPE))
+    deregister(aws.client("ec2", EUROPE), channel_value(aws, EUROPE))
     assert roll_back().apply().status == "done"
     assert channel_value(aws, HOME) == old
 
@@ -230,7 +230,7 @@ def test_an_interrupt_between_regions_lists_the_finished_ones(
 def test_a_channel_is_not_set_to_an_ami_disabled_after_the_plan(aws: Sandbox) -> None:
     old, new = promoted(aws, "26.11", "26.12")
     plan = roll_back()
-    disabled(aws.client("ec2"), old)
+    disable(aws.client("ec2"), old)
     writes = len(aws.calls.matching("ssm:PutParameter"))
     assert "is disabled" in plan.apply().rows[0].why
     assert channel_value(aws, HOME) == new

@@ -121,9 +121,9 @@ def test_a_rollback_of_a_publish_is_refused_and_names_the_commands(
 ) -> None:
     code, printed, complaint = run_vmsnix(*command.split(), *option)
     assert (code, printed) == (2, "")
-    said = " ".join(complaint.split())
-    assert f"To undo an unfinished publish: vmsnix undo {run_id}." in said
-    assert "To move a channel back: vmsnix rollback." in said
+    message = " ".join(complaint.split())
+    assert f"To undo an unfinished publish: vmsnix undo {run_id}." in message
+    assert "To move a channel back: vmsnix rollback." in message
 
 
 @pytest.mark.parametrize(
@@ -203,12 +203,12 @@ def test_the_amis_of_a_proof_need_no_name(run_vmsnix: RunVmsnix, monkeypatch: py
 def test_an_argument_that_is_not_an_option_is_refused_and_a_run_id_suggests_undo(
     run_vmsnix: RunVmsnix,
 ) -> None:
-    code, _, said = run_vmsnix("rollback", "stable")
+    code, _, message = run_vmsnix("rollback", "stable")
     assert code == 2
-    assert "'stable' is not an option. Use --name value for a parameter.\n" in said
-    code, _, said = run_vmsnix("rollback", "20261125T193321433Z-publish-ami-aca377")
+    assert "'stable' is not an option. Use --name value for a parameter.\n" in message
+    code, _, message = run_vmsnix("rollback", "20261125T193321433Z-publish-ami-aca377")
     assert code == 2
-    assert "vmsnix undo 20261125T193321433Z-publish-ami-aca377" in said
+    assert "vmsnix undo 20261125T193321433Z-publish-ami-aca377" in message
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def test_a_block_that_became_zero_is_a_block_of_zeros(image: dict[int, str], par
     image = {index: digest for index, digest in image.items() if digest}
     zero = hashlib.sha256(ZEROS).hexdigest()
     expected = dict.fromkeys(parent, zero) | image
-    held = snapshot_blocks(Digests(image.items()), Digests(parent.items()))
-    assert held == expected
-    assert list(held) == sorted(expected)
+    found = snapshot_blocks(Digests(image.items()), Digests(parent.items()))
+    assert found == expected
+    assert list(found) == sorted(expected)
 
 
 @pytest.mark.parametrize(

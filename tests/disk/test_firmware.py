@@ -239,9 +239,9 @@ def test_a_disk_with_both_boot_loaders_is_uefi_preferred():
 def test_a_gpt_for_sectors_of_4096_bytes_is_refused(tmp_path):
     disk = tmp_path / "disk.img"
     disk.write_bytes(gpt((EFI, fat(X86)), sector=4096))
-    for told in ({}, {"system": "x86_64-linux", "boot_mode": "uefi"}):
+    for options in ({}, {"system": "x86_64-linux", "boot_mode": "uefi"}):
         with pytest.raises(errors.ImageFormatError, match=r"sectors of 4,096 bytes") as caught:
-            read_image(disk, **told)
+            read_image(disk, **options)
         assert caught.value.offset == 4096
 
 

@@ -34,17 +34,17 @@ def cache(tmp_path: Path) -> IdentityCache:
 
 def remember(cache: IdentityCache, image: Path, *, parts: bool = False, store: str = "") -> Survey:
     """Cache a file as if it had been written long ago."""
-    seen = identify(image, parts=parts)
-    cache.save(image, seen, started=time.time() + 60, store=store)
-    return seen
+    surveyed = identify(image, parts=parts)
+    cache.save(image, surveyed, started=time.time() + 60, store=store)
+    return surveyed
 
 
 @pytest.mark.parametrize("parts", [False, True])
 def test_an_identity_is_cached_with_its_digests(cache: IdentityCache, image: Path, parts: bool) -> None:
     assert cache.find(image, parts=parts) is None
-    seen = remember(cache, image, parts=parts)
-    assert cache.find(image, parts=parts) == seen
-    assert still_identified(image, seen)
+    surveyed = remember(cache, image, parts=parts)
+    assert cache.find(image, parts=parts) == surveyed
+    assert still_identified(image, surveyed)
 
 
 def test_an_identity_without_parts_is_not_enough_for_an_upload_to_s3(
@@ -78,12 +78,12 @@ def test_a_file_that_changed_within_the_resolution_of_the_clock_is_not_cached(
     cache: IdentityCache, image: Path
 ) -> None:
     """Another change in the same tick of the clock would leave the same times."""
-    seen = identify(image)
+    surveyed = identify(image)
     for seconds in (-1, 0, identity_cache.RESOLUTION_SECONDS - 1):
-        cache.save(image, seen, started=image.stat().st_ctime + seconds)
+        cache.save(image, surveyed, started=image.stat().st_ctime + seconds)
         assert cache.find(image, parts=False) is None
-    cache.save(image, seen, started=image.stat().st_ctime + identity_cache.RESOLUTION_SECONDS + 1)
-    assert cache.find(image, parts=False) == seen
+    cache.save(image, surveyed, started=image.stat().st_ctime + identity_cache.RESOLUTION_SECONDS + 1)
+    assert cache.find(image, parts=False) == surveyed
 
 
 def test_a_file_that_is_open_for_writing_is_not_cached(cache: IdentityCache, image: Path) -> None:
@@ -129,19 +129,19 @@ def test_a_file_without_leases_is_cached(
 
 
 def test_a_file_that_changed_while_it_was_read_is_not_cached(cache: IdentityCache, image: Path) -> None:
-    seen = identify(image)
+    surveyed = identify(image)
     image.chmod(0o400)
-    cache.save(image, seen, started=time.time() + 60)
+    cache.save(image, surveyed, started=time.time() + 60)
     assert cache.find(image, parts=False) is None
 
 
 def test_an_image_in_the_nix_store_is_cached_by_its_path(cache: IdentityCache, image: Path) -> None:
-    seen = identify(image)
-    cache.save(image, seen, started=0, store=STORE)
+    surveyed = identify(image)
+    cache.save(image, surveyed, started=0, store=STORE)
     copy = write_raw(image.with_name("copy"), image.read_bytes())
     found = cache.find(copy, parts=False, store=STORE)
     assert found is not None
-    assert (found.identity, found.blocks) == (seen.identity, seen.blocks)
+    assert (found.identity, found.blocks) == (surveyed.identity, surveyed.blocks)
     assert still_identified(copy, found)
     assert cache.find(copy, parts=False, store=f"{STORE} other") is None
 
@@ -164,9 +164,9 @@ def test_only_the_latest_identities_are_kept(
     cache: IdentityCache, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identity_cache, "MOST_FILES", 3)
-    seen = identify(image)
+    surveyed = identify(image)
     for number in range(6):
-        cache.save(image, seen, started=0, store=f"{STORE} {number}")
+        cache.save(image, surveyed, started=0, store=f"{STORE} {number}")
     kept = [number for number in range(6) if cache.find(image, parts=False, store=f"{STORE} {number}")]
     assert kept == [3, 4, 5]
 

@@ -32,16 +32,16 @@ def serial_output(image: Path, driver: str, wanted: str) -> str:
         deadline = threading.Timer(60, machine.kill)
         deadline.start()
         try:
-            said = b""
+            output = b""
             assert machine.stdout is not None
             for line in machine.stdout:
-                said += line
+                output += line
                 if wanted.encode() in line:
                     break
         finally:
             deadline.cancel()
             machine.kill()
-    return said.decode()
+    return output.decode()
 
 
 @pytest.mark.parametrize(("format_", "file", "_kind"), FORMATS)

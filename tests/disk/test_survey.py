@@ -52,11 +52,11 @@ def test_one_pass_finds_the_identity_the_blocks_and_the_parts(
 ) -> None:
     content, path = build(*disk, tmp_path_factory.mktemp("disk"))
     for parts in (False, True):
-        seen = identify(path, parts=parts)
-        assert seen.identity == identity_of(Digests(expected(content).items()).raw())
-        assert seen.blocks == expected(content)
-        assert (seen.file_bytes, seen.disk_bytes) == (path.stat().st_size, len(content))
-        assert seen.parts == (parts_of(path.read_bytes()) if parts else b"")
+        surveyed = identify(path, parts=parts)
+        assert surveyed.identity == identity_of(Digests(expected(content).items()).raw())
+        assert surveyed.blocks == expected(content)
+        assert (surveyed.file_bytes, surveyed.disk_bytes) == (path.stat().st_size, len(content))
+        assert surveyed.parts == (parts_of(path.read_bytes()) if parts else b"")
 
 
 def parts_of(content: bytes) -> bytes:
@@ -119,10 +119,10 @@ def test_the_disk_of_an_image_that_must_be_converted_is_identified(tmp_path: Pat
     raw = write_raw(tmp_path / "disk", scattered(4 * MIB, pieces=9))
     packed = tmp_path / "packed.qcow2"
     list(lines(["convert", "-c", "-O", "qcow2", str(raw), str(packed)], name="raw", kind="raw"))
-    seen = identify(packed, parts=parts)
-    assert seen.identity == identify(raw).identity
-    assert seen.blocks == expected(raw.read_bytes())
-    assert seen.parts == (parts_of(packed.read_bytes()) if parts else b"")
+    surveyed = identify(packed, parts=parts)
+    assert surveyed.identity == identify(raw).identity
+    assert surveyed.blocks == expected(raw.read_bytes())
+    assert surveyed.parts == (parts_of(packed.read_bytes()) if parts else b"")
 
 
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
@@ -199,9 +199,9 @@ def test_all_digests_are_of_the_same_bytes_whatever_is_written_meanwhile(tmp_pat
             content[size - BLOCK : size - BLOCK + 512] = bytes([at // count % 250 + 1]) * 512
 
     with open_image(path) as image:
-        seen = survey(image, parts=True, on_progress=write)
-    assert seen.blocks == expected(bytes(content))
-    assert seen.parts == parts_of(content)
+        surveyed = survey(image, parts=True, on_progress=write)
+    assert surveyed.blocks == expected(bytes(content))
+    assert surveyed.parts == parts_of(content)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "fixed"])
@@ -225,9 +225,9 @@ def test_scattered_blocks_are_found_too(tmp_path: Path) -> None:
     path = write_vhd_of_small_blocks(tmp_path / "disk", disk, block)
     with open_image(path) as image:
         assert image.read(0, size) == disk
-        seen = survey(image, parts=True)
-    assert seen.blocks == expected(disk)
-    assert seen.parts == parts_of(path.read_bytes())
+        surveyed = survey(image, parts=True)
+    assert surveyed.blocks == expected(disk)
+    assert surveyed.parts == parts_of(path.read_bytes())
 
 
 def write_vhd_of_small_blocks(path: Path, disk: bytes, block: int) -> Path:
@@ -256,46 +256,46 @@ def test_the_digests_of_a_large_image_take_little_memory() -> None:
 def test_only_identified_bytes_of_an_image_are_read(tmp_path: Path, change: str) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (20 * MIB))
     with open_image(path) as image:
-        seen = survey(image, parts=True)
+        surveyed = survey(image, parts=True)
     if change == "behind":
         write_quietly(path, 9 * MIB, b"other")
     else:
         os.truncate(path, (20 * MIB) + (512 if change == "longer" else -512))
     with pytest.raises(ImageChangedError) as caught:
-        read_identified(path, seen)
+        read_identified(path, surveyed)
     assert caught.value.offset == {"behind": 8 * MIB, "cut": 20 * MIB - 512, "longer": 20 * MIB}[change]
 
 
 def test_a_later_hole_in_the_file_is_not_taken_as_zeros(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (20 * MIB))
     with open_image(path) as image:
-        seen = survey(image, parts=True)
+        surveyed = survey(image, parts=True)
     path.unlink()
     with path.open("wb") as file:
         file.write(b"\xeb" * (8 * MIB))
         file.truncate(20 * MIB)
     with pytest.raises(ImageChangedError):
-        read_identified(path, seen)
+        read_identified(path, surveyed)
 
 
-def read_identified(path: Path, seen: Survey) -> None:
+def read_identified(path: Path, surveyed: Survey) -> None:
     """Read a whole image, compared with its digests."""
-    with closing(PathSource(path)) as file, open_image(IdentifiedSource(file, seen)) as image:
+    with closing(PathSource(path)) as file, open_image(IdentifiedSource(file, surveyed)) as image:
         list(image.blocks())
 
 
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_file_with_the_same_bytes_is_still_identified(tmp_path: Path, parts: bool) -> None:
     path = write_raw(tmp_path / "disk", b"\xeb" * (2 * MIB))
-    seen = identify(path, parts=parts)
-    assert still_identified(path, seen)
+    surveyed = identify(path, parts=parts)
+    assert still_identified(path, surveyed)
     os.utime(path)
     path.chmod(0o600)
-    assert still_identified(path, seen)
+    assert still_identified(path, surveyed)
     shutil.copy(path, tmp_path / "copy")
     (tmp_path / "copy").rename(path)
-    assert still_identified(path, seen)
+    assert still_identified(path, surveyed)
     write_quietly(path, MIB, b"x")
-    assert not still_identified(path, seen)
+    assert not still_identified(path, surveyed)
     path.unlink()
-    assert not still_identified(path, seen)
+    assert not still_identified(path, surveyed)

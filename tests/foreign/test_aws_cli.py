@@ -98,8 +98,8 @@ def test_the_aws_cli_does_what_operators_do(cli: str, aws: Sandbox, tmp_path: Pa
         assert re.fullmatch(pattern, output), (command, output)
         outputs[name] = output
         if name == "task":  # this version 2 cannot wait for an import
-            asked = {"ImportTaskIds": [output], "WaiterConfig": {"Delay": 1}}
-            aws.client("ec2", REGION).get_waiter("snapshot_imported").wait(**asked)
+            params = {"ImportTaskIds": [output], "WaiterConfig": {"Delay": 1}}
+            aws.client("ec2", REGION).get_waiter("snapshot_imported").wait(**params)
         if name == "url":
             with urlopen(output, timeout=60) as answer:
                 assert answer.read() == b"one"

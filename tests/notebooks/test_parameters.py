@@ -261,16 +261,16 @@ def test_a_setting_is_used_where_the_parameter_is_left_empty(
         variables["amis"] = ["nothing-here"]
     if book.name == "audit-inventory":
         variables["regions"] = ["us-east-1"]
-    seen = ""
+    shown = ""
     try:
         for source in cells(book)[1:3]:
             execute(source, variables)
     except VmsnixError as error:
-        seen = str(error)
-    seen += "".join(str(variables.get(name, "")) for name in ("plan", "checks", "found"))
-    seen += repr([(call.region, call.params) for call in aws.calls])
+        shown = str(error)
+    shown += "".join(str(variables.get(name, "")) for name in ("plan", "checks", "found"))
+    shown += repr([(call.region, call.params) for call in aws.calls])
     number = isinstance(changed, int | float)
-    assert (f"{parameter.name} {changed}" if number else changed) in seen
+    assert (f"{parameter.name} {changed}" if number else changed) in shown
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=name_of)
@@ -318,7 +318,7 @@ def test_the_papermill_command_has_the_same_safeguards_as_vmsnix(
 
 
 @pytest.mark.parametrize(
-    ("book", "words", "told"),
+    ("book", "words", "message"),
     few(
         [
             ("promote-ami", ("-p", "unprotect", "fasle"), "unprotect: 'fasle' is not true or false"),
@@ -330,8 +330,8 @@ def test_the_papermill_command_has_the_same_safeguards_as_vmsnix(
     ),
 )
 def test_the_papermill_command_refuses_invalid_values(
-    tmp_path: Path, book: str, words: tuple[str, ...], told: str
+    tmp_path: Path, book: str, words: tuple[str, ...], message: str
 ) -> None:
     code, shown = run_papermill(tmp_path, book, *words)
     assert code != 0
-    assert told in shown
+    assert message in shown

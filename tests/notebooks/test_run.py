@@ -44,7 +44,7 @@ TESTED_ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Stage:
+class Workspace:
     aws: Any
     environment: dict[str, str | None]
     image: Path
@@ -57,30 +57,30 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    folder = tmp_path_factory.mktemp("stage")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    folder = tmp_path_factory.mktemp("workspace")
     image = make_sample_image(folder / "image")
     with sandbox(speed=1000) as aws:
         aws.prepare(bucket="vmsnix-images", region=REGION)
         ours = {"VMSNIX_STATE": str(folder), "VMSNIX_BUCKET": "vmsnix-images", "VMSNIX_REGION": REGION}
         others = dict.fromkeys(("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "VMSNIX_HISTORY", "VMSNIX_ARCHIVE"))
-        yield Stage(aws, {**others, **aws.environment, **ours}, image)
+        yield Workspace(aws, {**others, **aws.environment, **ours}, image)
 
 
 def test_every_runbook_is_run_by_a_test() -> None:
     assert {book.name for book in catalog.runbooks()} == TESTED_HERE | TESTED_ELSEWHERE
 
 
-def test_publish_ami_makes_one_ami_however_often_it_runs(stage: Stage) -> None:
-    planned = stage.run("publish-ami", image=str(stage.image), dry_run=True)
+def test_publish_ami_makes_one_ami_however_often_it_runs(workspace: Workspace) -> None:
+    planned = workspace.run("publish-ami", image=str(workspace.image), dry_run=True)
     assert not planned.values["ami_id"]
-    assert stage.aws.client("ec2").describe_images(Owners=["self"])["Images"] == []
+    assert workspace.aws.client("ec2").describe_images(Owners=["self"])["Images"] == []
 
-    first = stage.run("publish-ami", image=str(stage.image), tags="Team=platform")
-    again = stage.run("publish-ami", image=str(stage.image))
+    first = workspace.run("publish-ami", image=str(workspace.image), tags="Team=platform")
+    again = workspace.run("publish-ami", image=str(workspace.image))
     assert first.values["ami_id"] == again.values["ami_id"]
     assert {step["status"] for step in again.values["steps"]} <= {"reused", "created"}
-    (image,) = stage.aws.client("ec2").describe_images(Owners=["self"])["Images"]
+    (image,) = workspace.aws.client("ec2").describe_images(Owners=["self"])["Images"]
     assert image["ImageId"] == first.values["ami_id"]
     tags = {tag["Key"]: tag["Value"] for tag in image["Tags"]}
     assert tags["Team"] == "platform"
@@ -88,47 +88,49 @@ def test_publish_ami_makes_one_ami_however_often_it_runs(stage: Stage) -> None:
     assert first.values["ami_id"] in Path(first.report).read_text()
 
 
-def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(stage: Stage, tmp_path: Path) -> None:
+def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     image = tmp_path / "image.vhd"
     image.write_text("no disk image")
-    outcome = run("publish-ami", {"image": str(image)}, environment=stage.environment)
+    outcome = run("publish-ami", {"image": str(image)}, environment=workspace.environment)
     assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
     assert outcome.error is not None
     assert str(image) in str(outcome.error)
     assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
 
 
-def test_bootstrap_shows_its_plan_first_and_creates_resources_without_dry_run(stage: Stage) -> None:
-    s3 = stage.aws.client("s3", REGION)
-    shown = stage.run("bootstrap", bucket="fresh-images")
+def test_bootstrap_shows_its_plan_first_and_creates_resources_without_dry_run(workspace: Workspace) -> None:
+    s3 = workspace.aws.client("s3", REGION)
+    shown = workspace.run("bootstrap", bucket="fresh-images")
     assert shown.values["dry_run"] is True
     assert "bucket" in shown.values["left"]
     assert "fresh-images" not in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
-    assert stage.run("bootstrap", bucket="fresh-images", dry_run=False).values["left"] == []
-    assert stage.run("bootstrap", bucket="fresh-images", dry_run=False).values["todo"] == []
+    assert workspace.run("bootstrap", bucket="fresh-images", dry_run=False).values["left"] == []
+    assert workspace.run("bootstrap", bucket="fresh-images", dry_run=False).values["todo"] == []
 
 
-def test_boot_image_saves_the_console_output(stage: Stage) -> None:
+def test_boot_image_saves_the_console_output(workspace: Workspace) -> None:
     require("qemu-system")
-    outcome = stage.run("boot-image", image=str(stage.image), expect=MESSAGE)
+    outcome = workspace.run("boot-image", image=str(workspace.image), expect=MESSAGE)
     assert MESSAGE in outcome.values["line"]
     assert MESSAGE in Path(outcome.notebook).with_name("console.log").read_text()
 
 
-def test_preflight_passes_in_an_account_that_is_ready(stage: Stage) -> None:
-    assert stage.run("preflight").verdict == "done"
+def test_preflight_passes_in_an_account_that_is_ready(workspace: Workspace) -> None:
+    assert workspace.run("preflight").verdict == "done"
 
 
-def test_preflight_fails_with_a_fix_where_the_bucket_is_missing(stage: Stage) -> None:
-    outcome = run("preflight", {"bucket": "no-such-bucket-here"}, environment=stage.environment)
+def test_preflight_fails_with_a_fix_where_the_bucket_is_missing(workspace: Workspace) -> None:
+    outcome = run("preflight", {"bucket": "no-such-bucket-here"}, environment=workspace.environment)
     assert outcome.verdict == "failed"
     assert outcome.error is not None
     assert outcome.error.fix
 
 
-def test_audit_inventory_lists_the_resources(stage: Stage) -> None:
-    published = stage.run("publish-ami", image=str(stage.image))
-    outcome = stage.run("audit-inventory", regions=[REGION])
+def test_audit_inventory_lists_the_resources(workspace: Workspace) -> None:
+    published = workspace.run("publish-ami", image=str(workspace.image))
+    outcome = workspace.run("audit-inventory", regions=[REGION])
     report = Path(outcome.report).read_text()
     assert published.values["ami_id"] in report
     assert ">monthly usd</th>" in report
@@ -136,9 +138,9 @@ def test_audit_inventory_lists_the_resources(stage: Stage) -> None:
     assert not re.search(r">(?:NaN|NaT|&lt;NA&gt;|None)<", shown)
 
 
-def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
-    stage.run("publish-ami", image=str(stage.image))
-    outcome = stage.run("import-timings")
+def test_import_timings_shows_table_and_plot(workspace: Workspace) -> None:
+    workspace.run("publish-ami", image=str(workspace.image))
+    outcome = workspace.run("import-timings")
     report = Path(outcome.report).read_text()
     assert ">p90</th>" in report
     assert "data:image/png;base64," in report
@@ -147,11 +149,11 @@ def test_import_timings_shows_table_and_plot(stage: Stage) -> None:
     assert re.search(r"\d+ steps of \d+ runs?\.", words)
 
 
-def test_fleet_runs_its_plan(stage: Stage, tmp_path: Path) -> None:
+def test_fleet_runs_its_plan(workspace: Workspace, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(f'[dask]\nworkers = 1\n[[entry]]\nrunbook = "audit-inventory"\nregions = ["{REGION}"]\n')
     outcome = run(
-        "fleet", {"plan": str(plan), "dry_run": False}, environment=stage.environment, confirmed=True
+        "fleet", {"plan": str(plan), "dry_run": False}, environment=workspace.environment, confirmed=True
     )
     assert outcome.error is None, outcome.error
     assert outcome.values["targets"] == {"done": 1}
@@ -160,27 +162,31 @@ def test_fleet_runs_its_plan(stage: Stage, tmp_path: Path) -> None:
     assert "1 target on this machine" in Path(outcome.report).read_text()
 
 
-def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(stage: Stage) -> None:
-    ami = stage.run("publish-ami", image=str(stage.image)).values["ami_id"]
+def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(workspace: Workspace) -> None:
+    ami = workspace.run("publish-ami", image=str(workspace.image)).values["ami_id"]
     loose = {"keep_last": 0, "min_age_days": 0, "amis": [ami]}
-    planned = stage.run("retire-amis", **loose)
+    planned = workspace.run("retire-amis", **loose)
     assert (planned.values["planned"], planned.values["changed"]) == (1, 0)
     assert [one["resource_id"] for one in planned.values["outcomes"]] == [ami]
     assert "nothing uses it" in Path(planned.report).read_text()
-    assert stage.run("retire-amis", **loose, dry_run=False, confirm="1").values["changed"] == 1
-    (image,) = stage.aws.client("ec2").describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
+    assert workspace.run("retire-amis", **loose, dry_run=False, confirm="1").values["changed"] == 1
+    (image,) = workspace.aws.client("ec2").describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
     assert image["State"] == "disabled"
     # Later tests publish the same image again.
-    stage.aws.client("ec2").deregister_image(ImageId=ami)
+    workspace.aws.client("ec2").deregister_image(ImageId=ami)
 
 
-def test_the_console_does_nothing_under_papermill(stage: Stage, tmp_path: Path) -> None:
-    before = len(stage.aws.calls)
+def test_the_console_does_nothing_under_papermill(workspace: Workspace, tmp_path: Path) -> None:
+    before = len(workspace.aws.calls)
     executed = tmp_path / "console.ipynb"
     notebook = catalog.default_folder() / "console.ipynb"
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(executed)],
-        env={name: value for name, value in {**os.environ, **stage.environment}.items() if value is not None},
+        env={
+            name: value
+            for name, value in {**os.environ, **workspace.environment}.items()
+            if value is not None
+        },
         capture_output=True,
         text=True,
         timeout=120,
@@ -189,4 +195,4 @@ def test_the_console_does_nothing_under_papermill(stage: Stage, tmp_path: Path) 
     (output,) = json.loads(executed.read_text())["cells"][-1]["outputs"]
     assert "Nothing was done here." in "".join(output["text"])
     assert "20-publish-ami" in "".join(output["text"])
-    assert len(stage.aws.calls) == before
+    assert len(workspace.aws.calls) == before

@@ -60,7 +60,7 @@ def plan(aws: Sandbox, image: Path) -> Callable[..., publish.PublishPlan]:
     """Make plans for the sample image; keywords change the parameters."""
 
     def make(**changes: Any) -> publish.PublishPlan:
-        asked: dict[str, Any] = {
+        params: dict[str, Any] = {
             "image": str(image),
             "region": REGION,
             "bucket": BUCKET,
@@ -69,7 +69,7 @@ def plan(aws: Sandbox, image: Path) -> Callable[..., publish.PublishPlan]:
         if changes.get("via") == "direct":
             # An upload expires after an hour without a block: let that be more than a busy machine's pause.
             aws.clock.speed = min(aws.clock.speed, 300)
-        return publish.plan(**{**asked, **changes})
+        return publish.plan(**{**params, **changes})
 
     return make
 
@@ -78,7 +78,7 @@ def plan(aws: Sandbox, image: Path) -> Callable[..., publish.PublishPlan]:
 def left(aws: Sandbox) -> Callable[[], Left]:
     """Return the resources of the account."""
 
-    def look() -> Left:
+    def list_resources() -> Left:
         ec2, s3 = aws.client("ec2", REGION), aws.client("s3", REGION)
         tasks = ec2.describe_import_snapshot_tasks()["ImportSnapshotTasks"]
         ended = ("completed", "deleted", "deleting")
@@ -90,7 +90,7 @@ def left(aws: Sandbox) -> Callable[[], Left]:
             [t["ImportTaskId"] for t in tasks if t["SnapshotTaskDetail"]["Status"] not in ended],
         )
 
-    return look
+    return list_resources
 
 
 @pytest.fixture
@@ -98,10 +98,10 @@ def changes(aws: Sandbox) -> Callable[[], list[str]]:
     """Return the changing calls since the last use."""
     seen = 0
 
-    def look() -> list[str]:
+    def list_changes() -> list[str]:
         nonlocal seen
         calls = list(aws.calls)
         new, seen = calls[seen:], len(calls)
         return [c.operation for c in new if c.ran and c.outcome == "ok" and not c.operation.startswith(READS)]
 
-    return look
+    return list_changes

@@ -156,13 +156,13 @@ class Account:
         return sum(call.operation == "GetSnapshotBlock" and call.outcome == "ok" for call in self.aws.calls)
 
 
-def proof(*amis: str, **asked: Any) -> prove.ProofResult:
+def proof(*amis: str, **params: Any) -> prove.ProofResult:
     """Plan and carry out a proof."""
-    return prove.plan(amis=amis, progress=silent(), **asked).apply()
+    return prove.plan(amis=amis, progress=silent(), **params).apply()
 
 
-def verdict(*amis: str, **asked: Any) -> str:
-    return proof(*amis, **asked).verdict
+def verdict(*amis: str, **params: Any) -> str:
+    return proof(*amis, **params).verdict
 
 
 def row(result: prove.ProofResult) -> dict[str, Any]:

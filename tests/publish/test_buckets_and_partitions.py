@@ -20,8 +20,8 @@ from vmsnix_ops.publish import bootstrap, preflight
 REGION, BUCKET = "us-east-1", "vmsnix-images"
 
 
-def outcome(name, **asked):
-    checks = preflight.check(region=REGION, bucket=BUCKET, **asked).checks
+def outcome(name, **params):
+    checks = preflight.check(region=REGION, bucket=BUCKET, **params).checks
     return next(check for check in checks if check.name == name)
 
 
@@ -105,8 +105,8 @@ def test_an_archive_among_the_images_is_refused(aws, monkeypatch, setting, place
 )
 @pytest.mark.parametrize("kind", ["publisher", "vmimport-role", "promoter"])
 def test_a_policy_has_the_partition_of_its_region(capsys, region, partition, kind):
-    asked = ["iam-policy", kind, "--region", region, "--bucket", "images-x", "--account", "012345678901"]
-    assert main(asked) == 0
+    arguments = ["iam-policy", kind, "--region", region, "--bucket", "images-x", "--account", "012345678901"]
+    assert main(arguments) == 0
     arns = [
         arn
         for statement in json.loads(capsys.readouterr().out)["Statement"]
@@ -120,9 +120,9 @@ def test_a_policy_has_the_partition_of_its_region(capsys, region, partition, kin
 
 
 def test_a_policy_for_regions_of_two_partitions_is_refused(capsys):
-    asked = ["iam-policy", "vmimport-role", "--bucket", "images-x", "--region", "cn-north-1"]
+    arguments = ["iam-policy", "vmimport-role", "--bucket", "images-x", "--region", "cn-north-1"]
     for more in (["--region", "eu-west-1"], ["--partition", "aws"]):
-        assert main([*asked, *more]) == 2
+        assert main([*arguments, *more]) == 2
         assert "one partition" in capsys.readouterr().err
 
 
@@ -197,8 +197,8 @@ def test_a_disk_larger_than_the_largest_file_is_refused(tmp_path):
         try:
             disk.read(0, 512)
         except errors.ImageError as error:
-            said = str(error)
+            message = str(error)
         else:  # this file system has room for files of that size
-            said = "larger than the largest file"
-    assert "larger than the largest file" in said
-    assert "does not accept another copy" not in said
+            message = "larger than the largest file"
+    assert "larger than the largest file" in message
+    assert "does not accept another copy" not in message

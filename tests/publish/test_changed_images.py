@@ -318,9 +318,9 @@ def test_a_snapshot_is_compared_with_the_identified_bytes_and_not_with_the_file(
 def test_a_wrong_snapshot_that_cannot_be_deleted_is_reported_as_wrong(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     wanted = plan(
-        image=str(raw), via="direct", verify="whole", progress=Progress(lambda e: said.append(e.message))
+        image=str(raw), via="direct", verify="whole", progress=Progress(lambda e: messages.append(e.message))
     )
 
     def differs(*_: Any, **__: Any) -> str:
@@ -331,9 +331,9 @@ def test_a_wrong_snapshot_that_cannot_be_deleted_is_reported_as_wrong(
     aws.faults.add({"op": "ec2:DeleteSnapshot", "do": "error", **refused})
     with pytest.raises(errors.SnapshotFailedError):
         wanted.import_snapshot(wanted.upload(wanted.build()))
-    (told,) = [text for text in said if "it was not deleted" in text]
-    assert "does not contain the image" in told
-    assert "same bytes" not in told
+    (message,) = [text for text in messages if "it was not deleted" in text]
+    assert "does not contain the image" in message
+    assert "same bytes" not in message
 
 
 def test_an_existing_object_is_reused_without_reading_the_file(
@@ -368,9 +368,9 @@ def test_an_object_that_was_replaced_between_upload_and_import_is_not_imported(
 def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_object(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, attempts: int
 ) -> None:
-    said: dict[str, Any] = {"status_message": imports.CANCELLED_BY_AWS}
+    cancelled: dict[str, Any] = {"status_message": imports.CANCELLED_BY_AWS}
     nth = list(range(1, attempts))
-    aws.faults.add({"op": "ec2:ImportSnapshot", "do": "outcome", "nth": nth, "outcome": said})
+    aws.faults.add({"op": "ec2:ImportSnapshot", "do": "outcome", "nth": nth, "outcome": cancelled})
     begun = 0
 
     def replace(event: Event) -> None:

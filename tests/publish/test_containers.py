@@ -50,17 +50,17 @@ def rounded(raw: Path, tmp_path: Path) -> Path:
 def test_a_format_that_rounds_the_size_up_finds_the_same_ami_and_reports_both_sizes(
     plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path, left: Callable[[], Left], first: str
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     order = [(raw, "direct", 4), (rounded, "import", 5)]
     (one, via, gib), (other, others_via, others_gib) = order if first == "raw" else order[::-1]
     made = plan(image=str(one), via=via).apply()
     assert made.size_gib == gib
     again = plan(
-        image=str(other), via=others_via, progress=Progress(lambda e: said.append(e.message))
+        image=str(other), via=others_via, progress=Progress(lambda e: messages.append(e.message))
     ).apply()
     assert (again.ami_id, again.outcome, again.size_gib) == (made.ami_id, "reused", gib)
     assert {-(-size // BLOCK) for size in (made.disk_bytes, again.disk_bytes)} == {8192, 8193}
-    (message,) = [text for text in said if "rounds the size up" in text]
+    (message,) = [text for text in messages if "rounds the size up" in text]
     assert f"has {gib} GiB" in message
     assert f"has {others_gib} GiB" in message
     assert left().snapshots == [made.snapshot_id]

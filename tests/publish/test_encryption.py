@@ -82,7 +82,7 @@ def test_the_key_of_the_settings_is_used(aws, plan, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "text"),
     [
         ("alias/mine", "describe-key --key-id alias/mine"),
         ("arn:aws:kms:us-east-1:012345678901:alias/mine", "describe-key --key-id alias/mine"),
@@ -90,8 +90,8 @@ def test_the_key_of_the_settings_is_used(aws, plan, monkeypatch):
         ("my-key", "not a KMS key ARN"),
     ],
 )
-def test_an_unusable_key_is_refused(plan, left, given, says):
-    with pytest.raises(errors.ParameterError, match=says):
+def test_an_unusable_key_is_refused(plan, left, given, text):
+    with pytest.raises(errors.ParameterError, match=text):
         direct(plan, kms_key=given)
     assert left().nothing
 

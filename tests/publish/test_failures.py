@@ -31,17 +31,17 @@ def calls(aws, operation: str) -> int:
 def test_a_file_that_is_no_image_is_refused_before_any_call_of_aws(aws, plan, tmp_path, named):
     (tmp_path / "a-directory").mkdir()
     (tmp_path / "empty.vhd").touch()
-    asked = len(aws.calls)
+    before = len(aws.calls)
     with pytest.raises(errors.ImageError, match=named):
         plan(image=f"./{named}")
-    assert len(aws.calls) == asked
+    assert len(aws.calls) == before
 
 
 def test_an_unknown_image_of_a_flake_is_refused_before_any_call_of_aws(aws, plan, tmp_path):
-    asked = len(aws.calls)
+    before = len(aws.calls)
     with pytest.raises(errors.VmsnixError):
         plan(image=f"{tmp_path}#no-such-image", dry_run=True)
-    assert len(aws.calls) == asked
+    assert len(aws.calls) == before
 
 
 def test_a_truncated_vhd_is_refused(plan, image, tmp_path, left):
@@ -432,8 +432,8 @@ def start_import(aws, run: str) -> str:
     aws.clock.speed = 1.0
     source = {"Format": "RAW", "UserBucket": {"S3Bucket": BUCKET, "S3Key": KEY}}
     tags = tagging.tag_specifications("import-snapshot-task", {tagging.DIGEST: DIGEST, tagging.RUN: run})
-    asked = {"DiskContainer": source, "TagSpecifications": tags}
-    return aws.client("ec2").import_snapshot(**asked)["ImportTaskId"]
+    params = {"DiskContainer": source, "TagSpecifications": tags}
+    return aws.client("ec2").import_snapshot(**params)["ImportTaskId"]
 
 
 @pytest.mark.parametrize(
@@ -495,9 +495,13 @@ def test_a_snapshot_that_was_registered_after_the_plan_of_an_undo_is_kept(aws, d
     plan = plan_undo(RUN)
     assert [leftover.kind for leftover in plan.leftovers] == ["snapshot", "upload"]
     tags = tagging.tag_specifications("image", {tagging.DIGEST: DIGEST, tagging.RUN: OTHER})
-    asked = {"Architecture": "x86_64", "VirtualizationType": "hvm", "RootDeviceName": image["RootDeviceName"]}
+    params = {
+        "Architecture": "x86_64",
+        "VirtualizationType": "hvm",
+        "RootDeviceName": image["RootDeviceName"],
+    }
     snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
     devices = [{"DeviceName": image["RootDeviceName"], "Ebs": {"SnapshotId": snapshot}}]
-    ec2.register_image(Name="taken", BlockDeviceMappings=devices, TagSpecifications=tags, **asked)
+    ec2.register_image(Name="taken", BlockDeviceMappings=devices, TagSpecifications=tags, **params)
     assert [leftover.kind for leftover in plan.apply()] == ["upload"]
     assert left().snapshots == [snapshot]

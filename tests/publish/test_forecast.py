@@ -57,16 +57,16 @@ def test_a_publish_shows_the_remaining_time_from_earlier_ones(aws, plan, image, 
     stream = io.StringIO()
     aws.clock.speed = 100  # so that there is something to wait for
     plan(via=via, progress=Progress(LogLines(stream, every=0.0))).apply()
-    told = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
-    assert told[0] == "import: an image of this size usually takes 8 min 20 s"
-    assert any(" left" in line and "by AWS)" in line for line in told), told
-    assert any(" 8 min 1" in line or " 8 min 2" in line for line in told), told
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
+    assert lines[0] == "import: an image of this size usually takes 8 min 20 s"
+    assert any(" left" in line and "by AWS)" in line for line in lines), lines
+    assert any(" 8 min 1" in line or " 8 min 2" in line for line in lines), lines
 
 
 def test_a_publish_without_a_history_shows_the_progress_of_aws(aws, plan):
     stream = io.StringIO()
     aws.clock.speed = 100
     plan(progress=Progress(LogLines(stream, every=0.0))).apply()
-    told = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
-    assert told
-    assert not any("usually" in line or "by AWS)" in line for line in told), told
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("import: ")]
+    assert lines
+    assert not any("usually" in line or "by AWS)" in line for line in lines), lines

@@ -36,7 +36,7 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("slow", "says"),
+    ("slow", "text"),
     few(
         [
             (
@@ -56,14 +56,14 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
         seconds=9,
     ),
 )
-def test_after_ctrl_c_the_next_run_continues(aws, plan, image, left, slow, says):
+def test_after_ctrl_c_the_next_run_continues(aws, plan, image, left, slow, text):
     fast = aws.clock.speed
     if slow["op"] == "ec2:ImportSnapshot":
         aws.clock.speed = 1.0  # then an import takes minutes, and still runs when it is stopped
     ended = interrupt_when(aws.faults.add(slow), image)
     aws.clock.speed = fast
     assert ended.returncode == 1
-    assert says in ended.stderr
+    assert text in ended.stderr
     assert "Run the same command again" in ended.stderr
     assert left().running == []
     aws.faults.clear()

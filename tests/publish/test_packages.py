@@ -28,7 +28,7 @@ INSIDE = pd.DataFrame(
 )
 
 
-class Told:
+class Messages:
     """A step that collects its messages."""
 
     def __init__(self) -> None:
@@ -79,11 +79,11 @@ def test_packages_that_cannot_be_listed_do_not_stop_a_publish(
         raise NixError("What is inside cannot be told.", why="No NixOS system went into it.")
 
     monkeypatch.setattr(pipeline, "closure", broken)
-    told, planned = Told(), plan()
+    messages, planned = Messages(), plan()
     built = planned.build()
-    step: Any = told
+    step: Any = messages
     assert pipeline.record_packages(planned.journal.tables, built, run_id="r", step=step) == 0
-    assert told.texts == [
+    assert messages.texts == [
         "its packages are not recorded: What is inside cannot be told. No NixOS system went into it."
     ]
     assert plan().apply().ami_id

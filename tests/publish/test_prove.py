@@ -65,11 +65,11 @@ def test_an_ami_is_proven_by_the_archived_result_of_its_publish(account: Account
     ami = account.published()
     result = proof(ami)
     result.raise_for_status()
-    told = row(result)
-    assert (result.verdict, told["verdict"], told["source"]) == ("proven", "proven", "result")
-    assert told["found"] == told["digest"] == identity(disk())
-    assert (told["blocks"], told["compared"]) == (12, 12)
-    assert Path(told["origin"]).name == "result.json"
+    checked = row(result)
+    assert (result.verdict, checked["verdict"], checked["source"]) == ("proven", "proven", "result")
+    assert checked["found"] == checked["digest"] == identity(disk())
+    assert (checked["blocks"], checked["compared"]) == (12, 12)
+    assert Path(checked["origin"]).name == "result.json"
 
 
 def test_an_ami_is_proven_by_the_operators_identity(account: Account) -> None:
@@ -257,20 +257,20 @@ def test_a_snapshot_whose_tag_has_another_identity_is_reported(account: Account)
 # Not provable
 
 
-def not_provable(account: Account, ami: str, reason: str, **asked: Any) -> str:
+def not_provable(account: Account, ami: str, reason: str, **params: Any) -> str:
     """Check the verdict and return its sentence."""
-    result = proof(ami, **{"identity": identity(disk()), **asked})
-    told = row(result)
-    assert (told["verdict"], told["reason"], told["compared"]) == ("not provable", reason, 0)
+    result = proof(ami, **{"identity": identity(disk()), **params})
+    checked = row(result)
+    assert (checked["verdict"], checked["reason"], checked["compared"]) == ("not provable", reason, 0)
     with pytest.raises(errors.PartialError) as caught:
         result.raise_for_status()
     assert caught.value.exit_code == 3
-    return f"{told['why']} {told['fix']}"
+    return f"{checked['why']} {checked['fix']}"
 
 
 def test_an_ami_that_does_not_exist_is_not_provable(account: Account) -> None:
-    said = not_provable(account, "ami-0123456789abcdef0", "no AMI")
-    assert said.startswith("No AMI ami-0123456789abcdef0 in us-east-1 is visible")
+    text = not_provable(account, "ami-0123456789abcdef0", "no AMI")
+    assert text.startswith("No AMI ami-0123456789abcdef0 in us-east-1 is visible")
     assert "us-west-2" in not_provable(account, "nothing", "no AMI", regions=[HOME, WEST])
 
 
@@ -282,12 +282,12 @@ def test_a_public_snapshot_is_not_provable(account: Account) -> None:
         OperationType="add",
         GroupNames=["all"],
     )
-    assert "is public" in (said := not_provable(account, ami, "public"))
-    assert f"aws ec2 copy-image --source-image-id {ami}" in said
+    assert "is public" in (text := not_provable(account, ami, "public"))
+    assert f"aws ec2 copy-image --source-image-id {ami}" in text
 
 
 @pytest.mark.parametrize(
-    ("values", "reason", "said"),
+    ("values", "reason", "text"),
     [
         ({"StorageTier": "archive"}, "archived", "aws ec2 restore-snapshot-tier"),
         ({"State": "pending"}, "not completed", "is pending"),
@@ -296,11 +296,11 @@ def test_a_public_snapshot_is_not_provable(account: Account) -> None:
     ],
 )
 def test_a_snapshot_in_another_state_is_not_provable(
-    account: Account, values: dict[str, Any], reason: str, said: str
+    account: Account, values: dict[str, Any], reason: str, text: str
 ) -> None:
     ami = account.published()
     account.aws.faults.add({"op": "ec2:DescribeSnapshots", "do": "set", "values": values})
-    assert said in not_provable(account, ami, reason)
+    assert text in not_provable(account, ami, reason)
 
 
 def test_an_ami_without_a_root_snapshot_is_not_provable(account: Account) -> None:
@@ -311,8 +311,8 @@ def test_an_ami_without_a_root_snapshot_is_not_provable(account: Account) -> Non
 
 def test_without_any_identity_it_is_not_provable(account: Account) -> None:
     ami = account.ami(account.snapshot(disk()))
-    said = not_provable(account, ami, "no identity", identity="")
-    assert "--identity" in said
+    text = not_provable(account, ami, "no identity", identity="")
+    assert "--identity" in text
     assert account.gets() == 0
 
 
@@ -370,9 +370,9 @@ def test_a_sample_is_compared_with_the_manifest(account: Account, sampled: str) 
     assert (plan.gets, target.added) == (6, {8})
     result = plan.apply()
     result.raise_for_status()
-    told = row(result)
-    assert (told["verdict"], told["compared"], told["found"]) == ("proven", 6, "")
-    assert told["undetected"] == pytest.approx(1 - 5 / 11)
+    checked = row(result)
+    assert (checked["verdict"], checked["compared"], checked["found"]) == ("proven", 6, "")
+    assert checked["undetected"] == pytest.approx(1 - 5 / 11)
     assert "The probability that a change is not detected is 0.545 for one block" in str(result)
 
 
@@ -397,7 +397,7 @@ def test_a_sample_without_a_manifest_is_not_provable(account: Account) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "changes", "said"),
+    ("blocks", "changes", "text"),
     [
         ({**disk(), 3: block(99)}, {}, "has the identity"),
         ({**disk(), 3: block(99)}, {"identity": identity(disk())}, "but it names"),
@@ -407,11 +407,11 @@ def test_a_sample_without_a_manifest_is_not_provable(account: Account) -> None:
     ids=["other", "forged", "scheme", "beyond the disk"],
 )
 def test_a_manifest_that_does_not_prove_its_identity_is_not_used(
-    account: Account, blocks: dict[int, bytes], changes: dict[str, Any], said: str
+    account: Account, blocks: dict[int, bytes], changes: dict[str, Any], text: str
 ) -> None:
     ami = account.published()
     keep_manifest(blocks, root_of(account, ami), **changes)
-    assert said in not_provable(account, ami, "bad manifest", extent="sample")
+    assert text in not_provable(account, ami, "bad manifest", extent="sample")
     assert verdict(ami) == "proven"
 
 
@@ -429,16 +429,16 @@ def test_a_sample_finds_a_missing_block_without_reading_any(account: Account, sa
     ami = account.ami(account.snapshot(blocks))
     account.record(ami, identity(disk()), root_of(account, sampled))
     before = account.gets()
-    told = row(proof(ami, extent="sample", sample_blocks=1))
-    assert (told["verdict"], told["first_differing"]) == ("differs", [1001])
+    checked = row(proof(ami, extent="sample", sample_blocks=1))
+    assert (checked["verdict"], checked["first_differing"]) == ("differs", [1001])
     assert account.gets() == before
 
 
 def test_a_sample_always_finds_an_added_block(account: Account, sampled: str) -> None:
     ami = account.ami(account.snapshot({**disk(), 2047: block(7)}))
     account.record(ami, identity(disk()), root_of(account, sampled))
-    told = row(proof(ami, extent="sample", sample_blocks=1))
-    assert (told["verdict"], told["first_differing"]) == ("differs", [2047])
+    checked = row(proof(ami, extent="sample", sample_blocks=1))
+    assert (checked["verdict"], checked["first_differing"]) == ("differs", [2047])
 
 
 # A sample that was interrupted
@@ -450,12 +450,12 @@ def requested(account: Account, since: int = 0) -> list[int]:
     return sorted(int(call.params["BlockIndex"]) for call in calls if call.operation == "GetSnapshotBlock")
 
 
-def cut(ami: str, account: Account, block: str = "*", **asked: Any) -> None:
+def cut(ami: str, account: Account, block: str = "*", **params: Any) -> None:
     """Start a proof whose credentials expire at a block."""
     expired = {"do": "error", "code": "ExpiredTokenException", "http": 403}
     account.aws.faults.add({"op": GET, **expired, "where": {"BlockIndex": block}})
     with pytest.raises(errors.CredentialsError):
-        proof(ami, extent="sample", **asked)
+        proof(ami, extent="sample", **params)
     end_rule(account)
 
 
@@ -471,24 +471,24 @@ def kept() -> list[str]:
     return [path.name for path in (load().state / "proofs").iterdir()]
 
 
-def read_all_but(account: Account, ami: str, block: int, **asked: Any) -> None:
+def read_all_but(account: Account, ami: str, block: int, **params: Any) -> None:
     """Interrupt a sample at a block until all others have been read."""
     left = 12
     while left > 1:
-        cut(ami, account, str(block), **asked)
+        cut(ami, account, str(block), **params)
         left = prove.plan(amis=[ami], extent="sample", progress=silent()).gets
 
 
 def test_an_interrupted_sample_continues_with_the_same_blocks(account: Account, sampled: str) -> None:
-    asked = {"extent": "sample", "sample_blocks": 7}
+    params = {"extent": "sample", "sample_blocks": 7}
     account.aws.faults.add(
         {"op": GET, "do": "error", "code": "ExpiredTokenException", "http": 403, "nth": list(range(4, 99))}
     )
     with pytest.raises(errors.CredentialsError):
-        proof(sampled, **asked)
+        proof(sampled, **params)
     end_rule(account)
     before, since = account.gets(), len(account.aws.calls)
-    plan = prove.plan(amis=[sampled], progress=silent(), **asked)
+    plan = prove.plan(amis=[sampled], progress=silent(), **params)
     assert 0 < plan.gets < 8
     result = plan.apply()
     result.raise_for_status()
@@ -566,8 +566,8 @@ def test_a_sample_of_another_identity_does_not_use_the_journal(account: Account,
     keep_manifest(blocks, root_of(account, other))
     cut(sampled, account, sample_blocks=11)
     before = account.gets()
-    told = row(proof(sampled, extent="sample", identity=identity(blocks)))
-    assert (told["verdict"], told["first_differing"], told["compared"]) == ("differs", [5], 12)
+    checked = row(proof(sampled, extent="sample", identity=identity(blocks)))
+    assert (checked["verdict"], checked["first_differing"], checked["compared"]) == ("differs", [5], 12)
     assert account.gets() - before == 12
 
 
@@ -585,9 +585,9 @@ def test_the_first_blocks_that_differ_are_named(account: Account, sampled: str) 
 
 def test_without_a_manifest_the_blocks_that_differ_are_not_known(account: Account) -> None:
     ami = account.ami(account.snapshot({**disk(), 2: block(99)}))
-    told = row(proof(ami, identity=identity(disk())))
-    assert (told["verdict"], told["first_differing"]) == ("differs", [])
-    assert "which blocks differ is not known" in told["why"]
+    checked = row(proof(ami, identity=identity(disk())))
+    assert (checked["verdict"], checked["first_differing"]) == ("differs", [])
+    assert "which blocks differ is not known" in checked["why"]
 
 
 # Price, confirmation, continuation
@@ -702,7 +702,7 @@ def test_the_result_is_saved_as_json_and_csv(account: Account) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("params", "text"),
     [
         ({"amis": []}, "No AMI given"),
         ({"amis": [" "]}, "No AMI given"),
@@ -718,7 +718,7 @@ def test_the_result_is_saved_as_json_and_csv(account: Account) -> None:
         ({"extent": "half"}, "Invalid extent"),
     ],
 )
-def test_invalid_parameters_are_refused(account: Account, asked: dict[str, Any], said: str) -> None:
-    with pytest.raises(errors.ParameterError, match=said):
-        prove.plan(**{"amis": ["ami-0123456789abcdef0"], **asked})
+def test_invalid_parameters_are_refused(account: Account, params: dict[str, Any], text: str) -> None:
+    with pytest.raises(errors.ParameterError, match=text):
+        prove.plan(**{"amis": ["ami-0123456789abcdef0"], **params})
     assert account.gets() == 0

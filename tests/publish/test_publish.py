@@ -143,9 +143,9 @@ def test_a_public_ami_can_be_launched_by_everybody(aws, plan):
 def test_additions_of_a_second_publish_are_recorded_without_drift(aws, plan):
     plan().apply()
     assert verify.check().drift.empty
-    asked = {"public": True, "confirm_public": aws.account, "tags": {"team": "images"}}
+    params = {"public": True, "confirm_public": aws.account, "tags": {"team": "images"}}
     for _ in range(2):
-        plan(**asked).apply()
+        plan(**params).apply()
         assert verify.check().drift.empty
     assert len(history.amis(open_tables(load()), all_rows=True)) == 2
 

@@ -23,7 +23,7 @@ def describe(aws, ami_id):
     return aws.client("ec2", REGION).describe_images(ImageIds=[ami_id], IncludeDisabled=True)["Images"][0]
 
 
-def ask(image, **wanted):
+def set_register_image(image, **wanted):
     """Give the image options for its registration."""
     path = image / "nix-support" / "image-info.json"
     info = json.loads(path.read_text())
@@ -31,7 +31,7 @@ def ask(image, **wanted):
     path.write_text(json.dumps(info))
 
 
-class Said:
+class Messages:
     """The messages of a publish."""
 
     def __init__(self):
@@ -93,8 +93,8 @@ def test_concurrent_import_and_direct_leave_one_snapshot_and_report_it(aws, plan
 
 
 def test_the_second_publisher_reports_a_snapshot_that_it_may_not_delete(aws, plan, left):
-    said = Said()
-    plans = plan(), direct(plan, progress=said.progress)
+    messages = Messages()
+    plans = plan(), direct(plan, progress=messages.progress)
     first, second = both_snapshots(aws, *plans)
     plans[0].register(first)
     aws.client("ec2", REGION).create_tags(
@@ -103,7 +103,7 @@ def test_the_second_publisher_reports_a_snapshot_that_it_may_not_delete(aws, pla
     registered = plans[1].register(second)
     assert registered.snapshot.snapshot_id == first.snapshot_id
     assert sorted(left().snapshots) == sorted([first.snapshot_id, second.snapshot_id])
-    assert f"aws ec2 delete-snapshot --snapshot-id {second.snapshot_id} --region {REGION}" in str(said)
+    assert f"aws ec2 delete-snapshot --snapshot-id {second.snapshot_id} --region {REGION}" in str(messages)
 
 
 def test_the_second_publisher_keeps_the_snapshot_of_another_ami(aws, plan, left):
@@ -197,12 +197,12 @@ def test_a_failed_copy_of_our_name_does_not_stop_a_publish(aws, plan):
     wait_until(
         lambda: ec2.describe_images(ImageIds=[failed])["Images"][0]["State"] == "failed", "the failed copy"
     )
-    said = Said()
-    result = direct(plan, region=EUROPE, progress=said.progress).apply()
+    messages = Messages()
+    result = direct(plan, region=EUROPE, progress=messages.progress).apply()
     assert result.outcome == "created"
     assert result.ami_id != failed
     assert ec2.describe_images(ImageIds=[result.ami_id])["Images"][0]["State"] == "available"
-    assert f"aws ec2 deregister-image --image-id {failed} --region {EUROPE}" in str(said)
+    assert f"aws ec2 deregister-image --image-id {failed} --region {EUROPE}" in str(messages)
 
 
 def test_a_name_that_aws_keeps_for_an_unusable_ami_is_freed_by_the_command(aws, plan, monkeypatch):
@@ -254,15 +254,17 @@ def test_a_pending_ami_is_waited_for_and_compared_when_it_is_available(aws, plan
     aws.clock.speed = 2000.0
     result = asked.finish(asked.register(asked.import_snapshot(source)))
     assert (result.outcome, result.ami_id) == ("reused", copy)
-    held = ec2.describe_images(ImageIds=[copy])["Images"][0]["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
-    assert result.snapshot_id == held
+    snapshot_id = ec2.describe_images(ImageIds=[copy])["Images"][0]["BlockDeviceMappings"][0]["Ebs"][
+        "SnapshotId"
+    ]
+    assert result.snapshot_id == snapshot_id
     assert not {"ImportSnapshot", "StartSnapshot", "RegisterImage"} & set(changes())
 
 
 def test_a_pending_ami_with_other_disks_is_refused_when_it_is_available(aws, plan, image, changes):
-    ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp2"}}])
+    set_register_image(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp2"}}])
     plan().apply()
-    ask(image, BlockDeviceMappings=[])
+    set_register_image(image, BlockDeviceMappings=[])
     pending = {"State": "pending", "BlockDeviceMappings": []}
     changes()
     aws.faults.add(
@@ -370,7 +372,7 @@ def test_an_ami_of_the_same_bytes_with_other_parameters_is_refused(plan, image, 
     changes()
     for field, wanted in OTHERWISE:
         (image / "nix-support" / "image-info.json").write_text(plain)
-        ask(image, **wanted)
+        set_register_image(image, **wanted)
         with pytest.raises(errors.NameTakenError, match=field):
             plan().apply()
     assert changes() == []
@@ -380,11 +382,13 @@ def test_an_ami_of_the_same_bytes_with_other_parameters_is_refused(plan, image, 
 
 def test_only_a_requested_size_that_is_larger_makes_another_ami(plan, image):
     def size(gib):
-        ask(image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": gib}}])
+        set_register_image(
+            image, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": gib}}]
+        )
 
     size(20)
     first = plan().apply()
-    ask(image, BlockDeviceMappings=[])
+    set_register_image(image, BlockDeviceMappings=[])
     assert plan().apply().ami_id == first.ami_id
     size(19)
     assert plan().apply().ami_id == first.ami_id
@@ -395,15 +399,15 @@ def test_only_a_requested_size_that_is_larger_makes_another_ami(plan, image):
 
 def test_delete_on_termination_is_always_set_for_additional_disks(aws, plan, image):
     """The default of AWS may change, and the next publish compares the value."""
-    ask(
+    set_register_image(
         image,
         RootDeviceName="/dev/sda1",
         BlockDeviceMappings=[{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8}}],
     )
     plan().apply()
     (call,) = (call for call in aws.calls if call.operation == "RegisterImage")
-    told = [mapping["Ebs"]["DeleteOnTermination"] for mapping in call.params["BlockDeviceMappings"]]
-    assert told == [True, True]
+    on_termination = [mapping["Ebs"]["DeleteOnTermination"] for mapping in call.params["BlockDeviceMappings"]]
+    assert on_termination == [True, True]
     assert plan().apply().outcome == "reused"
 
 
@@ -413,12 +417,12 @@ def test_an_additional_disk_with_another_encryption_is_refused(plan, image, encr
         return [{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8, **more}}]
 
     first, second = mappings(Encrypted=not encrypted), mappings(Encrypted=encrypted)
-    ask(image, RootDeviceName="/dev/sda1", BlockDeviceMappings=first)
+    set_register_image(image, RootDeviceName="/dev/sda1", BlockDeviceMappings=first)
     plan().apply()
-    ask(image, BlockDeviceMappings=second)
+    set_register_image(image, BlockDeviceMappings=second)
     with pytest.raises(errors.NameTakenError, match="encryption of disk /dev/sdb"):
         plan().apply()
-    ask(image, BlockDeviceMappings=first if encrypted else mappings(Encrypted=True))
+    set_register_image(image, BlockDeviceMappings=first if encrypted else mappings(Encrypted=True))
     assert plan().apply().outcome == "reused"
 
 
@@ -451,11 +455,11 @@ def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
             "values": {"DeprecationTime": "2026-01-02T03:04:00.000Z"},
         }
     )
-    said = Said()
-    result = plan(progress=said.progress).apply()
+    messages = Messages()
+    result = plan(progress=messages.progress).apply()
     assert (result.outcome, result.ami_id) == ("reused", made.ami_id)
     assert result.deprecated_at == "2026-01-02T03:04:00Z"
-    assert f"aws ec2 disable-image-deprecation --image-id {made.ami_id}" in str(said)
+    assert f"aws ec2 disable-image-deprecation --image-id {made.ami_id}" in str(messages)
     assert ("deprecated_at", "2026-01-02T03:04:00Z") in result.facts()
 
 
@@ -463,7 +467,7 @@ def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
 
 
 def test_the_options_of_an_image_are_registered(aws, plan, image):
-    ask(
+    set_register_image(
         image,
         Architecture="x86_64",
         BootMode="uefi",
@@ -502,7 +506,7 @@ def test_the_options_of_an_image_are_registered(aws, plan, image):
 
 
 def test_a_given_parameter_takes_precedence(aws, plan, image):
-    ask(
+    set_register_image(
         image,
         RootDeviceName="/dev/xvda",
         BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": {"VolumeType": "gp2"}}],
@@ -583,7 +587,7 @@ def test_unsupported_options_are_refused_by_name_before_the_upload(plan, image, 
     changes()
     for field, wanted in REFUSED:
         (image / "nix-support" / "image-info.json").write_text(plain)
-        ask(image, **wanted)
+        set_register_image(image, **wanted)
         with pytest.raises(
             errors.ImageFormatError, match=f"{field} in its registerImage is invalid"
         ) as caught:
@@ -593,7 +597,7 @@ def test_unsupported_options_are_refused_by_name_before_the_upload(plan, image, 
 
 
 def test_an_image_for_arm64_with_legacy_bios_is_refused_before_the_upload(plan, image, changes):
-    ask(image, BootMode="legacy-bios")
+    set_register_image(image, BootMode="legacy-bios")
     path = image / "nix-support" / "image-info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"system": "aarch64-linux"}))
     changes()
@@ -604,7 +608,7 @@ def test_an_image_for_arm64_with_legacy_bios_is_refused_before_the_upload(plan, 
 
 def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
     large = make_sample_image(tmp_path / "large", name="sample", size=3 * 2**30, data_bytes=2**20)
-    ask(large, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 2}}])
+    set_register_image(large, BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 2}}])
     with pytest.raises(errors.ImageFormatError, match=r"has 2 GiB, but the disk needs [34] GiB"):
         plan(image=str(large))
 

@@ -37,13 +37,13 @@ def terminated_instances_stay_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_instances, "TERMINATED_SECONDS", 1e9)
 
 
-def says(aws: Sandbox, text: str = BOOT, **outcome: Any) -> None:
+def set_console(aws: Sandbox, text: str = BOOT, **outcome: Any) -> None:
     """Let every instance print this."""
     aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": text, **outcome}})
 
 
-def plan(ami: str = "", **asked: Any) -> smoke.SmokeTestPlan:
-    return smoke.plan(**({"ami": ami, "progress": silent()} | asked))
+def plan(ami: str = "", **params: Any) -> smoke.SmokeTestPlan:
+    return smoke.plan(**({"ami": ami, "progress": silent()} | params))
 
 
 def alive(aws: Sandbox) -> list[str]:
@@ -59,7 +59,7 @@ def launched(aws: Sandbox) -> list[dict[str, Any]]:
 
 def test_an_ami_that_boots_passes_and_no_instance_is_left(aws: Sandbox) -> None:
     ami = make_ami(aws)
-    says(aws)
+    set_console(aws)
     result = plan(ami).apply()
     assert result.passed
     assert result.terminated
@@ -80,7 +80,7 @@ def test_an_ami_that_boots_passes_and_no_instance_is_left(aws: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("registration", "asked", "kind", "spot"),
+    ("registration", "params", "kind", "spot"),
     [
         ({"Architecture": "arm64", "BootMode": "uefi"}, {}, "t4g.small", False),
         ({}, {"spot": True}, "t3.small", True),
@@ -88,12 +88,12 @@ def test_an_ami_that_boots_passes_and_no_instance_is_left(aws: Sandbox) -> None:
     ],
 )
 def test_the_type_follows_the_architecture_and_the_operator(
-    aws: Sandbox, registration: dict[str, Any], asked: dict[str, Any], kind: str, spot: bool
+    aws: Sandbox, registration: dict[str, Any], params: dict[str, Any], kind: str, spot: bool
 ) -> None:
-    says(aws)
+    set_console(aws)
     extra = {"EnaSupport": False} if kind == "t2.micro" else {}
     ami = make_ami(aws, **registration, **extra)
-    assert plan(ami, **asked).apply().passed
+    assert plan(ami, **params).apply().passed
     (instance,) = launched(aws)
     assert instance["InstanceType"] == kind
     assert (instance.get("InstanceLifecycle") == "spot") is spot
@@ -101,7 +101,7 @@ def test_the_type_follows_the_architecture_and_the_operator(
 
 def test_running_it_again_uses_the_next_token(aws: Sandbox) -> None:
     ami = make_ami(aws)
-    says(aws)
+    set_console(aws)
     for _ in range(3):
         assert plan(ami).apply().passed
     calls = list(aws.calls.matching("ec2:RunInstances"))
@@ -131,9 +131,9 @@ def test_a_published_image_passes_all_steps(
 # How it fails, and that it cleans up
 
 
-def fail(aws: Sandbox, **asked: Any) -> errors.VmsnixError:
+def fail(aws: Sandbox, **params: Any) -> errors.VmsnixError:
     ami = make_ami(aws)
-    result = plan(ami, **asked).apply()
+    result = plan(ami, **params).apply()
     assert not result.passed
     assert alive(aws) == []
     assert result.error is not None
@@ -143,7 +143,7 @@ def fail(aws: Sandbox, **asked: Any) -> errors.VmsnixError:
 
 
 def test_failed_checks_are_reported_with_the_console(aws: Sandbox) -> None:
-    says(aws, "Kernel panic - not syncing: VFS: Unable to mount root fs", impaired=True)
+    set_console(aws, "Kernel panic - not syncing: VFS: Unable to mount root fs", impaired=True)
     error = fail(aws)
     assert "failed its status checks" in error.what
     assert "impaired" in error.why
@@ -153,7 +153,7 @@ def test_a_console_without_the_pattern_shows_its_last_line(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smoke, "CONSOLE_SECONDS", 0.5)
-    says(aws, "GRUB\r\nerror: no such device\r\n")
+    set_console(aws, "GRUB\r\nerror: no such device\r\n")
     error = fail(aws, pattern="NixOS")
     assert "'error: no such device'" in error.why
 
@@ -184,20 +184,20 @@ def test_the_first_spot_instance_of_an_account_needs_its_service_role(aws: Sandb
 def test_a_reclaimed_instance_is_reported_with_the_reason_of_aws(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    says(aws)
-    look = instances.wait_running
+    set_console(aws)
+    wait = instances.wait_running
 
     def taken_away(ec2: Any, instance_id: str, **more: Any) -> Any:
-        seen = look(ec2, instance_id, **more)
+        found = wait(ec2, instance_id, **more)
         ec2.terminate_instances(InstanceIds=[instance_id])
-        return seen
+        return found
 
     monkeypatch.setattr(instances, "wait_running", taken_away)
     assert "Client.UserInitiatedShutdown" in fail(aws).why
 
 
 def test_an_empty_response_of_the_checks_is_retried(aws: Sandbox) -> None:
-    says(aws)
+    set_console(aws)
     empty = {"op": "ec2:DescribeInstanceStatus", "nth": [1, 2], "do": "set"}
     aws.faults.add({**empty, "values": {"InstanceStatuses": []}})
     result = plan(make_ami(aws)).apply()
@@ -228,14 +228,14 @@ def test_ctrl_c_before_the_launch_reports_that_no_instance_runs(
 def test_ctrl_c_during_the_termination_requests_it_again(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    says(aws)
-    terminate, asked = instances.terminate_instances, []
+    set_console(aws)
+    terminate, terminated = instances.terminate_instances, []
 
     def at_first_interrupted(ec2: Any, ids: Any) -> None:
-        asked.append(list(ids))
-        if len(asked) == 2:  # the first one clears
+        terminated.append(list(ids))
+        if len(terminated) == 2:  # the first one clears
             raise KeyboardInterrupt
-        terminate(ec2, asked[-1])
+        terminate(ec2, terminated[-1])
 
     monkeypatch.setattr(instances, "terminate_instances", at_first_interrupted)
     with pytest.raises(errors.InterruptedRunError, match="was terminated"):
@@ -274,7 +274,7 @@ def refuse_to_terminate(aws: Sandbox) -> None:
     aws.faults.add({**denied, "code": "UnauthorizedOperation"})
 
 
-def told_to_terminate(aws: Sandbox, error: errors.VmsnixError) -> str:
+def still_running(aws: Sandbox, error: errors.VmsnixError) -> str:
     """Return the instance that still runs, after checking that the error names it with reason and fix."""
     (instance_id,) = alive(aws)
     assert f"{instance_id} still runs in {HOME}." in error.what
@@ -291,7 +291,7 @@ def test_ctrl_c_and_a_refused_termination_report_the_instance_and_the_command(
     refuse_to_terminate(aws)
     with pytest.raises(errors.InterruptedRunError, match="was interrupted") as caught:
         made.apply()
-    told_to_terminate(aws, caught.value)
+    still_running(aws, caught.value)
     assert "being terminated" not in str(caught.value)
 
 
@@ -299,13 +299,13 @@ def test_ctrl_c_and_a_refused_termination_report_the_instance_and_the_command(
 def test_an_instance_that_still_runs_is_reported_after_any_failure(
     aws: Sandbox, outcome: dict[str, Any], words: str
 ) -> None:
-    says(aws, **outcome)
+    set_console(aws, **outcome)
     made = plan(make_ami(aws))
     refuse_to_terminate(aws)
     result = made.apply()
     assert result.error is not None
     assert not result.terminated
-    assert result.instance_id == told_to_terminate(aws, result.error)
+    assert result.instance_id == still_running(aws, result.error)
     assert words in result.error.what
 
 
@@ -346,7 +346,7 @@ def test_a_failed_search_for_instances_is_reported(aws: Sandbox) -> None:
 def test_a_full_disk_does_not_keep_the_instance_running(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch, full_at: str
 ) -> None:
-    says(aws)
+    set_console(aws)
     made, write = plan(make_ami(aws)), Journal._write
     full = False
 
@@ -371,15 +371,15 @@ def test_a_full_disk_does_not_keep_the_instance_running(
 def test_the_instance_is_terminated_before_anything_is_recorded(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    says(aws, impaired=True)
+    set_console(aws, impaired=True)
     made, close, running = plan(make_ami(aws)), Journal._close, {}
 
-    def look(journal: Journal, name: str, status: str, *more: Any) -> None:
+    def close_journal(journal: Journal, name: str, status: str, *more: Any) -> None:
         if status == "failed":
             running[name] = alive(aws)
         close(journal, name, status, *more)
 
-    monkeypatch.setattr(Journal, "_close", look)
+    monkeypatch.setattr(Journal, "_close", close_journal)
     assert not made.apply().passed
     assert running == {"checks": []}
 
@@ -388,7 +388,7 @@ def test_the_next_test_terminates_the_instance_of_a_killed_one(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ami, other = make_ami(aws), make_ami(aws, version="26.12")
-    says(aws)
+    set_console(aws)
     ec2 = aws.client("ec2")
     left = instances.launch_instance(ec2, plan(ami).wanted)
     busy = instances.launch_instance(ec2, plan(other).wanted)  # a test of another AMI that is under way
@@ -403,7 +403,7 @@ def test_the_next_test_terminates_the_instance_of_a_killed_one(
 
 def test_a_lost_response_launches_no_second_instance(aws: Sandbox) -> None:
     ami = make_ami(aws)
-    says(aws)
+    set_console(aws)
     aws.faults.add({"op": "ec2:RunInstances", "nth": 1, "do": "drop", "when": "after"})
     assert plan(ami).apply().passed
     assert len(launched(aws)) == 1
@@ -413,7 +413,7 @@ def test_a_lost_response_launches_no_second_instance(aws: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind", "text"),
+    ("params", "kind", "text"),
     [
         ({"pattern": "("}, errors.ParameterError, "not a regular expression"),
         ({"ami": ""}, errors.ParameterError, "No AMI given"),
@@ -422,9 +422,9 @@ def test_a_lost_response_launches_no_second_instance(aws: Sandbox) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_unusable_ami_is_refused(aws: Sandbox, asked: dict[str, Any], kind: type, text: str) -> None:
+def test_an_unusable_ami_is_refused(aws: Sandbox, params: dict[str, Any], kind: type, text: str) -> None:
     with pytest.raises(kind, match=text):
-        plan(**({"ami": make_ami(aws)} | asked))
+        plan(**({"ami": make_ami(aws)} | params))
 
 
 def test_a_subnet_reaches_aws(aws: Sandbox) -> None:

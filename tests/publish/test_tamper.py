@@ -117,8 +117,8 @@ def changed(account: Account, good: str, blocks: dict[int, bytes]) -> None:
     forged = identity(disk())
     ami = account.ami(account.snapshot(blocks, ParentSnapshotId=good, tag=forged), tag=forged)
     account.record(ami, forged, good)
-    for asked in ({}, {"identity": forged}, {"extent": "sample"}):
-        result = proof(ami, **asked)
+    for params in ({}, {"identity": forged}, {"extent": "sample"}):
+        result = proof(ami, **params)
         assert caught(result) == "differs"
         differing = sorted(index for index, data in blocks.items() if data != disk().get(index, bytes(BLOCK)))
         assert row(result)["first_differing"] == differing[:10]

@@ -392,9 +392,9 @@ def test_the_pictures_have_axes_with_units_and_no_warning(
     figure = plot(team)
     assert drawn(figure) > 20_000
     for axes in figure.axes[:1]:
-        told = [axes.get_xlabel(), axes.get_ylabel(), *(tick.get_text() for tick in axes.get_yticklabels())]
-        assert "time" in " ".join(told)
-        assert re.search(r"\b(s|min)\b", " ".join(told))
+        labels = [axes.get_xlabel(), axes.get_ylabel(), *(tick.get_text() for tick in axes.get_yticklabels())]
+        assert "time" in " ".join(labels)
+        assert re.search(r"\b(s|min)\b", " ".join(labels))
     assert {"import", "direct"} <= set(words(figure).split())
 
 

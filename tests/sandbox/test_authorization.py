@@ -175,9 +175,9 @@ def test_without_enforcement_only_users_with_policies_are_limited() -> None:
     with sandbox(speed=1000) as aws:
         free = user_access(aws, name="free")
         assert free.client("ec2").describe_images(Owners=["self"])["Images"] == []
-        held = user_access(aws, allow("s3:ListAllMyBuckets"), name="held")
-        assert held.client("s3").list_buckets()["Buckets"] == []
-        assert refusal(held.client("ec2", config=ONCE), "describe_images")[0] == "UnauthorizedOperation"
+        restricted = user_access(aws, allow("s3:ListAllMyBuckets"), name="restricted")
+        assert restricted.client("s3").list_buckets()["Buckets"] == []
+        assert refusal(restricted.client("ec2", config=ONCE), "describe_images")[0] == "UnauthorizedOperation"
 
 
 def test_a_refused_call_changes_nothing(strict: Sandbox) -> None:
@@ -189,10 +189,10 @@ def test_a_refused_call_changes_nothing(strict: Sandbox) -> None:
 
 def test_the_first_spot_instance_needs_permission_to_create_its_role(strict: Sandbox) -> None:
     image = make_ami(strict)
-    asked = {"ImageId": image, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
-    spot = {**asked, "InstanceMarketOptions": {"MarketType": "spot"}}
+    launch = {"ImageId": image, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
+    spot = {**launch, "InstanceMarketOptions": {"MarketType": "spot"}}
     carol = user_access(strict, allow("ec2:*")).client("ec2", REGION)
-    carol.run_instances(**asked)
+    carol.run_instances(**launch)
     code, text, status = refusal(carol, "run_instances", **spot)
     assert (code, status) == ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", 403)
     assert "service-linked role for EC2 Spot Instances" in text

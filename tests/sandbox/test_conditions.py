@@ -61,8 +61,8 @@ def snapshot(aws: Sandbox, *tags: dict[str, str], parent: str = "") -> str:
 
 def image(aws: Sandbox, root: str, name: str, *tags: dict[str, str]) -> str:
     """Register an AMI of a snapshot, as the administrator."""
-    asked = registration(root, name)
-    made: str = aws.client("ec2").register_image(**asked, **specification("image", *tags))["ImageId"]
+    params = registration(root, name)
+    made: str = aws.client("ec2").register_image(**params, **specification("image", *tags))["ImageId"]
     return made
 
 
@@ -109,8 +109,8 @@ def test_an_image_is_copied_only_when_the_tags_of_its_source_allow_it(aws: Sandb
         allow("ec2:CreateTags", StringEquals={"ec2:CreateAction": "CopyImage"}),
     ).client("ec2", region, config=ONCE)
     for number, (source, allowed) in enumerate(((ours, True), (foreign, False))):
-        asked = {"Name": f"copy-{number}", "SourceImageId": source, "SourceRegion": REGION}
-        assert may(ec2, "copy_image", **asked, **specification("image", OUR_TAG)) is allowed
+        params = {"Name": f"copy-{number}", "SourceImageId": source, "SourceRegion": REGION}
+        assert may(ec2, "copy_image", **params, **specification("image", OUR_TAG)) is allowed
 
 
 def test_tags_of_the_request_are_no_condition_on_the_source(aws: Sandbox) -> None:
@@ -120,8 +120,8 @@ def test_tags_of_the_request_are_no_condition_on_the_source(aws: Sandbox) -> Non
     ec2 = user_access(
         aws, allow("ec2:CopySnapshot", resource=SNAPSHOTS, **requested), allow("ec2:CreateTags")
     ).client("ec2", config=ONCE)
-    asked = {"SourceSnapshotId": foreign, "SourceRegion": REGION, **specification("snapshot", OUR_TAG)}
-    assert may(ec2, "copy_snapshot", **asked)
+    params = {"SourceSnapshotId": foreign, "SourceRegion": REGION, **specification("snapshot", OUR_TAG)}
+    assert may(ec2, "copy_snapshot", **params)
 
 
 def test_a_new_snapshot_and_its_source_have_statements_of_their_own(aws: Sandbox) -> None:
@@ -143,10 +143,10 @@ def test_a_volume_is_made_only_when_the_tags_of_its_snapshot_allow_it(aws: Sandb
         allow("ec2:CreateVolume", resource="arn:aws:ec2:*:*:volume/*"),
         allow("ec2:CreateVolume", resource=SNAPSHOTS, **OURS),
     ).client("ec2", config=ONCE)
-    asked = {"AvailabilityZone": f"{REGION}a", "Size": 1}
-    assert may(ec2, "create_volume", **asked)
-    assert may(ec2, "create_volume", **asked, SnapshotId=ours)
-    assert not may(ec2, "create_volume", **asked, SnapshotId=foreign)
+    params = {"AvailabilityZone": f"{REGION}a", "Size": 1}
+    assert may(ec2, "create_volume", **params)
+    assert may(ec2, "create_volume", **params, SnapshotId=ours)
+    assert not may(ec2, "create_volume", **params, SnapshotId=foreign)
 
 
 def test_an_instance_is_launched_only_of_images_and_snapshots_whose_tags_allow_it(aws: Sandbox) -> None:
@@ -160,50 +160,50 @@ def test_an_instance_is_launched_only_of_images_and_snapshots_whose_tags_allow_i
         allow("ec2:RunInstances", resource=[IMAGES, SNAPSHOTS], **OURS),
     ]
     ec2 = user_access(aws, *launch).client("ec2", config=ONCE)
-    asked = {"ImageId": ours, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
-    assert may(ec2, "run_instances", **asked)
-    assert not may(ec2, "run_instances", **asked | {"ImageId": foreign, "UserData": "#!/bin/sh"})
+    params = {"ImageId": ours, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1}
+    assert may(ec2, "run_instances", **params)
+    assert not may(ec2, "run_instances", **params | {"ImageId": foreign, "UserData": "#!/bin/sh"})
     disk = {"DeviceName": "/dev/sdb", "Ebs": {"SnapshotId": snapshot(aws)}}
-    assert not may(ec2, "run_instances", **asked, BlockDeviceMappings=[disk])
+    assert not may(ec2, "run_instances", **params, BlockDeviceMappings=[disk])
     template = {"LaunchTemplateName": "foreign"}
     aws.client("ec2").create_launch_template(**template, LaunchTemplateData={"ImageId": foreign})
     by_template = {"LaunchTemplate": template, "MinCount": 1, "MaxCount": 1}
     assert not may(ec2, "run_instances", **by_template)
     for kind in others[:5]:
         without = [allow("ec2:RunInstances", resource=[one for one in others if one != kind]), launch[1]]
-        assert not may(user_access(aws, *without).client("ec2", config=ONCE), "run_instances", **asked), kind
+        assert not may(user_access(aws, *without).client("ec2", config=ONCE), "run_instances", **params), kind
 
 
 def test_an_instance_with_a_profile_needs_permission_to_pass_its_role(aws: Sandbox) -> None:
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     aws.client("iam").create_role(RoleName="admin", AssumeRolePolicyDocument=document)
-    asked = {
+    params = {
         "ImageId": make_ami(aws),
         "InstanceType": "t3.small",
         "MinCount": 1,
         "MaxCount": 1,
         "IamInstanceProfile": {"Name": "admin"},
     }
-    assert not may(user_access(aws, allow("ec2:*")).client("ec2", config=ONCE), "run_instances", **asked)
+    assert not may(user_access(aws, allow("ec2:*")).client("ec2", config=ONCE), "run_instances", **params)
     to_ec2 = {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
     passing = allow("iam:PassRole", resource="arn:aws:iam::*:role/admin", **to_ec2)
     ec2 = user_access(aws, allow("ec2:*"), passing).client("ec2", config=ONCE)
-    (instance,) = ec2.run_instances(**asked)["Instances"]
+    (instance,) = ec2.run_instances(**params)["Instances"]
     assert instance["IamInstanceProfile"]["Arn"].endswith(":instance-profile/admin")
 
 
 def test_an_import_needs_permission_for_task_and_snapshot(aws: Sandbox) -> None:
     aws.client("s3").put_object(Bucket="vmsnix-images", Key="vmsnix/k", Body=b"x")
     task, passing = "arn:aws:ec2:*:*:import-snapshot-task/*", allow("iam:PassRole")
-    asked = {
+    params = {
         "DiskContainer": {"Format": "RAW", "UserBucket": {"S3Bucket": "vmsnix-images", "S3Key": "vmsnix/k"}}
     }
     for resources, allowed in (([task], False), ([SNAPSHOTS], False), ([task, SNAPSHOTS], True)):
         ec2 = user_access(aws, passing, allow("ec2:ImportSnapshot", resource=resources)).client(
             "ec2", config=ONCE
         )
-        assert may(ec2, "import_snapshot", **asked) is allowed
+        assert may(ec2, "import_snapshot", **params) is allowed
 
 
 def test_a_snapshot_of_a_volume_needs_permission_for_both(aws: Sandbox) -> None:
@@ -271,7 +271,7 @@ def test_blocks_are_read_only_when_the_tags_of_the_snapshot_allow_it(aws: Sandbo
 
 @pytest.mark.parametrize("made", ["imported", "copied", "uploaded"])
 def test_snapshots_without_a_volume_have_the_arbitrary_parent_volume(aws: Sandbox, made: str) -> None:
-    nobody = {"ArnLike": {"ec2:ParentVolume": "arn:aws:ec2:*:*:volume/vol-ffffffff"}}
+    arbitrary = {"ArnLike": {"ec2:ParentVolume": "arn:aws:ec2:*:*:volume/vol-ffffffff"}}
     ec2 = aws.client("ec2")
     found = snapshot(aws)
     if made == "copied":
@@ -285,9 +285,11 @@ def test_snapshots_without_a_volume_have_the_arbitrary_parent_volume(aws: Sandbo
         found = shown["SnapshotTaskDetail"]["SnapshotId"]
     volume = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1)["VolumeId"]
     of_volume = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
-    held = user_access(aws, allow("ec2:CreateTags", resource=SNAPSHOTS, **nobody)).client("ec2", config=ONCE)
-    assert may(held, "create_tags", Resources=[found], Tags=[OUR_TAG])
-    assert not may(held, "create_tags", Resources=[of_volume], Tags=[OUR_TAG])
+    user = user_access(aws, allow("ec2:CreateTags", resource=SNAPSHOTS, **arbitrary)).client(
+        "ec2", config=ONCE
+    )
+    assert may(user, "create_tags", Resources=[found], Tags=[OUR_TAG])
+    assert not may(user, "create_tags", Resources=[of_volume], Tags=[OUR_TAG])
 
 
 # Tags
@@ -320,9 +322,9 @@ def test_tags_at_creation_are_those_of_their_own_kind(aws: Sandbox) -> None:
         allow("ec2:CopyImage", resource=SNAPSHOTS, **tagged),
         allow("ec2:CreateTags"),
     ).client("ec2", config=ONCE)
-    asked = {"Name": "copy", "SourceImageId": source, "SourceRegion": REGION}
-    assert not may(ec2, "copy_image", **asked, **specification("image", OUR_TAG))
-    assert may(ec2, "copy_image", **asked, **specification("snapshot", OUR_TAG))
+    params = {"Name": "copy", "SourceImageId": source, "SourceRegion": REGION}
+    assert not may(ec2, "copy_image", **params, **specification("image", OUR_TAG))
+    assert may(ec2, "copy_image", **params, **specification("snapshot", OUR_TAG))
 
 
 def test_a_tagged_resource_may_get_tags_but_keeps_its_own(aws: Sandbox) -> None:
@@ -361,25 +363,25 @@ def test_tags_of_another_account_are_no_condition(aws: Sandbox) -> None:
     aws.clock.advance(3600)
     shared = {"Attribute": "createVolumePermission", "OperationType": "add", "UserIds": [aws.account]}
     ec2.modify_snapshot_attribute(SnapshotId=theirs, **shared)
-    held = user_access(
+    user = user_access(
         aws, allow("ec2:RegisterImage", resource=IMAGES), allow("ec2:*", resource=SNAPSHOTS, **OURS)
     )
-    assert not may(held.client("ec2", config=ONCE), "register_image", **registration(theirs, "theirs"))
+    assert not may(user.client("ec2", config=ONCE), "register_image", **registration(theirs, "theirs"))
     owner = {"StringEquals": {"ec2:Owner": "111122223333"}}
-    held = user_access(
+    user = user_access(
         aws, allow("ec2:RegisterImage", resource=IMAGES), allow("ec2:*", resource=SNAPSHOTS, **owner)
     )
-    assert may(held.client("ec2", config=ONCE), "register_image", **registration(theirs, "theirs"))
+    assert may(user.client("ec2", config=ONCE), "register_image", **registration(theirs, "theirs"))
 
 
 def test_the_grantee_of_a_snapshot_is_a_condition(aws: Sandbox) -> None:
     found = snapshot(aws)
     nobody_else = {"StringEquals": {"ec2:Add/userId": "111122223333"}}
     ec2 = user_access(aws, allow("ec2:ModifySnapshotAttribute", **nobody_else)).client("ec2", config=ONCE)
-    asked = {"SnapshotId": found, "Attribute": "createVolumePermission", "OperationType": "add"}
-    assert may(ec2, "modify_snapshot_attribute", **asked, UserIds=["111122223333"])
-    assert not may(ec2, "modify_snapshot_attribute", **asked, UserIds=["210987654321"])
-    assert not may(ec2, "modify_snapshot_attribute", **asked, GroupNames=["all"])
+    params = {"SnapshotId": found, "Attribute": "createVolumePermission", "OperationType": "add"}
+    assert may(ec2, "modify_snapshot_attribute", **params, UserIds=["111122223333"])
+    assert not may(ec2, "modify_snapshot_attribute", **params, UserIds=["210987654321"])
+    assert not may(ec2, "modify_snapshot_attribute", **params, GroupNames=["all"])
 
 
 def test_a_template_may_name_an_image_that_its_author_may_not_launch(aws: Sandbox) -> None:

@@ -13,7 +13,7 @@ from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.faults import Faults
 
 
-def ask(aws: SandboxClients) -> Any:
+def get_identity(aws: SandboxClients) -> Any:
     return aws.sts.get_caller_identity()
 
 
@@ -58,7 +58,7 @@ def test_an_answer_can_be_lost_after_the_call_ran(aws: SandboxClients) -> None:
 def test_the_connection_can_break_before_the_call(aws: SandboxClients, how: str) -> None:
     aws.sandbox.faults.add({"op": "sts:*", "do": how})
     with pytest.raises((ConnectionClosedError, HTTPClientError)):
-        ask(aws)
+        get_identity(aws)
     assert aws.sandbox.calls.matching("sts:*")[0].ran is False
 
 
@@ -90,7 +90,7 @@ def test_cutting_a_small_request_drops_it(aws: SandboxClients) -> None:
 
 def test_a_delay_delays_and_the_call_succeeds(aws: SandboxClients) -> None:
     aws.sandbox.faults.add({"op": "sts:*", "do": "delay", "seconds": 0.05})
-    ask(aws)
+    get_identity(aws)
     assert aws.sandbox.calls.matching("sts:*")[0].seconds >= 0.05
 
 

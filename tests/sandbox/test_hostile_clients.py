@@ -380,7 +380,7 @@ def test_a_fault_rule_that_cannot_apply_is_refused(aws: SandboxClients, rule: di
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sandbox with timeouts of half a second."""
     monkeypatch.setattr(server, "TIMEOUTS", Timeouts(idle=0.5, head=0.5, silence=0.5, per_byte=0.0))
 
@@ -392,20 +392,20 @@ def half(aws: SandboxClients) -> bytes:
     return signed(aws, "PUT", "/images/k", b"", "Content-Length: 1000", headers=UNSIGNED)
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("short_timeouts")
 def test_a_silent_client_is_disconnected(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         assert read(raw) == (0, b"")
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("short_timeouts")
 def test_a_client_that_stops_within_the_headers_is_disconnected(aws: SandboxClients) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost:")
         assert read(raw)[0] == 408
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("short_timeouts")
 def test_a_client_that_stops_within_the_body_is_disconnected(aws: SandboxClients, half: bytes) -> None:
     with socket.create_connection(("127.0.0.1", aws.port), timeout=30) as raw:
         raw.sendall(half + b"hello")
@@ -413,7 +413,7 @@ def test_a_client_that_stops_within_the_body_is_disconnected(aws: SandboxClients
     assert (status, b"<Code>RequestTimeout</Code>" in answer) == (400, True), answer
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("begun", [False, True], ids=["head", "body"])
 def test_a_client_that_sends_too_slowly_is_disconnected(
     aws: SandboxClients, half: bytes, begun: bool

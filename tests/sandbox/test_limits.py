@@ -209,9 +209,9 @@ def test_instances_have_a_second_bucket(aws: SandboxClients) -> None:
 def test_copies_take_longer_and_time_based_ones_their_time(aws: SandboxClients) -> None:
     source = aws.snapshot()
     west = aws.client("ec2", "us-west-2")
-    asked = {"SourceRegion": "us-east-1", "SourceSnapshotId": source}
-    usual = west.copy_snapshot(**asked)["SnapshotId"]
-    timed = west.copy_snapshot(**asked, CompletionDurationMinutes=15)["SnapshotId"]
+    params = {"SourceRegion": "us-east-1", "SourceSnapshotId": source}
+    usual = west.copy_snapshot(**params)["SnapshotId"]
+    timed = west.copy_snapshot(**params, CompletionDurationMinutes=15)["SnapshotId"]
 
     def states() -> list[str]:
         return [aws.describe_snapshot(one, "us-west-2")["State"] for one in (usual, timed)]

@@ -27,8 +27,8 @@ def test_images_have_existing_snapshots_with_blocks(aws: SandboxClients) -> None
     aws.sandbox.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
     images = aws.ec2.describe_images(Owners=["self"])["Images"]
     snapshots = {s["SnapshotId"]: s for s in aws.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
-    held = {image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] for image in images}
-    assert held == set(snapshots)
+    used = {image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] for image in images}
+    assert used == set(snapshots)
     assert all(one["FullSnapshotSizeInBytes"] > 0 for one in snapshots.values())
     aws.ec2.deregister_image(ImageId=images[0]["ImageId"])
 

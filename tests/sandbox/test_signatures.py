@@ -193,13 +193,13 @@ def test_policies_can_require_a_form_of_signature(
     aws: SandboxClients, key: str, value: str, allowed: set[str]
 ) -> None:
     put_refused(aws, {"StringNotEquals": {key: value}})
-    asked, served = {"Bucket": "images", "Key": "k"}, set()
+    params, served = {"Bucket": "images", "Key": "k"}, set()
     for version, name in (("2", "s3"), ("4", "s3v4")):
         client = aws.other_client("s3", config=Config(signature_version=name))
         with suppress(ClientError):
-            client.get_object(**asked)
+            client.get_object(**params)
             served.add(f"header {version}")
-        if fetch(client.generate_presigned_url("get_object", asked))[0] == 200:
+        if fetch(client.generate_presigned_url("get_object", params))[0] == 200:
             served.add(f"url {version}")
     assert served == allowed
 
@@ -450,11 +450,11 @@ def test_a_version_2_url_of_a_session_is_served(aws: SandboxClients) -> None:
 def test_a_version_2_url_expires_and_needs_its_parameters(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
     client = aws.other_client("s3", config=Config(signature_version="s3"))
-    asked = ("get_object", {"Bucket": "images", "Key": "k"})
-    error = error_of(fetch(client.generate_presigned_url(*asked, ExpiresIn=-1))[1])
+    params = ("get_object", {"Bucket": "images", "Key": "k"})
+    error = error_of(fetch(client.generate_presigned_url(*params, ExpiresIn=-1))[1])
     assert (error["Code"], error["Message"]) == ("AccessDenied", "Request has expired")
     assert {"Expires", "ServerTime"} <= error.keys()
-    url = client.generate_presigned_url(*asked)
+    url = client.generate_presigned_url(*params)
     for parameter in ("Signature", "Expires", "AWSAccessKeyId"):
         status, body = fetch(url.replace(f"{parameter}=", "other="))
         text = "Query-string authentication requires the Signature, Expires and AWSAccessKeyId parameters"
@@ -464,9 +464,9 @@ def test_a_version_2_url_expires_and_needs_its_parameters(aws: SandboxClients) -
 def test_version_2_in_another_region_is_not_emulated(aws: SandboxClients) -> None:
     place = {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}}
     aws.client("s3", "eu-west-1").create_bucket(Bucket="west", **place)
-    asked = ("get_object", {"Bucket": "west", "Key": "k"})
+    params = ("get_object", {"Bucket": "west", "Key": "k"})
     client = aws.other_client("s3", config=Config(signature_version="s3"))
-    status, body = fetch(client.generate_presigned_url(*asked))
+    status, body = fetch(client.generate_presigned_url(*params))
     assert (status, b"does not emulate Signature Version 2 in eu-west-1" in body) == (501, True)
 
 

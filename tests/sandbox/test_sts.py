@@ -105,18 +105,18 @@ def test_a_role_must_allow_tags(aws: SandboxClients) -> None:
 
 def test_wrong_session_tags_are_refused(aws: SandboxClients) -> None:
     arn = make_role(aws, Action=["sts:AssumeRole", "sts:TagSession"])
-    asked = {"RoleArn": arn, "RoleSessionName": "run-1"}
+    params = {"RoleArn": arn, "RoleSessionName": "run-1"}
     with refused("InvalidParameterValue", "must be included in the requested tags"):
-        aws.sts.assume_role(**asked, Tags=TAGS, TransitiveTagKeys=["other"])
+        aws.sts.assume_role(**params, Tags=TAGS, TransitiveTagKeys=["other"])
     twice = [*TAGS, {"Key": "Project", "Value": "x"}]
     with refused("InvalidParameterValue", "Tag keys are case insensitive"):
-        aws.sts.assume_role(**asked, Tags=twice)
-    first = aws.sts.assume_role(**asked, Tags=TAGS, TransitiveTagKeys=["project"])
+        aws.sts.assume_role(**params, Tags=twice)
+    first = aws.sts.assume_role(**params, Tags=TAGS, TransitiveTagKeys=["project"])
     with refused("InvalidParameterValue", "conflicts with a transitive tag key"):
-        session_client(aws, first).assume_role(**asked, Tags=[{"Key": "PROJECT", "Value": "y"}])
+        session_client(aws, first).assume_role(**params, Tags=[{"Key": "PROJECT", "Value": "y"}])
     with refused("ValidationError", "1 hour session limit for roles assumed by role chaining"):
         aws.iam.update_role(RoleName="publisher", MaxSessionDuration=7200)
-        session_client(aws, first).assume_role(**asked, DurationSeconds=7200)
+        session_client(aws, first).assume_role(**params, DurationSeconds=7200)
 
 
 # Tokens of GitHub's workflows
@@ -141,12 +141,12 @@ def trust_github(aws: SandboxClients) -> dict[str, str]:
 
 
 def test_our_workflow_takes_its_role_with_a_token(aws: SandboxClients, unsigned: Any) -> None:
-    asked = trust_github(aws)
+    params = trust_github(aws)
     query = urlencode({"subject": MAIN, "audience": "sts.amazonaws.com"})
     with aws.connection() as connection:  # ACTIONS_ID_TOKEN_REQUEST_URL of the workflow
         connection.request("GET", f"/_vmsnix/oidc?{query}")
         token = json.loads(connection.getresponse().read())["value"]
-    session = unsigned.assume_role_with_web_identity(**asked, WebIdentityToken=token, DurationSeconds=900)
+    session = unsigned.assume_role_with_web_identity(**params, WebIdentityToken=token, DurationSeconds=900)
     assert session["SubjectFromWebIdentityToken"] == MAIN
     assert session["Audience"] == "sts.amazonaws.com"
     assert session["Provider"].endswith(":oidc-provider/token.actions.githubusercontent.com")
@@ -164,18 +164,18 @@ def test_our_workflow_takes_its_role_with_a_token(aws: SandboxClients, unsigned:
     ],
 )
 def test_another_workflow_is_not_authorized(aws: SandboxClients, unsigned: Any, subject: str) -> None:
-    asked = trust_github(aws)
+    params = trust_github(aws)
     with refused("AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity"):
         token = aws.sandbox.web_identity_token(subject)
-        unsigned.assume_role_with_web_identity(**asked, WebIdentityToken=token)
+        unsigned.assume_role_with_web_identity(**params, WebIdentityToken=token)
 
 
 def test_invalid_tokens_are_refused(aws: SandboxClients, unsigned: Any) -> None:
-    asked = trust_github(aws)
+    params = trust_github(aws)
     right = aws.sandbox.web_identity_token(MAIN)
 
     def take(token: str) -> None:
-        unsigned.assume_role_with_web_identity(**asked, WebIdentityToken=token)
+        unsigned.assume_role_with_web_identity(**params, WebIdentityToken=token)
 
     with refused("InvalidIdentityToken", "Incorrect token audience"):
         take(aws.sandbox.web_identity_token(MAIN, audience="https://github.com/acme"))
@@ -195,9 +195,9 @@ def test_invalid_tokens_are_refused(aws: SandboxClients, unsigned: Any) -> None:
 
 
 def test_only_this_operation_needs_no_signature(aws: SandboxClients, unsigned: Any) -> None:
-    asked = trust_github(aws)
+    params = trust_github(aws)
     with refused("MissingAuthenticationToken"):
-        unsigned.assume_role(**asked)
+        unsigned.assume_role(**params)
     with refused("MissingAuthenticationToken"):
         unsigned.get_caller_identity()
 

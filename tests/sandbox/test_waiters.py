@@ -65,8 +65,8 @@ class Resources:
         return task_id
 
     def instance(self) -> str:
-        asked = {"ImageId": self.image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1}
-        instance_id: str = self.ec2.run_instances(**asked)["Instances"][0]["InstanceId"]
+        params = {"ImageId": self.image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1}
+        instance_id: str = self.ec2.run_instances(**params)["Instances"][0]["InstanceId"]
         return instance_id
 
     def instances(self) -> dict[str, Any]:
@@ -76,33 +76,33 @@ class Resources:
         return {"VolumeIds": [self.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]]}
 
     def stopped(self) -> dict[str, Any]:
-        asked = self.instances()
-        self.ec2.get_waiter("instance_running").wait(**asked, WaiterConfig={"Delay": 2, "MaxAttempts": 50})
-        self.ec2.stop_instances(**asked)
-        return asked
+        params = self.instances()
+        self.ec2.get_waiter("instance_running").wait(**params, WaiterConfig={"Delay": 2, "MaxAttempts": 50})
+        self.ec2.stop_instances(**params)
+        return params
 
     def terminated(self) -> dict[str, Any]:
-        asked = self.instances()
-        self.ec2.terminate_instances(**asked)
-        return asked
+        params = self.instances()
+        self.ec2.terminate_instances(**params)
+        return params
 
     def root_volume(self) -> dict[str, Any]:
         found = self.ec2.describe_instances(**self.instances())["Reservations"][0]["Instances"][0]
         return {"VolumeIds": [found["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]]}
 
     def deleted_volume(self) -> dict[str, Any]:
-        asked = self.volumes()
-        self.ec2.get_waiter("volume_available").wait(**asked, WaiterConfig={"Delay": 1, "MaxAttempts": 50})
-        self.ec2.delete_volume(VolumeId=asked["VolumeIds"][0])
-        return asked
+        params = self.volumes()
+        self.ec2.get_waiter("volume_available").wait(**params, WaiterConfig={"Delay": 1, "MaxAttempts": 50})
+        self.ec2.delete_volume(VolumeId=params["VolumeIds"][0])
+        return params
 
     def copied_image(self) -> dict[str, Any]:
-        asked = {"Name": "copy", "SourceImageId": self.image, "SourceRegion": "us-east-1"}
-        return {"ImageIds": [self.ec2.copy_image(**asked)["ImageId"]]}
+        params = {"Name": "copy", "SourceImageId": self.image, "SourceRegion": "us-east-1"}
+        return {"ImageIds": [self.ec2.copy_image(**params)["ImageId"]]}
 
     def copied_snapshot(self) -> dict[str, Any]:
-        asked = {"SourceSnapshotId": self.snapshot, "SourceRegion": "us-east-1"}
-        return {"SnapshotIds": [self.ec2.copy_snapshot(**asked)["SnapshotId"]]}
+        params = {"SourceSnapshotId": self.snapshot, "SourceRegion": "us-east-1"}
+        return {"SnapshotIds": [self.ec2.copy_snapshot(**params)["SnapshotId"]]}
 
     def policy(self) -> dict[str, Any]:
         deny = {"Effect": "Deny", "Action": "*", "Resource": "*"}
@@ -166,8 +166,8 @@ def check_all_waiters(speed: float) -> None:
 
         def wait(waiter: tuple[str, str]) -> None:
             service, name = waiter
-            asked = starts[waiter]()
-            aws.client(service, "us-east-1").get_waiter(xform_name(name)).wait(**asked)
+            params = starts[waiter]()
+            aws.client(service, "us-east-1").get_waiter(xform_name(name)).wait(**params)
 
         with ThreadPoolExecutor(len(starts)) as pool:
             list(pool.map(wait, starts))

@@ -42,8 +42,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def plan(**changes: Any) -> publish.PublishPlan:
-    asked = {"image": "x", "region": "us-east-1", "bucket": "vmsnix-images", "progress": silent(), **changes}
-    return publish.plan(**asked)
+    params = {"image": "x", "region": "us-east-1", "bucket": "vmsnix-images", "progress": silent(), **changes}
+    return publish.plan(**params)
 
 
 PARAMETERS = ["bucket", "role_name", "root_device", "via", "region", "verify"]
@@ -74,10 +74,10 @@ def test_an_image_that_is_named_like_an_option_or_a_command_is_only_a_name(here:
 def test_the_name_in_an_image_s_description_stays_a_name(here: Path, word: str) -> None:
     folder = make_sample_image(here / "image")
     info = folder / "nix-support" / "image-info.json"
-    told = json.loads(info.read_text())
-    told["label"] = word
+    content = json.loads(info.read_text())
+    content["label"] = word
     info.chmod(0o644)
-    info.write_text(json.dumps(told))
+    info.write_text(json.dumps(content))
     with sandbox(speed=2000) as aws:
         aws.prepare()
         result = plan(image=str(folder), session=aws.session()).apply()

@@ -244,8 +244,8 @@ def take_role(aws: Any, arn: str, workflow_name: str, repository: str = "acme/im
     (job,) = workflow(workflow_name)["jobs"].values()
     assert job["permissions"]["id-token"] == "write"
     subject = f"repo:{repository}:environment:{job['environment']}"
-    asked = urlencode({"subject": subject, "audience": "sts.amazonaws.com"})
-    with urlopen(f"{aws.url}/_vmsnix/oidc?{asked}", timeout=30) as answer:
+    query = urlencode({"subject": subject, "audience": "sts.amazonaws.com"})
+    with urlopen(f"{aws.url}/_vmsnix/oidc?{query}", timeout=30) as answer:
         token = json.load(answer)["value"]
     sts = aws.client("sts", config=Config(signature_version=UNSIGNED))
     session = sts.assume_role_with_web_identity(

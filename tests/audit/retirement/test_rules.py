@@ -73,9 +73,9 @@ def region_state(amis: Iterable[Ami], **changes: Any) -> RegionState:
     return RegionState(**(base | changes))
 
 
-def retired(days_ago: float, grace: float) -> dict[str, str]:
+def retired(days_ago: float, retention_days: float) -> dict[str, str]:
     at = NOW - timedelta(days=days_ago)
-    return retiring.RetirementTags(at, at + timedelta(days=grace), "run").tags()
+    return retiring.RetirementTags(at, at + timedelta(days=retention_days), "run").tags()
 
 
 @st.composite
@@ -186,8 +186,8 @@ def test_no_snapshot_is_deleted_that_a_kept_ami_needs(state: RegionState, rules:
     assert not needed.intersection(deleted)
     assert len(deleted) == len(set(deleted))
     # Every snapshot that no AMI needs any more is deleted.
-    gone = [ami for ami in state.amis if ami.ami_id in removed]
-    assert {name for ami in gone for name in ami.snapshot_ids} - needed <= set(deleted)
+    deleted_amis = [ami for ami in state.amis if ami.ami_id in removed]
+    assert {name for ami in deleted_amis for name in ami.snapshot_ids} - needed <= set(deleted)
 
 
 @settings(deadline=None)
@@ -270,8 +270,8 @@ def test_a_snapshot_in_a_launch_template_is_kept() -> None:
     free = region_state([], snapshots={"snap-1": loose})
     assert only(free).action == "delete"
     assert only(dataclasses.replace(free, references=named)).reasons == (f"in use: {template}",)
-    blind = References(REGION, {}, {"launch templates": AwsError("Denied.")})
-    assert "usage unknown" in only(dataclasses.replace(free, references=blind)).reasons[0]
+    unread = References(REGION, {}, {"launch templates": AwsError("Denied.")})
+    assert "usage unknown" in only(dataclasses.replace(free, references=unread)).reasons[0]
     tags = {tagging.DIGEST: "d", tagging.IMAGE: "web"} | retired(40, 14)
     ami = make("ami-1", 90, state="disabled", tags=tags, snapshot_ids=("snap-1", "snap-2"))
     one = only(region_state([ami], references=named))

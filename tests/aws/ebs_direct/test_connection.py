@@ -89,7 +89,7 @@ def reply(text: str) -> bytes:
 OK = reply("HTTP/1.1 201 Created\nContent-Length: 2\n\n{}")
 
 
-def ask(server):
+def send_request(server):
     connection = Connection(Route("http", "127.0.0.1", server.port))
     try:
         return connection.exchange(HEAD, None, seconds=2)
@@ -111,7 +111,7 @@ def ask(server):
 )
 def test_responses_of_every_framing_are_read(answer):
     with served([reply(answer)]) as server:
-        found = ask(server)
+        found = send_request(server)
     assert (found.status, bytes(found.body)) == (200, b"hello")
 
 
@@ -129,7 +129,7 @@ def test_responses_of_every_framing_are_read(answer):
 )
 def test_incomplete_and_invalid_responses_are_errors(answer):
     with served([reply(answer)]) as server, pytest.raises(ConnectionFailed):
-        ask(server)
+        send_request(server)
 
 
 def test_a_closed_port_is_an_error():

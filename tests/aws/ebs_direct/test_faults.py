@@ -144,18 +144,18 @@ def test_throttling_beyond_the_budget_reports_the_ceiling_and_keeps_the_blocks(a
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "text"),
     [
         ({"extra": {"Reason": "ACCOUNT_THROTTLED"}}, "PutSnapshotBlock requests per account in this region"),
         ({"extra": {"Reason": "RESOURCE_LEVEL_THROTTLE"}}, "1,000 requests a second for one snapshot"),
         ({"code": "ThrottlingException"}, "PutSnapshotBlock requests per account in this region"),
     ],
 )
-def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, says):
+def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, text):
     aws.faults.add({"op": PUT, "do": "error", **THROTTLED, **fault})
     with pytest.raises(BlockRefusedError) as caught:
         upload.run(TransferConfig(2, 8, budget_seconds=0.5))
-    assert says in caught.value.why
+    assert text in caught.value.why
     assert "put_ceiling" in caught.value.fix
 
 
@@ -187,21 +187,21 @@ def test_expiring_credentials_are_refreshed_during_the_upload(aws, image, upload
     expired = {"code": "ExpiredTokenException", "http": 403, "message": "expired"}
     rule = aws.faults.add({"op": PUT, "do": "error", "nth": list(range(10, 2000)), **expired})
     session = boto3.Session(region_name=REGION)
-    asked: list[int] = []
+    refreshed: list[int] = []
 
     class Renewed(RefreshableCredentials):
         """Hands out the other key once the sandbox refuses the first."""
 
         def get_frozen_credentials(self):
             found = super().get_frozen_credentials()
-            if rule.applied and not asked:
-                asked.append(1)
+            if rule.applied and not refreshed:
+                refreshed.append(1)
                 aws.faults.clear()
-            return found._replace(token="second") if asked else found
+            return found._replace(token="second") if refreshed else found
 
     session._session._credentials = Renewed.create_from_metadata(good, lambda: good, "test")
     made = upload.run(session=session)
-    assert asked
+    assert refreshed
     assert arrived(aws, made, image)
 
 
@@ -280,12 +280,12 @@ def test_all_threads_are_active_when_they_wait_and_few_when_they_work() -> None:
 
 
 def test_the_rate_halves_once_for_a_burst_and_rises_again() -> None:
-    pace = RateLimiter(1_000_000)
-    pace._cut -= 1
-    pace.slower()
-    pace.slower()
-    assert pace.rate == 500_000
+    limiter = RateLimiter(1_000_000)
+    limiter._cut -= 1
+    limiter.slower()
+    limiter.slower()
+    assert limiter.rate == 500_000
     for _ in range(500):
-        pace.wait()  # ends: after a millionth of a second
-    assert pace.rate == 1_000_000
+        limiter.wait()  # ends: after a millionth of a second
+    assert limiter.rate == 1_000_000
     assert BLOCK == 524_288

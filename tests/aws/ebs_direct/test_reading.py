@@ -141,8 +141,8 @@ def test_a_snapshot_that_does_not_exist(aws, tmp_path):
 def test_the_command(snapshot, tmp_path, capsys):
     path = tmp_path / "copy.raw"
     assert main(["download", snapshot, str(path), "--region", REGION, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said == {"snapshot_id": snapshot, "path": str(path), "bytes": GIB, "fetched_blocks": 30}
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"snapshot_id": snapshot, "path": str(path), "bytes": GIB, "fetched_blocks": 30}
 
 
 def test_the_command_uses_the_region_of_the_settings(snapshot, tmp_path, monkeypatch, capsys):
@@ -210,9 +210,9 @@ def test_the_lock_of_a_killed_download_does_not_count(aws, snapshot, image, tmp_
 def test_many_downloads_at_once_make_one_file(aws, snapshot, image, tmp_path):
     path = tmp_path / "copy.raw"
     all_of_them = [start_download(snapshot, path) for _ in range(4)]
-    said = [(process.communicate(timeout=120)[1].decode(), process.returncode) for process in all_of_them]
-    assert sum(code == 0 for _, code in said) == 1
-    for text, code in said:
+    ended = [(process.communicate(timeout=120)[1].decode(), process.returncode) for process in all_of_them]
+    assert sum(code == 0 for _, code in ended) == 1
+    for text, code in ended:
         assert "Traceback" not in text
         if code:
             assert "Another download is writing to" in text or "already exists" in text

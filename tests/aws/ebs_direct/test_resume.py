@@ -100,9 +100,9 @@ def put_some_blocks(upload: Upload, aws, blocks_put: int) -> subprocess.Popen[by
 def kill_after_some_blocks(upload: Upload, aws, blocks_put: int) -> None:
     """Kill an upload once so many blocks were put; the sandbox delays the others."""
     others = list(range(blocks_put + 1, 1000))
-    held = aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "hang", "seconds": 60, "nth": others})
+    delay = aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "hang", "seconds": 60, "nth": others})
     kill(put_some_blocks(upload, aws, blocks_put))
-    aws.faults.remove(held)
+    aws.faults.remove(delay)
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long(seconds=200))])

@@ -392,6 +392,6 @@ def test_outside_of_jupyterlab_the_console_prints_a_description(
     console_shelf.put("10-greet.ipynb", "1")
     monkeypatch.delenv("JPY_SESSION_NAME")
     assert console.open_console() is None
-    said = capsys.readouterr().out
-    assert "vmsnix lab" in said
-    assert "10-greet  What it is for." in said
+    printed = capsys.readouterr().out
+    assert "vmsnix lab" in printed
+    assert "10-greet  What it is for." in printed

@@ -54,15 +54,15 @@ def test_the_state_of_a_job_is_read_from_its_first_step_to_its_outcome(shelf: Sh
     reader = JobReader(job, os.environ)
     assert job.folder.stat().st_mode & 0o077 == 0
     wait(lambda: reader.read().outcome)
-    seen = reader.read()
-    assert seen.outcome is not None
-    assert (seen.outcome["verdict"], seen.outcome["run_id"]) == ("done", job.run_id)
-    (step,) = seen.steps
+    state = reader.read()
+    assert state.outcome is not None
+    assert (state.outcome["verdict"], state.outcome["run_id"]) == ("done", job.run_id)
+    (step,) = state.steps
     assert (step.event.step, step.event.kind, step.event.done) == ("upload", "finished", 100)
     assert step.notes == ["sent all of it"]
-    assert "hello Ada" in seen.log
-    assert (seen.cells_done, seen.cells) == (3, 3)
-    kept = json.loads(Path(seen.outcome["result"]).read_text())
+    assert "hello Ada" in state.log
+    assert (state.cells_done, state.cells) == (3, 3)
+    kept = json.loads(Path(state.outcome["result"]).read_text())
     assert (kept["status"], kept["parameters"]["name"]) == ("done", "Ada")
     assert jobs.running_jobs(Backend()) == []
 
@@ -78,10 +78,10 @@ def test_a_running_job_is_found_by_another_console_and_cleans_up_when_cancelled(
     assert os.getpid() not in parents(job)
     job.cancel()
     wait(lambda: reader.read().outcome)
-    seen = reader.read()
-    assert seen.cancelled
-    assert seen.outcome is not None
-    assert seen.outcome["verdict"] == "cancelled"
+    state = reader.read()
+    assert state.cancelled
+    assert state.outcome is not None
+    assert state.outcome["verdict"] == "cancelled"
     assert left.read_text() == "cleaned up"
 
 

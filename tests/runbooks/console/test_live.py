@@ -27,7 +27,7 @@ def state(event: Event, *notes: str) -> StepState:
     return StepState(event, list(notes), updated_at=9e9)  # in the future, so that no time is added
 
 
-def seen(*steps: StepState, cancelled: bool = False, cells: int = 4) -> JobState:
+def job_state(*steps: StepState, cancelled: bool = False, cells: int = 4) -> JobState:
     return JobState(steps, ("a line",), 1, cells, 3.0, cancelled, None)
 
 
@@ -65,27 +65,27 @@ def test_the_log_is_text() -> None:
 
 
 def test_a_double_click_on_cancel_does_not_kill(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    view = LiveView(asked.append)
+    cancelled: list[bool] = []
+    view = LiveView(cancelled.append)
     view.start("Publish", "on the sandbox")
-    view.show(seen())
+    view.show(job_state())
     view.cancel_button.click()
     view.cancel_button.click()
-    view.show(seen(cancelled=True))
-    assert asked == [False]
+    view.show(job_state(cancelled=True))
+    assert cancelled == [False]
     assert view.cancel_button.disabled
     assert view.kill_button.layout.display == "none"
     monkeypatch.setattr(runner, "KILL_DELAY_SECONDS", -1.0)
-    view.show(seen(cancelled=True))
+    view.show(job_state(cancelled=True))
     assert view.kill_button.layout.display == ""
     view.kill_button.click()
-    assert asked == [False, True]
+    assert cancelled == [False, True]
 
 
 def test_the_view_shows_the_cells_and_can_be_reset() -> None:
     view = LiveView(lambda kill: None)
     view.start("Publish")
-    view.show(seen(state(HALF)))
+    view.show(job_state(state(HALF)))
     assert "cell 2 of 4" in view._head.value
     assert "25%" in view._head.value
     view.start("Another")
@@ -135,7 +135,7 @@ def test_the_view_shows_nothing_of_an_earlier_run() -> None:
     view.show(
         {"verdict": "done", "runbook": "a"},
         Evidence(report="<p>one</p>"),
-        seen(state(HALF)),
+        job_state(state(HALF)),
         open_report=True,
     )
     assert "one" in view._report.value
@@ -147,9 +147,9 @@ def test_the_view_shows_nothing_of_an_earlier_run() -> None:
 
 
 def test_the_summary_contains_a_slow_step() -> None:
-    told = {"step": "import", "text": "import took 41 min 0 s; usual is <10 min>, by the 12 before it"}
+    slow = {"step": "import", "text": "import took 41 min 0 s; usual is <10 min>, by the 12 before it"}
     values = {"runbook": "publish-ami", "run_id": "id", "status": "done"}
     assert "<p>Slow: import took 41 min 0 s; usual is &lt;10 min&gt;" in summary_html(
-        {**values, "slow": [told]}
+        {**values, "slow": [slow]}
     )
     assert "Slow" not in summary_html({**values, "slow": None})

@@ -24,17 +24,17 @@ BUCKET = "evidence"
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Any]:
+def served_sandbox() -> Iterator[Any]:
     with sandbox(speed=1000) as served:
         served.client("s3").create_bucket(Bucket=BUCKET)
         yield served
 
 
 @pytest.fixture
-def aws(world: Any) -> Any:
-    world.faults.clear()
-    world.calls.clear()
-    return world
+def aws(served_sandbox: Any) -> Any:
+    served_sandbox.faults.clear()
+    served_sandbox.calls.clear()
+    return served_sandbox
 
 
 def content(aws: Any, place: str) -> bytes:

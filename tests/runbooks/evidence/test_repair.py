@@ -95,9 +95,9 @@ def test_rows_that_a_run_could_not_save_are_saved_by_repair(
     outcome = shelf.run(RECORDS, record=True)
     assert (outcome.verdict, outcome.exit_code) == ("partial", 3)
     assert "kept for later" in shelf.screen.getvalue()
-    code, said, _ = run_vmsnix("runs", "repair")
+    code, printed, _ = run_vmsnix("runs", "repair")
     assert code == 3
-    assert "vmsnix history rebuild steps" in said
+    assert "vmsnix history rebuild steps" in printed
     for name in ("steps", "runs"):
         (history / name).unlink()
     assert run_vmsnix("runs", "repair")[0] == 0
@@ -119,11 +119,11 @@ def test_tables_are_rebuilt_from_the_archive(shelf: Shelf, history: Path, run_vm
         for path in (history / name).rglob("*"):
             if path.is_file():
                 path.write_bytes(b"overwritten")
-    code, said, complained = run_vmsnix("history", "rebuild", "runs", "steps")
+    code, printed, complained = run_vmsnix("history", "rebuild", "runs", "steps")
     assert code == 0, complained
     for name, frame in before.items():
         assert tables.read(name).equals(frame)
-        assert f"{name}: 0 rows kept, 1 restored" in said
+        assert f"{name}: 0 rows kept, 1 restored" in printed
 
 
 def test_a_killed_run_is_marked_lost_by_repair(shelf: Shelf, history: Path, run_vmsnix: RunVmsnix) -> None:
@@ -183,10 +183,10 @@ def test_a_damaged_entry_hides_no_other_run(
 ) -> None:
     damage(past.archive / past.second / "result.json")
     for words in (("runs",), ("runs", "--json"), ("runs", "--runbook", "try-this")):
-        code, said, complained = run_vmsnix(*words)
+        code, printed, complained = run_vmsnix(*words)
         assert code == 0, complained
-        assert past.first in said
-        assert past.second in said
+        assert past.first in printed
+        assert past.second in printed
     assert run_vmsnix("runs", "--ami", "ami-1")[0] == 0
     assert run_vmsnix("runs", "show", past.second)[0] in (0, 1, 2)
     assert run_vmsnix("runs", "repair")[0] in (0, 3)

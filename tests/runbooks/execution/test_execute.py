@@ -273,8 +273,8 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(
 def test_the_log_contains_the_last_output_of_a_crashed_kernel(
     shelf: Shelf, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    says = ["/bin/sh", "-c", "echo out of luck AKIA$0 >&2; exit 1", "ABCDEFGHIJKLMNOP"]
-    monkeypatch.setattr(_engine.kernels, "argv", lambda *_: says)
+    command = ["/bin/sh", "-c", "echo out of luck AKIA$0 >&2; exit 1", "ABCDEFGHIJKLMNOP"]
+    monkeypatch.setattr(_engine.kernels, "argv", lambda *_: command)
     log = Path(shelf.run("print('x')").log).read_text()
     assert "out of luck [secret removed: AWS access key]" in log
     assert "out of luck" not in "".join(capfd.readouterr())

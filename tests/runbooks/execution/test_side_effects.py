@@ -273,18 +273,18 @@ def test_a_notebook_that_creates_cannot_delete_and_a_dry_run_cannot_create(
     shelf: Shelf, aws: Any, ec2: Any
 ) -> None:
     ami = image(aws, "kept too")
-    tell = 'name: str = ""  # the AMI\n'
+    parameters = 'name: str = ""  # the AMI\n'
     options: dict[str, Any] = {"folder": shelf.folder, "archive": shelf.archive, "record": False}
     from vmsnix_ops.runbooks.execution.execute import run
 
     options |= {"environment": aws.environment}
-    shelf.put("10-make-things.ipynb", HIDE, parameters=tell, side_effects="creates")
+    shelf.put("10-make-things.ipynb", HIDE, parameters=parameters, side_effects="creates")
     outcome = run("make-things", {"name": ami}, **options)
     assert outcome.error is not None
     assert "would delete something that it did not create" in outcome.error.why
     assert ec2.describe_images(ImageIds=[ami])["Images"]
 
-    shelf.put("20-tag-things.ipynb", TAG, parameters=tell + DRY, side_effects="creates")
+    shelf.put("20-tag-things.ipynb", TAG, parameters=parameters + DRY, side_effects="creates")
     outcome = run("tag-things", {"name": ami}, **options)
     assert outcome.error is not None
     assert "it is a dry run" in outcome.error.why

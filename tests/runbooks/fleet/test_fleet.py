@@ -283,11 +283,11 @@ def test_a_stopped_fleet_lets_its_runs_clean_up(workspace: Workspace, on_the_clu
     """
     planned, stop = workspace.plan(text), Interrupter()
 
-    def ask() -> None:
+    def interrupt() -> None:
         workspace.running(planned, "work")
         stop.interrupt()
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=interrupt)
     thread.start()
     outcome = planned.apply(progress=silent(), stop=stop)
     join(thread)
@@ -352,14 +352,14 @@ def test_only_the_fleet_can_use_the_cluster_of_this_machine(cluster: Any) -> Non
     for address in [info["address"], *info["workers"], *(worker["nanny"] for worker in workers)]:
         assert address.startswith("tls://127.0.0.1:")
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            say_without_our_certificate(urlsplit(address).port or 0)
+            connect_without_certificate(urlsplit(address).port or 0)
     for port in [each["services"]["dashboard"] for each in (info, *workers)]:
         for page in ("", "info/main/workers.html", "metrics", "json/counts.json"):
             with pytest.raises(HTTPError, match="404"):
                 urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5)
 
 
-def say_without_our_certificate(port: int) -> None:
+def connect_without_certificate(port: int) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", port), 30) as plain, context.wrap_socket(plain) as wrapped:

@@ -256,7 +256,7 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('[[entry]]\nrunbook = "gret"', "Did you mean 'greet'?"),
         (ENTRY + "parameters = { cuont = 1 }", "Did you mean 'count'?"),
@@ -292,8 +292,8 @@ ENTRY = '[[entry]]\nrunbook = "greet"\n'
         ("name = ", "is not valid TOML"),
     ],
 )  # fmt: skip
-def test_an_error_contains_a_fix(plans: Plans, text: str, said: str) -> None:
-    assert said in plans.fault(text)
+def test_an_error_contains_a_fix(plans: Plans, text: str, message: str) -> None:
+    assert message in plans.fault(text)
 
 
 @pytest.mark.parametrize(
@@ -348,11 +348,11 @@ def test_a_dependency_without_a_match_is_an_error(plans: Plans) -> None:
 
 
 def test_an_error_lists_all_problems(plans: Plans) -> None:
-    said = plans.fault(
+    message = plans.fault(
         'nmae = "x"\n[[entry]]\nrunbook = "greet"\nretries = "two"\nparameters = { lud = true }'
     )
-    assert "has 3 errors; nothing was started" in said
-    assert all(word in said for word in ("'nmae'", 'retries = "two"', "Did you mean 'loud'?"))
+    assert "has 3 errors; nothing was started" in message
+    assert all(word in message for word in ("'nmae'", 'retries = "two"', "Did you mean 'loud'?"))
 
 
 @pytest.mark.parametrize(
@@ -378,27 +378,28 @@ def test_an_error_names_the_place_and_the_value(plans: Plans, text: str, sentenc
 
 
 def test_an_invalid_entry_can_be_named_in_after(plans: Plans) -> None:
-    said = plans.fault(
+    message = plans.fault(
         ENTRY + 'name = "First"\nretries = "x"\n[[entry]]\nrunbook = "list"\nafter = ["First"]'
     )
-    assert "has 2 errors" in said
-    assert "The name of entry 1 is 'First'" in said
-    assert 'First: retries = "x" is not a whole number.' in said
+    assert "has 2 errors" in message
+    assert "The name of entry 1 is 'First'" in message
+    assert 'First: retries = "x" is not a whole number.' in message
 
 
 def test_the_value_of_a_credential_is_not_shown(plans: Plans) -> None:
-    said = plans.fault(ENTRY + 'environment = { AWS_SESSION_TOKEN = "hunter22" }')
+    message = plans.fault(ENTRY + 'environment = { AWS_SESSION_TOKEN = "hunter22" }')
     assert (
-        "greet: environment.AWS_SESSION_TOKEN is a credential; a plan must not contain credentials." in said
+        "greet: environment.AWS_SESSION_TOKEN is a credential; a plan must not contain credentials."
+        in message
     )
-    assert "hunter22" not in said
+    assert "hunter22" not in message
 
 
 @pytest.mark.parametrize("secret", ["AKIAABCDEFGHIJKLMNOP", "postgres://user:hunter22@host/db"])
 def test_a_secret_in_a_plan_is_refused_and_not_shown(plans: Plans, secret: str) -> None:
-    said = plans.fault(f'[[entry]]\nrunbook = "greet"\nparameters = {{ image = "{secret}" }}')
-    assert "contains a secret" in said
-    assert secret not in said
+    message = plans.fault(f'[[entry]]\nrunbook = "greet"\nparameters = {{ image = "{secret}" }}')
+    assert "contains a secret" in message
+    assert secret not in message
 
 
 def test_a_missing_plan_is_an_error(tmp_path: Path) -> None:
@@ -410,16 +411,16 @@ def test_a_missing_plan_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("tcp://10.0.0.1:8786", "has no TLS"),
         ("http://127.0.0.1:8786", "is not a scheduler address"),
         ("scheduler:8786", "is not a scheduler address"),
     ],
 )
-def test_an_invalid_or_unencrypted_address_is_refused(plans: Plans, address: str, said: str) -> None:
+def test_an_invalid_or_unencrypted_address_is_refused(plans: Plans, address: str, message: str) -> None:
     plans.read(ENTRY)
-    with pytest.raises(PlanError, match=said):
+    with pytest.raises(PlanError, match=message):
         fleet.plan(plans.path, scheduler=address)
 
 

@@ -157,18 +157,18 @@ def test_usage_errors_and_interrupts_are_not_tried_again(worker: Worker, outcome
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "text"),
     [
         (ArchiveError("The archive is full."), "The archive is full."),
         (ZeroDivisionError("no"), "ZeroDivisionError: no"),
         (ValueError("AKIAABCDEFGHIJKLMNOP"), "removed"),
     ],
 )
-def test_an_error_of_the_runner_fails_the_target(worker: Worker, error: Exception, said: str) -> None:
+def test_an_error_of_the_runner_fails_the_target(worker: Worker, error: Exception, text: str) -> None:
     worker.outcomes = [error]
     document = worker.start()
     assert document["state"] == "failed"
-    assert said in document["error"]
+    assert text in document["error"]
     assert "AKIA" not in document["error"]
 
 

@@ -139,7 +139,7 @@ def test_a_launch_configuration_or_group_in_use_is_not_deleted(
 
 
 @pytest.mark.parametrize(
-    ("asked", "text"),
+    ("params", "text"),
     [
         ({}, "must contain either LaunchTemplate"),
         ({"LaunchConfigurationName": "none"}, "Launch configuration none not found"),
@@ -150,11 +150,11 @@ def test_a_launch_configuration_or_group_in_use_is_not_deleted(
     ],
 )
 def test_an_invalid_group_is_refused(
-    scaling: Any, configuration: Callable[..., str], asked: dict[str, Any], text: str
+    scaling: Any, configuration: Callable[..., str], params: dict[str, Any], text: str
 ) -> None:
     configuration()
     with refused("ValidationError", text):
-        group(scaling, **asked)
+        group(scaling, **params)
 
 
 def test_a_name_in_use_is_refused(scaling: Any, configuration: Callable[..., str]) -> None:

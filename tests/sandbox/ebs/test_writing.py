@@ -44,7 +44,7 @@ def put(
     aws: SandboxClients, snapshot: str, index: int, data: bytes | None = None, **more: Any
 ) -> dict[str, Any]:
     data = block(index % 256) if data is None else data
-    asked = {
+    params = {
         "SnapshotId": snapshot,
         "BlockIndex": index,
         "BlockData": data,
@@ -52,7 +52,7 @@ def put(
         "Checksum": checksum(data),
         "ChecksumAlgorithm": "SHA256",
     }
-    answer: dict[str, Any] = aws.ebs.put_snapshot_block(**(asked | more))
+    answer: dict[str, Any] = aws.ebs.put_snapshot_block(**(params | more))
     return answer
 
 

@@ -38,9 +38,9 @@ def friend(still_sandbox: SandboxClients) -> Callable[[str], Any]:
     return client
 
 
-def seen(client: Any, **asked: Any) -> list[str]:
+def visible_images(client: Any, **params: Any) -> list[str]:
     """Return the IDs of the listed images, apart from those of Amazon, which every account sees."""
-    images = client.describe_images(**asked)["Images"]
+    images = client.describe_images(**params)["Images"]
     return [image["ImageId"] for image in images if image.get("ImageOwnerAlias") != "amazon"]
 
 
@@ -50,26 +50,26 @@ def share(aws: SandboxClients, image: str, **entry: str) -> None:
 
 def test_a_private_image_is_unknown_to_other_accounts(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
-    assert seen(friend("ec2")) == []
+    assert visible_images(friend("ec2")) == []
     with refused("InvalidAMIID.NotFound"):
-        seen(friend("ec2"), ImageIds=[image])
+        visible_images(friend("ec2"), ImageIds=[image])
 
 
 def test_a_shared_image_is_visible_to_its_grantees(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
-    assert seen(friend("ec2"), Owners=[aws.account]) == [image]
-    assert seen(friend("ec2"), Owners=["self"]) == []
-    assert seen(friend("ec2"), ExecutableUsers=["self"]) == [image]
-    assert seen(friend("ec2"), ExecutableUsers=["all"]) == []
-    assert seen(aws.ec2, ExecutableUsers=[FRIEND]) == [image]
+    assert visible_images(friend("ec2"), Owners=[aws.account]) == [image]
+    assert visible_images(friend("ec2"), Owners=["self"]) == []
+    assert visible_images(friend("ec2"), ExecutableUsers=["self"]) == [image]
+    assert visible_images(friend("ec2"), ExecutableUsers=["all"]) == []
+    assert visible_images(aws.ec2, ExecutableUsers=[FRIEND]) == [image]
 
 
 def test_a_public_image_is_visible_to_all_accounts(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image, Group="all")
-    assert seen(friend("ec2"), ExecutableUsers=["all"]) == [image]
-    assert seen(friend("ec2"), Filters=[{"Name": "is-public", "Values": ["true"]}]) == [image]
+    assert visible_images(friend("ec2"), ExecutableUsers=["all"]) == [image]
+    assert visible_images(friend("ec2"), Filters=[{"Name": "is-public", "Values": ["true"]}]) == [image]
 
 
 def test_a_grantee_may_launch_but_not_change_an_image(aws: SandboxClients, friend: Any) -> None:
@@ -87,23 +87,23 @@ def test_a_grantee_copies_an_image_only_when_its_snapshot_is_shared(aws: Sandbox
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
     share(aws, image)
-    asked = {"Name": "mine", "SourceImageId": image, "SourceRegion": "us-east-1"}
+    params = {"Name": "mine", "SourceImageId": image, "SourceRegion": "us-east-1"}
     with refused("InvalidRequest", "You do not have permission to access the storage of this ami"):
-        friend("ec2").copy_image(**asked)
+        friend("ec2").copy_image(**params)
     aws.ec2.modify_snapshot_attribute(
         SnapshotId=snapshot, CreateVolumePermission={"Add": [{"UserId": FRIEND}]}
     )
-    copied = friend("ec2").copy_image(**asked)["ImageId"]
-    assert seen(friend("ec2"), Owners=["self"]) == [copied]
+    copied = friend("ec2").copy_image(**params)["ImageId"]
+    assert visible_images(friend("ec2"), Owners=["self"]) == [copied]
 
 
 def test_a_disabled_image_is_invisible_to_grantees(aws: SandboxClients, friend: Any) -> None:
     image = aws.image()
     share(aws, image)
     aws.ec2.disable_image(ImageId=image)
-    assert seen(friend("ec2"), IncludeDisabled=True) == []
+    assert visible_images(friend("ec2"), IncludeDisabled=True) == []
     aws.ec2.enable_image(ImageId=image)
-    assert seen(friend("ec2")) == []
+    assert visible_images(friend("ec2")) == []
 
 
 def test_grantees_see_a_deprecated_image_only_with_include_deprecated(
@@ -113,8 +113,8 @@ def test_grantees_see_a_deprecated_image_only_with_include_deprecated(
     share(aws, image)
     aws.ec2.enable_image_deprecation(ImageId=image, DeprecateAt=datetime.now(UTC) + timedelta(hours=1))
     aws.pass_time(2 * 3600)
-    assert seen(friend("ec2")) == []
-    assert seen(friend("ec2"), IncludeDeprecated=True) == [image]
+    assert visible_images(friend("ec2")) == []
+    assert visible_images(friend("ec2"), IncludeDeprecated=True) == [image]
 
 
 def test_a_grantee_reads_and_restores_a_shared_snapshot(aws: SandboxClients, friend: Any) -> None:

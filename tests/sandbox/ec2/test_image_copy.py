@@ -11,8 +11,8 @@ FOREIGN_KEY = "arn:aws:kms:us-east-1:012345678901:key/11111111-2222-3333-4444-55
 
 
 def copy(aws: SandboxClients, image: str, **more: object) -> str:
-    asked = {"Name": "copy", "SourceImageId": image, "SourceRegion": "us-east-1"} | more
-    copied: str = aws.client("ec2", OTHER).copy_image(**asked)["ImageId"]
+    params = {"Name": "copy", "SourceImageId": image, "SourceRegion": "us-east-1"} | more
+    copied: str = aws.client("ec2", OTHER).copy_image(**params)["ImageId"]
     return copied
 
 

@@ -126,8 +126,8 @@ def test_a_snapshot_of_two_images_is_skipped(aws: SandboxClients) -> None:
 def test_a_deregistered_image_is_not_found_after_its_instances_are_terminated(aws: SandboxClients) -> None:
     """Source: DescribeImages in the Amazon EC2 API Reference."""
     image, other = aws.image(), aws.image()
-    asked = {"ImageId": image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1}
-    instance = aws.ec2.run_instances(**asked)["Instances"][0]["InstanceId"]
+    launch = {"ImageId": image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1}
+    instance = aws.ec2.run_instances(**launch)["Instances"][0]["InstanceId"]
     aws.ec2.deregister_image(ImageId=image)
     assert aws.ec2.describe_images(ImageIds=[image])["Images"] == []
     found = aws.ec2.describe_images(ImageIds=[image, other])["Images"]

@@ -156,8 +156,8 @@ def test_attributes_are_accepted_with_a_capital_letter_too(aws: SandboxClients) 
     """As NixOS's upload-ami and others send them to AWS."""
     snapshot = aws.snapshot()
     image = aws.image(snapshot)
-    asked = {"ImageId": image, "OperationType": "add", "UserIds": [FRIEND]}
-    aws.ec2.modify_image_attribute(Attribute="LaunchPermission", **asked)
+    share = {"ImageId": image, "OperationType": "add", "UserIds": [FRIEND]}
+    aws.ec2.modify_image_attribute(Attribute="LaunchPermission", **share)
     assert permissions(aws, image) == [{"UserId": FRIEND}]
     aws.ec2.modify_image_attribute(ImageId=image, Attribute="Description", Value="shared")
     assert aws.describe(image)["Description"] == "shared"
@@ -180,8 +180,8 @@ def test_a_value_of_aws_that_is_not_emulated_is_not_refused_as_invalid(aws: Sand
         aws.ec2.modify_image_attribute(ImageId=image, Attribute="color", Value="red")
     with refused("NotImplemented", "the value 'capacity-block' of the parameter 'marketType'"):
         market = {"MarketType": "capacity-block"}
-        asked = {"MinCount": 1, "MaxCount": 1, "InstanceType": "t3.micro"}
-        aws.ec2.run_instances(ImageId=image, InstanceMarketOptions=market, **asked)
+        launch = {"MinCount": 1, "MaxCount": 1, "InstanceType": "t3.micro"}
+        aws.ec2.run_instances(ImageId=image, InstanceMarketOptions=market, **launch)
 
 
 def test_a_new_account_blocks_public_images_and_does_not_encrypt(aws: SandboxClients) -> None:

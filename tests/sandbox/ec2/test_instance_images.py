@@ -10,8 +10,8 @@ from tests.sandbox.clients import SandboxClients, refused
 
 
 def launch(aws: SandboxClients, **more: Any) -> str:
-    asked = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
-    instance: str = aws.ec2.run_instances(ImageId=aws.image(), **asked)["Instances"][0]["InstanceId"]
+    params = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+    instance: str = aws.ec2.run_instances(ImageId=aws.image(), **params)["Instances"][0]["InstanceId"]
     return instance
 
 
@@ -43,8 +43,8 @@ def test_the_images_of_instances_are_listed(aws: SandboxClients) -> None:
     assert (shown["InstanceId"], shown["State"]["Name"]) == (instance, "pending")
     assert image["OwnerId"] == aws.account
     assert (image["State"], image["IsPublic"], image["ImageAllowed"]) == ("available", False, True)
-    asked = [{"Name": "owner-alias", "Values": ["amazon"]}]
-    assert aws.ec2.describe_instance_image_metadata(Filters=asked)["InstanceImageMetadata"] == []
+    filters = [{"Name": "owner-alias", "Values": ["amazon"]}]
+    assert aws.ec2.describe_instance_image_metadata(Filters=filters)["InstanceImageMetadata"] == []
 
 
 def test_the_image_of_an_instance_is_listed_after_it_was_deregistered(aws: SandboxClients) -> None:
@@ -66,14 +66,14 @@ def test_a_type_and_user_data_change_only_while_the_instance_is_stopped(
 ) -> None:
     instance = launch(aws)
     aws.pass_time(20)
-    asked: dict[str, Any] = {"InstanceType": {"Value": "t3.small"}}
+    change: dict[str, Any] = {"InstanceType": {"Value": "t3.small"}}
     if name == "userData":
-        asked = {"UserData": {"Value": b"x"}}
+        change = {"UserData": {"Value": b"x"}}
     with refused("IncorrectInstanceState", f"The instance '{instance}' is not in the 'stopped' state."):
-        aws.ec2.modify_instance_attribute(InstanceId=instance, **asked)
+        aws.ec2.modify_instance_attribute(InstanceId=instance, **change)
     aws.ec2.stop_instances(InstanceIds=[instance])
     aws.pass_time(60)
-    aws.ec2.modify_instance_attribute(InstanceId=instance, **asked)
+    aws.ec2.modify_instance_attribute(InstanceId=instance, **change)
     answer = aws.ec2.describe_instance_attribute(InstanceId=instance, Attribute=name)
     assert answer[name[0].upper() + name[1:]]["Value"] in ("t3.small", "eA==")
 

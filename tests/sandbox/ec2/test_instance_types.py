@@ -10,8 +10,8 @@ from tests.sandbox.clients import SandboxClients, refused
 
 
 def types(aws: SandboxClients, **filters: str) -> dict[str, dict[str, Any]]:
-    asked = [{"Name": name.replace("_", "-"), "Values": [value]} for name, value in filters.items()]
-    pages = aws.ec2.get_paginator("describe_instance_types").paginate(Filters=asked)
+    wanted = [{"Name": name.replace("_", "-"), "Values": [value]} for name, value in filters.items()]
+    pages = aws.ec2.get_paginator("describe_instance_types").paginate(Filters=wanted)
     return {kind["InstanceType"]: kind for page in pages for kind in page["InstanceTypes"]}
 
 
@@ -90,14 +90,14 @@ def test_a_type_that_aws_may_have_is_not_emulated(aws: SandboxClients) -> None:
 
 
 def test_types_are_offered_in_every_zone(aws: SandboxClients) -> None:
-    asked: dict[str, Any] = {"Filters": [{"Name": "instance-type", "Values": ["t3.micro"]}]}
-    offered = aws.ec2.describe_instance_type_offerings(LocationType="availability-zone", **asked)
+    params: dict[str, Any] = {"Filters": [{"Name": "instance-type", "Values": ["t3.micro"]}]}
+    offered = aws.ec2.describe_instance_type_offerings(LocationType="availability-zone", **params)
     assert [o["Location"] for o in offered["InstanceTypeOfferings"]] == [
         "us-east-1a",
         "us-east-1b",
         "us-east-1c",
     ]
-    (region,) = aws.ec2.describe_instance_type_offerings(**asked)["InstanceTypeOfferings"]
+    (region,) = aws.ec2.describe_instance_type_offerings(**params)["InstanceTypeOfferings"]
     assert (region["LocationType"], region["Location"]) == ("region", "us-east-1")
 
 

@@ -17,8 +17,8 @@ HOUR = 3600
 
 
 def run(aws: SandboxClients, image: str, **more: Any) -> str:
-    asked = {"ImageId": image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
-    instance_id: str = aws.ec2.run_instances(**asked)["Instances"][0]["InstanceId"]
+    params = {"ImageId": image, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+    instance_id: str = aws.ec2.run_instances(**params)["Instances"][0]["InstanceId"]
     return instance_id
 
 
@@ -159,8 +159,8 @@ def test_the_latest_console_grows_and_only_nitro_has_it(aws: SandboxClients) -> 
     outcome = {"console": "".join(f"line {number}\r\n" for number in range(6))}
     aws.sandbox.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": outcome})
     image, advance = aws.image(), aws.sandbox.clock.advance
-    asked = {"ImageId": image, "MinCount": 1, "MaxCount": 1}
-    (launched,) = aws.ec2.run_instances(**asked, InstanceType="t3.micro")["Instances"]
+    params = {"ImageId": image, "MinCount": 1, "MaxCount": 1}
+    (launched,) = aws.ec2.run_instances(**params, InstanceType="t3.micro")["Instances"]
     latest = {"InstanceId": launched["InstanceId"], "Latest": True}
     advance(31)
     assert aws.ec2.get_console_output(**latest)["Output"].splitlines() == ["line 0", "line 1", "line 2"]

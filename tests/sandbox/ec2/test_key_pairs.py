@@ -23,8 +23,8 @@ def with_colons(digest: str) -> str:
 
 
 def launch(aws: SandboxClients, client: Any = None, **more: Any) -> dict[str, Any]:
-    asked = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
-    started = (client or aws.ec2).run_instances(**{"ImageId": more.get("ImageId") or aws.image()} | asked)
+    params = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+    started = (client or aws.ec2).run_instances(**{"ImageId": more.get("ImageId") or aws.image()} | params)
     return dict(started["Instances"][0])
 
 
@@ -64,8 +64,8 @@ def test_public_keys_are_imported(aws: SandboxClients) -> None:
     assert made["KeyFingerprint"] == with_colons(hashlib.md5(der).hexdigest())
     small = openssh(ed25519.Ed25519PrivateKey.generate())
     aws.ec2.import_key_pair(KeyName="small", PublicKeyMaterial=small)
-    asked = [{"Name": "key-name", "Values": ["s*"]}]
-    (shown,) = aws.ec2.describe_key_pairs(Filters=asked, IncludePublicKey=True)["KeyPairs"]
+    filters = [{"Name": "key-name", "Values": ["s*"]}]
+    (shown,) = aws.ec2.describe_key_pairs(Filters=filters, IncludePublicKey=True)["KeyPairs"]
     assert (shown["KeyType"], shown["PublicKey"]) == ("ed25519", small.decode())
     with refused("InvalidKeyPair.Duplicate"):
         aws.ec2.import_key_pair(KeyName="small", PublicKeyMaterial=small)
@@ -141,6 +141,6 @@ def test_permissions_have_the_name_of_the_key_pair(aws: SandboxClients) -> None:
 def test_key_pairs_have_tags(aws: SandboxClients) -> None:
     key_id = aws.ec2.create_key_pair(KeyName="web", KeyType="ed25519")["KeyPairId"]
     aws.ec2.create_tags(Resources=[key_id], Tags=[{"Key": "a", "Value": "b"}])
-    asked = [{"Name": "resource-type", "Values": ["key-pair"]}]
-    assert aws.ec2.describe_tags(Filters=asked)["Tags"][0]["ResourceId"] == key_id
+    filters = [{"Name": "resource-type", "Values": ["key-pair"]}]
+    assert aws.ec2.describe_tags(Filters=filters)["Tags"][0]["ResourceId"] == key_id
     assert len(aws.ec2.describe_key_pairs(Filters=[{"Name": "tag:a", "Values": ["b"]}])["KeyPairs"]) == 1

@@ -16,10 +16,10 @@ from tests.sandbox.clients import SandboxClients, refused
 def launch(aws: SandboxClients, region: str = "us-east-1", **more: Any) -> dict[str, Any]:
     """Return an instance that runs, as DescribeInstances shows it."""
     ec2 = aws.client("ec2", region)
-    asked = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
-    if "ImageId" not in asked:
-        asked["ImageId"] = aws.image()
-    instance = ec2.run_instances(**asked)["Instances"][0]["InstanceId"]
+    params = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+    if "ImageId" not in params:
+        params["ImageId"] = aws.image()
+    instance = ec2.run_instances(**params)["Instances"][0]["InstanceId"]
     aws.pass_time(20)
     found: dict[str, Any] = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
     return found
@@ -81,10 +81,10 @@ def test_a_launch_chooses_subnet_and_groups_in_both_forms(aws: SandboxClients, f
     ][0]["SubnetId"]
     group = aws.ec2.create_security_group(GroupName="web", Description="d")["GroupId"]
     interface = {"DeviceIndex": 0, "SubnetId": subnet, "Groups": [group], "AssociatePublicIpAddress": False}
-    asked: dict[str, Any] = {"SubnetId": subnet, "SecurityGroupIds": [group]}
+    params: dict[str, Any] = {"SubnetId": subnet, "SecurityGroupIds": [group]}
     if form == "interface":
-        asked = {"NetworkInterfaces": [interface]}
-    instance = launch(aws, **asked)
+        params = {"NetworkInterfaces": [interface]}
+    instance = launch(aws, **params)
     assert (instance["SubnetId"], instance["Placement"]["AvailabilityZone"]) == (subnet, "us-east-1b")
     assert instance["SecurityGroups"] == [{"GroupName": "web", "GroupId": group}]
     assert ("PublicIpAddress" in instance) is (form == "instance")
@@ -131,8 +131,8 @@ def test_security_groups_are_created_changed_and_deleted(aws: SandboxClients) ->
         aws.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
     with refused("MissingParameter"):  # not that of the default group
         aws.ec2.authorize_security_group_ingress(IpPermissions=[rule])
-    asked = [{"Name": "ip-permission.from-port", "Values": ["22"]}]
-    (found,) = aws.ec2.describe_security_groups(Filters=asked)["SecurityGroups"]
+    filters = [{"Name": "ip-permission.from-port", "Values": ["22"]}]
+    (found,) = aws.ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
     assert found["GroupId"] == group
     aws.ec2.delete_security_group(GroupId=group)
     with refused("InvalidGroup.NotFound"):

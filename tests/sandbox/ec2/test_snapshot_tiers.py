@@ -16,8 +16,8 @@ PERMISSION = {"Attribute": "createVolumePermission", "UserIds": [FRIEND]}
 
 
 def status(aws: SandboxClients, snapshot_id: str) -> dict[str, Any]:
-    asked = [{"Name": "snapshot-id", "Values": [snapshot_id]}]
-    (found,) = aws.ec2.describe_snapshot_tier_status(Filters=asked)["SnapshotTierStatuses"]
+    filters = [{"Name": "snapshot-id", "Values": [snapshot_id]}]
+    (found,) = aws.ec2.describe_snapshot_tier_status(Filters=filters)["SnapshotTierStatuses"]
     return dict(found)
 
 
@@ -191,6 +191,6 @@ def test_an_archived_snapshot_returns_archived_from_the_recycle_bin(aws: Sandbox
 def test_tiers_are_filtered_by_their_last_operation(aws: SandboxClients) -> None:
     first, second = archived(aws), restored(aws)
     for last, expected in (("archival-completed", first), ("temporary-restore-completed", second)):
-        asked = [{"Name": "last-tiering-operation", "Values": [last]}]
-        found = aws.ec2.describe_snapshot_tier_status(Filters=asked)["SnapshotTierStatuses"]
+        filters = [{"Name": "last-tiering-operation", "Values": [last]}]
+        found = aws.ec2.describe_snapshot_tier_status(Filters=filters)["SnapshotTierStatuses"]
         assert [one["SnapshotId"] for one in found] == [expected]

@@ -15,8 +15,8 @@ from tests.sandbox.clients import SandboxClients, refused
 FRIEND = "123456789012"
 
 
-def listed(aws: SandboxClients, **asked: object) -> list[str]:
-    return [s["SnapshotId"] for s in aws.ec2.describe_snapshots(**asked)["Snapshots"]]
+def listed(aws: SandboxClients, **params: object) -> list[str]:
+    return [s["SnapshotId"] for s in aws.ec2.describe_snapshots(**params)["Snapshots"]]
 
 
 def test_a_snapshot_is_pending_first_and_completed_later(aws: SandboxClients) -> None:
@@ -131,11 +131,11 @@ def test_permissions_to_create_volumes_have_two_forms(aws: SandboxClients) -> No
         SnapshotId=snapshot, Attribute="createVolumePermission", OperationType="add", UserIds=[FRIEND]
     )
     aws.ec2.modify_snapshot_attribute(SnapshotId=snapshot, CreateVolumePermission={"Add": [{"Group": "all"}]})
-    asked = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
-    shown = aws.ec2.describe_snapshot_attribute(**asked)["CreateVolumePermissions"]
+    params = {"SnapshotId": snapshot, "Attribute": "createVolumePermission"}
+    shown = aws.ec2.describe_snapshot_attribute(**params)["CreateVolumePermissions"]
     assert shown == [{"UserId": FRIEND}, {"Group": "all"}]
-    aws.ec2.reset_snapshot_attribute(**asked)
-    assert aws.ec2.describe_snapshot_attribute(**asked)["CreateVolumePermissions"] == []
+    aws.ec2.reset_snapshot_attribute(**params)
+    assert aws.ec2.describe_snapshot_attribute(**params)["CreateVolumePermissions"] == []
 
 
 @pytest.mark.parametrize("state", ["block-all-sharing", "block-new-sharing"])
@@ -228,7 +228,7 @@ def test_a_compliance_lock_can_be_removed_only_while_it_cools_off(aws: SandboxCl
 
 
 @pytest.mark.parametrize(
-    ("asked", "code"),
+    ("params", "code"),
     [
         ({"LockMode": "governance"}, "MissingParameter"),
         (
@@ -241,6 +241,6 @@ def test_a_compliance_lock_can_be_removed_only_while_it_cools_off(aws: SandboxCl
         ({"LockMode": "compliance", "LockDuration": 40_000}, "InvalidParameterValue"),
     ],
 )
-def test_an_invalid_lock_is_refused(aws: SandboxClients, asked: dict[str, object], code: str) -> None:
+def test_an_invalid_lock_is_refused(aws: SandboxClients, params: dict[str, object], code: str) -> None:
     with refused(code):
-        aws.ec2.lock_snapshot(SnapshotId=aws.snapshot(), **asked)
+        aws.ec2.lock_snapshot(SnapshotId=aws.snapshot(), **params)

@@ -30,9 +30,9 @@ def add_version(aws: SandboxClients, template_id: str, image: str, **more: Any) 
     return number
 
 
-def references(aws: SandboxClients, *images: str, **asked: Any) -> list[tuple[str, str]]:
-    asked = asked or {"IncludeAllResourceTypes": True}
-    answer = aws.ec2.describe_image_references(ImageIds=list(images), **asked)
+def references(aws: SandboxClients, *images: str, **params: Any) -> list[tuple[str, str]]:
+    params = params or {"IncludeAllResourceTypes": True}
+    answer = aws.ec2.describe_image_references(ImageIds=list(images), **params)
     return sorted((r["ResourceType"], r["Arn"].split(":", 5)[5]) for r in answer["ImageReferences"])
 
 
@@ -97,9 +97,9 @@ def test_parameters_resolve_to_images(aws: SandboxClients) -> None:
     ssm.put_parameter(Name="/nodes/stable", Value=image, Type="String", DataType="aws:ec2:image")
     aws.sandbox.clock.advance(1)  # the check of the value is asynchronous
     nodes = template(aws, "resolve:ssm:/nodes/stable")
-    asked = {"LaunchTemplateId": nodes, "Versions": ["1"]}
+    params = {"LaunchTemplateId": nodes, "Versions": ["1"]}
     for resolve, expected in ((False, "resolve:ssm:/nodes/stable"), (True, image)):
-        answer = aws.ec2.describe_launch_template_versions(**asked, ResolveAlias=resolve)
+        answer = aws.ec2.describe_launch_template_versions(**params, ResolveAlias=resolve)
         assert answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]["ImageId"] == expected
     answer = aws.ec2.run_instances(LaunchTemplate={"LaunchTemplateId": nodes}, MinCount=1, MaxCount=1)
     assert answer["Instances"][0]["ImageId"] == image

@@ -15,14 +15,14 @@ def test_an_account_has_seventeen_regions_without_opting_in(aws: SandboxClients)
 
 
 def test_valid_keys_are_unknown_in_a_region_without_opt_in(aws: SandboxClients) -> None:
-    said = {
+    operations = {
         "ec2": "describe_images",
         "ssm": "describe_parameters",
         "sts": "get_caller_identity",
         "autoscaling": "describe_auto_scaling_groups",
     }
     codes = {}
-    for service, operation in said.items():
+    for service, operation in operations.items():
         client = aws.sandbox.client(service, "me-south-1")
         with pytest.raises(client.exceptions.ClientError) as caught:
             getattr(client, operation)()

@@ -261,8 +261,8 @@ def test_simulates_what_policies_allow(aws: SandboxClients) -> None:
     aws.iam.put_role_policy(RoleName="vmimport", PolicyName="read", PolicyDocument=READ)
 
     def decide(action: str, resource: str) -> Any:
-        asked = {"PolicySourceArn": arn, "ActionNames": [action], "ResourceArns": [resource]}
-        return aws.iam.simulate_principal_policy(**asked)["EvaluationResults"][0]["EvalDecision"]
+        params = {"PolicySourceArn": arn, "ActionNames": [action], "ResourceArns": [resource]}
+        return aws.iam.simulate_principal_policy(**params)["EvaluationResults"][0]["EvalDecision"]
 
     assert decide("s3:GetObject", "arn:aws:s3:::images/k") == "allowed"
     assert decide("s3:GetObject", "arn:aws:s3:::others/k") == "implicitDeny"

@@ -160,8 +160,8 @@ def test_the_longest_matching_rule_counts(aws: SandboxClients) -> None:
 
 def test_exclusion_tags_of_a_region_level_rule(aws: SandboxClients) -> None:
     rule(aws, ExcludeResourceTags=[pair("keep", "no")])
-    kept, gone = tagged(aws, keep="yes"), tagged(aws, keep="no")
-    for snapshot_id in (kept, gone):
+    kept, deleted = tagged(aws, keep="yes"), tagged(aws, keep="no")
+    for snapshot_id in (kept, deleted):
         aws.ec2.delete_snapshot(SnapshotId=snapshot_id)
     assert in_bin(aws) == [kept]
 
@@ -248,7 +248,7 @@ def test_a_rule_is_described_updated_and_deleted(aws: SandboxClients) -> None:
 def test_rules_are_listed_by_type_tags_and_lock(aws: SandboxClients) -> None:
     tag_level = rule(aws, ResourceTags=[pair("a", "b")])
     excluding = rule(aws, ExcludeResourceTags=[pair("c", "d")])
-    held = rule(aws, LockConfiguration=locked())
+    locked_rule = rule(aws, LockConfiguration=locked())
     rule(aws, kind="EC2_IMAGE")
 
     def listed(**more: Any) -> set[str]:
@@ -257,10 +257,10 @@ def test_rules_are_listed_by_type_tags_and_lock(aws: SandboxClients) -> None:
         )
         return {one["Identifier"] for page in pages for one in page["Rules"]}
 
-    assert listed() == {tag_level, excluding, held}
+    assert listed() == {tag_level, excluding, locked_rule}
     assert listed(ResourceTags=[pair("a", "b")]) == {tag_level}
     assert listed(ExcludeResourceTags=[pair("c", "d")]) == {excluding}
-    assert listed(LockState="locked") == {held}
+    assert listed(LockState="locked") == {locked_rule}
     with refused("ValidationException"):
         aws.rbin.list_rules(ResourceType="EBS_SNAPSHOT", NextToken="=")
 
@@ -300,9 +300,9 @@ def test_a_locked_rule_is_changed_after_its_unlock_delay(aws: SandboxClients) ->
     ids=lambda wrong: "+".join(wrong),
 )
 def test_invalid_rules_are_refused(aws: SandboxClients, wrong: dict[str, Any]) -> None:
-    asked = {"RetentionPeriod": days(7), "ResourceType": "EBS_SNAPSHOT"} | wrong
+    params = {"RetentionPeriod": days(7), "ResourceType": "EBS_SNAPSHOT"} | wrong
     with refused("ValidationException"):
-        aws.rbin.create_rule(**asked)
+        aws.rbin.create_rule(**params)
     assert aws.rbin.list_rules(ResourceType="EBS_SNAPSHOT")["Rules"] == []
 
 
@@ -341,14 +341,14 @@ def test_permissions_have_the_resource_type_and_the_tags_of_rules(aws: SandboxCl
     new = rbin.create_rule(RetentionPeriod=days(1), ResourceType="EBS_SNAPSHOT")["Identifier"]
     assert len(rbin.list_rules(ResourceType="EBS_SNAPSHOT")["Rules"]) == 2
     rbin.get_rule(Identifier=new)
-    for call, asked in (
+    for call, params in (
         (rbin.create_rule, {"RetentionPeriod": days(1), "ResourceType": "EC2_IMAGE"}),
         (rbin.list_rules, {"ResourceType": "EC2_IMAGE"}),
         (rbin.get_rule, {"Identifier": other}),
         (rbin.delete_rule, {"Identifier": other}),
     ):
         with refused("AccessDeniedException", "is not authorized to perform: rbin:"):
-            call(**asked)
+            call(**params)
     rbin.delete_rule(Identifier=own)
 
 

@@ -157,11 +157,11 @@ def test_another_account_never_manages_the_policy(aws: Sandbox) -> None:
 def test_an_object_is_copied_only_if_the_caller_may_read_it(aws: Sandbox) -> None:
     other = s3(aws.other_account(OTHER))
     other.create_bucket(Bucket="theirs")
-    asked = {"Bucket": "theirs", "Key": "a", "CopySource": f"{BUCKET}/vmsnix/a"}
+    params = {"Bucket": "theirs", "Key": "a", "CopySource": f"{BUCKET}/vmsnix/a"}
     with refused("AccessDenied"):
-        other.copy_object(**asked)
+        other.copy_object(**params)
     put_policy(aws, statement("Allow", {"AWS": OTHER}, "s3:GetObject"))
-    other.copy_object(**asked)
+    other.copy_object(**params)
 
 
 def test_a_policy_names_a_session_by_its_role_or_its_own_arn(aws: Sandbox) -> None:
@@ -222,9 +222,9 @@ def test_a_list_permission_can_be_limited_to_a_prefix(aws: Sandbox) -> None:
     listing = {"Condition": {"StringLike": {"s3:prefix": "vmsnix/*"}}, "Resource": HOME}
     put_policy(aws, statement("Allow", {"AWS": arn(aws)}, "s3:ListBucket", **listing))
     assert carol.list_objects_v2(Bucket=BUCKET, Prefix="vmsnix/")["KeyCount"] == 1
-    for asked in ({}, {"Prefix": "other/"}):
+    for params in ({}, {"Prefix": "other/"}):
         with refused("AccessDenied"):
-            carol.list_objects_v2(Bucket=BUCKET, **asked)
+            carol.list_objects_v2(Bucket=BUCKET, **params)
 
 
 def test_the_encryption_of_a_new_object_can_be_a_condition(aws: Sandbox) -> None:

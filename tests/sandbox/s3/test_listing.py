@@ -54,8 +54,8 @@ def test_starts_after_a_key(aws: SandboxClients, bucket: str) -> None:
 def test_pages_together_list_everything(
     aws: SandboxClients, bucket: str, size: int, operation: str, delimiter: str
 ) -> None:
-    asked = {"Bucket": bucket} | ({"Delimiter": delimiter} if delimiter else {})
-    pages = list(aws.s3.get_paginator(operation).paginate(**asked, PaginationConfig={"PageSize": size}))
+    params = {"Bucket": bucket} | ({"Delimiter": delimiter} if delimiter else {})
+    pages = list(aws.s3.get_paginator(operation).paginate(**params, PaginationConfig={"PageSize": size}))
     keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
     prefixes = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
     assert keys == (["a", "b", "ü x+y%"] if delimiter else KEYS)

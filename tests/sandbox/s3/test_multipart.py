@@ -105,8 +105,8 @@ def test_an_upload_without_an_algorithm_gets_a_crc64nvme(aws: SandboxClients, bu
     expected = {"ChecksumCRC64NVME": encode_base64(whole.digest()), "ChecksumType": "FULL_OBJECT"}
     assert expected.items() <= complete(aws, upload, parts).items()
     assert expected.items() <= aws.s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED").items()
-    asked = ["Checksum", "ObjectParts"]
-    found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=asked)
+    attributes = ["Checksum", "ObjectParts"]
+    found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=attributes)
     assert (found["Checksum"], found["ObjectParts"]) == (expected, {"TotalPartsCount": 2})
 
 
@@ -289,14 +289,14 @@ def test_parts_copied_from_another_object(aws: SandboxClients, bucket: str) -> N
     for number, one in enumerate(ranges, 1):
         answer = aws.s3.upload_part_copy(**where, PartNumber=number, CopySourceRange=one)
         parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
-    for asked, code, text in (
+    for copy_range, code, text in (
         ("bytes=0-99999999", "InvalidArgument", "Range specified is not valid"),
         ("bytes=99999998-99999999", "InvalidRequest", "The specified copy range is invalid"),
         ("bytes=2-1", "InvalidArgument", "must be of the form bytes=first-last"),
         ("bytes=1-", "InvalidArgument", "must be of the form bytes=first-last"),
     ):
         with refused(code, text):
-            aws.s3.upload_part_copy(**where, PartNumber=3, CopySourceRange=asked)
+            aws.s3.upload_part_copy(**where, PartNumber=3, CopySourceRange=copy_range)
     complete(aws, upload, parts, "copy")
     assert aws.s3.get_object(Bucket=bucket, Key="copy")["Body"].read() == FIRST + LAST
 

@@ -70,7 +70,7 @@ def test_keeps_every_length(aws: SandboxClients, bucket: str, length: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("asked", "first", "last"),
+    ("byte_range", "first", "last"),
     [
         ("bytes=0-0", 0, 0),
         ("bytes=10-19", 10, 19),
@@ -80,19 +80,19 @@ def test_keeps_every_length(aws: SandboxClients, bucket: str, length: int) -> No
         ("bytes=-99999", 0, 1023),
     ],
 )
-def test_answers_ranges(aws: SandboxClients, bucket: str, asked: str, first: int, last: int) -> None:
+def test_answers_ranges(aws: SandboxClients, bucket: str, byte_range: str, first: int, last: int) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
-    found = aws.s3.get_object(Bucket=bucket, Key="k", Range=asked)
+    found = aws.s3.get_object(Bucket=bucket, Key="k", Range=byte_range)
     assert found["Body"].read() == DATA[first : last + 1]
     assert found["ContentRange"] == f"bytes {first}-{last}/1024"
     assert found["ResponseMetadata"]["HTTPStatusCode"] == 206
 
 
-@pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=-0", "bytes=5000-6000"])
-def test_refuses_ranges_after_the_end(aws: SandboxClients, bucket: str, asked: str) -> None:
+@pytest.mark.parametrize("byte_range", ["bytes=1024-", "bytes=-0", "bytes=5000-6000"])
+def test_refuses_ranges_after_the_end(aws: SandboxClients, bucket: str, byte_range: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)
     with refused("InvalidRange"):
-        aws.s3.get_object(Bucket=bucket, Key="k", Range=asked)
+        aws.s3.get_object(Bucket=bucket, Key="k", Range=byte_range)
 
 
 def test_ignores_invalid_ranges(aws: SandboxClients, bucket: str) -> None:
@@ -163,9 +163,10 @@ def test_an_upload_without_a_checksum_gets_a_crc64nvme(aws: SandboxClients, buck
     assert status == 200
     expected = {"ChecksumCRC64NVME": crc64nvme(DATA), "ChecksumType": "FULL_OBJECT"}
     assert expected.items() <= aws.s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED").items()
-    asked = ["Checksum", "ObjectParts"]
+    attributes = ["Checksum", "ObjectParts"]
     assert (
-        aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=asked)["Checksum"] == expected
+        aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=attributes)["Checksum"]
+        == expected
     )
     assert aws.s3.list_objects_v2(Bucket=bucket)["Contents"][0]["ChecksumAlgorithm"] == ["CRC64NVME"]
     copied = aws.s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")["CopyObjectResult"]
@@ -254,15 +255,15 @@ def test_reads_have_conditions(
 ) -> None:
     etag = aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA)["ETag"]
     modified = aws.s3.head_object(Bucket=bucket, Key="k")["LastModified"]
-    asked = {
+    params = {
         name: modified + value if isinstance(value, timedelta) else value.replace("right", etag)
         for name, value in condition.items()
     }
     if outcome == "ok":
-        assert aws.s3.get_object(Bucket=bucket, Key="k", **asked)["Body"].read() == DATA
+        assert aws.s3.get_object(Bucket=bucket, Key="k", **params)["Body"].read() == DATA
         return
     with refused(outcome):
-        aws.s3.get_object(Bucket=bucket, Key="k", **asked)
+        aws.s3.get_object(Bucket=bucket, Key="k", **params)
 
 
 @pytest.mark.parametrize("minutes", [0, 10])
@@ -347,13 +348,13 @@ def test_a_copy_has_redirect_class_and_encryption_of_its_request(
         "ServerSideEncryption": "aws:kms",
     }
     aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA, CacheControl="no-store", **own)
-    asked = {"Bucket": bucket, "CopySource": f"{bucket}/from", "MetadataDirective": directive}
-    aws.s3.copy_object(**asked, Key="plain")
+    params = {"Bucket": bucket, "CopySource": f"{bucket}/from", "MetadataDirective": directive}
+    aws.s3.copy_object(**params, Key="plain")
     found = aws.s3.head_object(Bucket=bucket, Key="plain")
     assert {"WebsiteRedirectLocation", "StorageClass"}.isdisjoint(found)
     assert found["ServerSideEncryption"] == "AES256"
     assert found.get("CacheControl") == ("no-store" if directive == "COPY" else None)
-    aws.s3.copy_object(**asked, Key="other", **own | {"WebsiteRedirectLocation": "/new"})
+    aws.s3.copy_object(**params, Key="other", **own | {"WebsiteRedirectLocation": "/new"})
     found = aws.s3.head_object(Bucket=bucket, Key="other")
     assert (found["WebsiteRedirectLocation"], found["StorageClass"]) == ("/new", "STANDARD_IA")
     assert found["ServerSideEncryption"] == "aws:kms"
@@ -385,21 +386,21 @@ def test_a_copy_has_conditions_on_the_time_of_its_source(
 ) -> None:
     aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA)
     modified = aws.s3.head_object(Bucket=bucket, Key="from")["LastModified"]
-    asked = {name: modified + step for name, step in condition.items()}
+    params = {name: modified + step for name, step in condition.items()}
     if not failed:
-        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", **asked)
+        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", **params)
         return
     with pytest.raises(ClientError) as caught:
-        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", **asked)
+        aws.s3.copy_object(Bucket=bucket, Key="to", CopySource=f"{bucket}/from", **params)
     assert caught.value.response["Error"]["Condition"] == f"x-amz-copy-source-{failed}"
 
 
 def test_a_copy_checks_the_owner_of_its_source(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="from", Body=DATA)
-    asked = {"Bucket": bucket, "Key": "to", "CopySource": f"{bucket}/from"}
-    aws.s3.copy_object(**asked, ExpectedSourceBucketOwner=aws.account)
+    params = {"Bucket": bucket, "Key": "to", "CopySource": f"{bucket}/from"}
+    aws.s3.copy_object(**params, ExpectedSourceBucketOwner=aws.account)
     with refused("AccessDenied"):
-        aws.s3.copy_object(**asked, ExpectedSourceBucketOwner="999999999999")
+        aws.s3.copy_object(**params, ExpectedSourceBucketOwner="999999999999")
 
 
 def test_a_copy_checks_its_source(aws: SandboxClients, bucket: str) -> None:
@@ -468,8 +469,8 @@ def test_objects_have_the_acl_of_their_owner(aws: SandboxClients, bucket: str) -
 
 def test_attributes(aws: SandboxClients, bucket: str) -> None:
     aws.s3.put_object(Bucket=bucket, Key="k", Body=DATA, ChecksumSHA256=sha256(DATA))
-    asked = ["ETag", "Checksum", "ObjectSize", "StorageClass", "ObjectParts"]
-    found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=asked)
+    attributes = ["ETag", "Checksum", "ObjectSize", "StorageClass", "ObjectParts"]
+    found = aws.s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=attributes)
     assert found["ETag"] == hashlib.md5(DATA).hexdigest()
     assert found["Checksum"] == {"ChecksumSHA256": sha256(DATA), "ChecksumType": "FULL_OBJECT"}
     assert (found["ObjectSize"], found["StorageClass"]) == (1024, "STANDARD")

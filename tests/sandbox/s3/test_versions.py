@@ -217,12 +217,12 @@ def test_a_page_begins_after_its_markers(aws: SandboxClients, bucket: str) -> No
 def test_a_delimiter_makes_folders_of_versions(aws: SandboxClients, bucket: str) -> None:
     for key in ("dir/a/1", "dir/a/2", "dir/b", "dir/c"):
         put(aws, b"", key)
-    asked = {"Bucket": bucket, "Prefix": "dir/", "Delimiter": "/", "MaxKeys": 1}
-    first = aws.s3.list_object_versions(**asked)
+    params = {"Bucket": bucket, "Prefix": "dir/", "Delimiter": "/", "MaxKeys": 1}
+    first = aws.s3.list_object_versions(**params)
     assert [one["Prefix"] for one in first["CommonPrefixes"]] == ["dir/a/"]
     assert (first["NextKeyMarker"], "NextVersionIdMarker" in first) == ("dir/a/", False)
     for marker in ("dir/a/", "dir/a/1"):
-        second = aws.s3.list_object_versions(**asked, KeyMarker=marker)
+        second = aws.s3.list_object_versions(**params, KeyMarker=marker)
         assert [one["Key"] for one in second["Versions"]] == ["dir/b"]
 
 

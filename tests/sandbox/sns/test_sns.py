@@ -36,7 +36,7 @@ def messages(aws: SandboxClients, arn: str) -> list[Any]:
     return found
 
 
-def told(aws: SandboxClients, arn: str) -> list[str]:
+def texts(aws: SandboxClients, arn: str) -> list[str]:
     return [message.text for message in messages(aws, arn)]
 
 
@@ -56,7 +56,7 @@ def test_a_topic_is_created_once_and_keeps_its_messages(aws: SandboxClients) -> 
     assert arn == topic(aws) == f"arn:aws:sns:us-east-1:{aws.sandbox.account}:images"
     first = sns.publish(TopicArn=arn, Subject="new", Message="one")["MessageId"]
     assert sns.publish(TopicArn=arn, Message="one")["MessageId"] != first
-    assert told(aws, arn) == ["one", "one"]
+    assert texts(aws, arn) == ["one", "one"]
     assert sns.get_topic_attributes(TopicArn=arn)["Attributes"]["Owner"] == aws.sandbox.account
     sns.delete_topic(TopicArn=arn)
     sns.delete_topic(TopicArn=arn)
@@ -74,15 +74,15 @@ def test_topics_are_listed_a_hundred_a_page(aws: SandboxClients) -> None:
 
 def test_a_fifo_topic_drops_a_repeated_message(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws, "images.fifo", FifoTopic="true")
-    asked = {"TopicArn": arn, "Message": "one", "MessageGroupId": "ecs-node"}
+    params = {"TopicArn": arn, "Message": "one", "MessageGroupId": "ecs-node"}
     with refused("InvalidParameter"):
-        sns.publish(**asked)
+        sns.publish(**params)
     for _ in range(2):
-        sns.publish(**asked, MessageDeduplicationId="abc")
-    assert told(aws, arn) == ["one"]
+        sns.publish(**params, MessageDeduplicationId="abc")
+    assert texts(aws, arn) == ["one"]
     aws.sandbox.clock.advance(301)
-    sns.publish(**asked, MessageDeduplicationId="abc")
-    assert told(aws, arn) == ["one", "one"]
+    sns.publish(**params, MessageDeduplicationId="abc")
+    assert texts(aws, arn) == ["one", "one"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_message_for_each_protocol_needs_a_default(aws: SandboxClients, messag
     arn = topic(aws)
     with refused("InvalidParameter", f"Invalid parameter: Message Structure - {text}"):
         aws.client("sns").publish(TopicArn=arn, Message=message, MessageStructure="json")
-    assert told(aws, arn) == []
+    assert texts(aws, arn) == []
 
 
 def test_a_message_keeps_its_attributes(aws: SandboxClients) -> None:
@@ -180,11 +180,11 @@ def test_invalid_message_attributes_are_refused(
 
 
 def test_message_and_attributes_share_the_limit(aws: SandboxClients) -> None:
-    asked = {"TopicArn": topic(aws), "Message": "x" * 262144}
-    aws.client("sns").publish(**asked)
+    params = {"TopicArn": topic(aws), "Message": "x" * 262144}
+    aws.client("sns").publish(**params)
     with refused("InvalidParameter", "Invalid parameter: Message too long"):
         attribute = {"DataType": "String", "StringValue": "1"}
-        aws.client("sns").publish(**asked, MessageAttributes={"a": attribute})
+        aws.client("sns").publish(**params, MessageAttributes={"a": attribute})
 
 
 def test_messages_of_a_fifo_topic_are_numbered(aws: SandboxClients) -> None:
@@ -259,9 +259,9 @@ def test_topics_have_tags(aws: SandboxClients) -> None:
 
 def test_an_email_address_is_subscribed_when_it_confirms(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws)
-    asked = {"TopicArn": arn, "Protocol": "email", "Endpoint": "ops@example.org"}
-    assert sns.subscribe(**asked)["SubscriptionArn"] == "pending confirmation"
-    pending = sns.subscribe(**asked, ReturnSubscriptionArn=True)["SubscriptionArn"]
+    params = {"TopicArn": arn, "Protocol": "email", "Endpoint": "ops@example.org"}
+    assert sns.subscribe(**params)["SubscriptionArn"] == "pending confirmation"
+    pending = sns.subscribe(**params, ReturnSubscriptionArn=True)["SubscriptionArn"]
     assert pending.startswith(f"{arn}:")
     (listed,) = sns.list_subscriptions()["Subscriptions"]
     assert listed["SubscriptionArn"] == "PendingConfirmation"
@@ -348,16 +348,16 @@ def test_only_queues_subscribe_to_fifo_topics(aws: SandboxClients) -> None:
 
 def test_a_repeated_subscription_must_have_the_same_attributes(aws: SandboxClients) -> None:
     sns = aws.client("sns")
-    asked = {"TopicArn": topic(aws), "Protocol": "sqs", "Endpoint": queue()}
+    params = {"TopicArn": topic(aws), "Protocol": "sqs", "Endpoint": queue()}
     with refused("InvalidParameter", "Attributes Reason: RawMessageDelivery: Invalid value [yes]."):
-        sns.subscribe(**asked, Attributes={"RawMessageDelivery": "yes"})
-    arn = sns.subscribe(**asked, Attributes={"RawMessageDelivery": "True"})["SubscriptionArn"]
-    assert sns.subscribe(**asked)["SubscriptionArn"] == arn
+        sns.subscribe(**params, Attributes={"RawMessageDelivery": "yes"})
+    arn = sns.subscribe(**params, Attributes={"RawMessageDelivery": "True"})["SubscriptionArn"]
+    assert sns.subscribe(**params)["SubscriptionArn"] == arn
     with refused("InvalidParameter", "Subscription already exists with different attributes"):
-        sns.subscribe(**asked, Attributes={"RawMessageDelivery": "false"})
+        sns.subscribe(**params, Attributes={"RawMessageDelivery": "false"})
     raw = {"SubscriptionArn": arn, "AttributeName": "RawMessageDelivery"}
     sns.set_subscription_attributes(**raw, AttributeValue="false")
-    assert sns.subscribe(**asked, Attributes={"RawMessageDelivery": "false"})["SubscriptionArn"] == arn
+    assert sns.subscribe(**params, Attributes={"RawMessageDelivery": "false"})["SubscriptionArn"] == arn
     with refused("InvalidParameter", "Invalid parameter: AttributeName"):
         sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName="Colour", AttributeValue="red")
 

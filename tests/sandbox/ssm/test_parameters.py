@@ -165,8 +165,8 @@ def test_an_image_is_written_only_for_callers_that_may_describe_images(
     image = make_image(aws)
     actions = ["ssm:PutParameter", "ec2:DescribeImages"] if may_describe else ["ssm:PutParameter"]
     user = user_access(aws.sandbox, {"Effect": "Allow", "Action": actions, "Resource": "*"})
-    asked = {"Name": "/nixos/web", "Value": image, "Type": "String", "DataType": "aws:ec2:image"}
-    assert user.client("ssm", "us-east-1").put_parameter(**asked)["Version"] == 1
+    params = {"Name": "/nixos/web", "Value": image, "Type": "String", "DataType": "aws:ec2:image"}
+    assert user.client("ssm", "us-east-1").put_parameter(**params)["Version"] == 1
     aws.sandbox.clock.advance(IMAGE_CHECK_SECONDS + 1)
     found = aws.ssm.get_parameters(Names=["/nixos/web"])["Parameters"]
     assert [one["Value"] for one in found] == ([image] if may_describe else [])

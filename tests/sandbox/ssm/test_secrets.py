@@ -37,15 +37,15 @@ def put_secret(aws: Sandbox, **more: Any) -> None:
 
 def reads(ssm: Any, *, decrypt: bool = True) -> list[list[str]]:
     """Return the values in the answers of all operations that read values."""
-    asked = {"WithDecryption": decrypt}
-    history = ssm.get_parameter_history(Name=NAME, **asked)["Parameters"]
+    params = {"WithDecryption": decrypt}
+    history = ssm.get_parameter_history(Name=NAME, **params)["Parameters"]
     return [
-        [ssm.get_parameter(Name=NAME, **asked)["Parameter"]["Value"]],
-        [one["Value"] for one in ssm.get_parameters(Names=[NAME], **asked)["Parameters"]],
+        [ssm.get_parameter(Name=NAME, **params)["Parameter"]["Value"]],
+        [one["Value"] for one in ssm.get_parameters(Names=[NAME], **params)["Parameters"]],
         [one["Value"] for one in history],
         [
             one["Value"]
-            for one in ssm.get_parameters_by_path(Path="/app", **asked)["Parameters"]
+            for one in ssm.get_parameters_by_path(Path="/app", **params)["Parameters"]
             if one["Name"] == NAME
         ],
     ]
@@ -75,7 +75,7 @@ def test_every_user_of_the_account_may_decrypt_with_the_managed_key(aws: Sandbox
 def test_a_deny_of_decryption_through_parameter_store_applies(aws: Sandbox) -> None:
     put_secret(aws)
     ssm = reader(aws, NO_DECRYPTION)
-    asked = {"WithDecryption": True}
+    params = {"WithDecryption": True}
     for operation, more in (
         ("get_parameter", {"Name": NAME}),
         ("get_parameter", {"Name": f"{NAME}:1"}),
@@ -86,8 +86,8 @@ def test_a_deny_of_decryption_through_parameter_store_applies(aws: Sandbox) -> N
         ("get_parameters_by_path", {"Path": "/", "Recursive": True}),
     ):
         with refused("AccessDeniedException", "kms:Decrypt"):
-            getattr(ssm, operation)(**more, **asked)
-    assert ssm.get_parameter(Name="/app/ami", **asked)["Parameter"]["Value"] == OPEN
+            getattr(ssm, operation)(**more, **params)
+    assert ssm.get_parameter(Name="/app/ami", **params)["Parameter"]["Value"] == OPEN
 
 
 def test_a_deny_through_another_service_does_not_apply(aws: Sandbox) -> None:
@@ -110,10 +110,10 @@ def test_a_customer_key_needs_permission(aws: Sandbox) -> None:
 
 
 def test_writing_with_a_customer_key_needs_permission_to_encrypt(aws: Sandbox) -> None:
-    asked = {"Name": NAME, "Value": SECRET, "Type": "SecureString"}
-    reader(aws).put_parameter(**asked)
+    params = {"Name": NAME, "Value": SECRET, "Type": "SecureString"}
+    reader(aws).put_parameter(**params)
     with refused("AccessDeniedException", "kms:Encrypt"):
-        reader(aws).put_parameter(**asked, Overwrite=True, KeyId=KEY)
+        reader(aws).put_parameter(**params, Overwrite=True, KeyId=KEY)
     (described,) = aws.client("ssm").describe_parameters()["Parameters"]
     assert (described["Type"], described["KeyId"]) == ("SecureString", "alias/aws/ssm")
 

@@ -19,8 +19,8 @@ def api(aws: SandboxClients, region: str = "us-east-1") -> Any:
     return aws.client("resourcegroupstaggingapi", region)
 
 
-def arns(aws: SandboxClients, region: str = "us-east-1", **asked: Any) -> list[str]:
-    pages = api(aws, region).get_paginator("get_resources").paginate(**asked)
+def arns(aws: SandboxClients, region: str = "us-east-1", **params: Any) -> list[str]:
+    pages = api(aws, region).get_paginator("get_resources").paginate(**params)
     return [one["ResourceARN"] for page in pages for one in page["ResourceTagMappingList"]]
 
 
@@ -95,9 +95,9 @@ def test_resources_are_filtered_by_tags_and_types(aws: SandboxClients) -> None:
     api(aws).tag_resources(ResourceARNList=[made["image"], made["topic"], made["bucket"]], Tags={"a": "1"})
     api(aws).tag_resources(ResourceARNList=[made["snapshot"], made["bucket"]], Tags={"a": "2", "b": ""})
 
-    def found(**asked: Any) -> set[str]:
+    def found(**params: Any) -> set[str]:
         names = {arn: name for name, arn in made.items()}
-        return {names[arn] for arn in arns(aws, **asked)}
+        return {names[arn] for arn in arns(aws, **params)}
 
     assert found(TagFilters=[{"Key": "a", "Values": ["1"]}]) == {"image", "topic"}
     assert found(TagFilters=[{"Key": "a", "Values": ["1", "2"]}, {"Key": "b"}]) == {"snapshot", "bucket"}
@@ -123,8 +123,8 @@ def test_pages_are_limited_by_resources_and_by_tags(aws: SandboxClients) -> None
     for number in range(5):
         tags = [{"Key": str(key), "Value": ""} for key in range(40)]
         made.append(aws.sns.create_topic(Name=f"t{number}", Tags=tags)["TopicArn"])
-    for asked, sizes in (({"ResourcesPerPage": 3}, [3, 2]), ({"TagsPerPage": 100}, [2, 2, 1])):
-        pages = list(api(aws).get_paginator("get_resources").paginate(**asked))
+    for params, sizes in (({"ResourcesPerPage": 3}, [3, 2]), ({"TagsPerPage": 100}, [2, 2, 1])):
+        pages = list(api(aws).get_paginator("get_resources").paginate(**params))
         assert [len(page["ResourceTagMappingList"]) for page in pages] == sizes
         assert [one["ResourceARN"] for page in pages for one in page["ResourceTagMappingList"]] == made
 
