@@ -1,4 +1,4 @@
-"""Make tests faster without a change that they could notice: shared models and clients, short pauses.
+"""Make tests faster without another result: shared models and clients, short pauses.
 
 The sandbox's clock is thousands of times faster than real time, so pauses for AWS are far too long for it.
 """

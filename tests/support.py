@@ -49,7 +49,7 @@ def _reads_endpoint_url(path: str) -> bool:
 
 
 def unavailable(tool: str, why: str) -> NoReturn:
-    """Skip the test, or fail it where ``VMSNIX_REQUIRE`` says that this machine has the tool."""
+    """Skip the test, or fail it if ``VMSNIX_REQUIRE`` lists the tool."""
     if tool in os.environ.get("VMSNIX_REQUIRE", "").split(","):
         pytest.fail(f"{tool} is required here (VMSNIX_REQUIRE), but {why}")
     pytest.skip(why)

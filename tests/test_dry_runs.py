@@ -87,7 +87,7 @@ JOBS: dict[str, Callable[[], Result]] = {
 }  # fmt: skip
 
 
-def test_the_walk_contains_every_runbook_with_a_dry_run() -> None:
+def test_every_runbook_with_a_dry_run_has_a_job_here() -> None:
     with_dry_run = {
         book.name for book in catalog.runbooks() if any(one.name == "dry_run" for one in book.parameters)
     }

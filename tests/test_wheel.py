@@ -1,4 +1,4 @@
-"""The wheel is the whole product: it runs where there is no checkout."""
+"""The wheel is complete: it runs without a checkout."""
 
 from __future__ import annotations
 

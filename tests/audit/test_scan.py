@@ -99,7 +99,7 @@ def test_reading_writes_nothing(own: Owner, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_stores_one_scan_however_often_it_is_judged(
+def test_a_run_stores_one_scan_however_often_it_is_checked(
     own: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VMSNIX_RUN_ID", "the-run")

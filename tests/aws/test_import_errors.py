@@ -1,4 +1,4 @@
-"""The error of a failed import says what to do about AWS's message."""
+"""The error of a failed import contains a fix for AWS's message."""
 
 from __future__ import annotations
 

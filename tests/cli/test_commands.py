@@ -139,7 +139,7 @@ def test_a_rollback_of_a_publish_is_refused_and_names_the_commands(
         ("runbooks", "list"),
     ],
 )
-def test_both_print_the_same(run_vmsnix: RunVmsnix, words: str, other: str) -> None:
+def test_both_spellings_print_the_same(run_vmsnix: RunVmsnix, words: str, other: str) -> None:
     one, same = run_vmsnix(*words.split()), run_vmsnix(*other.split())
     assert one[0] == same[0] == 0
     assert one[1].replace(" run fleet ", " fleet ") == same[1].replace(" run fleet ", " fleet ")
@@ -795,7 +795,7 @@ def test_jupyterlab_is_optional() -> None:
     )
 
 
-def test_a_second_lab_leaves_the_kernel_of_the_first(
+def test_a_second_lab_does_not_change_the_kernel_of_the_first(
     run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[str] = []

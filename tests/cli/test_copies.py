@@ -136,7 +136,7 @@ def test_on_a_terminal_the_user_chooses(
     assert "newer notebooks" in open_lab()[1]
 
 
-def test_a_damaged_notebook_of_the_package_hinders_no_other_copy(
+def test_a_damaged_notebook_of_the_package_does_not_prevent_other_copies(
     package: Path, tmp_path: Path, open_lab: Callable[..., tuple[int, str]]
 ) -> None:
     (package / PROMOTE).write_text("{")

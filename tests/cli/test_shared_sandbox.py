@@ -112,7 +112,7 @@ def test_the_address_of_a_killed_sandbox_or_of_another_program_is_not_used(state
         assert url
 
 
-def test_a_sandbox_that_cannot_start_says_why(state: Path) -> None:
+def test_a_sandbox_that_cannot_start_reports_the_reason(state: Path) -> None:
     folder = state / "sandbox" / "aws"
     folder.mkdir(parents=True)
     (folder / "tables.json").write_text("damaged")

@@ -321,7 +321,7 @@ def test_system_and_boot_mode_come_from_the_image_file(tmp_path, kind, disk, sys
         (lambda: gpt((EFI, fat(X86))), {"boot_mode": "legacy-bios"}, ("x86_64-linux", "legacy-bios")),
     ],
 )
-def test_given_values_count_unless_the_disk_contradicts_them(tmp_path, disk, given, expected):
+def test_given_values_apply_unless_the_disk_contradicts_them(tmp_path, disk, given, expected):
     found = read_image(as_file(tmp_path, disk(), "raw"), **given)
     assert (found.system, found.boot_mode) == expected
 

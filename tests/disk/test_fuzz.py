@@ -66,7 +66,7 @@ damages = st.one_of(
 
 
 def damage(image: bytes, kind: str, what: str, place: int, value: bytes) -> bytes:
-    """Return the image after one mishap."""
+    """Return the image with one random damage."""
     at = place % len(image)
     if what == "write":
         return (image[:at] + value + image[at + len(value) :])[: len(image)]

@@ -104,7 +104,7 @@ def test_the_digest_is_that_of_the_file_and_has_progress(tmp_path: Path) -> None
 
 
 class SlowReader(io.BytesIO):
-    """A reader that lets other threads in between moving and reading."""
+    """A reader that gives other threads time between seeking and reading."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         at = super().seek(offset, whence)

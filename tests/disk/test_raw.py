@@ -1,4 +1,4 @@
-"""A raw image is its disk; holes are skipped, and an incomplete copy is found."""
+"""A raw image has the bytes of its disk; holes are skipped, and an incomplete copy is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample image boots, looks like the output of a Nix build, and is the same every time."""
+"""The sample image boots, has the layout of the output of a Nix build, and is the same every time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def test_the_sample_boots_and_prints_its_line(tmp_path: Path, format_: str, file
 
 
 @pytest.mark.parametrize(("format_", "file", "kind"), FORMATS)
-def test_the_folder_looks_like_a_nix_output(tmp_path: Path, format_: str, file: str, kind: str) -> None:
+def test_the_folder_has_the_layout_of_a_nix_output(
+    tmp_path: Path, format_: str, file: str, kind: str
+) -> None:
     folder = make_sample_image(tmp_path / "result", format=format_)  # type: ignore[arg-type]
     assert folder == tmp_path / "result"
     info = json.loads((folder / "nix-support" / "image-info.json").read_text())

@@ -136,7 +136,7 @@ def test_a_secret_in_the_name_of_a_resource_is_not_written(
     assert line["resource"].endswith("/image.vhd")
 
 
-def test_a_full_disk_refuses_the_act_and_leaves_no_half_line(tmp_path: Path) -> None:
+def test_a_full_disk_refuses_the_act_and_leaves_no_incomplete_line(tmp_path: Path) -> None:
     with acts.recording(tmp_path, "run-1"), files_may_not_grow():
         with pytest.raises(errors.UnrecordedActError) as caught:
             acts.announce("ec2:DeleteSnapshot", "snap-1", REGION)
@@ -509,7 +509,7 @@ def test_an_undo_that_can_announce_nothing_deletes_nothing(
     assert {one["act"] for one in lines(journal.parent)} >= {"ec2:DeleteSnapshot", "s3:DeleteObject"}
 
 
-def test_an_undo_keeps_what_another_run_uses_since_the_plan(sweep: Sweep) -> None:
+def test_an_undo_keeps_resources_that_another_run_used_after_the_plan(sweep: Sweep) -> None:
     sweep.publishers.run(sweep.job(sweep.state, "import", Kill("ec2:RegisterImage", 1, "before")))
     (journal,) = (sweep.state / "runs").glob("*/journal.jsonl")
     undo = plan_undo(journal.parent.name)

@@ -249,7 +249,7 @@ class RestoreRace:
 
 
 @pytest.mark.parametrize("deletes", few([True, False], 1, seconds=12), ids=["delete", "retire"])
-def test_in_every_order_of_retiring_and_restoring_an_ami_is_as_the_results_say(
+def test_the_results_match_the_ami_in_every_order_of_retiring_and_restoring(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, deletes: bool
 ) -> None:
     """A deletion and a restoration never both succeed; a restoration after a complete retirement can."""

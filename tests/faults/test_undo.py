@@ -94,7 +94,7 @@ def test_a_running_run_is_refused(sweep):
     assert plan_undo(run_id).leftovers
 
 
-def test_what_another_run_made_of_the_same_image_is_kept(sweep):
+def test_resources_of_another_run_of_the_same_image_are_kept(sweep):
     first = killed(sweep, "import", "ec2:CreateTags")
     second = killed(sweep, "import", "ec2:RegisterImage", moment="before")  # it reuses the snapshot
     before = sweep.account().snapshots

@@ -1,4 +1,4 @@
-"""Ansible's AWS collections create and delete resources in the sandbox, and change nothing without need."""
+"""Ansible's AWS collections create and delete resources in the sandbox; a second run changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The AWS CLI, versions 1 and 2, does with ``--endpoint-url`` what operators do with it."""
+"""The AWS CLI, versions 1 and 2, runs the usual commands of operators with ``--endpoint-url``."""
 
 from __future__ import annotations
 

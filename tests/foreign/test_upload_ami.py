@@ -37,7 +37,7 @@ def python(aws: Sandbox, tmp_path: Path) -> Program:
 
 
 def image_info(folder: Path, container: str) -> str:
-    """Write what a build of NixOS says of its image; return its path."""
+    """Write the description of an image, as a build of NixOS does; return its path."""
     output = make_sample_image(
         folder / container, name="nixos", format=container, size=2**30, data_bytes=4 * 2**20
     )

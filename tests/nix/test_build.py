@@ -81,7 +81,7 @@ def test_takes_the_whole_attribute_path(nix: Path) -> None:
     assert build(f"packages.{host_system()}.ecs-node", progress=silent()).name == "ecs-node"
 
 
-def test_the_plan_tells_what_will_happen_and_nothing_has_happened(nix: Path, tmp_path: Path) -> None:
+def test_the_plan_shows_the_build_and_builds_nothing(nix: Path, tmp_path: Path) -> None:
     plan = plan_build("ecs-node", flake=fresh(tmp_path, "planned"), keep=tmp_path / "keep" / "link")
     shown = str(plan)
     assert f"ecs-node for {host_system()}" in shown

@@ -74,7 +74,7 @@ def test_never_shows_more_built_than_expected() -> None:
     assert (log.status().built, log.status().expected) == (5, 5)
 
 
-def test_adds_up_what_is_fetched() -> None:
+def test_fetched_bytes_are_added_up() -> None:
     log = fed(
         entry("start", 1, type=102),
         entry("result", 1, type=106, fields=[101, 5000]),

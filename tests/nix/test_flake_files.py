@@ -1,6 +1,6 @@
 """The flake's files: syntax, headers, the lock file, the keys, the settings of Alloy.
 
-No nixpkgs is needed; only the test of the syntax asks Nix.
+No nixpkgs is needed; only the test of the syntax needs Nix.
 """
 
 from __future__ import annotations

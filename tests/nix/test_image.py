@@ -135,7 +135,7 @@ def test_refuses_an_image_of_two_disks_as_the_zfs_variant_makes(output: Path) ->
     assert caught.value.field == "disks"
 
 
-def test_can_be_sent_to_another_process(output: Path) -> None:
+def test_an_image_can_be_pickled(output: Path) -> None:
     image = read_image(output)
     assert pickle.loads(pickle.dumps(image)) == image
 

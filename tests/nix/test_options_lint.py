@@ -1,8 +1,8 @@
 """Every option that our modules set exists in nixpkgs and accepts its value; our own are complete.
 
-This asks no nixpkgs: ``data/nixos-options.json.gz`` lists nixpkgs' options and their types (a copy of July
-2026), and ``data/module_definitions.nix`` tells what a module defines. What a type admits is read from its
-description.
+No nixpkgs is needed: ``data/nixos-options.json.gz`` lists nixpkgs' options and their types (a copy of July
+2026), and ``data/module_definitions.nix`` returns the definitions of a module. The values that a type accepts
+are read from its description.
 """
 
 from __future__ import annotations

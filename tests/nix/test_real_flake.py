@@ -1,7 +1,7 @@
 """The flake against a real nixpkgs: every image on both systems is evaluated, nothing is built.
 
 It needs a checkout of nixpkgs (``NIXPKGS_TREE``, best a store path) and a Nix that nixpkgs takes (2.18 or
-newer; ``NIX`` names one that is not on PATH), and takes some minutes. For people: ``just nix-eval``.
+newer; ``NIX`` names one that is not on PATH), and takes some minutes. Run it with ``just nix-eval``.
 """
 
 from __future__ import annotations

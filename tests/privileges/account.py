@@ -60,7 +60,7 @@ class Account:
         return session
 
     def plan(self, actions: Iterable[str], **changes: Any) -> publish.PublishPlan:
-        """Return a plan of that user to publish the image; keywords change what is request for."""
+        """Return a plan of that user to publish the image; keywords change its parameters."""
         request = {
             "image": str(self.image),
             "region": REGION,

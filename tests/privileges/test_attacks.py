@@ -296,7 +296,7 @@ def _child(thief: Thief) -> str:
 
 
 def _registers_and_uses(thief: Thief, name: str, snapshot: str) -> bool:
-    """Return whether he registers an AMI of it and then shares or launches that."""
+    """Return whether the thief registers an AMI of a snapshot and then shares or launches it."""
     made = thief.does(
         "ec2",
         "register_image",

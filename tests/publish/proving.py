@@ -51,7 +51,7 @@ def identity(blocks: Mapping[int, bytes]) -> str:
 
 @dataclass
 class Account:
-    """An AWS account, and what vmsnix has recorded of it."""
+    """An AWS account, with the tables and the archive of vmsnix."""
 
     aws: Sandbox
     names: int = field(default=0)

@@ -78,7 +78,7 @@ def test_other_formats_of_the_same_disk_find_its_ami(
         assert (built.ami_id, built.disk_bytes) == (made.ami_id, 4 * GIB)
 
 
-def test_a_snapshot_of_another_size_is_registered_when_its_ami_is_gone(
+def test_a_snapshot_of_another_size_is_registered_after_its_ami_was_deregistered(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path
 ) -> None:
     first = plan(image=str(rounded), via="direct").apply()

@@ -342,7 +342,7 @@ def test_row_12_a_lost_answer_to_the_registration_makes_no_second_ami(aws, plan,
     assert left().amis == [result.ami_id]
 
 
-def test_row_10_a_snapshot_that_is_not_yet_seen_is_waited_for(aws, plan):
+def test_row_10_a_snapshot_that_is_not_yet_visible_is_waited_for(aws, plan):
     aws.faults.add(
         {
             "op": "ec2:RegisterImage",
@@ -355,7 +355,7 @@ def test_row_10_a_snapshot_that_is_not_yet_seen_is_waited_for(aws, plan):
     assert plan().apply().ami_id
 
 
-def test_row_10_an_ami_that_is_not_yet_seen_is_waited_for(aws, plan):
+def test_row_10_an_ami_that_is_not_yet_visible_is_waited_for(aws, plan):
     aws.faults.add(
         {
             "op": "ec2:DescribeImages",

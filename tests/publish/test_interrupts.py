@@ -24,11 +24,11 @@ except errors.InterruptedRunError as error:
 
 
 def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
-    """Publish in a process of its own, and press Ctrl-C in the middle of the call that the fault holds up."""
+    """Publish in a process of its own, and press Ctrl-C in the middle of the call that the fault delays."""
     process = subprocess.Popen(
         [sys.executable, "-c", PUBLISHER, str(image)], env=os.environ, stderr=subprocess.PIPE, text=True
     )
-    wait_until(lambda: fault.applied or process.poll() is not None, "the call that is held up")
+    wait_until(lambda: fault.applied or process.poll() is not None, "the delayed call")
     assert fault.applied, process.communicate(timeout=60)[1]
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -160,7 +160,7 @@ def test_without_a_result_the_verdict_is_that_it_matches_its_tag(account: Accoun
         {"runbook": "publish-ami", "via": 1},
     ],
 )
-def test_a_result_of_something_else_proves_nothing(account: Account, values: dict[str, Any]) -> None:
+def test_a_result_of_another_ami_or_job_proves_nothing(account: Account, values: dict[str, Any]) -> None:
     ami = account.ami(account.snapshot(disk()), tag=identity(disk()))
     account.record(ami, identity(disk()), **values)
     assert verdict(ami) == "matches its tag"

@@ -30,7 +30,7 @@ def earlier(step, seconds, **changes):
 
 @pytest.fixture
 def hair_trigger(monkeypatch):
-    """In the sandbox everything is fast: call slow also what took less than a second more than usual."""
+    """Report steps as slow that took less than a second more than usual: in the sandbox, all are fast."""
     monkeypatch.setattr(timings, "SECONDS", 0.0)
 
 

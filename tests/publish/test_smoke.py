@@ -33,12 +33,12 @@ BOOT = "Starting systemd\r\n<<< Welcome to NixOS 26.11 (x86_64) - ttyS0 >>>\r\ni
 
 @pytest.fixture(autouse=True)
 def terminated_instances_stay_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AWS lists them for an hour, which at this clock's speed is over before a busy machine has looked."""
+    """AWS lists them for an hour, which at this clock's speed is over before a busy machine reads them."""
     monkeypatch.setattr(sandbox_instances, "TERMINATED_SECONDS", 1e9)
 
 
 def set_console(aws: Sandbox, text: str = BOOT, **outcome: Any) -> None:
-    """Let every instance print this."""
+    """Set the console output of every instance."""
     aws.faults.add({"op": "ec2:RunInstances", "do": "outcome", "outcome": {"console": text, **outcome}})
 
 
@@ -247,7 +247,7 @@ def test_ctrl_c_during_the_termination_requests_it_again(
 def test_a_second_ctrl_c_during_the_clean_up_terminates_the_instance(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
-    """The first one came in the wait for the checks; the second one before AWS is asked to terminate."""
+    """The first one comes during the wait for the checks, the second one before the call TerminateInstances."""
     monkeypatch.setattr(instances, "wait_checks", interrupted)
     hit: set[str] = set()
     calls = {name: getattr(instances, name) for name in ("read_console", "terminate_instances")}

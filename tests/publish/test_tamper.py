@@ -223,7 +223,7 @@ def test_another_root_device_or_disk_is_found(account: Account, good: str, exten
         assert (caught(result), row(result)["reason"]) == ("differs", "another disk")
 
 
-def test_a_copy_of_something_else_is_found(account: Account) -> None:
+def test_a_copy_of_other_bytes_is_found(account: Account) -> None:
     mine = identity(disk())
     good = account.published()
     evil = account.ami(account.snapshot({0: block(66)}, tag=mine), tag=mine)

@@ -1,6 +1,6 @@
 """A synthetic history of four months: three images, two regions, both methods, slow days.
 
-Everything follows from a seed, so that pictures and figures are the same each time.
+It depends only on a seed, so that pictures and figures are the same each time.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_a_damaged_configuration_is_left_to_botocore(tmp_path: Path, content: st
     assert endpoint_kind(environment) == "aws"
 
 
-def test_a_rehearsal_with_exported_variables_stays_out_of_the_history_of_aws(tmp_path: Path) -> None:
+def test_a_sandbox_run_with_exported_variables_is_not_in_the_history_of_aws(tmp_path: Path) -> None:
     aws, rehearsal = Tables(tmp_path, storage_options={}), Tables(tmp_path, storage_options=SANDBOX)
     aws.append("runs", [run("real")])
     rehearsal.append("runs", [run("rehearsal")])

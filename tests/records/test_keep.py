@@ -160,7 +160,9 @@ def test_without_a_runner_all_tables_of_a_process_are_in_one_folder(
         (FRAME.head(0), list(FRAME.columns)),
     ],
 )
-def test_what_can_be_kept(this_run: RunContext, table: Any, columns: list[str]) -> None:
+def test_frames_series_and_results_are_kept_as_tables(
+    this_run: RunContext, table: Any, columns: list[str]
+) -> None:
     run.keep(table, "management")
     assert rows(this_run.folder / "management.csv")[0] == columns
 
@@ -193,7 +195,7 @@ def test_other_files_of_the_run_are_not_replaced(this_run: RunContext) -> None:
 
 
 @pytest.mark.parametrize("table", [3, None, pd.concat([FRAME, FRAME], axis=1)])
-def test_what_is_no_table_is_refused(this_run: RunContext, table: Any) -> None:
+def test_values_that_are_not_tables_are_refused(this_run: RunContext, table: Any) -> None:
     with pytest.raises(errors.ParameterError, match="Cannot keep"):
         run.keep(table, "management")
     assert list(this_run.folder.iterdir()) == []

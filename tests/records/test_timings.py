@@ -169,7 +169,7 @@ def test_builds_without_a_cache_are_compared_with_each_other() -> None:
 @pytest.mark.parametrize(
     ("items", "digits"), [(None, -1), (0, 0), (1, 1), (9, 1), (10, 2), (999, 3), (1000, 4)]
 )
-def test_work_is_grouped_by_its_number_of_digits(items: int | None, digits: int) -> None:
+def test_steps_are_grouped_by_the_magnitude_of_their_items(items: int | None, digits: int) -> None:
     assert timings._magnitude(steps({"items": items})).tolist() == [digits]
     assert timings._magnitude(steps({}).drop(columns="items")).tolist() == [-1]
 

@@ -60,7 +60,7 @@ def test_the_manifest_describes_what_the_notebooks_declare() -> None:
 
 
 @pytest.mark.parametrize("how", ["damaged", "edited", "deleted"])
-def test_every_command_is_the_same_when_all_notebooks_are(
+def test_no_command_changes_when_all_notebooks_are_changed_or_deleted(
     folder: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     commands = (["--help"], ["list"], ["list", "--json"], ["promote", "--help"], ["publish-ami", "--help"])
@@ -89,7 +89,7 @@ def test_every_command_is_the_same_when_all_notebooks_are(
     assert promote["dry_run"] is True
 
 
-def test_running_a_missing_or_damaged_notebook_says_how_to_restore_it(
+def test_running_a_missing_or_damaged_notebook_shows_the_command_that_restores_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
@@ -134,7 +134,9 @@ def test_only_types_sources_and_tags_of_cells_count_as_modified(
     assert catalog.content(catalog.find("audit"))[1] is modified
 
 
-def test_a_notebook_that_is_not_in_the_manifest_is_no_runbook_and_the_error_says_why(folder: Path) -> None:
+def test_a_notebook_that_is_not_in_the_manifest_is_refused_with_the_reason(
+    folder: Path,
+) -> None:
     shutil.copy(folder / "35-verify-amis.ipynb", folder / "36-count-amis.ipynb")
     assert "count-amis" not in catalog.names()
     with pytest.raises(catalog.UnknownRunbookError, match=r"36-count-amis.ipynb is not in the manifest"):
@@ -160,7 +162,7 @@ def edited(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     return shelf
 
 
-def test_a_run_of_a_modified_notebook_has_the_defaults_of_the_manifest_and_says_that_it_is_modified(
+def test_a_run_of_a_modified_notebook_has_the_defaults_of_the_manifest_and_is_marked(
     edited: Shelf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["try-this"]) == 0

@@ -1,4 +1,4 @@
-"""The demo account has what its description says, and the rows of the tables match it."""
+"""The demo account has the described resources, and the rows of the tables match it."""
 
 from __future__ import annotations
 

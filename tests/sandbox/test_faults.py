@@ -35,7 +35,7 @@ def test_a_rule_applies_to_the_nth_calls(aws: SandboxClients) -> None:
     assert (rule.matched, rule.applied) == (4, 2)
 
 
-def test_with_an_error_before_the_operation_does_not_run(aws: SandboxClients) -> None:
+def test_an_error_rule_prevents_the_operation(aws: SandboxClients) -> None:
     aws.sandbox.faults.add({"op": "s3:CreateBucket", "do": "error", "code": "SlowDown", "http": 503})
     with refused("SlowDown"):
         aws.bucket()

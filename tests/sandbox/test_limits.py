@@ -30,7 +30,7 @@ def limited_sandbox() -> Iterator[SandboxClients]:
 
 @pytest.fixture
 def aws(limited_sandbox: SandboxClients) -> Iterator[SandboxClients]:
-    """A sandbox with limits, in which time passes only when a test says so."""
+    """A sandbox with limits, whose clock moves only when a test advances it."""
     limited_sandbox.sandbox.reset()
     limited_sandbox.sandbox.state.clock = Clock(0)
     yield limited_sandbox

@@ -38,7 +38,7 @@ def test_a_row_lists_what_is_refused(operation: str, texts: list[str]) -> None:
     assert [text for text in texts if text not in row(operation)] == []
 
 
-def test_the_page_says_which_lists_are_shorter_than_on_aws() -> None:
+def test_the_page_names_the_lists_that_are_shorter_than_on_aws() -> None:
     shorter = PAGE.read_text(encoding="utf-8").partition("shorter than on AWS")[2].partition("## ")[0]
     names = [
         "ListServiceQuotas",
@@ -57,7 +57,7 @@ def test_every_operation_on_images_and_snapshots_has_a_row() -> None:
     assert [name for name in names if not row(name)] == []
 
 
-def test_what_shared_functions_refuse_is_found_too() -> None:
+def test_refusals_in_shared_functions_are_found_too() -> None:
     assert "the member … of Placement of ec2:RunInstances" in refused_values(
         OPERATIONS["ec2", "RunInstances"]
     )

@@ -188,7 +188,7 @@ def test_all_waiters_of_botocore_succeed_at_speed_1() -> None:
 
 
 @pytest.mark.parametrize(("service", "name"), sorted(set(waiters(emulated=False))))
-def test_a_waiter_of_an_operation_that_is_not_emulated_says_so(service: str, name: str) -> None:
+def test_a_waiter_of_an_operation_that_is_not_emulated_fails(service: str, name: str) -> None:
     """Such a waiter must fail at once: an error of AWS could mean success to it."""
     model = botocore.session.get_session().get_waiter_model(service).get_waiter(name)
     expected = {str(acceptor.expected) for acceptor in model.acceptors if acceptor.matcher == "error"}

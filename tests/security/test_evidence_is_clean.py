@@ -145,7 +145,7 @@ def holds(content: bytes) -> list[str]:
 
 
 def leaks(*roots: Path) -> dict[str, list[str]]:
-    """Return every file, name and link below these folders that holds a secret."""
+    """Return every file, name and link below these folders that contains a secret."""
     found = {}
     for root in roots:
         for folder, folders, names in os.walk(root):

@@ -1,4 +1,4 @@
-"""Real AWS is never touched by a test."""
+"""No test connects to real AWS."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_this_machine_is_local(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "0.0.0.1", "::2", "localhost.example.org", "example.org"])
-def test_another_machine_is_not(host: str) -> None:
+def test_another_machine_is_not_local(host: str) -> None:
     assert not is_local((host, 80))
 
 

@@ -62,7 +62,7 @@ def test_a_parameter_that_cannot_be_right_is_refused_before_any_call(
 
 
 @pytest.mark.parametrize("word", EVIL)
-def test_an_image_that_is_named_like_an_option_or_a_command_is_only_a_name(here: Path, word: str) -> None:
+def test_an_image_named_like_an_option_or_a_command_is_only_a_name(here: Path, word: str) -> None:
     with pytest.raises(errors.VmsnixError):
         plan(image=word)
     assert not (here / "owned").exists()
@@ -114,7 +114,7 @@ def test_a_runbook_is_a_name_and_no_path(here: Path, word: str, capsys: pytest.C
     assert not (here / "owned").exists()
 
 
-def test_a_page_shows_words_from_outside_as_words(here: Path) -> None:
+def test_a_page_shows_text_from_outside_as_text(here: Path) -> None:
     image = make_sample_image(here / "<script>alert(1)<" / "script>")
     with sandbox(speed=1000) as aws:
         aws.prepare()

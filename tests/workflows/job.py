@@ -26,7 +26,7 @@ def workflow(name: str) -> dict[Any, Any]:
 class Job:
     """A job that runs in a folder.
 
-    `context` holds what expressions may ask for: ``vars``, ``matrix``, ``inputs``.
+    `context` has the contexts of expressions: ``vars``, ``matrix``, ``inputs``.
     """
 
     described: dict[str, Any]
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def summary(self) -> str:
-        """What stands on the job's summary page."""
+        """The text of the job's summary page."""
         path = self.folder / "summary.md"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -61,7 +61,7 @@ class Job:
         return dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
 
     def truth(self, text: str) -> bool:
-        """Return what an ``if`` says."""
+        """Return whether the condition of an ``if`` is true."""
         condition = EXPRESSION.sub(r"\1", text)
         if condition == "always()":
             return True
@@ -112,6 +112,6 @@ class Job:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's variables without any that speak of AWS, GitHub or vmsnix."""
+    """Return this process's variables without those of AWS, GitHub and vmsnix."""
     foreign = ("AWS_", "GITHUB_", "VMSNIX_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}

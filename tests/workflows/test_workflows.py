@@ -1,4 +1,4 @@
-"""The workflows that people copy: pinned, least in rights, and every command of theirs run here."""
+"""The workflows that people copy: pinned, with the least permissions, and every command is run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
 # As they are written
 
 
-def test_these_are_all_workflows() -> None:
+def test_all_workflows_are_tested() -> None:
     assert {path.name for path in WORKFLOWS.iterdir()} == set(NAMES)
 
 
@@ -67,7 +67,7 @@ def test_zizmor_would_find_something(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schema", ["github-workflows", "dependabot"])
-def test_they_are_what_github_expects(schema: str) -> None:
+def test_the_workflows_match_the_schemas_of_github(schema: str) -> None:
     files = [
         str(path)
         for path in (
@@ -109,7 +109,7 @@ def test_pull_requests_get_no_credentials() -> None:
         assert "pull_request_target" not in workflow(name)["on"]
 
 
-def test_evidence_is_kept_whatever_becomes_of_the_run() -> None:
+def test_evidence_is_uploaded_after_failed_runs_too() -> None:
     for _, job in jobs():
         (upload,) = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
         assert upload["if"] == "${{ always() }}"
@@ -209,7 +209,7 @@ def test_a_dry_run_by_hand_publishes_nothing(nix: Path, checkout: Path, aws: Any
 
 
 @pytest.mark.long(seconds=15)
-def test_audit_looks_and_reports(checkout: Path, aws: Any) -> None:
+def test_audit_scans_and_writes_a_report(checkout: Path, aws: Any) -> None:
     job = job_of("audit.yml", checkout, aws)
     assert job.run() == 0, job.printed
     assert "audit-inventory: done" in job.summary

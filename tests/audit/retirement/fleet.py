@@ -197,6 +197,6 @@ def fleet(fleet_sandbox: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def why(plan: retirement.RetirementPlan, resource_id: str) -> str:
-    """Return what a plan says of one AMI or snapshot: its action and its reasons."""
+    """Return the action and the reasons of a plan for one AMI or snapshot."""
     (one,) = [one for one in plan.decisions if one.resource_id == resource_id]
     return f"{one.action}: {'; '.join(one.reasons)}"

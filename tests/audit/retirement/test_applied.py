@@ -1,4 +1,4 @@
-"""Retire, delete and restore AMIs in the sandbox, and check what is recorded of it."""
+"""Retire, delete and restore AMIs in the sandbox, and check what is recorded."""
 
 from __future__ import annotations
 

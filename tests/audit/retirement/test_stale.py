@@ -160,7 +160,7 @@ def test_the_usage_of_an_orphan_is_read_again_right_before_it_is_changed(
 
 
 def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
-    """Let something happen after a plan was checked, before anything of it is done."""
+    """Run a function after a plan was checked, before its first action."""
     check = _plan._check_current
 
     def check_then_change(plan: retirement.RetirementPlan) -> Any:

@@ -95,7 +95,7 @@ def known(path: Path, **other: Any) -> dict[int, str]:
         one.close()
 
 
-def test_a_journal_contains_what_was_read(written):
+def test_a_journal_contains_the_blocks_that_were_read(written):
     assert known(written) == BLOCKS
 
 

@@ -151,7 +151,7 @@ def test_throttling_beyond_the_budget_reports_the_ceiling_and_keeps_the_blocks(a
         ({"code": "ThrottlingException"}, "PutSnapshotBlock requests per account in this region"),
     ],
 )
-def test_a_throttled_upload_says_which_limit_was_reached(aws, upload, fault, text):
+def test_a_throttled_upload_names_the_limit(aws, upload, fault, text):
     aws.faults.add({"op": PUT, "do": "error", **THROTTLED, **fault})
     with pytest.raises(BlockRefusedError) as caught:
         upload.run(TransferConfig(2, 8, budget_seconds=0.5))

@@ -108,7 +108,7 @@ def kill_after_some_blocks(upload: Upload, aws, blocks_put: int) -> None:
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long(seconds=200))])
 @pytest.mark.long(seconds=25)
 def test_killed_at_random_points_and_resumed(aws, image, tmp_path, kills):
-    """Every round uploads other bytes, is killed once somewhere, and is run again."""
+    """Every round uploads other bytes, is killed once at a random point, and is run again."""
     chance = random.Random(os.environ.get("PYTEST_RANDOM_SEED", "blocks"))
     aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "delay", "seconds": 0.05})
     expected: dict[str, bytes] = {}

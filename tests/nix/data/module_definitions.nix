@@ -1,10 +1,10 @@
-# What a NixOS module declares and defines, told without nixpkgs.
+# The declarations and definitions of a NixOS module, found without nixpkgs.
 #
-# Called with the tree of known options (names nested, "$type" at an option's node, one key in angle brackets
-# where any name may stand) and the module's file. The module is called with stand-ins: a `lib` whose
-# functions only record what was asked for, a `config` in which every option has the emptiest value of its
-# type, and a `pkgs` of which hardly anything is looked at. Conditions are not decided: what stands behind a
-# mkIf is always told. A function that is missing here shows as "attribute ... missing": add it below.
+# Arguments: the tree of known options (nested names, "$type" at the node of an option, a key in angle brackets
+# for any name) and the file of the module. The module gets replacements: a `lib` whose functions only record
+# their arguments, a `config` in which every option has the emptiest value of its type, and a `pkgs` that is
+# hardly evaluated. Conditions are not evaluated: the definitions in a mkIf are always returned. If a function
+# is missing here, the error is "attribute ... missing": add it below.
 {
   tree,
   file,
@@ -180,7 +180,7 @@ let
     else
       concatMap (name: declarations (path ++ [ name ]) option.${name}) (attrNames option);
 
-  # A value as plain data; what cannot be told is named by its kind.
+  # A value as plain data; a value that is not data is replaced by the name of its kind.
   plain =
     value:
     if isList value then

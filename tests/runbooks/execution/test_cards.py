@@ -142,7 +142,7 @@ def test_other_errors_keep_the_traceback_of_ipython(outputs: dict[str, list[Any]
     assert "Traceback" in "".join(error.traceback)
 
 
-def test_an_interrupt_says_what_is_done_and_how_to_continue(outputs: dict[str, list[Any]]) -> None:
+def test_an_interrupt_reports_what_is_done_and_how_to_continue(outputs: dict[str, list[Any]]) -> None:
     card, error = card_of(outputs["interrupt"]), error_of(outputs["interrupt"])
     assert card[cards.ERROR]["what"] == "The cell was interrupted."
     assert card[cards.ERROR]["why"] == "Done: verify. Not finished: import (3 of 10 items)."
@@ -179,7 +179,7 @@ def test_the_head_does_not_wait_long_for_an_answer(monkeypatch: pytest.MonkeyPat
     wait_until(lambda: "AWS account" not in {thread.name for thread in threading.enumerate()}, "the request")
 
 
-def test_the_head_says_that_there_are_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_shows_that_there_are_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     where = cards.read_where({}, seconds=DEADLINE)
     assert str(where).startswith("AWS: account unknown, region ")

@@ -150,7 +150,7 @@ def test_the_last_retry_decides(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["wrong", "cancelled"])
-def test_usage_errors_and_interrupts_are_not_tried_again(worker: Worker, outcome: str) -> None:
+def test_usage_errors_and_interrupts_are_not_retried(worker: Worker, outcome: str) -> None:
     worker.outcomes = [outcome]
     assert worker.start(retries=3)["state"] in ("failed", "cancelled")
     assert len(worker.ran) == 1

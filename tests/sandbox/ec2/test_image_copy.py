@@ -47,7 +47,7 @@ def test_a_copy_boots_as_its_source_does(aws: SandboxClients) -> None:
     assert copied["SourceImageRegion"] == "us-east-1"
 
 
-def test_tags_are_copied_only_when_asked(aws: SandboxClients) -> None:
+def test_tags_are_copied_only_on_request(aws: SandboxClients) -> None:
     tags = [{"Key": "Name", "Value": "node"}]
     source = aws.image(TagSpecifications=[{"ResourceType": "image", "Tags": tags}])
     assert "Tags" not in aws.describe(copy(aws, source, Name="plain"), OTHER)
@@ -130,7 +130,7 @@ def test_twenty_snapshots_are_copied_to_a_region_at_once(aws: SandboxClients) ->
 
 
 @pytest.mark.parametrize("minutes", [10, 14, 20, 2895])
-def test_a_completion_duration_goes_in_steps_of_15_minutes(aws: SandboxClients, minutes: int) -> None:
+def test_a_completion_duration_is_a_multiple_of_15_minutes(aws: SandboxClients, minutes: int) -> None:
     with refused("InvalidParameterValue"):
         copy(aws, aws.image(), SnapshotCopyCompletionDurationMinutes=minutes)
 

@@ -158,7 +158,7 @@ def test_policies_of_aws_are_listed_and_read(aws: SandboxClients) -> None:
     assert version["Document"]["Statement"][0]["Action"][0] == "s3:Get*"
 
 
-def test_what_is_unknown_of_aws_policies_is_not_emulated(aws: SandboxClients) -> None:
+def test_unknown_policies_of_aws_are_refused_as_not_emulated(aws: SandboxClients) -> None:
     make_role(aws)
     other, reader = AWS_POLICY.format("ReadOnlyAccess"), AWS_POLICY.format("AmazonS3ReadOnlyAccess")
     for call in (

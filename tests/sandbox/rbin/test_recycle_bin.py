@@ -85,7 +85,7 @@ def test_a_deleted_snapshot_is_kept_and_restored(aws: SandboxClients) -> None:
     assert shared["CreateVolumePermissions"] == [{"UserId": "111122223333"}]
 
 
-def test_what_was_kept_long_enough_is_gone(aws: SandboxClients) -> None:
+def test_resources_are_deleted_after_the_retention_period(aws: SandboxClients) -> None:
     rule(aws, 3)
     snapshot_id = aws.snapshot()
     aws.ec2.delete_snapshot(SnapshotId=snapshot_id)
@@ -97,7 +97,7 @@ def test_what_was_kept_long_enough_is_gone(aws: SandboxClients) -> None:
         aws.ec2.restore_snapshot_from_recycle_bin(SnapshotId=snapshot_id)
 
 
-def test_on_a_fast_clock_the_bin_still_keeps_for_minutes(aws: SandboxClients) -> None:
+def test_a_fast_clock_keeps_recycled_resources_for_minutes(aws: SandboxClients) -> None:
     rule(aws, 1)
     aws.sandbox.clock.speed = 10_000_000
     snapshot_id = aws.snapshot()

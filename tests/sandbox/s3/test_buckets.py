@@ -265,7 +265,7 @@ def test_a_document_with_an_unknown_word_is_malformed(aws: SandboxClients, path:
     assert (status, b"<Code>MalformedXML</Code>" in answer) == (400, True)
 
 
-def test_a_requester_pays_only_if_it_says_so(aws: SandboxClients) -> None:
+def test_a_requester_pays_only_with_the_parameter(aws: SandboxClients) -> None:
     aws.s3.put_object(Bucket=aws.bucket(), Key="k", Body=b"x")
     assert aws.s3.get_bucket_request_payment(Bucket="images")["Payer"] == "BucketOwner"
     requester = {"Payer": "Requester"}

@@ -129,7 +129,9 @@ def test_a_form_chooses_its_answer(aws: SandboxClients, client: Any) -> None:
         (["starts-with", "$key", ""], "Extra input fields: x-amz-meta-a"),
     ],
 )
-def test_a_policy_must_hold(aws: SandboxClients, client: Any, condition: Any, text: str) -> None:
+def test_a_form_that_violates_its_policy_is_refused(
+    aws: SandboxClients, client: Any, condition: Any, text: str
+) -> None:
     presigned = client.generate_presigned_post(
         "images", "k", Fields={"x-amz-meta-a": "1"}, Conditions=[condition]
     )

@@ -294,7 +294,7 @@ def test_an_email_address_is_subscribed_when_it_confirms(aws: SandboxClients) ->
         sns.get_subscription_attributes(SubscriptionArn=pending)
 
 
-def test_a_subscription_that_nobody_confirms_ends_after_two_days(aws: SandboxClients) -> None:
+def test_an_unconfirmed_subscription_is_deleted_after_two_days(aws: SandboxClients) -> None:
     sns, arn = aws.client("sns"), topic(aws)
     sns.subscribe(TopicArn=arn, Protocol="https", Endpoint="https://example.org/images")
     sent = token(aws)

@@ -53,7 +53,7 @@ def test_the_fast_crc_is_that_of_the_table(algorithm: str, length: int) -> None:
     assert _folding_crc(algorithm)(data, 77) == _table_crc(algorithm)(data, 77)
 
 
-def test_several_at_once() -> None:
+def test_several_digests_are_computed_at_once() -> None:
     digests = Digests({"md5", "sha256", "crc32"})
     digests.update(memoryview(b"123456"))
     digests.update(memoryview(b"789"))
