@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnix_ops.boot.console import KEPT_BYTES, LONGEST_LINE, Console, clean
+from vmsnix_ops.boot.console import KEPT_BYTES, LONGEST_LINE, BootConsole, clean
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,14 +29,14 @@ LOGIN = re.compile(r"login:")
     ],
 )
 def test_failure_messages_are_recognized(tmp_path: Path, text: str, meaning: str) -> None:
-    with Console(tmp_path / "log", LOGIN) as console:
+    with BootConsole(tmp_path / "log", LOGIN) as console:
         found = console.feed(text.encode())
     assert found is not None
     assert (found.kind, found.meaning) == ("failed", meaning)
 
 
 def test_text_after_the_match_is_saved(tmp_path: Path) -> None:
-    with Console(tmp_path / "log", LOGIN) as console:
+    with BootConsole(tmp_path / "log", LOGIN) as console:
         found = console.feed(b"Kernel panic - not syncing: x\nCall Trace:\n---[ end Kernel panic ]---\nmore")
         assert found is not None
         assert found.line == "Kernel panic - not syncing: x"
@@ -45,7 +45,7 @@ def test_text_after_the_match_is_saved(tmp_path: Path) -> None:
 
 def test_a_prompt_without_a_line_end_is_found_in_any_pieces(tmp_path: Path) -> None:
     pieces = ["\x1b[0;1mhost ", "lo", "gin", ": "]
-    with Console(tmp_path / "log", LOGIN) as console:
+    with BootConsole(tmp_path / "log", LOGIN) as console:
         found = [console.feed(piece.encode()) for piece in pieces]
     assert found[:3] == [None, None, None]
     assert found[3] is not None
@@ -57,13 +57,13 @@ def test_the_expected_line_is_found_in_any_pieces_of_any_output(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes, size: int
 ) -> None:
     data = noise + b"\x1b\\\nhost login: "
-    with Console(tmp_path_factory.getbasetemp() / "any.log", LOGIN) as console:
+    with BootConsole(tmp_path_factory.getbasetemp() / "any.log", LOGIN) as console:
         found = [console.feed(data[start : start + size]) for start in range(0, len(data), size)]
     assert any(one is not None and one.kind == "expected" for one in found)
 
 
 def test_a_console_has_a_maximum_size_in_memory_and_on_disk(tmp_path: Path) -> None:
-    with Console(tmp_path / "log", LOGIN) as console:
+    with BootConsole(tmp_path / "log", LOGIN) as console:
         tracemalloc.start()
         for _ in range(400):
             console.feed(b"y" * 65_536)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnix_ops.boot import metadata
-from vmsnix_ops.boot.metadata import Answer, Request, answer, serve
+from vmsnix_ops.boot.metadata import MetadataRequest, MetadataResponse, answer, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,12 +29,14 @@ TTL = "x-aws-ec2-metadata-token-ttl-seconds"
 
 
 def token(now: float = 1000.0, seconds: str = "60") -> str:
-    return answer(Request("PUT", "/latest/api/token", {TTL: seconds}), PAGES, SECRET, now).body.decode()
+    return answer(
+        MetadataRequest("PUT", "/latest/api/token", {TTL: seconds}), PAGES, SECRET, now
+    ).body.decode()
 
 
-def get(path: str, now: float = 1001.0, **headers: str) -> Answer:
+def get(path: str, now: float = 1001.0, **headers: str) -> MetadataResponse:
     sent = {"x-aws-ec2-metadata-token": token(), **headers}
-    return answer(Request("GET", path, sent), PAGES, SECRET, now)
+    return answer(MetadataRequest("GET", path, sent), PAGES, SECRET, now)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_an_unknown_path_is_not_found(path: str) -> None:
 
 @pytest.mark.parametrize("sent", ["", "60-00", "x", "é", token(seconds="1") + "0"])
 def test_a_request_without_a_valid_token_is_refused(sent: str) -> None:
-    request = Request("GET", "/latest/user-data", {"x-aws-ec2-metadata-token": sent} if sent else {})
+    request = MetadataRequest("GET", "/latest/user-data", {"x-aws-ec2-metadata-token": sent} if sent else {})
     assert answer(request, PAGES, SECRET, 1000.5).status == 401
 
 
@@ -72,17 +74,17 @@ def test_a_token_expires() -> None:
 
 @pytest.mark.parametrize("seconds", ["", "0", "21601", "-1", "many", "1.5"])
 def test_a_token_needs_a_valid_lifetime(seconds: str) -> None:
-    assert answer(Request("PUT", "/latest/api/token", {TTL: seconds}), PAGES, SECRET, 0).status == 400
+    assert answer(MetadataRequest("PUT", "/latest/api/token", {TTL: seconds}), PAGES, SECRET, 0).status == 400
 
 
 def test_a_forwarded_token_request_is_refused() -> None:
     headers = {TTL: "60", "x-forwarded-for": "10.0.0.1"}
-    assert answer(Request("PUT", "/latest/api/token", headers), PAGES, SECRET, 0).status == 403
+    assert answer(MetadataRequest("PUT", "/latest/api/token", headers), PAGES, SECRET, 0).status == 403
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/latest/user-data"), ("PUT", "/latest/user-data")])
 def test_writes_are_refused(method: str, path: str) -> None:
-    assert answer(Request(method, path, {TTL: "60"}), PAGES, SECRET, 0).status == 405
+    assert answer(MetadataRequest(method, path, {TTL: "60"}), PAGES, SECRET, 0).status == 405
 
 
 def test_the_program_answers_several_requests_and_logs_them(tmp_path: Path) -> None:

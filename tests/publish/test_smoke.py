@@ -247,7 +247,7 @@ def test_ctrl_c_during_the_termination_requests_it_again(
 def test_a_second_ctrl_c_during_the_clean_up_terminates_the_instance(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
-    """The first one comes during the wait for the checks, the second one before the call TerminateInstances."""
+    """The first one comes during the wait for the checks, the second one before TerminateInstances."""
     monkeypatch.setattr(instances, "wait_checks", interrupted)
     hit: set[str] = set()
     calls = {name: getattr(instances, name) for name in ("read_console", "terminate_instances")}

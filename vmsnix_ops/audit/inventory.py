@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.region import RegionState
     from vmsnix_ops.aws.accounts import MemberAccount
-    from vmsnix_ops.aws.buckets import Leftover
+    from vmsnix_ops.aws.buckets import BucketItem
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.imports import ImportTask
     from vmsnix_ops.aws.snapshots import Snapshot
@@ -838,7 +838,7 @@ def add_imports(columns: InventoryColumns, found: Iterable[ImportTask]) -> None:
         )
 
 
-def add_leftovers(columns: InventoryColumns, bucket: str, found: Iterable[Leftover]) -> None:
+def add_leftovers(columns: InventoryColumns, bucket: str, found: Iterable[BucketItem]) -> None:
     """Add objects and multipart uploads that publishing left in a bucket."""
     for one in found:
         columns.add(

@@ -423,12 +423,12 @@ def missing_bucket(bucket: str) -> errors.BucketError:
     )
 
 
-# Leftovers of uploads: objects that no import needs, and unfinished multipart uploads.
+# Lists of objects and unfinished multipart uploads, to find leftovers of publishes
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
-    """An object or unfinished upload that costs money."""
+class BucketItem:
+    """An object or an unfinished multipart upload."""
 
     kind: str  # "object" or "multipart-upload"
     id: str  # its key, or the upload's ID
@@ -444,21 +444,21 @@ def bucket_region(s3: S3Client, bucket: str) -> str:
 
 
 @needs("s3:ListBucket")
-def list_objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+def list_objects(s3: S3Client, bucket: str, prefix: str) -> Iterator[BucketItem]:
     """Yield the objects below a prefix."""
     for page in read_listing(s3.list_objects_v2, ("ContinuationToken",), Bucket=bucket, Prefix=prefix):
         for one in page.get("Contents") or ():
-            yield Leftover("object", one["Key"], one["Key"], one["LastModified"], one["Size"])
+            yield BucketItem("object", one["Key"], one["Key"], one["LastModified"], one["Size"])
 
 
 @needs("s3:ListBucketMultipartUploads", "s3:ListMultipartUploadParts")
-def list_multipart_uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[Leftover]:
+def list_multipart_uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[BucketItem]:
     """Yield the unfinished multipart uploads below a prefix, with the bytes of their parts."""
     markers = ("KeyMarker", "UploadIdMarker")
     for page in read_listing(s3.list_multipart_uploads, markers, Bucket=bucket, Prefix=prefix):
         for one in page.get("Uploads") or ():
             size = _part_bytes(s3, bucket, one["Key"], one["UploadId"])
-            yield Leftover("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], size)
+            yield BucketItem("multipart-upload", one["UploadId"], one["Key"], one["Initiated"], size)
 
 
 def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:

@@ -54,7 +54,7 @@ class ConsoleMatch:
     meaning: str = ""
 
 
-class Console:
+class BootConsole:
     """Saves the console, and searches it for the expected line and for failures.
 
     Parameters

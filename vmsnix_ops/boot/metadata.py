@@ -33,7 +33,7 @@ NOT_FOUND = b"404 - Not Found"
 _VERSION = re.compile(r"latest|1\.0|\d{4}-\d\d-\d\d")
 
 
-class Request(NamedTuple):
+class MetadataRequest(NamedTuple):
     """A request; the names of its headers are in lower case."""
 
     method: str
@@ -41,7 +41,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
 
 
-class Answer(NamedTuple):
+class MetadataResponse(NamedTuple):
     """An answer."""
 
     status: int
@@ -59,7 +59,7 @@ REASONS = {
 }
 
 
-def answer(request: Request, pages: Mapping[str, str], secret: bytes, now: float) -> Answer:
+def answer(request: MetadataRequest, pages: Mapping[str, str], secret: bytes, now: float) -> MetadataResponse:
     """Return EC2's answer to a request.
 
     Parameters
@@ -78,30 +78,30 @@ def answer(request: Request, pages: Mapping[str, str], secret: bytes, now: float
     if request.method == "PUT":
         return _token(path, request.headers, secret, now)
     if request.method not in ("GET", "HEAD"):
-        return Answer(405, b"")
+        return MetadataResponse(405, b"")
     if not _valid(request.headers.get("x-aws-ec2-metadata-token", ""), secret, now):
-        return Answer(401, b"401 - Unauthorized")
+        return MetadataResponse(401, b"401 - Unauthorized")
     if not path:
-        return Answer(200, "\n".join(VERSIONS).encode())
+        return MetadataResponse(200, "\n".join(VERSIONS).encode())
     version, _, rest = path.partition("/")
     if not _VERSION.fullmatch(version):
-        return Answer(404, NOT_FOUND)
+        return MetadataResponse(404, NOT_FOUND)
     if rest in pages:
-        return Answer(200, pages[rest].encode())
+        return MetadataResponse(200, pages[rest].encode())
     names = _listing(rest, pages)
-    return Answer(200, "\n".join(names).encode()) if names else Answer(404, NOT_FOUND)
+    return MetadataResponse(200, "\n".join(names).encode()) if names else MetadataResponse(404, NOT_FOUND)
 
 
-def _token(path: str, headers: Mapping[str, str], secret: bytes, now: float) -> Answer:
+def _token(path: str, headers: Mapping[str, str], secret: bytes, now: float) -> MetadataResponse:
     if path != "latest/api/token":
-        return Answer(405, b"")
+        return MetadataResponse(405, b"")
     if "x-forwarded-for" in headers:  # EC2 refuses requests that a proxy forwards
-        return Answer(403, b"")
+        return MetadataResponse(403, b"")
     wanted = headers.get("x-aws-ec2-metadata-token-ttl-seconds", "")
     if not wanted.isdecimal() or not 1 <= int(wanted) <= LONGEST_SESSION:
-        return Answer(400, b"")
+        return MetadataResponse(400, b"")
     token = _signed(int(now) + int(wanted), secret)
-    return Answer(200, token.encode(), {"x-aws-ec2-metadata-token-ttl-seconds": wanted})
+    return MetadataResponse(200, token.encode(), {"x-aws-ec2-metadata-token-ttl-seconds": wanted})
 
 
 def _signed(until: int, secret: bytes) -> str:
@@ -146,7 +146,7 @@ def serve(
             return
 
 
-def _read(incoming: IO[bytes]) -> Request | None:
+def _read(incoming: IO[bytes]) -> MetadataRequest | None:
     """Return the next request, or ``None`` at the end or if it is not HTTP."""
     words = incoming.readline(LONGEST_LINE).decode("latin-1").split()
     if len(words) < 2:
@@ -160,7 +160,7 @@ def _read(incoming: IO[bytes]) -> Request | None:
     length = headers.get("content-length", "0")
     if length.isdecimal():
         incoming.read(min(int(length), LONGEST_LINE))
-    return Request(words[0], words[1], headers)
+    return MetadataRequest(words[0], words[1], headers)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING
 
 from vmsnix_ops import files
 from vmsnix_ops.boot import machine as boot_machine
-from vmsnix_ops.boot.console import Console, ConsoleMatch
+from vmsnix_ops.boot.console import BootConsole, ConsoleMatch
 from vmsnix_ops.boot.machine import Accelerator, Hardware, find_hardware
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.qemu import temporary_folder
@@ -168,7 +168,7 @@ def _attempt(guest: _Guest, hardware: Hardware) -> SuccessfulBoot:
             hardware, overlay, metadata, memory_mib=guest.memory_mib, cores=guest.cores, folder=place
         )
         files.make_folder(guest.console.parent)
-        with Console(guest.console, guest.expect) as console, _running(command, seconds) as machine:
+        with BootConsole(guest.console, guest.expect) as console, _running(command, seconds) as machine:
             started = time.monotonic()
             found = _read_console(machine.stdout, console, started + seconds)  # type: ignore[arg-type]  # a pipe
             took = time.monotonic() - started
@@ -268,7 +268,7 @@ def _running(command: list[str], seconds: float) -> Iterator[subprocess.Popen[by
                     machine.kill()
 
 
-def _read_console(output: IO[bytes], console: Console, until: float) -> ConsoleMatch | None:
+def _read_console(output: IO[bytes], console: BootConsole, until: float) -> ConsoleMatch | None:
     """Read until a match, the end of the output or the deadline; after a failure until the output pauses."""
     found: ConsoleMatch | None = None
     silence = float("inf")
@@ -291,7 +291,7 @@ def _failure(
     guest: _Guest,
     found: ConsoleMatch | None,
     machine: subprocess.Popen[bytes],
-    console: Console,
+    console: BootConsole,
     seconds: float,
 ) -> BootFailedError:
     """Return the error for a failure on the console, a stopped machine, or a missed deadline."""

@@ -71,7 +71,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ChannelEntry:
     """One value of a channel; the fields are `COLUMNS`."""
 
     region: str
@@ -103,7 +103,7 @@ def count_instances(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
     return counted
 
 
-def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[Entry, ...]:
+def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[ChannelEntry, ...]:
     """Return the values in a parameter's history, oldest first; empty if there is no such parameter."""
     versions = parameters.read_history(ssm, parameter)
     ids = [version.value for version in versions if version.value.startswith("ami-")]
@@ -118,7 +118,7 @@ def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[Entry, ...]
         deprecated = ami is not None and ami.deprecated_at is not None and ami.deprecated_at <= now
         state = "gone" if ami is None else "deprecated" if deprecated else ami.state
         found.append(
-            Entry(
+            ChannelEntry(
                 region=ec2.meta.region_name,
                 version=version.version,
                 ami_id=version.value,
@@ -137,7 +137,7 @@ def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[Entry, ...]
     return tuple(found)
 
 
-def frame(regions: Iterable[Iterable[Entry]], unread: Mapping[str, str] | None = None) -> pd.DataFrame:
+def frame(regions: Iterable[Iterable[ChannelEntry]], unread: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Return entries as a frame with the columns `COLUMNS`, the newest of each region first.
 
     `unread` contains the reason for each region that could not be read; it has a row in the frame, too.

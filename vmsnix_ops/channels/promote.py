@@ -512,7 +512,7 @@ def _apply_region(
     return rows
 
 
-def _apply_step(step: steps.Step, context: steps.PromotionContext, row: RegionStep) -> RegionStep:
+def _apply_step(step: steps.PromotionStep, context: steps.PromotionContext, row: RegionStep) -> RegionStep:
     state = step.check(context)
     if state.done:
         return replace(row, outcome=step.existing, what=state.what)

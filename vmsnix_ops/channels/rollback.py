@@ -23,7 +23,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, check_regions, enabled_regions
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import plans, records
-from vmsnix_ops.channels.history import Entry, Note, entries, frame
+from vmsnix_ops.channels.history import ChannelEntry, Note, entries, frame
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import ONE_OF_MANY, check_home
@@ -59,14 +59,14 @@ class RollbackTarget:
     """The plan for one region."""
 
     region: str
-    entries: tuple[Entry, ...] = ()  # the values of the channel, oldest first
+    entries: tuple[ChannelEntry, ...] = ()  # the values of the channel, oldest first
     target: Ami | None = None  # the AMI that the channel will contain; `None` if there is none
     problem: errors.VmsnixError | None = field(default=None, compare=False)  # why the channel cannot be set
     ec2: EC2Client = field(kw_only=True, repr=False, compare=False)
     ssm: SSMClient = field(kw_only=True, repr=False, compare=False)
 
     @property
-    def current(self) -> Entry | None:
+    def current(self) -> ChannelEntry | None:
         """The current value of the channel."""
         return self.entries[-1] if self.entries else None
 
@@ -123,7 +123,7 @@ def _choose_in_region(target: RollbackTarget, to: str, digests: set[str], accoun
         return replace(target, problem=error)
 
 
-def _chosen_entry(target: RollbackTarget, to: str, digests: set[str]) -> Entry:
+def _chosen_entry(target: RollbackTarget, to: str, digests: set[str]) -> ChannelEntry:
     """Return the value to return to."""
     known, current, before = target.entries, target.entries[-1], target.rolled_back_from
     if to:
@@ -148,7 +148,7 @@ def _chosen_entry(target: RollbackTarget, to: str, digests: set[str]) -> Entry:
     return found[-1]
 
 
-def _choices(known: tuple[Entry, ...], *refused: str) -> str:
+def _choices(known: tuple[ChannelEntry, ...], *refused: str) -> str:
     """Return an instruction with the AMIs that `to` could name."""
     excluded = {known[-1].ami_id, *refused}
     names = dict.fromkeys(e.name for e in reversed(known) if e.usable and e.ami_id not in excluded)
@@ -472,7 +472,7 @@ def _roll_back(plan: RollbackPlan, target: RollbackTarget) -> list[RegionStep]:
 
 
 def _set_channel(
-    plan: RollbackPlan, target: RollbackTarget, row: RegionStep, current: Entry, ami: Ami
+    plan: RollbackPlan, target: RollbackTarget, row: RegionStep, current: ChannelEntry, ami: Ami
 ) -> tuple[RegionStep, parameters.OverwrittenValue | None]:
     started, overwritten = time.monotonic(), None
     try:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.channels.history import Note
     from vmsnix_ops.outcomes import StepOutcome
-    from vmsnix_ops.progress import Step as ProgressStep
+    from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.home import HomeRegion
 
 
@@ -137,7 +137,7 @@ class PromotionContext:
     # The channel's value when the plan was made; `None` until it is read.
     expected: parameters.ExpectedValue | None = None
     written: parameters.ChannelWrite | None = None
-    progress: ProgressStep | None = None
+    progress: Step | None = None
     check_interrupt: Callable[[], None] = lambda: None  # raises after an interrupt
 
     @property
@@ -158,7 +158,7 @@ class PromotionContext:
             date = ami.deprecated_at
             found[Deprecate.name] = f"{date:%Y-%m-%d %H:%M}" if date else ""
             if not self.is_home:
-                found[Copy.name] = ami.ami_id
+                found[CopyStep.name] = ami.ami_id
             if self.request.protected is not None:
                 found[Protect(on=self.request.protected).name] = ami.protection
         return {name: value for name, value in found.items() if value}
@@ -182,14 +182,14 @@ class PromotionContext:
 
 
 @dataclass(frozen=True, slots=True)
-class StepState:
+class StepCheck:
     """The result of a step's check: whether there is nothing to do, and what the step did or will do."""
 
     done: bool
     what: str
 
 
-class Step(ABC):
+class PromotionStep(ABC):
     """A step of a promotion. It is safe to run twice: what is already in the desired state is unchanged."""
 
     name: str  # shown in tables and recorded
@@ -198,7 +198,7 @@ class Step(ABC):
     applied: StepOutcome = "changed"
 
     @abstractmethod
-    def check(self, context: PromotionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepCheck:
         """Read the current state; change nothing. The AMI may not be copied yet."""
 
     @abstractmethod
@@ -206,14 +206,14 @@ class Step(ABC):
         """Make the change. The AMI exists in the region."""
 
 
-class Copy(Step):
+class CopyStep(PromotionStep):
     """Copies the AMI into a region other than its own. See `vmsnix_ops.aws.image_copy.copy_ami`."""
 
     name = "copy"
     existing = "reused"
     applied = "created"
 
-    def check(self, context: PromotionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepCheck:
         """Find a finished or unfinished copy, and the tags that it lacks."""
         request, source = context.request, context.request.source
         found = image_copy.find_copy(context.ec2, image_copy.ImageCopy(source, context.kms_key))
@@ -221,15 +221,15 @@ class Copy(Step):
             context.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
             missing = image_copy.missing_tags(source, found)
             if missing:
-                return StepState(False, f"add the tags {', '.join(sorted(missing))} to {found.ami_id}")
-            return StepState(True, f"{found.ami_id} exists")
+                return StepCheck(False, f"add the tags {', '.join(sorted(missing))} to {found.ami_id}")
+            return StepCheck(True, f"{found.ami_id} exists")
         if found is not None:
-            return StepState(False, f"wait for {found.ami_id} ({found.state})")
+            return StepCheck(False, f"wait for {found.ami_id} ({found.state})")
         if request.share:
             encrypted = request.source_encrypted
             sharing.check_copy_key(context.ec2, kms_key=context.kms_key, encrypted=encrypted)
         key = f", encrypted with {context.kms_key}" if context.kms_key else ""
-        return StepState(False, f"copy {source.ami_id} from {source.region}{key}")
+        return StepCheck(False, f"copy {source.ami_id} from {source.region}{key}")
 
     def apply(self, context: PromotionContext) -> None:
         """Make the copy or wait for it, and add the tags that its source has since."""
@@ -243,19 +243,19 @@ class Copy(Step):
         image_copy.copy_tags(context.ec2, source, context.ami)
 
 
-class Share(Step):
+class Share(PromotionStep):
     """Shares the AMI, and its snapshots with accounts: an account that copies the AMI needs them."""
 
     name = "share"
 
-    def check(self, context: PromotionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepCheck:
         """Find the missing permissions, and whether AWS allows a public AMI."""
         share = context.request.share
         missing, snapshots = self._missing(context)
         unchecked = self._check_public(context) if missing.public else ""
         if not missing and not snapshots:
-            return StepState(context.ami is not None, f"with {share}")
-        return StepState(False, f"with {missing or Audience(share.accounts)}{unchecked}")
+            return StepCheck(context.ami is not None, f"with {share}")
+        return StepCheck(False, f"with {missing or Audience(share.accounts)}{unchecked}")
 
     def apply(self, context: PromotionContext) -> None:
         """Share the snapshots first, so that everybody who may launch the AMI may also copy it."""
@@ -287,19 +287,19 @@ class Share(Step):
         return f" ({quota.name} {quota.found} {quota.fix})" if quota.outcome == "warn" else ""
 
 
-class Revoke(Step):
+class Revoke(PromotionStep):
     """Stops sharing the AMI and its snapshots with some accounts."""
 
     name = "revoke"
 
-    def check(self, context: PromotionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepCheck:
         """Find who still has a permission that must be removed."""
         revoke = context.request.revoke
         if context.ami is None:
-            return StepState(True, f"a new copy is not shared with {revoke}")
+            return StepCheck(True, f"a new copy is not shared with {revoke}")
         image, snapshots = self._remaining(context)
         still = sharing.parse_audience([name for one in (image, *snapshots.values()) for name in one.names()])
-        return StepState(not still, f"from {still}" if still else f"not shared with {revoke}")
+        return StepCheck(not still, f"from {still}" if still else f"not shared with {revoke}")
 
     def apply(self, context: PromotionContext) -> None:
         """Remove the permissions from the AMI, then from its snapshots."""
@@ -316,7 +316,7 @@ class Revoke(Step):
         return sharing.read_launch_permissions(ec2, context.ami_id).within(revoke), snapshots
 
 
-class Deprecate(Step):
+class Deprecate(PromotionStep):
     """Sets the deprecation date. It counts from the AMI's creation, so it is the same in every run."""
 
     name = "deprecate"
@@ -324,39 +324,39 @@ class Deprecate(Step):
     def __init__(self, date: datetime) -> None:
         self.date = date
 
-    def check(self, context: PromotionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepCheck:
         """Compare the date."""
         date = deprecation.to_the_minute(self.date)
         done = context.ami is not None and context.ami.deprecated_at == date
-        return StepState(done, f"from {date:%Y-%m-%d %H:%M} UTC")
+        return StepCheck(done, f"from {date:%Y-%m-%d %H:%M} UTC")
 
     def apply(self, context: PromotionContext) -> None:
         """Set the date."""
         deprecation.deprecate(context.ec2, context.ami_id, self.date)
 
 
-class Protect(Step):
+class Protect(PromotionStep):
     """Turns deregistration protection on or off. AWS ends a protection with a cooldown a day later."""
 
     def __init__(self, *, on: bool) -> None:
         self.on, self.name = on, "protect" if on else "unprotect"
 
-    def check(self, context: PromotionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepCheck:
         """Read the protection; a new copy has none."""
         is_on = context.ami is not None and context.ami.protection.startswith("enabled")
-        return StepState(is_on == self.on, f"deregistration protection {'on' if self.on else 'off'}")
+        return StepCheck(is_on == self.on, f"deregistration protection {'on' if self.on else 'off'}")
 
     def apply(self, context: PromotionContext) -> None:
         """Turn it on or off."""
         (deprecation.protect if self.on else deprecation.unprotect)(context.ec2, context.ami_id)
 
 
-class SetChannel(Step):
+class SetChannel(PromotionStep):
     """Sets the channel to the AMI."""
 
     name = SET_CHANNEL
 
-    def check(self, context: PromotionContext) -> StepState:
+    def check(self, context: PromotionContext) -> StepCheck:
         """Read the channel's value, and compare it with the value when the plan was made."""
         name = context.request.parameter
         found = parameters.find_parameter(context.ssm, name)
@@ -366,7 +366,7 @@ class SetChannel(Step):
         context.previous_ami_id = current.value
         if found is not None and context.ami is not None and found.value == context.ami_id:
             context.previous_ami_id, context.expected = "", current
-            return StepState(True, f"{name} already contains it")
+            return StepCheck(True, f"{name} already contains it")
         if context.expected not in (None, current):
             raise parameters.changed_since_plan(name, context.region, found)
         if context.expected is None and found is not None:
@@ -374,8 +374,8 @@ class SetChannel(Step):
         context.expected = current
         to = f"{context.ami_id or 'the copy'} ({context.request.source.name})"
         if found is None:
-            return StepState(False, f"create {name} with {to}")
-        return StepState(False, f"set {name} from {self._previous(context)} to {to}")
+            return StepCheck(False, f"create {name} with {to}")
+        return StepCheck(False, f"set {name} from {self._previous(context)} to {to}")
 
     def _previous(self, context: PromotionContext) -> str:
         """Return the current AMI; refuse one of another architecture, whose fleets could not launch ours."""
@@ -406,13 +406,13 @@ class SetChannel(Step):
         )
 
 
-def region_steps(request: PromotionRequest, *, home: bool) -> tuple[Step, ...]:
+def region_steps(request: PromotionRequest, *, home: bool) -> tuple[PromotionStep, ...]:
     """Return the steps of a region in their order.
 
     The channel comes last, so that it never contains an AMI that does not exist or must not be launched.
     """
     return (
-        *(() if home else (Copy(),)),
+        *(() if home else (CopyStep(),)),
         *((Share(),) if request.share else ()),
         *((Revoke(),) if request.revoke else ()),
         *((Deprecate(request.deprecate_at),) if request.deprecate_at else ()),

@@ -218,7 +218,7 @@ _FILE_LIKE = re.compile(r"result(-.*)?|.*\.(vhd|img|raw|qcow2|vmdk|vhdx)", re.IG
 
 
 @dataclass(frozen=True, slots=True)
-class BuildPlan(Displayed):
+class PlannedBuild(Displayed):
     """A build that has not started. Make it with `plan_build`."""
 
     image: FlakeImage
@@ -298,7 +298,7 @@ def plan_build(
     flake: str | Path | None = None,
     overrides: Mapping[str, str] | None = None,
     keep: Path | None = None,
-) -> BuildPlan:
+) -> PlannedBuild:
     """Evaluate an image of a flake, and return the plan of its build.
 
     Parameters
@@ -337,7 +337,7 @@ def plan_build(
     find_nix()
     found = find_image(source, name, chosen)
     link = keep or load().state / "built" / f"{name}-{chosen}"
-    return BuildPlan(found, source, read_provenance(source), link)
+    return PlannedBuild(found, source, read_provenance(source), link)
 
 
 def build(
@@ -349,7 +349,7 @@ def build(
     keep: Path | None = None,
     progress: Progress | None = None,
 ) -> BuiltImage:
-    """Build an image of a flake; parameters and errors are those of `plan_build` and `BuildPlan.build`."""
+    """Build an image of a flake; parameters and errors are those of `plan_build` and `PlannedBuild.build`."""
     plan = plan_build(attribute, system=system, flake=flake, overrides=overrides, keep=keep)
     return plan.build(progress=progress)
 
@@ -438,7 +438,7 @@ def run_build(command: Sequence[str], what: str, step: Step) -> tuple[CommandRes
     Raises
     ------
     BuildFailedError, NixError
-        As for `BuildPlan.build`.
+        As for `PlannedBuild.build`.
     """
     log, reporter = BuildLog(), _StatusReporter(step)
 

@@ -32,11 +32,11 @@ def __dir__() -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class BuildPlan(nix.BuildPlan):
+class BuildPlan(nix.PlannedBuild):
     """The plan of a build."""
 
     def apply(self, *, progress: Progress | None = None) -> BuildResult:
-        """Build or find the image; see `vmsnix_ops.nix.build.BuildPlan.build`.
+        """Build or find the image; see `vmsnix_ops.nix.build.PlannedBuild.build`.
 
         Safe to run twice: Nix builds nothing that its store already contains.
         """

@@ -145,7 +145,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ProofTarget:
     """An AMI, and the facts that are known before its blocks are read."""
 
     region: str
@@ -171,7 +171,7 @@ class Target:
     first_differing: tuple[int, ...] = ()  # blocks that are missing
     notes: tuple[str, ...] = ()  # tags and tables that have another identity
 
-    def ended(self, verdict: Verdict, reason: Reason, why: str, fix: str = "") -> Target:
+    def ended(self, verdict: Verdict, reason: Reason, why: str, fix: str = "") -> ProofTarget:
         """Return the target with a verdict, so that no blocks are read."""
         return replace(self, verdict=verdict, reason=reason, why=why, fix=fix, gets=0)
 
@@ -180,7 +180,7 @@ class Target:
 class Proof:
     """The verdict on one AMI. The fields are explained by `COLUMNS`."""
 
-    target: Target
+    target: ProofTarget
     verdict: Verdict
     reason: Reason = ""
     why: str = ""
@@ -213,7 +213,7 @@ class Proof:
 class ProofPlan(display.Displayed):
     """The plan of a proof, with its price. Make it with `plan`."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[ProofTarget, ...]
     extent: Extent  # "whole" reads all blocks of a snapshot, "sample" some at random
     region: str  # assumed region of this machine: traffic from other regions is cross-region traffic
     confirmed: bool  # whether a price above 1 USD is accepted
@@ -681,9 +681,9 @@ class _Planning:
     extent: Extent
     sample_blocks: int
 
-    def targets(self, word: str, regions: tuple[str, ...], here: str) -> list[Target]:
+    def targets(self, word: str, regions: tuple[str, ...], here: str) -> list[ProofTarget]:
         """Return the AMIs of an ID or a name."""
-        found = list[Target]()
+        found = list[ProofTarget]()
         places = regions or self.records.regions(word) or (here,)
         for region in places:
             ec2 = client(self.session, "ec2", region)
@@ -693,19 +693,19 @@ class _Planning:
             except errors.CredentialsError:
                 raise
             except errors.AwsError as error:
-                found.append(_unreadable(Target(region, word), error))
+                found.append(_unreadable(ProofTarget(region, word), error))
         if found:
             return found
         where = ", ".join(places)
-        missing = Target(places[0] if len(places) == 1 else where, word)
+        missing = ProofTarget(places[0] if len(places) == 1 else where, word)
         why = f"No AMI {word} in {where} is visible to these credentials."
         return [missing.ended("not provable", "no AMI", why, "Check its name, or add --regions NAME.")]
 
-    def target(self, ec2: EC2Client, ami: Ami) -> Target:
+    def target(self, ec2: EC2Client, ami: Ami) -> ProofTarget:
         """Return the target for an AMI. No block is read."""
         expected, why = self._expected(ami)
         root, others = _disks(ami)
-        target = Target(ami.region, ami.ami_id, ami.name, ami.account, root, expected=expected)
+        target = ProofTarget(ami.region, ami.ami_id, ami.name, ami.account, root, expected=expected)
         target = replace(target, notes=self._notes(ami, expected))
         if others:
             return target.ended(
@@ -760,7 +760,7 @@ class _Planning:
         found += [("Its row in the tables", recorded) for recorded in self.records.identities(ami)]
         return tuple(_note(what, value, expected) for what, value in found if _other(value, expected))
 
-    def _blocks(self, target: Target) -> tuple[Digests | None, str]:
+    def _blocks(self, target: ProofTarget) -> tuple[Digests | None, str]:
         """Return the blocks of the expected identity from a manifest, or the reason why there is none."""
         problem = ""
         identity = target.expected.identity
@@ -776,7 +776,7 @@ class _Planning:
                 problem = problem or f"The manifest of {snapshot_id} has the identity {manifest.identity}."
         return None, problem
 
-    def _sampled(self, target: Target, listed: Iterable[int], problem: str) -> Target:
+    def _sampled(self, target: ProofTarget, listed: Iterable[int], problem: str) -> ProofTarget:
         """Return the target with the indices of a sample."""
         if target.blocks is None:
             fix = "Read the whole snapshot: --extent whole."
@@ -821,7 +821,7 @@ def _disks(ami: Ami) -> tuple[str, list[tuple[str, str]]]:
     return root, sorted(found.items())
 
 
-def _not_readable(ec2: EC2Client, target: Target, snapshot: Snapshot) -> Target | None:
+def _not_readable(ec2: EC2Client, target: ProofTarget, snapshot: Snapshot) -> ProofTarget | None:
     """Return the target with its verdict if the EBS direct APIs cannot read the snapshot, else ``None``."""
     name, region = snapshot.snapshot_id, target.region
     if snapshot.archived:
@@ -846,7 +846,7 @@ def _not_readable(ec2: EC2Client, target: Target, snapshot: Snapshot) -> Target 
     return None
 
 
-def _unreadable(target: Target, error: errors.AwsError) -> Target:
+def _unreadable(target: ProofTarget, error: errors.AwsError) -> ProofTarget:
     """Return the target with its verdict if AWS refuses to read it."""
     answer = getattr(error.__cause__, "response", None) or {}
     words = f"{error.why} {answer.get('Reason', '')}"
@@ -871,7 +871,7 @@ def _of(expected: Expected) -> str:
     return {"argument": "the operator", "result": expected.place, "tag": "its tag", "": ""}[expected.source]
 
 
-def _chance(target: Target) -> str:
+def _chance(target: ProofTarget) -> str:
     """Return a sentence about the probability that a sample misses a change."""
     if target.sample is None:
         return ""
@@ -882,7 +882,7 @@ def _chance(target: Target) -> str:
     )
 
 
-def _undetected(target: Target, changed: float) -> float:
+def _undetected(target: ProofTarget, changed: float) -> float:
     """Return the probability that a sample contains none of the changed blocks.
 
     Parameters
@@ -902,7 +902,7 @@ def _content(blocks: Digests) -> list[int]:
     return [index for index, digest in blocks.raw() if digest not in (ZERO, NONE)]
 
 
-def _chosen(target: Target, seed: bytes, known: Digests) -> frozenset[int]:
+def _chosen(target: ProofTarget, seed: bytes, known: Digests) -> frozenset[int]:
     """Return the indices of a sample.
 
     The choice must not be predictable, or a forger could change only blocks that are not compared. Nor may it
@@ -922,7 +922,7 @@ def _chosen(target: Target, seed: bytes, known: Digests) -> frozenset[int]:
 # Reading
 
 
-def _journal(settings: Settings, target: Target) -> DigestJournal:
+def _journal(settings: Settings, target: ProofTarget) -> DigestJournal:
     path = settings.state / "proofs" / f"{target.region}-{target.snapshot_id}"
     journal = partial(DigestJournal, snapshot_id=target.snapshot_id, region=target.region)
     if target.sample is None:
@@ -956,7 +956,7 @@ def _apply(plan: ProofPlan) -> ProofResult:
     return replace(result, problems=_record(result, started))
 
 
-def _proof(plan: ProofPlan, target: Target, step: Step) -> Proof:
+def _proof(plan: ProofPlan, target: ProofTarget, step: Step) -> Proof:
     if target.verdict is not None:
         return _proof_without_reading(target)
     try:
@@ -992,7 +992,7 @@ def _proof(plan: ProofPlan, target: Target, step: Step) -> Proof:
     return replace(proof, verdict="proven")
 
 
-def _proof_without_reading(target: Target) -> Proof:
+def _proof_without_reading(target: ProofTarget) -> Proof:
     """Return the proof of an AMI whose verdict needs no blocks."""
     verdict = target.verdict or "not provable"
     return Proof(
@@ -1000,7 +1000,7 @@ def _proof_without_reading(target: Target) -> Proof:
     )
 
 
-def _read(plan: ProofPlan, target: Target, step: Step) -> tuple[Digests, frozenset[int] | None]:
+def _read(plan: ProofPlan, target: ProofTarget, step: Step) -> tuple[Digests, frozenset[int] | None]:
     """Return the digests of the compared blocks of the snapshot, and their indices; ``None`` for all."""
     journal, only = _journal(plan.settings, target), None
     with lock_journal(journal.path, f"proves {target.snapshot_id}", step, remove=True):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
+class UndoItem:
     """A resource that a run left."""
 
     # "import", "snapshot", "upload" (the object and unfinished uploads of its key) or "journal".
@@ -58,11 +58,11 @@ class Undo:
     region: str
     account: str
     digest: str
-    leftovers: tuple[Leftover, ...]  # the resources, in the order of their deletion
+    leftovers: tuple[UndoItem, ...]  # the resources, in the order of their deletion
     path: Path = field(repr=False)
     session: boto3.Session = field(repr=False, compare=False)
     # Searches the leftovers again.
-    find: Callable[[], tuple[Leftover, ...]] = field(default=tuple, repr=False, compare=False)
+    find: Callable[[], tuple[UndoItem, ...]] = field(default=tuple, repr=False, compare=False)
 
     def __str__(self) -> str:
         if not self.leftovers:
@@ -71,7 +71,7 @@ class Undo:
             [f"{line(self.run_id)} left these resources in {self.region}:", *map(str, self.leftovers)]
         )
 
-    def apply(self) -> tuple[Leftover, ...]:
+    def apply(self) -> tuple[UndoItem, ...]:
         """Delete the leftovers and return them. Safe to run twice: a missing resource is no error.
 
         The leftovers are searched again first, so that resources which another run uses meanwhile are kept.
@@ -92,8 +92,8 @@ class Undo:
         vmsnix_ops.errors.AwsError
             AWS refused a deletion.
         """
-        removed: list[Leftover] = []
-        refused: list[tuple[Leftover, errors.AccessDeniedError]] = []
+        removed: list[UndoItem] = []
+        refused: list[tuple[UndoItem, errors.AccessDeniedError]] = []
         with _locked_journal(self.path, self.run_id), acts.recording(self.path.parent, self.run_id):
             current = self.find()
             try:
@@ -121,7 +121,7 @@ class Undo:
             raise unsaved
         return tuple(removed)
 
-    def _record(self, removed: list[Leftover]) -> errors.PartialError | None:
+    def _record(self, removed: list[UndoItem]) -> errors.PartialError | None:
         """Add the deleted leftovers to the journal; return the error if that fails."""
         texts = [str(leftover) for leftover in removed]
         line = {"run_id": self.run_id, "step": "rollback", "status": "done", "removed": texts}
@@ -183,7 +183,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
             fix="Use credentials of that account.",
         )
 
-    def find() -> tuple[Leftover, ...]:
+    def find() -> tuple[UndoItem, ...]:
         found_now = _leftovers(session, settings, run_id, digest, known)
         return tuple(leftover for leftover in found_now if str(leftover) not in removed)
 
@@ -199,7 +199,7 @@ _POLICIES = {
 
 
 def _not_allowed(
-    run_id: str, refused: list[tuple[Leftover, errors.AccessDeniedError]]
+    run_id: str, refused: list[tuple[UndoItem, errors.AccessDeniedError]]
 ) -> errors.AccessDeniedError:
     first = refused[0][1]
     policies = dict.fromkeys(_POLICIES[leftover.kind] for leftover, _ in refused)
@@ -216,7 +216,7 @@ def _not_allowed(
 
 def _leftovers(
     session: boto3.Session, settings: Settings, run_id: str, digest: str, known: dict[str, Any]
-) -> Iterator[Leftover]:
+) -> Iterator[UndoItem]:
     region, direct = str(known["region"]), known.get("via") == "direct"
     ec2 = client(session, "ec2", region)
     amis = [ami for ami in images.list_published_amis(ec2) if ami.digest == digest]
@@ -232,22 +232,22 @@ def _leftovers(
     running = [task for task in tasks if task.running]
     for task in running:
         if task in ours:
-            yield Leftover("import", task.task_id)
+            yield UndoItem("import", task.task_id)
     used = {snapshot for ami in amis for snapshot in ami.snapshot_ids}
     made = {task.snapshot_id for task in ours if task.snapshot_id}
     for snapshot_id, tags in _snapshots(ec2, digest, made).items():
         run = tags.get(tagging.RUN, "")
         if snapshot_id not in used and (run == run_id or (not run and (direct or snapshot_id in made))):
-            yield Leftover("snapshot", snapshot_id)
+            yield UndoItem("snapshot", snapshot_id)
     # Another run or tool may be importing the object.
     url = str(known.get("url") or "")
     if url and all(task in ours for task in (*running, *imports.find_readers(ec2, url, digest=digest))):
-        yield Leftover("upload", url)
+        yield UndoItem("upload", url)
     if direct:
         # With a KMS key, the name has a suffix. Lock files are empty and kept.
         for blocks in sorted((settings.state / "blocks").glob(f"{known['account']}-{region}-{digest}*")):
             if blocks.suffix != ".lock":
-                yield Leftover("journal", str(blocks))
+                yield UndoItem("journal", str(blocks))
 
 
 def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[str, str]]:
@@ -263,7 +263,7 @@ def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[st
     return found
 
 
-def _remove(undo: Undo, leftover: Leftover) -> None:
+def _remove(undo: Undo, leftover: UndoItem) -> None:
     if leftover.kind == "journal":
         acts.announce("delete file", leftover.name)
         os.unlink(leftover.name)  # noqa: PTH108 (the path as it was shown)

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.ebs_direct import wire
-from vmsnix_ops.aws.ebs_direct.worker import CHANGED, THROTTLED, Job
+from vmsnix_ops.aws.ebs_direct.worker import CHANGED, THROTTLED, TransferJob
 from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.survey import NEXT_TIME
 
@@ -133,7 +133,7 @@ def run(
         return 0
     count = min(config.workers(), len(items))
     place = f"/dev/fd/{descriptor}" if descriptor >= 0 else str(path.absolute()) if path else ""
-    job = Job(
+    job = TransferJob(
         verb,
         snapshot_id,
         place,
@@ -152,7 +152,7 @@ def run(
 class _WorkerPool:
     """The worker processes of one transfer; a context manager, which ends them."""
 
-    def __init__(self, job: Job, session: boto3.Session, count: int, descriptor: int) -> None:
+    def __init__(self, job: TransferJob, session: boto3.Session, count: int, descriptor: int) -> None:
         self.job, self.session, self.descriptor = job, session, descriptor
         self.keys = wire.keys(session)
         self.inbox: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
@@ -279,7 +279,7 @@ def _close(stream: IO[str]) -> None:
         return  # the worker has ended
 
 
-def _too_long(job: Job) -> errors.DeadlineError:
+def _too_long(job: TransferJob) -> errors.DeadlineError:
     return errors.DeadlineError(
         f"The transfer of the blocks of {job.snapshot_id} timed out.",
         why="It took longer than its time limit.",
@@ -287,7 +287,7 @@ def _too_long(job: Job) -> errors.DeadlineError:
     )
 
 
-def _failure(failed: dict[str, Any], job: Job) -> errors.VmsnixError:
+def _failure(failed: dict[str, Any], job: TransferJob) -> errors.VmsnixError:
     """Return the error for a worker's message."""
     code, message, index, reason = (failed[name] for name in ("code", "message", "index", "reason"))
     if code == CHANGED:

@@ -51,7 +51,7 @@ MAX_TIMEOUT_FACTOR = 8  # on a slow network a block takes longer than the read t
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TransferJob:
     """The task of a worker."""
 
     # "put" uploads blocks of an image, "get" downloads blocks into a file, "digest" downloads blocks and
@@ -152,7 +152,7 @@ class Refused(Exception):  # noqa: N818 (a message between the threads of this p
 class Worker:
     """Uploads or downloads single blocks, for several threads."""
 
-    def __init__(self, job: Job, target: Target, keys: Keys) -> None:
+    def __init__(self, job: TransferJob, target: Target, keys: Keys) -> None:
         self.job = job
         self.wire = BlockWire(target, keys)
         self.limiter = RateLimiter(job.rate)
@@ -274,7 +274,7 @@ def open_disk(path: str, *, raw: bool) -> DiskImage:
 def main() -> int:
     """Process the job and the batches on stdin."""
     opening = json.loads(sys.stdin.readline())
-    job = Job(**opening["job"])
+    job = TransferJob(**opening["job"])
     worker = Worker(job, Target(**opening["target"]), Keys(**opening["keys"]))
     batches: Inbox = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(worker, batches), daemon=True).start()
