@@ -203,8 +203,8 @@ def delete_launch_configuration(context: Context, params: Params) -> dict[str, A
 
 # Auto Scaling groups
 #
-# A group launches or terminates instances only when its sizes are set. It does not replace an instance that
-# somebody else terminates, and does not scale automatically.
+# A group launches or terminates instances only when its sizes are set. It does not replace instances that
+# other calls terminate, and does not scale automatically.
 
 
 NAME_TAG = "aws:autoscaling:groupName"

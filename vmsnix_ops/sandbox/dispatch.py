@@ -245,7 +245,7 @@ class Dispatcher:
         return response
 
     def _prepare_body(self, exchange: Exchange) -> None:
-        """Have ``aws-chunked`` decoded, and the hash that the client signed checked."""
+        """Prepare the body: reading it decodes ``aws-chunked`` and checks the hash that the client signed."""
         request, authorization = exchange.request, exchange.authorization
         payload = request.headers.get("x-amz-content-sha256", "")
         if not payload.startswith("STREAMING-"):

@@ -350,7 +350,7 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
     tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
     if version.data_type == "aws:ec2:image":
         # AWS accepts the request, checks the AMI later, and drops the value when the AMI does not exist.
-        if not _sees_images(context):
+        if not _may_describe_images(context):
             return {"Version": version.number, "Tier": version.tier}
         waiting = context.table("unchecked_parameters")
         ahead = [value for value in waiting.values() if value.name == name]
@@ -363,7 +363,7 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
     return {"Version": version.number, "Tier": version.tier}
 
 
-def _sees_images(context: Context) -> bool:
+def _may_describe_images(context: Context) -> bool:
     """Return whether the caller may describe images. Otherwise AWS drops a value of the type aws:ec2:image.
 
     Source: "Using native parameter support in Parameter Store for Amazon Machine Image IDs".

@@ -233,7 +233,7 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
 def _was_launched_from(context: Context, image_id: str) -> bool:
     """Return whether an image is deregistered and the caller has an instance of it that is not terminated.
 
-    Documented: to describe it gives no image and no error until all such instances are terminated.
+    Documented: DescribeImages returns neither the image nor an error until all of them are terminated.
     """
     instances = context.table("instances").values()
     return context.tables.find("images", context.region, image_id) is None and any(
