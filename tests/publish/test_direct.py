@@ -58,14 +58,14 @@ def raw(tmp_path):
 @pytest.fixture
 def rates(monkeypatch):
     """Collect the rate of the workers of each upload."""
-    found, job = [], engine.Job
+    found, job = [], engine.TransferJob
 
     def collect(*arguments):
         made = job(*arguments)
         found.append(made.rate)
         return made
 
-    monkeypatch.setattr(engine, "Job", collect)
+    monkeypatch.setattr(engine, "TransferJob", collect)
     return found
 
 

@@ -89,7 +89,7 @@ def fleet(
     if plan_file is not None and named is not None:
         raise click.UsageError("Two plan files given: use PLAN or --plan, not both.")
     if expect_plan is not None and not expect_plan.strip():
-        from vmsnix_ops.cli.run import no_fingerprint
+        from vmsnix_ops.cli.options import no_fingerprint
 
         raise no_fingerprint()
     from vmsnix_ops.cli.output import echo_or_discard, show_error

@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmsnix_ops.errors import VmsnixError
+
 
 def region_option(text: str) -> Callable[[Any], Any]:
     """Return the option for regions: ``--region A --region B`` and ``--regions A,B`` are the same."""
@@ -29,3 +31,14 @@ archive_option = click.option(
     help="Archive to read: a folder, or s3://bucket/prefix.  [default: the setting archive]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def no_fingerprint() -> VmsnixError:
+    """Return the error for an empty fingerprint, which would let the run apply any plan."""
+    from vmsnix_ops.errors import ParameterError
+
+    return ParameterError(
+        "No fingerprint given with --expect-plan.",
+        why="Its value is empty, perhaps because a variable of the shell is not set.",
+        fix="Use the fingerprint that the dry run printed, or leave --expect-plan out to apply any plan.",
+    )

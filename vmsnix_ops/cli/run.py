@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmsnix_ops.cli.options import no_fingerprint
 from vmsnix_ops.records.run_context import NEW_RUN_ID
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.text import echo, lines
@@ -356,17 +357,6 @@ def _given(
     for hint in parameters.hints(runbook, given):
         echo(hint, err=True)
     return given, mistakes
-
-
-def no_fingerprint() -> VmsnixError:
-    """Return the error for an empty fingerprint, which would let the run apply any plan."""
-    from vmsnix_ops.errors import ParameterError
-
-    return ParameterError(
-        "No fingerprint given with --expect-plan.",
-        why="Its value is empty, perhaps because a variable of the shell is not set.",
-        fix="Use the fingerprint that the dry run printed, or leave --expect-plan out to apply any plan.",
-    )
 
 
 def _merged(parameter: Parameter | None, values: tuple[Any, ...]) -> object:
