@@ -267,7 +267,7 @@ def test_an_invalid_parameter_is_refused_in_the_form(console: Opened, published:
     console.type_in("prefix", "AKIAIOSFODNN7EXAMPLE")
     console.wait_for_text("contains a secret")
     console.type_in("region", "us-esat-1")
-    console.wait_for_text("Unknown or disabled region")
+    console.wait_for_text("is not an AWS region")
     console.page.wait_for_selector("button:disabled:has-text('Run on the sandbox')")
     console.page.locator(".vmsnix-field-prefix").scroll_into_view_if_needed()
     console.shoot("refused")
