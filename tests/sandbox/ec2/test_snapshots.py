@@ -167,6 +167,10 @@ def test_the_default_key_can_be_chosen(aws: SandboxClients) -> None:
     aws.ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)
     volume = aws.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a", Encrypted=True)
     assert volume["KmsKeyId"] == key
+    managed = aws.ec2.reset_ebs_default_kms_key_id()["KmsKeyId"]
+    assert managed.startswith(f"arn:aws:kms:us-east-1:{aws.account}:key/")
+    assert managed != key
+    assert aws.ec2.get_ebs_default_kms_key_id()["KmsKeyId"] == "alias/aws/ebs"
 
 
 def test_a_volume_of_a_snapshot_is_at_least_as_large(aws: SandboxClients) -> None:

@@ -110,6 +110,25 @@ def test_inline_policies(aws: SandboxClients) -> None:
     aws.iam.delete_role(RoleName="vmimport")
 
 
+def test_a_user_has_policies_as_a_role_has(aws: SandboxClients) -> None:
+    aws.iam.create_user(UserName="carol")
+    user, arn = {"UserName": "carol"}, AWS_POLICY.format("AmazonS3ReadOnlyAccess")
+    aws.iam.put_user_policy(**user, PolicyName="read", PolicyDocument=READ)
+    shown = aws.iam.get_user_policy(**user, PolicyName="read")
+    assert shown["PolicyDocument"] == vm_import_role_policy("images")
+    aws.iam.attach_user_policy(**user, PolicyArn=arn)
+    assert aws.iam.list_user_policies(**user)["PolicyNames"] == ["read"]
+    (attached,) = aws.iam.list_attached_user_policies(**user)["AttachedPolicies"]
+    assert attached["PolicyArn"] == arn
+    with refused("DeleteConflict"):
+        aws.iam.delete_user(**user)
+    aws.iam.delete_user_policy(**user, PolicyName="read")
+    aws.iam.detach_user_policy(**user, PolicyArn=arn)
+    with refused("NoSuchEntity"):
+        aws.iam.detach_user_policy(**user, PolicyArn=arn)
+    aws.iam.delete_user(**user)
+
+
 def test_managed_policies_and_their_versions(aws: SandboxClients) -> None:
     make_role(aws)
     arn = aws.iam.create_policy(PolicyName="publisher", PolicyDocument=READ)["Policy"]["Arn"]

@@ -115,6 +115,26 @@ def test_only_an_empty_bucket_is_deleted(aws: SandboxClients) -> None:
     assert aws.s3.list_buckets()["Buckets"] == []
 
 
+def test_settings_can_be_replaced_and_deleted(aws: SandboxClients) -> None:
+    aws.bucket()
+    s3, kms = aws.s3, {"SSEAlgorithm": "aws:kms"}
+    configuration = {"Rules": [{"ApplyServerSideEncryptionByDefault": kms}]}
+    s3.put_bucket_encryption(Bucket="images", ServerSideEncryptionConfiguration=configuration)
+    s3.delete_bucket_encryption(Bucket="images")
+    (rule,) = s3.get_bucket_encryption(Bucket="images")["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
+    controls = {"Rules": [{"ObjectOwnership": "BucketOwnerPreferred"}]}
+    s3.put_bucket_ownership_controls(Bucket="images", OwnershipControls=controls)
+    assert s3.get_bucket_ownership_controls(Bucket="images")["OwnershipControls"] == controls
+    s3.delete_bucket_ownership_controls(Bucket="images")
+    with refused("OwnershipControlsNotFoundError"):
+        s3.get_bucket_ownership_controls(Bucket="images")
+    s3.put_bucket_tagging(Bucket="images", Tagging={"TagSet": [{"Key": "team", "Value": "images"}]})
+    s3.delete_bucket_tagging(Bucket="images")
+    with refused("NoSuchTagSet"):
+        s3.get_bucket_tagging(Bucket="images")
+
+
 def test_a_new_bucket_is_private_and_encrypted(aws: SandboxClients) -> None:
     aws.bucket()
     block = aws.s3.get_public_access_block(Bucket="images")["PublicAccessBlockConfiguration"]
