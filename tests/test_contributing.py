@@ -77,7 +77,7 @@ def test_an_operation_and_a_function_that_calls_it(monkeypatch: pytest.MonkeyPat
     from vmsnix_ops.aws.iam.permissions import needs, needs_of
 
     monkeypatch.setattr(core, "OPERATIONS", core.OPERATIONS)
-    monkeypatch.setitem(core.OPERATIONS, ("ec2", "DescribePlacementGroups"), None)  # removed after the test
+    monkeypatch.setitem(core.OPERATIONS, ("ec2", "DescribePlacementGroups"), None)  # deleted after the test
     recipe("describe_placement_groups", **vars(core))
     groups = recipe("placement_groups", needs=needs, **vars(session))
     assert needs_of(groups) == ("ec2:DescribeRegions",)

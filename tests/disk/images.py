@@ -34,7 +34,7 @@ def scattered(size: int, *, seed: int = 0, pieces: int = 6) -> bytes:
     for at in places:
         data = chance.randbytes(min(chance.choice([1, 512, 70_000, 600_000]), size - at))
         disk[at : at + len(data)] = data
-    disk[:2] = b"\xeb\x63"  # boot code, so that no chance mark of another format stands here
+    disk[:2] = b"\xeb\x63"  # boot code, so that random data never look like another format
     return bytes(disk)
 
 

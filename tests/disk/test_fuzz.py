@@ -40,7 +40,7 @@ VHD_FIELDS = [
     "bat.0", "bat.1",
 ]  # fmt: skip
 
-# Where headers and tables are: near the start, near the end, at the starts of pages; now and then anywhere.
+# Offsets where headers and tables are: near the start, near the end, at the start of a page; some anywhere.
 places = st.one_of(
     st.integers(0, 2047),
     st.integers(-1024, -1),
@@ -74,7 +74,7 @@ def damage(image: bytes, kind: str, what: str, place: int, value: bytes) -> byte
         return image[:at]
     if what == "grow":
         return image + value
-    if what == "copy":  # one part over another: torn writes, doubled sectors
+    if what == "copy":  # one part over another, as after incomplete writes
         source = int.from_bytes(value, "big") % len(image)
         piece = image[source : source + 512]
         return (image[:at] + piece + image[at + len(piece) :])[: len(image)]
@@ -84,9 +84,9 @@ def damage(image: bytes, kind: str, what: str, place: int, value: bytes) -> byte
     wide = field.endswith(("current_size", "data_offset", "table_offset"))
     number = int.from_bytes(value[: 8 if wide else 4], "big")
     try:
-        return edited(image, {field: number})  # with right checksums: what only a liar would write
+        return edited(image, {field: number})  # with valid checksums, as only an attacker would write it
     except struct.error:
-        return image  # an earlier mishap put the table out of reach
+        return image  # an earlier damage moved the table outside the file
 
 
 def never_written(path: Path, disk_bytes: int) -> set[int]:

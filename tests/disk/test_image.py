@@ -152,7 +152,7 @@ def test_a_block_is_read_without_a_copy(tmp_path: Path) -> None:
             _now, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         assert count == len(disk)
-        # The block in hand, the next one, and the zeros that it is compared with.
+        # The current block, the next one, and the zeros that it is compared with.
         assert peak < 3 * BLOCK + 100_000
 
 

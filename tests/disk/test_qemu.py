@@ -95,7 +95,7 @@ def test_an_image_whose_data_lie_in_another_file_is_refused(tmp_path: Path) -> N
 def test_an_encrypted_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("key")
     secret = f"secret,id=key,file={tmp_path / 'key'}"
-    # Not luks: making that measures the processor, which fails on a busy machine.
+    # Not LUKS: creating it measures the processor's speed, which fails on a busy machine.
     encryption = "encrypt.format=aes,encrypt.key-secret=key"
     qemu_create(tmp_path / "disk", "qcow2", "--object", secret, "-o", encryption, "1M")
     with pytest.raises(ImageFormatError, match="is encrypted"):
@@ -181,7 +181,7 @@ def test_a_wrong_size_field_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_temporary_disk_names_the_fix(tmp_path: Path) -> None:
-    # A file size limit of 1 MiB stands in for the full disk: the system refuses the write just so.
+    # A file size limit of 1 MiB simulates the full disk.
     raw = write_raw(tmp_path / "raw", b"\xeb\xfe" * 2 * MIB)
     path = qemu_make(tmp_path / "disk", raw, "compressed")
     script = (
@@ -206,7 +206,7 @@ def test_a_full_temporary_disk_names_the_fix(tmp_path: Path) -> None:
 
 def test_an_image_in_use_by_a_machine_is_refused(tmp_path: Path) -> None:
     path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", scattered(MIB)), "qcow2")
-    # QEMU's own marks of a writer: byte 101 (who writes) and byte 201 (nobody else may) of the file, locked.
+    # QEMU locks two bytes of the file: 101 means that it writes, 201 that no other process may write.
     with path.open("r+b") as file:
         for at in (101, 201):
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, at, 1, 0))

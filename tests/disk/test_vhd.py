@@ -52,7 +52,7 @@ def test_a_disk_of_4096_mib_has_the_size_that_ec2_will_see(tmp_path: Path) -> No
 
 
 def test_the_size_is_the_size_field_and_not_the_geometry(tmp_path: Path) -> None:
-    size = 3 * MIB  # 6144 sectors; the geometry of the format holds 6120
+    size = 3 * MIB  # 6144 sectors; the geometry of the format has 6120
     path = write_ours(tmp_path / "disk", scattered(size), "dynamic")
     for creator in (b"vpc ", b"win "):
         image = bytearray(path.read_bytes())
@@ -188,7 +188,7 @@ def test_a_wrong_field_is_named_with_its_offset(tmp_path: Path, lie: str) -> Non
     )
     with pytest.raises(ImageFormatError) as caught:
         open_image(io.BytesIO(edited(image, changes)))
-    # The header is sought where the footer says that it is, also when that is a lie.
+    # The header is read at the offset in the footer, even if that is wrong.
     header = changes.get("footers.data_offset", 512)
     assert (caught.value.field, caught.value.offset) == (field, place(field, len(image) - 512, header))
     assert caught.value.why
@@ -234,7 +234,7 @@ def test_an_incomplete_vhd_is_never_read_as_another_format(tmp_path: Path, kind:
     disk[462:512] = bytes(48) + b"\x55\xaa"
     image = write_ours(tmp_path / "disk", bytes(disk), kind).read_bytes()
     if (kind, keep) == ("fixed", -512):
-        # All of the disk and nothing of the footer: that is a raw disk, and a right one.
+        # Without its footer, the file is a valid raw disk.
         with open_image(io.BytesIO(image[:keep])) as opened:
             assert opened.read(0, SIZE) == disk
         return

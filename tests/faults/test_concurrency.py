@@ -34,7 +34,7 @@ def test_two_publishers_of_the_same_image_end_with_one_ami(sweep, via, machines)
             *(sweep.job(state / name, via) for name in ("first", "second")),
         )
     done = [one for one in ended if one.status == 0]
-    # If one fails, its error says to run it again, which then finds the AMI of the other.
+    # If one fails, the fix in its error is to run it again, which then finds the AMI of the other.
     for failed in (one for one in ended if one.status):
         assert "the same command again" in failed.text, failed
     assert done

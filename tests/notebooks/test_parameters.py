@@ -31,7 +31,7 @@ WRONG: dict[str, list[object]] = {
     "list": [5, True, {"a": "b"}, [12345678901], None],
     "dict": ["x", ["a"], 5, True, {"a": 1}, None],
 }
-# Of a type that Python would take without a word, and mean something else.
+# Values of a wrong type that Python would accept silently, with another meaning.
 WRONG_ARGUMENTS: dict[str, list[object]] = {
     "str": [True, ["x"], 5],
     "bool": ["false", "", 0],
@@ -174,7 +174,7 @@ def test_a_number_out_of_range_is_refused_before_any_call(
     from botocore.client import BaseClient
 
     def call(*_arguments: object, **_options: object) -> None:
-        pytest.fail("AWS was asked")
+        pytest.fail("AWS was called")
 
     monkeypatch.setattr(BaseClient, "_make_api_call", call)
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))

@@ -178,7 +178,7 @@ def test_a_publisher_via_import_tags_only_snapshots_without_tags(
         with pytest.raises(publisher.exceptions.ClientError, match="ec2:CreateTags"):
             publisher.create_tags(**ours)
         return
-    publisher.create_tags(**ours)  # this is what remains; with it, nothing more may be done
+    publisher.create_tags(**ours)  # the tag is allowed, but gives no further access
     for call, request in (
         ("delete_snapshot", {}),
         ("modify_snapshot_attribute", {"CreateVolumePermission": {"Add": [{"Group": "all"}]}}),

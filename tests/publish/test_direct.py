@@ -238,10 +238,10 @@ def test_result_and_tables_have_the_statistics_of_the_upload(direct):
 def test_the_journal_is_deleted(direct):
     direct().apply()
     left = [path for path in (load().state / "blocks").iterdir() if path.suffix != ".lock"]
-    assert left == []  # the empty lock file stays: removing it would let two publishers hold it
+    assert left == []  # the empty lock file is kept: without it, two publishers could lock
 
 
-# ---------------------------------------------------------------- incremental
+# Incremental uploads
 
 
 def test_only_changed_blocks_are_sent_and_removed_ones_become_zero(aws, direct, raw):
@@ -429,7 +429,7 @@ def test_a_forged_manifest_with_the_digests_of_the_new_image_is_not_trusted(aws,
     assert holds(aws, wanted.apply().snapshot_id, raw)
 
 
-# ---------------------------------------------------------------- rate
+# Rate
 
 
 def test_the_setting_put_ceiling_is_shared_by_all_workers_of_an_upload(direct, raw, monkeypatch, rates):
@@ -448,7 +448,7 @@ def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
     assert [rate * TransferConfig().workers() for rate in rates] == [250]
 
 
-# ---------------------------------------------------------------- verify
+# Verification
 
 
 @pytest.mark.parametrize("via", few(["direct", "import"], 1, seconds=4))

@@ -24,7 +24,7 @@ def calls(aws, operation: str) -> int:
     return sum(call.operation == operation and call.ran for call in aws.calls)
 
 
-# ---------------------------------------------------------------- before a byte moves
+# Before the upload
 
 
 @pytest.mark.parametrize("named", ["not-there.vhd", "a-directory", "empty.vhd"])
@@ -176,7 +176,7 @@ def test_row_11_a_name_that_belongs_to_other_bytes(aws, plan, left):
     assert left() == before
 
 
-# ---------------------------------------------------------------- while it uploads
+# During the upload
 
 
 def test_an_interrupted_upload_is_continued(aws, plan, image, left):
@@ -239,7 +239,7 @@ def test_throttled_requests_are_retried(aws, plan):
     assert plan().apply().ami_id
 
 
-# ---------------------------------------------------------------- while it imports
+# During the import
 
 
 def test_a_failed_import_ends_at_once_with_the_message(aws, plan, left):
@@ -296,7 +296,7 @@ def test_row_02_a_role_that_lost_its_rights_is_named_and_nothing_is_left(aws, pl
         }
     )
     wanted = plan()
-    object.__setattr__(wanted, "checks", ())  # as if the role were old, so that nobody waits for it to appear
+    object.__setattr__(wanted, "checks", ())  # as if the role were old, so that no check waits for it
     with pytest.raises(errors.RoleError, match="iam:PassRole"):
         wanted.apply()
     assert left().nothing
@@ -333,7 +333,7 @@ def test_a_lost_response_to_the_import_starts_no_second_import(aws, plan, left):
     assert len(left().snapshots) == 1
 
 
-# ---------------------------------------------------------------- while it registers
+# During the registration
 
 
 def test_row_12_a_lost_answer_to_the_registration_makes_no_second_ami(aws, plan, left):

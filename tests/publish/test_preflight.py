@@ -89,7 +89,7 @@ def test_an_unknown_region_omits_all_other_checks(run_checks: Any) -> None:
 
 
 def test_a_region_that_is_not_enabled_is_reported(run_checks: Any) -> None:
-    # It does not even know the caller, as on AWS; so nothing else is asked there.
+    # As on AWS, the region does not accept the caller's key, so no other check runs.
     check = run_checks(region="ap-east-1")["credentials"]
     assert (check.outcome, "ap-east-1 is not enabled" in check.found) == ("fail", True)
     assert "enable-region --region-name ap-east-1" in check.fix

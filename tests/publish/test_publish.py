@@ -85,7 +85,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(plan, changes, left):
     assert result.ami_id == ""
     assert result.image_name.startswith("altf4llc-sample-")
     assert "nothing will be changed" in str(wanted)
-    assert "register altf4llc-IMAGE-VERSION-SYSTEM-DIGEST" in str(wanted)  # a folder does not say its image
+    assert "register altf4llc-IMAGE-VERSION-SYSTEM-DIGEST" in str(wanted)  # a folder has no image name
     assert len(history.steps(open_tables(load()))) == 0
 
 
@@ -114,7 +114,11 @@ def test_every_step_is_journaled_and_in_the_tables(plan):
     assert (ami["ami_id"], ami["source"], ami["via"]) == (result.ami_id, "publish", "import")
     run = history.runs(tables).iloc[0]
     assert (run["status"], run["ami_id"], run["image"]) == ("done", result.ami_id, "sample")
-    for frame in (history.runs(tables), steps, history.amis(tables)):  # a rehearsal by exported variables
+    for frame in (
+        history.runs(tables),
+        steps,
+        history.amis(tables),
+    ):  # in a sandbox
         assert set(frame["endpoint"]) == {"sandbox"}
         assert set(frame["account"]) == {wanted.account}
     assert history.amis(tables, endpoint="aws").empty

@@ -180,7 +180,7 @@ def test_an_interrupted_run_does_not_cancel_the_import_of_another(aws, plan, lef
     assert found[0].outcome == "created"
 
 
-# What cannot be used is not found
+# Unusable resources are not found
 
 
 def test_a_failed_copy_of_our_name_does_not_stop_a_publish(aws, plan):
@@ -463,7 +463,7 @@ def test_a_deprecated_ami_that_is_reused_is_reported_as_deprecated(aws, plan):
     assert ("deprecated_at", "2026-01-02T03:04:00Z") in result.facts()
 
 
-# What an image asks for
+# Registration options of an image
 
 
 def test_the_options_of_an_image_are_registered(aws, plan, image):

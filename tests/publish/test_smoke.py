@@ -125,7 +125,7 @@ def test_a_published_image_passes_all_steps(
     aws.clock.speed = 20000
     result = plan(made.ami_id, pattern="sample image: ok$").apply()
     assert result.passed, result.error
-    assert result.console.strip() == MESSAGE  # what its own boot sector says
+    assert result.console.strip() == MESSAGE  # the message in its boot sector
 
 
 # How it fails, and that it cleans up
@@ -162,7 +162,7 @@ def test_an_empty_console_is_reported(aws: Sandbox, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(smoke, "CONSOLE_SECONDS", 0.5)
     assert "The console is empty." in fail(aws).why
     result = plan(make_ami(aws, version="other"), pattern="").apply()
-    assert result.passed  # it was only to be read
+    assert result.passed  # without a pattern, the console is only read
 
 
 def test_missing_capacity_is_reported_with_a_fix(aws: Sandbox) -> None:
@@ -363,7 +363,7 @@ def test_a_full_disk_does_not_keep_the_instance_running(
     assert "No space left on device" in result.error.why
     assert f"{result.instance_id} is being terminated" in result.error.why
     assert alive(aws) == []
-    made.journal.run.folder.joinpath("result.json").mkdir()  # where the result can be written no more
+    made.journal.run.folder.joinpath("result.json").mkdir()  # so that the result cannot be written
     with pytest.raises(errors.RecordsError, match=result.instance_id):
         finish(result)
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 KNOWN = "Zq7/hunter+Xk29=pL0"  # named as secret by the environment
 SHORT = "hunter22x"
 PROFILE = "Pr0f/" * 8  # of a profile, not in the environment
-ROLE = "R0le+" * 8  # what a program hands out as credentials
+ROLE = "R0le+" * 8  # credentials that a program returns
 TOKEN = "opaque-session-" + "t0ken" * 8
 SECRETS = (KNOWN, SHORT, PROFILE, ROLE, TOKEN)
 ENCODED = tuple(base64.b64encode(secret.encode()).decode().rstrip("=")[:-2] for secret in SECRETS)
@@ -119,7 +119,7 @@ def environment(tmp_path: Path, aws: Any) -> dict[str, str | None]:
     home.mkdir()
     handed = {"Version": 1, "AccessKeyId": "ASIA" + "P" * 16, "SecretAccessKey": ROLE, "SessionToken": TOKEN}
     program = home / "program.py"
-    # Put together by the program, so that no file of AWS holds them.
+    # Built by the program, so that no file of AWS contains them.
     program.write_text(f"print(bytes.fromhex({json.dumps(handed).encode().hex()!r}).decode())")
     (home / "config").write_text(
         f"[profile program]\ncredential_process = {sys.executable} {program}\nregion = us-east-1\n"

@@ -22,7 +22,7 @@ from vmsnix_ops.redaction import HINT, SHAPES, Redactor, find_secret, remember
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Put together here, so that nobody's scanner takes this file for a leak.
+# Built from parts, so that a scanner for secrets does not report this file.
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 SECRET = "A1/" * 13 + "B"
 PLANTED = {

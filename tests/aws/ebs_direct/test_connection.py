@@ -50,7 +50,7 @@ class Server:
                         connection = self._context.wrap_socket(connection, server_side=True)
                     self._talk(connection, script)
             except OSError:
-                continue  # a client that does not like the certificate, or is gone
+                continue  # the client refused the certificate or disconnected
 
     def _talk(self, connection: socket.socket, script: list[bytes]) -> None:
         with connection:
@@ -252,7 +252,7 @@ def test_a_proxy_that_refuses_to_connect_is_an_error():
         assert server.heads[0].startswith(b"CONNECT ebs.example:443 HTTP/1.1")
 
 
-# ---------------------------------------------------------------- where it goes
+# Routes and proxies
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_temporary_errors_are_retried(aws, snapshot, image, tmp_path, fault):
 
 
 def test_a_killed_download_is_continued(aws, snapshot, image, tmp_path):
-    # The sandbox holds the blocks after the tenth, so that the download cannot end before it is killed.
+    # The sandbox does not answer after the tenth block, so that the download cannot end before it is killed.
     aws.faults.add({"op": GET, "do": "hang", "seconds": 60, "nth": list(range(11, 1000))})
     path = tmp_path / "copy.raw"
     words = ["download", snapshot, str(path), "--region", REGION]

@@ -228,7 +228,7 @@ def test_a_plan_that_destroys_is_confirmed_by_the_typed_words(
     assert not any(message.get("disabled") is False for message in sent)
     result.confirm.value = "retire 012345678901"
     assert not result.apply_button.disabled
-    page.show_run({**values, "runbook": "retire"})  # another plan: the words are asked for again
+    page.show_run({**values, "runbook": "retire"})  # another plan: the words must be typed again
     assert result.apply_button.disabled
     assert started == []
     result.confirm.value = "retire 012345678901"

@@ -139,8 +139,8 @@ def test_a_run_is_running_while_its_process_is_alive_and_lost_afterwards(shelf: 
     with (local / archive.LOCK).open() as alive:
         import fcntl
 
-        # The lock of `open_folder` went away with its folder object only when this process ends, so that a
-        # second one on the same file has the same result as another process.
+        # `open_folder` keeps its lock until this process ends, and a second lock of the same file fails as it
+        # would in another process.
         with pytest.raises(BlockingIOError):
             fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert shelf.find(run_id).status == "running"

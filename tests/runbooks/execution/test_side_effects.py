@@ -64,7 +64,7 @@ def image(aws: Any, name: str) -> str:
     return made
 
 
-# What is what
+# Calls by their effect
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_dry_run_may_only_read(declared: Any, parameters: dict[str, object], a
     assert level(declared, parameters) == allowed
 
 
-# What a runbook that creates may take away
+# What a runbook that creates may delete
 
 
 def refused(guard: Guard, client: Any, service: str, operation: str, **request: Any) -> bool:
@@ -208,7 +208,7 @@ def _imported(ec2: Any, task: str) -> str:
     return str(found["SnapshotTaskDetail"].get("SnapshotId", ""))
 
 
-# Notebooks that lie
+# Notebooks with a wrong declaration
 
 
 HIDE = """\
