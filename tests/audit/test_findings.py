@@ -82,19 +82,19 @@ def test_an_empty_account_has_no_findings(audit: Any) -> None:
 
 
 def test_public_and_shared_amis_are_reported(own: Owner, audit: Any) -> None:
-    public, known, stranger = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
+    public, known, unrecorded = own.ami(tags=TAGS), own.ami(tags=TAGS), own.ami(tags=TAGS)
     own.share(public, "all")
     own.share(known, OTHER_ACCOUNT)
-    own.share(stranger, OTHER_ACCOUNT, FOREIGN_ACCOUNT)
+    own.share(unrecorded, OTHER_ACCOUNT, FOREIGN_ACCOUNT)
     found = audit(known_accounts=frozenset({OTHER_ACCOUNT}))
     assert set(found.by("public")) == {public}
     assert found.by("public")[public]["severity"] == "high"
-    assert set(found.by("shared-with-unknown")) == {stranger}
-    one = found.by("shared-with-unknown")[stranger]
+    assert set(found.by("shared-with-unknown")) == {unrecorded}
+    one = found.by("shared-with-unknown")[unrecorded]
     assert FOREIGN_ACCOUNT in one["reason"]
     assert OTHER_ACCOUNT not in one["reason"]
     assert "Remove=[{UserId=" + FOREIGN_ACCOUNT + "}]" in one["remediation"].argv
-    assert set(found.by("use-unknown")) == {public, known, stranger}
+    assert set(found.by("use-unknown")) == {public, known, unrecorded}
 
 
 def test_missing_imdsv2_tags_and_old_age_are_reported(

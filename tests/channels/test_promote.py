@@ -212,11 +212,11 @@ def test_a_public_ami_cannot_be_encrypted(aws: Sandbox, ami: str) -> None:
 
 
 def test_unrecorded_grants_are_reported(aws: Sandbox, ami: str) -> None:
-    ec2, stranger = aws.client("ec2"), "109876543210"
-    share = {"LaunchPermission": {"Add": [{"UserId": stranger}, {"UserId": OTHER}]}}
+    ec2, unrecorded = aws.client("ec2"), "109876543210"
+    share = {"LaunchPermission": {"Add": [{"UserId": unrecorded}, {"UserId": OTHER}]}}
     ec2.modify_image_attribute(ImageId=ami, **share)
     made = plan(channel="stable", share_with=[OTHER])
-    assert f"is also shared with {stranger}, which is not recorded" in str(made)
+    assert f"is also shared with {unrecorded}, which is not recorded" in str(made)
     made.apply()
     assert "not recorded" not in str(plan(channel="stable"))
 

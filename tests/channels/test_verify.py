@@ -458,9 +458,9 @@ def test_unrecorded_fields_are_not_compared_except_permissions(aws: Sandbox) -> 
 def test_an_unknown_region_and_another_account_are_errors(aws: Sandbox, ami: str) -> None:
     with pytest.raises(errors.RegionError, match="Unknown AWS region 'eu-west-7'"):
         verify.check(regions=[HOME, "eu-west-7"])
-    stranger = aws.other_account("109876543210").session()
+    other_session = aws.other_account("109876543210").session()
     with pytest.raises(errors.ParameterError, match="do not belong to the account 109876543210"):
-        verify.check(session=stranger)
+        verify.check(session=other_session)
 
 
 def test_every_field_has_a_meaning(aws: Sandbox, ami: str) -> None:

@@ -125,10 +125,10 @@ def test_a_damaged_image_is_refused_or_read_as_qemu_reads_it(
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(damages, min_size=1, max_size=3))
-    def attempt(mishaps: list[tuple[str, int, bytes]]) -> None:
+    def attempt(changes: list[tuple[str, int, bytes]]) -> None:
         image = sound
-        for mishap in mishaps:
-            image = damage(image, kind, *mishap) or b"\0"
+        for change in changes:
+            image = damage(image, kind, *change) or b"\0"
         path = tmp_path / "damaged"
         path.write_bytes(image)
         try:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox import Sandbox
 
 BUCKET, REGION, BLOCK, MIB = "vmsnix-images", "us-east-1", 524_288, 2**20
-TABLE = 1536  # where a dynamic VHD's block allocation table lies: behind footer copy and header
+TABLE = 1536  # where a dynamic VHD's block allocation table is: after the copy of the footer and the header
 
 
 @pytest.fixture(params=["import", "direct"])

@@ -313,7 +313,7 @@ def test_a_role_in_the_bucket_policy_is_only_a_warning(aws: Sandbox, run_checks:
         (policies.import_role_trust_policy(), "trusted"),
         (
             {"Effect": "Allow", "Principal": {"Service": ["ec2.amazonaws.com"]}, "Action": "sts:AssumeRole"},
-            "nobody",
+            "untrusted",
         ),
         (
             {"Effect": "Allow", "Principal": {"Service": "vmie.amazonaws.com"}, "Action": "sts:AssumeRole"},

@@ -65,7 +65,7 @@ def check_role(iam: IAMClient, name: str) -> Check:
     age = (datetime.now(UTC) - found["CreateDate"]).total_seconds()
     facts = {"age_seconds": age, "arn": found["Arn"], "new": age < NEW_ROLE_SECONDS}
     trust = classify_trust(found["AssumeRolePolicyDocument"])
-    if trust == "nobody":
+    if trust == "untrusted":
         raise errors.RoleError(
             f"The role {name} does not trust VM Import.",
             why=f"Its trust policy does not let {SERVICE} assume it.",
@@ -89,11 +89,11 @@ def check_role(iam: IAMClient, name: str) -> Check:
 
 
 def classify_trust(document: Any) -> str:
-    """Return how a trust policy treats VM Import: ``trusted``, ``open``, ``refused`` or ``nobody``.
+    """Return how a trust policy treats VM Import: ``trusted``, ``open``, ``refused`` or ``untrusted``.
 
     ``open`` allows any external ID; ``refused`` requires another external ID than VM Import's.
     """
-    verdict = "nobody"
+    verdict = "untrusted"
     for statement in read_statements(document):
         principal = statement.get("Principal", {})
         services = as_list(principal.get("Service")) if isinstance(principal, dict) else []
@@ -112,7 +112,7 @@ def classify_trust(document: Any) -> str:
         ]
         if EXTERNAL_ID in wanted:
             return "trusted"
-        verdict = "open" if not wanted else ("refused" if verdict == "nobody" else verdict)
+        verdict = "open" if not wanted else ("refused" if verdict == "untrusted" else verdict)
     return verdict
 
 

@@ -191,7 +191,7 @@ def test_an_object_of_several_parts_is_one_disk(ready: SandboxClients) -> None:
         b"#!/bin/sh\necho no disk\n",
         b"",
     ],
-    ids=["zeros", "wrong checksum", "size that lies", "incomplete", "text", "empty"],
+    ids=["zeros", "wrong checksum", "wrong size", "incomplete", "text", "empty"],
 )
 def test_a_file_that_is_not_a_vhd_fails_its_validation(ready: SandboxClients, content: bytes) -> None:
     upload(ready, content)

@@ -517,12 +517,16 @@ def _refused(reply: Reply) -> Answer:
     """Return an error of the rest-json protocol, or the beginning of another text, such as a proxy's page."""
     kind = reply.headers.get("x-amzn-errortype", "")
     try:
-        said = json.loads(reply.body)
+        content = json.loads(reply.body)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict):
+        content = None
+    if not isinstance(content, dict):
         text = reply.body[:200].decode(errors="replace")
         return Answer(reply.status, kind.split(":")[0] or f"HTTP {reply.status}", text)
-    code = (kind or str(said.get("__type", "")) or str(said.get("code", ""))).split(":")[0].rpartition("#")[2]
-    message = str(said.get("Message") or said.get("message") or "")
-    return Answer(reply.status, code or f"HTTP {reply.status}", message, str(said.get("Reason") or ""))
+    code = (
+        (kind or str(content.get("__type", "")) or str(content.get("code", "")))
+        .split(":")[0]
+        .rpartition("#")[2]
+    )
+    message = str(content.get("Message") or content.get("message") or "")
+    return Answer(reply.status, code or f"HTTP {reply.status}", message, str(content.get("Reason") or ""))
