@@ -185,7 +185,7 @@ def make_table(
 
 
 def shortened(table: DisplayTable, most: int, where: str) -> DisplayTable:
-    """Return a table whose text has at most so many rows, and says where the others are.
+    """Return a table whose text has at most this many rows and names the place where the others are.
 
     >>> print(shortened(make_table(["name"], [["a"], ["b"], ["c"]]), 1, "names.csv"))
     name

@@ -112,7 +112,7 @@ def check(
         for one AMI at a time. ``"auto"`` reads them in regions with at most 500 AMIs. Elsewhere, the usage
         of an AMI without references is unknown.
     deadline_minutes
-        Stop scanning after so many minutes and report what was not read.
+        Stop scanning after this many minutes and report what was not read.
     keep_last, min_age_days, launched_days, retention_days, orphan_days, max_count
         The retirement policy; by default that of `vmsnix_ops.settings.Settings`.
     known_accounts
@@ -248,7 +248,7 @@ class AuditResult(Result):
         )
 
     def show_findings(self, *severities: str, most: int = 10) -> ShownFindings:
-        """Return the findings of these severities for people, at most so many of each rule."""
+        """Return the findings of these severities for people, at most this many of each rule."""
         chosen = self.findings[self.findings["severity"].isin(severities or SEVERITIES)]
         first = chosen.groupby(["severity", "rule"], sort=False).head(most)
         return ShownFindings(first, len(chosen), severities)

@@ -274,7 +274,7 @@ def read_console(ec2: EC2Client, instance_id: str) -> str:
 
 @needs("ec2:TerminateInstances")
 def terminate_instances(ec2: EC2Client, instance_ids: Iterable[str]) -> None:
-    """Begin to terminate instances. Safe to run twice: a missing instance is no error."""
+    """Begin to terminate instances. Safe to run twice: a missing instance is not an error."""
     for instance_id in instance_ids:  # one by one: one call terminates all of its instances or none
         call = partial(ec2.terminate_instances, InstanceIds=[instance_id])
         with calling(f"terminate the instance {instance_id}"):

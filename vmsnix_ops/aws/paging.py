@@ -72,7 +72,7 @@ class TimeLimit:
             raise errors.DeadlineError("The time limit was reached before this was read.", fix=self.fix)
 
     def wait(self, seconds: float) -> None:
-        """Wait so many seconds, or until the limit is reached."""
+        """Wait this many seconds, or until the limit is reached."""
         self._stopped.wait(min(seconds, max(0.0, self.until - time.time())))
 
 

@@ -45,7 +45,7 @@ class PollInterval:
     near: float = 90.0  # percent of progress from which the intervals shrink
 
     def next(self, seconds: float, percent: float | None) -> float:
-        """Return the interval that follows one of so many seconds, at this progress."""
+        """Return the interval that follows an interval of this many seconds, at this progress."""
         if percent is not None and percent >= self.near:
             return max(seconds / 2, self.shortest)
         return min(seconds * self.growth, self.longest)

@@ -616,7 +616,7 @@ def finish(
 
     `planned` are the lines of the plan, which the result of a dry run contains.
 
-    Safe to run twice: a missing object is no error, and an AMI is recorded again only if its row lacks
+    Safe to run twice: a missing object is not an error, and an AMI is recorded again only if its row lacks
     something that this run set. The object is kept while an import of it is running.
 
     Raises

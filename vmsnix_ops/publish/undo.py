@@ -72,7 +72,7 @@ class Undo:
         )
 
     def apply(self) -> tuple[UndoItem, ...]:
-        """Delete the leftovers and return them. Safe to run twice: a missing resource is no error.
+        """Delete the leftovers and return them. Safe to run twice: a missing resource is not an error.
 
         The leftovers are searched again first, so that resources which another run uses meanwhile are kept.
         Each deletion is recorded on the disk before it is done (`vmsnix_ops.records.acts`).

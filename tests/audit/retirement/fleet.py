@@ -64,7 +64,7 @@ class Fleet:
         tags: dict[str, str] | None = None,
         **registration: Any,
     ) -> str:
-        """Register an AMI as vmsnix does, so many days ago."""
+        """Register an AMI as vmsnix does, this many days ago."""
         self.number += 1
         own = (
             tags if tags is not None else {tagging.IMAGE: image, tagging.DIGEST: digest or f"d{self.number}"}

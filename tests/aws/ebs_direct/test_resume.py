@@ -87,7 +87,7 @@ def puts(aws) -> int:
 
 
 def put_some_blocks(upload: Upload, aws, blocks_put: int) -> subprocess.Popen[bytes]:
-    """Start an upload and return its process once so many blocks were put, or it has ended."""
+    """Start an upload and return its process once this many blocks were put, or it has ended."""
     before, process = puts(aws), upload.start()
     wait_until(
         lambda: puts(aws) - before >= blocks_put or process.poll() is not None,
@@ -98,7 +98,7 @@ def put_some_blocks(upload: Upload, aws, blocks_put: int) -> subprocess.Popen[by
 
 
 def kill_after_some_blocks(upload: Upload, aws, blocks_put: int) -> None:
-    """Kill an upload once so many blocks were put; the sandbox delays the others."""
+    """Kill an upload once this many blocks were put; the sandbox delays the others."""
     others = list(range(blocks_put + 1, 1000))
     delay = aws.faults.add({"op": "ebs:PutSnapshotBlock", "do": "hang", "seconds": 60, "nth": others})
     kill(put_some_blocks(upload, aws, blocks_put))

@@ -517,16 +517,14 @@ def _refused(reply: Reply) -> Answer:
     """Return an error of the rest-json protocol, or the beginning of another text, such as a proxy's page."""
     kind = reply.headers.get("x-amzn-errortype", "")
     try:
-        content = json.loads(reply.body)
+        found = json.loads(reply.body)
     except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
+        found = None
+    if not isinstance(found, dict):
         text = reply.body[:200].decode(errors="replace")
         return Answer(reply.status, kind.split(":")[0] or f"HTTP {reply.status}", text)
     code = (
-        (kind or str(content.get("__type", "")) or str(content.get("code", "")))
-        .split(":")[0]
-        .rpartition("#")[2]
+        (kind or str(found.get("__type", "")) or str(found.get("code", ""))).split(":")[0].rpartition("#")[2]
     )
-    message = str(content.get("Message") or content.get("message") or "")
-    return Answer(reply.status, code or f"HTTP {reply.status}", message, str(content.get("Reason") or ""))
+    message = str(found.get("Message") or found.get("message") or "")
+    return Answer(reply.status, code or f"HTTP {reply.status}", message, str(found.get("Reason") or ""))

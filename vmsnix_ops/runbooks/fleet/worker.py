@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 NOT_OURS = 75  # exit code of a process that did not get the claim, or lost it
-MOST_LOSSES = 3  # after so many processes without a result, a target is failed
+MOST_LOSSES = 3  # after this many processes without a result, a target is failed
 RESULT_KEYS = (
     "ami_id",
     "snapshot_id",

@@ -206,7 +206,7 @@ def _key_pair_view(pair: KeyPair, *, public: bool) -> dict[str, Any]:
 
 @operation("ec2", "DeleteKeyPair", "KeyName KeyPairId")
 def delete_key_pair(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a key pair. An unknown name is no error."""
+    """Delete a key pair. An unknown name is not an error."""
     name, key_id = params.get("KeyName"), params.get("KeyPairId")
     if not name and not key_id:
         raise missing_parameter("KeyName")
