@@ -74,7 +74,7 @@ def shared(state: Path, speed: float = SPEED) -> Iterator[Access]:
             fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
         ) from error
     try:
-        fcntl.flock(users, fcntl.LOCK_SH)  # waits while a sandbox that nobody uses saves its state
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits while an unused sandbox saves its state
         yield _join_or_start(state, speed)
     finally:
         os.close(users)
@@ -172,7 +172,7 @@ def _is_served(state: Path) -> bool:
 
 
 def _read_address(path: Path) -> Access | None:
-    """Return the access in a file of the user that nobody else can read; otherwise ``None``."""
+    """Return the access in a file that only the user can read; otherwise ``None``."""
     from vmsnix_ops.sandbox.access import Access
 
     try:

@@ -32,7 +32,7 @@ class Type:
     choices: tuple[str | int, ...] = ()  # the only allowed values; empty for any value of the type
 
     def __str__(self) -> str:
-        """Return the type as it is written in Python."""
+        """Return the type in the notation of Python."""
         if self.choices:
             text = f"Literal[{', '.join(repr(choice) for choice in self.choices)}]"
         elif self.kind == "list":
@@ -106,7 +106,7 @@ def _check_names(found: tuple[Parameter, ...], notebook: str) -> None:
 
 @cache
 def parse_type(text: str) -> Type:
-    """Return a type as it is written in Python, such as ``list[str]``.
+    """Return a type in the notation of Python, such as ``list[str]``.
 
     Raises
     ------

@@ -569,7 +569,7 @@ class RunPage:
         self._confirmation = ipywidgets.VBox([self._confirm_text, self.confirm])
         self._confirmation.add_class("vmsnix-confirm")
         self._modified_text = ipywidgets.HTML("")
-        self.modified = ipywidgets.Checkbox(description="Run it as it is", indent=False)
+        self.modified = ipywidgets.Checkbox(description="Run the modified notebook", indent=False)
         self.modified.observe(self._refresh, "value")
         self._modified_notebook = ipywidgets.VBox([self._modified_text, self.modified])
         self._modified_notebook.add_class("vmsnix-modified")

@@ -1,7 +1,7 @@
 """The journal of a run, ``evidence.jsonl``: each entry contains the SHA-256 of the entry before it.
 
 In a run that a kernel records, the entries are the executed cells; the last entry of every run contains the
-SHA-256 of its files. Whoever edits an entry also has to change all entries after it, and so the last one. Its
+SHA-256 of its files. To edit an entry, all entries after it must change too, and so the last one. Its
 SHA-256 is therefore copied to places outside of the folder (anchors):
 
 - the row of the run in the table ``runs``, and its ``result.json`` in an archive on S3, both at its end;

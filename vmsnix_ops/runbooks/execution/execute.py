@@ -264,7 +264,7 @@ def read_notebook(
             f"{runbook.path.name} was modified: its cells differ from those of the package.",
             why=f"{runbook.name} {effect} resources, so a modified notebook needs a confirmation.",
             fix=f"Compare it: vmsnix runbooks diff {runbook.short_name}. {catalog.restore(runbook)}. "
-            "To run it as it is, add --modified (in Python: run(..., modified=True)).",
+            "To run the modified notebook, add --modified (in Python: run(..., modified=True)).",
         )
     return content, differs
 

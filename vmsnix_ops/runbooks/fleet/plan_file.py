@@ -422,7 +422,8 @@ class _Reader:
         except RunError as error:
             self._add_once(f": {error.what} {error.why} {error.fix}")
         except ConfirmationError as error:
-            fix = f"{catalog.restore(runbook)}. To run it as it is, set modified = true for these targets."
+            restore = catalog.restore(runbook)
+            fix = f"{restore}. To run the modified notebook, set modified = true for these targets."
             self._add_once(f": {error.what} {fix}")
         return Target(
             name=target,
