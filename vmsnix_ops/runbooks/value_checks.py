@@ -2,8 +2,7 @@
 
 The kind of a parameter follows from its name, as its suggestions in the console do: ``region``, ``regions``
 and ``target_region`` take regions, ``bucket`` a bucket. `EXACT` lists the names that are no kind by
-themselves. The checks use no network. They include the values of
-``vmsnix.toml`` that the call uses.
+themselves. The checks use no network, and include the values of ``vmsnix.toml`` that the call uses.
 """
 
 from __future__ import annotations
