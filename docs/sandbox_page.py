@@ -17,7 +17,7 @@ import vmsnix_ops.sandbox
 from vmsnix_ops.sandbox import ebs, limits
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
 from vmsnix_ops.sandbox.ec2 import imports, snapshots
-from vmsnix_ops.sandbox.ec2.filters import documented_filters
+from vmsnix_ops.sandbox.ec2.filters import absent, by_name, documented_filters
 from vmsnix_ops.sandbox.ec2.instance_types import instance_types
 from vmsnix_ops.sandbox.managed_policies import MANAGED_POLICIES
 from vmsnix_ops.sandbox.public_amis import PARAMETER_PATH, PUBLIC_IMAGES
@@ -282,6 +282,8 @@ CHECKS = {("vmsnix_ops.sandbox.ec2.common", name) for name in ("attribute_name",
 }
 """General checks. What they refuse is in their arguments."""
 
+FILTER_TABLES = {"absent": absent, "by_name": by_name}
+
 
 def refused_values(operation: Operation) -> list[str]:
     """Return what the handler of an operation, and the functions that it uses, refuse as not emulated."""
@@ -366,6 +368,10 @@ def _value(node: Any, known: dict[str, Any]) -> Any:
     """Return a constant, the keys of a dictionary, or a known value; None for anything else."""
     if isinstance(node, ast.Name):
         return _value(known.get(node.id), known)
+    if isinstance(node, ast.BinOp):
+        return [*_value(node.left, known), *_value(node.right, known)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FILTER_TABLES:
+        return FILTER_TABLES[node.func.id](ast.literal_eval(node.args[0]))
     if isinstance(node, ast.Dict):
         return [_value(key, known) for key in node.keys if key is not None]
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, params_digest
-from vmsnix_ops.sandbox.ec2.filters import describe
+from vmsnix_ops.sandbox.ec2.filters import by_name, describe
 from vmsnix_ops.sandbox.rbin import TABLES, recycled
 from vmsnix_ops.sandbox.ssm import parameters, readable_parameters, refuse_unknown_aws_name
 from vmsnix_ops.sandbox.wire.models import service_model
@@ -559,19 +559,7 @@ def describe_tags(context: Context, params: Params) -> dict[str, Any]:
         for resource_id, resource in tagged_resources(context, kind).items()
         for key, value in resource.tags.items()
     ]
+    filters = by_name("key resource-id resource-type") | {"value": lambda tag: [tag["Value"]]}
     return describe(
-        context,
-        params,
-        "Tags",
-        found,
-        dict,
-        filters={
-            "key": "Key",
-            "value": lambda t: [t["Value"]],  # which may be empty
-            "resource-id": "ResourceId",
-            "resource-type": "ResourceType",
-        },
-        key=lambda t: f"{t['ResourceId']} {t['Key']}",
-        tags=lambda t: {t["Key"]: t["Value"]},
-        min_results=5,
+        context, params, found, filters=filters, key=lambda tag: f"{tag['ResourceId']} {tag['Key']}"
     )

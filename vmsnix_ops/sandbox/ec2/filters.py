@@ -33,38 +33,63 @@ resource of the sandbox has this attribute.
 MAX_FILTERS, MAX_VALUES = 50, 200
 
 
+View = Callable[["Context", Any], dict[str, Any]]
+Key = str | Callable[[Any], str]
+"""Where the ID by which resources are sorted is: an attribute, a member of a dictionary, or a function."""
+
+PAGE_SIZES = {
+    "DescribeInstanceStatus": (5, 1000),
+    "DescribeInstances": (5, 1000),
+    "DescribeLaunchTemplateVersions": (1, 200),
+    "DescribeSnapshotTierStatus": (1, 1000),
+    "DescribeSnapshots": (5, 1000),
+    "DescribeTags": (5, 1000),
+    "DescribeVolumes": (5, 1000),
+}
+"""The smallest and largest ``MaxResults`` of operations for which botocore's model has none."""
+
+NOT_PAGED = {
+    "DescribeInstanceImageMetadata": "InstanceIds",
+    "DescribeInstanceStatus": "InstanceIds",
+    "DescribeInstanceTypes": "InstanceTypes",
+    "DescribeInstances": "InstanceIds",
+    "DescribeSnapshots": "SnapshotIds",
+    "DescribeVolumes": "VolumeIds",
+}
+"""The parameter that AWS refuses together with ``MaxResults``."""
+
+
+def by_name(names: str) -> dict[str, str]:
+    """Return filters that compare the members of their own names: ``image-id`` compares ``ImageId``."""
+    return {
+        name: ".".join("".join(w[:1].upper() + w[1:] for w in part.split("-")) for part in name.split("."))
+        for name in names.split()
+    }
+
+
+def absent(names: str) -> dict[str, None]:
+    """Return filters by what no resource of the sandbox has."""
+    return dict.fromkeys(names.split())
+
+
 def describe(
     context: Context,
     params: Params,
-    member: str,
     items: Iterable[Any],
-    view: Callable[[Any], dict[str, Any]],
+    view: View = lambda _context, item: item,
     *,
     filters: Filters,
-    key: Callable[[Any], str],
-    tags: Callable[[Any], Mapping[str, str]] | None = lambda item: item.tags,
-    min_results: int = 1,
-    max_results: int = 1000,
-    default_results: int | None = None,
-    not_with: str = "",
+    key: Key,
 ) -> dict[str, Any]:
     """Return the answer of a Describe operation: the resources that match its filters, one page of them.
 
     Parameters
     ----------
-    member
-        The member of the answer that lists the resources.
     items, view
         The resources, and the function that returns one as the answer shows it.
     filters
-        The filters of the operation, apart from those for tags.
-    key
-        Returns the ID by which resources are sorted.
-    tags
-        Returns the tags of a resource, for the filters ``tag:KEY`` and ``tag-key``; None: the operation has
-        no such filters.
-    min_results, max_results, default_results, not_with
-        As for `paginate`.
+        The filters of the operation, apart from ``tag:KEY`` and ``tag-key``, which follow from botocore's
+        documentation of the operation.
 
     Raises
     ------
@@ -72,33 +97,20 @@ def describe(
         A filter is unknown, not emulated or has no values; there are too many filters or values;
         ``MaxResults`` or ``NextToken`` is invalid.
     """
-    selected = _matching(context.operation, params, list(items), view, filters, tags)
-    shown, token = paginate(
-        selected,
-        params,
-        key,
-        min_results=min_results,
-        max_results=max_results,
-        default_results=default_results,
-        not_with=not_with,
-    )
-    return {member: [view(item) for item in shown]} | ({"NextToken": token} if token else {})
+    selected = _matching(context, params, list(items), view, filters)
+    shown, more = paginate(context, params, selected, key)
+    answer: Any = service_model("ec2").operation(context.operation).output_shape
+    member = next(name for name, shape in answer.members.items() if shape.type_name == "list")
+    return {member: [view(context, item) for item in shown], **more}
 
 
-def _matching(
-    operation: str,
-    params: Params,
-    items: list[Any],
-    view: Callable[[Any], dict[str, Any]],
-    filters: Filters,
-    tags: Callable[[Any], Mapping[str, str]] | None,
-) -> list[Any]:
+def _matching(context: Context, params: Params, items: list[Any], view: View, filters: Filters) -> list[Any]:
     wanted = params.get("Filters") or []
     if len(wanted) > MAX_FILTERS:
         raise AwsError("FilterLimitExceeded", f"The maximum number of filters is {MAX_FILTERS}")
     for entry in wanted:
         name, values = entry.get("Name", ""), entry.get("Values") or []
-        read = _filter_reader(operation, name, view, filters, tags)
+        read = _filter_reader(context, name, view, filters)
         if not values:
             raise AwsError("InvalidParameterValue", f"The filter '{name}' must have at least one value")
         if len(values) > MAX_VALUES:
@@ -115,18 +127,15 @@ def _matching(
 
 
 def _filter_reader(
-    operation: str,
-    name: str,
-    view: Callable[[Any], dict[str, Any]],
-    filters: Filters,
-    tags: Callable[[Any], Mapping[str, str]] | None,
+    context: Context, name: str, view: View, filters: Filters
 ) -> Callable[[Any], Iterable[object]]:
     """Return the function that reads the compared values of a resource."""
-    if tags is not None and name == "tag-key":
-        return tags
-    if tags is not None and name.startswith("tag:") and name != "tag:":
+    operation = context.operation
+    if name == "tag-key" and _has_tag_filters(operation):
+        return _tags_of
+    if name.startswith("tag:") and name != "tag:" and _has_tag_filters(operation):
         key = name.removeprefix("tag:")
-        return lambda item: [tags(item)[key]] if key in tags(item) else []
+        return lambda item: [_tags_of(item)[key]] if key in _tags_of(item) else []
     if name not in filters:
         if name.startswith("tag") or name in documented_filters(operation) | _filters_of_any_operation():
             # AWS accepts more filters than it documents for an operation.
@@ -135,8 +144,13 @@ def _filter_reader(
     reader = filters[name]
     if isinstance(reader, str):
         path = reader.split(".")
-        return lambda item: values_at(view(item), path)
+        return lambda item: values_at(view(context, item), path)
     return (lambda _item: ()) if reader is None else reader
+
+
+def _tags_of(item: Any) -> Mapping[str, str]:
+    """Return the tags of a resource; of an entry of DescribeTags its one tag."""
+    return {item["Key"]: item["Value"]} if isinstance(item, dict) else item.tags
 
 
 def values_at(value: Any, path: list[str]) -> Iterator[object]:
@@ -171,12 +185,23 @@ def wildcard_pattern(wanted: str) -> re.Pattern[str]:
 
 
 def documented_filters(operation: str) -> frozenset[str]:
-    """Return the filters of an EC2 operation in botocore's documentation of it."""
-    shape = service_model("ec2").model.operation_model(operation).input_shape
-    members = shape.members if shape else {}
-    text = members["Filters"].documentation if "Filters" in members else ""
-    found = re.findall(r"<li> ?<p> ?<code>([^<]+)</code>", text)
-    return frozenset(name for name in found if not name.startswith("tag"))
+    """Return the filters of an EC2 operation in botocore's documentation of it, apart from those for tags."""
+    return frozenset(name for name in _documented(operation) if not name.startswith("tag"))
+
+
+def _documented(operation: str) -> list[str]:
+    shape = service_model("ec2").operation(operation).input_shape
+    known = shape.members if shape else {}
+    text = known["Filters"].documentation if "Filters" in known else ""
+    return re.findall(r"<li> ?<p> ?<code>([^<]+)</code>", text)
+
+
+@lru_cache
+def _has_tag_filters(operation: str) -> bool:
+    # botocore documents no filter of DescribeImportSnapshotTasks; public tools send tag:KEY.
+    return operation == "DescribeImportSnapshotTasks" or any(
+        name.startswith("tag") for name in _documented(operation)
+    )
 
 
 @lru_cache
@@ -186,57 +211,53 @@ def _filters_of_any_operation() -> frozenset[str]:
     return frozenset().union(*(documented_filters(name) for name in names if name.startswith("Describe")))
 
 
-def paginate(
-    items: Iterable[Any],
-    params: Params,
-    key: Callable[[Any], str],
-    *,
-    min_results: int = 1,
-    max_results: int = 1000,
-    default_results: int | None = None,
-    not_with: str = "",
-) -> tuple[list[Any], str | None]:
-    """Return one page of items, sorted by ID, and the token of the next page.
+def paginate(context: Context, params: Params, items: Iterable[Any], key: Key) -> tuple[list[Any], Params]:
+    """Return one page of items, sorted by ID, and the member ``NextToken`` if there is another page.
 
     EC2 promises no order. Sorted by ID, the pages stay complete while resources are created and deleted. A
     token is valid for its own request only.
 
-    Parameters
-    ----------
-    items, key
-        All matching items, and the function that returns an item's ID.
-    min_results, max_results, default_results
-        Bounds of ``MaxResults``, and the page size without it (None: everything).
-    not_with
-        A member, such as ``InstanceIds``, that AWS refuses together with ``MaxResults``.
-
     Raises
     ------
     AwsError
-        ``MaxResults`` is out of bounds, or the token is not of this request.
+        ``MaxResults`` is too small or cannot be used, or the token is not of this request.
     """
-    size = params.get("MaxResults")
-    if size is not None and size < min_results:
-        raise AwsError(
-            "InvalidParameterValue",
-            f"Value ( {size} ) for parameter maxResults is invalid. "
-            f"Expecting a value greater than {min_results}.",
+    read = _key_reader(key)
+    least, most = _page_sizes(context.operation)
+    size, named = params.get("MaxResults"), NOT_PAGED.get(context.operation, "")
+    if size is not None and size < least:
+        text = (
+            f"Value ( {size} ) for parameter maxResults is invalid. Expecting a value greater than {least}."
         )
-    if size is not None and not_with and params.get(not_with):
-        name = not_with[0].lower() + not_with[1:]
-        text = f"The parameter {name} cannot be used with the parameter maxResults"
+        raise AwsError("InvalidParameterValue", text)
+    if size is not None and params.get(named):
+        text = f"The parameter {named[0].lower()}{named[1:]} cannot be used with the parameter maxResults"
         raise AwsError("InvalidParameterCombination", text)
-    limit = default_results if size is None else min(size, max_results)
-    ordered = sorted(items, key=key)
-    token = params.get("NextToken")
+    if size is None and context.operation == "DescribeInstanceTypes":  # the only one with a default
+        size = most
+    ordered, token = sorted(items, key=read), params.get("NextToken")
     if token:
         after = _read_token(params, token)
-        ordered = [item for item in ordered if key(item) > after]
-    if limit is None or len(ordered) <= limit:
-        return ordered, None
-    shown = ordered[:limit]
-    content = json.dumps([_request_digest(params), key(shown[-1])])
-    return shown, base64.urlsafe_b64encode(content.encode()).decode()
+        ordered = [item for item in ordered if read(item) > after]
+    if size is None or len(ordered) <= min(size, most):
+        return ordered, {}
+    shown = ordered[: min(size, most)]
+    content = json.dumps([_request_digest(params), read(shown[-1])])
+    return shown, {"NextToken": base64.urlsafe_b64encode(content.encode()).decode()}
+
+
+def _key_reader(key: Key) -> Callable[[Any], str]:
+    if not isinstance(key, str):
+        return key
+    return lambda item: item[key] if isinstance(item, dict) else getattr(item, key)
+
+
+@lru_cache
+def _page_sizes(operation: str) -> tuple[int, int]:
+    shape = service_model("ec2").operation(operation).input_shape
+    found = shape.members["MaxResults"].metadata if shape and "MaxResults" in shape.members else {}
+    least, most = PAGE_SIZES.get(operation, (1, 1000))
+    return found.get("min", least), found.get("max", most)
 
 
 def _read_token(params: Params, token: str) -> str:

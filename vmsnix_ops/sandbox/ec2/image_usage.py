@@ -22,7 +22,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     new_id,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe, paginate
+from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe, paginate
 from vmsnix_ops.sandbox.ec2.images import FORMER_IMAGES, add_public_images, check_free_name, image_view
 from vmsnix_ops.sandbox.ec2.instances import remove_terminated, state_view
 from vmsnix_ops.sandbox.ec2.resources import Image
@@ -111,7 +111,7 @@ def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
     image = present or find(FORMER_IMAGES, context.region, image_id)
     shown: dict[str, Any] = {"ImageId": image_id}
     if image is not None:  # `demo` creates an instance of an image that no longer exists
-        view = image_view(image, context.clock)
+        view = image_view(context, image)
         view["State"] = view["State"] if present is not None else "deregistered"
         names = ("Name", "OwnerId", "State", "ImageOwnerAlias", "CreationDate", "DeprecationTime")
         shown |= {name: view[name] for name in names if name in view}
@@ -130,16 +130,12 @@ def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
     return view | tags_member(instance.tags)
 
 
-METADATA_FILTERS: Filters = {
-    "availability-zone": "AvailabilityZone",
+METADATA_FILTERS: Filters = by_name(
+    "availability-zone instance-id instance-type launch-time owner-id zone-id"
+) | {
     "image-allowed": "ImageMetadata.ImageAllowed",
-    "instance-id": "InstanceId",
     "instance-state-name": "State.Name",
-    "instance-type": "InstanceType",
-    "launch-time": "LaunchTime",
     "owner-alias": "ImageMetadata.ImageOwnerAlias",
-    "owner-id": "OwnerId",
-    "zone-id": "ZoneId",
 }
 
 
@@ -148,16 +144,8 @@ def describe_instance_image_metadata(context: Context, params: Params) -> dict[s
     """Return instances, each with its image: owner, creation date, whether it is public."""
     add_public_images(context)
     remove_terminated(context)
-    return describe(
-        context,
-        params,
-        "InstanceImageMetadata",
-        find_own_or_all(context, INSTANCE, params.get("InstanceIds")),
-        lambda instance: _metadata_view(context, instance),
-        filters=METADATA_FILTERS,
-        key=lambda instance: instance.instance_id,
-        not_with="InstanceIds",
-    )
+    instances = find_own_or_all(context, INSTANCE, params.get("InstanceIds"))
+    return describe(context, params, instances, _metadata_view, filters=METADATA_FILTERS, key="instance_id")
 
 
 # References: the instances, launch templates and parameters that name an image
@@ -237,5 +225,5 @@ def describe_image_references(context: Context, params: Params) -> dict[str, Any
             for image_id, resource in pairs
             if image_id in image_ids
         ]
-    shown, token = paginate(found, params, lambda reference: f"{reference['ImageId']} {reference['Arn']}")
-    return {"ImageReferences": shown} | ({"NextToken": token} if token else {})
+    shown, more = paginate(context, params, found, lambda one: f"{one['ImageId']} {one['Arn']}")
+    return {"ImageReferences": shown, **more}

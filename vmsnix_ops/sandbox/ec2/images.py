@@ -29,7 +29,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, is_managed_key
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
 from vmsnix_ops.sandbox.ec2.resources import Image, Snapshot
 from vmsnix_ops.sandbox.ec2.snapshots import (
@@ -59,8 +59,9 @@ LAUNCH_REPORT_SECONDS = 24 * 3600.0
 OWNER_ALIASES = {AMAZON_ACCOUNT: "amazon"}
 
 
-def image_view(image: Image, clock: Clock) -> dict[str, Any]:
+def image_view(context: Context, image: Image) -> dict[str, Any]:
     """Return an image as DescribeImages shows it."""
+    clock = context.clock
     view: dict[str, Any] = {
         "ImageId": image.image_id,
         "ImageLocation": image.location or f"{OWNER_ALIASES.get(image.owner, image.owner)}/{image.name}",
@@ -153,42 +154,27 @@ def add_public_images(context: Context) -> None:
         )
 
 
-IMAGE_FILTERS: Filters = {
-    "architecture": "Architecture",
-    "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
-    "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
-    "block-device-mapping.encrypted": "BlockDeviceMappings.Ebs.Encrypted",
-    "block-device-mapping.snapshot-id": "BlockDeviceMappings.Ebs.SnapshotId",
-    "block-device-mapping.volume-size": "BlockDeviceMappings.Ebs.VolumeSize",
-    "block-device-mapping.volume-type": "BlockDeviceMappings.Ebs.VolumeType",
-    "boot-mode": "BootMode",
-    "creation-date": "CreationDate",
-    "description": "Description",
-    "ena-support": "EnaSupport",
-    "hypervisor": "Hypervisor",
-    "image-id": "ImageId",
-    "image-type": "ImageType",
-    "is-public": "Public",
-    "kernel-id": None,
-    "manifest-location": "ImageLocation",
-    "name": "Name",
-    "owner-alias": "ImageOwnerAlias",
-    "owner-id": "OwnerId",
-    "platform": None,  # only Windows has one
-    "product-code": None,
-    "product-code.type": None,
-    "ramdisk-id": None,
-    "root-device-name": "RootDeviceName",
-    "root-device-type": "RootDeviceType",
-    "source-image-id": "SourceImageId",
-    "source-image-region": "SourceImageRegion",
-    "source-instance-id": "SourceInstanceId",
-    "sriov-net-support": "SriovNetSupport",
-    "state": "State",
-    "state-reason-code": None,  # only the snapshot of a failed copy has the reason, in StateMessage
-    "state-reason-message": None,
-    "virtualization-type": "VirtualizationType",
-}
+IMAGE_FILTERS: Filters = (
+    by_name(
+        "architecture boot-mode creation-date description ena-support hypervisor image-id "
+        "image-type name owner-id root-device-name root-device-type source-image-id "
+        "source-image-region source-instance-id sriov-net-support state virtualization-type"
+    )
+    | absent(
+        "kernel-id platform product-code product-code.type ramdisk-id state-reason-code state-reason-message"
+    )
+    | {
+        "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
+        "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
+        "block-device-mapping.encrypted": "BlockDeviceMappings.Ebs.Encrypted",
+        "block-device-mapping.snapshot-id": "BlockDeviceMappings.Ebs.SnapshotId",
+        "block-device-mapping.volume-size": "BlockDeviceMappings.Ebs.VolumeSize",
+        "block-device-mapping.volume-type": "BlockDeviceMappings.Ebs.VolumeType",
+        "is-public": "Public",
+        "manifest-location": "ImageLocation",
+        "owner-alias": "ImageOwnerAlias",
+    }
+)
 
 
 @operation(
@@ -219,15 +205,7 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
     if params.get("ExecutableUsers"):
         users = params["ExecutableUsers"]
         images = [i for i in images if any(executable_by(i, user, context) for user in users)]
-    return describe(
-        context,
-        params,
-        "Images",
-        images,
-        lambda image: image_view(image, clock),
-        filters=IMAGE_FILTERS,
-        key=lambda image: image.image_id,
-    )
+    return describe(context, params, images, image_view, filters=IMAGE_FILTERS, key="image_id")
 
 
 def _was_launched_from(context: Context, image_id: str) -> bool:
@@ -700,7 +678,7 @@ def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]
         return answer | {"LaunchPermissions": list(image.permissions)}
     if attribute == "productCodes":
         return answer | {"ProductCodes": []}
-    view = image_view(image, context.clock)
+    view = image_view(context, image)
     values = {
         "description": ("Description", image.description),
         "kernel": ("KernelId", ""),

@@ -504,15 +504,9 @@ def describe_import_snapshot_tasks(context: Context, params: Params) -> dict[str
         for task in list(table.values()):
             if task.ended and not context.clock.is_listed(task.ended, LISTED_SECONDS):
                 del table[task.task_id]
-        return describe(
-            context,
-            params,
-            "ImportSnapshotTasks",
-            find_own_or_all(context, IMPORT_TASK, params.get("ImportTaskIds")),
-            lambda task: task_view(context, task),
-            filters={"task-state": "SnapshotTaskDetail.Status"},
-            key=lambda task: task.task_id,
-        )
+        tasks = find_own_or_all(context, IMPORT_TASK, params.get("ImportTaskIds"))
+        filters = {"task-state": "SnapshotTaskDetail.Status"}
+        return describe(context, params, tasks, task_view, filters=filters, key="task_id")
 
 
 @operation("ec2", "CancelImportTask", "CancelReason ImportTaskId")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
 from vmsnix_ops.sandbox.ec2.common import check_one_of
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe
 from vmsnix_ops.sandbox.ec2.zones import zone_ids, zones_of
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def find_instance_type(name: str) -> InstanceType:
     raise AwsError("InvalidInstanceType", f"The following supplied instance types do not exist: [{name}]")
 
 
-def instance_type_view(kind: InstanceType) -> dict[str, Any]:
+def instance_type_view(_context: Context, kind: InstanceType) -> dict[str, Any]:
     """Return an instance type as DescribeInstanceTypes shows it."""
     paravirtual = kind.name.startswith("m1.")
     view: dict[str, Any] = {
@@ -159,25 +159,15 @@ def instance_type_view(kind: InstanceType) -> dict[str, Any]:
     return view
 
 
-INSTANCE_TYPE_FILTERS: Filters = {
-    "auto-recovery-supported": "AutoRecoverySupported",
-    "bare-metal": "BareMetal",
-    "burstable-performance-supported": "BurstablePerformanceSupported",
-    "current-generation": "CurrentGeneration",
-    "dedicated-hosts-supported": "DedicatedHostsSupported",
-    "ebs-info.ebs-optimized-support": "EbsInfo.EbsOptimizedSupport",
-    "ebs-info.encryption-support": "EbsInfo.EncryptionSupport",
-    "ebs-info.nvme-support": "EbsInfo.NvmeSupport",
-    "free-tier-eligible": "FreeTierEligible",
-    "hibernation-supported": "HibernationSupported",
-    "hypervisor": "Hypervisor",
-    "instance-storage-supported": "InstanceStorageSupported",
-    "instance-type": "InstanceType",
+INSTANCE_TYPE_FILTERS: Filters = by_name(
+    "auto-recovery-supported bare-metal burstable-performance-supported current-generation "
+    "dedicated-hosts-supported ebs-info.ebs-optimized-support ebs-info.encryption-support "
+    "ebs-info.nvme-support free-tier-eligible hibernation-supported hypervisor "
+    "instance-storage-supported instance-type network-info.ena-support "
+    "nitro-tpm-info.supported-versions nitro-tpm-support "
+    "placement-group-info.supported-strategies"
+) | {
     "memory-info.size-in-mib": "MemoryInfo.SizeInMiB",
-    "network-info.ena-support": "NetworkInfo.EnaSupport",
-    "nitro-tpm-info.supported-versions": "NitroTpmInfo.SupportedVersions",
-    "nitro-tpm-support": "NitroTpmSupport",
-    "placement-group-info.supported-strategies": "PlacementGroupInfo.SupportedStrategies",
     "processor-info.supported-architecture": "ProcessorInfo.SupportedArchitectures",
     "supported-boot-mode": "SupportedBootModes",
     "supported-root-device-type": "SupportedRootDeviceTypes",
@@ -192,20 +182,8 @@ INSTANCE_TYPE_FILTERS: Filters = {
 @operation("ec2", "DescribeInstanceTypes", "Filters InstanceTypes MaxResults NextToken")
 def describe_instance_types(context: Context, params: Params) -> dict[str, Any]:
     """Return the instance types of the sandbox, without their network and disk performance."""
-    return describe(
-        context,
-        params,
-        "InstanceTypes",
-        [find_instance_type(name) for name in params.get("InstanceTypes") or instance_types()],
-        instance_type_view,
-        filters=INSTANCE_TYPE_FILTERS,
-        key=lambda kind: kind.name,
-        tags=None,
-        min_results=5,
-        max_results=100,
-        default_results=100,
-        not_with="InstanceTypes",
-    )
+    found = [find_instance_type(name) for name in params.get("InstanceTypes") or instance_types()]
+    return describe(context, params, found, instance_type_view, filters=INSTANCE_TYPE_FILTERS, key="name")
 
 
 @operation("ec2", "DescribeInstanceTypeOfferings", "Filters LocationType MaxResults NextToken")
@@ -221,18 +199,12 @@ def describe_instance_type_offerings(context: Context, params: Params) -> dict[s
         "availability-zone-id": zone_ids(context.region),
     }
     check_one_of("locationType", kind, places)
+    found = [
+        {"InstanceType": name, "LocationType": kind, "Location": place}
+        for name in instance_types()
+        for place in places[kind]
+    ]
+    filters = by_name("instance-type location")
     return describe(
-        context,
-        params,
-        "InstanceTypeOfferings",
-        [
-            {"InstanceType": name, "LocationType": kind, "Location": place}
-            for name in instance_types()
-            for place in places[kind]
-        ],
-        dict,
-        filters={"instance-type": "InstanceType", "location": "Location"},
-        key=lambda offering: f"{offering['InstanceType']} {offering['Location']}",
-        tags=None,
-        min_results=5,
+        context, params, found, filters=filters, key=lambda one: f"{one['InstanceType']} {one['Location']}"
     )

@@ -31,7 +31,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     resolve_image_id,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE, find_instance_type
 from vmsnix_ops.sandbox.ec2.key_pairs import find_key_pair
@@ -52,7 +52,7 @@ from vmsnix_ops.sandbox.iam import Role
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmsnix_ops.sandbox.core import Clock, Context, Params
+    from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.ec2.instance_types import InstanceType
     from vmsnix_ops.sandbox.ec2.networks import Subnet
     from vmsnix_ops.sandbox.ec2.resources import Image
@@ -288,70 +288,45 @@ def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
     return shown
 
 
-INSTANCE_FILTERS: Filters = {
-    "affinity": None,
-    "architecture": "Architecture",
-    "availability-zone": "Placement.AvailabilityZone",
-    "availability-zone-id": "Placement.AvailabilityZoneId",
-    "block-device-mapping.attach-time": "BlockDeviceMappings.Ebs.AttachTime",
-    "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
-    "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
-    "block-device-mapping.status": "BlockDeviceMappings.Ebs.Status",
-    "block-device-mapping.volume-id": "BlockDeviceMappings.Ebs.VolumeId",
-    "boot-mode": "BootMode",
-    "client-token": "ClientToken",
-    "current-instance-boot-mode": "CurrentInstanceBootMode",
-    "dns-name": "PublicDnsName",
-    "ena-support": "EnaSupport",
-    "enclave-options.enabled": "EnclaveOptions.Enabled",
-    "hibernation-options.configured": "HibernationOptions.Configured",
-    "hypervisor": "Hypervisor",
-    "iam-instance-profile.arn": "IamInstanceProfile.Arn",
-    "iam-instance-profile.id": "IamInstanceProfile.Id",
-    "image-id": "ImageId",
-    "instance.group-id": "SecurityGroups.GroupId",
-    "instance.group-name": "SecurityGroups.GroupName",
-    "instance-id": "InstanceId",
-    "instance-lifecycle": "InstanceLifecycle",
-    "instance-state-code": "State.Code",
-    "instance-state-name": "State.Name",
-    "instance-type": "InstanceType",
-    "ip-address": "PublicIpAddress",
-    "kernel-id": None,
-    "launch-index": "AmiLaunchIndex",
-    "launch-time": "LaunchTime",
-    "metadata-options.http-endpoint": "MetadataOptions.HttpEndpoint",
-    "metadata-options.http-tokens": "MetadataOptions.HttpTokens",
-    "monitoring-state": "Monitoring.State",
-    "network-interface.addresses.private-ip-address": "PrivateIpAddress",
-    "network-interface.group-id": "SecurityGroups.GroupId",
-    "network-interface.group-name": "SecurityGroups.GroupName",
-    "network-interface.network-interface-id": "NetworkInterfaces.NetworkInterfaceId",
-    "network-interface.private-dns-name": "PrivateDnsName",
-    "network-interface.subnet-id": "SubnetId",
-    "network-interface.vpc-id": "VpcId",
-    "key-name": "KeyName",
-    "owner-id": lambda instance: [instance.owner],
-    "placement-group-name": None,
-    "platform": None,  # only Windows has one
-    "platform-details": "PlatformDetails",
-    "private-dns-name": "PrivateDnsName",
-    "private-ip-address": "PrivateIpAddress",
-    "product-code": None,
-    "ramdisk-id": None,
-    "reservation-id": lambda instance: [instance.reservation_id],
-    "root-device-name": "RootDeviceName",
-    "root-device-type": "RootDeviceType",
-    "source-dest-check": "SourceDestCheck",
-    "spot-instance-request-id": "SpotInstanceRequestId",
-    "state-reason-code": "StateReason.Code",
-    "subnet-id": "SubnetId",
-    "tenancy": "Placement.Tenancy",
-    "tpm-support": "TpmSupport",
-    "usage-operation": "UsageOperation",
-    "virtualization-type": "VirtualizationType",
-    "vpc-id": "VpcId",
-}
+INSTANCE_FILTERS: Filters = (
+    by_name(
+        "architecture boot-mode client-token current-instance-boot-mode ena-support "
+        "enclave-options.enabled hibernation-options.configured hypervisor iam-instance-profile.arn "
+        "iam-instance-profile.id image-id instance-id instance-lifecycle instance-type launch-time "
+        "metadata-options.http-endpoint metadata-options.http-tokens key-name platform-details "
+        "private-dns-name private-ip-address root-device-name root-device-type source-dest-check "
+        "spot-instance-request-id subnet-id tpm-support usage-operation virtualization-type vpc-id"
+    )
+    | absent("affinity kernel-id placement-group-name platform product-code ramdisk-id")
+    | {
+        "availability-zone": "Placement.AvailabilityZone",
+        "availability-zone-id": "Placement.AvailabilityZoneId",
+        "block-device-mapping.attach-time": "BlockDeviceMappings.Ebs.AttachTime",
+        "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
+        "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
+        "block-device-mapping.status": "BlockDeviceMappings.Ebs.Status",
+        "block-device-mapping.volume-id": "BlockDeviceMappings.Ebs.VolumeId",
+        "dns-name": "PublicDnsName",
+        "instance.group-id": "SecurityGroups.GroupId",
+        "instance.group-name": "SecurityGroups.GroupName",
+        "instance-state-code": "State.Code",
+        "instance-state-name": "State.Name",
+        "ip-address": "PublicIpAddress",
+        "launch-index": "AmiLaunchIndex",
+        "monitoring-state": "Monitoring.State",
+        "network-interface.addresses.private-ip-address": "PrivateIpAddress",
+        "network-interface.group-id": "SecurityGroups.GroupId",
+        "network-interface.group-name": "SecurityGroups.GroupName",
+        "network-interface.network-interface-id": "NetworkInterfaces.NetworkInterfaceId",
+        "network-interface.private-dns-name": "PrivateDnsName",
+        "network-interface.subnet-id": "SubnetId",
+        "network-interface.vpc-id": "VpcId",
+        "owner-id": lambda instance: [instance.owner],
+        "reservation-id": lambda instance: [instance.reservation_id],
+        "state-reason-code": "StateReason.Code",
+        "tenancy": "Placement.Tenancy",
+    }
+)
 
 
 LAUNCH_MEMBERS = (
@@ -551,20 +526,11 @@ def _reservation_view(context: Context, reservation: str, views: list[dict[str, 
 def describe_instances(context: Context, params: Params) -> dict[str, Any]:
     """Return instances, grouped by the call that launched them."""
     remove_terminated(context)
-    answer = describe(
-        context,
-        params,
-        "Instances",
-        find_own_or_all(context, INSTANCE, params.get("InstanceIds")),
-        lambda instance: instance_view(context, instance),
-        filters=INSTANCE_FILTERS,
-        key=lambda instance: instance.instance_id,
-        min_results=5,
-        not_with="InstanceIds",
-    )
+    found = find_own_or_all(context, INSTANCE, params.get("InstanceIds"))
+    answer = describe(context, params, found, instance_view, filters=INSTANCE_FILTERS, key="instance_id")
     table = context.table("instances")
     groups: dict[str, list[dict[str, Any]]] = {}
-    for view in answer.pop("Instances"):
+    for view in answer.pop("Reservations"):
         groups.setdefault(table[view["InstanceId"]].reservation_id, []).append(view)
     return {"Reservations": [_reservation_view(context, r, views) for r, views in groups.items()]} | answer
 
@@ -782,19 +748,30 @@ CONSOLE_SECONDS = 60.0
 CONSOLE_BYTES = 65_536
 
 
-def _check_result(instance: Instance, clock: Clock) -> tuple[str, str]:
-    """Return the status and the detail, which are the same for both checks."""
-    if instance.state(clock) != "running":
-        return "not-applicable", "not-applicable"
-    if clock.age(instance.launched) < STATUS_CHECK_SECONDS:
-        return "initializing", "initializing"
-    return ("impaired", "failed") if instance.impaired else ("ok", "passed")
+def _status_view(context: Context, instance: Instance) -> dict[str, Any]:
+    """Return an instance as DescribeInstanceStatus shows it. Both checks have the same result."""
+    state, detail = instance.state(context.clock), "failed" if instance.impaired else "passed"
+    check = {"Status": "impaired" if instance.impaired else "ok"}
+    if context.clock.age(instance.launched) < STATUS_CHECK_SECONDS:
+        check["Status"] = detail = "initializing"
+    shown = {**check, "Details": [{"Name": "reachability", "Status": detail}]}
+    if state != "running":
+        shown = {"Status": "not-applicable", "Details": []}
+    return {
+        "InstanceId": instance.instance_id,
+        "AvailabilityZone": instance.zone,
+        "InstanceState": state_view(state),
+        "InstanceStatus": shown,
+        "SystemStatus": shown,
+    }
 
 
-def _check_view(instance: Instance, clock: Clock) -> dict[str, Any]:
-    status, detail = _check_result(instance, clock)
-    details = [] if status == "not-applicable" else [{"Name": "reachability", "Status": detail}]
-    return {"Status": status, "Details": details}
+STATUS_FILTERS = by_name("availability-zone instance-status.status system-status.status") | {
+    "instance-state-code": "InstanceState.Code",
+    "instance-state-name": "InstanceState.Name",
+    "instance-status.reachability": "InstanceStatus.Details.Status",
+    "system-status.reachability": "SystemStatus.Details.Status",
+}
 
 
 @operation("ec2", "DescribeInstanceStatus", "Filters IncludeAllInstances InstanceIds MaxResults NextToken")
@@ -806,39 +783,7 @@ def describe_instance_status(context: Context, params: Params) -> dict[str, Any]
     if not params.get("IncludeAllInstances"):
         instances = [i for i in instances if i.state(clock) == "running"]
 
-    def view(instance: Instance) -> dict[str, Any]:
-        check = _check_view(instance, clock)
-        return {
-            "InstanceId": instance.instance_id,
-            "AvailabilityZone": instance.zone,
-            "InstanceState": state_view(instance.state(clock)),
-            "InstanceStatus": check,
-            "SystemStatus": check,
-        }
-
-    def reachability(instance: Instance) -> list[str]:
-        return [_check_result(instance, clock)[1]]
-
-    return describe(
-        context,
-        params,
-        "InstanceStatuses",
-        instances,
-        view,
-        filters={
-            "availability-zone": "AvailabilityZone",
-            "instance-state-code": "InstanceState.Code",
-            "instance-state-name": "InstanceState.Name",
-            "instance-status.reachability": reachability,
-            "instance-status.status": "InstanceStatus.Status",
-            "system-status.reachability": reachability,
-            "system-status.status": "SystemStatus.Status",
-        },
-        key=lambda instance: instance.instance_id,
-        tags=None,
-        min_results=5,
-        not_with="InstanceIds",
-    )
+    return describe(context, params, instances, _status_view, filters=STATUS_FILTERS, key="instance_id")
 
 
 @operation("ec2", "GetConsoleOutput", "InstanceId Latest")

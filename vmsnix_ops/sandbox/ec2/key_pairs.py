@@ -24,7 +24,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     new_id,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.filters import describe
+from vmsnix_ops.sandbox.ec2.filters import by_name, describe
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -181,27 +181,20 @@ def describe_key_pairs(context: Context, params: Params) -> dict[str, Any]:
     found = [find_key_pair(context, name) for name in params.get("KeyNames") or ()]
     found += [find_own(context, KEY_PAIR, key_id) for key_id in params.get("KeyPairIds") or ()]
     pairs = {pair.key_pair_id: pair for pair in found} if found else context.table("key_pairs")
-    return describe(
-        context,
-        params,
-        "KeyPairs",
-        pairs.values(),
-        lambda pair: _key_pair_view(pair, public=bool(params.get("IncludePublicKey"))),
-        filters={"fingerprint": "KeyFingerprint", "key-name": "KeyName", "key-pair-id": "KeyPairId"},
-        key=lambda pair: pair.name,
-    )
 
+    def view(_context: Context, pair: KeyPair) -> dict[str, Any]:
+        shown = {
+            "KeyPairId": pair.key_pair_id,
+            "KeyName": pair.name,
+            "KeyType": pair.key_type,
+            "KeyFingerprint": pair.fingerprint,
+            "CreateTime": pair.created,
+            "Tags": tag_list(pair.tags),
+        }
+        return shown | ({"PublicKey": pair.public_key} if params.get("IncludePublicKey") else {})
 
-def _key_pair_view(pair: KeyPair, *, public: bool) -> dict[str, Any]:
-    view = {
-        "KeyPairId": pair.key_pair_id,
-        "KeyName": pair.name,
-        "KeyType": pair.key_type,
-        "KeyFingerprint": pair.fingerprint,
-        "CreateTime": pair.created,
-        "Tags": tag_list(pair.tags),
-    }
-    return view | ({"PublicKey": pair.public_key} if public else {})
+    filters = by_name("key-name key-pair-id") | {"fingerprint": "KeyFingerprint"}
+    return describe(context, params, pairs.values(), view, filters=filters, key="name")
 
 
 @operation("ec2", "DeleteKeyPair", "KeyName KeyPairId")

@@ -26,7 +26,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     new_id,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.zones import zone_id, zones_of
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def find_groups(context: Context, group_ids: Iterable[str], names: Iterable[str]
     return found or [groups["default"]]
 
 
-def _vpc_view(vpc: Vpc) -> dict[str, Any]:
+def _vpc_view(_context: Context, vpc: Vpc) -> dict[str, Any]:
     association = {
         "AssociationId": f"vpc-cidr-assoc-{vpc.vpc_id.removeprefix('vpc-')}",
         "CidrBlock": VPC_CIDR,
@@ -164,38 +164,27 @@ def _vpc_view(vpc: Vpc) -> dict[str, Any]:
 
 
 # AWS accepts some names in camel case too: they are in its documentation, or public tools send them.
-VPC_FILTERS: Filters = {
-    "cidr": "CidrBlock",
-    "cidr-block-association.association-id": "CidrBlockAssociationSet.AssociationId",
-    "cidr-block-association.cidr-block": "CidrBlockAssociationSet.CidrBlock",
-    "cidr-block-association.state": "CidrBlockAssociationSet.CidrBlockState.State",
-    "dhcp-options-id": "DhcpOptionsId",
-    "ipv6-cidr-block-association.association-id": None,
-    "ipv6-cidr-block-association.ipv6-cidr-block": None,
-    "ipv6-cidr-block-association.ipv6-pool": None,
-    "ipv6-cidr-block-association.state": None,
-    "is-default": "IsDefault",
-    "isDefault": "IsDefault",
-    "owner-id": "OwnerId",
-    "state": "State",
-    "vpc-id": "VpcId",
-}
+VPC_FILTERS: Filters = (
+    by_name("dhcp-options-id is-default isDefault owner-id state vpc-id")
+    | absent(
+        "ipv6-cidr-block-association.association-id ipv6-cidr-block-association.ipv6-cidr-block "
+        "ipv6-cidr-block-association.ipv6-pool ipv6-cidr-block-association.state"
+    )
+    | {
+        "cidr": "CidrBlock",
+        "cidr-block-association.association-id": "CidrBlockAssociationSet.AssociationId",
+        "cidr-block-association.cidr-block": "CidrBlockAssociationSet.CidrBlock",
+        "cidr-block-association.state": "CidrBlockAssociationSet.CidrBlockState.State",
+    }
+)
 
 
 @operation("ec2", "DescribeVpcs", "Filters MaxResults NextToken VpcIds")
 def describe_vpcs(context: Context, params: Params) -> dict[str, Any]:
     """Return the default VPC of the region."""
     default_vpc(context)
-    return describe(
-        context,
-        params,
-        "Vpcs",
-        find_own_or_all(context, VPC, params.get("VpcIds")),
-        _vpc_view,
-        filters=VPC_FILTERS,
-        key=lambda vpc: vpc.vpc_id,
-        min_results=5,
-    )
+    vpcs = find_own_or_all(context, VPC, params.get("VpcIds"))
+    return describe(context, params, vpcs, _vpc_view, filters=VPC_FILTERS, key="vpc_id")
 
 
 VPC_ATTRIBUTES = {
@@ -245,49 +234,27 @@ def _subnet_view(context: Context, subnet: Subnet) -> dict[str, Any]:
     return view | tags_member(subnet.tags)
 
 
-SUBNET_FILTERS: Filters = {
-    "availability-zone": "AvailabilityZone",
-    "availabilityZone": "AvailabilityZone",
-    "availability-zone-id": "AvailabilityZoneId",
-    "availabilityZoneId": "AvailabilityZoneId",
-    "available-ip-address-count": "AvailableIpAddressCount",
-    "cidr": "CidrBlock",
-    "cidr-block": "CidrBlock",
-    "cidrBlock": "CidrBlock",
-    "customer-owned-ipv4-pool": None,
-    "default-for-az": "DefaultForAz",
-    "defaultForAz": "DefaultForAz",
-    "enable-dns64": "EnableDns64",
-    "ipv6-cidr-block-association.association-id": None,
-    "ipv6-cidr-block-association.ipv6-cidr-block": None,
-    "ipv6-cidr-block-association.state": None,
-    "ipv6-native": "Ipv6Native",
-    "map-customer-owned-ip-on-launch": "MapCustomerOwnedIpOnLaunch",
-    "map-public-ip-on-launch": "MapPublicIpOnLaunch",
-    "outpost-arn": None,
-    "owner-id": "OwnerId",
-    "private-dns-name-options-on-launch.hostname-type": "PrivateDnsNameOptionsOnLaunch.HostnameType",
-    "state": "State",
-    "subnet-arn": "SubnetArn",
-    "subnet-id": "SubnetId",
-    "vpc-id": "VpcId",
-}
+SUBNET_FILTERS: Filters = (
+    by_name(
+        "availability-zone availabilityZone availability-zone-id availabilityZoneId "
+        "available-ip-address-count cidr-block cidrBlock default-for-az defaultForAz enable-dns64 "
+        "ipv6-native map-customer-owned-ip-on-launch map-public-ip-on-launch owner-id "
+        "private-dns-name-options-on-launch.hostname-type state subnet-arn subnet-id vpc-id"
+    )
+    | absent(
+        "customer-owned-ipv4-pool ipv6-cidr-block-association.association-id "
+        "ipv6-cidr-block-association.ipv6-cidr-block ipv6-cidr-block-association.state outpost-arn"
+    )
+    | {"cidr": "CidrBlock"}
+)
 
 
 @operation("ec2", "DescribeSubnets", "Filters MaxResults NextToken SubnetIds")
 def describe_subnets(context: Context, params: Params) -> dict[str, Any]:
     """Return the default subnets of the region."""
     default_vpc(context)
-    return describe(
-        context,
-        params,
-        "Subnets",
-        find_own_or_all(context, SUBNET, params.get("SubnetIds")),
-        lambda subnet: _subnet_view(context, subnet),
-        filters=SUBNET_FILTERS,
-        key=lambda subnet: subnet.subnet_id,
-        min_results=5,
-    )
+    subnets = find_own_or_all(context, SUBNET, params.get("SubnetIds"))
+    return describe(context, params, subnets, _subnet_view, filters=SUBNET_FILTERS, key="subnet_id")
 
 
 # Network interfaces
@@ -421,12 +388,7 @@ _RULE_FILTERS = {
     "to-port": "ToPort",
     "user-id": "UserIdGroupPairs.UserId",
 }
-GROUP_FILTERS: Filters = {
-    "description": "Description",
-    "group-id": "GroupId",
-    "group-name": "GroupName",
-    "owner-id": "OwnerId",
-    "vpc-id": "VpcId",
+GROUP_FILTERS: Filters = by_name("description group-id group-name owner-id vpc-id") | {
     **{f"ip-permission.{name}": f"IpPermissions.{path}" for name, path in _RULE_FILTERS.items()},
     **{f"egress.ip-permission.{name}": f"IpPermissionsEgress.{path}" for name, path in _RULE_FILTERS.items()},
 }
@@ -439,16 +401,7 @@ def describe_security_groups(context: Context, params: Params) -> dict[str, Any]
     wanted = find_own_or_all(context, SECURITY_GROUP, None)
     if params.get("GroupIds") or params.get("GroupNames"):
         wanted = find_groups(context, params.get("GroupIds") or (), params.get("GroupNames") or ())
-    return describe(
-        context,
-        params,
-        "SecurityGroups",
-        wanted,
-        lambda group: _group_view(context, group),
-        filters=GROUP_FILTERS,
-        key=lambda group: group.group_id,
-        min_results=5,
-    )
+    return describe(context, params, wanted, _group_view, filters=GROUP_FILTERS, key="group_id")
 
 
 @operation("ec2", "CreateSecurityGroup", "Description GroupName TagSpecifications VpcId")

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def _page(
-    context: Context, params: Params, kind: ResourceKind, resource_ids: list[str] | None, min_results: int
+    context: Context, params: Params, kind: ResourceKind, resource_ids: list[str] | None
 ) -> tuple[list[tuple[str, Recycled]], dict[str, str]]:
     """Return one page of recycled resources with their IDs, and the ``NextToken`` member of the answer."""
     found = recycled(context, kind.table)
     wanted = dict.fromkeys(resource_ids) if resource_ids else dict.fromkeys(found)
     select_visible(kind, found, list(wanted))
-    shown, token = paginate(wanted, params, str, min_results=min_results)
-    return [(one, found[one]) for one in shown], {"NextToken": token} if token else {}
+    shown, more = paginate(context, params, wanted, str)
+    return [(one, found[one]) for one in shown], more
 
 
 def _times(one: Recycled) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _times(one: Recycled) -> dict[str, Any]:
 @operation("ec2", "ListImagesInRecycleBin", "ImageIds MaxResults NextToken")
 def list_images_in_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
     """Return the images of this account in the bin."""
-    shown, more = _page(context, params, IMAGE, params.get("ImageIds"), 1)
+    shown, more = _page(context, params, IMAGE, params.get("ImageIds"))
     views = []
     for image_id, one in shown:
         names = {"Name": one.resource.name, "Description": one.resource.description}
@@ -49,7 +49,7 @@ def list_images_in_recycle_bin(context: Context, params: Params) -> dict[str, An
 @operation("ec2", "ListSnapshotsInRecycleBin", "MaxResults NextToken SnapshotIds")
 def list_snapshots_in_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
     """Return the snapshots of this account in the bin."""
-    shown, more = _page(context, params, SNAPSHOT, params.get("SnapshotIds"), 5)
+    shown, more = _page(context, params, SNAPSHOT, params.get("SnapshotIds"))
     views = []
     for snapshot_id, one in shown:
         names = {"VolumeId": one.resource.volume_id, "Description": one.resource.description}

@@ -24,7 +24,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_managed_key
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
 from vmsnix_ops.sandbox.ec2.resources import GIB, Snapshot, SnapshotLock, Tiering
 from vmsnix_ops.sandbox.limits import copy_seconds
@@ -50,8 +50,9 @@ RELEASE_SECONDS = 1.0
 """How long a snapshot remains in use after its image was deregistered (public tools wait for this)."""
 
 
-def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
+def snapshot_view(context: Context, snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot as DescribeSnapshots shows it."""
+    clock = context.clock
     state = snapshot.state(clock)
     view: dict[str, Any] = {
         "SnapshotId": snapshot.snapshot_id,
@@ -81,20 +82,13 @@ def snapshot_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     return view
 
 
-SNAPSHOT_FILTERS: Filters = {
-    "description": lambda snapshot: [snapshot.description],  # which may be empty
-    "encrypted": "Encrypted",
-    "owner-alias": None,  # only AWS's own snapshots have one
-    "owner-id": "OwnerId",
-    "progress": "Progress",
-    "snapshot-id": "SnapshotId",
-    "start-time": "StartTime",
-    "status": "State",
-    "storage-tier": "StorageTier",
-    "transfer-type": "TransferType",
-    "volume-id": "VolumeId",
-    "volume-size": "VolumeSize",
-}
+SNAPSHOT_FILTERS: Filters = (
+    by_name(
+        "encrypted owner-id progress snapshot-id start-time storage-tier transfer-type volume-id volume-size"
+    )
+    | absent("owner-alias")
+    | {"description": lambda snapshot: [snapshot.description], "status": "State"}
+)
 
 
 def _is_selected(snapshot: Snapshot, context: Context, owners: list[str], restorable: list[str]) -> bool:
@@ -125,17 +119,8 @@ def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
             visible = {s.snapshot_id: s for s in snapshots if s.readable_by(context.account, context.clock)}
             snapshots = select_visible(SNAPSHOT, visible, params["SnapshotIds"])
         owners, restorable = params.get("OwnerIds") or [], params.get("RestorableByUserIds") or []
-        return describe(
-            context,
-            params,
-            "Snapshots",
-            [s for s in snapshots if _is_selected(s, context, owners, restorable)],
-            lambda snapshot: snapshot_view(snapshot, context.clock),
-            filters=SNAPSHOT_FILTERS,
-            key=lambda snapshot: snapshot.snapshot_id,
-            min_results=5,
-            not_with="SnapshotIds",
-        )
+        found = [s for s in snapshots if _is_selected(s, context, owners, restorable)]
+        return describe(context, params, found, snapshot_view, filters=SNAPSHOT_FILTERS, key="snapshot_id")
 
 
 def find_usable_snapshot(
@@ -180,7 +165,7 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
             "Use an increasing or variable sleep interval between requests.",
         )
     tags = tags_at_creation(params, "snapshot")["snapshot"]
-    return snapshot_view(add_volume_snapshot(context, volume, params.get("Description", ""), tags), clock)
+    return snapshot_view(context, add_volume_snapshot(context, volume, params.get("Description", ""), tags))
 
 
 def add_volume_snapshot(context: Context, volume: Volume, description: str, tags: dict[str, str]) -> Snapshot:
@@ -521,17 +506,8 @@ def unlock_snapshot(context: Context, params: Params) -> dict[str, Any]:
 def describe_locked_snapshots(context: Context, params: Params) -> dict[str, Any]:
     """Return this account's snapshots that are or were locked, with their locks."""
     snapshots = find_own_or_all(context, SNAPSHOT, params.get("SnapshotIds"))
-    return describe(
-        context,
-        params,
-        "Snapshots",
-        [snapshot for snapshot in snapshots if snapshot.lock is not None],
-        lambda s: _lock_view(s, s.lock, context.clock) | {"OwnerId": s.owner},
-        filters={"lock-state": "LockState"},
-        key=lambda snapshot: snapshot.snapshot_id,
-        tags=None,
-        min_results=5,
-    )
+    locked = [_lock_view(s, s.lock, context.clock) | {"OwnerId": s.owner} for s in snapshots if s.lock]
+    return describe(context, params, locked, filters={"lock-state": "LockState"}, key="SnapshotId")
 
 
 # The archive tier
@@ -599,20 +575,9 @@ def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
 @operation("ec2", "DescribeSnapshotTierStatus", "Filters MaxResults NextToken")
 def describe_snapshot_tier_status(context: Context, params: Params) -> dict[str, Any]:
     """Return the tiers of this account's snapshots, with the last archival or restore of each."""
-    return describe(
-        context,
-        params,
-        "SnapshotTierStatuses",
-        context.table("snapshots").values(),
-        lambda snapshot: _tier_status(snapshot, context.clock),
-        filters={
-            "last-tiering-operation": "LastTieringOperationStatus",
-            "snapshot-id": "SnapshotId",
-            "volume-id": "VolumeId",
-        },
-        key=lambda snapshot: snapshot.snapshot_id,
-        tags=None,
-    )
+    found = [_tier_status(snapshot, context.clock) for snapshot in context.table("snapshots").values()]
+    filters = by_name("snapshot-id volume-id") | {"last-tiering-operation": "LastTieringOperationStatus"}
+    return describe(context, params, found, filters=filters, key="SnapshotId")
 
 
 def _tier_status(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     resolve_image_id,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -56,7 +56,7 @@ class LaunchTemplate:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def _template_view(template: LaunchTemplate) -> dict[str, Any]:
+def _template_view(_context: Context, template: LaunchTemplate) -> dict[str, Any]:
     view: dict[str, Any] = {
         "LaunchTemplateId": template.template_id,
         "LaunchTemplateName": template.name,
@@ -163,7 +163,7 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
     table = context.table("launch_templates")
     known = find_token_result(context, params)
     if known in table:
-        return {"LaunchTemplate": _template_view(table[known])}
+        return {"LaunchTemplate": _template_view(context, table[known])}
     name = params["LaunchTemplateName"]
     if not TEMPLATE_NAME.fullmatch(name):
         raise AwsError(
@@ -182,7 +182,7 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
     )
     table[template.template_id] = template
     record_token_result(context, params, template.template_id)
-    return {"LaunchTemplate": _template_view(template)}
+    return {"LaunchTemplate": _template_view(context, template)}
 
 
 @operation(
@@ -225,25 +225,17 @@ def describe_launch_templates(context: Context, params: Params) -> dict[str, Any
     named += [
         find_template(context, {"LaunchTemplateName": n}) for n in params.get("LaunchTemplateNames") or []
     ]
-    return describe(
-        context,
-        params,
-        "LaunchTemplates",
-        named or context.table("launch_templates").values(),
-        _template_view,
-        filters={"create-time": "CreateTime", "launch-template-name": "LaunchTemplateName"},
-        key=lambda template: template.template_id,
-        max_results=200,
-    )
+    found = named or context.table("launch_templates").values()
+    filters = by_name("create-time launch-template-name")
+    return describe(context, params, found, _template_view, filters=filters, key="template_id")
 
 
-VERSION_FILTERS: Filters = {
-    "create-time": "CreateTime",
+VERSION_FILTERS: Filters = by_name("create-time") | {
     "ebs-optimized": "LaunchTemplateData.EbsOptimized",
     "http-endpoint": "LaunchTemplateData.MetadataOptions.HttpEndpoint",
     "http-tokens": "LaunchTemplateData.MetadataOptions.HttpTokens",
     "iam-instance-profile": "LaunchTemplateData.IamInstanceProfile.Arn",
-    "image-id": lambda pair: [pair[1].data["ImageId"]] if pair[1].data.get("ImageId") else [],  # not resolved
+    "image-id": lambda pair: [pair[1].data["ImageId"]] if pair[1].data.get("ImageId") else [],
     "instance-type": "LaunchTemplateData.InstanceType",
     "is-default-version": "DefaultVersion",
     "kernel-id": "LaunchTemplateData.KernelId",
@@ -291,14 +283,11 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
     return describe(
         context,
         params,
-        "LaunchTemplateVersions",
         found,
-        lambda pair: _version_view(context, *pair, resolve_alias=alias),
+        lambda context, pair: _version_view(context, *pair, resolve_alias=alias),
         filters=VERSION_FILTERS,
         # Newest first, as the console and the AWS CLI show them.
         key=lambda pair: f"{pair[0].template_id} {2**31 - pair[1].number:010}",
-        tags=None,
-        max_results=200,
     )
 
 
@@ -308,7 +297,7 @@ def modify_launch_template(context: Context, params: Params) -> dict[str, Any]:
     template = find_template(context, params)
     if "DefaultVersion" in params:
         template.default = find_template_version(template, params["DefaultVersion"]).number
-    return {"LaunchTemplate": _template_view(template)}
+    return {"LaunchTemplate": _template_view(context, template)}
 
 
 @operation("ec2", "DeleteLaunchTemplate", "LaunchTemplateId LaunchTemplateName")
@@ -316,7 +305,7 @@ def delete_launch_template(context: Context, params: Params) -> dict[str, Any]:
     """Delete a launch template with all its versions."""
     template = find_template(context, params)
     del context.table("launch_templates")[template.template_id]
-    return {"LaunchTemplate": _template_view(template)}
+    return {"LaunchTemplate": _template_view(context, template)}
 
 
 @operation("ec2", "DeleteLaunchTemplateVersions", "LaunchTemplateId LaunchTemplateName Versions")

@@ -16,25 +16,25 @@ from vmsnix_ops.sandbox.ec2.common import (
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, key_not_accessible
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe
 from vmsnix_ops.sandbox.ec2.images import check_volume_size, check_volume_type
 from vmsnix_ops.sandbox.ec2.resources import Volume
 from vmsnix_ops.sandbox.ec2.snapshots import find_usable_snapshot
 from vmsnix_ops.sandbox.ec2.zones import check_zone
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.core import Clock, Context
+    from vmsnix_ops.sandbox.core import Context
     from vmsnix_ops.sandbox.ec2.resources import Instance
 
 
-def volume_view(volume: Volume, clock: Clock) -> dict[str, Any]:
+def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
     """Return a volume as DescribeVolumes shows it."""
     view: dict[str, Any] = {
         "VolumeId": volume.volume_id,
         "Size": volume.size_gib,
         "SnapshotId": volume.snapshot_id,
         "AvailabilityZone": volume.zone,
-        "State": volume.state(clock),
+        "State": volume.state(context.clock),
         "CreateTime": volume.created,
         "VolumeType": volume.volume_type,
         "Encrypted": volume.encrypted,
@@ -62,22 +62,16 @@ def _attachment(volume: Volume) -> dict[str, Any]:
     }
 
 
-VOLUME_FILTERS: Filters = {
+VOLUME_FILTERS: Filters = by_name(
+    "availability-zone create-time encrypted multi-attach-enabled size snapshot-id volume-id volume-type"
+) | {
     "attachment.attach-time": "Attachments.AttachTime",
     "attachment.delete-on-termination": "Attachments.DeleteOnTermination",
     "attachment.device": "Attachments.Device",
     "attachment.instance-id": "Attachments.InstanceId",
     "attachment.status": "Attachments.State",
-    "availability-zone": "AvailabilityZone",
-    "create-time": "CreateTime",
-    "encrypted": "Encrypted",
     "fast-restored": lambda _volume: [False],
-    "multi-attach-enabled": "MultiAttachEnabled",
-    "size": "Size",
-    "snapshot-id": "SnapshotId",
     "status": "State",
-    "volume-id": "VolumeId",
-    "volume-type": "VolumeType",
 }
 
 
@@ -152,7 +146,7 @@ def create_volume(context: Context, params: Params) -> dict[str, Any]:
     """Create an empty volume, or one with the blocks of a snapshot."""
     earlier = find_token_result(context, params)
     if earlier in context.table("volumes"):
-        return volume_view(context.table("volumes")[earlier], context.clock)
+        return volume_view(context, context.table("volumes")[earlier])
     zone = params.get("AvailabilityZone")
     if not zone:
         raise missing_parameter("AvailabilityZone")
@@ -161,23 +155,14 @@ def create_volume(context: Context, params: Params) -> dict[str, Any]:
     ebs = dict(params) | ({"VolumeSize": params["Size"]} if "Size" in params else {})
     volume = add_volume(context, ebs, zone, tags)
     record_token_result(context, params, volume.volume_id)
-    return volume_view(volume, context.clock)
+    return volume_view(context, volume)
 
 
 @operation("ec2", "DescribeVolumes", "Filters MaxResults NextToken VolumeIds")
 def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
     """Return the account's volumes in this region."""
-    return describe(
-        context,
-        params,
-        "Volumes",
-        find_own_or_all(context, VOLUME, params.get("VolumeIds")),
-        lambda volume: volume_view(volume, context.clock),
-        filters=VOLUME_FILTERS,
-        key=lambda volume: volume.volume_id,
-        min_results=5,
-        not_with="VolumeIds",
-    )
+    volumes = find_own_or_all(context, VOLUME, params.get("VolumeIds"))
+    return describe(context, params, volumes, volume_view, filters=VOLUME_FILTERS, key="volume_id")
 
 
 @operation("ec2", "DeleteVolume", "VolumeId")

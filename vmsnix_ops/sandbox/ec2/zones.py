@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import AwsError, Params, operation
-from vmsnix_ops.sandbox.ec2.filters import Filters, describe
+from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.regions import partition_of, regions_of
 
 if TYPE_CHECKING:
@@ -53,16 +53,8 @@ def describe_regions(context: Context, params: Params) -> dict[str, Any]:
         regions = [region for region in regions if region["RegionName"] in names]
     elif not params.get("AllRegions"):
         regions = [region for region in regions if region["OptInStatus"] != "not-opted-in"]
-    return describe(
-        context,
-        params,
-        "Regions",
-        regions,
-        dict,
-        filters={"endpoint": "Endpoint", "opt-in-status": "OptInStatus", "region-name": "RegionName"},
-        key=lambda region: region["RegionName"],
-        tags=None,
-    )
+    filters = by_name("endpoint opt-in-status region-name")
+    return describe(context, params, regions, filters=filters, key="RegionName")
 
 
 def zones_of(region: str) -> list[str]:
@@ -103,19 +95,11 @@ def _zone_view(context: Context, zone: str) -> dict[str, Any]:
     }
 
 
-ZONE_FILTERS: Filters = {
-    "group-long-name": "GroupName",
-    "group-name": "GroupName",
-    "message": None,
-    "opt-in-status": "OptInStatus",
-    "parent-zone-id": None,
-    "parent-zone-name": None,
-    "region-name": "RegionName",
-    "state": "State",
-    "zone-id": "ZoneId",
-    "zone-name": "ZoneName",
-    "zone-type": "ZoneType",
-}
+ZONE_FILTERS: Filters = (
+    by_name("group-name opt-in-status region-name state zone-id zone-name zone-type")
+    | absent("message parent-zone-id parent-zone-name")
+    | {"group-long-name": "GroupName"}
+)
 
 
 @operation("ec2", "DescribeAvailabilityZones", "AllAvailabilityZones Filters ZoneIds ZoneNames")
@@ -130,13 +114,4 @@ def describe_availability_zones(context: Context, params: Params) -> dict[str, A
     zones = [zone for zone in zones if not names or zone in names]
     zones = [zone for zone in zones if not ids or zone_id(zone) in ids]
     views = [_zone_view(context, zone) for zone in zones]
-    return describe(
-        context,
-        params,
-        "AvailabilityZones",
-        views,
-        dict,
-        filters=ZONE_FILTERS,
-        key=lambda zone: zone["ZoneName"],
-        tags=None,
-    )
+    return describe(context, params, views, filters=ZONE_FILTERS, key="ZoneName")
