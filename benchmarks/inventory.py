@@ -31,11 +31,11 @@ LARGE = 100_000
 
 def serve(regions: int, amis: int) -> None:
     """Serve a filled sandbox until the parent closes standard input."""
+    from tests.large_account import REGIONS, populate
     from vmsnix_ops.sandbox import sandbox
-    from vmsnix_ops.sandbox.seeding import REGIONS
 
     with sandbox() as aws:
-        made = aws.populate(regions=REGIONS[:regions], amis=amis)
+        made = populate(aws, regions=REGIONS[:regions], amis=amis)
         ready = {"environment": aws.environment, "amis": made.amis, "referenced": made.referenced}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
@@ -148,7 +148,7 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Run paging and audit in turn, and print the fastest round of each."""
-    from vmsnix_ops.sandbox.seeding import REGIONS
+    from tests.large_account import REGIONS
 
     command = [sys.executable, "-m", "benchmarks.inventory", "--work", "serve"]
     command += ["--regions", str(options.regions), "--amis", str(options.amis)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.audit.account import OTHER_ACCOUNT, REGION, Owner
+from tests.large_account import populate
 from tests.support import require
 from vmsnix_ops.audit import inventory, views
 from vmsnix_ops.audit.rules import evaluate
@@ -30,7 +31,7 @@ SHARED, PUBLIC, LAUNCHED = 5, 2, 4
 
 @pytest.fixture
 def account(own: Owner) -> Owner:
-    made = own.aws.populate(regions=[REGION], amis=AMIS, referenced_one_in=12)
+    made = populate(own.aws, regions=[REGION], amis=AMIS, referenced_one_in=12)
     assert (made.amis, made.referenced) == (AMIS, REFERENCED)
     tables = own.aws.state.tables
     images = list(tables.table(own.account, REGION, "images").values())

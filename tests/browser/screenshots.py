@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tests.browser.lab import ROOT, browse, serve
+from tests.large_account import populate
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox import sandbox
 
@@ -44,7 +45,7 @@ def picture_audit(folder: Path) -> None:
 
     with sandbox() as aws:
         os.environ |= {**aws.environment, "VMSNIX_STATE": str(folder / "audit"), "VMSNIX_PROGRESS": "silent"}
-        aws.populate(regions=REGIONS, amis=60, referenced_one_in=12)
+        populate(aws, regions=REGIONS, amis=60, referenced_one_in=12)
         ec2 = aws.client("ec2", REGIONS[0])
         (template, *_) = ec2.describe_launch_templates()["LaunchTemplates"]
         (version, *_) = ec2.describe_launch_template_versions(

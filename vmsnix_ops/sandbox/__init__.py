@@ -23,12 +23,10 @@ from vmsnix_ops.sandbox.credentials import DEFAULT_ACCOUNT, Credential, credenti
 from vmsnix_ops.sandbox.demo import Rows, fill
 from vmsnix_ops.sandbox.faults import Fault, Faults
 from vmsnix_ops.sandbox.process import SandboxProcess, sandbox_process
-from vmsnix_ops.sandbox.seeding import REGIONS, SeededAccount, populate
 from vmsnix_ops.sandbox.server import Server
 from vmsnix_ops.sandbox.state import SandboxState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
 
@@ -176,21 +174,6 @@ class Sandbox(Access):
     def reset(self) -> None:
         """Delete all resources, calls and fault rules, but not the first access key."""
         self.state.reset()
-
-    def populate(
-        self, *, regions: Sequence[str] = REGIONS, amis: int = 5000, referenced_one_in: int = 20
-    ) -> SeededAccount:
-        """Fill regions of the account with AMIs and references to them; see `vmsnix_ops.sandbox.seeding`."""
-        with self.state.lock:
-            made = populate(
-                self.state.tables,
-                self.account,
-                regions=regions,
-                amis=amis,
-                referenced_one_in=referenced_one_in,
-            )
-        self.state.mark_changed()
-        return made
 
     def save_tables(self) -> bytes:
         """Return the resources of the sandbox, for `restore_tables`; several tests can start with them."""

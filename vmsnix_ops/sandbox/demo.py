@@ -13,12 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.autoscaling import AutoScalingGroup, LaunchConfiguration
-from vmsnix_ops.sandbox.ec2.resources import DirectUpload, Image, ImportTask, Instance, Snapshot
+from vmsnix_ops.sandbox.ec2.resources import (
+    BLOCK_BYTES,
+    GIB,
+    DirectUpload,
+    Image,
+    ImportTask,
+    Instance,
+    Snapshot,
+)
 from vmsnix_ops.sandbox.ec2.templates import LaunchTemplate, TemplateVersion
 from vmsnix_ops.sandbox.regions import partition_of
 from vmsnix_ops.sandbox.ssm import Parameter, ParameterVersion
@@ -29,8 +37,6 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox.core import Tables
 
-GIB = 1024**3
-BLOCK = 524_288
 REGIONS = ("us-east-1", "eu-west-1", "eu-central-1")
 BUCKET = "vmsnix-images"
 WORKLOADS = "111122223333"
@@ -52,19 +58,125 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 @dataclass
-class Ami:
-    """A published AMI, with the values of its row in the table ``amis``."""
+class PublishedAmi:
+    """A published AMI. `facts` are the members that its rows in several tables have."""
 
-    image: str
-    version: str
-    region: str
-    digest: str
+    facts: dict[str, Any]
     created: datetime
-    run_id: str
-    via: str
-    size_gib: int
-    resource: Image
+    image: Image
     snapshot: Snapshot
+
+    @property
+    def name(self) -> str:
+        """The image that it is a version of."""
+        return str(self.facts["image"])
+
+    @property
+    def region(self) -> str:
+        """Its region."""
+        return str(self.facts["region"])
+
+
+class Filler:
+    """Creates the resources of an account without calls, so that they can have any age.
+
+    Parameters
+    ----------
+    tables
+        The tables of the sandbox, locked by the caller.
+    account
+        The account to fill.
+    seed
+        The seed of IDs, sizes and ages.
+    now
+        The time of the newest resources.
+    """
+
+    def __init__(self, tables: Tables, account: str, seed: str, now: datetime) -> None:
+        self.tables, self.account, self.now = tables, account, now
+        self.random = random.Random(seed)  # noqa: S311 - no secrets
+
+    def table(self, kind: str, region: str) -> dict[str, Any]:
+        """Return the resources of one kind in a region."""
+        return self.tables.table(self.account, region, kind)
+
+    def new_id(self, prefix: str) -> str:
+        """Return an ID of a resource."""
+        return f"{prefix}-0{self.random.getrandbits(64):016x}"
+
+    def arn(self, service: str, region: str, resource: str) -> str:
+        """Return an ARN of the account."""
+        return f"arn:{partition_of(region)}:{service}:{region}:{self.account}:{resource}"
+
+    def root(self, region: str) -> str:
+        """Return the ARN of the root user in the partition of a region."""
+        return f"arn:{partition_of(region)}:iam::{self.account}:root"
+
+    def add_snapshot(self, region: str, size_gib: int, started: datetime, **more: Any) -> Snapshot:
+        """Create a completed snapshot; `more` are fields of `Snapshot`."""
+        snapshot_id = self.new_id("snap")
+        snapshot = Snapshot(snapshot_id, self.account, region, size_gib, started, since=started, **more)
+        snapshot.lineage = snapshot_id
+        self.table("snapshots", region)[snapshot_id] = snapshot
+        return snapshot
+
+    def add_image(self, name: str, snapshot: Snapshot, created: datetime, **more: Any) -> Image:
+        """Create an image of a snapshot; `more` are fields of `Image`."""
+        ebs = {"DeleteOnTermination": True, "SnapshotId": snapshot.snapshot_id, "VolumeType": "gp3"}
+        ebs |= {"VolumeSize": snapshot.size_gib, "Encrypted": False}
+        device, region = "/dev/xvda", snapshot.region
+        fields = {"boot_mode": "uefi", "ena": True, "sriov": "simple", "imds": "v2.0", **more}
+        fields |= {"root_device": device, "mappings": [{"DeviceName": device, "Ebs": ebs}]}
+        image_id = self.new_id("ami")
+        image = Image(image_id, self.account, region, name, created, "x86_64", **fields)
+        self.table("images", region)[image_id] = image
+        return image
+
+    def add_instance(self, region: str, ami_id: str, days: int, **tags: str) -> None:
+        """Create an instance that was launched some days ago."""
+        instance_id, launched = self.new_id("i"), self.now - timedelta(days=days)
+        self.table("instances", region)[instance_id] = Instance(
+            *(instance_id, self.new_id("r"), self.account, ami_id, "t3.small", f"{region}a", launched),
+            *("x86_64", "/dev/xvda", {}),
+            tags=tags,
+        )
+
+    def add_template(self, region: str, name: str, ami_ids: list[str], days: int = 210) -> LaunchTemplate:
+        """Create a launch template with a version for each AMI."""
+        created, by = self.now - timedelta(days=days), self.root(region)
+        template = LaunchTemplate(self.new_id("lt"), name, created, by, 1, len(ami_ids))
+        for number, ami_id in enumerate(ami_ids, 1):
+            data = {"ImageId": ami_id, "InstanceType": "t3.small"}
+            template.versions[number] = TemplateVersion(number, "", created, by, data)
+        self.table("launch_templates", region)[template.template_id] = template
+        return template
+
+    def add_group(self, region: str, name: str, source: dict[str, Any], desired: int = 0) -> None:
+        """Create an Auto Scaling group, without its instances."""
+        arn = self._scaling_arn(region, "autoScalingGroup", name)
+        created, zones = self.now - timedelta(days=200), [f"{region}a"]
+        group = AutoScalingGroup(name, arn, created, source, zones, 0, 6, desired)
+        self.table("auto_scaling_groups", region)[name] = group
+
+    def add_configuration(self, region: str, name: str, ami_id: str) -> None:
+        """Create a launch configuration, and a group of the same name that uses it."""
+        arn, created = self._scaling_arn(region, "launchConfiguration", name), self.now - timedelta(days=590)
+        data = {"ImageId": ami_id, "InstanceType": "t3.small"}
+        self.table("launch_configurations", region)[name] = LaunchConfiguration(name, arn, created, data)
+        self.add_group(region, name, {"LaunchConfigurationName": name})
+
+    def _scaling_arn(self, region: str, kind: str, name: str) -> str:
+        return self.arn("autoscaling", region, f"{kind}:{self.new_id('g')}:{kind}Name/{name}")
+
+    def add_parameter(self, region: str, name: str, values: list[tuple[datetime, str]]) -> None:
+        """Create a parameter that names AMIs, with a version for each time and AMI."""
+        by, fixed = self.root(region), ("", "", "Standard")
+        versions = [
+            ParameterVersion(number, ami_id, "String", "aws:ec2:image", moment, by, *fixed)
+            for number, (moment, ami_id) in enumerate(values, 1)
+        ]
+        parameter = Parameter(name, self.arn("ssm", region, f"parameter{name}"), versions)
+        self.table("parameters", region)[name] = parameter
 
 
 def fill(
@@ -99,37 +211,19 @@ def fill(
     return demo.rows
 
 
-@dataclass
-class _Demo:
-    tables: Tables
-    account: str
-    folder: Path
-    home: str
-    now: datetime
-    random: random.Random = field(default_factory=lambda: random.Random("demo"))  # noqa: S311 - no secrets
-    rows: Rows = field(
-        default_factory=lambda: {
-            name: [] for name in ("runs", "steps", "amis", "promotions", "retirements", "packages")
-        }
-    )
-    amis: list[Ami] = field(default_factory=list)  # those that exist, oldest first
-    channels: dict[tuple[str, str, str], list[tuple[datetime, str]]] = field(default_factory=dict)
+class _Demo(Filler):
+    def __init__(self, tables: Tables, account: str, folder: Path, home: str, now: datetime) -> None:
+        super().__init__(tables, account, "demo", now)
+        self.folder, self.home = folder, home
+        names = ("runs", "steps", "amis", "promotions", "retirements", "packages")
+        self.rows: Rows = {name: [] for name in names}
+        self.amis: list[PublishedAmi] = []  # those that exist, oldest first
+        # The times and AMIs of each channel, by region, image and channel.
+        self.channels: dict[tuple[str, str, str], list[tuple[datetime, str]]] = {}
+        self.other_regions = tuple(name for name in REGIONS if name != home)[:2]
+        self.common = {"account": account, "endpoint": "sandbox"}  # of the rows of all tables
 
     # Helpers
-
-    @property
-    def root(self) -> str:
-        return f"arn:{partition_of(self.home)}:iam::{self.account}:root"
-
-    @property
-    def other_regions(self) -> tuple[str, ...]:
-        return tuple(name for name in REGIONS if name != self.home)[:2]
-
-    def table(self, kind: str, region: str | None = None) -> dict[str, Any]:
-        return self.tables.table(self.account, self.home if region is None else region, kind)
-
-    def new_id(self, prefix: str) -> str:
-        return f"{prefix}-0{self.random.getrandbits(64):016x}"
 
     def run_id(self, runbook: str, started: datetime) -> str:
         return f"{started:%Y%m%dT%H%M%S}000Z-{runbook}-{self.random.getrandbits(24):06x}"
@@ -138,22 +232,10 @@ class _Demo:
         self, runbook: str, started: datetime, seconds: float, *, status: str = "done", **more: Any
     ) -> str:
         run_id = self.run_id(runbook, started)
-        row = {
-            "run_id": run_id,
-            "runbook": runbook,
-            "status": status,
-            "started_at": started,
-            "finished_at": started + timedelta(seconds=seconds),
-            "seconds": round(seconds, 3),
-            "region": self.home,
-            "account": self.account,
-            "endpoint": "sandbox",
-            "modified": False,
-            "dry_run": False,
-            "user": "ci",
-            "host": "builder-1",
-            "version": "0.1.0",
-        }
+        finished = started + timedelta(seconds=seconds)
+        row = {"run_id": run_id, "runbook": runbook, "status": status, "started_at": started}
+        row |= {"finished_at": finished, "seconds": round(seconds, 3), "region": self.home, **self.common}
+        row |= {"modified": False, "dry_run": False, "user": "ci", "host": "builder-1", "version": "0.1.0"}
         self.rows["runs"].append(row | more)
         return run_id
 
@@ -177,43 +259,31 @@ class _Demo:
                 self.cancel(image, moment - timedelta(hours=3))
             self.publish(image, number, moment, size, via, age)
         for age in (3, 10):
-            self.add_run(
-                "publish-ami",
-                self.now - timedelta(days=age, hours=4),
-                3.2,
-                image="ecs-node",
-                dry_run=True,
-                parameters={"image": "./nix#ecs-node", "dry_run": True},
-            )
-        self.set_channels()
+            parameters = {"image": "./nix#ecs-node", "dry_run": True}
+            moment = self.now - timedelta(days=age, hours=4)
+            self.add_run("publish-ami", moment, 3.2, image="ecs-node", dry_run=True, parameters=parameters)
+        for (region, image, channel), values in self.channels.items():
+            self.add_parameter(region, f"/vmsnix/{image}/{channel}", sorted(values))
 
     def publish(self, image: str, number: int, moment: datetime, size: float, via: str, age: int) -> None:
         """Publish one AMI and promote it. Retire it if it is old, except every third one."""
         version = f"{moment:%y.%m}.{number}"
         digest = hashlib.sha256(f"{image} {version}".encode()).hexdigest()
         seconds, steps = self.steps(image, moment, size, via, digest)
-        run_id = self.add_run(
-            "publish-ami",
-            moment,
-            seconds,
-            image=image,
-            parameters={"image": f"./nix#{image}", "region": self.home, "via": via},
-        )
+        parameters = {"image": f"./nix#{image}", "region": self.home, "via": via}
+        run_id = self.add_run("publish-ami", moment, seconds, image=image, parameters=parameters)
         self.rows["steps"] += [{**row, "run_id": run_id} for row in steps]
         created = moment + timedelta(seconds=seconds)
-        ami = self.register(image, version, self.home, digest, created, run_id, via, size)
-        self.rows["runs"][-1] |= {
-            "ami_id": ami.resource.image_id,
-            "image_name": ami.resource.name,
-        }
+        facts = {"image": image, "version": version, "digest": digest, "run_id": run_id, "via": via}
+        ami = self.register(facts | {"region": self.home}, created, size)
+        self.rows["runs"][-1] |= {"ami_id": ami.image.image_id, "image_name": ami.image.name}
         self.rows["amis"].append(self.ami_row(ami, "publish", created))
         self.record_packages(ami, number)
         self.promote(ami, "candidate", created + timedelta(hours=2), (self.home,))
         if number % 2 == 0:
             regions = (self.home, *(self.other_regions if age <= OTHER_REGIONS_SINCE_DAYS else ()))
-            self.promote(
-                ami, "stable", created + timedelta(days=min(self.random.uniform(3, 9), age / 2)), regions
-            )
+            days = min(self.random.uniform(3, 9), age / 2)
+            self.promote(ami, "stable", created + timedelta(days=days), regions)
         if age > RETIRED_FROM_DAYS and number % 3:
             self.retire(ami)
         else:
@@ -223,7 +293,7 @@ class _Demo:
         self, image: str, moment: datetime, size: float, via: str, digest: str
     ) -> tuple[float, list[dict[str, Any]]]:
         """Return the duration of a publish in seconds, and its rows of the table ``steps``."""
-        whole = int(size * GIB) // BLOCK * BLOCK
+        whole = int(size * GIB) // BLOCK_BYTES * BLOCK_BYTES
         sent = whole if via == "import" else int(whole * self.random.uniform(0.05, 0.2))
         cold = self.random.random() < 0.15
         slow = 3.0 if self.random.random() < 0.03 else 1.0
@@ -238,24 +308,12 @@ class _Demo:
         rows, at = [], moment
         for step, (mean, moved, items) in means.items():
             seconds = mean * self.random.lognormvariate(0, 0.12)
-            rows.append(
-                {
-                    "step": step,
-                    "status": "created",
-                    "started_at": at,
-                    "finished_at": at + timedelta(seconds=seconds),
-                    "seconds": round(seconds, 3),
-                    "bytes": moved,
-                    "items": items,
-                    "image": image,
-                    "digest": digest,
-                    "region": self.home,
-                    "account": self.account,
-                    "endpoint": "sandbox",
-                    "via": via,
-                }
-            )
-            at += timedelta(seconds=seconds)
+            end = at + timedelta(seconds=seconds)
+            row = {"step": step, "status": "created", "started_at": at, "finished_at": end}
+            row |= {"seconds": round(seconds, 3), "bytes": moved, "items": items}
+            facts = {"image": image, "digest": digest, "region": self.home, "via": via}
+            rows.append(row | facts | self.common)
+            at = end
         return (at - moment).total_seconds(), rows
 
     def fail(self, image: str, moment: datetime, size: float, number: int) -> None:
@@ -264,14 +322,14 @@ class _Demo:
         _, steps = self.steps(image, moment, size, "import", digest)
         steps = steps[:4]
         steps[-1] |= {"status": "failed"}
+        text = "The import of the image failed. ClientError: Disk validation failed "
         run_id = self.add_run(
             "publish-ami",
             moment,
             (steps[-1]["finished_at"] - moment).total_seconds(),
             status="failed",
             image=image,
-            error="The import of the image failed. ClientError: Disk validation failed "
-            "[Unsupported specified file format]",
+            error=f"{text}[Unsupported specified file format]",
             parameters={"image": f"./nix#{image}", "region": self.home},
         )
         self.rows["steps"] += [{**row, "run_id": run_id} for row in steps]
@@ -279,109 +337,51 @@ class _Demo:
     def cancel(self, image: str, moment: datetime) -> None:
         """Record a publish that an operator stopped."""
         parameters = {"image": f"./nix#{image}", "region": self.home}
-        self.add_run(
-            "publish-ami",
-            moment,
-            41.0,
-            status="cancelled",
-            image=image,
-            error="The upload was interrupted.",
-            parameters=parameters,
-        )
+        more = {"error": "The upload was interrupted.", "parameters": parameters}
+        self.add_run("publish-ami", moment, 41.0, status="cancelled", image=image, **more)
 
     def register(
-        self,
-        image: str,
-        version: str,
-        region: str,
-        digest: str,
-        created: datetime,
-        run_id: str,
-        via: str,
-        size: float,
-        source: Ami | None = None,
-    ) -> Ami:
+        self, facts: dict[str, Any], created: datetime, size: float, source: PublishedAmi | None = None
+    ) -> PublishedAmi:
         """Create a snapshot and its AMI; with `source`, as copies of another AMI."""
-        created = created.replace(microsecond=0)
+        image, version, digest = facts["image"], facts["version"], facts["digest"]
+        created, description = created.replace(microsecond=0), f"NixOS image {image} {version}"
         name = f"acme-{image}-{version}-x86_64-linux-{digest[:8]}"
-        tags = {
-            "Name": name,
-            "vmsnix:image": image,
-            "vmsnix:digest": digest,
-            "vmsnix:run": run_id,
-            "vmsnix:version": version,
-            "vmsnix:flake": f"github:acme/images/{digest[:40]}#{image}",
-        }
-        whole = int(size) + 1
-        stored = int(size * 0.3 * GIB / BLOCK)
-        snapshot = Snapshot(
-            snapshot_id=self.new_id("snap"),
-            owner=self.account,
-            region=region,
-            size_gib=whole,
-            started=created - timedelta(minutes=3),
-            since=created - timedelta(minutes=3),
-            description=f"Copied for DestinationAmi from {source.snapshot.snapshot_id}"
-            if source
-            else f"NixOS image {image} {version}",
+        tags = {"Name": name, "vmsnix:image": image, "vmsnix:digest": digest, "vmsnix:run": facts["run_id"]}
+        tags |= {"vmsnix:version": version, "vmsnix:flake": f"github:acme/images/{digest[:40]}#{image}"}
+        stored = range(int(size * 0.3 * GIB / BLOCK_BYTES))
+        copied = f"Copied for DestinationAmi from {source.snapshot.snapshot_id}" if source else ""
+        snapshot = self.add_snapshot(
+            facts["region"],
+            int(size) + 1,
+            created - timedelta(minutes=3),
+            description=copied or description,
             copied=source is not None,
-            direct=via == "direct" and source is None,
+            direct=facts["via"] == "direct" and source is None,
             tags=dict(tags),
-            blocks=dict.fromkeys(range(stored), hashlib.sha256(bytes(BLOCK)).digest()),
+            blocks=dict.fromkeys(stored, hashlib.sha256(bytes(BLOCK_BYTES)).digest()),
         )
-        snapshot.lineage = snapshot.snapshot_id
-        root = {
-            "DeleteOnTermination": True,
-            "SnapshotId": snapshot.snapshot_id,
-            "VolumeSize": whole,
-            "VolumeType": "gp3",
-            "Encrypted": False,
-        }
-        resource = Image(
-            image_id=self.new_id("ami"),
-            owner=self.account,
-            region=region,
-            name=name,
-            created=created,
-            architecture="x86_64",
-            root_device="/dev/xvda",
-            mappings=[{"DeviceName": "/dev/xvda", "Ebs": root}],
-            description=f"NixOS image {image} {version}",
-            boot_mode="uefi",
-            ena=True,
-            sriov="simple",
-            imds="v2.0",
-            tags=dict(tags),
-            source_image=source.resource.image_id if source else "",
-            source_region=source.region if source else "",
-        )
-        self.table("snapshots", region)[snapshot.snapshot_id] = snapshot
-        self.table("images", region)[resource.image_id] = resource
-        return Ami(image, version, region, digest, created, run_id, via, whole, resource, snapshot)
+        origin = {"source_image": source.image.image_id, "source_region": source.region} if source else {}
+        ami = self.add_image(name, snapshot, created, description=description, tags=dict(tags), **origin)
+        return PublishedAmi(facts, created, ami, snapshot)
 
-    def ami_row(self, ami: Ami, source: str, recorded: datetime) -> dict[str, Any]:
-        one = ami.resource
+    def ami_row(self, ami: PublishedAmi, source: str, recorded: datetime) -> dict[str, Any]:
+        one = ami.image
         return {
+            **ami.facts,
+            **self.common,
             "ami_id": one.image_id,
             "name": one.name,
-            "image": ami.image,
-            "version": ami.version,
             "system": "x86_64-linux",
-            "digest": ami.digest,
-            "region": ami.region,
-            "account": self.account,
-            "endpoint": "sandbox",
             "snapshot_id": ami.snapshot.snapshot_id,
-            "run_id": ami.run_id,
             "created_at": ami.created,
             "recorded_at": recorded,
-            "size_gib": ami.size_gib,
+            "size_gib": ami.snapshot.size_gib,
             "boot_mode": one.boot_mode,
             "root_device": one.root_device,
             "imds_support": one.imds,
             "tpm_support": "",
             "ena_support": one.ena,
-            "via": ami.via,
             "public": one.public(),
             "deprecated_at": one.deprecate_at,
             "protected": False,
@@ -392,7 +392,7 @@ class _Demo:
             "tags": dict(one.tags),
         }
 
-    def record_packages(self, ami: Ami, number: int) -> None:
+    def record_packages(self, ami: PublishedAmi, number: int) -> None:
         """Record some packages of an image, whose versions increase from image to image."""
         versions = {
             "openssl": f"3.0.{8 + number // 4}",
@@ -402,138 +402,105 @@ class _Demo:
         }
         for name, version in versions.items():
             path = hashlib.sha256(f"{name} {version}".encode()).hexdigest()[:32]
-            self.rows["packages"].append(
-                {
-                    "digest": ami.digest,
-                    "image": ami.image,
-                    "image_version": ami.version,
-                    "system": "x86_64-linux",
-                    "name": name,
-                    "version": version,
-                    "store_path": f"/nix/store/{path}-{name}-{version}",
-                    "bytes": 3_000_000 + 40_000 * number,
-                    "run_id": ami.run_id,
-                    "recorded_at": ami.created,
-                }
-            )
+            names = {"name": name, "version": version, "system": "x86_64-linux"}
+            found = {
+                "store_path": f"/nix/store/{path}-{name}-{version}",
+                "bytes": 3_000_000 + 40_000 * number,
+            }
+            facts = {member: ami.facts[member] for member in ("digest", "image", "run_id")}
+            more = {"image_version": ami.facts["version"], "recorded_at": ami.created}
+            self.rows["packages"].append(names | found | facts | more)
 
-    def promote(self, ami: Ami, channel: str, moment: datetime, regions: tuple[str, ...]) -> None:
+    def promote(self, ami: PublishedAmi, channel: str, moment: datetime, regions: tuple[str, ...]) -> None:
         """Set a channel to an AMI, in other regions to copies of it. Share stable AMIs."""
         stable = channel == "stable"
         run_id = self.add_run(
             "promote-ami",
             moment,
             12.0 + 200.0 * (len(regions) - 1),
-            image=ami.image,
-            ami_id=ami.resource.image_id,
-            image_name=ami.resource.name,
-            parameters={"image": ami.image, "channel": channel, "regions": list(regions)},
+            image=ami.name,
+            ami_id=ami.image.image_id,
+            image_name=ami.image.name,
+            parameters={"image": ami.name, "channel": channel, "regions": list(regions)},
         )
         for region in regions:
             one = ami
             if region != ami.region:
-                copied = moment + timedelta(minutes=3)
-                one = self.register(
-                    *(ami.image, ami.version, region, ami.digest, copied, run_id, ami.via),
-                    ami.size_gib - 0.5,
-                    source=ami,
-                )
-                one.resource.tags["vmsnix:run"] = one.snapshot.tags["vmsnix:run"] = ami.run_id
-                one.run_id = ami.run_id
+                copied, size = moment + timedelta(minutes=3), ami.snapshot.size_gib - 0.5
+                one = self.register(ami.facts | {"region": region}, copied, size, source=ami)
                 self.rows["amis"].append(self.ami_row(one, "promote", copied) | {"via": None})
                 self.amis.append(one)
-            previous = self.channels.setdefault((region, ami.image, channel), [])
+            image = one.image
+            previous = self.channels.setdefault((region, ami.name, channel), [])
             if stable:
-                one.resource.permissions = [{"UserId": WORKLOADS}]
-                one.resource.deprecate_at = (moment + timedelta(days=365)).replace(microsecond=0, second=0)
-                one.resource.deprecation_set = moment
+                image.permissions = [{"UserId": WORKLOADS}]
+                image.deprecate_at = (moment + timedelta(days=365)).replace(microsecond=0, second=0)
+                image.deprecation_set = moment
+            facts = {name: one.facts[name] for name in ("image", "version", "digest", "region")}
             self.rows["promotions"].append(
                 {
+                    **facts,
+                    **self.common,
                     "run_id": run_id,
                     "promoted_at": moment + timedelta(minutes=4),
                     "how": "promote",
-                    "ami_id": one.resource.image_id,
-                    "region": region,
-                    "account": self.account,
-                    "endpoint": "sandbox",
-                    "name": one.resource.name,
-                    "image": ami.image,
-                    "version": ami.version,
-                    "digest": ami.digest,
-                    "source_ami_id": one.resource.source_image or None,
-                    "source_region": one.resource.source_region or None,
+                    "ami_id": image.image_id,
+                    "name": image.name,
+                    "source_ami_id": image.source_image or None,
+                    "source_region": image.source_region or None,
                     "channel": channel,
-                    "channel_parameter": f"/vmsnix/{ami.image}/{channel}",
+                    "channel_parameter": f"/vmsnix/{ami.name}/{channel}",
                     "previous_ami_id": previous[-1][1] if previous else None,
                     "shared_with": [WORKLOADS] if stable else [],
                     "snapshots_shared_with": [],
                     "public": False,
-                    "deprecated_at": one.resource.deprecate_at,
+                    "deprecated_at": image.deprecate_at,
                     "protected": False,
                     "encrypted": False,
                 }
             )
-            previous.append((moment, one.resource.image_id))
+            previous.append((moment, image.image_id))
 
-    def retire(self, ami: Ami) -> None:
+    def retire(self, ami: PublishedAmi) -> None:
         """Retire an AMI after ten months, and delete it and its snapshot a month later."""
         retired = ami.created + timedelta(days=300)
-        for action, moment in (("retired", retired), ("deleted", retired + timedelta(days=30))):
-            run_id = self.add_run("retire-amis", moment, 21.0, image=ami.image)
-            common = {
-                "run_id": run_id,
-                "done_at": moment,
-                "account": self.account,
-                "region": ami.region,
-                "endpoint": "sandbox",
-                "action": action,
-                "image": ami.image,
-                "digest": ami.digest,
-                "name": ami.resource.name,
-                "reasons": ["not used"],
-                "size_gib": ami.size_gib,
-                "stored_bytes": ami.snapshot.stored_bytes(),
-            }
-            until = retired + timedelta(days=30) if action == "retired" else None
-            shared = [one["UserId"] for one in ami.resource.permissions]
-            ids = {"kind": "ami", "resource_id": ami.resource.image_id, "shared_with": shared}
-            self.rows["retirements"].append(common | ids | {"retained_until": until})
-        ids = {"kind": "snapshot", "resource_id": ami.snapshot.snapshot_id, "ami_id": ami.resource.image_id}
-        self.rows["retirements"].append(common | ids)
-        gone = {"state": "deregistered", "source": "retire", "recorded_at": retired + timedelta(days=30)}
+        deleted = retired + timedelta(days=30)
+        ami_id, snapshot_id = ami.image.image_id, ami.snapshot.snapshot_id
+        shared = [one["UserId"] for one in ami.image.permissions]
+        facts = {name: ami.facts[name] for name in ("image", "digest", "region")} | self.common
+        facts |= {"name": ami.image.name, "reasons": ["not used"], "size_gib": ami.snapshot.size_gib}
+        facts |= {"stored_bytes": ami.snapshot.stored_bytes()}
+        for action, moment in (("retired", retired), ("deleted", deleted)):
+            run_id = self.add_run("retire-amis", moment, 21.0, image=ami.name)
+            done = {"run_id": run_id, "done_at": moment, "action": action}
+            until = deleted if action == "retired" else None
+            ids = {"kind": "ami", "resource_id": ami_id, "shared_with": shared, "retained_until": until}
+            self.rows["retirements"].append(facts | done | ids)
+        ids = {"kind": "snapshot", "resource_id": snapshot_id, "ami_id": ami_id}
+        self.rows["retirements"].append(facts | done | ids)
+        gone = {"state": "deregistered", "source": "retire", "recorded_at": deleted}
         self.rows["amis"].append(self.ami_row(ami, "retire", retired) | gone)
-        del self.table("images", ami.region)[ami.resource.image_id]
-        del self.table("snapshots", ami.region)[ami.snapshot.snapshot_id]
-
-    def set_channels(self) -> None:
-        """Create the parameters of the channels, with a version for each promotion."""
-        for (region, image, channel), values in self.channels.items():
-            name = f"/vmsnix/{image}/{channel}"
-            values.sort()
-            versions = [
-                ParameterVersion(
-                    number, ami_id, "String", "aws:ec2:image", moment, self.root, "", "", "Standard"
-                )
-                for number, (moment, ami_id) in enumerate(values, 1)
-            ]
-            arn = f"arn:{partition_of(region)}:ssm:{region}:{self.account}:parameter{name}"
-            self.table("parameters", region)[name] = Parameter(name, arn, versions)
+        del self.table("images", ami.region)[ami_id]
+        del self.table("snapshots", ami.region)[snapshot_id]
 
     # References to AMIs
 
-    def newest(self, image: str, region: str | None = None, *, age: int = 0, shared: bool = False) -> Ami:
+    def newest(
+        self, image: str, region: str | None = None, *, age: int = 0, shared: bool = False
+    ) -> PublishedAmi:
         """Return the newest AMI of an image that is at least this many days old."""
         latest = self.now - timedelta(days=age)
         found = [
             ami
             for ami in self.amis
-            if ami.image == image and ami.region == (region or self.home) and ami.created <= latest
-            if ami.resource.permissions or not shared
+            if ami.name == image and ami.region == (region or self.home) and ami.created <= latest
+            if ami.image.permissions or not shared
         ]
         return max(found, key=lambda one: one.created)
 
     def add_references(self) -> None:
         """Create instances, launch templates and Auto Scaling groups; make AMIs public, and share one."""
+        home, west, central = self.home, *self.other_regions
         ecs_node, gc_fwd = self.newest("ecs-node", age=420), self.newest("gc-fwd", age=500)
         stable = self.newest("ecs-node", shared=True)
         for ami, name, days in (
@@ -542,142 +509,72 @@ class _Demo:
             (self.newest("ecs-node", age=40), "ecs-staging", 30),
             (ecs_node, "billing-legacy", 400),
             (gc_fwd, "forwarder-1", 480),
-            (self.newest("ecs-node", self.other_regions[0]), "ecs-eu-1", 3),
-            (self.newest("gc-fwd", self.other_regions[1]), "forwarder-eu-1", 20),
+            (self.newest("ecs-node", west), "ecs-eu-1", 3),
+            (self.newest("gc-fwd", central), "forwarder-eu-1", 20),
         ):
-            self.launch(ami.resource.image_id, name, ami.region, days)
-            ami.resource.last_launched = self.now - timedelta(days=days)
+            self.add_instance(ami.region, ami.image.image_id, days, Name=name)
+            ami.image.last_launched = self.now - timedelta(days=days)
         retired = [row["resource_id"] for row in self.rows["retirements"] if row["kind"] == "ami"]
-        self.launch(retired[-1], "forgotten", self.home, 500)
+        self.add_instance(home, retired[-1], 500, Name="forgotten")
 
-        recent = [self.newest("ecs-node", age=age) for age in (200, 60, 0)]
-        nodes = self.template("ecs-nodes", self.home, [one.resource.image_id for one in recent], default=2)
+        recent = [self.newest("ecs-node", age=age).image.image_id for age in (200, 60, 0)]
+        nodes = self.add_template(home, "ecs-nodes", recent)
+        nodes.default = 2
         runner = "resolve:ssm:/vmsnix/actions-runner/stable"
-        runners = self.template("actions-runners", self.home, [runner])
-        self.template("gc-fwd-old", self.home, [gc_fwd.resource.image_id])
-        copy = self.newest("ecs-node", self.other_regions[0])
-        nodes_eu = self.template("ecs-nodes", self.other_regions[0], [copy.resource.image_id])
-        self.group("ecs-cluster", self.home, nodes, "$Default", 3)
-        self.group("actions-runners", self.home, runners, "$Latest", 2)
-        self.group("ecs-cluster", self.other_regions[0], nodes_eu, "$Latest", 2)
-        self.configuration("nightly-batch", self.newest("ecs-node", age=600).resource.image_id)
+        runners = self.add_template(home, "actions-runners", [runner])
+        self.add_template(home, "gc-fwd-old", [gc_fwd.image.image_id])
+        nodes_eu = self.add_template(west, "ecs-nodes", [self.newest("ecs-node", west).image.image_id])
+        for region, name, template, version, desired in (
+            (home, "ecs-cluster", nodes, "$Default", 3),
+            (home, "actions-runners", runners, "$Latest", 2),
+            (west, "ecs-cluster", nodes_eu, "$Latest", 2),
+        ):
+            named = {"LaunchTemplateId": template.template_id, "LaunchTemplateName": template.name}
+            self.add_group(region, name, {"LaunchTemplate": named | {"Version": version}}, desired)
+        self.add_configuration(home, "nightly-batch", self.newest("ecs-node", age=600).image.image_id)
 
-        public = self.newest("gc-fwd", shared=True)
-        public.resource.permissions.append({"Group": "all"})
-        self.table("ec2_settings")["image_block"] = "unblocked"
-        row = [one for one in self.rows["promotions"] if one["ami_id"] == public.resource.image_id][-1]
+        public = self.newest("gc-fwd", shared=True).image
+        public.permissions.append({"Group": "all"})
+        self.table("ec2_settings", home)["image_block"] = "unblocked"
+        row = [one for one in self.rows["promotions"] if one["ami_id"] == public.image_id][-1]
         row["public"] = True
 
         # Shared by hand: no row of the table ``promotions`` has it.
-        self.newest("actions-runner", age=60).resource.permissions.append({"UserId": UNKNOWN_ACCOUNT})
-
-    def launch(self, ami_id: str, name: str, region: str, days: int) -> None:
-        instance_id = self.new_id("i")
-        self.table("instances", region)[instance_id] = Instance(
-            instance_id=instance_id,
-            reservation_id=self.new_id("r"),
-            owner=self.account,
-            image_id=ami_id,
-            instance_type="t3.small",
-            zone=f"{region}a",
-            launched=self.now - timedelta(days=days),
-            architecture="x86_64",
-            root_device="/dev/xvda",
-            details={},
-            tags={"Name": name},
-        )
-
-    def template(self, name: str, region: str, amis: list[str], default: int = 1) -> str:
-        created = self.now - timedelta(days=210)
-        template = LaunchTemplate(self.new_id("lt"), name, created, self.root, default, len(amis))
-        for number, ami_id in enumerate(amis, 1):
-            data = {"ImageId": ami_id, "InstanceType": "t3.small"}
-            template.versions[number] = TemplateVersion(number, "", created, self.root, data)
-        self.table("launch_templates", region)[template.template_id] = template
-        return template.template_id
-
-    def group_arn(self, region: str, kind: str, number: str, name: str) -> str:
-        prefix = f"arn:{partition_of(region)}:autoscaling:{region}:{self.account}"
-        return f"{prefix}:{kind}:{number}:{kind}Name/{name}"
-
-    def group(self, name: str, region: str, template: str, version: str, desired: int) -> None:
-        found: LaunchTemplate = self.table("launch_templates", region)[template]
-        source = {
-            "LaunchTemplate": {
-                "LaunchTemplateId": template,
-                "LaunchTemplateName": found.name,
-                "Version": version,
-            }
-        }
-        arn = self.group_arn(region, "autoScalingGroup", self.new_id("g"), name)
-        created = self.now - timedelta(days=200)
-        self.table("auto_scaling_groups", region)[name] = AutoScalingGroup(
-            name, arn, created, source, [f"{region}a"], 0, 6, desired
-        )
-
-    def configuration(self, name: str, ami_id: str) -> None:
-        created = self.now - timedelta(days=590)
-        arn = self.group_arn(self.home, "launchConfiguration", self.new_id("c"), name)
-        data = {"ImageId": ami_id, "InstanceType": "t3.small"}
-        self.table("launch_configurations")[name] = LaunchConfiguration(name, arn, created, data)
-        arn = self.group_arn(self.home, "autoScalingGroup", self.new_id("g"), name)
-        self.table("auto_scaling_groups")[name] = AutoScalingGroup(
-            name, arn, created, {"LaunchConfigurationName": name}, [f"{self.home}a"], 0, 2, 0
-        )
+        self.newest("actions-runner", age=60).image.permissions.append({"UserId": UNKNOWN_ACCOUNT})
 
     # Leftovers
 
     def add_leftovers(self) -> None:
         """Create snapshots without AMIs, unfinished uploads, a failed import, and an AMI without tags."""
+        images = self.table("images", self.home)
+        facts = {"image": "ecs-node", "region": self.home, "via": "import"}
         for number, days in enumerate((210, 95, 33)):
             digest = hashlib.sha256(f"orphan {number}".encode()).hexdigest()
             moment = self.now - timedelta(days=days)
-            one = self.register(
-                *("ecs-node", f"orphan.{number}", self.home, digest, moment),
-                *(self.run_id("publish-ami", moment), "import", 2.5),
-            )
-            del self.table("images")[one.resource.image_id]
-        by_hand = self.new_id("ami")
-        original = self.newest("ecs-node", age=300)
-        copy = self.register(
-            *("ecs-node", "by-hand", self.home, original.digest, self.now - timedelta(days=250)),
-            *(original.run_id, "import", 2.5),
-        )
-        del self.table("images")[copy.resource.image_id]
-        copy.resource.image_id, copy.resource.name = by_hand, "jenkins-golden-image"
-        copy.resource.imds, copy.resource.tags, copy.snapshot.tags = "", {"Name": "jenkins"}, {}
-        copy.resource.description = copy.snapshot.description = ""
-        self.table("images")[by_hand] = copy.resource
+            facts |= {"version": f"orphan.{number}", "digest": digest}
+            facts["run_id"] = self.run_id("publish-ami", moment)
+            del images[self.register(dict(facts), moment, 2.5).image.image_id]
+        original = self.newest("ecs-node", age=300).facts
+        copy = self.register(original | {"version": "by-hand"}, self.now - timedelta(days=250), 2.5)
+        copy.image.name, copy.image.imds, copy.image.tags = "jenkins-golden-image", "", {"Name": "jenkins"}
+        copy.image.description, copy.snapshot.description, copy.snapshot.tags = "", "", {}
         self.add_unfinished_upload()
         self.add_failed_import()
         self.add_bucket_leftovers()
 
     def add_unfinished_upload(self) -> None:
         """Create a snapshot whose direct upload is unfinished. It began minutes ago, because it expires."""
-        digest = hashlib.sha256(b"direct").hexdigest()
         started = self.now - timedelta(minutes=20)
-        snapshot = Snapshot(
-            snapshot_id=self.new_id("snap"),
-            owner=self.account,
-            region=self.home,
-            size_gib=4,
-            started=started,
-            since=started,
-            description="NixOS image ecs-node",
-            tags={
-                "vmsnix:image": "ecs-node",
-                "vmsnix:digest": digest,
-                "vmsnix:run": self.run_id("publish-ami", started),
-            },
-            direct=True,
-            upload=DirectUpload(None, 4320, started),
-        )
-        self.table("snapshots")[snapshot.snapshot_id] = snapshot
+        tags = {"vmsnix:image": "ecs-node", "vmsnix:digest": hashlib.sha256(b"direct").hexdigest()}
+        tags["vmsnix:run"] = self.run_id("publish-ami", started)
+        upload = DirectUpload(None, 4320, started)
+        more = {"description": "NixOS image ecs-node", "direct": True, "upload": upload}
+        self.add_snapshot(self.home, 4, started, tags=tags, **more)
 
     def add_failed_import(self) -> None:
         created = self.now - timedelta(minutes=25)
         task_id = self.new_id("import-snap")
-        self.table("import_tasks")[task_id] = ImportTask(
+        self.table("import_tasks", self.home)[task_id] = ImportTask(
             task_id=task_id,
             owner=self.account,
             region=self.home,
@@ -699,9 +596,9 @@ class _Demo:
 
     def add_bucket_leftovers(self) -> None:
         """Create the bucket, an object whose publish did not finish, and an unfinished multipart upload."""
-        buckets = self.tables.table(self.account, "", "buckets")
-        bucket = buckets.setdefault(
-            BUCKET, Bucket(BUCKET, self.account, self.home, self.now - timedelta(days=730))
+        created = self.now - timedelta(days=730)
+        bucket = self.table("buckets", "").setdefault(
+            BUCKET, Bucket(BUCKET, self.account, self.home, created)
         )
         moment = self.now - timedelta(days=45)
         key = "vmsnix/ecs-node/" + hashlib.sha256(b"object").hexdigest()[:32] + ".vhd"
@@ -713,15 +610,13 @@ class _Demo:
             upload_id=upload_id,
             key="vmsnix/actions-runner/" + hashlib.sha256(b"part").hexdigest()[:32] + ".vhd",
             initiated=began,
-            principal=self.root,
+            principal=self.root(self.home),
             algorithm=None,
             checksum_type="",
             headers={},
             metadata={},
             tags={},
-            parts={
-                number: self.part(f"demo-part-{number}", number, 16 * 1024**2, began) for number in (1, 2)
-            },
+            parts={n: self.part(f"demo-part-{n}", n, 16 * 1024**2, began) for n in (1, 2)},
         )
 
     def part(self, name: str, number: int, size: int, moment: datetime) -> Part:

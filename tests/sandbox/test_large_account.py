@@ -1,11 +1,11 @@
-"""A seeded account has the resources that calls could have created."""
+"""A filled account has the resources that calls could have created."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.large_account import REGIONS, fill, populate
 from vmsnix_ops.sandbox.core import Tables
-from vmsnix_ops.sandbox.seeding import REGIONS, populate
 
 if TYPE_CHECKING:
     from tests.sandbox.clients import SandboxClients
@@ -14,7 +14,7 @@ ACCOUNT = "012345678901"
 
 
 def test_twenty_regions_are_filled_with_opt_in_where_needed(aws: SandboxClients) -> None:
-    made = aws.sandbox.populate(amis=3)
+    made = populate(aws.sandbox, amis=3)
     assert (made.amis, made.snapshots, len(REGIONS)) == (60, 60, 20)
     shown = {region["RegionName"] for region in aws.ec2.describe_regions()["Regions"]}
     assert set(REGIONS) <= shown
@@ -24,7 +24,7 @@ def test_twenty_regions_are_filled_with_opt_in_where_needed(aws: SandboxClients)
 
 
 def test_images_have_existing_snapshots_with_blocks(aws: SandboxClients) -> None:
-    aws.sandbox.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
+    populate(aws.sandbox, regions=["us-east-1"], amis=40, referenced_one_in=10)
     images = aws.ec2.describe_images(Owners=["self"])["Images"]
     snapshots = {s["SnapshotId"]: s for s in aws.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
     used = {image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] for image in images}
@@ -34,7 +34,7 @@ def test_images_have_existing_snapshots_with_blocks(aws: SandboxClients) -> None
 
 
 def test_one_ami_in_twenty_is_referenced_by_each_kind_in_turn(aws: SandboxClients) -> None:
-    made = aws.sandbox.populate(regions=["us-east-1"], amis=40, referenced_one_in=10)
+    made = populate(aws.sandbox, regions=["us-east-1"], amis=40, referenced_one_in=10)
     assert made.referenced == 4
     scaling = aws.client("autoscaling")
     named = {
@@ -52,7 +52,7 @@ def test_one_ami_in_twenty_is_referenced_by_each_kind_in_turn(aws: SandboxClient
 def test_the_same_seed_creates_the_same_account() -> None:
     def ids(seed: int) -> list[str]:
         tables = Tables()
-        populate(tables, ACCOUNT, regions=["us-east-1"], amis=5, seed=seed)
+        fill(tables, ACCOUNT, regions=["us-east-1"], amis=5, seed=seed)
         return list(tables.table(ACCOUNT, "us-east-1", "images"))
 
     assert ids(1) == ids(1)
