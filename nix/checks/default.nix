@@ -64,6 +64,17 @@ let
     assertion: !assertion.assertion && lib.hasInfix "vmsnix.admin.keys is empty" assertion.message
   ) noKeys;
 
+  # Without Nix there is nothing to clean up, and a timer that wants to is an error.
+  withoutNix =
+    (lib.nixosSystem {
+      modules = vmsnix.imageModules "gc-fwd" vmsnix.images.gc-fwd ++ [
+        {
+          nixpkgs.hostPlatform = system;
+          nix.enable = false;
+        }
+      ];
+    }).config;
+
   # The three formats of the original nixosGenerate, on a machine without the profile amazon.
   generated = lib.genAttrs [ "amazon" "qcow" "raw" ] (
     format:
@@ -84,6 +95,13 @@ lib.mapAttrs' image self.lib.report.${system}
   keys-are-required = verdict "keys-are-required" (lib.optional (
     !refused
   ) "an image without administrator keys is not refused") "an image without keys is refused";
+
+  without-nix = verdict "without-nix" (
+    map (assertion: assertion.message) (lib.filter (assertion: !assertion.assertion) withoutNix.assertions)
+    ++ withoutNix.warnings
+    ++ lib.optional withoutNix.nix.gc.automatic "nix.gc is on without Nix"
+    ++ lib.optional withoutNix.nix.optimise.automatic "nix.optimise is on without Nix"
+  ) "an image without Nix has no timers for its store";
 
   formats = verdict "formats" [ ] (builtins.toJSON generated);
 

@@ -11,6 +11,9 @@ let
   etcMount = lib.findFirst (
     mount: mount.where == "/sysroot/etc"
   ) null config.boot.initrd.systemd.mounts;
+  has = lib.hasInfix;
+  runner = config.services.github-runners.runner or null;
+  blocksMetadata = services ? block-instance-metadata && !(config.vmsnix.docker.instanceMetadata or true);
   failed = lib.filter (assertion: !assertion.assertion);
 in
 lib.mapAttrsToList (fact: holds: { inherit fact holds; }) {
@@ -49,15 +52,71 @@ lib.mapAttrsToList (fact: holds: { inherit fact holds; }) {
     config.services.cachix-agent.enable
     && config.services.cachix-agent.name != ""
     && services.cachix-agent.environment.CACHIX_AGENT_NAME == config.vmsnix.cachix.agentName;
-  "the Cachix agent waits for its token" = services.cachix-agent.unitConfig ? ConditionPathExists;
+  "the Cachix agent waits for its token" =
+    services.cachix-agent.unitConfig.ConditionFileNotEmpty or [ ] == [ config.vmsnix.cachix.tokenFile ];
+  "a service starts when its secret has content, and can be stopped" =
+    lib.all (unit: !(unit.pathConfig ? PathExists)) (lib.attrValues config.systemd.paths)
+    && lib.all (
+      unit: services.${unit}.unitConfig.ConditionFileNotEmpty or [ ] == [ config.systemd.paths.${unit}.pathConfig.PathChanged ]
+    ) (lib.filter (unit: config.systemd.paths.${unit}.pathConfig ? PathChanged) (lib.attrNames config.systemd.paths));
+  "there is a program that writes secrets in one step" = lib.any (
+    package: (package.name or "") == "vmsnix-secret"
+  ) config.environment.systemPackages;
   "the SSM agent is enabled" = config.services.amazon-ssm-agent.enable;
   "amazon-init is enabled" = config.virtualisation.amazon-init.enable && services ? amazon-init;
+
+  # The start on EC2.
+  "a machine is online when one interface is" =
+    config.systemd.network.wait-online.enable && config.systemd.network.wait-online.anyInterface;
+  "instance metadata is requested for five minutes" =
+    has "VMSNIX_METADATA_SECONDS:-300" services.fetch-ec2-metadata.script;
+  "the last line of the metadata fetch is on the console" =
+    services.fetch-ec2-metadata.serviceConfig.StandardOutput == "journal+console"
+    && services.fetch-ec2-metadata.serviceConfig.StandardError or "" == "journal";
+  "GRUB is installed to the disk of the root file system" =
+    if config.ec2.efi then
+      config.boot.loader.grub.devices == [ "nodev" ]
+    else
+      config.boot.loader.grub.devices == [ "/dev/vmsnix-root-disk" ]
+      && has "-root-disk %k\", SYMLINK+=\"vmsnix-root-disk\"" config.services.udev.extraRules
+      && has "/dev/vmsnix-root-disk" config.boot.loader.grub.extraPrepareConfig;
+  "only root can read the EFI system partition" =
+    config.ec2.efi
+    -> config.fileSystems."/boot".fsType == "vfat" && lib.elem "umask=0077" config.fileSystems."/boot".options;
+  "a small machine has compressed swap" =
+    config.zramSwap.enable && config.services.zram-generator.settings.zram0.host-memory-limit or 0 == 4096;
+
+  # Containers and jobs.
+  "containers cannot reach the instance metadata service" =
+    config.virtualisation.docker.enable
+    -> blocksMetadata
+    && lib.elem "docker.service" services.block-instance-metadata.before
+    && lib.elem "docker.service" services.block-instance-metadata.requiredBy;
+  "ECS tasks have no awsvpc network, and no instance metadata in it" =
+    config.services.ecs-agent.enable
+    ->
+      config.services.ecs-agent.extra-environment.ECS_ENABLE_TASK_ENI or "" == "false"
+      && config.services.ecs-agent.extra-environment.ECS_AWSVPC_BLOCK_IMDS or "" == "true"
+      && has "bridge and host" config.vmsnix.image.description;
+  "jobs of the runner and their HOME are on the disk" =
+    runner != null
+    ->
+      lib.hasPrefix "/var/lib/" (toString runner.workDir)
+      && services.github-runner-runner.environment.HOME == runner.workDir
+      && lib.elem (lib.removePrefix "/var/lib/" runner.workDir) services.github-runner-runner.serviceConfig.StateDirectory;
+  "jobs of the runner cannot reach the instance metadata service" =
+    runner != null
+    ->
+      blocksMetadata
+      && has "--uid-owner ${runner.user}" services.block-instance-metadata.environment.VMSNIX_OWNERS;
 
   # Access.
   "the administrator has keys and sudo" =
     admin.openssh.authorizedKeys.keys != [ ]
     && admin.openssh.authorizedKeys.keys == config.vmsnix.admin.keys
     && lib.elem "wheel" admin.extraGroups;
+  "the keys of the administrator are in image-info.json" =
+    config.vmsnix.image.info.admin.keys or [ ] == admin.openssh.authorizedKeys.keys;
   "SSH accepts only keys" =
     config.services.openssh.enable
     && config.services.openssh.settings.PasswordAuthentication == false

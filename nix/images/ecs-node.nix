@@ -3,5 +3,5 @@
 {
   imports = [ ../modules/mixins/ecs-agent ];
 
-  vmsnix.image.description = "ECS container instance: Docker, the ECS agent, Alloy";
+  vmsnix.image.description = "ECS container instance for bridge and host networks: Docker, the ECS agent, Alloy";
 }

@@ -3,15 +3,25 @@
 # Adds the SSM agent, amazon-init (runs user data at boot), the instance's EC2 key pair for root, a root
 # partition that grows with its volume, and a serial console, as people expect from any AMI. It uses nixpkgs'
 # amazon-image module and not srvos' hardware-amazon, which replaces amazon-init by cloud-init.
+#
+# Different from nixpkgs: GRUB is installed to the disk of the root file system under whatever name the hypervisor
+# gives it, and the metadata is fetched also if the network is up late.
 {
   config,
   lib,
   modulesPath,
+  pkgs,
   ...
 }:
 let
   immutableEtc = config.system.etc.overlay.enable && !config.system.etc.overlay.mutable;
   hostKeys = builtins.dirOf (builtins.head config.services.openssh.hostKeys).path;
+
+  rootDiskLink = "vmsnix-root-disk";
+  rootDisk = pkgs.writeShellScript "root-disk" ''
+    PATH=${pkgs.coreutils}/bin
+    ${builtins.readFile ./root-disk.sh}
+  '';
 in
 {
   imports = [
@@ -24,6 +34,30 @@ in
       services.amazon-ssm-agent.enable = true;
       virtualisation.amazon-init.enable = true;
       boot.growPartition = true;
+
+      # The EFI system partition contains the boot loader and, on a machine with a TPM, a random seed.
+      fileSystems."/boot" = lib.mkIf config.ec2.efi {
+        device = "/dev/disk/by-label/ESP";
+        fsType = "vfat";
+        options = [ "umask=0077" ];
+      };
+
+      # srvos turns this off because some interface of a server may stay down. One interface is enough here.
+      systemd.network.wait-online = {
+        enable = lib.mkForce true;
+        anyInterface = true;
+      };
+
+      # nixpkgs' script gives up after about three seconds and reports success: then user data, key pair and host
+      # name are missing. Its one line for the console is on standard output.
+      systemd.services.fetch-ec2-metadata = {
+        script = lib.mkForce (builtins.readFile ./fetch-metadata.sh);
+        serviceConfig.StandardError = "journal";
+      };
+
+      # Compressed swap in memory where a deployment or a burst of logs would otherwise exhaust it: up to 4 GiB.
+      zramSwap.enable = lib.mkDefault true;
+      services.zram-generator.settings.zram0.host-memory-limit = lib.mkDefault 4096;
 
       # apply-ec2-data writes the key pair of the instance to /root/.ssh. srvos forces SSH to read keys only
       # below /etc, which would ignore it; mkOverride 49 has priority over mkForce. The second path is root's
@@ -42,6 +76,19 @@ in
       systemd.services."serial-getty@ttyS0".enable = true;
       boot.kernelParams = lib.mkAfter [ "console=ttyS0,115200n8" ];
     }
+
+    # nixpkgs writes GRUB to /dev/xvda, which does not exist on Nitro: after an update of nixpkgs, every deployment
+    # would fail. udev maintains a link to the right disk. GRUB's installation makes it too: the first deployment
+    # with this rule installs GRUB before udev has read the rule, and the machine that builds an image has no udev.
+    (lib.mkIf (!config.ec2.efi) {
+      boot.loader.grub.device = lib.mkForce "/dev/${rootDiskLink}";
+      boot.loader.grub.extraPrepareConfig = ''
+        disk=$(${rootDisk}) && ${pkgs.coreutils}/bin/ln -sfn "/dev/$disk" /dev/${rootDiskLink}
+      '';
+      services.udev.extraRules = ''
+        ACTION!="remove", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", PROGRAM=="${rootDisk} %k", SYMLINK+="${rootDiskLink}"
+      '';
+    })
 
     # nixpkgs' three EC2 services write to /etc. If /etc is read-only, the metadata of this boot is written to
     # /run. So user data, which may contain secrets, is never written to the disk. The services that handle host

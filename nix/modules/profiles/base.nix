@@ -20,9 +20,6 @@ let
     "sk-ssh-ed25519@openssh\\.com"
     "sk-ecdsa-sha2-nistp256@openssh\\.com"
   ];
-
-  # The comment of a public key: its owner.
-  ownerOf = key: lib.concatStringsSep " " (lib.drop 2 (lib.splitString " " key));
 in
 {
   imports = [ ./image.nix ];
@@ -82,9 +79,10 @@ in
       }
     ];
 
+    # The whole public keys, so that vmsnix can show their fingerprints before an AMI is made.
     vmsnix.image.info.admin = {
       user = cfg.name;
-      keys = map ownerOf cfg.keys;
+      inherit (cfg) keys;
     };
 
     users.users.${cfg.name} = {
@@ -146,12 +144,14 @@ in
       "flakes"
     ];
 
-    # Delete old generations, otherwise deployments fill the disk.
+    # Delete old generations, otherwise deployments fill the disk. A machine without Nix has no generations.
     nix.gc = {
-      automatic = mkDefault true;
+      automatic = mkDefault config.nix.enable;
       dates = mkDefault "weekly";
       options = mkDefault "--delete-older-than 14d";
     };
+    # srvos turns this on for every machine.
+    nix.optimise.automatic = lib.mkIf (!config.nix.enable) (lib.mkForce false);
 
     # The NixOS release whose conventions for state these machines use. To raise it, migrate the state; it is not
     # an ordinary update.

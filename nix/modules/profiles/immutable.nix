@@ -1,16 +1,27 @@
 # Profile `immutable`: the system is not changed after the build; state is in a few folders.
 #
 # Adds a read-only store, a read-only /etc (an overlay of the store, without a writable layer), only declared
-# users, and SSH host keys below /var/lib. So a machine runs exactly what was built. A change needs a new image or
-# a deployment, and can be rolled back.
+# users, and SSH host keys below /var/lib. A change of the system needs a new image or a deployment, and can be
+# rolled back.
 #
-# /home, /root, /var, /tmp and /run are writable. The root file system itself is mounted read-write, because
-# /nix/var and the store's own database are on it: a deployment with the Cachix agent adds store paths. It is
-# guaranteed that no file of the running system (the store, /etc, the users) can be edited in place.
+# This prevents mistakes and drift, not an attacker with root. Programs without root cannot change the system. Root
+# cannot edit the store or /etc by accident, because both are mounted read-only, but root can change all of it: the
+# root file system is ext4 and mounted read-write (/nix/var and the store's database are on it, and a deployment
+# with the Cachix agent adds store paths), the store can be remounted, and /boot and /var/lib/nixos/passwd are
+# ordinary files. Nothing verifies at boot that the disk contains what was built.
+#
+# /home, /root, /var, /tmp and /run are writable.
 #
 # The machine's identity (/etc/machine-id) is systemd's transient one. On EC2 systemd derives it from the
 # instance's SMBIOS UUID, so it is the same after a reboot without being stored.
-{ config, lib, ... }:
+#
+# Adds `vmsnix-secret`, which writes a secret file to /run/keys in one step.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 {
   options.vmsnix.immutable.sshHostKeyDirectory = lib.mkOption {
     type = lib.types.path;
@@ -79,6 +90,13 @@
           group = "keys";
         };
       };
+
+      environment.systemPackages = [
+        (pkgs.writeShellScriptBin "vmsnix-secret" ''
+          PATH=${pkgs.coreutils}/bin
+          ${builtins.readFile ../secret.sh}
+        '')
+      ];
 
       # nixos-rebuild, and amazon-init with a Nix expression as user data, read and write configuration.nix
       # here.

@@ -17,6 +17,7 @@ let
     attrNames
     concatMap
     filter
+    concatStringsSep
     foldl'
     hasAttr
     head
@@ -90,6 +91,7 @@ let
     drop = count: list: if count == 0 || list == [ ] then list else lib.drop (count - 1) (builtins.tail list);
     getExe = _: "/program";
     getExe' = _: name: "/${name}";
+    makeBinPath = concatStringsSep ":";
     hasInfix = _: _: true;
     hasPrefix = prefix: text: substring 0 (builtins.stringLength prefix) text == prefix;
     optional = _: value: [ value ];
@@ -162,6 +164,9 @@ let
     };
     jq = "/jq";
     iptables = "/iptables";
+    coreutils = "/coreutils";
+    writeShellScript = name: _: "/${name}";
+    writeShellScriptBin = name: _: { outPath = "/${name}"; };
   };
 
   arguments = { inherit config lib pkgs; options = { }; modulesPath = "/nixpkgs"; };

@@ -6,6 +6,10 @@
 # networking ignores. And the packet rules of the credentials address are added once and removed again; the
 # original added them again at every reload of the firewall.
 #
+# Tasks may use the network modes `bridge` and `host`. `awsvpc`, ECS Exec and EFS volumes do not work: they need
+# programs of AWS that nixpkgs does not contain (CNI plugins, the agent of ECS Exec, amazon-efs-utils). The agent
+# does not offer them to the cluster, so ECS does not place such a task on this machine.
+#
 # The settings file contains the agent's own variables, one on each line, at least ECS_CLUSTER=NAME. They override
 # the defaults below.
 {
@@ -55,6 +59,8 @@ in
   config = lib.mkMerge [
     {
       vmsnix.ecs.settings = lib.mapAttrs (_: lib.mkDefault) {
+        # For a machine whose settings turn ECS_ENABLE_TASK_ENI on.
+        ECS_AWSVPC_BLOCK_IMDS = lib.boolToString (!config.vmsnix.docker.instanceMetadata);
         ECS_AVAILABLE_LOGGING_DRIVERS = builtins.toJSON [
           "journald"
           "awslogs"
@@ -62,6 +68,8 @@ in
         ECS_DATADIR = "/var/lib/ecs/data";
         ECS_ENABLE_PROMETHEUS_METRICS = "true";
         ECS_ENABLE_SPOT_INSTANCE_DRAINING = "true";
+        # No network mode awsvpc.
+        ECS_ENABLE_TASK_ENI = "false";
         ECS_ENABLE_TASK_IAM_ROLE = "true";
         ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST = "true";
         ECS_LOGFILE = "/var/log/ecs/ecs-agent.log";

@@ -7,8 +7,12 @@
 # who can start a workflow may have full control of the machine.
 #
 # Different from the original images, where those do not work with the current nixpkgs: the group is set together
-# with the user, the platform label does not use the removed `pkgs.system`, and the home directory is below /var/lib
-# instead of on a RAM disk that the module does not create.
+# with the user, and the platform label does not use the removed `pkgs.system`. Jobs and their HOME are on the disk
+# below /var/lib; nixpkgs puts both into /run, which is memory.
+#
+# Jobs and the builds that they start with Nix cannot reach the instance metadata service, unless
+# `vmsnix.docker.instanceMetadata` is on. A job that becomes root can remove that rule: give the instance a role that
+# every job may use.
 {
   config,
   lib,
@@ -19,6 +23,7 @@ let
   inherit (lib) mkOption types;
   cfg = config.vmsnix.githubActions;
   user = "github-runner";
+  directory = "github-runner/work"; # below /var/lib
 in
 {
   imports = [
@@ -88,6 +93,7 @@ in
         group = user;
         tokenFile = toString cfg.tokenFile;
         replace = true;
+        workDir = "/var/lib/${directory}";
         extraLabels = cfg.labels;
         extraPackages =
           (with pkgs; [
@@ -128,6 +134,8 @@ in
           ])
           ++ cfg.packages;
         serviceOverrides = {
+          # systemd creates it for the runner's user. The module empties it before every start.
+          StateDirectory = [ directory ];
           # Jobs may install into their own profiles. They get an empty home directory, apart from their work.
           ReadWritePaths = [ "/nix/var/nix/profiles/per-user/" ];
           ProtectHome = "tmpfs";
@@ -138,6 +146,11 @@ in
           RestartSec = 30;
         };
       };
+
+      # nixbld: builders of Nix, whose fixed-output derivations have network access.
+      systemd.services.block-instance-metadata.environment =
+        lib.mkIf (!config.vmsnix.docker.instanceMetadata)
+          { VMSNIX_OWNERS = "--uid-owner ${user};--gid-owner nixbld"; };
 
       users.groups.${user} = { };
       users.users.${user} = {

@@ -1,0 +1,205 @@
+"""The scripts that run on the machines: fetching metadata, writing secrets, finding the root disk.
+
+Each runs unchanged with bash; Nix only adds a PATH. The metadata script runs in a network namespace of its
+own, where the boot test's metadata service answers on EC2's real address.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import DEADLINE, require, wait_until
+from vmsnix_ops.boot import metadata
+
+MODULES = Path(__file__).parents[2] / "nix/modules"
+FETCH = MODULES / "profiles/fetch-metadata.sh"
+SECRET = MODULES / "secret.sh"
+SERVICE = """
+import pathlib, socketserver, sys, time
+sys.path.insert(0, sys.argv[1])
+import metadata, json
+given = json.loads(pathlib.Path(sys.argv[2]).read_text())
+
+class Page(str):  # the hexadecimal digits of bytes that need not be text
+    def encode(self):
+        return bytes.fromhex(self)
+
+pages = {path: Page(page) for path, page in given["pages"].items()}
+
+class Connection(socketserver.StreamRequestHandler):
+    def handle(self):
+        if given["status"]:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(f"HTTP/1.1 {given['status']} -\\r\\nContent-Length: 0\\r\\n\\r\\n".encode())
+        else:
+            metadata.serve(self.rfile, self.wfile, pages, b"secret", given["log"])
+
+time.sleep(given["delay"])
+socketserver.ThreadingTCPServer.daemon_threads = True
+with socketserver.ThreadingTCPServer(("169.254.169.254", 80), Connection) as server:
+    server.serve_forever()
+"""
+PAGES = {
+    "meta-data/hostname": b"ip-10-0-0-1.ec2.internal",
+    "meta-data/public-keys/0/openssh-key": b"ssh-ed25519 AAAA alice",
+    "user-data": b'#!/bin/sh\necho it\'s "me" $HOME\n',
+}
+FILES = {path.replace("meta-data/", "").replace("/", "-"): page for path, page in PAGES.items()}
+
+
+def in_namespace(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with no network except its own loopback device, which has the service's address."""
+    prefix = ("unshare", "--map-root-user", "--net", "bash", "-c")
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False, timeout=DEADLINE).returncode:
+        pytest.skip("this user may not create a network namespace")
+    setup = 'ip link set lo up && ip address add 169.254.169.254/32 dev lo && exec "$@"'
+    return subprocess.run(
+        [*prefix, setup, "bash", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+        env={**os.environ, **more},
+    )
+
+
+def fetch(
+    folder: Path, *, delay: float = 0, status: int = 0, pages: dict[str, bytes] = PAGES, seconds: int = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run the script while the service appears after `delay` seconds, with one `status` for all requests."""
+    require("curl")
+    given = {"delay": delay, "status": status, "log": str(folder / "log")}
+    given["pages"] = {path: page.hex() for path, page in pages.items()}
+    (folder / "given.json").write_text(json.dumps(given))
+    (folder / "service.py").write_text(SERVICE)
+    place = Path(metadata.__file__).parent
+    service = f"{sys.executable} {folder}/service.py {place} {folder}/given.json"
+    both = f"{service} & bash {FETCH}; end=$?; kill $!; exit $end"
+    return in_namespace(
+        *("bash", "-c", both),
+        VMSNIX_METADATA_FOLDER=str(folder / "data"),
+        VMSNIX_METADATA_SECONDS=str(seconds),
+    )
+
+
+def fetched(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "delay", [0, 3, pytest.param(20, marks=pytest.mark.long(seconds=35))], ids="after {} s".format
+)
+def test_metadata_is_fetched_when_the_service_appears(tmp_path: Path, delay: int) -> None:
+    """nixpkgs' script ends without user data and with success when the service appears after 3 s."""
+    result = fetch(tmp_path, delay=delay)
+    assert result.returncode == 0, result.stderr
+    assert fetched(tmp_path) == FILES
+    assert result.stdout == ""
+    assert (tmp_path / "data/user-data").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "data/hostname").stat().st_mode & 0o777 == 0o644
+
+
+def test_without_a_service_the_boot_continues_with_one_line_on_the_console(tmp_path: Path) -> None:
+    result = fetch(tmp_path, delay=999, seconds=3)
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"No instance metadata after \d s: no answer from .*\. This boot continues without .*\.\n",
+        result.stdout,
+    )
+    assert fetched(tmp_path) == {}
+
+
+def test_a_service_that_is_off_is_success_with_nothing_fetched(tmp_path: Path) -> None:
+    result = fetch(tmp_path, status=403)
+    assert (result.returncode, result.stdout, fetched(tmp_path)) == (0, "", {})
+    assert "is off" in result.stderr
+
+
+def test_a_service_that_fails_for_long_ends_with_its_status(tmp_path: Path) -> None:
+    result = fetch(tmp_path, status=503, seconds=2)
+    assert result.returncode == 1
+    assert "status 503" in result.stdout
+
+
+def test_what_an_instance_does_not_have_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/user-data").write_text("of an earlier boot")
+    result = fetch(tmp_path, pages={"meta-data/hostname": b"new"})
+    assert (result.returncode, fetched(tmp_path)) == (0, {"hostname": b"new"})
+
+
+@pytest.mark.parametrize(
+    "packed", [gzip.compress(PAGES["user-data"]), lzma.compress(PAGES["user-data"])], ids=["gzip", "xz"]
+)
+def test_compressed_user_data_is_unpacked(tmp_path: Path, packed: bytes) -> None:
+    for tool in ("file", "gzip", "xz"):
+        require(tool)
+    assert fetch(tmp_path, pages={"user-data": packed}).returncode == 0
+    assert fetched(tmp_path) == {"user-data": PAGES["user-data"]}
+    assert (tmp_path / "data/user-data").stat().st_mode & 0o777 == 0o600
+
+
+def write_secret(folder: Path, name: str, content: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", SECRET, name],
+        input=content,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+        env={**os.environ, "VMSNIX_KEYS": str(folder)},
+    )
+
+
+def test_a_secret_appears_with_its_whole_content(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    secret = "TOKEN=a'b\"c $d\n"
+    for content in ("old", secret):
+        assert write_secret(folder, "ecs.config", content).returncode == 0
+    assert [path.name for path in folder.iterdir()] == ["ecs.config"]
+    assert (folder / "ecs.config").read_text() == secret
+    assert (folder / "ecs.config").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_unfinished_secret_is_not_visible(tmp_path: Path) -> None:
+    command = ["bash", SECRET, "token"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, env={**os.environ, "VMSNIX_KEYS": str(tmp_path)}
+    ) as writer:
+        assert writer.stdin is not None
+        writer.stdin.write(b"first half, ")
+        writer.stdin.flush()
+        wait_until(
+            lambda: any(path.stat().st_size for path in tmp_path.iterdir()), "the first half is written"
+        )
+        assert not (tmp_path / "token").exists()
+        writer.stdin.write(b"second half")
+        writer.stdin.close()
+        assert writer.wait(DEADLINE) == 0
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first half, second half"]
+
+
+def test_an_empty_secret_is_not_written_and_keeps_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("old")
+    result = write_secret(tmp_path, "token", "")
+    assert result.returncode == 1
+    assert "standard input is empty" in result.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc/passwd"])
+def test_a_secret_needs_a_plain_file_name(tmp_path: Path, name: str) -> None:
+    result = write_secret(tmp_path, name, "x")
+    assert result.returncode == 2
+    assert "Usage" in result.stderr
+    assert list(tmp_path.iterdir()) == []
