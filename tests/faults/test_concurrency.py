@@ -37,7 +37,7 @@ def test_two_publishers_of_the_same_image_end_with_one_ami(sweep, via, machines)
     # If one fails, the fix in its error is to run it again, which then finds the AMI of the other.
     for failed in (one for one in ended if one.status):
         assert "the same command again" in failed.text, failed
-    assert done
+    assert done, "\n\n".join(one.text for one in ended)
     (again,) = publish_together(sweep, sweep.image, via=via)
     assert {one.result["ami_id"] for one in [*done, again]} == set(sweep.account().amis)
     assert sweep.problems() == []

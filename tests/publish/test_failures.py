@@ -10,8 +10,9 @@ import pytest
 
 from tests.aws.account import make_ami
 from vmsnix_ops import errors
-from vmsnix_ops.aws import imports
+from vmsnix_ops.aws import buckets, imports
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.publish import identity
 from vmsnix_ops.publish.undo import plan_undo
@@ -223,6 +224,42 @@ def test_an_object_with_our_bytes_is_not_sent_again(aws, plan):
     assert calls(aws, "UploadPart") == sent
 
 
+@pytest.mark.parametrize("ended", ["completed", "aborted", "completed and imported"])
+def test_an_upload_that_another_publisher_ends_is_found_or_made_again(aws, plan, left, ended):
+    first, second = plan(), plan()
+    built, others = first.build(), second.build()
+    key = identity.key(first, built)
+
+    events = client(first.session, "s3", REGION, connections=buckets.THREADS + 2).meta.events
+
+    def end_once(**_event):
+        events.unregister("after-call.s3.CreateMultipartUpload", end_once)
+        if ended == "aborted":
+            (upload,) = left().uploads
+            aws.client("s3", REGION).abort_multipart_upload(Bucket=BUCKET, Key=key, UploadId=upload)
+            return
+        uploaded = second.upload(others)
+        if ended == "completed and imported":
+            second.finish(second.register(second.import_snapshot(uploaded)))
+
+    events.register("after-call.s3.CreateMultipartUpload", end_once)
+    source = first.upload(built)
+    assert source.outcome == ("reused" if ended == "completed" else "created")
+    done = first.finish(first.register(first.import_snapshot(source)))
+    assert left().amis == [done.ami_id]
+    assert left().objects == left().uploads == []
+
+
+def test_a_publisher_whose_upload_is_always_ended_keeps_the_object_of_the_other(aws, plan, left):
+    wanted = plan()
+    built = wanted.build()
+    aws.faults.add({"op": "s3:UploadPart", "do": "error", "code": "NoSuchUpload", "http": 404})
+    with pytest.raises(errors.AwsError, match="ended 3 times by another process") as caught:
+        wanted.upload(built)
+    assert "Run the same command again" in caught.value.fix
+    assert calls(aws, "DeleteObject") == 0
+
+
 def test_a_denied_upload_names_the_action_and_leaves_nothing(aws, plan, left):
     aws.faults.add({"op": "s3:UploadPart", "do": "error", "code": "AccessDenied", "http": 403})
     with pytest.raises(errors.AccessDeniedError, match="UploadPart"):
@@ -256,6 +293,14 @@ def test_a_failed_import_ends_at_once_with_the_message(aws, plan, left):
         plan().apply()
     assert "Unsupported" in caught.value.status_message
     assert left().nothing
+
+
+def test_an_import_whose_object_was_missing_deletes_no_object_that_is_there_now(aws, plan, left):
+    gone = "Disk validation failed [We do not have access to the given resource. Reason 404 Not Found]"
+    aws.faults.add({"op": "ec2:ImportSnapshot", "do": "outcome", "outcome": {"status_message": gone}})
+    with pytest.raises(errors.ImportFailedError, match="deleted before AWS read it"):
+        plan().apply()
+    assert len(left().objects) == 1
 
 
 def test_an_import_that_aws_cancelled_is_started_again_without_an_upload(aws, plan):

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 _NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")  # S3 takes letters, digits, spaces and + - = . _ : / @
 WRITTEN_MEANWHILE = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+ATTEMPTS = 3  # uploads that another publisher of the same image may end
 THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
 
 
@@ -151,18 +152,23 @@ def upload_file(
     vmsnix_ops.errors.ImageError
         The file cannot be read. The unfinished upload is deleted.
     """
-    with bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"):
-        found = _find(s3, survey, bucket=bucket, key=key, kms_key=kms_key)
-        if found:
-            if step is not None:
-                step.update(found.bytes)
-            return found
-        with closing(PathSource(path)) as file:
+    with (
+        bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"),
+        closing(PathSource(path)) as file,
+    ):
+        for _ in range(ATTEMPTS):
+            found = _find(s3, survey, bucket=bucket, key=key, kms_key=kms_key)
+            if found:
+                if step is not None:
+                    step.update(found.bytes)
+                return found
             if file.size != survey.file_bytes:
                 at = min(file.size, survey.file_bytes)
                 raise changed(str(path), at, max(file.size, survey.file_bytes) - at)
             _clear(s3, bucket, key, in_use)
             upload_id = _open(s3, bucket=bucket, key=key, tags=tags, kms_key=kms_key)
+            if upload_id is None:
+                continue
             try:
                 sent, checksum = _send(
                     s3, file, survey, bucket=bucket, key=key, upload_id=upload_id, step=step
@@ -172,15 +178,19 @@ def upload_file(
                 _abort(s3, bucket, key, upload_id)
                 raise
             except Exception as error:
-                # Another machine may have completed this upload, or another upload of the same key.
+                # Another publisher may have completed this upload, or another upload of the same key.
                 if code_of(error) not in ("NoSuchUpload", *WRITTEN_MEANWHILE):
                     raise
-                found = _find(s3, survey, bucket=bucket, key=key, kms_key=kms_key)
-                if found is None:
-                    raise
                 _abort(s3, bucket, key, upload_id)
-                return found
-    return StoredObject(bucket, key, survey.file_bytes, checksum, "created", sent)
+            else:
+                return StoredObject(bucket, key, survey.file_bytes, checksum, "created", sent)
+        raise errors.AwsError(
+            f"The upload of s3://{bucket}/{key} was ended {ATTEMPTS} times by another process.",
+            why="Another publisher of the same image completed or aborted it.",
+            fix="Run the same command again.",
+            code="NoSuchUpload",
+            operation="UploadPart",
+        )
 
 
 @needs("s3:GetObject", "s3:ListBucket")
@@ -253,8 +263,10 @@ def _head(s3: S3Client, bucket: str, key: str) -> HeadObjectOutputTypeDef | None
         raise
 
 
-def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_key: str) -> str:
+def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_key: str) -> str | None:
     """Return the ID of the oldest unfinished upload of this key; create one if there is none.
+
+    None: another publisher completed or aborted it in the meantime.
 
     Two publishers that start at the same time may both create an upload. Both then use the oldest and abort
     the other.
@@ -274,11 +286,7 @@ def _open(s3: S3Client, *, bucket: str, key: str, tags: Mapping[str, str], kms_k
         s3.create_multipart_upload(**request)
     uploads = _resumable(s3, bucket, key)
     if not uploads:
-        raise errors.UploadError(
-            f"The upload of s3://{bucket}/{key} no longer exists.",
-            why="Another process aborted or completed it.",
-            fix="Run the same command again.",
-        )
+        return None
     for other in uploads[1:]:
         _abort(s3, bucket, key, other["UploadId"])
     return uploads[0]["UploadId"]

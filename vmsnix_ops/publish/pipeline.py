@@ -162,6 +162,10 @@ def is_retryable(error: errors.VmsnixError) -> bool:
         error, errors.CredentialsError | errors.DeadlineError | errors.QuotaError | errors.InterruptedRunError
     ):
         return True
+    if isinstance(error, errors.AwsError) and (
+        error.code == "NoSuchUpload" or "404 Not Found" in error.status_message
+    ):
+        return True  # another publisher ended the upload: what is stored now is its object
     kinds = (errors.BucketError, errors.RoleError, errors.ImportFailedError, errors.UploadError)
     if isinstance(error, errors.AwsError) and not isinstance(error, kinds):
         return error.code in error_codes.RETRYABLE or not error.code
