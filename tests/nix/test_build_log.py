@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnix_ops.nix.build import BuildLog, BuildStatus, derivation_name
+from vmsnix_ops.nix.command import find_cause
 
 DATA = Path(__file__).parent / "data"
 STORE = "/nix/store/00000000000000000000000000000000-"
-VERSIONS = pytest.mark.parametrize("version", ["2.8.0", "2.26.3"])
+# Recorded with the fixture's flake: Debian's nix-bin of bookworm, trixie and sid (November 2026).
+VERSIONS = pytest.mark.parametrize("version", ["2.8.0", "2.26.3", "2.34.8"])
 
 
 def fed(*lines: str) -> BuildLog:
@@ -37,12 +39,15 @@ def test_counts_derivations_and_names_the_phase(version: str) -> None:
         if not seen or standing != seen[-1]:
             seen.append(standing)
     assert [standing.built for standing in seen] == sorted(standing.built for standing in seen)
-    assert BuildStatus(0, 2, building="nixos-system-actions-runner-26.05.fixture") in seen
+    count = seen[-1].expected
+    assert {standing.expected for standing in seen[-2 * count :]} == {count}
+    assert any(standing.building == "nixos-system-actions-runner-26.05.fixture" for standing in seen)
     phases = [standing.phase for standing in seen if standing.building.startswith("actions-runner")]
     assert phases[0] == ""
     assert next(phase for phase in phases if phase) == "buildPhase"
     assert phases[-1] == "installPhase"
-    assert seen[-1] == BuildStatus(built=2, expected=2)
+    assert seen[-1] == BuildStatus(built=count, expected=count)
+    assert count == {"2.34.8": 5}.get(version, 2)
     assert not log.errors
 
 
@@ -54,6 +59,13 @@ def test_names_the_derivation_that_failed_and_keeps_its_last_20_lines(version: s
         *(f"line {number}" for number in range(22, 41)),
         "in red",
     )
+
+
+@VERSIONS
+def test_a_build_for_another_system_names_no_derivation_as_failed(version: str) -> None:
+    log = fed(*(DATA / f"build-mismatch-{version}.log").read_text().splitlines())
+    assert log.failed_derivation() == ""
+    assert find_cause("\n".join(log.errors))[0] == "This machine cannot build for that system."
 
 
 def test_messages_of_newer_versions_are_understood() -> None:

@@ -64,6 +64,10 @@ _LOG_LINE, _PHASE, _PROGRESS, _EXPECTED = 101, 104, 105, 106
 _ERROR_LEVEL = 0
 _MOST_MESSAGES = 200
 
+_ANNOUNCED = re.compile(r"(?:these (\d+) derivations|this derivation) will be built")
+# In 2.34 an error names the derivation that Nix tries first, in earlier versions no pattern below matches.
+_MISMATCH = "platform mismatch"
+
 # "builder for 'X' failed", and since 2.31 "Cannot build 'X'".
 _FAILED = re.compile(
     r"(?:builder for|[Cc]annot build|build of|hash mismatch in fixed-output derivation) '([^'\n]+\.drv)"
@@ -102,6 +106,7 @@ class BuildLog:
     _all_builds: int | None = None
     _built: int = 0
     _expected: int = 0
+    _announced: int = 0
     _copies: dict[int, int] = field(default_factory=dict)
     _running: dict[int, _Build] = field(default_factory=dict)
     _logs: dict[str, deque[str]] = field(default_factory=dict)
@@ -134,8 +139,9 @@ class BuildLog:
         fetched = self._fetched_before + sum(done for done, _ in self._transfers.values())
         known = self._fetched_before + sum(max(pair) for pair in self._transfers.values())
         return BuildStatus(
-            built=min(self._built, self._expected),  # 2.34 counts past the end
-            expected=self._expected,
+            # 2.34 counts one derivation too many whenever one is finished, so its announcement counts.
+            built=min(self._built, self._expected),
+            expected=max(self._announced, self._built) if self._announced else self._expected,
             fetched=sum(self._copies.values()),
             fetched_bytes=fetched,
             fetch_bytes=max(known, *self._fetch_expected.values(), 0) if self._fetch_expected else known,
@@ -145,8 +151,9 @@ class BuildLog:
 
     def failed_derivation(self) -> str:
         """Return the store path of the first failed derivation; empty if none is named."""
-        match = _FAILED.search("\n".join(self.errors))
-        return match[1] if match else ""
+        text = "\n".join(self.errors)
+        match = _FAILED.search(text)
+        return match[1] if match and _MISMATCH not in text else ""
 
     def last_lines(self, derivation: str) -> tuple[str, ...]:
         """Return the last 20 lines of a derivation's log, without colours."""
@@ -154,6 +161,8 @@ class BuildLog:
 
     def _add_message(self, text: str, *, error: bool) -> None:
         text = plain(text)
+        if announced := _ANNOUNCED.match(text):
+            self._announced = int(announced[1] or 1)
         self.messages.append(text)
         if error:
             self.errors.append(text)
