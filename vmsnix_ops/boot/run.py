@@ -22,7 +22,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vmsnix_ops import files
 from vmsnix_ops.boot import machine as boot_machine
@@ -34,6 +34,7 @@ from vmsnix_ops.errors import BootFailedError, ParameterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import BufferedReader
 
 EXPECT = r"login:|Reached target .*(Multi-User System|multi-user\.target)"
 """Pattern of a line that NixOS prints on its console after the boot."""
@@ -45,6 +46,8 @@ EXTRA_SECONDS = 5.0  # after the deadline, until `timeout` stops QEMU
 LONGEST_READ = 65_536
 ACCELERATORS = ("auto", "kvm", "tcg")
 BOOT_SIGNATURE = b"\x55\xaa"
+KVM_FAILED = re.compile(rb"KVM internal error[^\n]*|kvm run failed[^\n]*")
+"""QEMU's message when KVM cannot run the guest. QEMU then pauses the guest and does not end."""
 INSTANCE = "i-00000000000000000"
 FIX = "Check the whole console, correct the image, and build it again."
 
@@ -137,7 +140,7 @@ def boot(
 
 
 class _NotStartedError(BootFailedError):
-    """QEMU ended with an error before the console printed anything."""
+    """QEMU ended with an error before the console printed anything, or KVM could not run the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +173,11 @@ def _attempt(guest: _Guest, hardware: Hardware) -> SuccessfulBoot:
         files.make_folder(guest.console.parent)
         with BootConsole(guest.console, guest.expect) as console, _running(command, seconds) as machine:
             started = time.monotonic()
-            found = _read_console(machine.stdout, console, started + seconds)  # type: ignore[arg-type]  # a pipe
+            complaints = bytearray()
+            found = _read_console(machine, console, started + seconds, complaints)
             took = time.monotonic() - started
             if found is None or found.kind == "failed":
-                raise _failure(guest, found, machine, console, seconds)
+                raise _failure(guest, found, machine, console, seconds, complaints)
         requests = tuple(tuple(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines())
     return SuccessfulBoot(found.line, took, hardware.accelerator, hardware.why, guest.console, requests)
 
@@ -268,14 +272,31 @@ def _running(command: list[str], seconds: float) -> Iterator[subprocess.Popen[by
                     machine.kill()
 
 
-def _read_console(output: IO[bytes], console: BootConsole, until: float) -> ConsoleMatch | None:
-    """Read until a match, the end of the output or the deadline; after a failure until the output pauses."""
+def _read_console(
+    machine: subprocess.Popen[bytes], console: BootConsole, until: float, complaints: bytearray
+) -> ConsoleMatch | None:
+    """Read until a match, the end of the output or the deadline; after a failure until the output pauses.
+
+    QEMU's messages are added to `complaints`; the reading also ends when one of them is `KVM_FAILED`.
+    """
     found: ConsoleMatch | None = None
     silence = float("inf")
+    output, errors = cast("BufferedReader", machine.stdout), cast("BufferedReader", machine.stderr)
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
-        while (left := until - time.monotonic()) > 0 and selector.select(min(left, silence)):
-            data = output.read1(LONGEST_READ)  # type: ignore[attr-defined]  # a buffered reader
+        selector.register(errors, selectors.EVENT_READ)
+        while (left := until - time.monotonic()) > 0 and (ready := selector.select(min(left, silence))):
+            streams = [key.fileobj for key, _ in ready]
+            if errors in streams:
+                message = errors.read1(LONGEST_READ)
+                complaints += message
+                if KVM_FAILED.search(complaints):
+                    return found
+                if not message:
+                    selector.unregister(errors)
+            if output not in streams:
+                continue
+            data = output.read1(LONGEST_READ)
             if not data:
                 return found
             match = console.feed(data)
@@ -293,15 +314,20 @@ def _failure(
     machine: subprocess.Popen[bytes],
     console: BootConsole,
     seconds: float,
+    complaints: bytearray,
 ) -> BootFailedError:
     """Return the error for a failure on the console, a stopped machine, or a missed deadline."""
     what, fix = f"{guest.path.name} did not boot.", f"{FIX} It is in {guest.console}."
     if found is not None:
         why = f"{found.meaning[0].upper()}{found.meaning[1:]}: {found.line.strip()}."
+    elif failed := KVM_FAILED.search(complaints):
+        why = f"QEMU reported: {failed[0].decode(errors='replace')}."
+        return _NotStartedError(what, why=why, fix="Use --accelerator tcg, which emulates and is slow.")
     elif not _ended(machine):
         why = f"The expected line did not appear within {seconds:.0f} s."
     elif machine.returncode:
-        output = (machine.stderr.read() if machine.stderr else b"").decode(errors="replace").strip()
+        rest = machine.stderr.read() if machine.stderr else b""
+        output = (complaints + rest).decode(errors="replace").strip()
         message = output.splitlines()[-1] if output else "no message"
         why = f"QEMU ended with status {machine.returncode}: {message}"
         if not console.bytes:
