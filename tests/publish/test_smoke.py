@@ -68,6 +68,7 @@ def test_an_ami_that_boots_passes_and_no_instance_is_left(aws: Sandbox) -> None:
     (instance,) = launched(aws)
     assert instance["InstanceType"] == "t3.small"
     assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    assert instance["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
     assert "KeyName" not in instance
     tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
     assert tags["vmsnix:smoke"] == ami

@@ -70,7 +70,10 @@ class InstanceLaunch:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def request(self, token: str) -> RunInstancesRequestTypeDef:
-        """Return the parameters of ``RunInstances``: no key pair, IMDSv2 only, terminated at shutdown."""
+        """Return the parameters of ``RunInstances``: no key pair, IMDSv2 only, terminated at shutdown.
+
+        With hop limit 1 (AWS's default is 2 for AMIs with IMDSv2), containers cannot read the metadata.
+        """
         kinds: list[ResourceTypeType] = ["instance", "volume"]
         kinds += ["spot-instances-request"] if self.spot else []
         request: RunInstancesRequestTypeDef = {
@@ -80,7 +83,11 @@ class InstanceLaunch:
             "MaxCount": 1,
             "ClientToken": token,
             "InstanceInitiatedShutdownBehavior": "terminate",
-            "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled"},
+            "MetadataOptions": {
+                "HttpTokens": "required",
+                "HttpEndpoint": "enabled",
+                "HttpPutResponseHopLimit": 1,
+            },
             "TagSpecifications": [
                 one for kind in kinds for one in tagging.tag_specifications(kind, self.tags)
             ],
