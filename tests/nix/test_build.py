@@ -62,6 +62,14 @@ def test_an_image_has_its_provenance(nix: Path) -> None:
     )
 
 
+def test_plan_and_image_show_the_keys_that_may_log_in(nix: Path) -> None:
+    shown = ("may log in", "SHA256:ZkAslGjFiUHdGf/WUL8rQvkib4PTvQatUV0OUQSncCA alice (ssh-ed25519)")
+    plan = plan_build("gc-fwd")
+    assert shown in plan.facts()
+    assert shown in plan.build(progress=silent()).facts()
+    assert "may log in" not in dict(plan_build("ecs-node").facts())
+
+
 def test_building_again_gives_the_same_image(nix: Path) -> None:
     assert build("gc-fwd", progress=silent()) == build("gc-fwd", progress=silent())
 

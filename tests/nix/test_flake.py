@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import require
+from vmsnix_ops import build_image
 from vmsnix_ops.errors import NixError, ParameterError, ToolMissingError, UnknownImageError
 from vmsnix_ops.nix.flake import Flake, find_flake, find_image, list_images, read_provenance
 
@@ -34,6 +35,8 @@ def repository(tmp_path: Path) -> Path:
 
 def test_lists_the_images_with_system_disk_and_description(nix: Path) -> None:
     found = list_images()
+    assert list(build_image.images()["name"]) == [image.name for image in found]
+    assert len(repr(build_image.images())) < 600  # a table, not a list of objects
     assert [(image.name, image.system) for image in found] == [
         (name, system)
         for system in ("x86_64-linux", "aarch64-linux")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import few
 from vmsnix_ops import errors
-from vmsnix_ops.channels import verify
+from vmsnix_ops.channels import promote, verify
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records import history
@@ -190,6 +190,30 @@ def test_a_public_ami_needs_two_parameters_that_agree(aws, plan, left, public, c
     with pytest.raises(errors.ParameterError, match=why):
         plan(public=public, confirm_public=confirmed)
     assert left().nothing
+
+
+def test_baked_in_keys_are_shown_and_a_public_ami_with_them_needs_its_own_word(aws, plan, tmp_path):
+    output = make_sample_image(tmp_path / "keys", name="keys", data_bytes=2**20)
+    info = output / "nix-support/image-info.json"
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f alice"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"vmsnix": {"admin": {"keys": [key]}}}))
+    shown = "SHA256:ZkAslGjFiUHdGf/WUL8rQvkib4PTvQatUV0OUQSncCA alice (ssh-ed25519)"
+    with pytest.raises(errors.ParameterError, match="alice") as refused:
+        plan(image=str(output), public=True, confirm_public=aws.account)
+    assert f"--confirm-public {aws.account}+keys" in refused.value.fix
+    made = plan(image=str(output))
+    assert ("may log in", shown) in made.facts()
+    result = made.apply()
+
+    parameters = {"ami": result.ami_id, "public": True, "dry_run": False}
+    with pytest.raises(errors.ParameterError, match="needs a second confirmation"):
+        promote.plan(**parameters, confirm_public=aws.account)
+    promote.plan(**parameters, confirm_public=f"{aws.account}+keys").apply()
+    assert aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"][0]["Public"]
+    assert (
+        plan(image=str(output), public=True, confirm_public=f"{aws.account}+keys").apply().ami_id
+        == result.ami_id
+    )
 
 
 def test_an_ami_with_another_root_device_is_refused_and_not_reused(plan):

@@ -26,6 +26,7 @@ FLAKE = "vmsnix:flake"
 DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
 EVIDENCE = "vmsnix:evidence"  # AMIs: URL of the run's entry in an archive on S3
+ADMIN_KEYS = "vmsnix:admin-keys"  # AMIs: number of SSH keys that may log in as the administrator
 KEY = "vmsnix:kms-key"  # snapshots: alias of the default key that encrypts them
 UEFI_DATA = "vmsnix:uefi-data"  # AMIs: digest of their UEFI data
 SMOKE = "vmsnix:smoke"  # instances of smoke tests: the tested AMI
@@ -44,6 +45,7 @@ PUBLISHED = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
 OWN = (
     *PUBLISHED,
     EVIDENCE,
+    ADMIN_KEYS,
     KEY,
     UEFI_DATA,
     SMOKE,

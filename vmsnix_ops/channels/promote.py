@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display, errors, outcomes
 from vmsnix_ops.arguments import MOST_DAYS, check_arguments, check_range
 from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
+from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import plans, records, steps
 from vmsnix_ops.channels.history import Note, entries, frame
@@ -253,7 +254,8 @@ def plan(
         Account IDs, and ARNs of organizations and organizational units, to share with and to stop sharing
         with; `revoke_from` may contain ``public``. Other permissions are kept.
     public, confirm_public
-        Whether to make the AMI public, and the account ID to confirm it.
+        Whether to make the AMI public, and the account ID to confirm it (``ACCOUNT+keys`` if its image has
+        keys of an administrator).
     deprecate_days
         Deprecate the AMI this many days after its creation; 0 keeps its date.
     protect, unprotect
@@ -283,7 +285,6 @@ def plan(
         channels.check_channel(channel, settings)
     protected = steps.chosen_protection(protect=protect, unprotect=unprotect)
     home = check_home(region, settings=settings, session=session)
-    check_public(public, confirm_public, home.account)
     plans.check_topic(topic)
     others, optional = steps.other_regions(home, tuple(regions), tuple(best_effort))
     keys = dict(kms_keys or {})
@@ -293,6 +294,8 @@ def plan(
         raise errors.ParameterError("No AMI given.", fix="Add --ami, or --image for the image's newest AMI.")
     found = channels.find_ami(home.ec2, home.ssm, ami, image=image, settings=settings)
     source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
+    baked_in = source.tags.get(tagging.ADMIN_KEYS, "")
+    check_public(public, confirm_public, home.account, f"{baked_in} keys" if baked_in else "")
     source_snapshots = snapshots.check_snapshots_of(home.ec2, source)
     image = steps.check_image(source, image)
     date = source.created_at + timedelta(days=deprecate_days) if deprecate_days else None

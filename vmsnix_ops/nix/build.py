@@ -44,7 +44,7 @@ from vmsnix_ops.nix.flake import (
     host_system,
     read_provenance,
 )
-from vmsnix_ops.nix.image import BuiltImage, read_image
+from vmsnix_ops.nix.image import BuiltImage, describe_keys, read_image
 from vmsnix_ops.progress import Progress, Step, current, human_bytes
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import plain
@@ -251,6 +251,7 @@ class PlannedBuild(Displayed):
             "revision": revision if origin.revision or origin.dirty else "",
             "source hash": origin.nar_hash or "",
             "kept by": str(self.keep),
+            "may log in": describe_keys(self.image.keys),
         }
         return [(label, value) for label, value in values.items() if value]
 

@@ -35,9 +35,11 @@ _FACTS = """
   facts = image: let
     config = image.passthru.config or { };
     declared = config.vmsnix.image or { };
+    keys = config.vmsnix.admin.keys or [ ];
   in {
     description = declared.description or image.meta.description or "";
     disk = declared.diskSize or config.virtualisation.diskSize or null;
+    inherit keys;
   };
 """
 _ALL_IMAGES = """
@@ -89,6 +91,7 @@ class FlakeImage:
     disk_bytes: int | None  # size of its disk in bytes; None if only the build determines it ("auto")
     description: str
     installable: str  # argument for `nix build`, such as "path:/src/nix#packages.x86_64-linux.ecs-node"
+    keys: tuple[str, ...] = ()  # SSH public keys of the administrator (vmsnix.admin.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,13 +295,14 @@ def _mapping(source: Flake, answer: object) -> Mapping[str, object]:
 
 def _flake_image(source: Flake, name: str, system: str, facts: object) -> FlakeImage:
     facts = _mapping(source, facts)
-    size = facts.get("disk")
+    size, keys = facts.get("disk"), facts.get("keys")
     return FlakeImage(
         name=name,
         system=system,
         disk_bytes=size * _MEBIBYTE if isinstance(size, int) else None,
         description=str(facts.get("description", "")),
         installable=f"{source.reference}#packages.{system}.{name}",
+        keys=tuple(map(str, keys)) if isinstance(keys, list) else (),
     )
 
 

@@ -8,6 +8,8 @@ Source of the fields: nixpkgs, ``nixos/maintainers/scripts/ec2/amazon-image.nix`
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -19,9 +21,10 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.display import Displayed
 from vmsnix_ops.errors import ImageFormatError, ImageNotFoundError
 from vmsnix_ops.progress import human_bytes
+from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from vmsnix_ops.disk.firmware import Firmware
 
@@ -78,6 +81,8 @@ class BuiltImage(Displayed):
     dirty: bool = False  # whether the flake had uncommitted changes
     # Options for the registration (`registerImage` in its description); may be empty.
     register_image: Mapping[str, object] = field(default_factory=dict)
+    # SSH public keys of the administrator in the image, one line each. Known only for vmsnix's modules.
+    keys: tuple[str, ...] = ()
     # Number of built derivations and fetched store paths; None without a build.
     items: int | None = field(default=None, compare=False)  # of the build, not of the image
 
@@ -95,6 +100,7 @@ class BuiltImage(Displayed):
             "flake": self.flake or "",
             "revision": f"{self.revision or 'none'}{' with uncommitted changes' if self.dirty else ''}",
             "source hash": self.nar_hash or "",
+            "may log in": describe_keys(self.keys),
         }
         if self.revision is None and not self.dirty:
             del values["revision"]
@@ -279,6 +285,7 @@ def _read_output(
         logical_bytes=size,
         store_path=store_object(folder),
         register_image=register_image,
+        keys=_stated_keys(info),
     )
 
 
@@ -432,6 +439,34 @@ def _stated_name(info: Mapping[str, object]) -> str | None:
     ours = info.get("vmsnix")
     name = ours.get("name") if isinstance(ours, dict) else None
     return name if isinstance(name, str) and name else None
+
+
+def _stated_keys(info: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the administrator's keys that vmsnix's modules write (``nix/modules/profiles/base.nix``)."""
+    ours = info.get("vmsnix")
+    admin = ours.get("admin") if isinstance(ours, dict) else None
+    keys = admin.get("keys") if isinstance(admin, dict) else None
+    return tuple(map(str, keys)) if isinstance(keys, list) else ()
+
+
+def describe_keys(keys: Iterable[str]) -> str:
+    """Return fingerprint, owner and type of SSH public keys as ``ssh-keygen -l`` prints them, one a line.
+
+    Examples
+    --------
+    >>> key = "AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+    >>> describe_keys([f"ssh-ed25519 {key} bob"])
+    'SHA256:ZkAslGjFiUHdGf/WUL8rQvkib4PTvQatUV0OUQSncCA bob (ssh-ed25519)'
+    """
+    described = []
+    for key in keys:
+        kind, body, owner = [*key.split(" ", 2), "", ""][:3]
+        try:
+            digest = base64.b64encode(hashlib.sha256(base64.b64decode(body, validate=True)).digest()).decode()
+        except ValueError:
+            body = ""
+        described.append(f"SHA256:{digest.rstrip('=')} {owner or 'no owner'} ({kind})" if body else line(key))
+    return "\n".join(described)
 
 
 def _name_in(stem: str, label: str, system: str) -> str:

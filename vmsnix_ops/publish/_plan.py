@@ -161,6 +161,8 @@ class PublishPlan(Displayed, PublishParameters):
             ),
             ("finish", last if self.via == "direct" else f"delete the S3 object, {last}"),
         ]
+        keys = [one.facts["may log in"] for one in self.checks if one.facts.get("may log in")]
+        lines += [("may log in", text) for text in keys]
         if self.dry_run:
             lines.append(("dry run", "nothing will be changed: every step only checks"))
         return [*lines, *(("checked", f"{one.name}: {one.outcome}, {one.found}") for one in self.checks)]
@@ -230,7 +232,8 @@ def plan(
     public
         Whether everybody may launch the AMI.
     confirm_public
-        With `public`: the account ID. A public AMI can be copied by others, so one parameter is not enough.
+        With `public`: the account ID, or ``ACCOUNT+keys`` for an image with keys of an administrator. A
+        public AMI can be copied by others, so one parameter is not enough.
     tags
         Additional tags for all created resources.
     dry_run
@@ -293,7 +296,7 @@ def plan(
     )
     raise_for_failure(checks)
     facts = {key: value for check in checks for key, value in check.facts.items()}
-    check_public(public, confirm_public, facts["account"])
+    check_public(public, confirm_public, facts["account"], facts.get("may log in", ""))
     kms_key = keys.key_arn(kms_key, region=region, who=facts["identity"])
 
     run = current_run("publish-ami")
@@ -328,8 +331,11 @@ def plan(
     )
 
 
-def check_public(public: bool, confirmed: str, account: str = "") -> None:
+def check_public(public: bool, confirmed: str, account: str = "", keys: str = "") -> None:
     """Check that both parameters of a public AMI are given, and that `confirmed` is the account.
+
+    For an image with baked-in `keys`, it must be the account and ``+keys``: the owners of these keys can log
+    in to every machine that anybody starts from the AMI.
 
     Raises
     ------
@@ -348,7 +354,13 @@ def check_public(public: bool, confirmed: str, account: str = "") -> None:
             why="confirm_public is set, but public is not.",
             fix="Add --public, or leave confirm_public out.",
         )
-    if public and account and confirmed != account:
+    if public and account and keys and confirmed == account:
+        raise errors.ParameterError(
+            "A public AMI with SSH keys in it needs a second confirmation.",
+            why=f"Whoever starts it lets these keys log in as administrator:\n{keys}\n",
+            fix=f"Add --confirm-public {account}+keys if you want that, or build the image without them.",
+        )
+    if public and account and confirmed.removesuffix("+keys") != account:
         raise errors.ParameterError(
             "confirm_public is not this account.",
             why=f"confirm_public is {confirmed!r}, but these are the credentials of {account}.",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.nix import build as nix
-from vmsnix_ops.nix.flake import list_images as images
+from vmsnix_ops.nix.flake import list_images
 from vmsnix_ops.records.result import Result
 
 if TYPE_CHECKING:
@@ -73,6 +73,18 @@ class BuildResult(Result):
     def show_packages(self, *, most: int = 10) -> display.DisplayTable:
         """Return the largest packages; their sizes do not include their dependencies."""
         return display.frame_table(self.frame().head(most))
+
+
+def images(flake: str | Path | None = None, *, system: str | None = None) -> pd.DataFrame:
+    """Return name, system, disk size and description of a flake's images; nothing is built.
+
+    Parameters and errors are those of `vmsnix_ops.nix.flake.list_images`.
+    """
+    import pandas as pd
+
+    columns = ["name", "system", "disk_bytes", "description"]
+    found = list_images(flake, system=system)
+    return pd.DataFrame([[getattr(one, name) for name in columns] for one in found], columns=columns)
 
 
 @check_arguments

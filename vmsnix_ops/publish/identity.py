@@ -12,6 +12,7 @@ from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import writing
 from vmsnix_ops.disk.image import volume_gib
+from vmsnix_ops.nix.image import describe_keys
 from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
@@ -326,6 +327,7 @@ def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, survey
         flake=image.flake or "",
         derivation=image.derivation or "",
         store_path=image.store_path or "",
+        may_log_in=describe_keys(image.keys),
         ami_name=name,
         survey=survey,
         registration=wanted,
@@ -336,14 +338,15 @@ def registration(plan: PublishParameters, built: Built, snapshot_id: str = "") -
     """Return the registration of the AMI with snapshot and tags."""
     if built.registration is None:
         raise RuntimeError("the image has no registration")
-    return replace(built.registration, snapshot_id=snapshot_id, tags=tags(plan, built) | _evidence(plan))
+    return replace(built.registration, snapshot_id=snapshot_id, tags=tags(plan, built) | _of_ami(plan, built))
 
 
-def _evidence(plan: PublishParameters) -> dict[str, str]:
-    """Return the tag with the URL of the run's evidence; none without an archive on S3."""
-    entry = plan.journal.run.entry
+def _of_ami(plan: PublishParameters, built: Built) -> dict[str, str]:
+    """Return the tags of the AMI alone: the URL of the run's evidence on S3, the number of baked-in keys."""
+    entry, keys = plan.journal.run.entry, built.may_log_in.splitlines()
     # A shortened URL is useless.
-    return {tagging.EVIDENCE: entry} if 0 < len(entry) <= tagging.LONGEST_VALUE else {}
+    evidence = {tagging.EVIDENCE: entry} if 0 < len(entry) <= tagging.LONGEST_VALUE else {}
+    return evidence | ({tagging.ADMIN_KEYS: str(len(keys))} if keys else {})
 
 
 def key(plan: PublishParameters, built: Built) -> str:

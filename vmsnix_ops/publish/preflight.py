@@ -289,10 +289,11 @@ def check_image(
     """
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.nix import build as nix
+    from vmsnix_ops.nix.image import describe_keys
 
     if not nix.is_path(given):
-        nix.plan_build(given, flake=flake, system=system or None)
-        return Check("image", "pass", f"{given} would be built"), None
+        keys = describe_keys(nix.plan_build(given, flake=flake, system=system or None).image.keys)
+        return Check("image", "pass", f"{given} would be built", facts={"may log in": keys}), None
     found = nix.resolve_image(given, system=system or None, boot_mode=boot_mode or None)
     with open_image(found.path) as disk:
         kind = f"{disk.format} {disk.subformat}".strip()
@@ -302,7 +303,8 @@ def check_image(
             found, name="unknown", disk_bytes=disk.size, root_device=root_device, boot_mode=boot_mode
         )
         size = f"{disk.file_bytes / GIB:.2f} GiB file, {disk.size / GIB:.2f} GiB disk"
-    return Check("image", "pass", f"{found.name} {found.version}, {found.system}: {kind}, {size}"), found
+    text = f"{found.name} {found.version}, {found.system}: {kind}, {size}"
+    return Check("image", "pass", text, facts={"may log in": describe_keys(found.keys)}), found
 
 
 def check_name_free(

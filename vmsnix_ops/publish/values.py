@@ -48,6 +48,7 @@ class Built(Displayed):
     flake: str = ""
     derivation: str = ""
     store_path: str = ""
+    may_log_in: str = ""  # fingerprints and owners of the administrator's keys, one a line
     ami_name: str = ""
     # The existing AMI of this disk; empty if there is none.
     ami_id: str = ""

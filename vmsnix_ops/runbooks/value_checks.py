@@ -32,7 +32,7 @@ EXACT = {
     "ami_id": "ami",
     "best_effort": "region",
     "boot_expect": "pattern",
-    "confirm_public": "account",
+    "confirm_public": "public",
     "expect": "pattern",
     "expect_plan": "plan",
     "flake": "flake",
@@ -71,6 +71,7 @@ FORMS = {
         "a KMS key: an ARN, an ID, or alias/NAME",
     ),
     "plan": (r"[0-9a-f]{16}", "the fingerprint of a plan, which has 16 hexadecimal digits"),
+    "public": (r"[0-9]{12}(\+keys)?", "an account ID of 12 digits, or ACCOUNT+keys"),
     "role": (r"[\w+=,.@-]{1,64}", "the name of a role (not its ARN), which has up to 64 letters or digits"),
     "subnet": (r"subnet-([0-9a-f]{8}|[0-9a-f]{17})", "a subnet ID such as subnet-0123456789abcdef0"),
     "topic": (
