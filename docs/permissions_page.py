@@ -42,15 +42,18 @@ HEAD = """# Permissions
 
 `vmsnix iam-policy` prints the smallest IAM policy of each job, for any partition. Every function that calls
 AWS declares the permissions that it needs, and the policy of a job is the sum of them. Limit a policy with
-account, region and bucket; the default bucket is that of `vmsnix.toml`:
+account, region and bucket. The default bucket is that of `vmsnix.toml`:
 
 ```sh
 vmsnix iam-policy publisher --bucket acme-vmsnix-images --account 012345678901 --region eu-central-1
 vmsnix iam-policy publisher --via direct --public --verify
 vmsnix iam-policy publisher --via direct --incremental
-vmsnix iam-policy promoter --region eu-central-1 --region eu-west-1 --public --announce --topic ARN
+vmsnix iam-policy promoter --region eu-central-1 --region eu-west-1 --public \\
+    --announce --topic arn:aws:sns:eu-central-1:012345678901:releases
 vmsnix iam-policy verifier --blocks
-vmsnix iam-policy prover --archive
+vmsnix iam-policy prover --archive --bucket acme-vmsnix-records
+vmsnix iam-policy archivist --bucket acme-vmsnix-records
+vmsnix iam-policy bootstrap --bucket acme-vmsnix-images
 KINDS
 vmsnix iam-policy vmimport-role --bucket acme-vmsnix-images
 vmsnix iam-policy vmimport-trust
@@ -175,7 +178,7 @@ def page() -> str:
         "\n`sts:GetCallerIdentity` needs no permission. *import* and *direct* are the two methods of a "
         "publish; *incremental*, *public* and *verify* are what these parameters add to *direct*.\n"
     )
-    shown = ("publisher", "promoter")
+    shown = ("publisher", "promoter", "archivist", "bootstrap")
     others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind not in shown)
     return HEAD.replace("KINDS", others) + "\n".join(lines) + "\n" + note
 
