@@ -165,6 +165,21 @@ def test_a_seed_does_not_fill_an_account_twice(tmp_path: Path) -> None:
         assert again.records == {}
 
 
+def test_an_ami_can_be_launched_and_its_snapshot_read(aws: Sandbox) -> None:
+    ec2 = aws.client("ec2")
+    (image, *_) = ec2.describe_images(Owners=["self"])["Images"]
+    launched = ec2.run_instances(ImageId=image["ImageId"], InstanceType="t3.small", MinCount=1, MaxCount=1)
+    instance = launched["Instances"][0]["InstanceId"]
+    aws.clock.advance(600)
+    assert "NixOS" in ec2.get_console_output(InstanceId=instance)["Output"]
+    ec2.terminate_instances(InstanceIds=[instance])
+    snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+    ebs = aws.client("ebs")
+    listed = ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100)["Blocks"]
+    for block in listed[:2]:
+        ebs.get_snapshot_block(SnapshotId=snapshot, **block)
+
+
 def test_an_unknown_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="use 'demo'"):
         sandbox.sandbox(seed="dmeo")  # type: ignore[arg-type]

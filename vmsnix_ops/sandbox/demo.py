@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.disk.sample import boot_sector
 from vmsnix_ops.sandbox.autoscaling import AutoScalingGroup, LaunchConfiguration
 from vmsnix_ops.sandbox.ec2.resources import (
     BLOCK_BYTES,
@@ -30,7 +31,7 @@ from vmsnix_ops.sandbox.ec2.resources import (
 from vmsnix_ops.sandbox.ec2.templates import LaunchTemplate, TemplateVersion
 from vmsnix_ops.sandbox.regions import partition_of
 from vmsnix_ops.sandbox.ssm import Parameter, ParameterVersion
-from vmsnix_ops.sandbox.storage import Bucket, Part, StoredObject, Upload
+from vmsnix_ops.sandbox.storage import BlockStore, Bucket, Part, StoredObject, Upload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,7 +197,7 @@ def fill(
     account
         The account to fill.
     folder
-        The folder of the sandbox, for the objects in its bucket.
+        The folder of the sandbox, for blocks and objects.
     home
         The region of the publishes and of the bucket. AMIs are promoted to two other regions.
     now
@@ -215,6 +216,11 @@ class _Demo(Filler):
     def __init__(self, tables: Tables, account: str, folder: Path, home: str, now: datetime) -> None:
         super().__init__(tables, account, "demo", now)
         self.folder, self.home = folder, home
+        # Of each snapshot: a boot sector that prints a text, and zeros.
+        first = boot_sector("Welcome to NixOS (demo)", partition_start=2048, partition_sectors=2048)
+        store = BlockStore(folder / "blocks")
+        digests = [store.put(data) for data in (first.ljust(BLOCK_BYTES, b"\0"), bytes(BLOCK_BYTES))]
+        self.blocks = [bytes.fromhex(digest) for digest in digests]
         names = ("runs", "steps", "amis", "promotions", "retirements", "packages")
         self.rows: Rows = {name: [] for name in names}
         self.amis: list[PublishedAmi] = []  # those that exist, oldest first
@@ -359,7 +365,7 @@ class _Demo(Filler):
             copied=source is not None,
             direct=facts["via"] == "direct" and source is None,
             tags=dict(tags),
-            blocks=dict.fromkeys(stored, hashlib.sha256(bytes(BLOCK_BYTES)).digest()),
+            blocks={**dict.fromkeys(stored, self.blocks[1]), 0: self.blocks[0]},
         )
         origin = {"source_image": source.image.image_id, "source_region": source.region} if source else {}
         ami = self.add_image(name, snapshot, created, description=description, tags=dict(tags), **origin)
