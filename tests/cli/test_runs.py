@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.command_line import run_vmsnix, shelf
+from vmsnix_ops.cli import runs
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(
     assert "ran on a sandbox" in complaint
     assert "--sandbox" in complaint
     assert not ran.exists()
+    assert "vmsnix rerun --sandbox 2026" in run_vmsnix("runs", "show", "0a0b0c")[1]
+    monkeypatch.setattr(runs, "endpoint_kind", lambda: "sandbox")  # a shell that uses this sandbox
+    assert "vmsnix rerun 2026" in run_vmsnix("runs", "show", "0a0b0c")[1]
 
 
 def test_verify_finds_a_changed_report(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:

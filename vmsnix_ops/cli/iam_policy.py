@@ -175,7 +175,8 @@ def iam_policy(
     settings = load()
     configured, key_prefix = settings.bucket, settings.key_prefix
     archive, via = variant["archive"] and kind == "prover", variant["via"]
-    if kind == "archivist" or archive:  # the archive can be in another bucket than the uploads
+    of_archive = kind == "archivist" or archive
+    if of_archive:  # the archive can be in another bucket than the uploads
         configured, _, prefix = settings.archive.removeprefix("s3://").partition("/")
         configured = configured if settings.archive.startswith("s3://") else None
         key_prefix = f"{prefix}/" if configured and prefix else ""
@@ -192,7 +193,7 @@ def iam_policy(
         raise errors.UsageError(
             f"No bucket for the policy {kind}.",
             why="Without one, the policy would apply to the objects of every bucket.",
-            fix="Add --bucket NAME, or set bucket in vmsnix.toml.",
+            fix=f"Add --bucket NAME, or set {'archive' if of_archive else 'bucket'} in vmsnix.toml.",
         )
     deny_uploads = False
     uploads = settings.key_prefix

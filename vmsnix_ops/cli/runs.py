@@ -397,11 +397,11 @@ def _show(entry: ArchivedRun) -> None:
         earlier = (values.get("files") or {}).get(f"attempt-{number}/report.html") or {}
         screen.print(cell(f"attempt {number} {earlier.get('place', '')}"), soft_wrap=True)
     _show_how_to_apply(values)
-    where = " --sandbox" if values.get("sandbox") else ""
     if values.get("modified"):
         screen.print(cell(MODIFIED, "yellow"), soft_wrap=True)
     screen.print(
-        Text.assemble(("again     ", "dim"), f"vmsnix rerun{where} {line(entry.run_id)}"), soft_wrap=True
+        Text.assemble(("again     ", "dim"), f"{' '.join(_rerun(values))} {line(entry.run_id)}"),
+        soft_wrap=True,
     )
 
 
@@ -414,6 +414,12 @@ def _status(entry: ArchivedRun) -> str:
     return f"{status} (dry run)" if is_dry_run(entry.values) else status
 
 
+def _rerun(values: Mapping[str, Any]) -> list[str]:
+    """Return the command that repeats a run where it ran; a shell that uses a sandbox needs no option."""
+    elsewhere = values.get("sandbox") and endpoint_kind() != "sandbox"
+    return ["vmsnix", "rerun", *(["--sandbox"] if elsewhere else [])]
+
+
 def _show_how_to_apply(values: Mapping[str, Any]) -> None:
     """Write the command that applies exactly the plan of a dry run."""
     from vmsnix_ops.cli.output import cell, console
@@ -422,8 +428,7 @@ def _show_how_to_apply(values: Mapping[str, Any]) -> None:
     fingerprint = values.get("plan_fingerprint")
     if not fingerprint or not is_dry_run(values):
         return
-    words = ["vmsnix", "rerun", *(["--sandbox"] if values.get("sandbox") else []), values["run_id"]]
-    words += ["--no-dry-run", "--expect-plan", fingerprint]
+    words = [*_rerun(values), values["run_id"], "--no-dry-run", "--expect-plan", fingerprint]
     words += ["--yes"] if values.get("side_effects") == "destroys" else []
     console().print(cell(f"{'apply':<9} {' '.join(words)}"), soft_wrap=True)
 
