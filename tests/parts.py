@@ -24,6 +24,7 @@ QUICK = (
     "channels",
     "cli",
     "disk",
+    "docs",
     "faults",
     "nix",
     "notebooks",

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import pytest
 
+from tests.docs.page import FENCE, NAMES, ROOT, blocks, text_of
 from vmsnix_ops.cli import cli
 from vmsnix_ops.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "nix/README.md", *sorted((ROOT / "docs").glob("[!_]*/*.md"))]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"^```(?:sh|console|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-IN_BLOCK = re.compile(r"^(?:\$ |  )?(?:\.venv/bin/)?vmsnix ([^#|>\n]+)", re.MULTILINE)
 IN_TEXT = re.compile(r"`vmsnix (?!NAME|disk 1)([^`]+)`")  # a placeholder, and the text of a test vector
 RECIPE = re.compile(r"`just ([a-z][a-z-]*)")
 VARIABLE = re.compile(r"\bVMSNIX_([A-Z_]+)")
 FILE = re.compile(r"`((?:\.ci|\.github|benchmarks|docs|nix|notebooks|tests|vmsnix_ops)/[\w./-]*\w)`")
-OWN_RUNBOOKS = {"weekly-report"}  # which a page creates
-OTHER_VARIABLES = {"CONFIG", "PROGRESS"}  # they are not settings
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+OWN_RUNBOOKS = {"weekly-report", "count-amis"}  # which pages create
+OTHER_VARIABLES = {"CONFIG", "PROGRESS", "REQUIRE"}  # they are not settings
+each_page = pytest.mark.parametrize("page", NAMES)
 
 
-def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8").replace("\\\n", " ")
+def in_sentences(text: str) -> list[str]:
+    """Return the arguments of the calls of ``vmsnix`` in the sentences of a text."""
+    return IN_TEXT.findall(text.replace("\n", " "))
 
 
-def commands(text: str) -> list[str]:
-    """Return the arguments of every call of ``vmsnix``."""
-    return IN_TEXT.findall(text) + [line for block in BLOCK.findall(text) for line in IN_BLOCK.findall(block)]
+def in_blocks(page: str) -> Iterator[str]:
+    """Yield the arguments of the calls of ``vmsnix`` in the blocks of a page."""
+    for block in blocks(page):
+        for command in block.commands():
+            words = command.text.replace("\\\n", " ").removeprefix(".venv/bin/").split("#")[0]
+            if words.startswith("vmsnix "):
+                yield words.removeprefix("vmsnix ").split(">")[0]
 
 
 def unknown(line: str) -> Iterator[str]:
@@ -55,18 +55,19 @@ def unknown(line: str) -> Iterator[str]:
 
 
 @each_page
-def test_commands_and_options_exist(page: Path) -> None:
-    assert {line: wrong for line in commands(text_of(page)) if (wrong := list(unknown(line)))} == {}
+def test_commands_and_options_exist(page: str) -> None:
+    calls = [*in_sentences(FENCE.sub("", text_of(page))), *in_blocks(page)]
+    assert {line: wrong for line in calls if (wrong := list(unknown(line)))} == {}
 
 
 @pytest.mark.parametrize("line", ["pulbish --image x", "publish --imgae x", "runs shwo ID", "runs --lats 3"])
 def test_an_unknown_command_or_option_is_found(line: str) -> None:
-    (found,) = commands(f"Run `vmsnix {line}`.")
+    (found,) = in_sentences(f"Run `vmsnix {line}`.")
     assert len(list(unknown(found))) == 1
 
 
 @each_page
-def test_recipes_variables_and_files_exist(page: Path) -> None:
+def test_recipes_variables_and_files_exist(page: str) -> None:
     text = text_of(page)
     recipes = set(
         re.findall(r"^([a-z][a-z-]*)", (ROOT / "justfile").read_text(encoding="utf-8"), re.MULTILINE)

@@ -43,9 +43,9 @@ class Job:
         failed = 0
         for step in self.described["steps"]:
             wanted = self.truth(step["if"]) if "if" in step else not failed
-            if "run" not in step or step["name"] in self.skip or not wanted:
+            if "run" not in step or step.get("name") in self.skip or not wanted:
                 continue
-            self.ran.append(step["name"])
+            self.ran.append(step.get("name", ""))
             failed = self._step(step) or failed
         return failed
 
