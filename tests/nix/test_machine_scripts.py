@@ -23,6 +23,7 @@ from vmsnix_ops.boot import metadata
 MODULES = Path(__file__).parents[2] / "nix/modules"
 FETCH = MODULES / "profiles/fetch-metadata.sh"
 SECRET = MODULES / "secret.sh"
+BLOCK = MODULES / "mixins/docker/block-metadata.sh"
 SERVICE = """
 import pathlib, socketserver, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -203,3 +204,61 @@ def test_a_secret_needs_a_plain_file_name(tmp_path: Path, name: str) -> None:
     assert result.returncode == 2
     assert "Usage" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# The machine is between a container and the service, each with a network of its own. The rule that sends the
+# packets of containers through DOCKER-USER is Docker's.
+NETWORKS = r"""
+set -e
+mount -t tmpfs none /run
+for other in container service; do
+  ip netns add $other
+  ip link add $other type veth peer name eth0 netns $other
+  ip link set $other up
+  ip -n $other link set eth0 up
+  ip -n $other link set lo up
+done
+ip link set lo up
+ip address add 172.17.0.1/24 dev container
+ip -n container address add 172.17.0.2/24 dev eth0
+ip -n container route add default via 172.17.0.1
+ip address add 10.0.0.2/24 dev service
+ip -n service address add 10.0.0.1/24 dev eth0
+ip -n service address add 169.254.169.254/32 dev eth0
+ip -n service route add default via 10.0.0.2
+ip route add 169.254.169.254 via 10.0.0.1
+echo 1 >/proc/sys/net/ipv4/ip_forward
+mkdir /run/empty
+ip netns exec service "$2" -m http.server --bind 169.254.169.254 --directory /run/empty 80 >/dev/null 2>&1 &
+address=http://169.254.169.254/
+reach() { "$@" curl --silent --fail --output /dev/null --max-time 5 $address && echo yes || echo no; }
+for _ in $(seq 200); do [ "$(reach env)" = yes ] && break; sleep 0.1; done
+all() {
+  echo "$1: root $(reach env), job $(reach setpriv --reuid 1234 --clear-groups)," \
+    "container $(reach ip netns exec container), rules $(iptables -S | grep -c 169.254)"
+}
+export VMSNIX_OWNERS="--uid-owner 1234"
+all "before"
+bash "$1" start
+iptables -I FORWARD -j DOCKER-USER
+bash "$1" start
+all "started twice"
+bash "$1" stop
+all "stopped"
+"""
+
+
+@pytest.mark.long(seconds=5)
+def test_containers_and_jobs_cannot_reach_the_metadata_service(tmp_path: Path) -> None:
+    for tool in ("iptables", "curl", "ip", "setpriv"):
+        require(tool)
+    namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc"]
+    if os.getuid() or subprocess.run([*namespaces, "true"], timeout=DEADLINE).returncode:
+        pytest.skip("this user may not create namespaces")
+    command = [*namespaces, "bash", "-c", NETWORKS, "networks", str(BLOCK), sys.executable]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert result.stdout.splitlines() == [
+        "before: root yes, job yes, container yes, rules 0",
+        "started twice: root yes, job no, container no, rules 2",
+        "stopped: root yes, job yes, container yes, rules 0",
+    ], result.stderr

@@ -12,6 +12,8 @@ each_rule() {
   local owners owner
   for address in 169.254.169.254/32 fd00:ec2::254/128; do
     case $address in *::*) program=ip6tables ;; *) program=iptables ;; esac
+    # Without IPv6 in the kernel there is nothing to block, and ip6tables fails.
+    [ "$program" = iptables ] || [ -e /proc/net/if_inet6 ] || continue
     "$1" DOCKER-USER -d "$address"
     IFS=';' read -r -a owners <<<"${VMSNIX_OWNERS:-}"
     for owner in "${owners[@]}"; do
