@@ -1,5 +1,5 @@
-# Test that user data that begins with #! runs at boot with a read-only /etc, and that a service that waits for a
-# secret starts when user data writes the secret.
+# Test that user data that begins with #! runs at boot with a read-only /etc, also if the metadata service appears
+# only 20 s after the machine, and that a service that waits for a secret starts when user data writes the secret.
 {
   lib,
   pkgs,
@@ -20,13 +20,19 @@
         networking.hostName = "machine";
         vmsnix.admin.keys = import ../../keys.nix;
         vmsnix.image.name = "test";
-        systemd.services.fetch-ec2-metadata.script = lib.mkForce ''
-          install -m 600 ${pkgs.writeText "user-data" ''
-            #!/bin/sh
-            echo ran > /var/lib/user-data
-            echo CACHIX_AGENT_TOKEN=none > /run/keys/cachix-agent
-          ''} /etc/ec2-metadata/user-data
-        '';
+        # EC2's service for instance metadata, on this machine, with its address.
+        systemd.services.metadata = {
+          wantedBy = [ "multi-user.target" ];
+          script = ''
+            sleep 20
+            ${lib.getExe' pkgs.iproute2 "ip"} address add 169.254.169.254/32 dev lo
+            exec ${lib.getExe pkgs.python3} ${./metadata.py} ${pkgs.writeText "user-data" ''
+              #!/bin/sh
+              echo ran > /var/lib/user-data
+              (sleep 2; echo CACHIX_AGENT_TOKEN=none) | vmsnix-secret cachix-agent
+            ''}
+          '';
+        };
         # The real agent would connect to Cachix; this test needs only its name and its start.
         systemd.services.cachix-agent.serviceConfig.ExecStart = lib.mkForce (
           pkgs.writeShellScript "agent" ''
@@ -41,6 +47,9 @@
   testScript = ''
     machine.wait_for_unit("amazon-init.service")
 
+    with subtest("the script waited for the metadata service"):
+        machine.succeed("journalctl -u fetch-ec2-metadata | grep 'No instance metadata yet'")
+
     with subtest("user data is run"):
         assert machine.succeed("cat /var/lib/user-data").strip() == "ran"
 
@@ -51,5 +60,12 @@
     with subtest("a service starts when its secret exists, with the image's name"):
         machine.wait_for_unit("cachix-agent.service")
         machine.wait_until_succeeds("grep --line-regexp test /var/lib/agent-name")
+
+    with subtest("it stays stopped until the secret is written again"):
+        machine.succeed("systemctl stop cachix-agent.service")
+        machine.succeed("sleep 5")
+        machine.fail("systemctl is-active cachix-agent.service")
+        machine.succeed("echo CACHIX_AGENT_TOKEN=new | vmsnix-secret cachix-agent")
+        machine.wait_for_unit("cachix-agent.service")
   '';
 }

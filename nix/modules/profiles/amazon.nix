@@ -35,6 +35,8 @@ in
       virtualisation.amazon-init.enable = true;
       boot.growPartition = true;
 
+      # mkOverride 90 has priority over a plain setting of nixpkgs and srvos, and leaves mkForce to you.
+
       # The EFI system partition contains the boot loader and, on a machine with a TPM, a random seed.
       fileSystems."/boot" = lib.mkIf config.ec2.efi {
         device = "/dev/disk/by-label/ESP";
@@ -44,14 +46,14 @@ in
 
       # srvos turns this off because some interface of a server may stay down. One interface is enough here.
       systemd.network.wait-online = {
-        enable = lib.mkForce true;
+        enable = lib.mkOverride 90 true;
         anyInterface = true;
       };
 
       # nixpkgs' script gives up after about three seconds and reports success: then user data, key pair and host
       # name are missing. Its one line for the console is on standard output.
       systemd.services.fetch-ec2-metadata = {
-        script = lib.mkForce (builtins.readFile ./fetch-metadata.sh);
+        script = lib.mkOverride 90 (builtins.readFile ./fetch-metadata.sh);
         serviceConfig.StandardError = "journal";
       };
 
@@ -81,7 +83,7 @@ in
     # would fail. udev maintains a link to the right disk. GRUB's installation makes it too: the first deployment
     # with this rule installs GRUB before udev has read the rule, and the machine that builds an image has no udev.
     (lib.mkIf (!config.ec2.efi) {
-      boot.loader.grub.device = lib.mkForce "/dev/${rootDiskLink}";
+      boot.loader.grub.device = lib.mkOverride 90 "/dev/${rootDiskLink}";
       boot.loader.grub.extraPrepareConfig = ''
         disk=$(${rootDisk}) && ${pkgs.coreutils}/bin/ln -sfn "/dev/$disk" /dev/${rootDiskLink}
       '';
