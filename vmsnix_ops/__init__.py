@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish import boot_test as boot_image
     from vmsnix_ops.publish import bootstrap, build_image, preflight, prove
     from vmsnix_ops.publish import smoke as smoke_test
-    from vmsnix_ops.records import run
-    from vmsnix_ops.runbooks import console, fleet, history, parameters
+    from vmsnix_ops.runbooks import console, fleet, history
+    from vmsnix_ops.runbooks import parameters as parameters  # not public
 
 __version__ = "0.1.0"
 
@@ -39,14 +39,12 @@ __all__ = [
     "errors",
     "fleet",
     "history",
-    "parameters",
     "preflight",
     "promote",
     "prove",
     "publish",
     "retire",
     "rollback",
-    "run",
     "sandbox",
     "settings",
     "smoke_test",
@@ -66,15 +64,18 @@ _MODULES = {
     "prove": "publish.prove",
     "retire": "audit.retirement",
     "rollback": "channels.rollback",
-    "run": "records.run",
+    "run": "runbooks.history",
     "smoke_test": "publish.smoke",
     "verify": "channels.verify",
 }
-"""Public modules whose place in the package has another name."""
+"""Modules whose place in the package has another name.
+
+Notebooks of earlier versions import `parameters` and `run`.
+"""
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name not in __all__:
+    if name not in __all__ and name not in _MODULES:
         raise AttributeError(f"module 'vmsnix_ops' has no attribute {name!r}", name=name)
     return import_module(f"vmsnix_ops.{_MODULES.get(name, name)}")
 

@@ -19,7 +19,7 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from vmsnix_ops.errors import ParameterError, nearest
 
@@ -87,6 +87,30 @@ def _unknown_argument(
         fix = f"Its arguments are {', '.join(names)}. Give them by name, and several values as a list."
         return ParameterError(f"{function}: {len(args)} arguments without a name.", why=f"{error}.", fix=fix)
     return ParameterError(f"{function}: {error}.", fix=f"Its arguments are {', '.join(names)}.")
+
+
+def check_parameters(runbook: str, namespace: dict[str, Any]) -> None:
+    """Convert the parameters of a notebook to their declared types; every notebook calls this first.
+
+    papermill guesses types: it passes ``false`` as text (which is true), and an account ID as a number
+    without its leading zero. It only warns about an unknown name. In JupyterLab and under plain papermill,
+    the call also starts the record of the run.
+
+    Parameters
+    ----------
+    runbook
+        Name of the runbook.
+    namespace
+        Variables of the notebook, ``globals()``. The converted values replace the given ones.
+
+    Raises
+    ------
+    ParameterError
+        An invalid value, or a name that the runbook does not declare.
+    """
+    import vmsnix_ops
+
+    vmsnix_ops.parameters.validate(runbook, namespace)
 
 
 def check_range(name: str, value: float, low: float, high: float, unit: str = "") -> None:

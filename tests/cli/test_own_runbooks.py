@@ -98,7 +98,7 @@ def test_an_own_runbook_is_marked_in_every_list(project: Path, run_vmsnix: RunVm
 def test_an_own_runbook_runs_with_its_settings_folder_from_everywhere(
     project: Path, tmp_path: Path, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validated = "from vmsnix_ops import parameters\nparameters.validate('greet', globals())"
+    validated = "from vmsnix_ops import publish\npublish.check_parameters('greet', globals())"
     path = put(project, "10-greet.ipynb", validated, "print(name, count)")
     code, shown, _ = run_vmsnix("greet", "--name", "Bob")
     assert code == 0

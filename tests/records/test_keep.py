@@ -1,4 +1,4 @@
-"""`run.keep` keeps a table with the run: CSV, result.json, report, job summary, and a scrap."""
+"""`history.keep` keeps a table with the run: CSV, result.json, report, job summary, and a scrap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.runbooks.conftest import shelf
 from tests.runbooks.execution.kernel import runs_in
 from tests.runbooks.execution.test_interactive import with_cell
 from tests.support import DEADLINE
-from vmsnix_ops import errors, run
+from vmsnix_ops import errors, history
 from vmsnix_ops.audit.reports import ShownFindings
 from vmsnix_ops.display import frame_table
 from vmsnix_ops.records.result import Result, write_result
@@ -49,9 +49,9 @@ class Counted(Result):
 
 KEEP = """
 import pandas as pd
-from vmsnix_ops import run
+from vmsnix_ops import history
 frame = pd.DataFrame({"image": ["ecs-node"], "amis": [3]})
-run.keep(frame, "management", title="AMIs by image")
+history.keep(frame, "management", title="AMIs by image")
 """
 
 
@@ -96,7 +96,7 @@ def scraps(notebook: Path) -> dict[str, Any]:
 
 
 def test_a_kept_table_is_a_csv_file_and_a_table_of_the_result(this_run: RunContext) -> None:
-    run.keep(FRAME, "management", title="For Monday")
+    history.keep(FRAME, "management", title="For Monday")
     assert rows(this_run.folder / "management.csv") == [
         ["image", "amis", "monthly_usd", "oldest"],
         ["ecs-node", "3", "1.2345", "2026-01-02T03:04:05.000000Z"],
@@ -111,25 +111,25 @@ def test_a_kept_table_is_a_csv_file_and_a_table_of_the_result(this_run: RunConte
 def test_a_kept_table_is_printed_in_a_program(
     this_run: RunContext, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.keep(FRAME, "management")
+    history.keep(FRAME, "management")
     assert capsys.readouterr().out.splitlines()[0] == "management"
     assert this_run.folder.is_dir()
 
 
 def test_the_same_name_replaces_a_table_and_others_stay(this_run: RunContext) -> None:
-    run.keep(FRAME, "management")
-    run.keep(FRAME.head(1), "other")
-    run.keep(FRAME.head(1), "management")
+    history.keep(FRAME, "management")
+    history.keep(FRAME.head(1), "other")
+    history.keep(FRAME.head(1), "management")
     tables = values(this_run)["tables"]
     assert {one["name"]: len(one["rows"]) for one in tables} == {"other": 1, "management": 1}
     assert len(rows(this_run.folder / "management.csv")) == 2
 
 
 def test_the_result_of_a_job_keeps_the_tables(this_run: RunContext) -> None:
-    run.keep(FRAME, "management")
+    history.keep(FRAME, "management")
     own = {"title": "Steps", "columns": ["step"], "rows": []}
     write_result(this_run, {"status": "done", "tables": [own]})
-    run.keep(FRAME, "second")
+    history.keep(FRAME, "second")
     found = values(this_run)
     assert [one.get("name") for one in found["tables"]] == [None, "management", "second"]
     assert found["status"] == "done"
@@ -139,9 +139,9 @@ def test_without_a_runner_all_tables_of_a_process_are_in_one_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
-    monkeypatch.setattr("vmsnix_ops.records.run._own_run", None)
-    run.keep(FRAME, "one")
-    run.keep(FRAME, "two")
+    monkeypatch.setattr("vmsnix_ops.runbooks.history._own_run", None)
+    history.keep(FRAME, "one")
+    history.keep(FRAME, "two")
     (folder,) = (tmp_path / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {"one.csv", "two.csv", "result.json"}
 
@@ -163,12 +163,12 @@ def test_without_a_runner_all_tables_of_a_process_are_in_one_folder(
 def test_frames_series_and_results_are_kept_as_tables(
     this_run: RunContext, table: Any, columns: list[str]
 ) -> None:
-    run.keep(table, "management")
+    history.keep(table, "management")
     assert rows(this_run.folder / "management.csv")[0] == columns
 
 
 def test_a_long_table_is_shortened_in_the_result_only(this_run: RunContext) -> None:
-    run.keep(pd.DataFrame({"number": range(1234)}), "numbers")
+    history.keep(pd.DataFrame({"number": range(1234)}), "numbers")
     (table,) = values(this_run)["tables"]
     assert (len(table["rows"]), table["title"]) == (200, "numbers: the first 200 of 1,234 rows")
     assert len(rows(this_run.folder / "numbers.csv")) == 1235
@@ -176,7 +176,7 @@ def test_a_long_table_is_shortened_in_the_result_only(this_run: RunContext) -> N
 
 def test_secrets_are_removed(this_run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key-of-some-length")
-    run.keep([{"note": "key: a-secret-key-of-some-length"}], "notes")
+    history.keep([{"note": "key: a-secret-key-of-some-length"}], "notes")
     for path in this_run.folder.iterdir():
         assert "a-secret-key" not in path.read_text()
 
@@ -184,25 +184,25 @@ def test_secrets_are_removed(this_run: RunContext, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "two words", "x" * 101, 3, "a\n"])
 def test_invalid_names_are_refused(this_run: RunContext, name: Any) -> None:
     with pytest.raises(errors.ParameterError, match="Invalid name of a table"):
-        run.keep(FRAME, name)
+        history.keep(FRAME, name)
     assert list(this_run.folder.iterdir()) == []
 
 
 def test_other_files_of_the_run_are_not_replaced(this_run: RunContext) -> None:
     (this_run.folder / "findings.csv").write_text("rule\n")
     with pytest.raises(errors.ParameterError, match="another file findings"):
-        run.keep(FRAME, "findings")
+        history.keep(FRAME, "findings")
 
 
 @pytest.mark.parametrize("table", [3, None, pd.concat([FRAME, FRAME], axis=1)])
 def test_values_that_are_not_tables_are_refused(this_run: RunContext, table: Any) -> None:
     with pytest.raises(errors.ParameterError, match="Cannot keep"):
-        run.keep(table, "management")
+        history.keep(table, "management")
     assert list(this_run.folder.iterdir()) == []
 
 
 def test_a_runbook_keeps_a_table(shelf: Shelf) -> None:
-    outcome = shelf.run(KEEP, 'run.keep(frame.assign(amis=4), "management")')
+    outcome = shelf.run(KEEP, 'history.keep(frame.assign(amis=4), "management")')
     assert outcome.values["status"] == "done", outcome.values["error"]
     (table,) = outcome.values["tables"]
     assert (table["name"], table["rows"]) == ("management", [["ecs-node", "4"]])

@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
+from vmsnix_ops.arguments import check_parameters
 from vmsnix_ops.audit.inventory import Inventory
 from vmsnix_ops.audit.reports import AuditResult, check, scan
 
-__all__ = ["AuditResult", "Inventory", "check", "scan"]
+__all__ = ["AuditResult", "Inventory", "check", "check_parameters", "scan"]
 
 
 def __dir__() -> list[str]:

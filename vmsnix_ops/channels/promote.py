@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
-from vmsnix_ops.arguments import MOST_DAYS, check_arguments, check_range
+from vmsnix_ops.arguments import MOST_DAYS, check_arguments, check_parameters, check_range
 from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.outcomes import StepOutcome
 
-__all__ = ["PromotionPlan", "PromotionResult", "plan"]
+__all__ = ["PromotionPlan", "PromotionResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.aws import channels, parameters, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.regions import ALL, check_regions, enabled_regions
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.images import Ami
 
-__all__ = ["RollbackPlan", "RollbackResult", "plan"]
+__all__ = ["RollbackPlan", "RollbackResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:

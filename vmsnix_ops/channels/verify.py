@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.drift import Difference
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.records.run_context import RunContext
 
-__all__ = ["VerificationResult", "check"]
+__all__ = ["VerificationResult", "check", "check_parameters"]
 
 
 def __dir__() -> list[str]:

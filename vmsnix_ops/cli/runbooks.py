@@ -126,7 +126,7 @@ def _template(name: str) -> dict[str, object]:
         text = source.strip().splitlines(keepends=True)
         return {"cell_type": kind, "id": place, "metadata": metadata, "source": text, **code}
 
-    validate = f'from vmsnix_ops import parameters\n\nparameters.validate("{name}", globals())'
+    validate = f'from vmsnix_ops import history\n\nhistory.check_parameters("{name}", globals())'
     return {
         "cells": [
             cell("markdown", "title", f"# {title}\n\nLists the recorded AMIs. Describe here what it is for."),

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from vmsnix_ops.arguments import check_parameters
 from vmsnix_ops.publish._plan import PublishPlan, plan
 from vmsnix_ops.publish.boot_test import BootStep
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
@@ -20,6 +21,7 @@ __all__ = [
     "RegisteredAmi",
     "SnapshotStep",
     "UploadStep",
+    "check_parameters",
     "plan",
 ]
 

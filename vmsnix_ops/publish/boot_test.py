@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import check_arguments, check_range
+from vmsnix_ops.arguments import check_arguments, check_parameters, check_range
 from vmsnix_ops.boot import run as boot
 from vmsnix_ops.disk.survey import unchanged
 from vmsnix_ops.display import Displayed
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.parameters import PublishParameters
     from vmsnix_ops.publish.values import Built
 
-__all__ = ["BootPlan", "BootResult", "plan"]
+__all__ = ["BootPlan", "BootResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:

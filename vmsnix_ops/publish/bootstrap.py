@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.aws import bootstrap, buckets, keys
 from vmsnix_ops.aws.checks import raise_for_failure
 from vmsnix_ops.aws.iam import policies
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import boto3
     import pandas as pd
 
-__all__ = ["BootstrapPlan", "BootstrapResult", "plan"]
+__all__ = ["BootstrapPlan", "BootstrapResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.nix import build as nix
 from vmsnix_ops.nix.flake import list_images
 from vmsnix_ops.records.result import Result
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.progress import Progress
 
-__all__ = ["BuildPlan", "BuildResult", "images", "plan"]
+__all__ = ["BuildPlan", "BuildResult", "check_parameters", "images", "plan"]
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.aws import buckets, identity, images, imports, keys, regions, service_role
 from vmsnix_ops.aws.checks import Check, checks_frame, raise_for_failure, run_check
 from vmsnix_ops.aws.iam import policies
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.identity import Caller
     from vmsnix_ops.nix.image import BuiltImage
 
-__all__ = ["PreflightResult", "check"]
+__all__ = ["PreflightResult", "check", "check_parameters"]
 
 
 def __dir__() -> list[str]:

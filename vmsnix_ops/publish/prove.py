@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import display, errors, files
-from vmsnix_ops.arguments import check_arguments, check_range
+from vmsnix_ops.arguments import check_arguments, check_parameters, check_range
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Step
     from vmsnix_ops.records.run_context import RunContext
 
-__all__ = ["ProofPlan", "ProofResult", "plan"]
+__all__ = ["ProofPlan", "ProofResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:

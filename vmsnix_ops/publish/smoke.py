@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.aws import channels, instances, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.run_context import RunContext
     from vmsnix_ops.settings import Settings
 
-__all__ = ["SmokeTestPlan", "SmokeTestResult", "plan"]
+__all__ = ["SmokeTestPlan", "SmokeTestResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:

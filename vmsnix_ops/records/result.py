@@ -69,8 +69,8 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     ),
     "tables": (
         list,
-        "Tables of the CI job summary: objects with title, columns, rows. Those of `run.keep` also have name "
-        "and file, the CSV file with all rows.",
+        "Tables of the CI job summary: objects with title, columns, rows. Those of `history.keep` also have "
+        "name and file, the CSV file with all rows.",
     ),
     "error": (str, "Error that ended the run, as text."),
     "failure": (dict, "The same error as an object: type, what, why, fix, exit_code, cell, detail."),

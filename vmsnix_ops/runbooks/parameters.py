@@ -28,13 +28,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter, Type
 
-__all__ = ["validate"]
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
 TRUE = frozenset({"true", "yes", "on", "1"})
 FALSE = frozenset({"false", "no", "off", "0"})
 NONE = frozenset({"", "none", "null"})
@@ -288,23 +281,7 @@ def _noun(name: str) -> str:
 
 
 def validate(runbook: str, namespace: dict[str, Any]) -> None:
-    """Convert the parameters of a notebook to their declared types; every notebook calls this first.
-
-    papermill guesses types: it passes ``false`` as text (which is true), and an account ID as a number
-    without its leading zero. It only warns about an unknown name.
-
-    Parameters
-    ----------
-    runbook
-        Name of the runbook.
-    namespace
-        Variables of the notebook, ``globals()``. The converted values replace the given ones.
-
-    Raises
-    ------
-    ParameterError
-        An invalid value, or a name that the runbook does not declare.
-    """
+    """Convert the parameters of a notebook; see `vmsnix_ops.arguments.check_parameters`."""
     from vmsnix_ops.runbooks import catalog
 
     if "IPython" in sys.modules:
@@ -370,7 +347,7 @@ def _record_refusal(declared: Runbook, given: Mapping[str, object]) -> None:
         interactive.begin(declared, json.loads(json.dumps(dict(given), default=str)))
 
 
-# IPython's empty first entry, the parameters, papermill's parameters, and the cell that calls `validate`.
+# IPython's empty first entry, the parameters, papermill's parameters, and the cell that checks them.
 _CELLS_BEFORE = 4
 
 

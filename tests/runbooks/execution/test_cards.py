@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FIRST = """
-from vmsnix_ops import parameters
+from vmsnix_ops import history
 region = "eu-west-1"
-parameters.validate("import-timings", globals())
+history.check_parameters("import-timings", globals())
 """
 STEP = 'with shown.step("upload", total=4, unit="items") as step:\n    step.advance(4)'
 CELLS = {

@@ -39,7 +39,9 @@ def rows(state: Path) -> list[dict[str, Any]]:
 def with_cell(runbook: str, source: str, folder: Path) -> Path:
     """Return a copy of a runbook with another cell after the first call."""
     notebook = json.loads(catalog.find(runbook).path.read_text())
-    first = next(at for at, cell in enumerate(notebook["cells"]) if "validate(" in "".join(cell["source"]))
+    first = next(
+        at for at, cell in enumerate(notebook["cells"]) if "check_parameters(" in "".join(cell["source"])
+    )
     added = copy.deepcopy(notebook["cells"][first])
     added |= {"id": "added", "source": source}
     notebook["cells"].insert(first + 1, added)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement._plan import RetirementPlan, RetirementResult
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, read_and_decide
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.audit.retirement.decisions import Decision, PlanAction
     from vmsnix_ops.progress import Progress
 
-__all__ = ["RetirementPlan", "RetirementResult", "plan"]
+__all__ = ["RetirementPlan", "RetirementResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:

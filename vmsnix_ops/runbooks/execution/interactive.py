@@ -1,6 +1,6 @@
 """Record a runbook in a kernel that the runner did not start, such as of JupyterLab or plain papermill.
 
-The first call of every runbook, ``parameters.validate``, starts the run: it gets an ID, a folder in the
+The first call of every runbook, ``check_parameters``, starts the run: it gets an ID, a folder in the
 archive, and the guard of its side effects. From then on, IPython's hooks append every executed cell to the
 run's journal (`vmsnix_ops.runbooks.evidence.chain`). A second first call continues the run, also with other
 parameters; after the end of the run it starts a new one.

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.arguments import check_arguments, check_range
+from vmsnix_ops.arguments import check_arguments, check_parameters, check_range
 from vmsnix_ops.display import DisplayTable, make_table
 from vmsnix_ops.errors import ConfirmationError, PlanError
 from vmsnix_ops.progress import counted, current
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.fleet.ledger import Document
     from vmsnix_ops.runbooks.fleet.plan_file import PlanFile
 
-__all__ = ["FleetPlan", "FleetResult", "plan"]
+__all__ = ["FleetPlan", "FleetResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:
