@@ -38,7 +38,7 @@ execute_notebook(notebook, out, kernel_name="python3", progress_bar=False)
 RUN = """
 from pathlib import Path
 from vmsnix_ops.runbooks.execution.execute import run
-assert run("empty-book", folder=Path("{folder}"), record={record}).verdict == "done"
+assert run("empty-book", folder=Path("{folder}"), record={record}).status == "done"
 """
 
 

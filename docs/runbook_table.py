@@ -16,7 +16,6 @@ from vmsnix_ops.runbooks.catalog import runbooks as read_all
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(?<=<!-- runbooks -->\n).*(?=<!-- /runbooks -->)", re.DOTALL)
-WORDS = {"read_only": "read-only", "creates": "creates", "destroys": "destroys"}
 
 
 def runbooks() -> tuple[Runbook, ...]:
@@ -28,8 +27,8 @@ def table() -> str:
     """Return a Markdown table with one line for each runbook."""
     lines = ["| command | what it does | effect |", "|---|---|---|"]
     for runbook in runbooks():
-        what = runbook.description or runbook.title
-        lines.append(f"| `vmsnix {runbook.short_name}` | {what} | {WORDS[runbook.side_effects]} |")
+        what, effect = runbook.description or runbook.title, runbook.side_effects.replace("_", "-")
+        lines.append(f"| `vmsnix {runbook.short_name}` | {what} | {effect} |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from vmsnix_ops.arguments import MOST_DAYS
-from vmsnix_ops.outcomes import VERDICTS
+from vmsnix_ops.outcomes import FINAL_STATUSES
 from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.runbooks.fleet.plan_file import PlanTable
 from vmsnix_ops.settings import Settings, load
@@ -94,7 +94,7 @@ def result_schema() -> dict[str, Any]:
         for name, (kinds, meaning) in KEYS.items()
         for kind in [float if kinds == (int, float) else kinds]
     }
-    properties["status"]["enum"] = ["running", *VERDICTS, None]
+    properties["status"]["enum"] = ["running", *FINAL_STATUSES, None]
     return {
         "title": "result.json",
         "description": "What a run reports to programs. A runbook adds keys of its own.",

@@ -19,7 +19,7 @@ RunStatus = Literal["running", "done", "partial", "failed", "cancelled", "lost"]
 """
 
 RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
-VERDICTS = RUN_STATUSES[1:5]
+FINAL_STATUSES = RUN_STATUSES[1:5]
 """The statuses that a run itself records at its end."""
 WORKED = ("created", "changed", "deleted")
 """Outcomes of steps that changed something; only these have comparable timings."""

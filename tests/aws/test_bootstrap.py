@@ -95,8 +95,8 @@ def test_rules_and_statements_of_others_are_kept(aws: Sandbox) -> None:
         RoleName="vmimport",
         AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
     )
-    verdicts = {part.name: part.verdict for part in plan().parts}
-    assert [verdicts[n] for n in ("bucket", "TLS-only policy", "lifecycle", "role")] == [
+    actions = {part.name: part.action for part in plan().parts}
+    assert [actions[n] for n in ("bucket", "TLS-only policy", "lifecycle", "role")] == [
         "keep",
         *["change"] * 3,
     ]

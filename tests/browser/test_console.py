@@ -182,7 +182,7 @@ def published(console: Opened) -> Published:
     console.shoot("running")
     console.wait_for_text("publish-ami: done")
     console.shoot("result")
-    found = AMI.search(console.page.locator(".vmsnix-verdict").inner_text())
+    found = AMI.search(console.page.locator(".vmsnix-status").inner_text())
     assert found is not None
     archived = len(list(console.archive.iterdir()))
     return Published(found[0], read_account(console.lab.aws), list(console.runs()["ami_id"]), archived)
@@ -395,7 +395,7 @@ def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published)
     console.page.wait_for_selector(".vmsnix-console >> visible=true")
 
 
-def test_a_destroying_runbook_in_production_requires_its_name_and_the_account(
+def test_a_deleting_runbook_in_production_requires_its_name_and_the_account(
     production: Opened, published: Published
 ) -> None:
     account = production.lab.environment["VMSNIX_ALLOWED_ACCOUNTS"]
@@ -416,7 +416,7 @@ def test_a_destroying_runbook_in_production_requires_its_name_and_the_account(
     assert apply.is_disabled()
     production.page.locator(".vmsnix-apply .vmsnix-confirm input").fill(f"retire-amis {account}")
     production.page.wait_for_selector("button:enabled:has-text('Apply exactly this plan')")
-    production.shoot_wide("plan-destroys")
+    production.shoot_wide("plan-deletes")
     production.button("Back to the form").click()
     production.page.locator(".vmsnix-field-dry_run input").uncheck()
     production.wait_for_text(f"This deletes or disables resources in AWS account {account}.")

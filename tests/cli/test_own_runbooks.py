@@ -110,7 +110,7 @@ def test_an_own_runbook_runs_with_its_settings_folder_from_everywhere(
     monkeypatch.chdir(tmp_path)  # here, no vmsnix.toml is found
     assert run_vmsnix("greet")[0] == 2
     outcome = run("greet", cwd=project, record=False, archive=tmp_path / "archive")
-    assert outcome.verdict == "done", outcome.error
+    assert outcome.status == "done", outcome.error
     assert outcome.values["modified"] is None
     assert "world 2" in Path(outcome.log).read_text()
     code, shown, _ = run_vmsnix("rerun", str(row["run_id"]))
@@ -131,7 +131,7 @@ def test_a_name_that_is_in_use_disables_only_that_notebook(
     project: Path, run_vmsnix: RunVmsnix, name: str, why: str
 ) -> None:
     put(project, "10-greet.ipynb")
-    path = put(project, f"20-{name}.ipynb", side_effects="destroys")
+    path = put(project, f"20-{name}.ipynb", side_effects="deletes")
     before = catalog.find("publish")
     code, listed, complaint = run_vmsnix("list")
     assert code == 0

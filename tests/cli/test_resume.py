@@ -119,7 +119,7 @@ def test_a_lost_run_in_an_archive_on_s3_is_resumed_from_another_machine(
         aws.client("s3").create_bucket(Bucket="records")
         archive = "s3://records/archive"
         first = run("try-this", {"name": "Ada"}, archive=archive, record=False)
-        assert first.verdict == "failed"
+        assert first.status == "failed"
         monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "another"))
         (tmp_path / "ready").touch()
         code, printed, _ = run_vmsnix("runs", "resume", first.run_id, "--archive", archive, "--json")

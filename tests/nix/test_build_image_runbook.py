@@ -21,7 +21,7 @@ def run_build_image(tmp_path: Path, **parameters: str) -> tuple[RunOutcome, str]
 def test_builds_shows_and_leaves_a_result(nix: Path, tmp_path: Path) -> None:
     outcome, report = run_build_image(tmp_path, image="ecs-node")
     assert outcome.error is None
-    assert (outcome.verdict, outcome.exit_code) == ("done", 0)
+    assert (outcome.status, outcome.exit_code) == ("done", 0)
     result = json.loads(Path(outcome.result).read_text())
     assert (result["image"], result["image_version"], result["format"]) == (
         "ecs-node",
@@ -50,5 +50,5 @@ def test_a_failure_is_in_the_report(
     nix: Path, tmp_path: Path, parameters: dict[str, str], exit_code: int, words: str
 ) -> None:
     outcome, report = run_build_image(tmp_path, **parameters)
-    assert (outcome.verdict, outcome.exit_code) == ("failed", exit_code)
+    assert (outcome.status, outcome.exit_code) == ("failed", exit_code)
     assert words in report.replace("'", "&#39;").replace("&#x27;", "&#39;")

@@ -28,7 +28,7 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(w
     workspace.aws.faults.add(busy)
     partial = promote(workspace, ami=old, regions=[EUROPE])
     workspace.aws.faults.clear()
-    assert (partial.verdict, partial.exit_code) == ("partial", 3)
+    assert (partial.status, partial.exit_code) == ("partial", 3)
     assert partial.error is not None
     assert "1 of 2 regions" in partial.error.what
     kept = json.loads(Path(partial.result).read_text())
@@ -41,7 +41,7 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(w
     assert "Busy" in Path(partial.report).read_text()
 
     done = promote(workspace, ami=new)
-    assert (done.verdict, done.exit_code) == ("done", 0)
+    assert (done.status, done.exit_code) == ("done", 0)
     assert done.values["amis"] == {HOME: new}
 
     back = workspace.run("rollback", image="ecs-node", regions=[HOME], dry_run=False)
@@ -51,7 +51,7 @@ def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(w
 
     workspace.aws.client("ec2").create_tags(Resources=[old], Tags=[{"Key": "Name", "Value": "mine"}])
     drifted = run("verify-amis", {"image": "ecs-node"}, environment=workspace.environment)
-    assert (drifted.verdict, drifted.exit_code) == ("failed", 1)
+    assert (drifted.status, drifted.exit_code) == ("failed", 1)
     (row,) = json.loads(Path(drifted.result).read_text())["drift"]
     assert (row["region"], row["ami_id"], row["field"], row["found"]) == (HOME, old, "tag Name", "mine")
     assert "it cannot be found" in Path(drifted.report).read_text()
@@ -80,7 +80,7 @@ def test_a_published_ami_and_its_copy_are_proven_by_the_archive_and_another_one_
     published = workspace.run("publish-ami", image=str(workspace.image), via="direct")
     ami = published.values["ami_id"]
     proven = workspace.run("prove-ami", amis=[ami])
-    assert (proven.verdict, proven.values["verdict"], proven.values["ami_id"]) == ("done", "proven", ami)
+    assert (proven.status, proven.values["verdict"], proven.values["ami_id"]) == ("done", "proven", ami)
     (one,) = proven.values["proofs"]
     assert (one["source"], one["notes"]) == ("result", [])
     assert one["found"] == published.values["digest"]
@@ -88,6 +88,6 @@ def test_a_published_ami_and_its_copy_are_proven_by_the_archive_and_another_one_
     for words in ("GetSnapshotBlock", "price", "cross-region traffic", "at 1,000 requests per second"):
         assert words in report
     differs = run("prove-ami", {"amis": [ami], "identity": "0" * 64}, environment=workspace.environment)
-    assert (differs.verdict, differs.exit_code, differs.values["verdict"]) == ("failed", 1, "differs")
+    assert (differs.status, differs.exit_code, differs.values["verdict"]) == ("failed", 1, "differs")
     nothing = run("prove-ami", {"amis": ["ami-0123456789abcdef0"]}, environment=workspace.environment)
-    assert (nothing.verdict, nothing.exit_code) == ("partial", 3)
+    assert (nothing.status, nothing.exit_code) == ("partial", 3)

@@ -94,7 +94,7 @@ def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(
     image = tmp_path / "image.vhd"
     image.write_text("no disk image")
     outcome = run("publish-ami", {"image": str(image)}, environment=workspace.environment)
-    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.error is not None
     assert str(image) in str(outcome.error)
     assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
@@ -118,12 +118,12 @@ def test_boot_image_saves_the_console_output(workspace: Workspace) -> None:
 
 
 def test_preflight_passes_in_an_account_that_is_ready(workspace: Workspace) -> None:
-    assert workspace.run("preflight").verdict == "done"
+    assert workspace.run("preflight").status == "done"
 
 
 def test_preflight_fails_with_a_fix_where_the_bucket_is_missing(workspace: Workspace) -> None:
     outcome = run("preflight", {"bucket": "no-such-bucket-here"}, environment=workspace.environment)
-    assert outcome.verdict == "failed"
+    assert outcome.status == "failed"
     assert outcome.error is not None
     assert outcome.error.fix
 

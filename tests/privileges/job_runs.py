@@ -465,7 +465,7 @@ def bootstrap_twice(account: Account, actions: Actions) -> None:
     for _ in range(bootstrap.MOST_VERSIONS - 1):
         iam.create_policy_version(PolicyArn=arn, PolicyDocument=old, SetAsDefault=True)
     _apply_all(session, scope)
-    assert {part.verdict for part in bootstrap.plan_parts(session, scope)} == {"keep"}
+    assert {part.action for part in bootstrap.plan_parts(session, scope)} == {"keep"}
 
 
 def _apply_all(session: Any, scope: policies.PolicyScope) -> None:

@@ -61,12 +61,12 @@ def test_undeclared_side_effects_are_refused(shelf: Shelf, side_effects: str) ->
 
 
 @pytest.mark.parametrize("parameters", ["dry_run: bool = False", "region: str = ''", "dry_run: str = 'True'"])
-def test_a_runbook_that_destroys_must_be_a_dry_run_by_default(shelf: Shelf, parameters: str) -> None:
-    shelf.put("60-retire-ami.ipynb", side_effects="destroys", parameters=parameters)
+def test_a_runbook_that_deletes_must_be_a_dry_run_by_default(shelf: Shelf, parameters: str) -> None:
+    shelf.put("60-retire-ami.ipynb", side_effects="deletes", parameters=parameters)
     with pytest.raises(RunError, match="dry_run: bool = True"):
         catalog.find("retire-ami", shelf.folder)
-    shelf.put("60-retire-ami.ipynb", side_effects="destroys", parameters="dry_run: bool = True")
-    assert catalog.find("retire-ami", shelf.folder).side_effects == "destroys"
+    shelf.put("60-retire-ami.ipynb", side_effects="deletes", parameters="dry_run: bool = True")
+    assert catalog.find("retire-ami", shelf.folder).side_effects == "deletes"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 1}', '{"cells": [], "metadata": {}}'])

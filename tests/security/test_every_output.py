@@ -151,7 +151,7 @@ def test_a_run_shows_hostile_text_as_text(shelf: Shelf, tmp_path: Path, ends: st
 
     found = read_github_file(output.read_text())
     assert found["run_id"] == outcome.run_id
-    assert found["status"] == outcome.verdict
+    assert found["status"] == outcome.status
     assert found.get("ami_id") is None
     for value in found.values():
         assert_safe_lines(value)

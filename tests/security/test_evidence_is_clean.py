@@ -194,7 +194,7 @@ def test_a_run_full_of_secrets_keeps_none(remote: bool, shelf: Shelf, aws: Any, 
         cwd=tmp_path,
         screen=shelf.screen,
     )
-    assert outcome.verdict == "failed"
+    assert outcome.status == "failed"
     assert not holds(json.dumps(outcome.values).encode())
     assert not holds(shelf.screen.getvalue().encode())
     assert "in two [secret removed" in shelf.screen.getvalue()
@@ -235,7 +235,7 @@ def test_names_that_become_equal_or_too_long_hide_no_file_and_lose_none(
         cwd=tmp_path,
         screen=shelf.screen,
     )
-    assert outcome.verdict == "done"
+    assert outcome.status == "done"
     assert outcome.problems == ()
     assert leaks(shelf.archive) == {}
     assert not [path for path in shelf.archive.rglob("*") if other in path.name]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 LEFTOVER_DAYS = 7
 VERSION_DAYS = 1  # the minimum of S3
 MOST_VERSIONS = 5  # of a managed policy, IAM's limit
-Verdict = Literal["create", "change", "keep"]
+PartAction = Literal["create", "change", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class BootstrapPart:
     """A resource that an account needs, and what a bootstrap does with it."""
 
     name: str  # such as "bucket"
-    verdict: Verdict
+    action: PartAction
     what: str  # the resource, in words
 
 
@@ -88,10 +88,10 @@ def plan_parts(session: boto3.Session, scope: PolicyScope) -> list[BootstrapPart
         The bucket belongs to another account, or is in another region.
     """
     clients = Clients.of(session, scope)
-    verdicts: dict[bool | None, Verdict] = {None: "create", False: "change", True: "keep"}
+    actions: dict[bool | None, PartAction] = {None: "create", False: "change", True: "keep"}
     with calling("read what exists"):
         return [
-            BootstrapPart(name, verdicts[is_right(clients, scope)], text.format(scope=scope))
+            BootstrapPart(name, actions[is_right(clients, scope)], text.format(scope=scope))
             for name, text, is_right, _ in _PARTS
         ]
 
@@ -112,10 +112,10 @@ def plan_parts(session: boto3.Session, scope: PolicyScope) -> list[BootstrapPart
 )
 def apply_part(session: boto3.Session, scope: PolicyScope, part: BootstrapPart) -> None:
     """Create or change one part. Safe to run twice: the next `plan_parts` finds the part unchanged."""
-    if part.verdict == "keep":
+    if part.action == "keep":
         return
     put = next(put for name, _, _, put in _PARTS if name == part.name)
-    with calling(f"{part.verdict} the {part.name}"):
+    with calling(f"{part.action} the {part.name}"):
         put(Clients.of(session, scope), scope)
 
 

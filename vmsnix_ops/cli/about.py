@@ -83,7 +83,7 @@ def _nix_version() -> str:
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
 def list_runbooks(as_json: bool) -> None:
-    """List the runbooks with their purpose and effect: read only, creates or destroys."""
+    """List the runbooks with their purpose and effect: read-only, creates, changes or deletes."""
     from vmsnix_ops.cli.output import cell, console, new_table, show_error, show_json
     from vmsnix_ops.runbooks import catalog
 
@@ -119,6 +119,6 @@ def list_runbooks(as_json: bool) -> None:
         return
     table = new_table("runbook", "notebook", "purpose", "effect", unbroken=("runbook", "notebook"))
     for book in books:
-        effect = book.side_effects.replace("_", " ")
+        effect = book.side_effects.replace("_", "-")
         table.add_row(*map(cell, (book.short_name, book.slug, book.purpose, effect)))
     console().print(table)

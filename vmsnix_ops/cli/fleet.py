@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmsnix_ops.runbooks.execution.verdict import PARTIAL
+from vmsnix_ops.runbooks.execution.status import PARTIAL
 from vmsnix_ops.text import echo, json, line
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ DEFAULT_PLAN = "fleet.toml"
     help="Location of the evidence: a folder, or s3://bucket/prefix.  [default: the setting archive]",
 )
 @click.option("--fresh", is_flag=True, help="Also run the targets that are done.")
-@click.option("--yes", is_flag=True, help="Confirm targets that destroy, with --no-dry-run.")
+@click.option("--yes", is_flag=True, help="Confirm targets that delete, with --no-dry-run.")
 @click.option("--sandbox", is_flag=True, help="Use a local sandbox instead of AWS.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json; in a dry run, the plan.")
 def fleet(

@@ -85,7 +85,7 @@ def _applied(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
     }
     given |= {name: fingerprint for name in ("expect_plan", "confirm") if name in declared and fingerprint}
     words = [runbook.short_name, *command_words({**given, "dry_run": False})]
-    return [*words, "--yes"] if runbook.side_effects == "destroys" else words
+    return [*words, "--yes"] if runbook.side_effects == "deletes" else words
 
 
 def _option(name: str, value: object) -> list[str]:

@@ -120,7 +120,7 @@ def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None, f
 
     If standard output cannot be written (a closed pipe, a full disk), standard error gets the outcome.
     """
-    from vmsnix_ops.runbooks.execution.verdict import PARTIAL
+    from vmsnix_ops.runbooks.execution.status import PARTIAL
 
     try:
         if as_json is None:
@@ -179,9 +179,9 @@ def show_outcome(outcome: RunOutcome, stream: TextIO | None = None, *, following
         screen.print(steps_table(steps))
     show_slow(values, stream)
     took = f" in {human_seconds(outcome.seconds)}"
-    verdict = (outcome.verdict, COLOURS[outcome.verdict])
+    status = (outcome.status, COLOURS[outcome.status])
     after = (f" ({DRY_RUN})", "yellow") if dry_run else ""
-    screen.print(Text.assemble(outcome.runbook, " ", verdict, took, after))
+    screen.print(Text.assemble(outcome.runbook, " ", status, took, after))
     for name in EVIDENCE:
         if getattr(outcome, name):
             screen.print(cell(f"{name:<9} {getattr(outcome, name)}"), soft_wrap=True)

@@ -201,7 +201,8 @@ def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command
     effects = {
         "read_only": "Effect: read-only.",
         "creates": "Effect: creates resources.",
-        "destroys": "Effect: destroys resources, unless dry_run is on (the default).",
+        "changes": "Effect: changes resources.",
+        "deletes": "Effect: deletes resources, unless dry_run is on (the default).",
     }
     return RunbookCommand(
         name=runbook.name,
@@ -222,7 +223,7 @@ def _option(runbook: catalog.Runbook, parameter: Parameter) -> click.Option:
     flag = parameter.name.replace("_", "-")
     name = f"{PREFIX}{parameter.name}"
     text = parameter.help
-    if flag in RESERVED and (flag != "yes" or runbook.side_effects == "destroys"):
+    if flag in RESERVED and (flag != "yes" or runbook.side_effects == "deletes"):
         text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
         flag = f"parameter-{flag}"
     shown = _shown_default(parameter)
@@ -277,9 +278,9 @@ def _common_options(runbook: catalog.Runbook) -> list[click.Option]:
                 help="Run the notebook although its cells differ from those of the package.",
             )
         )
-    if runbook.side_effects == "destroys":
+    if runbook.side_effects == "deletes":
         options.append(
-            click.Option(["--yes"], is_flag=True, help="Confirm that the run may destroy, with --no-dry-run.")
+            click.Option(["--yes"], is_flag=True, help="Confirm that the run may delete, with --no-dry-run.")
         )
     return options
 
@@ -385,7 +386,7 @@ def execute(
     """Run a runbook, show its outcome, and return the exit code.
 
     With `as_json`, only ``result.json`` is written to standard output; the output of the notebook, and an
-    error, are written to standard error. Without `yes`, a terminal gets a prompt before a runbook destroys.
+    error, are written to standard error. Without `yes`, a terminal gets a prompt before a runbook deletes.
     `mistakes` of the command line are listed in one error with those of the values.
     """
     from vmsnix_ops.cli.next_steps import next_command
@@ -422,9 +423,9 @@ def execute(
 
 
 def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:
-    """Prompt on a terminal before a runbook destroys; without a terminal, the runner refuses to run it."""
-    if runbook.side_effects != "destroys" or given.get("dry_run", True) is True:
+    """Prompt on a terminal before a runbook deletes; without a terminal, the runner refuses to run it."""
+    if runbook.side_effects != "deletes" or given.get("dry_run", True) is True:
         return False
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    return click.confirm(f"{runbook.name} will destroy what its dry run lists. Continue?", err=True)
+    return click.confirm(f"{runbook.name} will delete what its dry run lists. Continue?", err=True)

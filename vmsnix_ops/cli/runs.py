@@ -177,7 +177,7 @@ def verify(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
 @click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Set a removed secret.")
 @click.option("--anyway", is_flag=True, help="Resume although version, account or plan are different now.")
-@click.option("--yes", is_flag=True, help="Confirm that the run may destroy, if it was not a dry run.")
+@click.option("--yes", is_flag=True, help="Confirm that the run may delete, if it was not a dry run.")
 @json_option
 @sandbox_option
 @archive_option
@@ -429,7 +429,7 @@ def _show_how_to_apply(values: Mapping[str, Any]) -> None:
     if not fingerprint or not is_dry_run(values):
         return
     words = [*_rerun(values), values["run_id"], "--no-dry-run", "--expect-plan", fingerprint]
-    words += ["--yes"] if values.get("side_effects") == "destroys" else []
+    words += ["--yes"] if values.get("side_effects") in ("deletes", "destroys") else []
     console().print(cell(f"{'apply':<9} {' '.join(words)}"), soft_wrap=True)
 
 

@@ -52,14 +52,14 @@ class _Parts(Displayed):
     @property
     def todo(self) -> tuple[bootstrap.BootstrapPart, ...]:
         """The parts that are missing or wrong."""
-        return tuple(part for part in self.parts if part.verdict != "keep")
+        return tuple(part for part in self.parts if part.action != "keep")
 
     def frame(self) -> pd.DataFrame:
-        """Return the parts as a table: ``part``, ``verdict``, ``what``."""
+        """Return the parts as a table: ``part``, ``action``, ``what``."""
         import pandas as pd
 
-        rows = [(part.name, part.verdict, part.what) for part in self.parts]
-        return pd.DataFrame(rows, columns=["part", "verdict", "what"])
+        rows = [(part.name, part.action, part.what) for part in self.parts]
+        return pd.DataFrame(rows, columns=["part", "action", "what"])
 
     @property
     def title(self) -> str:
@@ -68,7 +68,7 @@ class _Parts(Displayed):
 
     def table(self) -> DisplayTable:
         """Return one row for each part."""
-        rows = [(part.name, _SHOWN[part.verdict], part.what) for part in self.parts]
+        rows = [(part.name, _SHOWN[part.action], part.what) for part in self.parts]
         return make_table(("part", "plan", "what"), rows)
 
 
@@ -90,11 +90,11 @@ class BootstrapPlan(_Parts, FingerprintedPlan):
         """Return the facts of the plan by their names."""
         place = self.place
         facts = {"account": place.account, "region": place.regions[0], "KMS key": place.kms_key}
-        return facts | {part.name: f"{part.verdict}, {part.what}" for part in self.parts}
+        return facts | {part.name: f"{part.action}, {part.what}" for part in self.parts}
 
     def is_done(self, name: str, before: Mapping[str, str]) -> bool:  # noqa: ARG002 - as in the base class
         """Return whether a fact is about a part for which nothing will be done."""
-        return any(part.name == name and part.verdict == "keep" for part in self.parts)
+        return any(part.name == name and part.action == "keep" for part in self.parts)
 
     def apply(self) -> BootstrapResult:
         """Create missing parts, correct wrong ones, and return the new state. A dry run changes nothing.

@@ -53,7 +53,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
         "Fingerprint of the plan, which `expect_plan` takes; null for a runbook without a plan, and for a "
         "plan that is not complete or changes nothing.",
     ),
-    "side_effects": (str, "Effect that the runbook declares: read_only, creates or destroys."),
+    "side_effects": (str, "Effect that the runbook declares: read_only, creates, changes or deletes."),
     "endpoint": (str, "Where the requests were sent: aws, sandbox or custom."),
     "sandbox": (str, "Address of the sandbox; null for a run in AWS."),
     "started_at": (str, "Start of the run, ISO 8601, UTC."),
@@ -341,7 +341,7 @@ def _check(key: str, kind: type | tuple[type, ...], value: object) -> None:
             why=f"It is a {type(value).__name__}, but {expected} is expected ({KEYS[key][1]})",
             fix="Correct the values that the runbook returns.",
         )
-    statuses = ("running", *outcomes.VERDICTS)
+    statuses = ("running", *outcomes.FINAL_STATUSES)
     if key == "status" and value is not None and value not in statuses:
         raise SchemaError(
             f"Invalid status in the result: {value!r}.",

@@ -148,7 +148,7 @@ RUNS = Schema(
             "text",
             "Outcome of the run.",
             required=True,
-            values=outcomes.VERDICTS,
+            values=outcomes.FINAL_STATUSES,
         ),
         Column("started_at", "time", "Start of the run.", "UTC", required=True),
         Column("finished_at", "time", "End of the run.", "UTC"),

@@ -30,8 +30,8 @@ from vmsnix_ops.runbooks.declarations import Parameter, parse_type, read_paramet
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SideEffects = Literal["read_only", "creates", "destroys"]
-"""What a runbook does to AWS: ``destroys`` means that it deletes or disables resources."""
+SideEffects = Literal["read_only", "creates", "changes", "deletes"]
+"""The effect of a runbook in AWS: ``deletes`` means that it deletes or disables resources."""
 
 SHORT_NAMES: Mapping[str, str] = {
     "publish": "publish-ami",
@@ -554,15 +554,15 @@ def _parameters_source(notebook: Mapping[str, object], path: Path) -> str:
 
 
 def _check_dry_run(runbook: Runbook) -> None:
-    """Refuse a runbook that destroys without ``dry_run: bool = True``."""
-    if runbook.side_effects != "destroys":
+    """Refuse a runbook that deletes without ``dry_run: bool = True``."""
+    if runbook.side_effects != "deletes":
         return
     for parameter in runbook.parameters:
         if parameter.name == "dry_run" and parameter.default is True:
             return
     raise _invalid(
         runbook.path,
-        "It destroys, but its parameters cell does not declare `dry_run: bool = True`.",
+        "It deletes, but its parameters cell does not declare `dry_run: bool = True`.",
         "Declare it, and use it in the notebook.",
     )
 

@@ -368,7 +368,7 @@ def command_words(values: Mapping[str, object]) -> list[str]:
 
 
 def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: bool, yes: bool = False) -> str:
-    """Return the shell command for a run; with `yes`, it confirms that the run may destroy."""
+    """Return the shell command for a run; with `yes`, it confirms that the run may delete."""
     words = ["vmsnix", runbook.short_name, *command_words(values), *(["--yes"] if yes else [])]
     return shlex.join([*words, "--sandbox"] if sandbox else words)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Wait = Callable[[Callable[[], object]], None]
 
-DESTROYS = 'image: str = ""  # which image\ndry_run: bool = True  # show the plan\n'
+DELETES = 'image: str = ""  # which image\ndry_run: bool = True  # show the plan\n'
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def on_aws(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(console_shelf: Shelf, wait: Wait, on_aws: None) -> Console:
     console_shelf.put("10-greet.ipynb", "print('hello', name)")
     console_shelf.put("20-fail.ipynb", "1 / 0")
-    console_shelf.put("60-retire.ipynb", "dry_run", parameters=DESTROYS, side_effects="destroys")
+    console_shelf.put("60-retire.ipynb", "dry_run", parameters=DELETES, side_effects="deletes")
     made = Console()
     wait(lambda: made.bar.caller and "unknown" not in made.run.run_button.description)
     return made
@@ -50,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], 
         calls.append((runbook.name, given, confirmed))
         return jobs.Job("id", runbook.name, runbook.title, given, Path("/none"), Path("/none"), 0.0)
 
-    over = JobState((), (), 0, 0, 0.1, False, {"verdict": "done", "runbook": "x", "run_id": "id"})
+    over = JobState((), (), 0, 0, 0.1, False, {"status": "done", "runbook": "x", "run_id": "id"})
     monkeypatch.setattr(jobs, "start", start)
     monkeypatch.setattr(JobReader, "read", lambda self: over)
     return calls
@@ -110,7 +110,7 @@ def test_an_invalid_parameter_is_refused_in_the_form(opened: Console, started: l
     assert started == []
 
 
-def test_a_runbook_that_destroys_must_be_confirmed_with_its_name_and_the_account(
+def test_a_runbook_that_deletes_must_be_confirmed_with_its_name_and_the_account(
     opened: Console, started: list[Any], wait: Wait
 ) -> None:
     page = opened.run
@@ -139,11 +139,11 @@ def test_a_runbook_that_destroys_must_be_confirmed_with_its_name_and_the_account
 def test_a_modified_notebook_must_be_confirmed_unless_it_only_reads(
     console_shelf: Shelf, monkeypatch: pytest.MonkeyPatch, wait: Wait
 ) -> None:
-    console_shelf.put("10-greet.ipynb", "1", parameters=DESTROYS, side_effects="creates")
+    console_shelf.put("10-greet.ipynb", "1", parameters=DELETES, side_effects="creates")
     console_shelf.put("20-look.ipynb", "1")
     frozen = catalog.make_manifest(console_shelf.folder)
     monkeypatch.setattr(catalog, "load_manifest", lambda: frozen)
-    path = console_shelf.put("10-greet.ipynb", "2", parameters=DESTROYS, side_effects="creates")
+    path = console_shelf.put("10-greet.ipynb", "2", parameters=DELETES, side_effects="creates")
     path.with_name("20-look.ipynb").unlink()
     page = Console().run
     wait(lambda: "unknown" not in page.run_button.description)
@@ -184,7 +184,7 @@ TABLE = {"title": "Retire <2>", "columns": ["action", "AMI"], "rows": [["retire"
 @pytest.fixture
 def planned(console_shelf: Shelf, wait: Wait, tmp_path: Path, on_aws: None) -> tuple[Console, dict[str, Any]]:
     """A console with two runbooks that have a plan, and the result of a dry run."""
-    console_shelf.put("60-retire.ipynb", "dry_run", parameters=PLANNED, side_effects="destroys")
+    console_shelf.put("60-retire.ipynb", "dry_run", parameters=PLANNED, side_effects="deletes")
     console_shelf.put("70-promote.ipynb", "dry_run", parameters=PLANNED, side_effects="creates")
     made = Console()
     wait(lambda: made.bar.caller and "unknown" not in made.run.run_button.description)
@@ -202,7 +202,7 @@ def test_the_plan_of_a_dry_run_is_shown_and_applied_once_with_its_fingerprint(
     assert "Plan: Retire &lt;2&gt;" in result._summary.value
     assert "ami-1 &lt;b&gt;" in result._summary.value
     assert FINGERPRINT in result._summary.value
-    assert not shown(result._confirmation)  # it does not destroy
+    assert not shown(result._confirmation)  # it does not delete
     assert result.apply_button.description == "Apply exactly this plan in AWS account 012345678901"
     result.apply_button.click()
     result.apply_button.click()  # like a double click
@@ -212,7 +212,7 @@ def test_the_plan_of_a_dry_run_is_shown_and_applied_once_with_its_fingerprint(
     assert not shown(result._apply_box)  # the result of that run is no plan
 
 
-def test_a_plan_that_destroys_is_confirmed_by_the_typed_words(
+def test_a_plan_that_deletes_is_confirmed_by_the_typed_words(
     planned: tuple[Console, dict[str, Any]], started: list[Any], wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, values = planned

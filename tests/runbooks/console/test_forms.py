@@ -96,14 +96,14 @@ def test_filling_in_a_form_replaces_all_values(shelf: Shelf) -> None:
 
 
 def test_the_plan_describes_the_effect_of_a_run(shelf: Shelf) -> None:
-    form, _ = make(shelf, "destroys")
-    assert not form.destroys
+    form, _ = make(shelf, "deletes")
+    assert not form.deletes
     assert "changes nothing" in plan_html(form, backend="in AWS account 012345678901", command="")
     type_in(form, "dry_run", False)
     type_in(form, "image", "<img>")
     plan = plan_html(form, backend="in AWS account 012345678901", command="vmsnix run")
-    assert form.destroys
-    assert "destroys" in plan
+    assert form.deletes
+    assert "deletes" in plan
     assert "in AWS account 012345678901" in plan
     assert "&lt;img&gt;" in plan
 

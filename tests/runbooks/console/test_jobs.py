@@ -56,7 +56,7 @@ def test_the_state_of_a_job_is_read_from_its_first_step_to_its_outcome(shelf: Sh
     wait(lambda: reader.read().outcome)
     state = reader.read()
     assert state.outcome is not None
-    assert (state.outcome["verdict"], state.outcome["run_id"]) == ("done", job.run_id)
+    assert (state.outcome["status"], state.outcome["run_id"]) == ("done", job.run_id)
     (step,) = state.steps
     assert (step.event.step, step.event.kind, step.event.done) == ("upload", "finished", 100)
     assert step.notes == ["sent all of it"]
@@ -81,7 +81,7 @@ def test_a_running_job_is_found_by_another_console_and_cleans_up_when_cancelled(
     state = reader.read()
     assert state.cancelled
     assert state.outcome is not None
-    assert state.outcome["verdict"] == "cancelled"
+    assert state.outcome["status"] == "cancelled"
     assert left.read_text() == "cleaned up"
 
 
@@ -113,7 +113,7 @@ def test_a_job_whose_process_was_killed_has_failed(shelf: Shelf) -> None:
     os.kill(process, signal.SIGKILL)
     reader = JobReader(job, os.environ)
     outcome = wait_until(lambda: reader.read().outcome, "the outcome of a killed run")
-    assert outcome["verdict"] == "failed"
+    assert outcome["status"] == "failed"
     assert "without a result" in outcome["error"]["what"]
 
 

@@ -99,15 +99,15 @@ ERROR = {"type": "ImportFailedError", "what": "It failed.", "why": "A <bad> disk
 @pytest.mark.parametrize(
     ("values", "words", "not_there"),
     [
-        ({"verdict": "done", "seconds": 75.0}, ["done in 1 min 15 s"], []),
+        ({"status": "done", "seconds": 75.0}, ["done in 1 min 15 s"], []),
         ({"status": "failed", "failure": ERROR}, ["It failed.", "A &lt;bad&gt; disk.", "Mend it."], []),
         (
-            {"verdict": "cancelled", "error": ERROR, "undone": ["upload s3://b/k"]},
+            {"status": "cancelled", "error": ERROR, "undone": ["upload s3://b/k"]},
             ["cancelled", "It failed.", "upload s3://b/k", "vmsnix deleted what the run had created"],
             ["Mend it."],
         ),
-        ({"verdict": "cancelled", "undone": []}, ["nothing to undo"], []),
-        ({"verdict": "cancelled", "undo_problem": "No rights."}, ["could not be undone: No rights."], []),
+        ({"status": "cancelled", "undone": []}, ["nothing to undo"], []),
+        ({"status": "cancelled", "undo_problem": "No rights."}, ["could not be undone: No rights."], []),
         ({"status": "done", "parameters": {"dry_run": True}}, ["nothing was changed"], []),
         ({"status": "done", "ami_id": "ami-1", "problems": ["No history."]}, ["ami-1", "No history."], []),
     ],
@@ -133,14 +133,14 @@ def test_values_in_links_and_reports_are_escaped() -> None:
 def test_the_view_shows_nothing_of_an_earlier_run() -> None:
     view = ResultView(lambda: None, lambda: ("on the sandbox", ""))
     view.show(
-        {"verdict": "done", "runbook": "a"},
+        {"status": "done", "runbook": "a"},
         Evidence(report="<p>one</p>"),
         job_state(state(HALF)),
         open_report=True,
     )
     assert "one" in view._report.value
     assert "upload" in view._steps.value
-    view.show({"verdict": "done", "runbook": "b"}, Evidence())
+    view.show({"status": "done", "runbook": "b"}, Evidence())
     assert view._report.value == ""
     assert view._steps.value == ""
     assert view.report_button.layout.display == "none"

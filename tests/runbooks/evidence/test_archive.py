@@ -51,7 +51,7 @@ def puts(aws: Any) -> Counter[str]:
 def test_each_file_is_uploaded_once(shelf: Shelf, aws: Any) -> None:
     cells = [f"print({number})" for number in range(5)]
     outcome = shelf.run(*cells, archive=f"s3://{BUCKET}/runs/", environment=aws.environment)
-    assert (outcome.verdict, outcome.problems) == ("done", ())
+    assert (outcome.status, outcome.problems) == ("done", ())
     # The first put of result.json has the status `running`, and proves that the archive can be written.
     once = ("notebook.ipynb", "report.html", "log.txt", "evidence.jsonl")
     assert puts(aws) == {**dict.fromkeys(once, 1), "result.json": 2}
@@ -156,7 +156,7 @@ def test_if_the_archive_fails_the_result_and_the_files_are_kept_on_this_machine(
         {"op": "s3:PutObject", "do": "error", "nth": 2, "code": "AccessDenied", "message": "No.", "http": 403}
     )
     outcome = shelf.run("1", archive=f"s3://{BUCKET}", environment=aws.environment)
-    assert (outcome.verdict, outcome.exit_code) == ("partial", 3)
+    assert (outcome.status, outcome.exit_code) == ("partial", 3)
     (folder,) = (shelf.archive.parent / "state" / "runs").iterdir()
     (problem,) = outcome.problems
     assert "AccessDenied" in problem

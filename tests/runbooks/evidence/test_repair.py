@@ -93,7 +93,7 @@ def test_rows_that_a_run_could_not_save_are_saved_by_repair(
     for name in ("steps", "runs"):
         (history / name).write_text("in the way")
     outcome = shelf.run(RECORDS, record=True)
-    assert (outcome.verdict, outcome.exit_code) == ("partial", 3)
+    assert (outcome.status, outcome.exit_code) == ("partial", 3)
     assert "kept for later" in shelf.screen.getvalue()
     code, printed, _ = run_vmsnix("runs", "repair")
     assert code == 3
@@ -308,7 +308,7 @@ entry.unlink()
 )
 def test_a_notebook_that_damages_its_entry_still_gets_its_verdict(shelf: Shelf, how: str) -> None:
     outcome = shelf.run(SPOILS + how)
-    assert outcome.verdict == ("failed" if "raise" in how else "done")
+    assert outcome.status == ("failed" if "raise" in how else "done")
     if "mkfifo(entry)" not in how:
         assert json.loads((shelf.archive / outcome.run_id / "result.json").read_text())["runbook"]
 

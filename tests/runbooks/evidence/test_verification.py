@@ -18,7 +18,7 @@ from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import cells, chain, runs, verification, writing
 from vmsnix_ops.runbooks.execution._output import LiveOutput
-from vmsnix_ops.runbooks.execution.verdict import Failure
+from vmsnix_ops.runbooks.execution.status import Failure
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:

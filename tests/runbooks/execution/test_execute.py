@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def test_a_run_leaves_notebook_report_result_and_log(shelf: Shelf) -> None:
     outcome = shelf.run("print(f'hello {name}')", "6 * 7", given={"name": "Ada"})
-    assert (outcome.verdict, outcome.exit_code, outcome.error) == ("done", 0, None)
+    assert (outcome.status, outcome.exit_code, outcome.error) == ("done", 0, None)
     folder = shelf.archive / outcome.run_id
     assert sorted(path.name for path in folder.iterdir()) == [
         "evidence.jsonl",
@@ -76,7 +76,7 @@ def test_values_that_the_notebook_wrote_to_result_json_are_kept(shelf: Shelf) ->
 def test_cells_that_never_ran_do_not_count_as_completed(shelf: Shelf) -> None:
     # papermill saves this run as completed, without an exception.
     outcome = shelf.run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "print('never')")
-    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.error is not None
     assert outcome.error.type == "DeadKernelError"
     assert "memory" in outcome.error.why
@@ -96,7 +96,7 @@ def test_the_kernel_ends_quickly_and_prints_no_warning_about_encryption(
     shelf: Shelf, capfd: pytest.CaptureFixture[str]
 ) -> None:
     outcome = shelf.run("print('x')")
-    assert outcome.verdict == "done"
+    assert outcome.status == "done"
     printed = capfd.readouterr()
     assert "encryption" not in printed.out + printed.err + Path(outcome.log).read_text()
     assert _engine.SHUTDOWN_SECONDS == 1.0
@@ -120,7 +120,7 @@ def test_without_a_folder_relative_paths_start_at_the_working_directory(
 @pytest.mark.parametrize("code", [0, 7])
 def test_a_notebook_that_exits_has_not_done_its_job(shelf: Shelf, code: int) -> None:
     outcome = shelf.run(f"import sys\nsys.exit({code})", "print('never')")
-    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.error is not None
     assert f"sys.exit({code})" in outcome.error.what
     assert "never\n" not in shelf.screen.getvalue()
@@ -128,7 +128,7 @@ def test_a_notebook_that_exits_has_not_done_its_job(shelf: Shelf, code: int) -> 
 
 def test_a_notebook_that_reads_input_fails_instead_of_waiting(shelf: Shelf) -> None:
     outcome = shelf.run("input('Sure?')")
-    assert outcome.verdict == "failed"
+    assert outcome.status == "failed"
     assert outcome.error is not None
     assert outcome.error.type == "StdinNotImplementedError"
 
@@ -194,7 +194,7 @@ def test_output_is_limited_to_its_beginning_and_end(shelf: Shelf) -> None:
         "print('the last word')",
         limits=limits,
     )
-    assert outcome.verdict == "done"
+    assert outcome.status == "done"
     shown = shelf.outputs(outcome)
     assert "line 0\\n" in shown
     assert "line 19999" in shown
@@ -213,11 +213,11 @@ def test_parallel_runs_do_not_disturb_each_other(shelf: Shelf) -> None:
         outcome = run(
             "try-this", {"name": f"n{number}"}, folder=shelf.folder, archive=shelf.archive, record=False
         )
-        return outcome.verdict, f"n{number} {outcome.run_id}" if outcome.verdict == "done" else outcome.log
+        return outcome.status, f"n{number} {outcome.run_id}" if outcome.status == "done" else outcome.log
 
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(one, range(3)))
-    assert [verdict for verdict, _ in results] == ["done"] * 3
+    assert [status for status, _ in results] == ["done"] * 3
     for _, expected in results:
         assert expected in (shelf.archive / expected.split()[1] / "log.txt").read_text()
 
@@ -241,7 +241,7 @@ def test_a_kernel_that_does_not_start_is_started_again_once(
         return ["/bin/sh", "-c", "exit 1"] if len(tries) == 1 else right(*more)
 
     monkeypatch.setattr(_engine.kernels, "argv", taken_once)
-    assert shelf.run("print('x')").verdict == "done"
+    assert shelf.run("print('x')").status == "done"
     assert len(tries) == 2
 
 
@@ -250,7 +250,7 @@ def test_a_kernel_that_never_starts_fails_the_run_with_evidence(
 ) -> None:
     monkeypatch.setattr(_engine.kernels, "argv", lambda *_: ["/bin/sh", "-c", "exit 1"])
     outcome = shelf.run("print('x')")
-    assert outcome.verdict == "failed"
+    assert outcome.status == "failed"
     assert outcome.error is not None
     assert "did not start" in outcome.error.what
     assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
@@ -266,7 +266,7 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(
     (wrong / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     outcome = shelf.run("import sys\nprint(sys.executable == '" + os.sys.executable + "')")
-    assert outcome.verdict == "done"
+    assert outcome.status == "done"
     assert "True" in shelf.screen.getvalue()
 
 
@@ -296,11 +296,11 @@ def test_run_ids_sort_by_time_and_differ(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "verdict", "exit_code"),
+    ("error", "status", "exit_code"),
     [("RoleError", "failed", 1), ("ParameterError", "failed", 2), ("PartialError", "partial", 3)],
 )
 def test_an_error_of_vmsnix_keeps_what_why_and_fix(
-    shelf: Shelf, error: str, verdict: str, exit_code: int
+    shelf: Shelf, error: str, status: str, exit_code: int
 ) -> None:
     outcome = shelf.run(
         "print('before')",
@@ -308,7 +308,7 @@ def test_an_error_of_vmsnix_keeps_what_why_and_fix(
         f"raise {error}('It broke.', why='It was old.', fix='Mend it.')",
         "print('never')",
     )
-    assert (outcome.verdict, outcome.exit_code) == (verdict, exit_code)
+    assert (outcome.status, outcome.exit_code) == (status, exit_code)
     failure = outcome.error
     assert failure is not None
     assert (failure.type, failure.what, failure.why, failure.fix) == (
@@ -367,7 +367,7 @@ def test_an_interrupt_lets_the_notebook_clean_up(shelf: Shelf, tmp_path: Path) -
         interrupter=stopper,
     )
     join(thread)
-    assert (outcome.verdict, outcome.exit_code) == ("cancelled", 1)
+    assert (outcome.status, outcome.exit_code) == ("cancelled", 1)
     assert cleaned.exists()
     assert "cleaned up" in shelf.outputs(outcome)
     assert outcome.error is not None
@@ -379,7 +379,7 @@ def test_an_interrupt_before_the_first_cell_runs_nothing(shelf: Shelf) -> None:
     stopper = Interrupter()
     stopper.interrupt()
     outcome = shelf.run("print('never')", interrupter=stopper)
-    assert outcome.verdict == "cancelled"
+    assert outcome.status == "cancelled"
     assert shelf.screen.getvalue() == ""
 
 
@@ -393,7 +393,7 @@ def test_a_notebook_that_ignores_an_interrupt_is_killed(shelf: Shelf, tmp_path: 
         interrupter=stopper,
     )
     join(thread)
-    assert outcome.verdict == "cancelled"
+    assert outcome.status == "cancelled"
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])

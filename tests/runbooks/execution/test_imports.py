@@ -49,7 +49,7 @@ early = [name for name in ("papermill", "nbformat", "boto3", "pandas", "jinja2")
 outcome = run("try-this", folder=Path({str(shelf.folder)!r}), archive={str(shelf.archive)!r}, record=False)
 late = [name for name in ({RFC3987_LIBRARY!r}, "pandas", "deltalake", "matplotlib")
         if name in sys.modules]
-print(outcome.verdict, early, late)
+print(outcome.status, early, late)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120

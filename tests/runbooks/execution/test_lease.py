@@ -63,6 +63,6 @@ def test_a_run_that_loses_its_lease_makes_no_more_changes(shelf: Shelf, tmp_path
             record=False,
         )
         buckets = [bucket["Name"] for bucket in aws.client("s3").list_buckets()["Buckets"]]
-    assert outcome.verdict == "failed"
+    assert outcome.status == "failed"
     assert "lost its claim" in str(outcome.error)
     assert buckets == ["before"]

@@ -15,8 +15,8 @@ from vmsnix_ops.runbooks.execution.side_effects import (
     DELETED_IDS,
     DELETING_VERBS,
     Guard,
+    allowed_effects,
     is_read,
-    level,
 )
 from vmsnix_ops.sandbox import sandbox
 
@@ -119,16 +119,16 @@ def test_no_call_both_reads_and_deletes() -> None:
 @pytest.mark.parametrize(
     ("declared", "parameters", "allowed"),
     [
-        ("destroys", {"dry_run": True}, "read_only"),
+        ("deletes", {"dry_run": True}, "read_only"),
         ("creates", {"dry_run": True}, "read_only"),
         ("creates", {"dry_run": False}, "creates"),
-        ("destroys", {"dry_run": "true"}, "destroys"),
+        ("deletes", {"dry_run": "true"}, "deletes"),
         ("read_only", {"dry_run": False}, "read_only"),
         ("creates", {}, "creates"),
     ],
 )
 def test_a_dry_run_may_only_read(declared: Any, parameters: dict[str, object], allowed: str) -> None:
-    assert level(declared, parameters) == allowed
+    assert allowed_effects(declared, parameters) == allowed
 
 
 # What a runbook that creates may delete
@@ -233,7 +233,7 @@ boto3.client("s3").generate_presigned_url("delete_object", Params={"Bucket": "im
 def test_a_read_only_notebook_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any) -> None:
     ami = image(aws, "kept")
     outcome = shelf.run(HIDE, given={"name": ami}, environment=aws.environment)
-    assert (outcome.verdict, outcome.exit_code) == ("failed", 1)  # although the notebook suppressed the error
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)  # although the notebook suppressed the error
     assert outcome.error is not None
     assert outcome.error.type == "SideEffectsError"
     assert outcome.error.what == "try-this may not call ec2:DeregisterImage."
@@ -288,23 +288,21 @@ def test_a_notebook_that_creates_cannot_delete_and_a_dry_run_cannot_create(
     outcome = run("tag-things", {"name": ami}, **options)
     assert outcome.error is not None
     assert "it is a dry run" in outcome.error.why
-    assert run("tag-things", {"name": ami, "dry_run": False}, **options).verdict == "done"
+    assert run("tag-things", {"name": ami, "dry_run": False}, **options).status == "done"
     (found,) = ec2.describe_images(ImageIds=[ami])["Images"]
     assert found["Tags"] == [{"Key": "a", "Value": "b"}]
 
 
-def test_a_notebook_that_destroys_must_be_confirmed(shelf: Shelf, aws: Any, ec2: Any) -> None:
+def test_a_notebook_that_deletes_must_be_confirmed(shelf: Shelf, aws: Any, ec2: Any) -> None:
     from vmsnix_ops.runbooks.execution.execute import run
 
     ami = image(aws, "going")
-    shelf.put(
-        "10-end-things.ipynb", HIDE, parameters='name: str = ""  # AMI\n' + DRY, side_effects="destroys"
-    )
+    shelf.put("10-end-things.ipynb", HIDE, parameters='name: str = ""  # AMI\n' + DRY, side_effects="deletes")
     options: dict[str, Any] = {"folder": shelf.folder, "archive": shelf.archive, "record": False}
     options |= {"environment": aws.environment}
     with pytest.raises(ConfirmationError, match=r"Pass --yes"):
         run("end-things", {"name": ami, "dry_run": False}, **options)
     assert not shelf.archive.exists()
     assert ec2.describe_images(ImageIds=[ami])["Images"]
-    assert run("end-things", {"name": ami, "dry_run": False}, confirmed=True, **options).verdict == "done"
+    assert run("end-things", {"name": ami, "dry_run": False}, confirmed=True, **options).status == "done"
     assert ami not in [one["ImageId"] for one in ec2.describe_images(Owners=["self"])["Images"]]

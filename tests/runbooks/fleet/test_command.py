@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from tests.runbooks.shelf import Shelf
 
-DESTROYS = "dry_run: bool = True  # change nothing\n"
+DELETES = "dry_run: bool = True  # change nothing\n"
 
 
 @pytest.fixture
 def plan(shelf: Shelf, tmp_path: Path) -> Path:
     shelf.put("10-greet.ipynb")
-    shelf.put("60-end.ipynb", parameters=DESTROYS, side_effects="destroys")
+    shelf.put("60-end.ipynb", parameters=DELETES, side_effects="deletes")
     path = tmp_path / "plan.toml"
     path.write_text('name = "try"\nnotebooks = "notebooks"\n[[entry]]\nrunbook = "greet"\n')
     return path
@@ -64,13 +64,13 @@ def test_an_invalid_plan_is_a_usage_error(plan: Path, capsys: pytest.CaptureFixt
     assert "Did you mean 'greet'?" in capsys.readouterr().err
 
 
-def test_targets_that_destroy_need_a_confirmation(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_targets_that_delete_need_a_confirmation(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with plan.open("a") as file:
         file.write('[[entry]]\nrunbook = "end"\nparameters = { dry_run = false }\n')
     assert main(["fleet", str(plan), "--no-dry-run"]) == 2
     printed = capsys.readouterr()
-    assert "end (own) dry_run=False; destroys" in printed.out
-    assert "1 target would destroy resources. Pass --yes to confirm." in printed.err
+    assert "end (own) dry_run=False; deletes" in printed.out
+    assert "1 target would delete resources. Pass --yes to confirm." in printed.err
 
 
 def test_a_fleet_whose_output_cannot_be_written_runs(

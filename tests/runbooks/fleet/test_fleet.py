@@ -254,7 +254,7 @@ def kill_while_running(workspace: Workspace, find: Callable[[int], int]) -> Flee
 @pytest.mark.long(seconds=20)
 def test_a_target_whose_process_is_killed_runs_again(workspace: Workspace, on_the_cluster: None) -> None:
     outcome = kill_while_running(workspace, lambda owner: owner)
-    attempts = {d["target"]: [a["verdict"] for a in d["attempts"]] for d in outcome.documents}
+    attempts = {d["target"]: [a["status"] for a in d["attempts"]] for d in outcome.documents}
     assert attempts == {"work/name=a": ["lost", "done"], "work/name=b": ["done"]}
     trace = workspace.trace()
     assert {word: trace.count(f"end {word}") for word in "ab"} == {"a": 1, "b": 1}  # its kernel ended, too
@@ -266,7 +266,7 @@ def test_a_target_outlives_its_worker_and_runs_once(workspace: Workspace, on_the
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
     outcome = kill_while_running(workspace, parent)
-    assert [[a["verdict"] for a in d["attempts"]] for d in outcome.documents] == [["done"], ["done"]]
+    assert [[a["status"] for a in d["attempts"]] for d in outcome.documents] == [["done"], ["done"]]
     assert Counter(workspace.trace()) == {f"{word} {name}": 1 for word in ("begin", "end") for name in "ab"}
 
 

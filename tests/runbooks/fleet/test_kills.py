@@ -221,8 +221,8 @@ def test_a_fleet_whose_parts_are_killed_is_finished_by_the_next_start(
     names = ["publish/first/us-east-1", "publish/second/us-east-1", *(["audit/us-east-1"] if whole else [])]
     assert {document["target"]: document["state"] for document in documents} == dict.fromkeys(names, "done")
     for document in documents:
-        verdicts = [attempt["verdict"] for attempt in document["attempts"]]
-        assert verdicts.count("done") == 1, verdicts
+        statuses = [attempt["status"] for attempt in document["attempts"]]
+        assert statuses.count("done") == 1, statuses
     tables = Tables(processes.folder / "state" / "history")
     amis, steps, runs = (tables.read(name) for name in ("amis", "steps", "runs"))
     assert sorted(amis["ami_id"]) == sorted(read_account(aws).amis)

@@ -18,7 +18,7 @@ from vmsnix_ops.errors import ArchiveError, FleetError
 from vmsnix_ops.nix import command
 from vmsnix_ops.runbooks.execution import lease
 from vmsnix_ops.runbooks.execution.execute import RunOutcome
-from vmsnix_ops.runbooks.execution.verdict import Failure
+from vmsnix_ops.runbooks.execution.status import Failure
 from vmsnix_ops.runbooks.fleet import worker as workers
 from vmsnix_ops.runbooks.fleet.ledger import (
     Document,
@@ -66,13 +66,13 @@ class Worker:
             raise outcome
         code = {"done": 0, "partial": 3, "wrong": 2}.get(outcome, 1)
         if outcome == "unsaved":
-            verdict, code, error = "partial", 3, None
+            status, code, error = "partial", 3, None
         else:
             error = None if outcome == "done" else Failure("SomeError", f"It {outcome}.", exit_code=code)
-            verdict = "failed" if outcome == "wrong" else outcome
+            status = "failed" if outcome == "wrong" else outcome
         values = {"ami_id": "ami-1", "parameters": {"secret": "no"}}
         number = len(self.ran)
-        return RunOutcome(f"run-{number}", runbook, verdict, code, "n", "r", "j", "l", 1.5, error, values)
+        return RunOutcome(f"run-{number}", runbook, status, code, "n", "r", "j", "l", 1.5, error, values)
 
     def document(self) -> Document:
         document, _ = open_ledger(self.session.ledger).read(self.target.claim)
@@ -110,7 +110,7 @@ def test_the_result_of_a_target_is_recorded(worker: Worker) -> None:
     assert document == worker.document()
     assert (document["state"], document["result"]) == ("done", {"ami_id": "ami-1"})
     (attempt,) = document["attempts"]
-    assert (attempt["run_id"], attempt["verdict"]) == ("run-1", "done")
+    assert (attempt["run_id"], attempt["status"]) == ("run-1", "done")
 
 
 def test_a_target_that_is_done_is_not_run_again(worker: Worker) -> None:
@@ -124,7 +124,7 @@ def test_a_target_that_lacks_only_evidence_is_done(worker: Worker) -> None:
     worker.outcomes = ["unsaved"]
     document = worker.start(retries=1)
     (attempt,) = document["attempts"]
-    assert (document["state"], attempt["verdict"], attempt["exit_code"]) == ("done", "done", 3)
+    assert (document["state"], attempt["status"], attempt["exit_code"]) == ("done", "done", 3)
     worker.start(later=True)
     assert len(worker.ran) == 1
 
@@ -139,7 +139,7 @@ def test_a_result_for_another_fingerprint_does_not_count(worker: Worker) -> None
 def test_retries_are_counted_and_kept(worker: Worker) -> None:
     worker.outcomes = ["failed", "partial", "done"]
     document = worker.start(retries=2)
-    assert [attempt["verdict"] for attempt in document["attempts"]] == ["failed", "partial", "done"]
+    assert [attempt["status"] for attempt in document["attempts"]] == ["failed", "partial", "done"]
     assert document["error"] is None
 
 
@@ -217,7 +217,7 @@ def test_a_run_on_another_machine_is_taken_over_when_its_beat_does_not_change(wo
     began = time.monotonic()
     document = worker.start()
     assert time.monotonic() - began > worker.session.lease_seconds
-    assert [attempt["verdict"] for attempt in document["attempts"]] == ["lost", "done"]
+    assert [attempt["status"] for attempt in document["attempts"]] == ["lost", "done"]
 
 
 def test_only_one_of_two_workers_runs_a_target(worker: Worker) -> None:
@@ -235,7 +235,7 @@ def test_only_one_of_two_workers_runs_a_target(worker: Worker) -> None:
 
 
 def test_a_target_whose_process_ended_three_times_is_failed(worker: Worker) -> None:
-    lost = {"verdict": "lost", "session": worker.session.id, "error": "died"}
+    lost = {"status": "lost", "session": worker.session.id, "error": "died"}
     worker.found(beat=1, session=worker.session.id, attempts=[lost, lost])
     document = worker.start()
     assert document["state"] == "failed"
@@ -244,11 +244,11 @@ def test_a_target_whose_process_ended_three_times_is_failed(worker: Worker) -> N
 
 
 def test_processes_lost_by_an_earlier_client_do_not_count(worker: Worker) -> None:
-    lost = {"verdict": "lost", "session": "earlier", "error": "died"}
+    lost = {"status": "lost", "session": "earlier", "error": "died"}
     worker.found(beat=1, session="earlier", attempts=[lost] * 5)
     document = worker.start()
     assert document["state"] == "done"
-    assert [attempt["verdict"] for attempt in document["attempts"]] == [*["lost"] * 6, "done"]
+    assert [attempt["status"] for attempt in document["attempts"]] == [*["lost"] * 6, "done"]
 
 
 def test_a_run_that_lost_its_claim_is_stopped_and_may_change_nothing(worker: Worker) -> None:
@@ -329,7 +329,7 @@ def test_a_stopped_process_of_this_machine_keeps_its_claim(worker: Worker) -> No
         assert worker.ran == []
         kill(process)
     join(thread)
-    assert [attempt["verdict"] for attempt in worker.document()["attempts"]] == ["lost", "done"]
+    assert [attempt["status"] for attempt in worker.document()["attempts"]] == ["lost", "done"]
 
 
 def test_a_stopped_fleet_interrupts_its_runs_and_starts_no_more(worker: Worker) -> None:

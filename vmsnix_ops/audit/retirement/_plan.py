@@ -381,7 +381,7 @@ class RetirementResult(Result):
         """The outcomes that are not as planned."""
         return tuple(one for one in self.outcomes if one.outcome in ("skipped", "failed") or one.problem)
 
-    def verdict(self) -> tuple[RunStatus, list[str]]:
+    def status(self) -> tuple[RunStatus, list[str]]:
         """Return the status of the run, and what is not as planned."""
         wrong = [str(error) for error in self.plan.unread.values()]
         wrong += [f"{one.decision.resource_id}: {one.text}" for one in self.incomplete]
@@ -396,7 +396,7 @@ class RetirementResult(Result):
     @property
     def error(self) -> errors.VmsnixError | None:
         """A `PartialError` if something is not as planned, or the first error if nothing was done."""
-        status, wrong = self.verdict()
+        status, wrong = self.status()
         if not wrong:
             return _named_but_kept(self.plan)
         if status == "failed" and self.plan.unread:
@@ -414,7 +414,7 @@ class RetirementResult(Result):
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
         plan = self.plan
-        status, wrong = self.verdict()
+        status, wrong = self.status()
         return {
             "status": "cancelled" if self.interrupted else status,
             "dry_run": plan.dry_run,

@@ -9,7 +9,7 @@ import ipywidgets
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks import parameters, value_checks
 from vmsnix_ops.runbooks.console.suggestions import source_of
-from vmsnix_ops.runbooks.execution.side_effects import level
+from vmsnix_ops.runbooks.execution.side_effects import allowed_effects
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from vmsnix_ops.errors import VmsnixError
-    from vmsnix_ops.runbooks.catalog import Runbook
+    from vmsnix_ops.runbooks.catalog import Runbook, SideEffects
     from vmsnix_ops.runbooks.console.suggestions import Suggestion
     from vmsnix_ops.runbooks.declarations import Parameter
-    from vmsnix_ops.runbooks.execution.side_effects import Level
 
 PICK = "▾"
 DRY_RUN = "dry_run"
@@ -323,7 +322,7 @@ class Form:
             parameter.name: make_field(parameter, self._on_change)
             for parameter in runbook.parameters
             if parameter.name != EXPECT_PLAN
-            and (parameter.name != CONFIRM or runbook.side_effects != "destroys")
+            and (parameter.name != CONFIRM or runbook.side_effects != "deletes")
         }
         self.widget = ipywidgets.Box([field.widget for field in self.fields.values()])
         self.widget.add_class("vmsnix-form")
@@ -363,7 +362,7 @@ class Form:
     def confirmed_values(self, account: str) -> dict[str, object]:
         """Return `values` for a run that was confirmed with the account, which a runbook may also take."""
         asks = any(parameter.name == CONFIRM for parameter in self.runbook.parameters)
-        return self.values() | ({CONFIRM: account} if self.destroys and asks else {})
+        return self.values() | ({CONFIRM: account} if self.deletes and asks else {})
 
     def value(self, name: str) -> object:
         """Return the value of a parameter; ``None`` if it is invalid, or there is no such parameter."""
@@ -411,14 +410,14 @@ class Form:
         return DRY_RUN in self.fields
 
     @property
-    def effect(self) -> Level:
+    def effect(self) -> SideEffects:
         """What a run with these values may do."""
-        return level(self.runbook.side_effects, self._values)
+        return allowed_effects(self.runbook.side_effects, self._values)
 
     @property
-    def destroys(self) -> bool:
+    def deletes(self) -> bool:
         """Whether a run with these values deletes or disables resources."""
-        return self.runbook.side_effects == "destroys" and self.value(DRY_RUN) is not True
+        return self.runbook.side_effects == "deletes" and self.value(DRY_RUN) is not True
 
     def _on_change(self) -> None:
         self.check()
@@ -451,10 +450,10 @@ _PLAN = """\
 shows the plan and changes nothing (dry_run)
 {% elif runbook.side_effects == "read_only" %}
 is read-only
-{% elif runbook.side_effects == "creates" %}
-<b>creates</b> resources
+{% elif runbook.side_effects == "deletes" %}
+<b>deletes</b> the resources in its plan
 {% else %}
-<b>destroys</b> the resources in its plan
+<b>{{ runbook.side_effects }}</b> resources
 {% endif %}
 {{ backend }}</p>
 {% for name, value in given %}

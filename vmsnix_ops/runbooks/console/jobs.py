@@ -95,7 +95,7 @@ def start(
 ) -> Job:
     """Start a run, and return without waiting for its end.
 
-    `confirmed` confirms that the runbook may destroy, and `modified` that its modified notebook may run.
+    `confirmed` confirms that the runbook may delete, and `modified` that its modified notebook may run.
     Relative paths in parameters start at `cwd`, by default the working directory.
 
     Raises
@@ -306,7 +306,7 @@ class JobReader:
             return {
                 "run_id": self.job.run_id,
                 "runbook": self.job.runbook,
-                "verdict": "failed",
+                "status": "failed",
                 "exit_code": 1,
                 "error": {
                     "what": "The process of the run ended without a result.",
@@ -326,7 +326,7 @@ def main(folder: Path) -> None:
     from vmsnix_ops.runbooks import catalog
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
     from vmsnix_ops.runbooks.execution.execute import run
-    from vmsnix_ops.runbooks.execution.verdict import describe
+    from vmsnix_ops.runbooks.execution.status import describe
 
     # The shell starts this process with SIGINT ignored, and the kernel would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -349,9 +349,9 @@ def main(folder: Path) -> None:
                 )
             )
     except VmsnixError as error:
-        outcome |= {"verdict": "failed", "exit_code": error.exit_code, "error": describe(error)}
+        outcome |= {"status": "failed", "exit_code": error.exit_code, "error": describe(error)}
     ended.set()
-    if outcome["verdict"] == "cancelled" and interrupter.requested:
+    if outcome["status"] == "cancelled" and interrupter.requested:
         outcome |= _undo(request["run_id"], Path(request["run_folder"]))
     files.write(folder / OUTCOME, json.dumps(outcome, default=str))
 

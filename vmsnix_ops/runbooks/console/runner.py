@@ -26,7 +26,7 @@ from vmsnix_ops.runbooks.console.suggestions import SuggestionCache, immediate, 
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.runs import open_archive
 from vmsnix_ops.runbooks.execution.execute import same_parameters
-from vmsnix_ops.runbooks.execution.side_effects import level
+from vmsnix_ops.runbooks.execution.side_effects import allowed_effects
 from vmsnix_ops.templates import fill
 from vmsnix_ops.text import link_target
 
@@ -251,9 +251,10 @@ _LOG = """\
 EFFECTS = {
     "read_only": ("vmsnix-good", "read-only"),
     "creates": ("vmsnix-mixed", "creates"),
-    "destroys": ("vmsnix-bad", "destroys"),
+    "changes": ("vmsnix-mixed", "changes"),
+    "deletes": ("vmsnix-bad", "deletes"),
 }
-VERDICTS = {
+STATUSES = {
     "done": ("✓", "vmsnix-good", "done"),
     "partial": ("!", "vmsnix-mixed", "partial"),
     "failed": ("✗", "vmsnix-bad", "failed"),
@@ -261,7 +262,7 @@ VERDICTS = {
 }
 SHOWN_VALUES = ("ami_id", "image_name", "snapshot_id", "region", "account")
 APPLICABLE = ("done", "partial")
-"""Verdicts of dry runs whose plan can be applied."""
+"""Statuses of dry runs whose plan can be applied."""
 LINK_TEXTS = {
     archive.NOTEBOOK: "Executed notebook",
     archive.REPORT: "HTML report",
@@ -270,7 +271,7 @@ LINK_TEXTS = {
 }
 
 _SUMMARY = """\
-<div class="vmsnix-verdict {{ style }}" role="status">
+<div class="vmsnix-status {{ style }}" role="status">
 <h3>{{ about }}{% if dry %} <span class="vmsnix-chip">dry run: nothing was changed</span>{% endif %}</h3>
 {% if error %}<p><b>{{ error }}</b></p>{% endif %}
 {% for text in texts %}<p>{{ text }}</p>{% endfor %}
@@ -334,9 +335,9 @@ class PlannedRun:
     cwd: Path | None  # its working directory: that of the dry run, if it exists
 
     @property
-    def destroys(self) -> bool:
+    def deletes(self) -> bool:
         """Whether the run deletes or disables resources, so that it must be confirmed."""
-        return level(self.runbook.side_effects, self.given) == "destroys"
+        return allowed_effects(self.runbook.side_effects, self.given) == "deletes"
 
 
 def planned_run(values: Mapping[str, Any]) -> PlannedRun | None:
@@ -348,8 +349,8 @@ def planned_run(values: Mapping[str, Any]) -> PlannedRun | None:
         The parameters of the runbook have changed since the dry run.
     """
     fingerprint, name = values.get("plan_fingerprint"), str(values.get("runbook"))
-    verdict = values.get("verdict") or values.get("status")
-    if not (is_dry_run(values) and fingerprint and verdict in APPLICABLE and name in catalog.names()):
+    status = values.get("status")
+    if not (is_dry_run(values) and fingerprint and status in APPLICABLE and name in catalog.names()):
         return None
     runbook, recorded = catalog.find(name), values.get("parameters")
     if not isinstance(recorded, dict) or EXPECT_PLAN not in recorded:
@@ -442,20 +443,20 @@ class ResultView:
     def draw(self) -> None:
         """Update the button and the confirmation, for the current account."""
         planned, (words, account) = self.planned, self._target()
-        destroys = planned is not None and planned.destroys
+        deletes = planned is not None and planned.deletes
         with self.apply_button.hold_sync():  # in one message: it is never enabled without a confirmation
             self.apply_button.description = f"{APPLY} {words}"
-            self.apply_button.button_style = "danger" if destroys else "primary"
+            self.apply_button.button_style = "danger" if deletes else "primary"
             self.apply_button.disabled = planned is None or not self.confirmed
         phrase = self._phrase(account)
-        self._confirm_text.value = fill(_CONFIRM, backend=words, phrase=phrase) if destroys else ""
-        self._confirmation.layout.display = "" if destroys else "none"
+        self._confirm_text.value = fill(_CONFIRM, backend=words, phrase=phrase) if deletes else ""
+        self._confirmation.layout.display = "" if deletes else "none"
         self.apply_button.layout.display = "" if planned is not None else "none"
 
     @property
     def confirmed(self) -> bool:
-        """Whether the plan may be applied: a plan that destroys needs the typed words."""
-        if self.planned is None or not self.planned.destroys:
+        """Whether the plan may be applied: a plan that deletes needs the typed words."""
+        if self.planned is None or not self.planned.deletes:
             return self.planned is not None
         _words, account = self._target()
         return bool(account) and self.confirm.value.strip() == self._phrase(account)
@@ -481,11 +482,11 @@ class ResultView:
 
 
 def summary_html(values: Mapping[str, Any]) -> Markup:
-    """Return the verdict, the error with its fix, and the results of a run."""
-    verdict = str(values.get("verdict") or values.get("status") or "failed")
-    mark, style, word = VERDICTS.get(verdict, VERDICTS["failed"])
+    """Return the status, the error with its fix, and the results of a run."""
+    status = str(values.get("status") or "failed")
+    mark, style, word = STATUSES.get(status, STATUSES["failed"])
     took = values.get("seconds")
-    preposition = "in" if verdict == "done" else "after"
+    preposition = "in" if status == "done" else "after"
     time = f" {preposition} {human_seconds(took)}" if isinstance(took, int | float) else ""
     error = values.get("failure") or values.get("error") or {}
     if not isinstance(error, dict):
@@ -677,17 +678,17 @@ class RunPage:
             kind, effect = EFFECTS[book.side_effects]
             self._about.value = fill(_ABOUT, book=book, kind=kind, effect=effect)
         values = form.confirmed_values(self._account or "ACCOUNT")
-        command = parameters.command_line(book, values, sandbox=self._bar.backend.sandbox, yes=form.destroys)
+        command = parameters.command_line(book, values, sandbox=self._bar.backend.sandbox, yes=form.deletes)
         self._plan.value = plan_html(form, backend=self._bar.words, command=command)
         dry = form.value(DRY_RUN) is True
         busy, invalid = self.job is not None, bool(form.problems)
         refused = self._draw_modified(form)
         with self.run_button.hold_sync():  # in one message: a run that needs a confirmation is never enabled
             self.run_button.description = f"{'Dry run' if dry else 'Run'} {self._bar.words}"
-            self.run_button.button_style = "danger" if form.destroys else "primary"
+            self.run_button.button_style = "danger" if form.deletes else "primary"
             self.run_button.disabled = busy or invalid or refused or not self._confirmed
         self.dry_button.layout.display = "none" if dry or not form.has_dry_run else ""
-        self._confirmation.layout.display = "" if form.destroys else "none"
+        self._confirmation.layout.display = "" if form.deletes else "none"
         self._confirm_text.value = fill(_CONFIRM, backend=self._bar.words, phrase=self._phrase)
         self.dry_button.disabled = busy or invalid
         self._show_message("Correct the marked values." if invalid else "", error=invalid)
@@ -718,7 +719,7 @@ class RunPage:
 
     @property
     def _confirmed(self) -> bool:
-        if not self._form.destroys:
+        if not self._form.deletes:
             return True
         return bool(self._account) and self.confirm.value.strip() == self._phrase
 
@@ -760,7 +761,7 @@ class RunPage:
                 form.focus_problem()
                 self._new_token()
             elif dry or self._confirmed:
-                confirmed = form.destroys and not dry
+                confirmed = form.deletes and not dry
                 job = jobs.start(
                     form.runbook,
                     values,
@@ -785,7 +786,7 @@ class RunPage:
             return
         try:
             job = jobs.start(
-                planned.runbook, planned.given, self._bar.backend, confirmed=planned.destroys, cwd=planned.cwd
+                planned.runbook, planned.given, self._bar.backend, confirmed=planned.deletes, cwd=planned.cwd
             )
         except VmsnixError as error:
             self._new_token()
@@ -827,7 +828,7 @@ class RunPage:
         evidence = copy_evidence(job.run_id, self._bar.backend)
         values = {"seconds": state.seconds, **evidence.values, **outcome}
         dry = job.given.get(DRY_RUN) is True
-        shown = dry and outcome.get("verdict") == "done" and not values.get("tables")
+        shown = dry and outcome.get("status") == "done" and not values.get("tables")
         self.result.show(values, evidence, state, open_report=shown)
         self._allow_next_run()
         self._show_page(self._result_page)

@@ -27,7 +27,7 @@ from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor, remember, secret_values
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import chain, writing
-from vmsnix_ops.runbooks.execution.verdict import PARTIAL
+from vmsnix_ops.runbooks.execution.status import PARTIAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

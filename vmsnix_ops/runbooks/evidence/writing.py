@@ -19,7 +19,7 @@ from vmsnix_ops.records.result import KEYS, once_of, parse, runs_row
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks.evidence import archive, chain
-from vmsnix_ops.runbooks.execution.verdict import PARTIAL, Failure
+from vmsnix_ops.runbooks.execution.status import PARTIAL, Failure
 from vmsnix_ops.settings import user_name
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Run a notebook with papermill: kernel, signals, output, side effects, verdict."""
+"""Run a notebook with papermill: kernel, signals, output, side effects, status."""

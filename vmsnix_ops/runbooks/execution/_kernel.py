@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vmsnix_ops import credentials, files
 from vmsnix_ops.redaction import remember
-from vmsnix_ops.runbooks.execution import cards, verdict
+from vmsnix_ops.runbooks.execution import cards, status
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from vmsnix_ops.runbooks.execution.side_effects import Level
+    from vmsnix_ops.runbooks.catalog import SideEffects
 
 ERROR_FILE = ".error.json"
 
@@ -30,15 +30,15 @@ def load_ipython_extension(shell: Any) -> None:
     shell.events.register("post_run_cell", _save_error)
     _show_whole_frames(shell)
     cards.attach()
-    level, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
-    if level and folder:
+    effects, folder = os.environ.get("VMSNIX_SIDE_EFFECTS"), os.environ.get("VMSNIX_RUN_DIR")
+    if effects and folder:
         from vmsnix_ops.runbooks.execution import lease, side_effects
 
         file = os.environ.pop(lease.VARIABLE, "")
         if file:
             _end_with_parent()
         side_effects.install(
-            cast("Level", level),
+            cast("SideEffects", effects),
             os.environ.get("VMSNIX_RUNBOOK", "The notebook"),
             Path(folder),
             Path(file) if file else None,
@@ -101,4 +101,4 @@ def _save_error(result: Any) -> None:
     if error is None or folder is None:
         return
     with suppress(OSError):  # the notebook also shows the error
-        files.write(Path(folder) / ERROR_FILE, json.dumps(verdict.describe(error), default=str))
+        files.write(Path(folder) / ERROR_FILE, json.dumps(status.describe(error), default=str))

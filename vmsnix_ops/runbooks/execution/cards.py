@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import endpoints, progress
 from vmsnix_ops.errors import InterruptedRunError, VmsnixError
 from vmsnix_ops.progress import ENDS, amount
-from vmsnix_ops.runbooks.execution import verdict
+from vmsnix_ops.runbooks.execution import status
 from vmsnix_ops.templates import fill
 from vmsnix_ops.text import line, lines, plain
 
@@ -137,7 +137,7 @@ def show_error(
 
 def describe(error: BaseException) -> dict[str, Any]:
     """Return what happened, why and what to do, and the details of an error or an interrupt."""
-    known: dict[str, Any] = verdict.describe(error)
+    known: dict[str, Any] = status.describe(error)
     detail = {**known.get("detail", {})}
     if run_id := _run_id():
         detail["run"] = run_id

@@ -2,7 +2,7 @@
 
 >>> from vmsnix_ops.runbooks.execution.execute import run
 >>> outcome = run("publish-ami", {"image": "./result"})  # doctest: +SKIP
->>> outcome.verdict, outcome.values["ami_id"]  # doctest: +SKIP
+>>> outcome.status, outcome.values["ami_id"]  # doctest: +SKIP
 ('done', 'ami-0123456789abcdef0')
 """
 
@@ -33,7 +33,7 @@ from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
 from vmsnix_ops.runbooks.execution._output import Limits, LiveOutput
 from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
-from vmsnix_ops.runbooks.execution.verdict import Failure, judge, read_error
+from vmsnix_ops.runbooks.execution.status import Failure, judge, read_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,7 +109,7 @@ class RunOutcome:
 
     run_id: str  # also the name of its folder in the archive
     runbook: str
-    verdict: RunStatus  # done, failed, partial (some targets done, or evidence missing) or cancelled
+    status: RunStatus  # done, failed, partial (some targets done, or evidence missing) or cancelled
     exit_code: int  # 0 done, 1 failed or cancelled, 2 usage error, 3 partial
     # Locations of the evidence: paths, or s3:// locations. `report` is empty if it could not be created.
     notebook: str
@@ -174,10 +174,10 @@ def run(
     run_id
         ID of the run, from `new_run_id`; a new one by default.
     confirmed
-        Confirms that the runbook may destroy. A dry run needs no confirmation.
+        Confirms that the runbook may delete. A dry run needs no confirmation.
     modified
-        Confirms that a notebook of the package whose cells were modified may run, although it creates or
-        destroys. A dry run and a run on a sandbox need no confirmation. A modified notebook has the
+        Confirms that a notebook of the package whose cells were modified may run, although it creates,
+        changes or deletes. A dry run and a run on a sandbox need no confirmation. A modified notebook has the
         parameters and defaults of the unmodified one.
     record
         Whether the run gets a row in the history.
@@ -194,7 +194,7 @@ def run(
     UnknownRunbookError, ParameterError, SettingsError
         Usage error; nothing has run.
     ConfirmationError
-        The runbook would destroy, or its notebook was modified, and this is not confirmed; nothing has run.
+        The runbook would delete, or its notebook was modified, and this is not confirmed; nothing has run.
     ArchiveError
         The archive cannot be written; nothing has run.
     RunError
@@ -212,9 +212,9 @@ def run(
     values = writing.all_parameters(wanted, checked)
     allowed = modified or bool(variables.get("VMSNIX_SANDBOX"))
     content, differs = read_notebook(wanted, values, modified=allowed)
-    if not confirmed and side_effects.level(wanted.side_effects, values) == "destroys":
+    if not confirmed and side_effects.allowed_effects(wanted.side_effects, values) == "deletes":
         raise ConfirmationError(
-            f"{wanted.name} would destroy resources. Pass --yes to confirm.",
+            f"{wanted.name} would delete resources. Pass --yes to confirm.",
             why="dry_run is off, and the run is not confirmed.",
             fix="Check a dry run first, then confirm with --yes (in Python: run(..., confirmed=True)).",
         )
@@ -253,12 +253,12 @@ def read_notebook(
     Raises
     ------
     ConfirmationError
-        It was modified and would create or destroy with these parameters, and `modified` is not set.
+        It was modified and would change something in AWS with these parameters, and `modified` is not set.
     RunError
         It is missing or damaged.
     """
     content, differs = catalog.content(runbook)
-    effect = side_effects.level(runbook.side_effects, values)
+    effect = side_effects.allowed_effects(runbook.side_effects, values)
     if differs and not modified and effect != "read_only":
         raise ConfirmationError(
             f"{runbook.path.name} was modified: its cells differ from those of the package.",
@@ -316,7 +316,7 @@ def _run(
     return RunOutcome(
         run_id=prepared.folder.run_id,
         runbook=prepared.runbook.name,
-        verdict=values["status"],
+        status=values["status"],
         exit_code=values["exit_code"],
         notebook=values["notebook"],
         report=values["report"],
@@ -406,7 +406,7 @@ def _kernel_environment(prepared: writing.PreparedRun, ipython: str) -> dict[str
         "VMSNIX_NOTEBOOK": str(prepared.runbook.path),
         "VMSNIX_RUN_DIR": str(prepared.folder.local),
         "VMSNIX_PROGRESS": prepared.environment.get("VMSNIX_PROGRESS") or "messages",
-        "VMSNIX_SIDE_EFFECTS": side_effects.level(
+        "VMSNIX_SIDE_EFFECTS": side_effects.allowed_effects(
             prepared.runbook.side_effects, prepared.entry["parameters"]
         ),
         "VMSNIX_RUN_ENTRY": prepared.folder.entry if prepared.folder.remote else "",

@@ -34,7 +34,7 @@ from vmsnix_ops.records.run_context import RunContext, new_run_id, set_kernel_ru
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import cells, chain, writing
 from vmsnix_ops.runbooks.execution import side_effects
-from vmsnix_ops.runbooks.execution.verdict import INTERRUPTS, PARTIAL, Failure, cell_failure, describe
+from vmsnix_ops.runbooks.execution.status import INTERRUPTS, PARTIAL, Failure, cell_failure, describe
 from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
@@ -173,11 +173,11 @@ class KernelRun:
     def _guard_side_effects(self) -> None:
         global _guard
         runbook, folder = self.prepared.runbook, self.prepared.folder.local
-        level = side_effects.level(runbook.side_effects, self.prepared.entry["parameters"])
+        allowed = side_effects.allowed_effects(runbook.side_effects, self.prepared.entry["parameters"])
         if _guard is None:
-            _guard = side_effects.install(level, runbook.name, folder)
+            _guard = side_effects.install(allowed, runbook.name, folder)
         else:
-            _guard.restart(level, runbook.name, folder)
+            _guard.restart(allowed, runbook.name, folder)
 
     def _write_first_entries(self, first: int) -> None:
         entry = self.prepared.entry
@@ -206,10 +206,10 @@ class KernelRun:
         dry_run = entry["dry_run"] and values.get("dry_run") is True
         for known in (entry, self._known):
             known |= {"parameters": dict(values), "dry_run": dry_run}
-        level = side_effects.level(self.prepared.runbook.side_effects, values)
+        allowed = side_effects.allowed_effects(self.prepared.runbook.side_effects, values)
         if _guard is not None:
-            _guard.level = level
-        self.journal.append("parameters", changed=changed, side_effects=level, at=_now())
+            _guard.allowed = allowed
+        self.journal.append("parameters", changed=changed, side_effects=allowed, at=_now())
         try:
             self.prepared.folder.write_json(archives.RESULT, self._known)
         except OSError as error:

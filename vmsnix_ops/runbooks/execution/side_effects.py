@@ -1,13 +1,13 @@
 """Limit what a notebook may do in AWS to the side effects that it declares.
 
-The metadata of a notebook declare whether it only reads (``read_only``), ``creates`` or ``destroys``. With
-``dry_run`` it may only read. `Guard` checks every call that boto3 sends from the kernel:
+The metadata of a notebook declare whether it only reads (``read_only``), ``creates``, ``changes`` or
+``deletes``. With ``dry_run`` it may only read. `Guard` checks every call that boto3 sends from the kernel:
 
 ``read_only``
     Only calls that read, and calls with ``DryRun=True``.
-``creates``
+``creates``, ``changes``
     All calls, but a run may delete only resources that it created, and leftovers of a publish (`CLEAN_UPS`).
-``destroys``
+``deletes``
     All calls. The runner starts such a run only after a confirmation
     (`vmsnix_ops.runbooks.execution.execute.run`).
 
@@ -24,7 +24,7 @@ import re
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.aws import tags as tagging
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-
-Level = Literal["read_only", "creates", "destroys"]
+    from vmsnix_ops.runbooks.catalog import SideEffects
 
 READING_VERBS = re.compile(
     r"(BatchDescribe|BatchGet|Describe|Get|Head|List|Lookup|Search|Simulate)(?=[A-Z]|$)"
@@ -155,25 +154,25 @@ def is_read(service: str, operation: str, request: Mapping[str, Any] | None = No
     return name in READING_CALLS or (name not in CREATING_GETS and READING_VERBS.match(operation) is not None)
 
 
-def level(side_effects: Level, parameters: Mapping[str, object]) -> Level:
+def allowed_effects(declared: SideEffects, parameters: Mapping[str, object]) -> SideEffects:
     """Return the allowed side effects of a run: those of its runbook, or ``read_only`` in a dry run."""
-    return "read_only" if parameters.get("dry_run") is True else side_effects
+    return "read_only" if parameters.get("dry_run") is True else declared
 
 
 @dataclass
 class Guard:
     """Checks every call of a run."""
 
-    level: Level
+    allowed: SideEffects
     runbook: str  # its name, for the error
     # Called with every refusal, so that the run fails even if the notebook suppresses the error.
     report: Callable[[SideEffectsError], None] = lambda _error: None
     lease: Path | None = None  # file of the lease that the run needs to change something, if any
     _created: set[str] = field(default_factory=set)
 
-    def restart(self, level: Level, runbook: str, folder: Path) -> None:
+    def restart(self, allowed: SideEffects, runbook: str, folder: Path) -> None:
         """Check the calls of another run from now on; the arguments are as for `install`."""
-        self.level, self.runbook = level, runbook
+        self.allowed, self.runbook = allowed, runbook
         self.report = functools.partial(_append_refusal, folder / REFUSALS)
         self._created.clear()
 
@@ -197,9 +196,9 @@ class Guard:
         if _saving.get() or is_read(service, operation, request):
             return
         if not (
-            self.level == "destroys"
-            or (self.level == "creates" and not DELETING_VERBS.match(operation))
-            or (self.level == "creates" and self._may_delete(client, f"{service}:{operation}", request))
+            self.allowed == "deletes"
+            or (self.allowed != "read_only" and not DELETING_VERBS.match(operation))
+            or (self.allowed != "read_only" and self._may_delete(client, f"{service}:{operation}", request))
         ):
             self._refuse(f"{service}:{operation}")
         if self.lease is not None:
@@ -220,14 +219,12 @@ class Guard:
         return clean_up is not None and client is not None and clean_up(client, request)
 
     def _refuse(self, call: str) -> None:
-        allowed = {
-            "read_only": "Its side_effects are read_only, or it is a dry run.",
-            "creates": "Its side_effects are creates, and the call would delete something that it did not "
-            "create.",
-        }
+        why = f"Its side_effects are {self.allowed}, and the call would delete what it did not create."
+        if self.allowed == "read_only":
+            why = "Its side_effects are read_only, or it is a dry run."
         error = SideEffectsError(
             f"{self.runbook} may not call {call}.",
-            why=allowed[self.level],
+            why=why,
             fix="Nothing was sent to AWS. Correct the notebook, or the side_effects in its metadata.",
         )
         self.report(error)
@@ -259,12 +256,12 @@ def saving_evidence() -> Iterator[None]:
         _saving.reset(token)
 
 
-def install(level: Level, runbook: str, folder: Path, lease_file: Path | None = None) -> Guard:
+def install(allowed: SideEffects, runbook: str, folder: Path, lease_file: Path | None = None) -> Guard:
     """Check every call that botocore makes in this process, and record refusals in the run's folder.
 
     The arguments are as for `Guard`.
     """
-    guard = Guard(level, runbook, functools.partial(_append_refusal, folder / REFUSALS), lease_file)
+    guard = Guard(allowed, runbook, functools.partial(_append_refusal, folder / REFUSALS), lease_file)
     after_import(
         {
             "botocore.client": functools.partial(_hook_calls, guard=guard),

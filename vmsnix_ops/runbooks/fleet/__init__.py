@@ -130,7 +130,7 @@ class FleetPlan(FingerprintedPlan):
         Parameters
         ----------
         confirmed
-            Whether the targets that destroy are confirmed.
+            Whether the targets that delete are confirmed.
         progress
             Shows the progress; `vmsnix_ops.progress.current` by default.
         stop
@@ -141,7 +141,7 @@ class FleetPlan(FingerprintedPlan):
         StalePlanError
             It is not the expected plan; nothing has run.
         ConfirmationError
-            Targets would destroy, and they are not confirmed; nothing has run.
+            Targets would delete resources, and they are not confirmed; nothing has run.
         FleetError
             Dask, the scheduler or a suitable worker is missing. Or the connection to the scheduler was lost;
             the report was written before.
@@ -155,11 +155,11 @@ class FleetPlan(FingerprintedPlan):
             record_plan(facts, tables, runbook="fleet")
             documents = tuple(one.document(self.states[one.name]) for one in targets)
             return FleetResult(self.file.name, "", True, documents, 0.0, plan=self)
-        destroying = [one.name for one in targets if one.effects == "destroys"]
-        if destroying and not confirmed:
+        deleting = [one.name for one in targets if one.effects == "deletes"]
+        if deleting and not confirmed:
             raise ConfirmationError(
-                f"{counted(len(destroying), 'target')} would destroy resources. Pass --yes to confirm.",
-                why=f"{destroying[0]} has dry_run = false.",
+                f"{counted(len(deleting), 'target')} would delete resources. Pass --yes to confirm.",
+                why=f"{deleting[0]} has dry_run = false.",
                 fix="Check a dry run first, then confirm with --yes (in Python: apply(confirmed=True)).",
             )
         need_dask()

@@ -57,7 +57,7 @@ from vmsnix_ops.redaction import find_secret
 from vmsnix_ops.region_names import known_regions
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.execution.execute import read_notebook
-from vmsnix_ops.runbooks.execution.side_effects import level
+from vmsnix_ops.runbooks.execution.side_effects import allowed_effects
 from vmsnix_ops.runbooks.fleet.worker import CREDENTIALS, Account, Target
 from vmsnix_ops.runbooks.value_checks import Place, call_errors, value_errors
 
@@ -436,7 +436,7 @@ class _Reader:
             resources=_merged(layers, "resources"),
             retries=last.get("retries", 0),
             retry_wait=float(last.get("retry_wait", 5)),
-            effects=level(runbook.side_effects, whole),
+            effects=allowed_effects(runbook.side_effects, whole),
             own=runbook.own,
             modified=modified,
         )

@@ -19,7 +19,7 @@ from vmsnix_ops.records.result import KEYS, Result
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence import archive, github
 from vmsnix_ops.runbooks.evidence.writing import store
-from vmsnix_ops.runbooks.execution.verdict import PARTIAL
+from vmsnix_ops.runbooks.execution.status import PARTIAL
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
@@ -247,5 +247,5 @@ def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], fold
 def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str]:
     """Return the start and end of a try in seconds since the epoch, and its colour."""
     begin = datetime.fromisoformat(attempt["started_at"]).timestamp()
-    colour = f"--{COLOURS.get(attempt['verdict'], 'soft')}"
+    colour = f"--{COLOURS.get(attempt['status'], 'soft')}"
     return begin, begin + (attempt.get("seconds") or 0.0), colour

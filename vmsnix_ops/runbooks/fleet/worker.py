@@ -82,7 +82,7 @@ class Target:
     resources: Mapping[str, float] = field(default_factory=dict)  # that a worker must have
     retries: int = 0
     retry_wait: float = 5.0  # seconds before the first retry; doubled each time
-    effects: str = "read_only"  # read_only (also in a dry run), creates or destroys
+    effects: str = "read_only"  # read_only (also in a dry run), creates, changes or deletes
     own: bool = False  # a runbook that is not one of the package
     modified: bool = False  # may run although its notebook was modified
     after: tuple[str, ...] = ()  # names of the targets that must be done first
@@ -123,7 +123,7 @@ class Target:
         given = " ".join(f"{name}={value}" for name, value in self.given.items())
         parts = [f"{self.runbook}{' (own)' if self.own else ''} {given}".strip()]
         parts += [f"{word} {found}" for word in ("after", "needs") if (found := self.described()[word])]
-        parts += ["destroys"] if self.effects == "destroys" else []
+        parts += ["deletes"] if self.effects == "deletes" else []
         parts += [counted(self.retries, "retry", "retries")] if self.retries else []
         return "; ".join(parts)
 
@@ -230,8 +230,8 @@ def _next(session: Session, target: Target, current: Document | None, missing: l
         if current["state"] == "running":
             reason = f"Its process on {current['owner']['host']} ended without a result."
             lost = {"session": current["session"], "started_at": current["started_at"], "error": reason}
-            wanted["attempts"].append({"verdict": "lost", **lost})
-    losses = sum(one["verdict"] == "lost" and one["session"] == session.id for one in wanted["attempts"])
+            wanted["attempts"].append({"status": "lost", **lost})
+    losses = sum(one["status"] == "lost" and one["session"] == session.id for one in wanted["attempts"])
     if missing:
         reason = f"Not run, because these are not done: {', '.join(missing)}."
         wanted |= {"state": "skipped", "error": reason}
@@ -293,7 +293,7 @@ def run_claimed(session: Session, target: Target, wanted: Document, version: str
                 | _attempt(session, target, interrupter, file)
             )
         if not claim.lost:
-            result = {"state": attempt["verdict"], "error": attempt["error"], "result": attempt["result"]}
+            result = {"state": attempt["status"], "error": attempt["error"], "result": attempt["result"]}
             claim.finish(claim.document | {"attempts": [*wanted["attempts"], attempt]} | result)
             return 0
     return NOT_OURS
@@ -302,7 +302,7 @@ def run_claimed(session: Session, target: Target, wanted: Document, version: str
 def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_file: Path) -> Document:
     """Run the notebook once, and return the result."""
     clock = time.monotonic()
-    attempt: Document = {"verdict": "failed", "exit_code": 1, "run_id": "", "result": {}}
+    attempt: Document = {"status": "failed", "exit_code": 1, "run_id": "", "result": {}}
     try:
         outcome = run(
             target.runbook,
@@ -320,9 +320,9 @@ def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_f
     except Exception as error:  # noqa: BLE001 - the error of one target must not end the fleet
         attempt["error"] = f"{type(error).__name__}: {error}"
     else:
-        attempt |= {name: getattr(outcome, name) for name in ("verdict", "exit_code", "run_id")}
-        if outcome.verdict == "partial" and outcome.error is None:  # only evidence is missing
-            attempt["verdict"] = "done"
+        attempt |= {name: getattr(outcome, name) for name in ("status", "exit_code", "run_id")}
+        if outcome.status == "partial" and outcome.error is None:  # only evidence is missing
+            attempt["status"] = "done"
         attempt["error"] = str(outcome.error) if outcome.error else " ".join(outcome.problems) or None
         attempt["result"] = {name: outcome.values[name] for name in RESULT_KEYS if outcome.values.get(name)}
     attempt["seconds"] = round(time.monotonic() - clock, 3)
