@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.exceptions import ClientError
 from rich.console import Console
 
 from tests.support import join
 from vmsnix_ops import progress
+from vmsnix_ops.aws import paging, session
 from vmsnix_ops.progress import Event, LogLines, NotebookBars, Progress, TerminalBars, describe
 
 if TYPE_CHECKING:
@@ -174,33 +178,97 @@ def test_a_message_cannot_contain_a_workflow_command(monkeypatch: pytest.MonkeyP
     assert all(not line.lstrip().startswith("::") for line in stream.getvalue().splitlines())
 
 
-def test_current_can_be_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+class Shell:
+    """The shell of a kernel."""
+
+    kernel = True
+
+
+def test_a_program_gets_the_log_instead_of_a_display(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vmsnix_ops")
+    with progress.current().step("upload", total=2, unit="bytes") as step:
+        step.advance(2)
+        step.message("sent\nby ghp_" + "a" * 36)
+    with pytest.raises(ValueError, match="bad disk"), progress.current().step("import"):
+        raise ValueError("bad disk")
+    assert capsys.readouterr() == ("", "")
+    assert {record.name for record in caplog.records} == {"vmsnix_ops.progress"}
+    shown = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert shown[0] == ("INFO", "upload: started")
+    assert shown[1][1].startswith("upload: sent\\nby [secret removed")
+    assert shown[2][1].startswith("upload: finished in 0")
+    assert shown[4][0] == "WARNING"
+    assert shown[4][1].startswith("import: failed in 0")
+    assert shown[4][1].endswith(", bad disk")
+
+
+def test_a_program_without_logging_prints_nothing() -> None:
+    program = """
+from botocore.exceptions import ClientError
+from vmsnix_ops.aws import session
+from vmsnix_ops.progress import current
+answers = [ClientError({"Error": {"Code": "InvalidAMIID.NotFound"}}, "DescribeImages"), None]
+def call():
+    if (answer := answers.pop(0)) is not None:
+        raise answer
+session.retry(call, "InvalidAMIID.NotFound")
+with current().step("upload"):
+    pass
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_retries_are_logged_as_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    refused = ClientError({"Error": {"Code": "InvalidAMIID.NotFound"}}, "DescribeImages")
+    throttled = ClientError({"Error": {"Code": "RequestLimitExceeded"}}, "DescribeImages")
+    answers: list[object] = [refused, "found", throttled, "read"]
+
+    def call() -> object:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    assert (session.retry(call, "InvalidAMIID.NotFound"), paging.retry_read(call)) == ("found", "read")
+    logged = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert [one for one in logged if one[0].startswith("vmsnix_ops")] == [
+        ("vmsnix_ops.aws.session", "WARNING", "AWS answered InvalidAMIID.NotFound: attempt 2."),
+        ("vmsnix_ops.aws.session", "WARNING", "AWS answered RequestLimitExceeded: trying again."),
+    ]
+
+
+def test_progress_can_be_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("VMSNIX_PROGRESS", "silent")
+    monkeypatch.setattr(progress, "_shell", Shell)
     with progress.current().step("upload"):
         pass
     assert capsys.readouterr().out == ""
 
 
-def test_current_writes_lines_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_command_and_a_kernel_without_a_person_write_lines(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("VMSNIX_PROGRESS", raising=False)
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    with progress.current().step("upload"):
+    for name in ("VMSNIX_PROGRESS", "JPY_SESSION_NAME", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress, "_shell", Shell)
+    with (progress.current() if kernel else progress.on_screen()).step("upload"):
         pass
     assert capsys.readouterr().out.startswith("upload ...\nupload finished in ")
 
 
-def test_current_shows_widgets_in_jupyterlab_but_not_in_a_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_widgets_are_shown_in_jupyterlab_but_not_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VMSNIX_PROGRESS", raising=False)
     monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/20-publish-ami.ipynb")
     monkeypatch.delenv("VMSNIX_RUN_ID", raising=False)
-    assert type(progress.current().report).__name__ == "NotebookBars"
+    monkeypatch.setattr(progress, "_shell", Shell)
+    assert isinstance(progress._default_reporter(), NotebookBars)
     monkeypatch.setenv("VMSNIX_RUN_ID", "r1")
-    assert isinstance(progress.current().report, LogLines)
+    assert isinstance(progress._default_reporter(), LogLines)
 
 
 def row(reporter: object, number: int = 0) -> tuple[str, object, str]:
@@ -279,7 +347,7 @@ def test_terminal_bars_keep_the_outcome_of_each_step() -> None:
 
 def test_terminal_bars_show_simultaneous_steps_and_stop_after_the_last() -> None:
     shown, _ = terminal()
-    reporter = shown.report
+    reporter = shown.reporter
     with shown.step("eu-west-1"):
         with shown.step("eu-north-1"):
             pass

@@ -1,6 +1,7 @@
-"""Report progress as events, and show them on a terminal, in a notebook or in a CI log.
+"""Report progress as events, log them, and show them on a terminal, in a notebook or in a CI log.
 
-Work is reported as steps. A reporter shows their events; the caller that starts the work chooses it. With
+Work is reported as steps. A reporter shows their events: bars or lines for commands and notebooks, nothing in
+a program that uses the package. Each step is also logged below the logger ``vmsnix_ops``, at level INFO. With
 ``VMSNIX_EVENTS`` the events are also written to a file that another process can follow.
 
 >>> from vmsnix_ops.progress import Progress
@@ -15,6 +16,7 @@ Work is reported as steps. A reporter shows their events; the caller that starts
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+
+LOGGER = logging.getLogger(__name__)
+# Without a handler, Python would print the warnings in a program that has not configured logging.
+logging.getLogger("vmsnix_ops").addHandler(logging.NullHandler())
 
 Forecast = Callable[[float], float | None]
 """Estimates the remaining seconds from the elapsed ones; ``None`` once the estimate is exceeded."""
@@ -131,10 +137,16 @@ class Step:
 
 
 class Progress:
-    """Reports steps to a reporter, which is called with every event, in the thread of the event."""
+    """Logs steps, and reports them to a reporter, which is called with every event, in its thread."""
 
-    def __init__(self, report: Reporter) -> None:
-        self.report = report
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+
+    def report(self, event: Event) -> None:
+        """Log an event, and pass it to the reporter."""
+        if event.kind != "advanced":
+            _log(event)
+        self.reporter(event)
 
     @contextmanager
     def step(self, name: str, *, total: float | None = None, unit: Unit = "items") -> Iterator[Step]:
@@ -155,11 +167,26 @@ def silent() -> Progress:
     return Progress(lambda _event: None)
 
 
+def _log(event: Event) -> None:
+    level = logging.WARNING if event.kind == "failed" else logging.INFO
+    if LOGGER.isEnabledFor(level):
+        from vmsnix_ops.redaction import Redactor, secret_values
+
+        text = {"message": event.message, "started": "started"}.get(event.kind) or _outcome(event)
+        LOGGER.log(level, "%s", line(Redactor(secret_values()).text(f"{event.step}: {text}")))
+
+
+def on_screen() -> Progress:
+    """Return the `Progress` of a command: bars on a terminal, and lines elsewhere (CI)."""
+    return Progress(TerminalBars() if sys.stdout.isatty() else LogLines(sys.stdout))
+
+
 def current() -> Progress:
     """Return the `Progress` for this process.
 
-    It shows widgets in JupyterLab, bars on a terminal, and lines elsewhere (CI, papermill). The kernel of a
-    run sends its events to the runner. With ``VMSNIX_EVENTS`` the events are also written to that file.
+    It shows widgets in JupyterLab, lines in other kernels (papermill), and nothing in a program, which gets
+    the log. The kernel of a run sends its events to the runner. With ``VMSNIX_EVENTS`` the events are also
+    written to that file.
     """
     reporter = _default_reporter()
     if getattr(_shell(), "kernel", None) is not None:
@@ -174,15 +201,12 @@ def in_jupyter() -> bool:
 
 
 def _default_reporter() -> Reporter:
-    if os.environ.get("VMSNIX_PROGRESS") == "silent":
-        return silent().report
-    if os.environ.get("VMSNIX_PROGRESS") == "messages" and "IPython" in sys.modules:
-        return _kernel_messages()
-    if in_jupyter():
-        return NotebookBars()
-    if sys.stdout.isatty():
-        return TerminalBars()
-    return LogLines(sys.stdout)
+    mode = os.environ.get("VMSNIX_PROGRESS")
+    if mode == "messages":
+        return _kernel_messages() if "IPython" in sys.modules else LogLines(sys.stdout)
+    if mode == "silent" or getattr(_shell(), "kernel", None) is None:
+        return silent().reporter
+    return NotebookBars() if in_jupyter() else LogLines(sys.stdout)
 
 
 _steps: dict[str, Event] = {}

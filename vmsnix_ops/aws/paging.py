@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.error_codes import RETRYABLE
-from vmsnix_ops.aws.session import code_of
+from vmsnix_ops.aws.session import LOGGER, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -119,6 +119,7 @@ def retry_read(call: Callable[[], Answer], state: RetryState | None = None) -> A
             state.failing_since = state.failing_since or now
             if now - state.failing_since >= _retry_seconds(error):
                 raise
+            LOGGER.warning("AWS answered %s: trying again.", code_of(error) or type(error).__name__)
             state.limit.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the threads' retries
             pause = min(2 * pause, 5.0)
         else:

@@ -84,7 +84,9 @@ def _record_irreversible_calls(client: BaseClient) -> None:
 
 Answer = TypeVar("Answer")
 
-# Retries are not shown. Without any handler, Python would print the name of the event.
+LOGGER = logging.getLogger(__name__)
+# `retry` logs the retries. Without any handler, Python would print them, and the names of stamina's events.
+logging.getLogger("vmsnix_ops").addHandler(logging.NullHandler())
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 
@@ -407,6 +409,7 @@ def retry(
     """
     import stamina
 
+    refused = ""
     for attempt in stamina.retry_context(
         on=lambda error: code_of(error) in codes and containing in str(error),
         attempts=attempts,
@@ -415,6 +418,12 @@ def retry(
         wait_max=5.0,
         wait_jitter=0.2,
     ):
+        if refused:
+            LOGGER.warning("AWS answered %s: attempt %d.", refused, attempt.num)
         with attempt:
-            return call()
+            try:
+                return call()
+            except Exception as error:
+                refused = code_of(error)
+                raise
     raise RuntimeError("stamina returns or raises")  # pragma: no cover

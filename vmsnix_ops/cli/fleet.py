@@ -94,7 +94,7 @@ def fleet(
         raise no_fingerprint()
     from vmsnix_ops.cli.output import echo_or_discard, show_error
     from vmsnix_ops.cli.sandbox import run_sandbox
-    from vmsnix_ops.progress import LogLines, Progress
+    from vmsnix_ops.progress import LogLines, Progress, on_screen
     from vmsnix_ops.runbooks import fleet as fleets
 
     with run_sandbox() if sandbox else nullcontext() as served:
@@ -117,7 +117,9 @@ def fleet(
                 plan |= {"targets": _rows(ready)}
                 written = echo_or_discard(json(plan, indent=2))
             return 0 if written else 1
-        outcome = ready.apply(confirmed=yes, progress=Progress(LogLines(sys.stderr)) if as_json else None)
+        outcome = ready.apply(
+            confirmed=yes, progress=Progress(LogLines(sys.stderr)) if as_json else on_screen()
+        )
     where = f"report    {line(outcome.values['report'])}\nresult    {line(outcome.values['result'])}"
     written = echo_or_discard(json(outcome.values, indent=2) if as_json else where) and written
     if not written:

@@ -68,7 +68,7 @@ left.__enter__()
 raise AwsError("No.")
 """,
     "texts": """
-for place in (shown.report.__closure__[0].cell_contents, shown.report.__closure__[1].cell_contents):
+for place in (shown.reporter.__closure__[0].cell_contents, shown.reporter.__closure__[1].cell_contents):
     if hasattr(place, "_rows"):
         print({name: (bar.bar_style, text.value) for name, (bar, text) in place._rows.items()})
 """,

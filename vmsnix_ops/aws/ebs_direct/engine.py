@@ -21,6 +21,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import error_codes
 from vmsnix_ops.aws.ebs_direct import wire
 from vmsnix_ops.aws.ebs_direct.worker import CHANGED, THROTTLED, TransferJob
+from vmsnix_ops.aws.session import LOGGER
 from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.disk.survey import NEXT_TIME
 
@@ -200,6 +201,8 @@ class _WorkerPool:
                 raise BlockRefusedError("WorkerDied", f"with exit code {self.workers[number].wait()}", -1)
             if "done" in message:
                 on_done(message["done"])
+                if message["throttled"] and not any(self.throttled):
+                    LOGGER.warning("AWS throttles the requests for blocks: trying again at a lower rate.")
                 self.throttled[number] = message["throttled"]
                 waiting[number] -= 1
                 self._pass_keys()
