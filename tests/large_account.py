@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmsnix_ops.sandbox import Sandbox
-    from vmsnix_ops.sandbox.core import Tables
+    from vmsnix_ops.sandbox.core import SandboxTables
 
 REGIONS = (*DEFAULT_REGIONS, "af-south-1", "ap-east-1", "me-south-1")
 """Twenty regions. An account must opt in to the last three."""
@@ -54,7 +54,7 @@ def populate(
 
 
 def fill(
-    tables: Tables,
+    tables: SandboxTables,
     account: str,
     *,
     regions: Sequence[str] = REGIONS,

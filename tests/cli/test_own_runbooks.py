@@ -182,7 +182,9 @@ def test_the_console_has_a_form_for_an_own_runbook(project: Path, console_bar: C
 def console_bar(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     from vmsnix_ops.runbooks.console import backends
 
-    monkeypatch.setattr(backends, "read_caller", lambda _backend: backends.Caller("0" * 12, "arn", "x"))
+    monkeypatch.setattr(
+        backends, "read_caller", lambda _backend: backends.BackendCaller("0" * 12, "arn", "x")
+    )
     return lambda: backends.BackendBar(lambda: None)
 
 

@@ -12,7 +12,7 @@ import pytest
 from vmsnix_ops import audit, history, retire, sandbox, verify
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.sandbox import Sandbox, demo
-from vmsnix_ops.sandbox.core import Tables
+from vmsnix_ops.sandbox.core import SandboxTables
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def test_the_same_time_creates_the_same_account(tmp_path: Path) -> None:
     now = datetime(2026, 11, 1, tzinfo=UTC)
 
     def made() -> tuple[list[str], Any]:
-        tables = Tables()
+        tables = SandboxTables()
         rows = demo.fill(tables, "012345678901", tmp_path, now=now)
         return list(tables.table("012345678901", "us-east-1", "images")), rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.large_account import REGIONS, fill, populate
-from vmsnix_ops.sandbox.core import Tables
+from vmsnix_ops.sandbox.core import SandboxTables
 
 if TYPE_CHECKING:
     from tests.sandbox.clients import SandboxClients
@@ -51,7 +51,7 @@ def test_one_ami_in_twenty_is_referenced_by_each_kind_in_turn(aws: SandboxClient
 
 def test_the_same_seed_creates_the_same_account() -> None:
     def ids(seed: int) -> list[str]:
-        tables = Tables()
+        tables = SandboxTables()
         fill(tables, ACCOUNT, regions=["us-east-1"], amis=5, seed=seed)
         return list(tables.table(ACCOUNT, "us-east-1", "images"))
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmsnix_ops.sandbox import sandbox
-from vmsnix_ops.sandbox.ec2.resources import DirectUpload, Snapshot
+from vmsnix_ops.sandbox.ec2.resources import DirectUpload, EmulatedSnapshot
 from vmsnix_ops.sandbox.faults import Fault
 from vmsnix_ops.sandbox.state_file import dump_tables, load_tables
 
@@ -162,7 +162,7 @@ VALUES = st.recursive(
         | st.sets(st.text())
         | st.frozensets(st.integers())
         | st.builds(
-            Snapshot,
+            EmulatedSnapshot,
             st.text(),
             st.text(),
             st.text(),
@@ -203,7 +203,7 @@ def test_a_value_that_is_not_data_is_not_written(tmp_path: Path) -> None:
 def test_a_large_disk_has_a_small_state_file() -> None:
     blocks = {index: index.to_bytes(32, "big") for index in range(0, 200_000, 2)}
     started = datetime(2026, 1, 1, tzinfo=UTC)
-    snapshot = Snapshot("snap-1", "0", "r", 100, started, blocks=blocks)
+    snapshot = EmulatedSnapshot("snap-1", "0", "r", 100, started, blocks=blocks)
     content = dump_tables({("", "", "snapshots"): {"snap-1": snapshot}})
     assert len(content) < 60 * len(blocks)
     assert load_tables(content)["", "", "snapshots"]["snap-1"] == snapshot

@@ -58,7 +58,7 @@ THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
 
 
 @dataclass(frozen=True, slots=True)
-class StoredObject:
+class BucketObject:
     """An object in S3 with the verified bytes of an image."""
 
     bucket: str
@@ -114,7 +114,7 @@ def upload_file(
     kms_key: str = "",
     in_use: Callable[[], bool] = lambda: False,
     step: Step | None = None,
-) -> StoredObject:
+) -> BucketObject:
     """Upload a file to this key, or find the object.
 
     Safe to run twice, also at the same time on two machines: the key is derived from the image's digest, an
@@ -183,7 +183,7 @@ def upload_file(
                     raise
                 _abort(s3, bucket, key, upload_id)
             else:
-                return StoredObject(bucket, key, survey.file_bytes, checksum, "created", sent)
+                return BucketObject(bucket, key, survey.file_bytes, checksum, "created", sent)
         raise errors.AwsError(
             f"The upload of s3://{bucket}/{key} was ended {ATTEMPTS} times by another process.",
             why="Another publisher of the same image completed or aborted it.",
@@ -238,12 +238,12 @@ def _clear(s3: S3Client, bucket: str, key: str, in_use: Callable[[], bool]) -> N
     s3.delete_object(Bucket=bucket, Key=key)
 
 
-def _find(s3: S3Client, survey: Survey, *, bucket: str, key: str, kms_key: str = "") -> StoredObject | None:
+def _find(s3: S3Client, survey: Survey, *, bucket: str, key: str, kms_key: str = "") -> BucketObject | None:
     """Return the object if its composite SHA-256, which S3 computed, is that of the image."""
     head = _head(s3, bucket, key)
     if head is None or not _has_bytes(head, survey) or (kms_key and head.get("SSEKMSKeyId") != kms_key):
         return None
-    return StoredObject(bucket, key, survey.file_bytes, composite_checksum(survey), "reused", 0)
+    return BucketObject(bucket, key, survey.file_bytes, composite_checksum(survey), "reused", 0)
 
 
 def _has_bytes(head: HeadObjectOutputTypeDef, survey: Survey) -> bool:

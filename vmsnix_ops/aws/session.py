@@ -116,13 +116,13 @@ def session_of(environment: Mapping[str, str]) -> boto3.Session:
     credentials.watch_botocore()
     key, everywhere = environment.get("AWS_ACCESS_KEY_ID") or None, environment.get("AWS_ENDPOINT_URL")
 
-    class Session(boto3.Session):
+    class EnvironmentSession(boto3.Session):
         def client(self, *arguments: Any, **options: Any) -> Any:
             service = str(arguments[0] if arguments else options["service_name"])
             endpoint = environment.get(f"AWS_ENDPOINT_URL_{service.upper()}") or everywhere or None
             return super().client(*arguments, **{"endpoint_url": endpoint, **options})
 
-    session: boto3.Session = Session(
+    session: boto3.Session = EnvironmentSession(
         aws_access_key_id=key,
         aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY") or None,
         aws_session_token=environment.get("AWS_SESSION_TOKEN") or None,

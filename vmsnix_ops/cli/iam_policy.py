@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PolicyJob:
     """A job, or a variant of a job, that has its own policy.
 
     Attributes
@@ -56,27 +56,27 @@ ACTIONS = {
 }
 """The function that returns the actions of each kind of job; its module is imported when it is called."""
 
-JOBS: dict[str, Job] = {
-    "import": Job("publisher"),
-    "direct": Job("publisher", {"via": "direct"}),
-    "incremental": Job("publisher", {"via": "direct", "incremental": True}),
-    "public": Job("publisher", {"via": "direct", "public": True}),
-    "verify": Job("publisher", {"via": "direct", "verify": True}),
-    "promote": Job("promoter"),
-    "public promotion": Job("promoter", {"public": True}),
-    "announced promotion": Job("promoter", {"announce": True}),
-    "smoke test": Job("smoke-tester"),
-    "first spot test": Job("smoke-tester", {"spot": True}),
-    "verify AMIs": Job("verifier"),
-    "verify blocks": Job("verifier", {"blocks": True}),
-    "prove": Job("prover"),
-    "prove by an archive": Job("prover", {"archive": True}),
-    "audit": Job("auditor"),
-    "audited": Job("audit-member"),
-    "retire": Job("retirer"),
-    "preflight": Job("preflight"),
-    "evidence": Job("archivist"),
-    "bootstrap": Job("bootstrap"),
+JOBS: dict[str, PolicyJob] = {
+    "import": PolicyJob("publisher"),
+    "direct": PolicyJob("publisher", {"via": "direct"}),
+    "incremental": PolicyJob("publisher", {"via": "direct", "incremental": True}),
+    "public": PolicyJob("publisher", {"via": "direct", "public": True}),
+    "verify": PolicyJob("publisher", {"via": "direct", "verify": True}),
+    "promote": PolicyJob("promoter"),
+    "public promotion": PolicyJob("promoter", {"public": True}),
+    "announced promotion": PolicyJob("promoter", {"announce": True}),
+    "smoke test": PolicyJob("smoke-tester"),
+    "first spot test": PolicyJob("smoke-tester", {"spot": True}),
+    "verify AMIs": PolicyJob("verifier"),
+    "verify blocks": PolicyJob("verifier", {"blocks": True}),
+    "prove": PolicyJob("prover"),
+    "prove by an archive": PolicyJob("prover", {"archive": True}),
+    "audit": PolicyJob("auditor"),
+    "audited": PolicyJob("audit-member"),
+    "retire": PolicyJob("retirer"),
+    "preflight": PolicyJob("preflight"),
+    "evidence": PolicyJob("archivist"),
+    "bootstrap": PolicyJob("bootstrap"),
 }
 """Every job by its name on the page of permissions.
 
@@ -218,7 +218,7 @@ def iam_policy(
         channel_prefix=settings.channel_prefix,
     )
     if kind in KINDS:
-        policy = policies.policy_document(Job(kind).actions(**variant), scope)
+        policy = policies.policy_document(PolicyJob(kind).actions(**variant), scope)
         if deny_uploads:
             policy["Statement"].append(policies.deny_uploads_statement(scope, uploads))
         if kind == "publisher":

@@ -133,7 +133,7 @@ def check_call(
         The only mistake is in ``vmsnix.toml`` or a variable.
     """
     variables = dict(os.environ if environment is None else environment)
-    place = value_checks.Place(Path.cwd() if cwd is None else cwd, variables, paths)
+    place = value_checks.CallPlace(Path.cwd() if cwd is None else cwd, variables, paths)
     checked, wrong = collect(runbook, given)
     unset = {one.name for one in runbook.parameters} - wrong.keys()
     mistakes = [*before, *wrong.values()]

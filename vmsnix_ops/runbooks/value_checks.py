@@ -83,7 +83,7 @@ FORMS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CallPlace:
     """Where a call runs: relative paths start at its folder, and its settings are the defaults."""
 
     cwd: Path
@@ -114,7 +114,7 @@ def kind_of(parameter: Parameter) -> str:
 
 
 def call_errors(
-    runbook: Runbook, checked: Mapping[str, object], unset: Collection[str], place: Place
+    runbook: Runbook, checked: Mapping[str, object], unset: Collection[str], place: CallPlace
 ) -> list[VmsnixError]:
     """Return the mistakes of a call whose values have the declared types.
 
@@ -144,10 +144,10 @@ def call_errors(
 
 
 def value_errors(
-    runbook: Runbook, checked: Mapping[str, object], place: Place | None = None
+    runbook: Runbook, checked: Mapping[str, object], place: CallPlace | None = None
 ) -> dict[str, VmsnixError]:
     """Return the error of each converted value that does not fit the kind of its parameter, by its name."""
-    place = place or Place(Path.cwd(), os.environ)
+    place = place or CallPlace(Path.cwd(), os.environ)
     found: dict[str, VmsnixError] = {}
     for parameter in runbook.parameters:
         for kind, text in _texts(parameter, checked.get(parameter.name)):
@@ -169,7 +169,7 @@ def _texts(parameter: Parameter, value: object) -> Iterator[tuple[str, str]]:
             yield kind, text
 
 
-def _check(kind: str, name: str, text: str, place: Place, *, flake: str = "", origin: str = "") -> None:
+def _check(kind: str, name: str, text: str, place: CallPlace, *, flake: str = "", origin: str = "") -> None:
     """Refuse a value that does not fit its kind; `origin` is where it comes from, if that is not the call."""
     shown = f"{name}: {text!r}{origin and f', from {origin},'}"
     if kind == "region":
@@ -217,7 +217,7 @@ def _check_path(shown: str, path: Path, fix: str) -> None:
     raise ParameterError(f"{shown} is not a file or folder.", why=why, fix=fix)
 
 
-def _check_image(shown: str, text: str, place: Place, flake: str) -> None:
+def _check_image(shown: str, text: str, place: CallPlace, flake: str) -> None:
     from vmsnix_ops.nix.build import is_path, split_image
     from vmsnix_ops.nix.flake import check_name, find_flake
 
@@ -231,19 +231,19 @@ def _check_image(shown: str, text: str, place: Place, flake: str) -> None:
     find_flake(own or flake or settings_module.load(place.cwd, place.environment).flake, start=place.cwd)
 
 
-def _check_flake(_shown: str, text: str, place: Place, _flake: str) -> None:
+def _check_flake(_shown: str, text: str, place: CallPlace, _flake: str) -> None:
     from vmsnix_ops.nix.flake import find_flake
 
     find_flake(text, start=place.cwd)
 
 
-def _check_result(shown: str, text: str, place: Place, _flake: str) -> None:
+def _check_result(shown: str, text: str, place: CallPlace, _flake: str) -> None:
     if "://" not in text and ("/" in text or text.endswith(".json")):
         fix = "Use a run ID, a path of a result.json, or its s3:// URL."
         _check_path(shown, place.cwd / Path(text).expanduser(), fix)
 
 
-_PATHS: dict[str, Callable[[str, str, Place, str], None]] = {
+_PATHS: dict[str, Callable[[str, str, CallPlace, str], None]] = {
     "flake": _check_flake,
     "image": _check_image,
     "result": _check_result,
@@ -251,7 +251,11 @@ _PATHS: dict[str, Callable[[str, str, Place, str], None]] = {
 
 
 def _setting_errors(
-    runbook: Runbook, checked: Mapping[str, object], unset: Collection[str], settings: Settings, place: Place
+    runbook: Runbook,
+    checked: Mapping[str, object],
+    unset: Collection[str],
+    settings: Settings,
+    place: CallPlace,
 ) -> dict[str, VmsnixError]:
     """Return the errors of settings and ``AWS_REGION`` that the call uses, by the names of the parameters."""
     found: dict[str, VmsnixError] = {}
@@ -270,7 +274,7 @@ def _setting_errors(
     return found
 
 
-def _setting(settings: Settings, setting: str, place: Place) -> tuple[object, str]:
+def _setting(settings: Settings, setting: str, place: CallPlace) -> tuple[object, str]:
     """Return the value of a setting, and the variable that it comes from if it is not one of the settings."""
     value = getattr(settings, setting, None)
     if setting == "region" and not value:
@@ -291,7 +295,7 @@ def _value(runbook: Runbook, checked: Mapping[str, object], name: str) -> object
 
 
 def _missing(
-    runbook: Runbook, checked: Mapping[str, object], usable: set[str], settings: Settings, place: Place
+    runbook: Runbook, checked: Mapping[str, object], usable: set[str], settings: Settings, place: CallPlace
 ) -> Iterator[VmsnixError]:
     """Yield an error for each value that the runbook needs and that neither call nor settings have.
 
@@ -318,7 +322,7 @@ def _missing(
 
 
 def _has(
-    runbook: Runbook, checked: Mapping[str, object], word: str, settings: Settings, place: Place
+    runbook: Runbook, checked: Mapping[str, object], word: str, settings: Settings, place: CallPlace
 ) -> bool:
     """Whether a call has a value for a parameter; with ``name=value``, whether it has this value."""
     name, _, wanted = word.partition("=")
@@ -343,7 +347,7 @@ def _missing_one(runbook: Runbook, words: list[str]) -> ParameterError:
 
 
 def _partitions(
-    runbook: Runbook, checked: Mapping[str, object], settings: Settings, place: Place
+    runbook: Runbook, checked: Mapping[str, object], settings: Settings, place: CallPlace
 ) -> Iterator[VmsnixError]:
     """Yield an error if regions and ARNs of a call are in different partitions."""
     from vmsnix_ops.region_names import partition_of

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox.access import DEFAULT_REGION, Access
 from vmsnix_ops.sandbox.calls import Call, CallLog
-from vmsnix_ops.sandbox.core import AwsError, Clock
+from vmsnix_ops.sandbox.core import ApiError, Clock
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCOUNT, Credential, credentials_table
 from vmsnix_ops.sandbox.demo import Rows, fill
 from vmsnix_ops.sandbox.faults import Fault, Faults
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access",
-    "AwsError",
+    "ApiError",
     "Call",
     "CallLog",
     "Clock",

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, load_json
+from vmsnix_ops.sandbox.core import ApiError, load_json
 from vmsnix_ops.sandbox.web_identity import STS_AUDIENCE, make_token
 from vmsnix_ops.sandbox.wire.http import Request, Response
 
@@ -43,7 +43,7 @@ def answer_admin_request(state: SandboxState, request: Request) -> Response:
         content = request.body.read(MAX_BYTES)
         value: Any = load_json(content) if content else {}
         found = _route(state, request, name, dict(value))
-    except (ValueError, TypeError, OverflowError, AwsError) as error:
+    except (ValueError, TypeError, OverflowError, ApiError) as error:
         return _json({"error": str(error)}, 400)
     return (
         _json({"error": f"there is no {request.method} {request.path}"}, 404)

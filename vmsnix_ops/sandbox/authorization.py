@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
-from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.core import ApiError
 from vmsnix_ops.sandbox.credentials import credentials_table
 from vmsnix_ops.sandbox.ec2.common import PARAMETER_PREFIX, RESOURCE_KINDS, find_image_id
 from vmsnix_ops.sandbox.ec2.imports import VM_IMPORT_SERVICE, unusable_role
@@ -225,7 +225,7 @@ def global_condition_keys(context: Context) -> dict[str, list[str]]:
 
 def _principal_tags(context: Context) -> dict[str, str]:
     """Return the tags of the calling user, or of the role of the calling session."""
-    with suppress(AwsError):  # an administrator, or a deleted user
+    with suppress(ApiError):  # an administrator, or a deleted user
         return find_identity(context, context.principal).tags
     return {}
 
@@ -371,7 +371,7 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     """
     action, template = "ec2:RunInstances", None
     launch = params
-    with suppress(AwsError):  # the operation itself refuses an unknown template
+    with suppress(ApiError):  # the operation itself refuses an unknown template
         if "LaunchTemplate" in params:
             template = find_template(context, params["LaunchTemplate"])
             launch = merge_launch(context, params)
@@ -390,7 +390,7 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         role_name = known.role if known is not None else role_name
         yield pass_role_permission(context, role_name, "ec2.amazonaws.com")
     zone = (launch.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
-    with suppress(AwsError):
+    with suppress(ApiError):
         zone = launch_network(context, launch).subnet.zone
     market = (launch.get("InstanceMarketOptions") or {}).get("MarketType")
     metadata = launch.get("MetadataOptions") or {}
@@ -406,7 +406,7 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         tags = _request_tags(launch, kind)
         yield RequiredPermission(action, ec2_arn(context, kind, "*"), tags | keys | template_keys)
     named = [image_id] if _resource_type(image_id) == "image" else []
-    with suppress(AwsError):  # the operation itself refuses an unknown subnet or security group
+    with suppress(ApiError):  # the operation itself refuses an unknown subnet or security group
         network = launch_network(context, launch)
         named += [network.subnet.subnet_id, *network.group_ids]
     named += [template.template_id] if template is not None else []
@@ -419,7 +419,7 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         yield replace(pair, keys=dict(pair.keys) | template_keys)
     image = _find_resource(context, image_id, context.region)
     devices = list(launch.get("BlockDeviceMappings") or ())
-    with suppress(AwsError):  # the operation itself refuses invalid devices
+    with suppress(ApiError):  # the operation itself refuses invalid devices
         devices = launch_devices(image, devices) if image is not None else devices
     for device in devices:
         keys = _request_tags(launch, "volume") | _volume_keys(context, device.get("Ebs") or {}, zone)
@@ -447,7 +447,7 @@ def _named_resources(context: Context, params: Params) -> list[str]:
     """Return every resource ID in a request, at any depth, without repetition."""
     found = list(_ids_in(params))
     if "LaunchTemplateName" in params and context.operation != "CreateLaunchTemplate":
-        with suppress(AwsError):
+        with suppress(ApiError):
             found.append(find_template(context, params).template_id)
     return list(dict.fromkeys(found))
 
@@ -494,7 +494,7 @@ def _key_pair_permission(context: Context, action: str, name: str) -> RequiredPe
     arn = ec2_arn(context, "key-pair", name)
     try:
         pair = find_key_pair(context, name)
-    except AwsError:
+    except ApiError:
         return RequiredPermission(action, arn, {"ec2:region": [context.region], "ec2:keypairname": [name]})
     return RequiredPermission(action, arn, _existing_resource_keys(context, pair.key_pair_id))
 
@@ -680,7 +680,7 @@ def _key_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     """
     action, alias = f"kms:{context.operation}", params.get("AliasName", "")
     key = None
-    with suppress(AwsError):  # the operation itself refuses an unknown key
+    with suppress(ApiError):  # the operation itself refuses an unknown key
         if "CiphertextBlob" in params:
             key = key_of_ciphertext(context, params["CiphertextBlob"])
         elif name := params.get("KeyId") or params.get("TargetKeyId") or alias:
@@ -781,7 +781,7 @@ def _kms_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
         kind = params.get("Type") or (known.newest.parameter_type if known is not None else "")
         action = "kms:GenerateDataKey" if params.get("Tier") == "Advanced" else "kms:Encrypt"
         if kind == "SecureString":
-            with suppress(AwsError):  # the operation itself refuses an unknown key
+            with suppress(ApiError):  # the operation itself refuses an unknown key
                 key = kms_key_arn(context, params.get("KeyId"))
                 used = [(key, _parameter_arn(context, params["Name"]))]
     elif params.get("WithDecryption"):
@@ -850,13 +850,13 @@ class Authorizer:
 
         Raises
         ------
-        AwsError
+        ApiError
             The text contains the action and the resource. When the caller may not pass the role of an import,
             the text says that the role lacks permissions, as on AWS.
         """
         with context.lock:
             if not context.principal and context.operation in {"CreateBucket", "ListBuckets"}:
-                raise AwsError("AccessDenied", "Access Denied", status=403)
+                raise ApiError("AccessDenied", "Access Denied", status=403)
             documents = self._documents(context)
             if documents is None and context.service != "s3":
                 return
@@ -878,7 +878,7 @@ class Authorizer:
         """
         try:
             self(replace(context, operation=name), params)
-        except AwsError:
+        except ApiError:
             return False
         return True
 
@@ -908,14 +908,14 @@ def denial_reason(context: Context, documents: list[str] | None, permission: Req
     return f"because no identity-based policy allows the {permission.action} action"
 
 
-def access_denied(context: Context, permission: RequiredPermission, reason: str) -> AwsError:
+def access_denied(context: Context, permission: RequiredPermission, reason: str) -> ApiError:
     """Return the service's error for a missing permission. S3 gives no reason to other accounts."""
     code, status = ACCESS_DENIED_ERRORS[context.service]
     resource = permission.resource
     if context.service == "s3":
         bucket = find_bucket(context.tables, resource.partition(":::")[2].partition("/")[0])
         if bucket is not None and bucket.account != context.account:
-            return AwsError(code, "Access Denied", status=status)
+            return ApiError(code, "Access Denied", status=status)
         resource = f'"{resource}"'
     action = permission.action
     if context.service == "sns":  # which writes its name in capitals, also in the policy of a topic
@@ -925,14 +925,14 @@ def access_denied(context: Context, permission: RequiredPermission, reason: str)
     if context.service == "ec2":
         # AWS adds an encoded message that only sts:DecodeAuthorizationMessage can read.
         text = f"You are not authorized to perform this operation. {text}"
-    return AwsError(code, f"{text} {reason}", status=status)
+    return ApiError(code, f"{text} {reason}", status=status)
 
 
 def _check_spot_role(context: Context, documents: list[str], params: Params) -> None:
     keys = {**global_condition_keys(context), "iam:awsservicename": [SPOT_SERVICE]}
     request = AccessRequest(CREATE_ROLE_ACTION, spot_role_arn(context), keys)
     if lacks_spot_role(context, params) and evaluate(documents, request) != ALLOWED:
-        raise AwsError(
+        raise ApiError(
             "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
             "The provided credentials do not have permission to create the service-linked role for "
             "EC2 Spot Instances.",

@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vmsnix_ops.sandbox.core import AwsError, operation, page_start, page_token
+from vmsnix_ops.sandbox.core import ApiError, operation, page_start, page_token
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import find_instance_type
 from vmsnix_ops.sandbox.ec2.instances import run_instances
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Context, Params
-    from vmsnix_ops.sandbox.ec2.resources import Instance
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
 
 
 Item = TypeVar("Item")
@@ -64,9 +64,9 @@ class AutoScalingGroup:
     subnets: list[str] = field(default_factory=list)
 
 
-def _validation_error(text: str) -> AwsError:
+def _validation_error(text: str) -> ApiError:
     """Return the error that Auto Scaling has for nearly every cause."""
-    return AwsError("ValidationError", text)
+    return ApiError("ValidationError", text)
 
 
 def _check_name(name: str, what: str) -> str:
@@ -88,7 +88,7 @@ def _page(
 
     Raises
     ------
-    AwsError
+    ApiError
         ``ValidationError`` for ``MaxRecords`` out of its bounds, ``InvalidNextToken``.
     """
     size = params.get("MaxRecords", DEFAULT_PAGE)
@@ -100,7 +100,7 @@ def _page(
         try:
             start = page_start(params["NextToken"])
         except ValueError:
-            raise AwsError("InvalidNextToken", "The token is not valid.") from None
+            raise ApiError("InvalidNextToken", "The token is not valid.") from None
     answer: dict[str, Any] = {member: [view(item) for item in items[start : start + size]]}
     if start + size < len(items):
         answer["NextToken"] = page_token(start + size)
@@ -160,7 +160,7 @@ def create_launch_configuration(context: Context, params: Params) -> dict[str, A
             "Launch Configuration by this name already exists - A launch configuration already exists "
             f"with the name {name}"
         )
-        raise AwsError("AlreadyExists", text)
+        raise ApiError("AlreadyExists", text)
     if not params.get("ImageId") or not params.get("InstanceType"):
         raise _validation_error(
             "Valid requests must contain either the InstanceID parameter or both the ImageId and "
@@ -169,7 +169,7 @@ def create_launch_configuration(context: Context, params: Params) -> dict[str, A
     try:
         find_launchable_image(context, params["ImageId"])
         find_instance_type(params["InstanceType"])
-    except AwsError as error:
+    except ApiError as error:
         raise _validation_error(f"AMI {params['ImageId']} is invalid: {error.message}") from None
     data = {key: value for key, value in params.items() if key != "LaunchConfigurationName"}
     arn = _new_arn(context, "launchConfiguration", name)
@@ -196,7 +196,7 @@ def delete_launch_configuration(context: Context, params: Params) -> dict[str, A
                 f"Cannot delete launch configuration {configuration.name} because it is attached to "
                 f"AutoScalingGroup {group.name}"
             )
-            raise AwsError("ResourceInUse", text)
+            raise ApiError("ResourceInUse", text)
     del context.table("launch_configurations")[configuration.name]
     return {}
 
@@ -238,7 +238,7 @@ def _template_reference(context: Context, reference: dict[str, Any]) -> dict[str
     try:
         template = find_template(context, named)
         find_template_version(template, reference.get("Version"))
-    except AwsError as error:
+    except ApiError as error:
         # AWS's text, with that of EC2 after it.
         text = "You must use a valid fully-formed launch template."
         raise _validation_error(f"{text} {error.message}") from None
@@ -289,7 +289,7 @@ def _launch_request(context: Context, source: dict[str, Any]) -> dict[str, Any]:
     return launch | {key: override[key] for key in ("ImageId", "InstanceType") if key in override}
 
 
-def _members(context: Context, group: AutoScalingGroup) -> list[Instance]:
+def _members(context: Context, group: AutoScalingGroup) -> list[EmulatedInstance]:
     instances = context.table("instances").values()
     return [i for i in instances if i.tags.get(NAME_TAG) == group.name and i.terminating is None]
 
@@ -314,7 +314,7 @@ def _zones_of_subnets(context: Context, subnet_ids: list[str]) -> list[str]:
     """Return the zones of subnets, without repetition."""
     try:
         return list(dict.fromkeys(find_subnet(context, subnet_id).zone for subnet_id in subnet_ids))
-    except AwsError as error:
+    except ApiError as error:
         text = f"The subnet ID '{', '.join(subnet_ids)}' does not exist"  # text from memory
         raise _validation_error(text) from error
 
@@ -350,7 +350,7 @@ def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
     name, table = _check_name(params["AutoScalingGroupName"], "group"), context.table("auto_scaling_groups")
     if name in table:
         text = f"AutoScalingGroup by this name already exists - A group with the name {name} already exists"
-        raise AwsError("AlreadyExists", text)
+        raise ApiError("AlreadyExists", text)
     source, zones = _launch_source(context, params), params.get("AvailabilityZones") or []
     subnets = [word.strip() for word in params.get("VPCZoneIdentifier", "").split(",") if word.strip()]
     if not zones and not subnets:
@@ -412,7 +412,7 @@ def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, 
     return _page(found, params, "AutoScalingGroups", view)
 
 
-def _instance_view(context: Context, instance: Instance, group: AutoScalingGroup) -> dict[str, Any]:
+def _instance_view(context: Context, instance: EmulatedInstance, group: AutoScalingGroup) -> dict[str, Any]:
     return {
         "InstanceId": instance.instance_id,
         "InstanceType": instance.instance_type,
@@ -444,7 +444,7 @@ def delete_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
     group = _find_group(context, params["AutoScalingGroupName"])
     members = _members(context, group)
     if members and not params.get("ForceDelete"):
-        raise AwsError(
+        raise ApiError(
             "ResourceInUse",
             "You cannot delete an AutoScalingGroup while there are instances or pending Spot instance "
             "request(s) still in the group.",

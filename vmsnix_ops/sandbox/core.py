@@ -2,7 +2,7 @@
 
 An operation is a function ``(context, params) -> dict``. Before it runs, the request was parsed, checked
 against botocore's model, authenticated and authorized. Its result is written in the service's own protocol.
-It raises `AwsError` with AWS's code and text.
+It raises `ApiError` with AWS's code and text.
 
 A streaming parameter (the body of S3's PutObject, of EBS's PutSnapshotBlock) is a `wire.http.Body`:
 ``body.read()`` returns its bytes, ``body.save(path, digests)`` writes them to disk. A streaming result is
@@ -34,7 +34,7 @@ Params = dict[str, Any]
 Handler = Callable[["Context", Params], dict[str, Any]]
 
 
-class AwsError(Exception):
+class ApiError(Exception):
     """An error answer, as AWS sends it.
 
     Parameters
@@ -66,7 +66,7 @@ class AwsError(Exception):
 NOT_EMULATED = "NotImplemented"
 
 
-def not_emulated(what: str) -> AwsError:
+def not_emulated(what: str) -> ApiError:
     """Return the error for a request that AWS accepts and the sandbox does not emulate.
 
     Parameters
@@ -74,7 +74,7 @@ def not_emulated(what: str) -> AwsError:
     what
         Such as ``"ec2:DescribeFleets"`` or ``"the parameter 'Foo' of ec2:RunInstances"``.
     """
-    return AwsError(NOT_EMULATED, f"The sandbox does not emulate {what}.", status=501)
+    return ApiError(NOT_EMULATED, f"The sandbox does not emulate {what}.", status=501)
 
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -271,7 +271,7 @@ def _check_seconds(name: str, seconds: float) -> float:
     return seconds
 
 
-class Tables(dict[tuple[str, str, str], dict[str, Any]]):
+class SandboxTables(dict[tuple[str, str, str], dict[str, Any]]):
     """All metadata: a dictionary for each account, region and kind of resource."""
 
     def table(self, account: str, region: str, kind: str) -> dict[str, Any]:
@@ -306,7 +306,7 @@ class Context:
     access_key: str
     request_id: str
     clock: Clock
-    tables: Tables
+    tables: SandboxTables
     blocks: Any  # storage.BlockStore
     folder: Path  # of the files of objects
     lock: threading.RLock

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Clock, Tables
+from vmsnix_ops.sandbox.core import ApiError, Clock, SandboxTables
 from vmsnix_ops.sandbox.regions import region_exists
 from vmsnix_ops.sandbox.wire.http import SIGNATURE_TEXT
 from vmsnix_ops.sandbox.wire.signature import (
@@ -54,13 +54,13 @@ ANONYMOUS = Credential(access_key="", secret="", account="", principal="", user_
 """The caller of an unsigned request."""
 
 
-def credentials_table(tables: Tables) -> dict[str, Credential]:
+def credentials_table(tables: SandboxTables) -> dict[str, Credential]:
     """Return all credentials of all accounts by access key."""
     return tables.table("", "", "credentials")
 
 
 def create_session(
-    tables: Tables,
+    tables: SandboxTables,
     account: str,
     principal: str,
     user_id: str,
@@ -138,10 +138,10 @@ AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {  # by prot
 }
 
 
-def authentication_error(service: Service, kind: str, **extra: Any) -> AwsError:
+def authentication_error(service: Service, kind: str, **extra: Any) -> ApiError:
     """Return the service's error of a kind: ``unknown``, ``signature``, ``expired`` or ``unsigned``."""
     code, status, text = AUTHENTICATION_ERRORS[service.protocol][kind]
-    return AwsError(code, text, status=status, **extra)
+    return ApiError(code, text, status=status, **extra)
 
 
 def authenticate(
@@ -149,7 +149,7 @@ def authenticate(
     authorization: Authorization,
     service: Service,
     path: str,
-    tables: Tables,
+    tables: SandboxTables,
     clock: Clock,
 ) -> Credential:
     """Return the credential that signed a request.
@@ -161,7 +161,7 @@ def authenticate(
 
     Raises
     ------
-    AwsError
+    ApiError
         The service's error for an unknown key, a wrong signature, an expired session or URL, a wrong clock,
         or an unknown region.
     """
@@ -179,11 +179,11 @@ def authenticate(
     unsigned = unsigned_headers(request, authorization) if xml else []
     if unsigned:
         text = "There were headers present in the request which were not signed"
-        raise AwsError("AccessDenied", text, status=403, HeadersNotSigned=", ".join(unsigned))
+        raise ApiError("AccessDenied", text, status=403, HeadersNotSigned=", ".join(unsigned))
     if credential.token is not None:
         if authorization.token != credential.token:
             if xml:
-                raise AwsError("InvalidToken", "The provided token is malformed or otherwise invalid.")
+                raise ApiError("InvalidToken", "The provided token is malformed or otherwise invalid.")
             raise authentication_error(service, "unknown")
         issued, expires = credential.issued, credential.expires
         if issued is not None and expires is not None and clock.is_past(expires, since=issued):
@@ -223,7 +223,7 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
     if abs(now - stamp) <= allowed:
         return
     if service.protocol == "rest-xml":
-        raise AwsError(
+        raise ApiError(
             "RequestTimeTooSkewed",
             "The difference between the request time and the current time is too large.",
             status=403,
@@ -242,18 +242,18 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
     )
     sign = "-" if stamp < now else "+"
     text = relation.format(authorization.stamp, limit) + f" ({now:%Y%m%dT%H%M%SZ} {sign} 5 min.)"
-    raise AwsError(code, text, status=status)
+    raise ApiError(code, text, status=status)
 
 
-def _expired(**extra: Any) -> AwsError:
-    return AwsError("AccessDenied", "Request has expired", status=403, **extra)
+def _expired(**extra: Any) -> ApiError:
+    return ApiError("AccessDenied", "Request has expired", status=403, **extra)
 
 
 def _check_scope(authorization: Authorization, service: Service) -> None:
     if region_exists(authorization.region):
         return
     if service.protocol == "rest-xml":
-        raise AwsError(
+        raise ApiError(
             "AuthorizationHeaderMalformed",
             f"The authorization header is malformed; the region '{authorization.region}' is wrong; "
             "expecting 'us-east-1'",
@@ -262,7 +262,7 @@ def _check_scope(authorization: Authorization, service: Service) -> None:
     if service.protocol == "ec2":
         raise authentication_error(service, "unknown")
     code, status, _ = AUTHENTICATION_ERRORS[service.protocol]["signature"]
-    raise AwsError(
+    raise ApiError(
         code, f"Credential should be scoped to a valid region, not '{authorization.region}'.", status=status
     )
 

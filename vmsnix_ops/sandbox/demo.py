@@ -23,20 +23,20 @@ from vmsnix_ops.sandbox.ec2.resources import (
     BLOCK_BYTES,
     GIB,
     DirectUpload,
+    EmulatedImportTask,
+    EmulatedInstance,
+    EmulatedSnapshot,
     Image,
-    ImportTask,
-    Instance,
-    Snapshot,
 )
 from vmsnix_ops.sandbox.ec2.templates import LaunchTemplate, TemplateVersion
 from vmsnix_ops.sandbox.regions import partition_of
-from vmsnix_ops.sandbox.ssm import Parameter, ParameterVersion
-from vmsnix_ops.sandbox.storage import BlockStore, Bucket, Part, StoredObject, Upload
+from vmsnix_ops.sandbox.ssm import EmulatedParameter, EmulatedVersion
+from vmsnix_ops.sandbox.storage import BlockStore, Bucket, MultipartUpload, Part, StoredObject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmsnix_ops.sandbox.core import Tables
+    from vmsnix_ops.sandbox.core import SandboxTables
 
 REGIONS = ("us-east-1", "eu-west-1", "eu-central-1")
 BUCKET = "vmsnix-images"
@@ -65,7 +65,7 @@ class PublishedAmi:
     facts: dict[str, Any]
     created: datetime
     image: Image
-    snapshot: Snapshot
+    snapshot: EmulatedSnapshot
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Filler:
         The time of the newest resources.
     """
 
-    def __init__(self, tables: Tables, account: str, seed: str, now: datetime) -> None:
+    def __init__(self, tables: SandboxTables, account: str, seed: str, now: datetime) -> None:
         self.tables, self.account, self.now = tables, account, now
         self.random = random.Random(seed)  # noqa: S311 - no secrets
 
@@ -113,15 +113,17 @@ class Filler:
         """Return the ARN of the root user in the partition of a region."""
         return f"arn:{partition_of(region)}:iam::{self.account}:root"
 
-    def add_snapshot(self, region: str, size_gib: int, started: datetime, **more: Any) -> Snapshot:
-        """Create a completed snapshot; `more` are fields of `Snapshot`."""
+    def add_snapshot(self, region: str, size_gib: int, started: datetime, **more: Any) -> EmulatedSnapshot:
+        """Create a completed snapshot; `more` are fields of `EmulatedSnapshot`."""
         snapshot_id = self.new_id("snap")
-        snapshot = Snapshot(snapshot_id, self.account, region, size_gib, started, since=started, **more)
+        snapshot = EmulatedSnapshot(
+            snapshot_id, self.account, region, size_gib, started, since=started, **more
+        )
         snapshot.lineage = snapshot_id
         self.table("snapshots", region)[snapshot_id] = snapshot
         return snapshot
 
-    def add_image(self, name: str, snapshot: Snapshot, created: datetime, **more: Any) -> Image:
+    def add_image(self, name: str, snapshot: EmulatedSnapshot, created: datetime, **more: Any) -> Image:
         """Create an image of a snapshot; `more` are fields of `Image`."""
         ebs = {"DeleteOnTermination": True, "SnapshotId": snapshot.snapshot_id, "VolumeType": "gp3"}
         ebs |= {"VolumeSize": snapshot.size_gib, "Encrypted": False}
@@ -136,7 +138,7 @@ class Filler:
     def add_instance(self, region: str, ami_id: str, days: int, **tags: str) -> None:
         """Create an instance that was launched some days ago."""
         instance_id, launched = self.new_id("i"), self.now - timedelta(days=days)
-        self.table("instances", region)[instance_id] = Instance(
+        self.table("instances", region)[instance_id] = EmulatedInstance(
             *(instance_id, self.new_id("r"), self.account, ami_id, "t3.small", f"{region}a", launched),
             *("x86_64", "/dev/xvda", {}),
             tags=tags,
@@ -173,15 +175,15 @@ class Filler:
         """Create a parameter that names AMIs, with a version for each time and AMI."""
         by, fixed = self.root(region), ("", "", "Standard")
         versions = [
-            ParameterVersion(number, ami_id, "String", "aws:ec2:image", moment, by, *fixed)
+            EmulatedVersion(number, ami_id, "String", "aws:ec2:image", moment, by, *fixed)
             for number, (moment, ami_id) in enumerate(values, 1)
         ]
-        parameter = Parameter(name, self.arn("ssm", region, f"parameter{name}"), versions)
+        parameter = EmulatedParameter(name, self.arn("ssm", region, f"parameter{name}"), versions)
         self.table("parameters", region)[name] = parameter
 
 
 def fill(
-    tables: Tables,
+    tables: SandboxTables,
     account: str,
     folder: Path,
     *,
@@ -213,7 +215,7 @@ def fill(
 
 
 class _Demo(Filler):
-    def __init__(self, tables: Tables, account: str, folder: Path, home: str, now: datetime) -> None:
+    def __init__(self, tables: SandboxTables, account: str, folder: Path, home: str, now: datetime) -> None:
         super().__init__(tables, account, "demo", now)
         self.folder, self.home = folder, home
         # Of each snapshot: a boot sector that prints a text, and zeros.
@@ -580,7 +582,7 @@ class _Demo(Filler):
     def add_failed_import(self) -> None:
         created = self.now - timedelta(minutes=25)
         task_id = self.new_id("import-snap")
-        self.table("import_tasks", self.home)[task_id] = ImportTask(
+        self.table("import_tasks", self.home)[task_id] = EmulatedImportTask(
             task_id=task_id,
             owner=self.account,
             region=self.home,
@@ -612,7 +614,7 @@ class _Demo(Filler):
         bucket.objects[key] = StoredObject(key, (part,), part.md5, moment)
         began = self.now - timedelta(days=20)
         upload_id = hashlib.sha256(b"upload").hexdigest()
-        bucket.uploads[upload_id] = Upload(
+        bucket.uploads[upload_id] = MultipartUpload(
             upload_id=upload_id,
             key="vmsnix/actions-runner/" + hashlib.sha256(b"part").hexdigest()[:32] + ".vhd",
             initiated=began,

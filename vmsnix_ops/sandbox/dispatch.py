@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.admin import PREFIX, answer_admin_request
 from vmsnix_ops.sandbox.calls import summarize_params
-from vmsnix_ops.sandbox.core import NOT_EMULATED, OPERATIONS, AwsError, Context, not_emulated
+from vmsnix_ops.sandbox.core import NOT_EMULATED, OPERATIONS, ApiError, Context, not_emulated
 from vmsnix_ops.sandbox.credentials import (
     ANONYMOUS,
     authenticate,
@@ -109,7 +109,7 @@ class Dispatcher:
         except MalformedAuthorizationError as error:
             service = service_model("s3")
             return write_error(service, _as_aws_error(error), _request_id(service))
-        except AwsError as error:
+        except ApiError as error:
             return _text_response(error.status, error.message)
         if host["bucket"] is not None and service.name == "s3":
             path = f"/{host['bucket']}{path}"
@@ -121,9 +121,9 @@ class Dispatcher:
         """Return the answer to an invalid request, in the protocol of the service that it is probably for."""
         service = service_model("s3")
         if error.request is not None:
-            with suppress(MalformedAuthorizationError, AwsError):
+            with suppress(MalformedAuthorizationError, ApiError):
                 service = self._service_of(error.request, read_authorization(error.request))
-        refused = AwsError(error.code, str(error), status=error.status)
+        refused = ApiError(error.code, str(error), status=error.status)
         return write_error(service, refused, _request_id(service))
 
     @staticmethod
@@ -131,7 +131,7 @@ class Dispatcher:
         if authorization is not None:
             name = find_service_name(authorization.service)
             if name is None:
-                raise AwsError(
+                raise ApiError(
                     NOT_EMULATED,
                     f"The sandbox does not emulate the service {authorization.service!r}; "
                     f"it has {', '.join(SERVICES)}.",
@@ -148,7 +148,7 @@ class Dispatcher:
         outcome, dropped = "ok", False
         try:
             response = self._run(exchange)
-        except AwsError as error:
+        except ApiError as error:
             outcome = error.code
             response = write_error(exchange.service, error, exchange.request_id)
         except DisconnectedError:
@@ -160,7 +160,7 @@ class Dispatcher:
         except Exception as error:
             logger.exception("%s:%s failed", exchange.service.name, exchange.operation)
             outcome = "InternalError"
-            broken = AwsError(outcome, f"The sandbox failed: {type(error).__name__}: {error}", status=500)
+            broken = ApiError(outcome, f"The sandbox failed: {type(error).__name__}: {error}", status=500)
             response = write_error(exchange.service, broken, exchange.request_id)
         if self.state.clock.skew:  # clients correct their clocks by this header
             response.headers["Date"] = format_datetime(self.state.clock.shown(), usegmt=True)
@@ -228,7 +228,7 @@ class Dispatcher:
             context.limits.check(context, params)
         self.state.authorize(context, params)
         if dry_run:
-            raise AwsError(
+            raise ApiError(
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
             )
         exchange.operation_started = True
@@ -337,7 +337,7 @@ class Dispatcher:
 
     def _apply(self, rule: Fault) -> None:
         if rule.do == "error":
-            raise AwsError(rule.code, rule.message, status=rule.http, **rule.extra)
+            raise ApiError(rule.code, rule.message, status=rule.http, **rule.extra)
         if rule.do == "delay":
             self.stopping.wait(1.0 if rule.seconds is None else rule.seconds)
         if rule.do == "hang":
@@ -365,8 +365,8 @@ class _DropConnectionError(Exception):
         self.reset = reset
 
 
-def _as_aws_error(error: MalformedAuthorizationError) -> AwsError:
-    return AwsError(error.code, str(error), status=error.status, **error.extra)
+def _as_aws_error(error: MalformedAuthorizationError) -> ApiError:
+    return ApiError(error.code, str(error), status=error.status, **error.extra)
 
 
 def _request_id(service: Service) -> str:

@@ -19,10 +19,10 @@ from bisect import bisect_left
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, params_digest, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, params_digest, tag_list
 from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, new_id
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
-from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, Snapshot
+from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, EmulatedSnapshot
 from vmsnix_ops.sandbox.wire.http import FileRange
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 SNAPSHOT_ID = re.compile(r"snap-([0-9a-f]{8}|[0-9a-f]{17})")
 
 
-def _validation_error(reason: str, text: str) -> AwsError:
+def _validation_error(reason: str, text: str) -> ApiError:
     """Return a ``ValidationException`` with a reason."""
-    return AwsError("ValidationException", text, status=400, Reason=reason)
+    return ApiError("ValidationException", text, status=400, Reason=reason)
 
 
-def _snapshot_not_found(snapshot_id: str) -> AwsError:
+def _snapshot_not_found(snapshot_id: str) -> ApiError:
     """Return a ``ResourceNotFoundException`` for a snapshot."""
     text = f"The snapshot '{snapshot_id}' does not exist."
-    return AwsError("ResourceNotFoundException", text, status=404, Reason="SNAPSHOT_NOT_FOUND")
+    return ApiError("ResourceNotFoundException", text, status=404, Reason="SNAPSHOT_NOT_FOUND")
 
 
 def _check_snapshot_id(snapshot_id: str) -> None:
@@ -51,24 +51,24 @@ def _check_snapshot_id(snapshot_id: str) -> None:
         raise _validation_error("INVALID_SNAPSHOT_ID", text)
 
 
-def _find_own_snapshot(context: Context, snapshot_id: str) -> Snapshot:
+def _find_own_snapshot(context: Context, snapshot_id: str) -> EmulatedSnapshot:
     """Return a snapshot of the caller in this region."""
     _check_snapshot_id(snapshot_id)
-    found: Snapshot | None = context.table("snapshots").get(snapshot_id)
+    found: EmulatedSnapshot | None = context.table("snapshots").get(snapshot_id)
     if found is None:
         raise _snapshot_not_found(snapshot_id)
     return found
 
 
-def _find_readable_snapshot(context: Context, snapshot_id: str) -> Snapshot:
+def _find_readable_snapshot(context: Context, snapshot_id: str) -> EmulatedSnapshot:
     """Return a completed snapshot of the caller, or one that is shared with it."""
     _check_snapshot_id(snapshot_id)
-    found: Snapshot | None = context.tables.find("snapshots", context.region, snapshot_id)
+    found: EmulatedSnapshot | None = context.tables.find("snapshots", context.region, snapshot_id)
     if found is None:
         raise _snapshot_not_found(snapshot_id)
     if not found.readable_by(context.account, context.clock):
         text = f"You are not allowed to read the snapshot '{snapshot_id}'."
-        raise AwsError("AccessDeniedException", text, status=403, Reason="UNAUTHORIZED_ACCOUNT")
+        raise ApiError("AccessDeniedException", text, status=403, Reason="UNAUTHORIZED_ACCOUNT")
     state = found.state(context.clock)
     if state != "completed":
         text = f"The snapshot '{snapshot_id}' is not completed: it is {state}."
@@ -115,19 +115,19 @@ def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
     encrypted, key = _snapshot_encryption(context, params, parent)
     try:
         tags = check_tags(params.get("Tags") or [], longest=MAX_EBS_TAG_VALUE)
-    except AwsError as error:
+    except ApiError as error:
         raise _validation_error("INVALID_TAG", error.message) from error
     table, clock = context.table("snapshots"), context.clock
     pending = [s for s in table.values() if s.upload is not None and not s.upload.expired(clock)]
     if len(pending) >= MAX_PENDING_SNAPSHOTS:
-        raise AwsError(
+        raise ApiError(
             "ServiceQuotaExceededException",
             f"Your account has reached its limit of {MAX_PENDING_SNAPSHOTS} pending snapshots.",
             status=402,
             Reason="DEPENDENCY_SERVICE_QUOTA_EXCEEDED",
         )
     now, snapshot_id = clock.now(), new_id("snap")
-    snapshot = Snapshot(
+    snapshot = EmulatedSnapshot(
         snapshot_id=snapshot_id,
         owner=context.account,
         region=context.region,
@@ -152,17 +152,17 @@ def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
     return _start_answer(context, snapshot)
 
 
-def _snapshot_of_token(context: Context, params: Params) -> Snapshot | None:
+def _snapshot_of_token(context: Context, params: Params) -> EmulatedSnapshot | None:
     """Return the snapshot that an earlier call with this client token started, if it exists."""
     digest, snapshot_id = context.table("ebs_tokens").get(params.get("ClientToken", ""), ("", ""))
-    found: Snapshot | None = context.table("snapshots").get(snapshot_id)
+    found: EmulatedSnapshot | None = context.table("snapshots").get(snapshot_id)
     if found is not None and digest != params_digest(params, "ClientToken"):
         text = "The client token was already used in a request with other parameters."
-        raise AwsError("ConflictException", text, status=409)
+        raise ApiError("ConflictException", text, status=409)
     return found
 
 
-def _find_parent(context: Context, params: Params) -> Snapshot | None:
+def _find_parent(context: Context, params: Params) -> EmulatedSnapshot | None:
     parent_id = params.get("ParentSnapshotId")
     if parent_id is None:
         return None
@@ -177,7 +177,9 @@ def _find_parent(context: Context, params: Params) -> Snapshot | None:
     return parent
 
 
-def _snapshot_encryption(context: Context, params: Params, parent: Snapshot | None) -> tuple[bool, str]:
+def _snapshot_encryption(
+    context: Context, params: Params, parent: EmulatedSnapshot | None
+) -> tuple[bool, str]:
     """Return whether the snapshot is encrypted, and its key."""
     if parent is not None:
         if "Encrypted" in params or "KmsKeyArn" in params:
@@ -194,7 +196,7 @@ def _snapshot_encryption(context: Context, params: Params, parent: Snapshot | No
     return chosen.encrypted, chosen.key
 
 
-def _start_answer(context: Context, snapshot: Snapshot) -> dict[str, Any]:
+def _start_answer(context: Context, snapshot: EmulatedSnapshot) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "SnapshotId": snapshot.snapshot_id,
         "OwnerId": snapshot.owner,
@@ -214,7 +216,7 @@ def _start_answer(context: Context, snapshot: Snapshot) -> dict[str, Any]:
     return answer
 
 
-def _open_upload(context: Context, snapshot: Snapshot) -> DirectUpload:
+def _open_upload(context: Context, snapshot: EmulatedSnapshot) -> DirectUpload:
     """Return the upload of a snapshot that accepts blocks."""
     if snapshot.upload is None:
         text = f"The snapshot '{snapshot.snapshot_id}' is not pending: no block can be written to it."
@@ -413,7 +415,7 @@ def _page(
     ).token(rest[0])
 
 
-def _list_answer(context: Context, snapshot: Snapshot, token: str | None) -> dict[str, Any]:
+def _list_answer(context: Context, snapshot: EmulatedSnapshot, token: str | None) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "VolumeSize": snapshot.size_gib,
         "BlockSize": BLOCK_BYTES,
@@ -422,7 +424,9 @@ def _list_answer(context: Context, snapshot: Snapshot, token: str | None) -> dic
     return answer | ({"NextToken": token} if token else {})
 
 
-def _block_tokens(context: Context, snapshot: Snapshot, answer: dict[str, Any] | None = None) -> TokenSigner:
+def _block_tokens(
+    context: Context, snapshot: EmulatedSnapshot, answer: dict[str, Any] | None = None
+) -> TokenSigner:
     return TokenSigner(
         context,
         f"block {snapshot.snapshot_id}",

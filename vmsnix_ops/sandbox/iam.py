@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import (
-    AwsError,
+    ApiError,
     constraint_text,
     not_emulated,
     operation,
@@ -99,19 +99,19 @@ PATH = re.compile(r"(\u002F)|(\u002F[\u0021-\u007E]+\u002F)")
 PAGING = ("Marker", "MaxItems")
 
 
-def _no_such_entity(what: str) -> AwsError:
+def _no_such_entity(what: str) -> ApiError:
     """Return ``NoSuchEntity``."""
-    return AwsError("NoSuchEntity", what, status=404)
+    return ApiError("NoSuchEntity", what, status=404)
 
 
-def _already_exists(what: str) -> AwsError:
+def _already_exists(what: str) -> ApiError:
     """Return ``EntityAlreadyExists``."""
-    return AwsError("EntityAlreadyExists", what, status=409)
+    return ApiError("EntityAlreadyExists", what, status=409)
 
 
-def _delete_conflict(what: str) -> AwsError:
+def _delete_conflict(what: str) -> ApiError:
     """Return ``DeleteConflict``, for an entity that is still in use."""
-    return AwsError("DeleteConflict", what, status=409)
+    return ApiError("DeleteConflict", what, status=409)
 
 
 def _find_entity(context: Context, table: str, name: str, missing: str) -> Any:
@@ -158,13 +158,13 @@ def _check_name(name: str, member: str, longest: int) -> None:
 def _check_path(path: str) -> None:
     """Check that a path begins and ends with a slash."""
     if not PATH.fullmatch(path):
-        raise AwsError(
+        raise ApiError(
             "ValidationError", "The specified value for path is invalid. It must begin and end with /"
         )
 
 
-def _validation_error(value: object, member: str, constraint: str) -> AwsError:
-    return AwsError("ValidationError", constraint_text(value, member, constraint))
+def _validation_error(value: object, member: str, constraint: str) -> ApiError:
+    return ApiError("ValidationError", constraint_text(value, member, constraint))
 
 
 def _new_arn(
@@ -197,7 +197,7 @@ def _page(items: list[Any], params: Params, member: str) -> dict[str, Any]:
     try:
         start = int(params.get("Marker", "0"))
     except ValueError:
-        raise AwsError("ValidationError", "Invalid Marker.") from None
+        raise ApiError("ValidationError", "Invalid Marker.") from None
     limit = params.get("MaxItems", PAGE_SIZE)
     answer: dict[str, Any] = {member: items[start : start + limit], "IsTruncated": start + limit < len(items)}
     if answer["IsTruncated"]:
@@ -209,11 +209,11 @@ def _read_tags(tags: list[dict[str, str]] | None) -> dict[str, str]:
     """Return a list of tags as a dictionary, after the checks: at most 50, each key once."""
     found = {tag["Key"]: tag["Value"] for tag in tags or []}
     if len(found) != len(tags or []):
-        raise AwsError(
+        raise ApiError(
             "InvalidInput", "Duplicate tag keys found. Please note that Tag keys are case insensitive."
         )
     if len(found) > 50:
-        raise AwsError("LimitExceeded", "The number of tags has reached the maximum limit.", status=409)
+        raise ApiError("LimitExceeded", "The number of tags has reached the maximum limit.", status=409)
     return found
 
 
@@ -294,7 +294,7 @@ def _named_user(context: Context, params: Params) -> User:
         return _find_user(context, name)
     kind, _, path = context.principal.split(":", 5)[5].partition("/")
     if kind not in {"user", "root"}:  # text as reported by others
-        raise AwsError("ValidationError", "Must specify userName when calling with non-User credentials")
+        raise ApiError("ValidationError", "Must specify userName when calling with non-User credentials")
     users: dict[str, User] = context.table("users", region="")
     own = users.get(path.rpartition("/")[2])
     if own is None:
@@ -317,7 +317,7 @@ def create_access_key(context: Context, params: Params) -> dict[str, Any]:
     """Create an access key. Only this answer has its secret key."""
     user = _named_user(context, params)
     if len(user.keys) >= MAX_KEYS:
-        raise AwsError("LimitExceeded", "Cannot exceed quota for AccessKeysPerUser: 2", status=409)
+        raise ApiError("LimitExceeded", "Cannot exceed quota for AccessKeysPerUser: 2", status=409)
     credential = Credential(
         access_key="AKIA" + secrets.token_hex(8).upper(),
         secret=secrets.token_urlsafe(30),
@@ -500,7 +500,7 @@ POLICY_ARN = re.compile(r"arn:[^:]+:iam::(\d{12}|aws):policy/.+")
 def _managed_policy(context: Context, arn: str) -> ManagedPolicy | None:
     """Return a policy of AWS by its ARN; None when the ARN is of an account's own policy."""
     if not POLICY_ARN.fullmatch(arn):
-        raise AwsError("ValidationError", "Invalid ARN:  Could not be parsed!")
+        raise ApiError("ValidationError", "Invalid ARN:  Could not be parsed!")
     prefix = f"arn:{context.partition}:iam::aws:policy/"
     if not arn.startswith(prefix):
         return None
@@ -724,7 +724,7 @@ def create_policy_version(context: Context, params: Params) -> dict[str, Any]:
     policy = _find_policy(context, params["PolicyArn"])
     text = check_policy(params["PolicyDocument"], trust=False)
     if len(policy.versions) >= MAX_VERSIONS:
-        raise AwsError(
+        raise ApiError(
             "LimitExceeded",
             "A managed policy can have up to 5 versions. Before you create a new version, you must delete an "
             "existing version.",
@@ -824,7 +824,7 @@ def policies_of_principal(context: Context, arn: str) -> list[str] | None:
     """
     if not arn or is_administrator(context, arn):
         return None
-    with suppress(AwsError):
+    with suppress(ApiError):
         return policies_of_identity(context, find_identity(context, arn))
     return []
 
@@ -851,7 +851,7 @@ def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any
     }
     for action in params["ActionNames"]:
         if ":" not in action:
-            raise AwsError("InvalidInput", f"Invalid Entity Arn: {action} is not an action.")
+            raise ApiError("InvalidInput", f"Invalid Entity Arn: {action} is not an action.")
     results = [
         {
             "EvalActionName": action,
@@ -951,7 +951,7 @@ def add_role_to_profile(context: Context, params: Params) -> dict[str, Any]:
     role = _find_role(context, params["RoleName"])
     if profile.role:
         text = "Cannot exceed quota for InstanceSessionsPerInstanceProfile: 1"
-        raise AwsError("LimitExceeded", text, status=409)
+        raise ApiError("LimitExceeded", text, status=409)
     profile.role = role.name
     return {}
 
@@ -1008,7 +1008,7 @@ def create_provider(context: Context, params: Params) -> dict[str, Any]:
     """Create an identity provider. Without thumbprints, IAM retrieves one; the sandbox has that of GitHub."""
     url = params["Url"]
     if not url.startswith("https://"):
-        raise AwsError("ValidationError", "Invalid Open ID Connect Provider URL")
+        raise ApiError("ValidationError", "Invalid Open ID Connect Provider URL")
     thumbprints = params.get("ThumbprintList") or []
     if not thumbprints:
         if url != GITHUB_URL:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,8 +95,8 @@ def find_key(context: Context, key: str, alias: str) -> str | None:
 # Keys
 
 
-def _not_found(text: str) -> AwsError:
-    return AwsError("NotFoundException", text)
+def _not_found(text: str) -> ApiError:
+    return ApiError("NotFoundException", text)
 
 
 def _add_managed_keys(context: Context) -> None:
@@ -139,9 +139,9 @@ def _find_enabled(context: Context, name: str) -> Key:
     """Return a key that can be used, or raise the error of its state."""
     key = find_stored_key(context, name)
     if key.deletion is not None:
-        raise AwsError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+        raise ApiError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
     if not key.enabled:
-        raise AwsError("DisabledException", f"{key.arn} is disabled.")
+        raise ApiError("DisabledException", f"{key.arn} is disabled.")
     return key
 
 
@@ -169,7 +169,7 @@ def _page(items: Sequence[dict[str, Any]], params: Params, member: str) -> dict[
     """Return one page of a list. The marker is the number of its first item."""
     limit, marker = params.get("Limit", 100), params.get("Marker", "0")
     if not marker.isdecimal():
-        raise AwsError("InvalidMarkerException", "Could not deserialize marker")  # text from memory
+        raise ApiError("InvalidMarkerException", "Could not deserialize marker")  # text from memory
     start = int(marker)
     answer: dict[str, Any] = {member: list(items[start : start + limit]), "Truncated": False}
     if start + limit < len(items):
@@ -238,9 +238,9 @@ def _find_own_key(context: Context, name: str) -> Key:
     """Return a customer key that is not pending deletion."""
     key = find_stored_key(context, name)
     if key.manager == "AWS":
-        raise AwsError("AccessDeniedException", f"{key.arn} is managed by AWS.")  # text from memory
+        raise ApiError("AccessDeniedException", f"{key.arn} is managed by AWS.")  # text from memory
     if key.deletion is not None:
-        raise AwsError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+        raise ApiError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
     return key
 
 
@@ -250,7 +250,7 @@ def schedule_key_deletion(context: Context, params: Params) -> dict[str, Any]:
     key, days = _find_own_key(context, params["KeyId"]), params.get("PendingWindowInDays", 30)
     if not 7 <= days <= 30:
         text = "PendingWindowInDays must be between 7 and 30"  # text from memory
-        raise AwsError("ValidationException", text)
+        raise ApiError("ValidationException", text)
     key.deletion = context.clock.now() + timedelta(days=days)
     return {
         "KeyId": key.arn,
@@ -265,7 +265,7 @@ def cancel_key_deletion(context: Context, params: Params) -> dict[str, Any]:
     """Cancel the deletion of a key, which is disabled then."""
     key = find_stored_key(context, params["KeyId"])
     if key.deletion is None:
-        raise AwsError("KMSInvalidStateException", f"{key.arn} is not pending deletion.")
+        raise ApiError("KMSInvalidStateException", f"{key.arn} is not pending deletion.")
     key.deletion, key.enabled = None, False
     return {"KeyId": key.arn}
 
@@ -301,14 +301,14 @@ def create_alias(context: Context, params: Params) -> dict[str, Any]:
     """Create an alias of a key."""
     name = params["AliasName"]
     if name.startswith("alias/aws/"):
-        raise AwsError("NotAuthorizedException", "")
+        raise ApiError("NotAuthorizedException", "")
     if not ALIAS_NAME.fullmatch(name):
         text = 'Alias must start with the prefix "alias/". Please see the API documentation.'  # memory
-        raise AwsError("ValidationException", text)
+        raise ApiError("ValidationException", text)
     key, aliases = _find_own_key(context, params["TargetKeyId"]), context.table("kms_aliases")
     if name in aliases:
         text = f"An alias with the name {context.arn('kms', name)} already exists"
-        raise AwsError("AlreadyExistsException", text)
+        raise ApiError("AlreadyExistsException", text)
     aliases[name] = key.key_id
     return {}
 
@@ -332,7 +332,7 @@ def delete_alias(context: Context, params: Params) -> dict[str, Any]:
 
 def _check_alias(context: Context, name: str) -> None:
     if name.startswith("alias/aws/"):
-        raise AwsError("NotAuthorizedException", "")
+        raise ApiError("NotAuthorizedException", "")
     if name not in context.table("kms_aliases"):
         raise _not_found(f"Alias {context.arn('kms', name)} is not found.")
 
@@ -421,7 +421,7 @@ def key_of_ciphertext(context: Context, sealed: bytes) -> Key | None:
 
 def _open(context: Context, sealed: bytes, encryption_context: dict[str, str]) -> tuple[Key, bytes]:
     """Return the key and the text of a ciphertext, or raise ``InvalidCiphertextException``."""
-    invalid = AwsError("InvalidCiphertextException", "")
+    invalid = ApiError("InvalidCiphertextException", "")
     key = key_of_ciphertext(context, sealed)
     if key is None:
         raise invalid
@@ -438,7 +438,7 @@ def encrypt(context: Context, params: Params) -> dict[str, Any]:
     key, text = _find_enabled(context, params["KeyId"]), params["Plaintext"]
     _check_algorithm(params)
     if not 1 <= len(text) <= MAX_PLAINTEXT:
-        raise AwsError("ValidationException", f"plaintext must have 1 to {MAX_PLAINTEXT} bytes")  # memory
+        raise ApiError("ValidationException", f"plaintext must have 1 to {MAX_PLAINTEXT} bytes")  # memory
     sealed = _seal(key, params.get("EncryptionContext") or {}, text)
     return {"CiphertextBlob": sealed, "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}
 
@@ -450,7 +450,7 @@ def decrypt(context: Context, params: Params) -> dict[str, Any]:
     key, text = _open(context, params["CiphertextBlob"], params.get("EncryptionContext") or {})
     if params.get("KeyId") and find_stored_key(context, params["KeyId"]) is not key:
         problem = "The key ID in the request does not identify a CMK that can perform this operation."
-        raise AwsError("IncorrectKeyException", problem)
+        raise ApiError("IncorrectKeyException", problem)
     return {"Plaintext": text, "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}
 
 
@@ -469,10 +469,10 @@ def generate_data_key(context: Context, params: Params) -> dict[str, Any]:
     key = _find_enabled(context, params["KeyId"])
     if ("KeySpec" in params) == ("NumberOfBytes" in params):
         text = "Please specify either number of bytes or key spec."
-        raise AwsError("ValidationException", text)
+        raise ApiError("ValidationException", text)
     size = params["NumberOfBytes"] if "NumberOfBytes" in params else KEY_BYTES.get(params["KeySpec"], 0)
     if not 1 <= size <= MAX_DATA_KEY:
-        raise AwsError("ValidationException", f"numberOfBytes must be between 1 and {MAX_DATA_KEY}")  # memory
+        raise ApiError("ValidationException", f"numberOfBytes must be between 1 and {MAX_DATA_KEY}")  # memory
     plain = secrets.token_bytes(size)
     sealed = _seal(key, params.get("EncryptionContext") or {}, plain)
     return {"CiphertextBlob": sealed, "Plaintext": plain, "KeyId": key.arn}

@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.core import ApiError
 from vmsnix_ops.sandbox.quotas import quota_value
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Charge(NamedTuple):
     name: tuple[str, ...]
     bucket: TokenBucket
     tokens: float
-    error: AwsError
+    error: ApiError
 
 
 PER_SNAPSHOT = {"PutSnapshotBlock": "L-1774F84A", "GetSnapshotBlock": "L-028ACFB9"}
@@ -121,7 +121,7 @@ class Limits:
 
         Raises
         ------
-        AwsError
+        ApiError
             ``RequestThrottledException`` or ``RequestLimitExceeded``. The request took no tokens.
         """
         if context.service not in CHARGES:
@@ -144,7 +144,7 @@ def _ebs_charges(context: Context, params: Params) -> list[Charge]:
 
     def charge(code: str, reason: str, scope: str, *scope_ids: str) -> Charge:
         rate = quota_value(context, "ebs", code)
-        error = AwsError("RequestThrottledException", f"{text} for the {scope}.", Reason=reason)
+        error = ApiError("RequestThrottledException", f"{text} for the {scope}.", Reason=reason)
         return Charge(("ebs", name, *scope_ids), TokenBucket(rate, rate), 1, error)
 
     charges = [charge(PER_ACCOUNT[name], "ACCOUNT_THROTTLED", "account", context.account, context.region)]
@@ -156,7 +156,7 @@ def _ebs_charges(context: Context, params: Params) -> list[Charge]:
 
 def _ec2_charges(context: Context, params: Params) -> list[Charge]:
     name = context.operation
-    error = AwsError("RequestLimitExceeded", "Request limit exceeded.", status=503)
+    error = ApiError("RequestLimitExceeded", "Request limit exceeded.", status=503)
     bucket = EC2_OPERATIONS.get(name)
     if bucket is None:
         reads = name.startswith(("Describe", "Get", "List", "Search"))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, load_json
+from vmsnix_ops.sandbox.core import ApiError, load_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,8 +80,8 @@ def _check_statement(statement: dict[str, Any], *, trust: bool) -> None:
             raise _malformed(f'Resource {resource} must be in ARN format or "*".')
 
 
-def _malformed(text: str) -> AwsError:
-    return AwsError("MalformedPolicyDocument", text)
+def _malformed(text: str) -> ApiError:
+    return ApiError("MalformedPolicyDocument", text)
 
 
 def statements(document: dict[str, Any]) -> list[dict[str, Any]]:

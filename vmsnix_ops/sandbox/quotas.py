@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
@@ -67,7 +67,7 @@ def _quota_key(params: Params) -> tuple[str, str]:
     if QUOTA_CODE.fullmatch(code):
         raise not_emulated(f"the quota {service}/{code}")
     text = "The request failed because the specified quota does not exist."
-    raise AwsError("NoSuchResourceException", text)
+    raise ApiError("NoSuchResourceException", text)
 
 
 @operation("service-quotas", "GetServiceQuota", "ServiceCode QuotaCode")
@@ -108,10 +108,10 @@ def _page(context: Context, params: Params, values: dict[str, float]) -> dict[st
     """Return one page of quotas. The token is the code of the first quota of the next page."""
     codes, token, size = list(values), params.get("NextToken"), params.get("MaxResults", MAX_PAGE)
     if token and token not in codes:
-        raise AwsError("InvalidPaginationTokenException", "Invalid input was provided.")  # text from memory
+        raise ApiError("InvalidPaginationTokenException", "Invalid input was provided.")  # text from memory
     if not 1 <= size <= MAX_PAGE:
         text = f"maxResults must be between 1 and {MAX_PAGE}."  # text from memory
-        raise AwsError("IllegalArgumentException", text)
+        raise ApiError("IllegalArgumentException", text)
     start = codes.index(token) if token else 0
     shown = codes[start : start + size]
     answer: dict[str, Any] = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tag_list
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context, Params
@@ -36,7 +36,7 @@ TABLES = {"EBS_SNAPSHOT": "snapshots", "EC2_IMAGE": "images"}
 
 
 @dataclass(slots=True)
-class Rule:
+class RetentionRule:
     """A retention rule; in the table ``retention_rules`` of its region by ID.
 
     `matching` are the tags of a tag-level rule, `excluded` the exclusion tags of a region-level rule; a tag
@@ -138,11 +138,11 @@ def restore(context: Context, table: str, resource_id: str) -> Any:
 # Rules
 
 
-def _validation_error(text: str, reason: str = "INVALID_PARAMETER_VALUE") -> AwsError:
-    return AwsError("ValidationException", text, Reason=reason)
+def _validation_error(text: str, reason: str = "INVALID_PARAMETER_VALUE") -> ApiError:
+    return ApiError("ValidationException", text, Reason=reason)
 
 
-def _rule_view(rule: Rule, clock: Clock) -> dict[str, Any]:
+def _rule_view(rule: RetentionRule, clock: Clock) -> dict[str, Any]:
     """Return a rule as GetRule shows it."""
     view: dict[str, Any] = {
         "Identifier": rule.rule_id,
@@ -204,7 +204,7 @@ def _read_description(params: Params) -> str:
     return text
 
 
-def _check_rule(rule: Rule) -> None:
+def _check_rule(rule: RetentionRule) -> None:
     """Refuse exclusion tags in a tag-level rule, and a lock of a rule that has tags of either kind."""
     if rule.matching and rule.excluded:
         raise _validation_error("Exclusion tags can't be specified for a tag-level retention rule.")
@@ -220,26 +220,26 @@ def _check_resource_type(resource_type: str) -> str:
     return resource_type
 
 
-def _find_rule(context: Context, params: Params) -> Rule:
+def _find_rule(context: Context, params: Params) -> RetentionRule:
     rule_id = params["Identifier"]
     if not re.fullmatch("[0-9a-zA-Z]{11}", rule_id):
         raise _validation_error(f"The rule identifier {rule_id} is invalid.")
     return _existing_rule(context, rule_id)
 
 
-def _existing_rule(context: Context, rule_id: str) -> Rule:
-    found: Rule | None = context.table("retention_rules").get(rule_id)
+def _existing_rule(context: Context, rule_id: str) -> RetentionRule:
+    found: RetentionRule | None = context.table("retention_rules").get(rule_id)
     if found is None:
         text = f"The rule {rule_id} was not found."
-        raise AwsError("ResourceNotFoundException", text, status=404, Reason="RULE_NOT_FOUND")
+        raise ApiError("ResourceNotFoundException", text, status=404, Reason="RULE_NOT_FOUND")
     return found
 
 
-def _check_state(rule: Rule, clock: Clock, *allowed: str) -> None:
+def _check_state(rule: RetentionRule, clock: Clock, *allowed: str) -> None:
     state = rule.lock_state(clock)
     if state not in allowed:
         text = f"The rule {rule.rule_id} is in the lock state {state or 'null'}."
-        raise AwsError("ConflictException", text, status=409, Reason="INVALID_RULE_STATE")
+        raise ApiError("ConflictException", text, status=409, Reason="INVALID_RULE_STATE")
 
 
 @operation(
@@ -250,7 +250,7 @@ def _check_state(rule: Rule, clock: Clock, *allowed: str) -> None:
 def create_rule(context: Context, params: Params) -> dict[str, Any]:
     """Create a rule: tag-level with ResourceTags, region-level without."""
     rule_id = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(11))
-    rule = Rule(
+    rule = RetentionRule(
         rule_id=rule_id,
         arn=context.arn("rbin", f"rule/{rule_id}"),
         resource_type=_check_resource_type(params["ResourceType"]),
@@ -372,7 +372,7 @@ def unlock_rule(context: Context, params: Params) -> dict[str, Any]:
 # Tags of rules
 
 
-def _tagged_rule(context: Context, params: Params) -> Rule:
+def _tagged_rule(context: Context, params: Params) -> RetentionRule:
     arn = params["ResourceArn"]
     prefix = context.arn("rbin", "rule/")
     if not re.fullmatch(r"arn:\S+:rbin:[a-z\-0-9]{0,63}:[0-9]{12}:rule/[0-9a-zA-Z]{11}", arn):

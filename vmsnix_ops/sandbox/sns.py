@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, load_json, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class Subscription:
     token: str = ""
 
 
-def _invalid_parameter(text: str) -> AwsError:
-    return AwsError("InvalidParameter", f"Invalid parameter: {text}")
+def _invalid_parameter(text: str) -> ApiError:
+    return ApiError("InvalidParameter", f"Invalid parameter: {text}")
 
 
 def _check_arn(parameter: str, arn: str) -> None:
@@ -114,7 +114,7 @@ def find_topic(context: Context, arn: str, parameter: str = "TopicArn") -> Topic
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidParameter``, ``NotFound``; ``AuthorizationError`` for a topic of another account, because the
         default policy of a topic allows only its owner.
     """
@@ -125,9 +125,9 @@ def find_topic(context: Context, arn: str, parameter: str = "TopicArn") -> Topic
     if found is not None:
         return found
     if context.tables.find("topics", context.region, arn) is None:
-        raise AwsError("NotFound", "Topic does not exist", status=404)
+        raise ApiError("NotFound", "Topic does not exist", status=404)
     action = f"SNS:{context.operation}"
-    raise AwsError(
+    raise ApiError(
         "AuthorizationError",
         f"User: {context.principal} is not authorized to perform: {action} on resource: {arn} because no "
         f"resource-based policy allows the {action} action",
@@ -257,7 +257,7 @@ def _check_attribute(name: str, attribute: dict[str, Any]) -> None:
     elif base == "Number" and not re.fullmatch(r"[+-]?\d*\.?\d+([eE][+-]?\d+)?", attribute[member]):
         text = f"Could not cast message attribute '{name}' value to number."  # text from memory
     if text:
-        raise AwsError("ParameterValueInvalid", text)
+        raise ApiError("ParameterValueInvalid", text)
 
 
 def _fifo_ids(topic: Topic, params: Params) -> tuple[str, str]:
@@ -293,7 +293,7 @@ def _check_topic_attribute(name: str, value: str, operation_name: str, prefix: s
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidParameter``; ``NotImplemented`` for an attribute that AWS has and the sandbox does not.
     """
     model = service_model("sns").operation(operation_name).input_shape
@@ -425,7 +425,7 @@ def delete_topic(context: Context, params: Params) -> dict[str, Any]:
 def _find_tagged(context: Context, params: Params) -> Topic:
     found: Topic | None = context.table("topics").get(params["ResourceArn"])
     if found is None:
-        raise AwsError("ResourceNotFound", "Resource does not exist", status=404)
+        raise ApiError("ResourceNotFound", "Resource does not exist", status=404)
     return found
 
 
@@ -435,7 +435,7 @@ def tag_resource(context: Context, params: Params) -> dict[str, Any]:
     topic = _find_tagged(context, params)
     tags = topic.tags | _tags(params)
     if len(tags) > MAX_TAGS:
-        raise AwsError("TagLimitExceeded", "Could not complete request: tag quota of per resource exceeded")
+        raise ApiError("TagLimitExceeded", "Could not complete request: tag quota of per resource exceeded")
     topic.tags = tags
     return {}
 
@@ -503,7 +503,7 @@ def _find_subscription(context: Context, arn: str) -> Subscription:
     for one in _subscriptions(context):
         if one.arn == arn:
             return one
-    raise AwsError("NotFound", "Subscription does not exist", status=404)
+    raise ApiError("NotFound", "Subscription does not exist", status=404)
 
 
 def _read_raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -> bool:
@@ -511,7 +511,7 @@ def _read_raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidParameter``; ``NotImplemented`` for another attribute of AWS.
     """
     if name in NOT_EMULATED_ATTRIBUTES:
@@ -596,7 +596,7 @@ def confirm_subscription(context: Context, params: Params) -> dict[str, Any]:
         raise _invalid_parameter("Topic")
     token = params["Token"]
     if not re.fullmatch(r"[0-9a-f]{200,300}", token):
-        raise AwsError("InvalidParameter", "Invalid token")
+        raise ApiError("InvalidParameter", "Invalid token")
     for one in _subscriptions(context, params["TopicArn"]):
         if one.token == token:
             one.authenticated = one.authenticated or params.get("AuthenticateOnUnsubscribe") == "true"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import (
     NOT_EMULATED,
-    AwsError,
+    ApiError,
     constraint_text,
     not_emulated,
     operation,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class ParameterVersion:
+class EmulatedVersion:
     """One version of a parameter."""
 
     number: int
@@ -55,16 +55,16 @@ class ParameterVersion:
 
 
 @dataclass(slots=True)
-class Parameter:
+class EmulatedParameter:
     """A parameter with its versions, the newest last."""
 
     name: str
     arn: str
-    versions: list[ParameterVersion]
+    versions: list[EmulatedVersion]
     tags: dict[str, str] = field(default_factory=dict)
 
     @property
-    def newest(self) -> ParameterVersion:
+    def newest(self) -> EmulatedVersion:
         """The newest version, which is the current one."""
         return self.versions[-1]
 
@@ -78,7 +78,7 @@ class UncheckedParameter:
 
     name: str
     arn: str
-    version: ParameterVersion
+    version: EmulatedVersion
     tags: dict[str, str]
 
 
@@ -92,9 +92,9 @@ IMAGE_CHECK_SECONDS = 1.0
 MAX_VERSIONS = 100
 
 
-def parameters(context: Context) -> dict[str, Parameter]:
+def parameters(context: Context) -> dict[str, EmulatedParameter]:
     """Return the parameters of the region by name, including values whose check is complete."""
-    known: dict[str, Parameter] = context.table("parameters")
+    known: dict[str, EmulatedParameter] = context.table("parameters")
     waiting: dict[str, UncheckedParameter] = context.table("unchecked_parameters")
     for request, value in list(waiting.items()):
         if context.clock.age(value.version.modified) < IMAGE_CHECK_SECONDS:
@@ -105,25 +105,25 @@ def parameters(context: Context) -> dict[str, Parameter]:
         if value.name in known:
             _add_version(known[value.name], value.version)
         else:
-            known[value.name] = Parameter(value.name, value.arn, [value.version], value.tags)
+            known[value.name] = EmulatedParameter(value.name, value.arn, [value.version], value.tags)
     return known
 
 
 @lru_cache
-def public_parameters(region: str, partition: str) -> dict[str, Parameter]:
+def public_parameters(region: str, partition: str) -> dict[str, EmulatedParameter]:
     """Return the parameters of AWS in a region by name. Their ARNs have no account."""
     found = {}
     for image in PUBLIC_IMAGES:
         for word in image.parameters:
             name = PARAMETER_PATH + word
-            version = ParameterVersion(
+            version = EmulatedVersion(
                 1, image.image_id(region), "String", "text", PUBLISHED, "", "", "", "Standard"
             )
-            found[name] = Parameter(name, f"arn:{partition}:ssm:{region}::parameter{name}", [version])
+            found[name] = EmulatedParameter(name, f"arn:{partition}:ssm:{region}::parameter{name}", [version])
     return found
 
 
-def readable_parameters(context: Context) -> dict[str, Parameter]:
+def readable_parameters(context: Context) -> dict[str, EmulatedParameter]:
     """Return the parameters of the region and those of AWS by name."""
     return parameters(context) | public_parameters(context.region, context.partition)
 
@@ -133,20 +133,20 @@ def _image_exists(context: Context, image_id: str) -> bool:
     return public or context.tables.find("images", context.region, image_id) is not None
 
 
-def _add_version(parameter: Parameter, version: ParameterVersion) -> None:
+def _add_version(parameter: EmulatedParameter, version: EmulatedVersion) -> None:
     """Add a version, and delete the oldest beyond a hundred."""
     if len(parameter.versions) >= MAX_VERSIONS:
         del parameter.versions[0]
     parameter.versions.append(version)
 
 
-def _validation_error(text: str) -> AwsError:
-    return AwsError("ValidationException", text)
+def _validation_error(text: str) -> ApiError:
+    return ApiError("ValidationException", text)
 
 
-def _parameter_not_found() -> AwsError:
+def _parameter_not_found() -> ApiError:
     """Return the error for an unknown name. AWS sends no text."""
-    return AwsError("ParameterNotFound", "")
+    return ApiError("ParameterNotFound", "")
 
 
 def parameter_name(text: str) -> str:
@@ -157,7 +157,7 @@ def parameter_name(text: str) -> str:
     return match[1] if match[1].count("/") > 1 else match[1][1:]
 
 
-def _find_parameter(context: Context, text: str) -> Parameter:
+def _find_parameter(context: Context, text: str) -> EmulatedParameter:
     """Return a parameter by name or ARN, or raise ``ParameterNotFound``."""
     found = parameters(context).get(parameter_name(text))
     if found is None:
@@ -171,12 +171,12 @@ def refuse_unknown_aws_name(name: str) -> None:
         raise not_emulated(f"the parameter {name!r}")
 
 
-def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVersion, str]:
+def _find_version(context: Context, text: str) -> tuple[EmulatedParameter, EmulatedVersion, str]:
     """Return parameter, version and selector of ``name``, ``name:version`` or ``name:label``.
 
     Raises
     ------
-    AwsError
+    ApiError
         ``ParameterNotFound``, ``ParameterVersionNotFound``.
     """
     name, selector = parameter_name(text), ""
@@ -194,13 +194,13 @@ def _find_version(context: Context, text: str) -> tuple[Parameter, ParameterVers
     raise _version_not_found(name, f"version {selector}" if selector.isdecimal() else f"label {selector}")
 
 
-def _version_not_found(name: str, version: str) -> AwsError:
+def _version_not_found(name: str, version: str) -> ApiError:
     text = f"Systems Manager could not find {version} of {name}. Verify the version and try again."
-    return AwsError("ParameterVersionNotFound", text)
+    return ApiError("ParameterVersionNotFound", text)
 
 
 def _parameter_view(
-    parameter: Parameter, version: ParameterVersion, selector: str, params: Params
+    parameter: EmulatedParameter, version: EmulatedVersion, selector: str, params: Params
 ) -> dict[str, Any]:
     """Return a parameter as GetParameter shows it."""
     shown = {
@@ -215,7 +215,7 @@ def _parameter_view(
     return shown | ({"Selector": selector} if selector else {})
 
 
-def _parameter_metadata(parameter: Parameter, version: ParameterVersion) -> dict[str, Any]:
+def _parameter_metadata(parameter: EmulatedParameter, version: EmulatedVersion) -> dict[str, Any]:
     """Return a parameter without its value, as DescribeParameters and GetParameterHistory show it."""
     shown: dict[str, Any] = {
         "Name": parameter.name,
@@ -241,7 +241,7 @@ def _page(items: list[Any], params: Params, member: str, most: int) -> dict[str,
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidNextToken``; ``ValidationException`` for ``MaxResults`` beyond `most`.
     """
     limit = params.get("MaxResults", most)
@@ -251,7 +251,7 @@ def _page(items: list[Any], params: Params, member: str, most: int) -> dict[str,
     try:
         start = page_start(params["NextToken"]) if "NextToken" in params else 0
     except ValueError:
-        raise AwsError("InvalidNextToken", "The specified token is not valid.") from None
+        raise ApiError("InvalidNextToken", "The specified token is not valid.") from None
     answer: dict[str, Any] = {member: items[start : start + limit]}
     if start + limit < len(items):
         answer["NextToken"] = page_token(start + limit)
@@ -263,7 +263,7 @@ def _check_name(name: str) -> None:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``ValidationException``, ``HierarchyLevelLimitExceededException``, ``AccessDeniedException``.
     """
     if (
@@ -279,9 +279,9 @@ def _check_name(name: str) -> None:
     first = name.strip("/").split("/")[0].lower()
     if first.startswith(("aws", "ssm")):
         code = "AccessDeniedException" if name.startswith("/aws") else "ValidationException"
-        raise AwsError(code, f'Parameter name: can\'t be prefixed with "{first[:3]}" (case-insensitive).')
+        raise ApiError(code, f'Parameter name: can\'t be prefixed with "{first[:3]}" (case-insensitive).')
     if name.count("/") > 15:
-        raise AwsError(
+        raise ApiError(
             "HierarchyLevelLimitExceededException", "A parameter hierarchy can have a maximum of 15 levels."
         )
 
@@ -299,16 +299,16 @@ def kms_key_arn(context: Context, key_id: str | None) -> str:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidKeyId``: the key is not of this account and region.
     """
     arn = find_key(context, key_id or SSM_KEY_ALIAS, SSM_KEY_ALIAS)
     if arn is None:
-        raise AwsError("InvalidKeyId", f"Key '{key_id}' is not found")  # text from memory
+        raise ApiError("InvalidKeyId", f"Key '{key_id}' is not found")  # text from memory
     return arn
 
 
-def _shown_value(version: ParameterVersion, params: Params) -> str:
+def _shown_value(version: EmulatedVersion, params: Params) -> str:
     """Return the value of a version; for a SecureString the ciphertext, unless ``WithDecryption`` is set."""
     if not version.key or params.get("WithDecryption"):
         return version.value
@@ -332,7 +332,7 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
     existing = known.get(name)
     overwrite = params.get("Overwrite", False)
     if existing is not None and not overwrite:
-        raise AwsError(
+        raise ApiError(
             "ParameterAlreadyExists",
             "The parameter already exists. To overwrite this value, set the overwrite option in the "
             "request to true.",
@@ -357,7 +357,7 @@ def put_parameter(context: Context, params: Params) -> dict[str, Any]:
         version.number += len(ahead)
         waiting[context.request_id] = UncheckedParameter(name, arn, version, tags)
     elif existing is None:
-        known[name] = Parameter(name, arn, [version], tags)
+        known[name] = EmulatedParameter(name, arn, [version], tags)
     else:
         _add_version(existing, version)
     return {"Version": version.number, "Tier": version.tier}
@@ -375,7 +375,7 @@ def _may_describe_images(context: Context) -> bool:
     return evaluate(documents, AccessRequest("ec2:DescribeImages", "*", keys)) == ALLOWED
 
 
-def _new_version(context: Context, params: Params, existing: Parameter | None) -> ParameterVersion:
+def _new_version(context: Context, params: Params, existing: EmulatedParameter | None) -> EmulatedVersion:
     kind = params.get("Type") or (existing.newest.parameter_type if existing is not None else None)
     if kind is None:
         raise _validation_error("A parameter type is required when you create a parameter.")
@@ -383,7 +383,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
         raise _validation_error(f"KeyId is not supported for the parameter type {kind}.")
     key = kms_key_arn(context, params.get("KeyId")) if kind == "SecureString" else ""
     if existing is not None and kind != existing.newest.parameter_type:
-        raise AwsError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
+        raise ApiError("HierarchyTypeMismatchException", "Parameter type can't be changed.")
     data_type = params.get("DataType") or (existing.newest.data_type if existing is not None else "text")
     if existing is not None and data_type != existing.newest.data_type:
         # Public reports: the data type of an existing parameter cannot change. The text is from memory.
@@ -402,7 +402,7 @@ def _new_version(context: Context, params: Params, existing: Parameter | None) -
     if tier == "Intelligent-Tiering":  # "Tier" of PutParameter
         size = len(params["Value"].encode())
         tier = "Standard" if size <= MAX_VALUE_BYTES["Standard"] else "Advanced"
-    return ParameterVersion(
+    return EmulatedVersion(
         number=1 if existing is None else existing.newest.number + 1,
         value=params["Value"],
         parameter_type=kind,
@@ -438,16 +438,16 @@ def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
         )
     pattern = params.get("AllowedPattern")
     if pattern and not re.search(pattern, value):
-        raise AwsError(
+        raise ApiError(
             "ParameterPatternMismatchException",
             "Parameter value, cannot be validated against allowedPattern: " + pattern,
         )
 
 
-def _check_oldest_version(parameter: Parameter) -> None:
+def _check_oldest_version(parameter: EmulatedParameter) -> None:
     """Check that the oldest version has no label when the new one would replace it."""
     if len(parameter.versions) >= MAX_VERSIONS and parameter.versions[0].labels:
-        raise AwsError(
+        raise ApiError(
             "ParameterMaxVersionLimitExceeded",
             f"You attempted to create a new version of {parameter.name} by calling the PutParameter API with "
             f"the overwrite flag. Version {parameter.versions[0].number}, the oldest version, can't be "
@@ -472,7 +472,7 @@ def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     for name in params["Names"]:
         try:
             found.append(_parameter_view(*_find_version(context, name), params))
-        except AwsError as error:
+        except ApiError as error:
             if error.code == NOT_EMULATED:
                 raise
             invalid.append(name)
@@ -548,7 +548,7 @@ def describe_parameters(context: Context, params: Params) -> dict[str, Any]:
     return _page(shown, params, "Parameters", 50)
 
 
-def _matches_filter(parameter: Parameter, condition: dict[str, Any]) -> bool:
+def _matches_filter(parameter: EmulatedParameter, condition: dict[str, Any]) -> bool:
     """Return whether a parameter matches a filter."""
     key, option, values = condition["Key"], condition.get("Option"), condition.get("Values", [])
     if key == "Name" and option in {None, "Equals"}:
@@ -580,7 +580,7 @@ LABEL = re.compile(r"(?!\d)(?!(?i:aws|ssm))[a-zA-Z0-9_.\-]{1,100}")
 MAX_LABELS = 10
 
 
-def _find_version_number(parameter: Parameter, number: int | None) -> ParameterVersion:
+def _find_version_number(parameter: EmulatedParameter, number: int | None) -> EmulatedVersion:
     if number is None:
         return parameter.newest
     for version in parameter.versions:
@@ -596,7 +596,7 @@ def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
     version = _find_version_number(parameter, params.get("ParameterVersion"))
     valid = [label for label in params["Labels"] if LABEL.fullmatch(label)]
     if len({*version.labels, *valid}) > MAX_LABELS:
-        raise AwsError(
+        raise ApiError(
             "ParameterVersionLabelLimitExceeded", "A parameter version can have a maximum of ten labels."
         )
     for other in parameter.versions:
@@ -620,12 +620,12 @@ def unlabel_parameter_version(context: Context, params: Params) -> dict[str, Any
 RESOURCE = ("ResourceType", "ResourceId")
 
 
-def _tagged_parameter(context: Context, params: Params) -> Parameter:
+def _tagged_parameter(context: Context, params: Params) -> EmulatedParameter:
     if params["ResourceType"] != "Parameter":
         raise not_emulated("tags of resources other than parameters")
     found = parameters(context).get(params["ResourceId"])
     if found is None:
-        raise AwsError("InvalidResourceId", "The resource ID isn't valid.")
+        raise ApiError("InvalidResourceId", "The resource ID isn't valid.")
     return found
 
 
@@ -635,7 +635,7 @@ def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
     parameter = _tagged_parameter(context, params)
     tags = parameter.tags | {tag["Key"]: tag["Value"] for tag in params["Tags"]}
     if len(tags) > 50:
-        raise AwsError("TooManyTagsError", "The Targets parameter includes too many tags.")
+        raise ApiError("TooManyTagsError", "The Targets parameter includes too many tags.")
     parameter.tags = tags
     return {}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vmsnix_ops.sandbox.authorization import Authorizer
 from vmsnix_ops.sandbox.calls import CallLog
-from vmsnix_ops.sandbox.core import Clock, Tables
+from vmsnix_ops.sandbox.core import Clock, SandboxTables
 from vmsnix_ops.sandbox.credentials import (
     DEFAULT_ACCESS_KEY,
     DEFAULT_ACCOUNT,
@@ -151,14 +151,14 @@ class SandboxState:
             number, _ = self._changes.get(service, (0, b""))
             self._changes[service] = (number + 1, self.save_tables())
 
-    def tables_for_read(self, service: str, rule: Fault) -> Tables | None:
+    def tables_for_read(self, service: str, rule: Fault) -> SandboxTables | None:
         """Return the state before the last change of a service while a rule makes reads stale, else None."""
         number, before = self._changes.get(service, (0, b""))
         if not rule.is_stale(number):
             return None
-        return Tables(load_tables(before))
+        return SandboxTables(load_tables(before))
 
-    def _load(self) -> Tables:
+    def _load(self) -> SandboxTables:
         """Return the tables of the state file. A file that cannot be read is not changed."""
         path = self.folder / STATE_FILE
         former = self.folder / FORMER_STATE_FILE
@@ -168,10 +168,10 @@ class SandboxState:
                     f"{former} is not a state file of this version of the sandbox: an earlier version wrote "
                     "it, and it may contain code. Choose another folder, or delete the file."
                 )
-            return Tables()
+            return SandboxTables()
         try:
             content = path.read_bytes()
-            tables = Tables(load_tables(content))
+            tables = SandboxTables(load_tables(content))
             self.clock.restore_steps(load_steps(content))
         except StateError as error:
             raise OSError(

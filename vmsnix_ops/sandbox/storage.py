@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from vmsnix_ops.sandbox.core import Tables
+    from vmsnix_ops.sandbox.core import SandboxTables
 
 
 class BlockStore:
@@ -150,7 +150,7 @@ class DeleteMarker:
 
 
 @dataclass(slots=True)
-class Upload:
+class MultipartUpload:
     """An unfinished multipart upload."""
 
     upload_id: str
@@ -178,7 +178,7 @@ class Bucket:
     region: str
     created: datetime
     objects: dict[str, StoredObject] = field(default_factory=dict)
-    uploads: dict[str, Upload] = field(default_factory=dict)
+    uploads: dict[str, MultipartUpload] = field(default_factory=dict)
     completed: dict[str, tuple[str, str]] = field(default_factory=dict)  # key and ETag by upload ID
     settings: dict[str, Any] = field(default_factory=dict)  # policy, tagging, encryption, ... by name
     history: dict[str, list[StoredObject | DeleteMarker]] = field(default_factory=dict)
@@ -195,13 +195,13 @@ def object_path(folder: Path, file: str) -> Path:
     return folder / "objects" / file[:2] / file
 
 
-def find_bucket(tables: Tables, name: str) -> Bucket | None:
+def find_bucket(tables: SandboxTables, name: str) -> Bucket | None:
     """Return a bucket of any account by its name, which is globally unique."""
     found: Bucket | None = tables.find("buckets", "", name)
     return found
 
 
-def open_object(tables: Tables, folder: Path, bucket: str, key: str) -> ObjectReader:
+def open_object(tables: SandboxTables, folder: Path, bucket: str, key: str) -> ObjectReader:
     """Return the content of the current object of a key as one seekable binary file.
 
     Raises

@@ -11,7 +11,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, constraint_text, operation
+from vmsnix_ops.sandbox.core import ApiError, constraint_text, operation
 from vmsnix_ops.sandbox.credentials import create_session, credentials_table
 from vmsnix_ops.sandbox.policies import AccessRequest, trust_policy_allows
 from vmsnix_ops.sandbox.web_identity import invalid_token, read_token
@@ -53,7 +53,7 @@ def assume_role(context: Context, params: Params) -> dict[str, Any]:
         if role is None or not trust_policy_allows(
             role.trust_policy, context.principal, context.account, request
         ):
-            raise AwsError(
+            raise ApiError(
                 "AccessDenied",
                 f"User: {context.principal} is not authorized to perform: {action} on resource: "
                 f"{params['RoleArn']}",
@@ -62,7 +62,7 @@ def assume_role(context: Context, params: Params) -> dict[str, Any]:
     assert role is not None  # noqa: S101 - for mypy: a missing role was refused
     seconds = _session_seconds(params, role.max_session_seconds)
     if caller.token is not None and seconds > 3600 and ":assumed-role/" in context.principal:
-        raise AwsError(
+        raise ApiError(
             "ValidationError",
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role "
             "chaining.",
@@ -75,10 +75,10 @@ def _requested_role(context: Context, params: Params) -> tuple[str, Role | None]
     name = params["RoleSessionName"]
     if not SESSION_NAME.fullmatch(name):
         text = constraint_text(name, "roleSessionName", "satisfy regular expression pattern: [\\w+=,.@-]*")
-        raise AwsError("ValidationError", text)
+        raise ApiError("ValidationError", text)
     match = ROLE_ARN.fullmatch(params["RoleArn"])
     if match is None:
-        raise AwsError("ValidationError", f"{params['RoleArn']} is invalid")
+        raise ApiError("ValidationError", f"{params['RoleArn']} is invalid")
     account, role_name = match.groups()
     return account, context.tables.table(account, "", "roles").get(role_name)
 
@@ -122,8 +122,8 @@ def _session_tags(params: Params, caller: Credential) -> tuple[dict[str, str], t
     return inherited | tags, (*caller.transitive, *transitive)
 
 
-def _invalid(text: str) -> AwsError:
-    return AwsError("InvalidParameterValue", text)
+def _invalid(text: str) -> ApiError:
+    return ApiError("InvalidParameterValue", text)
 
 
 def tag_condition_keys(params: Params) -> dict[str, list[str]]:
@@ -151,7 +151,7 @@ def assume_role_with_web_identity(context: Context, params: Params) -> dict[str,
         raise invalid_token("Incorrect token audience")
     now = context.clock.now()
     if context.clock.is_past(datetime.fromtimestamp(identity.expires, UTC), since=now):
-        raise AwsError(
+        raise ApiError(
             "ExpiredTokenException",
             f"Token expired: current date/time {int(now.timestamp())} must be before the expiration "
             f"date/time {int(identity.expires)}",
@@ -163,7 +163,7 @@ def assume_role_with_web_identity(context: Context, params: Params) -> dict[str,
     request = AccessRequest("sts:AssumeRoleWithWebIdentity", params["RoleArn"], keys)
     if role is None or not trust_policy_allows(role.trust_policy, arn, "", request):
         text = "Not authorized to perform sts:AssumeRoleWithWebIdentity"
-        raise AwsError("AccessDenied", text, status=403)
+        raise ApiError("AccessDenied", text, status=403)
     seconds = _session_seconds(params, role.max_session_seconds)
     return {
         **_start_session(context, account, role, params, seconds, {}, ()),
@@ -177,9 +177,9 @@ def _session_seconds(params: Params, longest: int) -> int:
     seconds = int(params.get("DurationSeconds", 3600))
     if seconds < 900:
         text = constraint_text(seconds, "durationSeconds", "have value greater than or equal to 900")
-        raise AwsError("ValidationError", text)
+        raise ApiError("ValidationError", text)
     if seconds > longest:
-        raise AwsError(
+        raise ApiError(
             "ValidationError",
             "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.",
         )
@@ -200,7 +200,7 @@ def get_session_token(context: Context, params: Params) -> dict[str, Any]:
     """Return temporary credentials of the same user."""
     own = credentials_table(context.tables)[context.access_key]
     if own.token is not None:
-        raise AwsError("AccessDenied", "Cannot call GetSessionToken with session credentials", status=403)
+        raise ApiError("AccessDenied", "Cannot call GetSessionToken with session credentials", status=403)
     seconds = _session_seconds({"DurationSeconds": params.get("DurationSeconds", 43_200)}, 129_600)
     issued = context.clock.now()
     session = create_session(context.tables, own.account, own.principal, own.user_id, issued, seconds)

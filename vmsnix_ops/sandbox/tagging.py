@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.authorization import access_denied, denial_reason, required_permissions
 from vmsnix_ops.sandbox.core import (
     OPERATIONS,
-    AwsError,
+    ApiError,
     not_emulated,
     operation,
     page_start,
@@ -46,8 +46,8 @@ MAX_RESOURCES, TAGS_PER_PAGE = 100, range(100, 501)
 ARN = re.compile(r"arn:aws[a-z-]*:[a-z0-9-]+:[a-z0-9-]*:(\d{12})?:.+")
 
 
-def _invalid_parameter(text: str) -> AwsError:
-    return AwsError("InvalidParameterException", text)
+def _invalid_parameter(text: str) -> ApiError:
+    return ApiError("InvalidParameterException", text)
 
 
 def _tagged(context: Context) -> dict[str, dict[str, str]]:
@@ -191,7 +191,7 @@ def _change(context: Context, params: Params, tags: dict[str, str], keys: tuple[
         try:
             for service, name, request in calls_of_arn():
                 _call(context, service, name, request)
-        except AwsError as error:
+        except ApiError as error:
             failed[arn] = {
                 "StatusCode": error.status,
                 "ErrorCode": error.code,
@@ -247,7 +247,7 @@ def _calls_of(context: Context, arn: str, tags: dict[str, str], keys: tuple[str,
     return lambda: [(service, add if tags else remove, named | changed)]
 
 
-def _refuse(error: AwsError) -> Callable[[], Calls]:
+def _refuse(error: ApiError) -> Callable[[], Calls]:
     def refuse() -> Calls:
         raise error
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from vmsnix_ops.sandbox.core import AwsError, load_json, not_emulated
+from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated
 
 GITHUB = "https://token.actions.githubusercontent.com"
 STS_AUDIENCE = "sts.amazonaws.com"
@@ -63,7 +63,7 @@ def read_token(token: str) -> WebIdentity:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidIdentityToken`` for a text that is not a token; ``NotImplemented`` for a token that a real
         provider signed, which the sandbox cannot check.
     """
@@ -87,9 +87,9 @@ def read_token(token: str) -> WebIdentity:
     )
 
 
-def invalid_token(text: str) -> AwsError:
+def invalid_token(text: str) -> ApiError:
     """Return ``InvalidIdentityToken``."""
-    return AwsError("InvalidIdentityToken", text)
+    return ApiError("InvalidIdentityToken", text)
 
 
 def _signature(signed: str) -> bytes:

@@ -23,7 +23,9 @@ ACCOUNT = "012345678901"
 def console_shelf(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A shelf that replaces the package's own notebooks."""
     replace_package(shelf.folder, monkeypatch)
-    monkeypatch.setattr(backends, "read_caller", lambda backend: backends.Caller(ACCOUNT, "arn", "us-east-1"))
+    monkeypatch.setattr(
+        backends, "read_caller", lambda backend: backends.BackendCaller(ACCOUNT, "arn", "us-east-1")
+    )
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "open" / "console.ipynb"))
     monkeypatch.delenv("VMSNIX_SANDBOX", raising=False)
     return shelf

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from vmsnix_ops.runbooks.console.tabs import MAX_ROWS, Column, Grid
+from vmsnix_ops.runbooks.console.tabs import MAX_ROWS, Grid, TabColumn
 
 COLUMNS = (
-    Column("started_at", "started", "time"),
-    Column("runbook"),
-    Column("status", "", "badge"),
-    Column("seconds", "took", "seconds"),
-    Column("public"),
-    Column("missing"),
+    TabColumn("started_at", "started", "time"),
+    TabColumn("runbook"),
+    TabColumn("status", "", "badge"),
+    TabColumn("seconds", "took", "seconds"),
+    TabColumn("public"),
+    TabColumn("missing"),
 )
 
 

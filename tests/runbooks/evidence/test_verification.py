@@ -118,7 +118,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     started = datetime.now(UTC)
     entry = writing.first_entry(book, RUN_ID, {}, {}, state, started, interactive=True)
     folder = archives.open_folder(settings.archive, RUN_ID, entry, work=state / "runs", environment={})
-    journal = chain.Journal(folder.path(chain.FILE_NAME), state, RUN_ID, folder.redactor)
+    journal = chain.ChainedJournal(folder.path(chain.FILE_NAME), state, RUN_ID, folder.redactor)
     journal.append("run", run_id=RUN_ID, cells=[])
     for number in (1, 2):
         journal.append(cells.STARTED, cell=number, source="1 + 1")
@@ -240,7 +240,7 @@ def test_without_an_anchor_evidence_is_only_consistent(evidence: Evidence) -> No
 def test_a_secret_that_becomes_known_later_is_removed_and_the_journal_is_intact(tmp_path: Path) -> None:
     secret = "correct-horse-battery-staple"
     folder = archives.RunFolder("run", tmp_path, "", {})
-    journal = chain.Journal(tmp_path / chain.FILE_NAME, tmp_path / "state", "run", folder.redactor)
+    journal = chain.ChainedJournal(tmp_path / chain.FILE_NAME, tmp_path / "state", "run", folder.redactor)
     for number in range(3):
         journal.append(cells.STARTED, cell=number, source=f"open({secret!r})")
     remember(secret)
@@ -258,7 +258,7 @@ def test_a_secret_that_becomes_known_later_is_removed_and_the_journal_is_intact(
 
 def test_a_journal_that_cannot_be_written_is_a_problem_and_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    journal = chain.Journal(tmp_path / "file" / chain.FILE_NAME, tmp_path, "run", archives.Redactor())
+    journal = chain.ChainedJournal(tmp_path / "file" / chain.FILE_NAME, tmp_path, "run", archives.Redactor())
     journal.append(cells.STARTED, cell=1, source="1")
     assert "could not be written" in next(iter(journal.problems))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -17,7 +17,7 @@ from vmsnix_ops.errors import ArchiveError, ParameterError, RunError, UnknownRun
 from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.runbooks.execution import _engine
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter
-from vmsnix_ops.runbooks.execution._output import Limits
+from vmsnix_ops.runbooks.execution._output import OutputLimits
 from vmsnix_ops.runbooks.execution.execute import run
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def test_progress_from_other_threads_and_processes_is_kept(shelf: Shelf) -> None
 
 
 def test_output_is_limited_to_its_beginning_and_end(shelf: Shelf) -> None:
-    limits = Limits(cell=1000, notebook=5000, display=2000, log=3000)
+    limits = OutputLimits(cell=1000, notebook=5000, display=2000, log=3000)
     outcome = shelf.run(
         "for number in range(20_000):\n    print(f'line {number}')",
         "print('y' * 100_000)",

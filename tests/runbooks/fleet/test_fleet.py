@@ -32,7 +32,7 @@ from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 from vmsnix_ops.runbooks.fleet.engine import Runner, check_workers, connected
 from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
 from vmsnix_ops.runbooks.fleet.plan_file import Dask
-from vmsnix_ops.runbooks.fleet.worker import Session
+from vmsnix_ops.runbooks.fleet.worker import FleetSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -313,7 +313,7 @@ def test_the_fleet_reports_a_worker_without_access_to_the_ledger(
     workspace: Workspace, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        fleet, "Session", lambda **facts: Session(**facts | {"ledger": str(workspace.folder / "x")})
+        fleet, "Session", lambda **facts: FleetSession(**facts | {"ledger": str(workspace.folder / "x")})
     )
     outcome = workspace.plan('[[entry]]\nrunbook = "work"').apply(progress=silent())
     assert outcome.status == "failed"
@@ -323,7 +323,7 @@ def test_the_fleet_reports_a_worker_without_access_to_the_ledger(
 
 def test_the_display_shows_each_state_of_a_target_once(workspace: Workspace) -> None:
     events: list[Event] = []
-    session = Session("session", "ledger", "id", "archive", "folder", "", {}, 60.0)
+    session = FleetSession("session", "ledger", "id", "archive", "folder", "", {}, 60.0)
     runner = Runner(workspace.plan(TWO).file, session, {}, Progress(events.append), Interrupter())
     runner._started[runner.step] = 0.0
     for state in ("running", "retrying", "running", "done", "done", "running"):  # reports may be late

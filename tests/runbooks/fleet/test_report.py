@@ -11,7 +11,7 @@ import pytest
 from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.runbooks.evidence.archive import RunFolder
 from vmsnix_ops.runbooks.fleet.report import FleetResult, page, write
-from vmsnix_ops.runbooks.fleet.worker import Target
+from vmsnix_ops.runbooks.fleet.worker import FleetTarget
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def test_files_that_s3_refuses_are_kept_and_do_not_hide_the_result(
 ) -> None:
     monkeypatch.delenv("GITHUB_OUTPUT", raising=False)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    document = Target("greet", "greet", {}, {}, "k").document("done")
+    document = FleetTarget("greet", "greet", {}, {}, "k").document("done")
     result = FleetResult("nightly", "run", False, (document,), 1.0)
     with sandbox() as aws:
         aws.client("s3").create_bucket(Bucket="records")

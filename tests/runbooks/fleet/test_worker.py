@@ -32,8 +32,8 @@ from vmsnix_ops.runbooks.fleet.ledger import (
 from vmsnix_ops.runbooks.fleet.worker import (
     CREDENTIALS,
     Account,
-    Session,
-    Target,
+    FleetSession,
+    FleetTarget,
     environment_of,
     nix_config,
     run_target,
@@ -47,8 +47,8 @@ ELSEWHERE = {"id": "other", "machine": "elsewhere", "pid": 1, "born": "1", "host
 class Worker:
     """A worker that runs the targets in this process, with invented outcomes of their notebooks."""
 
-    session: Session
-    target: Target
+    session: FleetSession
+    target: FleetTarget
     outcomes: list[Any] = field(default_factory=list)
     ran: list[dict[str, Any]] = field(default_factory=list)
 
@@ -95,10 +95,10 @@ def in_this_process(*arguments: Any) -> str:
 
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    target = Target("greet/a", "greet", {}, {"name": "a"}, "k" * 24, retry_wait=0.0, fingerprint="f")
+    target = FleetTarget("greet/a", "greet", {}, {"name": "a"}, "k" * 24, retry_wait=0.0, fingerprint="f")
     ledger, place = str(tmp_path / "ledger"), str(tmp_path)
     identity = ledger_id(open_ledger(ledger))
-    session = Session(f"session-{tmp_path.name}", ledger, identity, place, place, "", {}, 0.6)
+    session = FleetSession(f"session-{tmp_path.name}", ledger, identity, place, place, "", {}, 0.6)
     made = Worker(session, target)
     monkeypatch.setattr(workers, "run", made.run)
     monkeypatch.setattr(workers, "_run_process", in_this_process)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vmsnix_ops.sandbox.wire.checksums import (
     CRC_POLYNOMIALS,
     FOLD_DEGREES,
-    Digests,
+    Checksums,
     _folding_crc,
     _table_crc,
     combine_crc,
@@ -54,7 +54,7 @@ def test_the_fast_crc_is_that_of_the_table(algorithm: str, length: int) -> None:
 
 
 def test_several_digests_are_computed_at_once() -> None:
-    digests = Digests({"md5", "sha256", "crc32"})
+    digests = Checksums({"md5", "sha256", "crc32"})
     digests.update(memoryview(b"123456"))
     digests.update(memoryview(b"789"))
     assert digests.hex("crc32") == "cbf43926"

@@ -14,7 +14,7 @@ from botocore import parsers, serialize
 from botocore.awsrequest import HeadersDict
 
 from tests.sandbox.wire.samples import sample
-from vmsnix_ops.sandbox.core import OPERATIONS, AwsError, load_operations
+from vmsnix_ops.sandbox.core import OPERATIONS, ApiError, load_operations
 from vmsnix_ops.sandbox.wire.http import Body, HttpBody, Request
 from vmsnix_ops.sandbox.wire.models import SERVICES, service_model
 from vmsnix_ops.sandbox.wire.protocols import identify_operation, parse_params, write_answer, write_error
@@ -113,7 +113,7 @@ def _content(body: Any) -> bytes:
 @pytest.mark.parametrize("name", SERVICES)
 def test_botocore_reads_its_errors(name: str) -> None:
     service = service_model(name)
-    error = AwsError("SomethingWrong", 'A <text> & more "than" that.', status=409)
+    error = ApiError("SomethingWrong", 'A <text> & more "than" that.', status=409)
     response = write_error(service, error, "the-request-id")
     raw = {"status_code": response.status, "headers": HeadersDict(response.headers), "body": response.body}
     parsed = parsers.create_parser(service.protocol).parse(raw, None)
@@ -124,12 +124,12 @@ def test_botocore_reads_its_errors(name: str) -> None:
 
 
 def test_extra_members_of_an_error_reach_the_client() -> None:
-    error = AwsError("InvalidRange", "No such range.", status=416, ActualObjectSize=12)
+    error = ApiError("InvalidRange", "No such range.", status=416, ActualObjectSize=12)
     response = write_error(service_model("s3"), error, "id")
     raw = {"status_code": 416, "headers": HeadersDict(response.headers), "body": response.body}
     parsed = parsers.create_parser("rest-xml").parse(raw, None)
     assert parsed["Error"]["ActualObjectSize"] == "12"
-    error = AwsError("ValidationException", "Too long.", Reason="INVALID_PARAMETER_VALUE")
+    error = ApiError("ValidationException", "Too long.", Reason="INVALID_PARAMETER_VALUE")
     service = service_model("ebs")
     response = write_error(service, error, "id")
     raw = {"status_code": 400, "headers": HeadersDict(response.headers), "body": response.body}

@@ -88,7 +88,7 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class BackendCaller:
     """The identity of a backend's requests; unknown values are empty."""
 
     account: str = ""
@@ -97,7 +97,7 @@ class Caller:
     problem: str = ""  # why account and ARN are unknown, or why this account may not be changed
 
 
-def read_caller(backend: Backend) -> Caller:
+def read_caller(backend: Backend) -> BackendCaller:
     """Return the caller identity of a backend (sts:GetCallerIdentity); an error becomes its problem."""
     from vmsnix_ops.aws import identity
 
@@ -108,15 +108,15 @@ def read_caller(backend: Backend) -> Caller:
         region = settings.region or session.region_name or ""
         known = identity.read_caller(session, region or "us-east-1")
     except VmsnixError as error:
-        return Caller(region=region, problem=f"{error}")
+        return BackendCaller(region=region, problem=f"{error}")
     allowed = settings.allowed_accounts
     problem = ""
     if allowed and known.account not in allowed:
         problem = f"Account {known.account} is not allowed (allowed_accounts is {', '.join(allowed)})."
-    return Caller(known.account, known.arn, region, problem)
+    return BackendCaller(known.account, known.arn, region, problem)
 
 
-class SandboxProcess:
+class ConsoleSandbox:
     """A sandbox in a process of its own, which ends with this process."""
 
     def __init__(self) -> None:
@@ -157,14 +157,14 @@ class SandboxProcess:
             self.process.stdout.close()
 
 
-_PROCESSES: list[SandboxProcess] = []
+_PROCESSES: list[ConsoleSandbox] = []
 
 
-def sandbox_process() -> SandboxProcess:
+def sandbox_process() -> ConsoleSandbox:
     """Return the sandbox of this process, or start it. All consoles share it, because it has one folder."""
     running = [sandbox for sandbox in _PROCESSES if sandbox.process.poll() is None]
     if not running:
-        running = [SandboxProcess()]
+        running = [ConsoleSandbox()]
         atexit.register(running[0].stop)
     _PROCESSES[:] = running
     return running[0]
@@ -189,7 +189,7 @@ _BANNER = """\
 _NOTE = '{% if text %}<p class="vmsnix-quiet">{{ text }}</p>{% endif %}'
 
 
-def banner(backend: Backend, caller: Caller | None) -> Markup:
+def banner(backend: Backend, caller: BackendCaller | None) -> Markup:
     """Return the banner with the backend and its account; `caller` is ``None`` while it is being read."""
     kind, title, words = {
         "sandbox": ("vmsnix-sandbox", "SANDBOX", "A local AWS on this machine. No request reaches AWS."),
@@ -210,7 +210,7 @@ class BackendBar:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._initial = self.backend = Backend(url=os.environ.get("VMSNIX_SANDBOX", ""))
-        self.caller: Caller | None = None  # while it is being read
+        self.caller: BackendCaller | None = None  # while it is being read
         self._banner = ipywidgets.HTML("")
         self.switch = ipywidgets.ToggleButtons(
             options=[AWS, SANDBOX],

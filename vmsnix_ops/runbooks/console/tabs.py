@@ -50,7 +50,7 @@ THEME = {
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TabColumn:
     """A column of a grid."""
 
     name: str  # in the frame
@@ -77,7 +77,7 @@ class Grid:
 
     def __init__(
         self,
-        columns: Sequence[Column],
+        columns: Sequence[TabColumn],
         *,
         filter_by: str = "",
         sort: str = "",
@@ -189,7 +189,7 @@ _TABLE = """\
 """
 
 
-def table_html(columns: Sequence[Column], frame: pd.DataFrame, *, empty: str) -> Markup:
+def table_html(columns: Sequence[TabColumn], frame: pd.DataFrame, *, empty: str) -> Markup:
     """Return a frame as an HTML table, or the text `empty`."""
     present = [column for column in columns if column.name in frame.columns]
     rows = [
@@ -199,7 +199,7 @@ def table_html(columns: Sequence[Column], frame: pd.DataFrame, *, empty: str) ->
     return fill(_TABLE, columns=present, rows=rows, empty=empty)
 
 
-def _orders(column: Column) -> list[tuple[str, str]]:
+def _orders(column: TabColumn) -> list[tuple[str, str]]:
     title = column.title or column.name
     if column.kind == "time":
         return [(f"{title}, newest first", f"-{column.name}"), (f"{title}, oldest first", column.name)]
@@ -208,7 +208,7 @@ def _orders(column: Column) -> list[tuple[str, str]]:
     return [(f"{title}, A to Z", column.name)]
 
 
-def _cell(column: Column, value: Any) -> dict[str, str]:
+def _cell(column: TabColumn, value: Any) -> dict[str, str]:
     text, badge = format_value(column.kind, value), ""
     if column.kind == "badge" and text:
         badge = "vmsnix-good" if text in GOOD else ("vmsnix-bad" if text in BAD else "vmsnix-mixed")
@@ -291,17 +291,17 @@ class HistoryTab(Tab):
 
     title = "History"
     columns = (
-        Column("started_at", "started (UTC)", "time"),
-        Column("runbook"),
-        Column("status", "", "badge"),
-        Column("dry_run", "dry run", "badge"),
-        Column("image"),
-        Column("region"),
-        Column("ami_id", "AMI", "code"),
-        Column("seconds", "took", "seconds"),
-        Column("user"),
-        Column("error"),
-        Column("run_id", "run", "code"),
+        TabColumn("started_at", "started (UTC)", "time"),
+        TabColumn("runbook"),
+        TabColumn("status", "", "badge"),
+        TabColumn("dry_run", "dry run", "badge"),
+        TabColumn("image"),
+        TabColumn("region"),
+        TabColumn("ami_id", "AMI", "code"),
+        TabColumn("seconds", "took", "seconds"),
+        TabColumn("user"),
+        TabColumn("error"),
+        TabColumn("run_id", "run", "code"),
     )
 
     def _parts(self) -> list[Any]:
@@ -436,7 +436,7 @@ _AUDIT_TIME = '<p class="vmsnix-quiet">From the audit of {{ when }}.</p>'
 class AuditTab(Tab):
     """A table of the newest audit."""
 
-    columns: tuple[Column, ...] = ()
+    columns: tuple[TabColumn, ...] = ()
     file = ""
     filter_by = ""
     sort = ""
@@ -474,17 +474,17 @@ class InventoryTab(AuditTab):
     filter_by = "kind"
     sort = "-created_at"
     columns = (
-        Column("kind"),
-        Column("resource_id", "resource", "code"),
-        Column("name"),
-        Column("region"),
-        Column("state", "", "badge"),
-        Column("created_at", "created (UTC)", "time"),
-        Column("size_gib", "GiB", "number"),
-        Column("monthly_usd", "USD a month", "usd"),
-        Column("referenced", "in use"),
-        Column("public"),
-        Column("image"),
+        TabColumn("kind"),
+        TabColumn("resource_id", "resource", "code"),
+        TabColumn("name"),
+        TabColumn("region"),
+        TabColumn("state", "", "badge"),
+        TabColumn("created_at", "created (UTC)", "time"),
+        TabColumn("size_gib", "GiB", "number"),
+        TabColumn("monthly_usd", "USD a month", "usd"),
+        TabColumn("referenced", "in use"),
+        TabColumn("public"),
+        TabColumn("image"),
     )
 
 
@@ -496,12 +496,12 @@ class FindingsTab(AuditTab):
     filter_by = "severity"
     empty = "No findings."
     columns = (
-        Column("severity", "", "badge"),
-        Column("rule"),
-        Column("resource_id", "resource", "code"),
-        Column("region"),
-        Column("reason", "", "long"),
-        Column("fix", "", "command"),
+        TabColumn("severity", "", "badge"),
+        TabColumn("rule"),
+        TabColumn("resource_id", "resource", "code"),
+        TabColumn("region"),
+        TabColumn("reason", "", "long"),
+        TabColumn("fix", "", "command"),
     )
 
 

@@ -20,7 +20,7 @@ NOT_ENDED = "This cell did not end: the kernel was shut down or killed while it 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CellPlace:
     """A code cell of the runbook, in its order."""
 
     id: str
@@ -33,7 +33,7 @@ def source_digest(source: str) -> str:
     return hashlib.sha256(source.strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def places(path: Path) -> list[Place]:
+def places(path: Path) -> list[CellPlace]:
     """Return the code cells of a notebook that are not empty, in its order."""
     found = []
     for number, cell in enumerate(json.loads(files.read(path))["cells"]):
@@ -41,11 +41,11 @@ def places(path: Path) -> list[Place]:
         if cell.get("cell_type") == "code" and source.strip():
             tags = cell.get("metadata", {}).get("tags", [])
             name = str(cell.get("id") or f"cell-{number}")
-            found.append(Place(name, source_digest(source), "parameters" in tags))
+            found.append(CellPlace(name, source_digest(source), "parameters" in tags))
     return found
 
 
-def place_of(known: Iterable[Place], identifier: str | None, source: str) -> int | None:
+def place_of(known: Iterable[CellPlace], identifier: str | None, source: str) -> int | None:
     """Return the index of a cell in the runbook, by its ID or its source; ``None`` for any other cell."""
     wanted = source_digest(source)
     for number, place in enumerate(known):
@@ -73,12 +73,12 @@ class Execution:
 
 def executions(entries: Iterable[Mapping[str, Any]]) -> list[Execution]:
     """Return the executions in a journal, in order, with notes about their order."""
-    known: list[Place] = []
+    known: list[CellPlace] = []
     found: dict[int, Execution] = {}
     for entry in entries:
         kind, number = entry.get("kind"), int(entry.get("cell") or 0)
         if kind == "run":
-            known = [Place(**place) for place in entry.get("cells") or []]
+            known = [CellPlace(**place) for place in entry.get("cells") or []]
         elif kind in (STARTED, EARLIER):
             source = str(entry.get("source", ""))
             identifier = entry.get("id")
@@ -98,7 +98,7 @@ def executions(entries: Iterable[Mapping[str, Any]]) -> list[Execution]:
     return executed
 
 
-def _add_notes(executed: list[Execution], known: list[Place]) -> None:
+def _add_notes(executed: list[Execution], known: list[CellPlace]) -> None:
     """Note which executions were out of the runbook's order, are out of date, or are of changed cells."""
     before: Execution | None = None  # the last executed cell of the runbook
     # The parameters cell was executed before the first call, which started the run.
@@ -181,8 +181,8 @@ def notebook(entries: Iterable[Mapping[str, Any]], outputs: Mapping[int, list[An
     )
 
 
-def _places(entries: Iterable[Mapping[str, Any]]) -> list[Place]:
+def _places(entries: Iterable[Mapping[str, Any]]) -> list[CellPlace]:
     for entry in entries:
         if entry.get("kind") == "run":
-            return [Place(**place) for place in entry.get("cells") or []]
+            return [CellPlace(**place) for place in entry.get("cells") or []]
     return []

@@ -103,7 +103,7 @@ def read_anchors(state: Path, run_id: str) -> list[Anchor]:
 
 
 @dataclass
-class Journal:
+class ChainedJournal:
     """Appends to the journal of a run."""
 
     path: Path

@@ -34,7 +34,7 @@ JOURNAL = "journal"
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class EvidenceCheck:
     """One checked part of the evidence."""
 
     name: str  # "journal", or the name of a file
@@ -47,7 +47,7 @@ class Verification:
     """The evidence of a run."""
 
     run_id: str
-    checks: tuple[Check, ...]
+    checks: tuple[EvidenceCheck, ...]
     anchors: tuple[str, ...]  # where the journal is anchored
     problems: tuple[str, ...]  # anchors that could not be read
 
@@ -88,7 +88,7 @@ def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verificati
     entries = chain.parse(content or b"")
     journal = _check_journal(run, content, entries, known)
     if problem:
-        journal = Check(JOURNAL, "unreadable", problem)
+        journal = EvidenceCheck(JOURNAL, "unreadable", problem)
     valid = journal is not None and journal.finding in ("intact", "not anchored")
     seal = _seal(entries) if valid else {}
     sealed = seal.get("files") or {}
@@ -156,13 +156,13 @@ def _check_journal(
     content: bytes | None,
     entries: Sequence[Mapping[str, Any] | None],
     known: Sequence[_Anchored],
-) -> Check | None:
+) -> EvidenceCheck | None:
     """Check the journal; ``None`` for a run without one, which an earlier version made."""
     anchors = sorted({anchor for one in known for anchor in one.anchors}, key=lambda one: one.entries)
     claimed = run.values.get("journal_entries")
     if content is None:
         if anchors or claimed:
-            return Check(JOURNAL, "removed", f"{chain.FILE_NAME} is missing.")
+            return EvidenceCheck(JOURNAL, "removed", f"{chain.FILE_NAME} is missing.")
         return None
     defect = chain.first_defect(entries)
     if defect is not None:
@@ -171,18 +171,18 @@ def _check_journal(
             "changed": f"Entry {number} was changed: its SHA-256 is that of other content.",
             "removed": f"An entry before line {number} was removed, added or moved.",
         }
-        return Check(JOURNAL, "changed" if finding == "changed" else "removed", text[finding])
+        return EvidenceCheck(JOURNAL, "changed" if finding == "changed" else "removed", text[finding])
     return _compare_with_anchors(entries, anchors)
 
 
 def _compare_with_anchors(
     entries: Sequence[Mapping[str, Any] | None], anchors: Sequence[chain.Anchor]
-) -> Check:
+) -> EvidenceCheck:
     hashes = [str(entry.get("sha256")) for entry in entries if entry is not None]
     count = counted(len(hashes), "entry", "entries")
     for anchor in anchors:
         if anchor.entries <= len(hashes) and hashes[anchor.entries - 1] != anchor.sha256:
-            return Check(
+            return EvidenceCheck(
                 JOURNAL,
                 "changed",
                 f"Entry {anchor.entries} is not the anchored one: it, or one before it, was changed or "
@@ -190,18 +190,18 @@ def _compare_with_anchors(
             )
     if anchors and anchors[-1].entries > len(hashes):
         missing = anchors[-1].entries - len(hashes)
-        return Check(
+        return EvidenceCheck(
             JOURNAL, "cut off", f"The last {counted(missing, 'entry', 'entries')} of it are missing."
         )
     if not anchors:
-        return Check(
+        return EvidenceCheck(
             JOURNAL, "not anchored", f"{count}, consistent, not anchored: no copy of its last SHA-256."
         )
     later = len(hashes) - anchors[-1].entries
     if later:
         more = f"{count}, of which the last {counted(later, 'is', 'are')} not anchored."
-        return Check(JOURNAL, "not anchored", more)
-    return Check(JOURNAL, "intact", f"{count}.")
+        return EvidenceCheck(JOURNAL, "not anchored", more)
+    return EvidenceCheck(JOURNAL, "intact", f"{count}.")
 
 
 def _seal(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
@@ -210,15 +210,15 @@ def _seal(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
     return ends[-1] if ends else {}
 
 
-def _check_result(run: ArchivedRun, seal: Mapping[str, Any]) -> Check:
+def _check_result(run: ArchivedRun, seal: Mapping[str, Any]) -> EvidenceCheck:
     if not seal:
-        return Check(archives.RESULT, "not anchored", "The journal does not contain its SHA-256.")
+        return EvidenceCheck(archives.RESULT, "not anchored", "The journal does not contain its SHA-256.")
     values = run.values
     if writing.result_digest(values) != seal.get("result"):
         text = "Its values are not those whose SHA-256 the journal contains."
         if not values.get("finished_at"):
             text += " Or the run was killed while it wrote them: see vmsnix runs repair."
-        return Check(archives.RESULT, "changed", text)
+        return EvidenceCheck(archives.RESULT, "changed", text)
     failure, status = values.get("failure"), values.get("status")
     if failure:  # its status is final
         expected = (seal.get("status") or status, failure.get("exit_code"))
@@ -228,31 +228,33 @@ def _check_result(run: ArchivedRun, seal: Mapping[str, Any]) -> Check:
         valid = True
     if not valid or (status, values.get("exit_code")) != expected:
         text = "Its status or exit code does not fit its failure and its problems."
-        return Check(archives.RESULT, "changed", text)
-    return Check(archives.RESULT, "intact")
+        return EvidenceCheck(archives.RESULT, "changed", text)
+    return EvidenceCheck(archives.RESULT, "intact")
 
 
-def _check_file(archive: Archive, run: ArchivedRun, name: str, sealed: str | None) -> Check:
+def _check_file(archive: Archive, run: ArchivedRun, name: str, sealed: str | None) -> EvidenceCheck:
     stored = (run.values.get("files") or {}).get(name)
     if stored is None:
-        return Check(name, "changed", f"The journal contains its SHA-256, but {archives.RESULT} does not.")
+        return EvidenceCheck(
+            name, "changed", f"The journal contains its SHA-256, but {archives.RESULT} does not."
+        )
     try:
         content = archive.content(str(stored["place"]))
     except ArchiveError as error:
-        return Check(name, "unreadable", str(error))
+        return EvidenceCheck(name, "unreadable", str(error))
     if content is None:
-        return Check(name, "removed", f"{stored['place']} is missing.")
+        return EvidenceCheck(name, "removed", f"{stored['place']} is missing.")
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != stored["sha256"]:
-        return Check(name, "changed", f"Its SHA-256 is not the one in {archives.RESULT}.")
+        return EvidenceCheck(name, "changed", f"Its SHA-256 is not the one in {archives.RESULT}.")
     key = writing.LOCATION_KEYS.get(name, "")
     if key and run.values.get(key) != stored["place"]:
-        return Check(name, "changed", f"In {archives.RESULT}, {key} is another file.")
+        return EvidenceCheck(name, "changed", f"In {archives.RESULT}, {key} is another file.")
     if sealed is None:
         text = f"It matches {archives.RESULT}; the journal does not contain its SHA-256."
-        return Check(name, "not anchored", text)
+        return EvidenceCheck(name, "not anchored", text)
     if sha256 != sealed:
-        return Check(
+        return EvidenceCheck(
             name, "changed", f"It and {archives.RESULT} were changed: the journal has another SHA-256."
         )
-    return Check(name, "intact")
+    return EvidenceCheck(name, "intact")

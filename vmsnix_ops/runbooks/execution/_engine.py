@@ -26,7 +26,7 @@ from papermill.execute import ERROR_MARKER_TAG, execute_notebook
 from vmsnix_ops.progress import MESSAGE
 from vmsnix_ops.runbooks.execution import cards, kernels
 from vmsnix_ops.runbooks.execution import translator as _translator  # noqa: F401 - registers itself
-from vmsnix_ops.runbooks.execution._output import HeadAndTail, Limits, LiveOutput
+from vmsnix_ops.runbooks.execution._output import HeadAndTail, LiveOutput, OutputLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,13 +51,13 @@ class KernelStartError(Exception):
 
 
 @dataclass
-class Session:
+class KernelSession:
     """Input and result of one execution."""
 
     environment: Mapping[str, str]  # all variables of the kernel
     cwd: Path  # of the kernel
     live: LiveOutput  # shows and logs the output
-    limits: Limits  # of the saved output
+    limits: OutputLimits  # of the saved output
     interrupter: Interrupter  # interrupts the kernel, and stops the run between two cells
     kernel_log: Path  # output of the kernel process itself, such as a crash
     save: Callable[[Any], None]  # called with the notebook after every cell
@@ -66,7 +66,7 @@ class Session:
     notebook: Any = None  # the executed one; None before the execution starts
 
 
-def execute(notebook: Any, parameters: dict[str, object], session: Session) -> None:
+def execute(notebook: Any, parameters: dict[str, object], session: KernelSession) -> None:
     """Execute a notebook with papermill. The result is in `session.notebook`, also after an error.
 
     Raises
@@ -121,7 +121,7 @@ def _is_marker(cell: Any) -> bool:
 class _Client(PapermillNotebookClient):  # type: ignore[misc]
     """Runs the cells, shows and limits their output, and stops between two cells after an interrupt."""
 
-    def __init__(self, nb_man: Any, session: Session, **options: Any) -> None:
+    def __init__(self, nb_man: Any, session: KernelSession, **options: Any) -> None:
         super().__init__(nb_man, **options)
         self.session = session
         self._kept_outputs: dict[str, HeadAndTail] = {}
@@ -239,7 +239,7 @@ class _Engine(Engine):  # type: ignore[misc]
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
-        session: Session = options["vmsnix"]
+        session: KernelSession = options["vmsnix"]
         session.notebook = nb_man.nb
         nb_man.autosave_cell_every = 0
         try:
@@ -253,7 +253,7 @@ class _Engine(Engine):  # type: ignore[misc]
             _close_loop()
 
     @classmethod
-    def _execute(cls, nb_man: Any, session: Session, kernel_name: str, start_timeout: int) -> None:
+    def _execute(cls, nb_man: Any, session: KernelSession, kernel_name: str, start_timeout: int) -> None:
         client = cls.client_class(
             nb_man,
             session,
@@ -302,4 +302,4 @@ def _stream(name: str, text: str) -> Any:
     return new_output("stream", name=name, text=text)  # type: ignore[no-untyped-call]
 
 
-__all__ = ["DeadKernelError", "KernelStartError", "Session", "execute"]
+__all__ = ["DeadKernelError", "KernelSession", "KernelStartError", "execute"]

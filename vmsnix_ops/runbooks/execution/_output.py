@@ -29,7 +29,7 @@ WIDGET_TEXT = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgre
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class OutputLimits:
     """Limits of the saved output, in characters."""
 
     cell: int = 500_000  # printed text of one cell; half of it from the beginning, half from the end

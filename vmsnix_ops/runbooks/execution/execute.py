@@ -31,7 +31,7 @@ from vmsnix_ops.runbooks.evidence import writing
 from vmsnix_ops.runbooks.execution import kernels, side_effects
 from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
-from vmsnix_ops.runbooks.execution._output import Limits, LiveOutput
+from vmsnix_ops.runbooks.execution._output import LiveOutput, OutputLimits
 from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
 from vmsnix_ops.runbooks.execution.status import Failure, judge, read_error
 
@@ -134,7 +134,7 @@ def run(
     cwd: Path | None = None,
     screen: TextIO | None = None,
     on_event: Reporter | None = None,
-    limits: Limits | None = None,
+    limits: OutputLimits | None = None,
     interrupter: Interrupter | None = None,
     run_id: str | None = None,
     confirmed: bool = False,
@@ -240,7 +240,7 @@ def run(
     passed = values if differs else checked
     prepared = writing.PreparedRun(wanted, content, passed, settings, variables, cwd, opened, entry)
     try:
-        return _run(prepared, screen, on_event, limits or Limits(), interrupter, record=record)
+        return _run(prepared, screen, on_event, limits or OutputLimits(), interrupter, record=record)
     finally:
         opened.release()
 
@@ -273,7 +273,7 @@ def _run(
     prepared: writing.PreparedRun,
     screen: TextIO | None,
     on_event: Reporter | None,
-    limits: Limits,
+    limits: OutputLimits,
     interrupter: Interrupter | None,
     *,
     record: bool,
@@ -332,7 +332,7 @@ def _run(
 def _execute(
     prepared: writing.PreparedRun,
     live: LiveOutput,
-    limits: Limits,
+    limits: OutputLimits,
     stopper: Interrupter,
     *,
     record: bool,
@@ -356,7 +356,7 @@ def _execute(
         closing(SecretReceiver()) as receiver,
     ):
         kernel_log = Path(ipython) / "kernel.log"
-        session = _engine.Session(
+        session = _engine.KernelSession(
             environment=_kernel_environment(prepared, ipython),
             cwd=prepared.cwd,
             live=live,

@@ -129,7 +129,7 @@ class KernelRun:
         self._places = _places(runbook)
         self.prepared, problem = self._prepare(runbook, values)
         folder = self.prepared.folder
-        self.journal = chain.Journal(
+        self.journal = chain.ChainedJournal(
             folder.path(chain.FILE_NAME), self.prepared.settings.state, self.run_id, folder.redactor
         )
         if problem:
@@ -463,7 +463,7 @@ class _OutputList(list[Any]):
         self._shown.append(output)
 
 
-def _places(runbook: Runbook) -> list[cells.Place]:
+def _places(runbook: Runbook) -> list[cells.CellPlace]:
     """Return the cells of a runbook; none if its notebook cannot be read, or is of another version."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return cells.places(runbook.path)

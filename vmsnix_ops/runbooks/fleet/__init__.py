@@ -33,7 +33,7 @@ from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 from vmsnix_ops.runbooks.fleet.engine import Runner, check_address, need_dask
 from vmsnix_ops.runbooks.fleet.ledger import change, ledger_id, open_ledger
 from vmsnix_ops.runbooks.fleet.report import FleetResult, write
-from vmsnix_ops.runbooks.fleet.worker import Session, nix_config, state_of
+from vmsnix_ops.runbooks.fleet.worker import FleetSession, nix_config, state_of
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class FleetPlan(FingerprintedPlan):
         local = load().state / "runs" if remote else Path(self.archive).absolute()
         folder = archives.RunFolder(run_id, local / run_id, remote, os.environ)
         config = nix_config(self.file.nix)
-        session = Session(
+        session = FleetSession(
             id=secrets.token_hex(6),
             ledger=self.ledger,
             ledger_id=ledger_id(ledger),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.progress import Kind, Progress
     from vmsnix_ops.runbooks.fleet.ledger import Document
     from vmsnix_ops.runbooks.fleet.plan_file import Dask, PlanFile
-    from vmsnix_ops.runbooks.fleet.worker import Target
+    from vmsnix_ops.runbooks.fleet.worker import FleetTarget
 
 CONNECT_SECONDS = 30
 WORKERS_SECONDS = 60
@@ -143,7 +143,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
             yield client
 
 
-def check_workers(client: Any, targets: Sequence[Target]) -> None:
+def check_workers(client: Any, targets: Sequence[FleetTarget]) -> None:
     """Wait for the first worker, and check that the workers have the resources that the targets need.
 
     Raises
@@ -177,7 +177,7 @@ class Runner:
     """Submits the targets of a plan to Dask, and collects their documents."""
 
     plan: PlanFile
-    session: worker.Session
+    session: worker.FleetSession
     environment: Mapping[str, str]  # for the workers of this machine
     progress: Progress
     interrupter: Interrupter  # the first interrupt lets the runs clean up, the second kills their kernels

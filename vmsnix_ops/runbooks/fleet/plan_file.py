@@ -58,8 +58,8 @@ from vmsnix_ops.region_names import known_regions
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.execution.execute import read_notebook
 from vmsnix_ops.runbooks.execution.side_effects import allowed_effects
-from vmsnix_ops.runbooks.fleet.worker import CREDENTIALS, Account, Target
-from vmsnix_ops.runbooks.value_checks import Place, call_errors, value_errors
+from vmsnix_ops.runbooks.fleet.worker import CREDENTIALS, Account, FleetTarget
+from vmsnix_ops.runbooks.value_checks import CallPlace, call_errors, value_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -356,7 +356,7 @@ class _Reader:
         if f"{self.name}{fault}" not in self.faults:
             self._add(fault)
 
-    def targets(self) -> Iterator[Target]:
+    def targets(self) -> Iterator[FleetTarget]:
         """Yield a target for each combination of the entry's lists."""
         runbook, lists = None, self.entry.lists()
         try:
@@ -402,7 +402,7 @@ class _Reader:
                 hint = nearest(str(value), [str(item) for item in lists[axis]])
                 self._add(f".override: {axis} = {value!r} is not in the entry. {hint}")
 
-    def _target(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable]) -> Target:
+    def _target(self, runbook: Runbook, axes: dict[str, Any], layers: list[RunTable]) -> FleetTarget:
         """Return a target, and add its mistakes to the faults with its name."""
         lists, named = self.entry.lists(), str(axes.get("account", ""))
         account = self.accounts.get(named) or Account(named, named if re.fullmatch(ACCOUNT_ID, named) else "")
@@ -425,7 +425,7 @@ class _Reader:
             restore = catalog.restore(runbook)
             fix = f"{restore}. To run the modified notebook, set modified = true for these targets."
             self._add_once(f": {error.what} {fix}")
-        return Target(
+        return FleetTarget(
             name=target,
             runbook=runbook.name,
             axes=axes,
@@ -462,11 +462,11 @@ class _Reader:
         checked, wrong = parameters.collect(runbook, filled)
         mistakes: list[VmsnixError] = list(wrong.values())
         if self.local:
-            place = Place(self.folder, {**self.outside, **environment})
+            place = CallPlace(self.folder, {**self.outside, **environment})
             unset = {parameter.name for parameter in runbook.parameters} - wrong.keys()
             mistakes += call_errors(runbook, checked, unset, place)
         else:  # files and settings are on the machines of the workers
-            place = Place(self.folder, {}, paths=False)
+            place = CallPlace(self.folder, {}, paths=False)
             mistakes += value_errors(runbook, checked, place).values()
         for error in mistakes:
             self.mistakes.setdefault(" ".join(part for part in (error.what, error.why) if part), []).append(
@@ -511,8 +511,11 @@ def _name_part(axis: str, value: object, others: list[Any]) -> str:
 
 
 def _ordered(
-    faults: list[str], plan: str, entries: Mapping[str, EntryTable], targets: Mapping[str, Sequence[Target]]
-) -> tuple[Target, ...]:
+    faults: list[str],
+    plan: str,
+    entries: Mapping[str, EntryTable],
+    targets: Mapping[str, Sequence[FleetTarget]],
+) -> tuple[FleetTarget, ...]:
     """Return all targets, each after the targets that it waits for.
 
     A target waits for the targets of the entries in ``after`` that have the same value in each list that both
@@ -528,7 +531,7 @@ def _ordered(
         # graphlib lists the first entry first; `after` in the plan file has the opposite direction.
         faults.append(f"The entries form a cycle: {' → '.join(reversed(error.args[1]))}.")
         return ()
-    ordered: dict[str, Target] = {}
+    ordered: dict[str, FleetTarget] = {}
     for target, others in ((target, before[name]) for name in names for target in targets[name]):
         after = [found for other in others for found in _matching(faults, target, other, targets[other])]
         fingerprint = _hash([plan, target.key, sorted(ordered[one].fingerprint for one in after)])
@@ -536,7 +539,9 @@ def _ordered(
     return tuple(ordered.values())
 
 
-def _matching(faults: list[str], target: Target, other: str, candidates: Sequence[Target]) -> list[str]:
+def _matching(
+    faults: list[str], target: FleetTarget, other: str, candidates: Sequence[FleetTarget]
+) -> list[str]:
     found = [
         candidate.name
         for candidate in candidates
@@ -549,7 +554,7 @@ def _matching(faults: list[str], target: Target, other: str, candidates: Sequenc
     return found
 
 
-def _check_doubles(faults: list[str], targets: Iterable[Target]) -> None:
+def _check_doubles(faults: list[str], targets: Iterable[FleetTarget]) -> None:
     names: set[str] = set()
     keys: dict[str, str] = {}
     for target in targets:
@@ -570,7 +575,7 @@ class PlanFile:
     name: str  # of the fleet
     folder: Path  # working directory of the runs; relative paths in parameters start there
     notebooks: Path | None  # folder of the notebooks; None for those of the package
-    targets: tuple[Target, ...]  # each after those that it waits for
+    targets: tuple[FleetTarget, ...]  # each after those that it waits for
     accounts: Mapping[str, Account]  # by their names in the file
     nix: Mapping[str, str]  # settings for Nix, such as builders
     dask: Dask

@@ -69,7 +69,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class FleetTarget:
     """One run of one runbook."""
 
     name: str  # the entry, and the values that distinguish the target: publish/ecs-node/eu-central-1
@@ -129,7 +129,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class FleetSession:
     """One start of a fleet: the values that a worker needs to run its targets."""
 
     id: str
@@ -162,7 +162,7 @@ def stop(session: str) -> None:
             process.send_signal(signal.SIGTERM)
 
 
-def run_target(session: Session, target: Target, *before: Document) -> Document:
+def run_target(session: FleetSession, target: FleetTarget, *before: Document) -> Document:
     """Run a target, with its retries, and return its document. An error of the target is not raised.
 
     `before` are the documents of the targets that must be done first. Safe to run twice, also at the same
@@ -180,7 +180,9 @@ def run_target(session: Session, target: Target, *before: Document) -> Document:
     )
 
 
-def _run_with_retries(session: Session, target: Target, ledger: Ledger, missing: list[str]) -> Document:
+def _run_with_retries(
+    session: FleetSession, target: FleetTarget, ledger: Ledger, missing: list[str]
+) -> Document:
     watch, tries = Watch(session.lease_seconds), 0
     report = partial(_report, session.id, target.name)
     while True:
@@ -219,7 +221,9 @@ def _run_with_retries(session: Session, target: Target, ledger: Ledger, missing:
             return document
 
 
-def _next(session: Session, target: Target, current: Document | None, missing: list[str]) -> Document:
+def _next(
+    session: FleetSession, target: FleetTarget, current: Document | None, missing: list[str]
+) -> Document:
     """Return the next document of a target that no process runs.
 
     Its state is ``planned`` if a process may claim the target, otherwise ``skipped`` or ``failed``.
@@ -241,7 +245,7 @@ def _next(session: Session, target: Target, current: Document | None, missing: l
     return wanted
 
 
-def _run_process(session: Session, target: Target, wanted: Document, version: str | None) -> str:
+def _run_process(session: FleetSession, target: FleetTarget, wanted: Document, version: str | None) -> str:
     """Run a target in a process of its own, and wait for its end; return an error outside of the run."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -268,10 +272,10 @@ def main() -> int:
     """Run the target that a worker has written to standard input."""
     session, target, wanted, version = json.load(sys.stdin.buffer)
     target |= {"account": Account(**target["account"]), "after": tuple(target["after"])}
-    return run_claimed(Session(**session), Target(**target), wanted, version)
+    return run_claimed(FleetSession(**session), FleetTarget(**target), wanted, version)
 
 
-def run_claimed(session: Session, target: Target, wanted: Document, version: str | None) -> int:
+def run_claimed(session: FleetSession, target: FleetTarget, wanted: Document, version: str | None) -> int:
     """Claim a target, run its notebook once, and replace the claim by the result; return the exit code."""
     interrupter = Interrupter()
     started = {"session": session.id, "started_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
@@ -299,7 +303,9 @@ def run_claimed(session: Session, target: Target, wanted: Document, version: str
     return NOT_OURS
 
 
-def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_file: Path) -> Document:
+def _attempt(
+    session: FleetSession, target: FleetTarget, interrupter: Interrupter, lease_file: Path
+) -> Document:
     """Run the notebook once, and return the result."""
     clock = time.monotonic()
     attempt: Document = {"status": "failed", "exit_code": 1, "run_id": "", "result": {}}
@@ -329,7 +335,7 @@ def _attempt(session: Session, target: Target, interrupter: Interrupter, lease_f
     return dict(Redactor(secret_values()).value(attempt))
 
 
-def environment_of(target: Target, common: Mapping[str, str]) -> dict[str, str | None]:
+def environment_of(target: FleetTarget, common: Mapping[str, str]) -> dict[str, str | None]:
     """Return the changes to the worker's variables for a target's run; ``None`` removes a variable.
 
     For each try, the worker assumes the role of the account with its own credentials. Only the environment of
@@ -356,7 +362,7 @@ def nix_config(settings: Mapping[str, str]) -> str:
     return "\n".join(f"{name} = {value}" for name, value in settings.items())
 
 
-def state_of(target: Target, ledger: Ledger) -> Document:
+def state_of(target: FleetTarget, ledger: Ledger) -> Document:
     """Return the document of a target in the ledger, or a new one with the state ``planned``."""
     document, _ = ledger.read(target.claim)
     if document and document["state"] == "running":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, params_digest
+from vmsnix_ops.sandbox.core import ApiError, Params, not_emulated, operation, params_digest
 from vmsnix_ops.sandbox.ec2.filters import by_name, describe
 from vmsnix_ops.sandbox.rbin import TABLES, recycled
 from vmsnix_ops.sandbox.ssm import parameters, readable_parameters, refuse_unknown_aws_name
@@ -156,12 +156,12 @@ def new_id(prefix: str) -> str:
 def check_id(kind: ResourceKind, resource_id: str) -> None:
     """Raise the ``Malformed`` error of the kind for an ID of another form."""
     if not re.fullmatch(rf"{kind.prefix}-([0-9a-f]{{8}}|[0-9a-f]{{17}})", resource_id):
-        raise AwsError(kind.malformed, kind.malformed_text.format(id=resource_id))
+        raise ApiError(kind.malformed, kind.malformed_text.format(id=resource_id))
 
 
-def resource_not_found(kind: ResourceKind, resource_id: str) -> AwsError:
+def resource_not_found(kind: ResourceKind, resource_id: str) -> ApiError:
     """Return the ``NotFound`` error of the kind."""
-    return AwsError(kind.not_found, kind.not_found_text.format(id=resource_id))
+    return ApiError(kind.not_found, kind.not_found_text.format(id=resource_id))
 
 
 def find_own(context: Context, kind: ResourceKind, resource_id: str) -> Any:
@@ -193,7 +193,7 @@ def select_visible(kind: ResourceKind, visible: Mapping[str, Any], resource_ids:
         check_id(kind, resource_id)
     missing = [resource_id for resource_id in dict.fromkeys(resource_ids) if resource_id not in visible]
     if len(missing) > 1 and kind.several_not_found_text:
-        raise AwsError(kind.not_found, kind.several_not_found_text.format(id=", ".join(missing)))
+        raise ApiError(kind.not_found, kind.several_not_found_text.format(id=", ".join(missing)))
     if missing:
         raise resource_not_found(kind, missing[0])
     return [visible[resource_id] for resource_id in dict.fromkeys(resource_ids)]
@@ -202,9 +202,9 @@ def select_visible(kind: ResourceKind, visible: Mapping[str, Any], resource_ids:
 # Checks of parameters
 
 
-def missing_parameter(name: str) -> AwsError:
+def missing_parameter(name: str) -> ApiError:
     """Return ``MissingParameter``."""
-    return AwsError("MissingParameter", f"The request must contain the parameter {name}")
+    return ApiError("MissingParameter", f"The request must contain the parameter {name}")
 
 
 IMAGE_NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
@@ -218,7 +218,7 @@ def check_image_name(name: str | None) -> str:
     if not name:
         raise missing_parameter("Name")
     if not IMAGE_NAME.fullmatch(name):
-        raise AwsError(
+        raise ApiError(
             "InvalidAMIName.Malformed",
             "AMI names must be between 3 and 128 characters long, and may contain letters, numbers, "
             "'(', ')', '.', '-', '/' and '_'",
@@ -254,7 +254,7 @@ def check_one_of(
 
     Raises
     ------
-    AwsError
+    ApiError
         ``NotImplemented`` for another value of AWS; ``InvalidParameterValue`` for a value that AWS refuses.
     """
     if value is None or value in allowed:
@@ -262,7 +262,7 @@ def check_one_of(
     if value in known or value in _documented_values(parameter):
         raise not_emulated(f"the value {value!r} of the parameter {parameter!r}")
     text = f"Value ({value}) for parameter {parameter} is invalid. Expected one of: {', '.join(allowed)}."
-    raise AwsError("InvalidParameterValue", text)
+    raise ApiError("InvalidParameterValue", text)
 
 
 def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> str:
@@ -280,7 +280,7 @@ def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> st
 
     Raises
     ------
-    AwsError
+    ApiError
         As for `check_one_of`.
     """
     name = name[:1].lower() + name[1:] if name else ""
@@ -293,7 +293,7 @@ def check_description(text: str | None) -> None:
     """Check that a description has at most 255 characters."""
     if text is not None and len(text) > MAX_DESCRIPTION:
         message = f"Character sets beyond {MAX_DESCRIPTION} characters are not supported for description."
-        raise AwsError("InvalidParameterValue", message)  # text from memory
+        raise ApiError("InvalidParameterValue", message)  # text from memory
 
 
 def check_registration(params: Params) -> None:
@@ -308,13 +308,13 @@ def check_registration(params: Params) -> None:
     if params.get("TpmSupport") and params.get("BootMode") != "uefi":
         # Documented: NitroTPM needs the UEFI boot mode; text from memory.
         text = "The parameter TpmSupport requires the boot mode uefi."
-        raise AwsError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", text)
     if params.get("VirtualizationType", "paravirtual") == "paravirtual":
         for parameter in ("EnaSupport", "SriovNetSupport", "BootMode", "TpmSupport"):
             if params.get(parameter):
                 # Documented as HVM only; text from memory.
                 text = f"{parameter} is not supported for paravirtual images; set VirtualizationType to hvm."
-                raise AwsError("InvalidParameterCombination", text)
+                raise ApiError("InvalidParameterCombination", text)
 
 
 # Permissions of images and snapshots
@@ -355,7 +355,7 @@ def permission_changes(
             if not GRANTEE_PATTERNS[kind].fullmatch(value):
                 name = kind[0].lower() + kind[1:]
                 text = f'Invalid attribute item value "{value}" for {name} item type.'
-                raise AwsError("InvalidAMIAttributeItemValue", text)
+                raise ApiError("InvalidAMIAttributeItemValue", text)
     return added, removed
 
 
@@ -384,7 +384,7 @@ def resolve_image_id(context: Context, reference: str) -> str:
 
     Raises
     ------
-    AwsError
+    ApiError
         Its parameter, or this version of it, does not exist.
     """
     found = find_image_id(context, reference)
@@ -392,7 +392,7 @@ def resolve_image_id(context: Context, reference: str) -> str:
         refuse_unknown_aws_name(reference.removeprefix(PARAMETER_PREFIX))
         # Text from memory.
         text = f"The systems manager parameter '{reference}' could not be resolved to an image."
-        raise AwsError("InvalidAMIID.Malformed", text)
+        raise ApiError("InvalidAMIID.Malformed", text)
     return found
 
 
@@ -411,7 +411,7 @@ def find_token_result(context: Context, params: Params) -> str | None:
 
     Raises
     ------
-    AwsError
+    ApiError
         The earlier call had other parameters.
     """
     known = context.table("ec2_tokens").get(f"{context.operation} {params.get('ClientToken')}")
@@ -419,7 +419,7 @@ def find_token_result(context: Context, params: Params) -> str | None:
         return None
     digest, resource_id = known
     if digest != params_digest(params, "ClientToken"):
-        raise AwsError(
+        raise ApiError(
             "IdempotentParameterMismatch",
             "Arguments on this idempotent request are inconsistent with arguments used in "
             "previous request(s).",
@@ -448,20 +448,20 @@ def check_tags(tags: Iterable[dict[str, Any]], *, longest: int = MAX_TAG_VALUE) 
     for tag in tags:
         key, value = tag.get("Key", ""), tag.get("Value") or ""
         if not key:
-            raise AwsError("InvalidParameterValue", "Tag key cannot be null or empty")
+            raise ApiError("InvalidParameterValue", "Tag key cannot be null or empty")
         if key.lower().startswith(AWS_PREFIX):
-            raise AwsError(
+            raise ApiError(
                 "InvalidParameterValue", "Tag keys starting with 'aws:' are reserved for internal use"
             )
         if len(key) > MAX_TAG_KEY:
-            raise AwsError(
+            raise ApiError(
                 "InvalidParameterValue", f"Tag key exceeds the maximum length of {MAX_TAG_KEY} characters"
             )
         if len(value) > longest:
             text = f"Tag value exceeds the maximum length of {longest} characters"
-            raise AwsError("InvalidParameterValue", text)
+            raise ApiError("InvalidParameterValue", text)
         if key in found:
-            raise AwsError("InvalidParameterValue", f"Duplicate tag key '{key}' specified.")
+            raise ApiError("InvalidParameterValue", f"Duplicate tag key '{key}' specified.")
         found[key] = value
     return _check_tag_count(found)
 
@@ -469,7 +469,7 @@ def check_tags(tags: Iterable[dict[str, Any]], *, longest: int = MAX_TAG_VALUE) 
 def _check_tag_count(tags: dict[str, str]) -> dict[str, str]:
     """Return the tags of a resource, after the check of their number. Those of AWS do not count."""
     if sum(not key.startswith(AWS_PREFIX) for key in tags) > MAX_TAGS:
-        raise AwsError("TagLimitExceeded", f"The maximum number of tags per resource is {MAX_TAGS}")
+        raise ApiError("TagLimitExceeded", f"The maximum number of tags per resource is {MAX_TAGS}")
     return tags
 
 
@@ -478,7 +478,7 @@ def tags_at_creation(params: Params, *resource_types: str) -> dict[str, dict[str
 
     Raises
     ------
-    AwsError
+    ApiError
         The operation does not create this type, or the type occurs twice.
     """
     found: dict[str, dict[str, str]] = {kind: {} for kind in resource_types}
@@ -487,15 +487,15 @@ def tags_at_creation(params: Params, *resource_types: str) -> dict[str, dict[str
         kind = specification.get("ResourceType", "")
         if kind not in found:
             text = f"'{kind}' is not a valid taggable resource type for this operation."
-            raise AwsError("InvalidParameterValue", text)
+            raise ApiError("InvalidParameterValue", text)
         if kind in seen:
-            raise AwsError(
+            raise ApiError(
                 "InvalidParameterValue", f"Tag specification resource type '{kind}' is given twice."
             )
         seen.add(kind)
         tags = specification.get("Tags") or []
         if not tags:
-            raise AwsError("InvalidParameterValue", "Tag specification must have at least one tag")
+            raise ApiError("InvalidParameterValue", "Tag specification must have at least one tag")
         found[kind] = check_tags(tags)
     return found
 
@@ -506,7 +506,7 @@ def _find_tagged(context: Context, resource_id: str) -> Any:
         if resource_id.startswith(kind.prefix + "-"):
             known = tagged_resources(context, kind)
             return known[resource_id] if resource_id in known else find_own(context, kind, resource_id)
-    raise AwsError("InvalidID", f"The ID '{resource_id}' is not valid")
+    raise ApiError("InvalidID", f"The ID '{resource_id}' is not valid")
 
 
 def tagged_resources(context: Context, kind: ResourceKind) -> dict[str, Any]:
@@ -537,7 +537,7 @@ def delete_tags(context: Context, params: Params) -> dict[str, Any]:
     resources = [_find_tagged(context, resource_id) for resource_id in params["Resources"]]
     if any(tag.get("Key", "").lower().startswith(AWS_PREFIX) for tag in params.get("Tags") or ()):
         text = "Tag keys starting with 'aws:' are reserved for internal use"
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     for resource in resources:
         if "Tags" not in params:
             kept = {key: value for key, value in resource.tags.items() if key.startswith(AWS_PREFIX)}

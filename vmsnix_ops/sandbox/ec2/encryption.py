@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import ApiError, Params, operation
 from vmsnix_ops.sandbox.kms import find_key, managed_key
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ KEY_NOT_ACCESSIBLE = "Given key ID is not accessible"
 EBS_KEY_ALIAS = "alias/aws/ebs"
 
 
-def key_not_accessible(key: str) -> AwsError:
+def key_not_accessible(key: str) -> ApiError:
     """Return the error for a key that cannot be used."""
-    return AwsError("InvalidKmsKey.InvalidState", f"The key ID '{key}' is not accessible")  # text from memory
+    return ApiError("InvalidKmsKey.InvalidState", f"The key ID '{key}' is not accessible")  # text from memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ def choose_encryption(
 
     Raises
     ------
-    AwsError
+    ApiError
         The request names a key without ``Encrypted``, or would decrypt the source.
     """
     if key and not wanted:
         text = "The parameter KmsKeyId requires the parameter Encrypted to be set."
-        raise AwsError("InvalidParameterDependency", text)
+        raise ApiError("InvalidParameterDependency", text)
     if source and wanted is False:
-        raise AwsError(
+        raise ApiError(
             "InvalidParameterCombination", "Encrypted resources cannot be copied to unencrypted ones."
         )
     settings = context.table("ec2_settings")

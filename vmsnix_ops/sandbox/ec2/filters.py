@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, load_json, not_emulated, params_digest
+from vmsnix_ops.sandbox.core import ApiError, Params, load_json, not_emulated, params_digest
 from vmsnix_ops.sandbox.wire.models import format_time, service_model
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def describe(
 
     Raises
     ------
-    AwsError
+    ApiError
         A filter is unknown, not emulated or has no values; there are too many filters or values;
         ``MaxResults`` or ``NextToken`` is invalid.
     """
@@ -107,15 +107,15 @@ def describe(
 def _matching(context: Context, params: Params, items: list[Any], view: View, filters: Filters) -> list[Any]:
     wanted = params.get("Filters") or []
     if len(wanted) > MAX_FILTERS:
-        raise AwsError("FilterLimitExceeded", f"The maximum number of filters is {MAX_FILTERS}")
+        raise ApiError("FilterLimitExceeded", f"The maximum number of filters is {MAX_FILTERS}")
     for entry in wanted:
         name, values = entry.get("Name", ""), entry.get("Values") or []
         read = _filter_reader(context, name, view, filters)
         if not values:
-            raise AwsError("InvalidParameterValue", f"The filter '{name}' must have at least one value")
+            raise ApiError("InvalidParameterValue", f"The filter '{name}' must have at least one value")
         if len(values) > MAX_VALUES:
             limit = f"The maximum number of filter values specified on a single call is {MAX_VALUES}"
-            raise AwsError("FilterLimitExceeded", limit)
+            raise ApiError("FilterLimitExceeded", limit)
         exact = {value for value in values if not any(c in value for c in "*?\\")}
         patterns = [wildcard_pattern(value) for value in values if value not in exact]
 
@@ -140,7 +140,7 @@ def _filter_reader(
         if name.startswith("tag") or name in documented_filters(operation) | _filters_of_any_operation():
             # AWS accepts more filters than it documents for an operation.
             raise not_emulated(f"the filter {name!r} of ec2:{operation}")
-        raise AwsError("InvalidParameterValue", f"The filter '{name}' is invalid")
+        raise ApiError("InvalidParameterValue", f"The filter '{name}' is invalid")
     reader = filters[name]
     if isinstance(reader, str):
         path = reader.split(".")
@@ -219,7 +219,7 @@ def paginate(context: Context, params: Params, items: Iterable[Any], key: Key) -
 
     Raises
     ------
-    AwsError
+    ApiError
         ``MaxResults`` is too small or cannot be used, or the token is not of this request.
     """
     read = _key_reader(key)
@@ -229,10 +229,10 @@ def paginate(context: Context, params: Params, items: Iterable[Any], key: Key) -
         text = (
             f"Value ( {size} ) for parameter maxResults is invalid. Expecting a value greater than {least}."
         )
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     if size is not None and params.get(named):
         text = f"The parameter {named[0].lower()}{named[1:]} cannot be used with the parameter maxResults"
-        raise AwsError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", text)
     if size is None and context.operation == "DescribeInstanceTypes":  # the only one with a default
         size = most
     ordered, token = sorted(items, key=read), params.get("NextToken")
@@ -265,9 +265,9 @@ def _read_token(params: Params, token: str) -> str:
     try:
         digest, after = load_json(base64.urlsafe_b64decode(token.encode()))
     except (ValueError, TypeError, binascii.Error) as error:
-        raise AwsError("InvalidNextToken", f"The token '{token}' is invalid") from error
+        raise ApiError("InvalidNextToken", f"The token '{token}' is invalid") from error
     if digest != _request_digest(params):
-        raise AwsError("InvalidNextToken", f"The token '{token}' does not belong to this request")
+        raise ApiError("InvalidNextToken", f"The token '{token}' does not belong to this request")
     return str(after)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     INSTANCE,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vmsnix_ops.sandbox.core import Context
-    from vmsnix_ops.sandbox.ec2.resources import Instance, Volume
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance, Volume
 
 REGISTER_SECONDS = 5.0
 """A guess: seconds from the completion of the last snapshot until the image is available."""
@@ -46,7 +46,7 @@ def create_image(context: Context, params: Params) -> dict[str, Any]:
 
     Unless ``NoReboot`` is set, AWS reboots the instance, which does not change its state.
     """
-    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
+    instance: EmulatedInstance = find_own(context, INSTANCE, params["InstanceId"])
     name = check_free_name(context, params.get("Name"))
     check_description(params.get("Description"))
     tags = tags_at_creation(params, "image", "snapshot")
@@ -54,7 +54,7 @@ def create_image(context: Context, params: Params) -> dict[str, Any]:
     if state not in ("running", "stopping", "stopped"):
         # Text from memory.
         text = f"The instance '{instance.instance_id}' is {state}: an image cannot be created of it."
-        raise AwsError("IncorrectState", text)
+        raise ApiError("IncorrectState", text)
     source = context.tables.find(IMAGE.table, context.region, instance.image_id)
     image = Image(
         image_id=new_id(IMAGE.prefix),
@@ -104,7 +104,7 @@ def _device(volume: Volume, snapshot_id: str) -> dict[str, Any]:
     return {"DeviceName": volume.device, "Ebs": shown}
 
 
-def _metadata_view(context: Context, instance: Instance) -> dict[str, Any]:
+def _metadata_view(context: Context, instance: EmulatedInstance) -> dict[str, Any]:
     """Return an instance with its image, even if that was deregistered or is no longer shared."""
     find, image_id = context.tables.find, instance.image_id
     present = find(IMAGE.table, context.region, image_id)
@@ -177,7 +177,7 @@ def _requested_types(params: Params) -> dict[str, list[str]]:
         wanted[kind] = values
     if not wanted:
         text = "Either IncludeAllResourceTypes or ResourceTypes must be specified."
-        raise AwsError("MissingParameter", text)
+        raise ApiError("MissingParameter", text)
     return wanted
 
 
@@ -194,7 +194,7 @@ def _template_references(context: Context, depths: list[str]) -> Iterator[tuple[
     depth = int(depths[0]) if depths and depths[0].isdecimal() else (0 if depths else DEFAULT_DEPTH)
     if not 1 <= depth <= MAX_DEPTH:
         text = f"Value ({depths}) for parameter version-depth is invalid."
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     for template in context.table("launch_templates").values():
         newest = sorted(template.versions, reverse=True)[:depth]
         for image_id in {template.versions[number].data.get("ImageId", "") for number in newest}:

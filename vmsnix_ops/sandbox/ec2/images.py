@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Params, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     SNAPSHOT,
@@ -31,7 +31,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, is_managed_key
 from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
-from vmsnix_ops.sandbox.ec2.resources import Image, Snapshot
+from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot, Image
 from vmsnix_ops.sandbox.ec2.snapshots import (
     add_snapshot_copy,
     check_completion_minutes,
@@ -120,7 +120,7 @@ def add_public_images(context: Context) -> None:
         image_id, snapshot_id = public.image_id(context.region), public.snapshot_id(context.region)
         if image_id in images:
             continue
-        snapshots[snapshot_id] = Snapshot(
+        snapshots[snapshot_id] = EmulatedSnapshot(
             snapshot_id,
             AMAZON_ACCOUNT,
             context.region,
@@ -261,12 +261,12 @@ def find_own_image(context: Context, image_id: str) -> Image:
 
     Raises
     ------
-    AwsError
+    ApiError
         The ID is malformed or unknown, or another account only shared the image.
     """
     image = find_launchable_image(context, image_id)
     if image.owner != context.account:
-        raise AwsError("AuthFailure", f"Not authorized for image:{image_id}")
+        raise ApiError("AuthFailure", f"Not authorized for image:{image_id}")
     return image
 
 
@@ -275,7 +275,7 @@ def find_launchable_image(context: Context, image_id: str, *, region: str | None
 
     Raises
     ------
-    AwsError
+    ApiError
         The ID is malformed or unknown in the region, or the image is not shared with this account.
     """
     add_public_images(context if region is None else replace(context, region=region))
@@ -291,7 +291,7 @@ def check_free_name(context: Context, name: str | None) -> str:
     for image in context.table("images").values():
         if image.name == name and image.state(context.clock) != "failed":
             text = f"AMI name {name} is already in use by AMI {image.image_id}"
-            raise AwsError("InvalidAMIName.Duplicate", text)
+            raise ApiError("InvalidAMIName.Duplicate", text)
     return name
 
 
@@ -358,8 +358,8 @@ IOPS = {"gp3": (3000, 80000), "io1": (100, 64000), "io2": (100, 256000)}
 THROUGHPUT = (125, 2000)
 
 
-def _mapping_error(text: str) -> AwsError:
-    return AwsError("InvalidBlockDeviceMapping", text)
+def _mapping_error(text: str) -> ApiError:
+    return ApiError("InvalidBlockDeviceMapping", text)
 
 
 def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
@@ -368,23 +368,23 @@ def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | 
     smallest, largest = SIZES[kind]
     if not smallest <= size <= largest:
         text = f"Volume of {size}GiB is invalid for volume type {kind}: between {smallest} and {largest}."
-        raise AwsError("InvalidParameterValue", text)  # text from memory
+        raise ApiError("InvalidParameterValue", text)  # text from memory
     if kind in ("io1", "io2") and iops is None:
-        raise AwsError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
+        raise ApiError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
     if iops is not None:
         if kind not in IOPS:
             text = f"The parameter iops is not supported for {kind} volumes."
-            raise AwsError("InvalidParameterCombination", text)
+            raise ApiError("InvalidParameterCombination", text)
         if not IOPS[kind][0] <= iops <= IOPS[kind][1]:
             text = f"Volume iops of {iops} is not between {IOPS[kind][0]} and {IOPS[kind][1]}."
-            raise AwsError("InvalidParameterValue", text)
+            raise ApiError("InvalidParameterValue", text)
     if throughput is not None:
         if kind != "gp3":
             text = f"The parameter throughput is not supported for {kind} volumes."
-            raise AwsError("InvalidParameterCombination", text)
+            raise ApiError("InvalidParameterCombination", text)
         if not THROUGHPUT[0] <= throughput <= THROUGHPUT[1]:
             text = f"Throughput of {throughput} is not between {THROUGHPUT[0]} and {THROUGHPUT[1]}."
-            raise AwsError("InvalidParameterValue", text)
+            raise ApiError("InvalidParameterValue", text)
 
 
 def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
@@ -392,7 +392,7 @@ def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
 
     Raises
     ------
-    AwsError
+    ApiError
         The root device has no snapshot, a snapshot is unknown or pending, or a volume is smaller than its
         snapshot.
     """
@@ -420,7 +420,7 @@ def _check_manifest(context: Context, location: str) -> None:
     found = find_bucket(context.tables, bucket)
     if location and (found is None or found.account != context.account or key not in found.objects):
         text = f"HTTP 403 (Forbidden) response for URL http://s3.amazonaws.com:80/{location}"
-        raise AwsError("InvalidManifest", text)
+        raise ApiError("InvalidManifest", text)
 
 
 def _ebs_device(context: Context, ebs: Params) -> dict[str, Any]:
@@ -436,7 +436,7 @@ def _ebs_device(context: Context, ebs: Params) -> dict[str, Any]:
     for member in ebs:
         if member not in honoured:
             text = f"The parameter {member} is not supported in an image's block device mapping."
-            raise AwsError("UnsupportedOperation", text)  # text from memory
+            raise ApiError("UnsupportedOperation", text)  # text from memory
     kind = ebs.get("VolumeType", "gp2")
     shown: dict[str, Any] = {"DeleteOnTermination": ebs.get("DeleteOnTermination", True)}
     size, encrypted = ebs.get("VolumeSize"), bool(ebs.get("Encrypted"))
@@ -445,13 +445,13 @@ def _ebs_device(context: Context, ebs: Params) -> dict[str, Any]:
         if "Encrypted" in ebs:
             # Documented: the encryption state cannot be given with a snapshot; text from memory.
             text = "The parameter encrypted cannot be used with the parameter snapshotId."
-            raise AwsError("InvalidParameterCombination", text)
+            raise ApiError("InvalidParameterCombination", text)
         size = snapshot.size_gib if size is None else size
         encrypted = snapshot.encrypted
         check_volume_size(size, snapshot.snapshot_id, snapshot.size_gib)
         shown["SnapshotId"] = snapshot.snapshot_id
     if size is None:
-        raise AwsError("MissingParameter", "Either a snapshot ID or a volume size must be specified.")
+        raise ApiError("MissingParameter", "Either a snapshot ID or a volume size must be specified.")
     check_volume_type(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
     shown |= {"VolumeSize": size, "VolumeType": kind, "Encrypted": encrypted}
     return shown | {k: ebs[k] for k in ("Iops", "Throughput") if k in ebs}
@@ -483,7 +483,7 @@ def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]
     limit = image.created + 2 * YEAR if image.public() else now + 10 * YEAR
     if not now <= moment <= limit:
         text = f"Value ({format_time(moment)}) for parameter DeprecateAt is invalid."  # text from memory
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     half_up = moment + timedelta(seconds=30)
     image.deprecate_at = half_up.replace(second=0, microsecond=0)
     image.deprecation_set = now
@@ -503,7 +503,7 @@ def disable_image(context: Context, params: Params) -> dict[str, Any]:
     image = find_own_image(context, params["ImageId"])
     if image.state(context.clock) not in ("available", "disabled"):
         text = f"The image {image.image_id} is in the state {image.state(context.clock)}."  # text from memory
-        raise AwsError("IncorrectState", text)
+        raise ApiError("IncorrectState", text)
     image.disabled = True
     image.permissions.clear()
     return {"Return": True}
@@ -549,7 +549,7 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     if protection != "disabled":
         # The code is documented; the text is from memory.
         text = f"The image {image.image_id} cannot be deregistered: its protection is {protection}."
-        raise AwsError("OperationNotPermitted", text)
+        raise ApiError("OperationNotPermitted", text)
     retainable = not image.location and image.state(context.clock) in {"available", "disabled"}
     if any(one.image_id == image.image_id for one in context.tables.in_region("instances", image.region)):
         context.table(FORMER_IMAGES)[image.image_id] = image
@@ -617,7 +617,7 @@ def modify_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     check_description(description)
     added, removed = permission_changes(params, "LaunchPermission", GRANTEE_MEMBERS)
     if description is None and imds is None and not added and not removed:
-        raise AwsError("InvalidParameterCombination", "No attributes specified.")
+        raise ApiError("InvalidParameterCombination", "No attributes specified.")
     _check_sharing(context, image, added)
     if description is not None:
         image.description = description
@@ -633,28 +633,28 @@ def _check_sharing(context: Context, image: Image, added: list[dict[str, str]]) 
     state = image.state(context.clock)
     if state != "available":
         text = f"The image {image.image_id} is {state} and cannot be shared."  # text from memory
-        raise AwsError("InvalidAMIID.Unavailable" if state != "disabled" else "OperationNotPermitted", text)
+        raise ApiError("InvalidAMIID.Unavailable" if state != "disabled" else "OperationNotPermitted", text)
     for snapshot_id in image.snapshot_ids():
         snapshot = context.table("snapshots").get(snapshot_id)
         if snapshot is not None and snapshot.encrypted and is_managed_key(context, snapshot.kms_key):
             # Code and text: public transcripts, of Packer among others.
             text = "Snapshots encrypted with the AWS Managed CMK can't be shared. Specify another snapshot."
-            raise AwsError("InvalidParameter", text)
+            raise ApiError("InvalidParameter", text)
     if {"Group": "all"} not in added or image.public():
         return
     if _public_access_block(context) == "block-new-sharing":
-        raise AwsError(
+        raise ApiError(
             "OperationNotPermitted",
             "You can't publicly share this image because block public access for AMIs is enabled "
             "for this account.",
         )
     if any(mapping.get("Ebs", {}).get("Encrypted") for mapping in image.mappings):
         # Documented: an image with encrypted volumes cannot be public; text from memory.
-        raise AwsError("OperationNotPermitted", f"The image {image.image_id} has encrypted snapshots.")
+        raise ApiError("OperationNotPermitted", f"The image {image.image_id} has encrypted snapshots.")
     if sum(1 for other in context.table("images").values() if other.public()) >= MAX_PUBLIC_IMAGES:
         # Text from memory.
         text = f"You have reached your quota of {MAX_PUBLIC_IMAGES} public images in this region."
-        raise AwsError("ResourceLimitExceeded", text)
+        raise ApiError("ResourceLimitExceeded", text)
 
 
 @operation("ec2", "ResetImageAttribute", "Attribute ImageId")
@@ -672,7 +672,7 @@ def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]
     attribute = params["Attribute"][:1].lower() + params["Attribute"][1:]
     if attribute == "blockDeviceMapping":
         # Documented: this attribute is deprecated and answers AuthFailure. DescribeImages has the devices.
-        raise AwsError("AuthFailure", "Unauthorized attempt to access restricted resource")
+        raise ApiError("AuthFailure", "Unauthorized attempt to access restricted resource")
     answer: dict[str, Any] = {"ImageId": image.image_id}
     if attribute == "launchPermission":
         return answer | {"LaunchPermissions": list(image.permissions)}
@@ -751,7 +751,7 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
     state = source.state(context.clock)
     if state != "available":
         text = f"The image {source.image_id} is not available: it is {state}."  # text from memory
-        raise AwsError("InvalidAMIID.Unavailable", text)
+        raise ApiError("InvalidAMIID.Unavailable", text)
     if source.location:
         raise not_emulated("an image with an instance store of ec2:CopyImage")
     name = check_image_name(params.get("Name"))
@@ -832,5 +832,5 @@ def _source_snapshot(context: Context, source: Image, snapshot_id: str) -> Any:
     original = find_of_any_account(context, SNAPSHOT, snapshot_id, region=source.region)
     if original is None or not original.readable_by(context.account, context.clock):
         text = "You do not have permission to access the storage of this ami"
-        raise AwsError("InvalidRequest", text)
+        raise ApiError("InvalidRequest", text)
     return original

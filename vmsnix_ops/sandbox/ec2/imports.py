@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     IMPORT_TASK,
     find_own,
@@ -43,7 +43,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 )
 from vmsnix_ops.sandbox.ec2.encryption import KEY_NOT_ACCESSIBLE, choose_encryption
 from vmsnix_ops.sandbox.ec2.filters import describe
-from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, ImportTask, Snapshot
+from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, EmulatedImportTask, EmulatedSnapshot
 from vmsnix_ops.sandbox.iam import policies_of_identity
 from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate, trust_policy_allows
 from vmsnix_ops.sandbox.s3.buckets import s3_denial_reason
@@ -67,7 +67,7 @@ def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None
 
     Raises
     ------
-    AwsError
+    ApiError
         One text for all causes: the role does not exist, does not trust VM Import, or has no permissions.
     """
     resources = {"s3:GetObject": f"{bucket}/{key}", "s3:GetBucketLocation": bucket, "s3:ListBucket": bucket}
@@ -75,10 +75,10 @@ def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None
         raise unusable_role(role_name)
 
 
-def unusable_role(role_name: str) -> AwsError:
+def unusable_role(role_name: str) -> ApiError:
     """Return the error for a role that VM Import cannot use."""
     text = f"The service role {role_name} provided does not exist or does not have sufficient permissions"
-    return AwsError("InvalidParameter", text)
+    return ApiError("InvalidParameter", text)
 
 
 def _role_allows(context: Context, role_name: str, action: str, resource: str) -> bool:
@@ -135,16 +135,16 @@ def _source_location(container: Params) -> tuple[str, str, str]:
 
     Raises
     ------
-    AwsError
+    ApiError
         Bucket and URL are both given or both missing, or the URL is not an S3 URL.
     """
     bucket, url = container.get("UserBucket") or {}, container.get("Url", "")
     if bool(bucket) == bool(url):
         text = "Exactly one of UserBucket and Url must be given."  # text from memory
-        raise AwsError("InvalidParameter", text)
+        raise ApiError("InvalidParameter", text)
     if not url:
         if not bucket.get("S3Bucket") or not bucket.get("S3Key"):
-            raise AwsError("MissingParameter", "The request must contain the parameters S3Bucket and S3Key")
+            raise ApiError("MissingParameter", "The request must contain the parameters S3Bucket and S3Key")
         return bucket["S3Bucket"], bucket["S3Key"], ""
     parts = urlsplit(url)
     path = unquote(parts.path).lstrip("/")
@@ -153,7 +153,7 @@ def _source_location(container: Params) -> tuple[str, str, str]:
     host = parts.netloc.split(":")[0]
     if parts.scheme == "https" and host.endswith(".amazonaws.com") and ".s3" in host and path:
         return host.split(".s3")[0], path, url
-    raise AwsError("InvalidParameter", f"The URL '{url}' is not one of an S3 object.")  # text from memory
+    raise ApiError("InvalidParameter", f"The URL '{url}' is not one of an S3 object.")  # text from memory
 
 
 def _check_source_access(context: Context, role_name: str, bucket: str, key: str) -> None:
@@ -161,10 +161,10 @@ def _check_source_access(context: Context, role_name: str, bucket: str, key: str
     _check_role(context, role_name, bucket, key)
     found = find_bucket(context.tables, bucket)
     if found is not None and found.region != context.region:
-        raise AwsError("InvalidParameter", NOT_LOCAL)
+        raise ApiError("InvalidParameter", NOT_LOCAL)
 
 
-def _check_source(context: Context, task: ImportTask) -> None:
+def _check_source(context: Context, task: EmulatedImportTask) -> None:
     """Raise `SourceError` when the object is missing, changed, or the role may not read it."""
     bucket = find_bucket(context.tables, task.bucket)
     reason = ""
@@ -185,14 +185,14 @@ def _check_source(context: Context, task: ImportTask) -> None:
         )
 
 
-def _role_decrypts(context: Context, task: ImportTask, headers: Mapping[str, object]) -> bool:
+def _role_decrypts(context: Context, task: EmulatedImportTask, headers: Mapping[str, object]) -> bool:
     """Return whether the role may decrypt an object. Key policies of customer keys allow it."""
     key = str(headers.get("SSEKMSKeyId") or "")
     return not key.startswith("arn:") or _role_allows_key(context, task.role_name, "kms:Decrypt", key)
 
 
 @contextmanager
-def _reader(context: Context, task: ImportTask) -> Iterator[ObjectReader]:
+def _reader(context: Context, task: EmulatedImportTask) -> Iterator[ObjectReader]:
     _check_source(context, task)
     try:
         reader = open_object(context.tables, context.folder, task.bucket, task.key)
@@ -204,7 +204,7 @@ def _reader(context: Context, task: ImportTask) -> Iterator[ObjectReader]:
 
 
 @contextmanager
-def _image(reader: ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
+def _image(reader: ObjectReader, task: EmulatedImportTask) -> Iterator[DiskImage]:
     """Open the source in the requested format, or raise `SourceError`."""
     vmdk = task.image_format == "VMDK"
     text = "Unsupported VMDK File Format" if vmdk else "Unsupported specified file format"
@@ -228,7 +228,7 @@ def _image(reader: ObjectReader, task: ImportTask) -> Iterator[DiskImage]:
     raise unsupported
 
 
-def _detect_format(context: Context, task: ImportTask) -> None:
+def _detect_format(context: Context, task: EmulatedImportTask) -> None:
     """Open the source, and record its format and sizes. RAW accepts any bytes, also those of a VHD.
 
     Raises
@@ -250,7 +250,7 @@ def _detect_format(context: Context, task: ImportTask) -> None:
     task.detected = detected
 
 
-def _read_blocks(context: Context, task: ImportTask) -> None:
+def _read_blocks(context: Context, task: EmulatedImportTask) -> None:
     """Store the blocks that contain data, for `READ_SECONDS` at most.
 
     A large disk is read in several calls, so that no client times out.
@@ -275,7 +275,7 @@ def _read_blocks(context: Context, task: ImportTask) -> None:
         task.read = done
 
 
-def _blocks(reader: ObjectReader, task: ImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
+def _blocks(reader: ObjectReader, task: EmulatedImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
     """Yield the blocks with data that were not read yet."""
     if task.image_format == "RAW":
         yield from _raw_blocks(reader, task.next_block)
@@ -315,7 +315,7 @@ _busy: set[str] = set()
 """IDs of the tasks whose source a thread reads now; guarded by the state lock."""
 
 
-def _import_seconds(task: ImportTask) -> float:
+def _import_seconds(task: EmulatedImportTask) -> float:
     """Return the sandbox seconds from the start of a task to its completion."""
     return BASE_SECONDS + SECONDS_PER_GIB * task.disk_gib
 
@@ -331,7 +331,7 @@ def advance_import_tasks(context: Context) -> None:
         _advance(context, task)
 
 
-def _advance(context: Context, task: ImportTask) -> None:
+def _advance(context: Context, task: EmulatedImportTask) -> None:
     """Do the due work of one task, unless another thread does it."""
     age = context.clock.age(task.created)
     with context.lock:
@@ -349,7 +349,7 @@ def _advance(context: Context, task: ImportTask) -> None:
             _busy.discard(task.task_id)
 
 
-def _advance_source(context: Context, task: ImportTask, age: float) -> None:
+def _advance_source(context: Context, task: EmulatedImportTask, age: float) -> None:
     if task.message:  # the outcome was set when the task was created
         raise SourceError(task.message)
     if not task.detected:
@@ -361,16 +361,16 @@ def _advance_source(context: Context, task: ImportTask, age: float) -> None:
         _complete(context, task)
 
 
-def _end_task(context: Context, task: ImportTask, outcome: str, message: str = "") -> None:
+def _end_task(context: Context, task: EmulatedImportTask, outcome: str, message: str = "") -> None:
     task.outcome, task.message, task.ended, task.blocks = outcome, message, context.clock.now(), {}
 
 
-def _complete(context: Context, task: ImportTask) -> None:
+def _complete(context: Context, task: EmulatedImportTask) -> None:
     with context.lock:
         if task.outcome:
             return
         now = context.clock.now()
-        context.table("snapshots")[task.snapshot_id] = Snapshot(
+        context.table("snapshots")[task.snapshot_id] = EmulatedSnapshot(
             snapshot_id=task.snapshot_id,
             owner=task.owner,
             region=task.region,
@@ -386,7 +386,7 @@ def _complete(context: Context, task: ImportTask) -> None:
         _end_task(context, task, "completed")
 
 
-def _task_state(context: Context, task: ImportTask) -> dict[str, Any]:
+def _task_state(context: Context, task: EmulatedImportTask) -> dict[str, Any]:
     """Return the members of SnapshotTaskDetail that change with time."""
     if task.outcome == "completed":
         return {
@@ -414,7 +414,7 @@ def _task_state(context: Context, task: ImportTask) -> dict[str, Any]:
     }
 
 
-def task_view(context: Context, task: ImportTask) -> dict[str, Any]:
+def task_view(context: Context, task: EmulatedImportTask) -> dict[str, Any]:
     """Return a task as both operations show it."""
     detail = _task_state(context, task)
     if task.detected:
@@ -452,7 +452,7 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     if image_format not in FORMATS:
         # From memory.
         text = f"Unsupported disk image format '{container.get('Format', '')}': use VHD, VMDK or RAW."
-        raise AwsError("InvalidParameter", text)
+        raise ApiError("InvalidParameter", text)
     bucket, key, url = _source_location(container)
     tags = tags_at_creation(params, "import-snapshot-task")["import-snapshot-task"]
     role_name = params.get("RoleName", "vmimport")
@@ -461,12 +461,12 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         text = (
             f"You have reached the limit of {MAX_ACTIVE_TASKS} concurrent import tasks."  # text from memory
         )
-        raise AwsError("ResourceCountLimitExceeded", text)
+        raise ApiError("ResourceCountLimitExceeded", text)
     chosen = choose_encryption(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"))
     usable = not params.get("KmsKeyId") or all(
         _role_allows_key(context, role_name, action, chosen.key) for action in KEY_ACTIONS
     )
-    task = ImportTask(
+    task = EmulatedImportTask(
         task_id=new_id("import-snap"),
         owner=context.account,
         region=context.region,
@@ -515,11 +515,11 @@ def cancel_import_task(context: Context, params: Params) -> dict[str, Any]:
     task_id = params.get("ImportTaskId")
     if not task_id:
         raise missing_parameter("ImportTaskId")
-    task: ImportTask = find_own(context, IMPORT_TASK, task_id)
+    task: EmulatedImportTask = find_own(context, IMPORT_TASK, task_id)
     if task.outcome:
         status = _task_state(context, task)["Status"]
         text = f"The import task {task_id} is {status} and cannot be cancelled."  # from memory
-        raise AwsError("IncorrectState", text)
+        raise ApiError("IncorrectState", text)
     previous = _task_state(context, task)["Status"]
     _end_task(context, task, "cancelled", params.get("CancelReason", ""))
     return {"ImportTaskId": task_id, "PreviousState": previous, "State": "deleting"}

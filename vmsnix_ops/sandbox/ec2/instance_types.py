@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
 from vmsnix_ops.sandbox.ec2.common import check_one_of
 from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe
 from vmsnix_ops.sandbox.ec2.zones import zone_ids, zones_of
@@ -103,7 +103,7 @@ def find_instance_type(name: str) -> InstanceType:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidInstanceType`` for a type that AWS does not have, ``NotImplemented`` for one that it may
         have.
     """
@@ -113,7 +113,7 @@ def find_instance_type(name: str) -> InstanceType:
     families = {kind.partition(".")[0] for kind in instance_types()}
     if TYPE_NAME.fullmatch(name) and name.partition(".")[0] not in families:
         raise not_emulated(f"the instance type {name!r}")
-    raise AwsError("InvalidInstanceType", f"The following supplied instance types do not exist: [{name}]")
+    raise ApiError("InvalidInstanceType", f"The following supplied instance types do not exist: [{name}]")
 
 
 def instance_type_view(_context: Context, kind: InstanceType) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tags_member
 from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2.common import (
     INSTANCE,
@@ -43,7 +43,7 @@ from vmsnix_ops.sandbox.ec2.networks import (
     network_view,
     subnet_of_zone,
 )
-from vmsnix_ops.sandbox.ec2.resources import Instance
+from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
 from vmsnix_ops.sandbox.ec2.templates import merge_launch, template_tags
 from vmsnix_ops.sandbox.ec2.volumes import add_volume, volumes_of
 from vmsnix_ops.sandbox.ec2.zones import check_zone, zone_id, zones_of
@@ -72,11 +72,11 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
     """Check that an image can be launched on an instance type."""
     state = image.state(context.clock)
     if state != "available":
-        raise AwsError(
+        raise ApiError(
             "InvalidAMIID.Unavailable", f"The image ID '{image.image_id}' is not available: it is {state}"
         )
     if image.architecture not in kind.architectures:
-        raise AwsError(
+        raise ApiError(
             "InvalidParameterValue",
             f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not "
             f"match the architecture '{image.architecture}' of the specified AMI. Specify an instance type "
@@ -87,16 +87,16 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
     if image.boot_mode and _boot_mode(image, kind) not in kind.boot_modes:
         # The code is documented, the text is from memory.
         text = f"The boot mode '{image.boot_mode}' of the AMI is not one of the instance type '{kind.name}'."
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     if kind.ena == "required" and not image.ena:
-        raise AwsError(
+        raise ApiError(
             "InvalidParameterCombination",
             "Enhanced networking with the Elastic Network Adapter (ENA) is required for the "
             f"'{kind.name}' instance type. Ensure that you are using an AMI that is enabled for ENA.",
         )
     if image.tpm and not kind.nitro_tpm:
         text = f"The instance type '{kind.name}' does not support NitroTPM."  # text from memory
-        raise AwsError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", text)
     market = launch.get("InstanceMarketOptions") or {}
     check_one_of("marketType", market.get("MarketType"), ("spot",))
     check_one_of(
@@ -122,7 +122,7 @@ def _instance_profile(context: Context, launch: Params) -> dict[str, Any]:
         return {"IamInstanceProfile": {"Arn": known.arn, "Id": known.profile_id}}
     if name not in context.table("roles", region=""):
         text = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
-        raise AwsError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
+        raise ApiError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
     account = context.arn("iam", "", region="").rstrip(":")
     shown = {"Arn": f"{account}:instance-profile/{name}", "Id": unique_id("AIPA", account, name)}
     return {"IamInstanceProfile": shown}
@@ -138,7 +138,7 @@ def _boot_mode(image: Image, kind: InstanceType) -> str:
 
 
 def _instance_details(image: Image, kind: InstanceType, launch: Params) -> dict[str, Any]:
-    """Return the members of DescribeInstances that are not fields of `Instance`."""
+    """Return the members of DescribeInstances that are not fields of `EmulatedInstance`."""
     required = image.imds == "v2.0"
     metadata = {name: allowed[0] for name, allowed in METADATA_OPTIONS.items()}
     metadata["HttpTokens"] = "required" if required else "optional"
@@ -174,7 +174,7 @@ def launch_devices(image: Image, wanted: list[Params]) -> list[Params]:
             known = found.setdefault(device, {"DeviceName": device, "Ebs": {}})
             known["Ebs"].update(mapping["Ebs"])
     if image.root_device not in found:
-        raise AwsError("InvalidBlockDeviceMapping", "The root device cannot be left out.")  # text from memory
+        raise ApiError("InvalidBlockDeviceMapping", "The root device cannot be left out.")  # text from memory
     return list(found.values())
 
 
@@ -235,7 +235,7 @@ FIXED_MEMBERS: dict[str, Any] = {
 """Members of DescribeInstances that all instances of the sandbox have (examples of the AWS CLI)."""
 
 
-def instance_view(context: Context, instance: Instance) -> dict[str, Any]:
+def instance_view(context: Context, instance: EmulatedInstance) -> dict[str, Any]:
     """Return an instance as DescribeInstances shows it."""
     state = instance.state(context.clock)
     shown = {
@@ -374,7 +374,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     reservation = new_id("r")
     started = []
     for index in range(count):
-        instance = Instance(
+        instance = EmulatedInstance(
             instance_id=new_id("i"),
             reservation_id=reservation,
             owner=context.account,
@@ -439,7 +439,7 @@ def launch_network(context: Context, launch: Params) -> LaunchNetwork:
     for member, what in (("SubnetId", "subnet ID"), ("SecurityGroupIds", "security groups")):
         if interface and launch.get(member):
             text = f"Network interfaces and an instance-level {what} may not be specified on the same request"
-            raise AwsError("InvalidParameterCombination", text)
+            raise ApiError("InvalidParameterCombination", text)
     placement = launch.get("Placement") or {}
     for member in placement.keys() - {"AvailabilityZone", "Tenancy"}:
         raise not_emulated(f"the member {member!r} of Placement of ec2:RunInstances")
@@ -456,7 +456,7 @@ def launch_network(context: Context, launch: Params) -> LaunchNetwork:
     if zone not in (None, subnet.zone):
         # The code is documented, the text is from memory.
         text = f"The subnet '{subnet.subnet_id}' is not in the availability zone '{zone}'."
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     wanted = launch.get("SecurityGroupIds") or interface.get("Groups") or []
     groups = find_groups(context, wanted, launch.get("SecurityGroups") or [])
     public = bool(interface.get("AssociatePublicIpAddress", True))
@@ -466,7 +466,7 @@ def launch_network(context: Context, launch: Params) -> LaunchNetwork:
 def _earlier_launch(context: Context, reservation: str) -> dict[str, Any]:
     found = [i for i in context.table("instances").values() if i.reservation_id == reservation]
     if not found or any(i.terminating is not None for i in found):
-        raise AwsError(
+        raise ApiError(
             "IdempotentInstanceTerminated",
             "The request to launch an instance uses the same client token as a previous request "
             "for which the instance has been terminated.",
@@ -481,12 +481,12 @@ def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
         text = (
             f"Value ({least}) for parameter minCount is invalid. It must be between 1 and maxCount ({most})."
         )
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     alive = [i for i in context.table("instances").values() if i.terminating is None]
     used = sum(find_instance_type(i.instance_type).processors for i in alive)
     possible = (MAX_VCPUS - used) // kind.processors
     if possible < least:
-        raise AwsError(
+        raise ApiError(
             "VcpuLimitExceeded",
             f"You have requested more vCPU capacity than your current vCPU limit of {MAX_VCPUS} allows "
             "for the instance bucket that the specified instance type belongs to.",
@@ -495,7 +495,7 @@ def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
 
 
 def _attach_volumes(
-    context: Context, instance: Instance, devices: list[Params], tags: dict[str, str]
+    context: Context, instance: EmulatedInstance, devices: list[Params], tags: dict[str, str]
 ) -> None:
     for device in devices:
         volume = add_volume(context, device["Ebs"], instance.zone, dict(tags), through_image=True)
@@ -504,7 +504,7 @@ def _attach_volumes(
         volume.delete_on_termination = device["Ebs"].get("DeleteOnTermination", True)
 
 
-def _boot_sector_text(context: Context, instance: Instance) -> str:
+def _boot_sector_text(context: Context, instance: EmulatedInstance) -> str:
     """Return the messages in the boot sector of the root volume, as console output.
 
     The sandbox does not boot the machine. A boot sector that only prints a message, such as that of a sample
@@ -542,13 +542,13 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
     found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
     for instance in found:
         if instance.protected:
-            raise AwsError(
+            raise ApiError(
                 "OperationNotPermitted",
                 f"The instance '{instance.instance_id}' may not be terminated. "
                 "Modify its 'disableApiTermination' instance attribute and try again.",
             )
 
-    def terminate(instance: Instance) -> None:
+    def terminate(instance: EmulatedInstance) -> None:
         instance.terminating = instance.terminating or context.clock.now()
 
     return {"TerminatingInstances": _change_states(context, found, terminate)}
@@ -572,9 +572,9 @@ def stop_instances(context: Context, params: Params) -> dict[str, Any]:
                 "one-time Spot Instance request. You can only stop Spot Instances associated with persistent "
                 "Spot Instance requests."
             )
-            raise AwsError("UnsupportedOperation", text)
+            raise ApiError("UnsupportedOperation", text)
 
-    def stop(instance: Instance) -> None:
+    def stop(instance: EmulatedInstance) -> None:
         instance.stopping = instance.stopping or context.clock.now()
         instance.public_ip = ""
 
@@ -587,7 +587,7 @@ def start_instances(context: Context, params: Params) -> dict[str, Any]:
     found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
     _check_state(context, found, ("pending", "running", "stopped"), "started")
 
-    def start(instance: Instance) -> None:
+    def start(instance: EmulatedInstance) -> None:
         if instance.stopping is not None:
             instance.stopping, instance.launched = None, context.clock.now()
             instance.public_ip = free_public_address(context)
@@ -603,15 +603,17 @@ def reboot_instances(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-def _check_state(context: Context, instances: list[Instance], allowed: tuple[str, ...], done: str) -> None:
+def _check_state(
+    context: Context, instances: list[EmulatedInstance], allowed: tuple[str, ...], done: str
+) -> None:
     for instance in instances:
         if instance.state(context.clock) not in allowed:
             text = f"The instance '{instance.instance_id}' is not in a state from which it can be {done}."
-            raise AwsError("IncorrectInstanceState", text)
+            raise ApiError("IncorrectInstanceState", text)
 
 
 def _change_states(
-    context: Context, instances: list[Instance], change: Callable[[Instance], None]
+    context: Context, instances: list[EmulatedInstance], change: Callable[[EmulatedInstance], None]
 ) -> list[dict[str, Any]]:
     """Change instances, and return their states before and after."""
     changes = []
@@ -645,7 +647,7 @@ STOPPED_ONLY = ("EbsOptimized", "InstanceType", "UserData")
 @operation("ec2", "DescribeInstanceAttribute", "Attribute InstanceId")
 def describe_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an instance."""
-    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
+    instance: EmulatedInstance = find_own(context, INSTANCE, params["InstanceId"])
     values: dict[str, object] = {
         "disableApiTermination": instance.protected,
         "ebsOptimized": bool(instance.details.get("EbsOptimized")),
@@ -679,7 +681,7 @@ def describe_instance_attribute(context: Context, params: Params) -> dict[str, A
 )
 def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Change one attribute of an instance, in either of the two forms of the request."""
-    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
+    instance: EmulatedInstance = find_own(context, INSTANCE, params["InstanceId"])
     changes = {
         name: value for name, value in params.items() if name not in ("InstanceId", "Attribute", "Value")
     }
@@ -689,14 +691,14 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
         text_only = name in ("instanceInitiatedShutdownBehavior", "instanceType")
         changes[name[0].upper() + name[1:]] = {"Value": value if text_only else value.lower() == "true"}
     if not changes:
-        raise AwsError("InvalidParameterCombination", "No attributes specified.")
+        raise ApiError("InvalidParameterCombination", "No attributes specified.")
     if len(changes) > 1:
         text = "Fields for multiple attribute types specified"  # text from memory
-        raise AwsError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", text)
     ((name, change),) = changes.items()
     if name in STOPPED_ONLY and instance.state(context.clock) != "stopped":
         text = f"The instance '{instance.instance_id}' is not in the 'stopped' state."
-        raise AwsError("IncorrectInstanceState", text)
+        raise ApiError("IncorrectInstanceState", text)
     if name == "Groups":
         instance.group_ids = [group.group_id for group in find_groups(context, change)]
         return {}
@@ -716,7 +718,7 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
         kind = find_instance_type(value)
         if instance.architecture not in kind.architectures:
             text = f"The architecture '{instance.architecture}' is not one of the instance type '{value}'."
-            raise AwsError("InvalidParameterValue", text)  # text from memory
+            raise ApiError("InvalidParameterValue", text)  # text from memory
         instance.instance_type = kind.name
         cores = {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
         instance.details = instance.details | {"CpuOptions": cores}
@@ -728,7 +730,7 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
 )
 def modify_instance_metadata_options(context: Context, params: Params) -> dict[str, Any]:
     """Change the metadata options of an instance; they are applied at once."""
-    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
+    instance: EmulatedInstance = find_own(context, INSTANCE, params["InstanceId"])
     for member, allowed in METADATA_OPTIONS.items():
         check_one_of(member, params.get(member), allowed)
     changed = {name: value for name, value in params.items() if name != "InstanceId"}
@@ -748,7 +750,7 @@ CONSOLE_SECONDS = 60.0
 CONSOLE_BYTES = 65_536
 
 
-def _status_view(context: Context, instance: Instance) -> dict[str, Any]:
+def _status_view(context: Context, instance: EmulatedInstance) -> dict[str, Any]:
     """Return an instance as DescribeInstanceStatus shows it. Both checks have the same result."""
     state, detail = instance.state(context.clock), "failed" if instance.impaired else "passed"
     check = {"Status": "impaired" if instance.impaired else "ok"}
@@ -792,11 +794,11 @@ def get_console_output(context: Context, params: Params) -> dict[str, Any]:
 
     With ``Latest`` the text grows line by line; only Nitro instances have it. AWS keeps the last 64 KiB.
     """
-    instance: Instance = find_own(context, INSTANCE, params["InstanceId"])
+    instance: EmulatedInstance = find_own(context, INSTANCE, params["InstanceId"])
     clock, latest = context.clock, bool(params.get("Latest"))
     if latest and find_instance_type(instance.instance_type).hypervisor != "nitro":
         text = "This instance type does not support retrieving the latest console logs."
-        raise AwsError("UnsupportedOperation", text)
+        raise ApiError("UnsupportedOperation", text)
     answer: dict[str, Any] = {"InstanceId": instance.instance_id, "Timestamp": clock.now()}
     age = clock.age(instance.launched)
     lines = instance.console.splitlines(keepends=True)

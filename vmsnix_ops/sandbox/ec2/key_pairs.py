@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list, tags_member
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tag_list, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     KEY_PAIR,
     check_one_of,
@@ -74,13 +74,13 @@ def find_key_pair(context: Context, name: str) -> KeyPair:
     for pair in context.table("key_pairs").values():
         if pair.name == name:
             return pair  # type: ignore[no-any-return]
-    raise AwsError("InvalidKeyPair.NotFound", f"The key pair '{name}' does not exist")
+    raise ApiError("InvalidKeyPair.NotFound", f"The key pair '{name}' does not exist")
 
 
 def _add_key_pair(context: Context, params: Params, pair: KeyPair) -> dict[str, Any]:
     """Add a key pair, and return it as the answers to CreateKeyPair and ImportKeyPair show it."""
     if any(known.name == pair.name for known in context.table("key_pairs").values()):
-        raise AwsError("InvalidKeyPair.Duplicate", f"The keypair '{pair.name}' already exists.")
+        raise ApiError("InvalidKeyPair.Duplicate", f"The keypair '{pair.name}' already exists.")
     pair.tags = tags_at_creation(params, "key-pair")["key-pair"]
     context.table("key_pairs")[pair.key_pair_id] = pair
     shown = {"KeyName": pair.name, "KeyFingerprint": pair.fingerprint, "KeyPairId": pair.key_pair_id}
@@ -93,7 +93,7 @@ def _check_key_name(name: str) -> str:
         text = (
             f"Value ({name}) for parameter KeyName is invalid. Character sets beyond ASCII are not supported."
         )
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     return name
 
 
@@ -159,10 +159,10 @@ def _read_key(content: bytes) -> tuple[str, str, str]:
     if isinstance(key, ed25519.Ed25519PublicKey):
         return "ed25519", text, _openssh_fingerprint(text)
     if not isinstance(key, rsa.RSAPublicKey):
-        raise AwsError("InvalidKey.Format", "Key is not in valid OpenSSH public key format")
+        raise ApiError("InvalidKey.Format", "Key is not in valid OpenSSH public key format")
     if key.key_size not in IMPORTED_RSA_BITS:
         # The lengths are documented; the text is from memory.
-        raise AwsError("InvalidKey.Format", "The length of the key is not 1024, 2048 or 4096 bits")
+        raise ApiError("InvalidKey.Format", "The length of the key is not 1024, 2048 or 4096 bits")
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return "rsa", text, _hexadecimal(hashlib.md5(der, usedforsecurity=False).digest())
 

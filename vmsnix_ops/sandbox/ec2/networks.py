@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, not_emulated, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, not_emulated, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     SECURITY_GROUP,
     SUBNET,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vmsnix_ops.sandbox.core import Context
-    from vmsnix_ops.sandbox.ec2.resources import Instance
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
 
 VPC_CIDR = "172.31.0.0/16"
 SUBNET_ADDRESSES = 4096 - 5
@@ -139,7 +139,7 @@ def find_groups(context: Context, group_ids: Iterable[str], names: Iterable[str]
             text = (
                 f"The security group '{name}' does not exist in default VPC '{default_vpc(context).vpc_id}'"
             )
-            raise AwsError("InvalidGroup.NotFound", text)
+            raise ApiError("InvalidGroup.NotFound", text)
         found.append(groups[name])
     return found or [groups["default"]]
 
@@ -279,7 +279,7 @@ def free_public_address(context: Context) -> str:
     return next((address for address in addresses if address not in used), "")
 
 
-def network_view(context: Context, instance: Instance, state: str) -> dict[str, Any]:
+def network_view(context: Context, instance: EmulatedInstance, state: str) -> dict[str, Any]:
     """Return the members of DescribeInstances about the network of an instance.
 
     A terminated instance has none. The public address belongs to a running instance only.
@@ -413,7 +413,7 @@ def create_security_group(context: Context, params: Params) -> dict[str, Any]:
     table = context.table(SECURITY_GROUP.table)
     if any(group.name == params["GroupName"] for group in table.values()):
         text = f"The security group '{params['GroupName']}' already exists for VPC '{vpc_id}'"
-        raise AwsError("InvalidGroup.Duplicate", text)
+        raise ApiError("InvalidGroup.Duplicate", text)
     group = SecurityGroup(
         new_id(SECURITY_GROUP.prefix),
         context.account,
@@ -444,11 +444,11 @@ def delete_security_group(context: Context, params: Params) -> dict[str, Any]:
     group = _requested_group(context, params)
     if group.name == "default":
         text = f'the specified group: "{group.group_id}" name: "default" cannot be deleted by a user'
-        raise AwsError("CannotDelete", text)
+        raise ApiError("CannotDelete", text)
     clock = context.clock
     for instance in context.table("instances").values():
         if group.group_id in instance.group_ids and instance.state(clock) != "terminated":
-            raise AwsError("DependencyViolation", f"resource {group.group_id} has a dependent object")
+            raise ApiError("DependencyViolation", f"resource {group.group_id} has a dependent object")
     del context.table(SECURITY_GROUP.table)[group.group_id]
     return {"Return": True, "GroupId": group.group_id}
 
@@ -470,7 +470,7 @@ def authorize_security_group_ingress(context: Context, params: Params) -> dict[s
     for rule in rules:
         if rule in group.ingress:
             text = "the specified rule already exists"
-            raise AwsError("InvalidPermission.Duplicate", text)
+            raise ApiError("InvalidPermission.Duplicate", text)
     group.ingress += rules
     return {"Return": True, "SecurityGroupRules": list(_rule_entries(group, rules))}
 

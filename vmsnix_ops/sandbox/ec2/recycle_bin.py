@@ -16,7 +16,7 @@ from vmsnix_ops.sandbox.rbin import recycled, restore
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.ec2.common import ResourceKind
-    from vmsnix_ops.sandbox.ec2.resources import Image, Snapshot
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot, Image
     from vmsnix_ops.sandbox.rbin import Recycled
 
 
@@ -71,7 +71,7 @@ def restore_snapshot_from_recycle_bin(context: Context, params: Params) -> dict[
     The answer has the state ``recovering``, but the snapshot "is immediately available for use" (documented).
     """
     _find_recycled(context, SNAPSHOT, params["SnapshotId"])
-    snapshot: Snapshot = restore(context, SNAPSHOT.table, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = restore(context, SNAPSHOT.table, params["SnapshotId"])
     return {
         "SnapshotId": snapshot.snapshot_id,
         "Description": snapshot.description,

@@ -88,7 +88,7 @@ class Tiering:
 
 
 @dataclass(slots=True)
-class Snapshot:
+class EmulatedSnapshot:
     """An EBS snapshot. `blocks` has the SHA-256 of each block (32 raw bytes) by index.
 
     The snapshot is pending from `since` for `seconds` sandbox seconds. Then it is ``completed``, or ``error``
@@ -255,7 +255,7 @@ class Volume:
 
 
 @dataclass(slots=True)
-class Instance:
+class EmulatedInstance:
     """An EC2 instance. `details` are further members of DescribeInstances.
 
     `launched` is the time of its launch or last start, `stopping` that of its stop.
@@ -297,7 +297,7 @@ class Instance:
 
 
 @dataclass(slots=True)
-class ImportTask:
+class EmulatedImportTask:
     """An ImportSnapshot task. `imports` computes its state.
 
     Once the file was checked, `detected` is its format, `size_bytes` its size, `disk_gib` the size of the

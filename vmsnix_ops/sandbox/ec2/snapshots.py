@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     SNAPSHOT,
     VOLUME,
@@ -26,7 +26,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_managed_key
 from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
-from vmsnix_ops.sandbox.ec2.resources import GIB, Snapshot, SnapshotLock, Tiering
+from vmsnix_ops.sandbox.ec2.resources import GIB, EmulatedSnapshot, SnapshotLock, Tiering
 from vmsnix_ops.sandbox.limits import copy_seconds
 from vmsnix_ops.sandbox.rbin import delete_or_recycle
 
@@ -50,7 +50,7 @@ RELEASE_SECONDS = 1.0
 """How long a snapshot remains in use after its image was deregistered (public tools wait for this)."""
 
 
-def snapshot_view(context: Context, snapshot: Snapshot) -> dict[str, Any]:
+def snapshot_view(context: Context, snapshot: EmulatedSnapshot) -> dict[str, Any]:
     """Return a snapshot as DescribeSnapshots shows it."""
     clock = context.clock
     state = snapshot.state(clock)
@@ -91,7 +91,9 @@ SNAPSHOT_FILTERS: Filters = (
 )
 
 
-def _is_selected(snapshot: Snapshot, context: Context, owners: list[str], restorable: list[str]) -> bool:
+def _is_selected(
+    snapshot: EmulatedSnapshot, context: Context, owners: list[str], restorable: list[str]
+) -> bool:
     if owners and snapshot.owner not in [context.account if o == "self" else o for o in owners]:
         return False
     for who in restorable:
@@ -125,22 +127,22 @@ def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
 
 def find_usable_snapshot(
     context: Context, snapshot_id: str, *, region: str | None = None, shared: bool = False
-) -> Snapshot:
+) -> EmulatedSnapshot:
     """Return a completed snapshot that this account may read.
 
     With `shared`, the image of the snapshot is shared with this account, and the snapshot itself need not be.
 
     Raises
     ------
-    AwsError
+    ApiError
         The snapshot is unknown in the region, not shared, not completed or archived.
     """
-    snapshot: Snapshot | None = find_of_any_account(context, SNAPSHOT, snapshot_id, region=region)
+    snapshot: EmulatedSnapshot | None = find_of_any_account(context, SNAPSHOT, snapshot_id, region=region)
     if snapshot is None or not (shared or snapshot.readable_by(context.account, context.clock)):
         raise resource_not_found(SNAPSHOT, snapshot_id)
     state = snapshot.state(context.clock)
     if state != "completed":
-        raise AwsError("IncorrectState", f"Snapshot is in invalid state - {state}")
+        raise ApiError("IncorrectState", f"Snapshot is in invalid state - {state}")
     _check_not_archived(snapshot, context.clock)
     return snapshot
 
@@ -159,7 +161,7 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
         s.volume_id == volume.volume_id and clock.age(s.started) < SECONDS_BETWEEN_SNAPSHOTS
         for s in table.values()
     ):
-        raise AwsError(
+        raise ApiError(
             "SnapshotCreationPerVolumeRateExceeded",
             "The maximum per volume CreateSnapshot request rate has been exceeded. "
             "Use an increasing or variable sleep interval between requests.",
@@ -168,10 +170,12 @@ def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
     return snapshot_view(context, add_volume_snapshot(context, volume, params.get("Description", ""), tags))
 
 
-def add_volume_snapshot(context: Context, volume: Volume, description: str, tags: dict[str, str]) -> Snapshot:
+def add_volume_snapshot(
+    context: Context, volume: Volume, description: str, tags: dict[str, str]
+) -> EmulatedSnapshot:
     """Add a pending snapshot of the present blocks of a volume."""
     now = context.clock.now()
-    snapshot = Snapshot(
+    snapshot = EmulatedSnapshot(
         snapshot_id=new_id("snap"),
         owner=context.account,
         region=context.region,
@@ -197,7 +201,7 @@ def check_copy_limit(context: Context, wanted: int = 1) -> None:
         s for s in context.table("snapshots").values() if s.copied and s.state(context.clock) == "pending"
     ]
     if len(copies) + wanted > MAX_COPIES_IN_PROGRESS:
-        raise AwsError(
+        raise ApiError(
             "ResourceLimitExceeded",
             f"Too many snapshot copies in progress. The limit is {MAX_COPIES_IN_PROGRESS} for this "
             "destination region.",
@@ -206,18 +210,18 @@ def check_copy_limit(context: Context, wanted: int = 1) -> None:
 
 def add_snapshot_copy(
     context: Context,
-    source: Snapshot,
+    source: EmulatedSnapshot,
     chosen: Encryption,
     *,
     description: str,
     tags: dict[str, str],
     minutes: int | None = None,
-) -> Snapshot:
+) -> EmulatedSnapshot:
     """Add a pending copy of a snapshot, with the same blocks, to the region of the call."""
     now, seconds = context.clock.now(), _pending_seconds(COPY_SECONDS, len(source.blocks))
     if context.limits is not None:
         seconds = copy_seconds(minutes, source.stored_bytes() / GIB)
-    snapshot = Snapshot(
+    snapshot = EmulatedSnapshot(
         snapshot_id=new_id("snap"),
         owner=context.account,
         region=context.region,
@@ -250,7 +254,7 @@ def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Start a copy of a snapshot in the region of the call."""
     if params.get("DestinationRegion", context.region) != context.region:
         text = "The destination region must be the region that the request is sent to."
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     tags = tags_at_creation(params, "snapshot")["snapshot"]
     source = find_usable_snapshot(context, params["SourceSnapshotId"], region=params["SourceRegion"])
     minutes = params.get("CompletionDurationMinutes")
@@ -274,7 +278,7 @@ def check_completion_minutes(minutes: int | None) -> None:
     """Check that a completion duration is a multiple of 15 minutes, up to 48 hours."""
     if minutes is not None and (minutes % 15 or not 15 <= minutes <= 2880):
         text = f"Value ({minutes}) for parameter completionDurationMinutes is invalid."
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
 
 
 def images_of_snapshot(context: Context, snapshot_id: str) -> list[str]:
@@ -289,13 +293,13 @@ def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
     Assumption: only a completed snapshot can enter the Recycle Bin.
     """
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     users = images_of_snapshot(context, snapshot.snapshot_id)
     fresh = snapshot.released is not None and context.clock.age(snapshot.released) < RELEASE_SECONDS
     if users or fresh:
         by = f" by {users[0]}" if users else ""
         text = f"The snapshot {snapshot.snapshot_id} is currently in use{by}"
-        raise AwsError("InvalidSnapshot.InUse", text)
+        raise ApiError("InvalidSnapshot.InUse", text)
     _check_unlocked(snapshot, context.clock)
     completed = snapshot.state(context.clock) == "completed"
     delete_or_recycle(context, "snapshots", snapshot.snapshot_id, retainable=completed)
@@ -316,20 +320,20 @@ SNAPSHOT_ATTRIBUTES = ("createVolumePermission", "productCodes")
 )
 def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Share a snapshot with accounts or with everybody, or stop sharing it."""
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     attribute_name(params.get("Attribute"), SNAPSHOT_ATTRIBUTES[:1], "SnapshotAttributeName")
     added, removed = permission_changes(
         params, "CreateVolumePermission", {"UserIds": "UserId", "GroupNames": "Group"}
     )
     if not added and not removed:
-        raise AwsError("InvalidParameterCombination", "No attributes specified.")
+        raise ApiError("InvalidParameterCombination", "No attributes specified.")
     if added:
         _check_not_archived(snapshot, context.clock)
     if {"Group": "all"} in added and not snapshot.public:
         _check_public(context, snapshot)
     if added and snapshot.encrypted and is_managed_key(context, snapshot.kms_key):
         # Code and text: public transcripts, of Packer among others.
-        raise AwsError("OperationNotPermitted", "Encrypted snapshots with EBS default key cannot be shared")
+        raise ApiError("OperationNotPermitted", "Encrypted snapshots with EBS default key cannot be shared")
     for entry in removed:
         if "Group" in entry:
             snapshot.public = False
@@ -343,22 +347,22 @@ def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any
     return {}
 
 
-def _check_public(context: Context, snapshot: Snapshot) -> None:
+def _check_public(context: Context, snapshot: EmulatedSnapshot) -> None:
     if _public_access_block(context) != "unblocked":
         # The code is documented, the text is from memory.
         text = "You can't publicly share this snapshot because block public access for snapshots is enabled."
-        raise AwsError("OperationNotPermitted", text)
+        raise ApiError("OperationNotPermitted", text)
     if snapshot.encrypted:
         # Documented: encrypted snapshots cannot be public; text from memory.
         text = f"The snapshot {snapshot.snapshot_id} is encrypted and cannot be shared publicly."
-        raise AwsError("OperationNotPermitted", text)
+        raise ApiError("OperationNotPermitted", text)
 
 
 @operation("ec2", "ResetSnapshotAttribute", "Attribute SnapshotId")
 def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Make a snapshot private again."""
     attribute_name(params["Attribute"], SNAPSHOT_ATTRIBUTES[:1], "SnapshotAttributeName")
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     snapshot.users.clear()
     snapshot.public = False
     return {}
@@ -368,7 +372,7 @@ def reset_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]
 def describe_snapshot_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return the accounts that a snapshot of this account is shared with."""
     attribute = attribute_name(params["Attribute"], SNAPSHOT_ATTRIBUTES, "SnapshotAttributeName")
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     answer: dict[str, Any] = {"SnapshotId": snapshot.snapshot_id}
     if attribute == "productCodes":
         return answer | {"ProductCodes": []}
@@ -419,24 +423,24 @@ def _lock_state(lock: SnapshotLock, clock: Clock) -> str:
     return lock.mode
 
 
-def is_locked(snapshot: Snapshot, clock: Clock) -> bool:
+def is_locked(snapshot: EmulatedSnapshot, clock: Clock) -> bool:
     """Return whether a lock prevents the deletion of a snapshot."""
     return snapshot.lock is not None and _lock_state(snapshot.lock, clock) != "expired"
 
 
-def _check_unlocked(snapshot: Snapshot, clock: Clock) -> None:
+def _check_unlocked(snapshot: EmulatedSnapshot, clock: Clock) -> None:
     """Check that no lock prevents the deletion of a snapshot."""
     if is_locked(snapshot, clock):
         # Documented: it cannot be deleted; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
-        raise AwsError("OperationNotPermitted", text)
+        raise ApiError("OperationNotPermitted", text)
 
 
 def _cooled_off(lock: SnapshotLock, clock: Clock) -> bool:
     return clock.is_past(lock.created + timedelta(hours=lock.cool_off), since=lock.created)
 
 
-def _lock_view(snapshot: Snapshot, lock: SnapshotLock, clock: Clock) -> dict[str, Any]:
+def _lock_view(snapshot: EmulatedSnapshot, lock: SnapshotLock, clock: Clock) -> dict[str, Any]:
     view: dict[str, Any] = {
         "SnapshotId": snapshot.snapshot_id,
         "LockState": _lock_state(lock, clock),
@@ -454,19 +458,19 @@ def _lock_view(snapshot: Snapshot, lock: SnapshotLock, clock: Clock) -> dict[str
 @operation("ec2", "LockSnapshot", "CoolOffPeriod ExpirationDate LockDuration LockMode SnapshotId")
 def lock_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Lock a snapshot for some days or until a date, or extend its lock."""
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     mode, cool_off = params["LockMode"], params.get("CoolOffPeriod") or 0
     check_one_of("lockMode", mode, ("compliance", "governance"))
     if cool_off and (mode != "compliance" or cool_off not in COOL_OFF_HOURS):
         text = f"Value ({cool_off}) for parameter coolOffPeriod is invalid."  # text from memory
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     now = context.clock.now()
     lock = SnapshotLock(mode, now, _lock_expiry(params, now), cool_off)
     before = snapshot.lock
     if before is not None and _lock_state(before, context.clock) == "compliance":
         if mode != "compliance" or cool_off or lock.expires < before.expires:
             # Documented: only an extension is possible; code and text are from memory.
-            raise AwsError("OperationNotPermitted", "A lock in compliance mode can only be extended.")
+            raise ApiError("OperationNotPermitted", "A lock in compliance mode can only be extended.")
         lock = SnapshotLock(mode, before.created, lock.expires, before.cool_off)
     snapshot.lock = lock
     return _lock_view(snapshot, lock, context.clock)
@@ -477,27 +481,27 @@ def _lock_expiry(params: Params, now: datetime) -> datetime:
     date: datetime | None = params.get("ExpirationDate")
     if days is not None and date is not None:  # the code is from memory, as the texts here are
         text = "The parameters lockDuration and expirationDate cannot be used together."
-        raise AwsError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", text)
     if days is not None:
         if days not in LOCK_DAYS:
-            raise AwsError("InvalidParameterValue", f"Value ({days}) for parameter lockDuration is invalid.")
+            raise ApiError("InvalidParameterValue", f"Value ({days}) for parameter lockDuration is invalid.")
         return now + timedelta(days=days)
     if date is None:
         text = "The request must contain the parameter lockDuration or expirationDate"
-        raise AwsError("MissingParameter", text)
+        raise ApiError("MissingParameter", text)
     if date <= now:
-        raise AwsError("InvalidParameterValue", "The expiration date must be in the future.")
+        raise ApiError("InvalidParameterValue", "The expiration date must be in the future.")
     return date
 
 
 @operation("ec2", "UnlockSnapshot", "SnapshotId")
 def unlock_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Unlock a snapshot, except in compliance mode after the cooling-off period."""
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     if snapshot.lock is not None and _lock_state(snapshot.lock, context.clock) == "compliance":
         # Documented: this is refused; code and text are from memory.
         text = f"The snapshot {snapshot.snapshot_id} is locked in compliance mode and cannot be unlocked."
-        raise AwsError("OperationNotPermitted", text)
+        raise ApiError("OperationNotPermitted", text)
     snapshot.lock = None
     return {"SnapshotId": snapshot.snapshot_id}
 
@@ -525,7 +529,7 @@ RESTORE_DAYS = range(1, 181)
 @operation("ec2", "ModifySnapshotTier", "SnapshotId StorageTier")
 def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     """Start to archive a snapshot."""
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     check_one_of("storageTier", params.get("StorageTier", "archive"), ("archive",))
     state, last, clock = snapshot.state(context.clock), snapshot.tiering, context.clock
     if last is not None and not last.completed(clock):
@@ -533,11 +537,11 @@ def modify_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
     elif last is not None and last.operation != "permanent-restore":
         state = "archived"  # even while it is temporarily restored
     if state != "completed":
-        raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is {state}.")
+        raise ApiError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is {state}.")
     for image in context.table("images").values():
         if snapshot.snapshot_id in image.snapshot_ids() and not image.disabled:
             text = f"The snapshot {snapshot.snapshot_id} is currently in use by {image.image_id}"
-            raise AwsError("InvalidSnapshot.InUse", text)
+            raise ApiError("InvalidSnapshot.InUse", text)
     now = clock.now()
     snapshot.tiering = Tiering("archival", now, ARCHIVE_SECONDS)
     return {"SnapshotId": snapshot.snapshot_id, "TieringStartTime": now}
@@ -549,18 +553,18 @@ def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
 
     For a temporarily restored snapshot, this sets a new period, from now, or makes the restore permanent.
     """
-    snapshot: Snapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     permanent = bool(params.get("PermanentRestore"))
     if permanent and "TemporaryRestoreDays" in params:
         text = "The parameters permanentRestore and temporaryRestoreDays cannot be used together."
-        raise AwsError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", text)
     days = params.get("TemporaryRestoreDays", 1)
     if days not in RESTORE_DAYS:
         text = f"Value ({days}) for parameter temporaryRestoreDays is invalid."
-        raise AwsError("InvalidParameterValue", text)
+        raise ApiError("InvalidParameterValue", text)
     clock, last = context.clock, snapshot.tiering
     if last is None or not last.completed(clock) or last.operation == "permanent-restore":
-        raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is not archived.")
+        raise ApiError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is not archived.")
     archived = last.completed_at(clock) if last.operation == "archival" else last.archived
     seconds = 0.0 if last.tier(clock) == "standard" else RESTORE_SECONDS
     operation_name = "permanent-restore" if permanent else "temporary-restore"
@@ -580,7 +584,7 @@ def describe_snapshot_tier_status(context: Context, params: Params) -> dict[str,
     return describe(context, params, found, filters=filters, key="SnapshotId")
 
 
-def _tier_status(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
+def _tier_status(snapshot: EmulatedSnapshot, clock: Clock) -> dict[str, Any]:
     view: dict[str, Any] = {
         "SnapshotId": snapshot.snapshot_id,
         "VolumeId": snapshot.volume_id,
@@ -603,7 +607,7 @@ def _tier_status(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     }
 
 
-def _tier_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
+def _tier_view(snapshot: EmulatedSnapshot, clock: Clock) -> dict[str, Any]:
     """Return the tier for DescribeSnapshots. A temporarily restored snapshot is ``standard``."""
     last = snapshot.tiering
     shown: dict[str, Any] = {"StorageTier": snapshot.tier(clock)}
@@ -612,7 +616,7 @@ def _tier_view(snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
     return shown
 
 
-def _check_not_archived(snapshot: Snapshot, clock: Clock) -> None:
+def _check_not_archived(snapshot: EmulatedSnapshot, clock: Clock) -> None:
     """Check that a snapshot is not archived."""
     if snapshot.tier(clock) == "archive":
-        raise AwsError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")
+        raise ApiError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     LAUNCH_TEMPLATE,
     find_own,
@@ -91,12 +91,12 @@ def find_template(context: Context, params: Params) -> LaunchTemplate:
     template_id, name = params.get("LaunchTemplateId"), params.get("LaunchTemplateName")
     if not template_id and not name:
         text = "The request must contain the parameter launch template ID or launch template name"
-        raise AwsError("MissingParameter", text)
+        raise ApiError("MissingParameter", text)
     if template_id and name:
         text = "Either provide launch template ID or launch template name to modify the template."
         if context.operation != "ModifyLaunchTemplate":  # text from memory
             text = "You must specify either a launch template ID or a launch template name, but not both."
-        raise AwsError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", text)
     if template_id:
         found: LaunchTemplate = find_own(context, LAUNCH_TEMPLATE, template_id)
         return found
@@ -106,7 +106,7 @@ def find_template(context: Context, params: Params) -> LaunchTemplate:
     text = f"The specified launch template, with template name {name}, does not exist."
     if context.operation == "DescribeLaunchTemplates":
         text = "At least one of the launch templates specified in the request does not exist."
-    raise AwsError("InvalidLaunchTemplateName.NotFoundException", text)
+    raise ApiError("InvalidLaunchTemplateName.NotFoundException", text)
 
 
 def find_template_version(template: LaunchTemplate, wanted: str | None) -> TemplateVersion:
@@ -115,14 +115,14 @@ def find_template_version(template: LaunchTemplate, wanted: str | None) -> Templ
     if number is None:
         if not str(wanted).isdecimal():
             text = f"Launch template version '{wanted}' is malformed."
-            raise AwsError("InvalidLaunchTemplateId.VersionMalformed", text)
+            raise ApiError("InvalidLaunchTemplateId.VersionMalformed", text)
         number = int(str(wanted))
     if number not in template.versions:
         text = (
             f"Could not find the specified version {wanted} for the launch template with ID "
             f"{template.template_id}."
         )
-        raise AwsError("InvalidLaunchTemplateId.VersionNotFound", text)
+        raise ApiError("InvalidLaunchTemplateId.VersionNotFound", text)
     return template.versions[number]
 
 
@@ -166,11 +166,11 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
         return {"LaunchTemplate": _template_view(context, table[known])}
     name = params["LaunchTemplateName"]
     if not TEMPLATE_NAME.fullmatch(name):
-        raise AwsError(
+        raise ApiError(
             "InvalidLaunchTemplateName.MalformedException", f"The launch template name '{name}' is malformed."
         )
     if any(t.name == name for t in table.values()):
-        raise AwsError(
+        raise ApiError(
             "InvalidLaunchTemplateName.AlreadyExistsException", "Launch template name already in use."
         )
     now = context.clock.now()
@@ -266,9 +266,9 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
     else:
         chosen = list(context.table("launch_templates").values())
         if not wanted:
-            raise AwsError("MissingParameter", WRONG_VERSIONS)
+            raise ApiError("MissingParameter", WRONG_VERSIONS)
         if not set(wanted) <= {"$Latest", "$Default"}:
-            raise AwsError("InvalidParameterValue", WRONG_VERSIONS)
+            raise ApiError("InvalidParameterValue", WRONG_VERSIONS)
     least, most = int(params.get("MinVersion", 1)), int(params.get("MaxVersion", 2**31))
     found = []
     for template in chosen:

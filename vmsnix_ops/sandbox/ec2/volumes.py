@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     VOLUME,
     find_own,
@@ -24,7 +24,7 @@ from vmsnix_ops.sandbox.ec2.zones import check_zone
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context
-    from vmsnix_ops.sandbox.ec2.resources import Instance
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
 
 
 def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
     return view | {name: value for name, value in optional.items() if value} | tags_member(volume.tags)
 
 
-def volumes_of(context: Context, instance: Instance) -> list[Volume]:
+def volumes_of(context: Context, instance: EmulatedInstance) -> list[Volume]:
     """Return the attached volumes of an instance."""
     volumes = context.table("volumes").values()
     return [volume for volume in volumes if volume.instance_id == instance.instance_id]
@@ -87,7 +87,7 @@ def add_volume(
 
     Raises
     ------
-    AwsError
+    ApiError
         Snapshot and size are missing, the snapshot cannot be used, the size is smaller than the snapshot's,
         or IOPS are out of range.
     """
@@ -171,6 +171,6 @@ def delete_volume(context: Context, params: Params) -> dict[str, Any]:
     volume: Volume = find_own(context, VOLUME, params["VolumeId"])
     if volume.instance_id:
         text = f"Volume {volume.volume_id} is currently attached to {volume.instance_id}"
-        raise AwsError("VolumeInUse", text)
+        raise ApiError("VolumeInUse", text)
     del context.table("volumes")[volume.volume_id]
     return {}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, Params, operation
+from vmsnix_ops.sandbox.core import ApiError, Params, operation
 from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.regions import partition_of, regions_of
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.core import Context, Tables
+    from vmsnix_ops.sandbox.core import Context, SandboxTables
 
 DEFAULT_REGIONS = (
     "us-east-1", "us-east-2", "us-west-1", "us-west-2", "ca-central-1", "sa-east-1", "eu-central-1",
@@ -24,7 +24,7 @@ ZONE_LETTERS = "abc"
 DIRECTION_CODES = {"northeast": "ne", "northwest": "nw", "southeast": "se", "southwest": "sw"}
 
 
-def is_region_enabled(tables: Tables, account: str, region: str) -> bool:
+def is_region_enabled(tables: SandboxTables, account: str, region: str) -> bool:
     """Return whether an account may use a region. The table ``opted_in_regions`` has those it opted in to."""
     if region in DEFAULT_REGIONS or partition_of(region) != "aws":
         return True
@@ -47,7 +47,7 @@ def describe_regions(context: Context, params: Params) -> dict[str, Any]:
     names = params.get("RegionNames") or []
     for name in names:
         if name not in known:
-            raise AwsError("InvalidParameterValue", f"Invalid region names: [{name}]")
+            raise ApiError("InvalidParameterValue", f"Invalid region names: [{name}]")
     regions = list(known.values())
     if names:
         regions = [region for region in regions if region["RegionName"] in names]
@@ -70,7 +70,7 @@ def zone_ids(region: str) -> list[str]:
 def check_zone(context: Context, zone: str) -> None:
     """Check that this region has a zone."""
     if zone not in zones_of(context.region):
-        raise AwsError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
+        raise ApiError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
 
 
 def zone_id(zone: str) -> str:
@@ -110,7 +110,7 @@ def describe_availability_zones(context: Context, params: Params) -> dict[str, A
     for name in names:
         check_zone(context, name)
     for unknown in [one for one in ids if one not in zone_ids(context.region)]:
-        raise AwsError("InvalidParameterValue", f"Invalid availability zone-id: [{unknown}]")
+        raise ApiError("InvalidParameterValue", f"Invalid availability zone-id: [{unknown}]")
     zones = [zone for zone in zones if not names or zone in names]
     zones = [zone for zone in zones if not ids or zone_id(zone) in ids]
     views = [_zone_view(context, zone) for zone in zones]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, load_json, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
@@ -38,7 +38,7 @@ from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 
 if TYPE_CHECKING:
-    from vmsnix_ops.sandbox.core import Context, Params, Tables
+    from vmsnix_ops.sandbox.core import Context, Params, SandboxTables
 
 
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -54,7 +54,7 @@ def _check_name(name: str) -> None:
         or IP_ADDRESS.fullmatch(name)
         or name.startswith("xn--")
     ):
-        raise AwsError("InvalidBucketName", "The specified bucket is not valid.", BucketName=name)
+        raise ApiError("InvalidBucketName", "The specified bucket is not valid.", BucketName=name)
 
 
 @operation("s3", "CreateBucket", "Bucket CreateBucketConfiguration ACL ObjectOwnership")
@@ -63,7 +63,7 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
     name = params["Bucket"]
     _check_name(name)
     if params.get("ACL", "private") != "private":
-        raise AwsError(
+        raise ApiError(
             "InvalidBucketAclWithObjectOwnership",
             "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
         )
@@ -77,7 +77,7 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
     bucket = Bucket(name, context.account, region, context.clock.now(), settings=_default_settings())
     if "ObjectOwnership" in params:
         if params["ObjectOwnership"] not in OWNERSHIPS:
-            raise AwsError(
+            raise ApiError(
                 "InvalidArgument",
                 f"Invalid x-amz-object-ownership header: {params['ObjectOwnership']}",
                 ArgumentName="x-amz-object-ownership",
@@ -106,7 +106,7 @@ def _new_region(context: Context, params: Params) -> str:
         if constraint is None:
             return "us-east-1"
         if constraint == "us-east-1" or not region_exists(constraint):
-            raise AwsError(
+            raise ApiError(
                 "InvalidLocationConstraint",
                 "The specified location-constraint is not valid",
                 LocationConstraint=constraint,
@@ -114,7 +114,7 @@ def _new_region(context: Context, params: Params) -> str:
         return str(constraint)
     if constraint != context.region:
         shown = given or "unspecified"
-        raise AwsError(
+        raise ApiError(
             "IllegalLocationConstraintException",
             f"The {shown} location constraint is incompatible for the region specific endpoint this request "
             "was sent to.",
@@ -125,7 +125,7 @@ def _new_region(context: Context, params: Params) -> str:
 def _refuse_existing(context: Context, existing: Bucket, *, tagged: bool) -> None:
     """Refuse to create a bucket again. In us-east-1, a repeated call without tags succeeds."""
     if existing.account != context.account:
-        raise AwsError(
+        raise ApiError(
             "BucketAlreadyExists",
             "The requested bucket name is not available. The bucket namespace is shared by all users of the "
             "system. Please select a different name and try again.",
@@ -133,7 +133,7 @@ def _refuse_existing(context: Context, existing: Bucket, *, tagged: bool) -> Non
             BucketName=existing.name,
         )
     if tagged or not existing.region == context.region == "us-east-1":
-        raise AwsError(
+        raise ApiError(
             "BucketAlreadyOwnedByYou",
             "Your previous request to create the named bucket succeeded and you already own it.",
             status=409,
@@ -168,7 +168,7 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
     limit = params.get("MaxBuckets", BUCKETS_PER_PAGE)
     if region is not None and not region_exists(region):
         text = f"Argument value {region} is not a valid AWS Region"
-        raise AwsError("InvalidArgument", text, ArgumentName="bucket-region")
+        raise ApiError("InvalidArgument", text, ArgumentName="bucket-region")
     found = [
         bucket
         for name, bucket in sorted(context.table("buckets", region="").items())
@@ -199,7 +199,7 @@ def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
     bucket = requested_bucket(context, params)
     if bucket.objects or bucket.history:
         versioned = ". You must delete all versions in the bucket." if "versioning" in bucket.settings else ""
-        raise AwsError(
+        raise ApiError(
             "BucketNotEmpty",
             f"The bucket you tried to delete is not empty{versioned}",
             status=409,
@@ -246,9 +246,9 @@ def _default_ownership() -> dict[str, Any]:
     return {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
 
 
-def _no_such_setting(bucket: Bucket, code: str, text: str) -> AwsError:
+def _no_such_setting(bucket: Bucket, code: str, text: str) -> ApiError:
     """Return the error for a document that a bucket does not have."""
-    return AwsError(code, text, status=404, BucketName=bucket.name)
+    return ApiError(code, text, status=404, BucketName=bucket.name)
 
 
 DocumentCheck = Callable[[Any], Any]
@@ -299,7 +299,7 @@ def _register_setting(
     def put_setting(context: Context, params: Params) -> dict[str, Any]:
         bucket = requested_bucket(context, params)
         if member not in params:
-            raise AwsError("MissingRequestBodyError", "Request Body is empty")
+            raise ApiError("MissingRequestBodyError", "Request Body is empty")
         document = params[member] if check is None else check(params[member])
         if document is None:
             bucket.settings.pop(setting, None)
@@ -330,7 +330,7 @@ def _check_tagging(document: dict[str, Any]) -> dict[str, Any] | None:
 def _check_encryption(document: dict[str, Any]) -> dict[str, Any]:
     default = _only_rule(document).get("ApplyServerSideEncryptionByDefault", {})
     if "KMSMasterKeyID" in default and not str(default.get("SSEAlgorithm")).startswith("aws:kms"):
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "a KMSMasterKeyID is not applicable if the default sse algorithm is not aws:kms or aws:kms:dsse",
             ArgumentName="ApplyServerSideEncryptionByDefault",
@@ -472,7 +472,7 @@ def put_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     """Replace the lifecycle rules of a bucket."""
     bucket = requested_bucket(context, params)
     if "LifecycleConfiguration" not in params:
-        raise AwsError("MissingRequestBodyError", "Request Body is empty")
+        raise ApiError("MissingRequestBodyError", "Request Body is empty")
     size = params.get("TransitionDefaultMinimumObjectSize", MINIMUM_SIZES[0])
     if size not in MINIMUM_SIZES:
         raise invalid_request(f"Invalid TransitionDefaultMinimumObjectSize found: {size}")
@@ -500,7 +500,7 @@ def _check_rules(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
             raise malformed_xml()
         rule.setdefault("ID", f"rule-{number}")
     if len({rule["ID"] for rule in rules}) != len(rules):
-        raise AwsError("InvalidArgument", "Rule ID must be unique. Found same ID for more than one rule")
+        raise ApiError("InvalidArgument", "Rule ID must be unique. Found same ID for more than one rule")
     return rules
 
 
@@ -537,7 +537,7 @@ def put_versioning(context: Context, params: Params) -> dict[str, Any]:
         raise not_emulated("MFADelete of s3:PutBucketVersioning")
     if "Status" not in configuration:
         text = "The Versioning element must be specified"
-        raise AwsError("IllegalVersioningConfigurationException", text)
+        raise ApiError("IllegalVersioningConfigurationException", text)
     bucket.settings["versioning"] = configuration["Status"]
     return {}
 
@@ -546,7 +546,7 @@ def _own_bucket(context: Context, params: Params) -> Bucket:
     """Return a bucket of the caller. No policy allows another account to manage it."""
     bucket = requested_bucket(context, params)
     if bucket.account != context.account:
-        raise AwsError(
+        raise ApiError(
             "MethodNotAllowed", "The specified method is not allowed against this resource.", status=405
         )
     return bucket
@@ -568,7 +568,7 @@ def put_policy(context: Context, params: Params) -> dict[str, Any]:
     document = _parse_bucket_policy(params["Policy"], bucket.name)
     block = bucket.settings.get("public_access_block", {})
     if block.get("BlockPublicPolicy") and _is_public_policy(document):
-        raise AwsError(
+        raise ApiError(
             "AccessDenied",
             f"User: {context.principal} is not authorized to perform: s3:PutBucketPolicy on resource: "
             f'"{_bucket_arn(context, bucket.name)}" because public policies are prevented by the '
@@ -652,8 +652,8 @@ def _parse_bucket_policy(text: str, bucket: str) -> dict[str, Any]:
     return document
 
 
-def _malformed(text: str) -> AwsError:
-    return AwsError("MalformedPolicy", text)
+def _malformed(text: str) -> ApiError:
+    return ApiError("MalformedPolicy", text)
 
 
 def _is_public_policy(document: dict[str, Any]) -> bool:
@@ -681,7 +681,7 @@ def _is_restricted(conditions: dict[str, dict[str, Any]]) -> bool:
 
 
 def s3_denial_reason(
-    tables: Tables,
+    tables: SandboxTables,
     request: AccessRequest,
     *,
     account: str,

@@ -12,9 +12,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated
-from vmsnix_ops.sandbox.storage import Bucket, Part, StoredObject, Upload, object_path
-from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Digests, decode_base64, digest_size
+from vmsnix_ops.sandbox.core import ApiError, not_emulated
+from vmsnix_ops.sandbox.storage import Bucket, MultipartUpload, Part, StoredObject, object_path
+from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Checksums, decode_base64, digest_size
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -69,9 +69,9 @@ TRASH_AGE = timedelta(minutes=1)
 MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 
 
-def invalid_request(text: str) -> AwsError:
+def invalid_request(text: str) -> ApiError:
     """Return ``InvalidRequest``."""
-    return AwsError("InvalidRequest", text)
+    return ApiError("InvalidRequest", text)
 
 
 def canonical_user_id(account: str) -> str:
@@ -98,7 +98,7 @@ def check_key(key: str) -> None:
     """Check that a key has at most 1,024 bytes of UTF-8."""
     length = len(key.encode("utf-8", "surrogateescape"))
     if length > 1024:
-        raise AwsError("KeyTooLongError", "Your key is too long", Size=length, MaxSizeAllowed=1024)
+        raise ApiError("KeyTooLongError", "Your key is too long", Size=length, MaxSizeAllowed=1024)
 
 
 def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, An
     kept = {name: params[name] for name in STORED_HEADERS if name in params}
     kept.setdefault("ContentType", "binary/octet-stream")
     if kept.get("StorageClass", "STANDARD") not in STORAGE_CLASSES:
-        raise AwsError(
+        raise ApiError(
             "InvalidStorageClass",
             "The storage class you specified is not valid",
             StorageClassRequested=kept["StorageClass"],
@@ -120,7 +120,7 @@ def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, An
         raise not_emulated(f"the encryption {kept['ServerSideEncryption']} for objects")
     if "SSEKMSKeyId" in kept and kept["ServerSideEncryption"] != "aws:kms":
         text = "Server Side Encryption with KMS managed key requires HTTP header x-amz-server-side-encryption"
-        raise AwsError("InvalidArgument", text)
+        raise ApiError("InvalidArgument", text)
     encoding = kept.get("ContentEncoding", "")
     if "aws-chunked" in encoding:  # only describes the transfer
         rest = ",".join(part.strip() for part in encoding.split(",") if part.strip() != "aws-chunked")
@@ -165,20 +165,20 @@ def check_write_conditions(bucket: Bucket, key: str, params: Params) -> None:
         raise precondition_failed("If-None-Match")
     if match is not None:
         if stored is None:
-            raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+            raise ApiError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
         if match.strip('"') != stored.etag:
             raise precondition_failed("If-Match")
 
 
-def _not_implemented(header: str, more: str) -> AwsError:
+def _not_implemented(header: str, more: str) -> ApiError:
     """Return S3's own ``NotImplemented``."""
     text = "A header you provided implies functionality that is not implemented"
-    return AwsError("NotImplemented", text, status=501, Header=header, additionalMessage=more)
+    return ApiError("NotImplemented", text, status=501, Header=header, additionalMessage=more)
 
 
-def precondition_failed(condition: str) -> AwsError:
+def precondition_failed(condition: str) -> ApiError:
     """Return ``PreconditionFailed``."""
-    return AwsError(
+    return ApiError(
         "PreconditionFailed",
         "At least one of the pre-conditions you specified did not hold",
         status=412,
@@ -202,7 +202,7 @@ def receive_upload(
 
     Raises
     ------
-    AwsError
+    ApiError
         ``BadDigest``, ``InvalidDigest``, ``InvalidRequest``, ``EntityTooLarge``.
     """
     expected = {name: params[member] for name, member in CHECKSUM_MEMBERS.items() if member in params}
@@ -216,20 +216,20 @@ def receive_upload(
             raise invalid_request(f"Value for x-amz-checksum-{name} header is invalid.")
     content_md5 = params.get("ContentMD5")
     if content_md5 is not None and decode_base64(content_md5, 16) is None:
-        raise AwsError(
+        raise ApiError(
             "InvalidDigest", "The Content-MD5 you specified was invalid.", **{"Content-MD5": content_md5}
         )
     if params.get("ContentLength", 0) > MAX_OBJECT_BYTES:
-        raise AwsError("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
+        raise ApiError("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
     wanted = {name for name in (*expected, trailer, algorithm) if name} or {DEFAULT_CHECKSUM}
-    digests = Digests({"md5", *wanted})
+    digests = Checksums({"md5", *wanted})
     file, path = new_part_file(context)
     length = body.save(path, digests)
     if trailer is not None:
         expected[trailer] = body.trailers.get(f"x-amz-checksum-{trailer}", "")
     try:
         _compare_digests(digests, expected, content_md5)
-    except AwsError:
+    except ApiError:
         path.unlink()
         raise
     checksums = {name: digests.base64(name) for name in wanted}
@@ -270,9 +270,9 @@ def check_algorithm(name: str, known: Container[str]) -> None:
     )
 
 
-def _compare_digests(digests: Digests, expected: dict[str, str], content_md5: str | None) -> None:
+def _compare_digests(digests: Checksums, expected: dict[str, str], content_md5: str | None) -> None:
     if content_md5 is not None and digests.base64("md5") != content_md5:
-        raise AwsError(
+        raise ApiError(
             "BadDigest",
             "The Content-MD5 you specified did not match what we received.",
             ExpectedDigest=content_md5,
@@ -280,7 +280,7 @@ def _compare_digests(digests: Digests, expected: dict[str, str], content_md5: st
         )
     for name, value in expected.items():
         if digests.base64(name) != value:
-            raise AwsError(
+            raise ApiError(
                 "BadDigest", f"The {name.upper()} you specified did not match the calculated checksum."
             )
 
@@ -297,7 +297,7 @@ def remove_parts(context: Context, parts: tuple[Part, ...] | list[Part]) -> None
         object_path(context.folder, file).unlink(missing_ok=True)
 
 
-def abort_upload(context: Context, bucket: Bucket, upload: Upload) -> None:
+def abort_upload(context: Context, bucket: Bucket, upload: MultipartUpload) -> None:
     """Delete an unfinished upload and its parts."""
     del bucket.uploads[upload.upload_id]
     remove_parts(context, list(upload.parts.values()))
@@ -314,14 +314,14 @@ def parse_tags(text: str) -> dict[str, str]:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidArgument`` for another form, ``InvalidTag``, ``BadRequest`` beyond ten tags.
     """
     pairs = [pair.partition("=") for pair in text.split("&") if pair]
     tags = [{"Key": unquote_plus(key), "Value": unquote_plus(value)} for key, _, value in pairs]
     keys = [tag["Key"] for tag in tags]
     if len(set(keys)) != len(keys) or any(_NOT_IN_TAGS.search(tag["Key"] + tag["Value"]) for tag in tags):
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters "
             "without tag name duplicates.",
@@ -339,21 +339,21 @@ def check_tags(tags: list[dict[str, str]], *, limit: int) -> dict[str, str]:
     of_object = limit == 10
     if len(tags) > limit:
         what = f"{'Object tags' if of_object else 'Bucket tag count'} cannot be greater than {limit}"
-        raise AwsError("BadRequest" if of_object else "InvalidTag", what)
+        raise ApiError("BadRequest" if of_object else "InvalidTag", what)
     found: dict[str, str] = {}
     for tag in tags:
         key, value = tag["Key"], tag["Value"]
         if key in found:
-            raise AwsError("InvalidTag", "Cannot provide multiple Tags with the same key", TagKey=key)
+            raise ApiError("InvalidTag", "Cannot provide multiple Tags with the same key", TagKey=key)
         if key.lower().startswith("aws:"):
             system = "System tags cannot be added/updated by requester"
             text = "Your TagKey cannot be prefixed with aws:" if of_object else system
-            raise AwsError("InvalidTag", text, TagKey=key)
+            raise ApiError("InvalidTag", text, TagKey=key)
         if not 1 <= len(key) <= 128 or _NOT_IN_TAGS.search(key):
-            raise AwsError("InvalidTag", "The TagKey you have provided is invalid", TagKey=key)
+            raise ApiError("InvalidTag", "The TagKey you have provided is invalid", TagKey=key)
         if len(value) > 256 or _NOT_IN_TAGS.search(value):
             text = "The TagValue you have provided is invalid"
-            raise AwsError("InvalidTag", text, TagKey=key, TagValue=value)
+            raise ApiError("InvalidTag", text, TagKey=key, TagValue=value)
         found[key] = value
     return found
 
@@ -363,13 +363,13 @@ def check_readable(stored: StoredObject) -> None:
     storage_class = stored.headers.get("StorageClass")
     if storage_class in ARCHIVED:
         text = "The operation is not valid for the object's storage class"
-        raise AwsError("InvalidObjectState", text, status=403, StorageClass=storage_class)
+        raise ApiError("InvalidObjectState", text, status=403, StorageClass=storage_class)
 
 
 def check_acl(params: Params) -> None:
     """Check that a request sets no ACL, which new buckets refuse."""
     if params.get("ACL", "private") not in {"private", "bucket-owner-full-control"}:
-        raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
+        raise ApiError("AccessControlListNotSupported", "The bucket does not allow ACLs")
 
 
 def check_user_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -378,7 +378,7 @@ def check_user_metadata(metadata: dict[str, str]) -> dict[str, str]:
         len(k.encode()) + len(v.encode("utf-8", "surrogateescape")) for k, v in metadata.items()
     )
     if size_in_bytes > 2048:
-        raise AwsError(
+        raise ApiError(
             "MetadataTooLarge",
             "Your metadata headers exceed the maximum allowed metadata size",
             Size=size_in_bytes,

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from vmsnix_ops.sandbox.core import AwsError, load_json
+from vmsnix_ops.sandbox.core import ApiError, load_json
 from vmsnix_ops.sandbox.wire.codecs import XML_HEADER, malformed_xml, read_xml, xml_element, xml_text
 from vmsnix_ops.sandbox.wire.http import Request, Response
 from vmsnix_ops.sandbox.wire.models import service_model
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmsnix_ops.sandbox.core import Clock
-    from vmsnix_ops.sandbox.wire.checksums import Digests
+    from vmsnix_ops.sandbox.wire.checksums import Checksums
     from vmsnix_ops.sandbox.wire.http import Body
     from vmsnix_ops.sandbox.wire.signature import Authorization
 
@@ -66,7 +66,7 @@ class FormUpload:
 
         Raises
         ------
-        AwsError
+        ApiError
             ``AccessDenied``, ``InvalidPolicyDocument``.
         """
         try:
@@ -116,7 +116,7 @@ class FormUpload:
     def as_put_request(self) -> Request:
         """Return the PutObject request of the form."""
         if "key" not in self.fields:
-            raise AwsError(
+            raise ApiError(
                 "InvalidArgument",
                 "Bucket POST must contain a field named 'key'.  If it is specified, please check the order "
                 "of the fields.",
@@ -164,19 +164,19 @@ def _read_tagging(document: str) -> str:
     shape = service_model("s3").model.shape_for("Tagging")
     try:
         tags = read_xml(shape, document.encode())["TagSet"]
-    except AwsError:
+    except ApiError:
         if not document.lstrip().startswith("<"):
             raise malformed_xml() from None
         return ""
     return urlencode({tag["Key"]: tag["Value"] for tag in tags})
 
 
-def _violation(text: str) -> AwsError:
-    return AwsError("AccessDenied", f"Invalid according to Policy: {text}", status=403)
+def _violation(text: str) -> ApiError:
+    return ApiError("AccessDenied", f"Invalid according to Policy: {text}", status=403)
 
 
-def _invalid_policy(text: str) -> AwsError:
-    return AwsError("InvalidPolicyDocument", f"Invalid Policy: {text}")
+def _invalid_policy(text: str) -> ApiError:
+    return ApiError("InvalidPolicyDocument", f"Invalid Policy: {text}")
 
 
 # The form
@@ -187,7 +187,7 @@ def read_form_upload(request: Request, path: str) -> FormUpload:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``PreconditionFailed`` for another content type, ``MalformedPOSTRequest``, ``InvalidArgument`` without
         a file, ``MaxPostPreDataLengthExceeded``.
     """
@@ -195,7 +195,7 @@ def read_form_upload(request: Request, path: str) -> FormUpload:
         r'multipart/form-data;.*boundary="?([^";]+)"?.*', request.headers.get("content-type", "")
     )
     if kind is None:
-        raise AwsError(
+        raise ApiError(
             "PreconditionFailed",
             "At least one of the pre-conditions you specified did not hold",
             status=412,
@@ -209,9 +209,9 @@ def read_form_upload(request: Request, path: str) -> FormUpload:
         fields[reader.name] = b"".join(reader.content()).decode("utf-8", "replace")
         if sum(len(name) + len(value) for name, value in fields.items()) > MAX_FIELD_BYTES:
             text = "Your POST request fields preceding the upload file were too large."
-            raise AwsError("MaxPostPreDataLengthExceeded", text)
+            raise ApiError("MaxPostPreDataLengthExceeded", text)
     text = "POST requires exactly one file upload per request."
-    raise AwsError("InvalidArgument", text, ArgumentName="file", ArgumentValue="0")
+    raise ApiError("InvalidArgument", text, ArgumentName="file", ArgumentValue="0")
 
 
 class _FormReader:
@@ -227,7 +227,7 @@ class _FormReader:
     def _fill(self) -> None:
         piece = next(self._pieces, None)
         if piece is None:
-            raise AwsError(
+            raise ApiError(
                 "MalformedPOSTRequest",
                 "The body of your POST request is not well-formed multipart/form-data.",
             )
@@ -236,7 +236,7 @@ class _FormReader:
     def _read_until(self, marker: bytes) -> bytes:
         while marker not in self._buffer:
             if len(self._buffer) > MAX_FIELD_BYTES:
-                raise AwsError("MaxPostPreDataLengthExceeded", "Your POST request fields were too large.")
+                raise ApiError("MaxPostPreDataLengthExceeded", "Your POST request fields were too large.")
             self._fill()
         found, _, self._buffer = self._buffer.partition(marker)
         return found
@@ -289,7 +289,7 @@ class FormFile:
     def cut_after(self, count: int | None) -> None:
         self._body.cut_after = count
 
-    def save(self, path: Path, digests: Digests) -> int:
+    def save(self, path: Path, digests: Checksums) -> int:
         """Write the content to a file, update the digests, and return the length in bytes."""
         total = 0
         try:
@@ -310,7 +310,7 @@ class FormFile:
         smallest, largest = self.sizes
         if size < smallest:
             text = "Your proposed upload is smaller than the minimum allowed size"
-            raise AwsError("EntityTooSmall", text, ProposedSize=size, MinSizeAllowed=smallest)
+            raise ApiError("EntityTooSmall", text, ProposedSize=size, MinSizeAllowed=smallest)
         if size > largest:
             text = "Your proposed upload exceeds the maximum allowed size"
-            raise AwsError("EntityTooLarge", text, ProposedSize=size, MaxSizeAllowed=largest)
+            raise ApiError("EntityTooLarge", text, ProposedSize=size, MaxSizeAllowed=largest)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.core import ApiError
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
     DEFAULT_CHECKSUM,
@@ -55,9 +55,9 @@ from vmsnix_ops.sandbox.s3.requests import (
     requested_bucket,
 )
 from vmsnix_ops.sandbox.s3.versions import NULL, find_object, store_object, version_member
-from vmsnix_ops.sandbox.storage import Part, StoredObject, Upload, object_reader
+from vmsnix_ops.sandbox.storage import MultipartUpload, Part, StoredObject, object_reader
 from vmsnix_ops.sandbox.wire.checksums import (
-    Digests,
+    Checksums,
     combine_crc,
     decode_base64,
     digest_size,
@@ -105,12 +105,12 @@ def list_parts(context: Context, params: Params) -> dict[str, Any]:
     return answer
 
 
-def _part_checksums(upload: Upload, part: Part) -> dict[str, str]:
+def _part_checksums(upload: MultipartUpload, part: Part) -> dict[str, str]:
     """Return the checksums of a part in an answer: none when the upload was created without an algorithm."""
     return checksum_members(part.checksums) if upload.algorithm is not None else {}
 
 
-def _upload_owner(bucket: Bucket, upload: Upload) -> dict[str, Any]:
+def _upload_owner(bucket: Bucket, upload: MultipartUpload) -> dict[str, Any]:
     return {
         "Initiator": {"ID": upload.principal, "DisplayName": upload.principal.rpartition("/")[2]},
         "Owner": {"ID": canonical_user_id(bucket.account)},
@@ -142,7 +142,7 @@ def list_multipart_uploads(context: Context, params: Params) -> dict[str, Any]:
     }
 
 
-def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> list[Upload]:
+def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str) -> list[MultipartUpload]:
     """Return the uploads after the markers, sorted."""
     ordered = sorted(
         bucket.uploads.values(), key=lambda upload: (upload.key, upload.initiated, upload.upload_id)
@@ -156,7 +156,7 @@ def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str)
     if not id_marker:
         return later
     if id_marker not in ids:
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "Invalid uploadId marker",
             ArgumentName="upload-id-marker",
@@ -165,7 +165,7 @@ def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str)
     return same[ids.index(id_marker) + 1 :] + later
 
 
-def _upload_entry(bucket: Bucket, upload: Upload, encode: Any) -> dict[str, Any]:
+def _upload_entry(bucket: Bucket, upload: MultipartUpload, encode: Any) -> dict[str, Any]:
     entry = {
         "Key": encode(upload.key),
         "UploadId": upload.upload_id,
@@ -192,11 +192,11 @@ CHECKSUM_TYPES = {
 }
 
 
-def _find_upload(bucket: Bucket, params: Params) -> Upload:
+def _find_upload(bucket: Bucket, params: Params) -> MultipartUpload:
     """Return the upload of a call, or raise ``NoSuchUpload``."""
     upload = bucket.uploads.get(params["UploadId"])
     if upload is None or upload.key != params["Key"]:
-        raise AwsError(
+        raise ApiError(
             "NoSuchUpload",
             "The specified upload does not exist. The upload ID may be invalid, or the upload may have been "
             "aborted or completed.",
@@ -213,7 +213,7 @@ def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
     check_acl(params)
     bucket = requested_bucket(context, params)
     algorithm, kind = _chosen_checksum(params)
-    upload = Upload(
+    upload = MultipartUpload(
         upload_id=secrets.token_urlsafe(64),
         key=params["Key"],
         initiated=context.clock.now(),
@@ -258,7 +258,7 @@ def _chosen_checksum(params: Params) -> tuple[str | None, str]:
 def _check_part_number(number: int) -> None:
     """Check the number of a part."""
     if number not in PART_NUMBERS:
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "Part number must be an integer between 1 and 10000, inclusive",
             ArgumentName="partNumber",
@@ -300,7 +300,7 @@ def _sent(context: Context, params: Params) -> list[str]:
     return [*sent, *([trailer] if trailer else [])]
 
 
-def _check_part_algorithm(context: Context, upload: Upload, params: Params) -> None:
+def _check_part_algorithm(context: Context, upload: MultipartUpload, params: Params) -> None:
     """Check that the checksum of a part has the algorithm of the upload."""
     actual = next(iter(_sent(context, params)), None)
     if upload.algorithm is None or actual == upload.algorithm:
@@ -318,7 +318,7 @@ def _store_part(context: Context, params: Params, part: Part) -> None:
     with context.lock:
         try:
             upload = _find_upload(requested_bucket(context, params), params)
-        except AwsError:
+        except ApiError:
             part.path(context.folder).unlink()
             raise
         before = upload.parts.get(part.number)
@@ -370,7 +370,7 @@ def _complete_answer(context: Context, bucket: Bucket, stored: StoredObject) -> 
     }
 
 
-def _choose_parts(upload: Upload, params: Params) -> list[Part]:
+def _choose_parts(upload: MultipartUpload, params: Params) -> list[Part]:
     """Return the listed parts, after all checks."""
     if "MultipartUpload" not in params:
         raise invalid_request("You must specify at least one part")
@@ -379,7 +379,7 @@ def _choose_parts(upload: Upload, params: Params) -> list[Part]:
         raise malformed_xml()
     numbers = [entry.get("PartNumber", 0) for entry in listed]
     if any(later <= earlier for earlier, later in pairwise(numbers)):
-        raise AwsError(
+        raise ApiError(
             "InvalidPartOrder",
             "The list of parts was not in ascending order. Parts must be ordered by part number.",
             UploadId=upload.upload_id,
@@ -387,7 +387,7 @@ def _choose_parts(upload: Upload, params: Params) -> list[Part]:
     chosen = [_choose_part(upload, entry) for entry in listed]
     for part in chosen[:-1]:
         if part.size < MIN_PART_BYTES:
-            raise AwsError(
+            raise ApiError(
                 "EntityTooSmall",
                 "Your proposed upload is smaller than the minimum allowed size",
                 ProposedSize=part.size,
@@ -398,7 +398,7 @@ def _choose_parts(upload: Upload, params: Params) -> list[Part]:
     return chosen
 
 
-def _choose_part(upload: Upload, entry: dict[str, Any]) -> Part:
+def _choose_part(upload: MultipartUpload, entry: dict[str, Any]) -> Part:
     number = entry.get("PartNumber", 0)
     part = upload.parts.get(number)
     etag = entry.get("ETag", "").strip('"')
@@ -409,7 +409,7 @@ def _choose_part(upload: Upload, entry: dict[str, Any]) -> Part:
             f"the checksum for each part. It was missing for part {number} in the request."
         )
     if part is None or part.md5 != etag or any(part.checksums.get(n) != value for n, value in sent.items()):
-        raise AwsError(
+        raise ApiError(
             "InvalidPart",
             "One or more of the specified parts could not be found.  The part may not have been uploaded, or "
             "the specified entity tag may not match the part's entity tag.",
@@ -420,7 +420,7 @@ def _choose_part(upload: Upload, entry: dict[str, Any]) -> Part:
     return part
 
 
-def _assemble(context: Context, upload: Upload, chosen: list[Part]) -> StoredObject:
+def _assemble(context: Context, upload: MultipartUpload, chosen: list[Part]) -> StoredObject:
     joined = hashlib.md5(b"".join(bytes.fromhex(p.md5) for p in chosen), usedforsecurity=False).hexdigest()
     return StoredObject(
         key=upload.key,
@@ -436,7 +436,7 @@ def _assemble(context: Context, upload: Upload, chosen: list[Part]) -> StoredObj
     )
 
 
-def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
+def _object_checksum(upload: MultipartUpload, chosen: list[Part]) -> dict[str, str]:
     """Return the checksum of an object: of its parts' checksums, or of all its bytes."""
     algorithm = upload.algorithm or DEFAULT_CHECKSUM
     width = digest_size(algorithm)
@@ -451,7 +451,7 @@ def _object_checksum(upload: Upload, chosen: list[Part]) -> dict[str, str]:
     return {algorithm: encode_base64(joined)}
 
 
-def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
+def _check_object(upload: MultipartUpload, stored: StoredObject, params: Params) -> None:
     """Check size and checksums of the object in the request."""
     kind = upload.checksum_type if upload.algorithm is not None else "null"
     if params.get("ChecksumType") not in {None, kind}:
@@ -467,7 +467,7 @@ def _check_object(upload: Upload, stored: StoredObject, params: Params) -> None:
         )
     for name, member in CHECKSUM_MEMBERS.items():
         if member in params and params[member] != stored.checksums.get(name):
-            raise AwsError("BadDigest", f"The {name} you specified did not match the calculated checksum.")
+            raise ApiError("BadDigest", f"The {name} you specified did not match the calculated checksum.")
 
 
 @object_operation("AbortMultipartUpload", "Bucket Key UploadId")
@@ -497,14 +497,14 @@ def _find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredO
 
     Raises
     ------
-    AwsError
+    ApiError
         ``InvalidArgument``, ``NoSuchBucket``, ``NoSuchKey``, ``NoSuchVersion``, ``PreconditionFailed``,
         ``AccessDenied`` for an unexpected owner.
     """
     text, _, version_id = params["CopySource"].partition("?versionId=")
     name, _, key = unquote(text).lstrip("/").partition("/")
     if not name or not key:
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "Invalid copy source object key",
             ArgumentName="x-amz-copy-source",
@@ -607,7 +607,7 @@ def _copy_digests(
     wanted = {algorithm.lower()} if algorithm else set(source.checksums) or {DEFAULT_CHECKSUM}
     if not source.multipart and wanted == set(source.checksums):
         return source.etag, source.checksums
-    digests = Digests({"md5", *wanted})
+    digests = Checksums({"md5", *wanted})
     with object_reader(source, context.folder) as reader:
         buffer = memoryview(bytearray(BUFFER))
         while count := reader.readinto(buffer):
@@ -629,7 +629,7 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
         source_bucket, source = _find_copy_source(context, params)
     start, end = _copied_range(source, params)
     algorithm = upload.algorithm or DEFAULT_CHECKSUM
-    digests = Digests({"md5", algorithm})
+    digests = Checksums({"md5", algorithm})
     file, path = new_part_file(context)
     with object_reader(source, context.folder) as reader, path.open("wb", buffering=0) as target:
         reader.seek(start)
@@ -671,4 +671,4 @@ def _copied_range(source: StoredObject, params: Params) -> tuple[int, int]:
         reason = f"Range specified is not valid for source object of size: {source.size}"
     else:
         return int(match[1]), int(match[2]) + 1
-    raise AwsError("InvalidArgument", reason, ArgumentName="x-amz-copy-source-range", ArgumentValue=text)
+    raise ApiError("InvalidArgument", reason, ArgumentName="x-amz-copy-source-range", ArgumentValue=text)

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
     STORED_HEADERS,
@@ -115,7 +115,7 @@ def put_object(context: Context, params: Params) -> dict[str, Any]:
         try:
             bucket = requested_bucket(context, params)  # both may have changed during the upload
             check_write_conditions(bucket, stored.key, params)
-        except AwsError:
+        except ApiError:
             part.path(context.folder).unlink()
             raise
         version = store_object(context, bucket, stored)
@@ -231,7 +231,7 @@ def is_not_modified(
 
     Raises
     ------
-    AwsError
+    ApiError
         ``PreconditionFailed``.
     """
     match, none_match, unmodified, modified = (
@@ -275,7 +275,7 @@ def _requested_range(stored: StoredObject, params: Params) -> tuple[int, int, bo
         if int(last) == 0:
             start = stored.size
     if start >= stored.size:
-        raise AwsError(
+        raise ApiError(
             "InvalidRange",
             "The requested range is not satisfiable",
             status=416,
@@ -289,7 +289,7 @@ def _part_range(stored: StoredObject, number: int) -> tuple[int, int, bool]:
     parts = stored.parts if stored.multipart else ()
     count = max(len(parts), 1)
     if not 1 <= number <= count:
-        raise AwsError(
+        raise ApiError(
             "InvalidPartNumber",
             "The requested partnumber is not satisfiable",
             status=416,
@@ -321,7 +321,7 @@ def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
     stored = find_object(bucket, params["Key"], params.get("VersionId"))
     wanted = set(params["ObjectAttributes"])
     if not wanted <= OBJECT_ATTRIBUTES:
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument", "Invalid attribute name specified.", ArgumentName="x-amz-object-attributes"
         )
     answer: dict[str, Any] = {"LastModified": stored.modified, **version_member(bucket, stored)}
@@ -419,7 +419,7 @@ def delete_objects(context: Context, params: Params) -> dict[str, Any]:
         named = {name: entry[name] for name in ("Key", "VersionId") if name in entry}
         try:
             deleted.append({**named, **_delete_entry(context, bucket, entry)})
-        except AwsError as error:
+        except ApiError as error:
             errors.append({**named, "Code": error.code, "Message": error.message})
     return {"Deleted": [] if quiet else deleted, "Errors": errors}
 
@@ -437,7 +437,7 @@ def _delete_entry(context: Context, bucket: Bucket, entry: dict[str, Any]) -> di
     else:
         try:
             done = delete_version(context, bucket, key, version_id)
-        except AwsError:  # here the error for an ID that S3 never made is another one
+        except ApiError:  # here the error for an ID that S3 never made is another one
             raise no_such_version(key, version_id) from None
     if not done.get("DeleteMarker"):
         return {}
@@ -527,7 +527,7 @@ def key_encoder(params: Params) -> Any:
     """Return the function that writes keys: unchanged, or percent-encoded with ``encoding-type=url``."""
     kind = params.get("EncodingType")
     if kind not in {None, "url"}:
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "Invalid Encoding Method specified in Request",
             ArgumentName="encoding-type",
@@ -540,7 +540,7 @@ def page_limit(params: Params, member: str) -> int:
     """Return the size of a page: at most 1,000, or raise ``InvalidArgument`` for a negative number."""
     limit = int(params.get(member, MAX_KEYS))
     if limit < 0:
-        raise AwsError("InvalidArgument", f"Argument {member} must be an integer between 0 and 2147483647")
+        raise ApiError("InvalidArgument", f"Argument {member} must be an integer between 0 and 2147483647")
     return min(limit, MAX_KEYS)
 
 
@@ -590,7 +590,7 @@ def _read_token(token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "The continuation token provided is incorrect",
             ArgumentName="continuation-token",
@@ -623,7 +623,7 @@ def list_object_versions(context: Context, params: Params) -> dict[str, Any]:
     prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
     key_marker, id_marker = params.get("KeyMarker", ""), params.get("VersionIdMarker", "")
     if id_marker and not key_marker:
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "A version-id marker cannot be specified without a key marker.",
             ArgumentName="version-id-marker",

@@ -11,7 +11,7 @@ import re
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, operation
+from vmsnix_ops.sandbox.core import ApiError, operation
 from vmsnix_ops.sandbox.s3.lifecycle import expire_objects
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 
@@ -26,14 +26,14 @@ def requested_bucket(context: Context, params: Params) -> Bucket:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for an unexpected owner or a
         requester who does not pay. The permissions of the caller were checked before.
     """
     name = params["Bucket"]
     bucket = existing_bucket(context, name)
     if bucket.region != context.region:
-        raise AwsError(
+        raise ApiError(
             "PermanentRedirect",
             "The bucket you are attempting to access must be addressed using the specified endpoint. "
             "Please send all future requests to this endpoint.",
@@ -44,7 +44,7 @@ def requested_bucket(context: Context, params: Params) -> Bucket:
         )
     check_owner(bucket, params.get("ExpectedBucketOwner"))
     if is_charged(context, bucket) and params.get("RequestPayer") != "requester":
-        raise AwsError("AccessDenied", "Access Denied", status=403)
+        raise ApiError("AccessDenied", "Access Denied", status=403)
     expire_objects(context, bucket)
     return bucket
 
@@ -53,7 +53,7 @@ def existing_bucket(context: Context, name: str) -> Bucket:
     """Return a bucket of any account and region, or raise ``NoSuchBucket``."""
     bucket = find_bucket(context.tables, name)
     if bucket is None:
-        raise AwsError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
+        raise ApiError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
     return bucket
 
 
@@ -62,12 +62,12 @@ def check_owner(bucket: Bucket, expected: str | None) -> None:
     if expected is None:
         return
     if not re.fullmatch("[0-9]{12}", expected):
-        raise AwsError(
+        raise ApiError(
             "InvalidBucketOwnerAWSAccountID",
             f"The value of the expected bucket owner parameter must be an AWS Account ID... [{expected}]",
         )
     if expected != bucket.account:
-        raise AwsError("AccessDenied", "Access Denied", status=403)
+        raise ApiError("AccessDenied", "Access Denied", status=403)
 
 
 def is_charged(context: Context, bucket: Bucket) -> bool:

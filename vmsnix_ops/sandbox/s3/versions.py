@@ -15,7 +15,7 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated
+from vmsnix_ops.sandbox.core import ApiError, not_emulated
 from vmsnix_ops.sandbox.s3.common import precondition_failed, remove_parts
 from vmsnix_ops.sandbox.storage import DeleteMarker, StoredObject
 
@@ -76,7 +76,7 @@ def _time_in_id(version_id: str) -> int | None:
 
 def _check_version_id(version_id: str) -> None:
     if version_id != NULL and _time_in_id(version_id) is None:
-        raise AwsError(
+        raise ApiError(
             "InvalidArgument",
             "Invalid version id specified",
             ArgumentName="versionId",
@@ -84,10 +84,10 @@ def _check_version_id(version_id: str) -> None:
         )
 
 
-def no_such_version(key: str, version_id: str) -> AwsError:
+def no_such_version(key: str, version_id: str) -> ApiError:
     """Return ``NoSuchVersion``."""
     text = "The specified version does not exist."
-    return AwsError("NoSuchVersion", text, status=404, Key=key, VersionId=version_id)
+    return ApiError("NoSuchVersion", text, status=404, Key=key, VersionId=version_id)
 
 
 # Find
@@ -108,7 +108,7 @@ def find_object(
 
     Raises
     ------
-    AwsError
+    ApiError
         ``NoSuchKey``, ``NoSuchVersion``, ``InvalidArgument`` for an invalid ID, ``MethodNotAllowed`` for a
         delete marker.
     """
@@ -121,15 +121,15 @@ def find_object(
             raise _marker_error(version, method, named=version_id is not None or tags)
     if version_id is not None:
         raise no_such_version(key, version_id)
-    raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+    raise ApiError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
 
 
-def _marker_error(marker: DeleteMarker, method: str, *, named: bool) -> AwsError:
+def _marker_error(marker: DeleteMarker, method: str, *, named: bool) -> ApiError:
     headers = {"x-amz-delete-marker": "true", "x-amz-version-id": marker.version_id}
     if not named:
         text = "The specified key does not exist."
-        return AwsError("NoSuchKey", text, status=404, headers=headers, Key=marker.key)
-    return AwsError(
+        return ApiError("NoSuchKey", text, status=404, headers=headers, Key=marker.key)
+    return ApiError(
         "MethodNotAllowed",
         "The specified method is not allowed against this resource.",
         status=405,
@@ -192,7 +192,7 @@ def delete_object(context: Context, bucket: Bucket, key: str, etag: str | None =
     current = bucket.objects.get(key)
     if etag is not None:
         if current is None:
-            raise AwsError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+            raise ApiError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
         if etag.strip('"') not in {"*", current.etag}:
             raise precondition_failed("If-Match")
     state = versioning(bucket)

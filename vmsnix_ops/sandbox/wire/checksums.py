@@ -138,7 +138,7 @@ def new_checksum(algorithm: str) -> Hash:
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
-class Digests:
+class Checksums:
     """Several checksums of the same bytes.
 
     Parameters

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-from vmsnix_ops.sandbox.core import AwsError, load_json
+from vmsnix_ops.sandbox.core import ApiError, load_json
 from vmsnix_ops.sandbox.wire.models import (
     BadValueError,
     format_time,
@@ -29,38 +29,38 @@ from vmsnix_ops.sandbox.wire.models import (
 )
 
 
-def unknown_action(action: str) -> AwsError:
+def unknown_action(action: str) -> ApiError:
     """Return the error for an action that AWS does not have."""
-    return AwsError("InvalidAction", f"The action {action} is not valid for this web service.")
+    return ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
 
 
-def missing_parameter(name: str, protocol: str) -> AwsError:
+def missing_parameter(name: str, protocol: str) -> ApiError:
     """Return the error for a missing parameter, with the text of the protocol."""
     if protocol == "ec2":
-        return AwsError("MissingParameter", f"The request must contain the parameter {name}")
+        return ApiError("MissingParameter", f"The request must contain the parameter {name}")
     text = (
         f"1 validation error detected: Value at '{_lower(name)}' failed to satisfy constraint: "
         "Member must not be null"
     )
-    return AwsError(_validation_code(protocol), text)
+    return ApiError(_validation_code(protocol), text)
 
 
-def _unknown_parameter(name: str, protocol: str) -> AwsError:
+def _unknown_parameter(name: str, protocol: str) -> ApiError:
     """Return the error for a parameter that the operation does not have."""
     if protocol == "ec2":
-        return AwsError("UnknownParameter", f"The parameter {name} is not recognized")
-    return AwsError(_validation_code(protocol), f"Unknown parameter {name}")
+        return ApiError("UnknownParameter", f"The parameter {name} is not recognized")
+    return ApiError(_validation_code(protocol), f"Unknown parameter {name}")
 
 
-def bad_value(name: str, text: str, expected: str, protocol: str) -> AwsError:
+def bad_value(name: str, text: str, expected: str, protocol: str) -> ApiError:
     """Return the error for a value of the wrong type."""
     if protocol == "ec2":
         problem = f"Value ({text}) for parameter {name} is invalid. Its type is not {expected}."
-        return AwsError("InvalidParameterValue", problem)
+        return ApiError("InvalidParameterValue", problem)
     problem = f"The type of {name} is not {expected}"
     if protocol == "rest-xml":
-        return AwsError("InvalidArgument", problem, ArgumentName=name, ArgumentValue=text)
-    return AwsError("MalformedInput" if protocol == "query" else "SerializationException", problem)
+        return ApiError("InvalidArgument", problem, ArgumentName=name, ArgumentValue=text)
+    return ApiError("MalformedInput" if protocol == "query" else "SerializationException", problem)
 
 
 def _validation_code(protocol: str) -> str:
@@ -80,7 +80,7 @@ def read_form(text: str) -> dict[str, str]:
     try:
         return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100_000))
     except ValueError:
-        raise AwsError("MalformedQueryString", "The query string contains too many parameters") from None
+        raise ApiError("MalformedQueryString", "The query string contains too many parameters") from None
 
 
 class FormParser:
@@ -101,7 +101,7 @@ class FormParser:
 
         Raises
         ------
-        AwsError
+        ApiError
             A key is not a parameter, or a value has another type.
         """
         tree: Tree = {}
@@ -218,7 +218,7 @@ def read_json(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]
 
     Raises
     ------
-    AwsError
+    ApiError
         ``SerializationException`` when it is not a JSON object, ``ValidationException`` for unknown or
         missing members.
     """
@@ -226,7 +226,7 @@ def read_json(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]
         value = load_json(body) if body else {}
         return {} if shape is None else _parse_json(shape, value, "", protocol)
     except (ValueError, RecursionError):
-        raise AwsError("SerializationException", "The request body is not JSON") from None
+        raise ApiError("SerializationException", "The request body is not JSON") from None
 
 
 def _parse_json(shape: Shape, value: Any, path: str, protocol: str) -> Any:
@@ -405,9 +405,9 @@ def _is_attribute(shape: Shape) -> bool:
     return bool(shape.serialization.get("xmlAttribute"))
 
 
-def malformed_xml() -> AwsError:
+def malformed_xml() -> ApiError:
     """Return S3's error for a body that does not match its schema."""
-    return AwsError(
+    return ApiError(
         "MalformedXML",
         "The XML you provided was not well-formed or did not validate against our published schema",
     )
@@ -418,7 +418,7 @@ def read_xml(shape: Shape, body: bytes) -> Any:
 
     Raises
     ------
-    AwsError
+    ApiError
         ``MalformedXML``.
     """
     try:

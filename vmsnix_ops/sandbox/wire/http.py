@@ -22,13 +22,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_plus
 
-from vmsnix_ops.sandbox.core import AwsError
+from vmsnix_ops.sandbox.core import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from vmsnix_ops.sandbox.wire.checksums import Digests
+    from vmsnix_ops.sandbox.wire.checksums import Checksums
 
 
 BUFFER = 256 * 1024  # bytes; fits the processor's cache, so several hashes read memory once
@@ -95,8 +95,8 @@ class HttpBody(io.RawIOBase):
             return self._read(view)
         except TooSlowError:
             self.broken = True
-            raise AwsError("RequestTimeout", TIMEOUT_TEXT) from None
-        except AwsError:
+            raise ApiError("RequestTimeout", TIMEOUT_TEXT) from None
+        except ApiError:
             self.broken = True
             raise
         except DisconnectedError:
@@ -170,7 +170,7 @@ class ChunkSigner:
         text = f"{algorithm}\n{self._timestamp}\n{self._scope}\n{self._previous}\n{rest}"
         expected = hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(expected.encode(), signature.encode()):
-            raise AwsError("SignatureDoesNotMatch", SIGNATURE_TEXT, status=403)
+            raise ApiError("SignatureDoesNotMatch", SIGNATURE_TEXT, status=403)
         self._previous = expected
 
 
@@ -291,7 +291,7 @@ class Body:
 
         Raises
         ------
-        AwsError
+        ApiError
             ``XAmzContentSHA256Mismatch``, ``IncompleteBody``.
         """
         if self._content is not None:
@@ -313,7 +313,7 @@ class Body:
 
     def _compare(self, computed: str) -> None:
         if self._signed_sha256 not in {None, computed}:
-            raise AwsError(
+            raise ApiError(
                 "XAmzContentSHA256Mismatch",
                 "The provided 'x-amz-content-sha256' header does not match what was computed.",
                 ClientComputedContentSHA256=self._signed_sha256,
@@ -325,7 +325,7 @@ class Body:
 
         Raises
         ------
-        AwsError
+        ApiError
             ``MaxMessageLengthExceeded`` beyond `limit` bytes.
         """
         if self._content is None:
@@ -333,12 +333,12 @@ class Body:
             for piece in self.chunks():
                 total += len(piece)
                 if total > limit:
-                    raise AwsError("MaxMessageLengthExceeded", "Your request was too big.")
+                    raise ApiError("MaxMessageLengthExceeded", "Your request was too big.")
                 pieces.append(bytes(piece))
             self._content = b"".join(pieces)
         return self._content
 
-    def save(self, path: Path, digests: Digests) -> int:
+    def save(self, path: Path, digests: Checksums) -> int:
         """Write the payload to a file, update the digests, and return the length in bytes.
 
         The file is deleted when the payload is incomplete or not as signed.
@@ -377,7 +377,7 @@ class Body:
                 total += count
                 if total > limit:
                     return False
-        except AwsError:  # the request was answered already
+        except ApiError:  # the request was answered already
             return False
         return True
 
@@ -388,8 +388,8 @@ TIMEOUT_TEXT = (
 )
 
 
-def _incomplete() -> AwsError:
-    return AwsError(
+def _incomplete() -> ApiError:
+    return ApiError(
         "IncompleteBody",
         "You did not provide the number of bytes specified by the Content-Length HTTP header",
     )

@@ -141,7 +141,7 @@ _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Route:
+class RestRoute:
     """The form of the requests of one REST operation."""
 
     operation: str
@@ -194,13 +194,13 @@ class Service:
             return self._operations[name]
 
     @cached_property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RestRoute]:
         """All routes of a REST service, the most selective first."""
         operations = [self.operation(name) for name in sorted(self._names - DIRECTORY_BUCKET_OPERATIONS)]
         routes = [_route(operation) for operation in operations if not operation.deprecated]
         return sorted(routes, key=lambda route: route.weight, reverse=True)
 
-    def find_route(self, request: Request, path: str) -> tuple[Route, dict[str, str]] | None:
+    def find_route(self, request: Request, path: str) -> tuple[RestRoute, dict[str, str]] | None:
         """Return the route of a request and the labels in its path; None when no operation matches.
 
         Parameters
@@ -221,7 +221,7 @@ class Service:
         return None
 
 
-def _route(operation: OperationModel) -> Route:
+def _route(operation: OperationModel) -> RestRoute:
     uri = operation.http["requestUri"]
     path, _, query = uri.partition("?")
     literals = tuple(
@@ -238,7 +238,7 @@ def _route(operation: OperationModel) -> Route:
             if m.serialization.get("location") == location and name in chosen
         )
 
-    return Route(
+    return RestRoute(
         operation=operation.name,
         method=operation.http.get("method", "POST"),
         pattern=_pattern(path),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.model import ListShape
 
-from vmsnix_ops.sandbox.core import AwsError, not_emulated
+from vmsnix_ops.sandbox.core import ApiError, not_emulated
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, encode_base64, new_checksum
 from vmsnix_ops.sandbox.wire.codecs import (
     XML_HEADER,
@@ -28,7 +28,7 @@ from vmsnix_ops.sandbox.wire.http import Response
 from vmsnix_ops.sandbox.wire.models import (
     TRANSPORT_KEYS,
     BadValueError,
-    Route,
+    RestRoute,
     Service,
     format_value,
     parse_value,
@@ -62,7 +62,7 @@ class RequestTarget:
     service: Service
     operation: str
     form: dict[str, str] | None = None  # of ec2 and query
-    route: Route | None = None  # of the REST protocols
+    route: RestRoute | None = None  # of the REST protocols
     labels: dict[str, str] | None = None
 
     @property
@@ -85,7 +85,7 @@ def identify_operation(request: Request, service: Service, path: str) -> Request
 
     Raises
     ------
-    AwsError
+    ApiError
         The service has no such operation.
     """
     if service.protocol in {"ec2", "query"}:
@@ -93,15 +93,15 @@ def identify_operation(request: Request, service: Service, path: str) -> Request
     if service.protocol == "json":
         prefix, _, operation = request.headers.get("x-amz-target", "").rpartition(".")
         if operation not in service or prefix != service.model.metadata["targetPrefix"]:
-            raise AwsError("UnknownOperationException", f"There is no operation {operation!r}.")
+            raise ApiError("UnknownOperationException", f"There is no operation {operation!r}.")
         return RequestTarget(service, operation)
     found = service.find_route(request, path)
     if found is None:
         if service.protocol == "rest-xml":
-            raise AwsError(
+            raise ApiError(
                 "MethodNotAllowed", "The specified method is not allowed against this resource.", status=405
             )
-        raise AwsError("UnknownOperationException", f"There is no {request.method} {path}.", status=404)
+        raise ApiError("UnknownOperationException", f"There is no {request.method} {path}.", status=404)
     route, labels = found
     return RequestTarget(service, route.operation, route=route, labels=labels)
 
@@ -112,11 +112,11 @@ def _identify_form(request: Request, service: Service) -> RequestTarget:
         form |= read_form(request.body.read(MAX_DOCUMENT_BYTES).decode("utf-8", "replace"))
     action, version = form.pop("Action", ""), form.pop("Version", "")
     if not action:
-        raise AwsError("MissingAction", "The request is missing an action or a required parameter")
+        raise ApiError("MissingAction", "The request is missing an action or a required parameter")
     if action not in service:
         raise unknown_action(action)
     if version != service.version:
-        raise AwsError("NoSuchVersion", f"The sandbox has version {service.version}, not {version!r}.")
+        raise ApiError("NoSuchVersion", f"The sandbox has version {service.version}, not {version!r}.")
     return RequestTarget(service, action, form=form)
 
 
@@ -127,7 +127,7 @@ def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
 
     Raises
     ------
-    AwsError
+    ApiError
         A part of the request is not a parameter, or has another type.
     """
     shape = target.model.input_shape
@@ -221,7 +221,7 @@ def _check_document_digests(request: Request, shape: StructureShape, content: by
         computed.update(content)
         if encode_base64(computed.digest()) != expected:
             what = "Content-MD5" if name == "md5" else name.upper()
-            raise AwsError("BadDigest", f"The {what} you specified did not match the calculated checksum.")
+            raise ApiError("BadDigest", f"The {what} you specified did not match the calculated checksum.")
 
 
 # The root elements of S3's answers. botocore's model lacks them, because its parser ignores them.
@@ -361,7 +361,7 @@ def _write_rest_body(
         response.body = (XML_HEADER + content).encode()
 
 
-def write_error(service: Service, error: AwsError, request_id: str) -> Response:
+def write_error(service: Service, error: ApiError, request_id: str) -> Response:
     """Return an error in the protocol of the service.
 
     Errors of S3 have no ``Resource``, although the examples of the S3 API Reference do: AWS's answers of
