@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 COMPLETING = "_VMSNIX_COMPLETE"  # set by the completion script of click
 COMMANDS: dict[str, tuple[str, str]] = {
     "help": ("vmsnix_ops.cli.about:show_help", "Show the help of a runbook or a command."),
-    "list": ("vmsnix_ops.cli.about:list_runbooks", "List the runbooks with purpose and effect."),
+    "list": ("vmsnix_ops.cli.runbooks:list_runbooks", "List the runbooks with purpose and effect."),
     "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "Create own runbooks; compare or reset your copies."),
     "run": ("vmsnix_ops.cli.run:run", "Run a runbook; `vmsnix run NAME` is the same as `vmsnix NAME`."),
     "demo": ("vmsnix_ops.cli.demo:demo", "Publish a small image to a local sandbox."),

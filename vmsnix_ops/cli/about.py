@@ -1,4 +1,4 @@
-"""``vmsnix help``, ``vmsnix version`` and ``vmsnix list``."""
+"""``vmsnix help`` and ``vmsnix version``."""
 
 from __future__ import annotations
 
@@ -78,47 +78,3 @@ def _nix_version() -> str:
         return ""
     words = done.stdout.split()
     return words[-1] if done.returncode == 0 and words else ""
-
-
-@click.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
-def list_runbooks(as_json: bool) -> None:
-    """List the runbooks with their purpose and effect: read-only, creates, changes or deletes."""
-    from vmsnix_ops.cli.output import cell, console, new_table, show_error, show_json
-    from vmsnix_ops.runbooks import catalog
-
-    books, unusable = catalog.read_all()
-    for error in unusable:
-        show_error(error.what, error.why, error.fix)
-    if as_json:
-        show_json(
-            [
-                {
-                    "name": book.name,
-                    "short_name": book.short_name,
-                    "number": book.number,
-                    "title": book.title,
-                    "description": book.description,
-                    "side_effects": book.side_effects,
-                    "notebook": str(book.path),
-                    "own": book.own,
-                    "parameters": [
-                        {
-                            "name": parameter.name,
-                            "type": str(parameter.type),
-                            "default": parameter.default,
-                            "choices": list(parameter.choices),
-                            "help": parameter.help,
-                        }
-                        for parameter in book.parameters
-                    ],
-                }
-                for book in books
-            ]
-        )
-        return
-    table = new_table("runbook", "notebook", "purpose", "effect", unbroken=("runbook", "notebook"))
-    for book in books:
-        effect = book.side_effects.replace("_", "-")
-        table.add_row(*map(cell, (book.short_name, book.slug, book.purpose, effect)))
-    console().print(table)

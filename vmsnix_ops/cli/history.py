@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmsnix_ops.cli.options import archive_option, json_option, region_option
 from vmsnix_ops.endpoints import ENDPOINT_KINDS
-from vmsnix_ops.outcomes import SEVERITIES, StepOutcome
+from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.text import echo, write_csv
 
 if TYPE_CHECKING:
@@ -35,93 +35,51 @@ NOUNS = {"amis": "AMIs", "inventory": "resources"}
 
 FLAGS = ("dry_run", "referenced", "public")
 
-FILTERS: dict[str, dict[str, str]] = {
-    "runs": {
-        "run_id": "Show only this run.",
-        "runbook": "Show only runs of this runbook.",
-        "status": "Show only runs with this status: done, failed, partial, cancelled.",
-        "image": "Show only runs for this image.",
-        "region": "Show only runs in this region.",
-        "account": "Show only runs in this account.",
-        "dry_run": "Show only dry runs, or no dry runs.",
-    },
-    "steps": {
-        "run_id": "Show only steps of this run.",
-        "step": "Show only this step.",
-        "status": f"Show only steps with this status: {', '.join(get_args(StepOutcome))}.",
-        "image": "Show only steps for this image.",
-        "region": "Show only steps in this region.",
-        "account": "Show only steps in this account.",
-        "via": "Show only steps of this method: import or direct.",
-    },
-    "amis": {
-        "ami_id": "Show only this AMI.",
-        "name": "Show only AMIs with this name.",
-        "image": "Show only AMIs of this image.",
-        "region": "Show only AMIs in this region.",
-        "account": "Show only AMIs of this account.",
-        "run_id": "Show only AMIs of this run.",
-        "digest": "Show only AMIs with this image digest.",
-        "state": "Show only AMIs in this state, such as available.",
-    },
-    "promotions": {
-        "run_id": "Show only promotions by this run.",
-        "ami_id": "Show only promotions of this AMI.",
-        "channel": "Show only changes of this channel.",
-        "image": "Show only promotions of this image.",
-        "region": "Show only promotions in this region.",
-        "account": "Show only promotions in this account.",
-        "how": "Show only this kind of change: promote, 'roll back'.",
-    },
-    "inventory": {
-        "run_id": "Show only the scan of this run.",
-        "kind": "Show only this kind, such as ami or snapshot.",
-        "resource_id": "Show only this resource.",
-        "name": "Show only resources with this name.",
-        "state": "Show only resources in this state.",
-        "image": "Show only resources of this image.",
-        "region": "Show only resources in this region.",
-        "account": "Show only resources of this account.",
-        "cost_basis": "Show only costs of this basis: stored, volume, snapshots.",
-        "referenced": "Show only resources that are referenced, or are not.",
-        "public": "Show only resources that are public, or are not.",
-    },
-    "findings": {
-        "run_id": "Show only findings of this run.",
-        "severity": f"Show only this severity: {', '.join(SEVERITIES)}.",
-        "rule": "Show only findings of this rule.",
-        "kind": "Show only findings about this kind of resource.",
-        "resource_id": "Show only findings about this resource.",
-        "image": "Show only findings about this image.",
-        "region": "Show only findings in this region.",
-        "account": "Show only findings in this account.",
-    },
-    "packages": {
-        "digest": "Show only packages of this image digest.",
-        "image": "Show only packages of this image.",
-        "name": "Show only packages with this name.",
-        "version": "Show only packages of this version.",
-        "system": "Show only packages for this system, such as x86_64-linux.",
-        "run_id": "Show only packages that this run recorded.",
-    },
-    "proofs": {
-        "run_id": "Show only proofs of this run.",
-        "ami_id": "Show only this AMI.",
-        "verdict": "Show only this verdict: proven, 'matches its tag', differs, 'not provable'.",
-        "region": "Show only AMIs in this region.",
-        "account": "Show only AMIs of this account.",
-    },
-    "retirements": {
-        "run_id": "Show only changes by this run.",
-        "resource_id": "Show only this AMI or snapshot.",
-        "action": "Show only this change: retired, restored, deleted.",
-        "kind": "Show only this kind: ami, snapshot.",
-        "image": "Show only resources of this image.",
-        "region": "Show only resources in this region.",
-        "account": "Show only resources of this account.",
-    },
+FILTERS = {
+    "runs": ("run_id", "runbook", "status", "image", "region", "account", "dry_run"),
+    "steps": ("run_id", "step", "status", "image", "region", "account", "via"),
+    "amis": ("ami_id", "name", "image", "region", "account", "run_id", "digest", "state"),
+    "promotions": ("run_id", "ami_id", "channel", "image", "region", "account", "how"),
+    "inventory": (
+        *("run_id", "kind", "resource_id", "name", "state", "image", "region", "account"),
+        *("cost_basis", "referenced", "public"),
+    ),
+    "findings": ("run_id", "severity", "rule", "kind", "resource_id", "image", "region", "account"),
+    "packages": ("digest", "image", "name", "version", "system", "run_id"),
+    "proofs": ("run_id", "ami_id", "verdict", "region", "account"),
+    "retirements": ("run_id", "resource_id", "action", "kind", "image", "region", "account"),
 }
 """The filters of each table, as in `vmsnix_ops.history`."""
+
+HELP = {
+    "account": "rows of this account",
+    "action": "this change: retired, restored, deleted",
+    "ami_id": "rows of this AMI",
+    "channel": "changes of this channel",
+    "cost_basis": "costs of this basis: stored, volume, snapshots",
+    "digest": "rows with this image digest",
+    "dry_run": "dry runs, or no dry runs",
+    "how": "this kind of change: promote, 'roll back'",
+    "image": "rows of this image",
+    "kind": "this kind of resource, such as ami or snapshot",
+    "name": "rows with this name",
+    "public": "resources that are public, or are not",
+    "referenced": "resources that are referenced, or are not",
+    "region": "rows of this region",
+    "resource_id": "rows of this resource",
+    "rule": "findings of this rule",
+    "run_id": "rows of this run",
+    "runbook": "runs of this runbook",
+    "severity": f"this severity: {', '.join(SEVERITIES)}",
+    "state": "resources in this state, such as available",
+    "status": "rows with this status: done, failed, partial, ...; of steps: created, reused, failed, ...",
+    "step": "this step",
+    "system": "packages for this system, such as x86_64-linux",
+    "verdict": "this verdict: proven, 'matches its tag', differs, 'not provable'",
+    "version": "packages of this version",
+    "via": "steps of this method: import or direct",
+}
+"""What each filter shows."""
 
 TIMES = {
     "since": "Show only rows of this time or later: 30D, 12h, 2W, or a date.",
@@ -140,7 +98,7 @@ def history() -> None:
 
 
 def _table_command(table: str, text: str) -> None:
-    options: list[click.Parameter] = [_filter_option(name, about) for name, about in FILTERS[table].items()]
+    options: list[click.Parameter] = [_filter_option(name) for name in FILTERS[table]]
     options += [
         click.Option([f"--{name.replace('_', '-')}"], metavar="TIME", help=about)
         for name, about in TIMES.items()
@@ -166,8 +124,8 @@ def _table_command(table: str, text: str) -> None:
     history.add_command(click.Command(table, callback=_reader(table), params=options, help=text))
 
 
-def _filter_option(name: str, about: str) -> click.Option:
-    option = name.replace("_", "-")
+def _filter_option(name: str) -> click.Option:
+    option, about = name.replace("_", "-"), f"Show only {HELP[name]}."
     if name in FLAGS:
         return click.Option([f"--{option}/--no-{option}"], default=None, help=about)
     return click.Option([f"--{option}"], multiple=True, help=about)

@@ -1,4 +1,4 @@
-"""``vmsnix runbooks``: list runbooks, create own ones, compare and reset the copies of `vmsnix lab`."""
+"""``vmsnix list`` and ``vmsnix runbooks``: list runbooks, create own ones, compare and reset the copies of `vmsnix lab`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmsnix_ops.cli.about import list_runbooks
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.text import echo
 
@@ -40,6 +39,41 @@ folder_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the copies.  [default: <state>/notebooks]",
 )
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
+def list_runbooks(as_json: bool) -> None:
+    """List the runbooks with their purpose and effect: read-only, creates, changes or deletes."""
+    from vmsnix_ops.cli.output import cell, console, new_table, show_error, show_json
+    from vmsnix_ops.runbooks import catalog
+
+    books, unusable = catalog.read_all()
+    for error in unusable:
+        show_error(error.what, error.why, error.fix)
+    if as_json:
+        show_json(
+            [
+                {
+                    "name": book.name,
+                    "short_name": book.short_name,
+                    "number": book.number,
+                    "title": book.title,
+                    "description": book.description,
+                    "side_effects": book.side_effects,
+                    "notebook": str(book.path),
+                    "own": book.own,
+                    "parameters": [parameter.as_dict() for parameter in book.parameters],
+                }
+                for book in books
+            ]
+        )
+        return
+    table = new_table("runbook", "notebook", "purpose", "effect", unbroken=("runbook", "notebook"))
+    for book in books:
+        effect = book.side_effects.replace("_", "-")
+        table.add_row(*map(cell, (book.short_name, book.slug, book.purpose, effect)))
+    console().print(table)
 
 
 @click.group(invoke_without_command=True)

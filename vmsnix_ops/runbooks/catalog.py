@@ -300,16 +300,7 @@ def make_manifest(folder: Path) -> dict[str, Any]:
                 "arguments": book.arguments,
                 "required": list(book.required),
                 "cells_sha256": digest(_load(path)),
-                "parameters": [
-                    {
-                        "name": one.name,
-                        "type": str(one.type),
-                        "default": one.default,
-                        "choices": list(one.choices),
-                        "help": one.help,
-                    }
-                    for one in book.parameters
-                ],
+                "parameters": [one.as_dict() for one in book.parameters],
             }
         )
     return {"runbooks": entries}

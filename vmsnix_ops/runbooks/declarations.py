@@ -58,6 +58,16 @@ class Parameter:
         """The only allowed values; empty if every value of the type is allowed."""
         return self.type.choices
 
+    def as_dict(self) -> dict[str, object]:
+        """Return the parameter for JSON."""
+        return {
+            "name": self.name,
+            "type": str(self.type),
+            "default": self.default,
+            "choices": list(self.choices),
+            "help": self.help,
+        }
+
 
 def read_parameters(source: str, *, notebook: str = "the notebook") -> tuple[Parameter, ...]:
     """Return the parameters that the source of a cell declares, in its order; errors name the notebook.

@@ -40,7 +40,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +76,7 @@ from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import ALL_ENDPOINTS
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence.runs import Archive, open_archive
+from vmsnix_ops.runbooks.execution import cards
 from vmsnix_ops.settings import load
 from vmsnix_ops.text import echo, write_csv
 
@@ -319,8 +319,7 @@ def _check_free(run: RunContext, name: str, path: Path) -> None:
 
 def _show(name: str, frame: pd.DataFrame, table: display.DisplayTable, path: Path) -> None:
     """Show a table in a notebook, with a scrap of its rows; in a program, print it."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if getattr(shell, "kernel", None) is None:
+    if cards.kernel_shell() is None:
         echo(f"{table}\nKept in {path}.")
         return
     from IPython.display import display as show

@@ -9,7 +9,7 @@ anchors on the machine of the run. The anchors prove nothing about what the kern
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import files
@@ -63,22 +63,11 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """Return the verification for programs."""
-        return {
-            "run_id": self.run_id,
-            "finding": self.finding,
-            "exit_code": self.exit_code,
-            "checks": [
-                {"name": one.name, "finding": one.finding, "detail": one.detail} for one in self.checks
-            ],
-            "anchors": list(self.anchors),
-            "problems": list(self.problems),
-        }
+        return {"finding": self.finding, "exit_code": self.exit_code, **asdict(self)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Anchored:
-    place: str  # as a person reads it
-    anchors: list[chain.Anchor]
+Anchors = dict[str, list[chain.Anchor]]
+"""The anchors of a journal by their place, as a person reads it."""
 
 
 def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verification:
@@ -103,9 +92,8 @@ def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verificati
     ]
     if archives.is_running(archive.local_folder(run.run_id)):
         problems.append("The kernel of the run is still open, and may add to its evidence.")
-    return Verification(
-        run.run_id, tuple(checks), tuple(one.place for one in known if one.anchors), tuple(problems)
-    )
+    places = tuple(place for place, anchors in known.items() if anchors)
+    return Verification(run.run_id, tuple(checks), places, tuple(problems))
 
 
 def _journal(archive: Archive, run: ArchivedRun) -> tuple[bytes | None, str]:
@@ -127,12 +115,12 @@ def _local(path: Path) -> bytes | None:
         return None
 
 
-def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[list[_Anchored], list[str]]:
+def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[Anchors, list[str]]:
     """Return the anchors of a journal outside of its folder, and why places could not be read.
 
     Each attempt of a run appends to its journal, so the rows of all attempts are anchors.
     """
-    found = [_Anchored(f"the state folder {settings.state}", chain.read_anchors(settings.state, run.run_id))]
+    found = {f"the state folder {settings.state}": chain.read_anchors(settings.state, run.run_id)}
     problems = []
     columns = ["journal_entries", "journal_sha256"]
     try:
@@ -144,10 +132,10 @@ def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[li
     else:
         rows = rows.dropna(subset=columns)  # a row of an earlier version has no journal
         pairs = zip(rows["journal_entries"], rows["journal_sha256"], strict=True)
-        found.append(_Anchored("the history (table runs)", [chain.Anchor(int(n), str(s)) for n, s in pairs]))
+        found["the history (table runs)"] = [chain.Anchor(int(n), str(s)) for n, s in pairs]
     entries, sha256 = (run.values.get(name) for name in columns)
     if archive.remote and isinstance(entries, int) and isinstance(sha256, str):
-        found.append(_Anchored(f"the archive ({archive.location})", [chain.Anchor(entries, sha256)]))
+        found[f"the archive ({archive.location})"] = [chain.Anchor(entries, sha256)]
     return found, problems
 
 
@@ -155,10 +143,10 @@ def _check_journal(
     run: ArchivedRun,
     content: bytes | None,
     entries: Sequence[Mapping[str, Any] | None],
-    known: Sequence[_Anchored],
+    known: Anchors,
 ) -> EvidenceCheck | None:
     """Check the journal; ``None`` for a run without one, which an earlier version made."""
-    anchors = sorted({anchor for one in known for anchor in one.anchors}, key=lambda one: one.entries)
+    anchors = sorted(set().union(*known.values()), key=lambda one: one.entries)
     claimed = run.values.get("journal_entries")
     if content is None:
         if anchors or claimed:

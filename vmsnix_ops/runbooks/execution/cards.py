@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import endpoints, progress
@@ -182,36 +182,59 @@ def _run_id() -> str:
     return os.environ.get("VMSNIX_RUN_ID") or (kernel_run.run_id if kernel_run is not None else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Where:
     """Where the requests of this kernel are sent, and as whom; unknown values are empty."""
 
-    kind: endpoints.EndpointKind
-    url: str
+    region: str  # of the parameters, or the default region
     account: str = ""
-    region: str = ""
     problem: str = ""  # why the account is unknown
+    kind: endpoints.EndpointKind = field(default_factory=endpoints.endpoint_kind)
+    url: str = field(default_factory=endpoints.endpoint_url)
 
     def html(self) -> str:
         """Return the head of a notebook."""
         title, colour, words = WORDS[self.kind]
-        return str(
-            fill(
-                _HEAD,
-                title=title,
-                colour=colour,
-                words=words,
-                url=self.url,
-                account=self.account,
-                region=self.region,
-                problem=self.problem,
-            )
-        )
+        return str(fill(_HEAD, title=title, colour=colour, words=words, **vars(self)))
 
     def __str__(self) -> str:
         title, _, words = WORDS[self.kind]
         place = f"account {self.account or 'unknown'}, region {self.region or 'none set'}"
         return line(" ".join(filter(None, (f"{title}: {place}.", self.url, words, self.problem))))
+
+    def read_account(self, region: str) -> None:
+        """Read the account of the credentials in use, and the default region."""
+        try:
+            self._read(region)
+        except VmsnixError as error:
+            self.problem = f"The account is unknown: {error.why or error.what}"
+        except Exception as error:  # noqa: BLE001 - the first call of a notebook never fails because of its head
+            self.problem = f"The account is unknown: {type(error).__name__}."
+
+    def _read(self, region: str) -> None:
+        from vmsnix_ops import settings
+        from vmsnix_ops.aws import session as sessions
+        from vmsnix_ops.region_names import known_regions
+
+        session = sessions.session(settings.load().region)
+        default = session.region_name or ""
+        self.region = self.region or default
+        key = (self.url, *(os.environ.get(name, "") for name in _OF_THE_CALLER))
+        if key in _accounts:
+            self.account = _accounts[key]
+            return
+        # botocore would read the code from standard input, in this thread.
+        if session._session.get_scoped_config().get("mfa_serial"):
+            self.problem = "The account is unknown, because the profile needs an MFA code."
+            return
+        chosen = next((name for name in (region, default) if name in known_regions()), "us-east-1")
+        sts = sessions.client(session, "sts", chosen, attempts=1, read_seconds=ACCOUNT_SECONDS)
+        with sessions.calling("read the account"):
+            self.account = _accounts[key] = sts.get_caller_identity()["Account"]
+
+
+_accounts: dict[tuple[str, ...], str] = {}
+_OF_THE_CALLER = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_ROLE_ARN")
 
 
 def show_head(values: Mapping[str, object]) -> None:
@@ -231,52 +254,11 @@ def read_where(values: Mapping[str, object], seconds: float = ACCOUNT_SECONDS) -
     """Return where the requests of this process are sent; the parameters have the region or the regions."""
     given = values.get("region") or values.get("regions") or ""
     regions = [str(one) for one in given] if isinstance(given, list | tuple) else [str(given)]
-    known = _Account()
-    reader = threading.Thread(target=known.read, args=(regions[0],), name="AWS account", daemon=True)
+    found = Where(", ".join(filter(None, regions)))
+    reader = threading.Thread(target=found.read_account, args=(regions[0],), name="AWS account", daemon=True)
     reader.start()
     reader.join(seconds)
     if reader.is_alive():
-        known.problem = f"The account is unknown, because AWS did not answer in {seconds:g} seconds."
-    region = ", ".join(filter(None, regions)) or known.region
-    return Where(endpoints.endpoint_kind(), endpoints.endpoint_url(), known.account, region, known.problem)
-
-
-_accounts: dict[tuple[str, ...], str] = {}
-_OF_THE_CALLER = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_ROLE_ARN")
-
-
-@dataclass
-class _Account:
-    """The account of the credentials in use, read in a thread of its own."""
-
-    account: str = ""
-    region: str = ""
-    problem: str = ""
-
-    def read(self, region: str) -> None:
-        key = (endpoints.endpoint_url(), *(os.environ.get(name, "") for name in _OF_THE_CALLER))
-        try:
-            self._read(region, key)
-        except VmsnixError as error:
-            self.problem = f"The account is unknown: {error.why or error.what}"
-        except Exception as error:  # noqa: BLE001 - the first call of a notebook never fails because of its head
-            self.problem = f"The account is unknown: {type(error).__name__}."
-
-    def _read(self, region: str, key: tuple[str, ...]) -> None:
-        from vmsnix_ops import settings
-        from vmsnix_ops.aws import session as sessions
-        from vmsnix_ops.region_names import known_regions
-
-        session = sessions.session(settings.load().region)
-        self.region = session.region_name or ""
-        if key in _accounts:
-            self.account = _accounts[key]
-            return
-        # botocore would read the code from standard input, in this thread.
-        if session._session.get_scoped_config().get("mfa_serial"):
-            self.problem = "The account is unknown, because the profile needs an MFA code."
-            return
-        chosen = next((name for name in (region, self.region) if name in known_regions()), "us-east-1")
-        sts = sessions.client(session, "sts", chosen, attempts=1, read_seconds=ACCOUNT_SECONDS)
-        with sessions.calling("read the account"):
-            self.account = _accounts[key] = sts.get_caller_identity()["Account"]
+        problem = f"The account is unknown, because AWS did not answer in {seconds:g} seconds."
+        found = Where(found.region, problem=problem)  # the thread may still change the other
+    return found

@@ -19,7 +19,6 @@ import atexit
 import base64
 import os
 import signal
-import sys
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -33,7 +32,7 @@ from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.records.run_context import RunContext, new_run_id, set_kernel_run
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import cells, chain, writing
-from vmsnix_ops.runbooks.execution import side_effects
+from vmsnix_ops.runbooks.execution import cards, side_effects
 from vmsnix_ops.runbooks.execution.status import INTERRUPTS, PARTIAL, Failure, cell_failure, describe
 from vmsnix_ops.text import echo
 
@@ -74,7 +73,7 @@ def begin(runbook: Runbook, values: Mapping[str, object]) -> str:
         No folder for the run can be created.
     """
     global _run
-    shell = _kernel_shell()
+    shell = cards.kernel_shell()
     if shell is None or "VMSNIX_RUN_ID" in os.environ:
         return ""
     if _run is not None and _run.prepared.runbook.name == runbook.name and not _run.ended:
@@ -91,18 +90,10 @@ def begin(runbook: Runbook, values: Mapping[str, object]) -> str:
 def is_unattended() -> bool:
     """Whether this is a kernel of papermill or another program that runs a notebook without a person."""
     return (
-        _kernel_shell() is not None
+        cards.kernel_shell() is not None
         and "VMSNIX_RUN_ID" not in os.environ
         and "JPY_SESSION_NAME" not in os.environ
     )
-
-
-def _kernel_shell() -> Any:
-    """Return the IPython shell of this kernel; ``None`` in a program or on a terminal."""
-    if "IPython" not in sys.modules:
-        return None
-    shell = sys.modules["IPython"].get_ipython()
-    return shell if getattr(shell, "kernel", None) is not None else None
 
 
 class KernelRun:
