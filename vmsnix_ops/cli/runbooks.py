@@ -1,4 +1,4 @@
-"""``vmsnix list`` and ``vmsnix runbooks``: list runbooks, create own ones, compare and reset the copies of `vmsnix lab`."""
+"""``vmsnix list`` and ``vmsnix runbooks``: list runbooks, create own ones, compare and reset your copies."""
 
 from __future__ import annotations
 
