@@ -108,9 +108,9 @@ def test_an_incomplete_upload_is_repeated(tmp_path: Path, aws: Any) -> None:
     folder.path(archive.REPORT).write_text("the page")
     kept = folder.store(archive.REPORT)
     assert kept is not None
-    aws.client("s3").put_object(Bucket=BUCKET, Key=kept.place.removeprefix(f"s3://{BUCKET}/"), Body=b"the")
+    aws.client("s3").put_object(Bucket=BUCKET, Key=kept["place"].removeprefix(f"s3://{BUCKET}/"), Body=b"the")
     assert folder.store(archive.REPORT) == kept
-    assert content(aws, kept.place) == b"the page"
+    assert content(aws, kept["place"]) == b"the page"
     folder.release()
 
 

@@ -54,7 +54,7 @@ def put(to: Archive, runbook: str, hour: int, *, close: bool = True, **values: A
         folder.path(archive.REPORT).write_text(f"page of {run_id}")
         kept = folder.store(archive.REPORT)
         assert kept is not None
-        files = {archive.REPORT: kept.to_json()}
+        files = {archive.REPORT: kept}
         folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files, **values})
         folder.close(done=True)
     return run_id

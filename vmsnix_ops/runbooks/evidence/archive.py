@@ -156,19 +156,6 @@ def _client(variables: tuple[tuple[str, str], ...]) -> S3Client:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file of a run, as its entry lists it."""
-
-    place: str  # path, or s3:// location
-    sha256: str  # of its content, in hexadecimal
-    bytes: int
-
-    def to_json(self) -> dict[str, object]:
-        """Return the entry for ``result.json``."""
-        return {"place": self.place, "sha256": self.sha256, "bytes": self.bytes}
-
-
-@dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of a run."""
 
@@ -209,8 +196,11 @@ class RunFolder:
                         found.append(path.relative_to(self.local).as_posix())
         return sorted(name for name in found if name != RESULT)
 
-    def store(self, name: str) -> StoredFile | None:
-        """Store a finished file in the archive; return ``None`` if the run has no such file.
+    def store(self, name: str) -> dict[str, Any] | None:
+        """Store a finished file in the archive, and return its entry for ``result.json``.
+
+        The entry has ``place`` (path or ``s3://`` location), ``sha256`` and ``bytes``; ``None`` for a file
+        that does not exist.
 
         Safe to run twice: its location derives from its content, and an existing object is not sent again.
 
@@ -224,12 +214,11 @@ class RunFolder:
             return None
         content = self._redact_file(path)
         digest = hashlib.sha256(content).hexdigest()
-        if not self.remote:
-            return StoredFile(str(path), digest, len(content))
-        location = f"{self.remote}/objects/{digest}/{path.name}"
-        with self._archive_errors(location):
-            put_once(self.environment, location, content)
-        return StoredFile(location, digest, len(content))
+        place = f"{self.remote}/objects/{digest}/{path.name}" if self.remote else str(path)
+        if self.remote:
+            with self._archive_errors(place):
+                put_once(self.environment, place, content)
+        return {"place": place, "sha256": digest, "bytes": len(content)}
 
     def close(self, *, done: bool, keep: bool = False) -> None:
         """Release the lock. If the archive is on S3, store the entry there and delete the local copies.
@@ -380,6 +369,14 @@ def _free_name(path: Path, name: str) -> Path:
         number += 1
 
 
+def _folder(archive: str | Path, run_id: str, work: Path, environment: Mapping[str, str]) -> RunFolder:
+    remote = str(archive).rstrip("/") if is_remote(archive) else ""
+    local = (work if remote else Path(archive)).absolute() / run_id
+    credentials.watch_botocore()
+    remember(*credentials.read_files(environment))
+    return RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
+
+
 def open_folder(
     archive: str | Path,
     run_id: str,
@@ -408,11 +405,8 @@ def open_folder(
     ArchiveError
         The archive cannot be written.
     """
-    remote = str(archive).rstrip("/") if is_remote(archive) else ""
-    local = (work if remote else Path(archive)).absolute() / run_id
-    credentials.watch_botocore()
-    remember(*credentials.read_files(environment))
-    folder = RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
+    folder = _folder(archive, run_id, work, environment)
+    local = folder.local
     try:
         files.make_folder(local, new=True)
         folder.mark_running()  # first: a run with an entry "running" and without a lock is lost
@@ -423,7 +417,7 @@ def open_folder(
             why=f"{error.strerror}: {error.filename or local}.",
             fix="Correct its permissions, or use another with --archive or VMSNIX_ARCHIVE.",
         ) from error
-    if remote:
+    if folder.remote:
         try:
             with archive_errors(
                 f"Could not write to the archive: {archive}.",
@@ -468,11 +462,8 @@ def reopen_folder(
     ArchiveError
         The archive cannot be written.
     """
-    remote = str(archive).rstrip("/") if is_remote(archive) else ""
-    local = (work if remote else Path(archive)).absolute() / run_id
-    credentials.watch_botocore()
-    remember(*credentials.read_files(environment))
-    folder = RunFolder(run_id, local, remote, environment, Redactor(secret_values(environment)))
+    folder = _folder(archive, run_id, work, environment)
+    local = folder.local
     earlier = f"attempt-{before.get('attempt') or 1}"
     try:
         files.make_folder(local)
@@ -500,7 +491,7 @@ def reopen_folder(
             why=f"{error.strerror}: {error.filename or local}.",
             fix="Correct its permissions. Nothing was run.",
         ) from error
-    if remote:
+    if folder.remote:
         with archive_errors(f"Could not write to the archive: {archive}.", "Nothing was run."):
             put(environment, folder.entry, folder.path(RESULT).read_bytes())
     return folder

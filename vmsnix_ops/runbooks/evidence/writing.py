@@ -260,8 +260,8 @@ def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -
         else:
             if stored is None:
                 continue
-            location = stored.place
-            values["files"][name] = stored.to_json()
+            location = stored["place"]
+            values["files"][name] = stored
         if name in LOCATION_KEYS:
             values[LOCATION_KEYS[name]] = location
         for key, value in values.items():
