@@ -97,7 +97,7 @@ The tests attack every policy with a foreign AMI, a foreign snapshot with data, 
 AWS has no condition that covers two sources of a snapshot. A person who may use these sources must not also
 be able to share or read the result. Therefore `vmsnix iam-policy` refuses to print one policy for both:
 
-- **`publisher`** (via import) tags the snapshot that VM Import made. It may not delete, share or read
+- **`publisher`** (by import) tags the snapshot that VM Import made. It may not delete, share or read
   snapshots, nor make AMIs public.
 - **`publisher --via direct --incremental`** starts a snapshot from any other one. It may not share or read
   snapshots, nor make AMIs public.
@@ -110,7 +110,7 @@ Do not attach two of these to one identity, nor one of the first two together wi
 - **Compare with the image:** with the policy of `verifier --blocks`, run
   `vmsnix publish --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
 - **Make public:** with the policy of `promoter --public`, run `vmsnix promote --ami AMI --public`.
-- **Undo a publish via import:** run `vmsnix undo RUN` with the publisher's policy, which deletes
+- **Undo a publish by import:** run `vmsnix undo RUN` with the publisher's policy, which deletes
   the upload and cancels the import, and again with the retirer's policy, which deletes the snapshot. Each
   run reports what is left.
 
@@ -118,7 +118,7 @@ Do not attach two of these to one identity, nor one of the first two together wi
 
 - **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. The snapshot has the
   parent volume `vol-ffffffff`, as every snapshot that was copied from another region or account. A
-  publisher via import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or
+  publisher by import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or
   Data Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of
   it. Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `prover`,
   `verifier --blocks`) can then use it: a retirement deletes snapshots without an AMI after the retention
@@ -129,7 +129,7 @@ Do not attach two of these to one identity, nor one of the first two together wi
 - **A publisher can register a bundle in S3**, also one of another owner, if the bucket lets EC2 read it.
   `RegisterImage` then names no snapshot, and AWS has no condition key for the bundle. The AMI is private,
   has our tags, and no policy here can use it. Deregister it as an administrator.
-- **A smoke test runs what a publisher registered.** A publisher via import or an incremental publisher
+- **A smoke test runs what a publisher registered.** A publisher by import or an incremental publisher
   can add such a copy or child to an AMI as a second disk. The system of the AMI can read that disk. Start
   smoke tests in a subnet without outgoing connections, and do not let publishers read the console output.
 - **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of the
@@ -146,7 +146,7 @@ Do not attach two of these to one identity, nor one of the first two together wi
   administrator's credentials.
 - **Not verified against AWS:** that `ebs:StartSnapshot` sets `ec2:CreateAction` when it tags a snapshot.
   AWS documents the key for EC2's own actions. If AWS refuses a direct upload for this reason, the error
-  names the policy; publish via import instead.
+  names the policy; publish by import instead.
 
 ## Permissions by action
 

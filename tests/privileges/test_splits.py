@@ -56,7 +56,7 @@ def test_a_verifier_reports_a_snapshot_with_other_bytes(account: Account) -> Non
 
 
 def unfinished(account: Account) -> tuple[str, str]:
-    """Publish via import up to the snapshot; return the run and the snapshot."""
+    """Publish by import up to the snapshot; return the run and the snapshot."""
     plan = account.plan(IMPORTING)
     snapshot = plan.import_snapshot(plan.upload(plan.build()))
     return plan.run_id, snapshot.snapshot_id

@@ -339,7 +339,7 @@ def test_trust_policies_are_evaluated_as_vm_import_does(trust: dict[str, Any], v
 def test_direct_needs_neither_bucket_nor_role(run_checks: Any) -> None:
     checks = run_checks(via="direct", role_name="no-such-role")
     assert not {"bucket", "vmimport role"} & set(checks)
-    assert checks["permissions to publish via direct"].outcome == "pass"
+    assert checks["permissions to publish (direct)"].outcome == "pass"
 
 
 def test_public_amis_that_the_account_blocks(aws: Sandbox, run_checks: Any) -> None:
@@ -400,14 +400,14 @@ def test_missing_permissions_fail_for_the_method_and_warn_for_the_other_one(
 ) -> None:
     allowed = set(policies.publisher_actions()) - {"ec2:RegisterImage"}
     checks = run_checks(session=_user(aws, "dave", sorted(allowed)))
-    lacking = checks["permissions to publish via import"]
+    lacking = checks["permissions to publish (import)"]
     assert (lacking.outcome, "ec2:RegisterImage" in lacking.found) == ("fail", True)
     other = checks["EBS direct"]
     assert (other.outcome, other.fix.startswith("Needed only for via=direct.")) == ("warn", True)
     assert "ebs:StartSnapshot" in other.found
     assert (
         run_checks(session=_user(aws, "eve", sorted(allowed)), via="direct")[
-            "permissions to publish via direct"
+            "permissions to publish (direct)"
         ].outcome
         == "fail"
     )
@@ -501,7 +501,7 @@ NAMED = {
     "public AMIs",
     "quotas",
     "pending snapshots",
-    "permissions to publish via import",
+    "permissions to publish (import)",
     "EBS direct",
     "image",
     "name",

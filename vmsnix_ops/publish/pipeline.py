@@ -183,7 +183,7 @@ def delete_unused_snapshot(
     Two publishers of different AMIs may share an import; then the other one finds the AMI's snapshot in its
     next run.
 
-    A publisher via import may not delete snapshots (`vmsnix_ops.aws.iam.policies.publisher_actions`). Then
+    A publisher by import may not delete snapshots (`vmsnix_ops.aws.iam.policies.publisher_actions`). Then
     the message and a note on `error`, the reason for the deletion, contain the policy that allows it.
     """
     ec2 = plan.ec2
@@ -695,14 +695,14 @@ def _is_in_aws(plan: PublishParameters, built: Built) -> bool:
 
 
 def _share_with_everybody(plan: PublishParameters, ami_id: str) -> None:
-    """Make the AMI public. A publisher via import may not; then the error contains the required policy."""
+    """Make the AMI public. A publisher by import may not; then the error contains the required policy."""
     try:
         images.make_public(plan.ec2, ami_id)
     except errors.AccessDeniedError as error:
         if plan.via != "import":
             raise
         raise error.with_fix(
-            "A publisher via import may not share AMIs. The AMI is registered and private. To make it "
+            "A publisher by import may not share AMIs. The AMI is registered and private. To make it "
             "public, use the policy of vmsnix iam-policy promoter --public and run: vmsnix promote --ami "
             f"{ami_id} --region {plan.region} --public --confirm-public {plan.account} --no-dry-run"
         ) from error
@@ -739,7 +739,7 @@ def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
             if plan.via != "import":
                 raise
             raise error.with_fix(
-                "A publisher via import may not read snapshots. Publish without --verify, then compare with "
+                "A publisher by import may not read snapshots. Publish without --verify, then compare with "
                 f"the policy of vmsnix iam-policy verifier --blocks: vmsnix publish --image {built.path} "
                 f"--region {plan.region} --via direct --verify {plan.verify} --dry-run"
             ) from error

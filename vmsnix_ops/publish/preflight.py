@@ -187,8 +187,8 @@ def _permissions(
     may_share = public and via == "direct"
     actions = policies.publisher_actions(via=via, public=may_share)
     command = f"vmsnix iam-policy publisher --via {via}{' --public' if may_share else ''}"
-    checks = [check(f"permissions to publish via {via}", actions, command)]
-    if public and not may_share:  # the policy of a publisher via import does not allow it
+    checks = [check(f"permissions to publish ({via})", actions, command)]
+    if public and not may_share:  # the policy of a publisher by import does not allow it
         name, sharing = "permissions to make AMIs public", needs_of(images.make_public)
         checks.append(check(name, sharing, "vmsnix iam-policy promoter --public"))
     if via == "direct":

@@ -77,7 +77,7 @@ class Undo:
         The leftovers are searched again first, so that resources which another run uses meanwhile are kept.
         Each deletion is recorded on the disk before it is done (`vmsnix_ops.records.acts`).
 
-        Leftovers that the caller may not delete are kept, and the others deleted: after a publish via import,
+        Leftovers that the caller may not delete are kept, and the others deleted: after a publish by import,
         a publisher may delete the object, and a retirer the snapshot. The journal lists the deleted ones, so
         that the next caller needs no permission for them.
 

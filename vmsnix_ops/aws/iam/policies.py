@@ -345,7 +345,7 @@ def publisher_actions(
     """
     reason = ""
     if via == "import":
-        who, fix = "A publisher via import", "Use --via direct"
+        who, fix = "A publisher by import", "Use --via direct"
         reason = (
             "VM Import does not tag its snapshots, so AWS cannot distinguish them from copies of other "
             "snapshots. A publisher that may tag them must not share or read snapshots."
@@ -391,7 +391,7 @@ def publisher_actions(
 
 
 def publisher_policy(scope: PolicyScope) -> dict[str, Any]:
-    """Return the policy of a publisher via import."""
+    """Return the policy of a publisher by import."""
     return add_key_statements(policy_document(publisher_actions(), scope), scope)
 
 
