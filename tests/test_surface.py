@@ -93,6 +93,16 @@ def test_importing_the_package_imports_none_of_its_modules() -> None:
     assert heavy.isdisjoint(loaded)
 
 
+def test_notebooks_of_earlier_versions_find_their_two_other_names() -> None:
+    program = """
+from vmsnix_ops import history, parameters, run
+values = {"regions": "eu-west-1", "dry_run": "yes"}
+parameters.validate("retire-amis", values)
+print(values["dry_run"], run.keep is history.keep)
+"""
+    assert run(program).strip() == "True True"
+
+
 @pytest.mark.parametrize("name", ["prefligth", "boot", "text", "_private"])
 def test_private_names_are_not_attributes(name: str) -> None:
     with pytest.raises(AttributeError, match=f"module 'vmsnix_ops' has no attribute '{name}'"):

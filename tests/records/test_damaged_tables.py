@@ -325,6 +325,6 @@ def test_files_used_in_the_last_seven_days_are_kept(tmp_path: Path) -> None:
     for number in range(3):
         tables.append("steps", [step(number)])
     before = set((tmp_path / "steps").glob("*.parquet"))
-    assert tables.compact("steps")[0].deleted == 0
+    tables.compact("steps")
     assert before <= set((tmp_path / "steps").glob("*.parquet"))
     assert timedelta(hours=tables_module.KEEP_HOURS) == timedelta(days=7)

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,16 +146,6 @@ ENDPOINT, ALL_ENDPOINTS = "endpoint", "all"
 _CHECKPOINT = re.compile(r"\d{20}\.checkpoint(\.\d+\.\d+)?\.parquet")
 
 
-@dataclass(frozen=True, slots=True)
-class Compaction:
-    """The result of compacting one table."""
-
-    table: str
-    files_before: int  # number of data files of the current version
-    files_after: int
-    deleted: int  # number of unused files
-
-
 class Tables:
     """The tables below one location.
 
@@ -227,7 +216,7 @@ class Tables:
 
         version = self._with_retries(table, work)
         if version and version % COMPACT_EVERY == 0:
-            self._with_retries(table, self._compact)
+            self.compact(table)
 
     @property
     def endpoint(self) -> EndpointKind:
@@ -404,19 +393,12 @@ class Tables:
         with self._records_errors(table, "read"):
             yield delta, delta.to_pyarrow_dataset(schema=schemas.schema(table).arrow())
 
-    def compact(self, table: str | None = None) -> list[Compaction]:
+    def compact(self, table: str) -> None:
         """Merge small files into large ones, and delete files that were not used for seven days.
 
-        By default, all existing tables are compacted. Safe at any time, also beside readers and writers, and
-        safe to repeat. No row changes.
+        Safe at any time, also beside readers and writers, and safe to repeat. No row changes.
         """
-        names = list(schemas.SCHEMAS) if table is None else [schemas.schema(table).name]
-        compactions = []
-        for name in names:
-            compaction = self._with_retries(name, self._compact)
-            if compaction is not None:
-                compactions.append(compaction)
-        return compactions
+        self._with_retries(schemas.schema(table).name, self._compact)
 
     @contextmanager
     def locked_files(self, table: str) -> Iterator[tuple[pa_fs.FileSystem, bool]]:
@@ -508,18 +490,16 @@ class Tables:
             version: int = delta.version()
             return version
 
-    def _compact(self, table: str, _attempt: int) -> Compaction | None:
+    def _compact(self, table: str, _attempt: int) -> None:
         delta = self._open(table)
         if delta is None:
-            return None
+            return
         with self._records_errors(table, "compacted"), private_umask():
-            before = len(delta.file_uris())
             delta.optimize.compact()
             delta.create_checkpoint()
-            deleted = delta.vacuum(retention_hours=KEEP_HOURS, dry_run=False)
+            delta.vacuum(retention_hours=KEEP_HOURS, dry_run=False)
             delta.cleanup_metadata()
             self._delete_old_checkpoints(table)
-            return Compaction(table, before, len(delta.file_uris()), len(deleted))
 
     def _delete_old_checkpoints(self, table: str) -> None:
         """Delete replaced checkpoints, because each is as large as the whole log.
