@@ -620,12 +620,8 @@ def read(
     vmsnix_ops.errors.RecordsError
         The table cannot be read.
     """
-    if region and region not in known_regions():
-        raise errors.ParameterError(
-            f"Unknown AWS region {region!r}.",
-            why=errors.nearest(region, known_regions()) or "It is not in botocore's list of regions.",
-            fix="Check the name; if the region is new, update botocore.",
-        )
+    if region:
+        filters.refuse_typos("region", [region], ())
     if via and via not in METHODS:
         raise errors.ParameterError(
             f"Invalid method {via!r}.",
