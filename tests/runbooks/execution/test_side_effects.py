@@ -281,7 +281,7 @@ def test_a_notebook_that_creates_cannot_delete_and_a_dry_run_cannot_create(
     shelf.put("10-make-things.ipynb", HIDE, parameters=parameters, side_effects="creates")
     outcome = run("make-things", {"name": ami}, **options)
     assert outcome.error is not None
-    assert "would delete something that it did not create" in outcome.error.why
+    assert "would delete what it did not create" in outcome.error.why
     assert ec2.describe_images(ImageIds=[ami])["Images"]
 
     shelf.put("20-tag-things.ipynb", TAG, parameters=parameters + DRY, side_effects="creates")

@@ -195,7 +195,8 @@ class Where:
     def html(self) -> str:
         """Return the head of a notebook."""
         title, colour, words = WORDS[self.kind]
-        return str(fill(_HEAD, title=title, colour=colour, words=words, **vars(self)))
+        shown = {name: value for name, value in vars(self).items() if name != "kind"}
+        return str(fill(_HEAD, title=title, colour=colour, words=words, **shown))
 
     def __str__(self) -> str:
         title, _, words = WORDS[self.kind]
