@@ -8,7 +8,7 @@
 # NIX           the nix to use; nixpkgs requires 2.18 or newer
 #
 # Prints a table, or with --json the figures. Exit status 1: an assertion or a fact is false, there is a warning, or nixosGenerate
-# differs from the package. Each image is evaluated by a process of its own, because Nix frees no memory before it ends: about 1.4 GB
+# differs from the package. Each image is evaluated by a process of its own, because Nix frees no memory before it ends: about 1.6 GB
 # are needed at a time instead of 8 GB.
 set -eu
 

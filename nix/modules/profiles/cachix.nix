@@ -1,6 +1,6 @@
 # Profile `cachix`: the Cachix Deploy agent, which deploys a new system to a running machine without a new image.
 #
-# Adds `services.cachix-agent` with a name that is never empty, started when its token file exists. nixpkgs alone
+# Adds `services.cachix-agent` with a name that is never empty, started when its token file has content. nixpkgs alone
 # names the agent after `networking.hostName`, which is empty on EC2, and starts it without a token, so that it
 # would be restarted every five seconds forever.
 #
@@ -31,7 +31,7 @@ in
       type = types.path;
       default = "/run/keys/cachix-agent";
       example = "/var/lib/secrets/cachix-agent";
-      description = "Environment file with CACHIX_AGENT_TOKEN. The agent starts when the file exists.";
+      description = "Environment file with CACHIX_AGENT_TOKEN. The agent starts when the file has content.";
     };
   };
 

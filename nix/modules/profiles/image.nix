@@ -55,9 +55,8 @@ in
       default = "/dev/sda1";
       example = "/dev/xvda";
       description = ''
-        The root device's name in the AMI. An instance boots with `/dev/sda1`; only a reinstallation of the
-        boot loader from inside the machine does not find the disk by that name. nixpkgs' own images use
-        `/dev/xvda`.
+        The root device's name in the AMI. An instance boots with any name, and the machine itself uses none of
+        them. nixpkgs' own images use `/dev/xvda`.
       '';
     };
 

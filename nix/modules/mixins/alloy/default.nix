@@ -73,7 +73,7 @@ in
       example = "/var/lib/secrets/grafana-cloud";
       description = ''
         Environment file with GRAFANA_CLOUD_TOKEN, an access policy token that may write metrics, logs and
-        traces and read stacks. Alloy starts when the file exists. Only for the destination `grafana-cloud`.
+        traces and read stacks. Alloy starts when the file has content. Only for the destination `grafana-cloud`.
       '';
     };
   };

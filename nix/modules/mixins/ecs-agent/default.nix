@@ -43,7 +43,7 @@ in
       default = "/run/keys/ecs.config";
       example = "/var/lib/ecs/ecs.config";
       description = ''
-        Environment file of the agent, with at least ECS_CLUSTER. The agent starts when the file exists.
+        Environment file of the agent, with at least ECS_CLUSTER. The agent starts when the file has content.
       '';
     };
 

@@ -1,7 +1,7 @@
 # Mixin `github-actions`: a self-hosted GitHub Actions runner that can use Docker and Nix.
 #
 # Adds one runner for a repository, an organisation or an enterprise, registered with the machine's name, with
-# the tools that workflows expect. It starts when its token file exists.
+# the tools that workflows expect. It starts when its token file has content.
 #
 # A job can become root: it may use Docker and is a trusted user of Nix. Register the runner only where everybody
 # who can start a workflow may have full control of the machine.
@@ -45,7 +45,7 @@ in
       example = "/var/lib/secrets/github-runner";
       description = ''
         File with only a registration token or a personal access token. The runner starts when the file
-        exists.
+        has content.
       '';
     };
 
