@@ -19,9 +19,9 @@ from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
 from vmsnix_ops.sandbox.ec2 import imports, snapshots
 from vmsnix_ops.sandbox.ec2.filters import absent, by_name, documented_filters
 from vmsnix_ops.sandbox.ec2.instance_types import instance_types
-from vmsnix_ops.sandbox.managed_policies import MANAGED_POLICIES
+from vmsnix_ops.sandbox.limits import DEFAULTS
+from vmsnix_ops.sandbox.policies import MANAGED_POLICIES
 from vmsnix_ops.sandbox.public_amis import PARAMETER_PATH, PUBLIC_IMAGES
-from vmsnix_ops.sandbox.quotas import DEFAULTS
 from vmsnix_ops.sandbox.wire.models import SERVICES, Service, service_model
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.sandbox.demo import Filler
-from vmsnix_ops.sandbox.ec2.zones import DEFAULT_REGIONS
+from vmsnix_ops.sandbox.ec2.networks import DEFAULT_REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import pytest
 
 from docs.sandbox_page import IMAGE_OPERATION, PAGE, page, refused_values
 from vmsnix_ops.sandbox.core import OPERATIONS, load_operations
-from vmsnix_ops.sandbox.quotas import DEFAULTS
+from vmsnix_ops.sandbox.limits import DEFAULTS
 from vmsnix_ops.sandbox.wire.models import service_model
 
 load_operations()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from vmsnix_ops.sandbox import sandbox
 from vmsnix_ops.sandbox.ec2.resources import DirectUpload, EmulatedSnapshot
 from vmsnix_ops.sandbox.faults import Fault
-from vmsnix_ops.sandbox.state_file import dump_tables, load_tables
+from vmsnix_ops.sandbox.state import dump_tables, load_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from botocore.config import Config
 
 from tests.sandbox.clients import ONCE, SandboxClients, refused
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.sandbox.web_identity import make_token
+from vmsnix_ops.sandbox.sts import make_token
 
 
 def make_role(aws: SandboxClients, **condition: Any) -> str:

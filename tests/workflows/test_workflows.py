@@ -22,7 +22,7 @@ from tests.nix.conftest import nix, nix_folders  # noqa: F401 - fixtures
 from tests.workflows.job import WORKFLOWS, Job, clean_environment, workflow
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.sandbox import sandbox
-from vmsnix_ops.sandbox.web_identity import GITHUB
+from vmsnix_ops.sandbox.sts import GITHUB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.disk.sample import make_sample_image
-from vmsnix_ops.sandbox.access import DEFAULT_REGION, Access
+from vmsnix_ops.sandbox.access import DEFAULT_REGION, Access, SandboxProcess, sandbox_process
 from vmsnix_ops.sandbox.calls import Call, CallLog
 from vmsnix_ops.sandbox.core import ApiError, Clock
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCOUNT, Credential, credentials_table
 from vmsnix_ops.sandbox.demo import Rows, fill
 from vmsnix_ops.sandbox.faults import Fault, Faults
-from vmsnix_ops.sandbox.process import SandboxProcess, sandbox_process
 from vmsnix_ops.sandbox.server import Server
 from vmsnix_ops.sandbox.state import SandboxState
 

@@ -33,8 +33,8 @@ from vmsnix_ops.sandbox.ec2.instances import (
     spot_role_arn,
 )
 from vmsnix_ops.sandbox.ec2.key_pairs import find_key_pair
+from vmsnix_ops.sandbox.ec2.networks import zones_of
 from vmsnix_ops.sandbox.ec2.templates import find_template, merge_launch
-from vmsnix_ops.sandbox.ec2.zones import zones_of
 from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_principal
 from vmsnix_ops.sandbox.kms import find_stored_key, key_of_ciphertext
 from vmsnix_ops.sandbox.policies import (

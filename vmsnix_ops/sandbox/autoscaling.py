@@ -16,9 +16,8 @@ from vmsnix_ops.sandbox.core import ApiError, operation, page_start, page_token
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import find_instance_type
 from vmsnix_ops.sandbox.ec2.instances import run_instances
-from vmsnix_ops.sandbox.ec2.networks import find_subnet
+from vmsnix_ops.sandbox.ec2.networks import check_zone, find_subnet
 from vmsnix_ops.sandbox.ec2.templates import find_template, find_template_version
-from vmsnix_ops.sandbox.ec2.zones import check_zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

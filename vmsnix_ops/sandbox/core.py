@@ -371,23 +371,19 @@ def operation(service: str, name: str, *parameters: str, locks: bool = True) -> 
     return register
 
 
-SERVICE_MODULES = (
-    "autoscaling",
-    "ebs",
-    "ec2",
-    "iam",
-    "kms",
-    "quotas",
-    "rbin",
-    "s3",
-    "sns",
-    "ssm",
-    "sts",
-    "tagging",
-)
+SERVICE_MODULES = {
+    "ec2": (
+        *("image_usage", "images", "imports", "instance_types", "instances", "key_pairs", "networks"),
+        *("snapshots", "templates"),
+    ),
+    "s3": ("buckets", "multipart", "objects"),
+    "": ("autoscaling", "ebs", "iam", "kms", "limits", "rbin", "sns", "ssm", "sts", "tagging"),
+}
+"""The modules with operations, by package."""
 
 
 def load_operations() -> None:
     """Register the operations of all services. Safe to call again."""
-    for service in SERVICE_MODULES:
-        importlib.import_module(f"{__package__}.{service}")
+    for package, modules in SERVICE_MODULES.items():
+        for module in modules:
+            importlib.import_module(".".join(filter(None, (__package__, package, module))))

@@ -20,8 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, Params, operation, params_digest, tag_list
-from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, new_id
-from vmsnix_ops.sandbox.ec2.encryption import choose_encryption
+from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, choose_encryption, new_id
 from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, EmulatedSnapshot
 from vmsnix_ops.sandbox.wire.http import FileRange
 

@@ -26,8 +26,7 @@ from vmsnix_ops.sandbox.core import (
     tags_member,
 )
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, Credential, credentials_table, unique_id
-from vmsnix_ops.sandbox.managed_policies import MANAGED_POLICIES, ManagedPolicy
-from vmsnix_ops.sandbox.policies import AccessRequest, check_policy, evaluate
+from vmsnix_ops.sandbox.policies import MANAGED_POLICIES, AccessRequest, ManagedPolicy, check_policy, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

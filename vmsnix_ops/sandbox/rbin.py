@@ -1,9 +1,9 @@
-"""Recycle Bin: the retention rules, and the deleted images and snapshots that EC2 keeps.
+"""Recycle Bin: the retention rules, and the deleted images and snapshots, which EC2 lists and restores.
 
-`ec2.recycle_bin` lists and restores them. Sources: the operations in the Recycle Bin API Reference; "Recycle
-Bin", "Considerations for Recycle Bin", "Control access to Recycle Bin with IAM" in the Amazon EBS User Guide;
-the actions in the Service Authorization Reference. Texts of errors are from memory, their codes and reasons
-are documented. Rules for volumes are not emulated.
+Sources: the operations in the Recycle Bin API Reference and in the Amazon EC2 API Reference; "Recycle Bin",
+"Considerations for Recycle Bin", "Control access to Recycle Bin with IAM" in the Amazon EBS User Guide; the
+actions in the Service Authorization Reference; the examples of the AWS CLI. Texts of errors are from memory,
+their codes and reasons are documented. Rules for volumes are not emulated.
 """
 
 from __future__ import annotations
@@ -18,9 +18,22 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.ec2.common import (
+    IMAGE,
+    RECYCLABLE,
+    SNAPSHOT,
+    Recycled,
+    check_id,
+    recycled,
+    resource_not_found,
+    select_visible,
+)
+from vmsnix_ops.sandbox.ec2.filters import paginate
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Clock, Context, Params
+    from vmsnix_ops.sandbox.ec2.common import ResourceKind
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot, Image
 
 
 IN_BIN_TAG = "aws:recycle-bin:resource-in-bin"
@@ -31,8 +44,6 @@ ACTIVATION_SECONDS = 2.0
 
 RETENTION_DAYS, UNLOCK_DAYS = range(1, 366), range(7, 31)
 MAX_EXCLUSIONS, MAX_RESOURCE_TAGS, PAGE_SIZE = 5, 50, 1000
-TABLES = {"EBS_SNAPSHOT": "snapshots", "EC2_IMAGE": "images"}
-"""The emulated resource types, and the tables of their resources."""
 
 
 @dataclass(slots=True)
@@ -86,39 +97,13 @@ def _has_tag(tags: dict[str, str], key: str, value: str | None) -> bool:
 # Resources in the bin
 
 
-@dataclass(slots=True)
-class Recycled:
-    """An image or a snapshot in the bin, in the table ``recycled_images`` or ``recycled_snapshots`` by ID."""
-
-    resource: Any
-    entered: datetime
-    days: int
-
-    @property
-    def exits(self) -> datetime:
-        """When the retention period ends."""
-        return self.entered + timedelta(days=self.days)
-
-
-def recycled(context: Context, table: str) -> dict[str, Recycled]:
-    """Return the recycled resources of a table by ID, after deleting those whose retention period is over.
-
-    The period is sandbox time, and lasts at least the real minutes of `Clock.is_listed`.
-    """
-    found: dict[str, Recycled] = context.table(f"recycled_{table}")
-    for resource_id, one in list(found.items()):
-        if not context.clock.is_listed(one.entered, one.days * 86400.0):
-            del found[resource_id]
-    return found
-
-
 def delete_or_recycle(context: Context, table: str, resource_id: str, *, retainable: bool = True) -> None:
     """Delete a resource. If rules retain it, move it to the bin, for the longest of their periods."""
     resource = context.table(table).pop(resource_id)
     days = [
         rule.days
         for rule in context.table("retention_rules").values()
-        if TABLES[rule.resource_type] == table
+        if RECYCLABLE[rule.resource_type] == table
         and rule.status(context.clock) == "available"
         and rule.retains(resource.tags)
     ]
@@ -215,7 +200,7 @@ def _check_rule(rule: RetentionRule) -> None:
 def _check_resource_type(resource_type: str) -> str:
     if resource_type == "EBS_VOLUME":
         raise not_emulated("the resource type EBS_VOLUME of Recycle Bin")
-    if resource_type not in TABLES:
+    if resource_type not in RECYCLABLE:
         raise _validation_error(f"The resource type {resource_type} is invalid.")
     return resource_type
 
@@ -401,3 +386,82 @@ def untag_resource(context: Context, params: Params) -> dict[str, Any]:
 def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of a rule."""
     return {"Tags": tag_list(_tagged_rule(context, params).tags)}
+
+
+def _page(
+    context: Context, params: Params, kind: ResourceKind, resource_ids: list[str] | None
+) -> tuple[list[tuple[str, Recycled]], dict[str, str]]:
+    """Return one page of recycled resources with their IDs, and the ``NextToken`` member of the answer."""
+    found = recycled(context, kind.table)
+    wanted = dict.fromkeys(resource_ids) if resource_ids else dict.fromkeys(found)
+    select_visible(kind, found, list(wanted))
+    shown, more = paginate(context, params, wanted, str)
+    return [(one, found[one]) for one in shown], more
+
+
+def _times(one: Recycled) -> dict[str, Any]:
+    return {"RecycleBinEnterTime": one.entered, "RecycleBinExitTime": one.exits}
+
+
+@operation("ec2", "ListImagesInRecycleBin", "ImageIds MaxResults NextToken")
+def list_images_in_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
+    """Return the images of this account in the bin."""
+    shown, more = _page(context, params, IMAGE, params.get("ImageIds"))
+    views = []
+    for image_id, one in shown:
+        names = {"Name": one.resource.name, "Description": one.resource.description}
+        views.append({"ImageId": image_id, **names, **_times(one)})
+    return {"Images": views} | more
+
+
+@operation("ec2", "ListSnapshotsInRecycleBin", "MaxResults NextToken SnapshotIds")
+def list_snapshots_in_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
+    """Return the snapshots of this account in the bin."""
+    shown, more = _page(context, params, SNAPSHOT, params.get("SnapshotIds"))
+    views = []
+    for snapshot_id, one in shown:
+        names = {"VolumeId": one.resource.volume_id, "Description": one.resource.description}
+        views.append({"SnapshotId": snapshot_id, **names, **_times(one)})
+    return {"Snapshots": views} | more
+
+
+def _find_recycled(context: Context, kind: ResourceKind, resource_id: str) -> Any:
+    check_id(kind, resource_id)
+    if resource_id not in recycled(context, kind.table):
+        raise resource_not_found(kind, resource_id)
+    return recycled(context, kind.table)[resource_id].resource
+
+
+@operation("ec2", "RestoreSnapshotFromRecycleBin", "SnapshotId")
+def restore_snapshot_from_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
+    """Restore a snapshot with its permissions.
+
+    The answer has the state ``recovering``, but the snapshot "is immediately available for use" (documented).
+    """
+    _find_recycled(context, SNAPSHOT, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = restore(context, SNAPSHOT.table, params["SnapshotId"])
+    return {
+        "SnapshotId": snapshot.snapshot_id,
+        "Description": snapshot.description,
+        "Encrypted": snapshot.encrypted,
+        "OwnerId": snapshot.owner,
+        "Progress": "99%",
+        "StartTime": snapshot.started,
+        "State": "recovering",
+        "VolumeId": snapshot.volume_id,
+        "VolumeSize": snapshot.size_gib,
+    }
+
+
+@operation("ec2", "RestoreImageFromRecycleBin", "ImageId")
+def restore_image_from_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
+    """Restore an image with its permissions. All its snapshots must be restored first.
+
+    AWS documents this condition, but not the error. Assumption: it is that of an unknown snapshot.
+    """
+    image: Image = _find_recycled(context, IMAGE, params["ImageId"])
+    for snapshot_id in image.snapshot_ids():
+        if context.tables.find(SNAPSHOT.table, context.region, snapshot_id) is None:
+            raise resource_not_found(SNAPSHOT, snapshot_id)
+    restore(context, IMAGE.table, image.image_id)
+    return {"Return": True}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmsnix_ops.sandbox.core import OPERATIONS, Operation, load_operations
-from vmsnix_ops.sandbox.state_file import dump_tables, load_tables
+from vmsnix_ops.sandbox.state import dump_tables, load_tables
 from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:

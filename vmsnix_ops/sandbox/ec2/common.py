@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, Params, not_emulated, operation, params_digest
 from vmsnix_ops.sandbox.ec2.filters import by_name, describe
-from vmsnix_ops.sandbox.rbin import TABLES, recycled
+from vmsnix_ops.sandbox.kms import find_key, managed_key
 from vmsnix_ops.sandbox.ssm import parameters, readable_parameters, refuse_unknown_aws_name
 from vmsnix_ops.sandbox.wire.models import service_model
 
@@ -403,6 +404,67 @@ def image_parameters(context: Context) -> Iterator[tuple[str, str]]:
             yield parameter.newest.value, name if name.startswith("/") else f"/{name}"
 
 
+# Encryption of volumes and snapshots
+
+KEY_NOT_ACCESSIBLE = "Given key ID is not accessible"
+"""StateMessage of a snapshot copy that failed because of its key (public transcripts)."""
+
+EBS_KEY_ALIAS = "alias/aws/ebs"
+
+
+def key_not_accessible(key: str) -> ApiError:
+    """Return the error for a key that cannot be used."""
+    return ApiError("InvalidKmsKey.InvalidState", f"The key ID '{key}' is not accessible")  # text from memory
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """Whether a new resource is encrypted, its key (an ARN), and why the key cannot be used; "" if it can."""
+
+    encrypted: bool
+    key: str
+    failure: str = ""
+
+
+def choose_encryption(
+    context: Context, *, wanted: bool | None, key: str | None, source: bool = False, source_key: str = ""
+) -> Encryption:
+    """Return the encryption of a new volume or snapshot.
+
+    Parameters
+    ----------
+    wanted, key
+        ``Encrypted`` and ``KmsKeyId`` of the request.
+    source, source_key
+        Whether its source is encrypted, and the key to keep; "" means the default key.
+
+    Raises
+    ------
+    ApiError
+        The request names a key without ``Encrypted``, or would decrypt the source.
+    """
+    if key and not wanted:
+        text = "The parameter KmsKeyId requires the parameter Encrypted to be set."
+        raise ApiError("InvalidParameterDependency", text)
+    if source and wanted is False:
+        raise ApiError(
+            "InvalidParameterCombination", "Encrypted resources cannot be copied to unencrypted ones."
+        )
+    settings = context.table("ec2_settings")
+    if not (wanted or source or settings.get("ebs_encryption")):
+        return Encryption(encrypted=False, key="")
+    if not key:
+        default = settings.get("ebs_key") or managed_key(context, EBS_KEY_ALIAS)
+        return Encryption(encrypted=True, key=source_key or default)
+    arn = find_key(context, key, EBS_KEY_ALIAS)
+    return Encryption(True, arn or key, "" if arn else KEY_NOT_ACCESSIBLE)
+
+
+def is_managed_key(context: Context, key: str) -> bool:
+    """Return whether a key is AWS's own for EBS. What it encrypts cannot be shared."""
+    return key.endswith(EBS_KEY_ALIAS) or key == managed_key(context, EBS_KEY_ALIAS)
+
+
 # Client tokens: a repeated call returns the first result; with other parameters it is refused
 
 
@@ -432,6 +494,38 @@ def record_token_result(context: Context, params: Params, resource_id: str) -> N
     if params.get("ClientToken"):
         key = f"{context.operation} {params['ClientToken']}"
         context.table("ec2_tokens")[key] = (params_digest(params, "ClientToken"), resource_id)
+
+
+# Resources in the Recycle Bin
+
+RECYCLABLE = {"EBS_SNAPSHOT": "snapshots", "EC2_IMAGE": "images"}
+"""The emulated resource types, and the tables of their resources."""
+
+
+@dataclass(slots=True)
+class Recycled:
+    """An image or a snapshot in the bin, in the table ``recycled_images`` or ``recycled_snapshots`` by ID."""
+
+    resource: Any
+    entered: datetime
+    days: int
+
+    @property
+    def exits(self) -> datetime:
+        """When the retention period ends."""
+        return self.entered + timedelta(days=self.days)
+
+
+def recycled(context: Context, table: str) -> dict[str, Recycled]:
+    """Return the recycled resources of a table by ID, after deleting those whose retention period is over.
+
+    The period is sandbox time, and lasts at least the real minutes of `Clock.is_listed`.
+    """
+    found: dict[str, Recycled] = context.table(f"recycled_{table}")
+    for resource_id, one in list(found.items()):
+        if not context.clock.is_listed(one.entered, one.days * 86400.0):
+            del found[resource_id]
+    return found
 
 
 # Tags
@@ -512,7 +606,7 @@ def _find_tagged(context: Context, resource_id: str) -> Any:
 def tagged_resources(context: Context, kind: ResourceKind) -> dict[str, Any]:
     """Return the resources of a kind by ID, and those in the Recycle Bin."""
     found = dict(context.table(kind.table))
-    if kind.table in TABLES.values():
+    if kind.table in RECYCLABLE.values():
         found |= {one_id: one.resource for one_id, one in recycled(context, kind.table).items()}
     return found
 

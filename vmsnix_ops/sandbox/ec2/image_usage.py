@@ -25,10 +25,9 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe, paginate
 from vmsnix_ops.sandbox.ec2.images import FORMER_IMAGES, add_public_images, check_free_name, image_view
 from vmsnix_ops.sandbox.ec2.instances import remove_terminated, state_view
+from vmsnix_ops.sandbox.ec2.networks import zone_id
 from vmsnix_ops.sandbox.ec2.resources import Image
-from vmsnix_ops.sandbox.ec2.snapshots import add_volume_snapshot
-from vmsnix_ops.sandbox.ec2.volumes import volumes_of
-from vmsnix_ops.sandbox.ec2.zones import zone_id
+from vmsnix_ops.sandbox.ec2.snapshots import add_volume_snapshot, volumes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

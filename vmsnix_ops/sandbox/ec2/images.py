@@ -19,8 +19,10 @@ from vmsnix_ops.sandbox.ec2.common import (
     check_image_name,
     check_one_of,
     check_registration,
+    choose_encryption,
     find_of_any_account,
     find_token_result,
+    is_managed_key,
     new_id,
     permission_changes,
     record_token_result,
@@ -28,7 +30,6 @@ from vmsnix_ops.sandbox.ec2.common import (
     select_visible,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.encryption import choose_encryption, is_managed_key
 from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
 from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot, Image
@@ -36,6 +37,8 @@ from vmsnix_ops.sandbox.ec2.snapshots import (
     add_snapshot_copy,
     check_completion_minutes,
     check_copy_limit,
+    check_volume_size,
+    check_volume_type,
     find_usable_snapshot,
     images_of_snapshot,
     is_locked,
@@ -343,48 +346,9 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
 #
 # Source: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type).
 
-SIZES = {
-    "standard": (1, 1024),
-    "gp2": (1, 16384),
-    "gp3": (1, 65536),
-    "io1": (4, 16384),
-    "io2": (4, 65536),
-    "st1": (125, 16384),
-    "sc1": (125, 16384),
-}
-"""Smallest and largest size in GiB by volume type."""
-
-IOPS = {"gp3": (3000, 80000), "io1": (100, 64000), "io2": (100, 256000)}
-THROUGHPUT = (125, 2000)
-
 
 def _mapping_error(text: str) -> ApiError:
     return ApiError("InvalidBlockDeviceMapping", text)
-
-
-def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
-    """Check size, IOPS and throughput of a volume type."""
-    check_one_of("volumeType", kind, SIZES)
-    smallest, largest = SIZES[kind]
-    if not smallest <= size <= largest:
-        text = f"Volume of {size}GiB is invalid for volume type {kind}: between {smallest} and {largest}."
-        raise ApiError("InvalidParameterValue", text)  # text from memory
-    if kind in ("io1", "io2") and iops is None:
-        raise ApiError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
-    if iops is not None:
-        if kind not in IOPS:
-            text = f"The parameter iops is not supported for {kind} volumes."
-            raise ApiError("InvalidParameterCombination", text)
-        if not IOPS[kind][0] <= iops <= IOPS[kind][1]:
-            text = f"Volume iops of {iops} is not between {IOPS[kind][0]} and {IOPS[kind][1]}."
-            raise ApiError("InvalidParameterValue", text)
-    if throughput is not None:
-        if kind != "gp3":
-            text = f"The parameter throughput is not supported for {kind} volumes."
-            raise ApiError("InvalidParameterCombination", text)
-        if not THROUGHPUT[0] <= throughput <= THROUGHPUT[1]:
-            text = f"Throughput of {throughput} is not between {THROUGHPUT[0]} and {THROUGHPUT[1]}."
-            raise ApiError("InvalidParameterValue", text)
 
 
 def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
@@ -455,15 +419,6 @@ def _ebs_device(context: Context, ebs: Params) -> dict[str, Any]:
     check_volume_type(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
     shown |= {"VolumeSize": size, "VolumeType": kind, "Encrypted": encrypted}
     return shown | {k: ebs[k] for k in ("Iops", "Throughput") if k in ebs}
-
-
-def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
-    """Check that a volume is at least as large as its snapshot."""
-    if size < snapshot_gib:
-        raise _mapping_error(
-            f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', "
-            f"expect size >= {snapshot_gib}GB"
-        )
 
 
 # Deprecation, disabling, protection, deregistration

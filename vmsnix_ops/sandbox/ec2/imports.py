@@ -33,6 +33,8 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     IMPORT_TASK,
+    KEY_NOT_ACCESSIBLE,
+    choose_encryption,
     find_own,
     find_own_or_all,
     find_token_result,
@@ -41,7 +43,6 @@ from vmsnix_ops.sandbox.ec2.common import (
     record_token_result,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.encryption import KEY_NOT_ACCESSIBLE, choose_encryption
 from vmsnix_ops.sandbox.ec2.filters import describe
 from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, EmulatedImportTask, EmulatedSnapshot
 from vmsnix_ops.sandbox.iam import policies_of_identity

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
 from vmsnix_ops.sandbox.ec2.common import check_one_of
 from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe
-from vmsnix_ops.sandbox.ec2.zones import zone_ids, zones_of
+from vmsnix_ops.sandbox.ec2.networks import zone_ids, zones_of
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params

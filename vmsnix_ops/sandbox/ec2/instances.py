@@ -36,17 +36,19 @@ from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE, find_instance_type
 from vmsnix_ops.sandbox.ec2.key_pairs import find_key_pair
 from vmsnix_ops.sandbox.ec2.networks import (
+    check_zone,
     find_groups,
     find_subnet,
     free_private_address,
     free_public_address,
     network_view,
     subnet_of_zone,
+    zone_id,
+    zones_of,
 )
 from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
+from vmsnix_ops.sandbox.ec2.snapshots import add_volume, volumes_of
 from vmsnix_ops.sandbox.ec2.templates import merge_launch, template_tags
-from vmsnix_ops.sandbox.ec2.volumes import add_volume, volumes_of
-from vmsnix_ops.sandbox.ec2.zones import check_zone, zone_id, zones_of
 from vmsnix_ops.sandbox.iam import Role
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""Snapshots: describe, create, copy, delete, share, lock, archive.
+"""EBS volumes and snapshots: their encryption; create, describe, copy, delete, share, lock, archive.
 
-Sources: the reference pages of the operations; "Amazon EBS quotas".
+Sources: the reference pages of the operations; "Amazon EBS quotas". For the keys see `kms`.
 """
 
 from __future__ import annotations
@@ -8,25 +8,34 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, tag_list, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
+    EBS_KEY_ALIAS,
     SNAPSHOT,
     VOLUME,
+    Encryption,
     attribute_name,
     check_one_of,
+    choose_encryption,
     find_of_any_account,
     find_own,
     find_own_or_all,
+    find_token_result,
+    is_managed_key,
+    key_not_accessible,
+    missing_parameter,
     new_id,
     permission_changes,
+    record_token_result,
     resource_not_found,
     select_visible,
     tags_at_creation,
 )
-from vmsnix_ops.sandbox.ec2.encryption import Encryption, choose_encryption, is_managed_key
 from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.imports import advance_import_tasks
-from vmsnix_ops.sandbox.ec2.resources import GIB, EmulatedSnapshot, SnapshotLock, Tiering
+from vmsnix_ops.sandbox.ec2.networks import check_zone
+from vmsnix_ops.sandbox.ec2.resources import GIB, EmulatedSnapshot, SnapshotLock, Tiering, Volume
+from vmsnix_ops.sandbox.kms import find_key, managed_key
 from vmsnix_ops.sandbox.limits import copy_seconds
 from vmsnix_ops.sandbox.rbin import delete_or_recycle
 
@@ -34,7 +43,54 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Clock, Context
-    from vmsnix_ops.sandbox.ec2.resources import Volume
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
+
+
+# EBS encryption by default
+
+
+@operation("ec2", "GetEbsEncryptionByDefault")
+def get_ebs_encryption_by_default(context: Context, _params: Params) -> dict[str, Any]:
+    """Return whether EBS encryption by default is on in this region."""
+    enabled = bool(context.table("ec2_settings").get("ebs_encryption"))
+    return {"EbsEncryptionByDefault": enabled, "SseType": "sse-ebs"}
+
+
+@operation("ec2", "EnableEbsEncryptionByDefault")
+def enable_ebs_encryption_by_default(context: Context, _params: Params) -> dict[str, Any]:
+    """Encrypt every new volume and snapshot copy of this region."""
+    context.table("ec2_settings")["ebs_encryption"] = True
+    return {"EbsEncryptionByDefault": True}
+
+
+@operation("ec2", "DisableEbsEncryptionByDefault")
+def disable_ebs_encryption_by_default(context: Context, _params: Params) -> dict[str, Any]:
+    """Encrypt only on request."""
+    context.table("ec2_settings")["ebs_encryption"] = False
+    return {"EbsEncryptionByDefault": False}
+
+
+@operation("ec2", "GetEbsDefaultKmsKeyId")
+def get_ebs_default_kms_key_id(context: Context, _params: Params) -> dict[str, Any]:
+    """Return the default key for EBS encryption; ``alias/aws/ebs`` unless another one was set."""
+    return {"KmsKeyId": context.table("ec2_settings").get("ebs_key") or EBS_KEY_ALIAS}
+
+
+@operation("ec2", "ModifyEbsDefaultKmsKeyId", "KmsKeyId")
+def modify_ebs_default_kms_key_id(context: Context, params: Params) -> dict[str, Any]:
+    """Set the default key for EBS encryption."""
+    arn = find_key(context, params["KmsKeyId"], EBS_KEY_ALIAS)
+    if arn is None:
+        raise key_not_accessible(params["KmsKeyId"])
+    context.table("ec2_settings")["ebs_key"] = arn
+    return {"KmsKeyId": arn}
+
+
+@operation("ec2", "ResetEbsDefaultKmsKeyId")
+def reset_ebs_default_kms_key_id(context: Context, _params: Params) -> dict[str, Any]:
+    """Make the AWS managed key the default again."""
+    context.table("ec2_settings").pop("ebs_key", None)
+    return {"KmsKeyId": managed_key(context, EBS_KEY_ALIAS)}
 
 
 CREATE_SECONDS, COPY_SECONDS, SECONDS_PER_STORED_GIB = 20.0, 40.0, 15.0
@@ -620,3 +676,204 @@ def _check_not_archived(snapshot: EmulatedSnapshot, clock: Clock) -> None:
     """Check that a snapshot is not archived."""
     if snapshot.tier(clock) == "archive":
         raise ApiError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")
+
+
+def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
+    """Return a volume as DescribeVolumes shows it."""
+    view: dict[str, Any] = {
+        "VolumeId": volume.volume_id,
+        "Size": volume.size_gib,
+        "SnapshotId": volume.snapshot_id,
+        "AvailabilityZone": volume.zone,
+        "State": volume.state(context.clock),
+        "CreateTime": volume.created,
+        "VolumeType": volume.volume_type,
+        "Encrypted": volume.encrypted,
+        "MultiAttachEnabled": False,
+        "Attachments": [_attachment(volume)] if volume.instance_id else [],
+    }
+    optional = {"Iops": volume.iops, "Throughput": volume.throughput, "KmsKeyId": volume.kms_key}
+    return view | {name: value for name, value in optional.items() if value} | tags_member(volume.tags)
+
+
+def volumes_of(context: Context, instance: EmulatedInstance) -> list[Volume]:
+    """Return the attached volumes of an instance."""
+    volumes = context.table("volumes").values()
+    return [volume for volume in volumes if volume.instance_id == instance.instance_id]
+
+
+def _attachment(volume: Volume) -> dict[str, Any]:
+    return {
+        "VolumeId": volume.volume_id,
+        "InstanceId": volume.instance_id,
+        "Device": volume.device,
+        "State": "attached",
+        "AttachTime": volume.attached,
+        "DeleteOnTermination": volume.delete_on_termination,
+    }
+
+
+VOLUME_FILTERS: Filters = by_name(
+    "availability-zone create-time encrypted multi-attach-enabled size snapshot-id volume-id volume-type"
+) | {
+    "attachment.attach-time": "Attachments.AttachTime",
+    "attachment.delete-on-termination": "Attachments.DeleteOnTermination",
+    "attachment.device": "Attachments.Device",
+    "attachment.instance-id": "Attachments.InstanceId",
+    "attachment.status": "Attachments.State",
+    "fast-restored": lambda _volume: [False],
+    "status": "State",
+}
+
+
+# Source: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type).
+
+SIZES = {
+    "standard": (1, 1024),
+    "gp2": (1, 16384),
+    "gp3": (1, 65536),
+    "io1": (4, 16384),
+    "io2": (4, 65536),
+    "st1": (125, 16384),
+    "sc1": (125, 16384),
+}
+"""Smallest and largest size in GiB by volume type."""
+
+IOPS = {"gp3": (3000, 80000), "io1": (100, 64000), "io2": (100, 256000)}
+THROUGHPUT = (125, 2000)
+
+
+def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
+    """Check size, IOPS and throughput of a volume type."""
+    check_one_of("volumeType", kind, SIZES)
+    smallest, largest = SIZES[kind]
+    if not smallest <= size <= largest:
+        text = f"Volume of {size}GiB is invalid for volume type {kind}: between {smallest} and {largest}."
+        raise ApiError("InvalidParameterValue", text)  # text from memory
+    if kind in ("io1", "io2") and iops is None:
+        raise ApiError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
+    if iops is not None:
+        if kind not in IOPS:
+            text = f"The parameter iops is not supported for {kind} volumes."
+            raise ApiError("InvalidParameterCombination", text)
+        if not IOPS[kind][0] <= iops <= IOPS[kind][1]:
+            text = f"Volume iops of {iops} is not between {IOPS[kind][0]} and {IOPS[kind][1]}."
+            raise ApiError("InvalidParameterValue", text)
+    if throughput is not None:
+        if kind != "gp3":
+            text = f"The parameter throughput is not supported for {kind} volumes."
+            raise ApiError("InvalidParameterCombination", text)
+        if not THROUGHPUT[0] <= throughput <= THROUGHPUT[1]:
+            text = f"Throughput of {throughput} is not between {THROUGHPUT[0]} and {THROUGHPUT[1]}."
+            raise ApiError("InvalidParameterValue", text)
+
+
+def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
+    """Check that a volume is at least as large as its snapshot."""
+    if size < snapshot_gib:
+        raise ApiError(
+            "InvalidBlockDeviceMapping",
+            f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', "
+            f"expect size >= {snapshot_gib}GB",
+        )
+
+
+def add_volume(
+    context: Context, ebs: Params, zone: str, tags: dict[str, str], *, through_image: bool = False
+) -> Volume:
+    """Create a volume of an ``Ebs`` structure or a CreateVolume request.
+
+    Parameters
+    ----------
+    through_image
+        Whether the snapshot is that of a launched image. It then need not be shared with the account.
+
+    Raises
+    ------
+    ApiError
+        Snapshot and size are missing, the snapshot cannot be used, the size is smaller than the snapshot's,
+        or IOPS are out of range.
+    """
+    size, snapshot = ebs.get("VolumeSize"), None
+    if ebs.get("SnapshotId"):
+        snapshot = find_usable_snapshot(context, ebs["SnapshotId"], shared=through_image)
+        size = snapshot.size_gib if size is None else size
+        check_volume_size(size, snapshot.snapshot_id, snapshot.size_gib)
+    if size is None:
+        raise missing_parameter("size/snapshot")
+    kind = ebs.get("VolumeType", "gp2")
+    check_volume_type(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
+    encrypted = snapshot is not None and snapshot.encrypted
+    chosen = choose_encryption(
+        context,
+        wanted=encrypted or ebs.get("Encrypted"),
+        key=ebs.get("KmsKeyId"),
+        source=encrypted,
+        source_key=snapshot.kms_key if snapshot is not None else "",
+    )
+    if chosen.failure:
+        raise key_not_accessible(chosen.key)
+    volume_id = new_id("vol")
+    volume = Volume(
+        volume_id=volume_id,
+        size_gib=size,
+        zone=zone,
+        created=context.clock.now(),
+        volume_type=kind,
+        iops=ebs.get("Iops") or _default_iops(kind, size),
+        throughput=ebs.get("Throughput") or (125 if kind == "gp3" else None),
+        snapshot_id=snapshot.snapshot_id if snapshot is not None else "",
+        lineage=snapshot.lineage if snapshot is not None else volume_id,
+        encrypted=chosen.encrypted,
+        kms_key=chosen.key,
+        tags=tags,
+        blocks=snapshot.blocks if snapshot is not None else {},
+    )
+    context.table("volumes")[volume_id] = volume
+    return volume
+
+
+def _default_iops(kind: str, size: int) -> int | None:
+    if kind == "gp3":
+        return 3000
+    return min(max(100, 3 * size), 16000) if kind == "gp2" else None
+
+
+@operation(
+    "ec2",
+    "CreateVolume",
+    "AvailabilityZone ClientToken Encrypted Iops KmsKeyId Size SnapshotId TagSpecifications Throughput",
+    "VolumeType",
+)
+def create_volume(context: Context, params: Params) -> dict[str, Any]:
+    """Create an empty volume, or one with the blocks of a snapshot."""
+    earlier = find_token_result(context, params)
+    if earlier in context.table("volumes"):
+        return volume_view(context, context.table("volumes")[earlier])
+    zone = params.get("AvailabilityZone")
+    if not zone:
+        raise missing_parameter("AvailabilityZone")
+    check_zone(context, zone)
+    tags = tags_at_creation(params, "volume")["volume"]
+    ebs = dict(params) | ({"VolumeSize": params["Size"]} if "Size" in params else {})
+    volume = add_volume(context, ebs, zone, tags)
+    record_token_result(context, params, volume.volume_id)
+    return volume_view(context, volume)
+
+
+@operation("ec2", "DescribeVolumes", "Filters MaxResults NextToken VolumeIds")
+def describe_volumes(context: Context, params: Params) -> dict[str, Any]:
+    """Return the account's volumes in this region."""
+    volumes = find_own_or_all(context, VOLUME, params.get("VolumeIds"))
+    return describe(context, params, volumes, volume_view, filters=VOLUME_FILTERS, key="volume_id")
+
+
+@operation("ec2", "DeleteVolume", "VolumeId")
+def delete_volume(context: Context, params: Params) -> dict[str, Any]:
+    """Delete a volume that is not attached."""
+    volume: Volume = find_own(context, VOLUME, params["VolumeId"])
+    if volume.instance_id:
+        text = f"Volume {volume.volume_id} is currently attached to {volume.instance_id}"
+        raise ApiError("VolumeInUse", text)
+    del context.table("volumes")[volume.volume_id]
+    return {}

@@ -35,7 +35,7 @@ from vmsnix_ops.sandbox.s3.common import (
 )
 from vmsnix_ops.sandbox.s3.requests import check_owner, existing_bucket, requested_bucket
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
-from vmsnix_ops.sandbox.wire.codecs import malformed_xml
+from vmsnix_ops.sandbox.wire.protocols import malformed_xml
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params, SandboxTables

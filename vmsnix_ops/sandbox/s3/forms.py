@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from vmsnix_ops.sandbox.core import ApiError, load_json
-from vmsnix_ops.sandbox.wire.codecs import XML_HEADER, malformed_xml, read_xml, xml_element, xml_text
 from vmsnix_ops.sandbox.wire.http import Request, Response
 from vmsnix_ops.sandbox.wire.models import service_model
+from vmsnix_ops.sandbox.wire.protocols import XML_HEADER, malformed_xml, read_xml, xml_element, xml_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

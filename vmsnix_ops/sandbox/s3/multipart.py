@@ -39,7 +39,6 @@ from vmsnix_ops.sandbox.s3.common import (
     remove_parts,
     stored_headers,
 )
-from vmsnix_ops.sandbox.s3.lifecycle import expiration_member
 from vmsnix_ops.sandbox.s3.objects import (
     WRITE_PARAMETERS,
     is_not_modified,
@@ -54,7 +53,7 @@ from vmsnix_ops.sandbox.s3.requests import (
     object_operation,
     requested_bucket,
 )
-from vmsnix_ops.sandbox.s3.versions import NULL, find_object, store_object, version_member
+from vmsnix_ops.sandbox.s3.versions import NULL, expiration_member, find_object, store_object, version_member
 from vmsnix_ops.sandbox.storage import MultipartUpload, Part, StoredObject, object_reader
 from vmsnix_ops.sandbox.wire.checksums import (
     Checksums,
@@ -64,8 +63,8 @@ from vmsnix_ops.sandbox.wire.checksums import (
     encode_base64,
     new_checksum,
 )
-from vmsnix_ops.sandbox.wire.codecs import malformed_xml
 from vmsnix_ops.sandbox.wire.http import BUFFER
+from vmsnix_ops.sandbox.wire.protocols import malformed_xml
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params

@@ -36,11 +36,11 @@ from vmsnix_ops.sandbox.s3.common import (
     shown_headers,
     stored_headers,
 )
-from vmsnix_ops.sandbox.s3.lifecycle import expiration_member
 from vmsnix_ops.sandbox.s3.requests import object_operation, requested_bucket
 from vmsnix_ops.sandbox.s3.versions import (
     delete_object,
     delete_version,
+    expiration_member,
     find_object,
     no_such_version,
     store_object,
@@ -49,7 +49,7 @@ from vmsnix_ops.sandbox.s3.versions import (
     versions_of,
 )
 from vmsnix_ops.sandbox.storage import StoredObject, file_ranges
-from vmsnix_ops.sandbox.wire.codecs import malformed_xml
+from vmsnix_ops.sandbox.wire.protocols import malformed_xml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -12,7 +12,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, operation
-from vmsnix_ops.sandbox.s3.lifecycle import expire_objects
+from vmsnix_ops.sandbox.s3.versions import expire_objects
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 
 if TYPE_CHECKING:

@@ -1,43 +1,488 @@
-"""AWS's protocols: find the operation of a request, parse its parameters, write answers and errors."""
+"""AWS's protocols: find the operation of a request, parse its parameters, write answers and errors.
+
+Parameters and results are forms, JSON or XML, by the shapes of botocore's models. The keys of a form are
+paths, such as ``Filter.1.Value.2``. Sources: botocore.serialize, whose reverse this is; "Query Requests" in
+the Amazon EC2 API Reference.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape, quoteattr
 
-from botocore.model import ListShape
+from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated
+from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, encode_base64, new_checksum
-from vmsnix_ops.sandbox.wire.codecs import (
-    XML_HEADER,
-    FormParser,
-    XmlWriter,
-    bad_value,
-    missing_parameter,
-    read_form,
-    read_json,
-    read_xml,
-    unknown_action,
-    write_json,
-    xml_element,
-    xml_text,
-)
 from vmsnix_ops.sandbox.wire.http import Response
 from vmsnix_ops.sandbox.wire.models import (
     TRANSPORT_KEYS,
     BadValueError,
     RestRoute,
     Service,
+    format_time,
     format_value,
+    parse_time,
     parse_value,
+    unix_time,
 )
 
 if TYPE_CHECKING:
-    from botocore.model import OperationModel, StructureShape
+    from botocore.model import OperationModel
 
     from vmsnix_ops.sandbox.wire.http import Request
+
+
+def unknown_action(action: str) -> ApiError:
+    """Return the error for an action that AWS does not have."""
+    return ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
+
+
+def missing_parameter(name: str, protocol: str) -> ApiError:
+    """Return the error for a missing parameter, with the text of the protocol."""
+    if protocol == "ec2":
+        return ApiError("MissingParameter", f"The request must contain the parameter {name}")
+    text = (
+        f"1 validation error detected: Value at '{_lower(name)}' failed to satisfy constraint: "
+        "Member must not be null"
+    )
+    return ApiError(_validation_code(protocol), text)
+
+
+def _unknown_parameter(name: str, protocol: str) -> ApiError:
+    """Return the error for a parameter that the operation does not have."""
+    if protocol == "ec2":
+        return ApiError("UnknownParameter", f"The parameter {name} is not recognized")
+    return ApiError(_validation_code(protocol), f"Unknown parameter {name}")
+
+
+def bad_value(name: str, text: str, expected: str, protocol: str) -> ApiError:
+    """Return the error for a value of the wrong type."""
+    if protocol == "ec2":
+        problem = f"Value ({text}) for parameter {name} is invalid. Its type is not {expected}."
+        return ApiError("InvalidParameterValue", problem)
+    problem = f"The type of {name} is not {expected}"
+    if protocol == "rest-xml":
+        return ApiError("InvalidArgument", problem, ArgumentName=name, ArgumentValue=text)
+    return ApiError("MalformedInput" if protocol == "query" else "SerializationException", problem)
+
+
+def _validation_code(protocol: str) -> str:
+    return {"query": "ValidationError", "rest-xml": "InvalidRequest"}.get(protocol, "ValidationException")
+
+
+def _lower(name: str) -> str:
+    return name[:1].lower() + name[1:]
+
+
+Tree = dict[str, Any]  # text at the leaves
+MAX_KEY_PARTS = 30  # names in a key
+
+
+def read_form(text: str) -> dict[str, str]:
+    """Return the pairs of a form. Of a repeated key the last value counts."""
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100_000))
+    except ValueError:
+        raise ApiError("MalformedQueryString", "The query string contains too many parameters") from None
+
+
+class FormParser:
+    """Parses a form by the input shape of an operation.
+
+    Parameters
+    ----------
+    protocol
+        ``"ec2"`` or ``"query"``, which have different names and lists.
+    """
+
+    def __init__(self, protocol: str) -> None:
+        self._protocol = protocol
+        self._ec2 = protocol == "ec2"
+
+    def parse(self, shape: StructureShape | None, form: dict[str, str]) -> dict[str, Any]:
+        """Return the parameters by the names of the model.
+
+        Raises
+        ------
+        ApiError
+            A key is not a parameter, or a value has another type.
+        """
+        tree: Tree = {}
+        for key, value in form.items():
+            self._insert(tree, key, value)
+        if shape is None:
+            if tree:
+                raise _unknown_parameter(next(iter(tree)), self._protocol)
+            return {}
+        return self._structure(shape, tree, "")
+
+    def _insert(self, tree: Tree, key: str, value: str) -> None:
+        *branches, leaf = key.split(".")
+        if len(branches) > MAX_KEY_PARTS:
+            raise _unknown_parameter(key[:200], self._protocol)
+        for branch in branches:
+            below = tree.setdefault(branch, {})
+            if not isinstance(below, dict):
+                raise _unknown_parameter(key, self._protocol)
+            tree = below
+        if leaf in tree:
+            raise _unknown_parameter(key, self._protocol)
+        tree[leaf] = value
+
+    def _value(self, shape: Shape, node: Any, path: str) -> Any:
+        if isinstance(shape, StructureShape):
+            return self._structure(shape, self._branch(node, path), path)
+        if isinstance(shape, ListShape):
+            return self._list(shape, node, path)
+        if isinstance(shape, MapShape):
+            return self._map(shape, self._branch(node, path), path)
+        if isinstance(node, dict):
+            raise _unknown_parameter(f"{path}.{next(iter(node))}", self._protocol)
+        try:
+            return parse_value(shape, node)
+        except BadValueError as error:
+            raise bad_value(path, error.text, error.expected, self._protocol) from None
+
+    def _branch(self, node: Any, path: str) -> Tree:
+        if node == "":
+            return {}
+        if not isinstance(node, dict):
+            raise _unknown_parameter(path, self._protocol)
+        return node
+
+    def _structure(self, shape: StructureShape, tree: Tree, path: str) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        known: set[str] = set()
+        for name, member in shape.members.items():
+            key = self._key(name, member)
+            known.add(key)
+            if key in tree:
+                result[name] = self._value(member, tree[key], _join(path, key))
+        for key in tree:
+            if key not in known:
+                raise _unknown_parameter(_join(path, key), self._protocol)
+        for name in shape.required_members:
+            if name not in result:
+                key = self._key(name, shape.members[name])
+                raise missing_parameter(_join(path, key), self._protocol)
+        return result
+
+    def _key(self, name: str, member: Shape) -> str:
+        """Return the key of a member."""
+        serialization = member.serialization
+        if self._ec2:
+            if "queryName" in serialization:
+                return str(serialization["queryName"])
+            key = str(serialization.get("name", name))
+            return key[:1].upper() + key[1:] if "name" in serialization else key
+        if isinstance(member, ListShape) and serialization.get("flattened"):
+            return str(member.member.serialization.get("name") or serialization.get("name", name))
+        return str(serialization.get("name", name))
+
+    def _list(self, shape: ListShape, node: Any, path: str) -> list[Any]:
+        tree = self._branch(node, path)
+        if not self._ec2 and not shape.serialization.get("flattened"):
+            name = shape.member.serialization.get("name", "member")
+            if set(tree) - {name}:
+                raise _unknown_parameter(_join(path, next(iter(set(tree) - {name}))), self._protocol)
+            path = _join(path, name)
+            tree = self._branch(tree.get(name, ""), path)
+        return [self._value(shape.member, tree[key], _join(path, key)) for key in self._numbers(tree, path)]
+
+    def _map(self, shape: MapShape, tree: Tree, path: str) -> dict[str, Any]:
+        if not shape.serialization.get("flattened"):
+            path = _join(path, "entry")
+            tree = self._branch(tree.get("entry", ""), path)
+        key_name = shape.key.serialization.get("name", "key")
+        value_name = shape.value.serialization.get("name", "value")
+        result = {}
+        for number in self._numbers(tree, path):
+            pair = self._branch(tree[number], _join(path, number))
+            key = self._value(shape.key, pair.get(key_name, ""), _join(path, key_name))
+            result[key] = self._value(shape.value, pair.get(value_name, ""), _join(path, value_name))
+        return result
+
+    def _numbers(self, tree: Tree, path: str) -> list[str]:
+        for key in tree:
+            if not re.fullmatch("[0-9]{1,9}", key):
+                raise _unknown_parameter(_join(path, key), self._protocol)
+        return sorted(tree, key=int)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+JSON_NUMBERS = {"integer": int, "long": int, "float": float, "double": float}
+
+
+def read_json(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]:
+    """Return the parameters in a JSON body.
+
+    Raises
+    ------
+    ApiError
+        ``SerializationException`` when it is not a JSON object, ``ValidationException`` for unknown or
+        missing members.
+    """
+    try:
+        value = load_json(body) if body else {}
+        return {} if shape is None else _parse_json(shape, value, "", protocol)
+    except (ValueError, RecursionError):
+        raise ApiError("SerializationException", "The request body is not JSON") from None
+
+
+def _parse_json(shape: Shape, value: Any, path: str, protocol: str) -> Any:
+    """Return a JSON value by its shape. `path` is its name in errors."""
+    if isinstance(shape, StructureShape):
+        return _json_structure(shape, _expect_type(value, dict, path, protocol), path, protocol)
+    if isinstance(shape, ListShape):
+        items = _expect_type(value, list, path, protocol)
+        return [_parse_json(shape.member, item, f"{path}[{n}]", protocol) for n, item in enumerate(items)]
+    if isinstance(shape, MapShape):
+        pairs = _expect_type(value, dict, path, protocol)
+        return {key: _parse_json(shape.value, item, f"{path}.{key}", protocol) for key, item in pairs.items()}
+    return _json_scalar(shape, value, path, protocol)
+
+
+def _expect_type(value: Any, kind: type, path: str, protocol: str) -> Any:
+    if not isinstance(value, kind):
+        raise bad_value(path or "the body", str(value)[:80], kind.__name__, protocol)
+    return value
+
+
+def _json_scalar(shape: Shape, value: Any, path: str, protocol: str) -> Any:
+    kind = shape.type_name
+    try:
+        if kind == "timestamp":
+            return parse_time(value, "iso8601")
+        if kind == "blob":
+            return parse_value(shape, value)
+    except (ValueError, TypeError, OverflowError, OSError, BadValueError):
+        raise bad_value(path, str(value)[:80], kind, protocol) from None
+    if kind in JSON_NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise bad_value(path, str(value)[:80], kind, protocol)
+        try:
+            return JSON_NUMBERS[kind](value)
+        except OverflowError:  # 1e999 is infinite
+            raise bad_value(path, str(value)[:80], kind, protocol) from None
+    return _expect_type(value, bool if kind == "boolean" else str, path, protocol)
+
+
+def _json_structure(shape: StructureShape, value: dict[str, Any], path: str, protocol: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    keys = {member.serialization.get("name", name): name for name, member in shape.members.items()}
+    for key, item in value.items():
+        if key not in keys:
+            raise _unknown_parameter(f"{path}.{key}".lstrip("."), protocol)
+        if item is not None:
+            result[keys[key]] = _parse_json(
+                shape.members[keys[key]], item, f"{path}.{key}".lstrip("."), protocol
+            )
+    for name in shape.required_members:
+        if name not in result and "location" not in shape.members[name].serialization:
+            raise missing_parameter(f"{path}.{name}".lstrip("."), protocol)
+    return result
+
+
+def write_json(shape: StructureShape, value: dict[str, Any]) -> bytes:
+    """Return the body of an answer, without the members that are headers."""
+    return json.dumps(_json_value(shape, value)).encode()
+
+
+def _json_value(shape: Shape, value: Any) -> Any:
+    if isinstance(shape, StructureShape):
+        return {
+            member.serialization.get("name", name): _json_value(member, value[name])
+            for name, member in shape.members.items()
+            if value.get(name) is not None and "location" not in member.serialization
+        }
+    if isinstance(shape, ListShape):
+        return [_json_value(shape.member, item) for item in value]
+    if isinstance(shape, MapShape):
+        return {key: _json_value(shape.value, item) for key, item in value.items()}
+    if shape.type_name == "blob":
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, datetime):
+        if shape.serialization.get("timestampFormat") == "iso8601":
+            return format_time(value, "iso8601")
+        return unix_time(value)
+    return value
+
+
+XML_HEADER = '<?xml version="1.0" encoding="UTF-8"?>\n'
+SCHEMA_INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
+# XML 1.0 cannot carry these characters, escaped or not.
+XML_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+XML_SPECIAL = re.compile("[&<>\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
+MAX_TAGS = 300_000  # 10,000 parts of an upload have about 120,000
+
+
+def xml_text(value: str) -> str:
+    """Return a text as content of an element."""
+    if XML_SPECIAL.search(value) is None:  # nearly every text of a long list
+        return value
+    return escape(XML_FORBIDDEN.sub("�", value), {"\r": "&#13;"})
+
+
+def xml_element(name: str, content: str, attributes: str = "") -> str:
+    """Return an element with XML content."""
+    return f"<{name}{attributes}>{content}</{name.partition(' ')[0]}>"
+
+
+class XmlWriter:
+    """Writes values as XML by their shapes."""
+
+    def members(self, shape: StructureShape, value: dict[str, Any]) -> str:
+        """Return the elements of a structure, without the members that are headers."""
+        return "".join(
+            [
+                self.named(element, member, inner)
+                for name, element, member in _elements(shape)
+                if (inner := value.get(name)) is not None
+            ]
+        )
+
+    def named(self, name: str, shape: Shape, value: Any) -> str:
+        """Return a value as an element with this name; a flattened list as several elements."""
+        if isinstance(shape, StructureShape):
+            return xml_element(name, self.members(shape, value), self._attributes(shape, value))
+        if isinstance(shape, ListShape):
+            return self._list(name, shape, value)
+        if isinstance(shape, MapShape):
+            return self._map(name, shape, value)
+        content = xml_text(value if isinstance(value, str) else format_value(shape, value))
+        return f"<{name}>{content}</{name}>"
+
+    def _list(self, name: str, shape: ListShape, values: list[Any]) -> str:
+        if shape.serialization.get("flattened"):
+            name = str(shape.member.serialization.get("name", name))
+            return "".join(self.named(name, shape.member, value) for value in values)
+        item = str(shape.member.serialization.get("name", "member"))
+        return xml_element(name, "".join(self.named(item, shape.member, value) for value in values))
+
+    def _map(self, name: str, shape: MapShape, values: dict[str, Any]) -> str:
+        key_name = str(shape.key.serialization.get("name", "key"))
+        value_name = str(shape.value.serialization.get("name", "value"))
+        flattened = shape.serialization.get("flattened")
+        pairs = "".join(
+            xml_element(
+                name if flattened else "entry",
+                self.named(key_name, shape.key, key) + self.named(value_name, shape.value, value),
+            )
+            for key, value in values.items()
+        )
+        return pairs if flattened else xml_element(name, pairs)
+
+    @staticmethod
+    def _attributes(shape: StructureShape, value: dict[str, Any]) -> str:
+        result = ""
+        for name, member in _attribute_members(shape):
+            if name in value:
+                content = quoteattr(XML_FORBIDDEN.sub("\ufffd", value[name]))
+                result += f' xmlns:xsi="{SCHEMA_INSTANCE}" {member.serialization["name"]}={content}'
+        return result
+
+
+@cache
+def _elements(shape: StructureShape) -> tuple[tuple[str, str, Shape], ...]:
+    """Return the members of a structure that are elements, with the names of the elements.
+
+    It is kept because an answer can have thousands of values of a shape.
+    """
+    return tuple(
+        (name, str(member.serialization.get("name", name)), member)
+        for name, member in shape.members.items()
+        if "location" not in member.serialization and not _is_attribute(member)
+    )
+
+
+@cache
+def _attribute_members(shape: StructureShape) -> tuple[tuple[str, Shape], ...]:
+    """Return the members of a structure that are attributes."""
+    return tuple((name, member) for name, member in shape.members.items() if _is_attribute(member))
+
+
+def _is_attribute(shape: Shape) -> bool:
+    return bool(shape.serialization.get("xmlAttribute"))
+
+
+def malformed_xml() -> ApiError:
+    """Return S3's error for a body that does not match its schema."""
+    return ApiError(
+        "MalformedXML",
+        "The XML you provided was not well-formed or did not validate against our published schema",
+    )
+
+
+def read_xml(shape: Shape, body: bytes) -> Any:
+    """Return the value in an XML body.
+
+    Raises
+    ------
+    ApiError
+        ``MalformedXML``.
+    """
+    try:
+        document = body.decode("utf-8")  # so that a declared encoding has no effect
+        # Without these limits, entities or elements could use up all memory.
+        if "<!DOCTYPE" in document or "<!ENTITY" in document or document.count("<") > MAX_TAGS:
+            raise malformed_xml()
+        root = ET.fromstring(document)  # noqa: S314 - entities were refused above
+        return _xml_value(shape, root)
+    except (ET.ParseError, ValueError, RecursionError, BadValueError):
+        raise malformed_xml() from None
+
+
+def _local_name(node: ET.Element) -> str:
+    return node.tag.rpartition("}")[2]
+
+
+def _xml_value(shape: Shape, node: ET.Element) -> Any:
+    if isinstance(shape, StructureShape):
+        return _xml_structure(shape, node)
+    if isinstance(shape, ListShape):
+        return [_xml_value(shape.member, child) for child in node]
+    text = node.text or ""
+    if shape.type_name != "string":
+        return parse_value(shape, text.strip())
+    # S3 checks enumerations with its schema. It checks the region of a bucket later, with another error.
+    if getattr(shape, "enum", None) and text not in shape.enum and shape.name != "BucketLocationConstraint":  # type: ignore[attr-defined]
+        raise malformed_xml()
+    return text
+
+
+def _xml_structure(shape: StructureShape, node: ET.Element) -> dict[str, Any]:
+    children: dict[str, list[ET.Element]] = {}
+    for child in node:
+        children.setdefault(_local_name(child), []).append(child)
+    result: dict[str, Any] = {}
+    for name, member in shape.members.items():
+        key = str(member.serialization.get("name", name))
+        if _is_attribute(member):
+            attribute = node.get(f"{{{SCHEMA_INSTANCE}}}{key.rpartition(':')[2]}")
+            if attribute is not None:
+                result[name] = attribute
+            continue
+        if isinstance(member, ListShape) and member.serialization.get("flattened"):
+            key = str(member.member.serialization.get("name", key))
+            if key in children:
+                result[name] = [_xml_value(member.member, child) for child in children.pop(key)]
+        elif key in children:
+            result[name] = _xml_value(member, children.pop(key)[0])
+    if children or any(name not in result for name in shape.required_members):
+        raise malformed_xml()
+    return result
 
 
 MAX_DOCUMENT_BYTES = 2**20  # its Python objects are many times larger
