@@ -10,9 +10,9 @@ import copy
 import re
 import uuid
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, operation, page_start, page_token
+from vmsnix_ops.sandbox.core import ApiError, Paging, operation
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import find_instance_type
 from vmsnix_ops.sandbox.ec2.instances import run_instances
@@ -20,16 +20,13 @@ from vmsnix_ops.sandbox.ec2.networks import check_zone, find_subnet
 from vmsnix_ops.sandbox.ec2.templates import find_template, find_template_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
 
 
-Item = TypeVar("Item")
 NAME = re.compile(r"[\u0020-\u0039\u003b-\uD7FF\uE000-\uFFFD\r\n\t]{1,255}")  # a colon is refused
-DEFAULT_PAGE, MAX_PAGE = 50, 100
 
 
 @dataclass(slots=True)
@@ -80,30 +77,15 @@ def _new_arn(context: Context, kind: str, name: str) -> str:
     return context.arn("autoscaling", f"{kind}:{uuid.uuid4()}:{kind}Name/{name}")
 
 
-def _page(
-    items: Sequence[Item], params: Params, member: str, view: Callable[[Item], dict[str, Any]]
-) -> dict[str, Any]:
-    """Return one page of items, which are sorted by name.
-
-    Raises
-    ------
-    ApiError
-        ``ValidationError`` for ``MaxRecords`` out of its bounds, ``InvalidNextToken``.
-    """
-    size = params.get("MaxRecords", DEFAULT_PAGE)
-    if not 1 <= size <= MAX_PAGE:
-        text = f"The value '{size}' of the parameter maxRecords is not between 1 and {MAX_PAGE}."
-        raise _validation_error(text)  # text from memory
-    start = 0
-    if params.get("NextToken"):
-        try:
-            start = page_start(params["NextToken"])
-        except ValueError:
-            raise ApiError("InvalidNextToken", "The token is not valid.") from None
-    answer: dict[str, Any] = {member: [view(item) for item in items[start : start + size]]}
-    if start + size < len(items):
-        answer["NextToken"] = page_token(start + size)
-    return answer
+PAGES = Paging(
+    "MaxRecords",
+    100,
+    50,
+    lambda: ApiError("InvalidNextToken", "The token is not valid."),
+    lambda size: _validation_error(  # text from memory
+        f"The value '{size}' of the parameter maxRecords is not between 1 and 100."
+    ),
+)
 
 
 # Launch configurations
@@ -182,7 +164,8 @@ def describe_launch_configurations(context: Context, params: Params) -> dict[str
     names = params.get("LaunchConfigurationNames")
     known = sorted(context.table("launch_configurations").items())
     found = [one for name, one in known if not names or name in names or one.arn in names]
-    return _page(found, params, "LaunchConfigurations", _configuration_view)
+    views = [_configuration_view(configuration) for configuration in found]
+    return PAGES.page(views, params, "LaunchConfigurations")
 
 
 @operation("autoscaling", "DeleteLaunchConfiguration", "LaunchConfigurationName")
@@ -408,7 +391,7 @@ def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, 
         with_instances = params.get("IncludeInstances", True)
         return shown | FIXED | group.source | ({"Instances": instances} if with_instances else {})
 
-    return _page(found, params, "AutoScalingGroups", view)
+    return PAGES.page([view(group) for group in found], params, "AutoScalingGroups")
 
 
 def _instance_view(context: Context, instance: EmulatedInstance, group: AutoScalingGroup) -> dict[str, Any]:

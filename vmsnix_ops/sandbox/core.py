@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from vmsnix_ops.sandbox.regions import partition_of
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 Params = dict[str, Any]
@@ -117,6 +118,50 @@ def page_token(start: int) -> str:
 def page_start(token: str) -> int:
     """Return the number in a token of `page_token`, or raise ValueError."""
     return int(base64.b64decode(token, validate=True).decode().removeprefix("after "))
+
+
+@dataclass(frozen=True)
+class Paging:
+    """How a service divides its lists into pages.
+
+    Parameters
+    ----------
+    size, most
+        The parameter with the size of a page, and its largest value.
+    default
+        The size of a page without it.
+    token, next_token
+        The parameter with the token of a page, and the member of the answer with that of the next one.
+    bad_token
+        Returns the error for an invalid token.
+    bad_size
+        Returns the error for a size that is not between 1 and `most`; None: the service accepts it.
+    truncated
+        The member of the answer that is true when there is another page; "": there is none.
+    """
+
+    size: str
+    most: int
+    default: int
+    bad_token: Callable[[], ApiError]
+    bad_size: Callable[[int], ApiError] | None = None
+    token: str = "NextToken"  # noqa: S105 - the name of a parameter
+    next_token: str = "NextToken"  # noqa: S105 - the name of a member
+    truncated: str = ""
+
+    def page(self, items: Sequence[Any], params: Params, member: str) -> dict[str, Any]:
+        """Return the answer with one page of items."""
+        size = params.get(self.size, self.default)
+        if self.bad_size is not None and not 1 <= size <= self.most:
+            raise self.bad_size(size)
+        try:
+            start = page_start(params[self.token]) if params.get(self.token) else 0
+        except ValueError:
+            raise self.bad_token() from None
+        more = start + size < len(items)
+        answer: dict[str, Any] = {member: list(items[start : start + size])}
+        answer |= {self.truncated: more} if self.truncated else {}
+        return answer | ({self.next_token: page_token(start + size)} if more else {})
 
 
 def params_digest(params: Params, *without: str) -> str:
@@ -369,6 +414,60 @@ def operation(service: str, name: str, *parameters: str, locks: bool = True) -> 
         return handler
 
     return register
+
+
+def register_tags(
+    service: str,
+    find: Callable[[Context, Params], Any],
+    named: str,
+    names: tuple[str, str, str],
+    *,
+    check: Callable[[dict[str, str], list[dict[str, str]]], object] | None = None,
+    member: str = "Tags",
+    prefix: str = "",
+) -> None:
+    """Register the operations that add, remove and list the tags of a resource.
+
+    Parameters
+    ----------
+    find
+        Returns the resource that a request names.
+    named
+        The parameters that name it.
+    names
+        The three operations; "" for one that is not emulated.
+    check
+        Checks the tags that a resource would have, and those in the request.
+    member
+        The member of the answer that lists the tags.
+    prefix
+        Begins the names of the members of a tag: ``Tag`` for ``TagKey`` and ``TagValue``.
+    """
+    key, value = f"{prefix}Key", f"{prefix}Value"
+
+    @wraps(find)
+    def add(context: Context, params: Params) -> dict[str, Any]:
+        resource = find(context, params)
+        tags = resource.tags | {tag[key]: tag[value] for tag in params["Tags"]}
+        if check is not None:
+            check(tags, params["Tags"])
+        resource.tags = tags
+        return {}
+
+    @wraps(find)
+    def remove(context: Context, params: Params) -> dict[str, Any]:
+        resource = find(context, params)
+        resource.tags = {name: text for name, text in resource.tags.items() if name not in params["TagKeys"]}
+        return {}
+
+    @wraps(find)
+    def list_all(context: Context, params: Params) -> dict[str, Any]:
+        return {member: [{key: name, value: text} for name, text in find(context, params).tags.items()]}
+
+    operation(service, names[0], named, "Tags")(add)
+    operation(service, names[1], named, "TagKeys")(remove)
+    if names[2]:
+        operation(service, names[2], named)(list_all)
 
 
 SERVICE_MODULES = {

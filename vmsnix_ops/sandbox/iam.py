@@ -19,9 +19,11 @@ from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import (
     ApiError,
+    Paging,
     constraint_text,
     not_emulated,
     operation,
+    register_tags,
     tag_list,
     tags_member,
 )
@@ -92,7 +94,6 @@ class Policy:
 
 # Helpers
 
-PAGE_SIZE = 100
 NAME = re.compile(r"[\w+=,.@-]+")
 PATH = re.compile(r"(\u002F)|(\u002F[\u0021-\u007E]+\u002F)")
 PAGING = ("Marker", "MaxItems")
@@ -191,17 +192,16 @@ def _now(context: Context) -> datetime:
     return context.clock.now().replace(microsecond=0)
 
 
-def _page(items: list[Any], params: Params, member: str) -> dict[str, Any]:
-    """Return one page of a list, with ``IsTruncated`` and ``Marker``."""
-    try:
-        start = int(params.get("Marker", "0"))
-    except ValueError:
-        raise ApiError("ValidationError", "Invalid Marker.") from None
-    limit = params.get("MaxItems", PAGE_SIZE)
-    answer: dict[str, Any] = {member: items[start : start + limit], "IsTruncated": start + limit < len(items)}
-    if answer["IsTruncated"]:
-        answer["Marker"] = str(start + limit)
-    return answer
+PAGES = Paging(
+    "MaxItems",
+    1000,
+    100,
+    lambda: ApiError("ValidationError", "Invalid Marker."),
+    token="Marker",  # noqa: S106 - the name of a parameter
+    next_token="Marker",  # noqa: S106 - the name of a member
+    truncated="IsTruncated",
+)
+_page = PAGES.page
 
 
 def _read_tags(tags: list[dict[str, str]] | None) -> dict[str, str]:
@@ -474,21 +474,14 @@ def delete_role(context: Context, params: Params) -> dict[str, Any]:
     return {}
 
 
-@operation("iam", "TagRole", "RoleName Tags")
-def tag_role(context: Context, params: Params) -> dict[str, Any]:
-    """Add or replace tags."""
-    role = _find_role(context, params["RoleName"])
-    role.tags |= _read_tags(params["Tags"])
-    return {}
+def _tagged_role(context: Context, params: Params) -> Role:
+    return _find_role(context, params["RoleName"])
 
 
-@operation("iam", "UntagRole", "RoleName TagKeys")
-def untag_role(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags. Unknown keys are ignored."""
-    role = _find_role(context, params["RoleName"])
-    for key in params["TagKeys"]:
-        role.tags.pop(key, None)
-    return {}
+register_tags(
+    *("iam", _tagged_role, "RoleName", ("TagRole", "UntagRole", "")),
+    check=lambda _tags, given: _read_tags(given),
+)
 
 
 # Managed policies of roles and users: the account's own, and some of AWS's

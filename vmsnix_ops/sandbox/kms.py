@@ -23,11 +23,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation, register_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vmsnix_ops.sandbox.core import Context, Params
 
 KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
@@ -165,16 +163,15 @@ def _key_view(context: Context, key: Key) -> dict[str, Any]:
     return view | ({"DeletionDate": key.deletion} if key.deletion else {})
 
 
-def _page(items: Sequence[dict[str, Any]], params: Params, member: str) -> dict[str, Any]:
-    """Return one page of a list. The marker is the number of its first item."""
-    limit, marker = params.get("Limit", 100), params.get("Marker", "0")
-    if not marker.isdecimal():
-        raise ApiError("InvalidMarkerException", "Could not deserialize marker")  # text from memory
-    start = int(marker)
-    answer: dict[str, Any] = {member: list(items[start : start + limit]), "Truncated": False}
-    if start + limit < len(items):
-        answer |= {"Truncated": True, "NextMarker": str(start + limit)}
-    return answer
+PAGES = Paging(
+    "Limit",
+    1000,
+    100,
+    lambda: ApiError("InvalidMarkerException", "Could not deserialize marker"),  # text from memory
+    token="Marker",  # noqa: S106 - the name of a parameter
+    next_token="NextMarker",  # noqa: S106 - the name of a member
+    truncated="Truncated",
+)
 
 
 KEY_DEFAULTS = {
@@ -217,7 +214,7 @@ def list_keys(context: Context, params: Params) -> dict[str, Any]:
     """Return the IDs and ARNs of all keys, including those of AWS."""
     _add_managed_keys(context)
     keys = [{"KeyId": key.key_id, "KeyArn": key.arn} for key in context.table("kms_keys").values()]
-    return _page(sorted(keys, key=lambda key: key["KeyId"]), params, "Keys")
+    return PAGES.page(sorted(keys, key=lambda key: key["KeyId"]), params, "Keys")
 
 
 @operation("kms", "EnableKey", "KeyId")
@@ -270,27 +267,18 @@ def cancel_key_deletion(context: Context, params: Params) -> dict[str, Any]:
     return {"KeyId": key.arn}
 
 
-@operation("kms", "TagResource", "KeyId Tags")
-def tag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Add tags to a key, or replace them."""
-    _find_own_key(context, params["KeyId"]).tags |= {t["TagKey"]: t["TagValue"] for t in params["Tags"]}
-    return {}
+def _find_tagged(context: Context, params: Params) -> Key:
+    return _find_own_key(context, params["KeyId"])
 
 
-@operation("kms", "UntagResource", "KeyId TagKeys")
-def untag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags from a key. Unknown keys are ignored."""
-    tags = _find_own_key(context, params["KeyId"]).tags
-    for name in params["TagKeys"]:
-        tags.pop(name, None)
-    return {}
+register_tags("kms", _find_tagged, "KeyId", ("TagResource", "UntagResource", ""), prefix="Tag")
 
 
 @operation("kms", "ListResourceTags", "KeyId Limit Marker")
 def list_resource_tags(context: Context, params: Params) -> dict[str, Any]:
     """Return the tags of a key."""
     tags = find_stored_key(context, params["KeyId"]).tags
-    return _page([{"TagKey": key, "TagValue": value} for key, value in tags.items()], params, "Tags")
+    return PAGES.page([{"TagKey": key, "TagValue": value} for key, value in tags.items()], params, "Tags")
 
 
 # Aliases
@@ -347,7 +335,7 @@ def list_aliases(context: Context, params: Params) -> dict[str, Any]:
         for name, key_id in sorted(context.table("kms_aliases").items())
         if wanted in ("", key_id)
     ]
-    return _page(aliases, params, "Aliases")
+    return PAGES.page(aliases, params, "Aliases")
 
 
 # Grants
@@ -373,7 +361,7 @@ def list_grants(context: Context, params: Params) -> dict[str, Any]:
     """Return the grants of a key."""
     grants = find_stored_key(context, params["KeyId"]).grants.values()
     wanted = {name: params[name] for name in ("GrantId", "GranteePrincipal") if params.get(name)}
-    return _page([g for g in grants if wanted.items() <= g.items()], params, "Grants")
+    return PAGES.page([g for g in grants if wanted.items() <= g.items()], params, "Grants")
 
 
 @operation("kms", "RevokeGrant", "GrantId KeyId")

@@ -24,7 +24,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -53,7 +53,13 @@ DEFAULTS = {
 """Name, default, and whether AWS raises the quota on request. The rates are requests a second."""
 
 QUOTA_CODE = re.compile(r"L-[0-9A-F]{8}")
-MAX_PAGE = 100
+PAGES = Paging(  # texts from memory
+    "MaxResults",
+    100,
+    100,
+    lambda: ApiError("InvalidPaginationTokenException", "Invalid input was provided."),
+    lambda _size: ApiError("IllegalArgumentException", "maxResults must be between 1 and 100."),
+)
 
 
 def quota_value(context: Context, service: str, code: str) -> float:
@@ -121,19 +127,8 @@ def _codes_of(service: str) -> list[tuple[str, str]]:
 
 
 def _page(context: Context, params: Params, values: dict[str, float]) -> dict[str, Any]:
-    """Return one page of quotas. The token is the code of the first quota of the next page."""
-    codes, token, size = list(values), params.get("NextToken"), params.get("MaxResults", MAX_PAGE)
-    if token and token not in codes:
-        raise ApiError("InvalidPaginationTokenException", "Invalid input was provided.")  # text from memory
-    if not 1 <= size <= MAX_PAGE:
-        text = f"maxResults must be between 1 and {MAX_PAGE}."  # text from memory
-        raise ApiError("IllegalArgumentException", text)
-    start = codes.index(token) if token else 0
-    shown = codes[start : start + size]
-    answer: dict[str, Any] = {
-        "Quotas": [_quota_view(context, params["ServiceCode"], code, values[code]) for code in shown]
-    }
-    return answer | ({"NextToken": codes[start + size]} if start + size < len(codes) else {})
+    views = [_quota_view(context, params["ServiceCode"], code, number) for code, number in values.items()]
+    return PAGES.page(views, params, "Quotas")
 
 
 class TokenBucket(NamedTuple):

@@ -8,8 +8,6 @@ their codes and reasons are documented. Rules for volumes are not emulated.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import secrets
 import string
@@ -17,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation, register_tags, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     RECYCLABLE,
@@ -43,7 +41,7 @@ ACTIVATION_SECONDS = 2.0
 """How long a new rule is pending and retains nothing. AWS documents only that it may take a moment."""
 
 RETENTION_DAYS, UNLOCK_DAYS = range(1, 366), range(7, 31)
-MAX_EXCLUSIONS, MAX_RESOURCE_TAGS, PAGE_SIZE = 5, 50, 1000
+MAX_EXCLUSIONS, MAX_RESOURCE_TAGS = 5, 50
 
 
 @dataclass(slots=True)
@@ -125,6 +123,15 @@ def restore(context: Context, table: str, resource_id: str) -> Any:
 
 def _validation_error(text: str, reason: str = "INVALID_PARAMETER_VALUE") -> ApiError:
     return ApiError("ValidationException", text, Reason=reason)
+
+
+PAGES = Paging(
+    "MaxResults",
+    1000,
+    1000,
+    lambda: _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN"),
+    lambda _size: _validation_error("MaxResults must be between 1 and 1000."),
+)
 
 
 def _rule_view(rule: RetentionRule, clock: Clock) -> dict[str, Any]:
@@ -308,27 +315,10 @@ def list_rules(context: Context, params: Params) -> dict[str, Any]:
         and excluded <= set(rule.excluded)
         and params.get("LockState") in {None, rule.lock_state(context.clock)}
     ]
-    size = params.get("MaxResults", PAGE_SIZE)
-    if not 1 <= size <= PAGE_SIZE:
-        raise _validation_error(f"MaxResults must be between 1 and {PAGE_SIZE}.")
-    if params.get("NextToken"):
-        after = _read_token(params["NextToken"])
-        rules = [rule for rule in rules if rule.rule_id > after]
     members = ("Identifier", "Description", "RetentionPeriod", "LockState", "RuleArn")
-    views = (_rule_view(rule, context.clock) for rule in rules[:size])
-    answer: dict[str, Any] = {
-        "Rules": [{name: view[name] for name in members if name in view} for view in views]
-    }
-    if len(rules) > size:
-        answer["NextToken"] = base64.b64encode(rules[size - 1].rule_id.encode()).decode()
-    return answer
-
-
-def _read_token(token: str) -> str:
-    try:
-        return base64.b64decode(token, validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN") from None
+    views = (_rule_view(rule, context.clock) for rule in rules)
+    shown = [{name: view[name] for name in members if name in view} for view in views]
+    return PAGES.page(shown, params, "Rules")
 
 
 # Locks
@@ -365,27 +355,7 @@ def _tagged_rule(context: Context, params: Params) -> RetentionRule:
     return _existing_rule(context, arn.removeprefix(prefix))
 
 
-@operation("rbin", "TagResource", "ResourceArn Tags")
-def tag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Add tags to a rule, or replace them."""
-    rule = _tagged_rule(context, params)
-    rule.tags |= {tag["Key"]: tag["Value"] for tag in params["Tags"]}
-    return {}
-
-
-@operation("rbin", "UntagResource", "ResourceArn TagKeys")
-def untag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags from a rule. Unknown keys are ignored."""
-    rule = _tagged_rule(context, params)
-    for key in params["TagKeys"]:
-        rule.tags.pop(key, None)
-    return {}
-
-
-@operation("rbin", "ListTagsForResource", "ResourceArn")
-def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Return the tags of a rule."""
-    return {"Tags": tag_list(_tagged_rule(context, params).tags)}
+register_tags("rbin", _tagged_rule, "ResourceArn", ("TagResource", "UntagResource", "ListTagsForResource"))
 
 
 def _page(

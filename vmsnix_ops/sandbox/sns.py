@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Paging, load_json, not_emulated, operation, register_tags
 from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ CONFIRMATION_SECONDS = 2 * 86400.0
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
 FIFO_TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,251}\.fifo")
-PAGE_SIZE = 100
 MAX_TAGS = 50
 FIRST_SEQUENCE_NUMBER = 10**19
 """A guess: AWS documents only that sequence numbers have 128 bits and increase."""
@@ -135,15 +134,12 @@ def find_topic(context: Context, arn: str, parameter: str = "TopicArn") -> Topic
     )
 
 
+PAGES = Paging("", 100, 100, lambda: _invalid_parameter("NextToken"))
+
+
 def _page(params: Params, member: str, items: Mapping[str, dict[str, str]]) -> Params:
     """Return one page of items, sorted by ARN."""
-    arns = sorted(items)
-    token = params.get("NextToken", "")
-    if token and token not in arns:
-        raise _invalid_parameter("NextToken")
-    start = arns.index(token) if token else 0
-    answer: dict[str, Any] = {member: [items[arn] for arn in arns[start : start + PAGE_SIZE]]}
-    return answer | ({"NextToken": arns[start + PAGE_SIZE]} if start + PAGE_SIZE < len(arns) else {})
+    return PAGES.page([items[arn] for arn in sorted(items)], params, member)
 
 
 # Messages
@@ -429,31 +425,16 @@ def _find_tagged(context: Context, params: Params) -> Topic:
     return found
 
 
-@operation("sns", "TagResource", "ResourceArn Tags")
-def tag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Add tags to a topic, or replace them."""
-    topic = _find_tagged(context, params)
-    tags = topic.tags | _tags(params)
+def _check_topic_tags(tags: dict[str, str], given: list[dict[str, str]]) -> None:
+    _tags({"Tags": given})
     if len(tags) > MAX_TAGS:
         raise ApiError("TagLimitExceeded", "Could not complete request: tag quota of per resource exceeded")
-    topic.tags = tags
-    return {}
 
 
-@operation("sns", "UntagResource", "ResourceArn TagKeys")
-def untag_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags from a topic. Unknown keys are ignored."""
-    topic = _find_tagged(context, params)
-    for key in params["TagKeys"]:
-        topic.tags.pop(key, None)
-    return {}
-
-
-@operation("sns", "ListTagsForResource", "ResourceArn")
-def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Return the tags of a topic."""
-    return {"Tags": tag_list(_find_tagged(context, params).tags)}
-
+register_tags(
+    *("sns", _find_tagged, "ResourceArn", ("TagResource", "UntagResource", "ListTagsForResource")),
+    check=_check_topic_tags,
+)
 
 # Subscriptions
 

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.sandbox.core import (
     NOT_EMULATED,
     ApiError,
+    Paging,
     constraint_text,
     not_emulated,
     operation,
-    page_start,
-    page_token,
-    tag_list,
+    register_tags,
 )
 from vmsnix_ops.sandbox.iam import policies_of_principal
 from vmsnix_ops.sandbox.kms import find_key, managed_key
@@ -236,26 +235,17 @@ def _parameter_metadata(parameter: EmulatedParameter, version: EmulatedVersion) 
     return shown
 
 
-def _page(items: list[Any], params: Params, member: str, most: int) -> dict[str, Any]:
-    """Return one page of a list with its ``NextToken``.
+def _pages(most: int) -> Paging:
+    """Return the pages of a list, with at most this many items each."""
 
-    Raises
-    ------
-    ApiError
-        ``InvalidNextToken``; ``ValidationException`` for ``MaxResults`` beyond `most`.
-    """
-    limit = params.get("MaxResults", most)
-    if not 1 <= limit <= most:
-        bound = f"less than or equal to {most}" if limit > most else "greater than or equal to 1"
-        raise _validation_error(constraint_text(limit, "maxResults", f"have value {bound}"))
-    try:
-        start = page_start(params["NextToken"]) if "NextToken" in params else 0
-    except ValueError:
-        raise ApiError("InvalidNextToken", "The specified token is not valid.") from None
-    answer: dict[str, Any] = {member: items[start : start + limit]}
-    if start + limit < len(items):
-        answer["NextToken"] = page_token(start + limit)
-    return answer
+    def bad_size(size: int) -> ApiError:
+        bound = f"less than or equal to {most}" if size > most else "greater than or equal to 1"
+        return _validation_error(constraint_text(size, "maxResults", f"have value {bound}"))
+
+    def bad_token() -> ApiError:
+        return ApiError("InvalidNextToken", "The specified token is not valid.")
+
+    return Paging("MaxResults", most, most, bad_token, bad_size)
 
 
 def _check_name(name: str) -> None:
@@ -523,7 +513,7 @@ def get_parameters_by_path(context: Context, params: Params) -> dict[str, Any]:
         for name, parameter in sorted(known.items())
         if _is_below(name, path, recursive=recursive)
     ]
-    return _page(found, params, "Parameters", 10)
+    return _pages(10).page(found, params, "Parameters")
 
 
 @operation("ssm", "GetParameterHistory", "Name WithDecryption MaxResults NextToken")
@@ -535,7 +525,7 @@ def get_parameter_history(context: Context, params: Params) -> dict[str, Any]:
         | {"Value": _shown_value(version, params), "Labels": version.labels}
         for version in parameter.versions
     ]
-    return _page(shown, params, "Parameters", 50)
+    return _pages(50).page(shown, params, "Parameters")
 
 
 @operation("ssm", "DescribeParameters", "ParameterFilters MaxResults NextToken")
@@ -545,7 +535,7 @@ def describe_parameters(context: Context, params: Params) -> dict[str, Any]:
     for condition in params.get("ParameterFilters", []):
         found = [parameter for parameter in found if _matches_filter(parameter, condition)]
     shown = [_parameter_metadata(parameter, parameter.newest) | {"ARN": parameter.arn} for parameter in found]
-    return _page(shown, params, "Parameters", 50)
+    return _pages(50).page(shown, params, "Parameters")
 
 
 def _matches_filter(parameter: EmulatedParameter, condition: dict[str, Any]) -> bool:
@@ -617,8 +607,6 @@ def unlabel_parameter_version(context: Context, params: Params) -> dict[str, Any
 
 # Tags
 
-RESOURCE = ("ResourceType", "ResourceId")
-
 
 def _tagged_parameter(context: Context, params: Params) -> EmulatedParameter:
     if params["ResourceType"] != "Parameter":
@@ -629,27 +617,14 @@ def _tagged_parameter(context: Context, params: Params) -> EmulatedParameter:
     return found
 
 
-@operation("ssm", "AddTagsToResource", *RESOURCE, "Tags")
-def add_tags_to_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Add or replace tags."""
-    parameter = _tagged_parameter(context, params)
-    tags = parameter.tags | {tag["Key"]: tag["Value"] for tag in params["Tags"]}
+def _check_parameter_tags(tags: dict[str, str], _given: list[dict[str, str]]) -> None:
     if len(tags) > 50:
         raise ApiError("TooManyTagsError", "The Targets parameter includes too many tags.")
-    parameter.tags = tags
-    return {}
 
 
-@operation("ssm", "RemoveTagsFromResource", *RESOURCE, "TagKeys")
-def remove_tags_from_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Remove tags. Unknown keys are ignored."""
-    parameter = _tagged_parameter(context, params)
-    for key in params["TagKeys"]:
-        parameter.tags.pop(key, None)
-    return {}
-
-
-@operation("ssm", "ListTagsForResource", *RESOURCE)
-def list_tags_for_resource(context: Context, params: Params) -> dict[str, Any]:
-    """Return the tags of a parameter."""
-    return {"TagList": tag_list(_tagged_parameter(context, params).tags)}
+register_tags(
+    *("ssm", _tagged_parameter, "ResourceType ResourceId"),
+    ("AddTagsToResource", "RemoveTagsFromResource", "ListTagsForResource"),
+    check=_check_parameter_tags,
+    member="TagList",
+)
