@@ -55,9 +55,11 @@ OPTIONAL: dict[str, set[str]] = {
         "Reservations.Instances.IamInstanceProfile",
         "Reservations.Instances.IamInstanceProfile.Arn",
         "Reservations.Instances.IamInstanceProfile.Id",
+        "Reservations.Instances.KeyName",
     },
     "ec2:DescribeSecurityGroups": {"SecurityGroups.IpPermissions.IpRanges.Description"},
     "ec2:GetConsoleOutput": {"Output"},
+    "ec2:RunInstances": {"Instances.KeyName"},
     "service-quotas:GetAWSDefaultServiceQuota": QUOTA_USAGE,
     "service-quotas:GetServiceQuota": QUOTA_USAGE,
 }
@@ -198,10 +200,7 @@ def call_everything(aws: Recorder) -> None:
     key = "00000000-0000-4000-8000-000000000000"
     ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)
     ec2.reset_ebs_default_kms_key_id()
-    pair = ec2.create_key_pair(KeyName="web", KeyType="ed25519")
-    public = ec2.describe_key_pairs(IncludePublicKey=True)["KeyPairs"][0]["PublicKey"]
-    ec2.import_key_pair(KeyName="imported", PublicKeyMaterial=public.encode())
-    data = {"ImageId": image, "InstanceType": "t3.micro", "KeyName": pair["KeyName"]}
+    data = {"ImageId": image, "InstanceType": "t3.micro"}
     template = ec2.create_launch_template(
         LaunchTemplateName="web", LaunchTemplateData=data, TagSpecifications=tagged("launch-template")
     )["LaunchTemplate"]["LaunchTemplateId"]
@@ -270,7 +269,6 @@ def call_everything(aws: Recorder) -> None:
     scaling.delete_auto_scaling_group(AutoScalingGroupName="web", ForceDelete=True)
     scaling.delete_launch_configuration(LaunchConfigurationName="old")
     ec2.delete_launch_template(**named)
-    ec2.delete_key_pair(KeyName=pair["KeyName"])
     ec2.delete_volume(VolumeId=volume)
     ssm = aws.ssm
     ssm.put_parameter(Name="/a/b", Value="1", Type="String", Description="d", Tags=tags)

@@ -121,9 +121,6 @@ class Resources:
         self.iam.create_user(UserName="u")
         return {"UserName": "u"}
 
-    def key_pairs(self) -> dict[str, Any]:
-        return {"KeyNames": [self.ec2.create_key_pair(KeyName="web", KeyType="ed25519")["KeyName"]]}
-
     def vpcs(self) -> dict[str, Any]:
         return {"VpcIds": [vpc["VpcId"] for vpc in self.ec2.describe_vpcs()["Vpcs"]]}
 
@@ -136,7 +133,6 @@ class Resources:
             ("ec2", "InstanceStatusOk"): self.instances,
             ("ec2", "InstanceStopped"): self.stopped,
             ("ec2", "InstanceTerminated"): self.terminated,
-            ("ec2", "KeyPairExists"): self.key_pairs,
             ("ec2", "SecurityGroupExists"): dict,
             ("ec2", "SnapshotCompleted"): self.copied_snapshot,
             ("ec2", "SnapshotImported"): lambda: {"ImportTaskIds": [self.task()]},

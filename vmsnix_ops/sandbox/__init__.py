@@ -6,7 +6,7 @@
 ...     ec2 = aws.client("ec2", "us-east-1")
 
 It listens on 127.0.0.1. Every program that reads ``AWS_ENDPOINT_URL`` can use it; `Sandbox.environment` has
-the variables. It needs only botocore, and cryptography for key pairs. `sandbox_process` starts a sandbox in
+the variables. It needs only botocore. `sandbox_process` starts a sandbox in
 another process.
 """
 

@@ -32,7 +32,6 @@ from vmsnix_ops.sandbox.ec2.instances import (
     launch_network,
     spot_role_arn,
 )
-from vmsnix_ops.sandbox.ec2.key_pairs import find_key_pair
 from vmsnix_ops.sandbox.ec2.networks import zones_of
 from vmsnix_ops.sandbox.ec2.templates import find_template, merge_launch
 from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_principal
@@ -140,8 +139,6 @@ MEMBERS_WITHOUT_IDS = frozenset(
         "ClientToken",
         "Description",
         "DiskContainer",
-        "KeyName",
-        "KeyNames",
         "LaunchTemplateData",
         "Name",
         "TagSpecifications",
@@ -344,9 +341,6 @@ def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
             keys = tags[_resource_type(resource_id)] | _existing_resource_keys(context, resource_id, region)
             arn = _resource_arn(context, resource_id, region)
             permissions.append(RequiredPermission(action, arn, keys | _change_keys(params)))
-        if params.get("KeyName"):
-            named = _key_pair_permission(context, action, params["KeyName"])
-            permissions.append(replace(named, keys=tags["key-pair"] | dict(named.keys)))
         yield from permissions or [RequiredPermission(action, "*")]
     for specification in params.get("TagSpecifications") or ():
         if specification.get("Tags"):
@@ -414,9 +408,6 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
     for resource_id in named:
         keys = _existing_resource_keys(context, resource_id) | template_keys
         yield RequiredPermission(action, _resource_arn(context, resource_id), keys)
-    if launch.get("KeyName"):
-        pair = _key_pair_permission(context, action, launch["KeyName"])
-        yield replace(pair, keys=dict(pair.keys) | template_keys)
     image = _find_resource(context, image_id, context.region)
     devices = list(launch.get("BlockDeviceMappings") or ())
     with suppress(ApiError):  # the operation itself refuses invalid devices
@@ -482,21 +473,7 @@ def _find_resource(context: Context, resource_id: str, region: str) -> Any | Non
 
 
 def _resource_arn(context: Context, resource_id: str, region: str = "") -> str:
-    """Return the ARN of a resource. That of a key pair has its name."""
-    kind, name = _resource_type(resource_id), resource_id
-    if kind == "key-pair" and (pair := _find_resource(context, resource_id, context.region)) is not None:
-        name = pair.name
-    return ec2_arn(context, kind, name, region=region)
-
-
-def _key_pair_permission(context: Context, action: str, name: str) -> RequiredPermission:
-    """Return the permission on a key pair that a call names, which need not exist."""
-    arn = ec2_arn(context, "key-pair", name)
-    try:
-        pair = find_key_pair(context, name)
-    except ApiError:
-        return RequiredPermission(action, arn, {"ec2:region": [context.region], "ec2:keypairname": [name]})
-    return RequiredPermission(action, arn, _existing_resource_keys(context, pair.key_pair_id))
+    return ec2_arn(context, _resource_type(resource_id), resource_id, region=region)
 
 
 def _existing_resource_keys(context: Context, resource_id: str, region: str = "") -> dict[str, list[str]]:
@@ -539,8 +516,6 @@ def _existing_resource_keys(context: Context, resource_id: str, region: str = ""
             "ec2:volumesize": [str(found.size_gib)],
             "ec2:volumetype": [found.volume_type],
         }
-    elif kind == "key-pair":
-        keys |= {"ec2:keypairname": [found.name], "ec2:keypairtype": [found.key_type]}
     elif kind in ("security-group", "subnet"):
         keys["ec2:vpc"] = [ec2_arn(context, "vpc", found.vpc_id)]
         if kind == "subnet":

@@ -472,7 +472,7 @@ def register_tags(
 
 SERVICE_MODULES = {
     "ec2": (
-        *("image_usage", "images", "imports", "instance_types", "instances", "key_pairs", "networks"),
+        *("image_usage", "images", "imports", "instance_types", "instances", "networks"),
         *("snapshots", "templates"),
     ),
     "s3": ("buckets", "multipart", "objects"),

@@ -126,15 +126,6 @@ SECURITY_GROUP = ResourceKind(
     "InvalidGroup.NotFound",
     "The security group '{id}' does not exist",
 )
-KEY_PAIR = ResourceKind(
-    "key",
-    "key_pairs",
-    "key-pair",
-    "InvalidKeyPair.Format",
-    'Invalid id: "{id}" (expecting "key-...")',  # text from memory
-    "InvalidKeyPair.NotFound",
-    "The key pair '{id}' does not exist",
-)
 RESOURCE_KINDS = (
     IMAGE,
     SNAPSHOT,
@@ -145,7 +136,6 @@ RESOURCE_KINDS = (
     VPC,
     SUBNET,
     SECURITY_GROUP,
-    KEY_PAIR,
 )
 
 

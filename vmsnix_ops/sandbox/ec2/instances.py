@@ -34,7 +34,6 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.filters import Filters, absent, by_name, describe
 from vmsnix_ops.sandbox.ec2.images import find_launchable_image
 from vmsnix_ops.sandbox.ec2.instance_types import DEFAULT_INSTANCE_TYPE, find_instance_type
-from vmsnix_ops.sandbox.ec2.key_pairs import find_key_pair
 from vmsnix_ops.sandbox.ec2.networks import (
     check_zone,
     find_groups,
@@ -154,8 +153,6 @@ def _instance_details(image: Image, kind: InstanceType, launch: Params) -> dict[
         "Monitoring": {"State": "enabled" if (launch.get("Monitoring") or {}).get("Enabled") else "disabled"},
         "CpuOptions": cores | (launch.get("CpuOptions") or {}),
     }
-    if launch.get("KeyName"):
-        shown["KeyName"] = launch["KeyName"]
     if image.boot_mode:
         shown["BootMode"] = image.boot_mode
     if image.tpm:
@@ -295,7 +292,7 @@ INSTANCE_FILTERS: Filters = (
         "architecture boot-mode client-token current-instance-boot-mode ena-support "
         "enclave-options.enabled hibernation-options.configured hypervisor iam-instance-profile.arn "
         "iam-instance-profile.id image-id instance-id instance-lifecycle instance-type launch-time "
-        "metadata-options.http-endpoint metadata-options.http-tokens key-name platform-details "
+        "metadata-options.http-endpoint metadata-options.http-tokens platform-details "
         "private-dns-name private-ip-address root-device-name root-device-type source-dest-check "
         "spot-instance-request-id subnet-id tpm-support usage-operation virtualization-type vpc-id"
     )
@@ -333,7 +330,7 @@ INSTANCE_FILTERS: Filters = (
 
 LAUNCH_MEMBERS = (
     "BlockDeviceMappings CpuOptions DisableApiTermination EbsOptimized IamInstanceProfile ImageId "
-    "InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType KeyName MetadataOptions "
+    "InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType MetadataOptions "
     "Monitoring NetworkInterfaces Placement SecurityGroupIds SecurityGroups SubnetId TagSpecifications "
     "UserData"
 )
@@ -364,8 +361,6 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
         raise not_emulated("an image with an instance store of ec2:RunInstances")
     kind = find_instance_type(launch.get("InstanceType", DEFAULT_INSTANCE_TYPE))
     _check_launch(context, image, kind, launch)
-    if launch.get("KeyName"):
-        find_key_pair(context, launch["KeyName"])
     profile = _instance_profile(context, launch)
     if lacks_spot_role(context, launch):
         _create_spot_role(context)
