@@ -199,25 +199,32 @@ def global_condition_keys(context: Context) -> dict[str, list[str]]:
         principal_type, principal = "AssumedRole", _role_arn(context, principal.split("/")[1])
     credential = credentials_table(context.tables).get(context.access_key)
     now = context.clock.now()
-    keys = {
-        "aws:currenttime": [f"{now:%Y-%m-%dT%H:%M:%SZ}"],
-        "aws:epochtime": [str(int(now.timestamp()))],
-        "aws:principalaccount": [context.account],
-        "aws:principalarn": [principal],
-        "aws:principalisawsservice": ["false"],
-        "aws:principaltype": [principal_type],
-        "aws:requestedregion": [context.region],
-        "aws:securetransport": ["true"],
-        "aws:sourceip": ["127.0.0.1"],
-        "aws:viaawsservice": ["false"],
-    }
+    keys = condition_keys(
+        "aws",
+        currenttime=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        epochtime=int(now.timestamp()),
+        principalisawsservice=False,
+        principaltype=principal_type,
+        requestedregion=context.region,
+        securetransport=True,
+        sourceip="127.0.0.1",
+        viaawsservice=False,
+    )
     if credential is not None:
         keys["aws:userid"] = [credential.user_id]
         tags = _principal_tags(context) | credential.tags
         keys |= {f"aws:principaltag/{key.lower()}": [value] for key, value in tags.items()}
-    if not principal:  # "AWS global condition context keys": an anonymous request has none of these
-        del keys["aws:principalaccount"], keys["aws:principalarn"]
-    return keys | ({"aws:username": [name]} if principal_type == "User" else {})
+    if principal:  # "AWS global condition context keys": an anonymous request has none of these
+        keys |= condition_keys("aws", principalaccount=context.account, principalarn=principal)
+    return keys | (condition_keys("aws", username=name) if principal_type == "User" else {})
+
+
+def condition_keys(service: str, **values: object) -> dict[str, list[str]]:
+    """Return condition keys of a service with one value each; True is ``true``."""
+    return {
+        f"{service}:{name}": [str(value).lower() if isinstance(value, bool) else str(value)]
+        for name, value in values.items()
+    }
 
 
 def _principal_tags(context: Context) -> dict[str, str]:
@@ -388,14 +395,16 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         zone = launch_network(context, launch).subnet.zone
     market = (launch.get("InstanceMarketOptions") or {}).get("MarketType")
     metadata = launch.get("MetadataOptions") or {}
-    instance = {
-        "ec2:availabilityzone": [zone],
-        "ec2:instancetype": [launch.get("InstanceType", DEFAULT_INSTANCE_TYPE)],
-        "ec2:rootdevicetype": ["ebs"],
-        "ec2:tenancy": ["default"],
-    }
-    instance |= {"ec2:instancemarkettype": [market]} if market else {}
-    instance |= {"ec2:metadatahttptokens": [metadata["HttpTokens"]]} if "HttpTokens" in metadata else {}
+    instance = condition_keys(
+        "ec2",
+        availabilityzone=zone,
+        instancetype=launch.get("InstanceType", DEFAULT_INSTANCE_TYPE),
+        rootdevicetype="ebs",
+        tenancy="default",
+    )
+    instance |= condition_keys("ec2", instancemarkettype=market) if market else {}
+    if "HttpTokens" in metadata:
+        instance |= condition_keys("ec2", metadatahttptokens=metadata["HttpTokens"])
     for kind, keys in (("instance", instance), ("network-interface", {"ec2:availabilityzone": [zone]})):
         tags = _request_tags(launch, kind)
         yield RequiredPermission(action, ec2_arn(context, kind, "*"), tags | keys | template_keys)
@@ -483,79 +492,61 @@ def _existing_resource_keys(context: Context, resource_id: str, region: str = ""
     so they are no condition keys for it.
     """
     found, kind = _find_resource(context, resource_id, region or context.region), _resource_type(resource_id)
-    keys = {"ec2:region": [context.region]}
+    keys = condition_keys("ec2", region=context.region)
     if found is None:
         return keys
     if getattr(found, "owner", context.account) == context.account:
         for key, value in found.tags.items():
             for service in ("aws", "ec2"):
                 keys.setdefault(f"{service}:resourcetag/{key.lower()}", []).append(value)
+    facts: dict[str, object] = {}
     if kind == "image":
-        keys |= {
-            "ec2:imageid": [resource_id],
-            "ec2:imagetype": ["machine"],
-            "ec2:owner": [found.owner],
-            "ec2:public": [str(found.public()).lower()],
-            "ec2:rootdevicetype": [found.root_type],
-        }
+        facts = {"imageid": resource_id, "imagetype": "machine", "owner": found.owner}
+        facts |= {"public": found.public(), "rootdevicetype": found.root_type}
     elif kind == "snapshot":
         volume = f"arn:{context.partition}:ec2:{found.region}:{found.owner}:volume/{found.volume_id}"
-        keys |= {
-            "ec2:encrypted": [str(found.encrypted).lower()],
-            "ec2:owner": [found.owner],
-            "ec2:parentvolume": [volume],
-            "ec2:snapshotid": [resource_id],
-            "ec2:snapshottime": [f"{found.started:%Y-%m-%dT%H:%M:%SZ}"],
-            "ec2:volumesize": [str(found.size_gib)],
-        }
+        facts = {"encrypted": found.encrypted, "owner": found.owner, "parentvolume": volume}
+        facts |= {"snapshotid": resource_id, "volumesize": found.size_gib}
+        facts |= {"snapshottime": f"{found.started:%Y-%m-%dT%H:%M:%SZ}"}
     elif kind == "volume":
-        keys |= {
-            "ec2:availabilityzone": [found.zone],
-            "ec2:encrypted": [str(found.encrypted).lower()],
-            "ec2:volumeid": [resource_id],
-            "ec2:volumesize": [str(found.size_gib)],
-            "ec2:volumetype": [found.volume_type],
-        }
+        facts = {"availabilityzone": found.zone, "encrypted": found.encrypted, "volumeid": resource_id}
+        facts |= {"volumesize": found.size_gib, "volumetype": found.volume_type}
     elif kind in ("security-group", "subnet"):
-        keys["ec2:vpc"] = [ec2_arn(context, "vpc", found.vpc_id)]
+        facts = {"vpc": ec2_arn(context, "vpc", found.vpc_id)}
         if kind == "subnet":
-            keys |= {"ec2:availabilityzone": [found.zone], "ec2:subnetid": [resource_id]}
+            facts |= {"availabilityzone": found.zone, "subnetid": resource_id}
     elif kind == "instance":
-        keys |= {
-            "ec2:availabilityzone": [found.zone],
-            "ec2:instanceid": [resource_id],
-            "ec2:instancetype": [found.instance_type],
-            "ec2:rootdevicetype": ["ebs"],
-            "ec2:tenancy": ["default"],
-        }
-    return keys
+        facts = {"availabilityzone": found.zone, "instanceid": resource_id, "tenancy": "default"}
+        facts |= {"instancetype": found.instance_type, "rootdevicetype": "ebs"}
+    return keys | condition_keys("ec2", **facts)
 
 
 def _new_resource_keys(context: Context, params: Params, kind: str) -> dict[str, list[str]]:
     """Return the condition keys of a resource before it is created."""
-    keys = {"ec2:region": [context.region]}
+    facts: dict[str, object] = {"region": context.region}
     if kind in TYPES_WITHOUT_ACCOUNT:
-        keys["ec2:owner"] = [context.account]
+        facts["owner"] = context.account
     if context.operation == "CreateSnapshot":
-        keys["ec2:parentvolume"] = [ec2_arn(context, "volume", params["VolumeId"])]
+        facts["parentvolume"] = ec2_arn(context, "volume", params["VolumeId"])
     elif context.operation == "CopySnapshot":
         region = params.get("SourceRegion", "")
-        keys["ec2:parentsnapshot"] = [ec2_arn(context, "snapshot", params["SourceSnapshotId"], region=region)]
-    elif context.operation == "CreateVolume":
+        facts["parentsnapshot"] = ec2_arn(context, "snapshot", params["SourceSnapshotId"], region=region)
+    keys = condition_keys("ec2", **facts)
+    if context.operation == "CreateVolume":
         keys |= _volume_keys(context, params, params.get("AvailabilityZone", ""))
     return keys
 
 
 def _volume_keys(context: Context, ebs: Params, zone: str) -> dict[str, list[str]]:
     """Return the condition keys of a volume before it is created."""
-    keys = {"ec2:availabilityzone": [zone], "ec2:volumetype": [ebs.get("VolumeType", "gp2")]}
+    facts = {"availabilityzone": zone, "volumetype": ebs.get("VolumeType", "gp2")}
     if ebs.get("VolumeSize"):
-        keys["ec2:volumesize"] = [str(ebs["VolumeSize"])]
+        facts["volumesize"] = ebs["VolumeSize"]
     if "Encrypted" in ebs:
-        keys["ec2:encrypted"] = [str(bool(ebs["Encrypted"])).lower()]
+        facts["encrypted"] = bool(ebs["Encrypted"])
     if ebs.get("SnapshotId"):
-        keys["ec2:parentsnapshot"] = [ec2_arn(context, "snapshot", ebs["SnapshotId"])]
-    return keys
+        facts["parentsnapshot"] = ec2_arn(context, "snapshot", ebs["SnapshotId"])
+    return condition_keys("ec2", **facts)
 
 
 def _change_keys(params: Params) -> dict[str, list[str]]:
@@ -593,6 +584,18 @@ def _tag_keys(tags: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
     return keys | ({"aws:tagkeys": list(values)} if values else {})
 
 
+def _tagging_keys(params: Params, existing: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the condition keys of a request that adds or removes tags of a resource with existing tags."""
+    tags = params.get("Tags") or ()
+    keys = _tag_keys(
+        {"Key": one.get("TagKey", one.get("Key")), "Value": one.get("TagValue", one.get("Value", ""))}
+        for one in tags
+    )
+    if isinstance(params.get("TagKeys"), list):
+        keys["aws:tagkeys"] = params["TagKeys"]
+    return keys | {f"aws:resourcetag/{key.lower()}": [value] for key, value in existing.items()}
+
+
 def ec2_arn(context: Context, kind: str, name: str, *, region: str = "") -> str:
     """Return the ARN of an EC2 resource. Images and snapshots have no account in theirs."""
     account = "" if kind in TYPES_WITHOUT_ACCOUNT else context.account
@@ -611,11 +614,12 @@ def _ebs_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     action = f"ebs:{context.operation}"
     if context.operation == "StartSnapshot":
         tags = _tag_keys(params.get("Tags") or ())
-        keys = {**tags, "ebs:volumesize": [str(params["VolumeSize"])]}
+        facts = {"volumesize": params["VolumeSize"]}
         if params.get("Description"):
-            keys["ebs:description"] = [params["Description"]]
+            facts["description"] = params["Description"]
         if params.get("ParentSnapshotId"):
-            keys["ebs:parentsnapshot"] = [ec2_arn(context, "snapshot", params["ParentSnapshotId"])]
+            facts["parentsnapshot"] = ec2_arn(context, "snapshot", params["ParentSnapshotId"])
+        keys = tags | condition_keys("ebs", **facts)
         yield RequiredPermission(action, ec2_arn(context, "snapshot", "*"), keys)
         if tags:
             yield _create_tags_permission(context, "snapshot", tags, context.operation)
@@ -660,15 +664,11 @@ def _key_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
             key = key_of_ciphertext(context, params["CiphertextBlob"])
         elif name := params.get("KeyId") or params.get("TargetKeyId") or alias:
             key = find_stored_key(context, name)
-    keys = _tag_keys({"Key": one["TagKey"], "Value": one["TagValue"]} for one in params.get("Tags") or ())
-    if isinstance(params.get("TagKeys"), list):
-        keys["aws:tagkeys"] = params["TagKeys"]
+    keys = _tagging_keys(params, {} if key is None else key.tags)
     bound = params.get("EncryptionContext") or {}
     keys |= {f"kms:encryptioncontext:{name.lower()}": [value] for name, value in bound.items()}
     keys |= {"kms:encryptioncontextkeys": list(bound)} if bound else {}
     keys["kms:calleraccount"] = [context.account]
-    if key is not None:
-        keys |= {f"aws:resourcetag/{name.lower()}": [value] for name, value in key.tags.items()}
     yield RequiredPermission(action, "*" if key is None else key.arn, keys)
     if alias and context.operation in {"CreateAlias", "DeleteAlias", "UpdateAlias"}:
         yield RequiredPermission(action, context.arn("kms", alias), keys)
@@ -677,12 +677,9 @@ def _key_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 def _rbin_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
     """Yield the permission of a call of Recycle Bin, with the keys of the rule and of the request."""
     arn = params.get("ResourceArn") or context.arn("rbin", f"rule/{params.get('Identifier', '*')}")
-    keys = _tag_keys(params.get("Tags") or ())
-    if "TagKeys" in params:
-        keys["aws:tagkeys"] = list(params["TagKeys"])
     rule = context.table("retention_rules").get(arn.rpartition("/")[2])
+    keys = _tagging_keys(params, {} if rule is None else rule.tags)
     if rule is not None:
-        keys |= {f"aws:resourcetag/{key.lower()}": [value] for key, value in rule.tags.items()}
         keys["rbin:attribute/resourcetype"] = [rule.resource_type]
     elif "ResourceType" in params:
         keys["rbin:request/resourcetype"] = [params["ResourceType"]]
@@ -698,9 +695,7 @@ def _sns_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     resource = params.get("TopicArn") or params.get("ResourceArn") or params.get("TargetArn") or "*"
     if "Name" in params:
         resource = context.arn("sns", params["Name"])
-    tags = _tag_keys(params.get("Tags") or ())
-    if "TagKeys" in params:
-        tags["aws:tagkeys"] = list(params["TagKeys"])
+    tags = _tagging_keys(params, {})
     yield RequiredPermission(f"sns:{context.operation}", resource, tags)
     if tags and context.operation == "CreateTopic":
         yield RequiredPermission("sns:TagResource", resource, tags)
@@ -770,15 +765,13 @@ def _kms_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
         used = [(v.key, p.arn) for p in read for v in p.versions if v.key]
     for key, parameter in dict.fromkeys(used):
         managed = key == ssm_managed_key(context)
-        keys = {
-            "aws:calledvia": ["ssm.amazonaws.com"],
-            "aws:viaawsservice": ["true"],
-            "kms:calleraccount": [context.account],
-            "kms:encryptioncontext:parameter_arn": [parameter],
-            "kms:encryptioncontextkeys": ["PARAMETER_ARN"],
-            "kms:viaservice": [f"ssm.{context.region}.amazonaws.com"],
-        }
-        keys |= {"kms:resourcealiases": [SSM_KEY_ALIAS]} if managed else {}
+        keys = condition_keys("aws", calledvia="ssm.amazonaws.com", viaawsservice=True)
+        keys |= condition_keys(
+            "kms", calleraccount=context.account, viaservice=f"ssm.{context.region}.amazonaws.com"
+        )
+        keys |= {"kms:encryptioncontext:parameter_arn": [parameter]}
+        keys |= condition_keys("kms", encryptioncontextkeys="PARAMETER_ARN")
+        keys |= condition_keys("kms", resourcealiases=SSM_KEY_ALIAS) if managed else {}
         yield RequiredPermission(action, key, keys, granted=managed)
 
 
