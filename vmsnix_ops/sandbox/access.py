@@ -65,13 +65,7 @@ class Access:
         }
 
     def session(self, region: str | None = None) -> boto3.Session:
-        """Return a boto3 session for this sandbox. Environment variables do not change it.
-
-        Parameters
-        ----------
-        region
-            Default: ``us-east-1``.
-        """
+        """Return a boto3 session for this sandbox. Environment variables do not change it."""
         import boto3
         import botocore.session
 
@@ -215,15 +209,7 @@ STOP_SECONDS = 10
 
 
 class SandboxProcess(Access):
-    """A sandbox in a child process. A context manager, created by `sandbox_process`.
-
-    Parameters
-    ----------
-    process
-        The child.
-    ready
-        The line of JSON that it printed: url, access_key, secret_key, account.
-    """
+    """A sandbox in a child process. A context manager, created by `sandbox_process`."""
 
     def __init__(self, process: subprocess.Popen[str], ready: Mapping[str, str]) -> None:
         super().__init__(ready["url"], ready["access_key"], ready["secret_key"], ready["account"])

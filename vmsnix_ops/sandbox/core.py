@@ -68,13 +68,7 @@ NOT_EMULATED = "NotImplemented"
 
 
 def not_emulated(what: str) -> ApiError:
-    """Return the error for a request that AWS accepts and the sandbox does not emulate.
-
-    Parameters
-    ----------
-    what
-        Such as ``"ec2:DescribeFleets"`` or ``"the parameter 'Foo' of ec2:RunInstances"``.
-    """
+    """Return the error for a request that AWS accepts and the sandbox does not emulate."""
     return ApiError(NOT_EMULATED, f"The sandbox does not emulate {what}.", status=501)
 
 

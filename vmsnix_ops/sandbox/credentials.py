@@ -154,11 +154,6 @@ def authenticate(
 ) -> Credential:
     """Return the credential that signed a request.
 
-    Parameters
-    ----------
-    path
-        The path with the bucket, percent-encoded.
-
     Raises
     ------
     ApiError

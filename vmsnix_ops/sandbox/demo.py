@@ -79,19 +79,7 @@ class PublishedAmi:
 
 
 class Filler:
-    """Creates the resources of an account without calls, so that they can have any age.
-
-    Parameters
-    ----------
-    tables
-        The tables of the sandbox, locked by the caller.
-    account
-        The account to fill.
-    seed
-        The seed of IDs, sizes and ages.
-    now
-        The time of the newest resources.
-    """
+    """Creates the resources of an account without calls, so that they can have any age."""
 
     def __init__(self, tables: SandboxTables, account: str, seed: str, now: datetime) -> None:
         self.tables, self.account, self.now = tables, account, now

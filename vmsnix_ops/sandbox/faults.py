@@ -146,13 +146,7 @@ COUNTERS = {"number", "matched", "applied", "_change", "_reads_since"}  # fields
 
 
 class Faults:
-    """The fault rules of one sandbox, oldest first.
-
-    Parameters
-    ----------
-    seed
-        Seed of the random numbers for `Fault.probability`.
-    """
+    """The fault rules of one sandbox, oldest first."""
 
     def __init__(self, seed: int = 0) -> None:
         self._rules: list[Fault] = []
@@ -202,15 +196,7 @@ class Faults:
             return list(self._rules)
 
     def match(self, name: str, facts: Mapping[str, str]) -> list[Fault]:
-        """Return the rules that apply to a call, and count it.
-
-        Parameters
-        ----------
-        name
-            Service and operation, such as ``"ec2:RegisterImage"``.
-        facts
-            Region, principal and parameters by dotted name.
-        """
+        """Return the rules that apply to a call, and count it."""
         applied = []
         with self._lock:
             for rule in self._rules:

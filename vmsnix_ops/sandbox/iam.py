@@ -170,17 +170,7 @@ def _validation_error(value: object, member: str, constraint: str) -> ApiError:
 def _new_arn(
     context: Context, params: Params, kind: str, member: str, longest: int = 64
 ) -> tuple[str, str, str]:
-    """Return name, path and ARN of a new resource, after the checks.
-
-    Parameters
-    ----------
-    kind
-        As in ARNs, such as ``user``.
-    member
-        The parameter with the name.
-    longest
-        Maximum length of the name.
-    """
+    """Return name, path and ARN of a new resource, after the checks."""
     name, path = params[member], params.get("Path", "/")
     _check_name(name, member[0].lower() + member[1:], longest)
     _check_path(path)
@@ -512,17 +502,7 @@ def _policy_document(context: Context, arn: str) -> str:
 
 
 def _register_attachments(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
-    """Register the operations on the managed policies of a role or user.
-
-    Parameters
-    ----------
-    kind
-        ``Role`` or ``User``.
-    member
-        The parameter with the name of the role or user.
-    find
-        Returns the role or user by name.
-    """
+    """Register the operations on the managed policies of a role or user."""
 
     def attach(context: Context, params: Params) -> dict[str, Any]:
         owner, arn = find(context, params[member]), params["PolicyArn"]

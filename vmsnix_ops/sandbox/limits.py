@@ -278,13 +278,8 @@ CHARGES = {"ebs": _ebs_charges, "ec2": _ec2_charges}
 
 
 def copy_seconds(minutes: int | None, gib: float) -> float:
-    """Return how long the copy of a snapshot takes, in seconds.
+    """Return how many seconds the copy of a snapshot with this many stored GiB takes.
 
-    Parameters
-    ----------
-    minutes
-        The completion duration of a time-based copy; None for any other copy.
-    gib
-        The size of the stored blocks of the snapshot, in GiB.
+    `minutes` is the completion duration of a time-based copy.
     """
     return minutes * 60.0 if minutes else COPY_SECONDS + COPY_SECONDS_PER_GIB * gib

@@ -34,13 +34,7 @@ PRINCIPAL_KINDS = {"AWS", "Service", "Federated", "CanonicalUser"}
 def check_policy(text: str, *, trust: bool) -> str:
     """Return the JSON of a policy document, or raise ``MalformedPolicyDocument``.
 
-    Parameters
-    ----------
-    text
-        JSON.
-    trust
-        Whether it is a trust policy, which has principals and no resources. Other policies have resources and
-        no principals.
+    A trust policy has principals and no resources; other policies have resources and no principals.
     """
     try:
         document = load_json(text)

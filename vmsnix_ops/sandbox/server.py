@@ -118,20 +118,7 @@ TIMEOUTS = Timeouts()
 
 
 class Server:
-    """Serves one sandbox over HTTP until it is stopped.
-
-    Parameters
-    ----------
-    state
-        The state of the sandbox.
-    port
-        TCP port; 0 chooses a free one.
-
-    Raises
-    ------
-    OSError
-        The port is in use.
-    """
+    """Serves one sandbox over HTTP until it is stopped."""
 
     def __init__(self, state: SandboxState, port: int = 0) -> None:
         load_operations()
@@ -297,13 +284,7 @@ class Exchange:
 
 
 class Dispatcher:
-    """Answers requests.
-
-    Parameters
-    ----------
-    state
-        The state of the sandbox.
-    """
+    """Answers requests."""
 
     def __init__(self, state: SandboxState) -> None:
         self.state = state

@@ -488,13 +488,7 @@ def _find_subscription(context: Context, arn: str) -> Subscription:
 
 
 def _read_raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -> bool:
-    """Return the value of RawMessageDelivery, the only emulated attribute of subscriptions.
-
-    Raises
-    ------
-    ApiError
-        ``InvalidParameter``; ``NotImplemented`` for another attribute of AWS.
-    """
+    """Return the value of RawMessageDelivery, the only emulated attribute of subscriptions."""
     if name in NOT_EMULATED_ATTRIBUTES:
         raise not_emulated(f"the attribute {name} of subscriptions")
     if name != "RawMessageDelivery":

@@ -235,13 +235,7 @@ class SandboxState:
 
 
 def _lock_folder(folder: Path) -> int:
-    """Lock a folder for this process, and return the descriptor of its lock file.
-
-    Raises
-    ------
-    OSError
-        Another sandbox uses the folder.
-    """
+    """Lock a folder for this process, and return the descriptor of its lock file."""
     path = folder / "in-use"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -313,13 +307,7 @@ def load_tables(content: bytes) -> SandboxTables:
 
 
 def load_steps(content: bytes) -> Steps:
-    """Return the calls of `Clock.advance` in a state file that `load_tables` has read.
-
-    Raises
-    ------
-    StateError
-        They are not as expected.
-    """
+    """Return the calls of `Clock.advance` in a state file that `load_tables` has read."""
     try:
         found = [
             (datetime.fromisoformat(at), float(seconds))

@@ -28,11 +28,6 @@ class BlockStore:
 
     No block is deleted while the sandbox runs, because many snapshots can share it. The folder is deleted
     with the sandbox, or kept with its state.
-
-    Parameters
-    ----------
-    folder
-        The folder; created when it is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -233,13 +228,7 @@ def file_ranges(stored: StoredObject, folder: Path, start: int, length: int) -> 
 
 
 class ObjectReader(io.RawIOBase):
-    """Part files as one seekable binary file. At most one of them is open.
-
-    Parameters
-    ----------
-    parts
-        Path and size in bytes of each part, in order.
-    """
+    """Part files as one seekable binary file. At most one of them is open."""
 
     def __init__(self, parts: Sequence[tuple[Path, int]]) -> None:
         self._parts = list(parts)

@@ -268,11 +268,6 @@ def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> st
         The attributes that the sandbox emulates.
     shape
         The shape in botocore's model with all attributes of the kind of resource.
-
-    Raises
-    ------
-    ApiError
-        As for `check_one_of`.
     """
     name = name[:1].lower() + name[1:] if name else ""
     known: Collection[str] = service_model("ec2").model.shape_for(shape).enum  # type: ignore[attr-defined]
@@ -371,13 +366,7 @@ def find_image_id(context: Context, reference: str) -> str | None:
 
 
 def resolve_image_id(context: Context, reference: str) -> str:
-    """Return the image ID of a reference.
-
-    Raises
-    ------
-    ApiError
-        Its parameter, or this version of it, does not exist.
-    """
+    """Return the image ID of a reference."""
     found = find_image_id(context, reference)
     if found is None:
         refuse_unknown_aws_name(reference.removeprefix(PARAMETER_PREFIX))
@@ -459,13 +448,7 @@ def is_managed_key(context: Context, key: str) -> bool:
 
 
 def find_token_result(context: Context, params: Params) -> str | None:
-    """Return the ID that an earlier call with the same client token created, or None.
-
-    Raises
-    ------
-    ApiError
-        The earlier call had other parameters.
-    """
+    """Return the ID that an earlier call with the same client token created, or None."""
     known = context.table("ec2_tokens").get(f"{context.operation} {params.get('ClientToken')}")
     if not params.get("ClientToken") or known is None:
         return None

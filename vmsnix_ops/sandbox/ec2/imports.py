@@ -230,13 +230,7 @@ def _image(reader: ObjectReader, task: EmulatedImportTask) -> Iterator[DiskImage
 
 
 def _detect_format(context: Context, task: EmulatedImportTask) -> None:
-    """Open the source, and record its format and sizes. RAW accepts any bytes, also those of a VHD.
-
-    Raises
-    ------
-    SourceError
-        The source is missing, not readable, empty, or of another format.
-    """
+    """Open the source, and record its format and sizes. RAW accepts any bytes, also those of a VHD."""
     with _reader(context, task) as reader:
         bucket = find_bucket(context.tables, task.bucket)
         stored = bucket.objects.get(task.key) if bucket is not None else None
@@ -255,11 +249,6 @@ def _read_blocks(context: Context, task: EmulatedImportTask) -> None:
     """Store the blocks that contain data, for `READ_SECONDS` at most.
 
     A large disk is read in several calls, so that no client times out.
-
-    Raises
-    ------
-    SourceError
-        The source is missing or damaged.
     """
     kept: dict[int, bytes] = {}
     enough = time.monotonic() + READ_SECONDS

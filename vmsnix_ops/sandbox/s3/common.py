@@ -251,15 +251,7 @@ def _trailing_algorithm(context: Context) -> str | None:
 
 
 def check_algorithm(name: str, known: Container[str]) -> None:
-    """Check the name of a checksum algorithm.
-
-    Parameters
-    ----------
-    name
-        As in ``ChecksumAlgorithm``.
-    known
-        The algorithms that are emulated here, in lower case.
-    """
+    """Check the name of a checksum algorithm."""
     if name.lower() in known:
         return
     if name.lower() in ALGORITHMS or name in OTHER_ALGORITHMS:

@@ -45,17 +45,7 @@ def is_form_upload(request: Request, path: str) -> bool:
 
 @dataclass
 class FormUpload:
-    """A form, read until its file begins.
-
-    Parameters
-    ----------
-    bucket
-        The bucket of the request.
-    fields
-        The fields before the file, by lower-case name.
-    file
-        The content of the file, to be read once.
-    """
+    """A form, read until its file begins."""
 
     bucket: str
     fields: dict[str, str]

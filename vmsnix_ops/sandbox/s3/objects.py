@@ -228,11 +228,6 @@ def is_not_modified(
     ----------
     names, header
         Prefixes of the parameters and of the headers, such as ``CopySource`` and ``x-amz-copy-source-``.
-
-    Raises
-    ------
-    ApiError
-        ``PreconditionFailed``.
     """
     match, none_match, unmodified, modified = (
         params.get(f"{names}{name}")

@@ -139,13 +139,7 @@ def new_checksum(algorithm: str) -> Hash:
 
 
 class Checksums:
-    """Several checksums of the same bytes.
-
-    Parameters
-    ----------
-    algorithms
-        Names from `ALGORITHMS`.
-    """
+    """Several checksums of the same bytes."""
 
     def __init__(self, algorithms: Iterable[str]) -> None:
         self._hashes = {name: new_checksum(name) for name in algorithms}

@@ -140,19 +140,7 @@ class HttpBody(io.RawIOBase):
 
 
 class ChunkSigner:
-    """Verifies the signatures of the chunks of an ``aws-chunked`` body. Each covers the previous one.
-
-    Parameters
-    ----------
-    key
-        The SigV4 signing key.
-    scope
-        ``date/region/service/aws4_request``.
-    timestamp
-        ``X-Amz-Date``.
-    seed
-        The signature of the headers.
-    """
+    """Verifies the signatures of the chunks of an ``aws-chunked`` body. Each covers the previous one."""
 
     def __init__(self, key: bytes, scope: str, timestamp: str, seed: str) -> None:
         self._key, self._scope, self._timestamp, self._previous = key, scope, timestamp, seed
@@ -175,15 +163,7 @@ class ChunkSigner:
 
 
 class AwsChunkedBody(io.RawIOBase):
-    """The payload of an ``aws-chunked`` body, and its trailers.
-
-    Parameters
-    ----------
-    inner
-        The HTTP body.
-    signer
-        Verifies the signatures; None for ``STREAMING-UNSIGNED-PAYLOAD-TRAILER``.
-    """
+    """The payload of an ``aws-chunked`` body, and its trailers. Without a signer, they are unsigned."""
 
     def __init__(self, inner: HttpBody, signer: ChunkSigner | None) -> None:
         self._inner = io.BufferedReader(inner, 64 * 1024)
@@ -253,13 +233,7 @@ class AwsChunkedBody(io.RawIOBase):
 
 
 class Body:
-    """The payload of a request. Reading it checks the hash that the client signed.
-
-    Parameters
-    ----------
-    http
-        The HTTP body.
-    """
+    """The payload of a request. Reading it checks the hash that the client signed."""
 
     def __init__(self, http: HttpBody) -> None:
         self.http = http
@@ -359,13 +333,7 @@ class Body:
         return total
 
     def drain(self, limit: int) -> bool:
-        """Read the rest of the body, and return whether the connection can be used again.
-
-        Parameters
-        ----------
-        limit
-            Bytes to read at most. With more, the connection is closed.
-        """
+        """Read the rest of the body, and return whether the connection can be used again."""
         if self.http.finished:
             return True
         if self.http.broken:
@@ -409,17 +377,7 @@ BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 class BadRequestError(Exception):
-    """The bytes are not an HTTP/1.1 request that this server accepts.
-
-    Parameters
-    ----------
-    why
-        The problem.
-    status, code
-        HTTP status and AWS's code of the answer.
-    request
-        The request, as far as it was read.
-    """
+    """The bytes are not an HTTP/1.1 request that this server accepts."""
 
     def __init__(
         self, why: str, *, status: int = 400, code: str = "BadRequest", request: Request | None = None
@@ -443,13 +401,7 @@ def limit_time(connection: socket.socket, option: int, seconds: float) -> None:
 
 
 class TimedSocketReader(io.RawIOBase):
-    """Reads a client's socket, with timeouts.
-
-    Parameters
-    ----------
-    connection
-        The client's socket.
-    """
+    """Reads a client's socket, with timeouts."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -568,11 +520,6 @@ def read_request(
         Sends ``100 Continue``.
     begin_body
         Called before the body is read, to start its time: a fault rule may have delayed the request.
-
-    Raises
-    ------
-    BadRequestError
-        It is not an HTTP/1 request.
     """
     line = source.readline(MAX_LINE)
     if line in {b"\r\n", b"\n"}:  # RFC 9112: tolerate an empty line before the request line
@@ -657,19 +604,7 @@ def _framing(request: Request, version: str) -> tuple[int, bool]:
 
 
 def write_response(connection: socket.socket, response: Response, *, head_only: bool, close: bool) -> bool:
-    """Send an answer, and return whether the connection can be used again.
-
-    Parameters
-    ----------
-    connection
-        The client's socket.
-    response
-        The answer.
-    head_only
-        Whether the request is HEAD. Then only the length of the body is sent.
-    close
-        Whether to announce that the connection closes.
-    """
+    """Send an answer, and return whether the connection can be used again."""
     size = len(response.body) if isinstance(response.body, bytes) else sum(r.length for r in response.body)
     lines = [f"HTTP/1.1 {response.status} {responses.get(response.status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in response.headers.items()]

@@ -24,15 +24,7 @@ if TYPE_CHECKING:
 
 
 class BadValueError(Exception):
-    """A text is not a value of its shape.
-
-    Parameters
-    ----------
-    text
-        The text.
-    expected
-        The expected type, such as ``"integer"``.
-    """
+    """A text is not a value of its shape."""
 
     def __init__(self, text: str, expected: str) -> None:
         super().__init__(f"{text!r} is not of the type {expected}")
@@ -160,13 +152,7 @@ class RestRoute:
 
 
 class Service:
-    """One service's model.
-
-    Parameters
-    ----------
-    name
-        botocore's service name.
-    """
+    """One service's model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -201,15 +187,7 @@ class Service:
         return sorted(routes, key=lambda route: route.weight, reverse=True)
 
     def find_route(self, request: Request, path: str) -> tuple[RestRoute, dict[str, str]] | None:
-        """Return the route of a request and the labels in its path; None when no operation matches.
-
-        Parameters
-        ----------
-        request
-            The request.
-        path
-            Its path, percent-encoded; for S3 it begins with the bucket.
-        """
+        """Return the route of a request and the labels in its path; None when no operation matches."""
         for route in self.routes:
             if route.method != request.method:
                 continue

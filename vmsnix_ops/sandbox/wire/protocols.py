@@ -96,26 +96,14 @@ def read_form(text: str) -> dict[str, str]:
 
 
 class FormParser:
-    """Parses a form by the input shape of an operation.
-
-    Parameters
-    ----------
-    protocol
-        ``"ec2"`` or ``"query"``, which have different names and lists.
-    """
+    """Parses a form by the input shape of an operation."""
 
     def __init__(self, protocol: str) -> None:
         self._protocol = protocol
         self._ec2 = protocol == "ec2"
 
     def parse(self, shape: StructureShape | None, form: dict[str, str]) -> dict[str, Any]:
-        """Return the parameters by the names of the model.
-
-        Raises
-        ------
-        ApiError
-            A key is not a parameter, or a value has another type.
-        """
+        """Return the parameters by the names of the model."""
         tree: Tree = {}
         for key, value in form.items():
             self._insert(tree, key, value)
@@ -517,22 +505,7 @@ class RequestTarget:
 
 
 def identify_operation(request: Request, service: Service, path: str) -> RequestTarget:
-    """Return the operation of a request.
-
-    Parameters
-    ----------
-    request
-        The request.
-    service
-        The service that the request is signed for.
-    path
-        Its path, percent-encoded; for S3 it begins with the bucket, also when the host contains that.
-
-    Raises
-    ------
-    ApiError
-        The service has no such operation.
-    """
+    """Return the operation of a request."""
     if service.protocol in {"ec2", "query"}:
         return _identify_form(request, service)
     if service.protocol == "json":
@@ -811,15 +784,6 @@ def write_error(service: Service, error: ApiError, request_id: str) -> Response:
 
     Errors of S3 have no ``Resource``, although the examples of the S3 API Reference do: AWS's answers of
     2024 to 2026 in LocalStack's ``test_s3.snapshot.json`` have none.
-
-    Parameters
-    ----------
-    service
-        The service, which defines the protocol.
-    error
-        The error.
-    request_id
-        The request's id.
     """
     headers = _request_id_headers(service, request_id) | error.headers
     if service.protocol in {"json", "rest-json"}:

@@ -77,17 +77,7 @@ SUB_RESOURCES = frozenset(
 
 
 class MalformedAuthorizationError(Exception):
-    """A request has credentials in a form that AWS refuses.
-
-    Parameters
-    ----------
-    text
-        The problem.
-    code, status
-        S3's error code and HTTP status.
-    extra
-        Further members of the error.
-    """
+    """A request has credentials in a form that AWS refuses."""
 
     def __init__(
         self, text: str, code: str = "AuthorizationHeaderMalformed", *, status: int = 400, **extra: Any
@@ -290,11 +280,6 @@ def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
     ----------
     fields
         The fields of the form by lower-case name.
-
-    Raises
-    ------
-    MalformedAuthorizationError
-        A field is missing.
     """
     version_4 = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Signature", "policy")
     version_2 = ("AWSAccessKeyId", "Signature", "policy")
@@ -407,17 +392,7 @@ def _bytes_as_text(text: str) -> str:
 def possible_texts(
     request: Request, authorization: Authorization, path: str, payload_hashes: tuple[str, ...]
 ) -> Iterator[Signed]:
-    """Yield the texts that a client may have signed, the usual form first.
-
-    Parameters
-    ----------
-    request, authorization
-        The request, with its credential and signature.
-    path
-        The path with the bucket, percent-encoded.
-    payload_hashes
-        Possible values for the payload in the canonical request.
-    """
+    """Yield the texts that a client may have signed, the usual form first."""
     if authorization.policy is not None:
         yield Signed(authorization.policy)
         return
