@@ -3,7 +3,8 @@
 Sources: the operations in the Recycle Bin API Reference and in the Amazon EC2 API Reference; "Recycle Bin",
 "Considerations for Recycle Bin", "Control access to Recycle Bin with IAM" in the Amazon EBS User Guide; the
 actions in the Service Authorization Reference; the examples of the AWS CLI. Texts of errors are from memory,
-their codes and reasons are documented. Rules for volumes are not emulated.
+their codes and reasons are documented. Rules for volumes and locks of rules are not
+emulated.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 import secrets
 import string
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation, register_tags, tag_list
@@ -29,6 +29,8 @@ from vmsnix_ops.sandbox.ec2.common import (
 from vmsnix_ops.sandbox.ec2.filters import paginate
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from vmsnix_ops.sandbox.core import Clock, Context, Params
     from vmsnix_ops.sandbox.ec2.common import ResourceKind
     from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot, Image
@@ -40,7 +42,7 @@ IN_BIN_TAG = "aws:recycle-bin:resource-in-bin"
 ACTIVATION_SECONDS = 2.0
 """How long a new rule is pending and retains nothing. AWS documents only that it may take a moment."""
 
-RETENTION_DAYS, UNLOCK_DAYS = range(1, 366), range(7, 31)
+RETENTION_DAYS = range(1, 366)
 MAX_EXCLUSIONS, MAX_RESOURCE_TAGS = 5, 50
 
 
@@ -49,8 +51,7 @@ class RetentionRule:
     """A retention rule; in the table ``retention_rules`` of its region by ID.
 
     `matching` are the tags of a tag-level rule, `excluded` the exclusion tags of a region-level rule; a tag
-    without a value has the value None. A rule was locked if `unlock_days` is set; `unlocked` is the time of
-    its last UnlockRule.
+    without a value has the value None.
     """
 
     rule_id: str
@@ -62,19 +63,6 @@ class RetentionRule:
     matching: list[tuple[str, str | None]] = field(default_factory=list)
     excluded: list[tuple[str, str | None]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
-    unlock_days: int = 0
-    unlocked: datetime | None = None
-
-    def lock_end(self) -> datetime | None:
-        """Return when the unlock delay ends; None if the rule was not unlocked."""
-        return None if self.unlocked is None else self.unlocked + timedelta(days=self.unlock_days)
-
-    def lock_state(self, clock: Clock) -> str:
-        """Return ``locked``, ``pending_unlock`` or ``unlocked``; "" if the rule was never locked."""
-        end = self.lock_end()
-        if end is None:
-            return "locked" if self.unlock_days else ""
-        return "unlocked" if clock.is_past(end, since=self.unlocked) else "pending_unlock"
 
     def status(self, clock: Clock) -> str:
         """Return ``pending`` or ``available``."""
@@ -146,13 +134,6 @@ def _rule_view(rule: RetentionRule, clock: Clock) -> dict[str, Any]:
         "ExcludeResourceTags": _tag_view(rule.excluded),
         "Status": rule.status(clock),
     }
-    state = rule.lock_state(clock)
-    if state:
-        view["LockState"] = state
-        delay = {"UnlockDelayValue": rule.unlock_days, "UnlockDelayUnit": "DAYS"}
-        view["LockConfiguration"] = {"UnlockDelay": delay}
-    if state == "pending_unlock":
-        view["LockEndTime"] = rule.lock_end()
     return view
 
 
@@ -181,14 +162,6 @@ def _read_days(params: Params) -> int:
     return days
 
 
-def _read_unlock_days(params: Params) -> int:
-    delay = params["LockConfiguration"]["UnlockDelay"]
-    days: int = delay["UnlockDelayValue"]
-    if delay["UnlockDelayUnit"] != "DAYS" or days not in UNLOCK_DAYS:
-        raise _validation_error("The unlock delay must be between 7 and 30 days.")
-    return days
-
-
 def _read_description(params: Params) -> str:
     text: str = params.get("Description", "")
     if not re.fullmatch(r"[\S ]{0,255}", text):
@@ -197,11 +170,8 @@ def _read_description(params: Params) -> str:
 
 
 def _check_rule(rule: RetentionRule) -> None:
-    """Refuse exclusion tags in a tag-level rule, and a lock of a rule that has tags of either kind."""
     if rule.matching and rule.excluded:
         raise _validation_error("Exclusion tags can't be specified for a tag-level retention rule.")
-    if rule.unlock_days and (rule.matching or rule.excluded):
-        raise _validation_error("Only Region-level retention rules without exclusion tags can be locked.")
 
 
 def _check_resource_type(resource_type: str) -> str:
@@ -227,17 +197,10 @@ def _existing_rule(context: Context, rule_id: str) -> RetentionRule:
     return found
 
 
-def _check_state(rule: RetentionRule, clock: Clock, *allowed: str) -> None:
-    state = rule.lock_state(clock)
-    if state not in allowed:
-        text = f"The rule {rule.rule_id} is in the lock state {state or 'null'}."
-        raise ApiError("ConflictException", text, status=409, Reason="INVALID_RULE_STATE")
-
-
 @operation(
     "rbin",
     "CreateRule",
-    "RetentionPeriod Description Tags ResourceType ResourceTags LockConfiguration ExcludeResourceTags",
+    "RetentionPeriod Description Tags ResourceType ResourceTags ExcludeResourceTags",
 )
 def create_rule(context: Context, params: Params) -> dict[str, Any]:
     """Create a rule: tag-level with ResourceTags, region-level without."""
@@ -252,7 +215,6 @@ def create_rule(context: Context, params: Params) -> dict[str, Any]:
         matching=_read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS),
         excluded=_read_tags(params, "ExcludeResourceTags", MAX_EXCLUSIONS),
         tags={tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()},
-        unlock_days=_read_unlock_days(params) if "LockConfiguration" in params else 0,
     )
     _check_rule(rule)
     context.table("retention_rules")[rule_id] = rule
@@ -271,11 +233,10 @@ def get_rule(context: Context, params: Params) -> dict[str, Any]:
     "Identifier RetentionPeriod Description ResourceType ResourceTags ExcludeResourceTags",
 )
 def update_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Change the given members of a rule, unless the rule is locked."""
+    """Change the given members of a rule."""
     rule = _find_rule(context, params)
     if "ResourceType" in params:  # documented as not supported
         raise _validation_error("The resource type of a rule can't be changed.")
-    _check_state(rule, context.clock, "", "unlocked")
     changed = replace(rule)
     if "RetentionPeriod" in params:
         changed.days = _read_days(params)
@@ -292,16 +253,13 @@ def update_rule(context: Context, params: Params) -> dict[str, Any]:
 
 @operation("rbin", "DeleteRule", "Identifier")
 def delete_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Delete a rule, unless it is locked. The resources that it retained stay in the bin."""
+    """Delete a rule. The resources that it retained stay in the bin."""
     rule = _find_rule(context, params)
-    _check_state(rule, context.clock, "", "unlocked")
     del context.table("retention_rules")[rule.rule_id]
     return {}
 
 
-@operation(
-    "rbin", "ListRules", "MaxResults NextToken ResourceType ResourceTags LockState ExcludeResourceTags"
-)
+@operation("rbin", "ListRules", "MaxResults NextToken ResourceType ResourceTags ExcludeResourceTags")
 def list_rules(context: Context, params: Params) -> dict[str, Any]:
     """Return the rules for a resource type. Assumption: a rule must have all the tags of the request."""
     kind = _check_resource_type(params["ResourceType"])
@@ -310,41 +268,15 @@ def list_rules(context: Context, params: Params) -> dict[str, Any]:
     rules = [
         rule
         for _, rule in sorted(context.table("retention_rules").items())
-        if rule.resource_type == kind
-        and matching <= set(rule.matching)
-        and excluded <= set(rule.excluded)
-        and params.get("LockState") in {None, rule.lock_state(context.clock)}
+        if rule.resource_type == kind and matching <= set(rule.matching) and excluded <= set(rule.excluded)
     ]
-    members = ("Identifier", "Description", "RetentionPeriod", "LockState", "RuleArn")
+    members = ("Identifier", "Description", "RetentionPeriod", "RuleArn")
     views = (_rule_view(rule, context.clock) for rule in rules)
     shown = [{name: view[name] for name in members if name in view} for view in views]
     return PAGES.page(shown, params, "Rules")
 
 
-# Locks
-
-
-@operation("rbin", "LockRule", "Identifier LockConfiguration")
-def lock_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Lock a region-level rule, also while its unlock delay runs."""
-    rule, days = _find_rule(context, params), _read_unlock_days(params)
-    _check_state(rule, context.clock, "", "unlocked", "pending_unlock")
-    locked = replace(rule, unlock_days=days, unlocked=None)
-    _check_rule(locked)
-    context.table("retention_rules")[rule.rule_id] = locked
-    return _rule_view(locked, context.clock)
-
-
-@operation("rbin", "UnlockRule", "Identifier")
-def unlock_rule(context: Context, params: Params) -> dict[str, Any]:
-    """Unlock a rule. It can be changed once the unlock delay is over."""
-    rule = _find_rule(context, params)
-    _check_state(rule, context.clock, "locked")
-    rule.unlocked = context.clock.now()
-    return _rule_view(rule, context.clock)
-
-
-# Tags of rules
+# Tags
 
 
 def _tagged_rule(context: Context, params: Params) -> RetentionRule:

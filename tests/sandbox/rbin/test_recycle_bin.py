@@ -25,8 +25,7 @@ def pair(key: str, value: str) -> dict[str, str]:
     return {"ResourceTagKey": key, "ResourceTagValue": value}
 
 
-def locked(number: int = 7) -> dict[str, Any]:
-    return {"UnlockDelay": {"UnlockDelayValue": number, "UnlockDelayUnit": "DAYS"}}
+DELAY = {"UnlockDelayValue": 7, "UnlockDelayUnit": "DAYS"}
 
 
 def rule(aws: SandboxClients, number: int = 7, kind: str = "EBS_SNAPSHOT", **more: Any) -> str:
@@ -231,7 +230,6 @@ def test_a_rule_is_described_updated_and_deleted(aws: SandboxClients) -> None:
     shown = aws.rbin.get_rule(Identifier=rule_id)
     assert shown["RetentionPeriod"] == days(9)
     assert (shown["Description"], shown["ResourceTags"]) == ("Golden images", [pair("kind", "")])
-    assert "LockState" not in shown
     with refused("ValidationException"):
         aws.rbin.update_rule(Identifier=rule_id, ResourceType="EBS_SNAPSHOT")
     arn = made["RuleArn"]
@@ -240,15 +238,15 @@ def test_a_rule_is_described_updated_and_deleted(aws: SandboxClients) -> None:
     aws.rbin.untag_resource(ResourceArn=arn, TagKeys=["team", "other, one"])
     assert aws.rbin.list_tags_for_resource(ResourceArn=arn)["Tags"] == [{"Key": "a", "Value": "b"}]
     aws.rbin.delete_rule(Identifier=rule_id)
-    for call in (aws.rbin.get_rule, aws.rbin.delete_rule, aws.rbin.unlock_rule):
+    for call in (aws.rbin.get_rule, aws.rbin.delete_rule):
         with refused("ResourceNotFoundException"):
             call(Identifier=rule_id)
 
 
-def test_rules_are_listed_by_type_tags_and_lock(aws: SandboxClients) -> None:
+def test_rules_are_listed_by_type_and_tags(aws: SandboxClients) -> None:
     tag_level = rule(aws, ResourceTags=[pair("a", "b")])
     excluding = rule(aws, ExcludeResourceTags=[pair("c", "d")])
-    locked_rule = rule(aws, LockConfiguration=locked())
+    other = rule(aws)
     rule(aws, kind="EC2_IMAGE")
 
     def listed(**more: Any) -> set[str]:
@@ -257,33 +255,11 @@ def test_rules_are_listed_by_type_tags_and_lock(aws: SandboxClients) -> None:
         )
         return {one["Identifier"] for page in pages for one in page["Rules"]}
 
-    assert listed() == {tag_level, excluding, locked_rule}
+    assert listed() == {tag_level, excluding, other}
     assert listed(ResourceTags=[pair("a", "b")]) == {tag_level}
     assert listed(ExcludeResourceTags=[pair("c", "d")]) == {excluding}
-    assert listed(LockState="locked") == {locked_rule}
     with refused("ValidationException"):
         aws.rbin.list_rules(ResourceType="EBS_SNAPSHOT", NextToken="=")
-
-
-def test_a_locked_rule_is_changed_after_its_unlock_delay(aws: SandboxClients) -> None:
-    rule_id = rule(aws)
-    answer = aws.rbin.lock_rule(Identifier=rule_id, LockConfiguration=locked(7))
-    assert (answer["LockState"], answer["LockConfiguration"]) == ("locked", locked(7))
-    for _ in range(2):
-        with refused("ConflictException"):
-            aws.rbin.update_rule(Identifier=rule_id, Description="x")
-        with refused("ConflictException"):
-            aws.rbin.delete_rule(Identifier=rule_id)
-        state = aws.rbin.get_rule(Identifier=rule_id)["LockState"]
-        if state == "locked":
-            unlocked = aws.rbin.unlock_rule(Identifier=rule_id)
-            assert (unlocked["LockState"], "LockEndTime" in unlocked) == ("pending_unlock", True)
-    with refused("ConflictException"):
-        aws.rbin.unlock_rule(Identifier=rule_id)
-    aws.pass_time(7 * DAY)
-    assert aws.rbin.update_rule(Identifier=rule_id, Description="x")["LockState"] == "unlocked"
-    aws.rbin.lock_rule(Identifier=rule_id, LockConfiguration=locked(30))
-    assert aws.rbin.get_rule(Identifier=rule_id)["LockState"] == "locked"
 
 
 @pytest.mark.parametrize(
@@ -291,9 +267,6 @@ def test_a_locked_rule_is_changed_after_its_unlock_delay(aws: SandboxClients) ->
     [
         {"RetentionPeriod": days(366)},
         {"ResourceTags": [pair("a", "b")], "ExcludeResourceTags": [pair("c", "d")]},
-        {"ResourceTags": [pair("a", "b")], "LockConfiguration": locked()},
-        {"ExcludeResourceTags": [pair("a", "b")], "LockConfiguration": locked()},
-        {"LockConfiguration": locked(31)},
         {"Description": "two\nlines"},
         {"ExcludeResourceTags": [pair("a", str(number)) for number in range(6)]},
     ],
@@ -306,9 +279,12 @@ def test_invalid_rules_are_refused(aws: SandboxClients, wrong: dict[str, Any]) -
     assert aws.rbin.list_rules(ResourceType="EBS_SNAPSHOT")["Rules"] == []
 
 
-def test_rules_for_volumes_are_not_emulated(aws: SandboxClients) -> None:
+@pytest.mark.parametrize(
+    "more", [{"ResourceType": "EBS_VOLUME"}, {"LockConfiguration": {"UnlockDelay": DELAY}}], ids=str
+)
+def test_rules_for_volumes_and_locks_are_not_emulated(aws: SandboxClients, more: dict[str, Any]) -> None:
     with refused("NotImplemented"):
-        aws.rbin.create_rule(RetentionPeriod=days(7), ResourceType="EBS_VOLUME")
+        aws.rbin.create_rule(**{"RetentionPeriod": days(7), "ResourceType": "EBS_SNAPSHOT"} | more)
 
 
 # Permissions
