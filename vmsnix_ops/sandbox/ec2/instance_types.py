@@ -8,7 +8,7 @@ Source: recorded answers of DescribeInstanceTypes of 2026. Prices, network and d
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe
 from vmsnix_ops.sandbox.ec2.networks import zone_ids, zones_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmsnix_ops.sandbox.core import Context, Params
 
 DEFAULT_INSTANCE_TYPE = "m1.small"
@@ -62,6 +64,15 @@ class InstanceType:
         return self.processors // self.threads_per_core
 
 
+READERS: dict[str, Callable[[str], Any]] = {
+    "bool": "yes".__eq__,
+    "int": int,
+    "str": str,
+    "tuple[str, ...]": lambda text: tuple(text.split(",")),
+}
+"""Reads the text of a fact, by the type of its member of `InstanceType`."""
+
+
 @lru_cache
 def instance_types() -> dict[str, InstanceType]:
     """Return the instance types by name."""
@@ -73,27 +84,10 @@ def instance_types() -> dict[str, InstanceType]:
         for size in facts["sizes"].split():
             name, _, numbers = size.partition("=")
             processors, _, memory = numbers.partition("/")
-            kind = InstanceType(
-                name=f"{facts['family']}.{name}",
-                architectures=tuple(facts["architectures"].split(",")),
-                boot_modes=tuple(facts["boot_modes"].split(",")),
-                hypervisor=facts["hypervisor"],
-                nitro_tpm=facts["nitro_tpm"] == "yes",
-                ena=facts["ena"],
-                ebs_optimized=facts["ebs_optimized"],
-                nvme=facts["nvme"],
-                threads_per_core=int(facts["threads_per_core"]),
-                manufacturer=facts["manufacturer"],
-                usage_classes=tuple(facts["usage_classes"].split(",")),
-                strategies=tuple(facts["strategies"].split(",")),
-                current=facts["current"] == "yes",
-                storage=facts["storage"] == "yes",
-                recovery=facts["recovery"] == "yes",
-                hibernation=facts["hibernation"] == "yes",
-                dedicated_hosts=facts["dedicated_hosts"] == "yes",
-                processors=int(processors),
-                memory_mib=int(memory),
-            )
+            texts = facts | {"processors": processors, "memory_mib": memory}
+            texts["name"] = f"{facts['family']}.{name}"
+            members = {one.name: READERS[str(one.type)](texts[one.name]) for one in fields(InstanceType)}
+            kind = InstanceType(**members)
             found[kind.name] = kind
     return found
 

@@ -30,6 +30,7 @@ from vmsnix_ops.sandbox.regions import region_exists
 from vmsnix_ops.sandbox.s3.common import (
     canonical_user_id,
     check_tags,
+    invalid_argument,
     invalid_request,
     owner_acl,
 )
@@ -77,10 +78,9 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
     bucket = Bucket(name, context.account, region, context.clock.now(), settings=_default_settings())
     if "ObjectOwnership" in params:
         if params["ObjectOwnership"] not in OWNERSHIPS:
-            raise ApiError(
-                "InvalidArgument",
+            raise invalid_argument(
                 f"Invalid x-amz-object-ownership header: {params['ObjectOwnership']}",
-                ArgumentName="x-amz-object-ownership",
+                "x-amz-object-ownership",
             )
         bucket.settings["ownership"] = {"Rules": [{"ObjectOwnership": params["ObjectOwnership"]}]}
     if tags:
@@ -168,7 +168,7 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
     limit = params.get("MaxBuckets", BUCKETS_PER_PAGE)
     if region is not None and not region_exists(region):
         text = f"Argument value {region} is not a valid AWS Region"
-        raise ApiError("InvalidArgument", text, ArgumentName="bucket-region")
+        raise invalid_argument(text, "bucket-region")
     found = [
         bucket
         for name, bucket in sorted(context.table("buckets", region="").items())
@@ -330,10 +330,9 @@ def _check_tagging(document: dict[str, Any]) -> dict[str, Any] | None:
 def _check_encryption(document: dict[str, Any]) -> dict[str, Any]:
     default = _only_rule(document).get("ApplyServerSideEncryptionByDefault", {})
     if "KMSMasterKeyID" in default and not str(default.get("SSEAlgorithm")).startswith("aws:kms"):
-        raise ApiError(
-            "InvalidArgument",
+        raise invalid_argument(
             "a KMSMasterKeyID is not applicable if the default sse algorithm is not aws:kms or aws:kms:dsse",
-            ArgumentName="ApplyServerSideEncryptionByDefault",
+            "ApplyServerSideEncryptionByDefault",
         )
     return document
 

@@ -69,6 +69,12 @@ TRASH_AGE = timedelta(minutes=1)
 MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 
 
+def invalid_argument(text: str, name: str, value: object = None) -> ApiError:
+    """Return ``InvalidArgument`` with the name of the argument and, unless it is None, its value."""
+    given: dict[str, Any] = {} if value is None else {"ArgumentValue": value}
+    return ApiError("InvalidArgument", text, ArgumentName=name, **given)
+
+
 def invalid_request(text: str) -> ApiError:
     """Return ``InvalidRequest``."""
     return ApiError("InvalidRequest", text)
@@ -313,12 +319,11 @@ def parse_tags(text: str) -> dict[str, str]:
     tags = [{"Key": unquote_plus(key), "Value": unquote_plus(value)} for key, _, value in pairs]
     keys = [tag["Key"] for tag in tags]
     if len(set(keys)) != len(keys) or any(_NOT_IN_TAGS.search(tag["Key"] + tag["Value"]) for tag in tags):
-        raise ApiError(
-            "InvalidArgument",
+        raise invalid_argument(
             "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters "
             "without tag name duplicates.",
-            ArgumentName="x-amz-tagging",
-            ArgumentValue=text,
+            "x-amz-tagging",
+            text,
         )
     return check_tags(tags, limit=10)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from vmsnix_ops.sandbox.core import ApiError, load_json
+from vmsnix_ops.sandbox.s3.common import invalid_argument
 from vmsnix_ops.sandbox.wire.http import Request, Response
 from vmsnix_ops.sandbox.wire.models import service_model
 from vmsnix_ops.sandbox.wire.protocols import XML_HEADER, malformed_xml, read_xml, xml_element, xml_text
@@ -106,12 +107,11 @@ class FormUpload:
     def as_put_request(self) -> Request:
         """Return the PutObject request of the form."""
         if "key" not in self.fields:
-            raise ApiError(
-                "InvalidArgument",
+            raise invalid_argument(
                 "Bucket POST must contain a field named 'key'.  If it is specified, please check the order "
                 "of the fields.",
-                ArgumentName="key",
-                ArgumentValue="",
+                "key",
+                "",
             )
         headers = {
             {"acl": "x-amz-acl", "tagging": "x-amz-tagging"}.get(name, name): value
@@ -201,7 +201,7 @@ def read_form_upload(request: Request, path: str) -> FormUpload:
             text = "Your POST request fields preceding the upload file were too large."
             raise ApiError("MaxPostPreDataLengthExceeded", text)
     text = "POST requires exactly one file upload per request."
-    raise ApiError("InvalidArgument", text, ArgumentName="file", ArgumentValue="0")
+    raise invalid_argument(text, "file", "0")
 
 
 class _FormReader:

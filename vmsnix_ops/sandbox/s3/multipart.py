@@ -30,6 +30,7 @@ from vmsnix_ops.sandbox.s3.common import (
     check_user_metadata,
     check_write_conditions,
     checksum_members,
+    invalid_argument,
     invalid_request,
     new_part_file,
     parse_tags,
@@ -155,12 +156,7 @@ def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str)
     if not id_marker:
         return later
     if id_marker not in ids:
-        raise ApiError(
-            "InvalidArgument",
-            "Invalid uploadId marker",
-            ArgumentName="upload-id-marker",
-            ArgumentValue=id_marker,
-        )
+        raise invalid_argument("Invalid uploadId marker", "upload-id-marker", id_marker)
     return same[ids.index(id_marker) + 1 :] + later
 
 
@@ -257,11 +253,8 @@ def _chosen_checksum(params: Params) -> tuple[str | None, str]:
 def _check_part_number(number: int) -> None:
     """Check the number of a part."""
     if number not in PART_NUMBERS:
-        raise ApiError(
-            "InvalidArgument",
-            "Part number must be an integer between 1 and 10000, inclusive",
-            ArgumentName="partNumber",
-            ArgumentValue=number,
+        raise invalid_argument(
+            "Part number must be an integer between 1 and 10000, inclusive", "partNumber", number
         )
 
 
@@ -503,12 +496,7 @@ def _find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredO
     text, _, version_id = params["CopySource"].partition("?versionId=")
     name, _, key = unquote(text).lstrip("/").partition("/")
     if not name or not key:
-        raise ApiError(
-            "InvalidArgument",
-            "Invalid copy source object key",
-            ArgumentName="x-amz-copy-source",
-            ArgumentValue="x-amz-copy-source",
-        )
+        raise invalid_argument("Invalid copy source object key", "x-amz-copy-source", "x-amz-copy-source")
     bucket = existing_bucket(context, name)
     check_owner(bucket, params.get("ExpectedSourceBucketOwner"))
     stored = find_object(bucket, key, unquote(version_id) or None)
@@ -670,4 +658,4 @@ def _copied_range(source: StoredObject, params: Params) -> tuple[int, int]:
         reason = f"Range specified is not valid for source object of size: {source.size}"
     else:
         return int(match[1]), int(match[2]) + 1
-    raise ApiError("InvalidArgument", reason, ArgumentName="x-amz-copy-source-range", ArgumentValue=text)
+    raise invalid_argument(reason, "x-amz-copy-source-range", text)

@@ -27,6 +27,7 @@ from vmsnix_ops.sandbox.s3.common import (
     check_user_metadata,
     check_write_conditions,
     checksum_members,
+    invalid_argument,
     invalid_request,
     owner_acl,
     parse_tags,
@@ -316,9 +317,7 @@ def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
     stored = find_object(bucket, params["Key"], params.get("VersionId"))
     wanted = set(params["ObjectAttributes"])
     if not wanted <= OBJECT_ATTRIBUTES:
-        raise ApiError(
-            "InvalidArgument", "Invalid attribute name specified.", ArgumentName="x-amz-object-attributes"
-        )
+        raise invalid_argument("Invalid attribute name specified.", "x-amz-object-attributes")
     answer: dict[str, Any] = {"LastModified": stored.modified, **version_member(bucket, stored)}
     if "ETag" in wanted:
         answer["ETag"] = stored.etag
@@ -522,12 +521,7 @@ def key_encoder(params: Params) -> Any:
     """Return the function that writes keys: unchanged, or percent-encoded with ``encoding-type=url``."""
     kind = params.get("EncodingType")
     if kind not in {None, "url"}:
-        raise ApiError(
-            "InvalidArgument",
-            "Invalid Encoding Method specified in Request",
-            ArgumentName="encoding-type",
-            ArgumentValue=kind,
-        )
+        raise invalid_argument("Invalid Encoding Method specified in Request", "encoding-type", kind)
     return (lambda text: quote(text, safe="/-_.~*")) if kind == "url" else (lambda text: text)
 
 
@@ -585,11 +579,7 @@ def _read_token(token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise ApiError(
-            "InvalidArgument",
-            "The continuation token provided is incorrect",
-            ArgumentName="continuation-token",
-        ) from None
+        raise invalid_argument("The continuation token provided is incorrect", "continuation-token") from None
 
 
 @object_operation("ListObjects", "Bucket Delimiter EncodingType Marker MaxKeys Prefix")
@@ -618,11 +608,8 @@ def list_object_versions(context: Context, params: Params) -> dict[str, Any]:
     prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
     key_marker, id_marker = params.get("KeyMarker", ""), params.get("VersionIdMarker", "")
     if id_marker and not key_marker:
-        raise ApiError(
-            "InvalidArgument",
-            "A version-id marker cannot be specified without a key marker.",
-            ArgumentName="version-id-marker",
-            ArgumentValue=id_marker,
+        raise invalid_argument(
+            "A version-id marker cannot be specified without a key marker.", "version-id-marker", id_marker
         )
     limit = page_limit(params, "MaxKeys")
     versions = versions_after(bucket, prefix, key_marker, id_marker)

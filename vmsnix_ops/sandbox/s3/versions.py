@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import ApiError, not_emulated
-from vmsnix_ops.sandbox.s3.common import abort_upload, precondition_failed, remove_parts
+from vmsnix_ops.sandbox.s3.common import abort_upload, invalid_argument, precondition_failed, remove_parts
 from vmsnix_ops.sandbox.storage import DeleteMarker, StoredObject
 from vmsnix_ops.sandbox.wire.models import format_time
 
@@ -83,12 +83,7 @@ def _time_in_id(version_id: str) -> int | None:
 
 def _check_version_id(version_id: str) -> None:
     if version_id != NULL and _time_in_id(version_id) is None:
-        raise ApiError(
-            "InvalidArgument",
-            "Invalid version id specified",
-            ArgumentName="versionId",
-            ArgumentValue=version_id,
-        )
+        raise invalid_argument("Invalid version id specified", "versionId", version_id)
 
 
 def no_such_version(key: str, version_id: str) -> ApiError:
