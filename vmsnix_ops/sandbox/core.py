@@ -169,6 +169,11 @@ def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
+def given(**members: Any) -> dict[str, Any]:
+    """Return the members of an answer that have a value: the others are left out of it."""
+    return {name: value for name, value in members.items() if value}
+
+
 def tags_member(tags: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
     """Return the ``Tags`` of an answer that lacks this member when there are no tags."""
     return {"Tags": tag_list(tags)} if tags else {}

@@ -19,8 +19,8 @@ from bisect import bisect_left
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, operation, params_digest, tag_list
-from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, choose_encryption, new_id
+from vmsnix_ops.sandbox.core import ApiError, Params, given, operation, params_digest, tag_list
+from vmsnix_ops.sandbox.ec2.common import MAX_EBS_TAG_VALUE, check_tags, choose_encryption, new_snapshot
 from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, DirectUpload, EmulatedSnapshot
 from vmsnix_ops.sandbox.wire.http import FileRange
 
@@ -125,29 +125,21 @@ def start_snapshot(context: Context, params: Params) -> dict[str, Any]:
             status=402,
             Reason="DEPENDENCY_SERVICE_QUOTA_EXCEEDED",
         )
-    now, snapshot_id = clock.now(), new_id("snap")
-    snapshot = EmulatedSnapshot(
-        snapshot_id=snapshot_id,
-        owner=context.account,
-        region=context.region,
-        size_gib=size,
-        started=now,
-        since=now,
+    more: dict[str, Any] = {} if parent is None else {"lineage": parent.lineage, "blocks": parent.blocks}
+    snapshot = new_snapshot(
+        context,
+        size,
         description=params.get("Description", ""),
-        lineage=parent.lineage if parent is not None else snapshot_id,
         encrypted=encrypted,
         kms_key=key,
         tags=tags,
         direct=True,
-        upload=DirectUpload(params.get("ParentSnapshotId"), minutes, now),
-        blocks=parent.blocks if parent is not None else {},
+        upload=DirectUpload(params.get("ParentSnapshotId"), minutes, clock.now()),
+        **more,
     )
-    table[snapshot_id] = snapshot
     if params.get("ClientToken"):
-        context.table("ebs_tokens")[params["ClientToken"]] = (
-            params_digest(params, "ClientToken"),
-            snapshot_id,
-        )
+        digest = params_digest(params, "ClientToken")
+        context.table("ebs_tokens")[params["ClientToken"]] = (digest, snapshot.snapshot_id)
     return _start_answer(context, snapshot)
 
 
@@ -204,15 +196,14 @@ def _start_answer(context: Context, snapshot: EmulatedSnapshot) -> dict[str, Any
         "VolumeSize": snapshot.size_gib,
         "BlockSize": BLOCK_BYTES,
     }
-    if snapshot.description:
-        answer["Description"] = snapshot.description
-    if snapshot.tags:
-        answer["Tags"] = tag_list(snapshot.tags)
-    if snapshot.upload is not None and snapshot.upload.parent_id:
-        answer["ParentSnapshotId"] = snapshot.upload.parent_id
-    if snapshot.kms_key:
-        answer |= {"KmsKeyArn": snapshot.kms_key, "SseType": "sse-kms"}
-    return answer
+    parent_id = snapshot.upload.parent_id if snapshot.upload is not None else ""
+    return answer | given(
+        Description=snapshot.description,
+        Tags=tag_list(snapshot.tags),
+        ParentSnapshotId=parent_id,
+        KmsKeyArn=snapshot.kms_key,
+        SseType="sse-kms" if snapshot.kms_key else "",
+    )
 
 
 def _open_upload(context: Context, snapshot: EmulatedSnapshot) -> DirectUpload:

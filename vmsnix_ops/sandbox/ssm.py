@@ -20,6 +20,7 @@ from vmsnix_ops.sandbox.core import (
     ApiError,
     Paging,
     constraint_text,
+    given,
     not_emulated,
     operation,
     register_tags,
@@ -226,13 +227,9 @@ def _parameter_metadata(parameter: EmulatedParameter, version: EmulatedVersion) 
         "Policies": [],
         "DataType": version.data_type,
     }
-    if version.description:
-        shown["Description"] = version.description
-    if version.key:
-        shown["KeyId"] = version.alias
-    if version.allowed_pattern:
-        shown["AllowedPattern"] = version.allowed_pattern
-    return shown
+    return shown | given(
+        Description=version.description, KeyId=version.alias, AllowedPattern=version.allowed_pattern
+    )
 
 
 def _pages(most: int) -> Paging:

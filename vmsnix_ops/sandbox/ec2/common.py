@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, Params, not_emulated, operation, params_digest
 from vmsnix_ops.sandbox.ec2.filters import by_name, describe
+from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot
 from vmsnix_ops.sandbox.kms import find_key, managed_key
 from vmsnix_ops.sandbox.ssm import parameters, readable_parameters, refuse_unknown_aws_name
 from vmsnix_ops.sandbox.wire.models import service_model
@@ -37,105 +38,60 @@ class ResourceKind:
     table: str
     resource_type: str
     malformed: str
-    malformed_text: str
     not_found: str
     not_found_text: str
     several_not_found_text: str = ""
+    malformed_text: str = 'Invalid id: "{id}" (expecting "{prefix}-...")'
 
 
+# The codes are documented. The texts of malformed VPC and subnet IDs and of import tasks are from memory.
 IMAGE = ResourceKind(
-    "ami",
-    "images",
-    "image",
-    "InvalidAMIID.Malformed",
-    'Invalid id: "{id}" (expecting "ami-...")',
-    "InvalidAMIID.NotFound",
+    *("ami", "images", "image", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound"),
     "The image id '[{id}]' does not exist",
     "The image ids '[{id}]' do not exist",
 )
 SNAPSHOT = ResourceKind(
-    "snap",
-    "snapshots",
-    "snapshot",
-    "InvalidSnapshotID.Malformed",
-    "Value ({id}) for parameter snapshotId is invalid. Expected: 'snap-...'.",
-    "InvalidSnapshot.NotFound",
+    *("snap", "snapshots", "snapshot", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound"),
     "The snapshot '{id}' does not exist.",
+    malformed_text="Value ({id}) for parameter snapshotId is invalid. Expected: 'snap-...'.",
 )
 VOLUME = ResourceKind(
-    "vol",
-    "volumes",
-    "volume",
-    "InvalidParameterValue",
-    "Value ({id}) for parameter volumeId is invalid. Expected: 'vol-...'.",
-    "InvalidVolume.NotFound",
+    *("vol", "volumes", "volume", "InvalidParameterValue", "InvalidVolume.NotFound"),
     "The volume '{id}' does not exist.",
+    malformed_text="Value ({id}) for parameter volumeId is invalid. Expected: 'vol-...'.",
 )
 INSTANCE = ResourceKind(
-    "i",
-    "instances",
-    "instance",
-    "InvalidInstanceID.Malformed",
-    'Invalid id: "{id}"',
-    "InvalidInstanceID.NotFound",
+    *("i", "instances", "instance", "InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound"),
     "The instance ID '{id}' does not exist",
     "The instance IDs '{id}' do not exist",
+    'Invalid id: "{id}"',
 )
 IMPORT_TASK = ResourceKind(
-    "import-snap",
-    "import_tasks",
-    "import-snapshot-task",
-    "InvalidConversionTaskId.Malformed",
-    "The conversion task id '{id}' is malformed",  # text from memory; the code is documented
-    "InvalidConversionTaskId",
-    "The conversion task '{id}' does not exist",  # text from memory; the code is documented
+    *("import-snap", "import_tasks", "import-snapshot-task"),
+    *("InvalidConversionTaskId.Malformed", "InvalidConversionTaskId"),
+    "The conversion task '{id}' does not exist",
+    malformed_text="The conversion task id '{id}' is malformed",
 )
 LAUNCH_TEMPLATE = ResourceKind(
-    "lt",
-    "launch_templates",
-    "launch-template",
-    "InvalidLaunchTemplateId.Malformed",
-    'Invalid id: "{id}" (expecting "lt-...")',
-    "InvalidLaunchTemplateId.NotFound",
+    *("lt", "launch_templates", "launch-template"),
+    *("InvalidLaunchTemplateId.Malformed", "InvalidLaunchTemplateId.NotFound"),
     "The specified launch template, with template ID {id}, does not exist.",
 )
 VPC = ResourceKind(
-    "vpc",
-    "vpcs",
-    "vpc",
-    "InvalidVpcID.Malformed",
-    'Invalid id: "{id}" (expecting "vpc-...")',  # text from memory
-    "InvalidVpcID.NotFound",
+    *("vpc", "vpcs", "vpc", "InvalidVpcID.Malformed", "InvalidVpcID.NotFound"),
     "The vpc ID '{id}' does not exist",
 )
 SUBNET = ResourceKind(
-    "subnet",
-    "subnets",
-    "subnet",
-    "InvalidSubnetID.Malformed",
-    'Invalid id: "{id}" (expecting "subnet-...")',  # text from memory
-    "InvalidSubnetID.NotFound",
+    *("subnet", "subnets", "subnet", "InvalidSubnetID.Malformed", "InvalidSubnetID.NotFound"),
     "The subnet ID '{id}' does not exist",
 )
 SECURITY_GROUP = ResourceKind(
-    "sg",
-    "security_groups",
-    "security-group",
-    "InvalidGroupId.Malformed",
-    'Invalid id: "{id}"',
-    "InvalidGroup.NotFound",
+    *("sg", "security_groups", "security-group", "InvalidGroupId.Malformed", "InvalidGroup.NotFound"),
     "The security group '{id}' does not exist",
+    malformed_text='Invalid id: "{id}"',
 )
 RESOURCE_KINDS = (
-    IMAGE,
-    SNAPSHOT,
-    VOLUME,
-    INSTANCE,
-    IMPORT_TASK,
-    LAUNCH_TEMPLATE,
-    VPC,
-    SUBNET,
-    SECURITY_GROUP,
+    *(IMAGE, SNAPSHOT, VOLUME, INSTANCE, IMPORT_TASK, LAUNCH_TEMPLATE, VPC, SUBNET, SECURITY_GROUP),
 )
 
 
@@ -147,7 +103,7 @@ def new_id(prefix: str) -> str:
 def check_id(kind: ResourceKind, resource_id: str) -> None:
     """Raise the ``Malformed`` error of the kind for an ID of another form."""
     if not re.fullmatch(rf"{kind.prefix}-([0-9a-f]{{8}}|[0-9a-f]{{17}})", resource_id):
-        raise ApiError(kind.malformed, kind.malformed_text.format(id=resource_id))
+        raise ApiError(kind.malformed, kind.malformed_text.format(id=resource_id, prefix=kind.prefix))
 
 
 def resource_not_found(kind: ResourceKind, resource_id: str) -> ApiError:
@@ -381,6 +337,15 @@ def image_parameters(context: Context) -> Iterator[tuple[str, str]]:
     for name, parameter in parameters(context).items():
         if parameter.newest.data_type == IMAGE_DATA_TYPE:
             yield parameter.newest.value, name if name.startswith("/") else f"/{name}"
+
+
+def new_snapshot(context: Context, size_gib: int, **more: Any) -> EmulatedSnapshot:
+    """Add a snapshot to the caller's account. `more` are fields of `EmulatedSnapshot`."""
+    now, snapshot_id = context.clock.now(), new_id("snap")
+    fields = {"lineage": snapshot_id, "since": now, **more}
+    snapshot = EmulatedSnapshot(snapshot_id, context.account, context.region, size_gib, now, **fields)
+    context.table("snapshots")[snapshot_id] = snapshot
+    return snapshot
 
 
 # Encryption of volumes and snapshots

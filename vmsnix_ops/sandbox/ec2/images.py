@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Params, given, not_emulated, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     SNAPSHOT,
@@ -85,21 +85,20 @@ def image_view(context: Context, image: Image) -> dict[str, Any]:
         "EnaSupport": image.ena,
         "DeregistrationProtection": deregistration_protection(image, clock),
     }
-    optional = {
-        "ImageOwnerAlias": OWNER_ALIASES.get(image.owner, ""),
-        "Description": image.description,
-        "SriovNetSupport": image.sriov,
-        "BootMode": image.boot_mode,
-        "TpmSupport": image.tpm,
-        "ImdsSupport": image.imds,
-        "SourceImageId": image.source_image,
-        "SourceImageRegion": image.source_region,
-        "SourceInstanceId": image.source_instance,
-        "DeprecationTime": format_time(image.deprecate_at) if image.deprecate_at else "",
-        "LastLaunchedTime": _last_launched(image, clock),
-        "Tags": tag_list(image.tags),
-    }
-    return view | {name: value for name, value in optional.items() if value}
+    return view | given(
+        ImageOwnerAlias=OWNER_ALIASES.get(image.owner, ""),
+        Description=image.description,
+        SriovNetSupport=image.sriov,
+        BootMode=image.boot_mode,
+        TpmSupport=image.tpm,
+        ImdsSupport=image.imds,
+        SourceImageId=image.source_image,
+        SourceImageRegion=image.source_region,
+        SourceInstanceId=image.source_instance,
+        DeprecationTime=format_time(image.deprecate_at) if image.deprecate_at else "",
+        LastLaunchedTime=_last_launched(image, clock),
+        Tags=tag_list(image.tags),
+    )
 
 
 def deregistration_protection(image: Image, clock: Clock) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, operation, tag_list, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, given, operation, tag_list, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     EBS_KEY_ALIAS,
     SNAPSHOT,
@@ -25,6 +25,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     key_not_accessible,
     missing_parameter,
     new_id,
+    new_snapshot,
     permission_changes,
     record_token_result,
     resource_not_found,
@@ -125,17 +126,14 @@ def snapshot_view(context: Context, snapshot: EmulatedSnapshot) -> dict[str, Any
     if state == "completed":
         view["CompletionTime"] = snapshot.completed_at(clock)
         view["FullSnapshotSizeInBytes"] = snapshot.stored_bytes()
-    if state == "error" and snapshot.failure:
-        view["StateMessage"] = snapshot.failure
-    if snapshot.kms_key:
-        view["KmsKeyId"] = snapshot.kms_key
-    if snapshot.copied:
-        view["TransferType"] = "time-based" if snapshot.completion_minutes else "standard"
-    if snapshot.completion_minutes:
-        view["CompletionDurationMinutes"] = snapshot.completion_minutes
-    if snapshot.tags:
-        view["Tags"] = tag_list(snapshot.tags)
-    return view
+    transfer = "time-based" if snapshot.completion_minutes else "standard"
+    return view | given(
+        StateMessage=snapshot.failure if state == "error" else "",
+        KmsKeyId=snapshot.kms_key,
+        TransferType=transfer if snapshot.copied else "",
+        CompletionDurationMinutes=snapshot.completion_minutes,
+        Tags=tag_list(snapshot.tags),
+    )
 
 
 SNAPSHOT_FILTERS: Filters = (
@@ -230,14 +228,9 @@ def add_volume_snapshot(
     context: Context, volume: Volume, description: str, tags: dict[str, str]
 ) -> EmulatedSnapshot:
     """Add a pending snapshot of the present blocks of a volume."""
-    now = context.clock.now()
-    snapshot = EmulatedSnapshot(
-        snapshot_id=new_id("snap"),
-        owner=context.account,
-        region=context.region,
-        size_gib=volume.size_gib,
-        started=now,
-        since=now,
+    return new_snapshot(
+        context,
+        volume.size_gib,
         seconds=_pending_seconds(CREATE_SECONDS, len(volume.blocks)),
         description=description,
         volume_id=volume.volume_id,
@@ -247,8 +240,6 @@ def add_volume_snapshot(
         tags=tags,
         blocks=volume.blocks,
     )
-    context.table("snapshots")[snapshot.snapshot_id] = snapshot
-    return snapshot
 
 
 def check_copy_limit(context: Context, wanted: int = 1) -> None:
@@ -274,16 +265,12 @@ def add_snapshot_copy(
     minutes: int | None = None,
 ) -> EmulatedSnapshot:
     """Add a pending copy of a snapshot, with the same blocks, to the region of the call."""
-    now, seconds = context.clock.now(), _pending_seconds(COPY_SECONDS, len(source.blocks))
+    seconds = _pending_seconds(COPY_SECONDS, len(source.blocks))
     if context.limits is not None:
         seconds = copy_seconds(minutes, source.stored_bytes() / GIB)
-    snapshot = EmulatedSnapshot(
-        snapshot_id=new_id("snap"),
-        owner=context.account,
-        region=context.region,
-        size_gib=source.size_gib,
-        started=now,
-        since=now,
+    return new_snapshot(
+        context,
+        source.size_gib,
         seconds=seconds,
         failure=chosen.failure,
         description=description,
@@ -295,8 +282,6 @@ def add_snapshot_copy(
         copied=True,
         completion_minutes=minutes,
     )
-    context.table("snapshots")[snapshot.snapshot_id] = snapshot
-    return snapshot
 
 
 @operation(
@@ -692,8 +677,8 @@ def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
         "MultiAttachEnabled": False,
         "Attachments": [_attachment(volume)] if volume.instance_id else [],
     }
-    optional = {"Iops": volume.iops, "Throughput": volume.throughput, "KmsKeyId": volume.kms_key}
-    return view | {name: value for name, value in optional.items() if value} | tags_member(volume.tags)
+    more = given(Iops=volume.iops, Throughput=volume.throughput, KmsKeyId=volume.kms_key)
+    return view | more | tags_member(volume.tags)
 
 
 def volumes_of(context: Context, instance: EmulatedInstance) -> list[Volume]:
