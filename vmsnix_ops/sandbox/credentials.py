@@ -45,7 +45,6 @@ class Credential:
     token: str | None = None
     issued: datetime | None = None
     expires: datetime | None = None
-    active: bool = True
     tags: dict[str, str] = field(default_factory=dict)  # of a session
     transitive: tuple[str, ...] = ()  # keys of the tags that sessions of this session inherit
 
@@ -162,7 +161,7 @@ def authenticate(
     """
     xml = service.protocol == "rest-xml"
     credential = credentials_table(tables).get(authorization.access_key)
-    if credential is None or not credential.active:
+    if credential is None:
         key: dict[str, Any] = {"AWSAccessKeyId": authorization.access_key} if xml else {}
         raise authentication_error(service, "unknown", **key)
     _check_time(authorization, service, clock)

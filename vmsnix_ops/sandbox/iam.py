@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from vmsnix_ops.sandbox.core import (
     ApiError,
     Paging,
     constraint_text,
+    given,
     not_emulated,
     operation,
     register_tags,
@@ -52,7 +53,6 @@ class Role:
     tags: dict[str, str] = field(default_factory=dict)
     inline_policies: dict[str, str] = field(default_factory=dict)  # JSON by name
     attached_policies: list[str] = field(default_factory=list)  # ARNs
-    boundary: str | None = None  # ARN of the permissions boundary
 
 
 @dataclass(slots=True)
@@ -297,10 +297,6 @@ def _find_key(user: User, access_key: str) -> str:
     return access_key
 
 
-def _key_status(context: Context, access_key: str) -> str:
-    return "Active" if credentials_table(context.tables)[access_key].active else "Inactive"
-
-
 @operation("iam", "CreateAccessKey", "UserName")
 def create_access_key(context: Context, params: Params) -> dict[str, Any]:
     """Create an access key. Only this answer has its secret key."""
@@ -335,21 +331,12 @@ def list_access_keys(context: Context, params: Params) -> dict[str, Any]:
         {
             "UserName": user.name,
             "AccessKeyId": key,
-            "Status": _key_status(context, key),
+            "Status": "Active",
             "CreateDate": created,
         }
         for key, created in user.keys.items()
     ]
     return _page(shown, params, "AccessKeyMetadata")
-
-
-@operation("iam", "UpdateAccessKey", "UserName AccessKeyId Status")
-def update_access_key(context: Context, params: Params) -> dict[str, Any]:
-    """Activate or deactivate an access key."""
-    key = _find_key(_named_user(context, params), params["AccessKeyId"])
-    known = credentials_table(context.tables)
-    known[key] = replace(known[key], active=params["Status"] == "Active")
-    return {}
 
 
 @operation("iam", "DeleteAccessKey", "UserName AccessKeyId")
@@ -376,14 +363,7 @@ def _role_view(role: Role) -> dict[str, Any]:
         "AssumeRolePolicyDocument": _percent_encoded(role.trust_policy),
         "MaxSessionDuration": role.max_session_seconds,
     }
-    if role.description:
-        shown["Description"] = role.description
-    if role.boundary:
-        shown["PermissionsBoundary"] = {
-            "PermissionsBoundaryType": "PermissionsBoundaryPolicy",
-            "PermissionsBoundaryArn": role.boundary,
-        }
-    return shown
+    return shown | given(Description=role.description)
 
 
 @operation("iam", "CreateRole", "Path RoleName AssumeRolePolicyDocument Description MaxSessionDuration Tags")
@@ -1008,26 +988,3 @@ def get_provider(context: Context, params: Params) -> dict[str, Any]:
         "CreateDate": provider.created,
         "Tags": tag_list(provider.tags),
     }
-
-
-@operation("iam", "ListOpenIDConnectProviders")
-def list_providers(context: Context, _params: Params) -> dict[str, Any]:
-    """List the ARNs of the identity providers."""
-    arns = sorted(context.table("oidc_providers", region=""))
-    return {"OpenIDConnectProviderList": [{"Arn": arn} for arn in arns]}
-
-
-@operation("iam", "AddClientIDToOpenIDConnectProvider", "OpenIDConnectProviderArn ClientID")
-def add_client(context: Context, params: Params) -> dict[str, Any]:
-    """Add an audience to an identity provider. Adding it again is not an error."""
-    provider = _find_provider(context, params["OpenIDConnectProviderArn"])
-    if params["ClientID"] not in provider.client_ids:
-        provider.client_ids.append(params["ClientID"])
-    return {}
-
-
-@operation("iam", "DeleteOpenIDConnectProvider", "OpenIDConnectProviderArn")
-def delete_provider(context: Context, params: Params) -> dict[str, Any]:
-    """Delete an identity provider. An unknown one is not an error."""
-    context.table("oidc_providers", region="").pop(params["OpenIDConnectProviderArn"], None)
-    return {}
