@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
-from vmsnix_ops.sandbox.core import ApiError
+from vmsnix_ops.sandbox.core import ApiError, words
 from vmsnix_ops.sandbox.credentials import credentials_table
 from vmsnix_ops.sandbox.ec2.common import PARAMETER_PREFIX, RESOURCE_KINDS, find_image_id
 from vmsnix_ops.sandbox.ec2.imports import VM_IMPORT_SERVICE, unusable_role
@@ -135,16 +135,7 @@ REFERENCE_ACTIONS: dict[str, tuple[str, ...]] = {
 """The resource types of DescribeImageReferences, and the actions that the caller needs (EC2 User Guide)."""
 
 MEMBERS_WITHOUT_IDS = frozenset(
-    {
-        "ClientToken",
-        "Description",
-        "DiskContainer",
-        "LaunchTemplateData",
-        "Name",
-        "TagSpecifications",
-        "Tags",
-        "UserData",
-    }
+    words("ClientToken Description DiskContainer LaunchTemplateData Name TagSpecifications Tags UserData")
 )
 """Members of EC2 requests that name no resource of the call: free text, and the data of a template."""
 

@@ -72,6 +72,11 @@ def not_emulated(what: str) -> ApiError:
     return ApiError(NOT_EMULATED, f"The sandbox does not emulate {what}.", status=501)
 
 
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a text: a list of names that is long to write in another way."""
+    return tuple(text.split())
+
+
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 

@@ -24,7 +24,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation, words
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -160,15 +160,10 @@ PER_ACCOUNT = {
 
 NON_MUTATING, UNFILTERED, MUTATING = TokenBucket(100, 20), TokenBucket(50, 10), TokenBucket(50, 5)
 UNFILTERED_OPERATIONS = frozenset(
-    {
-        "DescribeInstanceStatus",
-        "DescribeInstances",
-        "DescribeNetworkInterfaces",
-        "DescribeSecurityGroups",
-        "DescribeSnapshots",
-        "DescribeSpotInstanceRequests",
-        "DescribeVolumes",
-    }
+    words(
+        "DescribeInstanceStatus DescribeInstances DescribeNetworkInterfaces DescribeSecurityGroups "
+        "DescribeSnapshots DescribeSpotInstanceRequests DescribeVolumes"
+    )
 )
 """Operations with a smaller bucket for requests without filters and page size."""
 

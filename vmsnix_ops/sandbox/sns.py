@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Paging, load_json, not_emulated, operation, register_tags
+from vmsnix_ops.sandbox.core import ApiError, Paging, load_json, not_emulated, operation, register_tags, words
 from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
@@ -459,14 +459,9 @@ The text for SQS is recorded, those for HTTP are in other emulators, and the oth
 CONFIRMED_BY_ACCOUNT = {"lambda", "sqs"}
 """Protocols whose endpoints need no confirmation in the account of the topic."""
 
-NOT_EMULATED_ATTRIBUTES = {
-    "DeliveryPolicy",
-    "FilterPolicy",
-    "FilterPolicyScope",
-    "RedrivePolicy",
-    "ReplayPolicy",
-    "SubscriptionRoleArn",
-}
+NOT_EMULATED_ATTRIBUTES = set(
+    words("DeliveryPolicy FilterPolicy FilterPolicyScope RedrivePolicy ReplayPolicy SubscriptionRoleArn")
+)
 """Attributes of subscriptions that AWS has and the sandbox does not."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member, words
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     INSTANCE,
@@ -149,12 +149,8 @@ def describe_instance_image_metadata(context: Context, params: Params) -> dict[s
 
 # References: the instances, launch templates and parameters that name an image
 
-RESOURCE_TYPES = (
-    "ec2:Instance",
-    "ec2:LaunchTemplate",
-    "ssm:Parameter",
-    "imagebuilder:ImageRecipe",
-    "imagebuilder:ContainerRecipe",
+RESOURCE_TYPES = words(
+    "ec2:Instance ec2:LaunchTemplate ssm:Parameter imagebuilder:ImageRecipe imagebuilder:ContainerRecipe"
 )
 INSTANCE_STATES = ("pending", "running", "shutting-down", "terminated", "stopping", "stopped")
 DEFAULT_DEPTH, MAX_DEPTH = 10, 10_000

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tags_member, words
 from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2.common import (
     INSTANCE,
@@ -414,13 +414,7 @@ class LaunchNetwork:
     public: bool
 
 
-INTERFACE_MEMBERS = {
-    "AssociatePublicIpAddress",
-    "DeleteOnTermination",
-    "DeviceIndex",
-    "Groups",
-    "SubnetId",
-}
+INTERFACE_MEMBERS = set(words("AssociatePublicIpAddress DeleteOnTermination DeviceIndex Groups SubnetId"))
 
 
 def launch_network(context: Context, launch: Params) -> LaunchNetwork:
@@ -631,12 +625,8 @@ def _change_states(
 #
 # A type, user data and EBS optimization change only while the instance is stopped (ModifyInstanceAttribute).
 
-CHANGEABLE = (
-    "disableApiTermination",
-    "ebsOptimized",
-    "instanceInitiatedShutdownBehavior",
-    "instanceType",
-    "sourceDestCheck",
+CHANGEABLE = words(
+    "disableApiTermination ebsOptimized instanceInitiatedShutdownBehavior instanceType sourceDestCheck"
 )
 STOPPED_ONLY = ("EbsOptimized", "InstanceType", "UserData")
 

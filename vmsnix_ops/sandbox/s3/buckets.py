@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation, words
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
@@ -441,13 +441,12 @@ for _name in EMPTY_LISTS:
 
 # Lifecycle rules; `lifecycle` applies them
 
-LIFECYCLE_ACTIONS = {
-    "Expiration",
-    "Transitions",
-    "NoncurrentVersionTransitions",
-    "NoncurrentVersionExpiration",
-    "AbortIncompleteMultipartUpload",
-}
+LIFECYCLE_ACTIONS = set(
+    words(
+        "Expiration Transitions NoncurrentVersionTransitions NoncurrentVersionExpiration "
+        "AbortIncompleteMultipartUpload"
+    )
+)
 MINIMUM_SIZES = ("all_storage_classes_128K", "varies_by_storage_class")  # the default first
 
 
@@ -611,20 +610,11 @@ def get_acl(context: Context, params: Params) -> dict[str, Any]:
 
 POLICY_ACTIONS = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
 RESTRICTING_KEYS = frozenset(
-    {
-        "aws:principalaccount",
-        "aws:principalarn",
-        "aws:principalorgid",
-        "aws:sourceaccount",
-        "aws:sourcearn",
-        "aws:sourceip",
-        "aws:sourceowner",
-        "aws:sourcevpc",
-        "aws:sourcevpce",
-        "aws:userid",
-        "s3:dataaccesspointaccount",
-        "s3:dataaccesspointarn",
-    }
+    words(
+        "aws:principalaccount aws:principalarn aws:principalorgid aws:sourceaccount aws:sourcearn "
+        "aws:sourceip aws:sourceowner aws:sourcevpc aws:sourcevpce aws:userid s3:dataaccesspointaccount "
+        "s3:dataaccesspointarn"
+    )
 )
 """Condition keys with which an Allow to everybody is not public, if they are compared with fixed values."""
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, words
 from vmsnix_ops.sandbox.storage import Bucket, MultipartUpload, Part, StoredObject, object_path
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Checksums, decode_base64, digest_size
 
@@ -31,38 +31,19 @@ CHECKSUM_MEMBERS = {name: f"Checksum{name.upper()}" for name in ALGORITHMS}
 OTHER_ALGORITHMS = frozenset({"XXHASH3", "XXHASH64", "XXHASH128"})  # of S3, and not of the sandbox
 
 # Parameters that are stored with an object and returned with it.
-STORED_HEADERS = (
-    "CacheControl",
-    "ContentDisposition",
-    "ContentEncoding",
-    "ContentLanguage",
-    "ContentType",
-    "Expires",
-    "ServerSideEncryption",
-    "SSEKMSKeyId",
-    "BucketKeyEnabled",
-    "StorageClass",
-    "WebsiteRedirectLocation",
+STORED_HEADERS = words(
+    "CacheControl ContentDisposition ContentEncoding ContentLanguage ContentType Expires "
+    "ServerSideEncryption SSEKMSKeyId BucketKeyEnabled StorageClass WebsiteRedirectLocation"
 )
 # Those that a copy takes from its request, never from its source.
-REQUEST_HEADERS = (
-    "BucketKeyEnabled",
-    "ServerSideEncryption",
-    "SSEKMSKeyId",
-    "StorageClass",
-    "WebsiteRedirectLocation",
+REQUEST_HEADERS = words(
+    "BucketKeyEnabled ServerSideEncryption SSEKMSKeyId StorageClass WebsiteRedirectLocation"
 )
 STORAGE_CLASSES = frozenset(
-    {
-        "DEEP_ARCHIVE",
-        "GLACIER",
-        "GLACIER_IR",
-        "INTELLIGENT_TIERING",
-        "ONEZONE_IA",
-        "REDUCED_REDUNDANCY",
-        "STANDARD",
-        "STANDARD_IA",
-    }
+    words(
+        "DEEP_ARCHIVE GLACIER GLACIER_IR INTELLIGENT_TIERING ONEZONE_IA REDUCED_REDUNDANCY STANDARD "
+        "STANDARD_IA"
+    )
 )
 ARCHIVED = frozenset({"DEEP_ARCHIVE", "GLACIER"})
 TRASH_AGE = timedelta(minutes=1)

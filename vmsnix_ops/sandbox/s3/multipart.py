@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from vmsnix_ops.sandbox.core import ApiError
+from vmsnix_ops.sandbox.core import ApiError, words
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
     DEFAULT_CHECKSUM,
@@ -473,13 +473,9 @@ def abort_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
 # Copies
 
 
-COPY_SOURCE = (
-    "CopySource",
-    "CopySourceIfMatch",
-    "CopySourceIfModifiedSince",
-    "CopySourceIfNoneMatch",
-    "CopySourceIfUnmodifiedSince",
-    "ExpectedSourceBucketOwner",
+COPY_SOURCE = words(
+    "CopySource CopySourceIfMatch CopySourceIfModifiedSince CopySourceIfNoneMatch "
+    "CopySourceIfUnmodifiedSince ExpectedSourceBucketOwner"
 )
 COPY_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 

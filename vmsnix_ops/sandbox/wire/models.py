@@ -17,6 +17,8 @@ from urllib.parse import unquote
 from botocore.loaders import Loader
 from botocore.model import OperationModel, ServiceModel
 
+from vmsnix_ops.sandbox.core import words
+
 if TYPE_CHECKING:
     from botocore.model import Shape
 
@@ -106,20 +108,7 @@ def unix_time(value: datetime) -> float:
     return round(value.timestamp(), 3)
 
 
-SERVICES = (
-    "ec2",
-    "s3",
-    "ebs",
-    "iam",
-    "sts",
-    "ssm",
-    "service-quotas",
-    "autoscaling",
-    "sns",
-    "kms",
-    "rbin",
-    "resourcegroupstaggingapi",
-)
+SERVICES = words("ec2 s3 ebs iam sts ssm service-quotas autoscaling sns kms rbin resourcegroupstaggingapi")
 SIGNING_NAMES = {"servicequotas": "service-quotas", "tagging": "resourcegroupstaggingapi"}
 PROTOCOLS = ("ec2", "query", "json", "rest-json", "rest-xml")
 

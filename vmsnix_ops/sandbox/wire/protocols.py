@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
-from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated
+from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, words
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, encode_base64, new_checksum
 from vmsnix_ops.sandbox.wire.http import Response
 from vmsnix_ops.sandbox.wire.models import (
@@ -475,16 +475,10 @@ def _xml_structure(shape: StructureShape, node: ET.Element) -> dict[str, Any]:
 
 MAX_DOCUMENT_BYTES = 2**20  # its Python objects are many times larger
 SIGNATURE_KEYS = frozenset(
-    {
-        "X-Amz-Algorithm",
-        "X-Amz-Credential",
-        "X-Amz-Date",
-        "X-Amz-Expires",
-        "X-Amz-SignedHeaders",
-        "X-Amz-Signature",
-        "X-Amz-Security-Token",
-        "X-Amz-Content-Sha256",
-    }
+    words(
+        "X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature "
+        "X-Amz-Security-Token X-Amz-Content-Sha256"
+    )
 )
 
 

@@ -25,6 +25,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from vmsnix_ops.sandbox.core import words
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -37,41 +39,13 @@ ASYMMETRIC_ALGORITHM = "AWS4-ECDSA-P256-SHA256"
 VERSION_2_REGION = "us-east-1"
 MAX_EXPIRES = 604_800  # seconds
 SUB_RESOURCES = frozenset(
-    {
-        "accelerate",
-        "acl",
-        "analytics",
-        "cors",
-        "delete",
-        "inventory",
-        "lifecycle",
-        "location",
-        "logging",
-        "metrics",
-        "notification",
-        "object-lock",
-        "partNumber",
-        "policy",
-        "replication",
-        "requestPayment",
-        "response-cache-control",
-        "response-content-disposition",
-        "response-content-encoding",
-        "response-content-language",
-        "response-content-type",
-        "response-expires",
-        "restore",
-        "select",
-        "select-type",
-        "tagging",
-        "torrent",
-        "uploadId",
-        "uploads",
-        "versionId",
-        "versioning",
-        "versions",
-        "website",
-    }
+    words(
+        "accelerate acl analytics cors delete inventory lifecycle location logging metrics notification "
+        "object-lock partNumber policy replication requestPayment response-cache-control "
+        "response-content-disposition response-content-encoding response-content-language "
+        "response-content-type response-expires restore select select-type tagging torrent uploadId "
+        "uploads versionId versioning versions website"
+    )
 )
 """The query keys that Signature Version 2 covers."""
 
@@ -169,13 +143,8 @@ def _check_emulated(algorithm: str) -> None:
         raise MalformedAuthorizationError(text, "NotImplemented", status=501)
 
 
-QUERY_FIELDS = (
-    "X-Amz-Algorithm",
-    "X-Amz-Credential",
-    "X-Amz-Signature",
-    "X-Amz-Date",
-    "X-Amz-SignedHeaders",
-    "X-Amz-Expires",
+QUERY_FIELDS = words(
+    "X-Amz-Algorithm X-Amz-Credential X-Amz-Signature X-Amz-Date X-Amz-SignedHeaders X-Amz-Expires"
 )
 
 
