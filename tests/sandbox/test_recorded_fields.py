@@ -222,7 +222,6 @@ def call_everything(aws: Recorder) -> None:
     ec2.describe_instance_attribute(InstanceId=instance, Attribute="instanceType")
     ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": False})
     ec2.get_console_output(InstanceId=instance)
-    ec2.reboot_instances(InstanceIds=[instance])
     ec2.stop_instances(InstanceIds=[instance])
     later(60)
     ec2.start_instances(InstanceIds=[instance])

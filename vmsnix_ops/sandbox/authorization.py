@@ -661,7 +661,7 @@ def _key_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     keys |= {"kms:encryptioncontextkeys": list(bound)} if bound else {}
     keys["kms:calleraccount"] = [context.account]
     yield RequiredPermission(action, "*" if key is None else key.arn, keys)
-    if alias and context.operation in {"CreateAlias", "DeleteAlias", "UpdateAlias"}:
+    if alias and context.operation in {"CreateAlias", "DeleteAlias"}:
         yield RequiredPermission(action, context.arn("kms", alias), keys)
 
 

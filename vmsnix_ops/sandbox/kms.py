@@ -257,16 +257,6 @@ def schedule_key_deletion(context: Context, params: Params) -> dict[str, Any]:
     }
 
 
-@operation("kms", "CancelKeyDeletion", "KeyId")
-def cancel_key_deletion(context: Context, params: Params) -> dict[str, Any]:
-    """Cancel the deletion of a key, which is disabled then."""
-    key = find_stored_key(context, params["KeyId"])
-    if key.deletion is None:
-        raise ApiError("KMSInvalidStateException", f"{key.arn} is not pending deletion.")
-    key.deletion, key.enabled = None, False
-    return {"KeyId": key.arn}
-
-
 def _find_tagged(context: Context, params: Params) -> Key:
     return _find_own_key(context, params["KeyId"])
 
@@ -298,15 +288,6 @@ def create_alias(context: Context, params: Params) -> dict[str, Any]:
         text = f"An alias with the name {context.arn('kms', name)} already exists"
         raise ApiError("AlreadyExistsException", text)
     aliases[name] = key.key_id
-    return {}
-
-
-@operation("kms", "UpdateAlias", "AliasName TargetKeyId")
-def update_alias(context: Context, params: Params) -> dict[str, Any]:
-    """Change the key of an alias."""
-    _check_alias(context, params["AliasName"])
-    key = _find_own_key(context, params["TargetKeyId"])
-    context.table("kms_aliases")[params["AliasName"]] = key.key_id
     return {}
 
 

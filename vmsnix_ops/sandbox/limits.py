@@ -182,7 +182,6 @@ EC2_OPERATIONS = {
     "EnableImageBlockPublicAccess": TokenBucket(1, 0.1),
     "EnableSnapshotBlockPublicAccess": TokenBucket(1, 0.1),
     "ModifyImageAttribute": TokenBucket(100, 5),
-    "ModifyInstanceMetadataOptions": TokenBucket(100, 5),
     "ModifyLaunchTemplate": TokenBucket(100, 5),
     "ModifySnapshotAttribute": TokenBucket(100, 5),
     "RunInstances": TokenBucket(5, 2),

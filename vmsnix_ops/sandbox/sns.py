@@ -284,7 +284,7 @@ TOPIC_ATTRIBUTES: dict[str, re.Pattern[str]] = {
 FIFO_ATTRIBUTES = {"ContentBasedDeduplication", "FifoTopic"}
 
 
-def _check_topic_attribute(name: str, value: str, operation_name: str, prefix: str) -> None:
+def _check_topic_attribute(name: str, value: str) -> None:
     """Check an attribute of a topic.
 
     Raises
@@ -292,14 +292,14 @@ def _check_topic_attribute(name: str, value: str, operation_name: str, prefix: s
     ApiError
         ``InvalidParameter``; ``NotImplemented`` for an attribute that AWS has and the sandbox does not.
     """
-    model = service_model("sns").operation(operation_name).input_shape
+    model = service_model("sns").operation("CreateTopic").input_shape
     documented = "" if model is None else " ".join(m.documentation for m in model.members.values())
     if name not in TOPIC_ATTRIBUTES:
         if f"<code>{name}</code>" in documented:
             raise not_emulated(f"the attribute {name} of topics")
-        raise _invalid_parameter("AttributeName" if not prefix else f"{prefix}{name}")
+        raise _invalid_parameter(f"Attributes Reason: {name}")
     if not TOPIC_ATTRIBUTES[name].fullmatch(value):
-        raise _invalid_parameter(f"{prefix}{name}")  # text from memory
+        raise _invalid_parameter(f"Attributes Reason: {name}")  # text from memory
 
 
 def _tags(params: Params) -> dict[str, str]:
@@ -314,7 +314,7 @@ def create_topic(context: Context, params: Params) -> dict[str, Any]:
     """Create a topic, or return an existing one with the same attributes and tags."""
     name, attributes = params["Name"], dict(params.get("Attributes") or {})
     for attribute, value in attributes.items():
-        _check_topic_attribute(attribute, value, "CreateTopic", "Attributes Reason: ")
+        _check_topic_attribute(attribute, value)
     fifo = attributes.get("FifoTopic", "false").lower() == "true"
     if not (FIFO_TOPIC_NAME if fifo else TOPIC_NAME).fullmatch(name):
         raise _invalid_parameter("Topic Name")
@@ -391,18 +391,6 @@ def get_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
         deduplicated = topic.attributes.get("ContentBasedDeduplication", "false").lower()
         shown |= {"FifoTopic": "true", "ContentBasedDeduplication": deduplicated}
     return {"Attributes": shown}
-
-
-@operation("sns", "SetTopicAttributes", "TopicArn AttributeName AttributeValue")
-def set_topic_attributes(context: Context, params: Params) -> dict[str, Any]:
-    """Set an attribute of a topic, except FifoTopic."""
-    topic = find_topic(context, params["TopicArn"])
-    name, value = params["AttributeName"], params.get("AttributeValue", "")
-    if name == "FifoTopic" or (name in FIFO_ATTRIBUTES and not topic.fifo):
-        raise _invalid_parameter("AttributeName")
-    _check_topic_attribute(name, value, "SetTopicAttributes", "")
-    topic.attributes[name] = value
-    return {}
 
 
 @operation("sns", "DeleteTopic", "TopicArn")
@@ -482,18 +470,18 @@ def _find_subscription(context: Context, arn: str) -> Subscription:
     raise ApiError("NotFound", "Subscription does not exist", status=404)
 
 
-def _read_raw_delivery(name: str, value: str, protocol: str, prefix: str = "") -> bool:
+def _read_raw_delivery(name: str, value: str, protocol: str) -> bool:
     """Return the value of RawMessageDelivery, the only emulated attribute of subscriptions."""
     if name in NOT_EMULATED_ATTRIBUTES:
         raise not_emulated(f"the attribute {name} of subscriptions")
     if name != "RawMessageDelivery":
-        raise _invalid_parameter(f"{prefix}{name}" if prefix else "AttributeName")
+        raise _invalid_parameter(f"Attributes Reason: {name}")
     if value.lower() not in {"true", "false"}:
-        text = f"{prefix}RawMessageDelivery: Invalid value [{value}]. Must be true or false."
+        text = f"Attributes Reason: RawMessageDelivery: Invalid value [{value}]. Must be true or false."
         raise _invalid_parameter(text)
     if value.lower() == "true" and protocol not in {"http", "https", "sqs"}:
         # Documented for SQS and HTTP only; text from memory.
-        text = f"{prefix}Delivery protocol [{protocol}] does not support raw message delivery."
+        text = f"Attributes Reason: Delivery protocol [{protocol}] does not support raw message delivery."
         raise _invalid_parameter(text)
     return value.lower() == "true"
 
@@ -526,7 +514,7 @@ def subscribe(context: Context, params: Params) -> dict[str, Any]:
     attributes = params.get("Attributes") or {}
     raw = None
     for name, value in attributes.items():
-        raw = _read_raw_delivery(name, value, protocol, "Attributes Reason: ")
+        raw = _read_raw_delivery(name, value, protocol)
     for known in _subscriptions(context, topic.arn):
         if (known.protocol, known.endpoint) == (protocol, endpoint):
             if raw is not None and raw != known.raw:
@@ -638,11 +626,3 @@ def get_subscription_attributes(context: Context, params: Params) -> dict[str, A
             "RawMessageDelivery": str(one.raw).lower(),
         }
     }
-
-
-@operation("sns", "SetSubscriptionAttributes", "SubscriptionArn AttributeName AttributeValue")
-def set_subscription_attributes(context: Context, params: Params) -> dict[str, Any]:
-    """Set the attribute RawMessageDelivery of a subscription."""
-    one = _find_subscription(context, params["SubscriptionArn"])
-    one.raw = _read_raw_delivery(params["AttributeName"], params.get("AttributeValue", ""), one.protocol)
-    return {}

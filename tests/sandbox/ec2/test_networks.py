@@ -38,14 +38,6 @@ def test_a_region_has_a_default_vpc_with_a_subnet_for_each_zone(aws: SandboxClie
     assert group["IpPermissions"][0]["UserIdGroupPairs"][0]["GroupId"] == group["GroupId"]
 
 
-def test_a_default_vpc_has_dns(aws: SandboxClients) -> None:
-    """Source: "DNS attributes for your VPC"."""
-    vpc = aws.ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-    for name in ("enableDnsSupport", "enableDnsHostnames"):
-        answer = aws.ec2.describe_vpc_attribute(VpcId=vpc, Attribute=name)
-        assert answer[name[0].upper() + name[1:]] == {"Value": True}
-
-
 def test_regions_and_accounts_have_their_own_networks(aws: SandboxClients) -> None:
     other = aws.sandbox.other_account("210987654321").client("ec2", "us-east-1")
     vpcs = [aws.ec2, aws.client("ec2", "eu-west-1"), other]

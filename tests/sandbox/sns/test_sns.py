@@ -112,8 +112,6 @@ def test_attributes_that_are_not_emulated_are_refused(aws: SandboxClients) -> No
         sns.publish(PhoneNumber="+15551234567", Message="one")
     with refused("NotImplemented"):
         topic(aws, "other", KmsMasterKeyId="alias/aws/sns")
-    with refused("NotImplemented"):
-        sns.set_topic_attributes(TopicArn=arn, AttributeName="Policy", AttributeValue="{}")
 
 
 # Messages for each protocol, message attributes
@@ -226,11 +224,10 @@ def test_the_attributes_of_a_topic(aws: SandboxClients) -> None:
     }
     assert (policy["Id"], policy["Statement"][0]["Resource"]) == ("__default_policy_ID", arn)
     assert delivery["http"]["defaultRequestPolicy"] == {"headerContentType": "text/plain; charset=UTF-8"}
-    sns.set_topic_attributes(TopicArn=arn, AttributeName="DisplayName", AttributeValue="Images")
-    assert sns.get_topic_attributes(TopicArn=arn)["Attributes"]["DisplayName"] == "Images"
-    for name in ("FifoTopic", "Colour"):
-        with refused("InvalidParameter", "Invalid parameter: AttributeName"):
-            sns.set_topic_attributes(TopicArn=arn, AttributeName=name, AttributeValue="false")
+    named = sns.get_topic_attributes(TopicArn=topic(aws, "named", DisplayName="Images"))["Attributes"]
+    assert named["DisplayName"] == "Images"
+    with refused("InvalidParameter", "Invalid parameter: Attributes Reason: Colour"):
+        topic(aws, "red", Colour="red")
     fifo = sns.get_topic_attributes(TopicArn=topic(aws, "images.fifo", FifoTopic="true"))["Attributes"]
     assert (fifo["FifoTopic"], fifo["ContentBasedDeduplication"]) == ("true", "false")
 
@@ -355,11 +352,8 @@ def test_a_repeated_subscription_must_have_the_same_attributes(aws: SandboxClien
     assert sns.subscribe(**params)["SubscriptionArn"] == arn
     with refused("InvalidParameter", "Subscription already exists with different attributes"):
         sns.subscribe(**params, Attributes={"RawMessageDelivery": "false"})
-    raw = {"SubscriptionArn": arn, "AttributeName": "RawMessageDelivery"}
-    sns.set_subscription_attributes(**raw, AttributeValue="false")
-    assert sns.subscribe(**params, Attributes={"RawMessageDelivery": "false"})["SubscriptionArn"] == arn
-    with refused("InvalidParameter", "Invalid parameter: AttributeName"):
-        sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName="Colour", AttributeValue="red")
+    with refused("InvalidParameter", "Invalid parameter: Attributes Reason: Colour"):
+        sns.subscribe(**params, Attributes={"Colour": "red"})
 
 
 def test_subscriptions_are_listed_a_hundred_a_page(aws: SandboxClients) -> None:

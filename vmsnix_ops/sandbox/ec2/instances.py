@@ -545,7 +545,7 @@ def terminate_instances(context: Context, params: Params) -> dict[str, Any]:
     return {"TerminatingInstances": _change_states(context, found, terminate)}
 
 
-# Stop, start, reboot
+# Stop, start
 #
 # Source: "Amazon EC2 instance state changes" of the EC2 User Guide. A stopped instance keeps its private
 # address and its volumes, and gets another public address when it starts.
@@ -584,14 +584,6 @@ def start_instances(context: Context, params: Params) -> dict[str, Any]:
             instance.public_ip = free_public_address(context)
 
     return {"StartingInstances": _change_states(context, found, start)}
-
-
-@operation("ec2", "RebootInstances", "InstanceIds")
-def reboot_instances(context: Context, params: Params) -> dict[str, Any]:
-    """Accept a reboot, which changes neither the state nor the status checks of an instance."""
-    found = find_own_or_all(context, INSTANCE, params["InstanceIds"])
-    _check_state(context, found, ("pending", "running"), "rebooted")
-    return {}
 
 
 def _check_state(
@@ -710,20 +702,6 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
         cores = {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
         instance.details = instance.details | {"CpuOptions": cores}
     return {}
-
-
-@operation(
-    "ec2", "ModifyInstanceMetadataOptions", "HttpPutResponseHopLimit InstanceId", " ".join(METADATA_OPTIONS)
-)
-def modify_instance_metadata_options(context: Context, params: Params) -> dict[str, Any]:
-    """Change the metadata options of an instance; they are applied at once."""
-    instance: EmulatedInstance = find_own(context, INSTANCE, params["InstanceId"])
-    for member, allowed in METADATA_OPTIONS.items():
-        check_one_of(member, params.get(member), allowed)
-    changed = {name: value for name, value in params.items() if name != "InstanceId"}
-    options = instance.details.get("MetadataOptions", {}) | changed
-    instance.details = instance.details | {"MetadataOptions": options}
-    return {"InstanceId": instance.instance_id, "InstanceMetadataOptions": options | {"State": "pending"}}
 
 
 # Status checks and console output

@@ -20,7 +20,6 @@ from vmsnix_ops.sandbox.ec2.common import (
     SECURITY_GROUP,
     SUBNET,
     VPC,
-    attribute_name,
     find_own,
     find_own_or_all,
     missing_parameter,
@@ -289,23 +288,6 @@ def describe_vpcs(context: Context, params: Params) -> dict[str, Any]:
     default_vpc(context)
     vpcs = find_own_or_all(context, VPC, params.get("VpcIds"))
     return describe(context, params, vpcs, _vpc_view, filters=VPC_FILTERS, key="vpc_id")
-
-
-VPC_ATTRIBUTES = {
-    "enableDnsHostnames": True,
-    "enableDnsSupport": True,
-    "enableNetworkAddressUsageMetrics": False,
-}
-"""The attributes of a default VPC ("DNS attributes for your VPC")."""
-
-
-@operation("ec2", "DescribeVpcAttribute", "Attribute VpcId")
-def describe_vpc_attribute(context: Context, params: Params) -> dict[str, Any]:
-    """Return one attribute of the default VPC."""
-    default_vpc(context)
-    vpc: Vpc = find_own(context, VPC, params["VpcId"])
-    name = attribute_name(params["Attribute"], VPC_ATTRIBUTES, "VpcAttributeName")
-    return {"VpcId": vpc.vpc_id, name[0].upper() + name[1:]: {"Value": VPC_ATTRIBUTES[name]}}
 
 
 def _subnet_view(context: Context, subnet: Subnet) -> dict[str, Any]:
