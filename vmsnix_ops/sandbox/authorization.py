@@ -46,7 +46,7 @@ from vmsnix_ops.sandbox.policies import (
     evaluate_resource_policy,
 )
 from vmsnix_ops.sandbox.s3.buckets import s3_denial_reason
-from vmsnix_ops.sandbox.s3.versions import versions_of
+from vmsnix_ops.sandbox.s3.store import versions_of
 from vmsnix_ops.sandbox.ssm import SSM_KEY_ALIAS, kms_key_arn, parameter_name, parameters, ssm_managed_key
 from vmsnix_ops.sandbox.storage import StoredObject, find_bucket
 from vmsnix_ops.sandbox.sts import tag_condition_keys

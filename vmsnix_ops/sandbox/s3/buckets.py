@@ -34,7 +34,7 @@ from vmsnix_ops.sandbox.s3.common import (
     invalid_request,
     owner_acl,
 )
-from vmsnix_ops.sandbox.s3.requests import check_owner, existing_bucket, requested_bucket
+from vmsnix_ops.sandbox.s3.store import check_owner, existing_bucket, requested_bucket
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 from vmsnix_ops.sandbox.wire.protocols import malformed_xml
 

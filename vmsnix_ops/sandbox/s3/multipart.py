@@ -48,13 +48,17 @@ from vmsnix_ops.sandbox.s3.objects import (
     list_page,
     page_limit,
 )
-from vmsnix_ops.sandbox.s3.requests import (
+from vmsnix_ops.sandbox.s3.store import (
+    NULL,
     check_owner,
     existing_bucket,
+    expiration_member,
+    find_object,
     object_operation,
     requested_bucket,
+    store_object,
+    version_member,
 )
-from vmsnix_ops.sandbox.s3.versions import NULL, expiration_member, find_object, store_object, version_member
 from vmsnix_ops.sandbox.storage import MultipartUpload, Part, StoredObject, object_reader
 from vmsnix_ops.sandbox.wire.checksums import (
     Checksums,

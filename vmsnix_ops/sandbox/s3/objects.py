@@ -37,13 +37,14 @@ from vmsnix_ops.sandbox.s3.common import (
     shown_headers,
     stored_headers,
 )
-from vmsnix_ops.sandbox.s3.requests import object_operation, requested_bucket
-from vmsnix_ops.sandbox.s3.versions import (
+from vmsnix_ops.sandbox.s3.store import (
     delete_object,
     delete_version,
     expiration_member,
     find_object,
     no_such_version,
+    object_operation,
+    requested_bucket,
     store_object,
     version_member,
     versions_after,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vmsnix_ops.sandbox.core import Context, Params
-    from vmsnix_ops.sandbox.s3.versions import Version
+    from vmsnix_ops.sandbox.s3.store import Version
     from vmsnix_ops.sandbox.storage import Bucket
     from vmsnix_ops.sandbox.wire.http import FileRange
 

@@ -1,14 +1,15 @@
-"""Versions of objects: find, store, delete and list them, and apply lifecycle rules.
+"""The bucket of a call, and its objects: find, store, delete and list their versions, apply lifecycle rules.
 
 A bucket without versioning has one version of each object, with the ID ``null``. Lifecycle rules expire
 objects, noncurrent versions and unfinished uploads at midnight UTC, in real time; `Clock.advance` brings that
 nearer. AWS may delete up to some days later. Transitions have no effect: an object keeps its storage class.
 
-Sources: "Lifecycle configuration elements", "Expiring objects", "Examples of S3 Lifecycle configurations" (of
+Sources, in the Amazon S3 User Guide: "Using Requester Pays general purpose buckets for storage transfers and
+usage", "Lifecycle configuration elements", "Expiring objects", "Examples of S3 Lifecycle configurations" (of
 overlapping rules the earlier expiry wins), "Retaining multiple versions of objects with S3 Versioning",
-"Working with delete markers" and "Working with objects in a versioning-suspended bucket" in the Amazon S3
-User Guide; ListObjectVersions in the Amazon S3 API Reference. Errors, and which answers have a ``VersionId``:
-AWS's answers of February 2026 in LocalStack's ``test_s3_api.snapshot.json``, ``test_s3.snapshot.json`` and
+"Working with delete markers" and "Working with objects in a versioning-suspended bucket"; in the Amazon S3
+API Reference: ListObjectVersions, "Error Responses". Errors, and which answers have a ``VersionId``: AWS's
+answers of February 2026 in LocalStack's ``test_s3.snapshot.json``, ``test_s3_api.snapshot.json`` and
 ``test_s3_list_operations.snapshot.json``.
 """
 
@@ -16,21 +17,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
 from datetime import datetime, time, timedelta
+from functools import wraps
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
 from vmsnix_ops.sandbox.s3.common import abort_upload, invalid_argument, precondition_failed, remove_parts
-from vmsnix_ops.sandbox.storage import DeleteMarker, StoredObject
+from vmsnix_ops.sandbox.storage import Bucket, DeleteMarker, StoredObject, find_bucket
 from vmsnix_ops.sandbox.wire.models import format_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from vmsnix_ops.sandbox.core import Context
+    from vmsnix_ops.sandbox.core import Context, Handler, Params
     from vmsnix_ops.sandbox.storage import Bucket
 
 
@@ -365,3 +368,78 @@ def _marker_is_due(context: Context, bucket: Bucket, marker: Version) -> bool:
 
 def _is_due(context: Context, since: datetime, days: int) -> bool:
     return context.clock.is_past(_after_days(since, days), since=since)
+
+
+def requested_bucket(context: Context, params: Params) -> Bucket:
+    """Return the bucket of a call.
+
+    Raises
+    ------
+    ApiError
+        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for an unexpected owner or a
+        requester who does not pay. The permissions of the caller were checked before.
+    """
+    name = params["Bucket"]
+    bucket = existing_bucket(context, name)
+    if bucket.region != context.region:
+        raise ApiError(
+            "PermanentRedirect",
+            "The bucket you are attempting to access must be addressed using the specified endpoint. "
+            "Please send all future requests to this endpoint.",
+            status=301,
+            Endpoint=f"{name}.s3.{bucket.region}.amazonaws.com",
+            Bucket=name,
+            BucketRegion=bucket.region,
+        )
+    check_owner(bucket, params.get("ExpectedBucketOwner"))
+    if is_charged(context, bucket) and params.get("RequestPayer") != "requester":
+        raise ApiError("AccessDenied", "Access Denied", status=403)
+    expire_objects(context, bucket)
+    return bucket
+
+
+def existing_bucket(context: Context, name: str) -> Bucket:
+    """Return a bucket of any account and region, or raise ``NoSuchBucket``."""
+    bucket = find_bucket(context.tables, name)
+    if bucket is None:
+        raise ApiError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
+    return bucket
+
+
+def check_owner(bucket: Bucket, expected: str | None) -> None:
+    """Check the account that the caller expects to own a bucket."""
+    if expected is None:
+        return
+    if not re.fullmatch("[0-9]{12}", expected):
+        raise ApiError(
+            "InvalidBucketOwnerAWSAccountID",
+            f"The value of the expected bucket owner parameter must be an AWS Account ID... [{expected}]",
+        )
+    if expected != bucket.account:
+        raise ApiError("AccessDenied", "Access Denied", status=403)
+
+
+def is_charged(context: Context, bucket: Bucket) -> bool:
+    """Return whether the caller, not the owner of the bucket, pays for a call."""
+    return bucket.settings.get("payer") == "Requester" and context.account != bucket.account
+
+
+def object_operation(name: str, *parameters: str, locks: bool = True) -> Callable[[Handler], Handler]:
+    """Register an operation of S3 that also has the parameters ExpectedBucketOwner and RequestPayer.
+
+    Its answer has ``RequestCharged`` when the requester pays. The other parameters are those of `operation`.
+    """
+
+    def register(handler: Handler) -> Handler:
+        @wraps(handler)
+        def handle(context: Context, params: Params) -> dict[str, Any]:
+            answer = handler(context, params)
+            bucket = find_bucket(context.tables, params["Bucket"])
+            if bucket is not None and is_charged(context, bucket):
+                answer["RequestCharged"] = "requester"
+            return answer
+
+        operation("s3", name, *parameters, "ExpectedBucketOwner RequestPayer", locks=locks)(handle)
+        return handler
+
+    return register
