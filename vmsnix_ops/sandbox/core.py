@@ -73,7 +73,7 @@ def not_emulated(what: str) -> ApiError:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return the words of a text: a list of names that is long to write in another way."""
+    """Return the words of a text, for long lists of names."""
     return tuple(text.split())
 
 
@@ -175,7 +175,7 @@ def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def given(**members: Any) -> dict[str, Any]:
-    """Return the members of an answer that have a value: the others are left out of it."""
+    """Return the members that have a value, for an answer that lacks the others."""
     return {name: value for name, value in members.items() if value}
 
 
