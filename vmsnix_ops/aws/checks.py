@@ -7,7 +7,7 @@ can show the results of all checks, and a publish stops at the first failed one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam.permissions import denied_action
@@ -17,39 +17,27 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+Parameters = ParamSpec("Parameters")
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check.
-
-    Attributes
-    ----------
-    name
-        What was checked.
-    outcome
-        ``"pass"``, ``"warn"`` (the job may fail) or ``"fail"`` (the job will fail).
-    found
-        What the check found, as a sentence or a few words.
-    fix
-        What to do; empty if the check passed.
-    error
-        The error that a job would end with.
-    facts
-        Values for later steps, such as the age of a role.
-    """
+    """The result of one check."""
 
     name: str
-    outcome: Literal["pass", "warn", "fail"]
-    found: str
-    fix: str = ""
-    error: errors.VmsnixError | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    outcome: Literal["pass", "warn", "fail"]  # "warn": the job may fail; "fail": it will fail
+    found: str  # a sentence or a few words
+    fix: str = ""  # what to do; empty if the check passed
+    error: errors.VmsnixError | None = None  # the error that a job would end with
+    facts: dict[str, Any] = field(default_factory=dict)  # for later steps, such as the age of a role
 
 
-def run_check(name: str, check: Callable[[], Check]) -> Check:
+def run_check(
+    name: str, check: Callable[Parameters, Check], /, *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> Check:
     """Return the result of a check: a warning if access is denied, a failure for every other error."""
     try:
-        return check()
+        return check(*args, **kwargs)
     except errors.AccessDeniedError as error:
         action = denied_action(error.why, error.operation) or error.operation
         return Check(name, "warn", f"not checked: {error.why}", f"Allow {action} to enable this check.")

@@ -210,7 +210,7 @@ def check_topic(topic: str) -> None:
 
 def check_topic_exists(topic: str, session: boto3.Session) -> list[Check]:
     """Check before any change that the topic exists; return no check without a topic."""
-    checks = [run_check("topic", lambda: topics.check_topic_exists(topic, session=session))] if topic else []
+    checks = [run_check("topic", topics.check_topic_exists, topic, session=session)] if topic else []
     raise_for_failure(checks)
     return checks
 

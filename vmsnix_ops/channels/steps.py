@@ -166,9 +166,7 @@ class PromotionContext:
     def check_region(self) -> None:
         """Refuse a region that is not enabled: AWS would only report unknown credentials."""
         if not self.is_home:
-            raise_for_failure(
-                [run_check("region", lambda: identity.check_region(self.home_ec2, self.region))]
-            )
+            raise_for_failure([run_check("region", identity.check_region, self.home_ec2, self.region)])
 
     def check_public(self) -> None:
         """Refuse a public AMI with encrypted snapshots, as AWS does at the last step."""
@@ -279,10 +277,8 @@ class Share(PromotionStep):
     def _check_public(self, context: PromotionContext) -> str:
         """Refuse a public AMI where AWS would; return a warning about what could not be checked."""
         check_public_sharing(context.ec2, public=True)
-        quota = run_check(
-            "quotas",
-            lambda: check_quotas(context.ec2, context.quotas, public=True, one_more=context.ami is None),
-        )
+        more = context.ami is None
+        quota = run_check("quotas", check_quotas, context.ec2, context.quotas, public=True, one_more=more)
         raise_for_failure([quota])
         return f" ({quota.name} {quota.found} {quota.fix})" if quota.outcome == "warn" else ""
 

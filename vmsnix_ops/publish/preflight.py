@@ -66,45 +66,24 @@ def checks_in_aws(
     """Check credentials, account, region, bucket and service role. Nothing is changed.
 
     If the region's name or the credentials are invalid, the other checks are omitted. A check that the caller
-    is not allowed to do is a warning.
+    is not allowed to do is a warning. The checks of `bucket` and `role_name` are omitted if they are empty;
+    any account is allowed if `allowed_accounts` is empty.
 
-    Parameters
-    ----------
-    session
-        Session with the credentials.
-    region
-        Region of the AMI.
-    bucket
-        Bucket of the upload; empty to omit its checks.
-    role_name
-        Service role of VM Import; empty to omit its checks.
-    allowed_accounts
-        Allowed accounts; by default all.
-    key_prefix
-        First part of the keys in the bucket.
-    via
-        ``"import"``, or ``"direct"``, which needs neither bucket nor role.
-    public
-        Whether the AMI will be public.
-    kms_key
-        KMS key for upload, snapshot and AMI; empty for the defaults.
-    thorough
-        Check also quotas, the settings of the bucket, and all permissions of the caller.
+    `thorough` checks also quotas, the settings of the bucket, and all permissions of the caller.
     """
-    named = run_check("region name", lambda: identity.check_region_name(region))
+    named = run_check("region name", identity.check_region_name, region)
     if named.outcome == "fail":
         return [named]
-    known = run_check("credentials", lambda: identity.check_credentials(session, region))
+    known = run_check("credentials", identity.check_credentials, session, region)
     checks = [named, known]
     if known.outcome == "fail":
         return checks
     who: Caller = known.facts["identity"]
-    allowed = tuple(allowed_accounts)
     ec2, iam = client(session, "ec2", region), client(session, "iam", region)
     checks += [
-        run_check("clock", lambda: identity.check_clock(who)),
-        run_check("account", lambda: identity.check_account(who.account, allowed)),
-        run_check("region", lambda: identity.check_region(ec2, region)),
+        run_check("clock", identity.check_clock, who),
+        run_check("account", identity.check_account, who.account, tuple(allowed_accounts)),
+        run_check("region", identity.check_region, ec2, region),
     ]
     place = policies.PolicyScope(
         account=who.account,
@@ -119,39 +98,29 @@ def checks_in_aws(
         checks += _bucket(session, place, thorough=thorough)
     if via == "import" and role_name:
         s3 = client(session, "s3", region)
-        role = run_check("vmimport role", lambda: service_role.check_role(iam, role_name))
+        role = run_check("vmimport role", service_role.check_role, iam, role_name)
         checks.append(role)
         if role.outcome != "fail":
             arn = str(role.facts.get("arn") or place.role_arn)
             if bucket:
+                allowed = service_role.check_role_permissions
                 checks.append(
-                    run_check(
-                        "vmimport role's permissions",
-                        lambda: service_role.check_role_permissions(iam, s3, arn, bucket, key_prefix),
-                    )
+                    run_check("vmimport role's permissions", allowed, iam, s3, arn, bucket, key_prefix)
                 )
             if key:
-                checks.append(
-                    run_check(
-                        "vmimport role's key",
-                        lambda: service_role.check_role_key_permissions(iam, arn, key, bucket),
-                    )
-                )
+                with_key = service_role.check_role_key_permissions
+                checks.append(run_check("vmimport role's key", with_key, iam, arn, key, bucket))
             elif bucket and thorough:
-                checks.append(
-                    run_check(
-                        "bucket's key",
-                        lambda: service_role.check_bucket_key_permissions(iam, s3, arn, bucket),
-                    )
-                )
-            checks.append(run_check("pass role", lambda: service_role.check_pass_role(iam, who, arn)))
+                of_bucket = service_role.check_bucket_key_permissions
+                checks.append(run_check("bucket's key", of_bucket, iam, s3, arn, bucket))
+            checks.append(run_check("pass role", service_role.check_pass_role, iam, who, arn))
     if public or thorough:
-        checks.append(run_check("public AMIs", lambda: check_public_sharing(ec2, public=public)))
+        checks.append(run_check("public AMIs", check_public_sharing, ec2, public=public))
     if thorough:
         quotas = client(session, "service-quotas", region)
         checks += [
-            run_check("quotas", lambda: check_quotas(ec2, quotas, public=public)),
-            run_check("pending snapshots", lambda: check_pending_snapshots(ec2)),
+            run_check("quotas", check_quotas, ec2, quotas, public=public),
+            run_check("pending snapshots", check_pending_snapshots, ec2),
             *_permissions(session, who, place, via=via, public=public),
         ]
     return checks
@@ -160,14 +129,14 @@ def checks_in_aws(
 def _bucket(session: boto3.Session, place: policies.PolicyScope, *, thorough: bool) -> list[Check]:
     region, name = place.regions[0], place.bucket
     s3 = client(session, "s3", region)
-    checks = [run_check("bucket", lambda: buckets.check_bucket(s3, name, region, place.account))]
+    checks = [run_check("bucket", buckets.check_bucket, s3, name, region, place.account)]
     if thorough and checks[-1].outcome != "fail":
         checks += [
-            run_check("bucket private", lambda: buckets.check_bucket_private(s3, name)),
-            run_check("bucket encrypted", lambda: buckets.check_bucket_encrypted(s3, name)),
-            run_check("bucket TLS only", lambda: buckets.check_bucket_tls(s3, name)),
-            run_check("bucket leftovers", lambda: buckets.check_bucket_lifecycle(s3, name, place.key_prefix)),
-            run_check("bucket versions", lambda: buckets.check_bucket_versions(s3, name, place.key_prefix)),
+            run_check("bucket private", buckets.check_bucket_private, s3, name),
+            run_check("bucket encrypted", buckets.check_bucket_encrypted, s3, name),
+            run_check("bucket TLS only", buckets.check_bucket_tls, s3, name),
+            run_check("bucket leftovers", buckets.check_bucket_lifecycle, s3, name, place.key_prefix),
+            run_check("bucket versions", buckets.check_bucket_versions, s3, name, place.key_prefix),
         ]
     return checks
 
@@ -180,8 +149,7 @@ def _permissions(
 
     def check(name: str, actions: Iterable[str], command: str) -> Check:
         return run_check(
-            name,
-            lambda: check_permissions(iam, who, place, name=name, actions=actions, command=command),
+            name, check_permissions, iam, who, place, name=name, actions=actions, command=command
         )
 
     may_share = public and via == "direct"
@@ -212,20 +180,7 @@ def check_permissions(
 ) -> Check:
     """Check with IAM's policy simulator whether the caller may use all of these actions.
 
-    Parameters
-    ----------
-    iam
-        Client.
-    who
-        The caller.
-    place
-        Account, bucket and region.
-    name
-        Name of the check.
-    actions
-        Keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`.
-    command
-        The command that prints the policy with these permissions.
+    `actions` are keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`; `command` prints the policy with them.
     """
     if who.is_root:
         return Check(name, "pass", "the root user may do everything")
@@ -282,10 +237,7 @@ def check_image(
 ) -> tuple[Check, BuiltImage | None]:
     """Check that the image is readable and has a format that the method supports.
 
-    Returns
-    -------
-    tuple
-        The check, and the built image; ``None`` for an image of a flake, which is evaluated but not built.
+    The built image is ``None`` for an image of a flake, which is evaluated but not built.
     """
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.nix import build as nix
@@ -329,15 +281,7 @@ def check_name_free(
 
 
 def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> Check:
-    """Check the free disk space of a folder.
-
-    Parameters
-    ----------
-    folder
-        The folder; if it does not exist, its nearest parent counts.
-    enough_gib
-        Sufficient space, in GiB.
-    """
+    """Check the free disk space of a folder, or of its nearest parent that exists."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
     text = f"{free:.1f} GiB free in {existing}"
@@ -350,14 +294,7 @@ def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> C
 def check_tool(name: str, *, needed: str, for_what: str) -> Check:
     """Check whether a program is on PATH.
 
-    Parameters
-    ----------
-    name
-        The program.
-    needed
-        Why this job needs it; empty if it does not.
-    for_what
-        Jobs that need it.
+    `needed` is why this job needs it, empty if it does not; `for_what` are the jobs that need it.
     """
     path = shutil.which(name)
     if path is not None:
@@ -467,12 +404,8 @@ def check(
     )
     if bucket and via == "import":
         kept = {"archive": settings.archive, "history": settings.history}
-        checks.append(
-            run_check(
-                "bucket prefixes",
-                lambda: buckets.check_prefixes(kept, bucket, settings.key_prefix),
-            )
-        )
+        prefix_check = buckets.check_prefixes
+        checks.append(run_check("bucket prefixes", prefix_check, kept, bucket, settings.key_prefix))
     if not bucket and via == "import":
         fix = "Set bucket in vmsnix.toml, or add --bucket NAME; vmsnix bootstrap creates one."
         checks.append(Check("bucket", "warn", "no bucket given", fix))
@@ -515,12 +448,12 @@ def _machine(
         checks.append(run_check("image", read_image))
     if found and session is not None:
         ec2 = client(session, "ec2", region)
-        checks.append(run_check("name", lambda: check_name_free(ec2, found[0], prefix=prefix, **options)))
+        checks.append(run_check("name", check_name_free, ec2, found[0], prefix=prefix, **options))
     builds = bool(image) and not nix.is_path(image)
     reads = bool(found) and found[0].format in NEED_QEMU_IMG
     return [
         *checks,
-        run_check("disk space", lambda: check_disk_space(settings.state)),
+        run_check("disk space", check_disk_space, settings.state),
         check_tool("nix", needed="the image must be built" if builds else "", for_what="building images"),
         check_tool(
             "qemu-img",
