@@ -94,15 +94,6 @@ def test_any_bytes_are_a_disk_or_refused(head: bytes, tail: bytes) -> None:
             assert error.fix  # noqa: PT017
 
 
-def test_the_digest_is_that_of_the_file_and_has_progress(tmp_path: Path) -> None:
-    path = write_ours(tmp_path / "disk", scattered(7 * MIB, pieces=30), "dynamic")
-    done: list[int] = []
-    with open_image(path) as image:
-        assert image.digest(done.append) == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert sum(done) == path.stat().st_size
-    assert len(done) > 1
-
-
 class SlowReader(io.BytesIO):
     """A reader that gives other threads time between seeking and reading."""
 
@@ -162,7 +153,7 @@ def test_a_hundred_gib_take_little_memory(tmp_path: Path) -> None:
     script = (
         "import sys; from vmsnix_ops.disk.formats import open_image\n"
         "with open_image(sys.argv[1]) as image:\n"
-        "    print(sum(1 for _ in image.blocks()), image.digest())\n"
+        "    print(sum(1 for _ in image.blocks()))\n"
         "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     )
     done = subprocess.run(
@@ -173,7 +164,7 @@ def test_a_hundred_gib_take_little_memory(tmp_path: Path) -> None:
         cwd=ROOT,
         timeout=120,
     )
-    count, _digest, kibibytes = done.stdout.split()
+    count, kibibytes = done.stdout.split()
     assert int(count) == 200
     assert int(kibibytes) < 100 * 1024
 

@@ -72,7 +72,6 @@ def test_a_reader_is_accepted(tmp_path: Path, temporary: Path, driver: str) -> N
     path = qemu_make(tmp_path / "disk", write_raw(tmp_path / "raw", disk), driver)
     with open_image(io.BytesIO(path.read_bytes())) as image:
         assert image.read(0, SIZE) == disk
-        assert image.digest()
     assert list(temporary.iterdir()) == []
 
 

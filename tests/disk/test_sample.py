@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import threading
@@ -81,8 +82,8 @@ def test_qemu_reads_the_same_disk(tmp_path: Path, kind: str) -> None:
 
 def test_the_same_arguments_give_the_same_bytes_and_others_give_others(tmp_path: Path) -> None:
     def digest(name: str, **arguments: str) -> str:
-        with open_image(make_sample_image(tmp_path / name, **arguments) / "sample.vhd") as image:  # type: ignore[arg-type]
-            return image.digest()
+        file = make_sample_image(tmp_path / name, **arguments) / "sample.vhd"  # type: ignore[arg-type]
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
     first = digest("a")
     assert digest("b") == first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,10 +20,13 @@ from vmsnix_ops.errors import (
     UnknownImageError,
     VmsnixError,
 )
-from vmsnix_ops.nix.build import build, is_path, plan_build, resolve_image, split_image
+from vmsnix_ops.nix.build import is_path, plan_build, resolve_image, split_image
 from vmsnix_ops.nix.command import parse_outputs
 from vmsnix_ops.nix.flake import host_system
 from vmsnix_ops.progress import Event, Progress, silent
+
+if TYPE_CHECKING:
+    from vmsnix_ops.nix.image import BuiltImage
 
 FIXTURE = Path(__file__).parent / "fixture"
 OTHER = {"x86_64-linux": "aarch64-linux", "aarch64-linux": "x86_64-linux"}
@@ -35,6 +39,10 @@ def fresh(folder: Path, name: str) -> Path:
     packages = copy / "packages.nix"
     packages.write_text(packages.read_text().replace('label = "26.05.fixture"', f'label = "26.05.{name}"'))
     return copy
+
+
+def build(image: str, *, progress: Progress | None = None, **options: Any) -> BuiltImage:
+    return plan_build(image, **options).build(progress=progress)
 
 
 def test_builds_an_image_that_is_a_real_disk(nix: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmsnix_ops.errors import NixError
-from vmsnix_ops.nix.build import build
+from vmsnix_ops.nix.build import resolve_image
 from vmsnix_ops.nix.closure import closure, parse_path_info, split_name
 from vmsnix_ops.nix.command import query_store
 from vmsnix_ops.progress import silent
@@ -20,7 +20,7 @@ INFO = {"narSize": 120, "narHash": "sha256-x", "references": []}
 
 
 def test_packages_are_listed_largest_first(nix: Path) -> None:
-    table = closure(build("ecs-node", progress=silent()), progress=silent())
+    table = closure(resolve_image("ecs-node", progress=silent()), progress=silent())
     assert list(table.columns) == ["name", "version", "store_path", "bytes"]
     assert list(table["name"]) == ["linux", "openssl", "unit-sshd.service", "nixos-system-ecs-node"]
     assert list(table["version"]) == ["6.18.3", "3.0.14", "", "26.05.fixture"]
@@ -30,13 +30,13 @@ def test_packages_are_listed_largest_first(nix: Path) -> None:
 
 
 def test_the_closure_is_of_the_system_and_not_of_the_image_s_references(nix: Path) -> None:
-    built = build("ecs-node", progress=silent())
+    built = resolve_image("ecs-node", progress=silent())
     assert query_store("--references", str(built.store_path), what="") == [built.store_path]
     assert len(closure(built, progress=silent())) == 4
 
 
 def test_takes_an_image_that_was_built_before(nix: Path) -> None:
-    built = build("gc-fwd", progress=silent())
+    built = resolve_image("gc-fwd", progress=silent())
     assert list(closure(Path(str(built.store_path)))["name"])[-1] == "nixos-system-gc-fwd"
 
 
@@ -45,7 +45,7 @@ def test_takes_the_name_of_an_image(nix: Path) -> None:
 
 
 def test_a_missing_system_is_fetched(nix: Path) -> None:
-    built = build("actions-runner", progress=silent())
+    built = resolve_image("actions-runner", progress=silent())
     before = closure(built, progress=silent())
     (system,) = before["store_path"][before["name"] == "nixos-system-actions-runner"]
     from vmsnix_ops.nix.command import run
@@ -56,13 +56,13 @@ def test_a_missing_system_is_fetched(nix: Path) -> None:
 
 
 def test_an_image_of_another_machine_has_no_closure(nix: Path) -> None:
-    built = replace(build("ecs-node", progress=silent()), derivation=None)
+    built = replace(resolve_image("ecs-node", progress=silent()), derivation=None)
     with pytest.raises(NixError, match="Build it here"):
         closure(built)
 
 
 def test_an_image_without_a_nixos_system_is_refused(nix: Path) -> None:
-    built = build("ecs-node", progress=silent())
+    built = resolve_image("ecs-node", progress=silent())
     (linux,) = [
         path for path in query_store("--requisites", str(built.derivation), what="") if "linux-6" in path
     ]

@@ -186,9 +186,9 @@ def test_a_remaining_grandchild_does_not_block() -> None:
 def test_ctrl_c_stops_a_build_and_its_builder(nix: Path, tmp_path: Path) -> None:
     """A whole program is interrupted while the builder sleeps."""
     script = (
-        "from vmsnix_ops.nix.build import build\n"
+        "from vmsnix_ops.nix.build import resolve_image\n"
         "from vmsnix_ops.progress import Progress\n"
-        "build('sleeps', progress=Progress(lambda event: print(event.message, flush=True)))\n"
+        "resolve_image('sleeps', progress=Progress(lambda event: print(event.message, flush=True)))\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -57,12 +57,7 @@ class ConsoleMatch:
 class BootConsole:
     """Saves the console, and searches it for the expected line and for failures.
 
-    Parameters
-    ----------
-    path
-        File for the console.
-    expect
-        Pattern of the expected line, without terminal colours. A prompt without a line end counts too.
+    `expect` is searched in lines without terminal colours. A prompt without a line end counts too.
     """
 
     def __init__(self, path: Path, expect: re.Pattern[str]) -> None:

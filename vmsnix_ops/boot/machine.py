@@ -61,21 +61,8 @@ class Hardware:
 def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
     """Return the virtual machine for an image on this host.
 
-    Parameters
-    ----------
-    system
-        Nix system of the image.
-    boot_mode
-        EC2's name of the boot mode; ``"legacy-bios"`` boots with a BIOS, all others with UEFI.
-    accelerator
-        ``"auto"`` uses KVM if it is available.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageError
-        EC2 does not have the image's architecture.
-    vmsnix_ops.errors.ToolMissingError
-        QEMU, its firmware or the requested KVM is missing on this host.
+    ``legacy-bios`` boots with a BIOS, all other boot modes with UEFI. The accelerator ``auto`` is KVM if it
+    is available.
     """
     if system not in ARCHITECTURES:
         raise ImageError(
@@ -152,15 +139,7 @@ def _firmware(description: dict[str, Any], architecture: Architecture) -> tuple[
 
 
 def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
-    """Create a qcow2 overlay for the machine's writes, so that the image does not change.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ToolMissingError
-        ``qemu-img`` is not installed.
-    vmsnix_ops.errors.BootFailedError
-        ``qemu-img`` refuses the image.
-    """
+    """Create a qcow2 overlay for the machine's writes, so that the image does not change."""
     program = shutil.which("qemu-img")
     if program is None:
         raise ToolMissingError(
@@ -188,23 +167,10 @@ def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
     return overlay
 
 
-def command(
-    hardware: Hardware, overlay: Path, metadata: Path, *, memory_mib: int, cores: int, folder: Path
-) -> list[str]:
+def command(hardware: Hardware, overlay: Path, metadata: Path, *, folder: Path) -> list[str]:
     """Return QEMU's command line.
 
-    Parameters
-    ----------
-    hardware
-        Result of `find_hardware`.
-    overlay
-        Result of `make_overlay`.
-    metadata
-        Input file of `vmsnix_ops.boot.metadata`.
-    memory_mib, cores
-        Memory and number of CPUs.
-    folder
-        Folder for the firmware's variables.
+    `metadata` is the input file of `vmsnix_ops.boot.metadata`; `folder` gets the firmware's variables.
     """
     service = shlex.join([sys.executable, "-I", "-S", boot_metadata.__file__, str(metadata)])
     network = (
@@ -216,7 +182,7 @@ def command(
         *("-name", "vmsnix-boot-test", "-nodefaults", "-no-user-config", "-no-reboot"),
         *("-machine", hardware.architecture.machine, "-accel", hardware.accelerator),
         *("-cpu", "host" if hardware.accelerator == "kvm" else "max"),
-        *("-m", str(memory_mib), "-smp", str(cores), "-display", "none", "-monitor", "none"),
+        *("-m", "1024", "-smp", "2", "-display", "none", "-monitor", "none"),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-drive", f"if=none,id=root,format=qcow2,cache=unsafe,file={_quoted(str(overlay))}"),
         *("-device", "nvme,drive=root,serial=vol0123456789abcdef0,bootindex=0"),

@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import time
+from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -49,30 +50,11 @@ class MetadataResponse(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-REASONS = {
-    200: "OK",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-}
-
-
 def answer(request: MetadataRequest, pages: Mapping[str, str], secret: bytes, now: float) -> MetadataResponse:
-    """Return EC2's answer to a request.
+    """Return EC2's answer to a request of the guest at `now`, in seconds since the epoch.
 
-    Parameters
-    ----------
-    request
-        Request of the guest.
-    pages
-        Texts by path below the version, such as ``"meta-data/instance-id"``. Folders are derived from the
-        paths.
-    secret
-        Key for session tokens, so that connections need no common state.
-    now
-        Seconds since the epoch.
+    `pages` are texts by path below the version, such as ``"meta-data/instance-id"``; folders are derived from
+    the paths. `secret` is the key for session tokens, so that connections need no common state.
     """
     path = request.path.partition("?")[0].strip("/")
     if request.method == "PUT":
@@ -132,7 +114,7 @@ def serve(
     while (request := _read(incoming)) is not None:
         reply = answer(request, pages, secret, time.time())
         head = [
-            f"HTTP/1.1 {reply.status} {REASONS[reply.status]}",
+            f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}",
             "Content-Type: text/plain",
             "Server: EC2ws",
         ]

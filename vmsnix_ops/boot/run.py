@@ -75,19 +75,15 @@ def boot(
     public_key: str = "",
     deadline: float | None = None,
     accelerator: str = "auto",
-    memory_mib: int = 1024,
-    cores: int = 2,
-    console: Path | None = None,
-    on_message: Callable[[str], None] | None = None,
+    console: Path = Path("console.log"),
+    on_message: Callable[[str], None] = lambda _text: None,
 ) -> SuccessfulBoot:
-    """Boot an image and wait for a line on its serial console.
+    """Boot an image and wait for a line on its serial console, at most `deadline` seconds.
 
     Safe to repeat: only `console` is written.
 
     Parameters
     ----------
-    image
-        A disk image in a format of `vmsnix_ops.disk.formats.open_image`.
     expect
         Regular expression that is searched in each line, without terminal colours.
     system, boot_mode
@@ -95,13 +91,11 @@ def boot(
     user_data, public_key
         Data for the metadata service; empty for none.
     deadline
-        Maximum duration in seconds; by default 300 with KVM and 1800 without.
+        By default 300 s with KVM and 1800 s without.
     accelerator
         ``"kvm"``, ``"tcg"``, or ``"auto"`` for KVM if it is available.
-    memory_mib, cores
-        Memory and number of CPUs.
     console
-        File for the console; by default ``console.log`` in the working directory.
+        File for the console.
     on_message
         Called with messages for the operator.
 
@@ -109,77 +103,40 @@ def boot(
     ------
     vmsnix_ops.errors.BootFailedError
         The deadline passed, or the machine stopped or panicked; has the last 40 lines of the console.
-    vmsnix_ops.errors.ToolMissingError
-        QEMU, its firmware or the requested KVM is missing on this host.
-    vmsnix_ops.errors.ImageError
-        The image is damaged, or EC2 does not have its architecture.
-    vmsnix_ops.errors.ParameterError
-        The expression or the accelerator is invalid.
     """
     path, pattern = Path(image), check_options(expect, accelerator)
     hardware = find_hardware(system, boot_mode, accelerator)
-    guest = _Guest(
-        path,
-        _check_format(path, boot_mode),
-        pattern,
-        user_data,
-        public_key,
-        deadline,
-        memory_mib,
-        cores,
-        console or Path("console.log"),
-        on_message or (lambda _text: None),
-    )
+    image_format = _check_format(path, boot_mode)
+
+    def attempt(hardware: Hardware) -> SuccessfulBoot:
+        on_message(f"QEMU with {hardware.accelerator}{f': {hardware.why}' if hardware.why else ''}")
+        seconds = DEADLINE_SECONDS[hardware.accelerator] if deadline is None else deadline
+        with tempfile.TemporaryDirectory(prefix="vmsnix-boot-", dir=temporary_folder()) as folder:
+            place = Path(folder)
+            overlay = boot_machine.make_overlay(path, boot_machine.QEMU_FORMATS[image_format], place)
+            metadata, log = _metadata(place, user_data, public_key)
+            command = boot_machine.command(hardware, overlay, metadata, folder=place)
+            files.make_folder(console.parent)
+            with BootConsole(console, pattern) as text, _running(command, seconds) as machine:
+                started, complaints = time.monotonic(), bytearray()
+                found = _read_console(machine, text, started + seconds, complaints)
+                took = time.monotonic() - started
+                if found is None or found.kind == "failed":
+                    raise _failure(path, console, found, machine, text, seconds, complaints)
+            requests = tuple(tuple(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines())
+        return SuccessfulBoot(found.line, took, hardware.accelerator, hardware.why, console, requests)
+
     try:
-        return _attempt(guest, hardware)
+        return attempt(hardware)
     except _NotStartedError as error:
         # Some hosts, mostly virtual machines, have a /dev/kvm that does not work.
         if hardware.accelerator == "tcg" or accelerator == "kvm":
             raise BootFailedError(error.what, why=error.why, fix=error.fix) from None
-        return _attempt(guest, replace(hardware, accelerator="tcg", why=f"KVM failed ({error.why})"))
+        return attempt(replace(hardware, accelerator="tcg", why=f"KVM failed ({error.why})"))
 
 
 class _NotStartedError(BootFailedError):
     """QEMU ended with an error before the console printed anything, or KVM could not run the guest."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Guest:
-    """The arguments of `boot`."""
-
-    path: Path
-    format: str
-    expect: re.Pattern[str]
-    user_data: str
-    public_key: str
-    deadline: float | None
-    memory_mib: int
-    cores: int
-    console: Path
-    on_message: Callable[[str], None]
-
-
-def _attempt(guest: _Guest, hardware: Hardware) -> SuccessfulBoot:
-    """Boot once."""
-    guest.on_message(f"QEMU with {hardware.accelerator}{f': {hardware.why}' if hardware.why else ''}")
-    seconds = DEADLINE_SECONDS[hardware.accelerator] if guest.deadline is None else guest.deadline
-    with tempfile.TemporaryDirectory(prefix="vmsnix-boot-", dir=temporary_folder()) as folder:
-        place = Path(folder)
-        overlay = boot_machine.make_overlay(guest.path, boot_machine.QEMU_FORMATS[guest.format], place)
-        metadata, log = _metadata(place, guest.user_data, guest.public_key)
-        command = boot_machine.command(
-            hardware, overlay, metadata, memory_mib=guest.memory_mib, cores=guest.cores, folder=place
-        )
-        files.make_folder(guest.console.parent)
-        with BootConsole(guest.console, guest.expect) as console, _running(command, seconds) as machine:
-            started = time.monotonic()
-            complaints = bytearray()
-            found = _read_console(machine, console, started + seconds, complaints)
-            took = time.monotonic() - started
-            if found is None or found.kind == "failed":
-                raise _failure(guest, found, machine, console, seconds, complaints)
-        requests = tuple(tuple(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines())
-    return SuccessfulBoot(found.line, took, hardware.accelerator, hardware.why, guest.console, requests)
 
 
 def _check_format(path: Path, boot_mode: str) -> str:
@@ -196,13 +153,7 @@ def _check_format(path: Path, boot_mode: str) -> str:
 
 
 def check_options(expect: str, accelerator: str) -> re.Pattern[str]:
-    """Return the compiled expression; refuse one that matches an empty line, and an unknown accelerator.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The expression or the accelerator is invalid.
-    """
+    """Return the compiled expression; refuse one that matches an empty line, and an unknown accelerator."""
     if accelerator not in ACCELERATORS:
         raise ParameterError(f"Invalid accelerator {accelerator!r}: use {', '.join(ACCELERATORS)}.")
     try:
@@ -309,7 +260,8 @@ def _read_console(
 
 
 def _failure(
-    guest: _Guest,
+    image: Path,
+    saved: Path,
     found: ConsoleMatch | None,
     machine: subprocess.Popen[bytes],
     console: BootConsole,
@@ -317,7 +269,7 @@ def _failure(
     complaints: bytearray,
 ) -> BootFailedError:
     """Return the error for a failure on the console, a stopped machine, or a missed deadline."""
-    what, fix = f"{guest.path.name} did not boot.", f"{FIX} It is in {guest.console}."
+    what, fix = f"{image.name} did not boot.", f"{FIX} It is in {saved}."
     if found is not None:
         why = f"{found.meaning[0].upper()}{found.meaning[1:]}: {found.line.strip()}."
     elif failed := KVM_FAILED.search(complaints):

@@ -22,18 +22,8 @@ Run: TypeAlias = tuple["array[int]", bytearray]
 class Digests(Mapping[int, str]):
     """An immutable mapping of block indices, ascending, to their SHA-256 (hex); empty for a block of zeros.
 
-    Parameters
-    ----------
-    pairs
-        Indices, ascending, and their digests.
+    ValueError if the indices do not ascend, or a text is not a SHA-256.
 
-    Raises
-    ------
-    ValueError
-        The indices do not ascend, or a text is not a SHA-256.
-
-    Examples
-    --------
     >>> digests = Digests([(3, "ab" * 32), (7, "")])
     >>> digests[3][:4], digests[7], 5 in digests
     ('abab', '', False)
@@ -71,13 +61,7 @@ class Digests(Mapping[int, str]):
 
     @classmethod
     def unpacked(cls, indices: array[int], sums: bytes) -> Digests:
-        """Return the digests that `packed` returned.
-
-        Raises
-        ------
-        ValueError
-            The indices do not ascend, or the number of digests is wrong.
-        """
+        """Return the digests that `packed` returned; ValueError if the indices do not ascend."""
         if len(sums) != len(indices) * SUM:
             raise ValueError(f"{len(indices)} blocks have {len(sums)} bytes of digests")
         for earlier, later in pairwise(indices):

@@ -75,15 +75,7 @@ class _Partition:
 
 
 def read_firmware(image: DiskImage) -> Firmware:
-    """Return the boot loaders of a disk.
-
-    Raises
-    ------
-    ImageFormatError
-        The disk is partitioned for sectors of 4,096 bytes.
-    ImageError
-        The image is damaged.
-    """
+    """Return the boot loaders of a disk; refuse one that is partitioned for sectors of 4,096 bytes."""
     first = image.read(0, SECTOR).ljust(SECTOR, b"\0")
     check_sector_size(image)
     gpt = list(_gpt(image))

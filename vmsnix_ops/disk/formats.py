@@ -44,19 +44,9 @@ def has_partition_table(head: bytes) -> bool:
 
 
 def open_raw(source: ByteSource, head: bytes) -> RawImage:
-    """Open a file as a raw image.
+    """Open a file as a raw image, given its first two sectors or more.
 
-    Parameters
-    ----------
-    source
-        The file.
-    head
-        Its first two sectors, or more.
-
-    Raises
-    ------
-    ImageFormatError
-        The file does not have whole sectors, or ends within a partition.
+    A file without whole sectors, or that ends within a partition, is refused.
     """
     if source.size % SECTOR:
         raise damaged(
@@ -90,29 +80,9 @@ def _check_partitions(source: ByteSource, head: bytes) -> None:
 def open_image(source: Path | str | BinaryReader | ByteSource) -> DiskImage:
     """Open a disk image; its format is detected from its bytes. Only headers and tables are read.
 
-    Parameters
-    ----------
-    source
-        A path, or a seekable binary reader, which the caller closes.
+    The caller closes a reader. A file that is not a disk image is refused with the offset and the field that
+    are wrong; qcow2, VHDX and VMDK need ``qemu-img``.
 
-    Returns
-    -------
-    DiskImage
-        A context manager.
-
-    Raises
-    ------
-    ImageNotFoundError
-        There is no such file, or it is a folder.
-    ImageFormatError
-        The file is not a disk image, or a damaged one; has the offset and the field.
-    ImageError
-        The file cannot be read.
-    ToolMissingError
-        The format is qcow2, VHDX or VMDK, and ``qemu-img`` is not installed.
-
-    Examples
-    --------
     >>> import io
     >>> with open_image(io.BytesIO(bytes(1024) + b"x" + bytes(1023))) as image:
     ...     image.format, image.size, [block.index for block in image.blocks(512)]

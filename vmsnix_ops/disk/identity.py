@@ -27,19 +27,10 @@ _ENTRY = struct.Struct(">Q32s")
 def identity_of(blocks: Iterable[tuple[int, bytes]]) -> str:
     """Return the identity of a disk, in hexadecimal.
 
-    Parameters
-    ----------
-    blocks
-        Index and SHA-256 (32 bytes) of blocks of `BLOCK_BYTES`, ascending. Blocks of zeros may be omitted, or
-        have a digest of 32 zero bytes. A partial last block is padded with zeros before it is hashed.
+    `blocks` are index and SHA-256 (32 bytes) of blocks of `BLOCK_BYTES`, ascending; ValueError otherwise.
+    Blocks of zeros may be omitted, or have a digest of 32 zero bytes. A partial last block is padded with
+    zeros before it is hashed.
 
-    Raises
-    ------
-    ValueError
-        The indices do not ascend, or a digest is not a SHA-256.
-
-    Examples
-    --------
     >>> identity_of([])[:16] == identity_of([(7, ZERO)])[:16]
     True
     """

@@ -40,16 +40,10 @@ class IdentityCache:
         self._folder = folder
 
     def find(self, path: Path, *, parts: bool, store: str = "") -> Survey | None:
-        """Return the cached identity of a file, or ``None``.
+        """Return the cached identity of a file, or ``None``; `parts`: with the digests of the file's ranges.
 
-        Parameters
-        ----------
-        path
-            The image.
-        parts
-            Whether the digests of the file's ranges are needed.
-        store
-            The key of an image in the Nix store (store path, NAR hash, path inside); empty for other files.
+        `store` is the key of an image in the Nix store (store path, NAR hash, path inside); empty for other
+        files.
         """
         try:
             state = path.stat()
@@ -77,17 +71,7 @@ class IdentityCache:
         )
 
     def save(self, path: Path, surveyed: Survey, *, started: float, store: str = "") -> None:
-        """Save the identity of a file.
-
-        Parameters
-        ----------
-        path, store
-            As for `find`.
-        surveyed
-            The identity.
-        started
-            Time before the file was read, from `time.time`.
-        """
+        """Save the identity of a file that was read after `started` (`time.time`); `store` as for `find`."""
         with suppress(OSError):
             state = path.stat()
             if not store and (

@@ -26,18 +26,8 @@ def damaged(
 ) -> ImageFormatError:
     """Return the error for a damaged image.
 
-    Parameters
-    ----------
-    name
-        Name of the file.
-    kind
-        Name of the format.
-    field
-        Name of the invalid field in the format's specification.
-    offset
-        Position of the field in the file; ``None`` if it is unknown.
-    why, fix
-        One sentence each: why the field is invalid, and what to do.
+    `field` is the name of the invalid field in the format's specification, `offset` its position in the file
+    if it is known. `why` and `fix` are one sentence each.
     """
     place = "" if offset is None else f" at byte {offset}"
     return ImageFormatError(
@@ -110,31 +100,13 @@ class DiskImage:
     """An open disk image; a context manager. Get one from `vmsnix_ops.disk.formats.open_image`.
 
     Several threads can read at the same time. An image that was opened from a path can be pickled: another
-    process opens the file again.
-
-    Attributes
-    ----------
-    format
-        ``vhd``, ``raw``, ``qcow2``, ``vhdx`` or ``vmdk``.
-    subformat
-        ``fixed`` or ``dynamic`` for a VHD, ``createType`` for a VMDK, such as ``streamOptimized``, else
-        empty.
-    size
-        Size of the disk in bytes.
-    file_bytes
-        Size of the file in bytes.
-    converts
-        Whether the first read creates a temporary copy of the whole disk, which is deleted by `close`.
-    own_layout
-        Whether this package reads the positions of blocks from the file; false if ``qemu-img`` reports them.
-    source
-        The file.
+    process opens the file again. `size` and `file_bytes` are the bytes of the disk and of the file.
     """
 
-    format: str = "raw"
-    subformat: str = ""
-    converts: bool = False
-    own_layout: bool = True
+    format: str = "raw"  # "vhd", "raw", "qcow2", "vhdx" or "vmdk"
+    subformat: str = ""  # "fixed" or "dynamic" of a VHD; `createType` of a VMDK, such as "streamOptimized"
+    converts: bool = False  # whether the first read creates a temporary copy of the whole disk
+    own_layout: bool = True  # whether this package reads the positions of blocks, and not `qemu-img`
 
     def __init__(self, source: ByteSource, size: int) -> None:
         self.source, self.size = source, size
@@ -168,19 +140,9 @@ class DiskImage:
         return self.source
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return the bytes of a range of the disk.
+        """Return the bytes of a range of the disk, which ends at the end of the disk as with a file.
 
-        Parameters
-        ----------
-        offset, length
-            The range, in bytes; at most 1 GiB. As with a file, the result ends at the end of the disk.
-
-        Raises
-        ------
-        ValueError
-            The range is negative or longer than 1 GiB.
-        ImageError
-            The image is damaged, or cannot be read.
+        ValueError if the range is negative or longer than 1 GiB.
         """
         if offset < 0 or not 0 <= length <= READ_LIMIT:
             message = f"cannot read {length} bytes at {offset}: the length must be between 0 and {READ_LIMIT}"
@@ -194,28 +156,14 @@ class DiskImage:
         """Fill `buffer` with the disk's bytes at `offset`; bytes after the end of the disk are zero.
 
         This is faster than `read`, which allocates memory.
-
-        Raises
-        ------
-        ImageError
-            The image is damaged, or cannot be read.
         """
         self._gather(offset, buffer, self.extents(offset, min(offset + len(buffer), self.size)))
 
     def stored_blocks(self, buffer: bytearray, *, first: int = 0, stop: int | None = None) -> Iterator[int]:
         """Read each stored block into `buffer`, and yield its index. A stored block may be zero.
 
-        Parameters
-        ----------
-        buffer
-            Its length is the size of a block.
-        first, stop
-            Only the blocks with ``first <= index < stop``, so that several workers can share an image.
-
-        Raises
-        ------
-        ImageError
-            The image is damaged, or cannot be read.
+        The length of `buffer` is the size of a block. Only blocks with ``first <= index < stop`` are read, so
+        that several workers can share an image.
         """
         size = len(buffer)
         end = self.size if stop is None else min(stop * size, self.size)
@@ -224,20 +172,7 @@ class DiskImage:
             yield index
 
     def blocks(self, size: int = BLOCK_BYTES, *, first: int = 0, stop: int | None = None) -> Iterator[Block]:
-        """Yield the blocks that contain a byte other than zero, ascending by index.
-
-        Parameters
-        ----------
-        size
-            Size of a block in bytes.
-        first, stop
-            Only the blocks with ``first <= index < stop``, so that several workers can share an image.
-
-        Raises
-        ------
-        ImageError
-            The image is damaged, or cannot be read.
-        """
+        """Yield the blocks of `size` bytes that contain a byte other than zero; `first`, `stop` as above."""
         if size < 1:
             raise ValueError(f"a block cannot have {size} bytes")
         zeros = bytes(size)
@@ -246,10 +181,6 @@ class DiskImage:
             data = self._assemble(index * size, (index + 1) * size, pieces)
             if data != zeros:  # one memcmp, which stops at the first difference
                 yield Block(index, data)
-
-    def digest(self, on_progress: Callable[[int], None] | None = None) -> str:
-        """Return the SHA-256 of the file (not of the disk), in hexadecimal; see `ByteSource.digest`."""
-        return self.source.digest(on_progress)
 
     def stamp(self) -> Stamp | None:
         """Return the stamp of the file; ``None`` for a reader."""

@@ -45,13 +45,12 @@ class Manifest:
     region: str
     # SHA-256 of all blocks in the snapshot by index; they may include blocks of zeros.
     blocks: Digests = field(repr=False)
-    scheme: str = SCHEME  # name of the definition of `identity`
 
     def dump(self) -> bytes:
         """Return the manifest as an object: a header of about 300 bytes, and 36 bytes for each block."""
         header = {
             "vmsnix_manifest": FORMAT,
-            "scheme": self.scheme,
+            "scheme": SCHEME,  # name of the definition of `identity`
             "identity": self.identity,
             "disk_bytes": self.disk_bytes,
             "snapshot_id": self.snapshot_id,
@@ -60,25 +59,15 @@ class Manifest:
         }
         indices, sums = self.blocks.packed()
         whole = b"".join(
-            (json.dumps(header, separators=(",", ":")).encode(), b"\n", _big_endian(indices), sums)
+            (json.dumps(header, separators=(",", ":")).encode(), b"\n", _big_endian(indices).tobytes(), sums)
         )
         return whole + hashlib.sha256(whole).digest()
 
     @classmethod
     def load(cls, data: bytes, *, snapshot_id: str = "") -> Self:
-        """Return the manifest in an object from `dump`.
+        """Return the manifest in an object from `dump`, of the expected snapshot or by default of any.
 
-        Parameters
-        ----------
-        data
-            The object.
-        snapshot_id
-            The expected snapshot; by default any.
-
-        Raises
-        ------
-        vmsnix_ops.errors.RecordsError
-            The object is damaged or incomplete, or has another scheme or snapshot.
+        An object that is damaged or incomplete, or has another scheme or snapshot, is a RecordsError.
         """
         what = f"the manifest of {snapshot_id}" if snapshot_id else "the manifest"
         header, _, rest = data.partition(b"\n")
@@ -103,7 +92,7 @@ class Manifest:
                 fix=_FIX,
             )
         try:
-            blocks = Digests.unpacked(_native(rest[: count * 4]), rest[count * 4 : -SUM])
+            blocks = Digests.unpacked(_big_endian(rest[: count * 4]), rest[count * 4 : -SUM])
         except ValueError as error:
             raise _damaged(what, f"In its list, {error}.") from error
         return cls(
@@ -115,13 +104,7 @@ class Manifest:
         )
 
     def check_identity(self) -> None:
-        """Compare the identity of the blocks with the one in the header.
-
-        Raises
-        ------
-        vmsnix_ops.errors.RecordsError
-            They differ, or a block after the end of the disk has data.
-        """
+        """Check that the blocks have the identity in the header; a RecordsError otherwise."""
         what = f"the manifest of {self.snapshot_id}"
         found = identity_of(self.blocks.raw())
         if found != self.identity:
@@ -147,18 +130,12 @@ def _header(line: bytes, what: str) -> dict[str, Any]:
     return found
 
 
-def _big_endian(indices: array[int]) -> bytes:
-    copy = array("I", indices)  # four bytes wherever CPython runs
+def _big_endian(indices: array[int] | bytes) -> array[int]:
+    """Return indices in big-endian order, or in the machine's order if they were big-endian."""
+    swapped = array("I", indices)  # four bytes wherever CPython runs
     if sys.byteorder == "little":
-        copy.byteswap()
-    return copy.tobytes()
-
-
-def _native(data: bytes) -> array[int]:
-    indices = array("I", data)
-    if sys.byteorder == "little":
-        indices.byteswap()
-    return indices
+        swapped.byteswap()
+    return swapped
 
 
 def _damaged(what: str, why: str) -> RecordsError:

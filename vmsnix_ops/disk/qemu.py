@@ -43,23 +43,8 @@ def image_options(kind: str, path: Path) -> list[str]:
 def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[int] = (0,)) -> Iterator[str]:
     """Run ``qemu-img`` and yield the lines of its output.
 
-    Parameters
-    ----------
-    arguments
-        The command and its arguments.
-    name, kind
-        Name of the image in errors, and its format.
-    accepted
-        Exit statuses without an error.
-
-    Raises
-    ------
-    ToolMissingError
-        ``qemu-img`` is not installed.
-    ImageFormatError
-        ``qemu-img`` refuses the image; contains its message.
-    ImageError
-        The disk is full, or another program has locked the image.
+    `name` and `kind` are the image and its format in errors: an ImageFormatError with the message of
+    ``qemu-img``, or an ImageError if the disk is full or another program has locked the image.
     """
     program = shutil.which("qemu-img")
     if program is None:
@@ -203,21 +188,10 @@ class ConvertedImage(DiskImage):
 
 
 def open_with_qemu(source: ByteSource, head: bytes) -> DiskImage:
-    """Open a qcow2, VHDX or VMDK file.
+    """Open a qcow2, VHDX or VMDK file, given its first 4096 bytes.
 
-    Parameters
-    ----------
-    source
-        The file. The bytes of a reader are copied to a temporary file for ``qemu-img``.
-    head
-        Its first 4096 bytes.
-
-    Raises
-    ------
-    ImageFormatError
-        The file is damaged or encrypted, or needs other files.
-    ToolMissingError
-        ``qemu-img`` is not installed.
+    The bytes of a reader are copied to a temporary file for ``qemu-img``. A file that is damaged or
+    encrypted, or needs other files, is refused.
     """
     if head.startswith(signatures.QCOW2):
         kind = "qcow2"

@@ -50,17 +50,8 @@ TEXT_LIMIT = 446 - len(CODE) - 3
 def boot_sector(message: str, *, partition_start: int, partition_sectors: int) -> bytes:
     """Return a first sector that prints `message` when a BIOS boots it.
 
-    Parameters
-    ----------
-    message
-        ASCII text, of at most `TEXT_LIMIT` characters.
-    partition_start, partition_sectors
-        The only partition (type Linux, active), in sectors.
-
-    Raises
-    ------
-    ValueError
-        The message is too long or not ASCII.
+    `message` is ASCII text of at most `TEXT_LIMIT` characters. The numbers are those of the only partition
+    (type Linux, active), in sectors.
     """
     text = message.encode("ascii")
     if len(text) > TEXT_LIMIT or b"\0" in text:
@@ -94,30 +85,10 @@ def make_sample_image(
 ) -> Path:
     """Create a bootable sample image in a folder like a Nix output, and return the folder.
 
-    Parameters
-    ----------
-    folder
-        Gets ``NAME.vhd`` (``NAME.img`` for raw), ``nix-support/image-info.json`` and
-        ``nix-support/hydra-build-products``. Created if it does not exist.
-    message
-        The line that the image prints on the first serial port.
-    name
-        Name of the file, without extension.
-    format
-        ``vhd`` (dynamic), ``vhd-fixed`` or ``raw``.
-    size
-        Size of the disk in bytes; that of a VHD is rounded up to a whole geometry, as in nixpkgs.
-    data_bytes
-        Approximate number of bytes other than zero; they look random and do not compress.
-    seed
-        Another seed gives other data.
-    label, system, boot_mode
-        Values in ``image-info.json``.
-
-    Raises
-    ------
-    ValueError
-        The data do not fit in the disk, or the message does not fit in its boot sector.
+    The folder gets ``NAME.vhd`` (``NAME.img`` for raw), ``nix-support/image-info.json`` with label, system
+    and boot mode, and ``nix-support/hydra-build-products``. The image prints `message` on the first serial
+    port. `size` is that of the disk in bytes; that of a VHD is rounded up to a whole geometry, as in nixpkgs.
+    About `data_bytes` are not zero: they look random, do not compress, and depend on `seed`.
     """
     disk_bytes = size if format == "raw" else geometry_size(size)
     if disk_bytes % SECTOR or data_bytes < 0 or 4 * MIB + 2 * data_bytes > disk_bytes:

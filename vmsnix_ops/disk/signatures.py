@@ -54,13 +54,7 @@ def foreign(head: bytes) -> tuple[int, str, str] | None:
 
 
 def is_text(head: bytes) -> bool:
-    """Return whether bytes are UTF-8 text (the last character may be incomplete) without control characters.
-
-    >>> is_text(b"<html><body>403 Forbidden</body></html>")
-    True
-    >>> is_text(bytes(512))
-    False
-    """
+    """Return whether bytes are UTF-8 text without control characters; the last character may be cut."""
     if not head:
         return False
     try:

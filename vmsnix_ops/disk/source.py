@@ -7,7 +7,6 @@ one file position.
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import stat
@@ -18,10 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from vmsnix_ops.errors import ImageError, ImageFormatError, ImageNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-DIGEST_CHUNK = 1 << 19
-"""Bytes that are hashed at once: enough for little overhead in Python, and not more than a core's cache."""
+    from collections.abc import Iterator
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and modification time (ns) of a file."""
@@ -38,24 +34,13 @@ class BinaryReader(Protocol):
 
 
 class ByteSource:
-    """The bytes of a file, read by position.
+    """The bytes of a file, read by position."""
 
-    Attributes
-    ----------
-    name
-        Name of the file in messages.
-    path
-        Path of the file; ``None`` for a reader.
-    size
-        Size in bytes.
-    opening
-        Offset and bytes of all headers and tables that were read when the image was opened. They are compared
-        with the bytes that are hashed.
-    """
-
-    name: str
-    path: Path | None
+    name: str  # in messages
+    path: Path | None  # `None` for a reader
     size: int
+    # Offset and bytes of all headers and tables that were read when the image was opened. They are compared
+    # with the bytes that are hashed.
     opening: tuple[tuple[int, bytes], ...] = ()
     _recording: bool = False
 
@@ -86,15 +71,7 @@ class ByteSource:
         """Close the file. Safe to call twice."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes at `offset`.
-
-        Raises
-        ------
-        ImageFormatError
-            The file ends before.
-        ImageError
-            The system cannot read the file.
-        """
+        """Return exactly `length` bytes at `offset`; an ImageFormatError if the file ends before."""
         data = self._read_whole(offset, length)
         if self._recording:
             self.opening += ((offset, data),)
@@ -114,13 +91,7 @@ class ByteSource:
         return b"".join(pieces)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill the whole `buffer` with the bytes at `offset`.
-
-        Raises
-        ------
-        ImageFormatError, ImageError
-            As for `read`.
-        """
+        """Fill the whole `buffer` with the bytes at `offset`; errors as for `read`."""
         done = 0
         while done < len(buffer):
             count = self._read_some_into(offset + done, buffer[done:])
@@ -137,34 +108,9 @@ class ByteSource:
             field="end of file",
         )
 
-    def digest(self, on_progress: Callable[[int], None] | None = None) -> str:
-        """Return the SHA-256 of all bytes, in hexadecimal.
-
-        Parameters
-        ----------
-        on_progress
-            Called with the number of bytes hashed since the last call.
-        """
-        hashing, buffer = hashlib.sha256(), memoryview(bytearray(min(DIGEST_CHUNK, self.size)))
-        for offset in range(0, self.size, DIGEST_CHUNK):
-            data = buffer[: self.size - offset]
-            self.read_into(offset, data)
-            hashing.update(data)
-            if on_progress is not None:
-                on_progress(len(data))
-        return hashing.hexdigest()
-
 
 class PathSource(ByteSource):
-    """A file or a block device.
-
-    Raises
-    ------
-    ImageNotFoundError
-        There is no such file, or it is a folder.
-    ImageError
-        The file may not be read, or is neither a regular file nor a block device.
-    """
+    """A file or a block device; everything else, and what cannot be opened, is refused."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = -1
@@ -262,7 +208,8 @@ class ReaderSource(ByteSource):
 
     def __init__(self, reader: BinaryReader) -> None:
         self._reader, self._lock = reader, threading.Lock()
-        self.path, self.name = None, _name_of(reader)
+        name = getattr(reader, "name", None)  # a descriptor's number for an unnamed file
+        self.path, self.name = None, name if isinstance(name, str) else "the image"
         try:
             self.size = reader.seek(0, os.SEEK_END)
         except (OSError, ValueError, io.UnsupportedOperation) as error:
@@ -296,12 +243,6 @@ class ThreadBuffer(threading.local):
         if len(self._buffer) != length:
             self._buffer = bytearray(length)
         return self._buffer
-
-
-def _name_of(reader: BinaryReader) -> str:
-    """Return the name of an open file, or "the image"."""
-    name = getattr(reader, "name", None)
-    return name if isinstance(name, str) else "the image"
 
 
 def stamp_of(file: int | Path) -> Stamp | None:

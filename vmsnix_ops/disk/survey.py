@@ -89,24 +89,11 @@ def survey(
 ) -> Survey:
     """Read an image once, on all cores, and return its identity.
 
-    Parameters
-    ----------
-    image
-        The image.
-    parts
-        Whether the digests of the file's ranges are computed too, for an upload to S3. They come from the
-        same bytes as those of the blocks. If ``qemu-img`` must read the image, it reads a private copy of the
-        hashed bytes.
-    on_progress
-        Called with the number of bytes hashed since the last call: of the file with `parts`, else of the
-        disk.
+    `parts`: also compute the digests of the file's ranges, for an upload to S3. They come from the same bytes
+    as those of the blocks. If ``qemu-img`` must read the image, it reads a private copy of the hashed bytes.
 
-    Raises
-    ------
-    ImageChangedError
-        The file changed since it was opened.
-    ImageError
-        The image is damaged, or cannot be read.
+    `on_progress` gets the number of bytes hashed since the last call: of the file with `parts`, else of the
+    disk. ImageChangedError if the file changed since it was opened.
     """
     source = image.source
     stamp, changed_ns = image.stamp(), _changed_ns(source)
@@ -161,12 +148,8 @@ def still_identified(path: Path, expected: Survey) -> bool:
 def unchanged(path: Path, expected: Survey) -> Iterator[None]:
     """Check that a file contains the identified image before, during and after the block.
 
-    A file that was changed and restored has the same bytes, but another change time.
-
-    Raises
-    ------
-    ImageChangedError
-        It contains other bytes before or after the block, or was written during the block.
+    A file that was changed and restored has the same bytes, but another change time. It is an
+    ImageChangedError, too.
     """
 
     def state() -> tuple[Stamp | None, int]:
@@ -181,15 +164,7 @@ def unchanged(path: Path, expected: Survey) -> Iterator[None]:
 
 
 def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChangedError:
-    """Return the error for an image that changed while or after it was identified.
-
-    Parameters
-    ----------
-    name
-        Name of the file.
-    offset, length
-        The range of the file that differs, if it is known.
-    """
+    """Return the error for an image that changed while or after it was identified, at `offset` if known."""
     why = "Its size, modification time or file is not the one that was hashed."
     if offset is not None:
         why = f"Bytes {offset} to {offset + length} of the file differ from those that were hashed."
@@ -197,18 +172,11 @@ def changed(name: str, offset: int | None = None, length: int = 0) -> ImageChang
 
 
 class IdentifiedSource(ByteSource):
-    """A file whose bytes are compared with their digests when they are read.
+    """A file, which the caller closes, whose bytes are compared with their digests when they are read.
 
     Each range is read and compared as a whole. The source has no path, so that ``qemu-img`` reads a private
     copy of these bytes. Holes of the file count as stored, because a hole can be made after the file was
     hashed.
-
-    Parameters
-    ----------
-    file
-        The file, which the caller closes.
-    expected
-        Its identity.
     """
 
     KEPT = MOST_THREADS + 2  # checked ranges in memory
@@ -309,12 +277,7 @@ def _digest_of_zeros(length: int) -> bytes:
 class _Pass:
     """A pass over the file of an image; a context manager, which stops its threads.
 
-    Parameters
-    ----------
-    image
-        The image.
-    due
-        By piece: the blocks that are in this piece and the previous one.
+    `due` has, by piece, the blocks that are in this piece and the previous one.
     """
 
     def __init__(self, image: DiskImage, due: dict[int, array[int]]) -> None:

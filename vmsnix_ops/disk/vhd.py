@@ -196,13 +196,7 @@ class FixedVhd(DiskImage):
 
 
 class DynamicVhd(DiskImage):
-    """A VHD with only the blocks that were written.
-
-    Attributes
-    ----------
-    block_size
-        Size of a block of the VHD in bytes.
-    """
+    """A VHD with only the blocks that were written; `block_size` is their size in bytes."""
 
     format, subformat = "vhd", "dynamic"
 
@@ -263,20 +257,7 @@ def is_vhd(source: ByteSource, head: bytes) -> bool:
 
 
 def open_vhd(source: ByteSource, head: bytes) -> DiskImage:
-    """Open a VHD.
-
-    Parameters
-    ----------
-    source
-        The file.
-    head
-        Its first 4096 bytes.
-
-    Raises
-    ------
-    ImageFormatError
-        The VHD is invalid, incomplete, or a differencing disk.
-    """
+    """Open a VHD, given its first 4096 bytes; refuse one that is damaged or a differencing disk."""
     at = source.size - FOOTER_BYTES
     tail = source.read(at, FOOTER_BYTES) if at >= 0 else b""
     if not tail.startswith(FOOTER_COOKIE):
@@ -460,24 +441,11 @@ CREATOR = b"qem2"
 def write_vhd(
     path: Path, blocks: Iterable[Block], *, size: int, kind: Literal["dynamic", "fixed"] = "dynamic"
 ) -> None:
-    """Write a disk as a VHD.
+    """Write a disk as a VHD; an existing file is replaced.
 
-    Parameters
-    ----------
-    path
-        The file; an existing file is replaced.
-    blocks
-        The disk's content in blocks of 2 MiB, ascending, such as ``image.blocks(DEFAULT_BLOCK)``. Other
-        blocks are zero.
-    size
-        Size of the disk in bytes, a multiple of 512. To round it up as nixpkgs does, use `geometry_size`.
-    kind
-        ``dynamic`` stores only the given blocks; ``fixed`` has the size of the disk, with holes.
-
-    Raises
-    ------
-    ValueError
-        The size is not a multiple of 512 or exceeds 2040 GiB, or a block is not in the disk or not ascending.
+    `blocks` are the disk's content in blocks of 2 MiB, ascending, such as ``image.blocks(DEFAULT_BLOCK)``;
+    other blocks are zero. `size` is a multiple of 512, at most 2040 GiB; `geometry_size` rounds it up as
+    nixpkgs does. ``dynamic`` stores only the given blocks; ``fixed`` has the size of the disk, with holes.
     """
     if size <= 0 or size % SECTOR or size > MAX_SIZE:
         raise ValueError(f"the size of a VHD is {size}, but must be a multiple of {SECTOR} up to {MAX_SIZE}")

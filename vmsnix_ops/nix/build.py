@@ -199,8 +199,6 @@ class BuildLog:
 def derivation_name(path: str) -> str:
     """Return the name in a derivation's store path.
 
-    Examples
-    --------
     >>> derivation_name("/nix/store/00000000000000000000000000000000-hello-2.12.drv")
     'hello-2.12'
     """
@@ -258,21 +256,8 @@ class PlannedBuild(Displayed):
     def build(self, *, progress: Progress | None = None) -> BuiltImage:
         """Build the image, unless the Nix store has it.
 
-        Safe to run twice: Nix does not build store paths again, and the path of the result is the same.
-
-        Parameters
-        ----------
-        progress
-            Progress for the step ``build``; by default that of the process.
-
-        Raises
-        ------
-        BuildFailedError
-            A derivation failed; has its path and the last 20 lines of its log.
-        NixError
-            Nix failed for another reason, such as no network.
-        ImageNotFoundError, ImageFormatError
-            The result is not an image.
+        Safe to run twice: Nix does not build store paths again, and the path of the result is the same. If a
+        derivation fails, a BuildFailedError has its path and the last 20 lines of its log.
         """
         _make_folder(self.keep.parent)
         arguments = [
@@ -323,17 +308,6 @@ def plan_build(
         Flake references that replace inputs of the flake, by name.
     keep
         Link to the result; by default below the setting ``state``.
-
-    Raises
-    ------
-    UnknownImageError
-        There is no such image, or the name is invalid.
-    ParameterError
-        The flake or the system is invalid.
-    ToolMissingError
-        Nix is not installed.
-    NixError
-        The flake cannot be evaluated.
     """
     flake_given, name, system_given = split_image(image)
     chosen = check_system(system or system_given or host_system())
@@ -350,20 +324,6 @@ def plan_build(
     return PlannedBuild(found, source, read_provenance(source), link)
 
 
-def build(
-    attribute: str,
-    *,
-    system: str | None = None,
-    flake: str | Path | None = None,
-    overrides: Mapping[str, str] | None = None,
-    keep: Path | None = None,
-    progress: Progress | None = None,
-) -> BuiltImage:
-    """Build an image of a flake; parameters and errors are those of `plan_build` and `PlannedBuild.build`."""
-    plan = plan_build(attribute, system=system, flake=flake, overrides=overrides, keep=keep)
-    return plan.build(progress=progress)
-
-
 def resolve_image(
     image: str | Path,
     *,
@@ -372,23 +332,10 @@ def resolve_image(
     flake: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BuiltImage:
-    """Read a built image, or build an image of a flake.
+    """Read an existing ``result`` link, directory or image file, or build an image of a flake.
 
-    Parameters
-    ----------
-    image
-        An existing ``result`` link, directory or image file; otherwise an image of a flake, which is built.
-    system, flake, progress
-        As for `build`.
-    boot_mode
-        Boot mode of an image file that does not contain it.
-
-    Raises
-    ------
-    ImageNotFoundError
-        `image` is a path that does not exist.
-    VmsnixError
-        As for `read_image` and `build`.
+    `boot_mode` is that of an image file that does not contain it; the other parameters are those of
+    `plan_build`.
     """
     text = str(image)
     if not text.strip():
@@ -399,7 +346,7 @@ def resolve_image(
     if is_path(image):
         built = read_image(Path(text).expanduser(), system=system or None, boot_mode=boot_mode or None)
         return replace(built, derivation=find_derivation(built.store_path)) if built.store_path else built
-    return build(text, system=system, flake=flake, progress=progress)
+    return plan_build(text, system=system, flake=flake).build(progress=progress)
 
 
 def is_path(image: str | Path, start: Path | None = None) -> bool:
@@ -417,8 +364,6 @@ def is_path(image: str | Path, start: Path | None = None) -> bool:
 def split_image(image: str) -> tuple[str | None, str, str | None]:
     """Return flake, name and system of an attribute; ``None`` for missing parts.
 
-    Examples
-    --------
     >>> split_image("ecs-node")
     (None, 'ecs-node', None)
     >>> split_image("./nix#packages.aarch64-linux.ecs-node")
@@ -436,19 +381,7 @@ def split_image(image: str) -> tuple[str | None, str, str | None]:
 def run_build(command: Sequence[str], what: str, step: Step) -> tuple[CommandResult, BuildStatus]:
     """Run a Nix command that builds, report its progress, and return its result and final status.
 
-    Parameters
-    ----------
-    command
-        Program and arguments, without the options of the log.
-    what
-        First sentence of the error.
-    step
-        Step for the progress.
-
-    Raises
-    ------
-    BuildFailedError, NixError
-        As for `PlannedBuild.build`.
+    `command` is without the options of the log; `what` is the first sentence of the error.
     """
     log, reporter = BuildLog(), _StatusReporter(step)
 

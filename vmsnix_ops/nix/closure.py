@@ -42,31 +42,12 @@ _OUTPUT = re.compile(r"-(bin|dev|doc|info|lib|libgcc|man|out|data|debug|static|g
 
 
 def closure(image: BuiltImage | Path | str, *, progress: Progress | None = None) -> pd.DataFrame:
-    """Return the packages in an image.
+    """Return the packages in an image, one row per store path, the largest first.
 
-    Parameters
-    ----------
-    image
-        A built image, or an argument for `vmsnix_ops.nix.build.resolve_image`.
-    progress
-        Progress for fetching the system, which is missing if the image came from a binary cache.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per store path, the largest first: ``name`` (str), ``version`` (str, may be empty),
-        ``store_path`` (str), ``bytes`` (int64, NAR size of the path without its references).
-
-    Raises
-    ------
-    NixError
-        The image was not built on this machine, or does not contain a NixOS system.
-    ToolMissingError
-        Nix is not installed.
-
-    Examples
-    --------
-    >>> closure("./nix#ecs-node").head(10)     # doctest: +SKIP
+    Columns: ``name`` (str), ``version`` (str, may be empty), ``store_path`` (str), ``bytes`` (int64, NAR size
+    of the path without its references). A NixError if the image was not built on this machine, or does not
+    contain a NixOS system. `progress` is for fetching the system, which is missing if the image came from a
+    binary cache.
     """
     import pandas as pd
 
@@ -86,8 +67,6 @@ def closure(image: BuiltImage | Path | str, *, progress: Progress | None = None)
 def split_name(store_path: str) -> tuple[str, str]:
     """Return name and version in a store path, without the output's name.
 
-    Examples
-    --------
     >>> split_name("/nix/store/00000000000000000000000000000000-openssl-3.0.14-bin")
     ('openssl', '3.0.14')
     >>> split_name("/nix/store/00000000000000000000000000000000-unit-sshd.service")
@@ -108,11 +87,6 @@ def parse_path_info(text: str) -> Iterator[tuple[str, int]]:
     - ``--json-format 2``: the same in ``info``, with paths without ``storeDir``.
 
     A path that is not in the store is ``null`` or has no size, and is skipped.
-
-    Raises
-    ------
-    NixError
-        The text has another form.
     """
     try:
         answer = json.loads(text)

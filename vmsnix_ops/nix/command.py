@@ -109,15 +109,7 @@ class CommandResult:
 
 
 def find_nix() -> str:
-    """Return the path of ``nix``.
-
-    Raises
-    ------
-    ToolMissingError
-        It is not on ``PATH``.
-    NixError
-        It is older than 2.8.
-    """
+    """Return the path of ``nix``; refuse one that is older than 2.8."""
     path = shutil.which("nix")
     if path is None:
         raise ToolMissingError(
@@ -137,13 +129,7 @@ def find_nix() -> str:
 
 @lru_cache(maxsize=8)
 def nix_version(path: str) -> tuple[int, int]:
-    """Return major and minor version of a ``nix`` program.
-
-    Raises
-    ------
-    NixError
-        The program does not print a version.
-    """
+    """Return major and minor version of a ``nix`` program."""
     result = run([path, "--version"], timeout=60)
     numbers = re.findall(r"(\d+)\.(\d+)", result.output)
     if result.status or not numbers:
@@ -156,26 +142,9 @@ def nix_version(path: str) -> tuple[int, int]:
     return int(numbers[-1][0]), int(numbers[-1][1])
 
 
-def read_json(arguments: Sequence[str], what: str, *, timeout: float | None = EVALUATION_SECONDS) -> object:
-    """Run ``nix ARGUMENTS --json`` and return the parsed output.
-
-    Parameters
-    ----------
-    arguments
-        Subcommand and its arguments, such as ``["flake", "metadata", "path:/src/nix"]``.
-    what
-        First sentence of the error, such as ``"The flake ./nix cannot be read."``.
-    timeout
-        Maximum duration in seconds; ``None`` for no limit.
-
-    Raises
-    ------
-    ToolMissingError
-        Nix is not installed.
-    NixError
-        Nix failed, took too long, or printed no JSON.
-    """
-    result = run([find_nix(), *FEATURES, *arguments, "--json"], timeout=timeout)
+def read_json(arguments: Sequence[str], what: str) -> object:
+    """Run ``nix ARGUMENTS --json`` and return its answer; `what` is the first sentence of the error."""
+    result = run([find_nix(), *FEATURES, *arguments, "--json"], timeout=EVALUATION_SECONDS)
     if result.status:
         raise command_error(what, result)
     try:
@@ -247,23 +216,9 @@ def run(
     on_message: Callable[[str], object] | None = None,
     folder: Path | None = None,
 ) -> CommandResult:
-    """Run a program, and stop it when the caller is interrupted.
+    """Run a program, and stop it when the caller is interrupted, or after `timeout` seconds.
 
-    Parameters
-    ----------
-    command
-        Program and arguments, without a shell.
-    timeout
-        Seconds after which the program is stopped; ``None`` for no limit.
-    on_message
-        Called in this thread with each line of stderr.
-    folder
-        Working directory.
-
-    Raises
-    ------
-    NixError
-        The program took longer than `timeout`.
+    `on_message` is called in this thread with each line of stderr.
     """
     # In its own session, so that Ctrl-C in a terminal reaches only this process, which then stops the child.
     process = subprocess.Popen(
@@ -363,11 +318,6 @@ def parse_outputs(text: str) -> tuple[str | None, Path]:
 
     2.8 prints ``[{"drvPath": ..., "outputs": {"out": ...}}]``. Later versions add keys such as ``startTime``,
     and omit the derivation of a source path.
-
-    Raises
-    ------
-    NixError
-        The text has another form.
     """
     try:
         answer = json.loads(text)
@@ -383,36 +333,27 @@ def parse_outputs(text: str) -> tuple[str | None, Path]:
 
 
 def find_derivation(store_path: str) -> str | None:
-    """Return the derivation of a store path, or ``None`` if this machine's store does not have it.
-
-    A path of another machine's store, or a machine without Nix, is not an error.
-    """
-    if shutil.which("nix-store") is None:
-        return None
-    result = run(["nix-store", "--query", "--deriver", store_path], timeout=_STORE_SECONDS)
-    found = result.output.strip()
-    return found if result.status == 0 and found.endswith(".drv") and found != "unknown-deriver" else None
+    """Return the derivation of a store path, or ``None`` if this machine's store does not have it."""
+    found = _store_fact("--deriver", store_path)
+    return found if found.endswith(".drv") and found != "unknown-deriver" else None
 
 
 def nar_hash(store_path: str) -> str:
     """Return the NAR hash of a store path; empty if this machine's store does not have the path."""
+    found = _store_fact("--hash", store_path)
+    return found if found.startswith("sha256") else ""
+
+
+def _store_fact(query: str, store_path: str) -> str:
+    """Return a fact about a store path; empty for a path of another store, or without Nix."""
     if shutil.which("nix-store") is None:
         return ""
-    result = run(["nix-store", "--query", "--hash", store_path], timeout=_STORE_SECONDS)
-    found = result.output.strip()
-    return found if result.status == 0 and found.startswith("sha256") else ""
+    result = run(["nix-store", "--query", query, store_path], timeout=_STORE_SECONDS)
+    return "" if result.status else result.output.strip()
 
 
 def query_store(*arguments: str, what: str) -> list[str]:
-    """Return the lines that ``nix-store --query`` prints.
-
-    Raises
-    ------
-    ToolMissingError
-        Nix is not installed.
-    NixError
-        The query failed; `what` is the first sentence of the error.
-    """
+    """Return the lines that ``nix-store --query`` prints; `what` is the first sentence of the error."""
     find_nix()
     result = run(["nix-store", "--query", *arguments], timeout=_STORE_SECONDS)
     if result.status:

@@ -128,25 +128,12 @@ def find_flake(
     *,
     start: Path | None = None,
 ) -> Flake:
-    """Return the flake in a folder or of a reference.
+    """Return the flake in a folder or of a reference; by default that of the setting ``flake``.
 
     A folder becomes a ``path:`` reference, so that Nix copies only this folder, with untracked files. For the
-    root of a git repository Nix's git fetcher is used, which omits ignored files.
-
-    Parameters
-    ----------
-    flake
-        A folder or a flake reference; by default the setting ``flake``. A relative folder is also searched in
-        the parents of the working directory, because JupyterLab starts notebooks in their own folder.
-    overrides
-        Flake references that replace inputs, by name, as with ``nix build --override-input``.
-    start
-        Folder where relative folders start; by default the working directory.
-
-    Raises
-    ------
-    ParameterError
-        `flake` or an override is not a valid flake reference.
+    root of a git repository Nix's git fetcher is used, which omits ignored files. A relative folder is also
+    searched in the parents of the working directory (or of `start`), because JupyterLab starts notebooks in
+    their own folder. `overrides` replace inputs by name, as with ``nix build --override-input``.
     """
     given = str(load().flake if flake is None else flake)
     overrides = overrides or {}
@@ -166,33 +153,9 @@ def find_flake(
     return Flake(f"{kind}{folder}", folder, inputs)
 
 
-def list_images(
-    flake: str | Path | Flake | None = None,
-    *,
-    system: str | None = None,
-    overrides: Mapping[str, str] | None = None,
-) -> list[FlakeImage]:
-    """Return the images of a flake, with one ``nix eval``. Nothing is built.
-
-    Parameters
-    ----------
-    flake
-        As for `find_flake`.
-    system
-        Only images for this system; by default all.
-    overrides
-        As for `find_flake`.
-
-    Raises
-    ------
-    ParameterError
-        The flake or the system is invalid.
-    ToolMissingError
-        Nix is not installed.
-    NixError
-        The flake cannot be evaluated.
-    """
-    source = flake if isinstance(flake, Flake) else find_flake(flake, overrides)
+def list_images(flake: str | Path | Flake | None = None, *, system: str | None = None) -> list[FlakeImage]:
+    """Return the images of a flake, for one system or all, with one ``nix eval``. Nothing is built."""
+    source = flake if isinstance(flake, Flake) else find_flake(flake)
     wanted = "null" if system is None else f'"{check_system(system)}"'
     what = f"Could not list the images of the flake {source.reference}."
     answer = _evaluate(source, _ALL_IMAGES % (_FACTS, wanted), what)
@@ -204,16 +167,9 @@ def list_images(
 
 
 def find_image(source: Flake, name: str, system: str) -> FlakeImage:
-    """Return one image of a flake, with one ``nix eval``.
+    """Return one image of a flake, with one ``nix eval``; an UnknownImageError if it has no such package.
 
     Any package is accepted; after the build, `read_image` refuses one that is not an image.
-
-    Raises
-    ------
-    UnknownImageError
-        The flake has no such image for that system, or the name is invalid.
-    NixError
-        The flake cannot be evaluated.
     """
     check_name(name)
     what = f"Could not evaluate the image {name} of the flake {source.reference}."
@@ -246,19 +202,9 @@ def check_name(name: str) -> str:
 
 
 def read_provenance(source: Flake) -> Provenance:
-    """Return the current revision and hash of a flake.
-
-    Raises
-    ------
-    NixError
-        The flake cannot be read.
-    """
-    answer = read_json(
-        ["flake", "metadata", source.reference, *source.options()],
-        f"Could not read the flake {source.reference}.",
-    )
-    if not isinstance(answer, dict):
-        raise unexpected_answer(source.reference, answer)
+    """Return the current revision and hash of a flake."""
+    arguments = ["flake", "metadata", source.reference, *source.options()]
+    answer = _mapping(source, read_json(arguments, f"Could not read the flake {source.reference}."))
     locked = answer.get("locked")
     locked = locked if isinstance(locked, dict) else {}
     url = str(answer.get("resolvedUrl") or answer.get("originalUrl") or source.reference)
@@ -280,11 +226,8 @@ def read_provenance(source: Flake) -> Provenance:
 
 
 def _evaluate(source: Flake, function: str, what: str) -> Mapping[str, object]:
-    answer = read_json(
-        ["eval", f"{source.reference}#packages", "--apply", function, *source.options()],
-        what,
-    )
-    return _mapping(source, answer)
+    arguments = ["eval", f"{source.reference}#packages", "--apply", function, *source.options()]
+    return _mapping(source, read_json(arguments, what))
 
 
 def _mapping(source: Flake, answer: object) -> Mapping[str, object]:

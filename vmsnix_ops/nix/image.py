@@ -120,12 +120,10 @@ class BuiltImage(Displayed):
 def read_image(
     path: Path | str, *, name: str | None = None, system: str | None = None, boot_mode: str | None = None
 ) -> BuiltImage:
-    """Read a built image.
+    """Read a built image: a ``result`` link, a Nix output directory, or an image file.
 
     Parameters
     ----------
-    path
-        A ``result`` link, a Nix output directory, or an image file.
     name
         Name of the image; by default the file name without the version and the system that Nix appends.
     system
@@ -133,13 +131,6 @@ def read_image(
         `system` is refused.
     boot_mode
         Boot mode; by default that of the description or the disk.
-
-    Raises
-    ------
-    ImageNotFoundError
-        The path does not exist or cannot be read, or the directory is not an image.
-    ImageFormatError
-        The description or the image is invalid.
     """
     given = Path(path).expanduser()
     try:
@@ -160,8 +151,6 @@ def read_image(
 def store_object(path: Path) -> str | None:
     """Return the Nix store object of a path, or ``None`` outside a store.
 
-    Examples
-    --------
     >>> store_object(Path("/nix/store/00000000000000000000000000000000-image/image.vhd"))
     '/nix/store/00000000000000000000000000000000-image'
     >>> store_object(Path("/home/image.vhd")) is None

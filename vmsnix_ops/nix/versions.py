@@ -23,21 +23,12 @@ _BOUND = re.compile(rf"({_SIGN})\s*({_VERSION})")
 _CONDITION = re.compile(
     rf"(?P<name>[A-Za-z0-9][\w.+-]*?)\s*(?P<bounds>{_SIGN}\s*{_VERSION}(?:[\s,]*{_SIGN}\s*{_VERSION})*)?"
 )
-_SIGNS = {
-    "<": (-1,),
-    "<=": (-1, 0),
-    "=": (0,),
-    "==": (0,),
-    ">=": (0, 1),
-    ">": (1,),
-}
+_SIGNS = {"<": (-1,), "<=": (-1, 0), "=": (0,), "==": (0,), ">=": (0, 1), ">": (1,)}
 
 
 def compare(one: str, other: str) -> int:
     """Return -1, 0 or 1 if the first version is older, equal or newer.
 
-    Examples
-    --------
     >>> compare("1.0", "2.3"), compare("2.3", "2.3"), compare("2.3.1", "2.3")
     (-1, 0, 1)
     >>> compare("2.3pre1", "2.3"), compare("2.3a", "2.3.1"), compare("3.0.9", "3.0.15")
@@ -83,13 +74,8 @@ class PackageCondition:
 def parse_condition(text: str) -> PackageCondition:
     """Parse a condition such as ``openssl<3.0.15`` or ``openssl>=3,<3.0.15``.
 
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The text is invalid, or no version can satisfy it: an empty result would look like good news.
+    A condition that no version can satisfy is refused: an empty result would look like good news.
 
-    Examples
-    --------
     >>> parse_condition("openssl < 3.0.15").matches("3.0.9")
     True
     >>> parse_condition("openssl>=3,<3.0.15").matches("1.1.1w")
@@ -120,13 +106,6 @@ def parse_conditions(texts: Iterable[str]) -> tuple[PackageCondition, ...]:
 
     So ``openssl>=3,<3.0.15`` may also be split at its comma.
 
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        As for `parse_condition`.
-
-    Examples
-    --------
     >>> [str(one) for one in parse_conditions(["openssl>=3", "<3.0.15", "xz=5.6.0"])]
     ['openssl>=3,<3.0.15', 'xz=5.6.0']
     """
