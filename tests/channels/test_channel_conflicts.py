@@ -445,8 +445,8 @@ def test_the_plan_refuses_a_parameter_of_another_type_with_a_fix(
     kind_of(aws, **changes)
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
     assert step.outcome == "failed"
-    assert message in step.what
-    assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.what
+    assert message in step.why
+    assert f"aws ssm delete-parameter --region {HOME} --name {NAME}" in step.why
     found = plan(ami=ami, channel="stable", dry_run=True).apply()
     assert isinstance(found.error, errors.ChannelError)
 
@@ -475,8 +475,8 @@ def test_the_plan_refuses_a_channel_that_accepts_no_more_values(aws: Sandbox, am
     parameter.versions += [parameter.versions[0].__class__(**fields(parameter, n)) for n in range(2, 101)]
     (step,) = plan(ami=ami, channel="stable").targets[0].steps
     assert step.outcome == "failed"
-    assert "accepts no more values" in step.what
-    assert "--parameter-version 1 --labels known-good" in step.what
+    assert "accepts no more values" in step.why
+    assert "--parameter-version 1 --labels known-good" in step.why
 
 
 def fields(parameter: Any, number: int) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_an_ami_of_another_architecture_is_refused_for_the_channel(aws: Sandbox,
     assert "altf4llc-ecs-node-26.12 (arm64)" in caught.value.why
     (target,) = plan(ami=arm, channel="stable").targets
     assert target.steps[0].outcome == "failed"
-    assert "contains an AMI for x86_64" in target.steps[0].what
+    assert "contains an AMI for x86_64" in target.steps[0].why
     assert outcomes(plan(ami=arm, channel="stable").apply())[HOME] == ["set channel failed"]
     assert channel_value(aws, HOME) == ami
     assert plan(ami=arm, channel="candidate").apply().status == "done"
@@ -235,7 +235,7 @@ def test_a_plan_obeys_the_quota_of_public_amis(aws: Sandbox, ami: str) -> None:
         aws.client("ec2").modify_image_attribute(ImageId=taken, LaunchPermission={"Add": [{"Group": "all"}]})
     (target,) = plan(ami=ami, public=True, confirm_public=aws.account).targets
     assert target.steps[0].outcome == "failed"
-    assert "The quota for public AMIs is reached" in target.steps[0].what
+    assert "The quota for public AMIs is reached" in target.steps[0].why
 
 
 # Announcements

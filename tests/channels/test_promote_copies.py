@@ -206,7 +206,7 @@ def test_later_tags_of_the_source_are_copied(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE]).apply()
     aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "platform"}])
     made = plan(regions=[EUROPE])
-    assert "the tags team" in made.targets[1].steps[0].what
+    assert "the tags team" in made.targets[1].steps[0].why
     assert outcomes(made.apply())[EUROPE] == ["copy created"]
     (image,) = copies(aws, EUROPE)
     assert {"Key": "team", "Value": "platform"} in image["Tags"]
@@ -232,7 +232,7 @@ def test_a_copy_that_could_not_be_shared_is_not_made(aws: Sandbox, ami: str) -> 
     ec2.enable_ebs_encryption_by_default()
     made = plan(regions=[EUROPE], share_with=[OTHER])
     assert [step.outcome for step in made.targets[1].steps] == ["failed", "skipped"]
-    assert "--kms-keys eu-west-1=KEY" in made.targets[1].steps[0].what
+    assert "--kms-keys eu-west-1=KEY" in made.targets[1].steps[0].why
     assert outcomes(made.apply())[EUROPE] == ["copy failed", "share skipped"]
     assert not copies(aws, EUROPE)
     ec2.modify_ebs_default_kms_key_id(KmsKeyId=KEY)  # a key of the account, which it can share
@@ -259,7 +259,7 @@ def test_a_name_with_other_bytes_is_refused_in_the_plan(aws: Sandbox, ami: str) 
     make_ami(aws, region=EUROPE, digest="f" * 64)
     made = plan(channel="stable", regions=[EUROPE])
     assert [step.outcome for step in made.targets[1].steps] == ["failed", "skipped"]
-    assert "is in use" in made.targets[1].steps[0].what
+    assert "is in use" in made.targets[1].steps[0].why
 
 
 def test_a_copy_with_another_key_is_not_reused(aws: Sandbox, ami: str) -> None:

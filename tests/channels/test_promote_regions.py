@@ -73,7 +73,7 @@ def test_a_failed_best_effort_region_is_reported_and_does_not_fail_the_run(aws: 
 def test_a_region_that_is_not_enabled_is_refused_in_the_plan_and_fails_alone(aws: Sandbox, ami: str) -> None:
     made = plan(channel="stable", regions=["af-south-1"])
     assert [step.outcome for step in made.targets[1].steps] == ["failed", "skipped"]
-    assert "not enabled" in made.targets[1].steps[0].what
+    assert "not enabled" in made.targets[1].steps[0].why
     found = made.apply()
     assert outcomes(found)[HOME] == ["set channel changed"]
     assert outcomes(found)["af-south-1"] == ["copy failed", "set channel skipped"]

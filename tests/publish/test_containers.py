@@ -75,7 +75,7 @@ def test_other_formats_of_the_same_disk_find_its_ami(
     vmdk = qemu_make(tmp_path / "disk.vmdk", raw, "vmdk", "subformat=streamOptimized")
     for image, via in ((qemu_make(tmp_path / "disk.qcow2", raw, "qcow2"), "direct"), (vmdk, "import")):
         built = plan(image=str(image), via=via, dry_run=True).build()
-        assert (built.ami_id, built.disk_bytes) == (made.ami_id, 4 * GIB)
+        assert (built.ami_id, built.logical_bytes) == (made.ami_id, 4 * GIB)
 
 
 def test_a_snapshot_of_another_size_is_registered_after_its_ami_was_deregistered(

@@ -93,13 +93,7 @@ class ChannelPlan(FingerprintedPlan):
         }
 
     def check_expected(self) -> None:
-        """Check that this is the expected plan, and record it.
-
-        Raises
-        ------
-        vmsnix_ops.errors.StalePlanError
-            It is another plan.
-        """
+        """Check that this is the expected plan, and record it; another one is a StalePlanError."""
         facts = self.content()
         check_plan(facts, self.expect_plan, self.tables, is_done=self.is_done)
         if self.expect_plan != self.fingerprint:
@@ -238,14 +232,8 @@ def check_after_write(
     """Check that the AMI can still be used after its channel was set; otherwise, restore the channel.
 
     A retirement of the AMI may have started while the channel was set. The channel is restored only if this
-    run set it and it was not changed since.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        The AMI is being retired or can no longer be used.
-    vmsnix_ops.errors.UnrecordedActError
-        As before, and a channel that this run created could not be deleted.
+    run set it and it was not changed since. The RegistrationError is an UnrecordedActError if a channel that
+    this run created could not be deleted.
     """
     try:
         channels.check_repeatedly(ec2, ami_id, owner=owner)

@@ -46,24 +46,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vmsnix_ops.aws.images import Ami
-    from vmsnix_ops.outcomes import StepOutcome
 
 __all__ = ["PromotionPlan", "PromotionResult", "check_parameters", "plan"]
 
 
 def __dir__() -> list[str]:
     return __all__
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
-    """One planned step in one region."""
-
-    step: str
-    outcome: StepOutcome  # "planned", "reused", "unchanged", "skipped" or "failed" (it would fail)
-    what: str  # what the step will do or has found, or why it would fail or be skipped
-    # The error behind "failed".
-    error: errors.VmsnixError | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +63,7 @@ class PromotionTarget:
     best_effort: bool
     kms_key: str  # of the copy
     ami_id: str  # the AMI in the region; empty if it is not copied yet
-    steps: tuple[PlannedStep, ...]
+    steps: tuple[RegionStep, ...]  # "planned", "reused", "unchanged", "skipped" or "failed" (it would fail)
     # What was read: for each step, the state that it would change, and the other accounts with access.
     found: tuple[tuple[str, str], ...] = ()
     # Accounts that may use the AMI or its snapshots although neither a record nor this promotion says so.
@@ -184,7 +172,7 @@ class PromotionPlan(plans.ChannelPlan):
         rows = []
         for target in self.targets:
             name = f"{target.region} (best effort)" if target.best_effort else target.region
-            rows += [[name, step.step, step.outcome, step.what] for step in target.steps]
+            rows += [[name, step.step, step.outcome, step.what or step.why] for step in target.steps]
         rows += [[row.region, row.step, row.outcome, row.what] for row in self.planned_announcement()]
         return display.make_table(("region", "step", "outcome", "what"), rows)
 
@@ -369,19 +357,21 @@ def plan(
 
 def _plan_region(context: steps.PromotionContext, tables: RunTables, *, best_effort: bool) -> PromotionTarget:
     """Check every step in one region; an error there is part of the plan."""
-    planned: list[PlannedStep] = []
+    planned: list[RegionStep] = []
     refused = ""
     for step in steps.region_steps(context.request, home=context.is_home):
+        row = RegionStep(context.region, step.name, "skipped", best_effort=best_effort)
         if refused:
-            planned.append(PlannedStep(step.name, "skipped", f"because {refused} was refused"))
+            planned.append(replace(row, why=f"because {refused} was refused"))
             continue
         try:
             if not planned:
                 context.check_region()
             state = step.check(context)
-            planned.append(PlannedStep(step.name, step.existing if state.done else "planned", state.what))
+            outcome = step.existing if state.done else "planned"
+            planned.append(replace(row, outcome=outcome, what=state.what))
         except errors.VmsnixError as error:
-            planned.append(PlannedStep(step.name, "failed", str(error), error))
+            planned.append(replace(row, outcome="failed", why=str(error), error=error))
             refused = step.name
     unrecorded, found = sharing.Audience(), context.found()
     if context.ami is not None and not refused:
@@ -397,7 +387,7 @@ def _plan_region(context: steps.PromotionContext, tables: RunTables, *, best_eff
         best_effort,
         context.kms_key,
         context.ami_id,
-        tuple(planned),
+        tuple(replace(row, ami_id=context.ami_id) for row in planned),
         tuple(found.items()),
         unrecorded,
     )
@@ -414,7 +404,8 @@ UNRECORDED = "an irreversible change could not be recorded before it; the remain
 
 def _apply(plan: PromotionPlan) -> PromotionResult:
     if plan.dry_run:
-        return PromotionResult(tuple(_dry_run_rows(plan)), plan)
+        planned = [row for target in plan.targets for row in target.steps]
+        return PromotionResult((*planned, *plan.planned_announcement()), plan)
     stop, refused = threading.Event(), list[str]()
     contexts = [replace(one, ami=None, check_interrupt=lambda: _stop_if(stop)) for one in plan.contexts]
     done: dict[str, list[RegionStep]] = {}
@@ -447,24 +438,6 @@ def _apply(plan: PromotionPlan) -> PromotionResult:
     rows += plan.announce(amis, refused=refused[0] if refused else "")
     result = PromotionResult(tuple(rows), plan)
     return record_outcomes(plan.run, plan.tables, result, plan.started_at, **_run_columns(plan))
-
-
-def _dry_run_rows(plan: PromotionPlan) -> list[RegionStep]:
-    """Return the outcomes of a dry run."""
-    rows = []
-    for target in plan.targets:
-        for step in target.steps:
-            row = RegionStep(
-                target.region,
-                step.step,
-                step.outcome,
-                ami_id=target.ami_id,
-                best_effort=target.best_effort,
-                error=step.error,
-            )
-            succeeds = step.outcome in ("planned", *outcomes.SUCCEEDED)
-            rows.append(replace(row, what=step.what) if succeeds else replace(row, why=step.what))
-    return rows + plan.planned_announcement()
 
 
 def _apply_region(

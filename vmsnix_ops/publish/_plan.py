@@ -275,12 +275,7 @@ def plan(
 
     # First, because it does not call AWS.
     readable, _ = check_image(
-        image,
-        flake=settings.flake,
-        via=via,
-        system=system,
-        boot_mode=boot_mode,
-        root_device=root_device,
+        image, flake=settings.flake, via=via, system=system, boot_mode=boot_mode, root_device=root_device
     )
     checks = [readable]
     checks += checks_in_aws(
@@ -336,11 +331,6 @@ def check_public(public: bool, confirmed: str, account: str = "", keys: str = ""
 
     For an image with baked-in `keys`, it must be the account and ``+keys``: the owners of these keys can log
     in to every machine that anybody starts from the AMI.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        They contradict each other.
     """
     if public and not confirmed:
         raise errors.ParameterError(

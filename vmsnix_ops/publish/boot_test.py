@@ -244,7 +244,7 @@ def boot_test(plan: PublishParameters, built: Built) -> BootStep:
     if not plan.boot_test:
         return BootStep("skipped")
     with plan.journal.step("boot") as entry, interruptible("boot test", "Nothing was changed."):
-        if plan.dry_run or built.path is None:
+        if plan.dry_run or not built.digest:
             entry.outcome = "planned"
             return BootStep("planned")
         if built.ami_id:

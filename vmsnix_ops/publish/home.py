@@ -48,21 +48,10 @@ class HomeRegion:
 def check_home(
     region: str = "", *, settings: Settings | None = None, session: boto3.Session | None = None
 ) -> HomeRegion:
-    """Check credentials, account and region.
+    """Check credentials, account and region; by default the region of the settings, else of AWS.
 
-    Parameters
-    ----------
-    region
-        By default the region of the settings, else of AWS.
-    settings, session
-        Override the defaults from vmsnix.toml and the AWS environment.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        No region is given.
-    vmsnix_ops.errors.AwsError
-        There are no credentials, the account is not allowed, or the region is not enabled.
+    Without a region a ParameterError; an AwsError for missing credentials, an account that is not allowed, or
+    a region that is not enabled.
     """
     settings, session = settings or load(), session or default_session()
     region = regions.home_region(session, region, settings.region)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from vmsnix_ops import errors
@@ -12,7 +12,6 @@ from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import writing
 from vmsnix_ops.disk.image import volume_gib
-from vmsnix_ops.nix.image import describe_keys
 from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
@@ -56,14 +55,9 @@ _OURS = {
     "RamdiskId": "images are hvm",
 }
 _SIZES = {
-    "gp2": (1, 16_384),
-    "gp3": (1, 65_536),
-    "io1": (4, 16_384),
-    "io2": (4, 65_536),
-    "sc1": (125, 16_384),
-    "st1": (125, 16_384),
-    "standard": (1, 1_024),
-}
+    "gp2": (1, 16_384), "gp3": (1, 65_536), "io1": (4, 16_384), "io2": (4, 65_536),
+    "sc1": (125, 16_384), "st1": (125, 16_384), "standard": (1, 1_024),
+}  # fmt: skip
 _IOPS = {"gp3": (3_000, 80_000), "io1": (100, 64_000), "io2": (100, 256_000)}
 _THROUGHPUT = {"gp3": (125, 2_000)}
 # Unit, and minimum and maximum by volume type (EbsBlockDevice).
@@ -85,21 +79,8 @@ def registration_of(
 ) -> images.Registration:
     """Return the registration of an image's AMI, without snapshot and tags.
 
-    Parameters
-    ----------
-    image
-        The image, with its ``registerImage``.
-    name
-        Name of the AMI.
-    disk_bytes
-        Size of its disk.
-    root_device, boot_mode
-        The operator's parameters; by default the values of the image.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageFormatError
-        EC2 or vmsnix does not support a value of ``registerImage``; has the field.
+    The operator's `root_device` and `boot_mode` take precedence over the image's ``registerImage``. An
+    ImageFormatError names the field of ``registerImage`` that EC2 or vmsnix does not support.
     """
     asked = _checked({k: v for k, v in image.register_image.items() if v is not None}, image)
     architecture = images.ARCHITECTURES.get(image.system)
@@ -179,7 +160,11 @@ def _devices(
     image: BuiltImage, asked: Mapping[str, Any], root_device: str, disk_bytes: int
 ) -> tuple[str, EbsBlockDeviceTypeDef, tuple[BlockDeviceMappingTypeDef, ...]]:
     """Return the root device's name, its volume, and the mappings of further disks."""
-    mappings = _mappings(image, asked.get("BlockDeviceMappings", []))
+
+    def refuse(why: str) -> NoReturn:
+        _refuse(image, "BlockDeviceMappings", why)
+
+    mappings = _mappings(asked, refuse)
     own = str(asked.get("RootDeviceName") or ROOT_DEVICE)
     if mappings and "RootDeviceName" not in asked and own not in mappings:
         _refuse(
@@ -192,46 +177,31 @@ def _devices(
     given = mappings.pop(own, None)
     if given is not None:
         if "Ebs" not in given:
-            _refuse(image, "BlockDeviceMappings", f"The root device {own} is not an EBS volume.")
+            refuse(f"The root device {own} is not an EBS volume.")
         root |= given["Ebs"]
     if device in mappings:
-        _refuse(
-            image,
-            "BlockDeviceMappings",
-            f"{device} is an additional disk of the image and cannot be the root device.",
-        )
+        refuse(f"{device} is an additional disk of the image and cannot be the root device.")
     size, smallest = root.get("VolumeSize"), volume_gib(disk_bytes)
     if size is not None and int(size) < smallest:
-        _refuse(
-            image,
-            "BlockDeviceMappings",
-            f"The root volume has {size} GiB, but the disk needs {smallest} GiB.",
-        )
+        refuse(f"The root volume has {size} GiB, but the disk needs {smallest} GiB.")
     low, high = _SIZES[root["VolumeType"]]
     if not low <= int(size or smallest) <= high:
-        _refuse(
-            image,
-            "BlockDeviceMappings",
+        refuse(
             f"The root volume has {size or smallest} GiB, but {root['VolumeType']} allows {low} to {high} "
-            "GiB.",
+            "GiB."
         )
     if "Encrypted" in root:
-        _refuse(
-            image,
-            "BlockDeviceMappings",
-            "The snapshot determines whether the root volume is encrypted: use the parameter kms_key.",
-        )
+        refuse("The snapshot determines whether the root volume is encrypted: use the parameter kms_key.")
     if root["VolumeType"] in _NO_ROOT_TYPES:
-        _refuse(image, "BlockDeviceMappings", f"A root volume cannot be of type {root['VolumeType']}.")
+        refuse(f"A root volume cannot be of type {root['VolumeType']}.")
     return device, root, tuple({"DeviceName": name, **mapping} for name, mapping in mappings.items())
 
 
-def _mappings(image: BuiltImage, given: Any) -> dict[str, BlockDeviceMappingTypeDef]:
+def _mappings(
+    asked: Mapping[str, Any], refuse: Callable[[str], NoReturn]
+) -> dict[str, BlockDeviceMappingTypeDef]:
     """Return the block device mappings by device name, after checking them."""
-
-    def refuse(why: str) -> NoReturn:
-        _refuse(image, "BlockDeviceMappings", why)
-
+    given = asked.get("BlockDeviceMappings", [])
     if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
         refuse("It must be a list of objects.")
     found: dict[str, BlockDeviceMappingTypeDef] = {}
@@ -254,7 +224,7 @@ def _mappings(image: BuiltImage, given: Any) -> dict[str, BlockDeviceMappingType
                 "ephemeral23."
             )
         found[device] = cast("BlockDeviceMappingTypeDef", mapping)  # each member was checked
-    root = str(image.register_image.get("RootDeviceName") or ROOT_DEVICE)
+    root = str(asked.get("RootDeviceName") or ROOT_DEVICE)
     for device, disk in found.items():
         if device != root and "Ebs" in disk and "VolumeSize" not in disk["Ebs"]:
             refuse(f"{device} has no VolumeSize.")
@@ -309,29 +279,9 @@ def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, survey
     wanted = registration_of(
         image, name=name, disk_bytes=disk.size, root_device=plan.root_device, boot_mode=plan.boot_mode
     )
-    return Built(
-        outcome="created",
-        name=image.name,
-        version=image.version,
-        system=image.system,
-        path=image.path,
-        format=disk.format,
-        digest=survey.identity,
-        file_bytes=disk.file_bytes,
-        disk_bytes=disk.size,
-        boot_mode=wanted.boot_mode,
-        tpm_support=wanted.tpm_support,
-        imds_support=wanted.imds_support,
-        ena_support=wanted.ena_support,
-        root_device=wanted.root_device,
-        flake=image.flake or "",
-        derivation=image.derivation or "",
-        store_path=image.store_path or "",
-        may_log_in=describe_keys(image.keys),
-        ami_name=name,
-        survey=survey,
-        registration=wanted,
-    )
+    facts = {one.name: getattr(image, one.name) for one in fields(image)}
+    facts |= {"boot_mode": wanted.boot_mode, "format": disk.format, "logical_bytes": disk.size}
+    return Built(**facts, outcome="created", survey=survey, registration=wanted)
 
 
 def registration(plan: PublishParameters, built: Built, snapshot_id: str = "") -> images.Registration:
@@ -343,10 +293,10 @@ def registration(plan: PublishParameters, built: Built, snapshot_id: str = "") -
 
 def _of_ami(plan: PublishParameters, built: Built) -> dict[str, str]:
     """Return the tags of the AMI alone: the URL of the run's evidence on S3, the number of baked-in keys."""
-    entry, keys = plan.journal.run.entry, built.may_log_in.splitlines()
+    entry = plan.journal.run.entry
     # A shortened URL is useless.
     evidence = {tagging.EVIDENCE: entry} if 0 < len(entry) <= tagging.LONGEST_VALUE else {}
-    return evidence | ({tagging.ADMIN_KEYS: str(len(keys))} if keys else {})
+    return evidence | ({tagging.ADMIN_KEYS: str(len(built.keys))} if built.keys else {})
 
 
 def key(plan: PublishParameters, built: Built) -> str:
@@ -369,8 +319,8 @@ def tags(plan: PublishParameters, built: Built) -> dict[str, str]:
         tagging.IMAGE: built.name,
         tagging.DIGEST: built.digest,
         tagging.RUN: plan.run_id,
-        tagging.FLAKE: built.flake[: tagging.LONGEST_VALUE],
-        tagging.DERIVATION: built.derivation,
+        tagging.FLAKE: (built.flake or "")[: tagging.LONGEST_VALUE],
+        tagging.DERIVATION: built.derivation or "",
         tagging.VERSION: built.version,
         **plan.tags,
     }
@@ -378,8 +328,6 @@ def tags(plan: PublishParameters, built: Built) -> dict[str, str]:
 
 def block_upload(plan: PublishParameters, built: Built) -> writing.Upload:
     """Return the parameters of a direct upload."""
-    if built.path is None:
-        raise RuntimeError("the uploaded image has no path")
     name = f"{plan.account}-{plan.region}-{built.digest}{keys.key_suffix(plan.kms_key)}"
     return writing.Upload(
         path=built.path,

@@ -48,18 +48,9 @@ class Entry:
 
 
 class Journal:
-    """Records the steps of one run.
+    """Records the steps of one run: in ``journal.jsonl`` of its folder, the tables and the progress.
 
-    Parameters
-    ----------
-    run
-        The run; its folder gets ``journal.jsonl``.
-    tables
-        Tables for the rows of ``steps`` and ``runs``.
-    progress
-        Progress for the operator.
-    region, account, via
-        Columns of each row.
+    `region`, `account` and `via` are columns of each row.
     """
 
     def __init__(
@@ -81,14 +72,7 @@ class Journal:
     ) -> Iterator[Entry]:
         """Run the block as a step, and record it, also if it fails.
 
-        Parameters
-        ----------
-        name
-            Name of the step.
-        total, unit
-            Its size, for the progress.
-        shown
-            Whether to show the progress; false if the block shows its own.
+        `total` and `unit` are its size; `shown` is false if the block shows its own progress.
         """
         started = datetime.now(UTC)
         progress = self.progress if shown else silent()

@@ -189,12 +189,7 @@ def _region(row: RegionStep) -> str:
 def record_region(rows: Sequence[RegionStep], region: str, *records: Callable[[], None]) -> list[RegionStep]:
     """Record the results of a region; return them with a failed row ``record`` if that fails.
 
-    Parameters
-    ----------
-    rows, region
-        The results, and their region.
-    records
-        Functions that write records; all are called, also after a failure.
+    All functions of `records` are called, also after a failure.
     """
     failures = []
     for record in records:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import time
 from bisect import bisect_right
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,6 @@ from vmsnix_ops.records.fingerprints import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.disk.image import DiskImage
@@ -79,8 +79,6 @@ class Forecast:
 
         ``None`` if all earlier steps were faster.
 
-        Examples
-        --------
         >>> Forecast((60.0, 100.0, 300.0)).remaining(20)
         80.0
         >>> Forecast((60.0, 100.0, 300.0)).remaining(150)
@@ -95,15 +93,11 @@ def forecast(tables: Tables, *, step: str, via: str, region: str, size: int) -> 
 
     ``None`` if there are too few, or the table cannot be read.
     """
-    kinds = [
-        ("step", "==", step),
-        ("via", "==", via),
-        ("region", "==", region),
-        ("status", "in", outcomes.WORKED),
-    ]
-    sizes = [("bytes", ">=", int(size / SIMILAR_FACTOR)), ("bytes", "<=", int(size * SIMILAR_FACTOR))]
+    same = [("step", "==", step), ("via", "==", via), ("region", "==", region)]
+    similar = [("bytes", ">=", int(size / SIMILAR_FACTOR)), ("bytes", "<=", int(size * SIMILAR_FACTOR))]
+    where = [*same, ("status", "in", outcomes.WORKED), *similar]
     try:
-        found = tables.read("steps", columns=["started_at", "seconds"], where=[*kinds, *sizes])
+        found = tables.read("steps", columns=["started_at", "seconds"], where=where)
     except RecordsError:
         return None
     if len(found) < MIN_STEPS:
@@ -178,8 +172,7 @@ def delete_unused_snapshot(
     """Delete a snapshot that no AMI will use, or show the command that deletes it.
 
     It is called if another publisher has registered the AMI, and if the snapshot does not match the image.
-
-    Only a snapshot that this run created and tagged is deleted. AWS refuses to delete a snapshot of an AMI.
+    Only a snapshot that this run created and tagged is deleted; AWS refuses to delete a snapshot of an AMI.
     Two publishers of different AMIs may share an import; then the other one finds the AMI's snapshot in its
     next run.
 
@@ -226,19 +219,16 @@ def _imports_of(plan: PublishParameters, built: Built) -> list[imports.ImportTas
 def build(plan: PublishParameters) -> Built:
     """Build or find the image, compute its identity, and search for an AMI of it.
 
-    Safe to run twice: Nix does not build store paths again, and everything else only reads. A damaged image
-    is refused here, before the upload.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageError
-        The image is missing or damaged, or the method does not support its format.
-    vmsnix_ops.errors.NameTakenError
-        An AMI with other bytes has the name.
+    Safe to run twice: Nix does not build store paths again, and everything else only reads. A damaged image,
+    and a name that an AMI with other bytes has, are refused here, before the upload.
     """
     image = _image(plan)
     if image is None:
-        return Built("planned", name=plan.image.rpartition("#")[2], flake=plan.image)
+        name = plan.image.rpartition("#")[2]
+        return Built(
+            path=Path(), name=name, version="", system="", boot_mode="", format="", logical_bytes=0,
+            flake=plan.image, outcome="planned",
+        )  # fmt: skip
     whole = image.path.stat().st_size
     with (
         plan.journal.step("digest", total=whole, unit="bytes") as entry,
@@ -348,17 +338,8 @@ def _deleted_from_cache_when_changed(plan: PublishParameters, built: Built) -> I
     try:
         yield
     except errors.ImageChangedError:
-        if built.path is not None:
-            _identity_cache(plan).delete(built.path, store=_store_key(built.path))
+        _identity_cache(plan).delete(built.path, store=_store_key(built.path))
         raise
-
-
-@contextmanager
-def _converted_copy_deleted() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        delete_copy()
 
 
 def content(plan: PublishParameters, built: Built) -> dict[str, str]:
@@ -369,7 +350,8 @@ def content(plan: PublishParameters, built: Built) -> dict[str, str]:
     how = {name: getattr(plan, name) for name in ("via", "incremental", "verify", "boot_test", "public")}
     where = {name: getattr(plan, name) for name in ("account", "region", "bucket", "role_name", "kms_key")}
     image = {name: getattr(built, name) for name in ("name", "version", "system", "digest", "ami_name")}
-    image |= {name: getattr(built, name) for name in ("boot_mode", "root_device", "tpm_support")}
+    wanted = built.registration
+    image |= {name: getattr(wanted, name, "") for name in ("boot_mode", "root_device", "tpm_support")}
     tags = {f"tag {key}": value for key, value in plan.tags.items()}
     return {name: str(value) for name, value in {**where, **how, **image, **tags}.items()}
 
@@ -379,21 +361,16 @@ def upload(plan: PublishParameters, built: Built) -> UploadStep:
 
     Safe to run twice: nothing is sent if an AMI, a snapshot or a running import has the image, or if the
     object exists with the image's checksum. An interrupted upload is continued; for the direct method see
-    `vmsnix_ops.aws.ebs_direct.writing.upload`. Only bytes with the digests from `build` are accepted.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageChangedError
-        The file does not contain the identified image. The upload is deleted.
-    vmsnix_ops.errors.BucketError, vmsnix_ops.errors.UploadError
-        The upload failed. The object is deleted.
+    `vmsnix_ops.aws.ebs_direct.writing.upload`. Only bytes with the digests from `build` are accepted; other
+    bytes delete the upload, as a failure of the bucket does.
     """
     with (
         plan.journal.step("upload", total=built.file_bytes or None, unit="bytes") as entry,
         interruptible("upload", "The uploaded parts are kept, and the next run sends only the missing ones."),
         _deleted_from_cache_when_changed(plan, built),
-        _converted_copy_deleted(),
+        ExitStack() as after,
     ):
+        after.callback(delete_copy)  # of an image that was converted
         exists = bool(built.digest) and _is_in_aws(plan, built)
         if not exists and (plan.dry_run or not built.digest):
             entry.outcome = "planned"
@@ -408,7 +385,7 @@ def upload(plan: PublishParameters, built: Built) -> UploadStep:
                 identity.block_upload(plan, built),
                 tables=plan.journal.tables,
                 step=entry.step,
-                config=_transfer_config(plan),
+                config=TransferConfig(ceiling=plan.settings.put_ceiling),
             )
             entry.outcome, entry.bytes = made.outcome, made.sent_bytes
             entry.detail.update(
@@ -423,8 +400,8 @@ def upload(plan: PublishParameters, built: Built) -> UploadStep:
         with delete_upload_on_failure(plan, built):
             stored = buckets.upload_file(
                 client(plan.session, "s3", plan.region, connections=buckets.THREADS + 2),
-                built.path,  # type: ignore[arg-type]  # a built image with a digest has a path
-                survey=built.survey,  # type: ignore[arg-type]  # and an identity
+                built.path,
+                survey=built.survey,  # type: ignore[arg-type]  # a built image has an identity
                 bucket=plan.bucket,
                 key=identity.key(plan, built),
                 tags=identity.tags(plan, built),
@@ -441,14 +418,8 @@ def import_snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep
     """Import the uploaded image as a snapshot, or (direct) wait for its snapshot; compare it if requested.
 
     Safe to run twice: see `vmsnix_ops.aws.imports.import_snapshot` and
-    `vmsnix_ops.aws.ebs_direct.writing.finish`. Ctrl-C cancels the import.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImportFailedError, vmsnix_ops.errors.RoleError
-        The import failed. The object is deleted.
-    vmsnix_ops.errors.SnapshotFailedError
-        The snapshot failed, or does not match the image; a snapshot that this run created is deleted.
+    `vmsnix_ops.aws.ebs_direct.writing.finish`. Ctrl-C cancels the import. If the import fails, the object is
+    deleted; a snapshot of this run that does not match the image, too.
     """
     snapshot = _snapshot(plan, source)
     if plan.verify == "none" or snapshot.outcome == "planned":
@@ -489,12 +460,14 @@ def _snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep:
             entry.detail.update(snapshot_id=done.snapshot_id)
             _report_size(built, done.snapshot_id, done.size_gib, entry.step)
             return SnapshotStep(done.outcome, built, done.snapshot_id, done.size_gib)
+        # EC2 may not find a new role yet.
+        role_wait_seconds = 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
         wanted = imports.Source(
             plan.bucket,
             identity.key(plan, built),
             built.format,
             plan.role_name,
-            _role_wait_seconds(plan),
+            role_wait_seconds,
             plan.kms_key,
         )
         with (
@@ -516,7 +489,7 @@ def _snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep:
                 raise
         if built.survey is not None and made.outcome == "created":
             manifest = Manifest(
-                built.digest, built.disk_bytes, made.snapshot_id, plan.region, built.survey.blocks
+                built.digest, built.logical_bytes, made.snapshot_id, plan.region, built.survey.blocks
             )
             manifests.save(plan.journal.tables, manifest)
         entry.outcome, entry.bytes = made.outcome, built.file_bytes
@@ -527,7 +500,7 @@ def _snapshot(plan: PublishParameters, source: UploadStep) -> SnapshotStep:
 
 def _report_size(built: Built, snapshot_id: str, size_gib: int, step: Step) -> None:
     """Show a message if an existing snapshot of the disk has another size."""
-    own = volume_gib(built.disk_bytes)
+    own = volume_gib(built.logical_bytes)
     if size_gib != own:
         step.message(
             f"{snapshot_id} has {size_gib} GiB and the disk in {built.path} has {own} GiB; the content is "
@@ -555,13 +528,8 @@ def _expect(plan: PublishParameters, built: Built, entry: Entry) -> None:
 def register(plan: PublishParameters, snapshot: SnapshotStep) -> RegisteredAmi:
     """Register the AMI, and wait until it is available.
 
-    Safe to run twice: see `vmsnix_ops.aws.images.register_ami`.
-
-    Raises
-    ------
-    vmsnix_ops.errors.NameTakenError
-        Another publisher has registered an AMI of this name with other bytes or parameters; the snapshot of
-        this run is deleted.
+    Safe to run twice: see `vmsnix_ops.aws.images.register_ami`. If another publisher has registered an AMI of
+    this name with other bytes or parameters, the snapshot of this run is deleted.
     """
     built = snapshot.built
     with (
@@ -621,13 +589,8 @@ def finish(
     `planned` are the lines of the plan, which the result of a dry run contains.
 
     Safe to run twice: a missing object is not an error, and an AMI is recorded again only if its row lacks
-    something that this run set. The object is kept while an import of it is running.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UnrecordedActError
-        The AMI is registered and recorded, but the object was not deleted, because the deletion could not be
-        recorded first.
+    something that this run set. The object is kept while an import of it is running, and if its deletion
+    could not be recorded first (an UnrecordedActError, after the AMI is recorded).
     """
     built = ami.built
     only_planned = plan.dry_run or not ami.ami_id
@@ -662,7 +625,7 @@ def finish(
         outcome=ami.outcome,
         public=ami.public,
         size_gib=ami.snapshot.size_gib,
-        disk_bytes=built.disk_bytes,
+        disk_bytes=built.logical_bytes,
         seconds=round(sum(timing.seconds for timing in plan.journal.timings), 3),
         steps=tuple(plan.journal.timings),
         run=plan.journal.run,
@@ -708,14 +671,10 @@ def _share_with_everybody(plan: PublishParameters, ami_id: str) -> None:
         ) from error
 
 
-def _transfer_config(plan: PublishParameters) -> TransferConfig:
-    return TransferConfig(ceiling=plan.settings.put_ceiling)
-
-
 def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
     """Compare the snapshot with the digests of the image."""
     built = snapshot.built
-    if built.path is None or built.survey is None:
+    if built.survey is None:
         raise RuntimeError("the image of a snapshot has digests")
     with (
         plan.journal.step("verify", unit="bytes") as entry,
@@ -729,7 +688,7 @@ def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
                 blocks=built.survey.blocks,
                 how=plan.verify,
                 step=entry.step,
-                config=_transfer_config(plan),
+                config=TransferConfig(ceiling=plan.settings.put_ceiling),
             )
         except errors.SnapshotFailedError as error:
             if snapshot.outcome == "created":
@@ -753,11 +712,6 @@ def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
             entry.step.message(text)
         entry.detail.update(verified=text)
     return replace(snapshot, verified=text)
-
-
-def _role_wait_seconds(plan: PublishParameters) -> float:
-    """Return how long to retry with the role, which EC2 may not find if it is new."""
-    return 30.0 if any(check.facts.get("new") for check in plan.checks) else 0.0
 
 
 def _record_ami(plan: PublishParameters, ami: RegisteredAmi) -> None:

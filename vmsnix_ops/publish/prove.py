@@ -145,8 +145,8 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class ProofTarget:
-    """An AMI, and the facts that are known before its blocks are read."""
+class Proof:
+    """An AMI: the facts that are known before its blocks are read, and its verdict."""
 
     region: str
     ami_id: str
@@ -163,25 +163,8 @@ class ProofTarget:
     added: frozenset[int] = field(default=frozenset(), repr=False)  # blocks that the image does not have
     # The blocks of the expected identity, from a manifest; None without one.
     blocks: Digests | None = field(default=None, repr=False)
-    # The verdict, when it does not need the blocks.
+    # The verdict; None until the blocks are read, if it needs them. `COLUMNS` explains the fields.
     verdict: Verdict | None = None
-    reason: Reason = ""
-    why: str = ""
-    fix: str = ""
-    first_differing: tuple[int, ...] = ()  # blocks that are missing
-    notes: tuple[str, ...] = ()  # tags and tables that have another identity
-
-    def ended(self, verdict: Verdict, reason: Reason, why: str, fix: str = "") -> ProofTarget:
-        """Return the target with a verdict, so that no blocks are read."""
-        return replace(self, verdict=verdict, reason=reason, why=why, fix=fix, gets=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """The verdict on one AMI. The fields are explained by `COLUMNS`."""
-
-    target: ProofTarget
-    verdict: Verdict
     reason: Reason = ""
     why: str = ""
     fix: str = ""
@@ -189,31 +172,31 @@ class Proof:
     compared: int = 0
     first_differing: tuple[int, ...] = ()
     undetected: float | None = None
+    notes: tuple[str, ...] = ()  # tags and tables that have another identity
+
+    def ended(self, verdict: Verdict, reason: Reason, why: str, fix: str = "") -> Proof:
+        """Return the proof with a verdict, so that no blocks are read."""
+        return replace(self, verdict=verdict, reason=reason, why=why, fix=fix, gets=0)
 
     def as_dict(self, extent: Extent) -> dict[str, Any]:
         """Return it as plain values, with the keys `COLUMNS`."""
-        target = self.target
-        own = ("region", "ami_id", "name", "account", "snapshot_id", "size_gib")
-        mine = ("verdict", "reason", "why", "fix", "found", "compared", "undetected")
-        values = {
-            **{name: getattr(target, name) for name in own},
-            **{name: getattr(self, name) for name in mine},
-            "digest": target.expected.identity,
-            "source": target.expected.source,
-            "origin": target.expected.place,
+        others = {
+            "digest": self.expected.identity,
+            "source": self.expected.source,
+            "origin": self.expected.place,
             "extent": extent,
-            "blocks": target.listed,
+            "blocks": self.listed,
             "first_differing": list(self.first_differing),
-            "notes": list(target.notes),
+            "notes": list(self.notes),
         }
-        return {name: values[name] for name in COLUMNS}
+        return {name: others[name] if name in others else getattr(self, name) for name in COLUMNS}
 
 
 @dataclass(frozen=True, slots=True)
 class ProofPlan(display.Displayed):
     """The plan of a proof, with its price. Make it with `plan`."""
 
-    targets: tuple[ProofTarget, ...]
+    targets: tuple[Proof, ...]
     extent: Extent  # "whole" reads all blocks of a snapshot, "sample" some at random
     region: str  # assumed region of this machine: traffic from other regions is cross-region traffic
     confirmed: bool  # whether a price above 1 USD is accepted
@@ -277,16 +260,7 @@ class ProofPlan(display.Displayed):
             )
             for one in self.targets
         ]
-        columns = (
-            "region",
-            "ami_id",
-            "snapshot_id",
-            "identity",
-            "from",
-            "to read",
-            "blocks",
-            "verdict",
-        )
+        columns = ("region", "ami_id", "snapshot_id", "identity", "from", "to read", "blocks", "verdict")
         return display.make_table(columns, rows, right=("to read", "blocks"))
 
     def notes(self) -> list[str]:
@@ -332,7 +306,7 @@ class ProofResult(Result):
     def verdict(self) -> Verdict:
         """The worst verdict."""
         order: tuple[Verdict, ...] = ("differs", "not provable", "matches its tag", "proven")
-        return min((proof.verdict for proof in self.proofs), key=order.index)
+        return next(one for one in order if any(proof.verdict == one for proof in self.proofs))
 
     @property
     def title(self) -> str:
@@ -343,12 +317,12 @@ class ProofResult(Result):
         """Return one row for each AMI."""
         rows = [
             (
-                proof.target.region,
-                proof.target.ami_id,
+                proof.region,
+                proof.ami_id,
                 proof.verdict,
-                _of(proof.target.expected),
+                _of(proof.expected),
                 f"{proof.compared:,}",
-                f"{proof.target.listed:,}",
+                f"{proof.listed:,}",
                 " ".join(part for part in (proof.why, proof.fix) if part),
             )
             for proof in self.proofs
@@ -358,9 +332,9 @@ class ProofResult(Result):
 
     def notes(self) -> list[str]:
         """Return the tags and tables that differ, what a sample can miss, and unsaved records."""
-        lines = [f"{one.target.ami_id}: {note}" for one in self.proofs for note in one.target.notes]
-        sampled = (one.target for one in self.proofs if one.undetected)
-        return [*lines, *(f"{target.ami_id}: {_chance(target)}" for target in sampled), *self.problems]
+        lines = [f"{one.ami_id}: {note}" for one in self.proofs for note in one.notes]
+        lines += [f"{one.ami_id}: {_chance(one)}" for one in self.proofs if one.undetected]
+        return [*lines, *self.problems]
 
     def frame(self) -> pd.DataFrame:
         """Return one row for each AMI, with the columns `COLUMNS`."""
@@ -376,7 +350,7 @@ class ProofResult(Result):
         if bad:
             return errors.DriftError(
                 f"{_some(bad, self)} not contain the expected image.",
-                why=f"{bad[0].target.ami_id} in {bad[0].target.region}: {bad[0].why}",
+                why=f"{bad[0].ami_id} in {bad[0].region}: {bad[0].why}",
                 fix=bad[0].fix,
             )
         left = [proof for proof in self.proofs if proof.verdict != "proven"]
@@ -384,10 +358,10 @@ class ProofResult(Result):
             first = left[0]
             return errors.PartialError(
                 f"{counted(len(left), 'AMI')} of {len(self.proofs)} not proven.",
-                why=f"{first.target.ami_id} in {first.target.region}: {first.verdict}. {first.why}",
+                why=f"{first.ami_id} in {first.region}: {first.verdict}. {first.why}",
                 fix=first.fix,
             )
-        noted = [proof.target for proof in self.proofs if proof.target.notes]
+        noted = [proof for proof in self.proofs if proof.notes]
         if noted:
             return errors.PartialError(
                 "Every AMI is proven, but a tag or a table has another identity.",
@@ -405,7 +379,7 @@ class ProofResult(Result):
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
         error = self.error
-        single = self.proofs[0].target if len(self.proofs) == 1 else None
+        single = self.proofs[0] if len(self.proofs) == 1 else None
         return {
             "status": "done" if error is None else "partial" if error.exit_code == 3 else "failed",
             "verdict": self.verdict,
@@ -487,20 +461,14 @@ def plan(
     tables = RunTables(settings, run)
     records = _Records(settings, session, tables)
     given = _given(identity, result, records)
-    planning = _Planning(settings, session, records, given, extent, sample_blocks)
+    planning = _Planning(records, given, extent, sample_blocks)
     chosen = check_regions(regions)
     targets = [one for word in wanted for one in planning.targets(word, chosen, here)]
     return ProofPlan(tuple(targets), extent, here, yes, settings, tables, progress or current(), session, run)
 
 
 def prover_actions(*, archive: bool = False) -> tuple[str, ...]:
-    """Return the IAM actions of a proof.
-
-    Parameters
-    ----------
-    archive
-        Whether ``result.json`` is read from an archive on S3.
-    """
+    """Return the IAM actions of a proof; `archive`: also those to read ``result.json`` from S3."""
     functions: list[Any] = [
         images.find_amis,
         images.find_all_by_name,
@@ -598,13 +566,7 @@ class _Records:
         )
 
     def read(self, place: str) -> Mapping[str, Any]:
-        """Return a ``result.json``; empty if it does not exist or is damaged.
-
-        Raises
-        ------
-        vmsnix_ops.errors.AwsError
-            S3 refused to read it.
-        """
+        """Return a ``result.json``; empty if it does not exist or is damaged."""
         if place not in self._read:
             content: bytes | None = None
             if place.startswith("s3://"):
@@ -674,38 +636,36 @@ class _Records:
 class _Planning:
     """Finds the targets of a plan."""
 
-    settings: Settings
-    session: boto3.Session
     records: _Records
     given: Expected
     extent: Extent
     sample_blocks: int
 
-    def targets(self, word: str, regions: tuple[str, ...], here: str) -> list[ProofTarget]:
+    def targets(self, word: str, regions: tuple[str, ...], here: str) -> list[Proof]:
         """Return the AMIs of an ID or a name."""
-        found = list[ProofTarget]()
+        found = list[Proof]()
         places = regions or self.records.regions(word) or (here,)
         for region in places:
-            ec2 = client(self.session, "ec2", region)
+            ec2 = client(self.records.session, "ec2", region)
             try:
                 ami = _find(ec2, word)
                 found += [] if ami is None else [self.target(ec2, ami)]
             except errors.CredentialsError:
                 raise
             except errors.AwsError as error:
-                found.append(_unreadable(ProofTarget(region, word), error))
+                found.append(_unreadable(Proof(region, word), error))
         if found:
             return found
         where = ", ".join(places)
-        missing = ProofTarget(places[0] if len(places) == 1 else where, word)
+        missing = Proof(places[0] if len(places) == 1 else where, word)
         why = f"No AMI {word} in {where} is visible to these credentials."
         return [missing.ended("not provable", "no AMI", why, "Check its name, or add --regions NAME.")]
 
-    def target(self, ec2: EC2Client, ami: Ami) -> ProofTarget:
+    def target(self, ec2: EC2Client, ami: Ami) -> Proof:
         """Return the target for an AMI. No block is read."""
         expected, why = self._expected(ami)
         root, others = _disks(ami)
-        target = ProofTarget(ami.region, ami.ami_id, ami.name, ami.account, root, expected=expected)
+        target = Proof(ami.region, ami.ami_id, ami.name, ami.account, root, expected=expected)
         target = replace(target, notes=self._notes(ami, expected))
         if others:
             return target.ended(
@@ -732,7 +692,7 @@ class _Planning:
             fix = "Add --identity, or --result with the result.json of the publish."
             return target.ended("not provable", "no identity", f"No identity to compare with. {why}", fix)
         try:
-            listed = manifests.list_indices(client(self.session, "ebs", ami.region), root)
+            listed = manifests.list_indices(client(self.records.session, "ebs", ami.region), root)
         except errors.CredentialsError:
             raise
         except errors.AwsError as error:
@@ -741,7 +701,7 @@ class _Planning:
         blocks, problem = self._blocks(target)
         if self.extent == "sample":
             return self._sampled(replace(target, blocks=blocks), listed, problem)
-        known = _journal(self.settings, target).read()
+        known = _journal(self.records.settings, target).read()
         return replace(target, blocks=blocks, gets=len(listed) - sum(index in known for index in listed))
 
     def _expected(self, ami: Ami) -> tuple[Expected, str]:
@@ -760,7 +720,7 @@ class _Planning:
         found += [("Its row in the tables", recorded) for recorded in self.records.identities(ami)]
         return tuple(_note(what, value, expected) for what, value in found if _other(value, expected))
 
-    def _blocks(self, target: ProofTarget) -> tuple[Digests | None, str]:
+    def _blocks(self, target: Proof) -> tuple[Digests | None, str]:
         """Return the blocks of the expected identity from a manifest, or the reason why there is none."""
         problem = ""
         identity = target.expected.identity
@@ -776,7 +736,7 @@ class _Planning:
                 problem = problem or f"The manifest of {snapshot_id} has the identity {manifest.identity}."
         return None, problem
 
-    def _sampled(self, target: ProofTarget, listed: Iterable[int], problem: str) -> ProofTarget:
+    def _sampled(self, target: Proof, listed: Iterable[int], problem: str) -> Proof:
         """Return the target with the indices of a sample."""
         if target.blocks is None:
             fix = "Read the whole snapshot: --extent whole."
@@ -793,7 +753,7 @@ class _Planning:
         # Blocks that the image does not have must be zeros. All are read, because they may be an added file.
         added = there.difference(content)
         target = replace(target, sample=min(self.sample_blocks, len(content)), added=added)
-        journal = _journal(self.settings, target)
+        journal = _journal(self.records.settings, target)
         known = journal.read()
         only = _chosen(target, journal.seed, known)
         return replace(target, gets=sum(index not in known for index in only))
@@ -805,9 +765,8 @@ _REPLACE = "Do not launch it. Find out who changed it, then publish or promote t
 def _find(ec2: EC2Client, word: str) -> Ami | None:
     if AMI_ID.fullmatch(word):
         return images.find_amis(ec2, [word]).get(word)
-    return next(
-        (ami for ami in images.find_all_by_name(ec2, word) if ami.state not in images.FAILED_STATES), None
-    )
+    found = images.find_all_by_name(ec2, word)
+    return next((ami for ami in found if ami.state not in images.FAILED_STATES), None)
 
 
 def _disks(ami: Ami) -> tuple[str, list[tuple[str, str]]]:
@@ -821,7 +780,7 @@ def _disks(ami: Ami) -> tuple[str, list[tuple[str, str]]]:
     return root, sorted(found.items())
 
 
-def _not_readable(ec2: EC2Client, target: ProofTarget, snapshot: Snapshot) -> ProofTarget | None:
+def _not_readable(ec2: EC2Client, target: Proof, snapshot: Snapshot) -> Proof | None:
     """Return the target with its verdict if the EBS direct APIs cannot read the snapshot, else ``None``."""
     name, region = snapshot.snapshot_id, target.region
     if snapshot.archived:
@@ -846,7 +805,7 @@ def _not_readable(ec2: EC2Client, target: ProofTarget, snapshot: Snapshot) -> Pr
     return None
 
 
-def _unreadable(target: ProofTarget, error: errors.AwsError) -> ProofTarget:
+def _unreadable(target: Proof, error: errors.AwsError) -> Proof:
     """Return the target with its verdict if AWS refuses to read it."""
     answer = getattr(error.__cause__, "response", None) or {}
     words = f"{error.why} {answer.get('Reason', '')}"
@@ -871,7 +830,7 @@ def _of(expected: Expected) -> str:
     return {"argument": "the operator", "result": expected.place, "tag": "its tag", "": ""}[expected.source]
 
 
-def _chance(target: ProofTarget) -> str:
+def _chance(target: Proof) -> str:
     """Return a sentence about the probability that a sample misses a change."""
     if target.sample is None:
         return ""
@@ -882,13 +841,10 @@ def _chance(target: ProofTarget) -> str:
     )
 
 
-def _undetected(target: ProofTarget, changed: float) -> float:
+def _undetected(target: Proof, changed: float) -> float:
     """Return the probability that a sample contains none of the changed blocks.
 
-    Parameters
-    ----------
-    changed
-        Number of changed blocks, or below 1 their share.
+    `changed` is their number, or below 1 their share.
     """
     content, compared = len(_content(target.blocks or Digests())), target.sample or 0
     if not content:  # every block of the snapshot is read
@@ -902,7 +858,7 @@ def _content(blocks: Digests) -> list[int]:
     return [index for index, digest in blocks.raw() if digest not in (ZERO, NONE)]
 
 
-def _chosen(target: ProofTarget, seed: bytes, known: Digests) -> frozenset[int]:
+def _chosen(target: Proof, seed: bytes, known: Digests) -> frozenset[int]:
     """Return the indices of a sample.
 
     The choice must not be predictable, or a forger could change only blocks that are not compared. Nor may it
@@ -922,7 +878,7 @@ def _chosen(target: ProofTarget, seed: bytes, known: Digests) -> frozenset[int]:
 # Reading
 
 
-def _journal(settings: Settings, target: ProofTarget) -> DigestJournal:
+def _journal(settings: Settings, target: Proof) -> DigestJournal:
     path = settings.state / "proofs" / f"{target.region}-{target.snapshot_id}"
     journal = partial(DigestJournal, snapshot_id=target.snapshot_id, region=target.region)
     if target.sample is None:
@@ -952,19 +908,19 @@ def _apply(plan: ProofPlan) -> ProofResult:
     # that the next one does not choose other blocks and miss it.
     for proof in proofs:
         if proof.found or proof.verdict in ("proven", "matches its tag"):
-            _journal(plan.settings, proof.target).remove()
+            _journal(plan.settings, proof).remove()
     return replace(result, problems=_record(result, started))
 
 
-def _proof(plan: ProofPlan, target: ProofTarget, step: Step) -> Proof:
+def _proof(plan: ProofPlan, target: Proof, step: Step) -> Proof:
     if target.verdict is not None:
-        return _proof_without_reading(target)
+        return target
     try:
         found, only = _read(plan, target, step)
     except errors.CredentialsError:
         raise
     except errors.AwsError as error:
-        return _proof_without_reading(_unreadable(target, error))
+        return _unreadable(target, error)
     expected = target.blocks
     differing: tuple[int, ...] = ()
     if expected is not None:
@@ -972,19 +928,15 @@ def _proof(plan: ProofPlan, target: ProofTarget, step: Step) -> Proof:
         differing = tuple(islice(_differing(found.raw(), chosen), FIRST))
     identity = identity_of(found.raw()) if only is None else ""
     same = identity == target.expected.identity if only is None else not differing
-    proof = Proof(
-        target,
-        "differs",
-        found=identity,
-        compared=len(found),
-        first_differing=differing,
-        undetected=None if only is None else _undetected(target, 1),
+    undetected = None if only is None else _undetected(target, 1)
+    proof = replace(
+        target, found=identity, compared=len(found), first_differing=differing, undetected=undetected
     )
     if not same:
         parts = [f"Its identity is {identity}, expected {target.expected.identity}."] if identity else []
         parts += [f"The first blocks that differ: {', '.join(map(str, differing))}."] if differing else []
         parts += ["Without a manifest, which blocks differ is not known."] if expected is None else []
-        return replace(proof, reason="content", why=" ".join(parts), fix=_REPLACE)
+        return replace(proof, verdict="differs", reason="content", why=" ".join(parts), fix=_REPLACE)
     if target.expected.source == "tag":
         why = "Only its tag names this identity, and whoever may tag the AMI can change it."
         fix = "Add --identity, or --result with the result.json of the publish."
@@ -992,15 +944,7 @@ def _proof(plan: ProofPlan, target: ProofTarget, step: Step) -> Proof:
     return replace(proof, verdict="proven")
 
 
-def _proof_without_reading(target: ProofTarget) -> Proof:
-    """Return the proof of an AMI whose verdict needs no blocks."""
-    verdict = target.verdict or "not provable"
-    return Proof(
-        target, verdict, target.reason, target.why, target.fix, first_differing=target.first_differing
-    )
-
-
-def _read(plan: ProofPlan, target: ProofTarget, step: Step) -> tuple[Digests, frozenset[int] | None]:
+def _read(plan: ProofPlan, target: Proof, step: Step) -> tuple[Digests, frozenset[int] | None]:
     """Return the digests of the compared blocks of the snapshot, and their indices; ``None`` for all."""
     journal, only = _journal(plan.settings, target), None
     with lock_journal(journal.path, f"proves {target.snapshot_id}", step, remove=True):
@@ -1051,7 +995,7 @@ def _record(result: ProofResult, started: datetime) -> tuple[str, ...]:
             | {"run_id": result.run_id, "proved_at": now}
         )
     status, error = result.as_dict()["status"], result.error
-    single = result.proofs[0].target if len(result.proofs) == 1 else None
+    single = result.proofs[0] if len(result.proofs) == 1 else None
     where = {"region": single.region, "ami_id": single.ami_id} if single else {}
     try:
         plan.tables.append("proofs", rows, once=f"{result.run_id}/proofs")

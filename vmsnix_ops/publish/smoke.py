@@ -83,12 +83,8 @@ class SmokeTestState:
 def _end(plan: SmokeTestPlan, state: SmokeTestState) -> None:
     """Terminate the instance of a test, once; AWS's errors are in `SmokeTestState.refused`.
 
-    If the ID of the instance is unknown, all instances of this AMI's tests are terminated.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        Ctrl-C; the instances are terminated nevertheless.
+    If the ID of the instance is unknown, all instances of this AMI's tests are terminated. After Ctrl-C the
+    instances are terminated nevertheless.
     """
     if state.ended:
         return
@@ -122,17 +118,7 @@ def _terminate(ec2: EC2Client, ami_id: str, state: SmokeTestState) -> None:
 
 
 def _final_error(caught: BaseException | None, state: SmokeTestState, *, region: str) -> BaseException | None:
-    """Return the error of a test, including any instance that may still run; ``None`` if it passed.
-
-    Parameters
-    ----------
-    caught
-        The first exception of the test, if any.
-    state
-        The state of the test.
-    region
-        Region of the test.
-    """
+    """Return the error of a test whose first exception is `caught`, with any instance that may still run."""
     error, running = caught, _still_running(state, region)
     if isinstance(caught, KeyboardInterrupt):
         error = errors.InterruptedRunError(
@@ -224,10 +210,9 @@ class SmokeTestPlan(FingerprintedPlan):
             ("terminate", "also after a failure"),
         ]
         lines += [(one.name, f"{one.found} {one.fix}") for one in self.checks if one.outcome == "warn"]
-        return [
-            *lines,
-            *([("dry run", f"nothing will be launched. {self.how_to_apply}")] if self.dry_run else []),
-        ]
+        if self.dry_run:
+            lines.append(("dry run", f"nothing will be launched. {self.how_to_apply}"))
+        return lines
 
     def content(self) -> dict[str, str]:
         """Return the facts of the plan by their names."""
@@ -397,8 +382,7 @@ def plan(
     kind = instance_type or instances.INSTANCE_TYPES.get(tested.architecture, "")
     if not kind:
         raise errors.ParameterError(
-            f"No instance type for the architecture {tested.architecture!r}.",
-            fix="Add --instance-type TYPE.",
+            f"No instance type for the architecture {tested.architecture!r}.", fix="Add --instance-type TYPE."
         )
     tags = {
         tagging.NAME: f"smoke test of {tested.name}",

@@ -56,7 +56,6 @@ class Undo:
 
     run_id: str
     region: str
-    account: str
     digest: str
     leftovers: tuple[UndoItem, ...]  # the resources, in the order of their deletion
     path: Path = field(repr=False)
@@ -75,22 +74,14 @@ class Undo:
         """Delete the leftovers and return them. Safe to run twice: a missing resource is not an error.
 
         The leftovers are searched again first, so that resources which another run uses meanwhile are kept.
-        Each deletion is recorded on the disk before it is done (`vmsnix_ops.records.acts`).
+        Each deletion is recorded on the disk before it is done (`vmsnix_ops.records.acts`); if it cannot be,
+        an UnrecordedActError lists the earlier deletions.
 
         Leftovers that the caller may not delete are kept, and the others deleted: after a publish by import,
         a publisher may delete the object, and a retirer the snapshot. The journal lists the deleted ones, so
-        that the next caller needs no permission for them.
+        that the next caller needs no permission for them. The AccessDeniedError has the required policies.
 
-        Raises
-        ------
-        vmsnix_ops.errors.RunError
-            The run is running, or has registered its AMI.
-        vmsnix_ops.errors.UnrecordedActError
-            A deletion could not be recorded first; lists the earlier deletions.
-        vmsnix_ops.errors.AccessDeniedError
-            The caller may not delete some leftovers; has the required policies.
-        vmsnix_ops.errors.AwsError
-            AWS refused a deletion.
+        A run that is running, or has registered its AMI, is a RunError.
         """
         removed: list[UndoItem] = []
         refused: list[tuple[UndoItem, errors.AccessDeniedError]] = []
@@ -138,23 +129,10 @@ class Undo:
 
 @check_arguments
 def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.Session | None = None) -> Undo:
-    """Find the leftovers of an unfinished publish. Nothing is changed.
+    """Find the leftovers of an unfinished publish, by the ID from ``vmsnix history steps``.
 
-    Parameters
-    ----------
-    run_id
-        ID of the run, from ``vmsnix history steps``.
-    settings, session
-        Override the defaults from vmsnix.toml and the AWS environment.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        There is no journal of this run on this machine.
-    vmsnix_ops.errors.RunError
-        The run is finished or running, or has registered its AMI.
-    vmsnix_ops.errors.CredentialsError
-        The credentials are of another account.
+    Nothing is changed. Refused are a run without a journal on this machine, one that is finished or running
+    or has registered its AMI, and the credentials of another account.
     """
     settings = settings or load()
     path = _journal(settings, run_id)
@@ -174,7 +152,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
     session = session or default_session()
     digest, region = str(known.get("digest", "")), str(known.get("region", ""))
     if not digest:  # it was killed before it created anything
-        return Undo(run_id, region, str(known.get("account", "")), "", (), path, session)
+        return Undo(run_id, region, digest, (), path, session)
     found = read_caller(session, region)
     if found.account != known["account"]:
         raise errors.CredentialsError(
@@ -187,7 +165,7 @@ def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.S
         found_now = _leftovers(session, settings, run_id, digest, known)
         return tuple(leftover for leftover in found_now if str(leftover) not in removed)
 
-    return Undo(run_id, region, found.account, digest, find(), path, session, find)
+    return Undo(run_id, region, digest, find(), path, session, find)
 
 
 _POLICIES = {

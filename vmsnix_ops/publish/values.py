@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds, size
 from vmsnix_ops.errors import UnsavedError
+from vmsnix_ops.nix.image import BuiltImage
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.result import Result, plain_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
     from vmsnix_ops.aws.ebs_direct.writing import DirectSnapshot
@@ -23,44 +22,42 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.timings import SlowStep
 
 
-@dataclass(frozen=True, slots=True)
-class Built(Displayed):
-    """A disk image that can be published."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built(BuiltImage):
+    """A disk image that can be published, with its identity and the registration of its AMI.
 
-    # "planned": a dry run of an image that is not built; then only `name` and `flake` are known.
+    The outcome is "planned" for an image that a dry run did not build; only its name and flake are known.
+    """
+
     outcome: StepOutcome
-    # Name (such as `ecs-node`), NixOS label and system of the image.
-    name: str
-    version: str = ""
-    system: str = ""
-    path: Path | None = None
-    format: str = ""
-    digest: str = ""  # identity of the disk, in hexadecimal
-    file_bytes: int = 0
-    disk_bytes: int = 0
-    # Values for the registration of the AMI.
-    boot_mode: str = ""
-    tpm_support: str = ""
-    imds_support: str = "v2.0"
-    ena_support: bool = True
-    root_device: str = ""
-    # Source of the image; empty where it is unknown.
-    flake: str = ""
-    derivation: str = ""
-    store_path: str = ""
-    may_log_in: str = ""  # fingerprints and owners of the administrator's keys, one a line
-    ami_name: str = ""
-    # The existing AMI of this disk; empty if there is none.
-    ami_id: str = ""
-    snapshot_id: str = ""
     survey: Survey | None = field(default=None, repr=False)  # the digests of the image
     # The whole registration, without snapshot and tags.
     registration: Registration | None = field(default=None, repr=False)
+    # The existing AMI of this disk; empty if there is none.
+    ami_id: str = ""
+    snapshot_id: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the disk, in hexadecimal; empty for an image that is not built."""
+        return self.survey.identity if self.survey else ""
+
+    @property
+    def ami_name(self) -> str:
+        """Name of the AMI; empty for an image that is not built."""
+        return self.registration.name if self.registration else ""
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return self.survey.file_bytes if self.survey else 0
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        named = [(one.name, getattr(self, one.name)) for one in fields(self) if one.repr]
-        return [(name, str(value)) for name, value in named if value not in ("", None)]
+        if not self.digest:
+            return [("outcome", self.outcome), ("image", self.name), ("flake", self.flake or "")]
+        rows = [("digest", self.digest), ("ami_name", self.ami_name), ("ami_id", self.ami_id)]
+        return [("outcome", self.outcome), *BuiltImage.facts(self), *(row for row in rows if row[1])]
 
 
 @dataclass(frozen=True, slots=True)
