@@ -18,7 +18,7 @@ import pytest
 from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.iam import policies
+from vmsnix_ops.aws.iam.documents import policy
 from vmsnix_ops.cli.iam_policy import JOBS
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ def victim(account: Account) -> Victim:
 
 
 def _policy(statement: dict[str, Any]) -> str:
-    return json.dumps({"Version": policies.VERSION, "Statement": [statement]})
+    return json.dumps(policy(statement))
 
 
 @pytest.mark.parametrize("job", JOBS)

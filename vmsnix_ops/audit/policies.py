@@ -18,8 +18,8 @@ from vmsnix_ops.aws import (
     sharing,
     snapshots,
 )
+from vmsnix_ops.aws.iam.documents import policy
 from vmsnix_ops.aws.iam.permissions import needs_of
-from vmsnix_ops.aws.iam.policies import VERSION
 
 if TYPE_CHECKING:
     from vmsnix_ops.aws.iam.policies import PolicyScope
@@ -74,7 +74,7 @@ def member_trust(scope: PolicyScope, *, external_id: str = "") -> dict[str, Any]
     }
     if external_id:
         statement["Condition"] = {"StringEquals": {"sts:ExternalId": external_id}}
-    return {"Version": VERSION, "Statement": [statement]}
+    return policy(statement)
 
 
 def retirer_actions() -> tuple[str, ...]:

@@ -48,28 +48,10 @@ def open_accounts(
 ) -> tuple[MemberAccount, ...]:
     """Return a session for each account. An account that refuses the role does not end the others.
 
-    Parameters
-    ----------
-    wanted
-        Account IDs, or ARNs of roles for accounts whose role has another name; by default the caller's own
-        account, which is read with the caller's own credentials.
-    role
-        Name of the role in the other accounts, with its path if it has one.
-    external_id
-        External ID that their trust policies require, if any.
-    region
-        Region of the STS endpoint.
-    limit
-        When retries end.
-    session
-        Session of the auditing account.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        An entry is neither an account ID nor the ARN of a role.
-    vmsnix_ops.errors.CredentialsError
-        The caller has no valid credentials.
+    `wanted` are account IDs, or ARNs of roles for accounts whose role has another name; by default the
+    caller's own account, which is read with the caller's own credentials. `role` is the name of the role in
+    the other accounts, with its path if it has one; `external_id` the external ID that their trust policies
+    require; `region` that of the STS endpoint; `session` that of the auditing account.
     """
     session = session or default_session()
     entries, retries = parse_accounts(wanted), RetryState(limit or TimeLimit())

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import buckets, service_role
 from vmsnix_ops.aws.buckets import ALL_BLOCKED
 from vmsnix_ops.aws.iam import policies
-from vmsnix_ops.aws.iam.documents import as_list, read_statements, same_policy
+from vmsnix_ops.aws.iam.documents import as_list, policy, read_statements, same_policy
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.session import calling, client, if_found
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 LEFTOVER_DAYS = 7
 VERSION_DAYS = 1  # the minimum of S3
 MOST_VERSIONS = 5  # of a managed policy, IAM's limit
+ROLE_TEXT = "Read by VM Import: uploaded images"
+POLICY_TEXT = "Permissions to publish with vmsnix via VM Import"
 PartAction = Literal["create", "change", "keep"]
 
 
@@ -80,13 +82,7 @@ class Clients:
     "iam:GetPolicyVersion",
 )
 def plan_parts(session: boto3.Session, scope: PolicyScope) -> list[BootstrapPart]:
-    """Return all parts, each with what a bootstrap does with it. Changes nothing. The scope has one region.
-
-    Raises
-    ------
-    vmsnix_ops.errors.BucketError
-        The bucket belongs to another account, or is in another region.
-    """
+    """Return all parts, each with what a bootstrap does with it. The scope has one region."""
     clients = Clients.of(session, scope)
     actions: dict[bool | None, PartAction] = {None: "create", False: "change", True: "keep"}
     with calling("read what exists"):
@@ -189,8 +185,8 @@ def _tls_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
 
 def _put_tls(clients: Clients, scope: PolicyScope) -> None:
     existing = _bucket_statements(clients, scope)
-    policy = {"Version": policies.VERSION, "Statement": [*existing, policies.tls_statement(scope)]}
-    clients.s3.put_bucket_policy(Bucket=scope.bucket, Policy=json.dumps(policy))
+    text = json.dumps(policy(*existing, policies.tls_statement(scope)))
+    clients.s3.put_bucket_policy(Bucket=scope.bucket, Policy=text)
 
 
 def _lifecycle_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
@@ -244,9 +240,7 @@ def _put_role(clients: Clients, scope: PolicyScope) -> None:
     trust, existing = policies.import_role_trust_policy(), _trust_of_role(clients, scope)
     if existing is None:
         clients.iam.create_role(
-            RoleName=scope.role_name,
-            AssumeRolePolicyDocument=json.dumps(trust),
-            Description="Read by VM Import: uploaded images",
+            RoleName=scope.role_name, AssumeRolePolicyDocument=json.dumps(trust), Description=ROLE_TEXT
         )
         return
     others = [statement for statement in read_statements(existing) if not _is_for_vm_import(statement)]
@@ -291,11 +285,7 @@ def _policy_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
 def _put_policy(clients: Clients, scope: PolicyScope) -> None:
     arn, text = _policy_arn(scope), json.dumps(policies.publisher_policy(scope))
     if if_found(lambda: clients.iam.get_policy(PolicyArn=arn), "NoSuchEntity") is None:
-        clients.iam.create_policy(
-            PolicyName=scope.policy_name,
-            PolicyDocument=text,
-            Description="Permissions to publish with vmsnix via VM Import",
-        )
+        clients.iam.create_policy(PolicyName=scope.policy_name, PolicyDocument=text, Description=POLICY_TEXT)
         return
     versions = clients.iam.list_policy_versions(PolicyArn=arn)["Versions"]
     if len(versions) >= MOST_VERSIONS:
@@ -305,15 +295,9 @@ def _put_policy(clients: Clients, scope: PolicyScope) -> None:
     clients.iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
 
 
-_PARTS: tuple[
-    tuple[
-        str,
-        str,
-        Callable[[Clients, PolicyScope], bool | None],
-        Callable[[Clients, PolicyScope], None],
-    ],
-    ...,
-] = (
+_IsRight: TypeAlias = "Callable[[Clients, PolicyScope], bool | None]"
+_Put: TypeAlias = "Callable[[Clients, PolicyScope], None]"
+_PARTS: tuple[tuple[str, str, _IsRight, _Put], ...] = (
     ("bucket", "{scope.bucket} in {scope.regions[0]}", _bucket_is_right, _put_bucket),
     ("public access block", "all public access to the bucket is blocked", _block_is_right, _put_block),
     ("encryption", "objects are encrypted by default", _encryption_is_right, _put_encryption),
@@ -384,7 +368,7 @@ def cloudformation_template(scope: PolicyScope) -> dict[str, Any]:
                 "Type": "AWS::IAM::Role",
                 "Properties": {
                     "RoleName": scope.role_name,
-                    "Description": "Read by VM Import: uploaded images",
+                    "Description": ROLE_TEXT,
                     "AssumeRolePolicyDocument": policies.import_role_trust_policy(),
                     "Policies": [
                         {
@@ -398,7 +382,7 @@ def cloudformation_template(scope: PolicyScope) -> dict[str, Any]:
                 "Type": "AWS::IAM::ManagedPolicy",
                 "Properties": {
                     "ManagedPolicyName": scope.policy_name,
-                    "Description": "Permissions to publish with vmsnix via VM Import",
+                    "Description": POLICY_TEXT,
                     "PolicyDocument": policies.publisher_policy(scope),
                 },
             },

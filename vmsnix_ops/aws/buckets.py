@@ -14,7 +14,7 @@ import base64
 import hashlib
 import re
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 
 
 _NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")  # S3 takes letters, digits, spaces and + - = . _ : / @
+ELSEWHERE = (
+    "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect",
+)  # fmt: skip
+"""Errors of S3 for a bucket in another region."""
 WRITTEN_MEANWHILE = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 ATTEMPTS = 3  # uploads that another publisher of the same image may end
 THREADS = 10  # so at most THREADS x PART_BYTES of an image are in memory
@@ -120,37 +124,11 @@ def upload_file(
     Safe to run twice, also at the same time on two machines: the key is derived from the image's digest, an
     existing object is reused only if its checksum is that of the image, an unfinished upload of the key is
     continued, and completing an upload twice gives the same object. An object with other bytes is not
-    overwritten but deleted first, unless it is in use.
+    overwritten but deleted first, unless an import may be reading it (`in_use`); then it is an UploadError.
 
-    Parameters
-    ----------
-    s3
-        Client with at least `THREADS` connections.
-    path
-        File to upload.
-    survey
-        The digests of the image and its parts. Other bytes are not sent.
-    bucket, key
-        Where to store it.
-    tags
-        Tags of the object.
-    kms_key
-        ARN of the key that encrypts it; empty: the bucket's default encryption.
-    in_use
-        Returns whether an import may be reading the object.
-    step
-        Where progress is shown, in bytes.
-
-    Raises
-    ------
-    vmsnix_ops.errors.BucketError
-        The bucket does not exist, is in another region, or is not writable.
-    vmsnix_ops.errors.UploadError
-        The object does not contain the image's bytes, or an object with other bytes is in use.
-    vmsnix_ops.errors.ImageChangedError
-        The file has changed since its digests were computed. The unfinished upload is deleted.
-    vmsnix_ops.errors.ImageError
-        The file cannot be read. The unfinished upload is deleted.
+    The client needs `THREADS` connections. Bytes without the digests of `survey` are not sent: a file that
+    has changed or cannot be read is an ImageError, and the unfinished upload is deleted. Without `kms_key`,
+    the bucket's default encryption is used.
     """
     with (
         bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"),
@@ -199,11 +177,6 @@ def check_object(s3: S3Client, *, survey: Survey, bucket: str, key: str) -> None
 
     Safe to run twice: it only reads. A missing object is not refused: another publisher of the same image
     deletes it when its AMI is registered.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UploadError
-        The object was replaced after it was uploaded.
     """
     with bucket_errors(bucket, f"check s3://{bucket}/{key}"):
         head = _head(s3, bucket, key)
@@ -247,9 +220,8 @@ def _find(s3: S3Client, survey: Survey, *, bucket: str, key: str, kms_key: str =
 
 
 def _has_bytes(head: HeadObjectOutputTypeDef, survey: Survey) -> bool:
-    return head["ContentLength"] == survey.file_bytes and head.get("ChecksumSHA256") == composite_checksum(
-        survey
-    )
+    same_size = head["ContentLength"] == survey.file_bytes
+    return same_size and head.get("ChecksumSHA256") == composite_checksum(survey)
 
 
 def _head(s3: S3Client, bucket: str, key: str) -> HeadObjectOutputTypeDef | None:
@@ -393,32 +365,23 @@ def composite_checksum(survey: Survey) -> str:
     return f"{base64.b64encode(digest).decode()}-{len(split_parts(survey.file_bytes))}"
 
 
-class bucket_errors:  # noqa: N801 - used like a function
+@contextmanager
+def bucket_errors(bucket: str, doing: str) -> Iterator[None]:
     """Turn S3's errors about the bucket into a `BucketError`, and other errors of AWS as `calling` does."""
-
-    def __init__(self, bucket: str, doing: str) -> None:
-        self.bucket, self.calling = bucket, calling(doing)
-
-    def __enter__(self) -> None:
-        self.calling.__enter__()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
-        code = code_of(error) if error is not None else ""
-        if code in ("NoSuchBucket", "404"):
-            raise missing_bucket(self.bucket) from error
-        if code in (
-            "PermanentRedirect",
-            "301",
-            "AuthorizationHeaderMalformed",
-            "IllegalLocationConstraintException",
-        ):
-            raise errors.BucketError(
-                f"The bucket {self.bucket} is in another region.",
-                why="VM Import reads only from a bucket of its own region.",
-                fix="Use a bucket in the region that you publish to.",
-                code=code,
-            ) from error
-        return self.calling.__exit__(kind, error, trace)
+    try:
+        with calling(doing):
+            yield
+    except errors.AwsError as error:
+        if error.code in ("NoSuchBucket", "404"):
+            raise missing_bucket(bucket) from error
+        if error.code not in ELSEWHERE:
+            raise
+        raise errors.BucketError(
+            f"The bucket {bucket} is in another region.",
+            why="VM Import reads only from a bucket of its own region.",
+            fix="Use a bucket in the region that you publish to.",
+            code=error.code,
+        ) from error
 
 
 def missing_bucket(bucket: str) -> errors.BucketError:
@@ -638,14 +601,9 @@ def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: st
 
 
 def find_overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) -> list[str]:
-    """Return the names of the locations that share keys with the images of a bucket.
+    """Return the names of the locations (by name; URLs) that share keys with the images of a bucket.
 
-    Parameters
-    ----------
-    places
-        Names and URLs such as ``s3://bucket/prefix``; others are ignored.
-    bucket, key_prefix
-        Location of the images. A lifecycle rule deletes all objects there after some days.
+    A lifecycle rule deletes all objects below the prefix of the images after some days.
     """
     found = []
     for name, place in places.items():
@@ -659,13 +617,7 @@ def find_overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) ->
 
 
 def check_prefixes(places: Mapping[str, str], bucket: str, key_prefix: str) -> Check:
-    """Check that archive and history are not where lifecycle rules delete images.
-
-    Raises
-    ------
-    vmsnix_ops.errors.BucketError
-        One of them is.
-    """
+    """Check that archive and history are not where lifecycle rules delete images."""
     found = find_overlapping(places, bucket, key_prefix)
     if found:
         raise errors.BucketError(

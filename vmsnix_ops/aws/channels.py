@@ -37,14 +37,7 @@ def check_channel(channel: str, settings: Settings) -> str:
 def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, settings: Settings) -> Ami:
     """Return the AMI with an ID or a name, of a channel of an image, or (empty) the newest AMI of the image.
 
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        There is no such AMI.
-    vmsnix_ops.errors.ChannelError
-        The channel has no value.
-    vmsnix_ops.errors.ParameterError
-        The image has AMIs for several architectures, so the newest is ambiguous.
+    The newest is ambiguous, and refused, if the image has AMIs for several architectures.
     """
     region = ec2.meta.region_name
     if wanted in settings.channels:
@@ -97,11 +90,8 @@ def _newest(ours: Iterable[Ami], image: str) -> Ami | None:
 def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     """Return the AMI if a channel may be set to it.
 
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        It belongs to another account, was not published by vmsnix, is not available, is deprecated, or is
-        being retired.
+    Refused are AMIs of other accounts and of other tools, and those that are not available, are deprecated,
+    or are being retired.
     """
     where = f"The AMI {ami.ami_id} in {ami.region}"
     if ami.account != owner:

@@ -26,8 +26,6 @@ LONGEST_PUBLIC = timedelta(days=730)  # counted from the AMI's creation
 def to_the_minute(moment: datetime) -> datetime:
     """Return a deprecation date as AWS stores it: in UTC, rounded to the nearest minute.
 
-    Examples
-    --------
     >>> to_the_minute(datetime(2027, 3, 1, 12, 0, 31, tzinfo=UTC)).isoformat()
     '2027-03-01T12:01:00+00:00'
     """
@@ -35,16 +33,12 @@ def to_the_minute(moment: datetime) -> datetime:
     return later.replace(second=0, microsecond=0)
 
 
-def check_deprecation_date(ami: Ami, moment: datetime, *, public: bool, now: datetime | None = None) -> None:
-    """Refuse a date that AWS would refuse.
+def check_deprecation_date(ami: Ami, moment: datetime, *, public: bool) -> None:
+    """Refuse a date that AWS would refuse: one that has passed, or is too far away.
 
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The date has passed, or is too far away: more than ten years from now, or for a public AMI more than
-        two years after its creation.
+    That is more than ten years from now, or for a public AMI more than two years after its creation.
     """
-    now = now or datetime.now(UTC)
+    now = datetime.now(UTC)
     latest = ami.created_at + LONGEST_PUBLIC if public else now + LONGEST
     if moment <= now:
         raise errors.ParameterError(

@@ -6,19 +6,10 @@ PutSnapshotBlock in the EBS direct APIs' reference, whose `Reason` names the lim
 
 from __future__ import annotations
 
-CREDENTIALS = frozenset(
-    {
-        "AuthFailure",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidToken",
-        "RequestExpired",
-        "SignatureDoesNotMatch",
-        "UnrecognizedClientException",
-    }
-)
+CREDENTIALS = frozenset({
+    "AuthFailure", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId",
+    "InvalidToken", "RequestExpired", "SignatureDoesNotMatch", "UnrecognizedClientException",
+})  # fmt: skip
 """The credentials are wrong, expired, or unknown in this region."""
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidSignatureException", "RequestExpired"})
@@ -32,34 +23,17 @@ DENIED = frozenset(
 )
 """A policy does not allow the action."""
 
-THROTTLING = frozenset(
-    {
-        "Client.RequestLimitExceeded",
-        "EC2ThrottledException",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "SlowDown",
-        "ThrottledException",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
-    }
-)
+THROTTLING = frozenset({
+    "Client.RequestLimitExceeded", "EC2ThrottledException", "RequestLimitExceeded", "RequestThrottled",
+    "RequestThrottledException", "SlowDown", "ThrottledException", "Throttling", "ThrottlingException",
+    "TooManyRequestsException",
+})  # fmt: skip
 """Too many requests in a short time: the same request succeeds later."""
 
-SERVER_FAULTS = frozenset(
-    {
-        "InternalError",
-        "InternalFailure",
-        "InternalServerError",
-        "InternalServerException",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "ServiceUnavailableException",
-        "Unavailable",
-    }
-)
+SERVER_FAULTS = frozenset({
+    "InternalError", "InternalFailure", "InternalServerError", "InternalServerException", "RequestTimeout",
+    "ServiceUnavailable", "ServiceUnavailableException", "Unavailable",
+})  # fmt: skip
 """A fault of AWS, not of the request: the same request succeeds later."""
 
 RETRYABLE = THROTTLING | SERVER_FAULTS
@@ -70,30 +44,17 @@ INSTANCE_NOT_FOUND = "InvalidInstanceID.NotFound"
 SNAPSHOT_NOT_FOUND = "InvalidSnapshot.NotFound"
 """The resource does not exist, or is not visible yet: reads may lag behind a create call for a moment."""
 
-QUOTA = frozenset(
-    {
-        "AMIQuotaExceeded",
-        "ConcurrentLimitExceededException",
-        "ResourceCountLimitExceeded",
-        "ResourceLimitExceeded",
-        "ServiceQuotaExceededException",
-        "SnapshotLimitExceeded",
-    }
-)
+QUOTA = frozenset({
+    "AMIQuotaExceeded", "ConcurrentLimitExceededException", "ResourceCountLimitExceeded",
+    "ResourceLimitExceeded", "ServiceQuotaExceededException", "SnapshotLimitExceeded",
+})  # fmt: skip
 """A service quota is reached: the request succeeds after a deletion or with a higher quota."""
 
 
 def throttle_cause(code: str, reason: str, operation: str) -> str:
     """Return a sentence about the limit that a throttled request reached; empty if AWS does not name it.
 
-    Parameters
-    ----------
-    code
-        AWS's error code.
-    reason
-        Member ``Reason`` of a ``RequestThrottledException`` of the EBS direct APIs.
-    operation
-        Such as ``"PutSnapshotBlock"``; may be empty.
+    `reason` is the member ``Reason`` of a ``RequestThrottledException`` of the EBS direct APIs.
     """
     if reason == "RESOURCE_LEVEL_THROTTLE":
         return "AWS allows 1,000 requests a second for one snapshot. This limit is fixed; no quota raises it."

@@ -76,12 +76,7 @@ def region_not_enabled(region: str, why: str) -> errors.RegionError:
 def read_caller(session: boto3.Session, region: str | None = None) -> Caller:
     """Return account and ARN of the caller (sts:GetCallerIdentity, which needs no permission).
 
-    Raises
-    ------
-    vmsnix_ops.errors.RegionError
-        The region is not enabled for the account.
-    vmsnix_ops.errors.CredentialsError
-        The credentials are invalid.
+    A RegionError if the region is not enabled for the account.
     """
     try:
         return _get_caller_identity(session, region)
@@ -99,13 +94,7 @@ def read_caller(session: boto3.Session, region: str | None = None) -> Caller:
 
 
 def read_account(session: boto3.Session, regions: Iterable[str]) -> str:
-    """Return the account of the credentials, from the first region that answers.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        The error of the first region, if no region answers.
-    """
+    """Return the account of the credentials, from the first region that answers."""
     refused: list[errors.AwsError] = []
     for region in regions:
         try:

@@ -75,12 +75,8 @@ class ImageCopy:
 def find_copy(ec2: EC2Client, wanted: ImageCopy) -> Ami | None:
     """Return the copy if it exists or is being created, or ``None``. Failed copies are ignored.
 
-    Raises
-    ------
-    vmsnix_ops.errors.NameTakenError
-        The name belongs to an AMI with other bytes, or to a copy with another encryption.
-    vmsnix_ops.errors.RegistrationError
-        The copy is disabled, or lacks a snapshot.
+    Refused are a name that belongs to an AMI with other bytes or to a copy with another encryption, and a
+    copy that is disabled or lacks a snapshot.
     """
     named = [
         ami
@@ -153,17 +149,9 @@ def copy_ami(
     Safe to run twice: the copy is found by its name, which is derived from the image's digest. The
     ClientToken is derived from the request, so a copy whose answer was lost, or that is not visible yet, is
     not created twice. AWS does not accept the token of a failed copy again, so the next attempt uses another.
+    The error of a failed copy has the StateMessage of its snapshot.
 
     `still_wanted` is called before each read, and raises an error to end the wait.
-
-    Raises
-    ------
-    vmsnix_ops.errors.CopyFailedError
-        The copy failed; with the StateMessage of its snapshot.
-    vmsnix_ops.errors.QuotaError
-        The region accepted no more copies for half an hour.
-    vmsnix_ops.errors.NameTakenError
-        As `find_copy`.
     """
     existing = find_copy(ec2, wanted)
     outcome: StepOutcome = "reused"

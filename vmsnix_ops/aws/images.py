@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
@@ -88,11 +88,8 @@ class Registration:
     def request(self, *, snapshot_gib: int = 0) -> RegisterImageRequestTypeDef:
         """Return the parameters of ``RegisterImage``, without empty ones.
 
-        Parameters
-        ----------
-        snapshot_gib
-            Size of the root's snapshot. The root volume is at least as large: a container may round the disk
-            up.
+        The root volume is at least as large as the root's snapshot (`snapshot_gib`): a container may round
+        the disk up.
         """
         root: EbsBlockDeviceTypeDef = {**self.root_volume, "SnapshotId": self.snapshot_id}
         if "VolumeSize" in root:
@@ -107,17 +104,14 @@ class Registration:
             "BlockDeviceMappings": [{"DeviceName": self.root_device, "Ebs": root}, *self.disks],
             "TagSpecifications": tagging.tag_specifications("image", self.all_tags()),
         }
-        if self.boot_mode:
-            request["BootMode"] = self.boot_mode
-        if self.sriov_support:
-            request["SriovNetSupport"] = self.sriov_support
-        if self.imds_support:
-            request["ImdsSupport"] = self.imds_support
-        if self.tpm_support:
-            request["TpmSupport"] = self.tpm_support
-        if self.uefi_data:
-            request["UefiData"] = self.uefi_data
-        return request
+        optional = {
+            "BootMode": self.boot_mode,
+            "SriovNetSupport": self.sriov_support,
+            "ImdsSupport": self.imds_support,
+            "TpmSupport": self.tpm_support,
+            "UefiData": self.uefi_data,
+        }
+        return request | cast("RegisterImageRequestTypeDef", {k: v for k, v in optional.items() if v})
 
     def all_tags(self) -> dict[str, str]:
         """Return the AMI's tags, with the digest of its UEFI data if it has any."""
@@ -229,8 +223,6 @@ class Ami:
 def clean_name(name: str) -> str:
     """Return a name that RegisterImage accepts: other characters become ``-``.
 
-    Examples
-    --------
     >>> clean_name("altf4llc-ecs-node-26.11+git-x86_64-linux-0a1b2c3d")
     'altf4llc-ecs-node-26.11-git-x86_64-linux-0a1b2c3d'
     """
@@ -261,12 +253,8 @@ def is_usable(ami: Ami) -> bool:
 def usable_ami(found: Iterable[Ami]) -> Ami | None:
     """Return the usable AMI among those of one name; ``None`` if the name is free.
 
-    Failed AMIs are ignored: AWS allows another AMI with their name.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        The name belongs to an AMI that is disabled, or has been pending for too long.
+    Failed AMIs are ignored: AWS allows another AMI with their name. A name that belongs to an AMI that is
+    disabled, or has been pending for too long, is refused.
     """
     found = list(found)
     for ami in found:
@@ -354,9 +342,7 @@ def describe_ami(ec2: EC2Client, ami_id: str) -> Ami:
     """Return one AMI; retry while a new AMI is not visible yet."""
     with calling(f"read the AMI {ami_id}"):
         answer = retry(
-            lambda: ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True),
-            AMI_NOT_FOUND,
-            seconds=60,
+            lambda: ec2.describe_images(ImageIds=[ami_id], IncludeDisabled=True), AMI_NOT_FOUND, seconds=60
         )
         if not answer["Images"]:
             raise errors.RegistrationError(
@@ -405,14 +391,8 @@ def register_ami(
     """Register an AMI, or find it, and wait until it is available.
 
     Safe to run twice, although RegisterImage has no ClientToken: the name is derived from the image's digest,
-    so AWS refuses a second registration, and the digest tag identifies the existing AMI.
-
-    Raises
-    ------
-    vmsnix_ops.errors.NameTakenError
-        The name belongs to an AMI with other bytes or with another registration.
-    vmsnix_ops.errors.RegistrationError
-        The AMI failed.
+    so AWS refuses a second registration, and the digest tag identifies the existing AMI. An AMI of this name
+    with other bytes or another registration is a NameTakenError.
     """
     existing = usable_ami(find_all_by_name(ec2, registration.name))
     outcome: StepOutcome = "reused"
@@ -500,13 +480,7 @@ def _and(names: Iterable[str]) -> str:
 
 @needs("ec2:ModifyImageAttribute")
 def make_public(ec2: EC2Client, ami_id: str) -> None:
-    """Let every AWS account launch the AMI. Safe to run twice: the permission is the same.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        Block public access for AMIs is on.
-    """
+    """Let every AWS account launch the AMI. Safe to run twice: the permission is the same."""
     try:
         with calling(f"make {ami_id} public"):
             ec2.modify_image_attribute(ImageId=ami_id, LaunchPermission={"Add": [{"Group": "all"}]})
@@ -640,24 +614,13 @@ def restore_command(ami: Ami) -> str:
 
 @needs("ec2:DescribeImages")
 def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None) -> Ami:
-    """Wait until an AMI is available, and return it.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegistrationError
-        It failed, or is disabled.
-    vmsnix_ops.errors.DeadlineError
-        It was still pending after `AVAILABLE_SECONDS`.
-    """
+    """Wait until an AMI is available, and return it; a RegistrationError if it failed or is disabled."""
 
     def read() -> PollResult[Ami]:
         ami = describe_ami(ec2, ami_id)
-        outcome: Literal["waiting", "done", "failed"] = "waiting"
-        if ami.state == "available":
-            outcome = "done"
-        elif ami.state in FAILED_STATES | {"disabled"}:
-            outcome = "failed"
-        return PollResult(outcome, ami, None, ami.state)
+        failed = ami.state in FAILED_STATES | {"disabled"}
+        done = ami.state == "available"
+        return PollResult("done" if done else "failed" if failed else "waiting", ami, None, ami.state)
 
     try:
         result = poll(read, what=f"the AMI {ami_id}", deadline=AVAILABLE_SECONDS, step=step)

@@ -12,15 +12,17 @@ Facts from public issue trackers (2026):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import snapshots
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.error_codes import SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import read_pages
-from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, client_token, code_of, retry
+from vmsnix_ops.aws.polling import Outcome, PollResult, poll
+from vmsnix_ops.aws.session import calling, client_token, code_of, if_found, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
         ImportSnapshotRequestTypeDef,
         ImportSnapshotResultTypeDef,
         ImportSnapshotTaskTypeDef,
-        SnapshotTypeDef,
     )
 
+    from vmsnix_ops.aws.snapshots import Snapshot
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
@@ -97,23 +99,12 @@ class Source:
 
     def token(self, digest: str, attempt: int) -> str:
         """Return the ClientToken: the same for every import of this object with these parameters."""
-        request = {
-            "object": self.url,
-            "format": self.format,
-            "role": self.role_name,
-            "kms_key": self.kms_key,
-        }
+        request = {"object": self.url, "format": self.format, "role": self.role_name, "kms_key": self.kms_key}
         return client_token(digest, "import", attempt, request)
 
 
 def check_format(name: str, disk: DiskImage) -> None:
-    """Refuse an image that VM Import does not support.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageFormatError
-        VM Import does not support its format; contains the command that converts it.
-    """
+    """Refuse an image that VM Import does not support, with the command that converts it."""
     if disk.format in FORMATS and (disk.format != "vmdk" or disk.subformat == VMDK):
         return
     kind, stem = f"{disk.subformat} {disk.format}".strip(), name.rpartition(".")[0] or name
@@ -158,14 +149,9 @@ def find_tasks(ec2: EC2Client, digest: str) -> list[ImportTask]:
 
 @needs("ec2:DescribeImportSnapshotTasks")
 def find_readers(ec2: EC2Client, url: str, *, digest: str) -> list[ImportTask]:
-    """Return the running imports that may be reading an object, also those of other tools.
+    """Return the running imports that may be reading an object (a URL), also those of other tools.
 
-    Parameters
-    ----------
-    url
-        The object, as ``s3://bucket/key``.
-    digest
-        Identity of the image in it: it decides if AWS does not say what an import reads.
+    The digest of the image in it decides if AWS does not say what an import reads.
     """
     return [
         task
@@ -216,34 +202,11 @@ def import_snapshot(
     Safe to run twice: a snapshot with the digest is reused, and a running import of the digest is continued.
     A completed import's snapshot gets its tags, which a crash may have prevented. The ClientToken of a new
     task derives from the digest and the number of failed tasks, so two publishers share one task. An import
-    that AWS cancelled is started again, at most twice, without another upload.
+    that AWS cancelled is started again, at most twice, without another upload. After an hour a DeadlineError;
+    the task continues, and the next run waits for it.
 
-    Parameters
-    ----------
-    ec2
-        Client of the region.
-    source
-        The object to import.
-    digest
-        Identity of the image.
-    tags
-        Tags of the snapshot.
-    check
-        Raises if the object does not contain the image. AWS reads the object some time after each request,
-        so `check` is called before each import and after the successful one.
-    step
-        Shows the progress.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UploadError
-        From `check`.
-    vmsnix_ops.errors.ImportFailedError
-        With AWS's ``StatusMessage``.
-    vmsnix_ops.errors.RoleError
-        The service role is missing, or may not read the object.
-    vmsnix_ops.errors.DeadlineError
-        An hour has passed. The task continues, and the next run waits for it.
+    `check` raises if the object does not contain the image. AWS reads the object some time after each
+    request, so it is called before each import and after the successful one.
     """
     found = find_snapshot(ec2, digest, kms_key=source.kms_key)
     if found:
@@ -331,19 +294,9 @@ def import_error(task: ImportTask, source: Source) -> errors.ImportFailedError:
 
 def _is_usable(ec2: EC2Client, snapshot_id: str) -> bool:
     """Return whether a snapshot can be used. A new one may not be visible for `VISIBLE_SECONDS`."""
-    try:
-        with calling(f"read the snapshot {snapshot_id}"):
-            answer = retry(
-                lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
-                "InvalidSnapshot.NotFound",
-                seconds=VISIBLE_SECONDS,
-            )
-    except errors.AwsError as error:
-        if error.code != "InvalidSnapshot.NotFound":
-            raise
-        return False
-    found = snapshots.parse_snapshot(answer["Snapshots"][0])
-    return found.state in ("pending", "completed") and not found.archived
+    read = partial(snapshots.describe_snapshot, ec2, snapshot_id, seconds=VISIBLE_SECONDS)
+    found = if_found(read, SNAPSHOT_NOT_FOUND)
+    return found is not None and found.state in ("pending", "completed") and not found.archived
 
 
 def _start(
@@ -364,15 +317,9 @@ def _start(
         request |= {"Encrypted": True, "KmsKeyId": source.kms_key}
     with calling(f"start the import of s3://{source.bucket}/{source.key}"):
         try:
-            if source.role_wait_seconds:
-                answer = retry(
-                    lambda: ec2.import_snapshot(**request),
-                    "InvalidParameter",
-                    containing="service role",
-                    seconds=source.role_wait_seconds,
-                )
-            else:
-                answer = ec2.import_snapshot(**request)
+            call, wait = partial(ec2.import_snapshot, **request), source.role_wait_seconds
+            wanted = partial(retry, call, "InvalidParameter", containing="service role", seconds=wait)
+            answer = wanted() if wait else call()
         except ec2.exceptions.ClientError as error:
             if code_of(error) == "IdempotentParameterMismatch":
                 # Another publisher of the image was first, with its own run in the tags.
@@ -433,7 +380,7 @@ def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[Impor
                 seconds=20,
             )
         task = _parse_task(answer["ImportSnapshotTasks"][0])
-        outcome: Literal["waiting", "done", "failed"] = "waiting"
+        outcome: Outcome = "waiting"
         if task.status in FAILED:
             outcome = "failed"
         elif task.status == "completed" and task.snapshot_id:
@@ -446,7 +393,7 @@ def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[Impor
 def _finish(ec2: EC2Client, task: ImportTask, tags: Mapping[str, str], *, reused: bool) -> ImportedSnapshot:
     """Tag the snapshot (ImportSnapshot tags only the task) and wait until it is completed."""
     with calling(f"tag the snapshot {task.snapshot_id}"):
-        retry(lambda: _tag(ec2, task.snapshot_id, tags), "InvalidSnapshot.NotFound")
+        retry(lambda: _tag(ec2, task.snapshot_id, tags), SNAPSHOT_NOT_FOUND)
     size = wait_for_snapshot(ec2, task.snapshot_id)
     return ImportedSnapshot(task.snapshot_id, size, task.task_id, "reused" if reused else "created")
 
@@ -479,38 +426,19 @@ def _tag(ec2: EC2Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
 def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = None) -> int:
     """Wait until a snapshot is completed and return its size in GiB.
 
-    Raises
-    ------
-    vmsnix_ops.errors.SnapshotFailedError
-        The snapshot failed or was deleted; contains AWS's ``StateMessage``.
+    The SnapshotFailedError of a snapshot that failed or was deleted has AWS's ``StateMessage``.
     """
+    outcomes: dict[str, Outcome] = {"error": "failed", "recoverable": "failed", "completed": "done"}
 
-    def read() -> PollResult[SnapshotTypeDef]:
-        with calling(f"read the snapshot {snapshot_id}"):
-            answer = retry(
-                lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
-                "InvalidSnapshot.NotFound",
-                seconds=120,
-            )
-        snapshot = answer["Snapshots"][0]
-        state = snapshot["State"]
-        outcome: Literal["waiting", "done", "failed"] = "waiting"
-        if state in ("error", "recoverable"):
-            outcome = "failed"
-        elif state == "completed":
-            outcome = "done"
-        percent = float((snapshot.get("Progress") or "0").rstrip("%"))
-        return PollResult(outcome, snapshot, percent, state, snapshot.get("StateMessage", ""))
+    def read() -> PollResult[Snapshot]:
+        found = snapshots.describe_snapshot(ec2, snapshot_id, seconds=120)
+        outcome = outcomes.get(found.state, "waiting")
+        return PollResult(outcome, found, found.percent, found.state, found.message)
 
     try:
-        result = poll(
-            read,
-            what=f"the snapshot {snapshot_id}",
-            deadline=DEADLINE_SECONDS,
-            step=step,
-        )
+        result = poll(read, what=f"the snapshot {snapshot_id}", deadline=DEADLINE_SECONDS, step=step)
     except errors.AwsError as error:
-        if error.code != "InvalidSnapshot.NotFound":
+        if error.code != SNAPSHOT_NOT_FOUND:
             raise
         raise errors.SnapshotFailedError(
             f"The snapshot {snapshot_id} no longer exists.",
@@ -525,21 +453,7 @@ def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = N
             fix="Run the same command again: it creates a new snapshot.",
             status_message=result.message,
         )
-    return result.value["VolumeSize"]
-
-
-@needs("ec2:DeleteSnapshot")
-def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
-    """Delete a snapshot. Safe to run twice.
-
-    After the deregistration of its AMI, AWS reports the snapshot as in use for some seconds; this is retried.
-    """
-    try:
-        with calling(f"delete the snapshot {snapshot_id}"):
-            retry(lambda: ec2.delete_snapshot(SnapshotId=snapshot_id), "InvalidSnapshot.InUse", seconds=20)
-    except errors.AwsError as error:
-        if error.code != "InvalidSnapshot.NotFound":
-            raise
+    return result.value.size_gib
 
 
 def _parse_task(answer: ImportSnapshotTaskTypeDef | ImportSnapshotResultTypeDef) -> ImportTask:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, INSTANCE_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import read_pages
-from vmsnix_ops.aws.polling import PollResult, poll
+from vmsnix_ops.aws.polling import Outcome, PollResult, poll
 from vmsnix_ops.aws.session import calling, client_token, code_of, if_found, retry
 
 if TYPE_CHECKING:
@@ -138,16 +138,16 @@ def list_instances(ec2: EC2Client, filters: Mapping[str, Sequence[str]]) -> Iter
 
 
 @needs("ec2:DescribeInstances")
-def find_leftover_instances(ec2: EC2Client, ami_id: str, *, now: datetime | None = None) -> list[Instance]:
+def find_leftover_instances(ec2: EC2Client, ami_id: str) -> list[Instance]:
     """Return the instances of earlier tests of this AMI, and those of other tests older than `OVERDUE`.
 
     Two tests of one AMI at the same time are not supported: the second terminates the first one's instance.
     """
-    now = now or datetime.now(UTC)
+    overdue = datetime.now(UTC) - OVERDUE
     wanted = {"tag-key": [tagging.SMOKE], "instance-state-name": ALIVE}
     with calling("find instances of earlier tests"):
         found = [_parse(one) for one in list_instances(ec2, wanted)]
-    return [one for one in found if one.ami_id == ami_id or now - one.launched_at > OVERDUE]
+    return [one for one in found if one.ami_id == ami_id or one.launched_at < overdue]
 
 
 @needs("ec2:RunInstances", "ec2:CreateTags")
@@ -156,14 +156,6 @@ def launch_instance(ec2: EC2Client, wanted: InstanceLaunch) -> str:
 
     Safe to run twice: the ClientToken is derived from the launch, so a call whose answer was lost returns the
     same instance. If that instance is terminated, the next attempt uses another token.
-
-    Raises
-    ------
-    vmsnix_ops.errors.SmokeTestError
-        AWS has no capacity for this instance, or the instance type does not support the AMI.
-    vmsnix_ops.errors.AccessDeniedError
-        The caller lacks a permission; or it is the account's first spot instance, and the caller may not
-        create the service role.
     """
     try:
         with calling(f"launch an instance of {wanted.ami_id}"):
@@ -200,20 +192,12 @@ def describe_instance(ec2: EC2Client, instance_id: str) -> Instance:
 
 
 def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> Instance:
-    """Wait until an instance runs.
-
-    Raises
-    ------
-    vmsnix_ops.errors.SmokeTestError
-        It stopped or was terminated; with AWS's reason.
-    """
+    """Wait until an instance runs; a SmokeTestError with AWS's reason if it stopped."""
 
     def read() -> PollResult[Instance]:
         one = describe_instance(ec2, instance_id)
-        outcome: Literal["waiting", "done", "failed"] = "failed"
-        if one.state in STARTING:
-            outcome = "done" if one.state == "running" else "waiting"
-        return PollResult(outcome, one, None, one.state)
+        outcomes: dict[str, Outcome] = {"running": "done", "pending": "waiting"}
+        return PollResult(outcomes.get(one.state, "failed"), one, None, one.state)
 
     result = poll(read, what=f"the instance {instance_id}", deadline=RUNNING_SECONDS, step=step)
     if result.outcome == "failed":
@@ -223,13 +207,7 @@ def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) 
 
 @needs("ec2:DescribeInstances", "ec2:DescribeInstanceStatus")
 def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> None:
-    """Wait until both status checks of an instance are ``ok``.
-
-    Raises
-    ------
-    vmsnix_ops.errors.SmokeTestError
-        A check failed (``impaired``), or the instance stopped or was terminated.
-    """
+    """Wait until both status checks of an instance are ``ok``; a SmokeTestError if one is ``impaired``."""
 
     def read() -> PollResult[Mapping[str, str]]:
         with calling(f"read the status checks of {instance_id}"):
@@ -250,12 +228,7 @@ def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -
             return PollResult("failed", checks, None, state)
         return PollResult("done" if set(checks.values()) == {"ok"} else "waiting", checks, None, state)
 
-    result = poll(
-        read,
-        what=f"the status checks of {instance_id}",
-        deadline=CHECKS_SECONDS,
-        step=step,
-    )
+    result = poll(read, what=f"the status checks of {instance_id}", deadline=CHECKS_SECONDS, step=step)
     if result.outcome == "failed":
         raise errors.SmokeTestError(
             f"The instance {instance_id} failed its status checks.",

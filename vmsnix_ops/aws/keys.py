@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
+from vmsnix_ops.aws.iam.documents import allow
 
 if TYPE_CHECKING:
     from vmsnix_ops.aws.identity import Caller
@@ -21,26 +22,12 @@ if TYPE_CHECKING:
 _ID = r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
 KEY_ID = re.compile(_ID)
 KEY_ARN = re.compile(rf"arn:(aws(?:-[a-z]+)*):kms:([a-z0-9-]+):([0-9]{{12}}):key/{_ID}")
-ROLE_ACTIONS = (
-    "kms:CreateGrant",
-    "kms:Decrypt",
-    "kms:DescribeKey",
-    "kms:Encrypt",
-    "kms:GenerateDataKey*",
-    "kms:ReEncrypt*",
-)
+_USE = ("kms:CreateGrant", "kms:Decrypt", "kms:DescribeKey", "kms:Encrypt")
+ROLE_ACTIONS = (*_USE, "kms:GenerateDataKey*", "kms:ReEncrypt*")
 """Actions on the key that VM Import's role needs."""
 
-SIMULATED = (
-    "kms:CreateGrant",
-    "kms:Decrypt",
-    "kms:DescribeKey",
-    "kms:Encrypt",
-    "kms:GenerateDataKey",
-    "kms:GenerateDataKeyWithoutPlaintext",
-    "kms:ReEncryptFrom",
-    "kms:ReEncryptTo",
-)
+_DATA_KEYS = ("kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext")
+SIMULATED = (*_USE, *_DATA_KEYS, "kms:ReEncryptFrom", "kms:ReEncryptTo")
 """`ROLE_ACTIONS` without wildcards, for IAM's policy simulator."""
 
 
@@ -94,20 +81,11 @@ def caller_statements(kms_key: str, *, via: str) -> list[dict[str, Any]]:
     region = kms_key.split(":")[3]
     ebs, s3 = f"ec2.{region}.*", f"s3.{region}.*"
     through = {"StringLike": {"kms:ViaService": [ebs, s3] if via == "import" else [ebs]}}
-    granting = {
-        "StringLike": {"kms:ViaService": [ebs]},
-        "Bool": {"kms:GrantIsForAWSResource": "true"},
-    }
+    granting = {"StringLike": {"kms:ViaService": [ebs]}, "Bool": {"kms:GrantIsForAWSResource": "true"}}
     used = ["kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey*", "kms:ReEncrypt*"]
     return [
-        {"Sid": "UseTheKey", "Effect": "Allow", "Action": used, "Resource": [kms_key], "Condition": through},
-        {
-            "Sid": "LetEbsUseTheKey",
-            "Effect": "Allow",
-            "Action": ["kms:CreateGrant"],
-            "Resource": [kms_key],
-            "Condition": granting,
-        },
+        allow("UseTheKey", used, [kms_key], through),
+        allow("LetEbsUseTheKey", ["kms:CreateGrant"], [kms_key], granting),
     ]
 
 
@@ -119,15 +97,7 @@ def reader_statements(kms_key: str) -> list[dict[str, Any]]:
     if not kms_key:
         return []
     through = {"StringLike": {"kms:ViaService": [f"ec2.{kms_key.split(':')[3]}.*"]}}
-    return [
-        {
-            "Sid": "ReadWithTheKey",
-            "Effect": "Allow",
-            "Action": ["kms:Decrypt"],
-            "Resource": [kms_key],
-            "Condition": through,
-        }
-    ]
+    return [allow("ReadWithTheKey", ["kms:Decrypt"], [kms_key], through)]
 
 
 def role_statements(kms_key: str) -> list[dict[str, Any]]:
@@ -138,4 +108,4 @@ def role_statements(kms_key: str) -> list[dict[str, Any]]:
     """
     if not kms_key:
         return []
-    return [{"Sid": "UseTheKey", "Effect": "Allow", "Action": list(ROLE_ACTIONS), "Resource": [kms_key]}]
+    return [allow("UseTheKey", list(ROLE_ACTIONS), [kms_key])]

@@ -40,12 +40,8 @@ CONNECTION_SECONDS = 30.0
 class TimeLimit:
     """A time at which reading ends; `stop` ends it earlier. Threads may share it.
 
-    Parameters
-    ----------
-    until
-        Seconds since 1970, so that other machines can use the same limit; by default there is no limit.
-    fix
-        How the operator can allow more time.
+    `until` is in seconds since 1970, so that other machines can use the same limit; `fix` is how the operator
+    can allow more time.
     """
 
     def __init__(self, until: float = float("inf"), *, fix: str = "") -> None:
@@ -57,15 +53,7 @@ class TimeLimit:
         self._stopped.set()
 
     def check(self) -> None:
-        """Raise if the limit is reached.
-
-        Raises
-        ------
-        vmsnix_ops.errors.InterruptedRunError
-            `stop` was called.
-        vmsnix_ops.errors.DeadlineError
-            The time is over.
-        """
+        """Raise an InterruptedRunError after `stop`, or a DeadlineError if the time is over."""
         if self._stopped.is_set():
             raise errors.InterruptedRunError("Reading was stopped.")
         if time.time() >= self.until:
@@ -101,12 +89,8 @@ def with_time_limit(client: AnyClient, limit: TimeLimit) -> AnyClient:
 def retry_read(call: Callable[[], Answer], state: RetryState | None = None) -> Answer:
     """Return the answer of a reading call; retry while AWS throttles or the connection fails.
 
-    Parameters
-    ----------
-    call
-        Reads something; it must be safe to repeat. It raises botocore's errors or ours.
-    state
-        Shared by calls to the same service; a new one by default.
+    The call must be safe to repeat, and raises botocore's errors or ours. Calls to the same service share
+    `state`.
     """
     state = state or RetryState()
     pause = 0.2

@@ -124,16 +124,11 @@ class ChannelWrite:
 
 
 def parameter_name(prefix: str, image: str, channel: str) -> str:
-    """Return the name of a channel's parameter.
+    """Return the name of a channel's parameter; refuse one that Parameter Store would refuse.
 
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        Parameter Store would refuse the name. Source of the limits: "Requirements and constraints for
-        parameter names" in the AWS Systems Manager User Guide.
+    Source of the limits: "Requirements and constraints for parameter names" in the AWS Systems Manager User
+    Guide.
 
-    Examples
-    --------
     >>> parameter_name("/vmsnix", "ecs-node", "stable")
     '/vmsnix/ecs-node/stable'
     """
@@ -259,24 +254,11 @@ def set_channel(
 
     Safe to run twice: a channel that contains the AMI is unchanged, so its history has one entry for each
     change. The history has a second entry only if AWS's answer to the first write was lost. After an error,
-    the history decides whether the value was written.
+    the history decides whether the value was written. `description` is stored with the value; it names the
+    run, which identifies a write whose answer was lost.
 
-    Parameters
-    ----------
-    ssm, name, ami_id
-        Client, name of the parameter, and the AMI.
-    expected
-        The value that the plan read.
-    description
-        Stored with the value. It names the run, which identifies a write whose answer was lost.
-    tags
-        Of a new parameter.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ChannelError
-        The parameter has another value than expected, or cannot be a channel. Or Parameter Store accepted the
-        value and then discarded it: it checks later whether the AMI exists.
+    A ChannelError if the parameter has another value than the plan read (`expected`) or cannot be a channel,
+    or if Parameter Store accepted the value and then discarded it: it checks later whether the AMI exists.
     """
     before = find_parameter(ssm, name)
     if before is not None:

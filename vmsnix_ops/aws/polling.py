@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Value = TypeVar("Value")
+Outcome = Literal["waiting", "done", "failed"]
 TICK_SECONDS = 1.0
 
 
@@ -26,7 +27,7 @@ TICK_SECONDS = 1.0
 class PollResult(Generic[Value]):
     """The state of a resource, as one read returned it."""
 
-    outcome: Literal["waiting", "done", "failed"]
+    outcome: Outcome
     value: Value  # the resource
     percent: float | None = None  # progress; `None` while AWS does not report it
     # AWS's own state and message, for the operator.
@@ -59,20 +60,9 @@ def poll(
     step: Step | None = None,
     interval: PollInterval = PollInterval(),
 ) -> PollResult[Value]:
-    """Read a resource until it is done or failed, and return the last result.
+    """Read a resource until it is done or failed, and return the last result; at most `deadline` seconds.
 
-    Parameters
-    ----------
-    read
-        Reads the resource once. It raises for errors of the call itself.
-    what
-        The resource, for the deadline's error.
-    deadline
-        Seconds.
-    step
-        Where progress is shown.
-    interval
-        How long to wait between two reads.
+    `what` is the resource, for the deadline's error.
     """
     started, pause, shown = time.monotonic(), interval.shortest, ""
     while True:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from vmsnix_ops import errors
 from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, RETRYABLE, SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.images import find_amis
 from vmsnix_ops.aws.instances import ALIVE, list_instances
 from vmsnix_ops.aws.paging import (
     TimeLimit,
@@ -34,7 +33,6 @@ from vmsnix_ops.aws.paging import (
 )
 from vmsnix_ops.aws.parameters import IMAGE_TYPE
 from vmsnix_ops.aws.session import calling, client, code_of, if_found
-from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.settings import RetirementPolicy
 
 if TYPE_CHECKING:
@@ -65,30 +63,13 @@ ALIAS = "resolve:ssm:"
 _PUBLIC_ALIAS = re.compile(rf"{ALIAS}(?:arn:[^:]+:ssm:[^:]*::parameter)?/aws/service/")
 
 Kind = Literal[
-    "ami",
-    "instance",
-    "launch-template",
-    "launch-configuration",
-    "auto-scaling-group",
-    "parameter",
-    "image-recipe",
-    "container-recipe",
-    "shared-with",
-    "snapshot-shared-with",
-    "snapshot-lock",
-    "launched",
-]
-USE_KINDS = frozenset(
-    {
-        "instance",
-        "launch-template",
-        "launch-configuration",
-        "auto-scaling-group",
-        "parameter",
-        "image-recipe",
-        "container-recipe",
-    }
-)
+    "ami", "instance", "launch-template", "launch-configuration", "auto-scaling-group", "parameter",
+    "image-recipe", "container-recipe", "shared-with", "snapshot-shared-with", "snapshot-lock", "launched",
+]  # fmt: skip
+USE_KINDS = frozenset({
+    "instance", "launch-template", "launch-configuration", "auto-scaling-group", "parameter",
+    "image-recipe", "container-recipe",
+})  # fmt: skip
 """Kinds of references to an AMI in use."""
 
 SOURCES: dict[str, str] = {
@@ -275,14 +256,6 @@ class References:
         """Return the references to an AMI without hints."""
         return tuple(one for one in self.of(ami_id) if one.kind in USE_KINDS)
 
-    def use(self, ami_id: str) -> bool | None:
-        """Return whether an AMI is used; ``None`` if that is unknown.
-
-        It is unknown without a reference if a source could not be read, another account may launch the AMI,
-        or the AMI was launched within the days of the retirement policy.
-        """
-        return is_used(self.of(ami_id), complete=self.complete)
-
 
 def is_used(
     found: Iterable[Reference],
@@ -291,7 +264,11 @@ def is_used(
     now: datetime | None = None,
     launched_days: float = RetirementPolicy().launched_days,
 ) -> bool | None:
-    """Return whether these references mean use; ``None`` if unknown, see `References.use`."""
+    """Return whether these references mean use; ``None`` if that is unknown.
+
+    It is unknown without a reference if a source could not be read, another account may launch the AMI, or
+    the AMI was launched within the days of the retirement policy.
+    """
     some = list(found)
     if any(one.kind in USE_KINDS for one in some):
         return True
@@ -322,32 +299,6 @@ class RegionClients:
         )
 
 
-def find_references(
-    *, region: str, images: Collection[str] = (), session: boto3.Session | None = None
-) -> References:
-    """Return the references to the AMIs of a region.
-
-    Parameters
-    ----------
-    region
-        The region.
-    images
-        AMIs of this account that are also checked one by one: who may launch them, when they were last
-        launched, and what DescribeImageReferences finds. The other references need the same number of calls
-        for any number of AMIs.
-    session
-        Session of the account.
-
-    Notes
-    -----
-    A source that cannot be read does not end the search; check `References.unread`.
-    """
-    session = session or default_session()
-    clients, chosen = RegionClients.of(session, region), sorted(images)
-    found = read_references(clients)
-    return merge_references(found, search_references(clients, chosen, launched=True)) if chosen else found
-
-
 def read_references(clients: RegionClients) -> References:
     """Return the references to the AMIs of one account and region, without checks of single AMIs."""
     templates = LaunchTemplates()
@@ -367,13 +318,9 @@ def read_references(clients: RegionClients) -> References:
 
 
 def search_references(
-    clients: RegionClients,
-    images: Collection[str],
-    *,
-    foreign_images: Collection[str] = (),
-    launched: bool = False,
+    clients: RegionClients, images: Collection[str], *, foreign_images: Collection[str] = ()
 ) -> References:
-    """Return the references that AWS reports for single AMIs, and optionally their last launches.
+    """Return the references that AWS reports for single AMIs.
 
     For AMIs of other accounts (`foreign_images`) only the references in this account are read.
     """
@@ -383,8 +330,6 @@ def search_references(
         sources["image references"] = lambda: image_references(ec2, [*chosen, *sorted(foreign_images)])
     if chosen:
         sources["launch permissions"] = lambda: launch_permission_references(ec2, chosen)
-    if chosen and launched:
-        sources["last launches"] = lambda: last_launch_references(ec2, chosen)
     return _read_sources(clients.region, sources)
 
 
@@ -668,8 +613,14 @@ def parameter_references(ssm: SSMClient) -> FoundReferences:
 def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
     """Yield the results of EC2's own search, the only source for recipes of Image Builder."""
     wanted: list[ResourceTypeRequestTypeDef] = [
-        _resource_type("ec2:Instance", "state-name", list(_NOT_TERMINATED)),
-        _resource_type("ec2:LaunchTemplate", "version-depth", ["10000"]),
+        {
+            "ResourceType": "ec2:Instance",
+            "ResourceTypeOptions": [{"OptionName": "state-name", "OptionValues": _NOT_TERMINATED}],
+        },
+        {
+            "ResourceType": "ec2:LaunchTemplate",
+            "ResourceTypeOptions": [{"OptionName": "version-depth", "OptionValues": ["10000"]}],
+        },
         {"ResourceType": "ssm:Parameter"},
         {"ResourceType": "imagebuilder:ImageRecipe"},
         {"ResourceType": "imagebuilder:ContainerRecipe"},
@@ -691,17 +642,6 @@ def image_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences
                 if kind == "parameter" and "/" in name:
                     name = f"/{name}"
                 yield found["ImageId"], Reference(cast("Kind", kind), name, source=SEARCH)
-
-
-def _resource_type(
-    kind: Literal["ec2:Instance", "ec2:LaunchTemplate"],
-    option: Literal["state-name", "version-depth"],
-    values: list[str],
-) -> ResourceTypeRequestTypeDef:
-    return {
-        "ResourceType": kind,
-        "ResourceTypeOptions": [{"OptionName": option, "OptionValues": values}],
-    }
 
 
 @needs("ec2:DescribeImageAttribute")
@@ -753,11 +693,3 @@ def _permission_references(
                         resource_id,
                         Reference("shared-with", str(who), type=PERMISSION_MEMBERS.get(member, member)),
                     )
-
-
-@needs("ec2:DescribeImages")
-def last_launch_references(ec2: EC2Client, images: Collection[str]) -> FoundReferences:
-    """Yield the time of each AMI's last launch by any account, which AWS reports a day later."""
-    for ami in find_amis(ec2, images).values():
-        if ami.launched_at is not None:
-            yield ami.ami_id, Reference("launched", ami.launched_at.isoformat())

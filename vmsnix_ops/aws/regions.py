@@ -34,10 +34,7 @@ def home_region(session: boto3.Session, *names: str | None) -> str:
 def resolve_regions(
     session: boto3.Session, names: Iterable[str], *, home: str | None = None
 ) -> tuple[str, ...]:
-    """Return the requested regions without duplicates; ``["all"]`` becomes all enabled regions.
-
-    Parameters and errors are those of `requested_regions`.
-    """
+    """Return the requested regions without duplicates; ``["all"]`` becomes all enabled regions."""
     wanted = requested_regions(session, names, home=home)
     if wanted != (ALL,):
         return wanted
@@ -49,14 +46,7 @@ def requested_regions(
 ) -> tuple[str, ...]:
     """Return the requested regions without duplicates, or ``("all",)``, which differs for each account.
 
-    Parameters
-    ----------
-    session
-        With the default region.
-    names
-        Names of regions; ``["all"]`` for all enabled regions, empty for the home region.
-    home
-        The region in the settings.
+    No names: the home region, else the session's default region.
     """
     wanted, home = tuple(names), home or session.region_name
     if wanted == (ALL,):
@@ -71,13 +61,7 @@ def requested_regions(
 
 
 def check_regions(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the regions without duplicates, or refuse them; does not call AWS.
-
-    Raises
-    ------
-    vmsnix_ops.errors.RegionError
-        A region is unknown (the error suggests the nearest name), or the regions are in different partitions.
-    """
+    """Return the regions without duplicates; refuse unknown ones, and several partitions."""
     found = tuple(dict.fromkeys(names))
     for name in found:
         identity.check_region_name(name)

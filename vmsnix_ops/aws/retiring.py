@@ -33,11 +33,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import deprecation, images, sharing
+from vmsnix_ops.aws import deprecation, images, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
-from vmsnix_ops.aws.session import calling, retry
+from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -55,17 +55,7 @@ NEVER = "never"
 MAX_SHARED_WITH_TAGS = 10
 """Tags that may record with whom something was shared; 19 accounts fit into each."""
 
-_TAGS = (
-    tagging.RETIRED,
-    tagging.RETAINED_UNTIL,
-    tagging.RETIRED_BY,
-    tagging.DEPRECATED_BEFORE,
-    tagging.RETIRED_WITH,
-    tagging.STATE_BEFORE,
-    tagging.RESTORING,
-)
 NOT_FOUND = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound")
-IN_USE_SECONDS = 60.0
 NOT_FOUND_SECONDS = 10.0
 RESTORED = "another run restored it at the same time"
 TAG_SECONDS = 60.0  # how long to wait until a tag can be read
@@ -129,7 +119,7 @@ def without_deletion_tag(resource: Resource) -> Resource:
 
 def is_retirement_tag(key: str) -> bool:
     """Return whether a tag belongs to a retirement, restoration or deletion of its resource."""
-    return key in (*_TAGS, tagging.DELETING) or key.startswith(tagging.SHARED_WITH)
+    return key in (*tagging.OF_RETIREMENTS, tagging.DELETING) or key.startswith(tagging.SHARED_WITH)
 
 
 def fits_into_tags(names: Iterable[str]) -> bool:
@@ -190,13 +180,7 @@ def _all_shared(earlier: RetirementTags | None, shared: Audience) -> tuple[str, 
 
 @needs("ec2:CreateTags of our resources", "ec2:DescribeImages")
 def write_retirement_tags(ec2: EC2Client, ami: Ami, record: RetirementTags) -> None:
-    """Tag an AMI as retired, and wait until the tags can be read.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        The tags cannot be read within `TAG_SECONDS`: the AMI no longer exists, or another run tagged it.
-    """
+    """Tag an AMI as retired, and wait until the tags can be read, at most `TAG_SECONDS`."""
     _tag_and_wait(ec2, ami.ami_id, record.tags(), tagging.RETIRED_BY)
 
 
@@ -237,14 +221,9 @@ def retire(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], record: Retire
     second run only adds to what they record. The retention period starts with the latest run, so an AMI that
     was enabled by hand is not deleted the day after it is retired again.
 
-    Parameters
-    ----------
-    ec2, ami
-        The AMI as it was before it was tagged.
-    snapshot_ids
-        Its snapshots that vmsnix published (`vmsnix:digest`) and that no other AMI has.
-    record
-        From `retirement_tags`. `write_retirement_tags` has written it, unless the AMI is disabled.
+    `ami` is as it was before it was tagged. `snapshot_ids` are its snapshots that vmsnix published
+    (`vmsnix:digest`) and that no other AMI has. `write_retirement_tags` has written `record`, unless the AMI
+    is disabled.
     """
     for snapshot_id in snapshot_ids:
         retire_snapshot(ec2, snapshot_id, record, ami)
@@ -313,7 +292,7 @@ def claimed_by(resource: str, key: str, run_id: str, region: str) -> str:
 
 def _tags_of(ec2: EC2Client, resource: str) -> dict[str, str]:
     if resource.startswith("snap-"):
-        return _snapshot_tags(ec2, resource)
+        return dict(snapshots.describe_snapshot(ec2, resource, seconds=NOT_FOUND_SECONDS).tags)
     ami = images.find_ami(ec2, resource)
     return dict(ami.tags) if ami else {}
 
@@ -326,7 +305,7 @@ def retire_snapshot(
 
     Safe to run twice. Call it only for snapshots that vmsnix published: they have the tag `vmsnix:digest`.
     """
-    tags, shared = _snapshot_tags(ec2, snapshot_id), sharing.read_snapshot_permissions(ec2, snapshot_id)
+    tags, shared = _tags_of(ec2, snapshot_id), sharing.read_snapshot_permissions(ec2, snapshot_id)
     earlier = RetirementTags.parse(tags)
     own = RetirementTags(
         record.retired_at,
@@ -345,12 +324,8 @@ def restore(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], *, at: dateti
     """Enable a retired AMI, share it as before, and set its earlier deprecation date.
 
     An AMI that was disabled before its retirement remains disabled. Safe to run twice, and to continue after
-    it was killed at any call: the tags that record the earlier state are removed last.
-
-    Returns
-    -------
-    Audience
-        With whom it is shared again; nobody if its tags do not record it.
+    it was killed at any call: the tags that record the earlier state are removed last. Returns with whom it
+    is shared again.
     """
     record = RetirementTags.parse(ami.tags)
     shared = sharing.parse_audience(_shared_with(ami.tags))
@@ -372,7 +347,7 @@ def restore(ec2: EC2Client, ami: Ami, snapshot_ids: Iterable[str], *, at: dateti
 @needs("ec2:DescribeSnapshots", "ec2:ModifySnapshotAttribute", "ec2:DeleteTags")
 def restore_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
     """Share a snapshot as before its retirement, and remove the tags of the retirement. Safe to run twice."""
-    tags = _snapshot_tags(ec2, snapshot_id)
+    tags = _tags_of(ec2, snapshot_id)
     shared = sharing.parse_audience(_shared_with(tags))
     sharing.share_snapshot(ec2, snapshot_id, shared.accounts)
     if shared.public:
@@ -387,13 +362,9 @@ def restore_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
 
 @needs("ec2:DeregisterImage")
 def deregister(ec2: EC2Client, ami_id: str) -> Literal["deregistered", "gone", "protected"]:
-    """Deregister an AMI; its snapshots are kept. Safe to run twice.
+    """Deregister an AMI; its snapshots are kept. Safe to run twice: an AMI that no longer exists is ``gone``.
 
-    Returns
-    -------
-    str
-        ``"gone"`` if it no longer existed; ``"protected"`` if its deregistration protection is on and it was
-        not deregistered.
+    With deregistration protection it is ``protected``, and not deregistered.
     """
     try:
         with calling(f"deregister {ami_id}"):
@@ -417,17 +388,7 @@ def delete_snapshot(ec2: EC2Client, snapshot_id: str, *, of: str = "") -> tuple[
     needed_by = tuple(ami_id for ami_id in images.find_amis_of_snapshot(ec2, snapshot_id) if ami_id != of)
     if needed_by:
         return needed_by
-    try:
-        with calling(f"delete the snapshot {snapshot_id}"):
-            retry(
-                lambda: ec2.delete_snapshot(SnapshotId=snapshot_id),
-                "InvalidSnapshot.InUse",
-                containing="currently in use",  # not for fast snapshot restore, which does not end by itself
-                seconds=IN_USE_SECONDS,
-            )
-    except errors.AwsError as error:
-        if error.code not in NOT_FOUND:
-            raise
+    snapshots.delete_snapshot(ec2, snapshot_id)
     return ()
 
 
@@ -441,21 +402,11 @@ def add_tags(ec2: EC2Client, resources: list[str], tags: Mapping[str, str]) -> N
 @needs("ec2:DeleteTags")
 def remove_tags(ec2: EC2Client, resource: str, tags: Mapping[str, str]) -> None:
     """Remove the tags of a retirement and of a restoration. Safe to run twice."""
-    names = (*_TAGS, *map(_shared_with_key, range(1, MAX_SHARED_WITH_TAGS + 1)))
+    names = (*tagging.OF_RETIREMENTS, *map(_shared_with_key, range(2, MAX_SHARED_WITH_TAGS + 1)))
     present: list[TagTypeDef] = [{"Key": name} for name in names if name in tags]
     if present:
         with calling(f"remove the tags of the retirement of {resource}"):
             ec2.delete_tags(Resources=[resource], Tags=present)
-
-
-def _snapshot_tags(ec2: EC2Client, snapshot_id: str) -> dict[str, str]:
-    with calling(f"read the snapshot {snapshot_id}"):
-        answer = retry(
-            lambda: ec2.describe_snapshots(SnapshotIds=[snapshot_id]),
-            "InvalidSnapshot.NotFound",
-            seconds=NOT_FOUND_SECONDS,
-        )
-    return tagging.to_dict(answer["Snapshots"][0].get("Tags"))
 
 
 def _shared_with_key(number: int) -> str:

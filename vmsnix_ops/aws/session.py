@@ -190,23 +190,9 @@ def client(
 ) -> Any:
     """Return a client with this package's timeouts and retries; the same client for the same arguments.
 
-    Creating a client costs about 50 ms and a new connection. Threads may share clients.
-
-    Parameters
-    ----------
-    session
-        With the credentials and the default region.
-    service
-        botocore's service name, such as ``"ec2"``.
-    region
-        By default the session's region.
-    connections
-        Size of the connection pool: the number of threads that share the client.
-    attempts
-        Attempts for errors that botocore retries (throttling, 5xx, broken connections). With its default of
-        3, throttling made imports fail.
-    read_seconds
-        Timeout of one attempt.
+    Creating a client costs about 50 ms and a new connection. Threads may share clients; `connections` is
+    their number. `attempts` are for errors that botocore retries (throttling, 5xx, broken connections): with
+    its default of 3, throttling made imports fail. `read_seconds` is the timeout of one attempt.
     """
     key = (service, region or session.region_name, connections, attempts, read_seconds)
     with _LOCK:  # threads may share clients, but not boto3 sessions
@@ -249,8 +235,7 @@ def _make(
         made = session.client(service, region_name=region or None, config=config)
     except NoRegionError as error:
         raise errors.RegionError(
-            "No AWS region given.",
-            fix="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION.",
+            "No AWS region given.", fix="Add --region NAME, set region in vmsnix.toml, or set AWS_REGION."
         ) from error
     local = is_loopback(made.meta.endpoint_url)
     if local != (proxies is not None):  # the endpoint is not that of AWS_ENDPOINT_URL
@@ -272,13 +257,7 @@ def if_found(call: Callable[[], Answer], *missing: str) -> Answer | None:
 
 @contextmanager
 def calling(doing: str) -> Iterator[None]:
-    """Turn botocore's exceptions into this package's errors.
-
-    Parameters
-    ----------
-    doing
-        What the block does, to complete "Could not ...".
-    """
+    """Turn botocore's exceptions into this package's errors; `doing` completes "Could not ..."."""
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
@@ -390,22 +369,11 @@ def client_token(*parts: Any) -> str:
 def retry(
     call: Callable[[], Answer], *codes: str, containing: str = "", seconds: float = 60.0, attempts: int = 12
 ) -> Answer:
-    """Call again while AWS returns one of these error codes.
+    """Call again while AWS returns one of these error codes; the call must be safe to repeat.
 
     Botocore retries throttling and server errors. This function is for codes that botocore treats as final
-    although the same call may succeed later, such as "not found" for a new resource ("Eventual consistency
-    in the Amazon EC2 API").
-
-    Parameters
-    ----------
-    call
-        It must be safe to repeat.
-    codes
-        AWS error codes to retry.
-    containing
-        Retry only if AWS's message contains this text, for codes with several meanings.
-    seconds, attempts
-        Limits; at the first that is reached, the error is raised.
+    although the same call may succeed later, such as "not found" for a new resource ("Eventual consistency in
+    the Amazon EC2 API"). `containing` is a text in AWS's message, for codes with several meanings.
     """
     import stamina
 

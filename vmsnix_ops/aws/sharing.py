@@ -85,8 +85,6 @@ class Audience:
 def parse_audience(names: Iterable[str]) -> Audience:
     """Return an audience; refuse a name that is not an account ID, an ARN in Organizations or ``public``.
 
-    Examples
-    --------
     >>> parse_audience(["public", "012345678901"]).accounts
     ('012345678901',)
     """
@@ -163,13 +161,7 @@ def check_copy_key(ec2: EC2Client, *, kms_key: str, encrypted: bool) -> None:
 
 @needs("ec2:ModifyImageAttribute")
 def share_ami(ec2: EC2Client, ami_id: str, who: Audience) -> None:
-    """Add launch permissions to an AMI. Safe to run twice: the permissions are the same.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        `who` is public, and block public access for AMIs is on.
-    """
+    """Add launch permissions to an AMI. Safe to run twice: the permissions are the same."""
     entries = Audience(who.accounts, who.organizations, who.units).launch_permissions()
     if entries:
         _modify(ec2, ami_id, f"share {ami_id} with {', '.join(who.names())}", {"Add": entries})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
+from vmsnix_ops.aws.error_codes import SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import batches, read_pages
-from vmsnix_ops.aws.session import calling
+from vmsnix_ops.aws.session import calling, if_found, retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
 
 PAGE = 1000
+IN_USE_SECONDS = 60.0
 NO_VOLUME = "vol-ffffffff"  # of snapshots that were copied, imported or uploaded
 _MADE_BY_AWS = ("Copied for ", "[Copied ", "Created by AWS-VMImport", "imported from")
 
@@ -188,6 +191,30 @@ def find_snapshots_by_digest(ec2: EC2Client, digest: str) -> list[Snapshot]:
         pages_found = read_pages(ec2.describe_snapshots, OwnerIds=["self"], Filters=filters)
         found = [parse_snapshot(one) for page in pages_found for one in page["Snapshots"]]
         return sorted(found, key=lambda one: (one.created_at, one.snapshot_id))
+
+
+@needs("ec2:DescribeSnapshots")
+def describe_snapshot(ec2: EC2Client, snapshot_id: str, *, seconds: float) -> Snapshot:
+    """Return a snapshot; retry for some seconds while a new one is not visible yet."""
+    with calling(f"read the snapshot {snapshot_id}"):
+        call = partial(ec2.describe_snapshots, SnapshotIds=[snapshot_id])
+        answer = retry(call, SNAPSHOT_NOT_FOUND, seconds=seconds)
+    return parse_snapshot(answer["Snapshots"][0])
+
+
+@needs("ec2:DeleteSnapshot")
+def delete_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
+    """Delete a snapshot. Safe to run twice.
+
+    After the deregistration of its AMI, AWS reports the snapshot as in use for some seconds; this is retried.
+    """
+    in_use = "currently in use"  # not by fast snapshot restore, which does not end by itself
+    call = partial(ec2.delete_snapshot, SnapshotId=snapshot_id)
+    with calling(f"delete the snapshot {snapshot_id}"):
+        if_found(
+            partial(retry, call, "InvalidSnapshot.InUse", containing=in_use, seconds=IN_USE_SECONDS),
+            SNAPSHOT_NOT_FOUND,
+        )
 
 
 def _percent(text: object) -> float:

@@ -42,23 +42,11 @@ RESTORING = "vmsnix:restoring"  # the run that is restoring it
 
 PUBLISHED = (NAME, IMAGE, DIGEST, RUN, FLAKE, DERIVATION, VERSION)
 """Tags of a snapshot that a publish created."""
-OWN = (
-    *PUBLISHED,
-    EVIDENCE,
-    ADMIN_KEYS,
-    KEY,
-    UEFI_DATA,
-    SMOKE,
-    RETIRED,
-    RETAINED_UNTIL,
-    RETIRED_BY,
-    SHARED_WITH,
-    DEPRECATED_BEFORE,
-    STATE_BEFORE,
-    RETIRED_WITH,
-    DELETING,
-    RESTORING,
-)
+OF_RETIREMENTS = (
+    RETIRED, RETAINED_UNTIL, RETIRED_BY, SHARED_WITH,
+    DEPRECATED_BEFORE, STATE_BEFORE, RETIRED_WITH, RESTORING,
+)  # fmt: skip
+OWN = (*PUBLISHED, EVIDENCE, ADMIN_KEYS, KEY, UEFI_DATA, SMOKE, *OF_RETIREMENTS, DELETING)
 RESERVED = ("aws:", "vmsnix:")
 MOST = 50  # tags of one resource; AWS
 LONGEST_KEY, LONGEST_VALUE = 127, 255
@@ -101,13 +89,7 @@ def tag_specifications(resource: ResourceTypeType, tags: Mapping[str, str]) -> l
 
 
 def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return an operator's own tags, or refuse them.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        A key is reserved, a key or value is too long, a tag contains a secret, or there are too many tags.
-    """
+    """Return an operator's own tags; refuse reserved keys, too long or too many tags, and secrets."""
     for key, value in tags.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise errors.ParameterError(

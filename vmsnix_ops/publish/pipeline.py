@@ -186,7 +186,7 @@ def delete_unused_snapshot(
     problem = "another run created it"
     if snapshot.outcome == "created" and found.tags.get(tagging.RUN) == plan.run_id:
         try:
-            imports.delete_snapshot(ec2, snapshot.snapshot_id)
+            snapshots.delete_snapshot(ec2, snapshot.snapshot_id)
         except errors.AccessDeniedError as refused:
             problem = refused.why
             if error is not None:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors, files, outcomes
 from vmsnix_ops.arguments import check_arguments
-from vmsnix_ops.aws import buckets, images, imports
+from vmsnix_ops.aws import buckets, images, imports, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.identity import read_caller
-from vmsnix_ops.aws.session import calling, client
+from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.records import acts
 from vmsnix_ops.settings import load
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import boto3
-    from types_boto3_ec2.client import EC2Client
-    from types_boto3_ec2.type_defs import FilterTypeDef
 
     from vmsnix_ops.settings import Settings
 
@@ -213,8 +211,11 @@ def _leftovers(
             yield UndoItem("import", task.task_id)
     used = {snapshot for ami in amis for snapshot in ami.snapshot_ids}
     made = {task.snapshot_id for task in ours if task.snapshot_id}
-    for snapshot_id, tags in _snapshots(ec2, digest, made).items():
-        run = tags.get(tagging.RUN, "")
+    found = {one.snapshot_id: one for one in snapshots.find_snapshots_by_digest(ec2, digest)}
+    if made:  # these may have no tags yet
+        found |= snapshots.list_snapshots(ec2, sorted(made))
+    for snapshot_id, snapshot in found.items():
+        run = snapshot.tags.get(tagging.RUN, "")
         if snapshot_id not in used and (run == run_id or (not run and (direct or snapshot_id in made))):
             yield UndoItem("snapshot", snapshot_id)
     # Another run or tool may be importing the object.
@@ -228,19 +229,6 @@ def _leftovers(
                 yield UndoItem("journal", str(blocks))
 
 
-def _snapshots(ec2: EC2Client, digest: str, made: set[str]) -> dict[str, dict[str, str]]:
-    """Return the tags of the snapshots of this image, and of `made`, which may have no tags yet."""
-    wanted: list[FilterTypeDef] = [{"Name": f"tag:{tagging.DIGEST}", "Values": [digest]}]
-    if made:
-        wanted.append({"Name": "snapshot-id", "Values": sorted(made)})
-    found: dict[str, dict[str, str]] = {}
-    with calling("list the snapshots of this image"):
-        for one_of in wanted:
-            for page in ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=[one_of]):
-                found |= {one["SnapshotId"]: tagging.to_dict(one.get("Tags")) for one in page["Snapshots"]}
-    return found
-
-
 def _remove(undo: Undo, leftover: UndoItem) -> None:
     if leftover.kind == "journal":
         acts.announce("delete file", leftover.name)
@@ -252,7 +240,7 @@ def _remove(undo: Undo, leftover: UndoItem) -> None:
         return
     ec2 = client(undo.session, "ec2", undo.region)
     if leftover.kind == "snapshot":
-        imports.delete_snapshot(ec2, leftover.name)
+        snapshots.delete_snapshot(ec2, leftover.name)
     else:
         imports.cancel_imports(ec2, undo.digest, run_id=undo.run_id)
 

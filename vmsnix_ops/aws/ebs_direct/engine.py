@@ -94,41 +94,14 @@ def run(
     on_done: Callable[[Sequence[Any]], None],
     config: TransferConfig = TransferConfig(),
 ) -> int:
-    """Transfer blocks and return the number of throttled responses.
+    """Transfer blocks in the given order, and return the number of throttled responses.
 
-    Parameters
-    ----------
-    verb
-        ``"put"`` uploads blocks of an image, ``"get"`` downloads blocks into a file, ``"digest"`` downloads
-        blocks and returns their SHA-256.
-    items
-        The blocks, in the order of their transfer.
-    session, region
-        Session and region.
-    snapshot_id
-        ID of the snapshot.
-    path
-        The image to read, or the existing file to write; ``None`` for digests.
-    descriptor
-        An open raw disk to read instead of the image; -1 for none.
-    on_done
-        Called in this thread with the indices of each finished batch; for ``"digest"`` with pairs of index
-        and SHA-256 in hexadecimal. An error that it raises ends the transfer.
-    config
-        Limits of the transfer.
+    ``put`` uploads blocks of the image in `path` (or in `descriptor`, an open raw disk), ``get`` downloads
+    blocks into the existing file `path`, ``digest`` downloads blocks and returns their SHA-256.
 
-    Raises
-    ------
-    BlockRefusedError
-        A block was refused, or its retries failed. Other blocks may have been transferred.
-    vmsnix_ops.errors.ImageChangedError
-        A block of the image does not have its digest, or the image cannot be read.
-    vmsnix_ops.errors.CredentialsError
-        The credentials expired, and the session has no newer ones.
-    vmsnix_ops.errors.AccessDeniedError
-        The caller may not transfer blocks.
-    vmsnix_ops.errors.DeadlineError
-        The transfer took longer than `TransferConfig.total_seconds`.
+    `on_done` is called in this thread with the indices of each finished batch; for ``digest`` with pairs of
+    index and SHA-256 in hexadecimal. An error that it raises ends the transfer. After a BlockRefusedError
+    other blocks may have been transferred.
     """
     if not items:
         return 0

@@ -47,18 +47,9 @@ class JournalHeader:
 class BlockJournal:
     """The journal of one upload or download.
 
-    Parameters
-    ----------
-    path
-        The file.
-    required
-        Whether an error of the file system is raised. A download needs its journal to recognize its own
-        unfinished file.
-
-    Attributes
-    ----------
-    problem
-        Why the journal is no longer written, as a sentence; empty otherwise.
+    With `required`, an error of the file system is raised: a download needs its journal to recognize its own
+    unfinished file. Otherwise `problem` becomes the reason why the journal is no longer written, as a
+    sentence.
     """
 
     def __init__(self, path: Path, *, required: bool = False) -> None:
@@ -145,21 +136,7 @@ class DigestJournal:
     file with another line is not used. Entries after the first damaged one are ignored, and their blocks read
     again.
 
-    Parameters
-    ----------
-    path
-        The file.
-    snapshot_id, region
-        The snapshot.
-    identity
-        Sample: the identity that is proven.
-    seed
-        Sample: random bytes for a new file.
-
-    Attributes
-    ----------
-    seed
-        The seed: that of the file once a valid one was read.
+    `seed` are random bytes for a new file; afterwards that of the file, once a valid one was read.
     """
 
     _ENTRY = struct.Struct(">I32s")
@@ -274,30 +251,14 @@ def lock_journal(journal: Path, doing: str, step: Step | None, *, remove: bool =
 
 @contextmanager
 def locked(
-    path: Path,
-    doing: str,
-    *,
-    on_busy: Callable[[str], bool],
-    step: Step | None = None,
-    remove: bool = False,
+    path: Path, doing: str, *, on_busy: Callable[[str], bool], step: Step | None = None, remove: bool = False
 ) -> Iterator[None]:
     """Lock a file during the block. The operating system releases the lock when the process ends.
 
-    The process that has the lock writes its name into the file.
-
-    Parameters
-    ----------
-    path
-        The lock file; created if it does not exist.
-    doing
-        What this process does, such as "downloads snap-1 to disk.raw".
-    on_busy
-        Called if another process has the lock, with a sentence about that process; returns whether to wait,
-        or raises.
-    step
-        Shows a message if the file system has no locks; then the block runs without a lock.
-    remove
-        Whether to delete the lock file after the block.
+    The process that has the lock writes into the file what it does (`doing`, such as "downloads snap-1 to
+    disk.raw"). `on_busy` is called with a sentence about that process; it returns whether to wait, or raises.
+    If the file system has no locks, `step` shows a message, and the block runs without a lock. With `remove`,
+    the file is deleted after the block.
     """
     files.make_folder(path.parent)
     file = _lock(path, on_busy, step)

@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from types_boto3_ebs.client import EBSClient
-    from types_boto3_ebs.type_defs import (
-        ListSnapshotBlocksRequestTypeDef,
-        ListSnapshotBlocksResponseTypeDef,
-    )
+    from types_boto3_ebs.type_defs import ListSnapshotBlocksRequestTypeDef, ListSnapshotBlocksResponseTypeDef
     from types_boto3_ec2.client import EC2Client
-    from types_boto3_ec2.type_defs import FilterTypeDef, SnapshotTypeDef
+    from types_boto3_ec2.type_defs import FilterTypeDef
 
+    from vmsnix_ops.aws.snapshots import Snapshot
     from vmsnix_ops.records.tables import Tables
 
 CANDIDATES = 5  # earlier snapshots that are checked, newest first
@@ -63,10 +61,7 @@ def save(tables: Tables, manifest: Manifest) -> None:
 def read(tables: Tables, snapshot_id: str) -> Manifest | None:
     """Return the manifest of a snapshot, or ``None`` if there is none.
 
-    Raises
-    ------
-    vmsnix_ops.errors.RecordsError
-        It cannot be read, is damaged, belongs to another snapshot, or its blocks have another identity.
+    A manifest that is damaged, belongs to another snapshot, or has another identity is a RecordsError.
     """
     content = tables.read_object(_name(snapshot_id))
     if content is None:
@@ -77,13 +72,7 @@ def read(tables: Tables, snapshot_id: str) -> Manifest | None:
 
 
 def load(tables: Tables, snapshot_id: str, *, identity: str | None = None) -> Digests:
-    """Return the blocks in the manifest of a snapshot; none if there is no manifest or it is invalid.
-
-    Parameters
-    ----------
-    identity
-        Identity that the manifest must have; by default any.
-    """
+    """Return the blocks in the manifest of a snapshot; none without a valid one of this identity."""
     try:
         found = read(tables, snapshot_id)
     except errors.RecordsError:
@@ -112,19 +101,6 @@ def choose_parent(
     A parent is a completed snapshot of this account and region. It is not larger than the new snapshot, has
     the same encryption (a child gets its parent's key), and contains exactly the blocks of its manifest. The
     manifest must have the identity in the snapshot's tag: who may write tables may not set this tag.
-
-    Parameters
-    ----------
-    ec2, ebs
-        Clients of the region.
-    tables
-        Tables with the manifests.
-    image
-        Name of the image (the tag ``vmsnix:image``).
-    size_gib
-        Volume size of the new snapshot.
-    kms_key
-        ARN of the key for the new snapshot; empty for the account's default encryption.
     """
     filters: list[FilterTypeDef] = [
         {"Name": f"tag:{tagging.IMAGE}", "Values": [image]},
@@ -132,17 +108,17 @@ def choose_parent(
     ]
     with calling("find an earlier snapshot of this image"):
         pages = ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
-        found = [snapshot for page in pages for snapshot in page["Snapshots"]]
+        found = [snapshots.parse_snapshot(one) for page in pages for one in page["Snapshots"]]
         key = kms_key or default_key(ec2)
-    found.sort(key=lambda snapshot: (snapshot["StartTime"], snapshot["SnapshotId"]), reverse=True)
+    found.sort(key=lambda snapshot: (snapshot.created_at, snapshot.snapshot_id), reverse=True)
     if not found:
         return Parent(why=f"there is no earlier snapshot of {image} in this region and account")
     why = ""
     for snapshot in found[:CANDIDATES]:
         blocks, reason = _usable(ebs, tables, snapshot, size_gib=size_gib, key=key)
         if blocks:
-            return Parent(snapshot["SnapshotId"], blocks, identity=_tagged_identity(snapshot))
-        why = why or f"{snapshot['SnapshotId']} {reason}"
+            return Parent(snapshot.snapshot_id, blocks, identity=snapshot.tags.get(tagging.DIGEST, ""))
+        why = why or f"{snapshot.snapshot_id} {reason}"
     return Parent(why=why)
 
 
@@ -154,13 +130,7 @@ def default_key(ec2: EC2Client) -> str:
 
 
 def list_blocks(ebs: EBSClient, snapshot_id: str) -> BlockList:
-    """Return AWS's list of the blocks of a snapshot.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        There is no such completed snapshot, or the caller may not read it.
-    """
+    """Return AWS's list of the blocks of a completed snapshot."""
     size_gib, tokens = 0, dict[int, str]()
     for page in list_pages(ebs, snapshot_id):
         size_gib = page["VolumeSize"]
@@ -195,40 +165,36 @@ def list_pages(
 
 
 def _usable(
-    ebs: EBSClient, tables: Tables, snapshot: SnapshotTypeDef, *, size_gib: int, key: str
+    ebs: EBSClient, tables: Tables, snapshot: Snapshot, *, size_gib: int, key: str
 ) -> tuple[Digests, str]:
     """Return the blocks of a candidate for the parent, or no blocks and the reason."""
-    if snapshot["VolumeSize"] > size_gib:
-        return _NOTHING, f"is larger ({snapshot['VolumeSize']} GiB) than the new image ({size_gib} GiB)"
-    if bool(snapshot.get("Encrypted")) != bool(key):
+    if snapshot.size_gib > size_gib:
+        return _NOTHING, f"is larger ({snapshot.size_gib} GiB) than the new image ({size_gib} GiB)"
+    if snapshot.encrypted != bool(key):
         return _NOTHING, (
             "is not encrypted, but the new snapshot will be" if key else "is encrypted, but new ones are not"
         )
     # EC2 does not report the key of an alias. A snapshot that was started with this alias has it in a tag.
-    if key and "alias/" in key and tagging.to_dict(snapshot.get("Tags")).get(tagging.KEY) != key:
-        return _NOTHING, f"is encrypted with {snapshot.get('KmsKeyId')}, which may differ from {key}"
-    if key and "alias/" not in key and _key_id(snapshot.get("KmsKeyId") or "") != _key_id(key):
+    if key and "alias/" in key and snapshot.tags.get(tagging.KEY) != key:
+        return _NOTHING, f"is encrypted with {snapshot.kms_key}, which may differ from {key}"
+    if key and "alias/" not in key and _key_id(snapshot.kms_key) != _key_id(key):
         return _NOTHING, "is encrypted with another key than the new snapshot"
-    if snapshots.parse_snapshot(snapshot).archived:
+    if snapshot.archived:
         return _NOTHING, "is in the archive tier"
-    blocks = load(tables, snapshot["SnapshotId"])
+    blocks = load(tables, snapshot.snapshot_id)
     if not blocks:
         return _NOTHING, "has no manifest beside the tables, or it cannot be used"
     try:
-        there = list_indices(ebs, snapshot["SnapshotId"])
+        there = list_indices(ebs, snapshot.snapshot_id)
     except errors.AwsError as error:
         denied = denied_action(error.why, error.operation)
         reason = f"{denied} is not allowed" if denied else error.code or error.why
         return _NOTHING, f"cannot be listed ({reason})"
     if len(there) != len(blocks) or any(index not in blocks for index in there):
         return _NOTHING, f"contains other blocks ({len(there)}) than its manifest ({len(blocks)})"
-    if identity_of(blocks.raw()) != _tagged_identity(snapshot):
+    if identity_of(blocks.raw()) != snapshot.tags.get(tagging.DIGEST, ""):
         return _NOTHING, "has another identity in its tag than in its manifest"
     return blocks, ""
-
-
-def _tagged_identity(snapshot: SnapshotTypeDef) -> str:
-    return tagging.to_dict(snapshot.get("Tags")).get(tagging.DIGEST, "")
 
 
 def _key_id(arn: str) -> str:

@@ -73,24 +73,9 @@ def verify(
 ) -> Verified:
     """Compare the blocks of a completed snapshot with the digests of an image.
 
-    Blocks that the snapshot does not have must be zero in the image. This is checked for all blocks, also
-    with a sample.
-
-    Parameters
-    ----------
-    session, region
-        Session and region of the snapshot.
-    snapshot_id
-        The snapshot.
-    blocks
-        SHA-256 (hex) of the image's blocks by index, from its identity; other blocks are zero.
-    how
-        ``"sample"`` compares `SAMPLE` random blocks, ``"whole"`` all, ``"none"`` no blocks.
-
-    Raises
-    ------
-    vmsnix_ops.errors.SnapshotFailedError
-        A block differs.
+    ``sample`` compares `SAMPLE` random blocks, ``whole`` all, ``none`` no blocks. `blocks` come from the
+    identity of the image; other blocks are zero. Blocks that the snapshot does not have must be zero in the
+    image. This is checked for all blocks, also with a sample. A SnapshotFailedError if a block differs.
     """
     if how == "none":
         return Verified(snapshot_id, 0, 0)
@@ -134,28 +119,11 @@ def digests(
     step: Step | None = None,
     config: TransferConfig | None = None,
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield index and SHA-256 of the blocks of a completed snapshot, ascending.
+    """Yield index and SHA-256 of the blocks of a completed snapshot (or of `only` some), ascending.
 
     Blocks are listed and read in batches, so that memory does not grow with the snapshot. Safe to run twice:
-    the blocks in the journal are not read again, because a completed snapshot never changes.
-
-    Parameters
-    ----------
-    session, region
-        Session and region of the snapshot.
-    snapshot_id
-        The snapshot.
-    only
-        Indices to read; by default all blocks of the snapshot.
-    journal
-        Journal for the blocks that were read; the caller deletes it.
-    step
-        Shows the bytes that this run reads.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AwsError
-        The snapshot cannot be read.
+    the blocks in the journal, which the caller deletes, are not read again, because a completed snapshot
+    never changes.
     """
     known = journal.open() if journal is not None else Digests()
     try:
@@ -211,28 +179,11 @@ def download(
     step: Step | None = None,
     config: TransferConfig | None = None,
 ) -> Downloaded:
-    """Download a snapshot to a sparse raw file.
+    """Download a completed snapshot to a sparse raw file, which must not exist.
 
     Safe to run twice: a journal beside the file lists the downloaded blocks, and an interrupted download
-    continues. The complete file gets its name at the end.
-
-    Parameters
-    ----------
-    session, region
-        Session and region of the snapshot.
-    snapshot_id
-        A completed snapshot that the caller may read.
-    path
-        The new file.
-
-    Raises
-    ------
-    vmsnix_ops.errors.UsageError
-        The file exists or cannot be created, or no download created the unfinished file of that name.
-    vmsnix_ops.errors.RunError
-        Another process downloads to this file.
-    vmsnix_ops.errors.AwsError
-        The snapshot cannot be read.
+    continues. The complete file gets its name at the end. A RunError if another process downloads to this
+    file.
     """
     _check_free(path)
     found = manifests.list_blocks(client(session, "ebs", region), snapshot_id)

@@ -86,15 +86,7 @@ class Reply:
 
 
 class Connection:
-    """A connection that is used for one request after another.
-
-    Raises
-    ------
-    ConnectionFailed
-        The connection could not be opened.
-    CertificateRefused
-        The server's certificate is not valid for it.
-    """
+    """A connection that is used for one request after another."""
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -110,21 +102,10 @@ class Connection:
             raise ConnectionFailed(f"could not connect to {route.host}: {error}") from error
 
     def exchange(self, head: bytes, body: bytes | bytearray | None, *, seconds: float) -> Reply:
-        """Send a request and return the reply.
+        """Send a request and return the reply. `head` ends with the empty line after the headers.
 
-        Parameters
-        ----------
-        head
-            Request line and headers, with the empty line after them.
-        body
-            Body; ``None`` for none.
-        seconds
-            Maximum time in which the server neither receives nor sends a byte.
-
-        Raises
-        ------
-        ConnectionFailed
-            There was no complete reply. The connection is closed.
+        `seconds` is the maximum time in which the server neither receives nor sends a byte. Without a
+        complete reply, ConnectionFailed is raised and the connection is closed.
         """
         try:
             if seconds != self._seconds:
@@ -319,13 +300,7 @@ class Answer:
 
 
 def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -> Target:
-    """Return the endpoint of the EBS direct APIs in the session's configuration.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The proxy has an ``https://`` address.
-    """
+    """Return the endpoint of the EBS direct APIs in the session's configuration."""
     from botocore.httpsession import where
     from botocore.utils import get_environ_proxies
 
@@ -366,12 +341,7 @@ def keys(session: boto3.Session) -> Keys:
 class BlockWire:
     """Sends signed requests; each thread that uses it at the same time gets its own connection.
 
-    Parameters
-    ----------
-    target
-        The endpoint.
-    keys
-        Credentials; assign `keys` again when they are refreshed.
+    Assign `keys` again when the credentials are refreshed.
     """
 
     def __init__(self, target: Target, keys: Keys) -> None:
@@ -396,26 +366,7 @@ class BlockWire:
         *,
         timeout_factor: int = 1,
     ) -> Answer:
-        """Send one block.
-
-        Parameters
-        ----------
-        snapshot_id
-            A pending snapshot.
-        index
-            Of the block.
-        block
-            `BLOCK_BYTES` bytes.
-        digest
-            Their SHA-256, 32 bytes.
-        timeout_factor
-            Multiplies `Target.read_seconds`.
-
-        Raises
-        ------
-        ConnectionFailed
-            There was no response.
-        """
+        """Send one block of `BLOCK_BYTES` bytes with its SHA-256 (32 bytes) to a pending snapshot."""
         headers = {
             "content-type": "application/octet-stream",
             "x-amz-checksum": base64.b64encode(digest).decode(),
@@ -427,13 +378,7 @@ class BlockWire:
         )
 
     def get(self, snapshot_id: str, index: int, token: str, *, timeout_factor: int = 1) -> Answer:
-        """Return one block; `token` is its block token from ``ListSnapshotBlocks``.
-
-        Raises
-        ------
-        ConnectionFailed
-            There was no response.
-        """
+        """Return one block; `token` is its block token from ``ListSnapshotBlocks``."""
         query = f"blockToken={urllib.parse.quote(token, safe='-_.~')}"
         return self._send("GET", f"/snapshots/{snapshot_id}/blocks/{index}", query, {}, None, timeout_factor)
 

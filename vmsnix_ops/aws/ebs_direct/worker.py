@@ -69,13 +69,7 @@ Inbox = queue.SimpleQueue["list[list[Any]] | Exception | None"]
 
 
 class RateLimiter:
-    """Limits the rate of requests: it halves after a throttled response, and then rises to the ceiling again.
-
-    Parameters
-    ----------
-    ceiling
-        Maximum number of requests a second.
-    """
+    """Limits the requests a second: halves after a throttled response, then rises to the ceiling again."""
 
     def __init__(self, ceiling: float) -> None:
         self.ceiling = self.rate = ceiling
@@ -106,11 +100,6 @@ class RampUp:
 
     On a fast network a few threads use a whole core, and more threads evict each other's blocks from its
     cache. On a slow network all threads are active after a quarter of a second.
-
-    Parameters
-    ----------
-    most
-        Number of threads.
     """
 
     def __init__(self, most: int) -> None:

@@ -10,21 +10,22 @@ import base64
 import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws import error_codes, imports
+from vmsnix_ops.aws import error_codes, imports, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import engine, manifests
 from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader, lock_journal
 from vmsnix_ops.aws.ebs_direct.worker import THROTTLED
 from vmsnix_ops.aws.iam.permissions import denied_action, needs
-from vmsnix_ops.aws.polling import PollResult, poll
-from vmsnix_ops.aws.session import calling, client, client_token, retry
+from vmsnix_ops.aws.polling import Outcome, PollResult, poll
+from vmsnix_ops.aws.session import calling, client, client_token, if_found, retry
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity import ZERO
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from types_boto3_ebs.client import EBSClient
     from types_boto3_ebs.type_defs import StartSnapshotRequestTypeDef
     from types_boto3_ec2.client import EC2Client
-    from types_boto3_ec2.type_defs import FilterTypeDef
 
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.outcomes import StepOutcome
@@ -114,6 +114,10 @@ class Task:
     step: Step | None
     config: TransferConfig
 
+    def find_snapshot(self) -> tuple[str, int] | None:
+        """Return ID and size (GiB) of the completed snapshot of the image, if there is one."""
+        return imports.find_snapshot(self.ec2, self.upload.digest, kms_key=self.upload.kms_key)
+
     def report(self, text: str) -> None:
         """Show a message in the step."""
         if self.step is not None:
@@ -121,15 +125,7 @@ class Task:
 
 
 def snapshot_blocks(blocks: Digests, parent: Digests) -> Digests:
-    """Return the blocks of a snapshot: those of the image, and zeros for other blocks of the parent.
-
-    Parameters
-    ----------
-    blocks
-        Blocks of the image, without blocks of zeros.
-    parent
-        All blocks of the parent.
-    """
+    """Return the blocks of a snapshot: those of the image, and zeros for other blocks of the parent."""
     if not parent:
         return blocks
     zero = ZERO.hex()
@@ -139,12 +135,9 @@ def snapshot_blocks(blocks: Digests, parent: Digests) -> Digests:
 
 
 def aggregate(digests: Iterable[str]) -> str:
-    """Return the LINEAR checksum of CompleteSnapshot: SHA-256 over the blocks' SHA-256, base64.
+    """Return the LINEAR checksum of CompleteSnapshot: SHA-256 over the sent blocks' SHA-256, base64.
 
-    Parameters
-    ----------
-    digests
-        Hexadecimal, of the blocks that were sent, in ascending order of their index.
+    The digests are hexadecimal, in ascending order of the blocks' index.
     """
     whole = hashlib.sha256()
     for digest in digests:
@@ -161,15 +154,7 @@ class CompletedMeanwhile(Exception):  # noqa: N818 (caught in this module)
 
 
 class PendingUpload:
-    """An upload to one pending snapshot.
-
-    Parameters
-    ----------
-    task
-        The upload.
-    attempt
-        Number of snapshots that were started for the image before.
-    """
+    """An upload to one pending snapshot; `attempt` snapshots were started for the image before."""
 
     def __init__(self, task: Task, attempt: int) -> None:
         self.task, self.attempt, self.snapshot_id = task, attempt, ""
@@ -215,7 +200,7 @@ class PendingUpload:
     def abandon(self) -> None:
         """Delete the pending snapshot and the journal. A completed snapshot is kept."""
         if self.snapshot_id and self._state(self.snapshot_id) != "completed":
-            imports.delete_snapshot(self.task.ec2, self.snapshot_id)
+            snapshots.delete_snapshot(self.task.ec2, self.snapshot_id)
         self.journal.remove()
 
     def _begin(self, size_gib: int) -> tuple[manifests.Parent, set[int]]:
@@ -280,7 +265,7 @@ class PendingUpload:
             self.task.report(f"continuing {self.snapshot_id}, which has {counted(len(done), 'block')}")
             return parent, done
         if state in ("pending", "error"):
-            imports.delete_snapshot(self.task.ec2, self.snapshot_id)
+            snapshots.delete_snapshot(self.task.ec2, self.snapshot_id)
             self.task.report(f"{self.snapshot_id} cannot be continued: it expired")
         self.snapshot_id, self.attempt = "", header.attempt + 1
         return None
@@ -324,7 +309,7 @@ class PendingUpload:
                 self.snapshot_id, self.attempt = snapshot_id, number
                 return
             if state == "error":  # it has expired
-                imports.delete_snapshot(self.task.ec2, snapshot_id)
+                snapshots.delete_snapshot(self.task.ec2, snapshot_id)
         raise errors.SnapshotFailedError(
             "Could not start a new snapshot.",
             why="For each client token of this image, AWS returned a snapshot that has ended.",
@@ -341,18 +326,8 @@ class PendingUpload:
         return {tagging.KEY: default} if "alias/" in default else {}
 
     def _stop_when_completed(self, state: str) -> None:
-        """Raise if the snapshot of this token or journal is completed and contains the disk.
-
-        Raises
-        ------
-        CompletedMeanwhile
-            It is.
-        """
-        found = (
-            imports.find_snapshot(self.task.ec2, self.task.upload.digest, kms_key=self.task.upload.kms_key)
-            if state == "completed"
-            else None
-        )
+        """Raise `CompletedMeanwhile` if this snapshot is completed and contains the disk."""
+        found = self.task.find_snapshot() if state == "completed" else None
         if found:
             raise CompletedMeanwhile(found)
 
@@ -362,17 +337,9 @@ class PendingUpload:
         A run that is killed between StartSnapshot and the first line of its journal leaves a pending
         snapshot. The token finds it for `TIMEOUT_MINUTES`; after that its state is ``error``.
         """
-        filters: list[FilterTypeDef] = [
-            {"Name": f"tag:{tagging.DIGEST}", "Values": [self.task.upload.digest]},
-            {"Name": "status", "Values": ["error"]},
-        ]
-        with calling("find expired snapshots of this image"):
-            pages = self.task.ec2.get_paginator("describe_snapshots").paginate(
-                OwnerIds=["self"], Filters=filters
-            )
-            found = [snapshot["SnapshotId"] for page in pages for snapshot in page["Snapshots"]]
-        for snapshot_id in found:
-            imports.delete_snapshot(self.task.ec2, snapshot_id)
+        for one in snapshots.find_snapshots_by_digest(self.task.ec2, self.task.upload.digest):
+            if one.state == "error":
+                snapshots.delete_snapshot(self.task.ec2, one.snapshot_id)
 
     def _send(self, blocks: Digests) -> int:
         """Send blocks, and add them to the journal when AWS has acknowledged them."""
@@ -414,13 +381,9 @@ class PendingUpload:
     def _state(self, snapshot_id: str) -> str:
         """Return the snapshot's state; empty if EC2 does not find it."""
         with calling(f"read the snapshot {snapshot_id}"):
-            try:
-                answer = self.task.ec2.describe_snapshots(SnapshotIds=[snapshot_id])
-            except self.task.ec2.exceptions.ClientError as error:
-                if error.response["Error"]["Code"] == "InvalidSnapshot.NotFound":
-                    return ""
-                raise
-        return answer["Snapshots"][0]["State"]
+            call = partial(self.task.ec2.describe_snapshots, SnapshotIds=[snapshot_id])
+            answer = if_found(call, error_codes.SNAPSHOT_NOT_FOUND)
+        return answer["Snapshots"][0]["State"] if answer else ""
 
     def _complete(self, sent: Digests) -> None:
         """Complete the snapshot, with number and checksum of the sent blocks."""
@@ -445,11 +408,7 @@ class PendingUpload:
     def _completes_by_itself(self) -> bool:
         def read() -> PollResult[None]:
             state = self._state(self.snapshot_id)
-            ended: dict[str, Literal["done", "failed"]] = {
-                "completed": "done",
-                "error": "failed",
-                "": "failed",
-            }
+            ended: dict[str, Outcome] = {"completed": "done", "error": "failed", "": "failed"}
             return PollResult(ended.get(state, "waiting"), None)
 
         try:
@@ -494,16 +453,8 @@ def upload(
     is continued. The ClientToken of StartSnapshot derives from digest and attempt, so a machine without the
     journal gets the same pending snapshot and sends its blocks again.
 
-    Raises
-    ------
-    vmsnix_ops.aws.ebs_direct.engine.BlockRefusedError
-        A block was refused. The pending snapshot is deleted unless another run may succeed.
-    vmsnix_ops.errors.CredentialsError, vmsnix_ops.errors.DeadlineError
-        The next run continues from the sent blocks.
-    vmsnix_ops.errors.ImageChangedError
-        The file does not contain the identified image. The pending snapshot is deleted.
-    vmsnix_ops.errors.ImageError
-        The image is damaged, or cannot be read. The pending snapshot is deleted.
+    The pending snapshot is deleted if the file does not contain the identified image or is damaged, or if AWS
+    refuses a block for ever. After other errors the next run continues from the sent blocks.
     """
     ec2, ebs = client(session, "ec2", wanted.region), client(session, "ebs", wanted.region)
     with (
@@ -516,7 +467,7 @@ def upload(
 
 def _upload(task: Task) -> DirectSnapshot:
     """Find or create the snapshot. If the pending snapshot expires during the upload, start another."""
-    found = imports.find_snapshot(task.ec2, task.upload.digest, kms_key=task.upload.kms_key)
+    found = task.find_snapshot()
     if found:
         return _reused(found, task)
     attempt = 0
@@ -531,7 +482,7 @@ def _upload(task: Task) -> DirectSnapshot:
             raise
         except errors.AwsError as error:
             if running.completed_elsewhere(error):
-                found = imports.find_snapshot(task.ec2, task.upload.digest, kms_key=task.upload.kms_key)
+                found = task.find_snapshot()
                 if found:
                     return _reused(found, task)
             expired = running.expired(error)
@@ -547,27 +498,17 @@ def _upload(task: Task) -> DirectSnapshot:
 
 @needs("ec2:DescribeSnapshots", "ec2:CreateTags of our resources", "ec2:DeleteSnapshot")
 def finish(
-    session: boto3.Session,
-    wanted: Upload,
-    made: DirectSnapshot,
-    *,
-    tables: Tables,
-    step: Step | None = None,
+    session: boto3.Session, wanted: Upload, made: DirectSnapshot, *, tables: Tables, step: Step | None = None
 ) -> DirectSnapshot:
     """Wait until a snapshot is completed, tag it with the run, and write its manifest.
 
-    Safe to run twice: tags and manifest are the same.
-
-    Raises
-    ------
-    vmsnix_ops.errors.SnapshotFailedError
-        The snapshot failed and was deleted.
+    Safe to run twice: tags and manifest are the same. A snapshot that failed is deleted.
     """
     ec2 = client(session, "ec2", wanted.region)
     try:
         size = imports.wait_for_snapshot(ec2, made.snapshot_id, step=step)
     except errors.SnapshotFailedError:
-        imports.delete_snapshot(ec2, made.snapshot_id)
+        snapshots.delete_snapshot(ec2, made.snapshot_id)
         BlockJournal(wanted.journal).remove()
         raise
     if made.outcome == "created":
@@ -577,8 +518,7 @@ def finish(
             ec2.create_tags(Resources=[made.snapshot_id], Tags=tagging.to_list(added))
     if made.blocks:
         manifests.save(
-            tables,
-            Manifest(wanted.digest, made.disk_bytes, made.snapshot_id, wanted.region, made.blocks),
+            tables, Manifest(wanted.digest, made.disk_bytes, made.snapshot_id, wanted.region, made.blocks)
         )
     BlockJournal(wanted.journal).remove()
     return replace(made, size_gib=size)

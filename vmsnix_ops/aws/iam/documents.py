@@ -1,9 +1,24 @@
-"""Read and compare policy documents."""
+"""Write, read and compare policy documents."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+VERSION = "2012-10-17"
+
+
+def policy(*statements: dict[str, Any]) -> dict[str, Any]:
+    """Return a policy with these statements."""
+    return {"Version": VERSION, "Statement": list(statements)}
+
+
+def allow(
+    sid: str, actions: list[str], resources: list[str], condition: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a statement that allows actions on resources."""
+    found: dict[str, Any] = {"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources}
+    return found | ({"Condition": condition} if condition else {})
 
 
 def read_statements(document: Any) -> list[dict[str, Any]]:

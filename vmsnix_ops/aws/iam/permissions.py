@@ -179,13 +179,7 @@ _HIDDEN = {
 
 
 def needs(*actions: str) -> Callable[[Function], Function]:
-    """Declare the permissions that the calls of a function need.
-
-    Parameters
-    ----------
-    actions
-        Keys of `PERMISSIONS`.
-    """
+    """Declare the permissions (keys of `PERMISSIONS`) that the calls of a function need."""
     for action in actions:
         if action not in PERMISSIONS:
             raise errors.UsageError(
@@ -218,8 +212,6 @@ def denied_action(message: str, operation: str) -> str:
 
     The answer to a HEAD request has no message.
 
-    Examples
-    --------
     >>> denied_action("User: arn:... is not authorized to perform: ec2:RegisterImage on resource: x", "")
     'ec2:RegisterImage'
     """

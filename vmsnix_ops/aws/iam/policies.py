@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors, region_names
-from vmsnix_ops.aws import buckets, identity, images, imports, keys, quotas, service_role
+from vmsnix_ops.aws import buckets, identity, images, imports, keys, quotas, service_role, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
+from vmsnix_ops.aws.iam.documents import allow, policy
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
 from vmsnix_ops.aws.topics import TOPIC_ARN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-VERSION = "2012-10-17"
 SPOT = "spot.amazonaws.com"
 GITHUB = "token.actions.githubusercontent.com"
 _REPOSITORY = re.compile(r"[A-Za-z0-9-]{1,39}/[A-Za-z0-9._-]{1,100}")
@@ -42,15 +42,7 @@ _PARAMETERS = re.compile(r"(?!.*\.\.)(/[\w.-]+)+", re.ASCII)  # names in Paramet
 
 @dataclass(frozen=True, slots=True)
 class PolicyScope:
-    """The accounts, regions and resources to which a policy applies.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        A value is invalid.
-    vmsnix_ops.errors.RegionError
-        A region is unknown; the error suggests the nearest name.
-    """
+    """The accounts, regions and resources to which a policy applies; invalid values are refused."""
 
     account: str = "*"  # account ID, 12 digits; "*" stands for all accounts
     regions: tuple[str, ...] = ()  # regions to which the policy is restricted; empty for all regions
@@ -139,9 +131,7 @@ def statements(names: Iterable[str], scope: PolicyScope) -> list[dict[str, Any]]
     for target, actions in groups.items():
         grants = _new_resources(names, scope) if target == "new resources" else _grants(target, scope)
         for sid, resources, condition in grants:
-            found.append({"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": resources})
-            if condition:
-                found[-1]["Condition"] = condition
+            found.append(allow(sid, sorted(actions), resources, condition))
     if any(name.startswith("ssm:Get") for name in names):
         found.append(NO_SECRETS)
     return found
@@ -294,7 +284,7 @@ def _made_by_vm_import(scope: PolicyScope) -> dict[str, Any]:
 
 def policy_document(names: Iterable[str], scope: PolicyScope) -> dict[str, Any]:
     """Return the policy with these permissions; see `statements`."""
-    return {"Version": VERSION, "Statement": statements(names, scope)}
+    return policy(*statements(names, scope))
 
 
 def _preflight(via: str, *, public: bool = False) -> list[Callable[..., Any]]:
@@ -333,15 +323,10 @@ def publisher_actions(
 
     Two kinds of publishers can turn another snapshot into one with vmsnix's tag: an import tags snapshots
     without tags, and an incremental upload starts from any parent. Such a publisher may neither share nor
-    read snapshots; the promoter's and the verifier's policies allow that.
+    read snapshots, so a policy for both is refused; the promoter's and the verifier's policies allow that.
 
     Only a publisher via direct may make AMIs public, verify snapshots (read them back), or be incremental
     (upload from an earlier snapshot).
-
-    Raises
-    ------
-    vmsnix_ops.errors.UsageError
-        The policy would allow both.
     """
     reason = ""
     if via == "import":
@@ -383,7 +368,7 @@ def publisher_actions(
             imports.cancel_imports,
         ]
     else:
-        functions += [writing.find, writing.upload, writing.finish, imports.delete_snapshot]
+        functions += [writing.find, writing.upload, writing.finish, snapshots.delete_snapshot]
     functions += [manifests.choose_parent] if incremental else []
     functions += [reading.verify] if verify else []
     functions += [images.make_public] if public else []
@@ -413,56 +398,31 @@ def deny_uploads_statement(scope: PolicyScope, key_prefix: str) -> dict[str, Any
 
 def import_role_policy(scope: PolicyScope) -> dict[str, Any]:
     """Return the policy of VM Import's service role: read the images, create snapshots."""
-    return {
-        "Version": VERSION,
-        "Statement": [
-            {
-                "Sid": "ReadTheBucket",
-                "Effect": "Allow",
-                "Action": ["s3:GetBucketLocation", "s3:ListBucket"],
-                "Resource": [scope.bucket_arn],
-            },
-            {
-                "Sid": "ReadTheImages",
-                "Effect": "Allow",
-                "Action": ["s3:GetObject"],
-                "Resource": [f"{scope.bucket_arn}/{scope.key_prefix}*"],
-            },
-            {
-                "Sid": "MakeSnapshots",
-                "Effect": "Allow",
-                "Action": [
-                    "ec2:CopySnapshot",
-                    "ec2:Describe*",
-                    "ec2:ModifySnapshotAttribute",
-                    "ec2:RegisterImage",
-                ],
-                "Resource": ["*"],
-            },
-            *keys.role_statements(scope.kms_key),
-        ],
-    }
+    snapshots = ["ec2:CopySnapshot", "ec2:Describe*", "ec2:ModifySnapshotAttribute", "ec2:RegisterImage"]
+    return policy(
+        allow("ReadTheBucket", ["s3:GetBucketLocation", "s3:ListBucket"], [scope.bucket_arn]),
+        allow("ReadTheImages", ["s3:GetObject"], [f"{scope.bucket_arn}/{scope.key_prefix}*"]),
+        allow("MakeSnapshots", snapshots, ["*"]),
+        *keys.role_statements(scope.kms_key),
+    )
 
 
 def import_role_trust_policy() -> dict[str, Any]:
     """Return the trust policy that allows only VM Import to assume its role."""
-    return {
-        "Version": VERSION,
-        "Statement": [
-            {
-                "Sid": "VmImport",
-                "Effect": "Allow",
-                "Principal": {"Service": service_role.SERVICE},
-                "Action": "sts:AssumeRole",
-                "Condition": {"StringEquals": {"sts:Externalid": service_role.EXTERNAL_ID}},
-            }
-        ],
-    }
+    return policy(
+        {
+            "Sid": "VmImport",
+            "Effect": "Allow",
+            "Principal": {"Service": service_role.SERVICE},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"sts:Externalid": service_role.EXTERNAL_ID}},
+        }
+    )
 
 
 def tls_only_policy(scope: PolicyScope) -> dict[str, Any]:
     """Return the bucket policy that denies requests without TLS."""
-    return {"Version": VERSION, "Statement": [tls_statement(scope)]}
+    return policy(tls_statement(scope))
 
 
 def tls_statement(scope: PolicyScope) -> dict[str, Any]:
@@ -482,22 +442,10 @@ def github_trust_policy(
 ) -> dict[str, Any]:
     """Return the trust policy of a role that workflows of a GitHub repository assume with OIDC.
 
-    Parameters
-    ----------
-    scope
-        With the account of the role, and the partition.
-    repository
-        ``owner/name``.
-    subject
-        Its workflows that may assume the role: ``ref:refs/heads/main``, ``environment:production``, ...
-    any_subject
-        Whether a subject may match more than one named ref, such as ``*``, ``pull_request`` or
-        ``ref:refs/heads/main*``. Then anyone who may push a branch can assume the role.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The repository or the subject is invalid, matches more than one repository, or needs `any_subject`.
+    `repository` is ``owner/name``, `subject` its workflows: ``ref:refs/heads/main``,
+    ``environment:production``, ... With `any_subject`, a subject may match more than one named ref, such as
+    ``*``, ``pull_request`` or ``ref:refs/heads/main*``; then anyone who may push a branch can assume the
+    role.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise errors.ParameterError(
@@ -523,23 +471,19 @@ def github_trust_policy(
     if scope.account == "*":
         raise errors.ParameterError("No account given.", fix="Add --account with the account of the role.")
     audience = "sts.amazonaws.com.cn" if scope.partition == "aws-cn" else "sts.amazonaws.com"
-    return {
-        "Version": VERSION,
-        "Statement": [
-            {
-                "Sid": "GitHubActions",
-                "Effect": "Allow",
-                "Principal": {
-                    "Federated": f"arn:{scope.partition}:iam::{scope.account}:oidc-provider/{GITHUB}"
-                },
-                "Action": "sts:AssumeRoleWithWebIdentity",
-                "Condition": {
-                    "StringEquals": {f"{GITHUB}:aud": audience},
-                    "StringLike": {f"{GITHUB}:sub": f"repo:{repository}:{subject}"},
-                },
-            }
-        ],
-    }
+    provider = f"arn:{scope.partition}:iam::{scope.account}:oidc-provider/{GITHUB}"
+    return policy(
+        {
+            "Sid": "GitHubActions",
+            "Effect": "Allow",
+            "Principal": {"Federated": provider},
+            "Action": "sts:AssumeRoleWithWebIdentity",
+            "Condition": {
+                "StringEquals": {f"{GITHUB}:aud": audience},
+                "StringLike": {f"{GITHUB}:sub": f"repo:{repository}:{subject}"},
+            },
+        }
+    )
 
 
 def _too_broad(subject: str) -> str:

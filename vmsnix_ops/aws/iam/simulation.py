@@ -28,15 +28,8 @@ def missing_actions(
 ) -> list[str]:
     """Return the actions that are not allowed on all of the resources.
 
-    `principal` is the ARN of a user or role; `keys` are condition keys of the calls, such as
-    ``aws:RequestedRegion``.
-
-    Raises
-    ------
-    vmsnix_ops.errors.AccessDeniedError
-        The caller may not use the simulator.
-    vmsnix_ops.errors.AwsError
-        ``NoSuchEntity``: the user or role does not exist.
+    `principal` is the ARN of a user or role (``NoSuchEntity`` if it does not exist); `keys` are condition
+    keys of the calls, such as ``aws:RequestedRegion``.
     """
     results = _simulated(iam, principal, actions, resources, keys)
     denied = {result["EvalActionName"]: None for result in results if result["EvalDecision"] != "allowed"}
