@@ -62,19 +62,9 @@ class PackageDifferences:
 
 @check_arguments
 def diff(ami_a: str, ami_b: str, *, tables: Tables | None = None) -> PackageDifferences:
-    """Compare the packages of two published AMIs.
+    """Compare the packages of two published AMIs: IDs or names in the table ``amis``, or digests of images.
 
-    Parameters
-    ----------
-    ami_a, ami_b
-        IDs or names of AMIs in the table ``amis``, or digests of images; the older one first.
-    tables
-        The history; by default that of the settings.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        An AMI is not in the history, or its packages are not recorded.
+    The older one comes first. An AMI that is not in the history, or has no recorded packages, is refused.
     """
     tables = tables or open_tables(load())
     amis = history.amis(tables)
@@ -141,9 +131,7 @@ def _by_name(packages: pd.DataFrame) -> pd.DataFrame:
         return tuple(sorted({one for one in some.dropna() if one}, key=cmp_to_key(compare)))
 
     return packages.groupby("name").agg(
-        versions=("version", versions),
-        paths=("store_path", lambda some: frozenset(some)),
-        bytes=("bytes", "sum"),
+        versions=("version", versions), paths=("store_path", frozenset), bytes=("bytes", "sum")
     )
 
 

@@ -79,17 +79,10 @@ class Command:
 
     @classmethod
     def of(cls, template: str, /, *, then: Command | None = None, **values: str | Command) -> Command:
-        """Return the command of a template.
+        """Return the command of a template, such as ``aws ssm put-parameter --name {name} --value <AMI>``.
 
-        Parameters
-        ----------
-        template
-            Words separated by spaces. ``{name}`` is replaced by a value, ``<NAME>`` is a placeholder, such as
-            in ``aws ssm put-parameter --name {name} --value <AMI>``.
-        then
-            The command to run after it has succeeded.
-        values
-            By name. A text is never split into words; a command is replaced by its output.
+        ``{name}`` is replaced by a value: a text is never split into words, a command is replaced by its
+        output. ``<NAME>`` is a placeholder. `then` is run after the command has succeeded.
         """
         texts = {name: value for name, value in values.items() if isinstance(value, str)}
         numbers = dict(zip(texts, range(len(texts)), strict=True))
@@ -279,10 +272,7 @@ RULES: dict[str, Rule] = {}
 def rule(*severities: Severity) -> Callable[[RuleFunction], RuleFunction]:
     """Register a function that returns findings, from `findings_for`; its docstring describes the rule.
 
-    Parameters
-    ----------
-    severities
-        Severities of its findings. The first applies to findings without a column ``severity``.
+    The first of the severities applies to findings without a column ``severity``.
     """
 
     def register(find: RuleFunction) -> RuleFunction:
@@ -302,18 +292,11 @@ def findings_for(
     evidence: str | pd.Series[Any] = "",
     **more: Any,
 ) -> pd.DataFrame:
-    """Return one finding for each row.
+    """Return one finding for each row of an inventory.
 
-    Parameters
-    ----------
-    rows
-        Rows of an inventory.
-    reason, evidence
-        Texts in which ``{column}`` is replaced by a value of the row.
-    remediation
-        A template for `commands_for`, or a command for each row; empty if no command fixes all.
-    more
-        More columns for the texts.
+    `reason` and `evidence` are texts in which ``{column}`` is replaced by a value of the row; `more` are
+    further columns for them. `remediation` is a template for `commands_for`, or a command for each row; empty
+    if no command fixes all.
     """
     import pandas as pd
 
@@ -325,9 +308,8 @@ def findings_for(
         "evidence": evidence if isinstance(evidence, pd.Series) else fill_template(evidence, rows),
     }
     if isinstance(remediation, str):
-        remediation = (
-            commands_for(remediation, rows) if remediation else pd.Series(None, rows.index, "object")
-        )
+        none = pd.Series(None, rows.index, "object")
+        remediation = commands_for(remediation, rows) if remediation else none
     texts["remediation"] = remediation.reindex(rows.index)
     given = [name for name in COLUMNS if name in rows.columns and name not in texts]
     return rows[given].assign(**texts)

@@ -252,13 +252,8 @@ def scan(
 ) -> Inventory:
     """Read everything that accounts own in some regions, and its usage.
 
-    Parameters
-    ----------
-    rules
-        The retirement rules; by default the policy of the settings. A retirement of the same account and
-        regions by the same rules decides as the audit does.
-    regions, accounts, buckets, one_by_one, deadline_minutes, session
-        As for `vmsnix_ops.audit.check`, which also lists the errors.
+    A retirement of the same account and regions by the same rules, by default the policy of the settings,
+    decides as the audit does. The other parameters are those of `vmsnix_ops.audit.check`.
     """
     settings, session = load(), session or default_session()
     home = settings.region or session.region_name or "us-east-1"

@@ -83,15 +83,8 @@ def evaluate(
             expected = []  # the tables together say what AWS should report
         if "packages" in tables.unread:
             criteria = replace(criteria, packages=())
-    data = AuditData(
-        inventory,
-        criteria,
-        recorded,
-        expected,
-        packages,
-        digests,
-        newest_proofs(tables),
-    )
+    proofs = newest_proofs(tables)
+    data = AuditData(inventory, criteria, recorded, expected, packages, digests, proofs)
     # Parts are sorted one by one and joined in order: sorting the whole would double the memory.
     parts: dict[tuple[int, str], pd.DataFrame] = {}
     for name in chosen:
@@ -270,16 +263,10 @@ def drifted(data: AuditData) -> pd.DataFrame:
             ami = replace(ami, snapshot_ids=())
             record.pop("snapshot_id", None)
         known = {name: value for name, value in record.items() if name not in _NOT_SCANNED}
-        found = (
-            [*drift.compare_registration(known, ami, snapshots), *drift.compare_deprecation(known, ami)]
-            if known
-            else []
-        )
-        texts.append(
-            "; ".join(
-                f"{one.field} was {one.recorded or 'nothing'}, is {one.found or 'nothing'}" for one in found
-            )
-        )
+        found = [*drift.compare_registration(known, ami, snapshots)] if known else []
+        found += drift.compare_deprecation(known, ami) if known else []
+        words = [f"{one.field} was {one.recorded or 'nothing'}, is {one.found or 'nothing'}" for one in found]
+        texts.append("; ".join(words))
     return findings_for(
         amis.assign(difference=texts).query("difference != ''"),
         "It differs from its record: {difference}. The command compares all fields and prints how to restore "
@@ -354,11 +341,7 @@ def _snapshots(data: AuditData, amis: pd.DataFrame) -> dict[str, Snapshot]:
     rows = data.of_kind("snapshot", "direct-upload")
     return {
         row["resource_id"]: Snapshot(
-            row["resource_id"],
-            row["state"],
-            row["created_at"],
-            int(row["size_gib"]),
-            json.loads(row["tags"]),
+            row["resource_id"], row["state"], row["created_at"], int(row["size_gib"]), json.loads(row["tags"])
         )
         for row in rows[rows["resource_id"].isin(wanted)].to_dict("records")
     }
@@ -766,6 +749,10 @@ def reference_to_foreign(data: AuditData) -> pd.DataFrame:
     """Find parameters, templates and groups that reference an AMI of another account."""
     import pandas as pd
 
+    command = (
+        "aws ec2 copy-image --region {region} --source-region {region} --source-image-id {ami_id} "
+        "--name <NAME>"
+    )
     rows = [
         {
             "account": one.account,
@@ -777,12 +764,7 @@ def reference_to_foreign(data: AuditData) -> pd.DataFrame:
             "sharing at any time. The command creates a copy if the account shares the snapshot, too. Change "
             f"the reference to the copy. {UNTIL_THEN}",
             "evidence": str(one.reference),
-            "remediation": Command.of(
-                "aws ec2 copy-image --region {region} --source-region {region} --source-image-id {ami_id} "
-                "--name <NAME>",
-                region=one.region,
-                ami_id=one.ami_id,
-            ),
+            "remediation": Command.of(command, region=one.region, ami_id=one.ami_id),
         }
         for one in data.inventory.foreign_references
         if one.owner and one.reference.kind != "instance"

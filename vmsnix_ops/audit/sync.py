@@ -47,19 +47,7 @@ def sync(
 ) -> SyncResult:
     """Write a row for every AMI that vmsnix published and whose latest row is missing or differs.
 
-    Safe to run twice: the second run writes nothing.
-
-    Parameters
-    ----------
-    regions
-        Regions to read; by default the region of the settings or of AWS.
-    tables, session
-        Override the defaults from vmsnix.toml and the AWS environment.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        No region is configured.
+    Safe to run twice: the second run writes nothing. By default the region of the settings or of AWS is read.
     """
     settings, session = load(), session or default_session()
     chosen = tuple(regions) or (home_region(session, settings.region),)

@@ -313,8 +313,7 @@ def plan_build(
     chosen = check_system(system or system_given or host_system())
     if system and system_given and system != system_given:
         raise ParameterError(
-            f"The image {image} is for {system_given}, but --system is {system}.",
-            fix="Remove one of them.",
+            f"The image {image} is for {system_given}, but --system is {system}.", fix="Remove one of them."
         )
     check_name(name)
     source = find_flake(flake_given or flake or None, overrides)

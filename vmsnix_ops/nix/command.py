@@ -120,9 +120,7 @@ def find_nix() -> str:
     found = nix_version(path)
     if found < OLDEST:
         raise NixError(
-            f"Nix {found[0]}.{found[1]} is too old.",
-            why="Flakes need Nix 2.8 or newer.",
-            fix="Update Nix.",
+            f"Nix {found[0]}.{found[1]} is too old.", why="Flakes need Nix 2.8 or newer.", fix="Update Nix."
         )
     return path
 

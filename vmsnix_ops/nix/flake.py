@@ -123,10 +123,7 @@ def check_system(system: str) -> str:
 
 
 def find_flake(
-    flake: str | Path | None = None,
-    overrides: Mapping[str, str] | None = None,
-    *,
-    start: Path | None = None,
+    flake: str | Path | None = None, overrides: Mapping[str, str] | None = None, *, start: Path | None = None
 ) -> Flake:
     """Return the flake in a folder or of a reference; by default that of the setting ``flake``.
 

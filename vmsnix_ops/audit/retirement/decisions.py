@@ -40,13 +40,7 @@ MAX_LISTED = 3
 
 @dataclass(frozen=True, slots=True)
 class RetirementRules(RetirementPolicy):
-    """The retirement policy, and the AMIs and snapshots that it applies to.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        A number or an ID is invalid.
-    """
+    """The retirement policy, and the AMIs and snapshots that it applies to; invalid values are refused."""
 
     # Whether to retire AMIs that other accounts may launch. Whether they use them is unknown.
     allow_shared: bool = False
@@ -259,18 +253,9 @@ def decide(
     A region that cannot be read does not stop the others. If a source of references of a region cannot be
     read, everything in it is kept, and the region is among those that cannot be read.
 
-    Parameters
-    ----------
-    regions, rules
-        What was read of each region, and the rules.
-    now
-        The time from which ages count.
-    context_of
-        Returns the context of a region, to read single AMIs and snapshots; called in the caller's thread.
-    only
-        AMIs and snapshots of an earlier plan that is checked again: everything else is kept.
-    include_kept
-        Whether to return a decision about an AMI or snapshot that is kept.
+    Ages count from `now`. `context_of` returns the context of a region, to read single AMIs and snapshots; it
+    is called in the caller's thread. `only` are AMIs and snapshots of an earlier plan that is checked again:
+    everything else is kept. `include_kept` returns whether to list an AMI or snapshot that is kept.
     """
     read, unread = _split_by_readable(regions)
     account = AccountDecider(read.values(), rules, now)
@@ -340,10 +325,7 @@ class AccountDecider:
         self.candidates = sorted(one for region in self.regions.values() for one in region.candidates(among))
 
     def decisions(
-        self,
-        *,
-        limit: int | None = None,
-        include_kept: Callable[[Ami | Snapshot], bool] = lambda _one: True,
+        self, *, limit: int | None = None, include_kept: Callable[[Ami | Snapshot], bool] = lambda _one: True
     ) -> tuple[Decision, ...]:
         """Return the decision about every AMI and orphan; see `decide`.
 
@@ -395,10 +377,7 @@ class _RegionDecider:
         self.copies = _Copies({}, {})
 
     def decisions(
-        self,
-        chosen: frozenset[tuple[str, str]],
-        limit: int,
-        include_kept: Callable[[Ami | Snapshot], bool],
+        self, chosen: frozenset[tuple[str, str]], limit: int, include_kept: Callable[[Ami | Snapshot], bool]
     ) -> Iterator[Decision]:
         for one in self._resources():
             is_chosen = (self.state.region, _id_of(one)) in chosen
