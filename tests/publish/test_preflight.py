@@ -120,7 +120,7 @@ def test_a_wrong_clock(aws: Sandbox, run_checks: Any) -> None:
     refused = run_checks()["credentials"]
     assert (refused.outcome, refused.fix) == ("fail", "Set this machine's clock (NTP).")
     late = preflight_account.check_clock(
-        identity.Caller("012345678901", "arn:aws:iam::012345678901:root", 400.0)
+        identity.CallerIdentity("012345678901", "arn:aws:iam::012345678901:root", 400.0)
     )
     assert late.outcome == "fail"
 
@@ -517,6 +517,8 @@ def test_every_check_is_tested(run_checks: Any, tmp_path: Path) -> None:
 
 
 def test_a_caller_with_a_session_is_checked_by_its_role() -> None:
-    session = identity.Caller("012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci")
+    session = identity.CallerIdentity(
+        "012345678901", "arn:aws-cn:sts::012345678901:assumed-role/publisher/ci"
+    )
     assert session.policy_source == "arn:aws-cn:iam::012345678901:role/publisher"
     assert session.partition == "aws-cn"

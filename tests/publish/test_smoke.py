@@ -15,7 +15,7 @@ from vmsnix_ops.aws import instances
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import smoke
-from vmsnix_ops.publish.journal import Journal
+from vmsnix_ops.publish.journal import StepJournal
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.sandbox.ec2 import instances as sandbox_instances
 from vmsnix_ops.settings import load
@@ -348,17 +348,17 @@ def test_a_full_disk_does_not_keep_the_instance_running(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch, full_at: str
 ) -> None:
     set_console(aws)
-    made, write = plan(make_ami(aws)), Journal._write
+    made, write = plan(make_ami(aws)), StepJournal._write
     full = False
 
-    def out_of_space(journal: Journal, name: str, status: str, **more: Any) -> None:
+    def out_of_space(journal: StepJournal, name: str, status: str, **more: Any) -> None:
         nonlocal full
         full = full or name == full_at
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(journal, name, status, **more)
 
-    monkeypatch.setattr(Journal, "_write", out_of_space)
+    monkeypatch.setattr(StepJournal, "_write", out_of_space)
     result = made.apply()
     assert isinstance(result.error, errors.RecordsError)
     assert "No space left on device" in result.error.why
@@ -373,14 +373,14 @@ def test_the_instance_is_terminated_before_anything_is_recorded(
     aws: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_console(aws, impaired=True)
-    made, close, running = plan(make_ami(aws)), Journal._close, {}
+    made, close, running = plan(make_ami(aws)), StepJournal._close, {}
 
-    def close_journal(journal: Journal, name: str, status: str, *more: Any) -> None:
+    def close_journal(journal: StepJournal, name: str, status: str, *more: Any) -> None:
         if status == "failed":
             running[name] = alive(aws)
         close(journal, name, status, *more)
 
-    monkeypatch.setattr(Journal, "_close", close_journal)
+    monkeypatch.setattr(StepJournal, "_close", close_journal)
     assert not made.apply().passed
     assert running == {"checks": []}
 

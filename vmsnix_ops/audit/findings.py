@@ -257,7 +257,7 @@ RuleFunction = Callable[[AuditData], "pd.DataFrame"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AuditRule:
     """A rule: its name, the severities of its findings, its description, and the function that finds them."""
 
     name: str
@@ -266,7 +266,7 @@ class Rule:
     find: RuleFunction
 
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, AuditRule] = {}
 
 
 def rule(*severities: Severity) -> Callable[[RuleFunction], RuleFunction]:
@@ -278,7 +278,7 @@ def rule(*severities: Severity) -> Callable[[RuleFunction], RuleFunction]:
     def register(find: RuleFunction) -> RuleFunction:
         name = find.__name__.strip("_").replace("_", "-")
         description = (find.__doc__ or "").split("\n\n")[0]
-        RULES[name] = Rule(name, severities, " ".join(description.split()), find)
+        RULES[name] = AuditRule(name, severities, " ".join(description.split()), find)
         return find
 
     return register

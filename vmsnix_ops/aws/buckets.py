@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.checks import CheckResult
 from vmsnix_ops.aws.iam.documents import as_list, read_statements
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import call_with_retries, read_listing
@@ -455,7 +455,7 @@ BOOTSTRAP = "Run vmsnix bootstrap --no-dry-run, which sets it."
 
 
 @needs("s3:ListBucket")
-def check_bucket(s3: S3Client, name: str, region: str, account: str) -> Check:
+def check_bucket(s3: S3Client, name: str, region: str, account: str) -> CheckResult:
     """Check that the bucket exists, belongs to the account, and is in the region."""
     try:
         with calling(f"read the bucket {name}"):
@@ -480,7 +480,7 @@ def check_bucket(s3: S3Client, name: str, region: str, account: str) -> Check:
     where = answer.get("BucketRegion") or headers.get("x-amz-bucket-region", region)
     if where != region:
         raise _elsewhere(name, where, region)
-    return Check("bucket", "pass", f"{name} in {where}, of account {account}")
+    return CheckResult("bucket", "pass", f"{name} in {where}, of account {account}")
 
 
 def _elsewhere(name: str, where: str, region: str) -> errors.BucketError:
@@ -492,7 +492,7 @@ def _elsewhere(name: str, where: str, region: str) -> errors.BucketError:
 
 
 @needs("s3:GetBucketPublicAccessBlock", "s3:GetBucketPolicyStatus")
-def check_bucket_private(s3: S3Client, name: str) -> Check:
+def check_bucket_private(s3: S3Client, name: str) -> CheckResult:
     """Check that the bucket is private. A public policy fails; an incomplete public access block warns."""
     with calling(f"check whether the bucket {name} is private"):
         status = if_found(lambda: s3.get_bucket_policy_status(Bucket=name), "NoSuchBucketPolicy")
@@ -508,12 +508,12 @@ def check_bucket_private(s3: S3Client, name: str) -> Check:
     on: PublicAccessBlockConfigurationTypeDef = block["PublicAccessBlockConfiguration"] if block else {}
     off = [setting for setting in ALL_BLOCKED if not on.get(setting)]
     if off:
-        return Check("bucket private", "warn", f"not blocked: {', '.join(off)}", BOOTSTRAP)
-    return Check("bucket private", "pass", "public access is blocked, the policy is not public")
+        return CheckResult("bucket private", "warn", f"not blocked: {', '.join(off)}", BOOTSTRAP)
+    return CheckResult("bucket private", "pass", "public access is blocked, the policy is not public")
 
 
 @needs("s3:GetEncryptionConfiguration")
-def check_bucket_encrypted(s3: S3Client, name: str) -> Check:
+def check_bucket_encrypted(s3: S3Client, name: str) -> CheckResult:
     """Check that objects are encrypted by default."""
     with calling(f"check whether the bucket {name} is encrypted"):
         answer = if_found(
@@ -524,18 +524,20 @@ def check_bucket_encrypted(s3: S3Client, name: str) -> Check:
         rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm", "") for rule in rules
     ]
     if not any(algorithms):
-        return Check("bucket encrypted", "warn", "no default encryption", BOOTSTRAP)
-    return Check("bucket encrypted", "pass", ", ".join(filter(None, algorithms)))
+        return CheckResult("bucket encrypted", "warn", "no default encryption", BOOTSTRAP)
+    return CheckResult("bucket encrypted", "pass", ", ".join(filter(None, algorithms)))
 
 
 @needs("s3:GetBucketPolicy")
-def check_bucket_tls(s3: S3Client, name: str) -> Check:
+def check_bucket_tls(s3: S3Client, name: str) -> CheckResult:
     """Check that the bucket policy denies requests without TLS."""
     with calling(f"read the policy of the bucket {name}"):
         answer = if_found(lambda: s3.get_bucket_policy(Bucket=name), "NoSuchBucketPolicy")
     if answer and any(requires_tls(statement) for statement in read_statements(answer["Policy"])):
-        return Check("bucket TLS only", "pass", "requests without TLS are refused")
-    return Check("bucket TLS only", "warn", "the policy does not refuse requests without TLS", BOOTSTRAP)
+        return CheckResult("bucket TLS only", "pass", "requests without TLS are refused")
+    return CheckResult(
+        "bucket TLS only", "warn", "the policy does not refuse requests without TLS", BOOTSTRAP
+    )
 
 
 def requires_tls(statement: dict[str, Any]) -> bool:
@@ -552,7 +554,7 @@ def requires_tls(statement: dict[str, Any]) -> bool:
 
 
 @needs("s3:GetLifecycleConfiguration")
-def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
+def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> CheckResult:
     """Check that lifecycle rules delete leftovers: old objects and unfinished uploads."""
     with calling(f"read the lifecycle of the bucket {name}"):
         rules = [rule for rule in _lifecycle_rules(s3, name) if _covers(rule, key_prefix)]
@@ -567,25 +569,25 @@ def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> Check:
             f"uploads expire after {counted(min(uploads), 'day')}, objects after "
             f"{counted(min(objects), 'day')}"
         )
-        return Check("bucket leftovers", "pass", text)
+        return CheckResult("bucket leftovers", "pass", text)
     left = " and ".join(
         what for what, found in (("unfinished uploads", uploads), ("objects", objects)) if not found
     )
-    return Check("bucket leftovers", "warn", f"no rule deletes {left} below {key_prefix!r}", BOOTSTRAP)
+    return CheckResult("bucket leftovers", "warn", f"no rule deletes {left} below {key_prefix!r}", BOOTSTRAP)
 
 
 @needs("s3:GetBucketVersioning", "s3:GetLifecycleConfiguration")
-def check_bucket_versions(s3: S3Client, name: str, key_prefix: str) -> Check:
+def check_bucket_versions(s3: S3Client, name: str, key_prefix: str) -> CheckResult:
     """Check that lifecycle rules delete old versions of images, if the bucket is versioned."""
     with calling(f"read the versioning of the bucket {name}"):
         state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
         rules = _lifecycle_rules(s3, name)
     if not state:
-        return Check("bucket versions", "pass", "the bucket keeps no versions")
+        return CheckResult("bucket versions", "pass", "the bucket keeps no versions")
     if expires_versions(rules, key_prefix):
-        return Check("bucket versions", "pass", f"versioning is {state}; old versions of images expire")
+        return CheckResult("bucket versions", "pass", f"versioning is {state}; old versions of images expire")
     text = f"versioning is {state}, and nothing deletes old versions below {key_prefix!r}"
-    return Check("bucket versions", "warn", text, BOOTSTRAP)
+    return CheckResult("bucket versions", "warn", text, BOOTSTRAP)
 
 
 def expires_versions(rules: Iterable[LifecycleRuleOutputTypeDef], key_prefix: str) -> bool:
@@ -616,7 +618,7 @@ def find_overlapping(places: Mapping[str, str], bucket: str, key_prefix: str) ->
     return found
 
 
-def check_prefixes(places: Mapping[str, str], bucket: str, key_prefix: str) -> Check:
+def check_prefixes(places: Mapping[str, str], bucket: str, key_prefix: str) -> CheckResult:
     """Check that archive and history are not where lifecycle rules delete images."""
     found = find_overlapping(places, bucket, key_prefix)
     if found:
@@ -627,7 +629,7 @@ def check_prefixes(places: Mapping[str, str], bucket: str, key_prefix: str) -> C
             fix="Set key_prefix in vmsnix.toml to a separate prefix, such as vmsnix/images/ beside "
             "vmsnix/archive, or use another bucket.",
         )
-    return Check("bucket prefixes", "pass", f"only images are below s3://{bucket}/{key_prefix}")
+    return CheckResult("bucket prefixes", "pass", f"only images are below s3://{bucket}/{key_prefix}")
 
 
 def _covers(rule: LifecycleRuleOutputTypeDef, key_prefix: str) -> bool:

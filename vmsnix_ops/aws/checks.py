@@ -21,7 +21,7 @@ Parameters = ParamSpec("Parameters")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class CheckResult:
     """The result of one check."""
 
     name: str
@@ -33,19 +33,23 @@ class Check:
 
 
 def run_check(
-    name: str, check: Callable[Parameters, Check], /, *args: Parameters.args, **kwargs: Parameters.kwargs
-) -> Check:
+    name: str,
+    check: Callable[Parameters, CheckResult],
+    /,
+    *args: Parameters.args,
+    **kwargs: Parameters.kwargs,
+) -> CheckResult:
     """Return the result of a check: a warning if access is denied, a failure for every other error."""
     try:
         return check(*args, **kwargs)
     except errors.AccessDeniedError as error:
         action = denied_action(error.why, error.operation) or error.operation
-        return Check(name, "warn", f"not checked: {error.why}", f"Allow {action} to enable this check.")
+        return CheckResult(name, "warn", f"not checked: {error.why}", f"Allow {action} to enable this check.")
     except errors.VmsnixError as error:
-        return Check(name, "fail", f"{error.what} {error.why}".strip(), error.fix, error)
+        return CheckResult(name, "fail", f"{error.what} {error.why}".strip(), error.fix, error)
 
 
-def checks_frame(checks: Iterable[Check]) -> pd.DataFrame:
+def checks_frame(checks: Iterable[CheckResult]) -> pd.DataFrame:
     """Return checks as a table: ``check``, ``outcome``, ``found``, ``fix``."""
     import pandas as pd
 
@@ -53,7 +57,7 @@ def checks_frame(checks: Iterable[Check]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["check", "outcome", "found", "fix"])
 
 
-def raise_for_failure(checks: Iterable[Check]) -> None:
+def raise_for_failure(checks: Iterable[CheckResult]) -> None:
     """Raise the error of the first check that failed."""
     for check in checks:
         if check.outcome == "fail":

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.checks import CheckResult
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.progress import counted
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class CallerIdentity:
     """The account and ARN of the credentials in use."""
 
     account: str
@@ -73,7 +73,7 @@ def region_not_enabled(region: str, why: str) -> errors.RegionError:
     )
 
 
-def read_caller(session: boto3.Session, region: str | None = None) -> Caller:
+def read_caller(session: boto3.Session, region: str | None = None) -> CallerIdentity:
     """Return account and ARN of the caller (sts:GetCallerIdentity, which needs no permission).
 
     A RegionError if the region is not enabled for the account.
@@ -120,12 +120,12 @@ def _always_enabled(region: str | None) -> str | None:
     return _ALWAYS_ENABLED.get(partition_of(region), region) if region else "us-east-1"
 
 
-def _get_caller_identity(session: boto3.Session, region: str | None) -> Caller:
+def _get_caller_identity(session: boto3.Session, region: str | None) -> CallerIdentity:
     with calling("read the caller's identity"):
         answer = client(session, "sts", region).get_caller_identity()
     date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     skew = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds() if date else 0.0
-    return Caller(answer["Account"], answer["Arn"], skew)
+    return CallerIdentity(answer["Account"], answer["Arn"], skew)
 
 
 MOST_SKEW_SECONDS = 5 * 60.0  # AWS refuses signatures with more
@@ -133,11 +133,11 @@ NOTICEABLE_SKEW_SECONDS = 60.0
 LONG_ENOUGH_SECONDS = 60 * 60.0  # the deadline of an import
 
 
-def check_region_name(region: str) -> Check:
+def check_region_name(region: str) -> CheckResult:
     """Check that botocore knows the region; does not call AWS."""
     known = known_regions()
     if region in known:
-        return Check("region name", "pass", region)
+        return CheckResult("region name", "pass", region)
     raise errors.RegionError(
         f"Unknown AWS region {region!r}.",
         why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
@@ -145,7 +145,7 @@ def check_region_name(region: str) -> Check:
     )
 
 
-def check_credentials(session: boto3.Session, region: str) -> Check:
+def check_credentials(session: boto3.Session, region: str) -> CheckResult:
     """Check that the credentials are valid, and report caller and expiry."""
     caller = read_caller(session, region)
     facts = {"account": caller.account, "arn": caller.arn, "identity": caller}
@@ -153,7 +153,7 @@ def check_credentials(session: boto3.Session, region: str) -> Check:
     if expires is None:
         temporary = "/assumed-role/" in caller.arn or ":assumed-role/" in caller.arn
         note = "; temporary, expiry unknown" if temporary else ""
-        return Check("credentials", "pass", caller.arn + note, facts=facts)
+        return CheckResult("credentials", "pass", caller.arn + note, facts=facts)
     left = (expires - datetime.now(UTC)).total_seconds()
     text = f"{caller.arn}; valid for {counted(round(max(left, 0) / 60), 'minute')}"
     if left < LONG_ENOUGH_SECONDS:
@@ -161,8 +161,8 @@ def check_credentials(session: boto3.Session, region: str) -> Check:
             "Log in again before a long run. If the credentials expire, run it again: it continues where it "
             "stopped."
         )
-        return Check("credentials", "warn", text, fix, facts=facts)
-    return Check("credentials", "pass", text, facts=facts)
+        return CheckResult("credentials", "warn", text, fix, facts=facts)
+    return CheckResult("credentials", "pass", text, facts=facts)
 
 
 def credentials_expiry(session: boto3.Session) -> datetime | None:
@@ -181,22 +181,22 @@ def credentials_expiry(session: boto3.Session) -> datetime | None:
     return None
 
 
-def check_clock(caller: Caller) -> Check:
+def check_clock(caller: CallerIdentity) -> CheckResult:
     """Check that this machine's clock agrees with AWS's."""
     ahead = caller.skew_seconds
     text = f"{counted(round(abs(ahead)), 'second')} {'ahead of' if ahead >= 0 else 'behind'} AWS"
     if abs(ahead) < NOTICEABLE_SKEW_SECONDS:
-        return Check("clock", "pass", text)
+        return CheckResult("clock", "pass", text)
     fix = "Set this machine's clock (NTP): AWS refuses requests that are five minutes off."
-    return Check("clock", "fail" if abs(ahead) >= MOST_SKEW_SECONDS else "warn", text, fix)
+    return CheckResult("clock", "fail" if abs(ahead) >= MOST_SKEW_SECONDS else "warn", text, fix)
 
 
-def check_account(number: str, allowed: tuple[str, ...]) -> Check:
+def check_account(number: str, allowed: tuple[str, ...]) -> CheckResult:
     """Check that the account is one of the allowed ones, if there are any."""
     if not allowed:
-        return Check("account", "pass", f"{number} (allowed_accounts is not set)")
+        return CheckResult("account", "pass", f"{number} (allowed_accounts is not set)")
     if number in allowed:
-        return Check("account", "pass", f"{number} is allowed")
+        return CheckResult("account", "pass", f"{number} is allowed")
     raise errors.CredentialsError(
         f"The account {number} is not allowed.",
         why=f"allowed_accounts is {', '.join(allowed)}.",
@@ -205,7 +205,7 @@ def check_account(number: str, allowed: tuple[str, ...]) -> Check:
 
 
 @needs("ec2:DescribeRegions")
-def check_region(ec2: EC2Client, name: str) -> Check:
+def check_region(ec2: EC2Client, name: str) -> CheckResult:
     """Check that the region is enabled for the account."""
     try:
         with calling(f"read the region {name}"):
@@ -217,4 +217,4 @@ def check_region(ec2: EC2Client, name: str) -> Check:
     status = answer["Regions"][0].get("OptInStatus", "opt-in-not-required")
     if status == "not-opted-in":
         raise region_not_enabled(name, f"Its status is {status}.")
-    return Check("region", "pass", f"{name}: {status}")
+    return CheckResult("region", "pass", f"{name}: {status}")

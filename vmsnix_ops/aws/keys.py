@@ -17,7 +17,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws.iam.documents import allow
 
 if TYPE_CHECKING:
-    from vmsnix_ops.aws.identity import Caller
+    from vmsnix_ops.aws.identity import CallerIdentity
 
 _ID = r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
 KEY_ID = re.compile(_ID)
@@ -48,7 +48,7 @@ def check_key(kms_key: str) -> str:
     )
 
 
-def key_arn(kms_key: str, *, region: str, who: Caller) -> str:
+def key_arn(kms_key: str, *, region: str, who: CallerIdentity) -> str:
     """Return the ARN of a key of a region; empty without a key."""
     if KEY_ID.fullmatch(check_key(kms_key)):
         return f"arn:{who.partition}:kms:{region}:{who.account}:key/{kms_key}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.checks import CheckResult
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.images import list_amis
 from vmsnix_ops.aws.session import calling
@@ -26,7 +26,7 @@ NEARLY = 0.9  # of a quota
 @needs("ec2:DescribeImages", "servicequotas:GetServiceQuota")
 def check_quotas(
     ec2: EC2Client, service_quotas: ServiceQuotasClient, *, public: bool, one_more: bool = True
-) -> Check:
+) -> CheckResult:
     """Check that the quotas allow one more AMI, one more public AMI, or both."""
     found = list_amis(ec2)
     counted = [("AMIs", AMIS, len(found))] if one_more else []
@@ -46,11 +46,11 @@ def check_quotas(
         raise errors.QuotaError(
             f"The quota for {' and '.join(full)} is reached.", why=", ".join(lines), fix=fix
         )
-    return Check("quotas", "warn" if nearly else "pass", ", ".join(lines), fix if nearly else "")
+    return CheckResult("quotas", "warn" if nearly else "pass", ", ".join(lines), fix if nearly else "")
 
 
 @needs("ec2:DescribeSnapshots")
-def check_pending_snapshots(ec2: EC2Client) -> Check:
+def check_pending_snapshots(ec2: EC2Client) -> CheckResult:
     """Check that there are not too many pending snapshots to start another one."""
     with calling("count pending snapshots"):
         pages = ec2.get_paginator("describe_snapshots").paginate(
@@ -59,13 +59,13 @@ def check_pending_snapshots(ec2: EC2Client) -> Check:
         number = sum(len(page["Snapshots"]) for page in pages)
     text = f"{number} of {PENDING_SNAPSHOTS}"
     if number < PENDING_SNAPSHOTS * NEARLY:
-        return Check("pending snapshots", "pass", text)
+        return CheckResult("pending snapshots", "pass", text)
     fix = "Delete those of abandoned uploads; the inventory runbook lists them."
-    return Check("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", text, fix)
+    return CheckResult("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", text, fix)
 
 
 @needs("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionByDefault")
-def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
+def check_public_sharing(ec2: EC2Client, *, public: bool) -> CheckResult:
     """Check whether AMIs can be public here; fail only if the job makes one public."""
     region = ec2.meta.region_name
     with calling("check whether AMIs may be public"):
@@ -79,7 +79,7 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
     ]
     text = "; ".join(facts)
     if not public:
-        return Check("public AMIs", "pass", f"not requested; {text}")
+        return CheckResult("public AMIs", "pass", f"not requested; {text}")
     if blocked:
         raise errors.AwsError(
             f"AMIs cannot be public in {region}.",
@@ -95,4 +95,4 @@ def check_public_sharing(ec2: EC2Client, *, public: bool) -> Check:
             fix="Use an account or region without encryption by default, or leave the AMI private.",
             code="InvalidParameter",
         )
-    return Check("public AMIs", "pass", text)
+    return CheckResult("public AMIs", "pass", text)

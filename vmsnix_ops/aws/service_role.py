@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import keys
-from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.checks import CheckResult
 from vmsnix_ops.aws.iam.documents import as_list, read_statements
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.iam.simulation import allowed_resources, missing_actions
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types_boto3_iam.client import IAMClient
     from types_boto3_s3.client import S3Client
 
-    from vmsnix_ops.aws.identity import Caller
+    from vmsnix_ops.aws.identity import CallerIdentity
 
 
 SERVICE = "vmie.amazonaws.com"
@@ -46,7 +46,7 @@ PRINT_POLICY = (
 
 
 @needs("iam:GetRole")
-def check_role(iam: IAMClient, name: str) -> Check:
+def check_role(iam: IAMClient, name: str) -> CheckResult:
     """Check that the role exists and that VM Import may assume it."""
     try:
         with calling(f"read the role {name}"):
@@ -84,8 +84,10 @@ def check_role(iam: IAMClient, name: str) -> Check:
         text += "EC2 may not accept it yet; a publish waits for that"
     if trust == "open":
         fix = "Add the condition from vmsnix iam-policy vmimport-trust; vmsnix bootstrap sets it."
-        return Check("vmimport role", "warn", f"{text}; no condition on sts:Externalid", fix, facts=facts)
-    return Check("vmimport role", "pass", text, facts=facts)
+        return CheckResult(
+            "vmimport role", "warn", f"{text}; no condition on sts:Externalid", fix, facts=facts
+        )
+    return CheckResult("vmimport role", "pass", text, facts=facts)
 
 
 def classify_trust(document: Any) -> str:
@@ -117,7 +119,9 @@ def classify_trust(document: Any) -> str:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_prefix: str) -> Check:
+def check_role_permissions(
+    iam: IAMClient, s3: S3Client, arn: str, bucket: str, key_prefix: str
+) -> CheckResult:
     """Check that the role may read only the images of this bucket, and may create snapshots.
 
     A bucket policy may allow more than the role's own policies. The simulation does not include it. So if the
@@ -135,7 +139,7 @@ def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, 
     fix = PRINT_POLICY.format(bucket=bucket)
     if lacks and _named_by_bucket_policy(s3, bucket, arn):
         text = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
-        return Check("vmimport role's permissions", "warn", text, fix)
+        return CheckResult("vmimport role's permissions", "warn", text, fix)
     if lacks:
         raise errors.RoleError(
             f"The role {name} may not read the bucket {bucket}.",
@@ -143,7 +147,7 @@ def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, 
             fix=fix,
         )
     if snapshot_lacks:
-        return Check(
+        return CheckResult(
             "vmimport role's permissions", "warn", f"the role lacks {', '.join(snapshot_lacks)}", fix
         )
     examples = objects_beyond_images(bucket, key_prefix, partition)
@@ -155,8 +159,8 @@ def check_role_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str, 
         text = f"{name} may read more than {images}, for example {beyond[0]}"
         why = "Anyone who may import a snapshot can read it too."
         fix = f"{why} Replace the role's policies with one for the images only: {fix}"
-        return Check("vmimport role's permissions", "warn", text, fix, facts={"beyond": beyond})
-    return Check(
+        return CheckResult("vmimport role's permissions", "warn", text, fix, facts={"beyond": beyond})
+    return CheckResult(
         "vmimport role's permissions", "pass", f"{name} may read the images of {bucket} and create snapshots"
     )
 
@@ -192,7 +196,7 @@ def objects_beyond_images(bucket: str, key_prefix: str, partition: str = "aws") 
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_role_key_permissions(iam: IAMClient, arn: str, key: str, bucket: str) -> Check:
+def check_role_key_permissions(iam: IAMClient, arn: str, key: str, bucket: str) -> CheckResult:
     """Check that the role's own policies allow it to encrypt snapshots with a key.
 
     The check does not read the key policy, which can also allow or deny it.
@@ -206,11 +210,11 @@ def check_role_key_permissions(iam: IAMClient, arn: str, key: str, bucket: str) 
             fix=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints its policy; "
             "vmsnix bootstrap sets it when kms_key is in vmsnix.toml.",
         )
-    return Check("vmimport role's key", "pass", f"{name} may use {key}, if the key policy allows it")
+    return CheckResult("vmimport role's key", "pass", f"{name} may use {key}, if the key policy allows it")
 
 
 @needs("iam:SimulatePrincipalPolicy", "s3:GetEncryptionConfiguration")
-def check_bucket_key_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> Check:
+def check_bucket_key_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> CheckResult:
     """Check that the role may decrypt objects if the bucket encrypts them with a customer key."""
     with calling(f"read the encryption of the bucket {bucket}"):
         answer = s3.get_bucket_encryption(Bucket=bucket)
@@ -219,14 +223,14 @@ def check_bucket_key_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket:
     key = next((one for one in found if one), "")
     name = arn.rpartition("/")[2]
     if not key.startswith("arn:") or ":alias/" in key:
-        return Check("bucket's key", "pass", f"{key or 'a key of S3'}: not checked further")
+        return CheckResult("bucket's key", "pass", f"{key or 'a key of S3'}: not checked further")
     if missing_actions(iam, arn, ["kms:Decrypt"], [key]):
         raise errors.RoleError(
             f"The role {name} cannot decrypt objects in the bucket {bucket}.",
             why=f"The bucket's default key is {key}, and the role's policies do not allow kms:Decrypt on it.",
             fix=f"vmsnix iam-policy vmimport-role --bucket {bucket} --kms-key {key} prints one that does.",
         )
-    return Check("bucket's key", "pass", f"{name} may decrypt with {key}, if the key policy allows it")
+    return CheckResult("bucket's key", "pass", f"{name} may decrypt with {key}, if the key policy allows it")
 
 
 def _named_by_bucket_policy(s3: S3Client, bucket: str, arn: str) -> bool:
@@ -261,10 +265,10 @@ def _policy(s3: S3Client, bucket: str) -> list[dict[str, Any]]:
 
 
 @needs("iam:SimulatePrincipalPolicy")
-def check_pass_role(iam: IAMClient, who: Caller, arn: str) -> Check:
+def check_pass_role(iam: IAMClient, who: CallerIdentity, arn: str) -> CheckResult:
     """Check that the caller may pass the role to VM Import."""
     if who.is_root:
-        return Check("pass role", "pass", "the root user may pass every role")
+        return CheckResult("pass role", "pass", "the root user may pass every role")
     name = arn.rpartition("/")[2]
     try:
         lacks = missing_actions(
@@ -280,12 +284,12 @@ def check_pass_role(iam: IAMClient, who: Caller, arn: str) -> Check:
             why=f"The policies of {who.policy_source} do not allow iam:PassRole on {arn}.",
             fix=f"Allow iam:PassRole on {arn}, with iam:PassedToService = {SERVICE}.",
         )
-    return Check("pass role", "pass", f"{who.policy_source.rpartition('/')[2]} may pass {name}")
+    return CheckResult("pass role", "pass", f"{who.policy_source.rpartition('/')[2]} may pass {name}")
 
 
-def unknown_caller_check(name: str, who: Caller) -> Check:
+def unknown_caller_check(name: str, who: CallerIdentity) -> CheckResult:
     """Return the warning for a caller whose policies IAM does not find by the ARN of its session."""
-    return Check(
+    return CheckResult(
         name,
         "warn",
         f"not checked: {who.policy_source} not found in IAM",

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.aws.checks import Check
+from vmsnix_ops.aws.checks import CheckResult
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 
@@ -20,7 +20,7 @@ LONGEST_SUBJECT = 100
 
 
 @needs("sns:GetTopicAttributes")
-def check_topic_exists(topic: str, *, session: boto3.Session) -> Check:
+def check_topic_exists(topic: str, *, session: boto3.Session) -> CheckResult:
     """Check that the topic exists."""
     sns = client(session, "sns", topic.split(":")[3])
     with calling(f"read {topic}"):
@@ -32,7 +32,7 @@ def check_topic_exists(topic: str, *, session: boto3.Session) -> Check:
                 why="It was deleted, or is in another account or region.",
                 fix="Correct the ARN. To list your topics, run aws sns list-topics",
             ) from error
-    return Check("topic", "pass", topic)
+    return CheckResult("topic", "pass", topic)
 
 
 @needs("sns:Publish")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ssm.client import SSMClient
 
-    from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.checks import CheckResult
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.channels.history import How, Note
     from vmsnix_ops.progress import Progress
@@ -48,7 +48,7 @@ class ChannelPlan(FingerprintedPlan):
     channel: str
     parameter: str  # name of the channel's parameter in Parameter Store; empty without a channel
     topic: str  # ARN of the SNS topic to notify; empty for none
-    checks: tuple[Check, ...]  # results of the checks of credentials, account, region and topic
+    checks: tuple[CheckResult, ...]  # results of the checks of credentials, account, region and topic
     dry_run: bool  # whether `apply` changes nothing
     expect_plan: str  # fingerprint of the plan that `apply` may carry out; empty for any
     session: boto3.Session = field(repr=False, compare=False)
@@ -202,7 +202,7 @@ def check_topic(topic: str) -> None:
         )
 
 
-def check_topic_exists(topic: str, session: boto3.Session) -> list[Check]:
+def check_topic_exists(topic: str, session: boto3.Session) -> list[CheckResult]:
     """Check before any change that the topic exists; return no check without a topic."""
     checks = [run_check("topic", topics.check_topic_exists, topic, session=session)] if topic else []
     raise_for_failure(checks)

@@ -170,13 +170,13 @@ def _machine(head: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _FatEntry:
     is_folder: bool
     cluster: int
     size: int
 
 
-def _entry(folder: bytes, wanted: str) -> _Entry | None:
+def _entry(folder: bytes, wanted: str) -> _FatEntry | None:
     """Return an entry of a FAT folder by its name, long or short, in any case."""
     long = ""
     for at in range(0, len(folder) - 31, 32):
@@ -195,7 +195,7 @@ def _entry(folder: bytes, wanted: str) -> _Entry | None:
         volume_label = entry[11] & 0x08
         if not volume_label and wanted in (long.upper(), short.upper()):
             high, low, size = struct.unpack("<H4xHI", entry[20:32])
-            return _Entry(bool(entry[11] & 0x10), high << 16 | low, size)
+            return _FatEntry(bool(entry[11] & 0x10), high << 16 | low, size)
         long = ""
     return None
 

@@ -233,7 +233,7 @@ class _Pieces(ByteSource):
         return len(data)
 
 
-class _Part:
+class _RangeDigest:
     """The digest of a range, computed piece by piece. A range of zeros is not hashed."""
 
     def __init__(self) -> None:
@@ -286,7 +286,7 @@ class _Pass:
         self._pool = ThreadPoolExecutor(threads)
         self._pieces = threads + 2  # in memory: one for each thread, one that is read, and the one before
         self._runs: list[Future[Run]] = []
-        self._parts: list[_Part] = []
+        self._parts: list[_RangeDigest] = []
         self._length = part_bytes(self._source.size)
         self._last: Future[None] | None = None  # adds the last piece to the current part
 
@@ -322,7 +322,7 @@ class _Pass:
         self, number: int, offset: int, piece: memoryview, here: dict[int, memoryview]
     ) -> list[Future[Run] | Future[None]]:
         if offset % self._length == 0:
-            self._parts.append(_Part())
+            self._parts.append(_RangeDigest())
             self._last = None
         self._last = self._pool.submit(self._parts[-1].add, piece, self._last)
         tasks: list[Future[Run] | Future[None]] = [self._last]

@@ -32,7 +32,7 @@ from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
-from vmsnix_ops.publish.journal import Journal
+from vmsnix_ops.publish.journal import StepJournal
 from vmsnix_ops.publish.parameters import PublishParameters, Via
 from vmsnix_ops.publish.preflight import check_image, checks_in_aws
 from vmsnix_ops.records.fingerprints import check_plan, record_plan
@@ -296,7 +296,9 @@ def plan(
 
     run = current_run("publish-ami")
     tables = RunTables(settings, run)
-    journal = Journal(run, tables, progress or current(), region=region, account=facts["account"], via=via)
+    journal = StepJournal(
+        run, tables, progress or current(), region=region, account=facts["account"], via=via
+    )
     journal.dry_run = dry_run
     return PublishPlan(
         image=image,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ssm.client import SSMClient
 
-    from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.checks import CheckResult
     from vmsnix_ops.aws.session import Options
 
 ONE_OF_MANY: Options = {"attempts": 4, "read_seconds": 15}
@@ -30,7 +30,7 @@ class HomeRegion:
 
     region: str
     account: str
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
     settings: Settings = field(repr=False)
     session: boto3.Session = field(repr=False)
 

@@ -326,10 +326,10 @@ def tags(plan: PublishParameters, built: Built) -> dict[str, str]:
     }
 
 
-def block_upload(plan: PublishParameters, built: Built) -> writing.Upload:
+def block_upload(plan: PublishParameters, built: Built) -> writing.SnapshotUpload:
     """Return the parameters of a direct upload."""
     name = f"{plan.account}-{plan.region}-{built.digest}{keys.key_suffix(plan.kms_key)}"
-    return writing.Upload(
+    return writing.SnapshotUpload(
         path=built.path,
         digest=built.digest,
         image=built.name,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Entry:
+class JournalEntry:
     """The values that a step adds to its record."""
 
     step: Step
@@ -47,7 +47,7 @@ class Entry:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-class Journal:
+class StepJournal:
     """Records the steps of one run: in ``journal.jsonl`` of its folder, the tables and the progress.
 
     `region`, `account` and `via` are columns of each row.
@@ -69,7 +69,7 @@ class Journal:
     @contextmanager
     def step(
         self, name: str, *, total: float | None = None, unit: Unit = "items", shown: bool = True
-    ) -> Iterator[Entry]:
+    ) -> Iterator[JournalEntry]:
         """Run the block as a step, and record it, also if it fails.
 
         `total` and `unit` are its size; `shown` is false if the block shows its own progress.
@@ -82,7 +82,7 @@ class Journal:
             progress.step(name, total=total, unit=unit) as step,
         ):
             self._write(name, "started", region=self.region, account=self.account, via=self.via)
-            entry = Entry(step)
+            entry = JournalEntry(step)
             try:
                 yield entry
             except BaseException as error:
@@ -155,7 +155,7 @@ class Journal:
         with self.saving():
             record_run(self.run, self.tables, status, self.started_at, dry_run=self.dry_run, **known, **more)
 
-    def _close(self, name: str, status: str, started: datetime, entry: Entry) -> None:
+    def _close(self, name: str, status: str, started: datetime, entry: JournalEntry) -> None:
         finished = datetime.now(UTC)
         seconds = (finished - started).total_seconds()
         self._write(name, status, seconds=seconds, bytes=entry.bytes, detail=entry.detail)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_s3.client import S3Client
 
-    from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.checks import CheckResult
     from vmsnix_ops.aws.ebs_direct.reading import Verify
-    from vmsnix_ops.publish.journal import Journal
+    from vmsnix_ops.publish.journal import StepJournal
     from vmsnix_ops.settings import Settings
 
 Via = Literal["import", "direct"]
@@ -46,10 +46,10 @@ class PublishParameters:
     tags: Mapping[str, str]
     dry_run: bool
     expect_plan: str
-    checks: tuple[Check, ...]  # the results of the preflight checks
+    checks: tuple[CheckResult, ...]  # the results of the preflight checks
     settings: Settings = field(repr=False, compare=False)
     session: boto3.Session = field(repr=False, compare=False)
-    journal: Journal = field(repr=False, compare=False)
+    journal: StepJournal = field(repr=False, compare=False)
 
     @property
     def run_id(self) -> str:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.progress import Step
-    from vmsnix_ops.publish.journal import Entry
+    from vmsnix_ops.publish.journal import JournalEntry
     from vmsnix_ops.publish.parameters import PublishParameters
     from vmsnix_ops.records.run_tables import RunTables
     from vmsnix_ops.records.tables import Tables
@@ -515,7 +515,7 @@ def _check_stored(plan: PublishParameters, source: UploadStep) -> None:
         buckets.check_object(plan.s3, survey=built.survey, bucket=plan.bucket, key=identity.key(plan, built))
 
 
-def _expect(plan: PublishParameters, built: Built, entry: Entry) -> None:
+def _expect(plan: PublishParameters, built: Built, entry: JournalEntry) -> None:
     """Show the usual duration of the step, and the remaining time."""
     known = forecast(
         plan.journal.tables, step="import", via=plan.via, region=plan.region, size=built.file_bytes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.aws import buckets, identity, images, imports, keys, regions, service_role
-from vmsnix_ops.aws.checks import Check, checks_frame, raise_for_failure, run_check
+from vmsnix_ops.aws.checks import CheckResult, checks_frame, raise_for_failure, run_check
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.iam.simulation import missing_actions
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_iam.client import IAMClient
 
-    from vmsnix_ops.aws.identity import Caller
+    from vmsnix_ops.aws.identity import CallerIdentity
     from vmsnix_ops.nix.image import BuiltImage
 
 __all__ = ["PreflightResult", "check", "check_parameters"]
@@ -62,7 +62,7 @@ def checks_in_aws(
     public: bool = False,
     kms_key: str = "",
     thorough: bool = False,
-) -> list[Check]:
+) -> list[CheckResult]:
     """Check credentials, account, region, bucket and service role. Nothing is changed.
 
     If the region's name or the credentials are invalid, the other checks are omitted. A check that the caller
@@ -78,7 +78,7 @@ def checks_in_aws(
     checks = [named, known]
     if known.outcome == "fail":
         return checks
-    who: Caller = known.facts["identity"]
+    who: CallerIdentity = known.facts["identity"]
     ec2, iam = client(session, "ec2", region), client(session, "iam", region)
     checks += [
         run_check("clock", identity.check_clock, who),
@@ -126,7 +126,7 @@ def checks_in_aws(
     return checks
 
 
-def _bucket(session: boto3.Session, place: policies.PolicyScope, *, thorough: bool) -> list[Check]:
+def _bucket(session: boto3.Session, place: policies.PolicyScope, *, thorough: bool) -> list[CheckResult]:
     region, name = place.regions[0], place.bucket
     s3 = client(session, "s3", region)
     checks = [run_check("bucket", buckets.check_bucket, s3, name, region, place.account)]
@@ -142,12 +142,12 @@ def _bucket(session: boto3.Session, place: policies.PolicyScope, *, thorough: bo
 
 
 def _permissions(
-    session: boto3.Session, who: Caller, place: policies.PolicyScope, *, via: str, public: bool
-) -> list[Check]:
+    session: boto3.Session, who: CallerIdentity, place: policies.PolicyScope, *, via: str, public: bool
+) -> list[CheckResult]:
     """Check the caller's permissions for the method; those for ``direct`` are only a warning."""
     iam = client(session, "iam", place.regions[0])
 
-    def check(name: str, actions: Iterable[str], command: str) -> Check:
+    def check(name: str, actions: Iterable[str], command: str) -> CheckResult:
         return run_check(
             name, check_permissions, iam, who, place, name=name, actions=actions, command=command
         )
@@ -164,26 +164,26 @@ def _permissions(
     direct = tuple(action for action in policies.publisher_actions(via="direct") if action.startswith("ebs:"))
     found = check("EBS direct", direct, "vmsnix iam-policy publisher --via direct")
     if found.outcome == "fail":
-        found = Check(found.name, "warn", found.found, "Needed only for via=direct. " + found.fix)
+        found = CheckResult(found.name, "warn", found.found, "Needed only for via=direct. " + found.fix)
     return [*checks, found]
 
 
 @needs("iam:SimulatePrincipalPolicy")
 def check_permissions(
     iam: IAMClient,
-    who: Caller,
+    who: CallerIdentity,
     place: policies.PolicyScope,
     *,
     name: str,
     actions: Iterable[str],
     command: str,
-) -> Check:
+) -> CheckResult:
     """Check with IAM's policy simulator whether the caller may use all of these actions.
 
     `actions` are keys of `vmsnix_ops.aws.iam.permissions.PERMISSIONS`; `command` prints the policy with them.
     """
     if who.is_root:
-        return Check(name, "pass", "the root user may do everything")
+        return CheckResult(name, "pass", "the root user may do everything")
     missing: dict[str, None] = {}
     try:
         for statement in policies.statements(actions, place):
@@ -205,7 +205,7 @@ def check_permissions(
             why=f"The policies of {who.policy_source} do not allow it.",
             fix=f"Attach the policy from {command}.",
         )
-    return Check(name, "pass", f"{who.policy_source.rpartition('/')[2]} has all permissions")
+    return CheckResult(name, "pass", f"{who.policy_source.rpartition('/')[2]} has all permissions")
 
 
 def _keys(condition: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -234,7 +234,7 @@ NEED_QEMU_IMG = frozenset({"qcow2", "vhdx", "vmdk"})
 
 def check_image(
     given: str, *, flake: str, via: str, system: str = "", boot_mode: str = "", root_device: str = ""
-) -> tuple[Check, BuiltImage | None]:
+) -> tuple[CheckResult, BuiltImage | None]:
     """Check that the image is readable and has a format that the method supports.
 
     The built image is ``None`` for an image of a flake, which is evaluated but not built.
@@ -245,7 +245,7 @@ def check_image(
 
     if not nix.is_path(given):
         keys = describe_keys(nix.plan_build(given, flake=flake, system=system or None).image.keys)
-        return Check("image", "pass", f"{given} would be built", facts={"may log in": keys}), None
+        return CheckResult("image", "pass", f"{given} would be built", facts={"may log in": keys}), None
     found = nix.resolve_image(given, system=system or None, boot_mode=boot_mode or None)
     with open_image(found.path) as disk:
         kind = f"{disk.format} {disk.subformat}".strip()
@@ -256,12 +256,12 @@ def check_image(
         )
         size = f"{disk.file_bytes / GIB:.2f} GiB file, {disk.size / GIB:.2f} GiB disk"
     text = f"{found.name} {found.version}, {found.system}: {kind}, {size}"
-    return Check("image", "pass", text, facts={"may log in": describe_keys(found.keys)}), found
+    return CheckResult("image", "pass", text, facts={"may log in": describe_keys(found.keys)}), found
 
 
 def check_name_free(
     ec2: EC2Client, built: BuiltImage, *, prefix: str, root_device: str = "", boot_mode: str = ""
-) -> Check:
+) -> CheckResult:
     """Check that no AMI has the name, or that it has the same bytes. This reads the whole image."""
     from vmsnix_ops.disk.formats import open_image
     from vmsnix_ops.disk.survey import survey
@@ -272,38 +272,42 @@ def check_name_free(
     wanted = registration_of(built, name=name, disk_bytes=size, root_device=root_device, boot_mode=boot_mode)
     existing = images.usable_ami(images.find_all_by_name(ec2, name))
     if existing is None:
-        return Check("name", "pass", f"{name} is not in use")
+        return CheckResult("name", "pass", f"{name} is not in use")
     images.check_same_registration(existing, digest=digest, facts=wanted.facts())
     text = f"{name} is {existing.ami_id}, created from the same bytes"
     if existing.deprecated:
-        return Check("name", "warn", f"{text}; {images.deprecation_note(existing)}")
-    return Check("name", "pass", text)
+        return CheckResult("name", "warn", f"{text}; {images.deprecation_note(existing)}")
+    return CheckResult("name", "pass", text)
 
 
-def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> Check:
+def check_disk_space(folder: Path, *, enough_gib: float = LITTLE_SPACE_GIB) -> CheckResult:
     """Check the free disk space of a folder, or of its nearest parent that exists."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
     text = f"{free:.1f} GiB free in {existing}"
     if free >= enough_gib:
-        return Check("disk space", "pass", text)
+        return CheckResult("disk space", "pass", text)
     outcome: Literal["fail", "warn"] = "fail" if free < NO_SPACE_GIB else "warn"
-    return Check("disk space", outcome, text, "Free disk space: nix-collect-garbage, or delete old runs.")
+    return CheckResult(
+        "disk space", outcome, text, "Free disk space: nix-collect-garbage, or delete old runs."
+    )
 
 
-def check_tool(name: str, *, needed: str, for_what: str) -> Check:
+def check_tool(name: str, *, needed: str, for_what: str) -> CheckResult:
     """Check whether a program is on PATH.
 
     `needed` is why this job needs it, empty if it does not; `for_what` are the jobs that need it.
     """
     path = shutil.which(name)
     if path is not None:
-        return Check(name, "pass", path)
+        return CheckResult(name, "pass", path)
     if needed:
         fix = f"Install {name}, or choose an option that does not need it."
         error = errors.ToolMissingError(f"{name} is not on PATH.", why=needed, fix=fix)
-        return Check(name, "fail", f"not on PATH, but {needed}", fix, error)
-    return Check(name, "warn", f"not on PATH; needed only for {for_what}", f"Install {name} if you need it.")
+        return CheckResult(name, "fail", f"not on PATH, but {needed}", fix, error)
+    return CheckResult(
+        name, "warn", f"not on PATH; needed only for {for_what}", f"Install {name} if you need it."
+    )
 
 
 MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
@@ -316,7 +320,7 @@ class PreflightResult(Result):
     runbook = "preflight"
 
     region: str
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
 
     @property
     def failed(self) -> int:
@@ -408,7 +412,7 @@ def check(
         checks.append(run_check("bucket prefixes", prefix_check, kept, bucket, settings.key_prefix))
     if not bucket and via == "import":
         fix = "Set bucket in vmsnix.toml, or add --bucket NAME; vmsnix bootstrap creates one."
-        checks.append(Check("bucket", "warn", "no bucket given", fix))
+        checks.append(CheckResult("bucket", "warn", "no bucket given", fix))
     checks += _machine(
         session if all(c.outcome != "fail" for c in checks[:2]) else None,
         settings,
@@ -432,14 +436,14 @@ def _machine(
     via: str,
     options: dict[str, str],
     system: str,
-) -> list[Check]:
+) -> list[CheckResult]:
     """Check the image and this machine; without a session (invalid credentials) not the AMI's name."""
     from vmsnix_ops.nix import build as nix
 
-    checks: list[Check] = []
+    checks: list[CheckResult] = []
     found: list[BuiltImage] = []
 
-    def read_image() -> Check:
+    def read_image() -> CheckResult:
         check, built = check_image(image, flake=settings.flake, via=via, system=system, **options)
         found.extend([built] if built is not None else [])
         return check

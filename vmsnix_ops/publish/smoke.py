@@ -25,7 +25,7 @@ from vmsnix_ops.display import DisplayTable, make_table, seconds
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish.home import check_home
-from vmsnix_ops.publish.journal import Entry, Journal, record_run
+from vmsnix_ops.publish.journal import JournalEntry, StepJournal, record_run
 from vmsnix_ops.records.fingerprints import FingerprintedPlan, check_plan, record_plan
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.run_context import current_run
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from types_boto3_ec2.client import EC2Client
 
-    from vmsnix_ops.aws.checks import Check
+    from vmsnix_ops.aws.checks import CheckResult
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.publish.values import StepTiming
     from vmsnix_ops.records.run_context import RunContext
@@ -191,11 +191,11 @@ class SmokeTestPlan(FingerprintedPlan):
     ami: Ami
     wanted: instances.InstanceLaunch  # the parameters of the instance
     pattern: str  # regular expression that the console must match; empty to only read it
-    checks: tuple[Check, ...]  # the checks of credentials, account and region
+    checks: tuple[CheckResult, ...]  # the checks of credentials, account and region
     dry_run: bool  # whether `apply` launches nothing
     expect_plan: str  # fingerprint of the plan that `apply` may carry out; empty for any
     ec2: EC2Client = field(repr=False, compare=False)
-    journal: Journal = field(repr=False, compare=False)
+    journal: StepJournal = field(repr=False, compare=False)
 
     def facts(self) -> list[tuple[str, str]]:
         """Return what each step will do."""
@@ -390,7 +390,7 @@ def plan(
         tagging.IMAGE: tested.tags[tagging.IMAGE],
     }
     this_run = current_run("smoke-test", settings=home.settings)
-    journal = Journal(
+    journal = StepJournal(
         this_run,
         RunTables(home.settings, this_run),
         progress or current(),
@@ -431,7 +431,7 @@ def _apply(plan: SmokeTestPlan) -> SmokeTestResult:
 
 
 @contextmanager
-def _step(plan: SmokeTestPlan, state: SmokeTestState, name: str) -> Iterator[Entry]:
+def _step(plan: SmokeTestPlan, state: SmokeTestState, name: str) -> Iterator[JournalEntry]:
     """Run the block as a step of the journal; terminate the instance before a failure is recorded."""
     with plan.journal.step(name) as entry:
         try:

@@ -15,13 +15,13 @@ from botocore.httpsession import where
 from tests.support import require
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct.wire import (
+    BlockEndpoint,
     BlockWire,
     CertificateRefused,
     Connection,
     ConnectionFailed,
     Keys,
-    Route,
-    Target,
+    ServerAddress,
     keys,
     target,
 )
@@ -90,7 +90,7 @@ OK = reply("HTTP/1.1 201 Created\nContent-Length: 2\n\n{}")
 
 
 def send_request(server):
-    connection = Connection(Route("http", "127.0.0.1", server.port))
+    connection = Connection(ServerAddress("http", "127.0.0.1", server.port))
     try:
         return connection.exchange(HEAD, None, seconds=2)
     finally:
@@ -136,7 +136,7 @@ def test_a_closed_port_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionFailed, match="could not connect"):
-        Connection(Route("http", "127.0.0.1", port))
+        Connection(ServerAddress("http", "127.0.0.1", port))
 
 
 @pytest.fixture
@@ -145,7 +145,9 @@ def wire():
     made = []
 
     def make(server, *, endpoint="", **more) -> BlockWire:
-        place = Target(endpoint or f"http://127.0.0.1:{server.port}", "us-east-1", read_seconds=2, **more)
+        place = BlockEndpoint(
+            endpoint or f"http://127.0.0.1:{server.port}", "us-east-1", read_seconds=2, **more
+        )
         made.append(BlockWire(place, Keys("AKIATEST", "secret", "session")))
         return made[-1]
 
@@ -239,12 +241,14 @@ def test_an_untrusted_certificate_is_refused_at_once(certificate, wire):
 def test_a_certificate_of_another_name_is_refused(certificate):
     context, path = certificate
     with served([OK], context=context) as server, pytest.raises(CertificateRefused):
-        Connection(Route("https", "127.0.0.1", server.port, context=ssl.create_default_context(cafile=path)))
+        Connection(
+            ServerAddress("https", "127.0.0.1", server.port, context=ssl.create_default_context(cafile=path))
+        )
 
 
 def test_a_proxy_that_refuses_to_connect_is_an_error():
     with served([reply("HTTP/1.1 407 Proxy Authentication Required\nContent-Length: 0\n\n")]) as server:
-        route = Route(
+        route = ServerAddress(
             "https", "ebs.example", 443, f"http://127.0.0.1:{server.port}", ssl.create_default_context()
         )
         with pytest.raises(ConnectionFailed, match="407"):

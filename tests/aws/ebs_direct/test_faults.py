@@ -18,7 +18,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, writing
 from vmsnix_ops.aws.ebs_direct import worker as block_worker
 from vmsnix_ops.aws.ebs_direct.engine import BlockRefusedError, TransferConfig
-from vmsnix_ops.aws.ebs_direct.wire import Answer, Keys, Target
+from vmsnix_ops.aws.ebs_direct.wire import Answer, BlockEndpoint, Keys
 from vmsnix_ops.aws.ebs_direct.worker import RAMP_UP_SECONDS, RampUp, RateLimiter, TransferJob, Worker
 from vmsnix_ops.disk.formats import open_image
 
@@ -243,7 +243,7 @@ def test_throttled_blocks_are_sent_more_slowly(monkeypatch, image) -> None:
 
     monkeypatch.setattr(block_worker, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     job = TransferJob("put", "snap-0123456789abcdef0", str(image), raw=True, threads=1, rate=20, budget=60)
-    worker = Worker(job, Target("http://127.0.0.1:1", REGION), Keys("key", "secret"))
+    worker = Worker(job, BlockEndpoint("http://127.0.0.1:1", REGION), Keys("key", "secret"))
 
     def put(*_arguments: object, **_more: object) -> Answer:
         sent.append(now[0])

@@ -56,9 +56,9 @@ class Upload:
         self.tables = Tables(self.history)
 
     @property
-    def wanted(self) -> writing.Upload:
+    def wanted(self) -> writing.SnapshotUpload:
         tags = {"Name": "victim", "vmsnix:image": "victim", "vmsnix:digest": self.digest, "vmsnix:run": "1"}
-        return writing.Upload(self.image, self.digest, "victim", REGION, tags, self.journal)
+        return writing.SnapshotUpload(self.image, self.digest, "victim", REGION, tags, self.journal)
 
     def start(self) -> subprocess.Popen[bytes]:
         words = [str(self.image), self.digest, str(self.journal), str(self.history), REGION]

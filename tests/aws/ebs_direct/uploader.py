@@ -12,9 +12,9 @@ from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.records.tables import Tables
 
 
-def wanted(image: str, digest: str, journal: str, region: str) -> writing.Upload:
+def wanted(image: str, digest: str, journal: str, region: str) -> writing.SnapshotUpload:
     tags = {"Name": "victim", "vmsnix:image": "victim", "vmsnix:digest": digest, "vmsnix:run": "1"}
-    return writing.Upload(Path(image), digest, "victim", region, tags, Path(journal))
+    return writing.SnapshotUpload(Path(image), digest, "victim", region, tags, Path(journal))
 
 
 def main() -> None:

@@ -149,7 +149,7 @@ class _WorkerPool:
                 if stream is not None:
                     _close(stream)
 
-    def open(self, where: wire.Target) -> None:
+    def open(self, where: wire.BlockEndpoint) -> None:
         """Send every worker its job."""
         message = {"job": asdict(self.job), "target": asdict(where), "keys": asdict(self.keys)}
         for number in range(len(self.workers)):

@@ -52,7 +52,7 @@ class CertificateRefused(Exception):  # noqa: N818 (becomes an answer)
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ServerAddress:
     """A server, and the proxy for it."""
 
     scheme: str
@@ -88,7 +88,7 @@ class Reply:
 class Connection:
     """A connection that is used for one request after another."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: ServerAddress) -> None:
         self._route = route
         self._seconds = CONNECT_SECONDS
         self._rest = b""  # bytes received after the last reply
@@ -272,7 +272,7 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class BlockEndpoint:
     """The endpoint for blocks, as plain values that can be sent to a worker process."""
 
     endpoint: str  # URL of the EBS direct APIs, without a trailing slash
@@ -299,7 +299,7 @@ class Answer:
         return 200 <= self.status < 300
 
 
-def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -> Target:
+def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -> BlockEndpoint:
     """Return the endpoint of the EBS direct APIs in the session's configuration."""
     from botocore.httpsession import where
     from botocore.utils import get_environ_proxies
@@ -322,7 +322,7 @@ def target(session: boto3.Session, region: str, *, read_seconds: float = 20.0) -
         )
     core = session._session  # boto3 has no public access to the certificate bundle
     bundle = core.get_config_variable("ca_bundle")
-    return Target(endpoint, region, proxy, str(bundle or where()), read_seconds)
+    return BlockEndpoint(endpoint, region, proxy, str(bundle or where()), read_seconds)
 
 
 def keys(session: boto3.Session) -> Keys:
@@ -344,14 +344,14 @@ class BlockWire:
     Assign `keys` again when the credentials are refreshed.
     """
 
-    def __init__(self, target: Target, keys: Keys) -> None:
+    def __init__(self, target: BlockEndpoint, keys: Keys) -> None:
         self.target, self.keys = target, keys
         parts = urllib.parse.urlsplit(target.endpoint)
         self._host, self._path = parts.netloc, parts.path
         self._signing: tuple[str, Keys, bytes] | None = None
         context = ssl.create_default_context(cafile=target.certificates) if parts.scheme == "https" else None
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._route = Route(parts.scheme, parts.hostname or "", port, target.proxy, context)
+        self._route = ServerAddress(parts.scheme, parts.hostname or "", port, target.proxy, context)
         # A proxy without TLS needs the whole address in the request line.
         self._before = target.endpoint.removesuffix(self._path) if target.proxy and context is None else ""
         self._extra = self._route.proxy_headers if self._before else {}

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops.aws import error_codes
-from vmsnix_ops.aws.ebs_direct.wire import Answer, BlockWire, ConnectionFailed, Keys, Target
+from vmsnix_ops.aws.ebs_direct.wire import Answer, BlockEndpoint, BlockWire, ConnectionFailed, Keys
 from vmsnix_ops.disk.formats import RawImage, open_image
 from vmsnix_ops.disk.image import BLOCK_BYTES, ZEROS
 from vmsnix_ops.disk.source import PathSource, ThreadBuffer
@@ -141,7 +141,7 @@ class Refused(Exception):  # noqa: N818 (a message between the threads of this p
 class Worker:
     """Uploads or downloads single blocks, for several threads."""
 
-    def __init__(self, job: TransferJob, target: Target, keys: Keys) -> None:
+    def __init__(self, job: TransferJob, target: BlockEndpoint, keys: Keys) -> None:
         self.job = job
         self.wire = BlockWire(target, keys)
         self.limiter = RateLimiter(job.rate)
@@ -264,7 +264,7 @@ def main() -> int:
     """Process the job and the batches on stdin."""
     opening = json.loads(sys.stdin.readline())
     job = TransferJob(**opening["job"])
-    worker = Worker(job, Target(**opening["target"]), Keys(**opening["keys"]))
+    worker = Worker(job, BlockEndpoint(**opening["target"]), Keys(**opening["keys"]))
     batches: Inbox = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(worker, batches), daemon=True).start()
     threading.Thread(target=_exit_with, args=(opening["parent"],), daemon=True).start()

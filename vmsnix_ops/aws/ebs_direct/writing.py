@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
+class SnapshotUpload:
     """The parameters of an upload."""
 
     path: Path  # the disk image, in any format of `vmsnix_ops.disk.formats.open_image`
@@ -104,7 +104,7 @@ INCREMENTAL_POLICY = f"{DIRECT_POLICY} --incremental"
 class Task:
     """An upload and its context."""
 
-    upload: Upload
+    upload: SnapshotUpload
     survey: Survey  # The digests of the image. AWS compares the blocks with them.
     descriptor: int  # the converted disk as an open raw file; -1 if the format needs no conversion
     session: boto3.Session
@@ -441,7 +441,7 @@ def find(session: boto3.Session, region: str, digest: str, *, kms_key: str = "")
 )
 def upload(
     session: boto3.Session,
-    wanted: Upload,
+    wanted: SnapshotUpload,
     *,
     tables: Tables,
     step: Step | None = None,
@@ -498,7 +498,12 @@ def _upload(task: Task) -> DirectSnapshot:
 
 @needs("ec2:DescribeSnapshots", "ec2:CreateTags of our resources", "ec2:DeleteSnapshot")
 def finish(
-    session: boto3.Session, wanted: Upload, made: DirectSnapshot, *, tables: Tables, step: Step | None = None
+    session: boto3.Session,
+    wanted: SnapshotUpload,
+    made: DirectSnapshot,
+    *,
+    tables: Tables,
+    step: Step | None = None,
 ) -> DirectSnapshot:
     """Wait until a snapshot is completed, tag it with the run, and write its manifest.
 
@@ -525,7 +530,7 @@ def finish(
 
 
 @contextmanager
-def _identified(wanted: Upload, step: Step | None) -> Iterator[tuple[Survey, int]]:
+def _identified(wanted: SnapshotUpload, step: Step | None) -> Iterator[tuple[Survey, int]]:
     """Yield the image's digests, and its converted disk as an open raw file; -1 without a conversion."""
     survey = wanted.survey or identify(wanted.path)
     if survey.identity != wanted.digest:
