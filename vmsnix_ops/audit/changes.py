@@ -137,7 +137,6 @@ def _place(kind: str, name: str) -> str:
 
 
 def _incomplete(inventory: Inventory) -> set[tuple[str, str]]:
-    """Return the places that were read in part."""
     return {
         (one.account, _place("bucket", one.bucket) if one.bucket else one.region) for one in inventory.unread
     }

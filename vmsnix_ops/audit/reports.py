@@ -383,7 +383,6 @@ class ShownFindings(display.Displayed):
 
 
 def _with_proofs(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
-    """Return an inventory with the time at which each AMI was last proven."""
     proofs = newest_proofs(tables)
     proven = proofs[proofs["verdict"] == "proven"].set_index("ami_id")["proved_at"]
     if proven.empty:  # pandas cannot map to no times
@@ -420,7 +419,6 @@ def write(audit: AuditResult, folder: Path) -> dict[str, Path]:
 
 
 def _severities_from(lowest: str) -> tuple[str, ...]:
-    """Return a severity and all that are worse."""
     if lowest == NEVER:
         return ()
     if lowest not in SEVERITIES:

@@ -171,7 +171,6 @@ def _unknown_accounts(references: str, known: frozenset[str] | set[str]) -> list
 
 
 def _removal(unknown: list[tuple[str, str]]) -> str:
-    """Return the argument that removes launch permissions."""
     return "Remove=[" + ",".join(f"{{{MEMBERS.get(kind, kind)}={who}}}" for who, kind in unknown) + "]"
 
 
@@ -310,7 +309,6 @@ _NOT_SCANNED = ("architecture", "ena_support", "tpm_support", "description")
 
 
 def _ami(row: dict[Hashable, Any]) -> Ami:
-    """Return an AMI from its row of the inventory."""
     import pandas as pd
 
     given: dict[str, Any] = {str(name): None if pd.isna(one) else one for name, one in row.items()}
@@ -336,7 +334,6 @@ def _ami(row: dict[Hashable, Any]) -> Ami:
 
 
 def _snapshots(data: AuditData, amis: pd.DataFrame) -> dict[str, Snapshot]:
-    """Return the snapshots of some AMIs by ID, from their rows of the inventory."""
     wanted = {one for text in amis["snapshots"].fillna("[]") for one in json.loads(text)}
     rows = data.of_kind("snapshot", "direct-upload")
     return {

@@ -167,7 +167,6 @@ def _regions(inventory: Inventory) -> Iterator[dict[str, Any]]:
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a frame; missing values are empty texts."""
     return [
         {str(name): "" if missing(value) else value for name, value in row.items()}
         for row in frame.to_dict("records")

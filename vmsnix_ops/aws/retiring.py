@@ -185,7 +185,6 @@ def write_retirement_tags(ec2: EC2Client, ami: Ami, record: RetirementTags) -> N
 
 
 def _tag_and_wait(ec2: EC2Client, resource: str, tags: Mapping[str, str], key: str) -> None:
-    """Add tags, and wait until one of them can be read."""
     add_tags(ec2, [resource], tags)
 
     def read() -> PollResult[None]:

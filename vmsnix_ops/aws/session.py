@@ -68,7 +68,6 @@ IRREVERSIBLE: Mapping[tuple[str, str], Callable[[Mapping[str, Any]], str]] = {
 
 
 def _record_irreversible_calls(client: BaseClient) -> None:
-    """Make the client record each irreversible call before it sends the call."""
     service = str(client.meta.service_model.service_name)
 
     def announce(params: Mapping[str, Any], model: Any, **_more: Any) -> None:

@@ -178,7 +178,6 @@ def revoke_ami(ec2: EC2Client, ami_id: str, who: Audience) -> None:
 
 @contextmanager
 def _explain_aws_key() -> Iterator[None]:
-    """Add the fix to an error about encryption with AWS's own key."""
     try:
         yield
     except errors.AwsError as error:

@@ -202,5 +202,4 @@ def _firmware_options(hardware: Hardware, folder: Path) -> Iterable[str]:
 
 
 def _quoted(text: str) -> str:
-    """Escape a text for one of QEMU's comma-separated options."""
     return text.replace(",", ",,")

@@ -124,7 +124,6 @@ def _choose_in_region(target: RollbackTarget, to: str, digests: set[str], accoun
 
 
 def _chosen_entry(target: RollbackTarget, to: str, digests: set[str]) -> ChannelEntry:
-    """Return the value to return to."""
     known, current, before = target.entries, target.entries[-1], target.rolled_back_from
     if to:
         found = [one for one in known if to in (one.ami_id, one.name) or one.digest in digests]
@@ -433,7 +432,6 @@ def _apply(plan: RollbackPlan) -> RollbackResult:
 
 
 def _planned(target: RollbackTarget) -> RegionStep:
-    """Return the outcome of a dry run in one region."""
     ami_id = target.target.ami_id if target.target else ""
     row = RegionStep(target.region, plans.SET_CHANNEL, "planned", ami_id=ami_id)
     if target.problem is not None:

@@ -202,8 +202,6 @@ def _entry(folder: bytes, wanted: str) -> _FatEntry | None:
 
 @dataclass(frozen=True, slots=True)
 class _Fat:
-    """A FAT12, FAT16 or FAT32 file system."""
-
     image: DiskImage
     start: int
     fat: int  # byte of the first table

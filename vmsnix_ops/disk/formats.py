@@ -61,7 +61,6 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
 
 
 def _check_partitions(source: ByteSource, head: bytes) -> None:
-    """Refuse a disk that ends within a partition."""
     fix = "The file is probably incomplete: copy it again, or build the image again."
     for number in range(4):
         at = 446 + 16 * number

@@ -116,7 +116,6 @@ class Manifest:
 
 
 def _header(line: bytes, what: str) -> dict[str, Any]:
-    """Return the header, after checking the types of its fields."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

@@ -77,7 +77,6 @@ def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[
 
 
 def _limit_memory(pid: int) -> None:
-    """Limit the address space of a new process, on Linux."""
     if sys.platform != "linux":
         return
     with suppress(ProcessLookupError):  # it may have ended already
@@ -85,7 +84,6 @@ def _limit_memory(pid: int) -> None:
 
 
 def _error(message: str, status: int, name: str, kind: str) -> ImageError:
-    """Return the error for a message of ``qemu-img``."""
     line = message.strip().split("\n")[0].removeprefix("qemu-img: ")
     why = f"qemu-img reported: {line.rstrip('.') or f'nothing, and ended with status {status}'}."
     if "No space left" in message or "File too large" in message:

@@ -127,7 +127,6 @@ def _data(seed: str, length: int) -> bytes:
 
 
 def _write_raw(path: Path, blocks: Iterator[Block], size: int) -> None:
-    """Write a raw disk with holes."""
     with path.open("wb") as file:
         for block in blocks:
             file.seek(block.index * DEFAULT_BLOCK)

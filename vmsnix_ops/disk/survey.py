@@ -217,8 +217,6 @@ class IdentifiedSource(ByteSource):
 
 
 class _Pieces(ByteSource):
-    """The pieces of a file that `_Pass` has in memory."""
-
     def __init__(self, source: ByteSource, buffers: dict[int, memoryview]) -> None:
         self.path, self.name, self.size, self._buffers = None, source.name, source.size, buffers
 
@@ -362,7 +360,6 @@ def _blocks_and_parts(image: DiskImage, on_progress: Callable[[int], None] | Non
 
 
 def _parts(image: DiskImage, on_progress: Callable[[int], None] | None = None) -> bytes:
-    """Return the digests of the file's ranges."""
     with _Pass(image, {}) as running:
         return running.carry_out(on_progress)
 
@@ -384,7 +381,6 @@ def _blocks_by_piece(image: DiskImage) -> tuple[dict[int, array[int]], array[int
 
 
 def _hash_blocks(image: DiskImage, indices: array[int], stop: threading.Event | None = None) -> Run:
-    """Return the digests of the given blocks, without blocks of zeros."""
     buffer, found, sums = bytearray(BLOCK_BYTES), array("I"), bytearray()
     for index in indices:
         if stop is not None and stop.is_set():

@@ -272,7 +272,6 @@ def open_vhd(source: ByteSource, head: bytes) -> DiskImage:
 
 
 def _check_footer(source: ByteSource, data: bytes, at: int, what: str) -> Footer:
-    """Return the footer, after checking the fields that do not depend on other structures."""
 
     def wrong(field: str, why: str) -> ImageFormatError:
         return damaged(source.name, "VHD", f"{what} {field}", at + FOOTER_OFFSETS[field], why)
@@ -327,7 +326,6 @@ def _open_dynamic(source: ByteSource, head: bytes, footer: Footer) -> DynamicVhd
 
 
 def _check_header(source: ByteSource, footer: Footer, end: int) -> DynamicHeader:
-    """Return the dynamic header, after checking its fields."""
     at = footer.data_offset
     if at % SECTOR or at < FOOTER_BYTES or at + HEADER_BYTES > end:
         where = source.size - FOOTER_BYTES + FOOTER_OFFSETS["data_offset"]
@@ -394,7 +392,6 @@ def _read_table(source: ByteSource, header: DynamicHeader, count: int) -> array[
 def _check_table(
     source: ByteSource, footer: Footer, header: DynamicHeader, table: array[int], end: int
 ) -> None:
-    """Check that each block is in the file and overlaps nothing."""
 
     def wrong(index: int, why: str) -> ImageFormatError:
         return damaged(source.name, "VHD", f"BAT entry {index}", header.table_offset + 4 * index, why)
@@ -483,7 +480,6 @@ def write_vhd(
 
 
 def _footer(size: int, kind: str, identifier: bytes) -> bytes:
-    """Return the footer of a disk."""
     cylinders, heads, sectors = geometry(size // SECTOR)
     return Footer(
         features=2,  # a reserved bit that is always set

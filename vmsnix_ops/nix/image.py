@@ -322,7 +322,6 @@ def _find_image(given: Path, folder: Path) -> Path:
 
 
 def _read_disk(image: Path) -> tuple[str, int, Firmware]:
-    """Return format, virtual size and boot loaders from the bytes of an image."""
     if not image.is_file():
         # A pipe would block forever, and a device is not an image.
         raise ImageFormatError(f"{image} is not a regular file.", fix="Use an image file.")

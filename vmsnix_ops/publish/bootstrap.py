@@ -43,8 +43,6 @@ _SHOWN = {"create": "will be created", "change": "will be corrected", "keep": "e
 
 
 class _Parts(Displayed):
-    """Shows the parts of an account, and what the bootstrap does with each."""
-
     __slots__ = ()
     place: policies.PolicyScope
     parts: tuple[bootstrap.BootstrapPart, ...]

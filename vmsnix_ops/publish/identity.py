@@ -114,7 +114,6 @@ def registration_of(
 
 
 def _checked(asked: Mapping[str, Any], image: BuiltImage) -> Mapping[str, Any]:
-    """Return ``registerImage`` after checking its keys and values."""
     for key, value in asked.items():
         if key in _OURS:
             _refuse(image, key, f"An image cannot set it: {_OURS[key]}.")

@@ -672,7 +672,6 @@ def _share_with_everybody(plan: PublishParameters, ami_id: str) -> None:
 
 
 def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
-    """Compare the snapshot with the digests of the image."""
     built = snapshot.built
     if built.survey is None:
         raise RuntimeError("the image of a snapshot has digests")

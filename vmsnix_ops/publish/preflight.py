@@ -221,7 +221,6 @@ def _keys(condition: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _example(arn: str) -> str:
-    """Return a resource that matches an ARN with a wildcard at its end."""
     return f"{arn[:-1]}0123456789abcdef0" if len(arn) > 1 and arn.endswith("*") else arn
 
 

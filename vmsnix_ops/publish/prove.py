@@ -526,7 +526,6 @@ def _is_publish(values: Mapping[str, Any]) -> bool:
 
 @needs("s3:GetObject", "s3:ListBucket")
 def _object(session: boto3.Session, region: str, place: str) -> bytes | None:
-    """Return an object on S3, or ``None`` if it does not exist."""
     bucket, _, key = place.removeprefix("s3://").partition("/")
     if not bucket or not key:
         return None
@@ -634,8 +633,6 @@ class _Records:
 
 @dataclass(frozen=True, slots=True)
 class _Planning:
-    """Finds the targets of a plan."""
-
     records: _Records
     given: Expected
     extent: Extent
@@ -854,7 +851,6 @@ def _undetected(target: Proof, changed: float) -> float:
 
 
 def _content(blocks: Digests) -> list[int]:
-    """Return the indices of the blocks that are not all zeros."""
     return [index for index, digest in blocks.raw() if digest not in (ZERO, NONE)]
 
 
@@ -982,7 +978,6 @@ def _some(bad: list[Proof], result: ProofResult) -> str:
 
 
 def _record(result: ProofResult, started: datetime) -> tuple[str, ...]:
-    """Write the proofs to the tables; return problems as sentences."""
     plan, now = result.plan, datetime.now(UTC)
     rows = []
     for proof in result.proofs:

@@ -607,8 +607,6 @@ def _check_current(plan: RetirementPlan) -> Mapping[str, errors.VmsnixError]:
 
 
 class _Change:
-    """Retires, deletes or restores one AMI or snapshot, and records it."""
-
     def __init__(self, plan: RetirementPlan, one: Decision, tables: Tables) -> None:
         self.plan, self.one, self.tables = plan, one, tables
         self.context: RegionContext = plan.contexts[one.region]
@@ -862,7 +860,6 @@ class _Change:
             self.tables.append("retirements", [row], once=f"{self.run_id}/{action}/{row['resource_id']}")
 
     def _record_ami(self, ami: Ami, *, state: str = "") -> None:
-        """Write the AMI's new state to the table `amis`."""
         with self._remember_failure():
             now = ami if state else images.find_ami(self.ec2, ami.ami_id) or ami
             known = history.amis(self.tables, ami_id=ami.ami_id, region=ami.region)

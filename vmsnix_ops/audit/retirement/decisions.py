@@ -367,8 +367,6 @@ class AccountDecider:
 
 
 class _RegionDecider:
-    """Applies the rules to one region."""
-
     def __init__(self, state: RegionState, rules: RetirementRules, now: datetime) -> None:
         self.state, self.rules, self.now = state, rules, now
         self.newer = _count_newer(state.amis)

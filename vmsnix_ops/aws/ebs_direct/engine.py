@@ -264,7 +264,6 @@ def _too_long(job: TransferJob) -> errors.DeadlineError:
 
 
 def _failure(failed: dict[str, Any], job: TransferJob) -> errors.VmsnixError:
-    """Return the error for a worker's message."""
     code, message, index, reason = (failed[name] for name in ("code", "message", "index", "reason"))
     if code == CHANGED:
         start = index * BLOCK_BYTES

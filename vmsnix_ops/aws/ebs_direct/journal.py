@@ -278,7 +278,6 @@ def locked(
 
 
 def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
-    """Return the locked file."""
     while True:
         file = files.create(path, os.O_RDWR)
         try:

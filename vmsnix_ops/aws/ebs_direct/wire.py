@@ -193,7 +193,6 @@ class Connection:
         return Reply(status, {**headers, "connection": "close"}, body)
 
     def _head(self) -> tuple[int, dict[str, str]]:
-        """Read status and headers."""
         data = bytearray(self._rest)
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > LONGEST_HEAD:
@@ -213,7 +212,6 @@ class Connection:
         return int(rest[:3]), headers
 
     def _chunks(self) -> bytes:
-        """Read a chunked body and its trailers."""
         body = bytearray()
         while size := int(self._line().split(b";")[0], 16):
             _check_length(len(body) + size)
@@ -428,7 +426,6 @@ class BlockWire:
         return reply
 
     def _sign(self, method: str, path: str, query: str, headers: dict[str, str]) -> dict[str, str]:
-        """Return the headers with a Signature Version 4."""
         now, keys = datetime.now(UTC), self.keys
         stamp = now.strftime("%Y%m%dT%H%M%SZ")
         signed = {**headers, "host": self._host, "x-amz-content-sha256": UNSIGNED, "x-amz-date": stamp}

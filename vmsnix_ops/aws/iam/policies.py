@@ -180,7 +180,6 @@ NEW_INSTANCES = (
 
 
 def _grants(target: Target, scope: PolicyScope) -> list[Grant]:
-    """Return the statements for one target."""
     iam = f"arn:{scope.partition}:iam::{scope.account}"
     account, channels = scope.account, f"parameter{scope.channel_prefix}"
     images, snapshots = _ec2(scope, "image/*"), _ec2(scope, "snapshot/*")
@@ -288,7 +287,6 @@ def policy_document(names: Iterable[str], scope: PolicyScope) -> dict[str, Any]:
 
 
 def _preflight(via: str, *, public: bool = False) -> list[Callable[..., Any]]:
-    """Return the checks before a publish."""
     functions: list[Callable[..., Any]] = [identity.check_region]
     if via == "import":
         functions += [
