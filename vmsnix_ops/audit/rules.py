@@ -603,7 +603,7 @@ class _BrokenReference:
             return f" The group {groups} launches through it: fix the group first."
         if kind == "parameter" and not self.reference.launches:
             return " The parameter is a text that contains the AMI ID: decide what it should contain."
-        if self._channel(self.reference.id):
+        if any(self._channel(self.reference.id)):
             return " If there is no earlier AMI to roll back to, promote another one (vmsnix promote)."
         return "" if self.remediation else " Decide what it should launch."
 
@@ -683,13 +683,10 @@ class _BrokenReference:
             return None
         if not self.foreign.ami_id.startswith(ALIAS):
             return self._set_parameter(name)
-        channel = self._channel(name)
+        image, channel = self._channel(name)
         if channel:
-            return self._command(
-                "vmsnix promote --image {image} --channel {channel} --region {region} --no-dry-run",
-                image=channel[0],
-                channel=channel[1],
-            )
+            promote = "vmsnix promote --image {image} --channel {channel} --region {region} --no-dry-run"
+            return self._command(promote, image=image, channel=channel)
         return self._command(
             "aws ssm put-parameter --region {region} --name {name} --type String --data-type aws:ec2:image "
             "--value <AMI>",
@@ -697,24 +694,22 @@ class _BrokenReference:
         )
 
     def _set_parameter(self, parameter: str) -> Command:
-        channel = self._channel(parameter)
+        image, channel = self._channel(parameter)
         if channel:
+            rollback = "vmsnix rollback --image {image} --channel {channel} --region {region}"
             return self._command(
-                "vmsnix rollback --image {image} --channel {channel} --region {region} --regions {region} "
-                "--no-dry-run",
-                image=channel[0],
-                channel=channel[1],
+                f"{rollback} --regions {{region}} --no-dry-run", image=image, channel=channel
             )
         return self._command(
             "aws ssm put-parameter --region {region} --name {name} --overwrite --value <AMI>", name=parameter
         )
 
-    def _channel(self, parameter: str) -> tuple[str, str] | None:
-        """Return image and channel if a parameter is a channel."""
+    def _channel(self, parameter: str) -> tuple[str, str]:
+        """Return image and channel of a parameter; empty if it is no channel."""
         prefix = f"{self.settings.channel_prefix}/"
-        parts = parameter.removeprefix(prefix).split("/")
-        is_channel = parameter.startswith(prefix) and len(parts) == 2 and parts[1] in self.settings.channels
-        return (parts[0], parts[1]) if is_channel else None
+        image, _, channel = parameter.removeprefix(prefix).partition("/")
+        is_channel = parameter.startswith(prefix) and channel in self.settings.channels
+        return (image, channel) if is_channel else ("", "")
 
     def _fix_group(self) -> Command | None:
         """Return the command that lets a group launch another AMI: it changes its template, or the group."""
