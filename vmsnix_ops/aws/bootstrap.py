@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.literals import BucketLocationConstraintType
     from types_boto3_s3.type_defs import (
         CreateBucketRequestTypeDef,
-        LifecycleRuleOutputTypeDef,
         LifecycleRuleTypeDef,
-        PublicAccessBlockConfigurationTypeDef,
         ServerSideEncryptionRuleTypeDef,
     )
 
@@ -144,12 +142,7 @@ def _put_bucket(clients: Clients, scope: PolicyScope) -> None:
 
 
 def _block_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
-    answer = if_found(
-        lambda: clients.s3.get_public_access_block(Bucket=scope.bucket),
-        "NoSuchPublicAccessBlockConfiguration",
-        "NoSuchBucket",
-    )
-    on: PublicAccessBlockConfigurationTypeDef = answer["PublicAccessBlockConfiguration"] if answer else {}
+    on = buckets.read_public_access_block(clients.s3, scope.bucket)
     return all(on.get(setting) for setting in ALL_BLOCKED) if on else None
 
 
@@ -158,12 +151,7 @@ def _put_block(clients: Clients, scope: PolicyScope) -> None:
 
 
 def _encryption_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
-    answer = if_found(
-        lambda: clients.s3.get_bucket_encryption(Bucket=scope.bucket),
-        "ServerSideEncryptionConfigurationNotFoundError",
-        "NoSuchBucket",
-    )
-    return True if answer else None
+    return True if buckets.read_default_encryption(clients.s3, scope.bucket) else None
 
 
 def _put_encryption(clients: Clients, scope: PolicyScope) -> None:
@@ -171,26 +159,19 @@ def _put_encryption(clients: Clients, scope: PolicyScope) -> None:
     clients.s3.put_bucket_encryption(Bucket=scope.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
 
 
-def _bucket_statements(clients: Clients, scope: PolicyScope) -> list[dict[str, Any]]:
-    answer = if_found(
-        lambda: clients.s3.get_bucket_policy(Bucket=scope.bucket), "NoSuchBucketPolicy", "NoSuchBucket"
-    )
-    return read_statements(answer["Policy"]) if answer else []
-
-
 def _tls_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
-    existing = _bucket_statements(clients, scope)
+    existing = buckets.read_bucket_policy(clients.s3, scope.bucket)
     return any(map(buckets.requires_tls, existing)) if existing else None
 
 
 def _put_tls(clients: Clients, scope: PolicyScope) -> None:
-    existing = _bucket_statements(clients, scope)
+    existing = buckets.read_bucket_policy(clients.s3, scope.bucket)
     text = json.dumps(policy(*existing, policies.tls_statement(scope)))
     clients.s3.put_bucket_policy(Bucket=scope.bucket, Policy=text)
 
 
 def _lifecycle_is_right(clients: Clients, scope: PolicyScope) -> bool | None:
-    rules = _existing_rules(clients, scope)
+    rules = buckets.read_lifecycle_rules(clients.s3, scope.bucket)
     if not rules:
         return None
     check = buckets.check_bucket_lifecycle(clients.s3, scope.bucket, scope.key_prefix)
@@ -211,19 +192,12 @@ def _put_lifecycle(clients: Clients, scope: PolicyScope) -> None:
         {"ID": "vmsnix-delete-markers", **below, "Expiration": {"ExpiredObjectDeleteMarker": True}},
     ]
     names = {rule["ID"] for rule in ours}
-    others = [rule for rule in _existing_rules(clients, scope) if rule.get("ID") not in names]
+    others = [
+        rule for rule in buckets.read_lifecycle_rules(clients.s3, scope.bucket) if rule.get("ID") not in names
+    ]
     clients.s3.put_bucket_lifecycle_configuration(
         Bucket=scope.bucket, LifecycleConfiguration={"Rules": [*others, *ours]}
     )
-
-
-def _existing_rules(clients: Clients, scope: PolicyScope) -> list[LifecycleRuleOutputTypeDef]:
-    answer = if_found(
-        lambda: clients.s3.get_bucket_lifecycle_configuration(Bucket=scope.bucket),
-        "NoSuchLifecycleConfiguration",
-        "NoSuchBucket",
-    )
-    return list(answer["Rules"]) if answer else []
 
 
 def _trust_of_role(clients: Clients, scope: PolicyScope) -> Any:

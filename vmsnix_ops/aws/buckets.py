@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         LifecycleRuleOutputTypeDef,
         MultipartUploadTypeDef,
         PublicAccessBlockConfigurationTypeDef,
+        ServerSideEncryptionByDefaultTypeDef,
     )
 
     from vmsnix_ops.disk.survey import Survey
@@ -496,16 +497,13 @@ def check_bucket_private(s3: S3Client, name: str) -> CheckResult:
     """Check that the bucket is private. A public policy fails; an incomplete public access block warns."""
     with calling(f"check whether the bucket {name} is private"):
         status = if_found(lambda: s3.get_bucket_policy_status(Bucket=name), "NoSuchBucketPolicy")
-        block = if_found(
-            lambda: s3.get_public_access_block(Bucket=name), "NoSuchPublicAccessBlockConfiguration"
-        )
+        on = read_public_access_block(s3, name)
     if status and status["PolicyStatus"].get("IsPublic"):
         raise errors.BucketError(
             f"The bucket {name} is public.",
             why="Its policy allows access for everyone, and an image can contain secrets.",
             fix="Remove that statement from the bucket policy, and " + BOOTSTRAP[0].lower() + BOOTSTRAP[1:],
         )
-    on: PublicAccessBlockConfigurationTypeDef = block["PublicAccessBlockConfiguration"] if block else {}
     off = [setting for setting in ALL_BLOCKED if not on.get(setting)]
     if off:
         return CheckResult("bucket private", "warn", f"not blocked: {', '.join(off)}", BOOTSTRAP)
@@ -516,13 +514,7 @@ def check_bucket_private(s3: S3Client, name: str) -> CheckResult:
 def check_bucket_encrypted(s3: S3Client, name: str) -> CheckResult:
     """Check that objects are encrypted by default."""
     with calling(f"check whether the bucket {name} is encrypted"):
-        answer = if_found(
-            lambda: s3.get_bucket_encryption(Bucket=name), "ServerSideEncryptionConfigurationNotFoundError"
-        )
-    rules = answer["ServerSideEncryptionConfiguration"]["Rules"] if answer else []
-    algorithms = [
-        rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm", "") for rule in rules
-    ]
+        algorithms = [default.get("SSEAlgorithm", "") for default in read_default_encryption(s3, name)]
     if not any(algorithms):
         return CheckResult("bucket encrypted", "warn", "no default encryption", BOOTSTRAP)
     return CheckResult("bucket encrypted", "pass", ", ".join(filter(None, algorithms)))
@@ -532,8 +524,8 @@ def check_bucket_encrypted(s3: S3Client, name: str) -> CheckResult:
 def check_bucket_tls(s3: S3Client, name: str) -> CheckResult:
     """Check that the bucket policy denies requests without TLS."""
     with calling(f"read the policy of the bucket {name}"):
-        answer = if_found(lambda: s3.get_bucket_policy(Bucket=name), "NoSuchBucketPolicy")
-    if answer and any(requires_tls(statement) for statement in read_statements(answer["Policy"])):
+        statements = read_bucket_policy(s3, name)
+    if any(map(requires_tls, statements)):
         return CheckResult("bucket TLS only", "pass", "requests without TLS are refused")
     return CheckResult(
         "bucket TLS only", "warn", "the policy does not refuse requests without TLS", BOOTSTRAP
@@ -557,7 +549,7 @@ def requires_tls(statement: dict[str, Any]) -> bool:
 def check_bucket_lifecycle(s3: S3Client, name: str, key_prefix: str) -> CheckResult:
     """Check that lifecycle rules delete leftovers: old objects and unfinished uploads."""
     with calling(f"read the lifecycle of the bucket {name}"):
-        rules = [rule for rule in _lifecycle_rules(s3, name) if _covers(rule, key_prefix)]
+        rules = [rule for rule in read_lifecycle_rules(s3, name) if _covers(rule, key_prefix)]
     uploads = [
         rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"]
         for rule in rules
@@ -581,7 +573,7 @@ def check_bucket_versions(s3: S3Client, name: str, key_prefix: str) -> CheckResu
     """Check that lifecycle rules delete old versions of images, if the bucket is versioned."""
     with calling(f"read the versioning of the bucket {name}"):
         state = str(s3.get_bucket_versioning(Bucket=name).get("Status") or "")
-        rules = _lifecycle_rules(s3, name)
+        rules = read_lifecycle_rules(s3, name)
     if not state:
         return CheckResult("bucket versions", "pass", "the bucket keeps no versions")
     if expires_versions(rules, key_prefix):
@@ -639,8 +631,33 @@ def _covers(rule: LifecycleRuleOutputTypeDef, key_prefix: str) -> bool:
     return key_prefix.startswith(chosen.get("Prefix", rule.get("Prefix", "")))
 
 
-def _lifecycle_rules(s3: S3Client, name: str) -> list[LifecycleRuleOutputTypeDef]:
-    answer = if_found(
-        lambda: s3.get_bucket_lifecycle_configuration(Bucket=name), "NoSuchLifecycleConfiguration"
-    )
+# The settings of a bucket; of a missing bucket they are empty.
+
+
+def read_public_access_block(s3: S3Client, name: str) -> PublicAccessBlockConfigurationTypeDef:
+    """Return which public access is blocked."""
+    error = "NoSuchPublicAccessBlockConfiguration"
+    answer = if_found(lambda: s3.get_public_access_block(Bucket=name), error, "NoSuchBucket")
+    return answer["PublicAccessBlockConfiguration"] if answer else {}
+
+
+def read_default_encryption(s3: S3Client, name: str) -> list[ServerSideEncryptionByDefaultTypeDef]:
+    """Return the encryption of new objects, one for each rule."""
+    error = "ServerSideEncryptionConfigurationNotFoundError"
+    answer = if_found(lambda: s3.get_bucket_encryption(Bucket=name), error, "NoSuchBucket")
+    rules = answer["ServerSideEncryptionConfiguration"]["Rules"] if answer else []
+    found = [rule.get("ApplyServerSideEncryptionByDefault") for rule in rules]
+    return [default for default in found if default is not None]
+
+
+def read_bucket_policy(s3: S3Client, name: str) -> list[dict[str, Any]]:
+    """Return the statements of the bucket policy."""
+    answer = if_found(lambda: s3.get_bucket_policy(Bucket=name), "NoSuchBucketPolicy", "NoSuchBucket")
+    return read_statements(answer["Policy"]) if answer else []
+
+
+def read_lifecycle_rules(s3: S3Client, name: str) -> list[LifecycleRuleOutputTypeDef]:
+    """Return the lifecycle rules."""
+    read, error = s3.get_bucket_lifecycle_configuration, "NoSuchLifecycleConfiguration"
+    answer = if_found(lambda: read(Bucket=name), error, "NoSuchBucket")
     return answer["Rules"] if answer else []

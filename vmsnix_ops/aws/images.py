@@ -236,15 +236,6 @@ def clean_name(name: str) -> str:
     return cleaned
 
 
-@needs("ec2:DescribeImages")
-def find_by_name(ec2: EC2Client, name: str) -> Ami | None:
-    """Return the account's usable AMI of exactly this name, or ``None``.
-
-    `usable_ami` raises an error for an unusable AMI that keeps its name.
-    """
-    return next((ami for ami in find_all_by_name(ec2, name) if is_usable(ami)), None)
-
-
 def is_usable(ami: Ami) -> bool:
     """Return whether an AMI can be launched, now or once AWS has created it."""
     return ami.state in {"available", *PENDING_STATES} and not ami.stuck

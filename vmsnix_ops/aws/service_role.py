@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import keys
+from vmsnix_ops.aws.buckets import read_default_encryption
 from vmsnix_ops.aws.checks import CheckResult
 from vmsnix_ops.aws.iam.documents import as_list, read_statements
 from vmsnix_ops.aws.iam.permissions import needs
@@ -217,9 +218,7 @@ def check_role_key_permissions(iam: IAMClient, arn: str, key: str, bucket: str) 
 def check_bucket_key_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket: str) -> CheckResult:
     """Check that the role may decrypt objects if the bucket encrypts them with a customer key."""
     with calling(f"read the encryption of the bucket {bucket}"):
-        answer = s3.get_bucket_encryption(Bucket=bucket)
-    rules = answer["ServerSideEncryptionConfiguration"]["Rules"]
-    found = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID", "") for rule in rules]
+        found = [default.get("KMSMasterKeyID", "") for default in read_default_encryption(s3, bucket)]
     key = next((one for one in found if one), "")
     name = arn.rpartition("/")[2]
     if not key.startswith("arn:") or ":alias/" in key:

@@ -77,5 +77,5 @@ def verifier_actions(*, blocks: bool = False) -> tuple[str, ...]:
         parameters.find_parameter,
     ]
     if blocks:
-        functions += [identity.check_region, images.find_by_name, reading.verify]
+        functions += [identity.check_region, images.find_all_by_name, reading.verify]
     return needs_of(*functions)

@@ -310,7 +310,7 @@ def thorough_actions() -> tuple[str, ...]:
         quotas.check_quotas,
         quotas.check_public_sharing,
         quotas.check_pending_snapshots,
-        images.find_by_name,
+        images.find_all_by_name,
     )
 
 
@@ -350,7 +350,7 @@ def publisher_actions(
         raise errors.UsageError("--incremental needs --via direct.", fix="Add --via direct.")
     functions: list[Callable[..., Any]] = [
         *_preflight(via, public=public),
-        images.find_by_name,
+        images.find_all_by_name,
         images.describe_ami,
         images.register_ami,
         images.tag_ami,
