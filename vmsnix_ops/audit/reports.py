@@ -167,23 +167,14 @@ def _as_list(regions: str | Iterable[str]) -> Iterable[str]:
 
 @dataclass(frozen=True, slots=True)
 class AuditResult(Result):
-    """The findings of an audit, and what changed since the last one.
-
-    Attributes
-    ----------
-    inventory, findings, changes
-        The result of the scan, the problems in it, and what changed since the last audit.
-    problems
-        Failures to read or write the tables, as sentences. `save` adds to them.
-    fail_on
-        Lowest severity that fails the audit; see `check`.
-    """
+    """The findings of an audit, and what changed since the last one."""
 
     inventory: Inventory
     findings: pd.DataFrame
     changes: Changes
+    # Failures to read or write the tables, as sentences. `save` adds to them.
     problems: list[str] = field(default_factory=list)
-    fail_on: str = NEVER
+    fail_on: str = NEVER  # lowest severity that fails the audit
     # The tables of the history; by default those of the settings.
     tables: Tables | None = field(default=None, repr=False)
 

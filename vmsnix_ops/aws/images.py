@@ -445,7 +445,7 @@ def check_same_registration(existing: Ami, *, digest: str, facts: Mapping[str, s
             f"{name} is {found} and {wanted} is requested" for name, wanted, found in different
         )
         raise errors.NameTakenError(
-            f"The AMI {existing.name} exists with another {_and(n for n, _, _ in different)}.",
+            f"The AMI {existing.name} exists with another {' and '.join(name for name, _, _ in different)}.",
             why=f"{existing.ami_id} in {existing.region} has the same bytes, but {listed}.",
             fix="Use another prefix, request the AMI's own values, or deregister it if nothing needs it: "
             f"{deregister_command(existing)}",
@@ -462,11 +462,6 @@ def _gib(disk: str) -> int:
     """Return the size in the text of a disk; 0 when it has none."""
     size = _SIZE.search(disk)
     return int(size[1]) if size else 0
-
-
-def _and(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 @needs("ec2:ModifyImageAttribute")

@@ -36,7 +36,7 @@ from vmsnix_ops.aws.session import calling, client, code_of, if_found
 from vmsnix_ops.settings import RetirementPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection
 
     import boto3
     from types_boto3_autoscaling.client import AutoScalingClient

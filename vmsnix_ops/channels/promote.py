@@ -72,20 +72,11 @@ class PromotionTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionPlan(plans.ChannelPlan):
-    """A checked promotion that has not started. Make it with `plan`.
+    """A checked promotion that has not started. Make it with `plan`."""
 
-    Attributes
-    ----------
-    request
-        The AMI, and the state that every region will have.
-    targets
-        The plan for each region; the AMI's own region is first.
-    contexts
-        The regions with their clients.
-    """
-
-    request: steps.PromotionRequest
-    targets: tuple[PromotionTarget, ...]
+    request: steps.PromotionRequest  # the AMI, and the state that every region will have
+    targets: tuple[PromotionTarget, ...]  # the plan for each region; the AMI's own region is first
+    # The regions with their clients.
     contexts: tuple[steps.PromotionContext, ...] = field(repr=False, compare=False)
 
     @property
@@ -407,7 +398,12 @@ def _apply(plan: PromotionPlan) -> PromotionResult:
         planned = [row for target in plan.targets for row in target.steps]
         return PromotionResult((*planned, *plan.planned_announcement()), plan)
     stop, refused = threading.Event(), list[str]()
-    contexts = [replace(one, ami=None, check_interrupt=lambda: _stop_if(stop)) for one in plan.contexts]
+
+    def check_interrupt() -> None:
+        if stop.is_set():
+            raise _interrupted()
+
+    contexts = [replace(one, ami=None, check_interrupt=check_interrupt) for one in plan.contexts]
     done: dict[str, list[RegionStep]] = {}
     with stopping(), ThreadPoolExecutor(len(contexts), thread_name_prefix="promote") as pool:
         running = {
@@ -540,11 +536,6 @@ def _run_columns(plan: PromotionPlan) -> dict[str, Any]:
         "image_name": plan.ami.name,
         "ami_id": plan.ami.ami_id,
     }
-
-
-def _stop_if(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise _interrupted()
 
 
 def _interrupted() -> errors.InterruptedRunError:

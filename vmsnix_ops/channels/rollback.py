@@ -182,18 +182,10 @@ def _check_same_image(targets: Iterable[RollbackTarget], *, to: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackPlan(plans.ChannelPlan):
-    """A checked rollback that has not started. Make it with `plan`.
-
-    Attributes
-    ----------
-    targets
-        The plan for each region.
-    skipped
-        Regions whose channel is recorded in the tables and no longer exists.
-    """
+    """A checked rollback that has not started. Make it with `plan`."""
 
     targets: tuple[RollbackTarget, ...]
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...]  # regions whose channel is recorded in the tables and no longer exists
 
     @property
     def title(self) -> str:

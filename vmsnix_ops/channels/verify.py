@@ -66,24 +66,12 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult(Result):
-    """The differences between AWS and the records.
-
-    Attributes
-    ----------
-    run
-        The run of the verification.
-    drift
-        The differences; columns as in `COLUMNS`.
-    regions
-        One row for each region: ``region``, ``amis``, ``drifted``, ``fields``, ``unread``.
-    fail_on_drift
-        Whether a difference fails the run.
-    """
+    """The differences between AWS and the records."""
 
     run: RunContext = field(repr=False)
-    drift: pd.DataFrame
-    regions: pd.DataFrame
-    fail_on_drift: bool = True
+    drift: pd.DataFrame  # the differences; columns as in `COLUMNS`
+    regions: pd.DataFrame  # a row for each: `region`, `amis`, `drifted`, `fields`, `unread`
+    fail_on_drift: bool = True  # whether a difference fails the run
 
     def frame(self) -> pd.DataFrame:
         """Return the drift; columns as in `COLUMNS`."""

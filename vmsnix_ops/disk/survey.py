@@ -96,7 +96,8 @@ def survey(
     disk. ImageChangedError if the file changed since it was opened.
     """
     source = image.source
-    stamp, changed_ns = image.stamp(), _changed_ns(source)
+    stamp = image.stamp()
+    changed_ns = os.fstat(source.descriptor).st_ctime_ns if isinstance(source, PathSource) else None
     sums = b""
     if not parts:
         blocks = block_digests(image, on_progress=on_progress)
@@ -400,14 +401,8 @@ def _over(image: DiskImage, source: ByteSource) -> DiskImage:
     return view
 
 
-def _changed_ns(source: ByteSource) -> int | None:
-    return os.fstat(source.descriptor).st_ctime_ns if isinstance(source, PathSource) else None
-
-
 def _size_now(source: ByteSource) -> int:
-    if not isinstance(source, PathSource):
-        return source.size
-    return os.lseek(source.descriptor, 0, os.SEEK_END)
+    return os.lseek(source.descriptor, 0, os.SEEK_END) if isinstance(source, PathSource) else source.size
 
 
 def _threads() -> int:

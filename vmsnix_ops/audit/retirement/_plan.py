@@ -60,38 +60,19 @@ OUTCOMES: tuple[StepOutcome, ...] = ("changed", "deleted", "skipped", "failed")
 
 @dataclass(frozen=True, slots=True)
 class RetirementPlan(FingerprintedPlan):
-    """What to retire, delete, restore or keep, and why. Nothing has been changed.
-
-    Attributes
-    ----------
-    account, regions
-        The account and its regions.
-    action
-        ``"retire"`` or ``"restore"``.
-    rules
-        The retirement rules.
-    decisions
-        One for each AMI of the account, and for each snapshot that vmsnix published and no AMI uses.
-    unread
-        Regions that could not be read, and why; nothing is done there.
-    now
-        The time of the plan; ages count from here.
-    dry_run, confirm
-        `apply` does nothing in a dry run, and requires a confirmation otherwise.
-    expect_plan
-        Fingerprint of the plan that `apply` may carry out, which also confirms it; empty for any.
-    """
+    """What to retire, delete, restore or keep, and why. Nothing has been changed."""
 
     account: str
     regions: tuple[str, ...]
     action: PlanAction
     rules: RetirementRules
+    # One for each AMI of the account, and for each snapshot that vmsnix published and no AMI uses.
     decisions: tuple[Decision, ...]
-    unread: Mapping[str, errors.VmsnixError]
-    now: datetime
+    unread: Mapping[str, errors.VmsnixError]  # regions that could not be read; nothing is done there
+    now: datetime  # the time of the plan; ages count from here
     dry_run: bool
-    confirm: str
-    expect_plan: str
+    confirm: str  # `apply` requires it without `dry_run`
+    expect_plan: str  # fingerprint of the plan that `apply` may carry out, which also confirms it
     run: RunContext = field(repr=False)
     contexts: Mapping[str, RegionContext] = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
@@ -352,23 +333,11 @@ class ResourceOutcome:
 
 @dataclass(frozen=True, slots=True)
 class RetirementResult(Result):
-    """The outcome of a retirement, by region and by AMI.
-
-    Attributes
-    ----------
-    plan
-        The plan.
-    outcomes
-        One for each AMI and snapshot that was planned, in the order of the plan.
-    stopped_by
-        Why the run stopped early: an irreversible change could not be recorded before it.
-    interrupted
-        Whether the run was interrupted.
-    """
+    """The outcome of a retirement, by region and by AMI."""
 
     plan: RetirementPlan
-    outcomes: tuple[ResourceOutcome, ...]
-    stopped_by: errors.UnrecordedActError | None = None
+    outcomes: tuple[ResourceOutcome, ...]  # one for each AMI and snapshot, in the order of the plan
+    stopped_by: errors.UnrecordedActError | None = None  # an irreversible change could not be recorded
     interrupted: bool = False
 
     @property
