@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from tests.sandbox.ec2.conftest import aws, still_sandbox
 from vmsnix_ops.aws import paging
-from vmsnix_ops.aws.images import find_amis
 from vmsnix_ops.aws.references import (
     Link,
     Reference,
-    RegionClients,
     ResourceVersion,
-    add_last_launches,
-    is_used,
-    merge_references,
-    read_references,
+    find_references,
     references_from_json,
     references_to_json,
-    search_references,
 )
 
 if TYPE_CHECKING:
@@ -32,14 +26,7 @@ REGION, FRIEND = "us-east-1", "210987654321"
 
 
 def read(aws: SandboxClients, *images: str) -> References:
-    clients = RegionClients.of(aws.sandbox.session(), REGION)
-    found = merge_references(read_references(clients), search_references(clients, images))
-    amis = find_amis(clients.ec2, images).values()
-    return add_last_launches(found, {ami.ami_id: ami.launched_at for ami in amis if ami.launched_at})
-
-
-def used(found: References, ami_id: str) -> bool | None:
-    return is_used(found.of(ami_id), complete=found.complete)
+    return find_references(region=REGION, images=images, session=aws.sandbox.session())
 
 
 def kinds(found: References, ami_id: str) -> list[tuple[str, str]]:
@@ -59,7 +46,7 @@ def template(aws: SandboxClients, name: str, *images: str) -> str:
 def test_a_new_ami_has_no_references(aws: SandboxClients) -> None:
     image = aws.image()
     found = read(aws, image)
-    assert (found.of(image), used(found, image), found.complete) == ((), False, True)
+    assert (found.of(image), found.use(image), found.complete) == ((), False, True)
 
 
 def test_an_instance_references_its_ami_until_it_is_terminated(aws: SandboxClients) -> None:
@@ -67,7 +54,7 @@ def test_an_instance_references_its_ami_until_it_is_terminated(aws: SandboxClien
     run = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     instance = run["Instances"][0]["InstanceId"]
     found = read(aws)
-    assert (kinds(found, image), used(found, image)) == ([("instance", instance)], True)
+    assert (kinds(found, image), found.use(image)) == ([("instance", instance)], True)
     aws.ec2.terminate_instances(InstanceIds=[instance])
     aws.pass_time(60)
     assert read(aws, image).names(image) == ()
@@ -83,7 +70,7 @@ def test_all_versions_of_launch_templates_are_references(aws: SandboxClients) ->
     )
     assert str(found.of(second)[0]) == f"launch-template {nodes} (nodes, versions 2, 5 (latest))"
     assert set(kinds(found, third)) == {("launch-template", nodes), ("launch-template", plain)}
-    assert used(found, fourth) is True
+    assert found.use(fourth) is True
     assert found.of(second)[0].versions == (ResourceVersion(2), ResourceVersion(5, latest=True))
     assert (found.of(second)[0].launches, found.of(fourth)[0].launches) == (True, False)
 
@@ -271,7 +258,7 @@ def test_a_launch_permission_is_a_hint_and_makes_the_use_unknown(aws: SandboxCli
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})
     found = read(aws, image)
     assert found.of(image) == (Reference("shared-with", FRIEND, type="account"),)
-    assert (found.names(image), used(found, image)) == ((), None)
+    assert (found.names(image), found.use(image)) == ((), None)
     assert read(aws).of(image) == ()
 
 
@@ -282,7 +269,7 @@ def test_the_last_launch_is_a_hint(aws: SandboxClients) -> None:
     aws.pass_time(2 * 24 * 3600)
     found = read(aws, image)
     assert [one.kind for one in found.of(image)] == ["launched"]
-    assert used(found, image) is None
+    assert found.use(image) is None
 
 
 def test_ec2_s_own_search_finds_what_another_source_could_not_read(aws: SandboxClients) -> None:
@@ -302,7 +289,7 @@ def test_the_use_is_unknown_if_a_source_cannot_be_read(aws: SandboxClients) -> N
         {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400}
     )
     found = read(aws, image)
-    assert (used(found, image), found.complete) == (None, False)
+    assert (found.use(image), found.complete) == (None, False)
     assert "AccessDeniedException" in str(found.unread["parameters"])
 
 
@@ -311,7 +298,7 @@ def test_an_ami_that_was_deregistered_in_the_meantime_is_skipped(aws: SandboxCli
     template(aws, "nodes", kept)
     aws.ec2.deregister_image(ImageId=deregistered)
     found = read(aws, kept, deregistered)
-    assert (found.complete, used(found, kept), found.of(deregistered)) == (True, True, ())
+    assert (found.complete, found.use(kept), found.of(deregistered)) == (True, True, ())
 
 
 def test_throttled_reads_are_retried(aws: SandboxClients, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,5 +310,5 @@ def test_throttled_reads_are_retried(aws: SandboxClients, monkeypatch: pytest.Mo
         rule = {"op": operation, "nth": list(range(1, 8)), "do": "error", "http": 503}
         aws.sandbox.faults.add(rule | {"code": "RequestLimitExceeded"})
     found = read(aws)
-    assert (used(found, image), found.complete) == (True, True)
+    assert (found.use(image), found.complete) == (True, True)
     assert aws.sandbox.calls.count("ec2:DescribeLaunchTemplates", ran=False) == 7
