@@ -140,11 +140,8 @@ def list_tasks(ec2: EC2Client) -> tuple[ImportTask, ...]:
 
 @needs("ec2:DescribeImportSnapshotTasks")
 def find_tasks(ec2: EC2Client, digest: str) -> list[ImportTask]:
-    """Return all import tasks of an image; AWS lists a finished task for seven days."""
-    with calling("list the import tasks"):
-        pages = ec2.get_paginator("describe_import_snapshot_tasks").paginate()
-        answers = [task for page in pages for task in page["ImportSnapshotTasks"]]
-    return [task for task in map(_parse_task, answers) if task.tags.get(tagging.DIGEST) == digest]
+    """Return the import tasks of an image among those of `list_tasks`."""
+    return [task for task in list_tasks(ec2) if task.tags.get(tagging.DIGEST) == digest]
 
 
 @needs("ec2:DescribeImportSnapshotTasks")
