@@ -96,7 +96,7 @@ MESSAGE_EVERY = 0.1
 """Seconds between two updates of a step; each is a message to the runner, or to the browser."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """A running step. Parallel uploads may call `advance` from several threads.
 
@@ -134,6 +134,10 @@ class Step:
         seconds = time.monotonic() - self.started
         remaining = self.forecast(seconds) if self.forecast is not None else None
         self.report(Event(self.name, kind, self.done, self.total, self.unit, message, seconds, remaining))
+
+
+NO_STEP = Step("", lambda _event: None)
+"""Stands for the step of a caller that shows no progress."""
 
 
 class Progress:

@@ -8,7 +8,7 @@ import pytest
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
-from vmsnix_ops.progress import Progress
+from vmsnix_ops.progress import NO_STEP, Progress
 
 QUICK = PollInterval(shortest=0.001, longest=0.002)
 
@@ -18,7 +18,7 @@ def poll_results(
     what: str = "x",
     deadline: float = 10,
     interval: PollInterval = QUICK,
-    step=None,
+    step=NO_STEP,
 ) -> PollResult[Any]:
     """Poll a resource whose reads return these results in turn, and the last one again and again."""
     left = list(results)

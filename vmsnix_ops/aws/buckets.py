@@ -27,7 +27,7 @@ from vmsnix_ops.aws.paging import call_with_retries, read_listing
 from vmsnix_ops.aws.session import calling, code_of, if_found
 from vmsnix_ops.disk.source import ByteSource, PathSource, ThreadBuffer
 from vmsnix_ops.disk.survey import changed, part_bytes
-from vmsnix_ops.progress import counted
+from vmsnix_ops.progress import NO_STEP, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -118,7 +118,7 @@ def upload_file(
     tags: Mapping[str, str],
     kms_key: str = "",
     in_use: Callable[[], bool] = lambda: False,
-    step: Step | None = None,
+    step: Step = NO_STEP,
 ) -> BucketObject:
     """Upload a file to this key, or find the object.
 
@@ -138,8 +138,7 @@ def upload_file(
         for _ in range(ATTEMPTS):
             found = _find(s3, survey, bucket=bucket, key=key, kms_key=kms_key)
             if found:
-                if step is not None:
-                    step.update(found.bytes)
+                step.update(found.bytes)
                 return found
             if file.size != survey.file_bytes:
                 at = min(file.size, survey.file_bytes)
@@ -300,7 +299,7 @@ def _send(
     bucket: str,
     key: str,
     upload_id: str,
-    step: Step | None,
+    step: Step,
 ) -> tuple[int, str]:
     """Send the missing parts and complete the upload; return the sent bytes and the object's checksum."""
     pages = s3.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
@@ -327,8 +326,7 @@ def _send(
                 ChecksumSHA256=checksum,
             )
             etag, sent = answer["ETag"], part.bytes
-        if step is not None:
-            step.advance(part.bytes)
+        step.advance(part.bytes)
         return {"PartNumber": part.number, "ETag": etag, "ChecksumSHA256": checksum}, sent
 
     done = _in_parallel(send, split_parts(survey.file_bytes))

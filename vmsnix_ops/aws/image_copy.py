@@ -16,6 +16,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, client_token, code_of, retry
+from vmsnix_ops.progress import NO_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +142,7 @@ def copy_ami(
     ec2: EC2Client,
     wanted: ImageCopy,
     *,
-    step: Step | None = None,
+    step: Step = NO_STEP,
     still_wanted: Callable[[], None] = lambda: None,
 ) -> tuple[Ami, StepOutcome]:
     """Copy an AMI, or find the copy, and wait until it is available.
@@ -167,9 +168,7 @@ def copy_ami(
     return ami, outcome
 
 
-def _start_copy(
-    ec2: EC2Client, wanted: ImageCopy, step: Step | None, still_wanted: Callable[[], None]
-) -> str:
+def _start_copy(ec2: EC2Client, wanted: ImageCopy, step: Step, still_wanted: Callable[[], None]) -> str:
     """Start the copy, with the token of the first attempt that did not fail, and return the AMI ID."""
     region = ec2.meta.region_name
     failed = {
@@ -185,7 +184,7 @@ def _start_copy(
         try:
             return ec2.copy_image(**wanted.request(token))["ImageId"]
         except ec2.exceptions.ClientError as error:
-            if code_of(error) == "ResourceLimitExceeded" and step is not None and not shown:
+            if code_of(error) == "ResourceLimitExceeded" and not shown:
                 step.message(f"{region} does not accept another copy yet")
                 shown = True
             raise
@@ -228,7 +227,7 @@ def _must_find(ec2: EC2Client, wanted: ImageCopy) -> Ami:
     return found
 
 
-def _wait_available(ec2: EC2Client, ami_id: str, step: Step | None, still_wanted: Callable[[], None]) -> Ami:
+def _wait_available(ec2: EC2Client, ami_id: str, step: Step, still_wanted: Callable[[], None]) -> Ami:
     def read() -> PollResult[Ami]:
         still_wanted()
         ami = images.describe_ami(ec2, ami_id)

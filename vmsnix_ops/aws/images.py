@@ -16,7 +16,7 @@ from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import batches, read_pages
 from vmsnix_ops.aws.polling import PollResult, poll
 from vmsnix_ops.aws.session import calling, code_of, retry
-from vmsnix_ops.progress import counted
+from vmsnix_ops.progress import NO_STEP, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -377,7 +377,7 @@ def register_ami(
     *,
     digest: str,
     snapshot_gib: int = 0,
-    step: Step | None = None,
+    step: Step = NO_STEP,
 ) -> tuple[Ami, StepOutcome]:
     """Register an AMI, or find it, and wait until it is available.
 
@@ -599,7 +599,7 @@ def restore_command(ami: Ami) -> str:
 
 
 @needs("ec2:DescribeImages")
-def wait_available(ec2: EC2Client, ami_id: str, *, step: Step | None = None) -> Ami:
+def wait_available(ec2: EC2Client, ami_id: str, *, step: Step = NO_STEP) -> Ami:
     """Wait until an AMI is available, and return it; a RegistrationError if it failed or is disabled."""
 
     def read() -> PollResult[Ami]:

@@ -23,6 +23,7 @@ from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.polling import Outcome, PollResult, poll
 from vmsnix_ops.aws.session import calling, client_token, code_of, if_found, retry
+from vmsnix_ops.progress import NO_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -192,7 +193,7 @@ def import_snapshot(
     digest: str,
     tags: Mapping[str, str],
     check: Callable[[], None] = lambda: None,
-    step: Step | None = None,
+    step: Step = NO_STEP,
 ) -> ImportedSnapshot:
     """Import an object as a snapshot, or find the existing snapshot.
 
@@ -221,8 +222,7 @@ def import_snapshot(
         if CANCELLED_BY_AWS not in last.message:
             break
         running, attempt = None, attempt + 1
-        if step is not None:
-            step.message(f"{last.task_id}: {last.message}; starting again")
+        step.message(f"{last.task_id}: {last.message}; starting again")
     raise import_error(last, source)
 
 
@@ -365,7 +365,7 @@ def _refusal(error: ClientError, source: Source) -> Exception:
     return error
 
 
-def _follow(ec2: EC2Client, task_id: str, step: Step | None) -> PollResult[ImportTask]:
+def _follow(ec2: EC2Client, task_id: str, step: Step) -> PollResult[ImportTask]:
     def read() -> PollResult[ImportTask]:
         with calling(f"read the import {task_id}"):
             # AWS may not list a new task at first.
@@ -420,7 +420,7 @@ def _tag(ec2: EC2Client, snapshot_id: str, tags: Mapping[str, str]) -> None:
 
 
 @needs("ec2:DescribeSnapshots")
-def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step | None = None) -> int:
+def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step = NO_STEP) -> int:
     """Wait until a snapshot is completed and return its size in GiB.
 
     The SnapshotFailedError of a snapshot that failed or was deleted has AWS's ``StateMessage``.

@@ -17,6 +17,7 @@ from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.paging import read_pages
 from vmsnix_ops.aws.polling import Outcome, PollResult, poll
 from vmsnix_ops.aws.session import calling, client_token, code_of, if_found, retry
+from vmsnix_ops.progress import NO_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -191,7 +192,7 @@ def describe_instance(ec2: EC2Client, instance_id: str) -> Instance:
     return _parse(answer["Reservations"][0]["Instances"][0])
 
 
-def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> Instance:
+def wait_running(ec2: EC2Client, instance_id: str, *, step: Step = NO_STEP) -> Instance:
     """Wait until an instance runs; a SmokeTestError with AWS's reason if it stopped."""
 
     def read() -> PollResult[Instance]:
@@ -206,7 +207,7 @@ def wait_running(ec2: EC2Client, instance_id: str, *, step: Step | None = None) 
 
 
 @needs("ec2:DescribeInstances", "ec2:DescribeInstanceStatus")
-def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> None:
+def wait_checks(ec2: EC2Client, instance_id: str, *, step: Step = NO_STEP) -> None:
     """Wait until both status checks of an instance are ``ok``; a SmokeTestError if one is ``impaired``."""
 
     def read() -> PollResult[Mapping[str, str]]:
@@ -261,7 +262,7 @@ def terminate_instances(ec2: EC2Client, instance_ids: Iterable[str]) -> None:
             if_found(partial(retry, call, INSTANCE_NOT_FOUND, seconds=10), INSTANCE_NOT_FOUND)
 
 
-def wait_terminated(ec2: EC2Client, instance_id: str, *, step: Step | None = None) -> None:
+def wait_terminated(ec2: EC2Client, instance_id: str, *, step: Step = NO_STEP) -> None:
     """Wait until an instance is terminated."""
 
     def read() -> PollResult[Instance]:

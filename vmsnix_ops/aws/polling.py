@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from vmsnix_ops import errors
-from vmsnix_ops.progress import Step, human_seconds
+from vmsnix_ops.progress import NO_STEP, Step, human_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def poll(
     *,
     what: str,
     deadline: float,
-    step: Step | None = None,
+    step: Step = NO_STEP,
     interval: PollInterval = PollInterval(),
 ) -> PollResult[Value]:
     """Read a resource until it is done or failed, and return the last result; at most `deadline` seconds.
@@ -68,18 +68,12 @@ def poll(
     while True:
         result = read()
         message = _progress_message(result, step)
-        if step is not None:
-            if result.percent is not None:
-                step.update(result.percent, message=message)
-            elif message and message != shown:
-                step.message(message)
-            shown = message
-        if (
-            result.outcome == "done"
-            and result.percent is None
-            and step is not None
-            and step.unit == "percent"
-        ):
+        if result.percent is not None:
+            step.update(result.percent, message=message)
+        elif message and message != shown:
+            step.message(message)
+        shown = message
+        if result.outcome == "done" and result.percent is None and step.unit == "percent":
             step.update(100.0)  # AWS reports no percentage for a finished resource
         if result.outcome != "waiting":
             return result
@@ -96,17 +90,17 @@ def poll(
         pause = interval.next(pause, result.percent)
 
 
-def _progress_message(result: PollResult[Value], step: Step | None) -> str:
+def _progress_message(result: PollResult[Value], step: Step) -> str:
     """Return AWS's state and message; also its percentage where the step shows a forecast instead."""
     parts = [result.state, result.message]
-    if step is not None and step.forecast is not None and result.percent is not None:
+    if step.forecast is not None and result.percent is not None:
         parts.append(f"({result.percent:.0f} % by AWS)")
     return " ".join(part for part in parts if part)
 
 
-def _sleep(seconds: float, step: Step | None, message: str) -> None:
+def _sleep(seconds: float, step: Step, message: str) -> None:
     """Sleep; update the remaining time of a step with a forecast every second."""
-    if step is None or step.forecast is None:
+    if step.forecast is None:
         time.sleep(seconds)
         return
     until = time.monotonic() + seconds

@@ -488,8 +488,7 @@ def _apply_step(step: steps.PromotionStep, context: steps.PromotionContext, row:
     state = step.check(context)
     if state.done:
         return replace(row, outcome=step.existing, what=state.what)
-    if context.progress is not None:
-        context.progress.message(f"{step.name}: {state.what}")
+    context.progress.message(f"{step.name}: {state.what}")
     step.apply(context)
     return replace(row, outcome=step.applied, what=state.what)
 

@@ -16,6 +16,7 @@ from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.regions import ALL, check_regions, enabled_regions
 from vmsnix_ops.aws.sharing import Audience
 from vmsnix_ops.channels.plans import SET_CHANNEL
+from vmsnix_ops.progress import NO_STEP, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.channels.history import Note
     from vmsnix_ops.outcomes import StepOutcome
-    from vmsnix_ops.progress import Step
     from vmsnix_ops.publish.home import HomeRegion
 
 
@@ -137,7 +137,7 @@ class PromotionContext:
     # The channel's value when the plan was made; `None` until it is read.
     expected: parameters.ExpectedValue | None = None
     written: parameters.ChannelWrite | None = None
-    progress: Step | None = None
+    progress: Step = NO_STEP
     check_interrupt: Callable[[], None] = lambda: None  # raises after an interrupt
 
     @property

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING
 
 from vmsnix_ops import files
 from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.progress import NO_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -228,15 +229,14 @@ class DigestJournal:
 
 
 @contextmanager
-def lock_journal(journal: Path, doing: str, step: Step | None, *, remove: bool = False) -> Iterator[None]:
+def lock_journal(journal: Path, doing: str, step: Step, *, remove: bool = False) -> Iterator[None]:
     """Wait for other processes on this machine that use the same journal; parameters are those of `locked`.
 
     Without a lock file (full or read-only disk), the block runs without a lock.
     """
 
     def wait(owner: str) -> bool:
-        if step is not None:
-            step.message(f"{owner}; waiting for it")
+        step.message(f"{owner}; waiting for it")
         return True
 
     with ExitStack() as stack:
@@ -244,14 +244,13 @@ def lock_journal(journal: Path, doing: str, step: Step | None, *, remove: bool =
             lock = journal.with_name(f"{journal.name}.lock")
             stack.enter_context(locked(lock, doing, on_busy=wait, step=step, remove=remove))
         except OSError as error:  # there is no journal either
-            if step is not None:
-                step.message(f"{journal.parent} cannot be locked ({error.strerror}); continuing")
+            step.message(f"{journal.parent} cannot be locked ({error.strerror}); continuing")
         yield
 
 
 @contextmanager
 def locked(
-    path: Path, doing: str, *, on_busy: Callable[[str], bool], step: Step | None = None, remove: bool = False
+    path: Path, doing: str, *, on_busy: Callable[[str], bool], step: Step = NO_STEP, remove: bool = False
 ) -> Iterator[None]:
     """Lock a file during the block. The operating system releases the lock when the process ends.
 
@@ -277,7 +276,7 @@ def locked(
         os.close(file)
 
 
-def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
+def _lock(path: Path, on_busy: Callable[[str], bool], step: Step) -> int:
     while True:
         file = files.create(path, os.O_RDWR)
         try:
@@ -287,8 +286,7 @@ def _lock(path: Path, on_busy: Callable[[str], bool], step: Step | None) -> int:
                 if on_busy(_lock_owner(file)):
                     fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:  # a file system without locks
-                if step is not None:
-                    step.message(f"{path.parent} cannot be locked ({error.strerror}); continuing")
+                step.message(f"{path.parent} cannot be locked ({error.strerror}); continuing")
                 return file
             # The last owner may have deleted the file meanwhile; then other processes lock a new one.
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):

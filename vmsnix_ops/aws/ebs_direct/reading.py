@@ -16,6 +16,7 @@ from vmsnix_ops.aws.session import client
 from vmsnix_ops.disk.digests import Digests
 from vmsnix_ops.disk.identity import ZERO
 from vmsnix_ops.disk.image import BLOCK_BYTES, GIB
+from vmsnix_ops.progress import NO_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -68,7 +69,7 @@ def verify(
     snapshot_id: str,
     blocks: Digests,
     how: Verify,
-    step: Step | None = None,
+    step: Step = NO_STEP,
     config: TransferConfig | None = None,
 ) -> Verified:
     """Compare the blocks of a completed snapshot with the digests of an image.
@@ -83,8 +84,7 @@ def verify(
     chosen, zero = sorted(tokens), ZERO.hex()
     if how == "sample" and len(chosen) > SAMPLE:
         chosen = sorted(random.sample(chosen, SAMPLE))
-    if step is not None:
-        step.update(0, len(chosen) * BLOCK_BYTES)
+    step.update(0, len(chosen) * BLOCK_BYTES)
     for index, digest in blocks.pairs():
         if digest not in ("", zero) and index not in tokens:
             raise _differs(snapshot_id, f"It does not contain block {index} of the image.")
@@ -93,8 +93,7 @@ def verify(
         for index, digest in batch:
             if digest != (blocks.get(index) or zero):
                 raise _differs(snapshot_id, f"Block {index} differs from the image's.")
-        if step is not None:
-            step.advance(len(batch) * BLOCK_BYTES)
+        step.advance(len(batch) * BLOCK_BYTES)
 
     engine.run(
         "digest",
@@ -116,7 +115,7 @@ def digests(
     snapshot_id: str,
     only: Container[int] | None = None,
     journal: DigestJournal | None = None,
-    step: Step | None = None,
+    step: Step = NO_STEP,
     config: TransferConfig | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Yield index and SHA-256 of the blocks of a completed snapshot (or of `only` some), ascending.
@@ -135,8 +134,7 @@ def digests(
                 found.update(batch)
                 if journal is not None:
                     journal.add(batch)
-                if step is not None:
-                    step.advance(len(batch) * BLOCK_BYTES)
+                step.advance(len(batch) * BLOCK_BYTES)
 
             engine.run(
                 "digest",
@@ -176,7 +174,7 @@ def download(
     region: str,
     snapshot_id: str,
     path: Path,
-    step: Step | None = None,
+    step: Step = NO_STEP,
     config: TransferConfig | None = None,
 ) -> Downloaded:
     """Download a completed snapshot to a sparse raw file, which must not exist.
@@ -213,7 +211,7 @@ def _fetch(
     snapshot_id: str,
     found: BlockList,
     path: Path,
-    step: Step | None,
+    step: Step,
     config: TransferConfig,
 ) -> Downloaded:
     """Download the missing blocks, and rename the complete file."""
@@ -227,13 +225,11 @@ def _fetch(
     finally:
         os.close(descriptor)
     items = [item for item in sorted(found.tokens.items()) if item[0] not in done]
-    if step is not None:
-        step.update(0, len(items) * BLOCK_BYTES)
+    step.update(0, len(items) * BLOCK_BYTES)
 
     def acknowledge(batch: Sequence[int]) -> None:
         journal.add(batch)
-        if step is not None:
-            step.advance(len(batch) * BLOCK_BYTES)
+        step.advance(len(batch) * BLOCK_BYTES)
 
     try:
         engine.run(

@@ -32,7 +32,7 @@ from vmsnix_ops.disk.identity import ZERO
 from vmsnix_ops.disk.image import BLOCK_BYTES, volume_gib
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.disk.survey import changed, identify, still_identified
-from vmsnix_ops.progress import counted
+from vmsnix_ops.progress import NO_STEP, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -111,7 +111,7 @@ class Task:
     ec2: EC2Client
     ebs: EBSClient
     tables: Tables
-    step: Step | None
+    step: Step
     config: TransferConfig
 
     def find_snapshot(self) -> tuple[str, int] | None:
@@ -120,8 +120,7 @@ class Task:
 
     def report(self, text: str) -> None:
         """Show a message in the step."""
-        if self.step is not None:
-            self.step.message(text)
+        self.step.message(text)
 
 
 def snapshot_blocks(blocks: Digests, parent: Digests) -> Digests:
@@ -343,13 +342,11 @@ class PendingUpload:
 
     def _send(self, blocks: Digests) -> int:
         """Send blocks, and add them to the journal when AWS has acknowledged them."""
-        if self.task.step is not None:
-            self.task.step.update(0, len(blocks) * BLOCK_BYTES)
+        self.task.step.update(0, len(blocks) * BLOCK_BYTES)
 
         def acknowledge(batch: Sequence[int]) -> None:
             self.journal.add(batch)
-            if self.task.step is not None:
-                self.task.step.advance(len(batch) * BLOCK_BYTES)
+            self.task.step.advance(len(batch) * BLOCK_BYTES)
 
         try:
             throttled = engine.run(
@@ -444,7 +441,7 @@ def upload(
     wanted: SnapshotUpload,
     *,
     tables: Tables,
-    step: Step | None = None,
+    step: Step = NO_STEP,
     config: TransferConfig | None = None,
 ) -> DirectSnapshot:
     """Send an image's blocks and complete the snapshot, or find the existing snapshot. `finish` waits for it.
@@ -503,7 +500,7 @@ def finish(
     made: DirectSnapshot,
     *,
     tables: Tables,
-    step: Step | None = None,
+    step: Step = NO_STEP,
 ) -> DirectSnapshot:
     """Wait until a snapshot is completed, tag it with the run, and write its manifest.
 
@@ -530,7 +527,7 @@ def finish(
 
 
 @contextmanager
-def _identified(wanted: SnapshotUpload, step: Step | None) -> Iterator[tuple[Survey, int]]:
+def _identified(wanted: SnapshotUpload, step: Step) -> Iterator[tuple[Survey, int]]:
     """Yield the image's digests, and its converted disk as an open raw file; -1 without a conversion."""
     survey = wanted.survey or identify(wanted.path)
     if survey.identity != wanted.digest:
@@ -540,7 +537,7 @@ def _identified(wanted: SnapshotUpload, step: Step | None) -> Iterator[tuple[Sur
     except errors.ImageFormatError as error:  # it was valid when it was identified
         raise changed(str(wanted.path)) from error
     with image:
-        if image.converts and step is not None:
+        if image.converts:
             step.message("converting the image with qemu-img")
         try:
             descriptor = image.plain_descriptor()
