@@ -206,7 +206,7 @@ def test_later_tags_of_the_source_are_copied(aws: Sandbox, ami: str) -> None:
     plan(regions=[EUROPE]).apply()
     aws.client("ec2").create_tags(Resources=[ami], Tags=[{"Key": "team", "Value": "platform"}])
     made = plan(regions=[EUROPE])
-    assert "the tags team" in made.targets[1].steps[0].why
+    assert "the tags team" in made.targets[1].steps[0].what
     assert outcomes(made.apply())[EUROPE] == ["copy created"]
     (image,) = copies(aws, EUROPE)
     assert {"Key": "team", "Value": "platform"} in image["Tags"]
