@@ -14,8 +14,8 @@ from tests import quick
 from tests.publish.proving import BLOCK, HOME, WEST, Account, block, disk, identity, proof, row, verdict
 from tests.support import wait_until
 from vmsnix_ops import errors, prove
-from vmsnix_ops.aws.ebs_direct import manifests
 from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.disk.identity import SCHEME
 from vmsnix_ops.disk.manifest import Manifest
 from vmsnix_ops.progress import silent
 from vmsnix_ops.records.tables import open_tables
@@ -46,11 +46,14 @@ def account(served: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     return Account(served)
 
 
-def keep_manifest(blocks: dict[int, bytes], snapshot_id: str, **changes: Any) -> None:
-    """Write a manifest as a publish does."""
+def keep_manifest(
+    blocks: dict[int, bytes], snapshot_id: str, *, scheme: str = SCHEME, **changes: Any
+) -> None:
+    """Write a manifest as a publish does, or with changes."""
     digests = Digests((index, hashlib.sha256(data).hexdigest()) for index, data in sorted(blocks.items()))
-    manifest = Manifest(identity(blocks), 2**30, snapshot_id, HOME, digests)
-    manifests.save(open_tables(load()), replace(manifest, **changes))
+    manifest = replace(Manifest(identity(blocks), 2**30, snapshot_id, HOME, digests), **changes)
+    content = manifest.dump().replace(SCHEME.encode(), scheme.encode())
+    open_tables(load()).write_object(f"manifests/{snapshot_id}", content)
 
 
 def root_of(account: Account, ami: str, region: str = HOME) -> str:
