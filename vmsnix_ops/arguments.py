@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ParamSpec, TypeVar
 
@@ -41,6 +42,64 @@ NAMES = {
 
 MOST_DAYS = 36_500
 """A hundred years. A larger number is a mistake, and may exceed the range of dates."""
+
+DAYS = (0, MOST_DAYS, " days")
+RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(("deprecate_days", "launched_days", "min_age_days"), DAYS),
+    **dict.fromkeys(("old_days", "orphan_days", "retention_days"), DAYS),
+    **dict.fromkeys(("keep_last", "max_count"), (0, MOST_DAYS, "")),
+    "deadline": (0, 7 * 86_400, " seconds"),
+    "deadline_minutes": (0.001, 7 * 24 * 60, " minutes"),
+    "sample_blocks": (1, 10**9, " blocks"),
+    "workers": (0, 1000, ""),
+}
+"""The lowest and the highest value of a number, and its unit."""
+
+DEVICE = r"/dev/(sd[a-z][1-9]?[0-9]?|xvd[a-z]{1,2})"
+FORMS: dict[str, tuple[str, str]] = {
+    "account": (
+        r"[0-9]{12}|arn:aws[\w-]*:iam::[0-9]{12}:role/.+",
+        "an account ID of 12 digits, or an ARN of a role",
+    ),
+    "ami": (r"(?!ami-).*|ami-([0-9a-f]{8}|[0-9a-f]{17})", "an AMI ID such as ami-0123456789abcdef0"),
+    "audience": (
+        r"public|[0-9]{12}|arn:aws[a-z-]*:organizations::[0-9]{12}:(organization|ou)/o-[a-z0-9/-]+",
+        "an account ID of 12 digits, or an ARN of an organization or organizational unit",
+    ),
+    "audited": (
+        r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(organization|ou)/[\w/-]+",
+        "an account ID of 12 digits, or an ARN of an organization or organizational unit",
+    ),
+    "bucket": (
+        r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+        "a bucket name, which has 3 to 63 lower-case letters, digits, dots or dashes",
+    ),
+    "confirmation": (
+        r"[0-9a-f]{16}|[0-9]+",
+        "the fingerprint of a plan, a number of resources, or an account ID",
+    ),
+    "device": (DEVICE, "a device name such as /dev/sda1 or /dev/xvda"),
+    "identity": (r"[0-9a-f]{64}", "an identity, which has 64 hexadecimal digits"),
+    "instance type": (r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "an instance type such as t3.small"),
+    "key": (
+        r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[\w/-]+|alias/[\w/-]+|(mrk-)?[0-9a-fA-F-]{32,36}",
+        "a KMS key: an ARN, an ID, or alias/NAME",
+    ),
+    "plan": (r"[0-9a-f]{16}", "the fingerprint of a plan, which has 16 hexadecimal digits"),
+    "prefix": (
+        r"[A-Za-z0-9()\[\] ./'@_-]{0,40}",
+        "a prefix of up to 40 letters, digits, spaces or ()[]./'@_-",
+    ),
+    "public": (r"[0-9]{12}(\+keys)?", "an account ID of 12 digits, or ACCOUNT+keys"),
+    "role": (r"[\w+=,.@-]{1,64}", "the name of a role (not its ARN), which has up to 64 letters or digits"),
+    "scheduler": (r"(tcp|tls)://.+", "an address such as tls://HOST:PORT"),
+    "subnet": (r"subnet-([0-9a-f]{8}|[0-9a-f]{17})", "a subnet ID such as subnet-0123456789abcdef0"),
+    "topic": (
+        r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?",
+        "an ARN of an SNS topic, such as arn:aws:sns:eu-central-1:012345678901:releases",
+    ),
+}
+"""The form of the values of a kind, and its description for errors."""
 
 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
@@ -113,15 +172,20 @@ def check_parameters(runbook: str, namespace: dict[str, Any]) -> None:
     vmsnix_ops.parameters.validate(runbook, namespace)
 
 
-def check_range(name: str, value: float, low: float, high: float, unit: str = "") -> None:
-    """Refuse a number that is out of range, with a `ParameterError`."""
+def check_range(name: str, value: float) -> None:
+    """Refuse a number outside of its range in `RANGES`, and NaN, with a `ParameterError`."""
+    low, high, unit = RANGES[name]
     if not low <= value <= high:
-        words = f" {unit}" if unit else ""
         raise ParameterError(
-            f"Invalid {name} {value!r}.",
-            why=f"It must be between {low:g} and {high:g}{words}.",
-            fix=f"Set {name} to a value from {low:g} to {high:g}.",
+            f"{name}: {value!r} is not between {low:.10g} and {high:.10g}{unit}.", fix="Correct it."
         )
+
+
+def check_form(kind: str, text: str, shown: str) -> None:
+    """Refuse a text that has not the form of its kind in `FORMS`; `shown` is its name and value."""
+    form, described = FORMS[kind]
+    if not re.fullmatch(form, text, re.ASCII):
+        raise ParameterError(f"{shown} is not {described}.", fix="Correct it.")
 
 
 def _fits(kind: ast.expr, value: object) -> bool:

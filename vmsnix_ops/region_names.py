@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import TYPE_CHECKING
+
+from vmsnix_ops.errors import ParameterError, VmsnixError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _REGION = re.compile(r"[a-z]{2}(?:-[a-z]{2,8}){1,2}-\d[a-z]?")
 
@@ -29,6 +35,32 @@ def _partitions() -> dict[str, str]:
 def known_regions() -> frozenset[str]:
     """Return every region in botocore's data, of all partitions."""
     return frozenset(_partitions())
+
+
+def check_region_name(
+    region: str, shown: str = "", *, error: type[VmsnixError] = ParameterError, likely: Iterable[str] = ()
+) -> None:
+    """Refuse a region that is not in botocore's data, and name the nearest one.
+
+    Parameters
+    ----------
+    region
+        The name.
+    shown
+        The name as the error shows it; by default in quotes.
+    error
+        The class of the error.
+    likely
+        Regions that are suggested first.
+    """
+    if region not in known_regions():
+        raise error(
+            f"{shown or repr(region)} is not an AWS region.",
+            why=nearest(region, likely)
+            or nearest(region, known_regions())
+            or "It is not in botocore's list of regions.",
+            fix="Check the name. If the region is new, update botocore.",
+        )
 
 
 @cache

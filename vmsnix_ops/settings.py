@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.arguments import MOST_DAYS
-from vmsnix_ops.errors import SettingsError, nearest
+from vmsnix_ops.errors import ParameterError, SettingsError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -265,6 +265,16 @@ def _read(start: Path | None, environment: Mapping[str, str] | None) -> dict[str
     start = (Path.cwd() if start is None else start).absolute()
     environment = os.environ if environment is None else environment
     return _from_file(_find(start, environment)) | _from_environment(environment, start)
+
+
+def check_channel(channel: str, settings: Settings) -> None:
+    """Refuse a channel that is not in the settings, with a `ParameterError`."""
+    if channel not in settings.channels:
+        raise ParameterError(
+            f"Unknown channel {channel!r}.",
+            why=nearest(channel, settings.channels) or f"The channels are {', '.join(settings.channels)}.",
+            fix="Correct the name, or add it to channels in vmsnix.toml.",
+        )
 
 
 def user_name() -> str:

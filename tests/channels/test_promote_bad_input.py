@@ -81,14 +81,14 @@ def test_an_unusable_ami_is_refused(aws: Sandbox, make: Callable[[Sandbox], str]
     ("wrong", "text"),
     [
         ({"channel": "stabel"}, "Did you mean 'stable'"),
-        ({"channel": "stable", "regions": ["eu-west-7"]}, "Unknown AWS region"),
+        ({"channel": "stable", "regions": ["eu-west-7"]}, "is not an AWS region"),
         ({"share_with": ["12"]}, "is not an account"),
         ({"share_with": ["public"]}, "public is not an account to share with"),
         ({"share_with": [OTHER], "revoke_from": [OTHER]}, "in both share_with and revoke_from"),
         ({"regions": [EUROPE], "kms_keys": {HOME: KEY}}, "AMI's own region"),
         ({"regions": [WEST], "kms_keys": {WEST: KEY}}, "in another region"),
         ({"deprecate_days": 5000}, "too far away"),
-        ({"channel": "stable", "topic": "images"}, "not an SNS topic ARN"),
+        ({"channel": "stable", "topic": "images"}, "is not an ARN of an SNS topic"),
         ({}, "Nothing to do"),
         (
             {"image": "other-node", "ami": "altf4llc-ecs-node-26.11", "channel": "stable"},

@@ -339,7 +339,7 @@ def test_an_unrecorded_rollback_is_recorded_by_the_next_run(
     [
         ({"channel": "stabel"}, errors.ParameterError, "Did you mean 'stable'"),
         ({"image": "other-node"}, errors.ChannelError, "No parameter /vmsnix/other-node/stable"),
-        ({"regions": ["eu-west-7"]}, errors.RegionError, "Unknown AWS region"),
+        ({"regions": ["eu-west-7"]}, errors.RegionError, "is not an AWS region"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

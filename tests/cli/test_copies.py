@@ -137,13 +137,17 @@ def test_on_a_terminal_the_user_chooses(
 
 
 def test_a_damaged_notebook_of_the_package_does_not_prevent_other_copies(
-    package: Path, tmp_path: Path, open_lab: Callable[..., tuple[int, str]]
+    package: Path, tmp_path: Path, open_lab: Callable[..., tuple[int, str]], run_vmsnix: RunVmsnix
 ) -> None:
     (package / PROMOTE).write_text("{")
     (package / "40-audit-inventory.ipynb").unlink()
     code, shown = open_lab()
     assert code == 0
     assert f"{PROMOTE} is not a runbook." in shown
+    restore = f"Restore it: git -C {package} restore 40-audit-inventory.ipynb"
+    for words in (("reset", "audit"), ("diff", "audit")):
+        shown += "".join(run_vmsnix("runbooks", *words)[1:])
+    assert " ".join(shown.split()).count(restore) == 3
     assert len(content(tmp_path / "state" / "notebooks")) == len(content(package)) - 1
 
 

@@ -124,7 +124,7 @@ def test_an_own_runbook_runs_with_its_settings_folder_from_everywhere(
         ("publish-ami", "publish-ami is a runbook of the package."),
         ("publish", "publish is the short name of the runbook publish-ami."),
         ("runs", "runs is a command of vmsnix."),
-        ("greet", "greet is the name of"),
+        ("greet", "10-greet.ipynb, which comes first."),
     ],
 )
 def test_a_name_that_is_in_use_disables_only_that_notebook(
@@ -136,13 +136,36 @@ def test_a_name_that_is_in_use_disables_only_that_notebook(
     code, listed, complaint = run_vmsnix("list")
     assert code == 0
     words = " ".join(complaint.split())
-    assert f"The own runbook {path} cannot be used. {why}" in words
-    assert f"Rename it, for example to 20-own-{name}.ipynb." in words
+    assert f"The own runbook {path} cannot be used. " in words
+    assert why in words
+    assert f", for example to 20-own-{name}.ipynb." in words
     assert len(re.findall(r"^greet", listed, re.MULTILINE)) == 1
     assert "20-" + name in run_vmsnix("--help")[1].replace("\n", "").replace(" ", "")
     assert catalog.find("publish") == before
     assert catalog.find("publish-ami") == before
     assert catalog.find("greet").side_effects == "read_only"
+
+
+def test_a_byte_order_mark_is_read_and_half_a_character_is_named(
+    project: Path, run_vmsnix: RunVmsnix
+) -> None:
+    path = put(project, "10-marked.ipynb")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    put(project, "20-default.ipynb", parameters="names: list[str] = ['\\ud83d']  # of \U0001f600")
+    put(project, "30-comment.ipynb", parameters="name: str = ''  # \ud83d")
+    put(project, "40-damaged.ipynb").write_text("{")
+    put(project, "50-damaged.ipynb")
+    code, listed, complaint = run_vmsnix("list")
+    assert code == 0
+    words = " ".join(complaint.split())
+    assert re.findall(r"^(?!runbook)\S+(?=.*\(own)", listed, re.MULTILINE) == ["marked"]
+    assert (
+        "20-default.ipynb cannot be used: names: list[str] = ['\\ud83d'] Its default contains half" in words
+    )
+    assert "30-comment.ipynb is not a runbook. It contains '\\ud83d', half of a character." in words
+    assert "40-damaged.ipynb is not a runbook. It is not JSON" in words
+    assert "40-damaged.ipynb, which comes first. Rename it or the other, for example to" in words
+    assert catalog.content(catalog.find("marked"))[0].startswith("{")
 
 
 def test_the_names_of_commands_are_complete() -> None:

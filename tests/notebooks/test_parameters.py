@@ -157,7 +157,7 @@ def test_the_functions_behind_it_refuse_a_value_of_another_type(
         with pytest.raises(RegionError if one_region else ParameterError) as refused:
             execute("\n".join(sources), variables)
         if one_region:
-            assert refused.value.what == f"Unknown AWS region {value!r}."
+            assert refused.value.what == f"{value!r} is not an AWS region."
             continue
         named = {"plan": "file", "cloudformation": "place"}.get(parameter.name, parameter.name)
         assert named in refused.value.what

@@ -717,7 +717,7 @@ def test_the_result_is_saved_as_json_and_csv(account: Account) -> None:
         ({"result": "s3://bucket"}, "Could not find s3://bucket"),
         ({"result": "s3:///result.json"}, "Could not find s3:///result.json"),
         ({"result": "20261122T213000000Z-publish-ami-0a1b2c"}, "Could not find"),
-        ({"sample_blocks": 0}, "Invalid sample_blocks"),
+        ({"sample_blocks": 0}, "sample_blocks: 0 is not between 1"),
         ({"extent": "half"}, "Invalid extent"),
     ],
 )

@@ -419,7 +419,7 @@ def test_a_lost_response_launches_no_second_instance(aws: Sandbox) -> None:
         ({"pattern": "("}, errors.ParameterError, "not a regular expression"),
         ({"ami": ""}, errors.ParameterError, "No AMI given"),
         ({"ami": "ami-0123456789abcdef0"}, errors.RegistrationError, "No AMI"),
-        ({"region": "eu-west-7"}, errors.RegionError, "Unknown AWS region"),
+        ({"region": "eu-west-7"}, errors.RegionError, "is not an AWS region"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

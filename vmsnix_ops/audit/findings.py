@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.arguments import MOST_DAYS, check_range
+from vmsnix_ops.arguments import check_form, check_range
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.errors import ParameterError, RecordsError, SchemaError
+from vmsnix_ops.errors import RecordsError, SchemaError
 from vmsnix_ops.nix.versions import parse_conditions
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import Tables
@@ -161,20 +161,11 @@ class AuditCriteria:
     @classmethod
     def of(cls, *, old_days: int, known_accounts: Iterable[str], packages: Iterable[str]) -> AuditCriteria:
         """Return criteria; raise a `ParameterError` if one of them is invalid."""
-        check_range("old_days", old_days, 0, MOST_DAYS, "days")
+        check_range("old_days", old_days)
         known = frozenset(known_accounts)
         for one in sorted(known):
-            if not _ACCOUNT.fullmatch(one):
-                raise ParameterError(
-                    f"Invalid value {one!r} in known_accounts.",
-                    why="It must be an account ID (12 digits, without dashes) or the ARN of an organization "
-                    "or organizational unit.",
-                    fix="Correct it in known_accounts.",
-                )
+            check_form("audited", one, f"known_accounts: {one!r}")
         return cls(old_days=old_days, known_accounts=known, packages=parse_conditions(packages))
-
-
-_ACCOUNT = re.compile(r"[0-9]{12}|arn:[\w-]+:organizations::[0-9]{12}:(?:organization|ou)/[\w/-]+")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import display, errors
+from vmsnix_ops.arguments import check_range
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.region import RegionContext
 from vmsnix_ops.audit.retirement.decisions import RetirementRules, Verdict, decide
@@ -235,7 +236,6 @@ class ScanPart:
 OneByOne = Literal["auto", "yes", "no"]
 
 DEADLINE_MINUTES = 180.0
-MAX_DEADLINE_MINUTES = 7 * 24 * 60
 MAX_ONE_BY_ONE = 500
 """Number of AMIs of a region up to which ``one_by_one="auto"`` reads each one."""
 
@@ -325,11 +325,7 @@ def _check_limit(settings: Settings, one_by_one: str, deadline_minutes: float) -
         raise errors.ParameterError(
             f"Invalid one_by_one {one_by_one!r}.", fix=f"Use {', '.join(get_args(OneByOne))}."
         )
-    if not 0 < deadline_minutes <= MAX_DEADLINE_MINUTES:
-        raise errors.ParameterError(
-            f"Invalid deadline_minutes {deadline_minutes!r}.",
-            fix=f"Use more than 0 and at most {MAX_DEADLINE_MINUTES} minutes.",
-        )
+    check_range("deadline_minutes", deadline_minutes)
     for region in settings.snapshot_prices.keys() - {"default"}:
         try:
             aws_regions.check_regions([region])

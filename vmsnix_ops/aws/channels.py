@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.settings import Settings
 
 
-def check_channel(channel: str, settings: Settings) -> str:
-    """Return the channel, or refuse one that is not in the settings."""
-    if channel in settings.channels:
-        return channel
-    raise errors.ParameterError(
-        f"Unknown channel {channel!r}.",
-        why=errors.nearest(channel, settings.channels) or f"The channels are {', '.join(settings.channels)}.",
-        fix="Correct the name, or add it to channels in vmsnix.toml.",
-    )
-
-
 def find_ami(ec2: EC2Client, ssm: SSMClient, wanted: str, *, image: str, settings: Settings) -> Ami:
     """Return the AMI with an ID or a name, of a channel of an image, or (empty) the newest AMI of the image.
 

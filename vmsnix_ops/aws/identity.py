@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops import errors
+from vmsnix_ops import errors, region_names
 from vmsnix_ops.aws.checks import CheckResult
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.progress import counted
-from vmsnix_ops.region_names import known_regions, partition_of
+from vmsnix_ops.region_names import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -135,14 +135,8 @@ LONG_ENOUGH_SECONDS = 60 * 60.0  # the deadline of an import
 
 def check_region_name(region: str) -> CheckResult:
     """Check that botocore knows the region; does not call AWS."""
-    known = known_regions()
-    if region in known:
-        return CheckResult("region name", "pass", region)
-    raise errors.RegionError(
-        f"Unknown AWS region {region!r}.",
-        why=errors.nearest(region, known) or "It is not in botocore's list of regions.",
-        fix="Check the name. If the region is new, update botocore.",
-    )
+    region_names.check_region_name(region, error=errors.RegionError)
+    return CheckResult("region name", "pass", region)
 
 
 def check_credentials(session: boto3.Session, region: str) -> CheckResult:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
+from vmsnix_ops.arguments import check_form
 from vmsnix_ops.aws import channels, parameters, topics
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import raise_for_failure, run_check
@@ -195,11 +196,8 @@ class ChannelResult(Outcomes):
 
 def check_topic(topic: str) -> None:
     """Refuse a text that is not an SNS topic ARN."""
-    if topic and not topics.TOPIC_ARN.fullmatch(topic):
-        raise errors.ParameterError(
-            f"{topic!r} is not an SNS topic ARN.",
-            fix="Use an ARN such as arn:aws:sns:eu-central-1:012345678901:images.",
-        )
+    if topic:
+        check_form("topic", topic, f"topic: {topic!r}")
 
 
 def check_topic_exists(topic: str, session: boto3.Session) -> list[CheckResult]:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
-from vmsnix_ops.arguments import MOST_DAYS, check_arguments, check_parameters, check_range
+from vmsnix_ops.arguments import check_arguments, check_parameters, check_range
 from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
@@ -36,7 +36,7 @@ from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, record_region
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
-from vmsnix_ops.settings import Settings, load
+from vmsnix_ops.settings import Settings, check_channel, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -257,11 +257,11 @@ def plan(
         is part of the plan.
     """
     settings = settings or load()
-    check_range("deprecate_days", deprecate_days, 0, MOST_DAYS, "days")
+    check_range("deprecate_days", deprecate_days)
     share, revoke = steps.check_audiences(share_with, revoke_from, public=public)
     check_public(public, confirm_public)
     if channel:
-        channels.check_channel(channel, settings)
+        check_channel(channel, settings)
     protected = steps.chosen_protection(protect=protect, unprotect=unprotect)
     home = check_home(region, settings=settings, session=session)
     plans.check_topic(topic)

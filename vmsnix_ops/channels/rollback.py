@@ -31,7 +31,7 @@ from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, record_region
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables
-from vmsnix_ops.settings import Settings, load
+from vmsnix_ops.settings import Settings, check_channel, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -325,7 +325,7 @@ def plan(
         The channel has no value in any region.
     """
     settings, given = settings or load(), tuple(regions)
-    channels.check_channel(channel, settings)
+    check_channel(channel, settings)
     parameter = parameters.parameter_name(settings.channel_prefix, image, channel)
     plans.check_topic(topic)
     home = check_home(region, settings=settings, session=session)

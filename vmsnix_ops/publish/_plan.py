@@ -12,13 +12,12 @@ plan.finish(ami)
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import check_arguments
+from vmsnix_ops.arguments import check_arguments, check_form
 from vmsnix_ops.aws import keys, regions
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.checks import raise_for_failure
@@ -31,7 +30,7 @@ from vmsnix_ops.nix.image import BOOT_MODES, SYSTEMS
 from vmsnix_ops.progress import Progress, current
 from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
-from vmsnix_ops.publish.identity import DEVICE, ROOT_DEVICE
+from vmsnix_ops.publish.identity import ROOT_DEVICE
 from vmsnix_ops.publish.journal import StepJournal
 from vmsnix_ops.publish.parameters import PublishParameters, Via
 from vmsnix_ops.publish.preflight import check_image, checks_in_aws
@@ -50,10 +49,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 
 VIAS: tuple[Via, ...] = ("import", "direct")
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # without S3's rare exclusions
-_ROLE = re.compile(r"[\w+=,.@-]{1,64}")
-_PREFIX = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,11 +390,9 @@ def _check_parameters(
             fix="Add --bucket NAME, set bucket in vmsnix.toml, or use --via direct, which needs no bucket.",
         )
     rules = [
-        ("bucket", bucket, _BUCKET, "use 3 to 63 lower-case letters, digits, dots or dashes"),
-        ("role_name", role_name, _ROLE, "use the name, not the ARN: up to 64 letters, digits or +=,.@-_"),
-        ("root_device", root_device, DEVICE, "use a device name such as /dev/sda1 or /dev/xvda"),
-        ("prefix", prefix, _PREFIX, "use up to 40 letters, digits, spaces or ()[]./'@_-"),
+        ("root_device", root_device, "device"),
+        ("prefix", prefix, "prefix"),
+        *([("bucket", bucket, "bucket"), ("role_name", role_name, "role")] if via == "import" else []),
     ]
-    for name, value, pattern, rule in rules[2:] if via == "direct" else rules:
-        if not pattern.fullmatch(value):
-            raise errors.ParameterError(f"Invalid {name} {value!r}: {rule}.")
+    for name, value, kind in rules:
+        check_form(kind, value, f"{name}: {value!r}")

@@ -41,7 +41,6 @@ def __dir__() -> list[str]:
 
 
 CONSOLE = "console.log"
-MAX_DEADLINE = 7 * 86_400  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +209,7 @@ def plan(
             "No image given.",
             fix="Add --image with a flake attribute, a result, a directory or an image file.",
         )
-    check_range("deadline", deadline, 0, MAX_DEADLINE, "seconds")
+    check_range("deadline", deadline)
     expect = expect or boot.EXPECT
     boot.check_options(expect, accelerator)
     settings = settings or load()

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from vmsnix_ops import errors
+from vmsnix_ops.arguments import DEVICE
 from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import writing
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 # Sources: "RegisterImage" and "EbsBlockDevice" in the Amazon EC2 API Reference; "Instance type requirements
 # for NitroTPM" and "UEFI variables" in the Amazon EC2 User Guide.
 
-DEVICE = re.compile(r"/dev/(sd[a-z][1-9]?[0-9]?|xvd[a-z]{1,2})")
 """EC2's device names for HVM."""
 
 ROOT_DEVICE = "/dev/sda1"  # as the default of RegisterImage
@@ -127,7 +127,7 @@ def _checked(asked: Mapping[str, Any], image: BuiltImage) -> Mapping[str, Any]:
                 _refuse(image, key, "It is too long, or not text.")
         elif key != "BlockDeviceMappings":
             _refuse(image, key, "vmsnix does not support this parameter of RegisterImage.")
-    if "RootDeviceName" in asked and not DEVICE.fullmatch(asked["RootDeviceName"]):
+    if "RootDeviceName" in asked and not re.fullmatch(DEVICE, asked["RootDeviceName"]):
         _refuse(image, "RootDeviceName", f"{asked['RootDeviceName']!r} is not a device name of EC2.")
     return asked
 
@@ -207,7 +207,7 @@ def _mappings(
     for entry in given:
         mapping = {key: value for key, value in entry.items() if value is not None}
         device = mapping.pop("DeviceName", "")
-        if not isinstance(device, str) or not DEVICE.fullmatch(device):
+        if not isinstance(device, str) or not re.fullmatch(DEVICE, device):
             refuse(f"{device!r} is not a device name of EC2.")
         if device in found:
             refuse(f"{device} is given twice.")

@@ -451,7 +451,7 @@ def plan(
         raise errors.ParameterError(
             f"Invalid extent {extent!r}.", fix=f"Use {' or '.join(get_args(Extent))}."
         )
-    check_range("sample_blocks", sample_blocks, 1, 10**9, "blocks")
+    check_range("sample_blocks", sample_blocks)
     wanted = tuple(dict.fromkeys(word.strip() for word in amis))
     if not wanted or "" in wanted:
         raise errors.ParameterError("No AMI given.", fix="Add an AMI ID or name: vmsnix prove AMI...")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,7 @@ COMMAND_NAMES = frozenset(
 )
 """Names of the commands of ``vmsnix``, which an own runbook cannot have."""
 
+OWN_FIX = "Restore it from version control, or move it to another folder."
 MANIFEST = Path(__file__).with_name("manifest.json")
 FILE_NAME = re.compile(r"^(?P<number>\d\d)-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\.ipynb$")
 
@@ -238,7 +240,7 @@ def read(path: Path) -> Runbook:
         raise
     except Exception as error:  # a user's notebook can contain anything
         why = f"Its content is not a valid runbook: {type(error).__name__}: {error}."
-        raise _invalid(path, why, "Restore it from version control, or move it to another folder.") from error
+        raise _invalid(path, why, OWN_FIX) from error
 
 
 def content(runbook: Runbook) -> tuple[str, bool | None]:
@@ -257,11 +259,14 @@ def content(runbook: Runbook) -> tuple[str, bool | None]:
 
 def restore(runbook: Runbook) -> str:
     """Return the sentence that says how to restore the notebook of a runbook."""
-    if runbook.own:
-        return "Restore it from version control, or move it to another folder."
+    return OWN_FIX if runbook.own else restore_original(runbook.path)
+
+
+def restore_original(path: Path) -> str:
+    """Return the sentence that says how to restore a notebook of the package."""
     if is_installed():
         return "Install the package again: pip install --force-reinstall --no-deps vmsnix-ops"
-    return f"Restore it: git -C {runbook.path.parent} restore {runbook.path.name}"
+    return f"Restore it: {shlex.join(['git', '-C', str(path.parent), 'restore', path.name])}"
 
 
 def digest(notebook: Mapping[str, Any]) -> str:
@@ -394,8 +399,10 @@ def _clash(path: Path, found: Sequence[_Found]) -> RunError | None:
     """Return the error for an own notebook whose name is in use, or ``None``."""
     name, package = _name(path), [one.name for one in found if one.entry is not None]
     other = next((one.path for one in found if one.name == name), None)
-    if other is not None:
-        why = f"{name} is {'a runbook of the package' if name in package else f'the name of {other}'}."
+    if name in package:
+        why = f"{name} is a runbook of the package."
+    elif other is not None:
+        why = f"{name} is the name of {other}, which comes first."
     elif name in SHORT_NAMES:
         why = f"{name} is the short name of the runbook {SHORT_NAMES[name]}."
     elif name in COMMAND_NAMES:
@@ -405,7 +412,7 @@ def _clash(path: Path, found: Sequence[_Found]) -> RunError | None:
     return RunError(
         f"The own runbook {path} cannot be used.",
         why=why,
-        fix=f"Rename it, for example to {path.name[:2]}-own-{name}.ipynb.",
+        fix=f"Rename it{' or the other' if other else ''}, for example to {path.name[:2]}-own-{name}.ipynb.",
     )
 
 
@@ -486,10 +493,15 @@ def load(path: Path, fix: str) -> tuple[str, Mapping[str, Any]]:
         It is missing or damaged; the error contains `fix`.
     """
     try:
-        text = files.read(path).decode("utf-8")
+        text = files.read(path).decode("utf-8-sig")
         notebook = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(notebook, ensure_ascii=False).encode()
     except OSError as error:
         raise _invalid(path, f"It could not be read: {error.strerror}.", fix) from error
+    except UnicodeEncodeError as error:
+        why = f"It contains {error.object[error.start]!a}, half of a character."
+        raise _invalid(path, why, "Correct it in the notebook's JSON.") from error
     except (ValueError, RecursionError) as error:
         raise _invalid(path, f"It is not JSON: {error}.", fix) from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
@@ -499,7 +511,7 @@ def load(path: Path, fix: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    return load(path, "Restore it from version control, or move it to another folder.")[1]
+    return load(path, OWN_FIX)[1]
 
 
 def _metadata(notebook: Mapping[str, object], path: Path) -> Mapping[str, object]:

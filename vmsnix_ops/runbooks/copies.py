@@ -117,7 +117,7 @@ def make(folder: Path) -> tuple[list[Copy], list[RunError]]:
     for name, source in originals().items():
         path = folder / source.name
         try:
-            text, notebook = catalog.load(source, "Restore it, then start again.")
+            text, notebook = catalog.load(source, catalog.restore_original(source))
         except RunError as error:
             problems.append(error)
             continue
@@ -170,7 +170,7 @@ def reset(folder: Path, name: str) -> Path | None:
         The folder cannot be written.
     """
     _, source = original(name)
-    text, notebook = catalog.load(source, "Restore it, then start again.")
+    text, notebook = catalog.load(source, catalog.restore_original(source))
     path, current, old = folder / source.name, catalog.digest(notebook), None
     if path.exists():
         if _digest(path) == current:
@@ -195,6 +195,8 @@ def compare(name: str, folder: Path) -> list[str]:
         As for `original`.
     """
     full, source = original(name)
+    if not source.exists():
+        return [f"{source} is missing. {catalog.restore_original(source)}"]
     shown = _compare_original(full, source)
     copy = folder / source.name
     if copy.exists():

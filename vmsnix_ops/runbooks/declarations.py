@@ -157,6 +157,8 @@ def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], noteb
         default: object = ast.literal_eval(value)
     except ValueError as error:
         raise refuse("Its default is not a literal value.", "Compute it in a later cell.") from error
+    if _has_half_character(value):
+        raise refuse("Its default contains half of a character, such as \\ud83d.", "Write the character.")
     kind = _value_type(default) if declared is None else _annotated_type(declared)
     if kind is None:
         raise refuse(
@@ -164,6 +166,12 @@ def _parameter(statement: ast.stmt, comments: dict[int, tuple[str, bool]], noteb
             "Use str, bool, int, float, list[...], dict[str, ...], Literal[...], each possibly `| None`.",
         )
     return Parameter(name, kind, default, _help(statement, comments))
+
+
+def _has_half_character(value: ast.expr) -> bool:
+    """Whether a text in a literal has a lone surrogate, which no file and no table can contain."""
+    texts = (one.value for one in ast.walk(value) if isinstance(one, ast.Constant))
+    return any("\ud800" <= letter <= "\udfff" for text in texts if isinstance(text, str) for letter in text)
 
 
 def _help(statement: ast.stmt, comments: dict[int, tuple[str, bool]]) -> str:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import settings as settings_module
+from vmsnix_ops.arguments import FORMS, RANGES, check_form, check_range
 from vmsnix_ops.errors import ParameterError, SettingsError, VmsnixError, nearest
+from vmsnix_ops.region_names import check_region_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,55 +33,36 @@ WORDS = {"region": "region", "bucket": "bucket", "account": "account", "ami": "a
 EXACT = {
     "ami_id": "ami",
     "best_effort": "region",
-    "boot_expect": "pattern",
+    "boot_expect": "console",
+    "channel": "channel",
+    "confirm": "confirmation",
     "confirm_public": "public",
-    "expect": "pattern",
+    "expect": "console",
     "expect_plan": "plan",
     "flake": "flake",
     "identity": "identity",
+    "instance_type": "instance type",
     "kms_key": "key",
     "kms_keys": "key",
+    "known_accounts": "audited",
     "pattern": "pattern",
+    "prefix": "prefix",
     "result": "result",
     "revoke_from": "audience",
     "role_name": "role",
+    "root_device": "device",
+    "scheduler": "scheduler",
     "share_with": "audience",
     "subnet": "subnet",
+    "to": "ami",
     "topic": "topic",
 }
+PACKAGE_ONLY = frozenset({*RANGES, "channel", "confirm", "packages", "prefix", "scheduler", "tags", "to"})
+"""Names that can have another meaning in an own runbook."""
+
 DEFAULT_FROM_SETTINGS = re.compile(r"\[default: from vmsnix\.toml[^\]]*\]")
 SETTINGS = {"accounts": "audit_accounts", "buckets": "bucket", "regions": "region"}
 """The setting that is the default of a parameter, if its name is another one."""
-
-FORMS = {
-    "account": (
-        r"[0-9]{12}|arn:aws[\w-]*:iam::[0-9]{12}:role/.+|arn:aws[\w-]*:organizations::[0-9]{12}:\w+/[\w/-]+",
-        "an account ID of 12 digits, or an ARN of a role or an organization",
-    ),
-    "ami": (r"(?!ami-).*|ami-([0-9a-f]{8}|[0-9a-f]{17})", "an AMI ID such as ami-0123456789abcdef0"),
-    "audience": (
-        r"public|[0-9]{12}|arn:aws[a-z-]*:organizations::[0-9]{12}:(organization|ou)/o-[a-z0-9/-]+",
-        "an account ID of 12 digits, or an ARN of an organization or organizational unit",
-    ),
-    "bucket": (
-        r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
-        "a bucket name, which has 3 to 63 lower-case letters, digits, dots or dashes",
-    ),
-    "identity": (r"[0-9a-f]{64}", "an identity, which has 64 hexadecimal digits"),
-    "key": (
-        r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[\w/-]+|alias/[\w/-]+|(mrk-)?[0-9a-fA-F-]{32,36}",
-        "a KMS key: an ARN, an ID, or alias/NAME",
-    ),
-    "plan": (r"[0-9a-f]{16}", "the fingerprint of a plan, which has 16 hexadecimal digits"),
-    "public": (r"[0-9]{12}(\+keys)?", "an account ID of 12 digits, or ACCOUNT+keys"),
-    "role": (r"[\w+=,.@-]{1,64}", "the name of a role (not its ARN), which has up to 64 letters or digits"),
-    "subnet": (r"subnet-([0-9a-f]{8}|[0-9a-f]{17})", "a subnet ID such as subnet-0123456789abcdef0"),
-    "topic": (
-        r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?",
-        "an ARN of an SNS topic, such as arn:aws:sns:eu-central-1:012345678901:releases",
-    ),
-}
-"""The form of the values of a kind, and its description for errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +133,12 @@ def value_errors(
     place = place or CallPlace(Path.cwd(), os.environ)
     found: dict[str, VmsnixError] = {}
     for parameter in runbook.parameters:
-        for kind, text in _texts(parameter, checked.get(parameter.name)):
+        name = parameter.name
+        if not (runbook.own and name in PACKAGE_ONLY):
             try:
-                _check(kind, parameter.name, text, place, flake=str(checked.get("flake") or ""))
+                _check_value(parameter, checked.get(name), place, flake=str(checked.get("flake") or ""))
             except VmsnixError as error:
-                found.setdefault(parameter.name, error)
+                found[name] = error
     return found
 
 
@@ -169,40 +153,37 @@ def _texts(parameter: Parameter, value: object) -> Iterator[tuple[str, str]]:
             yield kind, text
 
 
-def _check(kind: str, name: str, text: str, place: CallPlace, *, flake: str = "", origin: str = "") -> None:
-    """Refuse a value that does not fit its kind; `origin` is where it comes from, if that is not the call."""
-    shown = f"{name}: {text!r}{origin and f', from {origin},'}"
-    if kind == "region":
-        _check_region(shown, text, several=name != "region")
-    elif kind == "pattern":
-        try:
-            re.compile(text)
-        except re.error as error:
-            raise ParameterError(
-                f"{shown} is not a regular expression.", why=f"{error}.", fix="Correct it."
-            ) from error
-    elif kind in ("flake", "image", "result"):
-        if place.paths:
-            try:
-                _PATHS[kind](shown, text, place, flake)
-            except VmsnixError as error:
-                what = error.what if error.what.startswith(name) else f"{name}: {error.what}"
-                raise ParameterError(what, why=error.why, fix=error.fix) from error
-    else:
-        form, described = FORMS[kind]
-        if not re.fullmatch(form, text, re.ASCII):
-            raise ParameterError(f"{shown} is not {described}.", fix="Correct it.")
+def _check_value(
+    parameter: Parameter, value: object, place: CallPlace, *, flake: str = "", origin: str = ""
+) -> None:
+    """Refuse a value that does not fit its kind; `origin` is where it comes from, if that is not the call.
 
+    The error starts with the name of the parameter.
+    """
+    name = parameter.name
+    try:
+        if name in RANGES and isinstance(value, int | float):
+            check_range(name, value)
+        elif name == "tags" and isinstance(value, dict):
+            from vmsnix_ops.aws.tags import check_tags
 
-def _check_region(shown: str, text: str, *, several: bool) -> None:
-    from vmsnix_ops.region_names import known_regions
+            check_tags(value)
+        elif name == "packages" and isinstance(value, list):
+            from vmsnix_ops.nix.versions import parse_conditions
 
-    if text not in known_regions() and not (several and text == "all"):
-        raise ParameterError(
-            f"{shown} is not an AWS region.",
-            why=nearest(text, known_regions()) or "It is not in botocore's list of regions.",
-            fix="Check the name. If the region is new, update botocore.",
-        )
+            parse_conditions(value)
+        for kind, text in _texts(parameter, value):
+            shown = f"{name}: {text!r}{origin and f', from {origin},'}"
+            if kind in FORMS:
+                check_form(kind, text, shown)
+            elif kind == "region":
+                if name == "region" or text != "all":
+                    check_region_name(text, shown)
+            elif place.paths or kind not in LOCAL:
+                _CHECKS[kind](shown, text, place, flake)
+    except VmsnixError as error:
+        what = error.what if error.what.startswith(name) else f"{name}: {error.what}"
+        raise ParameterError(what, why=error.why, fix=error.fix) from error
 
 
 def _check_path(shown: str, path: Path, fix: str) -> None:
@@ -243,9 +224,33 @@ def _check_result(shown: str, text: str, place: CallPlace, _flake: str) -> None:
         _check_path(shown, place.cwd / Path(text).expanduser(), fix)
 
 
-_PATHS: dict[str, Callable[[str, str, CallPlace, str], None]] = {
+def _check_channel(_shown: str, text: str, place: CallPlace, _flake: str) -> None:
+    with suppress(SettingsError):  # it is reported with the other mistakes
+        settings_module.check_channel(text, settings_module.load(place.cwd, place.environment))
+
+
+def _check_pattern(shown: str, text: str, _place: CallPlace, _flake: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        what = f"{shown} is not a regular expression."
+        raise ParameterError(what, why=f"{error}.", fix="Correct it.") from error
+
+
+def _check_console(_shown: str, text: str, _place: CallPlace, _flake: str) -> None:
+    from vmsnix_ops.boot.run import check_options
+
+    check_options(text, "auto")
+
+
+LOCAL = frozenset({"channel", "flake", "image", "result"})
+"""Kinds whose checks need files or settings of the machine on which the call runs."""
+_CHECKS: dict[str, Callable[[str, str, CallPlace, str], None]] = {
+    "channel": _check_channel,
+    "console": _check_console,
     "flake": _check_flake,
     "image": _check_image,
+    "pattern": _check_pattern,
     "result": _check_result,
 }
 
@@ -266,11 +271,10 @@ def _setting_errors(
         if name not in unset or not setting or _value(runbook, checked, name):
             continue
         value, origin = _setting(settings, setting, place)
-        for kind, text in _texts(parameter, value):
-            try:
-                _check(kind, name, text, place, origin=origin or sources.get(setting, "the settings"))
-            except VmsnixError as error:
-                found.setdefault(name, error)
+        try:
+            _check_value(parameter, value, place, origin=origin or sources.get(setting, "the settings"))
+        except VmsnixError as error:
+            found[name] = error
     return found
 
 
