@@ -28,6 +28,15 @@ def test_an_image_without_tags_or_devices_is_parsed():
     assert (ami.snapshot_ids, ami.size_gib, ami.digest, ami.created_at.year) == ((), 0, "", 2026)
 
 
+def test_of_amis_of_one_second_the_name_decides_which_is_newer():
+    second = "2026-11-22T10:00:00.000Z"
+    found = [
+        images.parse_ami({"ImageId": image_id, "Name": name, "CreationDate": second}, "eu-west-1")
+        for image_id, name in (("ami-1", "web-26.12"), ("ami-2", "web-26.11"), ("ami-3", "web-26.11"))
+    ]
+    assert [ami.ami_id for ami in sorted(found, key=images.age_key)] == ["ami-2", "ami-3", "ami-1"]
+
+
 def test_the_root_device_comes_first():
     ami = images.parse_ami(
         {

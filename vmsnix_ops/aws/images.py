@@ -220,6 +220,14 @@ class Ami:
         return self.tags.get(tagging.DIGEST, "")
 
 
+def age_key(ami: Ami) -> tuple[datetime, str, str]:
+    """Return a key that sorts AMIs by age, the oldest first.
+
+    AWS reports whole seconds. Of AMIs of one second, the name decides, which is the same in every region.
+    """
+    return ami.created_at, ami.name, ami.ami_id
+
+
 def clean_name(name: str) -> str:
     """Return a name that RegisterImage accepts: other characters become ``-``.
 
@@ -285,7 +293,7 @@ def find_all_by_name(ec2: EC2Client, name: str) -> list[Ami]:
     order = ("available", "pending", "transient", "disabled")
     ranks = {state: rank for rank, state in enumerate(order)}
     amis = [parse_ami(image, ec2.meta.region_name) for image in found]
-    return sorted(amis, key=lambda ami: (ranks.get(ami.state, len(order)), ami.created_at, ami.ami_id))
+    return sorted(amis, key=lambda ami: (ranks.get(ami.state, len(order)), *age_key(ami)))
 
 
 @needs("ec2:DescribeImages")
@@ -348,7 +356,7 @@ def list_published_amis(ec2: EC2Client) -> list[Ami]:
     with calling("list our AMIs"):
         images = _find_images(ec2, "tag-key", tagging.DIGEST)
         found = [parse_ami(image, ec2.meta.region_name) for image in images]
-    return sorted(found, key=lambda ami: (ami.created_at, ami.ami_id))
+    return sorted(found, key=age_key)
 
 
 def read_images(ec2: EC2Client, **request: Unpack[DescribeImagesRequestTypeDef]) -> Iterator[ImageTypeDef]:
@@ -367,7 +375,7 @@ def list_amis(ec2: EC2Client) -> tuple[Ami, ...]:
             parse_ami(image, ec2.meta.region_name, mappings=False)
             for image in read_images(ec2, Owners=["self"])
         ]
-    return tuple(sorted(amis, key=lambda ami: (ami.created_at, ami.ami_id)))
+    return tuple(sorted(amis, key=age_key))
 
 
 @needs("ec2:DescribeImages", "ec2:RegisterImage", "ec2:CreateTags")

@@ -433,7 +433,7 @@ def test_sizes_are_stored_bytes_or_marked_as_volumes(fleet: Fleet) -> None:
     plan = fleet.plan()
     assert {one.resource_id: one.stored_bytes for one in plan.planned} == {full: 100 * 524_288, unknown: None}
     assert "50.0 MiB stored, 1 GiB of volumes whose stored size AWS does not report" in str(plan)
-    assert [row[5] for row in plan.show_planned().rows] == ["50.0 MiB", "1 GiB volume"]
+    assert {row[5] for row in plan.show_planned().rows} == {"50.0 MiB", "1 GiB volume"}
 
 
 def test_a_plan_is_shown_as_text_html_and_frame(fleet: Fleet) -> None:

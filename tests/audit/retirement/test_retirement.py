@@ -261,8 +261,8 @@ def test_an_ami_of_another_account_is_refused(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"keep_last": -1}, "Invalid keep_last -1"),
-        ({"retention_days": float("nan")}, "Invalid retention_days nan"),
+        ({"keep_last": -1}, "keep_last: -1 is not between 0 and 36500"),
+        ({"retention_days": float("nan")}, "retention_days: nan is not between"),
         ({"action": "destroy"}, "retire or restore"),
         ({"regions": ["eu-wset-1"]}, "eu-west-1"),
         ({"amis": ["web-1"]}, "'web-1' is not an AMI ID"),

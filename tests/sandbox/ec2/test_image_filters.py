@@ -66,7 +66,6 @@ def test_every_filter_compares_its_attribute(aws: SandboxClients, image: dict[st
     }
     one = {
         "block-device-mapping.snapshot-id": device["SnapshotId"],
-        "creation-date": image["CreationDate"],
         "description": "one of many",
         "image-id": image["ImageId"],
         "is-public": "false",

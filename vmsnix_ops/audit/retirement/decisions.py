@@ -13,10 +13,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops import errors
-from vmsnix_ops.arguments import MOST_DAYS, check_range
+from vmsnix_ops.arguments import check_range
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.aws.images import Ami
+from vmsnix_ops.aws.images import Ami, age_key
 from vmsnix_ops.aws.references import AMI_ID, SEARCH
 from vmsnix_ops.aws.retiring import RetirementTags, fits_into_tags
 from vmsnix_ops.progress import counted
@@ -68,7 +68,7 @@ class RetirementRules(RetirementPolicy):
 
     def __post_init__(self) -> None:
         for number in fields(RetirementPolicy):
-            check_range(number.name, getattr(self, number.name), 0, MOST_DAYS)  # refuses NaN, too
+            check_range(number.name, getattr(self, number.name))
         for ami_id in self.amis:
             if not AMI_ID.fullmatch(ami_id):
                 raise errors.ParameterError(
@@ -558,7 +558,7 @@ def _count_newer(amis: Iterable[Ami]) -> dict[str, int]:
     newer: dict[str, int] = {}
     for group in groups.values():
         count = 0
-        for ami in sorted(group, key=lambda one: (one.created_at, one.ami_id), reverse=True):
+        for ami in sorted(group, key=age_key, reverse=True):
             newer[ami.ami_id] = count
             count += ami.state == "available" and tagging.is_published(ami.tags)
     return newer

@@ -72,7 +72,7 @@ def image_view(context: Context, image: Image) -> dict[str, Any]:
         "Name": image.name,
         "OwnerId": image.owner,
         "State": image.state(clock),
-        "CreationDate": format_time(image.created),
+        "CreationDate": format_time(image.created.replace(microsecond=0)),  # AWS reports whole seconds
         "Public": image.public(),
         "Architecture": image.architecture,
         "Hypervisor": "xen",
