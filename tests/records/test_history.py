@@ -11,6 +11,7 @@ import pytest
 from vmsnix_ops.errors import ParameterError
 from vmsnix_ops.records import history, schemas
 from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.runbooks import history as public
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,6 +199,25 @@ def test_a_wrong_argument_is_explained(
 def test_a_value_without_a_similar_one_finds_nothing(tables: Tables) -> None:
     tables.append("runs", [run("a", 0, image="ecs-node")])
     assert history.runs(tables, image="zzz", runbook="publish-ami", region="us-west-2").empty
+
+
+def test_a_value_that_exists_but_is_not_recorded_finds_nothing(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nix").mkdir()
+    (tmp_path / "nix" / "flake.nix").write_text("nixosConfigurations.node-2 = system;")
+    tables.append("runs", [run("a", 0, image="node-1", runbook="promote-ami"), run("b", 1, image="node-4")])
+    tables.append("amis", [ami("ami-1", 0, image="node-1")])
+    change = {"run_id": "a", "promoted_at": NOON, "how": "promote", "ami_id": "ami-1", "image": "node-1"}
+    tables.append("promotions", [change | {"channel": "candidates"}])
+    assert history.amis(tables, image="node-2").empty  # of the flake
+    assert history.amis(tables, image="node-4").empty  # of a run that published nothing
+    assert history.promotions(tables, image="node-2", channel="candidate").empty  # a channel of the settings
+    assert public.runs(tables, runbook="prove-ami").empty
+    for call in (history.amis, history.runs, history.promotions):
+        with pytest.raises(ParameterError, match=r"No image 'node-3' is recorded. Did you mean 'node-"):
+            call(tables, image="node-3")
 
 
 def test_status_and_severity_have_an_order(tables: Tables) -> None:

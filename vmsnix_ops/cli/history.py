@@ -156,7 +156,8 @@ def _reader(table: str) -> Callable[..., None]:
             write_csv(frame, sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         elif frame.empty:
             noun = NOUNS.get(table, table)
-            echo(f"No matching {noun}." if wanted else f"No {noun} yet.")
+            of = f" of {', '.join(wanted['image'])}" if wanted.keys() == {"image"} else ""
+            echo(f"No matching {noun}." if wanted and not of else f"No {noun}{of} yet.")
             if not endpoint and len(others := _read(table, **wanted, endpoint="all")):
                 kinds = sorted(set(others["endpoint"].fillna("aws"))) if "endpoint" in others else []
                 echo(f"{len(others)} elsewhere: add --endpoint {kinds[0] if len(kinds) == 1 else 'all'}.")
@@ -167,7 +168,7 @@ def _reader(table: str) -> Callable[..., None]:
 
 
 def _read(table: str, **wanted: Any) -> pd.DataFrame:
-    from vmsnix_ops.records import history as records
+    from vmsnix_ops.runbooks import history as records
 
     frame: pd.DataFrame = getattr(records, table)(**wanted)
     return frame

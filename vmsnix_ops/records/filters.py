@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.records.tables import Tables
-from vmsnix_ops.region_names import known_regions
+from vmsnix_ops.region_names import check_region_name
 
 if TYPE_CHECKING:
     from vmsnix_ops.records.schemas import Column, Schema
@@ -46,6 +46,9 @@ OTHER_NAMES = {
     "min_age": "older_than",
 }
 """Names that people try, with the filter that they mean."""
+
+DECLARED: dict[str, Callable[[], Iterable[str]]] = {}
+"""Values that exist, whether they are recorded or not, by column; `runbooks.history` adds them."""
 
 OPEN_COLUMNS = ("image", "runbook", "step", "channel", "rule")
 """Columns in which a value that is not recorded, but similar to a recorded one, is a typing mistake."""
@@ -162,12 +165,8 @@ def refuse_typos(column: str, wanted: Iterable[Any], recorded: Iterable[str]) ->
     for value in wanted:
         if value in known:
             continue
-        if column == "region" and value not in known_regions():
-            raise ParameterError(
-                f"Unknown AWS region {value!r}.",
-                why=nearest(value, known) or nearest(value, known_regions()),
-                fix="Check the name; if the region is new, update botocore.",
-            )
+        if column == "region":
+            check_region_name(value, likely=known)
         if column in OPEN_COLUMNS and (similar := nearest(value, known)):
             raise ParameterError(
                 f"No {column} {value!r} is recorded.",

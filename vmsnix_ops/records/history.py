@@ -6,6 +6,7 @@ Rows come newest first. `runbooks.history` is the public module, which also read
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +20,7 @@ from vmsnix_ops.records import timings as step_timings
 from vmsnix_ops.records.filters import Filter, When, door
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.tables import ALL_ENDPOINTS, ENDPOINT, Tables, open_tables
-from vmsnix_ops.region_names import known_regions
+from vmsnix_ops.region_names import check_region_name, known_regions
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -360,10 +361,28 @@ def _refuse_typos(
 ) -> None:
     for name in (*filters.OPEN_COLUMNS, "region"):
         missing = set(wanted[name]) - set(frame[name]) if name in wanted else set()
-        if missing - (set(known_regions()) if name == "region" else set()):
+        if missing := {value for value in missing if not _is_declared(name, value, sources)}:
             anywhere = [(tables, ALL_ENDPOINTS) for tables, _ in sources]
             recorded = _read(anywhere, table, columns=[name])[name].dropna()
             filters.refuse_typos(name, sorted(missing), recorded)
+
+
+def _is_declared(column: str, value: str, sources: list[tuple[Tables, str]]) -> bool:
+    """Whether a value exists, although no row of the table has it: it is only not used yet."""
+    if column == "region":
+        return value in known_regions()
+    if column == "channel":
+        return value in load().channels
+    if column != "image":
+        return value in filters.DECLARED.get(column, tuple)()
+    if any(
+        len(_read(sources, table, [(column, "==", value)], [column])) for table in ("runs", "steps", "amis")
+    ):
+        return True
+    word, flake = re.compile(rf"(?<![\w-]){re.escape(value)}(?![\w-])"), Path(load().flake)
+    # The names of a flake's images are words of its files. Only Nix knows more, and takes seconds.
+    files = (path for pattern in ("*.nix", "*/*.nix") for path in flake.glob(pattern) if path.is_file())
+    return any(word.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
 
 
 def ordered(values: pd.Series[Any], order: Iterable[str]) -> pd.Series[Any]:
@@ -621,7 +640,7 @@ def read(
         The table cannot be read.
     """
     if region:
-        filters.refuse_typos("region", [region], ())
+        check_region_name(region)
     if via and via not in METHODS:
         raise errors.ParameterError(
             f"Invalid method {via!r}.",

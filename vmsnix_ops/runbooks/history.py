@@ -121,6 +121,15 @@ _own_run: RunContext | None = None
 """The run of this process, if nothing else has started one."""
 
 
+def _rules() -> Iterable[str]:
+    from vmsnix_ops.audit import findings, rules  # noqa: F401 - the module of the rules registers them
+
+    return findings.RULES
+
+
+filters.DECLARED.update(runbook=catalog.names, rule=_rules)
+
+
 @door
 def results(
     runbook: Filter = None,
