@@ -9,12 +9,16 @@ from typing import Any, cast
 import pytest
 
 from vmsnix_ops.audit.retirement._plan import _by_reason
+from vmsnix_ops.cli.iam_policy import KINDS
 from vmsnix_ops.cli.next_steps import next_command
 from vmsnix_ops.display import make_table, shortened
 from vmsnix_ops.runbooks import catalog, parameters
 
 RUN = "20261130T081743599Z-x-28aa5e"
-FAILURE = {"type": "RoleError", "what": "x", "exit_code": 1}
+
+
+def failed(kind: str, code: str = "", **values: Any) -> dict[str, Any]:
+    return {"status": "failed", "failure": {"type": kind, "what": "x", "detail": {"code": code}}, **values}
 
 
 @pytest.mark.parametrize(
@@ -47,13 +51,42 @@ FAILURE = {"type": "RoleError", "what": "x", "exit_code": 1}
             "vmsnix retire --expect-plan=f1 --confirm=f1 --no-dry-run --yes",
         ),
         ("audit-inventory", {"parameters": {"regions": ["all"]}}, "vmsnix retire --dry-run --regions all"),
-        ("publish-ami", {"status": "failed", "failure": FAILURE}, f"vmsnix runs resume {RUN}"),
-        ("audit-inventory", {"status": "failed", "failure": FAILURE}, f"vmsnix rerun {RUN}"),
-        ("retire-amis", {"status": "failed", "failure": FAILURE, "dry_run": True}, f"vmsnix rerun {RUN}"),
+        ("publish-ami", failed("InterruptedRunError"), f"vmsnix runs resume {RUN}"),
+        ("publish-ami", failed("AwsError", "SlowDown"), f"vmsnix runs resume {RUN}"),
+        ("audit-inventory", failed("DeadlineError"), f"vmsnix rerun {RUN}"),
+        ("retire-amis", failed("DeadKernelError", dry_run=True), f"vmsnix rerun {RUN}"),
+        ("promote-ami", failed("PartialError", status="partial"), f"vmsnix runs resume {RUN}"),
+        ("promote-ami", failed("PartialError", dry_run=True), ""),
+        ("publish-ami", failed("ParameterError"), "vmsnix help publish"),
         (
             "publish-ami",
-            {"status": "failed", "failure": FAILURE, "exit_code": 2},
-            "vmsnix help publish",
+            failed("RoleError", region="eu-west-1", parameters={"bucket": "images"}),
+            "vmsnix bootstrap --region eu-west-1 --bucket images",
+        ),
+        ("promote-ami", failed("CredentialsError", "ExpiredToken"), "vmsnix preflight"),
+        ("preflight", failed("CredentialsError", "ExpiredToken"), ""),
+        (
+            "publish-ami",
+            failed("AccessDeniedError", parameters={"via": "direct"}),
+            "vmsnix iam-policy publisher --via direct",
+        ),
+        (
+            "retire-amis",
+            failed(
+                "StalePlanError", parameters={"regions": ["us-east-1"], "expect_plan": "f1", "confirm": "f1"}
+            ),
+            "vmsnix retire --regions=us-east-1 --dry-run",
+        ),
+        *(
+            (book, failed(kind), "")
+            for kind in (
+                "ImageFormatError",
+                "ConfirmationError",
+                "SideEffectsError",
+                "NameError",
+                "AuditError",
+            )
+            for book in ("publish-ami", "audit-inventory")
         ),
         ("audit-inventory", {"status": "partial"}, f"vmsnix runs repair {RUN}"),
         ("import-timings", {"parameters": {}}, ""),
@@ -71,7 +104,11 @@ def test_the_next_command_fits_the_outcome_and_is_valid(
         declared = {one.name.replace("_", "-") for one in catalog.find(words[1]).parameters}
         assert names <= {*declared, "no-dry-run", "yes"}
     if command:
-        assert next_command(runbook, outcome, sandbox=True) == f"{command} --sandbox"
+        everywhere = words[1] in ("help", "iam-policy")
+        expected = command if everywhere else f"{command} --sandbox"
+        assert next_command(runbook, outcome, sandbox=True) == expected
+    if words[1:2] == ["iam-policy"]:
+        assert words[2] in KINDS
 
 
 def test_the_command_of_a_run_sets_its_parameters() -> None:

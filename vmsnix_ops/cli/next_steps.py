@@ -10,7 +10,26 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.runbooks.catalog import Runbook
 
-USAGE = 2  # exit code
+MAY_SUCCEED_LATER = frozenset(
+    {
+        *("CommitConflictError", "CopyFailedError", "DeadKernelError", "DeadlineError"),
+        *("InterruptedRunError", "PartialError", "UnrecordedActError", "UnsavedError", "UploadError"),
+    }
+)
+"""Errors after which the same run may succeed; most others repeat until a person changes something."""
+POLICIES = {
+    "preflight": "preflight",
+    "bootstrap": "bootstrap",
+    "publish-ami": "publisher",
+    "smoke-test": "smoke-tester",
+    "promote-ami": "promoter",
+    "rollback": "promoter",
+    "verify-amis": "verifier",
+    "prove-ami": "prover",
+    "audit-inventory": "auditor",
+    "retire-amis": "retirer",
+}
+"""The policy of `vmsnix iam-policy` with the permissions of a runbook."""
 
 
 def next_command(runbook: Runbook, values: Mapping[str, Any], *, sandbox: bool) -> str:
@@ -28,7 +47,8 @@ def next_command(runbook: Runbook, values: Mapping[str, Any], *, sandbox: bool) 
     words = _words(runbook, values)
     if not words:
         return ""
-    return shlex.join(["vmsnix", *words, *(["--sandbox"] if sandbox else [])])
+    everywhere = words[0] in ("help", "iam-policy")
+    return shlex.join(["vmsnix", *words, *(["--sandbox"] if sandbox and not everywhere else [])])
 
 
 def _words(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
@@ -63,29 +83,61 @@ def _words(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
 
 
 def _after_failure(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
-    """Resume a run that changes something, and repeat one that only reads; a wrong call is not repeated."""
-    if values.get("exit_code") == USAGE:
+    """Return the command that removes the cause of a failure, or that repeats a run which may succeed now.
+
+    Empty if a person has to do something that is no command; the error says what.
+    """
+    from vmsnix_ops.aws.error_codes import RETRYABLE
+
+    failure, parameters = values["failure"], values.get("parameters") or {}
+    kind, code = failure.get("type"), (failure.get("detail") or {}).get("code", "")
+    where = [
+        *_option("region", values.get("region") or parameters.get("region")),
+        *_option("bucket", parameters.get("bucket")),
+    ]
+    if kind in ("BucketError", "RoleError") and runbook.name != "bootstrap":
+        return ["bootstrap", *where]
+    if kind in ("CredentialsError", "QuotaError", "RegionError") and runbook.name != "preflight":
+        return ["preflight", *where]
+    if kind == "AccessDeniedError" and runbook.name in POLICIES:
+        direct = ["--via", "direct"] if parameters.get("via") == "direct" else []
+        return ["iam-policy", POLICIES[runbook.name], *(direct if runbook.name == "publish-ami" else [])]
+    if kind == "StalePlanError":
+        return _command(runbook, values, {"dry_run": True})
+    if kind in ("ParameterError", "UsageError"):
         return ["help", runbook.short_name]
-    reads = runbook.side_effects == "read_only" or values.get("dry_run")
+    dry_run = bool(values.get("dry_run"))
+    later = kind in MAY_SUCCEED_LATER and not (kind == "PartialError" and dry_run)
+    if not later and not (kind == "AwsError" and code in {"", *RETRYABLE}):
+        return []
+    reads = runbook.side_effects == "read_only" or dry_run
     return [*(["rerun"] if reads else ["runs", "resume"]), str(values["run_id"])]
 
 
 def _applied(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
     """Return the same call without the dry run, for the same plan; nothing if the plan changes nothing."""
-    from vmsnix_ops.runbooks.parameters import command_words
-
-    declared = {parameter.name: parameter.default for parameter in runbook.parameters}
+    declared = {parameter.name for parameter in runbook.parameters}
     fingerprint = values.get("plan_fingerprint")
     if "expect_plan" in declared and not fingerprint:
         return []
+    given: dict[str, object] = {
+        name: fingerprint for name in ("expect_plan", "confirm") if name in declared and fingerprint
+    }
+    words = _command(runbook, values, {**given, "dry_run": False})
+    return [*words, "--yes"] if runbook.side_effects == "deletes" else words
+
+
+def _command(runbook: Runbook, values: Mapping[str, Any], changed: Mapping[str, object]) -> list[str]:
+    """Return the call of a run with some parameters changed, and without its plan and confirmation."""
+    from vmsnix_ops.runbooks.parameters import command_words
+
+    defaults = {parameter.name: parameter.default for parameter in runbook.parameters}
     given = {
         name: value
         for name, value in (values.get("parameters") or {}).items()
-        if name in declared and value != declared[name] and name != "dry_run"
+        if name in defaults and value != defaults[name] and name not in ("confirm", "dry_run", "expect_plan")
     }
-    given |= {name: fingerprint for name in ("expect_plan", "confirm") if name in declared and fingerprint}
-    words = [runbook.short_name, *command_words({**given, "dry_run": False})]
-    return [*words, "--yes"] if runbook.side_effects == "deletes" else words
+    return [runbook.short_name, *command_words(given | dict(changed))]
 
 
 def _option(name: str, value: object) -> list[str]:
