@@ -127,6 +127,10 @@ def test_a_dry_run_is_marked_and_claims_nothing_wherever_it_is_shown(
     assert DRY in places["report"].partition("</title>")[0]
     assert places["summary"].splitlines()[0].endswith(f"{name}: done (dry run: nothing was changed)")
     assert {place: found for place, text in places.items() if (found := claims(text))} == {}
+    if values["ami_id"]:
+        later = ("report", "console", "summary", "end", "runs", "runs show")
+        marked = f"{values['ami_id']} (dry run)"
+        assert [place for place in later if marked not in " ".join(places[place].split())] == []
     assert "dry_run=true" in github.outputs(values)
     apply = f"rerun {values['run_id']} --no-dry-run --expect-plan {values['plan_fingerprint']}"
     assert apply in places["runs show"]

@@ -165,10 +165,10 @@ def show_outcome(outcome: RunOutcome, stream: TextIO | None = None, *, following
     """Write the outcome of a run: its AMI, the time of its steps, and the location of its evidence."""
     from rich.text import Text
 
-    from vmsnix_ops.records.result import is_dry_run
+    from vmsnix_ops.records.result import is_dry_run, marked
 
     screen = console(stream)
-    values = outcome.values
+    values = marked(outcome.values)
     dry_run = is_dry_run(values)
     if values.get("ami_id"):
         name = values.get("image_name") or ""

@@ -303,7 +303,7 @@ def rerun(ctx: click.Context, run_id: str, words: tuple[str, ...], archive: str,
 
 def _past_run(run_id: str, archive: str, *, sandbox: bool, elsewhere: bool = True) -> ArchivedRun:
     """Return the run to repeat; refuse to repeat a run on a sandbox in AWS."""
-    from vmsnix_ops.errors import UnknownRunError, UsageError
+    from vmsnix_ops.errors import ArchiveError, UnknownRunError, UsageError
 
     try:
         found = open_archive(archive, sandbox=sandbox).find(run_id)
@@ -311,6 +311,13 @@ def _past_run(run_id: str, archive: str, *, sandbox: bool, elsewhere: bool = Tru
         if archive or not sandbox or not elsewhere:
             raise
         found = open_archive("", sandbox=False).find(run_id)  # repeat a run in AWS on the sandbox
+    if not found.repeatable:
+        raise ArchiveError(
+            f"The run {found.run_id} cannot be repeated.",
+            why="Its result.json is missing or has no parameters.",
+            fix="Restore it from the tables, on the machine of the run: vmsnix runs repair "
+            f"{found.run_id}. Or run {found.runbook} by its name.",
+        )
     if found.values.get("sandbox") and not sandbox and endpoint_kind() != "sandbox":
         raise UsageError(
             f"The run {found.run_id} ran on a sandbox.",
@@ -331,6 +338,7 @@ def open_archive(location: str, *, sandbox: bool) -> Archive:
 def _list(entries: list[ArchivedRun]) -> None:
     from vmsnix_ops.cli.output import COLOURS, cell, console, new_table
     from vmsnix_ops.progress import human_seconds
+    from vmsnix_ops.records.result import marked
 
     columns = ("started", "runbook", "status", "took", "image", "result", "run")
     table = new_table(*columns, right=("took",), unbroken=("run", "started"))
@@ -343,7 +351,7 @@ def _list(entries: list[ArchivedRun]) -> None:
             cell(_status(one), COLOURS.get(one.status, "")),
             human_seconds(seconds) if isinstance(seconds, int | float) else "",
             cell(one.image),
-            cell(one.values.get("ami_id") or (failure or {}).get("what") or ""),
+            cell(marked(one.values).get("ami_id") or (failure or {}).get("what") or ""),
             cell(one.run_id),
         )
     console().print(table)
@@ -362,8 +370,9 @@ def _show(entry: ArchivedRun) -> None:
         steps_table,
     )
     from vmsnix_ops.progress import human_seconds
+    from vmsnix_ops.records.result import marked
 
-    values, screen = entry.values, console()
+    values, screen = marked(entry.values), console()
     seconds = values.get("seconds")
     took = f" in {human_seconds(seconds)}" if isinstance(seconds, int | float) else ""
     status = (line(_status(entry)), COLOURS.get(entry.status, ""))
@@ -399,10 +408,9 @@ def _show(entry: ArchivedRun) -> None:
     _show_how_to_apply(values)
     if values.get("modified"):
         screen.print(cell(MODIFIED, "yellow"), soft_wrap=True)
-    screen.print(
-        Text.assemble(("again     ", "dim"), f"{' '.join(_rerun(values))} {line(entry.run_id)}"),
-        soft_wrap=True,
-    )
+    if entry.repeatable:
+        again = Text.assemble(("again     ", "dim"), f"{' '.join(_rerun(values))} {line(entry.run_id)}")
+        screen.print(again, soft_wrap=True)
 
 
 def _status(entry: ArchivedRun) -> str:
@@ -438,7 +446,7 @@ def _show_failure(entry: ArchivedRun) -> None:
     from vmsnix_ops.cli.output import cell, console
 
     failure: Mapping[str, Any] = entry.values.get("failure") or {}
-    if entry.status == "lost":
+    if entry.status == "lost" and not failure:
         failure = {
             "what": "Its process ended without a result.",
             "why": "It was killed, or its machine stopped.",

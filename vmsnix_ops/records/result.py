@@ -128,6 +128,17 @@ def is_dry_run(values: Mapping[str, Any]) -> bool:
     return isinstance(given, Mapping) and given.get("dry_run") is True
 
 
+def marked(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return values as people see them: the AMI of a dry run, which it has not made, is marked.
+
+    >>> marked({"ami_id": "ami-1", "dry_run": True})["ami_id"]
+    'ami-1 (dry run)'
+    """
+    if not values.get("ami_id") or not is_dry_run(values):
+        return values
+    return {**values, "ami_id": f"{values['ami_id']} (dry run)"}
+
+
 def once_of(result: Mapping[str, Any]) -> str:
     """Return the name under which the row of a run is appended once: each attempt has its own row."""
     attempt = result.get("attempt") or 1

@@ -195,18 +195,25 @@ def test_a_damaged_entry_hides_no_other_run(
     assert set(Tables(past.history).read("runs")["run_id"]) == {past.first, past.second}
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"run_id": "x", "sta', "[]", "{}", "null", "\0" * 300])
+@pytest.mark.parametrize("content", [None, "", "{", '{"run_id": "x", "sta', "[]", "{}", "null", "\0" * 300])
 def test_a_damaged_entry_is_listed_and_restored_from_the_tables(
-    past: Past, run_vmsnix: RunVmsnix, content: str
+    past: Past, run_vmsnix: RunVmsnix, content: str | None
 ) -> None:
     entry = past.archive / past.second / "result.json"
     whole = json.loads(entry.read_text())
-    entry.write_text(content)
+    if content is None:
+        entry.unlink()
+    else:
+        entry.write_text(content)
     listed = {one["run_id"]: one["status"] for one in json.loads(run_vmsnix("runs", "--json")[1])}
-    assert listed == {past.first: "done", past.second: "unreadable"}
-    code, _, complained = run_vmsnix("runs", "show", past.second)
-    assert code == 1
-    assert f"vmsnix runs repair {past.second}" in " ".join(complained.split())
+    assert listed == {past.first: "done", past.second: "lost" if content is None else "unreadable"}
+    code, shown, complained = run_vmsnix("runs", "show", past.second)
+    assert code == (0 if content is None else 1)
+    assert f"vmsnix runs repair {past.second}" in " ".join((shown + complained).split())
+    for words in (["rerun", past.second], ["runs", "resume", past.second], ["runs", "verify", past.second]):
+        code, shown, complained = run_vmsnix(*words)
+        assert code == 1
+        assert "result.json" in shown + complained
     assert run_vmsnix("runs", "repair", past.second)[0] == 0
     restored = json.loads(entry.read_text())
     for key in ("run_id", "runbook", "status", "exit_code", "started_at", "parameters", "user", "host"):

@@ -101,6 +101,18 @@ def edit_result(evidence: Evidence, **changed: object) -> None:
     evidence.write_result({**evidence.values(), **(changed or {"ami_id": "ami-0123456789abcdef0"})})
 
 
+def edit_text(evidence: Evidence, name: str, before: str, after: str) -> None:
+    path = evidence.folder / name
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+
+
+def edit_listed_file(evidence: Evidence, **changed: object) -> None:
+    values = evidence.values()
+    values["files"]["log.txt"] |= changed
+    evidence.write_result(values)
+
+
 def pretend_another_attempt(evidence: Evidence) -> None:
     """Forge an entry, and hide the row of the run by another number of the attempt."""
     entries, values = evidence.entries(), {**evidence.values(), "attempt": 2}
@@ -191,6 +203,27 @@ def test_another_number_of_the_attempt_does_not_hide_the_row(evidence: Evidence)
         (lambda evidence: edit_result(evidence, status="failed", exit_code=1), "result.json", "changed"),
         (lambda evidence: edit_result(evidence, exit_code=1), "result.json", "changed"),
         (lambda evidence: edit_result(evidence, report="/tmp/another.html"), "report.html", "changed"),
+        (lambda evidence: edit_result(evidence, journal_entries=3), "result.json", "changed"),
+        (lambda evidence: edit_result(evidence, journal_sha256="0" * 64), "result.json", "changed"),
+        (lambda evidence: edit_result(evidence, secrets_removed={"token": 1}), "result.json", "changed"),
+        (lambda evidence: edit_result(evidence, result="/tmp/result.json"), "result.json", "changed"),
+        (lambda evidence: edit_listed_file(evidence, bytes=1), "log.txt", "changed"),
+        (lambda evidence: (evidence.folder / "result.json").unlink(), "result.json", "removed"),
+        (
+            lambda evidence: edit_text(evidence, "result.json", '"ami_id": null', '"ami_id": 5'),
+            "result.json",
+            "changed",
+        ),
+        (
+            lambda evidence: edit_text(evidence, "result.json", '"ami_id"', '"ami_id": "ami-0", "ami_id"'),
+            "result.json",
+            "changed",
+        ),
+        (
+            lambda evidence: edit_text(evidence, chain.FILE_NAME, '"cell": 1', '"cell": 7, "cell": 1'),
+            "journal",
+            "changed",
+        ),
     ],
 )
 @pytest.mark.parametrize("anchor", ["history", "machine"])
@@ -214,6 +247,7 @@ def test_the_status_of_a_failed_run_is_sealed(evidence: Evidence) -> None:
     failure = Failure("ValueError", "Cell 2 failed.").to_json()
     values = {**evidence.values(), "status": "failed", "exit_code": failure["exit_code"], "failure": failure}
     chain.append_end(evidence.folder, values, writing.result_digest(values))
+    values |= chain.last(evidence.folder)
     evidence.write_result(values)
 
     def finding() -> str:

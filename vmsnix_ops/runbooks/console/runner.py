@@ -17,7 +17,7 @@ import ipywidgets
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.progress import amount, human_bytes, human_seconds
-from vmsnix_ops.records.result import is_dry_run
+from vmsnix_ops.records.result import is_dry_run, marked
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html
@@ -488,6 +488,7 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
     took = values.get("seconds")
     preposition = "in" if status == "done" else "after"
     time = f" {preposition} {human_seconds(took)}" if isinstance(took, int | float) else ""
+    shown = marked(values)
     error = values.get("failure") or values.get("error") or {}
     if not isinstance(error, dict):
         error = {"what": error}
@@ -505,7 +506,7 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
         undo_problem=values.get("undo_problem"),
         plans=(values.get("tables") or ()) if is_dry_run(values) else (),
         fingerprint=values.get("plan_fingerprint") if is_dry_run(values) else "",
-        facts=[(key.replace("_", " "), values[key]) for key in SHOWN_VALUES if values.get(key)],
+        facts=[(key.replace("_", " "), shown[key]) for key in SHOWN_VALUES if shown.get(key)],
         run_id=values.get("run_id", ""),
     )
 

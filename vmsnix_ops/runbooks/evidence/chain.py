@@ -43,14 +43,18 @@ def chained(entry: Mapping[str, Any], number: int, previous: str) -> dict[str, A
 
 
 def parse(content: bytes) -> list[dict[str, Any] | None]:
-    """Return the entries of a journal; ``None`` for a line that is not a JSON object."""
+    """Return the entries of a journal; ``None`` for a line that is not a JSON object as `Journal` writes it.
+
+    So a key that is twice in a line, of which programs read different values, makes the line unreadable.
+    """
     found: list[dict[str, Any] | None] = []
     for line in content.splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             entry = None
-        found.append(entry if isinstance(entry, dict) else None)
+        exact = isinstance(entry, dict) and json.dumps(entry).encode() == line
+        found.append(entry if exact else None)
     return found
 
 

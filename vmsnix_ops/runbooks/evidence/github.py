@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops.display import make_table
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.progress import human_bytes, human_seconds
-from vmsnix_ops.records.result import is_dry_run
+from vmsnix_ops.records.result import is_dry_run, marked
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import github_value, markdown, markdown_code
 
@@ -78,7 +78,8 @@ def summary(values: Mapping[str, Any]) -> str:
         lines += [f"**{markdown(error['what'])}**", ""]
         lines += [f"{markdown(error[part])}  " for part in ("why", "fix") if error.get(part)]
         lines.append("")
-    facts = [(key, values[key]) for key in FACTS if values.get(key) not in (None, "")]
+    shown = marked(values)
+    facts = [(key, shown[key]) for key in FACTS if shown.get(key) not in (None, "")]
     lines += _table(("", ""), [(markdown(key), _fact(key, value)) for key, value in facts])
     steps = values.get("steps")
     if isinstance(steps, list) and steps:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import templates
 from vmsnix_ops.progress import human_seconds
-from vmsnix_ops.records.result import is_dry_run
+from vmsnix_ops.records.result import is_dry_run, marked
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ NOT_SHOWN = "This output is shown as source: it has more than 1,000 tags that ar
 
 def render(notebook: Any, values: Mapping[str, Any]) -> str:
     """Return the page of a run: an executed notebook without secrets, and the content of ``result.json``."""
-    facts = [(key.replace("_", " "), values[key]) for key in FACTS if values.get(key) not in (None, "")]
+    shown = marked(values)
+    facts = [(key.replace("_", " "), shown[key]) for key in FACTS if shown.get(key) not in (None, "")]
     if isinstance(values.get("seconds"), int | float):
         facts.append(("took", human_seconds(values["seconds"])))
     return templates.page(

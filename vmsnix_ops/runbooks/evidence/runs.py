@@ -45,6 +45,15 @@ def _runbook_of(run_id: str) -> str:
     return match["runbook"] if match else ""
 
 
+def _first_values(run_id: str) -> dict[str, Any]:
+    """Return the values of ``result.json`` that a run ID contains."""
+    named = NEW_RUN_ID.fullmatch(run_id)
+    if named is None:
+        return {"run_id": run_id}
+    started = datetime.strptime(named["started"], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+    return {"run_id": run_id, "runbook": named["runbook"], "started_at": started.isoformat()}
+
+
 @dataclass(frozen=True, slots=True)
 class ArchivedRun:
     """A run in the archive."""
@@ -64,6 +73,11 @@ class ArchivedRun:
         """Every parameter with its value."""
         given = self.values.get("parameters")
         return given if isinstance(given, dict) else {}
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether its entry has the parameters, which are needed to repeat it."""
+        return self.values.get("parameters") is not None
 
     @property
     def attempt(self) -> int:
@@ -256,19 +270,33 @@ class Archive:
             values = {"run_id": run_id, "runbook": _runbook_of(run_id), "error": str(error)}
             return ArchivedRun(run_id, values, UNREADABLE)
 
-    def _read(self, run_id: str) -> ArchivedRun | None:
-        """Return a run; ``None`` if it has no entry."""
-        local = self.local_folder(run_id)
-        location = str(local / archives.RESULT)
-        content = _read_local(local / archives.RESULT)
+    def entry(self, run_id: str) -> tuple[str, bytes | None]:
+        """Return the location and the content of a run's ``result.json``; ``None`` if it is missing."""
+        path = self.local_folder(run_id) / archives.RESULT
+        location, content = str(path), _read_local(path)
         values = parse(content)
         if values.get("status") in (None, RUNNING) and self.remote:
             location = f"{self.location.rstrip('/')}/{run_id}/{archives.RESULT}"
             remote = self.content(location)
-            content, values = (content, values) if remote is None and not values else (remote, parse(remote))
-        if not values:
-            if content is None:
+            content = content if remote is None and not values else remote
+        return location, content
+
+    def _read(self, run_id: str) -> ArchivedRun | None:
+        """Return a run; a run without an entry is lost, and ``None`` if its folder was just deleted."""
+        local = self.local_folder(run_id)
+        location, content = self.entry(run_id)
+        values = parse(content)
+        if content is None:
+            if not self.remote and not local.is_dir():
                 return None
+            missing = {
+                "what": f"The entry of the run is missing: {location}.",
+                "why": "It was deleted, or the process was killed before it wrote it.",
+                "fix": f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}",
+            }
+            status = RUNNING if archives.is_running(local) else LOST
+            return ArchivedRun(run_id, _first_values(run_id) | {"failure": missing}, status)
+        if not values:
             raise ArchiveError(
                 f"The entry of the run {run_id} is damaged: {location}.",
                 why=f"Its {len(content)} bytes are not a complete result.json.",
@@ -362,28 +390,31 @@ def repair(archive: Archive, settings: Settings, *, run_id: str = "") -> Iterato
 
 def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun | None:
     """Repair the run in a folder; return ``None`` if it needs no repair."""
+    remote = archive is not None and archive.remote  # completely stored runs have no local folder
+    content, missing = None, False
     try:
         content = files.read(path / archives.RESULT)
+    except FileNotFoundError:  # in the work folder are runs of Python programs too, which have no entry
+        missing = archive is not None and (not remote or path.name in archive.ids())
     except OSError:
-        content = None
+        pass
     values = parse(content)
-    named = NEW_RUN_ID.fullmatch(path.name)
-    damaged = content is not None and not values and named is not None
+    named = NEW_RUN_ID.fullmatch(path.name) is not None
+    damaged = named and not values and (content is not None or missing)
     status, problems_before = values.get("status") or LOST, values.get("problems") or []
     unsaved = run_tables.has_unsaved(path)
-    remote = archive is not None and archive.remote  # completely stored runs have no local folder
     solvable = [problem for problem in problems_before if problem not in _LOST_FILES.values()]
     if not (unsaved or damaged or solvable or status == RUNNING or remote):
         return None
     problems = run_tables.append_unsaved(path, tables)
-    if damaged and named:
+    if damaged:
         try:
-            (path / archives.RESULT).rename(path / DAMAGED)
+            if not missing:
+                (path / archives.RESULT).rename(path / DAMAGED)
         except OSError as error:
             problems.append(f"{path / archives.RESULT} is damaged and cannot be renamed: {error.strerror}.")
             return RepairedRun(path.name, LOST, tuple(problems))
-        started = datetime.strptime(named["started"], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
-        values = {"run_id": path.name, "runbook": named["runbook"], "started_at": started.isoformat()}
+        values = _first_values(path.name)
     if not values:
         return RepairedRun(path.name, LOST, tuple(problems))
     if values.get("status") in (None, RUNNING, LOST):

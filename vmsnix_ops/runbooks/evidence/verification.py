@@ -9,6 +9,7 @@ anchors on the machine of the run. The anchors prove nothing about what the kern
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,7 +85,7 @@ def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verificati
     stored = run.values.get("files") or {}
     checks = [
         *([journal] if journal is not None else []),
-        *([_check_result(run, seal)] if seal or run.values.get("finished_at") else []),
+        *_check_result(archive, run, seal),
         *(
             _check_file(archive, run, name, sealed.get(name))
             for name in sorted({*stored, *sealed} - {chain.FILE_NAME})
@@ -198,7 +199,32 @@ def _seal(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
     return ends[-1] if ends else {}
 
 
-def _check_result(run: ArchivedRun, seal: Mapping[str, Any]) -> EvidenceCheck:
+def _check_result(archive: Archive, run: ArchivedRun, seal: Mapping[str, Any]) -> list[EvidenceCheck]:
+    """EvidenceCheck ``result.json``; empty for a run that has not ended."""
+    location, content = archive.entry(run.run_id)
+    if content is None:
+        return [EvidenceCheck(archives.RESULT, "removed", f"{location} is missing.")]
+    if not _is_exact(content, run.values):
+        text = "A key is in it twice, or has a value of another type than documented."
+        return [EvidenceCheck(archives.RESULT, "changed", text)]
+    return [_check_values(run, seal)] if seal or run.values.get("finished_at") else []
+
+
+def _is_exact(content: bytes, values: Mapping[str, Any]) -> bool:
+    """Whether the values, as read, are all that the content has: no other program reads other values."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError
+        return found
+
+    try:
+        return bool(json.loads(content, object_pairs_hook=unique) == values)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _check_values(run: ArchivedRun, seal: Mapping[str, Any]) -> EvidenceCheck:
     if not seal:
         return EvidenceCheck(archives.RESULT, "not anchored", "The journal does not contain its SHA-256.")
     values = run.values
@@ -207,6 +233,11 @@ def _check_result(run: ArchivedRun, seal: Mapping[str, Any]) -> EvidenceCheck:
         if not values.get("finished_at"):
             text += " Or the run was killed while it wrote them: see vmsnix runs repair."
         return EvidenceCheck(archives.RESULT, "changed", text)
+    if (values.get("journal_entries"), values.get("journal_sha256")) != (seal["number"], seal["sha256"]):
+        text = "Its journal_entries and journal_sha256 are not those of the journal."
+        return EvidenceCheck(archives.RESULT, "changed", text)
+    if not str(values.get("result")).endswith(f"/{run.run_id}/{archives.RESULT}"):
+        return EvidenceCheck(archives.RESULT, "changed", "Its result is the location of another file.")
     failure, status = values.get("failure"), values.get("status")
     if failure:  # its status is final
         expected = (seal.get("status") or status, failure.get("exit_code"))
@@ -233,8 +264,11 @@ def _check_file(archive: Archive, run: ArchivedRun, name: str, sealed: str | Non
     if content is None:
         return EvidenceCheck(name, "removed", f"{stored['place']} is missing.")
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != stored["sha256"]:
-        return EvidenceCheck(name, "changed", f"Its SHA-256 is not the one in {archives.RESULT}.")
+    if (sha256, len(content)) != (stored["sha256"], stored.get("bytes")):
+        return EvidenceCheck(name, "changed", f"Its SHA-256 or size is not the one in {archives.RESULT}.")
+    ends = (f"/{run.run_id}/{name}", f"/objects/{sha256}/{name.rpartition('/')[2]}")
+    if not str(stored["place"]).endswith(ends):
+        return EvidenceCheck(name, "changed", f"{archives.RESULT} names a copy of it in another place.")
     key = writing.LOCATION_KEYS.get(name, "")
     if key and run.values.get(key) != stored["place"]:
         return EvidenceCheck(name, "changed", f"In {archives.RESULT}, {key} is another file.")

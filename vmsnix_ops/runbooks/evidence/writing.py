@@ -236,7 +236,7 @@ def _result(run: PreparedRun, status: RunStatus, failure: Failure | None, second
 
 def result_digest(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the content of ``result.json``, without the keys that a repair may change."""
-    lasting = {"error", "failure", "finished_at", "seconds"}
+    lasting = {"error", "failure", "finished_at", "seconds", "secrets_removed"}
     kept = {key: value for key, value in values.items() if key not in RUNNER_KEYS or key in lasting}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 

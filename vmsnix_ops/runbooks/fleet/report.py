@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vmsnix_ops import display, files, templates
 from vmsnix_ops.errors import ArchiveError, InterruptedRunError, PartialError, RunFailedError
 from vmsnix_ops.progress import counted, human_seconds
-from vmsnix_ops.records.result import KEYS, Result
+from vmsnix_ops.records.result import KEYS, Result, marked
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence import archive, github
 from vmsnix_ops.runbooks.evidence.writing import store
@@ -101,7 +101,7 @@ class FleetResult(Result):
         )
         first = next((document for document in left if document["state"] in ("failed", "partial")), left[0])
         why = f"{first['target']}: {first['error'] or first['state']}"
-        fix = "Run it again to continue with these. The report lists all targets."
+        fix = "Correct the causes, then run it again: it continues with these. The report lists all targets."
         kinds: dict[str, type[PartialError | RunFailedError | InterruptedRunError]]
         kinds = {"partial": PartialError, "cancelled": InterruptedRunError}
         return kinds.get(self.status, RunFailedError)(what, why=why, fix=fix)
@@ -130,7 +130,7 @@ class FleetResult(Result):
         columns = ("target", "state", "tries", "took", "ami_id", "error")
         found = [
             {
-                **one,
+                **marked(one),
                 "state": f"{one['state']} (dry run)" if one["dry_run"] else one["state"],
                 "took": display.seconds(one["seconds"] or None),
             }
