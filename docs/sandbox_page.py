@@ -57,9 +57,10 @@ or recent changes of AWS. Before you rely on a new job, run it once in an AWS ac
 
 **Start it with content**: `vmsnix sandbox --seed demo`, or `sandbox(seed="demo")` in Python, fills an empty
 account with two years of published images: some dozens of AMIs in three regions with channels, instances,
-launch templates, Auto Scaling groups, shared and public AMIs, drift and leftovers. The command also fills
-tables with the matching runs, steps, AMIs, promotions and retirements, and prints the variables with their
-locations; in Python, the attribute `records` has the rows. The content and its ages are always the same.
+launch templates, Auto Scaling groups, shared and public AMIs, drift and leftovers. The command fills the
+account of `vmsnix demo` and `--sandbox`, unless it has AMIs of yours, and its tables with the matching runs,
+steps, AMIs, promotions and retirements; in Python, the attribute `records` has the rows. The content and its
+ages are always the same.
 
 **What is not emulated is refused** with the error `NotImplemented` (HTTP status 501), which names the
 operation, parameter or value. The sandbox never ignores a parameter.

@@ -560,7 +560,7 @@ def test_an_archive_that_cannot_be_written_is_an_error_without_a_traceback(
 
 def test_runs_can_be_listed_and_shown(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:
     assert run_vmsnix("history", "runs") == (0, "No runs yet.\n", "")
-    assert run_vmsnix("history", "amis", "--image", "ecs-node")[1] == "No matching AMIs.\n"
+    assert run_vmsnix("history", "amis", "--image", "ecs-node")[1] == "No AMIs of ecs-node yet.\n"
     shelf.put("10-try-this.ipynb")
     shelf.put("20-fail-well.ipynb", "1 / 0")
     run_vmsnix("run", "try-this", "--name", "Ada")
@@ -694,8 +694,8 @@ def test_the_sandbox_prints_the_exports_for_a_shell_and_serves(tmp_path: Path) -
     assert f"--endpoint-url {exports['AWS_ENDPOINT_URL']} " in comments
 
 
-def test_a_seeded_sandbox_exports_the_tables_about_its_account(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vmsnix_ops", "sandbox", "--seed", "demo"]
+def test_a_seeded_sandbox_of_its_own_exports_the_tables_about_its_account(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vmsnix_ops", "sandbox", "--seed", "demo", "--port", "0"]
     environment = {**os.environ, "VMSNIX_STATE": str(tmp_path)}
     exports: dict[str, str] = {}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as server:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.command_line import run_vmsnix
 from tests.support import join, wait_until
-from vmsnix_ops.cli import shared_sandbox
+from vmsnix_ops.cli import sandbox, shared_sandbox
 from vmsnix_ops.cli.sandbox import run_sandbox
 from vmsnix_ops.errors import RunError, UsageError
 
@@ -82,6 +82,26 @@ def test_the_account_is_kept_and_its_address_is_private(state: Path) -> None:
     assert (kept / "aws").is_dir()
     with shared_sandbox.shared(state) as aws:
         assert buckets(aws) == []
+
+
+def test_the_seed_fills_the_shared_account_and_its_tables_once(
+    state: Path, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "_serve_shared", lambda: None)
+    with run_sandbox():  # creates a bucket and a role
+        code, _, complaint = run_vmsnix("sandbox", "--seed", "demo")
+        assert (code, "The sandbox is in use." in complaint) == (2, True)
+    assert run_vmsnix("sandbox", "--seed", "demo")[0] == 0
+    with run_sandbox() as served:
+        assert run_vmsnix("sandbox", "--seed", "demo")[0] == 0
+        published = served.aws.client("ec2", "us-east-1").describe_images(Owners=["self"])["Images"]
+        (state / "sandbox" / "seeded").unlink()
+        code, _, complaint = run_vmsnix("sandbox", "--seed", "demo")
+        assert (code, "The sandbox is in use." in complaint) == (2, True)
+    recorded = json.loads(run_vmsnix("history", "amis", "--sandbox", "--json")[1])
+    assert len({one["ImageId"] for one in published} & {one["ami_id"] for one in recorded}) > 20
+    code, _, complaint = run_vmsnix("sandbox", "--seed", "demo")  # as if the AMIs were of the user
+    assert (code, "vmsnix sandbox --reset" in complaint) == (2, True)
 
 
 def test_the_address_of_a_killed_sandbox_or_of_another_program_is_not_used(state: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -23,14 +23,14 @@ from vmsnix_ops.settings import Settings, load
 from vmsnix_ops.text import echo, json, write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
     from vmsnix_ops.sandbox import Sandbox
     from vmsnix_ops.sandbox.access import Access
 
 BUCKET = "vmsnix-images"
-NOTHING_GIVEN = (None, None, None, None, None)
+NOTHING_GIVEN = (None, None, None, None)
 
 
 @click.command("sandbox")
@@ -73,16 +73,18 @@ def sandbox_command(
 ) -> None:
     """Run a local AWS in the foreground, and print the export lines for a shell.
 
-    boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C. Without options, it is the account of
-    `vmsnix demo` and of `--sandbox`, and its resources are kept; with any other option than --reset, it is a
-    sandbox of its own.
+    boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C. It is the account of `vmsnix demo` and
+    of `--sandbox`, and its resources are kept; with --port, --speed, --state or --limits, it is a sandbox of
+    its own.
     """
     from vmsnix_ops.sandbox.serve import serve
 
     if reset:
         reset_account()
         return
-    if (port, speed, state, limits, seed) == NOTHING_GIVEN:
+    if (port, speed, state, limits) == NOTHING_GIVEN:
+        if seed is not None:
+            _seed_shared()
         _serve_shared()
         return
     port, speed = port or 0, speed or 1.0
@@ -142,15 +144,26 @@ def write_records(aws: Sandbox, folder: Path) -> dict[str, str]:
 
     Rows of an earlier account are deleted, since its AMIs no longer exist.
     """
-    from vmsnix_ops.records.tables import open_tables
-
-    variables = record_folders(folder)
     if aws.records:
         shutil.rmtree(folder / "history", ignore_errors=True)
-        tables = open_tables(load(environment={**os.environ, **variables}))
-        for table, rows in aws.records.items():
-            tables.append(table, rows)
-    return variables | {"VMSNIX_BUCKET": BUCKET}
+        _append(aws.records, folder)
+    return record_folders(folder) | {"VMSNIX_BUCKET": BUCKET}
+
+
+def _append(records: Mapping[str, list[dict[str, Any]]], folder: Path) -> None:
+    from vmsnix_ops.records.tables import open_tables
+
+    tables = open_tables(load(environment={**os.environ, **record_folders(folder)}))
+    for table, rows in records.items():
+        tables.append(table, rows)
+
+
+def _seed_shared() -> None:
+    """Fill the account and the tables of the shared sandbox, unless this was done before."""
+    from vmsnix_ops.cli.shared_sandbox import FOLDER, seed
+
+    state = load().state
+    _append(seed(state, sandbox_defaults()["VMSNIX_REGION"]), state / FOLDER)
 
 
 @contextmanager

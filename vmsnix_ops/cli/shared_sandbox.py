@@ -26,7 +26,7 @@ import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import RunError, UsageError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.sandbox.access import Access
 
 FOLDER, SERVER = "sandbox", "sandbox-server"  # below the setting `state`: the account, and its server
+SEEDED = "seeded"  # in the account's folder: it was filled with the demo
 USERS, STARTING, ADDRESS, LOG = "users", "starting", "address.json", "log.txt"
 SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds instead of minutes
 START_SECONDS = 60.0
@@ -92,6 +93,34 @@ def _forget_started() -> None:
         process.returncode = 0
 
 
+@contextmanager
+def _unused(state: Path) -> Iterator[None]:
+    """Keep commands from using the sandbox until the block ends.
+
+    Raises
+    ------
+    UsageError
+        Commands use it.
+    """
+    server = state / SERVER
+    files.make_folder(server)
+    users = files.create(server / USERS, os.O_RDWR)
+    try:
+        deadline = time.monotonic() + 10 * IDLE_SECONDS
+        while not _locked(users) or _is_served(state):
+            fcntl.flock(users, fcntl.LOCK_UN)  # a sandbox that is not used any more needs it to end
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    "The sandbox is in use.",
+                    why="Another command uses it, such as vmsnix lab --sandbox.",
+                    fix="Stop that command, then try again.",
+                )
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(users)
+
+
 def start_anew(state: Path) -> Path | None:
     """Let the user's sandbox start with an empty account, and return the folder of the old one, if any.
 
@@ -100,27 +129,45 @@ def start_anew(state: Path) -> Path | None:
     UsageError
         Commands use the sandbox.
     """
-    server = state / SERVER
-    files.make_folder(server)
-    users = files.create(server / USERS, os.O_RDWR)
-    try:
-        deadline = time.monotonic() + 10 * IDLE_SECONDS
-        while not _locked(users):
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    "The sandbox is in use.",
-                    why="Another command uses it, such as vmsnix lab --sandbox.",
-                    fix="Stop that command, then try again.",
-                )
-            time.sleep(POLL_SECONDS)
+    with _unused(state):
         folder = state / FOLDER
         if not folder.is_dir():
             return None
         kept = state / f"{FOLDER}-until-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
         folder.rename(kept)
         return kept
-    finally:
-        os.close(users)
+
+
+def seed(state: Path, home: str) -> dict[str, list[dict[str, Any]]]:
+    """Fill the user's sandbox with the demo, and return the rows of the tables about it.
+
+    Empty if it was filled before; its AMIs may have changed since. `home` is the region of the publishes.
+
+    Raises
+    ------
+    UsageError
+        Commands use the sandbox, or it has AMIs of the user.
+    """
+    from vmsnix_ops.sandbox import Sandbox
+
+    mark = state / FOLDER / SEEDED
+    if mark.exists():
+        return {}
+    with _unused(state):
+        aws = Sandbox(state=state / FOLDER / "aws")
+        try:
+            rows = aws.add_demo(home)
+        finally:
+            aws.stop()
+        if not rows:
+            raise UsageError(
+                "The account of the sandbox has AMIs, so it was not filled.",
+                why="Those of the demo would be mixed with yours.",
+                fix="To keep the account in a folder and start with an empty one: vmsnix sandbox --reset. "
+                "For a sandbox of its own, add --port 0.",
+            )
+        files.write(mark, "")
+        return rows
 
 
 def _locked(descriptor: int) -> bool:
