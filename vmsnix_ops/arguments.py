@@ -148,7 +148,7 @@ def _unknown_argument(
     return ParameterError(f"{function}: {error}.", fix=f"Its arguments are {', '.join(names)}.")
 
 
-def check_parameters(runbook: str, namespace: dict[str, Any]) -> None:
+def check_parameters(runbook: str, namespace: dict[str, Any], *, modified: bool = False) -> None:
     """Convert the parameters of a notebook to their declared types; every notebook calls this first.
 
     papermill guesses types: it passes ``false`` as text (which is true), and an account ID as a number
@@ -161,6 +161,9 @@ def check_parameters(runbook: str, namespace: dict[str, Any]) -> None:
         Name of the runbook.
     namespace
         Variables of the notebook, ``globals()``. The converted values replace the given ones.
+    modified
+        In a kernel that vmsnix did not start, such as that of JupyterLab: whether cells that differ from
+        those of the package may change something in AWS.
 
     Raises
     ------
@@ -169,7 +172,7 @@ def check_parameters(runbook: str, namespace: dict[str, Any]) -> None:
     """
     import vmsnix_ops
 
-    vmsnix_ops.parameters.validate(runbook, namespace)
+    vmsnix_ops.parameters.validate(runbook, namespace, modified=modified)
 
 
 def check_range(name: str, value: float) -> None:

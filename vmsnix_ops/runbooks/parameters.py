@@ -280,7 +280,7 @@ def _noun(name: str) -> str:
     return name.replace("ami", "AMI")
 
 
-def validate(runbook: str, namespace: dict[str, Any]) -> None:
+def validate(runbook: str, namespace: dict[str, Any], *, modified: bool = False) -> None:
     """Convert the parameters of a notebook; see `vmsnix_ops.arguments.check_parameters`."""
     from vmsnix_ops.runbooks import catalog
 
@@ -315,21 +315,22 @@ def validate(runbook: str, namespace: dict[str, Any]) -> None:
         _record_refusal(declared, given)
         raise
     namespace.update(checked)
-    _start_run(declared, {name: namespace.get(name, default) for name, default in defaults.items()})
+    values = {name: namespace.get(name, default) for name, default in defaults.items()}
+    _start_run(declared, values, modified=modified)
     for hint in hints(declared, given):
         echo(hint, err=True)
     for other in others.keys() & given.keys():
         del namespace[other]
 
 
-def _start_run(declared: Runbook, values: Mapping[str, object]) -> None:
+def _start_run(declared: Runbook, values: Mapping[str, object], *, modified: bool) -> None:
     """Start or continue the run of a kernel that the runner did not start."""
     if "IPython" not in sys.modules:
         return
     from vmsnix_ops.runbooks.execution import cards, interactive
 
     cards.show_head(values)
-    run_id = interactive.begin(declared, values)
+    run_id = interactive.begin(declared, values, modified=modified)
     if run_id:
         echo(f"Run {run_id}. vmsnix runs show {run_id[-6:]} shows it.")
 

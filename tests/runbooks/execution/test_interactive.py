@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from tests.support import DEADLINE, few
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import chain, verification
-from vmsnix_ops.runbooks.evidence.runs import open_archive
+from vmsnix_ops.runbooks.evidence.runs import open_archive, repair
 from vmsnix_ops.sandbox import sandbox
 from vmsnix_ops.settings import load
 
@@ -30,6 +31,15 @@ import boto3
 ec2 = boto3.client("ec2", region_name="eu-central-1", aws_access_key_id="x", aws_secret_access_key="y")
 ec2.delete_snapshot(SnapshotId="snap-0123456789abcdef0")
 """
+
+PLAN = """
+class Plan:
+    def __getattr__(self, name):
+        return lambda: ec2.delete_snapshot(SnapshotId="snap-0123456789abcdef0")
+plan = Plan()
+"""
+# On the closed port of the tests, which counts as a sandbox otherwise.
+ON_AWS = 'from vmsnix_ops.runbooks.execution import interactive\ninteractive.endpoint_kind = lambda: "aws"'
 
 
 def rows(state: Path) -> list[dict[str, Any]]:
@@ -108,13 +118,22 @@ def test_a_session_in_jupyterlab_is_one_run(tmp_path: Path) -> None:
 def test_the_guard_follows_dry_run_and_a_killed_kernel_leaves_its_journal(tmp_path: Path) -> None:
     first = code_cells("retire-amis")
     with kernel(tmp_path, AWS_REGION="eu-central-1") as lab:
+        assert lab.execute(ON_AWS) == ""
         lab.execute_cells("retire-amis", "parameters", "parameter-types")
         assert lab.execute(DELETE).startswith("SideEffectsError")
         lab.execute(
             first["parameters"].replace("dry_run: bool = True", "dry_run: bool = False"), "parameters"
         )
         lab.execute_cells("retire-amis", "parameter-types")
-        assert lab.execute(DELETE).startswith("EndpointConnectionError")
+        refused = lab.execute(DELETE)
+        assert re.match(r"ConfirmationError: .*DeleteSnapshot: cell \[\d+\] is not in the runbook", refused)
+        assert re.match(r"ConfirmationError: .*cell \[\d+\] was modified", lab.execute(DELETE, "plan"))
+        call = first["parameter-types"].replace("globals()", "globals(), modified=True")
+        assert lab.execute(call, "parameter-types") == ""
+        assert lab.execute(DELETE, "plan").startswith("EndpointConnectionError")
+        lab.execute_cells("retire-amis", "parameter-types")
+        assert lab.execute(PLAN) == ""
+        assert "was modified" in lab.execute(first["staying"], "staying")  # the plan was made by other cells
         lab.execute_cells("retire-amis", "parameters", "parameter-types")
         assert lab.execute(DELETE).startswith("SideEffectsError")
         lab.kill()
@@ -200,11 +219,30 @@ def test_a_new_first_call_after_the_end_starts_a_new_run(tmp_path: Path) -> None
 
 def test_a_kernel_that_dies_under_papermill_leaves_a_lost_run(tmp_path: Path) -> None:
     book = with_cell("import-timings", "import os\nos._exit(1)", tmp_path)
-    code, output, run = program(["papermill", str(book), "out.ipynb"], tmp_path / "state")
-    assert code != 0, output
-    archive = open_archive(load(tmp_path, {"VMSNIX_STATE": str(tmp_path / "state")}))
-    assert [found.status for found in archive.runs()] == ["lost"]
-    assert run.entries[-1]["source"].endswith("os._exit(1)")
+    state = tmp_path / "state"
+    state.mkdir()
+    with sandbox() as aws:
+        aws.prepare(bucket="evidence", region="us-east-1")
+        variables = {**aws.environment, "VMSNIX_ARCHIVE": "s3://evidence/runs", "VMSNIX_STATE": str(state)}
+        environment = {**os.environ, **variables}
+        words = [sys.executable, "-m", "papermill", str(book), "out.ipynb"]
+        done = subprocess.run(words, env=environment, cwd=state, stderr=-1, timeout=DEADLINE)
+        assert done.returncode != 0
+        settings = load(tmp_path, variables)
+        archive = open_archive(settings, environment=environment)
+        (lost,) = archive.runs()
+        assert lost.status == "lost"
+        entries = chain.read(archive.local_folder(lost.run_id))
+        assert entries[-1]["source"].endswith("os._exit(1)")
+        before = verification.verify(archive, settings, lost)
+        assert [(check.name, check.finding) for check in before.checks] == [("journal", "intact")]
+
+        (repaired,) = repair(archive, settings)
+        assert (repaired.status, repaired.problems) == ("lost", ())
+        (found,) = archive.runs()
+        assert b"os._exit(1)" in archive.read_file(found, "notebook.ipynb")
+        after = verification.verify(archive, settings, found)
+        assert {check.finding for check in after.checks} <= {"intact", "not anchored"}
 
 
 def test_an_archive_on_s3_gets_the_evidence_of_papermill(tmp_path: Path) -> None:

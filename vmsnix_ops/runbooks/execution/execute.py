@@ -227,7 +227,7 @@ def run(
     entry["modified"] = differs if past is None else past.values.get("modified")
     work = settings.state / "runs"
     if resumed is not None:
-        opened = resumed.reopen(entry, variables, work)
+        opened = resumed.reopen(entry, variables, settings)
     else:
         opened = archives.open_folder(
             archive or settings.archive,

@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vmsnix_ops import settings as settings_module
-from vmsnix_ops.errors import ArchiveError
+from vmsnix_ops.endpoints import endpoint_kind
+from vmsnix_ops.errors import ArchiveError, RunError
 from vmsnix_ops.records.run_context import RunContext, new_run_id, set_kernel_run
+from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import cells, chain, writing
 from vmsnix_ops.runbooks.execution import cards, side_effects
@@ -53,7 +55,7 @@ _run: KernelRun | None = None
 _guard: side_effects.Guard | None = None
 
 
-def begin(runbook: Runbook, values: Mapping[str, object]) -> str:
+def begin(runbook: Runbook, values: Mapping[str, object], *, modified: bool = False) -> str:
     """Start the run of this kernel, or continue it; return its ID.
 
     Empty outside of a kernel, and in a kernel that the runner started.
@@ -64,6 +66,8 @@ def begin(runbook: Runbook, values: Mapping[str, object]) -> str:
         The runbook.
     values
         All its parameters.
+    modified
+        Whether cells that differ from those of the package may create or destroy. On a sandbox, they may.
 
     Raises
     ------
@@ -77,34 +81,38 @@ def begin(runbook: Runbook, values: Mapping[str, object]) -> str:
     if shell is None or "VMSNIX_RUN_ID" in os.environ:
         return ""
     if _run is not None and _run.prepared.runbook.name == runbook.name and not _run.ended:
+        _run.confirmed = modified
         _run.change(values)
         return _run.run_id
     first = 1
     with side_effects.saving_evidence():
         if _run is not None:
             first = _run.hand_over()
-        _run = KernelRun(shell, runbook, values, first)
+        _run = KernelRun(shell, runbook, values, first, modified)
     return _run.run_id
 
 
 def is_unattended() -> bool:
     """Whether this is a kernel of papermill or another program that runs a notebook without a person."""
-    return (
-        cards.kernel_shell() is not None
-        and "VMSNIX_RUN_ID" not in os.environ
-        and "JPY_SESSION_NAME" not in os.environ
-    )
+    return cards.kernel_shell() is not None and "VMSNIX_RUN_ID" not in os.environ and _is_unattended()
+
+
+def _is_unattended() -> bool:
+    return "JPY_SESSION_NAME" not in os.environ
 
 
 class KernelRun:
     """The run of a kernel."""
 
-    def __init__(self, shell: Any, runbook: Runbook, values: Mapping[str, object], first: int) -> None:
+    def __init__(
+        self, shell: Any, runbook: Runbook, values: Mapping[str, object], first: int, confirmed: bool
+    ) -> None:
         self._shell = shell
         self._clock = time.monotonic()
         self._started = datetime.now(UTC)
         self.run_id = new_run_id(runbook.name, now=self._started)
         self.ended = False
+        self.confirmed = confirmed
         self.newest = len(shell.history_manager.input_hist_raw) - 1  # number of the newest cell
         self._current: int | None = None  # number of the running cell
         self._last_cell = 0  # number of the cell that ended the run
@@ -118,6 +126,11 @@ class KernelRun:
         self._values: dict[str, Any] = {}
         self._known: dict[str, Any] = {}
         self._places = _places(runbook)
+        self._edited: dict[int, str] = {}  # how executed cells differ from the runbook, by their place
+        with suppress(RunError):
+            _text, differs = catalog.content(runbook)
+            if differs:  # `vmsnix lab --edit` opens the notebooks of the package themselves
+                self._edited[-2] = f"{runbook.path.name} was modified."
         self.prepared, problem = self._prepare(runbook, values)
         folder = self.prepared.folder
         self.journal = chain.ChainedJournal(
@@ -218,8 +231,29 @@ class KernelRun:
         if place is not None and self._places[place].parameters:
             self._parameters_cell = number
         self.journal.append(cells.STARTED, cell=number, id=identifier, at=_now(), source=source)
+        self._check_source(number, source, place, unattended=identifier is None and _is_unattended())
         self._shown.clear()
         self._cell_started = time.monotonic()
+
+    def _check_source(self, number: int, source: str, place: int | None, *, unattended: bool) -> None:
+        """Let the guard refuse changes in AWS by cells that differ from those of the package.
+
+        A cell that the runbook does not have counts while it runs, and under papermill, which knows no IDs of
+        cells, from then on. An edited cell counts until it is executed as it was.
+        """
+        now = ""
+        if place is None and self._places:
+            now = f"cell [{number}] is not in the runbook."
+            if unattended:
+                self._edited[-1] = now
+        elif place is not None:
+            self._edited.pop(place, None)
+            known = self._places[place]
+            if not known.parameters and cells.source_digest(source) != known.sha256:
+                self._edited[place] = f"cell [{number}] was modified."
+        if _guard is not None:
+            allowed = self.confirmed or self.prepared.runbook.own or endpoint_kind() == "sandbox"
+            _guard.unconfirmed = "" if allowed else now or next(iter(self._edited.values()), "")
 
     def _after_cell(self, result: Any) -> None:
         seconds, number = time.monotonic() - self._cell_started, self._current
@@ -257,7 +291,7 @@ class KernelRun:
         place = cells.place_of(self._places, identifier, source)
         if self.ended:
             return
-        unattended = identifier is None and "JPY_SESSION_NAME" not in os.environ
+        unattended = identifier is None and _is_unattended()
         if place == len(self._places) - 1 or (unattended and error is not None):
             with side_effects.saving_evidence():
                 self.end()
@@ -314,7 +348,9 @@ class KernelRun:
         failure = Failure(**self._values["failure"]) if self._values["failure"] else None
         entries = chain.read(folder.local)
         executed = cells.executions(entries)
-        cast("dict[str, Any]", prepared.entry)["modified"] = any(one.modified for one in executed)
+        cast("dict[str, Any]", prepared.entry)["modified"] = -2 in self._edited or any(
+            one.modified for one in executed
+        )
         notebook = cells.notebook(entries, self._outputs)
         live = LiveOutput(folder.path(archives.LOG), None, folder.redactor, LOG_CHARACTERS)
         live.problems |= self.journal.problems
@@ -371,7 +407,7 @@ class KernelRun:
 
     def _is_complete(self) -> bool:
         """Whether a program, which executes every cell, has closed the kernel after a cell."""
-        return self._current is None and "JPY_SESSION_NAME" not in os.environ
+        return self._current is None and _is_unattended()
 
     def _write_status(self) -> None:
         with suppress(OSError):  # reported when the whole entry is written

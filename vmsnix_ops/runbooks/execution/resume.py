@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import __version__, files
+from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.errors import ArchiveError, UnknownRunbookError, UsageError, VmsnixError
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.evidence import verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.evidence.runs import Archive, ArchivedRun
+    from vmsnix_ops.settings import Settings
 
 RESUMABLE = ("failed", "partial", "cancelled", "lost")
 EXPECTED_PLAN = "expect_plan"  # the parameter with the fingerprint of the plan that a run may apply
+ENDPOINTS = {"aws": "AWS", "sandbox": "a sandbox", "custom": "another endpoint"}
 REMOVED = "[secret removed"  # in a recorded value
 
 
@@ -68,15 +72,24 @@ def check_resumable(run: ArchivedRun, *, anyway: bool = False) -> None:
 
 
 def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
-    """Refuse to resume a run with the credentials of another account; a run without account passes.
+    """Refuse to resume a run at another endpoint, or with the credentials of another account.
+
+    A run that failed before it had read its account passes.
 
     Raises
     ------
     UsageError
-        The credentials are of another account.
+        The endpoint or the account is another one.
     vmsnix_ops.errors.AwsError
         The account cannot be read.
     """
+    before, now = run.values.get("endpoint"), endpoint_kind(environment)
+    if before and before != now:
+        raise UsageError(
+            f"The run {run.run_id} cannot be resumed.",
+            why=f"Its requests went to {ENDPOINTS[before]}, and now they would go to {ENDPOINTS[now]}.",
+            fix="Set or unset AWS_ENDPOINT_URL as in that run, or add --anyway.",
+        )
     account = run.values.get("account")
     if not account:
         return
@@ -90,6 +103,31 @@ def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
             f"The run {run.run_id} cannot be resumed.",
             why=f"It ran in the account {account}, and these are the credentials of {caller.account}.",
             fix="Use the credentials of that account, or add --anyway.",
+        )
+
+
+def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> None:
+    """Refuse to resume a run whose evidence was changed: it would run with other parameters or cells.
+
+    Raises
+    ------
+    UsageError
+        The evidence was changed, removed or cut off.
+    """
+    found = verification.verify(archive, settings, run)
+    # The journal of a resumed run that was killed contains the SHA-256 of the attempt before.
+    killed_again = run.status == "lost" and run.attempt > 1
+    bad = [
+        check
+        for check in found.checks
+        if check.finding in ("changed", "removed", "cut off")
+        and not (killed_again and check.name == archives.RESULT)
+    ]
+    if bad:
+        raise UsageError(
+            f"The run {run.run_id} cannot be resumed.",
+            why=f"Its evidence is not as the run left it: {bad[0].name}. {bad[0].detail}",
+            fix=f"Check it: vmsnix runs verify {run.run_id}. To resume it as it is now, add --anyway.",
         )
 
 
@@ -170,19 +208,21 @@ class Resumed:
     anyway: bool = False
 
     def reopen(
-        self, entry: Mapping[str, object], environment: Mapping[str, str], work: Path
+        self, entry: Mapping[str, object], environment: Mapping[str, str], settings: Settings
     ) -> archives.RunFolder:
         """Open the folder of the run for the next attempt, with its first ``result.json``.
 
         Raises
         ------
         UsageError
-            The credentials are of another account, or another process has just resumed the run.
+            The endpoint or the account is another one, the evidence was changed, or another process has just
+            resumed the run.
         ArchiveError
             The earlier evidence was changed or cannot be read, or the archive cannot be written.
         """
         if not self.anyway:
             check_account(self.past, environment)
+            check_unchanged(self.archive, settings, self.past)
         stored = self.past.values.get("files") or {} if self.archive.remote else {}
         return archives.reopen_folder(
             self.archive.location,
@@ -190,6 +230,6 @@ class Resumed:
             {**entry, "status": "running"},
             evidence={name: self.archive.read_file(self.past, name) for name in stored},
             before=self.past.values,
-            work=work,
+            work=settings.state / "runs",
             environment=environment,
         )

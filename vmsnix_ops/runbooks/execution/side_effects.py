@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.errors import SideEffectsError
+from vmsnix_ops.errors import ConfirmationError, SideEffectsError
 from vmsnix_ops.import_hooks import after_import
 from vmsnix_ops.runbooks.execution import lease
 
@@ -168,6 +168,7 @@ class Guard:
     # Called with every refusal, so that the run fails even if the notebook suppresses the error.
     report: Callable[[SideEffectsError], None] = lambda _error: None
     lease: Path | None = None  # file of the lease that the run needs to change something, if any
+    unconfirmed: str = ""  # how the cells of the run differ from the runbook, if this is not confirmed
     _created: set[str] = field(default_factory=set)
 
     def restart(self, allowed: SideEffects, runbook: str, folder: Path) -> None:
@@ -190,6 +191,8 @@ class Guard:
         ------
         SideEffectsError
             The run may not make this call.
+        ConfirmationError
+            The cells of the run were modified.
         FleetError
             The run is part of a fleet, and another process may run its target.
         """
@@ -201,6 +204,13 @@ class Guard:
             or (self.allowed != "read_only" and self._may_delete(client, f"{service}:{operation}", request))
         ):
             self._refuse(f"{service}:{operation}")
+        if self.unconfirmed:
+            raise ConfirmationError(
+                f"{self.runbook} may not call {service}:{operation}: {self.unconfirmed}",
+                why=f"{self.runbook} {self.allowed} resources, so a modified notebook needs a confirmation.",
+                fix="Execute the cells of the runbook as they are. To allow the modified ones, change its "
+                f'first call: check_parameters("{self.runbook}", globals(), modified=True)',
+            )
         if self.lease is not None:
             lease.check(self.lease)
 
