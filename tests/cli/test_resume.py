@@ -92,7 +92,9 @@ def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason(
     assert "A kernel of JupyterLab" in refusal(interactive=True)
     assert "The run needs a value for name." in refusal(parameters={"name": "[secret removed: a token]"})
     assert "went to AWS, and now they would go to a sandbox" in refusal(endpoint="aws")
-    assert "is not as the run left it: result.json." in refusal(parameters={"name": "Eve"})
+    assert "is not as the run left it: result.json." in refusal(
+        parameters={**values["parameters"], "name": "Eve"}
+    )
     path.write_text(json.dumps(values))
     other = archives.RunFolder(outcome.run_id, path.parent, "", {})
     path.write_text(json.dumps({**values, "status": "running"}))

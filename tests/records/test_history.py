@@ -210,6 +210,7 @@ def test_a_value_that_exists_but_is_not_recorded_finds_nothing(
     tables.append("runs", [run("a", 0, image="node-1", runbook="promote-ami"), run("b", 1, image="node-4")])
     tables.append("amis", [ami("ami-1", 0, image="node-1")])
     change = {"run_id": "a", "promoted_at": NOON, "how": "promote", "ami_id": "ami-1", "image": "node-1"}
+    change |= {"region": "eu-west-1"}
     tables.append("promotions", [change | {"channel": "candidates"}])
     assert history.amis(tables, image="node-2").empty  # of the flake
     assert history.amis(tables, image="node-4").empty  # of a run that published nothing
