@@ -8,13 +8,14 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
-from tests import hanging, parts, quick
+from tests import forks, hanging, parts, quick
 from vmsnix_ops import redaction
 from vmsnix_ops.runbooks.execution.execute import without_rfc3987
 
@@ -40,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     parts.chosen_parts(config)
+    sys.dont_write_bytecode = False  # compile each test once, also with PYTHONDONTWRITEBYTECODE set
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         config.stash[ERRORS] = os.dup(2)  # standard error before pytest captures it
@@ -49,6 +51,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     sampled = config.getoption("--long-sample")
     chosen = ",".join(name for name in parts.PARTS if name in parts.chosen_parts(config))
     return f"parts: --parts={chosen}" + (f" --long-sample={sampled}" if sampled else "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the collected tests out of the garbage collector, which takes a second for them each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -114,7 +127,8 @@ def tests_are_quick() -> Iterator[None]:
     quick.share_data_of_images(patch)
     quick.pause_briefly(patch)
     quick.keep_bytecode(patch)
-    yield
+    with forks.forked_programs():
+        yield
     patch.undo()
 
 

@@ -8,6 +8,7 @@ runs too.
 from __future__ import annotations
 
 import random
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ def chosen_parts(config: pytest.Config) -> set[str]:
     return words
 
 
+@cache
 def folder_of(path: Path) -> str:
     """Return the folder in ``tests`` that contains a file, or empty text for a file beside the folders."""
     inside = path.relative_to(HERE).parts if path.is_relative_to(HERE) else ()
