@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the command line: a folder of runbooks, and a call of ``vmsnix``."""
+"""Fixtures for the tests of command lines: a folder of runbooks, a call of ``vmsnix``, and the AWS CLI."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fast_aws import fast_aws
 from tests.runbooks.shelf import Shelf, make_shelf, replace_package
+from tests.support import require
 from vmsnix_ops.cli import main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -32,3 +34,10 @@ def run_vmsnix(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, s
         return code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def aws_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the path of a fast ``aws``."""
+    with fast_aws(tmp_path_factory.mktemp("aws"), require("aws")) as programs:
+        yield str(programs / "aws")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import require
+from tests.command_line import aws_program
 from vmsnix_ops import publish
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox import sandbox
@@ -18,6 +18,7 @@ from vmsnix_ops.sandbox import sandbox
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = ["aws_program"]
 REGION = "us-east-1"
 BUCKET = "vmsnix-images"
 
@@ -27,10 +28,11 @@ class Published:
     aws: Any
     result: Any
     environment: dict[str, str]
+    aws_program: str
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+def published(tmp_path_factory: pytest.TempPathFactory, aws_program: str) -> Iterator[Published]:
     """Publish an image to a sandbox once, for all tests of this file."""
     folder = tmp_path_factory.mktemp("other_tools")
     with sandbox(speed=1000) as aws, pytest.MonkeyPatch.context() as patch:
@@ -47,12 +49,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         aws.prepare(bucket=BUCKET, region=REGION)
         image = make_sample_image(folder, name="tools")
         plan = publish.plan(image=str(image), region=REGION, bucket=BUCKET, tags={"team": "platform"})
-        yield Published(aws, plan.apply(), dict(os.environ))
+        yield Published(aws, plan.apply(), dict(os.environ), aws_program)
 
 
 def aws_cli(published: Published, *arguments: str) -> str:
     done = subprocess.run(
-        [require("aws"), *arguments], env=published.environment, capture_output=True, text=True, timeout=120
+        [published.aws_program, *arguments],
+        env=published.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -122,7 +128,7 @@ def test_the_aws_cli_uploads_and_downloads_a_file(
 
 
 def test_the_aws_cli_gets_the_errors_of_aws(published: Published) -> None:
-    command = [require("aws"), "ec2", "describe-images", "--image-ids", "ami-0123456789abcdef0"]
+    command = [published.aws_program, "ec2", "describe-images", "--image-ids", "ami-0123456789abcdef0"]
     done = subprocess.run(command, env=published.environment, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "InvalidAMIID.NotFound" in done.stderr

@@ -7,24 +7,24 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tests.support import require
+from tests.command_line import aws_program
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.sandbox.clients import SandboxClients
 
+__all__ = ["aws_program"]
+
 
 def environment(aws: SandboxClients) -> dict[str, str]:
     return os.environ | aws.sandbox.environment | {"AWS_PAGER": ""}
 
 
-def test_the_aws_cli_copies_syncs_and_lists(aws: SandboxClients, tmp_path: Path) -> None:
-    program = require("aws")
-
+def test_the_aws_cli_copies_syncs_and_lists(aws: SandboxClients, aws_program: str, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         done = subprocess.run(
-            [program, *arguments],
+            [aws_program, *arguments],
             env=environment(aws),
             capture_output=True,
             text=True,
