@@ -1,9 +1,9 @@
 """Start the programs of this package, and kernels, as forks of a process that has imported their libraries.
 
-Their imports take most of the time of a test that starts them. Only the start differs: the forked program is a
-child of its starter, with the arguments, variables, files and signals that it usually has. A program that needs
-another interpreter or other settings of Python starts as usual. So do the programs of ``tests/test_wheel.py``
-and the kernels of ``tests/browser``.
+Their imports take most of the time of a test that starts them. Only the start differs: the forked program is
+a child of its starter, with the arguments, variables, files and signals that it usually has. A program that
+needs another interpreter or other settings of Python starts as usual. So do the programs of
+``tests/test_wheel.py`` and the kernels of ``tests/browser``.
 """
 
 from __future__ import annotations
