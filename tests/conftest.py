@@ -42,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     parts.chosen_parts(config)
     sys.dont_write_bytecode = False  # compile each test once, also with PYTHONDONTWRITEBYTECODE set
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        quick.compile_once(config)
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         config.stash[ERRORS] = os.dup(2)  # standard error before pytest captures it

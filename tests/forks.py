@@ -34,7 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("ipykernel_launcher", "papermill", "vmsnix_ops")
+PROGRAMS = ("ipykernel_launcher", "nbconvert", "papermill", "vmsnix_ops")
+FORKED_CODE = ("vmsnix_ops.runbooks.fleet.worker", "# forked")
+"""Words in the code of ``python -c``: that of a fleet's worker, or a comment."""
+IN_BACKGROUND = ["sh", "-c", '"$@" &', "sh"]
+"""How the console starts a run that goes on without it."""
 FIXED = ("PYTHON", "LD_", "LC_", "LANG", "MPL")
 """Variables that Python and its libraries read only once. `PYTHONPATH` may name the checkout itself."""
 LIBRARIES = (
@@ -51,6 +55,8 @@ LIBRARIES = (
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "nbclient",
+    "nbconvert.nbconvertapp",
+    "nbconvert.preprocessors",
     "nbconvert.exporters.html",
     "pandas",
     "pandas.io.formats.style",
@@ -89,13 +95,13 @@ class Forker:
         self._lock = threading.Lock()
         self._starter = os.getpid()
 
-    def start(self, request: dict[str, Any], descriptors: Sequence[int]) -> int | None:
-        """Start a program as a child of this process; return its process ID, or None if that fails."""
+    def start(self, request: dict[str, Any], descriptors: Sequence[int], *, child: bool) -> int | None:
+        """Start a program, by default as a child of this process; return its ID, or None if that fails."""
         if os.getpid() != self._starter:
             return None  # a fork of the starter: the program would not become its child
         with self._lock:
             libc = ctypes.CDLL(None)
-            libc.prctl(SUBREAPER, 1, 0, 0, 0)  # the program becomes a child of this process
+            libc.prctl(SUBREAPER, int(child), 0, 0, 0)  # makes the program a child of this process
             try:
                 content = json.dumps(request).encode()
                 head = len(content).to_bytes(4, "big")
@@ -160,25 +166,29 @@ def _replace_start(replace: Any, forker: Any, fixed: Mapping[str, str]) -> None:
     signature = inspect.signature(usual)
 
     def start(self: Any, *params: Any) -> None:
-        how = signature.bind(self, *params).arguments
+        bound = signature.bind(self, *params)
+        how = bound.arguments
         environment = dict(os.environ if how["env"] is None else how["env"])
         pid = None
-        if _can_fork(how) and _fixed(environment) == fixed:
+        background = isinstance(how["args"], list) and how["args"][:4] == IN_BACKGROUND
+        words = how["args"][4:] if background else how["args"]
+        if _can_fork(words, how) and _fixed(environment) == fixed:
             targets = (("p2cread", 0), ("c2pwrite", 1), ("errwrite", 2))
             numbers = {target: target if how[name] == -1 else how[name] for name, target in targets}
             numbers |= {number: number for number in how["pass_fds"]}
             status = Path("/proc/self/status").read_text(encoding="ascii")
             request = {
-                "argv": [str(word) for word in how["args"]],
+                "argv": [str(word) for word in words],
                 "environment": environment,
                 "cwd": str(how["cwd"] or Path.cwd()),
                 "umask": int(status.partition("Umask:")[2].split()[0], 8),
                 "session": how["start_new_session"],
                 "targets": list(numbers),
             }
-            pid = forker().start(request, list(numbers.values()))
-        if pid is None:
-            usual(self, *params)
+            pid = forker().start(request, list(numbers.values()), child=not background)
+        if pid is None or background:
+            how["args"] = ["true"] if pid is not None else how["args"]
+            usual(*bound.args)
             return
         self.pid, self._child_created = pid, True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
@@ -187,12 +197,11 @@ def _replace_start(replace: Any, forker: Any, fixed: Mapping[str, str]) -> None:
     replace(start)
 
 
-def _can_fork(how: Mapping[str, Any]) -> bool:
-    args = how["args"]
+def _can_fork(args: Any, how: Mapping[str, Any]) -> bool:
     if not isinstance(args, list) or len(args) < 3 or args[0] != sys.executable:
         return False
     ours = args[1] == "-m" and args[2].partition(".")[0] in PROGRAMS
-    if not ours and (args[1] != "-c" or "vmsnix_ops.runbooks.fleet" not in args[2]):
+    if not ours and (args[1] != "-c" or not any(word in args[2] for word in FORKED_CODE)):
         return False
     usual = {
         "executable": None, "preexec_fn": None, "shell": False, "close_fds": True, "gid": None, "gids": None,
@@ -229,19 +238,18 @@ def serve(control: socket.socket, fixed: Mapping[str, str]) -> tuple[dict[str, A
         between = os.fork()
         if between == 0:
             parent = os.getpid()
-            program = os.fork()
-            if program:
-                os.write(writer, program.to_bytes(4, "big"))
+            if os.fork():
                 os._exit(0)
-            for number in (reader, writer):
-                os.close(number)
             for number, handler in signals.items():
                 signal.signal(number, handler)
-            while os.getppid() == parent:  # ends: the process between has only to exit
-                time.sleep(0.001)
             request = json.loads(content)
             if request["session"]:
                 os.setsid()
+            os.write(writer, os.getpid().to_bytes(4, "big"))
+            os.close(reader)
+            os.close(writer)
+            while os.getppid() == parent:  # ends: the process between has only to exit
+                time.sleep(0.001)
             if request["argv"][2] != "ipykernel_launcher":
                 _fork_from_here(control, files, fixed)
             control.close()

@@ -71,6 +71,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         f"--python={python}",
         "install",
         "--quiet",
+        "--no-compile",
         "--no-deps",
         "--no-index",
     ]

@@ -5,11 +5,13 @@ The sandbox's clock is thousands of times faster than real time, so pauses for A
 
 from __future__ import annotations
 
+import compileall
 import inspect
 import os
 import socket
 from contextlib import suppress
 from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+ROOT = Path(__file__).parents[1]
 MOST_CLIENTS = 64  # each uses a megabyte or more
 
 
@@ -172,6 +175,26 @@ def _accepts_kwargs(slowly: Callable[[Any], Any], handler: Any) -> Any:
 def keep_bytecode(patch: pytest.MonkeyPatch) -> None:
     """Let programs that tests start keep the compiled package, also with PYTHONDONTWRITEBYTECODE set."""
     patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+
+
+def compile_once(config: pytest.Config) -> None:
+    """Compile the package and its tests in two processes, before all processes of tests do it at once."""
+    from _pytest.assertion import rewrite
+
+    state = config.stash[rewrite.assertstate_key]
+    other = os.fork()
+    for path in sorted([*ROOT.glob("vmsnix_ops/**/*.py"), *ROOT.glob("tests/**/*.py")])[bool(other) :: 2]:
+        if not path.name.startswith("test_") and path.name != "conftest.py":
+            compileall.compile_file(path, quiet=2)
+            continue
+        folder = rewrite.get_cache_dir(path)
+        compiled = folder / f"{path.stem}{rewrite.PYC_TAIL}"
+        if rewrite._read_pyc(path, compiled) is None and rewrite.try_makedirs(folder):
+            digest, code = rewrite._rewrite_test(path, config)
+            rewrite._write_pyc(state, code, digest, compiled)
+    if not other:
+        os._exit(0)
+    os.waitpid(other, 0)
 
 
 def pause_briefly(patch: pytest.MonkeyPatch) -> None:

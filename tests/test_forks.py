@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import DEADLINE, kill, read_line
+from tests.support import DEADLINE, kill, read_line, wait_until
 
-MARK = "# as vmsnix_ops.runbooks.fleet\n"
+MARK = "# forked\n"
 DESCRIBE = f"""{MARK}
 import json, os, signal, subprocess, sys, threading
 handlers = [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
@@ -110,3 +110,12 @@ def test_a_fork_can_be_killed_and_waited_for() -> None:
 def test_only_forks_have_all_libraries() -> None:
     code = f"{MARK}import sys; print('pandas' in sys.modules)"
     assert [run(code, usual=usual).stdout for usual in (False, True)] == ["True\n", "False\n"]
+
+
+def test_a_fork_in_the_background_goes_on_without_its_starter(tmp_path: Path) -> None:
+    code = f"{MARK}import os; open('parent', 'w').write(f'{{os.getppid()}}.')"
+    command = ["sh", "-c", '"$@" &', "sh", sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=tmp_path, check=True, timeout=DEADLINE).stdout is None
+    written = tmp_path / "parent"
+    wait_until(lambda: written.exists() and written.read_text().endswith("."), "the end of the program")
+    assert int(written.read_text()[:-1]) not in (0, os.getpid())

@@ -67,16 +67,24 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         yield Workspace(aws, {**others, **aws.environment, **ours}, image)
 
 
+@pytest.fixture(scope="module")
+def published(workspace: Workspace) -> RunOutcome:
+    """The first publish of the image."""
+    return workspace.run("publish-ami", image=str(workspace.image), tags="Team=platform")
+
+
 def test_every_runbook_is_run_by_a_test() -> None:
     assert {book.name for book in catalog.runbooks()} == TESTED_HERE | TESTED_ELSEWHERE
 
 
-def test_publish_ami_makes_one_ami_however_often_it_runs(workspace: Workspace) -> None:
+def test_publish_ami_makes_one_ami_however_often_it_runs(
+    workspace: Workspace, request: pytest.FixtureRequest
+) -> None:
     planned = workspace.run("publish-ami", image=str(workspace.image), dry_run=True)
     assert not planned.values["ami_id"]
     assert workspace.aws.client("ec2").describe_images(Owners=["self"])["Images"] == []
 
-    first = workspace.run("publish-ami", image=str(workspace.image), tags="Team=platform")
+    first: RunOutcome = request.getfixturevalue("published")
     again = workspace.run("publish-ami", image=str(workspace.image))
     assert first.values["ami_id"] == again.values["ami_id"]
     assert {step["status"] for step in again.values["steps"]} <= {"reused", "created"}
@@ -128,8 +136,7 @@ def test_preflight_fails_with_a_fix_where_the_bucket_is_missing(workspace: Works
     assert outcome.error.fix
 
 
-def test_audit_inventory_lists_the_resources(workspace: Workspace) -> None:
-    published = workspace.run("publish-ami", image=str(workspace.image))
+def test_audit_inventory_lists_the_resources(workspace: Workspace, published: RunOutcome) -> None:
     outcome = workspace.run("audit-inventory", regions=[REGION])
     report = Path(outcome.report).read_text()
     assert published.values["ami_id"] in report
@@ -138,8 +145,8 @@ def test_audit_inventory_lists_the_resources(workspace: Workspace) -> None:
     assert not re.search(r">(?:NaN|NaT|&lt;NA&gt;|None)<", shown)
 
 
+@pytest.mark.usefixtures("published")
 def test_import_timings_shows_table_and_plot(workspace: Workspace) -> None:
-    workspace.run("publish-ami", image=str(workspace.image))
     outcome = workspace.run("import-timings")
     report = Path(outcome.report).read_text()
     assert ">p90</th>" in report
@@ -162,8 +169,10 @@ def test_fleet_runs_its_plan(workspace: Workspace, tmp_path: Path) -> None:
     assert "1 target on this machine" in Path(outcome.report).read_text()
 
 
-def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(workspace: Workspace) -> None:
-    ami = workspace.run("publish-ami", image=str(workspace.image)).values["ami_id"]
+def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(
+    workspace: Workspace, published: RunOutcome
+) -> None:
+    ami = published.values["ami_id"]
     loose = {"keep_last": 0, "min_age_days": 0, "amis": [ami]}
     planned = workspace.run("retire-amis", **loose)
     assert (planned.values["planned"], planned.values["changed"]) == (1, 0)
@@ -172,8 +181,6 @@ def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(workspace: Works
     assert workspace.run("retire-amis", **loose, dry_run=False, confirm="1").values["changed"] == 1
     (image,) = workspace.aws.client("ec2").describe_images(ImageIds=[ami], IncludeDisabled=True)["Images"]
     assert image["State"] == "disabled"
-    # Later tests publish the same image again.
-    workspace.aws.client("ec2").deregister_image(ImageId=ami)
 
 
 def test_the_console_does_nothing_under_papermill(workspace: Workspace, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_a_killed_run_has_kept_none(shelf: Shelf, aws: Any, tmp_path: Path) -> N
     program = (
         "import sys; from pathlib import Path; from vmsnix_ops.runbooks.execution.execute import run\n"
         f"run('try-this', {{'note': {KNOWN!r}}}, folder=Path(sys.argv[1]), archive='s3://evidence/runs',"
-        " screen=sys.stdout)"
+        " screen=sys.stdout)  # forked"
     )
     given = {k: v for k, v in (os.environ | environment(tmp_path, aws)).items() if v is not None}
     process = subprocess.Popen(

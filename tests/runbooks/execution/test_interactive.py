@@ -182,7 +182,7 @@ def test_the_exit_code_that_papermill_does_not_have_is_in_the_result(
 
 
 @pytest.mark.parametrize(
-    "words", few([["jupyter", "execute"], ["nbconvert", "--execute", "--to", "notebook"]], 1, seconds=6)
+    "words", few([["nbconvert", "--execute", "--to", "notebook"], ["jupyter", "execute"]], 1, seconds=6)
 )
 def test_jupyter_execute_and_nbconvert_make_a_run_also_of_a_changed_copy(
     tmp_path: Path, words: list[str]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
 
 ROOT = Path(__file__).parents[3]
-PROGRAM = """
+PROGRAM = """# forked
 import sys
 from pathlib import Path
 from vmsnix_ops.runbooks.execution.execute import run
