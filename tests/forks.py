@@ -149,6 +149,15 @@ def forked_programs() -> Iterator[None]:
         started.close()
 
 
+def fork_programs() -> None:
+    """Fork the programs that this process starts from now on, such as a worker of a cluster."""
+    _running.append(forked_programs())
+    _running[-1].__enter__()
+
+
+_running: list[Any] = []
+
+
 def _start() -> Forker:
     ours, theirs = socket.socketpair()
     padding = "-" * NAME_BYTES

@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.forks import fork_programs
 from tests.support import DEADLINE, finish, join, wait_until
 from vmsnix_ops.errors import FleetError, PartialError, ToolMissingError
 from vmsnix_ops.progress import Event, LogLines, Progress, silent
@@ -75,6 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         Dask(workers=2, resources={"kvm": 1}), log=folder / "log.txt", environment=environment
     ) as client:
         client.wait_for_workers(2)
+        client.run(fork_programs)
         yield client
 
 
