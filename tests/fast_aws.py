@@ -38,6 +38,9 @@ def fast_aws(folder: Path, program: str) -> Iterator[Path]:
     program
         The installed AWS CLI. If it is not a Python program, its own folder is yielded.
     """
+    if Path(program).parent.name == "shims":  # pyenv's, a script that finds the program and starts it
+        found = subprocess.run(["pyenv", "which", "aws"], capture_output=True, text=True, timeout=60)
+        program = found.stdout.strip() or program
     first = Path(program).resolve().read_bytes()[:200].partition(b"\n")[0].decode("utf-8", "replace")
     python = first.removeprefix("#!").strip()
     if "python" not in python or " " in python:
