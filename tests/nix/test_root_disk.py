@@ -21,7 +21,7 @@ from tests.support import DEADLINE, require, unavailable
 PROFILES = Path(__file__).parents[2] / "nix/modules/profiles"
 GRUB = KERNEL / "grub"
 PROGRAMS = ("bash", "ln", "ls", "mkdir", "readlink", "rm", "sleep", "stat", "sync")
-BLOCK_MODULES = [name for name in MODULES if not name.endswith("net") and name != "failover"] + ["virtio_blk"]
+BLOCK_MODULES = [*(name for name in MODULES if "net" not in name and name != "failover"), "virtio_blk"]
 START, SECTORS = 2048, 120 * 2048
 # On EC2, a rule of amazon-ec2-utils makes the name of the AMI's root device a link to an NVMe disk.
 SDA1 = 'KERNEL=="nvme0n1", SYMLINK+="sda1"\n'
