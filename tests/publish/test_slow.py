@@ -79,8 +79,8 @@ def test_a_dry_run_is_not_measured(plan):
 
 
 def test_the_row_of_a_build_has_the_image_that_was_built(plan, image, monkeypatch):
-    monkeypatch.setattr(nix, "resolve_image", lambda *_, **__: replace(read_image(image), items=12))
     wanted = replace(plan(), image="./nix#sample")
+    monkeypatch.setattr(nix, "resolve_image", lambda *_, **__: replace(read_image(image), items=12))
     built = wanted.build()
     (row,) = history.steps(open_tables(load()), step="build").to_dict("records")
     assert (row["image"], row["status"], row["items"]) == (built.name, "created", 12)
@@ -90,9 +90,10 @@ def test_the_row_of_a_failed_build_has_the_requested_image(plan, monkeypatch):
     def fails(*_given, **_more):
         raise errors.BuildFailedError("The image ecs-node was not built.", derivation="x", log=())
 
+    wanted = replace(plan(), image="./nix#packages.x86_64-linux.ecs-node")
     monkeypatch.setattr(nix, "resolve_image", fails)
     with pytest.raises(errors.BuildFailedError):
-        replace(plan(), image="./nix#packages.x86_64-linux.ecs-node").build()
+        wanted.build()
     tables = open_tables(load())
     (row,) = history.steps(tables, step="build").to_dict("records")
     assert (row["image"], row["status"]) == ("ecs-node", "failed")
