@@ -323,7 +323,9 @@ def test_the_fleet_reports_a_worker_without_access_to_the_ledger(
     assert workspace.trace() == []
 
 
-def test_the_display_shows_each_state_of_a_target_once(workspace: Workspace) -> None:
+def test_the_display_shows_each_state_of_a_target_once(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
     events: list[Event] = []
     session = FleetSession("session", "ledger", "id", "archive", "folder", "", {}, 60.0)
     runner = Runner(workspace.plan(TWO).file, session, {}, Progress(events.append), Interrupter())
@@ -343,6 +345,8 @@ def test_the_display_shows_each_state_of_a_target_once(workspace: Workspace) -> 
         ("fleet try", "advanced", ""),
     ]
     assert (events[-1].done, events[-1].total) == (2, 2)
+    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert warnings == ["work/name=a failed: trying again."]
 
 
 # The cluster

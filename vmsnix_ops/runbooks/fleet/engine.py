@@ -25,7 +25,7 @@ from vmsnix_ops.runbooks.execution._interrupts import Interrupter, signals
 from vmsnix_ops.runbooks.fleet import worker
 from vmsnix_ops.runbooks.fleet.ledger import open_ledger
 from vmsnix_ops.runbooks.fleet.report import counted_states
-from vmsnix_ops.text import lines
+from vmsnix_ops.text import line, lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.fleet.plan_file import Dask, PlanFile
     from vmsnix_ops.runbooks.fleet.worker import FleetTarget
 
+LOGGER = logging.getLogger(__name__)
 CONNECT_SECONDS = 30
 WORKERS_SECONDS = 60
 STOP_SECONDS = 45.0  # a run has 30 s for its cleanup
@@ -270,6 +271,8 @@ class Runner:
             if self._states.get(target) == state or self._states.get(target, OPEN[0]) not in OPEN:
                 return
             self._states[target] = state
+            if state == "retrying":
+                LOGGER.warning("%s failed: trying again.", line(target))
             if state == "running":
                 self._started[target] = time.monotonic()
                 self._show(target, "started")
