@@ -16,7 +16,7 @@ from vmsnix_ops.channels import promote
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.records.tables import open_tables
-from vmsnix_ops.sandbox import AwsError, Sandbox, limits, sandbox
+from vmsnix_ops.sandbox import ApiError, Sandbox, limits, sandbox
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Refilled(limits.Limits):
     def check(self, context: Context, params: Params) -> None:
         try:
             super().check(context, params)
-        except AwsError:
+        except ApiError:
             self.clear()
             raise
 
