@@ -86,7 +86,7 @@ bench-sandbox *OPTIONS:
 
 # Run every test (quick, browser, foreign and long ones) with many more random examples; takes hours
 nightly *OPTIONS:
-    pytest --parts=all --hypothesis-profile=nightly {{ OPTIONS }}
+    pytest --parts=all --no-forks --hypothesis-profile=nightly {{ OPTIONS }}
 
 # Repeat the tests that depend on timing, or the named ones, on a busy machine, such as `just stress --times 5`
 stress *OPTIONS:

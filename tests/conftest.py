@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def programs_can_be_interrupted() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tests_are_quick() -> Iterator[None]:
+def tests_are_quick(request: pytest.FixtureRequest) -> Iterator[None]:
     """Share models and clients, and shorten pauses; see tests/quick.py."""
     patch = pytest.MonkeyPatch()
     quick.share_models(patch)
@@ -129,7 +130,8 @@ def tests_are_quick() -> Iterator[None]:
     quick.share_data_of_images(patch)
     quick.pause_briefly(patch)
     quick.keep_bytecode(patch)
-    with forks.forked_programs():
+    usual = sys.platform != "linux" or request.config.getoption("--no-forks")
+    with nullcontext() if usual else forks.forked_programs():
         yield
     patch.undo()
 

@@ -53,6 +53,11 @@ def add_options(parser: pytest.Parser) -> None:
         help=f"parts to run: {', '.join(PARTS)}, or all (default: quick)",
     )
     parser.addoption(
+        "--no-forks",
+        action="store_true",
+        help="start programs of this package and kernels as users do, not as forks (slower)",
+    )
+    parser.addoption(
         "--long-sample",
         metavar="SEED/SECONDS",
         help="run a random sample of the long tests that takes about SECONDS",

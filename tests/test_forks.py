@@ -14,6 +14,13 @@ import pytest
 
 from tests.support import DEADLINE, kill, read_line, wait_until
 
+
+@pytest.fixture(autouse=True)
+def forks(request: pytest.FixtureRequest) -> None:
+    if sys.platform != "linux" or request.config.getoption("--no-forks"):
+        pytest.skip("programs are not forked")
+
+
 MARK = "# forked\n"
 DESCRIBE = f"""{MARK}
 import json, os, signal, subprocess, sys, threading
