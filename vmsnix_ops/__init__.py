@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from vmsnix_ops import audit, errors, publish, sandbox, settings
+    from vmsnix_ops import audit, channels, errors, publish, sandbox, settings
     from vmsnix_ops.audit import retirement as retire
     from vmsnix_ops.channels import promote, rollback, verify
     from vmsnix_ops.publish import boot_test as boot_image
@@ -35,6 +35,7 @@ __all__ = [
     "boot_image",
     "bootstrap",
     "build_image",
+    "channels",
     "console",
     "errors",
     "fleet",

@@ -9,7 +9,7 @@ import pytest
 from tests.aws.account import make_ami, thrifty
 from tests.sandbox.clients import allow_public_images
 from vmsnix_ops.aws import parameters
-from vmsnix_ops.channels import promote, verify
+from vmsnix_ops.channels import overview, promote, verify
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import home
 from vmsnix_ops.sandbox import Sandbox, sandbox
@@ -43,7 +43,7 @@ def session(served: Sandbox) -> boto3.Session:
 def aws(served: Sandbox, session: boto3.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     served.reset()
     allow_public_images(served, HOME, WEST, EUROPE)
-    for module in (home, verify):
+    for module in (home, verify, overview):
         monkeypatch.setattr(module, "default_session", lambda: session)
     monkeypatch.setattr(served, "client", lambda name, region=HOME: session.client(name, region_name=region))
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path / "state"))

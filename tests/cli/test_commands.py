@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
+from tests.aws.account import make_ami
 from tests.command_line import run_vmsnix, shelf
 from tests.support import few
 from vmsnix_ops import __version__, history
@@ -27,6 +28,7 @@ from vmsnix_ops.cli.output import open_display
 from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.sandbox import sandbox as sandbox_of_tests
 
 if TYPE_CHECKING:
     from tests.runbooks.shelf import Shelf
@@ -837,3 +839,39 @@ def test_lab_as_root_reports_how_to_allow_it(
     code, _, complaint = run_vmsnix("lab", "--no-browser", *options)
     assert code == 1
     assert ("vmsnix lab -- --allow-root" in complaint) is hint
+
+
+def test_channels_are_shown_as_a_table_as_json_and_as_a_page(
+    run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sandbox_of_tests(speed=1000) as aws:
+        ami_id = make_ami(aws)
+        where = {"Name": "/vmsnix/ecs-node/stable", "Value": ami_id, "Type": "String"}
+        aws.client("ssm").put_parameter(**where, DataType="aws:ec2:image")
+        for name, value in {**aws.environment, "VMSNIX_STATE": str(tmp_path)}.items():
+            monkeypatch.setenv(name, value)
+        code, printed, _ = run_vmsnix("channels")
+        assert code == 0
+        assert ami_id in printed
+        assert "not recorded" in printed
+        (row,) = json.loads(run_vmsnix("channels", "--json", "--image", "ecs-node")[1])
+        assert (row["channel"], row["instances"], row["drifted"]) == ("stable", 0, None)
+        assert row["since"].endswith("Z")
+        page = tmp_path / "channels.html"
+        assert run_vmsnix("channels", "--html", str(page)) == (0, "", "")
+        assert ami_id in page.read_text(encoding="utf-8")
+        code, printed, failed = run_vmsnix("channels", "--html", str(tmp_path / "no" / "x.html"))
+        assert (code, printed) == (2, "")
+        assert "x.html" in failed
+        denied = {
+            "op": "ssm:GetParametersByPath",
+            "do": "error",
+            "code": "AccessDeniedException",
+            "http": 403,
+        }
+        aws.faults.add(denied)
+        code, printed, failed = run_vmsnix("channels", "--json")
+        assert code == 3
+        assert json.loads(printed)[0]["state"] == "unknown"
+        assert "could not be read completely" in failed
+        assert "us-east-1" in run_vmsnix("channels", "--region", "us-esat-1")[2]

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.privileges.account import without
+from tests.aws.account import make_ami
+from tests.privileges.account import REGION, without
 from tests.privileges.job_runs import JOB_RUNS, job_run, removals
-from vmsnix_ops import errors
+from vmsnix_ops import channels, errors
+from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 from vmsnix_ops.cli.iam_policy import JOBS
 
@@ -44,3 +46,15 @@ def test_a_job_names_a_missing_action(account: Account, job: str, action: str) -
     with pytest.raises(errors.VmsnixError) as caught:
         known.only_when.get(action, known.run)(account, lacking)
     assert named in f"{caught.value} {getattr(caught.value, '__notes__', '')}".lower()
+
+
+def test_the_policy_of_an_auditor_shows_what_is_live(account: Account) -> None:
+    ami_id = make_ami(account.aws)
+    account.aws.client("ssm").put_parameter(
+        Name="/vmsnix/ecs-node/stable", Value=ami_id, Type="String", DataType="aws:ec2:image"
+    )
+    sync(regions=[REGION], session=account.aws.session())
+    frame = channels.read(regions=[REGION], session=account.session(JOBS["audit"].actions()))
+    assert list(frame["ami_id"]) == [ami_id]
+    assert list(frame["problem"]) == [""]
+    assert list(frame["drifted"]) == [False]

@@ -21,6 +21,7 @@ from tests.command_line import run_vmsnix, shelf
 from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
 from tests.support import few, finish
 from vmsnix_ops import display, progress
+from vmsnix_ops.channels import overview
 from vmsnix_ops.records import history as histories
 from vmsnix_ops.records import timing_plots
 from vmsnix_ops.records.schemas import SCHEMAS
@@ -323,6 +324,15 @@ def test_an_audit_and_a_retirement_write_hostile_names_as_text(
         assert_safe_lines(text)
     finish(plan.apply())
     assert_safe_csv((plan.run.folder / "plan.csv").read_text())
+
+
+def test_channels_show_hostile_text_as_text() -> None:
+    texts = ("image", "channel", "region", "name", "state", "changed_by", "drift", "problem")
+    blank = dict.fromkeys(overview.COLUMNS, "") | dict.fromkeys(("instances", "drifted", "since"), pd.NA)
+    rows = [blank | dict.fromkeys(texts, word) | {"ami_id": "ami-1", "age_days": 1.0} for word in EVIL]
+    frame = pd.DataFrame(rows).assign(proven_at=pd.NaT, older_instances=7)
+    assert_safe_page(overview.page(frame))
+    assert_safe_lines(str(overview.show(frame)), commands=False)  # `echo` makes lines of a CI log safe
 
 
 @pytest.mark.parametrize("word", EVIL)

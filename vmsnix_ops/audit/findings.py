@@ -19,7 +19,6 @@ from vmsnix_ops.arguments import check_form, check_range
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.errors import RecordsError, SchemaError
 from vmsnix_ops.nix.versions import parse_conditions
-from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -225,21 +224,6 @@ class ReadableTables(Tables):
         except RecordsError as error:
             self.unread[table] = error
             return NO_TABLES.read(table, **options)
-
-
-def newest_proofs(tables: Tables) -> pd.DataFrame:
-    """Return the newest proof of each AMI with the verdict ``proven`` or ``differs``.
-
-    A later proof with another verdict does not replace it: it could not compare the AMI with an image. Nor
-    does a sample without a difference replace a difference from the same image: it missed the changed blocks.
-    """
-    import pandas as pd
-
-    proofs = history.proofs(tables)
-    proofs = proofs[proofs["verdict"].isin(["proven", "differs"])]
-    differs, compared = proofs["verdict"] == "differs", pd.MultiIndex.from_frame(proofs[["ami_id", "digest"]])
-    missed = ~differs & (proofs["extent"] == "sample") & compared.isin(compared[differs])
-    return proofs[~missed].drop_duplicates("ami_id")
 
 
 # Rules and what they return.

@@ -12,12 +12,13 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import changes as audit_changes
 from vmsnix_ops.audit import inventory as inventories
 from vmsnix_ops.audit import views
-from vmsnix_ops.audit.findings import AuditCriteria, ReadableTables, as_text, newest_proofs
+from vmsnix_ops.audit.findings import AuditCriteria, ReadableTables, as_text
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Inventory, OneByOne
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.progress import counted
+from vmsnix_ops.records.recorded_amis import newest_proofs
 from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import Tables, open_tables

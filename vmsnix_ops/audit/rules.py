@@ -24,7 +24,6 @@ from vmsnix_ops.audit.findings import (
     concat,
     fill_template,
     findings_for,
-    newest_proofs,
     publish_commands,
     rule,
 )
@@ -37,7 +36,7 @@ from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import history
-from vmsnix_ops.records.recorded_amis import expected_amis
+from vmsnix_ops.records.recorded_amis import expected_amis, newest_proofs
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:

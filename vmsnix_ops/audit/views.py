@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import templates
@@ -111,7 +110,6 @@ def page(inventory: Inventory, findings: pd.DataFrame, changes: Changes) -> str:
     when = f"{inventory.scanned_at:%Y-%m-%d %H:%M} UTC"
     return templates.page(
         "audit/page.html",
-        style=(files("vmsnix_ops.audit") / "report.css").read_text(encoding="utf-8"),
         when=when,
         where=_where(inventory, when),
         tiles=_tiles(inventory, findings),

@@ -13,11 +13,13 @@ from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.session import calling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ssm.client import SSMClient
+
+    from vmsnix_ops.aws.parameters import ParameterVersion
 
 COLUMNS = {
     "region": "AWS region",
@@ -33,6 +35,7 @@ COLUMNS = {
 }
 """Columns of `frame`, and their meaning."""
 
+VALUES_IN_A_FILTER = 200  # AWS
 How = Literal["promote", "roll back", "restore"]
 
 
@@ -95,12 +98,23 @@ def count_instances(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
     counted = dict.fromkeys(ami_ids, 0)
     if not counted:
         return counted
+    chosen = {"image-id": list(counted)} if len(counted) <= VALUES_IN_A_FILTER else {}
     with calling("count the instances of each AMI"):
-        for one in instances.list_instances(
-            ec2, {"image-id": list(counted), "instance-state-name": instances.ALIVE}
-        ):
-            counted[one["ImageId"]] += 1
+        for one in instances.list_instances(ec2, {**chosen, "instance-state-name": instances.ALIVE}):
+            if one["ImageId"] in counted:
+                counted[one["ImageId"]] += 1
     return counted
+
+
+def note_of(versions: Sequence[ParameterVersion], number: int) -> Note | str:
+    """Return why a value was set: a note, or the description that others wrote.
+
+    A value without a description of its own has that of the value before, which is not about it.
+    """
+    version, before = versions[number], versions[number - 1] if number else None
+    if before and version.description == before.description and version.value != before.value:
+        return ""
+    return Note.read(version.description) or version.description
 
 
 def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[ChannelEntry, ...]:
@@ -125,7 +139,7 @@ def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[ChannelEntr
                 since=version.modified_at,
                 until=versions[number + 1].modified_at if number + 1 < len(versions) else None,
                 changed_by=version.modified_by,
-                note=Note.read(version.description) or version.description,
+                note=note_of(versions, number),
                 name=ami.name if ami else "",
                 digest=ami.digest if ami else "",
                 state=state,

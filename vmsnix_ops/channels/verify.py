@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from types_boto3_ec2.client import EC2Client
     from types_boto3_ssm.client import SSMClient
 
+    from vmsnix_ops.aws.images import Ami
+    from vmsnix_ops.aws.snapshots import Snapshot
     from vmsnix_ops.records.run_context import RunContext
 
 __all__ = ["VerificationResult", "check", "check_parameters"]
@@ -274,24 +276,32 @@ def _compare_region(
         yield {"region": ec2.meta.region_name}, Difference("access", "", str(error))
         return
 
-    def compare_ami(row: dict[str, Any]) -> list[Difference]:
-        ami, found = amis.get(row["ami_id"]), list[Difference]()
-        comparisons: list[Callable[[], Iterable[Difference]]] = [
-            lambda: fields.compare_registration(row, ami, found_snapshots),
-            lambda: fields.compare_promotion(ec2, row, ami, found_snapshots),
-            lambda: fields.compare_channels(ssm, row),
-        ]
-        for compare in comparisons:
-            try:
-                found += list(compare())
-            except errors.AwsError as error:
-                found.append(Difference("access", "", str(error)))
-        return found
+    def compare(row: dict[str, Any]) -> list[Difference]:
+        found = compare_ami(ec2, row, amis.get(row["ami_id"]), found_snapshots)
+        return found + _attempt(lambda: fields.compare_channels(ssm, row))
 
     with ThreadPoolExecutor(AMIS_AT_ONCE, thread_name_prefix="compare") as pool:
-        for row, differences in zip(expected, pool.map(compare_ami, expected), strict=True):
+        for row, differences in zip(expected, pool.map(compare, expected), strict=True):
             for one in differences:
                 yield row, one
+
+
+def compare_ami(
+    ec2: EC2Client, row: Mapping[str, Any], ami: Ami | None, found: Mapping[str, Snapshot]
+) -> list[Difference]:
+    """Return the differences of an AMI and its snapshots from its record."""
+    return [
+        *_attempt(lambda: fields.compare_registration(row, ami, found)),
+        *_attempt(lambda: fields.compare_promotion(ec2, row, ami, found)),
+    ]
+
+
+def _attempt(compare: Callable[[], Iterable[Difference]]) -> list[Difference]:
+    """Return the differences that a comparison finds; ``access`` if it cannot read something."""
+    try:
+        return list(compare())
+    except errors.AwsError as error:
+        return [Difference("access", "", str(error))]
 
 
 def _drift_row(row: Mapping[str, Any], one: Difference) -> dict[str, str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.tables import Tables
 
 GONE = "deregistered"
-_ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
+ARCHITECTURES = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64"}
 _CHANGEABLE = ("public", "deprecated_at", "protected")
 _Key = tuple[str, str]
 
@@ -50,7 +50,7 @@ def expected_amis(tables: Tables, *, regions: tuple[str, ...] = (), image: str =
     promotions, retirements = _promotions(tables), _retirements(tables)
     channels = _channel_parameters(tables)
     histories: dict[_Key, list[dict[str, Any]]] = {}
-    for row in _records(history.amis(tables, all_rows=True)):  # newest first
+    for row in plain_rows(history.amis(tables, all_rows=True)):  # newest first
         histories.setdefault((row["ami_id"], row["region"]), []).append(row)
     found = []
     for key, rows in histories.items():
@@ -62,7 +62,7 @@ def expected_amis(tables: Tables, *, regions: tuple[str, ...] = (), image: str =
         registered = {name: value for name, value in row.items() if name not in _CHANGEABLE}
         changeable = _changeable(_row_for_grants(rows), promotions.get(key, {}), retirements.get(key, {}))
         more = {
-            "architecture": _ARCHITECTURES.get(row.get("system", "")),
+            "architecture": ARCHITECTURES.get(row.get("system", "")),
             "channel_parameters": channels.get(key, []),
         }
         found.append(registered | changeable | more)
@@ -107,29 +107,46 @@ def _with_date(own: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 def _promotions(tables: Tables) -> dict[_Key, dict[str, Any]]:
     """Return the newest promotion of each AMI and region; a rollback records no facts of the AMI."""
-    rows = [row for row in _records(tables.read("promotions")) if row["how"] == "promote"]
+    rows = [row for row in plain_rows(tables.read("promotions")) if row["how"] == "promote"]
     return {(row["ami_id"], row["region"]): row for row in sorted(rows, key=lambda one: one["promoted_at"])}
 
 
 def _retirements(tables: Tables) -> dict[_Key, dict[str, Any]]:
     """Return the last retirement or restoration of each AMI."""
-    newest_last = _records(history.retirements(tables, kind="ami"))[::-1]
+    newest_last = plain_rows(history.retirements(tables, kind="ami"))[::-1]
     return {(row["resource_id"], row["region"]): row for row in newest_last}
+
+
+def recorded_channels(tables: Tables) -> dict[_Key, dict[str, Any]]:
+    """Return the newest promotion or rollback of each channel, by region and name of its parameter."""
+    rows = sorted(plain_rows(tables.read("promotions")), key=lambda one: one["promoted_at"])
+    return {(row["region"], row["channel_parameter"]): row for row in rows if row.get("channel_parameter")}
 
 
 def _channel_parameters(tables: Tables) -> dict[_Key, list[str]]:
     """Return the channels' parameters that were last set to each AMI."""
-    last: dict[_Key, str] = {}
-    for row in sorted(_records(tables.read("promotions")), key=lambda one: one["promoted_at"]):
-        if row.get("channel_parameter"):
-            last[row["region"], row["channel_parameter"]] = row["ami_id"]
     found: dict[_Key, list[str]] = {}
-    for (region, parameter), ami_id in last.items():
-        found.setdefault((ami_id, region), []).append(parameter)
+    for (region, parameter), row in recorded_channels(tables).items():
+        found.setdefault((row["ami_id"], region), []).append(parameter)
     return found
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def newest_proofs(tables: Tables) -> pd.DataFrame:
+    """Return the newest proof of each AMI with the verdict ``proven`` or ``differs``.
+
+    A later proof with another verdict does not replace it: it could not compare the AMI with an image. Nor
+    does a sample without a difference replace a difference from the same image: it missed the changed blocks.
+    """
+    import pandas as pd
+
+    proofs = history.proofs(tables)
+    proofs = proofs[proofs["verdict"].isin(["proven", "differs"])]
+    differs, compared = proofs["verdict"] == "differs", pd.MultiIndex.from_frame(proofs[["ami_id", "digest"]])
+    missed = ~differs & (proofs["extent"] == "sample") & compared.isin(compared[differs])
+    return proofs[~missed].drop_duplicates("ami_id")
+
+
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return rows without missing values."""
     import pandas as pd
 
