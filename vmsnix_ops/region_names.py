@@ -89,3 +89,22 @@ def partition_of(region: str) -> str:
         return str(botocore.session.Session().get_partition_for_region(region))
     except UnknownRegionError:
         return "aws"
+
+
+_CONSOLES = {
+    "aws": "console.aws.amazon.com",
+    "aws-cn": "console.amazonaws.cn",
+    "aws-us-gov": "console.amazonaws-us-gov.com",
+    "aws-eusc": "console.amazonaws-eusc.eu",
+}
+
+
+def ami_url(region: str, ami_id: str) -> str:
+    """Return the address of an AMI in the AWS console; empty if that of its partition is not known.
+
+    Source: "AWS Management Console endpoints and quotas" in the AWS General Reference.
+    """
+    host = _CONSOLES.get(partition_of(region), "") if looks_like_region(region) else ""
+    if not host or not re.fullmatch(r"ami-[0-9a-f]+", ami_id):
+        return ""
+    return f"https://{region}.{host}/ec2/home?region={region}#ImageDetails:imageId={ami_id}"

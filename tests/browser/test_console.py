@@ -10,6 +10,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -236,6 +237,10 @@ def audited(console: Opened, published: Published) -> None:
             break
     keyboard.press("Enter")
     console.wait_for_text("audit-inventory: done")
+    console.page.locator(".vmsnix-files a:has-text('Audit page')").wait_for()
+    console.page.locator("button:has-text('Next: retire (dry run)')").wait_for()
+    assert re.search(r"findings\s+(none|\w+: \d+)", console.page.locator(".vmsnix-status").inner_text())
+    console.shoot_wide("audited")
 
 
 @pytest.fixture
@@ -319,6 +324,63 @@ def test_the_history_can_be_searched_and_a_run_repeated(
     assert console.field("image").input_value().endswith("sample-image")
 
 
+def test_a_promotion_leads_to_the_channels_whose_rows_open_forms(
+    console: Opened, published: Published
+) -> None:
+    console.pick("promote-ami")
+    console.type_in("ami", published.ami)
+    console.type_in("channel", "candidate")
+    console.page.locator(".vmsnix-field-dry_run input").uncheck()
+    console.button("Run on the sandbox").click()
+    console.wait_for_text("promote-ami: done")
+    console.wait_for_text("AMI in us-east-1")
+    assert "AWS console" not in console.page.locator(".vmsnix-status").inner_text()
+    console.page.locator("button:has-text('Next: verify')").wait_for()
+    console.shoot_wide("promoted")
+    console.button("Next: promote").click()
+    console.page.wait_for_selector(".vmsnix-plan >> text=stable")
+    assert console.field("ami").input_value() == published.ami
+
+    ssm = console.lab.aws.client("ssm")
+    value = {"Value": published.ami, "Type": "String", "DataType": "aws:ec2:image"}
+    ssm.put_parameter(Name="/vmsnix/other-image/stable", **value)
+    row = {"run_id": "r", "how": "promote", "ami_id": published.ami, "region": "eu-west-1", "image": "other"}
+    more = {
+        "promoted_at": datetime.now(UTC),
+        "channel": "stable",
+        "channel_parameter": "/vmsnix/other/stable",
+    }
+    endpoint = {"endpoint": "sandbox"}
+    Tables(console.lab.environment["VMSNIX_HISTORY"]).append("promotions", [row | more | endpoint])
+    denied = {"op": "ssm:GetParametersByPath", "do": "error", "code": "AccessDeniedException", "http": 403}
+    console.lab.send("faults", "POST", {**denied, "where": {"region": "eu-west-1"}})
+    console.tab("Channels")
+    rows = console.page.locator(".vmsnix-channel:visible")
+    rows.filter(has_text="unknown").filter(has_text="eu-west-1").wait_for()
+    candidate = rows.filter(has_text="candidate")
+    assert published.ami in candidate.inner_text()
+    assert "drift: none" in candidate.inner_text()
+    assert rows.count() == 3
+    assert rows.first.locator("button").count() == 4
+    console.shoot_wide("channels")
+    candidate.locator("button", has_text="smoke-test").focus()
+    console.page.keyboard.press("Enter")
+    console.wait_for_text("Smoke-test an AMI")
+    assert (console.field("ami").input_value(), console.field("region").input_value()) == (
+        published.ami,
+        "us-east-1",
+    )
+    console.tab("Channels")
+    console.page.locator(".vmsnix-tab-channels .vmsnix-search input").fill("other-image")
+    rows.filter(has_text="candidate").wait_for(state="detached")
+    console.button("roll back").click()
+    console.page.wait_for_selector(".vmsnix-plan >> text=other-image")
+    assert console.field("image").input_value() == "other-image"
+    console.lab.send("faults", "DELETE")
+    for name in ("sample/candidate", "other-image/stable"):  # so that the AMI can be retired
+        ssm.delete_parameter(Name=f"/vmsnix/{name}")
+
+
 def test_the_timings_show_pictures_and_tables(console: Opened, published: Published) -> None:
     console.tab("Timings")
     console.wait_for_text("Time per step")
@@ -353,6 +415,7 @@ def test_the_log_shows_its_end_unless_the_user_scrolled_up(console: Opened) -> N
 def test_the_plan_of_a_dry_run_is_applied_exactly_or_refused(console: Opened, published: Published) -> None:
     name = "/vmsnix/sample/stable"
     ssm, ec2 = console.lab.aws.client("ssm"), console.lab.aws.client("ec2")
+    earlier = list(console.runs()["runbook"]).count("promote-ami")
 
     def plan() -> None:
         console.pick("promote-ami")
@@ -377,7 +440,7 @@ def test_the_plan_of_a_dry_run_is_applied_exactly_or_refused(console: Opened, pu
     console.wait_for_text("promote-ami: done")
     console.page.wait_for_selector(".vmsnix-chip", state="detached")
     assert ssm.get_parameter(Name=name)["Parameter"]["Value"] == published.ami
-    assert list(console.runs()["runbook"]).count("promote-ami") == 4
+    assert list(console.runs()["runbook"]).count("promote-ami") == earlier + 4
     console.tab("History")
     console.wait_for_text("dry run")
     console.shoot_wide("history-dry")

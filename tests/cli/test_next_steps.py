@@ -27,14 +27,14 @@ def failed(kind: str, code: str = "", **values: Any) -> dict[str, Any]:
         (
             "publish-ami",
             {"ami_id": "ami-1", "region": "eu-west-1", "parameters": {}},
-            "vmsnix smoke-test --ami ami-1 --region eu-west-1",
+            "vmsnix smoke-test --ami=ami-1 --region=eu-west-1",
         ),
         (
             "smoke-test",
             {"ami_id": "ami-1", "region": "eu-west-1", "parameters": {}},
-            "vmsnix promote --ami ami-1 --region eu-west-1 --channel candidate",
+            "vmsnix promote --ami=ami-1 --region=eu-west-1 --channel=candidate",
         ),
-        ("promote-ami", {"image": "web", "parameters": {}}, "vmsnix verify --image web"),
+        ("promote-ami", {"image": "web", "parameters": {}}, "vmsnix verify --image=web"),
         (
             "promote-ami",
             {
@@ -50,7 +50,7 @@ def failed(kind: str, code: str = "", **values: Any) -> dict[str, Any]:
             {"dry_run": True, "plan_fingerprint": "f1", "parameters": {"dry_run": True}},
             "vmsnix retire --expect-plan=f1 --confirm=f1 --no-dry-run --yes",
         ),
-        ("audit-inventory", {"parameters": {"regions": ["all"]}}, "vmsnix retire --dry-run --regions all"),
+        ("audit-inventory", {"parameters": {"regions": ["all"]}}, "vmsnix retire --dry-run --regions=all"),
         ("publish-ami", failed("InterruptedRunError"), f"vmsnix runs resume {RUN}"),
         ("publish-ami", failed("AwsError", "SlowDown"), f"vmsnix runs resume {RUN}"),
         ("audit-inventory", failed("DeadlineError"), f"vmsnix rerun {RUN}"),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.runbooks import catalog
+from vmsnix_ops.runbooks.next_steps import next_steps
+from vmsnix_ops.runbooks.parameters import command_words
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -58,28 +62,9 @@ def _words(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
         return ["runs", "repair", str(values["run_id"])]
     if values.get("dry_run"):
         return _applied(runbook, values)
-    parameters = values.get("parameters") or {}
-    region = _option("region", values.get("region") or parameters.get("region"))
-    image = _option("image", values.get("image") or parameters.get("image"))
-    ami = _option("ami", values.get("ami_id"))
-    channels = _option("channel", _first_channel())
-    following: dict[str, list[str]] = {
-        "preflight": ["publish", *region, *_option("image", parameters.get("image"))],
-        "bootstrap": ["preflight", *region, *_option("bucket", parameters.get("bucket"))],
-        "build-image": ["boot-image", *_option("image", parameters.get("image"))],
-        "boot-image": ["publish", *_option("image", parameters.get("image"))],
-        "publish-ami": ["smoke-test", *ami, *region] if ami else [],
-        "smoke-test": ["promote", *ami, *region, *channels] if ami else [],
-        "promote-ami": ["verify", *image],
-        "rollback": ["verify", *image],
-        "audit-inventory": [
-            "retire",
-            "--dry-run",
-            *_option("regions", ",".join(parameters.get("regions") or [])),
-        ],
-        "retire-amis": ["audit", *_option("regions", ",".join(parameters.get("regions") or []))],
-    }
-    return following.get(runbook.name, [])
+    steps = next_steps({**values, "runbook": runbook.name}, _channels())
+    first = steps[0] if steps else None
+    return [catalog.find(first.runbook).short_name, *command_words(first.values)] if first else []
 
 
 def _after_failure(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
@@ -129,8 +114,6 @@ def _applied(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
 
 def _command(runbook: Runbook, values: Mapping[str, Any], changed: Mapping[str, object]) -> list[str]:
     """Return the call of a run with some parameters changed, and without its plan and confirmation."""
-    from vmsnix_ops.runbooks.parameters import command_words
-
     defaults = {parameter.name: parameter.default for parameter in runbook.parameters}
     given = {
         name: value
@@ -144,11 +127,11 @@ def _option(name: str, value: object) -> list[str]:
     return [f"--{name}", str(value)] if value else []
 
 
-def _first_channel() -> str:
+def _channels() -> tuple[str, ...]:
     from vmsnix_ops.errors import SettingsError
     from vmsnix_ops.settings import load
 
     try:
-        return load().channels[0]
+        return load().channels
     except SettingsError:
-        return ""
+        return ()

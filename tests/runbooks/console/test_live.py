@@ -131,7 +131,7 @@ def test_values_in_links_and_reports_are_escaped() -> None:
 
 
 def test_the_view_shows_nothing_of_an_earlier_run() -> None:
-    view = ResultView(lambda: None, lambda: ("on the sandbox", ""))
+    view = ResultView(lambda: None, lambda: ("on the sandbox", ""), lambda name, values: None)
     view.show(
         {"status": "done", "runbook": "a"},
         Evidence(report="<p>one</p>"),
@@ -153,3 +153,80 @@ def test_the_summary_contains_a_slow_step() -> None:
         {**values, "slow": [slow]}
     )
     assert "Slow" not in summary_html({**values, "slow": None})
+
+
+PROMOTED = {
+    "runbook": "promote-ami",
+    "status": "done",
+    "endpoint": "aws",
+    "region": "us-gov-west-1",
+    "channel": "candidate",
+    "image": "web",
+    "ami_id": "ami-0123456789abcdef0",
+    "amis": {"us-gov-west-1": "ami-0123456789abcdef0", "us-gov-east-1": "ami-0123456789abcdef1"},
+    "parameters": {"channel": "candidate", "dry_run": False},
+}
+
+
+def test_the_summary_links_each_ami_to_the_console_of_its_partition() -> None:
+    shown = summary_html(PROMOTED)
+    assert "AMI in us-gov-east-1" in shown
+    address = "https://us-gov-east-1.console.amazonaws-us-gov.com/ec2/home?region=us-gov-east-1#ImageDetails:"
+    assert f'href="{address}imageId=ami-0123456789abcdef1"' in shown
+    assert 'rel="noopener noreferrer"' in shown
+    for endpoint in ("sandbox", "custom", None):
+        assert "href" not in summary_html({**PROMOTED, "endpoint": endpoint})
+    strange = {
+        **PROMOTED,
+        "amis": {'x" onclick="y': "ami-0123456789abcdef1", "us-iso-east-1": "ami-01234567"},
+    }
+    assert "href" not in summary_html(strange)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"runbook": "audit-inventory", "amis": 1520, "findings_critical": 2, "findings_low": 0},
+            ["AMIs: 1,520", ">critical: 2<"],
+        ),
+        ({"runbook": "audit-inventory", "amis": 0, "findings_critical": 0}, [">none<"]),
+        (
+            {"runbook": "verify-amis", "amis": 4, "drifted": 3, "unread": 1},
+            ["AMIs: 4, drifted: 3, unread: 1"],
+        ),
+        (
+            {"runbook": "retire-amis", "planned": 2, "kept": 5, "changed": 2},
+            ["planned: 2, kept: 5, changed: 2"],
+        ),
+        ({"runbook": "promote-ami", "channel": "stable", "amis": {}}, ["stable"]),
+    ],
+)
+def test_the_summary_has_the_numbers_that_a_run_found(values: dict[str, Any], words: list[str]) -> None:
+    shown = summary_html({"status": "done", **values})
+    assert [word for word in words if word not in shown] == []
+
+
+def test_the_result_offers_the_next_runbook_with_its_values() -> None:
+    opened: list[tuple[str, dict[str, object]]] = []
+    view = ResultView(
+        lambda: None, lambda: ("on AWS", ""), lambda name, values: opened.append((name, dict(values)))
+    )
+    view.show(PROMOTED, Evidence(), channels=("candidate", "stable"))
+    assert [button.description for button in view.next.children] == [
+        "Next: verify web",
+        "Next: promote ami-0123456789abcdef0 stable",
+    ]
+    for button in view.next.children:
+        button.click()
+    assert opened == [
+        ("verify-amis", {"image": "web"}),
+        (
+            "promote-ami",
+            {"ami": "ami-0123456789abcdef0", "region": "us-gov-west-1", "channel": "stable"},
+        ),
+    ]
+    for other in ({"status": "failed"}, {"dry_run": True}, {"failure": {"what": "x"}}):
+        view.show({**PROMOTED, **other}, Evidence(), channels=("candidate", "stable"))
+        assert view.next.children == ()
+        assert view.next.layout.display == "none"

@@ -1,12 +1,15 @@
-"""A grid can be searched, filtered and sorted."""
+"""A grid can be searched, filtered and sorted; a row of a channel opens forms."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 import pandas as pd
+import pytest
 
-from vmsnix_ops.runbooks.console.tabs import MAX_ROWS, Grid, TabColumn
+from vmsnix_ops.channels import overview
+from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks.console.tabs import MAX_ROWS, ChannelGrid, Grid, TabColumn, channel_actions
 
 COLUMNS = (
     TabColumn("started_at", "started", "time"),
@@ -88,3 +91,68 @@ def test_an_empty_grid_shows_a_text_and_a_long_one_its_limit() -> None:
     made.show(pd.concat([frame()] * 100, ignore_index=True))
     assert f"300 of 300, the first {MAX_ROWS} are shown" in made._count.value
     assert made._table.value.count("<tr>") == MAX_ROWS + 1
+
+
+CHANNELS = ("candidate", "stable")
+HERE = {"image": "web", "channel": "candidate", "region": "eu-west-1", "ami_id": "ami-0123456789abcdef0"}
+AMI = {"image": "web", "region": "eu-west-1", "ami": "ami-0123456789abcdef0"}
+
+
+@pytest.mark.parametrize(
+    ("channel", "promoted_to"), [("candidate", "stable"), ("stable", "stable"), ("nightly", "nightly")]
+)
+def test_the_forms_of_a_channel_are_filled_in(channel: str, promoted_to: str) -> None:
+    found = channel_actions({**HERE, "channel": channel}, CHANNELS)
+    regions = {"regions": ["eu-west-1"]}
+    assert found == {
+        "promote": ("promote-ami", {**AMI, "channel": promoted_to}),
+        "roll back": ("rollback", {"image": "web", "channel": channel, "region": "eu-west-1", **regions}),
+        "verify": ("verify-amis", {"image": "web", **regions}),
+        "smoke-test": ("smoke-test", AMI),
+    }
+    for name, values in found.values():
+        assert parameters.check(catalog.find(name), values)
+
+
+def test_a_channel_without_an_ami_cannot_be_tested_and_an_unread_region_offers_nothing() -> None:
+    assert list(channel_actions({**HERE, "ami_id": ""}, CHANNELS)) == ["promote", "verify"]
+    assert channel_actions({**HERE, "channel": ""}, CHANNELS) == {}
+
+
+def channel_frame(number: int = 1) -> pd.DataFrame:
+    texts = {**dict.fromkeys(overview.COLUMNS, ""), **HERE, "name": "<web>", "state": "available"}
+    rows = [{**texts, "region": f"r-{place}", "drifted": True, "drift": "public"} for place in range(number)]
+    rows.append({**texts, "channel": "", "state": "unknown", "problem": "Access <denied>."})
+    times = dict.fromkeys(("created_at", "since", "proven_at"), pd.NaT)
+    return pd.DataFrame(rows).assign(age_days=3.2, instances=pd.NA, older_instances=7, **times)
+
+
+def test_a_row_of_a_channel_has_its_facts_and_buttons_that_open_a_form() -> None:
+    opened: list[tuple[str, object]] = []
+    made = ChannelGrid(lambda name, values: opened.append((name, values)))
+    made.channels = CHANNELS
+    made.show(channel_frame(100))
+    assert len(made._list.children) == made.most
+    made.search.value = "denied"
+    (unread,) = made._list.children
+    assert "Access &lt;denied&gt;." in unread.children[0].value
+    assert unread.children[1].options == ()
+    made.search.value = "r-7"
+    first, *_ = made._list.children
+    cells, buttons = first.children
+    for words in (
+        "&lt;web&gt;",
+        "drift: public",
+        "vmsnix-bad",
+        "unknown run it",
+        "7 run an older AMI",
+        "3 days old",
+    ):
+        assert words in cells.value
+    for _ in range(2):
+        buttons.value = "smoke-test"  # a click
+        assert buttons.value is None
+    assert opened == [("smoke-test", {**AMI, "region": "r-7"})] * 2
+    made.show(channel_frame().head(0))
+    assert made._list.children == ()
+    assert first.comm is None  # closed

@@ -10,7 +10,7 @@ import ipywidgets
 
 from vmsnix_ops.runbooks.console.backends import BackendBar
 from vmsnix_ops.runbooks.console.runner import RunPage
-from vmsnix_ops.runbooks.console.tabs import FindingsTab, HistoryTab, InventoryTab, TimingsTab
+from vmsnix_ops.runbooks.console.tabs import ChannelsTab, FindingsTab, HistoryTab, InventoryTab, TimingsTab
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Console:
         self._runs_ended = 0
         self.bar = BackendBar(self._on_backend)
         self.run = RunPage(self.bar, self._on_run_ended)
-        classes = (HistoryTab, TimingsTab, InventoryTab, FindingsTab)
+        classes = (ChannelsTab, HistoryTab, TimingsTab, InventoryTab, FindingsTab)
         self.tabs: dict[str, Tab] = {each.title: each(self._open_runbook, self._show_run) for each in classes}
         self.strip = ipywidgets.ToggleButtons(options=[RUN, *self.tabs])
         self.strip.add_class("vmsnix-tabs")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from vmsnix_ops import files
+from vmsnix_ops import files, outcomes
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.progress import amount, human_bytes, human_seconds
 from vmsnix_ops.records.result import is_dry_run, marked
+from vmsnix_ops.region_names import ami_url
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html
@@ -27,11 +28,12 @@ from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.runs import open_archive
 from vmsnix_ops.runbooks.execution.execute import same_parameters
 from vmsnix_ops.runbooks.execution.side_effects import allowed_effects
+from vmsnix_ops.runbooks.next_steps import NextStep, next_steps
 from vmsnix_ops.templates import fill
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from markupsafe import Markup
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 COPIES_FOLDER = "runs"
 MAX_COPIES = 30
 """Maximum number of runs whose copies are kept; older runs are copied again when they are opened."""
+AUDIT_PAGE = "audit.html"
 COPIED_FILES = (archive.NOTEBOOK, archive.REPORT, archive.LOG)
 
 
@@ -81,7 +84,7 @@ def copy_evidence(run_id: str, backend: Backend) -> Evidence:
     except OSError as error:
         problem = f"Could not copy the files: {error.strerror}: {error.filename}."
         return Evidence(location, values=run.values, problem=problem)
-    names = [name for name in (*COPIED_FILES, archive.RESULT) if (folder / name).is_file()]
+    names = [name for name in (AUDIT_PAGE, *COPIED_FILES, archive.RESULT) if (folder / name).is_file()]
     report = folder / archive.REPORT
     return Evidence(
         location,
@@ -96,7 +99,8 @@ def _copy_files(opened: Archive, run: ArchivedRun, folder: Path) -> str:
     """Copy the files that exist, and return the problems with the others."""
     problems = []
     files.write(folder / archive.RESULT, json.dumps(run.values, indent=2, ensure_ascii=False) + "\n")
-    for name in COPIED_FILES:
+    pages = [AUDIT_PAGE] if AUDIT_PAGE in (run.values.get("files") or {}) else []
+    for name in (*pages, *COPIED_FILES):
         try:
             files.write(folder / name, opened.read_file(run, name))
         except ArchiveError as error:
@@ -260,10 +264,13 @@ STATUSES = {
     "failed": ("✗", "vmsnix-bad", "failed"),
     "cancelled": ("■", "vmsnix-mixed", "cancelled"),
 }
-SHOWN_VALUES = ("ami_id", "image_name", "snapshot_id", "region", "account")
+SHOWN_VALUES = ("image_name", "channel", "snapshot_id", "instance_id", "region", "account")
+NUMBERS = ("amis", "snapshots", "drifted", "unread", "planned", "kept", "changed", "deleted", "failed")
+"""Numbers in ``result.json``."""
 APPLICABLE = ("done", "partial")
 """Statuses of dry runs whose plan can be applied."""
 LINK_TEXTS = {
+    AUDIT_PAGE: "Audit page",
     archive.NOTEBOOK: "Executed notebook",
     archive.REPORT: "HTML report",
     archive.RESULT: "result.json",
@@ -286,7 +293,11 @@ _SUMMARY = """\
 {% endif %}
 {% if facts %}
 <table>
-{% for name, value in facts %}<tr><th>{{ name }}</th><td><code>{{ value }}</code></td></tr>{% endfor %}
+{% for name, value, link in facts %}
+<tr><th>{{ name }}</th><td><code>{{ value }}</code>
+{%- if link %} <a href="{{ link }}" target="_blank" rel="noopener noreferrer">AWS console</a>{% endif %}
+</td></tr>
+{% endfor %}
 </table>
 {% endif %}
 <p class="vmsnix-quiet">run {{ run_id }}{% if fingerprint %}, plan {{ fingerprint }}{% endif %}</p>
@@ -364,10 +375,16 @@ class ResultView:
     """Shows the outcome of a run, and of a dry run its plan with a button that applies it.
 
     `apply` is called when the button is pressed. `target` returns the backend in words, and the account.
+    `open_form` opens the form of a runbook that usually comes next, with values.
     """
 
-    def __init__(self, apply: Callable[[], None], target: Callable[[], tuple[str, str]]) -> None:
-        self._target = target
+    def __init__(
+        self,
+        apply: Callable[[], None],
+        target: Callable[[], tuple[str, str]],
+        open_form: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        self._target, self._open_form = target, open_form
         self.planned: PlannedRun | None = None
         self._summary = ipywidgets.HTML("")
         self._confirm_text = ipywidgets.HTML("")
@@ -383,6 +400,8 @@ class ResultView:
         buttons.add_class("vmsnix-buttons")
         self._apply_box = ipywidgets.VBox([self._confirmation, buttons])
         self._apply_box.add_class("vmsnix-apply")
+        self.next = ipywidgets.HBox([])
+        self.next.add_class("vmsnix-buttons")
         # An output, because JupyterLab opens only the links in outputs, not those in HTML widgets.
         self._links = ipywidgets.Output()
         self._links.add_class("vmsnix-links")
@@ -392,7 +411,15 @@ class ResultView:
         self._text = ""
         self._steps = ipywidgets.HTML("")
         self.widget = ipywidgets.VBox(
-            [self._summary, self._apply_box, self._links, self._steps, self.report_button, self._report]
+            [
+                self._summary,
+                self._apply_box,
+                self.next,
+                self._links,
+                self._steps,
+                self.report_button,
+                self._report,
+            ]
         )
         self.widget.add_class("vmsnix-result")
         self.clear()
@@ -401,6 +428,7 @@ class ResultView:
         """Show nothing."""
         self._summary.value = ""
         self.offer({})
+        self._offer_next([])
         self._links.outputs = ()
         self._set_report("", opened=False)
 
@@ -410,14 +438,16 @@ class ResultView:
         evidence: Evidence,
         state: JobState | None = None,
         *,
+        channels: Sequence[str] = (),
         open_report: bool = False,
     ) -> None:
         """Show a run: the content of ``result.json``, or a row of the history.
 
-        `state` is the last state of a run that the console started.
+        `state` is the last state of a run that the console started, `channels` the setting.
         """
         self._summary.value = summary_html(values)
         self.offer(values)
+        self._offer_next(next_steps(values, channels))
         notes = "undone" not in values  # after an undo, a note about continuing is no longer true
         self._steps.value = steps_html(state.steps, notes=notes) if state else ""
         self._links.outputs = (
@@ -439,6 +469,19 @@ class ResultView:
         self.confirm.value = ""
         self.draw()
         self.show_message(problem)
+
+    def _offer_next(self, steps: Sequence[NextStep]) -> None:
+        """Show a button for each runbook that usually comes next."""
+        old, self.next.children = self.next.children, [self._next_button(step) for step in steps]
+        self.next.layout.display = "" if steps else "none"
+        for button in old:
+            button.close()
+
+    def _next_button(self, step: NextStep) -> Any:
+        button = ipywidgets.Button(description=f"Next: {step}", icon="arrow-right")
+        button.tooltip = "Open its form with these values"
+        button.on_click(lambda _button: self._open_form(step.runbook, step.values))
+        return button
 
     def draw(self) -> None:
         """Update the button and the confirmation, for the current account."""
@@ -488,7 +531,6 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
     took = values.get("seconds")
     preposition = "in" if status == "done" else "after"
     time = f" {preposition} {human_seconds(took)}" if isinstance(took, int | float) else ""
-    shown = marked(values)
     error = values.get("failure") or values.get("error") or {}
     if not isinstance(error, dict):
         error = {"what": error}
@@ -506,9 +548,27 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
         undo_problem=values.get("undo_problem"),
         plans=(values.get("tables") or ()) if is_dry_run(values) else (),
         fingerprint=values.get("plan_fingerprint") if is_dry_run(values) else "",
-        facts=[(key.replace("_", " "), shown[key]) for key in SHOWN_VALUES if shown.get(key)],
+        facts=list(_facts(values)),
         run_id=values.get("run_id", ""),
     )
+
+
+def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """Yield what a run found or made: name, value, and the address in the AWS console (not of a sandbox)."""
+    amis, region = values.get("amis"), values.get("region")
+    by_region = amis if isinstance(amis, dict) and amis else {region: values.get("ami_id")}
+    for where, ami_id in by_region.items():
+        if ami_id:
+            link = ami_url(where or "", ami_id) if values.get("endpoint") == "aws" else ""
+            yield f"AMI in {where}" if where else "AMI", marked({**values, "ami_id": ami_id})["ami_id"], link
+    yield from ((key.replace("_", " "), values[key], "") for key in SHOWN_VALUES if values.get(key))
+    for title, prefix, names in (("result", "", NUMBERS), ("findings", "findings_", outcomes.SEVERITIES)):
+        known = {name: values[prefix + name] for name in names if isinstance(values.get(prefix + name), int)}
+        if known:
+            parts = [
+                f"{name}: {number:,}".replace("amis", "AMIs") for name, number in known.items() if number
+            ]
+            yield title, ", ".join(parts) or "none", ""
 
 
 def links_html(evidence: Evidence) -> Markup:
@@ -590,7 +650,11 @@ class RunPage:
         foot.add_class("vmsnix-foot")
         self._form_page = ipywidgets.VBox([self._fields, self._plan, foot])
         self.live = LiveView(self._cancel)
-        self.result = ResultView(self._apply_plan, lambda: (self._bar.words, self._account))
+        self.result = ResultView(
+            self._apply_plan,
+            lambda: (self._bar.words, self._account),
+            lambda name, values: self.open(name, values),
+        )
         self.back_button = ipywidgets.Button(description="Back to the form", icon="arrow-left")
         self.back_button.on_click(lambda _button: self._show_page(self._form_page))
         self._result_page = ipywidgets.VBox([self.back_button, self.result.widget])
@@ -619,7 +683,8 @@ class RunPage:
         """Show a past run: a row of the table ``runs``."""
         if self.job is None:
             evidence = copy_evidence(str(row["run_id"]), self._bar.backend)
-            self.result.show({**row, **evidence.values}, evidence, open_report=True)
+            values = {**row, **evidence.values}
+            self.result.show(values, evidence, channels=self._channels(), open_report=True)
             self._show_page(self._result_page)
 
     def backend_changed(self) -> None:
@@ -830,11 +895,17 @@ class RunPage:
         values = {"seconds": state.seconds, **evidence.values, **outcome}
         dry = job.given.get(DRY_RUN) is True
         shown = dry and outcome.get("status") == "done" and not values.get("tables")
-        self.result.show(values, evidence, state, open_report=shown)
+        self.result.show(values, evidence, state, channels=self._channels(), open_report=shown)
         self._allow_next_run()
         self._show_page(self._result_page)
         self.back_button.focus()
         self._ended()
+
+    def _channels(self) -> tuple[str, ...]:
+        try:
+            return self._bar.backend.settings().channels
+        except VmsnixError:
+            return ()
 
     def _allow_next_run(self) -> None:
         self.job = None

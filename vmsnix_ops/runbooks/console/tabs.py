@@ -1,6 +1,6 @@
-"""The tabs History, Timings, Inventory and Findings, and the grid that shows their tables.
+"""The tabs Channels, History, Timings, Inventory and Findings, and the grid that shows their tables.
 
-A tab reads its tables when it is opened, and again when a run has ended since then.
+A tab reads its tables, or AWS, when it is opened, and again when a run has ended since then.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import io
 import json
 import threading
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from vmsnix_ops import display, outcomes
+from vmsnix_ops.channels import overview
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.records import figures, history, timing_plots, timings
 from vmsnix_ops.templates import fill
@@ -75,6 +76,8 @@ class Grid:
         Called after every change with the displayed rows.
     """
 
+    most = MAX_ROWS
+
     def __init__(
         self,
         columns: Sequence[TabColumn],
@@ -120,7 +123,7 @@ class Grid:
             texts = frame[names].astype("object").map(to_text)
             self._text = texts.agg(" ".join, axis=1).str.lower() if len(frame) else None
             known = frame[self._filter_by].dropna() if self._filter_by in frame else ()
-            values = sorted({str(value) for value in known})
+            values = sorted({str(value) for value in known} - {""})
             before = self.filter.value
             self.filter.options = [(f"every {self._filter_by}", ""), *((value, value) for value in values)]
             self.filter.value = before if before in values else ""
@@ -152,11 +155,14 @@ class Grid:
                 return
             total = len(self._frame)
             self._bar.layout.display = "" if total else "none"
-            self._count.value = fill(_COUNT, rows=len(rows), total=total, most=MAX_ROWS)
+            self._count.value = fill(_COUNT, rows=len(rows), total=total, most=self.most)
             empty = self.empty if not total else "No row matches the search."
-            self._table.value = table_html(self._columns, rows.head(MAX_ROWS), empty=empty)
+            self._show_rows(rows.head(self.most), empty)
             if self._changed is not None:
-                self._changed(rows.head(MAX_ROWS))
+                self._changed(rows.head(self.most))
+
+    def _show_rows(self, rows: pd.DataFrame, empty: str) -> None:
+        self._table.value = table_html(self._columns, rows, empty=empty)
 
 
 _COUNT = """\
@@ -268,6 +274,7 @@ class Tab:
 
     def refresh(self, backend: Backend, runs_ended: int) -> None:
         """Read the tables, unless neither the backend nor the number of ended runs has changed."""
+        self._wanted = (backend, runs_ended)
         with self._lock:  # of two calls at the same time, the second reads nothing
             if self._read_for == (backend.url, runs_ended):
                 return
@@ -284,6 +291,151 @@ class Tab:
 
     def _read(self, backend: Backend) -> None:
         raise NotImplementedError
+
+
+Actions = dict[str, tuple[str, dict[str, object]]]
+"""Runbook and values by the text of a button."""
+_HEAD_OF_CHANNELS = """\
+{% import "channels/cells.html" as cells %}
+<div class="vmsnix-cells vmsnix-cells-head">
+{% for title in cells.titles %}<b>{{ title }}</b>{% endfor %}
+</div>
+"""
+_ROW_OF_CHANNELS = """\
+{% import "channels/cells.html" as cells %}
+<div class="vmsnix-cells">
+{% if row.channel %}
+{% for name in cells.names %}<div class="vmsnix-cell">{{ cells[name](row) }}</div>{% endfor %}
+{% else %}
+<div class="vmsnix-cell"><b>{{ row.region }}</b></div>
+<div class="vmsnix-cell vmsnix-rest"><b class="vmsnix-mixed">unknown</b><span>{{ row.problem }}</span></div>
+{% endif %}
+</div>
+"""
+
+
+def channel_actions(row: Mapping[str, Any], channels: Sequence[str]) -> Actions:
+    """Return what can be done with a channel, with the values of the runbooks' forms.
+
+    An AMI is promoted to the next channel; one of the last channel to other regions.
+    """
+    if not row["channel"]:
+        return {}
+    here = {"image": row["image"], "channel": row["channel"], "region": row["region"]}
+    verify: Actions = {"verify": ("verify-amis", {"image": row["image"], "regions": [row["region"]]})}
+    if not row["ami_id"]:
+        return {"promote": ("promote-ami", here), **verify}
+    ami = {"ami": row["ami_id"], "region": row["region"]}
+    later = [*channels[channels.index(row["channel"]) + 1 :]] if row["channel"] in channels else []
+    return {
+        "promote": ("promote-ami", here | ami | {"channel": (*later, row["channel"])[0]}),
+        "roll back": ("rollback", here | {"regions": [row["region"]]}),
+        **verify,
+        "smoke-test": ("smoke-test", {"image": row["image"], **ami}),
+    }
+
+
+class ChannelGrid(Grid):
+    """Shows each channel with buttons that open a form; `act` is called with its runbook and values."""
+
+    most = 60  # each row has widgets
+
+    def __init__(self, act: Callable[[str, Mapping[str, object]], None]) -> None:
+        kinds = dict.fromkeys(overview.COLUMNS, "text")
+        kinds |= {"created_at": "time", "since": "time", "proven_at": "time"}
+        kinds |= {"age_days": "number", "instances": "number", "older_instances": "number"}
+        columns = [TabColumn(name, name.replace("_", " "), kind) for name, kind in kinds.items()]
+        super().__init__(columns, filter_by="channel")
+        self._act, self.channels = act, tuple[str, ...]()
+        self._boxes: dict[int, Any] = {}
+        self._list = ipywidgets.VBox([])
+        self._list.add_class("vmsnix-channels")
+        self.widget.children = [*self.widget.children, self._list]
+
+    def show(self, frame: pd.DataFrame) -> None:
+        """Show another frame; the widgets of the earlier one are closed."""
+        with self._lock:
+            old, self._boxes = self._boxes, {}
+            super().show(frame)
+        for box in old.values():
+            for widget in (*box.children, box):
+                widget.close()
+
+    def show_nothing(self, why: str) -> None:
+        """Show a text instead of rows."""
+        import pandas as pd
+
+        self.empty = why
+        self.show(pd.DataFrame(columns=list(overview.COLUMNS)))
+
+    def _show_rows(self, rows: pd.DataFrame, empty: str) -> None:
+        self._table.value = fill(_HEAD_OF_CHANNELS) if len(rows) else table_html((), rows, empty=empty)
+        for place, row in zip(rows.index, overview.texts(rows), strict=True):
+            if place not in self._boxes:
+                self._boxes[place] = self._box(row)
+        self._list.children = [self._boxes[place] for place in rows.index]
+
+    def _box(self, row: Mapping[str, str]) -> Any:
+        actions = channel_actions(row, self.channels)
+        cells = ipywidgets.HTML(fill(_ROW_OF_CHANNELS, row=row))
+        # One widget for all buttons of a row: a page of them opens faster.
+        buttons = ipywidgets.ToggleButtons(
+            options=list(actions),
+            value=None,
+            tooltips=[
+                f"Open the form: {name} {row['image']} {row['channel']} in {row['region']}"
+                for name in actions
+            ],
+        )
+
+        def on_click(change: Any) -> None:
+            if change["new"] is not None:
+                buttons.value = None
+                self._act(*actions[change["new"]])
+
+        buttons.observe(on_click, "value")
+        box = ipywidgets.HBox([cells, buttons])
+        box.add_class("vmsnix-channel")
+        return box
+
+
+class ChannelsTab(Tab):
+    """The AMI that each channel serves now, read from AWS."""
+
+    title = "Channels"
+
+    def _parts(self) -> list[Any]:
+        self._head = ipywidgets.HTML("")
+        self._grid = ChannelGrid(self._open_runbook)
+        again = ipywidgets.Button(description="Read again")
+        again.on_click(lambda _button: threading.Thread(target=self._again, daemon=True).start())
+        return [self._head, self._grid.widget, again]
+
+    def _again(self) -> None:
+        self._read_for = None
+        self.refresh(*self._wanted)
+
+    def _read(self, backend: Backend) -> None:
+        self._head.value = ""
+        self._grid.show_nothing("Reading the channels from AWS ...")  # never the buttons of another backend
+        try:
+            settings = backend.settings()
+            frame = overview.read(settings=settings, tables=backend.tables(), session=backend.session())
+        except VmsnixError:
+            self._grid.show_nothing("The channels could not be read.")
+            raise
+        regions = ", ".join(frame.attrs["regions"])
+        self._grid.channels = settings.channels
+        self._grid.empty = f"No channel has a value in {regions}. A promotion sets it."
+        self._grid.show(frame)
+        problem, when = frame.attrs["problem"], f"{datetime.now(UTC):%H:%M} UTC"
+        self._head.value = fill(_READ_CHANNELS, when=when, regions=regions, problem=problem)
+
+
+_READ_CHANNELS = """\
+<p class="vmsnix-quiet">Read at {{ when }} in {{ regions }}.</p>
+{% if problem %}<p class="vmsnix-warning">{{ problem }}</p>{% endif %}
+"""
 
 
 class HistoryTab(Tab):
