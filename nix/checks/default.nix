@@ -64,7 +64,7 @@ let
     assertion: !assertion.assertion && lib.hasInfix "vmsnix.admin.keys is empty" assertion.message
   ) noKeys;
 
-  # Without Nix there is nothing to clean up, and a timer that wants to is an error.
+  # Without Nix there is nothing to clean up, and a timer for it is an error.
   withoutNix =
     (lib.nixosSystem {
       modules = vmsnix.imageModules "gc-fwd" vmsnix.images.gc-fwd ++ [

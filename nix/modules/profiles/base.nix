@@ -69,7 +69,7 @@ in
       {
         assertion = cfg.keys != [ ];
         message = ''
-          vmsnix.admin.keys is empty, so nobody could log in as '${cfg.name}'.
+          vmsnix.admin.keys is empty, so no login as '${cfg.name}' would be possible.
           Put your OpenSSH public keys into nix/keys.nix, or set vmsnix.admin.keys in your own flake.
         '';
       }
