@@ -833,12 +833,12 @@ def failed(data: AuditData) -> pd.DataFrame:
     known = rows[rows["message"].notna()]
     reasons = dict(zip(known["resource_id"], known["message"], strict=True))
     messages = [
-        message or "; ".join(reasons[one] for one in json.loads(some) if one in reasons) or "nothing"
+        message or "; ".join(reasons[one] for one in json.loads(some) if one in reasons) or "none"
         for message, some in zip(amis["message"].fillna(""), amis["snapshots"].fillna("[]"), strict=True)
     ]
     return concat(
         _failures(data, amis, pd.Series(messages, amis.index, "str"), DEREGISTER),
-        _failures(data, rows, rows["message"].fillna("nothing"), DELETE_SNAPSHOT),
+        _failures(data, rows, rows["message"].fillna("none"), DELETE_SNAPSHOT),
     )
 
 
@@ -919,7 +919,7 @@ def import_tasks(data: AuditData) -> pd.DataFrame:
             "The import is running. Message of AWS: {answer}. Wait for it, or cancel it with the command.",
             evidence="{source}",
             remediation="aws ec2 cancel-import-task --region {region} --import-task-id {resource_id}",
-            answer=running["message"].fillna("nothing").str.rstrip("."),
+            answer=running["message"].fillna("none").str.rstrip("."),
         ).assign(severity="info"),
         findings_for(
             ended,
