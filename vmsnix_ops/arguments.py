@@ -185,7 +185,7 @@ def check_range(name: str, value: float) -> None:
 
 
 def check_form(kind: str, text: str, shown: str) -> None:
-    """Refuse a text that has not the form of its kind in `FORMS`; `shown` is its name and value."""
+    """Refuse a text without the form of its kind in `FORMS`; `shown` is its name and value."""
     form, described = FORMS[kind]
     if not re.fullmatch(form, text, re.ASCII):
         raise ParameterError(f"{shown} is not {described}.", fix="Correct it.")

@@ -79,8 +79,8 @@ def _newest(ours: Iterable[Ami], image: str) -> Ami | None:
 def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
     """Return the AMI if a channel may be set to it.
 
-    Refused are AMIs of other accounts and of other tools, and those that are not available, are deprecated,
-    or are being retired.
+    Refuse AMIs of other accounts and of other tools, and those that are not available, are deprecated, or are
+    being retired.
     """
     where = f"The AMI {ami.ami_id} in {ami.region}"
     if ami.account != owner:

@@ -76,8 +76,8 @@ class ImageCopy:
 def find_copy(ec2: EC2Client, wanted: ImageCopy) -> Ami | None:
     """Return the copy if it exists or is being created, or ``None``. Failed copies are ignored.
 
-    Refused are a name that belongs to an AMI with other bytes or to a copy with another encryption, and a
-    copy that is disabled or lacks a snapshot.
+    Refuse a name that belongs to an AMI with other bytes or to a copy with another encryption, and a copy
+    that is disabled or lacks a snapshot.
     """
     named = [
         ami

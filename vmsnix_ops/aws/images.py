@@ -223,7 +223,7 @@ class Ami:
 def age_key(ami: Ami) -> tuple[datetime, str, str]:
     """Return a key that sorts AMIs by age, the oldest first.
 
-    AWS reports whole seconds. Of AMIs of one second, the name decides, which is the same in every region.
+    AWS reports whole seconds. AMIs of the same second are sorted by name, which is the same in every region.
     """
     return ami.created_at, ami.name, ami.ami_id
 

@@ -149,7 +149,7 @@ def find_tasks(ec2: EC2Client, digest: str) -> list[ImportTask]:
 def find_readers(ec2: EC2Client, url: str, *, digest: str) -> list[ImportTask]:
     """Return the running imports that may be reading an object (a URL), also those of other tools.
 
-    The digest of the image in it decides if AWS does not say what an import reads.
+    If AWS does not report what an import reads, the digest of the image in the object decides.
     """
     return [
         task

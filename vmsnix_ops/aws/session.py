@@ -84,7 +84,7 @@ def _record_irreversible_calls(client: BaseClient) -> None:
 Answer = TypeVar("Answer")
 
 LOGGER = logging.getLogger(__name__)
-# `retry` logs the retries. Without any handler, Python would print them, and the names of stamina's events.
+# `retry` logs its attempts, and stamina logs its own. Without a handler, Python would print both.
 logging.getLogger("vmsnix_ops").addHandler(logging.NullHandler())
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 

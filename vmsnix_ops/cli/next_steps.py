@@ -70,7 +70,7 @@ def _words(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
 def _after_failure(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:
     """Return the command that removes the cause of a failure, or that repeats a run which may succeed now.
 
-    Empty if a person has to do something that is no command; the error says what.
+    Empty if no command can remove it; the error says what to do.
     """
     from vmsnix_ops.aws.error_codes import RETRYABLE
 

@@ -88,7 +88,7 @@ _STARTED: list[subprocess.Popen[bytes]] = []
 
 @atexit.register
 def _forget_started() -> None:
-    """Let the processes go on without a warning; they end when no command uses the sandbox."""
+    """Prevent a warning about processes that still run; they end when no command uses the sandbox."""
     for process in _STARTED:
         process.returncode = 0
 
@@ -108,7 +108,7 @@ def _unused(state: Path) -> Iterator[None]:
     try:
         deadline = time.monotonic() + 10 * IDLE_SECONDS
         while not _locked(users) or _is_served(state):
-            fcntl.flock(users, fcntl.LOCK_UN)  # a sandbox that is not used any more needs it to end
+            fcntl.flock(users, fcntl.LOCK_UN)  # an unused sandbox locks it before it ends
             if time.monotonic() > deadline:
                 raise UsageError(
                     "The sandbox is in use.",

@@ -74,7 +74,7 @@ class PackageCondition:
 def parse_condition(text: str) -> PackageCondition:
     """Parse a condition such as ``openssl<3.0.15`` or ``openssl>=3,<3.0.15``.
 
-    A condition that no version can satisfy is refused: an empty result would look like good news.
+    A condition that no version can satisfy is refused: an empty result would mean that no image has it.
 
     >>> parse_condition("openssl < 3.0.15").matches("3.0.9")
     True

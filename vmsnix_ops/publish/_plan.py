@@ -327,7 +327,7 @@ def check_public(public: bool, confirmed: str, account: str = "", keys: str = ""
     """Check that both parameters of a public AMI are given, and that `confirmed` is the account.
 
     For an image with baked-in `keys`, it must be the account and ``+keys``: the owners of these keys can log
-    in to every machine that anybody starts from the AMI.
+    in to every machine that is started from the AMI.
     """
     if public and not confirmed:
         raise errors.ParameterError(
@@ -344,7 +344,7 @@ def check_public(public: bool, confirmed: str, account: str = "", keys: str = ""
     if public and account and keys and confirmed == account:
         raise errors.ParameterError(
             "A public AMI with SSH keys in it needs a second confirmation.",
-            why=f"Whoever starts it lets these keys log in as administrator:\n{keys}\n",
+            why=f"These keys can log in as administrator to every machine that is started from it:\n{keys}\n",
             fix=f"Add --confirm-public {account}+keys if you want that, or build the image without them.",
         )
     if public and account and confirmed.removesuffix("+keys") != account:

@@ -6,8 +6,8 @@
 
 A proof reads the snapshot of an AMI's root device through the EBS direct APIs and compares it with the
 identity of the image (docs/reference/identity.md). The identity comes from the operator or from the
-archived ``result.json`` of the publish. Whoever can change the AMI can change its tags: they are compared
-with the identity and never prove anything.
+archived ``result.json`` of the publish. A person who can change the AMI can change its tags: they are
+compared with the identity and never prove anything.
 """
 
 from __future__ import annotations
@@ -934,7 +934,7 @@ def _proof(plan: ProofPlan, target: Proof, step: Step) -> Proof:
         parts += ["Without a manifest, which blocks differ is not known."] if expected is None else []
         return replace(proof, verdict="differs", reason="content", why=" ".join(parts), fix=_REPLACE)
     if target.expected.source == "tag":
-        why = "Only its tag names this identity, and whoever may tag the AMI can change it."
+        why = "Only its tag names this identity, and everybody who may tag the AMI can change it."
         fix = "Add --identity, or --result with the result.json of the publish."
         return replace(proof, verdict="matches its tag", why=why, fix=fix)
     return replace(proof, verdict="proven")

@@ -129,8 +129,8 @@ class Undo:
 def plan_undo(run_id: str, *, settings: Settings | None = None, session: boto3.Session | None = None) -> Undo:
     """Find the leftovers of an unfinished publish, by the ID from ``vmsnix history steps``.
 
-    Nothing is changed. Refused are a run without a journal on this machine, one that is finished or running
-    or has registered its AMI, and the credentials of another account.
+    Nothing is changed. Refuse a run without a journal on this machine, one that is finished or running or has
+    registered its AMI, and the credentials of another account.
     """
     settings = settings or load()
     path = _journal(settings, run_id)

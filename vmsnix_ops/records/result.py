@@ -129,7 +129,7 @@ def is_dry_run(values: Mapping[str, Any]) -> bool:
 
 
 def marked(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return values as people see them: the AMI of a dry run, which it has not made, is marked.
+    """Return values for people: the AMI of a dry run, which was not created, is marked.
 
     >>> marked({"ami_id": "ami-1", "dry_run": True})["ami_id"]
     'ami-1 (dry run)'

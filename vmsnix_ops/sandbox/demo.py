@@ -69,7 +69,7 @@ class PublishedAmi:
 
     @property
     def name(self) -> str:
-        """The image that it is a version of."""
+        """Name of its image."""
         return str(self.facts["image"])
 
     @property

@@ -1,4 +1,4 @@
-"""The HTTP server on 127.0.0.1, and the way of a request to its answer.
+"""The HTTP server on 127.0.0.1, and how it answers a request.
 
 Each connection has a thread. A request is authenticated, its parameters are parsed, the caller is authorized,
 fault rules are applied, and the operation runs.

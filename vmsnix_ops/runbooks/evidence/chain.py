@@ -45,7 +45,7 @@ def chained(entry: Mapping[str, Any], number: int, previous: str) -> dict[str, A
 def parse(content: bytes) -> list[dict[str, Any] | None]:
     """Return the entries of a journal; ``None`` for a line that is not a JSON object as `Journal` writes it.
 
-    So a key that is twice in a line, of which programs read different values, makes the line unreadable.
+    A line with a key twice is unreadable too, because programs read different values from it.
     """
     found: list[dict[str, Any] | None] = []
     for line in content.splitlines():

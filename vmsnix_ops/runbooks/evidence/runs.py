@@ -394,7 +394,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
     content, missing = None, False
     try:
         content = files.read(path / archives.RESULT)
-    except FileNotFoundError:  # in the work folder are runs of Python programs too, which have no entry
+    except FileNotFoundError:  # the work folder also has runs of Python programs, without an entry
         missing = archive is not None and (not remote or path.name in archive.ids())
     except OSError:
         pass

@@ -68,7 +68,7 @@ class Verification:
 
 
 Anchors = dict[str, list[chain.Anchor]]
-"""The anchors of a journal by their place, as a person reads it."""
+"""The anchors of a journal by their location, as people read it."""
 
 
 def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verification:
@@ -200,7 +200,7 @@ def _seal(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
 
 
 def _check_result(archive: Archive, run: ArchivedRun, seal: Mapping[str, Any]) -> list[EvidenceCheck]:
-    """EvidenceCheck ``result.json``; empty for a run that has not ended."""
+    """Check ``result.json``; return nothing for a run that has not ended."""
     location, content = archive.entry(run.run_id)
     if content is None:
         return [EvidenceCheck(archives.RESULT, "removed", f"{location} is missing.")]
@@ -211,7 +211,7 @@ def _check_result(archive: Archive, run: ArchivedRun, seal: Mapping[str, Any]) -
 
 
 def _is_exact(content: bytes, values: Mapping[str, Any]) -> bool:
-    """Whether the values, as read, are all that the content has: no other program reads other values."""
+    """Whether another program would read the same values: no key occurs twice, and no value was converted."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):

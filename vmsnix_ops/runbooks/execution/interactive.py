@@ -67,7 +67,8 @@ def begin(runbook: Runbook, values: Mapping[str, object], *, modified: bool = Fa
     values
         All its parameters.
     modified
-        Whether cells that differ from those of the package may create or destroy. On a sandbox, they may.
+        Whether cells that differ from those of the package may change something in AWS. On a sandbox,
+        they may.
 
     Raises
     ------
@@ -238,8 +239,8 @@ class KernelRun:
     def _check_source(self, number: int, source: str, place: int | None, *, unattended: bool) -> None:
         """Let the guard refuse changes in AWS by cells that differ from those of the package.
 
-        A cell that the runbook does not have counts while it runs, and under papermill, which knows no IDs of
-        cells, from then on. An edited cell counts until it is executed as it was.
+        A cell that the runbook does not have counts while it runs; under papermill, which passes no IDs of
+        cells, it also counts afterwards. An edited cell counts until it is executed in its original form.
         """
         now = ""
         if place is None and self._places:

@@ -68,7 +68,7 @@ def by_name(names: str) -> dict[str, str]:
 
 
 def absent(names: str) -> dict[str, None]:
-    """Return filters by what no resource of the sandbox has."""
+    """Return filters that no resource of the sandbox matches."""
     return dict.fromkeys(names.split())
 
 
