@@ -119,7 +119,7 @@ def test_only_forks_have_all_libraries() -> None:
     assert [run(code, usual=usual).stdout for usual in (False, True)] == ["True\n", "False\n"]
 
 
-def test_a_fork_in_the_background_goes_on_without_its_starter(tmp_path: Path) -> None:
+def test_a_fork_in_the_background_continues_without_its_starter(tmp_path: Path) -> None:
     code = f"{MARK}import os; open('parent', 'w').write(f'{{os.getppid()}}.')"
     command = ["sh", "-c", '"$@" &', "sh", sys.executable, "-c", code]
     assert subprocess.run(command, cwd=tmp_path, check=True, timeout=DEADLINE).stdout is None

@@ -28,7 +28,7 @@ def test_an_image_without_tags_or_devices_is_parsed():
     assert (ami.snapshot_ids, ami.size_gib, ami.digest, ami.created_at.year) == ((), 0, "", 2026)
 
 
-def test_of_amis_of_one_second_the_name_decides_which_is_newer():
+def test_amis_of_the_same_second_are_sorted_by_name():
     second = "2026-11-22T10:00:00.000Z"
     found = [
         images.parse_ami({"ImageId": image_id, "Name": name, "CreationDate": second}, "eu-west-1")

@@ -192,7 +192,7 @@ def test_a_public_ami_needs_two_parameters_that_agree(aws, plan, left, public, c
     assert left().nothing
 
 
-def test_baked_in_keys_are_shown_and_a_public_ami_with_them_needs_its_own_word(aws, plan, tmp_path):
+def test_baked_in_keys_are_shown_and_a_public_ami_with_them_needs_its_own_confirmation(aws, plan, tmp_path):
     output = make_sample_image(tmp_path / "keys", name="keys", data_bytes=2**20)
     info = output / "nix-support/image-info.json"
     key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f alice"
