@@ -1,4 +1,4 @@
-"""Which AMI each channel serves: in all images, channels and regions.
+"""List the AMI that each channel serves, for all images, channels and regions.
 
 >>> from vmsnix_ops import channels
 >>> found = channels.read(regions=["all"])  # doctest: +SKIP

@@ -109,7 +109,7 @@ def count_instances(ec2: EC2Client, ami_ids: Iterable[str]) -> dict[str, int]:
 def note_of(versions: Sequence[ParameterVersion], number: int) -> Note | str:
     """Return why a value was set: a note, or the description that others wrote.
 
-    A value without a description of its own has that of the value before, which is not about it.
+    A value that was set without a description has the description of the value before, which is ignored.
     """
     version, before = versions[number], versions[number - 1] if number else None
     if before and version.description == before.description and version.value != before.value:

@@ -254,7 +254,7 @@ class _RegionReader:
     def _read_ages(self) -> dict[str, tuple[str, str, datetime, str]]:
         """Return image, architecture, creation and name of each AMI; also of deregistered ones in the tables.
 
-        Of AMIs of one second, the name decides which is older, as in `images.age_key`.
+        AMIs of the same second are ordered by name, as in `images.age_key`.
         """
         ages = {
             ami_id: (
@@ -345,7 +345,7 @@ def _ami_of(one: ChannelParameter | None) -> str:
 def _last_change(
     one: ChannelParameter | None, versions: list[ParameterVersion]
 ) -> tuple[datetime | None, str, Note | str]:
-    """Return when, by whom and why a channel was set to its value; a repeated value is no change."""
+    """Return when, by whom and why a channel was set to its value; setting it again does not count."""
     same = [] if one is None else list(takewhile(lambda each: each.value == one.value, reversed(versions)))
     if not same:
         return (one.modified_at if one else None), "", ""

@@ -1,4 +1,4 @@
-"""``vmsnix channels``: which AMI each channel serves."""
+"""``vmsnix channels``: list which AMI each channel serves."""
 
 from __future__ import annotations
 

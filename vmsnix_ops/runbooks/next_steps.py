@@ -26,7 +26,7 @@ class NextStep:
 
 
 def next_steps(values: Mapping[str, Any], channels: Sequence[str]) -> list[NextStep]:
-    """Return what usually follows a run by its ``result.json``; nothing unless it is done and no dry run.
+    """Return what usually follows a run by its ``result.json``; nothing for a dry run or an unfinished run.
 
     An AMI is promoted from each of the `channels` to the next one.
     """

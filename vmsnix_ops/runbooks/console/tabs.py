@@ -426,7 +426,7 @@ class ChannelsTab(Tab):
             raise
         regions = ", ".join(frame.attrs["regions"])
         self._grid.channels = settings.channels
-        self._grid.empty = f"No channel has a value in {regions}. A promotion sets it."
+        self._grid.empty = f"No channel has a value in {regions}. To set one, run promote."
         self._grid.show(frame)
         problem, when = frame.attrs["problem"], f"{datetime.now(UTC):%H:%M} UTC"
         self._head.value = fill(_READ_CHANNELS, when=when, regions=regions, problem=problem)
