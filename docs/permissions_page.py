@@ -72,7 +72,7 @@ policy of `vmsnix iam-policy archivist`.
 ## Which resources a policy can change
 
 These policies allow changing, deleting, sharing and reading only resources with the tag `vmsnix:digest` (on
-this page: *our* resources). The holder of a policy cannot make another resource ours:
+this page: *our* resources). A person or job with such a policy cannot make another resource ours:
 
 - **Existing resources** get new tags only if they have the tag `vmsnix:digest`. That tag itself can neither
   be changed nor removed.
@@ -122,7 +122,7 @@ Do not attach two of these to one identity, nor one of the first two together wi
   Data Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of
   it. Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `prover`,
   `verifier --blocks`) can then use it: a retirement deletes snapshots without an AMI after the retention
-  period. Tag copies that you want to keep, or publish via direct.
+  period. Tag copies that you want to keep, or publish with `--via direct`.
 - **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
   parent and not its tags. The child contains the parent's data and is ours. The publisher cannot read or
   share it, but can register a private AMI of it.
