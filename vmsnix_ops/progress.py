@@ -534,7 +534,7 @@ class TerminalBars:
                 self._end(event, bars, task)
 
     def close(self) -> None:
-        """Turn all bars into text, also those of steps without an end, whose process died."""
+        """Turn all bars into text, also those of steps whose process was killed."""
         with self._lock:
             if self._bars is not None:
                 self._bars.stop()

@@ -5,7 +5,7 @@ are kept below the setting ``state``. The first command starts ``python -m vmsni
 later ones join it. Each command locks the file ``users`` (shared) while it uses the sandbox; the process ends
 when it gets this lock alone. So a killed command keeps nothing running.
 
-The address is in a file that only the user can read. It is used only while a process holds the lock of the
+The address is in a file that only the user can read. It is used only while a process has the lock of the
 sandbox's folder, which is the user's own: the address of a killed sandbox, or of another program that has its
 port now, is not used.
 """
@@ -207,7 +207,7 @@ _FIX = "To start with an empty account and keep the old one: vmsnix sandbox --re
 
 
 def _is_served(state: Path) -> bool:
-    """Whether a process holds the lock of the account's folder."""
+    """Whether a process has the lock of the account's folder."""
     try:
         descriptor = os.open(state / FOLDER / "aws" / "in-use", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -311,7 +311,7 @@ def serve(state: Path, speed: float) -> int:
         finally:
             with suppress(OSError):
                 address.unlink()
-    return 0  # the lock of `users` is held until the state is saved
+    return 0  # `users` is locked until the state is saved
 
 
 if __name__ == "__main__":

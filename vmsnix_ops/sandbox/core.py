@@ -409,7 +409,7 @@ def operation(service: str, name: str, *parameters: str, locks: bool = True) -> 
         Names of the parameters that the handler uses, separated by spaces. The server handles ``DryRun``
         of all EC2 operations.
     locks
-        Whether the server holds the state lock while the handler runs.
+        Whether the server locks the state while the handler runs.
     """
 
     def register(handler: Handler) -> Handler:

@@ -312,7 +312,7 @@ class PendingUpload:
         raise errors.SnapshotFailedError(
             "Could not start a new snapshot.",
             why="For each client token of this image, AWS returned a snapshot that has ended.",
-            fix="Wait a day until AWS forgets the tokens, or use --via import.",
+            fix="Wait a day until the tokens expire, or use --via import.",
         )
 
     def _default_key(self) -> dict[str, str]:

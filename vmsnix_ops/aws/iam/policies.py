@@ -323,8 +323,8 @@ def publisher_actions(
     without tags, and an incremental upload starts from any parent. Such a publisher may neither share nor
     read snapshots, so a policy for both is refused; the promoter's and the verifier's policies allow that.
 
-    Only a publisher via direct may make AMIs public, verify snapshots (read them back), or be incremental
-    (upload from an earlier snapshot).
+    Only a publisher by direct upload may make AMIs public, verify snapshots (read them back), or be
+    incremental (upload from an earlier snapshot).
     """
     reason = ""
     if via == "import":

@@ -291,7 +291,7 @@ class Archive:
                 return None
             missing = {
                 "what": f"The entry of the run is missing: {location}.",
-                "why": "It was deleted, or the process was killed before it wrote it.",
+                "why": "It was deleted, or the process was killed before writing it.",
                 "fix": f"Restore it from the tables, on the machine of the run: vmsnix runs repair {run_id}",
             }
             status = RUNNING if archives.is_running(local) else LOST

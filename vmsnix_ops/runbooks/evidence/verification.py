@@ -205,7 +205,7 @@ def _check_result(archive: Archive, run: ArchivedRun, seal: Mapping[str, Any]) -
     if content is None:
         return [EvidenceCheck(archives.RESULT, "removed", f"{location} is missing.")]
     if not _is_exact(content, run.values):
-        text = "A key is in it twice, or has a value of another type than documented."
+        text = "It contains a key twice, or a value of another type than documented."
         return [EvidenceCheck(archives.RESULT, "changed", text)]
     return [_check_values(run, seal)] if seal or run.values.get("finished_at") else []
 
