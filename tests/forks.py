@@ -38,7 +38,7 @@ PROGRAMS = ("ipykernel_launcher", "nbconvert", "papermill", "vmsnix_ops")
 FORKED_CODE = ("vmsnix_ops.runbooks.fleet.worker", "# forked")
 """Words in the code of ``python -c``: that of a fleet's worker, or a comment."""
 IN_BACKGROUND = ["sh", "-c", '"$@" &', "sh"]
-"""How the console starts a run that goes on without it."""
+"""How the console starts a run that continues without it."""
 FIXED = ("PYTHON", "LD_", "LC_", "LANG", "MPL")
 """Variables that Python and its libraries read only once. `PYTHONPATH` may name the checkout itself."""
 LIBRARIES = (

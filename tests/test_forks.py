@@ -1,4 +1,4 @@
-"""A forked program cannot be told from one that was started as usual."""
+"""A forked program behaves as one that was started as usual."""
 
 from __future__ import annotations
 

@@ -420,7 +420,7 @@ def test_a_manifest_with_other_indices_is_not_used(aws, direct, raw):
 
 
 def test_a_forged_manifest_with_the_digests_of_the_new_image_is_not_trusted(aws, direct, raw):
-    """Whoever may write the tables could else keep old blocks in an AMI of another identity."""
+    """Otherwise a person who may write the tables could keep old blocks in an AMI of another identity."""
     first = direct(image=str(raw)).apply()
     changed(raw, block=4, fill=7)
     with_blocks(first.snapshot_id, lambda blocks: blocks | {4: identify(raw).blocks[4]})

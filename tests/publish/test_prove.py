@@ -183,7 +183,7 @@ def test_the_result_of_a_proof_by_tag_proves_nothing(account: Account) -> None:
 def test_a_run_id_that_leads_out_of_the_archive_is_not_used(
     account: Account, up: str, tmp_path: Path
 ) -> None:
-    """Whoever may write the tables, and other files than those of the archive."""
+    """A person who may write the tables, and other files than those of the archive."""
     ami = account.published()
     (place,) = Path(load().archive).glob("*/result.json")
     elsewhere = tmp_path / "state" / "elsewhere"

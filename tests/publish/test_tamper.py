@@ -182,7 +182,7 @@ def test_another_snapshot_with_the_same_name_tag_and_record_is_found(account: Ac
 
 
 def test_an_ami_whose_tag_and_records_are_all_forged_is_never_proven(account: Account) -> None:
-    """Whoever may write tags and tables, and not the archive."""
+    """A person who may write tags and tables, and not the archive."""
     evil = {0: block(66)}
     account.published()
     snapshot = account.snapshot(evil, tag=identity(evil))
