@@ -180,7 +180,8 @@ def check_range(name: str, value: float) -> None:
     low, high, unit = RANGES[name]
     if not low <= value <= high:
         raise ParameterError(
-            f"{name}: {value!r} is not between {low:.10g} and {high:.10g}{unit}.", fix="Correct it."
+            f"{name}: {value!r} is not between {low:.10g} and {high:.10g}{unit}.",
+            fix="Use a number in this range.",
         )
 
 
@@ -188,7 +189,7 @@ def check_form(kind: str, text: str, shown: str) -> None:
     """Refuse a text without the form of its kind in `FORMS`; `shown` is its name and value."""
     form, described = FORMS[kind]
     if not re.fullmatch(form, text, re.ASCII):
-        raise ParameterError(f"{shown} is not {described}.", fix="Correct it.")
+        raise ParameterError(f"{shown} is not {described}.", fix="Use a value of this form.")
 
 
 def _fits(kind: ast.expr, value: object) -> bool:

@@ -176,7 +176,10 @@ def test_a_region_that_is_not_enabled_is_reported_once_with_a_fix(own: Owner) ->
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"one_by_one": "maybe"}, "auto, yes, no"), ({"deadline_minutes": 0}, "more than 0")],
+    [
+        ({"one_by_one": "maybe"}, "auto, yes, no"),
+        ({"deadline_minutes": 0}, "0.001 and 10080 minutes"),
+    ],
 )
 def test_invalid_parameters_are_refused_before_anything_is_read(
     own: Owner, options: dict[str, Any], message: str

@@ -551,7 +551,7 @@ def keep_and_read_evidence(account: Account, actions: Actions) -> None:
     folder.path(archive.REPORT).write_text("the page")
     kept = folder.store(archive.REPORT)
     assert kept is not None
-    files = {archive.REPORT: kept.to_json()}
+    files = {archive.REPORT: kept}
     folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files})
     folder.close(done=True)
     assert shelf.read_file(shelf.find(run_id), archive.REPORT) == b"the page"

@@ -65,5 +65,5 @@ def test_boot_image_has_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert "instance ID, user data" in shown
     with pytest.raises(ParameterError, match="No image given"):
         boot_image.plan("")
-    with pytest.raises(ParameterError, match="must be between"):
+    with pytest.raises(ParameterError, match="is not between 0 and 604800 seconds"):
         boot_image.plan("result", deadline=-1)

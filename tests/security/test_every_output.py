@@ -22,10 +22,10 @@ from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
 from tests.support import few, finish
 from vmsnix_ops import display, progress
 from vmsnix_ops.channels import overview
-from vmsnix_ops.records import history as histories
 from vmsnix_ops.records import timing_plots
 from vmsnix_ops.records.schemas import SCHEMAS
 from vmsnix_ops.records.tables import Tables
+from vmsnix_ops.runbooks import history as histories
 from vmsnix_ops.text import line
 
 if TYPE_CHECKING:

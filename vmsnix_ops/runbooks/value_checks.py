@@ -234,7 +234,7 @@ def _check_pattern(shown: str, text: str, _place: CallPlace, _flake: str) -> Non
         re.compile(text)
     except re.error as error:
         what = f"{shown} is not a regular expression."
-        raise ParameterError(what, why=f"{error}.", fix="Correct it.") from error
+        raise ParameterError(what, why=f"{error}.", fix="Use the syntax of Python's re module.") from error
 
 
 def _check_console(_shown: str, text: str, _place: CallPlace, _flake: str) -> None:

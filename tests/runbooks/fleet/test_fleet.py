@@ -315,7 +315,7 @@ def test_the_fleet_reports_a_worker_without_access_to_the_ledger(
     workspace: Workspace, on_the_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        fleet, "Session", lambda **facts: FleetSession(**facts | {"ledger": str(workspace.folder / "x")})
+        fleet, "FleetSession", lambda **facts: FleetSession(**facts | {"ledger": str(workspace.folder / "x")})
     )
     outcome = workspace.plan('[[entry]]\nrunbook = "work"').apply(progress=silent())
     assert outcome.status == "failed"
