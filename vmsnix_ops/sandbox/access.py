@@ -216,7 +216,7 @@ class SandboxProcess(Access):
         self.process = process
 
     def admin(self, name: str, method: str = "GET", value: Any = None) -> Any:
-        """Send a request of the `admin` module; `name` is calls, faults, clock or state."""
+        """Send a request below ``/_vmsnix/`` (see `server`); `name` is calls, faults, clock or state."""
         data = None if value is None else json.dumps(value).encode()
         sent = request.Request(f"{self.url}/_vmsnix/{name}", data=data, method=method)  # noqa: S310 - always http
         with request.urlopen(sent, timeout=60) as answer:  # noqa: S310 - always http
