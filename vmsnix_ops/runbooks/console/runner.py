@@ -126,7 +126,7 @@ class LiveView:
         self._head = ipywidgets.HTML("")
         self._steps = ipywidgets.HTML("")
         self._log = ipywidgets.HTML("")
-        # The box scrolls and has the focus. It is kept when its content is replaced, so that its position is kept.
+        # The box scrolls and has the focus. Only its content is replaced, so that its position is kept.
         self._log_box = ipywidgets.VBox([self._log], tabbable=True)
         self._log_box.add_class("vmsnix-log")
         self.cancel_button = ipywidgets.Button(description="Cancel", button_style="warning")
