@@ -624,7 +624,7 @@ def get_policy(context: Context, params: Params) -> dict[str, Any]:
 def list_policies(context: Context, params: Params) -> dict[str, Any]:
     """List the policies of the account and, unless the scope is ``Local``, those of AWS that it may attach.
 
-    Those of AWS are only the ones that the sandbox has (`managed_policies`).
+    Those of AWS are only the ones that the sandbox has (`policies`).
     """
     prefix, attached = params.get("PathPrefix", "/"), params.get("OnlyAttached", False)
     scope = params.get("Scope", "All")

@@ -43,7 +43,7 @@ def chained(entry: Mapping[str, Any], number: int, previous: str) -> dict[str, A
 
 
 def parse(content: bytes) -> list[dict[str, Any] | None]:
-    """Return the entries of a journal; ``None`` for a line that is not a JSON object as `Journal` writes it.
+    """Return the entries of a journal; ``None`` for a line that is not a JSON object as `ChainedJournal` has.
 
     A line with a key twice is unreadable too, because programs read different values from it.
     """

@@ -81,7 +81,7 @@ class FleetPlan(FingerprintedPlan):
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def frame(self) -> pd.DataFrame:
-        """Return one row per target: ``target``, ``state``, ``runbook``, and `Target.described`."""
+        """Return one row per target: ``target``, ``state``, ``runbook``, and `FleetTarget.described`."""
         import pandas as pd
 
         return pd.DataFrame(

@@ -439,7 +439,7 @@ for _name in EMPTY_LISTS:
     _register_unset(_name, {"IsTruncated": False}, "ContinuationToken")
 
 
-# Lifecycle rules; `lifecycle` applies them
+# Lifecycle rules; `store` applies them
 
 LIFECYCLE_ACTIONS = set(
     words(
