@@ -332,7 +332,7 @@ def _import_libraries() -> None:
     with without_rfc3987():
         for name in LIBRARIES:
             importlib.import_module(name)
-    patch = pytest.MonkeyPatch()  # as long as this process lives
+    patch = pytest.MonkeyPatch()  # until this process ends
     quick.share_models(patch)
     quick.share_data_of_images(patch)
     quick.pause_briefly(patch)

@@ -100,7 +100,7 @@ DECIDED = {
 """Problems that a person has to decide about; their commands, if they have one, work."""
 
 ELSEWHERE = {"drifted", "unread", "not-read-one-by-one"}
-"""Rules whose fixes are tested in `test_findings` or `test_drift`, or are not commands."""
+"""Rules whose fixes are tested in `test_findings`, or are not commands."""
 
 
 RUN = ("aws ", "vmsnix history ")

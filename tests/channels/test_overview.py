@@ -1,4 +1,4 @@
-"""What is live: one row for each channel and region; what cannot be read is unknown, never absent."""
+"""The list of channels has one row for each channel and region; what cannot be read is unknown."""
 
 from __future__ import annotations
 

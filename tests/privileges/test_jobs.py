@@ -48,7 +48,7 @@ def test_a_job_names_a_missing_action(account: Account, job: str, action: str) -
     assert named in f"{caught.value} {getattr(caught.value, '__notes__', '')}".lower()
 
 
-def test_the_policy_of_an_auditor_shows_what_is_live(account: Account) -> None:
+def test_the_policy_of_an_auditor_allows_reading_the_channels(account: Account) -> None:
     ami_id = make_ami(account.aws)
     account.aws.client("ssm").put_parameter(
         Name="/vmsnix/ecs-node/stable", Value=ami_id, Type="String", DataType="aws:ec2:image"
