@@ -47,7 +47,19 @@ SHORT_NAMES: Mapping[str, str] = {
 
 COMMAND_NAMES = frozenset(
     {
-        *("completion", "demo", "diff", "download", "fleet", "help", "history", "iam-policy", "lab", "list"),
+        *(
+            "channels",
+            "completion",
+            "demo",
+            "diff",
+            "download",
+            "fleet",
+            "help",
+            "history",
+            "iam-policy",
+            "lab",
+            "list",
+        ),
         *("rerun", "run", "runbooks", "runs", "sandbox", "undo", "version"),
     }
 )
