@@ -335,7 +335,7 @@ HOW = "docs/how-to/"
 READERS = {
     "README.md": Reader(bucket, 25),
     "CONTRIBUTING.md": Reader(justfile, python=None),
-    "docs/quickstart.md": Reader(seconds=12),
+    "docs/quickstart.md": Reader(),
     "docs/weekly-report.md": Reader(settings=True, python=None),
     HOW + "audit.md": Reader(demo, 30),
     HOW + "boot-an-image.md": Reader(small_linux, 60, shows={"small-linux.img did not boot.": ""}),
@@ -343,7 +343,7 @@ READERS = {
     HOW + "ci.md": Reader(ci_job, 35),
     HOW + "console.md": Reader(copied),
     HOW + "direct-upload.md": Reader(published, 12),
-    HOW + "first-publish.md": Reader(public_allowed, settings=True),
+    HOW + "first-publish.md": Reader(public_allowed, 35, settings=True),
     HOW + "fleet.md": Reader(
         plans,
         60,
