@@ -29,6 +29,7 @@ from docs.schemas import plan_schema, settings_schema
 from tests.boot.small_linux import UP, make_small_linux
 from tests.docs.page import NAMES, ROOT, Block, Command, blocks, missing_lines, text_of
 from tests.docs.shell import SPEED, Shell
+from tests.forks import FIXED
 from tests.nix.conftest import SETTINGS
 from tests.sandbox.clients import allow_public_images
 from tests.support import DEADLINE, killed_after, read_line, require, unavailable
@@ -377,7 +378,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     (folder / "notebooks").symlink_to(ROOT / "notebooks")
     for name, seed in (("result", 0), ("ecs-node", 0), ("gc-fwd", 1)):
         make_sample_image(folder / name, name="gc-fwd" if seed else "ecs-node", seed=seed)
-    kept = {name: os.environ[name] for name in ("LANG", "OPENBLAS_CORETYPE") if name in os.environ}
+    kept = {name: value for name, value in os.environ.items() if name.startswith((*FIXED, "OPENBLAS"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with sandbox(speed=SPEED) as aws:
         environment = {**kept, "PATH": path, "HOME": str(tmp_path), **aws.environment}
