@@ -130,7 +130,8 @@ class Access:
         except iam.exceptions.EntityAlreadyExistsException:
             iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(vm_import_trust_policy()))
         document = json.dumps(vm_import_role_policy(bucket, key_prefix, region=region))
-        iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=document)
+        name = role if bucket == DEFAULT_BUCKET else f"{role}-{bucket}"  # one for each bucket
+        iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=document)
 
 
 def _client_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
