@@ -94,6 +94,7 @@ class Forker:
         self._process = process
         self._lock = threading.Lock()
         self._starter = os.getpid()
+        self.lost = False  # whether the process has ended
 
     def start(self, request: dict[str, Any], descriptors: Sequence[int], *, child: bool) -> int | None:
         """Start a program, by default as a child of this process; return its ID, or None if that fails."""
@@ -109,6 +110,7 @@ class Forker:
                 self._connection.sendall(content)
                 return int.from_bytes(_exactly(self._connection, 4), "big")
             except OSError:
+                self.lost = True
                 return None
             finally:
                 libc.prctl(SUBREAPER, 0, 0, 0, 0)
@@ -138,9 +140,9 @@ def forked_programs() -> Iterator[None]:
 
     def forker() -> Forker:
         with lock:
-            if not forkers:
+            if not forkers or forkers[-1].lost:
                 forkers.append(_start())
-        return forkers[0]
+        return forkers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         _replace_start(partial(patch.setattr, subprocess.Popen, "_execute_child"), forker, _fixed(os.environ))
@@ -194,7 +196,10 @@ def _replace_start(replace: Any, forker: Any, fixed: Mapping[str, str]) -> None:
                 "session": how["start_new_session"],
                 "targets": list(numbers),
             }
-            pid = forker().start(request, list(numbers.values()), child=not background)
+            for _ in range(2):  # the process that forks may have been killed, with a group of programs
+                pid = forker().start(request, list(numbers.values()), child=not background)
+                if pid is not None:
+                    break
         if pid is None or background:
             how["args"] = ["true"] if pid is not None else how["args"]
             usual(*bound.args)

@@ -114,6 +114,15 @@ def test_a_fork_can_be_killed_and_waited_for() -> None:
         kill(process)
 
 
+def test_a_process_that_forks_is_started_again_after_it_was_killed() -> None:
+    code = f"{MARK}import sys; print('pandas' in sys.modules)"
+    assert run(code).stdout == "True\n"
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    (forking,) = (pid for pid in children if b"tests/forks.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(forking), signal.SIGKILL)
+    assert run(code).stdout == "True\n"
+
+
 def test_only_forks_have_all_libraries() -> None:
     code = f"{MARK}import sys; print('pandas' in sys.modules)"
     assert [run(code, usual=usual).stdout for usual in (False, True)] == ["True\n", "False\n"]
