@@ -38,7 +38,7 @@ def test_readme_ci_and_nightly_run_their_parts() -> None:
     )
     assert re.search(r"^  \.venv/bin/pytest$", readme, re.MULTILINE), "no option: the quick part"
     assert "run_readme_command pytest" in ci
-    assert f"--parts={','.join((*parts.SEPARATE, 'long'))} --no-forks --long-sample=" in ci
+    assert f"--parts={','.join((*parts.SEPARATE, 'long'))} --long-sample=" in ci
     assert re.search(r"^    pytest --parts=all --no-forks ", recipes, re.MULTILINE)
 
 
