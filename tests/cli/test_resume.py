@@ -91,7 +91,7 @@ def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason(
     assert "only evidence is missing" in refusal(status="partial", failure=None)
     assert "A kernel of JupyterLab" in refusal(interactive=True)
     assert "The run needs a value for name." in refusal(parameters={"name": "[secret removed: a token]"})
-    assert "went to AWS, and now they would go to a sandbox" in refusal(endpoint="aws")
+    assert "used AWS, but this command would use a sandbox" in refusal(endpoint="aws")
     assert "is not as the run left it: result.json." in refusal(
         parameters={**values["parameters"], "name": "Eve"}
     )

@@ -87,7 +87,7 @@ def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
     if before and before != now:
         raise UsageError(
             f"The run {run.run_id} cannot be resumed.",
-            why=f"Its requests went to {ENDPOINTS[before]}, and now they would go to {ENDPOINTS[now]}.",
+            why=f"The run used {ENDPOINTS[before]}, but this command would use {ENDPOINTS[now]}.",
             fix="Set or unset AWS_ENDPOINT_URL as in that run, or add --anyway.",
         )
     account = run.values.get("account")
@@ -127,7 +127,7 @@ def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> N
         raise UsageError(
             f"The run {run.run_id} cannot be resumed.",
             why=f"Its evidence is not as the run left it: {bad[0].name}. {bad[0].detail}",
-            fix=f"Check it: vmsnix runs verify {run.run_id}. To resume it as it is now, add --anyway.",
+            fix=f"Check it: vmsnix runs verify {run.run_id}. To resume it despite the changes, add --anyway.",
         )
 
 
