@@ -129,7 +129,8 @@ def upload_file(
 
     The client needs `THREADS` connections. Bytes without the digests of `survey` are not sent: a file that
     has changed or cannot be read is an ImageError, and the unfinished upload is deleted. An upload that other
-    publishers end `ATTEMPTS` times is an AwsError. Without `kms_key`, the bucket's default encryption is used.
+    publishers end `ATTEMPTS` times is an AwsError. Without `kms_key`, the default encryption of the bucket is
+    used.
     """
     with (
         bucket_errors(bucket, f"upload {path.name} to s3://{bucket}/{key}"),
