@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from tests.support import join, wait_until
 from vmsnix_ops.cli import sandbox, shared_sandbox
 from vmsnix_ops.cli.sandbox import run_sandbox
 from vmsnix_ops.errors import RunError, UsageError
+from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,6 +105,24 @@ def test_the_seed_fills_the_shared_account_and_its_tables_once(
     assert len({one["ImageId"] for one in published} & {one["ami_id"] for one in recorded}) > 20
     code, _, complaint = run_vmsnix("sandbox", "--seed", "demo")  # as if the AMIs were of the user
     assert (code, "vmsnix sandbox --reset" in complaint) == (2, True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", served.url)
+    assert json.loads(run_vmsnix("history", "amis", "--json")[1]) == recorded
+
+
+def test_a_shell_with_the_exported_lines_has_the_settings_and_records_of_the_account(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMSNIX_BUCKET", "acme-production")
+    monkeypatch.setenv("VMSNIX_ALLOWED_ACCOUNTS", "999999999999")
+    with run_sandbox() as served:
+        lines = io.StringIO()
+        sandbox.print_exports(served, lines)
+    for name, value in re.findall(r"^export (\w+)=(.*)$", lines.getvalue(), re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    here, with_option = load(), sandbox.load_settings(sandbox=True)
+    assert (here.history, here.archive) == (with_option.history, with_option.archive)
+    assert (here.bucket, here.allowed_accounts) == (sandbox.BUCKET, (served.aws.account,))
+    assert here.state == state  # so that --sandbox in this shell is the same account
 
 
 def test_the_address_of_a_killed_sandbox_or_of_another_program_is_not_used(state: Path) -> None:

@@ -224,10 +224,12 @@ def _serve_shared() -> None:
 
 
 def print_exports(served: RunSandbox, stream: TextIO) -> None:
-    """Write the lines with which another shell uses the shared sandbox."""
+    """Write the lines with which another shell uses the shared sandbox, its history and its archive."""
     from vmsnix_ops.sandbox.serve import export_lines
 
-    variables = {name: value for name, value in served.environment.items() if not name.startswith("VMSNIX_")}
+    # With another state folder, --sandbox in that shell would be another account.
+    own = ("VMSNIX_STATE", "VMSNIX_SANDBOX")
+    variables = {name: value for name, value in served.environment.items() if name not in own}
     write(stream, export_lines(served.aws, served.state, variables))
     stream.flush()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vmsnix_ops import errors, outcomes
 from vmsnix_ops.arguments import check_arguments
-from vmsnix_ops.endpoints import ENDPOINT_KINDS
+from vmsnix_ops.endpoints import ENDPOINT_KINDS, endpoint_kind
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import filters, schemas, timing_plots
 from vmsnix_ops.records import timings as step_timings
@@ -333,7 +333,11 @@ def _sources(tables: Tables | None, endpoint: str) -> list[tuple[Tables, str]]:
     settings = load()
     found = [(open_tables(settings), endpoint)]
     own = Path(settings.state, "sandbox", "history")  # of runs with --sandbox
-    if endpoint in ("sandbox", ALL_ENDPOINTS) and str(own) != found[0][0].location and own.is_dir():
+    if (
+        (endpoint or endpoint_kind()) in ("sandbox", ALL_ENDPOINTS)
+        and str(own) != found[0][0].location
+        and own.is_dir()
+    ):
         found.append((Tables(own), ALL_ENDPOINTS))
     return found
 
