@@ -61,7 +61,7 @@ def fat(files, *, bits=32, size=0, long=False):
     def entry(name, cluster, *, folder, length=0):
         base, _, extension = name.upper().partition(".")
         if long:
-            short = (base[:6] + "~1").ljust(8).encode() + extension.ljust(3).encode()
+            short = (base[:6] + "~1").ljust(8).encode() + extension[:3].ljust(3).encode()
             text = name.encode("utf-16-le") + b"\0\0"
             text = text.ljust(-(-len(text) // 26) * 26, b"\xff")
             parts = []

@@ -1,4 +1,4 @@
-"""Find out how a disk can boot: read its partition table, EFI system partition and BIOS boot code.
+"""Read a disk's partition table, the files of its EFI system partition, and how it can boot.
 
 With UEFI, an EC2 instance starts ``EFI/BOOT/BOOTX64.EFI`` or ``BOOTAA64.EFI`` of an EFI system partition.
 With a BIOS, it starts the x86 code in the disk's first sector. Invalid structures are ignored.
@@ -33,6 +33,7 @@ FAT_TYPES = frozenset({0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E, 0xEF})  # of an MBR p
 EFI_TYPE, PROTECTIVE = 0xEF, 0xEE
 BOOT_LOADERS = (b"GRUB", b"LILO", b"LIMINE", b"Limine", b"SYSLINUX", b"ISOLINUX", b"EXTLINUX")
 MOST_ENTRIES, MOST_CLUSTERS, MOST_ROOT_BYTES = 1024, 512, 1 << 20
+MOST_FILES, DEEPEST = 4096, 8  # of an EFI system partition
 _SIGNATURE = b"EFI PART"
 _MACHINES = {0x8664: "x86_64-linux", 0xAA64: "aarch64-linux"}
 
@@ -66,19 +67,43 @@ class Firmware:
 
 
 @dataclass(frozen=True, slots=True)
-class _Partition:
+class Partition:
+    """A partition of a disk."""
+
     start: int  # in bytes
     size: int
     fat: bool  # may contain a UEFI boot loader
     efi: bool
     bios: bool  # GRUB's boot partition, or marked active
+    kind: uuid.UUID | None = None  # partition type; None in an MBR
+    unique: uuid.UUID | None = None  # PARTUUID; None in an MBR
+
+
+@dataclass(frozen=True, slots=True)
+class EfiFile:
+    """A file of an EFI system partition, read without mounting it."""
+
+    image: DiskImage
+    path: str  # as "EFI/BOOT/BOOTX64.EFI"; names in upper case
+    size: int  # in bytes
+    runs: tuple[tuple[int, int], ...]  # start on the disk and length of each part, in bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes of a range, which ends at the end of the file."""
+        stop, at, parts = min(offset + length, self.size), 0, []
+        for start, size in self.runs:
+            first, last = max(offset, at), min(stop, at + size)
+            if first < last:
+                parts.append(self.image.read(start + first - at, last - first))
+            at += size
+        return b"".join(parts)
 
 
 def read_firmware(image: DiskImage) -> Firmware:
     """Return the boot loaders of a disk; refuse one that is partitioned for sectors of 4,096 bytes."""
     first = image.read(0, SECTOR).ljust(SECTOR, b"\0")
     check_sector_size(image)
-    gpt = list(_gpt(image))
+    gpt = list(read_gpt(image))
     has_gpt = image.read(SECTOR, 8) == _SIGNATURE
     has_mbr = first[510:512] == b"\x55\xaa" and any(first[at + 4] for at in (446, 462, 478, 494))
     partitions = gpt if has_gpt else list(_mbr(image, first)) if has_mbr else []
@@ -102,7 +127,7 @@ def check_sector_size(image: DiskImage) -> None:
         )
 
 
-def _has_boot_code(first: bytes, partitions: list[_Partition]) -> bool:
+def _has_boot_code(first: bytes, partitions: list[Partition]) -> bool:
     """Return whether a BIOS can start this disk.
 
     Code in the first sector is not sufficient: that of partitioning tools only starts an active partition.
@@ -113,16 +138,17 @@ def _has_boot_code(first: bytes, partitions: list[_Partition]) -> bool:
     return any(name in code for name in BOOT_LOADERS) or any(one.bios for one in partitions)
 
 
-def _mbr(image: DiskImage, first: bytes) -> Iterator[_Partition]:
+def _mbr(image: DiskImage, first: bytes) -> Iterator[Partition]:
     for at in (446, 462, 478, 494):
         status, kind, start, count = struct.unpack_from("<B3xB3xII", first, at)
         if kind and count and kind != PROTECTIVE and start * SECTOR < image.size:
             efi = kind == EFI_TYPE
             active = status == 0x80 and not efi
-            yield _Partition(start * SECTOR, count * SECTOR, kind in FAT_TYPES, efi, active)
+            yield Partition(start * SECTOR, count * SECTOR, kind in FAT_TYPES, efi, active)
 
 
-def _gpt(image: DiskImage) -> Iterator[_Partition]:
+def read_gpt(image: DiskImage) -> Iterator[Partition]:
+    """Yield the partitions of a GPT; none if the disk has no valid one."""
     header = image.read(SECTOR, 92)
     if len(header) < 92 or not header.startswith(_SIGNATURE):
         return
@@ -137,7 +163,33 @@ def _gpt(image: DiskImage) -> Iterator[_Partition]:
             efi = kind == EFI_SYSTEM
             bios = kind == BIOS_BOOT or bool(attributes & LEGACY_BOOTABLE)
             size_bytes = (end - start + 1) * SECTOR
-            yield _Partition(start * SECTOR, size_bytes, efi or kind == BASIC_DATA, efi, bios)
+            unique = uuid.UUID(bytes_le=entries[at + 16 : at + 32])
+            fat = efi or kind == BASIC_DATA
+            yield Partition(start * SECTOR, size_bytes, fat, efi, bios, kind, unique)
+
+
+def efi_files(image: DiskImage) -> dict[str, EfiFile]:
+    """Return all files of the EFI system partitions of a GPT by their paths, in upper case.
+
+    At most `MOST_FILES` files, in folders that are at most `DEEPEST` deep.
+    """
+    found: dict[str, EfiFile] = {}
+
+    def walk(volume: _Fat, folder: bytes, prefix: str, depth: int) -> None:
+        for names, entry in _entries(folder):
+            path = f"{prefix}{names[0] or names[1]}"
+            if names[1] in (".", "..") or len(found) >= MOST_FILES:
+                continue
+            if not entry.is_folder:
+                found[path] = EfiFile(image, path, entry.size, volume.runs(entry.cluster, entry.size))
+            elif depth < DEEPEST:
+                walk(volume, volume.chain(entry.cluster), f"{path}/", depth + 1)
+
+    for one in read_gpt(image):
+        volume = _Fat.open(image, one.start, one.size) if one.efi else None
+        if volume is not None:
+            walk(volume, volume.root(), "", 0)
+    return found
 
 
 def _loaders(image: DiskImage, start: int, size: int) -> Iterator[str]:
@@ -178,11 +230,16 @@ class _FatEntry:
 
 def _entry(folder: bytes, wanted: str) -> _FatEntry | None:
     """Return an entry of a FAT folder by its name, long or short, in any case."""
+    return next((entry for names, entry in _entries(folder) if wanted in names), None)
+
+
+def _entries(folder: bytes) -> Iterator[tuple[tuple[str, str], _FatEntry]]:
+    """Yield the entries of a FAT folder with their long and short names, in upper case."""
     long = ""
     for at in range(0, len(folder) - 31, 32):
         entry = folder[at : at + 32]
         if entry[0] == 0:
-            return None
+            return
         if entry[0] == 0xE5:
             long = ""
             continue
@@ -193,11 +250,10 @@ def _entry(folder: bytes, wanted: str) -> _FatEntry | None:
         base, extension = (text.decode("latin-1").rstrip() for text in (entry[:8], entry[8:11]))
         short = f"{base}.{extension}" if extension else base
         volume_label = entry[11] & 0x08
-        if not volume_label and wanted in (long.upper(), short.upper()):
+        if not volume_label:
             high, low, size = struct.unpack("<H4xHI", entry[20:32])
-            return _FatEntry(bool(entry[11] & 0x10), high << 16 | low, size)
+            yield (long.upper(), short.upper()), _FatEntry(bool(entry[11] & 0x10), high << 16 | low, size)
         long = ""
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +318,22 @@ class _Fat:
             parts.append(self.cluster(cluster))
             cluster = self._next(cluster)
         return b"".join(parts)
+
+    def runs(self, cluster: int, size: int) -> tuple[tuple[int, int], ...]:
+        """Return start on the disk and length of the parts of a file of `size` bytes.
+
+        They are shorter than the file if its chain of clusters is damaged.
+        """
+        found, left = list[tuple[int, int]](), min(size, self.clusters * self.cluster_bytes)
+        while left > 0 and 2 <= cluster < self.clusters + 2:
+            start, length = self.data_at + (cluster - 2) * self.cluster_bytes, min(left, self.cluster_bytes)
+            if found and sum(found[-1]) == start:
+                found[-1] = (found[-1][0], found[-1][1] + length)
+            else:
+                found.append((start, length))
+            left -= length
+            cluster = self._next(cluster)
+        return tuple(found)
 
     def cluster(self, number: int) -> bytes:
         """Return the content of a cluster; empty if it does not exist."""
