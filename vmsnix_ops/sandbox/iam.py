@@ -14,7 +14,7 @@ import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import (
@@ -39,57 +39,136 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Role:
-    """A role; in the table ``roles`` by name."""
+class Entity:
+    """What all entities have; in the table of their kind by name, policies by ARN."""
 
     name: str
     arn: str
-    role_id: str
+    entity_id: str
     path: str
     created: datetime
-    trust_policy: str  # JSON, as it was sent
-    description: str = ""
-    max_session_seconds: int = 3600
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass(slots=True)
+class Identity(Entity):
+    """An entity that policies apply to."""
+
     inline_policies: dict[str, str] = field(default_factory=dict)  # JSON by name
     attached_policies: list[str] = field(default_factory=list)  # ARNs
 
 
 @dataclass(slots=True)
-class User:
-    """A user; in the table ``users`` by name. `credentials` has its access keys."""
+class Role(Identity):
+    """A role."""
 
-    name: str
-    arn: str
-    user_id: str
-    path: str
-    created: datetime
-    tags: dict[str, str] = field(default_factory=dict)
-    inline_policies: dict[str, str] = field(default_factory=dict)
-    attached_policies: list[str] = field(default_factory=list)
+    trust_policy: str = ""  # JSON, as it was sent
+    description: str = ""
+    max_session_seconds: int = 3600
+
+
+@dataclass(slots=True)
+class User(Identity):
+    """A user. `credentials` has its access keys."""
+
     keys: dict[str, datetime] = field(default_factory=dict)  # creation time by access key
 
 
 @dataclass(slots=True)
-class Policy:
-    """A managed policy of the account; in the table ``policies`` by ARN."""
+class Policy(Entity):
+    """A managed policy of the account."""
 
-    name: str
-    arn: str
-    policy_id: str
-    path: str
-    created: datetime
     updated: datetime
     description: str
     versions: dict[str, tuple[str, datetime]]  # JSON and creation time by version, such as "v1"
     default_version: str = "v1"
     next_version: int = 2
-    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def document(self) -> str:
         """The JSON of the default version."""
         return self.versions[self.default_version][0]
+
+
+@dataclass(slots=True)
+class InstanceProfile(Entity):
+    """An instance profile."""
+
+    role: str = ""  # name; a profile has at most one
+
+
+E = TypeVar("E", bound=Entity)
+
+
+@dataclass(frozen=True)
+class EntityKind(Generic[E]):
+    """A kind of entity: its name in operations, its table, its IDs and ARNs, and its errors."""
+
+    word: str  # begins the names of its members: ``User`` for ``UserName``
+    make: type[E]
+    table: str
+    id_prefix: str
+    resource: str  # in ARNs
+    missing: str
+    exists: str
+    longest: int = 64  # characters of a name
+
+    def find(self, context: Context, name: str) -> E:
+        """Return an entity, or raise ``NoSuchEntity``."""
+        found: E | None = context.table(self.table, region="").get(name)
+        if found is None:
+            raise _no_such_entity(self.missing.format(name))
+        return found
+
+    def create(self, context: Context, params: Params, **facts: Any) -> E:
+        """Add an entity to its table, and return it. `facts` are the fields that only this kind has."""
+        name, path = params[f"{self.word}Name"], params.get("Path", "/")
+        _check_name(name, f"{self.word[0].lower()}{self.word[1:]}Name", self.longest)
+        if not PATH.fullmatch(path):
+            text = "The specified value for path is invalid. It must begin and end with /"
+            raise ApiError("ValidationError", text)
+        arn = context.arn("iam", f"{self.resource}{path}{name}", region="")
+        entities, key = context.table(self.table, region=""), arn if self.table == "policies" else name
+        if key in entities:
+            raise _already_exists(self.exists.format(name))
+        now, tags = _now(context), _read_tags(params.get("Tags"))
+        entity_id = unique_id(self.id_prefix, arn, now.isoformat())
+        entities[key] = found = self.make(name, arn, entity_id, path, now, tags=tags, **facts)
+        return found
+
+    def view(self, entity: E) -> dict[str, Any]:
+        """Return the members that answers show of each kind."""
+        return {
+            "Path": entity.path,
+            f"{self.word}Name": entity.name,
+            f"{self.word}Id": entity.entity_id,
+            "Arn": entity.arn,
+            "CreateDate": entity.created,
+        }
+
+
+USER = EntityKind(
+    *("User", User, "users", "AIDA", "user"),
+    "The user with name {} cannot be found.",
+    "User with name {} already exists.",
+)
+ROLE = EntityKind(
+    *("Role", Role, "roles", "AROA", "role"),
+    "The role with name {} cannot be found.",
+    "Role with name {} already exists.",
+)
+POLICY = EntityKind(
+    *("Policy", Policy, "policies", "ANPA", "policy"),
+    "Policy {} was not found.",
+    "A policy called {} already exists. Duplicate names are not allowed.",
+    longest=128,
+)
+PROFILE = EntityKind(
+    *("InstanceProfile", InstanceProfile, "instance_profiles", "AIPA", "instance-profile"),
+    "Instance Profile {} cannot be found.",
+    "Instance Profile {} already exists.",
+    longest=128,
+)
 
 
 # Helpers
@@ -114,37 +193,23 @@ def _delete_conflict(what: str) -> ApiError:
     return ApiError("DeleteConflict", what, status=409)
 
 
-def _find_entity(context: Context, table: str, name: str, missing: str) -> Any:
-    """Return a role, user or policy of a table, or raise ``NoSuchEntity``."""
-    entities = context.table(table, region="")
-    if name not in entities:
-        raise _no_such_entity(missing)
-    return entities[name]
-
-
-def _find_role(context: Context, name: str) -> Role:
-    role: Role = _find_entity(context, "roles", name, f"The role with name {name} cannot be found.")
-    return role
-
-
-def _find_user(context: Context, name: str) -> User:
-    user: User = _find_entity(context, "users", name, f"The user with name {name} cannot be found.")
-    return user
-
-
 def _find_policy(context: Context, arn: str) -> Policy:
     """Return a policy of the account. A change of a policy of AWS is not emulated."""
     if _managed_policy(context, arn) is not None:
         raise not_emulated(f"iam:{context.operation} of AWS's managed policies")
-    policy: Policy = _find_entity(context, "policies", arn, f"Policy {arn} was not found.")
-    return policy
+    return POLICY.find(context, arn)
 
 
-def _below_path(context: Context, table: str, params: Params) -> list[Any]:
-    """Return the entities of a table with the requested path prefix, sorted by name."""
-    prefix = params.get("PathPrefix", "/")
-    entities = sorted(context.table(table, region="").items())
-    return [entity for _, entity in entities if entity.path.startswith(prefix)]
+def _register_list(kind: EntityKind[E], view: Callable[[Context, E], dict[str, Any]]) -> None:
+    """Register the operation that lists the entities of a kind by name, without their tags."""
+
+    def list_all(context: Context, params: Params) -> dict[str, Any]:
+        prefix = params.get("PathPrefix", "/")
+        entities = sorted(context.table(kind.table, region="").items())
+        shown = [view(context, entity) for _, entity in entities if entity.path.startswith(prefix)]
+        return _page(shown, params, f"{kind.word}s")
+
+    operation("iam", f"List{kind.word}s", *PAGING, "PathPrefix")(list_all)
 
 
 def _check_name(name: str, member: str, longest: int) -> None:
@@ -155,26 +220,8 @@ def _check_name(name: str, member: str, longest: int) -> None:
         raise _validation_error(name, member, f"have length less than or equal to {longest}")
 
 
-def _check_path(path: str) -> None:
-    """Check that a path begins and ends with a slash."""
-    if not PATH.fullmatch(path):
-        raise ApiError(
-            "ValidationError", "The specified value for path is invalid. It must begin and end with /"
-        )
-
-
 def _validation_error(value: object, member: str, constraint: str) -> ApiError:
     return ApiError("ValidationError", constraint_text(value, member, constraint))
-
-
-def _new_arn(
-    context: Context, params: Params, kind: str, member: str, longest: int = 64
-) -> tuple[str, str, str]:
-    """Return name, path and ARN of a new resource, after the checks."""
-    name, path = params[member], params.get("Path", "/")
-    _check_name(name, member[0].lower() + member[1:], longest)
-    _check_path(path)
-    return name, path, context.arn("iam", f"{kind}{path}{name}", region="")
 
 
 def _now(context: Context) -> datetime:
@@ -214,53 +261,27 @@ def _check_without_policies(owner: Role | User) -> None:
         raise _delete_conflict("Cannot delete entity, must delete policies first.")
 
 
-def _user_view(user: User) -> dict[str, Any]:
-    return {
-        "Path": user.path,
-        "UserName": user.name,
-        "UserId": user.user_id,
-        "Arn": user.arn,
-        "CreateDate": user.created,
-    }
-
-
 @operation("iam", "CreateUser", "Path UserName Tags")
 def create_user(context: Context, params: Params) -> dict[str, Any]:
     """Create a user without keys and permissions."""
-    name, path, arn = _new_arn(context, params, "user", "UserName")
-    users: dict[str, User] = context.table("users", region="")
-    if name in users:
-        raise _already_exists(f"User with name {name} already exists.")
-    now = _now(context)
-    users[name] = User(
-        name=name,
-        arn=arn,
-        user_id=unique_id("AIDA", arn, now.isoformat()),
-        path=path,
-        created=now,
-        tags=_read_tags(params.get("Tags")),
-    )
-    return {"User": _user_view(users[name]) | tags_member(users[name].tags)}
+    user = USER.create(context, params)
+    return {"User": USER.view(user) | tags_member(user.tags)}
 
 
 @operation("iam", "GetUser", "UserName")
 def get_user(context: Context, params: Params) -> dict[str, Any]:
     """Return a user; without a name, the caller."""
     user = _named_user(context, params)
-    return {"User": _user_view(user) | tags_member(user.tags)}
+    return {"User": USER.view(user) | tags_member(user.tags)}
 
 
-@operation("iam", "ListUsers", *PAGING, "PathPrefix")
-def list_users(context: Context, params: Params) -> dict[str, Any]:
-    """List users by name."""
-    users = _below_path(context, "users", params)
-    return _page([_user_view(user) for user in users], params, "Users")
+_register_list(USER, lambda _context, user: USER.view(user))
 
 
 @operation("iam", "DeleteUser", "UserName")
 def delete_user(context: Context, params: Params) -> dict[str, Any]:
     """Delete a user without policies and keys."""
-    user = _find_user(context, params["UserName"])
+    user = USER.find(context, params["UserName"])
     _check_without_policies(user)
     if user.keys:
         raise _delete_conflict("Cannot delete entity, must delete access keys first.")
@@ -280,7 +301,7 @@ def _named_user(context: Context, params: Params) -> User:
     """
     name = params.get("UserName")
     if name:
-        return _find_user(context, name)
+        return USER.find(context, name)
     kind, _, path = context.principal.split(":", 5)[5].partition("/")
     if kind not in {"user", "root"}:  # text as reported by others
         raise ApiError("ValidationError", "Must specify userName when calling with non-User credentials")
@@ -289,12 +310,6 @@ def _named_user(context: Context, params: Params) -> User:
     if own is None:
         raise not_emulated(f"iam:{context.operation} of {context.principal} without UserName")
     return own
-
-
-def _find_key(user: User, access_key: str) -> str:
-    if access_key not in user.keys:
-        raise _no_such_entity(f"The Access Key with id {access_key} cannot be found.")
-    return access_key
 
 
 @operation("iam", "CreateAccessKey", "UserName")
@@ -308,7 +323,7 @@ def create_access_key(context: Context, params: Params) -> dict[str, Any]:
         secret=secrets.token_urlsafe(30),
         account=context.account,
         principal=user.arn,
-        user_id=user.user_id,
+        user_id=user.entity_id,
     )
     credentials_table(context.tables)[credential.access_key] = credential
     user.keys[credential.access_key] = _now(context)
@@ -343,7 +358,9 @@ def list_access_keys(context: Context, params: Params) -> dict[str, Any]:
 def delete_access_key(context: Context, params: Params) -> dict[str, Any]:
     """Delete an access key."""
     user = _named_user(context, params)
-    key = _find_key(user, params["AccessKeyId"])
+    key = params["AccessKeyId"]
+    if key not in user.keys:
+        raise _no_such_entity(f"The Access Key with id {key} cannot be found.")
     del user.keys[key]
     del credentials_table(context.tables)[key]
     return {}
@@ -352,42 +369,26 @@ def delete_access_key(context: Context, params: Params) -> dict[str, Any]:
 # Roles
 
 
-def _role_view(role: Role) -> dict[str, Any]:
+def _role_view(_context: Context, role: Role) -> dict[str, Any]:
     """Return a role as the answers show it. That of CreateRole has no maximum session duration."""
     shown: dict[str, Any] = {
-        "Path": role.path,
-        "RoleName": role.name,
-        "RoleId": role.role_id,
-        "Arn": role.arn,
-        "CreateDate": role.created,
         "AssumeRolePolicyDocument": _percent_encoded(role.trust_policy),
         "MaxSessionDuration": role.max_session_seconds,
     }
-    return shown | given(Description=role.description)
+    return ROLE.view(role) | shown | given(Description=role.description)
 
 
 @operation("iam", "CreateRole", "Path RoleName AssumeRolePolicyDocument Description MaxSessionDuration Tags")
 def create_role(context: Context, params: Params) -> dict[str, Any]:
     """Create a role."""
-    name, path, arn = _new_arn(context, params, "role", "RoleName")
-    trust = check_policy(params["AssumeRolePolicyDocument"], trust=True)
-    roles: dict[str, Role] = context.table("roles", region="")
-    if name in roles:
-        raise _already_exists(f"Role with name {name} already exists.")
-    created = _now(context)
-    role = Role(
-        name=name,
-        arn=arn,
-        role_id=unique_id("AROA", arn, created.isoformat()),
-        path=path,
-        created=created,
-        trust_policy=trust,
+    role = ROLE.create(
+        context,
+        params,
+        trust_policy=check_policy(params["AssumeRolePolicyDocument"], trust=True),
         description=params.get("Description", ""),
         max_session_seconds=_session_seconds(params),
-        tags=_read_tags(params.get("Tags")),
     )
-    roles[name] = role
-    shown = _role_view(role) | tags_member(role.tags)
+    shown = _role_view(context, role) | tags_member(role.tags)
     del shown["MaxSessionDuration"]
     return {"Role": shown}
 
@@ -403,21 +404,17 @@ def _session_seconds(params: Params) -> int:
 @operation("iam", "GetRole", "RoleName")
 def get_role(context: Context, params: Params) -> dict[str, Any]:
     """Return one role with its tags."""
-    role = _find_role(context, params["RoleName"])
-    return {"Role": _role_view(role) | tags_member(role.tags) | {"RoleLastUsed": {}}}
+    role = ROLE.find(context, params["RoleName"])
+    return {"Role": _role_view(context, role) | tags_member(role.tags) | {"RoleLastUsed": {}}}
 
 
-@operation("iam", "ListRoles", *PAGING, "PathPrefix")
-def list_roles(context: Context, params: Params) -> dict[str, Any]:
-    """List roles by name, without their tags."""
-    roles = _below_path(context, "roles", params)
-    return _page([_role_view(role) for role in roles], params, "Roles")
+_register_list(ROLE, _role_view)
 
 
 @operation("iam", "UpdateRole", "RoleName Description MaxSessionDuration")
 def update_role(context: Context, params: Params) -> dict[str, Any]:
     """Change the description and the maximum session duration."""
-    role = _find_role(context, params["RoleName"])
+    role = ROLE.find(context, params["RoleName"])
     if "MaxSessionDuration" in params:
         role.max_session_seconds = _session_seconds(params)
     if "Description" in params:
@@ -428,7 +425,7 @@ def update_role(context: Context, params: Params) -> dict[str, Any]:
 @operation("iam", "UpdateAssumeRolePolicy", "RoleName PolicyDocument")
 def update_assume_role_policy(context: Context, params: Params) -> dict[str, Any]:
     """Replace the trust policy."""
-    role = _find_role(context, params["RoleName"])
+    role = ROLE.find(context, params["RoleName"])
     role.trust_policy = check_policy(params["PolicyDocument"], trust=True)
     return {}
 
@@ -436,7 +433,7 @@ def update_assume_role_policy(context: Context, params: Params) -> dict[str, Any
 @operation("iam", "DeleteRole", "RoleName")
 def delete_role(context: Context, params: Params) -> dict[str, Any]:
     """Delete a role without policies."""
-    role = _find_role(context, params["RoleName"])
+    role = ROLE.find(context, params["RoleName"])
     _check_without_policies(role)
     if _profiles_of(context, role.name):
         raise _delete_conflict(ROLE_IN_PROFILE)
@@ -445,7 +442,7 @@ def delete_role(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _tagged_role(context: Context, params: Params) -> Role:
-    return _find_role(context, params["RoleName"])
+    return ROLE.find(context, params["RoleName"])
 
 
 register_tags(
@@ -481,77 +478,79 @@ def _policy_document(context: Context, arn: str) -> str:
     return document
 
 
-def _register_attachments(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
+def _register_attachments(kind: EntityKind[User] | EntityKind[Role]) -> None:
     """Register the operations on the managed policies of a role or user."""
+    member = f"{kind.word}Name"
 
     def attach(context: Context, params: Params) -> dict[str, Any]:
-        owner, arn = find(context, params[member]), params["PolicyArn"]
+        owner, arn = kind.find(context, params[member]), params["PolicyArn"]
         _policy_document(context, arn)
         if arn not in owner.attached_policies:
             owner.attached_policies.append(arn)
         return {}
 
     def detach(context: Context, params: Params) -> dict[str, Any]:
-        owner, arn = find(context, params[member]), params["PolicyArn"]
+        owner, arn = kind.find(context, params[member]), params["PolicyArn"]
         if arn not in owner.attached_policies:
             raise _no_such_entity(f"Policy {arn} was not found.")
         owner.attached_policies.remove(arn)
         return {}
 
     def list_all(context: Context, params: Params) -> dict[str, Any]:
-        attached = find(context, params[member]).attached_policies
+        attached = kind.find(context, params[member]).attached_policies
         shown = [{"PolicyName": arn.rpartition("/")[2], "PolicyArn": arn} for arn in attached]
         return _page(shown, params, "AttachedPolicies")
 
-    operation("iam", f"Attach{kind}Policy", member, "PolicyArn")(attach)
-    operation("iam", f"Detach{kind}Policy", member, "PolicyArn")(detach)
-    operation("iam", f"ListAttached{kind}Policies", member, *PAGING)(list_all)
+    operation("iam", f"Attach{kind.word}Policy", member, "PolicyArn")(attach)
+    operation("iam", f"Detach{kind.word}Policy", member, "PolicyArn")(detach)
+    operation("iam", f"ListAttached{kind.word}Policies", member, *PAGING)(list_all)
 
 
-_register_attachments("Role", "RoleName", _find_role)
-_register_attachments("User", "UserName", _find_user)
+_register_attachments(ROLE)
+_register_attachments(USER)
 
 
 # Inline policies of roles and users
 
 
-def _register_inline(kind: str, member: str, find: Callable[[Context, str], Role | User]) -> None:
-    """Register the operations on inline policies; the parameters are those of `_register_attachments`."""
+def _register_inline(kind: EntityKind[User] | EntityKind[Role]) -> None:
+    """Register the operations on the inline policies of a role or user."""
+    member = f"{kind.word}Name"
 
     def put(context: Context, params: Params) -> dict[str, Any]:
         _check_name(params["PolicyName"], "policyName", 128)
-        owner = find(context, params[member])
+        owner = kind.find(context, params[member])
         owner.inline_policies[params["PolicyName"]] = check_policy(params["PolicyDocument"], trust=False)
         return {}
 
     def get(context: Context, params: Params) -> dict[str, Any]:
-        owner, name = find(context, params[member]), params["PolicyName"]
+        owner, name = kind.find(context, params[member]), params["PolicyName"]
         if name not in owner.inline_policies:
             raise _missing(name)
         text = _percent_encoded(owner.inline_policies[name])
         return {member: owner.name, "PolicyName": name, "PolicyDocument": text}
 
     def list_all(context: Context, params: Params) -> dict[str, Any]:
-        return _page(sorted(find(context, params[member]).inline_policies), params, "PolicyNames")
+        return _page(sorted(kind.find(context, params[member]).inline_policies), params, "PolicyNames")
 
     def delete(context: Context, params: Params) -> dict[str, Any]:
-        owner, name = find(context, params[member]), params["PolicyName"]
+        owner, name = kind.find(context, params[member]), params["PolicyName"]
         if name not in owner.inline_policies:
             raise _missing(name)
         del owner.inline_policies[name]
         return {}
 
     def _missing(name: str) -> Exception:
-        return _no_such_entity(f"The {kind.lower()} policy with name {name} cannot be found.")
+        return _no_such_entity(f"The {kind.word.lower()} policy with name {name} cannot be found.")
 
-    operation("iam", f"Put{kind}Policy", member, "PolicyName PolicyDocument")(put)
-    operation("iam", f"Get{kind}Policy", member, "PolicyName")(get)
-    operation("iam", f"List{kind}Policies", member, *PAGING)(list_all)
-    operation("iam", f"Delete{kind}Policy", member, "PolicyName")(delete)
+    operation("iam", f"Put{kind.word}Policy", member, "PolicyName PolicyDocument")(put)
+    operation("iam", f"Get{kind.word}Policy", member, "PolicyName")(get)
+    operation("iam", f"List{kind.word}Policies", member, *PAGING)(list_all)
+    operation("iam", f"Delete{kind.word}Policy", member, "PolicyName")(delete)
 
 
-_register_inline("Role", "RoleName", _find_role)
-_register_inline("User", "UserName", _find_user)
+_register_inline(ROLE)
+_register_inline(USER)
 
 
 def _percent_encoded(text: str) -> str:
@@ -575,7 +574,7 @@ def _policy_view(context: Context, policy: Policy | ManagedPolicy) -> dict[str, 
     arn = policy.arn if isinstance(policy, Policy) else managed_arn
     return {
         "PolicyName": policy.name,
-        "PolicyId": policy.policy_id,
+        "PolicyId": policy.entity_id,
         "Arn": arn,
         "Path": policy.path,
         "DefaultVersionId": policy.default_version,
@@ -590,23 +589,11 @@ def _policy_view(context: Context, policy: Policy | ManagedPolicy) -> dict[str, 
 @operation("iam", "CreatePolicy", "PolicyName Path PolicyDocument Description Tags")
 def create_policy(context: Context, params: Params) -> dict[str, Any]:
     """Create a managed policy."""
-    name, path, arn = _new_arn(context, params, "policy", "PolicyName", 128)
-    policies: dict[str, Policy] = context.table("policies", region="")
-    if arn in policies:
-        raise _already_exists(f"A policy called {name} already exists. Duplicate names are not allowed.")
-    now = _now(context)
-    policy = Policy(
-        name=name,
-        arn=arn,
-        policy_id=unique_id("ANPA", arn, now.isoformat()),
-        path=path,
-        created=now,
-        updated=now,
-        description=params.get("Description", ""),
-        versions={"v1": (check_policy(params["PolicyDocument"], trust=False), now)},
-        tags=_read_tags(params.get("Tags")),
+    now, document = _now(context), check_policy(params["PolicyDocument"], trust=False)
+    description = params.get("Description", "")
+    policy = POLICY.create(
+        context, params, updated=now, description=description, versions={"v1": (document, now)}
     )
-    policies[arn] = policy
     return {"Policy": _policy_view(context, policy) | tags_member(policy.tags)}
 
 
@@ -743,11 +730,11 @@ def find_identity(context: Context, arn: str) -> Role | User:
     """Return the role or user of an ARN, for a session its role, or raise ``NoSuchEntity``."""
     kind, _, name = arn.rpartition(":")[2].partition("/")
     if kind == "user":
-        return _find_user(context, name.rpartition("/")[2])
+        return USER.find(context, name.rpartition("/")[2])
     if kind == "role":
-        return _find_role(context, name.rpartition("/")[2])
+        return ROLE.find(context, name.rpartition("/")[2])
     if kind == "assumed-role":
-        return _find_role(context, name.partition("/")[0])
+        return ROLE.find(context, name.partition("/")[0])
     raise _no_such_entity(f"No entity found for {arn}")
 
 
@@ -824,25 +811,6 @@ def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any
 ROLE_IN_PROFILE = "Cannot delete entity, must remove roles from instance profile first."
 
 
-@dataclass(slots=True)
-class InstanceProfile:
-    """An instance profile; in the table ``instance_profiles`` by name."""
-
-    name: str
-    arn: str
-    profile_id: str
-    path: str
-    created: datetime
-    role: str = ""  # name; a profile has at most one
-    tags: dict[str, str] = field(default_factory=dict)
-
-
-def _find_profile(context: Context, name: str) -> InstanceProfile:
-    text = f"Instance Profile {name} cannot be found."
-    profile: InstanceProfile = _find_entity(context, "instance_profiles", name, text)
-    return profile
-
-
 def _profiles_of(context: Context, role: str) -> list[InstanceProfile]:
     profiles: dict[str, InstanceProfile] = context.table("instance_profiles", region="")
     return [profile for _, profile in sorted(profiles.items()) if profile.role == role]
@@ -850,57 +818,40 @@ def _profiles_of(context: Context, role: str) -> list[InstanceProfile]:
 
 def _profile_view(context: Context, profile: InstanceProfile) -> dict[str, Any]:
     role = context.table("roles", region="").get(profile.role)
-    shown = _role_view(role) if role is not None else {}
+    shown = _role_view(context, role) if role is not None else {}
     shown.pop("MaxSessionDuration", None)
-    return {
-        "Path": profile.path,
-        "InstanceProfileName": profile.name,
-        "InstanceProfileId": profile.profile_id,
-        "Arn": profile.arn,
-        "CreateDate": profile.created,
-        "Roles": [shown] if shown else [],
-    }
+    return PROFILE.view(profile) | {"Roles": [shown] if shown else []}
 
 
 @operation("iam", "CreateInstanceProfile", "InstanceProfileName Path Tags")
 def create_profile(context: Context, params: Params) -> dict[str, Any]:
     """Create an instance profile without a role."""
-    name, path, arn = _new_arn(context, params, "instance-profile", "InstanceProfileName", 128)
-    profiles: dict[str, InstanceProfile] = context.table("instance_profiles", region="")
-    if name in profiles:
-        raise _already_exists(f"Instance Profile {name} already exists.")
-    now, tags = _now(context), _read_tags(params.get("Tags"))
-    profile_id = unique_id("AIPA", arn, now.isoformat())
-    profiles[name] = InstanceProfile(name, arn, profile_id, path, now, tags=tags)
-    return {"InstanceProfile": _profile_view(context, profiles[name]) | tags_member(tags)}
+    profile = PROFILE.create(context, params)
+    return {"InstanceProfile": _profile_view(context, profile) | tags_member(profile.tags)}
 
 
 @operation("iam", "GetInstanceProfile", "InstanceProfileName")
 def get_profile(context: Context, params: Params) -> dict[str, Any]:
     """Return an instance profile with its role."""
-    profile = _find_profile(context, params["InstanceProfileName"])
+    profile = PROFILE.find(context, params["InstanceProfileName"])
     return {"InstanceProfile": _profile_view(context, profile) | tags_member(profile.tags)}
 
 
-@operation("iam", "ListInstanceProfiles", *PAGING, "PathPrefix")
-def list_profiles(context: Context, params: Params) -> dict[str, Any]:
-    """List instance profiles by name."""
-    profiles = _below_path(context, "instance_profiles", params)
-    return _page([_profile_view(context, profile) for profile in profiles], params, "InstanceProfiles")
+_register_list(PROFILE, _profile_view)
 
 
 @operation("iam", "ListInstanceProfilesForRole", *PAGING, "RoleName")
 def list_profiles_of_role(context: Context, params: Params) -> dict[str, Any]:
     """List the instance profiles with a role."""
-    profiles = _profiles_of(context, _find_role(context, params["RoleName"]).name)
+    profiles = _profiles_of(context, ROLE.find(context, params["RoleName"]).name)
     return _page([_profile_view(context, profile) for profile in profiles], params, "InstanceProfiles")
 
 
 @operation("iam", "AddRoleToInstanceProfile", "InstanceProfileName RoleName")
 def add_role_to_profile(context: Context, params: Params) -> dict[str, Any]:
     """Add a role to an instance profile that has none."""
-    profile = _find_profile(context, params["InstanceProfileName"])
-    role = _find_role(context, params["RoleName"])
+    profile = PROFILE.find(context, params["InstanceProfileName"])
+    role = ROLE.find(context, params["RoleName"])
     if profile.role:
         text = "Cannot exceed quota for InstanceSessionsPerInstanceProfile: 1"
         raise ApiError("LimitExceeded", text, status=409)
@@ -911,7 +862,7 @@ def add_role_to_profile(context: Context, params: Params) -> dict[str, Any]:
 @operation("iam", "RemoveRoleFromInstanceProfile", "InstanceProfileName RoleName")
 def remove_role_from_profile(context: Context, params: Params) -> dict[str, Any]:
     """Remove the role of an instance profile."""
-    profile = _find_profile(context, params["InstanceProfileName"])
+    profile = PROFILE.find(context, params["InstanceProfileName"])
     if profile.role != params["RoleName"]:
         raise _no_such_entity(f"The role with name {params['RoleName']} cannot be found.")
     profile.role = ""
@@ -921,7 +872,7 @@ def remove_role_from_profile(context: Context, params: Params) -> dict[str, Any]
 @operation("iam", "DeleteInstanceProfile", "InstanceProfileName")
 def delete_profile(context: Context, params: Params) -> dict[str, Any]:
     """Delete an instance profile without a role."""
-    profile = _find_profile(context, params["InstanceProfileName"])
+    profile = PROFILE.find(context, params["InstanceProfileName"])
     if profile.role:
         raise _delete_conflict(ROLE_IN_PROFILE)
     del context.table("instance_profiles", region="")[profile.name]
@@ -949,12 +900,6 @@ class IdentityProvider:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def _find_provider(context: Context, arn: str) -> IdentityProvider:
-    text = f"OpenIDConnect Provider not found for arn {arn}"
-    provider: IdentityProvider = _find_entity(context, "oidc_providers", arn, text)
-    return provider
-
-
 @operation("iam", "CreateOpenIDConnectProvider", "Url ClientIDList ThumbprintList Tags")
 def create_provider(context: Context, params: Params) -> dict[str, Any]:
     """Create an identity provider. Without thumbprints, IAM retrieves one; the sandbox has that of GitHub."""
@@ -980,7 +925,10 @@ def create_provider(context: Context, params: Params) -> dict[str, Any]:
 @operation("iam", "GetOpenIDConnectProvider", "OpenIDConnectProviderArn")
 def get_provider(context: Context, params: Params) -> dict[str, Any]:
     """Return an identity provider."""
-    provider = _find_provider(context, params["OpenIDConnectProviderArn"])
+    arn = params["OpenIDConnectProviderArn"]
+    provider: IdentityProvider | None = context.table("oidc_providers", region="").get(arn)
+    if provider is None:
+        raise _no_such_entity(f"OpenIDConnect Provider not found for arn {arn}")
     return {
         "Url": provider.url,
         "ClientIDList": provider.client_ids,

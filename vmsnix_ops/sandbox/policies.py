@@ -363,7 +363,7 @@ class ManagedPolicy:
     """A managed policy of AWS. `updated` is the creation time of its default version."""
 
     name: str
-    policy_id: str
+    entity_id: str
     default_version: str
     created: datetime
     updated: datetime
@@ -376,9 +376,9 @@ class ManagedPolicy:
 def _managed_policies() -> Iterator[ManagedPolicy]:
     text = files(__package__).joinpath("managed_policies.tsv").read_text("ascii")
     for line in text.splitlines()[1:]:
-        name, policy_id, version, created, updated, description, document = line.split("\t")
+        name, entity_id, version, created, updated, description, document = line.split("\t")
         times = (datetime.fromisoformat(created), datetime.fromisoformat(updated))
-        yield ManagedPolicy(name, policy_id, version, *times, description, document)
+        yield ManagedPolicy(name, entity_id, version, *times, description, document)
 
 
 MANAGED_POLICIES = {policy.name: policy for policy in _managed_policies()}

@@ -102,7 +102,7 @@ def _start_session(
     transitive: tuple[str, ...],
 ) -> dict[str, Any]:
     principal = f"arn:{context.partition}:sts::{account}:assumed-role/{role.name}/{params['RoleSessionName']}"
-    user_id = f"{role.role_id}:{params['RoleSessionName']}"
+    user_id = f"{role.entity_id}:{params['RoleSessionName']}"
     issued = context.clock.now()
     session = create_session(
         context.tables, account, principal, user_id, issued, seconds, tags=tags, transitive=transitive

@@ -48,7 +48,7 @@ from vmsnix_ops.sandbox.ec2.networks import (
 from vmsnix_ops.sandbox.ec2.resources import EmulatedInstance
 from vmsnix_ops.sandbox.ec2.snapshots import add_volume, volumes_of
 from vmsnix_ops.sandbox.ec2.templates import merge_launch, template_tags
-from vmsnix_ops.sandbox.iam import Role
+from vmsnix_ops.sandbox.iam import ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ def _instance_profile(context: Context, launch: Params) -> dict[str, Any]:
     name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
     known = context.table("instance_profiles", region="").get(name)
     if known is not None:
-        return {"IamInstanceProfile": {"Arn": known.arn, "Id": known.profile_id}}
+        return {"IamInstanceProfile": {"Arn": known.arn, "Id": known.entity_id}}
     if name not in context.table("roles", region=""):
         text = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
         raise ApiError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
@@ -801,12 +801,5 @@ def lacks_spot_role(context: Context, params: Params) -> bool:
 def _create_spot_role(context: Context) -> None:
     """Create the role."""
     trust = {"Effect": "Allow", "Principal": {"Service": SPOT_SERVICE}, "Action": "sts:AssumeRole"}
-    created = context.clock.now().replace(microsecond=0)
-    context.table("roles", region="")[SPOT_ROLE] = Role(
-        name=SPOT_ROLE,
-        arn=spot_role_arn(context),
-        role_id=unique_id("AROA", spot_role_arn(context), created.isoformat()),
-        path=SPOT_ROLE_PATH,
-        created=created,
-        trust_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
-    )
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    ROLE.create(context, {"RoleName": SPOT_ROLE, "Path": SPOT_ROLE_PATH}, trust_policy=policy)
