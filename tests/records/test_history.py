@@ -153,7 +153,7 @@ def test_the_age_of_an_ami_is_that_in_aws_and_not_of_its_record(tables: Tables) 
         (lambda t: history.runs(t, status="faild"), ["Invalid status 'faild'", "'failed'"]),
         (lambda t: history.runs(t, status=["done", "bad"]), ["done, partial, failed, cancelled"]),
         (lambda t: history.runs(t, image="ecs-nod"), ["'ecs-nod'", "Did you mean 'ecs-node'?"]),
-        (lambda t: history.runs(t, runbook=["publish"]), ["Did you mean 'publish-ami'?"]),
+        (lambda t: history.runs(t, runbook=["publihs-ami"]), ["Did you mean 'publish-ami'?"]),
         (lambda t: history.runs(t, region="eu-wset-1"), ["Did you mean 'eu-west-1'?"]),
         (
             lambda t: history.runs(t, statuss="done"),
@@ -170,7 +170,11 @@ def test_the_age_of_an_ami_is_that_in_aws_and_not_of_its_record(tables: Tables) 
         (lambda t: history.timings(t, bye="step"), ["Did you mean 'by'?", "percentiles"]),
         (lambda t: history.timings(t, by="stepp"), ["Did you mean 'step'?"]),
         (lambda t: history.read(tables=t, sinse="1D"), ["Did you mean 'since'?"]),
-        (lambda t: history.runs(t, since="3M"), ["Invalid since '3M'", '"30D"']),
+        (lambda t: history.runs(t, since="3M"), ["Invalid since '3M'", "Months", '"30D"']),
+        (lambda t: history.runs(t, since="1 year"), ["years have different lengths"]),
+        (lambda t: history.promotions(t, channel="stabel"), ["Did you mean 'stable'?", "Recorded: none"]),
+        (lambda t: public.findings(t, rule="public-snapsot"), ["'public-snapshot'"]),
+        (lambda t: public.runs("publish"), ["'publish' has no name", "runbook='publish'"]),
         (lambda t: history.runs(t, since=30), ["Invalid since 30", '"30D"']),
         (lambda t: history.runs(t, until="soon"), ["neither a duration nor a date"]),
         (lambda t: history.runs(t, since="999999999999D"), ["neither a duration nor a date"]),
@@ -216,6 +220,7 @@ def test_a_value_that_exists_but_is_not_recorded_finds_nothing(
     assert history.amis(tables, image="node-4").empty  # of a run that published nothing
     assert history.promotions(tables, image="node-2", channel="candidate").empty  # a channel of the settings
     assert public.runs(tables, runbook="prove-ami").empty
+    assert list(public.runs(tables, runbook="promote")["run_id"]) == ["a"]  # the short name
     for call in (history.amis, history.runs, history.promotions):
         with pytest.raises(ParameterError, match=r"No image 'node-3' is recorded. Did you mean 'node-"):
             call(tables, image="node-3")
@@ -246,7 +251,7 @@ def test_rows_of_a_sandbox_are_shown_on_request(tmp_path: Path, monkeypatch: pyt
     assert list(history.runs(endpoint="all", last=2)["run_id"]) == ["demo", "exported"]
     assert len(history.runs(endpoint="all")) == 3
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # a shell that uses a sandbox
-    assert list(history.runs()["run_id"]) == ["exported"]
+    assert list(history.runs()["run_id"]) == ["demo", "exported"]  # as with endpoint="sandbox"
     main.append("steps", [step("a", "upload", 0, seconds=5, endpoint="sandbox"), step("b", "upload", 1)])
     assert len(history.timings(endpoint="aws")) == 0
     assert list(history.timings(by="step")["count"]) == [2]

@@ -143,10 +143,6 @@ def _reader(table: str) -> Callable[..., None]:
 
         wanted = {name: value for name, value in given.items() if value not in (None, (), False)}
         wanted |= {name: given[name] for name in FLAGS if given.get(name) is not None}
-        if "runbook" in wanted:
-            from vmsnix_ops.runbooks import catalog
-
-            wanted["runbook"] = [catalog.full_name(name) for name in wanted["runbook"]]
         endpoint = "sandbox" if sandbox else endpoint
         frame = _read(table, **wanted, last=last, endpoint=endpoint)
         if as_json:

@@ -50,6 +50,9 @@ OTHER_NAMES = {
 DECLARED: dict[str, Callable[[], Iterable[str]]] = {}
 """Values that exist, whether they are recorded or not, by column; `runbooks.history` adds them."""
 
+FULL_NAMES: dict[str, Callable[[str], str]] = {}
+"""Functions that return the recorded form of a value, by column; `runbooks.history` adds them."""
+
 OPEN_COLUMNS = ("image", "runbook", "step", "channel", "rule")
 """Columns in which a value that is not recorded, but similar to a recorded one, is a typing mistake."""
 
@@ -76,10 +79,13 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
         tables = given.get("tables")
         if tables is not None and not isinstance(tables, Tables):
+            full = FULL_NAMES.get("runbook", str)(str(tables))
+            columns = [column for column, values in DECLARED.items() if full in values()]
+            likely = next(name for name in (*columns, "image", *names[1:]) if name in names)
             raise ParameterError(
                 f"history.{function.__name__}: {tables!r} has no name.",
                 why="Only the tables can be given without a name; by default they are those of the settings.",
-                fix=f"Give it by name, such as image={tables!r}. The names are {', '.join(names[1:])}.",
+                fix=f"Give it by name, such as {likely}={tables!r}. The names are {', '.join(names[1:])}.",
             )
         return function(*args, **kwargs)
 
@@ -142,14 +148,15 @@ def wanted_values(column: Column, given: object) -> list[Any] | None:
             column.kind == "flag" or not isinstance(plain, bool)
         )
         if not fits:
-            raise _refusal(column, value, f"It is a {type(value).__name__}.")
+            raise _refusal(column, value, f"Its type is {type(value).__name__}.")
         if column.values and plain not in column.values:
             raise ParameterError(
                 f"Invalid {column.name} {plain!r}.",
                 why=nearest(str(plain), column.values),
                 fix=f"Use {', '.join(column.values)}, or a list of them.",
             )
-    return [value.item() if hasattr(value, "item") else value for value in values]
+    full_name: Callable[[Any], Any] = FULL_NAMES.get(column.name, lambda value: value)
+    return [full_name(value.item() if hasattr(value, "item") else value) for value in values]
 
 
 def _refusal(column: Column, value: object, why: str) -> ParameterError:
@@ -159,19 +166,21 @@ def _refusal(column: Column, value: object, why: str) -> ParameterError:
     )
 
 
-def refuse_typos(column: str, wanted: Iterable[Any], recorded: Iterable[str]) -> None:
-    """Refuse a value that is not recorded, if a recorded one is similar, and regions that do not exist."""
-    known = sorted(set(recorded))
+def refuse_typos(
+    column: str, wanted: Iterable[Any], recorded: Iterable[str], declared: Iterable[str]
+) -> None:
+    """Refuse a value if a recorded or declared one is similar, and regions that do not exist."""
+    known, all_known = sorted(set(recorded)), sorted({*recorded, *declared})
     for value in wanted:
         if value in known:
             continue
         if column == "region":
             check_region_name(value, likely=known)
-        if column in OPEN_COLUMNS and (similar := nearest(value, known)):
+        if column in OPEN_COLUMNS and (similar := nearest(value, all_known)):
             raise ParameterError(
                 f"No {column} {value!r} is recorded.",
                 why=similar,
-                fix=f"Recorded: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}.",
+                fix=f"Recorded: {', '.join(known[:20]) or 'none'}{', ...' if len(known) > 20 else ''}.",
             )
 
 
@@ -201,7 +210,9 @@ def moment(name: str, given: object, *, end: bool = False) -> datetime | None:
     if found is None:
         raise ParameterError(
             f"Invalid {name} {given!r}.",
-            why="It is neither a duration nor a date.",
+            why="Months and years have different lengths."
+            if re.fullmatch(r"\s*[\d.]+\s*(m|mo|months?|y|years?)\s*", str(given), re.IGNORECASE)
+            else "It is neither a duration nor a date.",
             fix='Use a duration such as "30D", "12h" or "2W", a date such as "2026-11-01", or a datetime '
             "with a time zone.",
         )

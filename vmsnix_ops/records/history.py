@@ -368,17 +368,15 @@ def _refuse_typos(
         if missing := {value for value in missing if not _is_declared(name, value, sources)}:
             anywhere = [(tables, ALL_ENDPOINTS) for tables, _ in sources]
             recorded = _read(anywhere, table, columns=[name])[name].dropna()
-            filters.refuse_typos(name, sorted(missing), recorded)
+            filters.refuse_typos(name, sorted(missing), recorded, _declared(name))
 
 
 def _is_declared(column: str, value: str, sources: list[tuple[Tables, str]]) -> bool:
     """Whether a value exists, although no row of the table has it: it is only not used yet."""
     if column == "region":
         return value in known_regions()
-    if column == "channel":
-        return value in load().channels
     if column != "image":
-        return value in filters.DECLARED.get(column, tuple)()
+        return value in _declared(column)
     if any(
         len(_read(sources, table, [(column, "==", value)], [column])) for table in ("runs", "steps", "amis")
     ):
@@ -387,6 +385,10 @@ def _is_declared(column: str, value: str, sources: list[tuple[Tables, str]]) -> 
     # The names of a flake's images are words of its files. Only Nix knows more, and takes seconds.
     files = (path for pattern in ("*.nix", "*/*.nix") for path in flake.glob(pattern) if path.is_file())
     return any(word.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
+
+
+def _declared(column: str) -> Iterable[str]:
+    return load().channels if column == "channel" else filters.DECLARED.get(column, tuple)()
 
 
 def ordered(values: pd.Series[Any], order: Iterable[str]) -> pd.Series[Any]:

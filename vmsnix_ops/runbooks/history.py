@@ -128,6 +128,7 @@ def _rules() -> Iterable[str]:
 
 
 filters.DECLARED.update(runbook=catalog.names, rule=_rules)
+filters.FULL_NAMES["runbook"] = catalog.full_name
 
 
 @door
@@ -167,7 +168,9 @@ def results(
     }
     wanted = {name: filters.wanted_values(known[name], value) for name, value in given.items()}
     names = filters.wanted_values(column("runbook"), runbook)
-    names = None if names is None else [_runbook_name(name) for name in names]
+    for name in set(names or ()) - set(catalog.names()):
+        if similar := nearest(name, catalog.names()):
+            raise ParameterError(f"No runbook {name!r}.", why=similar, fix="vmsnix list shows the runbooks.")
     rows = []
     for run in _archived(kind, names):
         row = _row(run)
@@ -190,14 +193,6 @@ def results(
             frame[name] = frame[name].astype("Int64")
     frame["status"] = ordered(frame["status"], outcomes.RUN_STATUSES)
     return frame if most is None else frame.head(most)
-
-
-def _runbook_name(name: str) -> str:
-    """Return the full name of a runbook; refuse a name that is similar to one, but none."""
-    full, known = catalog.full_name(name), catalog.names()
-    if full not in known and (similar := nearest(name, known)):
-        raise ParameterError(f"No runbook {name!r}.", why=similar, fix="vmsnix list shows the runbooks.")
-    return full
 
 
 def _archived(kind: str, names: list[str] | None) -> Iterator[ArchivedRun]:
