@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import vmsnix_ops
 from tests.hostile import HOSTILE, assert_safe_lines, hidden
 from vmsnix_ops.display import Displayed, DisplayTable, frame_table, make_table
 
@@ -48,6 +51,13 @@ class Everything(Displayed):
         return [self.word]
 
 
+class FactsOnly(Everything):
+    """The same without a table."""
+
+    def table(self) -> None:  # type: ignore[override]
+        return None
+
+
 def test_title_facts_table_and_notes_are_shown_as_text_html_and_markdown() -> None:
     whole = Everything("a|b", "Title")
     assert str(whole) == "Title\n  a|b   1\n  name  a|b\na|b\na|b  b\na|b  2\na|b"
@@ -67,6 +77,19 @@ def test_a_notebook_shows_the_text_and_not_the_fields_of_a_dataclass() -> None:
 
     whole = Everything("a", "Title")
     assert pretty(whole) == repr(whole) == str(whole)
+
+
+def test_everything_shown_has_a_frame() -> None:
+    whole = Everything("a", "Title")
+    assert whole.frame.to_dict("list") == {"a": ["a"], "b": ["2"]}
+    assert FactsOnly("a").frame.to_dict("list") == {"name": ["a", "name"], "value": ["1", "a"]}
+    package = Path(vmsnix_ops.__file__).parent
+    methods = [
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"(?<!@property\n)^    def frame\(self", path.read_text(), re.MULTILINE)
+    ]
+    assert methods == []  # it is a property of every class
 
 
 def test_a_table_without_rows_is_shown_too() -> None:

@@ -91,6 +91,15 @@ class Displayed:
         """Return sentences, shown below the table."""
         return ()
 
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table as a frame; without a table, a row for each fact."""
+        import pandas as pd
+
+        if (table := self.table()) is not None:
+            return table.frame
+        return pd.DataFrame([(name, value) for name, value in self.facts()], columns=["name", "value"])
+
     def __str__(self) -> str:
         facts = [(line(name), value) for name, value in self.facts()]
         indent = "  " if self.title else ""

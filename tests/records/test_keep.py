@@ -43,6 +43,7 @@ FRAME = pd.DataFrame(
 class Counted(Result):
     """A result."""
 
+    @property
     def frame(self) -> pd.DataFrame:
         return FRAME[["amis"]]
 

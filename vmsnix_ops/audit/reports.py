@@ -225,8 +225,9 @@ class AuditResult(Result):
         """Return the failures to read or write the tables."""
         return tuple(self.problems)
 
+    @property
     def frame(self) -> pd.DataFrame:
-        """Return the findings."""
+        """The findings."""
         return self.findings
 
     def summary(self) -> pd.DataFrame:
@@ -339,7 +340,7 @@ BRIEF = 10
 class ShownFindings(display.Displayed):
     """Findings for people: a table in a notebook, lines in a log."""
 
-    frame: pd.DataFrame  # the findings to show
+    frame: pd.DataFrame = field(repr=False)  # the findings to show
     total: int  # number of all findings
     severities: tuple[str, ...] = ()  # empty for all
 

@@ -75,8 +75,9 @@ class VerificationResult(Result):
     regions: pd.DataFrame  # a row for each: `region`, `amis`, `drifted`, `fields`, `unread`
     fail_on_drift: bool = True  # whether a difference fails the run
 
+    @property
     def frame(self) -> pd.DataFrame:
-        """Return the drift; columns as in `COLUMNS`."""
+        """The drift; columns as in `COLUMNS`."""
         return self.drift
 
     @property

@@ -52,8 +52,9 @@ class _Parts(Displayed):
         """The parts that are missing or wrong."""
         return tuple(part for part in self.parts if part.action != "keep")
 
+    @property
     def frame(self) -> pd.DataFrame:
-        """Return the parts as a table: ``part``, ``action``, ``what``."""
+        """The parts as a table: ``part``, ``action``, ``what``."""
         import pandas as pd
 
         rows = [(part.name, part.action, part.what) for part in self.parts]

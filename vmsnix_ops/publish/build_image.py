@@ -58,8 +58,9 @@ class BuildResult(Result):
         """Return the result as ``result.json`` contains it."""
         return {"status": "done", **self.image.result()}
 
+    @property
     def frame(self) -> pd.DataFrame:
-        """Return the packages of the image, the largest first: see `vmsnix_ops.nix.closure.closure`.
+        """The packages of the image, the largest first: see `vmsnix_ops.nix.closure.closure`.
 
         Raises
         ------
@@ -72,7 +73,7 @@ class BuildResult(Result):
 
     def show_packages(self, *, most: int = 10) -> display.DisplayTable:
         """Return the largest packages; their sizes do not include their dependencies."""
-        return display.frame_table(self.frame().head(most))
+        return display.frame_table(self.frame.head(most))
 
 
 def images(flake: str | Path | None = None, *, system: str | None = None) -> pd.DataFrame:

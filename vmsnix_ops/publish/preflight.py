@@ -335,8 +335,9 @@ class PreflightResult(Result):
             return error
         return None
 
+    @property
     def frame(self) -> pd.DataFrame:
-        """Return the checks as a table: ``check``, ``outcome``, ``found``, ``fix``."""
+        """The checks as a table: ``check``, ``outcome``, ``found``, ``fix``."""
         return checks_frame(self.checks)
 
     def as_dict(self) -> dict[str, Any]:

@@ -523,8 +523,9 @@ class Timings(Result):
         """Return `text`."""
         return (self.text,)
 
+    @property
     def frame(self) -> pd.DataFrame:
-        """Return the steps."""
+        """The steps."""
         return self.steps
 
     def as_dict(self) -> dict[str, Any]:

@@ -22,8 +22,6 @@ from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import json_text
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from vmsnix_ops.display import DisplayTable
     from vmsnix_ops.records.run_context import RunContext
 
@@ -230,7 +228,7 @@ def plain_table(table: DisplayTable, *, title: str) -> dict[str, Any]:
 class Result(Displayed):
     """The base of the results of all jobs.
 
-    A subclass overrides `frame` and `as_dict`, and `error` if its job can fail.
+    A subclass overrides `as_dict`, `frame` if its table has fewer columns, and `error` if its job can fail.
     """
 
     __slots__ = ()
@@ -250,10 +248,6 @@ class Result(Displayed):
     def error(self) -> VmsnixError | None:
         """The error of a failed or partial job; ``None`` if it is done."""
         return None
-
-    def frame(self) -> pd.DataFrame:
-        """Return the result as a frame."""
-        raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""

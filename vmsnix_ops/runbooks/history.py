@@ -273,8 +273,8 @@ def _as_frame(table: Any) -> pd.DataFrame:
     """Return a table as a frame whose columns are unique texts."""
     import pandas as pd
 
-    if isinstance(table, display.Displayed) and hasattr(table, "frame"):
-        table = table.frame() if callable(table.frame) else table.frame
+    if isinstance(table, display.Displayed):
+        table = table.frame
     if isinstance(table, pd.Series):
         table = table.to_frame(name=table.name if table.name is not None else "value")
     elif not isinstance(table, pd.DataFrame):

@@ -80,8 +80,9 @@ class FleetPlan(FingerprintedPlan):
     states: Mapping[str, str]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
     def frame(self) -> pd.DataFrame:
-        """Return one row per target: ``target``, ``state``, ``runbook``, and `FleetTarget.described`."""
+        """One row per target: ``target``, ``state``, ``runbook``, and `FleetTarget.described`."""
         import pandas as pd
 
         return pd.DataFrame(
