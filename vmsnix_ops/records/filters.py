@@ -184,7 +184,7 @@ def refuse_typos(
             )
 
 
-def moment(name: str, given: object, *, end: bool = False) -> datetime | None:
+def moment(name: str, given: object, *, end: bool = False, ahead: bool = False) -> datetime | None:
     """Return a point in time; ``None`` without one.
 
     Parameters
@@ -195,6 +195,8 @@ def moment(name: str, given: object, *, end: bool = False) -> datetime | None:
         A duration before now, a date (its start in UTC), or a datetime with a time zone.
     end
         Whether a date is its end instead of its start.
+    ahead
+        Whether a duration is after now.
 
     Raises
     ------
@@ -204,7 +206,7 @@ def moment(name: str, given: object, *, end: bool = False) -> datetime | None:
     if given is None or given == "":
         return None
     try:
-        found = _moment(name, given, end=end)
+        found = _moment(name, given, end=end, sign=1 if ahead else -1)
     except (OverflowError, ValueError):
         found = None
     if found is None:
@@ -219,19 +221,19 @@ def moment(name: str, given: object, *, end: bool = False) -> datetime | None:
     return found
 
 
-def _moment(name: str, given: object, *, end: bool) -> datetime | None:
+def _moment(name: str, given: object, *, end: bool, sign: int) -> datetime | None:
     if isinstance(given, str):
         duration = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", given)
         if duration:
             unit = UNITS.get(duration[2].lower()) if duration[2] not in ("M", "m") else None
-            return datetime.now(UTC) - float(duration[1]) * unit if unit else None
+            return datetime.now(UTC) + sign * float(duration[1]) * unit if unit else None
         text = given.strip()
         try:
             given = date.fromisoformat(text)
         except ValueError:
             given = datetime.fromisoformat(text)
     if isinstance(given, timedelta):
-        return datetime.now(UTC) - given if given >= timedelta() else None
+        return datetime.now(UTC) + sign * given if given >= timedelta() else None
     if isinstance(given, datetime):
         if given != given:  # pandas.NaT
             return None

@@ -17,7 +17,7 @@ flag     bool                      ``boolean``              bool
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -129,6 +129,11 @@ _COST_BASIS = Column(
     "What the cost is computed from: `stored`, the bytes that it stores; `volume`, the size of its volume; "
     "`snapshots`, the snapshots of an AMI, which have rows of their own. Leave out `snapshots` from a sum.",
     values=("stored", "volume", "snapshots"),
+)
+_FINDING_ID = Column(
+    "finding_id",
+    "text",
+    "Identity of the finding, equal in every audit that finds it: 16 hexadecimal digits.",
 )
 _VIA = Column(
     "via",
@@ -382,6 +387,7 @@ FINDINGS = Schema(
     "findings",
     "One row per finding of an audit.",
     (
+        _FINDING_ID,
         Column("run_id", "text", "Run that scanned; joins `runs` and `inventory`.", required=True),
         Column("scanned_at", "time", "Start of the scan; equal in all its rows.", "UTC", required=True),
         Column(
@@ -409,6 +415,40 @@ FINDINGS = Schema(
             "USD per month",
         ),
         _COST_BASIS,
+        Column("acknowledged", "flag", "Whether it was acknowledged when the audit ran."),
+    ),
+)
+
+ACKNOWLEDGEMENTS = Schema(
+    "acknowledgements",
+    "One row per acknowledgement of a finding or its withdrawal; the latest row of a finding applies.",
+    (
+        replace(_FINDING_ID, required=True),
+        Column(
+            "action",
+            "text",
+            "Kind of change.",
+            required=True,
+            values=("acknowledged", "withdrawn"),
+        ),
+        Column("recorded_at", "time", "When this row was written.", "UTC", required=True),
+        Column("until", "time", "When the finding counts again; empty in a withdrawal.", "UTC"),
+        Column("reason", "text", "Why the finding is acceptable, or why this no longer applies."),
+        Column("user", "text", "Operating system user who did it."),
+        Column(
+            "severity",
+            "text",
+            "Severity of the finding then. The acknowledgement does not cover a higher one.",
+            required=True,
+            values=outcomes.SEVERITIES,
+        ),
+        Column("rule", "text", "Name of the rule that found it."),
+        _ACCOUNT,
+        Column("region", "text", "AWS region; empty for a whole account."),
+        _ENDPOINT,
+        Column("kind", "text", "Kind of the resource, as in `inventory`."),
+        Column("resource_id", "text", "Identifier of the resource."),
+        Column("name", "text", "Name of the resource."),
     ),
 )
 
@@ -500,6 +540,9 @@ PLANS = Schema(
 
 SCHEMAS: dict[str, Schema] = {
     table.name: table
-    for table in (RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY, FINDINGS, PROOFS, RETIREMENTS, PLANS)
+    for table in (
+        *(RUNS, STEPS, AMIS, PROMOTIONS, PACKAGES, INVENTORY),
+        *(FINDINGS, ACKNOWLEDGEMENTS, PROOFS, RETIREMENTS, PLANS),
+    )
 }
 """The tables by name."""
