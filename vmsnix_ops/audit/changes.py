@@ -125,6 +125,7 @@ def _findings_table(inventory: Inventory, findings: pd.DataFrame) -> pa.Table:
         run_id=inventory.run.run_id,
         scanned_at=inventory.scanned_at,
         endpoint=endpoint_kind(),
+        acknowledged=findings["acknowledged_until"].notna(),
         cost_basis=findings[IDENTITY].join(basis, on=IDENTITY)["cost_basis"],
     )
     schema = schemas.FINDINGS.arrow()

@@ -5,6 +5,7 @@ Rules work on whole columns, so that a hundred thousand AMIs are checked in seco
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.outcomes import Severity
 
 COLUMNS: dict[str, str] = {
+    "finding_id": "identity of the finding, equal in every audit that finds it",
     "severity": "critical (production may fail), high (fix today), medium, low, or info",
     "rule": "name of the rule that found it",
     "account": "AWS account ID, 12 digits",
@@ -45,6 +47,9 @@ COLUMNS: dict[str, str] = {
     "monthly_usd": "cost of the resource, USD per month",
 }
 """Columns of the findings and their meaning."""
+
+IDENTITY = ("rule", "account", "region", "kind", "resource_id", "subject")
+"""What identifies a finding. The subject is what a rule found at the resource, such as an unknown account."""
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _PARTS = re.compile(r"(\{\w+\}|<[A-Z]+>)")
@@ -265,13 +270,15 @@ def findings_for(
     *,
     remediation: str | pd.Series[Any] = "",
     evidence: str | pd.Series[Any] = "",
+    subject: str = "",
     **more: Any,
 ) -> pd.DataFrame:
     """Return one finding for each row of an inventory.
 
-    `reason` and `evidence` are texts in which ``{column}`` is replaced by a value of the row; `more` are
-    further columns for them. `remediation` is a template for `commands_for`, or a command for each row; empty
-    if no command fixes all.
+    `reason`, `evidence` and `subject` are texts in which ``{column}`` is replaced by a value of the row;
+    `more` are further columns for them. `remediation` is a template for `commands_for`, or a command for each
+    row; empty if no command fixes all. Another `subject` is another finding, which a person has to
+    acknowledge again; it must not contain what changes with time, such as an age.
     """
     import pandas as pd
 
@@ -286,6 +293,8 @@ def findings_for(
         none = pd.Series(None, rows.index, "object")
         remediation = commands_for(remediation, rows) if remediation else none
     texts["remediation"] = remediation.reindex(rows.index)
+    if subject:
+        texts["subject"] = fill_template(subject, rows)
     given = [name for name in COLUMNS if name in rows.columns and name not in texts]
     return rows[given].assign(**texts)
 
@@ -299,6 +308,15 @@ def fill_template(text: str, rows: pd.DataFrame) -> pd.Series[Any]:
     for name, after in zip(parts[1::2], parts[2::2], strict=True):
         whole = whole + rows[name].astype("str").fillna("") + after
     return whole
+
+
+def finding_ids(findings: pd.DataFrame) -> list[str]:
+    """Return the identity of each finding, 16 hexadecimal digits, from the columns `IDENTITY`."""
+    columns = [findings[name].astype("object").fillna("").astype("str") for name in IDENTITY]
+    return [
+        hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        for parts in zip(*columns, strict=True)
+    ]
 
 
 def concat(*parts: pd.DataFrame) -> pd.DataFrame:

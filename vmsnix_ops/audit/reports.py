@@ -12,6 +12,8 @@ from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.audit import changes as audit_changes
 from vmsnix_ops.audit import inventory as inventories
 from vmsnix_ops.audit import views
+from vmsnix_ops.audit.acknowledgements import COLUMNS as ACKNOWLEDGED
+from vmsnix_ops.audit.acknowledgements import SHOW, mark, split
 from vmsnix_ops.audit.findings import AuditCriteria, ReadableTables, as_text
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Inventory, OneByOne
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
@@ -23,6 +25,7 @@ from vmsnix_ops.records.result import Result, saving
 from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
+from vmsnix_ops.templates import fill
 from vmsnix_ops.text import json_text, line, write_csv
 
 if TYPE_CHECKING:
@@ -198,9 +201,14 @@ class AuditResult(Result):
             problems.append(f"Could not compare with the last audit. {error}")
         readable = ReadableTables(history)
         inventory = replace(inventory, frame=_with_proofs(inventory.frame, readable))
-        findings = evaluate(inventory, criteria=criteria, tables=readable)
+        findings = mark(evaluate(inventory, criteria=criteria, tables=readable), readable)
         for name, unread in readable.unread.items():
-            problems.append(f"Rules that need the table {name} found nothing. {unread}")
+            result = (
+                "Acknowledged findings are listed with the others."
+                if name == "acknowledgements"
+                else f"Rules that need the table {name} found nothing."
+            )
+            problems.append(f"{result} {unread}")
         return cls(inventory, findings, changed, problems, fail_on, tables)
 
     @property
@@ -227,14 +235,17 @@ class AuditResult(Result):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The findings."""
+        """The findings; ``acknowledged_until`` is empty for those that count."""
         return self.findings
 
     def summary(self) -> pd.DataFrame:
         """Return the number of findings of each rule and the cost of their resources, most severe first."""
-        groups = self.findings.groupby(["severity", "rule"], as_index=False, sort=False)
+        acknowledged = self.findings["acknowledged_until"].notna()
+        counted_apart = self.findings.assign(counts=~acknowledged, acknowledged=acknowledged)
+        groups = counted_apart.groupby(["severity", "rule"], as_index=False, sort=False)
         return groups.agg(
-            findings=("resource_id", "size"),
+            findings=("counts", "sum"),
+            acknowledged=("acknowledged", "sum"),
             accounts=("account", "nunique"),
             regions=("region", "nunique"),
             monthly_usd=("monthly_usd", "sum"),
@@ -243,8 +254,9 @@ class AuditResult(Result):
     def show_findings(self, *severities: str, most: int = 10) -> ShownFindings:
         """Return the findings of these severities for people, at most this many of each rule."""
         chosen = self.findings[self.findings["severity"].isin(severities or SEVERITIES)]
-        first = chosen.groupby(["severity", "rule"], sort=False).head(most)
-        return ShownFindings(first, len(chosen), severities)
+        counting, acknowledged = split(chosen)
+        first = counting.groupby(["severity", "rule"], sort=False).head(most)
+        return ShownFindings(first, len(counting), severities, acknowledged)
 
     def show_summary(self) -> display.DisplayTable:
         """Return `summary` for people."""
@@ -270,9 +282,8 @@ class AuditResult(Result):
         """`AuditError` for findings as severe as `fail_on`; else `PartialError` if something is missing."""
         severities = _severities_from(self.fail_on)
         # The rule `unread` does not count: it is not about a problem of a resource.
-        found = self.findings[
-            self.findings["severity"].isin(severities) & (self.findings["rule"] != "unread")
-        ]
+        counting, _ = split(self.findings)
+        found = counting[counting["severity"].isin(severities) & (counting["rule"] != "unread")]
         if len(found):
             first = found.iloc[0]
             return errors.AuditError(
@@ -299,8 +310,9 @@ class AuditResult(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
-        shown = self.summary()[["severity", "rule", "findings"]]
-        by_severity, folder = self.findings["severity"].value_counts(), self.run.folder
+        shown = self.summary()[["severity", "rule", "findings", "acknowledged"]]
+        counting, acknowledged = split(self.findings)
+        by_severity, folder = counting["severity"].value_counts(), self.run.folder
         status = "partial" if self.inventory.unread or self.problems else "done"
         return {
             "status": "failed" if isinstance(self.error, errors.AuditError) else status,
@@ -310,10 +322,12 @@ class AuditResult(Result):
             "page": folder / "audit.html",
             **views.totals(self.inventory),
             **{f"findings_{severity}": int(by_severity.get(severity, 0)) for severity in SEVERITIES},
+            "findings_acknowledged": len(acknowledged),
             "changes": str(self.changes),
             "tables": [
                 {
-                    "title": counted(len(self.findings), "finding"),
+                    "title": counted(len(counting), "finding")
+                    + (f", {len(acknowledged):,} acknowledged" if len(acknowledged) else ""),
                     "columns": list(shown.columns),
                     "rows": shown.to_numpy().tolist(),
                 }
@@ -336,6 +350,12 @@ BRIEF = 10
 """Most rows of a table, and most findings, as text on a terminal and in a log; the files have all."""
 
 
+MOST_FOLDED = 200
+"""Most rows of the folded table of acknowledged findings; findings.csv has all."""
+
+_FOLDED = "<details><summary>{{ text }}</summary>{{ table }}</details>"
+
+
 @dataclass(frozen=True, slots=True)
 class ShownFindings(display.Displayed):
     """Findings for people: a table in a notebook, lines in a log."""
@@ -343,6 +363,7 @@ class ShownFindings(display.Displayed):
     frame: pd.DataFrame = field(repr=False)  # the findings to show
     total: int  # number of all findings
     severities: tuple[str, ...] = ()  # empty for all
+    acknowledged: pd.DataFrame | None = field(default=None, repr=False)  # those that are shown folded
 
     @property
     def nothing(self) -> str:
@@ -356,18 +377,32 @@ class ShownFindings(display.Displayed):
     def __str__(self) -> str:
         lines = []
         for row in as_text(self.frame.head(BRIEF)).to_dict("records"):
-            texts = (row["severity"], row["rule"], row["region"], row["resource_id"])
+            texts = (row["severity"], row["rule"], row["region"], row["resource_id"], row["finding_id"])
             lines += [line(" ".join(str(text) for text in texts if text)), f"    {line(row['reason'])}"]
             lines += [f"    {line(row['remediation'])}"] if row["remediation"] else []
         left = self.total - min(len(self.frame), BRIEF)
         more = [f"{left:,} more in findings.csv and audit.html."] if left else []
-        return "\n".join([*lines, *more]) or self.nothing
+        folded = [f"{text} not listed: {SHOW}"] if (text := self._counted_apart) else []
+        return "\n".join([*(lines + more or [self.nothing]), *folded])
+
+    def _repr_html_(self) -> str:
+        shown = display.Displayed._repr_html_(self)
+        if self.acknowledged is None or not (text := self._counted_apart):
+            return shown
+        names = ("severity", "rule", "region", "resource_id", *ACKNOWLEDGED)
+        table = display.frame_table(self.acknowledged[list(names)].head(MOST_FOLDED))
+        return shown + str(fill(_FOLDED, text=text, table=table))
+
+    @property
+    def _counted_apart(self) -> str:
+        number = 0 if self.acknowledged is None else len(self.acknowledged)
+        return counted(number, "acknowledged finding") if number else ""
 
     def table(self) -> display.DisplayTable:
         """Return the findings."""
-        names = ("severity", "rule", "region", "resource_id", "name", "reason", "remediation")
+        names = ("finding_id", "severity", "rule", "region", "resource_id", "name", "reason", "remediation")
         rows = as_text(self.frame)[list(names)].to_numpy().tolist()
-        return display.make_table((*names[:-1], "fix"), rows, nothing=self.nothing)
+        return display.make_table(("finding", *names[1:-1], "fix"), rows, nothing=self.nothing)
 
     def notes(self) -> list[str]:
         """Return how many findings are not shown."""

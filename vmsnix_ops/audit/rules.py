@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.audit.findings import (
     COLUMNS,
+    IDENTITY,
     NO_TABLES,
     RULES,
     AuditCriteria,
@@ -23,6 +24,7 @@ from vmsnix_ops.audit.findings import (
     commands_for,
     concat,
     fill_template,
+    finding_ids,
     findings_for,
     publish_commands,
     rule,
@@ -91,7 +93,9 @@ def evaluate(
         if not len(part):
             continue
         severity = part["severity"] if "severity" in part else RULES[name].severities[0]
-        part = _with_types(part.assign(rule=name, severity=severity).reindex(columns=list(COLUMNS)))
+        part = part.assign(rule=name, severity=severity)
+        part = part.assign(finding_id=finding_ids(part.reindex(columns=list(IDENTITY))))
+        part = _with_types(part.reindex(columns=list(COLUMNS)))
         part = part.sort_values(["account", "region", "resource_id"])
         for one in part["severity"].unique():
             parts[SEVERITIES.index(one), name] = part[part["severity"] == one]
@@ -159,6 +163,7 @@ def shared_with_unknown(data: AuditData) -> pd.DataFrame:
         evidence="launch permission",
         remediation="aws ec2 modify-image-attribute --region {region} --image-id {resource_id} "
         "--launch-permission {change}",
+        subject="{unknown}",
         unknown=unknown.map(lambda some: ", ".join(who for who, _ in some)),
         change=unknown.map(_removal),
     )
@@ -166,7 +171,7 @@ def shared_with_unknown(data: AuditData) -> pd.DataFrame:
 
 def _unknown_accounts(references: str, known: frozenset[str] | set[str]) -> list[tuple[str, str]]:
     shared = [(one.id, one.type) for one in load_references(references) if one.kind == "shared-with"]
-    return [(who, kind) for who, kind in shared if who != "all" and who not in known]
+    return sorted((who, kind) for who, kind in shared if who != "all" and who not in known)
 
 
 def _removal(unknown: list[tuple[str, str]]) -> str:
@@ -270,6 +275,7 @@ def drifted(data: AuditData) -> pd.DataFrame:
         "It differs from its record: {difference}. The command compares all fields and prints how to restore "
         "the recorded state or to record the current one. Decide which is right.",
         evidence="tables amis, promotions and retirements",
+        subject="{difference}",
         remediation="vmsnix verify --regions {region}",
     )
 
@@ -531,6 +537,7 @@ def reference_to_missing(data: AuditData) -> pd.DataFrame:
                 "kind": one.reference.kind,
                 "resource_id": one.reference.id,
                 "name": one.foreign.ami_id,
+                "subject": one.foreign.ami_id,
                 "reason": one.reason,
                 "evidence": str(one.reference),
                 "remediation": one.remediation,
@@ -751,6 +758,7 @@ def reference_to_foreign(data: AuditData) -> pd.DataFrame:
             "kind": one.reference.kind,
             "resource_id": one.reference.id,
             "name": one.ami_id,
+            "subject": one.ami_id,
             "reason": f"It references {one.ami_id} of account {one.owner}, which may delete it or end the "
             "sharing at any time. The command creates a copy if the account shares the snapshot, too. Change "
             f"the reference to the copy. {UNTIL_THEN}",
@@ -812,12 +820,20 @@ def missing_snapshot(data: AuditData) -> pd.DataFrame:
     evidence = "DescribeSnapshots does not list {missing}"
     fixes, texts = _deletion_fixes(data, some[unused], DEREGISTER)
     return concat(
-        findings_for(some[unused], reason + "{text}", evidence=evidence, remediation=fixes, text=texts),
+        findings_for(
+            some[unused],
+            reason + "{text}",
+            evidence=evidence,
+            remediation=fixes,
+            subject="{missing}",
+            text=texts,
+        ),
         findings_for(
             some[~unused],
             f"{reason} It is used, or its usage is unknown: change its references to another AMI first. Then "
             "decide whether to deregister it.",
             evidence=evidence,
+            subject="{missing}",
         ),
     )
 
@@ -885,6 +901,7 @@ def s3_leftover(data: AuditData) -> pd.DataFrame:
         some[sure & ~importing],
         "No running import reads it. Publishing deletes what it uploaded, but this object was left.",
         evidence="{source}",
+        subject="{source}",
         remediation="aws s3api delete-object --bucket {bucket} --key={name}",
         bucket=bucket,
     )
@@ -893,6 +910,7 @@ def s3_leftover(data: AuditData) -> pd.DataFrame:
         "It is unknown whether an import reads it, because the imports of its region were not read. The "
         "command reads them. Then decide whether to delete it.",
         evidence="{source}",
+        subject="{source}",
         remediation="vmsnix audit --regions {region} --buckets {bucket}",
         bucket=bucket,
     )
@@ -900,6 +918,7 @@ def s3_leftover(data: AuditData) -> pd.DataFrame:
         some[uploads],
         "This multipart upload was started and never completed. AWS bills its parts, and lists no object.",
         evidence="{source}",
+        subject="{source}",
         remediation="aws s3api abort-multipart-upload --bucket {bucket} --key={name} --upload-id={upload}",
         bucket=bucket,
         upload=some["resource_id"],
@@ -954,6 +973,7 @@ def contains_package(data: AuditData) -> pd.DataFrame:
                 f"packages, promote it, and retire this AMI. {UNTIL_THEN}",
                 evidence="table packages",
                 remediation=publish_commands(amis),
+                subject=str(wanted),
                 versions=amis["digest"].map(versions),
             )
         )
@@ -999,6 +1019,7 @@ def unread(data: AuditData) -> pd.DataFrame:
             "region": one.region,
             "kind": "region" if one.region else "account",
             "resource_id": one.source,
+            "subject": one.bucket,
             "reason": f"{one.error.what} Its resources and their usage are unknown. {one.error.fix}".strip(),
             "evidence": one.error.why,
         }

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import templates
+from vmsnix_ops.audit.acknowledgements import split
 from vmsnix_ops.audit.findings import RULES, as_text
 from vmsnix_ops.audit.inventory import total_usd
 from vmsnix_ops.disk.image import GIB
@@ -113,7 +114,8 @@ def page(inventory: Inventory, findings: pd.DataFrame, changes: Changes) -> str:
         when=when,
         where=_where(inventory, when),
         tiles=_tiles(inventory, findings),
-        findings=_findings(findings),
+        findings=_findings(split(findings)[0]),
+        acknowledged=_rows(as_text(split(findings)[1])),
         changes={"text": changes, "rows": _rows(changes.frame.head(MAX_ROWS)), "more": _more(changes.frame)},
         regions=_regions(inventory),
     )
@@ -128,7 +130,8 @@ def _where(inventory: Inventory, when: str) -> str:
 
 def _tiles(inventory: Inventory, findings: pd.DataFrame) -> list[tuple[str, str]]:
     total = totals(inventory)
-    urgent = int(findings["severity"].isin(["critical", "high"]).sum())
+    counting, acknowledged = split(findings)
+    urgent = int(counting["severity"].isin(["critical", "high"]).sum())
     estimated = f", {total['estimated']:,.0f} estimated" if total["estimated"] else ""
     return [
         (f"{total['amis']:,.0f}", "AMIs"),
@@ -139,6 +142,7 @@ def _tiles(inventory: Inventory, findings: pd.DataFrame) -> list[tuple[str, str]
         (f"{total['stored_gib']:,.1f} GiB", f"stored, of {total['size_gib']:,.0f} GiB of volumes"),
         (f"${total['monthly_usd']:,.2f}", f"per month{estimated}"),
         (f"{urgent:,}", "critical and high findings"),
+        (f"{len(acknowledged):,}", "acknowledged findings"),
     ]
 
 

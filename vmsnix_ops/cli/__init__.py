@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("vmsnix_ops.cli.runs:runs", "List past runs and show their evidence."),
     "rerun": ("vmsnix_ops.cli.runs:rerun", "Run a runbook again with the parameters of a past run."),
     "history": ("vmsnix_ops.cli.history:history", "Query the tables of runs, steps and AMIs."),
+    "findings": ("vmsnix_ops.cli.findings:findings", "Acknowledge and export the findings of audits."),
     "channels": ("vmsnix_ops.cli.channels:channels", "Show which AMI each channel serves."),
     "diff": ("vmsnix_ops.cli.diff:diff", "Show which packages differ between two AMIs."),
     "download": ("vmsnix_ops.cli.download:download", "Write a snapshot into a sparse raw file."),

@@ -53,6 +53,7 @@ COMMAND_NAMES = frozenset(
             "demo",
             "diff",
             "download",
+            "findings",
             "fleet",
             "help",
             "history",
