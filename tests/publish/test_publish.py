@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from tests.support import few
 from vmsnix_ops import errors
 from vmsnix_ops.channels import promote, verify
+from vmsnix_ops.channels.steps import check_audiences
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.publish.parameters import check_public
 from vmsnix_ops.records import history
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.settings import load
@@ -192,6 +195,26 @@ def test_a_public_ami_needs_two_parameters_that_agree(aws, plan, left, public, c
     assert left().nothing
 
 
+@pytest.mark.parametrize("keys", ["", "SHA256:ZkAslGj alice"])
+def test_a_fix_names_the_confirmation_that_the_check_accepts(keys: str) -> None:
+    account, fixes = "012345678901", []
+    with pytest.raises(errors.ParameterError) as refused:
+        check_public(public=True, confirmed="")
+    fixes.append(refused.value.fix)
+    with pytest.raises(errors.ParameterError) as refused:
+        check_audiences(["public"], [], public=False)
+    fixes.append(refused.value.fix)
+    if keys:
+        with pytest.raises(errors.ParameterError) as refused:
+            check_public(True, account, account, keys)
+        fixes.append(refused.value.fix)
+    for fix in fixes:
+        named = re.search(r"--confirm-public (\S+).*?(?:\((\S+) if [^)]*SSH keys\)|$)", fix)
+        assert named is not None, fix
+        value = (named[2] or named[1]) if keys else named[1]
+        check_public(True, value.replace("ACCOUNT", account), account, keys)
+
+
 def test_baked_in_keys_are_shown_and_a_public_ami_with_them_needs_its_own_confirmation(aws, plan, tmp_path):
     output = make_sample_image(tmp_path / "keys", name="keys", data_bytes=2**20)
     info = output / "nix-support/image-info.json"
@@ -203,7 +226,23 @@ def test_baked_in_keys_are_shown_and_a_public_ami_with_them_needs_its_own_confir
     assert f"--confirm-public {aws.account}+keys" in refused.value.fix
     made = plan(image=str(output))
     assert ("may log in", shown) in made.facts()
+    # AWS refuses to make the AMI public: the error has the whole command for a user who may.
+    aws.faults.add(
+        {
+            "op": "ec2:ModifyImageAttribute",
+            "nth": 1,
+            "do": "error",
+            "code": "UnauthorizedOperation",
+            "http": 403,
+        }
+    )
+    with pytest.raises(errors.AccessDeniedError) as denied:
+        plan(image=str(output), public=True, confirm_public=f"{aws.account}+keys").apply()
     result = made.apply()
+    command = re.search(r"vmsnix promote --ami (ami-\w+) .*--confirm-public (\S+) ", denied.value.fix)
+    assert command is not None
+    assert command[1] == result.ami_id
+    promote.plan(ami=result.ami_id, public=True, confirm_public=command[2])
 
     parameters = {"ami": result.ami_id, "public": True, "dry_run": False}
     with pytest.raises(errors.ParameterError, match="needs a second confirmation"):

@@ -29,10 +29,10 @@ from vmsnix_ops.channels import plans, records, steps
 from vmsnix_ops.channels.history import Note, entries, frame
 from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, counted, current
-from vmsnix_ops.publish._plan import check_public
 from vmsnix_ops.publish.home import ONE_OF_MANY, check_home
 from vmsnix_ops.publish.journal import record_outcomes, record_run
 from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, record_region
+from vmsnix_ops.publish.parameters import check_public
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.run_tables import RunTables

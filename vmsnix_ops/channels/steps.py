@@ -40,7 +40,8 @@ def check_audiences(
         raise errors.ParameterError(
             "public is not an account to share with.",
             why="A public AMI can be copied by anyone, which cannot be undone.",
-            fix="To make the AMI public, pass --public and --confirm-public ACCOUNT.",
+            fix="To make the AMI public, pass --public and --confirm-public ACCOUNT (ACCOUNT+keys if its "
+            "image has SSH keys).",
         )
     share = replace(share, public=public)
     both = share.within(revoke)

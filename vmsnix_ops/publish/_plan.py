@@ -32,7 +32,7 @@ from vmsnix_ops.publish import pipeline
 from vmsnix_ops.publish.boot_test import boot_test as run_boot_test
 from vmsnix_ops.publish.identity import ROOT_DEVICE
 from vmsnix_ops.publish.journal import StepJournal
-from vmsnix_ops.publish.parameters import PublishParameters, Via
+from vmsnix_ops.publish.parameters import PublishParameters, Via, check_public
 from vmsnix_ops.publish.preflight import check_image, checks_in_aws
 from vmsnix_ops.records.fingerprints import check_plan, record_plan
 from vmsnix_ops.records.run_context import current_run
@@ -321,38 +321,6 @@ def plan(
         session=session,
         journal=journal,
     )
-
-
-def check_public(public: bool, confirmed: str, account: str = "", keys: str = "") -> None:
-    """Check that both parameters of a public AMI are given, and that `confirmed` is the account.
-
-    For an image with baked-in `keys`, it must be the account and ``+keys``: the owners of these keys can log
-    in to every machine that is started from the AMI.
-    """
-    if public and not confirmed:
-        raise errors.ParameterError(
-            "Making an AMI public needs two parameters.",
-            why="public is set, but confirm_public is not.",
-            fix="Add --confirm-public ACCOUNT with your account ID, or leave public out.",
-        )
-    if confirmed and not public:
-        raise errors.ParameterError(
-            "Making an AMI public needs two parameters.",
-            why="confirm_public is set, but public is not.",
-            fix="Add --public, or leave confirm_public out.",
-        )
-    if public and account and keys and confirmed == account:
-        raise errors.ParameterError(
-            "A public AMI with SSH keys in it needs a second confirmation.",
-            why=f"These keys can log in as administrator to every machine that is started from it:\n{keys}\n",
-            fix=f"Add --confirm-public {account}+keys if you want that, or build the image without them.",
-        )
-    if public and account and confirmed.removesuffix("+keys") != account:
-        raise errors.ParameterError(
-            "confirm_public is not this account.",
-            why=f"confirm_public is {confirmed!r}, but these are the credentials of {account}.",
-            fix="Use the credentials of the account that you want to publish in.",
-        )
 
 
 def _check_parameters(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from vmsnix_ops import errors
 from vmsnix_ops.aws.session import client
 
 if TYPE_CHECKING:
@@ -65,3 +66,42 @@ class PublishParameters:
     def s3(self) -> S3Client:
         """A client of the plan's region."""
         return client(self.session, "s3", self.region)
+
+
+def confirmation(account: str, keys: object) -> str:
+    """Return the value of confirm_public for a public AMI; one with `keys` baked in needs the second word."""
+    return f"{account}+keys" if keys else account
+
+
+def check_public(public: bool, confirmed: str, account: str = "", keys: str = "") -> None:
+    """Check that both parameters of a public AMI are given, and that `confirmed` is the account.
+
+    For an image with baked-in `keys`, it must be the account and ``+keys``: the owners of these keys can log
+    in to every machine that is started from the AMI.
+    """
+    if public and not confirmed:
+        raise errors.ParameterError(
+            "Making an AMI public needs two parameters.",
+            why="public is set, but confirm_public is not.",
+            fix="Add --confirm-public ACCOUNT with your account ID (ACCOUNT+keys if the image has SSH keys), "
+            "or leave public out.",
+        )
+    if confirmed and not public:
+        raise errors.ParameterError(
+            "Making an AMI public needs two parameters.",
+            why="confirm_public is set, but public is not.",
+            fix="Add --public, or leave confirm_public out.",
+        )
+    if public and account and confirmed.removesuffix("+keys") != account:
+        raise errors.ParameterError(
+            "confirm_public is not this account.",
+            why=f"confirm_public is {confirmed!r}, but these are the credentials of {account}.",
+            fix="Use the credentials of the account that you want to publish in.",
+        )
+    if public and account and keys and confirmed != confirmation(account, keys):
+        raise errors.ParameterError(
+            "A public AMI with SSH keys in it needs a second confirmation.",
+            why=f"These keys can log in as administrator to every machine that is started from it:\n{keys}\n",
+            fix=f"Add --confirm-public {confirmation(account, keys)} if you want that, or build the image "
+            "without them.",
+        )

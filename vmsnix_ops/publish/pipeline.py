@@ -38,6 +38,7 @@ from vmsnix_ops.nix.command import nar_hash
 from vmsnix_ops.nix.image import store_object
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.publish import identity
+from vmsnix_ops.publish.parameters import confirmation
 from vmsnix_ops.publish.values import Built, PublishResult, RegisteredAmi, SnapshotStep, UploadStep
 from vmsnix_ops.records import history
 from vmsnix_ops.records.fingerprints import fingerprint
@@ -563,7 +564,7 @@ def register(plan: PublishParameters, snapshot: SnapshotStep) -> RegisteredAmi:
         if missing and not plan.dry_run:
             images.tag_ami(ec2, ami.ami_id, missing)
         if plan.public and not ami.public and not plan.dry_run:
-            _share_with_everybody(plan, ami.ami_id)
+            _make_public(plan, built, ami.ami_id)
         entry.outcome = "planned" if plan.dry_run else outcome
         entry.detail.update(ami_id=ami.ami_id, name=ami.name, snapshot_id=snapshot.snapshot_id)
         registered = RegisteredAmi(
@@ -657,7 +658,7 @@ def _is_in_aws(plan: PublishParameters, built: Built) -> bool:
     return imports.find_usable_task(ec2, built.digest, kms_key=plan.kms_key)[0] is not None
 
 
-def _share_with_everybody(plan: PublishParameters, ami_id: str) -> None:
+def _make_public(plan: PublishParameters, built: Built, ami_id: str) -> None:
     """Make the AMI public. A publisher by import may not; then the error contains the required policy."""
     try:
         images.make_public(plan.ec2, ami_id)
@@ -667,7 +668,8 @@ def _share_with_everybody(plan: PublishParameters, ami_id: str) -> None:
         raise error.with_fix(
             "A publisher by import may not share AMIs. The AMI is registered and private. To make it "
             "public, use the policy of vmsnix iam-policy promoter --public and run: vmsnix promote --ami "
-            f"{ami_id} --region {plan.region} --public --confirm-public {plan.account} --no-dry-run"
+            f"{ami_id} --region {plan.region} --public --confirm-public "
+            f"{confirmation(plan.account, built.keys)} --no-dry-run"
         ) from error
 
 
