@@ -208,7 +208,7 @@ def test_a_deregistered_ami_is_gone_and_a_deleted_channel_is_not_set(aws: Sandbo
     launch(aws, ami_id, 1)
     aws.client("ec2").deregister_image(ImageId=ami_id)
     row = only(channels.read())
-    assert (row["state"], row["drift"], row["instances"]) == ("gone", "ami", 1)
+    assert (row["state"], row["drift"], row["instances"]) == ("deleted", "ami", 1)
     assert row["name"] == "altf4llc-ecs-node-26.11"  # from the tables
     aws.client("ssm").delete_parameter(Name=STABLE)
     row = only(channels.read())

@@ -101,7 +101,7 @@ def compare_registration(
 ) -> Iterator[Difference]:
     """Compare an AMI's registration, tags and snapshots."""
     if ami is None:
-        yield Difference("ami", str(row.get("state", "there")), "gone")
+        yield Difference("ami", str(row.get("state", "exists")), "deleted")
         return
     for name in REGISTERED:
         if row.get(name) is not None:
@@ -109,7 +109,7 @@ def compare_registration(
     if row.get("snapshot_id") is not None:
         yield from _compare("snapshot", row["snapshot_id"], next(iter(ami.snapshot_ids), ""))
     for snapshot_id in ami.snapshot_ids:
-        state = snapshots[snapshot_id].state if snapshot_id in snapshots else "gone"
+        state = snapshots[snapshot_id].state if snapshot_id in snapshots else "deleted"
         yield from _compare("snapshot_state", "completed", state)
         if snapshot_id in snapshots and row.get("digest"):
             yield from _compare(

@@ -360,17 +360,17 @@ def restore_snapshot(ec2: EC2Client, snapshot_id: str) -> None:
 
 
 @needs("ec2:DeregisterImage")
-def deregister(ec2: EC2Client, ami_id: str) -> Literal["deregistered", "gone", "protected"]:
-    """Deregister an AMI; its snapshots are kept. Safe to run twice: an AMI that no longer exists is ``gone``.
+def deregister(ec2: EC2Client, ami_id: str) -> Literal["deregistered", "deleted", "protected"]:
+    """Deregister an AMI; its snapshots are kept. Safe to run twice.
 
-    With deregistration protection it is ``protected``, and not deregistered.
+    It is ``deleted`` if it no longer exists, and ``protected`` and kept with deregistration protection.
     """
     try:
         with calling(f"deregister {ami_id}"):
             ec2.deregister_image(ImageId=ami_id)
     except errors.AwsError as error:
         if error.code in NOT_FOUND:
-            return "gone"
+            return "deleted"
         if error.code == "OperationNotPermitted" and "protect" in error.why.lower():
             return "protected"
         raise

@@ -55,7 +55,7 @@ class Audience:
         return bool(self.accounts or self.organizations or self.units or self.public)
 
     def __str__(self) -> str:
-        return ", ".join(self.names()) or "nobody"
+        return ", ".join(self.names()) or "no account"
 
     def names(self) -> tuple[str, ...]:
         """Return all members as text; ``public`` stands for every account."""

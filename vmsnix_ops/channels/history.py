@@ -27,7 +27,7 @@ COLUMNS = {
     "until": "when the channel was set to another AMI, UTC; empty for the current AMI",
     "ami_id": "AMI ID",
     "name": "AMI name",
-    "state": "state in AWS; deprecated once its date has passed; gone if it no longer exists",
+    "state": "state in AWS; deprecated once its date has passed; deleted if it no longer exists",
     "instances": "instances that run from it now, in this account and region; empty if not allowed",
     "last_launched": "last launch of an instance from it, UTC; AWS reports it a day later",
     "changed_by": "ARN that set the channel",
@@ -85,7 +85,7 @@ class ChannelEntry:
     changed_by: str
     note: Note | str  # why the value was set; text if another tool or a person wrote it
     name: str
-    digest: str  # SHA-256 of the AMI's image; empty if the AMI is gone
+    digest: str  # SHA-256 of the AMI's image; empty if the AMI is deleted
     state: str
     usable: bool  # whether the AMI can be launched and is not deprecated
     instances: int | None
@@ -130,7 +130,7 @@ def entries(ec2: EC2Client, ssm: SSMClient, parameter: str) -> tuple[ChannelEntr
     for number, version in enumerate(versions):
         ami = known.get(version.value)
         deprecated = ami is not None and ami.deprecated_at is not None and ami.deprecated_at <= now
-        state = "gone" if ami is None else "deprecated" if deprecated else ami.state
+        state = "deleted" if ami is None else "deprecated" if deprecated else ami.state
         found.append(
             ChannelEntry(
                 region=ec2.meta.region_name,

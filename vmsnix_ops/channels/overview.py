@@ -57,8 +57,8 @@ COLUMNS = {
     "region": "AWS region",
     "ami_id": "AMI ID; empty if the channel has none",
     "name": "AMI name",
-    "state": "state in AWS; deprecated once its date has passed; gone if it no longer exists; not set if the "
-    "recorded channel was deleted; invalid if its value is not an AMI; unknown if it could not be read",
+    "state": "state in AWS; deprecated once its date has passed; deleted if it no longer exists; not set if "
+    "the recorded channel was deleted; invalid if its value is not an AMI; unknown if it could not be read",
     "created_at": "when the AMI was created, UTC",
     "age_days": "age of the AMI in days",
     "since": "when the channel was set to the AMI, UTC",
@@ -318,7 +318,7 @@ class _RegionReader:
         if self._amis is None:
             return "unknown"
         ami = self._amis.get(one.value)
-        return "gone" if ami is None else "deprecated" if ami.deprecated else ami.state
+        return "deleted" if ami is None else "deprecated" if ami.deprecated else ami.state
 
     def _older(self, image: str, ami_id: str, name: str) -> int | None:
         """Return the number of instances of older AMIs.
