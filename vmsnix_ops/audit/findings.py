@@ -199,12 +199,12 @@ class AuditData:
         frame = self.inventory.frame
         return frame[frame["kind"].isin(kinds)]
 
-    def verdicts(self, rows: pd.DataFrame) -> pd.Series[Any]:
-        """Return the verdict of the retirement rules on each row; ``None`` if vmsnix did not publish it."""
+    def rule_results(self, rows: pd.DataFrame) -> pd.Series[Any]:
+        """Return the result of the retirement rules on each row; ``None`` if vmsnix did not publish it."""
         import pandas as pd
 
         keys = zip(rows["account"], rows["region"], rows["resource_id"], strict=True)
-        known = self.inventory.verdicts
+        known = self.inventory.rule_results
         return pd.Series([known.get(key) for key in keys], rows.index, "object")
 
     def unfinished(self, frame: pd.DataFrame) -> pd.DataFrame:

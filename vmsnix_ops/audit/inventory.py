@@ -22,7 +22,7 @@ from vmsnix_ops import display, errors
 from vmsnix_ops.arguments import check_range
 from vmsnix_ops.audit import region as reading
 from vmsnix_ops.audit.region import RegionContext
-from vmsnix_ops.audit.retirement.decisions import RetirementRules, Verdict, decide
+from vmsnix_ops.audit.retirement.decisions import RetirementRules, RuleResult, decide
 from vmsnix_ops.aws import buckets as s3_buckets
 from vmsnix_ops.aws import images, references, snapshots
 from vmsnix_ops.aws import regions as aws_regions
@@ -108,10 +108,10 @@ class Inventory(display.Displayed):
     not_read_one_by_one: tuple[tuple[str, str], ...] = ()
     # The account and name of each bucket that was read, with its region.
     buckets: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    rules: RetirementRules = field(default_factory=RetirementRules)  # the retirement rules of `verdicts`
+    rules: RetirementRules = field(default_factory=RetirementRules)  # the retirement rules of `rule_results`
     # What a retirement would do with AMIs and orphan snapshots that vmsnix published, by account, region and
     # ID: all that it would retire or delete, and why it keeps those that failed or are pending.
-    verdicts: Mapping[tuple[str, str, str], Verdict] = field(default_factory=dict, repr=False)
+    rule_results: Mapping[tuple[str, str, str], RuleResult] = field(default_factory=dict, repr=False)
 
     @property
     def amis(self) -> pd.DataFrame:
@@ -302,7 +302,7 @@ def scan(
         found = [future.result() for future in futures]
     del futures  # they reference every table
     with _interruptible(limit):
-        verdicts, undecided = _decide([part for part, _ in found], rules, now, context_of)
+        rule_results, undecided = _decide([part for part, _ in found], rules, now, context_of)
     found = [(replace(part, state=None), table) for part, table in found]  # it is large, and no longer needed
     own = next((one for one in members if one.session is session), None)
     names = tuple(dict.fromkeys(buckets)) or tuple(filter(None, [settings.bucket]))
@@ -316,7 +316,7 @@ def scan(
     parts = [part for part, _ in found]
     found.clear()  # so that only `_join` references the tables, and can free them
     unread += undecided
-    return _join(parts, tables, unread, run, now, settings.snapshot_prices, rules, verdicts)
+    return _join(parts, tables, unread, run, now, settings.snapshot_prices, rules, rule_results)
 
 
 def _check_limit(settings: Settings, one_by_one: str, deadline_minutes: float) -> TimeLimit:
@@ -486,26 +486,26 @@ def _decide(
     rules: RetirementRules,
     now: datetime,
     context_of: Callable[[str, str], RegionContext],
-) -> tuple[dict[tuple[str, str, str], Verdict], list[UnreadSource]]:
+) -> tuple[dict[tuple[str, str, str], RuleResult], list[UnreadSource]]:
     """Return what a retirement in each account would do, and what could not be read for this."""
     by_account: dict[str, dict[str, RegionState]] = {}
     for part in parts:
         if part.state is not None:
             by_account.setdefault(part.account, {})[part.region] = part.state
-    verdicts: dict[tuple[str, str, str], Verdict] = {}
+    rule_results: dict[tuple[str, str, str], RuleResult] = {}
     unread: list[UnreadSource] = []
     for account, regions in by_account.items():
         read = partial(context_of, account)
         found, undecided = decide(regions, rules, now, read, include_kept=_is_incomplete)
         for one in found:
             if one.digest:
-                verdicts[account, one.region, one.resource_id] = Verdict(one.action, one.reasons)
+                rule_results[account, one.region, one.resource_id] = RuleResult(one.action, one.reasons)
         for region, error in undecided.items():
             state = regions[region]
             if not state.unread and not state.references.unread:  # else it is reported already
                 why = errors.AwsError(error.what, why=error.why, fix=error.fix)
                 unread.append(UnreadSource(account, region, reading.ONE_BY_ONE, why))
-    return verdicts, unread
+    return rule_results, unread
 
 
 def _is_incomplete(one: Ami | Snapshot) -> bool:
@@ -530,7 +530,7 @@ def _join(
     now: datetime,
     prices: Mapping[str, tuple[float, float]],
     rules: RetirementRules,
-    verdicts: Mapping[tuple[str, str, str], Verdict],
+    rule_results: Mapping[tuple[str, str, str], RuleResult],
 ) -> Inventory:
     """Return one inventory of everything that was read. References of one account count for all accounts."""
     import pyarrow as pa
@@ -565,7 +565,7 @@ def _join(
         tuple((part.account, part.region) for part in parts if part.not_read_one_by_one),
         {(part.account, part.bucket): part.region for part in parts if part.bucket},
         rules,
-        verdicts,
+        rule_results,
     )
 
 

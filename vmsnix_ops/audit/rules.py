@@ -371,14 +371,14 @@ def retirement_due(data: AuditData) -> pd.DataFrame:
     rows = data.of_kind("ami", "snapshot", "direct-upload")
     fixes, _ = _retirement_fixes(data, rows)
     rows = rows[fixes.notna()]
-    verdicts = data.verdicts(rows)
+    rule_results = data.rule_results(rows)
     return findings_for(
         rows,
         "A retirement would {action} it: {reasons}. The command shows the plan; confirm it to proceed.",
         evidence="the retirement policy",
         remediation=fixes,
-        action=verdicts.map(lambda one: one.action),
-        reasons=verdicts.map(lambda one: "; ".join(one.reasons)),
+        action=rule_results.map(lambda one: one.action),
+        reasons=rule_results.map(lambda one: "; ".join(one.reasons)),
     )
 
 
@@ -389,8 +389,8 @@ def _retirement_fixes(data: AuditData, rows: pd.DataFrame) -> tuple[pd.Series[An
     """
     import pandas as pd
 
-    verdicts = data.verdicts(rows)
-    due = verdicts.map(lambda one: one is not None and not one.kept).astype(bool)
+    rule_results = data.rule_results(rows)
+    due = rule_results.map(lambda one: one is not None and not one.kept).astype(bool)
     ami = rows["kind"] == "ami"
     numbers = data.inventory.rules.options(load().retirement)
     plan = " ".join(["vmsnix retire --regions {region}", *numbers])
@@ -398,7 +398,7 @@ def _retirement_fixes(data: AuditData, rows: pd.DataFrame) -> tuple[pd.Series[An
         commands_for(f"{plan} --amis {{resource_id}}", rows[due & ami]),
         commands_for(plan, rows[due & ~ami]),
     ]
-    reasons = verdicts.map(lambda one: "; ".join(one.reasons) if one else "its plan has the reasons")
+    reasons = rule_results.map(lambda one: "; ".join(one.reasons) if one else "its plan has the reasons")
     texts = fill_template(
         " A retirement keeps it now ({reasons}): decide what to do.", rows.assign(reasons=reasons)
     )

@@ -85,7 +85,7 @@ class RetirementRules(RetirementPolicy):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RuleResult:
     """What to do with an AMI or snapshot, and why."""
 
     action: Action
@@ -97,8 +97,8 @@ class Verdict:
         return self.action == "keep"
 
 
-def _keep(*reasons: str) -> Verdict:
-    return Verdict("keep", reasons)
+def _keep(*reasons: str) -> RuleResult:
+    return RuleResult("keep", reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Decision:
     facts: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, state: RegionState, one: Ami | Snapshot, verdict: Verdict) -> Decision:
+    def of(cls, state: RegionState, one: Ami | Snapshot, result: RuleResult) -> Decision:
         """Return the decision about an AMI, without its snapshots, or about a snapshot."""
         if isinstance(one, Ami):
             found = [state.snapshots.get(name) for name in dict.fromkeys(one.snapshot_ids)]
@@ -140,8 +140,8 @@ class Decision:
             one.tags.get(tagging.IMAGE, ""),
             one.tags.get(tagging.DIGEST, ""),
             state.region,
-            verdict.action,
-            verdict.reasons,
+            result.action,
+            result.reasons,
             one.created_at,
             one.size_gib,
             stored,
@@ -381,25 +381,25 @@ class _RegionDecider:
             is_chosen = (self.state.region, _id_of(one)) in chosen
             if not is_chosen and not include_kept(one):
                 continue
-            verdict = self.verdict(one)
-            if not is_chosen and not verdict.kept:
-                verdict = _keep(f"over the limit of {limit} per run, oldest first", *verdict.reasons)
-            yield Decision.of(self.state, one, verdict)
+            result = self.evaluate(one)
+            if not is_chosen and not result.kept:
+                result = _keep(f"over the limit of {limit} per run, oldest first", *result.reasons)
+            yield Decision.of(self.state, one, result)
 
     def candidates(self, among: frozenset[tuple[str, str]] | None) -> Iterator[Candidate]:
         for one in self._resources():
             region, resource_id = self.state.region, _id_of(one)
-            if (among is None or (region, resource_id) in among) and not self.verdict(one).kept:
+            if (among is None or (region, resource_id) in among) and not self.evaluate(one).kept:
                 yield Candidate(one.created_at, resource_id, region)
 
     def _resources(self) -> Iterator[Ami | Snapshot]:
         yield from self.state.amis
         yield from self.orphans
 
-    def verdict(self, one: Ami | Snapshot) -> Verdict:
-        return self.ami_verdict(one) if isinstance(one, Ami) else self.orphan_verdict(one)
+    def evaluate(self, one: Ami | Snapshot) -> RuleResult:
+        return self.evaluate_ami(one) if isinstance(one, Ami) else self.evaluate_orphan(one)
 
-    def ami_verdict(self, ami: Ami) -> Verdict:
+    def evaluate_ami(self, ami: Ami) -> RuleResult:
         if not tagging.is_published(ami.tags):
             return _keep(NOT_OURS)
         if reason := self.rules.why_not_selected(ami.tags, ami.ami_id):
@@ -420,13 +420,13 @@ class _RegionDecider:
         if reasons:
             return _keep(*reasons)
         if ami.state == "failed":
-            return Verdict(
+            return RuleResult(
                 "delete", ("it never became available", f"created {self._age(ami.created_at)} ago")
             )
         if record is not None and retired:
             ended = f"retention period ended on {_day(record.retained_until)}"
-            return Verdict("delete", (f"retired on {_day(record.retired_at)}", ended, "nothing uses it"))
-        return Verdict("retire", self._why_retire(ami, again=record is not None))
+            return RuleResult("delete", (f"retired on {_day(record.retired_at)}", ended, "nothing uses it"))
+        return RuleResult("retire", self._why_retire(ami, again=record is not None))
 
     def _why_retire(self, ami: Ami, *, again: bool) -> tuple[str, ...]:
         newer = self.newer[ami.ami_id]
@@ -445,7 +445,7 @@ class _RegionDecider:
             found.append("already disabled")
         return tuple(found)
 
-    def orphan_verdict(self, snapshot: Snapshot) -> Verdict:
+    def evaluate_orphan(self, snapshot: Snapshot) -> RuleResult:
         if reason := self.rules.why_not_selected(snapshot.tags):
             return _keep(reason)
         record = RetirementTags.parse(snapshot.tags)
@@ -463,10 +463,10 @@ class _RegionDecider:
             return _keep(*reasons)
         if record is not None:
             why = f"its AMI {record.with_ami} no longer exists" if record.with_ami else NO_AMI
-            return Verdict("delete", (why, f"retention period ended on {_day(record.retained_until)}"))
+            return RuleResult("delete", (why, f"retention period ended on {_day(record.retained_until)}"))
         if snapshot.state != "completed":
-            return Verdict("delete", (f"state {snapshot.state}: its upload or import did not complete",))
-        return Verdict("retire", (NO_AMI, f"created {age} ago"))
+            return RuleResult("delete", (f"state {snapshot.state}: its upload or import did not complete",))
+        return RuleResult("retire", (NO_AMI, f"created {age} ago"))
 
     def _usage_reasons(self, ami: Ami) -> list[str]:
         """Return reasons to keep an AMI that is in use or may be."""
@@ -666,7 +666,7 @@ def _day(moment: datetime) -> str:
 def _restorations(state: RegionState, rules: RetirementRules, now: datetime) -> Iterator[Decision]:
     """Yield the decision about every AMI of a region, and about every orphan that was retired."""
     for ami in state.amis:
-        decision = Decision.of(state, ami, _restore_verdict(ami, rules, now))
+        decision = Decision.of(state, ami, _evaluate_restore(ami, rules, now))
         if not decision.kept:
             names = list(dict.fromkeys(ami.snapshot_ids))
             known = [state.snapshots[name] for name in names if name in state.snapshots]
@@ -682,27 +682,27 @@ def _restorations(state: RegionState, rules: RetirementRules, now: datetime) -> 
             record = RetirementTags.parse(snapshot.tags)
             if record is None:
                 continue
-            verdict = Verdict("restore", (NO_AMI, f"retired on {_day(record.retired_at)}"))
+            result = RuleResult("restore", (NO_AMI, f"retired on {_day(record.retired_at)}"))
             if record.with_ami:
-                verdict = _keep(f"its AMI {record.with_ami} no longer exists")
+                result = _keep(f"its AMI {record.with_ami} no longer exists")
             elif reason := rules.why_not_selected(snapshot.tags):
-                verdict = _keep(reason)
-            yield Decision.of(state, snapshot, verdict)
+                result = _keep(reason)
+            yield Decision.of(state, snapshot, result)
 
 
-def _restore_verdict(ami: Ami, rules: RetirementRules, now: datetime) -> Verdict:
+def _evaluate_restore(ami: Ami, rules: RetirementRules, now: datetime) -> RuleResult:
     record = RetirementTags.parse(ami.tags)
     if not ami.digest:
         return _keep(NOT_OURS)
     if reason := rules.why_not_selected(ami.tags, ami.ami_id):
         return _keep(reason)
     if record is None and ami.state == "disabled" and rules.amis:
-        return Verdict("restore", ("not disabled by vmsnix: its earlier sharing is unknown",))
+        return RuleResult("restore", ("not disabled by vmsnix: its earlier sharing is unknown",))
     if record is None:
         return _keep(f"not retired: it is {ami.state}")
     retired = f"retired on {_day(record.retired_at)}"
     if record.state_before == "disabled":
-        return Verdict("restore", (retired, "remains disabled, as before"))
+        return RuleResult("restore", (retired, "remains disabled, as before"))
     before = record.deprecated_before
     if before is None:
         date = "no deprecation date"
@@ -710,4 +710,5 @@ def _restore_verdict(ami: Ami, rules: RetirementRules, now: datetime) -> Verdict
         date = f"remains deprecated, from {_day(before)}"
     else:
         date = f"deprecated from {before:%Y-%m-%d %H:%M} UTC"
-    return Verdict("restore", (retired, f"shared with {', '.join(record.shared_with) or 'nobody'}", date))
+    shared = f"shared with {', '.join(record.shared_with)}" if record.shared_with else "not shared"
+    return RuleResult("restore", (retired, shared, date))
