@@ -33,7 +33,7 @@ from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
 from vmsnix_ops.runbooks.execution._output import LiveOutput, OutputLimits
 from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
-from vmsnix_ops.runbooks.execution.status import Failure, judge, read_error
+from vmsnix_ops.runbooks.execution.status import Failure, read_error, run_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -298,7 +298,7 @@ def _run(
             live.note(title, screen=False)
         notebook, crash = _execute(prepared, live, limits, stopper, record=record)
         seconds = round(time.monotonic() - clock, 3)
-        status, failure = judge(
+        status, failure = run_status(
             notebook,
             interrupted=stopper.requested,
             crash=crash,

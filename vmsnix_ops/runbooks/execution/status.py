@@ -49,7 +49,7 @@ class Failure:
         return asdict(self)
 
 
-def judge(
+def run_status(
     notebook: Any,
     *,
     interrupted: bool,
