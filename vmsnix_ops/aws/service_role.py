@@ -96,7 +96,7 @@ def classify_trust(document: Any) -> str:
 
     ``open`` allows any external ID; ``refused`` requires another external ID than VM Import's.
     """
-    verdict = "untrusted"
+    trust = "untrusted"
     for statement in read_statements(document):
         principal = statement.get("Principal", {})
         services = as_list(principal.get("Service")) if isinstance(principal, dict) else []
@@ -115,8 +115,8 @@ def classify_trust(document: Any) -> str:
         ]
         if EXTERNAL_ID in wanted:
             return "trusted"
-        verdict = "open" if not wanted else ("refused" if verdict == "untrusted" else verdict)
-    return verdict
+        trust = "open" if not wanted else ("refused" if trust == "untrusted" else trust)
+    return trust
 
 
 @needs("iam:SimulatePrincipalPolicy")

@@ -85,8 +85,8 @@ Answer = TypeVar("Answer")
 
 LOGGER = logging.getLogger(__name__)
 # `retry` logs its attempts, and stamina logs its own. Without a handler, Python would print both.
-logging.getLogger("vmsnix_ops").addHandler(logging.NullHandler())
-logging.getLogger("stamina").addHandler(logging.NullHandler())
+for _logger in (LOGGER, logging.getLogger("stamina")):
+    _logger.addHandler(logging.NullHandler())
 
 
 def session(region: str | None = None, profile: str | None = None) -> boto3.Session:
