@@ -10,7 +10,7 @@ let
   inherit (nixpkgs) lib;
 
   # A derivation with a summary, or an error that lists what is wrong.
-  verdict =
+  check =
     name: wrong: summary:
     if wrong != [ ] then
       throw "\n${name}:\n${lib.concatMapStringsSep "\n" (line: "- ${line}") wrong}\n"
@@ -28,7 +28,7 @@ let
   image =
     name: figures:
     lib.nameValuePair "image-${name}" (
-      verdict "image-${name}"
+      check "image-${name}"
         (
           map (message: "assertion failed: ${message}") figures.failedAssertions
           ++ map (warning: "warning: ${warning}") figures.warnings
@@ -37,7 +37,7 @@ let
             !figures.nixosGenerateParity
           ) "nixosGenerate makes another derivation than packages.${system}.${name}"
         )
-        "${toString figures.facts} facts hold; disk ${toString figures.diskSizeMiB} MiB; ${figures.drvPath}"
+        "${toString figures.facts} facts are true; disk ${toString figures.diskSizeMiB} MiB; ${figures.drvPath}"
     );
 
   module =
@@ -46,7 +46,7 @@ let
       alone = import ./module-alone.nix { inherit lib system; } name file;
     in
     lib.nameValuePair "module-${name}" (
-      verdict "module-${name}" (alone.failedAssertions ++ alone.warnings) "evaluates alone: ${alone.drvPath}"
+      check "module-${name}" (alone.failedAssertions ++ alone.warnings) "evaluates alone: ${alone.drvPath}"
     );
 
   # Without administrator keys the build must stop with a message.
@@ -92,20 +92,20 @@ in
 lib.mapAttrs' image self.lib.report.${system}
 // lib.mapAttrs' module vmsnix.modules
 // {
-  keys-are-required = verdict "keys-are-required" (lib.optional (
+  keys-are-required = check "keys-are-required" (lib.optional (
     !refused
   ) "an image without administrator keys is not refused") "an image without keys is refused";
 
-  without-nix = verdict "without-nix" (
+  without-nix = check "without-nix" (
     map (assertion: assertion.message) (lib.filter (assertion: !assertion.assertion) withoutNix.assertions)
     ++ withoutNix.warnings
     ++ lib.optional withoutNix.nix.gc.automatic "nix.gc is on without Nix"
     ++ lib.optional withoutNix.nix.optimise.automatic "nix.optimise is on without Nix"
   ) "an image without Nix has no timers for its store";
 
-  formats = verdict "formats" [ ] (builtins.toJSON generated);
+  formats = check "formats" [ ] (builtins.toJSON generated);
 
-  vm-tests = verdict "vm-tests" [ ] (
+  vm-tests = check "vm-tests" [ ] (
     lib.concatStringsSep "\n" (
       lib.mapAttrsToList (
         name: test: "${name}: ${builtins.unsafeDiscardStringContext test.drvPath}"

@@ -1,4 +1,4 @@
-# Facts that must be true for every image. `facts machine` is a list of { fact, holds }, computed from the
+# Facts that must be true for every image. `facts machine` is a list of { fact, isTrue }, computed from the
 # evaluated configuration; nothing is built.
 { lib }:
 machine:
@@ -16,7 +16,7 @@ let
   blocksMetadata = services ? block-instance-metadata && !(config.vmsnix.docker.instanceMetadata or true);
   failed = lib.filter (assertion: !assertion.assertion);
 in
-lib.mapAttrsToList (fact: holds: { inherit fact holds; }) {
+lib.mapAttrsToList (fact: isTrue: { inherit fact isTrue; }) {
   # Assertions and warnings of the machine and of its image.
   "no assertion fails" = failed config.assertions == [ ];
   "no assertion of the Amazon variant fails" = failed amazon.assertions == [ ];

@@ -26,7 +26,7 @@ let
       failedAssertions = map (assertion: assertion.message) (
         lib.filter (assertion: !assertion.assertion) config.assertions
       );
-      failedFacts = map (fact: fact.fact) (lib.filter (fact: !fact.holds) (facts machine));
+      failedFacts = map (fact: fact.fact) (lib.filter (fact: !fact.isTrue) (facts machine));
       facts = lib.length (facts machine);
       inherit (config.vmsnix.image) description registerImage;
       diskSizeMiB = config.vmsnix.image.diskSize;
