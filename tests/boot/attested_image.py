@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import uuid
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from tests.disk.test_firmware import EFI, fat, gpt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 USR = uuid.UUID("8484680c-9521-48c6-9c11-b0720656f69e")  # usr partition of x86-64
@@ -84,9 +86,24 @@ def make_disk(
     return bytes(disk)
 
 
-def write_output(folder: Path, disk: bytes) -> Path:
-    """Write a disk as an image file, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "attested.img"
+def write_output(folder: Path, disk: bytes, *, attested: Mapping[str, object] | None = None) -> Path:
+    """Write a disk as the output of an image build, and return its folder.
+
+    `attested` is the object in its description; by default that of the disk's own root hash.
+    """
+    root_hash = disk.partition(b" usrhash=")[2][:64].decode()
+    path, support = folder / "attested.img", folder / "nix-support"
+    support.mkdir(parents=True, exist_ok=True)
     path.write_bytes(disk)
-    return path
+    declared = {"root_hash": root_hash, "uki": None, "interactive": False, "cluster": None}
+    info = {
+        "label": "26.11.attested",
+        "system": "x86_64-linux",
+        "boot_mode": "uefi",
+        "file": str(path),
+        "logical_bytes": str(len(disk)),
+        "registerImage": {"TpmSupport": "v2.0"},
+        "attested": declared if attested is None else attested,
+    }
+    (support / "image-info.json").write_text(json.dumps(info))
+    return folder

@@ -566,6 +566,10 @@ def ami_row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = N
         "state": ami.state,
         "flake": ami.tags.get(tagging.FLAKE),
         "derivation": ami.tags.get(tagging.DERIVATION),
+        "root_hash": ami.tags.get(tagging.ROOT_HASH),
+        "uki_sha384": ami.tags.get(tagging.UKI),
+        "pcr4_sha384": ami.tags.get(tagging.PCR4),
+        "pcr12_sha384": ami.tags.get(tagging.PCR12),
         "source": source,
         "tags": dict(ami.tags),
     }

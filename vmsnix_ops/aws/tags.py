@@ -27,6 +27,9 @@ DERIVATION = "vmsnix:drv"
 VERSION = "vmsnix:version"
 EVIDENCE = "vmsnix:evidence"  # AMIs: URL of the run's entry in an archive on S3
 ADMIN_KEYS = "vmsnix:admin-keys"  # AMIs: number of SSH keys that may log in as the administrator
+# AMIs: measurements of an attested image; all but the root hash in SHA-384
+ROOT_HASH, UKI = "vmsnix:root-hash", "vmsnix:uki"
+PCR4, PCR12 = "vmsnix:pcr4", "vmsnix:pcr12"
 KEY = "vmsnix:kms-key"  # snapshots: alias of the default key that encrypts them
 UEFI_DATA = "vmsnix:uefi-data"  # AMIs: digest of their UEFI data
 SMOKE = "vmsnix:smoke"  # instances of smoke tests: the tested AMI
@@ -46,7 +49,8 @@ OF_RETIREMENTS = (
     RETIRED, RETAINED_UNTIL, RETIRED_BY, SHARED_WITH,
     DEPRECATED_BEFORE, STATE_BEFORE, RETIRED_WITH, RESTORING,
 )  # fmt: skip
-OWN = (*PUBLISHED, EVIDENCE, ADMIN_KEYS, KEY, UEFI_DATA, SMOKE, *OF_RETIREMENTS, DELETING)
+OF_ATTESTED = (ROOT_HASH, UKI, PCR4, PCR12)
+OWN = (*PUBLISHED, EVIDENCE, ADMIN_KEYS, *OF_ATTESTED, KEY, UEFI_DATA, SMOKE, *OF_RETIREMENTS, DELETING)
 RESERVED = ("aws:", "vmsnix:")
 MOST = 50  # tags of one resource; AWS
 LONGEST_KEY, LONGEST_VALUE = 127, 255

@@ -87,6 +87,14 @@ class Measurements:
         """Return all values by their names."""
         return asdict(self)
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Return names and values worth showing: the digests in SHA-384, as AWS compares them."""
+        rows = [("root hash", self.root_hash), ("UKI SHA-384", self.uki_sha384)]
+        rows += [(f"PCR {number}", value) for number, value in self.pcrs("sha384").items()]
+        rows += [("interactive", "people can become root")] if self.interactive else []
+        rows += [("attests", "the host, not its containers")] if self.host_only else []
+        return [*rows, *([("cluster", self.cluster)] if self.cluster else [])]
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -278,6 +286,49 @@ def measure(image: DiskImage) -> Measurements | None:
         interactive=values.get(INTERACTIVE, "0") != "0" or INTERACTIVE in words,
         host_only=values.get(HOST_ONLY) == "host",
         cluster=values.get(CLUSTER, ""),
+    )
+
+
+def read_measurements(image: DiskImage, declared: Mapping[str, object]) -> Measurements | None:
+    """Return the measurements of an image, after comparing its store and its description with its bytes.
+
+    `declared` is the object ``attested`` of image-info.json; it is empty for other images. They may have a
+    UKI whose measurements cannot be predicted, and then have none.
+
+    Raises
+    ------
+    vmsnix_ops.errors.ImageFormatError
+        An image that is declared as attested has another store, root hash, cluster or access than declared,
+        or its measurements cannot be predicted.
+    """
+    try:
+        found = measure(image)
+        if found is not None:
+            check_store(image, found.root_hash)
+    except ImageFormatError:
+        if declared:
+            raise
+        return None
+    if not declared:
+        return found
+    if found is None:
+        raise _not_declared(image, "attested", declared, "an EFI system partition without such a UKI")
+    for key in DECLARED:
+        if key in declared and (declared[key] or None) != (value := getattr(found, key) or None):
+            raise _not_declared(image, key, declared[key], value)
+    return found
+
+
+DECLARED = ("root_hash", "interactive", "cluster")
+"""Fields of ``attested`` in image-info.json that are compared with the bytes."""
+
+
+def _not_declared(image: DiskImage, key: str, declared: object, found: object) -> ImageFormatError:
+    return ImageFormatError(
+        f"{image.source.name} is not the image that its description declares: {key}.",
+        why=f"image-info.json has {declared!r}, but the bytes have {found!r}.",
+        fix="Build the image again. Do not change an image or its description after the build.",
+        field=key,
     )
 
 

@@ -83,6 +83,8 @@ class BuiltImage(Displayed):
     register_image: Mapping[str, object] = field(default_factory=dict)
     # SSH public keys of the administrator in the image, one line each. Known only for vmsnix's modules.
     keys: tuple[str, ...] = ()
+    # What its description says about attestation; empty for other images.
+    attested: Mapping[str, object] = field(default_factory=dict)
     # Number of built derivations and fetched store paths; None without a build.
     items: int | None = field(default=None, compare=False)  # of the build, not of the image
 
@@ -260,9 +262,7 @@ def _read_output(
             fix=f"Use --system {built_for}, or build the image for {system}.",
             field="system",
         )
-    register_image = info.get("registerImage", {})
-    if not isinstance(register_image, dict):
-        raise _wrong_field(description, "registerImage", register_image, "an object")
+    register_image, attested = (_object(description, info, key) for key in ("registerImage", "attested"))
 
     return BuiltImage(
         path=image,
@@ -275,6 +275,7 @@ def _read_output(
         store_path=store_object(folder),
         register_image=register_image,
         keys=_stated_keys(info),
+        attested=attested,
     )
 
 
@@ -468,6 +469,13 @@ def _text(description: Path, info: Mapping[str, object], key: str, *, default: s
     value = info.get(key, default)
     if not isinstance(value, str) or not value or "\0" in value:
         raise _wrong_field(description, key, value, "a text")
+    return value
+
+
+def _object(description: Path, info: Mapping[str, object], key: str) -> dict[str, object]:
+    value = info.get(key, {})
+    if not isinstance(value, dict):
+        raise _wrong_field(description, key, value, "an object")
     return value
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display
 from vmsnix_ops.arguments import check_arguments, check_parameters
+from vmsnix_ops.boot.measurements import read_measurements
+from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.nix import build as nix
 from vmsnix_ops.nix.flake import list_images
 from vmsnix_ops.records.result import Result
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from vmsnix_ops.boot.measurements import Measurements
     from vmsnix_ops.nix.image import BuiltImage
     from vmsnix_ops.progress import Progress
 
@@ -40,7 +43,9 @@ class BuildPlan(nix.PlannedBuild):
 
         Safe to run twice: Nix builds nothing that its store already contains.
         """
-        return BuildResult(self.build(progress=progress))
+        image = self.build(progress=progress)
+        with open_image(image.path) as disk:
+            return BuildResult(image, read_measurements(disk, image.attested))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,16 @@ class BuildResult(Result):
 
     runbook = "build-image"
     image: BuiltImage
+    measurements: Measurements | None = None  # what a TPM will measure, of an attested image
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        return self.image.facts()
+        return [*self.image.facts(), *(self.measurements.facts() if self.measurements else [])]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as ``result.json`` contains it."""
-        return {"status": "done", **self.image.result()}
+        measured = self.measurements.as_dict() if self.measurements else None
+        return {"status": "done", **self.image.result(), "measurements": measured}
 
     @property
     def frame(self) -> pd.DataFrame:

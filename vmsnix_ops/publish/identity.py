@@ -12,7 +12,9 @@ from vmsnix_ops.arguments import DEVICE
 from vmsnix_ops.aws import images, imports, keys
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import writing
+from vmsnix_ops.boot.measurements import read_measurements
 from vmsnix_ops.disk.image import volume_gib
+from vmsnix_ops.disk.survey import changed, still_identified
 from vmsnix_ops.publish.values import Built
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.literals import BootModeValuesType
     from types_boto3_ec2.type_defs import BlockDeviceMappingTypeDef, EbsBlockDeviceTypeDef
 
+    from vmsnix_ops.boot.measurements import Measurements
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.nix.image import BuiltImage
@@ -142,6 +145,8 @@ def _check_firmware(image: BuiltImage, asked: Mapping[str, Any], architecture: s
         )
     if asked.get("TpmSupport") and mode != "uefi":
         _refuse(image, "TpmSupport", f"A TPM needs the boot mode uefi, but the boot mode is {mode}.")
+    if image.attested and asked.get("TpmSupport") != "v2.0":
+        _refuse(image, "TpmSupport", "It is missing, but nothing can attest an image without a TPM.")
     if asked.get("UefiData"):
         if mode == "legacy-bios":
             _refuse(
@@ -280,7 +285,10 @@ def describe(plan: PublishParameters, image: BuiltImage, disk: DiskImage, survey
     )
     facts = {one.name: getattr(image, one.name) for one in fields(image)}
     facts |= {"boot_mode": wanted.boot_mode, "format": disk.format, "logical_bytes": disk.size}
-    return Built(**facts, outcome="created", survey=survey, registration=wanted)
+    measured = read_measurements(disk, image.attested)
+    if measured is not None and not still_identified(image.path, survey):
+        raise changed(str(image.path))
+    return Built(**facts, outcome="created", survey=survey, registration=wanted, measurements=measured)
 
 
 def registration(plan: PublishParameters, built: Built, snapshot_id: str = "") -> images.Registration:
@@ -291,11 +299,22 @@ def registration(plan: PublishParameters, built: Built, snapshot_id: str = "") -
 
 
 def _of_ami(plan: PublishParameters, built: Built) -> dict[str, str]:
-    """Return the tags of the AMI alone: the URL of the run's evidence on S3, the number of baked-in keys."""
+    """Return the tags of the AMI alone: evidence on S3, number of baked-in keys, measurements in SHA-384."""
     entry = plan.journal.run.entry
     # A shortened URL is useless.
     evidence = {tagging.EVIDENCE: entry} if 0 < len(entry) <= tagging.LONGEST_VALUE else {}
-    return evidence | ({tagging.ADMIN_KEYS: str(len(built.keys))} if built.keys else {})
+    keys = {tagging.ADMIN_KEYS: str(len(built.keys))} if built.keys else {}
+    return evidence | keys | (measurement_tags(built.measurements) if built.measurements else {})
+
+
+def measurement_tags(measured: Measurements) -> dict[str, str]:
+    """Return the tags of an attested AMI. They are a record: who may tag an AMI can change them."""
+    return {
+        tagging.ROOT_HASH: measured.root_hash,
+        tagging.UKI: measured.uki_sha384,
+        tagging.PCR4: measured.pcr4_sha384,
+        tagging.PCR12: measured.pcr12_sha384,
+    }
 
 
 def key(plan: PublishParameters, built: Built) -> str:

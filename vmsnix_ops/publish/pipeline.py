@@ -633,6 +633,7 @@ def finish(
         planned=planned if plan.dry_run else (),
         slow=None if plan.dry_run else plan.journal.slow(),
         deprecated_at=ami.deprecated_at,
+        measurements=built.measurements,
         problems=plan.journal.save_again(),
     )
     plan.journal.finish(result)

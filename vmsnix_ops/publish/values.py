@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.ebs_direct.writing import DirectSnapshot
     from vmsnix_ops.aws.images import Registration
+    from vmsnix_ops.boot.measurements import Measurements
     from vmsnix_ops.disk.survey import Survey
     from vmsnix_ops.outcomes import StepOutcome
     from vmsnix_ops.records.run_context import RunContext
@@ -31,6 +32,8 @@ class Built(BuiltImage):
 
     outcome: StepOutcome
     survey: Survey | None = field(default=None, repr=False)  # the digests of the image
+    # What a TPM will measure; None for an image that is not attested.
+    measurements: Measurements | None = None
     # The whole registration, without snapshot and tags.
     registration: Registration | None = field(default=None, repr=False)
     # The existing AMI of this disk; empty if there is none.
@@ -57,6 +60,7 @@ class Built(BuiltImage):
         if not self.digest:
             return [("outcome", self.outcome), ("image", self.name), ("flake", self.flake or "")]
         rows = [("digest", self.digest), ("ami_name", self.ami_name), ("ami_id", self.ami_id)]
+        rows += self.measurements.facts() if self.measurements else []
         return [("outcome", self.outcome), *BuiltImage.facts(self), *(row for row in rows if row[1])]
 
 
@@ -157,6 +161,7 @@ class PublishResult(Result):
     # Steps that were slow compared with their history; None if the history cannot be read.
     slow: tuple[SlowStep, ...] | None = None
     deprecated_at: str = ""  # time of the AMI's deprecation (ISO 8601, UTC); empty if it is not deprecated
+    measurements: Measurements | None = None  # what a TPM will measure, of an attested image
     # Records that could not be saved, as sentences; `vmsnix runs repair` saves them later.
     problems: tuple[str, ...] = ()
 
@@ -167,13 +172,14 @@ class PublishResult(Result):
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
-        hidden = ("steps", "seconds", "run", "planned", "slow", "problems")
+        hidden = ("steps", "seconds", "run", "planned", "slow", "problems", "measurements")
         rows = [
             (field.name, str(getattr(self, field.name))) for field in fields(self) if field.name not in hidden
         ]
         slow = [("slow", str(step)) for step in self.slow or ()]
         problems = [("not recorded", problem) for problem in self.problems]
         rows += [("run_id", self.run_id), ("seconds", f"{self.seconds:.1f}")]
+        rows += self.measurements.facts() if self.measurements else []
         return [*((name, value) for name, value in rows if value), *slow, *problems]
 
     def table(self) -> DisplayTable:
@@ -211,5 +217,6 @@ class PublishResult(Result):
             **({"tables": [planned]} if self.planned else {}),
             "steps": [asdict(timing) for timing in self.steps],
             "slow": None if self.slow is None else [step.as_dict() for step in self.slow],
+            "measurements": self.measurements.as_dict() if self.measurements else None,
             "problems": list(self.problems),
         }

@@ -254,6 +254,10 @@ AMIS = Schema(
         Column("state", "text", "State of the AMI in AWS, such as `available`."),
         Column("flake", "text", "Flake reference that the AMI was built from."),
         Column("derivation", "text", "Store path of the derivation."),
+        Column("root_hash", "text", "Root hash of the verity store of an attested image."),
+        Column("uki_sha384", "text", "Authenticode hash (SHA-384) of its unified kernel image."),
+        Column("pcr4_sha384", "text", "Predicted PCR 4 (SHA-384) of its instances."),
+        Column("pcr12_sha384", "text", "Predicted PCR 12 (SHA-384) of its instances."),
         Column(
             "source",
             "text",

@@ -1,0 +1,112 @@
+"""Attested images: their measurements are recorded, and a false description is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.boot.attested_image import make_disk, write_output
+from vmsnix_ops import build_image, errors
+from vmsnix_ops.boot import measurements
+from vmsnix_ops.disk.formats import open_image
+from vmsnix_ops.nix.image import read_image
+from vmsnix_ops.records import history
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmsnix_ops.boot.measurements import Measurements
+    from vmsnix_ops.publish import PublishPlan
+    from vmsnix_ops.sandbox import Sandbox
+
+REGION = "us-east-1"
+
+
+def measured(image: Path) -> Measurements:
+    with open_image(image / "attested.img") as disk:
+        found = measurements.measure(disk)
+    assert found is not None
+    return found
+
+
+def test_a_publish_records_the_measurements(
+    aws: Sandbox, plan: Callable[..., PublishPlan], tmp_path: Path
+) -> None:
+    image = write_output(tmp_path / "attested", make_disk())
+    expected = measured(image)
+    made = plan(image=str(image))
+    result = made.apply()
+    (ami,) = aws.client("ec2", REGION).describe_images(ImageIds=[result.ami_id])["Images"]
+    tags = {tag["Key"]: tag["Value"] for tag in ami["Tags"]}
+    assert ami["TpmSupport"] == "v2.0"
+    assert tags["vmsnix:root-hash"] == expected.root_hash
+    assert tags["vmsnix:uki"] == expected.uki_sha384
+    assert tags["vmsnix:pcr4"] == expected.pcr4_sha384
+    assert tags["vmsnix:pcr12"] == "0" * 96
+    row = history.amis(made.journal.tables).iloc[0]
+    assert row["root_hash"] == expected.root_hash
+    assert row["uki_sha384"] == expected.uki_sha384
+    assert (row["pcr4_sha384"], row["pcr12_sha384"]) == (expected.pcr4_sha384, "0" * 96)
+    saved = json.loads((result.run.folder / "result.json").read_text())
+    assert saved["measurements"] == expected.as_dict()
+    assert ("PCR 4", expected.pcr4_sha384) in result.facts()
+
+
+def test_a_build_shows_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = read_image(write_output(tmp_path / "attested", make_disk()))
+    monkeypatch.setattr(build_image.BuildPlan, "build", lambda _plan, **_options: image)
+    result = build_image.BuildPlan(image.name, "flake", None, None).apply()  # type: ignore[arg-type]
+    assert result.as_dict()["measurements"] == measured(image.path.parent).as_dict()
+    assert ("root hash", measured(image.path.parent).root_hash) in result.facts()
+
+
+@pytest.mark.parametrize(
+    ("disk", "declared", "problem"),
+    [
+        ({}, {"root_hash": "0" * 64}, r"has '0{64}', but the bytes have '[0-9a-f]{64}'"),
+        ({"words": "vmsnix.interactive=1"}, {"interactive": False}, "interactive.*has False, .* have True"),
+        ({"words": "vmsnix.cluster=blue"}, {"cluster": "green"}, "has 'green', but the bytes have 'blue'"),
+        ({"sections": {".cmdline": b"quiet"}}, {"interactive": False}, "without such a UKI"),
+        ({"sections": {".sdmagic": b""}}, {"interactive": False}, "another stub"),
+    ],
+)
+def test_the_bytes_are_compared_with_the_description(
+    plan: Callable[..., PublishPlan],
+    tmp_path: Path,
+    disk: dict[str, Any],
+    declared: dict[str, object],
+    problem: str,
+) -> None:
+    image = write_output(tmp_path / "attested", make_disk(**disk), attested=declared)
+    with pytest.raises(errors.ImageFormatError, match=problem):
+        plan(image=str(image), dry_run=True).build()
+
+
+def test_a_changed_store_is_refused_before_the_upload(
+    aws: Sandbox, plan: Callable[..., PublishPlan], tmp_path: Path
+) -> None:
+    disk = bytearray(make_disk())
+    disk[disk.index(b"a store") + 9] ^= 1
+    image = write_output(tmp_path / "attested", bytes(disk))
+    with pytest.raises(errors.ImageFormatError, match="does not match its root hash"):
+        plan(image=str(image)).apply()
+    assert not any(call.operation in ("PutObject", "CreateMultipartUpload") for call in aws.calls)
+
+
+def test_an_attested_image_needs_a_tpm(plan: Callable[..., PublishPlan], tmp_path: Path) -> None:
+    image = write_output(tmp_path / "attested", make_disk())
+    path = image / "nix-support/image-info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"registerImage": {}}))
+    with pytest.raises(errors.ImageFormatError, match="nothing can attest an image without a TPM"):
+        plan(image=str(image)).apply()
+
+
+def test_an_image_that_declares_nothing_is_published_without_measurements(
+    plan: Callable[..., PublishPlan], tmp_path: Path
+) -> None:
+    disk = make_disk(sections={".sdmagic": b"another stub"})
+    image = write_output(tmp_path / "attested", disk, attested={})
+    assert plan(image=str(image), dry_run=True).build().measurements is None
