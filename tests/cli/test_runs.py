@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.command_line import run_vmsnix, shelf
-from vmsnix_ops.cli import runs
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -125,8 +124,24 @@ def test_a_run_on_the_sandbox_is_not_repeated_in_the_real_aws(
     assert "--sandbox" in complaint
     assert not ran.exists()
     assert "vmsnix rerun --sandbox 2026" in run_vmsnix("runs", "show", "0a0b0c")[1]
-    monkeypatch.setattr(runs, "endpoint_kind", lambda: "sandbox")  # a shell that uses this sandbox
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # a shell that uses this sandbox
     assert "vmsnix rerun 2026" in run_vmsnix("runs", "show", "0a0b0c")[1]
+
+
+def test_the_next_command_of_a_lost_run_works(
+    shelf: Shelf, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://aws.invalid")  # no sandbox
+    shelf.put("10-try-this.ipynb", "1")
+    folder = shelf.archive / "20261120T080000366Z-try-this-0a0b0c"
+    folder.mkdir(parents=True)
+    entry = {"runbook": "try-this", "status": "running", "sandbox": "http://127.0.0.1:1", "parameters": {}}
+    for more, command in (({}, "runs resume"), ({"interactive": True}, "runs repair")):
+        (folder / "result.json").write_text(json.dumps(entry | more))
+        assert f": vmsnix {command} --sandbox {folder.name}\n" in run_vmsnix("runs", "show", "0a0b0c")[1]
+    # A run of a kernel has no notebook that could be executed again.
+    code, _, complaint = run_vmsnix("runs", "resume", "0a0b0c", "--archive", str(shelf.archive))
+    assert (code, f"vmsnix rerun --sandbox {folder.name}" in " ".join(complaint.split())) == (2, True)
 
 
 def test_verify_finds_a_changed_report(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:

@@ -315,8 +315,8 @@ def _past_run(run_id: str, archive: str, *, sandbox: bool, elsewhere: bool = Tru
         raise ArchiveError(
             f"The run {found.run_id} cannot be repeated.",
             why="Its result.json is missing or has no parameters.",
-            fix="Restore it from the tables, on the machine of the run: vmsnix runs repair "
-            f"{found.run_id}. Or run {found.runbook} by its name.",
+            fix="Restore it from the tables, on the machine of the run: "
+            f"{found.command('runs repair')}. Or run {found.runbook} by its name.",
         )
     if found.values.get("sandbox") and not sandbox and endpoint_kind() != "sandbox":
         raise UsageError(
@@ -405,11 +405,11 @@ def _show(entry: ArchivedRun) -> None:
     for number in range(1, entry.attempt):
         earlier = (values.get("files") or {}).get(f"attempt-{number}/report.html") or {}
         screen.print(cell(f"attempt {number} {earlier.get('place', '')}"), soft_wrap=True)
-    _show_how_to_apply(values)
+    _show_how_to_apply(entry)
     if values.get("modified"):
         screen.print(cell(MODIFIED, "yellow"), soft_wrap=True)
     if entry.repeatable:
-        again = Text.assemble(("again     ", "dim"), f"{' '.join(_rerun(values))} {line(entry.run_id)}")
+        again = Text.assemble(("again     ", "dim"), line(entry.command("rerun")))
         screen.print(again, soft_wrap=True)
 
 
@@ -422,21 +422,16 @@ def _status(entry: ArchivedRun) -> str:
     return f"{status} (dry run)" if is_dry_run(entry.values) else status
 
 
-def _rerun(values: Mapping[str, Any]) -> list[str]:
-    """Return the command that repeats a run where it ran; a shell that uses a sandbox needs no option."""
-    elsewhere = values.get("sandbox") and endpoint_kind() != "sandbox"
-    return ["vmsnix", "rerun", *(["--sandbox"] if elsewhere else [])]
-
-
-def _show_how_to_apply(values: Mapping[str, Any]) -> None:
+def _show_how_to_apply(entry: ArchivedRun) -> None:
     """Write the command that applies exactly the plan of a dry run."""
     from vmsnix_ops.cli.output import cell, console
     from vmsnix_ops.records.result import is_dry_run
 
+    values = entry.values
     fingerprint = values.get("plan_fingerprint")
     if not fingerprint or not is_dry_run(values):
         return
-    words = [*_rerun(values), values["run_id"], "--no-dry-run", "--expect-plan", fingerprint]
+    words = [entry.command("rerun"), "--no-dry-run", "--expect-plan", fingerprint]
     words += ["--yes"] if values.get("side_effects") in ("deletes", "destroys") else []
     console().print(cell(f"{'apply':<9} {' '.join(words)}"), soft_wrap=True)
 
@@ -447,10 +442,13 @@ def _show_failure(entry: ArchivedRun) -> None:
 
     failure: Mapping[str, Any] = entry.values.get("failure") or {}
     if entry.status == "lost" and not failure:
+        by_kernel = entry.values.get("interactive")  # cannot be resumed
         failure = {
             "what": "Its process ended without a result.",
             "why": "It was killed, or its machine stopped.",
-            "fix": f"Continue it: vmsnix runs resume {entry.run_id}",
+            "fix": f"Save its notebook and report: {entry.command('runs repair')}"
+            if by_kernel
+            else f"Continue it: {entry.command('runs resume')}",
         }
     for part, style in (("what", "bold"), ("why", ""), ("fix", "")):
         if failure.get(part):

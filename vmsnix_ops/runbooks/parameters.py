@@ -332,7 +332,8 @@ def _start_run(declared: Runbook, values: Mapping[str, object], *, modified: boo
     cards.show_head(values)
     run_id = interactive.begin(declared, values, modified=modified)
     if run_id:
-        echo(f"Run {run_id}. vmsnix runs show {run_id[-6:]} shows it.")
+        option = " --sandbox" if os.environ.get("VMSNIX_SANDBOX") else ""  # such as vmsnix lab --sandbox
+        echo(f"Run {run_id}. vmsnix runs show{option} {run_id[-6:]} shows it.")
 
 
 def _record_refusal(declared: Runbook, given: Mapping[str, object]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import credentials, files
+from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.errors import ArchiveError, RecordsError, UnknownRunError, nearest
 from vmsnix_ops.records import run_tables, schemas
 from vmsnix_ops.records.result import once_of, parse, runs_row
@@ -94,6 +95,14 @@ class ArchivedRun:
     def image(self) -> str:
         """The image of the run; empty if it had none."""
         return str(self.values.get("image") or self.parameters.get("image") or "")
+
+    def command(self, words: str) -> str:
+        """Return a command about the run where it ran, such as ``vmsnix runs repair --sandbox ID``.
+
+        A shell that uses a sandbox needs no option.
+        """
+        elsewhere = self.values.get("sandbox") and endpoint_kind() != "sandbox"
+        return f"vmsnix {words}{' --sandbox' if elsewhere else ''} {self.run_id}"
 
     def matches(self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "") -> bool:
         """Whether the run has these values; an empty value matches every run."""

@@ -46,21 +46,21 @@ def check_resumable(run: ArchivedRun, *, anyway: bool = False) -> None:
             refused,
             why=f"It is running on {host}." if host else "It is running.",
             fix="Wait for its end. If its process is gone, run this on its machine: "
-            f"vmsnix runs repair {run.run_id}",
+            f"{run.command('runs repair')}",
         )
     if run.status not in RESUMABLE:
-        raise UsageError(refused, why=f"It is {run.status}.", fix=f"Repeat it: vmsnix rerun {run.run_id}")
+        raise UsageError(refused, why=f"It is {run.status}.", fix=f"Repeat it: {run.command('rerun')}")
     if run.status == "partial" and not run.values.get("failure"):
         raise UsageError(
             refused,
             why="All its cells ran, and only evidence is missing.",
-            fix=f"Save the evidence: vmsnix runs repair {run.run_id}",
+            fix=f"Save the evidence: {run.command('runs repair')}",
         )
     if run.values.get("interactive"):
         raise UsageError(
             refused,
             why="A kernel of JupyterLab or of another program ran its cells.",
-            fix="Continue there, or run the runbook by vmsnix.",
+            fix=f"Continue there, or repeat it as a new run: {run.command('rerun')}",
         )
     version = run.values.get("package_version")
     if version != __version__ and not anyway:
@@ -127,7 +127,7 @@ def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> N
         raise UsageError(
             f"The run {run.run_id} cannot be resumed.",
             why=f"Its evidence is not as the run left it: {bad[0].name}. {bad[0].detail}",
-            fix=f"Check it: vmsnix runs verify {run.run_id}. To resume it despite the changes, add --anyway.",
+            fix=f"Check it: {run.command('runs verify')}. To resume it despite the changes, add --anyway.",
         )
 
 
@@ -165,7 +165,7 @@ def archived_runbook(archive: Archive, run: ArchivedRun, folder: Path) -> Runboo
         raise ArchiveError(
             f"The notebook of the run {run.run_id} is damaged.",
             why=f"{type(error).__name__}: {error}.",
-            fix=f"Repeat the run: vmsnix rerun {run.run_id}",
+            fix=f"Repeat the run: {run.command('rerun')}",
         ) from error
     path = folder / f"{known.slug if known is not None else f'10-{run.runbook}'}.ipynb"
     files.write(path, json.dumps(notebook))
