@@ -19,7 +19,7 @@ from tests.support import join, require
 from vmsnix_ops.sandbox.access import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
 # These notebooks replace those of the package, so that JupyterLab cannot change the ones of the checkout.
@@ -37,7 +37,7 @@ def print_environment():
         yield served
 sandbox.run_sandbox = print_environment
 options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
-sys.exit(main(["lab", "--sandbox", "--no-browser", *sys.argv[3:], "--", *options]))
+sys.exit(main([*sys.argv[3:], "--sandbox", "--no-browser", "--", *options]))
 """
 READY = """() => {
     const app = window.jupyterapp;
@@ -68,7 +68,7 @@ class Lab:
                 self.output.append(line)
                 if line.startswith("SANDBOX-ENVIRONMENT "):
                     self.environment = json.loads(line.removeprefix("SANDBOX-ENVIRONMENT "))
-                address = re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w+)", line)
+                address = re.search(r"(http://127\.0\.0\.1:\d+)/\S*\?token=(\w+)", line)
                 if address:
                     self.url, self.token = address.groups()
                     self.ready.set()
@@ -157,7 +157,7 @@ def serve(
     *,
     speed: float = 60.0,
     cwd: Path = ROOT,
-    edit: bool = False,
+    command: Sequence[str] = ("lab",),
 ) -> Iterator[Lab]:
     """Serve copies of the notebooks.
 
@@ -171,10 +171,10 @@ def serve(
         Speed of the sandbox's clock.
     cwd
         Folder in which ``vmsnix lab`` runs.
-    edit
-        Open the notebooks with ``--edit``, as those of a checkout.
+    command
+        Command of ``vmsnix`` with its options. With ``--edit``, the notebooks are those of a checkout.
     """
-    notebooks = folder / ("notebooks" if edit else "_notebooks")
+    notebooks = folder / ("notebooks" if "--edit" in command else "_notebooks")
     notebooks.mkdir()
     for source in (ROOT / "notebooks").glob("*.ipynb"):
         text = source.read_text(encoding="utf-8")
@@ -184,9 +184,9 @@ def serve(
         (notebooks / source.name).write_text(text, encoding="utf-8")
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     private = {name: str(folder / name.lower()) for name in names}
-    command = [sys.executable, "-c", PROGRAM, str(notebooks), str(speed), *(["--edit"] if edit else [])]
+    program = [sys.executable, "-c", PROGRAM, str(notebooks), str(speed), *command]
     more = {"PYTHONPATH": str(ROOT), "VMSNIX_STATE": str(folder / "state")}
-    with started(command, folder, {**os.environ, **private, **more}, cwd) as lab:
+    with started(program, folder, {**os.environ, **private, **more}, cwd) as lab:
         yield lab
 
 

@@ -1,4 +1,4 @@
-"""The console in JupyterLab, in a real browser, on a sandbox.
+"""The console of ``vmsnix console``, in a real browser, on a sandbox.
 
 All tests use one JupyterLab and one page, because a start takes as long as three tests. Fixtures do once what
 several tests check, so each test also runs alone and in any order.
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import pytest
 
 from tests.browser.lab import ROOT, Browser, Lab, browse, serve
 from tests.faults.account import Account, read_account
 from tests.runbooks.shelf import notebook
+from vmsnix_ops.cli.lab import CONSOLE_PAGE
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
 
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 SPEED = 600.0
 SHOTS = Path(os.environ.get("VMSNIX_SCREENSHOTS") or ROOT / ".cache" / "screenshots")
 OPEN_NOTEBOOK = """() => {
-    const path = window.jupyterapp.shell.currentWidget?.context?.path || '';
+    const path = window.jupyterapp?.shell.currentWidget?.context?.path || '';
     return path.startsWith('runs/') && path.endsWith('/notebook.ipynb');
 }"""
+CHROME = (
+    "#jp-top-panel, #jp-menu-panel, .jp-SideBar, #jp-bottom-panel, .jp-NotebookPanel-toolbar, .jp-InputArea"
+)
 FITS = """() => {
     const notebook = document.querySelector('.jp-WindowedPanel-outer');
     return notebook.scrollWidth <= notebook.clientWidth;
@@ -53,12 +59,20 @@ LOG = """() => {
         focused: document.activeElement === box,
     };
 }"""
+NO_SPLASH = "#jupyterlab-splash { display: none }"  # when the theme changes
 AS_ON_AWS = """
 import os
 del os.environ['VMSNIX_SANDBOX']
 from vmsnix_ops import endpoints
 endpoints.endpoint_kind = lambda *_: "aws"
 """
+
+
+class NoRedirect(HTTPRedirectHandler):
+    """Answers a redirection with its status."""
+
+    def redirect_request(self, *_arguments: object) -> None:
+        return None
 
 
 @dataclass
@@ -81,7 +95,7 @@ class Opened:
         self.page.goto(self.lab.page(notebook, alone=alone))
         self.browser.run_all_cells()
         self.page.locator(".vmsnix-banner").wait_for()
-        self.page.add_style_tag(content="#jupyterlab-splash { display: none }")  # when the theme changes
+        self.page.add_style_tag(content=NO_SPLASH)
 
     def runs(self) -> Any:
         return Tables(self.lab.environment["VMSNIX_HISTORY"]).read("runs")
@@ -134,7 +148,7 @@ class Opened:
 def serve_with(patch: pytest.MonkeyPatch, own: Path, folder: Path) -> Any:
     """Serve the notebooks, and a folder of own runbooks."""
     patch.setenv("VMSNIX_RUNBOOKS", str(own))
-    return serve(folder, {}, speed=SPEED)
+    return serve(folder, {}, speed=SPEED, command=["console"])
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +163,9 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
         browse(height=800) as browser,
     ):
         opened = Opened(lab, browser)
-        opened.open("console.ipynb")
+        opened.page.goto(f"{lab.url}{CONSOLE_PAGE}?token={lab.token}")
+        opened.page.locator(".vmsnix-banner").wait_for()
+        opened.page.add_style_tag(content=NO_SPLASH)
         opened.wait_for_text("A local AWS on this machine")
         yield opened
 
@@ -257,6 +273,44 @@ def production(console: Opened) -> Iterator[Opened]:
     assert browser.external_requests() == []
     assert browser.errors == []
     browser.page.close()
+
+
+def test_the_console_opens_by_itself_without_the_rest_of_jupyterlab(console: Opened) -> None:
+    assert console.page.title() == "vmsnix console"
+    assert console.page.locator(".vmsnix-opening").count() == 0
+    assert console.page.locator(f":is({CHROME}) >> visible=true").count() == 0
+    console.page.locator(".vmsnix-tabs button").first.focus()
+    for key in "xddab":  # shortcuts of JupyterLab that would change the notebook
+        console.page.keyboard.press(key)
+    assert console.page.locator(".vmsnix-console").is_visible()
+    assert not console.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.model.dirty")
+
+
+@pytest.mark.parametrize(
+    ("token", "host", "expected"),
+    [(True, "", 200), (False, "", 302), (True, "example.org", 403), (True, "127.0.0.1.example.org:80", 403)],
+)
+def test_the_page_needs_the_token_and_a_local_host_name(
+    console: Opened, token: bool, host: str, expected: int
+) -> None:
+    for address in (CONSOLE_PAGE, "/files/console.ipynb", "/api/sessions"):
+        headers = {"Authorization": f"token {console.lab.token}"} if token else {}
+        sent = Request(console.lab.url + address, headers=headers | ({"Host": host} if host else {}))
+        try:
+            with build_opener(NoRedirect).open(sent, timeout=60) as answer:
+                status = answer.status
+        except HTTPError as error:
+            status = error.code
+        without_login = 403 if expected == 302 and address.startswith("/api/") else expected  # 302: the login
+        assert status == without_login, address
+
+
+def test_only_this_machine_can_connect(console: Opened) -> None:
+    port = f":{int(console.lab.url.rpartition(':')[2]):04X}"
+    tables = (Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6"))
+    sockets = [line.split() for table in tables for line in table]
+    listening = {fields[1] for fields in sockets if fields[3] == "0A" and fields[1].endswith(port)}
+    assert listening == {f"0100007F{port}"}
 
 
 def test_a_double_click_publishes_once_to_the_ami_id(published: Published) -> None:
@@ -451,11 +505,15 @@ def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published)
     console.tab("History")
     console.button("Show it").click()
     console.page.locator(".vmsnix-report").wait_for()
-    console.page.click(".vmsnix-files a:has-text('Executed notebook')")
-    console.page.wait_for_function(OPEN_NOTEBOOK)
-    # Not `close`: JupyterLab changes the notebook when its kernel starts, and asks whether to save it.
-    console.page.evaluate("() => { window.jupyterapp.shell.currentWidget.dispose(); }")
-    console.page.wait_for_selector(".vmsnix-console >> visible=true")
+    with console.page.expect_popup() as opened:
+        console.page.click(".vmsnix-files a:has-text('Executed notebook')")
+    opened.value.wait_for_function(OPEN_NOTEBOOK)
+    opened.value.close()
+    with console.page.expect_popup() as opened:
+        console.page.click(".vmsnix-files a:has-text('HTML report')")
+    opened.value.wait_for_selector("text=publish-ami")
+    assert "/files/runs/" in opened.value.url
+    opened.value.close()
 
 
 def test_a_deleting_runbook_in_production_requires_its_name_and_the_account(

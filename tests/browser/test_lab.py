@@ -119,7 +119,7 @@ def test_shared_notebooks_have_a_banner_and_are_saved_without_outputs(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("jupyterlab")
-    with serve(tmp_path, {}, edit=True) as lab, browse() as browser:
+    with serve(tmp_path, {}, command=("lab", "--edit")) as lab, browse() as browser:
         page = browser.page
         shared = tmp_path / "notebooks"
         before = {name: (shared / name).read_text(encoding="utf-8") for name in NAMES}

@@ -781,7 +781,7 @@ def test_lab_without_jupyterlab_reports_how_to_install_it(
 
 
 def test_lab_listens_on_127_0_0_1_and_checks_for_no_updates(tmp_path: Path) -> None:
-    command = lab._command(tmp_path, 0, no_browser=True)
+    command = lab._command(tmp_path, lab.CONSOLE_PAGE, 0, no_browser=True)
     assert "--ServerApp.ip=127.0.0.1" in command
     assert "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate" in command
     environment = lab._jupyter_environment(tmp_path, {}, tmp_path / "kernel")
@@ -825,10 +825,12 @@ def test_a_second_lab_does_not_change_the_kernel_of_the_first(
 @pytest.mark.parametrize(
     ("user", "options", "hint"), [(0, (), True), (0, ("--", "--allow-root"), False), (1000, (), False)]
 )
-def test_lab_as_root_reports_how_to_allow_it(
+@pytest.mark.parametrize("name", ["console", "lab"])
+def test_jupyterlab_as_root_reports_how_to_allow_it(
     run_vmsnix: RunVmsnix,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    name: str,
     user: int,
     options: tuple[str, ...],
     hint: bool,
@@ -836,9 +838,9 @@ def test_lab_as_root_reports_how_to_allow_it(
     monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(lab, "_serve", lambda _command, _environment: 1)
-    code, _, complaint = run_vmsnix("lab", "--no-browser", *options)
+    code, _, complaint = run_vmsnix(name, "--no-browser", *options)
     assert code == 1
-    assert ("vmsnix lab -- --allow-root" in complaint) is hint
+    assert (f"vmsnix {name} -- --allow-root" in complaint) is hint
 
 
 def test_channels_are_shown_as_a_table_as_json_and_as_a_page(

@@ -60,8 +60,10 @@ NOT_RUN = {
     ("CONTRIBUTING.md", "vmsnix count-amis"): ADDED,
     ("docs/quickstart.md", "python3 -m venv"): INDEX,
     ("docs/quickstart.md", ".venv/bin/pip install"): INDEX,
+    ("docs/quickstart.md", "vmsnix console"): LAB,
     ("docs/quickstart.md", "vmsnix lab"): LAB,
     ("docs/weekly-report.md", "vmsnix sandbox"): STARTS,
+    ("docs/how-to/console.md", "vmsnix console"): LAB,
     ("docs/how-to/console.md", "vmsnix lab"): LAB,
     ("docs/how-to/fleet.md", "dask"): "needs other machines; tests/runbooks/fleet uses a cluster with TLS",
     ("docs/how-to/first-publish.md", "aws cloudformation"): "the sandbox has no CloudFormation; "
@@ -589,7 +591,7 @@ def test_the_examples_in_nix_can_be_parsed() -> None:
 
 @pytest.mark.long(seconds=8)
 def test_a_server_starts(desk: Desk) -> None:
-    """``vmsnix lab`` is started by tests/browser."""
+    """``vmsnix console`` and ``vmsnix lab`` are started by tests/browser."""
     with subprocess.Popen(
         ["vmsnix", "sandbox", "--seed", "demo"],
         cwd=desk.folder, env=desk.environment,

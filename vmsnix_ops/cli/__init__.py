@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("vmsnix_ops.cli.diff:diff", "Show which packages differ between two AMIs."),
     "download": ("vmsnix_ops.cli.download:download", "Write a snapshot into a sparse raw file."),
     "iam-policy": ("vmsnix_ops.cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
+    "console": ("vmsnix_ops.cli.lab:console", "Open the console in a browser: a form for every runbook."),
     "lab": ("vmsnix_ops.cli.lab:lab", "Open the runbooks in JupyterLab on this machine."),
     "sandbox": ("vmsnix_ops.cli.sandbox:sandbox_command", "Start a local AWS on 127.0.0.1."),
     "completion": ("vmsnix_ops.cli.completion:completion", "Print the completion script of a shell."),

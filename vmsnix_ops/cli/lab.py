@@ -1,4 +1,4 @@
-"""``vmsnix lab``: open the runbooks in JupyterLab."""
+"""``vmsnix console`` and ``vmsnix lab``: open the console alone, or the runbooks in JupyterLab."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ STOP_SECONDS = 15
 SHUTDOWN_SECONDS = 5.0  # for a kernel to save the evidence of a run that was not completed
 LAB_FOLDER = "VMSNIX_LAB_FOLDER"  # environment variable of kernels: the folder in which the lab was started
 CONSOLE = "console.ipynb"
-"""Notebook that is opened first."""
+"""Notebook of the console."""
+LAB_PAGE = f"/lab/tree/{CONSOLE}"
+CONSOLE_PAGE = f"/doc/workspaces/vmsnix-console/tree/{CONSOLE}"
+"""Page of JupyterLab on which the extension in `EXTENSIONS` runs the console and shows nothing else."""
+EXTENSIONS = Path(__file__).parents[1] / "runbooks" / "console" / "labextension"
 BANNER = """\
 body::after {
     content: "Shared originals in git, saved without outputs";
@@ -48,28 +52,67 @@ body::after {
 """Style of JupyterLab with the shared notebooks: a banner at the right end of the menu bar."""
 
 
+_sandbox_option = click.option("--sandbox", is_flag=True, help="Use a local sandbox instead of AWS.")
+_port_option = click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 chooses a free one."
+)
+_no_browser_option = click.option(
+    "--no-browser", is_flag=True, help="Print the address, and do not open a browser."
+)
+_jupyterlab_options = click.argument(
+    "options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTERLAB_OPTIONS]"
+)
+
+
 @click.command()
-@click.option("--sandbox", is_flag=True, help="Use a local sandbox instead of AWS.")
+@_sandbox_option
+@folder_option
+@_port_option
+@_no_browser_option
+@_jupyterlab_options
+def console(sandbox: bool, folder: Path | None, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
+    """Open the console in a browser: a form for every runbook. It is on 127.0.0.1 only.
+
+    Relative paths in parameters start at the current folder, as for `vmsnix NAME`.
+    """
+    return _open(CONSOLE_PAGE, folder, port, options, sandbox=sandbox, no_browser=no_browser)
+
+
+@click.command()
+@_sandbox_option
 @click.option(
     "--edit", is_flag=True, help="Open the shared notebooks of a checkout, and save them without outputs."
 )
 @folder_option
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; 0 chooses a free one.")
-@click.option("--no-browser", is_flag=True, help="Print the address, and do not open a browser.")
-@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTERLAB_OPTIONS]")
+@_port_option
+@_no_browser_option
+@_jupyterlab_options
 def lab(
     sandbox: bool, edit: bool, folder: Path | None, port: int, no_browser: bool, options: tuple[str, ...]
 ) -> int:
-    """Open the console and copies of the runbooks in JupyterLab, on 127.0.0.1 only.
+    """Open copies of the runbooks in JupyterLab, on 127.0.0.1 only.
 
     Changes of the copies do not change `vmsnix NAME`. `vmsnix runbooks diff` compares them with the package.
     Relative paths in parameters start at the current folder, as for `vmsnix NAME`.
     """
-    from vmsnix_ops.cli.sandbox import run_sandbox
-    from vmsnix_ops.settings import load
-
     if edit and folder is not None:
         raise click.UsageError("Use --edit or --folder, not both: --edit opens no copies.")
+    return _open(LAB_PAGE, folder, port, options, sandbox=sandbox, no_browser=no_browser, edit=edit)
+
+
+def _open(
+    page: str,
+    folder: Path | None,
+    port: int,
+    options: tuple[str, ...],
+    *,
+    sandbox: bool,
+    no_browser: bool,
+    edit: bool = False,
+) -> int:
+    """Serve JupyterLab until it ends, open one of its pages, and return the exit code."""
+    from vmsnix_ops.cli.sandbox import run_sandbox
+    from vmsnix_ops.settings import load
 
     if find_spec("jupyterlab") is None:
         raise ToolMissingError(
@@ -89,7 +132,7 @@ def lab(
             echo(f"SANDBOX: these notebooks use {served.url}, not AWS.", err=True)
         with preparing():
             environment |= _jupyter_environment(state / "lab", environment, Path(kernel))
-        command = _command(notebooks, port or _free_port(), no_browser=no_browser)
+        command = _command(notebooks, page, port or _free_port(), no_browser=no_browser)
         if edit:
             with preparing():
                 command += _edit_options(Path(kernel))
@@ -98,7 +141,8 @@ def lab(
         raise RunError(
             "JupyterLab failed.",
             why="It does not run as root unless you allow it. That is safe in your own container.",
-            fix="Start it as another user, or allow root: vmsnix lab -- --allow-root",
+            fix="Start it as another user, or allow root: "
+            f"vmsnix {click.get_current_context().info_name} -- --allow-root",
         )
     return code
 
@@ -216,7 +260,7 @@ def _edit_options(folder: Path) -> list[str]:
     ]
 
 
-def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
+def _command(notebooks: Path, page: str, port: int, *, no_browser: bool) -> list[str]:
     command = [
         sys.executable,
         "-m",
@@ -224,7 +268,8 @@ def _command(notebooks: Path, port: int, *, no_browser: bool) -> list[str]:
         f"--ServerApp.root_dir={notebooks}",
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={port}",
-        f"--LabApp.default_url=/lab/tree/{CONSOLE}",
+        f"--LabApp.default_url={page}",
+        f"--LabApp.extra_labextensions_path={EXTENSIONS}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
         "--KernelManager.transport_encryption=auto",

@@ -50,6 +50,7 @@ COMMAND_NAMES = frozenset(
         *(
             "channels",
             "completion",
+            "console",
             "demo",
             "diff",
             "download",

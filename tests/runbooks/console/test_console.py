@@ -73,9 +73,9 @@ def test_a_run_is_started_from_its_form_and_its_evidence_is_copied_below_the_ope
     assert opened.bar.switch.disabled
     wait(lambda: page.job is None)
     assert "greet: done" in page.result._summary.value
-    links = page.result._links.outputs[0]["data"]["text/html"]
+    links = page.result._links.html
     (copy,) = (tmp_path / "open" / "runs").iterdir()
-    assert f'href="runs/{copy.name}/notebook.ipynb"' in links
+    assert f'data-file="runs/{copy.name}/notebook.ipynb"' in links
     assert "hello Ada" in (copy / "notebook.ipynb").read_text()
     assert shown(page.result.report_button)
     page.result.report_button.value = True
@@ -393,5 +393,5 @@ def test_outside_of_jupyterlab_the_console_prints_a_description(
     monkeypatch.delenv("JPY_SESSION_NAME")
     assert console.open_console() is None
     printed = capsys.readouterr().out
-    assert "vmsnix lab" in printed
+    assert "`vmsnix console` opens it" in printed
     assert "10-greet  What it is for." in printed

@@ -122,7 +122,7 @@ def test_the_summary_shows_the_error_and_the_results(
 
 def test_values_in_links_and_reports_are_escaped() -> None:
     links = links_html(Evidence("s3://b/<id>", {"log.txt": "runs/id/log.txt"}, problem="No <notebook>."))
-    assert '<a href="runs/id/log.txt">Log</a>' in links
+    assert '<a data-file="runs/id/log.txt">Log</a>' in links
     assert "s3://b/&lt;id&gt;" in links
     assert "No &lt;notebook&gt;." in links
     frame = report_html('<p onclick="x">"quoted"</p>')

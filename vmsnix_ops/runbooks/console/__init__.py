@@ -1,4 +1,4 @@
-"""The console in JupyterLab: select a runbook, fill in its form, check the plan, run it, open the result.
+"""The console: select a runbook, fill in its form, check the plan, run it, open the result.
 
 >>> from vmsnix_ops import console
 >>> console.open_console()  # doctest: +SKIP
@@ -12,8 +12,10 @@ Outside of JupyterLab (papermill, a script), the console prints a description an
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+from vmsnix_ops.errors import ToolMissingError
 from vmsnix_ops.text import echo, line
 
 __all__ = ["open_console"]
@@ -38,6 +40,8 @@ def open_console(*, runbook: str = "", sandbox: bool = False) -> Any:
     ------
     UnknownRunbookError
         There is no such runbook.
+    ToolMissingError
+        A package of the extra ``lab`` is not installed.
     """
     from vmsnix_ops import progress
     from vmsnix_ops.runbooks import catalog
@@ -46,6 +50,12 @@ def open_console(*, runbook: str = "", sandbox: bool = False) -> Any:
     if not progress.in_jupyter():
         echo(_description())
         return None
+    if find_spec("anywidget") is None:
+        raise ToolMissingError(
+            "The console needs the package anywidget, which is not installed.",
+            why="Installations for servers and CI do not include it.",
+            fix="Run pip install 'vmsnix-ops[lab]'",
+        )
     from vmsnix_ops.runbooks.console.app import Console
 
     return Console(runbook=chosen.name if chosen else "", sandbox=sandbox).widget
@@ -59,7 +69,7 @@ def _description() -> str:
     lines = [line(f"  {book.slug:<{width}}  {book.description or book.title}") for book in books]
     return "\n".join(
         [
-            "The console needs a browser: `vmsnix lab` opens it in JupyterLab. Nothing was done here.",
+            "The console needs a browser: `vmsnix console` opens it. Nothing was done here.",
             "It runs these runbooks, as `vmsnix NAME` does:",
             *lines,
         ]

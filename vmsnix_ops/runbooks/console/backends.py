@@ -137,7 +137,7 @@ class ConsoleSandbox:
             raise RunError(
                 "The sandbox could not start.",
                 why=str(answer["error"]),
-                fix="Stop the process that uses its folder (another console, `vmsnix lab --sandbox`), then "
+                fix="Stop the process that uses its folder, such as another `vmsnix console --sandbox`, then "
                 "try again.",
             )
         removed = {name: None for name in os.environ if name.startswith("AWS_")}
@@ -221,9 +221,9 @@ class BackendBar:
         self.switch.observe(self._on_switch, "value")
         self._note = ipywidgets.HTML("")
         if self._initial.sandbox:
-            # `vmsnix lab --sandbox` removed the AWS variables, so this process cannot switch to AWS.
+            # `--sandbox` removed the AWS variables, so this process cannot switch to AWS.
             self.switch.layout.display = "none"
-            words = fill("JupyterLab was started with --sandbox. To use AWS, run <code>vmsnix lab</code>.")
+            words = fill("The console was started with --sandbox. To use AWS, start it without.")
             self._show_note(words)
         side = ipywidgets.VBox([self.switch, self._note])
         side.add_class("vmsnix-bar-side")

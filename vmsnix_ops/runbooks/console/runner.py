@@ -21,6 +21,7 @@ from vmsnix_ops.records.result import is_dry_run, marked
 from vmsnix_ops.region_names import ami_url
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
+from vmsnix_ops.runbooks.console.active import ActiveHTML
 from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html
 from vmsnix_ops.runbooks.console.jobs import JobReader
 from vmsnix_ops.runbooks.console.suggestions import SuggestionCache, immediate, source_of
@@ -326,7 +327,7 @@ _MESSAGE = '<span class="{{ kind }}" role="status">{{ text }}</span>'
 
 _LINKS = """\
 <div class="vmsnix-files">
-{% for target, text in links %}<a href="{{ target }}">{{ text }}</a> {% endfor %}
+{% for file, text in links %}<a data-file="{{ file }}">{{ text }}</a> {% endfor %}
 {% if evidence.problem %}<p class="vmsnix-warning">{{ evidence.problem }}</p>{% endif %}
 {% if evidence.location %}<p class="vmsnix-quiet">Saved in <code>{{ evidence.location }}</code></p>{% endif %}
 </div>
@@ -402,9 +403,7 @@ class ResultView:
         self._apply_box.add_class("vmsnix-apply")
         self.next = ipywidgets.HBox([])
         self.next.add_class("vmsnix-buttons")
-        # An output, because JupyterLab opens only the links in outputs, not those in HTML widgets.
-        self._links = ipywidgets.Output()
-        self._links.add_class("vmsnix-links")
+        self._links = ActiveHTML()
         self.report_button = ipywidgets.ToggleButton(description="Show the report", value=False)
         self.report_button.observe(self._on_report, "value")
         self._report = ipywidgets.HTML("")
@@ -429,7 +428,7 @@ class ResultView:
         self._summary.value = ""
         self.offer({})
         self._offer_next([])
-        self._links.outputs = ()
+        self._links.html = ""
         self._set_report("", opened=False)
 
     def show(
@@ -450,13 +449,7 @@ class ResultView:
         self._offer_next(next_steps(values, channels))
         notes = "undone" not in values  # after an undo, a note about continuing is no longer true
         self._steps.value = steps_html(state.steps, notes=notes) if state else ""
-        self._links.outputs = (
-            {
-                "output_type": "display_data",
-                "metadata": {},
-                "data": {"text/html": links_html(evidence), "text/plain": ""},
-            },
-        )
+        self._links.html = links_html(evidence)
         self._set_report(evidence.report, opened=open_report)
 
     def offer(self, values: Mapping[str, Any]) -> None:
@@ -572,7 +565,7 @@ def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
 
 
 def links_html(evidence: Evidence) -> Markup:
-    """Return links to the copied files, which JupyterLab opens in tabs, and the location of the evidence."""
+    """Return links to the copied files, and the location of the evidence."""
     links = [(link_target(path), LINK_TEXTS.get(name, name)) for name, path in evidence.links.items()]
     return fill(_LINKS, links=links, evidence=evidence)
 
