@@ -152,6 +152,18 @@ def clients_keep_nothing_of_earlier_tests() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def variables_of_python_are_kept() -> Iterator[None]:
+    """Fail if a test leaves a variable changed with which programs can no longer be forked."""
+    before = forks.fixed_variables(os.environ)
+    yield
+    after = forks.fixed_variables(os.environ)
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert after == before
+
+
+@pytest.fixture(autouse=True)
 def secrets_are_forgotten_after_each_test() -> Iterator[None]:
     """Forget the credentials that a test used, or later tests search all texts for them."""
     before = dict(redaction._known)

@@ -145,7 +145,9 @@ def forked_programs() -> Iterator[None]:
         return forkers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        _replace_start(partial(patch.setattr, subprocess.Popen, "_execute_child"), forker, _fixed(os.environ))
+        _replace_start(
+            partial(patch.setattr, subprocess.Popen, "_execute_child"), forker, fixed_variables(os.environ)
+        )
         yield
     for started in forkers:
         started.close()
@@ -183,7 +185,7 @@ def _replace_start(replace: Any, forker: Any, fixed: Mapping[str, str]) -> None:
         pid = None
         background = isinstance(how["args"], list) and how["args"][:4] == IN_BACKGROUND
         words = how["args"][4:] if background else how["args"]
-        if _can_fork(words, how) and _fixed(environment) == fixed:
+        if _can_fork(words, how) and fixed_variables(environment) == fixed:
             targets = (("p2cread", 0), ("c2pwrite", 1), ("errwrite", 2))
             numbers = {target: target if how[name] == -1 else how[name] for name, target in targets}
             numbers |= {number: number for number in how["pass_fds"]}
@@ -225,7 +227,8 @@ def _can_fork(args: Any, how: Mapping[str, Any]) -> bool:
     return all(how.get(name, value) == value for name, value in usual.items()) and folder.is_dir()
 
 
-def _fixed(environment: Mapping[str, str]) -> dict[str, str]:
+def fixed_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables whose change needs a usual start."""
     found = {name: value for name, value in environment.items() if name.startswith(FIXED)}
     if found.get("PYTHONPATH") == str(ROOT):
         del found["PYTHONPATH"]
@@ -377,7 +380,7 @@ def _show_error(kind: type[BaseException], error: BaseException, trace: Any) -> 
 def main() -> None:
     """Import the libraries, serve requests, and run a program in each fork."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    fixed = _fixed(os.environ)  # before libraries change them
+    fixed = fixed_variables(os.environ)  # before libraries change them
     sys.path[0] = str(ROOT)
     _import_libraries()
     del sys.path[0]
