@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MOST_CLIENTS = 64  # each uses a megabyte or more
+SNAPSHOT_MINUTES = 4320
+"""Minutes without a block after which AWS fails a snapshot that a test uploads: the longest that AWS allows.
+
+With the usual hour, the fast clock fails snapshots while a busy machine starts the workers.
+"""
 
 
 def share_models(patch: pytest.MonkeyPatch) -> None:
@@ -202,7 +207,9 @@ def pause_briefly(patch: pytest.MonkeyPatch) -> None:
     from botocore.retries.standard import ExponentialBackoff
 
     from vmsnix_ops.aws import imports, polling, retiring
+    from vmsnix_ops.aws.ebs_direct import writing
 
+    patch.setattr(writing, "TIMEOUT_MINUTES", SNAPSHOT_MINUTES)
     patch.setattr(polling.PollInterval.__init__, "__defaults__", (0.1, 0.5, 1.4, 90.0))
     patch.setattr(ExponentialBackoff.__init__, "__defaults__", (0.2, *_rest(ExponentialBackoff)))
     patch.setattr(imports, "VISIBLE_SECONDS", 0.3)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 SPEED = 5000  # of the sandbox's clock
-DIRECT_SPEED = 500  # slower: a pending snapshot expires after an hour of this clock
 PARTS = 2
 ONCE = {
     "ec2:ImportSnapshot": 1,
@@ -77,14 +76,14 @@ class Sweep:
         """Return what is wrong in the account if it should have `amis` AMIs."""
         return list(self.account().problems(amis=amis))
 
-    def clean(self, via: str = "import") -> Path:
+    def clean(self) -> Path:
         """Empty the account, and return an empty state folder."""
         # Bucket and role are created once; `reset` would delete them.
         if self._prepared is None:
             self.aws.prepare(bucket=BUCKET, region=REGION)
             self._prepared = self.aws.save_tables()
         self.aws.restore_tables(self._prepared)
-        self.aws.clock.speed = SPEED if via == "import" else DIRECT_SPEED
+        self.aws.clock.speed = SPEED
         self._count += 1
         self.state = self.folder / f"state-{self._count}"
         return self.state
@@ -96,7 +95,7 @@ class Sweep:
 
     def points(self, via: str) -> list[Kill]:
         """Publish once without a kill, and return a kill for every moment of that run."""
-        (ended,) = self.publishers.run(self.job(self.clean(via), via))
+        (ended,) = self.publishers.run(self.job(self.clean(), via))
         if ended.status:
             raise RuntimeError(f"{ended.error}: {ended.text}")
         # Worker processes put the blocks: the publisher is killed while the sandbox delays such a call.
@@ -107,7 +106,7 @@ class Sweep:
 
     def kill_and_rerun(self, via: str, kill: Kill) -> Point:
         """Kill a publisher, run the same command again, and check account and tables."""
-        state = self.clean(via)
+        state = self.clean()
         if kill.call == PUT:
             delay = {"op": PUT, "nth": kill.nth, "do": "delay", "when": kill.moment, "seconds": 0.3}
             fault = self.aws.faults.add(delay)

@@ -25,7 +25,6 @@ def publish_together(sweep, *images, via="import"):
 @pytest.mark.parametrize("machines", [1, 2])  # two machines share no folders and no tables
 @pytest.mark.parametrize("via", ["import", "direct"])
 def test_two_publishers_of_the_same_image_end_with_one_ami(sweep, via, machines):
-    sweep.aws.clock.speed = 200  # a pending snapshot lives for an hour
     if machines == 1:
         ended = publish_together(sweep, sweep.image, sweep.image, via=via)
     else:
@@ -121,7 +120,6 @@ def containers(folder: Path) -> dict[str, Path]:
 
 
 def test_every_container_of_a_disk_by_both_methods_at_once_ends_with_one_ami(sweep, tmp_path):
-    sweep.aws.clock.speed = 200  # a pending snapshot lives for an hour
     state, made = Path(os.environ["VMSNIX_STATE"]), containers(tmp_path)
     jobs = [("import", name) for name in made if name != "qcow2"] + [("direct", name) for name in made]
     before = len(list(sweep.aws.calls))

@@ -8,6 +8,7 @@ import hashlib
 import pytest
 
 from tests.faults.account import BUCKET, REGION
+from tests.quick import SNAPSHOT_MINUTES
 from tests.support import few
 from vmsnix_ops import errors, publish
 from vmsnix_ops.progress import silent
@@ -215,7 +216,6 @@ def test_a_region_that_does_not_answer_is_one_error(sweep):
 def test_row_18_a_snapshot_that_aws_does_not_list_yet_gets_its_blocks_later(sweep):
     code = "ResourceNotFoundException"
     rule = fault(sweep, "ebs:PutSnapshotBlock", nth=[1, 2, 3], do="error", code=code, http=404)
-    sweep.aws.clock.speed = 100
     run(sweep, via="direct")
     assert rule.applied == 3
     assert sweep.problems() == []
@@ -225,9 +225,8 @@ def test_row_20_an_expired_snapshot_is_replaced_and_nothing_is_left(sweep):
     from tests.faults.publishers import Kill
 
     state = sweep.state
-    sweep.aws.clock.speed = 100  # the second snapshot must not expire while its workers start
     sweep.publishers.run(sweep.job(state, "direct", Kill("ebs:CompleteSnapshot", 1, "before")))
-    sweep.aws.clock.advance(2 * 3600)
+    sweep.aws.clock.advance(2 * SNAPSHOT_MINUTES * 60)
     (ended,) = sweep.publishers.run(sweep.job(state, "direct"))
     assert ended.status == 0, ended.text
     assert sweep.problems() == []
@@ -242,14 +241,12 @@ def test_row_21_throttled_blocks_are_sent_more_slowly(sweep):
         code="RequestThrottledException",
         http=400,
     )
-    sweep.aws.clock.speed = 100
     run(sweep, via="direct")
     assert sweep.problems() == []
 
 
 def test_row_22_a_token_used_with_other_parameters_is_replaced_by_the_next(sweep):
     rule = fault(sweep, "ebs:StartSnapshot", nth=1, do="error", code="ConflictException", http=409)
-    sweep.aws.clock.speed = 100
     run(sweep, via="direct")
     assert rule.applied == 1
     tokens = [call.params["ClientToken"] for call in sweep.aws.calls.matching("ebs:StartSnapshot")]
@@ -258,7 +255,6 @@ def test_row_22_a_token_used_with_other_parameters_is_replaced_by_the_next(sweep
 
 
 def test_row_24_every_block_and_the_snapshot_have_checksums(sweep):
-    sweep.aws.clock.speed = 100
     run(sweep, via="direct")
     puts = done(sweep, "ebs:PutSnapshotBlock")
     assert puts
@@ -276,7 +272,6 @@ def test_row_24_every_block_and_the_snapshot_have_checksums(sweep):
 
 def test_row_25_a_refused_direct_publish_leaves_no_pending_snapshot(sweep):
     fault(sweep, "ebs:PutSnapshotBlock", do="error", code="AccessDeniedException", http=403)
-    sweep.aws.clock.speed = 100
     with pytest.raises(errors.AwsError):
         run(sweep, via="direct")
     sweep.aws.faults.clear()

@@ -66,9 +66,6 @@ def plan(aws: Sandbox, image: Path) -> Callable[..., publish.PublishPlan]:
             "bucket": BUCKET,
             "progress": silent(),
         }
-        if changes.get("via") == "direct":
-            # An upload expires after an hour without a block: let that be more than a busy machine's pause.
-            aws.clock.speed = min(aws.clock.speed, 300)
         return publish.plan(**{**params, **changes})
 
     return make

@@ -13,6 +13,7 @@ import pytest
 
 from tests.aws.ebs_direct.test_resume import BLOCK, REGION, Upload, aws, image, puts, snapshots
 from tests.publish.test_publish import bytes_of
+from tests.quick import SNAPSHOT_MINUTES
 from tests.support import few, join, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, writing
@@ -76,7 +77,7 @@ def test_a_snapshot_that_expires_during_the_upload_is_replaced(aws, image, uploa
 
     def let_it_expire() -> None:
         wait_until(lambda: puts(aws) >= 5, "the put of five blocks")
-        aws.clock.advance(61 * 60)
+        aws.clock.advance((SNAPSHOT_MINUTES + 1) * 60)
 
     thread = threading.Thread(target=let_it_expire)
     thread.start()

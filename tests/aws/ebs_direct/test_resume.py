@@ -16,6 +16,7 @@ import pytest
 
 from tests import hanging
 from tests.publish.test_publish import bytes_of
+from tests.quick import SNAPSHOT_MINUTES
 from tests.support import DEADLINE, kill, wait_until
 from vmsnix_ops.aws.ebs_direct import manifests, writing
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
@@ -162,7 +163,7 @@ def test_an_expired_snapshot_is_replaced(aws, image, tmp_path):
     upload = Upload(image, tmp_path / "records")
     kill_after_some_blocks(upload, aws, 5)
     (old,) = snapshots(aws)
-    aws.clock.advance(61 * 60)
+    aws.clock.advance((SNAPSHOT_MINUTES + 1) * 60)
     assert snapshots(aws) == {old: "error"}
     made = upload.run()
     assert made.snapshot_id != old

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import boto3
+import pytest
 
+from tests import quick
 from vmsnix_ops.aws.ebs_direct import writing
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.records.tables import Tables
@@ -18,6 +20,7 @@ def wanted(image: str, digest: str, journal: str, region: str) -> writing.Snapsh
 
 
 def main() -> None:
+    quick.pause_briefly(pytest.MonkeyPatch())
     image, digest, journal, history, region = sys.argv[1:]
     session, tables = boto3.Session(region_name=region), Tables(history)
     job = wanted(image, digest, journal, region)
