@@ -146,6 +146,22 @@ def test_a_name_that_is_in_use_disables_only_that_notebook(
     assert catalog.find("greet").side_effects == "read_only"
 
 
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [("11-Weekly Report", "11-weekly-report"), ("7_audit", "07-audit"), ("123", "12-report")],
+)
+def test_a_numbered_notebook_whose_name_is_no_command_is_reported(
+    project: Path, run_vmsnix: RunVmsnix, name: str, better: str
+) -> None:
+    put(project, "10-greet.ipynb")
+    path = put(project, f"{name}.ipynb")
+    code, listed, complaint = run_vmsnix("list")
+    assert (code, "greet" in listed) == (0, True)
+    assert f"{path} cannot be used. " in " ".join(complaint.split())
+    assert f"for example to {better}.ipynb." in complaint
+    assert run_vmsnix("greet", "--help")[0] == 0
+
+
 def test_a_byte_order_mark_is_read_and_half_a_character_is_named(
     project: Path, run_vmsnix: RunVmsnix
 ) -> None:

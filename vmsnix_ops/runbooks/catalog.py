@@ -70,6 +70,7 @@ COMMAND_NAMES = frozenset(
 OWN_FIX = "Restore it from version control, or move it to another folder."
 MANIFEST = Path(__file__).with_name("manifest.json")
 FILE_NAME = re.compile(r"^(?P<number>\d\d)-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)\.ipynb$")
+NUMBERED = re.compile(r"^(?P<number>[0-9]+)(?P<name>.*)\.ipynb$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +392,7 @@ def _list(
         return found, [error]
     for own in folders:
         try:
-            paths = _files(own)
+            paths = _files(own, NUMBERED)
         except RunError as error:
             error.fix = "Create it, or correct the setting runbooks in vmsnix.toml."
             errors.append(error)
@@ -405,8 +406,21 @@ def _list(
                 )
             )
         for path in paths:
-            found.append(_Found(path, refused=_clash(path, found)))
+            found.append(_Found(path, refused=_misnamed(path) or _clash(path, found)))
     return found, errors
+
+
+def _misnamed(path: Path) -> RunError | None:
+    """Return the error for a notebook with a number whose name cannot be that of a command, or ``None``."""
+    match = NUMBERED.match(path.name)
+    if match is None or FILE_NAME.match(path.name):
+        return None
+    name = re.sub(r"[^a-z0-9]+", "-", match["name"].lower()).strip("-") or "report"
+    return RunError(
+        f"The own runbook {path} cannot be used.",
+        why="Its name is not two digits and a name of lower-case letters, digits and dashes.",
+        fix=f"Rename it, for example to {match['number'][:2]:>02}-{name}.ipynb.",
+    )
 
 
 def _clash(path: Path, found: Sequence[_Found]) -> RunError | None:
@@ -479,9 +493,9 @@ def _read(path: Path) -> Runbook:
     return runbook
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, names: re.Pattern[str] = FILE_NAME) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if FILE_NAME.match(path.name))
+        return sorted(path for path in folder.iterdir() if names.match(path.name))
     except OSError as error:
         raise RunError(
             f"Could not read the notebooks: {folder}.",
