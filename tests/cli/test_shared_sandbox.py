@@ -177,6 +177,7 @@ def test_a_killed_command_leaves_no_sandbox_running(state: Path) -> None:
     wait_until(lambda: not shared_sandbox._is_served(state), deadline=20)
 
 
+@pytest.mark.long(seconds=15)
 def test_runs_and_audits_on_the_sandbox_find_what_the_demo_made(
     state: Path, run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from tests.audit.retirement.fleet import OTHER_ACCOUNT, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.interleaving import Actor, every_order
-from tests.support import few
 from vmsnix_ops import errors
 from vmsnix_ops.aws import parameters, retiring
 from vmsnix_ops.aws import tags as tagging
@@ -147,7 +146,8 @@ def ended_before_the_mark(user: str, order: str) -> bool:
     return user == "smoke test" and "u" not in order.split("r", 2)[-1] and order.count("r") > 1
 
 
-@pytest.mark.parametrize("user", few(USERS, 1, seconds=15))
+@pytest.mark.long(seconds=15)
+@pytest.mark.parametrize("user", USERS)
 def test_in_every_order_a_retired_ami_is_not_used(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:
@@ -248,7 +248,8 @@ class RestoreRace:
         return retired, restored
 
 
-@pytest.mark.parametrize("deletes", few([True, False], 1, seconds=12), ids=["delete", "retire"])
+@pytest.mark.long(seconds=12)
+@pytest.mark.parametrize("deletes", [True, False], ids=["delete", "retire"])
 def test_the_results_match_the_ami_in_every_order_of_retiring_and_restoring(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, deletes: bool
 ) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.aws.account import make_ami
 from tests.notebooks.test_run import Workspace, workspace
 from vmsnix_ops.runbooks.execution.execute import run
@@ -74,6 +76,7 @@ def test_a_smoke_test_saves_its_timings_and_the_console_output(workspace: Worksp
     ]
 
 
+@pytest.mark.long(seconds=15)
 def test_a_published_ami_and_its_copy_are_proven_by_the_archive_and_another_one_is_not(
     workspace: Workspace,
 ) -> None:

@@ -156,6 +156,7 @@ def test_import_timings_shows_table_and_plot(workspace: Workspace) -> None:
     assert re.search(r"\d+ steps of \d+ runs?\.", words)
 
 
+@pytest.mark.long(seconds=15)
 def test_fleet_runs_its_plan(workspace: Workspace, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(f'[dask]\nworkers = 1\n[[entry]]\nrunbook = "audit-inventory"\nregions = ["{REGION}"]\n')

@@ -200,6 +200,7 @@ def test_a_fleet_runs_all_possible_targets_and_the_next_start_runs_the_others(
     assert (idle.status, idle.counts, len(workspace.trace())) == ("done", {"done": 3}, before)
 
 
+@pytest.mark.long(seconds=25)
 def test_a_fresh_fleet_runs_all_targets_again_and_a_changed_target_runs_with_its_dependents(
     workspace: Workspace, on_the_cluster: None
 ) -> None:
