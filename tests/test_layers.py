@@ -42,6 +42,7 @@ LAYERS: list[set[str]] = [
         "text",
         "display",
         "templates",
+        "pages",
         "arguments",
         "import_hooks",
         "interrupts",

@@ -59,8 +59,7 @@ def test_only_style_sheets_cleaned_cells_and_plots_are_inserted_unescaped() -> N
         if marked:
             found[path.relative_to(PACKAGE).as_posix()] = marked
     assert found == {
-        "page.html": ["style"],
         "runbooks/console/app.py": ["style"],
         "runbooks/console/tabs.py": ["svg"],
-        "runbooks/evidence/report.html": ["cells"],
+        "runbooks/evidence/report.html": ["style", "cells"],
     }

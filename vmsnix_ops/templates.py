@@ -10,6 +10,8 @@ Markup('<b>&lt;i&gt;\\x1b</b>')
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -48,7 +50,7 @@ def _part(source: str) -> tuple[Template, frozenset[str]]:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("vmsnix_ops", ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -57,3 +59,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["source_digest"] = _source_digest
+    return environment
+
+
+def _source_digest(source: str) -> str:
+    """Return the source expression of a script or style sheet for a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"

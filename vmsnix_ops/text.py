@@ -13,6 +13,7 @@ workflow commands of GitHub Actions   `github_command`, `write_command`
 ``$GITHUB_OUTPUT``, ``$GITHUB_ENV``   `github_value`
 Markdown, also in a table             `markdown`, `markdown_code`
 HTML text and attributes              `vmsnix_ops.templates`; `html`, `link_target`
+JSON in a page, for its script        `html_json`
 CSV for spreadsheets                  `write_csv`
 JSON                                  `json`
 labels of a plot                      `plot_label`
@@ -207,6 +208,28 @@ _MARKDOWN = re.compile(
 def html(value: object) -> str:
     """Return a value as HTML, for text and for attributes in quotes. Line ends and tabs are kept."""
     return visible(str(value)).translate(_ENTITIES)
+
+
+def html_json(value: object) -> str:
+    r"""Return a value as JSON for a ``<script type="application/json">`` of a page.
+
+    Its texts and keys are as visible as those of `html`, and contain no markup that could end the element.
+
+    >>> html_json({"name": "</script>\x1b"})
+    '{"name":"\\u003c/script\\u003e\\\\x1b"}'
+    """
+    text = _json.dumps(_visible_values(value), ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _visible_values(value: object) -> object:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {visible(str(key)): _visible_values(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [visible(each) if isinstance(each, str) else _visible_values(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float) else visible(str(value))
 
 
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})

@@ -8,7 +8,6 @@ import json
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from markdown_it import MarkdownIt
 from tests.audit.conftest import own, served
 from tests.command_line import run_vmsnix, shelf
 from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
+from tests.pages import Elements, Page
 from tests.support import few, finish
 from vmsnix_ops import display, progress
 from vmsnix_ops.channels import overview
@@ -41,24 +41,9 @@ HARMLESS_TAGS = set(
         r"\w+",
         """html head meta title style body header main h1 h2 h3 h4 p a b strong em span div dl dt dd section
         details summary ul ol li pre code table caption thead tbody tr th td br hr img svg path g text rect
-        figure time nav footer article small i""",
+        figure time nav footer article small i noscript""",
     )
 )
-
-
-class Page(HTMLParser):
-    """What a page has: its elements, their attributes, and its text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: dict[str, set[str]] = {}
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        for name, value in attrs:
-            self.attributes.setdefault(name, set()).add(value or "")
 
 
 def assert_safe_page(page: str) -> None:
@@ -340,7 +325,7 @@ def test_a_table_keeps_its_rows_and_columns(word: str) -> None:
     table = display.make_table([word, "b"], [[word, "x"], ["y", word]], title=word)
     assert_safe_lines(str(table))
     assert len(str(table).split("\n")) == 4
-    page = Page(table._repr_html_())
+    page = Elements(table._repr_html_())
     assert page.tags <= {"table", "caption", "thead", "tbody", "tr", "th", "td"}
     assert set(page.attributes) <= {"class", "style"}
 
