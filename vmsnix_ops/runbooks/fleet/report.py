@@ -1,6 +1,6 @@
 """The evidence of a fleet: a page, the targets as JSON, and ``result.json``.
 
-The page has no scripts and loads nothing, like the pages of `vmsnix_ops.runbooks.evidence.report`.
+The page loads nothing, like the pages of `vmsnix_ops.runbooks.evidence.report`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, files, templates
 from vmsnix_ops.errors import ArchiveError, InterruptedRunError, PartialError, RunFailedError
+from vmsnix_ops.pages import Segment
 from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.records.result import KEYS, Result, marked
 from vmsnix_ops.redaction import Redactor, secret_values
@@ -219,16 +219,18 @@ def write(
 def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], folder: str) -> str:
     """Return the page: facts about the fleet, and each target with its tries on a time axis."""
     tries = [[_span(one) for one in document["attempts"] if one.get("started_at")] for document in documents]
-    first = min((begin for spans in tries for begin, _, _ in spans), default=0.0)
-    whole = max((end for spans in tries for _, end, _ in spans), default=first) - first or 1.0
+    first = min((begin for spans in tries for begin, *_ in spans), default=0.0)
+    whole = max((end for spans in tries for _, end, *_ in spans), default=first) - first or 1.0
     targets = []
     for row, spans in zip(rows(documents), tries, strict=True):
         # Relative, because the archive can be moved. Browsers cannot open s3://.
         local = row["report"] and not row["report"].startswith("s3://")
         link = link_target(os.path.relpath(row["report"], folder)) if local else ""
-        bars = [(100 * (begin - first) / whole, 100 * (end - begin) / whole, c) for begin, end, c in spans]
+        segments = [
+            Segment((begin - first) / whole, (end - begin) / whole, *more) for begin, end, *more in spans
+        ]
         took = human_seconds(row["seconds"]) if row["seconds"] else ""
-        targets.append({**row, "link": link, "took": took, "bars": bars})
+        targets.append({**row, "link": link, "took": took, "segments": segments})
     facts = {
         "targets": counted_states(values["targets"]),
         "run": values["run_id"],
@@ -237,7 +239,6 @@ def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], fold
     }
     return templates.page(
         "runbooks/fleet/report.html",
-        style=(resources("vmsnix_ops.runbooks") / "_report" / "report.css").read_text(encoding="utf-8"),
         **{name: values[name] for name in ("fleet", "status", "error")},
         facts=facts,
         whole=human_seconds(whole),
@@ -245,8 +246,8 @@ def page(values: Mapping[str, Any], documents: Sequence[Mapping[str, Any]], fold
     )
 
 
-def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str]:
-    """Return the start and end of a try in seconds since the epoch, and its colour."""
-    begin = datetime.fromisoformat(attempt["started_at"]).timestamp()
-    colour = f"--{COLOURS.get(attempt['status'], 'soft')}"
-    return begin, begin + (attempt.get("seconds") or 0.0), colour
+def _span(attempt: Mapping[str, Any]) -> tuple[float, float, str, str]:
+    """Return the start and end of a try in seconds since the epoch, its colour, and its text."""
+    begin, seconds = datetime.fromisoformat(attempt["started_at"]).timestamp(), attempt.get("seconds") or 0.0
+    text = f"{attempt['status']}, {human_seconds(seconds)}"
+    return begin, begin + seconds, COLOURS.get(attempt["status"], "soft"), text
